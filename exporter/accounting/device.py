@@ -1,0 +1,252 @@
+"""The books of one device: readings in, counters and last-tick gauges out.
+
+Time is accounted in windows that tile it: a window starts where the last one ended, so that no
+span is counted twice; a span longer than the caller's limit was not watched and is left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from exporter.accounting.clocks import EVENT_REASONS, ClockWindow, summarise_clocks
+from exporter.accounting.counters import DeviceCounter, Histogram, HistogramValue
+from exporter.accounting.flop import PipeWork, count_flop
+from exporter.accounting.peaks import Peaks
+from exporter.accounting.time_split import REACHABLE_BANDWIDTH, STATE_NAMES, split_time
+from exporter.metrics.gpu import TICK_FLOPS_UTILIZATION_RATIO
+from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, FastReading
+
+
+# A window that rests on NVML's utilization alone: graphics activity is known, nothing inside it.
+COARSE_SOURCE = "nvml"
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Everything cumulative of one device at one instant. None: never read."""
+
+    flop: Mapping[tuple[PipeWork, str], float] = field(default_factory=dict)
+    state_seconds: Mapping[str, float] = field(default_factory=dict)
+    dram_bytes: Mapping[str, float] = field(default_factory=dict)
+    event_reason_seconds: Mapping[str, float] = field(default_factory=dict)
+    energy_joules: float | None = None
+    pcie_receive_bytes: float | None = None
+    pcie_transmit_bytes: float | None = None
+    nvlink_receive_bytes: float | None = None
+    nvlink_transmit_bytes: float | None = None
+    tick_utilization: Mapping[str, HistogramValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LastWindow:
+    """The last accounted window, for the gauges. FLOP/s and ratios by precision."""
+
+    activity: ActivityWindow
+    clock: ClockWindow
+    achieved_flops: Mapping[str, float] = field(default_factory=dict)
+    flops_utilization: Mapping[str, float] = field(default_factory=dict)
+
+
+class DeviceAccounts:
+    """Keeps the books of one device. Used by one thread."""
+
+    def __init__(self, identity: DeviceIdentity, peaks: Peaks) -> None:
+        self._identity = identity
+        self._peaks = peaks
+        self._accounted_until: float | None = None
+        self._last_fast_at: float | None = None
+        self._clocks: list[ClockSample] = []
+        self._flop: dict[tuple[PipeWork, str], float] = {}
+        self._states: dict[str, float] = {}
+        self._dram: dict[str, float] = {}
+        self._reasons: dict[str, float] = {}
+        self._reason_counters = {name: DeviceCounter() for name in EVENT_REASONS}
+        self._energy = DeviceCounter()
+        self._traffic = {name: _Traffic() for name in _TRAFFIC_NAMES}
+        self._ticks: dict[str, Histogram] = {}
+
+    def observe_clock(self, sample: ClockSample) -> None:
+        """Take one sample of the clock; those of a window decide its mean clock."""
+        self._clocks.append(sample)
+        del self._clocks[:-_CLOCK_SAMPLES_MAX]
+
+    def observe(
+        self,
+        fast: FastReading,
+        window: ActivityWindow | None,
+        *,
+        precision: str | None,
+        max_window_seconds: float,
+        window_started_seconds: float | None = None,
+        reachable_bandwidth: float = REACHABLE_BANDWIDTH,
+    ) -> LastWindow | None:
+        """Account one tick and return the window that it closed, if any.
+
+        `window` is the activity window that ended with this tick; `window_started_seconds` the
+        start of the one now open, so that time that it will cover is not booked coarsely.
+        """
+        self._energy.follow(fast.energy_joules)
+        self._follow_reasons(fast, max_window_seconds)
+        if window is None:
+            window = self._coarse_window(fast, window_started_seconds)
+        last: LastWindow | None = None
+        if window is not None and self._is_new(window, max_window_seconds):
+            last = self._account(window, precision, reachable_bandwidth)
+        self._follow_traffic(fast, last.activity if last else None)
+        self._last_fast_at = fast.at_seconds
+        return last
+
+    def forget_open_spans(self) -> None:
+        """After a gap (device lost, call hung): start anew, count nothing of what was not seen."""
+        self._last_fast_at = None
+        self._clocks.clear()
+
+    def counters(self) -> Counters:
+        """The books as they stand."""
+        return Counters(
+            flop=dict(self._flop),
+            state_seconds=dict(self._states),
+            dram_bytes=dict(self._dram),
+            event_reason_seconds={
+                **self._reasons,
+                **{
+                    name: counter.value
+                    for name, counter in self._reason_counters.items()
+                    if counter.value is not None
+                },
+            },
+            energy_joules=self._energy.value,
+            pcie_receive_bytes=self._traffic["pcie_receive_bytes"].value,
+            pcie_transmit_bytes=self._traffic["pcie_transmit_bytes"].value,
+            nvlink_receive_bytes=self._traffic["nvlink_receive_bytes"].value,
+            nvlink_transmit_bytes=self._traffic["nvlink_transmit_bytes"].value,
+            tick_utilization={name: ticks.value() for name, ticks in self._ticks.items()},
+        )
+
+    def _coarse_window(
+        self, fast: FastReading, open_since_seconds: float | None
+    ) -> ActivityWindow | None:
+        """The tick as far as no activity window covers it, known by NVML's utilization alone."""
+        if self._last_fast_at is None:
+            return None
+        start = self._last_fast_at
+        if self._accounted_until is not None:
+            start = max(start, self._accounted_until)
+        end = fast.at_seconds
+        if open_since_seconds is not None:
+            end = min(end, open_since_seconds)
+        if end <= start:
+            return None
+        return ActivityWindow(COARSE_SOURCE, start, end, graphics=fast.gpu_utilization)
+
+    def _is_new(self, window: ActivityWindow, max_window_seconds: float) -> bool:
+        """Whether the window is short enough to have been watched, and was not counted before."""
+        if not 0 < window.seconds <= max_window_seconds:
+            return False
+        done = self._accounted_until
+        return done is None or window.start_seconds >= done - _OVERLAP_TOLERANCE_SECONDS
+
+    def _account(
+        self, window: ActivityWindow, precision: str | None, reachable_bandwidth: float
+    ) -> LastWindow:
+        identity, peaks = self._identity, self._peaks
+        clock = summarise_clocks(
+            self._clocks, window.start_seconds, window.end_seconds, identity.sm_clock_max_hertz
+        )
+        if window.sm_cycles is not None:
+            clock = ClockWindow(
+                window.sm_cycles / window.seconds,
+                clock.idle,
+                clock.power,
+                clock.thermal,
+                clock.other,
+            )
+        split = split_time(
+            window, clock, identity.sm_clock_max_hertz, reachable_bandwidth=reachable_bandwidth
+        )
+        for state in STATE_NAMES:
+            seconds = getattr(split, state)
+            # `unresolved` stays away from devices on which everything can be told apart.
+            if seconds or state != "unresolved" or state in self._states:
+                self._states[state] = self._states.get(state, 0.0) + seconds
+        achieved: dict[str, float] = {}
+        utilization: dict[str, float] = {}
+        if precision is not None and window.source != COARSE_SOURCE:
+            for work, flop in count_flop(window, peaks, precision, clock.mean_hertz).items():
+                key = (work, window.source)
+                self._flop[key] = self._flop.get(key, 0.0) + flop
+                if work.pipe == "tensor":
+                    achieved[work.precision] = flop / window.seconds
+            utilization = {
+                name: flops / peaks.flops[name]
+                for name, flops in achieved.items()
+                if peaks.flops.get(name)
+            }
+            if precision in utilization:
+                ticks = self._ticks.get(precision)
+                if ticks is None:
+                    ticks = self._ticks[precision] = Histogram(TICK_FLOPS_UTILIZATION_RATIO.buckets)
+                ticks.observe(utilization[precision])
+        if window.dram is not None and peaks.dram_bytes_per_second is not None:
+            moved = window.dram * peaks.dram_bytes_per_second * window.seconds
+            self._dram[window.source] = self._dram.get(window.source, 0.0) + moved
+        self._accounted_until = window.end_seconds
+        self._drop_clocks_before(window.end_seconds)
+        return LastWindow(window, clock, achieved, utilization)
+
+    def _drop_clocks_before(self, at_seconds: float) -> None:
+        """Keep the last sample before the instant: it is the next window's left edge."""
+        keep = 0
+        for position, sample in enumerate(self._clocks):
+            if sample.at_seconds <= at_seconds:
+                keep = position
+        del self._clocks[:keep]
+
+    def _follow_reasons(self, fast: FastReading, max_window_seconds: float) -> None:
+        for name, seconds in fast.event_reason_seconds.items():
+            if name in self._reason_counters:
+                self._reason_counters[name].follow(seconds)
+        if fast.event_reasons is None or self._last_fast_at is None:
+            return
+        elapsed = fast.at_seconds - self._last_fast_at
+        if not 0 < elapsed <= max_window_seconds:
+            return
+        for name, bit in EVENT_REASONS.items():
+            if self._reason_counters[name].value is None:
+                held = elapsed if fast.event_reasons & bit else 0.0
+                self._reasons[name] = self._reasons.get(name, 0.0) + held
+
+    def _follow_traffic(self, fast: FastReading, window: ActivityWindow | None) -> None:
+        for name, traffic in self._traffic.items():
+            traffic.follow(getattr(window, name) if window else None, getattr(fast, name))
+
+
+class _Traffic:
+    """Bytes over a link: added up from activity windows where they have them, else the device's counter."""
+
+    __slots__ = ("_counter", "_summed")
+
+    def __init__(self) -> None:
+        self._summed: float | None = None
+        self._counter = DeviceCounter()
+
+    @property
+    def value(self) -> float | None:
+        return self._summed if self._summed is not None else self._counter.value
+
+    def follow(self, in_window: float | None, counter: float | None) -> None:
+        if in_window is not None:
+            self._summed = (self._summed or 0.0) + in_window
+        elif self._summed is None:
+            self._counter.follow(counter)
+
+
+_TRAFFIC_NAMES = (
+    "pcie_receive_bytes",
+    "pcie_transmit_bytes",
+    "nvlink_receive_bytes",
+    "nvlink_transmit_bytes",
+)
+# One tick has a handful; a bound for a device whose windows never close.
+_CLOCK_SAMPLES_MAX = 256
+# Windows are timed by two clock readings around a driver call: an overlap of a microsecond is rounding.
+_OVERLAP_TOLERANCE_SECONDS = 1e-6

@@ -1,0 +1,83 @@
+"""Operations done in a window, from pipe activities.
+
+activity x SM cycles x SM count x dense FLOP per cycle and SM. The tensor activity of GPM's HMMA
+metric says how long the half-precision matrix pipe worked, not in which precision: its work is
+valued at the headline precision. Integer matrix work is IMMA, FP64 matrix work DMMA or DFMA.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from exporter.accounting.peaks import Peaks
+from exporter.readings import ActivityWindow
+
+
+INTEGER_PRECISIONS = frozenset({"int8", "int4"})
+# Precisions for which NVIDIA documents no GPM metric. Field reports disagree whether Hopper's FP8
+# moves HMMA or only ANY_TENSOR, so tensor time that no named pipe claims is theirs.
+_UNDOCUMENTED_PIPE = frozenset({"fp8", "fp6", "fp4"})
+
+
+class PipeWork(NamedTuple):
+    """The key of a FLOP counter: which pipe, valued at which precision."""
+
+    pipe: str
+    precision: str
+
+
+def window_cycles(window: ActivityWindow, sm_clock_hertz: float | None) -> float | None:
+    """Elapsed cycles of one SM: counted by the device, else mean clock x time."""
+    if window.sm_cycles is not None:
+        return window.sm_cycles
+    return None if sm_clock_hertz is None else sm_clock_hertz * window.seconds
+
+
+def count_flop(
+    window: ActivityWindow, peaks: Peaks, precision: str, sm_clock_hertz: float | None
+) -> Mapping[PipeWork, float]:
+    """FLOP done in the window by pipe and precision.
+
+    `precision` is the headline precision, `sm_clock_hertz` the mean SM clock of the window. Pipes
+    whose activity or rate is unknown are left out; without SM count or clock nothing is counted.
+    """
+    cycles = window_cycles(window, sm_clock_hertz)
+    if cycles is None or peaks.sm_count is None:
+        return {}
+    sm_cycles = cycles * peaks.sm_count
+    work: dict[PipeWork, float] = {}
+
+    def add(pipe: str, precision: str, activity: float | None, rate: float | None) -> None:
+        if activity is not None and rate is not None:
+            key = PipeWork(pipe, precision)
+            work[key] = work.get(key, 0.0) + max(0.0, activity) * sm_cycles * rate
+
+    for name, activity in tensor_activities(window, peaks, precision):
+        add("tensor", name, activity, peaks.tensor_rate.get(name))
+    for name, activity in (("fp64", window.fp64), ("fp32", window.fp32), ("fp16", window.fp16)):
+        add(name, name, activity, peaks.plain_rate.get(name))
+    return work
+
+
+def tensor_activities(
+    window: ActivityWindow, peaks: Peaks, precision: str
+) -> tuple[tuple[str, float | None], ...]:
+    """Share of cycles of the tensor pipe by the precision at which it is valued."""
+    floating = precision if precision not in INTEGER_PRECISIONS else peaks.default_precision
+    integer = precision if precision in INTEGER_PRECISIONS else "int8"
+    hmma = window.hmma_tensor
+    fp64 = _largest(window.dmma_tensor, window.dfma_tensor)
+    if hmma is None:
+        # Only the union is known (DCGM's default field set): all of it at the headline precision.
+        return ((precision, window.any_tensor),)
+    if precision in _UNDOCUMENTED_PIPE and window.any_tensor is not None:
+        named = hmma + (window.imma_tensor or 0.0) + (fp64 or 0.0)
+        hmma += max(0.0, window.any_tensor - named)
+    activities: list[tuple[str, float | None]] = [(integer, window.imma_tensor), ("fp64", fp64)]
+    if floating is not None:
+        activities.insert(0, (floating, hmma))
+    return tuple(activities)
+
+
+def _largest(*values: float | None) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known) if known else None

@@ -1,0 +1,138 @@
+"""What sources hand over: frozen values in SI units, `None` where a value could not be read.
+
+Instants are seconds on the monotonic clock and come with the reading: accounting has no clock.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIdentity:
+    """A device that can be monitored: a GPU, a MIG instance, or the host processor.
+
+    `index` is the NVML index ("0"), or "cpu0"; `mig` the GPU instance id of a MIG instance.
+    """
+
+    index: str
+    uuid: str
+    name: str
+    architecture: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    pci_bus_id: str | None = None
+    driver_version: str | None = None
+    serial: str | None = None
+    sm_count: int | None = None
+    sm_clock_max_hertz: float | None = None
+    memory_clock_max_hertz: float | None = None
+    memory_bus_width_bits: int | None = None
+    memory_size_bytes: int | None = None
+    mig: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClockSample:
+    """SM clock and clock event reasons (NVML's bit mask) at one instant."""
+
+    at_seconds: float
+    sm_clock_hertz: float | None
+    event_reasons: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FastReading:
+    """What is read every tick. Ratios are 0..1; counters are the device's own and only grow."""
+
+    at_seconds: float
+    sm_clock_hertz: float | None = None
+    memory_clock_hertz: float | None = None
+    event_reasons: int | None = None
+    event_reason_seconds: Mapping[str, float] = field(default_factory=dict)
+    power_watts: float | None = None
+    energy_joules: float | None = None
+    temperature_celsius: float | None = None
+    memory_temperature_celsius: float | None = None
+    gpu_utilization: float | None = None
+    memory_utilization: float | None = None
+    memory_size_bytes: float | None = None
+    memory_used_bytes: float | None = None
+    memory_free_bytes: float | None = None
+    memory_reserved_bytes: float | None = None
+    performance_state: int | None = None
+    tensor_stall: float | None = None
+    recovery_action: int | None = None
+    pcie_receive_bytes: float | None = None
+    pcie_transmit_bytes: float | None = None
+    nvlink_receive_bytes: float | None = None
+    nvlink_transmit_bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUse:
+    """A process with a context on the device. `used_bytes` is None where the driver hides it."""
+
+    pid: int
+    used_bytes: int | None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlowReading:
+    """What is read every slow interval: health, links, limits, processes."""
+
+    at_seconds: float
+    power_limit_watts: float | None = None
+    engine_utilization: Mapping[str, float] = field(default_factory=dict)
+    ecc_errors: Mapping[str, float] = field(default_factory=dict)
+    remapped_rows: Mapping[str, float] = field(default_factory=dict)
+    row_remap_pending: bool | None = None
+    row_remap_failed: bool | None = None
+    retired_pages: Mapping[str, float] = field(default_factory=dict)
+    pcie_link_generation: int | None = None
+    pcie_link_generation_max: int | None = None
+    pcie_link_width: int | None = None
+    pcie_link_width_max: int | None = None
+    pcie_replays: float | None = None
+    nvlink_up: Mapping[str, bool] = field(default_factory=dict)
+    nvlink_errors: Mapping[str, float] = field(default_factory=dict)
+    fan_speed: float | None = None
+    compute_mode: str | None = None
+    mig_enabled: bool | None = None
+    processes: tuple[ProcessUse, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityWindow:
+    """Mean activities over one window, as shares 0..1 of elapsed SM cycles.
+
+    `graphics` and `dram` are shares of time. `sm_cycles` is the number of elapsed cycles of one SM
+    where the device counted them (source `gpm_cycles`), else None. Bytes are those moved in the
+    window. `source` is `gpm_cycles`, `gpm` or `dcgm`.
+    """
+
+    source: str
+    start_seconds: float
+    end_seconds: float
+    graphics: float | None = None
+    sm: float | None = None
+    occupancy: float | None = None
+    integer: float | None = None
+    any_tensor: float | None = None
+    dfma_tensor: float | None = None
+    hmma_tensor: float | None = None
+    dmma_tensor: float | None = None
+    imma_tensor: float | None = None
+    dram: float | None = None
+    fp64: float | None = None
+    fp32: float | None = None
+    fp16: float | None = None
+    sm_cycles: float | None = None
+    pcie_receive_bytes: float | None = None
+    pcie_transmit_bytes: float | None = None
+    nvlink_receive_bytes: float | None = None
+    nvlink_transmit_bytes: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Length of the window."""
+        return self.end_seconds - self.start_seconds
