@@ -1,0 +1,51 @@
+"""What a device has shown it can do: one baseline per kernel and software versions."""
+
+import statistics
+from typing import Final
+
+import msgspec
+
+
+# Five rounds make one slow or lucky measurement harmless.
+WINDOW: Final = 5
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """The best median of five this device has reached with this kernel and these versions."""
+
+    versions: str
+    shape: tuple[int, ...]
+    digest: str = ""
+    """Of the first result's bits, which every later one must have."""
+    best: float | None = None
+    recent: tuple[float, ...] = ()
+    higher_is_better: bool = True
+    device_seconds: float | None = None
+    """What one run of the kernel last took: the next one's expected cost."""
+
+    @property
+    def value(self) -> float | None:
+        """The reference: the best full window's median; before one is full, the median so far."""
+        if self.best is not None:
+            return self.best
+        return statistics.median(self.recent) if self.recent else None
+
+    @property
+    def established(self) -> bool:
+        """Whether a full window was seen."""
+        return self.best is not None
+
+    def ratio(self, measured: float) -> float | None:
+        """`measured` over the baseline; None while there is none."""
+        reference = self.value
+        return measured / reference if reference else None
+
+    def with_measurement(self, measured: float) -> "Baseline":
+        """The baseline after one more accepted measurement."""
+        recent = (*self.recent, measured)[-WINDOW:]
+        best = self.best
+        if len(recent) == WINDOW:
+            median = statistics.median(recent)
+            better = max if self.higher_is_better else min
+            best = median if best is None else better(best, median)
+        return msgspec.structs.replace(self, recent=recent, best=best)

@@ -1,0 +1,102 @@
+"""The probes' budget per device: taken in advance at its worst, given back when less was used.
+
+Two windows bound it. Over any `interval` a run may start only if what was charged and what it is
+allowed fit the usable part of the budget. Over any hour (or interval, when that is longer) it may
+start only if, even should it hang until the worker is killed, the sum stays within the budget.
+The second bound costs the first a little: one chunk deadline of every hour is kept in reserve.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+
+HOUR_SECONDS: Final = 3600.0
+# The reserve for a hung chunk may take this much of an hour's budget at most.
+RESERVE_SHARE_MAX: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The budget's numbers, all seconds."""
+
+    interval_seconds: float
+    horizon_seconds: float
+    horizon_budget_seconds: float
+    usable_seconds: float
+    """What an interval may spend, the reserve taken off."""
+    chunk_deadline_seconds: float
+    """Never longer than the reserve; shorter than configured under a very small budget."""
+
+
+def limits(interval: float, budget: float, chunk_deadline: float) -> Limits:
+    """The limits for a budget of `budget` seconds per `interval` seconds."""
+    horizon = max(HOUR_SECONDS, interval)
+    # Whole intervals only: an hour that holds 3.5 intervals gets the budget of 3.
+    intervals = int(horizon / interval + 1e-9)
+    total = intervals * budget
+    reserve = min(chunk_deadline, RESERVE_SHARE_MAX * total)
+    return Limits(interval, horizon, total, (total - reserve) / intervals, reserve)
+
+
+@dataclass(slots=True)
+class Charge:
+    """Device time taken, or possibly to be taken, at one moment."""
+
+    at: float
+    seconds: float
+
+
+class Ledger:
+    """The charges of one device over the last hour, on the monotonic clock. Not thread-safe."""
+
+    def __init__(self, bounds: Limits) -> None:
+        self.limits = bounds
+        self._charges: deque[Charge] = deque()
+
+    def restore(self, charges: Iterable[tuple[float, float]]) -> None:
+        """Take over charges (at, seconds) of an earlier life of the daemon."""
+        merged = sorted(itertools.chain(self.charges(), charges))
+        self._charges = deque(Charge(at, seconds) for at, seconds in merged)
+
+    def charges(self) -> tuple[tuple[float, float], ...]:
+        """All (at, seconds) still remembered, oldest first."""
+        return tuple((charge.at, charge.seconds) for charge in self._charges)
+
+    def spent(self, now: float, window_seconds: float) -> float:
+        """Seconds charged within the last `window_seconds`."""
+        return sum(c.seconds for c in self._charges if c.at > now - window_seconds)
+
+    def allowance(self, now: float) -> float:
+        """The longest device time a run may be allowed now; 0 when it must wait."""
+        bounds = self.limits
+        in_interval = bounds.usable_seconds - self.spent(now, bounds.interval_seconds)
+        in_horizon = (
+            bounds.horizon_budget_seconds
+            - self.spent(now, bounds.horizon_seconds)
+            - bounds.chunk_deadline_seconds
+        )
+        return max(0.0, min(in_interval, in_horizon))
+
+    def precharge(self, now: float, allowance: float) -> Charge:
+        """Charge the worst a run can take: its allowance, and a chunk that hangs."""
+        self._forget(now)
+        charge = Charge(now, allowance + self.limits.chunk_deadline_seconds)
+        self._charges.append(charge)
+        return charge
+
+    def settle(self, charge: Charge, now: float, seconds: float) -> None:
+        """Replace a pre-charge by what was really taken, dated to the run's end."""
+        charge.at, charge.seconds = now, seconds
+
+    def add(self, now: float, seconds: float) -> None:
+        """Charge what was taken without asking (opening a device)."""
+        self._forget(now)
+        self._charges.append(Charge(now, seconds))
+
+    def _forget(self, now: float) -> None:
+        # Twice the horizon, so that widening the interval at a reload finds its past.
+        while self._charges and self._charges[0].at < now - 2 * self.limits.horizon_seconds:
+            self._charges.popleft()

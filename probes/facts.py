@@ -1,0 +1,49 @@
+"""What the daemon tells the probes about a device before they touch it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+ComputeMode = Literal["default", "exclusive_process", "exclusive_thread", "prohibited"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFacts:
+    """Another process that holds a context on the device."""
+
+    pid: int
+    age_seconds: float
+    """Since the process started, or since it was first seen here, whichever is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """One device as the driver describes it now; None is "not known", never zero.
+
+    `precision` keys are those of the metrics: fp64 fp32 tf32 fp16 bf16 fp8 int8.
+    """
+
+    key: str
+    """The `gpu` label: "0", "1", … or "cpu0"."""
+    uuid: str
+    name: str
+    kind: Literal["cuda", "cpu"]
+    peak_flops: Mapping[str, float] = field(default_factory=dict)
+    """Dense data-sheet peak, FLOP/s."""
+    flop_per_clock_per_sm: Mapping[str, float] = field(default_factory=dict)
+    """Dense, FMA = 2; of the host processor: per core."""
+    sm_count: int | None = None
+    sm_clock_max_hertz: float | None = None
+    peak_dram_bandwidth_bytes_per_second: float | None = None
+    peak_pcie_bandwidth_bytes_per_second: float | None = None
+    free_memory_bytes: int | None = None
+    l2_bytes: int | None = None
+    compute_mode: ComputeMode = "default"
+    mig: bool = False
+    processes: tuple[ProcessFacts, ...] = ()
+    """Everybody with a context on the device, our own worker included."""
+    clock_event_reasons: frozenset[str] = frozenset()
+    """Active reasons by NVML's names in snake case, such as `sw_thermal_slowdown`."""
+    utilization_ratio: float | None = None
+    driver_version: str = ""

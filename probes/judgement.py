@@ -1,0 +1,170 @@
+"""What a measurement is worth: contention bracket, acceptance, clock-normalised efficiency.
+
+Pure functions. T is the time the timed runs took, W the time they would have taken alone.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from probes.facts import DeviceFacts
+from probes.protocol import KernelInfo, Outcome, Result
+
+
+# Hardware is judged by the median only when the probe had nearly all of the device.
+SHARE_MIN: Final = 0.9
+# Otherwise by its fastest runs, when as many as this lie as close together as that: runs that
+# fit into one time slice whole are undisturbed.
+AGREEING_RUNS_MIN: Final = 3
+AGREEING_SPREAD: Final = 0.03
+# NVBench drops a sample below this share of the clock.
+CLOCK_SHARE_MIN: Final = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Contention:
+    """How much of the device others took while the probe ran."""
+
+    intrinsic_seconds: float
+    """W"""
+    observed_seconds: float
+    """T"""
+
+    @property
+    def share(self) -> float:
+        """W/T, the probe's part of the device."""
+        return self.intrinsic_seconds / self.observed_seconds
+
+    @property
+    def low(self) -> float:
+        """Busy share of an open-loop tenant, whose work queues up regardless: 1 − W/T."""
+        return max(0.0, 1 - self.share)
+
+    @property
+    def high(self) -> float:
+        """Busy share of a closed-loop tenant, which waits for its steps: T/W − 1, 1 at most."""
+        return min(1.0, max(0.0, 1 / self.share - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The verdict on one result."""
+
+    outcome: Outcome
+    value: float | None
+    """FLOP/s, bytes/s or seconds; None unless accepted."""
+    normalised: float | None
+    """The value a baseline is kept of: per clock for FLOP, else the value itself."""
+    efficiency: float | None
+    """FLOP per clock per SM reached over possible."""
+    contention: Contention
+
+
+def contention(
+    run_seconds: Sequence[float], baseline_run_seconds: float | None, *, shared: bool
+) -> Contention:
+    """T and W of the timed runs.
+
+    W comes from the fastest run. On a device that others hold too, a baseline lets W be smaller:
+    when slices are shorter than a run, even the fastest run was interrupted.
+    """
+    intrinsic = min(run_seconds)
+    if shared and baseline_run_seconds is not None:
+        intrinsic = min(intrinsic, baseline_run_seconds)
+    observed = sum(run_seconds)
+    return Contention(min(intrinsic * len(run_seconds), observed), observed)
+
+
+def undisturbed_run(run_seconds: Sequence[float]) -> float | None:
+    """Mean of the fastest runs that agree with each other; None when too few do."""
+    fastest = min(run_seconds)
+    agreeing = [span for span in run_seconds if span <= fastest * (1 + AGREEING_SPREAD)]
+    return statistics.fmean(agreeing) if len(agreeing) >= AGREEING_RUNS_MIN else None
+
+
+def efficiency(
+    flops: float, clock_hertz: float | None, facts: DeviceFacts, precision: str, units: int
+) -> float | None:
+    """`flops` over what `units` SMs could do at the clock that was measured."""
+    rate = facts.flop_per_clock_per_sm.get(precision)
+    if not rate or not clock_hertz or not units:
+        return None
+    return flops / (rate * units * clock_hertz)
+
+
+def _value(kernel: KernelInfo, result: Result, run_seconds: float) -> float:
+    if kernel.quantity == "latency":
+        return run_seconds
+    return result.work_per_run / run_seconds
+
+
+def normalise(kernel: KernelInfo, value: float, clock_hertz: float | None) -> float:
+    """What a baseline compares: FLOP per clock where the clock is known, else the value."""
+    if kernel.quantity == "flops" and clock_hertz:
+        return value / clock_hertz
+    return value
+
+
+def baseline_run_seconds(
+    kernel: KernelInfo, result: Result, baseline: float | None
+) -> float | None:
+    """How long one run takes on this device at its baseline, at the clock of `result`."""
+    if baseline is None or kernel.quantity == "latency":
+        return None
+    per_second = baseline
+    if kernel.quantity == "flops" and result.clock_hertz:
+        per_second *= result.clock_hertz
+    return result.work_per_run / per_second
+
+
+def judge(
+    kernel: KernelInfo,
+    result: Result,
+    facts: DeviceFacts,
+    *,
+    units: int,
+    baseline: float | None,
+    expected_digest: str | None,
+    shared: bool,
+) -> Judgement:
+    """The verdict on `result`; `shared`: others hold the device as well."""
+    runs = result.run_seconds
+    beside = contention(runs, baseline_run_seconds(kernel, result, baseline), shared=shared)
+    span = statistics.median(runs) if beside.share >= SHARE_MIN else undisturbed_run(runs)
+    if kernel.quantity == "latency":
+        # A median of many launches; their own jitter is no sign of a tenant.
+        span = statistics.median(runs)
+    wrong = (
+        result.exact is False
+        or not result.repeats_agree
+        or (expected_digest is not None and bool(result.digest))
+        and result.digest != expected_digest
+    )
+    slow_clock = (
+        facts.kind == "cuda"
+        and result.clock_hertz is not None
+        and facts.sm_clock_max_hertz is not None
+        and result.clock_hertz < CLOCK_SHARE_MIN * facts.sm_clock_max_hertz
+    )
+    value = None if span is None else _value(kernel, result, span)
+    reached = (
+        efficiency(value, result.clock_hertz, facts, kernel.label, units)
+        if value is not None and kernel.quantity == "flops"
+        else None
+    )
+    outcome: Outcome = "ok"
+    if wrong:
+        outcome = "mismatch"
+    elif value is None:
+        outcome = "contended"
+    elif slow_clock:
+        outcome = "throttled"
+    if outcome in ("mismatch", "contended") or value is None:
+        return Judgement(outcome, None, None, None, beside)
+    if outcome == "throttled":
+        # The efficiency has the clock divided out, and tells heat from sick silicon.
+        return Judgement(outcome, None, None, reached, beside)
+    return Judgement(
+        outcome, value, normalise(kernel, value, result.clock_hertz), reached, beside
+    )

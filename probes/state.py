@@ -1,0 +1,187 @@
+"""The state file: baselines, calibration and recent charges, across restarts.
+
+One JSON object with a version and named sections. Each section has one owner; an update replaces
+its own section and keeps the others, under a lock, through a temporary file that is synced and
+renamed, so a reader or a crash sees the old file or the new one. A file that cannot be read as
+such is moved aside to `<name>.broken-<timestamp>`.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from probes.baseline import Baseline
+
+
+STATE_VERSION: Final = 1
+# A fleet host has 16 GPUs at most, with a few kilobytes each.
+STATE_BYTES_MAX: Final = 8 * 2**20
+
+log = structlog.get_logger(__name__)
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """The signed error of the FLOP counter in one precision: counted over true, minus 1."""
+
+    error_ratio: float
+    timestamp_seconds: float
+
+
+class ProbesState(msgspec.Struct, frozen=True):
+    """The section `probes`: what the probe service keeps."""
+
+    baselines: dict[str, dict[str, Baseline]] = {}
+    """By device UUID and kernel."""
+    charges: dict[str, list[tuple[float, float]]] = {}
+    """By device UUID: Unix time and seconds of each charge of the last hours."""
+
+
+CalibrationState = dict[str, dict[str, Calibration]]
+"""The section `calibration`: by device UUID and precision."""
+
+
+def usable_state_path(preferred: Path) -> Path:
+    """`preferred` when its folder can be written (it is created if need be), else the same name
+    in the user's state folder (`$XDG_STATE_HOME/flopwatch`, `~/.local/state/flopwatch`)."""
+    with contextlib.suppress(OSError):
+        preferred.parent.mkdir(parents=True, exist_ok=True)
+        if os.access(preferred.parent, os.W_OK | os.X_OK):
+            return preferred
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111 - no exception where there is no home
+    return Path(home) / "flopwatch" / preferred.name
+
+
+class StateFile:
+    """Access to the file's sections; never raises for a bad file or disk, warns once instead.
+
+    When the disk refuses, the sections live on in memory and every later update tries again.
+    Thread-safe.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._memory: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._warned = False
+
+    def probes(self) -> ProbesState:
+        """The probes' section; empty when there is none or it cannot be used."""
+        return self._section("probes", ProbesState) or ProbesState()
+
+    def calibration(self) -> CalibrationState:
+        """The calibration's section; empty when there is none or it cannot be used."""
+        return self._section("calibration", CalibrationState) or {}
+
+    def save_probes(self, state: ProbesState) -> None:
+        """Replace the probes' section."""
+        self._update("probes", msgspec.to_builtins(state))
+
+    def save_calibration(self, uuid: str, errors: dict[str, Calibration]) -> None:
+        """Replace one device's calibration."""
+        current = self.calibration()
+        current[uuid] = {**current.get(uuid, {}), **errors}
+        self._update("calibration", msgspec.to_builtins(current))
+
+    def _section(self, name: str, kind: Any) -> Any:
+        with self._lock:
+            document = self._read()
+            if name not in document:
+                return None
+            try:
+                return msgspec.convert(document[name], kind)
+            except msgspec.ValidationError as error:
+                self._move_aside(f"{name}: {error}")
+                return None
+
+    def _update(self, name: str, value: Any) -> None:
+        with self._lock:
+            self._memory[name] = value
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self._exclusive():
+                    document = self._read()
+                    document |= self._memory
+                    document["version"] = STATE_VERSION
+                    self._write(document)
+            except OSError as error:
+                if not self._warned:
+                    log.warning("state_not_saved", path=str(self.path), error=str(error))
+                self._warned = True
+                return
+            if self._warned:
+                log.info("state_saved_again", path=str(self.path))
+            # The file has it now; what another process writes into it must not be overwritten.
+            self._memory.clear()
+            self._warned = False
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Keep other processes from updating at the same time."""
+        lock = self.path.with_name(self.path.name + ".lock")
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _read(self) -> dict[str, Any]:
+        """The file's sections and those that are only in memory."""
+        try:
+            with self.path.open("rb") as file:
+                data = file.read(STATE_BYTES_MAX + 1)
+        except FileNotFoundError:
+            return dict(self._memory)
+        except OSError as error:
+            if not self._warned:
+                log.warning("state_not_read", path=str(self.path), error=str(error))
+            self._warned = True
+            return dict(self._memory)
+        try:
+            if len(data) > STATE_BYTES_MAX:
+                raise ValueError(f"longer than {STATE_BYTES_MAX} bytes")
+            document = json.loads(data)
+            if not isinstance(document, dict) or document.get("version") != STATE_VERSION:
+                raise ValueError(f"not a state file of version {STATE_VERSION}")
+        except (ValueError, RecursionError) as error:
+            self._move_aside(str(error))
+            return dict(self._memory)
+        return {**document, **self._memory}
+
+    def _move_aside(self, why: str) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        aside = self.path.with_name(f"{self.path.name}.broken-{stamp}")
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            log.warning("state_broken", path=str(self.path), why=why, not_moved=str(error))
+            return
+        log.warning("state_broken", path=str(self.path), why=why, moved_to=str(aside))
+
+    def _write(self, document: dict[str, Any]) -> None:
+        temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(document, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        # The rename itself lasts only once the folder is synced.
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,388 @@
+"""The worker process as the daemon sees it: started, asked, timed, killed, reaped.
+
+Every wait has a deadline. Whatever the worker does (dies, hangs, writes garbage), a call here
+returns a report in bounded time and leaves neither a stuck thread nor a zombie.
+Not thread-safe: one thread at a time per worker. Start it from a thread that lives as long as
+the worker should: the kernel kills the worker when the thread that spawned it ends.
+"""
+
+import contextlib
+import math
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from probes.config import ProbeConfig
+from probes.protocol import (
+    PROTOCOL_VERSION,
+    Busy,
+    Describe,
+    Described,
+    Device,
+    Exit,
+    Failure,
+    FrameReader,
+    FromWorker,
+    Hello,
+    Idle,
+    Open,
+    Outcome,
+    ProtocolError,
+    Result,
+    Run,
+    ToWorker,
+    decode_from_worker,
+    encode,
+)
+
+
+# Enough of the worker's last words for a log line.
+STDERR_BYTES_MAX: Final = 4096
+READ_BYTES: Final = 65536
+# A worker that is asked to leave only has to close its context.
+EXIT_GRACE_SECONDS: Final = 2.0
+
+
+class WorkerFailedError(Exception):
+    """The worker could not start or answer; it is dead by the time this is raised."""
+
+    def __init__(self, outcome: str, text: str, device_seconds: float = 0.0) -> None:
+        super().__init__(text)
+        self.outcome = outcome
+        self.text = text
+        self.device_seconds = device_seconds
+        """Device time it took before it failed, as far as is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """How a run ended: with a result, or with an outcome and a text."""
+
+    result: Result | None
+    device_seconds: float
+    failure: Outcome | None = None
+    short_of_allowance: bool = False
+    """The allowance was too small for a single measurement; not a failure."""
+    text: str = ""
+
+
+class Worker(Protocol):
+    """What the scheduler needs of a worker; tests give it a fake."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take a request."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, while it lives."""
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Since it was started, while it lives."""
+
+    def start(self) -> Hello:
+        """Start it; raises WorkerFailedError."""
+
+    def describe(self, device: int) -> Described:
+        """Open a device; raises WorkerFailedError."""
+
+    def run(self, request: Run) -> RunReport:
+        """Run one kernel; never raises."""
+
+    def close(self) -> None:
+        """End it, kindly if it answers, and reap it."""
+
+    def interrupt(self) -> None:
+        """Kill it from another thread: a call that waits for it returns at once."""
+
+
+def worker_environment(devices: Sequence[str], threads: int) -> dict[str, str]:
+    """The worker's environment: ours, with only `devices` (UUIDs; none for the CPU) visible."""
+    environment = dict(os.environ)
+    root = str(Path(__file__).resolve().parent.parent)
+    path = environment.get("PYTHONPATH")
+    environment |= {
+        "CUDA_VISIBLE_DEVICES": ",".join(devices),
+        # Loads only the kernels that run: 290 MB of context instead of 670 MB (pytorch#86509).
+        "CUDA_MODULE_LOADING": "LAZY",
+        # Never a client of the server's MPS: a fault of one client can take down the others.
+        "CUDA_MPS_PIPE_DIRECTORY": "/dev/null",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return environment
+
+
+class WorkerProcess:
+    """A worker in a session of its own, spoken to over two pipes."""
+
+    def __init__(
+        self,
+        devices: tuple[Device, ...],
+        visible: Sequence[str],
+        config: ProbeConfig,
+        *,
+        command: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._devices = devices
+        self._config = config
+        self._command = tuple(command or (sys.executable, "-P", "-m", "probes.worker"))
+        self._environment = dict(
+            environment
+            if environment is not None
+            else worker_environment(visible, config.cpu_threads)
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self._to_worker = self._from_worker = self._stderr = -1
+        self._reader = FrameReader()
+        self._last_words = bytearray()
+        self._started = 0.0
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    @property
+    def age_seconds(self) -> float | None:
+        return None if self._process is None else time.monotonic() - self._started
+
+    def start(self) -> Hello:
+        self.close()
+        self._spawn()
+        request = Open(
+            protocol=PROTOCOL_VERSION,
+            devices=self._devices,
+            cpu_threads=self._config.cpu_threads,
+            memory_limit_bytes=self._config.memory_limit_bytes,
+        )
+        answer, _ = self._ask(request, self._config.start_deadline_seconds)
+        if not isinstance(answer, Hello):
+            raise self._unexpected(answer, 0.0)
+        if answer.protocol != PROTOCOL_VERSION:
+            raise self._fail("error", f"the worker speaks protocol {answer.protocol}")
+        return answer
+
+    def describe(self, device: int) -> Described:
+        # Opening runs one tiny kernel of each kind: together they get one chunk's time.
+        answer, spent = self._ask(
+            Describe(device=device), self._config.request_deadline_seconds, allowance=0.0
+        )
+        if not isinstance(answer, Described) or answer.device != device:
+            raise self._unexpected(answer, spent)
+        return answer
+
+    def run(self, request: Run) -> RunReport:
+        try:
+            answer, spent = self._ask(
+                request, self._config.request_deadline_seconds, request.allowance_seconds
+            )
+            if isinstance(answer, Failure):
+                return self._failed_run(answer, spent)
+            if not isinstance(answer, Result) or answer.identifier != request.identifier:
+                raise self._unexpected(answer, spent)
+            if not _sane(answer):
+                raise self._fail("error", "the worker's result makes no sense", spent)
+        except WorkerFailedError as error:
+            return RunReport(None, error.device_seconds, _outcome(error.outcome), text=error.text)
+        return RunReport(answer, spent)
+
+    def close(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        with contextlib.suppress(OSError, ProtocolError):
+            os.write(self._to_worker, encode(Exit()))
+        with contextlib.suppress(OSError):
+            os.close(self._to_worker)
+        self._to_worker = -1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(EXIT_GRACE_SECONDS)
+        self._kill()
+
+    def interrupt(self) -> None:
+        process = self._process
+        if process is not None:
+            # Popen's own lock keeps this from hitting a process id that was reaped and reused.
+            with contextlib.suppress(OSError):
+                process.kill()
+
+    def _spawn(self) -> None:
+        child_in, self._to_worker = os.pipe()
+        self._from_worker, child_out = os.pipe()
+        self._stderr, child_err = os.pipe()
+        self._reader, self._last_words = FrameReader(), bytearray()
+        self._started = time.monotonic()
+        try:
+            self._process = subprocess.Popen(
+                [*self._command, str(child_in), str(child_out)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=child_err,
+                pass_fds=(child_in, child_out),
+                env=self._environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._close_pipes()
+            raise WorkerFailedError("error", f"the worker cannot be started: {error}") from error
+        finally:
+            for descriptor in (child_in, child_out, child_err):
+                os.close(descriptor)
+        for descriptor in (self._to_worker, self._from_worker, self._stderr):
+            os.set_blocking(descriptor, False)
+
+    def _ask(
+        self, request: ToWorker, deadline_seconds: float, allowance: float = math.inf
+    ) -> tuple[FromWorker, float]:
+        """Send `request` and wait for what is not a `Busy` or `Idle`; also the device time."""
+        if self._process is None:
+            raise WorkerFailedError("error", "the worker is not running")
+        try:
+            # A frame is far below a pipe's capacity (64 KiB) and the pipe is empty between requests.
+            os.write(self._to_worker, encode(request))
+        except OSError:
+            raise self._died(0.0) from None
+        deadline = time.monotonic() + deadline_seconds
+        chunk_limit = self._config.chunk_deadline_seconds
+        spent, busy_since = 0.0, None
+        while True:
+            until = deadline if busy_since is None else min(deadline, busy_since + chunk_limit)
+            message = self._receive(until, spent, busy_since)
+            if isinstance(message, Busy):
+                busy_since = time.monotonic()
+            elif isinstance(message, Idle):
+                if not (math.isfinite(message.device_seconds) and message.device_seconds >= 0):
+                    raise self._fail("error", "the worker reports impossible times", spent)
+                spent, busy_since = spent + message.device_seconds, None
+                if spent > allowance + chunk_limit:
+                    raise self._fail("error", "the worker overdraws its allowance", spent)
+            else:
+                return message, spent
+
+    def _receive(self, until: float, spent: float, busy_since: float | None) -> FromWorker:
+        """The next message; raises WorkerFailedError at `until` or when the worker is gone."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._from_worker, selectors.EVENT_READ)
+            selector.register(self._stderr, selectors.EVENT_READ)
+            while True:
+                try:
+                    body = self._reader.next_body()
+                    if body is not None:
+                        return decode_from_worker(body)
+                except ProtocolError as error:
+                    raise self._fail("error", str(error), _charge(spent, busy_since)) from error
+                remaining = until - time.monotonic()
+                if remaining <= 0:
+                    what = "no answer in time" if busy_since is None else "a kernel hangs"
+                    raise self._fail("timeout", what, _charge(spent, busy_since))
+                for key, _ in selector.select(remaining):
+                    data = os.read(key.fd, READ_BYTES)
+                    if key.fd == self._stderr:
+                        self._last_words = (self._last_words + data)[-STDERR_BYTES_MAX:]
+                        if not data:
+                            selector.unregister(key.fd)
+                    elif data:
+                        self._reader.feed(data)
+                    else:
+                        raise self._died(_charge(spent, busy_since))
+
+    def _failed_run(self, answer: Failure, spent: float) -> RunReport:
+        if answer.fatal:
+            self._kill()
+        if answer.outcome == "allowance":
+            return RunReport(None, spent, short_of_allowance=True, text=answer.text)
+        return RunReport(None, spent, _outcome(answer.outcome), text=answer.text)
+
+    def _unexpected(self, answer: FromWorker, spent: float) -> WorkerFailedError:
+        if isinstance(answer, Failure):
+            return self._fail(answer.outcome, answer.text, spent)
+        return self._fail("error", f"unexpected answer {type(answer).__name__}", spent)
+
+    def _fail(self, outcome: str, text: str, spent: float = 0.0) -> WorkerFailedError:
+        self._kill()
+        return WorkerFailedError(outcome, text, spent)
+
+    def _died(self, spent: float) -> WorkerFailedError:
+        """The error for a worker that went away by itself."""
+        process = self._process
+        code: int | None = None
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(EXIT_GRACE_SECONDS)
+            self._drain_stderr()
+        words = self._last_words.decode(errors="replace").strip().splitlines()
+        text = f"the worker died ({_status(code)})" + (f": {words[-1][:300]}" if words else "")
+        return self._fail("error", text, spent)
+
+    def _drain_stderr(self) -> None:
+        with contextlib.suppress(OSError):
+            data = os.read(self._stderr, READ_BYTES)
+            self._last_words = (self._last_words + data)[-STDERR_BYTES_MAX:]
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            # The whole session: nothing the worker started outlives it.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            # SIGKILL cannot be refused, but a process stuck in the driver dies only when the call
+            # returns; Popen's own reaper collects it later then.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(EXIT_GRACE_SECONDS)
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for descriptor in (self._to_worker, self._from_worker, self._stderr):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._to_worker = self._from_worker = self._stderr = -1
+
+
+def _charge(spent: float, busy_since: float | None) -> float:
+    """Device time taken so far: what was reported, and the chunk that never ended."""
+    return spent if busy_since is None else spent + time.monotonic() - busy_since
+
+
+def _sane(result: Result) -> bool:
+    """A result that arithmetic can be done with."""
+    spans = result.run_seconds
+    return (
+        bool(spans)
+        and all(math.isfinite(span) and span > 0 for span in spans)
+        and math.isfinite(result.work_per_run)
+        and result.work_per_run > 0
+        and (
+            result.clock_hertz is None
+            or (math.isfinite(result.clock_hertz) and result.clock_hertz > 0)
+        )
+    )
+
+
+def _outcome(word: str) -> Outcome:
+    if word == "out_of_memory":
+        return "out_of_memory"
+    return "timeout" if word == "timeout" else "error"
+
+
+def _status(code: int | None) -> str:
+    if code is None:
+        return "still ending"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit status {code}"
