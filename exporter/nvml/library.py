@@ -1,0 +1,160 @@
+"""The driver library: opened once per process, called by name, its errors translated once.
+
+pynvml is imported in this package only. ctypes releases the interpreter lock during a call, so a
+call that hangs holds up its own thread and no other.
+"""
+
+import os
+import threading
+from collections import Counter
+from typing import Any
+
+import pynvml
+import structlog
+
+from exporter.nvml.errors import NoPermission, NotSupported, NvmlError, Transient, error_for
+
+
+log = structlog.get_logger(__name__)
+
+# With this variable set, NVML shows MPS locality domains, and nearly every call answers
+# NOT_SUPPORTED (nvml.h of CUDA 13.5).
+_MPS_VARIABLE = "NVML_MPS_DEVICE_ENUMERATION"
+
+
+def call(function: str, *arguments: Any) -> Any:
+    """Call a pynvml function by name.
+
+    Raises the NvmlError that fits. A function that pynvml does not have counts as not supported.
+    """
+    implementation = getattr(pynvml, function, None)
+    if implementation is None:
+        raise NotSupported(function, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+    try:
+        return implementation(*arguments)
+    except pynvml.NVMLError as error:
+        raise error_for(function, error.value) from None
+    except (ValueError, TypeError, UnicodeDecodeError):
+        # pynvml could not make sense of what the driver answered.
+        raise Transient(function, pynvml.NVML_ERROR_UNKNOWN) from None
+
+
+class DriverLibrary:
+    """The library's initialisation, shared by all devices.
+
+    `epoch` grows with every initialisation: a device that saw an error in an older epoch need not
+    initialise again what another already has.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._epoch = 0
+
+    @property
+    def epoch(self) -> int:
+        """Number of successful initialisations; 0 before the first."""
+        return self._epoch
+
+    def open(self) -> None:
+        """Initialise the library. Raises NvmlError."""
+        self.reopen(self._epoch)
+
+    def reopen(self, seen_epoch: int) -> None:
+        """Initialise again, unless somebody has since `seen_epoch`. Raises NvmlError."""
+        with self._lock:
+            if self._epoch != seen_epoch:
+                return
+            os.environ.pop(_MPS_VARIABLE, None)
+            if self._epoch:
+                try:
+                    call("nvmlShutdown")
+                except NvmlError as error:
+                    log.debug("nvml_shutdown_refused", reason=error.reason)
+            call("nvmlInit")
+            self._epoch += 1
+
+    def close(self) -> None:
+        """Shut the library down, if it is open."""
+        with self._lock:
+            if self._epoch:
+                try:
+                    call("nvmlShutdown")
+                except NvmlError as error:
+                    log.debug("nvml_shutdown_refused", reason=error.reason)
+
+    def device_count(self) -> int:
+        """Number of GPUs, inaccessible ones included. Raises NvmlError."""
+        return int(call("nvmlDeviceGetCount"))
+
+    def driver_version(self) -> str | None:
+        """The driver's version, None where it will not say."""
+        try:
+            return str(call("nvmlSystemGetDriverVersion"))
+        except NvmlError:
+            return None
+
+
+class DeviceCalls:
+    """Calls on one device handle: remembers what is not supported, counts what fails.
+
+    Not thread-safe: one thread at a time owns a device.
+    """
+
+    def __init__(self, handle: Any, *, device: str) -> None:
+        self.handle = handle
+        self.errors: Counter[str] = Counter()
+        self._device = device
+        self._refused: set[Any] = set()
+        self._failing: set[str] = set()
+
+    def ask(self, function: str, *arguments: Any) -> Any:
+        """The call's answer, or None when it is refused or fails this time.
+
+        Raises DeviceLost, DriverGone or DriverMismatch: with those nothing more can be asked.
+        """
+        key = (function, *arguments)
+        if key in self._refused:
+            return None
+        try:
+            answer = call(function, self.handle, *arguments)
+        except NvmlError as error:
+            self.refuse(key, error)
+            return None
+        self._failing.discard(function)
+        return answer
+
+    def refuse(self, key: Any, error: NvmlError) -> None:
+        """Book a failed call, or raise it again if the device or the driver is gone."""
+        if isinstance(error, NotSupported):
+            self._refused.add(key)
+            log.debug(
+                "nvml_call_not_supported",
+                device=self._device,
+                function=error.function,
+                reason=error.reason,
+            )
+            return
+        self.errors[error.reason] += 1
+        if isinstance(error, (Transient, NoPermission)):
+            # One line per change of state, not one per tick.
+            if error.function not in self._failing:
+                self._failing.add(error.function)
+                log.warning(
+                    "nvml_call_failed",
+                    device=self._device,
+                    function=error.function,
+                    reason=error.reason,
+                )
+            return
+        raise error
+
+    def is_refused(self, *key: Any) -> bool:
+        """Whether this call, or field, was answered with «not supported»."""
+        return key in self._refused
+
+    def implausible(self, what: str) -> None:
+        """Book a value that cannot be true; it is left out."""
+        self.errors["implausible"] += 1
+        if what not in self._failing:
+            self._failing.add(what)
+            log.warning("nvml_value_implausible", device=self._device, value_of=what)

@@ -1,0 +1,258 @@
+"""Source `gpm` and `gpm_cycles`: activities of a whole GPU from NVML's GPM.
+
+`gpm_cycles` counts SM cycles since boot (drivers of the 595 branch and newer); it is used where a
+live trial shows that the counter runs at the SM clock. `gpm` knows percentages of each window.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from exporter.nvml import gpm
+from exporter.nvml.errors import NotSupported, NvmlError
+from exporter.nvml.gpm import GpmSession, gpm_lock
+from exporter.readings import ActivityWindow
+
+
+log = structlog.get_logger(__name__)
+
+PERCENT, CYCLES = "gpm", "gpm_cycles"
+# NVML asks for more than 100 ms between samples ("internal sample refresh rate", nvml.h).
+MIN_WINDOW_SECONDS = 0.1
+_TRIAL_PAUSE_SECONDS = 0.11
+_TRIAL_WINDOWS = 3
+# A counter of SM cycles must run at the clock that NVML reports, within what the clock may move
+# between two readings of it.
+_CLOCK_TOLERANCE = 0.3
+_MIB = 2**20
+# GPM answers up to 100 %; rounding may pass it by a trace. More is a blank or garbage.
+_PERCENT_MAX = 101.0
+
+_PERCENT_FIELDS = {
+    "graphics": gpm.GRAPHICS,
+    "sm": gpm.SM,
+    "occupancy": gpm.OCCUPANCY,
+    "integer": gpm.INTEGER,
+    "any_tensor": gpm.ANY_TENSOR,
+    "dfma_tensor": gpm.DFMA_TENSOR,
+    "hmma_tensor": gpm.HMMA_TENSOR,
+    "dmma_tensor": gpm.DMMA_TENSOR,
+    "imma_tensor": gpm.IMMA_TENSOR,
+    "dram": gpm.DRAM,
+    "fp64": gpm.FP64,
+    "fp32": gpm.FP32,
+    "fp16": gpm.FP16,
+}
+_CYCLE_FIELDS = {
+    "sm": gpm.SM_CYCLES_ACTIVE,
+    "any_tensor": gpm.MMA_CYCLES,
+    "dmma_tensor": gpm.DMMA_CYCLES,
+    "hmma_tensor": gpm.HMMA_CYCLES,
+    "imma_tensor": gpm.IMMA_CYCLES,
+    "dfma_tensor": gpm.DFMA_CYCLES,
+    "integer": gpm.INTEGER_CYCLES,
+    "fp64": gpm.FP64_CYCLES,
+    "fp32": gpm.FP32_CYCLES,
+    "fp16": gpm.FP16_CYCLES,
+}
+# Beside cycle counters, these have no counter of their own and stay percentages.
+_PERCENT_BESIDE_CYCLES = (gpm.GRAPHICS, gpm.OCCUPANCY, gpm.DRAM)
+_RATE_FIELDS = {
+    "pcie_receive_bytes": gpm.PCIE_RECEIVE_MIB,
+    "pcie_transmit_bytes": gpm.PCIE_TRANSMIT_MIB,
+    "nvlink_receive_bytes": gpm.NVLINK_RECEIVE_MIB,
+    "nvlink_transmit_bytes": gpm.NVLINK_TRANSMIT_MIB,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CycleScale:
+    """How the device counts cycles: `divisor` 1 for the mean over the SMs, else their number."""
+
+    divisor: int
+
+
+class GpmSource:
+    """Activity windows of one device. One thread owns it; GPM's lock is taken inside."""
+
+    def __init__(
+        self,
+        handle: object,
+        *,
+        sm_count: int | None,
+        max_hertz: float | None,
+        on_implausible: Callable[[str], None],
+    ) -> None:
+        self._session = GpmSession(handle)
+        self._sm_count = sm_count
+        self._max_hertz = max_hertz
+        self._on_implausible = on_implausible
+        self._scale: CycleScale | None = None
+        self._cycles: Mapping[int, float] = {}
+
+    @property
+    def name(self) -> str:
+        """The source's label: `gpm_cycles` where cycle counters are in use."""
+        return PERCENT if self._scale is None else CYCLES
+
+    @property
+    def open_since_seconds(self) -> float | None:
+        """Start of the window that the next reading will close."""
+        return self._session.open_since_seconds
+
+    def open(self, read_clock_hertz: Callable[[], float | None]) -> None:
+        """Find out by live samples what the device answers; takes about half a second.
+
+        Raises NotSupported where it has no GPM, another NvmlError where GPM failed this time.
+        """
+        with gpm_lock():
+            self._session.open()
+            try:
+                self._session.sample()
+            except NvmlError:
+                self._session.close()
+                raise
+        self._trial(read_clock_hertz)
+
+    def close(self) -> None:
+        """Give the samples back."""
+        try:
+            with gpm_lock():
+                self._session.close()
+        except NvmlError:
+            log.debug("gpm_samples_abandoned")
+
+    def restart(self) -> None:
+        """Forget the open window: time up to now will not be counted."""
+        self._session.restart()
+        self._cycles = {}
+
+    def read(self) -> ActivityWindow | None:
+        """Close the open window and open the next; None when there was none, or it is too short.
+
+        Raises NvmlError; the window then stays open and the next reading covers it.
+        """
+        opened = self._session.open_since_seconds
+        if opened is not None and time.monotonic() - opened < MIN_WINDOW_SECONDS:
+            return None
+        with gpm_lock():
+            span = self._session.sample()
+            if span is None:
+                return None
+            try:
+                values = self._session.metrics(self._ids())
+            except NvmlError:
+                # The sample is taken but its metrics are lost, and with them this window.
+                self._cycles = {}
+                raise
+        return self._window(values, *span)
+
+    def _ids(self) -> tuple[int, ...]:
+        if self._scale is None:
+            return (*gpm.PERCENT_IDS, *gpm.RATE_IDS)
+        return (*_PERCENT_BESIDE_CYCLES, *gpm.RATE_IDS, *gpm.CYCLE_IDS)
+
+    def _trial(self, read_clock_hertz: Callable[[], float | None]) -> None:
+        """Watch the cycle counters for a few short windows, and use them if they run true."""
+        counts: list[tuple[float, float]] = []
+        hertz: list[float] = []
+        answered = False
+        for _window in range(_TRIAL_WINDOWS):
+            time.sleep(_TRIAL_PAUSE_SECONDS)
+            with gpm_lock():
+                span = self._session.sample()
+                if span is None:
+                    continue
+                values = self._session.metrics((*gpm.PERCENT_IDS, *gpm.CYCLE_IDS))
+            answered = answered or any(metric in values for metric in gpm.PERCENT_IDS)
+            clock = read_clock_hertz()
+            if gpm.SM_CYCLES_ELAPSED in values and clock is not None:
+                counts.append((span[1], values[gpm.SM_CYCLES_ELAPSED]))
+                hertz.append(clock)
+                self._cycles = values
+        if not answered:
+            self.close()
+            raise NotSupported("nvmlGpmMetricsGet", 3)
+        self._scale = cycle_scale(counts, hertz, self._sm_count)
+        if self._scale is None:
+            self._cycles = {}
+
+    def _window(
+        self, values: Mapping[int, float], start: float, end: float
+    ) -> ActivityWindow | None:
+        seconds = end - start
+        shares: dict[str, float | None] = {}
+        for name, metric in _PERCENT_FIELDS.items():
+            shares[name] = self._share(name, values.get(metric))
+        sm_cycles = None
+        if self._scale is not None:
+            previous, self._cycles = self._cycles, values
+            counted = self._cycle_shares(previous, values, seconds)
+            if counted is None:
+                return None
+            sm_cycles, cycle_shares = counted
+            shares.update(cycle_shares)
+        if all(share is None for share in shares.values()):
+            return None
+        traffic = {
+            name: values[metric] * _MIB * seconds
+            for name, metric in _RATE_FIELDS.items()
+            if 0 <= values.get(metric, -1.0) < 1e9
+        }
+        return ActivityWindow(self.name, start, end, **shares, sm_cycles=sm_cycles, **traffic)
+
+    def _share(self, name: str, percent: float | None) -> float | None:
+        if percent is None:
+            return None
+        if not 0 <= percent <= _PERCENT_MAX:
+            self._on_implausible(f"gpm {name}")
+            return None
+        return min(percent, 100.0) / 100
+
+    def _cycle_shares(
+        self, previous: Mapping[int, float], values: Mapping[int, float], seconds: float
+    ) -> tuple[float, dict[str, float]] | None:
+        """Elapsed cycles of one SM, and activities as shares of them; None without a start."""
+        assert self._scale is not None
+        before, now = previous.get(gpm.SM_CYCLES_ELAPSED), values.get(gpm.SM_CYCLES_ELAPSED)
+        if before is None or now is None:
+            return None
+        elapsed = now - before
+        ceiling = (self._max_hertz or 1e10) * seconds * self._scale.divisor
+        if not 0 < elapsed <= ceiling * (1 + _CLOCK_TOLERANCE):
+            self._on_implausible("gpm sm_cycles_elapsed")
+            return None
+        shares: dict[str, float] = {}
+        for name, metric in _CYCLE_FIELDS.items():
+            if metric not in values or metric not in previous:
+                continue
+            share = (values[metric] - previous[metric]) / elapsed
+            if 0 <= share <= _PERCENT_MAX / 100:
+                shares[name] = min(share, 1.0)
+            else:
+                self._on_implausible(f"gpm {name}_cycles_active")
+        return elapsed / self._scale.divisor, shares
+
+
+def cycle_scale(
+    counts: list[tuple[float, float]], hertz: list[float], sm_count: int | None
+) -> CycleScale | None:
+    """Whether counts of elapsed SM cycles run at the clock, as a mean over SMs or as their sum.
+
+    `counts` are (monotonic seconds, cycles), `hertz` the clock read at each. Every step must agree;
+    None when they do not, or there are fewer than two steps.
+    """
+    scales: set[int] = set()
+    steps = list(zip(counts, counts[1:], hertz[1:], strict=False))
+    for (before, cycles_before), (after, cycles_after), clock in steps:
+        expected = clock * (after - before)
+        ratio = (cycles_after - cycles_before) / expected if expected > 0 else 0.0
+        if abs(ratio - 1) <= _CLOCK_TOLERANCE:
+            scales.add(1)
+        elif sm_count and abs(ratio / sm_count - 1) <= _CLOCK_TOLERANCE:
+            scales.add(sm_count)
+        else:
+            return None
+    return CycleScale(scales.pop()) if len(steps) >= 2 and len(scales) == 1 else None
