@@ -1,0 +1,156 @@
+"""Every alert fires when it should, is quiet when it should be, and resolves: judged by promtool's own evaluation."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .alert_cases import BASE, PERFORMANCE, Case
+from .alert_cases_health import EXPORTER, HEALTH, LINKS, PROBES
+
+
+DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
+RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks"
+CASES = (*PERFORMANCE, *HEALTH, *LINKS, *PROBES, *EXPORTER)
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+def rule_files() -> list[Path]:
+    return sorted([*(DEPLOY / "rules").glob("*.yml"), *(DEPLOY / "alerts").glob("*.yml")])
+
+
+def alerts() -> list[dict[str, Any]]:
+    rules = [
+        rule
+        for path in rule_files()
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    return [rule for rule in rules if "alert" in rule]
+
+
+def severity(case: Case) -> str:
+    return next(rule["labels"]["severity"] for rule in alerts() if rule["alert"] == case.alert)
+
+
+def firing(case: Case) -> str:
+    labels = {
+        "alertname": case.alert,
+        "cluster": "c",
+        "instance": "node1",
+        "job": "flopwatch",
+        "severity": severity(case),
+        **case.labels,
+    }
+    listed = ", ".join(f'{name}="{value}"' for name, value in sorted(labels.items()) if value)
+    return f"{{{listed}}}"
+
+
+def expectation(minute: int, samples: list[str]) -> dict[str, Any]:
+    return {
+        "expr": 'count without (alertstate) (ALERTS{alertstate="firing"})',
+        "eval_time": f"{minute}m",
+        "exp_samples": [{"labels": labels, "value": 1} for labels in samples],
+    }
+
+
+def promtool_test(case: Case) -> dict[str, Any]:
+    return {
+        "interval": "1m",
+        "name": f"{case.alert}: {case.story}",
+        "input_series": [
+            {"series": series, "values": values} for series, values in (BASE | case.series).items()
+        ],
+        "promql_expr_test": [
+            *(expectation(minute, []) for minute in case.quiet_at),
+            *(expectation(minute, [firing(case)]) for minute in case.fires_at),
+        ],
+    }
+
+
+def run_promtool(folder: Path, tests: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
+    path = folder / "tests.yml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "rule_files": [str(rule_file) for rule_file in rule_files()],
+                "evaluation_interval": "1m",
+                "tests": tests,
+            }
+        )
+    )
+    return subprocess.run(
+        ["promtool", "test", "rules", str(path)], capture_output=True, text=True, check=False
+    )
+
+
+@needs_promtool
+def test_rule_files_are_valid() -> None:
+    """promtool finds nothing to complain of in any rule file."""
+    done = subprocess.run(
+        ["promtool", "check", "rules", "--lint=all", "--lint-fatal", *map(str, rule_files())],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.alert}-{case.story[:40]}")
+def test_alert_fires_and_resolves(case: Case, tmp_path: Path) -> None:
+    """At each named minute exactly the named alert fires, with exactly these labels, or none does."""
+    done = run_promtool(tmp_path, [promtool_test(case)])
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_case_that_fires_and_one_that_ends() -> None:
+    """No alert is without proof that it fires and that it is quiet before or after."""
+    fire = {case.alert for case in CASES if case.fires_at}
+    end = {case.alert for case in CASES if case.fires_at and max(case.quiet_at, default=0) > max(case.fires_at)}
+    known = {rule["alert"] for rule in alerts()}
+
+    assert known == fire
+    assert known - end == set()
+
+
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
+def test_alert_is_documented(rule: dict[str, Any]) -> None:
+    """Every alert has a severity, a summary, a description with its value and likely cause, a runbook and a dashboard."""
+    annotations = rule["annotations"]
+
+    assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+    assert annotations["summary"]
+    assert "Likely" in annotations["description"] or "runbook" in annotations["description"].lower() or rule["alert"] in NO_CAUSE
+    assert annotations["runbook_url"].endswith(f"/docs/runbooks/{rule['alert']}.md")
+    assert (RUNBOOKS / f"{rule['alert']}.md").is_file()
+    assert annotations["dashboard"].startswith("/d/flopwatch-")
+
+
+NO_CAUSE = {
+    "GPUFarSlowerThanPeers",  # what to do comes first; the cause is for the vendor's diagnostics to find
+    "GPUFarSlowerThanOwnBaseline",
+    "GPUSilentDataCorruption",
+    "GPUUncorrectableMemoryErrors",
+    "GPUCorrectableMemoryErrors",
+    "GPURowRemapPending",  # the driver has told the cause
+    "GPURowRemapFailed",
+    "GPURecoveryActionNeeded",
+    "FlopwatchConfigReloadFailed",
+}
+
+
+def test_recorded_names_follow_the_convention() -> None:
+    """Recorded series are called level:metric:operations."""
+    for path in rule_files():
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            for rule in group["rules"]:
+                if "record" in rule:
+                    assert re.fullmatch(r"[a-z_]+:[a-z0-9_]+:[a-z0-9_]+", rule["record"]), rule["record"]
