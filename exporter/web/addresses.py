@@ -1,0 +1,115 @@
+"""Listen addresses as exporters write them, and the sockets behind them."""
+
+import errno
+import ipaddress
+import os
+import re
+import socket
+
+from exporter.errors import ListenError
+
+
+_PORT_MAX = 65535
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
+
+
+def parse_listen_address(text: str) -> tuple[str, int]:
+    """Split `:9907`, `127.0.0.1:9907`, `[::1]:9907` or `localhost:0` into host and port.
+
+    The host is empty for all addresses of the machine, port 0 lets the kernel choose one.
+    Raises ListenError, naming the text and what is wrong with it.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or "]" in port:
+        hint = f"; for all addresses write ':{text}'" if text.isdecimal() else ""
+        raise ListenError(f"listen address '{text}': the port is missing{hint}")
+    if not (port.isascii() and port.isdecimal()):
+        raise ListenError(f"listen address '{text}': the port must be a number, got '{port}'")
+    if int(port[:9]) > _PORT_MAX:
+        raise ListenError(f"listen address '{text}': the port must be at most {_PORT_MAX}")
+    return _parse_host(text, host), int(port)
+
+
+def _parse_host(text: str, host: str) -> str:
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise ListenError(
+                f"listen address '{text}': '{host[1:-1]}' is no IPv6 address"
+            ) from None
+        return host[1:-1]
+    if ":" in host:
+        raise ListenError(
+            f"listen address '{text}': an IPv6 address goes into brackets, as in '[::1]:9907'"
+        )
+    if host and not _HOST_NAME.fullmatch(host):
+        raise ListenError(f"listen address '{text}': '{host}' is no host name or address")
+    return host
+
+
+def format_address(host: str, port: int) -> str:
+    """Write host and port as a listen address, with brackets around IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def open_listener(text: str, backlog: int) -> socket.socket:
+    """Open a non-blocking listening socket; without a host it serves IPv6 and IPv4.
+
+    Raises ListenError: "cannot listen on 127.0.0.1:9907: address already in use".
+    """
+    host, port = parse_listen_address(text)
+    try:
+        if host in {"", "::"}:
+            return _listen_everywhere(port, backlog)
+        return _listen(*_resolve(host, port), backlog)
+    except OSError as error:
+        # A resolver's error numbers (EAI_*) are negative and mean nothing to strerror.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+        raise ListenError(f"cannot listen on {text}: {reason.lower()}") from error
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """One address for a host; of several the IPv4 one, as `localhost` has both on most machines."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    family, _, _, _, address = found[0]
+    return family, address  # type: ignore[return-value]  # IPv6 has two more fields, kept as they are
+
+
+def _listen_everywhere(port: int, backlog: int) -> socket.socket:
+    try:
+        return _listen(socket.AF_INET6, ("::", port), backlog, dual_stack=True)
+    except OSError as error:
+        if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+            raise
+    # IPv6 is switched off.
+    return _listen(socket.AF_INET, ("0.0.0.0", port), backlog)  # noqa: S104  # asked for
+
+
+def _listen(
+    family: socket.AddressFamily,
+    address: tuple[str, int],
+    backlog: int,
+    *,
+    dual_stack: bool = False,
+) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A restarted daemon takes its port back at once, though old connections linger in TIME_WAIT.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not dual_stack))
+        listener.bind(address)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def is_exhaustion(error: OSError) -> bool:
+    """Whether the machine has run out of descriptors or memory for a new socket."""
+    return error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

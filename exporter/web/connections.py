@@ -1,0 +1,139 @@
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection
+from enum import Enum
+from typing import Final
+
+from exporter.web.limits import Limits
+
+
+# How long the accept loop waits for an evicted connection's thread to end: it is woken by the
+# shutdown and only has to return, so this is reached when the processor is starved, not otherwise.
+_EVICTION_SECONDS: Final = 0.25
+
+
+class Phase(Enum):
+    """What a connection is doing."""
+
+    WAITING = "waiting"  # for the client: handshake, head, body, or the next request
+    ANSWERING = "answering"  # in the handler
+    WRITING = "writing"  # the client takes its answer
+
+
+class Connection:
+    """A client's socket. One worker thread talks on it; any thread may cut it off."""
+
+    __slots__ = ("_gate", "client", "phase", "served", "since", "socket")
+
+    def __init__(self, sock: socket.socket, client: str) -> None:
+        self.socket = sock
+        self.client = client
+        self.served = 0
+        self.phase = Phase.WAITING
+        self.since = time.monotonic()
+        self._gate = threading.Lock()
+
+    def enter(self, phase: Phase) -> None:
+        """Note what the worker does from now on."""
+        self.since = time.monotonic()
+        self.phase = phase
+
+    def wrap(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """Put TLS around the socket; the handshake is still to be done."""
+        with self._gate:
+            secured = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
+            self.socket = secured
+            return secured
+
+    def cut(self) -> None:
+        """Shut the socket both ways, so that its worker wakes up and ends."""
+        # By the base class: SSLSocket.shutdown drops the TLS layer under the worker's feet, after
+        # which it would go on in plain text.
+        with self._gate, contextlib.suppress(OSError):
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket; only the worker does that."""
+        with self._gate, contextlib.suppress(OSError):
+            self.socket.close()
+
+
+class ConnectionTable:
+    """All open connections, never more than `limits.connections`, each with its thread.
+
+    A full table makes room for a newcomer by cutting off a connection that waits. Of those it takes
+    one of the client that holds the most, of those one that never asked anything, of those the
+    oldest: a flood from one place displaces itself and nobody else.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._open: set[Connection] = set()
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def admit(self, connection: Connection) -> bool:
+        """Take a connection in, if need be in another's place; False when all are at work."""
+        with self._changed:
+            if len(self._open) >= self._limits.connections:
+                if not self.evict():
+                    return False
+                self._changed.wait_for(self._has_room, _EVICTION_SECONDS)
+            if not self._has_room():
+                return False
+            self._open.add(connection)
+            return True
+
+    def leave(self, connection: Connection) -> None:
+        """Forget a closed connection; its thread is about to end."""
+        with self._changed:
+            self._open.discard(connection)
+            self._changed.notify_all()
+
+    def evict(self) -> bool:
+        """Cut off the connection that can best be spared; False when there is none."""
+        with self._changed:
+            held = Counter(connection.client for connection in self._open)
+            spare = [connection for connection in self._open if self._can_be_spared(connection)]
+            if not spare:
+                return False
+            victim = min(
+                spare,
+                key=lambda one: (
+                    one.phase is not Phase.WAITING,
+                    -held[one.client],
+                    one.served > 0,
+                    one.since,
+                ),
+            )
+            victim.cut()
+            return True
+
+    def cut(self, phases: Collection[Phase]) -> None:
+        """Cut off every connection in one of the phases."""
+        with self._changed:
+            for connection in self._open:
+                if connection.phase in phases:
+                    connection.cut()
+
+    def wait_until_empty(self, seconds: float) -> bool:
+        """Wait for all connections to end; whether they did."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._open, seconds)
+
+    def _has_room(self) -> bool:
+        return len(self._open) < self._limits.connections
+
+    def _can_be_spared(self, connection: Connection) -> bool:
+        if connection.phase is Phase.WRITING:
+            taken = time.monotonic() - connection.since
+            return taken > self._limits.crowded_write_seconds
+        return connection.phase is Phase.WAITING

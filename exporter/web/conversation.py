@@ -1,0 +1,255 @@
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import structlog
+
+from exporter.web.connections import Connection, Phase
+from exporter.web.http import Handler, Request, Response, plain, respond
+from exporter.web.limits import Limits
+from exporter.web.protocol import (
+    CONTINUE,
+    END_OF_HEAD,
+    Head,
+    RefusedError,
+    allows_body,
+    encode_head,
+    may_begin_request,
+    parse_head,
+)
+
+
+log = structlog.get_logger(__name__)
+
+_RECEIVE_BYTES: Final = 16 * 1024  # one TLS record
+_JOINED_BYTES: Final = 64 * 1024  # up to here one copy is cheaper than a second packet
+_TLS_HANDSHAKE: Final = b"\x16"  # content type of a TLS record that opens a handshake
+
+
+class Security(Protocol):
+    """What the web configuration adds to a conversation."""
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Headers added to every response."""
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The context for a new connection, with the newest certificates; None for plain HTTP."""
+
+    def admits_peer(self, secured: ssl.SSLSocket) -> bool:
+        """Whether the client certificate names an allowed client; after the handshake."""
+
+    def refusal(self, request: Request) -> Response | None:
+        """The answer for a request that may not go on to the handler, or None."""
+
+
+class _ClosedError(Exception):
+    """The client has closed the connection, or the server has cut it off."""
+
+
+class Conversation:
+    """One connection from handshake to close, on the worker thread that calls `run`.
+
+    Every wait for the client has an absolute deadline, which is given to the socket as the timeout
+    of each single call: what is left of the time, not the whole of it anew. `security` is asked for
+    the configuration in force; when that is no longer the one the connection began with, the
+    conversation ends. `draining` says whether the server is closing.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        handler: Handler,
+        limits: Limits,
+        security: Callable[[], Security],
+        draining: Callable[[], bool],
+    ) -> None:
+        self._connection = connection
+        self._handler = handler
+        self._limits = limits
+        self._newest_security = security
+        self._security = security()
+        self._draining = draining
+        self._received = bytearray()
+
+    def run(self) -> None:
+        """Talk until either side has had enough; the socket is closed afterwards."""
+        try:
+            deadline = time.monotonic() + self._limits.head_seconds
+            if self._secure(deadline) and self._exchange(deadline):
+                while self._exchange(None):
+                    pass
+        except (_ClosedError, OSError) as error:  # ssl.SSLError and TimeoutError are OSErrors
+            self._note("connection_ended", reason=str(error) or type(error).__name__)
+        finally:
+            self._say_goodbye()
+            self._connection.close()
+
+    def _secure(self, deadline: float) -> bool:
+        """Complete the TLS handshake, where TLS is configured; False when the client is refused."""
+        context = self._security.tls_context()
+        if context is None:
+            return True
+        # Looking at the first byte keeps a silent client from costing a TLS session, and tells a
+        # client that speaks plain HTTP what is wrong.
+        first = self._within(deadline).recv(1, socket.MSG_PEEK)
+        if first != _TLS_HANDSHAKE:
+            if first:
+                self._refuse(RefusedError(400, "this is an HTTPS server, the request was HTTP"))
+            return False
+        secured = self._connection.wrap(context)
+        self._within(deadline)
+        secured.do_handshake()
+        if not self._security.admits_peer(secured):
+            self._note("client_certificate_refused")
+            return False
+        return True
+
+    def _exchange(self, deadline: float | None) -> bool:
+        """Read one request and answer it; whether another may follow.
+
+        The first request shares the handshake's deadline. A later one (None) may come for as long
+        as a connection may be idle, and has a deadline of its own from its first byte on.
+        """
+        if deadline is None:
+            if not self._received:
+                self._receive(time.monotonic() + self._limits.idle_seconds)
+            deadline = time.monotonic() + self._limits.head_seconds
+        try:
+            head = self._read_head(deadline)
+            self._skip_body(head, deadline)
+        except RefusedError as refused:
+            self._refuse(refused)
+            return False
+        if self._is_outdated():
+            return False
+        return self._answer(head)
+
+    def _answer(self, head: Head) -> bool:
+        connection = self._connection
+        connection.enter(Phase.ANSWERING)
+        request = Request(head.method, head.path, head.query, head.headers, connection.client)
+        response = respond(self._permitted, request)
+        close = not head.keep_alive or self._draining() or self._is_outdated()
+        self._write(response, close=close, head_only=head.method == "HEAD")
+        self._note("request_served", method=head.method, path=head.path, status=response.status)
+        connection.served += 1
+        connection.enter(Phase.WAITING)
+        # Once more, as the server may have begun to close after it looked for waiting connections.
+        return not (close or self._draining())
+
+    def _permitted(self, request: Request) -> Response:
+        return self._security.refusal(request) or self._handler(request)
+
+    def _is_outdated(self) -> bool:
+        return self._newest_security() is not self._security
+
+    def _read_head(self, deadline: float) -> Head:
+        received = self._received
+        while True:
+            while received.startswith(
+                (b"\r", b"\n")
+            ):  # RFC 9112, section 2.2: empty lines before it
+                del received[:1]
+            if received and not may_begin_request(received):
+                raise RefusedError(400, "this is not HTTP")
+            end = END_OF_HEAD.search(received, 0, self._limits.head_bytes)
+            if end is not None:
+                break
+            if len(received) >= self._limits.head_bytes:
+                raise RefusedError(431, f"the head is larger than {self._limits.head_bytes} bytes")
+            try:
+                self._receive(deadline)
+            except TimeoutError:
+                if not received:
+                    raise
+                raise RefusedError(408, "the request did not arrive in time") from None
+        head = bytes(received[: end.start()])
+        del received[: end.end()]
+        return parse_head(head, self._limits)
+
+    def _skip_body(self, head: Head, deadline: float) -> None:
+        remaining = head.body_bytes
+        if remaining and head.expects_continue and not self._received:
+            self._send(CONTINUE, deadline)
+        while remaining:
+            if not self._received:
+                try:
+                    self._receive(deadline)
+                except TimeoutError:
+                    raise RefusedError(408, "the body did not arrive in time") from None
+            skipped = min(remaining, len(self._received))
+            del self._received[:skipped]
+            remaining -= skipped
+
+    def _refuse(self, refused: RefusedError) -> None:
+        """Answer a request that cannot be understood, and wait for the client to read that."""
+        self._note("request_refused", status=refused.status, reason=refused.text)
+        self._write(plain(refused.status, refused.text), close=True, head_only=False)
+        self._say_goodbye()
+        with contextlib.suppress(OSError):
+            self._linger()
+
+    def _linger(self) -> None:
+        """Drop what the client still sends: closing on unread data would reset the connection."""
+        sock = self._connection.socket
+        deadline = time.monotonic() + self._limits.linger_seconds
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+        dropped = 0
+        while dropped < self._limits.linger_bytes:
+            self._within(deadline)
+            # Below TLS, as there is nobody left to read it.
+            data = socket.socket.recv(sock, _RECEIVE_BYTES)
+            if not data:
+                return
+            dropped += len(data)
+
+    def _write(self, response: Response, *, close: bool, head_only: bool) -> None:
+        head = encode_head(
+            response,
+            extra_headers=self._security.headers,
+            close=close,
+            unix_seconds=time.time(),
+        )
+        body = response.body if allows_body(response.status) and not head_only else b""
+        self._connection.enter(Phase.WRITING)
+        deadline = time.monotonic() + self._limits.response_seconds
+        if len(body) <= _JOINED_BYTES:
+            self._send(head + body, deadline)
+        else:
+            self._send(head, deadline)
+            self._send(body, deadline)
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        rest = memoryview(data)
+        while rest:
+            sent = self._within(deadline).send(rest)
+            rest = rest[sent:]
+
+    def _receive(self, deadline: float) -> None:
+        data = self._within(deadline).recv(_RECEIVE_BYTES)
+        if not data:
+            raise _ClosedError("closed")
+        self._received += data
+
+    def _within(self, deadline: float) -> socket.socket:
+        """The socket, its next call limited to what is left until the deadline."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("deadline passed")
+        self._connection.socket.settimeout(left)
+        return self._connection.socket
+
+    def _say_goodbye(self) -> None:
+        """Tell a TLS client that the end is meant, without waiting for its reply."""
+        sock = self._connection.socket
+        if isinstance(sock, ssl.SSLSocket):
+            with contextlib.suppress(OSError, ValueError):
+                sock.settimeout(0)
+                sock.unwrap()
+
+    def _note(self, event: str, **values: object) -> None:
+        log.debug(event, client=self._connection.client, **values)

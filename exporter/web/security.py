@@ -1,0 +1,62 @@
+import ssl
+
+import structlog
+
+from exporter.web.authentication import BasicAuthenticator, Verdict
+from exporter.web.config import WebConfig
+from exporter.web.http import Request, Response, plain
+from exporter.web.rate_limit import RateLimiter
+from exporter.web.tls import ContextSource, names_allowed_client
+
+
+log = structlog.get_logger(__name__)
+
+_CHALLENGE = (("WWW-Authenticate", 'Basic realm="flopwatch", charset="UTF-8"'),)
+
+
+class WebSecurity:
+    """A web configuration at work: certificates, passwords, rate limit. None means plain and open.
+
+    Raises WebConfigError when the certificates cannot be used.
+    """
+
+    def __init__(self, config: WebConfig | None, unauthenticated_paths: frozenset[str]) -> None:
+        self.config = config
+        self.headers: tuple[tuple[str, str], ...] = config.headers if config else ()
+        self._unauthenticated_paths = unauthenticated_paths
+        tls = config.tls if config else None
+        self._contexts = ContextSource(tls) if tls else None
+        self._allowed_sans = tls.allowed_sans if tls else frozenset()
+        users = dict(config.users) if config else {}
+        self._authenticator = BasicAuthenticator(users) if users else None
+        rate = config.rate_limit if config else None
+        self._limiter = RateLimiter(rate.interval_seconds, rate.burst) if rate else None
+        for warning in config.warnings if config else ():
+            log.warning("web_config_not_honoured", what=warning)
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The context for a new connection, with the newest certificates; None for plain HTTP."""
+        return self._contexts.context() if self._contexts else None
+
+    def admits_peer(self, secured: ssl.SSLSocket) -> bool:
+        """Whether the client certificate names an allowed client, where a list of them is set."""
+        return not self._allowed_sans or names_allowed_client(
+            secured.getpeercert(), self._allowed_sans
+        )
+
+    def refusal(self, request: Request) -> Response | None:
+        """The answer for a request that may not go on to the handler, or None.
+
+        Health paths are free, of the rate limit too: a kubelet has no password, and a flood of
+        scrapes must not have the pod killed.
+        """
+        if request.path in self._unauthenticated_paths:
+            return None
+        if self._limiter and not self._limiter.allows():
+            return plain(429)
+        if self._authenticator is None:
+            return None
+        verdict = self._authenticator.check(request.headers.get("authorization"))
+        if verdict is Verdict.OVERLOADED:
+            return plain(429, headers=(("Retry-After", "1"),))
+        return plain(401, headers=_CHALLENGE) if verdict is Verdict.REFUSED else None
