@@ -4,7 +4,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pynvml
@@ -12,6 +11,7 @@ import structlog
 
 from exporter.nvml.errors import NvmlError
 from exporter.nvml.library import call
+from exporter.snapshot import XidCounts
 
 
 log = structlog.get_logger(__name__)
@@ -20,14 +20,6 @@ _WAIT_MILLISECONDS = 1000
 _RETRY_SECONDS = 5.0
 # Codes are small integers; a driver that invents new ones must not grow the exposition for ever.
 _CODES_MAX = 64
-
-
-@dataclass(frozen=True, slots=True)
-class XidCounts:
-    """XID events of one device since the daemon started: how many by code, and when last."""
-
-    counts: Mapping[int, int] = field(default_factory=dict)
-    last_unix_seconds: Mapping[int, float] = field(default_factory=dict)
 
 
 class XidWatcher:

@@ -101,9 +101,10 @@ class GpmSession:
         """Instant of the newest sample: the start of the window that is now open."""
         return self._sampled_at[-1] if self._sampled_at else None
 
-    def restart(self) -> None:
-        """Forget the samples: the next one opens a new window."""
-        self._sampled_at = []
+    def undo_sample(self) -> None:
+        """Drop the newest sample, so that the window before it stays open."""
+        self._samples.reverse()
+        del self._sampled_at[1:]
 
     def sample(self) -> tuple[float, float] | None:
         """Take a sample and return the window (start, end) since the one before, if there is one.

@@ -91,6 +91,7 @@ class GpmSource:
         self._on_implausible = on_implausible
         self._scale: CycleScale | None = None
         self._cycles: Mapping[int, float] = {}
+        self._after_gap = False
 
     @property
     def name(self) -> str:
@@ -100,7 +101,7 @@ class GpmSource:
     @property
     def open_since_seconds(self) -> float | None:
         """Start of the window that the next reading will close."""
-        return self._session.open_since_seconds
+        return None if self._after_gap else self._session.open_since_seconds
 
     def open(self, read_clock_hertz: Callable[[], float | None]) -> None:
         """Find out by live samples what the device answers; takes about half a second.
@@ -125,12 +126,11 @@ class GpmSource:
             log.debug("gpm_samples_abandoned")
 
     def restart(self) -> None:
-        """Forget the open window: time up to now will not be counted."""
-        self._session.restart()
-        self._cycles = {}
+        """Forget the open window: the next reading only opens a new one."""
+        self._after_gap = True
 
     def read(self) -> ActivityWindow | None:
-        """Close the open window and open the next; None when there was none, or it is too short.
+        """Close the open window and open the next; None where it was not watched, or is too short.
 
         Raises NvmlError; the window then stays open and the next reading covers it.
         """
@@ -144,9 +144,12 @@ class GpmSource:
             try:
                 values = self._session.metrics(self._ids())
             except NvmlError:
-                # The sample is taken but its metrics are lost, and with them this window.
-                self._cycles = {}
+                self._session.undo_sample()
                 raise
+        if self._after_gap:
+            self._after_gap = False
+            self._cycles = values
+            return None
         return self._window(values, *span)
 
     def _ids(self) -> tuple[int, ...]:

@@ -1,0 +1,287 @@
+"""One GPU, sampled: NVML and GPM in, accounts kept, snapshots out."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from exporter.accounting.device import DeviceAccounts
+from exporter.accounting.peaks import Peaks, find_peaks
+from exporter.accounting.time_split import REACHABLE_BANDWIDTH
+from exporter.nvml.errors import (
+    DeviceLost,
+    DriverGone,
+    DriverMismatch,
+    NotSupported,
+    NvmlError,
+)
+from exporter.nvml.library import DeviceCalls, DriverLibrary, call
+from exporter.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity
+from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, SlowReading
+from exporter.sampling.sampler import TickStatistics
+from exporter.sampling.settings import SamplingSettings
+from exporter.snapshot import DeviceSnapshot, SourceHealth, XidCounts
+from exporter.sources.gpm import CYCLES, GpmSource
+
+
+log = structlog.get_logger(__name__)
+
+NVML, GPM = "nvml", "gpm"
+# Between ticks: enough samples for the mean of a clock that moves with the load, each a few
+# microseconds of driver time. Where the device counts cycles they only say what held the clock.
+_CLOCK_SAMPLES = 4
+_CLOCK_SAMPLES_BESIDE_CYCLES = 2
+# GPM may fail for a while (another process re-initialises the driver): try again this often.
+_GPM_RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class GpuContext:
+    """What a GPU needs from the daemon around it."""
+
+    library: DriverLibrary
+    settings: Callable[[], SamplingSettings]
+    # Headline precision and its origin; None where the device has no tensor pipe.
+    precision: Callable[[DeviceIdentity, Peaks], tuple[str | None, str]]
+    reachable_bandwidth: Callable[[DeviceIdentity], float | None]
+    xids: Callable[[str], XidCounts]
+    gpm_mode: Callable[[], str]  # auto, on, off
+    on_mismatch: Callable[[], None]
+
+
+class SampledGpu:
+    """One GPU by NVML index, and by UUID once that is known."""
+
+    def __init__(self, index: int, context: GpuContext) -> None:
+        self.key = str(index)
+        self.clock_samples = _CLOCK_SAMPLES
+        self._index = index
+        self._context = context
+        self._identity = DeviceIdentity(index=str(index), uuid="unknown", name="unknown")
+        self._peaks: Peaks | None = None
+        self._calls: DeviceCalls | None = None
+        self._epoch = 0
+        self._accounts: DeviceAccounts | None = None
+        self._gpm: GpmSource | None = None
+        self._gpm_supported = True
+        self._gpm_retry_at = 0.0
+        self._gpm_name = GPM
+        self._slow = SlowReading(at_seconds=0.0)
+        self._slow_due = [0.0] * len(SLOW_GROUPS)
+        self._errors: dict[str, Counter[str]] = {NVML: Counter(), GPM: Counter()}
+        self._succeeded: dict[str, float] = {}
+        self._gpm_delivered = False
+
+    @property
+    def uuid(self) -> str:
+        """The device's UUID, `unknown` before it first answered."""
+        return self._identity.uuid
+
+    @property
+    def identity(self) -> DeviceIdentity:
+        """Who the device is, as far as it has said."""
+        return self._identity
+
+    @property
+    def handle(self) -> Any:
+        """The driver's handle, None while the device is not open."""
+        return None if self._calls is None else self._calls.handle
+
+    def open(self) -> None:
+        """Find the device, by UUID once it is known: its index may have changed. Raises NvmlError."""
+        library = self._context.library
+        self._epoch = library.epoch
+        if self._epoch == 0:
+            library.open()
+            self._epoch = library.epoch
+        if self._identity.uuid == "unknown":
+            handle = call("nvmlDeviceGetHandleByIndex", self._index)
+        else:
+            handle = call("nvmlDeviceGetHandleByUUID", self._identity.uuid)
+            self._index = int(call("nvmlDeviceGetIndex", handle))
+        calls = DeviceCalls(handle, device=str(self._index))
+        calls.errors = self._errors[NVML]
+        self._identity = read_identity(calls, self._index, library.driver_version())
+        self._peaks = find_peaks(self._identity)
+        if self._accounts is None:
+            self._accounts = DeviceAccounts(self._identity, self._peaks)
+        self._calls = calls
+        self._slow_due = [0.0] * len(SLOW_GROUPS)
+        self._gpm_supported = True
+        self._open_gpm()
+        log.info(
+            "device_opened",
+            gpu=self.key,
+            uuid=self._identity.uuid,
+            name=self._identity.name,
+            source=self._gpm.name if self._gpm else NVML,
+            peaks=self._peaks.origin,
+        )
+
+    def sample_clock(self) -> None:
+        """One more sample of the clock for the window that is open."""
+        assert self._calls is not None
+        assert self._accounts is not None
+        self._accounts.observe_clock(read_clock(self._calls, time.monotonic))
+
+    def skip_gap(self) -> None:
+        """Count nothing of the time since the last tick."""
+        if self._accounts is not None:
+            self._accounts.forget_open_spans()
+        if self._gpm is not None:
+            self._gpm.restart()
+
+    def tick(self, ticks: TickStatistics) -> DeviceSnapshot:
+        """Read everything that is due and account for it."""
+        calls, accounts, peaks = self._calls, self._accounts, self._peaks
+        assert calls is not None
+        assert accounts is not None
+        assert peaks is not None
+        settings = self._context.settings()
+        sample: ClockSample = read_clock(calls, time.monotonic)
+        accounts.observe_clock(sample)
+        fast = read_fast(calls, sample, traffic=self._gpm is None)
+        self._succeeded[NVML] = time.time()
+        window = self._read_gpm(settings)
+        self._read_slow(settings, sample.at_seconds)
+        precision, origin = self._context.precision(self._identity, peaks)
+        last = accounts.observe(
+            fast,
+            window,
+            precision=precision,
+            max_window_seconds=settings.max_window,
+            window_started_seconds=self._gpm.open_since_seconds if self._gpm else None,
+            reachable_bandwidth=self._context.reachable_bandwidth(self._identity)
+            or REACHABLE_BANDWIDTH,
+        )
+        return replace(
+            self._snapshot(ticks, up=True),
+            at_seconds=sample.at_seconds,
+            peaks=peaks,
+            precision=precision,
+            precision_origin=origin,
+            fast=fast,
+            slow=self._slow,
+            last=last,
+            counters=accounts.counters(),
+        )
+
+    def failed(self, error: NvmlError, ticks: TickStatistics) -> DeviceSnapshot:
+        """Let go of a device that is lost; initialise the library anew if that is what failed."""
+        if isinstance(error, DriverMismatch):
+            self._context.on_mismatch()
+        if self._calls is None:
+            self._errors[NVML][error.reason] += 1
+        self.skip_gap()
+        if self._gpm is not None and not isinstance(error, DriverGone):
+            self._gpm.close()
+        self._gpm = None
+        self._gpm_delivered = False
+        self._calls = None
+        if isinstance(error, DriverGone):
+            try:
+                self._context.library.reopen(self._epoch)
+            except NvmlError as again:
+                log.debug("driver_still_gone", reason=again.reason)
+        return self._snapshot(ticks, up=False)
+
+    def _snapshot(self, ticks: TickStatistics, *, up: bool) -> DeviceSnapshot:
+        return DeviceSnapshot(
+            identity=self._identity,
+            at_seconds=time.monotonic(),
+            up=up,
+            max_age_seconds=self._context.settings().max_age,
+            sources=self._sources(up=up),
+            xids=self._context.xids(self._identity.uuid),
+            tick_duration=ticks.durations,
+            ticks_missed=ticks.missed,
+        )
+
+    def _sources(self, *, up: bool) -> dict[str, SourceHealth]:
+        sources = {
+            NVML: SourceHealth(up, self._succeeded.get(NVML), dict(self._errors[NVML])),
+        }
+        if self._context.gpm_mode() != "off":
+            sources[self._gpm_name] = SourceHealth(
+                up and self._gpm is not None and self._gpm_delivered,
+                self._succeeded.get(GPM),
+                dict(self._errors[GPM]),
+            )
+        return sources
+
+    def _open_gpm(self) -> None:
+        self._gpm = None
+        self._gpm_delivered = False
+        if self._context.gpm_mode() == "off" or not self._gpm_supported:
+            return
+        calls = self._calls
+        assert calls is not None
+        source = GpmSource(
+            calls.handle,
+            sm_count=self._identity.sm_count,
+            max_hertz=self._identity.sm_clock_max_hertz,
+            on_implausible=self._gpm_implausible,
+        )
+        try:
+            source.open(lambda: read_clock(calls, time.monotonic).sm_clock_hertz)
+        except NotSupported as error:
+            self._gpm_supported = False
+            log.info("gpm_not_supported", gpu=self.key, function=error.function)
+            return
+        except NvmlError as error:
+            self._gpm_failed(error)
+            return
+        self._gpm = source
+        self._gpm_name = source.name
+        self._gpm_delivered = True
+        self.clock_samples = (
+            _CLOCK_SAMPLES_BESIDE_CYCLES if source.name == CYCLES else _CLOCK_SAMPLES
+        )
+
+    def _read_gpm(self, settings: SamplingSettings) -> ActivityWindow | None:
+        if self._gpm is None:
+            if self._gpm_supported and time.monotonic() >= self._gpm_retry_at:
+                self._open_gpm()
+            return None
+        opened = self._gpm.open_since_seconds
+        if opened is not None and time.monotonic() - opened > settings.max_window:
+            self._gpm.restart()
+        try:
+            window = self._gpm.read()
+        except NvmlError as error:
+            self._gpm_failed(error)
+            return None
+        if window is not None:
+            self._succeeded[GPM] = time.time()
+            self._gpm_delivered = True
+        return window
+
+    def _gpm_failed(self, error: NvmlError) -> None:
+        """Book the failure; raise it again if it means that the device or the driver is gone."""
+        self._errors[GPM][error.reason] += 1
+        if self._gpm_delivered or self._gpm is None:
+            log.warning("gpm_failed", gpu=self.key, function=error.function, reason=error.reason)
+        self._gpm_delivered = False
+        self._gpm_retry_at = time.monotonic() + _GPM_RETRY_SECONDS
+        if isinstance(error, (DeviceLost, DriverGone, DriverMismatch)):
+            raise error
+
+    def _gpm_implausible(self, what: str) -> None:
+        if not self._errors[GPM]["implausible"]:
+            log.warning("gpm_value_implausible", gpu=self.key, value_of=what)
+        self._errors[GPM]["implausible"] += 1
+
+    def _read_slow(self, settings: SamplingSettings, now: float) -> None:
+        """Read the groups that are due: all of them first, then spread over the slow interval."""
+        calls = self._calls
+        assert calls is not None
+        for position, group in enumerate(SLOW_GROUPS):
+            due = self._slow_due[position]
+            if now < due:
+                continue
+            self._slow = replace(self._slow, at_seconds=now, **group(calls))
+            share = settings.slow_interval * (position + 1) / len(SLOW_GROUPS)
+            self._slow_due[position] = now + (settings.slow_interval if due else share)

@@ -1,0 +1,222 @@
+"""All devices of a host: found, sampled, and found again when the driver comes back."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from exporter.accounting.peaks import Peaks
+from exporter.nvml.errors import DriverMismatch, NvmlError
+from exporter.nvml.events import XidWatcher
+from exporter.nvml.library import DriverLibrary
+from exporter.readings import DeviceIdentity
+from exporter.sampling.gpu import GpuContext, SampledGpu
+from exporter.sampling.host_cpu import SampledCpu
+from exporter.sampling.sampler import BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS, Sampler
+from exporter.sampling.settings import SamplingSettings
+from exporter.snapshot import DeviceSnapshot, HostSnapshot
+from exporter.sources.cpu import CpuSource
+
+
+log = structlog.get_logger(__name__)
+
+# How often the finder looks whether the library was initialised anew (XID events must then be
+# registered again, and GPUs may have come or gone).
+_WATCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class HostCallbacks:
+    """What the sampling threads ask of the daemon. Each is cheap and thread-safe."""
+
+    settings: Callable[[], SamplingSettings]
+    source_modes: Callable[[], Mapping[str, str]]
+    precision: Callable[[DeviceIdentity, Peaks], tuple[str | None, str]]
+    reachable_bandwidth: Callable[[DeviceIdentity], float | None]
+
+
+class HostSampling:
+    """Owns the samplers and the last snapshot of each device."""
+
+    def __init__(self, callbacks: HostCallbacks) -> None:
+        self._callbacks = callbacks
+        self._library = DriverLibrary()
+        self._xids = XidWatcher()
+        self._lock = threading.Lock()
+        self._samplers: dict[str, Sampler] = {}
+        self._snapshots: dict[str, DeviceSnapshot] = {}
+        self._version = 0
+        self._stop = threading.Event()
+        self._found = threading.Event()
+        self._finding_since: float | None = None
+        self._started_at = time.monotonic()
+        self._mismatch = threading.Event()
+        self._finder = threading.Thread(target=self._find, name="device-finder", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for devices and to sample them."""
+        self._finder.start()
+
+    def wait_for_devices(self, timeout_seconds: float) -> bool:
+        """Wait until the driver has said what there is, and each device has ticked once."""
+        deadline = time.monotonic() + timeout_seconds
+        if not self._found.wait(timeout_seconds):
+            return False
+        while time.monotonic() < deadline:
+            with self._lock:
+                if self._snapshots.keys() >= self._samplers.keys():
+                    return True
+            time.sleep(0.01)
+        return False
+
+    @property
+    def mismatched(self) -> bool:
+        """Whether library and kernel module differ: only a new process can heal that."""
+        return self._mismatch.is_set()
+
+    @property
+    def version(self) -> int:
+        """Grows with every new snapshot."""
+        return self._version
+
+    def view(self) -> HostSnapshot:
+        """All devices as of now."""
+        now = time.monotonic()
+        with self._lock:
+            snapshots = tuple(self._snapshots.values())
+            samplers = tuple(self._samplers.items())
+        hung = {key for key, sampler in samplers if sampler.hung(now)}
+        finding = self._finding_since
+        if finding is not None and now - finding > self._callbacks.settings().deadline:
+            hung.add("unknown")
+        return HostSnapshot(
+            devices=tuple(sorted(snapshots, key=_order)),
+            hung=frozenset(hung),
+            pending=not self._found.is_set(),
+            now_seconds=now,
+        )
+
+    def has_fresh_device(self) -> bool:
+        """Whether any device's last tick is recent: what readiness means."""
+        view = self.view()
+        return any(
+            device.up and view.now_seconds - device.at_seconds <= device.max_age_seconds
+            for device in view.devices
+        )
+
+    def stop(self, timeout_seconds: float) -> None:
+        """End all threads that can end; shut the library down only if all of them could."""
+        self._stop.set()
+        self._xids.stop()
+        deadline = time.monotonic() + timeout_seconds
+        with self._lock:
+            samplers = tuple(self._samplers.values())
+        for sampler in samplers:
+            sampler.stop()
+        ended = [sampler.join(max(0.0, deadline - time.monotonic())) for sampler in samplers]
+        if all(ended) and not self._mismatch.is_set():
+            self._library.close()
+
+    def _publish(self, snapshot: DeviceSnapshot) -> None:
+        with self._lock:
+            self._snapshots[snapshot.identity.index] = snapshot
+            self._version += 1
+
+    def _find(self) -> None:
+        """Look for GPUs until there are some, with backoff; then keep their events registered."""
+        backoff = BACKOFF_FIRST_SECONDS
+        absent_logged = False
+        while not self._stop.is_set():
+            modes = self._callbacks.source_modes()
+            if modes["cpu"] == "on":
+                self._start_cpu()
+            count, reason = self._count_gpus() if modes["nvml"] != "off" else (0, "turned_off")
+            if count:
+                self._start_gpus(count)
+                self._found.set()
+                self._watch()
+                return
+            if modes["cpu"] == "auto" and modes["nvml"] != "on":
+                self._start_cpu()
+            if not absent_logged:
+                log.info("no_gpu_found", reason=reason, sampled=sorted(self._samplers))
+                absent_logged = True
+            self._found.set()
+            self._stop.wait(backoff)
+            backoff = min(2 * backoff, BACKOFF_LAST_SECONDS)
+
+    def _count_gpus(self) -> tuple[int, str]:
+        self._finding_since = time.monotonic()
+        try:
+            self._library.open()
+            return self._library.device_count(), "no_devices"
+        except DriverMismatch as error:
+            self._mismatch.set()
+            return 0, error.reason
+        except NvmlError as error:
+            return 0, error.reason
+        finally:
+            self._finding_since = None
+
+    def _start_cpu(self) -> None:
+        if SampledCpu.key not in self._samplers:
+            self._start(SampledCpu(self._callbacks.settings, CpuSource(time.monotonic)))
+
+    def _start_gpus(self, count: int) -> None:
+        if self._callbacks.source_modes()["cpu"] != "on":
+            self._remove(SampledCpu.key)
+        context = GpuContext(
+            library=self._library,
+            settings=self._callbacks.settings,
+            precision=self._callbacks.precision,
+            reachable_bandwidth=self._callbacks.reachable_bandwidth,
+            xids=self._xids.counts,
+            gpm_mode=lambda: self._callbacks.source_modes()["gpm"],
+            on_mismatch=self._mismatch.set,
+        )
+        for index in range(count):
+            if str(index) not in self._samplers:
+                self._start(SampledGpu(index, context))
+
+    def _start(self, device: SampledGpu | SampledCpu) -> None:
+        sampler = Sampler(
+            device, self._callbacks.settings, self._publish, started_at=self._started_at
+        )
+        with self._lock:
+            self._samplers[device.key] = sampler
+        sampler.start()
+
+    def _remove(self, key: str) -> None:
+        with self._lock:
+            sampler = self._samplers.pop(key, None)
+            self._snapshots.pop(key, None)
+            self._version += 1
+        if sampler is not None:
+            sampler.stop()
+
+    def _watch(self) -> None:
+        """Register XID events whenever the set of open handles changes."""
+        watched: dict[str, int] = {}
+        while not self._stop.is_set():
+            handles = self._handles()
+            state = {uuid: id(handle) for uuid, handle in handles.items()}
+            if state != watched and handles:
+                watched = state
+                self._xids.watch(handles)
+            self._stop.wait(_WATCH_SECONDS)
+
+    def _handles(self) -> dict[str, object]:
+        with self._lock:
+            devices = [sampler.device for sampler in self._samplers.values()]
+        return {
+            device.uuid: device.handle
+            for device in devices
+            if isinstance(device, SampledGpu) and device.handle is not None
+        }
+
+
+def _order(snapshot: DeviceSnapshot) -> tuple[bool, int, str]:
+    index = snapshot.identity.index
+    return (not index.isdigit(), int(index) if index.isdigit() else 0, index)

@@ -1,0 +1,65 @@
+"""What accounting hands to the exposition: one frozen value per device and tick."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from exporter.accounting.counters import HistogramValue
+from exporter.accounting.device import Counters, LastWindow
+from exporter.accounting.peaks import Peaks
+from exporter.readings import DeviceIdentity, FastReading, SlowReading
+
+
+@dataclass(frozen=True, slots=True)
+class SourceHealth:
+    """How a source fares on one device. Errors are counted by reason since the daemon started."""
+
+    up: bool
+    last_success_unix_seconds: float | None = None
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class XidCounts:
+    """XID events of one device since the daemon started: how many by code, and when last."""
+
+    counts: Mapping[int, int] = field(default_factory=dict)
+    last_unix_seconds: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSnapshot:
+    """One device as of its last tick. `at_seconds` is that tick on the monotonic clock.
+
+    `up` is False when the last tick failed; readings are then None, and only health is exposed.
+    `max_age_seconds` is how long the readings may be shown without a newer tick.
+    """
+
+    identity: DeviceIdentity
+    at_seconds: float
+    up: bool
+    max_age_seconds: float
+    peaks: Peaks | None = None
+    precision: str | None = None
+    precision_origin: str = "default"
+    fast: FastReading | None = None
+    slow: SlowReading | None = None
+    last: LastWindow | None = None
+    counters: Counters = field(default_factory=Counters)
+    sources: Mapping[str, SourceHealth] = field(default_factory=dict)
+    xids: XidCounts = field(default_factory=XidCounts)
+    tick_duration: HistogramValue | None = None
+    ticks_missed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostSnapshot:
+    """All devices of a host at one instant.
+
+    `hung` holds the indices of devices with a driver call over its deadline; `pending` is True
+    until the driver has said for the first time which devices there are.
+    """
+
+    devices: tuple[DeviceSnapshot, ...]
+    hung: frozenset[str]
+    pending: bool
+    now_seconds: float
