@@ -1,0 +1,89 @@
+"""What a kernel is."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from probes.protocol import KernelInfo, Quantity
+from probes.sizing import Shape
+
+
+if TYPE_CHECKING:  # the registry is read where there is no torch
+    from probes.device import ProbeDevice
+    from probes.meter import Meter
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What the bits of the results say."""
+
+    digest: str = ""
+    """Equal inputs and versions give equal digests; empty: not checked."""
+    repeats_agree: bool = True
+    exact: bool | None = None
+    """Whether the result is the one known exactly; None: not known."""
+
+
+class Prepared(ABC):
+    """A kernel with its operands in place: everything the timed path needs is allocated."""
+
+    shape: Shape
+    work_per_run: float
+    """FLOP or bytes."""
+
+    @abstractmethod
+    def run(self, number: int) -> None:
+        """Start run `number` on the next set of operands; allocates nothing."""
+
+    def activate(self) -> None:
+        """Set library switches this kernel needs; called before its runs."""
+
+    def verify(self, device: "ProbeDevice", meter: "Meter") -> Verification:
+        """Check the results of the runs so far."""
+        return Verification()
+
+
+class Kernel(ABC):
+    """One kernel: a stateless description that makes `Prepared` ones on a device."""
+
+    name: str
+    quantity: Quantity
+    label: str = ""
+    """What its metric is labelled with: the precision or the path."""
+
+    @property
+    def info(self) -> KernelInfo:
+        """For the other side of the protocol."""
+        return KernelInfo(name=self.name, quantity=self.quantity, label=self.label)
+
+    @abstractmethod
+    def available(self, device: "ProbeDevice", meter: "Meter") -> bool:
+        """Whether the device has it, found out by running a tiny one where that is the way."""
+
+    @abstractmethod
+    def choose(self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float) -> Shape:
+        """The shape to measure with on this device; may run candidates within the allowance."""
+
+    @abstractmethod
+    def prepare(
+        self, device: "ProbeDevice", meter: "Meter", shape: Shape, peer: int | None
+    ) -> Prepared:
+        """Operands in the device's arena; raises ArenaFullError when they do not fit what is left."""
+
+
+def column_sums(tensor: Any) -> Any:
+    """The sum of each column of a matrix's bits, as integers, on the tensor's device.
+
+    A flipped bit changes its column's sum for certain, several flips do but for the rare case
+    that they cancel out; unlike a copy it takes no memory to speak of.
+    """
+    import torch
+
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(integers[tensor.dtype.itemsize]).sum(dim=0, dtype=torch.int64)
+
+
+def digest(sums: Any) -> str:
+    """A short name for the sums, equal only for equal ones."""
+    return hashlib.blake2b(sums.cpu().numpy().tobytes(), digest_size=16).hexdigest()

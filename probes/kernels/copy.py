@@ -1,0 +1,165 @@
+"""Copies: device memory, host to device and back over pinned memory, and GPU to GPU."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from probes.kernels.base import Kernel, Prepared, Verification, column_sums, digest
+from probes.protocol import Quantity
+from probes.sizing import Shape
+
+
+if TYPE_CHECKING:
+    from probes.device import ProbeDevice
+    from probes.meter import Meter
+
+
+Path = Literal["device", "host_to_device", "device_to_host", "peer"]
+
+MIB: Final = 2**20
+SIZES: Final = tuple(size * MIB for size in (1, 2, 4, 8, 16, 32, 64))
+TRIAL_BYTES: Final = SIZES[0]
+# A copy takes this part of a chunk at most; larger ones come closer to the bus's full speed.
+RUN_SHARE: Final = 0.6
+# Pinned host memory is taken from everybody: no more than this, and only while it is measured.
+PINNED_BYTES: Final = 64 * MIB
+SEED: Final = 3
+# Pieces are summed as matrices of this many 8-byte columns; every size is a multiple of a row.
+COLUMNS: Final = 1024
+
+
+class PreparedCopy(Prepared):
+    """Pieces copied in turn, so many that the caches hold nothing of the next one."""
+
+    def __init__(self, sources: list[Any], targets: list[Any], factor: int) -> None:
+        size = sources[0].numel()
+        self.shape = (size,)
+        self.work_per_run = float(size * factor)
+        self._pairs = list(zip(sources, targets, strict=True))
+        self._written: set[int] = set()
+
+    def run(self, number: int) -> None:
+        index = number % len(self._pairs)
+        source, target = self._pairs[index]
+        target.copy_(source, non_blocking=True)
+        self._written.add(index)
+
+    def verify(self, device: "ProbeDevice", meter: "Meter") -> Verification:
+        import torch
+
+        index = max(self._written)
+        source, target = self._pairs[index]
+        self._written.clear()
+
+        def sums() -> tuple[Any, Any]:
+            return column_sums(_matrix(source)), column_sums(_matrix(target))
+
+        # One piece, the last written: checking all would take as long as copying them.
+        expected, got = (each.cpu() for each in device.work(meter, sums))
+        return Verification(digest=digest(got), exact=torch.equal(expected, got))
+
+
+@dataclass(frozen=True, slots=True)
+class Copy(Kernel):
+    """Copying one piece of memory along a path."""
+
+    path: Path
+    name: str = field(init=False)
+    label: str = field(init=False)
+    quantity: Quantity = field(init=False, default="bandwidth")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"copy_{self.path}")
+        object.__setattr__(self, "label", self.path)
+
+    def available(self, device: "ProbeDevice", meter: "Meter") -> bool:
+        import torch
+
+        if self.path == "device":
+            return True
+        if device.kind == "cpu":
+            return False
+        return self.path != "peer" or torch.cuda.device_count() > 1
+
+    def choose(self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float) -> Shape:
+        device.arena.reset()
+        trial = self._pieces(device, meter, TRIAL_BYTES, count=1, peer=None)
+        device.load(meter, trial.run)
+        seconds = min(device.chunk(meter, trial.run, 0, 3).run_seconds)
+        per_byte = seconds / TRIAL_BYTES
+        largest = device.arena.size_bytes // 4
+        fitting = [
+            size
+            for size in SIZES
+            if size * per_byte <= RUN_SHARE * max_chunk_seconds and size <= largest
+        ]
+        return (fitting[-1] if fitting else SIZES[0],)
+
+    def prepare(
+        self, device: "ProbeDevice", meter: "Meter", shape: Shape, peer: int | None
+    ) -> PreparedCopy:
+        size = shape[0]
+        total = device.arena.size_bytes if self.path == "device" else PINNED_BYTES
+        total = min(total, self._rotation(device))
+        sides = 2 if self.path == "device" else 1
+        count = max(1, min(total, device.arena.size_bytes) // (sides * size))
+        return self._pieces(device, meter, size, count, peer)
+
+    def _rotation(self, device: "ProbeDevice") -> int:
+        from probes.device import CACHE_MULTIPLE
+
+        # On the host processor memory lies behind the last level, not the core's own cache.
+        last_level = getattr(device, "last_level_bytes", device.cache_bytes)
+        return CACHE_MULTIPLE * int(last_level)
+
+    def _pieces(
+        self, device: "ProbeDevice", meter: "Meter", size: int, count: int, peer: int | None
+    ) -> PreparedCopy:
+        import torch
+
+        from probes.arena import fill, pattern
+
+        def inside() -> list[Any]:
+            return [device.arena.take((size,), torch.uint8) for _ in range(count)]
+
+        def pinned() -> list[Any]:
+            return [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(count)]
+
+        def on_peer() -> list[Any]:
+            # Without a peer named, the next device; the trial of `choose` goes there as well.
+            number = (device.torch_device.index + 1) % torch.cuda.device_count()
+            other = torch.device("cuda", number if peer is None else peer)
+            return [torch.empty(size, dtype=torch.uint8, device=other) for _ in range(count)]
+
+        sources = pinned() if self.path == "host_to_device" else inside()
+        if self.path == "peer":
+            targets = on_peer()
+        else:
+            targets = pinned() if self.path == "device_to_host" else inside()
+        values = pattern(torch.int8, SEED)
+        if self.path != "host_to_device":
+            values = values.to(device.torch_device)
+
+        def fill_all() -> None:
+            for source in sources:
+                fill(source, values)
+
+        if device.kind == "cpu" or self.path == "host_to_device":
+            fill_all()
+        else:
+            device.work(meter, fill_all)
+        # On the device every byte is read and written; over a bus it passes once.
+        return PreparedCopy(sources, targets, 2 if self.path == "device" else 1)
+
+
+def _matrix(piece: Any) -> Any:
+    import torch
+
+    return piece.view(torch.int64).view(-1, COLUMNS)
+
+
+KERNELS: Final = (
+    Copy("device"),
+    Copy("host_to_device"),
+    Copy("device_to_host"),
+    Copy("peer"),
+)

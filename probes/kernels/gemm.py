@@ -1,0 +1,280 @@
+"""GEMM in every precision: what the tensor and plain pipes deliver now."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from probes.kernels.base import Kernel, Prepared, Verification, column_sums, digest
+from probes.sizing import (
+    CPU_RUN_SHARE,
+    RUN_SHARE,
+    Shape,
+    cpu_shapes,
+    depth,
+    gemm_flop,
+    outputs,
+)
+
+
+if TYPE_CHECKING:
+    from probes.device import ProbeDevice
+    from probes.meter import Meter
+
+
+# A first guess that every precision does quickly, to learn the rate from.
+TRIAL_CPU: Final[Shape] = (64, 64, 64)
+TRIAL_CUDA: Final[Shape] = (2048, 2048, 1024)
+TINY: Final[Shape] = (64, 64, 64)
+# Sizes that did well in mamf-finder's published sweeps, beside those computed for the SM count.
+SWEPT_OUTPUTS: Final = ((2048, 2048), (4096, 4096))
+COMPUTED_OUTPUTS: Final = 3
+# A larger GEMM is faster than the trial by about this factor.
+TRIAL_FACTOR: Final = 1.4
+# Rows of B converted at once for the exact check: 256 × 16384 × 8 bytes are 32 MiB of host memory.
+EXACT_BLOCK: Final = 256
+SEED_A: Final = 1
+SEED_B: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How torch is asked for a GEMM of one precision."""
+
+    name: str
+    inputs: str
+    """torch's name of the operands' data type."""
+    output: str
+    capability: tuple[int, int] | None
+    """Lowest CUDA compute capability that has it in silicon."""
+    on_cpu: bool = True
+    float32_precision: str | None = None
+
+
+PRECISIONS: Final = (
+    Precision("fp64", "float64", "float64", (6, 0)),
+    Precision("fp32", "float32", "float32", (3, 0), float32_precision="highest"),
+    # Off the CPU: its fp32 pipe has no such mode.
+    Precision("tf32", "float32", "float32", (8, 0), on_cpu=False, float32_precision="high"),
+    Precision("fp16", "float16", "float16", (7, 0)),
+    Precision("bf16", "bfloat16", "bfloat16", (8, 0)),
+    Precision("fp8", "float8_e4m3fn", "bfloat16", (8, 9)),
+    Precision("int8", "int8", "int32", (7, 5)),
+)
+
+
+@dataclass(slots=True)
+class Operands:
+    """One set: C = A · Bᵀ, with B kept as it is in an inference engine's linear layers."""
+
+    a: Any
+    b_transposed: Any
+    """(K, N), column-major: the only layout that fp8 takes, and the fastest one for the others."""
+    c: Any
+
+
+class PreparedGemm(Prepared):
+    """Sets of equal operands that the runs rotate over, so that each finds a cold cache."""
+
+    def __init__(self, precision: Precision, shape: Shape, sets: list[Operands], scale: Any) -> None:
+        self.shape = shape
+        self.work_per_run = gemm_flop(shape)
+        self.exact_sums: Any = None
+        """Column sums of the exact result, for int8."""
+        self._precision = precision
+        self._scale = scale
+        self._runs = [self._bind(operands) for operands in sets]
+        self.sets = sets
+        self._written: set[int] = set()
+
+    def run(self, number: int) -> None:
+        index = number % len(self._runs)
+        self._runs[index]()
+        self._written.add(index)
+
+    def activate(self) -> None:
+        import torch
+
+        if self._precision.float32_precision is not None:
+            torch.set_float32_matmul_precision(self._precision.float32_precision)
+
+    def verify(self, device: "ProbeDevice", meter: "Meter") -> Verification:
+        import torch
+
+        outputs_written = [self.sets[index].c for index in sorted(self._written)]
+        self._written.clear()
+        sums = device.work(meter, lambda: [column_sums(c) for c in outputs_written])
+        on_host = [each.cpu() for each in sums]
+        exact = None
+        if self.exact_sums is not None:
+            exact = all(torch.equal(each, self.exact_sums) for each in on_host)
+        return Verification(
+            digest=digest(on_host[0]),
+            repeats_agree=all(torch.equal(each, on_host[0]) for each in on_host),
+            exact=exact,
+        )
+
+    def _bind(self, operands: Operands) -> Any:
+        import torch
+
+        a, b, c = operands.a, operands.b_transposed, operands.c
+        if self._precision.name == "int8":
+            return lambda: torch._int_mm(a, b, out=c)  # noqa: SLF001 - the only int8 GEMM torch has
+        if self._precision.name == "fp8":
+            scale, fast = self._scale, a.is_cuda
+            return lambda: torch._scaled_mm(  # noqa: SLF001 - the only fp8 GEMM torch has
+                a, b, scale, scale, out_dtype=c.dtype, use_fast_accum=fast, out=c
+            )
+        return lambda: torch.mm(a, b, out=c)
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm(Kernel):
+    """C = A · Bᵀ in one precision."""
+
+    precision: Precision
+    name: str = field(init=False)
+    label: str = field(init=False)
+    quantity = "flops"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"gemm_{self.precision.name}")
+        object.__setattr__(self, "label", self.precision.name)
+
+    def available(self, device: "ProbeDevice", meter: "Meter") -> bool:
+        import torch
+
+        if device.kind == "cpu":
+            if not self.precision.on_cpu:
+                return False
+        elif self.precision.capability is not None and (
+            getattr(device, "capability", (0, 0)) < self.precision.capability
+        ):
+            # cuBLAS would emulate it: a number, but not of silicon.
+            return False
+        try:
+            device.arena.reset()
+            prepared = self._operands(device, TINY, sets=1)
+            prepared.activate()
+            device.load(meter, prepared.run)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError, AttributeError, TypeError):
+            # What torch says where the device, or this torch, does not have the data type.
+            return False
+        return True
+
+    def choose(self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float) -> Shape:
+        cpu = device.kind == "cpu"
+        trial = TRIAL_CPU if cpu else TRIAL_CUDA
+        flops = TRIAL_FACTOR * self._rate(device, meter, trial)
+        candidates: tuple[Shape, ...]
+        if cpu:
+            candidates = cpu_shapes(flops, CPU_RUN_SHARE * max_chunk_seconds)
+        else:
+            candidates = self._cuda_shapes(device, flops, RUN_SHARE * max_chunk_seconds)
+        best, best_rate = candidates[-1], 0.0
+        for shape in candidates:
+            # Two to load and two to time; half of the allowance stays for the measurement itself.
+            cost = 4 * gemm_flop(shape) / flops + device.overhead_seconds
+            if best_rate and cost > meter.left_seconds / 2:
+                break
+            meter.require(cost)
+            rate = self._rate(device, meter, shape)
+            if rate > best_rate:
+                best, best_rate = shape, rate
+        return best
+
+    def prepare(
+        self, device: "ProbeDevice", meter: "Meter", shape: Shape, peer: int | None
+    ) -> PreparedGemm:
+        size = self._set_bytes(shape)
+        sets = max(2, min(64, -(-device.rotation_bytes // size)))
+        # Memory may allow fewer than the cache would want, but two show whether repeats agree.
+        while sets > 1 and sets * size > device.arena.size_bytes:
+            sets -= 1
+        return self._filled(device, meter, shape, sets)
+
+    def _cuda_shapes(self, device: "ProbeDevice", flops: float, seconds: float) -> tuple[Shape, ...]:
+        room = device.arena.size_bytes // 2
+        width = self._dtypes()[0].itemsize
+        sizes = (*outputs(device.units)[:COMPUTED_OUTPUTS], *SWEPT_OUTPUTS)
+        return tuple((m, n, depth(m, n, flops, seconds, room, width)) for m, n in sizes)
+
+    def _rate(self, device: "ProbeDevice", meter: "Meter", shape: Shape) -> float:
+        """FLOP/s of the faster of two runs on one set of operands."""
+        device.arena.reset()
+        prepared = self._filled(device, meter, shape, sets=1)
+        prepared.activate()
+        device.load(meter, prepared.run)
+        chunk = device.chunk(meter, prepared.run, 0, 2)
+        return prepared.work_per_run / min(chunk.run_seconds)
+
+    def _filled(
+        self, device: "ProbeDevice", meter: "Meter", shape: Shape, sets: int
+    ) -> PreparedGemm:
+        from probes.arena import fill, pattern
+
+        prepared = self._operands(device, shape, sets)
+        dtype = self._dtypes()[0]
+        first, second = pattern(dtype, SEED_A), pattern(dtype, SEED_B)
+        on_device = first.to(device.torch_device), second.to(device.torch_device)
+
+        def fill_all() -> None:
+            for operands in prepared.sets:
+                fill(operands.a, on_device[0])
+                fill(operands.b_transposed.t(), on_device[1])
+
+        if device.kind == "cpu":
+            # Host work, like importing torch: no kernel under test, and no device's time.
+            fill_all()
+        else:
+            device.work(meter, fill_all)
+        if self.precision.name == "int8" and sets > 1:
+            prepared.exact_sums = exact_column_sums(shape, first, second)
+        return prepared
+
+    def _operands(self, device: "ProbeDevice", shape: Shape, sets: int) -> PreparedGemm:
+        import torch
+
+        inputs, output = self._dtypes()
+        m, n, k = shape
+        arena = device.arena
+        made = [
+            Operands(
+                arena.take((m, k), inputs), arena.take((n, k), inputs).t(), arena.take((m, n), output)
+            )
+            for _ in range(sets)
+        ]
+        scale = torch.ones((), device=device.torch_device)
+        return PreparedGemm(self.precision, shape, made, scale)
+
+    def _set_bytes(self, shape: Shape) -> int:
+        from probes.arena import footprint
+
+        inputs, output = self._dtypes()
+        m, n, k = shape
+        return footprint((m, k), inputs) + footprint((n, k), inputs) + footprint((m, n), output)
+
+    def _dtypes(self) -> tuple[Any, Any]:
+        import torch
+
+        return getattr(torch, self.precision.inputs), getattr(torch, self.precision.output)
+
+
+def exact_column_sums(shape: Shape, a_pattern: Any, b_pattern: Any) -> Any:
+    """Column sums of A · Bᵀ in exact integers, without computing the product: (eᵀA) Bᵀ.
+
+    In float64, whose sums stay below 2⁵³: 128·M · 128 · K is 5·10¹² for 16384².
+    """
+    import torch
+
+    from probes.arena import repeated
+
+    m, n, k = shape
+    a = repeated(a_pattern, m * k).view(m, k)
+    b = repeated(b_pattern, n * k).view(n, k)
+    row = a.sum(dim=0, dtype=torch.int64).to(torch.float64)
+    blocks = [b[start : start + EXACT_BLOCK].to(torch.float64) @ row for start in range(0, n, EXACT_BLOCK)]
+    return torch.cat(blocks).to(torch.int64)
+
+
+KERNELS: Final = tuple(Gemm(precision) for precision in PRECISIONS)

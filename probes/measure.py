@@ -1,0 +1,128 @@
+"""The course of a measurement, the same for every kernel: load, drop, time in chunks, verify.
+
+Worker only.
+"""
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Final
+
+from probes.arena import ArenaFullError
+from probes.device import ProbeDevice
+from probes.kernels.base import Kernel, Prepared, Verification
+from probes.meter import AllowanceError, Meter, pause
+from probes.protocol import Result, Run
+from probes.sizing import Shape
+
+
+# Fewer say nothing about how the runs agree.
+TIMED_RUNS_MIN: Final = 3
+RUNS_PER_CHUNK_MAX: Final = 8
+LAUNCHES_PER_CHUNK: Final = 50
+
+
+@dataclass(slots=True)
+class Workbench:
+    """What stays prepared between requests, as long as the arena still holds it."""
+
+    device: ProbeDevice
+    _prepared: dict[tuple[str, Shape, int | None], tuple[int, Prepared]] = field(
+        default_factory=dict
+    )
+
+    def prepared(
+        self, kernel: Kernel, shape: Shape, peer: int | None, meter: Meter
+    ) -> tuple[Prepared, bool]:
+        """The kernel with its operands, and whether it is new and was never run."""
+        key = (kernel.name, shape, peer)
+        arena = self.device.arena
+        known = self._prepared.get(key)
+        if known is not None and known[0] == arena.epoch:
+            return known[1], False
+        try:
+            made = kernel.prepare(self.device, meter, shape, peer)
+        except ArenaFullError:
+            arena.reset()
+            self._prepared.clear()
+            made = kernel.prepare(self.device, meter, shape, peer)
+        self._prepared[key] = (arena.epoch, made)
+        return made, True
+
+    def choose(self, kernel: Kernel, meter: Meter, max_chunk_seconds: float) -> Shape:
+        """The shape to measure with; what was prepared is gone afterwards."""
+        shape = kernel.choose(self.device, meter, max_chunk_seconds)
+        self.device.arena.reset()
+        self._prepared.clear()
+        return shape
+
+
+def measure(bench: Workbench, kernel: Kernel, request: Run, meter: Meter) -> Result:
+    """Measure `kernel` within the request's allowance; raises AllowanceError when it is too small."""
+    device = bench.device
+    shape = request.shape or bench.choose(kernel, meter, request.max_chunk_seconds)
+    prepared, new = bench.prepared(kernel, shape, request.peer, meter)
+    prepared.activate()
+    if new:
+        device.load(meter, prepared.run)
+    if kernel.quantity == "latency":
+        runs, clocks = _launches(device, prepared, request, meter)
+    else:
+        runs, clocks = _chunks(device, prepared, request, meter)
+    verification = Verification() if not runs else prepared.verify(device, meter)
+    if len(runs) < TIMED_RUNS_MIN:
+        raise AllowanceError(f"the allowance ended after {len(runs)} runs")
+    return Result(
+        identifier=request.identifier,
+        shape=prepared.shape,
+        work_per_run=prepared.work_per_run,
+        run_seconds=tuple(runs),
+        clock_hertz=statistics.median(clocks) if clocks else None,
+        digest=verification.digest,
+        repeats_agree=verification.repeats_agree,
+        exact=verification.exact,
+        memory_bytes=device.memory_bytes(),
+    )
+
+
+def _chunks(
+    device: ProbeDevice, prepared: Prepared, request: Run, meter: Meter
+) -> tuple[list[float], list[float]]:
+    """Times of the runs, and of the clock, over as many chunks as it takes."""
+    first = device.chunk(meter, prepared.run, 0, 1)
+    expected = first.run_seconds[0]
+    number = 1
+    runs: list[float] = []
+    clocks: list[float] = []
+    while len(runs) < request.timed_runs:
+        room = request.max_chunk_seconds - device.overhead_seconds
+        count = max(1, min(RUNS_PER_CHUNK_MAX, int(room / expected)))
+        # After a gap the first run finds cold caches and, on a CPU, a slower clock: it is dropped
+        # where a second one fits into the chunk.
+        dropped = 1 if count > 1 else 0
+        count = min(count, request.timed_runs - len(runs) + dropped)
+        if not meter.fits(count * expected + device.overhead_seconds):
+            break
+        pause(request.gap_seconds)
+        chunk = device.chunk(meter, prepared.run, number, count)
+        number += count
+        runs += chunk.run_seconds[dropped:]
+        expected = min(runs)
+        if chunk.clock_hertz is not None:
+            clocks.append(chunk.clock_hertz)
+    return runs, clocks
+
+
+def _launches(
+    device: ProbeDevice, prepared: Prepared, request: Run, meter: Meter
+) -> tuple[list[float], list[float]]:
+    """Times of single launches; the first ones are dropped."""
+
+    def launch() -> None:
+        prepared.run(0)
+
+    warm = device.launches(meter, launch, 10)
+    expected = statistics.median(warm.run_seconds)
+    count = max(1, min(LAUNCHES_PER_CHUNK, int(request.max_chunk_seconds / expected)))
+    meter.require(count * expected)
+    pause(request.gap_seconds)
+    return device.launches(meter, launch, count).run_seconds, []

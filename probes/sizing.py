@@ -1,0 +1,64 @@
+"""Which shapes a GEMM is tried with, so that one run is short and still fills the device.
+
+Pure functions. A shape is (M, N, K); FLOP = 2MNK.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+
+Shape = tuple[int, ...]
+
+# The output tiles that cuBLAS prefers on the tensor pipe, larger first.
+TILES: Final = ((128, 256), (256, 128), (128, 128))
+K_MIN: Final = 1024
+K_MAX: Final = 16384
+K_STEP: Final = 512
+# A run takes this part of a chunk: several of them and the spins fit into one.
+RUN_SHARE: Final = 0.2
+# On the host processor two runs share a chunk: there is no spin, and bigger is faster.
+CPU_RUN_SHARE: Final = 0.45
+CPU_SIZES: Final = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+
+
+def gemm_flop(shape: Shape) -> float:
+    """FLOP of one GEMM."""
+    return 2.0 * math.prod(shape)
+
+
+def outputs(units: int, waves_max: int = 4) -> tuple[tuple[int, int], ...]:
+    """Output sizes (M, N) whose tiles fill `units` SMs for whole waves, squarest and fullest first.
+
+    A wave is one tile on every SM; a last wave half full halves the speed of a small GEMM.
+    """
+    scored: dict[tuple[int, int], tuple[float, float]] = {}
+    for tile_m, tile_n in TILES:
+        for waves in range(1, waves_max + 1):
+            tiles = units * waves
+            for rows in range(1, math.isqrt(tiles) * 2 + 1):
+                columns = tiles // rows
+                m, n = rows * tile_m, columns * tile_n
+                stretch = max(m, n) / min(m, n)
+                if stretch > 2:
+                    continue
+                fill = rows * columns / tiles
+                key = (-round(fill, 2), stretch)
+                if fill >= 0.95 and key < scored.get((m, n), (0.0, math.inf)):
+                    scored[m, n] = key
+    return tuple(sorted(scored, key=lambda size: (scored[size], size)))
+
+
+def depth(m: int, n: int, flops: float, seconds: float, bytes_max: int, element_bytes: int) -> int:
+    """The K for which an (M, N, K) GEMM takes about `seconds` at `flops`, its operands fitting."""
+    wanted = seconds * flops / (2.0 * m * n)
+    fitting = (bytes_max - 4 * m * n) / ((m + n) * element_bytes)
+    k = int(min(wanted, fitting, K_MAX)) // K_STEP * K_STEP
+    return max(K_MIN, k)
+
+
+def cpu_shapes(flops: float, seconds: float) -> tuple[Shape, ...]:
+    """Cubes that take at most `seconds` at `flops`, the three largest; the smallest if none does."""
+    fitting = [n for n in CPU_SIZES if gemm_flop((n, n, n)) <= seconds * flops]
+    chosen: Sequence[int] = fitting[-3:] or CPU_SIZES[:1]
+    return tuple((n, n, n) for n in chosen)

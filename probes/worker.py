@@ -1,0 +1,189 @@
+"""The worker process: `python -m probes.worker <read fd> <write fd>`.
+
+The only process that imports torch or touches CUDA. It answers one request at a time, and ends
+when the daemon asks it to, closes its pipe, or dies.
+"""
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from probes.kernels import all_kernels
+from probes.meter import AllowanceError, Meter
+from probes.protocol import (
+    PROTOCOL_VERSION,
+    Describe,
+    Described,
+    Exit,
+    Failure,
+    FrameReader,
+    FromWorker,
+    Hello,
+    Open,
+    Run,
+    ToWorker,
+    decode_to_worker,
+    encode,
+)
+
+
+PR_SET_PDEATHSIG: Final = 1
+# Behind the server's own threads when the host is short of cores.
+NICENESS: Final = 5
+TEXT_LENGTH_MAX: Final = 500
+ENDED_BY_DAEMON: Final = 0
+
+
+class Channel:
+    """The two pipes, blocking."""
+
+    def __init__(self, read_descriptor: int, write_descriptor: int) -> None:
+        self._read = read_descriptor
+        self._write = write_descriptor
+        self._reader = FrameReader()
+
+    def send(self, message: FromWorker) -> None:
+        """Write a whole frame."""
+        frame = memoryview(encode(message))
+        while frame:
+            frame = frame[os.write(self._write, frame) :]
+
+    def receive(self) -> ToWorker | None:
+        """The next request; None when the daemon has closed its end."""
+        while (body := self._reader.next_body()) is None:
+            data = os.read(self._read, 65536)
+            if not data:
+                return None
+            self._reader.feed(data)
+        return decode_to_worker(body)
+
+
+class Session:
+    """The worker's devices and what is prepared on them."""
+
+    def __init__(self, channel: Channel, request: Open) -> None:
+        self._channel = channel
+        self._request = request
+        self._benches: dict[int, Any] = {}
+
+    def describe(self, index: int) -> Described:
+        """Open a device, and find out which kernels it has."""
+        from probes.device import open_device
+        from probes.measure import Workbench
+
+        spec = self._request.devices[index]
+        meter = Meter(self._channel.send, float("inf"))
+        if index not in self._benches:
+            device = open_device(
+                spec, index, self._request.cpu_threads, self._request.memory_limit_bytes
+            )
+            self._benches[index] = Workbench(device)
+        device = self._benches[index].device
+        found = [k.info for k in all_kernels().values() if k.available(device, meter)]
+        device.arena.reset()
+        return Described(
+            device=index,
+            kernels=tuple(found),
+            versions=device.versions(),
+            units=device.units,
+            memory_bytes=device.memory_bytes(),
+            device_seconds=meter.spent_seconds,
+        )
+
+    def run(self, request: Run) -> FromWorker:
+        """Measure one kernel."""
+        from probes.measure import measure
+
+        kernel = all_kernels().get(request.kernel)
+        bench = self._benches.get(request.device)
+        if kernel is None or bench is None:
+            return Failure(outcome="error", text=f"no {request.kernel} on device {request.device}")
+        meter = Meter(self._channel.send, request.allowance_seconds)
+        return measure(bench, kernel, request, meter)
+
+
+def main(arguments: list[str]) -> int:
+    """Serve requests until told to leave; the exit status is for the log only."""
+    _die_with_parent()
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    channel = Channel(int(arguments[0]), int(arguments[1]))
+    request = channel.receive()
+    if not isinstance(request, Open) or request.protocol != PROTOCOL_VERSION:
+        return 1
+    try:
+        import torch
+    except ImportError as error:
+        channel.send(Failure(outcome="torch_missing", text=str(error)[:TEXT_LENGTH_MAX], fatal=True))
+        return 1
+    torch.set_num_threads(request.cpu_threads)
+    torch.set_grad_enabled(mode=False)
+    session = Session(channel, request)
+    channel.send(
+        Hello(protocol=PROTOCOL_VERSION, pid=os.getpid(), torch_version=str(torch.__version__))
+    )
+    # A collection in the middle of a chunk would be timed with it.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    while (message := channel.receive()) is not None and not isinstance(message, Exit):
+        answer = _guarded(session, message)
+        channel.send(answer)
+        if isinstance(answer, Failure) and answer.fatal:
+            return 1
+        gc.collect()
+    return ENDED_BY_DAEMON
+
+
+def _guarded(session: Session, message: ToWorker) -> FromWorker:
+    """The answer to a request, whatever happens."""
+    import torch
+
+    try:
+        if isinstance(message, Describe):
+            return session.describe(message.device)
+        if isinstance(message, Run):
+            return session.run(message)
+        return Failure(outcome="error", text="unexpected request", fatal=True)
+    except AllowanceError as error:
+        return Failure(outcome="allowance", text=str(error))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        # The memory may be gone for good under us: start afresh rather than go on with half.
+        return Failure(outcome="out_of_memory", text=_text(error), fatal=True)
+    except Exception as error:  # noqa: BLE001 - the daemon must learn of it, and the context may be lost
+        outcome = "out_of_memory" if _is_out_of_memory(error) else "error"
+        return Failure(outcome=outcome, text=_text(error), fatal=True)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in text or "out of memory" in text or "ALLOC_FAILED" in text
+    )
+
+
+def _text(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:TEXT_LENGTH_MAX]
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the daemon's thread that started it ends."""
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        prctl: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(ENDED_BY_DAEMON)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (BrokenPipeError, KeyboardInterrupt):
+        sys.exit(1)
