@@ -1,0 +1,383 @@
+"""Drives the fake driver library while another process uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fnmatch
+import mmap
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from tests.fake_nvml import layout
+from tests.fake_nvml.build import build, function_names, layout_stamp
+from tests.fake_nvml.loads import Load
+from tests.fake_nvml.mig import MigInstance
+from tests.fake_nvml.profiles import ARCHITECTURES, GpuProfile
+from tests.fake_nvml.schedule import LoadSchedule, Truth
+
+
+ProcessKind = Literal["compute", "graphics", "mps"]
+_KINDS = {"compute": layout.PROCESS_COMPUTE, "graphics": layout.PROCESS_GRAPHICS, "mps": layout.PROCESS_MPS}
+_GPM = {"none": layout.GPM_NONE, "percent": layout.GPM_PERCENT, "cycles": layout.GPM_CYCLES}
+_XID_CRITICAL_ERROR = 0x8
+_MIG_CONFIG_CHANGE = 0x100
+_WHOLE_GPU = 0xFFFFFFFF
+_NAMESPACE = uuid.UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
+
+
+class FakeGpu:
+    """One simulated GPU, by its slot: the place in `FakeNvml`'s list, which no reordering changes."""
+
+    def __init__(self, slot: int, profile: GpuProfile, shared: layout.Gpu, schedules: Any, begin_ns: int) -> None:
+        self.slot = slot
+        self.profile = profile
+        self.shared = shared
+        self._loads = LoadSchedule(schedules[slot * layout.SCHEDULES_PER_GPU], profile.idle(), begin_ns)
+        self._instance_loads = [
+            LoadSchedule(schedules[slot * layout.SCHEDULES_PER_GPU + 1 + number], profile.idle(), begin_ns)
+            for number in range(layout.MAX_INSTANCES)
+        ]
+        self._fill()
+
+    @property
+    def uuid(self) -> str:
+        """The UUID that NVML gives."""
+        return bytes(self.shared.uuid).decode()
+
+    def set_load(self, load: Load, at_monotonic_ns: int | None = None) -> int:
+        """Change to `load` now, or at a later moment of CLOCK_MONOTONIC; returns that moment."""
+        return self._loads.set_load(load, at_monotonic_ns)
+
+    def truth(self, begin_ns: int, end_ns: int) -> Truth:
+        """What happened on the whole GPU between two moments of CLOCK_MONOTONIC."""
+        return self._loads.truth(begin_ns, end_ns)
+
+    def instance_loads(self, gpu_instance_id: int) -> LoadSchedule:
+        """The load schedule of a MIG instance, by its GPU instance id."""
+        for number, instance in enumerate(self.shared.instances):
+            if instance.in_use and instance.gpu_instance_id == gpu_instance_id:
+                return self._instance_loads[number]
+        raise ValueError(f"GPU {self.slot} has no GPU instance {gpu_instance_id}")
+
+    def set(self, **members: float | Sequence[int]) -> None:
+        """Set any number of `layout.Gpu`, for example `pcie_replays=3` or `gpm_collapse=1`."""
+        for name, value in members.items():
+            current = getattr(self.shared, name)
+            if isinstance(value, Sequence):
+                current[: len(value)] = list(value)
+            else:
+                setattr(self.shared, name, value)
+
+    def set_mig(self, instances: Sequence[MigInstance] | None) -> None:
+        """Turn MIG on with these instances (none given yet: an empty list), or off with None."""
+        self.shared.mig_mode = self.shared.mig_mode_pending = int(instances is not None)
+        for number, shared in enumerate(self.shared.instances):
+            shared.in_use = 0
+            shared.generation += 1
+            if number < len(instances or ()):
+                (instances or ())[number].fill(shared, self.uuid, self.profile.name)
+                self._instance_loads[number].set_load(self.profile.idle())
+                shared.in_use = 1
+
+    def restart_energy(self) -> None:
+        """Count energy from zero again, as after a driver reload."""
+        joules = self._loads.truth(0, time.monotonic_ns()).energy_joules
+        self.shared.energy_offset_joules = -joules
+
+    def _fill(self) -> None:
+        profile, shared, slot = self.profile, self.shared, self.slot
+        members = {name for name, *_ in layout.Gpu._fields_}
+        for entry in fields(profile):
+            if entry.name in members - {"architecture"}:
+                value = getattr(profile, entry.name)
+                setattr(shared, entry.name, value.encode() if isinstance(value, str) else value)
+        shared.is_present = 1
+        shared.architecture = ARCHITECTURES[profile.architecture]
+        made_up = uuid.uuid5(_NAMESPACE, f"{profile.name} {slot}")
+        shared.uuid = (profile.uuid or f"GPU-{made_up}").encode()
+        shared.serial = (profile.serial or str(1_650_000_000_000 + slot)).encode()
+        shared.pci_bus = profile.pci_bus or 0x0F + 0x10 * slot
+        shared.minor_number = slot
+        shared.numa_node = slot // 4
+        limit_mw = profile.power_limit_watts * 1000
+        shared.power_limit_mw = shared.power_limit_default_mw = shared.power_limit_max_mw = limit_mw
+        shared.power_limit_min_mw = profile.power_limit_min_watts * 1000
+        shared.energy_offset_joules = 512_345.678
+        shared.ecc_mode_pending = shared.ecc_mode
+        shared.gpm_mode = _GPM[profile.gpm_support]
+        shared.gpm_sum_over_sms = int(profile.cycles_mode == "sum")
+        shared.remap_histogram[0] = 640
+        shared.fabric_health_mask = 0x2 if profile.fabric_state else 0  # not degraded
+        for link in range(profile.nvlink_count):
+            shared.links[link].up = 1
+        for field_id, code in profile.field_codes.items():
+            shared.field_profile_code[field_id] = code
+        for metric_id, code in profile.metric_codes.items():
+            shared.metric_profile_code[metric_id] = code
+
+
+class FakeNvml:
+    """A machine with simulated GPUs. Merge `env` into the environment of the process under test.
+
+    Function names are NVML's C names as exported (`nvmlDeviceGetHandleByIndex_v2`), or patterns (`nvmlDeviceSet*`).
+    `gpu` is always the place in the list of profiles, never the NVML index, which changes.
+    """
+
+    def __init__(
+        self,
+        gpus: Sequence[GpuProfile],
+        directory: Path,
+        *,
+        driver_version: str = "595.71.05",
+        cuda_driver_version: int = 13020,
+    ) -> None:
+        if len(gpus) > layout.MAX_GPUS:
+            raise ValueError(f"at most {layout.MAX_GPUS} GPUs")
+        self._library = build()
+        self._functions = function_names(self._library)
+        self._path = directory / "fake-nvml-control"
+        schedules = layout.Schedule * (len(gpus) * layout.SCHEDULES_PER_GPU)
+        with self._path.open("w+b") as file:
+            file.truncate(ctypes.sizeof(layout.Control) + ctypes.sizeof(schedules))
+            self._memory = mmap.mmap(file.fileno(), 0)
+        self.control = layout.Control.from_buffer(self._memory)
+        shared_schedules = schedules.from_buffer(self._memory, ctypes.sizeof(layout.Control))
+        self.control.gpu_count = len(gpus)
+        self.control.driver_loaded = 1
+        self.control.driver_generation = 1
+        self.control.driver_version = driver_version.encode()
+        self.control.nvml_version = f"13.{driver_version}".encode()
+        self.control.cuda_driver_version = cuda_driver_version
+        begin_ns = time.monotonic_ns()
+        self.gpus = [
+            FakeGpu(slot, profile, self.control.gpus[slot], shared_schedules, begin_ns)
+            for slot, profile in enumerate(gpus)
+        ]
+        for gpu in self.gpus:
+            for name, code in gpu.profile.function_codes.items():
+                self.control.functions[self._functions[name]].profile_code[gpu.slot + 1] = code
+        self._enumerate([gpu.slot for gpu in self.gpus])
+        self.control.layout = layout_stamp(self._library)
+        self.control.magic = layout.MAGIC
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()  # nobody stays hung in a library whose test is over
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What the process under test needs in its environment."""
+        return {"LD_LIBRARY_PATH": str(self._library), "FLOPWATCH_FAKE_NVML": str(self._path)}
+
+    def gpu(self, slot: int) -> FakeGpu:
+        """One GPU, by its place in the list of profiles."""
+        return self.gpus[slot]
+
+    # ---- calls: count, fail, delay, hang, crash ----
+
+    def calls(self, function: str, gpu: int | None = None) -> int:
+        """How often a function was called, in all processes; for one GPU or altogether."""
+        return sum(int(entry.calls[_column(gpu)]) for entry in self._matching(function))
+
+    def functions_called(self) -> dict[str, int]:
+        """Every function that was called, with its count."""
+        counts = {name: int(self.control.functions[number].calls[0]) for name, number in self._functions.items()}
+        return {name: count for name, count in counts.items() if count}
+
+    def fail(self, function: str, code: int, gpu: int | None = None, count: int | None = None) -> None:
+        """Make a function return `code`: `count` times, or until `clear`."""
+        for entry in self._matching(function):
+            fault = entry.faults[_column(gpu)]
+            fault.remaining = 0
+            fault.code = code
+            fault.remaining = layout.UNLIMITED if count is None else count
+
+    def clear(self, function: str = "*", gpu: int | None = None) -> None:
+        """Undo `fail`, `delay`, `hang` and `crash`; without `gpu` for all GPUs."""
+        columns = range(layout.COLUMNS) if gpu is None else (_column(gpu),)
+        for entry in self._matching(function):
+            for column in columns:
+                fault = entry.faults[column]
+                fault.remaining = fault.hang = fault.crash = fault.delay_ns = 0
+
+    def delay(self, function: str, seconds: float, gpu: int | None = None) -> None:
+        """Make every call take this much longer; 0 ends it."""
+        for entry in self._matching(function):
+            entry.faults[_column(gpu)].delay_ns = int(seconds * 1e9)
+
+    def hang(self, function: str, gpu: int | None = None) -> None:
+        """Make every call block until `release`."""
+        for entry in self._matching(function):
+            entry.faults[_column(gpu)].hang = 1
+
+    def hanging(self, function: str = "*", gpu: int | None = None) -> int:
+        """How many calls are blocked by `hang` right now."""
+        return sum(int(entry.hanging[_column(gpu)]) for entry in self._matching(function))
+
+    def release(self, function: str | None = None, gpu: int | None = None) -> None:
+        """Let the blocked calls go on, and later ones pass."""
+        columns = range(layout.COLUMNS) if gpu is None else (_column(gpu),)
+        for entry in self._matching(function or "*"):
+            for column in columns:
+                entry.faults[column].hang = 0
+
+    def crash(self, function: str, kind: Literal["abort", "segfault"] = "segfault", gpu: int | None = None) -> None:
+        """Kill the process that calls the function, inside the call."""
+        for entry in self._matching(function):
+            entry.faults[_column(gpu)].crash = layout.CRASH_ABORT if kind == "abort" else layout.CRASH_SEGFAULT
+
+    def fail_field(self, field_id: int, code: int, gpu: int | None = None) -> None:
+        """Make one field id answer `code` in its own entry; 0 ends it."""
+        for one in self._gpus(gpu):
+            one.shared.field_fault[field_id] = code
+
+    def fail_gpm_metric(self, metric_id: int, code: int, gpu: int | None = None) -> None:
+        """Make one GPM metric answer `code` in its own entry; 0 ends it."""
+        for one in self._gpus(gpu):
+            one.shared.metric_fault[metric_id] = code
+
+    # ---- the driver and the bus ----
+
+    def lose(self, gpu: int) -> None:
+        """The GPU falls off the bus: every call on it answers GPU_IS_LOST."""
+        self.control.gpus[gpu].lost = 1
+
+    def restore(self, gpu: int) -> None:
+        """The GPU is back."""
+        self.control.gpus[gpu].lost = 0
+
+    def unload_driver(self) -> None:
+        """nvmlInit answers DRIVER_NOT_LOADED, everything else UNINITIALIZED."""
+        self.control.driver_loaded = 0
+
+    def load_driver(self) -> None:
+        """The driver is there again; every process must initialise anew, and energy counts from zero."""
+        for gpu in self.gpus:
+            gpu.restart_energy()
+        self.control.driver_generation += 1
+        self.control.driver_loaded = 1
+
+    def mismatch_driver(self, mismatched: bool = True) -> None:
+        """Every call answers LIB_RM_VERSION_MISMATCH: the driver was upgraded under a running process."""
+        self.control.driver_mismatch = int(mismatched)
+
+    def remove_gpu(self, gpu: int) -> None:
+        """The GPU is no longer enumerated; the indices behind it move up."""
+        self.control.gpus[gpu].is_present = 0
+        self._enumerate([slot for slot in self._visible() if slot != gpu])
+
+    def add_gpu(self, gpu: int, index: int | None = None) -> None:
+        """A removed GPU is enumerated again, last or at the given index."""
+        order = [slot for slot in self._visible() if slot != gpu]
+        order.insert(len(order) if index is None else index, gpu)
+        self.control.gpus[gpu].is_present = 1
+        self._enumerate(order)
+
+    # ---- what a GPU reports about itself ----
+
+    def set(self, gpu: int, **members: float | Sequence[int]) -> None:
+        """Set any number of `layout.Gpu`, for example `recovery_action=1`, `compute_mode=3`, `pcie_replays=7`."""
+        self.gpus[gpu].set(**members)
+
+    def set_field(self, gpu: int, field_id: int, value: float | None) -> None:
+        """Make a field id answer this whole number (type unsigned long long); None ends it."""
+        shared = self.gpus[gpu].shared
+        shared.field_value[field_id] = value or 0
+        shared.field_override[field_id] = int(value is not None)
+
+    def set_processes(self, gpu: int, processes: Iterable[tuple[int, int, ProcessKind]], names: Mapping[int, str] | None = None) -> None:  # fmt: skip
+        """Replace the processes on a GPU, each given as (pid, bytes, kind)."""
+        shared = self.gpus[gpu].shared
+        entries = list(processes)
+        shared.process_count = 0
+        for place, (pid, used_bytes, kind) in enumerate(entries):
+            name = (names or {}).get(pid, f"process-{pid}")
+            shared.processes[place] = layout.Process(pid, _KINDS[kind], used_bytes, -1, 0, name.encode())
+        shared.process_count = len(entries)
+
+    def set_ecc(self, gpu: int, *, corrected: int = 0, uncorrected: int = 0, volatile_corrected: int = 0, volatile_uncorrected: int = 0) -> None:  # fmt: skip
+        """Set the lifetime (aggregate) and the since-boot (volatile) ECC error counts."""
+        errors = self.gpus[gpu].shared.ecc_errors
+        errors[0][:] = [volatile_corrected, corrected]
+        errors[1][:] = [volatile_uncorrected, uncorrected]
+
+    def set_remapped(self, gpu: int, *, correctable: int = 0, uncorrectable: int = 0, pending: bool = False, failed: bool = False) -> None:  # fmt: skip
+        """Set the remapped rows and the remapping's state."""
+        self.set(gpu, remapped_correctable=correctable, remapped_uncorrectable=uncorrectable, remap_pending=pending, remap_failed=failed)  # fmt: skip
+
+    def set_nvlink_state(self, gpu: int, link: int, up: bool) -> None:
+        """Take a link down or up."""
+        self.gpus[gpu].shared.links[link].up = int(up)
+
+    def set_nvlink_errors(self, gpu: int, link: int, **counters: int) -> None:
+        """Set a link's `replay_errors`, `recovery_errors`, `crc_flit_errors`, `crc_data_errors`, `ecc_errors`."""
+        for name, value in counters.items():
+            getattr(self.gpus[gpu].shared.links[link], name)  # a misspelt name must not pass silently
+            setattr(self.gpus[gpu].shared.links[link], name, value)
+
+    def set_mig(self, gpu: int, instances: Sequence[MigInstance] | None) -> None:
+        """Turn MIG on with these instances or off with None, and tell the waiters of MIG configuration changes."""
+        self.gpus[gpu].set_mig(instances)
+        self.event(gpu, _MIG_CONFIG_CHANGE)
+
+    def event(self, gpu: int, event_type: int, data: int = 0, gpu_instance_id: int = _WHOLE_GPU, compute_instance_id: int = _WHOLE_GPU) -> None:  # fmt: skip
+        """Deliver an event to everybody who registered its type on this GPU before."""
+        number = self.control.event_count
+        self.control.events[number % layout.MAX_EVENTS] = layout.Event(gpu, gpu_instance_id, compute_instance_id, event_type, data)  # fmt: skip
+        self.control.event_count = number + 1
+
+    def xid(self, gpu: int, code: int) -> None:
+        """Deliver an Xid error."""
+        self.event(gpu, _XID_CRITICAL_ERROR, code)
+
+    # ---- what the library saw ----
+
+    @property
+    def gpm_overlaps(self) -> int:
+        """GPM calls that began while another one ran in the same process: must stay 0."""
+        return int(self.control.gpm_overlaps)
+
+    @property
+    def gpm_misuses(self) -> int:
+        """GPM calls with samples that were freed, never taken, swapped or of different GPUs: must stay 0."""
+        return int(self.control.gpm_misuses)
+
+    @property
+    def gpm_samples_alive(self) -> int:
+        """Samples allocated and not freed."""
+        return int(self.control.gpm_samples_alive)
+
+    @property
+    def stale_handles(self) -> int:
+        """Calls with a device handle from before the last nvmlInit: must stay 0."""
+        return int(self.control.stale_handles)
+
+    def _matching(self, pattern: str) -> list[layout.Function]:
+        if pattern in self._functions:
+            return [self.control.functions[self._functions[pattern]]]
+        names = fnmatch.filter(self._functions, pattern)
+        if not names:
+            raise ValueError(f"nvml.h declares no function {pattern}")
+        return [self.control.functions[self._functions[name]] for name in names]
+
+    def _gpus(self, gpu: int | None) -> list[FakeGpu]:
+        return self.gpus if gpu is None else [self.gpus[gpu]]
+
+    def _visible(self) -> list[int]:
+        return list(self.control.visible[: self.control.visible_count])
+
+    def _enumerate(self, slots: list[int]) -> None:
+        with contextlib.suppress(IndexError):
+            self.control.visible[: len(slots)] = slots
+        self.control.visible_count = len(slots)
+
+
+def _column(gpu: int | None) -> int:
+    return layout.ALL_GPUS if gpu is None else gpu + 1
