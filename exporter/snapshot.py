@@ -9,6 +9,10 @@ from exporter.accounting.peaks import Peaks
 from exporter.readings import DeviceIdentity, FastReading, SlowReading
 
 
+# Stands for a device, or its UUID, that the driver has not named yet.
+UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class SourceHealth:
     """How a source fares on one device. Errors are counted by reason since the daemon started."""

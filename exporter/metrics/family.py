@@ -22,7 +22,8 @@ MIG_LABEL = "mig"
 Label = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+# Each family exists once: it is compared by identity, which is also what makes it a cheap key.
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
     """One metric family of the contract.
 

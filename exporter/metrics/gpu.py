@@ -40,21 +40,21 @@ PEAK_INFO = Family(
     help="Where the peaks come from, always 1: origin `datasheet` (a model of the built-in table) or `derived`.",
     tells="Trust ratios to a `derived` peak within about 10 %; data-sheet peaks are the vendor's figures.",
 )
-PEAK_DRAM_BANDWIDTH = Family(
+PEAK_DRAM_BANDWIDTH_BYTES_PER_SECOND = Family(
     name="flopwatch_peak_dram_bandwidth_bytes_per_second",
     type=GAUGE,
     unit="bytes/s",
     help="Theoretical device-memory bandwidth: data sheet, else 2 x maximum memory clock x bus width.",
     tells="The roof of memory-bound work. About 92 % of it can be reached by a copy.",
 )
-PEAK_NVLINK_BANDWIDTH = Family(
+PEAK_NVLINK_BANDWIDTH_BYTES_PER_SECOND = Family(
     name="flopwatch_peak_nvlink_bandwidth_bytes_per_second",
     type=GAUGE,
     unit="bytes/s",
     help="Theoretical NVLink bandwidth per direction over all links, from the table of GPU models.",
     tells="The roof of tensor-parallel traffic between GPUs.",
 )
-PEAK_PCIE_BANDWIDTH = Family(
+PEAK_PCIE_BANDWIDTH_BYTES_PER_SECOND = Family(
     name="flopwatch_peak_pcie_bandwidth_bytes_per_second",
     type=GAUGE,
     unit="bytes/s",
@@ -212,9 +212,9 @@ FAMILIES = (
     GPU_INFO,
     PEAK_FLOPS,
     PEAK_INFO,
-    PEAK_DRAM_BANDWIDTH,
-    PEAK_NVLINK_BANDWIDTH,
-    PEAK_PCIE_BANDWIDTH,
+    PEAK_DRAM_BANDWIDTH_BYTES_PER_SECOND,
+    PEAK_NVLINK_BANDWIDTH_BYTES_PER_SECOND,
+    PEAK_PCIE_BANDWIDTH_BYTES_PER_SECOND,
     HEADLINE_PRECISION_INFO,
     FLOP_TOTAL,
     GPU_SECONDS_TOTAL,

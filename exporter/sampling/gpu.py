@@ -23,7 +23,7 @@ from exporter.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_ident
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, SlowReading
 from exporter.sampling.sampler import TickStatistics
 from exporter.sampling.settings import SamplingSettings
-from exporter.snapshot import DeviceSnapshot, SourceHealth, XidCounts
+from exporter.snapshot import UNKNOWN, DeviceSnapshot, SourceHealth, XidCounts
 from exporter.sources.gpm import CYCLES, GpmSource
 
 
@@ -60,7 +60,7 @@ class SampledGpu:
         self.clock_samples = _CLOCK_SAMPLES
         self._index = index
         self._context = context
-        self._identity = DeviceIdentity(index=str(index), uuid="unknown", name="unknown")
+        self._identity = DeviceIdentity(index=str(index), uuid=UNKNOWN, name=UNKNOWN)
         self._peaks: Peaks | None = None
         self._calls: DeviceCalls | None = None
         self._epoch = 0
@@ -97,7 +97,7 @@ class SampledGpu:
         if self._epoch == 0:
             library.open()
             self._epoch = library.epoch
-        if self._identity.uuid == "unknown":
+        if self._identity.uuid == UNKNOWN:
             handle = call("nvmlDeviceGetHandleByIndex", self._index)
         else:
             handle = call("nvmlDeviceGetHandleByUUID", self._identity.uuid)

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -16,7 +17,7 @@ from exporter.sampling.gpu import GpuContext, SampledGpu
 from exporter.sampling.host_cpu import SampledCpu
 from exporter.sampling.sampler import BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS, Sampler
 from exporter.sampling.settings import SamplingSettings
-from exporter.snapshot import DeviceSnapshot, HostSnapshot
+from exporter.snapshot import UNKNOWN, DeviceSnapshot, HostSnapshot
 from exporter.sources.cpu import CpuSource
 
 
@@ -82,17 +83,21 @@ class HostSampling:
         return self._version
 
     def view(self) -> HostSnapshot:
-        """All devices as of now."""
+        """All devices as of now; one that has not ticked yet stands there as not up."""
         now = time.monotonic()
         with self._lock:
-            snapshots = tuple(self._snapshots.values())
+            snapshots = dict(self._snapshots)
             samplers = tuple(self._samplers.items())
-        hung = {key for key, sampler in samplers if sampler.hung(now)}
+        hung: set[str] = set()
+        for key, sampler in samplers:
+            snapshot = snapshots.setdefault(key, _not_yet(key, now))
+            if sampler.hung(now):
+                hung.add(snapshot.identity.index)
         finding = self._finding_since
         if finding is not None and now - finding > self._callbacks.settings().deadline:
-            hung.add("unknown")
+            hung.add(UNKNOWN)
         return HostSnapshot(
-            devices=tuple(sorted(snapshots, key=_order)),
+            devices=tuple(sorted(snapshots.values(), key=_order)),
             hung=frozenset(hung),
             pending=not self._found.is_set(),
             now_seconds=now,
@@ -119,9 +124,9 @@ class HostSampling:
         if all(ended) and not self._mismatch.is_set():
             self._library.close()
 
-    def _publish(self, snapshot: DeviceSnapshot) -> None:
+    def _publish(self, key: str, snapshot: DeviceSnapshot) -> None:
         with self._lock:
-            self._snapshots[snapshot.identity.index] = snapshot
+            self._snapshots[key] = snapshot
             self._version += 1
 
     def _find(self) -> None:
@@ -182,7 +187,10 @@ class HostSampling:
 
     def _start(self, device: SampledGpu | SampledCpu) -> None:
         sampler = Sampler(
-            device, self._callbacks.settings, self._publish, started_at=self._started_at
+            device,
+            self._callbacks.settings,
+            partial(self._publish, device.key),
+            started_at=self._started_at,
         )
         with self._lock:
             self._samplers[device.key] = sampler
@@ -220,3 +228,12 @@ class HostSampling:
 def _order(snapshot: DeviceSnapshot) -> tuple[bool, int, str]:
     index = snapshot.identity.index
     return (not index.isdigit(), int(index) if index.isdigit() else 0, index)
+
+
+def _not_yet(key: str, now: float) -> DeviceSnapshot:
+    return DeviceSnapshot(
+        identity=DeviceIdentity(index=key, uuid=UNKNOWN, name=UNKNOWN),
+        at_seconds=now,
+        up=False,
+        max_age_seconds=0.0,
+    )

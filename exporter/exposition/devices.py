@@ -1,0 +1,231 @@
+"""Points of the sampled devices: identity, FLOPS, the device's own counters, health."""
+
+from collections.abc import Iterator
+
+from exporter.accounting.clocks import EVENT_REASONS
+from exporter.accounting.device import COARSE_SOURCE
+from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
+from exporter.exposition.points import Labels, by_label, device_labels, histogram, optional
+from exporter.metrics import device, gpu, own
+from exporter.metrics.family import Point
+from exporter.nvml.reading import RECOVERY_ACTIONS
+from exporter.readings import ActivityWindow, FastReading, SlowReading
+from exporter.snapshot import UNKNOWN, DeviceSnapshot, HostSnapshot
+
+
+def host_points(host: HostSnapshot) -> Iterator[Point]:
+    """All points of all devices. Of a device that is down, hung or stale only its health."""
+    for snapshot in host.devices:
+        hung = snapshot.identity.index in host.hung
+        age = host.now_seconds - snapshot.at_seconds
+        fresh = snapshot.up and not hung and age <= snapshot.max_age_seconds
+        yield from _health(snapshot, up=fresh, hung=hung)
+        if fresh:
+            yield from _readings(snapshot)
+    if host.pending:
+        labels = (("gpu", UNKNOWN), ("uuid", UNKNOWN))
+        yield Point(own.GPU_UP, labels, 0.0)
+        yield Point(own.SOURCE_HUNG, labels, float(UNKNOWN in host.hung))
+
+
+def _health(snapshot: DeviceSnapshot, *, up: bool, hung: bool) -> Iterator[Point]:
+    """What is shown of a device in any state: who it is, and how it fares."""
+    identity = snapshot.identity
+    labels = device_labels(identity)
+    yield Point(own.GPU_UP, labels, float(up))
+    yield Point(own.SOURCE_HUNG, labels, float(hung))
+    if identity.uuid != UNKNOWN:
+        capability = identity.compute_capability
+        yield Point(
+            gpu.GPU_INFO,
+            (
+                *labels,
+                ("name", identity.name),
+                ("architecture", identity.architecture or ""),
+                ("compute_capability", f"{capability[0]}.{capability[1]}" if capability else ""),
+                ("pci_bus_id", identity.pci_bus_id or ""),
+                ("driver_version", identity.driver_version or ""),
+                ("serial", identity.serial or ""),
+                ("sm_count", str(identity.sm_count or "")),
+            ),
+            1.0,
+        )
+    for source, health in snapshot.sources.items():
+        source_labels = (*labels, ("source", source))
+        yield Point(own.SOURCE_UP, source_labels, float(health.up and up))
+        yield from optional(
+            own.SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS,
+            source_labels,
+            health.last_success_unix_seconds,
+        )
+        yield from by_label(own.SOURCE_ERRORS_TOTAL, source_labels, "reason", health.errors)
+    yield from histogram(own.TICK_DURATION_SECONDS, labels, snapshot.tick_duration)
+    yield Point(own.TICKS_MISSED_TOTAL, labels, float(snapshot.ticks_missed))
+    for xid, count in snapshot.xids.counts.items():
+        yield Point(device.XID_ERRORS_TOTAL, (*labels, ("xid", str(xid))), float(count))
+    for xid, at in snapshot.xids.last_unix_seconds.items():
+        yield Point(device.XID_LAST_TIMESTAMP_SECONDS, (*labels, ("xid", str(xid))), at)
+
+
+def _readings(snapshot: DeviceSnapshot) -> Iterator[Point]:
+    labels = device_labels(snapshot.identity)
+    if snapshot.peaks is not None:
+        yield from _peaks(labels, snapshot.peaks, snapshot.slow)
+    if snapshot.precision is not None:
+        yield Point(
+            gpu.HEADLINE_PRECISION_INFO,
+            (*labels, ("precision", snapshot.precision), ("origin", snapshot.precision_origin)),
+            1.0,
+        )
+    yield from _counters(labels, snapshot)
+    if snapshot.last is not None:
+        yield from by_label(gpu.ACHIEVED_FLOPS, labels, "precision", snapshot.last.achieved_flops)
+        yield from by_label(
+            gpu.FLOPS_UTILIZATION_RATIO, labels, "precision", snapshot.last.flops_utilization
+        )
+        if snapshot.last.activity.source != COARSE_SOURCE:
+            yield from _activity(labels, snapshot.last.activity)
+    yield from _clocks(labels, snapshot)
+    if snapshot.fast is not None:
+        yield from _fast(labels, snapshot.fast)
+    if snapshot.slow is not None:
+        yield from _slow(labels, snapshot.slow)
+
+
+def _peaks(labels: Labels, peaks: Peaks, slow: SlowReading | None) -> Iterator[Point]:
+    yield from by_label(gpu.PEAK_FLOPS, labels, "precision", peaks.flops)
+    yield Point(gpu.PEAK_INFO, (*labels, ("origin", peaks.origin), ("model", peaks.model)), 1.0)
+    yield from optional(
+        gpu.PEAK_DRAM_BANDWIDTH_BYTES_PER_SECOND, labels, peaks.dram_bytes_per_second
+    )
+    yield from optional(
+        gpu.PEAK_NVLINK_BANDWIDTH_BYTES_PER_SECOND, labels, peaks.nvlink_bytes_per_second
+    )
+    if slow is not None and slow.pcie_link_generation and slow.pcie_link_width:
+        yield from optional(
+            gpu.PEAK_PCIE_BANDWIDTH_BYTES_PER_SECOND,
+            labels,
+            pcie_bytes_per_second(slow.pcie_link_generation, slow.pcie_link_width),
+        )
+
+
+def _counters(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
+    counters = snapshot.counters
+    for (work, source), flop in counters.flop.items():
+        yield Point(
+            gpu.FLOP_TOTAL,
+            (*labels, ("pipe", work.pipe), ("precision", work.precision), ("source", source)),
+            flop,
+        )
+    yield from by_label(gpu.GPU_SECONDS_TOTAL, labels, "state", counters.state_seconds)
+    yield from by_label(gpu.DRAM_BYTES_TOTAL, labels, "source", counters.dram_bytes)
+    for family, value in (
+        (gpu.PCIE_RECEIVE_BYTES_TOTAL, counters.pcie_receive_bytes),
+        (gpu.PCIE_TRANSMIT_BYTES_TOTAL, counters.pcie_transmit_bytes),
+        (gpu.NVLINK_RECEIVE_BYTES_TOTAL, counters.nvlink_receive_bytes),
+        (gpu.NVLINK_TRANSMIT_BYTES_TOTAL, counters.nvlink_transmit_bytes),
+    ):
+        yield from optional(family, labels, value)
+    # The device's own counters are shown as long as the device answers for them.
+    if snapshot.fast is not None and snapshot.fast.energy_joules is not None:
+        yield from optional(gpu.ENERGY_JOULES_TOTAL, labels, counters.energy_joules)
+    yield from by_label(
+        device.CLOCK_EVENT_SECONDS_TOTAL, labels, "reason", counters.event_reason_seconds
+    )
+    for precision, ticks in counters.tick_utilization.items():
+        yield from histogram(
+            gpu.TICK_FLOPS_UTILIZATION_RATIO, (*labels, ("precision", precision)), ticks
+        )
+
+
+def _activity(labels: Labels, window: ActivityWindow) -> Iterator[Point]:
+    yield from optional(gpu.DRAM_BANDWIDTH_UTILIZATION_RATIO, labels, window.dram)
+    yield from optional(gpu.GPU_ACTIVE_RATIO, labels, window.graphics)
+    yield from optional(gpu.SM_ACTIVE_RATIO, labels, window.sm)
+    yield from optional(gpu.SM_OCCUPANCY_RATIO, labels, window.occupancy)
+    pipes = {
+        "tensor": window.any_tensor,
+        "fp64": window.fp64,
+        "fp32": window.fp32,
+        "fp16": window.fp16,
+        "int": window.integer,
+        "hmma": window.hmma_tensor,
+        "imma": window.imma_tensor,
+        "dmma": window.dmma_tensor,
+        "dfma": window.dfma_tensor,
+    }
+    for pipe, share in pipes.items():
+        yield from optional(gpu.PIPE_ACTIVE_RATIO, (*labels, ("pipe", pipe)), share)
+
+
+def _clocks(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
+    """The window's mean clock where it is known, else the sampled one."""
+    clock = snapshot.fast.sm_clock_hertz if snapshot.fast else None
+    if snapshot.last is not None and snapshot.last.clock.mean_hertz is not None:
+        clock = snapshot.last.clock.mean_hertz
+    yield from optional(device.SM_CLOCK_HERTZ, labels, clock)
+    yield from optional(device.SM_CLOCK_MAX_HERTZ, labels, snapshot.identity.sm_clock_max_hertz)
+
+
+def _fast(labels: Labels, fast: FastReading) -> Iterator[Point]:
+    for family, value in (
+        (device.MEMORY_CLOCK_HERTZ, fast.memory_clock_hertz),
+        (device.POWER_WATTS, fast.power_watts),
+        (device.MEMORY_SIZE_BYTES, fast.memory_size_bytes),
+        (device.MEMORY_USED_BYTES, fast.memory_used_bytes),
+        (device.MEMORY_FREE_BYTES, fast.memory_free_bytes),
+        (device.MEMORY_RESERVED_BYTES, fast.memory_reserved_bytes),
+        (device.PERFORMANCE_STATE, fast.performance_state),
+        (device.TENSOR_STALL_RATIO, fast.tensor_stall),
+    ):
+        yield from optional(family, labels, value)
+    for sensor, celsius in (
+        ("gpu", fast.temperature_celsius),
+        ("memory", fast.memory_temperature_celsius),
+    ):
+        yield from optional(device.TEMPERATURE_CELSIUS, (*labels, ("sensor", sensor)), celsius)
+    for engine, share in (("gpu", fast.gpu_utilization), ("memory", fast.memory_utilization)):
+        yield from optional(device.ENGINE_UTILIZATION_RATIO, (*labels, ("engine", engine)), share)
+    if fast.event_reasons is not None:
+        for reason, bit in EVENT_REASONS.items():
+            held = float(bool(fast.event_reasons & bit))
+            yield Point(device.CLOCK_EVENT, (*labels, ("reason", reason)), held)
+    if fast.recovery_action is not None:
+        for code, action in RECOVERY_ACTIONS.items():
+            wanted = float(code == fast.recovery_action)
+            yield Point(device.RECOVERY_ACTION, (*labels, ("action", action)), wanted)
+
+
+def _slow(labels: Labels, slow: SlowReading) -> Iterator[Point]:
+    for family, value in (
+        (device.POWER_LIMIT_WATTS, slow.power_limit_watts),
+        (device.ROW_REMAP_PENDING, slow.row_remap_pending),
+        (device.ROW_REMAP_FAILED, slow.row_remap_failed),
+        (device.PCIE_LINK_GENERATION, slow.pcie_link_generation),
+        (device.PCIE_LINK_GENERATION_MAX, slow.pcie_link_generation_max),
+        (device.PCIE_LINK_WIDTH, slow.pcie_link_width),
+        (device.PCIE_LINK_WIDTH_MAX, slow.pcie_link_width_max),
+        (device.PCIE_REPLAYS_TOTAL, slow.pcie_replays),
+        (device.FAN_SPEED_RATIO, slow.fan_speed),
+        (device.MIG_MODE, slow.mig_enabled),
+        (device.PROCESSES, None if slow.processes is None else len(slow.processes)),
+    ):
+        yield from optional(family, labels, value)
+    for mapped, name, values in (
+        (device.ENGINE_UTILIZATION_RATIO, "engine", slow.engine_utilization),
+        (device.ECC_ERRORS_TOTAL, "kind", slow.ecc_errors),
+        (device.REMAPPED_ROWS, "kind", slow.remapped_rows),
+        (device.RETIRED_PAGES, "kind", slow.retired_pages),
+        (device.NVLINK_UP, "link", slow.nvlink_up),
+        (device.NVLINK_ERRORS_TOTAL, "kind", slow.nvlink_errors),
+    ):
+        yield from by_label(mapped, labels, name, values)
+    if slow.compute_mode is not None:
+        yield Point(device.COMPUTE_MODE_INFO, (*labels, ("mode", slow.compute_mode)), 1.0)
+    for process in slow.processes or ():
+        if process.name is not None and process.used_bytes is not None:
+            yield Point(
+                device.PROCESS_MEMORY_BYTES,
+                (*labels, ("pid", str(process.pid)), ("process", process.name)),
+                float(process.used_bytes),
+            )
