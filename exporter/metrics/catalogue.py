@@ -31,3 +31,17 @@ STATES = (
     "clock_other",
     "unresolved",
 )
+KERNELS = (
+    "gemm_fp64",
+    "gemm_fp32",
+    "gemm_tf32",
+    "gemm_fp16",
+    "gemm_bf16",
+    "gemm_fp8",
+    "gemm_int8",
+    "copy_device",
+    "copy_host_to_device",
+    "copy_device_to_host",
+    "copy_peer",
+    "launch",
+)

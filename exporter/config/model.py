@@ -1,0 +1,424 @@
+"""The configuration as the daemon uses it, and the schema that it is read by."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.config.schema import Key, Section, SectionList, Values
+from exporter.config.values import (
+    boolean,
+    choice,
+    duration,
+    http_url,
+    integer,
+    items,
+    one_of,
+    optional,
+    size,
+    text,
+)
+from exporter.metrics.catalogue import KERNELS, PRECISIONS
+from exporter.sampling.settings import SamplingSettings
+from probes.config import ProbeConfig
+
+
+ENGINES = ("vllm", "sglang", "tensorrt_llm", "tgi")
+_MODE = choice("auto", "on", "off")
+_PROBES = ProbeConfig()
+_GPU_KEY = one_of(
+    integer(at_least=0, at_most=10_000), text(), otherwise="a GPU index or a device UUID"
+)
+
+SCHEMA = Section(
+    "flopwatch reads one YAML file; every key has a default, and an empty file is a good file.",
+    {
+        "sampling": Section(
+            "How often the devices are read.",
+            {
+                "interval": Key(
+                    duration(at_least=0.1, at_most=60), 1.0, "Time between ticks.", "1s"
+                ),
+                "slow_interval": Key(
+                    duration(at_least=1, at_most=3600),
+                    15.0,
+                    "Time between readings of ECC, links, limits and processes.",
+                    "15s",
+                ),
+                "deadline": Key(
+                    duration(at_least=0.5, at_most=60),
+                    2.0,
+                    "A driver call that takes longer counts as hung: its device is shown as down and the time as a gap.",
+                    "2s",
+                ),
+            },
+        ),
+        "sources": Section(
+            "Where readings come from: auto (where it is there), on, off.",
+            {
+                "nvml": Key(_MODE, "auto", "The NVIDIA driver's management library.", "auto"),
+                "gpm": Key(
+                    _MODE, "auto", "Its performance monitoring, on Hopper and newer.", "auto"
+                ),
+                "dcgm": Key(
+                    _MODE, "auto", "A dcgm-exporter on this host, for GPUs before Hopper.", "auto"
+                ),
+                "cpu": Key(
+                    _MODE, "auto", "The host processor; auto: where there is no GPU.", "auto"
+                ),
+            },
+        ),
+        "dcgm": Section(
+            "The dcgm-exporter of this host.",
+            {
+                "url": Key(
+                    http_url(),
+                    "http://127.0.0.1:9400/metrics",
+                    "Its metrics address.",
+                    "http://127.0.0.1:9400/metrics",
+                )
+            },
+        ),
+        "gpus": SectionList(
+            "What is known of the GPUs of this host. The first match wins.",
+            Section(
+                "One rule.",
+                {
+                    "match": Section(
+                        "Which GPUs: all that is given must fit; nothing given fits all.",
+                        {
+                            "uuid": Key(optional(text()), None, "Device UUID (glob).", "GPU-*"),
+                            "index": Key(
+                                optional(integer(at_least=0, at_most=10_000)),
+                                None,
+                                "NVML index.",
+                                "0",
+                            ),
+                            "name": Key(
+                                optional(text()), None, "Product name (glob).", '"NVIDIA H100*"'
+                            ),
+                        },
+                    ),
+                    "precision": Key(
+                        choice(*PRECISIONS),
+                        None,
+                        "Precision at which the tensor pipe's work is valued.",
+                        "fp8",
+                    ),
+                },
+            ),
+            '[{match: {name: "NVIDIA H100*"}, precision: fp8}]',
+        ),
+        "probes": Section(
+            "The micro-probes. They need torch (`pip install flopwatch[probes]`).",
+            {
+                "enabled": Key(boolean(), _PROBES.enabled, "Run probes.", "true"),
+                "interval": Key(
+                    duration(at_least=1), _PROBES.interval_seconds, "Time between cycles.", "60s"
+                ),
+                "budget": Key(
+                    duration(at_least=0.001),
+                    _PROBES.budget_seconds,
+                    "Device time per GPU and interval; never exceeded over any hour.",
+                    "20ms",
+                ),
+                "kernels": Key(
+                    optional(items(choice(*KERNELS))),
+                    _PROBES.kernels,
+                    "Which kernels to run; not given: all that the device has.",
+                    "[gemm_bf16, gemm_fp8, copy_device]",
+                ),
+                "pause_file": Key(
+                    optional(text()),
+                    str(_PROBES.pause_file),
+                    "Probes hold off while this file exists.",
+                    "/run/flopwatch/pause",
+                ),
+                "together": Key(
+                    boolean(),
+                    _PROBES.together,
+                    "Probe the GPUs of a host at the same moment instead of one after the other.",
+                    "false",
+                ),
+                "hold_off": Key(
+                    duration(),
+                    _PROBES.hold_off_seconds,
+                    "No probe for this long after a new process appears on a GPU.",
+                    "5m",
+                ),
+                "min_free_memory": Key(
+                    size(),
+                    _PROBES.min_free_memory_bytes,
+                    "No probe while less device memory is free.",
+                    "2GiB",
+                ),
+                "memory_limit": Key(
+                    size(),
+                    _PROBES.memory_limit_bytes,
+                    "Device memory that the worker may take, its context included.",
+                    "600MB",
+                ),
+                "max_chunk": Key(
+                    duration(at_least=0.0001, at_most=0.1),
+                    _PROBES.max_chunk_seconds,
+                    "Longest uninterrupted device time of a probe.",
+                    "1ms",
+                ),
+                "gap": Key(
+                    duration(at_most=10), _PROBES.gap_seconds, "Pause between two chunks.", "10ms"
+                ),
+                "cpu_threads": Key(
+                    integer(at_least=1, at_most=1024),
+                    _PROBES.cpu_threads,
+                    "Threads of a probe on the host processor.",
+                    "1",
+                ),
+            },
+        ),
+        "workloads": SectionList(
+            "Inference engines of this host whose tokens are turned into model FLOPs.",
+            Section(
+                "One engine.",
+                {
+                    "name": Key(text(), "", "Name of the workload.", "chat", required=True),
+                    "engine": Key(
+                        choice(*ENGINES), "vllm", "Which engine it is.", "vllm", required=True
+                    ),
+                    "url": Key(
+                        http_url(),
+                        "",
+                        "Its metrics address.",
+                        "http://127.0.0.1:8000/metrics",
+                        required=True,
+                    ),
+                    "model": Key(
+                        optional(text()),
+                        None,
+                        "Path of the model's config.json; not given: what the engine reports.",
+                        "/models/chat/config.json",
+                    ),
+                    "gpus": Key(
+                        items(_GPU_KEY),
+                        (),
+                        "Its GPUs by index or UUID; not given: those of its processes.",
+                        "[0, 1]",
+                    ),
+                    "tensor_parallel": Key(
+                        optional(integer(at_least=1)),
+                        None,
+                        "Tensor-parallel degree; not given: the number of GPUs over pipeline_parallel.",
+                        "2",
+                    ),
+                    "pipeline_parallel": Key(
+                        integer(at_least=1), 1, "Pipeline-parallel degree.", "1"
+                    ),
+                    "precision": Key(
+                        optional(choice(*PRECISIONS)),
+                        None,
+                        "Precision it serves in; not given: what model or engine say.",
+                        "fp8",
+                    ),
+                    "kv_cache_precision": Key(
+                        optional(choice(*PRECISIONS)),
+                        None,
+                        "Precision of its KV cache; not given: what model or engine say.",
+                        "fp8",
+                    ),
+                    "interval": Key(
+                        duration(at_least=1), 15.0, "Time between scrapes of the engine.", "15s"
+                    ),
+                    "timeout": Key(
+                        duration(at_least=0.1), 5.0, "Longest time for one scrape.", "5s"
+                    ),
+                },
+            ),
+            "[{name: chat, engine: vllm, url: 'http://127.0.0.1:8000/metrics'}]",
+        ),
+        "kubernetes": Section(
+            "Which pods hold the GPUs.",
+            {
+                "pod_resources": Key(_MODE, "auto", "Ask the kubelet.", "auto"),
+                "socket": Key(
+                    text(),
+                    "/var/lib/kubelet/pod-resources/kubelet.sock",
+                    "The kubelet's pod-resources socket.",
+                    "/var/lib/kubelet/pod-resources/kubelet.sock",
+                ),
+            },
+        ),
+        "hpc": Section(
+            "Which batch jobs hold the GPUs.",
+            {
+                "job_mapping_dir": Key(
+                    optional(text()),
+                    "/var/run/flopwatch/jobs",
+                    "Directory with a file per GPU (its index, or index.instance), a job a line.",
+                    "/var/run/flopwatch/jobs",
+                )
+            },
+        ),
+        "processes": Section(
+            "Per-process series.",
+            {
+                "memory": Key(
+                    boolean(),
+                    False,
+                    "Export flopwatch_process_memory_bytes: a series per process.",
+                    "false",
+                )
+            },
+        ),
+        "state_file": Key(
+            text(),
+            "/var/lib/flopwatch/state.json",
+            "Baselines and calibration; falls back to the user's state folder.",
+            "/var/lib/flopwatch/state.json",
+        ),
+        "limits": Section(
+            "Bounds on what is exported.",
+            {
+                "series": Key(
+                    integer(at_least=100, at_most=1_000_000),
+                    20_000,
+                    "Most series in one exposition; more are dropped and counted.",
+                    "20000",
+                )
+            },
+        ),
+        "web": Section(
+            "The web server. Read at start; a reload changes only the web configuration's content.",
+            {
+                "listen_addresses": Key(
+                    items(text()), (":9907",), "Addresses to listen on.", '[":9907"]'
+                ),
+                "telemetry_path": Key(text(), "/metrics", "Path of the metrics.", "/metrics"),
+                "config_file": Key(
+                    optional(text()),
+                    None,
+                    "TLS and authentication, in the format of Prometheus' exporter-toolkit.",
+                    "/etc/flopwatch/web.yml",
+                ),
+                "enable_lifecycle": Key(
+                    boolean(),
+                    False,
+                    "Allow POST /-/reload, /-/probes/pause and /-/probes/resume.",
+                    "false",
+                ),
+            },
+        ),
+        "log": Section(
+            "The log, on standard error. Read at start.",
+            {
+                "level": Key(
+                    choice("debug", "info", "warning", "error"), "info", "Lowest level.", "info"
+                ),
+                "format": Key(
+                    choice("auto", "console", "logfmt", "json"),
+                    "auto",
+                    "auto: console on a terminal, logfmt otherwise.",
+                    "json",
+                ),
+            },
+        ),
+    },
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRule:
+    """One entry of `gpus`: a device fits when all given patterns do."""
+
+    uuid: str | None
+    index: int | None
+    name: str | None
+    precision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One entry of `workloads`; see the schema for the meaning of each field."""
+
+    name: str
+    engine: str
+    url: str
+    model: str | None
+    gpus: tuple[int | str, ...]
+    tensor_parallel: int | None
+    pipeline_parallel: int
+    precision: str | None
+    kv_cache_precision: str | None
+    interval: float
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Web:
+    """Where and how the daemon listens."""
+
+    listen_addresses: tuple[str, ...]
+    telemetry_path: str
+    config_file: str | None
+    enable_lifecycle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration. `values` is the same as plain data, for `flopwatch config`."""
+
+    values: Values
+    sampling: SamplingSettings
+    sources: dict[str, str]
+    dcgm_url: str
+    gpus: tuple[GpuRule, ...]
+    probes: ProbeConfig
+    workloads: tuple[Workload, ...]
+    pod_resources: str
+    pod_resources_socket: str
+    job_mapping_dir: str | None
+    process_memory: bool
+    state_file: Path
+    series_limit: int
+    web: Web
+    log_level: str
+    log_format: str
+
+
+def build_config(values: Values) -> Config:
+    """The typed configuration. Raises ValueError where values cannot work together."""
+    return Config(
+        values=values,
+        sampling=SamplingSettings(**values["sampling"]),
+        sources=dict(values["sources"]),
+        dcgm_url=values["dcgm"]["url"],
+        gpus=tuple(
+            GpuRule(**rule["match"], precision=rule["precision"]) for rule in values["gpus"]
+        ),
+        probes=_probe_config(values["probes"]),
+        workloads=tuple(Workload(**workload) for workload in values["workloads"]),
+        pod_resources=values["kubernetes"]["pod_resources"],
+        pod_resources_socket=values["kubernetes"]["socket"],
+        job_mapping_dir=values["hpc"]["job_mapping_dir"],
+        process_memory=values["processes"]["memory"],
+        state_file=Path(values["state_file"]),
+        series_limit=values["limits"]["series"],
+        web=Web(**values["web"]),
+        log_level=values["log"]["level"],
+        log_format=values["log"]["format"],
+    )
+
+
+def _probe_config(values: dict[str, Any]) -> ProbeConfig:
+    pause_file = values["pause_file"]
+    return ProbeConfig(
+        enabled=values["enabled"],
+        interval_seconds=values["interval"],
+        budget_seconds=values["budget"],
+        kernels=values["kernels"],
+        pause_file=Path(pause_file) if pause_file else None,
+        together=values["together"],
+        hold_off_seconds=values["hold_off"],
+        min_free_memory_bytes=values["min_free_memory"],
+        memory_limit_bytes=values["memory_limit"],
+        max_chunk_seconds=values["max_chunk"],
+        gap_seconds=values["gap"],
+        cpu_threads=values["cpu_threads"],
+    )
