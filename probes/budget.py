@@ -1,7 +1,8 @@
 """The probes' budget per device: taken in advance at its worst, given back when less was used.
 
-Two windows bound it. Over any `interval` a run may start only if what was charged and what it is
-allowed fit the usable part of the budget. Over any hour (or interval, when that is longer) it may
+Two windows bound it. Over any interval (four fifths of one, so that a cycle that comes a little
+earlier than the last one ended still finds its budget) a run may start only if what was charged
+and what it is allowed fit the usable part of the budget. Over any hour (or interval, when that is longer) it may
 start only if, even should it hang until the worker is killed, the sum stays within the budget.
 The second bound costs the first a little: one chunk deadline of every hour is kept in reserve.
 """
@@ -16,6 +17,7 @@ from typing import Final
 HOUR_SECONDS: Final = 3600.0
 # The reserve for a hung chunk may take this much of an hour's budget at most.
 RESERVE_SHARE_MAX: Final = 0.25
+INTERVAL_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,9 @@ class Ledger:
     def allowance(self, now: float) -> float:
         """The longest device time a run may be allowed now; 0 when it must wait."""
         bounds = self.limits
-        in_interval = bounds.usable_seconds - self.spent(now, bounds.interval_seconds)
+        in_interval = bounds.usable_seconds - self.spent(
+            now, INTERVAL_SHARE * bounds.interval_seconds
+        )
         in_horizon = (
             bounds.horizon_budget_seconds
             - self.spent(now, bounds.horizon_seconds)

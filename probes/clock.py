@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - what a method does is documented where it is declared
 """Time as the scheduler sees it, so that tests can simulate hours."""
 
 import threading

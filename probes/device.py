@@ -1,8 +1,10 @@
+# ruff: noqa: D102 - what a method does is documented where it is declared
 """A device as the kernels see it, CUDA or host processor: where memory is and how time is told.
 
 Worker only: this imports torch. The same kernel code runs on both.
 """
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -114,7 +116,7 @@ class CpuDevice(ProbeDevice):
         for number in range(first, first + count):
             enqueue(number)
             marks.append(now())
-        spans = [(end - start) / 1e9 for start, end in zip(marks, marks[1:], strict=False)]
+        spans = [(end - start) / 1e9 for start, end in itertools.pairwise(marks)]
         total = (marks[-1] - marks[0]) / 1e9
         meter.idle(total)
         return Chunk(spans, total, current_clock_hertz())
@@ -189,9 +191,7 @@ class CudaDevice(ProbeDevice):
             marks[index + 3].record()
         meter.busy()
         marks[-1].synchronize()
-        spans = [
-            start.elapsed_time(end) / 1e3 for start, end in zip(marks, marks[1:], strict=False)
-        ]
+        spans = [start.elapsed_time(end) / 1e3 for start, end in itertools.pairwise(marks)]
         meter.idle(sum(spans))
         difference = spans[1] - spans[0]
         clock = (SPIN_CYCLES_LONG - SPIN_CYCLES_SHORT) / difference if difference > 0 else None

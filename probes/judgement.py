@@ -59,6 +59,8 @@ class Judgement:
     efficiency: float | None
     """FLOP per clock per SM reached over possible."""
     contention: Contention
+    checked: bool
+    """The result's bits were compared with something."""
 
 
 def contention(
@@ -138,8 +140,10 @@ def judge(
     wrong = (
         result.exact is False
         or not result.repeats_agree
-        or (expected_digest is not None and bool(result.digest))
-        and result.digest != expected_digest
+        or (
+            (expected_digest is not None and bool(result.digest))
+            and result.digest != expected_digest
+        )
     )
     slow_clock = (
         facts.kind == "cuda"
@@ -160,11 +164,11 @@ def judge(
         outcome = "contended"
     elif slow_clock:
         outcome = "throttled"
+    checked = bool(result.digest) or result.exact is not None
     if outcome in ("mismatch", "contended") or value is None:
-        return Judgement(outcome, None, None, None, beside)
+        return Judgement(outcome, None, None, None, beside, checked)
     if outcome == "throttled":
         # The efficiency has the clock divided out, and tells heat from sick silicon.
-        return Judgement(outcome, None, None, reached, beside)
-    return Judgement(
-        outcome, value, normalise(kernel, value, result.clock_hertz), reached, beside
-    )
+        return Judgement(outcome, None, None, reached, beside, checked)
+    per_clock = normalise(kernel, value, result.clock_hertz)
+    return Judgement(outcome, value, per_clock, reached, beside, checked)

@@ -15,9 +15,7 @@ PROTOCOL_VERSION: Final = 1
 FRAME_BYTES_MAX: Final = 64 * 1024
 HEADER_BYTES: Final = 4
 
-Outcome = Literal[
-    "ok", "contended", "throttled", "mismatch", "out_of_memory", "timeout", "error"
-]
+Outcome = Literal["ok", "contended", "throttled", "mismatch", "out_of_memory", "timeout", "error"]
 OUTCOMES: Final[tuple[Outcome, ...]] = (
     "ok",
     "contended",

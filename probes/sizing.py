@@ -49,7 +49,9 @@ def outputs(units: int, waves_max: int = 4) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(scored, key=lambda size: (scored[size], size)))
 
 
-def depth(m: int, n: int, flops: float, seconds: float, bytes_max: int, element_bytes: int) -> int:
+def depth(
+    m: int, n: int, flops: float, seconds: float, *, bytes_max: int, element_bytes: int
+) -> int:
     """The K for which an (M, N, K) GEMM takes about `seconds` at `flops`, its operands fitting."""
     wanted = seconds * flops / (2.0 * m * n)
     fitting = (bytes_max - 4 * m * n) / ((m + n) * element_bytes)

@@ -50,8 +50,11 @@ CalibrationState = dict[str, dict[str, Calibration]]
 
 
 def usable_state_path(preferred: Path) -> Path:
-    """`preferred` when its folder can be written (it is created if need be), else the same name
-    in the user's state folder (`$XDG_STATE_HOME/flopwatch`, `~/.local/state/flopwatch`)."""
+    """`preferred` when its folder can be written, else the same name in the user's state folder.
+
+    Folders are created if need be; the user's is `$XDG_STATE_HOME/flopwatch`, by default
+    `~/.local/state/flopwatch`.
+    """
     with contextlib.suppress(OSError):
         preferred.parent.mkdir(parents=True, exist_ok=True)
         if os.access(preferred.parent, os.W_OK | os.X_OK):
@@ -147,11 +150,7 @@ class StateFile:
             self._warned = True
             return dict(self._memory)
         try:
-            if len(data) > STATE_BYTES_MAX:
-                raise ValueError(f"longer than {STATE_BYTES_MAX} bytes")
-            document = json.loads(data)
-            if not isinstance(document, dict) or document.get("version") != STATE_VERSION:
-                raise ValueError(f"not a state file of version {STATE_VERSION}")
+            document = _parse(data)
         except (ValueError, RecursionError) as error:
             self._move_aside(str(error))
             return dict(self._memory)
@@ -185,3 +184,13 @@ class StateFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    """The document in a state file; raises ValueError when it is none."""
+    if len(data) > STATE_BYTES_MAX:
+        raise ValueError(f"longer than {STATE_BYTES_MAX} bytes")
+    document = json.loads(data)
+    if not isinstance(document, dict) or document.get("version") != STATE_VERSION:
+        raise ValueError(f"not a state file of version {STATE_VERSION}")
+    return document

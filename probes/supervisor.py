@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - what a method does is documented where it is declared
 """The worker process as the daemon sees it: started, asked, timed, killed, reaped.
 
 Every wait has a deadline. Whatever the worker does (dies, hangs, writes garbage), a call here
@@ -228,7 +229,7 @@ class WorkerProcess:
         self._reader, self._last_words = FrameReader(), bytearray()
         self._started = time.monotonic()
         try:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [*self._command, str(child_in), str(child_out)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -35,6 +35,8 @@ from probes.protocol import (
 PR_SET_PDEATHSIG: Final = 1
 # Behind the server's own threads when the host is short of cores.
 NICENESS: Final = 5
+# Part of every baseline's versions: raise it when a kernel's operands or method change.
+KERNELS_REVISION: Final = 1
 TEXT_LENGTH_MAX: Final = 500
 ENDED_BY_DAEMON: Final = 0
 
@@ -89,7 +91,7 @@ class Session:
         return Described(
             device=index,
             kernels=tuple(found),
-            versions=device.versions(),
+            versions=f"{device.versions()} kernels {KERNELS_REVISION}",
             units=device.units,
             memory_bytes=device.memory_bytes(),
             device_seconds=meter.spent_seconds,
@@ -119,7 +121,9 @@ def main(arguments: list[str]) -> int:
     try:
         import torch
     except ImportError as error:
-        channel.send(Failure(outcome="torch_missing", text=str(error)[:TEXT_LENGTH_MAX], fatal=True))
+        channel.send(
+            Failure(outcome="torch_missing", text=str(error)[:TEXT_LENGTH_MAX], fatal=True)
+        )
         return 1
     torch.set_num_threads(request.cpu_threads)
     torch.set_grad_enabled(mode=False)
@@ -156,8 +160,11 @@ def _guarded(session: Session, message: ToWorker) -> FromWorker:
         # The memory may be gone for good under us: start afresh rather than go on with half.
         return Failure(outcome="out_of_memory", text=_text(error), fatal=True)
     except Exception as error:  # noqa: BLE001 - the daemon must learn of it, and the context may be lost
-        outcome = "out_of_memory" if _is_out_of_memory(error) else "error"
-        return Failure(outcome=outcome, text=_text(error), fatal=True)
+        return Failure(
+            outcome="out_of_memory" if _is_out_of_memory(error) else "error",
+            text=_text(error),
+            fatal=True,
+        )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -36,7 +36,7 @@ class Prepared(ABC):
     def run(self, number: int) -> None:
         """Start run `number` on the next set of operands; allocates nothing."""
 
-    def activate(self) -> None:
+    def activate(self) -> None:  # noqa: B027 - most kernels need none
         """Set library switches this kernel needs; called before its runs."""
 
     def verify(self, device: "ProbeDevice", meter: "Meter") -> Verification:

@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - what a method does is documented where it is declared
 """Copies: device memory, host to device and back over pinned memory, and GPU to GPU."""
 
 from dataclasses import dataclass, field
@@ -13,13 +14,16 @@ if TYPE_CHECKING:
     from probes.meter import Meter
 
 
-Path = Literal["device", "host_to_device", "device_to_host", "peer"]
+CopyPath = Literal["device", "host_to_device", "device_to_host", "peer"]
 
 MIB: Final = 2**20
 SIZES: Final = tuple(size * MIB for size in (1, 2, 4, 8, 16, 32, 64))
-TRIAL_BYTES: Final = SIZES[0]
-# A copy takes this part of a chunk at most; larger ones come closer to the bus's full speed.
-RUN_SHARE: Final = 0.6
+# Large enough that a launch does not matter, and several, so that the rate is not the cache's.
+TRIAL_BYTES: Final = 4 * MIB
+TRIAL_PIECES: Final = 4
+# A copy takes this part of a chunk at most, so that two fit; larger ones come closer to the
+# bus's full speed.
+RUN_SHARE: Final = 0.45
 # Pinned host memory is taken from everybody: no more than this, and only while it is measured.
 PINNED_BYTES: Final = 64 * MIB
 SEED: Final = 3
@@ -62,7 +66,7 @@ class PreparedCopy(Prepared):
 class Copy(Kernel):
     """Copying one piece of memory along a path."""
 
-    path: Path
+    path: CopyPath
     name: str = field(init=False)
     label: str = field(init=False)
     quantity: Quantity = field(init=False, default="bandwidth")
@@ -82,9 +86,9 @@ class Copy(Kernel):
 
     def choose(self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float) -> Shape:
         device.arena.reset()
-        trial = self._pieces(device, meter, TRIAL_BYTES, count=1, peer=None)
+        trial = self._pieces(device, meter, TRIAL_BYTES, TRIAL_PIECES, peer=None)
         device.load(meter, trial.run)
-        seconds = min(device.chunk(meter, trial.run, 0, 3).run_seconds)
+        seconds = min(device.chunk(meter, trial.run, 1, TRIAL_PIECES - 1).run_seconds)
         per_byte = seconds / TRIAL_BYTES
         largest = device.arena.size_bytes // 4
         fitting = [

@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - what a method does is documented where it is declared
 """GEMM in every precision: what the tensor and plain pipes deliver now."""
 
 from dataclasses import dataclass, field
@@ -74,7 +75,9 @@ class Operands:
 class PreparedGemm(Prepared):
     """Sets of equal operands that the runs rotate over, so that each finds a cold cache."""
 
-    def __init__(self, precision: Precision, shape: Shape, sets: list[Operands], scale: Any) -> None:
+    def __init__(
+        self, precision: Precision, shape: Shape, sets: list[Operands], scale: Any
+    ) -> None:
         self.shape = shape
         self.work_per_run = gemm_flop(shape)
         self.exact_sums: Any = None
@@ -193,11 +196,16 @@ class Gemm(Kernel):
             sets -= 1
         return self._filled(device, meter, shape, sets)
 
-    def _cuda_shapes(self, device: "ProbeDevice", flops: float, seconds: float) -> tuple[Shape, ...]:
+    def _cuda_shapes(
+        self, device: "ProbeDevice", flops: float, seconds: float
+    ) -> tuple[Shape, ...]:
         room = device.arena.size_bytes // 2
         width = self._dtypes()[0].itemsize
         sizes = (*outputs(device.units)[:COMPUTED_OUTPUTS], *SWEPT_OUTPUTS)
-        return tuple((m, n, depth(m, n, flops, seconds, room, width)) for m, n in sizes)
+        return tuple(
+            (m, n, depth(m, n, flops, seconds, bytes_max=room, element_bytes=width))
+            for m, n in sizes
+        )
 
     def _rate(self, device: "ProbeDevice", meter: "Meter", shape: Shape) -> float:
         """FLOP/s of the faster of two runs on one set of operands."""
@@ -240,7 +248,9 @@ class Gemm(Kernel):
         arena = device.arena
         made = [
             Operands(
-                arena.take((m, k), inputs), arena.take((n, k), inputs).t(), arena.take((m, n), output)
+                arena.take((m, k), inputs),
+                arena.take((n, k), inputs).t(),
+                arena.take((m, n), output),
             )
             for _ in range(sets)
         ]
@@ -273,7 +283,9 @@ def exact_column_sums(shape: Shape, a_pattern: Any, b_pattern: Any) -> Any:
     a = repeated(a_pattern, m * k).view(m, k)
     b = repeated(b_pattern, n * k).view(n, k)
     row = a.sum(dim=0, dtype=torch.int64).to(torch.float64)
-    blocks = [b[start : start + EXACT_BLOCK].to(torch.float64) @ row for start in range(0, n, EXACT_BLOCK)]
+    blocks = [
+        b[start : start + EXACT_BLOCK].to(torch.float64) @ row for start in range(0, n, EXACT_BLOCK)
+    ]
     return torch.cat(blocks).to(torch.int64)
 
 

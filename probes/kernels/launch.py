@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - what a method does is documented where it is declared
 """Launch latency: from the host's call to the completion of a kernel that does nothing."""
 
 from typing import TYPE_CHECKING, Any, Final

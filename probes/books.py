@@ -1,0 +1,141 @@
+"""The books over all devices: results, budgets, baselines, and what of them is kept on disk."""
+
+import threading
+from dataclasses import dataclass, field
+
+import structlog
+
+from probes.baseline import Baseline
+from probes.budget import Charge, Ledger, Limits, limits
+from probes.clock import Clock
+from probes.config import ProbeConfig
+from probes.facts import DeviceFacts
+from probes.gates import Reason
+from probes.records import DeviceRecord, DeviceSnapshot
+from probes.schedule import Backoff
+from probes.state import ProbesState, StateFile
+
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class DeviceState:
+    """What is remembered of a device."""
+
+    record: DeviceRecord
+    ledger: Ledger
+    backoff: Backoff = field(default_factory=Backoff)
+    baselines: dict[str, Baseline] = field(default_factory=dict)
+    next_kernel: str = ""
+    """Where the turn goes on that the budget cut short."""
+    died: bool = False
+    """The last worker ended against its will: the next start is a restart."""
+    missing_logged: bool = False
+
+
+class Books:
+    """All devices' states. `lock` guards the records, which other threads read."""
+
+    def __init__(self, config: ProbeConfig, file: StateFile, clock: Clock) -> None:
+        self.lock = threading.Lock()
+        self.clock = clock
+        self.limits = _limits(config)
+        self._file = file
+        self._saved: ProbesState | None = None
+        self._devices: dict[str, DeviceState] = {}
+
+    def __getitem__(self, uuid: str) -> DeviceState:
+        return self._devices[uuid]
+
+    def uuids(self) -> set[str]:
+        """All devices seen so far."""
+        return set(self._devices)
+
+    def enter(self, facts: DeviceFacts) -> None:
+        """Open a page for a device, with what was saved of it, unless there is one."""
+        with self.lock:
+            state = self._devices.get(facts.uuid)
+            if state is None:
+                record = DeviceRecord(facts.key, facts.uuid)
+                state = DeviceState(record, Ledger(self.limits))
+                self._restore(facts.uuid, state)
+                self._devices[facts.uuid] = state
+            # The index of a GPU can change under the same UUID.
+            state.record.device = facts.key
+
+    def configure(self, config: ProbeConfig) -> Limits:
+        """Use another budget; what was charged stays charged."""
+        with self.lock:
+            self.limits = _limits(config)
+            for state in self._devices.values():
+                state.ledger.limits = self.limits
+        return self.limits
+
+    def skip(self, uuid: str, reason: Reason, count: int = 1) -> None:
+        """Count runs that a gate held back."""
+        with self.lock:
+            self._devices[uuid].record.skips[reason] += count
+
+    def settle(self, uuid: str, charge: Charge, seconds: float) -> None:
+        """Book the device time a pre-charged request really took."""
+        state = self._devices[uuid]
+        state.ledger.settle(charge, self.clock.monotonic(), seconds)
+        with self.lock:
+            state.record.gpu_seconds += seconds
+
+    def back_off(self, uuid: str, doing: str, text: str) -> None:
+        """Note that a device's worker died, and wait before the next."""
+        state = self._devices[uuid]
+        state.died = True
+        wait = state.backoff.failed(self.clock.monotonic())
+        log.warning(
+            "probe_worker_failed",
+            gpu=state.record.device,
+            doing=doing,
+            error=text,
+            retry_after_seconds=wait,
+        )
+
+    def restarting(self, uuid: str) -> None:
+        """Note that a worker is started for a device; after a death that is a restart."""
+        state = self._devices[uuid]
+        with self.lock:
+            state.record.worker_restarts += state.died
+        state.died = False
+
+    def snapshots(self, interval: float) -> tuple[DeviceSnapshot, ...]:
+        """Every device's results now."""
+        now = self.clock.monotonic()
+        with self.lock:
+            return tuple(state.record.snapshot(now, interval) for state in self._devices.values())
+
+    def save(self) -> None:
+        """Keep baselines and charges on disk."""
+        now, unix_time = self.clock.monotonic(), self.clock.time()
+        old = self._read_saved()
+        # Devices that are away for now keep what was saved of them.
+        baselines = {**old.baselines, **{u: s.baselines for u, s in self._devices.items()}}
+        charges = {
+            uuid: [(unix_time - (now - at), seconds) for at, seconds in state.ledger.charges()]
+            for uuid, state in self._devices.items()
+        }
+        self._file.save_probes(ProbesState(baselines=baselines, charges=charges))
+
+    def _read_saved(self) -> ProbesState:
+        if self._saved is None:
+            self._saved = self._file.probes()
+        return self._saved
+
+    def _restore(self, uuid: str, state: DeviceState) -> None:
+        saved = self._read_saved()
+        state.baselines = dict(saved.baselines.get(uuid, {}))
+        now, unix_time = self.clock.monotonic(), self.clock.time()
+        # A charge of the future is one from before the clock was set: it counts as just made.
+        state.ledger.restore(
+            (now - max(0.0, unix_time - at), seconds) for at, seconds in saved.charges.get(uuid, [])
+        )
+
+
+def _limits(config: ProbeConfig) -> Limits:
+    return limits(config.interval_seconds, config.budget_seconds, config.chunk_deadline_seconds)

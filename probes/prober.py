@@ -1,0 +1,313 @@
+"""One device's turn in a cycle: its kernels one after the other, until all ran or the budget ends."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import structlog
+
+from probes.baseline import Baseline
+from probes.books import Books, DeviceState
+from probes.config import ProbeConfig
+from probes.facts import DeviceFacts
+from probes.judgement import Contention, Judgement, judge
+from probes.protocol import Described, KernelInfo, Result, Run
+from probes.records import Value
+from probes.slots import Slot
+from probes.supervisor import RunReport, WorkerFailedError
+
+
+TIMED_RUNS: Final = 7
+# A kernel measured before is allowed this much more than it took then.
+ALLOWANCE_FACTOR: Final = 1.5
+# One that was never measured has to find its size first and starts only with this part of the
+# interval's budget left.
+NEW_KERNEL_SHARE: Final = 0.45
+# And takes about this part of its first run's time afterwards.
+FIRST_RUN_SHARE: Final = 0.6
+# An allowance that proved too small is raised by this much.
+RAISE_FACTOR: Final = 1.2
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured: one kernel on one device, to one peer where it takes two."""
+
+    facts: DeviceFacts
+    described: Described
+    kernel: KernelInfo
+    shared: bool
+    """Others hold the device as well."""
+    peer: int | None = None
+    """Index in the worker's devices."""
+    peer_key: str = ""
+    peer_uuid: str = ""
+
+    @property
+    def versions(self) -> str:
+        """What its baseline holds for."""
+        peer = f" peer {self.peer_uuid}" if self.peer_uuid else ""
+        return self.described.versions + peer
+
+
+class Prober:
+    """Runs turns; one thread per slot."""
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        books: Books,
+        stopping: threading.Event,
+        paused: Callable[[], bool],
+        identifiers: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._books = books
+        self._stopping = stopping
+        self._paused = paused
+        self._next_identifier = identifiers
+
+    def turn(
+        self, slot: Slot, index: int, ready: Mapping[str, DeviceFacts], *, shared: bool
+    ) -> None:
+        """Probe device `index` of a slot whose worker lives; `ready` are the devices of this cycle."""
+        uuid = slot.uuids[index]
+        state = self._books[uuid]
+        described = self._describe(slot, index)
+        if described is None:
+            return
+        total = Contention(0.0, 0.0)
+        order = self._order(state, described)
+        for position, kernel in enumerate(order):
+            if self._stopping.is_set():
+                return
+            if self._paused():
+                self._books.skip(uuid, "paused", len(order) - position)
+                break
+            subject = _subject(slot, index, ready, described, kernel, shared=shared)
+            if subject is None:
+                continue
+            baseline = state.baselines.get(kernel.name)
+            if baseline is not None and baseline.versions != subject.versions:
+                baseline = None
+            allowance = self._allowance(state, baseline)
+            if not allowance:
+                state.next_kernel = kernel.name
+                self._books.skip(uuid, "budget", len(order) - position)
+                break
+            report = self._run(slot, index, subject, baseline, allowance)
+            total = _plus(total, self._settle(subject, baseline, report))
+            if not slot.worker.alive:
+                if not self._stopping.is_set():
+                    self._books.back_off(uuid, kernel.name, report.text)
+                break
+        if total.observed_seconds > 0:
+            with self._books.lock:
+                state.record.contended(total, self._books.clock.monotonic())
+
+    def _describe(self, slot: Slot, index: int) -> Described | None:
+        uuid = slot.uuids[index]
+        known = slot.described.get(uuid)
+        if known is not None:
+            return known
+        state = self._books[uuid]
+        now = self._books.clock.monotonic()
+        if not state.ledger.allowance(now):
+            self._books.skip(uuid, "budget")
+            return None
+        charge = state.ledger.precharge(now, 0.0)
+        try:
+            described = slot.worker.describe(index)
+        except WorkerFailedError as error:
+            self._books.settle(uuid, charge, error.device_seconds)
+            if not self._stopping.is_set():
+                self._books.back_off(uuid, "open", error.text)
+            return None
+        self._books.settle(uuid, charge, described.device_seconds)
+        slot.described[uuid] = described
+        with self._books.lock:
+            state.record.worker_memory_bytes = described.memory_bytes
+            state.record.worker_pid = slot.worker.pid
+        return described
+
+    def _order(self, state: DeviceState, described: Described) -> list[KernelInfo]:
+        """The kernels to run, beginning where the last cycle's budget ended."""
+        kernels = list(described.kernels)
+        if self._config.kernels is not None:
+            wanted = self._config.kernels
+            kernels = sorted(
+                (kernel for kernel in kernels if kernel.name in wanted),
+                key=lambda kernel: wanted.index(kernel.name),
+            )
+            missing = set(wanted) - {kernel.name for kernel in kernels}
+            if missing and not state.missing_logged:
+                log.info("probe_kernels_absent", gpu=state.record.device, kernels=sorted(missing))
+            state.missing_logged = True
+        names = [kernel.name for kernel in kernels]
+        start = names.index(state.next_kernel) if state.next_kernel in names else 0
+        return kernels[start:] + kernels[:start]
+
+    def _allowance(self, state: DeviceState, baseline: Baseline | None) -> float:
+        """What the next run may take; 0 when it has to wait for the budget."""
+        left = state.ledger.allowance(self._books.clock.monotonic())
+        usable = state.ledger.limits.usable_seconds
+        if baseline is None or baseline.device_seconds is None:
+            return left if left >= NEW_KERNEL_SHARE * usable else 0.0
+        wanted = ALLOWANCE_FACTOR * baseline.device_seconds + self._config.max_chunk_seconds
+        # One that takes more than all there is gets all there is.
+        wanted = min(wanted, usable)
+        return wanted if left >= wanted else 0.0
+
+    def _run(
+        self,
+        slot: Slot,
+        index: int,
+        subject: Subject,
+        baseline: Baseline | None,
+        allowance: float,
+    ) -> RunReport:
+        uuid = slot.uuids[index]
+        request = Run(
+            identifier=self._next_identifier(),
+            kernel=subject.kernel.name,
+            device=index,
+            allowance_seconds=allowance,
+            max_chunk_seconds=self._config.max_chunk_seconds,
+            gap_seconds=self._config.gap_seconds,
+            timed_runs=TIMED_RUNS,
+            shape=() if baseline is None else baseline.shape,
+            peer=subject.peer,
+        )
+        charge = self._books[uuid].ledger.precharge(self._books.clock.monotonic(), allowance)
+        report = slot.worker.run(request)
+        self._books.settle(uuid, charge, report.device_seconds)
+        return report
+
+    def _settle(
+        self, subject: Subject, baseline: Baseline | None, report: RunReport
+    ) -> Contention | None:
+        """Book a run's end: exactly one outcome, or a skip when the allowance was too small."""
+        if report.result is not None:
+            return self._judge(subject, baseline, report.result, report.device_seconds)
+        facts, kernel = subject.facts, subject.kernel
+        state = self._books[facts.uuid]
+        if report.short_of_allowance:
+            self._books.skip(facts.uuid, "budget")
+            if baseline is not None:
+                cost = max(baseline.device_seconds or 0.0, report.device_seconds) * RAISE_FACTOR
+                state.baselines[kernel.name] = msgspec.structs.replace(
+                    baseline, device_seconds=cost
+                )
+            log.debug("probe_short_of_budget", gpu=facts.key, kernel=kernel.name, why=report.text)
+        elif not self._stopping.is_set():
+            outcome = report.failure or "error"
+            with self._books.lock:
+                state.record.runs[kernel.name, outcome] += 1
+            log.warning(
+                "probe_failed",
+                gpu=facts.key,
+                kernel=kernel.name,
+                outcome=outcome,
+                error=report.text,
+            )
+        return None
+
+    def _judge(
+        self, subject: Subject, baseline: Baseline | None, result: Result, device_seconds: float
+    ) -> Contention | None:
+        facts, kernel = subject.facts, subject.kernel
+        state = self._books[facts.uuid]
+        state.backoff.succeeded()
+        verdict = judge(
+            kernel,
+            result,
+            facts,
+            units=subject.described.units,
+            baseline=None if baseline is None else baseline.value,
+            expected_digest=None if baseline is None else baseline.digest or None,
+            shared=subject.shared,
+        )
+        if verdict.outcome == "mismatch":
+            _log_mismatch(subject, baseline, result)
+        elif baseline is None:
+            baseline = Baseline(
+                versions=subject.versions,
+                shape=result.shape,
+                digest=result.digest,
+                higher_is_better=kernel.quantity != "latency",
+            )
+        ratio = None
+        if baseline is not None:
+            baseline, ratio = _measured(baseline, verdict, device_seconds)
+            state.baselines[kernel.name] = baseline
+        clock = self._books.clock
+        now = clock.monotonic()
+        with self._books.lock:
+            record = state.record
+            record.runs[kernel.name, verdict.outcome] += 1
+            record.worker_memory_bytes = result.memory_bytes
+            if result.clock_hertz is not None:
+                record.clock = Value(result.clock_hertz, now)
+            record.judged(kernel, verdict, ratio, subject.peer_key, now=now, unix_time=clock.time())
+        return None if kernel.quantity == "latency" else verdict.contention
+
+
+def _subject(
+    slot: Slot,
+    index: int,
+    ready: Mapping[str, DeviceFacts],
+    described: Described,
+    kernel: KernelInfo,
+    *,
+    shared: bool,
+) -> Subject | None:
+    """The kernel on the slot's device; None for a peer copy that has no peer in this cycle."""
+    facts = ready[slot.uuids[index]]
+    if kernel.name != "copy_peer":
+        return Subject(facts, described, kernel, shared)
+    # A ring: every link of a fully connected node is not probed, but every GPU's port is.
+    peer = (index + 1) % len(slot.uuids)
+    other = ready.get(slot.uuids[peer])
+    if peer == index or other is None:
+        return None
+    return Subject(facts, described, kernel, shared, peer, other.key, other.uuid)
+
+
+def _measured(
+    baseline: Baseline, verdict: Judgement, device_seconds: float
+) -> tuple[Baseline, float | None]:
+    """The baseline after a run, and the run's ratio to it where it was accepted."""
+    before = baseline.device_seconds
+    # The very first run also looked for its size.
+    cost = device_seconds * FIRST_RUN_SHARE if before is None else (before + device_seconds) / 2
+    baseline = msgspec.structs.replace(baseline, device_seconds=cost)
+    if verdict.normalised is None:
+        return baseline, None
+    baseline = baseline.with_measurement(verdict.normalised)
+    return baseline, baseline.ratio(verdict.normalised)
+
+
+def _plus(total: Contention, more: Contention | None) -> Contention:
+    if more is None:
+        return total
+    return Contention(
+        total.intrinsic_seconds + more.intrinsic_seconds,
+        total.observed_seconds + more.observed_seconds,
+    )
+
+
+def _log_mismatch(subject: Subject, baseline: Baseline | None, result: Result) -> None:
+    log.error(
+        "probe_mismatch",
+        gpu=subject.facts.key,
+        uuid=subject.facts.uuid,
+        kernel=subject.kernel.name,
+        digest=result.digest,
+        expected="" if baseline is None else baseline.digest,
+        repeats_agree=result.repeats_agree,
+        exact=result.exact,
+    )

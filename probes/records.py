@@ -1,0 +1,156 @@
+"""What the probes found out, per device: gathered by the scheduler, read as a frozen snapshot."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from probes.gates import Reason
+from probes.judgement import Contention, Judgement
+from probes.protocol import KernelInfo, Outcome
+
+
+# A value that was not measured again for so many intervals says nothing about now. Kernels take
+# turns when the budget does not hold them all, so it is a good many.
+STALE_INTERVALS: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSnapshot:
+    """One device's probe results; mappings hold only what is known."""
+
+    device: str
+    """The `gpu` label."""
+    uuid: str
+    flops: Mapping[str, float]
+    """By precision, FLOP/s."""
+    efficiency_ratio: Mapping[str, float]
+    """By precision."""
+    sm_clock_hertz: float | None
+    bandwidth_bytes_per_second: Mapping[tuple[str, str], float]
+    """By path and peer's `gpu` label; "" where the path has no peer."""
+    launch_latency_seconds: float | None
+    baseline_ratio: Mapping[str, float]
+    """By kernel."""
+    tenant_busy_ratio: tuple[float, float] | None
+    """Low and high bound."""
+    mismatches: Mapping[str, int]
+    """By kernel; 0 for those that were checked and always right."""
+    runs: Mapping[tuple[str, Outcome], int]
+    """By kernel and outcome."""
+    skips: Mapping[Reason, int]
+    gpu_seconds: float
+    last_success_seconds: Mapping[str, float]
+    """Unix time, by kernel."""
+    worker_restarts: int
+    worker_memory_bytes: int | None
+    """None while no worker has the device open."""
+    worker_pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbesSnapshot:
+    """All devices' probe results at one moment."""
+
+    running: bool
+    """Whether probes are on at all: enabled, and torch is there."""
+    paused: bool
+    devices: tuple[DeviceSnapshot, ...] = ()
+
+
+@dataclass(slots=True)
+class Value:
+    """A gauge's value and when it was measured, on the monotonic clock."""
+
+    number: float
+    at: float
+
+
+@dataclass(slots=True)
+class DeviceRecord:
+    """One device's results as they come in. Guarded by its owner's lock."""
+
+    device: str
+    uuid: str
+    flops: dict[str, Value] = field(default_factory=dict)
+    efficiency: dict[str, Value] = field(default_factory=dict)
+    clock: Value | None = None
+    bandwidth: dict[tuple[str, str], Value] = field(default_factory=dict)
+    latency: Value | None = None
+    baseline_ratio: dict[str, Value] = field(default_factory=dict)
+    busy_low: Value | None = None
+    busy_high: Value | None = None
+    mismatches: Counter[str] = field(default_factory=Counter)
+    runs: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+    skips: Counter[Reason] = field(default_factory=Counter)
+    gpu_seconds: float = 0.0
+    last_success: dict[str, float] = field(default_factory=dict)
+    worker_restarts: int = 0
+    worker_memory_bytes: int | None = None
+    worker_pid: int | None = None
+
+    def judged(
+        self,
+        kernel: KernelInfo,
+        judgement: Judgement,
+        ratio: float | None,
+        peer: str,
+        *,
+        now: float,
+        unix_time: float,
+    ) -> None:
+        """Take over what a judgement says; `ratio` is over the baseline."""
+        if judgement.outcome == "mismatch":
+            self.mismatches[kernel.name] += 1
+        elif judgement.checked:
+            # Present at 0, so that the first mismatch is an increase.
+            self.mismatches.setdefault(kernel.name, 0)
+        if judgement.efficiency is not None:
+            self.efficiency[kernel.label] = Value(judgement.efficiency, now)
+        if judgement.value is None:
+            return
+        value = Value(judgement.value, now)
+        if kernel.quantity == "flops":
+            self.flops[kernel.label] = value
+        elif kernel.quantity == "bandwidth":
+            self.bandwidth[kernel.label, peer] = value
+        else:
+            self.latency = value
+        if ratio is not None:
+            self.baseline_ratio[kernel.name] = Value(ratio, now)
+        self.last_success[kernel.name] = unix_time
+
+    def contended(self, cycle: Contention, now: float) -> None:
+        """Take over the bracket of a whole cycle."""
+        self.busy_low = Value(cycle.low, now)
+        self.busy_high = Value(cycle.high, now)
+
+    def snapshot(self, now: float, interval: float) -> DeviceSnapshot:
+        """A frozen copy, stale values left out."""
+        oldest = now - STALE_INTERVALS * interval
+
+        def fresh(value: Value | None) -> float | None:
+            return value.number if value is not None and value.at >= oldest else None
+
+        low, high = fresh(self.busy_low), fresh(self.busy_high)
+        return DeviceSnapshot(
+            device=self.device,
+            uuid=self.uuid,
+            flops={k: v.number for k, v in self.flops.items() if v.at >= oldest},
+            efficiency_ratio={k: v.number for k, v in self.efficiency.items() if v.at >= oldest},
+            sm_clock_hertz=fresh(self.clock),
+            bandwidth_bytes_per_second={
+                k: v.number for k, v in self.bandwidth.items() if v.at >= oldest
+            },
+            launch_latency_seconds=fresh(self.latency),
+            baseline_ratio={k: v.number for k, v in self.baseline_ratio.items() if v.at >= oldest},
+            tenant_busy_ratio=None if low is None or high is None else (low, high),
+            mismatches=dict(self.mismatches),
+            runs=dict(self.runs),
+            skips=dict(self.skips),
+            gpu_seconds=self.gpu_seconds,
+            last_success_seconds=dict(self.last_success),
+            worker_restarts=self.worker_restarts,
+            worker_memory_bytes=self.worker_memory_bytes,
+            worker_pid=self.worker_pid,
+        )

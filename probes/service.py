@@ -1,0 +1,104 @@
+"""The probes as the daemon holds them: one thread that runs a cycle every interval."""
+
+import importlib.util
+import socket
+import threading
+from pathlib import Path
+
+import structlog
+
+from probes.clock import Clock, SystemClock
+from probes.config import ProbeConfig
+from probes.records import ProbesSnapshot
+from probes.schedule import first_delay, host_fraction, next_delay
+from probes.scheduler import FactsSource, Scheduler
+from probes.slots import WorkerFactory, real_worker
+from probes.state import StateFile
+
+
+log = structlog.get_logger(__name__)
+
+
+class ProbeService:
+    """Probes every device `facts` names, while it is started, enabled and not paused.
+
+    All methods may be called from any thread. Without torch, or when not enabled, it has no
+    thread and no process, and `snapshot` says so.
+    """
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        facts: FactsSource,
+        *,
+        state_path: Path,
+        clock: Clock | None = None,
+        worker_factory: WorkerFactory = real_worker,
+        hostname: str | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._scheduler = Scheduler(
+            config, facts, StateFile(state_path), self._clock, worker_factory
+        )
+        self._fraction = host_fraction(hostname or socket.gethostname())
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start probing; does nothing when not enabled or already started."""
+        with self._lock:
+            if not self._scheduler.config.enabled or self._thread is not None:
+                return
+            if importlib.util.find_spec("torch") is None:
+                self._scheduler.note_torch_missing()
+                return
+            self._scheduler.stopping.clear()
+            self._thread = threading.Thread(target=self._loop, name="probes", daemon=True)
+            self._thread.start()
+
+    def stop(self, deadline_seconds: float = 10.0) -> None:
+        """Stop probing and end the workers; returns after `deadline_seconds` at the latest."""
+        with self._lock:
+            thread = self._thread
+            self._scheduler.interrupt()
+            if thread is None:
+                return
+            thread.join(deadline_seconds)
+            if thread.is_alive():
+                # Only a driver call of `facts` can hang that long; the thread ends when it returns.
+                log.warning("probes_not_stopped", after_seconds=deadline_seconds)
+                return
+            self._thread = None
+
+    def pause(self) -> None:
+        """Hold the probes off; a kernel that runs ends first. Workers stay as they are."""
+        self._scheduler.paused_by_operator = True
+        log.info("probes_paused")
+
+    def resume(self) -> None:
+        """Let the probes go on, unless the pause file still holds them off."""
+        self._scheduler.paused_by_operator = False
+        log.info("probes_resumed")
+
+    def configure(self, config: ProbeConfig) -> None:
+        """Use another configuration from now on; results and baselines stay."""
+        if config == self._scheduler.config:
+            return
+        self.stop()
+        self._scheduler.reconfigure(config)
+        self.start()
+
+    def snapshot(self) -> ProbesSnapshot:
+        """What is known now."""
+        return self._scheduler.snapshot(running=self._thread is not None)
+
+    def _loop(self) -> None:
+        scheduler, clock = self._scheduler, self._clock
+        delay = first_delay(scheduler.config.interval_seconds, self._fraction)
+        while not clock.wait(scheduler.stopping, delay):
+            try:
+                scheduler.cycle()
+            except Exception:  # the daemon goes on, whatever is wrong with the probes
+                log.exception("probe_cycle_failed")
+            delay = next_delay(clock.time(), scheduler.config.interval_seconds, self._fraction)
+        scheduler.close()

@@ -1,0 +1,105 @@
+"""Which worker serves which devices: one for each device in use, one for all that are idle.
+
+A worker that stays keeps its context, and its memory, constant beside a server. Idle GPUs share
+one worker that lives for a cycle: an open context alone costs 26–66 W each
+(arXiv 2605.23918), and one process can also copy between them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from probes.config import ProbeConfig
+from probes.facts import DeviceFacts, ProcessFacts
+from probes.gates import other_processes
+from probes.protocol import Described, Device
+from probes.supervisor import Worker, WorkerProcess
+
+
+WorkerFactory = Callable[[Sequence[DeviceFacts], ProbeConfig], Worker]
+
+
+def real_worker(devices: Sequence[DeviceFacts], config: ProbeConfig) -> Worker:
+    """A worker process for `devices`, not started yet."""
+    specs = tuple(
+        Device(
+            kind=facts.kind,
+            key=facts.key,
+            l2_bytes=facts.l2_bytes,
+            free_memory_bytes=facts.free_memory_bytes,
+        )
+        for facts in devices
+    )
+    visible = [facts.uuid for facts in devices if facts.kind == "cuda"]
+    return WorkerProcess(specs, visible, config)
+
+
+@dataclass(slots=True)
+class Slot:
+    """A worker, the devices it was made for in their order, and what it said of them."""
+
+    worker: Worker
+    uuids: tuple[str, ...]
+    stays: bool
+    described: dict[str, Described] = field(default_factory=dict)
+
+    def holds(self, uuid: str) -> bool:
+        """Whether the worker has the device open, and so its memory."""
+        return self.worker.alive and uuid in self.described
+
+
+class Slots:
+    """All workers of a host."""
+
+    def __init__(self, factory: WorkerFactory) -> None:
+        self._factory = factory
+        self._slots: list[Slot] = []
+
+    def of(self, uuid: str) -> Slot | None:
+        """The slot that serves a device now."""
+        return next((slot for slot in self._slots if uuid in slot.uuids), None)
+
+    def others(self, facts: DeviceFacts) -> tuple[ProcessFacts, ...]:
+        """The processes on the device that are not our worker."""
+        slot = self.of(facts.uuid)
+        if slot is None or not slot.holds(facts.uuid):
+            return facts.processes
+        return other_processes(facts.processes, slot.worker.pid, slot.worker.age_seconds)
+
+    def arrange(self, devices: Sequence[DeviceFacts], config: ProbeConfig) -> list[Slot]:
+        """The slots for a cycle over `devices`; workers that no longer fit are closed."""
+        idle = []
+        wanted: list[Slot] = []
+        for facts in devices:
+            if facts.kind == "cuda" and not self.others(facts):
+                idle.append(facts)
+                continue
+            slot = self.of(facts.uuid)
+            if slot is None or not slot.stays:
+                slot = Slot(self._factory((facts,), config), (facts.uuid,), stays=True)
+            wanted.append(slot)
+        if idle:
+            worker = self._factory(idle, config)
+            wanted.append(Slot(worker, tuple(facts.uuid for facts in idle), stays=False))
+        for slot in self._slots:
+            if slot not in wanted:
+                slot.worker.close()
+        self._slots = wanted
+        return list(wanted)
+
+    def release_idle(self) -> None:
+        """Close the workers that must not outlive a cycle."""
+        for slot in self._slots:
+            if not slot.stays:
+                slot.worker.close()
+                slot.described.clear()
+
+    def close(self) -> None:
+        """Close all workers."""
+        for slot in self._slots:
+            slot.worker.close()
+        self._slots = []
+
+    def interrupt(self) -> None:
+        """Kill all workers from another thread."""
+        for slot in list(self._slots):
+            slot.worker.interrupt()
