@@ -1,0 +1,6 @@
+import sys
+
+from exporter.cli.main import main
+
+
+sys.exit(main())

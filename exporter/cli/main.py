@@ -1,0 +1,47 @@
+"""`flopwatch`: the command line."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from exporter.errors import FlopwatchError
+from exporter.version import REVISION, VERSION
+
+
+# Subcommands in the order of the help. Each module has `add_parser(subparsers)`.
+_COMMANDS = ("serve", "config", "metrics")
+
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; a mistake of the user's is one line on standard error and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="flopwatch",
+        description="How many FLOPS each GPU delivers, and where the others went.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"flopwatch {VERSION} (revision {REVISION})"
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in _COMMANDS:
+        importlib.import_module(f"exporter.cli.{name}").add_parser(subparsers)
+    try:
+        parsed = parser.parse_args(arguments)
+        return int(parsed.run(parsed))
+    except FlopwatchError as error:
+        for line in str(error).splitlines():
+            print(f"flopwatch: {line}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`flopwatch metrics | head`); say no more to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The daemon: everything put together, started, reloaded and ended."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import structlog
+
+from exporter.config.load import ConfigOrigin, load_config
+from exporter.config.model import Config
+from exporter.errors import ConfigError, FlopwatchError
+from exporter.exposition.devices import host_points
+from exporter.exposition.own import ReloadStatus, own_points
+from exporter.exposition.render import Exposition
+from exporter.metrics.family import Point
+from exporter.precision import PrecisionRules
+from exporter.sampling.host import HostCallbacks, HostSampling
+from exporter.version import VERSION
+from exporter.web.config import load_web_config
+from exporter.web.http import Request, Response
+from exporter.web.landing import LandingPage
+from exporter.web.routes import Lifecycle, add_lifecycle, health_handlers, metrics_handler
+from exporter.web.routing import Router
+from exporter.web.server import Server
+
+
+log = structlog.get_logger(__name__)
+
+# The first scrape should find the devices: the server waits this long for their first tick, and
+# listens all the same when the driver is slower.
+_FIRST_TICK_SECONDS = 0.8
+# SIGTERM ends the process within two seconds; these are its parts.
+_SERVER_GRACE_SECONDS = 0.5
+_SAMPLING_GRACE_SECONDS = 0.5
+_LOOP_SECONDS = 0.5
+# A mismatch of library and kernel module is shown to one scrape, or for this long, before the
+# process ends so that its supervisor starts one that loads the new library.
+_MISMATCH_SECONDS = 60.0
+
+
+class Daemon:
+    """One run of `flopwatch serve`."""
+
+    def __init__(self, config: Config, origin: ConfigOrigin) -> None:
+        self._config = config
+        self._origin = origin
+        self._reload_lock = threading.Lock()
+        self._reload_status = ReloadStatus(successful=True, last_success_unix_seconds=time.time())
+        self._wake = threading.Event()
+        self._ending = False
+        self._reload_wanted = False
+        self._scraped_at = 0.0
+        self._precision = PrecisionRules(
+            lambda: self._config.gpus, from_engine=lambda _identity: None
+        )
+        self._host = HostSampling(
+            HostCallbacks(
+                settings=lambda: self._config.sampling,
+                source_modes=lambda: self._config.sources,
+                precision=self._precision.resolve,
+                reachable_bandwidth=lambda _identity: None,
+            )
+        )
+        self._exposition = Exposition(
+            self._points,
+            series_limit=lambda: self._config.series_limit,
+            state=self._state,
+        )
+        web_file = config.web.config_file
+        self._server = Server(
+            config.web.listen_addresses,
+            self._router(),
+            web_config=load_web_config(Path(web_file)) if web_file else None,
+        )
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; returns the exit code. Raises FlopwatchError at start."""
+        self._take_signals()
+        # Bound before anything else: a port in use must not cost the GPUs a second exporter.
+        self._server.start()
+        self._host.start()
+        self._host.wait_for_devices(_FIRST_TICK_SECONDS)
+        try:
+            self._check_indices()
+            log.info(
+                "serving",
+                version=VERSION,
+                addresses=[f"{host}:{port}" for host, port in self._server.addresses],
+                devices=len(self._host.view().devices),
+            )
+            return self._loop()
+        finally:
+            self._stop()
+
+    def reload(self) -> None:
+        """Read configuration and web configuration again. Raises FlopwatchError; all stays as it was."""
+        with self._reload_lock:
+            try:
+                config = load_config(self._origin)
+                self._server.reload_web_config()
+            except FlopwatchError as error:
+                self._reload_status = ReloadStatus(
+                    successful=False,
+                    last_success_unix_seconds=self._reload_status.last_success_unix_seconds,
+                )
+                log.error("configuration_refused", error=str(error))  # noqa: TRY400  no traceback for a user's mistake
+                raise
+            self._config = config
+            self._reload_status = ReloadStatus(
+                successful=True, last_success_unix_seconds=time.time()
+            )
+            log.info("configuration_reloaded")
+
+    def _points(self) -> Iterator[Point]:
+        yield from own_points(self._reload_status)
+        yield from host_points(self._host.view())
+
+    def _state(self) -> object:
+        """Differs whenever a new exposition would."""
+        view = self._host.view()
+        stale = tuple(
+            view.now_seconds - device.at_seconds > device.max_age_seconds for device in view.devices
+        )
+        return (self._host.version, view.hung, stale, view.pending, self._reload_status)
+
+    def _router(self) -> Router:
+        router = Router()
+        serve_metrics = metrics_handler(self._exposition)
+
+        def metrics(request: Request) -> Response:
+            response = serve_metrics(request)
+            self._scraped_at = time.monotonic()
+            return response
+
+        path = self._config.web.telemetry_path
+        router.add(path, "GET", metrics)
+        if path != "/":
+            router.add("/", "GET", LandingPage(path))
+        healthy, ready = health_handlers(self._host.has_fresh_device)
+        router.add("/-/healthy", "GET", healthy)
+        router.add("/-/ready", "GET", ready)
+        lifecycle = Lifecycle(
+            reload=self.reload, pause_probes=self._no_probes, resume_probes=self._no_probes
+        )
+        add_lifecycle(router, lifecycle, enabled=self._config.web.enable_lifecycle)
+        return router
+
+    def _no_probes(self) -> None:
+        raise FlopwatchError("probes are not running")
+
+    def _check_indices(self) -> None:
+        """A GPU index that this host does not have is a mistake in the configuration."""
+        view = self._host.view()
+        if view.pending:
+            return  # the driver has not said yet which there are
+        known = [device.identity.index for device in view.devices]
+        source = self._origin.file or "configuration"
+        mistakes = [
+            f"{source}: gpus[{position}].match.index: no GPU {rule.index} on this host, "
+            f"devices: {', '.join(known) or 'none'}"
+            for position, rule in enumerate(self._config.gpus)
+            if rule.index is not None and str(rule.index) not in known
+        ]
+        mistakes += [
+            f"{source}: workloads[{position}].gpus: no GPU {gpu} on this host, "
+            f"devices: {', '.join(known) or 'none'}"
+            for position, workload in enumerate(self._config.workloads)
+            for gpu in workload.gpus
+            if isinstance(gpu, int) and str(gpu) not in known
+        ]
+        if mistakes:
+            raise ConfigError(mistakes)
+
+    def _take_signals(self) -> None:
+        def end(_number: int, _frame: FrameType | None) -> None:
+            self._ending = True
+            self._wake.set()
+
+        def hang_up(_number: int, _frame: FrameType | None) -> None:
+            self._reload_wanted = True
+            self._wake.set()
+
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGINT, end)
+        signal.signal(signal.SIGHUP, hang_up)
+
+    def _loop(self) -> int:
+        mismatched_at: float | None = None
+        while True:
+            self._wake.wait(_LOOP_SECONDS)
+            self._wake.clear()
+            if self._ending:
+                log.info("ending", reason="signal")
+                return 0
+            if self._reload_wanted:
+                self._reload_wanted = False
+                try:
+                    self.reload()
+                except FlopwatchError:
+                    log.debug("reload_refused_by_signal")
+            now = time.monotonic()
+            if self._host.mismatched:
+                if mismatched_at is None:
+                    mismatched_at = now
+                    log.error("driver_mismatch", remedy="restarting loads the new driver library")
+                shown = self._scraped_at > mismatched_at + _LOOP_SECONDS
+                if shown or now - mismatched_at > _MISMATCH_SECONDS:
+                    log.error("ending", reason="driver_mismatch")
+                    return 1
+
+    def _stop(self) -> None:
+        self._server.close(_SERVER_GRACE_SECONDS)
+        self._host.stop(_SAMPLING_GRACE_SECONDS)
+
+
+def end_process(code: int) -> None:
+    """End now. Threads in driver calls that never return would keep the interpreter from it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,34 @@
+"""Points of the exporter itself: its version and its configuration."""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from exporter.metrics import own
+from exporter.metrics.family import Point
+from exporter.version import REVISION, VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadStatus:
+    """How the last load of the configuration went, and when one last succeeded (Unix time)."""
+
+    successful: bool
+    last_success_unix_seconds: float
+
+
+def own_points(reload: ReloadStatus) -> Iterator[Point]:
+    """Version and configuration."""
+    yield Point(
+        own.BUILD_INFO,
+        (
+            ("version", VERSION),
+            ("python_version", platform.python_version()),
+            ("revision", REVISION),
+        ),
+        1.0,
+    )
+    yield Point(own.CONFIG_LAST_RELOAD_SUCCESSFUL, (), float(reload.successful))
+    yield Point(
+        own.CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS, (), reload.last_success_unix_seconds
+    )
