@@ -54,7 +54,9 @@ def stubs(declared: dict[str, str], implemented: set[str]) -> str:
         if name in implemented:
             continue
         if parameters.startswith("nvmlDevice_t"):
-            lines.append(f"EXPORT int {name}(void *device) {{ return fake_stub(FN_{name}, 1, device); }}")
+            lines.append(
+                f"EXPORT int {name}(void *device) {{ return fake_stub(FN_{name}, 1, device); }}"
+            )
         else:
             lines.append(f"EXPORT int {name}(void) {{ return fake_stub(FN_{name}, 0, 0); }}")
     return "\n".join([*lines, ""])

@@ -2,126 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import fnmatch
 import mmap
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from tests.fake_nvml import layout
 from tests.fake_nvml.build import build, function_names, layout_stamp
-from tests.fake_nvml.loads import Load
+from tests.fake_nvml.functions import Functions
+from tests.fake_nvml.gpu import FakeGpu
 from tests.fake_nvml.mig import MigInstance
-from tests.fake_nvml.profiles import ARCHITECTURES, GpuProfile
-from tests.fake_nvml.schedule import LoadSchedule, Truth
+from tests.fake_nvml.profiles import GpuProfile
 
 
 ProcessKind = Literal["compute", "graphics", "mps"]
-_KINDS = {"compute": layout.PROCESS_COMPUTE, "graphics": layout.PROCESS_GRAPHICS, "mps": layout.PROCESS_MPS}
-_GPM = {"none": layout.GPM_NONE, "percent": layout.GPM_PERCENT, "cycles": layout.GPM_CYCLES}
+_KINDS = {
+    "compute": layout.PROCESS_COMPUTE,
+    "graphics": layout.PROCESS_GRAPHICS,
+    "mps": layout.PROCESS_MPS,
+}
 _XID_CRITICAL_ERROR = 0x8
 _MIG_CONFIG_CHANGE = 0x100
 _WHOLE_GPU = 0xFFFFFFFF
-_NAMESPACE = uuid.UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
 
 
-class FakeGpu:
-    """One simulated GPU, by its slot: the place in `FakeNvml`'s list, which no reordering changes."""
-
-    def __init__(self, slot: int, profile: GpuProfile, shared: layout.Gpu, schedules: Any, begin_ns: int) -> None:
-        self.slot = slot
-        self.profile = profile
-        self.shared = shared
-        self._loads = LoadSchedule(schedules[slot * layout.SCHEDULES_PER_GPU], profile.idle(), begin_ns)
-        self._instance_loads = [
-            LoadSchedule(schedules[slot * layout.SCHEDULES_PER_GPU + 1 + number], profile.idle(), begin_ns)
-            for number in range(layout.MAX_INSTANCES)
-        ]
-        self._fill()
-
-    @property
-    def uuid(self) -> str:
-        """The UUID that NVML gives."""
-        return bytes(self.shared.uuid).decode()
-
-    def set_load(self, load: Load, at_monotonic_ns: int | None = None) -> int:
-        """Change to `load` now, or at a later moment of CLOCK_MONOTONIC; returns that moment."""
-        return self._loads.set_load(load, at_monotonic_ns)
-
-    def truth(self, begin_ns: int, end_ns: int) -> Truth:
-        """What happened on the whole GPU between two moments of CLOCK_MONOTONIC."""
-        return self._loads.truth(begin_ns, end_ns)
-
-    def instance_loads(self, gpu_instance_id: int) -> LoadSchedule:
-        """The load schedule of a MIG instance, by its GPU instance id."""
-        for number, instance in enumerate(self.shared.instances):
-            if instance.in_use and instance.gpu_instance_id == gpu_instance_id:
-                return self._instance_loads[number]
-        raise ValueError(f"GPU {self.slot} has no GPU instance {gpu_instance_id}")
-
-    def set(self, **members: float | Sequence[int]) -> None:
-        """Set any number of `layout.Gpu`, for example `pcie_replays=3` or `gpm_collapse=1`."""
-        for name, value in members.items():
-            current = getattr(self.shared, name)
-            if isinstance(value, Sequence):
-                current[: len(value)] = list(value)
-            else:
-                setattr(self.shared, name, value)
-
-    def set_mig(self, instances: Sequence[MigInstance] | None) -> None:
-        """Turn MIG on with these instances (none given yet: an empty list), or off with None."""
-        self.shared.mig_mode = self.shared.mig_mode_pending = int(instances is not None)
-        for number, shared in enumerate(self.shared.instances):
-            shared.in_use = 0
-            shared.generation += 1
-            if number < len(instances or ()):
-                (instances or ())[number].fill(shared, self.uuid, self.profile.name)
-                self._instance_loads[number].set_load(self.profile.idle())
-                shared.in_use = 1
-
-    def restart_energy(self) -> None:
-        """Count energy from zero again, as after a driver reload."""
-        joules = self._loads.truth(0, time.monotonic_ns()).energy_joules
-        self.shared.energy_offset_joules = -joules
-
-    def _fill(self) -> None:
-        profile, shared, slot = self.profile, self.shared, self.slot
-        members = {name for name, *_ in layout.Gpu._fields_}
-        for entry in fields(profile):
-            if entry.name in members - {"architecture"}:
-                value = getattr(profile, entry.name)
-                setattr(shared, entry.name, value.encode() if isinstance(value, str) else value)
-        shared.is_present = 1
-        shared.architecture = ARCHITECTURES[profile.architecture]
-        made_up = uuid.uuid5(_NAMESPACE, f"{profile.name} {slot}")
-        shared.uuid = (profile.uuid or f"GPU-{made_up}").encode()
-        shared.serial = (profile.serial or str(1_650_000_000_000 + slot)).encode()
-        shared.pci_bus = profile.pci_bus or 0x0F + 0x10 * slot
-        shared.minor_number = slot
-        shared.numa_node = slot // 4
-        limit_mw = profile.power_limit_watts * 1000
-        shared.power_limit_mw = shared.power_limit_default_mw = shared.power_limit_max_mw = limit_mw
-        shared.power_limit_min_mw = profile.power_limit_min_watts * 1000
-        shared.energy_offset_joules = 512_345.678
-        shared.ecc_mode_pending = shared.ecc_mode
-        shared.gpm_mode = _GPM[profile.gpm_support]
-        shared.gpm_sum_over_sms = int(profile.cycles_mode == "sum")
-        shared.remap_histogram[0] = 640
-        shared.fabric_health_mask = 0x2 if profile.fabric_state else 0  # not degraded
-        for link in range(profile.nvlink_count):
-            shared.links[link].up = 1
-        for field_id, code in profile.field_codes.items():
-            shared.field_profile_code[field_id] = code
-        for metric_id, code in profile.metric_codes.items():
-            shared.metric_profile_code[metric_id] = code
-
-
-class FakeNvml:
+class FakeNvml(Functions):
     """A machine with simulated GPUs. Merge `env` into the environment of the process under test.
 
     Function names are NVML's C names as exported (`nvmlDeviceGetHandleByIndex_v2`), or patterns (`nvmlDeviceSet*`).
@@ -139,13 +46,12 @@ class FakeNvml:
         if len(gpus) > layout.MAX_GPUS:
             raise ValueError(f"at most {layout.MAX_GPUS} GPUs")
         self._library = build()
-        self._functions = function_names(self._library)
         self._path = directory / "fake-nvml-control"
         schedules = layout.Schedule * (len(gpus) * layout.SCHEDULES_PER_GPU)
         with self._path.open("w+b") as file:
             file.truncate(ctypes.sizeof(layout.Control) + ctypes.sizeof(schedules))
             self._memory = mmap.mmap(file.fileno(), 0)
-        self.control = layout.Control.from_buffer(self._memory)
+        super().__init__(layout.Control.from_buffer(self._memory), function_names(self._library))
         shared_schedules = schedules.from_buffer(self._memory, ctypes.sizeof(layout.Control))
         self.control.gpu_count = len(gpus)
         self.control.driver_loaded = 1
@@ -179,59 +85,6 @@ class FakeNvml:
     def gpu(self, slot: int) -> FakeGpu:
         """One GPU, by its place in the list of profiles."""
         return self.gpus[slot]
-
-    # ---- calls: count, fail, delay, hang, crash ----
-
-    def calls(self, function: str, gpu: int | None = None) -> int:
-        """How often a function was called, in all processes; for one GPU or altogether."""
-        return sum(int(entry.calls[_column(gpu)]) for entry in self._matching(function))
-
-    def functions_called(self) -> dict[str, int]:
-        """Every function that was called, with its count."""
-        counts = {name: int(self.control.functions[number].calls[0]) for name, number in self._functions.items()}
-        return {name: count for name, count in counts.items() if count}
-
-    def fail(self, function: str, code: int, gpu: int | None = None, count: int | None = None) -> None:
-        """Make a function return `code`: `count` times, or until `clear`."""
-        for entry in self._matching(function):
-            fault = entry.faults[_column(gpu)]
-            fault.remaining = 0
-            fault.code = code
-            fault.remaining = layout.UNLIMITED if count is None else count
-
-    def clear(self, function: str = "*", gpu: int | None = None) -> None:
-        """Undo `fail`, `delay`, `hang` and `crash`; without `gpu` for all GPUs."""
-        columns = range(layout.COLUMNS) if gpu is None else (_column(gpu),)
-        for entry in self._matching(function):
-            for column in columns:
-                fault = entry.faults[column]
-                fault.remaining = fault.hang = fault.crash = fault.delay_ns = 0
-
-    def delay(self, function: str, seconds: float, gpu: int | None = None) -> None:
-        """Make every call take this much longer; 0 ends it."""
-        for entry in self._matching(function):
-            entry.faults[_column(gpu)].delay_ns = int(seconds * 1e9)
-
-    def hang(self, function: str, gpu: int | None = None) -> None:
-        """Make every call block until `release`."""
-        for entry in self._matching(function):
-            entry.faults[_column(gpu)].hang = 1
-
-    def hanging(self, function: str = "*", gpu: int | None = None) -> int:
-        """How many calls are blocked by `hang` right now."""
-        return sum(int(entry.hanging[_column(gpu)]) for entry in self._matching(function))
-
-    def release(self, function: str | None = None, gpu: int | None = None) -> None:
-        """Let the blocked calls go on, and later ones pass."""
-        columns = range(layout.COLUMNS) if gpu is None else (_column(gpu),)
-        for entry in self._matching(function or "*"):
-            for column in columns:
-                entry.faults[column].hang = 0
-
-    def crash(self, function: str, kind: Literal["abort", "segfault"] = "segfault", gpu: int | None = None) -> None:
-        """Kill the process that calls the function, inside the call."""
-        for entry in self._matching(function):
-            entry.faults[_column(gpu)].crash = layout.CRASH_ABORT if kind == "abort" else layout.CRASH_SEGFAULT
 
     def fail_field(self, field_id: int, code: int, gpu: int | None = None) -> None:
         """Make one field id answer `code` in its own entry; 0 ends it."""
@@ -296,11 +149,14 @@ class FakeNvml:
         """Replace the processes on a GPU, each given as (pid, bytes, kind)."""
         shared = self.gpus[gpu].shared
         entries = list(processes)
-        shared.process_count = 0
+        shared.process_sequence += 1
         for place, (pid, used_bytes, kind) in enumerate(entries):
             name = (names or {}).get(pid, f"process-{pid}")
-            shared.processes[place] = layout.Process(pid, _KINDS[kind], used_bytes, -1, 0, name.encode())
+            shared.processes[place] = layout.Process(
+                pid, _KINDS[kind], used_bytes, -1, 0, name.encode()
+            )
         shared.process_count = len(entries)
+        shared.process_sequence += 1
 
     def set_ecc(self, gpu: int, *, corrected: int = 0, uncorrected: int = 0, volatile_corrected: int = 0, volatile_uncorrected: int = 0) -> None:  # fmt: skip
         """Set the lifetime (aggregate) and the since-boot (volatile) ECC error counts."""
@@ -319,7 +175,8 @@ class FakeNvml:
     def set_nvlink_errors(self, gpu: int, link: int, **counters: int) -> None:
         """Set a link's `replay_errors`, `recovery_errors`, `crc_flit_errors`, `crc_data_errors`, `ecc_errors`."""
         for name, value in counters.items():
-            getattr(self.gpus[gpu].shared.links[link], name)  # a misspelt name must not pass silently
+            # A misspelt name must not pass silently.
+            getattr(self.gpus[gpu].shared.links[link], name)
             setattr(self.gpus[gpu].shared.links[link], name, value)
 
     def set_mig(self, gpu: int, instances: Sequence[MigInstance] | None) -> None:
@@ -359,14 +216,6 @@ class FakeNvml:
         """Calls with a device handle from before the last nvmlInit: must stay 0."""
         return int(self.control.stale_handles)
 
-    def _matching(self, pattern: str) -> list[layout.Function]:
-        if pattern in self._functions:
-            return [self.control.functions[self._functions[pattern]]]
-        names = fnmatch.filter(self._functions, pattern)
-        if not names:
-            raise ValueError(f"nvml.h declares no function {pattern}")
-        return [self.control.functions[self._functions[name]] for name in names]
-
     def _gpus(self, gpu: int | None) -> list[FakeGpu]:
         return self.gpus if gpu is None else [self.gpus[gpu]]
 
@@ -374,10 +223,5 @@ class FakeNvml:
         return list(self.control.visible[: self.control.visible_count])
 
     def _enumerate(self, slots: list[int]) -> None:
-        with contextlib.suppress(IndexError):
-            self.control.visible[: len(slots)] = slots
+        self.control.visible[: len(slots)] = slots
         self.control.visible_count = len(slots)
-
-
-def _column(gpu: int | None) -> int:
-    return layout.ALL_GPUS if gpu is None else gpu + 1

@@ -56,7 +56,8 @@ class Fault(ctypes.Structure):
 
     _fields_ = [
         ("code", c_int32),
-        ("remaining", c_int32),  # how often `code` is still returned; UNLIMITED until cleared; 0 never
+        # How often `code` is still returned; UNLIMITED until cleared; 0 never.
+        ("remaining", c_int32),
         ("delay_ns", c_uint64),
         ("hang", c_uint32),
         ("crash", c_uint32),
@@ -92,7 +93,8 @@ class Instance(ctypes.Structure):
 
     _fields_ = [
         ("in_use", c_uint32),
-        ("generation", c_uint32),  # changes with every reconfiguration, so that old handles are found out
+        # Changes with every reconfiguration, so that old handles are found out.
+        ("generation", c_uint32),
         ("gpu_instance_id", c_uint32),
         ("compute_instance_id", c_uint32),
         ("profile_id", c_uint32),
@@ -159,8 +161,10 @@ class Gpu(ctypes.Structure):
         ("power_limit_default_mw", c_uint32),
         ("power_limit_min_mw", c_uint32),
         ("power_limit_max_mw", c_uint32),
-        ("power_average_ns", c_uint64),  # window of PowerUsage and POWER_AVERAGE; 0: the value of the moment
-        ("energy_offset_joules", c_double),  # added to the integral of power to give the energy counter
+        # Window of PowerUsage and POWER_AVERAGE; 0: the value of the moment.
+        ("power_average_ns", c_uint64),
+        # Added to the integral of power to give the energy counter.
+        ("energy_offset_joules", c_double),
         ("temperature_shutdown_c", c_uint32),
         ("temperature_slowdown_c", c_uint32),
         ("temperature_memory_max_c", c_uint32),
@@ -180,12 +184,15 @@ class Gpu(ctypes.Structure):
         ("gpm_mode", c_uint32),
         ("gpm_sum_over_sms", c_uint32),  # raw cycle counters: 0 mean of the SMs, 1 their sum
         ("gpm_zero", c_uint32),
-        ("gpm_collapse", c_uint32),  # every entry of a multi-metric call answers the first one's value
+        # Every entry of a multi-metric call answers the first one's value.
+        ("gpm_collapse", c_uint32),
         ("gpm_blank", c_uint32),
         ("gpm_nan", c_uint32),
         ("gpm_minimum_interval_ns", c_uint64),  # closer sample pairs answer NO_DATA; 0: never
-        ("gpm_call_ns", c_uint64),  # how long each GPM call takes, so that an overlap is certain to be seen
-        ("cycles_at_boot", c_uint64),  # what the raw counters showed when the schedule began, per SM
+        # How long each GPM call takes, so that an overlap is certain to be seen.
+        ("gpm_call_ns", c_uint64),
+        # What the raw counters showed when the schedule began, per SM.
+        ("cycles_at_boot", c_uint64),
         ("bytes_at_boot", c_uint64),
         ("ecc_mode", c_uint32),
         ("ecc_mode_pending", c_uint32),
@@ -220,13 +227,16 @@ class Gpu(ctypes.Structure):
         ("mig_mode", c_uint32),
         ("mig_mode_pending", c_uint32),
         ("instances", Instance * MAX_INSTANCES),
+        # Odd while Python writes the processes.
+        ("process_sequence", c_uint32),
         ("process_count", c_uint32),
         ("processes", Process * MAX_PROCESSES),
         ("field_profile_code", c_int32 * MAX_FIELDS),
         ("field_fault", c_int32 * MAX_FIELDS),
         ("metric_profile_code", c_int32 * MAX_METRICS),
         ("metric_fault", c_int32 * MAX_METRICS),
-        ("field_override", c_uint32 * MAX_FIELDS),  # 1: field_value replaces what the library would answer
+        # 1: field_value replaces what the library would answer.
+        ("field_override", c_uint32 * MAX_FIELDS),
         ("field_value", c_double * MAX_FIELDS),
     ]
 
@@ -259,7 +269,8 @@ class Control(ctypes.Structure):
         ("driver_version", c_char * 80),
         ("nvml_version", c_char * 80),
         ("conf_compute_enabled", c_uint32),
-        ("gpm_overlaps", c_uint64),  # GPM calls that began while another one ran in the same process
+        # GPM calls that began while another one ran in the same process.
+        ("gpm_overlaps", c_uint64),
         ("gpm_misuses", c_uint64),  # freed, foreign or never taken samples
         ("gpm_samples_alive", c_uint64),
         ("stale_handles", c_uint64),  # calls with a handle from before the last nvmlInit
@@ -271,7 +282,13 @@ class Control(ctypes.Structure):
     ]
 
 
-_C_TYPES = {c_char: "char", c_double: "double", c_int32: "int32_t", c_uint32: "uint32_t", c_uint64: "uint64_t"}
+_C_TYPES = {
+    c_char: "char",
+    c_double: "double",
+    c_int32: "int32_t",
+    c_uint32: "uint32_t",
+    c_uint64: "uint64_t",
+}
 _STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     Segment, Schedule, Fault, Function, Process, Instance, Link, Gpu, Event, Control,
 )  # fmt: skip
@@ -296,7 +313,13 @@ def _declaration(name: str, kind: object) -> str:
 
 def c_header(functions: list[str]) -> str:
     """The generated C header: constants, value indices, structures with their sizes asserted, function numbers."""
-    lines = ["#pragma once", "#include <assert.h>", "#include <stddef.h>", "#include <stdint.h>", ""]
+    lines = [
+        "#pragma once",
+        "#include <assert.h>",
+        "#include <stddef.h>",
+        "#include <stdint.h>",
+        "",
+    ]
     lines += [f"#define {name} ({globals()[name]})" for name in _CONSTANTS]
     lines += [f"#define CONTROL_MAGIC UINT64_C({MAGIC})", ""]
     lines += ["enum value {", *(f"    VALUE_{name}," for name in LOAD_FIELDS), "};", ""]
@@ -305,9 +328,17 @@ def c_header(functions: list[str]) -> str:
     for structure in _STRUCTURES:
         lines.append(f"struct {structure.__name__.lower()} {{")
         lines += [f"    {_declaration(name, kind)}" for name, kind, *_ in structure._fields_]
-        lines += ["};", f'static_assert(sizeof(struct {structure.__name__.lower()}) == {ctypes.sizeof(structure)}, "layout");']
+        lines += [
+            "};",
+            f'static_assert(sizeof(struct {structure.__name__.lower()}) == {ctypes.sizeof(structure)}, "layout");',
+        ]
         last = structure._fields_[-1][0]
         lines += [f'static_assert(offsetof(struct {structure.__name__.lower()}, {last}) == {getattr(structure, last).offset}, "layout");', ""]  # fmt: skip
-    lines += ["enum function_number {", *(f"    FN_{name}," for name in functions), "    FUNCTION_COUNT", "};"]
+    lines += [
+        "enum function_number {",
+        *(f"    FN_{name}," for name in functions),
+        "    FUNCTION_COUNT",
+        "};",
+    ]
     lines += ['static_assert(FUNCTION_COUNT <= MAX_FUNCTIONS, "layout");', ""]
     return "\n".join(lines)

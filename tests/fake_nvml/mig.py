@@ -36,10 +36,14 @@ class MigInstance:
         shared.placement_size = self.slice_count
         made_up = uuid.uuid5(_NAMESPACE, f"{gpu_uuid} {self.gpu_instance_id} {self.slice_count}")
         shared.uuid = (self.uuid or f"MIG-{made_up}").encode()
-        shared.name = f"{gpu_name} MIG {self.slice_count}g.{round(self.memory_mib / 1024)}gb".encode()
+        shared.name = (
+            f"{gpu_name} MIG {self.slice_count}g.{round(self.memory_mib / 1024)}gb".encode()
+        )
 
 
 # Slices of an H100 80GB: SM counts and memory as NVML gives them (60, 32 and 16 SMs; 124 of 132 at most).
 H100_3G_40GB = MigInstance(gpu_instance_id=1, slice_count=3, multiprocessor_count=60, memory_mib=40448, profile_id=9, copy_engine_count=3, decoder_count=3)  # fmt: skip
 H100_2G_20GB = MigInstance(gpu_instance_id=3, slice_count=2, multiprocessor_count=32, memory_mib=20096, profile_id=14, copy_engine_count=2, decoder_count=2)  # fmt: skip
-H100_1G_10GB = MigInstance(gpu_instance_id=7, slice_count=1, multiprocessor_count=16, memory_mib=9984, profile_id=19)
+H100_1G_10GB = MigInstance(
+    gpu_instance_id=7, slice_count=1, multiprocessor_count=16, memory_mib=9984, profile_id=19
+)

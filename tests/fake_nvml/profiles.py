@@ -19,7 +19,9 @@ ALL_EVENT_REASONS = 0x7FF
 
 
 def _application_clocks_are_gone() -> dict[str, int]:
-    return dict.fromkeys(("nvmlDeviceGetApplicationsClock", "nvmlDeviceGetDefaultApplicationsClock"), DEPRECATED)
+    return dict.fromkeys(
+        ("nvmlDeviceGetApplicationsClock", "nvmlDeviceGetDefaultApplicationsClock"), DEPRECATED
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,11 @@ class GpuProfile:
 
     def idle(self) -> Load:
         """Nothing to do, at this board's own clocks and power."""
-        return replace(Load.idle(), memory_clock_mhz=self.max_memory_clock_mhz, power_watts=self.idle_power_watts)
+        return replace(
+            Load.idle(),
+            memory_clock_mhz=self.max_memory_clock_mhz,
+            power_watts=self.idle_power_watts,
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -145,7 +151,8 @@ H100 = GpuProfile(
 H100_NO_CYCLES = replace(
     H100,
     gpm_support="percent",
-    field_codes={297: NOT_SUPPORTED, 308: NOT_SUPPORTED},  # MMA stall, GPU_TEMP: not in older drivers
+    # MMA stall, GPU_TEMP: not in older drivers.
+    field_codes={297: NOT_SUPPORTED, 308: NOT_SUPPORTED},
 )
 """An H100 under a driver from before the raw cycle counters."""
 
@@ -211,7 +218,8 @@ A100 = GpuProfile(
     jpeg_count=1,
     ofa_count=1,
     mig_supported=True,
-    field_codes={185: NOT_SUPPORTED, 297: NOT_SUPPORTED, 308: NOT_SUPPORTED},  # GA100 has no averaged power
+    # GA100 has no averaged power.
+    field_codes={185: NOT_SUPPORTED, 297: NOT_SUPPORTED, 308: NOT_SUPPORTED},
 )
 
 L4 = GpuProfile(
@@ -244,5 +252,12 @@ L4 = GpuProfile(
     encoder_count=2,
     jpeg_count=4,
     ofa_count=1,
-    field_codes={82: NOT_SUPPORTED, 297: NOT_SUPPORTED, 308: NOT_SUPPORTED},  # no memory temperature sensor
+    # No memory temperature sensor.
+    field_codes={82: NOT_SUPPORTED, 297: NOT_SUPPORTED, 308: NOT_SUPPORTED},
 )
+
+T4 = GpuProfile.load("t4")
+"""Before Ampere: pages retire instead of rows being remapped."""
+
+RTX_5090 = GpuProfile.load("rtx-5090")
+"""A GeForce: GPM percentages, a fan, no ECC, no serial number."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import threading
 import time
 from dataclasses import dataclass
 
@@ -71,6 +72,8 @@ class LoadSchedule:
 
     def __init__(self, shared: layout.Schedule, initial: Load, begin_ns: int) -> None:
         self._shared = shared
+        self._lock = threading.Lock()
+        self._shared_from = 0  # the segment that stands first in the shared array
         zero = (0.0,) * layout.VALUE_COUNT
         self._segments = [Totals(begin_ns, tuple(initial.values()), zero, (0.0,) * REASON_COUNT)]
         self._publish()
@@ -80,24 +83,30 @@ class LoadSchedule:
 
         Returns the moment. Exact even while the library reads: now is taken after readers are held off.
         """
-        self._shared.sequence += 1
-        try:
-            now_ns = time.monotonic_ns()
-            at_ns = now_ns if at_monotonic_ns is None else at_monotonic_ns
-            if at_ns < now_ns:
-                raise ValueError("a load cannot begin in the past: it would change what was already read")
-            while len(self._segments) > 1 and self._segments[-1].time_ns >= at_ns:
-                self._segments.pop()
-            before = self.totals(at_ns)
-            self._segments.append(Totals(at_ns, tuple(load.values()), before.integrals, before.reason_seconds))
-            self._write()
-        finally:
+        with self._lock:
             self._shared.sequence += 1
+            try:
+                now_ns = time.monotonic_ns()
+                at_ns = now_ns if at_monotonic_ns is None else at_monotonic_ns
+                if at_ns < now_ns:
+                    raise ValueError("a load that begins in the past would change what was read")
+                while len(self._segments) > 1 and self._segments[-1].time_ns >= at_ns:
+                    self._segments.pop()
+                before = self.totals(at_ns)
+                segment = Totals(
+                    at_ns, tuple(load.values()), before.integrals, before.reason_seconds
+                )
+                self._segments.append(segment)
+                self._write()
+            finally:
+                self._shared.sequence += 1
         return at_ns
 
     def totals(self, at_ns: int) -> Totals:
         """Everything integrated up to a moment, by the same arithmetic as the library's."""
-        number = max(0, bisect.bisect_right(self._segments, at_ns, key=lambda segment: segment.time_ns) - 1)
+        number = max(
+            0, bisect.bisect_right(self._segments, at_ns, key=lambda segment: segment.time_ns) - 1
+        )
         segment = self._segments[number]
         seconds = max(0, at_ns - segment.time_ns) * 1e-9
         cycles = segment.values[_INDEX["sm_clock_mhz"]] * 1e6 * seconds
@@ -107,7 +116,9 @@ class LoadSchedule:
             segment.values,
             tuple(
                 integral + value * (cycles if weighted else seconds)
-                for integral, value, weighted in zip(segment.integrals, segment.values, _WEIGHTED, strict=True)
+                for integral, value, weighted in zip(
+                    segment.integrals, segment.values, _WEIGHTED, strict=True
+                )
             ),
             tuple(
                 total + (seconds if reasons >> bit & 1 else 0.0)
@@ -155,18 +166,17 @@ class LoadSchedule:
         self._shared.sequence += 1
 
     def _write(self) -> None:
-        """Bring the shared array up to date: usually one segment; when it is full, the newest half."""
-        first = max(0, len(self._segments) - layout.MAX_SEGMENTS)
-        if first:
-            first = len(self._segments) - _KEPT
-            self._segments = self._segments[first:]
-            changed = range(_KEPT)
-        else:
-            changed = range(len(self._segments) - 1, len(self._segments))
+        """Bring the shared array up to date: usually by one segment; when it is full, keep the newest half."""
+        last = len(self._segments) - 1
+        changed = range(last, last + 1)
+        if not 0 <= last - self._shared_from < layout.MAX_SEGMENTS:
+            self._shared_from = max(0, last + 1 - _KEPT)
+            changed = range(self._shared_from, last + 1)
         for number in changed:
-            segment, shared = self._segments[number], self._shared.segments[number]
+            segment = self._segments[number]
+            shared = self._shared.segments[number - self._shared_from]
             shared.values[:] = segment.values
             shared.integrals[:] = segment.integrals
             shared.reason_seconds[:] = segment.reason_seconds
             shared.start_ns = segment.time_ns
-        self._shared.count = len(self._segments)
+        self._shared.count = last + 1 - self._shared_from

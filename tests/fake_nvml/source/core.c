@@ -87,6 +87,24 @@ static nvmlReturn_t begin(enum function_number number, int slot) {
     return fault;
 }
 
+// With NVML_MPS_DEVICE_ENUMERATION=1 NVML shows MPS locality domains, and answers little else (nvml.h, 13.5).
+static bool hidden_by_mps_view(enum function_number function) {
+    static const enum function_number answered[] = {
+        FN_nvmlSystemGetNVMLVersion,        FN_nvmlDeviceGetCount_v2,           FN_nvmlDeviceGetCount,
+        FN_nvmlDeviceGetHandleByIndex_v2,   FN_nvmlDeviceGetHandleByIndex,      FN_nvmlDeviceGetIndex,
+        FN_nvmlDeviceGetHandleByUUID,       FN_nvmlDeviceGetUUID,               FN_nvmlDeviceGetHandleByPciBusId_v2,
+        FN_nvmlDeviceGetHandleByPciBusId,   FN_nvmlDeviceGetName,               FN_nvmlDeviceGetCudaComputeCapability,
+        FN_nvmlDeviceGetPciInfo,            FN_nvmlDeviceGetPciInfo_v2,         FN_nvmlDeviceGetPciInfo_v3,
+        FN_nvmlDeviceGetNumaNodeId,         FN_nvmlDeviceGetCpuAffinity,        FN_nvmlDeviceGetMemoryInfo,
+        FN_nvmlDeviceGetMemoryInfo_v2,      FN_nvmlDeviceGetP2PStatus,          FN_nvmlDeviceGetAccountingMode,
+    };
+    const char *selected = getenv("NVML_MPS_DEVICE_ENUMERATION");
+    if (!selected || strcmp(selected, "1") != 0) return false;
+    for (size_t index = 0; index < sizeof answered / sizeof *answered; index++)
+        if (answered[index] == function) return false;
+    return true;
+}
+
 static nvmlReturn_t driver_state(void) {
     if (fake_control->driver_mismatch) return NVML_ERROR_LIB_RM_VERSION_MISMATCH;
     if (!fake_control->driver_loaded) return NVML_ERROR_DRIVER_NOT_LOADED;
@@ -112,7 +130,7 @@ nvmlReturn_t fake_enter_system(enum function_number function) {
     nvmlReturn_t fault = begin(function, -1);
     if (fault != NVML_SUCCESS) return fault;
     nvmlReturn_t state = library_state();
-    return state != NVML_SUCCESS ? state : (nvmlReturn_t)fake_control->functions[function].profile_code[ALL_GPUS];
+    return state == NVML_SUCCESS && hidden_by_mps_view(function) ? NVML_ERROR_NOT_SUPPORTED : state;
 }
 
 nvmlReturn_t fake_enter_slot(enum function_number function, int slot) {
@@ -120,6 +138,7 @@ nvmlReturn_t fake_enter_slot(enum function_number function, int slot) {
     if (fault != NVML_SUCCESS) return fault;
     nvmlReturn_t state = fake_state(slot);
     if (state != NVML_SUCCESS) return state;
+    if (hidden_by_mps_view(function)) return NVML_ERROR_NOT_SUPPORTED;
     return (nvmlReturn_t)fake_control->functions[function].profile_code[slot + 1];
 }
 

@@ -95,7 +95,16 @@ static bool temperature_field(const struct gpu *gpu, nvmlFieldValue_t *field, co
 }
 
 static bool memory_health_field(const struct gpu *gpu, nvmlFieldValue_t *field) {
-    switch (field->fieldId) {
+    unsigned int id = field->fieldId;
+    bool ampere = gpu->architecture >= NVML_DEVICE_ARCH_AMPERE;  // pages retire before it, rows are remapped from it on
+    if (id == NVML_FI_DEV_GET_GPU_RECOVERY_ACTION) {
+        give_uint(field, gpu->recovery_action);
+        return true;
+    }
+    if (!gpu->ecc_supported) return false;
+    if (ampere && id >= NVML_FI_DEV_RETIRED_SBE && id <= NVML_FI_DEV_RETIRED_PENDING) return false;
+    if (!ampere && id >= NVML_FI_DEV_REMAPPED_COR && id <= NVML_FI_DEV_REMAPPED_FAILURE) return false;
+    switch (id) {
         case NVML_FI_DEV_ECC_CURRENT: give_uint(field, gpu->ecc_mode); return true;
         case NVML_FI_DEV_ECC_PENDING: give_uint(field, gpu->ecc_mode_pending); return true;
         case NVML_FI_DEV_ECC_SBE_VOL_TOTAL: give_ull(field, gpu->ecc_errors[0][0]); return true;
@@ -109,7 +118,6 @@ static bool memory_health_field(const struct gpu *gpu, nvmlFieldValue_t *field) 
         case NVML_FI_DEV_REMAPPED_UNC: give_uint(field, gpu->remapped_uncorrectable); return true;
         case NVML_FI_DEV_REMAPPED_PENDING: give_uint(field, gpu->remap_pending); return true;
         case NVML_FI_DEV_REMAPPED_FAILURE: give_uint(field, gpu->remap_failed); return true;
-        case NVML_FI_DEV_GET_GPU_RECOVERY_ACTION: give_uint(field, gpu->recovery_action); return true;
         default: return false;
     }
 }

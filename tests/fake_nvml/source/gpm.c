@@ -137,29 +137,44 @@ static double raw_bytes(const struct window *window, enum value value) {
     return floor((double)window->target->gpu->bytes_at_boot + window->second->integrals[value]);
 }
 
-static const int16_t SIMPLE[][2] = {
-    {NVML_GPM_METRIC_GRAPHICS_UTIL, VALUE_graphics},       {NVML_GPM_METRIC_SM_UTIL, VALUE_sm},
-    {NVML_GPM_METRIC_SM_OCCUPANCY, VALUE_occupancy},       {NVML_GPM_METRIC_INTEGER_UTIL, VALUE_integer},
-    {NVML_GPM_METRIC_ANY_TENSOR_UTIL, VALUE_any_tensor},   {NVML_GPM_METRIC_DFMA_TENSOR_UTIL, VALUE_dfma_tensor},
-    {NVML_GPM_METRIC_HMMA_TENSOR_UTIL, VALUE_hmma_tensor}, {NVML_GPM_METRIC_DMMA_TENSOR_UTIL, VALUE_dmma_tensor},
-    {NVML_GPM_METRIC_IMMA_TENSOR_UTIL, VALUE_imma_tensor}, {NVML_GPM_METRIC_DRAM_BW_UTIL, VALUE_dram},
-    {NVML_GPM_METRIC_FP64_UTIL, VALUE_fp64},               {NVML_GPM_METRIC_FP32_UTIL, VALUE_fp32},
-    {NVML_GPM_METRIC_FP16_UTIL, VALUE_fp16},
+struct row { unsigned int id; enum value value; const char *name; };
+
+static const struct row SIMPLE[] = {
+    {NVML_GPM_METRIC_GRAPHICS_UTIL, VALUE_graphics, "Graphics Utilization"},
+    {NVML_GPM_METRIC_SM_UTIL, VALUE_sm, "SM Utilization"},
+    {NVML_GPM_METRIC_SM_OCCUPANCY, VALUE_occupancy, "SM Occupancy"},
+    {NVML_GPM_METRIC_INTEGER_UTIL, VALUE_integer, "Integer Utilization"},
+    {NVML_GPM_METRIC_ANY_TENSOR_UTIL, VALUE_any_tensor, "Any Tensor Utilization"},
+    {NVML_GPM_METRIC_DFMA_TENSOR_UTIL, VALUE_dfma_tensor, "DFMA Tensor Utilization"},
+    {NVML_GPM_METRIC_HMMA_TENSOR_UTIL, VALUE_hmma_tensor, "HMMA Tensor Utilization"},
+    {NVML_GPM_METRIC_DMMA_TENSOR_UTIL, VALUE_dmma_tensor, "DMMA Tensor Utilization"},
+    {NVML_GPM_METRIC_IMMA_TENSOR_UTIL, VALUE_imma_tensor, "IMMA Tensor Utilization"},
+    {NVML_GPM_METRIC_DRAM_BW_UTIL, VALUE_dram, "DRAM Bandwidth Utilization"},
+    {NVML_GPM_METRIC_FP64_UTIL, VALUE_fp64, "FP64 Utilization"},
+    {NVML_GPM_METRIC_FP32_UTIL, VALUE_fp32, "FP32 Utilization"},
+    {NVML_GPM_METRIC_FP16_UTIL, VALUE_fp16, "FP16 Utilization"},
 };
 
-static const int16_t RAW[][2] = {
-    {NVML_GPM_METRIC_SM_CYCLES_ELAPSED, VALUE_sm_clock_mhz},  {NVML_GPM_METRIC_SM_CYCLES_ACTIVE, VALUE_sm},
-    {NVML_GPM_METRIC_MMA_CYCLES_ACTIVE, VALUE_any_tensor},    {NVML_GPM_METRIC_DMMA_CYCLES_ACTIVE, VALUE_dmma_tensor},
-    {NVML_GPM_METRIC_HMMA_CYCLES_ACTIVE, VALUE_hmma_tensor},  {NVML_GPM_METRIC_IMMA_CYCLES_ACTIVE, VALUE_imma_tensor},
-    {NVML_GPM_METRIC_DFMA_CYCLES_ACTIVE, VALUE_dfma_tensor},  {NVML_GPM_METRIC_INTEGER_CYCLES_ACTIVE, VALUE_integer},
-    {NVML_GPM_METRIC_FP64_CYCLES_ACTIVE, VALUE_fp64},         {NVML_GPM_METRIC_FP32_CYCLES_ACTIVE, VALUE_fp32},
-    {NVML_GPM_METRIC_FP16_CYCLES_ACTIVE, VALUE_fp16},
+static const struct row RAW[] = {
+    {NVML_GPM_METRIC_SM_CYCLES_ELAPSED, VALUE_sm_clock_mhz, NULL},
+    {NVML_GPM_METRIC_SM_CYCLES_ACTIVE, VALUE_sm, NULL},
+    {NVML_GPM_METRIC_MMA_CYCLES_ACTIVE, VALUE_any_tensor, NULL},
+    {NVML_GPM_METRIC_DMMA_CYCLES_ACTIVE, VALUE_dmma_tensor, NULL},
+    {NVML_GPM_METRIC_HMMA_CYCLES_ACTIVE, VALUE_hmma_tensor, NULL},
+    {NVML_GPM_METRIC_IMMA_CYCLES_ACTIVE, VALUE_imma_tensor, NULL},
+    {NVML_GPM_METRIC_DFMA_CYCLES_ACTIVE, VALUE_dfma_tensor, NULL},
+    {NVML_GPM_METRIC_INTEGER_CYCLES_ACTIVE, VALUE_integer, NULL},
+    {NVML_GPM_METRIC_FP64_CYCLES_ACTIVE, VALUE_fp64, NULL},
+    {NVML_GPM_METRIC_FP32_CYCLES_ACTIVE, VALUE_fp32, NULL},
+    {NVML_GPM_METRIC_FP16_CYCLES_ACTIVE, VALUE_fp16, NULL},
 };
 
-static int value_for(const int16_t (*table)[2], size_t length, unsigned int id) {
-    for (size_t row = 0; row < length; row++)
-        if ((unsigned int)table[row][0] == id) return table[row][1];
-    return -1;
+#define FIND(table, id) find_row(table, sizeof table / sizeof *table, id)
+
+static const struct row *find_row(const struct row *table, size_t length, unsigned int id) {
+    for (const struct row *row = table; row < table + length; row++)
+        if (row->id == id) return row;
+    return NULL;
 }
 
 // Links 0-17, 18-35 have their ids in two blocks, receive before transmit; false if the id is no link's.
@@ -200,10 +215,9 @@ static nvmlReturn_t evaluate(const struct window *window, unsigned int id, doubl
     const struct gpu *gpu = window->target->gpu;
     bool cycles = gpu->gpm_mode == GPM_CYCLES, receives;
     unsigned int link;
-    int simple = value_for(SIMPLE, sizeof SIMPLE / sizeof *SIMPLE, id);
-    int raw = value_for(RAW, sizeof RAW / sizeof *RAW, id);
-    if (simple >= 0) *value = percent(window, (enum value)simple);
-    else if (raw >= 0 && cycles) *value = raw_cycles(window, (enum value)raw);
+    const struct row *simple = FIND(SIMPLE, id), *raw = FIND(RAW, id);
+    if (simple) *value = percent(window, simple->value);
+    else if (raw && cycles) *value = raw_cycles(window, raw->value);
     else if (id == NVML_GPM_METRIC_PCIE_TX && cycles) *value = raw_bytes(window, VALUE_pcie_tx_bytes_per_second);
     else if (id == NVML_GPM_METRIC_PCIE_RX && cycles) *value = raw_bytes(window, VALUE_pcie_rx_bytes_per_second);
     else if (id == NVML_GPM_METRIC_PCIE_TX_PER_SEC) *value = mebibytes_per_second(window, VALUE_pcie_tx_bytes_per_second);
@@ -222,7 +236,9 @@ static nvmlReturn_t evaluate(const struct window *window, unsigned int id, doubl
 
 static void answer(const struct window *window, nvmlGpmMetric_t *metric) {
     const struct gpu *gpu = window->target->gpu;
-    metric->metricInfo.shortName = metric->metricInfo.longName = metric->metricInfo.unit = NULL;
+    const struct row *named = FIND(SIMPLE, metric->metricId);  // the others' names are NULL, as NVML allows
+    metric->metricInfo.shortName = metric->metricInfo.longName = named ? (char *)named->name : NULL;
+    metric->metricInfo.unit = named ? (char *)"%" : NULL;
     if (metric->metricId >= MAX_METRICS) {
         metric->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
         return;

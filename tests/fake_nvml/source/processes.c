@@ -3,6 +3,19 @@
 
 enum { NO_INSTANCE = 0xffffffff };
 
+// A consistent copy of the list while the test rewrites it; the number of entries.
+static unsigned int snapshot(const struct gpu *gpu, struct process *processes) {
+    for (int attempt = 0;; attempt++) {
+        uint32_t before = __atomic_load_n(&gpu->process_sequence, __ATOMIC_ACQUIRE);
+        unsigned int count = gpu->process_count % (MAX_PROCESSES + 1);
+        memcpy(processes, gpu->processes, sizeof gpu->processes);
+        __atomic_thread_fence(__ATOMIC_ACQUIRE);
+        bool steady = before % 2 == 0 && __atomic_load_n(&gpu->process_sequence, __ATOMIC_RELAXED) == before;
+        if (steady || attempt > 10000) return count;
+        fake_sleep_ns(20 * 1000);
+    }
+}
+
 static bool listed(const struct target *target, const struct process *process, uint32_t kind) {
     if (process->kind != kind) return false;
     return target->number < 0 || process->instance == target->number;
@@ -23,9 +36,10 @@ static nvmlReturn_t list(enum function_number function, nvmlDevice_t device, uin
     nvmlReturn_t entered = fake_enter_device(function, device, MIG_TOO, &target);
     if (entered != NVML_SUCCESS) return entered;
     REQUIRE(count != NULL);
-    unsigned int room = *count, found = 0;
-    for (unsigned int index = 0; index < target.gpu->process_count; index++) {
-        const struct process *process = &target.gpu->processes[index];
+    struct process processes[MAX_PROCESSES];
+    unsigned int room = *count, found = 0, total = snapshot(target.gpu, processes);
+    for (unsigned int index = 0; index < total; index++) {
+        const struct process *process = &processes[index];
         if (!listed(&target, process, kind)) continue;
         if (infos && found < room) {
             nvmlProcessInfo_t info;
@@ -62,15 +76,16 @@ API(nvmlDeviceGetProcessUtilization, nvmlDevice_t device, nvmlProcessUtilization
     ENTER(nvmlDeviceGetProcessUtilization, device, WHOLE_GPU_ONLY);
     REQUIRE(count != NULL);
     uint64_t now_us = fake_now_ns() / 1000;
-    unsigned int room = *count, found = target.gpu->process_count;
+    struct process processes[MAX_PROCESSES];
+    unsigned int room = *count, found = snapshot(target.gpu, processes);
     *count = found;
     if (!found || last_seen >= now_us) return NVML_ERROR_NOT_FOUND;
     if (!samples || room < found) return NVML_ERROR_INSUFFICIENT_SIZE;
     for (unsigned int index = 0; index < found; index++)
         samples[index] = (nvmlProcessUtilizationSample_t){
-            .pid = target.gpu->processes[index].pid,
+            .pid = processes[index].pid,
             .timeStamp = now_us,
-            .smUtil = target.gpu->processes[index].sm_percent,
+            .smUtil = processes[index].sm_percent,
         };
     return NVML_SUCCESS;
 }
@@ -79,15 +94,16 @@ API(nvmlDeviceGetProcessesUtilizationInfo, nvmlDevice_t device, nvmlProcessesUti
     ENTER(nvmlDeviceGetProcessesUtilizationInfo, device, WHOLE_GPU_ONLY);
     REQUIRE_VERSION(info, nvmlProcessesUtilizationInfo_v1);
     uint64_t now_us = fake_now_ns() / 1000;
-    unsigned int room = info->processSamplesCount, found = target.gpu->process_count;
+    struct process processes[MAX_PROCESSES];
+    unsigned int room = info->processSamplesCount, found = snapshot(target.gpu, processes);
     info->processSamplesCount = found;
     if (!found) return NVML_ERROR_NOT_FOUND;
     if (!info->procUtilArray || room < found) return NVML_ERROR_INSUFFICIENT_SIZE;
     for (unsigned int index = 0; index < found; index++)
         info->procUtilArray[index] = (nvmlProcessUtilizationInfo_v1_t){
             .timeStamp = now_us,
-            .pid = target.gpu->processes[index].pid,
-            .smUtil = target.gpu->processes[index].sm_percent,
+            .pid = processes[index].pid,
+            .smUtil = processes[index].sm_percent,
         };
     info->lastSeenTimeStamp = now_us;
     return NVML_SUCCESS;
