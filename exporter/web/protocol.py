@@ -63,7 +63,7 @@ def parse_head(data: bytes, limits: Limits) -> Head:
     headers = _headers(lines[1:])
     if minor >= 1 and "host" not in headers:
         raise RefusedError(400, "the Host header is missing")
-    path, _, query = _origin(target).partition("?")
+    path, query = _origin(target)
     connection = {word.strip().lower() for word in headers.get("connection", "").split(",")}
     return Head(
         method=method,
@@ -105,14 +105,15 @@ def _headers(lines: Iterable[str]) -> dict[str, str]:
     return headers
 
 
-def _origin(target: str) -> str:
-    """The path and query of a target; a proxy may send the whole URL."""
-    if target.lower().startswith(("http://", "https://")):
-        parts = urllib.parse.urlsplit(target)
-        return f"{parts.path or '/'}?{parts.query}"
-    if not target.startswith("/"):
+def _origin(target: str) -> tuple[str, str]:
+    """The path and query of a target; a client that takes us for a proxy sends the whole URL."""
+    path, _, query = target.partition("?")
+    scheme, _, rest = path.partition("://")
+    if scheme.lower() in {"http", "https"}:
+        path = "/" + rest.partition("/")[2]
+    if not path.startswith("/"):
         raise RefusedError(400, "the request target must be a path")
-    return target
+    return path, query
 
 
 def _body_bytes(headers: Mapping[str, str], limits: Limits) -> int:

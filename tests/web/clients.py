@@ -1,0 +1,93 @@
+"""Clients for the web tests: raw sockets, so that a test says exactly which bytes it sends."""
+
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from exporter.web.http import Request, Response, plain
+from exporter.web.server import Server
+
+
+PATIENCE_SECONDS = 30.0  # for a busy machine; no test waits so long when the code is right
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class RawClient:
+    """One connection to a server; `source` is the address that it comes from."""
+
+    def __init__(
+        self, server: Server, *, source: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ) -> None:
+        host, port = server.addresses[0]
+        self.socket = socket.create_connection(
+            (host, port), timeout=PATIENCE_SECONDS, source_address=(source, 0)
+        )
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
+        self._received = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def get(self, path: str, *headers: str) -> Answer:
+        self.send(request_bytes("GET", path, *headers))
+        return self.read_answer()
+
+    def read_answer(self, *, has_body: bool = True) -> Answer:
+        while b"\r\n\r\n" not in self._received:
+            self._read_more()
+        head, _, rest = self._received.partition(b"\r\n\r\n")
+        status_line, *lines = head.decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        length = int(headers.get("Content-Length", "0")) if has_body else 0
+        self._received = rest
+        while len(self._received) < length:
+            self._read_more()
+        body, self._received = self._received[:length], self._received[length:]
+        return Answer(int(status_line.split()[1]), headers, body)
+
+    def is_closed_by_peer(self) -> bool:
+        """Wait for the end of the connection; False when data comes instead."""
+        try:
+            return self.socket.recv(1) == b""
+        except ConnectionError:
+            return True
+
+    def _read_more(self) -> None:
+        data = self.socket.recv(65536)
+        if not data:
+            raise ConnectionError("closed by the server")
+        self._received += data
+
+
+def request_bytes(method: str, path: str, *headers: str) -> bytes:
+    return "\r\n".join((f"{method} {path} HTTP/1.1", "Host: test", *headers, "", "")).encode()
+
+
+def echo(request: Request) -> Response:
+    return plain(200, f"{request.method} {request.path} {request.query}")
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Whether a condition comes true."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > give_up_at:
+            return False
+        time.sleep(0.005)
+    return True

@@ -1,0 +1,99 @@
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.web.http import Response
+from exporter.web.limits import Limits
+from exporter.web.protocol import RefusedError, encode_head, parse_head
+
+
+LIMITS = Limits()
+
+token = st.text("!#$%&'*+-.^_`|~09AZaz", min_size=1, max_size=20)
+value = st.text(
+    st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=20
+).map(str.strip)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_head_or_refused(data: bytes) -> None:
+    """No input raises anything but RefusedError."""
+    with contextlib.suppress(RefusedError):
+        parse_head(data, LIMITS)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"GET ",
+                b"/",
+                b"http://",
+                b" HTTP/1.1",
+                b"\r\n",
+                b"\n",
+                b"\r",
+                b"Host: a",
+                b"A:",
+                b" ",
+                b"\x00",
+                b"Content-Length: ",
+                b"9",
+                b"?",
+                b"%",
+                b"\t",
+                b"Transfer-Encoding: x",
+            ]
+        ),
+        max_size=20,
+    )
+)
+def test_nearly_a_head_is_a_head_or_refused(parts: list[bytes]) -> None:
+    """No shuffling of a request's parts raises anything but RefusedError."""
+    with contextlib.suppress(RefusedError):
+        head = parse_head(b"".join(parts), LIMITS)
+        assert head.path.startswith("/")
+        assert 0 <= head.body_bytes <= LIMITS.body_bytes
+
+
+@given(method=token, names=st.lists(token, unique_by=str.lower, max_size=10), value=value)
+def test_what_was_written_is_read(method: str, names: list[str], value: str) -> None:
+    """Method, target and headers come out as they went in, with names in lower case."""
+    names = [f"X-{name}" for name in names]
+    lines = [f"{method} /a%2Fb?c HTTP/1.1", "Host: h", *(f"{name}: {value}" for name in names)]
+
+    head = parse_head("\r\n".join(lines).encode("latin-1"), LIMITS)
+
+    assert (head.method, head.path, head.query) == (method, "/a/b", "c")
+    assert head.headers == {"host": "h"} | {name.lower(): value for name in names}
+
+
+def test_whitespace_costs_linear_time() -> None:
+    """The largest header of blanks before a forbidden byte is refused as any other."""
+    data = b"GET / HTTP/1.1\r\nHost: a\r\nA:" + b" \t" * 8000 + b"\x00"
+
+    with pytest.raises(RefusedError, match="malformed header"):
+        parse_head(data, LIMITS)
+
+
+@given(st.text(max_size=30))
+def test_a_response_head_has_the_lines_it_was_given(text: str) -> None:
+    """No header value ends up as more than one line: it is written whole or refused."""
+    response = Response(200, headers=(("A", text),))
+    try:
+        head = encode_head(response, extra_headers=(), close=True, unix_seconds=0.0)
+    except ValueError:
+        return
+
+    assert head.decode("latin-1").split("\r\n") == [
+        "HTTP/1.1 200 OK",
+        "Date: Thu, 01 Jan 1970 00:00:00 GMT",
+        "Content-Type: text/plain; charset=utf-8",
+        "Content-Length: 0",
+        f"A: {text}",
+        "Connection: close",
+        "",
+        "",
+    ]
