@@ -1,0 +1,98 @@
+"""Takes the few samples that matter out of an engine's exposition, whatever else is in it."""
+
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
+
+
+# What a sample line looks like; enough to count the lines that are none.
+_SAMPLE_LINE = re.compile(r"[A-Za-z_:][\w:]*\s*(\{.*\})?\s+[-+\w.]+(\s+-?\d+)?\s*")
+_NAME = re.compile(r"(?:#\s+(?:HELP|TYPE)\s+)?([A-Za-z_:][\w:]*)")
+# Engines behind a proxy that knows no colons (Ray Serve adds its own prefix too).
+_COLON_PREFIXES = ("vllm_", "sglang_")
+# More series of the wanted names than any engine has; beyond, the exposition is not one.
+LARGEST_SAMPLE_COUNT = 20_000
+
+
+class Sample(NamedTuple):
+    """One sample; `value` is cumulative since we watch, `raw` as the engine says it."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+    raw: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exposition:
+    """The wanted samples of one scrape."""
+
+    samples: tuple[Sample, ...]
+    # Prefixes of metric names seen anywhere, comments included: who is speaking.
+    prefixes: frozenset[str] = frozenset()
+    malformed_lines: int = 0
+    sample_lines: int = 0
+
+
+@dataclass(slots=True)
+class _Scan:
+    wanted: list[str] = field(default_factory=list)
+    prefixes: set[str] = field(default_factory=set)
+    malformed: int = 0
+    sample_lines: int = 0
+
+
+def parse(text: str, names: Collection[str], prefixes: Iterable[str]) -> Exposition:
+    """Return the samples called `names`, and which of `prefixes` occur.
+
+    Lines that are no samples are counted and passed over; they never cost the good ones.
+    """
+    scan = _scan(text, names, tuple(prefixes))
+    samples: list[Sample] = []
+    for line in scan.wanted[:LARGEST_SAMPLE_COUNT]:
+        try:
+            samples.extend(_samples(line))
+        except (ValueError, IndexError):  # what prometheus_client raises on a malformed line
+            scan.malformed += 1
+    return Exposition(tuple(samples), frozenset(scan.prefixes), scan.malformed, scan.sample_lines)
+
+
+def canonical_name(name: str) -> str:
+    """Return a metric's own name: `ray_vllm_prompt_tokens` is `vllm:prompt_tokens`."""
+    name = name.removeprefix("ray_")
+    if name.startswith(_COLON_PREFIXES):
+        return name.replace("_", ":", 1)
+    return name
+
+
+def _scan(text: str, names: Collection[str], prefixes: tuple[str, ...]) -> _Scan:
+    """Sort lines in one cheap pass: an exposition has thousands, and few of them matter."""
+    scan = _Scan()
+    for line in text.split("\n"):
+        stripped = line.strip()
+        if not stripped:
+            continue
+        match = _NAME.match(stripped)
+        name = canonical_name(match.group(1)) if match else ""
+        if not stripped.startswith("#"):
+            if _SAMPLE_LINE.fullmatch(stripped) is None:
+                scan.malformed += 1
+                continue
+            scan.sample_lines += 1
+            if name in names:
+                scan.wanted.append(stripped)
+        if name and len(scan.prefixes) < len(prefixes):
+            scan.prefixes.update(prefix for prefix in prefixes if name.startswith(prefix))
+    return scan
+
+
+def _samples(line: str) -> Iterator[Sample]:
+    for family in text_string_to_metric_families(line + "\n"):
+        for sample in family.samples:
+            value = float(sample.value)
+            if math.isfinite(value):
+                yield Sample(canonical_name(sample.name), sample.labels, value, value)

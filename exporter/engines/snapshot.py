@@ -1,0 +1,65 @@
+"""What the workloads hand to the exposition: frozen values, with None for what is not known."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class GpuRef(NamedTuple):
+    """A GPU by its NVML index, as the `gpu` label has it, and its UUID."""
+
+    gpu: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSnapshot:
+    """One served model. Counts are cumulative since the daemon first saw the engine.
+
+    Token counts are None where the engine does not tell them; FLOPs and bytes are None where the
+    model cannot be described (`problem` says why), ratios also where a GPU's peak is not known or
+    no window has passed.
+    """
+
+    model: str
+    precision: str | None = None
+    prefill_tokens: float | None = None
+    decode_tokens: float | None = None
+    prefill_flop: float | None = None
+    decode_flop: float | None = None
+    dram_bytes: float | None = None
+    # The engine's own estimate, of all its GPUs together.
+    engine_flop: float | None = None
+    flops_utilization: float | None = None
+    bandwidth_utilization: float | None = None
+    running_requests: float | None = None
+    waiting_requests: float | None = None
+    cache_usage_ratio: float | None = None
+    decode_context_tokens: float | None = None
+    parameters: float | None = None
+    active_parameters: float | None = None
+    problem: str | None = None
+    assumptions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSnapshot:
+    """One engine. `models` is empty unless its last scrape succeeded."""
+
+    name: str
+    engine: str
+    up: bool
+    reason: str | None = None
+    gpus: tuple[GpuRef, ...] = ()
+    models: tuple[ModelSnapshot, ...] = ()
+    errors: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    malformed_lines: int = 0
+    last_success_timestamp_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadsSnapshot:
+    """All workloads. Two snapshots compare equal when nothing has changed between them."""
+
+    workloads: tuple[WorkloadSnapshot, ...] = ()
