@@ -1,0 +1,78 @@
+# Two commands do all the set-up on a bare Debian machine: `make run` and `make test`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+# What the tests need beside Python: a compiler for the fake driver library, a real Prometheus and
+# Alertmanager, a real browser.
+APT_TEST := gcc libc6-dev prometheus prometheus-alertmanager chromium
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV); }
+	$(PIP) install --upgrade pip
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable '.[probes,terminal]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --group dev
+	@touch $@
+
+.PHONY: run
+run: $(VENV)/.installed ## install into .venv and start the daemon on :9907 (ARGS="--web.listen-address …")
+	$(BIN)/flopwatch serve $(ARGS)
+
+.PHONY: install-dev
+install-dev: $(VENV)/.installed-dev ## install what development needs into .venv
+
+.PHONY: apt-test
+apt-test:
+	@missing=$$(for package in $(APT_TEST); do dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+	if [ -n "$$missing" ]; then $(SUDO) apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; fi
+
+.PHONY: test
+test: apt-test lint type check-generated rules ## install what tests need and run every check
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## ruff: style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: type
+type: $(VENV)/.installed-dev ## mypy --strict
+	$(BIN)/mypy
+
+.PHONY: generate
+generate: $(VENV)/.installed-dev ## write the generated pages and dashboards anew
+	$(BIN)/flopwatch metrics --markdown > docs/metrics.md
+	$(BIN)/flopwatch config --markdown > docs/configuration.md
+	$(BIN)/python -m grafana.build
+
+.PHONY: check-generated
+check-generated: $(VENV)/.installed-dev ## fail when a generated page is stale
+	@$(BIN)/flopwatch metrics --markdown | diff -u docs/metrics.md - || { echo 'docs/metrics.md is stale: make generate'; exit 1; }
+	@$(BIN)/flopwatch config --markdown | diff -u docs/configuration.md - || { echo 'docs/configuration.md is stale: make generate'; exit 1; }
+
+.PHONY: rules
+rules: apt-test ## promtool: the recording and alerting rules
+	promtool check rules deploy/prometheus/rules/*.yaml
+
+.PHONY: benchmark
+benchmark: $(VENV)/.installed-dev apt-test ## print the figures of docs/performance.md
+	$(BIN)/python -m benchmarks.cost
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
