@@ -1,0 +1,257 @@
+"""The supervisor outlives whatever the worker does."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from probes.config import ProbeConfig
+from probes.protocol import Device, Run
+from probes.supervisor import WorkerFailedError, WorkerProcess, worker_environment
+
+
+FAKE = Path(__file__).with_name("fake_worker.py")
+CONFIG = ProbeConfig(
+    chunk_deadline_seconds=0.3, request_deadline_seconds=1.5, start_deadline_seconds=20
+)
+CPU = (Device(kind="cpu", key="cpu0"),)
+RUN = Run(
+    identifier=7,
+    kernel="gemm_fp32",
+    device=0,
+    allowance_seconds=0.02,
+    max_chunk_seconds=0.001,
+    gap_seconds=0.0,
+    timed_runs=3,
+)
+
+
+def worker(mode, config=CONFIG):
+    command = (sys.executable, "-P", str(FAKE), mode)
+    return WorkerProcess(CPU, (), config, command=command)
+
+
+@pytest.fixture
+def started():
+    """A function that starts a fake worker of some mode; all are closed afterwards."""
+    made = []
+
+    def start(mode):
+        made.append(worker(mode))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+def gone(pid):
+    """Whether a process is neither running nor a zombie of ours."""
+    for _ in range(100):
+        stat = Path(f"/proc/{pid}/stat")
+        try:
+            if stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                # Orphans are reaped by init; ours would stay.
+                if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == os.getpid():
+                    return False
+            time.sleep(0.05)
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+    return False
+
+
+def descriptors():
+    return set(os.listdir("/proc/self/fd"))
+
+
+class TestWellBehaved:
+    def test_a_result_comes_back_with_the_device_time(self, started):
+        """A worker that behaves gives its result and what it took: the one Idle of 2 ms."""
+        report = started("fine").run(RUN)
+
+        assert report.result is not None
+        assert report.result.run_seconds == (0.001, 0.001, 0.001)
+        assert report.device_seconds == 0.002
+
+    def test_it_leaves_when_asked(self, started):
+        """Closing ends the process and reaps it."""
+        fine = started("fine")
+        pid = fine.pid
+        fine.close()
+
+        assert gone(pid)
+        assert not fine.alive
+        assert fine.pid is None
+
+    def test_a_deaf_worker_is_killed(self, started, monkeypatch):
+        """One that ignores Exit and holds on is killed all the same."""
+        monkeypatch.setattr("probes.supervisor.EXIT_GRACE_SECONDS", 0.3)
+        deaf = started("deaf")
+        os.kill(deaf.pid, 19)  # SIGSTOP: it does not even notice its pipe closing
+        pid = deaf.pid
+        deaf.close()
+
+        assert gone(pid)
+
+    def test_standard_error_cannot_block_it(self, started):
+        """A worker that writes 200 kB of warnings is read on, not stuck."""
+        assert started("noisy").run(RUN).result is not None
+
+    def test_no_descriptor_is_left(self, started):
+        """Starting and closing leaves as many open files as before."""
+        before = descriptors()
+        for mode in ("fine", "die_after_result"):
+            each = started(mode)
+            each.run(RUN)
+            each.close()
+
+        assert descriptors() == before
+
+
+class TestFaults:
+    @pytest.mark.parametrize(
+        ("mode", "outcome", "words"),
+        [
+            ("die_before_hello", "error", "exit status 3): ImportError: libcuda.so.1"),
+            ("other_protocol", "error", "protocol 99"),
+            ("torch_missing", "torch_missing", "No module named 'torch'"),
+        ],
+    )
+    def test_a_worker_that_cannot_start(self, mode, outcome, words):
+        """Death before hello, another protocol and a missing torch each have their own words."""
+        failing = worker(mode)
+        with pytest.raises(WorkerFailedError) as caught:
+            failing.start()
+
+        assert caught.value.outcome == outcome
+        assert words in caught.value.text
+        assert not failing.alive
+
+    def test_a_worker_that_never_says_hello(self):
+        """It is killed at the start deadline."""
+        slow = worker("hang_before_hello", ProbeConfig(start_deadline_seconds=0.5))
+        with pytest.raises(WorkerFailedError) as caught:
+            slow.start()
+
+        assert caught.value.outcome == "timeout"
+        assert not slow.alive
+
+    def test_a_program_that_is_not_there(self):
+        """A worker that cannot be executed is an error, and leaves no open pipe."""
+        before = descriptors()
+        missing = WorkerProcess(CPU, (), CONFIG, command=("/nonexistent/python",))
+        with pytest.raises(WorkerFailedError, match="cannot be started"):
+            missing.start()
+
+        assert descriptors() == before
+
+    def test_death_while_opening_a_device(self, started):
+        """Its last words say why."""
+        opening = started("die_opening")
+        with pytest.raises(WorkerFailedError, match="no kernel image is available"):
+            opening.describe(0)
+
+        assert not opening.alive
+
+    @pytest.mark.parametrize(
+        ("mode", "outcome", "words"),
+        [
+            ("segfault", "error", "SIGSEGV"),
+            ("hang", "timeout", "a kernel hangs"),
+            ("hang_on_host", "timeout", "no answer in time"),
+            ("half_frame", "timeout", "a kernel hangs"),
+            ("dribble", "timeout", "a kernel hangs"),
+            ("garbage", "error", "not a message of this protocol"),
+            ("oversized", "error", "passes the limit"),
+            ("spouting", "error", "passes the limit"),
+            ("negative_time", "error", "impossible times"),
+            ("overdraft", "error", "overdraws its allowance"),
+            ("wrong_identifier", "error", "unexpected answer"),
+            ("no_runs", "error", "makes no sense"),
+            ("nan_clock", "error", "makes no sense"),
+            ("out_of_memory", "out_of_memory", "CUDA out of memory"),
+        ],
+    )
+    def test_every_fault_mid_run_has_its_outcome(self, started, mode, outcome, words):
+        """The report carries the outcome, the worker is dead, reaped, and no pipe is left."""
+        before = descriptors()
+        failing = started(mode)
+        pid = failing.pid
+        report = failing.run(RUN)
+
+        assert report.result is None
+        assert report.failure == outcome
+        assert words in report.text
+        assert not failing.alive
+        assert gone(pid)
+        assert descriptors() == before
+
+    def test_a_hung_kernel_is_charged_until_its_end(self, started):
+        """Busy since the chunk deadline of 0.3 s at least: that much was taken from the device."""
+        assert started("hang").run(RUN).device_seconds >= 0.3
+
+    def test_a_crash_keeps_what_was_reported(self, started):
+        """2 ms were reported idle before the worker hung on the host: they stay charged."""
+        assert started("hang_on_host").run(RUN).device_seconds == 0.002
+
+    def test_death_after_a_result(self, started):
+        """The result counts; the next request finds the worker dead, and it can be started anew."""
+        dying = started("die_after_result")
+        first = dying.run(RUN)
+        second = dying.run(RUN)
+        dying.start()
+        third = dying.run(RUN)
+
+        assert first.result is not None
+        assert second.failure == "error"
+        assert "SIGKILL" in second.text
+        assert third.result is not None
+
+    def test_too_small_an_allowance_is_no_failure(self, started):
+        """The worker says so and lives on."""
+        small = started("allowance")
+        report = small.run(RUN)
+
+        assert report.short_of_allowance
+        assert report.failure is None
+        assert small.alive
+
+    def test_it_can_be_interrupted_from_another_thread(self, started):
+        """A killed worker makes the waiting call return with an error."""
+        import threading
+
+        hanging = started("hang_on_host")
+        threading.Timer(0.3, hanging.interrupt).start()
+        report = hanging.run(RUN)
+
+        assert report.failure == "error"
+        assert not hanging.alive
+
+
+class TestSession:
+    def test_it_has_a_session_of_its_own(self, started):
+        """Ctrl-C at the daemon's terminal does not reach it."""
+        assert os.getsid(started("fine").pid) != os.getsid(0)
+
+    def test_what_it_started_dies_with_it(self, started):
+        """A kill reaches the whole session."""
+        parent = started("child")
+        parent.run(RUN)
+        child = int(parent._last_words.split()[-1])
+        parent._kill()
+
+        assert gone(child)
+
+
+class TestEnvironment:
+    def test_only_the_devices_of_the_worker_are_visible(self):
+        """By UUID, in order; none for the host processor."""
+        assert worker_environment(["GPU-b", "GPU-a"], 1)["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
+        assert worker_environment([], 1)["CUDA_VISIBLE_DEVICES"] == ""
+
+    def test_it_joins_no_mps_server(self):
+        """A fault in one MPS client can take down the others, so the probe is never one."""
+        assert worker_environment([], 1)["CUDA_MPS_PIPE_DIRECTORY"] == "/dev/null"
