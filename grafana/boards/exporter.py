@@ -1,0 +1,261 @@
+"""Exporter: is the watching itself well, and what does it cost?"""
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+
+from grafana.frame import NODE, board
+from grafana.panels import (
+    BLUE,
+    Column,
+    Query,
+    bad_above,
+    bucket_heatmap,
+    lines,
+    number,
+    rows,
+)
+
+
+RATE = "$__rate_interval"
+
+
+def _now(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_panel(
+            number(
+                "Exporters answering",
+                "Of the targets that Prometheus knows. A missing one: host down, process dead or never installed; the table names it.",
+                [
+                    Query(f"sum(up{{{NODE}}})", "up"),
+                    Query(f"count(up{{{NODE}}})", "targets"),
+                ],
+                unit="none",
+                spark=False,
+                span=5,
+            )
+        )
+        .with_panel(
+            number(
+                "Stale sources",
+                "Sources of GPUs without a value for five minutes. See the freshness panel for which, and its log for why.",
+                [
+                    Query(
+                        f'count(time() - flopwatch_source_last_success_timestamp_seconds{{{NODE}, mig=""}} > 300) or vector(0)',
+                        "stale",
+                    )
+                ],
+                unit="none",
+                thresholds=bad_above(1, 1),
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Hung GPUs",
+                "GPUs whose driver call does not return. The engine's next call will hang too: drain the node and reboot it.",
+                [Query(f"sum(flopwatch_source_hung{{{NODE}}}) or vector(0)", "hung")],
+                unit="none",
+                thresholds=bad_above(1, 1),
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Series",
+                "Of all exporters: what they cost your Prometheus. A jump is a per-process option or many MIG instances.",
+                [Query(f"sum(flopwatch_series{{{NODE}}})", "series")],
+                unit="short",
+                thresholds=BLUE,
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Dropped series",
+                "Left out in the last hour because of `limits.series`. Not 0: raise the limit or find out what multiplies.",
+                [
+                    Query(
+                        f"sum(increase(flopwatch_series_dropped_total{{{NODE}}}[1h])) or vector(0)",
+                        "dropped",
+                    )
+                ],
+                unit="short",
+                decimals=0,
+                thresholds=bad_above(1, 1),
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Refused configurations",
+                "Exporters that run on an older configuration because the last one was refused. Their log names file and line.",
+                [
+                    Query(
+                        f"count(flopwatch_config_last_reload_successful{{{NODE}}} == 0) or vector(0)",
+                        "refused",
+                    )
+                ],
+                unit="none",
+                thresholds=bad_above(1, 1),
+                span=3,
+            )
+        )
+    )
+
+
+def _cost(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_row(Row("Cost"))
+        .with_panel(
+            lines(
+                "Processor time",
+                "Cores that each exporter uses, ten highest. Over a tenth of a core: a slow driver or a too short interval.",
+                [
+                    Query(
+                        f"topk(10, rate(process_cpu_seconds_total{{{NODE}}}[{RATE}]))",
+                        "{{instance}}",
+                    )
+                ],
+                unit="none",
+                span=6,
+            )
+        )
+        .with_panel(
+            lines(
+                "Memory",
+                "Resident memory of each exporter, ten highest. It should be flat; a slope is a leak, tell us.",
+                [Query(f"topk(10, process_resident_memory_bytes{{{NODE}}})", "{{instance}}")],
+                unit="bytes",
+                span=6,
+            )
+        )
+        .with_panel(
+            lines(
+                "Scrape duration",
+                "As Prometheus measured it, ten slowest. Scrapes are served from memory: a slow one is the network or a starved host.",
+                [Query(f"topk(10, scrape_duration_seconds{{{NODE}}})", "{{instance}}")],
+                unit="s",
+                span=6,
+            )
+        )
+        .with_panel(
+            lines(
+                "Probe workers",
+                "Restarts an hour and device memory held, ten highest. Restarts: see ProbeWorkerRestarting. Memory must not grow: the engine beside it counts on it.",
+                [
+                    Query(
+                        f"topk(10, sum by (instance) (increase(flopwatch_probe_worker_restarts_total{{{NODE}}}[1h])))",
+                        "restarts {{instance}}",
+                    ),
+                ],
+                unit="none",
+                soft_maximum=1,
+                span=6,
+                no_value="no probe worker",
+            )
+        )
+    )
+
+
+def _sampling(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_row(Row("Sampling"))
+        .with_panel(
+            bucket_heatmap(
+                "Tick duration",
+                "How long reading one GPU takes. It should stay well under the interval; a band that climbs is a driver that becomes slow, often before it hangs.",
+                Query(
+                    f"sum by (le) (rate(flopwatch_tick_duration_seconds_bucket{{{NODE}}}[{RATE}]))",
+                    "{{le}}",
+                ),
+                unit="s",
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Missed ticks",
+                "A second and host, ten highest. Counters stay right, dips may go unseen. The cause is a slow driver or no processor time.",
+                [
+                    Query(
+                        f"topk(10, sum by (instance) (rate(flopwatch_ticks_missed_total{{{NODE}}}[{RATE}])))",
+                        "{{instance}}",
+                    )
+                ],
+                unit="none",
+                soft_maximum=1,
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Age of the sources' last value",
+                "Seconds since each source last gave a value, twenty oldest. A line that climbs is a source that stopped: profiler, right, or dcgm-exporter.",
+                [
+                    Query(
+                        f'topk(20, time() - flopwatch_source_last_success_timestamp_seconds{{{NODE}, mig=""}})',
+                        "{{source}} {{instance}} GPU {{gpu}}",
+                    )
+                ],
+                unit="s",
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Source errors by reason",
+                "An hour. `not_supported` is asked once and forgotten; anything steady is worth the exporter's log.",
+                [
+                    Query(
+                        f"sum by (source, reason) (increase(flopwatch_source_errors_total{{{NODE}}}[1h]))",
+                        "{{source}} {{reason}}",
+                    )
+                ],
+                unit="none",
+                soft_maximum=1,
+                span=10,
+                no_value="no errors",
+            )
+        )
+        .with_panel(
+            rows(
+                "Hosts",
+                "Version, series and state of each exporter. Mixed versions make odd comparisons: finish the rollout. `down` first: see FlopwatchDown.",
+                [
+                    Query(f"max by (cluster, instance) (up{{{NODE}}})"),
+                    Query(f"max by (cluster, instance, version) (flopwatch_build_info{{{NODE}}})"),
+                    Query(f"max by (cluster, instance) (flopwatch_series{{{NODE}}})"),
+                    Query(f"sum by (cluster, instance) (flopwatch_gpu_up{{{NODE}}})"),
+                    Query(
+                        f"max by (cluster, instance) (time() - process_start_time_seconds{{{NODE}}})"
+                    ),
+                ],
+                [
+                    Column("cluster", "Cluster"),
+                    Column("instance", "Instance"),
+                    Column(
+                        "A",
+                        "State",
+                        mappings={"0": ("down", "red"), "1": ("up", "green")},
+                        width=70,
+                    ),
+                    Column("version", "Version", width=90),
+                    Column("D", "GPUs up", decimals=0, width=90),
+                    Column("C", "Series", decimals=0, width=90),
+                    Column("E", "Running for", "s", width=110),
+                ],
+                sort_by="State",
+                descending=False,
+                span=14,
+            )
+        )
+    )
+
+
+def dashboard() -> Dashboard:
+    """The Exporter dashboard."""
+    made = board(
+        "flopwatch-exporter",
+        "flopwatch / Exporter",
+        "The exporter's own health: reachability, freshness, cost, sampling, configuration.",
+    )
+    return _sampling(_cost(_now(made)))

@@ -1,0 +1,294 @@
+"""Fleet: how many FLOPS are delivered, of how many, where the others go, and which GPU is sick."""
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+
+from grafana.frame import CLUSTER, GPU_LINK, NODE, board
+from grafana.panels import (
+    BLUE,
+    SEVERITY_COLORS,
+    Column,
+    Query,
+    Threshold,
+    bad_above,
+    bars,
+    bucket_heatmap,
+    good_above,
+    lines,
+    number,
+    rows,
+    state_stack,
+)
+
+
+NAME = f'{CLUSTER}, name=~"$name"'
+# Some alerts are of no instance.
+OURS = (
+    f'{CLUSTER}, instance=~"$instance|", alertname=~"(GPU|NVLink|PCIe|Probe|Workload|Flopwatch).+"'
+)
+# Worst first: what is furthest below the median of its peers, probes and served work alike.
+WORST = (
+    f'bottomk(20, gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}, name=~"$name"}}'
+    f' or gpu:flopwatch_flops_utilization:peer_ratio{{{NODE}, name=~"$name"}})'
+)
+
+
+def per_gpu(expr: str) -> str:
+    """`expr` of the worst GPUs only, with labels that merge into one row a GPU."""
+    return f"max by (cluster, instance, gpu) ({expr} and on (cluster, job, instance, gpu) {WORST})"
+
+
+def _now(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_panel(
+            number(
+                "GPUs answering",
+                "GPUs whose driver answers, of all that the exporters know. Fewer than all: see `What is wrong now` for the host and run the GPULost runbook.",
+                [
+                    Query(f"sum(cluster:flopwatch_gpu_up:sum{{{CLUSTER}}})", "up"),
+                    Query(f"sum(cluster:flopwatch_gpu_up:count{{{CLUSTER}}})", "known"),
+                ],
+                unit="none",
+                spark=False,
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Delivered",
+                "FLOP/s of all tensor pipes, valued at each GPU's headline precision. It follows the traffic; if it falls while requests queue, read `Where the peak goes` below.",
+                [Query(f"sum(cluster:flopwatch_tensor_flop:rate5m{{{CLUSTER}}})", "delivered")],
+                unit="flops",
+                thresholds=BLUE,
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Of peak",
+                "Delivered over the summed data-sheet peak. 30-60 % is good for prefill and training-like loads, 2-10 % is normal for decode: compare with its own past, not with 100 %.",
+                [
+                    Query(
+                        f"sum(cluster:flopwatch_tensor_flop:rate5m{{{CLUSTER}}}) / sum(cluster:flopwatch_peak_flops:headline{{{CLUSTER}}})",
+                        "of peak",
+                    )
+                ],
+                unit="percentunit",
+                decimals=1,
+                thresholds=BLUE,
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Memory bandwidth used",
+                "Of the theoretical bandwidth of all device memory. High with low FLOPS means decode at small batch: larger batches, quantised weights or KV cache make more of it.",
+                [
+                    Query(
+                        f"sum(cluster:flopwatch_dram_bytes:rate5m{{{CLUSTER}}}) / sum(cluster:flopwatch_peak_dram_bandwidth_bytes_per_second:sum{{{CLUSTER}}})",
+                        "of bandwidth",
+                    )
+                ],
+                unit="percentunit",
+                decimals=1,
+                thresholds=BLUE,
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Power",
+                "Of all GPUs, from their energy counters. High at low FLOPS: GPUs that idle at full clocks, or decode at tiny batches.",
+                [Query(f"sum(cluster:flopwatch_energy_joules:rate5m{{{CLUSTER}}})", "power")],
+                unit="watt",
+                thresholds=BLUE,
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Energy per PFLOP",
+                "Joules for 10^15 delivered operations: what a unit of work costs. It rises when GPUs idle or wait for memory; consolidate replicas or grow the batch.",
+                [
+                    Query(
+                        f"1e15 * sum(cluster:flopwatch_energy_joules:rate5m{{{CLUSTER}}}) / (sum(cluster:flopwatch_tensor_flop:rate5m{{{CLUSTER}}}) > 0)",
+                        "per PFLOP",
+                    )
+                ],
+                unit="joule",
+                thresholds=BLUE,
+                span=4,
+                no_value="no work",
+            )
+        )
+    )
+
+
+def _wrong(dashboard: Dashboard) -> Dashboard:
+    ranks = {"3": "critical", "2": "warning", "1": "info"}
+    severities = {rank: (name, SEVERITY_COLORS[name]) for rank, name in ranks.items()}
+    firing = " or ".join(
+        f'{rank} * max by (alertname, cluster, instance, gpu) (ALERTS{{alertstate="firing", severity="{name}", {OURS}}})'
+        for rank, name in ranks.items()
+    )
+    return dashboard.with_panel(
+        rows(
+            "What is wrong now",
+            "Firing alerts of this project, worst first. Open the GPU by its number; each alert's runbook says what to do. Empty is good.",
+            [Query(firing)],
+            [
+                Column("A", "Severity", width=85, mappings=severities),
+                Column(
+                    "alertname",
+                    "Alert",
+                    link="https://github.com/flopwatch/flopwatch/blob/main/docs/runbooks/${__value.text}.md",
+                ),
+                Column("cluster", "Cluster", width=110),
+                Column("instance", "Instance", width=150),
+                Column("gpu", "GPU", width=60, link=GPU_LINK),
+            ],
+            sort_by="Severity",
+            span=12,
+            height=9,
+            no_value="nothing fires",
+        )
+    ).with_panel(
+        state_stack(
+            "Where the peak goes",
+            "Shares of the fleet's peak FLOP/s. Much `memory`: batch or quantise. `stall`: fuse kernels, fewer synchronisations. `underfill`: small grids, raise concurrency. `clock_*`: heat or power. `idle`: fewer replicas or more traffic.",
+            Query(
+                f"sum by (state) (cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}}}) / ignoring (state) group_left () sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}}})",
+                "{{state}}",
+            ),
+            span=12,
+            height=9,
+        )
+    )
+
+
+def _worst(dashboard: Dashboard) -> Dashboard:
+    columns = [
+        Column("cluster", "Cluster", width=110),
+        Column("instance", "Instance", width=150),
+        Column("gpu", "GPU", width=60, link=GPU_LINK),
+        Column("name", "Model"),
+        Column("A", "Probe of peers", "percentunit", good_above(0.9, 0.97), 1, 120),
+        Column("B", "Probe of own past", "percentunit", good_above(0.9, 0.97), 1, 130),
+        Column("C", "Delivered of peak", "percentunit", decimals=1, width=150, bar_maximum=0.6),
+        Column("D", "Of peers", "percentunit", good_above(0.5, 0.8), 0, 90),
+        Column("E", "Busy", "percentunit", decimals=0, width=80),
+        Column("F", "Lost to clocks", "percentunit", bad_above(0.1, 0.25), 1, 110),
+        Column("G", "Temperature", "celsius", bad_above(80, 87), 0, 110),
+        Column("H", "Power", "watt", decimals=0, width=80),
+    ]
+    return dashboard.with_panel(
+        rows(
+            "Worst GPUs",
+            "The 20 GPUs furthest below the median of their model in this cluster. A low probe with good clocks is sick silicon or memory; lost clocks are heat or power; low delivery with good probes is traffic or software. Open the GPU by its number.",
+            [
+                Query(per_gpu(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}}")),
+                Query(
+                    per_gpu(
+                        f'min without (kernel) (flopwatch_probe_baseline_ratio{{{NODE}, mig="", kernel=~"gemm_.+|copy_device"}})'
+                    )
+                ),
+                Query(
+                    f"max by (cluster, instance, gpu, name) (gpu:flopwatch_flops_utilization:named{{{NODE}}} and on (cluster, job, instance, gpu) {WORST})"
+                ),
+                Query(per_gpu(f"gpu:flopwatch_flops_utilization:peer_ratio{{{NODE}}}")),
+                Query(per_gpu(f"gpu:flopwatch_busy:ratio_rate5m{{{NODE}}}")),
+                Query(per_gpu(f"gpu:flopwatch_clock_loss:ratio_rate5m{{{NODE}}}")),
+                Query(per_gpu(f'flopwatch_temperature_celsius{{{NODE}, mig="", sensor="gpu"}}')),
+                Query(per_gpu(f"gpu:flopwatch_energy_joules:rate5m{{{NODE}}}")),
+            ],
+            columns,
+            sort_by="Probe of peers",
+            descending=False,
+            height=9,
+        )
+    )
+
+
+def _course(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_panel(
+            lines(
+                "Delivered by GPU model, and the peak",
+                "FLOP/s delivered, and dashed what the data sheets promise. A growing gap at equal traffic is lost work: see where the peak goes.",
+                [
+                    Query(
+                        f"sum by (name) (name:flopwatch_tensor_flop:rate5m{{{NAME}}})", "{{name}}"
+                    ),
+                    Query(
+                        f"sum by (name) (name:flopwatch_peak_flops:headline{{{NAME}}})",
+                        "peak {{name}}",
+                    ),
+                ],
+                unit="flops",
+                dashed=["peak .*"],
+            )
+        )
+        .with_panel(
+            bucket_heatmap(
+                "GPUs by utilization",
+                "One observation a tick and GPU, so that dips between scrapes show. Two bands are two kinds of load; a faint band below the others is a group of GPUs to look at.",
+                Query(
+                    f"sum by (le) (cluster_le:flopwatch_tick_flops_utilization_ratio_bucket:rate5m{{{CLUSTER}}})",
+                    "{{le}}",
+                ),
+                unit="percentunit",
+            )
+        )
+        .with_panel(
+            lines(
+                "Energy per PFLOP by GPU model",
+                "Joules for 10^15 delivered operations. Rising: idle GPUs, smaller batches, or GPUs held by heat. Use it to decide what runs where.",
+                [
+                    Query(
+                        f"1e15 * sum by (name) (name:flopwatch_energy_joules:rate5m{{{NAME}}}) / (sum by (name) (name:flopwatch_tensor_flop:rate5m{{{NAME}}}) > 0)",
+                        "{{name}}",
+                    )
+                ],
+                unit="joule",
+                span=8,
+            )
+        )
+        .with_panel(
+            bars(
+                "Nodes that deliver least",
+                "Of their peak, now. A node far below the others at equal traffic: open the GPU dashboard for it and look for one GPU that the others wait for.",
+                [
+                    Query(
+                        f"sort(bottomk(10, instance:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}}))",
+                        "{{instance}}",
+                    )
+                ],
+                unit="percentunit",
+            )
+        )
+        .with_panel(
+            bars(
+                "Served models, useful of peak",
+                "Model FLOPS utilization by the engines' own token counts. Far below what the tensor pipes deliver: padding, recomputation, rejected drafts.",
+                [
+                    Query(
+                        f'sort_desc(model:flopwatch_model_flops_utilization:ratio_rate5m{{{CLUSTER}, model=~"$model"}})',
+                        "{{model}}",
+                    )
+                ],
+                unit="percentunit",
+                thresholds=[Threshold(None, "green")],
+            )
+        )
+    )
+
+
+def dashboard() -> Dashboard:
+    """The Fleet dashboard."""
+    made = board(
+        "flopwatch-fleet",
+        "flopwatch / Fleet",
+        "Achieved FLOPS of the fleet, where the rest of the peak goes, and which GPU is sick.",
+        narrow=("name", "model"),
+    )
+    made = _worst(_wrong(_now(made)))
+    return _course(made.with_row(Row("How it got there")))

@@ -1,0 +1,334 @@
+"""Probes and stragglers: who is slower than its peers or than it was, and what asking costs."""
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+
+from grafana.frame import CLUSTER, GPU, GPU_LINK, WHOLE_GPU, board
+from grafana.panels import (
+    Column,
+    Query,
+    Threshold,
+    bad_above,
+    bars,
+    good_above,
+    lines,
+    number,
+    rows,
+)
+
+
+NAME = 'name=~"$name"'
+JUDGED = 'kernel=~"gemm_.+|copy_device"'
+WHO = "{{instance}} GPU {{gpu}}"
+
+
+def _now(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_panel(
+            number(
+                "GPUs with a fresh probe",
+                "GPUs with a measurement in the last 15 minutes. Fewer than there are: see `Runs held back` for the reason.",
+                [
+                    Query(
+                        f"count(max by (cluster, instance, gpu) (time() - flopwatch_probe_last_success_timestamp_seconds{{{WHOLE_GPU}}} < 900)) or vector(0)",
+                        "fresh",
+                    ),
+                    Query(f"count(flopwatch_gpu_up{{{WHOLE_GPU}}} == 1)", "GPUs"),
+                ],
+                unit="none",
+                spark=False,
+                span=5,
+            )
+        )
+        .with_panel(
+            number(
+                "Stragglers",
+                "GPUs with a robust z of -3.5 or less that are also 5 % or more below their peers. The table below names them; each is a GPUSlowerThanPeers alert after 15 minutes.",
+                [
+                    Query(
+                        f"count(count by (cluster, instance, gpu) (gpu_kernel:flopwatch_probe_measure:robust_z{{{GPU}, {NAME}, {JUDGED}}} <= -3.5 and gpu_kernel:flopwatch_probe_measure:peer_ratio < 0.95)) or vector(0)",
+                        "stragglers",
+                    )
+                ],
+                unit="none",
+                thresholds=bad_above(1, 1),
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Slower than they were",
+                "GPUs with a kernel more than 5 % below their own baseline. All at once: new software or a heat wave. One alone: that GPU.",
+                [
+                    Query(
+                        f"count(count by (cluster, instance, gpu) (flopwatch_probe_baseline_ratio{{{WHOLE_GPU}, {JUDGED}}} < 0.95)) or vector(0)",
+                        "slower",
+                    )
+                ],
+                unit="none",
+                thresholds=bad_above(1, 1),
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Wrong results",
+                "Probe results that were not bit for bit right, since the exporters started. Anything but 0: take that GPU out of service, see GPUSilentDataCorruption.",
+                [
+                    Query(
+                        f"sum(flopwatch_probe_mismatches_total{{{WHOLE_GPU}}}) or vector(0)",
+                        "wrong",
+                    )
+                ],
+                unit="none",
+                thresholds=bad_above(1, 1),
+                span=4,
+            )
+        )
+        .with_panel(
+            number(
+                "Cost of probing",
+                "Share of the GPUs' time that probes take. The default budget is 20 ms a minute, 0.033 %. More: look at `probes.budget` and `probes.interval`.",
+                [
+                    Query(
+                        f"sum(cluster:flopwatch_probe_gpu_seconds:rate5m{{{CLUSTER}}}) / sum(cluster:flopwatch_gpu_up:count{{{CLUSTER}}})",
+                        "of GPU time",
+                    )
+                ],
+                unit="percentunit",
+                decimals=3,
+                thresholds=bad_above(0.001, 0.01),
+                span=7,
+            )
+        )
+    )
+
+
+def _table(dashboard: Dashboard) -> Dashboard:
+    worst = f"bottomk(20, gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}})"
+
+    def of_worst(expr: str) -> str:
+        return (
+            f"max by (cluster, instance, gpu) ({expr} and on (cluster, job, instance, gpu) {worst})"
+        )
+
+    return dashboard.with_panel(
+        rows(
+            "Worst by robust z",
+            "z = distance to the peers' median in robust standard deviations; judge it together with the ratio. Low GEMMs and good copies: silicon. Low copies: memory. Both, with a low probe clock: heat or power.",
+            [
+                Query(
+                    f"max by (cluster, instance, gpu, name) (gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}} and on (cluster, job, instance, gpu) {worst})"
+                ),
+                Query(
+                    of_worst(
+                        f'min without (kernel) (gpu_kernel:flopwatch_probe_measure:peer_ratio{{{GPU}, kernel=~"gemm_.+"}})'
+                    )
+                ),
+                Query(
+                    of_worst(
+                        f'gpu_kernel:flopwatch_probe_measure:peer_ratio{{{GPU}, kernel="copy_device"}}'
+                    )
+                ),
+                Query(
+                    of_worst(
+                        f"min without (kernel) (flopwatch_probe_baseline_ratio{{{WHOLE_GPU}, {JUDGED}}})"
+                    )
+                ),
+                Query(
+                    of_worst(
+                        f"gpu:flopwatch_probe_efficiency:avg1h{{{GPU}}} / (gpu:flopwatch_probe_efficiency:avg7d{{{GPU}}} > 0) - 1"
+                    )
+                ),
+                Query(
+                    of_worst(
+                        f"flopwatch_probe_sm_clock_hertz{{{WHOLE_GPU}}} / on (cluster, job, instance, gpu) flopwatch_sm_clock_max_hertz{{{WHOLE_GPU}}}"
+                    )
+                ),
+            ],
+            [
+                Column("cluster", "Cluster"),
+                Column("instance", "Instance"),
+                Column("gpu", "GPU", width=60, link=GPU_LINK),
+                Column("name", "Model"),
+                Column("A", "Worst z", thresholds=good_above(-3.5, -2), decimals=1, width=90),
+                Column("B", "GEMM of peers", "percentunit", good_above(0.95, 0.98), 1, 130),
+                Column("C", "Memory of peers", "percentunit", good_above(0.95, 0.98), 1, 140),
+                Column("D", "Of own baseline", "percentunit", good_above(0.9, 0.95), 1, 140),
+                Column("E", "Drift in a week", "percentunit", good_above(-0.05, -0.02), 1, 130),
+                Column("F", "Probe clock of maximum", "percentunit", decimals=0, width=180),
+            ],
+            sort_by="Worst z",
+            descending=False,
+            height=9,
+        )
+    )
+
+
+def _peers(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_row(Row("Beside the peers, beside the past"))
+        .with_panel(
+            lines(
+                "Lowest robust z",
+                "The ten lowest. A GPU that leaves the bundle and stays out is a straggler; one that dips and comes back met other work.",
+                [
+                    Query(
+                        f"bottomk(10, gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}})",
+                        WHO,
+                    )
+                ],
+                unit="none",
+                minimum=None,
+                thresholds=[Threshold(None, "red"), Threshold(-3.5, "transparent")],
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Lowest of own baseline",
+                "The ten lowest kernels over the GPUs' own baselines. Steps come from software, slopes from ageing or dust, daily waves from heat.",
+                [
+                    Query(
+                        f"bottomk(10, flopwatch_probe_baseline_ratio{{{WHOLE_GPU}, {JUDGED}}})",
+                        "{{kernel}} " + WHO,
+                    )
+                ],
+                unit="percentunit",
+                minimum=None,
+                soft_maximum=1.02,
+                thresholds=[Threshold(None, "red"), Threshold(0.9, "transparent")],
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Baseline drift",
+                "The hour's probe efficiency against the week's, lowest ten. A slow drift of one GPU model after a driver update is the update.",
+                [
+                    Query(
+                        f"bottomk(10, gpu:flopwatch_probe_efficiency:avg1h{{{GPU}}} / (gpu:flopwatch_probe_efficiency:avg7d{{{GPU}}} > 0) - 1)",
+                        WHO,
+                    )
+                ],
+                unit="percentunit",
+                minimum=None,
+                span=8,
+            )
+        )
+        .with_panel(
+            bars(
+                "Spread of the peers",
+                "Robust standard deviation over the median, by GPU model and kernel. 1-3 % is the ordinary spread of silicon; more is a mixed group, such as two cooling systems or two drivers.",
+                [
+                    Query(
+                        f"sort_desc(max by (name, kernel) (1.4826 * name_kernel:flopwatch_probe_measure:mad{{{CLUSTER}, {NAME}}} / name_kernel:flopwatch_probe_measure:median{{{CLUSTER}, {NAME}}}))",
+                        "{{name}} {{kernel}}",
+                    )
+                ],
+                unit="percentunit",
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Median probe efficiency",
+                "By GPU model and precision, clock divided out. A step for a whole model is software: the library or the driver.",
+                [
+                    Query(
+                        f'max by (name, kernel) (name_kernel:flopwatch_probe_measure:median{{{CLUSTER}, {NAME}, kernel=~"gemm_.+"}})',
+                        "{{name}} {{kernel}}",
+                    )
+                ],
+                unit="percentunit",
+                maximum=1,
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Other work during probes",
+                "Share of the GPU that others took while the probe ran, upper bound, the ten highest. High for long: the GPU is never free to be judged, and probes end as `contended`.",
+                [
+                    Query(
+                        f'topk(10, flopwatch_probe_tenant_busy_ratio{{{WHOLE_GPU}, bound="high"}})',
+                        WHO,
+                    )
+                ],
+                unit="percentunit",
+                span=8,
+            )
+        )
+    )
+
+
+def _cost(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_row(Row("How the probes fare"))
+        .with_panel(
+            lines(
+                "Runs by outcome",
+                "A minute. `ok` gives a measurement; `contended` and `throttled` do not count against the GPU; `mismatch` is corruption; the rest are failures of the probe itself.",
+                [
+                    Query(
+                        f"60 * sum by (outcome) (rate(flopwatch_probe_runs_total{{{WHOLE_GPU}}}[$__rate_interval]))",
+                        "{{outcome}}",
+                    )
+                ],
+                unit="none",
+                stacked=True,
+                colors={
+                    "ok": "green",
+                    "contended": "blue",
+                    "throttled": "orange",
+                    "mismatch": "red",
+                    "error": "dark-red",
+                    "timeout": "purple",
+                    "out_of_memory": "yellow",
+                },
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Runs held back",
+                "A minute, by the gate that held them. `paused` for long is a forgotten switch; free memory is the engine's; a new process resolves by itself.",
+                [
+                    Query(
+                        f"60 * sum by (reason) (rate(flopwatch_probe_skips_total{{{WHOLE_GPU}}}[$__rate_interval]))",
+                        "{{reason}}",
+                    )
+                ],
+                unit="none",
+                stacked=True,
+                span=8,
+                no_value="none held back",
+            )
+        )
+        .with_panel(
+            lines(
+                "Cost by cluster",
+                "Share of GPU time that probes take, and dashed the default budget. Above the budget: a bug; lower the interval and tell us.",
+                [
+                    Query(
+                        f"sum by (cluster) (cluster:flopwatch_probe_gpu_seconds:rate5m{{{CLUSTER}}}) / sum by (cluster) (cluster:flopwatch_gpu_up:count{{{CLUSTER}}})",
+                        "cost {{cluster}}",
+                    ),
+                    Query("vector(0.02 / 60)", "default budget"),
+                ],
+                unit="percentunit",
+                dashed=["default budget"],
+                span=8,
+            )
+        )
+    )
+
+
+def dashboard() -> Dashboard:
+    """The Probes and stragglers dashboard."""
+    made = board(
+        "flopwatch-probes",
+        "flopwatch / Probes and stragglers",
+        "What the GPUs could do: probe results beside peers and baselines, and what probing costs.",
+        narrow=("gpu", "name"),
+    )
+    return _cost(_peers(_table(_now(made))))

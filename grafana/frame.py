@@ -1,0 +1,93 @@
+"""What every dashboard shares: variables, links, selectors."""
+
+from grafana_foundation_sdk.builders import dashboard as d
+from grafana_foundation_sdk.models import dashboard as md
+
+from grafana.panels import DATASOURCE
+
+
+TAG = "flopwatch"
+DOCS = "https://github.com/flopwatch/flopwatch/blob/main/docs/reading-flops.md"
+
+# Selectors, from wide to narrow. `cluster` may be a label that nobody set, so its All matches the empty one.
+CLUSTER = 'job=~"$job", cluster=~"$cluster"'
+NODE = f'{CLUSTER}, instance=~"$instance"'
+GPU = f'{NODE}, gpu=~"$gpu"'
+WHOLE_GPU = f'{GPU}, mig=""'
+
+GPU_LINK = (
+    "/d/flopwatch-gpu?${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
+    "&var-cluster=${__data.fields.Cluster}&var-instance=${__data.fields.Instance}&var-gpu=${__data.fields.GPU}"
+)
+
+
+def variable(name: str, label: str, query: str, *, all_value: str = ".+") -> d.QueryVariable:
+    """A variable with several values and All, refreshed with the time range."""
+    return (
+        d.QueryVariable(name)
+        .label(label)
+        .datasource(DATASOURCE)
+        .query(query)
+        .definition(query)
+        .refresh(md.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(md.VariableSort.NATURAL_ASC)
+        .multi(True)
+        .include_all(True)
+        .all_value(all_value)
+        .current(md.VariableOption(selected=True, text=["All"], value=["$__all"]))
+    )
+
+
+def board(uid: str, title: str, description: str, *, narrow: tuple[str, ...] = ()) -> d.Dashboard:
+    """An empty dashboard with the project's variables; `narrow` names those beyond job, cluster, instance."""
+    narrower = {
+        "gpu": variable("gpu", "GPU", f"label_values(flopwatch_gpu_up{{{NODE}}}, gpu)"),
+        "name": variable("name", "GPU model", f"label_values(flopwatch_gpu_info{{{NODE}}}, name)"),
+        "model": variable(
+            "model", "Model", f"label_values(flopwatch_model_info{{{CLUSTER}}}, model)"
+        ),
+    }
+    dashboard = (
+        d.Dashboard(title)
+        .uid(uid)
+        .description(description)
+        .tags([TAG])
+        .readonly()
+        .refresh("30s")
+        .time("now-3h", "now")
+        .timezone("browser")
+        .tooltip(md.DashboardCursorSync.CROSSHAIR)
+        .link(
+            d.DashboardLink("flopwatch")
+            .type(md.DashboardLinkType.DASHBOARDS)
+            .tags([TAG])
+            .as_dropdown(False)
+            .include_vars(True)
+            .keep_time(True)
+        )
+        .link(
+            d.DashboardLink("How to read this")
+            .type(md.DashboardLinkType.LINK)
+            .url(DOCS)
+            .icon("doc")
+            .target_blank(True)
+        )
+        .with_variable(d.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        .with_variable(variable("job", "Job", "label_values(flopwatch_build_info, job)"))
+        .with_variable(
+            variable(
+                "cluster",
+                "Cluster",
+                'label_values(flopwatch_build_info{job=~"$job"}, cluster)',
+                all_value=".*",
+            )
+        )
+        .with_variable(
+            variable(
+                "instance", "Instance", f"label_values(flopwatch_build_info{{{CLUSTER}}}, instance)"
+            )
+        )
+    )
+    for name in narrow:
+        dashboard = dashboard.with_variable(narrower[name])
+    return dashboard
