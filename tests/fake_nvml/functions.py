@@ -59,8 +59,11 @@ class Functions:
             entry.faults[_column(gpu)].hang = 1
 
     def hanging(self, function: str = "*", gpu: int | None = None) -> int:
-        """How many calls are blocked by `hang` right now."""
-        return sum(int(entry.hanging[_column(gpu)]) for entry in self._matching(function))
+        """How many calls are blocked by `hang` right now; a process killed in one stays counted."""
+        columns = range(layout.COLUMNS) if gpu is None else (_column(gpu),)
+        return sum(
+            entry.hanging[column] for entry in self._matching(function) for column in columns
+        )
 
     def release(self, function: str | None = None, gpu: int | None = None) -> None:
         """Let the blocked calls go on, and later ones pass."""
