@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,13 +86,20 @@ class StateFile:
 
     def save_probes(self, state: ProbesState) -> None:
         """Replace the probes' section."""
-        self._update("probes", msgspec.to_builtins(state))
+        self._update("probes", lambda _: msgspec.to_builtins(state))
 
     def save_calibration(self, uuid: str, errors: dict[str, Calibration]) -> None:
         """Replace one device's calibration."""
-        current = self.calibration()
-        current[uuid] = {**current.get(uuid, {}), **errors}
-        self._update("calibration", msgspec.to_builtins(current))
+
+        def change(section: Any) -> Any:
+            try:
+                current = msgspec.convert(section or {}, CalibrationState)
+            except msgspec.ValidationError:
+                current = {}
+            current[uuid] = {**current.get(uuid, {}), **errors}
+            return msgspec.to_builtins(current)
+
+        self._update("calibration", change)
 
     def _section(self, name: str, kind: Any) -> Any:
         with self._lock:
@@ -105,17 +112,19 @@ class StateFile:
                 self._move_aside(f"{name}: {error}")
                 return None
 
-    def _update(self, name: str, value: Any) -> None:
+    def _update(self, name: str, change: Callable[[Any], Any]) -> None:
+        """Replace a section by `change` of it."""
         with self._lock:
-            self._memory[name] = value
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self._exclusive():
                     document = self._read()
-                    document |= self._memory
+                    document[name] = change(document.get(name))
                     document["version"] = STATE_VERSION
+                    self._memory[name] = document[name]
                     self._write(document)
             except OSError as error:
+                self._memory[name] = change(self._memory.get(name))
                 if not self._warned:
                     log.warning("state_not_saved", path=str(self.path), error=str(error))
                 self._warned = True

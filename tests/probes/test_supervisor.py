@@ -49,22 +49,20 @@ def started():
 
 
 def gone(pid):
-    """Whether a process is neither running nor a zombie of ours."""
+    """Whether a process is neither running nor a zombie of ours; orphans are reaped by init."""
     for _ in range(100):
-        stat = Path(f"/proc/{pid}/stat")
         try:
-            if stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                # Orphans are reaped by init; ours would stay.
-                if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == os.getpid():
-                    return False
-            time.sleep(0.05)
+            state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             return True
+        if state == "Z":
+            return int(parent) != os.getpid()
+        time.sleep(0.05)
     return False
 
 
 def descriptors():
-    return set(os.listdir("/proc/self/fd"))
+    return {each.name for each in Path("/proc/self/fd").iterdir()}
 
 
 class TestWellBehaved:

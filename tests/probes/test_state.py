@@ -1,0 +1,172 @@
+"""The state file survives crashes, other writers, full disks and nonsense."""
+
+import json
+import os
+import threading
+
+import pytest
+import structlog
+
+from probes.baseline import Baseline
+from probes.state import Calibration, ProbesState, StateFile, usable_state_path
+
+
+BASELINE = Baseline(versions="v1", shape=(64, 64, 64), digest="aa", best=2.0, recent=(1.0, 2.0))
+STATE = ProbesState(baselines={"GPU-0": {"gemm_fp32": BASELINE}}, charges={"GPU-0": [(1.0, 0.5)]})
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state.json"
+
+
+@pytest.fixture
+def events():
+    """What was logged."""
+    with structlog.testing.capture_logs() as captured:
+        yield captured
+
+
+def broken_files(path):
+    return sorted(each.name for each in path.parent.glob("*.broken-*"))
+
+
+def test_what_is_saved_is_read_again(path):
+    """All of it, by another process that reads the file anew."""
+    StateFile(path).save_probes(STATE)
+
+    assert StateFile(path).probes() == STATE
+    assert json.loads(path.read_text())["version"] == 1
+
+
+def test_a_missing_file_is_an_empty_state(path, events):
+    """The first start is no reason for a warning."""
+    assert StateFile(path).probes() == ProbesState()
+    assert events == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1, 2]",
+        b'{"version": 2, "probes": {}}',
+        b'{"version": 1, "probes": {"baselines": 3}}',
+        b'{"version": 1, "probes": {"baselines": {"GPU-0": {"gemm": {"shape": "x"}}}}}',
+        b"\xff\xfe\x00garbage",
+        b"[" * 100_000,
+    ],
+)
+def test_a_broken_file_is_moved_aside(path, events, content):
+    """It is kept for people to look at, warned of once, and a new one takes its place."""
+    path.write_bytes(content)
+    file = StateFile(path)
+
+    assert file.probes() == ProbesState()
+    file.save_probes(STATE)
+    assert StateFile(path).probes() == STATE
+    assert len(broken_files(path)) == 1
+    assert (path.parent / broken_files(path)[0]).read_bytes() == content
+    assert [event["event"] for event in events] == ["state_broken"]
+
+
+def test_each_owner_keeps_the_others_section(path):
+    """The daemon saving its baselines leaves what `calibrate` wrote meanwhile, and the reverse."""
+    daemon, command = StateFile(path), StateFile(path)
+    daemon.save_probes(STATE)
+    command.save_calibration("GPU-0", {"bf16": Calibration(0.01, 5.0)})
+    command.save_calibration("GPU-0", {"fp8": Calibration(-0.02, 6.0)})
+    daemon.save_probes(ProbesState())
+
+    assert daemon.probes() == ProbesState()
+    assert daemon.calibration() == {
+        "GPU-0": {"bf16": Calibration(0.01, 5.0), "fp8": Calibration(-0.02, 6.0)}
+    }
+
+
+def test_many_writers_lose_nothing(path):
+    """Eight threads, each with its own handle as a process would have, all survive in the file."""
+    threads = [
+        threading.Thread(
+            target=StateFile(path).save_calibration,
+            args=(f"GPU-{number}", {"bf16": Calibration(number / 100, 1.0)}),
+        )
+        for number in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    StateFile(path).save_probes(STATE)
+
+    assert len(StateFile(path).calibration()) == 8
+    assert StateFile(path).probes() == STATE
+
+
+def test_a_disk_that_refuses_is_warned_of_once(path, events, monkeypatch):
+    """The state lives on in memory, and is written when the disk is well again."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    file = StateFile(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        file.save_probes(STATE)
+        file.save_probes(STATE)
+
+        assert file.probes() == STATE
+        assert not path.exists()
+        assert list(path.parent.glob("*.tmp-*")) == []
+        assert [event["event"] for event in events] == ["state_not_saved"]
+
+    file.save_probes(STATE)
+
+    assert StateFile(path).probes() == STATE
+    assert [event["event"] for event in events] == ["state_not_saved", "state_saved_again"]
+
+
+def test_a_crash_before_the_rename_leaves_the_old_file(path, monkeypatch):
+    """The new content is written beside it and takes its name only when it is whole."""
+    file = StateFile(path)
+    file.save_probes(STATE)
+    old = path.read_bytes()
+
+    def crash(*_):
+        raise OSError("power cut")
+
+    monkeypatch.setattr("pathlib.Path.replace", crash)
+    file.save_probes(ProbesState())
+
+    assert path.read_bytes() == old
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_falls_back(tmp_path, monkeypatch):
+    """The user's state folder takes its place."""
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+
+    assert (
+        usable_state_path(locked / "state.json") == tmp_path / "home" / "flopwatch" / "state.json"
+    )
+
+
+def test_a_path_below_a_file_falls_back(tmp_path, monkeypatch):
+    """What cannot be a folder cannot hold the state."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+
+    assert usable_state_path(tmp_path / "file" / "state.json") == (
+        tmp_path / "home" / "flopwatch" / "state.json"
+    )
+
+
+def test_a_folder_that_can_be_written_is_used(tmp_path):
+    """It is made when it is not there."""
+    wanted = tmp_path / "new" / "state.json"
+
+    assert usable_state_path(wanted) == wanted
+    assert wanted.parent.is_dir()
