@@ -67,7 +67,7 @@ check-generated: $(VENV)/.installed-dev ## fail when a generated page is stale
 
 .PHONY: rules
 rules: apt-test ## promtool: the recording and alerting rules
-	promtool check rules deploy/prometheus/rules/*.yaml
+	promtool check rules deploy/prometheus/rules/*.yml deploy/prometheus/alerts/*.yml
 
 .PHONY: benchmark
 benchmark: $(VENV)/.installed-dev apt-test ## print the figures of docs/performance.md

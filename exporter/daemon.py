@@ -73,7 +73,7 @@ class Daemon:
         )
         web_file = config.web.config_file
         self._server = Server(
-            config.web.listen_addresses,
+            config.web.listen_address,
             self._router(),
             web_config=load_web_config(Path(web_file)) if web_file else None,
         )

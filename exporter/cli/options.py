@@ -11,7 +11,7 @@ from exporter.config.load import CONFIG_FILE_VARIABLE, ConfigOrigin
 _FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "--web.listen-address",
-        "web.listen_addresses",
+        "web.listen_address",
         {
             "action": "append",
             "metavar": "ADDRESS",

@@ -22,7 +22,7 @@ are read at start only, but for certificates, users and headers in the web confi
 | flag | environment | key |
 | --- | --- | --- |
 | `--config.file` | `FLOPWATCH_CONFIG_FILE` | |
-| `--web.listen-address` (several allowed) | `FLOPWATCH_WEB_LISTEN_ADDRESSES` | `web.listen_addresses` |
+| `--web.listen-address` (several allowed) | `FLOPWATCH_WEB_LISTEN_ADDRESS` | `web.listen_address` |
 | `--web.telemetry-path` | `FLOPWATCH_WEB_TELEMETRY_PATH` | `web.telemetry_path` |
 | `--web.config.file` | `FLOPWATCH_WEB_CONFIG_FILE` | `web.config_file` |
 | `--web.enable-lifecycle` | `FLOPWATCH_WEB_ENABLE_LIFECYCLE` | `web.enable_lifecycle` |

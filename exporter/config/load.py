@@ -121,8 +121,8 @@ def _cross_check(values: Values) -> Iterator[str]:
         )
     if not values["web"]["telemetry_path"].startswith("/"):
         yield f"web.telemetry_path: must start with /, got {values['web']['telemetry_path']!r}"
-    if not values["web"]["listen_addresses"]:
-        yield "web.listen_addresses: must name at least one address"
+    if not values["web"]["listen_address"]:
+        yield "web.listen_address: must name at least one address"
     names = [workload["name"] for workload in values["workloads"]]
     for position, name in enumerate(names):
         if name and name in names[:position]:

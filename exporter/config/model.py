@@ -287,8 +287,8 @@ SCHEMA = Section(
         "web": Section(
             "The web server. Read at start; a reload changes only the web configuration's content.",
             {
-                "listen_addresses": Key(
-                    items(text()), (":9907",), "Addresses to listen on.", '[":9907"]'
+                "listen_address": Key(
+                    items(text()), (":9907",), "Addresses to listen on: one, or a list.", '":9907"'
                 ),
                 "telemetry_path": Key(text(), "/metrics", "Path of the metrics.", "/metrics"),
                 "config_file": Key(
@@ -354,7 +354,7 @@ class Workload:
 class Web:
     """Where and how the daemon listens."""
 
-    listen_addresses: tuple[str, ...]
+    listen_address: tuple[str, ...]
     telemetry_path: str
     config_file: str | None
     enable_lifecycle: bool

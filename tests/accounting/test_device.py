@@ -1,0 +1,226 @@
+"""The books of one device over its life: ticks, missed ticks, gaps, resets."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.accounting.device import DeviceAccounts, LastWindow
+from exporter.accounting.peaks import find_peaks
+from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, FastReading
+
+
+IDENTITY = DeviceIdentity(
+    "0", "GPU-1", "NVIDIA H100 80GB HBM3", sm_count=132, sm_clock_max_hertz=2e9
+)
+MAX_WINDOW = 4.0
+
+
+class Books:
+    """Accounts driven by hand: a clock of 1 GHz, windows as the test says."""
+
+    def __init__(self) -> None:
+        self.accounts = DeviceAccounts(IDENTITY, find_peaks(IDENTITY))
+
+    def tick(
+        self,
+        at: float,
+        window: ActivityWindow | None = None,
+        open_since: float | None = None,
+        **fast: float,
+    ) -> LastWindow | None:
+        self.accounts.observe_clock(ClockSample(at, 1e9, 0))
+        return self.accounts.observe(
+            FastReading(at, sm_clock_hertz=1e9, event_reasons=4, **fast),
+            window,
+            precision="bf16",
+            max_window_seconds=MAX_WINDOW,
+            window_started_seconds=open_since,
+        )
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.accounts.counters().state_seconds.values())
+
+    @property
+    def tensor_flop(self) -> float:
+        return sum(
+            flop
+            for (work, _source), flop in self.accounts.counters().flop.items()
+            if work.pipe == "tensor"
+        )
+
+
+def busy(start: float, end: float) -> ActivityWindow:
+    return ActivityWindow(
+        "gpm", start, end, graphics=1, sm=1, any_tensor=0.5, hmma_tensor=0.5, dram=0.5
+    )
+
+
+FLOP_PER_SECOND = 0.5 * 132 * 1e9 * 4096
+
+
+def test_windows_tile_time() -> None:
+    """Three ticks of one second: three seconds, and the FLOP of three seconds."""
+    books = Books()
+    books.tick(0.0)
+    for start in range(3):
+        books.tick(start + 1.0, busy(start, start + 1.0), open_since=start + 1.0)
+
+    assert books.seconds == pytest.approx(3)
+    assert books.tensor_flop == pytest.approx(3 * FLOP_PER_SECOND)
+
+
+def test_a_missed_tick_loses_nothing() -> None:
+    """The window after it is longer, and counts all of it."""
+    books = Books()
+    books.tick(0.0)
+    books.tick(1.0, busy(0, 1), open_since=1.0)
+    books.tick(3.0, busy(1, 3), open_since=3.0)
+
+    assert books.seconds == pytest.approx(3)
+    assert books.tensor_flop == pytest.approx(3 * FLOP_PER_SECOND)
+
+
+def test_a_gap_is_not_counted() -> None:
+    """A window longer than the daemon can have watched stays out, in FLOP and in seconds."""
+    books = Books()
+    books.tick(0.0)
+    books.tick(1.0, busy(0, 1), open_since=1.0)
+    assert books.tick(60.0, busy(1, 60), open_since=60.0) is None
+
+    assert books.seconds == pytest.approx(1)
+    assert books.tensor_flop == pytest.approx(FLOP_PER_SECOND)
+
+
+def test_no_span_is_counted_twice() -> None:
+    """A window that reaches back into accounted time is refused."""
+    books = Books()
+    books.tick(0.0)
+    books.tick(1.0, busy(0, 1), open_since=1.0)
+    books.tick(2.0, busy(0.5, 2), open_since=2.0)
+
+    assert books.seconds == pytest.approx(1)
+
+
+def test_without_activity_the_tick_is_known_coarsely() -> None:
+    """No GPM: NVML's utilization says how much was idle; the rest is unresolved, no FLOP."""
+    books = Books()
+    books.tick(0.0, gpu_utilization=0.75)
+    books.tick(2.0, gpu_utilization=0.75)
+
+    states = books.accounts.counters().state_seconds
+    # The clock runs at half its maximum: of the other half, three quarters of the time ran.
+    assert states["unresolved"] == pytest.approx(0.75)
+    assert states["idle"] == pytest.approx(0.25)
+    assert states["clock_other"] + states["clock_power"] == pytest.approx(1.0)
+    assert books.tensor_flop == 0
+
+
+def test_the_change_from_coarse_to_activity_leaves_neither_hole_nor_overlap() -> None:
+    """GPM's first sample falls into a tick: before it coarse, after it by activity."""
+    books = Books()
+    books.tick(0.0, gpu_utilization=0.5)
+    books.tick(1.0, open_since=0.6, gpu_utilization=0.5)
+    books.tick(2.0, busy(0.6, 2.0), open_since=2.0)
+
+    assert books.seconds == pytest.approx(2)
+    assert books.tensor_flop == pytest.approx(1.4 * FLOP_PER_SECOND)
+
+
+def test_a_failed_activity_reading_waits_for_the_next() -> None:
+    """While GPM's window is open, nothing is booked coarsely over it."""
+    books = Books()
+    books.tick(0.0, open_since=0.0)
+    books.tick(1.0, open_since=0.0, gpu_utilization=0.5)
+    books.tick(2.0, busy(0, 2), open_since=2.0)
+
+    assert books.seconds == pytest.approx(2)
+    assert books.tensor_flop == pytest.approx(2 * FLOP_PER_SECOND)
+
+
+def test_after_a_gap_time_starts_anew() -> None:
+    """What was not watched is in no counter; what follows is."""
+    books = Books()
+    books.tick(0.0, gpu_utilization=0.5)
+    books.tick(1.0, gpu_utilization=0.5)
+    books.accounts.forget_open_spans()
+    books.tick(3.0, gpu_utilization=0.5)
+    books.tick(4.0, gpu_utilization=0.5)
+
+    assert books.seconds == pytest.approx(2)
+    reasons = books.accounts.counters().event_reason_seconds
+    assert reasons["sw_power_cap"] == pytest.approx(2)
+
+
+def test_energy_stays_monotonic_over_a_driver_reload() -> None:
+    """The device starts at zero again; the counter goes on from where it was."""
+    books = Books()
+    for at, joules in enumerate((1000.0, 1100.0, 5.0, 25.0)):
+        books.tick(at, energy_joules=joules)
+
+    assert books.accounts.counters().energy_joules == pytest.approx(1120)
+
+
+def test_every_tick_is_one_observation() -> None:
+    """50 % of the tensor pipe at 1 GHz of the sheet's 1.83 GHz is 27 % of the data sheet."""
+    books = Books()
+    books.tick(0.0)
+    for start in range(5):
+        books.tick(start + 1.0, busy(start, start + 1.0), open_since=start + 1.0)
+
+    ticks = books.accounts.counters().tick_utilization["bf16"]
+    assert ticks.count == 5
+    assert ticks.total == pytest.approx(5 * FLOP_PER_SECOND / 989.4e12)
+    assert ticks.counts[ticks.bounds.index(0.3)] == 5
+
+
+def test_the_last_window_gives_the_gauges() -> None:
+    """Achieved FLOP/s and their share of the data sheet, of that tick alone."""
+    books = Books()
+    books.tick(0.0)
+    last = books.tick(1.0, busy(0, 1), open_since=1.0)
+
+    assert last is not None
+    assert last.achieved_flops["bf16"] == pytest.approx(FLOP_PER_SECOND)
+    assert last.flops_utilization["bf16"] == pytest.approx(FLOP_PER_SECOND / 989.4e12)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(min_value=0.05, max_value=8),  # seconds to the next tick
+            st.floats(min_value=0, max_value=1),  # activity
+            st.sampled_from(["gpm", "failed", "lost"]),
+        ),
+        max_size=40,
+    )
+)
+def test_counters_never_fall_and_never_exceed_elapsed_time(
+    ticks: list[tuple[float, float, str]],
+) -> None:
+    """Whatever a device does, no counter falls and no second is counted that did not pass."""
+    books = Books()
+    now = opened = 0.0
+    books.tick(now, open_since=now)
+    before = books.accounts.counters()
+    for seconds, activity, outcome in ticks:
+        now += seconds
+        if outcome == "lost":
+            books.accounts.forget_open_spans()
+            opened = now
+            continue
+        closed = None
+        if outcome == "gpm":
+            closed = ActivityWindow(
+                "gpm", opened, now, graphics=activity, sm=activity, hmma_tensor=activity
+            )
+            opened = now
+        books.tick(now, closed, open_since=opened, gpu_utilization=activity)
+        after = books.accounts.counters()
+        for key, value in before.flop.items():
+            assert after.flop[key] >= value
+        for state, value in before.state_seconds.items():
+            assert after.state_seconds[state] >= value
+        before = after
+
+    assert books.seconds <= now + 1e-6
