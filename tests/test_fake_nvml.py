@@ -228,11 +228,10 @@ def test_gpm_answers_the_exact_average_of_its_window(fake: FakeNvml, client: Cli
     )
     assert hmma == pytest.approx(50.0, rel=1e-9)
     assert sm == pytest.approx(100 * (0.5 * 2e8 + 0.9 * 2e8) / 4e8, rel=1e-9)
+    assert elapsed_after > 1e15  # raw counters count from boot, not from the first sample
     client.ask("sample('c', device(0))")
-    fake.gpu(0).set_load(replace(STANDSTILL, sm_clock_mhz=1000), time.monotonic_ns() + 10**12)
-    assert elapsed_after > 1e15
     (_, elapsed_again), (_, hmma_again) = client.ask(f"metrics('b', 'c', {ids})")
-    assert (elapsed_again, hmma_again) == (elapsed_after, hmma_after)
+    assert (elapsed_again, hmma_again) == (elapsed_after, hmma_after)  # it stands still again
 
 
 def test_raw_counters_advance_by_the_cycles_of_the_window(fake: FakeNvml, client: Client) -> None:
@@ -369,8 +368,8 @@ def test_counters_never_fall_while_the_load_changes(fake: FakeNvml, client: Clie
     assert fake.calls("nvmlDeviceGetTotalEnergyConsumption") > 100
 
 
-def test_power_can_be_the_mean_of_the_last_second(tmp_path: Path) -> None:
-    """As on most boards since Ampere; one millisecond after the load began, little of it shows."""
+def test_power_can_be_a_mean_over_time(tmp_path: Path) -> None:
+    """As most boards average since Ampere; over 1000 s, a load that has just begun hardly shows."""
     with (
         FakeNvml([replace(H100, power_average_ns=10**12)], tmp_path) as fake,
         Client(fake) as client,

@@ -116,6 +116,8 @@ static bool memory_health_field(const struct gpu *gpu, nvmlFieldValue_t *field) 
         case NVML_FI_DEV_RETIRED_PENDING: give_uint(field, gpu->retired_pending); return true;
         case NVML_FI_DEV_REMAPPED_COR: give_uint(field, gpu->remapped_correctable); return true;
         case NVML_FI_DEV_REMAPPED_UNC: give_uint(field, gpu->remapped_uncorrectable); return true;
+        case NVML_FI_DEV_REMAPPED_ROWS_COR_INACTIVE:
+        case NVML_FI_DEV_REMAPPED_ROWS_UNC_INACTIVE: give_uint(field, 0); return true;
         case NVML_FI_DEV_REMAPPED_PENDING: give_uint(field, gpu->remap_pending); return true;
         case NVML_FI_DEV_REMAPPED_FAILURE: give_uint(field, gpu->remap_failed); return true;
         default: return false;

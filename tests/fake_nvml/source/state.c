@@ -114,7 +114,7 @@ double fake_power_watts(const struct target *target) {
     fake_totals(target, &now);
     uint64_t window_ns = target->gpu->power_average_ns;
     if (!window_ns) return now.values[VALUE_power_watts];
-    fake_totals_at(target, now.time_ns - window_ns, &before);
+    fake_totals_at(target, now.time_ns > window_ns ? now.time_ns - window_ns : 1, &before);
     return (now.integrals[VALUE_power_watts] - before.integrals[VALUE_power_watts]) / ((double)window_ns * 1e-9);
 }
 
