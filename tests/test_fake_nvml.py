@@ -176,7 +176,7 @@ def test_an_l4_reaches_its_300_gigabytes_per_second(tmp_path: Path) -> None:
 
 def test_every_declared_function_exists(fake: FakeNvml, client: Client) -> None:
     """A caller of any function in nvml.h finds it; the ones not written by hand say that they are not supported."""
-    names = list(function_names(Path(fake.env["LD_LIBRARY_PATH"])))
+    names = list(function_names(fake.library_directory))
     assert len(names) > 400
     client.ask("keep('library', __import__('ctypes').CDLL('libnvidia-ml.so.1'))")
     assert client.ask(f"[n for n in {names} if not hasattr(KEPT['library'], n)]") == []
@@ -193,6 +193,16 @@ def test_a_profile_survives_json() -> None:
     assert GpuProfile.from_json(H100_NO_CYCLES.to_json()) == H100_NO_CYCLES
     with pytest.raises(ValueError, match="nmae"):
         GpuProfile.from_json(H100.to_json().replace('"name"', '"nmae"'))
+
+
+def test_a_load_fits_any_board() -> None:
+    """The examples describe an H100; an A100 has 1410 of its 1980 MHz and 400 of its 700 W."""
+    load = A100.fit(Load(sm_clock_mhz=1980, power_watts=350, nvlink_rx_bytes_per_second=1))
+    assert load.sm_clock_mhz == 1410
+    assert load.power_watts == pytest.approx(200)
+    assert load.nvlink_rx_bytes_per_second == 1
+    assert L4.fit(load).nvlink_rx_bytes_per_second == 0
+    assert H100.fit(Load.decode()) == Load.decode()
 
 
 # ---- what it does ----
@@ -463,6 +473,13 @@ def test_misused_samples_are_noticed(fake: FakeNvml, client: Client) -> None:
     assert client.code(f"metrics('a', 'b', [{SM_UTIL}])") == INVALID_ARGUMENT
     assert client.code("pynvml.nvmlGpmSampleFree(KEPT['a'])") == INVALID_ARGUMENT
     assert fake.gpm_misuses == 5
+
+
+def test_no_sample_outlives_a_shutdown(fake: FakeNvml, client: Client) -> None:
+    """A sample from before the last nvmlInit is refused."""
+    client.ask("sample('a', device(0)), pynvml.nvmlShutdown(), pynvml.nvmlInit()")
+    assert client.code("sample('a', device(0))") == INVALID_ARGUMENT
+    assert fake.gpm_misuses == 1
 
 
 # ---- faults ----

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -98,9 +97,12 @@ def build(cache_dir: Path | None = None) -> Path:
             (work / file).write_text(text)
         (work / "functions.txt").write_text("\n".join(functions) + "\n")
         _compile(work, sources, header_path.parent, layout_stamp(target))
-        with contextlib.suppress(OSError):  # another process was faster; its result is the same
-            shutil.copytree(work, target.with_name(f"{target.name}.{os.getpid()}"))
-            target.with_name(f"{target.name}.{os.getpid()}").rename(target)
+        copy = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.copytree(work, copy)
+        try:
+            copy.rename(target)
+        except OSError:  # another process was faster; its result is the same
+            shutil.rmtree(copy)
     return target
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,13 @@ class FakeNvml(Functions):
     @property
     def env(self) -> dict[str, str]:
         """What the process under test needs in its environment."""
-        return {"LD_LIBRARY_PATH": str(self._library), "FLOPWATCH_FAKE_NVML": str(self._path)}
+        path = [str(self._library), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+        return {"LD_LIBRARY_PATH": ":".join(path), "FLOPWATCH_FAKE_NVML": str(self._path)}
+
+    @property
+    def library_directory(self) -> Path:
+        """Where libnvidia-ml.so.1 lies."""
+        return self._library
 
     def gpu(self, slot: int) -> FakeGpu:
         """One GPU, by its place in the list of profiles."""

@@ -17,6 +17,10 @@ XID_ECC_AND_CLOCK_EVENTS = 0x1 | 0x2 | 0x4 | 0x8 | 0x10
 RECOVERY_EVENTS = 0x4000 | 0x8000
 ALL_EVENT_REASONS = 0x7FF
 
+_H100_SM_CLOCK_MHZ = 1980
+_H100_POWER_WATTS = 700
+_H100_MEMORY_BYTES = 81559 << 20
+
 
 def _application_clocks_are_gone() -> dict[str, int]:
     return dict.fromkeys(
@@ -103,6 +107,18 @@ class GpuProfile:
             Load.idle(),
             memory_clock_mhz=self.max_memory_clock_mhz,
             power_watts=self.idle_power_watts,
+        )
+
+    def fit(self, load: Load) -> Load:
+        """A load of an H100, as the examples of `Load` are, brought to this board's clocks, power, memory and links."""
+        return replace(
+            load,
+            sm_clock_mhz=round(load.sm_clock_mhz * self.max_sm_clock_mhz / _H100_SM_CLOCK_MHZ),
+            memory_clock_mhz=self.max_memory_clock_mhz,
+            power_watts=load.power_watts * self.power_limit_watts / _H100_POWER_WATTS,
+            memory_used_bytes=load.memory_used_bytes * self.memory_total_bytes / _H100_MEMORY_BYTES,
+            nvlink_rx_bytes_per_second=load.nvlink_rx_bytes_per_second if self.nvlink_count else 0,
+            nvlink_tx_bytes_per_second=load.nvlink_tx_bytes_per_second if self.nvlink_count else 0,
         )
 
     @classmethod

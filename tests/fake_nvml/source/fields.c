@@ -1,5 +1,6 @@
 // nvmlDeviceGetFieldValues: each entry with a return code and a value type of its own.
 #include <math.h>
+#include <time.h>
 
 #include "fake.h"
 
@@ -233,7 +234,9 @@ static bool other_field(const struct gpu *gpu, nvmlFieldValue_t *field, const st
 void fake_field(const struct target *target, nvmlFieldValue_t *field) {
     const struct gpu *gpu = target->gpu;
     uint64_t began_ns = fake_now_ns();
-    field->timestamp = (long long)(began_ns / 1000);
+    struct timespec wall;
+    clock_gettime(CLOCK_REALTIME, &wall);  // microseconds since 1970, unlike the other timestamps of NVML
+    field->timestamp = (long long)wall.tv_sec * 1000000 + wall.tv_nsec / 1000;
     field->nvmlReturn = NVML_SUCCESS;
     if (field->fieldId >= MAX_FIELDS) {
         field->nvmlReturn = NVML_ERROR_INVALID_ARGUMENT;

@@ -10,6 +10,7 @@ enum { SAMPLE_ALIVE = 0x6750, SAMPLE_FREED = 0xDEAD };
 struct nvmlGpmSample_st {
     uint32_t state;
     bool taken;
+    uint32_t epoch;       // of the nvmlInit it was allocated after: none outlives a shutdown
     uint32_t generation;  // of the MIG instance: a sample pair must not span a reconfiguration
     struct target target;
     struct totals totals;
@@ -42,6 +43,8 @@ static nvmlReturn_t misuse(void) {
 
 static bool alive(nvmlGpmSample_t sample) { return sample != NULL && sample->state == SAMPLE_ALIVE; }
 
+static bool current(nvmlGpmSample_t sample) { return alive(sample) && sample->epoch == fake_epoch(); }
+
 API(nvmlGpmSampleAlloc, nvmlGpmSample_t *sample) {
     GPM_CALL();
     ENTER_SYSTEM(nvmlGpmSampleAlloc);
@@ -53,7 +56,7 @@ API(nvmlGpmSampleAlloc, nvmlGpmSample_t *sample) {
     pthread_mutex_unlock(&pool_lock);
     if (!fresh) fresh = malloc(sizeof *fresh);
     if (!fresh) return NVML_ERROR_MEMORY;
-    *fresh = (struct nvmlGpmSample_st){.state = SAMPLE_ALIVE};
+    *fresh = (struct nvmlGpmSample_st){.state = SAMPLE_ALIVE, .epoch = fake_epoch()};
     __atomic_add_fetch(&fake_control->gpm_samples_alive, 1, __ATOMIC_RELAXED);
     *sample = fresh;
     return NVML_SUCCESS;
@@ -76,7 +79,7 @@ API(nvmlGpmSampleFree, nvmlGpmSample_t sample) {
 static nvmlReturn_t take(const struct target *target, nvmlGpmSample_t sample, int overlapping) {
     gpm_account(overlapping, target->gpu->gpm_call_ns);
     if (target->gpu->gpm_mode == GPM_NONE) return NVML_ERROR_NOT_SUPPORTED;
-    if (!alive(sample)) return misuse();
+    if (!current(sample)) return misuse();
     sample->target = *target;
     sample->taken = true;
     sample->generation = target->instance ? target->instance->generation : 0;
@@ -257,7 +260,7 @@ static void answer(const struct window *window, nvmlGpmMetric_t *metric) {
 API(nvmlGpmMetricsGet, nvmlGpmMetricsGet_t *request) {
     GPM_CALL();
     nvmlGpmSample_t first = request ? request->sample1 : NULL, second = request ? request->sample2 : NULL;
-    bool usable = fake_control && alive(first) && alive(second) && first->taken && second->taken &&
+    bool usable = fake_control && current(first) && current(second) && first->taken && second->taken &&
                   first->target.slot == second->target.slot && first->target.number == second->target.number &&
                   first->generation == second->generation;
     nvmlReturn_t entered = usable ? fake_enter_slot(FN_nvmlGpmMetricsGet, second->target.slot)
