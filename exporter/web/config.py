@@ -58,7 +58,7 @@ class WebConfig:
 
 class _HttpServerConfig(msgspec.Struct, forbid_unknown_fields=True):
     http2: bool | None = None
-    headers: dict[str, str] = {}
+    headers: dict[str, Any] = {}
 
 
 class _RateLimitConfig(msgspec.Struct, forbid_unknown_fields=True):
@@ -144,18 +144,25 @@ class _Reader:
                 place = f"{section}.{key}" if section else key
                 self._refuse(place, f"unknown key{_suggestion(key, known)}")
 
-    def _headers(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-        for name, value in headers.items():
+    def _headers(self, headers: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        chosen = []
+        for name, given in headers.items():
             place = f"http_server_config.headers.{name}"
             if name not in _HEADERS:
                 hint = _suggestion(name, list(_HEADERS))
                 self._refuse(place, f"this header cannot be configured{hint}")
-            if not (value.isascii() and (value.isprintable() or not value)):
+            # `X-XSS-Protection: 0` is natural to write, and a number to YAML.
+            value = str(given) if type(given) is int else given
+            if not isinstance(value, str):
+                self._refuse(place, "must be a string")
+            if not (value.isascii() and value.isprintable()):
                 self._refuse(place, "the value must be printable ASCII on one line")
             if _HEADERS[name] and value and value not in _HEADERS[name]:
                 choices = " or ".join(f"'{choice}'" for choice in sorted(_HEADERS[name]))
                 self._refuse(place, f"must be {choices}, got '{value}'")
-        return tuple((name, value) for name, value in headers.items() if value)
+            if value:  # blank is unset
+                chosen.append((name, value))
+        return tuple(chosen)
 
     def _users(self, users: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         for name, hashed in users.items():
@@ -207,23 +214,25 @@ def _suggestion(key: str, known: list[str]) -> str:
 
 
 _TYPES: Final = {
-    "`object`": "a mapping",
-    "`array`": "a list",
-    "`str`": "a string",
-    "`bool`": "true or false",
-    "`int`": "a whole number",
-    "`float`": "a number",
-    "`null`": "nothing",
+    "object": "a mapping",
+    "array": "a list",
+    "str": "a string",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "null": "nothing",
 }
+_TYPE_NAMES: Final = re.compile(r"`([a-z |]+)`")
 
 
 def _translate(message: str) -> tuple[str, str]:
     """Place and fault of a msgspec error, in the words of the file rather than of Python."""
     what, _, place = message.partition(" - at `$")
-    place = place.strip("`").lstrip(".")
-    place = place.removesuffix("[...]").removesuffix("[]")
-    what = what.removeprefix("E")
-    what = f"e{what}" if message.startswith("E") else what
-    for name, words in _TYPES.items():
-        what = what.replace(name, words)
-    return place, what.replace(" | nothing", "").replace(" | ", " or ")
+    what = _TYPE_NAMES.sub(_type_words, what)
+    return place.strip("`").lstrip("."), what[:1].lower() + what[1:]
+
+
+def _type_words(match: re.Match[str]) -> str:
+    names = match[1].split(" | ")
+    wanted = [name for name in names if name != "null"] or names
+    return " or ".join(_TYPES.get(name, name) for name in wanted)

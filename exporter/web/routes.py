@@ -50,6 +50,7 @@ def lifecycle_handler(
     action: Callable[[], None], done: str, *, enabled: bool
 ) -> Callable[[Request], Response]:
     """A POST that changes the daemon; refused unless --web.enable-lifecycle was given."""
+
     def handle(_request: Request) -> Response:
         if not enabled:
             return plain(403, "lifecycle API is off; start with --web.enable-lifecycle")

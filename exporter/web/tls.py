@@ -19,7 +19,9 @@ from exporter.web.certificates import read_validity, split_pem
 log = structlog.get_logger(__name__)
 
 _FILE_BYTES_MAX: Final = 4 << 20  # a bundle of all public authorities has 0.3 MB
-_MISMATCHES: Final = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"})
+_MISMATCHES: Final = frozenset(
+    {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
+)
 
 
 @dataclass(frozen=True, slots=True)
