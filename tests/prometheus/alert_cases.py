@@ -139,7 +139,9 @@ PERFORMANCE = (
     Case(
         "GPUSlowerThanPeers",
         "GPU 0 reaches 0.70 of 0.80 for an hour",
-        probe_fleet("flopwatch_probe_efficiency_ratio", "0.80x30 0.70x60 0.80x90", precision="bf16"),
+        probe_fleet(
+            "flopwatch_probe_efficiency_ratio", "0.80x30 0.70x60 0.80x90", precision="bf16"
+        ),
         quiet_at=(20, 40, 120),
         fires_at=(60,),
         labels=NAMED | {"unit": "compute"},
@@ -171,7 +173,9 @@ PERFORMANCE = (
     Case(
         "GPUFarSlowerThanPeers",
         "GPU 0 reaches 0.40 of 0.80 for an hour",
-        probe_fleet("flopwatch_probe_efficiency_ratio", "0.80x30 0.40x60 0.80x90", precision="bf16"),
+        probe_fleet(
+            "flopwatch_probe_efficiency_ratio", "0.80x30 0.40x60 0.80x90", precision="bf16"
+        ),
         quiet_at=(20, 35, 120),
         fires_at=(60,),
         labels=NAMED,
@@ -216,9 +220,7 @@ PERFORMANCE = (
     Case(
         "GPUClocksHeldDownByHeat",
         "a fifth of the peak is lost to heat for half an hour",
-        gpu_series(
-            "flopwatch_gpu_seconds_total", "0x20 0+12x30 360x60", state="clock_thermal"
-        ),
+        gpu_series("flopwatch_gpu_seconds_total", "0x20 0+12x30 360x60", state="clock_thermal"),
         quiet_at=(20, 28, 70),
         fires_at=(40,),
     ),

@@ -17,7 +17,9 @@ DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
 RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks"
 CASES = (*PERFORMANCE, *HEALTH, *LINKS, *PROBES, *EXPORTER)
 
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed"
+)
 
 
 def rule_files() -> list[Path]:
@@ -28,7 +30,11 @@ def rule_files_for(case: Case) -> list[Path]:
     """All of them; for cases of days those that the alert needs, for promtool evaluates every rule every minute."""
     if not case.lasts_a_day:
         return rule_files()
-    own = [path for path in (DEPLOY / "alerts").glob("*.yml") if f"alert: {case.alert}\n" in path.read_text()]
+    own = [
+        path
+        for path in (DEPLOY / "alerts").glob("*.yml")
+        if f"alert: {case.alert}\n" in path.read_text()
+    ]
     recorded = ("gpu", "baselines", "models") if case.alert == "GPUUtilizationDropped" else ("gpu",)
     return [*(DEPLOY / "rules" / f"{name}.yml" for name in recorded), *own]
 
@@ -121,7 +127,11 @@ def test_alert_fires_and_resolves(case: Case, tmp_path: Path) -> None:
 def test_every_alert_has_a_case_that_fires_and_one_that_ends() -> None:
     """No alert is without proof that it fires and that it is quiet before or after."""
     fire = {case.alert for case in CASES if case.fires_at}
-    end = {case.alert for case in CASES if case.fires_at and max(case.quiet_at, default=0) > max(case.fires_at)}
+    end = {
+        case.alert
+        for case in CASES
+        if case.fires_at and max(case.quiet_at, default=0) > max(case.fires_at)
+    }
     known = {rule["alert"] for rule in alerts()}
 
     assert known == fire
@@ -135,7 +145,11 @@ def test_alert_is_documented(rule: dict[str, Any]) -> None:
 
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert annotations["summary"]
-    assert "Likely" in annotations["description"] or "runbook" in annotations["description"].lower() or rule["alert"] in NO_CAUSE
+    assert (
+        "Likely" in annotations["description"]
+        or "runbook" in annotations["description"].lower()
+        or rule["alert"] in NO_CAUSE
+    )
     assert annotations["runbook_url"].endswith(f"/docs/runbooks/{rule['alert']}.md")
     assert (RUNBOOKS / f"{rule['alert']}.md").is_file()
     assert annotations["dashboard"].startswith("/d/flopwatch-")
@@ -160,4 +174,6 @@ def test_recorded_names_follow_the_convention() -> None:
         for group in yaml.safe_load(path.read_text())["groups"]:
             for rule in group["rules"]:
                 if "record" in rule:
-                    assert re.fullmatch(r"[a-z_]+:[a-z0-9_]+:[a-z0-9_]+", rule["record"]), rule["record"]
+                    assert re.fullmatch(r"[a-z_]+:[a-z0-9_]+:[a-z0-9_]+", rule["record"]), rule[
+                        "record"
+                    ]

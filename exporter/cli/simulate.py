@@ -1,0 +1,127 @@
+"""`flopwatch simulate`: serve a made-up fleet."""
+
+import argparse
+import math
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+
+_DEFAULT_ADDRESS = "127.0.0.1:9908"
+_GRACE_SECONDS = 0.5
+_SHORTEST_SECONDS = 0.01
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    from exporter.simulate.scenarios import SCENARIOS
+
+    listed = "\n".join(f"  {name:20}{scenario.summary}" for name, scenario in SCENARIOS.items())
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "simulate",
+        help="serve a made-up fleet",
+        description="Serve a fleet of simulated GPUs: /hosts/<name>/metrics for each host, /sd for Prometheus's\n"
+        "HTTP service discovery. Only the readings are made up.",
+        epilog=f"scenarios:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--hosts", type=_positive, default=2, help="hosts a scenario (default 2)")
+    parser.add_argument("--gpus", type=_positive, default=8, help="GPUs a host (default 8)")
+    parser.add_argument(
+        "--scenario",
+        action="append",
+        metavar="NAME",
+        help="what happens (default steady-decode); repeat it for several, each a cluster of its own; `all` for all",
+    )
+    parser.add_argument(
+        "--listen-address", default=_DEFAULT_ADDRESS, help=f"default {_DEFAULT_ADDRESS}"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="same seed, same fleet (default 1)")
+    parser.add_argument(
+        "--pace",
+        type=_factor,
+        default=1.0,
+        help="how fast the scenario's clock runs (default 1): at 60 its hours are minutes",
+    )
+    parser.add_argument(
+        "--tick", type=_duration, default=1.0, metavar="DURATION", help="sampling tick (default 1s)"
+    )
+    parser.add_argument(
+        "--history",
+        type=_duration,
+        metavar="DURATION",
+        help="write the past this long as OpenMetrics to standard output, for promtool, and end",
+    )
+    parser.add_argument(
+        "--step",
+        type=_duration,
+        default=15.0,
+        metavar="DURATION",
+        help="of --history (default 15s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Serve until told to end, or write the history."""
+    from exporter.logging_setup import set_up_logging
+    from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios
+    from exporter.simulate.history import history
+    from exporter.simulate.host import Timing
+
+    set_up_logging("info", "auto")
+    scenarios = find_scenarios(parsed.scenario or ["steady-decode"])
+    plan = FleetPlan(scenarios, parsed.hosts, parsed.gpus, parsed.seed)
+    now = time.time()
+    began = now if parsed.history is None else now - parsed.history
+    hosts = build_fleet(plan, Timing(began, parsed.tick, parsed.pace))
+    if parsed.history is not None:
+        for line in history(hosts, begins=began, ends=now, step_seconds=parsed.step):
+            sys.stdout.write(line)
+        return 0
+    return _serve(parsed.listen_address, hosts)
+
+
+def _serve(address: str, hosts: Any) -> int:
+    from exporter.simulate.fleet import fleet_router
+    from exporter.web.server import Server
+
+    server = Server([address], fleet_router(hosts))
+    server.start()
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: ending.set())
+    host, port = server.addresses[0]
+    print(f"simulating {len(hosts)} hosts at http://{host}:{port}/sd", flush=True)
+    ending.wait()
+    server.close(_GRACE_SECONDS)
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
+    return value
+
+
+def _factor(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
+    return value
+
+
+def _duration(text: str) -> float:
+    """Seconds of `250ms`, `15s`, `2h`, `1d`."""
+    from exporter.config.values import duration
+
+    try:
+        return float(duration(at_least=_SHORTEST_SECONDS)(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,92 @@
+"""A simulated fleet behind one server: a metrics page for each host, and Prometheus's service discovery."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from exporter.errors import FlopwatchError
+from exporter.simulate.host import SimulatedHost, Timing
+from exporter.simulate.scenarios import SCENARIOS, Scenario
+from exporter.web.http import Request, Response, plain
+from exporter.web.routes import metrics_handler
+from exporter.web.routing import Router
+
+
+@dataclass(frozen=True, slots=True)
+class FleetPlan:
+    """How large a fleet, of which scenarios (each gets its own hosts and cluster), from which seed."""
+
+    scenarios: Sequence[Scenario]
+    hosts: int = 2
+    gpus: int = 8
+    seed: int = 1
+
+
+def find_scenarios(names: Sequence[str]) -> tuple[Scenario, ...]:
+    """Scenarios by name, `all` for all. Raises FlopwatchError for a name that there is not."""
+    found: list[Scenario] = []
+    for name in names:
+        if name == "all":
+            found.extend(SCENARIOS.values())
+        elif name in SCENARIOS:
+            found.append(SCENARIOS[name])
+        else:
+            known = ", ".join(SCENARIOS)
+            raise FlopwatchError(f"no scenario '{name}'; there are: {known}, all")
+    return tuple(dict.fromkeys(found))
+
+
+def build_fleet(
+    plan: FleetPlan, timing: Timing, clock: Callable[[], float] = time.time
+) -> list[SimulatedHost]:
+    """All hosts of all scenarios."""
+    return [
+        SimulatedHost(
+            f"{scenario.name}-{position:03d}",
+            position,
+            scenario,
+            gpus=plan.gpus,
+            seed=plan.seed,
+            timing=timing,
+            clock=clock,
+        )
+        for scenario in plan.scenarios
+        for position in range(plan.hosts)
+    ]
+
+
+def fleet_router(hosts: Sequence[SimulatedHost]) -> Router:
+    """`/hosts/<name>/metrics` for each host, `/sd` for Prometheus, health, and a page that says so."""
+    router = Router()
+    for host in hosts:
+        router.add(f"/hosts/{host.name}/metrics", "GET", metrics_handler(host.exposition))
+    router.add("/sd", "GET", lambda request: _discovery(request, hosts))
+    for path in ("/-/healthy", "/-/ready"):
+        router.add(path, "GET", lambda _request: plain(200, "simulated"))
+    index = "\n".join(
+        [
+            "flopwatch simulate: nothing here is real",
+            "service discovery for Prometheus: /sd",
+            *(f"/hosts/{host.name}/metrics" for host in hosts),
+        ]
+    )
+    router.add("/", "GET", lambda _request: plain(200, index))
+    return router
+
+
+def _discovery(request: Request, hosts: Sequence[SimulatedHost]) -> Response:
+    """Prometheus HTTP service discovery; targets are at the address under which we were asked."""
+    target = request.headers.get("host", "localhost")
+    groups = [
+        {
+            "targets": [target],
+            "labels": {
+                "__metrics_path__": f"/hosts/{host.name}/metrics",
+                "instance": host.name,
+                "cluster": host.cluster,
+            },
+        }
+        for host in hosts
+    ]
+    return Response(200, json.dumps(groups).encode(), "application/json")

@@ -1,0 +1,261 @@
+"""One simulated GPU: a little physics makes the readings, the daemon's accounting does the rest."""
+
+import math
+import random
+from dataclasses import dataclass
+
+from exporter.accounting.clocks import EVENT_REASONS
+from exporter.accounting.counters import Histogram
+from exporter.accounting.device import DeviceAccounts, LastWindow
+from exporter.accounting.peaks import find_peaks
+from exporter.metrics.own import TICK_DURATION_SECONDS
+from exporter.readings import (
+    ActivityWindow,
+    ClockSample,
+    DeviceIdentity,
+    FastReading,
+    ProcessUse,
+    SlowReading,
+)
+from exporter.simulate.loads import Load
+from exporter.simulate.products import Product
+from exporter.simulate.scenarios import Fault
+from exporter.snapshot import DeviceSnapshot, SourceHealth, XidCounts
+
+
+# Dynamic power at full clock and load, as a share of the limit, by unit.
+_SM_POWER, _TENSOR_POWER, _DRAM_POWER = 0.22, 0.95, 0.28
+# Dynamic power grows with the clock and with the square of the voltage that it needs.
+_POWER_EXPONENT = 2.2
+_INLET_CELSIUS = 32.0
+_CELSIUS_AT_LIMIT = 42.0
+_THROTTLE_CELSIUS = 87.0
+_THROTTLE_PER_CELSIUS = 0.025
+_LOWEST_CLOCK = 0.25
+_WARMING_SECONDS = 40.0
+_IDLE_BELOW = 0.02
+_MAX_AGE_SECONDS = 60.0
+
+
+def healthy(fault: Fault | None) -> Fault:
+    """A fault that is none, where there is none."""
+    return fault if fault is not None else Fault(gpu=None, begins=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a tick finds: the load, what is wrong, and how fast the scenario's clock runs."""
+
+    load: Load
+    fault: Fault
+    pace: float
+
+
+class SimulatedGpu:
+    """A GPU that is told its load and answers with a snapshot. Not thread-safe."""
+
+    def __init__(self, product: Product, identity: DeviceIdentity, seed: str) -> None:
+        self.product = product
+        self.identity = identity
+        plain = DeviceIdentity(index=identity.index, uuid=identity.uuid, name=product.name)
+        self.peaks = find_peaks(plain)
+        self.accounts = DeviceAccounts(identity, self.peaks)
+        self.random = random.Random(seed)
+        # The silicon lottery: parts of one product differ by a percent or two.
+        self.quality = 1 + self.random.gauss(0, 0.008)
+        self.place_celsius = self.random.uniform(-3, 3)
+        self.clock_hertz = product.sm_clock_idle_hertz
+        self.temperature_celsius = _INLET_CELSIUS + self.place_celsius
+        self._energy_joules = self.random.uniform(1e7, 1e9)
+        self._last: LastWindow | None = None
+        self._fast: FastReading | None = None
+        self._fault = healthy(None)
+        self._xids: dict[int, int] = {}
+        self._xid_at: dict[int, float] = {}
+        self._xid_begun: float | None = None
+        self._ticks = Histogram(TICK_DURATION_SECONDS.buckets)
+        self._succeeded: float | None = None
+        self._watts = product.idle_watts
+
+    @property
+    def throttled(self) -> bool:
+        """Whether heat holds the clock down now."""
+        return self.temperature_celsius > _THROTTLE_CELSIUS
+
+    @property
+    def lost(self) -> bool:
+        """Whether the driver has given it up."""
+        return self._fault.lost
+
+    def tick(self, start: float, end: float, conditions: Conditions) -> None:
+        """Live from `start` to `end` (Unix seconds)."""
+        load, fault = conditions.load, conditions.fault
+        self._fault = fault
+        self._report_xid(end, fault, conditions.pace)
+        if fault.lost:
+            self.accounts.forget_open_spans()
+            return
+        reasons = self._regulate(end - start, load, fault, conditions.pace)
+        self._energy_joules += self._watts * (end - start)
+        window = self._window(start, end, load, fault)
+        self._fast = self._fast_reading(end, load, fault, reasons)
+        for at in (start, end):
+            self.accounts.observe_clock(ClockSample(at, self.clock_hertz, reasons))
+        self._last = self.accounts.observe(
+            self._fast, window, precision=self.product.precision, max_window_seconds=math.inf
+        )
+        self._ticks.observe(self.random.lognormvariate(-5.3, 0.35))
+        self._succeeded = end
+
+    def snapshot(self, at: float) -> DeviceSnapshot:
+        """What the daemon would publish now."""
+        up = not self._fault.lost and self._fast is not None
+        health = SourceHealth(up=up, last_success_unix_seconds=self._succeeded)
+        return DeviceSnapshot(
+            identity=self.identity,
+            at_seconds=at,
+            up=up,
+            max_age_seconds=_MAX_AGE_SECONDS,
+            peaks=self.peaks if up else None,
+            precision=self.product.precision,
+            precision_origin="engine",
+            fast=self._fast if up else None,
+            slow=self._slow_reading(at) if up else None,
+            last=self._last if up else None,
+            counters=self.accounts.counters(),
+            sources={"nvml": health, self.product.source: health},
+            xids=XidCounts(dict(self._xids), dict(self._xid_at)),
+            tick_duration=self._ticks.value(),
+        )
+
+    def _regulate(self, seconds: float, load: Load, fault: Fault, pace: float) -> int:
+        """Set clock, power and temperature; returns the clock event reasons."""
+        product = self.product
+        if load.graphics < _IDLE_BELOW:
+            self.clock_hertz = product.sm_clock_idle_hertz
+            self._watts = product.idle_watts * self._jitter(0.02)
+            self._warm(seconds * pace, fault)
+            return EVENT_REASONS["gpu_idle"]
+        limit = product.power_limit_watts * fault.power_limit
+        dynamic = product.power_limit_watts * (
+            _SM_POWER * load.sm + _TENSOR_POWER * load.tensor + _DRAM_POWER * load.dram
+        )
+        by_power = ((limit - product.idle_watts) / dynamic) ** (1 / _POWER_EXPONENT)
+        over = self.temperature_celsius - _THROTTLE_CELSIUS
+        by_heat = 1.0 - _THROTTLE_PER_CELSIUS * over if over > 0 else 1.0
+        share = max(_LOWEST_CLOCK, min(1.0, by_power, by_heat))
+        reasons = 0
+        if by_power < 1.0:
+            reasons |= EVENT_REASONS["sw_power_cap"] if by_power <= by_heat else 0
+        if by_heat < 1.0 and by_heat < by_power:
+            reasons |= EVENT_REASONS["sw_thermal_slowdown"]
+        self.clock_hertz = product.sm_clock_max_hertz * share
+        self._watts = (product.idle_watts + dynamic * share**_POWER_EXPONENT) * self._jitter(0.01)
+        self._warm(seconds * pace, fault)
+        return reasons
+
+    def _warm(self, seconds: float, fault: Fault) -> None:
+        goal = (
+            _INLET_CELSIUS
+            + self.place_celsius
+            + _CELSIUS_AT_LIMIT * self._watts / self.product.power_limit_watts
+            + fault.heat_celsius
+        )
+        step = 1 - math.exp(-seconds / _WARMING_SECONDS)
+        self.temperature_celsius += (goal - self.temperature_celsius) * step
+
+    def _window(self, start: float, end: float, load: Load, fault: Fault) -> ActivityWindow:
+        seconds = end - start
+        # A neighbour in another time slice takes its share of everything, and keeps the SMs busy.
+        own = 1 - fault.neighbour
+        tensor = min(1.0, load.tensor * own * fault.speed * self._jitter(0.06))
+        dram = min(
+            0.95, load.dram * own * min(fault.memory_speed, fault.speed) * self._jitter(0.03)
+        )
+        graphics = min(1.0, max(load.graphics, fault.neighbour) * self._jitter(0.005))
+        sm = min(graphics, max(load.sm, 0.9 * fault.neighbour) * self._jitter(0.01))
+        nvlink = (self.peaks.nvlink_bytes_per_second or 0.0) * load.nvlink * own * seconds
+        pcie = 25e6 * load.requests * seconds
+        return ActivityWindow(
+            source=self.product.source,
+            start_seconds=start,
+            end_seconds=end,
+            graphics=graphics,
+            sm=sm,
+            occupancy=0.3 * sm,
+            integer=0.5 * load.fp32,
+            any_tensor=tensor,
+            hmma_tensor=tensor,
+            imma_tensor=0.0,
+            dmma_tensor=0.0,
+            dfma_tensor=0.0,
+            dram=dram,
+            fp64=0.0,
+            fp32=load.fp32 * own * self._jitter(0.05),
+            fp16=0.2 * load.fp32 * own,
+            pcie_receive_bytes=pcie,
+            pcie_transmit_bytes=0.4 * pcie,
+            nvlink_receive_bytes=nvlink if self.product.nvlinks else None,
+            nvlink_transmit_bytes=nvlink if self.product.nvlinks else None,
+        )
+
+    def _fast_reading(self, at: float, load: Load, fault: Fault, reasons: int) -> FastReading:
+        product = self.product
+        used = product.memory_bytes * (0.9 if load.requests else 0.01)
+        reserved = 0.007 * product.memory_bytes
+        return FastReading(
+            at_seconds=at,
+            sm_clock_hertz=self.clock_hertz,
+            memory_clock_hertz=product.memory_clock_hertz,
+            event_reasons=reasons,
+            power_watts=self._watts,
+            energy_joules=self._energy_joules,
+            temperature_celsius=round(self.temperature_celsius),
+            memory_temperature_celsius=round(self.temperature_celsius + 6),
+            gpu_utilization=min(1.0, load.graphics),
+            memory_utilization=load.dram,
+            memory_size_bytes=product.memory_bytes,
+            memory_used_bytes=used,
+            memory_free_bytes=product.memory_bytes - used - reserved,
+            memory_reserved_bytes=reserved,
+            performance_state=0 if load.graphics >= _IDLE_BELOW else 8,
+            recovery_action=fault.recovery_action or 0,
+        )
+
+    def _slow_reading(self, at: float) -> SlowReading:
+        product, fault = self.product, self._fault
+        pids = [4242] + ([4343] if fault.neighbour else [])
+        return SlowReading(
+            at_seconds=at,
+            power_limit_watts=product.power_limit_watts * fault.power_limit,
+            engine_utilization={"encoder": 0.0, "decoder": 0.0},
+            ecc_errors={"corrected": 3.0, "uncorrected": 0.0},
+            remapped_rows={"corrected": 0.0, "uncorrected": 0.0},
+            row_remap_pending=False,
+            row_remap_failed=False,
+            pcie_link_generation=product.pcie_generation,
+            pcie_link_generation_max=product.pcie_generation,
+            pcie_link_width=16,
+            pcie_link_width_max=16,
+            pcie_replays=0.0,
+            nvlink_up={str(link): link >= fault.nvlinks_down for link in range(product.nvlinks)},
+            nvlink_errors={"replay": 0.0, "recovery": 0.0, "crc": 0.0} if product.nvlinks else {},
+            compute_mode="default",
+            mig_enabled=False,
+            processes=tuple(ProcessUse(pid, None, "simulated-engine") for pid in pids),
+        )
+
+    def _report_xid(self, at: float, fault: Fault, pace: float) -> None:
+        if fault.xid is None:
+            return
+        if self._xid_begun is None:
+            self._xid_begun = at
+        events = 1
+        if fault.xid_period is not None:
+            events += int((at - self._xid_begun) * pace / fault.xid_period)
+        if events > self._xids.get(fault.xid, 0):
+            self._xids[fault.xid] = events
+            self._xid_at[fault.xid] = at
+
+    def _jitter(self, share: float) -> float:
+        return 1 + self.random.uniform(-share, share)

@@ -1,0 +1,36 @@
+"""The past of a simulated fleet as OpenMetrics with timestamps, for `promtool tsdb create-blocks-from openmetrics`."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from exporter.metrics.family import Point
+from exporter.simulate.host import SimulatedHost
+
+
+JOB = "flopwatch"
+
+
+def history(
+    hosts: Sequence[SimulatedHost], *, begins: float, ends: float, step_seconds: float
+) -> Iterator[str]:
+    """Lines of all series of all hosts, as a Prometheus would have scraped them, and the end mark."""
+    now = begins + step_seconds
+    while now <= ends:
+        for host in hosts:
+            host.advance(now)
+            target = f'cluster="{host.cluster}",instance="{host.name}",job="{JOB}"'
+            yield f"up{{{target}}} 1 {now:.3f}\n"
+            for point in host.points():
+                yield _line(point, target, now)
+        now += step_seconds
+    yield "# EOF\n"
+
+
+def _line(point: Point, target: str, now: float) -> str:
+    labels = "".join(f',{name}="{_escape(value)}"' for name, value in point.labels if value)
+    value = "NaN" if math.isnan(point.value) else repr(float(point.value))
+    return f"{point.family.name}{point.suffix}{{{target}{labels}}} {value} {now:.3f}\n"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,182 @@
+"""A simulated host: its GPUs, their probes, the engine that they serve, and its exposition."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from exporter.accounting.flop import PipeWork
+from exporter.engines.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.exposition.devices import host_points
+from exporter.exposition.own import ReloadStatus, own_points
+from exporter.exposition.render import Exposition
+from exporter.exposition.workloads import workload_points
+from exporter.metrics.family import Point
+from exporter.readings import DeviceIdentity
+from exporter.simulate.gpu import Conditions, SimulatedGpu, healthy
+from exporter.simulate.probes import SimulatedProbes
+from exporter.simulate.products import Product
+from exporter.simulate.scenarios import Fault, Scenario
+from exporter.snapshot import HostSnapshot
+
+
+# A host that was not looked at for long catches up in this many steps, however long they are.
+_CATCH_UP_TICKS = 300
+_SERIES_LIMIT = 20_000
+# What the served model costs: 70 billion parameters, 2 FLOP each a token, and what is wasted.
+_FLOP_PER_TOKEN = 2 * 70e9
+_USEFUL_SHARE = 0.88
+_MODEL = "llama-3.1-70b-instruct"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When the fleet began (Unix seconds), how long a tick is, how fast the scenario's clock runs."""
+
+    began: float
+    tick_seconds: float = 1.0
+    pace: float = 1.0
+
+
+class SimulatedHost:
+    """Lives as far as it is asked to. Thread-safe."""
+
+    def __init__(
+        self,
+        name: str,
+        position: int,
+        scenario: Scenario,
+        *,
+        gpus: int,
+        seed: int,
+        timing: Timing,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.cluster = f"sim-{scenario.name}"
+        self._scenario = scenario
+        self._position = position
+        self._timing = timing
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._now = timing.began
+        product = scenario.products[position % len(scenario.products)]
+        self._gpus = [
+            SimulatedGpu(product, self._identity(product, index), f"{seed}/{name}/{index}")
+            for index in range(gpus)
+        ]
+        self._probes = [SimulatedProbes(gpu) for gpu in self._gpus]
+        self._tokens = {"prefill": 0.0, "decode": 0.0}
+        self._booked_flop = 0.0
+        self._requests = 0.0
+        self.exposition = Exposition(
+            self._live_points, series_limit=lambda: _SERIES_LIMIT, state=self._live_state
+        )
+
+    def advance(self, now: float) -> None:
+        """Live on to `now` (Unix seconds); time does not go back."""
+        with self._lock:
+            self._advance(now)
+
+    def points(self) -> Iterator[Point]:
+        """Everything that this host exports, as of the last advance."""
+        yield from own_points(ReloadStatus(True, self._timing.began))
+        devices = tuple(gpu.snapshot(self._now) for gpu in self._gpus)
+        yield from host_points(
+            HostSnapshot(devices, frozenset(), pending=False, now_seconds=self._now)
+        )
+        for probes in self._probes:
+            yield from probes.points()
+        yield from workload_points(self._workloads())
+
+    def _live_points(self) -> list[Point]:
+        with self._lock:
+            return list(self.points())
+
+    def _live_state(self) -> float:
+        self.advance(self._clock())
+        return self._now
+
+    def _advance(self, now: float) -> None:
+        tick = max(self._timing.tick_seconds, (now - self._now) / _CATCH_UP_TICKS)
+        while self._now + tick <= now:
+            start, self._now = self._now, self._now + tick
+            self._tick(start, self._now)
+
+    def _tick(self, start: float, end: float) -> None:
+        elapsed = (end - self._timing.began) * self._timing.pace
+        load = self._scenario.load(elapsed, self._position)
+        self._requests = load.requests
+        for index, (gpu, probes) in enumerate(zip(self._gpus, self._probes, strict=True)):
+            fault = healthy(self._fault(index, elapsed))
+            gpu.tick(start, end, Conditions(load, fault, self._timing.pace))
+            probes.advance(end, elapsed, fault)
+        self._serve(load.prefill_share)
+
+    def _fault(self, gpu: int, elapsed: float) -> Fault | None:
+        for fault in self._scenario.faults:
+            if (
+                fault.host == self._position
+                and fault.gpu in {None, gpu}
+                and elapsed >= fault.begins
+            ):
+                return fault
+        return None
+
+    def _serve(self, prefill_share: float) -> None:
+        """Turn what the tensor pipes did since the last tick into tokens."""
+        done = sum(
+            flop
+            for gpu in self._gpus
+            for (work, _source), flop in gpu.accounts.counters().flop.items()
+            if _is_tensor(work)
+        )
+        tokens = _USEFUL_SHARE * (done - self._booked_flop) / _FLOP_PER_TOKEN
+        self._booked_flop = done
+        self._tokens["prefill"] += prefill_share * tokens
+        self._tokens["decode"] += (1 - prefill_share) * tokens
+
+    def _workloads(self) -> WorkloadsSnapshot:
+        precision = self._gpus[0].product.precision
+        model = ModelSnapshot(
+            model=_MODEL,
+            precision=precision,
+            prefill_tokens=self._tokens["prefill"],
+            decode_tokens=self._tokens["decode"],
+            prefill_flop=self._tokens["prefill"] * _FLOP_PER_TOKEN,
+            decode_flop=self._tokens["decode"] * _FLOP_PER_TOKEN,
+            dram_bytes=0.9
+            * sum(sum(gpu.accounts.counters().dram_bytes.values()) for gpu in self._gpus),
+            running_requests=self._requests,
+            waiting_requests=0.0,
+            parameters=70e9,
+            active_parameters=70e9,
+        )
+        gpus = tuple(GpuRef(gpu.identity.index, gpu.identity.uuid) for gpu in self._gpus)
+        workload = WorkloadSnapshot(
+            name="chat",
+            engine="simulated",
+            up=True,
+            gpus=gpus,
+            models=(model,),
+            last_success_timestamp_seconds=self._now,
+        )
+        return WorkloadsSnapshot((workload,))
+
+    def _identity(self, product: Product, index: int) -> DeviceIdentity:
+        return DeviceIdentity(
+            index=str(index),
+            uuid=f"GPU-SIMULATED-{self.name}-{index}",
+            name=f"{product.name} (simulated)",
+            architecture=product.architecture,
+            compute_capability=product.compute_capability,
+            pci_bus_id=f"00000000:{0x10 + index:02X}:00.0",
+            driver_version="simulated",
+            serial=None,
+            sm_count=product.sm_count,
+            sm_clock_max_hertz=product.sm_clock_max_hertz,
+            memory_size_bytes=product.memory_bytes,
+        )
+
+
+def _is_tensor(work: PipeWork) -> bool:
+    return work.pipe == "tensor"

@@ -1,0 +1,81 @@
+"""The products that can be simulated, with what their data sheets say."""
+
+from dataclasses import dataclass
+
+
+_MEGA = 1e6
+_GIBI = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One GPU product. `source` is the one that tells its pipe activity apart."""
+
+    name: str
+    architecture: str
+    compute_capability: tuple[int, int]
+    sm_count: int
+    sm_clock_max_hertz: float
+    sm_clock_idle_hertz: float
+    memory_clock_hertz: float
+    memory_bytes: int
+    power_limit_watts: float
+    idle_watts: float
+    nvlinks: int
+    pcie_generation: int
+    source: str
+    precision: str
+    probe_precisions: tuple[str, ...]
+
+
+H100 = Product(
+    name="NVIDIA H100 80GB HBM3",
+    architecture="Hopper",
+    compute_capability=(9, 0),
+    sm_count=132,
+    sm_clock_max_hertz=1980 * _MEGA,
+    sm_clock_idle_hertz=345 * _MEGA,
+    memory_clock_hertz=2619 * _MEGA,
+    memory_bytes=80 * _GIBI,
+    power_limit_watts=700,
+    idle_watts=70,
+    nvlinks=18,
+    pcie_generation=5,
+    source="gpm",
+    precision="fp8",
+    probe_precisions=("bf16", "fp8", "int8", "fp64"),
+)
+A100 = Product(
+    name="NVIDIA A100-SXM4-80GB",
+    architecture="Ampere",
+    compute_capability=(8, 0),
+    sm_count=108,
+    sm_clock_max_hertz=1410 * _MEGA,
+    sm_clock_idle_hertz=210 * _MEGA,
+    memory_clock_hertz=1593 * _MEGA,
+    memory_bytes=80 * _GIBI,
+    power_limit_watts=400,
+    idle_watts=50,
+    nvlinks=12,
+    pcie_generation=4,
+    source="dcgm",
+    precision="bf16",
+    probe_precisions=("bf16", "int8", "fp64"),
+)
+L4 = Product(
+    name="NVIDIA L4",
+    architecture="Ada Lovelace",
+    compute_capability=(8, 9),
+    sm_count=58,
+    sm_clock_max_hertz=2040 * _MEGA,
+    sm_clock_idle_hertz=210 * _MEGA,
+    memory_clock_hertz=6251 * _MEGA,
+    memory_bytes=24 * _GIBI,
+    power_limit_watts=72,
+    idle_watts=12,
+    nvlinks=0,
+    pcie_generation=4,
+    source="dcgm",
+    precision="bf16",
+    probe_precisions=("bf16", "fp8", "int8"),
+)

@@ -1,0 +1,157 @@
+"""The scenarios: short descriptions of loads over time and of what goes wrong where."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from exporter.simulate.loads import IDLE, Load, decode, mixed, prefill
+from exporter.simulate.products import A100, H100, L4, Product
+
+
+_MINUTE = 60.0
+_HOUR = 3600.0
+
+# Seconds since the scenario began, and the position of the host in the fleet.
+LoadAt = Callable[[float, int], Load]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something wrong with one GPU (`gpu` None: all of the host) from `begins` seconds on.
+
+    `speed` and `memory_speed` are what is left of tensor pipe and device memory; `heat_celsius` is
+    added to the temperature; `power_limit` is what is left of the limit; `xid` comes every
+    `xid_period` seconds, or once; `neighbour` is the share of the GPU that someone else takes.
+    """
+
+    gpu: int | None
+    begins: float
+    host: int = 0
+    speed: float = 1.0
+    memory_speed: float = 1.0
+    heat_celsius: float = 0.0
+    power_limit: float = 1.0
+    lost: bool = False
+    xid: int | None = None
+    xid_period: float | None = None
+    recovery_action: int | None = None
+    nvlinks_down: int = 0
+    wrong_results: bool = False
+    neighbour: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A fleet's load, its products in turn by host, its faults, and the alerts that these must raise."""
+
+    name: str
+    summary: str
+    load: LoadAt
+    products: tuple[Product, ...] = (H100,)
+    faults: tuple[Fault, ...] = ()
+    alerts: frozenset[str] = frozenset()
+
+
+def _steady(kind: Callable[[float], Load], traffic: float) -> LoadAt:
+    """The same traffic for ever, breathing a little over ten minutes, each host at its own time."""
+
+    def load(seconds: float, host: int) -> Load:
+        return kind(traffic * (1 + 0.08 * math.sin(2 * math.pi * seconds / (10 * _MINUTE) + host)))
+
+    return load
+
+
+def _ebb(seconds: float, _host: int) -> Load:
+    """Full traffic, an hour's way down to a twentieth, and back: a night in two hours and a half."""
+    return decode(0.525 + 0.475 * math.cos(2 * math.pi * seconds / (2.5 * _HOUR)))
+
+
+def _by_host(seconds: float, host: int) -> Load:
+    """Every product has its own kind of work."""
+    kinds = (_steady(mixed, 0.9), _steady(decode, 0.7), _steady(prefill, 0.6))
+    return kinds[host % len(kinds)](seconds, host)
+
+
+def _idle(_seconds: float, _host: int) -> Load:
+    return IDLE
+
+
+_BEGIN = 5 * _MINUTE
+
+_ALL = (
+    Scenario(
+        "steady-decode",
+        "every GPU decodes at a steady batch: memory-bound, a few percent of peak, and healthy",
+        _steady(decode, 0.8),
+    ),
+    Scenario(
+        "prefill-heavy",
+        "long prompts: the tensor pipe is the limit, the power limit is near, all is well",
+        _steady(prefill, 0.9),
+    ),
+    Scenario("traffic-ebb", "traffic falls to a twentieth and comes back: nothing is wrong", _ebb),
+    Scenario(
+        "straggler",
+        "GPU 3 of the first host computes 12 % slower from minute 5 on",
+        _steady(mixed, 0.8),
+        faults=(Fault(gpu=3, begins=_BEGIN, speed=0.88),),
+        alerts=frozenset({"GPUSlowerThanPeers", "GPUSlowerThanOwnBaseline"}),
+    ),
+    Scenario(
+        "thermal-throttling",
+        "the cooling of GPU 5 of the first host fails at minute 5",
+        _steady(prefill, 0.9),
+        faults=(Fault(gpu=5, begins=_BEGIN, heat_celsius=38),),
+        alerts=frozenset({"GPUClocksHeldDownByHeat"}),
+    ),
+    Scenario(
+        "power-cap",
+        "the first host is capped to 45 % of its power at minute 5",
+        _steady(prefill, 0.9),
+        faults=(Fault(gpu=None, begins=_BEGIN, power_limit=0.45),),
+        alerts=frozenset({"GPUClocksHeldDownByPower"}),
+    ),
+    Scenario(
+        "lost-gpu",
+        "GPU 6 of the first host falls off the bus at minute 5",
+        _steady(decode, 0.8),
+        faults=(Fault(gpu=6, begins=_BEGIN, lost=True, xid=79),),
+        alerts=frozenset({"GPULost", "GPUXidCritical"}),
+    ),
+    Scenario(
+        "xid-burst",
+        "a program on GPU 2 of the first host faults every half minute from minute 5 on",
+        _steady(decode, 0.8),
+        faults=(Fault(gpu=2, begins=_BEGIN, xid=31, xid_period=30),),
+        alerts=frozenset({"GPUXidBurst"}),
+    ),
+    Scenario(
+        "nvlink-down",
+        "two links of GPU 1 of the first host go down at minute 5",
+        _steady(mixed, 0.8),
+        faults=(Fault(gpu=1, begins=_BEGIN, nvlinks_down=2, xid=74),),
+        alerts=frozenset({"NVLinkDown", "GPUXidCritical"}),
+    ),
+    Scenario(
+        "silent-corruption",
+        "GPU 4 of the first host computes wrong results from minute 5 on, and says nothing",
+        _steady(mixed, 0.8),
+        faults=(Fault(gpu=4, begins=_BEGIN, wrong_results=True),),
+        alerts=frozenset({"GPUSilentDataCorruption"}),
+    ),
+    Scenario("idle-fleet", "nothing to do anywhere", _idle),
+    Scenario(
+        "mixed-fleet",
+        "H100, A100 and L4 hosts in turn, each with its own kind of work",
+        _by_host,
+        products=(H100, A100, L4),
+    ),
+    Scenario(
+        "noisy-neighbour",
+        "someone else takes half of GPU 0 of the first host: slower answers, healthy hardware",
+        _steady(decode, 0.8),
+        faults=(Fault(gpu=0, begins=_BEGIN, neighbour=0.5),),
+    ),
+)
+
+SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
