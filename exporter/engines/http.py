@@ -30,8 +30,8 @@ def fetch(
     The deadline is for the whole exchange, so a server that drips a byte a second gains nothing.
     Only name resolution, which the operating system bounds, stands outside it.
     """
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ScrapeError(Reason.BAD_URL, str(error)) from error
@@ -51,7 +51,7 @@ def fetch(
     except OSError as error:
         raise ScrapeError(Reason.CONNECTION, error.strerror or type(error).__name__) from error
     finally:
-        connection.close()
+        connection.hang_up()
 
 
 def _exchange(connection: "_Connection", path: str, limit_bytes: int) -> str:
@@ -121,19 +121,21 @@ class _Connection(http.client.HTTPConnection):
         self._tls = tls
         self._deadline = deadline
         self._clock = clock
+        self._plain: socket.socket | None = None
 
     def connect(self) -> None:
         """Connect, and put the deadline between the socket and everyone who reads from it."""
-        plain = socket.create_connection((self.host, self.port), self._remaining())
-        try:
-            plain.settimeout(self._remaining())
-            if self._tls:
-                context = ssl.create_default_context()
-                plain = context.wrap_socket(plain, server_hostname=self.host)
-        except BaseException:
-            plain.close()
-            raise
-        self.sock = _DeadlineSocket(plain, self._remaining)
+        self._plain = socket.create_connection((self.host, self.port), self._remaining())
+        if self._tls:
+            self._plain.settimeout(self._remaining())
+            context = ssl.create_default_context()
+            self._plain = context.wrap_socket(self._plain, server_hostname=self.host)
+        self.sock = _DeadlineSocket(self._plain, self._remaining)
+
+    def hang_up(self) -> None:
+        """Close the socket; http.client's own close() comes as early as the headers."""
+        if self._plain is not None:
+            self._plain.close()
 
     def _remaining(self) -> float:
         remaining = self._deadline - self._clock()
@@ -159,8 +161,7 @@ class _DeadlineSocket:
         return io.BufferedReader(_DeadlineReader(self._inner, self._remaining))
 
     def close(self) -> None:
-        """Close the connection."""
-        self._inner.close()
+        """Leave the socket open: the answer's body is still to be read from it."""
 
 
 class _DeadlineReader(io.RawIOBase):

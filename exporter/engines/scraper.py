@@ -92,10 +92,10 @@ class Scraper:
         """Tell the thread to end; it does so after the scrape under way, if any."""
         self._stop.set()
 
-    def join(self) -> None:
-        """Wait for the thread to end, no longer than a scrape may take."""
+    def join(self, seconds: float) -> None:
+        """Wait at most `seconds` for the thread to end. It is a daemon and holds up no exit."""
         if self._thread is not None:
-            self._thread.join(self._timeout_seconds * HUNG_TIMEOUTS)
+            self._thread.join(seconds)
 
     def state(self) -> ScrapeState:
         """Return the state now; a scrape that does not come back shows as `hung`."""

@@ -27,6 +27,8 @@ from exporter.models.locate import locate_config
 LARGEST_WORKLOAD_COUNT = 64
 # An engine that was found, not configured, and has not answered for so long is gone for good.
 FORGET_SECONDS = 600.0
+# How long stopping may take: an engine that hangs must not hold up the daemon's exit.
+STOP_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -77,17 +79,18 @@ class WorkloadService:
             self._finder.start()
 
     def stop(self) -> None:
-        """End all scraping; waits no longer than the scrapes under way may take."""
+        """End all scraping; waits a moment for scrapes under way, which then end by themselves."""
         self._stop.set()
         with self._lock:
             workloads = tuple(self._workloads.values())
             self._workloads.clear()
         for workload in workloads:
             workload.scraper.stop()
+        deadline = self._clock() + STOP_SECONDS
         for workload in workloads:
-            workload.scraper.join()
+            workload.scraper.join(max(0.0, deadline - self._clock()))
         if self._finder is not None:
-            self._finder.join(self._discovery.interval_seconds)
+            self._finder.join(max(0.0, deadline - self._clock()))
             self._finder = None
 
     def configure(self, config: Sequence[WorkloadConfig]) -> None:
