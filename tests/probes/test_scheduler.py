@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from probes.config import ProbeConfig
@@ -416,6 +416,7 @@ EVENTS = st.sampled_from(["cycle"] * 12 + ["restart", "server_comes", "server_go
     st.lists(st.tuples(EVENTS, st.floats(0.0, 200.0)), min_size=1, max_size=150),
     st.sampled_from([(60.0, 0.020), (5.0, 0.020), (900.0, 0.050)]),
 )
+@example([Ending("hang")] * 100, [("cycle", 100.0)] * 100, (900.0, 0.050))
 def test_over_any_hour_the_budget_is_never_exceeded(endings, events, setting):
     """Whatever the outcomes, at whatever times, over restarts of worker and daemon alike.
 
