@@ -1,0 +1,220 @@
+"""The status document: what `/api/v1/status` answers, the page shows and `flopwatch top` reads.
+
+Plain values in base units; None where a value is not known. Fields are only ever added within one
+`api_version`; docs/status-page.md describes them.
+"""
+
+from typing import Final
+
+import msgspec
+
+
+API_VERSION: Final = 1
+STATUS_PATH: Final = "/api/v1/status"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One sentence: severity `critical`, `warning` or `note`, a stable kind, and the text."""
+
+    severity: str
+    kind: str
+    text: str
+
+
+class Flops(msgspec.Struct, frozen=True, kw_only=True):
+    """Achieved against peak in the headline precision, mean of the last minute."""
+
+    precision: str | None = None
+    precision_origin: str | None = None
+    achieved_flops: float | None = None
+    peak_flops: float | None = None
+    peak_origin: str | None = None
+    utilization_ratio: float | None = None
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time of the last minute went: shares by state, of the seconds that were watched."""
+
+    seconds: float
+    states: dict[str, float] = {}
+
+
+class Hour(msgspec.Struct, frozen=True, kw_only=True):
+    """The last hour by minute, oldest first. A share is None in a minute that was not watched."""
+
+    step_seconds: int
+    watched_seconds: float
+    watched: list[bool]
+    states: dict[str, list[float | None]] = {}
+
+
+class Clock(msgspec.Struct, frozen=True, kw_only=True):
+    """The SM clock of the last tick, the reasons that hold now, and what held it in the last hour."""
+
+    hertz: float | None = None
+    max_hertz: float | None = None
+    reasons: list[str] = []
+    held_by_power_ratio: float | None = None
+    held_by_heat_ratio: float | None = None
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """Device memory and its bandwidth (mean of the last minute, of the theoretical one)."""
+
+    used_bytes: float | None = None
+    size_bytes: float | None = None
+    bandwidth_ratio: float | None = None
+    bandwidth_bytes_per_second: float | None = None
+    peak_bandwidth_bytes_per_second: float | None = None
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that an inference engine serves on the device."""
+
+    workload: str
+    model: str
+    engine: str
+    precision: str | None = None
+    flops_utilization_ratio: float | None = None
+    bandwidth_utilization_ratio: float | None = None
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """Who holds the device: a container of Kubernetes, or a batch job."""
+
+    namespace: str | None = None
+    pod: str | None = None
+    container: str | None = None
+    job: str | None = None
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """One kernel's last accepted result. `unit` is `FLOP/s`, `B/s` or `s`; `peer` the other GPU."""
+
+    kernel: str
+    value: float | None = None
+    unit: str = ""
+    peer: str | None = None
+    peak_ratio: float | None = None
+    efficiency_ratio: float | None = None
+    baseline_ratio: float | None = None
+    mismatches: int | None = None
+    last_success_unix_seconds: float | None = None
+
+
+class Xid(msgspec.Struct, frozen=True, kw_only=True):
+    """XID events of one code since the exporter started."""
+
+    xid: int
+    count: int
+    last_unix_seconds: float | None = None
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Health as the device reports it. ECC counts are over its life, `new_…` since the exporter started."""
+
+    xids: list[Xid] = []
+    ecc_errors: dict[str, float] = {}
+    new_ecc_errors: dict[str, float] = {}
+    remapped_rows: dict[str, float] = {}
+    row_remap_pending: bool | None = None
+    row_remap_failed: bool | None = None
+    recovery_action: str | None = None
+    nvlinks_up: int | None = None
+    nvlinks: int | None = None
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """One source of readings on the device."""
+
+    source: str
+    up: bool
+    last_success_unix_seconds: float | None = None
+    errors: dict[str, int] = {}
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """One device. `health` is `critical`, `warning` or `ok`, the worst of its findings."""
+
+    gpu: str
+    uuid: str
+    name: str
+    mig: str | None = None
+    architecture: str | None = None
+    pci_bus_id: str | None = None
+    serial: str | None = None
+    driver_version: str | None = None
+    up: bool
+    health: str
+    findings: list[Finding] = []
+    age_seconds: float
+    flops: Flops = Flops()
+    minute: Span = Span(seconds=0.0)
+    hour: Hour | None = None
+    clock: Clock = Clock()
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+    temperature_celsius: float | None = None
+    memory_temperature_celsius: float | None = None
+    utilization_ratio: float | None = None
+    memory: Memory = Memory()
+    processes: int | None = None
+    models: list[Model] = []
+    holders: list[Holder] = []
+    probes: list[Probe] = []
+    events: Health = Health()
+    sources: list[Source] = []
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """An inference engine of this host that is configured or was found."""
+
+    workload: str
+    engine: str
+    up: bool
+    reason: str | None = None
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """The host in one look. Sums are over devices that are up and know the value."""
+
+    name: str
+    summary: str
+    health: str
+    devices: int
+    devices_up: int
+    searching: bool
+    driver_version: str | None = None
+    achieved_flops: dict[str, float] = {}
+    peak_flops: dict[str, float] = {}
+    power_watts: float | None = None
+    memory_used_bytes: float | None = None
+    memory_size_bytes: float | None = None
+    workloads: list[Workload] = []
+
+
+class Exporter(msgspec.Struct, frozen=True, kw_only=True):
+    """The exporter itself. `probes` is `running`, `paused` or `off`."""
+
+    version: str
+    revision: str
+    uptime_seconds: float
+    interval_seconds: float
+    configuration_ok: bool
+    configuration_unix_seconds: float
+    probes: str
+    probe_gpu_seconds: float | None = None
+    ticks_missed: int = 0
+    resident_bytes: float | None = None
+    cpu_seconds: float | None = None
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole document. Devices stand with those in trouble first."""
+
+    api_version: int = API_VERSION
+    unix_seconds: float
+    host: Host
+    exporter: Exporter
+    devices: list[Device] = []
+    links: dict[str, str] = {}

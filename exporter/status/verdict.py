@@ -1,0 +1,368 @@
+"""What the numbers mean, as sentences: one pure function for each finding, None where there is none.
+
+Ratios are 0..1. Thresholds are those of the alerts in deploy/prometheus, so that page and pager
+agree. Each sentence begins in lower case and stands alone.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+from typing import Final
+
+from exporter.status.units import SPACE, count, megahertz, percent, span
+
+
+class Severity(StrEnum):
+    """How bad it is: needs a person now, soon, or only explains the number."""
+
+    CRITICAL = "critical"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is true of a device. `kind` is stable and made for machines."""
+
+    severity: Severity
+    kind: str
+    text: str
+
+
+CRITICAL, WARNING, NOTE = Severity.CRITICAL, Severity.WARNING, Severity.NOTE
+
+# Lost clock below this share of the peak is not worth a sentence, above that it is worth a page.
+_CLOCK_LOSS_MIN: Final = 0.01
+_POWER_LOSS_WARNING: Final = 0.25
+_THERMAL_LOSS_WARNING: Final = 0.05
+_BASELINE_WARNING: Final = 0.9
+_BASELINE_CRITICAL: Final = 0.75
+_SIBLINGS_MIN: Final = 4
+_SIBLING_WARNING: Final = 0.95
+_SIBLING_CRITICAL: Final = 0.75
+# Where memory chips throttle (HBM and GDDR6X), and where an idle GPU should not be.
+_MEMORY_HOT_CELSIUS: Final = 95.0
+_IDLE_HOT_CELSIUS: Final = 70.0
+_IDLE_SHARE: Final = 0.9
+_CORRECTED_BURST: Final = 1000
+# An XID stays the page's business for an hour, however soon the alert resolves.
+_XID_SECONDS: Final = 3600.0
+# By the actions in NVIDIA's XID catalogue: reset, reboot or replace; and contained or mended.
+_XID_CRITICAL: Final = frozenset({46, 48, 61, 62, 64, 74, 79, 95, 119, 120, 140, 143})
+_XID_PROGRAM: Final = frozenset({8, 13, 31, 32, 43, 45, 68, 69, 109})
+_XID_MEANING: Final[Mapping[int, str]] = {
+    8: "a program's kernel ran into the watchdog",
+    13: "a program's kernel faulted",
+    31: "a program touched memory that is not its own",
+    43: "a program's channel was stopped",
+    45: "a program was ended with work on the GPU",
+    48: "double-bit memory error",
+    61: "firmware halted",
+    62: "firmware halted",
+    63: "a memory row was remapped",
+    64: "a memory row could not be remapped",
+    74: "NVLink error",
+    79: "the GPU fell off the bus",
+    92: "many corrected memory errors",
+    94: "a contained memory error ended one process",
+    95: "an uncontained memory error",
+    119: "the GPU's firmware does not answer",
+    120: "the GPU's firmware failed",
+    121: "C2C link error",
+    140: "uncorrectable memory error",
+    143: "the GPU could not be initialised",
+}
+_RECOVERY: Final[Mapping[str, str]] = {
+    "gpu_reset": "the GPU asks for a reset",
+    "node_reboot": "the GPU asks for a reboot of the node",
+    "drain_p2p": "the GPU asks to be drained of peer-to-peer work",
+    "drain_and_reset": "the GPU asks to be drained and reset",
+    "recover_imex_domain": "the GPU asks for its IMEX domain to be recovered",
+    "bus_reset": "the GPU asks for a bus reset",
+    "system_reboot": "the GPU asks for a reboot of the system",
+}
+_CAUSES: Final[Mapping[str, str]] = {
+    "gpu_is_lost": "the GPU is lost: fallen off the bus, or its firmware died",
+    "driver_not_loaded": "the driver is not loaded",
+    "reset_required": "the GPU needs a reset",
+    "lib_rm_version_mismatch": "driver library and kernel module differ: restart the exporter",
+}
+_BOTTLENECKS: Final = ("tensor", "memory", "stall", "underfill", "idle")
+
+
+# ---- whether the device answers ----
+
+
+def waiting(*, since_seconds: float) -> Finding:
+    """The driver has not said yet which device this is."""
+    severity = WARNING if since_seconds > 10 else NOTE
+    return Finding(severity, "waiting", f"no answer yet, for {span(since_seconds)}")
+
+
+def hung(*, since_seconds: float) -> Finding:
+    """A driver call does not return."""
+    return Finding(
+        CRITICAL, "hung", f"hung: a driver call has not returned for {span(since_seconds)}"
+    )
+
+
+def lost(*, reason: str | None, since_seconds: float | None) -> Finding:
+    """The device answers with an error. `reason` is NVML's name of it in snake case."""
+    cause = _CAUSES.get(reason or "", f"the driver says {reason}" if reason else "no reading")
+    since = "" if since_seconds is None else f"; last reading {span(since_seconds)} ago"
+    return Finding(CRITICAL, "lost", f"down: {cause}{since}")
+
+
+def stale(*, age_seconds: float) -> Finding:
+    """The device is up, but its last tick is too old to be shown."""
+    return Finding(CRITICAL, "stale", f"stale: the last reading is {span(age_seconds)} old")
+
+
+def source_down(source: str, *, since_seconds: float | None, reason: str | None) -> Finding:
+    """One source of a device that is up has nothing to say."""
+    never = "has never delivered" if since_seconds is None else ""
+    text = never or f"has not delivered for {span(since_seconds or 0)}"
+    # A device that never had the counters is no sick device.
+    severity = NOTE if since_seconds is None else WARNING
+    return Finding(severity, "source_down", f"{source} {text}{f' ({reason})' if reason else ''}")
+
+
+# ---- where the FLOPS go ----
+
+
+def bottleneck(states: Mapping[str, float], *, dram: float | None) -> Finding | None:
+    """What took most of the last minute, of the things that work itself decides.
+
+    `states` are shares of time; `dram` the share of theoretical memory bandwidth used.
+    """
+    known = {name: states.get(name, 0.0) for name in _BOTTLENECKS}
+    if not any(known.values()):
+        return None
+    name = max(known, key=lambda state: known[state])
+    if states.get("unresolved", 0.0) > known[name]:
+        return None
+    if name == "memory":
+        return memory_bound(known[name], dram=dram)
+    return {
+        "tensor": compute_bound,
+        "stall": stall_bound,
+        "underfill": underfilled,
+        "idle": idle,
+    }[name](known[name])
+
+
+def compute_bound(share: float) -> Finding:
+    """The tensor pipe is what is busy most: the good case."""
+    return Finding(NOTE, "compute_bound", f"compute-bound: tensor pipe works {percent(share)}")
+
+
+def memory_bound(share: float, *, dram: float | None) -> Finding:
+    """SMs wait for device memory."""
+    what = f"DRAM at {percent(dram)}" if dram is not None else f"for {percent(share)} of the time"
+    return Finding(NOTE, "memory_bound", f"memory-bound: {what}, tensor pipe waits")
+
+
+def stall_bound(share: float) -> Finding:
+    """SMs are busy, but neither with matrices nor with memory."""
+    return Finding(
+        NOTE,
+        "stall_bound",
+        f"stalled for {percent(share)}: SMs busy with softmax, norms, latency or synchronisation,"
+        " tensor pipe and DRAM are not",
+    )
+
+
+def underfilled(share: float) -> Finding:
+    """Kernels are resident, but do not fill the SMs."""
+    return Finding(
+        NOTE,
+        "underfilled",
+        f"underfilled for {percent(share)}: kernels run, but leave SMs empty"
+        " (small batches, tails, copies)",
+    )
+
+
+def idle(share: float) -> Finding:
+    """Nothing to do."""
+    return Finding(NOTE, "idle", f"idle for {percent(share)} of the last minute")
+
+
+def coarse(*, has_gpm: bool, busy: float | None) -> Finding:
+    """Only coarse utilization is known."""
+    busy_text = "" if busy is None else f"busy {percent(busy)}; "
+    why = "its activity counters are silent" if has_gpm else "it has no activity counters"
+    return Finding(NOTE, "coarse", f"{busy_text}where the FLOPS go is not known: {why}")
+
+
+def clock_held(
+    cause: str,
+    *,
+    held: float,
+    mean_hertz: float | None,
+    max_hertz: float | None,
+    lost_share: float,
+    over: str,
+) -> Finding | None:
+    """Power or heat (`cause`) held the clock for a share of the time, and at what clock.
+
+    `lost_share` is the share of the peak that this cost, `over` the span in words.
+    """
+    if lost_share < _CLOCK_LOSS_MIN or held <= 0 or mean_hertz is None or max_hertz is None:
+        return None
+    limit = _THERMAL_LOSS_WARNING if cause == "heat" else _POWER_LOSS_WARNING
+    return Finding(
+        WARNING if lost_share > limit else NOTE,
+        "clock_held_by_heat" if cause == "heat" else "clock_held_by_power",
+        f"clock held at {megahertz(mean_hertz)} of {megahertz(max_hertz)}{SPACE}MHz by {cause}"
+        f" for {percent(held)} of {over}",
+    )
+
+
+# ---- health ----
+
+
+def xid(code: int, *, times: int, age_seconds: float | None) -> Finding | None:
+    """An XID event of the last hour; what it means by NVIDIA's catalogue."""
+    if age_seconds is None or age_seconds > _XID_SECONDS:
+        return None
+    severity = CRITICAL if code in _XID_CRITICAL else NOTE if code in _XID_PROGRAM else WARNING
+    meaning = f", {_XID_MEANING[code]}" if code in _XID_MEANING else ""
+    often = f" ({times:,} times)" if times > 1 else ""
+    return Finding(severity, "xid", f"XID {code}{meaning}, {span(age_seconds)} ago{often}")
+
+
+def memory_errors(*, uncorrected: float, corrected: float) -> Finding | None:
+    """ECC errors since the exporter first saw the device."""
+    if uncorrected > 0:
+        return Finding(
+            CRITICAL, "ecc_uncorrected", f"{count(uncorrected, 'new uncorrected memory error')}"
+        )
+    if corrected > _CORRECTED_BURST:
+        return Finding(
+            WARNING, "ecc_corrected", f"{count(corrected, 'new corrected memory error')}"
+        )
+    return None
+
+
+def row_remap(*, pending: bool | None, failed: bool | None) -> Finding | None:
+    """Spare memory rows: used up, or waiting for a reset."""
+    if failed:
+        return Finding(
+            CRITICAL, "row_remap_failed", "a memory row could not be remapped: replace the board"
+        )
+    if pending:
+        return Finding(
+            WARNING, "row_remap_pending", "a memory row waits to be remapped: drain and reset"
+        )
+    return None
+
+
+def recovery(action: str | None) -> Finding | None:
+    """What the driver asks for. `action` as in `flopwatch_recovery_action`."""
+    if action is None or action == "none":
+        return None
+    return Finding(CRITICAL, "recovery_action", _RECOVERY.get(action, f"the GPU asks for {action}"))
+
+
+def links_down(links: Mapping[str, bool]) -> Finding | None:
+    """NVLinks that are down beside others that are up; none up is a GPU without a bridge."""
+    down = sorted(
+        (link for link, up in links.items() if not up), key=lambda link: (len(link), link)
+    )
+    if not down or len(down) == len(links):
+        return None
+    noun = "NVLink" if len(down) == 1 else "NVLinks"
+    return Finding(WARNING, "nvlink_down", f"{noun} {', '.join(down)} of {len(links)} down")
+
+
+def narrow_pcie(*, width: int | None, width_max: int | None) -> Finding | None:
+    """The slot or a lane is bad. The generation is no sign: it falls when the link idles."""
+    if not width or not width_max or width >= width_max:
+        return None
+    return Finding(WARNING, "pcie_narrow", f"PCIe runs on {width} of {width_max} lanes")
+
+
+def hot(
+    *, temperature_celsius: float | None, memory_celsius: float | None, idle_share: float
+) -> Finding | None:
+    """Memory where it throttles, or a GPU that is hot for no reason of its own."""
+    if memory_celsius is not None and memory_celsius >= _MEMORY_HOT_CELSIUS:
+        return Finding(WARNING, "memory_hot", f"memory at {memory_celsius:.0f}{SPACE}°C")
+    if (
+        temperature_celsius is not None
+        and temperature_celsius > _IDLE_HOT_CELSIUS
+        and idle_share > _IDLE_SHARE
+    ):
+        return Finding(
+            WARNING, "hot_while_idle", f"{temperature_celsius:.0f}{SPACE}°C while idle: cooling?"
+        )
+    return None
+
+
+# ---- probes ----
+
+
+def slower_than_baseline(ratios: Mapping[str, float]) -> Finding | None:
+    """The kernel that fell furthest below this device's own baseline."""
+    judged = {k: r for k, r in ratios.items() if k.startswith("gemm_") or k == "copy_device"}
+    if not judged:
+        return None
+    kernel = min(judged, key=lambda name: judged[name])
+    ratio = judged[kernel]
+    if ratio >= _BASELINE_WARNING:
+        return None
+    severity = CRITICAL if ratio < _BASELINE_CRITICAL else WARNING
+    text = f"slower than it was: {kernel} at {percent(ratio)} of its own baseline"
+    return Finding(severity, "slower_than_baseline", text)
+
+
+def slower_than_siblings(kernel: str, value: float, siblings: Sequence[float]) -> Finding | None:
+    """A device beside the median of those of its model on this host, itself included."""
+    if len(siblings) < _SIBLINGS_MIN:
+        return None
+    middle = median(siblings)
+    ratio = value / middle if middle > 0 else 1.0
+    if ratio >= _SIBLING_WARNING:
+        return None
+    severity = CRITICAL if ratio < _SIBLING_CRITICAL else WARNING
+    return Finding(
+        severity,
+        "slower_than_siblings",
+        f"slower than its siblings: {kernel} at {percent(ratio)} of the median of {len(siblings)}",
+    )
+
+
+def wrong_results(mismatches: Mapping[str, int]) -> Finding | None:
+    """Probe results that were not bit for bit the expected ones."""
+    wrong = {kernel: times for kernel, times in mismatches.items() if times > 0}
+    if not wrong:
+        return None
+    kernels = ", ".join(sorted(wrong))
+    text = f"computes wrong results: {count(sum(wrong.values()), 'mismatch', 'mismatches')}"
+    return Finding(CRITICAL, "wrong_results", f"{text} in {kernels}; drain the GPU")
+
+
+# ---- the host ----
+
+
+def host_summary(severities: Iterable[Severity | None], noun: str = "GPU") -> str:
+    """The whole host in one sentence, from the worst severity of each device."""
+    worst = list(severities)
+    if not worst:
+        return "No device to watch: no driver answers, and the host processor is not sampled."
+    critical = sum(severity is CRITICAL for severity in worst)
+    warned = sum(severity is WARNING for severity in worst)
+    fine = len(worst) - critical - warned
+    if fine == len(worst):
+        return "The device is fine." if fine == 1 else f"All {count(fine, noun)} are fine."
+    parts = [f"{critical} in trouble"] if critical else []
+    parts += [f"{warned} to look at"] if warned else []
+    parts += [f"{fine} fine"] if fine else []
+    return f"Of {count(len(worst), noun)}: {', '.join(parts)}."
+
+
+def worst(findings: Iterable[Finding]) -> Severity | None:
+    """The worst severity, None where there are at most notes."""
+    found = {finding.severity for finding in findings}
+    return CRITICAL if CRITICAL in found else WARNING if WARNING in found else None
