@@ -21,9 +21,11 @@ GPU_LINK = (
 )
 
 
-def variable(name: str, label: str, query: str, *, all_value: str = ".+") -> d.QueryVariable:
-    """A variable with several values and All, refreshed with the time range."""
-    return (
+def variable(
+    name: str, label: str, query: str, *, all_value: str = ".+", single: bool = False
+) -> d.QueryVariable:
+    """A variable with several values and All (or with exactly one), refreshed with the time range."""
+    made = (
         d.QueryVariable(name)
         .label(label)
         .datasource(DATASOURCE)
@@ -31,17 +33,24 @@ def variable(name: str, label: str, query: str, *, all_value: str = ".+") -> d.Q
         .definition(query)
         .refresh(md.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(md.VariableSort.NATURAL_ASC)
-        .multi(True)
-        .include_all(True)
-        .all_value(all_value)
-        .current(md.VariableOption(selected=True, text=["All"], value=["$__all"]))
     )
+    if single:
+        return made.multi(False).include_all(False)
+    everything = md.VariableOption(selected=True, text=["All"], value=["$__all"])
+    return made.multi(True).include_all(True).all_value(all_value).current(everything)
 
 
-def board(uid: str, title: str, description: str, *, narrow: tuple[str, ...] = ()) -> d.Dashboard:
-    """An empty dashboard with the project's variables; `narrow` names those beyond job, cluster, instance."""
+def board(
+    uid: str, title: str, description: str, *, narrow: tuple[str, ...] = (), one_gpu: bool = False
+) -> d.Dashboard:
+    """An empty dashboard with the project's variables; `narrow` names those beyond job, cluster, instance.
+
+    `one_gpu`: instance and GPU take exactly one value, for All would draw thousands of lines.
+    """
     narrower = {
-        "gpu": variable("gpu", "GPU", f"label_values(flopwatch_gpu_up{{{NODE}}}, gpu)"),
+        "gpu": variable(
+            "gpu", "GPU", f"label_values(flopwatch_gpu_up{{{NODE}}}, gpu)", single=one_gpu
+        ),
         "name": variable("name", "GPU model", f"label_values(flopwatch_gpu_info{{{NODE}}}, name)"),
         "model": variable(
             "model", "Model", f"label_values(flopwatch_model_info{{{CLUSTER}}}, model)"
@@ -84,7 +93,10 @@ def board(uid: str, title: str, description: str, *, narrow: tuple[str, ...] = (
         )
         .with_variable(
             variable(
-                "instance", "Instance", f"label_values(flopwatch_build_info{{{CLUSTER}}}, instance)"
+                "instance",
+                "Instance",
+                f"label_values(flopwatch_build_info{{{CLUSTER}}}, instance)",
+                single=one_gpu,
             )
         )
     )

@@ -231,12 +231,15 @@ def lines(
     return panel
 
 
-def state_stack(title: str, description: str, query: Query, **shape: int) -> timeseries.Panel:
-    """The states of the GPU's time, filling 0 to 100 %."""
+def state_stack(title: str, description: str, by_state: str, **shape: int) -> timeseries.Panel:
+    """The states of the GPU's time, filling 0 to 100 %: work at the bottom, idleness on top.
+
+    `by_state` is a query with STATE where the state's name goes; one target a state keeps the order.
+    """
     return lines(
         title,
         description,
-        [query],
+        [Query(by_state.replace("STATE", state), state) for state in STATE_COLORS],
         unit="percentunit",
         stacked=True,
         maximum=1,
@@ -297,7 +300,7 @@ def bucket_heatmap(
         .cell_gap(1)
         .show_legend()
         .tooltip(heatmap.HeatmapTooltip().mode(mc.TooltipDisplayMode.SINGLE).show_color_scale(True))
-        .unit(unit)
+        .unit("short")
         .span(span)
         .height(height)
     )

@@ -142,8 +142,8 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
                     "Alert",
                     link="https://github.com/flopwatch/flopwatch/blob/main/docs/runbooks/${__value.text}.md",
                 ),
-                Column("cluster", "Cluster", width=110),
-                Column("instance", "Instance", width=150),
+                Column("cluster", "Cluster", width=160),
+                Column("instance", "Instance", width=190),
                 Column("gpu", "GPU", width=60, link=GPU_LINK),
             ],
             sort_by="Severity",
@@ -155,10 +155,7 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
         state_stack(
             "Where the peak goes",
             "Shares of the fleet's peak FLOP/s. Much `memory`: batch or quantise. `stall`: fuse kernels, fewer synchronisations. `underfill`: small grids, raise concurrency. `clock_*`: heat or power. `idle`: fewer replicas or more traffic.",
-            Query(
-                f"sum by (state) (cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}}}) / ignoring (state) group_left () sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}}})",
-                "{{state}}",
-            ),
+            f'sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}, state="STATE"}}) / sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}}})',
             span=12,
             height=9,
         )
@@ -167,12 +164,12 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
 
 def _worst(dashboard: Dashboard) -> Dashboard:
     columns = [
-        Column("cluster", "Cluster", width=110),
-        Column("instance", "Instance", width=150),
+        Column("cluster", "Cluster", width=160),
+        Column("instance", "Instance", width=190),
         Column("gpu", "GPU", width=60, link=GPU_LINK),
         Column("name", "Model"),
-        Column("A", "Probe of peers", "percentunit", good_above(0.9, 0.97), 1, 120),
-        Column("B", "Probe of own past", "percentunit", good_above(0.9, 0.97), 1, 130),
+        Column("A", "Probe of peers", "percentunit", good_above(0.9, 0.95), 1, 135),
+        Column("B", "Probe of own past", "percentunit", good_above(0.9, 0.95), 1, 150),
         Column("C", "Delivered of peak", "percentunit", decimals=1, width=150, bar_maximum=0.6),
         Column("D", "Of peers", "percentunit", good_above(0.5, 0.8), 0, 90),
         Column("E", "Busy", "percentunit", decimals=0, width=80),
@@ -271,7 +268,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                 "Model FLOPS utilization by the engines' own token counts. Far below what the tensor pipes deliver: padding, recomputation, rejected drafts.",
                 [
                     Query(
-                        f'sort_desc(model:flopwatch_model_flops_utilization:ratio_rate5m{{{CLUSTER}, model=~"$model"}})',
+                        f'sort_desc(sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}}) / sum by (model) (model:flopwatch_peak_flops:headline{{{CLUSTER}, model=~"$model"}}))',
                         "{{model}}",
                     )
                 ],
