@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+# Most tests wait for a daemon's ticks: more of them than cores run well together.
+WORKERS ?= 4
 
 # What the tests need beside Python: a compiler for the fake driver library, a real Prometheus and
 # Alertmanager, a real browser.
@@ -43,7 +45,7 @@ apt-test:
 
 .PHONY: test
 test: apt-test lint type check-generated rules ## install what tests need and run every check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff: style and format

@@ -123,6 +123,7 @@ class SampledGpu:
 
     def sample_clock(self) -> None:
         """One more sample of the clock for the window that is open."""
+        self._check_epoch()
         assert self._calls is not None
         assert self._accounts is not None
         self._accounts.observe_clock(read_clock(self._calls, time.monotonic))
@@ -136,6 +137,7 @@ class SampledGpu:
 
     def tick(self, ticks: TickStatistics) -> DeviceSnapshot:
         """Read everything that is due and account for it."""
+        self._check_epoch()
         calls, accounts, peaks = self._calls, self._accounts, self._peaks
         assert calls is not None
         assert accounts is not None
@@ -187,6 +189,11 @@ class SampledGpu:
             except NvmlError as again:
                 log.debug("driver_still_gone", reason=again.reason)
         return self._snapshot(ticks, up=False)
+
+    def _check_epoch(self) -> None:
+        """A handle dies with its initialisation: another device's sampler may have begun a new one."""
+        if self._context.library.epoch != self._epoch:
+            raise DriverGone("nvmlInit", 1)
 
     def _snapshot(self, ticks: TickStatistics, *, up: bool) -> DeviceSnapshot:
         return DeviceSnapshot(

@@ -125,16 +125,22 @@ class Sampler:
 
     def _tick_until_lost(self) -> None:
         self._tick()
+        interval = self._settings().interval
+        done = self._position()
         while not self._stop.is_set():
-            settings = self._settings()
-            now = time.monotonic()
-            position = (now - self._origin) / settings.interval
-            next_tick = self._origin + (int(position) + 1) * settings.interval
-            if not self._sample_clock_until(next_tick):
+            if interval != self._settings().interval:  # reloaded: ticks are numbered anew
+                interval = self._settings().interval
+                done = self._position()
+            number = max(self._position(), done) + 1
+            if not self._sample_clock_until(self._origin + number * interval):
                 return
-            late = int((time.monotonic() - next_tick) / settings.interval)
-            self._ticks.missed += late
+            self._ticks.missed += number - done - 1
+            done = number
             self._tick()
+
+    def _position(self) -> int:
+        """Number of the last tick that was due."""
+        return int((time.monotonic() - self._origin) / self._settings().interval)
 
     def _sample_clock_until(self, next_tick: float) -> bool:
         """Spread clock samples over the time left; False when stopped meanwhile."""
@@ -168,10 +174,8 @@ class Sampler:
         work()
         self._busy_since = None
         seconds = time.monotonic() - started
-        settings = self._settings()
-        if seconds <= settings.deadline:
+        if seconds <= self._settings().deadline:
             return True
-        self._ticks.missed += int(seconds / settings.interval)
         self.device.skip_gap()
         log.warning("driver_call_returned", gpu=self.device.key, seconds=round(seconds, 1))
         return False

@@ -12,7 +12,7 @@ from exporter.readings import DeviceIdentity
 TABLE = json.loads(files("exporter.accounting").joinpath("peaks.json").read_text())
 
 
-def peaks_of(name: str, **facts: object):  # noqa: ANN202
+def peaks_of(name: str, **facts: object):
     return find_peaks(DeviceIdentity("0", "GPU-1", name, **facts))  # type: ignore[arg-type]
 
 

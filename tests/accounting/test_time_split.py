@@ -134,9 +134,7 @@ def test_a_window_cut_in_two_gives_the_same_sums(
     """Accounting more often changes nothing when nothing changed meanwhile."""
     middle = window.start_seconds + cut * window.seconds
     shares = {name: getattr(window, name) for name in ("graphics", "sm", "any_tensor", "dram")}
-    first = split_time(
-        ActivityWindow("gpm", window.start_seconds, middle, **shares), clock, MAX
-    )
+    first = split_time(ActivityWindow("gpm", window.start_seconds, middle, **shares), clock, MAX)
     second = split_time(ActivityWindow("gpm", middle, window.end_seconds, **shares), clock, MAX)
 
     whole = split_time(window, clock, MAX)

@@ -1,0 +1,189 @@
+"""What the counters say is what the GPU did."""
+
+import random
+import time
+from dataclasses import replace
+
+import pytest
+
+from tests.fake_nvml import A100, H100, H100_NO_CYCLES, FakeNvml, GpuProfile, Load
+
+
+SMS = 132
+BF16, FP32 = 4096, 256
+SECONDS = 10
+REST = Load.idle()
+
+
+def varying_load(fake: FakeNvml, begin_ns: int, seed: int) -> int:
+    """Ten seconds of loads of 0.3 to 0.9 s at clocks that move with them, rest before and after."""
+    chance = random.Random(seed)
+    at, end = begin_ns, begin_ns + SECONDS * 1_000_000_000
+    while at < end:
+        hmma = chance.uniform(0.0, 0.8)
+        load = Load(
+            graphics=1.0,
+            sm=min(1.0, hmma + chance.uniform(0.0, 0.3)),
+            any_tensor=hmma,
+            hmma_tensor=hmma,
+            dram=chance.uniform(0.0, 0.9),
+            fp32=chance.uniform(0.0, 0.1),
+            sm_clock_mhz=chance.randrange(1500, 1980),
+            memory_clock_mhz=2619,
+            power_watts=chance.uniform(200, 700),
+            nvlink_rx_bytes_per_second=chance.uniform(0, 300e9),
+            pcie_tx_bytes_per_second=chance.uniform(0, 20e9),
+        )
+        fake.gpu(0).set_load(load, at)
+        at = min(end, at + int(chance.uniform(0.3, 0.9) * 1e9))
+    fake.gpu(0).set_load(REST, end)
+    return end
+
+
+@pytest.mark.parametrize(
+    ("profile", "source", "tolerance"),
+    [(H100, "gpm_cycles", 0.01), (H100_NO_CYCLES, "gpm", 0.02)],
+    ids=["cycles", "percent"],
+)
+@pytest.mark.parametrize("slow_calls", [False, True], ids=["on time", "ticks missed"])
+def test_flop_and_bytes_follow_a_varying_load(
+    start, profile: GpuProfile, source: str, tolerance: float, slow_calls: bool
+) -> None:
+    """Over ten seconds of a load that never rests, FLOP, bytes and time agree with the truth.
+
+    Also when driver calls take so long that ticks are missed: their windows are only longer.
+    """
+    fake, daemon = start([profile], prepare=lambda fake: fake.gpu(0).set_load(REST))
+    daemon.wait_until(lambda scrape: scrape.has("flopwatch_flop_total", source=source))
+    first = daemon.scrape()
+
+    begin = time.monotonic_ns() + 100_000_000
+    end = varying_load(fake, begin, seed=7)
+    while time.monotonic_ns() < end:
+        if slow_calls:
+            fake.delay("nvmlDeviceGetPowerUsage", 1.3)
+            time.sleep(1.4)
+            fake.release("nvmlDeviceGetPowerUsage")
+            fake.clear("nvmlDeviceGetPowerUsage")
+        time.sleep(0.5)
+    time.sleep(3)  # the tick that saw the end, and one more
+    last = daemon.scrape()
+
+    truth = fake.gpu(0).truth(begin, end)
+
+    def grown(name: str, **labels: str) -> float:
+        return last.total(name, **labels) - first.total(name, **labels)
+
+    assert grown("flopwatch_flop_total", pipe="tensor", precision="bf16") == pytest.approx(
+        truth.hmma_tensor_cycles * SMS * BF16, rel=tolerance
+    )
+    assert grown("flopwatch_flop_total", pipe="fp32") == pytest.approx(
+        truth.fp32_cycles * SMS * FP32, rel=tolerance
+    )
+    # At rest a little memory and link traffic goes on: the truth of the rest is in the truth.
+    rest = fake.gpu(0).truth(end, end + 3_000_000_000)
+    assert grown("flopwatch_dram_bytes_total") == pytest.approx(
+        (truth.dram_fraction_seconds + rest.dram_fraction_seconds) * 3.35e12, rel=tolerance
+    )
+    assert grown("flopwatch_nvlink_receive_bytes_total") == pytest.approx(
+        truth.nvlink_rx_bytes, rel=tolerance
+    )
+    assert grown("flopwatch_pcie_transmit_bytes_total") == pytest.approx(
+        truth.pcie_tx_bytes, rel=tolerance
+    )
+    assert grown("flopwatch_gpu_seconds_total", state="tensor") == pytest.approx(
+        truth.hmma_tensor_cycles / 1.98e9, rel=tolerance
+    )
+    if slow_calls:
+        assert grown("flopwatch_ticks_missed_total") > 0
+
+
+def test_states_sum_to_elapsed_time(start) -> None:
+    """The states of eight GPUs under different loads sum to the seconds that passed."""
+    loads = [REST, Load.decode(), Load.prefill(), REST]
+    profiles = [H100, H100, H100_NO_CYCLES, A100]
+    fake, daemon = start(profiles)
+    for index, load in enumerate(loads):
+        fake.gpu(index).set_load(load)
+    daemon.wait_until(
+        lambda scrape: all(
+            scrape.total("flopwatch_gpu_seconds_total", gpu=str(gpu)) > 0 for gpu in range(4)
+        )
+    )
+
+    # Totals move once a tick: from one step to another the time between them is known.
+    def next_step() -> tuple[float, list[float]]:
+        def totals() -> list[float]:
+            scrape = daemon.scrape()
+            return [scrape.total("flopwatch_gpu_seconds_total", gpu=str(gpu)) for gpu in range(4)]
+
+        before = totals()
+        while True:
+            now = totals()
+            if all(b < n for b, n in zip(before, now, strict=True)):
+                return time.monotonic(), now
+            time.sleep(0.02)
+
+    began, at_first = next_step()
+    time.sleep(5)
+    ended, at_last = next_step()
+
+    for first, last in zip(at_first, at_last, strict=True):
+        # Ticks are one second apart; the scrapes that saw them may be late by a few hundredths.
+        assert last - first == pytest.approx(round(ended - began), abs=0.1)
+
+
+def test_a_gpu_without_gpm_says_what_it_knows(start) -> None:
+    """An A100 alone has no FLOP counter: idle time, clocks, and the rest unresolved."""
+    fake, daemon = start([A100])
+    fake.gpu(0).set_load(Load.decode())
+
+    scrape = daemon.wait_until(
+        lambda scrape: scrape.total("flopwatch_gpu_seconds_total", state="unresolved") > 1
+    )
+
+    assert not scrape.has("flopwatch_flop_total")
+    assert not scrape.has("flopwatch_sm_active_ratio")
+    assert scrape.value("flopwatch_source_up", source="gpm") == 0
+    assert scrape.value("flopwatch_source_up", source="nvml") == 1
+    assert scrape.value("flopwatch_peak_flops", precision="bf16") == 312e12
+    assert not scrape.has("flopwatch_peak_flops", precision="fp8")
+
+
+def test_the_headline_precision_comes_from_the_configuration(start) -> None:
+    """A rule by name values the tensor pipe in fp8: twice the FLOP of bf16 for the same time."""
+    config = 'probes: {enabled: false}\ngpus: [{match: {name: "NVIDIA H100*"}, precision: fp8}]\n'
+    fake, daemon = start([H100], config=config)
+    fake.gpu(0).set_load(Load(graphics=1, sm=1, any_tensor=0.5, hmma_tensor=0.5, sm_clock_mhz=1980))
+
+    scrape = daemon.wait_until(
+        lambda scrape: (
+            scrape.total("flopwatch_achieved_flops", precision="fp8")
+            > 0.99 * 0.5 * SMS * 1.98e9 * 8192
+        )
+    )
+
+    assert scrape.value("flopwatch_headline_precision_info", origin="config", precision="fp8") == 1
+    assert scrape.value("flopwatch_flops_utilization_ratio", precision="fp8") == pytest.approx(
+        0.5 * SMS * 1.98e9 * 8192 / 1978.9e12, rel=0.01
+    )
+
+
+def test_two_counts_of_cycles_are_told_apart(start) -> None:
+    """Whether the driver counts a mean over the SMs or their sum, the FLOP are the same."""
+    summing = replace(H100, cycles_mode="sum")
+    fake, daemon = start([H100, summing])
+    for gpu in (0, 1):
+        fake.gpu(gpu).set_load(Load.prefill())
+
+    scrape = daemon.wait_until(
+        lambda scrape: (
+            scrape.total("flopwatch_achieved_flops", gpu="1", precision="bf16") > 1e14
+            and scrape.total("flopwatch_achieved_flops", gpu="0", precision="bf16") > 1e14
+        )
+    )
+
+    assert scrape.value("flopwatch_source_up", gpu="1", source="gpm_cycles") == 1
+    assert scrape.value("flopwatch_achieved_flops", gpu="1", precision="bf16") == pytest.approx(
+        scrape.value("flopwatch_achieved_flops", gpu="0", precision="bf16"), rel=0.01
+    )
