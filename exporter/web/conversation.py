@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 _RECEIVE_BYTES: Final = 16 * 1024  # one TLS record
 _JOINED_BYTES: Final = 64 * 1024  # up to here one copy is cheaper than a second packet
+_END_OF_HEAD_BYTES_MAX: Final = 4  # CR LF CR LF
 _TLS_HANDSHAKE: Final = b"\x16"  # content type of a TLS record that opens a handshake
 
 
@@ -148,19 +149,18 @@ class Conversation:
         return self._newest_security() is not self._security
 
     def _read_head(self, deadline: float) -> Head:
-        received = self._received
+        received, limit = self._received, self._limits.head_bytes
+        searched = 0
         while True:
-            while received.startswith(
-                (b"\r", b"\n")
-            ):  # RFC 9112, section 2.2: empty lines before it
-                del received[:1]
-            if received and not may_begin_request(received):
-                raise RefusedError(400, "this is not HTTP")
-            end = END_OF_HEAD.search(received, 0, self._limits.head_bytes)
+            if not searched:
+                self._skip_empty_lines()
+            # Not from the start each time: a head that comes in bytes would cost their square.
+            end = END_OF_HEAD.search(received, searched, limit)
             if end is not None:
                 break
-            if len(received) >= self._limits.head_bytes:
-                raise RefusedError(431, f"the head is larger than {self._limits.head_bytes} bytes")
+            if len(received) >= limit:
+                raise RefusedError(431, f"the head is larger than {limit} bytes")
+            searched = max(0, len(received) - _END_OF_HEAD_BYTES_MAX + 1)
             try:
                 self._receive(deadline)
             except TimeoutError:
@@ -170,6 +170,14 @@ class Conversation:
         head = bytes(received[: end.start()])
         del received[: end.end()]
         return parse_head(head, self._limits)
+
+    def _skip_empty_lines(self) -> None:
+        """Drop what RFC 9112, section 2.2, allows before a request, and refuse what is none."""
+        received = self._received
+        while received.startswith((b"\r", b"\n")):
+            del received[:1]
+        if received and not may_begin_request(received):
+            raise RefusedError(400, "this is not HTTP")
 
     def _skip_body(self, head: Head, deadline: float) -> None:
         remaining = head.body_bytes
@@ -196,6 +204,7 @@ class Conversation:
     def _linger(self) -> None:
         """Drop what the client still sends: closing on unread data would reset the connection."""
         sock = self._connection.socket
+        self._connection.enter(Phase.WAITING)  # from now on it can be spared
         deadline = time.monotonic() + self._limits.linger_seconds
         socket.socket.shutdown(sock, socket.SHUT_WR)
         dropped = 0

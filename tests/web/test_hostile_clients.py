@@ -115,6 +115,21 @@ def test_a_client_that_does_not_read_gives_way(serve: Serve) -> None:
         assert eventually(is_served)
 
 
+def test_a_refused_client_that_stays_gives_way(serve: Serve) -> None:
+    """A client that was refused and does not leave is the first to be displaced."""
+    server = serve(limits=Limits(connections=1, linger_seconds=FOREVER_SECONDS))
+    with RawClient(server) as refused:
+        refused.send(b"nonsense\r\n\r\n")
+        assert refused.read_answer().status == 400
+
+        def is_served() -> bool:
+            with RawClient(server) as newcomer, contextlib.suppress(ConnectionError):
+                return newcomer.get("/").status == 200
+            return False
+
+        assert eventually(is_served)
+
+
 def test_a_full_table_closes_its_oldest_silent_connection(serve: Serve) -> None:
     """Of two connections that never asked anything, the older gives way; an idle scraper stays."""
     server = serve(limits=Limits(connections=3, head_seconds=FOREVER_SECONDS))
