@@ -1,0 +1,213 @@
+"""The daemon's side: snapshots to facts, probe results to points."""
+
+import pytest
+
+from exporter.accounting.peaks import Peaks
+from exporter.exposition.probes import probe_points
+from exporter.metrics.probes import FAMILIES
+from exporter.readings import DeviceIdentity, FastReading, ProcessUse, SlowReading
+from exporter.snapshot import DeviceSnapshot, HostSnapshot
+from exporter.sources.probes import ProbeFacts, ProcessAges
+from probes import records
+from probes.facts import ProcessFacts
+from probes.records import ProbesSnapshot
+
+
+PEAKS = Peaks(
+    origin="datasheet",
+    model="H100",
+    flops={"bf16": 989e12},
+    tensor_rate={"bf16": 4096.0, "fp64": 256.0},
+    plain_rate={"fp32": 256.0, "fp64": 128.0},
+    dram_bytes_per_second=3.35e12,
+)
+
+
+def device(index="0", *, up=True, at=100.0, mig=None, uuid="GPU-0", fast=None, slow=None):
+    identity = DeviceIdentity(
+        index=index, uuid=uuid, name="H100", sm_count=132, sm_clock_max_hertz=1.98e9, mig=mig
+    )
+    return DeviceSnapshot(
+        identity=identity,
+        at_seconds=at,
+        up=up,
+        max_age_seconds=4.0,
+        peaks=PEAKS,
+        fast=fast or FastReading(at_seconds=at, memory_free_bytes=8e9, event_reasons=0x24),
+        slow=slow or SlowReading(at_seconds=at),
+    )
+
+
+def host(*devices, hung=()):
+    return HostSnapshot(devices, frozenset(hung), pending=False, now_seconds=102.0)
+
+
+def facts(*devices, **fields):
+    return ProbeFacts(lambda: host(*devices, **fields), clock=lambda: 102.0)()
+
+
+class TestFacts:
+    def test_a_gpu(self):
+        """Everything the gates and the judgement need."""
+        slow = SlowReading(
+            at_seconds=100.0,
+            compute_mode="exclusive_process",
+            mig_enabled=False,
+            pcie_link_generation_max=5,
+            pcie_link_width=16,
+        )
+        (seen,) = facts(device(slow=slow))
+
+        assert (seen.key, seen.uuid, seen.kind) == ("0", "GPU-0", "cuda")
+        assert seen.free_memory_bytes == 8_000_000_000
+        assert seen.compute_mode == "exclusive_process"
+        assert seen.clock_event_reasons == {"sw_power_cap", "sw_thermal_slowdown"}
+        assert seen.sm_clock_max_hertz == 1.98e9
+        assert seen.peak_dram_bandwidth_bytes_per_second == 3.35e12
+        assert seen.peak_pcie_bandwidth_bytes_per_second == pytest.approx(63e9, rel=0.01)
+
+    def test_rates_are_the_tensor_pipes_where_it_has_the_precision(self):
+        """fp64 GEMMs run on the tensor pipe of an H100, fp32 ones cannot."""
+        (seen,) = facts(device())
+
+        assert seen.flop_per_clock_per_sm == {"bf16": 4096.0, "fp64": 256.0, "fp32": 256.0}
+
+    def test_the_host_processor(self):
+        """Known by its index."""
+        (seen,) = facts(device("cpu0", uuid="CPU-0"))
+
+        assert seen.kind == "cpu"
+
+    def test_mig_is_the_gpus_affair(self):
+        """The instance is not a device to probe, its GPU says that it is partitioned."""
+        partitioned = device(slow=SlowReading(at_seconds=100.0, mig_enabled=True))
+        (seen,) = facts(partitioned, device(mig="7", uuid="MIG-7"))
+
+        assert seen.mig
+
+    def test_devices_nothing_is_known_of_are_left_out(self):
+        """Down, hung, stale by more than 4 s, or not yet named."""
+        assert facts(device(up=False)) == []
+        assert facts(device(), hung=("0",)) == []
+        assert facts(device(at=97.9)) == []
+        assert facts(device(uuid="unknown")) == []
+
+    def test_unknown_free_memory_stays_unknown(self):
+        """It is not zero."""
+        (seen,) = facts(device(fast=FastReading(at_seconds=100.0)))
+
+        assert seen.free_memory_bytes is None
+
+    def test_processes_come_with_their_age(self):
+        """A process that /proc does not show is new at first sight."""
+        slow = SlowReading(at_seconds=100.0, processes=(ProcessUse(2**30, None),))
+        (seen,) = facts(device(slow=slow))
+
+        assert seen.processes == (ProcessFacts(2**30, 0.0),)
+
+
+class TestAges:
+    @pytest.fixture
+    def proc(self, tmp_path, monkeypatch):
+        """A /proc 1000 s after boot, in which process 7 started at 400 s."""
+        monkeypatch.setattr("os.sysconf", lambda name: 100)
+        (tmp_path / "uptime").write_text("1000.00 1.00\n")
+        self.start(tmp_path, 7, 400)
+        return tmp_path
+
+    def start(self, proc, pid, at_seconds):
+        (proc / str(pid)).mkdir()
+        fields = " ".join(["S", *["0"] * 18, str(at_seconds * 100), "0"])
+        (proc / str(pid) / "stat").write_text(f"{pid} (a (server) x) {fields}")
+
+    def test_a_process_from_before_us_is_as_old_as_proc_says(self, proc):
+        """600 s, at first sight."""
+        assert ProcessAges(proc).ages("GPU-0", [7], 50.0) == (ProcessFacts(7, 600.0),)
+
+    def test_one_that_appears_is_new_on_the_gpu_however_old_it_is(self, proc):
+        """A server may run for an hour before it opens its GPU and sizes its cache."""
+        ages = ProcessAges(proc)
+        ages.ages("GPU-0", [], 50.0)
+
+        assert ages.ages("GPU-0", [7], 60.0) == (ProcessFacts(7, 0.0),)
+        assert ages.ages("GPU-0", [7], 90.0) == (ProcessFacts(7, 30.0),)
+
+    def test_one_that_proc_does_not_show_is_as_old_as_its_first_sight(self, proc):
+        """In a container."""
+        ages = ProcessAges(proc)
+        ages.ages("GPU-0", [8], 50.0)
+
+        assert ages.ages("GPU-0", [8], 400.0) == (ProcessFacts(8, 350.0),)
+
+    def test_one_that_comes_back_is_new_again(self, proc):
+        """It may be another one under the same number."""
+        ages = ProcessAges(proc)
+        ages.ages("GPU-0", [8], 50.0)
+        ages.ages("GPU-0", [], 60.0)
+
+        assert ages.ages("GPU-0", [8], 70.0) == (ProcessFacts(8, 0.0),)
+
+    def test_each_gpu_has_its_own_sight(self, proc):
+        """Opening a second GPU is new there."""
+        ages = ProcessAges(proc)
+        ages.ages("GPU-0", [8], 50.0)
+        ages.ages("GPU-1", [], 50.0)
+
+        assert ages.ages("GPU-1", [8], 70.0) == (ProcessFacts(8, 0.0),)
+
+
+FULL = records.DeviceSnapshot(
+    device="0",
+    uuid="GPU-0",
+    flops={"bf16": 8e14},
+    efficiency_ratio={"bf16": 0.84},
+    sm_clock_hertz=1.755e9,
+    bandwidth_bytes_per_second={("device", ""): 2.6e12, ("peer", "1"): 3e11},
+    launch_latency_seconds=4e-6,
+    baseline_ratio={"gemm_bf16": 0.99},
+    tenant_busy_ratio=(0.33, 0.5),
+    mismatches={"gemm_bf16": 0},
+    runs={("gemm_bf16", "ok"): 3},
+    skips={"budget": 2},
+    gpu_seconds=0.5,
+    last_success_seconds={"gemm_bf16": 1.7e9},
+    worker_restarts=1,
+    worker_memory_bytes=5 * 10**8,
+    worker_pid=1,
+)
+
+
+class TestPoints:
+    def points(self, *devices):
+        return list(probe_points(ProbesSnapshot(running=True, paused=False, devices=devices)))
+
+    def test_every_family_of_the_contract_has_its_points(self):
+        """With exactly the labels that the catalogue declares."""
+        points = self.points(FULL)
+
+        assert {point.family for point in points} == set(FAMILIES)
+        for point in points:
+            assert tuple(name for name, _ in point.labels) == point.family.label_names
+
+    def test_values(self):
+        """As measured, in base units."""
+        values = {
+            (point.family.name, *(value for _, value in point.labels[2:])): point.value
+            for point in self.points(FULL)
+        }
+
+        assert values["flopwatch_probe_flops", "bf16"] == 8e14
+        assert values["flopwatch_probe_bandwidth_bytes_per_second", "peer", "1"] == 3e11
+        assert values["flopwatch_probe_tenant_busy_ratio", "high"] == 0.5
+        assert values["flopwatch_probe_runs_total", "gemm_bf16", "ok"] == 3
+        assert values["flopwatch_probe_mismatches_total", "gemm_bf16"] == 0
+        assert values["flopwatch_probe_worker_memory_bytes",] == 5e8
+
+    def test_nothing_known_is_nothing_shown(self):
+        """But for the two counters that are 0 from the start."""
+        empty = records.DeviceRecord("0", "GPU-0").snapshot(0.0, 60.0)
+
+        assert {point.family.name: point.value for point in self.points(empty)} == {
+            "flopwatch_probe_gpu_seconds_total": 0.0,
+            "flopwatch_probe_worker_restarts_total": 0.0,
+        }
