@@ -112,11 +112,14 @@ class GpmSession:
         Instants are monotonic seconds, taken halfway through the driver call.
         """
         before = time.monotonic()
-        call("nvmlGpmSampleGet", self._handle, self._samples[0])
+        self._take(self._samples[0])
         at = (before + time.monotonic()) / 2
         self._samples.reverse()
         self._sampled_at = [*self._sampled_at[-1:], at]
         return (self._sampled_at[0], at) if len(self._sampled_at) == 2 else None
+
+    def _take(self, sample: Any) -> None:
+        call("nvmlGpmSampleGet", self._handle, sample)
 
     def metrics(self, ids: Iterable[int]) -> dict[int, float]:
         """Values of the metrics over the last window; those that the driver refuses are left out.

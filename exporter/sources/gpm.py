@@ -1,17 +1,23 @@
-"""Source `gpm` and `gpm_cycles`: activities of a whole GPU from NVML's GPM.
+"""Source `gpm` and `gpm_cycles`: activities of a GPU or a MIG instance from NVML's GPM.
 
 `gpm_cycles` counts SM cycles since boot (drivers of the 595 branch and newer); it is used where a
 live trial shows that the counter runs at the SM clock. `gpm` knows percentages of each window.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 
 from exporter.nvml import gpm
-from exporter.nvml.errors import NotSupported, NvmlError
+from exporter.nvml.errors import (
+    DeviceLost,
+    DriverGone,
+    DriverMismatch,
+    NotSupported,
+    NvmlError,
+)
 from exporter.nvml.gpm import GpmSession, gpm_lock
 from exporter.readings import ActivityWindow
 
@@ -74,6 +80,15 @@ class CycleScale:
     divisor: int
 
 
+@dataclass(slots=True)
+class _Trial:
+    """What the first windows showed: elapsed cycles by instant, and the clock at each."""
+
+    counts: list[tuple[float, float]] = field(default_factory=list)
+    hertz: list[float] = field(default_factory=list)
+    answered: bool = False
+
+
 class GpmSource:
     """Activity windows of one device. One thread owns it; GPM's lock is taken inside."""
 
@@ -84,14 +99,18 @@ class GpmSource:
         sm_count: int | None,
         max_hertz: float | None,
         on_implausible: Callable[[str], None],
+        ways: Sequence[GpmSession] = (),
     ) -> None:
-        self._session = GpmSession(handle)
+        """`ways` are sessions to try in turn, where samples can be had by more than one call."""
+        self._ways = list(ways) or [GpmSession(handle)]
+        self._session = self._ways[0]
         self._sm_count = sm_count
         self._max_hertz = max_hertz
         self._on_implausible = on_implausible
         self._scale: CycleScale | None = None
         self._cycles: Mapping[int, float] = {}
         self._after_gap = False
+        self._trial = _Trial()
 
     @property
     def name(self) -> str:
@@ -108,14 +127,35 @@ class GpmSource:
 
         Raises NotSupported where it has no GPM, another NvmlError where GPM failed this time.
         """
-        with gpm_lock():
-            self._session.open()
+        failures = open_together([self], read_clock_hertz)
+        if failures:
+            raise failures[0][1]
+
+    def begin(self) -> None:
+        """Take the first sample, by the first way that the device supports. Raises NvmlError."""
+        self._trial = _Trial()
+        while True:
+            self._session = self._ways[0]
             try:
-                self._session.sample()
-            except NvmlError:
-                self._session.close()
-                raise
-        self._trial(read_clock_hertz)
+                with gpm_lock():
+                    self._session.open()
+                    try:
+                        self._session.sample()
+                    except NvmlError:
+                        self._session.close()
+                        raise
+            except NotSupported:
+                if not self.take_next_way():
+                    raise
+            else:
+                return
+
+    def take_next_way(self) -> bool:
+        """Give up the way in use; whether there is another."""
+        if len(self._ways) == 1:
+            return False
+        self._ways.pop(0)
+        return True
 
     def close(self) -> None:
         """Give the samples back."""
@@ -152,35 +192,33 @@ class GpmSource:
             return None
         return self._window(values, *span)
 
+    def try_window(self, read_clock_hertz: Callable[[], float | None]) -> None:
+        """One window of the trial. Raises NvmlError."""
+        with gpm_lock():
+            span = self._session.sample()
+            if span is None:
+                return
+            values = self._session.metrics((*gpm.PERCENT_IDS, *gpm.CYCLE_IDS))
+        self._trial.answered |= any(metric in values for metric in gpm.PERCENT_IDS)
+        clock = read_clock_hertz()
+        if gpm.SM_CYCLES_ELAPSED in values and clock is not None:
+            self._trial.counts.append((span[1], values[gpm.SM_CYCLES_ELAPSED]))
+            self._trial.hertz.append(clock)
+            self._cycles = values
+
+    def conclude(self) -> bool:
+        """End the trial: use the cycle counters if they ran true. Whether GPM answered at all."""
+        self._scale = cycle_scale(self._trial.counts, self._trial.hertz, self._sm_count)
+        if self._scale is None:
+            self._cycles = {}
+        if not self._trial.answered:
+            self.close()
+        return self._trial.answered
+
     def _ids(self) -> tuple[int, ...]:
         if self._scale is None:
             return (*gpm.PERCENT_IDS, *gpm.RATE_IDS)
         return (*_PERCENT_BESIDE_CYCLES, *gpm.RATE_IDS, *gpm.CYCLE_IDS)
-
-    def _trial(self, read_clock_hertz: Callable[[], float | None]) -> None:
-        """Watch the cycle counters for a few short windows, and use them if they run true."""
-        counts: list[tuple[float, float]] = []
-        hertz: list[float] = []
-        answered = False
-        for _window in range(_TRIAL_WINDOWS):
-            time.sleep(_TRIAL_PAUSE_SECONDS)
-            with gpm_lock():
-                span = self._session.sample()
-                if span is None:
-                    continue
-                values = self._session.metrics((*gpm.PERCENT_IDS, *gpm.CYCLE_IDS))
-            answered = answered or any(metric in values for metric in gpm.PERCENT_IDS)
-            clock = read_clock_hertz()
-            if gpm.SM_CYCLES_ELAPSED in values and clock is not None:
-                counts.append((span[1], values[gpm.SM_CYCLES_ELAPSED]))
-                hertz.append(clock)
-                self._cycles = values
-        if not answered:
-            self.close()
-            raise NotSupported("nvmlGpmMetricsGet", 3)
-        self._scale = cycle_scale(counts, hertz, self._sm_count)
-        if self._scale is None:
-            self._cycles = {}
 
     def _window(
         self, values: Mapping[int, float], start: float, end: float
@@ -259,3 +297,58 @@ def cycle_scale(
         else:
             return None
     return CycleScale(scales.pop()) if len(steps) >= 2 and len(scales) == 1 else None
+
+
+def open_together(
+    sources: Sequence[GpmSource], read_clock_hertz: Callable[[], float | None]
+) -> list[tuple[GpmSource, NvmlError]]:
+    """Open the sources in one trial, so that many cost no more time than one.
+
+    Returns those that failed: NotSupported where there is no GPM. Raises what `read_clock_hertz`
+    raises; the sources are closed then.
+    """
+    failures: list[tuple[GpmSource, NvmlError]] = []
+    waiting = list(sources)
+    try:
+        while waiting:
+            on_trial = _begin(waiting, failures)
+            for _window in range(_TRIAL_WINDOWS if on_trial else 0):
+                time.sleep(_TRIAL_PAUSE_SECONDS)
+                for source in tuple(on_trial):
+                    try:
+                        source.try_window(read_clock_hertz)
+                    except (DeviceLost, DriverGone, DriverMismatch):
+                        raise
+                    except NvmlError as error:
+                        source.close()
+                        on_trial.remove(source)
+                        failures.append((source, error))
+            waiting = []
+            for source in on_trial:
+                if source.conclude():
+                    continue
+                if source.take_next_way():
+                    waiting.append(source)
+                else:
+                    failures.append((source, NotSupported("nvmlGpmMetricsGet", 3)))
+    except NvmlError:
+        for source in sources:
+            source.close()
+        raise
+    return failures
+
+
+def _begin(
+    sources: Sequence[GpmSource], failures: list[tuple[GpmSource, NvmlError]]
+) -> list[GpmSource]:
+    begun: list[GpmSource] = []
+    for source in sources:
+        try:
+            source.begin()
+        except (DeviceLost, DriverGone, DriverMismatch):
+            raise
+        except NvmlError as error:
+            failures.append((source, error))
+        else:
+            begun.append(source)
+    return begun
