@@ -167,7 +167,7 @@ def lines(
     maximum: float | None = None,
     soft_maximum: float | None = None,
     stacked: bool = False,
-    fill: int = 8,
+    fill: int = 4,
     colors: Mapping[str, str] | None = None,
     dashed: Sequence[str] = (),
     thresholds: Sequence[Threshold] | None = None,

@@ -30,7 +30,7 @@ INTENSITIES = [2**power for power in range(-2, 13)]
 
 
 def _named(expr: str) -> str:
-    return f"topk({MOST}, max by (cluster, instance, gpu, name) ({expr} {JOIN} {NAMED}))"
+    return f"topk({MOST}, max by (cluster, instance, gpu, name) (({expr}) {JOIN} {NAMED}))"
 
 
 def _per_gpu_of_model(numerator: str) -> str:
