@@ -72,7 +72,8 @@ def read(samples: Samples) -> ModelReading:
         cached_tokens=cached,
         generated_tokens=generated,
         prompts=first_tokens,
-        decode_passes=samples.sum("sglang:cuda_graph_passes_total"),
+        prefill_passes=_passes(samples, "prefill"),
+        decode_passes=_passes(samples, "decode"),
         finished_requests=finished,
         finished_prompt_tokens=prompt,
         finished_answer_tokens=answers,
@@ -89,6 +90,16 @@ def read(samples: Samples) -> ModelReading:
         decode_context=lengths / running if lengths and running else None,
         acceptance_length=acceptance if acceptance and acceptance >= 1 else None,
     )
+
+
+def _passes(samples: Samples, phase: str) -> float | None:
+    """Forward passes with and without a CUDA graph; those of prefill only newer versions count."""
+    modes = [
+        sample.value
+        for sample in samples.all("sglang:cuda_graph_passes_total")
+        if sample.labels.get("mode", "").startswith(phase)
+    ]
+    return sum(modes) if modes else None
 
 
 def _cached(samples: Samples) -> float | None:

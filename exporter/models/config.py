@@ -10,6 +10,7 @@ from typing import Any
 from exporter.models.description import (
     Attention,
     GroupedAttention,
+    Indexer,
     LatentAttention,
     LayerGroup,
     ModelDescription,
@@ -77,6 +78,7 @@ def describe(
     layer_count = fields.require("num_hidden_layers")
     vocabulary = fields.require("vocab_size")
     attention = _attention(fields, family)
+    chosen = fields.integer("index_topk")
     experts = mixtures(fields, family, min(layer_count, LARGEST_LAYER_COUNT))
     dense = _dense_size(fields, hidden) if any(mixture is None for mixture in experts) else 0
     if not layer_count or not experts:
@@ -85,14 +87,16 @@ def describe(
     if layer_count > LARGEST_LAYER_COUNT:
         raise fields.error(f"num_hidden_layers is {layer_count}")
 
-    kinds = Counter(zip(windows(fields, family, layer_count), experts, strict=True))
+    spans = (chosen,) * layer_count if chosen else windows(fields, family, layer_count)
+    attentions = tuple(_of_layer(fields, attention, layer) for layer in range(layer_count))
+    kinds = Counter(zip(attentions, spans, experts, strict=True))
     model = ModelDescription(
         model_type=fields.model_type,
         hidden_size=hidden,
         vocabulary_size=vocabulary,
         layers=tuple(
-            LayerGroup(count, attention, window, 0 if mixture else dense, mixture)
-            for (window, mixture), count in kinds.items()
+            LayerGroup(count, own, window, 0 if mixture else dense, mixture)
+            for (own, window, mixture), count in kinds.items()
         ),
         feed_forward_matrices=3 if family.gated else 2,
         feed_forward_bias=fields.flag("mlp_bias", default=family.feed_forward_bias),
@@ -121,6 +125,7 @@ def _attention(fields: ConfigFields, family: Family) -> Attention:
             plain_head_size=fields.require("qk_nope_head_dim"),
             rotary_head_size=fields.require("qk_rope_head_dim"),
             value_head_size=fields.require("v_head_dim"),
+            indexer=_indexer(fields),
         )
     hidden = fields.integer("hidden_size") or 0
     head_size = fields.integer("head_dim") or (hidden // heads if heads else 0)
@@ -143,6 +148,22 @@ def _attention(fields: ConfigFields, family: Family) -> Attention:
         query_key_norm_size=norm.get(query_key_norm, 0),
         sinks=family.sinks,
     )
+
+
+def _indexer(fields: ConfigFields) -> Indexer | None:
+    """The indexer of sparse attention (DeepSeek-V3.2 and its kin)."""
+    if not fields.integer("index_topk"):
+        return None
+    return Indexer(fields.require("index_n_heads"), fields.require("index_head_dim"))
+
+
+def _of_layer(fields: ConfigFields, attention: Attention, layer: int) -> Attention:
+    """The attention of one layer; some share the indexer of a layer below (GLM 5.2)."""
+    kinds = fields.raw("indexer_types")
+    shared = isinstance(kinds, list) and layer < len(kinds) and kinds[layer] != "full"
+    if shared and isinstance(attention, LatentAttention):
+        return replace(attention, indexer=None)
+    return attention
 
 
 def _key_value_heads(fields: ConfigFields, heads: int) -> int:

@@ -47,6 +47,10 @@ class GroupedAttention:
         """As in prefill."""
         return self.prefill_pair_flops
 
+    # Every key within the window is attended to; nothing chooses among them.
+    index_pair_flops = 0
+    index_cache_bytes = 0
+
     @property
     def cached_values(self) -> int:
         """Numbers kept in the KV cache per token and layer: keys and values."""
@@ -58,6 +62,32 @@ class GroupedAttention:
         Key-value heads are split over the group; with more GPUs than heads they are replicated.
         """
         return max(1.0, tensor_parallel / self.key_value_heads)
+
+
+@dataclass(frozen=True, slots=True)
+class Indexer:
+    """Chooses the keys that a query attends to, by a cheap score of all of them.
+
+    Source: DeepSeek-AI, "DeepSeek-V3.2" (technical report, 2025), DeepSeek Sparse Attention.
+    """
+
+    heads: int
+    head_size: int
+
+    def matrix_parameters(self, hidden_size: int, query_rank: int) -> int:
+        """Parameters of the index query, the index key and the weights of the heads."""
+        query = query_rank * self.heads * self.head_size
+        return query + hidden_size * (self.head_size + self.heads)
+
+    @property
+    def pair_flops(self) -> int:
+        """FLOPs for the score of one query and key: a dot product per head, and their sum."""
+        return 2 * self.heads * self.head_size + 2 * self.heads
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of one cached index key: fp8 with a 32-bit scale per 128 numbers."""
+        return self.head_size + 4 * (self.head_size // 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +103,11 @@ class LatentAttention:
     plain_head_size: int  # "nope": without rotary embedding
     rotary_head_size: int
     value_head_size: int
+    # With sparse attention, the window of the layer is the number of keys that are chosen.
+    indexer: Indexer | None = None
 
     def matrix_parameters(self, hidden_size: int) -> int:
-        """Parameters of the down and up projections and of the output projection."""
+        """Parameters of the down and up projections, the output projection and the indexer."""
         query_size = self.query_heads * (self.plain_head_size + self.rotary_head_size)
         query = (
             hidden_size * self.query_rank + self.query_rank * query_size
@@ -84,11 +116,14 @@ class LatentAttention:
         )
         down = hidden_size * (self.latent_rank + self.rotary_head_size)
         up = self.latent_rank * self.query_heads * (self.plain_head_size + self.value_head_size)
-        return query + down + up + self.query_heads * self.value_head_size * hidden_size
+        output = self.query_heads * self.value_head_size * hidden_size
+        index = self.indexer.matrix_parameters(hidden_size, self.query_rank) if self.indexer else 0
+        return query + down + up + output + index
 
     def vector_parameters(self, hidden_size: int) -> int:
-        """Parameters of the norms over the compressed query and the latent."""
-        return self.query_rank + self.latent_rank
+        """Parameters of the norms over the compressed query, the latent and the index key."""
+        index = 2 * self.indexer.head_size if self.indexer else 0
+        return self.query_rank + self.latent_rank + index
 
     @property
     def prefill_pair_flops(self) -> int:
@@ -107,6 +142,16 @@ class LatentAttention:
         the rotary part, and the weighted sum over the latent. DeepSeek-V2, section 2.1.2.
         """
         return 2 * self.query_heads * (2 * self.latent_rank + self.rotary_head_size)
+
+    @property
+    def index_pair_flops(self) -> int:
+        """FLOPs for the index score of one query and key, over the whole context."""
+        return self.indexer.pair_flops if self.indexer else 0
+
+    @property
+    def index_cache_bytes(self) -> int:
+        """Bytes of the index key kept per token and layer, and read for every new token."""
+        return self.indexer.cache_bytes if self.indexer else 0
 
     @property
     def cached_values(self) -> int:

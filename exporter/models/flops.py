@@ -51,12 +51,17 @@ def prefill_attention_flops(
     """Return the attention FLOPs of one prompt of which `cached_tokens` came from a cache.
 
     Per layer 4·heads·head_size per query-key pair: the product with the keys and the one with the
-    values (PaLM, appendix B, forward pass), over causal pairs within the layer's window.
+    values (PaLM, appendix B, forward pass), over causal pairs within the layer's window. Sparse
+    attention also scores all keys to choose the window's.
     """
+    whole = causal_pairs(new_tokens, cached_tokens)
     return sum(
         group.count
-        * group.attention.prefill_pair_flops
-        * causal_pairs(new_tokens, cached_tokens, group.window)
+        * (
+            group.attention.prefill_pair_flops
+            * causal_pairs(new_tokens, cached_tokens, group.window)
+            + group.attention.index_pair_flops * whole
+        )
         for group in model.layers
     )
 
@@ -67,7 +72,11 @@ def decode_attention_flops(model: ModelDescription, context_tokens: float) -> fl
     The token itself is one of them.
     """
     return sum(
-        group.count * group.attention.decode_pair_flops * _within(group.window, context_tokens)
+        group.count
+        * (
+            group.attention.decode_pair_flops * _within(group.window, context_tokens)
+            + group.attention.index_pair_flops * context_tokens
+        )
         for group in model.layers
     )
 

@@ -74,9 +74,11 @@ def cache_bytes_per_token(model: ModelDescription, tensor_parallel: int = 1) -> 
     """
     return sum(
         group.count
-        * group.attention.cached_values
         * group.attention.cache_copies(tensor_parallel)
-        * model.cache_value_bytes
+        * (
+            group.attention.cached_values * model.cache_value_bytes
+            + group.attention.index_cache_bytes
+        )
         for group in model.layers
     )
 
@@ -86,12 +88,15 @@ def cache_bytes_read(
 ) -> float:
     """Return the KV-cache bytes that one sequence reads in one pass over its context.
 
-    A windowed layer reads its window at most. A speculative pass verifies several tokens of one
+    A windowed layer reads its window at most, a sparse one the keys it chose and the index of all.
+    A speculative pass verifies several tokens of one
     sequence and reads the cache once for all of them.
     """
     total = 0.0
     for group in model.layers:
         tokens = context_tokens if group.window is None else min(context_tokens, group.window)
         copies = group.attention.cache_copies(tensor_parallel)
-        total += group.count * group.attention.cached_values * copies * tokens
-    return total * model.cache_value_bytes
+        values = group.attention.cached_values * tokens * model.cache_value_bytes
+        index = group.attention.index_cache_bytes * context_tokens
+        total += group.count * copies * (values + index)
+    return total

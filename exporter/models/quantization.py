@@ -57,10 +57,9 @@ def cache_value_bytes(name: object, model_data_type: str) -> float:
 def weight_scheme(config: Mapping[str, Any]) -> WeightScheme | None:
     """Return the scheme of a `quantization_config`, None for one that we do not know."""
     method = str(config.get("quant_method") or config.get("quant_algo") or "").lower()
-    bits = config.get("bits") or config.get("w_bit")
     if method in {"gptq", "awq", "auto-round", "intel/auto-round", "hqq", "aqlm", "gptq_marlin"}:
-        width = float(bits) if isinstance(bits, int | float) else 4.0
-        return WeightScheme(width + _GROUP_OVERHEAD_BITS, None)
+        bits = _bits(config.get("bits") or config.get("w_bit")) or 4
+        return WeightScheme(bits + _GROUP_OVERHEAD_BITS, None)
     if method in {"fp8", "fbgemm_fp8", "ptpc_fp8"}:
         return WeightScheme(8.0, "fp8")
     if method == "mxfp4":
@@ -137,8 +136,8 @@ def _compressed_tensors(config: Mapping[str, Any]) -> WeightScheme | None:
     weights = group.get("weights") if isinstance(group, Mapping) else None
     if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
         return None
-    bits = weights.get("num_bits")
-    if not isinstance(bits, int):
+    bits = _bits(weights.get("num_bits"))
+    if bits is None:
         return None
     is_float = weights.get("type") == "float"
     size = weights.get("group_size")
@@ -146,8 +145,13 @@ def _compressed_tensors(config: Mapping[str, Any]) -> WeightScheme | None:
     activations = group.get("input_activations")
     if not isinstance(activations, Mapping):
         return WeightScheme(bits + overhead, None)
-    width = max(bits, int(activations.get("num_bits") or bits))
+    width = max(bits, _bits(activations.get("num_bits")) or bits)
     return WeightScheme(bits + overhead, f"{'fp' if is_float else 'int'}{width}")
+
+
+def _bits(value: object) -> int | None:
+    """A width of a weight in bits, None for what is none."""
+    return value if isinstance(value, int) and 2 <= value <= 16 else None
 
 
 def _ignored(config: Mapping[str, Any]) -> tuple[str, ...]:

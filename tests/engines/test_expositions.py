@@ -73,7 +73,7 @@ class TestSglang:
 
         assert (model.computed_tokens, model.cached_tokens) == (700, 300)
         assert (model.generated_tokens, model.prompts) == (100, 10)
-        assert (model.decode_passes, model.passes, model.prefill_passes) == (25, None, None)
+        assert (model.prefill_passes, model.decode_passes, model.passes) == (8, 25, None)
         assert (model.finished_requests, model.finished_prompt_tokens) == (6, 600)
         assert (model.decode_context, model.acceptance_length) == (300, 2.5)
 

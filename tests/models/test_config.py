@@ -42,6 +42,16 @@ class TestShapes:
         assert attention == LatentAttention(128, 1536, 512, 128, 64, 128)
         assert attention.cached_values == 576
 
+    def test_sparse_attention(self):
+        """DeepSeek-V3.2 chooses 2048 keys; a layer may share the indexer of one below."""
+        config = json.loads((CONFIGS / "deepseek-v3.2.json").read_text())
+        config["indexer_types"] = ["full"] * 31 + ["shared"] * 30
+
+        model = describe(config)
+
+        assert {group.window for group in model.layers} == {2048}
+        assert sum(group.count for group in model.layers if group.attention.indexer) == 31
+
     def test_first_layers_are_dense(self):
         """DeepSeek-V3 starts with three dense layers, then 58 with 256 experts."""
         dense, sparse = load_description(CONFIGS / "deepseek-v3.json").layers

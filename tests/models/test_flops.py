@@ -31,6 +31,7 @@ from tests.models.shapes import MIXTURE, TINY, WINDOWED
 CONFIGS = Path(__file__).parent / "configs"
 LLAMA = load_description(CONFIGS / "llama-3.1-8b.json")
 DEEPSEEK = load_description(CONFIGS / "deepseek-v3.json")
+SPARSE = load_description(CONFIGS / "deepseek-v3.2.json")
 tokens = st.integers(min_value=1, max_value=5000)
 
 
@@ -88,6 +89,22 @@ class TestByHand:
         """192 + 2 of 4 experts (240) + router 32 = 464 multiply-adds a token."""
         assert linear_flops_per_token(MIXTURE) == 928
 
+    def test_sparse_attention(self):
+        """DeepSeek-V3.2 at 10 000 tokens: 2048 keys attended, all of them scored by 64 heads."""
+        layers = 61
+        attended = 2 * 128 * (2 * 512 + 64) * 2048
+        scored = (2 * 64 * 128 + 2 * 64) * 10_000
+
+        assert decode_attention_flops(SPARSE, 10_000) == layers * (attended + scored)
+
+    def test_sparse_attention_below_its_choice_adds_only_the_scores(self):
+        """At 1000 tokens there is nothing to choose from."""
+        scores = 61 * (2 * 64 * 128 + 2 * 64) * 1000
+
+        assert decode_attention_flops(SPARSE, 1000) == scores + decode_attention_flops(
+            DEEPSEEK, 1000
+        )
+
     def test_tensor_and_pipeline_parallelism_split_the_work(self):
         """TP 4 and PP 2 in three replicas: a 24th for each GPU."""
         assert flops_per_gpu(2400, 4, 2, 3) == 100
@@ -122,6 +139,11 @@ class TestBytesByHand:
     def test_a_latent_is_read_by_every_gpu(self):
         """DeepSeek-V3 at TP 8: 61 layers · 576 numbers · 2 bytes · 8 copies."""
         assert cache_bytes_per_token(DEEPSEEK, 8) == 61 * 576 * 2 * 8
+
+    def test_a_sparse_cache_is_read_where_it_was_chosen(self):
+        """DeepSeek-V3.2: 2048 latents of 576 in bf16, and 132 bytes of index for every token."""
+        assert cache_bytes_read(SPARSE, 10_000) == 61 * (576 * 2048 * 2 + 132 * 10_000)
+        assert cache_bytes_per_token(SPARSE) == 61 * (576 * 2 + 132)
 
     def test_stored_weights(self):
         """Llama 3.1 8B in bf16 occupies two bytes for each of its 8 030 261 248 parameters."""

@@ -28,6 +28,7 @@ PUBLISHED = {
     "qwen3-235b-a22b": 235.0,
     "deepseek-v2-lite": 15.7,
     "deepseek-v3": 671.0,
+    "deepseek-v3.2": 671.0,
     "kimi-k2": 1030.0,
     "gemma-2-9b": 9.24,
     "gemma-2-27b": 27.2,
