@@ -1,0 +1,115 @@
+"""Points of the holders: info series to join, and, by option, labels on chosen families."""
+
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from functools import partial
+
+from exporter.exposition.points import Labels, by_label, device_labels, optional
+from exporter.holders import families
+from exporter.holders.snapshot import DeviceKey, HoldersSnapshot
+from exporter.metrics import holders
+from exporter.metrics.family import Family, Label, Point
+from exporter.readings import DeviceIdentity
+from exporter.snapshot import UNKNOWN, HostSnapshot
+
+
+def holder_points(snapshot: HoldersSnapshot, host: HostSnapshot) -> Iterator[Point]:
+    """All points of all holders. A device that the host does not list is counted, not shown."""
+    find = _finder(host)
+    unknown: set[DeviceKey] = set()
+    # Two names of one device (a UUID and an index) must not make one series twice.
+    seen: set[tuple[Labels, Labels]] = set()
+    for family, key, labels in _held(snapshot):
+        identity = find(key)
+        if identity is None:
+            unknown.add(key)
+            continue
+        device = device_labels(identity)
+        if (device, labels) not in seen:
+            seen.add((device, labels))
+            yield Point(family, (*device, *labels), 1.0)
+    yield from _sources(snapshot)
+    if snapshot.sources and not host.pending:
+        yield Point(families.HOLDER_UNKNOWN_DEVICES, (), float(len(unknown)))
+
+
+def with_holder_labels(
+    points: Iterable[Point], snapshot: HoldersSnapshot, host: HostSnapshot, chosen: AbstractSet[str]
+) -> Iterator[Point]:
+    """The same points; those of the chosen families carry namespace, pod, container and job.
+
+    Only where there is one holder: a device that is shared has no honest label, and a series per
+    holder would count its work several times.
+    """
+    holder = _sole_holders(snapshot, host) if chosen else {}
+    for point in points:
+        if point.family.name in chosen and point.family.per_device:
+            uuid = next((value for name, value in point.labels if name == "uuid"), "")
+            extra = holder.get(uuid)
+            if extra:
+                yield point._replace(labels=(*point.labels, *extra))
+                continue
+        yield point
+
+
+def _held(snapshot: HoldersSnapshot) -> Iterator[tuple[Family, DeviceKey, Labels]]:
+    for allocation in snapshot.allocations:
+        labels: Labels = (
+            ("namespace", allocation.namespace),
+            ("pod", allocation.pod),
+            ("container", allocation.container),
+        )
+        yield holders.GPU_ALLOCATION_INFO, allocation.device, labels
+    for use in snapshot.jobs:
+        yield holders.GPU_JOB_INFO, use.device, (("job", use.job),)
+
+
+def _sources(snapshot: HoldersSnapshot) -> Iterator[Point]:
+    for source, state in snapshot.sources.items():
+        labels = (("source", source),)
+        yield Point(families.HOLDER_SOURCE_UP, labels, float(state.up))
+        yield from optional(
+            families.HOLDER_SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS,
+            labels,
+            state.last_success_unix_seconds,
+        )
+        yield from by_label(families.HOLDER_SOURCE_ERRORS_TOTAL, labels, "reason", state.errors)
+
+
+def _sole_holders(snapshot: HoldersSnapshot, host: HostSnapshot) -> dict[str, Labels]:
+    """By device UUID the labels of its holder: of its one container, of its one job, or of both."""
+    find = _finder(host)
+    held: dict[str, dict[str, set[Labels]]] = {}
+    for family, key, labels in _held(snapshot):
+        identity = find(key)
+        if identity is not None:
+            held.setdefault(identity.uuid, {}).setdefault(family.name, set()).add(labels)
+    sole: dict[str, Labels] = {}
+    for uuid, by_family in held.items():
+        labels_of: list[Label] = []
+        for alternatives in by_family.values():
+            if len(alternatives) == 1:
+                labels_of += next(iter(alternatives))
+        sole[uuid] = tuple(labels_of)
+    return sole
+
+
+def _finder(host: HostSnapshot) -> Callable[[DeviceKey], DeviceIdentity | None]:
+    identities = [device.identity for device in host.devices if device.identity.uuid != UNKNOWN]
+    by_uuid = {identity.uuid: identity for identity in identities}
+    by_index = {(identity.index, identity.mig): identity for identity in identities}
+    return partial(_find, by_uuid, by_index)
+
+
+def _find(
+    by_uuid: dict[str, DeviceIdentity],
+    by_index: dict[tuple[str, str | None], DeviceIdentity],
+    key: DeviceKey,
+) -> DeviceIdentity | None:
+    """The device of a key. An instance is found by the index of its GPU and its own id."""
+    if key.uuid is None:
+        return by_index.get((key.index or "", key.mig))
+    identity = by_uuid.get(key.uuid)
+    if identity is None or key.mig is None:
+        return identity
+    return by_index.get((identity.index, key.mig))

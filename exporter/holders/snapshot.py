@@ -1,0 +1,56 @@
+"""Who holds what, as frozen values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceKey:
+    """A device as whoever hands it out names it: by UUID, or by index.
+
+    With `mig` (the GPU instance id) it is that instance of the GPU, else the GPU as a whole, or
+    the MIG instance that the UUID names.
+    """
+
+    uuid: str | None = None
+    index: str | None = None
+    mig: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A container of a pod holds a device, or a replica of it."""
+
+    device: DeviceKey
+    namespace: str
+    pod: str
+    container: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobUse:
+    """A batch job holds a device."""
+
+    device: DeviceKey
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """How a source fares. Errors are counted by reason since the daemon started."""
+
+    up: bool
+    last_success_unix_seconds: float | None = None
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HoldersSnapshot:
+    """All holders as last read. What was read too long ago is left out.
+
+    `sources` holds those that are in use: `pod_resources`, `job_mapping`, `job_processes`.
+    """
+
+    allocations: tuple[Allocation, ...] = ()
+    jobs: tuple[JobUse, ...] = ()
+    sources: Mapping[str, SourceState] = field(default_factory=dict)
