@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana.frame import NODE, board
+from grafana.frame import CLUSTER, NODE, board
 from grafana.panels import (
     BLUE,
     Column,
@@ -36,10 +36,10 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Stale sources",
-                "Sources of GPUs without a value for five minutes. See the freshness panel for which, and its log for why.",
+                "Sources of hosts with a GPU that has had no value for five minutes. See the freshness panel for which, and its log for why.",
                 [
                     Query(
-                        f'count(time() - flopwatch_source_last_success_timestamp_seconds{{{NODE}, mig=""}} > 300) or vector(0)',
+                        f"count(time() - instance_source:flopwatch_source_last_success_timestamp_seconds:min{{{NODE}}} > 300) or vector(0)",
                         "stale",
                     )
                 ],
@@ -86,7 +86,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             number(
-                "Refused configurations",
+                "Refused config",
                 "Exporters that run on an older configuration because the last one was refused. Their log names file and line.",
                 [
                     Query(
@@ -108,10 +108,10 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Processor time",
-                "Cores that each exporter uses, ten highest. Over a tenth of a core: a slow driver or a too short interval.",
+                "Cores that each exporter uses, five highest. Over a tenth of a core: a slow driver or a too short interval.",
                 [
                     Query(
-                        f"topk(10, rate(process_cpu_seconds_total{{{NODE}}}[{RATE}]))",
+                        f"topk(5, rate(process_cpu_seconds_total{{{NODE}}}[{RATE}]))",
                         "{{instance}}",
                     )
                 ],
@@ -122,8 +122,8 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Memory",
-                "Resident memory of each exporter, ten highest. It should be flat; a slope is a leak, tell us.",
-                [Query(f"topk(10, process_resident_memory_bytes{{{NODE}}})", "{{instance}}")],
+                "Resident memory of each exporter, five highest. It should be flat; a slope is a leak, tell us.",
+                [Query(f"topk(5, process_resident_memory_bytes{{{NODE}}})", "{{instance}}")],
                 unit="bytes",
                 span=6,
             )
@@ -131,8 +131,8 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Scrape duration",
-                "As Prometheus measured it, ten slowest. Scrapes are served from memory: a slow one is the network or a starved host.",
-                [Query(f"topk(10, scrape_duration_seconds{{{NODE}}})", "{{instance}}")],
+                "As Prometheus measured it, five slowest. Scrapes are served from memory: a slow one is the network or a starved host.",
+                [Query(f"topk(5, scrape_duration_seconds{{{NODE}}})", "{{instance}}")],
                 unit="s",
                 span=6,
             )
@@ -140,10 +140,10 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Probe workers",
-                "Restarts an hour and device memory held, ten highest. Restarts: see ProbeWorkerRestarting. Memory must not grow: the engine beside it counts on it.",
+                "Restarts an hour and device memory held, five highest. Restarts: see ProbeWorkerRestarting. Memory must not grow: the engine beside it counts on it.",
                 [
                     Query(
-                        f"topk(10, sum by (instance) (increase(flopwatch_probe_worker_restarts_total{{{NODE}}}[1h])))",
+                        f"topk(5, sum by (instance) (increase(flopwatch_probe_worker_restarts_total{{{NODE}}}[1h])))",
                         "restarts {{instance}}",
                     ),
                 ],
@@ -164,7 +164,7 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
                 "Tick duration",
                 "How long reading one GPU takes. It should stay well under the interval; a band that climbs is a driver that becomes slow, often before it hangs.",
                 Query(
-                    f"sum by (le) (rate(flopwatch_tick_duration_seconds_bucket{{{NODE}}}[{RATE}]))",
+                    f"sum by (le) (cluster_le:flopwatch_tick_duration_seconds_bucket:rate5m{{{CLUSTER}}})",
                     "{{le}}",
                 ),
                 unit="s",
@@ -174,10 +174,10 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Missed ticks",
-                "A second and host, ten highest. Counters stay right, dips may go unseen. The cause is a slow driver or no processor time.",
+                "A second and host, five highest. Counters stay right, dips may go unseen. The cause is a slow driver or no processor time.",
                 [
                     Query(
-                        f"topk(10, sum by (instance) (rate(flopwatch_ticks_missed_total{{{NODE}}}[{RATE}])))",
+                        f"topk(5, sum by (instance) (rate(flopwatch_ticks_missed_total{{{NODE}}}[{RATE}])))",
                         "{{instance}}",
                     )
                 ],
@@ -189,11 +189,11 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Age of the sources' last value",
-                "Seconds since each source last gave a value, twenty oldest. A line that climbs is a source that stopped: profiler, right, or dcgm-exporter.",
+                "Seconds since each source last gave a value, five oldest hosts. A line that climbs is a source that stopped: profiler, right, or dcgm-exporter.",
                 [
                     Query(
-                        f'topk(20, time() - flopwatch_source_last_success_timestamp_seconds{{{NODE}, mig=""}})',
-                        "{{source}} {{instance}} GPU {{gpu}}",
+                        f"topk(5, time() - instance_source:flopwatch_source_last_success_timestamp_seconds:min{{{NODE}}})",
+                        "{{source}} {{instance}}",
                     )
                 ],
                 unit="s",

@@ -183,11 +183,7 @@ def _worst(dashboard: Dashboard) -> Dashboard:
             "The 20 GPUs furthest below the median of their model in this cluster. A low probe with good clocks is sick silicon or memory; lost clocks are heat or power; low delivery with good probes is traffic or software. Open the GPU by its number.",
             [
                 Query(per_gpu(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}}")),
-                Query(
-                    per_gpu(
-                        f'min without (kernel) (flopwatch_probe_baseline_ratio{{{NODE}, mig="", kernel=~"gemm_.+|copy_device"}})'
-                    )
-                ),
+                Query(per_gpu(f"gpu:flopwatch_probe_baseline_ratio:min{{{NODE}}}")),
                 Query(
                     f"max by (cluster, instance, gpu, name) (gpu:flopwatch_flops_utilization:named{{{NODE}}} and on (cluster, job, instance, gpu) {WORST})"
                 ),

@@ -81,7 +81,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 "The slowest micro-probe over this GPU's own baseline. Below 95 % it is slower than it was; below 75 % take it out of service.",
                 [
                     Query(
-                        f'min by (instance, gpu) (flopwatch_probe_baseline_ratio{{{WHOLE_GPU}, kernel=~"gemm_.+|copy_device"}})',
+                        f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}",
                         "GPU {{gpu}}",
                     )
                 ],

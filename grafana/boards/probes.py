@@ -29,7 +29,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 "GPUs with a measurement in the last 15 minutes. Fewer than there are: see `Runs held back` for the reason.",
                 [
                     Query(
-                        f"count(max by (cluster, instance, gpu) (time() - flopwatch_probe_last_success_timestamp_seconds{{{WHOLE_GPU}}} < 900)) or vector(0)",
+                        f"count(time() - gpu:flopwatch_probe_last_success_timestamp_seconds:max{{{GPU}}} < 900) or vector(0)",
                         "fresh",
                     ),
                     Query(f"count(flopwatch_gpu_up{{{WHOLE_GPU}}} == 1)", "GPUs"),
@@ -45,7 +45,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 "GPUs with a robust z of -3.5 or less that are also 5 % or more below their peers. The table below names them; each is a GPUSlowerThanPeers alert after 15 minutes.",
                 [
                     Query(
-                        f"count(count by (cluster, instance, gpu) (gpu_kernel:flopwatch_probe_measure:robust_z{{{GPU}, {NAME}, {JUDGED}}} <= -3.5 and gpu_kernel:flopwatch_probe_measure:peer_ratio < 0.95)) or vector(0)",
+                        f"count(gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}} <= -3.5 and gpu:flopwatch_probe_measure:min_peer_ratio < 0.95) or vector(0)",
                         "stragglers",
                     )
                 ],
@@ -60,7 +60,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 "GPUs with a kernel more than 5 % below their own baseline. All at once: new software or a heat wave. One alone: that GPU.",
                 [
                     Query(
-                        f"count(count by (cluster, instance, gpu) (flopwatch_probe_baseline_ratio{{{WHOLE_GPU}, {JUDGED}}} < 0.95)) or vector(0)",
+                        f"count(gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}} < 0.95) or vector(0)",
                         "slower",
                     )
                 ],
@@ -75,7 +75,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 "Probe results that were not bit for bit right, since the exporters started. Anything but 0: take that GPU out of service, see GPUSilentDataCorruption.",
                 [
                     Query(
-                        f"sum(flopwatch_probe_mismatches_total{{{WHOLE_GPU}}}) or vector(0)",
+                        f"sum(gpu:flopwatch_probe_mismatches:sum{{{GPU}}}) or vector(0)",
                         "wrong",
                     )
                 ],
@@ -129,11 +129,7 @@ def _table(dashboard: Dashboard) -> Dashboard:
                         f'gpu_kernel:flopwatch_probe_measure:peer_ratio{{{GPU}, kernel="copy_device"}}'
                     )
                 ),
-                Query(
-                    of_worst(
-                        f"min without (kernel) (flopwatch_probe_baseline_ratio{{{WHOLE_GPU}, {JUDGED}}})"
-                    )
-                ),
+                Query(of_worst(f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}")),
                 Query(
                     of_worst(
                         f"gpu:flopwatch_probe_efficiency:avg1h{{{GPU}}} / (gpu:flopwatch_probe_efficiency:avg7d{{{GPU}}} > 0) - 1"
@@ -170,10 +166,10 @@ def _peers(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Lowest robust z",
-                "The ten lowest. A GPU that leaves the bundle and stays out is a straggler; one that dips and comes back met other work.",
+                "The five lowest. A GPU that leaves the bundle and stays out is a straggler; one that dips and comes back met other work.",
                 [
                     Query(
-                        f"bottomk(10, gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}})",
+                        f"bottomk(5, gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}})",
                         WHO,
                     )
                 ],
@@ -186,11 +182,11 @@ def _peers(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Lowest of own baseline",
-                "The ten lowest kernels over the GPUs' own baselines. Steps come from software, slopes from ageing or dust, daily waves from heat.",
+                "The slowest kernel of the five lowest GPUs over the GPUs' own baselines. Steps come from software, slopes from ageing or dust, daily waves from heat.",
                 [
                     Query(
-                        f"bottomk(10, flopwatch_probe_baseline_ratio{{{WHOLE_GPU}, {JUDGED}}})",
-                        "{{kernel}} " + WHO,
+                        f"bottomk(5, gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}})",
+                        WHO,
                     )
                 ],
                 unit="percentunit",
@@ -203,10 +199,10 @@ def _peers(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Baseline drift",
-                "The hour's probe efficiency against the week's, lowest ten. A slow drift of one GPU model after a driver update is the update.",
+                "The hour's probe efficiency against the week's, lowest five. A slow drift of one GPU model after a driver update is the update.",
                 [
                     Query(
-                        f"bottomk(10, gpu:flopwatch_probe_efficiency:avg1h{{{GPU}}} / (gpu:flopwatch_probe_efficiency:avg7d{{{GPU}}} > 0) - 1)",
+                        f"bottomk(5, gpu:flopwatch_probe_efficiency:avg1h{{{GPU}}} / (gpu:flopwatch_probe_efficiency:avg7d{{{GPU}}} > 0) - 1)",
                         WHO,
                     )
                 ],
@@ -247,14 +243,15 @@ def _peers(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Other work during probes",
-                "Share of the GPU that others took while the probe ran, upper bound, the ten highest. High for long: the GPU is never free to be judged, and probes end as `contended`.",
+                "Share of the GPU that others took while the probe ran, upper bound, the five highest. High for long: the GPU is never free to be judged, and probes end as `contended`.",
                 [
                     Query(
-                        f'topk(10, flopwatch_probe_tenant_busy_ratio{{{WHOLE_GPU}, bound="high"}})',
+                        f'topk(5, flopwatch_probe_tenant_busy_ratio{{{WHOLE_GPU}, bound="high"}})',
                         WHO,
                     )
                 ],
                 unit="percentunit",
+                soft_maximum=0.1,
                 span=8,
             )
         )
@@ -270,7 +267,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 "A minute. `ok` gives a measurement; `contended` and `throttled` do not count against the GPU; `mismatch` is corruption; the rest are failures of the probe itself.",
                 [
                     Query(
-                        f"60 * sum by (outcome) (rate(flopwatch_probe_runs_total{{{WHOLE_GPU}}}[$__rate_interval]))",
+                        f"60 * sum by (outcome) (cluster_outcome:flopwatch_probe_runs:rate5m{{{CLUSTER}}})",
                         "{{outcome}}",
                     )
                 ],
@@ -294,7 +291,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 "A minute, by the gate that held them. `paused` for long is a forgotten switch; free memory is the engine's; a new process resolves by itself.",
                 [
                     Query(
-                        f"60 * sum by (reason) (rate(flopwatch_probe_skips_total{{{WHOLE_GPU}}}[$__rate_interval]))",
+                        f"60 * sum by (reason) (cluster_reason:flopwatch_probe_skips:rate5m{{{CLUSTER}}})",
                         "{{reason}}",
                     )
                 ],

@@ -121,9 +121,7 @@ def dashboard() -> Dashboard:
     delivered = f"gpu:flopwatch_tensor_flop:rate5m{{{GPU}}}"
     bandwidth = f'flopwatch_peak_dram_bandwidth_bytes_per_second{{{GPU}, mig=""}}'
     peak = f"gpu:flopwatch_peak_flops:headline{{{GPU}}}"
-    below_ridge = f"({intensity} * {ON_GPU} {bandwidth} < {ON_GPU} {peak})"
-    roof = f"({below_ridge} or {peak} and {ON_GPU} {intensity})"
-    of_roof = f"{delivered} / {ON_GPU} {roof}"
+    roof = f"gpu:flopwatch_attainable_flops:roofline{{{GPU}}}"
     made = board(
         "flopwatch-roofline",
         "flopwatch / Roofline",
@@ -152,7 +150,7 @@ def dashboard() -> Dashboard:
                 "Where each GPU stands",
                 "Sorted by the distance to the roof. Under 30 % of the roof the memory is not the reason: see the GPU's stack for stalls, small grids, clocks or idling.",
                 [
-                    Query(_named(of_roof)),
+                    Query(_named(f"{delivered} / {roof}")),
                     Query(_named(f"{intensity} > 0")),
                     Query(_named(f"{peak} / {ON_GPU} {bandwidth}")),
                     Query(_named(delivered)),
@@ -212,7 +210,7 @@ def dashboard() -> Dashboard:
                 "Useful model FLOPS over what the tensor pipes did. Well below 100 %: padding, recomputation, rejected drafts, or a wrong precision in the configuration.",
                 [
                     Query(
-                        f'sort_desc(model:flopwatch_useful_flop:ratio_rate5m{{{CLUSTER}, model=~"$model"}})',
+                        f'sort_desc(sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}}) / sum by (model) (model:flopwatch_tensor_flop:rate5m{{{CLUSTER}, model=~"$model"}}))',
                         "{{model}}",
                     )
                 ],
