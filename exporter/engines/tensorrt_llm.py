@@ -1,8 +1,8 @@
 """TensorRT-LLM. Source: tensorrt_llm/metrics/collector.py; served at /prometheus/metrics.
 
 Needs `return_perf_metrics: true` for tokens and `enable_iter_perf_stats: true` for the rest in the
-extra LLM API options. Tokens are counted when a request ends. Versions before 1.2 expose latencies
-only, and no tokens.
+extra LLM API options. Tokens are counted when a request ends. Version 1.1 exposes latencies only,
+and no tokens.
 """
 
 from exporter.engines.reading import Engine, ModelReading, Samples, positive_difference

@@ -1,7 +1,7 @@
 """vLLM. Source: vllm/v1/metrics/loggers.py and docs.vllm.ai, "Production Metrics" and "Metrics".
 
-Best with vLLM 0.13 and later, which count prompt tokens by where they came from. Before, cache
-hits are taken from `prefix_cache_hits_total`, which counts a blocked request again at each try.
+Best with versions that count prompt tokens by where they came from. Before, cache hits are taken
+from `prefix_cache_hits_total`, which counts a blocked request again at each try.
 """
 
 from exporter.engines.reading import Engine, ModelReading, Samples, positive_difference
@@ -29,7 +29,7 @@ COUNTERS = frozenset(
 GAUGES = frozenset(
     {
         "vllm:cache_config_info",
-        "vllm:gpu_cache_usage_perc",  # until 0.10
+        "vllm:gpu_cache_usage_perc",  # the older name
         "vllm:kv_cache_usage_perc",
         "vllm:num_requests_running",
         "vllm:num_requests_waiting",

@@ -51,7 +51,7 @@ def cache_value_bytes(name: object, model_data_type: str) -> float:
         return 1.0
     if text.startswith(("nvfp4", "fp4", "int4", "mxfp4")):
         return 0.5
-    return BYTES_PER_VALUE[_DATA_TYPE_NAMES.get(text, model_data_type)]
+    return BYTES_PER_VALUE.get(text) or BYTES_PER_VALUE[_DATA_TYPE_NAMES.get(text, model_data_type)]
 
 
 def weight_scheme(config: Mapping[str, Any]) -> WeightScheme | None:

@@ -191,7 +191,8 @@ class TestFormats:
         assert "zip8" in model.assumptions[0]
 
     @pytest.mark.parametrize(
-        ("name", "size"), [("fp8_e4m3", 1.0), ("auto", 2.0), ("nvfp4", 0.5), ("bfloat16", 2.0)]
+        ("name", "size"),
+        [("fp8_e4m3", 1.0), ("auto", 2.0), ("nvfp4", 0.5), ("bfloat16", 2.0), ("fp32", 4.0)],
     )
     def test_the_engine_says_how_the_cache_is_stored(self, name, size):
         """The cache data type of the engine wins over the file."""
