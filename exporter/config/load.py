@@ -13,6 +13,7 @@ from exporter.config.model import SCHEMA, Config, build_config
 from exporter.config.schema import Key, Reader, Section, Values
 from exporter.config.strict_yaml import load_strict
 from exporter.errors import ConfigError
+from exporter.sampling.settings import SamplingSettings
 
 
 log = structlog.get_logger(__name__)
@@ -107,13 +108,17 @@ def _hint(name: str, variables: Mapping[str, str]) -> None:
 
 
 def _cross_check(values: Values) -> Iterator[str]:
-    """What no single value can tell."""
+    """What no single value can tell; settles defaults that depend on another value."""
     sampling, probes = values["sampling"], values["probes"]
     if sampling["slow_interval"] < sampling["interval"]:
-        yield (
-            "sampling.slow_interval: must not be shorter than sampling.interval "
-            f"({sampling['interval']:g} s), got {sampling['slow_interval']:g} s"
-        )
+        if sampling["slow_interval"] == SamplingSettings.slow_interval:
+            # The default gives way to a longer interval that somebody chose.
+            sampling["slow_interval"] = sampling["interval"]
+        else:
+            yield (
+                "sampling.slow_interval: must not be shorter than sampling.interval "
+                f"({sampling['interval']:g} s), got {sampling['slow_interval']:g} s"
+            )
     if probes["budget"] > probes["interval"]:
         yield (
             f"probes.budget: must not exceed probes.interval ({probes['interval']:g} s), "

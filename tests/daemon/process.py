@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -91,14 +92,18 @@ class DaemonProcess:
         }
         self._address = ""
 
-    def __enter__(self) -> "DaemonProcess":
+    def __enter__(self) -> Self:
         self.process = subprocess.Popen(
             self._command, env=self._environment, stderr=subprocess.PIPE, text=True
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
-        if self._wait:
-            self.wait_for(lambda: self.address)
+        try:
+            if self._wait:
+                self.wait_for(lambda: self.address)
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -107,12 +112,7 @@ class DaemonProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._reader.join(5)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        self._end()
         if error is not None:
             print(self.log)
 
@@ -178,6 +178,14 @@ class DaemonProcess:
         started = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=30), time.monotonic() - started
+
+    def _end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None

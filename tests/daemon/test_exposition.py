@@ -1,0 +1,158 @@
+"""What Prometheus gets: formats, names, caching, and a real Prometheus that scrapes it."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+
+from exporter.metrics.catalogue import BY_NAME
+from tests.daemon.process import passive
+from tests.fake_nvml import A100, H100, L4, Load
+
+
+FAST = passive("sampling: {interval: 250ms}\n")
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def fetch(address: str, **headers: str) -> tuple[dict[str, str], bytes]:
+    request = urllib.request.Request(
+        address + "/metrics",
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
+    with urllib.request.urlopen(request, timeout=5) as response:
+        return dict(response.headers), response.read()
+
+
+@pytest.fixture
+def busy_daemon(start):
+    """A daemon on three kinds of GPU that has seen everything once."""
+    fake, daemon = start([H100, A100, L4], config=FAST)
+    for gpu in range(3):
+        fake.gpu(gpu).set_load(Load.decode())
+    fake.xid(0, 79)
+    daemon.wait_until(
+        lambda scrape: all(
+            scrape.total("flopwatch_gpu_seconds_total", gpu=str(gpu)) > 1 for gpu in range(3)
+        )
+    )
+    return daemon
+
+
+def test_promtool_has_nothing_to_say(busy_daemon) -> None:
+    """`promtool check metrics` on the text format; OpenMetrics through its reference parser."""
+    _headers, text = fetch(busy_daemon.address)
+    result = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, check=False
+    )
+    assert result.stdout + result.stderr == b""
+    assert result.returncode == 0
+
+    headers, body = fetch(busy_daemon.address, Accept=OPENMETRICS)
+    assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert body.endswith(b"# EOF\n")
+    in_text = {line.split()[0] for line in text.decode().splitlines() if not line.startswith("#")}
+    samples = [sample for family in parse_openmetrics(body.decode()) for sample in family.samples]
+    assert len(samples) == len(in_text)
+
+
+def test_every_series_is_in_the_catalogue_with_its_labels(busy_daemon) -> None:
+    """A sample that the catalogue does not know is a bug."""
+    for name, labels in busy_daemon.scrape().samples:
+        if not name.startswith("flopwatch_"):
+            continue
+        base = name
+        for suffix in ("_bucket", "_sum", "_count"):
+            if name.removesuffix(suffix) in BY_NAME:
+                base = name.removesuffix(suffix)
+        family = BY_NAME[base]
+        found = {label for label, _value in labels} - {"le", "mig"}
+        assert found == set(family.label_names), name
+
+
+def test_an_h100_has_at_most_260_series(busy_daemon) -> None:
+    """Cardinality is a cost that somebody else pays."""
+    scrape = busy_daemon.scrape()
+
+    assert len([1 for _name, labels in scrape.samples if ("gpu", "0") in labels]) <= 260
+
+
+def test_gzip_when_asked(busy_daemon) -> None:
+    """And plain text otherwise."""
+    headers, body = fetch(busy_daemon.address, Accept_Encoding="gzip")
+
+    assert headers["Content-Encoding"] == "gzip"
+    assert b"flopwatch_gpu_up" in gzip.decompress(body)
+
+
+def test_scrapes_never_reach_the_driver(start) -> None:
+    """A hundred scrapes cost no driver call: the sampling threads run at their own pace."""
+    fake, daemon = start([H100], config=passive("sampling: {interval: 60s}\nsources: {gpm: off}\n"))
+    daemon.wait_until(lambda scrape: scrape.has("flopwatch_power_watts"))
+    time.sleep(0.5)
+    before = fake.calls("nvmlDevice*")
+
+    for _ in range(100):
+        daemon.scrape()
+
+    assert fake.calls("nvmlDevice*") == before
+
+
+def test_a_real_prometheus_scrapes_it(start, tmp_path: Path) -> None:
+    """Prometheus finds the target up, and rate() over the counters gives the achieved FLOP/s."""
+    prometheus = shutil.which("prometheus")
+    assert prometheus is not None
+    fake, daemon = start([H100], config=FAST)
+    fake.gpu(0).set_load(Load(graphics=1, sm=1, any_tensor=0.5, hmma_tensor=0.5, sm_clock_mhz=1980))
+    (tmp_path / "prometheus.yml").write_text(
+        "global: {scrape_interval: 1s}\n"
+        "scrape_configs:\n"
+        "  - job_name: flopwatch\n"
+        f"    static_configs: [{{targets: ['{daemon.address.removeprefix('http://')}']}}]\n"
+    )
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            prometheus,
+            f"--config.file={tmp_path}/prometheus.yml",
+            f"--storage.tsdb.path={tmp_path}/data",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+
+        def query(expression: str) -> list[dict]:
+            url = f"http://127.0.0.1:{port}/api/v1/query?" + urllib.parse.urlencode(
+                {"query": expression}
+            )
+            try:
+                with urllib.request.urlopen(url, timeout=5) as response:
+                    return json.load(response)["data"]["result"]
+            except OSError:
+                return []
+
+        expression = 'sum(rate(flopwatch_flop_total{pipe="tensor"}[5s]))'
+        expected = 0.5 * 132 * 1.98e9 * 4096
+        daemon.wait_for(
+            lambda: any(
+                float(result["value"][1]) == pytest.approx(expected, rel=0.02)
+                for result in query(expression)
+            ),
+            seconds=40,
+        )
+        assert [result["value"][1] for result in query('up{job="flopwatch"}')] == ["1"]
+    finally:
+        server.terminate()
+        server.wait()
