@@ -111,7 +111,7 @@ def _cross_check(values: Values) -> Iterator[str]:
     """What no single value can tell; settles defaults that depend on another value."""
     sampling, probes = values["sampling"], values["probes"]
     if sampling["slow_interval"] < sampling["interval"]:
-        if sampling["slow_interval"] == SamplingSettings.slow_interval:
+        if sampling["slow_interval"] == SamplingSettings().slow_interval:
             # The default gives way to a longer interval that somebody chose.
             sampling["slow_interval"] = sampling["interval"]
         else:

@@ -85,7 +85,7 @@ def test_the_slow_interval_follows_a_longer_interval() -> None:
     settings = load_config(ConfigOrigin(environment={"FLOPWATCH_SAMPLING_INTERVAL": "30s"}))
     assert settings.sampling.slow_interval == 30
 
-    with pytest.raises(ConfigError, match="must not be shorter than sampling.interval"):
+    with pytest.raises(ConfigError, match=r"must not be shorter than sampling\.interval"):
         load_config(
             ConfigOrigin(
                 environment={
