@@ -17,7 +17,7 @@ from probes.sizing import Shape
 
 # Fewer say nothing about how the runs agree.
 TIMED_RUNS_MIN: Final = 3
-RUNS_PER_CHUNK_MAX: Final = 8
+RUNS_PER_CHUNK_MAX: Final = 64
 LAUNCHES_PER_CHUNK: Final = 50
 
 
@@ -62,12 +62,13 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, meter: Meter) -> Res
     shape = request.shape or bench.choose(kernel, meter, request.max_chunk_seconds)
     prepared, new = bench.prepared(kernel, shape, request.peer, meter)
     prepared.activate()
+    counted = _Counted(prepared)
     if new:
-        device.load(meter, prepared.run)
+        device.load(meter, counted.run)
     if kernel.quantity == "latency":
-        runs, clocks = _launches(device, prepared, request, meter)
+        runs, clocks = _launches(device, counted, request, meter)
     else:
-        runs, clocks = _chunks(device, prepared, request, meter)
+        runs, clocks = _chunks(device, counted, request, meter)
     verification = Verification() if not runs else prepared.verify(device, meter)
     if len(runs) < TIMED_RUNS_MIN:
         raise AllowanceError(f"the allowance ended after {len(runs)} runs")
@@ -76,6 +77,7 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, meter: Meter) -> Res
         shape=prepared.shape,
         work_per_run=prepared.work_per_run,
         run_seconds=tuple(runs),
+        executed_runs=counted.runs,
         clock_hertz=statistics.median(clocks) if clocks else None,
         digest=verification.digest,
         repeats_agree=verification.repeats_agree,
@@ -84,8 +86,20 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, meter: Meter) -> Res
     )
 
 
+class _Counted:
+    """Counts the runs it passes on."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._start = prepared.run
+        self.runs = 0
+
+    def run(self, number: int) -> None:
+        self.runs += 1
+        self._start(number)
+
+
 def _chunks(
-    device: ProbeDevice, prepared: Prepared, request: Run, meter: Meter
+    device: ProbeDevice, prepared: _Counted, request: Run, meter: Meter
 ) -> tuple[list[float], list[float]]:
     """Times of the runs, and of the clock, over as many chunks as it takes."""
     first = device.chunk(meter, prepared.run, 0, 1)
@@ -113,7 +127,7 @@ def _chunks(
 
 
 def _launches(
-    device: ProbeDevice, prepared: Prepared, request: Run, meter: Meter
+    device: ProbeDevice, prepared: _Counted, request: Run, meter: Meter
 ) -> tuple[list[float], list[float]]:
     """Times of single launches; the first ones are dropped."""
 

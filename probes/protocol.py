@@ -130,6 +130,8 @@ class Result(Message, frozen=True, tag=True):
     """FLOP or bytes of one run; 1 for a latency."""
     run_seconds: tuple[float, ...]
     """Each timed run, dropped ones left out."""
+    executed_runs: int
+    """All runs of this request, dropped ones included: what an outside counter saw."""
     clock_hertz: float | None
     digest: str
     """Of the result's bits; equal inputs and versions give equal digests. Empty: not checked."""

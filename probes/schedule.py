@@ -7,6 +7,8 @@ from typing import Final
 
 # The first cycle after a start comes this soon, at most, so that a new node shows figures at once.
 FIRST_CYCLE_SECONDS: Final = 10.0
+# And not before this, for the devices to have been read once.
+FIRST_TICK_SECONDS: Final = 1.0
 # Of the interval; a cycle that took some time itself still meets its next moment.
 CLOSEST: Final = 0.5
 
@@ -19,7 +21,7 @@ def host_fraction(hostname: str) -> float:
 
 def first_delay(interval: float, fraction: float) -> float:
     """Seconds from the start to the first cycle."""
-    return fraction * min(interval, FIRST_CYCLE_SECONDS)
+    return max(min(interval, FIRST_TICK_SECONDS), fraction * min(interval, FIRST_CYCLE_SECONDS))
 
 
 def next_delay(unix_time: float, interval: float, fraction: float) -> float:

@@ -125,6 +125,7 @@ class FakeWorker:
             "shape": request.shape or (2048, 2048, 11920),
             "work_per_run": 1e11,
             "run_seconds": (0.000125,) * 7,
+            "executed_runs": 12,
             "clock_hertz": 1.755e9,
             "digest": "aa",
             "repeats_agree": True,

@@ -78,6 +78,7 @@ class TestMeasurement:
         result = measure(Workbench(device), kernel, request(kernel.name, shape=(64, 64, 64)), meter)
 
         assert len(result.run_seconds) == 5
+        assert result.executed_runs > 5
         assert result.work_per_run == 524_288
         assert result.repeats_agree
         assert result.exact is (True if precision == "int8" else None)

@@ -65,6 +65,7 @@ def test_a_message_over_the_limit_is_not_sent():
         shape=(1,),
         work_per_run=1.0,
         run_seconds=(0.1,) * 10_000,
+        executed_runs=10_000,
         clock_hertz=None,
         digest="",
         repeats_agree=True,

@@ -20,9 +20,11 @@ def test_a_host_keeps_its_moment():
 
 
 def test_the_first_cycle_comes_within_ten_seconds():
-    """A quarter of 10 s of a minute; of a short interval, a quarter of that."""
+    """A quarter of 10 s of a minute; of a short interval, a quarter of that; never at once."""
     assert first_delay(60.0, 0.25) == 2.5
-    assert first_delay(4.0, 0.25) == 1.0
+    assert first_delay(8.0, 0.25) == 2.0
+    assert first_delay(60.0, 0.01) == 1.0
+    assert first_delay(0.2, 0.0) == 0.2
 
 
 def test_cycles_come_at_the_hosts_moment_of_the_interval():

@@ -1,0 +1,268 @@
+"""`flopwatch probe`: every kernel at full length, once, against peak and baseline."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from exporter.cli.options import add_config_flags, config_origin
+from exporter.config.load import load_config
+from exporter.config.model import Config
+from exporter.errors import FlopwatchError
+from probes.facts import DeviceFacts
+from probes.full import FullProbe, Step
+from probes.gates import HOT_REASONS
+from probes.state import StateFile, usable_state_path
+from probes.supervisor import WorkerFailedError
+from probes.thresholds import FAILING, Row, compare_siblings
+
+
+EXIT_BELOW_THRESHOLD = 1
+_SECONDS_PER_KERNEL = 1.0
+# A driver that does not answer within this will not answer.
+_FACTS_SECONDS = 15.0
+
+
+class ProbeError(FlopwatchError):
+    """The probes cannot run here, or not now."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "probe",
+        help="measure what the GPUs can do, once",
+        description=(
+            "Run every probe kernel at full length and compare with peak and baseline."
+            " For bringing up a node: it takes the GPUs wholly while it runs."
+            f" Exit code {EXIT_BELOW_THRESHOLD} when a device is below the thresholds."
+        ),
+    )
+    add_device_flags(parser)
+    parser.add_argument(
+        "--precision",
+        action="append",
+        metavar="NAME",
+        help="only GEMMs of this precision (fp64 fp32 tf32 fp16 bf16 fp8 int8), several allowed",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        default=_SECONDS_PER_KERNEL,
+        metavar="S",
+        help=f"how long each kernel runs (default {_SECONDS_PER_KERNEL:g})",
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add_config_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that names devices."""
+    parser.add_argument(
+        "--gpu",
+        action="append",
+        metavar="N",
+        help="only this GPU, by index or UUID, several allowed (default: all)",
+    )
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Measure, print, and say by the exit code whether all is well."""
+    from exporter.logging_setup import set_up_logging
+
+    config = load_config(config_origin(parsed))
+    set_up_logging("warning" if config.log_level == "info" else config.log_level, config.log_format)
+    devices = select_devices(read_devices(config), parsed.gpu)
+    for facts in devices:
+        check_device(facts, config)
+    baselines = StateFile(usable_state_path(config.state_file)).probes().baselines
+    probe = FullProbe(devices, config.probes, baselines, parsed.seconds)
+    wanted = frozenset(parsed.precision or ())
+    _check_precisions(wanted)
+    with _progress(len(devices), show=not parsed.json) as on_step:
+        try:
+            rows = list(probe.rows(lambda kernel: not wanted or kernel.label in wanted, on_step))
+        except WorkerFailedError as error:
+            raise ProbeError(describe_failure(error)) from error
+    rows = compare_siblings(rows)
+    if not rows:
+        raise ProbeError(f"no device has {', '.join(sorted(wanted))}")
+    if parsed.json:
+        print(json.dumps([asdict(row) | {"peak_ratio": row.peak_ratio} for row in rows], indent=2))
+    else:
+        print_table(rows)
+    return EXIT_BELOW_THRESHOLD if any(row.grade in FAILING for row in rows) else 0
+
+
+def read_devices(config: Config) -> list[DeviceFacts]:
+    """The facts of all devices, read once. Raises ProbeError when the driver does not answer."""
+    from exporter.sampling.host import HostCallbacks, HostSampling
+    from exporter.sources.probes import ProbeFacts
+
+    sampling = HostSampling(
+        HostCallbacks(
+            settings=lambda: config.sampling,
+            source_modes=lambda: config.sources,
+            precision=lambda _identity, _peaks: (None, "default"),
+            reachable_bandwidth=lambda _identity: None,
+        )
+    )
+    sampling.start()
+    try:
+        if not sampling.wait_for_devices(_FACTS_SECONDS):
+            raise ProbeError(f"the driver did not answer within {_FACTS_SECONDS:g} s")
+        return ProbeFacts(sampling.view)()
+    finally:
+        sampling.stop(1.0)
+
+
+def select_devices(
+    devices: Sequence[DeviceFacts], names: Sequence[str] | None
+) -> list[DeviceFacts]:
+    """The devices by index or UUID, all without names. Raises ProbeError for one that is not there."""
+    if not devices:
+        raise ProbeError("there is no device to probe")
+    if not names:
+        return list(devices)
+    chosen = []
+    for name in names:
+        found = [facts for facts in devices if name in (facts.key, facts.uuid)]
+        if not found:
+            known = ", ".join(facts.key for facts in devices)
+            raise ProbeError(f"--gpu {name}: no such device; there are: {known}")
+        chosen += [facts for facts in found if facts not in chosen]
+    return chosen
+
+
+def check_device(facts: DeviceFacts, config: Config) -> None:
+    """Raise ProbeError where a probe would fail or take from a server what it needs."""
+    if facts.kind == "cpu":
+        return
+    where = f"GPU {facts.key}"
+    if facts.mig:
+        raise ProbeError(f"{where}: MIG is on; a partitioned GPU is not probed")
+    if facts.compute_mode == "prohibited":
+        raise ProbeError(f"{where}: its compute mode prohibits contexts (nvidia-smi -c DEFAULT)")
+    if facts.compute_mode != "default" and facts.processes:
+        raise ProbeError(f"{where}: its compute mode is exclusive and another process has it")
+    if (facts.free_memory_bytes or 0) < config.probes.min_free_memory_bytes:
+        raise ProbeError(f"{where}: too little free memory; stop what uses it first")
+    if facts.clock_event_reasons & HOT_REASONS:
+        raise ProbeError(f"{where}: it is slowed down by heat or power already")
+    if facts.processes:
+        count = len(facts.processes)
+        print(
+            f"flopwatch: {where} is in use by {count} process{'es' if count > 1 else ''}:"
+            " they slow down meanwhile, and the figures are not the hardware's alone",
+            file=sys.stderr,
+        )
+
+
+def describe_failure(error: WorkerFailedError) -> str:
+    """One line for a worker that could not start."""
+    if error.outcome == "torch_missing":
+        return "the probes need torch: pip install 'flopwatch[probes]'"
+    return f"the probe worker failed: {error.text}"
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """The results in columns, one kernel a line."""
+    header = ("gpu", "kernel", "measured", "of peak", "efficiency", "of baseline", "clock", "")
+    lines = [header, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        text = "  ".join(
+            cell.ljust(width) if column in (0, 1, 7) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        print(text.rstrip())
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    clock = "-" if row.sm_clock_hertz is None else f"{row.sm_clock_hertz / 1e6:.0f} MHz"
+    verdict = row.grade + (f": {row.why}" if row.why else "")
+    return (
+        row.gpu,
+        row.kernel,
+        _figure(row),
+        _percent(row.peak_ratio),
+        _percent(row.efficiency_ratio),
+        _percent(row.baseline_ratio),
+        clock,
+        verdict,
+    )
+
+
+def _figure(row: Row) -> str:
+    if row.value is None:
+        return "-"
+    if row.quantity == "latency":
+        return f"{row.value * 1e6:.2f} us"
+    unit = "FLOP/s" if row.quantity == "flops" else "B/s"
+    for prefix, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if row.value >= scale:
+            return f"{row.value / scale:.4g} {prefix}{unit}"
+    return f"{row.value / 1e6:.4g} M{unit}"
+
+
+def _percent(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.1%}"
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError("must be between 0 and 3600 seconds")
+    return value
+
+
+def _check_precisions(wanted: frozenset[str]) -> None:
+    from probes.kernels import all_kernels
+
+    known = {k.label for k in all_kernels().values() if k.quantity == "flops"}
+    for name in sorted(wanted - known):
+        raise ProbeError(f"--precision {name}: not known; there are: {', '.join(sorted(known))}")
+
+
+@contextmanager
+def _progress(devices: int, *, show: bool) -> Iterator[Callable[[Step], None]]:
+    """A function to call before each kernel: a bar with rich on a terminal, else a line."""
+    if not show:
+        yield lambda _step: None
+        return
+    if sys.stderr.isatty():
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        except ImportError:
+            pass
+        else:
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+                task = bar.add_task("starting", total=float(devices))
+                done: list[str] = []
+
+                def advance(step: Step) -> None:
+                    if step.gpu not in done:
+                        done.append(step.gpu)
+                    completed = len(done) - 1 + step.position / step.count
+                    bar.update(task, description=_doing(step), completed=completed)
+
+                yield advance
+            return
+    started = time.monotonic()
+
+    def say(step: Step) -> None:
+        passed = time.monotonic() - started
+        print(f"{passed:5.1f} s  {_doing(step)}  {step.position + 1}/{step.count}", file=sys.stderr)
+
+    yield say
+
+
+def _doing(step: Step) -> str:
+    return f"gpu {step.gpu}  {step.kernel}"
