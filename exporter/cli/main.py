@@ -14,6 +14,8 @@ from exporter.version import REVISION, VERSION
 _COMMANDS = ("serve", "config", "metrics")
 
 EXIT_USAGE = 2
+EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
+_TRACEBACK_VARIABLE = "FLOPWATCH_TRACEBACK"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has gone (`flopwatch metrics | head`); say no more to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if os.environ.get(_TRACEBACK_VARIABLE):
+            raise
+        print(
+            f"flopwatch: internal error: {type(error).__name__}: {error}; please report it, with "
+            f"what {_TRACEBACK_VARIABLE}=1 prints",
+            file=sys.stderr,
+        )
+        return EXIT_INTERNAL
 
 
 if __name__ == "__main__":

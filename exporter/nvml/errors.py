@@ -12,6 +12,8 @@
 nvmlErrorString is a call into the driver, so the codes are named here.
 """
 
+UNKNOWN_CODE = 999
+
 CODE_NAMES = {
     1: "uninitialized",
     2: "invalid_argument",
@@ -42,7 +44,7 @@ CODE_NAMES = {
     28: "gpu_not_found",
     29: "invalid_state",
     30: "reset_type_not_supported",
-    999: "unknown",
+    UNKNOWN_CODE: "unknown",
 }
 
 

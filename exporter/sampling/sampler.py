@@ -9,7 +9,7 @@ import structlog
 
 from exporter.accounting.counters import Histogram, HistogramValue
 from exporter.metrics.own import TICK_DURATION_SECONDS
-from exporter.nvml.errors import NvmlError
+from exporter.nvml.errors import UNKNOWN_CODE, NvmlError, Transient
 from exporter.sampling.settings import SamplingSettings
 from exporter.snapshot import DeviceSnapshot
 
@@ -108,20 +108,28 @@ class Sampler:
                 self._tick_until_lost()
                 return
             except NvmlError as error:
-                self._busy_since = time.monotonic()
-                self._publish(self.device.failed(error, self._ticks))
-                self._busy_since = None
-                if time.monotonic() - opened_at > BACKOFF_LAST_SECONDS:
-                    backoff = BACKOFF_FIRST_SECONDS
-                log.warning(
-                    "device_unavailable",
-                    gpu=self.device.key,
-                    reason=error.reason,
-                    function=error.function,
-                    retry_seconds=backoff,
-                )
+                failure = error
+            except Exception:
+                # A mistake of ours must not end the sampling of a device for good, nor in silence.
+                log.exception("sampler_failed", gpu=self.device.key)
+                failure = Transient("internal_error", UNKNOWN_CODE)
+            if time.monotonic() - opened_at > BACKOFF_LAST_SECONDS:
+                backoff = BACKOFF_FIRST_SECONDS
+            self._let_go(failure, backoff)
             self._stop.wait(backoff)
             backoff = min(2 * backoff, BACKOFF_LAST_SECONDS)
+
+    def _let_go(self, failure: NvmlError, backoff: float) -> None:
+        self._busy_since = time.monotonic()
+        self._publish(self.device.failed(failure, self._ticks))
+        self._busy_since = None
+        log.warning(
+            "device_unavailable",
+            gpu=self.device.key,
+            reason=failure.reason,
+            function=failure.function,
+            retry_seconds=backoff,
+        )
 
     def _tick_until_lost(self) -> None:
         self._tick()
