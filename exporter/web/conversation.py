@@ -136,9 +136,9 @@ class Conversation:
         response = respond(self._permitted, request)
         close = not head.keep_alive or self._draining() or self._is_outdated()
         self._write(response, close=close, head_only=head.method == "HEAD")
-        self._note("request_served", method=head.method, path=head.path, status=response.status)
         connection.served += 1
         connection.enter(Phase.WAITING)
+        self._note("request_served", method=head.method, path=head.path, status=response.status)
         # Once more, as the server may have begun to close after it looked for waiting connections.
         return not (close or self._draining())
 

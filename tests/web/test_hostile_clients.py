@@ -117,7 +117,10 @@ def test_a_client_that_does_not_read_gives_way(serve: Serve) -> None:
 
 def test_a_refused_client_that_stays_gives_way(serve: Serve) -> None:
     """A client that was refused and does not leave is the first to be displaced."""
-    server = serve(limits=Limits(connections=1, linger_seconds=FOREVER_SECONDS))
+    limits = Limits(
+        connections=1, linger_seconds=FOREVER_SECONDS, crowded_write_seconds=FOREVER_SECONDS
+    )
+    server = serve(limits=limits)
     with RawClient(server) as refused:
         refused.send(b"nonsense\r\n\r\n")
         assert refused.read_answer().status == 400
@@ -133,18 +136,16 @@ def test_a_refused_client_that_stays_gives_way(serve: Serve) -> None:
 def test_a_full_table_closes_its_oldest_silent_connection(serve: Serve) -> None:
     """Of two connections that never asked anything, the older gives way; an idle scraper stays."""
     server = serve(limits=Limits(connections=3, head_seconds=FOREVER_SECONDS))
-    with (
-        RawClient(server) as scraper,
-        RawClient(server) as oldest,
-        RawClient(server) as younger,
-    ):
+    with RawClient(server) as scraper:
         assert scraper.get("/").status == 200
-        assert eventually(lambda: connection_threads() == 3)
-        with RawClient(server) as newcomer:
-            assert newcomer.get("/").status == 200
-            assert oldest.is_closed_by_peer()
-            assert scraper.get("/").status == 200
-            assert younger.get("/").status == 200
+        threading.Event().wait(0.1)  # the scraper is now idle, for longer than the others
+        with RawClient(server) as oldest, RawClient(server) as younger:
+            assert eventually(lambda: connection_threads() == 3)
+            with RawClient(server) as newcomer:
+                assert newcomer.get("/").status == 200
+                assert oldest.is_closed_by_peer()
+                assert scraper.get("/").status == 200
+                assert younger.get("/").status == 200
 
 
 def test_a_flood_displaces_itself(serve: Serve) -> None:
