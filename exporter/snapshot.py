@@ -35,6 +35,7 @@ class DeviceSnapshot:
     """One device as of its last tick. `at_seconds` is that tick on the monotonic clock.
 
     `up` is False when the last tick failed; readings are then None, and only health is exposed.
+    `instances` are the GPU's MIG instances; each is a device of its own in HostSnapshot.
     `max_age_seconds` is how long the readings may be shown without a newer tick.
     """
 
@@ -53,6 +54,7 @@ class DeviceSnapshot:
     xids: XidCounts = field(default_factory=XidCounts)
     tick_duration: HistogramValue | None = None
     ticks_missed: int = 0
+    instances: tuple["DeviceSnapshot", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,8 @@ def _health(snapshot: DeviceSnapshot, *, up: bool, hung: bool) -> Iterator[Point
         )
         yield from by_label(own.SOURCE_ERRORS_TOTAL, source_labels, "reason", health.errors)
     yield from histogram(own.TICK_DURATION_SECONDS, labels, snapshot.tick_duration)
-    yield Point(own.TICKS_MISSED_TOTAL, labels, float(snapshot.ticks_missed))
+    if identity.mig is None:  # an instance is sampled in its GPU's ticks
+        yield Point(own.TICKS_MISSED_TOTAL, labels, float(snapshot.ticks_missed))
     for xid, count in snapshot.xids.counts.items():
         yield Point(device.XID_ERRORS_TOTAL, (*labels, ("xid", str(xid))), float(count))
     for xid, at in snapshot.xids.last_unix_seconds.items():

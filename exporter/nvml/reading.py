@@ -21,7 +21,7 @@ _ARCHITECTURES = {
     8: "ada",
     9: "hopper",
     10: "blackwell",
-    11: "orin",
+    13: "rubin",
 }
 # Cores per SM by compute capability; 128 for all others up to 12.x (CUDA C++ Programming Guide).
 _CORES_PER_SM = {(6, 0): 64, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
@@ -38,6 +38,7 @@ RECOVERY_ACTIONS = {
 }
 _NVLINKS_MAX = 72  # NVML_NVLINK_MAX_LINKS of the newest header
 _MEGA = 1e6
+_MEMORY_MAX = 2**50  # no device has a pebibyte: more is a blank
 _KIB = 1024
 _REASON_FIELDS: dict[fields.Field, str] = {
     fields.SW_POWER_CAP: "sw_power_cap",
@@ -77,14 +78,12 @@ def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) ->
     architecture = calls.ask("nvmlDeviceGetArchitecture")
     pci = calls.ask("nvmlDeviceGetPciInfo")
     bus_id = _text(pci.busId) if pci is not None else None
-    memory = _memory_info(calls)
+    memory = read_memory(calls)
     return DeviceIdentity(
         index=str(index),
         uuid=_text(calls.ask("nvmlDeviceGetUUID")) or f"PCI-{bus_id or index}",
         name=_text(calls.ask("nvmlDeviceGetName")) or "unknown",
-        architecture=_ARCHITECTURES.get(architecture, f"architecture_{architecture}")
-        if architecture is not None
-        else None,
+        architecture=_architecture(architecture),
         compute_capability=tuple(capability) if capability is not None else None,
         pci_bus_id=bus_id,
         driver_version=driver_version,
@@ -141,8 +140,30 @@ def read_fast(calls: DeviceCalls, sample: ClockSample, *, traffic: bool) -> Fast
         pcie_transmit_bytes=values.get(fields.PCIE_TRANSMIT),
         nvlink_receive_bytes=_scaled(values.get(_NVLINK_RECEIVE), _KIB),
         nvlink_transmit_bytes=_scaled(values.get(_NVLINK_TRANSMIT), _KIB),
-        **_memory_info(calls),
+        **read_memory(calls),
     )
+
+
+def read_memory(calls: DeviceCalls) -> dict[str, Any]:
+    """Memory in bytes, what the driver reserves apart; the older call counts that as used.
+
+    Empty where there is none of the GPU's own (unified memory: GB10, Thor, Jetson).
+    """
+    memory = calls.ask("nvmlDeviceGetMemoryInfo", pynvml.nvmlMemory_v2)
+    values: dict[str, float] = {}
+    if memory is not None:
+        values["memory_reserved_bytes"] = memory.reserved
+    else:
+        memory = calls.ask("nvmlDeviceGetMemoryInfo")
+        if memory is None:
+            return {}
+    values["memory_size_bytes"] = memory.total
+    values["memory_used_bytes"] = memory.used
+    values["memory_free_bytes"] = memory.free
+    if memory.total <= 0 or max(values.values()) > min(memory.total, _MEMORY_MAX):
+        calls.implausible("memory")
+        return {}
+    return values
 
 
 # The slow readings, in groups that are spread over the ticks of a slow interval. Each returns all
@@ -253,31 +274,17 @@ SLOW_GROUPS: tuple[Callable[[DeviceCalls], Mapping[str, Any]], ...] = (
 )
 
 
+def _architecture(code: int | None) -> str | None:
+    if code is None or code == pynvml.NVML_DEVICE_ARCH_UNKNOWN:
+        return None
+    return _ARCHITECTURES.get(code, f"architecture_{code}")
+
+
 def _sm_count(calls: DeviceCalls, capability: Any) -> int | None:
     cores = calls.ask("nvmlDeviceGetNumGpuCores")
     if cores is None or capability is None:
         return None
     return int(cores) // _CORES_PER_SM.get(tuple(capability), 128)
-
-
-def _memory_info(calls: DeviceCalls) -> dict[str, float]:
-    """Memory with what the driver reserves apart; the older call counts it as used."""
-    memory = calls.ask("nvmlDeviceGetMemoryInfo", pynvml.nvmlMemory_v2)
-    if memory is not None:
-        return {
-            "memory_size_bytes": memory.total,
-            "memory_used_bytes": memory.used,
-            "memory_free_bytes": memory.free,
-            "memory_reserved_bytes": memory.reserved,
-        }
-    memory = calls.ask("nvmlDeviceGetMemoryInfo")
-    if memory is None:
-        return {}
-    return {
-        "memory_size_bytes": memory.total,
-        "memory_used_bytes": memory.used,
-        "memory_free_bytes": memory.free,
-    }
 
 
 def _temperature(calls: DeviceCalls) -> float | None:

@@ -2,8 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -18,12 +17,15 @@ from exporter.nvml.errors import (
     NotSupported,
     NvmlError,
 )
-from exporter.nvml.library import DeviceCalls, DriverLibrary, call
+from exporter.nvml.library import DeviceCalls, call
+from exporter.nvml.mig import mig_enabled
 from exporter.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, SlowReading
+from exporter.sampling.context import GpuContext
+from exporter.sampling.mig import SampledInstances
 from exporter.sampling.sampler import TickStatistics
 from exporter.sampling.settings import SamplingSettings
-from exporter.snapshot import UNKNOWN, DeviceSnapshot, SourceHealth, XidCounts
+from exporter.snapshot import UNKNOWN, DeviceSnapshot, SourceHealth
 from exporter.sources.gpm import CYCLES, GpmSource
 
 
@@ -36,20 +38,6 @@ _CLOCK_SAMPLES = 4
 _CLOCK_SAMPLES_BESIDE_CYCLES = 2
 # GPM may fail for a while (another process re-initialises the driver): try again this often.
 _GPM_RETRY_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class GpuContext:
-    """What a GPU needs from the daemon around it."""
-
-    library: DriverLibrary
-    settings: Callable[[], SamplingSettings]
-    # Headline precision and its origin; None where the device has no tensor pipe.
-    precision: Callable[[DeviceIdentity, Peaks], tuple[str | None, str]]
-    reachable_bandwidth: Callable[[DeviceIdentity], float | None]
-    xids: Callable[[str], XidCounts]
-    gpm_mode: Callable[[], str]  # auto, on, off
-    on_mismatch: Callable[[], None]
 
 
 class SampledGpu:
@@ -74,6 +62,8 @@ class SampledGpu:
         self._errors: dict[str, Counter[str]] = {NVML: Counter(), GPM: Counter()}
         self._succeeded: dict[str, float] = {}
         self._gpm_delivered = False
+        self._instances = SampledInstances(context)
+        self._mig_enabled = False
 
     @property
     def uuid(self) -> str:
@@ -111,6 +101,7 @@ class SampledGpu:
         self._calls = calls
         self._slow_due = [0.0] * len(SLOW_GROUPS)
         self._gpm_supported = True
+        self._mig_enabled = mig_enabled(calls)
         self._open_gpm()
         log.info(
             "device_opened",
@@ -126,7 +117,9 @@ class SampledGpu:
         self._check_epoch()
         assert self._calls is not None
         assert self._accounts is not None
-        self._accounts.observe_clock(read_clock(self._calls, time.monotonic))
+        sample = read_clock(self._calls, time.monotonic)
+        self._accounts.observe_clock(sample)
+        self._instances.observe_clock(sample)
 
     def skip_gap(self) -> None:
         """Count nothing of the time since the last tick."""
@@ -134,6 +127,7 @@ class SampledGpu:
             self._accounts.forget_open_spans()
         if self._gpm is not None:
             self._gpm.restart()
+        self._instances.skip_gap()
 
     def tick(self, ticks: TickStatistics) -> DeviceSnapshot:
         """Read everything that is due and account for it."""
@@ -147,7 +141,12 @@ class SampledGpu:
         accounts.observe_clock(sample)
         fast = read_fast(calls, sample, traffic=self._gpm is None)
         self._succeeded[NVML] = time.time()
+        self._follow_mig_mode(calls)
         window = self._read_gpm(settings)
+        self._instances.sync(self._identity, calls, enabled=self._mig_enabled)
+        instances = self._instances.tick(sample)
+        if self._gpm is None and window is None:
+            window = self._instances.gpu_window(peaks.sm_count)
         self._read_slow(settings, sample.at_seconds)
         precision, origin = self._context.precision(self._identity, peaks)
         last = accounts.observe(
@@ -169,6 +168,7 @@ class SampledGpu:
             slow=self._slow,
             last=last,
             counters=accounts.counters(),
+            instances=instances,
         )
 
     def failed(self, error: NvmlError, ticks: TickStatistics) -> DeviceSnapshot:
@@ -183,12 +183,25 @@ class SampledGpu:
         self._gpm = None
         self._gpm_delivered = False
         self._calls = None
+        instances = self._instances.lost(close=not isinstance(error, DriverGone))
         if isinstance(error, DriverGone):
             try:
                 self._context.library.reopen(self._epoch)
             except NvmlError as again:
                 log.debug("driver_still_gone", reason=again.reason)
-        return self._snapshot(ticks, up=False)
+        return replace(self._snapshot(ticks, up=False), instances=instances)
+
+    def _follow_mig_mode(self, calls: DeviceCalls) -> None:
+        """A change of the mode resets the GPU: what GPM it has must be found out again."""
+        enabled = mig_enabled(calls)
+        if enabled == self._mig_enabled:
+            return
+        self._mig_enabled = enabled
+        log.info("mig_mode_changed", gpu=self.key, enabled=enabled)
+        if self._gpm is not None:
+            self._gpm.close()
+        self._gpm_supported = True
+        self._open_gpm()
 
     def _check_epoch(self) -> None:
         """A handle dies with its initialisation: another device's sampler may have begun a new one."""
@@ -260,6 +273,9 @@ class SampledGpu:
             window = self._gpm.read()
         except NvmlError as error:
             self._gpm_failed(error)
+            if isinstance(error, NotSupported):
+                self._gpm.close()
+                self._gpm = None
             return None
         if window is not None:
             self._succeeded[GPM] = time.time()

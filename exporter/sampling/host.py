@@ -13,7 +13,8 @@ from exporter.nvml.errors import DriverMismatch, NvmlError
 from exporter.nvml.events import XidWatcher
 from exporter.nvml.library import DriverLibrary
 from exporter.readings import DeviceIdentity
-from exporter.sampling.gpu import GpuContext, SampledGpu
+from exporter.sampling.context import GpuContext
+from exporter.sampling.gpu import SampledGpu
 from exporter.sampling.host_cpu import SampledCpu
 from exporter.sampling.sampler import BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS, Sampler
 from exporter.sampling.settings import SamplingSettings
@@ -97,7 +98,11 @@ class HostSampling:
         if finding is not None and now - finding > self._callbacks.settings().deadline:
             hung.add(UNKNOWN)
         return HostSnapshot(
-            devices=tuple(sorted(snapshots.values(), key=_order)),
+            devices=tuple(
+                device
+                for snapshot in sorted(snapshots.values(), key=_order)
+                for device in (snapshot, *snapshot.instances)
+            ),
             hung=frozenset(hung),
             pending=not self._found.is_set(),
             now_seconds=now,

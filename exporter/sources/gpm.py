@@ -7,6 +7,7 @@ live trial shows that the counter runs at the SM clock. `gpm` knows percentages 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import structlog
 
@@ -32,6 +33,8 @@ _TRIAL_WINDOWS = 3
 # A counter of SM cycles must run at the clock that NVML reports, within what the clock may move
 # between two readings of it.
 _CLOCK_TOLERANCE = 0.3
+# GPUs idle at 5 % of their maximum clock or above (H100: 345 of 1980 MHz, GeForce: 180 of 2900).
+_LOWEST_CLOCK_SHARE = 0.05
 _MIB = 2**20
 # GPM answers up to 100 %; rounding may pass it by a trace. More is a blank or garbage.
 _PERCENT_MAX = 101.0
@@ -104,6 +107,8 @@ class GpmSource:
         """`ways` are sessions to try in turn, where samples can be had by more than one call."""
         self._ways = list(ways) or [GpmSession(handle)]
         self._session = self._ways[0]
+        # An instance does not tell its clock, and its GPU's may be read between two of its loads.
+        self._is_instance = bool(ways)
         self._sm_count = sm_count
         self._max_hertz = max_hertz
         self._on_implausible = on_implausible
@@ -209,6 +214,8 @@ class GpmSource:
     def conclude(self) -> bool:
         """End the trial: use the cycle counters if they ran true. Whether GPM answered at all."""
         self._scale = cycle_scale(self._trial.counts, self._trial.hertz, self._sm_count)
+        if self._scale is None and self._is_instance:
+            self._scale = cycle_scale_in_range(self._trial.counts, self._max_hertz, self._sm_count)
         if self._scale is None:
             self._cycles = {}
         if not self._trial.answered:
@@ -297,6 +304,24 @@ def cycle_scale(
         else:
             return None
     return CycleScale(scales.pop()) if len(steps) >= 2 and len(scales) == 1 else None
+
+
+def cycle_scale_in_range(
+    counts: list[tuple[float, float]], max_hertz: float | None, sm_count: int | None
+) -> CycleScale | None:
+    """Like `cycle_scale` where no clock can be read: the count must run at a possible clock.
+
+    The sum over the SMs of the smallest instance (14) at a GPU's lowest clock is above the highest
+    clock of one SM, so that mean and sum cannot be taken for each other.
+    """
+    if not max_hertz or len(counts) < 3:
+        return None
+    rates = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(counts)]
+    highest = max_hertz * (1 + _CLOCK_TOLERANCE)
+    for divisor in (1, sm_count or 1):
+        if all(max_hertz * _LOWEST_CLOCK_SHARE <= rate / divisor <= highest for rate in rates):
+            return CycleScale(divisor)
+    return None
 
 
 def open_together(

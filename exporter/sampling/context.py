@@ -1,0 +1,24 @@
+"""What a sampled GPU needs from the daemon around it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from exporter.accounting.peaks import Peaks
+from exporter.nvml.library import DriverLibrary
+from exporter.readings import DeviceIdentity
+from exporter.sampling.settings import SamplingSettings
+from exporter.snapshot import XidCounts
+
+
+@dataclass(frozen=True, slots=True)
+class GpuContext:
+    """Callbacks are cheap and thread-safe."""
+
+    library: DriverLibrary
+    settings: Callable[[], SamplingSettings]
+    # Headline precision and its origin; None where the device has no tensor pipe.
+    precision: Callable[[DeviceIdentity, Peaks], tuple[str | None, str]]
+    reachable_bandwidth: Callable[[DeviceIdentity], float | None]
+    xids: Callable[[str], XidCounts]
+    gpm_mode: Callable[[], str]  # auto, on, off
+    on_mismatch: Callable[[], None]

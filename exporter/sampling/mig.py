@@ -1,0 +1,328 @@
+"""The MIG instances of one GPU: found again every tick, each with books of its own.
+
+An instance is known by its UUID, GPU instance id and size together: ids are handed out again after
+a reconfiguration, and an instance that comes back as another starts its counters anew.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import structlog
+
+from exporter.accounting.device import DeviceAccounts
+from exporter.accounting.mig import (
+    InstanceWindow,
+    instance_peaks,
+    memory_share,
+    whole_gpu_window,
+)
+from exporter.accounting.time_split import REACHABLE_BANDWIDTH
+from exporter.nvml.errors import (
+    DeviceLost,
+    DriverGone,
+    DriverMismatch,
+    NotSupported,
+    NvmlError,
+)
+from exporter.nvml.library import DeviceCalls
+from exporter.nvml.mig import ListedInstance, gpm_ways, list_instances, read_instance
+from exporter.nvml.reading import read_clock, read_memory, read_processes
+from exporter.readings import (
+    ActivityWindow,
+    ClockSample,
+    DeviceIdentity,
+    FastReading,
+    SlowReading,
+)
+from exporter.sampling.context import GpuContext
+from exporter.sampling.settings import SamplingSettings
+from exporter.snapshot import DeviceSnapshot, SourceHealth
+from exporter.sources.gpm import PERCENT, GpmSource, open_together
+
+
+log = structlog.get_logger(__name__)
+
+_GPM_RETRY_SECONDS = 60.0
+
+
+class SampledInstances:
+    """The instances of one GPU. The GPU's own thread calls it."""
+
+    def __init__(self, context: GpuContext) -> None:
+        self._context = context
+        self._instances: dict[tuple[str, int, int | None], _SampledInstance] = {}
+        self._gpu: DeviceIdentity | None = None
+
+    def sync(self, gpu: DeviceIdentity, calls: DeviceCalls, *, enabled: bool) -> None:
+        """Find the instances that are there now. Raises NvmlError when the GPU is gone."""
+        self._gpu = gpu
+        listed = list_instances(calls) if enabled else ()
+        attached = {
+            instance.listed: key
+            for key, instance in self._instances.items()
+            if instance.listed is not None
+        }
+        kept: dict[tuple[str, int, int | None], _SampledInstance] = {}
+        new: list[_SampledInstance] = []
+        for entry in listed:
+            key = attached.get(entry)
+            if key is not None:
+                kept[key] = self._instances[key]
+                continue
+            identity = _identity(gpu, entry, calls)
+            key = (entry.uuid, entry.gpu_instance_id, identity.sm_count)
+            instance = self._instances.get(key) or _SampledInstance(gpu, identity, self._context)
+            instance.attach(entry, calls)
+            kept[key] = instance
+            new.append(instance)
+        for key, instance in self._instances.items():
+            if key not in kept:
+                instance.detach(close=True)
+                log.info("mig_instance_gone", gpu=gpu.index, uuid=instance.identity.uuid)
+        self._instances = kept
+        self._open_gpm(new, calls)
+
+    def observe_clock(self, sample: ClockSample) -> None:
+        """One more sample of the GPU's clock, which is the instances' clock."""
+        for instance in self._instances.values():
+            instance.accounts.observe_clock(sample)
+
+    def skip_gap(self) -> None:
+        """Count nothing of the time since the last tick."""
+        for instance in self._instances.values():
+            instance.skip_gap()
+
+    def tick(self, sample: ClockSample) -> tuple[DeviceSnapshot, ...]:
+        """Read all instances and account for them. Raises NvmlError when the GPU is gone."""
+        settings = self._context.settings()
+        return tuple(instance.tick(sample, settings) for instance in self._instances.values())
+
+    def gpu_window(self, sm_count: int | None) -> ActivityWindow | None:
+        """The last tick's window of the whole GPU; None unless every instance has one."""
+        parts: list[InstanceWindow] = []
+        gpu = self._gpu
+        for instance in self._instances.values():
+            if instance.window is None or not sm_count or not instance.identity.sm_count or not gpu:
+                return None
+            share = memory_share(gpu.memory_size_bytes, instance.identity.memory_size_bytes)
+            parts.append(
+                InstanceWindow(instance.window, instance.identity.sm_count / sm_count, share)
+            )
+        return whole_gpu_window(parts)
+
+    def lost(self, *, close: bool) -> tuple[DeviceSnapshot, ...]:
+        """Let go of the instances with their GPU, but keep their books."""
+        for instance in self._instances.values():
+            instance.detach(close=close)
+        return tuple(instance.snapshot(up=False) for instance in self._instances.values())
+
+    def _open_gpm(self, instances: Sequence["_SampledInstance"], calls: DeviceCalls) -> None:
+        """Try GPM on new instances, all in one trial."""
+        if self._context.gpm_mode() == "off":
+            return
+        now = time.monotonic()
+        due = [*instances, *(i for i in self._instances.values() if i.gpm_due(now))]
+        sources = {source: i for i in dict.fromkeys(due) if (source := i.new_gpm(calls.handle))}
+        if not sources:
+            return
+        failures = open_together(
+            tuple(sources), lambda: read_clock(calls, time.monotonic).sm_clock_hertz
+        )
+        failed = dict(failures)
+        for source, instance in sources.items():
+            instance.gpm_tried(source, failed.get(source))
+
+
+class _SampledInstance:
+    """One GPU instance. `listed` is None while it is not there."""
+
+    def __init__(self, gpu: DeviceIdentity, identity: DeviceIdentity, context: GpuContext) -> None:
+        self.identity = identity
+        self.peaks = instance_peaks(gpu, identity)
+        self.accounts = DeviceAccounts(identity, self.peaks)
+        self.listed: ListedInstance | None = None
+        self.window: ActivityWindow | None = None
+        self._context = context
+        self._calls: DeviceCalls | None = None
+        self._parent: object = None
+        self._gpm: GpmSource | None = None
+        self._gpm_retry_at: float | None = None
+        self._gpm_name = PERCENT
+        self._gpm_delivered = False
+        self._errors: dict[str, Counter[str]] = {"nvml": Counter(), "gpm": Counter()}
+        self._succeeded: dict[str, float] = {}
+        self._slow = SlowReading(at_seconds=0.0)
+        self._slow_due = 0.0
+
+    def attach(self, listed: ListedInstance, parent: DeviceCalls) -> None:
+        """Take the instance's handle of now; its GPM samples begin anew."""
+        self.detach(close=True)
+        self.listed = listed
+        self._calls = DeviceCalls(listed.handle, device=f"{self.identity.index}/{listed.uuid}")
+        self._calls.errors = self._errors["nvml"]
+        log.info(
+            "mig_instance_opened",
+            gpu=self.identity.index,
+            mig=self.identity.mig,
+            uuid=listed.uuid,
+            sm_count=self.identity.sm_count,
+        )
+
+    def detach(self, *, close: bool) -> None:
+        """Let go of the handle; the books stay."""
+        if self._gpm is not None and close:
+            self._gpm.close()
+        self._gpm = None
+        self._gpm_retry_at = None
+        self._gpm_delivered = False
+        self._calls = None
+        self.listed = None
+        self.window = None
+        self.accounts.forget_open_spans()
+
+    def skip_gap(self) -> None:
+        """Count nothing of the time since the last tick."""
+        self.accounts.forget_open_spans()
+        if self._gpm is not None:
+            self._gpm.restart()
+
+    def gpm_due(self, now: float) -> bool:
+        """Whether GPM failed for a passing reason, and may be tried again."""
+        return self._gpm is None and self._gpm_retry_at is not None and now >= self._gpm_retry_at
+
+    def new_gpm(self, parent_handle: object) -> GpmSource | None:
+        """A GPM source to be tried; None if there is one, or no instance."""
+        if self.listed is None or self._gpm is not None:
+            return None
+        return GpmSource(
+            self.listed.handle,
+            sm_count=self.identity.sm_count,
+            max_hertz=self.identity.sm_clock_max_hertz,
+            on_implausible=self.implausible,
+            ways=gpm_ways(parent_handle, self.listed),
+        )
+
+    def gpm_tried(self, source: GpmSource, error: NvmlError | None) -> None:
+        """How the trial went."""
+        if error is None:
+            self._gpm, self._gpm_name = source, source.name
+            self._gpm_delivered = True
+        elif isinstance(error, NotSupported):
+            self._gpm_retry_at = None
+            log.info("gpm_not_supported", gpu=self.identity.index, mig=self.identity.mig)
+        else:
+            self._gpm_failed(error)
+
+    def implausible(self, what: str) -> None:
+        """Book a value of GPM that cannot be true; it is left out."""
+        if not self._errors["gpm"]["implausible"]:
+            log.warning(
+                "gpm_value_implausible",
+                gpu=self.identity.index,
+                mig=self.identity.mig,
+                value_of=what,
+            )
+        self._errors["gpm"]["implausible"] += 1
+
+    def tick(self, sample: ClockSample, settings: SamplingSettings) -> DeviceSnapshot:
+        """Read and account."""
+        calls = self._calls
+        assert calls is not None
+        # The clock is the GPU's; the instance has memory, processes and activities of its own.
+        fast = FastReading(at_seconds=sample.at_seconds, **read_memory(calls))
+        self._succeeded["nvml"] = time.time()
+        self.accounts.observe_clock(sample)
+        self.window = self._read_gpm(settings)
+        if sample.at_seconds >= self._slow_due:
+            self._slow = replace(self._slow, at_seconds=sample.at_seconds, **read_processes(calls))
+            self._slow_due = sample.at_seconds + settings.slow_interval
+        precision, origin = self._context.precision(self.identity, self.peaks)
+        last = self.accounts.observe(
+            fast,
+            self.window,
+            precision=precision,
+            max_window_seconds=settings.max_window,
+            window_started_seconds=self._gpm.open_since_seconds if self._gpm else None,
+            reachable_bandwidth=self._context.reachable_bandwidth(self.identity)
+            or REACHABLE_BANDWIDTH,
+        )
+        return replace(
+            self.snapshot(up=True),
+            at_seconds=sample.at_seconds,
+            peaks=self.peaks,
+            precision=precision,
+            precision_origin=origin,
+            fast=fast,
+            slow=self._slow,
+            last=last,
+            counters=self.accounts.counters(),
+        )
+
+    def snapshot(self, *, up: bool) -> DeviceSnapshot:
+        """What is known without a reading."""
+        sources = {
+            "nvml": SourceHealth(up, self._succeeded.get("nvml"), dict(self._errors["nvml"]))
+        }
+        if self._context.gpm_mode() != "off":
+            sources[self._gpm_name] = SourceHealth(
+                up and self._gpm is not None and self._gpm_delivered,
+                self._succeeded.get("gpm"),
+                dict(self._errors["gpm"]),
+            )
+        return DeviceSnapshot(
+            identity=self.identity,
+            at_seconds=time.monotonic(),
+            up=up,
+            max_age_seconds=self._context.settings().max_age,
+            sources=sources,
+        )
+
+    def _read_gpm(self, settings: SamplingSettings) -> ActivityWindow | None:
+        if self._gpm is None:
+            return None
+        opened = self._gpm.open_since_seconds
+        if opened is not None and time.monotonic() - opened > settings.max_window:
+            self._gpm.restart()
+        try:
+            window = self._gpm.read()
+        except (DeviceLost, DriverGone, DriverMismatch):
+            raise
+        except NvmlError as error:
+            self._gpm_failed(error)
+            return None
+        if window is not None:
+            self._succeeded["gpm"] = time.time()
+            self._gpm_delivered = True
+        return window
+
+    def _gpm_failed(self, error: NvmlError) -> None:
+        """Start GPM anew later: the pair of samples may span a reconfiguration."""
+        self._errors["gpm"][error.reason] += 1
+        if self._gpm_delivered or self._gpm is None:
+            log.warning(
+                "gpm_failed",
+                gpu=self.identity.index,
+                mig=self.identity.mig,
+                function=error.function,
+                reason=error.reason,
+            )
+        if isinstance(error, NotSupported) and self._gpm is not None:
+            self._gpm.close()
+            self._gpm = None
+        self._gpm_delivered = False
+        self._gpm_retry_at = time.monotonic() + _GPM_RETRY_SECONDS
+
+
+def _identity(gpu: DeviceIdentity, listed: ListedInstance, calls: DeviceCalls) -> DeviceIdentity:
+    facts = read_instance(calls, listed.handle)
+    return replace(
+        gpu,
+        uuid=listed.uuid,
+        name=facts.name or gpu.name,
+        sm_count=facts.sm_count,
+        memory_size_bytes=facts.memory_bytes,
+        memory_bus_width_bits=None,
+        mig=str(listed.gpu_instance_id),
+    )
