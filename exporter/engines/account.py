@@ -65,14 +65,19 @@ class Account:
         self._books: dict[str, ModelBooks] = {}
         self._shown: tuple[str, ...] = ()
         self._last_seconds: float | None = None
+        self._restarts = 0
         self._lock = threading.Lock()
 
     def add(self, reading: EngineReading, tensor_parallel: int) -> None:
         """Enter one reading; the window is the time since the one before."""
         seconds = None if self._last_seconds is None else reading.seconds - self._last_seconds
         self._last_seconds = reading.seconds
+        restarted = reading.restarts != self._restarts
+        self._restarts = reading.restarts
         for model in reading.models:
             books = self._books.get(model.model) or ModelBooks(model)
+            if restarted:
+                books.described_as = None
             self._describe(books, model, reading.seconds)
             work, lengths = work_of(model, books.lengths)
             description = books.description
@@ -97,7 +102,10 @@ class Account:
             return tuple(_copy(self._books[name]) for name in self._shown)
 
     def _describe(self, books: ModelBooks, model: ModelReading, now_seconds: float) -> None:
-        """Describe the model once per name and cache type; after a failure, now and then again."""
+        """Describe the model once per name and cache type, and again when the engine restarted.
+
+        After a failure it is tried again now and then: the engine may still be downloading.
+        """
         cache = self._settings.cache_data_type or model.cache_data_type
         wanted = (model.model, cache)
         failed = books.problem is not None and now_seconds >= books.retry_at_seconds
@@ -121,7 +129,8 @@ class Account:
                 model=model.model,
                 problem=problem,
             )
-        books.description, books.problem = description, problem
+        with self._lock:
+            books.description, books.problem = description, problem
         books.described_as = wanted
         books.retry_at_seconds = now_seconds + RETRY_SECONDS
 

@@ -10,10 +10,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 # What a sample line looks like; enough to count the lines that are none.
-_SAMPLE_LINE = re.compile(r"[A-Za-z_:][\w:]*\s*(\{.*\})?\s+[-+\w.]+(\s+-?\d+)?\s*")
+# Possessive, so that no line, however long its blanks, takes more than one pass.
+_SAMPLE_LINE = re.compile(r"[A-Za-z_:][\w:]*+(?:\s*+\{.*\})?\s++[-+\w.]++(?:\s++-?\d++)?+\s*+")
 _NAME = re.compile(r"(?:#\s+(?:HELP|TYPE)\s+)?([A-Za-z_:][\w:]*)")
 # Engines behind a proxy that knows no colons (Ray Serve adds its own prefix too).
 _COLON_PREFIXES = ("vllm_", "sglang_")
+# The longest real lines are configuration infos of some two thousand characters.
+LONGEST_LINE = 16 * 1024
 # More series of the wanted names than any engine has; beyond, the exposition is not one.
 LARGEST_SAMPLE_COUNT = 20_000
 
@@ -35,7 +38,6 @@ class Exposition:
     # Prefixes of metric names seen anywhere, comments included: who is speaking.
     prefixes: frozenset[str] = frozenset()
     malformed_lines: int = 0
-    sample_lines: int = 0
 
 
 @dataclass(slots=True)
@@ -43,7 +45,6 @@ class _Scan:
     wanted: list[str] = field(default_factory=list)
     prefixes: set[str] = field(default_factory=set)
     malformed: int = 0
-    sample_lines: int = 0
 
 
 def parse(text: str, names: Collection[str], prefixes: Iterable[str]) -> Exposition:
@@ -58,7 +59,7 @@ def parse(text: str, names: Collection[str], prefixes: Iterable[str]) -> Exposit
             samples.extend(_samples(line))
         except (ValueError, IndexError):  # what prometheus_client raises on a malformed line
             scan.malformed += 1
-    return Exposition(tuple(samples), frozenset(scan.prefixes), scan.malformed, scan.sample_lines)
+    return Exposition(tuple(samples), frozenset(scan.prefixes), scan.malformed)
 
 
 def canonical_name(name: str) -> str:
@@ -76,13 +77,15 @@ def _scan(text: str, names: Collection[str], prefixes: tuple[str, ...]) -> _Scan
         stripped = line.strip()
         if not stripped:
             continue
+        if len(stripped) > LONGEST_LINE:
+            scan.malformed += not stripped.startswith("#")
+            continue
         match = _NAME.match(stripped)
         name = canonical_name(match.group(1)) if match else ""
         if not stripped.startswith("#"):
             if _SAMPLE_LINE.fullmatch(stripped) is None:
                 scan.malformed += 1
                 continue
-            scan.sample_lines += 1
             if name in names:
                 scan.wanted.append(stripped)
         if name and len(scan.prefixes) < len(prefixes):

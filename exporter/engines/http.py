@@ -1,5 +1,6 @@
 """One GET with a limit on everything: total time, size, and no redirects."""
 
+import base64
 import http.client
 import io
 import socket
@@ -8,7 +9,7 @@ import time
 import zlib
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from exporter.engines.errors import Reason, ScrapeError
 
@@ -41,7 +42,7 @@ def fetch(
     deadline = clock() + timeout_seconds
     connection = _Connection(host, port, parts.scheme == "https", deadline, clock)
     try:
-        return _exchange(connection, path, limit_bytes)
+        return _exchange(connection, path, _authorization(parts), limit_bytes)
     except ScrapeError:
         raise
     except TimeoutError as error:
@@ -54,7 +55,24 @@ def fetch(
         connection.hang_up()
 
 
-def _exchange(connection: "_Connection", path: str, limit_bytes: int) -> str:
+def without_credentials(url: str) -> str:
+    """Return `url` as it may stand in a log: without user name and password."""
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def _authorization(parts: SplitResult) -> dict[str, str]:
+    """Basic authentication, where the address carries a user name."""
+    if parts.username is None:
+        return {}
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+
+
+def _exchange(
+    connection: "_Connection", path: str, authorization: dict[str, str], limit_bytes: int
+) -> str:
     connection.request(
         "GET",
         path,
@@ -63,6 +81,7 @@ def _exchange(connection: "_Connection", path: str, limit_bytes: int) -> str:
             "Accept-Encoding": "identity",
             "User-Agent": "flopwatch",
             "Connection": "close",
+            **authorization,
         },
     )
     response = connection.getresponse()

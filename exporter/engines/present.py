@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from exporter.engines.account import ModelBooks
 from exporter.engines.config import GpuHooks, WorkloadConfig
 from exporter.engines.snapshot import GpuRef, ModelSnapshot
+from exporter.models.memory import stored_weight_bytes
 from exporter.models.parameters import count_parameters
 
 
@@ -40,6 +41,7 @@ def present(
         decode_context_tokens=books.lengths.context,
         parameters=counts.total if counts else None,
         active_parameters=counts.active if counts else None,
+        weight_bytes=stored_weight_bytes(description) if description else None,
         problem=books.problem,
         assumptions=description.assumptions if description else (),
     )

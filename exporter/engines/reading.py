@@ -64,6 +64,8 @@ class EngineReading:
     malformed_lines: int = 0
     # The first scrape of an engine is the base of the counts: all of them are zero.
     first: bool = False
+    # Restarts of the engine seen so far: it may serve something else since.
+    restarts: int = 0
 
 
 class Samples:

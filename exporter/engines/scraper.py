@@ -12,7 +12,7 @@ import structlog
 from exporter.engines.counters import CounterTracker
 from exporter.engines.errors import Reason, ScrapeError
 from exporter.engines.exposition import parse
-from exporter.engines.http import fetch
+from exporter.engines.http import fetch, without_credentials
 from exporter.engines.reading import Engine, EngineReading, by_model
 from exporter.engines.reading import Samples as ModelSamples
 from exporter.engines.registry import PREFIXES
@@ -160,14 +160,24 @@ class Scraper:
         )
         first, self._scraped = not self._scraped, True
         return EngineReading(
-            self.engine.name, seconds, timestamp, models, exposition.malformed_lines, first
+            self.engine.name,
+            seconds,
+            timestamp,
+            models,
+            exposition.malformed_lines,
+            first,
+            self._tracker.restarts,
         )
 
     def _succeed(self, reading: EngineReading) -> None:
         before = self._state
         self._failures = 0
         if before.attempted and not before.up:
-            log.info("workload_scrape_recovered", workload=self.name, url=self._url)
+            log.info(
+                "workload_scrape_recovered",
+                workload=self.name,
+                url=without_credentials(self._url),
+            )
         if reading.malformed_lines and not self._malformed:
             log.warning(
                 "workload_malformed_lines", workload=self.name, lines=reading.malformed_lines
@@ -189,7 +199,7 @@ class Scraper:
             log.warning(
                 "workload_scrape_failed",
                 workload=self.name,
-                url=self._url,
+                url=without_credentials(self._url),
                 reason=reason.value,
                 detail=detail,
             )

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 
 class GpuRef(NamedTuple):
-    """A GPU by its NVML index, as the `gpu` label has it, and its UUID."""
+    """A GPU, or a MIG instance of one, as the labels `gpu`, `uuid` and `mig` have it."""
 
     gpu: str
     uuid: str
+    mig: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class ModelSnapshot:
     decode_context_tokens: float | None = None
     parameters: float | None = None
     active_parameters: float | None = None
+    weight_bytes: float | None = None
     problem: str | None = None
     assumptions: tuple[str, ...] = ()
 

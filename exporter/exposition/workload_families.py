@@ -50,6 +50,15 @@ MODEL_PARAMETERS = Family(
     help="Parameters counted from the model's config.json, all (total) or met by a token (active).",
     tells="Whether the right file was found.",
 )
+MODEL_WEIGHT_BYTES = Family(
+    name="flopwatch_model_weight_bytes",
+    type=GAUGE,
+    unit="bytes",
+    labels=("workload", "model"),
+    per_device=False,
+    help="Bytes of all weights as stored, quantization included, from the model's config.json.",
+    tells="What one replica takes from the memory of its GPUs, and reads in each dense pass.",
+)
 MODEL_ENGINE_FLOP_TOTAL = Family(
     name="flopwatch_model_engine_flop_total",
     type=COUNTER,
@@ -93,6 +102,7 @@ FAMILIES = (
     WORKLOAD_LAST_SUCCESS_TIMESTAMP_SECONDS,
     MODEL_DESCRIBED,
     MODEL_PARAMETERS,
+    MODEL_WEIGHT_BYTES,
     MODEL_ENGINE_FLOP_TOTAL,
     MODEL_REQUESTS,
     MODEL_KV_CACHE_UTILIZATION_RATIO,

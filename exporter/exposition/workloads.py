@@ -6,7 +6,7 @@ from exporter.engines.snapshot import ModelSnapshot, WorkloadSnapshot, Workloads
 from exporter.exposition import workload_families as more
 from exporter.exposition.points import Labels, by_label, optional
 from exporter.metrics import models
-from exporter.metrics.family import Family, Label, Point
+from exporter.metrics.family import MIG_LABEL, Family, Label, Point
 
 
 def workload_points(snapshot: WorkloadsSnapshot) -> Iterator[Point]:
@@ -28,7 +28,10 @@ def workload_points(snapshot: WorkloadsSnapshot) -> Iterator[Point]:
 def _served(workload: WorkloadSnapshot) -> Iterator[Point]:
     name: Label = ("workload", workload.name)
     for gpu in workload.gpus:
-        labels: Labels = (("gpu", gpu.gpu), ("uuid", gpu.uuid), name)
+        labels: Labels = (("gpu", gpu.gpu), ("uuid", gpu.uuid))
+        if gpu.mig is not None:
+            labels = (*labels, (MIG_LABEL, gpu.mig))
+        labels = (*labels, name)
         yield Point(models.WORKLOAD_GPU_INFO, labels, 1.0)
     for model in workload.models:
         labels = (name, ("model", model.model))
@@ -53,6 +56,7 @@ def _state(model: ModelSnapshot, labels: Labels) -> Iterator[Point]:
     yield Point(more.MODEL_DESCRIBED, labels, float(model.problem is None))
     for kind, count in (("total", model.parameters), ("active", model.active_parameters)):
         yield from optional(more.MODEL_PARAMETERS, (*labels, ("kind", kind)), count)
+    yield from optional(more.MODEL_WEIGHT_BYTES, labels, model.weight_bytes)
     for state, count in (("running", model.running_requests), ("waiting", model.waiting_requests)):
         yield from optional(more.MODEL_REQUESTS, (*labels, ("state", state)), count)
     yield from optional(more.MODEL_KV_CACHE_UTILIZATION_RATIO, labels, model.cache_usage_ratio)

@@ -113,6 +113,12 @@ def _refuse_foreign(fields: ConfigFields) -> None:
     foreign = [name for name in FOREIGN_FIELDS if fields.raw(name) not in (None, 0, False, [])]
     if foreign:
         raise fields.error(f"layers that the formulas do not cover ({', '.join(foreign)})")
+    kinds = fields.raw("attn_type_list")
+    if isinstance(kinds, list) and not all(kinds):
+        # MiniMax marks its linear-attention layers with 0.
+        raise fields.error("layers that the formulas do not cover (attn_type_list)")
+    if fields.integer("index_topk") and not fields.integer("kv_lora_rank"):
+        raise fields.error("sparse attention is covered for latent attention only (index_topk)")
 
 
 def _attention(fields: ConfigFields, family: Family) -> Attention:

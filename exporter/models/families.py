@@ -187,14 +187,18 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 # Fields and field values of layers that are no plain attention: state-space, linear, convolution
 # or sparse-index attention. Their FLOPs follow other formulas, so they are refused by name.
 FOREIGN_FIELDS = (
+    "altup_num_inputs",
     "attn_layer_period",
+    "compress_ratios",
     "conv_L_cache",
     "global_head_dim",
+    "hybrid_layer_pattern",
     "hybrid_override_pattern",
     "layers_block_type",
     "linear_attn_config",
     "linear_num_key_heads",
     "mamba_d_state",
+    "num_kv_shared_layers",
     "rwkv_version",
     "ssm_cfg",
     "ssm_state_size",

@@ -4,7 +4,8 @@ Counted are matrix products (two FLOPs per multiply-add): projections, feed-forw
 attention over the real context, the output head where logits are computed. Not counted, as in the
 definitions of MFU by PaLM (arXiv 2204.02311, appendix B) and Megatron (arXiv 2104.04473): norms,
 activations, softmax, embedding look-ups, and whatever an engine computes in vain (padding,
-recomputation after preemption, rejected drafts).
+recomputation after preemption, rejected drafts). Tensor, pipeline, expert and data parallelism
+spread the same FLOPs over more GPUs: nothing here depends on them.
 """
 
 from functools import lru_cache
@@ -110,13 +111,6 @@ def decode_flops(model: ModelDescription, tokens: float, context_tokens: float) 
         + head_flops_per_token(model)
         + decode_attention_flops(model, context_tokens)
     )
-
-
-def flops_per_gpu(
-    model_flops: float, tensor_parallel: int, pipeline_parallel: int, replicas: int = 1
-) -> float:
-    """Return each GPU's share: tensor and pipeline parallelism split the work of a replica."""
-    return model_flops / (tensor_parallel * pipeline_parallel * replicas)
 
 
 def _within(window: int | None, tokens: float) -> float:

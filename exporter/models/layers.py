@@ -73,6 +73,12 @@ def _laid_out(
 ) -> tuple[int | None, ...]:
     """Windows where the file has no list of layer types: by the pattern, else by the family."""
     pattern = fields.raw("sliding_window_pattern") or fields.raw("_sliding_window_pattern")
+    if isinstance(pattern, str) and pattern and not pattern.strip("LG"):
+        # EXAONE 4 writes one period of local and global layers: LLLG.
+        period = len(pattern)
+        return tuple(
+            window if pattern[layer % period] == "L" else None for layer in range(layer_count)
+        )
     layout = pattern if isinstance(pattern, int) and pattern > 0 else family.windows
     no_rotary = fields.raw("no_rope_layers")
     if isinstance(no_rotary, list) and len(no_rotary) >= layer_count:
@@ -123,6 +129,6 @@ def _holds_experts(fields: ConfigFields, layer: int) -> bool:
     frequency = fields.raw("moe_layer_freq")
     if isinstance(frequency, list):
         return layer < len(frequency) and bool(frequency[layer])
-    first = fields.integer("first_k_dense_replace") or 0
-    every = fields.integer("moe_layer_freq") or 1
+    first = fields.integer("first_k_dense_replace") or fields.integer("moe_layer_start_index") or 0
+    every = fields.integer("moe_layer_freq") or fields.integer("moe_layer_interval") or 1
     return layer >= first and layer % every == 0

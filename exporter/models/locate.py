@@ -22,6 +22,8 @@ def locate_config(model_name: str, environment: Mapping[str, str] | None = None)
     if not _REPOSITORY.fullmatch(model_name) or ".." in model_name:
         return None
     folder = _hub_cache(environment if environment is not None else os.environ)
+    if folder is None:
+        return None
     snapshots = folder / f"models--{model_name.replace('/', '--')}" / "snapshots"
     try:
         candidates = sorted(snapshots.glob("*/config.json"), key=lambda file: file.stat().st_mtime)
@@ -30,12 +32,13 @@ def locate_config(model_name: str, environment: Mapping[str, str] | None = None)
     return candidates[-1] if candidates else None
 
 
-def _hub_cache(environment: Mapping[str, str]) -> Path:
+def _hub_cache(environment: Mapping[str, str]) -> Path | None:
     if environment.get("HF_HUB_CACHE"):
         return Path(environment["HF_HUB_CACHE"])
     if environment.get("HF_HOME"):
         return Path(environment["HF_HOME"]) / "hub"
-    return Path(environment.get("HOME", "/root")) / ".cache" / "huggingface" / "hub"
+    home = environment.get("HOME")
+    return Path(home) / ".cache" / "huggingface" / "hub" if home else None
 
 
 def _existing(path: Path) -> Path | None:

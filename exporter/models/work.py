@@ -41,11 +41,6 @@ class Work:
     prompt_length: float | None = None  # mean, cached part included
     decode_context: float | None = None  # mean keys that a decoded token attends to
 
-    @property
-    def tokens(self) -> float:
-        """Useful tokens of the window, computed or generated."""
-        return self.prefill_tokens + self.decode_tokens
-
 
 @dataclass(frozen=True, slots=True)
 class Cost:

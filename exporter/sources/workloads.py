@@ -10,6 +10,7 @@ import structlog
 from exporter.engines.account import Account, Locate, ModelSettings
 from exporter.engines.config import DiscoveryConfig, GpuHooks, WorkloadConfig, check_names
 from exporter.engines.discovery import Endpoint, discover_pods, discover_ports
+from exporter.engines.http import without_credentials
 from exporter.engines.present import precision_of, present
 from exporter.engines.processes import serving_processes
 from exporter.engines.reading import EngineReading
@@ -196,7 +197,8 @@ class WorkloadService:
         if not held:
             return ()
         processes = serving_processes(url)
-        return tuple(sorted(gpu for gpu, pids in held.items() if pids & processes))
+        found = (gpu for gpu, pids in held.items() if pids & processes)
+        return tuple(sorted(found, key=lambda gpu: (gpu.gpu, gpu.uuid)))
 
     def _tensor_parallel(self, workload: _Workload) -> int:
         """As configured, else as if all GPUs of the workload were one group."""
@@ -231,7 +233,11 @@ class WorkloadService:
                 if self._stop.is_set():
                     return
                 if endpoint.url not in known and endpoint.name not in self._workloads:
-                    log.info("workload_found", workload=endpoint.name, url=endpoint.url)
+                    log.info(
+                        "workload_found",
+                        workload=endpoint.name,
+                        url=without_credentials(endpoint.url),
+                    )
                     self._add(
                         WorkloadConfig(endpoint.name, endpoint.engine, endpoint.url), found=True
                     )

@@ -35,6 +35,7 @@ class EngineServer:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.requests: list[str] = []
+        self.heads: list[str] = []
         self._closing = threading.Event()
         outer = self
 
@@ -47,6 +48,7 @@ class EngineServer:
                         return
                     head += part
                 outer.requests.append(head.decode().splitlines()[0])
+                outer.heads.append(head.decode())
                 # The client hangs up, as it should, on most of these answers.
                 with suppress(OSError):
                     outer.answer(Exchange(self.request, outer._closing))

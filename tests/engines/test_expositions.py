@@ -164,6 +164,15 @@ class TestParsing:
         """Proxies that know no colons are seen through."""
         assert canonical_name(name) == canonical
 
+    @pytest.mark.parametrize("line", ["a{}1 x", "a {} }", "vllm:prompt_tokens_total {} x"])
+    def test_endless_blanks_take_one_pass(self, line):
+        """Eight megabytes of blanks in one line, or in many, are read as fast as anything."""
+        one = line.replace(" ", " " * 8_000_000)
+        many = "\n".join([line.replace(" ", " " * 8_000)] * 500)
+
+        assert parse(one, ENGINES["vllm"].names, PREFIXES).malformed_lines == 1
+        assert parse(many, ENGINES["vllm"].names, PREFIXES).malformed_lines == 500
+
     @given(st.text(max_size=300))
     def test_nothing_makes_it_raise(self, text):
         """Whatever an endpoint sends is an exposition, if an empty one."""

@@ -3,7 +3,7 @@
 import pytest
 
 from exporter.engines.errors import Reason, ScrapeError
-from exporter.engines.http import fetch
+from exporter.engines.http import fetch, without_credentials
 from tests.engines import server
 from tests.engines.server import serving
 
@@ -27,6 +27,15 @@ class TestGoodAnswers:
             fetch(f"http://127.0.0.1:{engine.port}/prometheus/metrics?a=1", timeout_seconds=5)
 
             assert engine.requests == ["GET /prometheus/metrics?a=1 HTTP/1.1"]
+
+    def test_credentials_of_the_address_are_sent_and_never_logged(self):
+        """Basic authentication: base64 of `me:a b` is bWU6YSBi."""
+        with serving(server.text("")) as engine:
+            url = f"http://me:a%20b@127.0.0.1:{engine.port}/metrics"
+            fetch(url, timeout_seconds=5)
+
+            assert "Authorization: Basic bWU6YSBi" in engine.heads[0]
+            assert without_credentials(url) == engine.url
 
     def test_an_address_without_a_path_means_metrics(self):
         """The usual path is the default."""

@@ -126,6 +126,7 @@ class TestAccounting:
         assert (model.model, model.precision) == ("acme/tiny", "bf16")
         assert (model.running_requests, model.waiting_requests) == (8, 2)
         assert (model.parameters, model.active_parameters) == (1352, 1352)
+        assert model.weight_bytes == 2 * 1352
         assert model.engine_flop == 2 * 2e6
 
     def test_counters_survive_failures_and_restarts(self):
@@ -205,6 +206,19 @@ class TestModels:
 
         assert early.models[0].parameters is None
         assert late.models[0].parameters == 1352
+
+    def test_a_restarted_engine_may_serve_another_model(self, tmp_path):
+        """The file is read again when the engine's process is a new one."""
+        path = tmp_path / "config.json"
+        path.write_text(TINY.read_text())
+        stage = Stage(chat(model=path))
+        stage.scrape(exposition("vllm-current"))
+        path.write_text(TINY.read_text().replace('"vocab_size": 10', '"vocab_size": 20'))
+        (same,) = stage.scrape(exposition("vllm-current-later")).workloads
+        (new,) = stage.scrape(exposition("vllm-restarted")).workloads
+
+        assert same.models[0].parameters == 1352
+        assert new.models[0].parameters == 1352 + 2 * 80
 
     def test_an_engine_without_names_gets_one(self):
         """TGI names no model: the folder of the file is its name."""
@@ -360,6 +374,13 @@ class TestPoints:
             ("flopwatch_workload_errors_total", "chat", "wrong_engine"): 1,
             ("flopwatch_workload_malformed_lines_total", "chat"): 0,
         }
+
+    def test_a_mig_instance_has_its_label(self):
+        """As every series of a MIG instance."""
+        hooks = GpuHooks(resolve=lambda _key: GpuRef("0", "MIG-a", "3"))
+        snapshot = Stage(chat(gpus=(0,)), hooks=hooks).scrape(exposition("vllm-current"))
+
+        assert self.points(snapshot)["flopwatch_workload_gpu_info", "0", "MIG-a", "3", "chat"] == 1
 
     def test_labels_are_those_of_the_families(self):
         """Every point carries exactly the labels that its family declares."""

@@ -96,6 +96,13 @@ class TestWindows:
         """All layers, every other, five in six, by list, by chunk, or none."""
         assert windows_of(name) == windows
 
+    def test_a_written_period(self):
+        """LLLG: three layers with a window, one without, over and over."""
+        config = {**LLAMA, "model_type": "exaone4", "sliding_window": 4096}
+        model = describe({**config, "sliding_window_pattern": "LLLG"})
+
+        assert {group.window: group.count for group in model.layers} == {4096: 24, None: 8}
+
     def test_upper_layers_only(self):
         """Qwen 2 with use_sliding_window keeps full attention in the first layers."""
         config = {**LLAMA, "model_type": "qwen2", "sliding_window": 4096}
@@ -226,7 +233,13 @@ class TestRefusals:
             describe({**LLAMA, "model_type": "marvel", "num_experts": 8})
 
     @pytest.mark.parametrize(
-        "foreign", [{"mamba_d_state": 16}, {"layer_types": ["linear_attention"] * 32}]
+        "foreign",
+        [
+            {"mamba_d_state": 16},
+            {"layer_types": ["linear_attention"] * 32},
+            {"attn_type_list": [0, 1] * 16},
+            {"index_topk": 2048},
+        ],
     )
     def test_layers_that_are_no_attention_are_refused(self, foreign):
         """State-space and linear-attention layers follow other formulas."""

@@ -12,7 +12,6 @@ from exporter.models.flops import (
     causal_pairs,
     decode_attention_flops,
     decode_flops,
-    flops_per_gpu,
     head_flops_per_token,
     linear_flops_per_token,
     prefill_attention_flops,
@@ -104,10 +103,6 @@ class TestByHand:
         assert decode_attention_flops(SPARSE, 1000) == scores + decode_attention_flops(
             DEEPSEEK, 1000
         )
-
-    def test_tensor_and_pipeline_parallelism_split_the_work(self):
-        """TP 4 and PP 2 in three replicas: a 24th for each GPU."""
-        assert flops_per_gpu(2400, 4, 2, 3) == 100
 
 
 class TestBytesByHand:
