@@ -1,0 +1,291 @@
+"""`flopwatch calibrate`: GEMMs of known FLOPs against the daemon's FLOP counter."""
+
+import argparse
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from exporter.cli.options import add_config_flags, config_origin
+from exporter.cli.probe import (
+    ProbeError,
+    add_device_flags,
+    check_device,
+    describe_failure,
+    read_devices,
+    select_devices,
+)
+from exporter.config.load import load_config
+from exporter.engines.errors import ScrapeError
+from exporter.engines.http import fetch
+from probes.config import ProbeConfig
+from probes.facts import DeviceFacts
+from probes.protocol import KernelInfo, Run
+from probes.slots import WorkerFactory, real_worker
+from probes.state import Calibration, StateFile, usable_state_path
+from probes.supervisor import WorkerFailedError
+
+
+_FAMILY = "flopwatch_flop_total"
+_DEFAULT_URL = "http://127.0.0.1:9907/metrics"
+_SECONDS_PER_PRECISION = 2.0
+_SCRAPE_SECONDS = 5.0
+# The counter has settled when it did not move over this time: more than one tick of a second.
+_SETTLE_SECONDS = 1.6
+_SETTLE_ATTEMPTS = 12
+# Which counter sees a GEMM: the tensor pipe, but for fp32, which is not its work.
+_PLAIN_PIPES = {"fp32": "fp32"}
+_TENSOR = "tensor"
+# On an idle device a counter that differs by more than this was not counting this work at all.
+_IMPLAUSIBLE = 0.9
+
+CounterKey = tuple[str, str]
+"""Pipe and precision."""
+
+
+class CalibrationError(ProbeError):
+    """There is nothing to calibrate, or the counter cannot be read."""
+
+
+class FlopCounter(Protocol):
+    """Where the FLOP are counted that the calibration compares with."""
+
+    def read(self, uuid: str) -> Mapping[CounterKey, float]:
+        """FLOP since start by pipe and precision. Raises CalibrationError."""
+
+
+class ScrapedCounter:
+    """The counter as a running daemon serves it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def read(self, uuid: str) -> Mapping[CounterKey, float]:
+        """All series of the device, sources added up. Raises CalibrationError."""
+        try:
+            text = fetch(self._url, timeout_seconds=_SCRAPE_SECONDS)
+            families = list(text_string_to_metric_families(text))
+        except ScrapeError as error:
+            raise CalibrationError(
+                f"{self._url}: {error.reason.value}: {error}; is the daemon running?"
+            ) from error
+        except ValueError as error:
+            raise CalibrationError(f"{self._url}: not metrics: {error}") from error
+        totals: dict[CounterKey, float] = {}
+        for family in families:
+            for sample in family.samples:
+                labels = sample.labels
+                if sample.name == _FAMILY and labels.get("uuid") == uuid and "mig" not in labels:
+                    key = (labels.get("pipe", ""), labels.get("precision", ""))
+                    totals[key] = totals.get(key, 0.0) + sample.value
+        return totals
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One precision on one device: FLOP that were done and FLOP that were counted."""
+
+    gpu: str
+    uuid: str
+    precision: str
+    true_flop: float
+    counted_flop: float | None
+    """None: the counter does not value this work in this precision."""
+
+    @property
+    def error_ratio(self) -> float | None:
+        """Counted over true, minus 1."""
+        return None if self.counted_flop is None else self.counted_flop / self.true_flop - 1
+
+
+class Calibrator:
+    """Runs known GEMMs on one device and reads the counter before and after."""
+
+    def __init__(
+        self,
+        facts: DeviceFacts,
+        config: ProbeConfig,
+        counter: FlopCounter,
+        *,
+        factory: WorkerFactory = real_worker,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._facts = facts
+        # Long chunks: nobody else is there, and the pipe should be busy without gaps.
+        self._config = replace(config, chunk_deadline_seconds=10.0, request_deadline_seconds=120.0)
+        self._counter = counter
+        self._factory = factory
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._identifier = 0
+
+    def compare(self, seconds: float) -> Iterator[Comparison]:
+        """One comparison for each precision that the device has.
+
+        Raises CalibrationError when the counter cannot be read or never rests, and
+        WorkerFailedError when the worker fails.
+        """
+        worker = self._factory((self._facts,), self._config)
+        try:
+            worker.start()
+            described = worker.describe(0)
+            for kernel in described.kernels:
+                if kernel.quantity != "flops":
+                    continue
+                # The size is chosen first, so that only known work lies between the readings.
+                shape = self._run(worker, kernel, (), self._config.max_chunk_seconds)[0]
+                before = self._settled()
+                true_flop = self._work(worker, kernel, shape, seconds)
+                yield self._comparison(kernel.label, true_flop, before, self._settled())
+        finally:
+            worker.close()
+
+    def _comparison(
+        self,
+        precision: str,
+        true_flop: float,
+        before: Mapping[CounterKey, float],
+        after: Mapping[CounterKey, float],
+    ) -> Comparison:
+        key = (_PLAIN_PIPES.get(precision, _TENSOR), precision)
+        counted: float | None = after.get(key, 0.0) - before.get(key, 0.0)
+        if counted is not None and abs(counted / true_flop - 1) > _IMPLAUSIBLE:
+            # The tensor pipe is valued in the headline precision, and only in that.
+            counted = None
+        return Comparison(self._facts.key, self._facts.uuid, precision, true_flop, counted)
+
+    def _work(
+        self, worker: Any, kernel: KernelInfo, shape: tuple[int, ...], seconds: float
+    ) -> float:
+        until = self._monotonic() + seconds
+        flop = 0.0
+        while True:
+            flop += self._run(worker, kernel, shape, 0.05)[1]
+            if self._monotonic() >= until:
+                return flop
+
+    def _run(
+        self, worker: Any, kernel: KernelInfo, shape: tuple[int, ...], chunk_seconds: float
+    ) -> tuple[tuple[int, ...], float]:
+        self._identifier += 1
+        report = worker.run(
+            Run(
+                identifier=self._identifier,
+                kernel=kernel.name,
+                device=0,
+                allowance_seconds=30.0,
+                max_chunk_seconds=chunk_seconds,
+                gap_seconds=0.0,
+                timed_runs=200,
+                shape=shape,
+            )
+        )
+        if report.result is None:
+            raise WorkerFailedError(report.failure or "error", f"{kernel.name}: {report.text}")
+        return report.result.shape, report.result.executed_runs * report.result.work_per_run
+
+    def _settled(self) -> Mapping[CounterKey, float]:
+        """The counter once it rests: the daemon's ticks have taken in what was done."""
+        last = self._counter.read(self._facts.uuid)
+        for _ in range(_SETTLE_ATTEMPTS):
+            self._sleep(_SETTLE_SECONDS)
+            now = self._counter.read(self._facts.uuid)
+            if now == last:
+                return now
+            last = now
+        raise CalibrationError(
+            f"GPU {self._facts.key} is not idle: its FLOP counter does not come to rest"
+        )
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "calibrate",
+        help="measure the error of the FLOP counter",
+        description=(
+            "Run GEMMs of known FLOPs on idle GPUs and compare with what the running daemon"
+            " counted. The signed errors are kept in the state file and exported as"
+            " flopwatch_estimator_error_ratio."
+        ),
+    )
+    add_device_flags(parser)
+    parser.add_argument(
+        "--url", default=_DEFAULT_URL, help=f"the daemon's metrics (default {_DEFAULT_URL})"
+    )
+    add_config_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Calibrate every idle GPU; 0 when at least one error could be stated."""
+    from exporter.logging_setup import set_up_logging
+
+    config = load_config(config_origin(parsed))
+    set_up_logging("warning" if config.log_level == "info" else config.log_level, config.log_format)
+    gpus = [facts for facts in read_devices(config) if facts.kind == "cuda"]
+    if not gpus:
+        raise CalibrationError("there is no GPU, so there is no FLOP counter to calibrate")
+    devices = select_devices(gpus, parsed.gpu)
+    for facts in devices:
+        check_device(facts, config)
+        if facts.processes:
+            raise CalibrationError(f"GPU {facts.key} is in use; only an idle GPU can be calibrated")
+    state = StateFile(usable_state_path(config.state_file))
+    counter = ScrapedCounter(parsed.url)
+    stated = 0
+    with probes_held_off(config.probes.pause_file):
+        for facts in devices:
+            try:
+                comparisons = list(
+                    Calibrator(facts, config.probes, counter).compare(_SECONDS_PER_PRECISION)
+                )
+            except WorkerFailedError as error:
+                raise ProbeError(describe_failure(error)) from error
+            stated += report(comparisons, state, time.time())
+    if not stated:
+        raise CalibrationError("the daemon's counter counted none of the work; is GPM on?")
+    return 0
+
+
+def report(comparisons: Sequence[Comparison], state: StateFile, unix_time: float) -> int:
+    """Print the comparisons and keep their errors; returns how many errors there were."""
+    errors: dict[str, dict[str, Calibration]] = {}
+    for each in comparisons:
+        error = each.error_ratio
+        if error is None:
+            print(f"gpu {each.gpu}  {each.precision:<5} not counted in this precision")
+            continue
+        print(
+            f"gpu {each.gpu}  {each.precision:<5} {each.true_flop:.4g} FLOP done,"
+            f" {each.counted_flop:.4g} counted, error {error:+.2%}"
+        )
+        errors.setdefault(each.uuid, {})[each.precision] = Calibration(error, unix_time)
+    for uuid, found in errors.items():
+        state.save_calibration(uuid, found)
+    return sum(len(found) for found in errors.values())
+
+
+@contextlib.contextmanager
+def probes_held_off(pause_file: Path | None) -> Iterator[None]:
+    """Keep the daemon's own probes from adding work meanwhile, by the pause file.
+
+    Where the file cannot be made the calibration goes on: the probes' 20 ms a minute are below its
+    own uncertainty. A file that was there before stays.
+    """
+    made = False
+    if pause_file is not None:
+        with contextlib.suppress(OSError):
+            pause_file.parent.mkdir(parents=True, exist_ok=True)
+            pause_file.touch(exist_ok=False)
+            made = True
+    try:
+        yield
+    finally:
+        if made and pause_file is not None:
+            pause_file.unlink(missing_ok=True)
