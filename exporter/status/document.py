@@ -8,17 +8,11 @@ from typing import Final
 
 import msgspec
 
+from exporter.status.verdict import Finding
+
 
 API_VERSION: Final = 1
 STATUS_PATH: Final = "/api/v1/status"
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One sentence: severity `critical`, `warning` or `note`, a stable kind, and the text."""
-
-    severity: str
-    kind: str
-    text: str
 
 
 class Flops(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +38,6 @@ class Hour(msgspec.Struct, frozen=True, kw_only=True):
 
     step_seconds: int
     watched_seconds: float
-    watched: list[bool]
     states: dict[str, list[float | None]] = {}
 
 

@@ -111,13 +111,23 @@ class Ring:
         """All that the ring holds."""
         return self._summary(now_seconds, SLOTS)
 
-    def columns(self, now_seconds: float) -> list[Mapping[str, float] | None]:
-        """Shares of the states by minute, oldest first; None for a minute that was not watched."""
+    def columns(self, now_seconds: float) -> dict[str, list[float | None]]:
+        """Shares by state and minute, oldest first; None in a minute that was not watched.
+
+        Only states that took any time are there.
+        """
         newest = _slot(now_seconds) // _COLUMN_SLOTS
-        return [
-            self._shares(column * _COLUMN_SLOTS, (column + 1) * _COLUMN_SLOTS)
-            for column in range(newest - COLUMNS + 1, newest + 1)
-        ]
+        first = (newest - COLUMNS + 1) * _COLUMN_SLOTS
+        seconds = {name: self._minutes(field, first) for field, name in enumerate(STATE_NAMES)}
+        seconds = {name: column for name, column in seconds.items() if any(column)}
+        watched = [sum(column) for column in zip(*seconds.values(), strict=True)]
+        return {
+            name: [
+                round(part / whole, 3) if whole else None
+                for part, whole in zip(column, watched, strict=True)
+            ]
+            for name, column in seconds.items()
+        }
 
     @property
     def size_bytes(self) -> int:
@@ -167,26 +177,35 @@ class Ring:
         self._newest = max(self._newest, slot)
         return True
 
-    def _sums(self, first: int, end: int, width: int = _WIDTH) -> list[float]:
+    def _sums(self, first: int, end: int) -> list[float]:
         """Sums of the slots from `first` to before `end`, as far as the ring holds them."""
         if self._newest is None:
-            return [0.0] * width
+            return [0.0] * _WIDTH
         first, end = max(first, self._newest - SLOTS + 1), min(end, self._newest + 1)
         if first >= end:
-            return [0.0] * width
+            return [0.0] * _WIDTH
         start, stop = first % SLOTS * _WIDTH, ((end - 1) % SLOTS + 1) * _WIDTH
         cells = self._cells
         if start < stop:
-            return [sum(cells[start + field : stop : _WIDTH]) for field in range(width)]
+            return [sum(cells[start + field : stop : _WIDTH]) for field in range(_WIDTH)]
         return [
             sum(cells[start + field :: _WIDTH]) + sum(cells[field:stop:_WIDTH])
-            for field in range(width)
+            for field in range(_WIDTH)
         ]
 
-    def _shares(self, first: int, end: int) -> Mapping[str, float] | None:
-        sums = self._sums(first, end, len(STATE_NAMES))
-        watched = sum(sums)
-        return _states(sums, watched) if watched > 0 else None
+    def _minutes(self, field: int, first: int) -> list[float]:
+        """Sums of one field by minute, for an hour of slots from `first` on."""
+        held = self._cells[field::_WIDTH]
+        if self._newest is None or not any(held):
+            return []
+        turn = first % SLOTS
+        ordered = held[turn:] + held[:turn]
+        # What the ring holds in the place of slots before its own time, or still to come.
+        for slot in range(first, self._newest - SLOTS + 1):
+            ordered[slot - first] = 0.0
+        for slot in range(max(first, self._newest + 1), first + SLOTS):
+            ordered[slot - first] = 0.0
+        return [sum(minute) for minute in zip(*[iter(ordered)] * _COLUMN_SLOTS, strict=True)]
 
     def _summary(self, now_seconds: float, slots: int) -> Summary:
         end = _slot(now_seconds) + 1
@@ -194,7 +213,11 @@ class Ring:
         watched = sum(sums[: len(STATE_NAMES)])
         return Summary(
             seconds=watched,
-            states=_states(sums, watched),
+            states={
+                name: seconds / watched
+                for name, seconds in zip(STATE_NAMES, sums, strict=False)
+                if seconds > 0
+            },
             achieved_flops=_mean(sums, _Field.FLOP, _Field.FLOP_SECONDS),
             dram_bandwidth=_mean(sums, _Field.DRAM, _Field.DRAM_SECONDS),
             clock_hertz=_mean(sums, _Field.CLOCK, _Field.CLOCK_SECONDS),
@@ -234,14 +257,6 @@ def _cells(
         if clock is not None:
             cells[held_field], cells[clock_field] = held, held * clock
     return cells
-
-
-def _states(sums: list[float], watched: float) -> dict[str, float]:
-    return {
-        name: seconds / watched
-        for name, seconds in zip(STATE_NAMES, sums, strict=False)
-        if seconds > 0
-    }
 
 
 def _mean(sums: list[float], product: _Field, seconds: _Field) -> float | None:

@@ -88,6 +88,18 @@ _CAUSES: Final[Mapping[str, str]] = {
     "reset_required": "the GPU needs a reset",
     "lib_rm_version_mismatch": "driver library and kernel module differ: restart the exporter",
 }
+_GATES: Final[Mapping[str, str]] = {
+    "paused": "paused by the operator",
+    "mig": "it is cut into MIG instances",
+    "compute_mode": "another process has it to itself",
+    "new_process": "a process has just started on it",
+    "free_memory": "too little memory is free",
+    "throttled_hot": "it is throttled by heat",
+    "budget": "the budget is spent",
+    "backoff": "the worker failed and waits",
+    "no_facts": "its state is not known",
+    "torch_missing": "torch is not installed",
+}
 _BOTTLENECKS: Final = ("tensor", "memory", "stall", "underfill", "idle")
 
 
@@ -341,6 +353,11 @@ def wrong_results(mismatches: Mapping[str, int]) -> Finding | None:
     kernels = ", ".join(sorted(wrong))
     text = f"computes wrong results: {count(sum(wrong.values()), 'mismatch', 'mismatches')}"
     return Finding(CRITICAL, "wrong_results", f"{text} in {kernels}; drain the GPU")
+
+
+def not_probed(reason: str) -> Finding:
+    """Why there is no fresh probe result, by the gate that held most runs back."""
+    return Finding(NOTE, "not_probed", f"not probed: {_GATES.get(reason, reason)}")
 
 
 # ---- the host ----

@@ -1,0 +1,191 @@
+"""The whole status document from the inputs of one instant."""
+
+import contextlib
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from exporter.engines.snapshot import WorkloadsSnapshot
+from exporter.holders.snapshot import DeviceKey, HoldersSnapshot
+from exporter.readings import DeviceIdentity
+from exporter.status import document
+from exporter.status.devices import build_device
+from exporter.status.history import Histories
+from exporter.status.inputs import Inputs
+from exporter.status.probes import comparable, probe_rows
+from exporter.status.verdict import Severity, host_summary
+from exporter.version import REVISION, VERSION
+from probes.records import DeviceSnapshot as ProbedDevice
+
+
+DOCUMENTATION_URL = "https://github.com/flopwatch/flopwatch/tree/main/docs"
+_HEALTH_RANK = {"critical": 0, "warning": 1, "ok": 2}
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def build_status(inputs: Inputs, histories: Histories) -> document.Status:
+    """Devices in trouble stand first, then those to look at, then by index."""
+    probed = {device.uuid: device for device in inputs.probes.devices} if inputs.probes else {}
+    siblings = _siblings(inputs, probed)
+    devices: list[document.Device] = []
+    for snapshot in inputs.host.devices:
+        identity = snapshot.identity
+        with histories.lock:
+            devices.append(
+                build_device(
+                    snapshot,
+                    histories.get(snapshot),
+                    now_seconds=inputs.host.now_seconds,
+                    unix_seconds=inputs.unix_seconds,
+                    hung=identity.index in inputs.host.hung,
+                    probed=probed.get(identity.uuid),
+                    siblings=siblings[identity.name],
+                    models=_models(inputs.workloads, identity.uuid),
+                    holders=_holders(inputs.holders, identity),
+                )
+            )
+    # Sorting is stable: within one health the host's own order stays.
+    devices.sort(key=lambda device: _HEALTH_RANK[device.health])
+    return document.Status(
+        unix_seconds=inputs.unix_seconds,
+        host=_host(inputs, devices),
+        exporter=_exporter(inputs),
+        devices=devices,
+        links={
+            "metrics": inputs.telemetry_path,
+            "status": document.STATUS_PATH,
+            "configuration": "/config",
+            "healthy": "/-/healthy",
+            "ready": "/-/ready",
+            "metric_reference": "/docs/metrics",
+            "documentation": DOCUMENTATION_URL,
+        },
+    )
+
+
+def _siblings(
+    inputs: Inputs, probed: dict[str, ProbedDevice]
+) -> defaultdict[str, dict[str, list[float]]]:
+    """Comparable probe results by the devices' model and kernel."""
+    values: defaultdict[str, dict[str, list[float]]] = defaultdict(dict)
+    for snapshot in inputs.host.devices:
+        device = probed.get(snapshot.identity.uuid)
+        if device is not None:
+            for kernel, value in comparable(probe_rows(device, snapshot.peaks)).items():
+                values[snapshot.identity.name].setdefault(kernel, []).append(value)
+    return values
+
+
+def _models(workloads: WorkloadsSnapshot | None, uuid: str) -> list[document.Model]:
+    return [
+        document.Model(
+            workload=workload.name,
+            model=model.model,
+            engine=workload.engine,
+            precision=model.precision,
+            flops_utilization_ratio=model.flops_utilization,
+            bandwidth_utilization_ratio=model.bandwidth_utilization,
+        )
+        for workload in (workloads.workloads if workloads else ())
+        if any(gpu.uuid == uuid for gpu in workload.gpus)
+        for model in workload.models
+    ]
+
+
+def _holders(holders: HoldersSnapshot | None, identity: DeviceIdentity) -> list[document.Holder]:
+    if holders is None:
+        return []
+    containers = [
+        document.Holder(namespace=held.namespace, pod=held.pod, container=held.container)
+        for held in holders.allocations
+        if _names(held.device, identity)
+    ]
+    jobs = [document.Holder(job=use.job) for use in holders.jobs if _names(use.device, identity)]
+    return containers + jobs
+
+
+def _names(key: DeviceKey, identity: DeviceIdentity) -> bool:
+    """Whether a holder's name of a device means this one."""
+    if key.mig is not None and key.mig != identity.mig:
+        return False
+    return identity.uuid == key.uuid if key.uuid is not None else identity.index == key.index
+
+
+def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
+    worst = min((device.health for device in devices), key=_HEALTH_RANK.__getitem__, default="ok")
+    if not devices and not inputs.host.pending:
+        worst = "critical"
+    severities = [None if device.health == "ok" else Severity(device.health) for device in devices]
+    gpus = all(device.gpu != "cpu0" for device in devices)
+    summary = host_summary(severities, "GPU" if gpus else "device")
+    if inputs.host.pending:
+        summary = "Waiting for the driver to say which GPUs there are."
+    drivers = {device.driver_version for device in devices if device.driver_version}
+    achieved: defaultdict[str, float] = defaultdict(float)
+    peak: defaultdict[str, float] = defaultdict(float)
+    for device in devices:
+        flops = device.flops
+        if flops.precision and flops.peak_flops and device.mig is None:
+            peak[flops.precision] += flops.peak_flops
+            if flops.achieved_flops is not None:
+                achieved[flops.precision] += flops.achieved_flops
+    return document.Host(
+        name=inputs.host_name,
+        summary=summary,
+        health=worst,
+        devices=len(devices),
+        devices_up=sum(device.up for device in devices),
+        searching=inputs.host.pending,
+        driver_version=", ".join(sorted(drivers)) or None,
+        achieved_flops=dict(achieved),
+        peak_flops=dict(peak),
+        power_watts=_sum(device.power_watts for device in devices),
+        memory_used_bytes=_sum(device.memory.used_bytes for device in devices),
+        memory_size_bytes=_sum(
+            device.memory.size_bytes for device in devices if device.memory.used_bytes is not None
+        ),
+        workloads=[
+            document.Workload(
+                workload=workload.name,
+                engine=workload.engine,
+                up=workload.up,
+                reason=workload.reason,
+            )
+            for workload in (inputs.workloads.workloads if inputs.workloads else ())
+        ],
+    )
+
+
+def _exporter(inputs: Inputs) -> document.Exporter:
+    probes = inputs.probes
+    return document.Exporter(
+        version=VERSION,
+        revision=REVISION,
+        uptime_seconds=inputs.uptime_seconds,
+        interval_seconds=inputs.interval_seconds,
+        configuration_ok=inputs.reload.successful,
+        configuration_unix_seconds=inputs.reload.last_success_unix_seconds,
+        probes="off"
+        if probes is None or not probes.running
+        else "paused"
+        if probes.paused
+        else "running",
+        probe_gpu_seconds=sum(device.gpu_seconds for device in probes.devices) if probes else None,
+        ticks_missed=sum(device.ticks_missed for device in inputs.host.devices),
+        resident_bytes=_resident_bytes(),
+        cpu_seconds=time.process_time(),
+    )
+
+
+def _resident_bytes() -> float | None:
+    """Resident memory of this process (Linux)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return float(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+    return None
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,225 @@
+"""One device on the status page."""
+
+from collections.abc import Iterable
+from html import escape
+from typing import Final
+from urllib.parse import quote
+
+from exporter.status.document import Device, Health, Probe
+from exporter.status.figures import STATES, bar, strip
+from exporter.status.units import SPACE, binary, count, megahertz, percent, quantity, span
+
+
+# A shape and a word beside each colour.
+HEALTH: Final = {
+    "critical": ("✖", "in trouble"),
+    "warning": ("▲", "to look at"),
+    "ok": ("✔", "fine"),
+}
+REASONS: Final = {
+    "gpu_idle": "idle",
+    "applications_clocks_setting": "application clocks",
+    "sw_power_cap": "power cap",
+    "hw_slowdown": "hardware slowdown",
+    "sync_boost": "sync boost",
+    "sw_thermal_slowdown": "heat (driver)",
+    "hw_thermal_slowdown": "heat (hardware)",
+    "hw_power_brake_slowdown": "power brake",
+    "display_clock_setting": "display clock",
+}
+_SEVERITY: Final = {"critical": "✖", "warning": "▲", "note": ""}
+_LEGEND_MIN: Final = 0.005
+
+
+def card(device: Device, unix_seconds: float, *, full: bool) -> str:
+    """The device's card; not `full`: name, verdict, number and bar, and a link to the rest."""
+    mark, word = HEALTH[device.health]
+    name = f"GPU {device.gpu}" if device.gpu.isdigit() else device.gpu
+    if device.mig is not None:
+        name += f" MIG {device.mig}"
+    anchor = escape(f"gpu-{device.gpu}-{device.mig or ''}")
+    parts = [
+        (
+            f'<article class="card is-{device.health}" id="{anchor}" aria-labelledby="{anchor}-h">'
+            f'<div class="head"><h2 id="{anchor}-h">{escape(name)} <span>{escape(device.name)}</span></h2>'
+            f'<span class="state {device.health}"><span aria-hidden="true">{mark} </span>{word}</span></div>'
+        ),
+        _findings(device),
+        _number(device),
+    ]
+    if device.minute.states and device.up:
+        parts.append(bar(device.minute.states) + _legend(device))
+    if full:
+        parts.append(_hour(device))
+        parts.append(_facts(device, unix_seconds))
+        parts.append(_probes(device, unix_seconds, anchor))
+    else:
+        parts.append(f'<p><a href="?gpu={quote(device.gpu)}">More on {escape(name)}</a></p>')
+    parts.append("</article>")
+    return "".join(parts)
+
+
+def _findings(device: Device) -> str:
+    items: list[str] = []
+    for finding in device.findings:
+        severity = finding.severity.value
+        mark = _SEVERITY[severity]
+        sign = f'<span aria-hidden="true">{mark} </span>' if mark else ""
+        hidden = f'<span class="hidden">{severity}: </span>' if mark else ""
+        text = finding.text[:1].upper() + finding.text[1:]
+        items.append(f'<li class="{severity}">{sign}{hidden}{escape(text)}</li>')
+    return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
+
+
+def _number(device: Device) -> str:
+    flops = device.flops
+    if flops.peak_flops is None or flops.precision is None:
+        return ""
+    peak = f"{quantity(flops.peak_flops, 'FLOP/s')} {flops.precision}"
+    derived = " (derived)" if flops.peak_origin == "derived" else ""
+    if flops.achieved_flops is None or not device.up:
+        return f'<p class="number"><small>Peak {escape(peak + derived)}</small></p>'
+    ratio = f" · {percent(flops.utilization_ratio)}" if flops.utilization_ratio is not None else ""
+    return (
+        f'<p class="number">{escape(quantity(flops.achieved_flops, "FLOP/s"))}'
+        f" <small>of {escape(peak + derived + ratio)}</small></p>"
+    )
+
+
+def _legend(device: Device) -> str:
+    """The bar in words: it needs neither eyes nor colours."""
+    shown = [
+        f'<li><i class="{state}"></i>{text} {escape(percent(device.minute.states[state]))}</li>'
+        for state, text in STATES.items()
+        if device.minute.states.get(state, 0.0) >= _LEGEND_MIN
+    ]
+    seconds = round(device.minute.seconds)
+    label = f"Where the last {seconds} seconds went"
+    return f'<ul class="legend" aria-label="{label}">{"".join(shown)}</ul>'
+
+
+def _hour(device: Device) -> str:
+    if device.hour is None:
+        return ""
+    picture = strip(device.hour)
+    axis = '<div class="axis" aria-hidden="true"><span>1 h ago</span><span>now</span></div>'
+    return picture + axis if picture else ""
+
+
+def _facts(device: Device, unix_seconds: float) -> str:
+    pairs = [*_physics(device), *_company(device), *_health(device, unix_seconds)]
+    items = "".join(
+        f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs if text
+    )
+    return f'<dl class="facts">{items}</dl>' if items else ""
+
+
+def _physics(device: Device) -> Iterable[tuple[str, str]]:
+    clock, memory = device.clock, device.memory
+    if clock.hertz is not None:
+        top = f" of {megahertz(clock.max_hertz)}" if clock.max_hertz else ""
+        reasons = ", ".join(REASONS.get(reason, reason) for reason in clock.reasons)
+        held = f": {reasons}" if reasons else ""
+        yield "Clock", f"{megahertz(clock.hertz)}{top}{SPACE}MHz{held}"
+    if device.power_watts is not None:
+        limit = f" of {device.power_limit_watts:,.0f}" if device.power_limit_watts else ""
+        yield "Power", f"{device.power_watts:,.0f}{limit}{SPACE}W"
+    if device.temperature_celsius is not None:
+        hot = device.memory_temperature_celsius
+        memory_text = f", memory {hot:.0f}{SPACE}°C" if hot is not None else ""
+        yield "Temperature", f"{device.temperature_celsius:.0f}{SPACE}°C{memory_text}"
+    if memory.used_bytes is not None and memory.size_bytes:
+        yield "Memory", f"{binary(memory.used_bytes)} of {binary(memory.size_bytes)}"
+    if memory.bandwidth_ratio is not None:
+        rate = memory.bandwidth_bytes_per_second
+        text = percent(memory.bandwidth_ratio)
+        if rate is not None and memory.peak_bandwidth_bytes_per_second:
+            peak = quantity(memory.peak_bandwidth_bytes_per_second, "B/s")
+            text = f"{quantity(rate, 'B/s')} of {peak} ({text})"
+        yield "DRAM", text
+    if device.utilization_ratio is not None:
+        yield "Utilization", f"{percent(device.utilization_ratio)} (a kernel was resident)"
+
+
+def _company(device: Device) -> Iterable[tuple[str, str]]:
+    """Who uses the device."""
+    for model in device.models:
+        mfu, mbu = model.flops_utilization_ratio, model.bandwidth_utilization_ratio
+        ratios = [
+            f"{name} {percent(ratio)}" for name, ratio in (("MFU", mfu), ("MBU", mbu)) if ratio
+        ]
+        served = ", ".join([model.engine, *([model.precision] if model.precision else []), *ratios])
+        yield "Model", f"{model.model} ({served})"
+    for holder in device.holders:
+        if holder.pod is not None:
+            yield "Pod", f"{holder.namespace}/{holder.pod} ({holder.container})"
+        if holder.job is not None:
+            yield "Job", holder.job
+    if device.processes is not None:
+        yield "Processes", f"{device.processes:,}"
+
+
+def _health(device: Device, unix_seconds: float) -> Iterable[tuple[str, str]]:
+    yield "Health", _event_words(device.events, unix_seconds)
+    yield (
+        "Sources",
+        ", ".join(source.source + ("" if source.up else " (down)") for source in device.sources),
+    )
+    yield "UUID", device.uuid
+
+
+def _event_words(events: Health, unix_seconds: float) -> str:
+    parts: list[str] = []
+    for event in events.xids:
+        at = event.last_unix_seconds
+        ago = f", last {span(unix_seconds - at)} ago" if at is not None else ""
+        parts.append(f"XID {event.xid} × {event.count:,}{ago}")
+    if events.ecc_errors:
+        kinds = ", ".join(f"{errors:,.0f} {kind}" for kind, errors in events.ecc_errors.items())
+        parts.append(f"ECC errors in its life: {kinds}")
+    rows = sum(events.remapped_rows.values())
+    if rows:
+        parts.append(count(rows, "row") + " remapped")
+    if events.nvlinks:
+        parts.append(f"NVLink {events.nvlinks_up} of {events.nvlinks} up")
+    return "; ".join(parts)
+
+
+def _probes(device: Device, unix_seconds: float, anchor: str) -> str:
+    if not device.probes:
+        return ""
+    ratios = [probe.baseline_ratio for probe in device.probes if probe.baseline_ratio is not None]
+    lowest = f", lowest {percent(min(ratios))} of baseline" if ratios else ""
+    summary = f"{count(len(device.probes), 'probe result')}{lowest}"
+    rows = "".join(_probe_row(probe, unix_seconds) for probe in device.probes)
+    return (
+        f'<details id="{anchor}-p"><summary>{escape(summary)}</summary>'
+        '<table><thead><tr><th scope="col">Kernel</th><th scope="col">Result</th>'
+        '<th scope="col">of peak</th><th scope="col">of baseline</th><th scope="col">Age</th></tr>'
+        f"</thead><tbody>{rows}</tbody></table></details>"
+    )
+
+
+def _probe_row(probe: Probe, unix_seconds: float) -> str:
+    kernel = probe.kernel + (f" → GPU {probe.peer}" if probe.peer else "")
+    at = probe.last_success_unix_seconds
+    cells = [
+        probe_value(probe),
+        percent(probe.peak_ratio) if probe.peak_ratio is not None else "–",
+        percent(probe.baseline_ratio) if probe.baseline_ratio is not None else "–",
+        span(unix_seconds - at) if at is not None else "–",
+    ]
+    return (
+        f"<tr><td>{escape(kernel)}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+    )
+
+
+def probe_value(probe: Probe) -> str:
+    """A probe's result with its unit; a wrong one in words."""
+    if probe.mismatches:
+        return count(probe.mismatches, "wrong result")
+    if probe.value is None:
+        return "–"
+    if probe.unit == "s":
+        return f"{probe.value * 1e6:,.1f}{SPACE}µs"
+    return quantity(probe.value, probe.unit)

@@ -1,0 +1,294 @@
+"""From one device's snapshot, history and company to its part of the status document."""
+
+from collections.abc import Mapping, Sequence
+
+from exporter.accounting.clocks import EVENT_REASONS
+from exporter.accounting.device import COARSE_SOURCE
+from exporter.nvml.reading import RECOVERY_ACTIONS
+from exporter.readings import SlowReading
+from exporter.snapshot import UNKNOWN, DeviceSnapshot
+from exporter.status import document, verdict
+from exporter.status.history import DeviceHistory
+from exporter.status.probes import probe_findings, probe_rows
+from exporter.status.ring import COLUMN_SECONDS, Summary
+from exporter.status.verdict import Finding
+from probes.records import DeviceSnapshot as ProbedDevice
+
+
+# A source is late, not failing, for this many of the spans for which a reading may be shown.
+_SOURCE_PATIENCE = 3
+
+
+def build_device(
+    snapshot: DeviceSnapshot,
+    history: DeviceHistory,
+    *,
+    now_seconds: float,
+    unix_seconds: float,
+    hung: bool,
+    probed: ProbedDevice | None,
+    siblings: Mapping[str, Sequence[float]],
+    models: list[document.Model],
+    holders: list[document.Holder],
+) -> document.Device:
+    """Everything about one device. `siblings` are probe results by kernel of all of its model."""
+    identity = snapshot.identity
+    age = max(0.0, now_seconds - snapshot.at_seconds)
+    fresh = snapshot.up and not hung and age <= snapshot.max_age_seconds
+    minute, hour = history.ring.minute(now_seconds), history.ring.hour(now_seconds)
+    slow = snapshot.slow if fresh else None
+    fast = snapshot.fast if fresh else None
+    probes = probe_rows(probed, snapshot.peaks) if probed else []
+    events = _events(snapshot, history, slow)
+    findings = [
+        *(
+            _working(snapshot, minute, hour)
+            if fresh
+            else [_absent(snapshot, history, hung=hung, age=age, unix_seconds=unix_seconds)]
+        ),
+        *_source_findings(snapshot, fresh=fresh, unix_seconds=unix_seconds),
+        *_health_findings(snapshot, events, slow, minute, unix_seconds),
+        *probe_findings(probes, probed, siblings),
+    ]
+    findings.sort(key=lambda finding: _RANK[finding.severity])
+    return document.Device(
+        gpu=identity.index,
+        uuid=identity.uuid,
+        name=identity.name,
+        mig=identity.mig,
+        architecture=identity.architecture,
+        pci_bus_id=identity.pci_bus_id,
+        serial=identity.serial,
+        driver_version=identity.driver_version,
+        up=fresh,
+        health=verdict.worst(findings) or "ok",
+        findings=findings,
+        age_seconds=age,
+        flops=_flops(snapshot, minute),
+        minute=document.Span(seconds=minute.seconds, states=dict(minute.states)),
+        hour=_hour(history, hour, now_seconds),
+        clock=_clock(snapshot, hour) if fresh else document.Clock(max_hertz=_max_clock(snapshot)),
+        power_watts=fast.power_watts if fast else None,
+        power_limit_watts=slow.power_limit_watts if slow else None,
+        temperature_celsius=fast.temperature_celsius if fast else None,
+        memory_temperature_celsius=fast.memory_temperature_celsius if fast else None,
+        utilization_ratio=fast.gpu_utilization if fast else None,
+        memory=_memory(snapshot, minute, fresh=fresh),
+        processes=len(slow.processes) if slow and slow.processes is not None else None,
+        models=models,
+        holders=holders,
+        probes=probes,
+        events=events,
+        sources=[
+            document.Source(
+                source=name,
+                up=health.up and fresh,
+                last_success_unix_seconds=health.last_success_unix_seconds,
+                errors=dict(health.errors),
+            )
+            for name, health in snapshot.sources.items()
+        ],
+    )
+
+
+_RANK = {severity: rank for rank, severity in enumerate(verdict.Severity)}
+
+
+def _absent(
+    snapshot: DeviceSnapshot,
+    history: DeviceHistory,
+    *,
+    hung: bool,
+    age: float,
+    unix_seconds: float,
+) -> Finding:
+    """Why nothing of the device can be shown."""
+    if hung:
+        return verdict.hung(since_seconds=age)
+    if snapshot.up:
+        return verdict.stale(age_seconds=age)
+    if snapshot.identity.uuid == UNKNOWN and not snapshot.sources:
+        return verdict.waiting(since_seconds=age)
+    seen = [
+        health.last_success_unix_seconds
+        for health in snapshot.sources.values()
+        if health.last_success_unix_seconds is not None
+    ]
+    since = max(0.0, unix_seconds - max(seen)) if seen else None
+    return verdict.lost(reason=history.failure, since_seconds=since)
+
+
+def _working(snapshot: DeviceSnapshot, minute: Summary, hour: Summary) -> list[Finding]:
+    """Where the FLOPS of a device that answers go."""
+    found: list[Finding | None] = []
+    if snapshot.last is not None and snapshot.last.activity.source == COARSE_SOURCE:
+        busy = snapshot.fast.gpu_utilization if snapshot.fast else None
+        has_gpm = any(name.startswith(("gpm", "dcgm")) for name in snapshot.sources)
+        found.append(verdict.coarse(has_gpm=has_gpm, busy=busy))
+    else:
+        found.append(verdict.bottleneck(minute.states, dram=minute.dram_bandwidth))
+    for cause, held, state in (
+        ("heat", hour.thermal_held, "clock_thermal"),
+        ("power", hour.power_held, "clock_power"),
+    ):
+        found.append(
+            verdict.clock_held(
+                cause,
+                held=held.share,
+                mean_hertz=held.mean_hertz,
+                max_hertz=_max_clock(snapshot),
+                lost_share=hour.states.get(state, 0.0),
+                over=_span_words(hour.seconds),
+            )
+        )
+    return [finding for finding in found if finding is not None]
+
+
+def _span_words(seconds: float) -> str:
+    """The span that the ring covers: an hour, or as long as the exporter has watched."""
+    minutes = round(seconds / 60)
+    if minutes >= 59:
+        return "the last hour"
+    return "the last minute" if minutes <= 1 else f"the last {minutes} minutes"
+
+
+def _source_findings(
+    snapshot: DeviceSnapshot, *, fresh: bool, unix_seconds: float
+) -> list[Finding]:
+    """Sources that fail on a device that answers; of one that does not, that is said already."""
+    if not fresh:
+        return []
+    found = []
+    for name, health in snapshot.sources.items():
+        at = health.last_success_unix_seconds
+        since = None if at is None else max(0.0, unix_seconds - at)
+        late = since is not None and since > _SOURCE_PATIENCE * snapshot.max_age_seconds
+        if late or (not health.up and (since is not None or health.errors)):
+            reason = max(health.errors, key=lambda key: health.errors[key], default=None)
+            found.append(verdict.source_down(name, since_seconds=since, reason=reason))
+    return found
+
+
+def _health_findings(
+    snapshot: DeviceSnapshot,
+    events: document.Health,
+    slow: SlowReading | None,
+    minute: Summary,
+    unix_seconds: float,
+) -> list[Finding]:
+    found = [
+        verdict.xid(
+            event.xid,
+            times=event.count,
+            age_seconds=None
+            if event.last_unix_seconds is None
+            else max(0.0, unix_seconds - event.last_unix_seconds),
+        )
+        for event in events.xids
+    ]
+    found.append(
+        verdict.memory_errors(
+            uncorrected=events.new_ecc_errors.get("uncorrected", 0.0),
+            corrected=events.new_ecc_errors.get("corrected", 0.0),
+        )
+    )
+    found.append(
+        verdict.row_remap(pending=events.row_remap_pending, failed=events.row_remap_failed)
+    )
+    found.append(verdict.recovery(events.recovery_action))
+    if slow is not None:
+        found.append(verdict.links_down(slow.nvlink_up))
+        found.append(
+            verdict.narrow_pcie(width=slow.pcie_link_width, width_max=slow.pcie_link_width_max)
+        )
+    if slow is not None and snapshot.fast is not None:
+        found.append(
+            verdict.hot(
+                temperature_celsius=snapshot.fast.temperature_celsius,
+                memory_celsius=snapshot.fast.memory_temperature_celsius,
+                idle_share=minute.states.get("idle", 0.0),
+            )
+        )
+    return [finding for finding in found if finding is not None]
+
+
+def _events(
+    snapshot: DeviceSnapshot, history: DeviceHistory, slow: SlowReading | None
+) -> document.Health:
+    xids = [
+        document.Xid(
+            xid=code, count=times, last_unix_seconds=snapshot.xids.last_unix_seconds.get(code)
+        )
+        for code, times in sorted(snapshot.xids.counts.items())
+    ]
+    action = snapshot.fast.recovery_action if slow and snapshot.fast else None
+    recovery = None if action is None else RECOVERY_ACTIONS.get(action, str(action))
+    if slow is None:
+        return document.Health(xids=xids)
+    return document.Health(
+        xids=xids,
+        ecc_errors=dict(slow.ecc_errors),
+        new_ecc_errors=history.new_ecc_errors(slow.ecc_errors),
+        remapped_rows=dict(slow.remapped_rows),
+        row_remap_pending=slow.row_remap_pending,
+        row_remap_failed=slow.row_remap_failed,
+        recovery_action=recovery,
+        nvlinks_up=sum(slow.nvlink_up.values()) if slow.nvlink_up else None,
+        nvlinks=len(slow.nvlink_up) or None,
+    )
+
+
+def _flops(snapshot: DeviceSnapshot, minute: Summary) -> document.Flops:
+    precision = snapshot.precision
+    peak = snapshot.peaks.flops.get(precision) if snapshot.peaks and precision else None
+    achieved = minute.achieved_flops if snapshot.up else None
+    return document.Flops(
+        precision=precision,
+        precision_origin=snapshot.precision_origin if precision else None,
+        achieved_flops=achieved,
+        peak_flops=peak,
+        peak_origin=snapshot.peaks.origin if snapshot.peaks and peak else None,
+        utilization_ratio=achieved / peak if achieved is not None and peak else None,
+    )
+
+
+def _hour(history: DeviceHistory, hour: Summary, now_seconds: float) -> document.Hour | None:
+    if hour.seconds <= 0:
+        return None
+    return document.Hour(
+        step_seconds=COLUMN_SECONDS,
+        watched_seconds=round(hour.seconds, 1),
+        states=history.ring.columns(now_seconds),
+    )
+
+
+def _clock(snapshot: DeviceSnapshot, hour: Summary) -> document.Clock:
+    fast, last = snapshot.fast, snapshot.last
+    hertz = last.clock.mean_hertz if last else None
+    if hertz is None and fast is not None:
+        hertz = fast.sm_clock_hertz
+    mask = fast.event_reasons if fast else None
+    return document.Clock(
+        hertz=hertz,
+        max_hertz=_max_clock(snapshot),
+        reasons=[name for name, bit in EVENT_REASONS.items() if mask and mask & bit],
+        held_by_power_ratio=hour.power_held.share if mask is not None else None,
+        held_by_heat_ratio=hour.thermal_held.share if mask is not None else None,
+    )
+
+
+def _max_clock(snapshot: DeviceSnapshot) -> float | None:
+    return snapshot.identity.sm_clock_max_hertz
+
+
+def _memory(snapshot: DeviceSnapshot, minute: Summary, *, fresh: bool) -> document.Memory:
+    peak = snapshot.peaks.dram_bytes_per_second if snapshot.peaks else None
+    ratio = minute.dram_bandwidth if fresh else None
+    fast = snapshot.fast if fresh else None
+    return document.Memory(
+        used_bytes=fast.memory_used_bytes if fast else None,
+        size_bytes=fast.memory_size_bytes if fast else snapshot.identity.memory_size_bytes,
+        bandwidth_ratio=ratio,
+        bandwidth_bytes_per_second=ratio * peak if ratio is not None and peak else None,
+        peak_bandwidth_bytes_per_second=peak,
+    )

@@ -1,0 +1,148 @@
+"""The status page at work: follows the devices, and renders when somebody looks."""
+
+import gzip
+import threading
+import time
+from collections.abc import Callable
+from urllib.parse import parse_qs
+
+import msgspec
+
+from exporter.config.documentation import configuration_page
+from exporter.metrics.documentation import metrics_page
+from exporter.snapshot import DeviceSnapshot
+from exporter.status.build import build_status
+from exporter.status.document import STATUS_PATH, Status
+from exporter.status.history import Histories
+from exporter.status.inputs import Inputs, StatusSources
+from exporter.status.masking import configuration_text
+from exporter.status.page import SECURITY_HEADERS, render_page
+from exporter.web.http import Request, Response
+from exporter.web.negotiation import accepts_gzip
+from exporter.web.routing import Router
+
+
+HTML = "text/html; charset=utf-8"
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+PAGE_PATH = "/"
+# A page is reused for as long as no tick can have brought anything new, and a second at most.
+_REUSE_SECONDS = 1.0
+_GZIP_LEVEL = 4
+# Single-device pages are kept for the tick too, but not more than there can be devices.
+_BODIES_MAX = 256
+
+
+class StatusService:
+    """Page, JSON and configuration. All methods may be called from any thread."""
+
+    def __init__(
+        self, sources: StatusSources, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._sources = sources
+        self._clock = clock
+        self._started_at = clock()
+        self._histories = Histories()
+        self._lock = threading.Lock()
+        self._status: Status | None = None
+        self._built_at = 0.0
+        self._bodies: dict[str, bytes] = {}
+
+    def observe(self, snapshot: DeviceSnapshot) -> None:
+        """Take a device's next snapshot: microseconds, constant memory, never raises.
+
+        The same snapshot twice does no harm, and one that was missed loses nothing but resolution:
+        the history follows counters.
+        """
+        self._histories.observe(snapshot)
+
+    def add_routes(self, router: Router) -> None:
+        """Serve everything, but for a path that the metrics have been given."""
+        for path, handler in (
+            (PAGE_PATH, self.page),
+            (STATUS_PATH, self.document),
+            ("/config", self.configuration),
+            ("/docs/metrics", _documentation(metrics_page)),
+            ("/docs/configuration", _documentation(configuration_page)),
+        ):
+            if path != self._sources.telemetry_path:
+                router.add(path, "GET", handler)
+
+    def page(self, request: Request) -> Response:
+        """`/`, and with `?gpu=3` that device alone."""
+        wanted = parse_qs(request.query).get("gpu")
+        only = wanted[0] if wanted else None
+        with self._lock:
+            status = self._current()
+            if only is not None and only not in {device.gpu for device in status.devices}:
+                return Response(
+                    404, render_page(status, only=only).encode(), HTML, SECURITY_HEADERS
+                )
+            key = f"page {only or ''}"
+            body = self._body(key, lambda: render_page(status, only=only).encode())
+            return self._response(key, body, HTML, request)
+
+    def document(self, request: Request) -> Response:
+        """`/api/v1/status`."""
+        with self._lock:
+            status = self._current()
+            body = self._body("json", lambda: msgspec.json.encode(status))
+            return self._response("json", body, JSON, request)
+
+    def configuration(self, request: Request) -> Response:
+        """`/config`: the configuration in force as YAML, secrets masked."""
+        text = configuration_text(self._sources.configuration())
+        return Response(200, text.encode(), TEXT, SECURITY_HEADERS)
+
+    def status(self) -> Status:
+        """The document as of now; at most a tick old."""
+        with self._lock:
+            return self._current()
+
+    def _current(self) -> Status:
+        now = self._clock()
+        reuse = min(self._sources.interval_seconds(), _REUSE_SECONDS)
+        if self._status is None or now - self._built_at >= reuse:
+            self._status = build_status(self._inputs(now), self._histories)
+            self._built_at = now
+            self._bodies.clear()
+        return self._status
+
+    def _inputs(self, now: float) -> Inputs:
+        sources = self._sources
+        return Inputs(
+            host=sources.devices(),
+            reload=sources.reload(),
+            interval_seconds=sources.interval_seconds(),
+            host_name=sources.host_name,
+            telemetry_path=sources.telemetry_path,
+            unix_seconds=sources.wall_clock(),
+            uptime_seconds=now - self._started_at,
+            probes=sources.probes(),
+            workloads=sources.workloads(),
+            holders=sources.holders(),
+        )
+
+    def _body(self, key: str, render: Callable[[], bytes]) -> bytes:
+        body = self._bodies.get(key)
+        if body is None:
+            body = render()
+            if len(self._bodies) < _BODIES_MAX:
+                self._bodies[key] = body
+        return body
+
+    def _response(self, key: str, body: bytes, content_type: str, request: Request) -> Response:
+        headers: tuple[tuple[str, str], ...] = (*SECURITY_HEADERS, ("Vary", "Accept-Encoding"))
+        if accepts_gzip(request.headers.get("accept-encoding")):
+            body = self._body(f"{key} gzip", lambda: gzip.compress(body, _GZIP_LEVEL, mtime=0))
+            headers = (*headers, ("Content-Encoding", "gzip"))
+        return Response(200, body, content_type, headers)
+
+
+def _documentation(page: Callable[[], str]) -> Callable[[Request], Response]:
+    """A page of the documentation of exactly this version, in Markdown."""
+
+    def handle(_request: Request) -> Response:
+        return Response(200, page().encode(), TEXT, SECURITY_HEADERS)
+
+    return handle
