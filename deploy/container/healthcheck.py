@@ -1,0 +1,52 @@
+"""The container's health check: exit 0 when `/-/healthy` answers 200.
+
+It asks the port of the first listen address in the environment (default 9907), by HTTP, and by
+HTTPS where that is what is spoken there. The certificate is not verified: this asks whether the
+process serves, not who it is. A server that wants a certificate of the client says so: it serves.
+"""
+# ruff: noqa: INP001  a script, not a package
+
+import http.client
+import os
+import ssl
+import sys
+
+
+DEFAULT_PORT = 9907
+TIMEOUT_SECONDS = 3.0
+
+
+def main() -> int:
+    """Ask once; the exit code is the answer."""
+    first = os.environ.get("FLOPWATCH_WEB_LISTEN_ADDRESS", "").split(",")[0].strip(" []\"'")
+    port = first.rpartition(":")[2]
+    number = int(port) if port.isdecimal() else DEFAULT_PORT
+    host = first.rpartition(":")[0].strip("[]")
+    if host in {"", "0.0.0.0", "::"}:  # noqa: S104  compared, not bound
+        host = "localhost"
+    return 0 if _healthy(host, number, tls=False) or _healthy(host, number, tls=True) else 1
+
+
+def _healthy(host: str, port: int, *, tls: bool) -> bool:
+    if tls:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, port, timeout=TIMEOUT_SECONDS, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", "/-/healthy")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except ssl.SSLError as error:
+        return tls and "ALERT" in (error.reason or "")
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
