@@ -79,19 +79,19 @@ class WorkloadService:
             self._finder = threading.Thread(target=self._look, name="engine-discovery", daemon=True)
             self._finder.start()
 
-    def stop(self) -> None:
-        """End all scraping; waits a moment for scrapes under way, which then end by themselves."""
+    def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
+        """End all scraping; scrapes still under way after the timeout end by themselves."""
         self._stop.set()
         with self._lock:
             workloads = tuple(self._workloads.values())
             self._workloads.clear()
         for workload in workloads:
             workload.scraper.stop()
-        deadline = self._clock() + STOP_SECONDS
+        deadline = time.monotonic() + timeout_seconds
         for workload in workloads:
-            workload.scraper.join(max(0.0, deadline - self._clock()))
+            workload.scraper.join(max(0.0, deadline - time.monotonic()))
         if self._finder is not None:
-            self._finder.join(max(0.0, deadline - self._clock()))
+            self._finder.join(max(0.0, deadline - time.monotonic()))
             self._finder = None
 
     def configure(self, config: Sequence[WorkloadConfig]) -> None:
