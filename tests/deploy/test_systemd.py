@@ -1,0 +1,186 @@
+"""The service for systemd: installed into a folder, verified and scored by systemd's own tools."""
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from exporter.config.load import scalar_keys, variable_of
+from exporter.config.model import SCHEMA
+
+
+SYSTEMD = Path(__file__).parents[2] / "deploy" / "systemd"
+UNIT = SYSTEMD / "flopwatch.service"
+HOST_UNITS = Path("/usr/lib/systemd/system")
+
+
+def install(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SYSTEMD / "install.sh", *options, "--root", root],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root folder with the service and a program in the daemon's place."""
+    assert install(tmp_path).returncode == 0
+    for program in ("opt/flopwatch/bin/flopwatch", "bin/kill"):
+        (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("/bin/true", tmp_path / program)
+    return tmp_path
+
+
+def exposure(*arguments: object) -> float:
+    """systemd's own score, 0 (best) to 10."""
+    result = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    (score,) = re.findall(
+        r"Overall exposure level for flopwatch\.service: ([0-9.]+)", result.stdout
+    )
+    return float(score)
+
+
+def settings(path: Path) -> dict[str, list[str]]:
+    """The [Service] section; keys may come several times."""
+    parsed: dict[str, list[str]] = {}
+    for line in path.read_text().split("[Service]")[1].split("[Install]")[0].splitlines():
+        if line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            parsed.setdefault(key, []).append(value)
+    return parsed
+
+
+def complaints(root: Path) -> list[str]:
+    """What `systemd-analyze verify` says of the service, with the host's targets around it."""
+    for unit in HOST_UNITS.glob("*.target"):
+        target = root / "usr/lib/systemd/system" / unit.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(unit, target, follow_symlinks=True)
+    result = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", f"--root={root}", "flopwatch.service"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return [line for line in result.stderr.splitlines() if "flopwatch" in line]
+
+
+def test_systemd_knows_every_directive(root: Path):
+    """The unit and its drop-in are read without a complaint; a misspelt key would have one."""
+    assert install(root, "--probes").returncode == 0
+
+    assert complaints(root) == []
+    with (root / "etc/systemd/system/flopwatch.service.d/probes.conf").open("a") as drop_in:
+        drop_in.write("ProtectEverything=yes\n")
+    assert any("ProtectEverything" in line for line in complaints(root))
+
+
+def test_the_service_is_hardened(tmp_path: Path):
+    """Passive metrics: an exposure of at most 2.0, with the driver's devices allowed."""
+    alone = shutil.copy(UNIT, tmp_path / "flopwatch.service")
+
+    assert exposure(alone) <= 2.0
+
+
+def test_with_probes_it_is_hardened_too(root: Path):
+    """What CUDA needs on top stays within the same bound."""
+    assert install(root, "--probes").returncode == 0
+
+    with_probes = exposure(f"--root={root}", "flopwatch.service")
+
+    assert with_probes <= 2.0
+
+
+def test_only_the_drivers_devices_are_open():
+    """The policy is closed, and each exception is a node of the NVIDIA driver."""
+    service = settings(UNIT)
+
+    assert service["DevicePolicy"] == ["closed"]
+    assert service["DeviceAllow"]
+    assert all(re.fullmatch(r"char-nvidia[a-z-]* rw", entry) for entry in service["DeviceAllow"])
+
+
+def test_readiness_watchdog_and_restart_are_systemds_business():
+    """The daemon says when it serves and that it lives; a refused configuration is not retried."""
+    service = settings(UNIT)
+
+    assert service["Type"] == ["notify"]
+    assert service["WatchdogSec"] == ["30s"]
+    assert service["Restart"] == ["always"]
+    assert service["RestartPreventExitStatus"] == ["2"]
+    assert service["User"] == ["flopwatch"]
+
+
+def test_installing_makes_user_folders_and_files(root: Path):
+    """sysusers and tmpfiles run; the jobs' folder is root's, since its writers name jobs."""
+    assert re.search(r"^flopwatch:x:\d+:", (root / "etc/passwd").read_text(), re.MULTILINE)
+    assert (root / "run/flopwatch/jobs").is_dir()
+    assert (root / "run/flopwatch/jobs").stat().st_mode & 0o777 == 0o755
+    assert (root / "etc/systemd/system/flopwatch.service").read_text() == UNIT.read_text()
+    assert not (root / "etc/systemd/system/flopwatch.service.d").exists()
+
+
+def test_installing_again_keeps_what_the_operator_wrote(root: Path):
+    """An upgrade replaces the unit, and leaves the environment file alone."""
+    (root / "etc/default/flopwatch").write_text("FLOPWATCH_LOG_LEVEL=debug\n")
+
+    assert install(root).returncode == 0
+
+    assert (root / "etc/default/flopwatch").read_text() == "FLOPWATCH_LOG_LEVEL=debug\n"
+
+
+def test_probes_are_switched_on_by_one_option(root: Path):
+    """`--probes` adds the drop-in and says so in the environment file."""
+    assert install(root, "--probes").returncode == 0
+
+    assert (root / "etc/systemd/system/flopwatch.service.d/probes.conf").is_file()
+    assert "\nFLOPWATCH_PROBES_ENABLED=true\n" in (root / "etc/default/flopwatch").read_text()
+
+
+def test_a_wrong_option_is_named_in_one_line(tmp_path: Path):
+    """The installer says what it did not understand, and does nothing."""
+    result = install(tmp_path, "--everything")
+
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "install.sh: unknown option '--everything' (known: --probes, --root FOLDER)"
+    ]
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_environment_file_names_variables_that_exist():
+    """Each variable, also those that are commented out, is one of the daemon's."""
+    known = {variable_of(path) for path, _key in scalar_keys(SCHEMA)} | {"FLOPWATCH_CONFIG_FILE"}
+    named = re.findall(
+        r"^#?(FLOPWATCH_[A-Z_]+)=", (SYSTEMD / "flopwatch.default").read_text(), re.MULTILINE
+    )
+
+    assert named
+    assert set(named) <= known
+
+
+def test_the_drop_in_is_a_drop_in():
+    """It changes the service and nothing else."""
+    parser = configparser.ConfigParser(strict=False)
+    parser.read(SYSTEMD / "flopwatch.service.d" / "probes.conf")
+
+    assert parser.sections() == ["Service"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may install")
+def test_without_root_nothing_is_installed():
+    """The installer says that it must be root."""
+    result = subprocess.run([SYSTEMD / "install.sh"], check=False, capture_output=True, text=True)
+
+    assert (result.returncode, result.stderr) == (1, "install.sh: must be run as root\n")
