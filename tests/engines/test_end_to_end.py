@@ -41,6 +41,13 @@ def entry(name, url, **settings):
     )
 
 
+def settled(service):
+    """The workloads by name, once the good one is up and each other one has failed."""
+    states = {workload.name: workload for workload in service.snapshot().workloads}
+    others = (state for name, state in states.items() if name != "good")
+    return states if states["good"].up and all(state.errors for state in others) else None
+
+
 def test_bad_neighbours_affect_nobody():
     """One hangs, one drips, one is broken, one floods, one is someone else; the good one is up."""
     answers = {
@@ -56,18 +63,7 @@ def test_bad_neighbours_affect_nobody():
     service = WorkloadService([entry(name, engine.url) for name, engine in engines.items()])
     try:
         service.start()
-        snapshot = until(
-            lambda: (
-                (
-                    current
-                    if all(workload.up or workload.errors for workload in current.workloads)
-                    else None
-                )
-                if (current := service.snapshot())
-                else None
-            )
-        )
-        states = {workload.name: workload for workload in snapshot.workloads}
+        states = until(lambda: settled(service))
     finally:
         service.stop()
         for engine in engines.values():
