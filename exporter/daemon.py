@@ -11,6 +11,7 @@ from types import FrameType
 
 import structlog
 
+from exporter.companions import Companions
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config
 from exporter.errors import ConfigError, FlopwatchError
@@ -19,7 +20,9 @@ from exporter.exposition.own import ReloadStatus, own_points
 from exporter.exposition.render import Exposition
 from exporter.metrics.family import Point
 from exporter.precision import PrecisionRules
+from exporter.readings import DeviceIdentity
 from exporter.sampling.host import HostCallbacks, HostSampling
+from exporter.supervision.systemd import Notifier
 from exporter.version import VERSION
 from exporter.web.config import load_web_config
 from exporter.web.http import Request, Response
@@ -36,7 +39,8 @@ log = structlog.get_logger(__name__)
 _FIRST_TICK_SECONDS = 0.8
 # SIGTERM ends the process within two seconds; these are its parts.
 _SERVER_GRACE_SECONDS = 0.5
-_SAMPLING_GRACE_SECONDS = 0.5
+_SAMPLING_GRACE_SECONDS = 0.3
+_COMPANIONS_GRACE_SECONDS = 0.3
 _LOOP_SECONDS = 0.5
 # A mismatch of library and kernel module is shown to one scrape, or for this long, before the
 # process ends so that its supervisor starts one that loads the new library.
@@ -51,21 +55,24 @@ class Daemon:
         self._origin = origin
         self._reload_lock = threading.Lock()
         self._reload_status = ReloadStatus(successful=True, last_success_unix_seconds=time.time())
+        self._notifier = Notifier()
         self._wake = threading.Event()
         self._ending = False
         self._reload_wanted = False
         self._scraped_at = 0.0
         self._precision = PrecisionRules(
-            lambda: self._config.gpus, from_engine=lambda _identity: None
+            lambda: self._config.gpus,
+            from_engine=self._engine_precision,
         )
         self._host = HostSampling(
             HostCallbacks(
                 settings=lambda: self._config.sampling,
                 source_modes=lambda: self._config.sources,
                 precision=self._precision.resolve,
-                reachable_bandwidth=lambda _identity: None,
+                reachable_bandwidth=self._reachable_bandwidth,
             )
         )
+        self._companions = Companions(config, self._host)
         self._exposition = Exposition(
             self._points,
             series_limit=lambda: self._config.series_limit,
@@ -87,6 +94,7 @@ class Daemon:
         self._host.wait_for_devices(_FIRST_TICK_SECONDS)
         try:
             self._check_indices()
+            self._companions.start()
             log.info(
                 "serving",
                 version=VERSION,
@@ -111,14 +119,24 @@ class Daemon:
                 log.error("configuration_refused", error=str(error))  # noqa: TRY400  no traceback for a user's mistake
                 raise
             self._config = config
+            self._companions.configure(config)
             self._reload_status = ReloadStatus(
                 successful=True, last_success_unix_seconds=time.time()
             )
             log.info("configuration_reloaded")
 
+    # The services beside the sampling are built after it: asked late, through these.
+    def _engine_precision(self, identity: DeviceIdentity) -> str | None:
+        return self._companions.precision(identity)
+
+    def _reachable_bandwidth(self, identity: DeviceIdentity) -> float | None:
+        return self._companions.reachable_bandwidth(identity)
+
     def _points(self) -> Iterator[Point]:
         yield from own_points(self._reload_status)
-        yield from host_points(self._host.view())
+        view = self._host.view()
+        yield from host_points(view)
+        yield from self._companions.points(view)
 
     def _state(self) -> object:
         """Differs whenever a new exposition would."""
@@ -126,7 +144,9 @@ class Daemon:
         stale = tuple(
             view.now_seconds - device.at_seconds > device.max_age_seconds for device in view.devices
         )
-        return (self._host.version, view.hung, stale, view.pending, self._reload_status)
+        # Services beside the sampling change at their own pace: looked at once a second.
+        second = int(view.now_seconds)
+        return (self._host.version, view.hung, stale, view.pending, self._reload_status, second)
 
     def _router(self) -> Router:
         router = Router()
@@ -145,13 +165,12 @@ class Daemon:
         router.add("/-/healthy", "GET", healthy)
         router.add("/-/ready", "GET", ready)
         lifecycle = Lifecycle(
-            reload=self.reload, pause_probes=self._no_probes, resume_probes=self._no_probes
+            reload=self.reload,
+            pause_probes=self._companions.probes.pause,
+            resume_probes=self._companions.probes.resume,
         )
         add_lifecycle(router, lifecycle, enabled=self._config.web.enable_lifecycle)
         return router
-
-    def _no_probes(self) -> None:
-        raise FlopwatchError("probes are not running")
 
     def _check_indices(self) -> None:
         """A GPU index that this host does not have is a mistake in the configuration."""
@@ -191,18 +210,23 @@ class Daemon:
 
     def _loop(self) -> int:
         mismatched_at: float | None = None
+        self._notifier.ready()
         while True:
             self._wake.wait(_LOOP_SECONDS)
             self._wake.clear()
+            self._notifier.watchdog()
+            self._companions.refresh()
             if self._ending:
                 log.info("ending", reason="signal")
                 return 0
             if self._reload_wanted:
                 self._reload_wanted = False
+                self._notifier.reloading()
                 try:
                     self.reload()
                 except FlopwatchError:
                     log.debug("reload_refused_by_signal")
+                self._notifier.ready()
             now = time.monotonic()
             if self._host.mismatched:
                 if mismatched_at is None:
@@ -214,7 +238,9 @@ class Daemon:
                     return 1
 
     def _stop(self) -> None:
+        self._notifier.stopping()
         self._server.close(_SERVER_GRACE_SECONDS)
+        self._companions.stop(_COMPANIONS_GRACE_SECONDS)
         self._host.stop(_SAMPLING_GRACE_SECONDS)
 
 

@@ -1,5 +1,7 @@
 """The catalogue: every metric family that the exporter can expose, declared once."""
 
+from exporter.exposition import workload_families
+from exporter.holders import families as holder_families
 from exporter.metrics import device, gpu, holders, models, own, probes
 from exporter.metrics.family import Family
 
@@ -9,8 +11,8 @@ SECTIONS: tuple[tuple[str, tuple[Family, ...]], ...] = (
     ("What the GPU is, and where the FLOPS go", gpu.FAMILIES),
     ("The device's own counters", device.FAMILIES),
     ("Micro-probes", probes.FAMILIES),
-    ("Models", models.FAMILIES),
-    ("Who holds the GPU", holders.FAMILIES),
+    ("Models", (*models.FAMILIES, *workload_families.FAMILIES)),
+    ("Who holds the GPU", (*holders.FAMILIES, *holder_families.FAMILIES)),
     ("The exporter itself", own.FAMILIES),
 )
 
