@@ -51,8 +51,8 @@ def card(device: Device, unix_seconds: float, *, full: bool) -> str:
         parts.append(bar(device.minute.states) + _legend(device))
     if full:
         parts.append(_hour(device))
-        parts.append(_facts(device, unix_seconds))
-        parts.append(_probes(device, unix_seconds, anchor))
+        parts.append(_pairs([*_physics(device), *_company(device)]))
+        parts.append(_details(device, unix_seconds, anchor))
     else:
         parts.append(f'<p><a href="?gpu={quote(device.gpu)}">More on {escape(name)}</a></p>')
     parts.append("</article>")
@@ -79,7 +79,8 @@ def _number(device: Device) -> str:
     derived = " (derived)" if flops.peak_origin == "derived" else ""
     if flops.achieved_flops is None or not device.up:
         return f'<p class="number"><small>Peak {escape(peak + derived)}</small></p>'
-    ratio = f" · {percent(flops.utilization_ratio)}" if flops.utilization_ratio is not None else ""
+    share = flops.utilization_ratio
+    ratio = f"{SPACE}({percent(share)})" if share is not None else ""
     return (
         f'<p class="number">{escape(quantity(flops.achieved_flops, "FLOP/s"))}'
         f" <small>of {escape(peak + derived + ratio)}</small></p>"
@@ -106,8 +107,7 @@ def _hour(device: Device) -> str:
     return picture + axis if picture else ""
 
 
-def _facts(device: Device, unix_seconds: float) -> str:
-    pairs = [*_physics(device), *_company(device), *_health(device, unix_seconds)]
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
     items = "".join(
         f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs if text
     )
@@ -137,8 +137,6 @@ def _physics(device: Device) -> Iterable[tuple[str, str]]:
             peak = quantity(memory.peak_bandwidth_bytes_per_second, "B/s")
             text = f"{quantity(rate, 'B/s')} of {peak} ({text})"
         yield "DRAM", text
-    if device.utilization_ratio is not None:
-        yield "Utilization", f"{percent(device.utilization_ratio)} (a kernel was resident)"
 
 
 def _company(device: Device) -> Iterable[tuple[str, str]]:
@@ -155,17 +153,31 @@ def _company(device: Device) -> Iterable[tuple[str, str]]:
             yield "Pod", f"{holder.namespace}/{holder.pod} ({holder.container})"
         if holder.job is not None:
             yield "Job", holder.job
+
+
+def _details(device: Device, unix_seconds: float, anchor: str) -> str:
+    """What few look for: behind a disclosure that stays open over refreshes."""
+    ratios = [probe.baseline_ratio for probe in device.probes if probe.baseline_ratio is not None]
+    probes = count(len(device.probes), "probe") if device.probes else "no probe results"
+    lowest = f" (from {percent(min(ratios))} of baseline)" if ratios else ""
+    return (
+        f'<details id="{anchor}-d"><summary>Details, {escape(probes + lowest)}</summary>'
+        f"{_probes(device, unix_seconds)}{_pairs(_particulars(device, unix_seconds))}</details>"
+    )
+
+
+def _particulars(device: Device, unix_seconds: float) -> Iterable[tuple[str, str]]:
+    if device.utilization_ratio is not None:
+        resident = " of the time a kernel was resident" if device.gpu.isdigit() else ""
+        yield "Utilization", percent(device.utilization_ratio) + resident
+    yield "Events", _event_words(device.events, unix_seconds)
     if device.processes is not None:
         yield "Processes", f"{device.processes:,}"
-
-
-def _health(device: Device, unix_seconds: float) -> Iterable[tuple[str, str]]:
-    yield "Health", _event_words(device.events, unix_seconds)
-    yield (
-        "Sources",
-        ", ".join(source.source + ("" if source.up else " (down)") for source in device.sources),
-    )
+    sources = [name.source + ("" if name.up else " (down)") for name in device.sources]
+    yield "Sources", ", ".join(sources)
     yield "UUID", device.uuid
+    yield "PCI address", device.pci_bus_id or ""
+    yield "Serial number", device.serial or ""
 
 
 def _event_words(events: Health, unix_seconds: float) -> str:
@@ -185,18 +197,14 @@ def _event_words(events: Health, unix_seconds: float) -> str:
     return "; ".join(parts)
 
 
-def _probes(device: Device, unix_seconds: float, anchor: str) -> str:
+def _probes(device: Device, unix_seconds: float) -> str:
     if not device.probes:
         return ""
-    ratios = [probe.baseline_ratio for probe in device.probes if probe.baseline_ratio is not None]
-    lowest = f", lowest {percent(min(ratios))} of baseline" if ratios else ""
-    summary = f"{count(len(device.probes), 'probe result')}{lowest}"
     rows = "".join(_probe_row(probe, unix_seconds) for probe in device.probes)
     return (
-        f'<details id="{anchor}-p"><summary>{escape(summary)}</summary>'
-        '<table><thead><tr><th scope="col">Kernel</th><th scope="col">Result</th>'
+        '<div class="scroll"><table><thead><tr><th scope="col">Kernel</th><th scope="col">Result</th>'
         '<th scope="col">of peak</th><th scope="col">of baseline</th><th scope="col">Age</th></tr>'
-        f"</thead><tbody>{rows}</tbody></table></details>"
+        f"</thead><tbody>{rows}</tbody></table></div>"
     )
 
 

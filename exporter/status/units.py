@@ -69,6 +69,8 @@ def count(number: float, noun: str, plural: str | None = None) -> str:
 
 def _digits(value: float) -> str:
     size = abs(value)
+    if size == 0:
+        return "0"
     if size >= 99.95:
         return f"{value:,.0f}"
     return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"

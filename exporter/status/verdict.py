@@ -166,7 +166,9 @@ def bottleneck(states: Mapping[str, float], *, dram: float | None) -> Finding | 
 
 def compute_bound(share: float) -> Finding:
     """The tensor pipe is what is busy most: the good case."""
-    return Finding(NOTE, "compute_bound", f"compute-bound: tensor pipe works {percent(share)}")
+    return Finding(
+        NOTE, "compute_bound", f"compute-bound: tensor pipe busy {percent(share)} of the time"
+    )
 
 
 def memory_bound(share: float, *, dram: float | None) -> Finding:

@@ -1,5 +1,6 @@
 """Hosts for the tests of the status page: devices with a load, ticked through an hour in no time."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -322,17 +323,43 @@ def busy_hour(index: str, now: float) -> Load:
     return replace(load, states=states)
 
 
+def traffic(index: str, now: float) -> Load:
+    """A day's traffic in an hour: prompts and tokens in waves, a little later on each device."""
+    wave = math.sin(now / 400 + hash_of(index) % 7)
+    busy = 0.62 + 0.3 * wave + 0.04 * math.sin(now / 37 + hash_of(index))
+    prompts = max(0.0, 0.35 * math.sin(now / 170 + hash_of(index) % 3))
+    power = 0.12 * prompts
+    heat = 0.3 if index == "5" and now % 3600 > 2400 else 0.0
+    held = power + heat
+    work = max(0.0, busy - held)
+    tensor = work * (0.12 + prompts)
+    memory = work * (0.72 - prompts)
+    states = {
+        "tensor": tensor,
+        "memory": memory,
+        "stall": work * 0.1,
+        "underfill": work * 0.06,
+        "clock_power": power,
+        "clock_thermal": heat,
+        "idle": max(0.0, 1.0 - busy),
+    }
+    load = HOT if heat else PREFILL if power > 0.01 else DECODE
+    return replace(load, states=states, flops=tensor * 989e12, dram=min(0.95, memory * 1.4))
+
+
 def hash_of(index: str) -> int:
     return sum(map(ord, index)) * 31
 
 
-def fleet(count: int) -> Machine:
+def fleet(count: int, load: Callable[[str, float], Load] = traffic) -> Machine:
     """A node after an hour: one lost GPU, one hot, one slow, one with XIDs, the others at work."""
     machine = Machine()
     for index in range(count):
         machine.add(gpu(index))
-    machine.run(3600, busy_hour, step=10.0)
-    machine.run(60, lambda index, now: {"1": PREFILL, "5": HOT, "2": IDLE}.get(index, DECODE))
+    machine.run(3600, load, step=10.0)
+    machine.run(
+        60, lambda index, now: {"1": PREFILL, "5": HOT, "2": IDLE}.get(index, load(index, now))
+    )
     ratios = {4: 0.82}
     machine.probes = ProbesSnapshot(
         True, False, tuple(probed(i, ratio=ratios.get(i, 0.99)) for i in range(count))

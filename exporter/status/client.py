@@ -1,0 +1,149 @@
+"""Reads the status document of a daemon, near or far."""
+
+import base64
+import http.client
+import ssl
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from exporter.errors import FlopwatchError
+from exporter.status.document import API_VERSION, STATUS_PATH, Status
+
+
+# 64 devices make 400 kB.
+_LIMIT_BYTES = 16 * 1024 * 1024
+
+
+class StatusError(FlopwatchError):
+    """The document could not be had; the message names the daemon and the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How to get at a daemon. `password` is not shown in messages."""
+
+    url: str
+    user: str | None = None
+    password: str | None = None
+    ca_file: str | None = None
+    verify: bool = True
+    timeout_seconds: float = 5.0
+
+
+class _Version(msgspec.Struct):
+    api_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    scheme: str
+    host: str
+    port: int | None
+    path: str
+    shown: str
+    user: str | None
+    password: str | None
+
+
+def fetch_status(access: Access) -> Status:
+    """The document as it is now. Raises StatusError with one line for people."""
+    target = _target(access)
+    try:
+        status, body = _get(target, access)
+    except ssl.SSLCertVerificationError as error:
+        raise StatusError(
+            f"{target.shown}: certificate not accepted: {error.verify_message} (see --ca-file)"
+        ) from None
+    except TimeoutError:
+        raise StatusError(f"{target.shown}: no answer in {access.timeout_seconds:g} s") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:  # a host name may be no name
+        raise StatusError(f"{target.shown}: {_reason(error)}") from None
+    if status == http.client.UNAUTHORIZED:
+        raise StatusError(f"{target.shown}: user or password not accepted (see --user)")
+    if status != http.client.OK:
+        raise StatusError(f"{target.shown}: answered with status {status}, is it a flopwatch?")
+    return _decode(body, target.shown)
+
+
+def _target(access: Access) -> _Target:
+    """Take the address apart: a bare `host:port` is plain HTTP."""
+    text = access.url if "://" in access.url else f"http://{access.url}"
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+        parts = urlsplit("")
+    if parts.scheme not in {"http", "https"} or not host or not host.isprintable() or " " in host:
+        raise StatusError("--url must be an address such as http://node:9907")
+    # A user may give the page's address, the document's, or a proxy's prefix.
+    path = parts.path.removesuffix(STATUS_PATH).rstrip("/") + STATUS_PATH
+    if not path.isascii() or not path.isprintable() or " " in path:
+        raise StatusError("--url must be an address such as http://node:9907")
+    shown_host = f"[{host}]" if ":" in host else host
+    return _Target(
+        scheme=parts.scheme,
+        host=host,
+        port=port,
+        path=path,
+        shown=f"{parts.scheme}://{shown_host}{'' if port is None else f':{port}'}",
+        user=access.user or (unquote(parts.username) if parts.username else None),
+        password=access.password or (unquote(parts.password) if parts.password else None),
+    )
+
+
+def _get(target: _Target, access: Access) -> tuple[int, bytes]:
+    connection: http.client.HTTPConnection
+    if target.scheme == "https":
+        connection = http.client.HTTPSConnection(
+            target.host, target.port, timeout=access.timeout_seconds, context=_context(access)
+        )
+    else:
+        connection = http.client.HTTPConnection(
+            target.host, target.port, timeout=access.timeout_seconds
+        )
+    headers = {"Accept": "application/json", "User-Agent": "flopwatch-top", "Connection": "close"}
+    if target.user is not None:
+        pair = f"{target.user}:{target.password or ''}".encode()
+        headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+    try:
+        connection.request("GET", target.path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(_LIMIT_BYTES)
+    finally:
+        connection.close()
+
+
+def _context(access: Access) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=access.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise StatusError(f"--ca-file {access.ca_file}: {_reason(error)}") from None
+    if not access.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _decode(body: bytes, shown: str) -> Status:
+    """The version is read first: a document of another one may look like anything."""
+    try:
+        version = msgspec.json.decode(body, type=_Version).api_version
+    except msgspec.DecodeError:
+        raise StatusError(f"{shown}: what it answered is no status document") from None
+    if version != API_VERSION:
+        raise StatusError(
+            f"{shown}: speaks version {version} of the status API, this flopwatch {API_VERSION}"
+        )
+    try:
+        return msgspec.json.decode(body, type=Status)
+    except msgspec.DecodeError as error:
+        raise StatusError(f"{shown}: its status document is malformed: {error}") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__

@@ -1,0 +1,198 @@
+"""The status document for a terminal, as lines of rich text."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from rich.console import Group
+from rich.text import Text
+
+from exporter.status.card import HEALTH, REASONS
+from exporter.status.document import Device, Status
+from exporter.status.figures import STATES
+from exporter.status.units import SPACE, binary, megahertz, percent, quantity
+
+
+_COLOURS: Final[Mapping[str, str]] = {
+    "tensor": "green",
+    "memory": "blue",
+    "stall": "magenta",
+    "underfill": "cyan",
+    "unresolved": "white",
+    "clock_power": "yellow",
+    "clock_thermal": "red",
+    "clock_other": "bright_yellow",
+    "idle": "bright_black",
+}
+# A letter beside each colour, for terminals and eyes without them.
+_LETTERS: Final[Mapping[str, str]] = {
+    "tensor": "T",
+    "memory": "M",
+    "stall": "S",
+    "underfill": "U",
+    "unresolved": "?",
+    "clock_power": "P",
+    "clock_thermal": "H",
+    "clock_other": "C",
+    "idle": "·",
+}
+_STYLES: Final = {"critical": "bold red", "warning": "bold yellow", "ok": "green", "note": ""}
+_BAR_MAX: Final = 50
+_FINDINGS_MAX: Final = 4
+_NARROW: Final = 60
+
+
+def render(status: Status, *, width: int, height: int | None = None) -> Group:
+    """The whole host. With a `height` that cannot hold all details, one line for each device."""
+    full = list(_lines(status, width=width, full=True))
+    if height is not None and len(full) > height:
+        short = list(_lines(status, width=width, full=False))
+        # Those in trouble stand first: what does not fit is what matters least.
+        if len(short) > height:
+            left = len(short) - height + 1
+            short = [*short[: height - 1], Text(f"… and {left} more", style="dim")]
+        return Group(*short)
+    return Group(*full)
+
+
+def plain(text: str) -> str:
+    """Text without anything that a terminal would obey: names come from others."""
+    return "".join(
+        letter if letter.isprintable() or letter == SPACE else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
+    )
+
+
+def _lines(status: Status, *, width: int, full: bool) -> Iterable[Text]:
+    host = status.host
+    clock = time.strftime("%H:%M:%S UTC", time.gmtime(status.unix_seconds))
+    yield _line((plain(host.name), "bold"), (f"  {clock}  ", "dim"), (_sums(status), ""))
+    yield _line((plain(host.summary), _STYLES.get(host.health, "")))
+    if full:
+        yield _legend(status)
+    for device in status.devices:
+        if full:
+            yield Text()
+            yield from _block(device, width)
+        else:
+            yield _row(device, width)
+
+
+def _sums(status: Status) -> str:
+    host = status.host
+    parts = [
+        f"{quantity(achieved, 'FLOP/s')} of {quantity(host.peak_flops[precision], 'FLOP/s')}"
+        f" {plain(precision)}"
+        for precision, achieved in host.achieved_flops.items()
+        if host.peak_flops.get(precision)
+    ]
+    if host.power_watts is not None:
+        parts.append(quantity(host.power_watts, "W"))
+    return ", ".join(parts)
+
+
+def _legend(status: Status) -> Text:
+    seen = {state for device in status.devices for state in device.minute.states}
+    line = Text(no_wrap=True, overflow="ellipsis")
+    for state, words in STATES.items():
+        if state in seen:
+            line.append(f"{_LETTERS[state]} ", _COLOURS[state])
+            line.append(f"{words}   ", "dim")
+    return line
+
+
+def _block(device: Device, width: int) -> Iterable[Text]:
+    """A device in four lines and more."""
+    mark, word = HEALTH.get(device.health, ("?", device.health))
+    style = _STYLES.get(device.health, "")
+    yield _line((f"{mark} {_name(device)} ", style), (plain(device.name), ""), (f"  {word}", style))
+    for finding in device.findings[:_FINDINGS_MAX]:
+        text = finding.text[:1].upper() + finding.text[1:]
+        yield _line((f"  {plain(text)}", _STYLES.get(finding.severity, "")))
+    if device.up:
+        number = _number(device)
+        bar = _bar(device, min(_BAR_MAX, max(10, width - len(number) - 6)))
+        yield Text.assemble((f"  {number}", "bold"), "  ", bar, no_wrap=True, overflow="ellipsis")
+        yield _line((f"  {' · '.join(_facts(device))}", "dim"))
+    company = " · ".join(plain(text) for text in _company(device))
+    if company:
+        yield _line((f"  {company}", "dim"))
+
+
+def _row(device: Device, width: int) -> Text:
+    """A device in one line."""
+    mark, _word = HEALTH.get(device.health, ("?", ""))
+    text = device.findings[0].text if device.findings else ""
+    parts = Text(no_wrap=True, overflow="ellipsis")
+    parts.append(f"{mark} {_name(device):<8} ", _STYLES.get(device.health, ""))
+    if width >= _NARROW:
+        parts.append(f"{_number(device, short=True):>18}  " if device.up else " " * 20, "bold")
+        parts.append_text(_bar(device, 20))
+        parts.append("  ")
+    parts.append(plain(text[:1].upper() + text[1:]))
+    return parts
+
+
+def _name(device: Device) -> str:
+    name = f"GPU {device.gpu}" if device.gpu.isdigit() else device.gpu
+    return plain(name if device.mig is None else f"{name} MIG {device.mig}")
+
+
+def _number(device: Device, *, short: bool = False) -> str:
+    flops = device.flops
+    if flops.achieved_flops is None:
+        if flops.peak_flops is None or short:
+            return ""
+        return plain(f"peak {quantity(flops.peak_flops, 'FLOP/s')} {flops.precision}")
+    ratio = f" {percent(flops.utilization_ratio)}" if flops.utilization_ratio is not None else ""
+    if short or flops.peak_flops is None:
+        return quantity(flops.achieved_flops, "FLOP/s") + ratio
+    peak = quantity(flops.peak_flops, "FLOP/s")
+    return plain(f"{quantity(flops.achieved_flops, 'FLOP/s')} of {peak} {flops.precision}{ratio}")
+
+
+def _bar(device: Device, width: int) -> Text:
+    """Letters in colours. Ends are rounded, not widths, so that they add up to the width."""
+    bar = Text()
+    before, end = 0, 0.0
+    for state in STATES:
+        end += device.minute.states.get(state, 0.0) if device.up else 0.0
+        here = min(width, round(end * width))
+        bar.append(_LETTERS[state] * (here - before), f"{_COLOURS[state]} reverse")
+        before = max(before, here)
+    bar.append(" " * (width - before))
+    return bar
+
+
+def _facts(device: Device) -> Iterable[str]:
+    clock, memory = device.clock, device.memory
+    if clock.hertz is not None:
+        top = f" of {megahertz(clock.max_hertz)}" if clock.max_hertz else ""
+        reasons = ", ".join(REASONS.get(reason, plain(reason)) for reason in clock.reasons)
+        yield f"{megahertz(clock.hertz)}{top}{SPACE}MHz{f' ({reasons})' if reasons else ''}"
+    if device.power_watts is not None:
+        limit = f" of {device.power_limit_watts:,.0f}" if device.power_limit_watts else ""
+        yield f"{device.power_watts:,.0f}{limit}{SPACE}W"
+    if device.temperature_celsius is not None:
+        yield f"{device.temperature_celsius:.0f}{SPACE}°C"
+    if memory.used_bytes is not None and memory.size_bytes:
+        yield f"{binary(memory.used_bytes)} of {binary(memory.size_bytes)}"
+    if memory.bandwidth_ratio is not None:
+        yield f"DRAM {percent(memory.bandwidth_ratio)}"
+    ratios = [probe.baseline_ratio for probe in device.probes if probe.baseline_ratio is not None]
+    if ratios:
+        yield f"probes from {percent(min(ratios))} of baseline"
+
+
+def _company(device: Device) -> Iterable[str]:
+    for model in device.models:
+        yield f"{model.model} ({model.engine})"
+    for holder in device.holders:
+        if holder.pod is not None:
+            yield f"pod {holder.namespace}/{holder.pod}"
+        if holder.job is not None:
+            yield f"job {holder.job}"
+
+
+def _line(*parts: tuple[str, str]) -> Text:
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
