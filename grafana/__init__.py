@@ -1,0 +1,7 @@
+"""Dashboards as code: `python -m grafana.build` writes the JSON under grafana/dashboards/."""
+
+import warnings
+
+
+# The classic dashboard model is wanted: every Grafana in the field can load it, v2 needs the newest.
+warnings.filterwarnings("ignore", "Prefer using dashboardv2", DeprecationWarning)

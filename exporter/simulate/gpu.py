@@ -83,6 +83,11 @@ class SimulatedGpu:
         return self.temperature_celsius > _THROTTLE_CELSIUS
 
     @property
+    def delivered_flops(self) -> float:
+        """FLOP/s of the tensor pipe in the last tick."""
+        return 0.0 if self._last is None or self.lost else sum(self._last.achieved_flops.values())
+
+    @property
     def lost(self) -> bool:
         """Whether the driver has given it up."""
         return self._fault.lost

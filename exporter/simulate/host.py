@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from exporter.accounting.flop import PipeWork
 from exporter.engines.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.exposition.devices import host_points
 from exporter.exposition.own import ReloadStatus, own_points
@@ -66,7 +65,6 @@ class SimulatedHost:
         ]
         self._probes = [SimulatedProbes(gpu) for gpu in self._gpus]
         self._tokens = {"prefill": 0.0, "decode": 0.0}
-        self._booked_flop = 0.0
         self._requests = 0.0
         self.exposition = Exposition(
             self._live_points, series_limit=lambda: _SERIES_LIMIT, state=self._live_state
@@ -110,7 +108,7 @@ class SimulatedHost:
             fault = healthy(self._fault(index, elapsed))
             gpu.tick(start, end, Conditions(load, fault, self._timing.pace))
             probes.advance(end, elapsed, fault)
-        self._serve(load.prefill_share)
+        self._serve(end - start, load.prefill_share)
 
     def _fault(self, gpu: int, elapsed: float) -> Fault | None:
         for fault in self._scenario.faults:
@@ -122,16 +120,10 @@ class SimulatedHost:
                 return fault
         return None
 
-    def _serve(self, prefill_share: float) -> None:
-        """Turn what the tensor pipes did since the last tick into tokens."""
-        done = sum(
-            flop
-            for gpu in self._gpus
-            for (work, _source), flop in gpu.accounts.counters().flop.items()
-            if _is_tensor(work)
-        )
-        tokens = _USEFUL_SHARE * (done - self._booked_flop) / _FLOP_PER_TOKEN
-        self._booked_flop = done
+    def _serve(self, seconds: float, prefill_share: float) -> None:
+        """Turn what the tensor pipes did in the last tick into tokens."""
+        delivered = sum(gpu.delivered_flops for gpu in self._gpus)
+        tokens = _USEFUL_SHARE * delivered * seconds / _FLOP_PER_TOKEN
         self._tokens["prefill"] += prefill_share * tokens
         self._tokens["decode"] += (1 - prefill_share) * tokens
 
@@ -176,7 +168,3 @@ class SimulatedHost:
             sm_clock_max_hertz=product.sm_clock_max_hertz,
             memory_size_bytes=product.memory_bytes,
         )
-
-
-def _is_tensor(work: PipeWork) -> bool:
-    return work.pipe == "tensor"

@@ -1,0 +1,197 @@
+"""The committed dashboards are fresh, speak the metric contract, and are free of what dashboard-linter complains of."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from grafana.build import main, stale
+from tests.grafana.boards import (
+    FOLDER,
+    Target,
+    boards,
+    exported,
+    metrics_of,
+    panels,
+    recorded,
+    substituted,
+    targets,
+)
+
+
+BOARDS = boards()
+LINT = yaml.safe_load((FOLDER / ".lint").read_text())["exclusions"]
+
+
+def excused(rule: str, *, board: str = "", metric: str | None = None) -> bool:
+    for entry in LINT.get(rule, {}).get("entries", []):
+        if entry.get("dashboard") == board:
+            return True
+        if metric is not None and "metric" in entry and re.match(entry["metric"], metric):
+            return True
+    return False
+
+
+def variable(board: dict[str, Any], name: str) -> dict[str, Any]:
+    (found,) = [v for v in board["templating"]["list"] if v["name"] == name]
+    return dict(found)
+
+
+def test_committed_json_is_fresh() -> None:
+    """`python -m grafana.build` would change nothing."""
+    assert stale() == []
+
+
+def test_check_names_the_stale_dashboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--check` fails and names a dashboard whose JSON was edited by hand."""
+    for path in FOLDER.glob("*.json"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "fleet.json").write_text("{}\n")
+    monkeypatch.setattr("grafana.build.FOLDER", tmp_path)
+
+    assert main(["--check"]) == 1
+    assert capsys.readouterr().out.startswith("stale: grafana/dashboards/fleet.json")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_every_query_parses(tmp_path: Path) -> None:
+    """promtool accepts every expression of every panel as a rule."""
+    rules = [
+        {"record": f"query:{index}:", "expr": substituted(target.expr)}
+        for index, target in enumerate(targets())
+    ]
+    path = tmp_path / "rules.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+
+    done = subprocess.run(
+        ["promtool", "check", "rules", "--lint=none", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("target", targets(), ids=str)
+def test_query_uses_known_metrics(target: Target) -> None:
+    """Every metric of a query is in the catalogue, recorded by a rule, or Prometheus's own."""
+    known = recorded() | set(exported())
+
+    assert metrics_of(target.expr) - known == set()
+
+
+def test_every_recorded_series_is_made_of_known_metrics() -> None:
+    """Rules and alerts use nothing that the exporter does not export."""
+    known = recorded() | set(exported())
+    for path in sorted((FOLDER.parents[1] / "deploy" / "prometheus").glob("*/*.yml")):
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            for rule in group["rules"]:
+                assert metrics_of(rule["expr"]) - known == set(), rule
+
+
+@pytest.mark.parametrize("target", targets(), ids=str)
+def test_counters_are_seen_as_rates(target: Target) -> None:
+    """target-counter-agg: a counter stands under rate, irate or increase; raw totals say nothing over restarts."""
+    if target.panel == "XIDs":
+        pytest.skip("how often an XID came since the exporter's start is a count for people")
+    kinds = exported()
+    for name in metrics_of(target.expr):
+        if name in kinds and kinds[name] == "counter":
+            uses = len(re.findall(rf"(?<![:\w]){name}(?![\w:])", target.expr))
+            rated = len(re.findall(rf"(?:rate|irate|increase)\({name}(?![\w:])", target.expr))
+            assert uses == rated, target
+
+
+@pytest.mark.parametrize("target", targets(), ids=str)
+def test_rates_use_the_rate_interval(target: Target) -> None:
+    """target-rate-interval: rates take $__rate_interval; increases name the span that their title promises."""
+    assert re.findall(r"(?<!\w)(?:rate|irate)\([^][]*\[(?!\$__rate_interval\])", target.expr) == []
+
+
+@pytest.mark.parametrize("target", targets(), ids=str)
+def test_selectors_keep_the_selection(target: Target) -> None:
+    """target-job and target-instance: the first selector of each metric has the dashboard's job and instance."""
+    selectors = re.findall(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\{([^}]*)\}", target.expr)
+    if not selectors:
+        assert excused("target-job-rule", metric="")
+    for metric, matchers in selectors:
+        assert 'job=~"$job"' in matchers, target
+        if not excused("target-instance-rule", metric=metric) and metric not in {
+            "flopwatch_model_info"
+        }:
+            assert 'instance=~"$instance' in matchers, target
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_data_source_is_a_variable(name: str) -> None:
+    """template-datasource and panel-datasource: one variable `datasource`, and no panel names another."""
+    board = BOARDS[name]
+    (source,) = [v for v in board["templating"]["list"] if v["type"] == "datasource"]
+
+    assert (source["name"], source["label"], source["query"]) == (
+        "datasource",
+        "Data source",
+        "prometheus",
+    )
+    for panel in panels(board):
+        assert panel["datasource"]["uid"] == "${datasource}"
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_template_variables(name: str) -> None:
+    """template-job, template-instance, template-on-time-change-reload: named, several values, refreshed."""
+    board = BOARDS[name]
+    for wanted, label in (("job", "Job"), ("instance", "Instance")):
+        found = variable(board, wanted)
+        assert found["label"] == label
+        assert found["datasource"]["uid"] == "${datasource}"
+        if not excused(f"template-{wanted}-rule", board=board["title"]):
+            assert (found["multi"], found["allValue"]) == (True, ".+")
+    for found in board["templating"]["list"]:
+        if found["type"] == "query":
+            assert found["refresh"] == 2
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_panels_are_complete(name: str) -> None:
+    """Every panel has a title, a query, a unit, and a description that says what to do."""
+    for panel in panels(BOARDS[name]):
+        assert panel["title"]
+        assert len(panel["description"]) > 40, panel["title"]
+        assert panel["targets"], panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_dashboard_frame(name: str) -> None:
+    """Read-only, an own address, and links to its siblings that keep selection and time."""
+    board = BOARDS[name]
+    links = board["links"]
+
+    assert board["editable"] is False
+    assert board["uid"] == f"flopwatch-{name}"
+    assert (links[0]["type"], links[0]["includeVars"], links[0]["keepTime"]) == (
+        "dashboards",
+        True,
+        True,
+    )
+    assert links[1]["url"].endswith("docs/reading-flops.md")
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_panels_do_not_overlap(name: str) -> None:
+    """The grid is 24 columns wide, and no cell belongs to two panels."""
+    taken: set[tuple[int, int]] = set()
+    for panel in BOARDS[name]["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + dx, at["y"] + dy) for dx in range(at["w"]) for dy in range(at["h"])}
+        assert at["x"] + at["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells

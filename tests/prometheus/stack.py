@@ -1,0 +1,154 @@
+"""A real Prometheus and Alertmanager beside a simulated fleet, with time made short.
+
+Durations of the rules are divided by SPEED and the scenarios' clock runs as many times faster, so that
+fifteen minutes of rule time take three quarters of one. Bounds in seconds inside expressions stay as they are.
+"""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from exporter.simulate.fleet import FleetPlan, build_fleet, fleet_router
+from exporter.simulate.host import Timing
+from exporter.simulate.scenarios import Scenario
+from exporter.web.server import Server
+
+
+DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
+SPEED = 20
+INTERVAL_SECONDS = 3
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+ALERTMANAGER = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
+PROMETHEUS = shutil.which("prometheus")
+
+
+def shorter(duration: str) -> str:
+    """A duration of the rules over SPEED, one second at least."""
+    seconds = sum(
+        int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([smhd])", duration)
+    )
+    return f"{max(1, round(seconds / SPEED))}s"
+
+
+def shorten_rules(source: Path, target: Path) -> None:
+    """Copy rule files with all their durations made short."""
+    target.mkdir()
+    for path in source.glob("*.yml"):
+        content = yaml.safe_load(path.read_text())
+        for group in content["groups"]:
+            if "interval" in group:
+                group["interval"] = shorter(group["interval"])
+            for rule in group["rules"]:
+                expr = re.sub(r"\[(\w+)\]", lambda m: f"[{shorter(m[1])}]", rule["expr"])
+                rule["expr"] = re.sub(r"offset (\w+)", lambda m: f"offset {shorter(m[1])}", expr)
+                if "for" in rule:
+                    rule["for"] = shorter(rule["for"])
+        (target / path.name).write_text(yaml.safe_dump(content))
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Where to ask."""
+
+    prometheus: str
+    alertmanager: str
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """Prometheus's HTTP API; the `data` of its answer, or the error as text."""
+        body = urllib.parse.urlencode(parameters).encode()
+        url = f"{self.prometheus}/api/v1/{path}"
+        try:
+            with urllib.request.urlopen(
+                url, data=body if parameters else None, timeout=30
+            ) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """What Alertmanager holds."""
+        with urllib.request.urlopen(f"{self.alertmanager}/api/v2/alerts", timeout=30) as answer:
+            return list(json.load(answer))
+
+
+@contextmanager
+def running(folder: Path, scenarios: tuple[Scenario, ...], hosts: int) -> Iterator[Stack]:
+    """The whole stack, until the block ends."""
+    fleet = build_fleet(
+        FleetPlan(scenarios, hosts=hosts), Timing(time.time(), tick_seconds=1.0, pace=SPEED)
+    )
+    server = Server(["127.0.0.1:0"], fleet_router(fleet))
+    server.start()
+    prometheus, alertmanager = free_port(), free_port()
+    shorten_rules(DEPLOY / "rules", folder / "rules")
+    shorten_rules(DEPLOY / "alerts", folder / "alerts")
+    (folder / "prometheus.yml").write_text(
+        yaml.safe_dump(
+            {
+                "global": {
+                    "scrape_interval": f"{INTERVAL_SECONDS}s",
+                    "evaluation_interval": f"{INTERVAL_SECONDS}s",
+                },
+                "rule_files": [f"{folder}/rules/*.yml", f"{folder}/alerts/*.yml"],
+                "alerting": {
+                    "alertmanagers": [
+                        {"static_configs": [{"targets": [f"127.0.0.1:{alertmanager}"]}]}
+                    ]
+                },
+                "scrape_configs": [
+                    {
+                        "job_name": "flopwatch",
+                        "http_sd_configs": [
+                            {"url": f"http://127.0.0.1:{server.addresses[0][1]}/sd"}
+                        ],
+                    }
+                ],
+            }
+        )
+    )
+    assert PROMETHEUS is not None
+    assert ALERTMANAGER is not None
+    commands = (
+        [
+            PROMETHEUS,
+            f"--config.file={folder}/prometheus.yml",
+            f"--storage.tsdb.path={folder}/data",
+            f"--web.listen-address=127.0.0.1:{prometheus}",
+        ],
+        [
+            ALERTMANAGER,
+            f"--config.file={DEPLOY}/alertmanager.yml",
+            f"--storage.path={folder}/alertmanager",
+            f"--web.listen-address=127.0.0.1:{alertmanager}",
+            "--cluster.listen-address=",
+        ],
+    )
+    with (folder / "log").open("w") as log:
+        processes = [subprocess.Popen(command, stdout=log, stderr=log) for command in commands]
+        try:
+            yield Stack(f"http://127.0.0.1:{prometheus}", f"http://127.0.0.1:{alertmanager}")
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait(20)
+            server.close(0.5)

@@ -1,0 +1,132 @@
+"""Simulated fleets under a real Prometheus and Alertmanager: the right alerts and no others, and panels with data."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from exporter.simulate.scenarios import SCENARIOS, Scenario
+from tests.grafana.boards import Target, substituted, targets
+from tests.prometheus.stack import ALERTMANAGER, INTERVAL_SECONDS, PROMETHEUS, Stack, running
+
+
+pytestmark = pytest.mark.skipif(
+    PROMETHEUS is None or ALERTMANAGER is None, reason="Prometheus or Alertmanager is not installed"
+)
+
+# Three quarters of an hour of rule time: five before the faults begin, the longest `for` with its window, and some.
+SHORT_SECONDS = 130.0
+# Two and a half hours: the whole ebb of traffic-ebb, down and up again.
+LONG_SECONDS = 480.0
+
+# Panels that show nothing on a fleet without what they look for.
+EMPTY_WHEN_HEALTHY = {
+    "Who holds it",  # no scheduler is simulated; the workload query has data
+    "Runs held back",  # no gate holds a simulated probe
+    "Probe workers",  # no worker is simulated
+    "Source errors by reason",  # no source fails
+    "Reasons for the clock",  # nothing holds the clock of the chosen GPU
+    "XIDs",  # the chosen GPU has none
+}
+# Parts of queries that need days of history, or a state that this hardware's counters never leave open.
+EMPTY_HERE = (":same_hour", 'state="unresolved"')
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Every scenario as a cluster of its own, watched until all `for` have passed."""
+    folder = tmp_path_factory.mktemp("stack")
+    with running(folder, tuple(SCENARIOS.values()), hosts=1) as running_stack:
+        time.sleep(SHORT_SECONDS)
+        yield running_stack
+
+
+def ever_fired(stack: Stack, scenario: Scenario, seconds: float) -> set[tuple[str, str]]:
+    """Names and GPUs of the alerts that fired at any time."""
+    span = f"{int(seconds)}s"
+    fired = stack.ask(
+        "query",
+        query=f'max_over_time(ALERTS{{alertstate="firing", cluster="sim-{scenario.name}"}}[{span}])',
+    )["result"]
+    return {(series["metric"]["alertname"], series["metric"].get("gpu", "")) for series in fired}
+
+
+def wanted(scenario: Scenario) -> set[tuple[str, str]]:
+    """Names and GPUs of the alerts that the scenario's faults must raise."""
+    gpus = {
+        str(gpu)
+        for fault in scenario.faults
+        for gpu in (range(8) if fault.gpu is None else [fault.gpu])
+    }
+    return {(alert, gpu) for alert in scenario.alerts for gpu in gpus}
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda scenario: scenario.name)
+def test_scenario_raises_its_alerts_and_no_others(stack: Stack, scenario: Scenario) -> None:
+    """Exactly the alerts that the scenario names fired at any time, on exactly the GPUs with a fault."""
+    assert ever_fired(stack, scenario, SHORT_SECONDS + 120) == wanted(scenario)
+
+
+def test_no_rule_fails(stack: Stack) -> None:
+    """No rule group had an evaluation error, such as many-to-many matching."""
+    groups = stack.ask("rules")["groups"]
+    failed = [
+        (rule["name"], rule["lastError"])
+        for group in groups
+        for rule in group["rules"]
+        if rule["health"] != "ok"
+    ]
+
+    assert len(groups) >= 12
+    assert failed == []
+
+
+def test_alertmanager_has_the_alerts_and_inhibits_doubles(stack: Stack) -> None:
+    """A lost GPU reaches Alertmanager active; the straggler's second finding is held by its first."""
+    held = {
+        (alert["labels"]["alertname"], alert["labels"]["cluster"]): alert["status"]["state"]
+        for alert in stack.alerts()
+    }
+
+    assert held.get(("GPULost", "sim-lost-gpu")) == "active", held
+    assert held["GPUSlowerThanPeers", "sim-straggler"] == "active"
+    assert held["GPUSlowerThanOwnBaseline", "sim-straggler"] == "suppressed"
+
+
+def with_selection(target: Target) -> str:
+    """The query with everything selected, but for the GPU dashboard, which shows one."""
+    expr = target.expr
+    if target.board.endswith("/ GPU"):
+        expr = expr.replace("$instance", "straggler-000").replace("$gpu", "3")
+    return substituted(expr).replace("[1m]", f"[{10 * INTERVAL_SECONDS}s]")
+
+
+@pytest.mark.parametrize("target", targets(), ids=str)
+def test_panel_query_returns_data(stack: Stack, target: Target) -> None:
+    """Every query of every panel has data over the last minute, or is of a panel that is rightly empty."""
+    now = time.time()
+    answer = stack.ask(
+        "query_range",
+        query=with_selection(target),
+        start=str(now - 30),
+        end=str(now - 2),
+        step=str(INTERVAL_SECONDS),
+    )
+
+    assert not isinstance(answer, str), answer
+    if target.panel not in EMPTY_WHEN_HEALTHY and not any(part in target.expr for part in EMPTY_HERE):
+        assert answer["result"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_nothing_fires_through_a_whole_ebb(tmp_path: Path) -> None:
+    """Healthy fleets raise nothing while traffic falls to a twentieth and comes back."""
+    healthy = tuple(scenario for scenario in SCENARIOS.values() if not scenario.faults)
+    with running(tmp_path, healthy, hosts=2) as watched:
+        time.sleep(LONG_SECONDS)
+        fired = {scenario.name: ever_fired(watched, scenario, LONG_SECONDS) for scenario in healthy}
+
+    assert fired == {scenario.name: set() for scenario in healthy}
