@@ -116,7 +116,9 @@ def test_panel_query_returns_data(stack: Stack, target: Target) -> None:
     )
 
     assert not isinstance(answer, str), answer
-    if target.panel not in EMPTY_WHEN_HEALTHY and not any(part in target.expr for part in EMPTY_HERE):
+    if target.panel not in EMPTY_WHEN_HEALTHY and not any(
+        part in target.expr for part in EMPTY_HERE
+    ):
         assert answer["result"]
 
 
