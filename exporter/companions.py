@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from exporter.config.model import Config
-from exporter.engines.config import GpuHooks, WorkloadConfig
+from exporter.engines.config import DiscoveryConfig, GpuHooks, WorkloadConfig
 from exporter.engines.snapshot import GpuRef
 from exporter.exposition.holders import holder_points
 from exporter.exposition.points import by_label, device_labels
@@ -56,6 +56,10 @@ class Companions:
                 bandwidth=self._bandwidth,
                 processes=self._processes,
             ),
+            # Read at start: the ports of a host do not change while it runs.
+            discovery=DiscoveryConfig(
+                ports=config.discovery_ports, interval_seconds=config.discovery_interval
+            ),
         )
         self.holders = HolderService(holder_settings(config), host.view)
 
@@ -69,7 +73,7 @@ class Companions:
     def stop(self, timeout_seconds: float) -> None:
         """End all services; none gets longer than this."""
         self.probes.stop(timeout_seconds)
-        self.workloads.stop()
+        self.workloads.stop(timeout_seconds)
         self.holders.stop(timeout_seconds)
 
     def configure(self, config: Config) -> None:

@@ -233,6 +233,18 @@ SCHEMA = Section(
             ),
             "[{name: chat, engine: vllm, url: 'http://127.0.0.1:8000/metrics'}]",
         ),
+        "workload_discovery": Section(
+            "Engines of this host that nobody named under `workloads`; off by default.",
+            {
+                "ports": Key(
+                    items(integer(at_least=1, at_most=65535), at_most=64),
+                    (),
+                    "Local ports to ask for an engine's metrics.",
+                    "[8000, 30000]",
+                ),
+                "interval": Key(duration(at_least=5), 60.0, "Time between looks.", "60s"),
+            },
+        ),
         "kubernetes": Section(
             "Which pods hold the GPUs.",
             {
@@ -371,6 +383,8 @@ class Config:
     gpus: tuple[GpuRule, ...]
     probes: ProbeConfig
     workloads: tuple[Workload, ...]
+    discovery_ports: tuple[int, ...]
+    discovery_interval: float
     pod_resources: str
     pod_resources_socket: str
     job_mapping_dir: str | None
@@ -394,6 +408,8 @@ def build_config(values: Values) -> Config:
         ),
         probes=_probe_config(values["probes"]),
         workloads=tuple(Workload(**workload) for workload in values["workloads"]),
+        discovery_ports=values["workload_discovery"]["ports"],
+        discovery_interval=values["workload_discovery"]["interval"],
         pod_resources=values["kubernetes"]["pod_resources"],
         pod_resources_socket=values["kubernetes"]["socket"],
         job_mapping_dir=values["hpc"]["job_mapping_dir"],

@@ -149,7 +149,7 @@ class DaemonProcess:
         assert status == 200
         return Scrape(text)
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 40.0) -> None:
         """Wait until the condition holds; fails with the log when it does not."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -157,7 +157,7 @@ class DaemonProcess:
             assert time.monotonic() < deadline, f"condition never held:\n{self.log}"
             time.sleep(0.05)
 
-    def wait_until(self, condition: Callable[[Scrape], object], seconds: float = 20.0) -> Scrape:
+    def wait_until(self, condition: Callable[[Scrape], object], seconds: float = 40.0) -> Scrape:
         """Scrape until the condition holds, and return that scrape."""
         found: list[Scrape] = []
 
