@@ -24,7 +24,7 @@ _COLOURS: Final[Mapping[str, str]] = {
     "clock_other": "bright_yellow",
     "idle": "bright_black",
 }
-# A letter beside each colour, for terminals and eyes without them.
+# A letter beside each colour, for terminals and eyes without them, and a word that fits.
 _LETTERS: Final[Mapping[str, str]] = {
     "tensor": "T",
     "memory": "M",
@@ -35,6 +35,12 @@ _LETTERS: Final[Mapping[str, str]] = {
     "clock_thermal": "H",
     "clock_other": "C",
     "idle": "·",
+}
+_WORDS: Final[Mapping[str, str]] = {
+    "unresolved": "not known",
+    "clock_power": "power",
+    "clock_thermal": "heat",
+    "clock_other": "clock",
 }
 _STYLES: Final = {"critical": "bold red", "warning": "bold yellow", "ok": "green", "note": ""}
 _BAR_MAX: Final = 50
@@ -94,10 +100,10 @@ def _sums(status: Status) -> str:
 def _legend(status: Status) -> Text:
     seen = {state for device in status.devices for state in device.minute.states}
     line = Text(no_wrap=True, overflow="ellipsis")
-    for state, words in STATES.items():
+    for state in STATES:
         if state in seen:
             line.append(f"{_LETTERS[state]} ", _COLOURS[state])
-            line.append(f"{words}   ", "dim")
+            line.append(f"{_WORDS.get(state, state)}  ", "dim")
     return line
 
 
@@ -169,7 +175,7 @@ def _facts(device: Device) -> Iterable[str]:
     if clock.hertz is not None:
         top = f" of {megahertz(clock.max_hertz)}" if clock.max_hertz else ""
         reasons = ", ".join(REASONS.get(reason, plain(reason)) for reason in clock.reasons)
-        yield f"{megahertz(clock.hertz)}{top}{SPACE}MHz{f' ({reasons})' if reasons else ''}"
+        yield f"{megahertz(clock.hertz)}{top}{SPACE}MHz{f': {reasons}' if reasons else ''}"
     if device.power_watts is not None:
         limit = f" of {device.power_limit_watts:,.0f}" if device.power_limit_watts else ""
         yield f"{device.power_watts:,.0f}{limit}{SPACE}W"
@@ -179,9 +185,6 @@ def _facts(device: Device) -> Iterable[str]:
         yield f"{binary(memory.used_bytes)} of {binary(memory.size_bytes)}"
     if memory.bandwidth_ratio is not None:
         yield f"DRAM {percent(memory.bandwidth_ratio)}"
-    ratios = [probe.baseline_ratio for probe in device.probes if probe.baseline_ratio is not None]
-    if ratios:
-        yield f"probes from {percent(min(ratios))} of baseline"
 
 
 def _company(device: Device) -> Iterable[str]:
@@ -192,6 +195,9 @@ def _company(device: Device) -> Iterable[str]:
             yield f"pod {holder.namespace}/{holder.pod}"
         if holder.job is not None:
             yield f"job {holder.job}"
+    ratios = [probe.baseline_ratio for probe in device.probes if probe.baseline_ratio is not None]
+    if ratios:
+        yield f"probes from {percent(min(ratios))} of baseline"
 
 
 def _line(*parts: tuple[str, str]) -> Text:

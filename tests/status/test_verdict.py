@@ -1,0 +1,323 @@
+"""The sentences, one by one."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.status import verdict
+from exporter.status.verdict import Severity, bottleneck, clock_held, host_summary, worst
+
+
+def spoken(finding: verdict.Finding | None) -> str:
+    """The text with plain spaces, as one would type it."""
+    assert finding is not None
+    return finding.text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+class TestBottleneck:
+    @pytest.mark.parametrize(
+        ("states", "kind", "text"),
+        [
+            (
+                {"memory": 0.62, "tensor": 0.12, "idle": 0.26},
+                "memory_bound",
+                "memory-bound: DRAM at 91 %, tensor pipe waits",
+            ),
+            (
+                {"tensor": 0.62, "memory": 0.2},
+                "compute_bound",
+                "compute-bound: tensor pipe busy 62 % of the time",
+            ),
+            ({"idle": 0.97, "memory": 0.03}, "idle", "idle for 97 % of the last minute"),
+            (
+                {"underfill": 0.4, "memory": 0.3, "idle": 0.3},
+                "underfilled",
+                (
+                    "underfilled for 40 %: kernels run, but leave SMs empty"
+                    " (small batches, tails, copies)"
+                ),
+            ),
+            (
+                {"stall": 0.5, "memory": 0.3},
+                "stall_bound",
+                (
+                    "stalled for 50 %: SMs busy with softmax, norms, latency or synchronisation,"
+                    " tensor pipe and DRAM are not"
+                ),
+            ),
+        ],
+    )
+    def test_the_largest_state_is_named(
+        self, states: dict[str, float], kind: str, text: str
+    ) -> None:
+        """What took most of the minute is what the sentence is about."""
+        finding = bottleneck(states, dram=0.91)
+
+        assert finding is not None
+        assert (kind, Severity.NOTE) == (finding.kind, finding.severity)
+        assert text == spoken(finding)
+
+    def test_lost_clocks_are_not_the_work_s_fault(self) -> None:
+        """At half the clock for heat, the work itself is still bound by memory."""
+        finding = bottleneck({"clock_thermal": 0.5, "memory": 0.3, "tensor": 0.2}, dram=0.4)
+
+        assert spoken(finding) == "memory-bound: DRAM at 40 %, tensor pipe waits"
+
+    def test_nothing_known_says_nothing(self) -> None:
+        """Without a watched second, or where most is unresolved, there is no verdict."""
+        assert bottleneck({}, dram=None) is None
+        assert bottleneck({"unresolved": 0.7, "idle": 0.3}, dram=None) is None
+
+    def test_memory_bound_without_a_bandwidth(self) -> None:
+        """The share of time stands in for a bandwidth that is not known."""
+        finding = bottleneck({"memory": 0.62}, dram=None)
+
+        assert spoken(finding) == "memory-bound: for 62 % of the time, tensor pipe waits"
+
+
+class TestClockHeld:
+    def test_it_says_which_clock_by_what_and_for_how_long(self) -> None:
+        """The sentence of the specification."""
+        finding = clock_held(
+            "power",
+            held=0.38,
+            mean_hertz=1200e6,
+            max_hertz=1980e6,
+            lost_share=0.15,
+            over="the last hour",
+        )
+
+        assert (
+            spoken(finding) == "clock held at 1,200 of 1,980 MHz by power for 38 % of the last hour"
+        )
+
+    @pytest.mark.parametrize(
+        ("cause", "lost", "severity"),
+        [
+            ("power", 0.25, Severity.NOTE),
+            ("power", 0.26, Severity.WARNING),
+            ("heat", 0.05, Severity.NOTE),
+            ("heat", 0.06, Severity.WARNING),
+        ],
+    )
+    def test_severity_follows_the_alerts(self, cause: str, lost: float, severity: Severity) -> None:
+        """Heat is worth a warning from 5 % of the peak on, a power limit from 25 %."""
+        finding = clock_held(
+            cause,
+            held=0.5,
+            mean_hertz=1e9,
+            max_hertz=2e9,
+            lost_share=lost,
+            over="the last hour",
+        )
+
+        assert finding is not None
+        assert severity is finding.severity
+
+    @pytest.mark.parametrize(
+        ("held", "mean", "top", "lost"),
+        [
+            (0.5, 1e9, 2e9, 0.009),
+            (0.0, 1e9, 2e9, 0.2),
+            (0.5, None, 2e9, 0.2),
+            (0.5, 1e9, None, 0.2),
+        ],
+    )
+    def test_no_loss_or_no_clock_is_no_finding(
+        self, held: float, mean: float | None, top: float | None, lost: float
+    ) -> None:
+        """A cap that costs nothing is not worth a sentence, and no clock is made up."""
+        assert (
+            clock_held(
+                "power", held=held, mean_hertz=mean, max_hertz=top, lost_share=lost, over="x"
+            )
+            is None
+        )
+
+
+class TestReachability:
+    def test_a_lost_gpu_says_why_and_since_when(self) -> None:
+        """NVML's reason becomes words."""
+        finding = verdict.lost(reason="gpu_is_lost", since_seconds=300)
+
+        assert (
+            spoken(finding) == "down: the GPU is lost: fallen off the bus, or its firmware died;"
+            " last reading 5 min ago"
+        )
+
+    def test_an_unknown_reason_is_passed_on(self) -> None:
+        """What the driver says is better than nothing."""
+        assert (
+            spoken(verdict.lost(reason="timeout", since_seconds=None))
+            == "down: the driver says timeout"
+        )
+
+    def test_hung_and_stale_are_critical(self) -> None:
+        """A device that does not answer needs a person."""
+        hung, stale = verdict.hung(since_seconds=34), verdict.stale(age_seconds=34)
+
+        assert spoken(hung) == "hung: a driver call has not returned for 34 s"
+        assert spoken(stale) == "stale: the last reading is 34 s old"
+        assert hung.severity is stale.severity is Severity.CRITICAL
+
+    def test_waiting_becomes_suspicious(self) -> None:
+        """Ten seconds without a first answer are a warning."""
+        assert verdict.waiting(since_seconds=3).severity is Severity.NOTE
+        assert verdict.waiting(since_seconds=11).severity is Severity.WARNING
+
+    def test_a_source_that_stopped_is_a_warning_one_that_never_was_a_note(self) -> None:
+        """A GPU without the counters is not sick."""
+        stopped = verdict.source_down("gpm", since_seconds=75, reason="unknown_error")
+        never = verdict.source_down("dcgm", since_seconds=None, reason=None)
+
+        assert spoken(stopped) == "gpm has not delivered for 75 s (unknown_error)"
+        assert spoken(never) == "dcgm has never delivered"
+        assert (stopped.severity, never.severity) == (Severity.WARNING, Severity.NOTE)
+
+
+class TestHealth:
+    @pytest.mark.parametrize(
+        ("code", "severity"),
+        [
+            (79, Severity.CRITICAL),
+            (63, Severity.WARNING),
+            (31, Severity.NOTE),
+            (999, Severity.WARNING),
+        ],
+    )
+    def test_an_xid_is_as_bad_as_its_action(self, code: int, severity: Severity) -> None:
+        """Reset or replace is critical, a program's own fault a note, the unknown a warning."""
+        finding = verdict.xid(code, times=1, age_seconds=40)
+
+        assert finding is not None
+        assert severity is finding.severity
+
+    def test_an_xid_says_what_it_means(self) -> None:
+        """Nobody knows the numbers by heart."""
+        assert (
+            spoken(verdict.xid(79, times=3, age_seconds=40))
+            == "XID 79, the GPU fell off the bus, 40 s ago (3 times)"
+        )
+        assert spoken(verdict.xid(999, times=1, age_seconds=40)) == "XID 999, 40 s ago"
+
+    def test_an_old_xid_is_history(self) -> None:
+        """After an hour, or without a time, it is in the details only."""
+        assert verdict.xid(79, times=1, age_seconds=3601) is None
+        assert verdict.xid(79, times=1, age_seconds=None) is None
+
+    def test_new_memory_errors(self) -> None:
+        """One uncorrected error counts, a thousand corrected ones do not yet."""
+        found = verdict.memory_errors(uncorrected=1, corrected=5000)
+
+        assert spoken(found) == "1 new uncorrected memory error"
+        assert verdict.memory_errors(uncorrected=0, corrected=1000) is None
+        assert (
+            spoken(verdict.memory_errors(uncorrected=0, corrected=1001))
+            == "1,001 new corrected memory errors"
+        )
+
+    def test_row_remapping(self) -> None:
+        """Failed outweighs pending; not known is not bad."""
+        failed = verdict.row_remap(pending=True, failed=True)
+        pending = verdict.row_remap(pending=True, failed=False)
+
+        assert failed is not None
+        assert pending is not None
+        assert (failed.kind, pending.kind) == ("row_remap_failed", "row_remap_pending")
+        assert verdict.row_remap(pending=None, failed=None) is None
+
+    def test_a_recovery_action_is_what_the_gpu_asks_for(self) -> None:
+        """`none` is what a healthy GPU asks for."""
+        assert spoken(verdict.recovery("drain_and_reset")) == "the GPU asks to be drained and reset"
+        assert spoken(verdict.recovery("9")) == "the GPU asks for 9"
+        assert verdict.recovery("none") is None
+        assert verdict.recovery(None) is None
+
+    def test_links(self) -> None:
+        """Some down is a fault, all down is a GPU without a bridge."""
+        assert (
+            spoken(verdict.links_down({"10": False, "2": False, "3": True, "1": True}))
+            == "NVLinks 2, 10 of 4 down"
+        )
+        assert verdict.links_down({"0": False, "1": False}) is None
+        assert verdict.links_down({}) is None
+
+    def test_pcie_width(self) -> None:
+        """Eight of sixteen lanes is a bad slot; nothing known is nothing."""
+        assert spoken(verdict.narrow_pcie(width=8, width_max=16)) == "PCIe runs on 8 of 16 lanes"
+        assert verdict.narrow_pcie(width=16, width_max=16) is None
+        assert verdict.narrow_pcie(width=None, width_max=16) is None
+
+    def test_heat(self) -> None:
+        """Memory at 95 degrees, or 71 degrees for nothing."""
+        hot = verdict.hot(temperature_celsius=60, memory_celsius=95, idle_share=0)
+        lazy = verdict.hot(temperature_celsius=71, memory_celsius=None, idle_share=0.95)
+
+        assert (spoken(hot), spoken(lazy)) == ("memory at 95 °C", "71 °C while idle: cooling?")
+        assert verdict.hot(temperature_celsius=71, memory_celsius=94, idle_share=0.2) is None
+
+
+class TestProbes:
+    def test_the_worst_kernel_is_named(self) -> None:
+        """Only GEMMs and the device copy judge a GPU: a slow host copy is the host's."""
+        finding = verdict.slower_than_baseline(
+            {"gemm_bf16": 0.82, "copy_device": 0.97, "copy_host_to_device": 0.2}
+        )
+
+        assert spoken(finding) == "slower than it was: gemm_bf16 at 82 % of its own baseline"
+
+    @pytest.mark.parametrize(
+        ("ratio", "severity"), [(0.74, Severity.CRITICAL), (0.75, Severity.WARNING), (0.9, None)]
+    )
+    def test_baseline_thresholds(self, ratio: float, severity: Severity | None) -> None:
+        """Those of the alerts."""
+        finding = verdict.slower_than_baseline({"gemm_bf16": ratio})
+
+        assert severity == (finding.severity if finding else None)
+
+    def test_siblings_need_company(self) -> None:
+        """A median of three says nothing."""
+        assert verdict.slower_than_siblings("gemm_bf16", 0.5, [0.5, 1.0, 1.0]) is None
+        assert (
+            spoken(verdict.slower_than_siblings("gemm_bf16", 0.8, [0.8, 1.0, 1.0, 1.0]))
+            == "slower than its siblings: gemm_bf16 at 80 % of the median of 4"
+        )
+
+    def test_wrong_results(self) -> None:
+        """One wrong bit is reason enough."""
+        finding = verdict.wrong_results({"gemm_bf16": 2, "gemm_int8": 0})
+
+        assert spoken(finding) == "computes wrong results: 2 mismatches in gemm_bf16; drain the GPU"
+        assert verdict.wrong_results({"gemm_int8": 0}) is None
+
+    def test_why_there_is_no_probe(self) -> None:
+        """The gate in words."""
+        assert spoken(verdict.not_probed("free_memory")) == "not probed: too little memory is free"
+
+
+class TestHost:
+    def test_all_is_well(self) -> None:
+        """One device is not called all."""
+        assert host_summary([None] * 8).replace("\xa0", " ") == "All 8 GPUs are fine."
+        assert host_summary([None]) == "The device is fine."
+
+    def test_trouble_is_counted(self) -> None:
+        """A note is fine."""
+        severities = [Severity.CRITICAL, Severity.WARNING, Severity.NOTE, None]
+
+        assert (
+            host_summary(severities).replace("\xa0", " ")
+            == "Of 4 GPUs: 1 in trouble, 1 to look at, 2 fine."
+        )
+
+    def test_no_device_is_said(self) -> None:
+        """An empty host is not a fine one."""
+        assert host_summary([]).startswith("No device to watch")
+
+    @given(st.lists(st.sampled_from(Severity)))
+    def test_the_worst_of_findings(self, severities: list[Severity]) -> None:
+        """Critical before warning, and notes are no trouble."""
+        found = [verdict.Finding(severity, "x", "y") for severity in severities]
+        order = [Severity.CRITICAL, Severity.WARNING]
+
+        assert next((s for s in order if s in severities), None) == worst(found)
