@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -22,11 +23,12 @@ from exporter.metrics.family import Point
 from exporter.precision import PrecisionRules
 from exporter.readings import DeviceIdentity
 from exporter.sampling.host import HostCallbacks, HostSampling
+from exporter.status.inputs import StatusSources
+from exporter.status.service import StatusService
 from exporter.supervision.systemd import Notifier
 from exporter.version import VERSION
 from exporter.web.config import load_web_config
 from exporter.web.http import Request, Response
-from exporter.web.landing import LandingPage
 from exporter.web.routes import Lifecycle, add_lifecycle, health_handlers, metrics_handler
 from exporter.web.routing import Router
 from exporter.web.server import Server
@@ -77,6 +79,20 @@ class Daemon:
             self._points,
             series_limit=lambda: self._config.series_limit,
             state=self._state,
+        )
+        self._status = StatusService(
+            StatusSources(
+                devices=self._host.view,
+                configuration=lambda: self._config.values,
+                reload=lambda: self._reload_status,
+                interval_seconds=lambda: self._config.sampling.interval,
+                # A pod's own name says nothing; the node's comes by the downward API.
+                host_name=os.environ.get("NODE_NAME") or socket.gethostname(),
+                telemetry_path=config.web.telemetry_path,
+                probes=self._companions.probes.snapshot,
+                workloads=self._companions.workloads.snapshot,
+                holders=self._companions.holders.snapshot,
+            )
         )
         web_file = config.web.config_file
         self._server = Server(
@@ -157,10 +173,8 @@ class Daemon:
             self._scraped_at = time.monotonic()
             return response
 
-        path = self._config.web.telemetry_path
-        router.add(path, "GET", metrics)
-        if path != "/":
-            router.add("/", "GET", LandingPage(path))
+        router.add(self._config.web.telemetry_path, "GET", metrics)
+        self._status.add_routes(router)
         healthy, ready = health_handlers(self._host.has_fresh_device)
         router.add("/-/healthy", "GET", healthy)
         router.add("/-/ready", "GET", ready)
@@ -216,6 +230,8 @@ class Daemon:
             self._wake.clear()
             self._notifier.watchdog()
             self._companions.refresh()
+            for device in self._host.view().devices:
+                self._status.observe(device)
             if self._ending:
                 log.info("ending", reason="signal")
                 return 0

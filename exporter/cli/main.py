@@ -11,7 +11,7 @@ from exporter.version import REVISION, VERSION
 
 
 # Subcommands in the order of the help. Each module has `add_parser(subparsers)`.
-_COMMANDS = ("serve", "probe", "calibrate", "simulate", "config", "metrics")
+_COMMANDS = ("serve", "top", "probe", "calibrate", "simulate", "config", "metrics")
 
 EXIT_USAGE = 2
 EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
