@@ -272,6 +272,9 @@ def bars(
         .thresholds(_thresholds(thresholds))
         .orientation(mc.VizOrientation.HORIZONTAL)
         .display_mode(mc.BarGaugeDisplayMode.BASIC)
+        .sizing(mc.BarGaugeSizing.MANUAL)
+        .min_viz_height(16)
+        .max_viz_height(32)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .span(span)
         .height(height)
@@ -353,10 +356,11 @@ class Column:
     link: str | None = None
     mappings: Mapping[str, tuple[str, str]] | None = None
 
-    @property
-    def field(self) -> str:
-        """The field's name after the frames are merged."""
-        return f"Value #{self.source}" if self.source.isupper() else self.source
+    def field(self, queries: int) -> str:
+        """The field's name after the frames are merged; the value of a lone query has no letter."""
+        if not self.source.isupper():
+            return self.source
+        return f"Value #{self.source}" if queries > 1 else "Value"
 
 
 def rows(
@@ -388,15 +392,19 @@ def rows(
         .with_transformation(
             md.DataTransformerConfig(
                 id_val="filterFieldsByName",
-                options={"include": {"names": [column.field for column in columns]}},
+                options={"include": {"names": [column.field(len(queries)) for column in columns]}},
             )
         )
         .with_transformation(
             md.DataTransformerConfig(
                 id_val="organize",
                 options={
-                    "indexByName": {column.field: index for index, column in enumerate(columns)},
-                    "renameByName": {column.field: column.title for column in columns},
+                    "indexByName": {
+                        column.field(len(queries)): index for index, column in enumerate(columns)
+                    },
+                    "renameByName": {
+                        column.field(len(queries)): column.title for column in columns
+                    },
                 },
             )
         )

@@ -25,10 +25,10 @@ NAME = f'{CLUSTER}, name=~"$name"'
 OURS = (
     f'{CLUSTER}, instance=~"$instance|", alertname=~"(GPU|NVLink|PCIe|Probe|Workload|Flopwatch).+"'
 )
-# Worst first: what is furthest below the median of its peers, probes and served work alike.
+# Worst first: slow beside the peers, or clocks held down.
 WORST = (
-    f'bottomk(20, gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}, name=~"$name"}}'
-    f' or gpu:flopwatch_flops_utilization:peer_ratio{{{NODE}, name=~"$name"}})'
+    f"topk(20, gpu:flopwatch_lost_speed:ratio{{{NODE}}} and on (cluster, job, instance, gpu)"
+    f' gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}})'
 )
 
 
@@ -168,6 +168,7 @@ def _worst(dashboard: Dashboard) -> Dashboard:
         Column("instance", "Instance", width=190),
         Column("gpu", "GPU", width=60, link=GPU_LINK),
         Column("name", "Model"),
+        Column("I", "Lost speed", "percentunit", bad_above(0.05, 0.1), 1, 115),
         Column("A", "Probe of peers", "percentunit", good_above(0.9, 0.95), 1, 135),
         Column("B", "Probe of own past", "percentunit", good_above(0.9, 0.95), 1, 150),
         Column("C", "Delivered of peak", "percentunit", decimals=1, width=150, bar_maximum=0.6),
@@ -180,7 +181,7 @@ def _worst(dashboard: Dashboard) -> Dashboard:
     return dashboard.with_panel(
         rows(
             "Worst GPUs",
-            "The 20 GPUs furthest below the median of their model in this cluster. A low probe with good clocks is sick silicon or memory; lost clocks are heat or power; low delivery with good probes is traffic or software. Open the GPU by its number.",
+            "The 20 GPUs that lost most speed: beside the median of their model, or to clocks. A low probe with good clocks is sick silicon or memory; lost clocks are heat or power; low delivery with good probes is traffic or software. Open the GPU by its number.",
             [
                 Query(per_gpu(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}}")),
                 Query(per_gpu(f"gpu:flopwatch_probe_baseline_ratio:min{{{NODE}}}")),
@@ -192,10 +193,10 @@ def _worst(dashboard: Dashboard) -> Dashboard:
                 Query(per_gpu(f"gpu:flopwatch_clock_loss:ratio_rate5m{{{NODE}}}")),
                 Query(per_gpu(f'flopwatch_temperature_celsius{{{NODE}, mig="", sensor="gpu"}}')),
                 Query(per_gpu(f"gpu:flopwatch_energy_joules:rate5m{{{NODE}}}")),
+                Query(per_gpu(f"gpu:flopwatch_lost_speed:ratio{{{NODE}}}")),
             ],
             columns,
-            sort_by="Probe of peers",
-            descending=False,
+            sort_by="Lost speed",
             height=9,
         )
     )

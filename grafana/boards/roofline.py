@@ -110,7 +110,7 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
         .override_by_name(
             "Roof", [md.DynamicConfigValue(id_val="custom.pointSize", value={"fixed": 3})]
         )
-        .span(14)
+        .span(12)
         .height(14)
     )
 
@@ -135,7 +135,7 @@ def dashboard() -> Dashboard:
                 "Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: grow the batch or quantise to move right. Right of the bend and below: stalls, small grids or clocks. Models are drawn with useful FLOPS only.",
                 [
                     Query(_named(f"{intensity} > 0")),
-                    Query(_named(delivered)),
+                    Query(_named(f"{delivered} > 0")),
                     Query(_roof_x()),
                     Query(_roof()),
                     Query(
@@ -152,8 +152,10 @@ def dashboard() -> Dashboard:
                 [
                     Query(_named(f"{delivered} / {roof}")),
                     Query(_named(f"{intensity} > 0")),
-                    Query(_named(f"{peak} / {ON_GPU} {bandwidth}")),
-                    Query(_named(delivered)),
+                    Query(
+                        _named(f"({peak} / {ON_GPU} {bandwidth}) and {ON_GPU} ({intensity} > 0)")
+                    ),
+                    Query(_named(f"{delivered} > 0")),
                 ],
                 [
                     Column("cluster", "Cluster"),
@@ -166,7 +168,7 @@ def dashboard() -> Dashboard:
                 ],
                 sort_by="Of roof",
                 descending=False,
-                span=10,
+                span=12,
                 height=14,
             )
         )

@@ -1,0 +1,137 @@
+{{- define "flopwatch.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "flopwatch.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains (include "flopwatch.name" .) .Release.Name }}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "flopwatch.name" .) | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "flopwatch.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "flopwatch.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "flopwatch.labels" -}}
+{{ include "flopwatch.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "flopwatch.image" -}}
+{{- $image := .Values.image.repository }}
+{{- with .Values.image.registry }}{{ $image = printf "%s/%s" . $image }}{{ end }}
+{{- if .Values.image.digest }}
+{{- printf "%s@%s" $image .Values.image.digest }}
+{{- else }}
+{{- printf "%s:%s" $image (.Values.image.tag | default (ternary (printf "%s-full" .Chart.AppVersion) .Chart.AppVersion .Values.probes.enabled)) }}
+{{- end }}
+{{- end }}
+
+{{- define "flopwatch.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "flopwatch.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- /* Whether an option that may be `auto` is on; `auto` asks for the Prometheus operator. */}}
+{{- define "flopwatch.wanted" -}}
+{{- $enabled := index . 1 }}
+{{- if eq (toString $enabled) "auto" }}
+{{- if (index . 0).Capabilities.APIVersions.Has "monitoring.coreos.com/v1" }}true{{ end }}
+{{- else if $enabled }}true{{ end }}
+{{- end }}
+
+{{- define "flopwatch.runtimeClassName" -}}
+{{- if eq .Values.gpu.runtimeClassName "auto" }}
+{{- if lookup "node.k8s.io/v1" "RuntimeClass" "" "nvidia" }}nvidia{{ end }}
+{{- else }}
+{{- .Values.gpu.runtimeClassName }}
+{{- end }}
+{{- end }}
+
+{{- /* The pod-resources folder is root's; devices of the host need a privileged container. */}}
+{{- define "flopwatch.runsAsRoot" -}}
+{{- if or .Values.podResources.enabled .Values.gpu.mig (eq .Values.gpu.access "host") (eq .Values.state.type "hostPath") }}true{{ end }}
+{{- end }}
+
+{{- define "flopwatch.securityContext" -}}
+{{- if eq .Values.gpu.access "host" -}}
+privileged: true
+{{- else -}}
+privileged: false
+# Kubernetes does not let these two go together: SYS_ADMIN can escalate.
+allowPrivilegeEscalation: {{ .Values.gpu.mig }}
+capabilities:
+  drop: [ALL]
+  {{- if .Values.gpu.mig }}
+  add: [SYS_ADMIN]
+  {{- end }}
+{{- end }}
+readOnlyRootFilesystem: true
+{{- if include "flopwatch.runsAsRoot" . }}
+runAsUser: 0
+runAsGroup: 0
+{{- else }}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "flopwatch.webSecret" -}}
+{{- if .Values.web.existingSecret }}{{ .Values.web.existingSecret }}
+{{- else if .Values.web.config }}{{ include "flopwatch.fullname" . }}-web
+{{- end }}
+{{- end }}
+
+{{- define "flopwatch.priorityClassName" -}}
+{{- if .Values.priorityClass.create }}
+{{- default (include "flopwatch.fullname" .) .Values.priorityClass.name }}
+{{- else }}
+{{- .Values.priorityClass.name }}
+{{- end }}
+{{- end }}
+
+{{- /* One endpoint, as ServiceMonitor and PodMonitor both have it. */}}
+{{- define "flopwatch.endpoint" -}}
+port: metrics
+path: {{ .Values.web.telemetryPath }}
+scheme: {{ ternary "https" "http" .Values.web.tls }}
+interval: {{ .Values.monitor.interval }}
+scrapeTimeout: {{ .Values.monitor.scrapeTimeout }}
+# namespace, pod, container and job of the info series are those of the GPU's holder.
+honorLabels: true
+{{- with .Values.monitor.tlsConfig }}
+tlsConfig: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.monitor.basicAuth }}
+basicAuth: {{- toYaml . | nindent 2 }}
+{{- end }}
+relabelings:
+  # The node outlives its pods: a series must not end with each of them.
+  - sourceLabels: [__meta_kubernetes_pod_node_name]
+    targetLabel: instance
+  {{- with .Values.monitor.cluster }}
+  - targetLabel: cluster
+    replacement: {{ . | quote }}
+  {{- end }}
+  - action: labeldrop
+    regex: namespace|pod|container|service|endpoint
+  {{- with .Values.monitor.relabelings }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.monitor.metricRelabelings }}
+metricRelabelings: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
