@@ -90,7 +90,7 @@ def _password(user: str | None) -> str | None:
     return getpass.getpass(f"Password of {user}: ")
 
 
-def _follow(console: "Console", access: Access, status: "Status", interval: float) -> None:
+def _follow(console: "Console", access: "Access", status: "Status", interval: float) -> None:
     """Look again and again. A daemon that goes away leaves its last picture, with a line on top."""
     from rich.console import Group
     from rich.live import Live
