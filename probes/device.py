@@ -112,25 +112,27 @@ class CpuDevice(ProbeDevice):
     def chunk(self, meter: Meter, enqueue: Enqueue, first: int, count: int) -> Chunk:
         now = time.perf_counter_ns
         meter.busy()
+        # Charged is what was taken, not how long others kept the processor meanwhile.
+        taken = time.process_time_ns()
         marks = [now()]
         for number in range(first, first + count):
             enqueue(number)
             marks.append(now())
         spans = [(end - start) / 1e9 for start, end in itertools.pairwise(marks)]
-        total = (marks[-1] - marks[0]) / 1e9
-        meter.idle(total)
-        return Chunk(spans, total, current_clock_hertz())
+        seconds = (time.process_time_ns() - taken) / 1e9
+        meter.idle(seconds)
+        return Chunk(spans, seconds, current_clock_hertz())
 
     def launches(self, meter: Meter, launch: Callable[[], None], count: int) -> Chunk:
         return self.chunk(meter, lambda _: launch(), 0, count)
 
     def work(self, meter: Meter, task: Callable[[], Any]) -> Any:
         meter.busy()
-        start = time.perf_counter_ns()
+        start = time.process_time_ns()
         try:
             return task()
         finally:
-            meter.idle((time.perf_counter_ns() - start) / 1e9)
+            meter.idle((time.process_time_ns() - start) / 1e9)
 
     def memory_bytes(self) -> int:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from probes.arena import ArenaFullError
-from probes.device import ProbeDevice
+from probes.device import Enqueue, ProbeDevice
 from probes.kernels.base import Kernel, Prepared, Verification
 from probes.meter import AllowanceError, Meter, pause
 from probes.protocol import Result, Run
@@ -93,23 +93,33 @@ class _Counted:
         self._start = prepared.run
         self.runs = 0
 
+        self.rotates_by_chunk = prepared.rotates_by_chunk
+
     def run(self, number: int) -> None:
+        """Pass run `number` on."""
         self.runs += 1
         self._start(number)
+
+    def in_chunk(self, chunk: int) -> Enqueue:
+        """How to start the runs of this chunk."""
+        return (lambda _: self.run(chunk)) if self.rotates_by_chunk else self.run
 
 
 def _chunks(
     device: ProbeDevice, prepared: _Counted, request: Run, meter: Meter
 ) -> tuple[list[float], list[float]]:
     """Times of the runs, and of the clock, over as many chunks as it takes."""
-    first = device.chunk(meter, prepared.run, 0, 1)
-    expected = first.run_seconds[0]
-    number = 1
+    # Dropped: the first run meets cold caches and clocks, the second one says how long a run takes.
+    expected = min(device.chunk(meter, prepared.in_chunk(0), 0, 2).run_seconds)
+    number, chunks = 2, 1
     runs: list[float] = []
     clocks: list[float] = []
     while len(runs) < request.timed_runs:
         room = request.max_chunk_seconds - device.overhead_seconds
-        count = max(1, min(RUNS_PER_CHUNK_MAX, int(room / expected)))
+        # Where the first run fills the cache for the others there are at least two: each may take
+        # a chunk's time, and a processor's scheduler interrupts them when others want it.
+        least = 2 if prepared.rotates_by_chunk else 1
+        count = max(least, min(RUNS_PER_CHUNK_MAX, int(room / expected)))
         # After a gap the first run finds cold caches and, on a CPU, a slower clock: it is dropped
         # where a second one fits into the chunk.
         dropped = 1 if count > 1 else 0
@@ -117,8 +127,9 @@ def _chunks(
         if not meter.fits(count * expected + device.overhead_seconds):
             break
         pause(request.gap_seconds)
-        chunk = device.chunk(meter, prepared.run, number, count)
+        chunk = device.chunk(meter, prepared.in_chunk(chunks), number, count)
         number += count
+        chunks += 1
         runs += chunk.run_seconds[dropped:]
         expected = min(runs)
         if chunk.clock_hertz is not None:

@@ -31,6 +31,8 @@ class Prepared(ABC):
     shape: Shape
     work_per_run: float
     """FLOP or bytes."""
+    rotates_by_chunk: bool = False
+    """Whether all runs of a chunk work on one set of operands, else each on the next one."""
 
     @abstractmethod
     def run(self, number: int) -> None:

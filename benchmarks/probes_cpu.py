@@ -1,0 +1,254 @@
+"""The probes on this host's processor against what they have to reach, as one table.
+
+    python benchmarks/probes_cpu.py
+
+* fp32 GEMM: at least 95 % of the best of a long torch sweep of sizes, in the same run;
+* spread (standard deviation over mean) of ten probes: at most 3 %, on a quiet machine;
+* copy: within 5 % of a STREAM-like copy of the same size, in the same run;
+* cost: device time per probe, the worker's memory, the time to start it;
+* a daemon without probes: no thread, no process, no torch.
+
+Probe and reference alternate, so that a machine that slows down slows both. All run on one thread.
+The exit code is 1 when a target is missed. Use a quiet machine: the table ends with the load.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from probes.config import ProbeConfig
+from probes.prober import TIMED_RUNS
+from probes.protocol import Device, Run
+from probes.supervisor import WorkerProcess
+
+
+ROUNDS = 10
+# More than a probe takes; what it takes is a row of the table.
+ALLOWANCE_SECONDS = 1.0
+# The sweep, in a process of its own, with torch alone: every size for so long, the best median.
+SWEEP = """
+import json, statistics, sys, time
+import torch
+
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+now = time.perf_counter_ns
+
+
+def median(run, seconds):
+    until, spans = now() + seconds * 1e9, []
+    for _ in range(3):
+        run()
+    while now() < until or len(spans) < 5:
+        start = now()
+        run()
+        spans.append(now() - start)
+    return statistics.median(spans) / 1e9
+
+
+def sweep(seconds):
+    torch.manual_seed(0)
+    best = (0.0, 0)
+    for n in (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048):
+        a, b, c = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
+        best = max(best, (2 * n**3 / median(lambda: torch.mm(a, b.t(), out=c), seconds), n))
+    return best
+
+
+def stream(size, total, seconds):
+    # As in STREAM's copy: two arrays far larger than the caches, gone through piece after piece.
+    source, target = torch.ones(total, dtype=torch.uint8), torch.zeros(total, dtype=torch.uint8)
+    starts = range(0, total, size)
+    pieces = [(target[s : s + size], source[s : s + size]) for s in starts]
+    number = [0]
+
+    def run():
+        to, of = pieces[number[0] % len(pieces)]
+        number[0] += 1
+        to.copy_(of)
+
+    return 2 * size / median(run, seconds)
+
+
+for line in sys.stdin:
+    request = json.loads(line)
+    if request[0] == "sweep":
+        print(json.dumps(sweep(request[1])), flush=True)
+    else:
+        print(json.dumps(stream(*request[1:])), flush=True)
+"""
+NO_PROBES = """
+import json, sys, threading
+from pathlib import Path
+from probes.config import ProbeConfig
+from probes.service import ProbeService
+
+service = ProbeService(ProbeConfig(enabled=False), lambda: [], state_path=Path("/nonexistent"))
+service.start()
+children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+print(json.dumps([len(threading.enumerate()) - 1, len(children), "torch" in sys.modules]))
+"""
+STREAM_TOTAL = 256 * 2**20
+
+
+class Reference:
+    """torch alone, in its own process, asked line by line."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SWEEP],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            text=True,
+        )
+
+    def ask(self, *request):
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+class Probe:
+    """The probe as the daemon runs it: default chunks, gaps and number of runs."""
+
+    def __init__(self) -> None:
+        self._config = ProbeConfig()
+        self._worker = WorkerProcess((Device(kind="cpu", key="cpu0"),), (), self._config)
+        started = time.monotonic()
+        self._worker.start()
+        self._worker.describe(0)
+        self.start_seconds = time.monotonic() - started
+        self.shapes = {}
+        self.seconds = {}
+        self.memory_bytes = 0
+
+    def measure(self, kernel):
+        """Work per second, judged as the daemon does by the median."""
+        report = self._worker.run(
+            Run(
+                identifier=1,
+                kernel=kernel,
+                device=0,
+                allowance_seconds=ALLOWANCE_SECONDS,
+                max_chunk_seconds=self._config.max_chunk_seconds,
+                gap_seconds=self._config.gap_seconds,
+                timed_runs=TIMED_RUNS,
+                shape=self.shapes.get(kernel, ()),
+            )
+        )
+        if report.result is None:
+            sys.exit(f"{kernel}: {report.failure} {report.text}")
+        self.shapes[kernel] = report.result.shape
+        self.seconds.setdefault(kernel, []).append(report.device_seconds)
+        self.memory_bytes = report.result.memory_bytes
+        return report.result.work_per_run / statistics.median(report.result.run_seconds)
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+def spread(values):
+    return statistics.stdev(values) / statistics.fmean(values)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=0.1, help="per size of the sweep")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    load_before = os.getloadavg()[0]
+    probe, reference = Probe(), Reference()
+    try:
+        for kernel in ("gemm_fp32", "copy_device"):
+            probe.measure(kernel)
+        gemms, sweeps, copies, streams = [], [], [], []
+        size = probe.shapes["copy_device"][0]
+        for _ in range(ROUNDS):
+            gemms.append(probe.measure("gemm_fp32"))
+            sweeps.append(reference.ask("sweep", arguments.seconds))
+            copies.append(probe.measure("copy_device"))
+            streams.append(reference.ask("stream", size, STREAM_TOTAL, 0.3))
+    finally:
+        probe.close()
+        reference.close()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "probe.py").write_text(NO_PROBES)
+        done = subprocess.run(
+            [sys.executable, f"{folder}/probe.py"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+    threads, processes, torch_loaded = json.loads(done.stdout)
+
+    best_rate, best_size = max(sweeps, key=lambda pair: pair[0])
+    gemm, copy = statistics.median(gemms), statistics.median(copies)
+    sweep_rate, stream_rate = (
+        statistics.median(rate for rate, _ in sweeps),
+        statistics.median(streams),
+    )
+    n = probe.shapes["gemm_fp32"][0]
+    rows = [
+        ("fp32 GEMM, probe", f"{gemm / 1e9:.2f} GFLOP/s at {n}", "", ""),
+        ("fp32 GEMM, sweep's best, median of rounds", f"{sweep_rate / 1e9:.2f} GFLOP/s", "", ""),
+        ("fp32 GEMM, sweep's best of all", f"{best_rate / 1e9:.2f} GFLOP/s at {best_size}", "", ""),
+        _row("probe over sweep's best", gemm / sweep_rate, ">= 95 %", gemm / sweep_rate >= 0.95),
+        _row("spread of ten GEMM probes", spread(gemms), "<= 3 %", spread(gemms) <= 0.03),
+        ("copy, probe", f"{copy / 1e9:.2f} GB/s in pieces of {size // 2**20} MiB", "", ""),
+        ("copy, STREAM-like", f"{stream_rate / 1e9:.2f} GB/s", "", ""),
+        _row(
+            "probe over STREAM-like",
+            copy / stream_rate,
+            "within 5 %",
+            abs(copy / stream_rate - 1) <= 0.05,
+        ),
+        _row("spread of ten copy probes", spread(copies), "", None),
+        ("device time of a GEMM probe", _milliseconds(probe.seconds["gemm_fp32"][1:]), "", ""),
+        ("device time of a copy probe", _milliseconds(probe.seconds["copy_device"][1:]), "", ""),
+        ("worker memory", f"{probe.memory_bytes / 1e6:.0f} MB", "", ""),
+        ("worker start", f"{probe.start_seconds:.1f} s", "", ""),
+        (
+            "without probes",
+            f"{threads} threads, {processes} processes, torch {'loaded' if torch_loaded else 'not loaded'}",
+            "none",
+            "met" if (threads, processes, torch_loaded) == (0, 0, False) else "MISSED",
+        ),
+        ("load before and after", f"{load_before:.2f}, {os.getloadavg()[0]:.2f}", "", ""),
+    ]
+    if arguments.json:
+        print(
+            json.dumps(
+                [dict(zip(("what", "value", "target", "verdict"), r, strict=True)) for r in rows]
+            )
+        )
+    else:
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        for row in rows:
+            print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+    return 1 if any(row[3] == "MISSED" for row in rows) else 0
+
+
+def _row(what, ratio, target, met):
+    verdict = "" if met is None else "met" if met else "MISSED"
+    return (what, f"{ratio:.1%}", target, verdict)
+
+
+def _milliseconds(seconds):
+    return f"{statistics.median(seconds) * 1e3:.1f} ms"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
