@@ -8,6 +8,7 @@ from exporter.nvml.library import DriverLibrary
 from exporter.readings import DeviceIdentity
 from exporter.sampling.settings import SamplingSettings
 from exporter.snapshot import XidCounts
+from exporter.sources.dcgm import DcgmSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +23,4 @@ class GpuContext:
     xids: Callable[[str], XidCounts]
     gpm_mode: Callable[[], str]  # auto, on, off
     on_mismatch: Callable[[], None]
+    dcgm: DcgmSource

@@ -22,6 +22,7 @@ from exporter.nvml.mig import mig_enabled
 from exporter.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, SlowReading
 from exporter.sampling.context import GpuContext
+from exporter.sampling.fallback import DcgmFallback
 from exporter.sampling.mig import SampledInstances
 from exporter.sampling.sampler import TickStatistics
 from exporter.sampling.settings import SamplingSettings
@@ -63,6 +64,7 @@ class SampledGpu:
         self._succeeded: dict[str, float] = {}
         self._gpm_delivered = False
         self._instances = SampledInstances(context)
+        self._dcgm = DcgmFallback(context.dcgm)
         self._mig_enabled = False
 
     @property
@@ -127,6 +129,7 @@ class SampledGpu:
             self._accounts.forget_open_spans()
         if self._gpm is not None:
             self._gpm.restart()
+        self._dcgm.restart()
         self._instances.skip_gap()
 
     def tick(self, ticks: TickStatistics) -> DeviceSnapshot:
@@ -147,14 +150,18 @@ class SampledGpu:
         instances = self._instances.tick(sample)
         if self._gpm is None and window is None:
             window = self._instances.gpu_window(peaks.sm_count)
+        opened = self._gpm.open_since_seconds if self._gpm else None
+        self._dcgm.follow(self._identity.uuid, wanted=self._has_no_gpm())
+        if self._dcgm.in_use:
+            window, opened = self._dcgm.take(fast)
         self._read_slow(settings, sample.at_seconds)
         precision, origin = self._context.precision(self._identity, peaks)
         last = accounts.observe(
             fast,
             window,
             precision=precision,
-            max_window_seconds=settings.max_window,
-            window_started_seconds=self._gpm.open_since_seconds if self._gpm else None,
+            max_window_seconds=settings.max_window + self._dcgm.max_window_seconds,
+            window_started_seconds=opened,
             reachable_bandwidth=self._context.reachable_bandwidth(self._identity)
             or REACHABLE_BANDWIDTH,
         )
@@ -166,7 +173,7 @@ class SampledGpu:
             precision_origin=origin,
             fast=fast,
             slow=self._slow,
-            last=last,
+            last=self._dcgm.hold(last, sample.at_seconds),
             counters=accounts.counters(),
             instances=instances,
         )
@@ -230,7 +237,12 @@ class SampledGpu:
                 self._succeeded.get(GPM),
                 dict(self._errors[GPM]),
             )
-        return sources
+        return {**sources, **self._dcgm.health(up=up)}
+
+    def _has_no_gpm(self) -> bool:
+        """Whether DCGM must stand in. Of a GPU in MIG mode it knows the instances only."""
+        unsupported = not self._gpm_supported or self._context.gpm_mode() == "off"
+        return self._gpm is None and unsupported and not self._mig_enabled
 
     def _open_gpm(self) -> None:
         self._gpm = None

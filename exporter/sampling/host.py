@@ -20,6 +20,7 @@ from exporter.sampling.sampler import BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECOND
 from exporter.sampling.settings import SamplingSettings
 from exporter.snapshot import UNKNOWN, DeviceSnapshot, HostSnapshot
 from exporter.sources.cpu import CpuSource
+from exporter.sources.dcgm import DcgmSource
 
 
 log = structlog.get_logger(__name__)
@@ -37,6 +38,7 @@ class HostCallbacks:
     source_modes: Callable[[], Mapping[str, str]]
     precision: Callable[[DeviceIdentity, Peaks], tuple[str | None, str]]
     reachable_bandwidth: Callable[[DeviceIdentity], float | None]
+    dcgm_url: Callable[[], str] = lambda: "http://127.0.0.1:9400/metrics"
 
 
 class HostSampling:
@@ -46,6 +48,7 @@ class HostSampling:
         self._callbacks = callbacks
         self._library = DriverLibrary()
         self._xids = XidWatcher()
+        self._dcgm = DcgmSource(callbacks.dcgm_url, lambda: callbacks.source_modes()["dcgm"])
         self._lock = threading.Lock()
         self._samplers: dict[str, Sampler] = {}
         self._snapshots: dict[str, DeviceSnapshot] = {}
@@ -120,6 +123,7 @@ class HostSampling:
         """End all threads that can end; shut the library down only if all of them could."""
         self._stop.set()
         self._xids.stop()
+        self._dcgm.stop()
         deadline = time.monotonic() + timeout_seconds
         with self._lock:
             samplers = tuple(self._samplers.values())
@@ -185,6 +189,7 @@ class HostSampling:
             xids=self._xids.counts,
             gpm_mode=lambda: self._callbacks.source_modes()["gpm"],
             on_mismatch=self._mismatch.set,
+            dcgm=self._dcgm,
         )
         for index in range(count):
             if str(index) not in self._samplers:

@@ -37,9 +37,10 @@ from exporter.readings import (
     SlowReading,
 )
 from exporter.sampling.context import GpuContext
+from exporter.sampling.fallback import DcgmFallback
 from exporter.sampling.settings import SamplingSettings
 from exporter.snapshot import DeviceSnapshot, SourceHealth
-from exporter.sources.gpm import PERCENT, GpmSource, open_together
+from exporter.sources.gpm import CYCLES, PERCENT, GpmSource, open_together
 
 
 log = structlog.get_logger(__name__)
@@ -106,6 +107,8 @@ class SampledInstances:
         for instance in self._instances.values():
             if instance.window is None or not sm_count or not instance.identity.sm_count or not gpu:
                 return None
+            if instance.window.source not in (PERCENT, CYCLES):
+                return None  # DCGM's windows do not end in the same tick for all instances
             share = memory_share(gpu.memory_size_bytes, instance.identity.memory_size_bytes)
             parts.append(
                 InstanceWindow(instance.window, instance.identity.sm_count / sm_count, share)
@@ -153,6 +156,8 @@ class _SampledInstance:
         self._gpm_delivered = False
         self._errors: dict[str, Counter[str]] = {"nvml": Counter(), "gpm": Counter()}
         self._succeeded: dict[str, float] = {}
+        self._dcgm = DcgmFallback(context.dcgm)
+        self._gpu_uuid = gpu.uuid
         self._slow = SlowReading(at_seconds=0.0)
         self._slow_due = 0.0
 
@@ -180,6 +185,7 @@ class _SampledInstance:
         self._calls = None
         self.listed = None
         self.window = None
+        self._dcgm.follow(self._gpu_uuid, wanted=False)
         self.accounts.forget_open_spans()
 
     def skip_gap(self) -> None:
@@ -187,6 +193,7 @@ class _SampledInstance:
         self.accounts.forget_open_spans()
         if self._gpm is not None:
             self._gpm.restart()
+        self._dcgm.restart()
 
     def gpm_due(self, now: float) -> bool:
         """Whether GPM failed for a passing reason, and may be tried again."""
@@ -238,13 +245,18 @@ class _SampledInstance:
         if sample.at_seconds >= self._slow_due:
             self._slow = replace(self._slow, at_seconds=sample.at_seconds, **read_processes(calls))
             self._slow_due = sample.at_seconds + settings.slow_interval
+        opened = self._gpm.open_since_seconds if self._gpm else None
+        no_gpm = self._gpm is None and self._gpm_retry_at is None
+        self._dcgm.follow(self._gpu_uuid, self.identity.mig, wanted=no_gpm)
+        if self._dcgm.in_use:
+            self.window, opened = self._dcgm.take(fast)
         precision, origin = self._context.precision(self.identity, self.peaks)
         last = self.accounts.observe(
             fast,
             self.window,
             precision=precision,
-            max_window_seconds=settings.max_window,
-            window_started_seconds=self._gpm.open_since_seconds if self._gpm else None,
+            max_window_seconds=settings.max_window + self._dcgm.max_window_seconds,
+            window_started_seconds=opened,
             reachable_bandwidth=self._context.reachable_bandwidth(self.identity)
             or REACHABLE_BANDWIDTH,
         )
@@ -256,7 +268,7 @@ class _SampledInstance:
             precision_origin=origin,
             fast=fast,
             slow=self._slow,
-            last=last,
+            last=self._dcgm.hold(last, sample.at_seconds),
             counters=self.accounts.counters(),
         )
 
@@ -276,7 +288,7 @@ class _SampledInstance:
             at_seconds=time.monotonic(),
             up=up,
             max_age_seconds=self._context.settings().max_age,
-            sources=sources,
+            sources={**sources, **self._dcgm.health(up=up)},
         )
 
     def _read_gpm(self, settings: SamplingSettings) -> ActivityWindow | None:

@@ -1,0 +1,262 @@
+"""Source `dcgm`: activities of GPUs without GPM, from a dcgm-exporter on the node.
+
+One thread scrapes it for all GPUs of the host, off the tick path, and only while a GPU asks. A
+dcgm-exporter that is down costs one refused connection per half minute.
+"""
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from exporter.dcgm.exposition import DeviceKey, DeviceSample, parse
+from exporter.dcgm.windows import SOURCE, CollectInterval, DeviceWindows
+from exporter.engines.errors import Reason, ScrapeError
+from exporter.engines.http import fetch
+from exporter.readings import ActivityWindow, FastReading
+from exporter.snapshot import SourceHealth
+
+
+log = structlog.get_logger(__name__)
+
+# For the whole exchange. dcgm-exporter answers from memory, in milliseconds.
+_TIMEOUT_SECONDS = 5.0
+# 16 GPUs with seven instances and every field stay below 2 MB.
+_LIMIT_BYTES = 8 * 2**20
+_BACKOFF_FIRST_SECONDS = 1.0
+_BACKOFF_LAST_SECONDS = 30.0
+# Nobody asked for this long: every GPU has GPM by now, or is gone.
+_UNUSED_SECONDS = 30.0
+# Windows wait here for the device's next tick; more than a few mean that it is not ticking.
+_WINDOWS_MAX = 8
+
+
+class DcgmReader:
+    """One device's view of the scrapes. Thread-safe: the device's thread reads, the scraper feeds."""
+
+    name = SOURCE
+
+    def __init__(self, source: "DcgmSource", key: DeviceKey) -> None:
+        self.key = key
+        self._source = source
+        self._lock = threading.Lock()
+        self._windows = DeviceWindows()
+        self._closed: deque[ActivityWindow] = deque(maxlen=_WINDOWS_MAX)
+        self._errors: Counter[str] = Counter()
+        self._succeeded: float | None = None
+        self._utilization: list[float] = []
+
+    def take(self, fast: FastReading) -> tuple[ActivityWindow | None, float | None]:
+        """The oldest window that was not taken yet, and the start of the one now open."""
+        self._source.asked_at = time.monotonic()
+        with self._lock:
+            if fast.gpu_utilization is not None and self._windows.open_since is not None:
+                self._utilization.append(fast.gpu_utilization)
+            if not self._closed:
+                mean = None
+                if self._utilization:
+                    mean = sum(self._utilization) / len(self._utilization)
+                expired = self._windows.expire(fast.at_seconds, self._source.stale_seconds, mean)
+                if expired is None:
+                    return None, self._windows.open_since
+                self._utilization.clear()
+                return expired, None
+            self._utilization.clear()
+            window = self._closed.popleft()
+            # NVML's own byte counters are exact; rates of the last second of a window are not.
+            own: dict[str, Any] = {
+                name: None
+                for name in _TRAFFIC
+                if getattr(fast, name) is not None and getattr(window, name) is not None
+            }
+            following = self._closed[0].start_seconds if self._closed else self._windows.open_since
+            return (replace(window, **own) if own else window), following
+
+    def restart(self) -> None:
+        """Count nothing of the time since the last window: it was not watched."""
+        with self._lock:
+            self._closed.clear()
+            self._utilization.clear()
+            self._windows.restart()
+
+    def health(self, *, up: bool) -> SourceHealth:
+        """How the source fares for this device."""
+        with self._lock:
+            fresh = self._windows.fresh(time.monotonic(), self._source.stale_seconds)
+            return SourceHealth(up and fresh, self._succeeded, dict(self._errors))
+
+    @property
+    def max_window_seconds(self) -> float:
+        """The longest window that counts as watched."""
+        return self._source.stale_seconds + self._source.interval_seconds
+
+    def fed(self, sample: DeviceSample | None, interval_seconds: float) -> bool:
+        """One scrape's sample of this device, or None where it had none; whether it was new."""
+        with self._lock:
+            if sample is None or not sample.activities:
+                self._errors["no_device" if sample is None else "no_fields"] += 1
+                return False
+            if sample.implausible:
+                self._errors["implausible"] += sample.implausible
+            # Now, and not when the scrape began: a tick in between has booked its time already.
+            new, windows = self._windows.observe(sample, time.monotonic(), interval_seconds)
+            self._closed.extend(windows)
+            if new or windows:
+                self._succeeded = time.time()
+            return new
+
+    def failed(self, reason: str) -> None:
+        """A scrape that failed."""
+        with self._lock:
+            self._errors[reason] += 1
+
+
+class DcgmSource:
+    """Scrapes one dcgm-exporter for all readers."""
+
+    def __init__(self, url: Callable[[], str], mode: Callable[[], str]) -> None:
+        self.asked_at = -_UNUSED_SECONDS
+        self._url = url
+        self._mode = mode
+        self._lock = threading.Lock()
+        self._readers: dict[DeviceKey, DcgmReader] = {}
+        self._interval = CollectInterval(time.monotonic())
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._reached = False
+        self._failing: str | None = None
+        self._missing: frozenset[str] = frozenset()
+
+    @property
+    def mode(self) -> str:
+        """auto, on or off."""
+        return self._mode()
+
+    @property
+    def interval_seconds(self) -> float:
+        """How often dcgm-exporter collects, as far as it is known."""
+        return self._interval.seconds
+
+    @property
+    def stale_seconds(self) -> float:
+        """Age from which a sample counts as no longer collected."""
+        return self._interval.stale_seconds
+
+    def reader(self, uuid: str, gpu_instance_id: str | None = None) -> DcgmReader:
+        """The reader of a device; the same one for the same device. Starts the scraping."""
+        key = DeviceKey(uuid, gpu_instance_id)
+        with self._lock:
+            reader = self._readers.get(key)
+            if reader is None:
+                reader = self._readers[key] = DcgmReader(self, key)
+            self.asked_at = time.monotonic()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="dcgm", daemon=True)
+                self._thread.start()
+        return reader
+
+    def forget(self, reader: DcgmReader) -> None:
+        """A device that is gone, or has GPM after all."""
+        with self._lock:
+            self._readers.pop(reader.key, None)
+
+    def stop(self) -> None:
+        """End the thread within one scrape."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        backoff = _BACKOFF_FIRST_SECONDS
+        while not self._stop.is_set():
+            now = time.monotonic()
+            if self._mode() == "off" or now - self.asked_at > _UNUSED_SECONDS:
+                self._stop.wait(1.0)
+                continue
+            if self._scrape_safely():
+                backoff = _BACKOFF_FIRST_SECONDS
+                pause = self._interval.next_look(time.monotonic())
+            else:
+                pause = backoff
+                backoff = min(2 * backoff, _BACKOFF_LAST_SECONDS)
+            self._stop.wait(pause)
+
+    def _scrape_safely(self) -> bool:
+        try:
+            return self.scrape()
+        except Exception:  # the thread's top: a fault of ours must not end the source for good
+            log.exception("dcgm_scrape_fault")
+            self._failed(Reason.INTERNAL.value)
+            return False
+
+    def scrape(self) -> bool:
+        """Scrape once and feed all readers; whether it succeeded."""
+        try:
+            text = fetch(self._url(), timeout_seconds=_TIMEOUT_SECONDS, limit_bytes=_LIMIT_BYTES)
+            devices = parse(text)
+        except ScrapeError as error:
+            self._failed(error.reason.value)
+            return False
+        except ValueError:
+            self._failed("malformed")
+            return False
+        if not devices:
+            self._failed("not_dcgm")
+            return False
+        self._note_success(devices)
+        changed = [
+            reader.fed(devices.get(reader.key), self._interval.seconds)
+            for reader in self._all_readers()
+        ]
+        self._interval.looked(time.monotonic(), changed=any(changed))
+        return True
+
+    def _all_readers(self) -> tuple[DcgmReader, ...]:
+        with self._lock:
+            return tuple(self._readers.values())
+
+    def _failed(self, reason: str) -> None:
+        self._interval.forget()
+        # With `auto`, nobody promised that there is a dcgm-exporter.
+        absent = self._mode() == "auto" and not self._reached and reason == Reason.CONNECTION
+        if not absent:
+            for reader in self._all_readers():
+                reader.failed(reason)
+        if self._failing != reason:
+            self._failing = reason
+            report = log.info if absent else log.warning
+            report(
+                "dcgm_exporter_not_reached",
+                url=self._url(),
+                reason=reason,
+                remedy="GPUs before Hopper need it for FLOPS: run dcgm-exporter, set dcgm.url, "
+                "or set sources.dcgm to off",
+            )
+
+    def _note_success(self, devices: Mapping[DeviceKey, DeviceSample]) -> None:
+        self._failing = None
+        if not self._reached:
+            self._reached = True
+            log.info("dcgm_exporter_found", url=self._url(), devices=len(devices))
+        readers = [reader.key for reader in self._all_readers()]
+        samples = [sample for key in readers if (sample := devices.get(key)) is not None]
+        missing = frozenset(name for sample in samples for name in sample.missing_fields)
+        if missing != self._missing:
+            self._missing = missing
+            if missing:
+                log.warning(
+                    "dcgm_fields_missing",
+                    missing=sorted(missing),
+                    remedy="add a line «FIELD, gauge, help» for each to the counters file of "
+                    "dcgm-exporter (-f, DCGM_EXPORTER_COLLECTORS) and restart it",
+                )
+
+
+_TRAFFIC = (
+    "pcie_receive_bytes",
+    "pcie_transmit_bytes",
+    "nvlink_receive_bytes",
+    "nvlink_transmit_bytes",
+)
