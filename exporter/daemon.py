@@ -72,6 +72,7 @@ class Daemon:
                 source_modes=lambda: self._config.sources,
                 precision=self._precision.resolve,
                 reachable_bandwidth=self._reachable_bandwidth,
+                dcgm_url=lambda: self._config.dcgm_url,
             )
         )
         self._companions = Companions(config, self._host)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
+from exporter.dcgm.windows import SOURCE as DCGM
 from exporter.exposition.points import Labels, by_label, device_labels, histogram, optional
 from exporter.metrics import device, gpu, own
 from exporter.metrics.family import Point
@@ -162,7 +163,8 @@ def _activity(labels: Labels, window: ActivityWindow) -> Iterator[Point]:
 def _clocks(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
     """The window's mean clock where it is known, else the sampled one."""
     clock = snapshot.fast.sm_clock_hertz if snapshot.fast else None
-    if snapshot.last is not None and snapshot.last.clock.mean_hertz is not None:
+    held = snapshot.last is not None and snapshot.last.activity.source == DCGM  # not of this tick
+    if snapshot.last is not None and snapshot.last.clock.mean_hertz is not None and not held:
         clock = snapshot.last.clock.mean_hertz
     yield from optional(device.SM_CLOCK_HERTZ, labels, clock)
     yield from optional(device.SM_CLOCK_MAX_HERTZ, labels, snapshot.identity.sm_clock_max_hertz)
