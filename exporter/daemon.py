@@ -18,11 +18,13 @@ from exporter.config.model import Config
 from exporter.errors import ConfigError, FlopwatchError
 from exporter.exposition.devices import host_points
 from exporter.exposition.own import ReloadStatus, own_points
+from exporter.exposition.processes import process_points
 from exporter.exposition.render import Exposition
 from exporter.metrics.family import Point
 from exporter.precision import PrecisionRules
 from exporter.readings import DeviceIdentity
 from exporter.sampling.host import HostCallbacks, HostSampling
+from exporter.sources.process_names import ProcessNames
 from exporter.status.inputs import StatusSources
 from exporter.status.service import StatusService
 from exporter.supervision.systemd import Notifier
@@ -76,6 +78,7 @@ class Daemon:
             )
         )
         self._companions = Companions(config, self._host)
+        self._process_names = ProcessNames()
         self._exposition = Exposition(
             self._points,
             series_limit=lambda: self._config.series_limit,
@@ -153,6 +156,8 @@ class Daemon:
         yield from own_points(self._reload_status)
         view = self._host.view()
         yield from host_points(view)
+        if self._config.process_memory:
+            yield from process_points(view, self._process_names.name)
         yield from self._companions.points(view)
 
     def _state(self) -> object:

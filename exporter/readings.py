@@ -73,7 +73,6 @@ class ProcessUse:
 
     pid: int
     used_bytes: int | None
-    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import pynvml
 
 from exporter.nvml import fields
 from exporter.nvml.fields import read_fields
-from exporter.nvml.library import DeviceCalls, call
+from exporter.nvml.library import DeviceCalls
 from exporter.readings import ClockSample, DeviceIdentity, FastReading, ProcessUse
 
 
@@ -330,8 +330,3 @@ def _text(value: Any) -> str | None:
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     return value or None
-
-
-def process_name(pid: int) -> str:
-    """Name of a process as the driver knows it. Raises NvmlError."""
-    return str(call("nvmlSystemGetProcessName", pid))

@@ -247,7 +247,7 @@ class SimulatedGpu:
             nvlink_errors={"replay": 0.0, "recovery": 0.0, "crc": 0.0} if product.nvlinks else {},
             compute_mode="default",
             mig_enabled=False,
-            processes=tuple(ProcessUse(pid, None, "simulated-engine") for pid in pids),
+            processes=tuple(ProcessUse(pid, None) for pid in pids),
         )
 
     def _report_xid(self, at: float, fault: Fault, pace: float) -> None:

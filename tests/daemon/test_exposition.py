@@ -157,3 +157,24 @@ def test_a_real_prometheus_scrapes_it(start, tmp_path: Path) -> None:
     finally:
         server.terminate()
         server.wait()
+
+
+def test_memory_by_process_only_where_it_is_asked_for(start) -> None:
+    """One series per process is a choice; a process with two contexts has one series."""
+    import os
+
+    def prepare(fake) -> None:
+        fake.set_processes(
+            0,
+            [(os.getpid(), 10, "compute"), (os.getpid(), 20, "compute"), (999_999, 5, "compute")],
+        )
+
+    _fake, daemon = start([H100], config=FAST, prepare=prepare)
+    scrape = daemon.wait_until(lambda scrape: scrape.has("flopwatch_processes"))
+    assert scrape.value("flopwatch_processes") == 3
+    assert not scrape.has("flopwatch_process_memory_bytes")
+
+    _fake, daemon = start([H100], config=FAST + "processes: {memory: true}\n", prepare=prepare)
+    scrape = daemon.wait_until(lambda scrape: scrape.has("flopwatch_process_memory_bytes"))
+    assert scrape.value("flopwatch_process_memory_bytes", pid=str(os.getpid())) == 30
+    assert scrape.value("flopwatch_process_memory_bytes", pid="999999", process="unknown") == 5

@@ -1,0 +1,29 @@
+"""Points of the processes on the devices: off by default, one series each."""
+
+from collections.abc import Callable, Iterator
+
+from exporter.exposition.points import device_labels
+from exporter.metrics.device import PROCESS_MEMORY_BYTES
+from exporter.metrics.family import Point
+from exporter.snapshot import HostSnapshot
+
+
+def process_points(host: HostSnapshot, name_of: Callable[[int], str]) -> Iterator[Point]:
+    """Memory by process, of devices that answer."""
+    for device in host.devices:
+        age = host.now_seconds - device.at_seconds
+        hung = device.identity.index in host.hung
+        if device.slow is None or not device.up or hung or age > device.max_age_seconds:
+            continue
+        labels = device_labels(device.identity)
+        # A process may hold several contexts on one device.
+        used: dict[int, int] = {}
+        for process in device.slow.processes or ():
+            if process.used_bytes is not None:
+                used[process.pid] = used.get(process.pid, 0) + process.used_bytes
+        for pid, used_bytes in used.items():
+            yield Point(
+                PROCESS_MEMORY_BYTES,
+                (*labels, ("pid", str(pid)), ("process", name_of(pid))),
+                float(used_bytes),
+            )
