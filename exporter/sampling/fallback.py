@@ -38,6 +38,11 @@ class DcgmFallback:
         if self._reader is not None:
             self._reader.restart()
 
+    def implausible(self) -> None:
+        """Book activities that cannot be true."""
+        if self._reader is not None:
+            self._reader.failed("implausible")
+
     @property
     def max_window_seconds(self) -> float:
         """The longest window that counts as watched."""

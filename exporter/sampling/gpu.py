@@ -9,6 +9,7 @@ import structlog
 
 from exporter.accounting.device import DeviceAccounts
 from exporter.accounting.peaks import Peaks, find_peaks
+from exporter.accounting.plausibility import Falsehood, Judgement, Plausibility
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH
 from exporter.nvml.errors import (
     DeviceLost,
@@ -33,6 +34,7 @@ from exporter.sources.gpm import CYCLES, GpmSource
 log = structlog.get_logger(__name__)
 
 NVML, GPM = "nvml", "gpm"
+IMPLAUSIBLE = "implausible"  # the error reason under which false values are counted
 # Between ticks: enough samples for the mean of a clock that moves with the load, each a few
 # microseconds of driver time. Where the device counts cycles they only say what held the clock.
 _CLOCK_SAMPLES = 4
@@ -65,6 +67,8 @@ class SampledGpu:
         self._gpm_delivered = False
         self._instances = SampledInstances(context)
         self._dcgm = DcgmFallback(context.dcgm)
+        self._plausibility = Plausibility()
+        self._false: frozenset[Falsehood] = frozenset()
         self._mig_enabled = False
 
     @property
@@ -130,6 +134,7 @@ class SampledGpu:
         if self._gpm is not None:
             self._gpm.restart()
         self._dcgm.restart()
+        self._plausibility.restart()
         self._instances.skip_gap()
 
     def tick(self, ticks: TickStatistics) -> DeviceSnapshot:
@@ -154,6 +159,9 @@ class SampledGpu:
         self._dcgm.follow(self._identity.uuid, wanted=self._has_no_gpm())
         if self._dcgm.in_use:
             window, opened = self._dcgm.take(fast)
+        judged = self._plausibility.judge(fast, window, self._slow.power_limit_watts)
+        fast, window = judged.fast, judged.window
+        self._book_false(judged)
         self._read_slow(settings, sample.at_seconds)
         precision, origin = self._context.precision(self._identity, peaks)
         last = accounts.observe(
@@ -239,6 +247,25 @@ class SampledGpu:
             )
         return {**sources, **self._dcgm.health(up=up)}
 
+    def _book_false(self, judged: Judgement) -> None:
+        """Count what was left out of this tick; one log line for each change."""
+        for name in judged.false:
+            if name != "activity":
+                self._errors[NVML][IMPLAUSIBLE] += 1
+            elif self._dcgm.in_use:
+                self._dcgm.implausible()
+            else:
+                self._errors[GPM][IMPLAUSIBLE] += 1
+        if judged.activity_is_false:
+            self._gpm_delivered = False
+        false = frozenset(judged.false.values())
+        for falsehood in sorted(false - self._false):
+            values = [name for name, found in judged.false.items() if found is falsehood]
+            log.warning("implausible", gpu=self.key, found=falsehood.value, left_out=values)
+        for falsehood in sorted(self._false - false):
+            log.info("plausible_again", gpu=self.key, found=falsehood.value)
+        self._false = false
+
     def _has_no_gpm(self) -> bool:
         """Whether DCGM must stand in. Of a GPU in MIG mode it knows the instances only."""
         unsupported = not self._gpm_supported or self._context.gpm_mode() == "off"
@@ -305,9 +332,10 @@ class SampledGpu:
             raise error
 
     def _gpm_implausible(self, what: str) -> None:
-        if not self._errors[GPM]["implausible"]:
+        if not self._errors[GPM][IMPLAUSIBLE]:
             log.warning("gpm_value_implausible", gpu=self.key, value_of=what)
-        self._errors[GPM]["implausible"] += 1
+        self._errors[GPM][IMPLAUSIBLE] += 1
+        self._gpm_delivered = False  # until a window comes out of this reading all the same
 
     def _read_slow(self, settings: SamplingSettings, now: float) -> None:
         """Read the groups that are due: all of them first, then spread over the slow interval."""

@@ -232,6 +232,7 @@ class _SampledInstance:
                 value_of=what,
             )
         self._errors["gpm"]["implausible"] += 1
+        self._gpm_delivered = False  # until a window comes out of this reading all the same
 
     def tick(self, sample: ClockSample, settings: SamplingSettings) -> DeviceSnapshot:
         """Read and account."""

@@ -1,0 +1,226 @@
+"""Values that a driver gives in good faith and that cannot be true.
+
+Seen in the field: utilization latched at 100 % after work has ended (GSP firmware), profiling
+counters that answer only zeros after an Xid or under another profiler, counters that stand still
+while clocks run, counters that jump by the width of a register. One reading proves nothing, so
+contradictions count only when they last; what is then known to be false is left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from exporter.accounting.device import COARSE_SOURCE
+from exporter.readings import ActivityWindow, FastReading
+
+
+class Falsehood(StrEnum):
+    """What was found to be false."""
+
+    UTILIZATION_LATCHED = "utilization_latched"
+    ACTIVITY_SILENT = "activity_silent"
+    UTILIZATION_OR_ACTIVITY = "utilization_or_activity"  # they exclude each other
+    COUNTER_FROZEN = "counter_frozen"
+    COUNTER_JUMPED = "counter_jumped"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A tick without what is false in it, and what that was: falsehood by name of the value."""
+
+    fast: FastReading
+    window: ActivityWindow | None
+    false: Mapping[str, Falsehood]
+
+    @property
+    def activity_is_false(self) -> bool:
+        """Whether the activity source lied, or may have."""
+        return self.false.get("activity") is not None
+
+
+# A contradiction must last this long and be seen this often: NVML's utilization lags by up to a
+# second behind the activities that GPM counts.
+_LASTING_SECONDS = 3.0
+_LASTING_READINGS = 3
+_BUSY = 0.5
+# Below this, an activity is zero: one block on one of 200 SMs for a thousandth of the time is more.
+_NOTHING = 1e-6
+# Of the power limit. Idle boards draw 10 to 20 % (H100 70 of 700 W), small ones that hold a context up
+# to 40 % (L4, T4: 30 of 70 W); boards at work at their clocks draw half of the limit or more.
+_POWER_IDLE, _POWER_WORKING, _POWER_WORKING_ALONE = 0.3, 0.5, 0.7
+
+_FROZEN_SECONDS = 10.0
+_FROZEN_POWER_WATTS = 1.0
+# No board or link of the next years is faster than this; a register's width is far above it.
+_ENERGY_RATE_MAX = 5e3  # W, or three times the power limit
+_TRAFFIC_RATE_MAX = 4e12  # bytes/s
+_TRAFFIC = (
+    "pcie_receive_bytes",
+    "pcie_transmit_bytes",
+    "nvlink_receive_bytes",
+    "nvlink_transmit_bytes",
+)
+_OF_THE_SMS = (
+    "sm",
+    "occupancy",
+    "integer",
+    "any_tensor",
+    "dfma_tensor",
+    "hmma_tensor",
+    "dmma_tensor",
+    "imma_tensor",
+    "fp64",
+    "fp32",
+    "fp16",
+)
+
+
+class Plausibility:
+    """Judges the ticks of one device, in their order. Used by one thread."""
+
+    def __init__(self) -> None:
+        self._utilizations: list[float] = []
+        self._powers: list[float] = []
+        self._readings = 0
+        self._streak_seconds = 0.0
+        self._streak_readings = 0
+        self._verdict: Falsehood | None = None
+        self._counters: dict[str, _WatchedCounter] = {}
+
+    def restart(self) -> None:
+        """After a gap: what was seen before it proves nothing."""
+        self._utilizations.clear()
+        self._powers.clear()
+        self._readings = self._streak_readings = 0
+        self._streak_seconds = 0.0
+        self._verdict = None
+        self._counters.clear()
+
+    def judge(
+        self,
+        fast: FastReading,
+        window: ActivityWindow | None,
+        power_limit_watts: float | None,
+    ) -> Judgement:
+        """Take out of a tick what cannot be true. `window` is the one that ended with it, if any."""
+        false: dict[str, Falsehood] = {}
+        fast = self._without_false_counters(fast, power_limit_watts, false)
+        self._readings += 1
+        if fast.gpu_utilization is not None:
+            self._utilizations.append(fast.gpu_utilization)
+        if fast.power_watts is not None:
+            self._powers.append(fast.power_watts)
+        utilization = _mean(self._utilizations)
+        if window is not None and window.source != COARSE_SOURCE:
+            self._weigh(window, utilization, power_limit_watts)
+            self._utilizations.clear()
+            self._powers.clear()
+            self._readings = 0
+        if self._verdict in (Falsehood.UTILIZATION_LATCHED, Falsehood.UTILIZATION_OR_ACTIVITY):
+            fast = replace(fast, gpu_utilization=None)
+            false["utilization"] = self._verdict
+        if self._verdict in (Falsehood.ACTIVITY_SILENT, Falsehood.UTILIZATION_OR_ACTIVITY):
+            if window is not None and window.source != COARSE_SOURCE:
+                believed = utilization if self._verdict is Falsehood.ACTIVITY_SILENT else None
+                window = _without_activity(window, believed)
+            false["activity"] = self._verdict
+        return Judgement(fast, window, false)
+
+    def _weigh(
+        self, window: ActivityWindow, utilization: float | None, power_limit_watts: float | None
+    ) -> None:
+        """Decide by this window, and those before it, whether somebody lies, and who."""
+        power = _mean(self._powers)
+        share = power / power_limit_watts if power is not None and power_limit_watts else None
+        if not (_silent(window) and _at_work(utilization, share)):
+            self._streak_seconds = 0.0
+            self._streak_readings = 0
+            self._verdict = None
+            return
+        self._streak_seconds += window.seconds
+        self._streak_readings += self._readings
+        lasting = self._streak_seconds >= _LASTING_SECONDS
+        if not lasting or self._streak_readings < _LASTING_READINGS:
+            return
+        if utilization is None or (share is not None and share >= _POWER_WORKING):
+            self._verdict = Falsehood.ACTIVITY_SILENT
+        elif share is not None and share <= _POWER_IDLE:
+            self._verdict = Falsehood.UTILIZATION_LATCHED
+        else:
+            self._verdict = Falsehood.UTILIZATION_OR_ACTIVITY
+
+    def _without_false_counters(
+        self,
+        fast: FastReading,
+        power_limit_watts: float | None,
+        false: dict[str, Falsehood],
+    ) -> FastReading:
+        left_out: dict[str, Any] = {}
+        works = fast.power_watts is not None and fast.power_watts > _FROZEN_POWER_WATTS
+        rate = max(_ENERGY_RATE_MAX, 3 * (power_limit_watts or 0.0))
+        for name, rate_max, must_grow in (
+            ("energy_joules", rate, works),
+            *((name, _TRAFFIC_RATE_MAX, False) for name in _TRAFFIC),
+        ):
+            value: float | None = getattr(fast, name)
+            if value is None:
+                continue
+            counter = self._counters.setdefault(name, _WatchedCounter())
+            verdict = counter.judge(value, fast.at_seconds, rate_max, must_grow=must_grow)
+            if verdict is not None:
+                left_out[name] = None
+                false[name] = verdict
+        return replace(fast, **left_out) if left_out else fast
+
+
+class _WatchedCounter:
+    """The last value of a counter that was believed, and since when it has stood still."""
+
+    __slots__ = ("_at", "_moved_at", "_value")
+
+    def __init__(self) -> None:
+        self._value: float | None = None
+        self._at = 0.0
+        self._moved_at = 0.0
+
+    def judge(
+        self, value: float, at_seconds: float, rate_max: float, *, must_grow: bool
+    ) -> Falsehood | None:
+        """None for a value that may be true."""
+        if self._value is None or value < self._value:  # the first, or a reset of the device
+            self._value, self._at, self._moved_at = value, at_seconds, at_seconds
+            return None
+        if value - self._value > rate_max * (at_seconds - self._at + 1.0):
+            return Falsehood.COUNTER_JUMPED
+        if value > self._value or not must_grow:
+            self._moved_at = at_seconds
+        self._value, self._at = value, at_seconds
+        if at_seconds - self._moved_at >= _FROZEN_SECONDS:
+            return Falsehood.COUNTER_FROZEN
+        return None
+
+
+def _silent(window: ActivityWindow) -> bool:
+    """Whether the window shows no work at all on the SMs."""
+    busiest = window.sm if window.sm is not None else window.graphics
+    return busiest is not None and max(busiest, window.any_tensor or 0.0) <= _NOTHING
+
+
+def _at_work(utilization: float | None, power_share: float | None) -> bool:
+    """Whether utilization says that kernels run; without it, whether power leaves no other way."""
+    if utilization is None:
+        return power_share is not None and power_share >= _POWER_WORKING_ALONE
+    return utilization >= _BUSY
+
+
+def _without_activity(window: ActivityWindow, utilization: float | None) -> ActivityWindow:
+    """The window without what is false: only its time, if graphics activity is zero too."""
+    nothing: dict[str, Any] = dict.fromkeys(_OF_THE_SMS)
+    if window.graphics is not None and window.graphics > _NOTHING:
+        return replace(window, **nothing)
+    return replace(window, **nothing, source=COARSE_SOURCE, graphics=utilization, dram=None)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
