@@ -6,11 +6,11 @@ from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
 from exporter.dcgm.windows import SOURCE as DCGM
-from exporter.exposition.points import Labels, by_label, device_labels, histogram, optional
+from exporter.exposition.points import Labels, by_label, device_labels, histogram, kept, optional
 from exporter.metrics import device, gpu, own
 from exporter.metrics.family import Point
 from exporter.nvml.reading import RECOVERY_ACTIONS
-from exporter.readings import ActivityWindow, FastReading, SlowReading
+from exporter.readings import ActivityWindow, DeviceIdentity, FastReading, SlowReading
 from exporter.snapshot import UNKNOWN, DeviceSnapshot, HostSnapshot
 
 
@@ -36,21 +36,7 @@ def _health(snapshot: DeviceSnapshot, *, up: bool, hung: bool) -> Iterator[Point
     yield Point(own.GPU_UP, labels, float(up))
     yield Point(own.SOURCE_HUNG, labels, float(hung))
     if identity.uuid != UNKNOWN:
-        capability = identity.compute_capability
-        yield Point(
-            gpu.GPU_INFO,
-            (
-                *labels,
-                ("name", identity.name),
-                ("architecture", identity.architecture or ""),
-                ("compute_capability", f"{capability[0]}.{capability[1]}" if capability else ""),
-                ("pci_bus_id", identity.pci_bus_id or ""),
-                ("driver_version", identity.driver_version or ""),
-                ("serial", identity.serial or ""),
-                ("sm_count", str(identity.sm_count or "")),
-            ),
-            1.0,
-        )
+        yield from _info(labels, identity)
     for source, health in snapshot.sources.items():
         source_labels = (*labels, ("source", source))
         yield Point(own.SOURCE_UP, source_labels, float(health.up and up))
@@ -67,6 +53,25 @@ def _health(snapshot: DeviceSnapshot, *, up: bool, hung: bool) -> Iterator[Point
         yield Point(device.XID_ERRORS_TOTAL, (*labels, ("xid", str(xid))), float(count))
     for xid, at in snapshot.xids.last_unix_seconds.items():
         yield Point(device.XID_LAST_TIMESTAMP_SECONDS, (*labels, ("xid", str(xid))), at)
+
+
+@kept
+def _info(labels: Labels, identity: DeviceIdentity) -> Iterator[Point]:
+    capability = identity.compute_capability
+    yield Point(
+        gpu.GPU_INFO,
+        (
+            *labels,
+            ("name", identity.name),
+            ("architecture", identity.architecture or ""),
+            ("compute_capability", f"{capability[0]}.{capability[1]}" if capability else ""),
+            ("pci_bus_id", identity.pci_bus_id or ""),
+            ("driver_version", identity.driver_version or ""),
+            ("serial", identity.serial or ""),
+            ("sm_count", str(identity.sm_count or "")),
+        ),
+        1.0,
+    )
 
 
 def _readings(snapshot: DeviceSnapshot) -> Iterator[Point]:
@@ -94,6 +99,7 @@ def _readings(snapshot: DeviceSnapshot) -> Iterator[Point]:
         yield from _slow(labels, snapshot.slow)
 
 
+@kept
 def _peaks(labels: Labels, peaks: Peaks, slow: SlowReading | None) -> Iterator[Point]:
     yield from by_label(gpu.PEAK_FLOPS, labels, "precision", peaks.flops)
     yield Point(gpu.PEAK_INFO, (*labels, ("origin", peaks.origin), ("model", peaks.model)), 1.0)
@@ -156,8 +162,8 @@ def _activity(labels: Labels, window: ActivityWindow) -> Iterator[Point]:
         "dmma": window.dmma_tensor,
         "dfma": window.dfma_tensor,
     }
-    for pipe, share in pipes.items():
-        yield from optional(gpu.PIPE_ACTIVE_RATIO, (*labels, ("pipe", pipe)), share)
+    known = {pipe: share for pipe, share in pipes.items() if share is not None}
+    yield from by_label(gpu.PIPE_ACTIVE_RATIO, labels, "pipe", known)
 
 
 def _clocks(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
@@ -190,15 +196,26 @@ def _fast(labels: Labels, fast: FastReading) -> Iterator[Point]:
     for engine, share in (("gpu", fast.gpu_utilization), ("memory", fast.memory_utilization)):
         yield from optional(device.ENGINE_UTILIZATION_RATIO, (*labels, ("engine", engine)), share)
     if fast.event_reasons is not None:
-        for reason, bit in EVENT_REASONS.items():
-            held = float(bool(fast.event_reasons & bit))
-            yield Point(device.CLOCK_EVENT, (*labels, ("reason", reason)), held)
+        yield from _clock_events(labels, fast.event_reasons)
     if fast.recovery_action is not None:
-        for code, action in RECOVERY_ACTIONS.items():
-            wanted = float(code == fast.recovery_action)
-            yield Point(device.RECOVERY_ACTION, (*labels, ("action", action)), wanted)
+        yield from _recovery_actions(labels, fast.recovery_action)
 
 
+@kept
+def _clock_events(labels: Labels, reasons: int) -> Iterator[Point]:
+    for reason, bit in EVENT_REASONS.items():
+        held = float(bool(reasons & bit))
+        yield Point(device.CLOCK_EVENT, (*labels, ("reason", reason)), held)
+
+
+@kept
+def _recovery_actions(labels: Labels, recommended: int) -> Iterator[Point]:
+    for code, action in RECOVERY_ACTIONS.items():
+        wanted = float(code == recommended)
+        yield Point(device.RECOVERY_ACTION, (*labels, ("action", action)), wanted)
+
+
+@kept
 def _slow(labels: Labels, slow: SlowReading) -> Iterator[Point]:
     for family, value in (
         (device.POWER_LIMIT_WATTS, slow.power_limit_watts),
@@ -225,10 +242,3 @@ def _slow(labels: Labels, slow: SlowReading) -> Iterator[Point]:
         yield from by_label(mapped, labels, name, values)
     if slow.compute_mode is not None:
         yield Point(device.COMPUTE_MODE_INFO, (*labels, ("mode", slow.compute_mode)), 1.0)
-    for process in slow.processes or ():
-        if process.name is not None and process.used_bytes is not None:
-            yield Point(
-                device.PROCESS_MEMORY_BYTES,
-                (*labels, ("pid", str(process.pid)), ("process", process.name)),
-                float(process.used_bytes),
-            )

@@ -1,6 +1,8 @@
 """Small helpers that turn values into points, leaving out what is not known."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache, wraps
+from operator import is_
 
 from exporter.accounting.counters import HistogramValue
 from exporter.metrics.family import Family, Label, Point
@@ -9,11 +11,20 @@ from exporter.readings import DeviceIdentity
 
 Labels = tuple[Label, ...]
 
+# Label sets that are made once and not once a scrape: some 20 of each GPU or MIG instance, and
+# enough for 16 GPUs with 7 instances each.
+_KEPT = 4096
+
 
 def device_labels(identity: DeviceIdentity) -> Labels:
     """The labels that every series of a device carries."""
-    labels = (("gpu", identity.index), ("uuid", identity.uuid))
-    return labels if identity.mig is None else (*labels, ("mig", identity.mig))
+    return _device_labels(identity.index, identity.uuid, identity.mig)
+
+
+@lru_cache(_KEPT)
+def _device_labels(index: str, uuid: str, mig: str | None) -> Labels:
+    labels = (("gpu", index), ("uuid", uuid))
+    return labels if mig is None else (*labels, ("mig", mig))
 
 
 def optional(family: Family, labels: Labels, value: float | None) -> Iterator[Point]:
@@ -26,8 +37,9 @@ def by_label(
     family: Family, labels: Labels, name: str, values: Mapping[str, float]
 ) -> Iterator[Point]:
     """One point for each entry of a mapping from label value to value."""
-    for label_value, value in values.items():
-        yield Point(family, (*labels, (name, label_value)), float(value))
+    if values:
+        for all_labels, value in zip(_each(labels, name, *values), values.values(), strict=True):
+            yield Point(family, all_labels, float(value))
 
 
 def histogram(family: Family, labels: Labels, value: HistogramValue | None) -> Iterator[Point]:
@@ -35,9 +47,37 @@ def histogram(family: Family, labels: Labels, value: HistogramValue | None) -> I
     if value is None:
         return
     cumulative = 0
-    for bound, count in zip((*value.bounds, float("inf")), value.counts, strict=True):
+    for bucket_labels, count in zip(_buckets(labels, value.bounds), value.counts, strict=True):
         cumulative += count
-        text = "+Inf" if bound == float("inf") else repr(float(bound))
-        yield Point(family, (*labels, ("le", text)), float(cumulative), "_bucket")
+        yield Point(family, bucket_labels, float(cumulative), "_bucket")
     yield Point(family, labels, value.total, "_sum")
     yield Point(family, labels, float(cumulative), "_count")
+
+
+def kept(make: Callable[..., Iterator[Point]]) -> Callable[..., Iterable[Point]]:
+    """Make points anew only when one of the values that they show is another object.
+
+    For what is read seldom: `make` takes the labels, and then immutable values.
+    """
+    made: dict[Labels, tuple[tuple[object, ...], tuple[Point, ...]]] = {}
+
+    @wraps(make)
+    def points(labels: Labels, *values: object) -> Iterable[Point]:
+        entry = made.get(labels)
+        if entry is None or not all(map(is_, entry[0], values)):
+            if len(made) >= _KEPT:
+                made.clear()
+            entry = made[labels] = (values, tuple(make(labels, *values)))
+        return entry[1]
+
+    return points
+
+
+@lru_cache(_KEPT)
+def _each(labels: Labels, name: str, *label_values: str) -> tuple[Labels, ...]:
+    return tuple((*labels, (name, label_value)) for label_value in label_values)
+
+
+@lru_cache(_KEPT)
+def _buckets(labels: Labels, bounds: tuple[float, ...]) -> tuple[Labels, ...]:
+    return _each(labels, "le", *(repr(float(bound)) for bound in bounds), "+Inf")

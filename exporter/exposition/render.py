@@ -1,20 +1,21 @@
-"""Points to bytes, through prometheus_client: one rendering per state of the world and format."""
+"""Points to bytes: one rendering per state of the world and format.
+
+The exporter's own process is described by prometheus_client's collectors, behind our own families.
+"""
 
 import gzip
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
-from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
+from exporter.exposition.text import LineWriter, header, write_line
 from exporter.metrics import own
 from exporter.metrics.catalogue import CATALOGUE
-from exporter.metrics.family import Family, MetricType, Point
+from exporter.metrics.family import Family, Point
 from exporter.web.negotiation import Format
 
 
@@ -25,52 +26,8 @@ _REUSE_SECONDS = 0.2
 _GZIP_LEVEL = 1
 
 
-class PointsCollector(Collector):
-    """Groups points into families, in the order of the catalogue, and keeps the series limit."""
-
-    def __init__(self, points: Callable[[], Iterable[Point]], limit: Callable[[], int]) -> None:
-        self._points = points
-        self._limit = limit
-        self._dropped = 0
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not collect."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """All families that have points."""
-        limit = self._limit()
-        grouped: dict[Family, list[Point]] = {}
-        count = 0
-        for point in self._points():
-            # The exporter's own health is never dropped, or nobody would learn of the limit.
-            if count >= limit and point.family not in _ALWAYS:
-                self._dropped += 1
-                continue
-            count += 1
-            grouped.setdefault(point.family, []).append(point)
-        grouped[own.SERIES] = [Point(own.SERIES, (), float(count + 2))]
-        grouped[own.SERIES_DROPPED_TOTAL] = [
-            Point(own.SERIES_DROPPED_TOTAL, (), float(self._dropped))
-        ]
-        for family in CATALOGUE:
-            points = grouped.get(family)
-            if points:
-                yield _metric(family, points)
-
-
+# The exporter's own health is never dropped, or nobody would learn of the limit.
 _ALWAYS = frozenset(own.FAMILIES)
-
-
-def _metric(family: Family, points: Iterable[Point]) -> Metric:
-    counter = family.type is MetricType.COUNTER
-    metric = Metric(
-        family.name.removesuffix("_total") if counter else family.name, family.help, family.type
-    )
-    metric.samples = [
-        Sample(family.name + point.suffix, dict(point.labels), point.value) for point in points
-    ]
-    return metric
 
 
 class Exposition:
@@ -84,12 +41,16 @@ class Exposition:
         state: Callable[[], object],
     ) -> None:
         """`state` changes when a new rendering would differ; it is compared, never kept long."""
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(PointsCollector(points, series_limit))
-        ProcessCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        self._points = points
+        self._series_limit = series_limit
         self._state = state
+        self._process = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._process)
+        GCCollector(registry=self._process)
         self._lock = threading.Lock()
+        self._writer = LineWriter()
+        self._dropped = 0
+        self._families: list[tuple[Family, str]] = []
         self._rendered: dict[tuple[Format, bool], bytes] = {}
         self._rendered_state: object = None
         self._rendered_at = -_REUSE_SECONDS
@@ -101,22 +62,37 @@ class Exposition:
             now = time.monotonic()
             if state != self._rendered_state and now - self._rendered_at >= _REUSE_SECONDS:
                 self._rendered.clear()
+                self._families = self._write()
                 self._rendered_state = state
                 self._rendered_at = now
             key = (format_, compressed)
             body = self._rendered.get(key)
             if body is None:
-                body = (
-                    gzip.compress(self._plain(format_), _GZIP_LEVEL, mtime=0)
-                    if compressed
-                    else self._plain(format_)
-                )
+                plain = self._plain(format_)
+                body = gzip.compress(plain, _GZIP_LEVEL, mtime=0) if compressed else plain
                 self._rendered[key] = body
             return body
+
+    def _write(self) -> list[tuple[Family, str]]:
+        """The lines of all families that have points, in the order of the catalogue."""
+        written = self._writer.write(self._points(), limit=self._series_limit(), always=_ALWAYS)
+        self._dropped += written.dropped
+        lines = dict(written.lines)
+        for point in (
+            Point(own.SERIES, (), float(written.count + 2)),
+            Point(own.SERIES_DROPPED_TOTAL, (), float(self._dropped)),
+        ):
+            lines[point.family] = [write_line(point)]
+        return [(family, "".join(lines[family])) for family in CATALOGUE if family in lines]
 
     def _plain(self, format_: Format) -> bytes:
         plain = self._rendered.get((format_, False))
         if plain is None:
             generate = generate_openmetrics if format_ is Format.OPENMETRICS else generate_latest
-            plain = self._rendered[(format_, False)] = generate(self._registry)
+            text = "".join(
+                part
+                for family, lines in self._families
+                for part in (header(family, format_), lines)
+            )
+            plain = self._rendered[(format_, False)] = text.encode() + generate(self._process)
         return plain
