@@ -76,7 +76,9 @@ def _manifest(rendered: dict[str, str], name: str) -> str:
         wanted = path.endswith(OPERATOR_KINDS) == (name == "prometheus-operator.yaml")
         if wanted and path.endswith(".yaml") and text.strip():
             documents.append(text.strip().removeprefix("---").strip() + "\n")
-    plain = "---\n".join(documents).replace("app.kubernetes.io/managed-by: Helm", "app.kubernetes.io/managed-by: kubectl")
+    plain = "---\n".join(documents).replace(
+        "app.kubernetes.io/managed-by: Helm", "app.kubernetes.io/managed-by: kubectl"
+    )
     lines = [line for line in plain.splitlines(keepends=True) if "helm.sh/chart:" not in line]
     return HEADER + "".join(lines)
 

@@ -1,0 +1,421 @@
+"""The chart: linted and rendered by Helm's engine, for the default and for each option."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from helm_python import Chart
+from helm_python.chart import lint
+from helm_python.errors import HelmError
+
+from exporter.config.load import ConfigOrigin, load_config, scalar_keys, variable_of
+from exporter.config.model import SCHEMA
+from exporter.version import VERSION
+from tests.deploy.manifests import (
+    CHART,
+    OPTIONS,
+    ROOT,
+    container,
+    environment,
+    of_kind,
+    option,
+    pod,
+    render,
+    validate,
+)
+
+
+each_option = pytest.mark.parametrize("values_file", OPTIONS, ids=lambda path: path.stem)
+
+
+class TestChart:
+    def test_helm_finds_nothing_wrong(self):
+        """`helm lint` has no error and no warning; that an icon is missing is only noted."""
+        found = lint(CHART)
+
+        assert found["errors"] == []
+        assert [message["error"] for message in found["messages"]] == ["icon is recommended"]
+
+    @each_option
+    def test_each_option_is_what_kubernetes_takes(self, values_file: Path):
+        """Every object fits the schemas of the oldest and the newest version, unknown keys refused."""
+        objects = render(yaml.safe_load(values_file.read_text()))
+
+        assert objects
+        for found in objects:
+            validate(found)
+
+    def test_the_schemas_would_notice(self):
+        """A misspelt field and a wrong type are refused, in Kubernetes' and the operator's kinds."""
+        objects = render(option("servicemonitor"))
+        for kind, break_it in (
+            ("DaemonSet", lambda o: o["spec"].update(upgradeStrategy={})),
+            ("Service", lambda o: o["spec"].update(ports="metrics")),
+            ("ServiceMonitor", lambda o: o["spec"]["endpoints"][0].update(intervall="15s")),
+            ("PrometheusRule", lambda o: o["spec"]["groups"][0]["rules"][0].pop("expr")),
+        ):
+            broken = copy.deepcopy(of_kind(objects, kind)[0])
+            break_it(broken)
+            with pytest.raises(jsonschema.ValidationError):
+                validate(broken)
+
+    @each_option
+    def test_object_names_are_unique_and_labelled(self, values_file: Path):
+        """No object overwrites another, and each says what it belongs to."""
+        objects = render(yaml.safe_load(values_file.read_text()))
+
+        names = [(found["kind"], found["metadata"]["name"]) for found in objects]
+        assert len(names) == len(set(names))
+        assert all("app.kubernetes.io/name" in found["metadata"]["labels"] for found in objects)
+
+    def test_the_version_is_the_daemons(self):
+        """Chart and daemon are released together."""
+        metadata = yaml.safe_load((CHART / "Chart.yaml").read_text())
+
+        assert metadata["appVersion"] == metadata["version"] == VERSION
+
+
+class TestValues:
+    def refusal(self, values: dict[str, Any]) -> str:
+        with Chart.load(CHART) as chart, pytest.raises(HelmError) as caught:
+            chart.validate_schema(values)
+        return str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("values", "name"),
+        [
+            ({"probs": {"enabled": True}}, "probs"),
+            ({"probes": {"enable": True}}, "enable"),
+            ({"web": {"port": "http"}}, "port"),
+            ({"gpu": {"access": "everything"}}, "access"),
+            ({"state": {"hostPath": "relative"}}, "hostPath"),
+            ({"monitor": {"interval": "often"}}, "interval"),
+            ({"image": {"digest": "latest"}}, "digest"),
+        ],
+    )
+    def test_a_mistake_is_refused_by_name(self, values: dict[str, Any], name: str):
+        """An unknown key, a wrong type and a wrong value are each named."""
+        assert name in self.refusal(values)
+
+    def test_defaults_and_options_pass(self):
+        """What the chart ships is what it accepts."""
+        with Chart.load(CHART) as chart:
+            chart.validate_schema({})
+            for values_file in OPTIONS:
+                chart.validate_schema(yaml.safe_load(values_file.read_text()))
+
+    def test_every_value_has_a_schema_and_every_schema_a_value(self):
+        """The schema lists exactly the keys of values.yaml, at every level that is closed."""
+        schema = json.loads((CHART / "values.schema.json").read_text())
+        values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+        def paths_of_schema(node: dict[str, Any], path: str = "") -> Iterator[str]:
+            for key, child in node.get("properties", {}).items():
+                yield f"{path}.{key}"
+                yield from paths_of_schema(child, f"{path}.{key}")
+
+        def paths_of_values(
+            node: Any, node_schema: dict[str, Any], path: str = ""
+        ) -> Iterator[str]:
+            if isinstance(node, dict) and "properties" in node_schema:
+                for key, child in node.items():
+                    yield f"{path}.{key}"
+                    below = node_schema["properties"].get(key, {})
+                    yield from paths_of_values(child, below, f"{path}.{key}")
+
+        optional = {".global", ".resources.claims", ".probes.resources.claims"}
+        assert set(paths_of_schema(schema)) - optional == set(paths_of_values(values, schema))
+
+    def test_everything_but_maps_is_closed(self):
+        """Each level with named keys refuses others."""
+        schema = json.loads((CHART / "values.schema.json").read_text())
+
+        def open_levels(node: dict[str, Any], path: str) -> Iterator[str]:
+            if "properties" in node and node.get("additionalProperties") is not False:
+                yield path
+            for key, child in node.get("properties", {}).items():
+                yield from open_levels(child, f"{path}.{key}")
+
+        assert list(open_levels(schema, "")) == []
+
+
+class TestPrivileges:
+    def test_the_default_drops_all_that_can_be_dropped(self):
+        """Uid 0 for the kubelet's socket, but without capabilities, escalation or a writable root."""
+        objects = render()
+
+        assert container(objects)["securityContext"] == {
+            "privileged": False,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        assert "hostPID" not in pod(objects)
+        assert "hostNetwork" not in pod(objects)
+        assert pod(objects)["automountServiceAccountToken"] is False
+
+    def test_without_the_socket_it_is_no_root_and_sees_nothing_of_the_node(self):
+        """No pod names, no folder of the node, uid 65532."""
+        objects = render(option("unprivileged"))
+
+        context = container(objects)["securityContext"]
+        assert (context["runAsNonRoot"], context["runAsUser"]) == (True, 65532)
+        assert not [volume for volume in pod(objects)["volumes"] if "hostPath" in volume]
+        assert environment(objects)["FLOPWATCH_KUBERNETES_POD_RESOURCES"] == "off"
+
+    def test_mig_adds_the_one_capability_that_it_needs(self):
+        """The runtime shows MIG instances to containers with SYS_ADMIN only."""
+        objects = render(option("mig"))
+
+        context = container(objects)["securityContext"]
+        assert context["capabilities"] == {"drop": ["ALL"], "add": ["SYS_ADMIN"]}
+        assert context["allowPrivilegeEscalation"] is True  # the API refuses false beside SYS_ADMIN
+        assert environment(objects)["NVIDIA_MIG_MONITOR_DEVICES"] == "all"
+
+    def test_only_the_hosts_own_devices_need_a_privileged_container(self):
+        """`privileged` comes with gpu.access host, and with nothing else."""
+        privileged = {
+            values_file.stem
+            for values_file in OPTIONS
+            if container(render(yaml.safe_load(values_file.read_text())))["securityContext"][
+                "privileged"
+            ]
+        }
+
+        assert privileged == {"gke-values"}
+
+    def test_nothing_may_be_evicted_for_it(self):
+        """Its priority places it on a full node only where there is room."""
+        (priority,) = of_kind(render(), "PriorityClass")
+
+        assert priority["preemptionPolicy"] == "Never"
+        assert pod(render())["priorityClassName"] == priority["metadata"]["name"]
+
+
+class TestPod:
+    @each_option
+    def test_each_variable_is_one_that_the_daemon_reads(self, values_file: Path):
+        """A key that is renamed in the daemon cannot be forgotten here."""
+        known = {variable_of(path) for path, _key in scalar_keys(SCHEMA)}
+        known.add("FLOPWATCH_CONFIG_FILE")
+        named = environment(render(yaml.safe_load(values_file.read_text())))
+
+        assert {name for name in named if name.startswith("FLOPWATCH_")} <= known
+
+    @each_option
+    def test_the_daemon_accepts_what_it_is_given(self, values_file: Path, tmp_path: Path):
+        """Config file and environment of the pod, through the daemon's own loader."""
+        objects = render(yaml.safe_load(values_file.read_text()))
+        given = environment(objects)
+        config = [found["data"]["config.yml"] for found in of_kind(objects, "ConfigMap")
+                  if "config.yml" in found["data"]]  # fmt: skip
+        if config:
+            (tmp_path / "config.yml").write_text(config[0])
+        origin = ConfigOrigin(
+            file=str(tmp_path / "config.yml") if config else None,
+            environment={
+                name: value for name, value in given.items() if name != "FLOPWATCH_CONFIG_FILE"
+            },
+        )
+
+        loaded = load_config(origin)
+
+        assert bool(config) == ("FLOPWATCH_CONFIG_FILE" in given)
+        assert str(loaded.state_file) == "/var/lib/flopwatch/state.json"
+
+    @each_option
+    def test_each_mount_has_its_volume(self, values_file: Path):
+        """Mounts and volumes are the same set, and no path is used twice."""
+        objects = render(yaml.safe_load(values_file.read_text()))
+        mounts = container(objects)["volumeMounts"]
+
+        assert {mount["name"] for mount in mounts} == {v["name"] for v in pod(objects)["volumes"]}
+        assert len({mount["mountPath"] for mount in mounts}) == len(mounts)
+
+    def test_probes_bring_their_image_and_memory(self):
+        """One option: the image with torch, its resources, and the daemon told to probe."""
+        objects = render(option("probes"))
+
+        assert container(objects)["image"] == f"flopwatch/flopwatch:{VERSION}-full"
+        assert container(objects)["resources"]["limits"] == {"memory": "8Gi"}
+        assert environment(objects)["FLOPWATCH_PROBES_ENABLED"] == "true"
+        assert container(render())["image"] == f"flopwatch/flopwatch:{VERSION}"
+
+    def test_a_digest_wins_over_the_tag(self):
+        """A mirror and a digest make the whole reference."""
+        reference = container(render(option("everything")))["image"]
+
+        assert reference == f"registry.example.com/mirror/flopwatch@sha256:{'0' * 64}"
+
+    def test_a_new_configuration_makes_new_pods(self):
+        """The checksum in the pod's annotations changes with the configuration."""
+
+        def checksum(interval: str) -> str:
+            objects = render({"config": {"sampling": {"interval": interval}}})
+            (daemonset,) = of_kind(objects, "DaemonSet")
+            return str(daemonset["spec"]["template"]["metadata"]["annotations"]["checksum/config"])
+
+        assert checksum("1s") == checksum("1s") != checksum("2s")
+
+    def test_health_checks_follow_the_web_configuration(self):
+        """HTTP, HTTPS, and with client certificates, which the kubelet lacks, a mere connection."""
+        plain, tls, clients = (
+            container(render(values))["livenessProbe"]
+            for values in ({}, option("web"), option("client-certificates"))
+        )
+
+        assert plain["httpGet"] == {"path": "/-/healthy", "port": "metrics", "scheme": "HTTP"}
+        assert tls["httpGet"]["scheme"] == "HTTPS"
+        assert clients["tcpSocket"] == {"port": "metrics"}
+
+    def test_no_variables_of_services_reach_the_daemon(self):
+        """Kubernetes would set FLOPWATCH_PORT for a service called flopwatch."""
+        assert pod(render())["enableServiceLinks"] is False
+
+    def test_it_runs_where_gpus_are(self):
+        """Nodes are chosen by the labels of all common ways to label them, taints tolerated."""
+        terms = pod(render())["affinity"]["nodeAffinity"][
+            "requiredDuringSchedulingIgnoredDuringExecution"
+        ]["nodeSelectorTerms"]
+
+        keys = {term["matchExpressions"][0]["key"] for term in terms}
+        assert {"nvidia.com/gpu.present", "cloud.google.com/gke-accelerator"} <= keys
+        assert pod(render())["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+
+
+def rules_of(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        rule for found in objects for group in found["spec"]["groups"] for rule in group["rules"]
+    ]
+
+
+class TestMonitoring:
+    def test_without_an_operator_pods_are_annotated(self):
+        """`auto` without the operator's API: no monitor, no rules, but the common annotations."""
+        objects = render()
+        (daemonset,) = of_kind(objects, "DaemonSet")
+
+        annotations = daemonset["spec"]["template"]["metadata"]["annotations"]
+        assert annotations["prometheus.io/scrape"] == "true"
+        assert not of_kind(objects, "ServiceMonitor") + of_kind(objects, "PrometheusRule")
+
+    @pytest.mark.parametrize("name", ["servicemonitor", "podmonitor"])
+    def test_a_series_outlives_its_pod(self, name: str):
+        """The instance is the node; labels of the pod itself are dropped, so that restarts are no gaps."""
+        objects = render(option(name))
+        (monitor,) = of_kind(objects, "ServiceMonitor") + of_kind(objects, "PodMonitor")
+        spec = monitor["spec"]
+        (endpoint,) = spec.get("endpoints") or spec["podMetricsEndpoints"]
+
+        assert endpoint["relabelings"][0] == {
+            "sourceLabels": ["__meta_kubernetes_pod_node_name"],
+            "targetLabel": "instance",
+        }
+        assert endpoint["relabelings"][-1] == {
+            "action": "labeldrop",
+            "regex": "namespace|pod|container|service|endpoint",
+        }
+        assert endpoint["honorLabels"] is True
+        assert spec["jobLabel"] == "app.kubernetes.io/name"
+
+    def test_a_node_that_is_not_ready_is_scraped(self):
+        """A hung driver makes the pod unready, and its metrics are what tells of it."""
+        (service,) = of_kind(render(), "Service")
+
+        assert service["spec"]["publishNotReadyAddresses"] is True
+        assert service["spec"]["clusterIP"] == "None"
+
+    def test_the_rules_are_the_projects(self, tmp_path: Path):
+        """All rules and alerts of deploy/prometheus, and promtool accepts each object as rendered."""
+        objects = of_kind(render({"prometheusRule": {"enabled": True}}), "PrometheusRule")
+        expected = {
+            entry.get("alert") or entry["record"]
+            for path in (ROOT / "deploy" / "prometheus").glob("*/*.yml")
+            for group in yaml.safe_load(path.read_text())["groups"]
+            for entry in group["rules"]
+        }
+        files = [tmp_path / f"{found['metadata']['name']}.yml" for found in objects]
+        for path, found in zip(files, objects, strict=True):
+            path.write_text(yaml.safe_dump(found["spec"]))
+
+        checked = subprocess.run(
+            ["promtool", "check", "rules", *files], check=False, capture_output=True, text=True
+        )
+
+        assert {rule.get("alert") or rule["record"] for rule in rules_of(objects)} == expected
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+    def test_alerts_can_be_left_out_and_labelled(self):
+        """One alert by its name, all of them, and a label for the team that is paged."""
+        chosen = of_kind(render(option("servicemonitor")), "PrometheusRule")
+        without = of_kind(render(option("podmonitor")), "PrometheusRule")
+        alerts = [rule for rule in rules_of(chosen) if "alert" in rule]
+
+        assert "GPUMissing" not in {rule["alert"] for rule in alerts}
+        assert {rule["labels"]["team"] for rule in alerts} == {"inference"}
+        assert all(rule["labels"]["severity"] for rule in alerts)
+        assert not [rule for rule in rules_of(without) if "alert" in rule]
+        assert rules_of(without)
+
+    def test_dashboards_arrive_unchanged(self):
+        """Each ConfigMap carries one committed dashboard and the sidecar's label."""
+        maps = of_kind(render(option("servicemonitor")), "ConfigMap")
+        committed = {
+            f"flopwatch-{path.name}": json.loads(path.read_text())
+            for path in (ROOT / "grafana" / "dashboards").glob("*.json")
+        }
+
+        carried = {name: json.loads(text) for found in maps for name, text in found["data"].items()}
+        assert carried == committed
+        assert all(found["metadata"]["labels"]["grafana_dashboard"] == "1" for found in maps)
+        assert {found["metadata"]["namespace"] for found in maps} == {"monitoring"}
+
+    def test_the_network_policy_admits_prometheus_alone(self):
+        """Ingress to the one port from the chosen namespaces; egress to the engines only."""
+        (policy,) = of_kind(render(option("networkpolicy")), "NetworkPolicy")
+
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        (ingress,) = policy["spec"]["ingress"]
+        assert ingress["ports"] == [{"port": 9907, "protocol": "TCP"}]
+        assert len(ingress["from"]) == len(policy["spec"]["egress"]) == 1
+
+
+class TestFreshness:
+    @pytest.mark.parametrize("folder", ["deploy/helm/flopwatch/files", "deploy/kubernetes"])
+    def test_what_is_generated_is_committed_fresh(self, folder: str):
+        """Rules, dashboards and plain manifests are what deploy/helm/sync.py writes now."""
+        sys.path.insert(0, os.fspath(ROOT / "deploy" / "helm"))
+        try:
+            import sync
+        finally:
+            sys.path.pop(0)
+        expected = sync.chart_files() if folder.endswith("files") else sync.manifests()
+
+        present = {path: path.read_text() for path in (ROOT / folder).rglob("*.*")}
+
+        assert present == expected, "stale: run `python deploy/helm/sync.py`"
+
+    def test_the_plain_manifests_are_what_kubernetes_takes(self):
+        """Each document of deploy/kubernetes fits the schemas, and nothing of Helm is left in it."""
+        files = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
+
+        assert [path.name for path in files] == [
+            "flopwatch-probes.yaml",
+            "flopwatch.yaml",
+            "prometheus-operator.yaml",
+        ]
+        for path in files:
+            assert "helm.sh" not in path.read_text()
+            for found in yaml.safe_load_all(path.read_text()):
+                validate(found)
