@@ -194,6 +194,7 @@ class TestCommand:
         """Runs `flopwatch probe` on simulated devices; returns the exit code."""
         host = Host(tmp_path)
         monkeypatch.setenv("FLOPWATCH_STATE_FILE", str(tmp_path / "state.json"))
+        monkeypatch.setattr("exporter.logging_setup.set_up_logging", lambda level, format_: None)
 
         def run(*arguments, devices=PAIR, kernels=(GEMM, LAUNCH), script=()):
             host.kernels = kernels
