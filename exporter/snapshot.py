@@ -62,10 +62,12 @@ class HostSnapshot:
     """All devices of a host at one instant.
 
     `hung` holds the indices of devices with a driver call over its deadline; `pending` is True
-    until the driver has said for the first time which devices there are.
+    until the driver has said for the first time which devices there are. `driver_error` is why it
+    last said that there are none, in NVML's words.
     """
 
     devices: tuple[DeviceSnapshot, ...]
     hung: frozenset[str]
     pending: bool
     now_seconds: float
+    driver_error: str | None = None

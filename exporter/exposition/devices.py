@@ -23,10 +23,18 @@ def host_points(host: HostSnapshot) -> Iterator[Point]:
         yield from _health(snapshot, up=fresh, hung=hung)
         if fresh:
             yield from _readings(snapshot)
-    if host.pending:
-        labels = (("gpu", UNKNOWN), ("uuid", UNKNOWN))
-        yield Point(own.GPU_UP, labels, 0.0)
-        yield Point(own.SOURCE_HUNG, labels, float(UNKNOWN in host.hung))
+    if host.pending or not host.devices:
+        yield from _no_device(host)
+
+
+def _no_device(host: HostSnapshot) -> Iterator[Point]:
+    """No device to speak of yet: that, too, is said, so that it can be alerted on."""
+    labels = (("gpu", UNKNOWN), ("uuid", UNKNOWN))
+    yield Point(own.GPU_UP, labels, 0.0)
+    yield Point(own.SOURCE_HUNG, labels, float(UNKNOWN in host.hung))
+    if host.driver_error is not None:
+        reason = (("source", "nvml"), ("reason", host.driver_error))
+        yield Point(own.SOURCE_ERRORS_TOTAL, (*labels, *reason), 1.0)
 
 
 def _health(snapshot: DeviceSnapshot, *, up: bool, hung: bool) -> Iterator[Point]:

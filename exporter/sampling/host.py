@@ -56,6 +56,7 @@ class HostSampling:
         self._stop = threading.Event()
         self._found = threading.Event()
         self._finding_since: float | None = None
+        self._driver_error: str | None = None
         self._started_at = time.monotonic()
         self._mismatch = threading.Event()
         self._finder = threading.Thread(target=self._find, name="device-finder", daemon=True)
@@ -109,6 +110,7 @@ class HostSampling:
             hung=frozenset(hung),
             pending=not self._found.is_set(),
             now_seconds=now,
+            driver_error=self._driver_error,
         )
 
     def has_fresh_device(self) -> bool:
@@ -152,6 +154,8 @@ class HostSampling:
                 self._found.set()
                 self._watch()
                 return
+            if self._mismatch.is_set():
+                return  # the GPUs are there, but not for this process
             if modes["cpu"] == "auto" and modes["nvml"] != "on":
                 self._start_cpu()
             if not absent_logged:
@@ -166,10 +170,10 @@ class HostSampling:
         try:
             self._library.open()
             return self._library.device_count(), "no_devices"
-        except DriverMismatch as error:
-            self._mismatch.set()
-            return 0, error.reason
         except NvmlError as error:
+            self._driver_error = error.reason
+            if isinstance(error, DriverMismatch):
+                self._mismatch.set()
             return 0, error.reason
         finally:
             self._finding_since = None

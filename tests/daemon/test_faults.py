@@ -353,3 +353,32 @@ def test_a_storm_of_signals_changes_nothing(start) -> None:
         )
     )
     assert after.value("flopwatch_config_last_reload_successful") == 1
+
+
+def test_a_driver_of_another_version_at_start(start) -> None:
+    """The GPUs are there but not for this process: said in the metrics, then exit code 1."""
+    _fake, daemon = start([H100], config=FAST, prepare=lambda fake: fake.mismatch_driver())
+
+    scrape = daemon.scrape()
+    assert scrape.value("flopwatch_gpu_up", gpu="unknown") == 0
+    assert scrape.value("flopwatch_source_errors_total", reason="driver_mismatch") == 1
+    assert not scrape.has("flopwatch_gpu_up", gpu="cpu0")
+    deadline = time.monotonic() + 10
+    while daemon.process.poll() is None and time.monotonic() < deadline:
+        try:
+            daemon.scrape()
+        except OSError:
+            break
+        time.sleep(0.2)
+    assert daemon.process.wait(timeout=10) == 1
+
+
+def test_no_driver_where_one_is_demanded(start_on_cpu) -> None:
+    """With nvml on, a host without driver is a fault and not a processor."""
+    daemon = start_on_cpu(config=passive("sources: {nvml: on}\n"))
+
+    scrape = daemon.scrape()
+    assert scrape.value("flopwatch_gpu_up") == 0
+    assert scrape.value("flopwatch_source_errors_total", reason="library_not_found") == 1
+    assert daemon.get("/-/healthy")[0] == 200
+    assert daemon.get("/-/ready")[0] == 503
