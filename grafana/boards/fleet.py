@@ -164,19 +164,19 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
 
 def _worst(dashboard: Dashboard) -> Dashboard:
     columns = [
-        Column("cluster", "Cluster", width=160),
-        Column("instance", "Instance", width=190),
-        Column("gpu", "GPU", width=60, link=GPU_LINK),
+        Column("cluster", "Cluster", width=150),
+        Column("instance", "Instance", width=170),
+        Column("gpu", "GPU", width=50, link=GPU_LINK),
         Column("name", "Model"),
-        Column("I", "Lost speed", "percentunit", bad_above(0.05, 0.1), 1, 115),
-        Column("A", "Probe of peers", "percentunit", good_above(0.9, 0.95), 1, 135),
-        Column("B", "Probe of own past", "percentunit", good_above(0.9, 0.95), 1, 150),
-        Column("C", "Delivered of peak", "percentunit", decimals=1, width=150, bar_maximum=0.6),
-        Column("D", "Of peers", "percentunit", good_above(0.5, 0.8), 0, 90),
-        Column("E", "Busy", "percentunit", decimals=0, width=80),
-        Column("F", "Lost to clocks", "percentunit", bad_above(0.1, 0.25), 1, 110),
-        Column("G", "Temperature", "celsius", bad_above(80, 87), 0, 110),
-        Column("H", "Power", "watt", decimals=0, width=80),
+        Column("I", "Lost speed", "percentunit", bad_above(0.05, 0.1), 1, 105),
+        Column("A", "Probe / peers", "percentunit", good_above(0.9, 0.95), 1, 120),
+        Column("B", "Probe / past", "percentunit", good_above(0.9, 0.95), 1, 115),
+        Column("C", "Delivered of peak", "percentunit", decimals=1, width=145, bar_maximum=0.6),
+        Column("D", "Of peers", "percentunit", good_above(0.5, 0.8), 0, 85),
+        Column("E", "Busy", "percentunit", decimals=0, width=65),
+        Column("F", "Clocks lost", "percentunit", bad_above(0.1, 0.25), 1, 100),
+        Column("G", "Heat", "celsius", bad_above(80, 87), 0, 70),
+        Column("H", "Power", "watt", decimals=0, width=75),
     ]
     return dashboard.with_panel(
         rows(

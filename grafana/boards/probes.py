@@ -142,8 +142,8 @@ def _table(dashboard: Dashboard) -> Dashboard:
                 ),
             ],
             [
-                Column("cluster", "Cluster"),
-                Column("instance", "Instance"),
+                Column("cluster", "Cluster", width=150),
+                Column("instance", "Instance", width=180),
                 Column("gpu", "GPU", width=60, link=GPU_LINK),
                 Column("name", "Model"),
                 Column("A", "Worst z", thresholds=good_above(-3.5, -2), decimals=1, width=90),
@@ -176,6 +176,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                 unit="none",
                 minimum=None,
                 thresholds=[Threshold(None, "red"), Threshold(-3.5, "transparent")],
+                fill=0,
                 span=8,
             )
         )
@@ -193,6 +194,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                 minimum=None,
                 soft_maximum=1.02,
                 thresholds=[Threshold(None, "red"), Threshold(0.9, "transparent")],
+                fill=0,
                 span=8,
             )
         )
@@ -208,6 +210,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                 ],
                 unit="percentunit",
                 minimum=None,
+                fill=0,
                 span=8,
             )
         )
@@ -252,6 +255,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                 ],
                 unit="percentunit",
                 soft_maximum=0.1,
+                fill=0,
                 span=8,
             )
         )

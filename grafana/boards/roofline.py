@@ -139,7 +139,8 @@ def dashboard() -> Dashboard:
                     Query(_roof_x()),
                     Query(_roof()),
                     Query(
-                        f'model:flopwatch_arithmetic_intensity:ratio_rate5m{{{CLUSTER}, model=~"$model"}}'
+                        f'sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}})'
+                        f' / sum by (model) (model:flopwatch_model_dram_bytes:rate5m{{{CLUSTER}, model=~"$model"}})'
                     ),
                     Query(_per_gpu_of_model("model:flopwatch_model_flop:rate5m")),
                 ],

@@ -1,0 +1,231 @@
+"""What the rules and series cost a Prometheus: `python benchmarks/rules_scaling.py [--gpus 1000] [--minutes 8] [--history-days 7]`.
+
+Serves a simulated fleet, lets a real Prometheus scrape it and evaluate deploy/prometheus, and prints the time of all rule groups,
+series a GPU and bytes a scrape. The week that the longest baselines look back on is written into Prometheus beforehand.
+Prometheus shares the machine with the simulator, so its times are upper bounds. 10,000 GPUs are extrapolated, linearly.
+"""
+
+import argparse
+import gzip
+import json
+import platform
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios, fleet_router  # noqa: E402
+from exporter.simulate.host import SimulatedHost, Timing  # noqa: E402
+from exporter.web.negotiation import Format  # noqa: E402
+from exporter.web.server import Server  # noqa: E402
+
+
+GPUS_A_HOST = 8
+SCRAPE_SECONDS = 15
+EVALUATION_SECONDS = 30
+BASELINE_STEP_SECONDS = 120
+# What the rules with a window of days read; each has one series a GPU.
+BASELINES = {
+    "gpu:flopwatch_flops_utilization:avg1h": 0.24,
+    "gpu:flopwatch_probe_efficiency:avg1h": 0.77,
+    "gpu:flopwatch_probe_device_bandwidth:avg1h": 3.0e12,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gpus", type=int, default=1000)
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="more than 6, so that all windows are full"
+    )
+    parser.add_argument("--history-days", type=int, default=7)
+    arguments = parser.parse_args()
+    hosts = build_fleet(
+        FleetPlan(
+            find_scenarios(["mixed-fleet"]), hosts=arguments.gpus // GPUS_A_HOST, gpus=GPUS_A_HOST
+        ),
+        Timing(time.time(), tick_seconds=5.0),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.history_days:
+            write_history(Path(folder), hosts, arguments.history_days)
+        result = measure(Path(folder), hosts, arguments.minutes)
+    result["history_days"] = arguments.history_days
+    report(result)
+    return 0
+
+
+def write_history(folder: Path, hosts: list[SimulatedHost], days: int) -> None:
+    """The baselines' past, as blocks, up to two hours ago: what is newer belongs to Prometheus."""
+    end = int(time.time()) - 2 * 3600
+    start = end - days * 86400
+    text = folder / "history.om"
+    with text.open("w") as out:
+        for name, value in BASELINES.items():
+            for host in hosts:
+                for gpu in range(GPUS_A_HOST):
+                    labels = (
+                        f'{{cluster="{host.cluster}",gpu="{gpu}",instance="{host.name}",job="flopwatch",'
+                        f'uuid="GPU-SIMULATED-{host.name}-{gpu}"}}'
+                    )
+                    for step, at in enumerate(range(start, end, BASELINE_STEP_SECONDS)):
+                        out.write(f"{name}{labels} {value * (1 + 0.001 * (step % 97))} {at}\n")
+        out.write("# EOF\n")
+    command = [
+        "promtool",
+        "tsdb",
+        "create-blocks-from",
+        "openmetrics",
+        "--quiet",
+        str(text),
+        str(folder / "data"),
+    ]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    text.unlink()
+
+
+def measure(folder: Path, hosts: list[SimulatedHost], minutes: float) -> dict[str, Any]:
+    server = Server(["127.0.0.1:0"], fleet_router(hosts))
+    server.start()
+    for kind in ("rules", "alerts"):
+        shutil.copytree(ROOT / "deploy" / "prometheus" / kind, folder / kind)
+    (folder / "prometheus.yml").write_text(
+        json.dumps(
+            {
+                "global": {
+                    "scrape_interval": f"{SCRAPE_SECONDS}s",
+                    "evaluation_interval": f"{EVALUATION_SECONDS}s",
+                },
+                "rule_files": [f"{folder}/rules/*.yml", f"{folder}/alerts/*.yml"],
+                "scrape_configs": [
+                    {
+                        "job_name": "flopwatch",
+                        "http_sd_configs": [
+                            {"url": f"http://127.0.0.1:{server.addresses[0][1]}/sd"}
+                        ],
+                    }
+                ],
+            }
+        )
+    )
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    with (folder / "log").open("w") as log:
+        prometheus = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={folder}/prometheus.yml",
+                f"--storage.tsdb.path={folder}/data",
+                "--storage.tsdb.retention.time=30d",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            return observe(f"http://127.0.0.1:{port}", hosts, minutes)
+        finally:
+            prometheus.terminate()
+            prometheus.wait(60)
+            server.close(0.5)
+
+
+def observe(url: str, hosts: list[SimulatedHost], minutes: float) -> dict[str, Any]:
+    ends = time.monotonic() + 60 * minutes
+    durations: dict[str, list[float]] = {}
+    while time.monotonic() < ends:
+        time.sleep(EVALUATION_SECONDS)
+        # Groups are counted once their five-minute windows are full.
+        if time.monotonic() > ends - 60 * minutes + 330:
+            for group, seconds in group_durations(url).items():
+                durations.setdefault(group, []).append(seconds)
+    plain = hosts[0].exposition.render(Format.TEXT, compressed=False)
+    series = sum(not line.startswith(b"#") for line in plain.splitlines())
+    gpus = len(hosts) * GPUS_A_HOST
+    return {
+        "gpus": gpus,
+        "groups": {group: statistics.mean(values) for group, values in sorted(durations.items())},
+        "series_a_gpu": series / GPUS_A_HOST,
+        "recorded_series_a_gpu": ask(url, 'count({__name__=~".+:.+:.+"})') / gpus,
+        "bytes_a_scrape_and_gpu": len(plain) / GPUS_A_HOST,
+        "gzip_bytes_a_scrape_and_gpu": len(gzip.compress(plain, 1)) / GPUS_A_HOST,
+        "scraped_hosts": ask(url, "sum(up)"),
+        "head_series": own_metric(url, "prometheus_tsdb_head_series"),
+        "prometheus_memory_bytes": own_metric(url, "process_resident_memory_bytes"),
+        "rule_failures": own_metric(url, "prometheus_rule_evaluation_failures_total"),
+    }
+
+
+def group_durations(url: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    found = re.findall(
+        r'prometheus_rule_group_last_duration_seconds\{rule_group="[^"]*;([^"]*)"\} (\S+)', text
+    )
+    return {group: float(seconds) for group, seconds in found}
+
+
+def own_metric(url: str, name: str) -> float:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{name}(\{{| )", line))
+
+
+def ask(url: str, query: str) -> float:
+    query_url = f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+    with urllib.request.urlopen(query_url, timeout=60) as answer:
+        return float(json.load(answer)["data"]["result"][0]["value"][1])
+
+
+def report(result: dict[str, Any]) -> None:
+    total = sum(result["groups"].values())
+    gpus = result["gpus"]
+    factor = 10_000 / gpus
+    print(
+        f"{platform.processor() or platform.machine()}, {gpus} GPUs, {result['history_days']} days of baselines"
+    )
+    for group, seconds in result["groups"].items():
+        print(f"  {group:24} {1000 * seconds:8.1f} ms")
+    print(f"all rules, one evaluation   {1000 * total:8.1f} ms")
+    print(
+        f"series a GPU                {result['series_a_gpu']:8.0f} exported, {result['recorded_series_a_gpu']:.0f} recorded"
+    )
+    print(
+        f"bytes a scrape and GPU      {result['bytes_a_scrape_and_gpu']:8.0f} plain, "
+        f"{result['gzip_bytes_a_scrape_and_gpu']:.0f} gzip"
+    )
+    print(
+        f"Prometheus                  {result['head_series']:8.0f} series, {result['prometheus_memory_bytes'] / 2**20:.0f} MiB"
+    )
+    print(
+        f"hosts scraped               {result['scraped_hosts']:8.0f}, failed evaluations {result['rule_failures']:.0f}"
+    )
+    series = (result["series_a_gpu"] + result["recorded_series_a_gpu"]) * 10_000
+    print("10,000 GPUs, extrapolated linearly:")
+    print(f"  all rules                 {factor * total:8.2f} s of every {EVALUATION_SECONDS} s")
+    print(
+        f"  series                    {series / 1e6:8.2f} million, {series / SCRAPE_SECONDS / 1e3:.0f} thousand samples a second"
+    )
+    print(
+        f"  gzip a second             {result['gzip_bytes_a_scrape_and_gpu'] * 10_000 / SCRAPE_SECONDS / 2**20:8.2f} MiB"
+    )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
