@@ -123,14 +123,8 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
     if inputs.host.pending:
         summary = "Waiting for the driver to say which GPUs there are."
     drivers = {device.driver_version for device in devices if device.driver_version}
-    achieved: defaultdict[str, float] = defaultdict(float)
-    peak: defaultdict[str, float] = defaultdict(float)
-    for device in devices:
-        flops = device.flops
-        if flops.precision and flops.peak_flops and device.mig is None:
-            peak[flops.precision] += flops.peak_flops
-            if flops.achieved_flops is not None:
-                achieved[flops.precision] += flops.achieved_flops
+    whole = [device for device in devices if device.mig is None]
+    achieved, peak = _delivered(whole, [device for device in devices if device.mig is not None])
     return document.Host(
         name=inputs.host_name,
         summary=summary,
@@ -139,12 +133,12 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
         devices_up=sum(device.up for device in devices),
         searching=inputs.host.pending,
         driver_version=", ".join(sorted(drivers)) or None,
-        achieved_flops=dict(achieved),
-        peak_flops=dict(peak),
-        power_watts=_sum(device.power_watts for device in devices),
-        memory_used_bytes=_sum(device.memory.used_bytes for device in devices),
+        achieved_flops=achieved,
+        peak_flops=peak,
+        power_watts=_sum(device.power_watts for device in whole),
+        memory_used_bytes=_sum(device.memory.used_bytes for device in whole),
         memory_size_bytes=_sum(
-            device.memory.size_bytes for device in devices if device.memory.used_bytes is not None
+            device.memory.size_bytes for device in whole if device.memory.used_bytes is not None
         ),
         workloads=[
             document.Workload(
@@ -156,6 +150,30 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
             for workload in (inputs.workloads.workloads if inputs.workloads else ())
         ],
     )
+
+
+def _delivered(
+    whole: list[document.Device], instances: list[document.Device]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Achieved and peak FLOP/s by precision, each GPU once: as a whole, else by its MIG instances."""
+    achieved: defaultdict[str, float] = defaultdict(float)
+    peak: defaultdict[str, float] = defaultdict(float)
+    for device in whole:
+        flops = device.flops
+        if flops.precision is None or flops.peak_flops is None:
+            continue
+        peak[flops.precision] += flops.peak_flops
+        parts = [flops.achieved_flops]
+        if flops.achieved_flops is None:
+            parts = [
+                instance.flops.achieved_flops
+                for instance in instances
+                if instance.gpu == device.gpu and instance.flops.precision == flops.precision
+            ]
+        known = _sum(parts)
+        if known is not None:
+            achieved[flops.precision] += known
+    return dict(achieved), dict(peak)
 
 
 def _exporter(inputs: Inputs) -> document.Exporter:

@@ -104,7 +104,7 @@ def _absent(
 ) -> Finding:
     """Why nothing of the device can be shown."""
     if hung:
-        return verdict.hung(since_seconds=age)
+        return verdict.hung(age_seconds=age)
     if snapshot.up:
         return verdict.stale(age_seconds=age)
     if snapshot.identity.uuid == UNKNOWN and not snapshot.sources:

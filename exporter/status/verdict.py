@@ -112,11 +112,10 @@ def waiting(*, since_seconds: float) -> Finding:
     return Finding(severity, "waiting", f"no answer yet, for {span(since_seconds)}")
 
 
-def hung(*, since_seconds: float) -> Finding:
-    """A driver call does not return."""
-    return Finding(
-        CRITICAL, "hung", f"hung: a driver call has not returned for {span(since_seconds)}"
-    )
+def hung(*, age_seconds: float) -> Finding:
+    """A driver call does not return. Since when exactly is not known: only how old the last reading is."""
+    text = f"hung: a driver call does not return; last reading {span(age_seconds)} ago"
+    return Finding(CRITICAL, "hung", text)
 
 
 def lost(*, reason: str | None, since_seconds: float | None) -> Finding:

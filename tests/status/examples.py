@@ -108,8 +108,9 @@ class Machine:
         return HostSnapshot(tuple(self.devices.values()), self.hung, self.pending, self.now)
 
     def add(self, snapshot: DeviceSnapshot) -> None:
-        self.devices[snapshot.identity.index] = replace(snapshot, at_seconds=self.now)
-        self.service.observe(self.devices[snapshot.identity.index])
+        key = snapshot.identity.index + (snapshot.identity.mig or "")
+        self.devices[key] = replace(snapshot, at_seconds=self.now)
+        self.service.observe(self.devices[key])
 
     def run(
         self,
@@ -158,7 +159,7 @@ def gpu(
 ) -> DeviceSnapshot:
     identity = DeviceIdentity(
         index=str(index),
-        uuid=f"GPU-{index:08x}-6af4-11ee-b962-0242ac120002",
+        uuid=f"{'GPU' if mig is None else f'MIG-{mig}'}-{index:08x}-6af4-11ee-b962-0242ac120002",
         name=name,
         architecture="hopper",
         compute_capability=(9, 0),
@@ -351,12 +352,14 @@ def hash_of(index: str) -> int:
     return sum(map(ord, index)) * 31
 
 
-def fleet(count: int, load: Callable[[str, float], Load] = traffic) -> Machine:
-    """A node after an hour: one lost GPU, one hot, one slow, one with XIDs, the others at work."""
+def fleet(
+    count: int, load: Callable[[str, float], Load] = traffic, *, seconds: float = 3600.0
+) -> Machine:
+    """A node after an hour (or other `seconds`): one lost GPU, one hot, one slow, one with XIDs, the others at work."""
     machine = Machine()
     for index in range(count):
         machine.add(gpu(index))
-    machine.run(3600, load, step=10.0)
+    machine.run(seconds, load, step=10.0)
     machine.run(
         60, lambda index, now: {"1": PREFILL, "5": HOT, "2": IDLE}.get(index, load(index, now))
     )

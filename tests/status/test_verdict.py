@@ -154,9 +154,9 @@ class TestReachability:
 
     def test_hung_and_stale_are_critical(self) -> None:
         """A device that does not answer needs a person."""
-        hung, stale = verdict.hung(since_seconds=34), verdict.stale(age_seconds=34)
+        hung, stale = verdict.hung(age_seconds=34), verdict.stale(age_seconds=34)
 
-        assert spoken(hung) == "hung: a driver call has not returned for 34 s"
+        assert spoken(hung) == "hung: a driver call does not return; last reading 34 s ago"
         assert spoken(stale) == "stale: the last reading is 34 s old"
         assert hung.severity is stale.severity is Severity.CRITICAL
 
