@@ -1,0 +1,224 @@
+"""The simulated fleet: honest about being one, deterministic, and exposed as the daemon exposes."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from exporter.errors import FlopwatchError
+from exporter.metrics.family import Point
+from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios, fleet_router
+from exporter.simulate.history import history
+from exporter.simulate.host import SimulatedHost, Timing
+from exporter.simulate.scenarios import SCENARIOS
+from exporter.web.http import Request
+
+
+BEGAN = 1_750_000_000.0
+MINUTE = 60.0
+
+
+class Clock:
+    """A clock that stands still until it is told the time."""
+
+    def __init__(self) -> None:
+        self.now = BEGAN
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fleet(
+    scenario: str, *, hosts: int = 1, gpus: int = 8, seed: int = 1, clock: Clock | None = None
+) -> list[SimulatedHost]:
+    plan = FleetPlan(find_scenarios([scenario]), hosts=hosts, gpus=gpus, seed=seed)
+    return build_fleet(plan, Timing(BEGAN), clock or Clock())
+
+
+def value(host: SimulatedHost, name: str, **labels: str) -> float:
+    """The value of the one point with this name and at least these labels."""
+    found = points(host, name, **labels)
+    assert len(found) == 1, found
+    return found[0].value
+
+
+def points(host: SimulatedHost, name: str, **labels: str) -> list[Point]:
+    wanted = set(labels.items())
+    return [p for p in host.points() if p.family.name == name and wanted <= set(p.labels)]
+
+
+def get(router: object, path: str, **headers: str) -> bytes:
+    request = Request(method="GET", path=path, query="", headers=headers, client="127.0.0.1")
+    response = router(request)  # type: ignore[operator]
+    assert response.status == 200
+    return bytes(response.body)
+
+
+def test_devices_say_that_they_are_simulated() -> None:
+    """Every device has `simulated` in its name and its UUID: nobody takes it for hardware."""
+    (host,) = fleet("steady-decode", gpus=2)
+    host.advance(BEGAN + 5)
+
+    for info in points(host, "flopwatch_gpu_info"):
+        labels = dict(info.labels)
+        assert "(simulated)" in labels["name"]
+        assert "SIMULATED" in labels["uuid"]
+
+
+def test_same_seed_same_fleet() -> None:
+    """Two fleets of one seed export the same, sample for sample; another seed does not."""
+
+    def exported(seed: int) -> list[Point]:
+        (host,) = fleet("mixed-fleet", gpus=2, seed=seed)
+        host.advance(BEGAN + 90)
+        return list(host.points())
+
+    assert exported(seed=7) == exported(seed=7)
+    assert exported(seed=7) != exported(seed=8)
+
+
+def test_looking_more_often_changes_nothing() -> None:
+    """A host lives in ticks of its own: scraped every 5 s or once in a minute, it counts the same."""
+    (often,), (seldom,) = fleet("straggler", gpus=2), fleet("straggler", gpus=2)
+    for second in range(5, 65, 5):
+        often.advance(BEGAN + second)
+    seldom.advance(BEGAN + 60)
+
+    assert list(often.points()) == list(seldom.points())
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_states_sum_to_the_time_watched(name: str) -> None:
+    """In every scenario the states of a healthy GPU's time sum to the minutes that passed: ten."""
+    (host,) = fleet(name, gpus=8)
+    host.advance(BEGAN + 10 * MINUTE)
+
+    seconds = sum(p.value for p in points(host, "flopwatch_gpu_seconds_total", gpu="7"))
+    assert seconds == pytest.approx(600.0)
+
+
+def test_decode_is_memory_bound_and_prefill_is_not() -> None:
+    """Memory takes the largest share of decode, the tensor pipe that of prefill."""
+
+    def largest(scenario: str) -> str:
+        (host,) = fleet(scenario, gpus=1)
+        host.advance(BEGAN + 4 * MINUTE)
+        states = points(host, "flopwatch_gpu_seconds_total")
+        return dict(max(states, key=lambda p: p.value).labels)["state"]
+
+    assert largest("steady-decode") == "memory"
+    assert largest("prefill-heavy") == "tensor"
+
+
+def test_idle_fleet_loses_nothing_to_clocks() -> None:
+    """An idle GPU idles its clock too: all of its time is `idle`."""
+    (host,) = fleet("idle-fleet", gpus=1)
+    host.advance(BEGAN + 2 * MINUTE)
+
+    assert value(host, "flopwatch_gpu_seconds_total", state="idle") == pytest.approx(120.0)
+
+
+def test_straggler_probes_slower_by_its_fault() -> None:
+    """From minute 5 on GPU 3 reaches 88 % of its baseline, give or take the noise; GPU 2 all of it."""
+    (host,) = fleet("straggler")
+    host.advance(BEGAN + 10 * MINUTE)
+
+    def ratio(gpu: str) -> float:
+        return value(host, "flopwatch_probe_baseline_ratio", gpu=gpu, kernel="gemm_bf16")
+
+    assert ratio("3") == pytest.approx(0.88, abs=0.02)
+    assert ratio("2") == pytest.approx(1.0, abs=0.02)
+
+
+def test_lost_gpu_keeps_only_its_health() -> None:
+    """A lost GPU is down, its XID is told, and no reading of it remains; its neighbour goes on."""
+    (host,) = fleet("lost-gpu")
+    host.advance(BEGAN + 6 * MINUTE)
+
+    assert value(host, "flopwatch_gpu_up", gpu="6") == 0
+    assert value(host, "flopwatch_xid_errors_total", gpu="6", xid="79") == 1
+    assert points(host, "flopwatch_power_watts", gpu="6") == []
+    assert value(host, "flopwatch_gpu_up", gpu="5") == 1
+    assert value(host, "flopwatch_power_watts", gpu="5") > 0
+
+
+def test_xid_burst_counts_every_half_minute() -> None:
+    """First at minute 5, then every 30 s: by minute 10 there were eleven."""
+    (host,) = fleet("xid-burst")
+    host.advance(BEGAN + 10 * MINUTE + 1)
+
+    assert value(host, "flopwatch_xid_errors_total", gpu="2", xid="31") == 11
+
+
+def test_wrong_results_are_told_and_nothing_else() -> None:
+    """Silent corruption shows in the probes' comparison alone: no XID, no lower speed."""
+    (host,) = fleet("silent-corruption")
+    host.advance(BEGAN + 8 * MINUTE)
+
+    assert value(host, "flopwatch_probe_mismatches_total", gpu="4", kernel="gemm_int8") >= 1
+    assert points(host, "flopwatch_xid_errors_total") == []
+
+
+def test_heat_and_power_take_the_clock() -> None:
+    """The same load loses its clock to heat in one scenario and to power in the other."""
+
+    def lost(scenario: str, gpu: str, state: str) -> float:
+        (host,) = fleet(scenario)
+        host.advance(BEGAN + 15 * MINUTE)
+        return value(host, "flopwatch_gpu_seconds_total", gpu=gpu, state=state)
+
+    assert lost("thermal-throttling", "5", "clock_thermal") > 60
+    assert lost("thermal-throttling", "4", "clock_thermal") == 0
+    assert lost("power-cap", "0", "clock_power") > 120
+
+
+def test_discovery_lists_every_host_with_its_cluster() -> None:
+    """/sd is Prometheus's HTTP service discovery: targets at the asked address, one path a host."""
+    router = fleet_router(fleet("straggler", hosts=2))
+    groups = json.loads(get(router, "/sd", host="fleet:9908"))
+
+    assert groups == [
+        {
+            "targets": ["fleet:9908"],
+            "labels": {
+                "__metrics_path__": f"/hosts/straggler-00{position}/metrics",
+                "instance": f"straggler-00{position}",
+                "cluster": "sim-straggler",
+            },
+        }
+        for position in (0, 1)
+    ]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_exposition_is_valid() -> None:
+    """promtool finds no parse error in a host's page."""
+    clock = Clock()
+    router = fleet_router(fleet("mixed-fleet", clock=clock))
+    clock.now = BEGAN + 30
+    page = get(router, "/hosts/mixed-fleet-000/metrics")
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=page, capture_output=True, check=False
+    )
+
+    # 3 is a remark on style; 1 would be a page that Prometheus cannot read.
+    assert done.returncode in {0, 3}, done.stderr
+    assert b"flopwatch_gpu_seconds_total" in page
+
+
+def test_unknown_scenario_is_named_with_the_known_ones() -> None:
+    """A mistyped scenario is a message with all names, not a traceback."""
+    with pytest.raises(FlopwatchError, match="no scenario 'stragler'; there are: steady-decode, "):
+        find_scenarios(["stragler"])
+
+
+def test_history_is_openmetrics_with_timestamps() -> None:
+    """The past comes as one sample a series and step, with Prometheus's target labels, and an end mark."""
+    hosts = fleet("steady-decode", gpus=1)
+    lines = list(history(hosts, begins=BEGAN, ends=BEGAN + 60, step_seconds=30))
+    ups = [line for line in lines if line.startswith("flopwatch_gpu_up{")]
+
+    assert lines[-1] == "# EOF\n"
+    assert [line.split()[-1] for line in ups] == ["1750000030.000", "1750000060.000"]
+    assert 'cluster="sim-steady-decode",instance="steady-decode-000",job="flopwatch"' in ups[0]
