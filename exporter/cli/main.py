@@ -12,6 +12,8 @@ from exporter.version import REVISION, VERSION
 
 # Subcommands in the order of the help. Each module has `add_parser(subparsers)`.
 _COMMANDS = ("serve", "top", "probe", "calibrate", "simulate", "config", "metrics")
+# Those that run for months beside a server.
+_LEAN_COMMANDS = ("serve",)
 
 EXIT_USAGE = 2
 EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
@@ -28,7 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--version", action="version", version=f"flopwatch {VERSION} (revision {REVISION})"
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in _COMMANDS:
+    # A daemon does not carry the modules of the other subcommands: only the one asked for is loaded.
+    given = next(
+        (a for a in (sys.argv[1:] if arguments is None else arguments) if a[:1] != "-"), ""
+    )
+    if given in _LEAN_COMMANDS:
+        _load_structlog_without_rich()
+    for name in (given,) if given in _COMMANDS else _COMMANDS:
         importlib.import_module(f"exporter.cli.{name}").add_parser(subparsers)
     try:
         parsed = parser.parse_args(arguments)
@@ -52,6 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_INTERNAL
+
+
+def _load_structlog_without_rich() -> None:
+    """Where rich is installed, structlog loads it for colours: 8 MB that a daemon never uses."""
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None: not to be found
+    importlib.import_module("structlog")
+    if sys.modules["rich"] is None:
+        del sys.modules["rich"]
 
 
 if __name__ == "__main__":
