@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 
@@ -14,7 +15,11 @@ from probes.gates import Reason
 from probes.records import DeviceRecord, DeviceSnapshot
 from probes.schedule import Backoff
 from probes.state import ProbesState, StateFile
+from probes.supervisor import outcome_of
 
+
+# Every device has it; it stands for the run that was to come when nothing is known of the device.
+FIRST_KERNEL: Final = "launch"
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +88,13 @@ class Books:
         state.ledger.settle(charge, self.clock.monotonic(), seconds)
         with self.lock:
             state.record.gpu_seconds += seconds
+
+    def never_ran(self, uuid: str, config: ProbeConfig, word: str) -> None:
+        """Count the run that was to come, when the worker could not even be made ready for it."""
+        state = self._devices[uuid]
+        first = config.kernels[0] if config.kernels else FIRST_KERNEL
+        with self.lock:
+            state.record.runs[state.next_kernel or first, outcome_of(word)] += 1
 
     def back_off(self, uuid: str, doing: str, text: str) -> None:
         """Note that a device's worker died, and wait before the next."""

@@ -5,6 +5,7 @@ Worker only: this imports torch. The same kernel code runs on both.
 """
 
 import itertools
+import resource
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -64,6 +65,9 @@ class ProbeDevice(ABC):
     def rotation_bytes(self) -> int:
         """How many bytes of operands to rotate over, as far as memory allows."""
         return min(CACHE_MULTIPLE * self.cache_bytes, self.arena.size_bytes)
+
+    def select(self) -> None:  # noqa: B027 - there is only one host processor
+        """Make this the device that the next calls are about."""
 
     @abstractmethod
     def load(self, meter: Meter, enqueue: Enqueue) -> None:
@@ -136,7 +140,7 @@ class CpuDevice(ProbeDevice):
 
     def memory_bytes(self) -> int:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * 4096
+        return pages * resource.getpagesize()
 
     def versions(self) -> str:
         capability = torch.backends.cpu.get_cpu_capability()
@@ -167,6 +171,9 @@ class CudaDevice(ProbeDevice):
         super().__init__(device, Arena(device, size), cache)
         self._ordinal = ordinal
         self._events: list[Any] = []
+
+    def select(self) -> None:
+        torch.cuda.set_device(self._ordinal)
 
     def load(self, meter: Meter, enqueue: Enqueue) -> None:
         # The first call may load code for a while, on the host: the device is said to be busy

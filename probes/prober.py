@@ -125,6 +125,7 @@ class Prober:
         except WorkerFailedError as error:
             self._books.settle(uuid, charge, error.device_seconds)
             if not self._stopping.is_set():
+                self._books.never_ran(uuid, self._config, error.outcome)
                 self._books.back_off(uuid, "open", error.text)
             return None
         self._books.settle(uuid, charge, described.device_seconds)

@@ -154,6 +154,7 @@ class Scheduler:
                     self._books.skip(uuid, "torch_missing")
             elif not self.stopping.is_set():
                 for uuid in slot.uuids:
+                    self._books.never_ran(uuid, self.config, error.outcome)
                     self._books.back_off(uuid, "start", error.text)
             return False
         return True

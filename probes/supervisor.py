@@ -199,7 +199,7 @@ class WorkerProcess:
             if not _sane(answer):
                 raise self._fail("error", "the worker's result makes no sense", spent)
         except WorkerFailedError as error:
-            return RunReport(None, error.device_seconds, _outcome(error.outcome), text=error.text)
+            return RunReport(None, error.device_seconds, outcome_of(error.outcome), text=error.text)
         return RunReport(answer, spent)
 
     def close(self) -> None:
@@ -307,7 +307,7 @@ class WorkerProcess:
             self._kill()
         if answer.outcome == "allowance":
             return RunReport(None, spent, short_of_allowance=True, text=answer.text)
-        return RunReport(None, spent, _outcome(answer.outcome), text=answer.text)
+        return RunReport(None, spent, outcome_of(answer.outcome), text=answer.text)
 
     def _unexpected(self, answer: FromWorker, spent: float) -> WorkerFailedError:
         if isinstance(answer, Failure):
@@ -374,7 +374,8 @@ def _sane(result: Result) -> bool:
     )
 
 
-def _outcome(word: str) -> Outcome:
+def outcome_of(word: str) -> Outcome:
+    """The outcome that a worker's word for its failure is counted under."""
     if word == "out_of_memory":
         return "out_of_memory"
     return "timeout" if word == "timeout" else "error"

@@ -86,6 +86,7 @@ class Session:
             )
             self._benches[index] = Workbench(device)
         device = self._benches[index].device
+        device.select()
         found = [k.info for k in all_kernels().values() if k.available(device, meter)]
         device.arena.reset()
         return Described(
@@ -105,6 +106,7 @@ class Session:
         bench = self._benches.get(request.device)
         if kernel is None or bench is None:
             return Failure(outcome="error", text=f"no {request.kernel} on device {request.device}")
+        bench.device.select()
         meter = Meter(self._channel.send, request.allowance_seconds)
         return measure(bench, kernel, request, meter)
 

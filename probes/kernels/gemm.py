@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # A first guess that every precision does quickly, to learn the rate from.
 TRIAL_CPU: Final[Shape] = (64, 64, 64)
-TRIAL_CUDA: Final[Shape] = (2048, 2048, 1024)
+TRIALS_CUDA: Final[tuple[Shape, ...]] = ((2048, 2048, 1024), (1024, 1024, 1024))
 TINY: Final[Shape] = (64, 64, 64)
 # Sizes that did well in mamf-finder's published sweeps, beside those computed for the SM count.
 SWEPT_OUTPUTS: Final = ((2048, 2048), (4096, 4096))
@@ -173,13 +173,14 @@ class Gemm(Kernel):
 
     def choose(self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float) -> Shape:
         cpu = device.kind == "cpu"
-        trial = TRIAL_CPU if cpu else TRIAL_CUDA
+        room = device.arena.size_bytes // 2
+        trial = TRIAL_CPU if cpu else self._fitting(TRIALS_CUDA, room)[0]
         flops = TRIAL_FACTOR * self._rate(device, meter, trial)
         candidates: tuple[Shape, ...]
         if cpu:
             candidates = cpu_shapes(flops, CPU_RUN_SHARE * max_chunk_seconds)
         else:
-            candidates = self._cuda_shapes(device, flops, RUN_SHARE * max_chunk_seconds)
+            candidates = self._cuda_shapes(device, flops, RUN_SHARE * max_chunk_seconds, room)
         rates = self._rates(device, meter, candidates, flops)
         best = max(rates.values())
         if cpu:
@@ -189,6 +190,10 @@ class Gemm(Kernel):
             best = max(rates.values())
             # Among equals the larger one: its time is told more precisely.
             return max(shape for shape, rate in rates.items() if rate >= EQUAL_SHARE * best)
+        # Small GEMMs are slow: at the speed found now the best output may go deeper.
+        m, n, _ = max(rates, key=lambda shape: rates[shape])
+        deeper = self._deep(m, n, best, RUN_SHARE * max_chunk_seconds, room)
+        rates |= self._rates(device, meter, [deeper] if deeper not in rates else [], best)
         return max(rates, key=lambda shape: rates[shape])
 
     def prepare(
@@ -202,15 +207,19 @@ class Gemm(Kernel):
         return self._filled(device, meter, shape, sets)
 
     def _cuda_shapes(
-        self, device: "ProbeDevice", flops: float, seconds: float
+        self, device: "ProbeDevice", flops: float, seconds: float, room: int
     ) -> tuple[Shape, ...]:
-        room = device.arena.size_bytes // 2
-        width = self._dtypes()[0].itemsize
         sizes = (*outputs(device.units)[:COMPUTED_OUTPUTS], *SWEPT_OUTPUTS)
-        return tuple(
-            (m, n, depth(m, n, flops, seconds, bytes_max=room, element_bytes=width))
-            for m, n in sizes
-        )
+        shapes = [self._deep(m, n, flops, seconds, room) for m, n in sizes]
+        return self._fitting(shapes, room) or TRIALS_CUDA[-1:]
+
+    def _deep(self, m: int, n: int, flops: float, seconds: float, room: int) -> Shape:
+        width = self._dtypes()[0].itemsize
+        return (m, n, depth(m, n, flops, seconds, bytes_max=room, element_bytes=width))
+
+    def _fitting(self, shapes: Sequence[Shape], room: int) -> tuple[Shape, ...]:
+        """Those of which two sets fit the arena: that many show whether repeats agree."""
+        return tuple(shape for shape in shapes if self._set_bytes(shape) <= room)
 
     def _rates(
         self, device: "ProbeDevice", meter: "Meter", shapes: Sequence[Shape], flops: float

@@ -247,12 +247,12 @@ class TestBackoff:
         assert seen.worker_restarts == 0
 
     def test_a_start_that_fails_backs_off(self, host):
-        """No run, so no outcome; a log line and a wait."""
-        host.start_fails = "error"
+        """The run that was to come has the outcome; then the next cycle waits."""
+        host.start_fails = "timeout"
         host.cycle()
         seen = host.cycle(after=10.0)
 
-        assert seen.runs == {}
+        assert seen.runs == {("launch", "timeout"): 1}
         assert seen.skips == {"backoff": 1}
 
 
