@@ -20,7 +20,13 @@ from exporter.nvml.errors import (
 )
 from exporter.nvml.library import DeviceCalls, call
 from exporter.nvml.mig import mig_enabled
-from exporter.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity
+from exporter.nvml.reading import (
+    SLOW_GROUPS,
+    read_clock,
+    read_fast,
+    read_identity,
+    read_pcie,
+)
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, SlowReading
 from exporter.sampling.context import GpuContext
 from exporter.sampling.fallback import DcgmFallback
@@ -345,6 +351,8 @@ class SampledGpu:
             due = self._slow_due[position]
             if now < due:
                 continue
+            if group is read_pcie and self._identity.memory_size_bytes is None:
+                continue  # unified memory (GB10, Thor): the PCIe link that NVML tells of is none
             self._slow = replace(self._slow, at_seconds=now, **group(calls))
             share = settings.slow_interval * (position + 1) / len(SLOW_GROUPS)
             self._slow_due[position] = now + (settings.slow_interval if due else share)

@@ -1,0 +1,81 @@
+"""A dcgm-exporter made of text: it shows one collection until the next, without timestamps."""
+
+import threading
+from collections.abc import Iterable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self
+
+
+# The columns of dcgm-exporter's default counters file that matter here.
+DEFAULT_FIELDS = (
+    "DCGM_FI_PROF_GR_ENGINE_ACTIVE",
+    "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE",
+    "DCGM_FI_PROF_DRAM_ACTIVE",
+)
+ALL_FIELDS = (
+    *DEFAULT_FIELDS,
+    "DCGM_FI_PROF_SM_ACTIVE",
+    "DCGM_FI_PROF_SM_OCCUPANCY",
+    "DCGM_FI_PROF_PIPE_FP64_ACTIVE",
+    "DCGM_FI_PROF_PIPE_FP32_ACTIVE",
+    "DCGM_FI_PROF_PIPE_FP16_ACTIVE",
+)
+
+
+def row(name: str, value: float, **labels: str) -> str:
+    """One line of the exposition."""
+    text = ",".join(f'{label}="{content}"' for label, content in labels.items())
+    return f"{name}{{{text}}} {value}"
+
+
+def device_rows(values: Mapping[str, float], **labels: str) -> list[str]:
+    """All lines of one device."""
+    return [row(name, value, **labels) for name, value in values.items()]
+
+
+class DcgmExporter:
+    """Serves `rows` on a free port of this host until closed; counts the scrapes."""
+
+    def __init__(self) -> None:
+        self.rows: list[str] = []
+        self.scrapes = 0
+        exporter = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                exporter.scrapes += 1
+                body = "\n".join([*exporter.rows, ""]).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Its metrics address."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}/metrics"
+
+    def show(self, rows: Iterable[str]) -> None:
+        """Replace what the next scrape sees, all at once."""
+        self.rows = list(rows)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -1,0 +1,97 @@
+"""Odd hardware as files: what each answers differently from the board that it is like."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests import fake_nvml
+from tests.fake_nvml import FakeNvml, GpuProfile, Load
+
+
+FOLDER = Path(__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+
+# Series of the exporter's own process, and of time itself: no hardware shows in them.
+_NOT_OF_THE_HARDWARE = re.compile(
+    r"(process_|python_|flopwatch_(build_info|config_|series|tick_duration|ticks_missed|probe_|holder_))"
+)
+_GROWS = re.compile(r"_(total|bucket|sum|count|created)$|timestamp")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """GPUs of one host and what they are cut into. `about` says what is odd, and how it is known."""
+
+    name: str
+    about: str
+    driver_version: str
+    gpus: tuple[GpuProfile, ...]
+    mig: tuple[fake_nvml.MigInstance, ...]
+
+    @classmethod
+    def read(cls, name: str) -> "Scenario":
+        """A scenario by the name of its file."""
+        given = json.loads((FOLDER / f"{name}.json").read_text())
+        return cls(
+            name=name,
+            about=given["about"],
+            driver_version=given.get("driver_version", "595.71.05"),
+            gpus=tuple(_profile(gpu) for gpu in given["gpus"]),
+            mig=tuple(getattr(fake_nvml, instance) for instance in given.get("mig", ())),
+        )
+
+    def put_to_work(self, fake: FakeNvml) -> None:
+        """Cut the GPUs, and load them and their instances as token generation does."""
+        for gpu in fake.gpus:
+            load = at_work(gpu.profile)
+            if self.mig:
+                gpu.set_mig(self.mig)
+            for instance in self.mig:
+                memory = instance.memory_mib * 2**19
+                gpu.instance_loads(instance.gpu_instance_id).set_load(
+                    replace(load, memory_used_bytes=memory)
+                )
+            gpu.set_load(load)
+
+
+def at_work(profile: GpuProfile) -> Load:
+    """Token generation within what the board has."""
+    return replace(
+        Load.decode(),
+        sm_clock_mhz=profile.max_sm_clock_mhz * 0.95 // 1,
+        memory_clock_mhz=profile.max_memory_clock_mhz,
+        power_watts=profile.power_limit_watts * 0.65,
+        memory_used_bytes=profile.memory_total_bytes / 2,
+        nvlink_rx_bytes_per_second=9e9 if profile.nvlink_count else 0.0,
+        nvlink_tx_bytes_per_second=9e9 if profile.nvlink_count else 0.0,
+    )
+
+
+def masked(text: str) -> str:
+    """An exposition without what changes from run to run: counters keep their names and labels only."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("#") or _NOT_OF_THE_HARDWARE.match(line):
+            continue
+        series, value = line.rsplit(" ", 1)
+        name = series.partition("{")[0]
+        if _GROWS.search(name):
+            if name.endswith(("_bucket", "_sum")):
+                continue
+            value = "*"
+        else:
+            value = f"{float(value):.3g}"
+        lines.append(f"{series} {value}")
+    return "\n".join([*lines, ""])
+
+
+def _profile(given: dict[str, object]) -> GpuProfile:
+    changes = dict(given)
+    base: GpuProfile = getattr(fake_nvml, str(changes.pop("like")))
+    for key in ("field_codes", "metric_codes"):
+        codes = changes.get(key)
+        if isinstance(codes, dict):
+            merged = {int(number): code for number, code in codes.items()}
+            changes[key] = {**getattr(base, key), **merged}
+    return replace(base, **changes)

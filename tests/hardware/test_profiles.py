@@ -1,0 +1,103 @@
+"""Every kind of NVIDIA GPU through the real daemon: what is true is exported, and nothing else."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.process import DaemonProcess, Scrape
+from tests.fake_nvml import FakeNvml
+from tests.hardware.scenario import FOLDER, NAMES, Scenario, masked
+
+
+CONFIG = """
+sampling: {interval: 250ms, slow_interval: 1s}
+sources: {cpu: "off", dcgm: "off"}
+probes: {enabled: false}
+kubernetes: {pod_resources: "off"}
+"""
+# A tick is a quarter of a second: after this many, slow readings and GPM's proofs are through.
+TICKS = 16
+BLANKS = (140737488355328.0, float(2**32 - 1), float(2**64 - 1), float(2**63 - 1))
+
+
+@pytest.fixture(params=NAMES)
+def scenario(request: pytest.FixtureRequest) -> Scenario:
+    return Scenario.read(request.param)
+
+
+def test_exposition_is_the_golden_one(
+    scenario: Scenario, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """The daemon starts on the profile, exports what it really has, and every second has a state."""
+    with (
+        FakeNvml(scenario.gpus, tmp_path, driver_version=scenario.driver_version) as fake,
+    ):
+        scenario.put_to_work(fake)
+        with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
+            first = daemon.wait_until(lambda scrape: every_device(scrape, ticked(1)))
+            last = daemon.wait_until(lambda scrape: every_device(scrape, ticked(TICKS)))
+            assert "Traceback" not in daemon.log
+
+    golden = FOLDER / "golden" / f"{scenario.name}.prom"
+    if pytestconfig.getoption("--update-golden"):
+        golden.write_text(masked(last.text))
+    wanted, found = values(golden.read_text()), values(masked(last.text))
+    assert list(found) == list(wanted)
+    for series, value in wanted.items():
+        # Golden values have three digits; windows of a quarter of a second add their own scatter.
+        assert found[series] == pytest.approx(value, rel=0.01), series
+    assert_true(last)
+    assert_states_sum_to_elapsed_time(first, last)
+
+
+def values(text: str) -> dict[str, float]:
+    """Value by series, in the order of the exposition; 0 stands for values that grow with time."""
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines())
+    return {series: 0.0 if value == "*" else float(value) for series, value in pairs}
+
+
+def every_device(scrape: Scrape, condition: Callable[[Scrape, str], bool]) -> bool:
+    devices = uuids(scrape)
+    return bool(devices) and all(condition(scrape, uuid) for uuid in devices)
+
+
+def ticked(times: int) -> Callable[[Scrape, str], bool]:
+    """Whether a device's books span this many ticks of a quarter of a second."""
+    return lambda scrape, uuid: (
+        scrape.total("flopwatch_gpu_seconds_total", uuid=uuid) >= times * 0.25 - 0.1
+    )
+
+
+def uuids(scrape: Scrape) -> set[str]:
+    return {dict(labels)["uuid"] for labels in scrape.series("flopwatch_gpu_info")}
+
+
+def assert_true(scrape: Scrape) -> None:
+    """No blanks, no negative or endless values, ratios within what the metric allows."""
+    for (name, labels), value in scrape.samples.items():
+        assert math.isfinite(value), (name, labels)
+        assert value not in BLANKS, (name, labels)
+        if name.startswith("flopwatch_"):
+            assert value >= 0, (name, labels)
+        if name.endswith("_ratio"):
+            assert value <= 1.2, (name, labels)
+
+
+def assert_states_sum_to_elapsed_time(first: Scrape, last: Scrape) -> None:
+    """Between two ticks, the states of each device grow by the time between them, within 1 %."""
+    for uuid in uuids(last):
+        grown = last.total("flopwatch_gpu_seconds_total", uuid=uuid) - first.total(
+            "flopwatch_gpu_seconds_total", uuid=uuid
+        )
+        at = "flopwatch_source_last_success_timestamp_seconds"
+        elapsed = last.value(at, uuid=uuid, source="nvml") - first.value(
+            at, uuid=uuid, source="nvml"
+        )
+        assert grown == pytest.approx(elapsed, rel=0.01)
+
+
+def test_every_profile_has_its_golden_file() -> None:
+    """No golden file is left of a profile that is gone, and none is missing."""
+    assert sorted(path.stem for path in (FOLDER / "golden").glob("*.prom")) == NAMES
