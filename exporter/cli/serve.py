@@ -1,6 +1,7 @@
 """`flopwatch serve`: run the daemon."""
 
 import argparse
+import gc
 from typing import Any
 
 from exporter.cli.options import add_config_flags, config_origin
@@ -25,6 +26,10 @@ def run(parsed: argparse.Namespace) -> int:
     set_up_logging(config.log_level, config.log_format)
     from exporter.daemon import Daemon, end_process
 
-    code = Daemon(config, origin).run()
+    daemon = Daemon(config, origin)
+    # What was loaded so far stays: the collector need not look at it again every few seconds.
+    gc.collect()
+    gc.freeze()
+    code = daemon.run()
     end_process(code)
     return code
