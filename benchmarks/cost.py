@@ -1,0 +1,202 @@
+"""What the daemon costs, beside nvitop-exporter on the same simulated GPUs and machine.
+
+    python -m benchmarks.cost [--gpus 1,8,16] [--seconds 15] [--json]
+
+Both run on the fake driver library of the tests, one after the other, so that the ratios hold where
+the numbers do not: they are this machine's. The fake's own time is in both; it is said below.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.driver_time import driver_share
+from benchmarks.meter import cpu_seconds, descriptors, memory, threads
+from benchmarks.programs import Program, Running, flopwatch, nvitop_exporter, running
+from benchmarks.scraping import Outcome, scrape, scrape_crowded, scrape_paced
+from tests.fake_nvml import H100, FakeNvml, Load
+
+
+_SETTLE_SECONDS = 3.0
+_BURST = 200
+_SCRAPERS = 50
+_MILLI = 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One program on one number of GPUs. CPU shares are of one core; milliseconds are of CPU time."""
+
+    program: str
+    gpus: int
+    full_scrape_seconds: float
+    rest_cpu_percent: float
+    rest_driver_cpu_percent: float
+    nvml_calls_per_second: float
+    resident_megabytes: float
+    resident_after_load_megabytes: float
+    threads: int
+    descriptors: int
+    bytes: int
+    series: int
+    series_per_gpu: float
+    scrape_cpu_ms: float
+    scrape_gzip_cpu_ms: float
+    fresh_scrape_cpu_ms: float
+    fresh_scrape_gzip_cpu_ms: float
+    latency_p50_ms: float
+    latency_p99_ms: float
+    crowd_p50_ms: float
+    crowd_p99_ms: float
+    crowd_scrapes: int
+    crowd_failed: int
+
+
+def measure(program: Program, gpus: int, seconds: float, directory: Path) -> Cost:
+    """Run one program on so many H100 under load, and measure it at rest and under scrapes."""
+    with FakeNvml([H100] * gpus, directory) as fake:
+        loads = (Load.prefill(), Load.decode(), Load.idle(72 << 30))
+        now = time.monotonic_ns()
+        for gpu in fake.gpus:
+            for step in range(1000):  # a new load every two seconds, each GPU out of step
+                gpu.set_load(loads[(step + gpu.slot) % 3], now + (step + 1) * 2_000_000_000)
+        with running(program, fake.env, gpus) as exporter:
+            time.sleep(_SETTLE_SECONDS)
+            called = fake.functions_called()
+            rest = _cpu_per_second(exporter, seconds)
+            calls = {
+                name: (count - called.get(name, 0)) / seconds
+                for name, count in fake.functions_called().items()
+            }
+            control = str(directory / "fake-nvml-control")
+            at_rest = memory(exporter.pid, control)
+            body = scrape(exporter.port)
+            series = [line for line in body.splitlines() if line and not line.startswith(b"#")]
+            label = f'{program.gpu_label}="'.encode()
+            burst, burst_cpu = _scrapes(exporter, rest, _BURST, 0.0, compressed=False)
+            _zipped, zipped_cpu = _scrapes(exporter, rest, _BURST, 0.0, compressed=True)
+            ticks = max(5, int(seconds))
+            _fresh, fresh_cpu = _scrapes(exporter, rest, ticks, 1.0, compressed=False)
+            _fresh, fresh_zipped_cpu = _scrapes(exporter, rest, ticks, 1.0, compressed=True)
+            number_of_threads = threads(exporter.pid)
+            crowd = scrape_crowded([exporter.port], _SCRAPERS, seconds)
+            time.sleep(1)
+            return Cost(
+                program=program.name,
+                gpus=gpus,
+                full_scrape_seconds=exporter.full_scrape_seconds,
+                rest_cpu_percent=100 * rest,
+                rest_driver_cpu_percent=100 * driver_share(fake.env, calls),
+                nvml_calls_per_second=sum(calls.values()),
+                resident_megabytes=at_rest.own / 1e6,
+                resident_after_load_megabytes=memory(exporter.pid, control).own / 1e6,
+                threads=number_of_threads,
+                descriptors=descriptors(exporter.pid),
+                bytes=len(body),
+                series=len(series),
+                series_per_gpu=sum(label in line for line in series) / gpus,
+                scrape_cpu_ms=burst_cpu,
+                scrape_gzip_cpu_ms=zipped_cpu,
+                fresh_scrape_cpu_ms=fresh_cpu,
+                fresh_scrape_gzip_cpu_ms=fresh_zipped_cpu,
+                latency_p50_ms=_MILLI * burst.percentile(0.5),
+                latency_p99_ms=_MILLI * burst.percentile(0.99),
+                crowd_p50_ms=_MILLI * crowd.percentile(0.5),
+                crowd_p99_ms=_MILLI * crowd.percentile(0.99),
+                crowd_scrapes=len(crowd.seconds),
+                crowd_failed=crowd.failed,
+            )
+
+
+def _cpu_per_second(exporter: Running, seconds: float) -> float:
+    before, began = cpu_seconds(exporter.pid), time.monotonic()
+    time.sleep(seconds)
+    return (cpu_seconds(exporter.pid) - before) / (time.monotonic() - began)
+
+
+def _scrapes(
+    exporter: Running, rest: float, count: int, every: float, *, compressed: bool
+) -> tuple[Outcome, float]:
+    """Scrape, and say what CPU a scrape took in milliseconds beyond what the exporter uses at rest."""
+    before, began = cpu_seconds(exporter.pid), time.monotonic()
+    outcome = scrape_paced(exporter.port, count, every, compressed=compressed)
+    time.sleep(max(0.0, began + count * every - time.monotonic()))
+    used = cpu_seconds(exporter.pid) - before - rest * (time.monotonic() - began)
+    return outcome, _MILLI * used / count
+
+
+# Title, member of Cost, format, and whether a ratio of the two columns says something.
+_ROWS = (
+    ("CPU at rest, % of a core", "rest_cpu_percent", ".2f", True),
+    ("  of it inside the fake driver, %", "rest_driver_cpu_percent", ".2f", False),
+    ("CPU per scrape, many a tick, ms", "scrape_cpu_ms", ".2f", True),
+    ("  gzip", "scrape_gzip_cpu_ms", ".2f", True),
+    ("CPU per scrape, one a tick, ms", "fresh_scrape_cpu_ms", ".2f", True),
+    ("  gzip", "fresh_scrape_gzip_cpu_ms", ".2f", True),
+    ("scrape p50, ms", "latency_p50_ms", ".1f", True),
+    ("scrape p99, ms", "latency_p99_ms", ".1f", True),
+    ("50 scrapers: p50, ms", "crowd_p50_ms", ".0f", True),
+    ("50 scrapers: p99, ms", "crowd_p99_ms", ".0f", True),
+    ("50 scrapers: scrapes served", "crowd_scrapes", "d", False),
+    ("50 scrapers: scrapes failed", "crowd_failed", "d", False),
+    ("resident, MB", "resident_megabytes", ".1f", True),
+    ("resident after the load, MB", "resident_after_load_megabytes", ".1f", True),
+    ("threads", "threads", "d", False),
+    ("start to first full scrape, s", "full_scrape_seconds", ".2f", True),
+    ("bytes of a scrape", "bytes", "d", False),
+    ("series", "series", "d", False),
+    ("series per GPU", "series_per_gpu", ".0f", False),
+    ("NVML calls a second", "nvml_calls_per_second", ".0f", False),
+)
+
+
+def table(costs: list[Cost]) -> str:
+    """The costs as a Markdown table: flopwatch, its peer, and how many times less, by GPU count."""
+    counts = sorted({cost.gpus for cost in costs})
+    found = {(cost.program, cost.gpus): cost for cost in costs}
+    programs = list(dict.fromkeys(cost.program for cost in costs))
+    titles = [
+        f"{gpus} × {program}"
+        for gpus in counts
+        for program in (*programs, *(["ratio"] if len(programs) == 2 else []))
+    ]
+    lines = ["| | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(titles)]
+    for title, member, form, comparable in _ROWS:
+        cells = []
+        for gpus in counts:
+            values = [getattr(found[program, gpus], member) for program in programs]
+            cells += [format(value, form) for value in values]
+            if len(values) == 2:
+                ours, theirs = values
+                cells.append(f"{theirs / ours:.1f}×" if comparable and ours > 0 else "")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
+    parser.add_argument("--gpus", default="1,8,16", help="numbers of GPUs, comma-separated")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of each measurement")
+    parser.add_argument("--only", choices=("flopwatch", "nvitop-exporter"))
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    options = parser.parse_args()
+    costs: list[Cost] = []
+    for gpus in map(int, options.gpus.split(",")):
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            for program in (flopwatch(directory), nvitop_exporter()):
+                if options.only not in (None, program.name):
+                    continue
+                print(f"measuring {program.name} on {gpus} GPUs …", file=sys.stderr)
+                costs.append(measure(program, gpus, options.seconds, directory))
+    print(json.dumps([asdict(cost) for cost in costs], indent=2) if options.json else table(costs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

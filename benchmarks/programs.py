@@ -1,0 +1,118 @@
+"""The exporters under measurement, each started on the same fake driver library."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.scraping import ScrapeError, scrape
+
+
+PEER_REQUIREMENT = "nvitop-exporter==1.7.*"
+_CACHE = Path(".cache/benchmarks")
+_START_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """An exporter: how to start it on a port, and the label by which it tells GPUs apart."""
+
+    name: str
+    command: tuple[str, ...]
+    gpu_label: str
+    # A family that a full scrape has for every GPU, of the slowest source.
+    full_family: str
+
+
+def flopwatch(directory: Path) -> Program:
+    """This project's daemon, without probes: the fake library cannot run kernels."""
+    config = directory / "flopwatch.yaml"
+    config.write_text("probes: {enabled: false}\nlimits: {series: 100000}\n")
+    return Program(
+        name="flopwatch",
+        command=(
+            *(sys.executable, "-m", "exporter", "serve", "--config.file", str(config)),
+            *("--log.level", "warning", "--web.listen-address", "127.0.0.1:{port}"),
+        ),
+        gpu_label="gpu",
+        full_family="flopwatch_sm_active_ratio",
+    )
+
+
+def nvitop_exporter() -> Program:
+    """The peer, installed into an environment of its own the first time."""
+    environment = _CACHE / "nvitop"
+    executable = environment / "bin" / "nvitop-exporter"
+    if not executable.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+        subprocess.run(
+            [environment / "bin" / "python", "-m", "pip", "install", "--quiet", PEER_REQUIREMENT],
+            check=True,
+        )
+    return Program(
+        name="nvitop-exporter",
+        command=(str(executable), "--hostname", "benchmark", "--port", "{port}"),
+        gpu_label="index",
+        full_family="gpu_utilization",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started exporter."""
+
+    pid: int
+    port: int
+    full_scrape_seconds: float
+
+
+@contextmanager
+def running(program: Program, environment: Mapping[str, str], gpus: int) -> Iterator[Running]:
+    """Start it and wait for the first scrape that shows all GPUs; ends it afterwards."""
+    port = _free_port()
+    command = [part.format(port=port) for part in program.command]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while len(_gpus_in(program, port)) < gpus:
+            if process.poll() is not None:
+                raise SystemExit(f"{program.name} ended with code {process.returncode}")
+            if time.perf_counter() - started > _START_TIMEOUT_SECONDS:
+                raise SystemExit(f"{program.name} never showed all GPUs")
+            time.sleep(0.01)
+        yield Running(process.pid, port, time.perf_counter() - started)
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _gpus_in(program: Program, port: int) -> set[str]:
+    try:
+        body = scrape(port).decode()
+    except (OSError, ScrapeError):
+        return set()
+    return {
+        line.split(f'{program.gpu_label}="', 1)[1].split('"', 1)[0]
+        for line in body.splitlines()
+        if line.startswith(program.full_family)
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
