@@ -1,0 +1,91 @@
+"""Acceptance on a real GPU: facts, accuracy, probes, cost to the neighbour, the daemon end to end.
+
+    python -m benchmarks.gpu_acceptance [--only facts,accuracy,…] [--out DIR] [--minutes 9]
+
+Runs on a machine with an NVIDIA GPU that nobody uses, torch and this project's packages; needs no
+network. Each part has a time box and a process of its own: one that fails or hangs costs its own
+figures only. Leaves <gpu>-<date>.json in the folder (default benchmarks/results) and the recordings
+of the driver's answers in its folder recordings, and prints a table.
+
+Exit code: 0 when every part that was asked for ran, 1 when one failed or could not run, 2 for a
+mistake on the command line. A goal that was missed is a row of the table, not a failure.
+
+    --rehearse    workloads on the host processor, in small; the figures are then of no GPU, and the
+                  results are marked so and never become documentation
+    --document    write docs/accuracy.md from the results in the folder, and do nothing else
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.gpu_acceptance_parts.document import write_page
+from benchmarks.gpu_acceptance_parts.runner import Request, run_parts, survey
+from benchmarks.gpu_acceptance_parts.runner import PARTS, ROOT
+from benchmarks.gpu_acceptance_parts.schema import encode, file_stem, free_path
+from benchmarks.gpu_acceptance_parts.table import render
+
+
+RESULTS = ROOT / "benchmarks" / "results"
+MINUTES = 9.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for; see the module's text."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_acceptance",
+        description=(__doc__ or "").partition("\n")[0],
+    )
+    parser.add_argument(
+        "--only", type=_parts, default=tuple(PARTS), help=f"some of {', '.join(PARTS)}"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--minutes", type=_minutes, default=MINUTES, help="for everything together")
+    parser.add_argument("--gpu", type=int, default=0, help="NVML index (default 0)")
+    parser.add_argument("--rehearse", action="store_true", help="workloads on the host processor")
+    parser.add_argument("--document", action="store_true", help="only write docs/accuracy.md")
+    parsed = parser.parse_args(arguments)
+    if parsed.document:
+        print(f"written: {write_page(parsed.out, ROOT / 'docs' / 'accuracy.md')}")
+        return 0
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="gpu-acceptance-") as scratch:
+        request = Request(
+            parts=parsed.only,
+            seconds=parsed.minutes * 60,
+            gpu=parsed.gpu,
+            rehearsal=parsed.rehearse,
+            out=parsed.out,
+            scratch=Path(scratch),
+        )
+        results = run_parts(request, survey(request))
+    if any(part.status != "not_run" for part in results.parts):
+        stem = file_stem(results.machine.gpu, results.started)
+        path = free_path(parsed.out, stem, ".rehearsal.json" if results.rehearsal else ".json")
+        path.write_bytes(encode(results))
+        print(f"results: {path}", file=sys.stderr)
+    print(render(results))
+    return 0 if results.sound else 1
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    wanted = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in wanted if name not in PARTS]
+    if unknown or not wanted:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(unknown) or 'nothing'}: parts are {', '.join(PARTS)}"
+        )
+    return tuple(name for name in PARTS if name in wanted)
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0.5 <= value <= 120:
+        raise argparse.ArgumentTypeError("must be between 0.5 and 120")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

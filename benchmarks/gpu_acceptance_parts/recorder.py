@@ -1,0 +1,140 @@
+"""Records what the daemon asks of one GPU, with every answer, code and time.
+
+    python -m benchmarks.gpu_acceptance_parts.recorder --gpu 0 --as nobody > recording.json
+
+Privileges are given up before the driver is opened. Exit code 3: they could not be.
+"""
+
+import argparse
+import importlib.metadata
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pynvml
+
+from benchmarks.gpu_acceptance_parts.logs import log_to_stderr
+from benchmarks.gpu_acceptance_parts.privileges import USERS, User, become
+from benchmarks.gpu_acceptance_parts.recording import FORMAT, Recording
+from benchmarks.gpu_acceptance_parts.tape import Tape
+from exporter.nvml import gpm
+from exporter.nvml.errors import NvmlError
+from exporter.nvml.library import DeviceCalls, DriverLibrary, call
+from exporter.nvml.mig import list_instances
+from exporter.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity
+
+
+ROUNDS = 5
+EXIT_NO_SUCH_USER = 3
+# NVML asks for more than 100 ms between two samples.
+_WINDOW_SECONDS = 0.15
+_GPM_IDS = (*gpm.PERCENT_IDS, *gpm.RATE_IDS, *gpm.CYCLE_IDS)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--gpu", type=int, default=0)
+    parser.add_argument("--as", dest="user", choices=USERS, default="current")
+    parsed = parser.parse_args(arguments)
+    log_to_stderr()
+    # Asked for first: afterwards the interpreter's own files may be out of reach.
+    bindings = importlib.metadata.version("nvidia-ml-py")
+    try:
+        become(parsed.user)
+    except OSError as error:
+        print(f"cannot go on as {parsed.user}: {error.strerror}", file=sys.stderr)
+        return EXIT_NO_SUCH_USER
+    sys.stdout.buffer.write(msgspec.json.encode(record(parsed.gpu, parsed.user, bindings)))
+    return 0
+
+
+def record(index: int, user: User, bindings: str) -> Recording:
+    """Ask everything that the daemon asks, several times, and note it. Never raises for the driver's sake."""
+    tape = Tape()
+    tape.install()
+    library = DriverLibrary()
+    speed: tuple[float | None, float | None] = (None, None)
+    driver = None
+    try:
+        library.open()
+        driver = library.driver_version()
+        library.device_count()
+        handle = call("nvmlDeviceGetHandleByIndex", index)
+        for _ in range(ROUNDS):
+            calls = DeviceCalls(handle, device=str(index))
+            _read_all(calls, index, driver)
+            speed = _read_gpm(handle, calls)
+        _events(handle)
+    except NvmlError:
+        pass  # the tape has its code
+    library.close()
+    return Recording(
+        format=FORMAT,
+        user=user,
+        driver=driver or "unknown",
+        nvidia_ml_py=bindings,
+        calls=tape.records(),
+        fields=tuple(tape.fields[key] for key in sorted(tape.fields)),
+        metrics=tuple(tape.metrics[key] for key in sorted(tape.metrics)),
+        cycles_per_second=speed[0],
+        sm_clock_hertz=speed[1],
+    )
+
+
+def _read_all(calls: DeviceCalls, index: int, driver: str | None) -> None:
+    uuid = read_identity(calls, index, driver).uuid
+    sample = read_clock(calls, time.monotonic)
+    read_fast(calls, sample, traffic=True)
+    for group in SLOW_GROUPS:
+        group(calls)
+    list_instances(calls)
+    # How a device is found again after a reload.
+    _quietly(lambda: call("nvmlDeviceGetHandleByUUID", uuid))
+    _quietly(lambda: call("nvmlDeviceGetIndex", calls.handle))
+
+
+def _read_gpm(handle: Any, calls: DeviceCalls) -> tuple[float | None, float | None]:
+    """Two windows, each metric alone and all together; the speed of the cycle counter and the clock."""
+    session = gpm.GpmSession(handle)
+    counts: list[tuple[float, float]] = []
+    clock = None
+    try:
+        with gpm.gpm_lock():
+            session.open()
+            session.sample()
+            for _ in range(2):
+                time.sleep(_WINDOW_SECONDS)
+                window = session.sample()
+                values = session.metrics(_GPM_IDS)
+                clock = read_clock(calls, time.monotonic).sm_clock_hertz
+                if window is not None and gpm.SM_CYCLES_ELAPSED in values:
+                    counts.append((window[1], values[gpm.SM_CYCLES_ELAPSED]))
+    except NvmlError:
+        return None, clock
+    finally:
+        session.close()
+    if len(counts) < 2:
+        return None, clock
+    (begin, before), (end, after) = counts[-2:]
+    return (after - before) / (end - begin), clock
+
+
+def _events(handle: Any) -> None:
+    events = call("nvmlEventSetCreate")
+    kind = pynvml.nvmlEventTypeXidCriticalError
+    _quietly(lambda: call("nvmlDeviceRegisterEvents", handle, kind, events))
+    _quietly(lambda: call("nvmlEventSetWait", events, 1))
+    call("nvmlEventSetFree", events)
+
+
+def _quietly(ask: Callable[[], Any]) -> None:
+    try:
+        ask()
+    except NvmlError:
+        return  # its code is on the tape
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What the machine has: `python -m benchmarks.gpu_acceptance_parts.survey INDEX`, answer as JSON.
+
+A process of its own: a driver that hangs or crashes here costs nobody else anything.
+"""
+
+import importlib.metadata
+import platform
+import sys
+
+import msgspec
+
+from benchmarks.gpu_acceptance_parts.context import Survey
+from benchmarks.gpu_acceptance_parts.logs import log_to_stderr
+from benchmarks.gpu_acceptance_parts.schema import Machine
+from exporter.nvml.errors import NvmlError
+from exporter.nvml.library import DeviceCalls, DriverLibrary, call
+from exporter.nvml.reading import read_identity, read_processes
+from exporter.version import VERSION
+
+
+def main(index: int) -> Survey:
+    """The survey of the GPU with this NVML index."""
+    versions = {"python": platform.python_version(), "flopwatch": VERSION}
+    versions["nvidia-ml-py"] = _version_of("nvidia-ml-py")
+    no_cuda = _torch_obstacle(versions)
+    unknown = Machine("unknown", "unknown", "unknown", None, versions)
+    library = DriverLibrary()
+    try:
+        library.open()
+        handle = call("nvmlDeviceGetHandleByIndex", index)
+        calls = DeviceCalls(handle, device=str(index))
+        identity = read_identity(calls, index, library.driver_version())
+        processes = read_processes(calls)["processes"] or ()
+    except NvmlError as error:
+        why = f"no GPU {index}: {error}"
+        return Survey(unknown, no_gpu=why, no_cuda=no_cuda or why)
+    capability = identity.compute_capability
+    machine = Machine(
+        gpu=identity.name,
+        driver=identity.driver_version or "unknown",
+        compute_capability="unknown" if capability is None else ".".join(map(str, capability)),
+        sm_count=identity.sm_count,
+        versions=versions,
+    )
+    return Survey(machine, identity.uuid, no_cuda=no_cuda, in_use_by=len(processes))
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _torch_obstacle(versions: dict[str, str]) -> str:
+    try:
+        import torch
+    except ImportError as error:
+        return f"torch cannot be imported: {error}"
+    versions["torch"] = str(torch.__version__)
+    versions["cuda"] = str(torch.version.cuda)
+    return "" if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+if __name__ == "__main__":
+    log_to_stderr()
+    sys.stdout.buffer.write(msgspec.json.encode(main(int(sys.argv[1]))))
