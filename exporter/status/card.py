@@ -162,7 +162,7 @@ def _details(device: Device, unix_seconds: float, anchor: str) -> str:
     lowest = f" (from {percent(min(ratios))} of baseline)" if ratios else ""
     return (
         f'<details id="{anchor}-d"><summary>Details, {escape(probes + lowest)}</summary>'
-        f"{_probes(device, unix_seconds)}{_pairs(_particulars(device, unix_seconds))}</details>"
+        f"{_probes(device, unix_seconds, anchor)}{_pairs(_particulars(device, unix_seconds))}</details>"
     )
 
 
@@ -197,12 +197,14 @@ def _event_words(events: Health, unix_seconds: float) -> str:
     return "; ".join(parts)
 
 
-def _probes(device: Device, unix_seconds: float) -> str:
+def _probes(device: Device, unix_seconds: float, anchor: str) -> str:
     if not device.probes:
         return ""
     rows = "".join(_probe_row(probe, unix_seconds) for probe in device.probes)
     return (
-        '<div class="scroll"><table><thead><tr><th scope="col">Kernel</th><th scope="col">Result</th>'
+        # On a narrow screen it scrolls: the keyboard must be able to get there.
+        f'<div class="scroll" id="{anchor}-t" tabindex="0" role="group" aria-labelledby="{anchor}-h">'
+        '<table><thead><tr><th scope="col">Kernel</th><th scope="col">Result</th>'
         '<th scope="col">of peak</th><th scope="col">of baseline</th><th scope="col">Age</th></tr>'
         f"</thead><tbody>{rows}</tbody></table></div>"
     )
