@@ -19,8 +19,8 @@ CopyPath = Literal["device", "host_to_device", "device_to_host", "peer"]
 MIB: Final = 2**20
 SIZES: Final = tuple(size * MIB for size in (1, 2, 4, 8, 16, 32, 64))
 # Large enough that a launch does not matter, and several, so that the rate is not the cache's.
-TRIAL_BYTES: Final = 4 * MIB
-TRIAL_PIECES: Final = 4
+TRIAL_BYTES: Final = 2 * MIB
+TRIAL_PIECES: Final = 8
 # A copy takes this part of a chunk at most, so that two fit; larger ones come closer to the
 # bus's full speed.
 RUN_SHARE: Final = 0.45

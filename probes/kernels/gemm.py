@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # A first guess that every precision does quickly, to learn the rate from.
 TRIAL_CPU: Final[Shape] = (64, 64, 64)
 TRIALS_CUDA: Final[tuple[Shape, ...]] = ((2048, 2048, 1024), (1024, 1024, 1024))
+# On a busy host the fastest of several tells the size that all later probes keep.
+TRIAL_RUNS: Final = 4
 TINY: Final[Shape] = (64, 64, 64)
 # Sizes that did well in mamf-finder's published sweeps, beside those computed for the SM count.
 SWEPT_OUTPUTS: Final = ((2048, 2048), (4096, 4096))
@@ -175,7 +177,7 @@ class Gemm(Kernel):
         cpu = device.kind == "cpu"
         room = device.arena.size_bytes // 2
         trial = TRIAL_CPU if cpu else self._fitting(TRIALS_CUDA, room)[0]
-        flops = TRIAL_FACTOR * self._rate(device, meter, trial)
+        flops = TRIAL_FACTOR * self._rate(device, meter, trial, TRIAL_RUNS)
         candidates: tuple[Shape, ...]
         if cpu:
             candidates = cpu_shapes(flops, CPU_RUN_SHARE * max_chunk_seconds)
@@ -235,13 +237,13 @@ class Gemm(Kernel):
             rates[shape] = self._rate(device, meter, shape)
         return rates
 
-    def _rate(self, device: "ProbeDevice", meter: "Meter", shape: Shape) -> float:
-        """FLOP/s of the faster of two runs on one set of operands."""
+    def _rate(self, device: "ProbeDevice", meter: "Meter", shape: Shape, runs: int = 2) -> float:
+        """FLOP/s of the fastest of a few runs on one set of operands."""
         device.arena.reset()
         prepared = self._filled(device, meter, shape, sets=1)
         prepared.activate()
         device.load(meter, prepared.run)
-        chunk = device.chunk(meter, prepared.run, 0, 2)
+        chunk = device.chunk(meter, prepared.run, 0, runs)
         return prepared.work_per_run / min(chunk.run_seconds)
 
     def _filled(
