@@ -49,7 +49,7 @@ class ProbeService:
         with self._lock:
             if not self._scheduler.config.enabled or self._thread is not None:
                 return
-            if importlib.util.find_spec("torch") is None:
+            if not _torch_is_there():
                 self._scheduler.note_torch_missing()
                 return
             self._scheduler.stopping.clear()
@@ -102,3 +102,12 @@ class ProbeService:
                 log.exception("probe_cycle_failed")
             delay = next_delay(clock.time(), scheduler.config.interval_seconds, self._fraction)
         scheduler.close()
+
+
+def _torch_is_there() -> bool:
+    """Whether torch is installed, found out without importing it."""
+    try:
+        return importlib.util.find_spec("torch") is not None
+    except (ImportError, ValueError):
+        # An entry in sys.modules that is no module: somebody blocks the import.
+        return False
