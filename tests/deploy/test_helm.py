@@ -174,6 +174,20 @@ class TestPrivileges:
         assert not [volume for volume in pod(objects)["volumes"] if "hostPath" in volume]
         assert environment(objects)["FLOPWATCH_KUBERNETES_POD_RESOURCES"] == "off"
 
+    def test_without_the_socket_it_fits_the_restricted_level(self):
+        """Every rule of the Pod Security Standards' level `restricted`, one by one."""
+        objects = render(option("unprivileged"))
+        context = container(objects)["securityContext"]
+        volumes = {kind for volume in pod(objects)["volumes"] for kind in volume if kind != "name"}
+
+        assert not {"hostPID", "hostIPC", "hostNetwork"} & pod(objects).keys()
+        assert volumes <= {"configMap", "csi", "downwardAPI", "emptyDir", "projected", "secret"}
+        assert context["allowPrivilegeEscalation"] is context["privileged"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["runAsNonRoot"] is True
+        assert context["seccompProfile"]["type"] in {"RuntimeDefault", "Localhost"}
+        assert "hostPort" not in container(objects)["ports"][0]
+
     def test_mig_adds_the_one_capability_that_it_needs(self):
         """The runtime shows MIG instances to containers with SYS_ADMIN only."""
         objects = render(option("mig"))
