@@ -19,6 +19,7 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ GPUS_A_HOST = 8
 SCRAPE_SECONDS = 15
 EVALUATION_SECONDS = 30
 BASELINE_STEP_SECONDS = 120
+BLOCK_SECONDS = 7200
 # What the rules with a window of days read; each has one series a GPU.
 BASELINES = {
     "gpu:flopwatch_flops_utilization:avg1h": 0.24,
@@ -70,32 +72,41 @@ def main() -> int:
 
 
 def write_history(folder: Path, hosts: list[SimulatedHost], days: int) -> None:
-    """The baselines' past, as blocks, up to two hours ago: what is newer belongs to Prometheus."""
-    end = int(time.time()) - 2 * 3600
-    start = end - days * 86400
-    text = folder / "history.om"
-    with text.open("w") as out:
-        for name, value in BASELINES.items():
-            for host in hosts:
-                for gpu in range(GPUS_A_HOST):
-                    labels = (
-                        f'{{cluster="{host.cluster}",gpu="{gpu}",instance="{host.name}",job="flopwatch",'
-                        f'uuid="GPU-SIMULATED-{host.name}-{gpu}"}}'
-                    )
-                    for step, at in enumerate(range(start, end, BASELINE_STEP_SECONDS)):
-                        out.write(f"{name}{labels} {value * (1 + 0.001 * (step % 97))} {at}\n")
-        out.write("# EOF\n")
-    command = [
-        "promtool",
-        "tsdb",
-        "create-blocks-from",
-        "openmetrics",
-        "--quiet",
-        str(text),
-        str(folder / "data"),
-    ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    text.unlink()
+    """The baselines' past, as blocks, up to two hours ago: what is newer belongs to Prometheus.
+
+    One file a block: promtool reads all of a file for each block that it makes of it.
+    """
+    end = (int(time.time()) - BLOCK_SECONDS) // BLOCK_SECONDS * BLOCK_SECONDS
+    for start in range(end - days * 86400, end, BLOCK_SECONDS):
+        text = folder / "history.om"
+        with text.open("w") as out:
+            out.writelines(
+                history_lines(hosts, range(start, start + BLOCK_SECONDS, BASELINE_STEP_SECONDS))
+            )
+        command = [
+            "promtool",
+            "tsdb",
+            "create-blocks-from",
+            "openmetrics",
+            "--quiet",
+            str(text),
+            str(folder / "data"),
+        ]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        text.unlink()
+
+
+def history_lines(hosts: list[SimulatedHost], times: range) -> Iterator[str]:
+    for name, value in BASELINES.items():
+        for host in hosts:
+            for gpu in range(GPUS_A_HOST):
+                labels = (
+                    f'{{cluster="{host.cluster}",gpu="{gpu}",instance="{host.name}",job="flopwatch",'
+                    f'uuid="GPU-SIMULATED-{host.name}-{gpu}"}}'
+                )
+                for step, at in enumerate(times):
+                    yield f"{name}{labels} {value * (1 + 0.001 * (step % 97))} {at}\n"
+    yield "# EOF\n"
 
 
 def measure(folder: Path, hosts: list[SimulatedHost], minutes: float) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from grafana_foundation_sdk.builders import (
     timeseries,
 )
 from grafana_foundation_sdk.builders.dashboard import ThresholdsConfig
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import common as mc
 from grafana_foundation_sdk.models import dashboard as md
 from grafana_foundation_sdk.models import heatmap as mh
@@ -75,10 +77,8 @@ def _thresholds(steps: Sequence[Threshold]) -> ThresholdsConfig:
     )
 
 
-def _targets(
-    queries: Sequence[Query], *, instant: bool, tabular: bool
-) -> list[prometheus.Dataquery]:
-    targets = []
+def _targets(queries: Sequence[Query], *, instant: bool, tabular: bool) -> list[Builder[Dataquery]]:
+    targets: list[Builder[Dataquery]] = []
     for index, query in enumerate(queries):
         target = (
             prometheus.Dataquery()
@@ -92,7 +92,7 @@ def _targets(
     return targets
 
 
-def instant_tables(queries: Sequence[Query]) -> list[prometheus.Dataquery]:
+def instant_tables(queries: Sequence[Query]) -> list[Builder[Dataquery]]:
     """Targets whose present values come as one table each."""
     return _targets(queries, instant=True, tabular=True)
 
@@ -231,7 +231,9 @@ def lines(
     return panel
 
 
-def state_stack(title: str, description: str, by_state: str, **shape: int) -> timeseries.Panel:
+def state_stack(
+    title: str, description: str, by_state: str, *, span: int, height: int
+) -> timeseries.Panel:
     """The states of the GPU's time, filling 0 to 100 %: work at the bottom, idleness on top.
 
     `by_state` is a query with STATE where the state's name goes; one target a state keeps the order.
@@ -245,7 +247,8 @@ def state_stack(title: str, description: str, by_state: str, **shape: int) -> ti
         maximum=1,
         colors=STATE_COLORS,
         legend_side=True,
-        **shape,
+        span=span,
+        height=height,
     )
 
 
@@ -307,8 +310,16 @@ def bucket_heatmap(
         .span(span)
         .height(height)
     )
-    (target,) = _targets([query], instant=False, tabular=False)
-    return panel.targets([target.format(PromQueryFormat.HEATMAP)])
+    target = (
+        prometheus.Dataquery()
+        .datasource(DATASOURCE)
+        .ref_id("A")
+        .expr(query.expr)
+        .legend_format(query.legend)
+        .range()
+        .format(PromQueryFormat.HEATMAP)
+    )
+    return panel.with_target(target)
 
 
 def states_over_time(

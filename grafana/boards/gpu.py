@@ -21,7 +21,6 @@ RATE = "$__rate_interval"
 
 
 def _now(dashboard: Dashboard) -> Dashboard:
-    small = {"span": 3, "height": 4}
     return (
         dashboard.with_panel(
             number(
@@ -61,7 +60,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 ],
                 unit="flops",
                 thresholds=BLUE,
-                **small,
+                span=3,
             )
         )
         .with_panel(
@@ -72,7 +71,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 unit="percentunit",
                 decimals=1,
                 thresholds=BLUE,
-                **small,
+                span=3,
             )
         )
         .with_panel(
@@ -89,7 +88,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 decimals=1,
                 thresholds=good_above(0.75, 0.95),
                 no_value="not probed",
-                **small,
+                span=3,
             )
         )
         .with_panel(
@@ -101,7 +100,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 decimals=1,
                 thresholds=good_above(0.75, 0.95),
                 no_value="not probed",
-                **small,
+                span=3,
             )
         )
         .with_panel(
@@ -117,7 +116,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 unit="celsius",
                 decimals=0,
                 thresholds=bad_above(80, 87),
-                **small,
+                span=3,
             )
         )
         .with_panel(
@@ -128,7 +127,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 unit="watt",
                 decimals=0,
                 thresholds=BLUE,
-                **small,
+                span=3,
             )
         )
     )
