@@ -13,7 +13,7 @@ from exporter.version import REVISION, VERSION
 
 
 # Subcommands in the order of the help. Each module has `add_parser(subparsers)`.
-_COMMANDS = ("serve", "top", "probe", "calibrate", "simulate", "config", "metrics")
+_COMMANDS = ("serve", "top", "check", "probe", "calibrate", "simulate", "config", "metrics")
 # Those that run for months beside a server.
 _LEAN_COMMANDS = ("serve",)
 

@@ -95,7 +95,8 @@ def assert_states_sum_to_elapsed_time(first: Scrape, last: Scrape) -> None:
         elapsed = last.value(at, uuid=uuid, source="nvml") - first.value(
             at, uuid=uuid, source="nvml"
         )
-        assert grown == pytest.approx(elapsed, rel=0.01)
+        # A busy machine takes the two instants some hundredths of a second apart.
+        assert grown == pytest.approx(elapsed, rel=0.01, abs=0.06)
 
 
 def test_every_profile_has_its_golden_file() -> None:

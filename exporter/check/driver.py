@@ -1,0 +1,137 @@
+"""Asks the driver, in a process of its own: `python -m exporter.check.driver SECONDS`.
+
+A driver call can hang for good and cannot be interrupted, so every GPU has a thread here, what is
+known is written when the time is up, and the process ends without waiting for anybody. One line of
+JSON for the driver, then one per GPU.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict
+from typing import Any
+
+from exporter.accounting.peaks import find_peaks
+from exporter.logging_setup import set_up_logging
+from exporter.nvml.errors import NvmlError
+from exporter.nvml.library import DeviceCalls, DriverLibrary, call
+from exporter.nvml.mig import list_instances, mig_enabled, read_instance
+from exporter.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity, read_memory
+from exporter.sources.gpm import GpmSource
+
+
+_VIRTUALIZATION = {0: "none", 1: "passthrough", 2: "vgpu", 3: "host_vgpu", 4: "host_vsga"}
+
+
+def main() -> None:
+    """Write what the driver says, within the seconds given as argument."""
+    set_up_logging("error", "logfmt")
+    deadline = time.monotonic() + float(sys.argv[1])
+    driver: dict[str, Any] = {}
+    library = DriverLibrary()
+    asked = threading.Thread(target=_ask_driver, args=(library, driver), daemon=True)
+    asked.start()
+    asked.join(max(0.0, deadline - time.monotonic()))
+    if asked.is_alive():
+        driver["error"] = "hung"
+    _write(driver)
+    devices: list[dict[str, Any]] = [{"index": index} for index in range(driver.get("count", 0))]
+    threads = [
+        threading.Thread(target=_ask_device, args=(library, device), daemon=True)
+        for device in devices
+    ]
+    for thread in threads:
+        thread.start()
+    for thread, device in zip(threads, devices, strict=True):
+        thread.join(max(0.0, deadline - time.monotonic()))
+        _write({**device, "error": "hung"} if thread.is_alive() else device)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _ask_driver(library: DriverLibrary, driver: dict[str, Any]) -> None:
+    try:
+        library.open()
+        driver["driver_version"] = library.driver_version()
+        driver["count"] = library.device_count()
+    except NvmlError as error:
+        driver["error"] = error.reason
+        return
+    for name, function in (
+        ("nvml_version", "nvmlSystemGetNVMLVersion"),
+        ("cuda_driver_version", "nvmlSystemGetCudaDriverVersion"),
+    ):
+        try:
+            driver[name] = call(function)
+        except NvmlError:
+            driver[name] = None
+
+
+def _ask_device(library: DriverLibrary, device: dict[str, Any]) -> None:
+    try:
+        _describe(library, device)
+    except NvmlError as error:
+        device["error"] = error.reason
+
+
+def _describe(library: DriverLibrary, device: dict[str, Any]) -> None:
+    calls = DeviceCalls(
+        call("nvmlDeviceGetHandleByIndex", device["index"]), device=str(device["index"])
+    )
+    identity = read_identity(calls, device["index"], library.driver_version())
+    peaks = find_peaks(identity)
+    device.update(
+        uuid=identity.uuid,
+        name=identity.name,
+        architecture=identity.architecture,
+        compute_capability=identity.compute_capability,
+        sm_count=identity.sm_count,
+        peaks={"origin": peaks.origin, "model": peaks.model, "known": bool(peaks.flops)},
+        virtualization=_VIRTUALIZATION.get(calls.ask("nvmlDeviceGetVirtualizationMode")),
+        memory=read_memory(calls),
+        mig=mig_enabled(calls),
+    )
+    device["instances"] = [
+        {
+            "uuid": instance.uuid,
+            "gpu_instance_id": instance.gpu_instance_id,
+            **asdict(read_instance(calls, instance.handle)),
+        }
+        for instance in (list_instances(calls) if device["mig"] else ())
+    ]
+    fast = read_fast(calls, read_clock(calls, time.monotonic), traffic=True)
+    device["missing"] = sorted(
+        name
+        for name in ("power_watts", "energy_joules", "temperature_celsius", "gpu_utilization")
+        if getattr(fast, name) is None
+    )
+    for group in SLOW_GROUPS:
+        slow = group(calls)
+        if "compute_mode" in slow:
+            device["compute_mode"] = slow["compute_mode"]
+        if slow.get("processes") is not None:
+            device["processes"] = len(slow["processes"])
+    device["refused"] = dict(calls.errors)
+    device["gpm"] = _gpm(calls, identity.sm_count, identity.sm_clock_max_hertz)
+
+
+def _gpm(calls: DeviceCalls, sm_count: int | None, max_hertz: float | None) -> dict[str, str]:
+    source = GpmSource(
+        calls.handle, sm_count=sm_count, max_hertz=max_hertz, on_implausible=lambda _what: None
+    )
+    try:
+        source.open(lambda: read_clock(calls, time.monotonic).sm_clock_hertz)
+    except NvmlError as error:
+        return {"error": error.reason}
+    source.close()
+    return {"source": source.name}
+
+
+def _write(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document) + "\n")
+
+
+if __name__ == "__main__":
+    main()

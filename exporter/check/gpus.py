@@ -1,0 +1,160 @@
+"""Findings about the driver and its GPUs."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.check.finding import Finding, Level
+from exporter.check.subprocesses import Answer
+from exporter.config.model import Config
+
+
+_ERRORS = {
+    "library_not_found": (
+        "the driver library libnvidia-ml.so.1 is not there",
+        (
+            "install the NVIDIA driver; in a container use the NVIDIA runtime with "
+            "NVIDIA_DRIVER_CAPABILITIES=utility"
+        ),
+    ),
+    "driver_not_loaded": ("the kernel driver is not loaded", "load it: modprobe nvidia"),
+    "driver_mismatch": (
+        "driver library and kernel module are of different versions",
+        "reboot, or reload the kernel module; then restart flopwatch",
+    ),
+    "no_permission": (
+        "no permission to talk to the driver",
+        "give the user access to /dev/nvidiactl and /dev/nvidia*",
+    ),
+    "unknown": (
+        "the driver library does not initialise",
+        (
+            "in a container this is lost device access: create the container anew (after `systemctl "
+            "daemon-reload`, list the device nodes explicitly)"
+        ),
+    ),
+    "hung": (
+        "the driver does not return from a call",
+        "see dmesg for Xid lines; a GPU reset or a reboot is needed",
+    ),
+    "gpu_is_lost": ("the GPU has fallen off the bus", "drain the node and reset or replace it"),
+    "reset_required": ("the GPU needs a reset", "drain the node: nvidia-smi --gpu-reset"),
+}
+
+
+def driver_findings(answer: Answer, config: Config) -> Iterator[Finding]:
+    """The library and the driver behind it."""
+    wanted = config.sources["nvml"] == "on"
+    if config.sources["nvml"] == "off":
+        yield Finding("driver", Level.NOTE, "turned off by sources.nvml")
+        return
+    driver: Mapping[str, Any] = answer.documents[0] if answer.documents else {"error": "hung"}
+    error = driver.get("error")
+    if error is None:
+        count = driver["count"]
+        level = Level.OK if count else Level.FAILURE if wanted else Level.WARNING
+        version = driver.get("cuda_driver_version")
+        cuda = f", CUDA {version // 1000}.{version % 1000 // 10}" if version else ""
+        yield Finding("driver", level, f"{driver.get('driver_version')}{cuda}, {count} GPU(s)")
+        return
+    text, remedy = _ERRORS.get(error, (f"the driver answers {error}", "see dmesg"))
+    nodes = _device_nodes()
+    if error == "library_not_found" and not nodes and not wanted:
+        yield Finding("driver", Level.NOTE, "no NVIDIA driver here: the host processor is watched")
+        return
+    yield Finding("driver", Level.FAILURE, text, remedy)
+    for node in nodes:
+        if not os.access(node, os.R_OK | os.W_OK):
+            yield Finding("permissions", Level.FAILURE, f"{node} cannot be opened", f"chmod {node}")
+
+
+def gpu_findings(answer: Answer, config: Config) -> Iterator[Finding]:
+    """Each GPU: what it is, where its FLOPS come from, what stands in the way."""
+    for device in answer.documents[1:]:
+        area = f"gpu {device['index']}"
+        name = f"{device.get('name', 'unknown')}: "
+        error = device.get("error")
+        if error is not None:
+            text, remedy = _ERRORS.get(error, (f"the driver answers {error}", "see dmesg"))
+            yield Finding(area, Level.FAILURE, name + text, remedy)
+            continue
+        yield _source(area, name, device, config)
+        yield from _peculiarities(area, device, config)
+
+
+def without_gpm(answer: Answer) -> list[Mapping[str, Any]]:
+    """The GPUs that need DCGM for their FLOPS."""
+    return [d for d in answer.documents[1:] if "error" in d.get("gpm", {})]
+
+
+def _source(area: str, name: str, device: Mapping[str, Any], config: Config) -> Finding:
+    if config.sources["gpm"] == "off":
+        return Finding(area, Level.NOTE, f"{name}GPM is turned off by sources.gpm")
+    gpm = device["gpm"]
+    if "source" in gpm:
+        return Finding(area, Level.OK, f"{name}FLOPS from {gpm['source']}")
+    capability = tuple(device["compute_capability"] or ())
+    if device.get("mig"):
+        return Finding(
+            area, Level.NOTE, f"{name}no GPM of the whole GPU in MIG mode; see its instances"
+        )
+    if gpm["error"] != "not_supported":
+        return Finding(
+            area,
+            Level.WARNING,
+            f"{name}GPM fails: {gpm['error']}",
+            "look for another profiler on this GPU; the daemon tries again every minute",
+        )
+    if device.get("virtualization") == "vgpu":
+        why = "a vGPU has GPM only where it owns a whole MIG instance"
+    elif capability and capability < (9, 0):
+        why = "GPM begins with Hopper: FLOPS need DCGM"
+    else:
+        why = "this GPU or driver has no GPM (confidential computing closes it)"
+    return Finding(area, Level.WARNING, f"{name}{why}", "run dcgm-exporter, see dcgm below")
+
+
+def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iterator[Finding]:
+    peaks = device["peaks"]
+    if not peaks["known"] and not device.get("mig"):
+        yield Finding(area, Level.WARNING, "its peak is not known: no ratios", "report the model")
+    elif peaks["origin"] == "derived":
+        yield Finding(area, Level.NOTE, "not in the table of models: its peak is derived")
+    if device["missing"]:
+        yield Finding(area, Level.NOTE, f"does not tell {', '.join(device['missing'])}")
+    if device["refused"].get("no_permission"):
+        yield Finding(
+            area, Level.WARNING, "refuses calls for lack of permission", "run as root, or see dmesg"
+        )
+    mode = device.get("compute_mode")
+    if config.probes.enabled and mode not in (None, "default"):
+        yield Finding(
+            area,
+            Level.WARNING,
+            f"compute mode {mode}: probes hold off while another process has the GPU",
+            "nvidia-smi --compute-mode=0, or probes.enabled: false",
+        )
+    if device.get("mig"):
+        instances = device["instances"]
+        sizes = ", ".join(f"{i['gpu_instance_id']} ({i['sm_count']} SMs)" for i in instances)
+        yield Finding(
+            area,
+            Level.OK if instances else Level.WARNING,
+            f"MIG instances: {sizes}" if instances else "MIG mode without instances to be seen",
+            None if instances else "in a container set NVIDIA_MIG_MONITOR_DEVICES=all",
+        )
+    free = device["memory"].get("memory_free_bytes")
+    if not device["memory"]:
+        yield Finding(area, Level.NOTE, "has no memory of its own (unified memory)")
+    elif config.probes.enabled and free < config.probes.min_free_memory_bytes:
+        yield Finding(
+            area,
+            Level.NOTE,
+            f"{free / 2**20:.0f} MiB free: probes hold off below "
+            f"{config.probes.min_free_memory_bytes / 2**20:.0f} MiB",
+        )
+
+
+def _device_nodes() -> list[str]:
+    return [str(path) for path in sorted(Path("/dev").glob("nvidia*")) if not path.is_dir()]

@@ -1,0 +1,204 @@
+"""Findings about the host around the GPUs: sockets, files, clocks, other services."""
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter.check.finding import Finding, Level
+from exporter.check.subprocesses import Answer
+from exporter.config.model import Config
+from exporter.dcgm.exposition import parse
+from exporter.engines.errors import Reason, ScrapeError
+from exporter.engines.http import fetch
+from exporter.errors import ListenError
+from exporter.holders.errors import HolderSourceError
+from exporter.holders.pod_resources import list_allocations
+from exporter.web.addresses import open_listener, parse_listen_address
+from probes.state import usable_state_path
+
+
+_TIMEOUT_SECONDS = 3.0
+# adjtimex(2): the return value that says that nothing disciplines the clock.
+_TIME_ERROR = 5
+_TIMEX_BYTES = 256  # struct timex is 208 bytes on 64-bit Linux
+
+
+def port_findings(config: Config) -> Iterator[Finding]:
+    """Whether the daemon could listen, or does already."""
+    for address in config.web.listen_address:
+        try:
+            open_listener(address, 1).close()
+        except ListenError as error:
+            host, port = parse_listen_address(address)
+            if _is_flopwatch(host, port):
+                yield Finding("port", Level.OK, f"{address}: flopwatch is listening already")
+            else:
+                yield Finding("port", Level.FAILURE, str(error), "choose another address")
+        else:
+            yield Finding("port", Level.OK, f"{address} is free")
+
+
+def state_findings(config: Config) -> Iterator[Finding]:
+    """Where baselines and calibration will be kept."""
+    path = config.state_file
+    if _can_be_written(path):
+        yield Finding("state file", Level.OK, str(path))
+        return
+    path = usable_state_path(path)  # the user's: the other cannot be
+    if _can_be_written(path):
+        yield Finding(
+            "state file", Level.NOTE, f"{config.state_file} cannot be written; {path} is used"
+        )
+    else:
+        yield Finding(
+            "state file",
+            Level.WARNING,
+            f"neither {config.state_file} nor {path} can be written: baselines end with the process",
+            "set state_file",
+        )
+
+
+def _can_be_written(path: Path) -> bool:
+    """Whether the file is there and writable, or can be made, folders included."""
+    if path.exists():
+        return os.access(path, os.W_OK)
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def dcgm_findings(config: Config, gpus: Sequence[Any]) -> Iterator[Finding]:
+    """Whether a dcgm-exporter answers for the GPUs that need it, and with what."""
+    mode = config.sources["dcgm"]
+    if mode == "off" or (mode == "auto" and not gpus):
+        return
+    try:
+        devices = parse(fetch(config.dcgm_url, timeout_seconds=_TIMEOUT_SECONDS))
+    except (ScrapeError, ValueError) as error:
+        level = Level.FAILURE if mode == "on" else Level.WARNING
+        yield Finding(
+            "dcgm",
+            level,
+            f"{config.dcgm_url}: {error}",
+            "run dcgm-exporter on this node, or set dcgm.url",
+        )
+        return
+    known = {key.uuid: sample for key, sample in devices.items() if key.gpu_instance_id is None}
+    for gpu in gpus:
+        sample = known.get(gpu["uuid"])
+        if sample is None:
+            yield Finding("dcgm", Level.WARNING, f"knows nothing of GPU {gpu['index']}")
+        elif sample.missing_fields:
+            yield Finding(
+                "dcgm",
+                Level.WARNING,
+                f"GPU {gpu['index']}: does not export {', '.join(sample.missing_fields)}",
+                "add them to dcgm-exporter's counters file (-f, DCGM_EXPORTER_COLLECTORS)",
+            )
+        else:
+            yield Finding("dcgm", Level.OK, f"GPU {gpu['index']}: all fields that FLOPS need")
+
+
+def engine_findings(config: Config) -> Iterator[Finding]:
+    """Whether the configured inference engines answer."""
+    for workload in config.workloads:
+        try:
+            fetch(workload.url, timeout_seconds=min(workload.timeout, _TIMEOUT_SECONDS))
+        except ScrapeError as error:
+            hint = "start it" if error.reason is Reason.CONNECTION else "check workloads.url"
+            yield Finding(
+                f"engine {workload.name}", Level.WARNING, f"{workload.url}: {error}", hint
+            )
+        else:
+            yield Finding(f"engine {workload.name}", Level.OK, f"{workload.url} answers")
+
+
+def kubernetes_findings(config: Config) -> Iterator[Finding]:
+    """Whether the kubelet tells which pods hold the GPUs."""
+    if config.pod_resources == "off":
+        return
+    socket = Path(config.pod_resources_socket)
+    if not socket.exists():
+        if config.pod_resources == "on":
+            yield Finding(
+                "kubernetes", Level.FAILURE, f"{socket} is not there", "mount it into the pod"
+            )
+        else:
+            yield Finding("kubernetes", Level.NOTE, f"no kubelet here ({socket})")
+        return
+    try:
+        allocations = list_allocations(socket, _TIMEOUT_SECONDS)
+    except (HolderSourceError, OSError) as error:
+        yield Finding(
+            "kubernetes", Level.WARNING, f"{socket}: {error}", "run as root, or mount the socket"
+        )
+    else:
+        yield Finding("kubernetes", Level.OK, f"{socket}: {len(allocations)} GPU allocation(s)")
+
+
+def clock_findings() -> Iterator[Finding]:
+    """Whether anything keeps the clock: timestamps of a host that drifts mislead."""
+    status = _clock_status()
+    if status is None:
+        return
+    if status == _TIME_ERROR:
+        yield Finding(
+            "clock",
+            Level.WARNING,
+            f"not synchronised ({time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())})",
+            "run chrony or systemd-timesyncd",
+        )
+    else:
+        yield Finding("clock", Level.OK, "synchronised")
+
+
+def probe_findings(answer: Answer | None, config: Config, *, has_gpus: bool) -> Iterator[Finding]:
+    """Whether the probes have a torch, and one that can use these GPUs."""
+    if not config.probes.enabled or answer is None:
+        yield Finding("probes", Level.NOTE, "turned off by probes.enabled")
+        return
+    pause = config.probes.pause_file
+    if pause is not None and pause.exists():
+        yield Finding("probes", Level.NOTE, f"paused: {pause} exists")
+    torch = answer.documents[-1] if answer.documents else {"error": answer.error or "no answer"}
+    if "error" in torch:
+        text = "torch took too long to load" if answer.late else f"no torch: {torch['error']}"
+        yield Finding(
+            "probes", Level.WARNING, text, "pip install flopwatch[probes], or probes.enabled: false"
+        )
+    elif has_gpus and not torch["cuda_available"]:
+        built = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
+        yield Finding(
+            "probes",
+            Level.WARNING,
+            f"torch {torch['version']}, {built}, finds no GPU",
+            "install a torch whose CUDA the driver supports",
+        )
+    else:
+        cuda = f", CUDA {torch['cuda']}" if torch["cuda"] else ""
+        yield Finding("probes", Level.OK, f"torch {torch['version']}{cuda}")
+
+
+def _is_flopwatch(host: str, port: int) -> bool:
+    """Whether a flopwatch answers there; one behind TLS or a password is not recognised."""
+    name = host if host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104  compared, not bound
+    try:
+        text = fetch(f"http://{name}:{port}/metrics", timeout_seconds=_TIMEOUT_SECONDS)
+    except ScrapeError:
+        return False
+    return "flopwatch_build_info" in text
+
+
+def _clock_status() -> int | None:
+    """The kernel's clock state, read only; None where it will not say."""
+    try:
+        adjtimex = ctypes.CDLL(None, use_errno=True).adjtimex
+    except (OSError, AttributeError):
+        return None
+    # All zeros: modes 0 changes nothing.
+    status = int(adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES)))
+    return status if status >= 0 else None

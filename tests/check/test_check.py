@@ -1,0 +1,194 @@
+"""`flopwatch check` as a user runs it, on simulated hosts."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.check import doctor
+from exporter.check.subprocesses import ask_driver
+from exporter.config.load import ConfigOrigin, load_config
+from tests.dcgm.server import DEFAULT_FIELDS, DcgmExporter, device_rows
+from tests.fake_nvml import A100, H100, H100_3G_40GB, FakeNvml
+
+
+Check = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Check:
+    """Run the command with a configuration; exit code and report."""
+
+    def run(
+        fake: FakeNvml | None = None, config: str = "", **environment: str
+    ) -> tuple[int, dict[str, Any]]:
+        file = tmp_path / "check.yaml"
+        file.write_text(
+            "web: {listen_address: ['127.0.0.1:0']}\nprobes: {enabled: false}\n" + config
+        )
+        finished = subprocess.run(
+            [sys.executable, "-m", "exporter", "check", "--json", "--config.file", str(file)],
+            env={
+                **os.environ,
+                "XDG_STATE_HOME": str(tmp_path),
+                **(fake.env if fake else {}),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert finished.stderr == ""
+        return finished.returncode, json.loads(finished.stdout)
+
+    return run
+
+
+def found(report: dict[str, Any], area: str) -> list[tuple[str, str]]:
+    """Level and text of an area's findings."""
+    return [
+        (finding["level"], finding["text"])
+        for finding in report["findings"]
+        if finding["area"] == area
+    ]
+
+
+def test_a_host_without_a_driver_is_healthy(check: Check) -> None:
+    """Without an NVIDIA driver the daemon watches the host processor: nothing has failed."""
+    code, report = check()
+
+    assert (code, report["healthy"]) == (0, True)
+    assert found(report, "driver") == [
+        ("note", "no NVIDIA driver here: the host processor is watched")
+    ]
+
+
+def test_a_driver_that_must_be_there_and_is_not_fails(check: Check) -> None:
+    """`sources.nvml: on` says that there are GPUs here."""
+    code, report = check(config="sources: {nvml: 'on'}\n")
+
+    assert code == 1
+    assert found(report, "driver")[0][0] == "failure"
+
+
+def test_each_gpu_says_where_its_flops_come_from(check: Check, tmp_path: Path) -> None:
+    """Cycle counters on an H100, DCGM's turn on an A100, instances of a GPU in MIG mode."""
+    with FakeNvml([H100, A100, H100], tmp_path) as fake:
+        fake.gpu(2).set_mig([H100_3G_40GB])
+        code, report = check(fake, "dcgm: {url: 'http://127.0.0.1:1/metrics'}\n")
+
+    assert code == 0
+    assert ("ok", "NVIDIA H100 80GB HBM3: FLOPS from gpm_cycles") in found(report, "gpu 0")
+    assert (
+        "warning",
+        "NVIDIA A100-SXM4-80GB: GPM begins with Hopper: FLOPS need DCGM",
+    ) in found(report, "gpu 1")
+    assert ("ok", "MIG instances: 1 (60 SMs)") in found(report, "gpu 2")
+    assert [level for level, _text in found(report, "dcgm")] == ["warning"]
+
+
+def test_missing_dcgm_fields_are_named(check: Check, tmp_path: Path) -> None:
+    """dcgm-exporter's default set lacks SM and plain-pipe activity; the report says which fields."""
+    with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
+        uuid = fake.gpu(0).uuid
+        dcgm.show(device_rows(dict.fromkeys(DEFAULT_FIELDS, 0.5), gpu="0", UUID=uuid))
+        _code, report = check(fake, f"dcgm: {{url: '{dcgm.url}'}}\n")
+
+    assert found(report, "dcgm") == [
+        (
+            "warning",
+            (
+                "GPU 0: does not export DCGM_FI_PROF_SM_ACTIVE, DCGM_FI_PROF_PIPE_FP64_ACTIVE, "
+                "DCGM_FI_PROF_PIPE_FP32_ACTIVE, DCGM_FI_PROF_PIPE_FP16_ACTIVE"
+            ),
+        )
+    ]
+
+
+def test_a_lost_gpu_fails_and_the_others_are_examined(check: Check, tmp_path: Path) -> None:
+    """One GPU off the bus makes the exit code 1, and costs the report of no other."""
+    with FakeNvml([H100, H100], tmp_path) as fake:
+        fake.lose(0)
+        code, report = check(fake)
+
+    assert code == 1
+    assert found(report, "gpu 0") == [("failure", "unknown: the GPU has fallen off the bus")]
+    assert found(report, "gpu 1")[0][0] == "ok"
+
+
+def test_a_hanging_driver_is_left_behind(tmp_path: Path) -> None:
+    """A call that never returns ends the question at its time, with what was known until then."""
+    with FakeNvml([H100, H100], tmp_path) as fake, pytest.MonkeyPatch.context() as patch:
+        for name, value in fake.env.items():
+            patch.setenv(name, value)
+        fake.hang("nvmlDeviceGetPowerUsage", gpu=0)
+        began = time.monotonic()
+        answer = ask_driver(4.0).answer()
+
+    assert time.monotonic() - began < 30
+    driver, first, second = answer.documents
+    assert driver["count"] == 2
+    assert (first["error"], first["name"]) == ("hung", "NVIDIA H100 80GB HBM3")
+    assert second["gpm"] == {"source": "gpm_cycles"}
+
+
+def test_a_mismatched_driver_says_what_to_do(check: Check, tmp_path: Path) -> None:
+    """After a driver upgrade under a running node, only a reload of the module helps."""
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.mismatch_driver()
+        code, report = check(fake)
+
+    (finding,) = [f for f in report["findings"] if f["area"] == "driver"]
+    assert (code, finding["level"]) == (1, "failure")
+    assert "reload the kernel module" in finding["remedy"]
+
+
+def test_a_port_in_use_fails(check: Check) -> None:
+    """Another program on the port keeps the daemon from starting."""
+    with DcgmExporter() as other:
+        port = other.url.split(":")[2].split("/")[0]
+        code, report = check(FLOPWATCH_WEB_LISTEN_ADDRESS=f"127.0.0.1:{port}")
+
+    assert code == 1
+    assert [level for level, _text in found(report, "port")] == ["failure"]
+
+
+def test_a_broken_configuration_is_a_finding(check: Check) -> None:
+    """The mistakes are listed, and the host is examined with the defaults."""
+    code, report = check(config="samplings: {interval: 1s}\n")
+
+    assert code == 1
+    assert found(report, "configuration")[0][0] == "failure"
+    assert found(report, "driver") != []
+
+
+def test_an_engine_that_does_not_answer_is_named(check: Check) -> None:
+    """The daemon runs without it, so it is a warning."""
+    code, report = check(
+        config="workloads: [{name: chat, engine: vllm, url: 'http://127.0.0.1:1/metrics'}]\n"
+    )
+
+    assert code == 0
+    assert [level for level, _text in found(report, "engine chat")] == ["warning"]
+
+
+def test_without_torch_the_probes_are_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """Metrics do not need torch: its absence is said, with the remedy, and is no failure."""
+    blocked = tmp_path / "torch"
+    blocked.mkdir()
+    (blocked / "__init__.py").write_text("raise ImportError('no torch here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    config = load_config(ConfigOrigin(file=None, flags={}, environment={}))
+
+    report = doctor.examine(config)
+
+    (finding,) = [f for f in report.findings if f.area == "probes"]
+    assert finding.text == "no torch: ImportError: no torch here"
+    assert finding.remedy == "pip install flopwatch[probes], or probes.enabled: false"
+    assert finding.level == "warning"
