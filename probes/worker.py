@@ -65,7 +65,7 @@ class Channel:
         return decode_to_worker(body)
 
 
-class Session:
+class Devices:
     """The worker's devices and what is prepared on them."""
 
     def __init__(self, channel: Channel, request: Open) -> None:
@@ -129,7 +129,7 @@ def main(arguments: list[str]) -> int:
         return 1
     torch.set_num_threads(request.cpu_threads)
     torch.set_grad_enabled(mode=False)
-    session = Session(channel, request)
+    devices = Devices(channel, request)
     channel.send(
         Hello(protocol=PROTOCOL_VERSION, pid=os.getpid(), torch_version=str(torch.__version__))
     )
@@ -138,7 +138,7 @@ def main(arguments: list[str]) -> int:
     gc.freeze()
     gc.disable()
     while (message := channel.receive()) is not None and not isinstance(message, Exit):
-        answer = _guarded(session, message)
+        answer = _guarded(devices, message)
         channel.send(answer)
         if isinstance(answer, Failure) and answer.fatal:
             return 1
@@ -146,15 +146,15 @@ def main(arguments: list[str]) -> int:
     return ENDED_BY_DAEMON
 
 
-def _guarded(session: Session, message: ToWorker) -> FromWorker:
+def _guarded(devices: Devices, message: ToWorker) -> FromWorker:
     """The answer to a request, whatever happens."""
     import torch
 
     try:
         if isinstance(message, Describe):
-            return session.describe(message.device)
+            return devices.describe(message.device)
         if isinstance(message, Run):
-            return session.run(message)
+            return devices.run(message)
         return Failure(outcome="error", text="unexpected request", fatal=True)
     except AllowanceError as error:
         return Failure(outcome="allowance", text=str(error))

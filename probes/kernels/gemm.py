@@ -55,14 +55,14 @@ class Precision:
 
 
 PRECISIONS: Final = (
-    Precision("fp64", "float64", "float64", (6, 0)),
     Precision("fp32", "float32", "float32", (3, 0), float32_precision="highest"),
-    # Off the CPU: its fp32 pipe has no such mode.
-    Precision("tf32", "float32", "float32", (8, 0), on_cpu=False, float32_precision="high"),
-    Precision("fp16", "float16", "float16", (7, 0)),
     Precision("bf16", "bfloat16", "bfloat16", (8, 0)),
     Precision("fp8", "float8_e4m3fn", "bfloat16", (8, 9)),
+    Precision("fp16", "float16", "float16", (7, 0)),
     Precision("int8", "int8", "int32", (7, 5)),
+    # Off the CPU: its fp32 pipe has no such mode.
+    Precision("tf32", "float32", "float32", (8, 0), on_cpu=False, float32_precision="high"),
+    Precision("fp64", "float64", "float64", (6, 0)),
 )
 
 

@@ -60,6 +60,10 @@ class TestRegistry:
             "launch",
         }
 
+    def test_the_cheap_and_the_asked_for_come_first(self):
+        """On a small budget the first cycle shows the latency and the FLOPS of fp32 and bf16."""
+        assert kernel_names()[:3] == ("launch", "gemm_fp32", "gemm_bf16")
+
     def test_the_host_processor_has_what_torch_can_do_on_it(self, device, meter):
         """No tf32, no bus to copy over; six precisions, its memory and its launches."""
         have = {name for name, kernel in all_kernels().items() if kernel.available(device, meter)}
