@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import trustme
 from packaging.requirements import Requirement
 
 from tests.deploy.dockerfile import Stage, lineage, stages
@@ -245,6 +247,19 @@ def _check_health(address: str) -> int:
 class TestHealthCheck:
     def test_a_server_that_answers_is_healthy(self, server: HTTPServer):
         """The port is taken from the variable that the daemon itself reads."""
+        assert _check_health(f"127.0.0.1:{server.server_port}") == 0
+
+    @pytest.mark.parametrize("client_certificates", [False, True])
+    def test_https_is_healthy_too(self, server: HTTPServer, *, client_certificates: bool):
+        """Whatever the certificate; a server that wants one of the client serves as well."""
+        authority = trustme.CA()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("gpu-node-1.example.com").configure_cert(context)
+        authority.configure_trust(context)
+        if client_certificates:
+            context.verify_mode = ssl.CERT_REQUIRED
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+
         assert _check_health(f"127.0.0.1:{server.server_port}") == 0
 
     def test_an_answer_other_than_200_is_not(

@@ -264,6 +264,8 @@ class TestPod:
         assert container(objects)["image"] == f"flopwatch/flopwatch:{VERSION}-full"
         assert container(objects)["resources"]["limits"] == {"memory": "8Gi"}
         assert environment(objects)["FLOPWATCH_PROBES_ENABLED"] == "true"
+        # The state folder is the one place that operators of the node and the daemon share.
+        assert environment(objects)["FLOPWATCH_PROBES_PAUSE_FILE"] == "/var/lib/flopwatch/pause"
         assert container(render())["image"] == f"flopwatch/flopwatch:{VERSION}"
 
     def test_a_digest_wins_over_the_tag(self):

@@ -1,16 +1,22 @@
 """The service for systemd: installed into a folder, verified and scored by systemd's own tools."""
 
 import configparser
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from exporter.config.load import scalar_keys, variable_of
 from exporter.config.model import SCHEMA
+from tests.fake_nvml import H100, FakeNvml
 
 
 SYSTEMD = Path(__file__).parents[2] / "deploy" / "systemd"
@@ -178,9 +184,70 @@ def test_the_drop_in_is_a_drop_in():
     assert parser.sections() == ["Service"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may install")
-def test_without_root_nothing_is_installed():
-    """The installer says that it must be root."""
-    result = subprocess.run([SYSTEMD / "install.sh"], check=False, capture_output=True, text=True)
+def test_without_root_nothing_is_installed(tmp_path: Path):
+    """The installer asks `id` who runs it, and says that it must be root."""
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+
+    result = subprocess.run(
+        [SYSTEMD / "install.sh"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )
 
     assert (result.returncode, result.stderr) == (1, "install.sh: must be run as root\n")
+
+
+def members(group: str) -> set[str]:
+    """The system calls of one of systemd's groups, of the groups in it, too."""
+    listed = subprocess.run(
+        ["systemd-analyze", "syscall-filter", group], check=True, capture_output=True, text=True
+    ).stdout
+    calls: set[str] = set()
+    for line in map(str.strip, listed.splitlines()[1:]):
+        if line.startswith("@"):
+            calls |= members(line)
+        elif line and not line.startswith("#"):
+            calls.add(line)
+    return calls
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_the_filter_lets_the_daemon_work(tmp_path: Path):
+    """All system calls of a start, ticks on simulated GPUs, a reload and an end are allowed."""
+    traced = tmp_path / "calls"
+    with FakeNvml([H100], tmp_path) as fake:
+        log = tmp_path / "log"
+        with log.open("w") as standard_error:
+            tracer = subprocess.Popen(
+                ["strace", "-f", "-qq", "-e", "signal=none", "-o", traced, sys.executable, "-m",
+                 "exporter", "serve", "--web.listen-address", "127.0.0.1:0", "--log.format", "logfmt"],
+                env={**os.environ, **fake.env, "FLOPWATCH_PROBES_ENABLED": "false",
+                     "XDG_STATE_HOME": str(tmp_path)},
+                stderr=standard_error,
+            )  # fmt: skip
+        try:
+            _wait(lambda: "event=serving" in log.read_text())
+            (daemon,) = Path(f"/proc/{tracer.pid}/task/{tracer.pid}/children").read_text().split()
+            time.sleep(2.5)  # two ticks and a look at who holds the GPUs
+            os.kill(int(daemon), signal.SIGHUP)
+            _wait(lambda: "event=configuration_reloaded" in log.read_text())
+            os.kill(int(daemon), signal.SIGTERM)
+            tracer.wait(20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                tracer.kill()
+            tracer.wait()
+    used = set(re.findall(r"^\d+ +([a-z_0-9]+)\(", traced.read_text(), re.MULTILINE))
+
+    allowed = members("@system-service") | members("@default")
+    assert {"recvfrom", "openat", "clone3"} & used
+    assert used - (allowed - members("@privileged") - members("@resources")) == set()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.05)

@@ -13,6 +13,10 @@
   value: {{ .Values.log.format | quote }}
 - name: FLOPWATCH_PROBES_ENABLED
   value: {{ .Values.probes.enabled | quote }}
+{{- if .Values.probes.enabled }}
+- name: FLOPWATCH_PROBES_PAUSE_FILE
+  value: /var/lib/flopwatch/pause
+{{- end }}
 - name: FLOPWATCH_KUBERNETES_POD_RESOURCES
   value: {{ ternary "auto" "off" .Values.podResources.enabled | quote }}
 {{- if .Values.podResources.enabled }}
