@@ -132,6 +132,8 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
         devices=len(devices),
         devices_up=sum(device.up for device in devices),
         searching=inputs.host.pending,
+        # Why there is no GPU; where there is one, an older answer says nothing.
+        driver_error=inputs.host.driver_error if not devices or not gpus else None,
         driver_version=", ".join(sorted(drivers)) or None,
         achieved_flops=achieved,
         peak_flops=peak,

@@ -178,6 +178,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     devices_up: int
     searching: bool
     driver_version: str | None = None
+    driver_error: str | None = None
     achieved_flops: dict[str, float] = {}
     peak_flops: dict[str, float] = {}
     power_watts: float | None = None

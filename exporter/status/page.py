@@ -15,6 +15,7 @@ from typing import Final
 from exporter.status.card import card
 from exporter.status.document import Exporter, Host, Status
 from exporter.status.units import SPACE, binary, count, percent, quantity, span
+from exporter.status.verdict import no_gpu
 
 
 _FOLDER = files("exporter.status")
@@ -87,7 +88,7 @@ def render_page(status: Status, *, only: str | None = None) -> str:
         '<button id="pause" type="button" hidden>Pause updates</button></header>'
         '<p id="notice" class="notice" role="alert" hidden></p>'
         f'<main>{back}<p class="verdict {host.health}" role="status">{escape(host.summary)}</p>'
-        f"{_tiles(host)}{_workloads(host)}"
+        f"{_tiles(host)}{_missing(host)}"
         f'<div class="cards">{cards}</div>{_footer(status)}</main>'
         f"<script>{_SCRIPT}</script></body></html>"
     )
@@ -115,10 +116,11 @@ def _tiles(host: Host) -> str:
     return _pairs("tiles", tiles)
 
 
-def _workloads(host: Host) -> str:
-    """Engines that do not answer; those that do stand with their GPUs."""
+def _missing(host: Host) -> str:
+    """GPUs and engines that do not answer; engines that do stand with their GPUs."""
     down = [workload for workload in host.workloads if not workload.up]
-    return "".join(
+    no_driver = f"<p>{escape(no_gpu(host.driver_error))}</p>" if host.driver_error else ""
+    return no_driver + "".join(
         f'<p class="warning">Engine {escape(workload.workload)} ({escape(workload.engine)}) does'
         f" not answer{f': {escape(workload.reason)}' if workload.reason else ''}.</p>"
         for workload in down

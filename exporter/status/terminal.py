@@ -11,6 +11,7 @@ from exporter.status.card import HEALTH, REASONS
 from exporter.status.document import Device, Status
 from exporter.status.figures import STATES
 from exporter.status.units import SPACE, binary, megahertz, percent, quantity
+from exporter.status.verdict import no_gpu
 
 
 _COLOURS: Final[Mapping[str, str]] = {
@@ -74,6 +75,8 @@ def _lines(status: Status, *, width: int, full: bool) -> Iterable[Text]:
     clock = time.strftime("%H:%M:%S UTC", time.gmtime(status.unix_seconds))
     yield _line((plain(host.name), "bold"), (f"  {clock}  ", "dim"), (_sums(status), ""))
     yield _line((plain(host.summary), _STYLES.get(host.health, "")))
+    if host.driver_error:
+        yield _line((plain(no_gpu(host.driver_error)), ""))
     if full:
         yield _legend(status)
     for device in status.devices:

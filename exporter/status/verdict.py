@@ -364,11 +364,16 @@ def not_probed(reason: str) -> Finding:
 # ---- the host ----
 
 
+def no_gpu(reason: str) -> str:
+    """Why the host shows no GPU. `reason` is NVML's name of its answer in snake case."""
+    return f"No GPU: the driver says {reason.replace('_', ' ')}."
+
+
 def host_summary(severities: Iterable[Severity | None], noun: str = "GPU") -> str:
     """The whole host in one sentence, from the worst severity of each device."""
     worst = list(severities)
     if not worst:
-        return "No device to watch: no driver answers, and the host processor is not sampled."
+        return "No device to watch: no GPU was found, and the host processor is not sampled."
     critical = sum(severity is CRITICAL for severity in worst)
     warned = sum(severity is WARNING for severity in worst)
     fine = len(worst) - critical - warned

@@ -75,6 +75,7 @@ class Machine:
     devices: dict[str, DeviceSnapshot] = field(default_factory=dict)
     hung: frozenset[str] = frozenset()
     pending: bool = False
+    driver_error: str | None = None
     now: float = 1_000_000.0
     configuration: Mapping[str, Any] = field(default_factory=dict)
     probes: ProbesSnapshot | None = None
@@ -105,7 +106,9 @@ class Machine:
         return START_UNIX + self.now - 1_000_000.0
 
     def view(self) -> HostSnapshot:
-        return HostSnapshot(tuple(self.devices.values()), self.hung, self.pending, self.now)
+        return HostSnapshot(
+            tuple(self.devices.values()), self.hung, self.pending, self.now, self.driver_error
+        )
 
     def add(self, snapshot: DeviceSnapshot) -> None:
         key = snapshot.identity.index + (snapshot.identity.mig or "")

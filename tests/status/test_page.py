@@ -89,7 +89,17 @@ class TestContent:
 
     def test_without_devices_it_says_so(self) -> None:
         """An empty page would look like a broken one."""
-        assert "No device to watch" in Outline(Machine().page()).words
+        words = Outline(Machine(driver_error="driver_not_loaded").page()).words
+
+        assert "No device to watch" in words
+        assert "No GPU: the driver says driver not loaded." in words
+
+    def test_an_old_answer_of_the_driver_is_forgotten(self) -> None:
+        """Once there are GPUs, why there were none is history."""
+        machine = Machine(driver_error="driver_not_loaded")
+        machine.add(gpu(0))
+
+        assert "No GPU" not in Outline(machine.page()).words
 
     def test_while_the_driver_is_silent_it_says_so(self) -> None:
         """Waiting is no trouble yet."""
