@@ -1,0 +1,152 @@
+"""GPUs without GPM beside a dcgm-exporter, through the real daemon."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.process import DaemonProcess, Scrape
+from tests.dcgm.server import ALL_FIELDS, DEFAULT_FIELDS, DcgmExporter, device_rows
+from tests.fake_nvml import A100, H100, FakeNvml, Load
+
+
+COLLECT_SECONDS = 2.0
+WORK = {
+    "DCGM_FI_PROF_GR_ENGINE_ACTIVE": 0.9,
+    "DCGM_FI_PROF_SM_ACTIVE": 0.8,
+    "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": 0.5,
+    "DCGM_FI_PROF_DRAM_ACTIVE": 0.4,
+}
+
+
+def config(url: str) -> str:
+    return f"probes: {{enabled: false}}\nsources: {{cpu: 'off'}}\ndcgm: {{url: '{url}'}}\n"
+
+
+@contextmanager
+def collecting(dcgm: DcgmExporter, uuid: str, values: Mapping[str, float]) -> Iterator[None]:
+    """Show a new collection every interval; activities differ in the ninth digit, as real ones do."""
+    done = threading.Event()
+
+    def collect() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            shown = {name: value + number * 1e-9 for name, value in values.items()}
+            shown["DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"] = 1000.0 * number
+            dcgm.show(device_rows(shown, gpu="0", UUID=uuid, Hostname="node"))
+            done.wait(COLLECT_SECONDS)
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_flops_of_an_a100(tmp_path: Path) -> None:
+    """Tensor work is the tensor activity's share of the peak at the clock, each sample counted once."""
+    with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
+        fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
+        values = {**dict.fromkeys(ALL_FIELDS, 0.0), **WORK}
+        with (
+            collecting(dcgm, fake.gpu(0).uuid, values),
+            DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon,
+        ):
+            first = daemon.wait_until(lambda s: s.total("flopwatch_flop_total") > 0)
+            last = daemon.wait_until(lambda s: accounted(s) >= accounted(first) + 8)
+
+    seconds = accounted(last) - accounted(first)
+    grown = {
+        name: last.value(name, **labels) - first.value(name, **labels)
+        for name, labels in (
+            ("flopwatch_flop_total", {"pipe": "tensor"}),
+            ("flopwatch_dram_bytes_total", {}),
+        )
+    }
+    # 108 SMs x 2048 FLOP per clock x 1.41 GHz x 0.5
+    assert grown["flopwatch_flop_total"] / seconds == pytest.approx(155.9e12, rel=0.01)
+    # 0.4 of 2039 GB/s
+    assert grown["flopwatch_dram_bytes_total"] / seconds == pytest.approx(815.6e9, rel=0.01)
+    states = {
+        state: (last.value(SECONDS, state=state) - first.value(SECONDS, state=state)) / seconds
+        for state in ("tensor", "memory", "stall", "underfill", "idle")
+    }
+    # (0.8 - 0.5) of the time beside the tensor pipe; memory explains 0.4 / 0.8 / 0.92 of it.
+    assert states == pytest.approx(
+        {"tensor": 0.5, "memory": 0.163, "stall": 0.137, "underfill": 0.1, "idle": 0.1}, abs=0.01
+    )
+    assert last.value("flopwatch_source_up", source="dcgm") == 1
+    assert last.value("flopwatch_sm_active_ratio") == pytest.approx(0.8, abs=1e-6)
+
+
+SECONDS = "flopwatch_gpu_seconds_total"
+
+
+def accounted(scrape: Scrape) -> float:
+    return scrape.total(SECONDS)
+
+
+def test_default_fields_leave_the_rest_unresolved(tmp_path: Path) -> None:
+    """Without SM activity, what is neither tensor nor idle cannot be told apart; the log names it."""
+    with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
+        fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
+        values = {name: WORK[name] for name in DEFAULT_FIELDS}
+        with (
+            collecting(dcgm, fake.gpu(0).uuid, values),
+            DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon,
+        ):
+            first = daemon.wait_until(lambda s: s.total("flopwatch_flop_total") > 0)
+            last = daemon.wait_until(lambda s: accounted(s) >= accounted(first) + 4)
+            daemon.wait_for(lambda: "dcgm_fields_missing" in daemon.log)
+            log = daemon.log
+
+    seconds = accounted(last) - accounted(first)
+    unresolved = last.value(SECONDS, state="unresolved") - first.value(SECONDS, state="unresolved")
+    assert unresolved / seconds == pytest.approx(0.4, abs=0.01)
+    assert last.value(SECONDS, state="stall") == 0
+    assert log.count("dcgm_fields_missing") == 1
+    assert "DCGM_FI_PROF_SM_ACTIVE" in log
+
+
+def test_a_dead_dcgm_exporter_costs_nothing_else(tmp_path: Path) -> None:
+    """NVML's values go on, the time is unresolved, and `auto` counts no error for what never was."""
+    with FakeNvml([A100], tmp_path) as fake:
+        fake.gpu(0).set_load(Load.decode())
+        url = "http://127.0.0.1:1/metrics"
+        with DaemonProcess(tmp_path, config=config(url), environment=fake.env) as daemon:
+            scrape = daemon.wait_until(lambda s: s.total(SECONDS) >= 2)
+
+    assert scrape.value("flopwatch_source_up", source="dcgm") == 0
+    assert scrape.value("flopwatch_power_watts") == 455
+    assert not scrape.has("flopwatch_source_errors_total", source="dcgm")
+    assert not scrape.has("flopwatch_flop_total")
+
+
+def test_gpus_with_gpm_do_not_ask(tmp_path: Path) -> None:
+    """No connection is made where GPM answers for every GPU."""
+    with FakeNvml([H100], tmp_path) as fake, DcgmExporter() as dcgm:
+        with DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon:
+            scrape = daemon.wait_until(lambda s: s.total(SECONDS) >= 2)
+
+    assert dcgm.scrapes == 0
+    assert not scrape.has("flopwatch_source_up", source="dcgm")
+
+
+def test_rubbish_is_an_error_of_the_source(tmp_path: Path) -> None:
+    """Another program on the port is not taken for a dcgm-exporter."""
+    with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
+        dcgm.show(["<html>hello</html>"])
+        with DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon:
+            scrape = daemon.wait_until(
+                lambda s: s.has("flopwatch_source_errors_total", source="dcgm")
+            )
+            time.sleep(0.1)
+
+    assert scrape.value("flopwatch_source_errors_total", source="dcgm", reason="not_dcgm") >= 1
+    assert scrape.value("flopwatch_source_up", source="dcgm") == 0
