@@ -177,3 +177,67 @@ def test_recorded_names_follow_the_convention() -> None:
                     assert re.fullmatch(r"[a-z_]+:[a-z0-9_]+:[a-z0-9_]+", rule["record"]), rule[
                         "record"
                     ]
+
+
+RENDERED = {
+    "GPULost": (
+        15,
+        {
+            "summary": "GPU 0 of node1 is lost",
+            "description": "The driver no longer answers for it (UUID GPU-0). Likely: it fell off the bus (XID 79), its firmware "
+            "processor died (XID 119, 120), or it waits for a reset. Work on it is gone.",
+            "dashboard": "/d/flopwatch-gpu?var-cluster=c&var-instance=node1&var-gpu=0",
+        },
+    ),
+    "GPUXidCritical": (
+        12,
+        {
+            "summary": "GPU 0 of node1 reported XID 79",
+            "description": "XID 79, 2m 0s ago: the GPU needs a reset, a reboot or a replacement before it can be trusted. Likely: "
+            "uncorrectable memory (48, 64, 95, 140), NVLink (74), off the bus (79), firmware (61, 62, 119, 120, 143).",
+            "dashboard": "/d/flopwatch-gpu?var-cluster=c&var-instance=node1&var-gpu=0",
+        },
+    ),
+    "GPUSlowerThanPeers": (
+        60,
+        {
+            "summary": "GPU 0 of node1 computes slower than its peers",
+            "description": "Its slowest GEMM probe reaches 87.5% of the median of the H100 in c, with the SM clock divided out and more "
+            "than 3.5 robust standard deviations away. Heat and power are ruled out by that. Likely: failing silicon or memory, or other "
+            "software than the peers have.",
+            "dashboard": "/d/flopwatch-probes?var-cluster=c&var-instance=node1&var-gpu=0",
+        },
+    ),
+}
+
+
+@needs_promtool
+@pytest.mark.parametrize("name", RENDERED)
+def test_annotations_say_which_gpu_how_much_and_why(name: str, tmp_path: Path) -> None:
+    """The rendered texts name the GPU and the value, word for word: 0.70 of 0.80 is 87.5 %."""
+    case = next(case for case in CASES if case.alert == name and case.fires_at)
+    minute, annotations = RENDERED[name]
+    runbook = f"https://github.com/flopwatch/flopwatch/blob/main/docs/runbooks/{name}.md"
+    test = promtool_test(case) | {
+        "alert_rule_test": [
+            {
+                "eval_time": f"{minute}m",
+                "alertname": name,
+                "exp_alerts": [
+                    {
+                        "exp_labels": {
+                            "cluster": "c",
+                            "instance": "node1",
+                            "job": "flopwatch",
+                            "severity": severity(case),
+                            **case.labels,
+                        },
+                        "exp_annotations": annotations | {"runbook_url": runbook},
+                    }
+                ],
+            }
+        ]
+    }
+    done = run_promtool(tmp_path, rule_files(), test)
+
+    assert done.returncode == 0, done.stdout + done.stderr
