@@ -1,5 +1,6 @@
 """The daemon: everything put together, started, reloaded and ended."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -268,6 +269,7 @@ class Daemon:
 
 def end_process(code: int) -> None:
     """End now. Threads in driver calls that never return would keep the interpreter from it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+            stream.flush()
     os._exit(code)

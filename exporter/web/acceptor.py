@@ -93,9 +93,9 @@ class Acceptor:
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, address = listener.accept()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             # The client may have gone again; only exhaustion would make the loop spin.
-            if is_exhaustion(error):
+            if isinstance(error, MemoryError) or is_exhaustion(error):
                 self._report("accept_failed", error)
                 self._make_room()
                 self._stopping.wait(self._limits.accept_pause_seconds)
@@ -103,7 +103,7 @@ class Acceptor:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._take(sock, str(address[0]).removeprefix(_IPV4_MAPPED))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, MemoryError) as error:
             sock.close()
             self._report("connection_failed", error)
             self._stopping.wait(self._limits.accept_pause_seconds)

@@ -1,5 +1,6 @@
 import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Sequence
 from socket import socket
 
@@ -87,9 +88,9 @@ class Server:
             connection.close()
             return
         try:
-            threading.Thread(
-                target=self._converse, args=(connection,), name="web-connection", daemon=True
-            ).start()
+            # Not threading.Thread: its start() waits for a sign of life, for ever where the new
+            # thread finds no memory, and the thread that accepts would wait with it.
+            start_new_thread(self._converse, (connection,))
         except RuntimeError:  # the machine or the control group has no thread left
             self._table.leave(connection)
             raise

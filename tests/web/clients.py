@@ -2,9 +2,11 @@
 
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from traceback import walk_stack
 from typing import Self
 
 from exporter.web.http import Request, Response, plain
@@ -91,3 +93,11 @@ def eventually(condition: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def connection_threads() -> int:
+    """How many threads of the server talk on a connection right now."""
+    return sum(
+        any(called.f_code is Server._converse.__code__ for called, _line in walk_stack(frame))
+        for frame in sys._current_frames().values()
+    )

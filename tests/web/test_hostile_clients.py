@@ -13,15 +13,11 @@ from structlog.testing import capture_logs
 from exporter.web.http import Request, Response, plain
 from exporter.web.limits import Limits
 from exporter.web.server import Server
-from tests.web.clients import RawClient, eventually, request_bytes
+from tests.web.clients import RawClient, connection_threads, eventually, request_bytes
 
 
 Serve = Callable[..., Server]
 FOREVER_SECONDS = 3600.0
-
-
-def connection_threads() -> int:
-    return sum(thread.name == "web-connection" for thread in threading.enumerate())
 
 
 def test_silent_clients_lock_nobody_out(serve: Serve) -> None:

@@ -13,7 +13,7 @@ from exporter.web.http import Response, plain
 from exporter.web.limits import Limits
 from exporter.web.server import Server
 from tests.web.certificates import Authority
-from tests.web.clients import Answer, RawClient, eventually, request_bytes
+from tests.web.clients import Answer, RawClient, connection_threads, eventually, request_bytes
 
 
 Serve = Callable[..., Server]
@@ -186,9 +186,7 @@ class TestHostileClients:
         )
         with RawClient(server, tls=trusting(authority)) as client:
             client.send(request_bytes("GET", "/"))
-            assert eventually(
-                lambda: not any(t.name == "web-connection" for t in threading.enumerate())
-            )
+            assert eventually(lambda: connection_threads() == 0)
 
     def test_a_bad_handshake_is_no_error_of_ours(self, serve_tls: Serve) -> None:
         """Noise instead of a handshake is noted at debug, as anybody can cause it."""

@@ -1,0 +1,173 @@
+"""What a node does to its processes: clocks, sleep, limits."""
+
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.process import DaemonProcess, passive
+from tests.fake_nvml import H100, FakeNvml, Load
+from tests.faults.invariants import Witness, families
+from tests.faults.wall_clock import WallClock
+
+
+CONFIG = passive("sampling: {interval: 250ms, slow_interval: 1s, deadline: 1s}\n")
+# 2 × interval + deadline: the longest span that counts as watched.
+WINDOW_SECONDS = 1.5
+HOUR = 3600
+
+
+def whole(scrape) -> bool:
+    return all(
+        scrape.has("flopwatch_sm_active_ratio", gpu=gpu)
+        and scrape.has("flopwatch_processes", gpu=gpu)
+        for gpu in ("0", "1")
+    )
+
+
+class Node:
+    """A daemon on two GPUs, and its witness."""
+
+    def __init__(self, fake: FakeNvml, daemon: DaemonProcess, clock: WallClock) -> None:
+        self.fake = fake
+        self.daemon = daemon
+        self.clock = clock
+        self.witness = Witness(daemon, window_seconds=WINDOW_SECONDS)
+        self.witness.until(whole)
+
+    @property
+    def pid(self) -> int:
+        return self.daemon.process.pid
+
+    def counted(self) -> float:
+        """Seconds booked for GPU 0 so far."""
+        return self.witness.scrape().total("flopwatch_gpu_seconds_total", gpu="0")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """Two GPUs at work, under a wall clock that can be moved."""
+    clock = WallClock(tmp_path)
+    with FakeNvml([H100, H100], tmp_path) as fake:
+        for gpu in fake.gpus:
+            gpu.set_load(Load.decode())
+        with DaemonProcess(
+            tmp_path, config=CONFIG, environment={**fake.env, **clock.env}
+        ) as daemon:
+            yield Node(fake, daemon, clock)
+
+
+def test_the_wall_clock_may_jump(node: Node) -> None:
+    """An hour ahead and an hour behind: time is booked as it passes, and timestamps are the new clock's."""
+    for jump in (HOUR, -HOUR, 0):
+        began, counted = time.monotonic(), node.counted()
+        node.clock.jump(jump)
+        scrape = node.witness.watch(3)
+
+        grown = scrape.total("flopwatch_gpu_seconds_total", gpu="0") - counted
+        assert grown == pytest.approx(time.monotonic() - began, abs=WINDOW_SECONDS)
+        succeeded = scrape.value(
+            "flopwatch_source_last_success_timestamp_seconds", gpu="0", source="nvml"
+        )
+        assert succeeded == pytest.approx(time.time() + jump, abs=60)
+        assert whole(scrape)
+        assert scrape.value("flopwatch_gpu_up", gpu="0") == 1
+        assert node.daemon.get("/-/ready")[0] == 200
+
+
+def test_a_process_that_was_stopped_books_none_of_it(node: Node) -> None:
+    """Suspended for five seconds, as by a debugger or a freezer: a gap in the counters, and on it goes."""
+    began, counted = time.monotonic(), node.counted()
+    os.kill(node.pid, signal.SIGSTOP)
+    time.sleep(5)
+    os.kill(node.pid, signal.SIGCONT)
+    node.witness.until(
+        lambda scrape: (
+            whole(scrape)
+            and scrape.total("flopwatch_gpu_seconds_total", gpu="0")
+            > counted + WINDOW_SECONDS + 0.5
+        )
+    )
+    passed = time.monotonic() - began
+
+    assert node.counted() - counted <= passed - 5 + WINDOW_SECONDS + 0.5
+    assert node.witness.scrape().value("flopwatch_gpu_up", gpu="0") == 1
+
+
+def test_no_descriptors_left(node: Node) -> None:
+    """Connections eat every descriptor: sampling goes on, and the next scraper is served again."""
+    before = node.counted()
+    used = len(list(Path(f"/proc/{node.pid}/fd").iterdir()))
+    soft, hard = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (used + 8, hard))
+    host, port = node.daemon.address.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        time.sleep(2)
+        assert node.daemon.process.poll() is None
+    scrape = node.witness.until(
+        lambda scrape: scrape.total("flopwatch_gpu_seconds_total", gpu="0") > before + 2
+    )
+    resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert whole(scrape)
+    assert "Traceback" not in node.daemon.log
+
+
+def test_no_memory_left(node: Node) -> None:
+    """No thread can start and nothing can be mapped: it lives on, and serves again when there is some."""
+    before = node.counted()
+    size = int(Path(f"/proc/{node.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    unlimited = resource.prlimit(node.pid, resource.RLIMIT_AS)
+    resource.prlimit(node.pid, resource.RLIMIT_AS, (size, unlimited[1]))
+    host, port = node.daemon.address.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        for _ in range(40):
+            client = stack.enter_context(socket.create_connection((host, int(port))))
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(2)
+        assert node.daemon.process.poll() is None, node.daemon.log
+    resource.prlimit(node.pid, resource.RLIMIT_AS, unlimited)
+    scrape = node.witness.until(
+        lambda scrape: (
+            whole(scrape) and scrape.total("flopwatch_gpu_seconds_total", gpu="0") > before + 2
+        )
+    )
+
+    assert scrape.value("flopwatch_gpu_up", gpu="0") == 1
+
+
+class UnheardDaemon(DaemonProcess):
+    """A daemon whose log nobody reads from the moment it serves: the pipe is closed."""
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._log.append(line)
+            if "event=serving" in line:
+                break
+        self.process.stderr.close()
+
+
+def test_nobody_hears_the_log(tmp_path: Path) -> None:
+    """Whatever there is to log, a closed standard error does not stop the sampling."""
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.gpu(0).set_load(Load.decode())
+        with UnheardDaemon(tmp_path, config=CONFIG, environment=fake.env) as daemon:
+            witness = Witness(daemon, window_seconds=WINDOW_SECONDS)
+            shown = witness.until(lambda scrape: scrape.has("flopwatch_sm_active_ratio"))
+            daemon.reload()
+            fake.fail("nvmlDeviceGetPowerUsage", 999)
+            witness.until(lambda scrape: not scrape.has("flopwatch_power_watts"))
+            fake.clear()
+            fake.lose(0)
+            witness.until(lambda scrape: scrape.value("flopwatch_gpu_up", gpu="0") == 0)
+            fake.restore(0)
+            witness.until(lambda scrape: families(scrape, 0) >= families(shown, 0))
