@@ -12,13 +12,14 @@ from pathlib import Path
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana.boards import exporter, fleet, gpu, probes, roofline
+from grafana.boards import exporter, fleet, gpu, models, probes, roofline
 
 
 FOLDER = Path(__file__).parent / "dashboards"
 BOARDS: dict[str, Callable[[], Dashboard]] = {
     "fleet": fleet.dashboard,
     "gpu": gpu.dashboard,
+    "models": models.dashboard,
     "roofline": roofline.dashboard,
     "probes": probes.dashboard,
     "exporter": exporter.dashboard,

@@ -1,0 +1,202 @@
+"""Models: what is served, at what share of the peak, and what the hardware does beside it."""
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+
+from grafana.frame import CLUSTER, NODE, board
+from grafana.panels import (
+    BLUE,
+    Column,
+    Query,
+    bars,
+    good_above,
+    lines,
+    number,
+    rows,
+    states_over_time,
+)
+
+
+MODEL = f'{CLUSTER}, model=~"$model"'
+USEFUL = f"sum by (model) (model:flopwatch_model_flop:rate5m{{{MODEL}}})"
+PEAK = f"sum by (model) (model:flopwatch_peak_flops:headline{{{MODEL}}})"
+EXECUTED = f"sum by (model) (model:flopwatch_tensor_flop:rate5m{{{MODEL}}})"
+BYTES = f"sum by (model) (model:flopwatch_model_dram_bytes:rate5m{{{MODEL}}})"
+TOKENS = f"model_phase:flopwatch_model_tokens:rate5m{{{MODEL}"
+
+
+def _now(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_panel(
+            number(
+                "Workloads answering",
+                "Engines whose metrics are read, of all configured. Fewer: see the band at the bottom and the WorkloadDown runbook.",
+                [
+                    Query(f"sum(flopwatch_workload_up{{{NODE}}})", "up"),
+                    Query(f"count(flopwatch_workload_up{{{NODE}}})", "configured"),
+                ],
+                unit="none",
+                spark=False,
+                span=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Tokens",
+                "Computed tokens a second, prefill and decode, without prefix-cache hits. The throughput that all other numbers are paid for.",
+                [
+                    Query(f'sum({TOKENS}, phase="prefill"}})', "prefill"),
+                    Query(f'sum({TOKENS}, phase="decode"}})', "decode"),
+                ],
+                unit="cps",
+                thresholds=BLUE,
+                span=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Useful of peak (MFU)",
+                "Model FLOPS over the peak of the workloads' GPUs. 2-10 % is normal for decode, 30-60 % for prefill. Falling at equal traffic: see what the hardware does instead.",
+                [
+                    Query(
+                        f"sum(model:flopwatch_model_flop:rate5m{{{MODEL}}}) / sum(model:flopwatch_peak_flops:headline{{{MODEL}}})",
+                        "MFU",
+                    )
+                ],
+                unit="percentunit",
+                decimals=1,
+                thresholds=BLUE,
+                span=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Useful of executed",
+                "What of the tensor pipes' work became tokens. Well below 80 %: padding, recomputation, rejected drafts, or a wrong headline precision.",
+                [
+                    Query(
+                        f"sum(model:flopwatch_model_flop:rate5m{{{MODEL}}}) / sum(model:flopwatch_tensor_flop:rate5m{{{MODEL}}})",
+                        "useful",
+                    )
+                ],
+                unit="percentunit",
+                decimals=0,
+                thresholds=BLUE,
+                span=6,
+            )
+        )
+    )
+
+
+def _table(dashboard: Dashboard) -> Dashboard:
+    return dashboard.with_panel(
+        rows(
+            "Models",
+            "One row a model. Low MFU with high intensity left to gain: grow the batch. Low useful share: wasted work. Intensity above the bend: compute-bound, a lower precision or more GPUs helps.",
+            [
+                Query(f"{USEFUL} / {PEAK}"),
+                Query(f"{USEFUL} / {EXECUTED}"),
+                Query(f"{USEFUL} / {BYTES}"),
+                Query(f'sum by (model) ({TOKENS}, phase="prefill"}})'),
+                Query(f'sum by (model) ({TOKENS}, phase="decode"}})'),
+                Query(USEFUL),
+            ],
+            [
+                Column("model", "Model"),
+                Column("F", "Useful", "flops", decimals=1, width=140),
+                Column("A", "Of peak (MFU)", "percentunit", decimals=1, width=170, bar_maximum=0.6),
+                Column("B", "Of executed", "percentunit", good_above(0.5, 0.75), 0, 120),
+                Column("C", "FLOP per byte", decimals=0, width=130),
+                Column("D", "Prefill tokens", "cps", decimals=0, width=140),
+                Column("E", "Decode tokens", "cps", decimals=0, width=140),
+            ],
+            sort_by="Useful",
+            height=7,
+        )
+    )
+
+
+def _course(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_row(Row("Over time"))
+        .with_panel(
+            lines(
+                "Tokens by phase",
+                "A second, by model. Decode falls with the batch, prefill with new requests: together they tell ebb from trouble.",
+                [
+                    Query(
+                        f"sum by (model, phase) ({TOKENS}}})",
+                        "{{phase}} {{model}}",
+                    )
+                ],
+                unit="cps",
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Useful, executed, peak",
+                "FLOP/s of the models' tokens, of the tensor pipes, and dashed what the GPUs could do. A widening gap between the first two is wasted work.",
+                [
+                    Query(USEFUL, "useful {{model}}"),
+                    Query(EXECUTED, "executed {{model}}"),
+                    Query(PEAK, "peak {{model}}"),
+                ],
+                unit="flops",
+                dashed=["peak .*"],
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Of peak (MFU)",
+                "By model. Compare with the same hour of other days; a step at a deployment is the deployment.",
+                [Query(f"{USEFUL} / {PEAK}", "{{model}}")],
+                unit="percentunit",
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Demand",
+                "Requests in flight and queued (tokens where the engine does not tell), five largest workloads. Demand that grows while tokens fall: the engine has become slow.",
+                [
+                    Query(
+                        f"topk(5, workload:flopwatch_demand:sum{{{NODE}}})",
+                        "{{workload}} {{instance}}",
+                    )
+                ],
+                unit="none",
+                fill=0,
+                span=8,
+            )
+        )
+        .with_panel(
+            bars(
+                "Memory that tokens needed",
+                "Bytes of weights and KV cache by model, a second. Against the bandwidth of its GPUs it is MBU: high MBU and low MFU is decode at small batch.",
+                [Query(f"sort_desc({BYTES})", "{{model}}")],
+                unit="Bps",
+                span=8,
+            )
+        )
+        .with_panel(
+            states_over_time(
+                "Engines",
+                "Red while an engine's metrics cannot be read: down, loading, or a wrong address. At most thirty are shown.",
+                [Query(f"topk(30, flopwatch_workload_up{{{NODE}}})", "{{workload}} {{instance}}")],
+                {"0": ("down", "red"), "1": ("up", "green")},
+                span=8,
+            )
+        )
+    )
+
+
+def dashboard() -> Dashboard:
+    """The Models dashboard."""
+    made = board(
+        "flopwatch-models",
+        "flopwatch / Models",
+        "Served models: useful FLOPS and bandwidth by the engines' own token counts, beside what the hardware did.",
+        narrow=("model",),
+    )
+    return _course(_table(_now(made)))
