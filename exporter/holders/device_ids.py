@@ -7,6 +7,8 @@
 | `MIG-GPU-<uuid>/<instance>/<compute instance>` | the same with drivers before 470 |
 | `nvidia0`, `nvidia0/gi1` | GKE's device plugin, whole GPU and MIG instance |
 | `nvidia0/vgpu2`, `nvidia0/gi1/vgpu2` | the same with time-sharing: a replica |
+
+GKE's number is that of the device node, which is the NVML index on its machines.
 """
 
 import re

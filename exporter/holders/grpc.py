@@ -99,7 +99,8 @@ class _Call:
                 self._headers.update(event.headers or ())
             case events.StreamEnded():
                 self._ended = True
-            case events.StreamReset() | events.ConnectionTerminated():
+            # After the end of the answer a server may say what it likes.
+            case events.StreamReset() | events.ConnectionTerminated() if not self._ended:
                 raise HolderSourceError("reset", f"HTTP/2 error code {event.error_code}")
             case _:
                 pass

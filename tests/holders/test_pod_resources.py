@@ -2,10 +2,15 @@
 
 import os
 import socket
+import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import StreamEnded
 from hypothesis import given, strategies
 
 from exporter.holders.errors import HolderSourceError
@@ -206,6 +211,67 @@ class TestFailures:
         """A connection that ends within the answer is a connection error."""
         with RawServer(socket_path, lambda connection: connection.recv(1)):
             assert reason_of(socket_path) == "connection"
+
+
+def answer_with(
+    body: bytes, *, status: str = "200", grpc_status: str | None = "0", then_reset: bool = False
+) -> Callable[[socket.socket], None]:
+    """A server that speaks HTTP/2 as told, whatever gRPC thinks of it."""
+
+    def talk(connection: socket.socket) -> None:
+        protocol = H2Connection(H2Configuration(client_side=False))
+        protocol.initiate_connection()
+        requested = False
+        while not requested:
+            events = protocol.receive_data(connection.recv(65536))
+            requested = any(isinstance(event, StreamEnded) for event in events)
+        protocol.send_headers(1, [(":status", status), ("content-type", "application/grpc")])
+        protocol.send_data(1, body)
+        trailers = [("grpc-status", grpc_status)] if grpc_status else [("x", "y")]
+        protocol.send_headers(1, trailers, end_stream=True)
+        if then_reset:
+            protocol.close_connection()
+        connection.sendall(protocol.data_to_send())
+        connection.recv(65536)
+
+    return talk
+
+
+class TestOddAnswers:
+    MESSAGE = response([Held(("GPU-aa",))])
+
+    def framed(self, *, compressed: int = 0, length: int | None = None) -> bytes:
+        return struct.pack(">BI", compressed, len(self.MESSAGE) if length is None else length) + (
+            self.MESSAGE
+        )
+
+    def test_a_server_that_closes_right_after_its_answer(self, socket_path: Path):
+        """A farewell in the same packet does not spoil the answer before it."""
+        with RawServer(socket_path, answer_with(self.framed(), then_reset=True)):
+            assert len(list_allocations(socket_path, TIMEOUT)) == 1
+
+    def test_a_compressed_message_is_refused(self, socket_path: Path):
+        """Nobody asked for compression; what is not understood is not guessed at."""
+        with RawServer(socket_path, answer_with(self.framed(compressed=1))):
+            assert reason_of(socket_path) == "protocol"
+
+    def test_a_message_of_another_length_is_refused(self, socket_path: Path):
+        """The frame says how long the message is."""
+        with RawServer(socket_path, answer_with(self.framed(length=3))):
+            assert reason_of(socket_path) == "protocol"
+
+    def test_an_answer_without_a_message_is_refused(self, socket_path: Path):
+        """Even an empty message has its five bytes of prefix."""
+        with RawServer(socket_path, answer_with(b"")):
+            assert reason_of(socket_path) == "protocol"
+
+    @pytest.mark.parametrize(
+        ("grpc_status", "reason"), [(None, "protocol"), ("99", "protocol"), ("14", "unavailable")]
+    )
+    def test_the_status_decides(self, socket_path: Path, grpc_status: str | None, reason: str):
+        """A message without the status OK behind it is no answer."""
+        with RawServer(socket_path, answer_with(self.framed(), grpc_status=grpc_status)):
+            assert reason_of(socket_path) == reason
 
 
 class TestWire:
