@@ -22,8 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu_acceptance_parts.document import write_page
-from benchmarks.gpu_acceptance_parts.runner import Request, run_parts, survey
-from benchmarks.gpu_acceptance_parts.runner import PARTS, ROOT
+from benchmarks.gpu_acceptance_parts.runner import PARTS, ROOT, Request, run_parts
 from benchmarks.gpu_acceptance_parts.schema import encode, file_stem, free_path
 from benchmarks.gpu_acceptance_parts.table import render
 
@@ -48,9 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--document", action="store_true", help="only write docs/accuracy.md")
     parsed = parser.parse_args(arguments)
     if parsed.document:
-        print(f"written: {write_page(parsed.out, ROOT / 'docs' / 'accuracy.md')}")
+        try:
+            print(f"written: {write_page(parsed.out, ROOT / 'docs' / 'accuracy.md')}")
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
         return 0
-    parsed.out.mkdir(parents=True, exist_ok=True)
+    try:
+        parsed.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {parsed.out}: {error.strerror}")
     with tempfile.TemporaryDirectory(prefix="gpu-acceptance-") as scratch:
         request = Request(
             parts=parsed.only,
@@ -60,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out=parsed.out,
             scratch=Path(scratch),
         )
-        results = run_parts(request, survey(request))
+        results = run_parts(request)
     if any(part.status != "not_run" for part in results.parts):
         stem = file_stem(results.machine.gpu, results.started)
         path = free_path(parsed.out, stem, ".rehearsal.json" if results.rehearsal else ".json")

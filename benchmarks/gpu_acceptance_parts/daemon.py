@@ -10,8 +10,9 @@ from typing import Any
 from tests.daemon.process import DaemonProcess, Scrape
 
 
-# Two ticks of a second, and a little: what was done before is in the counters then.
-SETTLE_SECONDS = 2.3
+# A tick of a second and a little; the next tick has everything that was done before.
+SETTLE_SECONDS = 1.3
+_TICK_SECONDS, _POLL_SECONDS = 3.0, 0.02
 _START_SECONDS = 40.0
 _FAKE_DRIVER = "FLOPWATCH_FAKE_NVML"
 
@@ -95,9 +96,16 @@ class Counters:
 
 
 def settled(daemon: DaemonProcess, gpu: int) -> Counters:
-    """The counters once the ticks have taken in what was done."""
+    """The counters right after the tick that took in what was done. Raises TimeoutError without ticks."""
     time.sleep(SETTLE_SECONDS)
-    return Counters(daemon.scrape(), gpu, time.monotonic())
+    before = sum(Counters(daemon.scrape(), gpu, 0.0).states().values())
+    deadline = time.monotonic() + _TICK_SECONDS
+    while time.monotonic() < deadline:
+        now = Counters(daemon.scrape(), gpu, time.monotonic())
+        if sum(now.states().values()) != before:
+            return now
+        time.sleep(_POLL_SECONDS)
+    raise TimeoutError(f"the daemon's counters stand still for {_TICK_SECONDS:g} s")
 
 
 def grown(before: float | None, after: float | None) -> float | None:

@@ -1,8 +1,8 @@
 """What the product itself takes the GPU for: its peaks, and its facts for the probes."""
 
 from exporter.accounting.peaks import Peaks, find_peaks
-from exporter.config.load import ConfigOrigin, load_config
 from exporter.cli.probe import read_devices
+from exporter.config.load import ConfigOrigin, load_config
 from exporter.nvml.library import DeviceCalls, DriverLibrary, call
 from exporter.nvml.reading import read_identity
 from exporter.readings import DeviceIdentity

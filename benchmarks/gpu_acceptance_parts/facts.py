@@ -58,7 +58,15 @@ def _recordings(context: Context) -> None:
     found: dict[str, recording.Recording] = {}
     for user in USERS:
         done = subprocess.run(
-            [sys.executable, "-m", f"{__package__}.recorder", "--gpu", str(context.gpu), "--as", user],
+            [
+                sys.executable,
+                "-m",
+                f"{__package__}.recorder",
+                "--gpu",
+                str(context.gpu),
+                "--as",
+                user,
+            ],
             capture_output=True,
             timeout=RECORDER_SECONDS,
             cwd=ROOT,
@@ -125,11 +133,16 @@ def _gpm_cost(context: Context, handle: Any) -> None:
 def _under_load(context: Context, handle: Any, calls: DeviceCalls) -> None:
     report = context.report
     shape = LOAD_SHAPE_SMALL if context.rehearsal else LOAD_SHAPE
-    clock: Callable[[], float | None] = lambda: read_clock(calls, time.monotonic).sm_clock_hertz
+
+    def clock() -> float | None:
+        return read_clock(calls, time.monotonic).sm_clock_hertz
+
     with Tenant(context.device) as tenant:
         tenant.open()
 
-        def under(precision: str, seconds: float, task: Callable[[], Any], duty: float = 1.0) -> Any:
+        def under(
+            precision: str, seconds: float, task: Callable[[], Any], duty: float = 1.0
+        ) -> Any:
             """The task's answer, while the tenant works, and some time around it."""
             tenant.begin(
                 "gemm", precision=precision, shape=shape, seconds=seconds, duty=duty, period=0.02
@@ -166,7 +179,9 @@ def _under_load(context: Context, handle: Any, calls: DeviceCalls) -> None:
             table[precision] = loaded
             pipes = [m for m in gpm_trials.moved(idle, loaded, MOVED_POINTS) if m in _PIPE_NAMES]
             names = ", ".join(f"{_PIPE_NAMES[m]} {loaded[m]:.1f} %" for m in pipes)
-            report.figure(f"pipes that {precision} moves", len(pipes), "count", note=names or "none")
+            report.figure(
+                f"pipes that {precision} moves", len(pipes), "count", note=names or "none"
+            )
         report.detail("GPM values by load", table)
 
 
@@ -174,7 +189,9 @@ def _cycle_facts(context: Context, trial: gpm_trials.CycleTrial) -> None:
     report = context.report
     elapsed = gpm.SM_CYCLES_ELAPSED
     if elapsed not in trial.second:
-        report.figure("cycle counters", None, "count", note="the driver does not answer ids 248-260")
+        report.figure(
+            "cycle counters", None, "count", note="the driver does not answer ids 248-260"
+        )
         return
     kinds = {
         metric: kind_of_count(trial.first[metric], trial.second[metric], trial.both[metric])
@@ -237,7 +254,9 @@ def _own_worker(context: Context, calls: DeviceCalls, used: Callable[[], float])
     before = used()
     free = read_memory(calls).get("memory_free_bytes")
     kind: Any = "cpu" if context.rehearsal else "cuda"
-    device = Device(kind=kind, key=str(context.gpu), free_memory_bytes=None if free is None else int(free))
+    device = Device(
+        kind=kind, key=str(context.gpu), free_memory_bytes=None if free is None else int(free)
+    )
     visible = () if context.rehearsal else (context.survey.uuid,)
     began = time.monotonic()
     worker = WorkerProcess((device,), visible, ProbeConfig())

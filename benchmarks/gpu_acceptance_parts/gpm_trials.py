@@ -5,13 +5,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pynvml
 
 from exporter.nvml import gpm
-from exporter.nvml.library import call
 from exporter.nvml.errors import NvmlError
+from exporter.nvml.library import call
 
 
 Values = dict[int, float]
@@ -27,7 +27,7 @@ class Samples:
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
 
-    def __enter__(self) -> "Samples":
+    def __enter__(self) -> Self:
         self._samples = [call("nvmlGpmSampleAlloc") for _ in range(self._count)]
         return self
 
@@ -103,9 +103,7 @@ class CycleTrial:
     """The clock that NVML reported meanwhile, mean."""
 
 
-def cycles(
-    handle: Any, seconds: float, clock: Callable[[], float | None]
-) -> CycleTrial:
+def cycles(handle: Any, seconds: float, clock: Callable[[], float | None]) -> CycleTrial:
     """Three samples `seconds` apart, under whatever load there is. Raises NvmlError."""
     with Samples(handle, 3) as samples:
         samples.take(0)

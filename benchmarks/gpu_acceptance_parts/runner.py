@@ -54,7 +54,7 @@ class Request:
     """Tests put other processes in the parts' place."""
 
 
-def survey(request: Request) -> Survey:
+def look_around(request: Request) -> Survey:
     """What the machine has; never raises: a driver that hangs or crashes is a finding."""
     unknown = Machine("unknown", "unknown", "unknown", None, {})
     try:
@@ -83,10 +83,14 @@ def obstacle(part: str, survey: Survey, *, rehearsal: bool) -> str:
     return ""
 
 
-def run_parts(request: Request, survey: Survey) -> Results:
-    """Run the parts one after the other; a part that cannot run says why."""
+def run_parts(request: Request, known: Survey | None = None) -> Results:
+    """Run the parts one after the other; a part that cannot run says why.
+
+    `known` is what the machine has, where that was found out before.
+    """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     box = TimeBox(request.seconds - RESERVE_SECONDS)
+    survey = look_around(request) if known is None else known
     reports: list[PartReport] = []
     for position, part in enumerate(request.parts):
         why = obstacle(part, survey, rehearsal=request.rehearsal)

@@ -70,11 +70,11 @@ class TorchDevice:
         """The SM clock, by spins of known cycles timed on the device."""
         if not self.is_cuda:
             return None
-        spins = [_spin(cycles) for cycles in _SPIN_CYCLES]
-        # Enqueued together: the second spin follows the first without a launch gap.
-        short, long = self.seconds_of(spins, cold=False)
-        cycles = _SPIN_CYCLES[1] - _SPIN_CYCLES[0]
-        return cycles / (long - short) if long > short else None
+        short, long = _SPIN_CYCLES
+        # While the first one spins, the host enqueues the others: no launch gap is timed with them.
+        spins = [_spin(cycles) for cycles in (long, short, long)]
+        _, brief, lengthy = self.seconds_of(spins, cold=False)
+        return (long - short) / (lengthy - brief) if lengthy > brief else None
 
 
 def _spin(cycles: int) -> Callable[[], object]:

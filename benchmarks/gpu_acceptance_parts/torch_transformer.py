@@ -7,7 +7,7 @@ mask hides, in blocks of its own choosing, and nobody could say how many FLOP it
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
+from torch.nn import functional
 
 from benchmarks.gpu_acceptance_parts.torch_device import TorchDevice
 from benchmarks.gpu_acceptance_parts.truth import TransformerShape

@@ -10,6 +10,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,9 +76,9 @@ class Workloads:
         return done | {"bytes": done["runs"] * copy_bytes(size_bytes)}
 
     def transformer(
-        self, model: dict[str, Any], prefills: int, decodes: int, seconds: float
+        self, model: dict[str, Any], prefills: int, decodes: int, seconds: float, stop: str = ""
     ) -> dict[str, Any]:
-        """Rounds of prefill and decode steps for some seconds; the time each step ended."""
+        """Rounds of prefill and decode steps for some seconds, or until the file `stop` is there."""
         shape = TransformerShape(**model["shape"])
         built = self._built(model, shape)
         prompt = built.prompt(model["prompt_tokens"])
@@ -87,7 +88,8 @@ class Workloads:
         self.device.wait()
         ends: list[float] = []
         rounds, begin = 0, time.monotonic()
-        while time.monotonic() - begin < seconds:
+        # Looking for the file is a system call of a microsecond; a step takes a thousand.
+        while time.monotonic() - begin < seconds and not (stop and Path(stop).exists()):
             for step in steps:
                 step()
                 # A server samples a token after each step, and so do we: one step is in flight.
@@ -102,7 +104,9 @@ class Workloads:
             "ends": ends if prefills == 0 else [],
             "tokens_per_step": decode.tokens,
             # The steps before the loop are work as well, and were counted by whoever counts.
-            "linear_flop": _total(prefills, decodes, rounds, prefill.linear_flop, decode.linear_flop),
+            "linear_flop": _total(
+                prefills, decodes, rounds, prefill.linear_flop, decode.linear_flop
+            ),
             "attention_flop": _total(
                 prefills, decodes, rounds, prefill.attention_flop, decode.attention_flop
             ),
@@ -178,6 +182,8 @@ class Workloads:
         once = self._once(run)
         busy = _BATCH_SECONDS if duty >= 1 else duty * period
         count = max(1, round(busy / once))
+        # As long as when alone: a server's pauses do not grow when its steps take longer.
+        rest = count * once * (1 / duty - 1)
         runs, begin = _WARM_RUNS, time.monotonic()
         worked = 0.0
         while (started := time.monotonic()) - begin < seconds:
@@ -187,8 +193,8 @@ class Workloads:
             runs += count
             took = time.monotonic() - started
             worked += took
-            if duty < 1:
-                time.sleep(took / duty - took)
+            if rest > 0:
+                time.sleep(rest)
         end = time.monotonic()
         return {"runs": runs, "begin": begin, "end": end, "duty": worked / (end - begin)}
 

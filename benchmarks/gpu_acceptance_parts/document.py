@@ -1,0 +1,141 @@
+"""docs/accuracy.md: what is claimed of GPUs, each claim with its measured figures or "not measured yet"."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.gpu_acceptance_parts.schema import Figure, Results, decode
+from benchmarks.gpu_acceptance_parts.table import goal_text, quantity
+
+
+COMMAND = "python -m benchmarks.gpu_acceptance"
+NOT_MEASURED = "not measured yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Something the product promises or assumes of a GPU, and the figures that show it."""
+
+    text: str
+    part: str
+    figures: tuple[str, ...]
+    """Beginnings of the figures' names."""
+
+
+CLAIMS = (
+    Claim("The daemon needs no privileges", "facts", ("answers that differ as",)),
+    Claim("GPM calls for many metrics equal calls for one", "facts", ("metrics that a multi",)),
+    Claim("SM cycle counters are exact and since boot", "facts", ("cycle counters", "GPM cycle", "elapsed cycles")),
+    Claim("A GPM tick costs a few milliseconds", "facts", ("GPM sample", "GPM metrics,")),
+    Claim("FP8 and INT8 move the pipes that the accounting takes them for", "facts", ("pipes that",)),
+    Claim("The probe worker stays below 600 MB of device memory", "facts", ("worker: device memory",)),
+    Claim("FLOP of GEMMs are counted within 2 %", "accuracy", ("error of FLOP, bf", "error of FLOP, fp", "error of FLOP, tf", "error of FLOP, int")),
+    Claim("DRAM bytes of copies are counted within 2 %", "accuracy", ("error of DRAM bytes, copies",)),
+    Claim("FLOP and DRAM bytes of a transformer are counted within 5 %", "accuracy", ("error of FLOP, transformer", "error of DRAM bytes, transformer")),
+    Claim("The state tensor is the GEMMs' share of the peak", "accuracy", ("error of the state tensor",)),
+    Claim("The states sum to elapsed time", "accuracy", ("states minus",)),
+    Claim("A probe reaches 97 % of an exhaustive sweep at the same clock", "probes", ("bf16 probe over",)),
+    Claim("Probes agree with each other within 1 %", "probes", ("spread of",)),
+    Claim("The busy estimate brackets a tenant", "probes", ("busy estimate",)),
+    Claim("Random data matters, and so does the clock's way up", "probes", ("zeros over", "seconds from idle")),
+    Claim("Probes keep to their budget", "probes", ("probes' GPU time, as", "GPU active time")),
+    Claim("A neighbour loses less than 0.1 %", "neighbour", ("loss,", "tokens per second,", "not started")),
+    Claim("The daemon serves a GPU with little CPU, memory and series", "end_to_end", ("scrape", "series", "daemon,", "remarks", "errors of", "ticks missed")),
+    Claim("`flopwatch calibrate` states the counter's error", "end_to_end", ("estimator error",)),
+)  # fmt: skip
+
+_HEAD = f"""# Accuracy and cost, as measured on GPUs
+
+Generated from `benchmarks/results/` by `{COMMAND} --document`; do not edit.
+
+Every claim about GPUs is measured by one command, on a machine with an NVIDIA GPU that nobody else uses,
+in less than nine minutes and without a network:
+
+    {COMMAND}
+
+It prints a table, and leaves its figures in `benchmarks/results/` and the driver's answers in
+`benchmarks/results/recordings/`. A claim below without figures is {NOT_MEASURED}.
+
+A verdict is `undecided` where the goal lies inside the figure's 95 % confidence interval.
+"""
+
+
+def write_page(results_folder: Path, page: Path) -> Path:
+    """Write the page from all results in the folder; returns its path."""
+    page.write_text(accuracy_page(read_results(results_folder)))
+    return page
+
+
+def read_results(folder: Path) -> list[Results]:
+    """The results of real runs, oldest first. Raises ValueError for a file that is none."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name.endswith(".rehearsal.json"):
+            continue
+        try:
+            results = decode(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: not results of the acceptance: {error}") from None
+        if not results.rehearsal:
+            found.append(results)
+    return sorted(found, key=lambda results: results.started)
+
+
+def accuracy_page(results: list[Results]) -> str:
+    """The page in Markdown: the newest run of each GPU model, claim by claim."""
+    newest = {run.machine.gpu: run for run in results}
+    parts = [_HEAD]
+    if not newest:
+        parts += ["\n| claim | figures |", "| --- | --- |"]
+        parts += [f"| {claim.text} | {NOT_MEASURED} |" for claim in CLAIMS]
+    for gpu in sorted(newest):
+        parts += _section(newest[gpu])
+    return "\n".join(parts) + "\n"
+
+
+def _section(run: Results) -> list[str]:
+    machine = run.machine
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(machine.versions.items()))
+    lines = [
+        f"\n## {machine.gpu}\n",
+        f"{run.started[:10]}, driver {machine.driver}, {versions}.\n",
+        "| claim | figure | value | goal | verdict | note |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for claim in CLAIMS:
+        figures = _figures_of(run, claim)
+        if not figures:
+            lines.append(_row(claim.text, "", NOT_MEASURED, "", "", _why(run, claim)))
+        for position, figure in enumerate(figures):
+            lines.append(
+                _row(
+                    "" if position else claim.text,
+                    figure.name,
+                    quantity(figure),
+                    goal_text(figure),
+                    figure.verdict,
+                    figure.note,
+                )
+            )
+    return lines
+
+
+def _figures_of(run: Results, claim: Claim) -> list[Figure]:
+    return [
+        figure
+        for part in run.parts
+        if part.name == claim.part
+        for figure in part.figures
+        if figure.name.startswith(claim.figures)
+    ]
+
+
+def _why(run: Results, claim: Claim) -> str:
+    """Why a part has nothing to say."""
+    for part in run.parts:
+        if part.name == claim.part:
+            return "; ".join([*part.errors, *part.left_out])[:300]
+    return "the part was not asked for"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
