@@ -35,6 +35,8 @@ _TRIAL_WINDOWS = 3
 _CLOCK_TOLERANCE = 0.3
 # GPUs idle at 5 % of their maximum clock or above (H100: 345 of 1980 MHz, GeForce: 180 of 2900).
 _LOWEST_CLOCK_SHARE = 0.05
+# No clock is this slow: a counter that moves less stands still.
+_STANDING_CLOCK_SHARE = 0.01
 _MIB = 2**20
 # GPM answers up to 100 %; rounding may pass it by a trace. More is a blank or garbage.
 _PERCENT_MAX = 101.0
@@ -268,8 +270,9 @@ class GpmSource:
         if before is None or now is None:
             return None
         elapsed = now - before
-        ceiling = (self._max_hertz or 1e10) * seconds * self._scale.divisor
-        if not 0 < elapsed <= ceiling * (1 + _CLOCK_TOLERANCE):
+        possible = (self._max_hertz or 1e10) * seconds * self._scale.divisor
+        standing = _STANDING_CLOCK_SHARE * possible if self._max_hertz else 0.0
+        if not standing < elapsed <= possible * (1 + _CLOCK_TOLERANCE):
             self._on_implausible("gpm sm_cycles_elapsed")
             return None
         shares: dict[str, float] = {}

@@ -130,9 +130,12 @@ def test_a_dead_dcgm_exporter_costs_nothing_else(tmp_path: Path) -> None:
 
 def test_gpus_with_gpm_do_not_ask(tmp_path: Path) -> None:
     """No connection is made where GPM answers for every GPU."""
-    with FakeNvml([H100], tmp_path) as fake, DcgmExporter() as dcgm:
-        with DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon:
-            scrape = daemon.wait_until(lambda s: s.total(SECONDS) >= 2)
+    with (
+        FakeNvml([H100], tmp_path) as fake,
+        DcgmExporter() as dcgm,
+        DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon,
+    ):
+        scrape = daemon.wait_until(lambda s: s.total(SECONDS) >= 2)
 
     assert dcgm.scrapes == 0
     assert not scrape.has("flopwatch_source_up", source="dcgm")

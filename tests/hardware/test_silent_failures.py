@@ -1,0 +1,81 @@
+"""A driver that answers, and lies: found out through the real daemon."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.process import DaemonProcess, Scrape
+from tests.fake_nvml import H100, H100_NO_CYCLES, FakeNvml, Load
+
+
+CONFIG = """
+sources: {cpu: "off", dcgm: "off"}
+probes: {enabled: false}
+"""
+ERRORS = "flopwatch_source_errors_total"
+SECONDS = "flopwatch_gpu_seconds_total"
+ENERGY_FIELD = 83
+
+
+def lies(scrape: Scrape, gpu: int, source: str) -> float:
+    """Implausible values of a source that were counted."""
+    return scrape.total(ERRORS, gpu=str(gpu), source=source, reason="implausible")
+
+
+def test_lies_are_counted_and_left_out(tmp_path: Path) -> None:
+    """A silent GPM, a latched utilization, a frozen energy counter and blanks, each on its own GPU."""
+    with FakeNvml([H100_NO_CYCLES, H100, H100, H100, H100], tmp_path) as fake:
+        silent, latched, frozen, blank, honest = (fake.gpu(number) for number in range(5))
+        silent.set_load(Load.prefill())
+        silent.set(gpm_zero=1)
+        latched.set_load(replace(Load.idle(), gpu_utilization=1.0))
+        frozen.set_load(Load.decode())
+        fake.set_field(frozen.slot, ENERGY_FIELD, 123456)
+        blank.set_load(Load.prefill())
+        blank.set(gpm_blank=1)
+        honest.set_load(Load.decode())
+        with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
+            scrape = daemon.wait_until(
+                lambda s: (
+                    lies(s, 0, "gpm") > 0
+                    and lies(s, 1, "nvml") > 0
+                    and lies(s, 2, "nvml") > 0
+                    and lies(s, 3, "gpm") > 0
+                )
+            )
+            silent.set(gpm_zero=0)
+            daemon.wait_until(lambda s: s.value("flopwatch_source_up", gpu="0", source="gpm") == 1)
+            log = daemon.log
+
+    assert scrape.value("flopwatch_source_up", gpu="0", source="gpm") == 0
+    assert scrape.value(SECONDS, gpu="0", state="unresolved") > 0
+    assert not scrape.has("flopwatch_sm_active_ratio", gpu="0")
+    assert not scrape.has("flopwatch_engine_utilization_ratio", gpu="1", engine="gpu")
+    assert scrape.value("flopwatch_sm_active_ratio", gpu="1") == 0
+    assert not scrape.has("flopwatch_energy_joules_total", gpu="2")
+    assert scrape.value("flopwatch_power_watts", gpu="2") == 455
+    assert scrape.value("flopwatch_source_up", gpu="3", source="gpm") == 0
+    assert not scrape.has("flopwatch_flop_total", gpu="3")
+    assert not [series for series in scrape.series(ERRORS, gpu="4") if dict(series)]
+    assert scrape.total(SECONDS, gpu="4", state="unresolved") == 0
+    # One line a change, not one a tick.
+    assert log.count("found=activity_silent") == 2
+    assert log.count("event=implausible") == 3
+
+
+def test_cycle_counters_that_stand_still_are_left_out(tmp_path: Path) -> None:
+    """SM cycles do not move while the clock runs: no FLOP is counted, and the time is unresolved."""
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.gpu(0).set_load(Load.decode())
+        with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
+            before = daemon.wait_until(lambda s: s.total("flopwatch_flop_total") > 0)
+            fake.gpu(0).set_load(replace(Load.decode(), sm_clock_mhz=0.001))
+            scrape = daemon.wait_until(lambda s: lies(s, 0, "gpm_cycles") >= 2)
+            after = daemon.wait_until(lambda s: lies(s, 0, "gpm_cycles") >= 4)
+
+    assert scrape.has("flopwatch_source_up", source="gpm_cycles")
+    assert after.total("flopwatch_flop_total") == pytest.approx(
+        scrape.total("flopwatch_flop_total"), rel=1e-6
+    )
+    assert after.total(SECONDS) > before.total(SECONDS)
