@@ -11,7 +11,7 @@ WORKERS ?= 4
 
 # What the tests need beside Python: a compiler for the fake driver library, a real Prometheus and
 # Alertmanager, a real browser.
-APT_TEST := gcc libc6-dev prometheus prometheus-alertmanager chromium
+APT_TEST := gcc libc6-dev prometheus prometheus-alertmanager chromium systemd strace util-linux
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: help
@@ -61,6 +61,7 @@ generate: $(VENV)/.installed-dev ## write the generated pages and dashboards ane
 	$(BIN)/flopwatch metrics --markdown > docs/metrics.md
 	$(BIN)/flopwatch config --markdown > docs/configuration.md
 	$(BIN)/python -m grafana.build
+	$(BIN)/python deploy/helm/sync.py
 
 .PHONY: check-generated
 check-generated: $(VENV)/.installed-dev ## fail when a generated page is stale

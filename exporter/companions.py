@@ -194,6 +194,7 @@ def holder_settings(config: Config) -> HolderSettings:
         pod_resources=config.pod_resources,
         socket=Path(config.pod_resources_socket),
         job_mapping_dir=Path(config.job_mapping_dir) if config.job_mapping_dir else None,
+        job_processes=config.job_processes,
     )
 
 

@@ -18,6 +18,7 @@ from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config
 from exporter.errors import ConfigError, FlopwatchError
 from exporter.exposition.devices import host_points
+from exporter.exposition.holders import with_holder_labels
 from exporter.exposition.own import ReloadStatus, own_points
 from exporter.exposition.processes import process_points
 from exporter.exposition.render import Exposition
@@ -156,7 +157,12 @@ class Daemon:
     def _points(self) -> Iterator[Point]:
         yield from own_points(self._reload_status)
         view = self._host.view()
-        yield from host_points(view)
+        yield from with_holder_labels(
+            host_points(view),
+            self._companions.holders.snapshot(),
+            view,
+            self._config.holder_labels,
+        )
         if self._config.process_memory:
             yield from process_points(view, self._process_names.name)
         yield from self._companions.points(view)

@@ -17,13 +17,14 @@ from exporter.config.values import (
     size,
     text,
 )
-from exporter.metrics.catalogue import KERNELS, PRECISIONS
+from exporter.metrics.catalogue import CATALOGUE, KERNELS, PRECISIONS
 from exporter.sampling.settings import SamplingSettings
 from probes.config import ProbeConfig
 
 
 ENGINES = ("vllm", "sglang", "tensorrt_llm", "tgi")
 _MODE = choice("auto", "on", "off")
+_DEVICE_FAMILIES = tuple(family.name for family in CATALOGUE if family.per_device)
 _PROBES = ProbeConfig()
 _GPU_KEY = one_of(
     integer(at_least=0, at_most=10_000), text(), otherwise="a GPU index or a device UUID"
@@ -255,6 +256,13 @@ SCHEMA = Section(
                     "The kubelet's pod-resources socket.",
                     "/var/lib/kubelet/pod-resources/kubelet.sock",
                 ),
+                "labels": Key(
+                    items(choice(*_DEVICE_FAMILIES)),
+                    (),
+                    "Families whose series also carry namespace, pod, container and job of their "
+                    "device, where it has one holder only.",
+                    "[flopwatch_achieved_flops]",
+                ),
             },
         ),
         "hpc": Section(
@@ -265,7 +273,13 @@ SCHEMA = Section(
                     "/var/run/flopwatch/jobs",
                     "Directory with a file per GPU (its index, or index.instance), a job a line.",
                     "/var/run/flopwatch/jobs",
-                )
+                ),
+                "job_processes": Key(
+                    boolean(),
+                    True,
+                    "Find Slurm jobs by the control groups of GPU processes.",
+                    "true",
+                ),
             },
         ),
         "processes": Section(
@@ -387,7 +401,9 @@ class Config:
     discovery_interval: float
     pod_resources: str
     pod_resources_socket: str
+    holder_labels: frozenset[str]
     job_mapping_dir: str | None
+    job_processes: bool
     process_memory: bool
     state_file: Path
     series_limit: int
@@ -412,7 +428,9 @@ def build_config(values: Values) -> Config:
         discovery_interval=values["workload_discovery"]["interval"],
         pod_resources=values["kubernetes"]["pod_resources"],
         pod_resources_socket=values["kubernetes"]["socket"],
+        holder_labels=frozenset(values["kubernetes"]["labels"]),
         job_mapping_dir=values["hpc"]["job_mapping_dir"],
+        job_processes=values["hpc"]["job_processes"],
         process_memory=values["processes"]["memory"],
         state_file=Path(values["state_file"]),
         series_limit=values["limits"]["series"],

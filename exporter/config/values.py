@@ -3,6 +3,7 @@
 A parser raises ValueError with what is wrong, without the place: the caller knows it.
 """
 
+import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ _SIZES = {
     "GB": 10**9,
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_CHOICES_SHOWN_MAX = 20
 _TRUE, _FALSE = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
 
 
@@ -114,9 +116,13 @@ def choice(*allowed: str) -> Parser:
 
     def parse(value: Any) -> str:
         text = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-        if text not in allowed:
+        if text in allowed:
+            return str(text)
+        if len(allowed) <= _CHOICES_SHOWN_MAX:
             raise ValueError(f"must be one of {', '.join(allowed)}, got {value!r}")
-        return str(text)
+        nearest = difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f", did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"is not one of the {len(allowed)} names known: {value!r}{hint}")
 
     return parse
 

@@ -5,8 +5,8 @@ from collections.abc import Set as AbstractSet
 from functools import partial
 
 from exporter.exposition.points import Labels, by_label, device_labels, optional
-from exporter.holders import families
 from exporter.holders.snapshot import DeviceKey, HoldersSnapshot
+from exporter.metrics import holder_sources as families
 from exporter.metrics import holders
 from exporter.metrics.family import Family, Label, Point
 from exporter.readings import DeviceIdentity

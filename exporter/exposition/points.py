@@ -13,7 +13,7 @@ Labels = tuple[Label, ...]
 
 # Label sets that are made once and not once a scrape: some 20 of each GPU or MIG instance, and
 # enough for 16 GPUs with 7 instances each.
-_KEPT = 4096
+_KEPT = 2048
 
 
 def device_labels(identity: DeviceIdentity) -> Labels:

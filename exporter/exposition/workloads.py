@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from exporter.engines.snapshot import ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
-from exporter.exposition import workload_families as more
 from exporter.exposition.points import Labels, by_label, optional
 from exporter.metrics import models
+from exporter.metrics import workloads as more
 from exporter.metrics.family import MIG_LABEL, Family, Label, Point
 
 

@@ -1,8 +1,15 @@
 """The catalogue: every metric family that the exporter can expose, declared once."""
 
-from exporter.exposition import workload_families
-from exporter.holders import families as holder_families
-from exporter.metrics import device, gpu, holders, models, own, probes
+from exporter.metrics import (
+    device,
+    gpu,
+    holder_sources,
+    holders,
+    models,
+    own,
+    probes,
+    workloads,
+)
 from exporter.metrics.family import Family
 
 
@@ -11,8 +18,8 @@ SECTIONS: tuple[tuple[str, tuple[Family, ...]], ...] = (
     ("What the GPU is, and where the FLOPS go", gpu.FAMILIES),
     ("The device's own counters", device.FAMILIES),
     ("Micro-probes", probes.FAMILIES),
-    ("Models", (*models.FAMILIES, *workload_families.FAMILIES)),
-    ("Who holds the GPU", (*holders.FAMILIES, *holder_families.FAMILIES)),
+    ("Models", (*models.FAMILIES, *workloads.FAMILIES)),
+    ("Who holds the GPU", (*holders.FAMILIES, *holder_sources.FAMILIES)),
     ("The exporter itself", own.FAMILIES),
 )
 

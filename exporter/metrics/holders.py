@@ -18,7 +18,7 @@ GPU_JOB_INFO = Family(
     type=GAUGE,
     unit="",
     labels=("job",),
-    help="Batch job that holds the GPU, always 1 (job mapping directory).",
+    help="Batch job that holds the GPU, always 1 (job mapping directory, or the control groups of its processes).",
     tells="Join it to name the job in a query.",
 )
 

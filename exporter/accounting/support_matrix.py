@@ -1,0 +1,236 @@
+"""docs/support-matrix.md: `python -m exporter.accounting.support_matrix > docs/support-matrix.md`."""
+
+import json
+import sys
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from exporter.accounting.peaks import find_peaks
+from exporter.readings import DeviceIdentity
+
+
+_HEAD = """# Support matrix
+
+What flopwatch measures on which GPU, how exactly, and what is an estimate. The tables are generated from the
+table of GPU models by `python -m exporter.accounting.support_matrix`; nothing here was measured on hardware
+unless it says so. `flopwatch check` tells the same of the host it runs on.
+
+## Where the FLOPS come from
+
+| source | GPUs | what it is | how exact |
+| --- | --- | --- | --- |
+| `gpm_cycles` | Hopper and newer, drivers of the 595 branch and newer | SM cycles elapsed and active by pipe, counted by the device since boot | Cycles are counted, not sampled. Operations per cycle are the data sheet's: full pipes are assumed while they are active, and the tensor pipe is valued at the headline precision. |
+| `gpm` | Hopper and newer, GeForce from the 50 series on, MIG-backed vGPU | activities of each tick in percent | As above, times the mean of SM clock samples (four a tick): within 1 % under a steady clock. |
+| `dcgm` | Volta to Ada data-centre GPUs, with a dcgm-exporter on the node | means of DCGM's collection interval (30 s by default), fields as its counters file has them | As `gpm`, at DCGM's interval. Where two passes of counters are needed, DCGM multiplexes them. |
+| none | GeForce before the 50 series, vGPU that shares a GPU, Jetson, confidential computing | NVML's utilization, clocks, power | No FLOPS. Time is `idle`, `clock_*` or `unresolved`. |
+
+Support is found out by live samples when a device is opened, never by its name, and found out again after
+the driver was reloaded or the MIG mode has changed. The table of models below only decides the peaks.
+
+## By family
+
+| family | FLOPS | memory bytes | where the time went | what else is different |
+| --- | --- | --- | --- | --- |
+"""
+
+# Family, FLOPS, memory bytes, time, peculiarities.
+_FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
+    (
+        "Blackwell data centre (B200, B300, GB200, GB300)",
+        "`gpm_cycles` or `gpm`",
+        "`gpm`",
+        "all states",
+        "FP8, FP6 and FP4 have no counter of their own: they are taken to be counted with HMMA, or where "
+        "only the union of tensor pipes moves, from that. Set the precision, or let an engine say it. "
+        "NVLink recoveries come from new fields. GB: C2C traffic is not exported.",
+    ),
+    (
+        "Hopper (H100, H200, H800, H20, GH200)",
+        "`gpm_cycles` or `gpm`",
+        "`gpm`",
+        "all states",
+        "The data sheet rates the tensor pipe below the boost clock (H100 SXM: 1830 of 1980 MHz): ratios may "
+        "pass 1 by 8 %. H20 and H800 have peaks of their own.",
+    ),
+    (
+        "MIG instances (Hopper and newer)",
+        "`gpm_cycles` or `gpm`, each instance",
+        "by memory slices",
+        "all states",
+        "Series with `mig` and the instance's UUID; peaks by SMs and memory slices. Power, energy, clocks and "
+        "links are the GPU's. A GPU that does not answer GPM for itself in MIG mode is summed from its instances.",
+    ),
+    (
+        "MIG instances (A100, A30)",
+        "`dcgm`, rows with `GPU_I_ID`",
+        "`dcgm`",
+        "as the fields allow",
+        "The GPU itself has no FLOPS in MIG mode: DCGM knows only its instances.",
+    ),
+    (
+        "Ampere and Ada data centre (A100, A30, A10, A40, L4, L40, L40S)",
+        "`dcgm`",
+        "`dcgm`",
+        "all states with all fields; with dcgm-exporter's default fields tensor and idle only, the rest `unresolved`",
+        "Profiling needs a dcgm-exporter with SYS_ADMIN and nobody else's profiler on the GPU.",
+    ),
+    (
+        "Turing and Volta data centre (T4, V100)",
+        "`dcgm`",
+        "`dcgm`",
+        "as above",
+        "No BF16: tensor work is valued as FP16. HMMA and IMMA are not told apart. Pages retire instead of rows.",
+    ),
+    (
+        "GeForce from the 50 series, RTX PRO Blackwell",
+        "`gpm`",
+        "`gpm`",
+        "all states",
+        "GeForce: half tensor rate with FP32 accumulation, no ECC. Memory runs below its maximum clock in P2: "
+        "bandwidth ratios are of the maximum.",
+    ),
+    (
+        "GeForce before, TITAN",
+        "none",
+        "none",
+        "`idle`, `clock_*`, `unresolved`",
+        "Neither GPM nor DCGM's profiling.",
+    ),
+    (
+        "GB10 (DGX Spark), Thor, Orin",
+        "`gpm` where the driver answers, else none",
+        "where GPM answers",
+        "as the source allows",
+        "Unified memory: no memory and no PCIe series. No power limit.",
+    ),
+    (
+        "vGPU with a MIG instance of its own",
+        "`gpm`",
+        "`gpm`",
+        "all states",
+        "The guest sees no power, energy or temperature. Peaks are derived from what it sees.",
+    ),
+    (
+        "vGPU that shares a GPU",
+        "none",
+        "none",
+        "`idle`, `unresolved`",
+        "Peaks are those of the whole GPU, of which the guest has a time slice. Watch the host.",
+    ),
+    (
+        "Confidential computing",
+        "none while performance counters are closed",
+        "none",
+        "`idle`, `clock_*`, `unresolved`",
+        "Probes still measure what the GPU can do.",
+    ),
+    (
+        "Exclusive and prohibited compute mode",
+        "as the GPU",
+        "as the GPU",
+        "as the GPU",
+        "Reading needs no CUDA context. Probes hold off and say so.",
+    ),
+)
+
+_ESTIMATES = """
+## What is an estimate
+
+| figure | of what | how good |
+| --- | --- | --- |
+| `flopwatch_flop_total{pipe="tensor"}` | operations, from the time the pipe was active | An upper bound by up to the pipe's issue gaps while active; `flopwatch calibrate` measures the error of a device, `flopwatch_estimator_error_ratio` exports it. Structured sparsity counts as dense. |
+| `flopwatch_flop_total{pipe="fp64|fp32|fp16"}` | operations, every instruction taken for a fused multiply-add | An upper bound: additions and multiplications alone are half of it. |
+| `flopwatch_dram_bytes_total` | share of the theoretical bandwidth x time | As good as the theoretical bandwidth; within some per cent. |
+| state `memory` | waiting that bandwidth explains | A model: DRAM activity over what a copy reaches (measured by the probe, else 92 %). |
+| `flopwatch_peak_flops` of `origin="derived"` | SMs x rate x maximum clock | Within about 10 % of a data sheet. |
+
+## What is found to be false
+
+A utilization of 100 % without any SM active at idle power, activities of zero at working power, counters that
+stand still or jump: left out, counted in `flopwatch_source_errors_total{reason="implausible"}`; what time that
+makes unknown goes to `unresolved`. Contradictions must last three seconds.
+
+## Peaks by model
+
+Dense data-sheet figures in TFLOP/s (TOP/s for int8), from NVIDIA's data sheets and whitepapers; figures that a
+sheet leaves out are SMs x rate x its clock. «Tensor clock» is the clock at which the sheet rates the tensor
+pipe: at the boost clock, ratios reach boost over tensor clock.
+
+| model | NVML names | class | SMs | boost / tensor clock MHz | fp64 | fp32 | bf16 | fp8 | fp4 | int8 | memory GB/s |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+_RATES_HEAD = """
+## Rates by class
+
+Dense operations per clock and SM, a fused multiply-add counted as two: what a GPU is valued with that is not among
+the models above. `dc` data centre and professional boards, `gf` GeForce, `l40` and `h20` boards of their own.
+CUDA C++ Programming Guide and Best Practices Guide, architecture whitepapers.
+
+"""
+_PRECISIONS = ("fp64", "fp32", "bf16", "fp8", "fp4", "int8")
+_RATE_COLUMNS = (
+    "fp64",
+    "fp64t",
+    "fp32",
+    "fp16",
+    "tf32",
+    "fp16t",
+    "fp8",
+    "fp6",
+    "fp4",
+    "int8",
+    "int4",
+)
+_TERA = 1e12
+
+
+def support_page() -> str:
+    """The whole page in Markdown."""
+    table = json.loads(files("exporter.accounting").joinpath("peaks.json").read_text())
+    parts = [_HEAD]
+    parts += [f"| {' | '.join(family)} |\n" for family in _FAMILIES]
+    parts.append(_ESTIMATES.replace("fp64|fp32|fp16", "fp64\\|fp32\\|fp16"))
+    parts += [_model_row(gpu, table["rates"]) for gpu in table["gpus"]]
+    parts.append(_RATES_HEAD)
+    parts.append(f"| class | {' | '.join(_RATE_COLUMNS)} |\n")
+    parts.append(f"|{' --- |' * (len(_RATE_COLUMNS) + 1)}\n")
+    for name, rates in table["rates"].items():
+        cells = [f"{rates[column]:g}" if column in rates else "" for column in _RATE_COLUMNS]
+        parts.append(f"| {name} | {' | '.join(cells)} |\n")
+    return "".join(parts)
+
+
+def _model_row(gpu: Mapping[str, Any], rates: Mapping[str, Mapping[str, float]]) -> str:
+    capability = tuple(int(number) for number in gpu["class"].partition("/")[0].split("."))
+    peaks = find_peaks(
+        DeviceIdentity(
+            index="0",
+            uuid="",
+            name=gpu["names"][0].replace("*", ""),
+            compute_capability=(capability[0], capability[1]),
+        )
+    )
+    tensor = gpu["teraflops"].get("fp16t")
+    rate = rates[gpu["class"]].get("fp16t")
+    clock = f"{gpu['boost_mhz']}"
+    if tensor and rate:
+        clock += f" / {tensor * 1e6 / (gpu['sm_count'] * rate):.0f}"
+    cells = [
+        gpu["model"],
+        ", ".join(f"`{name}`" for name in gpu["names"]),
+        gpu["class"],
+        str(gpu["sm_count"]),
+        clock,
+        *(
+            f"{peaks.flops[precision] / _TERA:.4g}" if precision in peaks.flops else ""
+            for precision in _PRECISIONS
+        ),
+        f"{gpu['dram_gigabytes_per_second']:g}",
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(support_page())

@@ -1,0 +1,12 @@
+"""Labels by option are named in the configuration, and a wrong name is said with the nearest."""
+
+import pytest
+
+from exporter.config.values import choice
+from exporter.metrics.catalogue import BY_NAME
+
+
+def test_a_family_that_does_not_exist_is_named_with_the_nearest() -> None:
+    """A list of ninety names would help nobody."""
+    with pytest.raises(ValueError, match=r"did you mean flopwatch_achieved_flops\?"):
+        choice(*BY_NAME)("flopwatch_achieved_flop")
