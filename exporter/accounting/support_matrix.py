@@ -21,7 +21,7 @@ unless it says so. `flopwatch check` tells the same of the host it runs on.
 | source | GPUs | what it is | how exact |
 | --- | --- | --- | --- |
 | `gpm_cycles` | Hopper and newer, drivers of the 595 branch and newer | SM cycles elapsed and active by pipe, counted by the device since boot | Cycles are counted, not sampled. Operations per cycle are the data sheet's: full pipes are assumed while they are active, and the tensor pipe is valued at the headline precision. |
-| `gpm` | Hopper and newer, GeForce from the 50 series on, MIG-backed vGPU | activities of each tick in percent | As above, times the mean of SM clock samples (four a tick): within 1 % under a steady clock. |
+| `gpm` | Hopper and newer, GeForce from the 50 series on, MIG-backed vGPU | activities of each tick in percent | As above, times the mean of SM clock samples (four a tick): as exact under a steady clock. |
 | `dcgm` | Volta to Ada data-centre GPUs, with a dcgm-exporter on the node | means of DCGM's collection interval (30 s by default), fields as its counters file has them | As `gpm`, at DCGM's interval. Where two passes of counters are needed, DCGM multiplexes them. |
 | none | GeForce before the 50 series, vGPU that shares a GPU, Jetson, confidential computing | NVML's utilization, clocks, power | No FLOPS. Time is `idle`, `clock_*` or `unresolved`. |
 
@@ -41,25 +41,31 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "`gpm_cycles` or `gpm`",
         "`gpm`",
         "all states",
-        "FP8, FP6 and FP4 have no counter of their own: they are taken to be counted with HMMA, or where "
-        "only the union of tensor pipes moves, from that. Set the precision, or let an engine say it. "
-        "NVLink recoveries come from new fields. GB: C2C traffic is not exported.",
+        (
+            "FP8, FP6 and FP4 have no counter of their own: they are taken to be counted with HMMA, or where "
+            "only the union of tensor pipes moves, from that. Set the precision, or let an engine say it. "
+            "NVLink recoveries come from new fields. GB: C2C traffic is not exported."
+        ),
     ),
     (
         "Hopper (H100, H200, H800, H20, GH200)",
         "`gpm_cycles` or `gpm`",
         "`gpm`",
         "all states",
-        "The data sheet rates the tensor pipe below the boost clock (H100 SXM: 1830 of 1980 MHz): ratios may "
-        "pass 1 by 8 %. H20 and H800 have peaks of their own.",
+        (
+            "The data sheet rates the tensor pipe below the boost clock (H100 SXM: 1830 of 1980 MHz): ratios may "
+            "pass 1 by 8 %. H20 and H800 have peaks of their own."
+        ),
     ),
     (
         "MIG instances (Hopper and newer)",
         "`gpm_cycles` or `gpm`, each instance",
         "by memory slices",
         "all states",
-        "Series with `mig` and the instance's UUID; peaks by SMs and memory slices. Power, energy, clocks and "
-        "links are the GPU's. A GPU that does not answer GPM for itself in MIG mode is summed from its instances.",
+        (
+            "Series with `mig` and the instance's UUID; peaks by SMs and memory slices. Power, energy, clocks and "
+            "links are the GPU's. A GPU that does not answer GPM for itself in MIG mode is summed from its instances."
+        ),
     ),
     (
         "MIG instances (A100, A30)",
@@ -87,8 +93,10 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "`gpm`",
         "`gpm`",
         "all states",
-        "GeForce: half tensor rate with FP32 accumulation, no ECC. Memory runs below its maximum clock in P2: "
-        "bandwidth ratios are of the maximum.",
+        (
+            "GeForce: half tensor rate with FP32 accumulation, no ECC. Memory runs below its maximum clock in P2: "
+            "bandwidth ratios are of the maximum."
+        ),
     ),
     (
         "GeForce before, TITAN",
@@ -157,8 +165,8 @@ Dense data-sheet figures in TFLOP/s (TOP/s for int8), from NVIDIA's data sheets 
 sheet leaves out are SMs x rate x its clock. «Tensor clock» is the clock at which the sheet rates the tensor
 pipe: at the boost clock, ratios reach boost over tensor clock.
 
-| model | NVML names | class | SMs | boost / tensor clock MHz | fp64 | fp32 | bf16 | fp8 | fp4 | int8 | memory GB/s |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| model | NVML names | class | SMs | boost / tensor clock MHz | fp64 | fp32 | fp16 | bf16 | fp8 | fp4 | int8 | memory GB/s |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 _RATES_HEAD = """
@@ -169,7 +177,7 @@ the models above. `dc` data centre and professional boards, `gf` GeForce, `l40` 
 CUDA C++ Programming Guide and Best Practices Guide, architecture whitepapers.
 
 """
-_PRECISIONS = ("fp64", "fp32", "bf16", "fp8", "fp4", "int8")
+_PRECISIONS = ("fp64", "fp32", "fp16", "bf16", "fp8", "fp4", "int8")
 _RATE_COLUMNS = (
     "fp64",
     "fp64t",
