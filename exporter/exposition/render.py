@@ -39,11 +39,13 @@ class Exposition:
         *,
         series_limit: Callable[[], int],
         state: Callable[[], object],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`state` changes when a new rendering would differ; it is compared, never kept long."""
         self._points = points
         self._series_limit = series_limit
         self._state = state
+        self._clock = clock
         self._process = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
@@ -59,7 +61,7 @@ class Exposition:
         """The exposition in this format, gzipped if asked."""
         with self._lock:
             state = self._state()
-            now = time.monotonic()
+            now = self._clock()
             if state != self._rendered_state and now - self._rendered_at >= _REUSE_SECONDS:
                 self._rendered.clear()
                 self._families = self._write()
