@@ -27,7 +27,14 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios, fleet_router  # noqa: E402
+from exporter.logging_setup import set_up_logging  # noqa: E402
+from exporter.simulate.fleet import (  # noqa: E402
+    FleetPlan,
+    build_fleet,
+    find_scenarios,
+    fleet_limits,
+    fleet_router,
+)
 from exporter.simulate.host import SimulatedHost, Timing  # noqa: E402
 from exporter.web.negotiation import Format  # noqa: E402
 from exporter.web.server import Server  # noqa: E402
@@ -56,6 +63,7 @@ def main() -> int:
     )
     parser.add_argument("--history-days", type=int, default=7)
     arguments = parser.parse_args()
+    set_up_logging("error", "auto")
     hosts = build_fleet(
         FleetPlan(
             find_scenarios(["mixed-fleet"]), hosts=arguments.gpus // GPUS_A_HOST, gpus=GPUS_A_HOST
@@ -110,7 +118,7 @@ def history_lines(hosts: list[SimulatedHost], times: range) -> Iterator[str]:
 
 
 def measure(folder: Path, hosts: list[SimulatedHost], minutes: float) -> dict[str, Any]:
-    server = Server(["127.0.0.1:0"], fleet_router(hosts))
+    server = Server(["127.0.0.1:0"], fleet_router(hosts), limits=fleet_limits(hosts))
     server.start()
     for kind in ("rules", "alerts"):
         shutil.copytree(ROOT / "deploy" / "prometheus" / kind, folder / kind)

@@ -85,10 +85,10 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _serve(address: str, hosts: Any) -> int:
-    from exporter.simulate.fleet import fleet_router
+    from exporter.simulate.fleet import fleet_limits, fleet_router
     from exporter.web.server import Server
 
-    server = Server([address], fleet_router(hosts))
+    server = Server([address], fleet_router(hosts), limits=fleet_limits(hosts))
     server.start()
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

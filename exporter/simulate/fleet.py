@@ -9,6 +9,7 @@ from exporter.errors import FlopwatchError
 from exporter.simulate.host import SimulatedHost, Timing
 from exporter.simulate.scenarios import SCENARIOS, Scenario
 from exporter.web.http import Request, Response, plain
+from exporter.web.limits import DEFAULT_LIMITS, Limits
 from exporter.web.routes import metrics_handler
 from exporter.web.routing import Router
 
@@ -54,6 +55,11 @@ def build_fleet(
         for scenario in plan.scenarios
         for position in range(plan.hosts)
     ]
+
+
+def fleet_limits(hosts: Sequence[SimulatedHost]) -> Limits:
+    """The server's limits, with a connection for each host: Prometheus keeps one a target."""
+    return Limits(connections=DEFAULT_LIMITS.connections + len(hosts))
 
 
 def fleet_router(hosts: Sequence[SimulatedHost]) -> Router:

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from exporter.simulate.fleet import FleetPlan, build_fleet, fleet_router
+from exporter.simulate.fleet import FleetPlan, build_fleet, fleet_limits, fleet_router
 from exporter.simulate.host import Timing
 from exporter.simulate.scenarios import Scenario
 from exporter.web.server import Server
@@ -96,7 +96,7 @@ def running(folder: Path, scenarios: tuple[Scenario, ...], hosts: int) -> Iterat
     fleet = build_fleet(
         FleetPlan(scenarios, hosts=hosts), Timing(time.time(), tick_seconds=1.0, pace=SPEED)
     )
-    server = Server(["127.0.0.1:0"], fleet_router(fleet))
+    server = Server(["127.0.0.1:0"], fleet_router(fleet), limits=fleet_limits(fleet))
     server.start()
     prometheus, alertmanager = free_port(), free_port()
     shorten_rules(DEPLOY / "rules", folder / "rules")
