@@ -13,6 +13,7 @@ from tests.fake_nvml.profiles import ARCHITECTURES, GpuProfile
 # nvmlClockType_t, NVML_VALUE of nvml.h.
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2
 _CORES_PER_SM = 128
+_NOT_SUPPORTED = 3
 # Calls that need no profile: what they answer follows from the others.
 _SYSTEM = ("nvmlInit", "nvmlShutdown", "nvmlSystem", "nvmlEventSet")
 
@@ -62,11 +63,7 @@ def profile_of(recording: Recording) -> GpuProfile:
         mig_supported=_answered(recording, "nvmlDeviceGetMigMode"),
         function_codes=_function_codes(recording),
         field_codes={record.id: record.code for record in recording.fields if record.code},
-        metric_codes=(
-            {record.id: record.code for record in recording.metrics if record.code}
-            if support != "none"
-            else {}
-        ),
+        metric_codes=_metric_codes(recording, support),
     )
 
 
@@ -91,6 +88,20 @@ def _function_codes(recording: Recording) -> dict[str, int]:
         symbol: code
         for symbol, (code, *others) in ((s, sorted(found)) for s, found in codes.items())
         if not others and _is_permanent(symbol, code)
+    }
+
+
+def _metric_codes(recording: Recording, support: str) -> dict[int, int]:
+    """Metrics refused one by one; those that the kind of support or missing links explain are left out."""
+    if support == "none":
+        return {}
+    explained: set[int] = set() if support == "cycles" else set(gpm.CYCLE_IDS)
+    if not any(record.code == 0 for record in recording.calls_of("nvmlDeviceGetNvLinkState")):
+        explained |= {gpm.NVLINK_RECEIVE_MIB, gpm.NVLINK_TRANSMIT_MIB}
+    return {
+        record.id: record.code
+        for record in recording.metrics
+        if record.code and not (record.id in explained and record.code == _NOT_SUPPORTED)
     }
 
 

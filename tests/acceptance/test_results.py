@@ -27,13 +27,13 @@ ROOT = Path(__file__).parents[2]
 MACHINE = Machine("Test GPU", "600.1", "9.0", 132, {"torch": "2.13"})
 
 
-def results(*parts: PartReport, started: str = "2026-01-31T10:00:00", rehearsal: bool = False) -> Results:
+def results(
+    *parts: PartReport, started: str = "2026-01-31T10:00:00", rehearsal: bool = False
+) -> Results:
     return Results(FORMAT, started, rehearsal, MACHINE, parts)
 
 
-ERROR = Figure(
-    "error of FLOP, bf16 4096x4096x4096 at 100%", 0.013, "ratio", goal=Goal(-0.02, 0.02)
-)
+ERROR = Figure("error of FLOP, bf16 4096x4096x4096 at 100%", 0.013, "ratio", goal=Goal(-0.02, 0.02))
 
 
 @pytest.mark.parametrize(

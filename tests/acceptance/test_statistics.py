@@ -78,9 +78,7 @@ def test_when_a_clock_is_steady(values: list[float], seconds: float | None) -> N
     """Samples every tenth of a second; within 2 % of where they end, for good."""
     samples = [(0.1 * number, value) for number, value in enumerate(values)]
 
-    assert stats.seconds_to_steady(samples) == (
-        None if seconds is None else pytest.approx(seconds)
-    )
+    assert stats.seconds_to_steady(samples) == (None if seconds is None else pytest.approx(seconds))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,7 @@ from benchmarks.gpu_acceptance_parts import truth
 from benchmarks.gpu_acceptance_parts.truth import TransformerShape
 
 
-TINY = TransformerShape(
-    layers=2, hidden=8, heads=2, head_width=4, intermediate=16, vocabulary=32
-)
+TINY = TransformerShape(layers=2, hidden=8, heads=2, head_width=4, intermediate=16, vocabulary=32)
 
 
 def test_a_gemm_is_two_operations_for_each_product() -> None:
