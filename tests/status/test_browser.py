@@ -1,10 +1,10 @@
 """The page in a real Chromium: looks, keyboard, refresh, policy, and an accessibility checker.
 
-axe-core is asked where FLOPWATCH_AXE_CORE names its `axe.min.js` (`npm install axe-core`).
+axe-core comes in the package axe-playwright-python; only its script is used.
 """
 
+import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
 ]
-AXE = os.environ.get("FLOPWATCH_AXE_CORE")
+_CARRIER = importlib.util.find_spec("axe_playwright_python")
+AXE = (
+    Path(_CARRIER.origin).with_name("axe.min.js")
+    if _CARRIER is not None and _CARRIER.origin
+    else None
+)
 PHONE = {"width": 390, "height": 844}
 
 
@@ -107,8 +112,8 @@ def test_every_host_fits_every_window(browser: Browser, serve: Serve, host: str,
     assert browser.evaluate("document.querySelector('.verdict').textContent.length") > 10
     assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert browser.violations == []
-    if AXE is not None:
-        assert axe_finds(browser, Path(AXE)) == []
+    assert AXE is not None
+    assert axe_finds(browser, AXE) == []
 
 
 def axe_finds(browser: Browser, axe: Path) -> list[Any]:
@@ -121,7 +126,6 @@ def axe_finds(browser: Browser, axe: Path) -> list[Any]:
     return list(json.loads(found))
 
 
-@pytest.mark.skipif(AXE is None, reason="needs FLOPWATCH_AXE_CORE")
 def test_the_checker_would_find_something(browser: Browser, serve: Serve) -> None:
     """Text that is nearly white on white is reported: silence of the checker means something."""
     assert AXE is not None
@@ -129,7 +133,7 @@ def test_the_checker_would_find_something(browser: Browser, serve: Serve) -> Non
     browser.open(serve(two_gpus()).url)
     browser.evaluate("document.documentElement.style.setProperty('--soft', '#eee'), 0")
 
-    assert "color-contrast" in [name for name, _html in axe_finds(browser, Path(AXE))]
+    assert "color-contrast" in [name for name, _html in axe_finds(browser, AXE)]
 
 
 def test_colours_follow_the_wish(browser: Browser, serve: Serve) -> None:
