@@ -200,6 +200,7 @@ def _parse(data: bytes) -> dict[str, Any]:
     if len(data) > STATE_BYTES_MAX:
         raise ValueError(f"longer than {STATE_BYTES_MAX} bytes")
     document = json.loads(data)
+    json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is a ValueError
     if not isinstance(document, dict) or document.get("version") != STATE_VERSION:
         raise ValueError(f"not a state file of version {STATE_VERSION}")
     return document

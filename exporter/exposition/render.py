@@ -96,5 +96,7 @@ class Exposition:
                 for family, lines in self._families
                 for part in (header(family, format_), lines)
             )
-            plain = self._rendered[(format_, False)] = text.encode() + generate(self._process)
+            plain = self._rendered[(format_, False)] = text.encode(errors="replace") + generate(
+                self._process
+            )
         return plain
