@@ -161,7 +161,7 @@ class SampledGpu:
         instances = self._instances.tick(sample)
         if self._gpm is None and window is None:
             window = self._instances.gpu_window(peaks.sm_count)
-        opened = self._gpm.open_since_seconds if self._gpm else None
+        opened = (self._gpm or self._instances).open_since_seconds
         self._dcgm.follow(self._identity.uuid, wanted=self._has_no_gpm())
         if self._dcgm.in_use:
             window, opened = self._dcgm.take(fast)

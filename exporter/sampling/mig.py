@@ -115,6 +115,12 @@ class SampledInstances:
             )
         return whole_gpu_window(parts)
 
+    @property
+    def open_since_seconds(self) -> float | None:
+        """Start of the GPU's window that its instances will close; None if not all have GPM."""
+        opened = [instance.open_since_seconds for instance in self._instances.values()]
+        return opened[0] if opened and None not in opened else None
+
     def lost(self, *, close: bool) -> tuple[DeviceSnapshot, ...]:
         """Let go of the instances with their GPU, but keep their books."""
         for instance in self._instances.values():
@@ -158,6 +164,7 @@ class _SampledInstance:
         self._succeeded: dict[str, float] = {}
         self._dcgm = DcgmFallback(context.dcgm)
         self._gpu_uuid = gpu.uuid
+        self._ticked = False
         self._slow = SlowReading(at_seconds=0.0)
         self._slow_due = 0.0
 
@@ -185,8 +192,14 @@ class _SampledInstance:
         self._calls = None
         self.listed = None
         self.window = None
+        self._ticked = False
         self._dcgm.follow(self._gpu_uuid, wanted=False)
         self.accounts.forget_open_spans()
+
+    @property
+    def open_since_seconds(self) -> float | None:
+        """Start of the window that GPM will close."""
+        return self._gpm.open_since_seconds if self._gpm is not None else None
 
     def skip_gap(self) -> None:
         """Count nothing of the time since the last tick."""
@@ -239,14 +252,17 @@ class _SampledInstance:
         calls = self._calls
         assert calls is not None
         # The clock is the GPU's; the instance has memory, processes and activities of its own.
-        fast = FastReading(at_seconds=sample.at_seconds, **read_memory(calls))
+        # Its first tick is now: the tick's sample is from before its GPM was tried.
+        at = sample.at_seconds if self._ticked else time.monotonic()
+        self._ticked = True
+        fast = FastReading(at_seconds=at, **read_memory(calls))
         self._succeeded["nvml"] = time.time()
         self.accounts.observe_clock(sample)
         self.window = self._read_gpm(settings)
         if sample.at_seconds >= self._slow_due:
             self._slow = replace(self._slow, at_seconds=sample.at_seconds, **read_processes(calls))
             self._slow_due = sample.at_seconds + settings.slow_interval
-        opened = self._gpm.open_since_seconds if self._gpm else None
+        opened = self.open_since_seconds
         no_gpm = self._gpm is None and self._gpm_retry_at is None
         self._dcgm.follow(self._gpu_uuid, self.identity.mig, wanted=no_gpm)
         if self._dcgm.in_use:
