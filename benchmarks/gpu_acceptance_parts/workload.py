@@ -222,6 +222,8 @@ def _shape(values: list[int]) -> tuple[int, int, int]:
 def main() -> None:
     torch.set_grad_enabled(mode=False)
     torch.manual_seed(1)
+    # On the host processor one thread: a rehearsal leaves room for the daemon beside it.
+    torch.set_num_threads(1)
     workloads = Workloads(sys.argv[1])
     for line in sys.stdin:
         name, arguments = json.loads(line)

@@ -22,6 +22,9 @@ from tests.fake_nvml import H100, FakeNvml, Load
 
 
 CLOCK_MHZ, SMS = 1500, 132
+# At rest the clock stays: a window that is half at rest at another clock would be split by the
+# daemon's own rules, which are not under test here.
+REST = replace(Load.idle(), dram=0.0, sm_clock_mhz=CLOCK_MHZ)
 # FLOP per clock and SM of Hopper's tensor pipe (H100 whitepaper).
 RATES = {"bf16": 4096, "fp8": 8192}
 IDENTITY = DeviceIdentity(
@@ -49,7 +52,7 @@ class FakeTenant:
             load = replace(load, any_tensor=0.5, hmma_tensor=0.5, dram=0.4)
         begin = self._fake.gpu(0).set_load(load)
         time.sleep(1.0)
-        end = self._fake.gpu(0).set_load(replace(Load.idle(), dram=0.0))
+        end = self._fake.gpu(0).set_load(REST)
         truth = self._fake.gpu(0).truth(begin, end)
         flop = truth.hmma_tensor_cycles * SMS * RATES[arguments.get("precision", "bf16")]
         moved = truth.dram_fraction_seconds * 3.35e12
@@ -71,7 +74,7 @@ def surroundings(
     with FakeNvml([H100], tmp_path) as fake:
         for name, value in fake.env.items():
             monkeypatch.setenv(name, value)
-        fake.gpu(0).set_load(replace(Load.idle(), dram=0.0))
+        fake.gpu(0).set_load(REST)
         report = Reporter(tmp_path / "lines", TimeBox(100))
         survey = Survey(Machine(H100.name, "595", "9.0", SMS, {}))
         yield fake, Context(report, survey, 0, False, tmp_path, tmp_path)

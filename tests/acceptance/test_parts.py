@@ -34,16 +34,23 @@ def result(seconds: list[float], *, hertz: float = 1e9) -> Result:
 
 
 def test_tokens_per_second_by_condition() -> None:
-    """Four tokens a step, steps of 0.1 s while absent and of 0.125 s while probing."""
+    """Four tokens a step: steps of 0.1 s for two seconds, then of 0.125 s; a round cut short is left out."""
     ends = [0.1 * n for n in range(1, 21)] + [2 + 0.125 * n for n in range(1, 17)]
-    blocks = [Block("absent", 0.05, 1.95), Block("probing", 2.05, 3.95)]
+    fast, slow, none = (0.05, 1.95), (2.05, 3.95), (9.0, 10.0)
+    spans = [fast, fast, slow, slow, fast, slow, fast, none, slow]
+    blocks = [
+        Block(condition, *span)
+        for condition, span in zip(neighbour.CONDITIONS * 3, spans, strict=True)
+    ]
 
-    found = neighbour.rates(blocks, ends, 4)
+    found = neighbour.rates([*blocks, Block("outer", *fast)], ends, 4)
 
-    assert found["absent"] == pytest.approx([40.0])
-    assert found["probing"] == pytest.approx([32.0])
-    with pytest.raises(ValueError, match="no two steps in a block of passive"):
-        neighbour.rates([Block("passive", 10, 11)], ends, 4)
+    assert found["absent"] == pytest.approx([40.0, 32.0])
+    assert found["passive"] == pytest.approx([40.0, 40.0])
+    assert found["probing"] == pytest.approx([32.0, 32.0])
+    assert found["outer"] == pytest.approx([40.0])
+    with pytest.raises(ValueError, match="no two rounds"):
+        neighbour.rates(blocks[:3], ends, 4)
 
 
 def test_the_probes_share_of_the_loss_is_scaled_to_their_default_schedule() -> None:
