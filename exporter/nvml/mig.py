@@ -48,22 +48,38 @@ def mig_enabled(calls: DeviceCalls) -> bool:
     return modes is not None and bool(modes[0])
 
 
-def list_instances(calls: DeviceCalls) -> tuple[ListedInstance, ...]:
-    """The GPU instances that this process may see, by id. Raises NvmlError if the GPU is gone."""
+Ids = tuple[int, int]  # GPU instance, compute instance
+
+
+def list_instances(
+    calls: DeviceCalls, known: dict[tuple[int, str], Ids] | None = None
+) -> tuple[ListedInstance, ...]:
+    """The GPU instances that this process may see, by id. Raises NvmlError if the GPU is gone.
+
+    `known` keeps the ids of what was seen by handle and UUID, so that they are asked once.
+    """
+    known = {} if known is None else known
+    seen: dict[tuple[int, str], Ids] = {}
     found: dict[int, tuple[int, ListedInstance]] = {}
     for position in range(calls.ask("nvmlDeviceGetMaxMigDeviceCount") or 0):
         try:
             handle = call("nvmlDeviceGetMigDeviceHandleByIndex", calls.handle, position)
             uuid = str(call("nvmlDeviceGetUUID", handle))
-            instance = int(call("nvmlDeviceGetGpuInstanceId", handle))
-            compute = int(call("nvmlDeviceGetComputeInstanceId", handle))
+            address = _address(handle)
+            ids = known.get((address, uuid)) or (
+                int(call("nvmlDeviceGetGpuInstanceId", handle)),
+                int(call("nvmlDeviceGetComputeInstanceId", handle)),
+            )
         except (DeviceLost, DriverGone, DriverMismatch):
             raise
         except NvmlError:
             continue  # places may be empty in between, or hidden from this container
+        seen[address, uuid] = instance, compute = ids
         if instance not in found or compute < found[instance][0]:
-            listed = ListedInstance(uuid, instance, handle, _address(handle))
+            listed = ListedInstance(uuid, instance, handle, address)
             found[instance] = (compute, listed)
+    known.clear()
+    known.update(seen)
     return tuple(listed for _instance, (_compute, listed) in sorted(found.items()))
 
 

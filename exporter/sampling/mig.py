@@ -55,11 +55,12 @@ class SampledInstances:
         self._context = context
         self._instances: dict[tuple[str, int, int | None], _SampledInstance] = {}
         self._gpu: DeviceIdentity | None = None
+        self._known: dict[tuple[int, str], tuple[int, int]] = {}
 
     def sync(self, gpu: DeviceIdentity, calls: DeviceCalls, *, enabled: bool) -> None:
         """Find the instances that are there now. Raises NvmlError when the GPU is gone."""
         self._gpu = gpu
-        listed = list_instances(calls) if enabled else ()
+        listed = list_instances(calls, self._known) if enabled else ()
         attached = {
             instance.listed: key
             for key, instance in self._instances.items()
