@@ -108,7 +108,7 @@ def test_every_call_has_its_time_and_its_count(h100: recording.Recording) -> Non
     assert power.code == 0
     assert 0 < power.median_microseconds <= power.longest_microseconds
     assert power.symbols == ("nvmlDeviceGetPowerUsage",)
-    # 46 % of 700 W: the load's own figure, in milliwatts.
+    # The load's own power, in milliwatts.
     assert power.answer == pytest.approx(Load.decode().power_watts * 1000, rel=0.01)
 
 
