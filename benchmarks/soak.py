@@ -206,7 +206,7 @@ def soak_daemon(seconds: float, directory: Path, gpus: int = 4) -> Growth:
     """Run the real daemon at ten ticks a second, and let everything around it churn."""
     config = directory / "soak.yaml"
     config.write_text(
-        "probes: {enabled: false}\nsampling: {interval: 100ms, slow_interval: 500ms, deadline: 2s}\n"
+        "probes: {enabled: false}\nsampling: {interval: 100ms, slow_interval: 1s, deadline: 2s}\n"
     )
     command = (
         *(sys.executable, "-m", "exporter", "serve", "--config.file", str(config)),

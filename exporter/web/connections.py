@@ -1,4 +1,5 @@
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -14,6 +15,10 @@ from exporter.web.limits import Limits
 # How long the accept loop waits for an evicted connection's thread to end: it is woken by the
 # shutdown and only has to return, so this is reached when the processor is starved, not otherwise.
 _EVICTION_SECONDS: Final = 0.25
+
+# A client that has just connected, or just had its answer, may send its next request any moment: for
+# so long it is not the first to go. It also bounds what a flood can hold up the accept loop.
+_JUST_COME_SECONDS: Final = 0.2
 
 
 class Phase(Enum):
@@ -58,6 +63,14 @@ class Connection:
         with self._gate, contextlib.suppress(OSError):
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
+    def has_asked(self) -> bool:
+        """Whether bytes have come that the worker has not read yet: then not the client is late."""
+        with self._gate, contextlib.suppress(OSError, ValueError):  # closed meanwhile
+            readable = select.poll()
+            readable.register(self.socket, select.POLLIN)
+            return bool(readable.poll(0))
+        return False
+
     def close(self) -> None:
         """Close the socket; only the worker does that."""
         with self._gate, contextlib.suppress(OSError):
@@ -84,9 +97,7 @@ class ConnectionTable:
         """Take a connection in, if need be in another's place; False when all are at work."""
         with self._changed:
             if len(self._open) >= self._limits.connections:
-                if not self.evict():
-                    return False
-                self._changed.wait_for(self._has_room, _EVICTION_SECONDS)
+                self._make_room()
             if not self._has_room():
                 return False
             self._open.add(connection)
@@ -98,11 +109,19 @@ class ConnectionTable:
             self._open.discard(connection)
             self._changed.notify_all()
 
-    def evict(self) -> bool:
-        """Cut off the connection that can best be spared; False when there is none."""
+    def evict(self, *, waiting_seconds: float = 0.0) -> bool:
+        """Cut off the connection that can best be spared; False when there is none.
+
+        One that has waited for less than `waiting_seconds` is not spared.
+        """
         with self._changed:
             held = Counter(connection.client for connection in self._open)
-            spare = [connection for connection in self._open if self._can_be_spared(connection)]
+            latest = time.monotonic() - waiting_seconds
+            spare = [
+                connection
+                for connection in self._open
+                if connection.since <= latest and self._can_be_spared(connection)
+            ]
             if not spare:
                 return False
             victim = min(
@@ -129,6 +148,14 @@ class ConnectionTable:
         with self._changed:
             return self._changed.wait_for(lambda: not self._open, seconds)
 
+    def _make_room(self) -> None:
+        if not self.evict(waiting_seconds=_JUST_COME_SECONDS):
+            # All are at work, or about to ask: a crowd of scrapers is served in turn.
+            if self._changed.wait_for(self._has_room, _JUST_COME_SECONDS):
+                return
+            self.evict()
+        self._changed.wait_for(self._has_room, _EVICTION_SECONDS)
+
     def _has_room(self) -> bool:
         return len(self._open) < self._limits.connections
 
@@ -136,4 +163,4 @@ class ConnectionTable:
         if connection.phase is Phase.WRITING:
             taken = time.monotonic() - connection.since
             return taken > self._limits.crowded_write_seconds
-        return connection.phase is Phase.WAITING
+        return connection.phase is Phase.WAITING and not connection.has_asked()
