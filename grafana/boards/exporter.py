@@ -2,13 +2,12 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana.frame import CLUSTER, NODE, board
+from grafana.frame import NODE, board
 from grafana.panels import (
     BLUE,
     Column,
     Query,
     bad_above,
-    bucket_heatmap,
     lines,
     number,
     rows,
@@ -160,14 +159,17 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
     return (
         dashboard.with_row(Row("Sampling"))
         .with_panel(
-            bucket_heatmap(
+            lines(
                 "Tick duration",
-                "How long reading one GPU takes. It should stay well under the interval; a band that climbs is a driver that becomes slow, often before it hangs.",
-                Query(
-                    f"sum by (le) (cluster_le:flopwatch_tick_duration_seconds_bucket:rate5m{{{CLUSTER}}})",
-                    "{{le}}",
-                ),
+                "How long reading the GPUs of a host takes, mean of a tick, five slowest hosts. It should stay well under the interval; one that climbs is a driver that becomes slow, often before it hangs.",
+                [
+                    Query(
+                        f"topk(5, instance:flopwatch_tick_duration_seconds:mean5m{{{NODE}}})",
+                        "{{instance}}",
+                    )
+                ],
                 unit="s",
+                fill=0,
                 span=8,
             )
         )

@@ -220,7 +220,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                 "Robust standard deviation over the median, by GPU model and kernel. 1-3 % is the ordinary spread of silicon; more is a mixed group, such as two cooling systems or two drivers.",
                 [
                     Query(
-                        f"sort_desc(max by (name, kernel) (1.4826 * name_kernel:flopwatch_probe_measure:mad{{{CLUSTER}, {NAME}}} / name_kernel:flopwatch_probe_measure:median{{{CLUSTER}, {NAME}}}))",
+                        f"sort_desc(max by (name, kernel) (1.4826 * name_kernel:flopwatch_probe_measure:mad_ratio{{{CLUSTER}, {NAME}}}))",
                         "{{name}} {{kernel}}",
                     )
                 ],
