@@ -10,21 +10,28 @@ import argparse
 import json
 import sys
 import tempfile
+import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.driver_time import driver_share
-from benchmarks.meter import cpu_seconds, descriptors, memory, threads
+from benchmarks.meter import cpu_seconds, descriptors, memory
+from benchmarks.meter import threads as thread_count
 from benchmarks.programs import Program, Running, flopwatch, nvitop_exporter, running
 from benchmarks.scraping import Outcome, scrape, scrape_crowded, scrape_paced
-from tests.fake_nvml import H100, FakeNvml, Load
+from tests.fake_nvml import H100, H100_1G_10GB, FakeNvml, Load
 
 
 _SETTLE_SECONDS = 3.0
+_LOAD_SECONDS = 2.0
 _BURST = 200
 _SCRAPERS = 50
 _MILLI = 1e3
+_MIG = tuple(replace(H100_1G_10GB, gpu_instance_id=number) for number in (7, 8, 9, 10))
+_MIG_GPUS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,7 @@ class Cost:
 
     program: str
     gpus: int
+    mig_instances: int
     full_scrape_seconds: float
     rest_cpu_percent: float
     rest_driver_cpu_percent: float
@@ -56,60 +64,96 @@ class Cost:
     crowd_failed: int
 
 
-def measure(program: Program, gpus: int, seconds: float, directory: Path) -> Cost:
-    """Run one program on so many H100 under load, and measure it at rest and under scrapes."""
-    with FakeNvml([H100] * gpus, directory) as fake:
-        loads = (Load.prefill(), Load.decode(), Load.idle(72 << 30))
-        now = time.monotonic_ns()
-        for gpu in fake.gpus:
-            for step in range(1000):  # a new load every two seconds, each GPU out of step
-                gpu.set_load(loads[(step + gpu.slot) % 3], now + (step + 1) * 2_000_000_000)
-        with running(program, fake.env, gpus) as exporter:
-            time.sleep(_SETTLE_SECONDS)
-            called = fake.functions_called()
-            rest = _cpu_per_second(exporter, seconds)
-            calls = {
-                name: (count - called.get(name, 0)) / seconds
-                for name, count in fake.functions_called().items()
-            }
-            control = str(directory / "fake-nvml-control")
-            at_rest = memory(exporter.pid, control)
-            body = scrape(exporter.port)
-            series = [line for line in body.splitlines() if line and not line.startswith(b"#")]
-            label = f'{program.gpu_label}="'.encode()
-            burst, burst_cpu = _scrapes(exporter, rest, _BURST, 0.0, compressed=False)
-            _zipped, zipped_cpu = _scrapes(exporter, rest, _BURST, 0.0, compressed=True)
-            ticks = max(5, int(seconds))
-            _fresh, fresh_cpu = _scrapes(exporter, rest, ticks, 1.0, compressed=False)
-            _fresh, fresh_zipped_cpu = _scrapes(exporter, rest, ticks, 1.0, compressed=True)
-            number_of_threads = threads(exporter.pid)
-            crowd = scrape_crowded([exporter.port], _SCRAPERS, seconds)
-            time.sleep(1)
-            return Cost(
-                program=program.name,
-                gpus=gpus,
-                full_scrape_seconds=exporter.full_scrape_seconds,
-                rest_cpu_percent=100 * rest,
-                rest_driver_cpu_percent=100 * driver_share(fake.env, calls),
-                nvml_calls_per_second=sum(calls.values()),
-                resident_megabytes=at_rest.own / 1e6,
-                resident_after_load_megabytes=memory(exporter.pid, control).own / 1e6,
-                threads=number_of_threads,
-                descriptors=descriptors(exporter.pid),
-                bytes=len(body),
-                series=len(series),
-                series_per_gpu=sum(label in line for line in series) / gpus,
-                scrape_cpu_ms=burst_cpu,
-                scrape_gzip_cpu_ms=zipped_cpu,
-                fresh_scrape_cpu_ms=fresh_cpu,
-                fresh_scrape_gzip_cpu_ms=fresh_zipped_cpu,
-                latency_p50_ms=_MILLI * burst.percentile(0.5),
-                latency_p99_ms=_MILLI * burst.percentile(0.99),
-                crowd_p50_ms=_MILLI * crowd.percentile(0.5),
-                crowd_p99_ms=_MILLI * crowd.percentile(0.99),
-                crowd_scrapes=len(crowd.seconds),
-                crowd_failed=crowd.failed,
-            )
+def measure(
+    program: Program, gpus: int, seconds: float, directory: Path, *, mig: bool = False
+) -> Cost:
+    """Run one program on so many H100 under load, and measure it at rest and under scrapes.
+
+    `mig`: each GPU is split into four instances.
+    """
+    with (
+        FakeNvml([H100] * gpus, directory) as fake,
+        _split(fake) if mig else nullcontext(),
+        _serving(fake),
+        running(program, fake.env, gpus) as exporter,
+    ):
+        time.sleep(_SETTLE_SECONDS)
+        called = fake.functions_called()
+        rest = _cpu_per_second(exporter, seconds)
+        calls = {
+            name: (count - called.get(name, 0)) / seconds
+            for name, count in fake.functions_called().items()
+        }
+        control = str(directory / "fake-nvml-control")
+        at_rest = memory(exporter.pid, control)
+        body = scrape(exporter.port)
+        series = [line for line in body.splitlines() if line and not line.startswith(b"#")]
+        label = f'{program.gpu_label}="'.encode()
+        burst, burst_cpu = _scrapes(exporter, rest, _BURST, 0.0, compressed=False)
+        _zipped, zipped_cpu = _scrapes(exporter, rest, _BURST, 0.0, compressed=True)
+        ticks = max(5, int(seconds))
+        _fresh, fresh_cpu = _scrapes(exporter, rest, ticks, 1.0, compressed=False)
+        _fresh, fresh_zipped_cpu = _scrapes(exporter, rest, ticks, 1.0, compressed=True)
+        number_of_threads = thread_count(exporter.pid)
+        crowd = scrape_crowded([exporter.port], _SCRAPERS, seconds)
+        time.sleep(1)
+        return Cost(
+            program=program.name,
+            gpus=gpus,
+            mig_instances=len(_MIG) * gpus if mig else 0,
+            full_scrape_seconds=exporter.full_scrape_seconds,
+            rest_cpu_percent=100 * rest,
+            rest_driver_cpu_percent=100 * driver_share(fake.env, calls),
+            nvml_calls_per_second=sum(calls.values()),
+            resident_megabytes=at_rest.own / 1e6,
+            resident_after_load_megabytes=memory(exporter.pid, control).own / 1e6,
+            threads=number_of_threads,
+            descriptors=descriptors(exporter.pid),
+            bytes=len(body),
+            series=len(series),
+            series_per_gpu=sum(label in line for line in series) / gpus,
+            scrape_cpu_ms=burst_cpu,
+            scrape_gzip_cpu_ms=zipped_cpu,
+            fresh_scrape_cpu_ms=fresh_cpu,
+            fresh_scrape_gzip_cpu_ms=fresh_zipped_cpu,
+            latency_p50_ms=_MILLI * burst.percentile(0.5),
+            latency_p99_ms=_MILLI * burst.percentile(0.99),
+            crowd_p50_ms=_MILLI * crowd.percentile(0.5),
+            crowd_p99_ms=_MILLI * crowd.percentile(0.99),
+            crowd_scrapes=len(crowd.seconds),
+            crowd_failed=crowd.failed,
+        )
+
+
+@contextmanager
+def _split(fake: FakeNvml) -> Iterator[None]:
+    """Split every GPU into four instances of one slice."""
+    for gpu in fake.gpus:
+        gpu.set_mig(_MIG)
+    yield
+
+
+@contextmanager
+def _serving(fake: FakeNvml) -> Iterator[None]:
+    """Give every GPU another load every two seconds, each out of step with the others."""
+    loads = (Load.prefill(), Load.decode(), Load.idle(72 << 30))
+    ended = threading.Event()
+
+    def change() -> None:
+        step = 0
+        while not ended.is_set():
+            for gpu in fake.gpus:
+                gpu.set_load(loads[(step + gpu.slot) % len(loads)])
+            step += 1
+            ended.wait(_LOAD_SECONDS)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _cpu_per_second(exporter: Running, seconds: float) -> float:
@@ -155,22 +199,25 @@ _ROWS = (
 
 
 def table(costs: list[Cost]) -> str:
-    """The costs as a Markdown table: flopwatch, its peer, and how many times less, by GPU count."""
-    counts = sorted({cost.gpus for cost in costs})
-    found = {(cost.program, cost.gpus): cost for cost in costs}
-    programs = list(dict.fromkeys(cost.program for cost in costs))
-    titles = [
-        f"{gpus} × {program}"
-        for gpus in counts
-        for program in (*programs, *(["ratio"] if len(programs) == 2 else []))
+    """The costs as a Markdown table: both programs side by side, and how many times less ours is."""
+    columns: list[tuple[str, list[Cost]]] = []
+    for machine in dict.fromkeys((cost.gpus, cost.mig_instances) for cost in costs):
+        together = [cost for cost in costs if (cost.gpus, cost.mig_instances) == machine]
+        name = f"{machine[1]} MIG" if machine[1] else f"{machine[0]} GPU"
+        columns += [(f"{name}: {cost.program}", [cost]) for cost in together]
+        if len(together) == 2:
+            columns.append(("ratio", together))
+    lines = [
+        "| | " + " | ".join(title for title, _costs in columns) + " |",
+        "| --- |" + " ---: |" * len(columns),
     ]
-    lines = ["| | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(titles)]
     for title, member, form, comparable in _ROWS:
         cells = []
-        for gpus in counts:
-            values = [getattr(found[program, gpus], member) for program in programs]
-            cells += [format(value, form) for value in values]
-            if len(values) == 2:
+        for _title, shown in columns:
+            values = [getattr(cost, member) for cost in shown]
+            if len(values) == 1:
+                cells.append(format(values[0], form))
+            else:
                 ours, theirs = values
                 cells.append(f"{theirs / ours:.1f}×" if comparable and ours > 0 else "")
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
@@ -183,6 +230,7 @@ def main() -> int:
     parser.add_argument("--gpus", default="1,8,16", help="numbers of GPUs, comma-separated")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each measurement")
     parser.add_argument("--only", choices=("flopwatch", "nvitop-exporter"))
+    parser.add_argument("--no-mig", action="store_true", help="leave out 64 MIG instances")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args()
     costs: list[Cost] = []
@@ -194,6 +242,12 @@ def main() -> int:
                     continue
                 print(f"measuring {program.name} on {gpus} GPUs …", file=sys.stderr)
                 costs.append(measure(program, gpus, options.seconds, directory))
+    if not options.no_mig and options.only != "nvitop-exporter":
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            print("measuring flopwatch on 64 MIG instances …", file=sys.stderr)
+            program = flopwatch(directory)
+            costs.append(measure(program, _MIG_GPUS, options.seconds, directory, mig=True))
     print(json.dumps([asdict(cost) for cost in costs], indent=2) if options.json else table(costs))
     return 0
 

@@ -1,0 +1,117 @@
+"""Licences of everything in the container, as the packages themselves declare them.
+
+    python -m deploy.supply_chain.licences --write    # docs/licences.md anew
+
+What is installed is asked first; for the rest, the package index is.
+"""
+# ruff: noqa: S603, T201  a command line that runs fixed tools
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from deploy.supply_chain.locked import LOCKS, ROOT, Package, packages
+
+
+PAGE = ROOT / "docs" / "licences.md"
+_CLASSIFIER = "License :: "
+_LONGEST_NAME = 60
+
+HEAD = """\
+# Licences of what is installed
+
+flopwatch itself is under Apache-2.0. This is what it brings along, by the licences that the packages
+declare of themselves. `slim` is the daemon, `full` adds the probes' torch and its CUDA libraries.
+Written by `python -m deploy.supply_chain.licences --write`.
+
+| package | version | licence | in |
+| --- | --- | --- | --- |
+"""
+
+
+def licence(fields: Mapping[str, Any]) -> str:
+    """What a package's metadata say: the SPDX expression, else the classifiers, else the free text."""
+    if fields.get("license_expression"):
+        return str(fields["license_expression"])
+    names = [
+        classifier.rsplit(" :: ", 1)[-1]
+        for classifier in fields.get("classifier") or []
+        if classifier.startswith(_CLASSIFIER)
+    ]
+    text = str(fields.get("license") or "").strip()
+    if names and names != ["Other/Proprietary License"]:
+        return ", ".join(sorted(names))
+    if text and "\n" not in text and len(text) <= _LONGEST_NAME:
+        return f"{names[0]} ({text})" if names else text
+    return names[0] if names else "not declared"
+
+
+def declared(wanted: Sequence[Package]) -> dict[Package, str]:
+    """The licence of each package."""
+    found: dict[Package, str] = {}
+    for package in wanted:
+        try:
+            fields = metadata.metadata(package.name)
+        except metadata.PackageNotFoundError:
+            continue
+        if fields["Version"].partition("+")[0] == package.version:
+            found[package] = licence(dict(fields.json))
+    absent = [package for package in wanted if package not in found]
+    return {**found, **_from_index(absent)}
+
+
+def _from_index(wanted: Sequence[Package]) -> dict[Package, str]:
+    """Ask the index, one package at a time: one that has no file for this platform costs no other."""
+    found: dict[Package, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for package in wanted:
+            report = Path(folder) / f"{package.name}.json"
+            subprocess.run(
+                [
+                    sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet",
+                    "--ignore-installed", "--ignore-requires-python", "--report", str(report),
+                    f"{package.name}=={package.version}",
+                ],
+                capture_output=True,
+                check=False,
+            )  # fmt: skip
+            if report.exists():
+                (entry,) = json.loads(report.read_text())["install"]
+                found[package] = licence(entry["metadata"])
+            else:
+                found[package] = "not found for this platform"
+    return found
+
+
+def page() -> str:
+    """The whole page."""
+    slim, full = set(packages(LOCKS["slim"])), set(packages(LOCKS["full"]))
+    licences = declared(sorted(slim | full))
+    lines = [
+        f"| {package.name} | {package.version} | {licences[package]} |"
+        f" {'slim, full' if package in slim else 'full'} |"
+        for package in sorted(licences)
+    ]
+    return HEAD + "\n".join([*lines, ""])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the page, or write it."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.supply_chain.licences")
+    parser.add_argument("--write", action="store_true", help="write docs/licences.md")
+    options = parser.parse_args(arguments)
+    if options.write:
+        PAGE.write_text(page())
+    else:
+        print(page(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
