@@ -53,8 +53,8 @@ def split_time(
 ) -> TimeSplit:
     """Split the window's seconds by state. Missing activities move time to `unresolved`.
 
-    Activities are clamped to 0..1 and to g >= s >= t, the clock to its maximum: the states sum to
-    the window for any input.
+    Activities are clamped to 0..1, s and g are raised to what t and s demand, the clock is clamped
+    to its maximum: the states sum to the window for any input.
     """
     seconds = window.seconds
     clock_share = 1.0
@@ -81,13 +81,14 @@ def _busy_states(window: ActivityWindow, running: float, reachable_bandwidth: fl
     graphics = _share(window.graphics)
     sm = _share(window.sm)
     tensor = _share(window.any_tensor)
-    # What is known of an inner activity bounds the outer ones from below.
-    known_sm = sm if sm is not None else tensor
-    known_graphics = graphics if graphics is not None else known_sm
-    if known_graphics is None:
+    # An inner activity bounds the outer ones from below. `graphics` is a share of time, the others
+    # are shares of cycles: in a window that was idle at a low clock and busy at a high one, the
+    # share of cycles is rightly the larger, and the one that the clock factor belongs to.
+    known_tensor = tensor or 0.0
+    known_sm = max(sm or 0.0, known_tensor)
+    known_graphics = max(graphics or 0.0, known_sm)
+    if graphics is None and sm is None and tensor is None:
         return TimeSplit(unresolved=running)
-    known_sm = min(known_sm if known_sm is not None else 0.0, known_graphics)
-    known_tensor = min(tensor if tensor is not None else 0.0, known_sm)
     idle = running * (1.0 - known_graphics) if graphics is not None else 0.0
     unresolved = running * (1.0 - known_graphics) if graphics is None else 0.0
     outside_sm = running * (known_graphics - known_sm)

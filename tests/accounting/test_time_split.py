@@ -116,6 +116,24 @@ def test_what_cannot_be_told_apart_is_unresolved(
     assert split.idle == pytest.approx(idle)
 
 
+def test_a_burst_at_a_high_clock_between_rest_at_a_low_one() -> None:
+    """Half the time idle at 0.4 GHz, half at work at 1.6 GHz: 80 % of the cycles in 50 % of the time.
+
+    The tensor pipe worked in half of the busy cycles: 0.5 x 1.6 / 2 of 5 s; idle is the idle half.
+    """
+    mean = 1.0e9
+    lost_idle, lost_busy = 5 * (1 - 0.2), 5 * (1 - 0.8)
+    weight = lost_idle / (lost_idle + lost_busy)
+    clock = ClockWindow(mean, idle=weight, power=1 - weight, thermal=0, other=0)
+
+    split = split_time(window(graphics=0.5, sm=0.8, any_tensor=0.4, dram=0), clock, MAX)
+
+    assert split.tensor == pytest.approx(5 * 0.5 * 0.8)
+    assert split.idle == pytest.approx(5)
+    assert split.clock_power == pytest.approx(5 * 0.2)
+    assert split.underfill == 0
+
+
 @given(windows, clocks(), st.none() | st.floats(min_value=1e8, max_value=3e9))
 def test_states_sum_to_the_window_for_any_input(
     window: ActivityWindow, clock: ClockWindow, max_hertz: float | None
