@@ -46,21 +46,24 @@ class LineWriter:
         known = self._lines
         written: dict[Family, list[str]] = {}
         count = dropped = 0
+        current: Family | None = None
+        lines: list[str] = []
+        kept: dict[_Key, tuple[float, str, str]] = {}
         for family, labels, value, suffix in points:
             if count >= limit and family not in always:
                 dropped += 1
                 continue
             count += 1
-            lines = written.get(family)
-            if lines is None:
-                lines = written[family] = []
-                known.setdefault(family, {})
+            if family is not current:  # points of a family come in runs
+                current = family
+                lines = written.setdefault(family, [])
+                kept = known.setdefault(family, {})
             key = (labels, suffix) if suffix else labels
-            entry = known[family].get(key)
+            entry = kept.get(key)
             if entry is None or entry[0] != value:
                 prefix = _prefix(family, labels, suffix) if entry is None else entry[2]
                 line = f"{prefix}{_number(value)}\n"
-                known[family][key] = (value, line, prefix)
+                kept[key] = (value, line, prefix)
                 lines.append(line)
             else:
                 lines.append(entry[1])
