@@ -60,6 +60,8 @@ type: $(VENV)/.installed-dev ## mypy --strict
 generate: $(VENV)/.installed-dev ## write the generated pages and dashboards anew
 	$(BIN)/flopwatch metrics --markdown > docs/metrics.md
 	$(BIN)/flopwatch config --markdown > docs/configuration.md
+	$(BIN)/python -m exporter.accounting.support_matrix > docs/support-matrix.md
+	$(BIN)/python -m benchmarks.gpu_acceptance --document
 	$(BIN)/python -m grafana.build
 	$(BIN)/python deploy/helm/sync.py
 
