@@ -89,11 +89,10 @@ def measure(
         body = scrape(exporter.port)
         series = [line for line in body.splitlines() if line and not line.startswith(b"#")]
         label = f'{program.gpu_label}="'.encode()
-        burst, burst_cpu = _scrapes(exporter, rest, _BURST, 0.0, compressed=False)
-        _zipped, zipped_cpu = _scrapes(exporter, rest, _BURST, 0.0, compressed=True)
-        ticks = max(5, int(seconds))
-        _fresh, fresh_cpu = _scrapes(exporter, rest, ticks, 1.0, compressed=False)
-        _fresh, fresh_zipped_cpu = _scrapes(exporter, rest, ticks, 1.0, compressed=True)
+        burst, burst_cpu = _scrapes(exporter, rest, compressed=False)
+        _zipped, zipped_cpu = _scrapes(exporter, rest, compressed=True)
+        fresh_cpu = _fresh_scrapes(exporter, seconds, compressed=False)
+        fresh_zipped_cpu = _fresh_scrapes(exporter, seconds, compressed=True)
         number_of_threads = thread_count(exporter.pid)
         crowd = scrape_crowded([exporter.port], _SCRAPERS, seconds)
         time.sleep(1)
@@ -162,15 +161,30 @@ def _cpu_per_second(exporter: Running, seconds: float) -> float:
     return (cpu_seconds(exporter.pid) - before) / (time.monotonic() - began)
 
 
-def _scrapes(
-    exporter: Running, rest: float, count: int, every: float, *, compressed: bool
-) -> tuple[Outcome, float]:
-    """Scrape, and say what CPU a scrape took in milliseconds beyond what the exporter uses at rest."""
+def _scrapes(exporter: Running, rest: float, *, compressed: bool) -> tuple[Outcome, float]:
+    """Scrape without pause, and say what CPU a scrape took in milliseconds beyond that at rest."""
     before, began = cpu_seconds(exporter.pid), time.monotonic()
-    outcome = scrape_paced(exporter.port, count, every, compressed=compressed)
-    time.sleep(max(0.0, began + count * every - time.monotonic()))
+    outcome = scrape_paced(exporter.port, _BURST, 0.0, compressed=compressed)
     used = cpu_seconds(exporter.pid) - before - rest * (time.monotonic() - began)
-    return outcome, _MILLI * used / count
+    return outcome, _MILLI * used / _BURST
+
+
+def _fresh_scrapes(exporter: Running, seconds: float, *, compressed: bool) -> float:
+    """What CPU a scrape takes, in milliseconds, that is the only one of its tick.
+
+    One second with a scrape and one without in turn: what others do to the machine meanwhile, and
+    to the exporter's own pace, is in both.
+    """
+    pairs = max(5, round(seconds))
+    difference = 0.0
+    for _pair in range(pairs):
+        for sign in (1, -1):
+            before, began = cpu_seconds(exporter.pid), time.monotonic()
+            if sign > 0:
+                scrape(exporter.port, compressed=compressed)
+            time.sleep(max(0.0, began + 1.0 - time.monotonic()))
+            difference += sign * (cpu_seconds(exporter.pid) - before)
+    return _MILLI * difference / pairs
 
 
 # Title, member of Cost, format, and whether a ratio of the two columns says something.
