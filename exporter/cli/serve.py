@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.cli.options import add_config_flags, config_origin
 
+
 # mallopt(3), of glibc only.
 _M_ARENA_MAX = -8
 
