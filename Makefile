@@ -44,8 +44,12 @@ apt-test:
 	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; fi
 
 .PHONY: test
-test: apt-test lint type check-generated rules ## install what tests need and run every check
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
+test: apt-test lint type check-generated rules ## install what tests need and run every check but the slow ones
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m 'not slow' $(ARGS)
+
+.PHONY: test-slow
+test-slow: apt-test $(VENV)/.installed-dev ## the long matrices, scenarios and soaks
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m slow $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff: style and format

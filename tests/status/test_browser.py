@@ -18,10 +18,7 @@ from tests.status.browser import CHROMIUM, Browser
 from tests.status.examples import COARSE, DECODE, IDLE, Machine, cpu, fleet, gpu, probed
 
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 _CARRIER = importlib.util.find_spec("axe_playwright_python")
 AXE = (
     Path(_CARRIER.origin).with_name("axe.min.js")
