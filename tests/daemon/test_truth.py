@@ -99,10 +99,14 @@ def test_flop_and_bytes_follow_a_varying_load(
 
 
 def test_states_sum_to_elapsed_time(start) -> None:
-    """The states of eight GPUs under different loads sum to the seconds that passed."""
+    """The states of GPUs under different loads sum to the seconds that passed.
+
+    That windows tile time to the last microsecond is proven in tests/accounting; here, with ticks
+    of 200 ms, a scrape may be a tick early or late on a busy machine.
+    """
     loads = [REST, Load.decode(), Load.prefill(), REST]
     profiles = [H100, H100, H100_NO_CYCLES, A100]
-    fake, daemon = start(profiles)
+    fake, daemon = start(profiles, config="probes: {enabled: false}\nsampling: {interval: 200ms}\n")
     for index, load in enumerate(loads):
         fake.gpu(index).set_load(load)
     daemon.wait_until(
@@ -111,26 +115,15 @@ def test_states_sum_to_elapsed_time(start) -> None:
         )
     )
 
-    # Totals move once a tick: from one step to another the time between them is known.
-    def next_step() -> tuple[float, list[float]]:
-        def totals() -> list[float]:
-            scrape = daemon.scrape()
-            return [scrape.total("flopwatch_gpu_seconds_total", gpu=str(gpu)) for gpu in range(4)]
+    began, first = time.monotonic(), daemon.scrape()
+    time.sleep(10)
+    ended, last = time.monotonic(), daemon.scrape()
 
-        before = totals()
-        while True:
-            now = totals()
-            if all(b < n for b, n in zip(before, now, strict=True)):
-                return time.monotonic(), now
-            time.sleep(0.02)
-
-    began, at_first = next_step()
-    time.sleep(5)
-    ended, at_last = next_step()
-
-    for first, last in zip(at_first, at_last, strict=True):
-        # Ticks are one second apart; the scrapes that saw them may be late by a few hundredths.
-        assert last - first == pytest.approx(round(ended - began), abs=0.1)
+    for gpu in range(4):
+        grown = last.total("flopwatch_gpu_seconds_total", gpu=str(gpu)) - first.total(
+            "flopwatch_gpu_seconds_total", gpu=str(gpu)
+        )
+        assert grown == pytest.approx(ended - began, abs=0.6)
 
 
 def test_a_gpu_without_gpm_says_what_it_knows(start) -> None:
