@@ -42,6 +42,9 @@ def with_holder_labels(
     holder would count its work several times.
     """
     holder = _sole_holders(snapshot, host) if chosen else {}
+    if not holder:  # as on most hosts: nothing to look at point by point
+        yield from points
+        return
     for point in points:
         if point.family.name in chosen and point.family.per_device:
             uuid = next((value for name, value in point.labels if name == "uuid"), "")
