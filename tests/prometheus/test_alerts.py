@@ -11,11 +11,12 @@ import yaml
 
 from .alert_cases import BASE, PERFORMANCE, Case
 from .alert_cases_health import EXPORTER, HEALTH, LINKS, PROBES
+from .alert_cases_models import MODELS
 
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
 RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks"
-CASES = (*PERFORMANCE, *HEALTH, *LINKS, *PROBES, *EXPORTER)
+CASES = (*PERFORMANCE, *HEALTH, *LINKS, *PROBES, *MODELS, *EXPORTER)
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed"
