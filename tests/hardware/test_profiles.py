@@ -44,6 +44,12 @@ def test_exposition_is_the_golden_one(
     if pytestconfig.getoption("--update-golden"):
         golden.write_text(masked(last.text))
     wanted, found = values(golden.read_text()), values(masked(last.text))
+    # A tick before the first window closes has no activity yet; on a busy machine there may be one.
+    found = {
+        series: value
+        for series, value in found.items()
+        if series in wanted or 'state="unresolved"' not in series
+    }
     assert list(found) == list(wanted)
     for series, value in wanted.items():
         # Golden values have three digits; windows of a quarter of a second add their own scatter.
