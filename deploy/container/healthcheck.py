@@ -37,14 +37,16 @@ def _healthy(host: str, port: int, *, tls: bool) -> bool:
         )
     else:
         connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+    shaken = False
     try:
+        connection.connect()
+        shaken = tls
         connection.request("GET", "/-/healthy")
         return connection.getresponse().status == http.HTTPStatus.OK
     except (ssl.SSLError, ConnectionResetError, BrokenPipeError) as error:
         # By TLS 1.3 a server refuses a client without certificate after the handshake, and its alert
         # races with the end of the connection: a handshake that came through says that it serves.
-        refused = "ALERT" in (getattr(error, "reason", None) or "")
-        return tls and (refused or connection.sock is not None)
+        return shaken or (tls and "ALERT" in (getattr(error, "reason", None) or ""))
     except (OSError, http.client.HTTPException):
         return False
     finally:
