@@ -224,9 +224,9 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             bucket_heatmap(
                 "GPUs by utilization",
-                "One observation a tick and GPU, so that dips between scrapes show. Two bands are two kinds of load; a faint band below the others is a group of GPUs to look at.",
+                "How many GPUs deliver which share of their peak. Two bands are two kinds of load; a faint band below the others is a group of GPUs to look at.",
                 Query(
-                    f"sum by (le) (cluster_le:flopwatch_tick_flops_utilization_ratio_bucket:rate5m{{{CLUSTER}}})",
+                    f"sum by (le) (cluster_le:flopwatch_flops_utilization:count{{{CLUSTER}}})",
                     "{{le}}",
                 ),
                 unit="percentunit",

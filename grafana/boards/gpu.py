@@ -9,6 +9,7 @@ from grafana.panels import (
     Query,
     Threshold,
     bad_above,
+    bucket_heatmap,
     good_above,
     lines,
     number,
@@ -170,7 +171,7 @@ def _where(dashboard: Dashboard) -> Dashboard:
                 "Share of cycles in which each pipe worked. fp32 high and tensor low: a model or kernel that does not use the tensor cores.",
                 [Query(f"flopwatch_pipe_active_ratio{{{WHOLE_GPU}}}", "{{pipe}}")],
                 unit="percentunit",
-                span=8,
+                span=6,
             )
         )
         .with_panel(
@@ -184,7 +185,19 @@ def _where(dashboard: Dashboard) -> Dashboard:
                 ],
                 unit="percentunit",
                 maximum=1,
-                span=8,
+                span=6,
+            )
+        )
+        .with_panel(
+            bucket_heatmap(
+                "Utilization, tick by tick",
+                "One observation a second, so that dips between two scrapes show. A band at zero beside a high one is a GPU that waits and works by turns: look for the host or a slow peer.",
+                Query(
+                    f"sum by (le) (rate(flopwatch_tick_flops_utilization_ratio_bucket{{{WHOLE_GPU}}}[{RATE}]))",
+                    "{{le}}",
+                ),
+                unit="percentunit",
+                span=6,
             )
         )
         .with_panel(
@@ -198,7 +211,7 @@ def _where(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 unit="flops",
-                span=8,
+                span=6,
             )
         )
     )

@@ -267,8 +267,8 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         dashboard.with_row(Row("How the probes fare"))
         .with_panel(
             lines(
-                "Runs by outcome",
-                "A minute. `ok` gives a measurement; `contended` and `throttled` do not count against the GPU; `mismatch` is corruption; the rest are failures of the probe itself.",
+                "Runs without a measurement",
+                "A minute, by outcome. `contended` and `throttled` do not count against the GPU; `mismatch` is corruption; the rest are failures of the probe itself.",
                 [
                     Query(
                         f"60 * sum by (outcome) (cluster_outcome:flopwatch_probe_runs:rate5m{{{CLUSTER}}})",
@@ -278,7 +278,6 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 unit="none",
                 stacked=True,
                 colors={
-                    "ok": "green",
                     "contended": "blue",
                     "throttled": "orange",
                     "mismatch": "red",

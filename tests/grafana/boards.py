@@ -82,6 +82,7 @@ def metrics_of(expr: str) -> set[str]:
         r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", without_strings
     )
     without_labels = re.sub(r"\{[^}]*\}", "{}", without_labels)
+    without_labels = re.sub(r"\[[^\]]*\]", "[]", without_labels)
     names = set(re.findall(r"[a-zA-Z_][a-zA-Z0-9_]*(?::[a-zA-Z0-9_:]+)+", without_labels))
     for name in re.findall(r"(?<![:\w])[a-zA-Z_][a-zA-Z0-9_]*(?=\s*[\{\[])", without_labels):
         names.add(name)

@@ -51,7 +51,11 @@ def shorten_rules(source: Path, target: Path) -> None:
             if "interval" in group:
                 group["interval"] = shorter(group["interval"])
             for rule in group["rules"]:
-                expr = re.sub(r"\[(\w+)\]", lambda m: f"[{shorter(m[1])}]", rule["expr"])
+                expr = re.sub(
+                    r"\[([\w:]+)\]",
+                    lambda m: f"[{':'.join(shorter(part) for part in m[1].split(':'))}]",
+                    rule["expr"],
+                )
                 rule["expr"] = re.sub(r"offset (\w+)", lambda m: f"offset {shorter(m[1])}", expr)
                 if "for" in rule:
                     rule["for"] = shorter(rule["for"])
