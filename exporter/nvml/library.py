@@ -105,7 +105,7 @@ class DeviceCalls:
         self.errors: Counter[str] = Counter()
         self._device = device
         self._refused: set[Any] = set()
-        self._failing: set[str] = set()
+        self._failing: set[Any] = set()
 
     def ask(self, function: str, *arguments: Any) -> Any:
         """The call's answer, or None when it is refused or fails this time.
@@ -120,7 +120,7 @@ class DeviceCalls:
         except NvmlError as error:
             self.refuse(key, error)
             return None
-        self._failing.discard(function)
+        self._failing.discard(key)
         return answer
 
     def refuse(self, key: Any, error: NvmlError) -> None:
@@ -137,8 +137,8 @@ class DeviceCalls:
         self.errors[error.reason] += 1
         if isinstance(error, (Transient, NoPermission)):
             # One line per change of state, not one per tick.
-            if error.function not in self._failing:
-                self._failing.add(error.function)
+            if key not in self._failing:
+                self._failing.add(key)
                 log.warning(
                     "nvml_call_failed",
                     device=self._device,

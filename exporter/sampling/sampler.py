@@ -102,9 +102,10 @@ class Sampler:
     def _run(self) -> None:
         backoff = BACKOFF_FIRST_SECONDS
         while not self._stop.is_set():
-            opened_at = time.monotonic()
+            well_since: float | None = None
             try:
                 self._watched(self.device.open)
+                well_since = time.monotonic()
                 self._tick_until_lost()
                 return
             except NvmlError as error:
@@ -113,7 +114,9 @@ class Sampler:
                 # A mistake of ours must not end the sampling of a device for good, nor in silence.
                 log.exception("sampler_failed", gpu=self.device.key)
                 failure = Transient("internal_error", UNKNOWN_CODE)
-            if time.monotonic() - opened_at > BACKOFF_LAST_SECONDS:
+            # A device that was well for longer than it was last waited for begins anew; one that
+            # flaps faster is waited for longer and longer.
+            if well_since is not None and time.monotonic() - well_since > backoff:
                 backoff = BACKOFF_FIRST_SECONDS
             self._let_go(failure, backoff)
             self._stop.wait(backoff)

@@ -167,3 +167,16 @@ def test_a_value_that_fails_is_absent(machine: Machine, meaning: str) -> None:
         witness.until(
             lambda scrape: all(families(scrape, gpu) >= machine.families for gpu in range(GPUS)), 60
         )
+
+
+@pytest.mark.slow
+def test_a_call_that_keeps_failing_is_logged_once(machine: Machine) -> None:
+    """One line for each change of state, also of a call whose older version still answers."""
+    machine.heal()
+    before = machine.daemon.log.count("nvml_call_failed")
+    machine.fake.fail("nvmlDeviceGetMemoryInfo_v2", CODES["unknown"], gpu=0)
+    machine.fake.fail("nvmlDeviceGetPowerUsage", CODES["unknown"], gpu=0)
+
+    machine.witness.watch(3)
+    assert machine.daemon.log.count("nvml_call_failed") == before + 2
+    machine.fake.clear()
