@@ -34,6 +34,9 @@ def call(function: str, *arguments: Any) -> Any:
         return implementation(*arguments)
     except pynvml.NVMLError as error:
         raise error_for(function, error.value) from None
+    except pynvml.NVMLLibraryMismatchError:
+        # The driver is older than pynvml and has not this version of the function.
+        raise NotSupported(function, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND) from None
     except (ValueError, TypeError, UnicodeDecodeError):
         # pynvml could not make sense of what the driver answered.
         raise Transient(function, pynvml.NVML_ERROR_UNKNOWN) from None
