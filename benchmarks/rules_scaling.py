@@ -53,8 +53,7 @@ BASELINES = {
     f"gpu:flopwatch_{name}:{window}": value
     for name, value in (
         ("flops_utilization", 0.24),
-        ("probe_efficiency", 0.77),
-        ("probe_device_bandwidth", 3.0e12),
+        ("probe_baseline_ratio", 0.99),
     )
     for window in ("avg1h", "avg1d")
 }

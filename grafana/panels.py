@@ -286,9 +286,16 @@ def bars(
 
 
 def bucket_heatmap(
-    title: str, description: str, query: Query, *, unit: str, span: int = 12, height: int = 8
+    title: str,
+    description: str,
+    query: Query,
+    *,
+    unit: str,
+    span: int = 12,
+    height: int = 8,
+    cumulative: bool = True,
 ) -> heatmap.Panel:
-    """A Prometheus histogram's buckets over time."""
+    """Buckets over time: a Prometheus histogram's, which are cumulative, or plain counts by upper edge."""
     panel = (
         heatmap.Panel()
         .title(title)
@@ -317,7 +324,7 @@ def bucket_heatmap(
         .expr(query.expr)
         .legend_format(query.legend)
         .range()
-        .format(PromQueryFormat.HEATMAP)
+        .format(PromQueryFormat.HEATMAP if cumulative else PromQueryFormat.TIME_SERIES)
     )
     return panel.with_target(target)
 

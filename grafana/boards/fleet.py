@@ -230,6 +230,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     "{{le}}",
                 ),
                 unit="percentunit",
+                cumulative=False,
             )
         )
         .with_panel(

@@ -121,18 +121,16 @@ def _table(dashboard: Dashboard) -> Dashboard:
                 ),
                 Query(
                     of_worst(
-                        f'min without (kernel) (gpu_kernel:flopwatch_probe_measure:peer_ratio{{{GPU}, kernel=~"gemm_.+"}})'
+                        f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="compute"}}'
                     )
                 ),
                 Query(
-                    of_worst(
-                        f'gpu_kernel:flopwatch_probe_measure:peer_ratio{{{GPU}, kernel="copy_device"}}'
-                    )
+                    of_worst(f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="memory"}}')
                 ),
                 Query(of_worst(f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}")),
                 Query(
                     of_worst(
-                        f"gpu:flopwatch_probe_efficiency:avg1h{{{GPU}}} / (gpu:flopwatch_probe_efficiency:avg7d{{{GPU}}} > 0) - 1"
+                        f"gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} / (gpu:flopwatch_probe_baseline_ratio:avg7d{{{GPU}}} > 0) - 1"
                     )
                 ),
                 Query(
@@ -201,10 +199,10 @@ def _peers(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Baseline drift",
-                "The hour's probe efficiency against the week's, lowest five. A slow drift of one GPU model after a driver update is the update.",
+                "The hour's slowest probe against the week's, lowest five. A slow drift of one GPU model after a driver update is the update.",
                 [
                     Query(
-                        f"bottomk(5, gpu:flopwatch_probe_efficiency:avg1h{{{GPU}}} / (gpu:flopwatch_probe_efficiency:avg7d{{{GPU}}} > 0) - 1)",
+                        f"bottomk(5, gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} / (gpu:flopwatch_probe_baseline_ratio:avg7d{{{GPU}}} > 0) - 1)",
                         WHO,
                     )
                 ],
@@ -217,11 +215,11 @@ def _peers(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             bars(
                 "Spread of the peers",
-                "Robust standard deviation over the median, by GPU model and kernel. 1-3 % is the ordinary spread of silicon; more is a mixed group, such as two cooling systems or two drivers.",
+                "Robust standard deviation over the median, by GPU model and unit. 1-3 % is the ordinary spread of silicon; more is a mixed group, such as two cooling systems or two drivers.",
                 [
                     Query(
-                        f"sort_desc(max by (name, kernel) (1.4826 * name_kernel:flopwatch_probe_measure:mad_ratio{{{CLUSTER}, {NAME}}}))",
-                        "{{name}} {{kernel}}",
+                        f"sort_desc(max by (name, unit) (1.4826 * name_unit:flopwatch_probe_measure:mad_peer_ratio{{{CLUSTER}, {NAME}}}))",
+                        "{{unit}} {{name}}",
                     )
                 ],
                 unit="percentunit",

@@ -117,11 +117,12 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
 
 def dashboard() -> Dashboard:
     """The Roofline dashboard."""
-    intensity = f"gpu:flopwatch_arithmetic_intensity:ratio_rate5m{{{GPU}}}"
     delivered = f"gpu:flopwatch_tensor_flop:rate5m{{{GPU}}}"
+    intensity = f"({delivered} / (gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} > 0))"
     bandwidth = f'flopwatch_peak_dram_bandwidth_bytes_per_second{{{GPU}, mig=""}}'
     peak = f"gpu:flopwatch_peak_flops:headline{{{GPU}}}"
-    roof = f"gpu:flopwatch_attainable_flops:roofline{{{GPU}}}"
+    # min(peak, intensity x bandwidth)
+    roof = f"(({intensity} * {bandwidth} < {peak}) or ({peak} and {intensity}))"
     made = board(
         "flopwatch-roofline",
         "flopwatch / Roofline",

@@ -36,7 +36,11 @@ def rule_files_for(case: Case) -> list[Path]:
         for path in (DEPLOY / "alerts").glob("*.yml")
         if f"alert: {case.alert}\n" in path.read_text()
     ]
-    recorded = ("gpu", "baselines", "models") if case.alert == "GPUUtilizationDropped" else ("gpu",)
+    recorded = (
+        ("gpu", "baselines", "models")
+        if case.alert == "GPUUtilizationDropped"
+        else ("gpu", "stragglers")
+    )
     return [*(DEPLOY / "rules" / f"{name}.yml" for name in recorded), *own]
 
 
