@@ -81,7 +81,9 @@ class Machine:
         for gpu in range(GPUS):
             self.fake.restore(gpu)
         self.witness.until(
-            lambda scrape: all(families(scrape, gpu) >= self.families for gpu in range(GPUS)), 60
+            lambda scrape: all(families(scrape, gpu) >= self.families for gpu in range(GPUS)),
+            # The matrix makes the GPUs flap, and the backoff for those goes up to a minute.
+            120,
         )
 
 
@@ -172,7 +174,6 @@ def test_a_value_that_fails_is_absent(machine: Machine, meaning: str) -> None:
 @pytest.mark.slow
 def test_a_call_that_keeps_failing_is_logged_once(machine: Machine) -> None:
     """One line for each change of state, also of a call whose older version still answers."""
-    machine.heal()
     before = machine.daemon.log.count("nvml_call_failed")
     machine.fake.fail("nvmlDeviceGetMemoryInfo_v2", CODES["unknown"], gpu=0)
     machine.fake.fail("nvmlDeviceGetPowerUsage", CODES["unknown"], gpu=0)
