@@ -82,6 +82,19 @@ rules: apt-test ## promtool: the recording and alerting rules
 benchmark: $(VENV)/.installed-dev apt-test ## print the figures of docs/performance.md
 	$(BIN)/python -m benchmarks.cost
 
+.PHONY: audit
+audit: $(VENV)/.installed-dev ## pip-audit over the locked requirements
+	$(BIN)/python -m deploy.supply_chain.audit
+
+.PHONY: sbom
+sbom: $(VENV)/.installed-dev ## the software bill of materials of the full container
+	@mkdir -p dist
+	$(BIN)/python -m deploy.supply_chain.sbom full > dist/sbom.json
+
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-dev ## half an hour of malformed input for every parser
+	$(BIN)/python -m tests.fuzz --minutes 30
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
