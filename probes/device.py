@@ -55,6 +55,8 @@ class ProbeDevice(ABC):
     """SMs that a kernel can use; threads on the host processor."""
     overhead_seconds: float
     """Device time a chunk takes besides its runs."""
+    preemptible: bool
+    """Others get it in the middle of a run when they want it: runs need no chunks and no gaps."""
 
     def __init__(self, torch_device: Any, arena: Arena, cache_bytes: int) -> None:
         self.torch_device = torch_device
@@ -99,6 +101,7 @@ class CpuDevice(ProbeDevice):
 
     kind = "cpu"
     overhead_seconds = 0.0
+    preemptible = True
 
     def __init__(self, spec: DeviceSpec, threads: int) -> None:
         # Per-core L2 for the operands of GEMMs; copies go past the last level by themselves.
@@ -152,6 +155,7 @@ class CudaDevice(ProbeDevice):
 
     kind = "cuda"
     overhead_seconds = 2 * SPIN_SECONDS
+    preemptible = False
 
     def __init__(self, spec: DeviceSpec, ordinal: int, memory_limit_bytes: int) -> None:
         torch.cuda.set_device(ordinal)

@@ -9,8 +9,9 @@ from typing import Final
 
 from probes.arena import ArenaFullError
 from probes.device import Enqueue, ProbeDevice
+from probes.judgement import undisturbed_run
 from probes.kernels.base import Kernel, Prepared, Verification
-from probes.meter import AllowanceError, Meter, pause
+from probes.meter import MARGIN, AllowanceError, Meter, pause
 from probes.protocol import Result, Run
 from probes.sizing import Shape
 
@@ -18,6 +19,8 @@ from probes.sizing import Shape
 # Fewer say nothing about how the runs agree.
 TIMED_RUNS_MIN: Final = 3
 RUNS_PER_CHUNK_MAX: Final = 64
+# Where others preempt the runs, as many times the runs asked for until enough of them agree.
+DISTURBED_FACTOR: Final = 3
 LAUNCHES_PER_CHUNK: Final = 50
 
 
@@ -67,6 +70,8 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, meter: Meter) -> Res
         device.load(meter, counted.run)
     if kernel.quantity == "latency":
         runs, clocks = _launches(device, counted, request, meter)
+    elif device.preemptible:
+        runs, clocks = _stretches(device, counted, request, meter)
     else:
         runs, clocks = _chunks(device, counted, request, meter)
     verification = Verification() if not runs else prepared.verify(device, meter)
@@ -108,7 +113,10 @@ class _Counted:
 def _chunks(
     device: ProbeDevice, prepared: _Counted, request: Run, meter: Meter
 ) -> tuple[list[float], list[float]]:
-    """Times of the runs, and of the clock, over as many chunks as it takes."""
+    """Times of the runs, and of the clock, over as many chunks as it takes.
+
+    With gaps between them: on a GPU nothing preempts a kernel within a time slice.
+    """
     # Dropped: the first run meets cold caches and clocks, the second one says how long a run takes.
     expected = min(device.chunk(meter, prepared.in_chunk(0), 0, 2).run_seconds)
     number, chunks = 2, 1
@@ -116,12 +124,9 @@ def _chunks(
     clocks: list[float] = []
     while len(runs) < request.timed_runs:
         room = request.max_chunk_seconds - device.overhead_seconds
-        # Where the first run fills the cache for the others there are at least two: each may take
-        # a chunk's time, and a processor's scheduler interrupts them when others want it.
-        least = 2 if prepared.rotates_by_chunk else 1
-        count = max(least, min(RUNS_PER_CHUNK_MAX, int(room / expected)))
-        # After a gap the first run finds cold caches and, on a CPU, a slower clock: it is dropped
-        # where a second one fits into the chunk.
+        count = max(1, min(RUNS_PER_CHUNK_MAX, int(room / expected)))
+        # After a gap the first run finds cold caches: it is dropped where a second one fits into
+        # the chunk.
         dropped = 1 if count > 1 else 0
         count = min(count, request.timed_runs - len(runs) + dropped)
         if not meter.fits(count * expected + device.overhead_seconds):
@@ -134,6 +139,36 @@ def _chunks(
         expected = min(runs)
         if chunk.clock_hertz is not None:
             clocks.append(chunk.clock_hertz)
+    return runs, clocks
+
+
+def _stretches(
+    device: ProbeDevice, prepared: _Counted, request: Run, meter: Meter
+) -> tuple[list[float], list[float]]:
+    """Times of the runs, and of the clock, back to back, until enough of the fastest agree.
+
+    A processor's scheduler takes it away in the middle of a run, so a gap protects nobody. It
+    would only let the core fall asleep: the first milliseconds after that are cold and slow.
+    """
+    expected = min(device.chunk(meter, prepared.in_chunk(0), 0, 2).run_seconds)
+    number, stretches = 2, 1
+    runs: list[float] = []
+    clocks: list[float] = []
+    while not runs or (
+        len(runs) < DISTURBED_FACTOR * request.timed_runs and undisturbed_run(runs) is None
+    ):
+        # Of each stretch the first run is dropped: it fills the caches.
+        fitting = int(meter.left_seconds / (MARGIN * expected))
+        count = min(RUNS_PER_CHUNK_MAX, request.timed_runs + 1, fitting)
+        if count < 2:
+            break
+        stretch = device.chunk(meter, prepared.in_chunk(stretches), number, count)
+        number += count
+        stretches += 1
+        runs += stretch.run_seconds[1:]
+        expected = min(runs)
+        if stretch.clock_hertz is not None:
+            clocks.append(stretch.clock_hertz)
     return runs, clocks
 
 

@@ -75,13 +75,13 @@ class TestRegistry:
 class TestMeasurement:
     @pytest.mark.parametrize("precision", GEMMS)
     def test_a_gemm_is_measured_and_checked(self, device, meter, precision):
-        """Five timed runs, FLOP = 2·64³ each, all with the same bits; int8 exactly right."""
+        """Five timed runs or three times as many, until some agree; FLOP = 2·64³; int8 exact."""
         kernel = all_kernels()[f"gemm_{precision}"]
         if not kernel.available(device, meter):
             pytest.skip("this torch has no such GEMM on the host processor")
         result = measure(Workbench(device), kernel, request(kernel.name, shape=(64, 64, 64)), meter)
 
-        assert len(result.run_seconds) == 5
+        assert 5 <= len(result.run_seconds) <= 3 * 5
         assert result.executed_runs > 5
         assert result.work_per_run == 524_288
         assert result.repeats_agree

@@ -111,7 +111,8 @@ def test_killed_in_its_work(worker):
     import threading
 
     threading.Timer(0.5, os.kill, (doomed.pid, signal.SIGKILL)).start()
-    report = doomed.run(request(gap_seconds=0.05, timed_runs=1000, allowance_seconds=10))
+    # More than half a second of work: 2 · 2048³ FLOP a run.
+    report = doomed.run(request(shape=(2048, 2048, 2048), timed_runs=60, allowance_seconds=100))
 
     assert report.failure == "error"
     assert "SIGKILL" in report.text
