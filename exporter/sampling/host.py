@@ -1,5 +1,6 @@
 """All devices of a host: found, sampled, and found again when the driver comes back."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 # How often the finder looks whether the library was initialised anew (XID events must then be
 # registered again, and GPUs may have come or gone).
 _WATCH_SECONDS = 0.5
+# nvmlShutdown takes milliseconds; a process that ends does not wait longer for it.
+_CLOSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,14 @@ class HostSampling:
             sampler.stop()
         ended = [sampler.join(max(0.0, deadline - time.monotonic())) for sampler in samplers]
         if all(ended) and not self._mismatch.is_set():
-            self._library.close()
+            self._close_library(max(_CLOSE_SECONDS, deadline - time.monotonic()))
+
+    def _close_library(self, timeout_seconds: float) -> None:
+        """Shut it down, unless it hangs in that, too, or still in its initialisation."""
+        closer = threading.Thread(target=self._library.close, name="library-closer", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can start: the process ends without
+            closer.start()
+            closer.join(timeout_seconds)
 
     def _publish(self, key: str, snapshot: DeviceSnapshot) -> None:
         with self._lock:

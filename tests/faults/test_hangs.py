@@ -1,0 +1,144 @@
+"""Driver calls that return late, or never: of one GPU, of all, in the middle of its life and at a new beginning."""
+
+import time
+
+import pytest
+
+from tests.daemon.process import passive
+from tests.fake_nvml import H100, Load
+from tests.faults.invariants import HEALTH, Witness, families
+
+
+CONFIG = passive("sampling: {interval: 250ms, slow_interval: 1s, deadline: 1s}\n")
+# 2 × interval + deadline: the longest span that counts as watched.
+WINDOW_SECONDS = 1.5
+POWER = "nvmlDeviceGetPowerUsage"
+INIT = "nvmlInitWithFlags"
+
+
+def whole(scrape, count: int = 2) -> bool:
+    return all(
+        scrape.has("flopwatch_sm_active_ratio", gpu=str(gpu))
+        and scrape.has("flopwatch_processes", gpu=str(gpu))
+        and scrape.value("flopwatch_gpu_up", gpu=str(gpu)) == 1
+        for gpu in range(count)
+    )
+
+
+@pytest.fixture
+def node(start):
+    """Two GPUs at work: fake library, daemon, witness."""
+    fake, daemon = start([H100, H100], config=CONFIG)
+    for gpu in fake.gpus:
+        gpu.set_load(Load.decode())
+    witness = Witness(daemon, window_seconds=WINDOW_SECONDS)
+    witness.until(whole)
+    return fake, daemon, witness
+
+
+def seconds_of(scrape, gpu: int) -> float:
+    return scrape.total("flopwatch_gpu_seconds_total", gpu=str(gpu))
+
+
+def test_calls_that_are_slow_but_in_time(node) -> None:
+    """Half a second for a call of every tick: ticks are missed, windows are longer, no time is lost."""
+    fake, _daemon, witness = node
+    before, began = witness.scrape(), time.monotonic()
+    fake.delay(POWER, 0.5, gpu=1)
+    scrape = witness.watch(4)
+
+    assert whole(scrape)
+    assert scrape.total("flopwatch_source_hung") == 0
+    missed = "flopwatch_ticks_missed_total"
+    assert scrape.value(missed, gpu="1") > before.value(missed, gpu="1")
+    passed = time.monotonic() - began
+    for gpu in (0, 1):
+        counted = seconds_of(scrape, gpu) - seconds_of(before, gpu)
+        assert counted == pytest.approx(passed, abs=WINDOW_SECONDS)
+
+
+@pytest.mark.parametrize(
+    "seconds", [1.5, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(200)])]
+)
+def test_a_call_that_returns_after_the_deadline(node, seconds: float) -> None:
+    """Said while it lasts, nothing of what it brought is shown, its time is in no counter; the other goes on."""
+    fake, daemon, witness = node
+    before, began = witness.scrape(), time.monotonic()
+    fake.delay(POWER, seconds, gpu=1)
+    hung = witness.until(lambda scrape: scrape.value("flopwatch_source_hung", gpu="1") == 1)
+    fake.delay(POWER, 0, gpu=1)
+    assert families(hung, 1) <= HEALTH
+    assert whole(hung, 1)
+    assert daemon.get("/-/ready")[0] == 200
+
+    after = witness.until(
+        lambda scrape: whole(scrape) and seconds_of(scrape, 1) > seconds_of(before, 1),
+        seconds + 40,
+    )
+    passed = time.monotonic() - began
+    assert after.value("flopwatch_source_hung", gpu="1") == 0
+    assert seconds_of(after, 1) - seconds_of(before, 1) <= passed - seconds + WINDOW_SECONDS
+    assert seconds_of(after, 0) - seconds_of(before, 0) >= passed - WINDOW_SECONDS
+
+
+def test_every_gpu_hangs(node) -> None:
+    """Health stays visible, no reading is; alive but not ready; all come back without a restart."""
+    fake, daemon, witness = node
+    fake.hang(POWER)
+    hung = witness.until(lambda scrape: scrape.total("flopwatch_source_hung") == 2)
+    for gpu in (0, 1):
+        assert families(hung, gpu) <= HEALTH
+    before, began = witness.watch(2), time.monotonic()
+    assert daemon.get("/-/healthy")[0] == 200
+    assert daemon.get("/-/ready")[0] == 503
+
+    fake.release(POWER)
+    after = witness.until(whole)
+    for gpu in (0, 1):
+        counted = seconds_of(after, gpu) - seconds_of(before, gpu)
+        assert counted <= time.monotonic() - began + 0.5
+    assert daemon.get("/-/ready")[0] == 200
+    assert "Traceback" not in daemon.log
+
+
+@pytest.mark.timeout(200)
+def test_a_driver_that_hangs_when_it_is_initialised_again(node) -> None:
+    """Unloaded and loaded, and nvmlInit never returns: said of all GPUs, and over when it returns."""
+    fake, daemon, witness = node
+    fake.hang(INIT)
+    fake.unload_driver()
+    fake.load_driver()
+    hung = witness.until(
+        lambda scrape: (
+            scrape.total("flopwatch_gpu_up") == 0 and scrape.total("flopwatch_source_hung") == 2
+        )
+    )
+    for gpu in (0, 1):
+        assert families(hung, gpu) <= HEALTH
+    witness.watch(2)
+    assert daemon.get("/-/healthy")[0] == 200
+    assert daemon.get("/-/ready")[0] == 503
+
+    fake.release(INIT)
+    witness.until(whole, 60)
+    assert fake.stale_handles == 0
+    assert "Traceback" not in daemon.log
+
+
+def test_it_ends_while_nvmlinit_hangs(start) -> None:
+    """SIGTERM ends it with code 0, as at any other time."""
+    fake, daemon = start([H100], config=CONFIG, prepare=lambda fake: fake.hang(INIT))
+    daemon.wait_for(lambda: fake.hanging(INIT) == 1)
+
+    code, _seconds = daemon.terminate()
+    assert code == 0
+
+
+def test_it_ends_while_nvmlshutdown_hangs(node) -> None:
+    """A library that cannot be closed is left open."""
+    fake, daemon, _witness = node
+    fake.hang("nvmlShutdown")
+
+    code, _seconds = daemon.terminate()
+    assert code == 0
+    assert fake.hanging("nvmlShutdown") == 1
