@@ -47,7 +47,7 @@ SCRAPE_SECONDS = 15
 EVALUATION_SECONDS = 30
 WINDOW_SECONDS = 330  # a little more than the rules' five minutes
 BASELINE_STEP_SECONDS = 120
-BLOCK_SECONDS = 7200
+BLOCK_SECONDS = 86400  # as a Prometheus has compacted them after some days
 # What the rules with a window of days read; each has one series a GPU.
 BASELINES = {
     f"gpu:flopwatch_{name}:{window}": value
@@ -91,17 +91,18 @@ def write_history(folder: Path, hosts: list[SimulatedHost], days: int) -> None:
 
     One file a block: promtool reads all of a file for each block that it makes of it.
     """
-    end = (int(time.time()) - BLOCK_SECONDS) // BLOCK_SECONDS * BLOCK_SECONDS
-    for start in range(end - days * 86400, end, BLOCK_SECONDS):
+    newest = int(time.time()) // 7200 * 7200 - 7200
+    midnight = newest // BLOCK_SECONDS * BLOCK_SECONDS
+    for start in range(midnight - days * BLOCK_SECONDS, newest, BLOCK_SECONDS):
+        end = min(start + BLOCK_SECONDS, newest)
         text = folder / "history.om"
         with text.open("w") as out:
-            out.writelines(
-                history_lines(hosts, range(start, start + BLOCK_SECONDS, BASELINE_STEP_SECONDS))
-            )
+            out.writelines(history_lines(hosts, range(start, end, BASELINE_STEP_SECONDS)))
         command = [
             "promtool",
             "tsdb",
             "create-blocks-from",
+            f"--max-block-duration={BLOCK_SECONDS // 3600}h",
             "openmetrics",
             "--quiet",
             str(text),

@@ -168,15 +168,14 @@ def _worst(dashboard: Dashboard) -> Dashboard:
         Column("instance", "Instance", width=170),
         Column("gpu", "GPU", width=50, link=GPU_LINK),
         Column("name", "Model"),
-        Column("I", "Lost speed", "percentunit", bad_above(0.05, 0.1), 1, 105),
+        Column("H", "Lost speed", "percentunit", bad_above(0.05, 0.1), 1, 105),
         Column("A", "Probe / peers", "percentunit", good_above(0.9, 0.95), 1, 120),
         Column("B", "Probe / past", "percentunit", good_above(0.9, 0.95), 1, 115),
         Column("C", "Delivered of peak", "percentunit", decimals=1, width=145, bar_maximum=0.6),
-        Column("D", "Of peers", "percentunit", good_above(0.5, 0.8), 0, 85),
-        Column("E", "Busy", "percentunit", decimals=0, width=65),
-        Column("F", "Clocks lost", "percentunit", bad_above(0.1, 0.25), 1, 100),
-        Column("G", "Heat", "celsius", bad_above(80, 87), 0, 70),
-        Column("H", "Power", "watt", decimals=0, width=75),
+        Column("D", "Busy", "percentunit", decimals=0, width=65),
+        Column("E", "Clocks lost", "percentunit", bad_above(0.1, 0.25), 1, 100),
+        Column("F", "Heat", "celsius", bad_above(80, 87), 0, 70),
+        Column("G", "Power", "watt", decimals=0, width=75),
     ]
     return dashboard.with_panel(
         rows(
@@ -186,9 +185,8 @@ def _worst(dashboard: Dashboard) -> Dashboard:
                 Query(per_gpu(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}}")),
                 Query(per_gpu(f"gpu:flopwatch_probe_baseline_ratio:min{{{NODE}}}")),
                 Query(
-                    f"max by (cluster, instance, gpu, name) (gpu:flopwatch_flops_utilization:named{{{NODE}}} and on (cluster, job, instance, gpu) {WORST})"
+                    f"max by (cluster, instance, gpu, name) ((gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} and on (cluster, job, instance, gpu) {WORST}) * on (cluster, job, instance, gpu) group_left (name) gpu:flopwatch_gpu:info{{{NODE}}})"
                 ),
-                Query(per_gpu(f"gpu:flopwatch_flops_utilization:peer_ratio{{{NODE}}}")),
                 Query(per_gpu(f"gpu:flopwatch_busy:ratio_rate5m{{{NODE}}}")),
                 Query(per_gpu(f"gpu:flopwatch_clock_loss:ratio_rate5m{{{NODE}}}")),
                 Query(per_gpu(f'flopwatch_temperature_celsius{{{NODE}, mig="", sensor="gpu"}}')),
@@ -235,12 +233,12 @@ def _course(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             lines(
-                "Energy per PFLOP by GPU model",
+                "Energy per PFLOP by cluster",
                 "Joules for 10^15 delivered operations. Rising: idle GPUs, smaller batches, or GPUs held by heat. Use it to decide what runs where.",
                 [
                     Query(
-                        f"1e15 * sum by (name) (name:flopwatch_energy_joules:rate5m{{{NAME}}}) / (sum by (name) (name:flopwatch_tensor_flop:rate5m{{{NAME}}}) > 0)",
-                        "{{name}}",
+                        f"1e15 * cluster:flopwatch_energy_joules_per_flop:ratio_rate5m{{{CLUSTER}}}",
+                        "{{cluster}}",
                     )
                 ],
                 unit="joule",

@@ -117,7 +117,16 @@ HEALTH = (
         },
         quiet_at=(10, 50),
         fires_at=(20,),
-        labels={"gpu": "0", "uuid": "GPU-0", "action": "gpu_reset"},
+    ),
+    Case(
+        "GPURecoveryActionNeeded",
+        "a newer driver asks for something that this exporter has no name for",
+        {
+            **gpu_series("flopwatch_recovery_action", "1x10 0x30 1x30", action="none"),
+            **gpu_series("flopwatch_recovery_action", "0x70", action="gpu_reset"),
+        },
+        quiet_at=(10, 50),
+        fires_at=(20,),
     ),
 )
 

@@ -203,6 +203,14 @@ RENDERED = {
             "dashboard": "/d/flopwatch-gpu?var-cluster=c&var-instance=node1&var-gpu=0",
         },
     ),
+    "GPURecoveryActionNeeded": (
+        20,
+        {
+            "summary": "GPU 0 of node1 asks to be recovered",
+            "description": "The driver recommends gpu_reset (`none` is 0). Until it is taken, results and performance are not to be relied on.",
+            "dashboard": "/d/flopwatch-gpu?var-cluster=c&var-instance=node1&var-gpu=0",
+        },
+    ),
     "GPUSlowerThanPeers": (
         60,
         {
