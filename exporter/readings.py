@@ -27,6 +27,7 @@ class DeviceIdentity:
     memory_clock_max_hertz: float | None = None
     memory_bus_width_bits: int | None = None
     memory_size_bytes: int | None = None
+    c2c_link_count: int | None = None
     mig: str | None = None
 
 
@@ -65,6 +66,7 @@ class FastReading:
     pcie_transmit_bytes: float | None = None
     nvlink_receive_bytes: float | None = None
     nvlink_transmit_bytes: float | None = None
+    module_power_watts: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,11 @@ class SlowReading:
     pcie_replays: float | None = None
     nvlink_up: Mapping[str, bool] = field(default_factory=dict)
     nvlink_errors: Mapping[str, float] = field(default_factory=dict)
+    c2c_up: Mapping[str, bool] = field(default_factory=dict)
+    c2c_low_power: Mapping[str, bool] = field(default_factory=dict)
+    c2c_errors: Mapping[str, float] = field(default_factory=dict)
+    c2c_bandwidth_bytes_per_second: float | None = None
+    module_power_limit_watts: float | None = None
     fan_speed: float | None = None
     compute_mode: str | None = None
     mig_enabled: bool | None = None
@@ -130,6 +137,8 @@ class ActivityWindow:
     pcie_transmit_bytes: float | None = None
     nvlink_receive_bytes: float | None = None
     nvlink_transmit_bytes: float | None = None
+    c2c_receive_bytes: float | None = None
+    c2c_transmit_bytes: float | None = None
 
     @property
     def seconds(self) -> float:

@@ -33,6 +33,8 @@ class Counters:
     pcie_transmit_bytes: float | None = None
     nvlink_receive_bytes: float | None = None
     nvlink_transmit_bytes: float | None = None
+    c2c_receive_bytes: float | None = None
+    c2c_transmit_bytes: float | None = None
     tick_utilization: Mapping[str, HistogramValue] = field(default_factory=dict)
 
 
@@ -119,6 +121,8 @@ class DeviceAccounts:
             pcie_transmit_bytes=self._traffic["pcie_transmit_bytes"].value,
             nvlink_receive_bytes=self._traffic["nvlink_receive_bytes"].value,
             nvlink_transmit_bytes=self._traffic["nvlink_transmit_bytes"].value,
+            c2c_receive_bytes=self._traffic["c2c_receive_bytes"].value,
+            c2c_transmit_bytes=self._traffic["c2c_transmit_bytes"].value,
             tick_utilization={name: ticks.value() for name, ticks in self._ticks.items()},
         )
 
@@ -217,7 +221,8 @@ class DeviceAccounts:
 
     def _follow_traffic(self, fast: FastReading, window: ActivityWindow | None) -> None:
         for name, traffic in self._traffic.items():
-            traffic.follow(getattr(window, name) if window else None, getattr(fast, name))
+            # NVML itself has no counter of C2C.
+            traffic.follow(getattr(window, name) if window else None, getattr(fast, name, None))
 
 
 class _Traffic:
@@ -245,6 +250,8 @@ _TRAFFIC_NAMES = (
     "pcie_transmit_bytes",
     "nvlink_receive_bytes",
     "nvlink_transmit_bytes",
+    "c2c_receive_bytes",
+    "c2c_transmit_bytes",
 )
 # One tick has a handful; a bound for a device whose windows never close.
 _CLOCK_SAMPLES_MAX = 256

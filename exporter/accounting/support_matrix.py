@@ -44,7 +44,7 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         (
             "FP8, FP6 and FP4 have no counter of their own: they are taken to be counted with HMMA, or where "
             "only the union of tensor pipes moves, from that. Set the precision, or let an engine say it. "
-            "NVLink recoveries come from new fields. GB: C2C traffic is not exported."
+            "NVLink recoveries come from new fields."
         ),
     ),
     (
@@ -55,6 +55,18 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         (
             "The data sheet rates the tensor pipe below the boost clock (H100 SXM: 1830 of 1980 MHz): ratios may "
             "pass 1 by 8 %. H20 and H800 have peaks of their own."
+        ),
+    ),
+    (
+        "Grace Hopper and Grace Blackwell (GH200, GB200, GB300), beside the above",
+        "as the GPU",
+        "as the GPU; C2C traffic by `gpm`",
+        "as the GPU",
+        (
+            "C2C links to the processor: traffic, state, speed, errors (newer drivers). Power and power limit of the "
+            "module beside those of the GPU; the GPUs of one module show the same. Memory is the GPU's own as NVML "
+            "gives it: the processor's is memory of the host. On GH200 the energy counter has been reported to be "
+            "the module's (zeus#172): compare its rate with both powers before you use it."
         ),
     ),
     (

@@ -140,6 +140,8 @@ def _counters(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
         (gpu.PCIE_TRANSMIT_BYTES_TOTAL, counters.pcie_transmit_bytes),
         (gpu.NVLINK_RECEIVE_BYTES_TOTAL, counters.nvlink_receive_bytes),
         (gpu.NVLINK_TRANSMIT_BYTES_TOTAL, counters.nvlink_transmit_bytes),
+        (gpu.C2C_RECEIVE_BYTES_TOTAL, counters.c2c_receive_bytes),
+        (gpu.C2C_TRANSMIT_BYTES_TOTAL, counters.c2c_transmit_bytes),
     ):
         yield from optional(family, labels, value)
     # The device's own counters are shown as long as the device answers for them.
@@ -188,6 +190,7 @@ def _fast(labels: Labels, fast: FastReading) -> Iterator[Point]:
     for family, value in (
         (device.MEMORY_CLOCK_HERTZ, fast.memory_clock_hertz),
         (device.POWER_WATTS, fast.power_watts),
+        (device.MODULE_POWER_WATTS, fast.module_power_watts),
         (device.MEMORY_SIZE_BYTES, fast.memory_size_bytes),
         (device.MEMORY_USED_BYTES, fast.memory_used_bytes),
         (device.MEMORY_FREE_BYTES, fast.memory_free_bytes),
@@ -227,6 +230,8 @@ def _recovery_actions(labels: Labels, recommended: int) -> Iterator[Point]:
 def _slow(labels: Labels, slow: SlowReading) -> Iterator[Point]:
     for family, value in (
         (device.POWER_LIMIT_WATTS, slow.power_limit_watts),
+        (device.MODULE_POWER_LIMIT_WATTS, slow.module_power_limit_watts),
+        (gpu.PEAK_C2C_BANDWIDTH_BYTES_PER_SECOND, slow.c2c_bandwidth_bytes_per_second),
         (device.ROW_REMAP_PENDING, slow.row_remap_pending),
         (device.ROW_REMAP_FAILED, slow.row_remap_failed),
         (device.PCIE_LINK_GENERATION, slow.pcie_link_generation),
@@ -246,6 +251,9 @@ def _slow(labels: Labels, slow: SlowReading) -> Iterator[Point]:
         (device.RETIRED_PAGES, "kind", slow.retired_pages),
         (device.NVLINK_UP, "link", slow.nvlink_up),
         (device.NVLINK_ERRORS_TOTAL, "kind", slow.nvlink_errors),
+        (device.C2C_UP, "link", slow.c2c_up),
+        (device.C2C_LOW_POWER, "link", slow.c2c_low_power),
+        (device.C2C_ERRORS_TOTAL, "kind", slow.c2c_errors),
     ):
         yield from by_label(mapped, labels, name, values)
     if slow.compute_mode is not None:

@@ -56,6 +56,20 @@ POWER_LIMIT_WATTS = Family(
     help="Enforced power limit (NVML).",
     tells="Below the model's default: somebody lowered it.",
 )
+MODULE_POWER_WATTS = Family(
+    name="flopwatch_module_power_watts",
+    type=GAUGE,
+    unit="watts",
+    help="Power draw of the module, Grace processor and GPU together (NVML, scope module). Every GPU of a module shows the same. Absent elsewhere.",
+    tells="What the rack pays for; minus flopwatch_power_watts it is processor and its memory.",
+)
+MODULE_POWER_LIMIT_WATTS = Family(
+    name="flopwatch_module_power_limit_watts",
+    type=GAUGE,
+    unit="watts",
+    help="Enforced power limit of the module, Grace processor and GPU together (NVML, scope module). Absent elsewhere.",
+    tells="A module at its limit takes power from the GPU when the processor works.",
+)
 TEMPERATURE_CELSIUS = Family(
     name="flopwatch_temperature_celsius",
     type=GAUGE,
@@ -220,6 +234,30 @@ NVLINK_ERRORS_TOTAL = Family(
     help="NVLink errors over all links, the device's own counters (NVML field values).",
     tells="Replays and recoveries that grow mean a bad link or baseboard.",
 )
+C2C_UP = Family(
+    name="flopwatch_c2c_up",
+    type=GAUGE,
+    unit="",
+    labels=("link",),
+    help="1 when the C2C link to the Grace processor is active (NVML). Absent without C2C.",
+    tells="A link down takes its share of the bandwidth to the processor's memory.",
+)
+C2C_LOW_POWER = Family(
+    name="flopwatch_c2c_low_power",
+    type=GAUGE,
+    unit="",
+    labels=("link",),
+    help="1 while the C2C link is in its low power state (NVML, newer drivers).",
+    tells="Links may rest when nothing moves; one that rests under load is slow.",
+)
+C2C_ERRORS_TOTAL = Family(
+    name="flopwatch_c2c_errors_total",
+    type=COUNTER,
+    unit="errors",
+    labels=("kind",),
+    help="C2C errors over all links: crc, replay, replay_back_to_back; the device's own counters (NVML, newer drivers).",
+    tells="Replays that grow mean a bad module.",
+)
 PERFORMANCE_STATE = Family(
     name="flopwatch_performance_state",
     type=GAUGE,
@@ -273,6 +311,8 @@ FAMILIES = (
     CLOCK_EVENT,
     POWER_WATTS,
     POWER_LIMIT_WATTS,
+    MODULE_POWER_WATTS,
+    MODULE_POWER_LIMIT_WATTS,
     TEMPERATURE_CELSIUS,
     MEMORY_SIZE_BYTES,
     MEMORY_USED_BYTES,
@@ -295,6 +335,9 @@ FAMILIES = (
     TENSOR_STALL_RATIO,
     NVLINK_UP,
     NVLINK_ERRORS_TOTAL,
+    C2C_UP,
+    C2C_LOW_POWER,
+    C2C_ERRORS_TOTAL,
     PERFORMANCE_STATE,
     FAN_SPEED_RATIO,
     COMPUTE_MODE_INFO,

@@ -61,6 +61,13 @@ PEAK_PCIE_BANDWIDTH_BYTES_PER_SECOND = Family(
     help="Theoretical PCIe bandwidth per direction at the link's present generation and width.",
     tells="It falls when a link trains down: an idle link may, a busy one must not.",
 )
+PEAK_C2C_BANDWIDTH_BYTES_PER_SECOND = Family(
+    name="flopwatch_peak_c2c_bandwidth_bytes_per_second",
+    type=GAUGE,
+    unit="bytes/s",
+    help="Bandwidth per direction of the active C2C links to the Grace processor (NVML, sum over the links). Grace Hopper and Grace Blackwell only.",
+    tells="The roof of traffic to the processor's memory; it falls with every link that is down.",
+)
 HEADLINE_PRECISION_INFO = Family(
     name="flopwatch_headline_precision_info",
     type=GAUGE,
@@ -130,6 +137,20 @@ NVLINK_TRANSMIT_BYTES_TOTAL = Family(
     unit="bytes",
     help="NVLink traffic out of the GPU over all links (GPM, else NVML field values).",
     tells="Tensor-parallel traffic; compare with flopwatch_peak_nvlink_bandwidth_bytes_per_second.",
+)
+C2C_RECEIVE_BYTES_TOTAL = Family(
+    name="flopwatch_c2c_receive_bytes_total",
+    type=COUNTER,
+    unit="bytes",
+    help="C2C traffic from the Grace processor into the GPU over all links, protocol included (GPM). Absent without C2C.",
+    tells="Weights, KV cache and host memory that the GPU reads in the processor's memory.",
+)
+C2C_TRANSMIT_BYTES_TOTAL = Family(
+    name="flopwatch_c2c_transmit_bytes_total",
+    type=COUNTER,
+    unit="bytes",
+    help="C2C traffic out of the GPU to the Grace processor over all links, protocol included (GPM). Absent without C2C.",
+    tells="High and steady means offloading of KV cache or activations.",
 )
 ENERGY_JOULES_TOTAL = Family(
     name="flopwatch_energy_joules_total",
@@ -215,6 +236,7 @@ FAMILIES = (
     PEAK_DRAM_BANDWIDTH_BYTES_PER_SECOND,
     PEAK_NVLINK_BANDWIDTH_BYTES_PER_SECOND,
     PEAK_PCIE_BANDWIDTH_BYTES_PER_SECOND,
+    PEAK_C2C_BANDWIDTH_BYTES_PER_SECOND,
     HEADLINE_PRECISION_INFO,
     FLOP_TOTAL,
     GPU_SECONDS_TOTAL,
@@ -223,6 +245,8 @@ FAMILIES = (
     PCIE_TRANSMIT_BYTES_TOTAL,
     NVLINK_RECEIVE_BYTES_TOTAL,
     NVLINK_TRANSMIT_BYTES_TOTAL,
+    C2C_RECEIVE_BYTES_TOTAL,
+    C2C_TRANSMIT_BYTES_TOTAL,
     ENERGY_JOULES_TOTAL,
     ACHIEVED_FLOPS,
     FLOPS_UTILIZATION_RATIO,

@@ -31,8 +31,20 @@ NVLINK_CRC = 163
 # Blackwell counts link recoveries here instead of in 161-163.
 NVLINK_RECOVERY_SUCCESSFUL = 213
 NVLINK_RECOVERY_FAILED = 214
+# C2C, the link to a Grace processor; scope: link, as NCCL and UCX ask for it.
+C2C_LINK_COUNT = 170
+C2C_STATUS = 171  # 0 inactive, 1 active
+C2C_BANDWIDTH = 172  # MB/s, active links
+C2C_CRC = 231
+C2C_REPLAY = 232
+C2C_REPLAY_BACK_TO_BACK = 233
+C2C_POWER_STATE = 234  # 0 full power, 1 low power
+POWER_AVERAGE = 185  # mW
+POWER_INSTANT = 186
+POWER_CURRENT_LIMIT = 190
 
 ALL_LINKS = 0xFFFFFFFF  # scope of the sum over links
+MODULE = 1  # scope of power: processor and GPUs of a Grace module together
 
 Field = int | tuple[int, int]
 

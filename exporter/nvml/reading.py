@@ -62,6 +62,17 @@ _TRAFFIC_FIELDS: tuple[fields.Field, ...] = (
     _NVLINK_RECEIVE,
     _NVLINK_TRANSMIT,
 )
+_MODULE_POWER: tuple[fields.Field, ...] = (
+    (fields.POWER_AVERAGE, fields.MODULE),
+    (fields.POWER_INSTANT, fields.MODULE),  # where there is no average
+)
+_MODULE_POWER_LIMIT: fields.Field = (fields.POWER_CURRENT_LIMIT, fields.MODULE)
+_C2C_LINKS_MAX = 14  # nvml.h has GPM metrics for links 0 to 13
+_C2C_ERROR_FIELDS = {
+    fields.C2C_CRC: "crc",
+    fields.C2C_REPLAY: "replay",
+    fields.C2C_REPLAY_BACK_TO_BACK: "replay_back_to_back",
+}
 _NVLINK_ERROR_FIELDS: dict[fields.Field, str] = {
     fields.NVLINK_ECC: "ecc",
     fields.NVLINK_REPLAY: "replay",
@@ -95,6 +106,7 @@ def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) ->
         ),
         memory_bus_width_bits=calls.ask("nvmlDeviceGetMemoryBusWidth"),
         memory_size_bytes=int(memory["memory_size_bytes"]) if memory else None,
+        c2c_link_count=_c2c_link_count(calls) or None,
     )
 
 
@@ -104,9 +116,17 @@ def read_clock(calls: DeviceCalls, clock: Callable[[], float]) -> ClockSample:
     return ClockSample(clock(), hertz, _event_reasons(calls))
 
 
-def read_fast(calls: DeviceCalls, sample: ClockSample, *, traffic: bool) -> FastReading:
-    """Everything that is read every tick. `traffic`: read link byte counters too."""
-    values = read_fields(calls, (*_FAST_FIELDS, *_TRAFFIC_FIELDS) if traffic else _FAST_FIELDS)
+def read_fast(
+    calls: DeviceCalls, sample: ClockSample, *, traffic: bool, module: bool = False
+) -> FastReading:
+    """Everything that is read every tick. `traffic`: read link byte counters too.
+
+    `module`: the GPU shares a module with a Grace processor, whose power is asked for. Elsewhere it
+    is not: a driver that knows no scopes would answer with the GPU's own power.
+    """
+    wanted = (*_FAST_FIELDS, *_TRAFFIC_FIELDS) if traffic else _FAST_FIELDS
+    values = read_fields(calls, (*wanted, *_MODULE_POWER) if module else wanted)
+    module_power = next((values[field] for field in _MODULE_POWER if field in values), None)
     utilization = calls.ask("nvmlDeviceGetUtilizationRates")
     state = calls.ask("nvmlDeviceGetPerformanceState")
     energy = values.get(fields.ENERGY)
@@ -140,6 +160,7 @@ def read_fast(calls: DeviceCalls, sample: ClockSample, *, traffic: bool) -> Fast
         pcie_transmit_bytes=values.get(fields.PCIE_TRANSMIT),
         nvlink_receive_bytes=_scaled(values.get(_NVLINK_RECEIVE), _KIB),
         nvlink_transmit_bytes=_scaled(values.get(_NVLINK_TRANSMIT), _KIB),
+        module_power_watts=_plausible(calls, "module power", _scaled(module_power, 1e-3), 20e3),
         **read_memory(calls),
     )
 
@@ -251,6 +272,40 @@ def read_nvlink(calls: DeviceCalls) -> Mapping[str, Any]:
     }
 
 
+def read_c2c(calls: DeviceCalls) -> Mapping[str, Any]:
+    """State, speed and errors of the C2C links to a Grace processor, and their module's power limit.
+
+    Nothing where there are none. Each link has a scope of its own, as NCCL and UCX read them.
+    """
+    links = range(_c2c_link_count(calls))
+    asked = [
+        (field, link)
+        for link in links
+        for field in (
+            fields.C2C_STATUS,
+            fields.C2C_BANDWIDTH,
+            fields.C2C_POWER_STATE,
+            *_C2C_ERROR_FIELDS,
+        )
+    ]
+    values = read_fields(calls, (*asked, _MODULE_POWER_LIMIT)) if links else {}
+
+    def each(field: int) -> dict[str, float]:
+        found = {str(link): values.get((field, link)) for link in links}
+        return {link: value for link, value in found.items() if value is not None}
+
+    up = {link: value == 1 for link, value in each(fields.C2C_STATUS).items()}
+    speeds = [speed for link, speed in each(fields.C2C_BANDWIDTH).items() if up.get(link)]
+    errors = {kind: each(field).values() for field, kind in _C2C_ERROR_FIELDS.items()}
+    return {
+        "c2c_up": up,
+        "c2c_low_power": {link: value == 1 for link, value in each(fields.C2C_POWER_STATE).items()},
+        "c2c_errors": {kind: sum(counts) for kind, counts in errors.items() if counts},
+        "c2c_bandwidth_bytes_per_second": sum(speeds) * _MEGA if speeds else None,
+        "module_power_limit_watts": _scaled(values.get(_MODULE_POWER_LIMIT), 1e-3),
+    }
+
+
 def read_processes(calls: DeviceCalls) -> Mapping[str, Any]:
     """Processes with a compute context."""
     answers = calls.ask("nvmlDeviceGetComputeRunningProcesses")
@@ -270,6 +325,7 @@ SLOW_GROUPS: tuple[Callable[[DeviceCalls], Mapping[str, Any]], ...] = (
     read_engines,
     read_pcie,
     read_nvlink,
+    read_c2c,
     read_processes,
 )
 
@@ -285,6 +341,11 @@ def _sm_count(calls: DeviceCalls, capability: Any) -> int | None:
     if cores is None or capability is None:
         return None
     return int(cores) // _CORES_PER_SM.get(tuple(capability), 128)
+
+
+def _c2c_link_count(calls: DeviceCalls) -> int:
+    count = read_fields(calls, (fields.C2C_LINK_COUNT,)).get(fields.C2C_LINK_COUNT, 0)
+    return int(count) if 0 < count <= _C2C_LINKS_MAX else 0
 
 
 def _temperature(calls: DeviceCalls) -> float | None:

@@ -153,7 +153,12 @@ class SampledGpu:
         settings = self._context.settings()
         sample: ClockSample = read_clock(calls, time.monotonic)
         accounts.observe_clock(sample)
-        fast = read_fast(calls, sample, traffic=self._gpm is None)
+        fast = read_fast(
+            calls,
+            sample,
+            traffic=self._gpm is None,
+            module=self._identity.c2c_link_count is not None,
+        )
         self._succeeded[NVML] = time.time()
         self._follow_mig_mode(calls)
         window = self._read_gpm(settings)
@@ -289,6 +294,7 @@ class SampledGpu:
             sm_count=self._identity.sm_count,
             max_hertz=self._identity.sm_clock_max_hertz,
             on_implausible=self._gpm_implausible,
+            has_c2c=self._identity.c2c_link_count is not None,
         )
         try:
             source.open(lambda: read_clock(calls, time.monotonic).sm_clock_hertz)

@@ -75,6 +75,8 @@ _RATE_FIELDS = {
     "pcie_transmit_bytes": gpm.PCIE_TRANSMIT_MIB,
     "nvlink_receive_bytes": gpm.NVLINK_RECEIVE_MIB,
     "nvlink_transmit_bytes": gpm.NVLINK_TRANSMIT_MIB,
+    "c2c_receive_bytes": gpm.C2C_RECEIVE_MIB,
+    "c2c_transmit_bytes": gpm.C2C_TRANSMIT_MIB,
 }
 
 
@@ -105,8 +107,13 @@ class GpmSource:
         max_hertz: float | None,
         on_implausible: Callable[[str], None],
         ways: Sequence[GpmSession] = (),
+        has_c2c: bool = False,
     ) -> None:
-        """`ways` are sessions to try in turn, where samples can be had by more than one call."""
+        """`ways` are sessions to try in turn, where samples can be had by more than one call.
+
+        `has_c2c`: there is a C2C link, so its traffic is asked for.
+        """
+        self._rate_ids = (*gpm.RATE_IDS, *gpm.C2C_IDS) if has_c2c else gpm.RATE_IDS
         self._ways = list(ways) or [GpmSession(handle)]
         self._session = self._ways[0]
         # An instance does not tell its clock, and its GPU's may be read between two of its loads.
@@ -226,8 +233,8 @@ class GpmSource:
 
     def _ids(self) -> tuple[int, ...]:
         if self._scale is None:
-            return (*gpm.PERCENT_IDS, *gpm.RATE_IDS)
-        return (*_PERCENT_BESIDE_CYCLES, *gpm.RATE_IDS, *gpm.CYCLE_IDS)
+            return (*gpm.PERCENT_IDS, *self._rate_ids)
+        return (*_PERCENT_BESIDE_CYCLES, *self._rate_ids, *gpm.CYCLE_IDS)
 
     def _window(
         self, values: Mapping[int, float], start: float, end: float

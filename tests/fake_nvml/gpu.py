@@ -102,6 +102,7 @@ class FakeGpu:
         limit_mw = profile.power_limit_watts * 1000
         shared.power_limit_mw = shared.power_limit_default_mw = shared.power_limit_max_mw = limit_mw
         shared.power_limit_min_mw = profile.power_limit_min_watts * 1000
+        shared.module_power_limit_mw = profile.module_power_limit_watts * 1000
         shared.energy_offset_joules = 512_345.678
         shared.ecc_mode_pending = shared.ecc_mode
         shared.gpm_mode = _GPM[profile.gpm_support]

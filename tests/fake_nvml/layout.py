@@ -181,6 +181,13 @@ class Gpu(ctypes.Structure):
         ("nvlink_version", c_uint32),
         ("nvlink_speed_mbps", c_uint32),
         ("links", Link * MAX_LINKS),
+        ("c2c_link_count", c_uint32),
+        ("c2c_link_mbps", c_uint32),
+        ("c2c_down", c_uint32),  # bits of links that are not active
+        ("c2c_low_power", c_uint32),  # bits of links in their low power state
+        ("c2c_errors", c_uint64 * 3),  # of link 0: CRC, replay, back-to-back replay
+        # 0: there is no module around the GPU.
+        ("module_power_limit_mw", c_uint32),
         ("gpm_mode", c_uint32),
         ("gpm_sum_over_sms", c_uint32),  # raw cycle counters: 0 mean of the SMs, 1 their sum
         ("gpm_zero", c_uint32),

@@ -65,6 +65,9 @@ class Load:
     pcie_tx_bytes_per_second: float = 0.0
     nvlink_rx_bytes_per_second: float = 0.0
     nvlink_tx_bytes_per_second: float = 0.0
+    c2c_rx_bytes_per_second: float = 0.0
+    c2c_tx_bytes_per_second: float = 0.0
+    module_power_watts: float = 0.0
     mma_stall: float = 0.0
     performance_state: int = 0
     event_reasons: int = 0

@@ -81,6 +81,9 @@ class GpuProfile:
     nvlink_count: int = 0
     nvlink_version: int = 0
     nvlink_speed_mbps: int = 0
+    c2c_link_count: int = 0
+    c2c_link_mbps: int = 0
+    module_power_limit_watts: int = 0
     gpm_support: Literal["cycles", "percent", "none"] = "cycles"
     cycles_mode: Literal["mean", "sum"] = "mean"
     cycles_at_boot: int = 1_500_000_000_000_000

@@ -50,6 +50,8 @@ class Truth:
     pcie_tx_bytes: float
     nvlink_rx_bytes: float
     nvlink_tx_bytes: float
+    c2c_rx_bytes: float
+    c2c_tx_bytes: float
     event_reason_seconds: dict[EventReason, float]
 
     @property
@@ -154,6 +156,8 @@ class LoadSchedule:
             pcie_tx_bytes=over("pcie_tx_bytes_per_second"),
             nvlink_rx_bytes=over("nvlink_rx_bytes_per_second"),
             nvlink_tx_bytes=over("nvlink_tx_bytes_per_second"),
+            c2c_rx_bytes=over("c2c_rx_bytes_per_second"),
+            c2c_tx_bytes=over("c2c_tx_bytes_per_second"),
             event_reason_seconds={
                 EventReason(1 << bit): end.reason_seconds[bit] - begin.reason_seconds[bit]
                 for bit in range(REASON_COUNT)

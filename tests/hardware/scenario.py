@@ -65,6 +65,9 @@ def at_work(profile: GpuProfile) -> Load:
         memory_used_bytes=profile.memory_total_bytes / 2,
         nvlink_rx_bytes_per_second=9e9 if profile.nvlink_count else 0.0,
         nvlink_tx_bytes_per_second=9e9 if profile.nvlink_count else 0.0,
+        c2c_rx_bytes_per_second=20e9 if profile.c2c_link_count else 0.0,
+        c2c_tx_bytes_per_second=5e9 if profile.c2c_link_count else 0.0,
+        module_power_watts=profile.module_power_limit_watts * 0.7,
     )
 
 

@@ -61,8 +61,25 @@ static bool event_reason_field(nvmlFieldValue_t *field, const struct totals *tot
     return true;
 }
 
+// Scope 1: the module that a Grace processor and its GPUs share.
+static bool module_power_field(const struct gpu *gpu, nvmlFieldValue_t *field, const struct totals *totals) {
+    if (!gpu->module_power_limit_mw) return false;
+    switch (field->fieldId) {
+        case NVML_FI_DEV_POWER_AVERAGE:
+        case NVML_FI_DEV_POWER_INSTANT: give_milliwatts(field, totals->values[VALUE_module_power_watts]); return true;
+        case NVML_FI_DEV_POWER_MAX_LIMIT:
+        case NVML_FI_DEV_POWER_DEFAULT_LIMIT:
+        case NVML_FI_DEV_POWER_CURRENT_LIMIT:
+        case NVML_FI_DEV_POWER_REQUESTED_LIMIT: give_uint(field, gpu->module_power_limit_mw); return true;
+        default: return false;
+    }
+}
+
 static bool power_field(const struct target *target, nvmlFieldValue_t *field, const struct totals *totals) {
     const struct gpu *gpu = target->gpu;
+    bool power = field->fieldId >= NVML_FI_DEV_POWER_AVERAGE && field->fieldId <= NVML_FI_DEV_POWER_REQUESTED_LIMIT;
+    if (power && field->scopeId == NVML_POWER_SCOPE_MODULE) return module_power_field(gpu, field, totals);
+    if (power && field->scopeId != NVML_POWER_SCOPE_GPU) return false;
     switch (field->fieldId) {
         case NVML_FI_DEV_POWER_AVERAGE: give_milliwatts(field, fake_power_watts(target)); return true;
         case NVML_FI_DEV_POWER_INSTANT: give_milliwatts(field, totals->values[VALUE_power_watts]); return true;
@@ -224,9 +241,27 @@ static bool other_field(const struct gpu *gpu, nvmlFieldValue_t *field, const st
         case NVML_FI_DEV_MMA_STALL_PERCENT:
             give_uint(field, (unsigned int)lround(totals->values[VALUE_mma_stall] * 100.0));
             return true;
-        case NVML_FI_DEV_C2C_LINK_COUNT: give_uint(field, 0); return true;
+        case NVML_FI_DEV_C2C_LINK_COUNT: give_uint(field, gpu->c2c_link_count); return true;
         case NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED:
         case NVML_FI_DEV_IS_MIG_MODE_INDEPENDENT_MIG_QUERY_CAPABLE: give_uint(field, gpu->mig_supported); return true;
+        default: return false;
+    }
+}
+
+// C2C, the link between GPU and Grace; the scope is the number of the link.
+static bool c2c_field(const struct gpu *gpu, nvmlFieldValue_t *field) {
+    unsigned int id = field->fieldId, link = field->scopeId;
+    if (link >= gpu->c2c_link_count) return false;
+    bool up = !(gpu->c2c_down >> link & 1);
+    switch (id) {
+        case NVML_FI_DEV_C2C_LINK_GET_STATUS: give_uint(field, up); return true;
+        case NVML_FI_DEV_C2C_LINK_GET_MAX_BW: give_uint(field, up ? gpu->c2c_link_mbps : 0); return true;
+        case NVML_FI_DEV_C2C_LINK_ERROR_INTR:
+        case NVML_FI_DEV_C2C_LINK_ERROR_REPLAY:
+        case NVML_FI_DEV_C2C_LINK_ERROR_REPLAY_B2B:
+            give_ull(field, link ? 0 : gpu->c2c_errors[id - NVML_FI_DEV_C2C_LINK_ERROR_INTR]);
+            return true;
+        case NVML_FI_DEV_C2C_LINK_POWER_STATE: give_uint(field, gpu->c2c_low_power >> link & 1); return true;
         default: return false;
     }
 }
@@ -250,7 +285,7 @@ void fake_field(const struct target *target, nvmlFieldValue_t *field) {
         bool known = event_reason_field(field, &totals) || power_field(target, field, &totals) ||
                      temperature_field(gpu, field, &totals) || memory_health_field(gpu, field) ||
                      pcie_field(gpu, field, &totals) || nvlink_field(gpu, field, &totals) ||
-                     other_field(gpu, field, &totals);
+                     other_field(gpu, field, &totals) || c2c_field(gpu, field);
         if (gpu->field_override[field->fieldId]) give_ull(field, (uint64_t)gpu->field_value[field->fieldId]);
         else if (!known) field->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
     }

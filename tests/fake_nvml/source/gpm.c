@@ -229,6 +229,10 @@ static nvmlReturn_t evaluate(const struct window *window, unsigned int id, doubl
         *value = mebibytes_per_second(window, VALUE_nvlink_rx_bytes_per_second);
     else if (id == NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC && gpu->nvlink_count)
         *value = mebibytes_per_second(window, VALUE_nvlink_tx_bytes_per_second);
+    else if ((id == NVML_GPM_METRIC_C2C_TOTAL_TX_PER_SEC || id == NVML_GPM_METRIC_C2C_DATA_TX_PER_SEC) && gpu->c2c_link_count)
+        *value = mebibytes_per_second(window, VALUE_c2c_tx_bytes_per_second);
+    else if ((id == NVML_GPM_METRIC_C2C_TOTAL_RX_PER_SEC || id == NVML_GPM_METRIC_C2C_DATA_RX_PER_SEC) && gpu->c2c_link_count)
+        *value = mebibytes_per_second(window, VALUE_c2c_rx_bytes_per_second);
     else if (link_metric(id, &link, &receives)) {
         if (link >= gpu->nvlink_count) return NVML_ERROR_NOT_SUPPORTED;
         enum value total = receives ? VALUE_nvlink_rx_bytes_per_second : VALUE_nvlink_tx_bytes_per_second;
