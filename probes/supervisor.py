@@ -223,12 +223,13 @@ class WorkerProcess:
                 process.kill()
 
     def _spawn(self) -> None:
-        child_in, self._to_worker = os.pipe()
-        self._from_worker, child_out = os.pipe()
-        self._stderr, child_err = os.pipe()
+        child_in = child_out = child_err = -1
         self._reader, self._last_words = FrameReader(), bytearray()
         self._started = time.monotonic()
         try:
+            child_in, self._to_worker = os.pipe()
+            self._from_worker, child_out = os.pipe()
+            self._stderr, child_err = os.pipe()
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [*self._command, str(child_in), str(child_out)],
                 stdin=subprocess.DEVNULL,
@@ -243,7 +244,8 @@ class WorkerProcess:
             raise WorkerFailedError("error", f"the worker cannot be started: {error}") from error
         finally:
             for descriptor in (child_in, child_out, child_err):
-                os.close(descriptor)
+                if descriptor >= 0:
+                    os.close(descriptor)
         for descriptor in (self._to_worker, self._from_worker, self._stderr):
             os.set_blocking(descriptor, False)
 
@@ -277,7 +279,8 @@ class WorkerProcess:
 
     def _receive(self, until: float, spent: float, busy_since: float | None) -> FromWorker:
         """The next message; raises WorkerFailedError at `until` or when the worker is gone."""
-        with selectors.DefaultSelector() as selector:
+        # Not epoll: that would need a descriptor of its own, when there may be none left.
+        with selectors.PollSelector() as selector:
             selector.register(self._from_worker, selectors.EVENT_READ)
             selector.register(self._stderr, selectors.EVENT_READ)
             while True:

@@ -17,6 +17,7 @@ from exporter.readings import ClockSample, DeviceIdentity, FastReading
 
 
 _ROOT = Path("/")
+_CLOCKS = "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"
 _KILO = 1e3
 _MEGA = 1e6
 # FLOP per cycle and core, fp64 and fp32, with two fused multiply-add units of the widest vectors
@@ -106,11 +107,11 @@ class CpuSource:
         return _Times(busy=sum(ticks) - idle, total=sum(ticks))
 
     def _hertz(self) -> float | None:
-        clocks = [
-            float(text) * _KILO
-            for path in self._root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")
-            if (text := _read(path))
-        ]
+        try:
+            paths = list(self._root.glob(_CLOCKS))
+        except OSError:  # no descriptor left
+            paths = []
+        clocks = [number * _KILO for path in paths if (number := _number(_read(path))) is not None]
         if not clocks:
             clocks = [
                 float(value) * _MEGA
@@ -122,8 +123,8 @@ class CpuSource:
 
     def _max_hertz(self, info: Mapping[str, str]) -> float | None:
         text = self._text("sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
-        if text:
-            return float(text) * _KILO
+        if (number := _number(text)) is not None:
+            return number * _KILO
         named = re.search(r"@\s*([\d.]+)\s*GHz", info.get("model name", ""))
         if named:
             return float(named[1]) * 1e9
@@ -159,10 +160,14 @@ class CpuSource:
         return values
 
     def _energy_joules(self) -> float | None:
-        """Sum over packages (Intel RAPL); readable for root only on most kernels."""
-        texts = [_read(path) for path in self._energy_paths]
-        known = [float(text) for text in texts if text]
-        return sum(known) * 1e-6 if known else None
+        """Sum over packages (Intel RAPL); readable for root only on most kernels.
+
+        None while one of them does not answer: when it did again, all that it ever used would be
+        counted as used since.
+        """
+        known = [_number(_read(path)) for path in self._energy_paths]
+        numbers = [number for number in known if number is not None]
+        return sum(numbers) * 1e-6 if numbers and len(numbers) == len(known) else None
 
     def _text(self, path: str) -> str | None:
         return _read(self._root / path)
@@ -172,4 +177,12 @@ def _read(path: Path) -> str | None:
     try:
         return path.read_text(errors="replace").strip() or None
     except OSError:
+        return None
+
+
+def _number(text: str | None) -> float | None:
+    """The number in a file of /sys; some kernels write «<unknown>» where they know none."""
+    try:
+        return float(text) if text else None
+    except ValueError:
         return None

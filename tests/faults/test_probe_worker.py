@@ -1,0 +1,177 @@
+"""Whatever happens to the process that probes: the daemon beside it goes on, and says so."""
+
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.process import DaemonProcess, Scrape
+from tests.faults.invariants import Witness
+from tests.faults.probing import BACKOFF_SECONDS, MEASURED, children, probing, runs
+
+
+pytestmark = pytest.mark.timeout(400)
+RESTARTS = "flopwatch_probe_worker_restarts_total"
+
+
+class Probing:
+    """The daemon, its worker and the witness of its scrapes."""
+
+    def __init__(self, daemon: DaemonProcess) -> None:
+        self.daemon = daemon
+        self.witness = Witness(daemon, window_seconds=1.5)
+        self.witness.until(lambda scrape: runs(scrape, outcome="ok") >= 2, 120)
+
+    @property
+    def pid(self) -> int:
+        return self.daemon.process.pid
+
+    @property
+    def worker(self) -> int:
+        (worker,) = children(self.pid)
+        return worker
+
+    def failed(self, before: Scrape, seconds: float = 60.0) -> Scrape:
+        """Wait until a run was lost; the processor is still watched and nothing is left of the worker."""
+        lost = self.witness.until(lambda scrape: bad(scrape) > bad(before), seconds)
+        assert lost.value("flopwatch_gpu_up", gpu="cpu0") == 1
+        self.daemon.wait_for(lambda: not children(self.pid))
+        return lost
+
+    def back(self, since: Scrape) -> Scrape:
+        """Wait for the next worker's first good runs."""
+        return self.witness.until(
+            lambda scrape: runs(scrape, outcome="ok") > runs(since, outcome="ok") + 1,
+            2 * BACKOFF_SECONDS + 60,
+        )
+
+
+def bad(scrape: Scrape) -> float:
+    """Runs that the worker did not bring to an end."""
+    return runs(scrape, outcome="error") + runs(scrape, outcome="timeout")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Probing]:
+    """A daemon whose worker has probed."""
+    with probing(tmp_path, tmp_path / "state.json") as daemon:
+        yield Probing(daemon)
+
+
+def kill(worker: int) -> None:
+    os.kill(worker, signal.SIGKILL)
+
+
+def hang(worker: int) -> None:
+    os.kill(worker, signal.SIGSTOP)
+
+
+def corrupt(worker: int) -> None:
+    """Write into the worker's own pipe to the daemon, in its name."""
+    arguments = Path(f"/proc/{worker}/cmdline").read_bytes().split(b"\0")
+    with Path(f"/proc/{worker}/fd/{int(arguments[-2])}").open("wb", buffering=0) as pipe:
+        pipe.write(b"\x00\x00\x00\x05hello" * 100)
+
+
+def test_a_worker_that_is_killed(node: Probing) -> None:
+    """One run is an error, then the probes wait; the processor is watched all the while."""
+    before = node.witness.scrape()
+    kill(node.worker)
+    lost = node.failed(before)
+
+    assert bad(lost) == bad(before) + 1
+    waiting = node.witness.until(
+        lambda scrape: scrape.total("flopwatch_probe_skips_total", reason="backoff") > 1
+    )
+    assert not waiting.has("flopwatch_probe_worker_memory_bytes")
+    assert node.daemon.log.count("probe_worker_failed") == 1
+    assert node.daemon.get("/-/ready")[0] == 200
+    assert "Traceback" not in node.daemon.log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("harm", "outcome"), [(kill, "error"), (hang, "timeout"), (corrupt, "error")]
+)
+def test_a_worker_is_replaced(node: Probing, harm: Callable[[int], None], outcome: str) -> None:
+    """Killed, hung or talking nonsense: reaped, counted, and after the backoff there is another."""
+    before, worker = node.witness.scrape(), node.worker
+    harm(worker)
+    lost = node.failed(before)
+    assert runs(lost, outcome=outcome) == runs(before, outcome=outcome) + 1
+    # The last measurement is as old as 15 intervals at most, and then gone.
+    node.witness.until(lambda scrape: not any(scrape.has(name) for name in MEASURED))
+
+    again = node.back(lost)
+    assert again.value(RESTARTS) == 1
+    assert node.worker != worker
+    assert again.has("flopwatch_probe_flops", precision="fp32")
+    assert "Traceback" not in node.daemon.log
+
+
+class Forks:
+    """Makes fork fail in one process while a file says so, by a preloaded library."""
+
+    def __init__(self, directory: Path) -> None:
+        library = directory / "fork_shim.so"
+        subprocess.run(
+            [
+                *("gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC"),
+                *(Path(__file__).parent / "fork_shim.c", "-o", library, "-ldl"),
+            ],
+            check=True,
+        )
+        self._refused = directory / "forks-refused"
+        self.env = {"LD_PRELOAD": str(library), "FORK_SHIM_REFUSED": str(self._refused)}
+
+    def refuse(self) -> None:
+        """As when the limit on processes is reached."""
+        self._refused.touch()
+
+    def allow(self) -> None:
+        """There is room again."""
+        self._refused.unlink()
+
+
+@pytest.mark.slow
+def test_no_process_can_be_started(tmp_path: Path) -> None:
+    """Fork answers EAGAIN: a failed start, counted and tried again; all else goes on."""
+    forks = Forks(tmp_path)
+    with probing(tmp_path, tmp_path / "state.json", forks.env) as daemon:
+        node = Probing(daemon)
+        before = node.witness.scrape()
+        forks.refuse()
+        kill(node.worker)
+        lost = node.failed(before)
+        refused = node.witness.until(lambda scrape: bad(scrape) > bad(lost), 60)
+        assert "the worker cannot be started" in daemon.log
+        assert node.daemon.get("/-/ready")[0] == 200
+
+        forks.allow()
+        again = node.back(refused)
+        assert again.value("flopwatch_gpu_up", gpu="cpu0") == 1
+        assert "Traceback" not in daemon.log
+
+
+@pytest.mark.slow
+def test_no_descriptor_for_a_worker(node: Probing) -> None:
+    """Too many open files: a failed start, nothing of it stays open, and it is tried again."""
+    before = node.witness.scrape()
+    kill(node.worker)
+    lost = node.failed(before)
+    descriptors = len(list(Path(f"/proc/{node.pid}/fd").iterdir()))
+    soft, hard = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
+    # Enough for a scrape, and for part of a worker's pipes.
+    resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (descriptors + 4, hard))
+    node.daemon.wait_for(lambda: "the worker cannot be started" in node.daemon.log, 60)
+    resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+    time.sleep(1)
+    assert len(list(Path(f"/proc/{node.pid}/fd").iterdir())) <= descriptors + 1
+    node.back(lost)
+    assert "Traceback" not in node.daemon.log
