@@ -82,9 +82,15 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
     (
         "MIG instances (A100, A30)",
         "`dcgm`, rows with `GPU_I_ID`",
-        "`dcgm`",
+        "`dcgm`, by memory slices",
         "as the fields allow",
-        "The GPU itself has no FLOPS in MIG mode: DCGM knows only its instances.",
+        (
+            "SM count, memory and peaks by the instance's profile. The GPU itself: its own row where dcgm-exporter "
+            "has one, else put together from its instances' rows by their share of the SMs (bandwidth: of the memory "
+            "slices); an activity that one instance does not tell is unknown for the GPU. With instances of different "
+            "sizes DCGM has been reported to show the larger ones too low (DCGM#138, DCGM#248), and values above 1 "
+            "(DCGM#152), which are left out."
+        ),
     ),
     (
         "Ampere and Ada data centre (A100, A30, A10, A40, L4, L40, L40S)",

@@ -94,7 +94,7 @@ def parse(text: str) -> dict[DeviceKey, DeviceSample]:
         if key is not None:
             # A GPU shared by several pods has a row for each, with the same values.
             devices.setdefault(key, {}).setdefault(sample.name, float(sample.value))
-    return {key: _device(values) for key, values in devices.items()}
+    return {key: _device(key, values) for key, values in devices.items()}
 
 
 def _samples(text: str) -> Iterator[Sample]:
@@ -110,7 +110,7 @@ def _key(labels: Mapping[str, str]) -> DeviceKey | None:
     return DeviceKey(uuid, names.get("gpu_i_id") or None) if uuid else None
 
 
-def _device(values: Mapping[str, float]) -> DeviceSample:
+def _device(key: DeviceKey, values: Mapping[str, float]) -> DeviceSample:
     activities: dict[str, float] = {}
     rates: dict[str, float] = {}
     others: dict[str, float] = {}
@@ -124,6 +124,8 @@ def _device(values: Mapping[str, float]) -> DeviceSample:
             else:
                 implausible += 1
         elif name in _RATE_BY_FIELD:
+            if key.gpu_instance_id is not None:
+                continue  # links are the GPU's: what stands in its instances' rows is not theirs
             if 0 <= value <= _RATE_MAX:
                 rates[_RATE_BY_FIELD[name]] = value
             else:

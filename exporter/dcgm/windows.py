@@ -122,6 +122,11 @@ class DeviceWindows:
         opened, self.open_since = self.open_since, None
         return ActivityWindow(COARSE_SOURCE, opened, now, graphics=utilization)
 
+    def abandon(self, now: float) -> ActivityWindow | None:
+        """Begin anew with the next sample; nothing is known of the time of the open window."""
+        opened, self.open_since, self._sample = self.open_since, None, None
+        return None if opened is None else ActivityWindow(COARSE_SOURCE, opened, now)
+
     def restart(self) -> None:
         """Drop the open window: some of its time was not watched."""
         self.open_since = None

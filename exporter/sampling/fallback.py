@@ -1,6 +1,7 @@
 """DCGM in place of GPM: for a device that has none, and only as long as it has none."""
 
 from exporter.accounting.device import LastWindow
+from exporter.dcgm.instances import Shares
 from exporter.readings import ActivityWindow, FastReading
 from exporter.snapshot import SourceHealth
 from exporter.sources.dcgm import DcgmReader, DcgmSource
@@ -19,14 +20,26 @@ class DcgmFallback:
         """Whether DCGM is asked for this device."""
         return self._reader is not None
 
-    def follow(self, uuid: str, gpu_instance_id: str | None = None, *, wanted: bool) -> None:
-        """Begin or end to use the source, as the device needs it and the configuration allows."""
+    def follow(
+        self,
+        uuid: str,
+        gpu_instance_id: str | None = None,
+        *,
+        wanted: bool,
+        shares: Shares | None = None,
+    ) -> None:
+        """Begin or end to use the source, as the device needs it and the configuration allows.
+
+        `shares` are those of its instances, of a GPU in MIG mode.
+        """
         wanted = wanted and self._source.mode != "off"
         if wanted and self._reader is None:
             self._reader = self._source.reader(uuid, gpu_instance_id)
         elif not wanted and self._reader is not None:
             self._source.forget(self._reader)
             self._reader = self._held = None
+        if self._reader is not None:
+            self._reader.reshape(shares or {})
 
     def take(self, fast: FastReading) -> tuple[ActivityWindow | None, float | None]:
         """The window that closed, and the start of the one now open."""

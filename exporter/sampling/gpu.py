@@ -167,7 +167,9 @@ class SampledGpu:
         if self._gpm is None and window is None:
             window = self._instances.gpu_window(peaks.sm_count)
         opened = (self._gpm or self._instances).open_since_seconds
-        self._dcgm.follow(self._identity.uuid, wanted=self._has_no_gpm())
+        shares = self._instances.dcgm_shares(peaks.sm_count)
+        without_gpm = self._has_no_gpm() and (bool(shares) or not self._mig_enabled)
+        self._dcgm.follow(self._identity.uuid, wanted=without_gpm, shares=shares)
         if self._dcgm.in_use:
             window, opened = self._dcgm.take(fast)
         judged = self._plausibility.judge(fast, window, self._slow.power_limit_watts)
@@ -278,9 +280,9 @@ class SampledGpu:
         self._false = false
 
     def _has_no_gpm(self) -> bool:
-        """Whether DCGM must stand in. Of a GPU in MIG mode it knows the instances only."""
+        """Whether DCGM must stand in, if it can."""
         unsupported = not self._gpm_supported or self._context.gpm_mode() == "off"
-        return self._gpm is None and unsupported and not self._mig_enabled
+        return self._gpm is None and unsupported
 
     def _open_gpm(self) -> None:
         self._gpm = None

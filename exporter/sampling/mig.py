@@ -19,6 +19,7 @@ from exporter.accounting.mig import (
     whole_gpu_window,
 )
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH
+from exporter.dcgm.instances import InstanceShare, Shares
 from exporter.nvml.errors import (
     DeviceLost,
     DriverGone,
@@ -116,6 +117,19 @@ class SampledInstances:
             )
         return whole_gpu_window(parts)
 
+    def dcgm_shares(self, sm_count: int | None) -> Shares:
+        """What the instances have of the GPU, where DCGM stands in for all of them; else nothing."""
+        shares: dict[str, InstanceShare] = {}
+        for instance in self._instances.values():
+            identity = instance.identity
+            if not instance.uses_dcgm or not sm_count or not identity.sm_count or not identity.mig:
+                return {}
+            memory = self._gpu.memory_size_bytes if self._gpu is not None else None
+            shares[identity.mig] = InstanceShare(
+                identity.sm_count / sm_count, memory_share(memory, identity.memory_size_bytes)
+            )
+        return shares
+
     @property
     def open_since_seconds(self) -> float | None:
         """Start of the GPU's window that its instances will close; None if not all have GPM."""
@@ -196,6 +210,11 @@ class _SampledInstance:
         self._ticked = False
         self._dcgm.follow(self._gpu_uuid, wanted=False)
         self.accounts.forget_open_spans()
+
+    @property
+    def uses_dcgm(self) -> bool:
+        """Whether DCGM stands in for GPM."""
+        return self._dcgm.in_use
 
     @property
     def open_since_seconds(self) -> float | None:

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from exporter.dcgm.exposition import DeviceKey, DeviceSample, parse
+from exporter.dcgm.instances import Shares, whole_gpu_sample
 from exporter.dcgm.windows import SOURCE, CollectInterval, DeviceWindows
 from exporter.engines.errors import Reason, ScrapeError
 from exporter.engines.http import fetch
@@ -42,6 +43,8 @@ class DcgmReader:
 
     def __init__(self, source: "DcgmSource", key: DeviceKey) -> None:
         self.key = key
+        # Of a GPU in MIG mode: what its instances have of it.
+        self.shares: Shares = {}
         self._source = source
         self._lock = threading.Lock()
         self._windows = DeviceWindows()
@@ -75,6 +78,16 @@ class DcgmReader:
             }
             following = self._closed[0].start_seconds if self._closed else self._windows.open_since
             return (replace(window, **own) if own else window), following
+
+    def reshape(self, shares: Shares) -> None:
+        """The GPU's instances are these now; what the window saw of others is not to be mixed in."""
+        with self._lock:
+            if shares == self.shares:
+                return
+            self.shares = shares
+            unknown = self._windows.abandon(time.monotonic())
+            if unknown is not None:
+                self._closed.append(unknown)
 
     def restart(self) -> None:
         """Count nothing of the time since the last window: it was not watched."""
@@ -207,7 +220,7 @@ class DcgmSource:
             return False
         self._note_success(devices)
         changed = [
-            reader.fed(devices.get(reader.key), self._interval.seconds)
+            reader.fed(_sample_of(reader, devices), self._interval.seconds)
             for reader in self._all_readers()
         ]
         self._interval.looked(time.monotonic(), changed=any(changed))
@@ -252,6 +265,14 @@ class DcgmSource:
                     remedy="add a line «FIELD, gauge, help» for each to the counters file of "
                     "dcgm-exporter (-f, DCGM_EXPORTER_COLLECTORS) and restart it",
                 )
+
+
+def _sample_of(
+    reader: DcgmReader, devices: Mapping[DeviceKey, DeviceSample]
+) -> DeviceSample | None:
+    if reader.key.gpu_instance_id is None and reader.shares:
+        return whole_gpu_sample(reader.key.uuid, devices, reader.shares)
+    return devices.get(reader.key)
 
 
 _TRAFFIC = (

@@ -1,15 +1,13 @@
 """GPUs without GPM beside a dcgm-exporter, through the real daemon."""
 
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.process import DaemonProcess, Scrape
-from tests.dcgm.server import ALL_FIELDS, DEFAULT_FIELDS, DcgmExporter, device_rows
+from tests.dcgm.server import ALL_FIELDS, DEFAULT_FIELDS, DcgmExporter, Device, collecting
 from tests.fake_nvml import A100, H100, FakeNvml, Load
 
 
@@ -26,27 +24,8 @@ def config(url: str) -> str:
     return f"probes: {{enabled: false}}\nsources: {{cpu: 'off'}}\ndcgm: {{url: '{url}'}}\n"
 
 
-@contextmanager
-def collecting(dcgm: DcgmExporter, uuid: str, values: Mapping[str, float]) -> Iterator[None]:
-    """Show a new collection every interval; activities differ in the ninth digit, as real ones do."""
-    done = threading.Event()
-
-    def collect() -> None:
-        number = 0
-        while not done.is_set():
-            number += 1
-            shown = {name: value + number * 1e-9 for name, value in values.items()}
-            shown["DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"] = 1000.0 * number
-            dcgm.show(device_rows(shown, gpu="0", UUID=uuid, Hostname="node"))
-            done.wait(COLLECT_SECONDS)
-
-    thread = threading.Thread(target=collect)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+def one_gpu(uuid: str, values: Mapping[str, float]) -> list[Device]:
+    return [Device({"gpu": "0", "UUID": uuid, "Hostname": "node"}, values)]
 
 
 def test_flops_of_an_a100(tmp_path: Path) -> None:
@@ -55,7 +34,7 @@ def test_flops_of_an_a100(tmp_path: Path) -> None:
         fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
         values = {**dict.fromkeys(ALL_FIELDS, 0.0), **WORK}
         with (
-            collecting(dcgm, fake.gpu(0).uuid, values),
+            collecting(dcgm, one_gpu(fake.gpu(0).uuid, values), COLLECT_SECONDS),
             DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon,
         ):
             first = daemon.wait_until(lambda s: s.total("flopwatch_flop_total") > 0)
@@ -98,7 +77,7 @@ def test_default_fields_leave_the_rest_unresolved(tmp_path: Path) -> None:
         fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
         values = {name: WORK[name] for name in DEFAULT_FIELDS}
         with (
-            collecting(dcgm, fake.gpu(0).uuid, values),
+            collecting(dcgm, one_gpu(fake.gpu(0).uuid, values), COLLECT_SECONDS),
             DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon,
         ):
             first = daemon.wait_until(lambda s: s.total("flopwatch_flop_total") > 0)

@@ -4,7 +4,15 @@ from tests.fake_nvml.build import BuildError, build
 from tests.fake_nvml.control import FakeNvml
 from tests.fake_nvml.gpu import FakeGpu
 from tests.fake_nvml.loads import EventReason, Load
-from tests.fake_nvml.mig import H100_1G_10GB, H100_2G_20GB, H100_3G_40GB, MigInstance
+from tests.fake_nvml.mig import (
+    A100_1G_10GB,
+    A100_2G_20GB,
+    A100_3G_40GB,
+    H100_1G_10GB,
+    H100_2G_20GB,
+    H100_3G_40GB,
+    MigInstance,
+)
 from tests.fake_nvml.profiles import (
     A100,
     B200,
@@ -21,6 +29,9 @@ from tests.fake_nvml.schedule import LoadSchedule, Truth
 
 __all__ = [
     "A100",
+    "A100_1G_10GB",
+    "A100_2G_20GB",
+    "A100_3G_40GB",
     "B200",
     "H100",
     "H100_1G_10GB",

@@ -41,6 +41,13 @@ class MigInstance:
         )
 
 
+# Slices of an A100 80GB (MIG User Guide: 14 SMs a slice; 39.25, 19.5 and 9.5 GiB).
+A100_3G_40GB = MigInstance(gpu_instance_id=1, slice_count=3, multiprocessor_count=42, memory_mib=40192, profile_id=9, copy_engine_count=3, decoder_count=2)  # fmt: skip
+A100_2G_20GB = MigInstance(gpu_instance_id=3, slice_count=2, multiprocessor_count=28, memory_mib=19968, profile_id=14, copy_engine_count=2, decoder_count=1)  # fmt: skip
+A100_1G_10GB = MigInstance(
+    gpu_instance_id=7, slice_count=1, multiprocessor_count=14, memory_mib=9728, profile_id=19
+)
+
 # Slices of an H100 80GB: SM counts and memory as NVML gives them (60, 32 and 16 SMs; 124 of 132 at most).
 H100_3G_40GB = MigInstance(gpu_instance_id=1, slice_count=3, multiprocessor_count=60, memory_mib=40448, profile_id=9, copy_engine_count=3, decoder_count=3)  # fmt: skip
 H100_2G_20GB = MigInstance(gpu_instance_id=3, slice_count=2, multiprocessor_count=32, memory_mib=20096, profile_id=14, copy_engine_count=2, decoder_count=2)  # fmt: skip
