@@ -14,6 +14,16 @@ Labels = tuple[Label, ...]
 # Label sets that are made once and not once a scrape: some 20 of each GPU or MIG instance, and
 # enough for 16 GPUs with 7 instances each.
 _KEPT = 2048
+_keepers: list[Callable[[], None]] = []
+
+
+def forget_labels() -> None:
+    """Let go of what is kept: devices that are gone stay gone, the others' is made once more.
+
+    Without it, a host whose MIG instances are made anew for months would fill all that is allowed.
+    """
+    for forget in _keepers:
+        forget()
 
 
 def device_labels(identity: DeviceIdentity) -> Labels:
@@ -60,6 +70,7 @@ def kept(make: Callable[..., Iterator[Point]]) -> Callable[..., Iterable[Point]]
     For what is read seldom: `make` takes the labels, and then immutable values.
     """
     made: dict[Labels, tuple[tuple[object, ...], tuple[Point, ...]]] = {}
+    _keepers.append(made.clear)
 
     @wraps(make)
     def points(labels: Labels, *values: object) -> Iterable[Point]:
@@ -81,3 +92,6 @@ def _each(labels: Labels, name: str, *label_values: str) -> tuple[Labels, ...]:
 @lru_cache(_KEPT)
 def _buckets(labels: Labels, bounds: tuple[float, ...]) -> tuple[Labels, ...]:
     return _each(labels, "le", *(repr(float(bound)) for bound in bounds), "+Inf")
+
+
+_keepers += [cached.cache_clear for cached in (_device_labels, _each, _buckets)]

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
+from exporter.exposition.points import forget_labels
 from exporter.exposition.text import LineWriter, header, write_line
 from exporter.metrics import own
 from exporter.metrics.catalogue import CATALOGUE
@@ -79,6 +80,8 @@ class Exposition:
         """The lines of all families that have points, in the order of the catalogue."""
         written = self._writer.write(self._points(), limit=self._series_limit(), always=_ALWAYS)
         self._dropped += written.dropped
+        if written.forgot:
+            forget_labels()
         lines = dict(written.lines)
         for point in (
             Point(own.SERIES, (), float(written.count + 2)),

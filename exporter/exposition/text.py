@@ -29,6 +29,8 @@ class Written:
     lines: dict[Family, list[str]]
     count: int
     dropped: int
+    # Whether so many series have gone that all that was kept was let go.
+    forgot: bool = False
 
 
 class LineWriter:
@@ -67,9 +69,10 @@ class LineWriter:
                 lines.append(line)
             else:
                 lines.append(entry[1])
-        if sum(map(len, known.values())) > 2 * count + _SPARE_LINES:
+        forgot = sum(map(len, known.values())) > 2 * count + _SPARE_LINES
+        if forgot:
             known.clear()
-        return Written(written, count, dropped)
+        return Written(written, count, dropped, forgot)
 
 
 def write_line(point: Point) -> str:
