@@ -13,7 +13,7 @@ from exporter.status.ring import Ring
 log = structlog.get_logger(__name__)
 
 # Eight GPUs in seven MIG instances each, and room for those that were swapped. A device that has
-# been away for longer than the ring remembers is forgotten when another needs its place.
+# been away for longer than the ring remembers is forgotten when another one comes.
 DEVICES_MAX = 128
 _FORGET_SECONDS = 3600.0
 
@@ -89,14 +89,14 @@ class Histories:
         with self.lock:
             history = self._by_uuid.get(uuid)
             if history is None:
-                if len(self._by_uuid) >= DEVICES_MAX and not self._forget(snapshot.at_seconds):
+                self._forget(snapshot.at_seconds)
+                if len(self._by_uuid) >= DEVICES_MAX:
                     return
                 history = self._by_uuid[uuid] = DeviceHistory()
             history.observe(snapshot)
 
-    def _forget(self, now_seconds: float) -> bool:
-        """Make room; whether there is any."""
+    def _forget(self, now_seconds: float) -> None:
+        """Let go of devices that have been away for long."""
         for uuid, history in tuple(self._by_uuid.items()):
             if now_seconds - history.seen_at_seconds > _FORGET_SECONDS:
                 del self._by_uuid[uuid]
-        return len(self._by_uuid) < DEVICES_MAX
