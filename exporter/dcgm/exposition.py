@@ -6,6 +6,7 @@ exposition's TYPE says). Blank values: dcgm_structs.h, DCGM_INT32_BLANK and its 
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -93,7 +94,8 @@ def parse(text: str) -> dict[DeviceKey, DeviceSample]:
         key = _key(sample.labels)
         if key is not None:
             # A GPU shared by several pods has a row for each, with the same values.
-            devices.setdefault(key, {}).setdefault(sample.name, float(sample.value))
+            with suppress(OverflowError):  # a whole number beyond all floats
+                devices.setdefault(key, {}).setdefault(sample.name, float(sample.value))
     return {key: _device(key, values) for key, values in devices.items()}
 
 

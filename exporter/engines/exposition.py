@@ -57,7 +57,8 @@ def parse(text: str, names: Collection[str], prefixes: Iterable[str]) -> Exposit
     for line in scan.wanted[:LARGEST_SAMPLE_COUNT]:
         try:
             samples.extend(_samples(line))
-        except (ValueError, IndexError):  # what prometheus_client raises on a malformed line
+        # What prometheus_client raises on a malformed line; a whole number may be beyond all floats.
+        except (ValueError, IndexError, OverflowError):
             scan.malformed += 1
     return Exposition(tuple(samples), frozenset(scan.prefixes), scan.malformed)
 

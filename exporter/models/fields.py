@@ -55,7 +55,8 @@ class ConfigFields:
         if value is None or isinstance(value, bool):
             return None
         # Some exporters write 0.0 and 8.0, and some families list one value per layer.
-        if not isinstance(value, int | float) or value != int(value):
+        whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
+        if not whole:
             raise self.error(f"{name} is {value!r}, not a whole number")
         if not 0 <= value <= LARGEST_FIELD:
             raise self.error(f"{name} is {value!r}, out of range")
