@@ -37,7 +37,7 @@ class MigInstance:
         made_up = uuid.uuid5(_NAMESPACE, f"{gpu_uuid} {self.gpu_instance_id} {self.slice_count}")
         shared.uuid = (self.uuid or f"MIG-{made_up}").encode()
         shared.name = (
-            f"{gpu_name} MIG {self.slice_count}g.{round(self.memory_mib / 1024)}gb".encode()
+            f"{gpu_name} MIG {self.slice_count}g.{-(-self.memory_mib // 1024)}gb".encode()
         )
 
 

@@ -12,7 +12,7 @@ from tests.fake_nvml.loads import Load
 
 NOT_SUPPORTED = 3
 DEPRECATED = 26
-ARCHITECTURES = {"turing": 6, "ampere": 7, "ada": 8, "hopper": 9, "blackwell": 10}
+ARCHITECTURES = {"volta": 5, "turing": 6, "ampere": 7, "ada": 8, "hopper": 9, "blackwell": 10}
 XID_ECC_AND_CLOCK_EVENTS = 0x1 | 0x2 | 0x4 | 0x8 | 0x10
 RECOVERY_EVENTS = 0x4000 | 0x8000
 ALL_EVENT_REASONS = 0x7FF

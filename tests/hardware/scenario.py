@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests import fake_nvml
+from tests.dcgm.server import ALL_FIELDS, DEFAULT_FIELDS, Device
 from tests.fake_nvml import FakeNvml, GpuProfile, Load
 
 
@@ -16,18 +17,33 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 _NOT_OF_THE_HARDWARE = re.compile(
     r"(process_|python_|flopwatch_(build_info|config_|series|tick_duration|ticks_missed|probe_|holder_))"
 )
+_DCGM_FIELDS = {"default": DEFAULT_FIELDS, "all": ALL_FIELDS}
+_LOAD_OF_FIELD = {
+    "DCGM_FI_PROF_GR_ENGINE_ACTIVE": "graphics",
+    "DCGM_FI_PROF_SM_ACTIVE": "sm",
+    "DCGM_FI_PROF_SM_OCCUPANCY": "occupancy",
+    "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": "any_tensor",
+    "DCGM_FI_PROF_DRAM_ACTIVE": "dram",
+    "DCGM_FI_PROF_PIPE_FP64_ACTIVE": "fp64",
+    "DCGM_FI_PROF_PIPE_FP32_ACTIVE": "fp32",
+    "DCGM_FI_PROF_PIPE_FP16_ACTIVE": "fp16",
+}
 _GROWS = re.compile(r"_(total|bucket|sum|count|created)$|timestamp")
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """GPUs of one host and what they are cut into. `about` says what is odd, and how it is known."""
+    """GPUs of one host and what they are cut into. `about` says what is odd, and how it is known.
+
+    `dcgm` is the counters file of a dcgm-exporter beside them: "default", "all", or "" for none.
+    """
 
     name: str
     about: str
     driver_version: str
     gpus: tuple[GpuProfile, ...]
     mig: tuple[fake_nvml.MigInstance, ...]
+    dcgm: str
 
     @classmethod
     def read(cls, name: str) -> "Scenario":
@@ -39,6 +55,7 @@ class Scenario:
             driver_version=given.get("driver_version", "595.71.05"),
             gpus=tuple(_profile(gpu) for gpu in given["gpus"]),
             mig=tuple(getattr(fake_nvml, instance) for instance in given.get("mig", ())),
+            dcgm=given.get("dcgm", ""),
         )
 
     def put_to_work(self, fake: FakeNvml) -> None:
@@ -53,6 +70,21 @@ class Scenario:
                     replace(load, memory_used_bytes=memory)
                 )
             gpu.set_load(load)
+
+    def collected(self, fake: FakeNvml) -> list[Device]:
+        """What the dcgm-exporter collects: rows of the GPUs, or of their instances in place of them."""
+        devices: list[Device] = []
+        for gpu in fake.gpus:
+            load = at_work(gpu.profile)
+            values = {
+                field: getattr(load, _LOAD_OF_FIELD[field]) for field in _DCGM_FIELDS[self.dcgm]
+            }
+            labels = {"gpu": str(gpu.slot), "UUID": gpu.uuid, "Hostname": "node"}
+            devices += [
+                Device({**labels, "GPU_I_ID": str(instance.gpu_instance_id)}, values)
+                for instance in self.mig
+            ] or [Device(labels, values)]
+        return devices
 
 
 def at_work(profile: GpuProfile) -> Load:

@@ -1,12 +1,14 @@
 """Every kind of NVIDIA GPU through the real daemon: what is true is exported, and nothing else."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.process import DaemonProcess, Scrape
+from tests.dcgm.server import DcgmExporter, collecting
 from tests.fake_nvml import FakeNvml
 from tests.hardware.scenario import FOLDER, NAMES, Scenario, masked
 
@@ -19,6 +21,7 @@ kubernetes: {pod_resources: "off"}
 """
 # A tick is a quarter of a second: after this many, slow readings and GPM's proofs are through.
 TICKS = 16
+COLLECT_SECONDS = 1.0
 BLANKS = (140737488355328.0, float(2**32 - 1), float(2**64 - 1), float(2**63 - 1))
 
 
@@ -31,13 +34,19 @@ def test_exposition_is_the_golden_one(
     scenario: Scenario, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     """The daemon starts on the profile, exports what it really has, and every second has a state."""
+    just_counted = JustCounted(slow=bool(scenario.dcgm))
     with (
         FakeNvml(scenario.gpus, tmp_path, driver_version=scenario.driver_version) as fake,
+        config_of(scenario, fake) as config,
     ):
         scenario.put_to_work(fake)
-        with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
-            first = daemon.wait_until(lambda scrape: every_device(scrape, ticked(1)))
-            last = daemon.wait_until(lambda scrape: every_device(scrape, ticked(TICKS)))
+        with DaemonProcess(tmp_path, config=config, environment=fake.env) as daemon:
+            first = daemon.wait_until(
+                lambda scrape: just_counted(scrape) and every_device(scrape, counted(1))
+            )
+            last = daemon.wait_until(
+                lambda scrape: just_counted(scrape) and every_device(scrape, counted(TICKS))
+            )
             assert "Traceback" not in daemon.log
 
     golden = FOLDER / "golden" / f"{scenario.name}.prom"
@@ -58,6 +67,34 @@ def test_exposition_is_the_golden_one(
     assert_states_sum_to_elapsed_time(first, last)
 
 
+@contextmanager
+def config_of(scenario: Scenario, fake: FakeNvml) -> Iterator[str]:
+    """The daemon's configuration, with a dcgm-exporter behind it where the scenario has one."""
+    if not scenario.dcgm:
+        yield CONFIG
+        return
+    with DcgmExporter() as dcgm, collecting(dcgm, scenario.collected(fake), COLLECT_SECONDS):
+        yield CONFIG.replace('dcgm: "off"', 'dcgm: "on"') + f'dcgm: {{url: "{dcgm.url}"}}\n'
+
+
+class JustCounted:
+    """Whether a scrape is the first after a window closed, which is when its end can be told.
+
+    Windows of every tick close all the time; those of DCGM (`slow`) once in a collection.
+    """
+
+    def __init__(self, *, slow: bool) -> None:
+        self._slow = slow
+        self._before = 0.0
+
+    def __call__(self, scrape: Scrape) -> bool:
+        if not self._slow:
+            return True
+        flop = scrape.total("flopwatch_flop_total")
+        before, self._before = self._before, flop
+        return 0 < before < flop
+
+
 def values(text: str) -> dict[str, float]:
     """Value by series, in the order of the exposition; 0 stands for values that grow with time."""
     pairs = (line.rsplit(" ", 1) for line in text.splitlines())
@@ -69,7 +106,7 @@ def every_device(scrape: Scrape, condition: Callable[[Scrape, str], bool]) -> bo
     return bool(devices) and all(condition(scrape, uuid) for uuid in devices)
 
 
-def ticked(times: int) -> Callable[[Scrape, str], bool]:
+def counted(times: int) -> Callable[[Scrape, str], bool]:
     """Whether a device's books span this many ticks of a quarter of a second."""
     return lambda scrape, uuid: (
         scrape.total("flopwatch_gpu_seconds_total", uuid=uuid) >= times * 0.25 - 0.1
@@ -103,13 +140,13 @@ def assert_states_sum_to_elapsed_time(first: Scrape, last: Scrape) -> None:
 
 
 def accounted_until(scrape: Scrape, uuid: str) -> float:
-    """Unix time of the device's last closed window: GPM's (its instances' for a GPU), else a tick."""
+    """Unix time of the device's last closed window: GPM's or DCGM's (its instances' for a GPU), else a tick."""
     found = scrape.series("flopwatch_source_last_success_timestamp_seconds")
     times = [({**dict(labels)}, at) for labels, at in found.items()]
     gpu = next(labels["gpu"] for labels, _at in times if labels["uuid"] == uuid)
-    of_gpm = [(labels, at) for labels, at in times if labels["source"].startswith("gpm")]
-    own = [at for labels, at in of_gpm if labels["uuid"] == uuid]
-    of_instances = [at for labels, at in of_gpm if labels["gpu"] == gpu and "mig" in labels]
+    of_windows = [(labels, at) for labels, at in times if labels["source"] != "nvml"]
+    own = [at for labels, at in of_windows if labels["uuid"] == uuid]
+    of_instances = [at for labels, at in of_windows if labels["gpu"] == gpu and "mig" in labels]
     ticks = [at for labels, at in times if labels["uuid"] == uuid and labels["source"] == "nvml"]
     return max(own or of_instances or ticks)
 

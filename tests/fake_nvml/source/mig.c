@@ -183,6 +183,6 @@ API(nvmlDeviceGetGpuInstanceProfileInfoV, nvmlDevice_t device, unsigned int prof
         .memorySizeMB = instance->memory_mib,
     };
     snprintf(info->name, sizeof info->name, "MIG %ug.%llugb", instance->slice_count,
-             (unsigned long long)(instance->memory_mib + 512) / 1024);
+             (unsigned long long)(instance->memory_mib + 1023) / 1024);
     return NVML_SUCCESS;
 }
