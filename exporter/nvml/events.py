@@ -10,7 +10,7 @@ import pynvml
 import structlog
 
 from exporter.nvml.errors import NvmlError
-from exporter.nvml.library import call
+from exporter.nvml.library import call, handle_address
 from exporter.snapshot import XidCounts
 
 
@@ -81,7 +81,7 @@ class XidWatcher:
                 except NvmlError as error:
                     log.info("xid_events_not_available", uuid=uuid, reason=error.reason)
                     continue
-                addresses[_address(handle)] = uuid
+                addresses[handle_address(handle)] = uuid
             while addresses and self._current(generation):
                 self._wait(events, addresses)
         finally:
@@ -98,7 +98,7 @@ class XidWatcher:
                 return
             raise
         if event.eventType & pynvml.nvmlEventTypeXidCriticalError:
-            uuid = addresses.get(_address(event.device))
+            uuid = addresses.get(handle_address(event.device))
             if uuid is not None:
                 self._count(uuid, int(event.eventData))
 
@@ -110,8 +110,3 @@ class XidWatcher:
             counts[xid] += 1
             self._last.setdefault(uuid, {})[xid] = time.time()
         log.warning("xid_event", uuid=uuid, xid=xid)
-
-
-def _address(handle: Any) -> int:
-    """Devices in events are new pointer objects: compare what they point to."""
-    return int(pynvml.cast(handle, pynvml.c_void_p).value or 0)

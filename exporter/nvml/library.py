@@ -42,6 +42,11 @@ def call(function: str, *arguments: Any) -> Any:
         raise Transient(function, pynvml.NVML_ERROR_UNKNOWN) from None
 
 
+def handle_address(handle: Any) -> int:
+    """What a handle points to: pynvml makes a new pointer object for each answer."""
+    return int(pynvml.cast(handle, pynvml.c_void_p).value or 0)
+
+
 class DriverLibrary:
     """The library's initialisation, shared by all devices.
 

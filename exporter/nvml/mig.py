@@ -7,8 +7,6 @@ so of several MIG devices in one GPU instance that with the lowest compute insta
 from dataclasses import dataclass, field
 from typing import Any
 
-import pynvml
-
 from exporter.nvml.errors import (
     DeviceLost,
     DriverGone,
@@ -16,7 +14,7 @@ from exporter.nvml.errors import (
     NvmlError,
 )
 from exporter.nvml.gpm import GpmSession
-from exporter.nvml.library import DeviceCalls, call
+from exporter.nvml.library import DeviceCalls, call, handle_address
 
 
 _PROFILES_MAX = 32  # NVML_GPU_INSTANCE_PROFILE_COUNT is 18 in the header of CUDA 13.5
@@ -65,7 +63,7 @@ def list_instances(
         try:
             handle = call("nvmlDeviceGetMigDeviceHandleByIndex", calls.handle, position)
             uuid = str(call("nvmlDeviceGetUUID", handle))
-            address = _address(handle)
+            address = handle_address(handle)
             ids = known.get((address, uuid)) or (
                 int(call("nvmlDeviceGetGpuInstanceId", handle)),
                 int(call("nvmlDeviceGetComputeInstanceId", handle)),
@@ -131,7 +129,3 @@ class _ByInstanceId(GpmSession):
 def gpm_ways(parent: Any, instance: ListedInstance) -> tuple[GpmSession, ...]:
     """How GPM samples of an instance can be had: by its id, or with newer drivers by its handle."""
     return (_ByInstanceId(parent, instance.gpu_instance_id), GpmSession(instance.handle))
-
-
-def _address(handle: Any) -> int:
-    return int(pynvml.cast(handle, pynvml.c_void_p).value or 0)

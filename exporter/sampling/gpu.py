@@ -18,7 +18,7 @@ from exporter.nvml.errors import (
     NotSupported,
     NvmlError,
 )
-from exporter.nvml.library import DeviceCalls, call
+from exporter.nvml.library import DeviceCalls, call, handle_address
 from exporter.nvml.mig import mig_enabled
 from exporter.nvml.reading import (
     SLOW_GROUPS,
@@ -52,12 +52,15 @@ _GPM_RETRY_SECONDS = 60.0
 class SampledGpu:
     """One GPU by NVML index, and by UUID once that is known."""
 
-    def __init__(self, index: int, context: GpuContext) -> None:
-        self.key = str(index)
+    def __init__(
+        self, index: int, context: GpuContext, *, uuid: str = UNKNOWN, key: str | None = None
+    ) -> None:
+        self.key = key or str(index)
         self.clock_samples = _CLOCK_SAMPLES
         self._index = index
         self._context = context
-        self._identity = DeviceIdentity(index=str(index), uuid=UNKNOWN, name=UNKNOWN)
+        self._identity = DeviceIdentity(index=str(index), uuid=uuid, name=UNKNOWN)
+        self._enumerated: tuple[int, int, int] | None = None
         self._peaks: Peaks | None = None
         self._calls: DeviceCalls | None = None
         self._epoch = 0
@@ -92,6 +95,10 @@ class SampledGpu:
         """The driver's handle, None while the device is not open."""
         return None if self._calls is None else self._calls.handle
 
+    def enumerated(self, index: int, handle: Any, epoch: int) -> None:
+        """Where the driver lists the device now. Called from another thread; seen to in a tick."""
+        self._enumerated = (index, handle_address(handle), epoch)
+
     def open(self) -> None:
         """Find the device, by UUID once it is known: its index may have changed. Raises NvmlError."""
         library = self._context.library
@@ -111,6 +118,7 @@ class SampledGpu:
         if self._accounts is None:
             self._accounts = DeviceAccounts(self._identity, self._peaks)
         self._calls = calls
+        self._enumerated = None
         self._slow_due = [0.0] * len(SLOW_GROUPS)
         self._gpm_supported = True
         self._mig_enabled = mig_enabled(calls)
@@ -146,6 +154,7 @@ class SampledGpu:
     def tick(self, ticks: TickStatistics) -> DeviceSnapshot:
         """Read everything that is due and account for it."""
         self._check_epoch()
+        self._follow_enumeration()
         calls, accounts, peaks = self._calls, self._accounts, self._peaks
         assert calls is not None
         assert accounts is not None
@@ -230,6 +239,23 @@ class SampledGpu:
             self._gpm.close()
         self._gpm_supported = True
         self._open_gpm()
+
+    def _follow_enumeration(self) -> None:
+        """GPUs that come or go move the indices of others, and may make their handles invalid.
+
+        Raises DeviceLost for a handle that is not the device's any more (nvmlDeviceDiscoverGpus in
+        nvml.h): opened again, it goes on with the same books.
+        """
+        seen, self._enumerated = self._enumerated, None
+        if seen is None or self._calls is None or seen[2] != self._epoch:
+            return
+        index, address, _epoch = seen
+        if address != handle_address(self._calls.handle):
+            raise DeviceLost("nvmlDeviceGetHandleByIndex", 28)
+        if index != self._index:
+            log.info("device_moved", uuid=self._identity.uuid, gpu=index, was=self._index)
+            self._index = index
+            self._identity = replace(self._identity, index=str(index))
 
     def _check_epoch(self) -> None:
         """A handle dies with its initialisation: another device's sampler may have begun a new one."""

@@ -17,6 +17,7 @@ from exporter.readings import DeviceIdentity
 from exporter.sampling.context import GpuContext
 from exporter.sampling.gpu import SampledGpu
 from exporter.sampling.host_cpu import SampledCpu
+from exporter.sampling.lookout import DeviceLookout
 from exporter.sampling.sampler import BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS, Sampler
 from exporter.sampling.settings import SamplingSettings
 from exporter.snapshot import UNKNOWN, DeviceSnapshot, HostSnapshot
@@ -98,7 +99,7 @@ class HostSampling:
             samplers = tuple(self._samplers.items())
         hung: set[str] = set()
         for key, sampler in samplers:
-            snapshot = snapshots.setdefault(key, _not_yet(key, now))
+            snapshot = snapshots.setdefault(key, _not_yet(key.partition("/")[0], now))
             if sampler.hung(now):
                 hung.add(snapshot.identity.index)
         finding = self._finding_since
@@ -195,7 +196,27 @@ class HostSampling:
     def _start_gpus(self, count: int) -> None:
         if self._callbacks.source_modes()["cpu"] != "on":
             self._remove(SampledCpu.key)
-        context = GpuContext(
+        for index in range(count):
+            if str(index) not in self._samplers:
+                self._start(SampledGpu(index, self._context()))
+        lookout = DeviceLookout(self._library, self._gpus, self._add_gpu, lambda: self.view().hung)
+        threading.Thread(
+            target=lookout.run,
+            args=(self._stop, lambda: self._callbacks.settings().slow_interval),
+            name="device-lookout",
+            daemon=True,
+        ).start()
+
+    def _add_gpu(self, index: int, uuid: str) -> None:
+        """Begin to sample a GPU that came while the daemon runs."""
+        key = str(index)
+        if key in self._samplers:  # the GPU that was found there has moved, or left
+            key = f"{index}/{uuid}"
+        log.info("gpu_found", gpu=index, uuid=uuid)
+        self._start(SampledGpu(index, self._context(), uuid=uuid, key=key))
+
+    def _context(self) -> GpuContext:
+        return GpuContext(
             library=self._library,
             settings=self._callbacks.settings,
             precision=self._callbacks.precision,
@@ -205,9 +226,6 @@ class HostSampling:
             on_mismatch=self._mismatch.set,
             dcgm=self._dcgm,
         )
-        for index in range(count):
-            if str(index) not in self._samplers:
-                self._start(SampledGpu(index, context))
 
     def _start(self, device: SampledGpu | SampledCpu) -> None:
         sampler = Sampler(
@@ -240,13 +258,12 @@ class HostSampling:
             self._stop.wait(_WATCH_SECONDS)
 
     def _handles(self) -> dict[str, object]:
+        return {gpu.uuid: gpu.handle for gpu in self._gpus() if gpu.handle is not None}
+
+    def _gpus(self) -> list[SampledGpu]:
         with self._lock:
             devices = [sampler.device for sampler in self._samplers.values()]
-        return {
-            device.uuid: device.handle
-            for device in devices
-            if isinstance(device, SampledGpu) and device.handle is not None
-        }
+        return [device for device in devices if isinstance(device, SampledGpu)]
 
 
 def _order(snapshot: DeviceSnapshot) -> tuple[bool, int, str]:

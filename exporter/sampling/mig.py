@@ -60,6 +60,9 @@ class SampledInstances:
 
     def sync(self, gpu: DeviceIdentity, calls: DeviceCalls, *, enabled: bool) -> None:
         """Find the instances that are there now. Raises NvmlError when the GPU is gone."""
+        if self._gpu is not None and self._gpu.index != gpu.index:
+            for instance in self._instances.values():
+                instance.identity = replace(instance.identity, index=gpu.index)
         self._gpu = gpu
         listed = list_instances(calls, self._known) if enabled else ()
         attached = {

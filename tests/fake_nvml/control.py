@@ -82,7 +82,7 @@ class FakeNvml(Functions):
     def env(self) -> dict[str, str]:
         """What the process under test needs in its environment."""
         path = [str(self._library), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-        return {"LD_LIBRARY_PATH": ":".join(path), "FLOPWATCH_FAKE_NVML": str(self._path)}
+        return {"LD_LIBRARY_PATH": ":".join(path), "FAKE_NVML_CONTROL": str(self._path)}
 
     @property
     def library_directory(self) -> Path:
@@ -139,6 +139,11 @@ class FakeNvml(Functions):
         order.insert(len(order) if index is None else index, gpu)
         self.control.gpus[gpu].is_present = 1
         self._enumerate(order)
+
+    def invalidate_handles(self) -> None:
+        """Handles of whole GPUs are refused from now on, as a rediscovery of the bus may do (nvml.h)."""
+        for gpu in self.gpus:
+            gpu.shared.handle_generation += 1
 
     # ---- what a GPU reports about itself ----
 

@@ -129,6 +129,8 @@ class Gpu(ctypes.Structure):
     _fields_ = [
         ("lost", c_uint32),
         ("is_present", c_uint32),
+        # Handles of the whole GPU from before it changed are refused.
+        ("handle_generation", c_uint32),
         ("name", c_char * 96),
         ("uuid", c_char * 80),
         ("serial", c_char * 32),

@@ -37,11 +37,11 @@ void fake_sleep_ns(uint64_t nanoseconds) {
 uint32_t fake_epoch(void) { return __atomic_load_n(&epoch, __ATOMIC_ACQUIRE); }
 
 static void map_control(void) {
-    const char *path = getenv("FLOPWATCH_FAKE_NVML");
+    const char *path = getenv("FAKE_NVML_CONTROL");
     struct stat status;
     int file = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
     if (file < 0 || fstat(file, &status) != 0) {
-        fprintf(stderr, "fake libnvidia-ml: FLOPWATCH_FAKE_NVML names no control file\n");
+        fprintf(stderr, "fake libnvidia-ml: FAKE_NVML_CONTROL names no control file\n");
         return;
     }
     void *memory = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);

@@ -8,7 +8,8 @@ enum { TAG = 0x5A };  // top byte of every handle
 
 // From low to high: instance + 1 (8 bits), slot (8), instance generation (16), epoch (16), tag (8).
 nvmlDevice_t fake_handle(int slot, int instance) {
-    uint64_t generation = instance < 0 ? 0 : fake_control->gpus[slot].instances[instance].generation & 0xffff;
+    const struct gpu *gpu = &fake_control->gpus[slot];
+    uint64_t generation = (instance < 0 ? gpu->handle_generation : gpu->instances[instance].generation) & 0xffff;
     uint64_t bits = (uint64_t)TAG << 48 | (uint64_t)(fake_epoch() & 0xffff) << 32 | generation << 16 |
                     (uint64_t)slot << 8 | (uint64_t)(instance + 1);
     return (nvmlDevice_t)(uintptr_t)bits;
@@ -27,6 +28,8 @@ nvmlReturn_t fake_resolve(nvmlDevice_t device, struct target *target) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
     target->gpu = &fake_control->gpus[target->slot];
+    if (target->number < 0 && (bits >> 16 & 0xffff) != (target->gpu->handle_generation & 0xffff))
+        return NVML_ERROR_INVALID_ARGUMENT;
     if (target->number >= 0) {
         target->instance = &target->gpu->instances[target->number];
         if (!target->instance->in_use || (bits >> 16 & 0xffff) != (target->instance->generation & 0xffff))

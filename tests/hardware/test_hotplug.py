@@ -1,0 +1,144 @@
+"""GPUs that come, leave, and come back as others while the daemon runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.process import DaemonProcess, Scrape
+from tests.fake_nvml import A100, H100, FakeNvml, Load
+
+
+CONFIG = """
+sampling: {interval: 250ms, slow_interval: 1s, deadline: 1s}
+sources: {cpu: "off", dcgm: "off"}
+probes: {enabled: false}
+"""
+UP, SECONDS, FLOP = "flopwatch_gpu_up", "flopwatch_gpu_seconds_total", "flopwatch_flop_total"
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeNvml]:
+    """Three GPUs, of which only the first is plugged in."""
+    with FakeNvml([H100, H100, A100], tmp_path) as machine:
+        for gpu in machine.gpus:
+            gpu.set_load(gpu.profile.fit(Load.decode()))
+        machine.remove_gpu(1)
+        machine.remove_gpu(2)
+        yield machine
+
+
+def run(fake: FakeNvml, tmp_path: Path) -> DaemonProcess:
+    return DaemonProcess(tmp_path, config=CONFIG, environment=fake.env)
+
+
+def index_of(scrape: Scrape, uuid: str) -> str:
+    """The label `gpu` under which a GPU is up."""
+    (labels,) = [found for found, up in scrape.series(UP, uuid=uuid).items() if up]
+    return dict(labels)["gpu"]
+
+
+def is_up(scrape: Scrape, uuid: str) -> bool:
+    return scrape.total(UP, uuid=uuid) == 1
+
+
+def test_a_gpu_that_is_plugged_in_is_sampled(fake: FakeNvml, tmp_path: Path) -> None:
+    """It appears by itself, and the one beside it ticks on: no tick missed, no window lost."""
+    first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
+    with run(fake, tmp_path) as daemon:
+        before = daemon.wait_until(lambda s: s.total(FLOP, uuid=first) > 0)
+        fake.add_gpu(1)
+        after = daemon.wait_until(lambda s: is_up(s, second) and s.total(FLOP, uuid=second) > 0)
+        log = daemon.log
+
+    assert index_of(after, second) == "1"
+    assert after.value("flopwatch_ticks_missed_total", uuid=first) == before.value(
+        "flopwatch_ticks_missed_total", uuid=first
+    )
+    assert after.total(FLOP, uuid=first) > before.total(FLOP, uuid=first)
+    assert log.count("event=device_opened") == 2
+    assert fake.stale_handles == 0
+
+
+def test_a_gpu_in_front_moves_the_others(fake: FakeNvml, tmp_path: Path) -> None:
+    """NVML counts in the order of the bus: the known GPU goes on under its new index, with its books."""
+    first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
+    with run(fake, tmp_path) as daemon:
+        before = daemon.wait_until(lambda s: s.total(SECONDS, uuid=first) >= 2)
+        fake.add_gpu(1, index=0)
+        after = daemon.wait_until(
+            lambda s: is_up(s, second) and s.has(SECONDS, uuid=first, gpu="1"), seconds=60
+        )
+
+    assert index_of(after, second) == "0"
+    assert index_of(after, first) == "1"
+    assert after.total(SECONDS, uuid=first) >= before.total(SECONDS, uuid=first)
+
+
+def test_a_replaced_gpu_is_another_one(fake: FakeNvml, tmp_path: Path) -> None:
+    """Its place is the same and its UUID is not: new books for it, and the old one stays down."""
+    first, replacement = fake.gpu(0).uuid, fake.gpu(2).uuid
+    with run(fake, tmp_path) as daemon:
+        before = daemon.wait_until(lambda s: s.total(SECONDS, uuid=first) >= 3)
+        fake.remove_gpu(0)
+        fake.add_gpu(2)
+        after = daemon.wait_until(lambda s: is_up(s, replacement) and s.has(SECONDS), seconds=60)
+
+    assert index_of(after, replacement) == "0"
+    assert after.value(UP, uuid=first) == 0
+    assert not after.has(SECONDS, uuid=first)
+    assert after.total(SECONDS, uuid=replacement) < before.total(SECONDS, uuid=first)
+
+
+def test_a_gpu_that_comes_back_goes_on(fake: FakeNvml, tmp_path: Path) -> None:
+    """The same UUID after a reset, behind another GPU: one device, counters from where they were."""
+    first = fake.gpu(0).uuid
+    with run(fake, tmp_path) as daemon:
+        before = daemon.wait_until(lambda s: s.total(FLOP, uuid=first) > 0)
+        fake.remove_gpu(0)
+        daemon.wait_until(lambda s: s.value(UP, uuid=first) == 0)
+        fake.add_gpu(1)
+        fake.add_gpu(0)
+        after = daemon.wait_until(lambda s: is_up(s, first) and s.has(FLOP, uuid=first), seconds=60)
+
+    assert index_of(after, first) == "1"
+    assert after.total(FLOP, uuid=first) >= before.total(FLOP, uuid=first)
+
+
+def test_handles_that_a_rediscovery_made_invalid_are_taken_anew(
+    fake: FakeNvml, tmp_path: Path
+) -> None:
+    """Every call on the old handle is refused: the GPU is opened again, with nothing missing after."""
+    first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
+    with run(fake, tmp_path) as daemon:
+        before = daemon.wait_until(lambda s: s.total(FLOP, uuid=first) > 0)
+        fake.invalidate_handles()
+        fake.add_gpu(1)
+        daemon.wait_until(lambda s: is_up(s, second))
+        daemon.wait_for(lambda: daemon.log.count("event=device_opened") == 3)
+        after = daemon.wait_until(
+            lambda s: s.has("flopwatch_power_watts", uuid=first) and s.has(FLOP, uuid=first)
+        )
+
+    assert after.value("flopwatch_power_watts", uuid=first) == 455
+    assert after.total(FLOP, uuid=first) >= before.total(FLOP, uuid=first)
+
+
+def test_a_driver_that_hangs_while_looking_hurts_nobody(fake: FakeNvml, tmp_path: Path) -> None:
+    """The list of GPUs never comes: those that are known tick on, and the new one waits."""
+    first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
+    with run(fake, tmp_path) as daemon:
+        daemon.wait_until(lambda s: s.total(FLOP, uuid=first) > 0)
+        fake.hang("nvmlDeviceGetCount_v2")
+        fake.add_gpu(1)
+        daemon.wait_for(lambda: fake.hanging("nvmlDeviceGetCount_v2"))
+        hung = daemon.scrape()
+        later = daemon.wait_until(
+            lambda s: s.total(SECONDS, uuid=first) >= hung.total(SECONDS, uuid=first) + 2
+        )
+        assert not later.has(UP, uuid=second)
+        fake.release()
+        daemon.wait_until(lambda s: is_up(s, second))
+
+    assert later.value(UP, uuid=first) == 1
+    assert later.value("flopwatch_source_hung", uuid=first) == 0
