@@ -16,37 +16,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import structlog
 
 from benchmarks.meter import descriptors, memory, threads
 from benchmarks.programs import Program, running
 from benchmarks.scraping import scrape
-from exporter.accounting.device import DeviceAccounts
-from exporter.accounting.peaks import find_peaks
-from exporter.exposition.devices import host_points
+from benchmarks.soak_node import SLOW_TICKS, XIDS, Node
 from exporter.exposition.render import Exposition
-from exporter.metrics.family import Point
-from exporter.readings import (
-    ActivityWindow,
-    ClockSample,
-    DeviceIdentity,
-    FastReading,
-    ProcessUse,
-    SlowReading,
-)
-from exporter.snapshot import DeviceSnapshot, HostSnapshot, SourceHealth, XidCounts
 from exporter.web.negotiation import Format
-from tests.fake_nvml import H100, FakeNvml, Load
+from tests.engines.server import EngineServer, exposition, serving, text
+from tests.fake_nvml import H100, H100_1G_10GB, FakeNvml, Load
+from tests.holders.kubelet import Held, Kubelet
 
 
 DAY_TICKS = 86_400
 GROWTH_MAX_BYTES = 2_000_000
-_SCRAPE_TICKS = 15
+# Caches are full and pools are made after the first day, or the first fifth of a shorter run.
 _WARM_UP_SHARE = 0.2
-# A MIG instance made anew has a new UUID; nobody reconfigures more often than this.
-_NEW_INSTANCE_TICKS = 20_000
-_XIDS = (13, 31, 43, 45, 48, 63, 74, 79, 94, 119)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +65,18 @@ class Growth:
 
 def soak_accounts(ticks: int, seed: int = 1) -> Growth:
     """Account and render so many ticks of one GPU on a simulated clock."""
-    node = _Node(random.Random(seed))
+    node = Node(random.Random(seed))
     exposition = Exposition(
         node.points,
         series_limit=lambda: 20_000,
         state=lambda: node.ticks,
         clock=lambda: node.seconds,
     )
-    warm = int(_WARM_UP_SHARE * ticks)
+    warm = min(DAY_TICKS, int(_WARM_UP_SHARE * ticks))
     before = None
     for tick in range(ticks):
         node.tick()
-        if tick % _SCRAPE_TICKS == 0:
+        if tick % SLOW_TICKS == 0:
             exposition.render(Format.OPENMETRICS, compressed=True)
         if tick == warm:
             before = _usage()
@@ -101,164 +91,120 @@ def _usage() -> tuple[int, int, int]:
     return memory(pid, "fake-nvml-control").own, descriptors(pid), threads(pid)
 
 
-class _Node:
-    """One GPU as its sampler sees it, with everything that changes over a month."""
-
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
-        self.ticks = 0
-        self.seconds = 1000.0
-        self._joules = 0.0
-        self._errors: dict[str, int] = {}
-        self._xids: dict[int, int] = {}
-        self._slow = SlowReading(at_seconds=0.0)
-        self._begin()
-
-    def _begin(self) -> None:
-        """Another device in the same place."""
-        self._identity = DeviceIdentity(
-            index="0",
-            uuid=f"MIG-{self._chance.getrandbits(64):016x}",
-            name="NVIDIA H100 80GB HBM3",
-            architecture="hopper",
-            compute_capability=(9, 0),
-            sm_count=132,
-            sm_clock_max_hertz=1.98e9,
-            memory_size_bytes=85_520_809_984,
-        )
-        self._peaks = find_peaks(self._identity)
-        self._accounts = DeviceAccounts(self._identity, self._peaks)
-
-    def tick(self) -> None:
-        """One second."""
-        chance = self._chance
-        start, self.seconds = self.seconds, self.seconds + 1.0
-        self.ticks += 1
-        if self.ticks % _NEW_INSTANCE_TICKS == 0:
-            self._begin()
-        if chance.random() < 1e-3:  # lost, hung, or suspended
-            self._accounts.forget_open_spans()
-            start, self.seconds = self.seconds + 9, self.seconds + 10
-        busy = chance.random()
-        self._joules += 100 + 600 * busy
-        sample = ClockSample(self.seconds, 1.98e9 - 4e8 * busy, 4 if busy > 0.9 else 0)
-        self._accounts.observe_clock(sample)
-        self._fast = FastReading(
-            at_seconds=self.seconds,
-            sm_clock_hertz=sample.sm_clock_hertz,
-            event_reasons=sample.event_reasons,
-            power_watts=100 + 600 * busy,
-            energy_joules=self._joules,
-            gpu_utilization=busy,
-            memory_used_bytes=8e10 * busy,
-            recovery_action=0,
-        )
-        window = ActivityWindow(
-            "gpm", start, self.seconds, graphics=busy, sm=busy * 0.9, any_tensor=busy * 0.5,
-            hmma_tensor=busy * 0.5, dram=busy * 0.6, fp32=busy * 0.1,
-        )  # fmt: skip
-        self._last = self._accounts.observe(
-            self._fast,
-            window,
-            precision=chance.choice(("bf16", "fp8")),
-            max_window_seconds=4.0,
-        )
-        if self.ticks % _SCRAPE_TICKS == 0:
-            self._happen()
-
-    def _happen(self) -> None:
-        """Processes come and go; now and then something fails."""
-        chance = self._chance
-        processes = tuple(
-            ProcessUse(chance.randrange(1, 4_000_000), chance.randrange(1 << 36))
-            for _ in range(chance.randrange(8))
-        )
-        self._slow = replace(self._slow, at_seconds=self.seconds, processes=processes)
-        if chance.random() < 0.05:
-            code = chance.choice(_XIDS)
-            self._xids[code] = self._xids.get(code, 0) + 1
-        if chance.random() < 0.05:
-            reason = chance.choice(("timeout", "unknown", "gpu_is_lost", "no_permission"))
-            self._errors[reason] = self._errors.get(reason, 0) + 1
-
-    def points(self) -> Iterator[Point]:
-        """What the daemon would expose."""
-        snapshot = DeviceSnapshot(
-            identity=self._identity,
-            at_seconds=self.seconds,
-            up=True,
-            max_age_seconds=4.0,
-            peaks=self._peaks,
-            precision="bf16",
-            fast=self._fast,
-            slow=self._slow,
-            last=self._last,
-            counters=self._accounts.counters(),
-            sources={"nvml": SourceHealth(True, 1e9 + self.seconds, dict(self._errors))},
-            xids=XidCounts(dict(self._xids), dict.fromkeys(self._xids, 1e9 + self.seconds)),
-        )
-        yield from host_points(
-            HostSnapshot((snapshot,), frozenset(), pending=False, now_seconds=self.seconds)
-        )
-
-
 def soak_daemon(seconds: float, directory: Path, gpus: int = 4) -> Growth:
     """Run the real daemon at ten ticks a second, and let everything around it churn."""
-    config = directory / "soak.yaml"
-    config.write_text(
-        "probes: {enabled: false}\nsampling: {interval: 100ms, slow_interval: 1s, deadline: 2s}\n"
+    program = Program(
+        "flopwatch",
+        (
+            *(sys.executable, "-m", "exporter", "serve"),
+            *("--config.file", str(directory / "soak.yaml")),
+            *("--log.level", "error", "--web.listen-address", "127.0.0.1:{port}"),
+        ),
+        "gpu",
+        "flopwatch_sm_active_ratio",
     )
-    command = (
-        *(sys.executable, "-m", "exporter", "serve", "--config.file", str(config)),
-        *("--log.level", "error", "--web.listen-address", "127.0.0.1:{port}"),
-    )
-    program = Program("flopwatch", command, "gpu", "flopwatch_sm_active_ratio")
-    chance = random.Random(1)
     with (
-        FakeNvml([H100] * gpus, directory) as fake,
-        running(program, fake.env, gpus) as daemon,
+        _surroundings(directory, gpus) as around,
+        running(program, around.fake.env, gpus) as daemon,
     ):
 
         def usage() -> tuple[int, int, int]:
-            _churn(fake, daemon.pid, daemon.port, random.Random(0), lose=False)
-            time.sleep(3)  # connections have ended, GPUs are back
+            around.settle(daemon.pid)
             pid = daemon.pid
             return memory(pid, "fake-nvml-control").own, descriptors(pid), threads(pid)
 
         began = time.monotonic()
         before = None
         while (passed := time.monotonic() - began) < seconds:
-            _churn(fake, daemon.pid, daemon.port, chance, lose=True)
+            around.churn(daemon.pid, daemon.port)
             time.sleep(0.1)
             if before is None and passed > _WARM_UP_SHARE * seconds:
                 before = usage()
-        time.sleep(3)
         after = usage()
     assert before is not None
     return Growth(before[0], after[0], before[1], after[1], before[2], after[2])
 
 
-def _churn(fake: FakeNvml, pid: int, port: int, chance: random.Random, *, lose: bool) -> None:
-    for gpu in fake.gpus:
-        gpu.set_load(chance.choice((Load.prefill(), Load.decode(), Load.idle())))
-        fake.set_processes(
-            gpu.slot,
-            [
-                (chance.randrange(1, 4_000_000), chance.randrange(1 << 34), "compute")
-                for _ in range(chance.randrange(8))
-            ],
-        )
-    victim = chance.randrange(len(fake.gpus))
-    if lose and chance.random() < 0.05:
-        fake.lose(victim)
-    elif chance.random() < 0.3:
-        for gpu in fake.gpus:
-            fake.restore(gpu.slot)
-    if chance.random() < 0.1:
-        fake.xid(victim, chance.choice(_XIDS))
-    if chance.random() < 0.05:
+@contextmanager
+def _surroundings(directory: Path, gpus: int) -> Iterator["_Surroundings"]:
+    kubelet = Kubelet(directory / "kubelet.sock")
+    kubelet.start()
+    try:
+        with FakeNvml([H100] * gpus, directory) as fake, serving(text("")) as engine:
+            yield _Surroundings(directory, fake, engine, kubelet)
+    finally:
+        kubelet.stop()
+
+
+class _Surroundings:
+    """GPUs, a kubelet, an engine and an operator, none of whom ever rests."""
+
+    def __init__(
+        self, directory: Path, fake: FakeNvml, engine: EngineServer, kubelet: Kubelet
+    ) -> None:
+        self.fake = fake
+        self._engine = engine
+        self._kubelet = kubelet
+        self._chance = random.Random(1)
+        self._config = directory / "soak.yaml"
+        self._configure(0)
+
+    def churn(self, pid: int, port: int) -> None:
+        """One step of everything, by chance."""
+        chance = self._chance
+        self._work()
+        victim = chance.randrange(len(self.fake.gpus))
+        if chance.random() < 0.05:
+            self.fake.lose(victim)
+        elif chance.random() < 0.3:
+            for gpu in self.fake.gpus:
+                self.fake.restore(gpu.slot)
+        if chance.random() < 0.1:
+            self.fake.xid(victim, chance.choice(XIDS))
+        if chance.random() < 0.02:
+            name = f"MIG-{chance.getrandbits(64):016x}"
+            self.fake.set_mig(victim, chance.choice((None, [replace(H100_1G_10GB, uuid=name)])))
+        if chance.random() < 0.05:
+            self._configure(chance.randrange(1 << 30))
+            os.kill(pid, signal.SIGHUP)
+        scrape(port, compressed=chance.random() < 0.5)
+
+    def settle(self, pid: int) -> None:
+        """Everything is well and as at the beginning, and connections have ended."""
+        for gpu in self.fake.gpus:
+            self.fake.restore(gpu.slot)
+            self.fake.set_mig(gpu.slot, None)
+        self._configure(0)
         os.kill(pid, signal.SIGHUP)
-    scrape(port, compressed=chance.random() < 0.5)
+        time.sleep(5)
+
+    def _work(self) -> None:
+        chance = self._chance
+        for gpu in self.fake.gpus:
+            gpu.set_load(chance.choice((Load.prefill(), Load.decode(), Load.idle())))
+            self.fake.set_processes(
+                gpu.slot,
+                [
+                    (chance.randrange(1, 4_000_000), chance.randrange(1 << 34), "compute")
+                    for _ in range(chance.randrange(8))
+                ],
+            )
+        if chance.random() < 0.2:
+            pods = [f"pod-{chance.getrandbits(40)}" for _ in self.fake.gpus]
+            self._kubelet.holds(*(Held((gpu.uuid,), pod=pods[gpu.slot]) for gpu in self.fake.gpus))
+            body = exposition("vllm-current").replace("acme/tiny", pods[0])
+            self._engine.answer = text(body, status=chance.choice(("200 OK", "500 No")))
+
+    def _configure(self, number: int) -> None:
+        """Another name for the engine's workload, and so another scraper for it."""
+        self._config.write_text(
+            "probes: {enabled: false}\n"
+            "sampling: {interval: 100ms, slow_interval: 1s, deadline: 2s}\n"
+            f"kubernetes: {{socket: '{self._kubelet.path}'}}\n"
+            "workloads:\n"
+            f"  - {{name: chat-{number}, engine: vllm, url: '{self._engine.url}',"
+            " interval: 1s, gpus: [0]}\n"
+        )
 
 
 def main() -> int:
@@ -267,6 +213,7 @@ def main() -> int:
     parser.add_argument("--days", type=float, default=30.0, help="simulated days of ticks")
     parser.add_argument("--daemon-minutes", type=float, default=0.0)
     options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     grown = soak_accounts(int(options.days * DAY_TICKS))
     print(f"{options.days:g} days of ticks: {grown}")
     failed = grown.bytes > GROWTH_MAX_BYTES

@@ -57,6 +57,7 @@ TOKENS: tuple[bytes, ...] = (
     b"NaN",
     b"-Inf",
     b"99999999999999999999999999",
+    b"9" * 400,  # beyond all floats
     b"0x7fffffff",
     b"\xf0\x9f\x92\xa5",
     b"\xed\xa0\x80",

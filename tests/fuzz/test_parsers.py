@@ -51,7 +51,7 @@ def test_noise_is_read_or_refused(name: str, data: bytes) -> None:
     TARGETS[name].run(data)
 
 
-@pytest.mark.parametrize("finding", sorted(FINDINGS.glob("*.bin")), ids=lambda path: path.name)
+@pytest.mark.parametrize("finding", sorted(FINDINGS.glob("*-*")), ids=lambda path: path.name)
 def test_what_was_found_stays_mended(finding: Path) -> None:
     """Inputs that once broke a parser."""
     TARGETS[finding.name.split("-")[0]].run(finding.read_bytes())

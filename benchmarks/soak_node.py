@@ -1,0 +1,255 @@
+"""A node over months in one process, on a simulated clock: everything that comes and goes, comes and goes.
+
+A GPU instance under load whose power, clock and activity never stand still, and around it processes,
+pods, an engine, XIDs, errors, hangs and reloads, each through the daemon's own code.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from exporter.accounting.device import DeviceAccounts
+from exporter.accounting.peaks import find_peaks
+from exporter.engines.account import Account, ModelSettings
+from exporter.engines.config import GpuHooks, WorkloadConfig
+from exporter.engines.errors import Reason, ScrapeError
+from exporter.engines.present import present
+from exporter.engines.registry import ENGINES
+from exporter.engines.scraper import Scraper
+from exporter.engines.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.exposition.devices import host_points
+from exporter.exposition.holders import holder_points, with_holder_labels
+from exporter.exposition.own import ReloadStatus, own_points
+from exporter.exposition.processes import process_points
+from exporter.exposition.workloads import workload_points
+from exporter.holders.service import HolderService
+from exporter.holders.settings import HolderSettings
+from exporter.holders.snapshot import Allocation, DeviceKey
+from exporter.metrics.family import Point
+from exporter.metrics.gpu import FLOP_TOTAL
+from exporter.readings import (
+    ActivityWindow,
+    ClockSample,
+    DeviceIdentity,
+    FastReading,
+    ProcessUse,
+    SlowReading,
+)
+from exporter.snapshot import DeviceSnapshot, HostSnapshot, SourceHealth, XidCounts
+from exporter.sources.probes import ProbeFacts
+from exporter.sources.process_names import ProcessNames
+from exporter.status.history import Histories
+
+
+XIDS = (13, 31, 43, 45, 48, 63, 74, 79, 94, 119)
+SLOW_TICKS = 15
+# A MIG instance that is made anew has a new UUID. Hourly is more often than anybody does it.
+_NEW_INSTANCE_TICKS = 3_600
+_ENGINE_TICKS = 900
+# Engines, models and pods have names that nobody has had before.
+_NEW_NAME_CHANCE = 0.05
+_TESTS = Path(__file__).parent.parent / "tests"
+_VLLM = (_TESTS / "engines" / "expositions" / "vllm-current.txt").read_text()
+_MODEL = _TESTS / "engines" / "tiny.json"
+
+
+class Node:
+    """One GPU instance as its sampler sees it, and its host. `tick` is a second."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.ticks = 0
+        self.seconds = 1000.0
+        self._joules = 0.0
+        self._errors: dict[str, int] = {}
+        self._xids: dict[int, int] = {}
+        self._slow = SlowReading(at_seconds=0.0)
+        self._reload = ReloadStatus(successful=True, last_success_unix_seconds=0.0)
+        self._histories = Histories()
+        self._names = ProcessNames()
+        self._begin()
+        self._pods = _Pods(self)
+        self._engine = _Engine(self)
+        self._facts = ProbeFacts(self.host, clock=lambda: self.seconds)
+
+    @property
+    def uuid(self) -> str:
+        """The instance that is there now."""
+        return self._identity.uuid
+
+    def word(self) -> str:
+        """A name that was never given before."""
+        return f"{self.chance.getrandbits(64):016x}"
+
+    def tick(self) -> None:
+        """One second."""
+        chance = self.chance
+        start, self.seconds = self.seconds, self.seconds + 1.0
+        self.ticks += 1
+        if self.ticks % _NEW_INSTANCE_TICKS == 0:
+            self._begin()
+        if chance.random() < 1e-3:  # lost, hung, or suspended
+            self._accounts.forget_open_spans()
+            start, self.seconds = self.seconds + 9, self.seconds + 10
+        busy = chance.random()
+        self._joules += 100 + 600 * busy
+        sample = ClockSample(self.seconds, 1.98e9 - 4e8 * busy, 4 if busy > 0.9 else 0)
+        self._accounts.observe_clock(sample)
+        self._fast = FastReading(
+            at_seconds=self.seconds,
+            sm_clock_hertz=sample.sm_clock_hertz,
+            event_reasons=sample.event_reasons,
+            power_watts=100 + 600 * busy,
+            energy_joules=self._joules,
+            gpu_utilization=busy,
+            memory_used_bytes=8e10 * busy,
+            recovery_action=0,
+        )
+        window = ActivityWindow(
+            "gpm", start, self.seconds, graphics=busy, sm=busy * 0.9, any_tensor=busy * 0.5,
+            hmma_tensor=busy * 0.5, dram=busy * 0.6, fp32=busy * 0.1,
+        )  # fmt: skip
+        self._last = self._accounts.observe(
+            self._fast,
+            window,
+            precision=chance.choice(("bf16", "fp8")),
+            max_window_seconds=4.0,
+        )
+        if self.ticks % SLOW_TICKS == 0:
+            self._happen()
+        self._histories.observe(self._snapshot())
+
+    def host(self) -> HostSnapshot:
+        """What the samplers would have published."""
+        return HostSnapshot(
+            (self._snapshot(),), frozenset(), pending=False, now_seconds=self.seconds
+        )
+
+    def points(self) -> Iterator[Point]:
+        """What the daemon would expose."""
+        host, holders = self.host(), self._pods.service.snapshot()
+        yield from own_points(self._reload)
+        yield from with_holder_labels(host_points(host), holders, host, {FLOP_TOTAL.name})
+        yield from process_points(host, self._names.name)
+        yield from workload_points(self._engine.snapshot())
+        yield from holder_points(holders, host)
+
+    def _begin(self) -> None:
+        """Another device in the same place."""
+        self._identity = DeviceIdentity(
+            index="0",
+            uuid=f"MIG-{self.word()}",
+            name="NVIDIA H100 80GB HBM3",
+            architecture="hopper",
+            compute_capability=(9, 0),
+            sm_count=132,
+            sm_clock_max_hertz=1.98e9,
+            memory_size_bytes=85_520_809_984,
+        )
+        self._peaks = find_peaks(self._identity)
+        self._accounts = DeviceAccounts(self._identity, self._peaks)
+
+    def _happen(self) -> None:
+        """Processes come and go; now and then something fails."""
+        chance = self.chance
+        processes = tuple(
+            ProcessUse(chance.randrange(1, 4_000_000), chance.randrange(1 << 36))
+            for _ in range(chance.randrange(8))
+        )
+        self._slow = replace(self._slow, at_seconds=self.seconds, processes=processes)
+        if chance.random() < 0.05:
+            code = chance.choice(XIDS)
+            self._xids[code] = self._xids.get(code, 0) + 1
+        if chance.random() < 0.05:
+            reason = chance.choice(("timeout", "unknown", "gpu_is_lost", "no_permission"))
+            self._errors[reason] = self._errors.get(reason, 0) + 1
+        if chance.random() < 0.01:
+            self._reload = ReloadStatus(chance.random() < 0.5, self.seconds)
+        self._pods.tick()
+        if self.ticks % _ENGINE_TICKS == 0:
+            self._engine.tick()
+            self._facts()
+
+    def _snapshot(self) -> DeviceSnapshot:
+        return DeviceSnapshot(
+            identity=self._identity,
+            at_seconds=self.seconds,
+            up=True,
+            max_age_seconds=4.0,
+            peaks=self._peaks,
+            precision="bf16",
+            fast=self._fast,
+            slow=self._slow,
+            last=self._last,
+            counters=self._accounts.counters(),
+            sources={"nvml": SourceHealth(True, 1e9 + self.seconds, dict(self._errors))},
+            xids=XidCounts(dict(self._xids), dict.fromkeys(self._xids, 1e9 + self.seconds)),
+        )
+
+
+class _Pods:
+    """Pods that take the GPU and leave it, as the kubelet would answer."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._pod = node.word()
+        self.service = HolderService(
+            HolderSettings(pod_resources="on", job_mapping_dir=None, job_processes=False),
+            node.host,
+            clock=lambda: node.seconds,
+            wall_clock=lambda: node.seconds,
+        )
+        (source,) = self.service._sources
+        source._read = self._answer  # the kubelet itself is in `soak_daemon`
+
+    def tick(self) -> None:
+        if self._node.chance.random() < _NEW_NAME_CHANCE:
+            self._pod = self._node.word()
+        self.service.poll()
+
+    def _answer(self) -> tuple[Allocation, ...]:
+        return (Allocation(DeviceKey(uuid=self._node.uuid), "serving", self._pod, "engine"),)
+
+
+class _Engine:
+    """An engine that serves, restarts, and loads other models."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._model = node.word()
+        self._scale = 1
+        self._account = Account("chat", ModelSettings(path=_MODEL))
+        self._config = WorkloadConfig("chat", "vllm", "http://127.0.0.1:8000/metrics", gpus=(0,))
+        self._scraper = Scraper(
+            "chat",
+            ENGINES["vllm"],
+            self._config.url,
+            lambda reading: self._account.add(reading, 1),
+            fetch=lambda _url, _timeout: self._answer(),
+            clock=lambda: node.seconds,
+            wall_clock=lambda: node.seconds,
+        )
+
+    def tick(self) -> None:
+        self._scale += 1
+        if self._node.chance.random() < _NEW_NAME_CHANCE:
+            self._model, self._scale = self._node.word(), 1
+        self._scraper.scrape()
+
+    def snapshot(self) -> WorkloadsSnapshot:
+        state = self._scraper.state()
+        gpus = (GpuRef("0", self._node.uuid),)
+        models = tuple(
+            present(self._config, books, gpus, GpuHooks(), 1) for books in self._account.models()
+        )
+        return WorkloadsSnapshot(
+            (WorkloadSnapshot("chat", "vllm", state.up, None, gpus, models, state.errors),)
+        )
+
+    def _answer(self) -> str:
+        if self._node.chance.random() < _NEW_NAME_CHANCE:
+            raise ScrapeError(Reason.CONNECTION, "no answer")
+        tokens = 'vllm:prompt_tokens_total{engine="0",model_name="acme/tiny"} '
+        text = _VLLM.replace(tokens + "1000.0", f"{tokens}{1000.0 * self._scale}")
+        return text.replace("acme/tiny", self._model)
