@@ -1,6 +1,5 @@
 """What a device has shown it can do: one baseline per kernel and software versions."""
 
-import statistics
 from typing import Final
 
 import msgspec
@@ -28,7 +27,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         """The reference: the best full window's median; before one is full, the median so far."""
         if self.best is not None:
             return self.best
-        return statistics.median(self.recent) if self.recent else None
+        return _median(self.recent) if self.recent else None
 
     @property
     def established(self) -> bool:
@@ -45,7 +44,13 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         recent = (*self.recent, measured)[-WINDOW:]
         best = self.best
         if len(recent) == WINDOW:
-            median = statistics.median(recent)
+            median = _median(recent)
             better = max if self.higher_is_better else min
             best = median if best is None else better(best, median)
         return msgspec.structs.replace(self, recent=recent, best=best)
+
+
+def _median(values: tuple[float, ...]) -> float:
+    import statistics  # brings 1 MB along, which a daemon that does not probe is spared
+
+    return statistics.median(values)

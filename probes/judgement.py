@@ -1,9 +1,9 @@
 """What a measurement is worth: contention bracket, acceptance, clock-normalised efficiency.
 
-Pure functions. T is the time the timed runs took, W the time they would have taken alone.
+Pure functions. The standard library's statistics bring 1 MB of fractions and decimals along: a
+daemon that does not probe is spared them. T is the time the timed runs took, W the time they would have taken alone.
 """
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -80,6 +80,8 @@ def contention(
 
 def undisturbed_run(run_seconds: Sequence[float]) -> float | None:
     """Mean of the fastest runs that agree with each other; None when too few do."""
+    import statistics
+
     fastest = min(run_seconds)
     agreeing = [span for span in run_seconds if span <= fastest * (1 + AGREEING_SPREAD)]
     return statistics.fmean(agreeing) if len(agreeing) >= AGREEING_RUNS_MIN else None
@@ -131,6 +133,8 @@ def judge(
     shared: bool,
 ) -> Judgement:
     """The verdict on `result`; `shared`: others hold the device as well."""
+    import statistics
+
     runs = result.run_seconds
     beside = contention(runs, baseline_run_seconds(kernel, result, baseline), shared=shared)
     if kernel.quantity == "latency":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from exporter.readings import DeviceIdentity
@@ -77,7 +77,7 @@ class Peaks:
 
 @cache
 def _table() -> Any:
-    return json.loads(files("exporter.accounting").joinpath("peaks.json").read_text())
+    return json.loads(Path(__file__).with_name("peaks.json").read_text(encoding="utf-8"))
 
 
 def pcie_bytes_per_second(generation: int, width: int) -> float | None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from exporter.accounting.peaks import find_peaks
@@ -214,7 +214,7 @@ _TERA = 1e12
 
 def support_page() -> str:
     """The whole page in Markdown."""
-    table = json.loads(files("exporter.accounting").joinpath("peaks.json").read_text())
+    table = json.loads(Path(__file__).with_name("peaks.json").read_text(encoding="utf-8"))
     parts = [_HEAD]
     parts += [f"| {' | '.join(family)} |\n" for family in _FAMILIES]
     parts.append(_ESTIMATES.replace("fp64|fp32|fp16", "fp64\\|fp32\\|fp16"))

@@ -67,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _load_structlog_alone() -> None:
     """Load structlog without what it imports for others: 12 MB that a daemon never uses.
 
-    That is rich, where it is installed, for colours; and asyncio, for its coroutines' methods.
+    That is rich and greenlet, where they are installed, for colours and for contexts that nobody
+    here has; and asyncio, for its coroutines' methods.
     """
-    hidden: dict[str, Any] = {"rich": None, "asyncio": ModuleType("asyncio")}
+    hidden: dict[str, Any] = {"rich": None, "greenlet": None, "asyncio": ModuleType("asyncio")}
     hidden = {name: stand_in for name, stand_in in hidden.items() if name not in sys.modules}
     sys.modules.update(hidden)
     importlib.import_module("structlog")

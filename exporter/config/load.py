@@ -1,6 +1,5 @@
 """Where a configuration comes from: flag over environment over file over default."""
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 import structlog
 
 from exporter.config.model import SCHEMA, Config, build_config
+from exporter.config.nearest import nearest
 from exporter.config.schema import Key, Reader, Section, Values
 from exporter.config.strict_yaml import load_strict
 from exporter.errors import ConfigError
@@ -102,9 +102,9 @@ def _override(values: Values, path: str, place: str, given: Any, mistakes: list[
 
 def _hint(name: str, variables: Mapping[str, str]) -> None:
     """Other programs may own the prefix; a near miss is probably a typing mistake."""
-    nearest = difflib.get_close_matches(name, variables, n=1, cutoff=0.85)
-    if nearest:
-        log.warning("environment_variable_unknown", name=name, nearest=nearest[0])
+    meant = nearest(name, variables, cutoff=0.85)
+    if meant:
+        log.warning("environment_variable_unknown", name=name, nearest=meant)
 
 
 def _cross_check(values: Values) -> Iterator[str]:

@@ -3,11 +3,11 @@
 One declaration serves validation, environment variables, `flopwatch config` and the documentation.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from exporter.config.nearest import nearest
 from exporter.config.values import Parser
 
 
@@ -108,6 +108,6 @@ def _join(path: str, name: str) -> str:
 
 
 def _unknown(name: str, known: Mapping[str, Node]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known)}"
+    meant = nearest(name, known, cutoff=0.5)
+    hint = f"did you mean {meant}?" if meant else f"known keys: {', '.join(known)}"
     return f"unknown key, {hint}"

@@ -3,11 +3,12 @@
 A parser raises ValueError with what is wrong, without the place: the caller knows it.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from exporter.config.nearest import nearest
 
 
 Parser = Callable[[Any], Any]
@@ -120,8 +121,8 @@ def choice(*allowed: str) -> Parser:
             return str(text)
         if len(allowed) <= _CHOICES_SHOWN_MAX:
             raise ValueError(f"must be one of {', '.join(allowed)}, got {value!r}")
-        nearest = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f", did you mean {nearest[0]}?" if nearest else ""
+        meant = nearest(str(value), allowed)
+        hint = f", did you mean {meant}?" if meant else ""
         raise ValueError(f"is not one of the {len(allowed)} names known: {value!r}{hint}")
 
     return parse

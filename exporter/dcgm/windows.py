@@ -5,8 +5,6 @@ same one in every scrape until the next collection. A window lies between the in
 different samples were first seen; its activities are those of the sample that closed it.
 """
 
-from statistics import median
-
 from exporter.accounting.device import COARSE_SOURCE
 from exporter.dcgm.exposition import DeviceSample
 from exporter.readings import ActivityWindow
@@ -37,7 +35,11 @@ class CollectInterval:
     @property
     def seconds(self) -> float:
         """The interval: dcgm-exporter's default until it is known."""
-        return median(self._seen) if self.known else DEFAULT_INTERVAL_SECONDS
+        if not self.known:
+            return DEFAULT_INTERVAL_SECONDS
+        import statistics  # noqa: PLC0415  1 MB, for those who have a dcgm-exporter
+
+        return statistics.median(self._seen)
 
     @property
     def known(self) -> bool:

@@ -40,14 +40,12 @@ def call(path: Path, method: str, request: bytes, timeout_seconds: float) -> byt
 
     It takes at most `timeout_seconds`, however slowly the server talks. Raises HolderSourceError.
     """
-    import h2.exceptions  # noqa: PLC0415  only where there is a socket
-
     deadline = time.monotonic() + timeout_seconds
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_seconds)
             connection.connect(os.fspath(path))
-            return _Call(connection, deadline).run(method, request, timeout_seconds)
+            return _converse(connection, deadline, method, request, timeout_seconds)
     except FileNotFoundError:
         raise HolderSourceError("absent", f"{path} is not there") from None
     except PermissionError:
@@ -58,6 +56,15 @@ def call(path: Path, method: str, request: bytes, timeout_seconds: float) -> byt
         raise HolderSourceError("timeout", f"no answer within {timeout_seconds:g} s") from None
     except OSError as error:
         raise HolderSourceError("connection", os.strerror(error.errno or 0)) from None
+
+
+def _converse(
+    connection: socket.socket, deadline: float, method: str, request: bytes, timeout_seconds: float
+) -> bytes:
+    import h2.exceptions  # noqa: PLC0415  only where somebody listens
+
+    try:
+        return _Call(connection, deadline).run(method, request, timeout_seconds)
     except h2.exceptions.ProtocolError as error:
         raise HolderSourceError("protocol", str(error)) from None
 

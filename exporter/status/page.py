@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Iterable
 from html import escape
-from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
 from exporter.status.card import card
@@ -18,7 +18,7 @@ from exporter.status.units import SPACE, binary, count, percent, quantity, span
 from exporter.status.verdict import no_gpu
 
 
-_FOLDER = files("exporter.status")
+_FOLDER: Final = Path(__file__).parent
 _STYLE: Final = _FOLDER.joinpath("page.css").read_text(encoding="utf-8").strip()
 _SCRIPT: Final = _FOLDER.joinpath("page.js").read_text(encoding="utf-8").strip()
 # A chip, in one path.

@@ -7,7 +7,6 @@ agree. Each sentence begins in lower case and stands alone.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from statistics import median
 from typing import Final
 
 from exporter.status.units import SPACE, count, megahertz, percent, span
@@ -334,7 +333,9 @@ def slower_than_siblings(kernel: str, value: float, siblings: Sequence[float]) -
     """A device beside the median of those of its model on this host, itself included."""
     if len(siblings) < _SIBLINGS_MIN:
         return None
-    middle = median(siblings)
+    import statistics  # noqa: PLC0415  1 MB, for those who look at the page of probed devices
+
+    middle = statistics.median(siblings)
     ratio = value / middle if middle > 0 else 1.0
     if ratio >= _SIBLING_WARNING:
         return None

@@ -72,7 +72,9 @@ def open_listener(text: str, backlog: int) -> socket.socket:
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
     """One address for a host; of several the IPv4 one, as `localhost` has both on most machines."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # As bytes where it can be: text goes through Python's IDNA codec, with 1 MB of tables.
+    name = host.encode("ascii") if host.isascii() else host
+    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     family, _, _, _, address = found[0]
     return family, address  # type: ignore[return-value]  # IPv6 has two more fields, kept as they are

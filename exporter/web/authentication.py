@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
-import bcrypt
-
 
 # Version, cost, 22 characters of salt (of the last only two bits count), 31 of hash.
 BCRYPT_HASH: Final = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
@@ -74,6 +72,8 @@ class BasicAuthenticator:
         return Verdict.ADMITTED if matches and known else Verdict.REFUSED
 
     def _compare(self, key: bytes, hashed: bytes, password: bytes) -> bool:
+        import bcrypt  # noqa: PLC0415  only where there are users: it takes 1 MB
+
         with self._comparing:
             remembered = self._verdicts.get(key)
             if remembered is not None:  # another thread has compared the same meanwhile

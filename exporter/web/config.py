@@ -4,7 +4,6 @@ https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuratio
 what this server cannot do is an error or, where doing less is safe, a warning.
 """
 
-import difflib
 import re
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
+from exporter.config.nearest import nearest
 from exporter.config.strict_yaml import load_strict
 from exporter.errors import ConfigError, WebConfigError
 from exporter.web.authentication import BCRYPT_HASH
@@ -209,8 +209,8 @@ def _duration_seconds(value: str | int) -> float | None:
 
 
 def _suggestion(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
+    meant = nearest(key, known)
+    return f"; did you mean '{meant}'?" if meant else f"; known are {', '.join(known)}"
 
 
 _TYPES: Final = {

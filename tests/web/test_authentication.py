@@ -6,7 +6,6 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from exporter.web import authentication
 from exporter.web.authentication import BCRYPT_HASH, BasicAuthenticator, Verdict
 from exporter.web.config import load_web_config
 from exporter.web.rate_limit import RateLimiter
@@ -40,7 +39,7 @@ def comparisons(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         asked.append(hashed)
         return check(password, hashed)
 
-    monkeypatch.setattr(authentication.bcrypt, "checkpw", remember)
+    monkeypatch.setattr(bcrypt, "checkpw", remember)
     return asked
 
 
@@ -169,7 +168,7 @@ class TestCost:
             current[0] -= 1
             return False
 
-        monkeypatch.setattr(authentication.bcrypt, "checkpw", slow)
+        monkeypatch.setattr(bcrypt, "checkpw", slow)
         verdicts: list[Verdict] = []
         threads = [
             threading.Thread(
