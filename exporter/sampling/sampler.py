@@ -18,6 +18,9 @@ log = structlog.get_logger(__name__)
 
 BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_LAST_SECONDS = 60.0
+# What is measured between two ticks is there this long after the first one, and not a whole interval
+# later: a little more than the shortest window of GPM.
+_FIRST_WINDOW_SECONDS = 0.12
 
 
 class SampledDevice(Protocol):
@@ -135,6 +138,9 @@ class Sampler:
         )
 
     def _tick_until_lost(self) -> None:
+        self._tick()
+        if self._stop.wait(min(_FIRST_WINDOW_SECONDS, self._settings().interval)):
+            return
         self._tick()
         interval = self._settings().interval
         done = self._position()

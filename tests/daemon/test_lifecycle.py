@@ -56,6 +56,14 @@ def test_every_mistake_is_named_with_its_place(tmp_path: Path) -> None:
     assert "config.yaml: probes.kernels: must be one of gemm_fp64," in errors[3]
 
 
+def test_the_first_window_is_not_a_whole_interval_long(start) -> None:
+    """With a tick a minute, activities are there long before the second minute begins."""
+    _fake, daemon = start([H100], config=passive("sampling: {interval: 60s}\n"))
+
+    scrape = daemon.wait_until(lambda scrape: scrape.has("flopwatch_sm_active_ratio"), 30)
+    assert scrape.total("flopwatch_ticks_missed_total") == 0
+
+
 def test_a_gpu_index_that_this_host_does_not_have(tmp_path: Path) -> None:
     """Named with its place and with what there is."""
     errors = refused(
