@@ -14,7 +14,7 @@ from tests.daemon.process import DaemonProcess, Scrape
 SETTLE_SECONDS = 1.3
 _TICK_SECONDS, _POLL_SECONDS = 3.0, 0.02
 _START_SECONDS = 40.0
-_FAKE_DRIVER = "FLOPWATCH_FAKE_NVML"
+_FAKE_DRIVER = "FAKE_NVML_CONTROL"
 
 
 def start_daemon(
