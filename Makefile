@@ -46,6 +46,7 @@ apt-test:
 .PHONY: test
 test: apt-test lint type check-generated rules ## install what tests need and run every check but the slow ones
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m 'not slow' $(ARGS)
+	$(BIN)/python -m deploy.supply_chain.audit
 
 .PHONY: test-slow
 test-slow: apt-test $(VENV)/.installed-dev ## the long matrices, scenarios and soaks

@@ -1,7 +1,7 @@
 """Known vulnerabilities of what the container is locked to: `python -m deploy.supply_chain.audit`.
 
 Exit code 1 when there is one. Where the advisory service cannot be reached nothing was audited:
-that is said, and is no failure unless --require is given.
+that is said, loudly, and is no failure unless --require is given. A release needs --require.
 """
 # ruff: noqa: S603, T201  a command line that runs fixed tools
 
@@ -13,10 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.supply_chain.locked import LOCKS, tool
+from deploy.supply_chain.locked import LOCKS, ToolMissingError, tool
 
 
 _TIMEOUT_SECONDS = 300
+# Findings that do not reach this program, by id, each with the reason why. They are said, and fail
+# nothing; one that a newer version mends is taken out with that version.
+ACCEPTED: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +29,36 @@ class Verdict:
     audited: int
     unknown: tuple[str, ...]
     findings: tuple[str, ...]
+    accepted: tuple[str, ...] = ()
 
 
-def judge(document: Mapping[str, Any]) -> Verdict:
+class NotAuditedError(Exception):
+    """The advisory service gave no answer."""
+
+
+def judge(document: Mapping[str, Any], accepted: Mapping[str, str] = ACCEPTED) -> Verdict:
     """Read pip-audit's JSON."""
     audited = 0
     unknown: list[str] = []
     findings: list[str] = []
+    let_be: list[str] = []
     for package in document["dependencies"]:
         if "skip_reason" in package:
             unknown.append(package["name"])
             continue
         audited += 1
         for found in package["vulns"]:
+            name = f"{package['name']} {package['version']}: {found['id']}"
+            if found["id"] in accepted:
+                let_be.append(f"{name}, accepted: {accepted[found['id']]}")
+                continue
             fixed = ", ".join(found["fix_versions"]) or "no version yet"
-            findings.append(
-                f"{package['name']} {package['version']}: {found['id']}, mended in {fixed}"
-            )
-    return Verdict(audited, tuple(unknown), tuple(findings))
+            findings.append(f"{name}, mended in {fixed}")
+    return Verdict(audited, tuple(unknown), tuple(findings), tuple(let_be))
 
 
-def audit(name: str) -> Verdict | None:
-    """Audit one lock; None where the advisory service gave no answer."""
+def audit(name: str) -> Verdict:
+    """Audit one lock. Raises NotAuditedError, ToolMissingError."""
     command = [
         str(tool("pip-audit")), "--requirement", str(LOCKS[name]), "--disable-pip", "--require-hashes",
         "--progress-spinner", "off", "--format", "json",
@@ -56,9 +67,16 @@ def audit(name: str) -> Verdict | None:
         result = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
         )
-        return judge(json.loads(result.stdout))
-    except (subprocess.TimeoutExpired, ValueError, KeyError):
-        return None
+    except subprocess.TimeoutExpired:
+        raise NotAuditedError(f"no answer within {_TIMEOUT_SECONDS} s") from None
+    try:
+        verdict = judge(json.loads(result.stdout))
+    except (ValueError, KeyError, TypeError):
+        words = result.stderr.strip().splitlines() or ["no reason given"]
+        raise NotAuditedError(words[-1]) from None
+    if not verdict.audited:
+        raise NotAuditedError("the service knows none of the packages")
+    return verdict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,17 +86,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     failed = False
     for name in LOCKS:
-        verdict = audit(name)
-        if verdict is None or not verdict.audited:
-            print(
-                f"{name}.txt: SKIPPED, the advisory service could not be reached: nothing audited"
-            )
+        try:
+            verdict = audit(name)
+        except (NotAuditedError, ToolMissingError) as error:
+            print(f"WARNING: {name}.txt was NOT AUDITED for vulnerabilities: {error}")
             failed |= options.require
             continue
         print(
             f"{name}.txt: {verdict.audited} packages audited, {len(verdict.findings)} vulnerabilities"
         )
-        for line in verdict.findings:
+        for line in (*verdict.findings, *verdict.accepted):
             print(f"  {line}")
         if verdict.unknown:
             print(f"  not known to the service: {', '.join(verdict.unknown)}")

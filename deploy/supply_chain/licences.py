@@ -22,6 +22,8 @@ from deploy.supply_chain.locked import LOCKS, ROOT, Package, packages
 PAGE = ROOT / "docs" / "licences.md"
 _CLASSIFIER = "License :: "
 _LONGEST_NAME = 60
+# The locks hold for every Python from 3.11 on, and some packages have versions of their own for these.
+_NEWER_PYTHON = "3.13"
 
 HEAD = """\
 # Licences of what is installed
@@ -68,25 +70,28 @@ def declared(wanted: Sequence[Package]) -> dict[Package, str]:
 
 def _from_index(wanted: Sequence[Package]) -> dict[Package, str]:
     """Ask the index, one package at a time: one that has no file for this platform costs no other."""
-    found: dict[Package, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for package in wanted:
-            report = Path(folder) / f"{package.name}.json"
-            subprocess.run(
-                [
-                    sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet",
-                    "--ignore-installed", "--ignore-requires-python", "--report", str(report),
-                    f"{package.name}=={package.version}",
-                ],
-                capture_output=True,
-                check=False,
-            )  # fmt: skip
-            if report.exists():
-                (entry,) = json.loads(report.read_text())["install"]
-                found[package] = licence(entry["metadata"])
-            else:
-                found[package] = "not found for this platform"
-    return found
+        return {package: _asked(package, Path(folder)) for package in wanted}
+
+
+def _asked(package: Package, folder: Path) -> str:
+    """The licence in the package's file for this Python, else for a newer one."""
+    report = folder / f"{package.name}-{package.version}.json"
+    newer = ("--only-binary=:all:", f"--python-version={_NEWER_PYTHON}", f"--target={folder}")
+    for platform in ((), newer):
+        subprocess.run(
+            [
+                sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet",
+                "--ignore-installed", "--report", str(report), *platform,
+                f"{package.name}=={package.version}",
+            ],
+            capture_output=True,
+            check=False,
+        )  # fmt: skip
+        if report.exists():
+            (entry,) = json.loads(report.read_text())["install"]
+            return licence(entry["metadata"])
+    return "not found for this platform"
 
 
 def page() -> str:

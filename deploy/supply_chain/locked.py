@@ -15,6 +15,10 @@ _TOOLS = ("pip-audit>=2.9,<3", "cyclonedx-bom>=7,<8")
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 
 
+class ToolMissingError(Exception):
+    """A tool is neither installed nor can be: no network, most often."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Package:
     """A locked package."""
@@ -29,12 +33,14 @@ def packages(lock: Path) -> tuple[Package, ...]:
 
 
 def tool(name: str) -> Path:
-    """A tool's executable, installed the first time it is asked for."""
+    """A tool's executable, installed the first time it is asked for. Raises ToolMissingError."""
     executable = _ENVIRONMENT / "bin" / name
-    if not executable.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(_ENVIRONMENT)], check=True)
-        subprocess.run(
-            [_ENVIRONMENT / "bin" / "python", "-m", "pip", "install", "--quiet", *_TOOLS],
-            check=True,
-        )
+    if executable.exists():
+        return executable
+    pip = [_ENVIRONMENT / "bin" / "python", "-m", "pip", "install", "--quiet", *_TOOLS]
+    for command in ([sys.executable, "-m", "venv", str(_ENVIRONMENT)], pip):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            words = result.stderr.strip().splitlines() or ["no reason given"]
+            raise ToolMissingError(f"{name} could not be installed: {words[-1]}")
     return executable

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from deploy.supply_chain.locked import LOCKS, ROOT, tool
+from deploy.supply_chain.locked import LOCKS, ROOT, ToolMissingError, tool
 
 
 def bill(name: str) -> dict[str, Any]:
@@ -34,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.supply_chain.sbom")
     parser.add_argument("lock", choices=sorted(LOCKS), nargs="?", default="full")
     options = parser.parse_args(arguments)
-    json.dump(bill(options.lock), sys.stdout, indent=2)
+    try:
+        document = bill(options.lock)
+    except (ToolMissingError, subprocess.CalledProcessError) as error:
+        print(f"sbom: {error}", file=sys.stderr)
+        return 1
+    json.dump(document, sys.stdout, indent=2)
     print()
     return 0
 

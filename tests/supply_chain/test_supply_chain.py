@@ -1,10 +1,14 @@
 """What the container brings along: locked, listed, audited."""
 
+from pathlib import Path
+
 import pytest
 
+from deploy.supply_chain import audit
 from deploy.supply_chain.audit import Verdict, judge
 from deploy.supply_chain.licences import PAGE, licence
-from deploy.supply_chain.locked import LOCKS, packages
+from deploy.supply_chain.locked import LOCKS, ROOT, ToolMissingError, packages
+from deploy.supply_chain.sbom import bill
 
 
 def test_every_locked_package_has_hashes() -> None:
@@ -63,3 +67,99 @@ def test_an_audit_names_what_is_vulnerable_and_what_was_not_looked_up() -> None:
     }
 
     assert judge(document) == Verdict(2, ("unknown",), ("bad 2: CVE-1, mended in 2.1",))
+
+
+def test_a_finding_that_was_accepted_fails_nothing() -> None:
+    """It is said with the reason why it does not reach this program."""
+    vulnerable = {"name": "bad", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": []}]}
+
+    assert judge({"dependencies": [vulnerable]}, {"CVE-1": "Windows only"}) == Verdict(
+        1, (), (), ("bad 2: CVE-1, accepted: Windows only",)
+    )
+
+
+class Service:
+    """pip-audit as the test wants it: a program that prints, complains, and ends."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._program = folder / "pip-audit"
+        monkeypatch.setattr(audit, "tool", lambda _name: self._program)
+
+    def answers(self, document: str, complaint: str = "", code: int = 0) -> None:
+        self._program.write_text(
+            f"#!/bin/sh\ncat <<'END'\n{document}\nEND\necho '{complaint}' >&2\nexit {code}\n"
+        )
+        self._program.chmod(0o755)
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
+    """In place of pip-audit."""
+    return Service(tmp_path, monkeypatch)
+
+
+GOOD = '{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}'
+BAD = (
+    '{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "X", "fix_versions": []}]}]}'
+)
+UNKNOWN = '{"dependencies": [{"name": "a", "skip_reason": "not found"}]}'
+
+
+def test_a_vulnerability_fails_the_check(service: Service, capsys) -> None:
+    """And is named."""
+    service.answers(BAD, code=1)
+
+    assert audit.main([]) == 1
+    assert "a 1: X, mended in no version yet" in capsys.readouterr().out
+
+
+def test_all_well(service: Service, capsys) -> None:
+    """So many packages, nothing found."""
+    service.answers(GOOD)
+
+    assert audit.main(["--require"]) == 0
+    assert "slim.txt: 1 packages audited, 0 vulnerabilities" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [("", "Name or service not known"), (UNKNOWN, "knows none of the packages")],
+)
+def test_a_service_out_of_reach_is_said_and_fails_only_a_release(
+    service: Service, capsys, document: str, why: str
+) -> None:
+    """A check without network must not fail, nor may anybody think that it audited anything."""
+    service.answers(document, "Name or service not known", code=1)
+
+    assert audit.main([]) == 0
+    said = capsys.readouterr().out
+    assert said.count("WARNING") == len(LOCKS)
+    assert "NOT AUDITED" in said
+    assert why in said
+    assert audit.main(["--require"]) == 1
+
+
+def test_the_check_that_runs_everywhere_audits() -> None:
+    """`make test`, which is what CI runs, ends with the audit."""
+    recipe = (ROOT / "Makefile").read_text().split("\ntest: ", 1)[1].split("\n\n", 1)[0]
+
+    assert "deploy.supply_chain.audit" in recipe
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test")
+
+
+def test_the_bill_of_materials_lists_what_is_locked() -> None:
+    """Every package with its version, its address in the index and its hashes."""
+    try:
+        document = bill("slim")
+    except ToolMissingError as error:
+        pytest.skip(str(error))
+    components = {(entry["name"], entry["version"]): entry for entry in document["components"]}
+
+    assert set(components) == {
+        (package.name, package.version) for package in packages(LOCKS["slim"])
+    }
+    for (name, version), entry in components.items():
+        assert entry["purl"].startswith(f"pkg:pypi/{name}@{version}")
+        hashes = [h for reference in entry["externalReferences"] for h in reference["hashes"]]
+        assert hashes
+        assert {h["alg"] for h in hashes} == {"SHA-256"}
