@@ -25,6 +25,9 @@ from probes.baseline import Baseline
 STATE_VERSION: Final = 1
 # A fleet host has 16 GPUs at most, with a few kilobytes each.
 STATE_BYTES_MAX: Final = 8 * 2**20
+# An update takes milliseconds; whoever holds the lock for longer is stopped or stuck.
+LOCK_SECONDS: Final = 2.0
+_LOCK_RETRY_SECONDS: Final = 0.02
 
 log = structlog.get_logger(__name__)
 
@@ -141,7 +144,7 @@ class StateFile:
         lock = self.path.with_name(self.path.name + ".lock")
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor)
             yield
         finally:
             os.close(descriptor)
@@ -193,6 +196,20 @@ class StateFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for the lock, but not for ever: its holder may be stopped. Raises OSError."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_LOCK_RETRY_SECONDS)
+        else:
+            return
 
 
 def _parse(data: bytes) -> dict[str, Any]:
