@@ -47,7 +47,9 @@ class Companions:
         self._calibration: Mapping[str, Mapping[str, float]] = {}
         self._precisions: Mapping[str, str] = {}
         self._reachable: Mapping[str, float] = {}
-        self.probes = ProbeService(config.probes, ProbeFacts(host.view), state_path=state_path)
+        self.probes = ProbeService(
+            config.probes, ProbeFacts(host.view, instances=True), state_path=state_path
+        )
         self.workloads = WorkloadService(
             workload_configs(config),
             gpus=GpuHooks(

@@ -18,6 +18,8 @@ from probes.state import ProbesState, StateFile
 from probes.supervisor import outcome_of
 
 
+# MIG instances that are away and may come back: several partitions of a node of 16 GPUs.
+INSTANCES_KEPT: Final = 256
 # Every device has it; it stands for the run that was to come when nothing is known of the device.
 FIRST_KERNEL: Final = "launch"
 
@@ -30,6 +32,9 @@ class DeviceState:
 
     record: DeviceRecord
     ledger: Ledger
+    name: str = ""
+    gpu_uuid: str | None = None
+    """Of a MIG instance: the GPU that it is cut from."""
     backoff: Backoff = field(default_factory=Backoff)
     baselines: dict[str, Baseline] = field(default_factory=dict)
     next_kernel: str = ""
@@ -49,6 +54,9 @@ class Books:
         self._file = file
         self._saved: ProbesState | None = None
         self._devices: dict[str, DeviceState] = {}
+        self._away: dict[str, DeviceState] = {}
+        self.turns = 1
+        """How many MIG instances take turns: each is probed once in so many intervals."""
 
     def __getitem__(self, uuid: str) -> DeviceState:
         return self._devices[uuid]
@@ -61,19 +69,29 @@ class Books:
         """Open a page for a device, with what was saved of it, unless there is one."""
         with self.lock:
             state = self._devices.get(facts.uuid)
+            if state is not None and facts.instance is not None and state.name != facts.name:
+                # The driver gave the UUID to an instance of another size.
+                self._put_away(facts.uuid)
+                state = None
             if state is None:
-                record = DeviceRecord(facts.key, facts.uuid)
-                state = DeviceState(record, Ledger(self.limits))
-                self._restore(facts.uuid, state)
+                state = self._new_state(facts)
                 self._devices[facts.uuid] = state
             # The index of a GPU can change under the same UUID.
             state.record.device = facts.key
+
+    def leave(self, uuid: str) -> None:
+        """Close the page of a MIG instance that is gone: what was measured on it is shown no more.
+
+        Its baselines and what it has spent of its budget are kept for its return.
+        """
+        with self.lock:
+            self._put_away(uuid)
 
     def configure(self, config: ProbeConfig) -> Limits:
         """Use another budget; what was charged stays charged."""
         with self.lock:
             self.limits = _limits(config)
-            for state in self._devices.values():
+            for state in (*self._devices.values(), *self._away.values()):
                 state.ledger.limits = self.limits
         return self.limits
 
@@ -120,17 +138,26 @@ class Books:
         """Every device's results now."""
         now = self.clock.monotonic()
         with self.lock:
-            return tuple(state.record.snapshot(now, interval) for state in self._devices.values())
+            return tuple(
+                state.record.snapshot(
+                    now, interval if state.record.instance is None else interval * self.turns
+                )
+                for state in self._devices.values()
+            )
 
     def save(self) -> None:
         """Keep baselines and charges on disk."""
         now, unix_time = self.clock.monotonic(), self.clock.time()
         old = self._read_saved()
         # Devices that are away for now keep what was saved of them.
-        baselines = {**old.baselines, **{u: s.baselines for u, s in self._devices.items()}}
+        states = {**self._away, **self._devices}
+        baselines = {**old.baselines, **{u: s.baselines for u, s in states.items()}}
+        instances = [u for u in baselines if u.startswith("MIG-") and u not in self._devices]
+        for uuid in instances[:-INSTANCES_KEPT]:
+            del baselines[uuid]
         charges = {
             uuid: [(unix_time - (now - at), seconds) for at, seconds in state.ledger.charges()]
-            for uuid, state in self._devices.items()
+            for uuid, state in states.items()
         }
         self._file.save_probes(ProbesState(baselines=baselines, charges=charges))
 
@@ -138,6 +165,26 @@ class Books:
         if self._saved is None:
             self._saved = self._file.probes()
         return self._saved
+
+    def _new_state(self, facts: DeviceFacts) -> DeviceState:
+        state = DeviceState(
+            DeviceRecord(facts.key, facts.uuid, facts.instance),
+            Ledger(self.limits),
+            name=facts.name,
+            gpu_uuid=facts.gpu_uuid,
+        )
+        before = self._away.pop(facts.uuid, None)
+        if before is None:
+            self._restore(facts.uuid, state)
+        else:
+            state.ledger, state.baselines = before.ledger, before.baselines
+            state.backoff, state.died = before.backoff, before.died
+        return state
+
+    def _put_away(self, uuid: str) -> None:
+        self._away[uuid] = self._devices.pop(uuid)
+        while len(self._away) > INSTANCES_KEPT:
+            del self._away[next(iter(self._away))]
 
     def _restore(self, uuid: str, state: DeviceState) -> None:
         saved = self._read_saved()

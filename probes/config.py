@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 MIB = 2**20
@@ -25,6 +26,9 @@ class ProbeConfig:
     together: bool = False
     """Probe the GPUs of one host at the same moment (tensor-parallel groups lose one step
     rather than one each); otherwise one after the other."""
+    mig: Literal["skip", "run"] = "skip"
+    """What to do with partitioned GPUs. `run`: each MIG instance is a device to probe; its worker
+    takes memory of the instance, which is often planned to the last MiB."""
     hold_off_seconds: float = 300.0
     """No probe for this long after a new process appears on a GPU: servers size their KV
     cache by the free memory they find at start."""
@@ -59,6 +63,8 @@ class ProbeConfig:
         for name in ("hold_off_seconds", "gap_seconds", "min_free_memory_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
+        if self.mig not in ("skip", "run"):
+            raise ValueError("mig must be skip or run")
         if self.budget_seconds > self.interval_seconds:
             raise ValueError("the budget must not exceed the interval")
         if self.max_chunk_seconds > self.chunk_deadline_seconds:

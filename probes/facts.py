@@ -41,6 +41,11 @@ class DeviceFacts:
     l2_bytes: int | None = None
     compute_mode: ComputeMode = "default"
     mig: bool = False
+    """A GPU that is partitioned: it cannot be probed as one."""
+    instance: str | None = None
+    """The GPU instance's id, of a MIG instance; its `key` is that of its GPU."""
+    gpu_uuid: str | None = None
+    """The GPU's UUID, of a MIG instance."""
     processes: tuple[ProcessFacts, ...] = ()
     """Everybody with a context on the device, our own worker included."""
     clock_event_reasons: frozenset[str] = frozenset()

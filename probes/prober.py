@@ -51,7 +51,9 @@ class Subject:
     def versions(self) -> str:
         """What its baseline holds for."""
         peer = f" peer {self.peer_uuid}" if self.peer_uuid else ""
-        return self.described.versions + peer
+        # A MIG instance's UUID may come again for one of another size, which its name tells.
+        size = f" on {self.facts.name}" if self.facts.instance is not None else ""
+        return self.described.versions + size + peer
 
 
 class Prober:

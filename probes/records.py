@@ -46,6 +46,8 @@ class DeviceSnapshot:
     worker_memory_bytes: int | None
     """None while no worker has the device open."""
     worker_pid: int | None
+    instance: str | None = None
+    """The `mig` label, of a MIG instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class DeviceRecord:
 
     device: str
     uuid: str
+    instance: str | None = None
     flops: dict[str, Value] = field(default_factory=dict)
     efficiency: dict[str, Value] = field(default_factory=dict)
     clock: Value | None = None
@@ -153,4 +156,5 @@ class DeviceRecord:
             worker_restarts=self.worker_restarts,
             worker_memory_bytes=self.worker_memory_bytes,
             worker_pid=self.worker_pid,
+            instance=self.instance,
         )

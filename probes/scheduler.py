@@ -47,6 +47,9 @@ class Scheduler:
         # Advancing it is atomic, so slots probed together need no lock for it.
         self._identifiers = itertools.count(1)
         self._torch_missing_logged = False
+        # The cycle in which a MIG instance last had its turn.
+        self._cycles = 0
+        self._turns: dict[str, int] = {}
 
     def cycle(self) -> None:
         """Probe every device that its gates and budget allow. Never raises for a device's sake."""
@@ -56,6 +59,7 @@ class Scheduler:
                 self._books.skip(facts.uuid, "paused")
             return
         ready = {facts.uuid: facts for facts in devices if self._may_probe(facts)}
+        self._take_turns(ready)
         self._run_slots(self._started_slots(devices, ready), ready)
         self._slots.release_idle()
         self._note_workers()
@@ -95,20 +99,56 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001 - whatever a driver does, the next cycle asks again
             log.warning("probe_facts_failed", error=str(error))
             devices = []
+        told = {facts.uuid for facts in devices}
+        devices = self._wanted(devices)
         for facts in devices:
             self._books.enter(facts)
         for uuid in self._books.uuids() - {facts.uuid for facts in devices}:
-            self._books.skip(uuid, "no_facts")
+            if self._books[uuid].gpu_uuid in told:
+                self._books.leave(uuid)  # its GPU answers, and has no such instance
+                self._turns.pop(uuid, None)
+            elif uuid not in told:
+                self._books.skip(uuid, "no_facts")
         return devices
+
+    def _wanted(self, devices: Sequence[DeviceFacts]) -> list[DeviceFacts]:
+        """Partitioned GPUs, or their instances in place of them, as the configuration says."""
+        if self.config.mig == "skip":
+            return [facts for facts in devices if facts.instance is None]
+        partitioned = {facts.gpu_uuid for facts in devices}
+        return [facts for facts in devices if facts.uuid not in partitioned]
+
+    def _take_turns(self, ready: dict[str, DeviceFacts]) -> None:
+        """Of the MIG instances that need a worker started, leave in `ready` the one whose turn it is.
+
+        Each needs a process of its own, and starting one takes seconds of a core: one a cycle costs no
+        more than the one for all idle GPUs does.
+        """
+        self._cycles += 1
+        waiting = sorted(
+            (facts for facts in ready.values() if facts.instance is not None),
+            key=lambda facts: self._turns.get(facts.uuid, 0),
+        )
+        waiting = [facts for facts in waiting if not self._is_open(facts.uuid)]
+        self._books.turns = max(1, len(waiting))
+        for facts in waiting[:1]:
+            self._turns[facts.uuid] = self._cycles
+        for facts in waiting[1:]:
+            self._books.skip(facts.uuid, "turn")
+            del ready[facts.uuid]
+
+    def _is_open(self, uuid: str) -> bool:
+        slot = self._slots.of(uuid)
+        return slot is not None and slot.holds(uuid)
 
     def _may_probe(self, facts: DeviceFacts) -> bool:
         if self._books[facts.uuid].backoff.active(self._books.clock.monotonic()):
             self._books.skip(facts.uuid, "backoff")
             return False
-        slot = self._slots.of(facts.uuid)
-        worker_open = slot is not None and slot.holds(facts.uuid)
         others = self._slots.others(facts)
-        reason = gates.device_gate(facts, others, self.config, worker_open=worker_open)
+        reason = gates.device_gate(
+            facts, others, self.config, worker_open=self._is_open(facts.uuid)
+        )
         if reason is not None:
             self._books.skip(facts.uuid, reason)
         return reason is None

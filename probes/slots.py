@@ -2,7 +2,8 @@
 
 A worker that stays keeps its context, and its memory, constant beside a server. Idle GPUs share
 one worker that lives for a cycle: an open context alone costs 26–66 W each
-(arXiv 2605.23918), and one process can also copy between them.
+(arXiv 2605.23918), and one process can also copy between them. A MIG instance always has a worker of
+its own: CUDA shows a process one instance only (MIG User Guide, "CUDA device enumeration").
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ def real_worker(devices: Sequence[DeviceFacts], config: ProbeConfig) -> Worker:
         for facts in devices
     )
     visible = [facts.uuid for facts in devices if facts.kind == "cuda"]
+    if len(visible) > 1 and any(facts.instance is not None for facts in devices):
+        raise ValueError("a process can use one MIG instance and nothing beside it")
     return WorkerProcess(specs, visible, config)
 
 
@@ -71,7 +74,11 @@ class Slots:
         wanted: list[Slot] = []
         for facts in devices:
             if facts.kind == "cuda" and not self.others(facts):
-                idle.append(facts)
+                if facts.instance is None:
+                    idle.append(facts)
+                else:
+                    worker = self._factory((facts,), config)
+                    wanted.append(Slot(worker, (facts.uuid,), stays=False))
                 continue
             slot = self.of(facts.uuid)
             if slot is None or not slot.stays:

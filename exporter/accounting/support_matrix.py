@@ -75,7 +75,8 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "by memory slices",
         "all states",
         (
-            "Series with `mig` and the instance's UUID; peaks by SMs and memory slices. Power, energy, clocks and "
+            "Series with `mig` and the instance's UUID; peaks by SMs and memory slices. Probes with `probes.mig: run`, "
+            "never tried on hardware. Power, energy, clocks and "
             "links are the GPU's. A GPU that does not answer GPM for itself in MIG mode is summed from its instances."
         ),
     ),

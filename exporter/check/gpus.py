@@ -144,6 +144,8 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
             f"MIG instances: {sizes}" if instances else "MIG mode without instances to be seen",
             None if instances else "in a container set NVIDIA_MIG_MONITOR_DEVICES=all",
         )
+        if config.probes.enabled and config.probes.mig == "skip":
+            yield Finding(area, Level.NOTE, "not probed: probes.mig is skip")
     free = device["memory"].get("memory_free_bytes")
     if not device["memory"]:
         yield Finding(area, Level.NOTE, "has no memory of its own (unified memory)")

@@ -140,6 +140,13 @@ SCHEMA = Section(
                     "Probe the GPUs of a host at the same moment instead of one after the other.",
                     "false",
                 ),
+                "mig": Key(
+                    choice("skip", "run"),
+                    _PROBES.mig,
+                    "Partitioned GPUs: leave them alone, or probe each MIG instance (a worker each, "
+                    "in turn).",
+                    "skip",
+                ),
                 "hold_off": Key(
                     duration(),
                     _PROBES.hold_off_seconds,
@@ -449,6 +456,7 @@ def _probe_config(values: dict[str, Any]) -> ProbeConfig:
         kernels=values["kernels"],
         pause_file=Path(pause_file) if pause_file else None,
         together=values["together"],
+        mig=values["mig"],
         hold_off_seconds=values["hold_off"],
         min_free_memory_bytes=values["min_free_memory"],
         memory_limit_bytes=values["memory_limit"],

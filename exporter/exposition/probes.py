@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from exporter.exposition.points import by_label, optional
+from exporter.exposition.points import Labels, by_label, optional
 from exporter.metrics import probes
-from exporter.metrics.family import Point
+from exporter.metrics.family import MIG_LABEL, Point
 from probes.records import DeviceSnapshot, ProbesSnapshot
 
 
@@ -15,7 +15,9 @@ def probe_points(snapshot: ProbesSnapshot) -> Iterator[Point]:
 
 
 def _device_points(device: DeviceSnapshot) -> Iterator[Point]:
-    labels = (("gpu", device.device), ("uuid", device.uuid))
+    labels: Labels = (("gpu", device.device), ("uuid", device.uuid))
+    if device.instance is not None:
+        labels = (*labels, (MIG_LABEL, device.instance))
     yield from by_label(probes.PROBE_FLOPS, labels, "precision", device.flops)
     yield from by_label(probes.PROBE_EFFICIENCY_RATIO, labels, "precision", device.efficiency_ratio)
     yield from optional(probes.PROBE_SM_CLOCK_HERTZ, labels, device.sm_clock_hertz)

@@ -73,28 +73,42 @@ class ProbeFacts:
         *,
         clock: Callable[[], float] = time.monotonic,
         ages: ProcessAges | None = None,
+        instances: bool = False,
     ) -> None:
+        """`instances`: tell of MIG instances as well, beside their GPUs."""
         self._view = view
         self._clock = clock
         self._ages = ages or ProcessAges()
+        self._instances = instances
 
     def __call__(self) -> list[DeviceFacts]:
-        """The facts of all devices that can be probed now; MIG instances belong to their GPU."""
+        """The facts of all devices that the driver tells of now."""
         host = self._view()
-        return [
-            self._facts(device)
-            for device in host.devices
-            if device.up
-            and device.identity.mig is None
-            and device.identity.uuid != UNKNOWN
-            and device.identity.index not in host.hung
-            and host.now_seconds - device.at_seconds <= device.max_age_seconds
-        ]
+        facts: list[DeviceFacts] = []
+        for device in host.devices:
+            identity = device.identity
+            if (
+                identity.mig is not None  # told of with its GPU
+                or not device.up
+                or identity.uuid == UNKNOWN
+                or identity.index in host.hung
+                or host.now_seconds - device.at_seconds > device.max_age_seconds
+            ):
+                continue
+            facts.append(self._facts(device, gpu=None))
+            if self._instances:
+                facts += [self._facts(i, gpu=device) for i in device.instances if i.up]
+        return facts
 
-    def _facts(self, device: DeviceSnapshot) -> DeviceFacts:
+    def _facts(self, device: DeviceSnapshot, *, gpu: DeviceSnapshot | None) -> DeviceFacts:
+        """A device's facts; `gpu` is the one that a MIG instance is cut from."""
         identity = device.identity
         fast = device.fast or FastReading(at_seconds=device.at_seconds)
         slow = device.slow or SlowReading(at_seconds=device.at_seconds)
+        # What an instance has not of its own is its GPU's: clock, compute mode, links.
+        of_gpu = gpu or device
+        gpu_fast = of_gpu.fast or FastReading(at_seconds=of_gpu.at_seconds)
+        gpu_slow = of_gpu.slow or SlowReading(at_seconds=of_gpu.at_seconds)
         peaks = device.peaks
         pids = [process.pid for process in slow.processes or ()]
         free = fast.memory_free_bytes
@@ -110,12 +124,14 @@ class ProbeFacts:
             peak_dram_bandwidth_bytes_per_second=(
                 None if peaks is None else peaks.dram_bytes_per_second
             ),
-            peak_pcie_bandwidth_bytes_per_second=_pcie(slow),
+            peak_pcie_bandwidth_bytes_per_second=_pcie(gpu_slow),
             free_memory_bytes=None if free is None else int(free),
-            compute_mode=_compute_mode(slow.compute_mode),
-            mig=bool(slow.mig_enabled),
+            compute_mode=_compute_mode(gpu_slow.compute_mode),
+            mig=gpu is None and bool(slow.mig_enabled),
+            instance=identity.mig,
+            gpu_uuid=None if gpu is None else gpu.identity.uuid,
             processes=self._ages.ages(identity.uuid, pids, self._clock()),
-            clock_event_reasons=_reasons(fast.event_reasons),
+            clock_event_reasons=_reasons(gpu_fast.event_reasons),
             utilization_ratio=fast.gpu_utilization,
             driver_version=identity.driver_version or "",
         )

@@ -51,7 +51,7 @@ def answer_describe(message):
         Described(
             device=message.device,
             kernels=(KernelInfo(name="gemm_fp32", quantity="flops", label="fp32"),),
-            versions="fake 1",
+            versions=os.environ["CUDA_VISIBLE_DEVICES"] if MODE == "environment" else "fake 1",
             units=1,
             memory_bytes=1000,
             device_seconds=0.0,
