@@ -7,7 +7,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 
@@ -154,18 +155,19 @@ class Daemon:
     def _reachable_bandwidth(self, identity: DeviceIdentity) -> float | None:
         return self._companions.reachable_bandwidth(identity)
 
-    def _points(self) -> Iterator[Point]:
-        yield from own_points(self._reload_status)
+    def _points(self) -> Iterable[Point]:
         view = self._host.view()
-        yield from with_holder_labels(
+        devices = with_holder_labels(
             host_points(view),
             self._companions.holders.snapshot(),
             view,
             self._config.holder_labels,
         )
+        processes: Iterable[Point] = ()
         if self._config.process_memory:
-            yield from process_points(view, self._process_names.name)
-        yield from self._companions.points(view)
+            processes = process_points(view, self._process_names.name)
+        own = own_points(self._reload_status)
+        return chain(own, devices, processes, self._companions.points(view))
 
     def _state(self) -> object:
         """Differs whenever a new exposition would."""

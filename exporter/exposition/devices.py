@@ -1,12 +1,21 @@
 """Points of the sampled devices: identity, FLOPS, the device's own counters, health."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
 from exporter.dcgm.windows import SOURCE as DCGM
-from exporter.exposition.points import Labels, by_label, device_labels, histogram, kept, optional
+from exporter.exposition.points import (
+    Labels,
+    by_label,
+    device_labels,
+    each_known,
+    histogram,
+    kept,
+    optional,
+)
 from exporter.metrics import device, gpu, own
 from exporter.metrics.family import Point
 from exporter.nvml.reading import RECOVERY_ACTIONS
@@ -14,17 +23,19 @@ from exporter.readings import ActivityWindow, DeviceIdentity, FastReading, SlowR
 from exporter.snapshot import UNKNOWN, DeviceSnapshot, HostSnapshot
 
 
-def host_points(host: HostSnapshot) -> Iterator[Point]:
+def host_points(host: HostSnapshot) -> Iterable[Point]:
     """All points of all devices. Of a device that is down, hung or stale only its health."""
+    parts: list[Iterable[Point]] = []
     for snapshot in host.devices:
         hung = snapshot.identity.index in host.hung
         age = host.now_seconds - snapshot.at_seconds
         fresh = snapshot.up and not hung and age <= snapshot.max_age_seconds
-        yield from _health(snapshot, up=fresh, hung=hung)
+        parts.append(_health(snapshot, up=fresh, hung=hung))
         if fresh:
-            yield from _readings(snapshot)
+            parts.append(_readings(snapshot))
     if host.pending or not host.devices:
-        yield from _no_device(host)
+        parts.append(_no_device(host))
+    return chain.from_iterable(parts)  # a loop in C for each of thousands of points
 
 
 def _no_device(host: HostSnapshot) -> Iterator[Point]:
@@ -82,29 +93,28 @@ def _info(labels: Labels, identity: DeviceIdentity) -> Iterator[Point]:
     )
 
 
-def _readings(snapshot: DeviceSnapshot) -> Iterator[Point]:
+def _readings(snapshot: DeviceSnapshot) -> Iterable[Point]:
     labels = device_labels(snapshot.identity)
+    last = snapshot.last
+    parts: list[Iterable[Point]] = []
     if snapshot.peaks is not None:
-        yield from _peaks(labels, snapshot.peaks, snapshot.slow)
+        parts.append(_peaks(labels, snapshot.peaks, snapshot.slow))
     if snapshot.precision is not None:
-        yield Point(
-            gpu.HEADLINE_PRECISION_INFO,
-            (*labels, ("precision", snapshot.precision), ("origin", snapshot.precision_origin)),
-            1.0,
-        )
-    yield from _counters(labels, snapshot)
-    if snapshot.last is not None:
-        yield from by_label(gpu.ACHIEVED_FLOPS, labels, "precision", snapshot.last.achieved_flops)
-        yield from by_label(
-            gpu.FLOPS_UTILIZATION_RATIO, labels, "precision", snapshot.last.flops_utilization
-        )
-        if snapshot.last.activity.source != COARSE_SOURCE:
-            yield from _activity(labels, snapshot.last.activity)
-    yield from _clocks(labels, snapshot)
+        precision = (("precision", snapshot.precision), ("origin", snapshot.precision_origin))
+        parts.append((Point(gpu.HEADLINE_PRECISION_INFO, (*labels, *precision), 1.0),))
+    parts.append(_counters(labels, snapshot))
+    if last is not None:
+        parts.append(by_label(gpu.ACHIEVED_FLOPS, labels, "precision", last.achieved_flops))
+        shares = last.flops_utilization
+        parts.append(by_label(gpu.FLOPS_UTILIZATION_RATIO, labels, "precision", shares))
+        if last.activity.source != COARSE_SOURCE:
+            parts.append(_activity(labels, last.activity))
+    parts.append(_clocks(labels, snapshot))
     if snapshot.fast is not None:
-        yield from _fast(labels, snapshot.fast)
+        parts.append(_fast(labels, snapshot.fast))
     if snapshot.slow is not None:
-        yield from _slow(labels, snapshot.slow)
+        parts.append(_slow(labels, snapshot.slow))
+    return chain.from_iterable(parts)
 
 
 @kept
@@ -135,15 +145,17 @@ def _counters(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
         )
     yield from by_label(gpu.GPU_SECONDS_TOTAL, labels, "state", counters.state_seconds)
     yield from by_label(gpu.DRAM_BYTES_TOTAL, labels, "source", counters.dram_bytes)
-    for family, value in (
-        (gpu.PCIE_RECEIVE_BYTES_TOTAL, counters.pcie_receive_bytes),
-        (gpu.PCIE_TRANSMIT_BYTES_TOTAL, counters.pcie_transmit_bytes),
-        (gpu.NVLINK_RECEIVE_BYTES_TOTAL, counters.nvlink_receive_bytes),
-        (gpu.NVLINK_TRANSMIT_BYTES_TOTAL, counters.nvlink_transmit_bytes),
-        (gpu.C2C_RECEIVE_BYTES_TOTAL, counters.c2c_receive_bytes),
-        (gpu.C2C_TRANSMIT_BYTES_TOTAL, counters.c2c_transmit_bytes),
-    ):
-        yield from optional(family, labels, value)
+    yield from each_known(
+        labels,
+        (
+            (gpu.PCIE_RECEIVE_BYTES_TOTAL, counters.pcie_receive_bytes),
+            (gpu.PCIE_TRANSMIT_BYTES_TOTAL, counters.pcie_transmit_bytes),
+            (gpu.NVLINK_RECEIVE_BYTES_TOTAL, counters.nvlink_receive_bytes),
+            (gpu.NVLINK_TRANSMIT_BYTES_TOTAL, counters.nvlink_transmit_bytes),
+            (gpu.C2C_RECEIVE_BYTES_TOTAL, counters.c2c_receive_bytes),
+            (gpu.C2C_TRANSMIT_BYTES_TOTAL, counters.c2c_transmit_bytes),
+        ),
+    )
     # The device's own counters are shown as long as the device answers for them.
     if snapshot.fast is not None and snapshot.fast.energy_joules is not None:
         yield from optional(gpu.ENERGY_JOULES_TOTAL, labels, counters.energy_joules)
@@ -157,10 +169,15 @@ def _counters(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
 
 
 def _activity(labels: Labels, window: ActivityWindow) -> Iterator[Point]:
-    yield from optional(gpu.DRAM_BANDWIDTH_UTILIZATION_RATIO, labels, window.dram)
-    yield from optional(gpu.GPU_ACTIVE_RATIO, labels, window.graphics)
-    yield from optional(gpu.SM_ACTIVE_RATIO, labels, window.sm)
-    yield from optional(gpu.SM_OCCUPANCY_RATIO, labels, window.occupancy)
+    yield from each_known(
+        labels,
+        (
+            (gpu.DRAM_BANDWIDTH_UTILIZATION_RATIO, window.dram),
+            (gpu.GPU_ACTIVE_RATIO, window.graphics),
+            (gpu.SM_ACTIVE_RATIO, window.sm),
+            (gpu.SM_OCCUPANCY_RATIO, window.occupancy),
+        ),
+    )
     pipes = {
         "tensor": window.any_tensor,
         "fp64": window.fp64,
@@ -182,23 +199,30 @@ def _clocks(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
     held = snapshot.last is not None and snapshot.last.activity.source == DCGM  # not of this tick
     if snapshot.last is not None and snapshot.last.clock.mean_hertz is not None and not held:
         clock = snapshot.last.clock.mean_hertz
-    yield from optional(device.SM_CLOCK_HERTZ, labels, clock)
-    yield from optional(device.SM_CLOCK_MAX_HERTZ, labels, snapshot.identity.sm_clock_max_hertz)
+    yield from each_known(
+        labels,
+        (
+            (device.SM_CLOCK_HERTZ, clock),
+            (device.SM_CLOCK_MAX_HERTZ, snapshot.identity.sm_clock_max_hertz),
+        ),
+    )
 
 
 def _fast(labels: Labels, fast: FastReading) -> Iterator[Point]:
-    for family, value in (
-        (device.MEMORY_CLOCK_HERTZ, fast.memory_clock_hertz),
-        (device.POWER_WATTS, fast.power_watts),
-        (device.MODULE_POWER_WATTS, fast.module_power_watts),
-        (device.MEMORY_SIZE_BYTES, fast.memory_size_bytes),
-        (device.MEMORY_USED_BYTES, fast.memory_used_bytes),
-        (device.MEMORY_FREE_BYTES, fast.memory_free_bytes),
-        (device.MEMORY_RESERVED_BYTES, fast.memory_reserved_bytes),
-        (device.PERFORMANCE_STATE, fast.performance_state),
-        (device.TENSOR_STALL_RATIO, fast.tensor_stall),
-    ):
-        yield from optional(family, labels, value)
+    yield from each_known(
+        labels,
+        (
+            (device.MEMORY_CLOCK_HERTZ, fast.memory_clock_hertz),
+            (device.POWER_WATTS, fast.power_watts),
+            (device.MODULE_POWER_WATTS, fast.module_power_watts),
+            (device.MEMORY_SIZE_BYTES, fast.memory_size_bytes),
+            (device.MEMORY_USED_BYTES, fast.memory_used_bytes),
+            (device.MEMORY_FREE_BYTES, fast.memory_free_bytes),
+            (device.MEMORY_RESERVED_BYTES, fast.memory_reserved_bytes),
+            (device.PERFORMANCE_STATE, fast.performance_state),
+            (device.TENSOR_STALL_RATIO, fast.tensor_stall),
+        ),
+    )
     for sensor, celsius in (
         ("gpu", fast.temperature_celsius),
         ("memory", fast.memory_temperature_celsius),
@@ -228,22 +252,24 @@ def _recovery_actions(labels: Labels, recommended: int) -> Iterator[Point]:
 
 @kept
 def _slow(labels: Labels, slow: SlowReading) -> Iterator[Point]:
-    for family, value in (
-        (device.POWER_LIMIT_WATTS, slow.power_limit_watts),
-        (device.MODULE_POWER_LIMIT_WATTS, slow.module_power_limit_watts),
-        (gpu.PEAK_C2C_BANDWIDTH_BYTES_PER_SECOND, slow.c2c_bandwidth_bytes_per_second),
-        (device.ROW_REMAP_PENDING, slow.row_remap_pending),
-        (device.ROW_REMAP_FAILED, slow.row_remap_failed),
-        (device.PCIE_LINK_GENERATION, slow.pcie_link_generation),
-        (device.PCIE_LINK_GENERATION_MAX, slow.pcie_link_generation_max),
-        (device.PCIE_LINK_WIDTH, slow.pcie_link_width),
-        (device.PCIE_LINK_WIDTH_MAX, slow.pcie_link_width_max),
-        (device.PCIE_REPLAYS_TOTAL, slow.pcie_replays),
-        (device.FAN_SPEED_RATIO, slow.fan_speed),
-        (device.MIG_MODE, slow.mig_enabled),
-        (device.PROCESSES, None if slow.processes is None else len(slow.processes)),
-    ):
-        yield from optional(family, labels, value)
+    yield from each_known(
+        labels,
+        (
+            (device.POWER_LIMIT_WATTS, slow.power_limit_watts),
+            (device.MODULE_POWER_LIMIT_WATTS, slow.module_power_limit_watts),
+            (gpu.PEAK_C2C_BANDWIDTH_BYTES_PER_SECOND, slow.c2c_bandwidth_bytes_per_second),
+            (device.ROW_REMAP_PENDING, slow.row_remap_pending),
+            (device.ROW_REMAP_FAILED, slow.row_remap_failed),
+            (device.PCIE_LINK_GENERATION, slow.pcie_link_generation),
+            (device.PCIE_LINK_GENERATION_MAX, slow.pcie_link_generation_max),
+            (device.PCIE_LINK_WIDTH, slow.pcie_link_width),
+            (device.PCIE_LINK_WIDTH_MAX, slow.pcie_link_width_max),
+            (device.PCIE_REPLAYS_TOTAL, slow.pcie_replays),
+            (device.FAN_SPEED_RATIO, slow.fan_speed),
+            (device.MIG_MODE, slow.mig_enabled),
+            (device.PROCESSES, None if slow.processes is None else len(slow.processes)),
+        ),
+    )
     for mapped, name, values in (
         (device.ENGINE_UTILIZATION_RATIO, "engine", slow.engine_utilization),
         (device.ECC_ERRORS_TOTAL, "kind", slow.ecc_errors),

@@ -35,7 +35,7 @@ def holder_points(snapshot: HoldersSnapshot, host: HostSnapshot) -> Iterator[Poi
 
 def with_holder_labels(
     points: Iterable[Point], snapshot: HoldersSnapshot, host: HostSnapshot, chosen: AbstractSet[str]
-) -> Iterator[Point]:
+) -> Iterable[Point]:
     """The same points; those of the chosen families carry namespace, pod, container and job.
 
     Only where there is one holder: a device that is shared has no honest label, and a series per
@@ -43,8 +43,13 @@ def with_holder_labels(
     """
     holder = _sole_holders(snapshot, host) if chosen else {}
     if not holder:  # as on most hosts: nothing to look at point by point
-        yield from points
-        return
+        return points
+    return _labelled(points, holder, chosen)
+
+
+def _labelled(
+    points: Iterable[Point], holder: dict[str, Labels], chosen: AbstractSet[str]
+) -> Iterator[Point]:
     for point in points:
         if point.family.name in chosen and point.family.per_device:
             uuid = next((value for name, value in point.labels if name == "uuid"), "")

@@ -43,6 +43,13 @@ def optional(family: Family, labels: Labels, value: float | None) -> Iterator[Po
         yield Point(family, labels, float(value))
 
 
+def each_known(labels: Labels, values: Iterable[tuple[Family, float | None]]) -> Iterator[Point]:
+    """One point for each family whose value is known."""
+    for family, value in values:
+        if value is not None:
+            yield Point(family, labels, float(value))
+
+
 def by_label(
     family: Family, labels: Labels, name: str, values: Mapping[str, float]
 ) -> Iterator[Point]:
