@@ -1,7 +1,7 @@
 """docs/configuration.md, generated from the schema."""
 
+from exporter.config.keys import SCHEMA
 from exporter.config.load import variable_of
-from exporter.config.model import SCHEMA
 from exporter.config.schema import Key, Node, Section, SectionList
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import structlog
 
-from exporter.config.model import SCHEMA, Config, build_config
+from exporter.config.keys import SCHEMA
+from exporter.config.model import Config, build_config
 from exporter.config.nearest import nearest
 from exporter.config.schema import Key, Reader, Section, Values
 from exporter.config.strict_yaml import load_strict

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.config.keys import SCHEMA
 from exporter.config.load import ConfigOrigin, load_config
-from exporter.config.model import SCHEMA, build_config
+from exporter.config.model import build_config
 from exporter.config.schema import Reader
 from exporter.config.values import boolean, choice, duration, integer, items, size
 from exporter.errors import ConfigError

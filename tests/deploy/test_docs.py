@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from exporter.config.keys import SCHEMA
 from exporter.config.load import scalar_keys
-from exporter.config.model import SCHEMA
 from exporter.metrics.catalogue import BY_NAME
 from exporter.metrics.family import MetricType
 from tests.deploy.manifests import CHART, ROOT

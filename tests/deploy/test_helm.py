@@ -16,8 +16,8 @@ from helm_python import Chart
 from helm_python.chart import lint
 from helm_python.errors import HelmError
 
+from exporter.config.keys import SCHEMA
 from exporter.config.load import ConfigOrigin, load_config, scalar_keys, variable_of
-from exporter.config.model import SCHEMA
 from exporter.version import VERSION
 from tests.deploy.manifests import (
     CHART,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from exporter.config.keys import SCHEMA
 from exporter.config.load import scalar_keys, variable_of
-from exporter.config.model import SCHEMA
 from tests.fake_nvml import H100, FakeNvml
 
 
