@@ -52,6 +52,8 @@ _LOOP_SECONDS = 0.5
 # A mismatch of library and kernel module is shown to one scrape, or for this long, before the
 # process ends so that its supervisor starts one that loads the new library.
 _MISMATCH_SECONDS = 60.0
+# The driver is there, but not for this process: its supervisor shall start another one.
+EXIT_DRIVER = 1
 
 
 class Daemon:
@@ -258,6 +260,11 @@ class Daemon:
                 except FlopwatchError:
                     log.debug("reload_refused_by_signal")
                 self._notifier.ready()
+            if self._host.barred:
+                log.error(
+                    "ending", reason="driver_barred", remedy="a new container has its devices"
+                )
+                return EXIT_DRIVER
             now = time.monotonic()
             if self._host.mismatched:
                 if mismatched_at is None:
@@ -266,7 +273,7 @@ class Daemon:
                 shown = self._scraped_at > mismatched_at + _LOOP_SECONDS
                 if shown or now - mismatched_at > _MISMATCH_SECONDS:
                     log.error("ending", reason="driver_mismatch")
-                    return 1
+                    return EXIT_DRIVER
 
     def _stop(self) -> None:
         self._notifier.stopping()

@@ -6,13 +6,21 @@ call that hangs holds up its own thread and no other.
 
 import os
 import threading
+import time
 from collections import Counter
 from typing import Any
 
 import pynvml
 import structlog
 
-from exporter.nvml.errors import NoPermission, NotSupported, NvmlError, Transient, error_for
+from exporter.nvml.errors import (
+    UNKNOWN_CODE,
+    NoPermission,
+    NotSupported,
+    NvmlError,
+    Transient,
+    error_for,
+)
 
 
 log = structlog.get_logger(__name__)
@@ -20,6 +28,10 @@ log = structlog.get_logger(__name__)
 # With this variable set, NVML shows MPS locality domains, and nearly every call answers
 # NOT_SUPPORTED (nvml.h of CUDA 13.5).
 _MPS_VARIABLE = "NVML_MPS_DEVICE_ENUMERATION"
+# Initialisations refused with «Unknown Error», and for how long, before it is taken for final: a
+# driver that is being reset or updated is done by then.
+BARRED_TIMES = 5
+BARRED_SECONDS = 60.0
 
 
 def call(function: str, *arguments: Any) -> Any:
@@ -57,6 +69,7 @@ class DriverLibrary:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._epoch = 0
+        self._refusals: list[float] = []
 
     @property
     def epoch(self) -> int:
@@ -78,8 +91,32 @@ class DriverLibrary:
                     call("nvmlShutdown")
                 except NvmlError as error:
                     log.debug("nvml_shutdown_refused", reason=error.reason)
-            call("nvmlInit")
+            try:
+                call("nvmlInit")
+            except NvmlError as error:
+                self._note_refusal(error)
+                raise
+            self._refusals.clear()
             self._epoch += 1
+
+    @property
+    def barred(self) -> bool:
+        """Whether this process had the driver, and cannot get it again while the driver itself is there.
+
+        So it is in a container whose devices were taken away (a reload of systemd does that to some
+        runtimes): NVML answers «Unknown Error» from then on, and only a new container has them again.
+        """
+        refusals = self._refusals
+        return len(refusals) >= BARRED_TIMES and refusals[-1] - refusals[0] >= BARRED_SECONDS
+
+    def _note_refusal(self, error: NvmlError) -> None:
+        if not self._epoch or error.code != UNKNOWN_CODE:
+            self._refusals.clear()  # not there yet, or unloaded: that may pass
+            return
+        # The first one, and the newest: as many as are needed to judge.
+        if len(self._refusals) >= BARRED_TIMES:
+            del self._refusals[1]
+        self._refusals.append(time.monotonic())
 
     def close(self) -> None:
         """Shut the library down, if it is open."""

@@ -32,6 +32,9 @@ log = structlog.get_logger(__name__)
 _WATCH_SECONDS = 0.5
 # nvmlShutdown takes milliseconds; a process that ends does not wait longer for it.
 _CLOSE_SECONDS = 0.2
+# Why there is no GPU to watch, so that the processor stands in. Any other reason says that there are
+# GPUs, and that something keeps this process from them: that must be seen.
+_NO_GPU = frozenset({"turned_off", "no_devices", "library_not_found", "driver_not_loaded"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,11 @@ class HostSampling:
     def mismatched(self) -> bool:
         """Whether library and kernel module differ: only a new process can heal that."""
         return self._mismatch.is_set()
+
+    @property
+    def barred(self) -> bool:
+        """Whether the driver is there, but no longer for this process."""
+        return self._library.barred
 
     @property
     def version(self) -> int:
@@ -167,7 +175,7 @@ class HostSampling:
                 return
             if self._mismatch.is_set():
                 return  # the GPUs are there, but not for this process
-            if modes["cpu"] == "auto" and modes["nvml"] != "on":
+            if modes["cpu"] == "auto" and modes["nvml"] != "on" and reason in _NO_GPU:
                 self._start_cpu()
             if not absent_logged:
                 log.info("no_gpu_found", reason=reason, sampled=sorted(self._samplers))

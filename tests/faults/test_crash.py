@@ -1,4 +1,4 @@
-"""A driver library that takes the process with it."""
+"""Drivers that cost the process: by a crash, by another version, by being taken away from it."""
 
 import os
 import signal
@@ -11,12 +11,14 @@ from tests.fake_nvml import H100, FakeNvml, Load
 from tests.faults.supervisor import Supervisor
 
 
-@pytest.mark.slow
+UNKNOWN = 999
+
+
 @pytest.mark.parametrize(
     ("function", "kind", "ended_by"),
     [
         ("nvmlGpmMetricsGet", "segfault", signal.SIGSEGV),
-        ("nvmlDeviceGetFieldValues", "abort", signal.SIGABRT),
+        pytest.param("nvmlDeviceGetFieldValues", "abort", signal.SIGABRT, marks=pytest.mark.slow),
     ],
 )
 def test_a_crash_inside_the_driver_costs_a_restart(
@@ -40,6 +42,51 @@ def test_a_crash_inside_the_driver_costs_a_restart(
                     "process_start_time_seconds"
                 )
             assert fake.gpm_misuses == 0
+
+
+def test_a_driver_that_is_replaced_by_another_version(tmp_path: Path) -> None:
+    """Each run shows it to a scrape and ends with 1; the first run after the update serves all GPUs."""
+    with FakeNvml([H100, H100], tmp_path) as fake:
+        for gpu in fake.gpus:
+            gpu.set_load(Load.decode())
+        with Supervisor(tmp_path, {**os.environ, **fake.env}) as supervisor:
+            supervisor.until(whole)
+            fake.mismatch_driver()
+            shown = supervisor.until(
+                lambda scrape: scrape.has("flopwatch_source_errors_total", reason="driver_mismatch")
+            )
+            assert shown.total("flopwatch_gpu_up") == 0
+            supervisor.until(lambda _scrape: len(supervisor.exits) >= 2)
+            fake.mismatch_driver(False)
+
+            supervisor.until(whole)
+            assert set(supervisor.exits) == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_container_whose_devices_were_taken_away(tmp_path: Path) -> None:
+    """«Unknown Error» for a minute costs one restart; where that does not help either, it waits and says so."""
+    with FakeNvml([H100, H100], tmp_path) as fake:
+        for gpu in fake.gpus:
+            gpu.set_load(Load.decode())
+        with Supervisor(tmp_path, {**os.environ, **fake.env}) as supervisor:
+            supervisor.until(whole)
+            fake.fail("nvmlInitWithFlags", UNKNOWN)
+            fake.unload_driver()
+            fake.load_driver()
+            began = time.monotonic()
+            down = supervisor.until(lambda scrape: scrape.total("flopwatch_gpu_up") == 0)
+            assert down.has("flopwatch_gpu_up", gpu="1")
+            supervisor.until(lambda _scrape: supervisor.exits, 120)
+            assert time.monotonic() - began > 59
+            supervisor.until(lambda scrape: scrape.has("flopwatch_gpu_up", gpu="unknown"))
+            time.sleep(5)
+            assert supervisor.exits == [1]
+
+            fake.clear()
+            supervisor.until(whole)
+            assert supervisor.exits == [1]
 
 
 def whole(scrape) -> bool:

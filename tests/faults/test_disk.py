@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -89,12 +90,9 @@ class Kept:
 
 def fill(file: Path) -> None:
     """Write until there is no space left."""
-    with file.open("wb", buffering=0) as stream:
-        try:
-            while True:
-                stream.write(bytes(4096))
-        except OSError as error:
-            assert error.errno == errno.ENOSPC, error
+    with file.open("wb", buffering=0) as stream, pytest.raises(OSError) as raised:
+        stream.writelines(itertools.repeat(bytes(4096)))
+    assert raised.value.errno == errno.ENOSPC
 
 
 @contextmanager

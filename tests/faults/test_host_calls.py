@@ -13,7 +13,7 @@ from tests.faults.invariants import Witness
 CONFIG = passive(
     "sampling: {interval: 250ms, slow_interval: 1s, deadline: 1s}\nsources: {nvml: on}\n"
 )
-UNKNOWN, NOT_SUPPORTED, DRIVER_NOT_LOADED, TIMEOUT, NOT_FOUND = 999, 3, 9, 10, 6
+UNKNOWN, NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, TIMEOUT, NOT_FOUND = 999, 3, 4, 9, 10, 6
 
 
 def fail(function: str, code: int) -> Callable[[FakeNvml], None]:
@@ -119,3 +119,21 @@ def test_every_function_hanging_for_a_while(start) -> None:
 
 def all_hang(cells, scrape) -> bool:
     return all(scrape.value("flopwatch_source_hung", gpu=str(gpu)) == 1 for gpu in cells)
+
+
+@pytest.mark.parametrize("code", [UNKNOWN, NO_PERMISSION], ids=["unknown", "no_permission"])
+def test_gpus_that_are_kept_from_the_daemon_are_not_taken_for_none(start, code: int) -> None:
+    """Also where a host without GPU would watch its processor: what is there and cannot be read is down."""
+    fake, daemon = start(
+        [H100],
+        config=passive("sampling: {interval: 250ms}\n"),
+        prepare=fail("nvmlInitWithFlags", code),
+    )
+
+    scrape = daemon.wait_until(lambda scrape: scrape.has("flopwatch_source_errors_total"))
+    assert scrape.value("flopwatch_gpu_up", gpu="unknown") == 0
+    assert not scrape.has("flopwatch_gpu_up", gpu="cpu0")
+    assert daemon.get("/-/ready")[0] == 503
+
+    fake.clear()
+    daemon.wait_until(lambda scrape: scrape.has("flopwatch_sm_active_ratio", gpu="0"))
