@@ -23,6 +23,9 @@ _MEGA = 1e6
 # FLOP per cycle and core, fp64 and fp32, with two fused multiply-add units of the widest vectors
 # (vendors' optimization manuals); without FMA one multiply and one add of 128 bits.
 _FLOP_PER_CYCLE = (("avx512f", 32, 64), ("fma", 16, 32), ("asimd", 8, 16), ("sse2", 4, 8))
+# Zen 4 (AMD's family 25 with AVX-512) sends vectors of 512 bits through units of 256 in two passes
+# (AMD, Software Optimization Guide for the AMD Zen4 Microarchitecture, 57647).
+_HALF_WIDTH_AVX512 = ("AuthenticAMD", "25")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,10 @@ class CpuSource:
 
     def peaks(self, identity: DeviceIdentity) -> Peaks:
         """Cores x FLOP per cycle x maximum clock, from the instruction sets that it names."""
-        flags = set((self._cpuinfo().get("flags") or self._cpuinfo().get("Features") or "").split())
+        info = self._cpuinfo()
+        flags = set((info.get("flags") or info.get("Features") or "").split())
+        if (info.get("vendor_id"), info.get("cpu family")) == _HALF_WIDTH_AVX512:
+            flags.discard("avx512f")
         rate = next(((f64, f32) for flag, f64, f32 in _FLOP_PER_CYCLE if flag in flags), None)
         if rate is None or identity.sm_count is None or identity.sm_clock_max_hertz is None:
             return Peaks(origin="derived", model=identity.name)
