@@ -52,7 +52,7 @@ Field = int | tuple[int, int]
 _MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 _FUNCTION = "nvmlDeviceGetFieldValues"
 # Values with which drivers and DCGM say «blank»: 2^32-1, 2^47 as a double, the 64-bit maximum.
-_BLANKS = frozenset({0xFFFFFFFF, 140737488355328, 0xFFFFFFFFFFFFFFFF, 0x7FFFFFFFFFFFFFFF})
+BLANKS = frozenset({0xFFFFFFFF, 140737488355328, 0xFFFFFFFFFFFFFFFF, 0x7FFFFFFFFFFFFFFF})
 
 
 def read_fields(calls: DeviceCalls, fields: Sequence[Field]) -> dict[Field, float]:
@@ -74,7 +74,7 @@ def read_fields(calls: DeviceCalls, fields: Sequence[Field]) -> dict[Field, floa
             calls.refuse((_FUNCTION, field), error_for(_FUNCTION, answer.nvmlReturn))
             continue
         value = _value_of(answer)
-        if value is None or value in _BLANKS or not math.isfinite(value):
+        if value is None or value in BLANKS or not math.isfinite(value):
             calls.implausible(f"field {field}")
             continue
         values[field] = value

@@ -38,6 +38,8 @@ RECOVERY_ACTIONS = {
 }
 _NVLINKS_MAX = 72  # NVML_NVLINK_MAX_LINKS of the newest header
 _MEGA = 1e6
+_CLOCK_MAX_MHZ = 1e5  # no clock of the next years: more is a blank
+_PCIE_GENERATION_MAX, _PCIE_WIDTH_MAX = 16, 64
 _MEMORY_MAX = 2**50  # no device has a pebibyte: more is a blank
 _KIB = 1024
 _REASON_FIELDS: dict[fields.Field, str] = {
@@ -100,10 +102,8 @@ def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) ->
         driver_version=driver_version,
         serial=_text(calls.ask("nvmlDeviceGetSerial")),
         sm_count=_sm_count(calls, capability),
-        sm_clock_max_hertz=_hertz(calls.ask("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM)),
-        memory_clock_max_hertz=_hertz(
-            calls.ask("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_MEM)
-        ),
+        sm_clock_max_hertz=_hertz(calls, "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
+        memory_clock_max_hertz=_hertz(calls, "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_MEM),
         memory_bus_width_bits=calls.ask("nvmlDeviceGetMemoryBusWidth"),
         memory_size_bytes=int(memory["memory_size_bytes"]) if memory else None,
         c2c_link_count=_c2c_link_count(calls) or None,
@@ -112,7 +112,7 @@ def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) ->
 
 def read_clock(calls: DeviceCalls, clock: Callable[[], float]) -> ClockSample:
     """The SM clock and what holds it, now."""
-    hertz = _hertz(calls.ask("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM))
+    hertz = _hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM)
     return ClockSample(clock(), hertz, _event_reasons(calls))
 
 
@@ -136,7 +136,7 @@ def read_fast(
     return FastReading(
         at_seconds=sample.at_seconds,
         sm_clock_hertz=sample.sm_clock_hertz,
-        memory_clock_hertz=_hertz(calls.ask("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM)),
+        memory_clock_hertz=_hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
         event_reasons=sample.event_reasons,
         event_reason_seconds={
             name: values[field] / 1e9 for field, name in _REASON_FIELDS.items() if field in values
@@ -144,7 +144,7 @@ def read_fast(
         power_watts=_plausible(
             calls, "power", _scaled(calls.ask("nvmlDeviceGetPowerUsage"), 1e-3), 10e3
         ),
-        energy_joules=_scaled(energy, 1e-3),
+        energy_joules=_scaled(_count(calls, "energy", energy), 1e-3),
         temperature_celsius=_temperature(calls),
         memory_temperature_celsius=_plausible(
             calls, "memory temperature", values.get(fields.MEMORY_TEMPERATURE), 200
@@ -194,7 +194,9 @@ def read_limits(calls: DeviceCalls) -> Mapping[str, Any]:
     mode = calls.ask("nvmlDeviceGetComputeMode")
     mig = calls.ask("nvmlDeviceGetMigMode")
     return {
-        "power_limit_watts": _scaled(calls.ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3),
+        "power_limit_watts": _plausible(
+            calls, "power limit", _scaled(calls.ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3), 10e3
+        ),
         "compute_mode": _COMPUTE_MODES.get(mode) if mode is not None else None,
         "mig_enabled": bool(mig[0]) if mig is not None else None,
         "fan_speed": _percent(calls, "fan speed", calls.ask("nvmlDeviceGetFanSpeed"), 200),
@@ -204,13 +206,22 @@ def read_limits(calls: DeviceCalls) -> Mapping[str, Any]:
 def read_health(calls: DeviceCalls) -> Mapping[str, Any]:
     """ECC errors, remapped rows, retired pages."""
     ecc = {
-        kind: calls.ask("nvmlDeviceGetTotalEccErrors", error_type, pynvml.NVML_AGGREGATE_ECC)
+        kind: _count(
+            calls,
+            f"{kind} ECC errors",
+            calls.ask("nvmlDeviceGetTotalEccErrors", error_type, pynvml.NVML_AGGREGATE_ECC),
+        )
         for kind, error_type in (
             ("corrected", pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
             ("uncorrected", pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
         )
     }
     rows = calls.ask("nvmlDeviceGetRemappedRows")
+    remapped = {
+        kind: _count(calls, f"{kind} remapped rows", rows[position])
+        for position, kind in enumerate(("corrected", "uncorrected"))
+        if rows is not None
+    }
     retired: dict[str, float] = {}
     if rows is None:  # pages are retired before Ampere, rows remapped from Ampere on
         for kind, cause in (
@@ -221,8 +232,8 @@ def read_health(calls: DeviceCalls) -> Mapping[str, Any]:
             if pages is not None:
                 retired[kind] = len(pages)
     return {
-        "ecc_errors": {kind: float(count) for kind, count in ecc.items() if count is not None},
-        "remapped_rows": {"corrected": rows[0], "uncorrected": rows[1]} if rows else {},
+        "ecc_errors": {kind: count for kind, count in ecc.items() if count is not None},
+        "remapped_rows": {kind: count for kind, count in remapped.items() if count is not None},
         "row_remap_pending": bool(rows[2]) if rows else None,
         "row_remap_failed": bool(rows[3]) if rows else None,
         "retired_pages": retired,
@@ -248,12 +259,22 @@ def read_engines(calls: DeviceCalls) -> Mapping[str, Any]:
 def read_pcie(calls: DeviceCalls) -> Mapping[str, Any]:
     """The PCIe link and its replays."""
     replays = calls.ask("nvmlDeviceGetPcieReplayCounter")
+    link = {
+        name: _plausible(calls, name, calls.ask(function), maximum)
+        for name, function, maximum in (
+            ("pcie_link_generation", "nvmlDeviceGetCurrPcieLinkGeneration", _PCIE_GENERATION_MAX),
+            (
+                "pcie_link_generation_max",
+                "nvmlDeviceGetMaxPcieLinkGeneration",
+                _PCIE_GENERATION_MAX,
+            ),
+            ("pcie_link_width", "nvmlDeviceGetCurrPcieLinkWidth", _PCIE_WIDTH_MAX),
+            ("pcie_link_width_max", "nvmlDeviceGetMaxPcieLinkWidth", _PCIE_WIDTH_MAX),
+        )
+    }
     return {
-        "pcie_link_generation": calls.ask("nvmlDeviceGetCurrPcieLinkGeneration"),
-        "pcie_link_generation_max": calls.ask("nvmlDeviceGetMaxPcieLinkGeneration"),
-        "pcie_link_width": calls.ask("nvmlDeviceGetCurrPcieLinkWidth"),
-        "pcie_link_width_max": calls.ask("nvmlDeviceGetMaxPcieLinkWidth"),
-        "pcie_replays": float(replays) if replays is not None else None,
+        **{name: None if value is None else int(value) for name, value in link.items()},
+        "pcie_replays": _count(calls, "PCIe replays", replays),
     }
 
 
@@ -362,11 +383,20 @@ def _event_reasons(calls: DeviceCalls) -> int | None:
     return int(reasons) if reasons is not None else None
 
 
-def _hertz(megahertz: Any) -> float | None:
-    # 2^32-1 and zeros are blanks: a running clock has neither.
-    if megahertz is None or not 0 < megahertz < 1e5:
+def _hertz(calls: DeviceCalls, function: str, clock: int) -> float | None:
+    # A zero is a blank, where there is no such clock: one that runs has none.
+    megahertz = _plausible(calls, f"{function} {clock}", calls.ask(function, clock), _CLOCK_MAX_MHZ)
+    return megahertz * _MEGA if megahertz else None
+
+
+def _count(calls: DeviceCalls, what: str, value: Any) -> float | None:
+    """A count if it is none of the driver's blanks, which are as large as a register can hold."""
+    if value is None:
         return None
-    return float(megahertz) * _MEGA
+    if value < 0 or value in fields.BLANKS:
+        calls.implausible(what)
+        return None
+    return float(value)
 
 
 def _scaled(value: Any, factor: float) -> float | None:

@@ -13,6 +13,7 @@ CONFIG = """
 sources: {cpu: "off", dcgm: "off"}
 probes: {enabled: false}
 """
+FAST = "sampling: {interval: 250ms, slow_interval: 1s}\n"
 ERRORS = "flopwatch_source_errors_total"
 SECONDS = "flopwatch_gpu_seconds_total"
 ENERGY_FIELD = 83
@@ -79,3 +80,52 @@ def test_cycle_counters_that_stand_still_are_left_out(tmp_path: Path) -> None:
         scrape.total("flopwatch_flop_total"), rel=1e-6
     )
     assert after.total(SECONDS) > before.total(SECONDS)
+
+
+def test_blanks_of_every_register_are_left_out(tmp_path: Path) -> None:
+    """2^32-1 for clock, power, temperature, utilization and link, 2^64-1 for ECC: absent, and counted."""
+    blank = float(2**32 - 1)
+    with FakeNvml([H100, H100], tmp_path) as fake:
+        for gpu in fake.gpus:
+            gpu.set_load(Load.decode())
+        with DaemonProcess(tmp_path, config=CONFIG + FAST, environment=fake.env) as daemon:
+            daemon.wait_until(lambda s: s.total("flopwatch_ecc_errors_total", gpu="1") == 0)
+            fake.gpu(0).set_load(
+                replace(
+                    Load.decode(),
+                    sm_clock_mhz=blank,
+                    memory_clock_mhz=blank,
+                    power_watts=blank / 1e3,
+                    temperature_c=blank,
+                    gpu_utilization=blank / 100,
+                )
+            )
+            fake.set_ecc(0, corrected=2**64 - 1, uncorrected=2**64 - 1)
+            fake.set_remapped(0, correctable=2**32 - 1, uncorrectable=2**32 - 1)
+            fake.set(0, pcie_replays=2**32 - 1, pcie_generation=2**32 - 1, pcie_width=2**32 - 1)
+            fake.set(0, power_limit_mw=2**32 - 1)
+            scrape = daemon.wait_until(
+                lambda s: (
+                    not s.has("flopwatch_power_watts", gpu="0")
+                    and not s.has("flopwatch_power_limit_watts", gpu="0")
+                    and not s.has("flopwatch_remapped_rows", gpu="0")
+                    and not s.has("flopwatch_pcie_replays_total", gpu="0")
+                )
+            )
+
+    assert scrape.value("flopwatch_gpu_up", gpu="0") == 1
+    assert lies(scrape, 0, "nvml") > 0
+    for name in (
+        "flopwatch_memory_clock_hertz",
+        "flopwatch_power_limit_watts",
+        "flopwatch_ecc_errors_total",
+        "flopwatch_pcie_link_generation",
+        "flopwatch_pcie_link_width",
+        "flopwatch_peak_pcie_bandwidth_bytes_per_second",
+    ):
+        assert not scrape.has(name, gpu="0"), name
+        assert scrape.has(name, gpu="1"), name
+    assert not scrape.has("flopwatch_temperature_celsius", gpu="0", sensor="gpu")
+    assert not scrape.has("flopwatch_engine_utilization_ratio", gpu="0", engine="gpu")
+    assert max(scrape.series("flopwatch_sm_clock_hertz").values()) < 1e10
+    assert not scrape.series(ERRORS, gpu="1")
