@@ -23,7 +23,8 @@ $(BIN)/python:
 	$(PIP) install --upgrade pip
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --constraint constraints.txt --editable '.[probes,terminal]'
+	@# Without setuptools' page of warnings that the folder is used in place: that is what it is for.
+	PYTHONWARNINGS=ignore $(PIP) install --constraint constraints.txt --editable '.[probes,terminal]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
