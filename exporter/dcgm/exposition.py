@@ -52,6 +52,8 @@ WANTED_FIELDS: Mapping[str, str] = {
 }
 
 
+# Without any of these there are no FLOPS, whatever else the counters file has.
+_PIPES = frozenset({"any_tensor", "hmma_tensor", "fp64", "fp32", "fp16"})
 _RATE_MAX = 1e13
 # Ratios may pass 1 by rounding.
 _RATIO_MAX = 1.01
@@ -78,6 +80,11 @@ class DeviceSample:
     def idle(self) -> bool:
         """Whether no activity was seen at all."""
         return not any(self.activities.values())
+
+    @property
+    def tells_flops(self) -> bool:
+        """Whether there is a pipe's activity, from which operations can be counted."""
+        return not _PIPES.isdisjoint(self.activities)
 
     @property
     def missing_fields(self) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ class DcgmReader:
         self._errors: Counter[str] = Counter()
         self._succeeded: float | None = None
         self._utilization: list[float] = []
+        self._tells_flops = False
 
     def take(self, fast: FastReading) -> tuple[ActivityWindow | None, float | None]:
         """The oldest window that was not taken yet, and the start of the one now open."""
@@ -100,7 +101,8 @@ class DcgmReader:
         """How the source fares for this device."""
         with self._lock:
             fresh = self._windows.fresh(time.monotonic(), self._source.stale_seconds)
-            return SourceHealth(up and fresh, self._succeeded, dict(self._errors))
+            delivers = fresh and self._tells_flops
+            return SourceHealth(up and delivers, self._succeeded, dict(self._errors))
 
     @property
     def max_window_seconds(self) -> float:
@@ -112,7 +114,11 @@ class DcgmReader:
         with self._lock:
             if sample is None or not sample.activities:
                 self._errors["no_device" if sample is None else "no_fields"] += 1
+                self._tells_flops = False
                 return False
+            self._tells_flops = sample.tells_flops
+            if not self._tells_flops:
+                self._errors["no_fields"] += 1
             if sample.implausible:
                 self._errors["implausible"] += sample.implausible
             # Now, and not when the scrape began: a tick in between has booked its time already.

@@ -64,7 +64,7 @@ def test_flops_of_an_a100(tmp_path: Path) -> None:
     assert last.value("flopwatch_sm_active_ratio") == pytest.approx(0.8, abs=1e-6)
 
 
-SECONDS = "flopwatch_gpu_seconds_total"
+SECONDS, FLOP = "flopwatch_gpu_seconds_total", "flopwatch_flop_total"
 
 
 def accounted(scrape: Scrape) -> float:
@@ -132,3 +132,26 @@ def test_rubbish_is_an_error_of_the_source(tmp_path: Path) -> None:
 
     assert scrape.value("flopwatch_source_errors_total", source="dcgm", reason="not_dcgm") >= 1
     assert scrape.value("flopwatch_source_up", source="dcgm") == 0
+
+
+def test_a_counters_file_without_pipes_is_not_up(tmp_path: Path) -> None:
+    """Memory and engine activity alone give no FLOPS: the source says so, and what it has is used."""
+    with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
+        fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
+        values = {
+            "DCGM_FI_PROF_GR_ENGINE_ACTIVE": 0.9,
+            "DCGM_FI_PROF_DRAM_ACTIVE": 0.4,
+        }
+        with (
+            collecting(dcgm, one_gpu(fake.gpu(0).uuid, values), COLLECT_SECONDS),
+            DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon,
+        ):
+            scrape = daemon.wait_until(lambda s: s.total("flopwatch_dram_bytes_total") > 0)
+            log = daemon.log
+
+    assert scrape.value("flopwatch_source_up", source="dcgm") == 0
+    assert scrape.total("flopwatch_source_errors_total", source="dcgm", reason="no_fields") > 0
+    assert not scrape.has(FLOP)
+    assert scrape.value("flopwatch_gpu_active_ratio") == pytest.approx(0.9, abs=1e-6)
+    assert "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE" in log
+    assert "DCGM_EXPORTER_COLLECTORS" in log

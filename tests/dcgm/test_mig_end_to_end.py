@@ -132,8 +132,8 @@ def test_a_new_partition_begins_anew(tmp_path: Path) -> None:
                 before = daemon.wait_until(lambda s: of_gpu(s, FLOP) > 0)
             gpu.set_mig([A100_2G_20GB])
             with collecting(dcgm, instance_rows(gpu.uuid, [A100_2G_20GB]), COLLECT_SECONDS):
-                daemon.wait_until(lambda s: not s.has("flopwatch_gpu_up", mig="1"))
-                opened = daemon.wait_until(lambda s: s.total(FLOP, mig="3", pipe="tensor") > 0)
+                cut = daemon.wait_until(lambda s: not s.has("flopwatch_gpu_up", mig="1"))
+                opened = daemon.wait_until(lambda s: of_gpu(s, FLOP) > of_gpu(cut, FLOP))
                 last = daemon.wait_until(
                     lambda s: of_gpu(s, SECONDS) >= of_gpu(opened, SECONDS) + 4.5
                 )
