@@ -219,6 +219,7 @@ class _Engine:
         self._node = node
         self._model = node.word()
         self._scale = 1
+        self._started = 0.0
         self._account = Account("chat", ModelSettings(path=_MODEL))
         self._config = WorkloadConfig("chat", "vllm", "http://127.0.0.1:8000/metrics", gpus=(0,))
         self._scraper = Scraper(
@@ -234,7 +235,7 @@ class _Engine:
     def tick(self) -> None:
         self._scale += 1
         if self._node.chance.random() < _NEW_NAME_CHANCE:
-            self._model, self._scale = self._node.word(), 1
+            self._model, self._scale, self._started = self._node.word(), 1, self._node.seconds
         self._scraper.scrape()
 
     def snapshot(self) -> WorkloadsSnapshot:
@@ -252,4 +253,5 @@ class _Engine:
             raise ScrapeError(Reason.CONNECTION, "no answer")
         tokens = 'vllm:prompt_tokens_total{engine="0",model_name="acme/tiny"} '
         text = _VLLM.replace(tokens + "1000.0", f"{tokens}{1000.0 * self._scale}")
+        text = text.replace("seconds 1.7608e+09", f"seconds {self._started}")
         return text.replace("acme/tiny", self._model)

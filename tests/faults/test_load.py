@@ -14,6 +14,7 @@ from benchmarks.meter import descriptors, memory, threads
 from benchmarks.scraping import scrape_crowded, scrape_paced
 from tests.daemon.process import DaemonProcess, passive
 from tests.fake_nvml import H100, FakeNvml, Load
+from tests.faults.hostile import Hostile
 from tests.faults.invariants import Witness
 
 
@@ -22,6 +23,8 @@ GPUS = 8
 # What connections may add to the daemon's memory: 64 threads and an answer on the way to each.
 LOAD_BYTES_MAX = 12_000_000
 CONNECTIONS_MAX = 64
+# Resident memory breathes by as much between two measurements under the same load.
+STEADY_BYTES_MAX = 2_000_000
 
 
 class Loaded:
@@ -125,6 +128,34 @@ def test_a_hundred_scrapers(loaded: Loaded) -> None:
 
     assert crowd.failed == 0
     assert len(crowd.seconds) > 100
+    loaded.assert_over()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_hundred_scrapers_for_two_minutes(loaded: Loaded) -> None:
+    """Nobody is refused, and what the daemon holds is the same in the second minute as in the first."""
+    first = scrape_crowded([loaded.address[1]], 100, 60)
+    after_first = memory(loaded.pid, "fake-nvml-control").own
+    second = scrape_crowded([loaded.address[1]], 100, 60)
+    loaded.assert_bounded()
+
+    assert first.failed == second.failed == 0
+    assert memory(loaded.pid, "fake-nvml-control").own < after_first + STEADY_BYTES_MAX
+    loaded.assert_over()
+
+
+@pytest.mark.parametrize(
+    "seconds", [8, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
+)
+def test_more_hostile_clients_than_connections(loaded: Loaded, seconds: int) -> None:
+    """Silent, dribbling, slow, greedy and resetting ones, a hundred together: the scraper beside them is served."""
+    with rightful_scraper(loaded), Hostile(loaded.address, each=20) as hostile:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            loaded.assert_bounded()
+            time.sleep(0.5)
+    assert hostile.connections > 100
     loaded.assert_over()
 
 
