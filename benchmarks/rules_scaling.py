@@ -1,14 +1,19 @@
-"""What the rules and series cost a Prometheus: `python benchmarks/rules_scaling.py [--gpus 1000] [--minutes 7] [--history-days 7]`.
+"""What the rules and series cost a Prometheus: `python benchmarks/rules_scaling.py [--gpus 1000] [--minutes 6]`.
 
-Serves a simulated fleet and lets a real Prometheus scrape it and evaluate deploy/prometheus until all five-minute windows are full; the past
-of the longest baselines is written into Prometheus beforehand. Then the simulator rests, and every rule is evaluated by itself at the
-last instant. The time is the processor time of the Prometheus process, best of five: a wall clock would measure what else the machine
-does. Printed with it: how long the rule groups took live, by the wall clock, beside the simulator; series a GPU; bytes a scrape. 10,000 GPUs are extrapolated, linearly.
+Serves a simulated fleet and lets a real Prometheus scrape it and evaluate deploy/prometheus. What the rules read of more than the last
+five minutes is written into Prometheus beforehand, so that every window is full. Then the simulator's clock stops, and two things are measured:
+
+- live: the time that all rule groups took, as Prometheus itself measures it (prometheus_rule_group_last_duration_seconds), with scrapes going on;
+- alone: every rule at one instant, without scrapes: samples touched, and the processor time and the wall clock of the best of fifteen.
+
+Processor time and samples say the same on a busy machine; the wall clocks do not, so the load is printed with them.
+With it: series a GPU, bytes a scrape, and 10,000 GPUs, extrapolated linearly.
 """
 
 import argparse
 import gzip
 import json
+import os
 import re
 import shutil
 import socket
@@ -19,16 +24,24 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.rules_history import (  # noqa: E402
+    DEFAULT_INTERVAL_SECONDS,
+    SCRAPE_SECONDS,
+    Read,
+    long_reads,
+    rule_groups,
+    seconds_of,
+    write_history,
+)
 from exporter.logging_setup import set_up_logging  # noqa: E402
 from exporter.simulate.fleet import (  # noqa: E402
     FleetPlan,
@@ -43,21 +56,35 @@ from exporter.web.server import Server  # noqa: E402
 
 
 GPUS_A_HOST = 8
-SCRAPE_SECONDS = 15
-EVALUATION_SECONDS = 30
-WINDOW_SECONDS = 330  # a little more than the rules' five minutes
-BASELINE_STEP_SECONDS = 120
-BLOCK_SECONDS = 86400  # as a Prometheus has compacted them after some days
-# What the rules with a window of days read; each has one series a GPU.
-BASELINES = {
-    f"gpu:flopwatch_{name}:{window}": value
-    for name, value in (
-        ("flops_utilization", 0.24),
-        ("probe_baseline_ratio", 0.99),
-    )
-    for window in ("avg1h", "avg1d")
-}
-REPEATS = 5
+REPEATS = 15
+LIVE_EVALUATIONS = 5
+RULES = ROOT / "deploy" / "prometheus"
+
+
+class StoppableClock:
+    """The time, until it is stopped."""
+
+    def __init__(self) -> None:
+        self._stopped_at: float | None = None
+
+    def __call__(self) -> float:
+        return time.time() if self._stopped_at is None else self._stopped_at
+
+    def stop(self) -> None:
+        """Let it be now for ever."""
+        self._stopped_at = time.time()
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCost:
+    """What one evaluation of one rule takes by itself."""
+
+    group: str
+    interval_seconds: int
+    name: str
+    processor_seconds: float
+    wall_seconds: float
+    samples: float
 
 
 def main() -> int:
@@ -66,76 +93,41 @@ def main() -> int:
     )
     parser.add_argument("--gpus", type=int, default=1000)
     parser.add_argument(
-        "--minutes", type=float, default=7.0, help="more than 6, so that all windows are full"
+        "--minutes", type=float, default=6.0, help="6 or more, so that all windows are full"
     )
-    parser.add_argument("--history-days", type=int, default=7)
     arguments = parser.parse_args()
     set_up_logging("error", "auto")
+    clock = StoppableClock()
     hosts = build_fleet(
         FleetPlan(
             find_scenarios(["mixed-fleet"]), hosts=arguments.gpus // GPUS_A_HOST, gpus=GPUS_A_HOST
         ),
-        Timing(time.time(), tick_seconds=5.0),
+        Timing(time.time() - 120, tick_seconds=float(SCRAPE_SECONDS)),
+        clock,
     )
+    for host in hosts:
+        host.advance(clock())
+    reads = long_reads(rule_groups(RULES))
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.history_days:
-            write_history(Path(folder), hosts, arguments.history_days)
-        result = measure(Path(folder), hosts, arguments.minutes)
-    result["history_days"] = arguments.history_days
+        write_history(Path(folder), hosts, reads)
+        result = measure(Path(folder), hosts, clock, arguments.minutes)
     report(result)
     return 0
 
 
-def write_history(folder: Path, hosts: list[SimulatedHost], days: int) -> None:
-    """The baselines' past, as blocks, up to two hours ago: what is newer belongs to Prometheus.
-
-    One file a block: promtool reads all of a file for each block that it makes of it.
-    """
-    newest = int(time.time()) // 7200 * 7200 - 7200
-    midnight = newest // BLOCK_SECONDS * BLOCK_SECONDS
-    for start in range(midnight - days * BLOCK_SECONDS, newest, BLOCK_SECONDS):
-        end = min(start + BLOCK_SECONDS, newest)
-        text = folder / "history.om"
-        with text.open("w") as out:
-            out.writelines(history_lines(hosts, range(start, end, BASELINE_STEP_SECONDS)))
-        command = [
-            "promtool",
-            "tsdb",
-            "create-blocks-from",
-            f"--max-block-duration={BLOCK_SECONDS // 3600}h",
-            "openmetrics",
-            "--quiet",
-            str(text),
-            str(folder / "data"),
-        ]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        text.unlink()
-
-
-def history_lines(hosts: list[SimulatedHost], times: range) -> Iterator[str]:
-    for name, value in BASELINES.items():
-        for host in hosts:
-            for gpu in range(GPUS_A_HOST):
-                labels = (
-                    f'{{cluster="{host.cluster}",gpu="{gpu}",instance="{host.name}",job="flopwatch",'
-                    f'uuid="GPU-SIMULATED-{host.name}-{gpu}"}}'
-                )
-                for step, at in enumerate(times):
-                    yield f"{name}{labels} {value * (1 + 0.001 * (step % 97))} {at}\n"
-    yield "# EOF\n"
-
-
-def measure(folder: Path, hosts: list[SimulatedHost], minutes: float) -> dict[str, Any]:
+def measure(
+    folder: Path, hosts: list[SimulatedHost], clock: StoppableClock, minutes: float
+) -> dict[str, Any]:
     server = Server(["127.0.0.1:0"], fleet_router(hosts), limits=fleet_limits(hosts))
     server.start()
     for kind in ("rules", "alerts"):
-        shutil.copytree(ROOT / "deploy" / "prometheus" / kind, folder / kind)
+        shutil.copytree(RULES / kind, folder / kind)
     (folder / "prometheus.yml").write_text(
         json.dumps(
             {
                 "global": {
                     "scrape_interval": f"{SCRAPE_SECONDS}s",
-                    "evaluation_interval": f"{EVALUATION_SECONDS}s",
+                    "evaluation_interval": f"{DEFAULT_INTERVAL_SECONDS}s",
                 },
                 "rule_files": [f"{folder}/rules/*.yml", f"{folder}/alerts/*.yml"],
                 "scrape_configs": [
@@ -159,6 +151,9 @@ def measure(folder: Path, hosts: list[SimulatedHost], minutes: float) -> dict[st
                 f"--config.file={folder}/prometheus.yml",
                 f"--storage.tsdb.path={folder}/data",
                 "--storage.tsdb.retention.time=30d",
+                # No compaction of the past while we measure.
+                "--storage.tsdb.min-block-duration=2h",
+                "--storage.tsdb.max-block-duration=2h",
                 "--web.enable-lifecycle",
                 f"--web.listen-address=127.0.0.1:{port}",
             ],
@@ -166,30 +161,46 @@ def measure(folder: Path, hosts: list[SimulatedHost], minutes: float) -> dict[st
             stderr=log,
         )
         try:
-            return observe(f"http://127.0.0.1:{port}", prometheus.pid, folder, hosts, minutes)
+            url = f"http://127.0.0.1:{port}"
+            time.sleep(60 * minutes)
+            clock.stop()
+            live = observe_live(url, prometheus.pid)
+            return live | observe_alone(url, prometheus.pid, folder, hosts)
         finally:
             prometheus.terminate()
             prometheus.wait(60)
             server.close(0.5)
 
 
-def observe(
-    url: str, pid: int, folder: Path, hosts: list[SimulatedHost], minutes: float
-) -> dict[str, Any]:
-    ends = time.monotonic() + 60 * minutes
-    live: list[float] = []
-    while time.monotonic() < ends:
-        time.sleep(EVALUATION_SECONDS)
-        if time.monotonic() > ends - 60 * minutes + WINDOW_SECONDS:
-            live.append(sum(group_durations(url).values()))
+def observe_live(url: str, pid: int) -> dict[str, Any]:
+    """Evaluations as they come, with scrapes going on and a simulator that only repeats itself."""
+    time.sleep(DEFAULT_INTERVAL_SECONDS)
+    began, used = time.monotonic(), process_seconds(pid)
+    totals = []
+    for _ in range(LIVE_EVALUATIONS):
+        time.sleep(DEFAULT_INTERVAL_SECONDS)
+        totals.append(sum(group_durations(url).values()))
+    return {
+        "live_seconds": sorted(totals),
+        "prometheus_cores": (process_seconds(pid) - used) / (time.monotonic() - began),
+        "load": os.getloadavg()[0],
+    }
+
+
+def observe_alone(url: str, pid: int, folder: Path, hosts: list[SimulatedHost]) -> dict[str, Any]:
+    """Rule by rule, and what there is in Prometheus."""
     at = time.time() - SCRAPE_SECONDS
     plain = hosts[0].exposition.render(Format.TEXT, compressed=False)
-    series = sum(not line.startswith(b"#") for line in plain.splitlines())
+    exported = sum(
+        not line.startswith(b"#")
+        for host in hosts
+        for line in host.exposition.render(Format.TEXT, compressed=False).splitlines()
+    )
     gpus = len(hosts) * GPUS_A_HOST
+    groups = rule_groups(RULES)
     result = {
         "gpus": gpus,
-        "live_seconds": statistics.median(live),
-        "series_a_gpu": series / GPUS_A_HOST,
+        "series_a_gpu": exported / gpus,
         "recorded_series_a_gpu": ask(url, 'count({__name__=~".+:.+:.+"})', at) / gpus,
         "bytes_a_scrape_and_gpu": len(plain) / GPUS_A_HOST,
         "gzip_bytes_a_scrape_and_gpu": len(gzip.compress(plain, 1)) / GPUS_A_HOST,
@@ -197,41 +208,61 @@ def observe(
         "head_series": own_metric(url, "prometheus_tsdb_head_series"),
         "prometheus_memory_bytes": own_metric(url, "process_resident_memory_bytes"),
         "rule_failures": own_metric(url, "prometheus_rule_evaluation_failures_total"),
+        "strays": strays(url, long_reads(groups), at),
     }
     (folder / "prometheus.yml").write_text("{}")
     urllib.request.urlopen(
         urllib.request.Request(f"{url}/-/reload", method="POST"), timeout=60
     ).close()
-    return result | {"rules": rule_times(url, pid, at)}
+    return result | {"rules": rule_costs(url, pid, groups, at)}
 
 
-def rule_times(url: str, pid: int, at: float) -> list[dict[str, Any]]:
-    """Processor time of each rule alone, at the instant `at`."""
-    # What an empty query costs, HTTP and the idle process included, is not the rule's.
-    empty = min(processor_seconds(url, pid, "vector(0)", at) for _ in range(4 * REPEATS))
+def strays(url: str, reads: Sequence[Read], at: float) -> list[str]:
+    """Metrics whose history is not that of the series that there are now: it would be measured in vain."""
     return [
-        {
-            "group": group["name"],
-            "rule": rule.get("record") or rule["alert"],
-            "seconds": max(0.0, best(url, pid, rule["expr"], at) - empty),
-        }
-        for path in sorted((ROOT / "deploy" / "prometheus").glob("*/*.yml"))
-        for group in yaml.safe_load(path.read_text())["groups"]
-        for rule in group["rules"]
+        name
+        for name in dict.fromkeys(read.name for read in reads)
+        if ask(url, f"count({name})", at) != ask(url, f"count(last_over_time({name}[8d]))", at)
     ]
 
 
-def best(url: str, pid: int, query: str, at: float) -> float:
-    return min(processor_seconds(url, pid, query, at) for _ in range(REPEATS))
+def rule_costs(url: str, pid: int, groups: Sequence[dict[str, Any]], at: float) -> list[RuleCost]:
+    """Each rule alone, at the instant `at`."""
+    # What an empty query costs, HTTP and the idle process included, is not the rule's.
+    empty = [evaluate(url, pid, "vector(0)", at) for _ in range(2 * REPEATS)]
+    idle_processor, idle_wall = min(row[0] for row in empty), min(row[1] for row in empty)
+    costs = []
+    for group in groups:
+        interval = seconds_of(group.get("interval", f"{DEFAULT_INTERVAL_SECONDS}s"))
+        for rule in group["rules"]:
+            runs = [evaluate(url, pid, rule["expr"], at) for _ in range(REPEATS)]
+            costs.append(
+                RuleCost(
+                    group["name"],
+                    interval,
+                    rule.get("record") or rule["alert"],
+                    max(0.0, min(run[0] for run in runs) - idle_processor),
+                    max(0.0, min(run[1] for run in runs) - idle_wall),
+                    runs[0][2],
+                )
+            )
+    return costs
 
 
-def processor_seconds(url: str, pid: int, query: str, at: float) -> float:
-    """What one query takes of the processor. Counted, so that rendering the result as JSON does not weigh in."""
-    parameters = urllib.parse.urlencode({"query": f"count({query})", "time": at}).encode()
-    before = process_seconds(pid)
-    with urllib.request.urlopen(f"{url}/api/v1/query", data=parameters, timeout=120) as answer:
-        answer.read()
-    return process_seconds(pid) - before
+def evaluate(url: str, pid: int, query: str, at: float) -> tuple[float, float, float]:
+    """Processor seconds, wall seconds and samples of one query. Counted, so that rendering the result as JSON does not weigh in."""
+    form = {"query": f"count({query})", "time": at, "stats": "all"}
+    used, began = process_seconds(pid), time.monotonic()
+    with urllib.request.urlopen(
+        f"{url}/api/v1/query", data=urllib.parse.urlencode(form).encode(), timeout=120
+    ) as answer:
+        text = answer.read()
+    wall, processor = time.monotonic() - began, process_seconds(pid) - used
+    return (
+        processor,
+        wall,
+        float(json.loads(text)["data"]["stats"]["samples"]["totalQueryableSamples"]),
+    )
 
 
 def process_seconds(pid: int) -> float:
@@ -258,24 +289,29 @@ def own_metric(url: str, name: str) -> float:
 def ask(url: str, query: str, at: float) -> float:
     query_url = f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query, 'time': at})}"
     with urllib.request.urlopen(query_url, timeout=60) as answer:
-        return float(json.load(answer)["data"]["result"][0]["value"][1])
+        result = json.load(answer)["data"]["result"]
+    return float(result[0]["value"][1]) if result else 0.0
 
 
 def report(result: dict[str, Any]) -> None:
-    groups: dict[str, float] = {}
-    for rule in result["rules"]:
-        groups[rule["group"]] = groups.get(rule["group"], 0.0) + rule["seconds"]
-    total = sum(groups.values())
+    rules: list[RuleCost] = result["rules"]
     gpus = result["gpus"]
-    print(f"{gpus} GPUs, {result['history_days']} days of baselines, {len(result['rules'])} rules")
-    for group, seconds in groups.items():
-        print(f"  {group:24} {1000 * seconds:8.1f} ms")
-    print("slowest rules")
-    for rule in sorted(result["rules"], key=lambda rule: -rule["seconds"])[:12]:
-        print(f"  {rule['rule']:60} {1000 * rule['seconds']:8.1f} ms")
-    print(f"all rules, processor time   {1000 * total:8.1f} ms")
+    processor = sum(rule.processor_seconds for rule in rules)
+    # Each group at its own interval.
+    cores = sum(rule.processor_seconds / rule.interval_seconds for rule in rules)
+    live = result["live_seconds"]
+    print(f"{gpus} GPUs, {len(rules)} rules, {os.cpu_count()} cores, load {result['load']:.1f}")
+    print(f"  {'group':28} {'every':>6} {'processor':>12} {'wall clock':>12} {'samples':>12}")
+    for group in dict.fromkeys(rule.group for rule in rules):
+        own = [rule for rule in rules if rule.group == group]
+        print(_line(group, f"{own[0].interval_seconds} s", own))
+    print(_line("all rules, alone", "", rules))
+    print("most expensive rules")
+    for rule in sorted(rules, key=lambda rule: -rule.processor_seconds)[:12]:
+        print(_line(rule.name, "", [rule], width=62))
     print(
-        f"live, beside the simulator  {1000 * result['live_seconds']:8.1f} ms (sum of the groups' wall clock)"
+        f"all rules, live             {1000 * statistics.median(live):8.0f} ms, sum of the groups' wall clock "
+        f"(median of {len(live)}, {1000 * live[0]:.0f} to {1000 * live[-1]:.0f})"
     )
     print(
         f"series a GPU                {result['series_a_gpu']:8.0f} exported, {result['recorded_series_a_gpu']:.0f} recorded"
@@ -285,22 +321,34 @@ def report(result: dict[str, Any]) -> None:
         f"{result['gzip_bytes_a_scrape_and_gpu']:.0f} gzip"
     )
     print(
-        f"Prometheus                  {result['head_series']:8.0f} series, {result['prometheus_memory_bytes'] / 2**20:.0f} MiB"
+        f"Prometheus                  {result['head_series']:8.0f} series, {result['prometheus_memory_bytes'] / 2**20:.0f} MiB, "
+        f"{result['prometheus_cores']:.2f} cores with scrapes every {SCRAPE_SECONDS} s and rules"
     )
     print(
         f"hosts scraped               {result['scraped_hosts']:8.0f}, failed evaluations {result['rule_failures']:.0f}"
     )
-    series = (result["series_a_gpu"] + result["recorded_series_a_gpu"]) * 10_000
+    for name in result["strays"]:
+        print(f"not measured with a full window: {name}")
+    exported, recorded = 1e4 * result["series_a_gpu"], 1e4 * result["recorded_series_a_gpu"]
+    pace = exported / SCRAPE_SECONDS + recorded / DEFAULT_INTERVAL_SECONDS
+    times = 10_000 / gpus
     print("10,000 GPUs, extrapolated linearly:")
     print(
-        f"  all rules                 {10_000 / gpus * total:8.2f} s of every {EVALUATION_SECONDS} s"
+        f"  all rules                 {times * processor:8.2f} s of processor time an evaluation, {times * cores:.2f} cores"
     )
     print(
-        f"  series                    {series / 1e6:8.2f} million, {series / SCRAPE_SECONDS / 1e3:.0f} thousand samples a second"
+        f"  series                    {(exported + recorded) / 1e6:8.2f} million, {pace / 1e3:.0f} thousand samples a second"
     )
     print(
         f"  gzip a second             {result['gzip_bytes_a_scrape_and_gpu'] * 10_000 / SCRAPE_SECONDS / 2**20:8.2f} MiB"
     )
+
+
+def _line(name: str, interval: str, rules: Sequence[RuleCost], width: int = 28) -> str:
+    processor = 1000 * sum(rule.processor_seconds for rule in rules)
+    wall = 1000 * sum(rule.wall_seconds for rule in rules)
+    every = f" {interval:>6}" if width == 28 else ""
+    return f"  {name:{width}}{every} {processor:9.1f} ms {wall:9.1f} ms {sum(rule.samples for rule in rules):12,.0f}"
 
 
 if __name__ == "__main__":

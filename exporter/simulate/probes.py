@@ -11,7 +11,15 @@ from exporter.simulate.scenarios import Fault
 
 
 # What healthy hardware reaches: shares of FLOP per clock, of memory bandwidth, of the PCIe link.
-_EFFICIENCY = {"bf16": 0.78, "fp8": 0.71, "int8": 0.72, "fp64": 0.86}
+_EFFICIENCY = {
+    "fp64": 0.86,
+    "fp32": 0.89,
+    "tf32": 0.76,
+    "fp16": 0.79,
+    "bf16": 0.78,
+    "fp8": 0.71,
+    "int8": 0.72,
+}
 _MEMORY_SHARE = 0.91
 _LINK_SHARE = 0.82
 _LAUNCH_SECONDS = 4.2e-6
@@ -64,8 +72,9 @@ class SimulatedProbes:
         for kernel, at in self._succeeded.items():
             labels = (*self._labels, ("kernel", kernel))
             yield Point(probes.PROBE_LAST_SUCCESS_TIMESTAMP_SECONDS, labels, at)
-            mismatches = float(self._mismatches.get(kernel, 0))
-            yield Point(probes.PROBE_MISMATCHES_TOTAL, labels, mismatches)
+            if kernel != "launch":  # it has no result to compare
+                mismatches = float(self._mismatches.get(kernel, 0))
+                yield Point(probes.PROBE_MISMATCHES_TOTAL, labels, mismatches)
         yield Point(probes.PROBE_GPU_SECONDS_TOTAL, self._labels, self._gpu_seconds)
         yield Point(probes.PROBE_WORKER_MEMORY_BYTES, self._labels, _WORKER_BYTES)
         if self._clock_hertz is not None:

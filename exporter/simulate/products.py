@@ -43,7 +43,7 @@ H100 = Product(
     pcie_generation=5,
     source="gpm",
     precision="fp8",
-    probe_precisions=("bf16", "fp8", "int8", "fp64"),
+    probe_precisions=("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "int8"),
 )
 A100 = Product(
     name="NVIDIA A100-SXM4-80GB",
@@ -60,7 +60,7 @@ A100 = Product(
     pcie_generation=4,
     source="dcgm",
     precision="bf16",
-    probe_precisions=("bf16", "int8", "fp64"),
+    probe_precisions=("fp64", "fp32", "tf32", "fp16", "bf16", "int8"),
 )
 L4 = Product(
     name="NVIDIA L4",
@@ -77,5 +77,5 @@ L4 = Product(
     pcie_generation=4,
     source="dcgm",
     precision="bf16",
-    probe_precisions=("bf16", "fp8", "int8"),
+    probe_precisions=("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "int8"),
 )

@@ -160,15 +160,15 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
         dashboard.with_row(Row("Sampling"))
         .with_panel(
             lines(
-                "Tick duration",
-                "How long reading the GPUs of a host takes, mean of a tick, five slowest hosts. It should stay well under the interval; one that climbs is a driver that becomes slow, often before it hangs.",
+                "Time spent reading",
+                "Share of the time in which a GPU's thread waits for the driver, mean of the host's GPUs, five slowest hosts. One that climbs is a driver that becomes slow, often before it hangs; near 100 % ticks are missed.",
                 [
                     Query(
-                        f"topk(5, instance:flopwatch_tick_duration_seconds:mean5m{{{NODE}}})",
+                        f"topk(5, instance:flopwatch_tick_duration_seconds:rate5m{{{NODE}}})",
                         "{{instance}}",
                     )
                 ],
-                unit="s",
+                unit="percentunit",
                 fill=0,
                 span=8,
             )

@@ -156,8 +156,14 @@ def _where(dashboard: Dashboard) -> Dashboard:
                         f"gpu:flopwatch_flops_utilization:same_hour{{{GPU}}}",
                         "same hour before",
                     ),
-                    Query(f"gpu:flopwatch_flops_utilization:avg1d{{{GPU}}}", "day"),
-                    Query(f"gpu:flopwatch_flops_utilization:avg7d{{{GPU}}}", "week"),
+                    Query(
+                        f"avg_over_time(gpu:flopwatch_flops_utilization:avg1h{{{GPU}}}[1d:1h])",
+                        "day",
+                    ),
+                    Query(
+                        f"avg_over_time(gpu:flopwatch_flops_utilization:avg1h{{{GPU}}}[7d:1h])",
+                        "week",
+                    ),
                 ],
                 unit="percentunit",
                 dashed=["same hour before|day|week"],

@@ -130,7 +130,7 @@ def _table(dashboard: Dashboard) -> Dashboard:
                 Query(of_worst(f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}")),
                 Query(
                     of_worst(
-                        f"gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} / (gpu:flopwatch_probe_baseline_ratio:avg7d{{{GPU}}} > 0) - 1"
+                        f"gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} / (gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} offset 7d > 0) - 1"
                     )
                 ),
                 Query(
@@ -199,10 +199,10 @@ def _peers(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Baseline drift",
-                "The hour's slowest probe against the week's, lowest five. A slow drift of one GPU model after a driver update is the update.",
+                "The hour's slowest probe against the same hour a week ago, lowest five. Empty in the first week. A slow drift of one GPU model after a driver update is the update.",
                 [
                     Query(
-                        f"bottomk(5, gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} / (gpu:flopwatch_probe_baseline_ratio:avg7d{{{GPU}}} > 0) - 1)",
+                        f"bottomk(5, gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} / (gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} offset 7d > 0) - 1)",
                         WHO,
                     )
                 ],

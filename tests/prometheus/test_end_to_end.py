@@ -30,7 +30,7 @@ EMPTY_WHEN_HEALTHY = {
     "XIDs",  # the chosen GPU has none
 }
 # Parts of queries that need days of history, or a state that this hardware's counters never leave open.
-EMPTY_HERE = (":same_hour", ":avg7d", 'state="unresolved"')
+EMPTY_HERE = (":same_hour", "[1d:1h]", "[7d:1h]", "offset 7d", 'state="unresolved"')
 
 
 @pytest.fixture(scope="module")

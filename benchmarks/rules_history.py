@@ -1,0 +1,205 @@
+"""A past for a Prometheus that was started just now: what rules with long windows read of a simulated fleet, as blocks.
+
+Which metrics these are, and how far back each is read, is found in the rules themselves.
+"""
+
+import math
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from exporter.metrics.catalogue import CATALOGUE
+from exporter.metrics.family import Point
+from exporter.simulate.host import SimulatedHost
+
+
+DAY_SECONDS = 86400
+LIVE_SECONDS = 300.0  # what is read of the last five minutes, the run itself fills
+RUN_SECONDS = 1800.0  # a run lasts no longer
+DEFAULT_INTERVAL_SECONDS = 30
+SCRAPE_SECONDS = 15
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# Selector, window, step of a subquery, offset: what stands in the rules.
+_READ = re.compile(
+    r"(?P<name>[a-z_][\w:]*)(?:\{(?P<matchers>[^}]*)\})?"
+    r"(?:\[(?P<window>\d+[smhd])(?::\w+)?\])?(?: offset (?P<offset>\d+[smhd]))?"
+)
+_MATCHER = re.compile(r'(\w+)\s*(=~|!=|=)\s*"([^"]*)"')
+# Recorded only while something is wrong.
+_SELDOM = {"gpu:flopwatch_probe_mismatches:increase15m", "gpu:flopwatch_probe_mismatches:sum"}
+# Low enough that the present never looks like a drop, and above what the rules leave out as idle.
+_RECORDED_VALUE = 0.5
+_RECORDED_RATIO = 0.02
+# Labels of recorded series beside cluster, job and instance, by the beginning of their names; the longest wins.
+_RECORDED_LABELS = {
+    "gpu:": ("gpu", "uuid"),
+    "instance:": (),
+    "workload:": ("workload",),
+    "workload:flopwatch_model_tokens": ("workload", "model"),
+    "model:": ("model",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A selector that a rule reads from `begins` to `ends` seconds ago, of samples `step` seconds apart."""
+
+    name: str
+    matchers: tuple[tuple[str, str, str], ...]
+    begins: float
+    ends: float
+    step: float
+
+
+def seconds_of(duration: str) -> int:
+    """`15m` in seconds."""
+    return int(duration[:-1]) * _UNITS[duration[-1]]
+
+
+def rule_groups(folder: Path) -> list[dict[str, Any]]:
+    """All groups of the rule files under a folder."""
+    return [
+        group
+        for path in sorted(folder.glob("*/*.yml"))
+        for group in yaml.safe_load(path.read_text())["groups"]
+    ]
+
+
+def long_reads(groups: Sequence[dict[str, Any]]) -> list[Read]:
+    """Every selector of the rules that looks back farther than the run lasts."""
+    steps = {
+        rule["record"]: seconds_of(group.get("interval", f"{DEFAULT_INTERVAL_SECONDS}s"))
+        for group in groups
+        for rule in group["rules"]
+        if "record" in rule
+    }
+    found = {
+        read
+        for group in groups
+        for rule in group["rules"]
+        for read in _reads(rule["expr"], steps)
+        if read.begins > LIVE_SECONDS and read.name not in _SELDOM
+    }
+    return sorted(found, key=lambda read: (read.name, read.begins, read.matchers))
+
+
+def _reads(expr: str, steps: dict[str, int]) -> Iterator[Read]:
+    for found in _READ.finditer(expr):
+        if not (found["window"] or found["offset"]):
+            continue
+        offset = seconds_of(found["offset"]) if found["offset"] else 0
+        # An instant value is looked for in the last five minutes.
+        window = seconds_of(found["window"]) if found["window"] else LIVE_SECONDS
+        name = found["name"]
+        matchers = tuple(_MATCHER.findall(found["matchers"] or ""))
+        step = steps.get(name, SCRAPE_SECONDS)
+        yield Read(name, matchers, offset + window, offset, step)
+
+
+def write_history(folder: Path, hosts: Sequence[SimulatedHost], reads: Sequence[Read]) -> None:
+    """Write blocks of a day each, the last one up to this moment.
+
+    One file a block: promtool reads all of a file for each block that it makes of it.
+    """
+    now = time.time()
+    oldest = max(read.begins for read in reads)
+    midnight = int(now - oldest) // DAY_SECONDS * DAY_SECONDS
+    for begins, ends in pairwise(range(midnight, int(now) + 2 * DAY_SECONDS, DAY_SECONDS)):
+        text = folder / "history.om"
+        if begins < time.time():
+            with text.open("w") as out:
+                out.writelines(_lines(hosts, reads, now, begins, ends))
+            _make_block(text, folder / "data")
+
+
+def _make_block(text: Path, data: Path) -> None:
+    command = ["promtool", "tsdb", "create-blocks-from", "--max-block-duration=24h"]
+    command += ["openmetrics", "--quiet", str(text), str(data)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    text.unlink()
+
+
+def _lines(
+    hosts: Sequence[SimulatedHost], reads: Sequence[Read], now: float, begins: float, ends: float
+) -> Iterator[str]:
+    points = {host.name: list(host.points()) for host in hosts}
+    for name in dict.fromkeys(read.name for read in reads):
+        # A model is served by many hosts; its series is one.
+        for host in hosts[:1] if name.startswith("model:") else hosts:
+            for labels, value, wanted in _series(host, points[host.name], name, reads):
+                times = sorted({at for read in wanted for at in _times(read, now, begins, ends)})
+                wiggle = 0.0 if name.endswith("_total") else 0.001
+                for step, at in enumerate(times):
+                    yield f"{name}{labels} {value * (1 + wiggle * (step % 97))} {at}\n"
+    yield "# EOF\n"
+
+
+def _times(read: Read, now: float, begins: float, ends: float) -> range:
+    """When a read's samples lie between two instants, at multiples of its step."""
+    # What is read with an offset moves on while the run lasts; the newest block goes up to the moment of its writing.
+    newest = time.time() - (max(0.0, read.ends - RUN_SECONDS))
+    first = math.ceil(max(now - read.begins, begins) / read.step) * int(read.step)
+    return range(first, int(min(newest, ends)), int(read.step))
+
+
+def _series(
+    host: SimulatedHost, points: Sequence[Point], name: str, reads: Sequence[Read]
+) -> Iterator[tuple[str, float, list[Read]]]:
+    """Labels and value of the host's series of this name, each with the reads that want it."""
+    for labels, value in _recorded(host, points, name) if ":" in name else _exported(points, name):
+        wanted = [
+            read for read in reads if read.name == name and _selects(read.matchers, dict(labels))
+        ]
+        if wanted:
+            target = {"cluster": host.cluster, "instance": host.name, "job": "flopwatch"}
+            if name.startswith("model:"):
+                del target["instance"]
+            text = ",".join(f'{key}="{text}"' for key, text in (target | dict(labels)).items())
+            yield f"{{{text}}}", value, wanted
+
+
+def _exported(
+    points: Sequence[Point], name: str
+) -> Iterator[tuple[tuple[tuple[str, str], ...], float]]:
+    for point in points:
+        if point.family.name + point.suffix == name:
+            yield tuple((key, value) for key, value in point.labels if value), point.value
+
+
+def _recorded(
+    host: SimulatedHost, points: Sequence[Point], name: str
+) -> Iterator[tuple[tuple[tuple[str, str], ...], float]]:
+    prefix = max((prefix for prefix in _RECORDED_LABELS if name.startswith(prefix)), key=len)
+    wanted = _RECORDED_LABELS[prefix]
+    # A family that has these labels: what the series is recorded from, where that is exported.
+    own = name.split(":")[1]
+    if own not in {family.name for family in CATALOGUE}:
+        own = {"gpu:": "flopwatch_gpu_up", "instance:": "flopwatch_build_info"}.get(
+            prefix, "flopwatch_model_info"
+        )
+    value = _RECORDED_RATIO if "flops_utilization" in name else _RECORDED_VALUE
+    found = {
+        tuple((key, text) for key, text in point.labels if key in wanted): value
+        for point in points
+        if point.family.name == own
+    }
+    yield from found.items()
+
+
+def _selects(matchers: Sequence[tuple[str, str, str]], labels: dict[str, str]) -> bool:
+    for key, operator, value in matchers:
+        if key in {"job", "cluster", "instance"}:
+            continue
+        has = labels.get(key, "")
+        if operator == "=~" and not re.fullmatch(value, has):
+            return False
+        if (operator == "=" and has != value) or (operator == "!=" and has == value):
+            return False
+    return True
