@@ -75,7 +75,7 @@ def examine(
     findings += gpu_findings(driver, config)
     findings += dcgm_findings(config, without_gpm(driver))
     torch = torch_question.answer() if torch_question is not None else None
-    findings += probe_findings(torch, config, has_gpus=bool(gpus))
+    findings += probe_findings(torch, config, gpus)
     findings += engine_findings(config)
     findings += kubernetes_findings(config)
     return Report(

@@ -17,9 +17,9 @@ from exporter.accounting.peaks import find_peaks
 from exporter.logging_setup import set_up_logging
 from exporter.nvml.errors import NvmlError
 from exporter.nvml.library import DeviceCalls, DriverLibrary, call
-from exporter.nvml.mig import list_instances, mig_enabled, read_instance
+from exporter.nvml.mig import gpm_ways, list_instances, mig_enabled, read_instance
 from exporter.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity, read_memory
-from exporter.sources.gpm import GpmSource
+from exporter.sources.gpm import GpmSource, open_together
 
 
 _VIRTUALIZATION = {0: "none", 1: "passthrough", 2: "vgpu", 3: "host_vgpu", 4: "host_vsga"}
@@ -93,14 +93,7 @@ def _describe(library: DriverLibrary, device: dict[str, Any]) -> None:
         memory=read_memory(calls),
         mig=mig_enabled(calls),
     )
-    device["instances"] = [
-        {
-            "uuid": instance.uuid,
-            "gpu_instance_id": instance.gpu_instance_id,
-            **asdict(read_instance(calls, instance.handle)),
-        }
-        for instance in (list_instances(calls) if device["mig"] else ())
-    ]
+    device["instances"] = _instances(calls, identity.sm_clock_max_hertz) if device["mig"] else []
     fast = read_fast(calls, read_clock(calls, time.monotonic), traffic=True)
     device["missing"] = sorted(
         name
@@ -115,6 +108,34 @@ def _describe(library: DriverLibrary, device: dict[str, Any]) -> None:
             device["processes"] = len(slow["processes"])
     device["refused"] = dict(calls.errors)
     device["gpm"] = _gpm(calls, identity.sm_count, identity.sm_clock_max_hertz)
+
+
+def _instances(calls: DeviceCalls, max_hertz: float | None) -> list[dict[str, Any]]:
+    """The MIG instances, and whether GPM answers for each."""
+    instances: list[dict[str, Any]] = []
+    sources: list[GpmSource] = []
+    for listed in list_instances(calls):
+        facts = read_instance(calls, listed.handle)
+        instances.append(
+            {"uuid": listed.uuid, "gpu_instance_id": listed.gpu_instance_id, **asdict(facts)}
+        )
+        source = GpmSource(
+            listed.handle,
+            sm_count=facts.sm_count,
+            max_hertz=max_hertz,
+            on_implausible=lambda _what: None,
+            ways=gpm_ways(calls.handle, listed),
+        )
+        sources.append(source)
+    failures = dict(
+        open_together(sources, lambda: read_clock(calls, time.monotonic).sm_clock_hertz)
+    )
+    for instance, source in zip(instances, sources, strict=True):
+        error = failures.get(source)
+        instance["gpm"] = {"source": source.name} if error is None else {"error": error.reason}
+        if error is None:
+            source.close()
+    return instances
 
 
 def _gpm(calls: DeviceCalls, sm_count: int | None, max_hertz: float | None) -> dict[str, str]:

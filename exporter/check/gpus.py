@@ -56,7 +56,11 @@ def driver_findings(answer: Answer, config: Config) -> Iterator[Finding]:
         level = Level.OK if count else Level.FAILURE if wanted else Level.WARNING
         version = driver.get("cuda_driver_version")
         cuda = f", CUDA {version // 1000}.{version % 1000 // 10}" if version else ""
-        yield Finding("driver", level, f"{driver.get('driver_version')}{cuda}, {count} GPU(s)")
+        library = f", library {driver['nvml_version']}" if driver.get("nvml_version") else ""
+        text = f"{driver.get('driver_version')}{library}{cuda}, {count} GPU(s)"
+        yield Finding("driver", level, text)
+        if config.probes.enabled:
+            yield from _permissions(Level.WARNING, "probes need it")
         return
     text, remedy = _ERRORS.get(error, (f"the driver answers {error}", "see dmesg"))
     nodes = _device_nodes()
@@ -64,9 +68,7 @@ def driver_findings(answer: Answer, config: Config) -> Iterator[Finding]:
         yield Finding("driver", Level.NOTE, "no NVIDIA driver here: the host processor is watched")
         return
     yield Finding("driver", Level.FAILURE, text, remedy)
-    for node in nodes:
-        if not os.access(node, os.R_OK | os.W_OK):
-            yield Finding("permissions", Level.FAILURE, f"{node} cannot be opened", f"chmod {node}")
+    yield from _permissions(Level.FAILURE, "nothing works without")
 
 
 def gpu_findings(answer: Answer, config: Config) -> Iterator[Finding]:
@@ -84,8 +86,24 @@ def gpu_findings(answer: Answer, config: Config) -> Iterator[Finding]:
 
 
 def without_gpm(answer: Answer) -> list[Mapping[str, Any]]:
-    """The GPUs that need DCGM for their FLOPS."""
-    return [d for d in answer.documents[1:] if "error" in d.get("gpm", {})]
+    """The GPUs that need DCGM for their FLOPS: GPM answers neither for them nor for an instance."""
+    return [
+        device
+        for device in answer.documents[1:]
+        if "error" in device.get("gpm", {})
+        and not any("source" in instance["gpm"] for instance in device["instances"])
+    ]
+
+
+def _permissions(level: Level, why: str) -> Iterator[Finding]:
+    for node in _device_nodes():
+        if not os.access(node, os.R_OK | os.W_OK):
+            yield Finding(
+                "permissions",
+                level,
+                f"{node} cannot be opened: {why}",
+                f"give the user read and write access to {node}",
+            )
 
 
 def _source(area: str, name: str, device: Mapping[str, Any], config: Config) -> Finding:
@@ -137,7 +155,10 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
         )
     if device.get("mig"):
         instances = device["instances"]
-        sizes = ", ".join(f"{i['gpu_instance_id']} ({i['sm_count']} SMs)" for i in instances)
+        sizes = ", ".join(
+            f"{i['gpu_instance_id']} ({i['sm_count']} SMs, {_instance_source(i)})"
+            for i in instances
+        )
         yield Finding(
             area,
             Level.OK if instances else Level.WARNING,
@@ -156,6 +177,13 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
             f"{free / 2**20:.0f} MiB free: probes hold off below "
             f"{config.probes.min_free_memory_bytes / 2**20:.0f} MiB",
         )
+
+
+def _instance_source(instance: Mapping[str, Any]) -> str:
+    gpm: Mapping[str, str] = instance["gpm"]
+    if "source" in gpm:
+        return f"FLOPS from {gpm['source']}"
+    return "no GPM" if gpm["error"] == "not_supported" else f"GPM fails: {gpm['error']}"
 
 
 def _device_nodes() -> list[str]:

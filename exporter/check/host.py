@@ -2,15 +2,17 @@
 
 import ctypes
 import os
+import re
+import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from exporter.check.finding import Finding, Level
 from exporter.check.subprocesses import Answer
 from exporter.config.model import Config
-from exporter.dcgm.exposition import parse
+from exporter.dcgm.exposition import DeviceKey, DeviceSample, parse
 from exporter.engines.errors import Reason, ScrapeError
 from exporter.engines.http import fetch
 from exporter.errors import ListenError
@@ -24,6 +26,12 @@ _TIMEOUT_SECONDS = 3.0
 # adjtimex(2): the return value that says that nothing disciplines the clock.
 _TIME_ERROR = 5
 _TIMEX_BYTES = 256  # struct timex is 208 bytes on 64-bit Linux
+# Longs before `maxerror`: modes (padded), offset, freq. In microseconds.
+_TIMEX_MAXERROR = struct.Struct("@lll l")
+# torch.cuda.get_arch_list: sm_80, sm_90a, compute_120.
+_BUILT = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[af]?")
+# Scrapes are a second apart or more: timestamps that are further off mislead.
+_CLOCK_ERROR_SECONDS = 1.0
 
 
 def port_findings(config: Config) -> Iterator[Finding]:
@@ -87,20 +95,30 @@ def dcgm_findings(config: Config, gpus: Sequence[Any]) -> Iterator[Finding]:
             "run dcgm-exporter on this node, or set dcgm.url",
         )
         return
-    known = {key.uuid: sample for key, sample in devices.items() if key.gpu_instance_id is None}
     for gpu in gpus:
-        sample = known.get(gpu["uuid"])
-        if sample is None:
-            yield Finding("dcgm", Level.WARNING, f"knows nothing of GPU {gpu['index']}")
-        elif sample.missing_fields:
-            yield Finding(
-                "dcgm",
-                Level.WARNING,
-                f"GPU {gpu['index']}: does not export {', '.join(sample.missing_fields)}",
-                "add them to dcgm-exporter's counters file (-f, DCGM_EXPORTER_COLLECTORS)",
-            )
-        else:
-            yield Finding("dcgm", Level.OK, f"GPU {gpu['index']}: all fields that FLOPS need")
+        # Of a GPU in MIG mode there are rows of its instances.
+        wanted = [(f"GPU {gpu['index']}", DeviceKey(gpu["uuid"]))]
+        if gpu["instances"]:
+            wanted = [
+                (f"{name}, MIG instance {mig}", DeviceKey(key.uuid, mig))
+                for name, key in wanted
+                for mig in (str(i["gpu_instance_id"]) for i in gpu["instances"])
+            ]
+        for name, key in wanted:
+            yield _dcgm_finding(name, devices.get(key))
+
+
+def _dcgm_finding(name: str, sample: DeviceSample | None) -> Finding:
+    if sample is None:
+        return Finding("dcgm", Level.WARNING, f"knows nothing of {name}")
+    if sample.missing_fields:
+        return Finding(
+            "dcgm",
+            Level.WARNING,
+            f"{name}: does not export {', '.join(sample.missing_fields)}",
+            "add them to dcgm-exporter's counters file (-f, DCGM_EXPORTER_COLLECTORS)",
+        )
+    return Finding("dcgm", Level.OK, f"{name}: all fields that FLOPS need")
 
 
 def engine_findings(config: Config) -> Iterator[Finding]:
@@ -142,9 +160,10 @@ def kubernetes_findings(config: Config) -> Iterator[Finding]:
 
 def clock_findings() -> Iterator[Finding]:
     """Whether anything keeps the clock: timestamps of a host that drifts mislead."""
-    status = _clock_status()
-    if status is None:
+    found = _clock()
+    if found is None:
         return
+    status, error_seconds = found
     if status == _TIME_ERROR:
         yield Finding(
             "clock",
@@ -152,11 +171,20 @@ def clock_findings() -> Iterator[Finding]:
             f"not synchronised ({time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())})",
             "run chrony or systemd-timesyncd",
         )
+    elif error_seconds > _CLOCK_ERROR_SECONDS:
+        yield Finding(
+            "clock",
+            Level.WARNING,
+            f"synchronised, but may be {error_seconds:.1f} s off",
+            "see chronyc tracking, or timedatectl timesync-status",
+        )
     else:
-        yield Finding("clock", Level.OK, "synchronised")
+        yield Finding("clock", Level.OK, f"synchronised, at most {error_seconds * 1e3:.3g} ms off")
 
 
-def probe_findings(answer: Answer | None, config: Config, *, has_gpus: bool) -> Iterator[Finding]:
+def probe_findings(
+    answer: Answer | None, config: Config, gpus: Sequence[Mapping[str, Any]]
+) -> Iterator[Finding]:
     """Whether the probes have a torch, and one that can use these GPUs."""
     if not config.probes.enabled or answer is None:
         yield Finding("probes", Level.NOTE, "turned off by probes.enabled")
@@ -170,7 +198,7 @@ def probe_findings(answer: Answer | None, config: Config, *, has_gpus: bool) -> 
         yield Finding(
             "probes", Level.WARNING, text, "pip install flopwatch[probes], or probes.enabled: false"
         )
-    elif has_gpus and not torch["cuda_available"]:
+    elif gpus and not torch["cuda_available"]:
         built = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
         yield Finding(
             "probes",
@@ -181,6 +209,29 @@ def probe_findings(answer: Answer | None, config: Config, *, has_gpus: bool) -> 
     else:
         cuda = f", CUDA {torch['cuda']}" if torch["cuda"] else ""
         yield Finding("probes", Level.OK, f"torch {torch['version']}{cuda}")
+        yield from _foreign_gpus(torch, gpus)
+
+
+def _foreign_gpus(torch: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """GPUs for which the installed torch has no code."""
+    built = [match for name in torch.get("architectures", ()) if (match := _BUILT.fullmatch(name))]
+    if not built:
+        return
+    for gpu in gpus:
+        major, minor = gpu.get("compute_capability") or (0, 0)
+        # Machine code for 8.0 runs on 8.6 and on no other major version; PTX on all that are newer.
+        usable = any(
+            (int(match["major"]), int(match["minor"])) <= (major, minor)
+            and (match["kind"] == "compute" or int(match["major"]) == major)
+            for match in built
+        )
+        if major and not usable:
+            yield Finding(
+                "probes",
+                Level.WARNING,
+                f"this torch has no code for GPU {gpu['index']} (compute capability {major}.{minor})",
+                "install a torch that is built for it",
+            )
 
 
 def _is_flopwatch(host: str, port: int) -> bool:
@@ -193,12 +244,16 @@ def _is_flopwatch(host: str, port: int) -> bool:
     return "flopwatch_build_info" in text
 
 
-def _clock_status() -> int | None:
-    """The kernel's clock state, read only; None where it will not say."""
+def _clock() -> tuple[int, float] | None:
+    """The kernel's clock state and the most that it may be off in seconds; None if it will not say."""
     try:
         adjtimex = ctypes.CDLL(None, use_errno=True).adjtimex
     except (OSError, AttributeError):
         return None
     # All zeros: modes 0 changes nothing.
-    status = int(adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES)))
-    return status if status >= 0 else None
+    timex = ctypes.create_string_buffer(_TIMEX_BYTES)
+    status = int(adjtimex(timex))
+    if status < 0:
+        return None
+    microseconds = _TIMEX_MAXERROR.unpack_from(timex.raw)[-1]
+    return status, microseconds / 1e6

@@ -12,10 +12,18 @@ from typing import Any
 import pytest
 
 from exporter.check import doctor
-from exporter.check.subprocesses import ask_driver
+from exporter.check.host import clock_findings, probe_findings
+from exporter.check.subprocesses import Answer, ask_driver
 from exporter.config.load import ConfigOrigin, load_config
-from tests.dcgm.server import DEFAULT_FIELDS, DcgmExporter, device_rows
-from tests.fake_nvml import A100, H100, H100_3G_40GB, FakeNvml
+from tests.dcgm.server import ALL_FIELDS, DEFAULT_FIELDS, DcgmExporter, device_rows
+from tests.fake_nvml import (
+    A100,
+    A100_1G_10GB,
+    A100_3G_40GB,
+    H100,
+    H100_3G_40GB,
+    FakeNvml,
+)
 
 
 Check = Callable[..., tuple[int, dict[str, Any]]]
@@ -89,7 +97,7 @@ def test_each_gpu_says_where_its_flops_come_from(check: Check, tmp_path: Path) -
         "warning",
         "NVIDIA A100-SXM4-80GB: GPM begins with Hopper: FLOPS need DCGM",
     ) in found(report, "gpu 1")
-    assert ("ok", "MIG instances: 1 (60 SMs)") in found(report, "gpu 2")
+    assert ("ok", "MIG instances: 1 (60 SMs, FLOPS from gpm_cycles)") in found(report, "gpu 2")
     assert [level for level, _text in found(report, "dcgm")] == ["warning"]
 
 
@@ -109,6 +117,75 @@ def test_missing_dcgm_fields_are_named(check: Check, tmp_path: Path) -> None:
             ),
         )
     ]
+
+
+def test_instances_before_hopper_are_looked_for_in_dcgms_rows(check: Check, tmp_path: Path) -> None:
+    """An A100 in MIG mode has no GPM at all, and dcgm-exporter has rows of its instances."""
+    with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
+        fake.gpu(0).set_mig([A100_3G_40GB, A100_1G_10GB])
+        labels = {"gpu": "0", "UUID": fake.gpu(0).uuid, "GPU_I_ID": "1"}
+        dcgm.show(device_rows(dict.fromkeys(ALL_FIELDS, 0.5), **labels))
+        code, report = check(fake, f"dcgm: {{url: '{dcgm.url}'}}\n")
+
+    assert code == 0
+    assert ("ok", "MIG instances: 1 (42 SMs, no GPM), 7 (14 SMs, no GPM)") in found(report, "gpu 0")
+    assert found(report, "dcgm") == [
+        ("ok", "GPU 0, MIG instance 1: all fields that FLOPS need"),
+        ("warning", "knows nothing of GPU 0, MIG instance 7"),
+    ]
+
+
+def test_library_and_driver_tell_their_versions(check: Check, tmp_path: Path) -> None:
+    """Both, and the CUDA that the driver can run."""
+    with FakeNvml([H100], tmp_path, driver_version="570.10", cuda_driver_version=12080) as fake:
+        _code, report = check(fake)
+
+    assert found(report, "driver") == [("ok", "570.10, library 13.570.10, CUDA 12.8, 1 GPU(s)")]
+
+
+@pytest.mark.parametrize(
+    ("built", "known"),
+    [
+        (["sm_80", "sm_90"], True),
+        (["sm_70", "sm_90", "sm_120"], False),
+        (["sm_70", "compute_75"], True),
+        (["sm_86a"], False),
+        ([], True),
+    ],
+)
+def test_a_torch_without_code_for_a_gpu_is_named(built: list[str], known: bool) -> None:
+    """For an A100 (8.0): machine code of its major version up to its minor, or older PTX."""
+    torch = {"version": "2.9", "cuda": "12.8", "cuda_available": True, "architectures": built}
+    config = load_config(ConfigOrigin(file=None, flags={}, environment={}))
+    gpus = [{"index": 0, "compute_capability": [8, 0]}]
+
+    findings = list(probe_findings(Answer((torch,)), config, gpus))
+
+    assert [finding.level for finding in findings] == ["ok"] + ["warning"] * (not known)
+
+
+def test_partitioned_gpus_say_that_they_are_not_probed(check: Check, tmp_path: Path) -> None:
+    """With the default, and no more once the instances are probed."""
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.gpu(0).set_mig([H100_3G_40GB])
+        _code, report = check(fake, FLOPWATCH_PROBES_ENABLED="true")
+        skipped = ("note", "not probed: probes.mig is skip")
+        assert skipped in found(report, "gpu 0")
+        _code, report = check(fake, FLOPWATCH_PROBES_ENABLED="true", FLOPWATCH_PROBES_MIG="run")
+        assert skipped not in found(report, "gpu 0")
+
+
+def test_the_clock_says_how_far_it_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody keeps it, it is kept badly, it is kept well."""
+    for clock, level, text in (
+        ((5, 16.0), "warning", "not synchronised"),
+        ((0, 2.5), "warning", "synchronised, but may be 2.5 s off"),
+        ((0, 0.0123), "ok", "synchronised, at most 12.3 ms off"),
+    ):
+        monkeypatch.setattr("exporter.check.host._clock", lambda clock=clock: clock)
+        (finding,) = clock_findings()
+        assert finding.level == level
+        assert finding.text.startswith(text)
 
 
 def test_a_lost_gpu_fails_and_the_others_are_examined(check: Check, tmp_path: Path) -> None:
