@@ -11,6 +11,8 @@ from exporter.nvml.library import DeviceCalls
 from exporter.readings import ClockSample, DeviceIdentity, FastReading, ProcessUse
 
 
+# Begins the stand-in for the UUID of a device that does not tell it: its PCI address follows.
+NO_UUID = "PCI-"
 _ARCHITECTURES = {
     2: "kepler",
     3: "maxwell",
@@ -94,7 +96,7 @@ def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) ->
     memory = read_memory(calls)
     return DeviceIdentity(
         index=str(index),
-        uuid=_text(calls.ask("nvmlDeviceGetUUID")) or f"PCI-{bus_id or index}",
+        uuid=_text(calls.ask("nvmlDeviceGetUUID")) or f"{NO_UUID}{bus_id or index}",
         name=_text(calls.ask("nvmlDeviceGetName")) or "unknown",
         architecture=_architecture(architecture),
         compute_capability=tuple(capability) if capability is not None else None,

@@ -99,6 +99,10 @@ class SampledGpu:
         """Where the driver lists the device now. Called from another thread; seen to in a tick."""
         self._enumerated = (index, handle_address(handle), epoch)
 
+    def usurped(self, epoch: int) -> None:
+        """Its handle is another device's now. Called from another thread; seen to in a tick."""
+        self._enumerated = (self._index, 0, epoch)
+
     def open(self) -> None:
         """Find the device, by UUID once it is known: its index may have changed. Raises NvmlError."""
         library = self._context.library

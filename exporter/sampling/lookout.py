@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from exporter.nvml.errors import DriverGone, DriverMismatch, NvmlError
-from exporter.nvml.library import DriverLibrary, call
+from exporter.nvml.library import DriverLibrary, call, handle_address
+from exporter.nvml.reading import NO_UUID
 from exporter.sampling.gpu import SampledGpu
 from exporter.snapshot import UNKNOWN
 
@@ -69,6 +70,11 @@ class DeviceLookout:
             except NvmlError:
                 continue  # lost, or not for us
             gpu = known.get(uuid)
+            for holder in self._holders(gpus, handle):
+                if gpu is None and holder.uuid.startswith(NO_UUID):
+                    gpu = holder  # it would not tell its UUID when it was opened
+                elif holder is not gpu:
+                    holder.usurped(epoch)
             if gpu is not None:
                 gpu.enumerated(index, handle, epoch)
             elif len(gpus) < _GPUS_MAX:
@@ -77,3 +83,10 @@ class DeviceLookout:
             elif not self._full_logged:
                 self._full_logged = True
                 log.warning("gpu_not_sampled", gpu=index, uuid=uuid, most=_GPUS_MAX)
+
+    @staticmethod
+    def _holders(gpus: Sequence[SampledGpu], handle: object) -> list[SampledGpu]:
+        """The GPUs that are read through this very handle; the driver may use it for another now."""
+        address = handle_address(handle)
+        opened = [(gpu, gpu.handle) for gpu in gpus]
+        return [gpu for gpu, held in opened if held is not None and handle_address(held) == address]
