@@ -1,6 +1,9 @@
 """What every dashboard shares: variables, links, selectors."""
 
+from typing import Protocol, Self, TypeVar
+
 from grafana_foundation_sdk.builders import dashboard as d
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import dashboard as md
 
 from grafana.panels import DATASOURCE
@@ -14,6 +17,16 @@ CLUSTER = 'job=~"$job", cluster=~"$cluster"'
 NODE = f'{CLUSTER}, instance=~"$instance"'
 GPU = f'{NODE}, gpu=~"$gpu"'
 WHOLE_GPU = f'{GPU}, mig=""'
+
+# Sections of the page on how to read the panels.
+WORDS = "peak-executed-useful"
+NORMAL = "what-is-normal"
+STATES = "where-the-peak-goes"
+CHOICES = "from-pattern-to-choice"
+FLEET = "fleet-which-gpu-and-why"
+PROBES = "probes-is-it-still-the-gpu-it-was"
+MODELS = "models-what-became-tokens"
+TRUST = "exporter-can-you-trust-the-picture"
 
 GPU_LINK = (
     "/d/flopwatch-gpu?${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
@@ -38,6 +51,24 @@ def variable(
         return made.multi(False).include_all(False)
     everything = md.VariableOption(selected=True, text=["All"], value=["$__all"])
     return made.multi(True).include_all(True).all_value(all_value).current(everything)
+
+
+class _Linkable(Protocol):
+    def links(self, links: list[Builder[md.DashboardLink]]) -> Self: ...
+
+
+P = TypeVar("P", bound=_Linkable)
+
+
+def explained(panel: P, section: str) -> P:
+    """The panel with a link to the section that says how to read it and what to choose."""
+    link = (
+        d.DashboardLink("What this means, and what to do")
+        .type(md.DashboardLinkType.LINK)
+        .url(f"{DOCS}#{section}")
+        .target_blank(True)
+    )
+    return panel.links([link])
 
 
 def board(

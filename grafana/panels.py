@@ -133,6 +133,8 @@ def number(
         .color_mode(mc.BigValueColorMode.VALUE)
         .graph_mode(mc.BigValueGraphMode.AREA if spark else mc.BigValueGraphMode.NONE)
         .text_mode(mc.BigValueTextMode.NAME if name_only else mc.BigValueTextMode.AUTO)
+        # Grafana's own choice of size follows each panel's width, and the row looks ragged.
+        .text(common.VizTextDisplayOptions().value_size(14 if name_only else 30))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .span(span)
         .height(height)
@@ -258,12 +260,13 @@ def bars(
     queries: Sequence[Query],
     *,
     unit: str,
+    labels: Sequence[str],
     thresholds: Sequence[Threshold] = BLUE,
     span: int = 8,
     height: int = 8,
     maximum: float | None = None,
 ) -> bargauge.Panel:
-    """The present values, longest bar first as the query sorts them."""
+    """The present values, longest bar first as the query sorts them; `labels` name a bar."""
     panel = (
         bargauge.Panel()
         .title(title)
@@ -279,6 +282,8 @@ def bars(
         .min_viz_height(16)
         .max_viz_height(32)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        # A lone bar has no name otherwise.
+        .display_name(" ".join(f"${{__field.labels.{label}}}" for label in labels))
         .span(span)
         .height(height)
     )
@@ -372,6 +377,7 @@ class Column:
     width: int | None = None
     bar_maximum: float | None = None
     link: str | None = None
+    link_title: str = "Open the GPU"
     mappings: Mapping[str, tuple[str, str]] | None = None
 
     def field(self, queries: int) -> str:
@@ -455,7 +461,10 @@ def _column_look(column: Column) -> list[md.DynamicConfigValue]:
         )
     if column.link is not None:
         look.append(
-            _value("links", [{"title": "Open the GPU", "url": column.link, "targetBlank": False}])
+            _value(
+                "links",
+                [{"title": column.link_title, "url": column.link, "targetBlank": False}],
+            )
         )
     if column.mappings:
         options = {

@@ -21,10 +21,9 @@ from exporter.snapshot import HostSnapshot
 # A host that was not looked at for long catches up in this many steps, however long they are.
 _CATCH_UP_TICKS = 300
 _SERIES_LIMIT = 20_000
-# What the served model costs: 70 billion parameters, 2 FLOP each a token, and what is wasted.
-_FLOP_PER_TOKEN = 2 * 70e9
+# A token costs 2 FLOP a parameter of the served model; the rest of what the tensor pipes do is wasted.
+_FLOP_PER_PARAMETER = 2
 _USEFUL_SHARE = 0.88
-_MODEL = "llama-3.1-70b-instruct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,8 @@ class SimulatedHost:
         self._lock = threading.Lock()
         self._now = timing.began
         product = scenario.products[position % len(scenario.products)]
+        self._product = product
+        self._flop_per_token = _FLOP_PER_PARAMETER * product.model_parameters
         self._gpus = [
             SimulatedGpu(product, self._identity(product, index), f"{seed}/{name}/{index}")
             for index in range(gpus)
@@ -123,25 +124,25 @@ class SimulatedHost:
     def _serve(self, seconds: float, prefill_share: float) -> None:
         """Turn what the tensor pipes did in the last tick into tokens."""
         delivered = sum(gpu.delivered_flops for gpu in self._gpus)
-        tokens = _USEFUL_SHARE * delivered * seconds / _FLOP_PER_TOKEN
+        tokens = _USEFUL_SHARE * delivered * seconds / self._flop_per_token
         self._tokens["prefill"] += prefill_share * tokens
         self._tokens["decode"] += (1 - prefill_share) * tokens
 
     def _workloads(self) -> WorkloadsSnapshot:
-        precision = self._gpus[0].product.precision
+        precision = self._product.precision
         model = ModelSnapshot(
-            model=_MODEL,
+            model=self._product.model,
             precision=precision,
             prefill_tokens=self._tokens["prefill"],
             decode_tokens=self._tokens["decode"],
-            prefill_flop=self._tokens["prefill"] * _FLOP_PER_TOKEN,
-            decode_flop=self._tokens["decode"] * _FLOP_PER_TOKEN,
+            prefill_flop=self._tokens["prefill"] * self._flop_per_token,
+            decode_flop=self._tokens["decode"] * self._flop_per_token,
             dram_bytes=0.9
             * sum(sum(gpu.accounts.counters().dram_bytes.values()) for gpu in self._gpus),
             running_requests=self._requests,
             waiting_requests=0.0,
-            parameters=70e9,
-            active_parameters=70e9,
+            parameters=self._product.model_parameters,
+            active_parameters=self._product.model_parameters,
         )
         gpus = tuple(GpuRef(gpu.identity.index, gpu.identity.uuid) for gpu in self._gpus)
         workload = WorkloadSnapshot(

@@ -9,7 +9,7 @@ _GIBI = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One GPU product. `source` is the one that tells its pipe activity apart."""
+    """One GPU product. `source` is the one that tells its pipe activity apart; `model` is what its hosts serve."""
 
     name: str
     architecture: str
@@ -26,6 +26,8 @@ class Product:
     source: str
     precision: str
     probe_precisions: tuple[str, ...]
+    model: str
+    model_parameters: float
 
 
 H100 = Product(
@@ -44,6 +46,8 @@ H100 = Product(
     source="gpm",
     precision="fp8",
     probe_precisions=("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "int8"),
+    model="llama-3.1-70b-instruct",
+    model_parameters=70e9,
 )
 A100 = Product(
     name="NVIDIA A100-SXM4-80GB",
@@ -61,6 +65,8 @@ A100 = Product(
     source="dcgm",
     precision="bf16",
     probe_precisions=("fp64", "fp32", "tf32", "fp16", "bf16", "int8"),
+    model="qwen2.5-32b-instruct",
+    model_parameters=32e9,
 )
 L4 = Product(
     name="NVIDIA L4",
@@ -78,4 +84,6 @@ L4 = Product(
     source="dcgm",
     precision="bf16",
     probe_precisions=("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "int8"),
+    model="llama-3.1-8b-instruct",
+    model_parameters=8e9,
 )

@@ -2,7 +2,12 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana.frame import NODE, board
+from grafana.frame import (
+    NODE,
+    TRUST,
+    board,
+    explained,
+)
 from grafana.panels import (
     BLUE,
     Column,
@@ -33,18 +38,21 @@ def _now(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            number(
-                "Stale sources",
-                "Sources of hosts with a GPU that has had no value for five minutes. See the freshness panel for which, and its log for why.",
-                [
-                    Query(
-                        f"count(time() - instance_source:flopwatch_source_last_success_timestamp_seconds:min{{{NODE}}} > 300) or vector(0)",
-                        "stale",
-                    )
-                ],
-                unit="none",
-                thresholds=bad_above(1, 1),
-                span=4,
+            explained(
+                number(
+                    "Stale sources",
+                    "Sources of hosts with a GPU that has had no value for five minutes. See the freshness panel for which, and its log for why.",
+                    [
+                        Query(
+                            f"count(time() - instance_source:flopwatch_source_last_success_timestamp_seconds:min{{{NODE}}} > 300) or vector(0)",
+                            "stale",
+                        )
+                    ],
+                    unit="none",
+                    thresholds=bad_above(1, 1),
+                    span=4,
+                ),
+                TRUST,
             )
         )
         .with_panel(
@@ -159,18 +167,21 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
     return (
         dashboard.with_row(Row("Sampling"))
         .with_panel(
-            lines(
-                "Time spent reading",
-                "Share of the time in which a GPU's thread waits for the driver, mean of the host's GPUs, five slowest hosts. One that climbs is a driver that becomes slow, often before it hangs; near 100 % ticks are missed.",
-                [
-                    Query(
-                        f"topk(5, instance:flopwatch_tick_duration_seconds:rate5m{{{NODE}}})",
-                        "{{instance}}",
-                    )
-                ],
-                unit="percentunit",
-                fill=0,
-                span=8,
+            explained(
+                lines(
+                    "Time spent reading",
+                    "Share of the time in which a GPU's thread waits for the driver, mean of the host's GPUs, five slowest hosts. One that climbs is a driver that becomes slow, often before it hangs; near 100 % ticks are missed.",
+                    [
+                        Query(
+                            f"topk(5, instance:flopwatch_tick_duration_seconds:rate5m{{{NODE}}})",
+                            "{{instance}}",
+                        )
+                    ],
+                    unit="percentunit",
+                    fill=0,
+                    span=8,
+                ),
+                TRUST,
             )
         )
         .with_panel(
@@ -189,17 +200,20 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            lines(
-                "Age of the sources' last value",
-                "Seconds since each source last gave a value, five oldest hosts. A line that climbs is a source that stopped: profiler, right, or dcgm-exporter.",
-                [
-                    Query(
-                        f"topk(5, time() - instance_source:flopwatch_source_last_success_timestamp_seconds:min{{{NODE}}})",
-                        "{{source}} {{instance}}",
-                    )
-                ],
-                unit="s",
-                span=8,
+            explained(
+                lines(
+                    "Age of the sources' last value",
+                    "Seconds since each source last gave a value, five oldest hosts. A line that climbs is a source that stopped: profiler, right, or dcgm-exporter.",
+                    [
+                        Query(
+                            f"topk(5, time() - instance_source:flopwatch_source_last_success_timestamp_seconds:min{{{NODE}}})",
+                            "{{source}} {{instance}}",
+                        )
+                    ],
+                    unit="s",
+                    span=8,
+                ),
+                TRUST,
             )
         )
         .with_panel(

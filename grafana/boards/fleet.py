@@ -2,10 +2,21 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana.frame import CLUSTER, GPU_LINK, NODE, board
+from grafana.firing import firing
+from grafana.frame import (
+    CHOICES,
+    CLUSTER,
+    FLEET,
+    GPU_LINK,
+    MODELS,
+    NODE,
+    NORMAL,
+    STATES,
+    board,
+    explained,
+)
 from grafana.panels import (
     BLUE,
-    SEVERITY_COLORS,
     Column,
     Query,
     Threshold,
@@ -21,10 +32,6 @@ from grafana.panels import (
 
 
 NAME = f'{CLUSTER}, name=~"$name"'
-# Some alerts are of no instance.
-OURS = (
-    f'{CLUSTER}, instance=~"$instance|", alertname=~"(GPU|NVLink|PCIe|Probe|Workload|Flopwatch).+"'
-)
 # Worst first: slow beside the peers, or clocks held down.
 WORST = (
     f"topk(20, gpu:flopwatch_lost_speed:ratio{{{NODE}}} and on (cluster, job, instance, gpu)"
@@ -63,35 +70,41 @@ def _now(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            number(
-                "Of peak",
-                "Delivered over the summed data-sheet peak. 30-60 % is good for prefill and training-like loads, 2-10 % is normal for decode: compare with its own past, not with 100 %.",
-                [
-                    Query(
-                        f"sum(cluster:flopwatch_tensor_flop:rate5m{{{CLUSTER}}}) / sum(cluster:flopwatch_peak_flops:headline{{{CLUSTER}}})",
-                        "of peak",
-                    )
-                ],
-                unit="percentunit",
-                decimals=1,
-                thresholds=BLUE,
-                span=4,
+            explained(
+                number(
+                    "Of peak",
+                    "Delivered over the summed data-sheet peak. 30-60 % is good for prefill and training-like loads, 2-10 % is normal for decode: compare with its own past, not with 100 %.",
+                    [
+                        Query(
+                            f"sum(cluster:flopwatch_tensor_flop:rate5m{{{CLUSTER}}}) / sum(cluster:flopwatch_peak_flops:headline{{{CLUSTER}}})",
+                            "of peak",
+                        )
+                    ],
+                    unit="percentunit",
+                    decimals=1,
+                    thresholds=BLUE,
+                    span=4,
+                ),
+                NORMAL,
             )
         )
         .with_panel(
-            number(
-                "Memory bandwidth used",
-                "Of the theoretical bandwidth of all device memory. High with low FLOPS means decode at small batch: larger batches, quantised weights or KV cache make more of it.",
-                [
-                    Query(
-                        f"sum(cluster:flopwatch_dram_bytes:rate5m{{{CLUSTER}}}) / sum(cluster:flopwatch_peak_dram_bandwidth_bytes_per_second:sum{{{CLUSTER}}})",
-                        "of bandwidth",
-                    )
-                ],
-                unit="percentunit",
-                decimals=1,
-                thresholds=BLUE,
-                span=4,
+            explained(
+                number(
+                    "Memory bandwidth used",
+                    "Of the theoretical bandwidth of all device memory. High with low FLOPS means decode at small batch: larger batches, quantised weights or KV cache make more of it.",
+                    [
+                        Query(
+                            f"sum(cluster:flopwatch_dram_bytes:rate5m{{{CLUSTER}}}) / sum(cluster:flopwatch_peak_dram_bandwidth_bytes_per_second:sum{{{CLUSTER}}})",
+                            "of bandwidth",
+                        )
+                    ],
+                    unit="percentunit",
+                    decimals=1,
+                    thresholds=BLUE,
+                    span=4,
+                ),
+                CHOICES,
             )
         )
         .with_panel(
@@ -105,67 +118,62 @@ def _now(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            number(
-                "Energy per PFLOP",
-                "Joules for 10^15 delivered operations: what a unit of work costs. It rises when GPUs idle or wait for memory; consolidate replicas or grow the batch.",
-                [
-                    Query(
-                        f"1e15 * sum(cluster:flopwatch_energy_joules:rate5m{{{CLUSTER}}}) / (sum(cluster:flopwatch_tensor_flop:rate5m{{{CLUSTER}}}) > 0)",
-                        "per PFLOP",
-                    )
-                ],
-                unit="joule",
-                thresholds=BLUE,
-                span=4,
-                no_value="no work",
+            explained(
+                number(
+                    "Energy per PFLOP",
+                    "Joules for 10^15 delivered operations: what a unit of work costs. It rises when GPUs idle or wait for memory; consolidate replicas or grow the batch.",
+                    [
+                        Query(
+                            f"1e15 * sum(cluster:flopwatch_energy_joules:rate5m{{{CLUSTER}}}) / (sum(cluster:flopwatch_tensor_flop:rate5m{{{CLUSTER}}}) > 0)",
+                            "per PFLOP",
+                        )
+                    ],
+                    unit="joule",
+                    thresholds=BLUE,
+                    span=4,
+                    no_value="no work",
+                ),
+                CHOICES,
             )
         )
     )
 
 
 def _wrong(dashboard: Dashboard) -> Dashboard:
-    ranks = {"3": "critical", "2": "warning", "1": "info"}
-    severities = {rank: (name, SEVERITY_COLORS[name]) for rank, name in ranks.items()}
-    firing = " or ".join(
-        f'{rank} * max by (alertname, cluster, instance, gpu) (ALERTS{{alertstate="firing", severity="{name}", {OURS}}})'
-        for rank, name in ranks.items()
-    )
     return dashboard.with_panel(
-        rows(
-            "What is wrong now",
-            "Firing alerts of this project, worst first. Open the GPU by its number; each alert's runbook says what to do. Empty is good.",
-            [Query(firing)],
-            [
-                Column("A", "Severity", width=85, mappings=severities),
-                Column(
-                    "alertname",
-                    "Alert",
-                    link="https://github.com/flopwatch/flopwatch/blob/main/docs/runbooks/${__value.text}.md",
-                ),
-                Column("cluster", "Cluster", width=160),
-                Column("instance", "Instance", width=190),
-                Column("gpu", "GPU", width=60, link=GPU_LINK),
-            ],
-            sort_by="Severity",
-            span=12,
-            height=9,
-            no_value="nothing fires",
+        explained(
+            firing(
+                "What is wrong now",
+                "Firing alerts of this project, worst first. Open the GPU by its number, the runbook by the alert's name: it says what to do. Empty is good.",
+                'instance=~"$instance|"',  # some alerts are of no instance
+                where=[
+                    Column("cluster", "Cluster", width=180),
+                    Column("instance", "Instance", width=190),
+                    Column("gpu", "GPU", width=60, link=GPU_LINK),
+                ],
+                span=12,
+                height=9,
+            ),
+            FLEET,
         )
     ).with_panel(
-        state_stack(
-            "Where the peak goes",
-            "Shares of the fleet's peak FLOP/s. Much `memory`: batch or quantise. `stall`: fuse kernels, fewer synchronisations. `underfill`: small grids, raise concurrency. `clock_*`: heat or power. `idle`: fewer replicas or more traffic.",
-            f'sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}, state="STATE"}}) / sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}}})',
-            span=12,
-            height=9,
+        explained(
+            state_stack(
+                "Where the peak goes",
+                "Shares of the fleet's peak FLOP/s. Much `memory`: batch or quantise. `stall`: fuse kernels, fewer synchronisations. `underfill`: small grids, raise concurrency. `clock_*`: heat or power. `idle`: fewer replicas or more traffic.",
+                f'sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}, state="STATE"}}) / sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}}})',
+                span=12,
+                height=9,
+            ),
+            STATES,
         )
     )
 
 
 def _worst(dashboard: Dashboard) -> Dashboard:
     columns = [
-        Column("cluster", "Cluster", width=150),
-        Column("instance", "Instance", width=170),
+        Column("cluster", "Cluster", width=180),
+        Column("instance", "Instance", width=190),
         Column("gpu", "GPU", width=50, link=GPU_LINK),
         Column("name", "Model"),
         Column("H", "Lost speed", "percentunit", bad_above(0.05, 0.1), 1, 105),
@@ -178,24 +186,29 @@ def _worst(dashboard: Dashboard) -> Dashboard:
         Column("G", "Power", "watt", decimals=0, width=75),
     ]
     return dashboard.with_panel(
-        rows(
-            "Worst GPUs",
-            "The 20 GPUs that lost most speed: beside the median of their model, or to clocks. A low probe with good clocks is sick silicon or memory; lost clocks are heat or power; low delivery with good probes is traffic or software. Open the GPU by its number.",
-            [
-                Query(per_gpu(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}}")),
-                Query(per_gpu(f"gpu:flopwatch_probe_baseline_ratio:min{{{NODE}}}")),
-                Query(
-                    f"max by (cluster, instance, gpu, name) ((gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} and on (cluster, job, instance, gpu) {WORST}) * on (cluster, job, instance, gpu) group_left (name) gpu:flopwatch_gpu:info{{{NODE}}})"
-                ),
-                Query(per_gpu(f"gpu:flopwatch_busy:ratio_rate5m{{{NODE}}}")),
-                Query(per_gpu(f"gpu:flopwatch_clock_loss:ratio_rate5m{{{NODE}}}")),
-                Query(per_gpu(f'flopwatch_temperature_celsius{{{NODE}, mig="", sensor="gpu"}}')),
-                Query(per_gpu(f"gpu:flopwatch_energy_joules:rate5m{{{NODE}}}")),
-                Query(per_gpu(f"gpu:flopwatch_lost_speed:ratio{{{NODE}}}")),
-            ],
-            columns,
-            sort_by="Lost speed",
-            height=9,
+        explained(
+            rows(
+                "Worst GPUs",
+                "The 20 GPUs that lost most speed: beside the median of their model, or to clocks. A low probe with good clocks is sick silicon or memory; lost clocks are heat or power; low delivery with good probes is traffic or software. Open the GPU by its number.",
+                [
+                    Query(per_gpu(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}}")),
+                    Query(per_gpu(f"gpu:flopwatch_probe_baseline_ratio:min{{{NODE}}}")),
+                    Query(
+                        f"max by (cluster, instance, gpu, name) ((gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} and on (cluster, job, instance, gpu) {WORST}) * on (cluster, job, instance, gpu) group_left (name) gpu:flopwatch_gpu:info{{{NODE}}})"
+                    ),
+                    Query(per_gpu(f"gpu:flopwatch_busy:ratio_rate5m{{{NODE}}}")),
+                    Query(per_gpu(f"gpu:flopwatch_clock_loss:ratio_rate5m{{{NODE}}}")),
+                    Query(
+                        per_gpu(f'flopwatch_temperature_celsius{{{NODE}, mig="", sensor="gpu"}}')
+                    ),
+                    Query(per_gpu(f"gpu:flopwatch_energy_joules:rate5m{{{NODE}}}")),
+                    Query(per_gpu(f"gpu:flopwatch_lost_speed:ratio{{{NODE}}}")),
+                ],
+                columns,
+                sort_by="Lost speed",
+                height=9,
+            ),
+            FLEET,
         )
     )
 
@@ -220,15 +233,18 @@ def _course(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            bucket_heatmap(
-                "GPUs by utilization",
-                "How many GPUs deliver which share of their peak. Two bands are two kinds of load; a faint band below the others is a group of GPUs to look at.",
-                Query(
-                    f"sum by (le) (cluster_le:flopwatch_flops_utilization:count{{{CLUSTER}}})",
-                    "{{le}}",
+            explained(
+                bucket_heatmap(
+                    "GPUs by utilization",
+                    "How many GPUs deliver which share of their peak. Two bands are two kinds of load; a faint band below the others is a group of GPUs to look at.",
+                    Query(
+                        f"sum by (le) (cluster_le:flopwatch_flops_utilization:count{{{CLUSTER}}})",
+                        "{{le}}",
+                    ),
+                    unit="percentunit",
+                    cumulative=False,
                 ),
-                unit="percentunit",
-                cumulative=False,
+                NORMAL,
             )
         )
         .with_panel(
@@ -256,20 +272,25 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 unit="percentunit",
+                labels=["instance"],
             )
         )
         .with_panel(
-            bars(
-                "Served models, useful of peak",
-                "Model FLOPS utilization by the engines' own token counts. Far below what the tensor pipes deliver: padding, recomputation, rejected drafts.",
-                [
-                    Query(
-                        f'sort_desc(sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}}) / sum by (model) (model:flopwatch_peak_flops:headline{{{CLUSTER}, model=~"$model"}}))',
-                        "{{model}}",
-                    )
-                ],
-                unit="percentunit",
-                thresholds=[Threshold(None, "green")],
+            explained(
+                bars(
+                    "Served models, useful of peak",
+                    "Model FLOPS utilization by the engines' own token counts. Far below what the tensor pipes deliver: padding, recomputation, rejected drafts.",
+                    [
+                        Query(
+                            f'sort_desc(sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}}) / sum by (model) (model:flopwatch_peak_flops:headline{{{CLUSTER}, model=~"$model"}}))',
+                            "{{model}}",
+                        )
+                    ],
+                    unit="percentunit",
+                    thresholds=[Threshold(None, "green")],
+                    labels=["model"],
+                ),
+                MODELS,
             )
         )
     )

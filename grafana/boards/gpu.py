@@ -3,7 +3,18 @@
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
 from grafana.boards.gpu_health import health, memory_and_links, probes
-from grafana.frame import GPU, WHOLE_GPU, board
+from grafana.firing import firing
+from grafana.frame import (
+    CHOICES,
+    GPU,
+    NORMAL,
+    PROBES,
+    STATES,
+    WHOLE_GPU,
+    WORDS,
+    board,
+    explained,
+)
 from grafana.panels import (
     BLUE,
     Query,
@@ -50,58 +61,74 @@ def _now(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            number(
-                "Delivered",
-                "FLOP/s of the tensor pipe at the headline precision. Low with much `memory` in the stack: batch; low with much `idle`: traffic.",
-                [
-                    Query(
-                        f'sum by (instance, gpu) (rate(flopwatch_flop_total{{{WHOLE_GPU}, pipe="tensor"}}[{RATE}]))',
-                        "GPU {{gpu}}",
-                    )
-                ],
-                unit="flops",
-                thresholds=BLUE,
-                span=3,
+            explained(
+                number(
+                    "Delivered",
+                    "FLOP/s of the tensor pipe at the headline precision. Low with much `memory` in the stack: batch; low with much `idle`: traffic.",
+                    [
+                        Query(
+                            f'sum by (instance, gpu) (rate(flopwatch_flop_total{{{WHOLE_GPU}, pipe="tensor"}}[{RATE}]))',
+                            "GPU {{gpu}}",
+                        )
+                    ],
+                    unit="flops",
+                    thresholds=BLUE,
+                    span=3,
+                ),
+                WORDS,
             )
         )
         .with_panel(
-            number(
-                "Of peak",
-                "Of the data sheet's dense peak. 2-10 % is normal for decode. Compare with the GPU's own week below before you worry.",
-                [Query(f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{GPU}}}", "GPU {{gpu}}")],
-                unit="percentunit",
-                decimals=1,
-                thresholds=BLUE,
-                span=3,
+            explained(
+                number(
+                    "Of peak",
+                    "Of the data sheet's dense peak. 2-10 % is normal for decode. Compare with the GPU's own week below before you worry.",
+                    [
+                        Query(
+                            f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{GPU}}}", "GPU {{gpu}}"
+                        )
+                    ],
+                    unit="percentunit",
+                    decimals=1,
+                    thresholds=BLUE,
+                    span=3,
+                ),
+                NORMAL,
             )
         )
         .with_panel(
-            number(
-                "Probe of own past",
-                "The slowest micro-probe over this GPU's own baseline. Below 95 % it is slower than it was; below 75 % take it out of service.",
-                [
-                    Query(
-                        f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}",
-                        "GPU {{gpu}}",
-                    )
-                ],
-                unit="percentunit",
-                decimals=1,
-                thresholds=good_above(0.75, 0.95),
-                no_value="not probed",
-                span=3,
+            explained(
+                number(
+                    "Probe of own past",
+                    "The slowest micro-probe over this GPU's own baseline. Below 95 % it is slower than it was; below 75 % take it out of service.",
+                    [
+                        Query(
+                            f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}",
+                            "GPU {{gpu}}",
+                        )
+                    ],
+                    unit="percentunit",
+                    decimals=1,
+                    thresholds=good_above(0.75, 0.95),
+                    no_value="not probed",
+                    span=3,
+                ),
+                PROBES,
             )
         )
         .with_panel(
-            number(
-                "Probe of peers",
-                "The slowest micro-probe over the median of the same model in the cluster, clock divided out for GEMMs. Below 95 % with a robust z under -3.5 it is a straggler.",
-                [Query(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{GPU}}}", "GPU {{gpu}}")],
-                unit="percentunit",
-                decimals=1,
-                thresholds=good_above(0.75, 0.95),
-                no_value="not probed",
-                span=3,
+            explained(
+                number(
+                    "Probe of peers",
+                    "The slowest micro-probe over the median of the same model in the cluster, clock divided out for GEMMs. Below 95 % with a robust z under -3.5 it is a straggler.",
+                    [Query(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{GPU}}}", "GPU {{gpu}}")],
+                    unit="percentunit",
+                    decimals=1,
+                    thresholds=good_above(0.75, 0.95),
+                    no_value="not probed",
+                    span=3,
+                ),
+                PROBES,
             )
         )
         .with_panel(
@@ -136,62 +163,86 @@ def _now(dashboard: Dashboard) -> Dashboard:
 
 def _where(dashboard: Dashboard) -> Dashboard:
     return (
-        dashboard.with_row(Row("Where the peak goes"))
+        dashboard.with_row(Row("What is wrong, and where the peak goes"))
         .with_panel(
-            state_stack(
-                "Where the peak goes",
-                "Fills 0 to 100 %. `memory`: grow the batch, quantise. `stall`: fuse, synchronise less. `underfill`: more concurrency. `clock_thermal`: cooling. `clock_power`: limit or supply. `idle`: traffic or scheduling.",
-                f'sum(rate(flopwatch_gpu_seconds_total{{{WHOLE_GPU}, state="STATE"}}[{RATE}])) / sum(rate(flopwatch_gpu_seconds_total{{{WHOLE_GPU}}}[{RATE}]))',
-                span=16,
-                height=10,
+            explained(
+                firing(
+                    "What is wrong with it",
+                    "Alerts that fire for this GPU, worst first. The name opens the runbook, which says what to do. Empty is good.",
+                    'instance=~"$instance", gpu=~"$gpu"',
+                    span=6,
+                    height=10,
+                ),
+                CHOICES,
             )
         )
         .with_panel(
-            lines(
-                "Delivered, against its own past",
-                "Now, and the same hour before (lower of yesterday and a week ago), a day's and a week's mean. Well below its past at equal traffic: see the stack for the reason.",
-                [
-                    Query(f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{GPU}}}", "now"),
-                    Query(
-                        f"gpu:flopwatch_flops_utilization:same_hour{{{GPU}}}",
-                        "same hour before",
-                    ),
-                    Query(
-                        f"avg_over_time(gpu:flopwatch_flops_utilization:avg1h{{{GPU}}}[1d:1h])",
-                        "day",
-                    ),
-                    Query(
-                        f"avg_over_time(gpu:flopwatch_flops_utilization:avg1h{{{GPU}}}[7d:1h])",
-                        "week",
-                    ),
-                ],
-                unit="percentunit",
-                dashed=["same hour before|day|week"],
-                span=8,
-                height=10,
+            explained(
+                state_stack(
+                    "Where the peak goes",
+                    "Fills 0 to 100 %. `memory`: grow the batch, quantise. `stall`: fuse, synchronise less. `underfill`: more concurrency. `clock_thermal`: cooling. `clock_power`: limit or supply. `idle`: traffic or scheduling.",
+                    f'sum(rate(flopwatch_gpu_seconds_total{{{WHOLE_GPU}, state="STATE"}}[{RATE}])) / sum(rate(flopwatch_gpu_seconds_total{{{WHOLE_GPU}}}[{RATE}]))',
+                    span=11,
+                    height=10,
+                ),
+                STATES,
             )
         )
         .with_panel(
-            lines(
-                "Pipes",
-                "Share of cycles in which each pipe worked. fp32 high and tensor low: a model or kernel that does not use the tensor cores.",
-                [Query(f"flopwatch_pipe_active_ratio{{{WHOLE_GPU}}}", "{{pipe}}")],
-                unit="percentunit",
-                span=6,
+            explained(
+                lines(
+                    "Delivered, against its own past",
+                    "Now, and the same hour before (lower of yesterday and a week ago), a day's and a week's mean. Well below its past at equal traffic: see the stack for the reason.",
+                    [
+                        Query(f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{GPU}}}", "now"),
+                        Query(
+                            f"gpu:flopwatch_flops_utilization:same_hour{{{GPU}}}",
+                            "same hour before",
+                        ),
+                        Query(
+                            f"avg_over_time(gpu:flopwatch_flops_utilization:avg1h{{{GPU}}}[1d:1h])",
+                            "day",
+                        ),
+                        Query(
+                            f"avg_over_time(gpu:flopwatch_flops_utilization:avg1h{{{GPU}}}[7d:1h])",
+                            "week",
+                        ),
+                    ],
+                    unit="percentunit",
+                    dashed=["same hour before|day|week"],
+                    span=7,
+                    height=10,
+                ),
+                CHOICES,
             )
         )
         .with_panel(
-            lines(
-                "Activity",
-                "Graphics engine, SMs, warps. `gpu` at 100 % with `SM` far lower is a GPU that looks busy and is not: small grids.",
-                [
-                    Query(f"flopwatch_gpu_active_ratio{{{WHOLE_GPU}}}", "gpu"),
-                    Query(f"flopwatch_sm_active_ratio{{{WHOLE_GPU}}}", "SM"),
-                    Query(f"flopwatch_sm_occupancy_ratio{{{WHOLE_GPU}}}", "occupancy"),
-                ],
-                unit="percentunit",
-                maximum=1,
-                span=6,
+            explained(
+                lines(
+                    "Pipes",
+                    "Share of cycles in which each pipe worked. fp32 high and tensor low: a model or kernel that does not use the tensor cores.",
+                    [Query(f"flopwatch_pipe_active_ratio{{{WHOLE_GPU}}}", "{{pipe}}")],
+                    unit="percentunit",
+                    span=6,
+                ),
+                STATES,
+            )
+        )
+        .with_panel(
+            explained(
+                lines(
+                    "Activity",
+                    "Graphics engine, SMs, warps. `gpu` at 100 % with `SM` far lower is a GPU that looks busy and is not: small grids.",
+                    [
+                        Query(f"flopwatch_gpu_active_ratio{{{WHOLE_GPU}}}", "gpu"),
+                        Query(f"flopwatch_sm_active_ratio{{{WHOLE_GPU}}}", "SM"),
+                        Query(f"flopwatch_sm_occupancy_ratio{{{WHOLE_GPU}}}", "occupancy"),
+                    ],
+                    unit="percentunit",
+                    maximum=1,
+                    span=6,
+                ),
+                STATES,
             )
         )
         .with_panel(
@@ -207,17 +258,20 @@ def _where(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            lines(
-                "Delivered by pipe and precision",
-                "Plain pipes are upper bounds: every instruction is taken for a multiply-add. A precision you do not expect here points at the engine's settings.",
-                [
-                    Query(
-                        f"sum by (pipe, precision) (rate(flopwatch_flop_total{{{WHOLE_GPU}}}[{RATE}]))",
-                        "{{pipe}} {{precision}}",
-                    )
-                ],
-                unit="flops",
-                span=6,
+            explained(
+                lines(
+                    "Delivered by pipe and precision",
+                    "Plain pipes are upper bounds: every instruction is taken for a multiply-add. A precision you do not expect here points at the engine's settings.",
+                    [
+                        Query(
+                            f"sum by (pipe, precision) (rate(flopwatch_flop_total{{{WHOLE_GPU}}}[{RATE}]))",
+                            "{{pipe}} {{precision}}",
+                        )
+                    ],
+                    unit="flops",
+                    span=6,
+                ),
+                WORDS,
             )
         )
     )
@@ -241,19 +295,22 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            lines(
-                "Reasons for the clock",
-                "Share of time in which each reason held. thermal: cooling. power_cap: the limit. power_brake: the chassis. gpu_idle alone is harmless.",
-                [
-                    Query(
-                        f"max by (reason) (rate(flopwatch_clock_event_seconds_total{{{WHOLE_GPU}}}[{RATE}])) > 0",
-                        "{{reason}}",
-                    )
-                ],
-                unit="percentunit",
-                maximum=1,
-                span=6,
-                no_value="no reason held",
+            explained(
+                lines(
+                    "Reasons for the clock",
+                    "Share of time in which each reason held. thermal: cooling. power_cap: the limit. power_brake: the chassis. gpu_idle alone is harmless.",
+                    [
+                        Query(
+                            f"max by (reason) (rate(flopwatch_clock_event_seconds_total{{{WHOLE_GPU}}}[{RATE}])) > 0",
+                            "{{reason}}",
+                        )
+                    ],
+                    unit="percentunit",
+                    maximum=1,
+                    span=6,
+                    no_value="no reason held",
+                ),
+                CHOICES,
             )
         )
         .with_panel(

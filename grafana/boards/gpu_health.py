@@ -2,7 +2,13 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana.frame import GPU, WHOLE_GPU
+from grafana.frame import (
+    CHOICES,
+    GPU,
+    PROBES,
+    WHOLE_GPU,
+    explained,
+)
 from grafana.panels import Column, Query, Threshold, lines, rows, states_over_time
 
 
@@ -14,22 +20,25 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
     return (
         dashboard.with_row(Row("Memory and links"))
         .with_panel(
-            lines(
-                "Device memory bandwidth",
-                "Used, and dashed the theoretical roof. Above 80 % the GPU is memory-bound: more FLOPS come from a larger batch or smaller weights, not from a faster clock.",
-                [
-                    Query(
-                        f"sum by (instance, gpu) (rate(flopwatch_dram_bytes_total{{{WHOLE_GPU}}}[{RATE}]))",
-                        "used",
-                    ),
-                    Query(
-                        f"flopwatch_peak_dram_bandwidth_bytes_per_second{{{WHOLE_GPU}}}",
-                        "roof",
-                    ),
-                ],
-                unit="Bps",
-                dashed=["roof"],
-                span=6,
+            explained(
+                lines(
+                    "Device memory bandwidth",
+                    "Used, and dashed the theoretical roof. Above 80 % the GPU is memory-bound: more FLOPS come from a larger batch or smaller weights, not from a faster clock.",
+                    [
+                        Query(
+                            f"sum by (instance, gpu) (rate(flopwatch_dram_bytes_total{{{WHOLE_GPU}}}[{RATE}]))",
+                            "used",
+                        ),
+                        Query(
+                            f"flopwatch_peak_dram_bandwidth_bytes_per_second{{{WHOLE_GPU}}}",
+                            "roof",
+                        ),
+                    ],
+                    unit="Bps",
+                    dashed=["roof"],
+                    span=6,
+                ),
+                CHOICES,
             )
         )
         .with_panel(
@@ -69,22 +78,25 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            lines(
-                "NVLink",
-                "Traffic of all links. High beside much `stall`: collectives dominate, use a smaller tensor-parallel group. None at all on a multi-GPU model: it goes over PCIe.",
-                [
-                    Query(
-                        f"rate(flopwatch_nvlink_receive_bytes_total{{{WHOLE_GPU}}}[{RATE}])",
-                        "receive",
-                    ),
-                    Query(
-                        f"rate(flopwatch_nvlink_transmit_bytes_total{{{WHOLE_GPU}}}[{RATE}])",
-                        "transmit",
-                    ),
-                ],
-                unit="Bps",
-                span=6,
-                no_value="no NVLink",
+            explained(
+                lines(
+                    "NVLink",
+                    "Traffic of all links. High beside much `stall`: collectives dominate, use a smaller tensor-parallel group. None at all on a multi-GPU model: it goes over PCIe.",
+                    [
+                        Query(
+                            f"rate(flopwatch_nvlink_receive_bytes_total{{{WHOLE_GPU}}}[{RATE}])",
+                            "receive",
+                        ),
+                        Query(
+                            f"rate(flopwatch_nvlink_transmit_bytes_total{{{WHOLE_GPU}}}[{RATE}])",
+                            "transmit",
+                        ),
+                    ],
+                    unit="Bps",
+                    span=6,
+                    no_value="no NVLink",
+                ),
+                CHOICES,
             )
         )
     )
@@ -95,26 +107,32 @@ def probes(dashboard: Dashboard) -> Dashboard:
     return (
         dashboard.with_row(Row("Probes against its own baseline"))
         .with_panel(
-            lines(
-                "Probe over own baseline",
-                "Every kernel should lie on 100 %. All lower: heat, power or software. One lower: that unit. Below 90 % an alert fires.",
-                [Query(f"flopwatch_probe_baseline_ratio{{{WHOLE_GPU}}}", "{{kernel}}")],
-                unit="percentunit",
-                minimum=None,
-                soft_maximum=1.05,
-                thresholds=[Threshold(None, "red"), Threshold(0.9, "transparent")],
-                span=8,
-                no_value="not probed",
+            explained(
+                lines(
+                    "Probe over own baseline",
+                    "Every kernel should lie on 100 %. All lower: heat, power or software. One lower: that unit. Below 90 % an alert fires.",
+                    [Query(f"flopwatch_probe_baseline_ratio{{{WHOLE_GPU}}}", "{{kernel}}")],
+                    unit="percentunit",
+                    minimum=None,
+                    soft_maximum=1.05,
+                    thresholds=[Threshold(None, "red"), Threshold(0.9, "transparent")],
+                    span=8,
+                    no_value="not probed",
+                ),
+                PROBES,
             )
         )
         .with_panel(
-            lines(
-                "Probe efficiency",
-                "FLOP per clock over what is possible, by precision: hardware health with the clock divided out. A step down is silicon, memory or a new library.",
-                [Query(f"flopwatch_probe_efficiency_ratio{{{WHOLE_GPU}}}", "{{precision}}")],
-                unit="percentunit",
-                span=8,
-                no_value="not probed",
+            explained(
+                lines(
+                    "Probe efficiency",
+                    "FLOP per clock over what is possible, by precision: hardware health with the clock divided out. A step down is silicon, memory or a new library.",
+                    [Query(f"flopwatch_probe_efficiency_ratio{{{WHOLE_GPU}}}", "{{precision}}")],
+                    unit="percentunit",
+                    span=8,
+                    no_value="not probed",
+                ),
+                PROBES,
             )
         )
         .with_panel(

@@ -2,7 +2,15 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana.frame import CLUSTER, NODE, board
+from grafana.frame import (
+    CHOICES,
+    CLUSTER,
+    MODELS,
+    NODE,
+    WORDS,
+    board,
+    explained,
+)
 from grafana.panels import (
     BLUE,
     Column,
@@ -53,35 +61,41 @@ def _now(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            number(
-                "Useful of peak (MFU)",
-                "Model FLOPS over the peak of the workloads' GPUs. 2-10 % is normal for decode, 30-60 % for prefill. Falling at equal traffic: see what the hardware does instead.",
-                [
-                    Query(
-                        f"sum(model:flopwatch_model_flop:rate5m{{{MODEL}}}) / sum(model:flopwatch_peak_flops:headline{{{MODEL}}})",
-                        "MFU",
-                    )
-                ],
-                unit="percentunit",
-                decimals=1,
-                thresholds=BLUE,
-                span=6,
+            explained(
+                number(
+                    "Useful of peak (MFU)",
+                    "Model FLOPS over the peak of the workloads' GPUs. 2-10 % is normal for decode, 30-60 % for prefill. Falling at equal traffic: see what the hardware does instead.",
+                    [
+                        Query(
+                            f"sum(model:flopwatch_model_flop:rate5m{{{MODEL}}}) / sum(model:flopwatch_peak_flops:headline{{{MODEL}}})",
+                            "MFU",
+                        )
+                    ],
+                    unit="percentunit",
+                    decimals=1,
+                    thresholds=BLUE,
+                    span=6,
+                ),
+                MODELS,
             )
         )
         .with_panel(
-            number(
-                "Useful of executed",
-                "What of the tensor pipes' work became tokens. Well below 80 %: padding, recomputation, rejected drafts, or a wrong headline precision.",
-                [
-                    Query(
-                        f"sum(model:flopwatch_model_flop:rate5m{{{MODEL}}}) / sum(model:flopwatch_tensor_flop:rate5m{{{MODEL}}})",
-                        "useful",
-                    )
-                ],
-                unit="percentunit",
-                decimals=0,
-                thresholds=BLUE,
-                span=6,
+            explained(
+                number(
+                    "Useful of executed",
+                    "What of the tensor pipes' work became tokens. Well below 80 %: padding, recomputation, rejected drafts, or a wrong headline precision.",
+                    [
+                        Query(
+                            f"sum(model:flopwatch_model_flop:rate5m{{{MODEL}}}) / sum(model:flopwatch_tensor_flop:rate5m{{{MODEL}}})",
+                            "useful",
+                        )
+                    ],
+                    unit="percentunit",
+                    decimals=0,
+                    thresholds=BLUE,
+                    span=6,
+                ),
+                MODELS,
             )
         )
     )
@@ -89,28 +103,33 @@ def _now(dashboard: Dashboard) -> Dashboard:
 
 def _table(dashboard: Dashboard) -> Dashboard:
     return dashboard.with_panel(
-        rows(
-            "Models",
-            "One row a model. Low MFU with high intensity left to gain: grow the batch. Low useful share: wasted work. Intensity above the bend: compute-bound, a lower precision or more GPUs helps.",
-            [
-                Query(f"{USEFUL} / {PEAK}"),
-                Query(f"{USEFUL} / {EXECUTED}"),
-                Query(f"{USEFUL} / {BYTES}"),
-                Query(f'sum by (model) ({TOKENS}, phase="prefill"}})'),
-                Query(f'sum by (model) ({TOKENS}, phase="decode"}})'),
-                Query(USEFUL),
-            ],
-            [
-                Column("model", "Model"),
-                Column("F", "Useful", "flops", decimals=1, width=140),
-                Column("A", "Of peak (MFU)", "percentunit", decimals=1, width=170, bar_maximum=0.6),
-                Column("B", "Of executed", "percentunit", good_above(0.5, 0.75), 0, 120),
-                Column("C", "FLOP per byte", decimals=0, width=130),
-                Column("D", "Prefill tokens", "cps", decimals=0, width=140),
-                Column("E", "Decode tokens", "cps", decimals=0, width=140),
-            ],
-            sort_by="Useful",
-            height=7,
+        explained(
+            rows(
+                "Models",
+                "One row a model. Low MFU with high intensity left to gain: grow the batch. Low useful share: wasted work. Intensity above the bend: compute-bound, a lower precision or more GPUs helps.",
+                [
+                    Query(f"{USEFUL} / {PEAK}"),
+                    Query(f"{USEFUL} / {EXECUTED}"),
+                    Query(f"{USEFUL} / {BYTES}"),
+                    Query(f'sum by (model) ({TOKENS}, phase="prefill"}})'),
+                    Query(f'sum by (model) ({TOKENS}, phase="decode"}})'),
+                    Query(USEFUL),
+                ],
+                [
+                    Column("model", "Model"),
+                    Column("F", "Useful", "flops", decimals=1, width=140),
+                    Column(
+                        "A", "Of peak (MFU)", "percentunit", decimals=1, width=170, bar_maximum=0.6
+                    ),
+                    Column("B", "Of executed", "percentunit", good_above(0.5, 0.75), 0, 120),
+                    Column("C", "FLOP per byte", decimals=0, width=130),
+                    Column("D", "Prefill tokens", "cps", decimals=0, width=140),
+                    Column("E", "Decode tokens", "cps", decimals=0, width=140),
+                ],
+                sort_by="Useful",
+                height=7,
+            ),
+            MODELS,
         )
     )
 
@@ -133,17 +152,20 @@ def _course(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            lines(
-                "Useful, executed, peak",
-                "FLOP/s of the models' tokens, of the tensor pipes, and dashed what the GPUs could do. A widening gap between the first two is wasted work.",
-                [
-                    Query(USEFUL, "useful {{model}}"),
-                    Query(EXECUTED, "executed {{model}}"),
-                    Query(PEAK, "peak {{model}}"),
-                ],
-                unit="flops",
-                dashed=["peak .*"],
-                span=8,
+            explained(
+                lines(
+                    "Useful, executed, peak",
+                    "FLOP/s of the models' tokens, of the tensor pipes, and dashed what the GPUs could do. A widening gap between the first two is wasted work.",
+                    [
+                        Query(USEFUL, "useful {{model}}"),
+                        Query(EXECUTED, "executed {{model}}"),
+                        Query(PEAK, "peak {{model}}"),
+                    ],
+                    unit="flops",
+                    dashed=["peak .*"],
+                    span=8,
+                ),
+                WORDS,
             )
         )
         .with_panel(
@@ -171,12 +193,16 @@ def _course(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            bars(
-                "Memory that tokens needed",
-                "Bytes of weights and KV cache by model, a second. Against the bandwidth of its GPUs it is MBU: high MBU and low MFU is decode at small batch.",
-                [Query(f"sort_desc({BYTES})", "{{model}}")],
-                unit="Bps",
-                span=8,
+            explained(
+                bars(
+                    "Memory that tokens needed",
+                    "Bytes of weights and KV cache by model, a second. Against the bandwidth of its GPUs it is MBU: high MBU and low MFU is decode at small batch.",
+                    [Query(f"sort_desc({BYTES})", "{{model}}")],
+                    unit="Bps",
+                    span=8,
+                    labels=["model"],
+                ),
+                CHOICES,
             )
         )
         .with_panel(

@@ -2,7 +2,15 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana.frame import CLUSTER, GPU, GPU_LINK, WHOLE_GPU, board
+from grafana.frame import (
+    CLUSTER,
+    GPU,
+    GPU_LINK,
+    PROBES,
+    WHOLE_GPU,
+    board,
+    explained,
+)
 from grafana.panels import (
     Column,
     Query,
@@ -112,48 +120,53 @@ def _table(dashboard: Dashboard) -> Dashboard:
         )
 
     return dashboard.with_panel(
-        rows(
-            "Worst by robust z",
-            "z = distance to the peers' median in robust standard deviations; judge it together with the ratio. Low GEMMs and good copies: silicon. Low copies: memory. Both, with a low probe clock: heat or power.",
-            [
-                Query(
-                    f"max by (cluster, instance, gpu, name) (gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}} and on (cluster, job, instance, gpu) {worst})"
-                ),
-                Query(
-                    of_worst(
-                        f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="compute"}}'
-                    )
-                ),
-                Query(
-                    of_worst(f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="memory"}}')
-                ),
-                Query(of_worst(f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}")),
-                Query(
-                    of_worst(
-                        f"gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} / (gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} offset 7d > 0) - 1"
-                    )
-                ),
-                Query(
-                    of_worst(
-                        f"flopwatch_probe_sm_clock_hertz{{{WHOLE_GPU}}} / on (cluster, job, instance, gpu) flopwatch_sm_clock_max_hertz{{{WHOLE_GPU}}}"
-                    )
-                ),
-            ],
-            [
-                Column("cluster", "Cluster", width=150),
-                Column("instance", "Instance", width=180),
-                Column("gpu", "GPU", width=60, link=GPU_LINK),
-                Column("name", "Model"),
-                Column("A", "Worst z", thresholds=good_above(-3.5, -2), decimals=1, width=90),
-                Column("B", "GEMM of peers", "percentunit", good_above(0.95, 0.98), 1, 130),
-                Column("C", "Memory of peers", "percentunit", good_above(0.95, 0.98), 1, 140),
-                Column("D", "Of own baseline", "percentunit", good_above(0.9, 0.95), 1, 140),
-                Column("E", "Drift in a week", "percentunit", good_above(-0.05, -0.02), 1, 130),
-                Column("F", "Probe clock of maximum", "percentunit", decimals=0, width=180),
-            ],
-            sort_by="Worst z",
-            descending=False,
-            height=9,
+        explained(
+            rows(
+                "Worst by robust z",
+                "z = distance to the peers' median in robust standard deviations; judge it together with the ratio. Low GEMMs and good copies: silicon. Low copies: memory. Both, with a low probe clock: heat or power.",
+                [
+                    Query(
+                        f"max by (cluster, instance, gpu, name) (gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}} and on (cluster, job, instance, gpu) {worst})"
+                    ),
+                    Query(
+                        of_worst(
+                            f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="compute"}}'
+                        )
+                    ),
+                    Query(
+                        of_worst(
+                            f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="memory"}}'
+                        )
+                    ),
+                    Query(of_worst(f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}")),
+                    Query(
+                        of_worst(
+                            f"gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} / (gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} offset 7d > 0) - 1"
+                        )
+                    ),
+                    Query(
+                        of_worst(
+                            f"flopwatch_probe_sm_clock_hertz{{{WHOLE_GPU}}} / on (cluster, job, instance, gpu) flopwatch_sm_clock_max_hertz{{{WHOLE_GPU}}}"
+                        )
+                    ),
+                ],
+                [
+                    Column("cluster", "Cluster", width=150),
+                    Column("instance", "Instance", width=180),
+                    Column("gpu", "GPU", width=60, link=GPU_LINK),
+                    Column("name", "Model"),
+                    Column("A", "Worst z", thresholds=good_above(-3.5, -2), decimals=1, width=90),
+                    Column("B", "GEMM of peers", "percentunit", good_above(0.95, 0.98), 1, 130),
+                    Column("C", "Memory of peers", "percentunit", good_above(0.95, 0.98), 1, 140),
+                    Column("D", "Of own baseline", "percentunit", good_above(0.9, 0.95), 1, 140),
+                    Column("E", "Drift in a week", "percentunit", good_above(-0.05, -0.02), 1, 130),
+                    Column("F", "Probe clock of maximum", "percentunit", decimals=0, width=180),
+                ],
+                sort_by="Worst z",
+                descending=False,
+                height=9,
+            ),
+            PROBES,
         )
     )
 
@@ -162,38 +175,44 @@ def _peers(dashboard: Dashboard) -> Dashboard:
     return (
         dashboard.with_row(Row("Beside the peers, beside the past"))
         .with_panel(
-            lines(
-                "Lowest robust z",
-                "The five lowest. A GPU that leaves the bundle and stays out is a straggler; one that dips and comes back met other work.",
-                [
-                    Query(
-                        f"bottomk(5, gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}})",
-                        WHO,
-                    )
-                ],
-                unit="none",
-                minimum=None,
-                thresholds=[Threshold(None, "red"), Threshold(-3.5, "transparent")],
-                fill=0,
-                span=8,
+            explained(
+                lines(
+                    "Lowest robust z",
+                    "The five lowest. A GPU that leaves the bundle and stays out is a straggler; one that dips and comes back met other work.",
+                    [
+                        Query(
+                            f"bottomk(5, gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}})",
+                            WHO,
+                        )
+                    ],
+                    unit="none",
+                    minimum=None,
+                    thresholds=[Threshold(None, "red"), Threshold(-3.5, "transparent")],
+                    fill=0,
+                    span=8,
+                ),
+                PROBES,
             )
         )
         .with_panel(
-            lines(
-                "Lowest of own baseline",
-                "The slowest kernel of the five lowest GPUs over the GPUs' own baselines. Steps come from software, slopes from ageing or dust, daily waves from heat.",
-                [
-                    Query(
-                        f"bottomk(5, gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}})",
-                        WHO,
-                    )
-                ],
-                unit="percentunit",
-                minimum=None,
-                soft_maximum=1.02,
-                thresholds=[Threshold(None, "red"), Threshold(0.9, "transparent")],
-                fill=0,
-                span=8,
+            explained(
+                lines(
+                    "Lowest of own baseline",
+                    "The slowest kernel of the five lowest GPUs over the GPUs' own baselines. Steps come from software, slopes from ageing or dust, daily waves from heat.",
+                    [
+                        Query(
+                            f"bottomk(5, gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}})",
+                            WHO,
+                        )
+                    ],
+                    unit="percentunit",
+                    minimum=None,
+                    soft_maximum=1.02,
+                    thresholds=[Threshold(None, "red"), Threshold(0.9, "transparent")],
+                    fill=0,
+                    span=8,
+                ),
+                PROBES,
             )
         )
         .with_panel(
@@ -213,32 +232,39 @@ def _peers(dashboard: Dashboard) -> Dashboard:
             )
         )
         .with_panel(
-            bars(
-                "Spread of the peers",
-                "Robust standard deviation over the median, by GPU model and unit. 1-3 % is the ordinary spread of silicon; more is a mixed group, such as two cooling systems or two drivers.",
-                [
-                    Query(
-                        f"sort_desc(max by (name, unit) (1.4826 * name_unit:flopwatch_probe_measure:mad_peer_ratio{{{CLUSTER}, {NAME}}}))",
-                        "{{unit}} {{name}}",
-                    )
-                ],
-                unit="percentunit",
-                span=8,
+            explained(
+                bars(
+                    "Spread of the peers",
+                    "Robust standard deviation over the median, by GPU model and unit. 1-3 % is the ordinary spread of silicon; more is a mixed group, such as two cooling systems or two drivers.",
+                    [
+                        Query(
+                            f"sort_desc(max by (name, unit) (1.4826 * name_unit:flopwatch_probe_measure:mad_peer_ratio{{{CLUSTER}, {NAME}}}))",
+                            "{{unit}} {{name}}",
+                        )
+                    ],
+                    unit="percentunit",
+                    span=8,
+                    labels=["unit", "name"],
+                ),
+                PROBES,
             )
         )
         .with_panel(
-            lines(
-                "Median probe efficiency",
-                "By GPU model and precision, clock divided out. A step for a whole model is software: the library or the driver.",
-                [
-                    Query(
-                        f'max by (name, kernel) (name_kernel:flopwatch_probe_measure:median{{{CLUSTER}, {NAME}, kernel=~"gemm_.+"}})',
-                        "{{name}} {{kernel}}",
-                    )
-                ],
-                unit="percentunit",
-                maximum=1,
-                span=8,
+            explained(
+                lines(
+                    "Median probe efficiency",
+                    "By GPU model and precision, clock divided out. A step for a whole model is software: the library or the driver.",
+                    [
+                        Query(
+                            f'max by (name, kernel) (name_kernel:flopwatch_probe_measure:median{{{CLUSTER}, {NAME}, kernel=~"gemm_.+"}})',
+                            "{{name}} {{kernel}}",
+                        )
+                    ],
+                    unit="percentunit",
+                    maximum=1,
+                    span=8,
+                ),
+                PROBES,
             )
         )
         .with_panel(

@@ -8,7 +8,16 @@ from grafana_foundation_sdk.models import common as mc
 from grafana_foundation_sdk.models import dashboard as md
 from grafana_foundation_sdk.models import xychart as mx
 
-from grafana.frame import CLUSTER, GPU, GPU_LINK, board
+from grafana.frame import (
+    CHOICES,
+    CLUSTER,
+    GPU,
+    GPU_LINK,
+    MODELS,
+    NORMAL,
+    board,
+    explained,
+)
 from grafana.panels import (
     DATASOURCE,
     Column,
@@ -131,95 +140,113 @@ def dashboard() -> Dashboard:
     )
     return (
         made.with_panel(
-            _scatter(
-                "Roofline",
-                "Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: grow the batch or quantise to move right. Right of the bend and below: stalls, small grids or clocks. Models are drawn with useful FLOPS only.",
-                [
-                    Query(_named(f"{intensity} > 0")),
-                    Query(_named(f"{delivered} > 0")),
-                    Query(_roof_x()),
-                    Query(_roof()),
-                    Query(
-                        f'sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}})'
-                        f' / sum by (model) (model:flopwatch_model_dram_bytes:rate5m{{{CLUSTER}, model=~"$model"}})'
-                    ),
-                    Query(_per_gpu_of_model("model:flopwatch_model_flop:rate5m")),
-                ],
+            explained(
+                _scatter(
+                    "Roofline",
+                    "Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: grow the batch or quantise to move right. Right of the bend and below: stalls, small grids or clocks. Models are drawn with useful FLOPS only.",
+                    [
+                        Query(_named(f"{intensity} > 0")),
+                        Query(_named(f"{delivered} > 0")),
+                        Query(_roof_x()),
+                        Query(_roof()),
+                        Query(
+                            f'sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}})'
+                            f' / sum by (model) (model:flopwatch_model_dram_bytes:rate5m{{{CLUSTER}, model=~"$model"}})'
+                        ),
+                        Query(_per_gpu_of_model("model:flopwatch_model_flop:rate5m")),
+                    ],
+                ),
+                NORMAL,
             )
         )
         .with_panel(
-            rows(
-                "Where each GPU stands",
-                "Sorted by the distance to the roof. Under 30 % of the roof the memory is not the reason: see the GPU's stack for stalls, small grids, clocks or idling.",
-                [
-                    Query(_named(f"{delivered} / {roof}")),
-                    Query(_named(f"{intensity} > 0")),
-                    Query(
-                        _named(f"({peak} / {ON_GPU} {bandwidth}) and {ON_GPU} ({intensity} > 0)")
-                    ),
-                    Query(_named(f"{delivered} > 0")),
-                ],
-                [
-                    Column("cluster", "Cluster"),
-                    Column("instance", "Instance"),
-                    Column("gpu", "GPU", width=50, link=GPU_LINK),
-                    Column("A", "Of roof", "percentunit", good_above(0.15, 0.3), 0, 75),
-                    Column("B", "FLOP/byte", decimals=1, width=90),
-                    Column("C", "Bend at", decimals=0, width=75),
-                    Column("D", "Delivered", "flops", decimals=0, width=110),
-                ],
-                sort_by="Of roof",
-                descending=False,
-                span=12,
-                height=14,
+            explained(
+                rows(
+                    "Where each GPU stands",
+                    "Sorted by the distance to the roof. Under 30 % of the roof the memory is not the reason: see the GPU's stack for stalls, small grids, clocks or idling.",
+                    [
+                        Query(_named(f"{delivered} / {roof}")),
+                        Query(_named(f"{intensity} > 0")),
+                        Query(
+                            _named(
+                                f"({peak} / {ON_GPU} {bandwidth}) and {ON_GPU} ({intensity} > 0)"
+                            )
+                        ),
+                        Query(_named(f"{delivered} > 0")),
+                    ],
+                    [
+                        Column("cluster", "Cluster"),
+                        Column("instance", "Instance"),
+                        Column("gpu", "GPU", width=50, link=GPU_LINK),
+                        Column("A", "Of roof", "percentunit", good_above(0.15, 0.3), 0, 75),
+                        Column("B", "FLOP/byte", decimals=1, width=90),
+                        Column("C", "Bend at", decimals=0, width=75),
+                        Column("D", "Delivered", "flops", decimals=0, width=110),
+                    ],
+                    sort_by="Of roof",
+                    descending=False,
+                    span=12,
+                    height=14,
+                ),
+                CHOICES,
             )
         )
         .with_row(Row("Over time"))
         .with_panel(
-            lines(
-                "Arithmetic intensity",
-                "FLOP per byte of device memory, by GPU model, and dashed its bend. It rises with batch size and falls with context length; below the bend more bandwidth helps, above it more FLOPS.",
-                [
-                    Query(
-                        f"sum by (name) ({delivered} {JOIN} {NAMED}) / sum by (name) (gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} {JOIN} {NAMED})",
-                        "{{name}}",
-                    ),
-                    Query(
-                        f"sum by (name) ({peak} {JOIN} {NAMED}) / sum by (name) ({bandwidth} {JOIN} {NAMED})",
-                        "bend {{name}}",
-                    ),
-                ],
-                unit="none",
-                dashed=["bend .*"],
-                span=8,
+            explained(
+                lines(
+                    "Arithmetic intensity",
+                    "FLOP per byte of device memory, by GPU model, and dashed its bend. It rises with batch size and falls with context length; below the bend more bandwidth helps, above it more FLOPS.",
+                    [
+                        Query(
+                            f"sum by (name) ({delivered} {JOIN} {NAMED}) / sum by (name) (gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} {JOIN} {NAMED})",
+                            "{{name}}",
+                        ),
+                        Query(
+                            f"sum by (name) ({peak} {JOIN} {NAMED}) / sum by (name) ({bandwidth} {JOIN} {NAMED})",
+                            "bend {{name}}",
+                        ),
+                    ],
+                    unit="none",
+                    dashed=["bend .*"],
+                    span=8,
+                ),
+                NORMAL,
             )
         )
         .with_panel(
-            lines(
-                "Of the roof",
-                "Delivered over what memory and tensor pipe allow at this intensity, by GPU model. Falling at equal traffic: something other than memory and pipe has begun to limit.",
-                [
-                    Query(
-                        f"sum by (name) ({delivered} {JOIN} {NAMED}) / sum by (name) ({roof} {JOIN} {NAMED})",
-                        "{{name}}",
-                    )
-                ],
-                unit="percentunit",
-                span=8,
+            explained(
+                lines(
+                    "Of the roof",
+                    "Delivered over what memory and tensor pipe allow at this intensity, by GPU model. Falling at equal traffic: something other than memory and pipe has begun to limit.",
+                    [
+                        Query(
+                            f"sum by (name) ({delivered} {JOIN} {NAMED}) / sum by (name) ({roof} {JOIN} {NAMED})",
+                            "{{name}}",
+                        )
+                    ],
+                    unit="percentunit",
+                    span=8,
+                ),
+                CHOICES,
             )
         )
         .with_panel(
-            bars(
-                "Models: useful of executed",
-                "Useful model FLOPS over what the tensor pipes did. Well below 100 %: padding, recomputation, rejected drafts, or a wrong precision in the configuration.",
-                [
-                    Query(
-                        f'sort_desc(sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}}) / sum by (model) (model:flopwatch_tensor_flop:rate5m{{{CLUSTER}, model=~"$model"}}))',
-                        "{{model}}",
-                    )
-                ],
-                unit="percentunit",
-                maximum=1,
+            explained(
+                bars(
+                    "Models: useful of executed",
+                    "Useful model FLOPS over what the tensor pipes did. Well below 100 %: padding, recomputation, rejected drafts, or a wrong precision in the configuration.",
+                    [
+                        Query(
+                            f'sort_desc(sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}}) / sum by (model) (model:flopwatch_tensor_flop:rate5m{{{CLUSTER}, model=~"$model"}}))',
+                            "{{model}}",
+                        )
+                    ],
+                    unit="percentunit",
+                    maximum=1,
+                    labels=["model"],
+                ),
+                MODELS,
             )
         )
     )

@@ -208,3 +208,32 @@ def test_json_is_what_the_schema_reads(name: str) -> None:
     read = Dashboard.from_json(BOARDS[name])
 
     assert json.loads(JSONEncoder(sort_keys=True).encode(read)) == BOARDS[name]
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_panels_lead_to_sections_that_exist(name: str) -> None:
+    """Every link of a panel into the page on reading FLOPS names one of its headings, and every dashboard has some."""
+    page = (FOLDER.parents[1] / "docs" / "reading-flops.md").read_text()
+    headings = {slug(line) for line in re.findall(r"^#+ (.+)$", page, re.MULTILINE)}
+    linked = {
+        link["url"].split("#")[1]
+        for panel in panels(BOARDS[name])
+        for link in panel.get("links", [])
+        if "reading-flops.md" in link["url"]
+    }
+
+    assert linked
+    assert linked <= headings
+
+
+def test_pages_name_only_series_that_are_recorded() -> None:
+    """Every recorded series that a page of the documentation names is written by a rule."""
+    known = recorded()
+    for path in sorted((FOLDER.parents[1] / "docs").rglob("*.md")):
+        named = re.findall(r"\b[a-z_]+:flopwatch_[a-z0-9_]+:[a-z0-9_]+", path.read_text())
+        assert set(named) <= known, path
