@@ -67,6 +67,7 @@ class FastReading:
     nvlink_receive_bytes: float | None = None
     nvlink_transmit_bytes: float | None = None
     module_power_watts: float | None = None
+    module_energy_joules: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

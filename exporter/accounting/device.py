@@ -29,6 +29,7 @@ class Counters:
     dram_bytes: Mapping[str, float] = field(default_factory=dict)
     event_reason_seconds: Mapping[str, float] = field(default_factory=dict)
     energy_joules: float | None = None
+    module_energy_joules: float | None = None
     pcie_receive_bytes: float | None = None
     pcie_transmit_bytes: float | None = None
     nvlink_receive_bytes: float | None = None
@@ -63,6 +64,7 @@ class DeviceAccounts:
         self._reasons: dict[str, float] = {}
         self._reason_counters = {name: DeviceCounter() for name in EVENT_REASONS}
         self._energy = DeviceCounter()
+        self._module_energy = DeviceCounter()
         self._traffic = {name: _Traffic() for name in _TRAFFIC_NAMES}
         self._ticks: dict[str, Histogram] = {}
 
@@ -87,6 +89,7 @@ class DeviceAccounts:
         start of the one now open, so that time that it will cover is not booked coarsely.
         """
         self._energy.follow(fast.energy_joules)
+        self._module_energy.follow(fast.module_energy_joules)
         self._follow_reasons(fast, max_window_seconds)
         if window is None:
             window = self._coarse_window(fast, window_started_seconds)
@@ -117,6 +120,7 @@ class DeviceAccounts:
                 },
             },
             energy_joules=self._energy.value,
+            module_energy_joules=self._module_energy.value,
             pcie_receive_bytes=self._traffic["pcie_receive_bytes"].value,
             pcie_transmit_bytes=self._traffic["pcie_transmit_bytes"].value,
             nvlink_receive_bytes=self._traffic["nvlink_receive_bytes"].value,

@@ -63,10 +63,10 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "as the GPU; C2C traffic by `gpm`",
         "as the GPU",
         (
-            "C2C links to the processor: traffic, state, speed, errors (newer drivers). Power and power limit of the "
-            "module beside those of the GPU; the GPUs of one module show the same. Memory is the GPU's own as NVML "
-            "gives it: the processor's is memory of the host. On GH200 the energy counter has been reported to be "
-            "the module's (zeus#172): compare its rate with both powers before you use it."
+            "C2C links to the processor: traffic, state, speed, errors (newer drivers). Power, energy and power limit "
+            "of the module beside those of the GPU; the GPUs of one module show the same. Energy is asked for with "
+            "the GPU's scope, where the driver has it: without one, GH200 has been reported to tell the module's "
+            "(zeus#172). Memory is the GPU's own as NVML gives it: the processor's is memory of the host."
         ),
     ),
     (

@@ -159,6 +159,10 @@ def _counters(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
     # The device's own counters are shown as long as the device answers for them.
     if snapshot.fast is not None and snapshot.fast.energy_joules is not None:
         yield from optional(gpu.ENERGY_JOULES_TOTAL, labels, counters.energy_joules)
+    if snapshot.fast is not None and snapshot.fast.module_energy_joules is not None:
+        yield from optional(
+            device.MODULE_ENERGY_JOULES_TOTAL, labels, counters.module_energy_joules
+        )
     yield from by_label(
         device.CLOCK_EVENT_SECONDS_TOTAL, labels, "reason", counters.event_reason_seconds
     )

@@ -63,6 +63,13 @@ MODULE_POWER_WATTS = Family(
     help="Power draw of the module, Grace processor and GPU together (NVML, scope module). Every GPU of a module shows the same. Absent elsewhere.",
     tells="What the rack pays for; minus flopwatch_power_watts it is processor and its memory.",
 )
+MODULE_ENERGY_JOULES_TOTAL = Family(
+    name="flopwatch_module_energy_joules_total",
+    type=COUNTER,
+    unit="joules",
+    help="Energy of the module, Grace processor and GPU together, since the driver was loaded (NVML, scope module). Absent elsewhere.",
+    tells="`rate()` is the module's power without aliasing. Take one GPU of each module.",
+)
 MODULE_POWER_LIMIT_WATTS = Family(
     name="flopwatch_module_power_limit_watts",
     type=GAUGE,
@@ -312,6 +319,7 @@ FAMILIES = (
     POWER_WATTS,
     POWER_LIMIT_WATTS,
     MODULE_POWER_WATTS,
+    MODULE_ENERGY_JOULES_TOTAL,
     MODULE_POWER_LIMIT_WATTS,
     TEMPERATURE_CELSIUS,
     MEMORY_SIZE_BYTES,

@@ -39,12 +39,16 @@ C2C_CRC = 231
 C2C_REPLAY = 232
 C2C_REPLAY_BACK_TO_BACK = 233
 C2C_POWER_STATE = 234  # 0 full power, 1 low power
+ENERGY_BY_SCOPE = 191  # mJ since the driver was loaded
 POWER_AVERAGE = 185  # mW
 POWER_INSTANT = 186
 POWER_CURRENT_LIMIT = 190
 
 ALL_LINKS = 0xFFFFFFFF  # scope of the sum over links
-MODULE = 1  # scope of power: processor and GPUs of a Grace module together
+GPU_ALONE, MODULE = (
+    0,
+    1,
+)  # scopes of power and energy: a Grace module is processor and GPUs together
 
 Field = int | tuple[int, int]
 
@@ -79,6 +83,11 @@ def read_fields(calls: DeviceCalls, fields: Sequence[Field]) -> dict[Field, floa
             continue
         values[field] = value
     return values
+
+
+def is_refused(calls: DeviceCalls, field: Field) -> bool:
+    """Whether the device has answered that it has no such field."""
+    return calls.is_refused(_FUNCTION, field) or calls.is_refused(_FUNCTION)
 
 
 def _value_of(answer: Any) -> float | None:

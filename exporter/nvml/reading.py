@@ -6,7 +6,7 @@ from typing import Any
 import pynvml
 
 from exporter.nvml import fields
-from exporter.nvml.fields import read_fields
+from exporter.nvml.fields import is_refused, read_fields
 from exporter.nvml.library import DeviceCalls
 from exporter.readings import ClockSample, DeviceIdentity, FastReading, ProcessUse
 
@@ -70,6 +70,9 @@ _MODULE_POWER: tuple[fields.Field, ...] = (
     (fields.POWER_AVERAGE, fields.MODULE),
     (fields.POWER_INSTANT, fields.MODULE),  # where there is no average
 )
+_GPU_ENERGY: fields.Field = (fields.ENERGY_BY_SCOPE, fields.GPU_ALONE)
+_MODULE_ENERGY: fields.Field = (fields.ENERGY_BY_SCOPE, fields.MODULE)
+_MODULE_FIELDS = (*_MODULE_POWER, _GPU_ENERGY, _MODULE_ENERGY)
 _MODULE_POWER_LIMIT: fields.Field = (fields.POWER_CURRENT_LIMIT, fields.MODULE)
 _C2C_LINKS_MAX = 14  # nvml.h has GPM metrics for links 0 to 13
 _C2C_ERROR_FIELDS = {
@@ -123,16 +126,18 @@ def read_fast(
 ) -> FastReading:
     """Everything that is read every tick. `traffic`: read link byte counters too.
 
-    `module`: the GPU shares a module with a Grace processor, whose power is asked for. Elsewhere it
-    is not: a driver that knows no scopes would answer with the GPU's own power.
+    `module`: the GPU shares a module with a Grace processor, whose power and energy are asked for.
+    Elsewhere they are not: a driver that knows no scopes would answer with the GPU's own.
     """
     wanted = (*_FAST_FIELDS, *_TRAFFIC_FIELDS) if traffic else _FAST_FIELDS
-    values = read_fields(calls, (*wanted, *_MODULE_POWER) if module else wanted)
+    values = read_fields(calls, (*wanted, *_MODULE_FIELDS) if module else wanted)
     module_power = next((values[field] for field in _MODULE_POWER if field in values), None)
     utilization = calls.ask("nvmlDeviceGetUtilizationRates")
     state = calls.ask("nvmlDeviceGetPerformanceState")
-    energy = values.get(fields.ENERGY)
-    if energy is None:
+    # On GH200 the counter without a scope has been seen to be the module's (zeus#172).
+    scoped = module and not is_refused(calls, _GPU_ENERGY)
+    energy = values.get(_GPU_ENERGY if scoped else fields.ENERGY)
+    if energy is None and not scoped:
         energy = calls.ask("nvmlDeviceGetTotalEnergyConsumption")
     action = values.get(fields.RECOVERY_ACTION)
     return FastReading(
@@ -162,6 +167,7 @@ def read_fast(
         pcie_transmit_bytes=values.get(fields.PCIE_TRANSMIT),
         nvlink_receive_bytes=_scaled(values.get(_NVLINK_RECEIVE), _KIB),
         nvlink_transmit_bytes=_scaled(values.get(_NVLINK_TRANSMIT), _KIB),
+        module_energy_joules=_scaled(values.get(_MODULE_ENERGY), 1e-3),
         module_power_watts=_plausible(calls, "module power", _scaled(module_power, 1e-3), 20e3),
         **read_memory(calls),
     )

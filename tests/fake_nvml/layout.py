@@ -190,6 +190,8 @@ class Gpu(ctypes.Structure):
         ("c2c_errors", c_uint64 * 3),  # of link 0: CRC, replay, back-to-back replay
         # 0: there is no module around the GPU.
         ("module_power_limit_mw", c_uint32),
+        # 1: the energy without a scope is that of the module, as reported of GH200.
+        ("total_energy_is_modules", c_uint32),
         ("gpm_mode", c_uint32),
         ("gpm_sum_over_sms", c_uint32),  # raw cycle counters: 0 mean of the SMs, 1 their sum
         ("gpm_zero", c_uint32),

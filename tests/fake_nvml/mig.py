@@ -36,9 +36,7 @@ class MigInstance:
         shared.placement_size = self.slice_count
         made_up = uuid.uuid5(_NAMESPACE, f"{gpu_uuid} {self.gpu_instance_id} {self.slice_count}")
         shared.uuid = (self.uuid or f"MIG-{made_up}").encode()
-        shared.name = (
-            f"{gpu_name} MIG {self.slice_count}g.{-(-self.memory_mib // 1024)}gb".encode()
-        )
+        shared.name = f"{gpu_name} MIG {self.slice_count}g.{-(-self.memory_mib // 1024)}gb".encode()
 
 
 # Slices of an A100 80GB (MIG User Guide: 14 SMs a slice; 39.25, 19.5 and 9.5 GiB).

@@ -39,6 +39,23 @@ def test_traffic_to_the_processor_is_counted(name: str, tmp_path: Path) -> None:
     assert last.value(MODULE_POWER, gpu="0") > last.value("flopwatch_power_watts", gpu="0")
 
 
+def test_energy_is_the_gpus_and_the_modules_stands_beside_it(tmp_path: Path) -> None:
+    """585 W of 700 W are the GPU's, though the counter without a scope is the module's here."""
+    scenario = Scenario.read("gh200")
+    with FakeNvml(scenario.gpus, tmp_path, driver_version=scenario.driver_version) as fake:
+        scenario.put_to_work(fake)
+        with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
+            first = daemon.wait_until(lambda s: s.total(SECONDS) > 0)
+            last = daemon.wait_until(lambda s: s.total(SECONDS) >= first.total(SECONDS) + 4)
+
+    gpu, module = (
+        last.value(family) - first.value(family)
+        for family in ("flopwatch_energy_joules_total", "flopwatch_module_energy_joules_total")
+    )
+    assert gpu > 0
+    assert module / gpu == pytest.approx(700 / 585, rel=0.001)
+
+
 def test_a_link_that_is_down_takes_its_bandwidth_with_it(tmp_path: Path) -> None:
     """Ten links of 44.712 GB/s; the third goes down, the fourth rests, and CRC errors are counted."""
     scenario = Scenario.read("gb200")

@@ -55,6 +55,7 @@ double fake_value(const struct target *target, enum value value);
 void fake_field(const struct target *target, nvmlFieldValue_t *field);
 double fake_power_watts(const struct target *target);  // averaged as the profile says
 uint64_t fake_energy_mj(const struct target *target, const struct totals *totals);
+uint64_t fake_total_energy_mj(const struct target *target, const struct totals *totals);  // of the call without a scope
 
 nvmlReturn_t fake_string(char *out, unsigned int length, const char *text);
 

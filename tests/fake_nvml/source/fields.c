@@ -71,6 +71,7 @@ static bool module_power_field(const struct gpu *gpu, nvmlFieldValue_t *field, c
         case NVML_FI_DEV_POWER_DEFAULT_LIMIT:
         case NVML_FI_DEV_POWER_CURRENT_LIMIT:
         case NVML_FI_DEV_POWER_REQUESTED_LIMIT: give_uint(field, gpu->module_power_limit_mw); return true;
+        case NVML_FI_DEV_ENERGY: give_ull(field, (uint64_t)(totals->integrals[VALUE_module_power_watts] * 1e3)); return true;
         default: return false;
     }
 }
@@ -88,7 +89,7 @@ static bool power_field(const struct target *target, nvmlFieldValue_t *field, co
         case NVML_FI_DEV_POWER_DEFAULT_LIMIT: give_uint(field, gpu->power_limit_default_mw); return true;
         case NVML_FI_DEV_POWER_CURRENT_LIMIT:
         case NVML_FI_DEV_POWER_REQUESTED_LIMIT: give_uint(field, gpu->power_limit_mw); return true;
-        case NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION:
+        case NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION: give_ull(field, fake_total_energy_mj(target, totals)); return true;
         case NVML_FI_DEV_ENERGY: give_ull(field, fake_energy_mj(target, totals)); return true;
         default: return false;
     }

@@ -123,6 +123,11 @@ uint64_t fake_energy_mj(const struct target *target, const struct totals *totals
     return joules > 0 ? (uint64_t)(joules * 1e3) : 0;
 }
 
+uint64_t fake_total_energy_mj(const struct target *target, const struct totals *totals) {
+    if (!target->gpu->total_energy_is_modules) return fake_energy_mj(target, totals);
+    return (uint64_t)(totals->integrals[VALUE_module_power_watts] * 1e3);
+}
+
 API(nvmlDeviceGetPowerUsage, nvmlDevice_t device, unsigned int *power) {
     ENTER(nvmlDeviceGetPowerUsage, device, WHOLE_GPU_ONLY);
     REQUIRE(power != NULL);
@@ -135,7 +140,7 @@ API(nvmlDeviceGetTotalEnergyConsumption, nvmlDevice_t device, unsigned long long
     REQUIRE(energy != NULL);
     struct totals totals;
     fake_totals(&target, &totals);
-    *energy = fake_energy_mj(&target, &totals);
+    *energy = fake_total_energy_mj(&target, &totals);
     return NVML_SUCCESS;
 }
 
