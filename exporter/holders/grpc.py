@@ -116,11 +116,12 @@ class _Call:
         status = self._headers.get(b"grpc-status", b"").decode("ascii", "replace")
         if status != "0":
             http = self._headers.get(b":status", b"?").decode("ascii", "replace")
-            known = status.isdecimal() and int(status) < len(_STATUS_NAMES)
+            # Longer digits than int() takes would be an error of another kind.
+            known = len(status) <= 2 and status.isdecimal() and int(status) < len(_STATUS_NAMES)
             detail = unquote(self._headers.get(b"grpc-message", b"").decode("utf-8", "replace"))
             raise HolderSourceError(
                 _STATUS_NAMES[int(status)] if known else "protocol",
-                detail or f"gRPC status {status or 'missing'}, HTTP status {http}",
+                detail or f"gRPC status {status[:40] or 'missing'}, HTTP status {http[:40]}",
             )
         if len(self._body) < _PREFIX_BYTES:
             raise HolderSourceError("protocol", "the answer holds no message")

@@ -15,24 +15,38 @@ GPUS = 12
 # The last one is never given a fault: what happens to the others must not reach it.
 CONTROL = GPUS - 1
 
-# Codes by what they mean (nvml.h, nvmlReturn_t).
+# Every code of nvml.h (nvmlReturn_t) by what it means to the daemon; LIB_RM_VERSION_MISMATCH, which
+# ends it, is in test_crash.py.
 ONE_CALL = {
-    "invalid_argument": 2,
     "no_permission": 4,
+    "not_found": 6,
     "insufficient_size": 7,
+    "insufficient_power": 8,
     "timeout": 10,
     "irq_issue": 11,
     "corrupted_inforom": 14,
+    "operating_system": 17,
     "in_use": 19,
     "memory": 20,
     "no_data": 21,
+    "insufficient_resources": 23,
+    "freq_not_supported": 24,
     "not_ready": 27,
+    "invalid_state": 29,
+    "reset_type_not_supported": 30,
     "unknown": 999,
     "a code of the future": 77,
 }
-NEVER = {"not_supported": 3, "function_not_found": 13, "version_mismatch": 25, "deprecated": 26}
-DEVICE = {"gpu_is_lost": 15, "reset_required": 16}
-DRIVER = {"uninitialized": 1, "driver_not_loaded": 9}
+NEVER = {
+    "invalid_argument": 2,
+    "not_supported": 3,
+    "function_not_found": 13,
+    "vgpu_ecc_not_supported": 22,
+    "version_mismatch": 25,
+    "deprecated": 26,
+}
+DEVICE = {"gpu_is_lost": 15, "reset_required": 16, "gpu_not_found": 28}
+DRIVER = {"uninitialized": 1, "driver_not_loaded": 9, "library_not_found": 12}
 CODES = {**ONE_CALL, **NEVER, **DEVICE, **DRIVER}
 
 # Calls that concern no single GPU have tests of their own.

@@ -1,17 +1,30 @@
 """Every parser that reads what others wrote: what it may raise, and real inputs to begin from."""
 
+import gzip
+import struct
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.dcgm import exposition as dcgm
 from exporter.engines import exposition as engines
+from exporter.engines import http
+from exporter.engines.errors import ScrapeError
 from exporter.engines.registry import PREFIXES
 from exporter.errors import ConfigError, WebConfigError
-from exporter.holders import pod_resources
+from exporter.holders import grpc, pod_resources
+from exporter.holders.errors import HolderSourceError
+from exporter.holders.job_mapping import read_jobs
+from exporter.holders.job_processes import slurm_job
 from exporter.models.config import load_description
 from exporter.models.errors import ModelDescriptionError
 from exporter.web.config import load_web_config
@@ -114,6 +127,60 @@ def read_pod_resources(data: bytes) -> None:
         list(pod_resources._allocations(memoryview(data)))
 
 
+def read_kubelet_stream(data: bytes) -> None:
+    """All that comes over the kubelet's socket: HTTP/2, gRPC, and the message in it."""
+    with suppress(HolderSourceError):
+        grpc._converse(_Socket(data), time.monotonic() + 60, "/v1.Lister/List", b"", 60)  # type: ignore[arg-type]
+
+
+def read_job_mapping(data: bytes) -> None:
+    """A file of the batch system's."""
+    with _file(data, "0") as path, suppress(HolderSourceError):
+        assert all(use.job.isprintable() for use in read_jobs(path.parent))
+
+
+def read_control_groups(data: bytes) -> None:
+    """/proc/<pid>/cgroup."""
+    with _file(data, "cgroup") as path:
+        job = slurm_job(path)
+        assert job is None or job.isdigit()
+
+
+def read_engine_answer(data: bytes) -> None:
+    """All that comes over the connection to an engine: HTTP, and what it packs."""
+
+    class Connection(http._Connection):
+        def connect(self) -> None:
+            self.sock = http._DeadlineSocket(_Socket(data), lambda: 60.0)  # type: ignore[arg-type]
+
+    connection = Connection("127.0.0.1", 8000, tls=False, deadline=0.0, clock=lambda: 0.0)
+    # Those that `fetch` turns into reasons, but for what only sockets raise.
+    with suppress(ScrapeError, HTTPException, ValueError):
+        http._exchange(connection, "/metrics", {}, 1 << 20)
+
+
+class _Socket:
+    """A peer that has said all this at once, in pieces of 100 bytes, and hung up."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def settimeout(self, _seconds: float) -> None:
+        """Nothing here waits."""
+
+    def sendall(self, _data: bytes) -> None:
+        """It does not listen, either."""
+
+    def recv(self, count: int) -> bytes:
+        piece, self._data = self._data[: min(count, 100)], self._data[min(count, 100) :]
+        return piece
+
+    def recv_into(self, buffer: Any) -> int:
+        piece = self.recv(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
 class _file:
     """A file with this content, in a folder of its own."""
 
@@ -173,6 +240,36 @@ _CONTAINER = b"\x0a\x01c\x12" + bytes([len(_DEVICE)]) + _DEVICE
 _POD = b"\x0a\x03abc\x12\x03def\x1a" + bytes([len(_CONTAINER)]) + _CONTAINER
 _PODS = b"\x0a" + bytes([len(_POD)]) + _POD
 
+
+def _kubelet_stream(message: bytes) -> bytes:
+    """A whole gRPC answer to the call in stream 1, as h2's own server side writes it."""
+    client = H2Connection(H2Configuration(client_side=True))
+    client.initiate_connection()
+    client.send_headers(1, [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "x")])  # fmt: skip
+    client.end_stream(1)
+    server = H2Connection(H2Configuration(client_side=False))
+    server.initiate_connection()
+    server.receive_data(client.data_to_send())
+    server.send_headers(1, [(":status", "200"), ("content-type", "application/grpc")])
+    server.send_data(1, struct.pack(">BI", 0, len(message)) + message)
+    server.send_headers(1, [("grpc-status", "0"), ("grpc-message", "")], end_stream=True)
+    return server.data_to_send()
+
+
+def _http(body: bytes, *headers: bytes) -> bytes:
+    return b"\r\n".join([b"HTTP/1.1 200 OK", *headers, b"", body])
+
+
+_ENGINE_ANSWERS = (
+    _http(b"a 1\n", b"Content-Length: 4"),
+    _http(b"4\r\na 1\n\r\n0\r\n\r\n", b"Transfer-Encoding: chunked"),
+    _http(gzip.compress(b"a 1\n", mtime=0), b"Content-Encoding: gzip"),
+)
+_CONTROL_GROUPS = (
+    b"0::/system.slice/slurmstepd.scope/job_42/step_0/user/task_0\n",
+    b"12:devices:/slurm/uid_1000/job_42/step_0/task_0\n1:name=systemd:/init.scope\n",
+)
+
 TARGETS = {
     target.name: target
     for target in (
@@ -185,5 +282,9 @@ TARGETS = {
         Target("worker_bytes", read_worker_bytes, _FRAMES),
         Target("state", read_state, (_STATE,)),
         Target("pod_resources", read_pod_resources, (_PODS,)),
+        Target("kubelet_stream", read_kubelet_stream, (_kubelet_stream(_PODS),)),
+        Target("job_mapping", read_job_mapping, (b"4711\n4712.batch\n",)),
+        Target("control_groups", read_control_groups, _CONTROL_GROUPS),
+        Target("engine_answer", read_engine_answer, _ENGINE_ANSWERS),
     )
 }
