@@ -126,10 +126,12 @@ class HostSampling:
         )
 
     def has_fresh_device(self) -> bool:
-        """Whether any device's last tick is recent: what readiness means."""
+        """Whether any device is shown as up, by the same rule: what readiness means."""
         view = self.view()
         return any(
-            device.up and view.now_seconds - device.at_seconds <= device.max_age_seconds
+            device.up
+            and device.identity.index not in view.hung
+            and view.now_seconds - device.at_seconds <= device.max_age_seconds
             for device in view.devices
         )
 

@@ -142,3 +142,53 @@ def test_it_ends_while_nvmlshutdown_hangs(node) -> None:
     code, _seconds = daemon.terminate()
     assert code == 0
     assert fake.hanging("nvmlShutdown") == 1
+
+
+def test_gpm_hangs_on_every_gpu(node) -> None:
+    """One holds GPM's lock and is down; the others go on without activity, and none waits for it for ever."""
+    fake, daemon, witness = node
+    fake.hang("nvmlGpmSampleGet")
+    hung = witness.until(
+        lambda scrape: (
+            scrape.total("flopwatch_source_hung") == 1
+            and scrape.total("flopwatch_gpu_up") == 1
+            and not scrape.has("flopwatch_sm_active_ratio")
+        )
+    )
+    (well,) = [gpu for gpu in (0, 1) if hung.value("flopwatch_gpu_up", gpu=str(gpu))]
+    assert hung.has("flopwatch_power_watts", gpu=str(well))
+    assert daemon.get("/-/ready")[0] == 200
+
+    fake.release("nvmlGpmSampleGet")
+    witness.until(whole)
+    assert fake.gpm_overlaps == 0
+    assert fake.gpm_misuses == 0
+
+
+@pytest.mark.parametrize(
+    "function", ["nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2"]
+)
+def test_xid_events_that_hang(start, function: str) -> None:
+    """They have a thread of their own: every GPU is read as ever, and the process ends in time."""
+    fake, daemon = start([H100, H100], config=CONFIG, prepare=lambda fake: fake.hang(function))
+    for gpu in fake.gpus:
+        gpu.set_load(Load.decode())
+    witness = Witness(daemon, window_seconds=WINDOW_SECONDS)
+    witness.until(whole)
+    daemon.wait_for(lambda: fake.hanging(function) == 1)
+    assert whole(witness.watch(2))
+
+    code, _seconds = daemon.terminate()
+    assert code == 0
+
+
+def test_health_asks_no_driver(node) -> None:
+    """Fifty questions about health and readiness are not one driver call; those hang, and are answered."""
+    fake, daemon, witness = node
+    fake.hang("*")
+    witness.until(lambda scrape: scrape.total("flopwatch_source_hung") == 2)
+    before = fake.functions_called()
+    for _ in range(50):
+        assert daemon.get("/-/healthy")[0] == 200
+        assert daemon.get("/-/ready")[0] == 503
+    assert fake.functions_called() == before
