@@ -6,7 +6,7 @@ the facts that their gates and their judgement need.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -53,9 +53,16 @@ class ProcessAges:
         self._watched.add(uuid)
         return tuple(processes)
 
+    def forget_all_but(self, uuids: Container[str]) -> None:
+        """Let go of devices that are gone: MIG instances are made anew with other UUIDs."""
+        self._watched = {uuid for uuid in self._watched if uuid in uuids}
+        self._first_seen = {key: at for key, at in self._first_seen.items() if key[0] in uuids}
+
     def _age_since_start(self, pid: int) -> float | None:
         try:
-            stat = (self._proc / str(pid) / "stat").read_text(errors="replace")
+            # Not by Path: it interns every part, and the interpreter's table of these never shrinks.
+            with open(f"{self._proc}/{pid}/stat", errors="replace") as file:  # noqa: PTH123
+                stat = file.read()
             uptime = float((self._proc / "uptime").read_text().split()[0])
             # The name, in parentheses, may hold spaces; what follows begins with field 3.
             ticks = int(stat.rsplit(")", 1)[1].split()[_START_TIME_FIELD - 3])
@@ -84,6 +91,7 @@ class ProbeFacts:
     def __call__(self) -> list[DeviceFacts]:
         """The facts of all devices that the driver tells of now."""
         host = self._view()
+        self._ages.forget_all_but({device.identity.uuid for device in host.devices})
         facts: list[DeviceFacts] = []
         for device in host.devices:
             identity = device.identity

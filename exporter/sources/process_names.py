@@ -20,7 +20,9 @@ class ProcessNames:
         if known is not None:
             return known
         try:
-            name = (self._proc / str(pid) / "comm").read_text(errors="replace").strip()
+            # Not by Path: it interns every part, and the interpreter's table of these never shrinks.
+            with open(f"{self._proc}/{pid}/comm", errors="replace") as file:  # noqa: PTH123
+                name = file.read().strip()
         except OSError:
             return "unknown"
         if len(self._names) >= _NAMES_MAX:

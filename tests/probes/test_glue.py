@@ -155,6 +155,16 @@ class TestAges:
 
         assert ages.ages("GPU-1", [8], 70.0) == (ProcessFacts(8, 0.0),)
 
+    def test_devices_that_are_gone_are_forgotten(self, proc):
+        """MIG instances are made anew for months; one that comes back is seen for the first time."""
+        ages = ProcessAges(proc)
+        ages.ages("MIG-1", [8], 50.0)
+        ages.ages("GPU-0", [8], 50.0)
+        ages.forget_all_but({"GPU-0"})
+
+        assert ages.ages("MIG-1", [8], 70.0) == (ProcessFacts(8, 0.0),)
+        assert ages.ages("GPU-0", [8], 70.0) == (ProcessFacts(8, 20.0),)
+
 
 FULL = records.DeviceSnapshot(
     device="0",
