@@ -47,6 +47,16 @@ class Query:
     legend: str = "__auto"
 
 
+def extremes(
+    function: str, count: int, expr: str, *, on: str = "cluster, job, instance, gpu"
+) -> str:
+    """The course of the `count` series that are lowest (`bottomk`) or highest (`topk`) at the end of the time range.
+
+    Chosen once, so that no line comes and goes. `@@` in `expr` stands behind each selector and range.
+    """
+    return f"{expr.replace('@@', '')} and on ({on}) {function}({count}, {expr.replace('@@', ' @ end()')})"
+
+
 @dataclass(frozen=True, slots=True)
 class Threshold:
     """From `value` on the colour is `color`; the first threshold of a panel has no value."""

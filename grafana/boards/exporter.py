@@ -13,6 +13,7 @@ from grafana.panels import (
     Column,
     Query,
     bad_above,
+    extremes,
     lines,
     number,
     rows,
@@ -20,6 +21,11 @@ from grafana.panels import (
 
 
 RATE = "$__rate_interval"
+
+
+def highest(expr: str) -> str:
+    """The course of the five hosts that are highest now."""
+    return extremes("topk", 5, expr, on="cluster, job, instance")
 
 
 def _now(dashboard: Dashboard) -> Dashboard:
@@ -118,7 +124,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 "Cores that each exporter uses, five highest. Over a tenth of a core: a slow driver or a too short interval.",
                 [
                     Query(
-                        f"topk(5, rate(process_cpu_seconds_total{{{NODE}}}[{RATE}]))",
+                        highest(f"rate(process_cpu_seconds_total{{{NODE}}}[{RATE}]@@)"),
                         "{{instance}}",
                     )
                 ],
@@ -130,7 +136,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
             lines(
                 "Memory",
                 "Resident memory of each exporter, five highest. It should be flat; a slope is a leak, tell us.",
-                [Query(f"topk(5, process_resident_memory_bytes{{{NODE}}})", "{{instance}}")],
+                [Query(highest(f"process_resident_memory_bytes{{{NODE}}}@@"), "{{instance}}")],
                 unit="bytes",
                 span=6,
             )
@@ -139,7 +145,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
             lines(
                 "Scrape duration",
                 "As Prometheus measured it, five slowest. Scrapes are served from memory: a slow one is the network or a starved host.",
-                [Query(f"topk(5, scrape_duration_seconds{{{NODE}}})", "{{instance}}")],
+                [Query(highest(f"scrape_duration_seconds{{{NODE}}}@@"), "{{instance}}")],
                 unit="s",
                 span=6,
             )
@@ -173,7 +179,7 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
                     "Share of the time in which a GPU's thread waits for the driver, mean of the host's GPUs, five slowest hosts. One that climbs is a driver that becomes slow, often before it hangs; near 100 % ticks are missed.",
                     [
                         Query(
-                            f"topk(5, instance:flopwatch_tick_duration_seconds:rate5m{{{NODE}}})",
+                            highest(f"instance:flopwatch_tick_duration_seconds:rate5m{{{NODE}}}@@"),
                             "{{instance}}",
                         )
                     ],
@@ -190,7 +196,9 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
                 "A second and host, five highest. Counters stay right, dips may go unseen. The cause is a slow driver or no processor time.",
                 [
                     Query(
-                        f"topk(5, sum by (instance) (rate(flopwatch_ticks_missed_total{{{NODE}}}[{RATE}])))",
+                        highest(
+                            f"sum by (cluster, job, instance) (rate(flopwatch_ticks_missed_total{{{NODE}}}[{RATE}]@@))"
+                        ),
                         "{{instance}}",
                     )
                 ],

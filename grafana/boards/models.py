@@ -16,6 +16,7 @@ from grafana.panels import (
     Column,
     Query,
     bars,
+    extremes,
     good_above,
     lines,
     number,
@@ -24,6 +25,8 @@ from grafana.panels import (
 )
 
 
+WORKLOAD = "cluster, job, instance, workload"
+TOKENS_A_SECOND = "si:tok/s"
 MODEL = f'{CLUSTER}, model=~"$model"'
 USEFUL = f"sum by (model) (model:flopwatch_model_flop:rate5m{{{MODEL}}})"
 PEAK = f"sum by (model) (model:flopwatch_peak_flops:headline{{{MODEL}}})"
@@ -55,7 +58,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     Query(f'sum({TOKENS}, phase="prefill"}})', "prefill"),
                     Query(f'sum({TOKENS}, phase="decode"}})', "decode"),
                 ],
-                unit="cps",
+                unit=TOKENS_A_SECOND,
                 thresholds=BLUE,
                 span=6,
             )
@@ -123,8 +126,8 @@ def _table(dashboard: Dashboard) -> Dashboard:
                     ),
                     Column("B", "Of executed", "percentunit", good_above(0.5, 0.75), 0, 120),
                     Column("C", "FLOP per byte", decimals=0, width=130),
-                    Column("D", "Prefill tokens", "cps", decimals=0, width=140),
-                    Column("E", "Decode tokens", "cps", decimals=0, width=140),
+                    Column("D", "Prefill tokens", TOKENS_A_SECOND, decimals=0, width=140),
+                    Column("E", "Decode tokens", TOKENS_A_SECOND, decimals=0, width=140),
                 ],
                 sort_by="Useful",
                 height=7,
@@ -147,8 +150,8 @@ def _course(dashboard: Dashboard) -> Dashboard:
                         "{{phase}} {{model}}",
                     )
                 ],
-                unit="cps",
-                span=8,
+                unit=TOKENS_A_SECOND,
+                span=12,
             )
         )
         .with_panel(
@@ -163,7 +166,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     ],
                     unit="flops",
                     dashed=["peak .*"],
-                    span=8,
+                    span=12,
                 ),
                 WORDS,
             )
@@ -183,7 +186,9 @@ def _course(dashboard: Dashboard) -> Dashboard:
                 "Requests in flight and queued (tokens where the engine does not tell), five largest workloads. Demand that grows while tokens fall: the engine has become slow.",
                 [
                     Query(
-                        f"topk(5, workload:flopwatch_demand:sum{{{NODE}}})",
+                        extremes(
+                            "topk", 5, f"workload:flopwatch_demand:sum{{{NODE}}}@@", on=WORKLOAD
+                        ),
                         "{{workload}} {{instance}}",
                     )
                 ],
@@ -208,10 +213,16 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             states_over_time(
                 "Engines",
-                "Red while an engine's metrics cannot be read: down, loading, or a wrong address. At most thirty are shown.",
-                [Query(f"topk(30, flopwatch_workload_up{{{NODE}}})", "{{workload}} {{instance}}")],
+                "Red while an engine's metrics cannot be read: down, loading, or a wrong address. Twelve are shown, those that are down first.",
+                [
+                    Query(
+                        extremes("bottomk", 12, f"flopwatch_workload_up{{{NODE}}}@@", on=WORKLOAD),
+                        "{{workload}} {{instance}}",
+                    )
+                ],
                 {"0": ("down", "red"), "1": ("up", "green")},
-                span=8,
+                span=24,
+                height=9,
             )
         )
     )

@@ -17,6 +17,7 @@ from grafana.panels import (
     Threshold,
     bad_above,
     bars,
+    extremes,
     good_above,
     lines,
     number,
@@ -181,7 +182,11 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     "The five lowest. A GPU that leaves the bundle and stays out is a straggler; one that dips and comes back met other work.",
                     [
                         Query(
-                            f"bottomk(5, gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}})",
+                            extremes(
+                                "bottomk",
+                                5,
+                                f"gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}}@@",
+                            ),
                             WHO,
                         )
                     ],
@@ -201,7 +206,9 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     "The slowest kernel of the five lowest GPUs over the GPUs' own baselines. Steps come from software, slopes from ageing or dust, daily waves from heat.",
                     [
                         Query(
-                            f"bottomk(5, gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}})",
+                            extremes(
+                                "bottomk", 5, f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}@@"
+                            ),
                             WHO,
                         )
                     ],
@@ -221,7 +228,11 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                 "The hour's slowest probe against the same hour a week ago, lowest five. Empty in the first week. A slow drift of one GPU model after a driver update is the update.",
                 [
                     Query(
-                        f"bottomk(5, gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} / (gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} offset 7d > 0) - 1)",
+                        extremes(
+                            "bottomk",
+                            5,
+                            f"(gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}}@@ / (gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}}@@ offset 7d > 0) - 1)",
+                        ),
                         WHO,
                     )
                 ],
@@ -262,25 +273,11 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     ],
                     unit="percentunit",
                     maximum=1,
-                    span=8,
+                    fill=0,
+                    legend_side=True,
+                    span=16,
                 ),
                 PROBES,
-            )
-        )
-        .with_panel(
-            lines(
-                "Other work during probes",
-                "Share of the GPU that others took while the probe ran, upper bound, the five highest. High for long: the GPU is never free to be judged, and probes end as `contended`.",
-                [
-                    Query(
-                        f'topk(5, flopwatch_probe_tenant_busy_ratio{{{WHOLE_GPU}, bound="high"}})',
-                        WHO,
-                    )
-                ],
-                unit="percentunit",
-                soft_maximum=0.1,
-                fill=0,
-                span=8,
             )
         )
     )
@@ -309,7 +306,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                     "timeout": "purple",
                     "out_of_memory": "yellow",
                 },
-                span=8,
+                span=6,
             )
         )
         .with_panel(
@@ -324,8 +321,28 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 ],
                 unit="none",
                 stacked=True,
-                span=8,
+                span=6,
                 no_value="none held back",
+            )
+        )
+        .with_panel(
+            lines(
+                "Other work during probes",
+                "Share of the GPU that others took while the probe ran, upper bound, the five highest. High for long: the GPU is never free to be judged, and probes end as `contended`.",
+                [
+                    Query(
+                        extremes(
+                            "topk",
+                            5,
+                            f'flopwatch_probe_tenant_busy_ratio{{{WHOLE_GPU}, bound="high"}}@@',
+                        ),
+                        WHO,
+                    )
+                ],
+                unit="percentunit",
+                soft_maximum=0.1,
+                fill=0,
+                span=6,
             )
         )
         .with_panel(
@@ -341,7 +358,8 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 ],
                 unit="percentunit",
                 dashed=["default budget"],
-                span=8,
+                fill=0,
+                span=6,
             )
         )
     )

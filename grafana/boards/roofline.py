@@ -35,7 +35,7 @@ NAMED = f"gpu:flopwatch_gpu:info{{{GPU}, {NAME}}}"
 MOST = 300  # points: more hide each other, and a browser draws them slowly
 JOIN = "* on (cluster, job, instance, gpu) group_left (name)"
 ON_GPU = "on (cluster, job, instance, gpu)"
-INTENSITIES = [2**power for power in range(-2, 13)]
+INTENSITIES = [2**power for power in range(13)]
 
 
 def _named(expr: str) -> str:
@@ -210,6 +210,7 @@ def dashboard() -> Dashboard:
                     unit="none",
                     dashed=["bend .*"],
                     span=8,
+                    height=9,
                 ),
                 NORMAL,
             )
@@ -227,6 +228,7 @@ def dashboard() -> Dashboard:
                     ],
                     unit="percentunit",
                     span=8,
+                    height=9,
                 ),
                 CHOICES,
             )
@@ -243,6 +245,7 @@ def dashboard() -> Dashboard:
                         )
                     ],
                     unit="percentunit",
+                    height=9,
                     maximum=1,
                     labels=["model"],
                 ),
