@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import FrameType
@@ -68,6 +69,7 @@ class Daemon:
         self._wake = threading.Event()
         self._ending = False
         self._reload_wanted = False
+        self._look_failed = False
         self._scraped_at = 0.0
         self._precision = PrecisionRules(
             lambda: self._config.gpus,
@@ -246,19 +248,14 @@ class Daemon:
             self._wake.wait(_LOOP_SECONDS)
             self._wake.clear()
             self._notifier.watchdog()
-            self._companions.refresh()
-            for device in self._host.view().devices:
-                self._status.observe(device)
+            self._look_around()
             if self._ending:
                 log.info("ending", reason="signal")
                 return 0
             if self._reload_wanted:
                 self._reload_wanted = False
                 self._notifier.reloading()
-                try:
-                    self.reload()
-                except FlopwatchError:
-                    log.debug("reload_refused_by_signal")
+                self._reload_by_signal()
                 self._notifier.ready()
             if self._host.barred:
                 log.error(
@@ -274,6 +271,28 @@ class Daemon:
                 if shown or now - mismatched_at > _MISMATCH_SECONDS:
                     log.error("ending", reason="driver_mismatch")
                     return EXIT_DRIVER
+
+    def _look_around(self) -> None:
+        """Copy what is known beside the sampling. Whatever fails in it must not end the daemon."""
+        try:
+            self._companions.refresh()
+            for device in self._host.view().devices:
+                self._status.observe(device)
+        except Exception:
+            if not self._look_failed:
+                log.exception("companions_failed")
+            self._look_failed = True
+        else:
+            self._look_failed = False
+
+    def _reload_by_signal(self) -> None:
+        try:
+            self.reload()
+        except FlopwatchError:
+            log.debug("reload_refused_by_signal")
+        except Exception:  # no memory, no thread: as it is, it goes on
+            self._reload_status = replace(self._reload_status, successful=False)
+            log.exception("reload_failed")
 
     def _stop(self) -> None:
         self._notifier.stopping()

@@ -14,6 +14,7 @@ from probes.schedule import first_delay, host_fraction, next_delay
 from probes.scheduler import FactsSource, Scheduler
 from probes.slots import WorkerFactory, real_worker
 from probes.state import StateFile
+from probes.threads import BoundedThread
 
 
 log = structlog.get_logger(__name__)
@@ -53,8 +54,9 @@ class ProbeService:
                 self._scheduler.note_torch_missing()
                 return
             self._scheduler.stopping.clear()
-            self._thread = threading.Thread(target=self._loop, name="probes", daemon=True)
-            self._thread.start()
+            thread = BoundedThread(target=self._loop, name="probes")
+            thread.start()
+            self._thread = thread
 
     def stop(self, deadline_seconds: float = 10.0) -> None:
         """Stop probing and end the workers; returns after `deadline_seconds` at the latest."""
@@ -82,10 +84,9 @@ class ProbeService:
 
     def configure(self, config: ProbeConfig) -> None:
         """Use another configuration from now on; results and baselines stay."""
-        if config == self._scheduler.config:
-            return
-        self.stop()
-        self._scheduler.reconfigure(config)
+        if config != self._scheduler.config:
+            self.stop()
+            self._scheduler.reconfigure(config)
         self.start()
 
     def snapshot(self) -> ProbesSnapshot:

@@ -16,6 +16,7 @@ from exporter.engines.http import fetch, without_credentials
 from exporter.engines.reading import Engine, EngineReading, by_model
 from exporter.engines.reading import Samples as ModelSamples
 from exporter.engines.registry import PREFIXES
+from probes.threads import BoundedThread
 
 
 EPOCH = "process_start_time_seconds"
@@ -84,9 +85,10 @@ class Scraper:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to scrape, at once and then at every interval."""
-        self._thread = threading.Thread(target=self._run, name=f"engine-{self.name}", daemon=True)
-        self._thread.start()
+        """Begin to scrape, at once and then at every interval. Raises RuntimeError: no thread left."""
+        thread = BoundedThread(target=self._run, name=f"engine-{self.name}")
+        thread.start()
+        self._thread = thread
 
     def stop(self) -> None:
         """Tell the thread to end; it does so after the scrape under way, if any."""

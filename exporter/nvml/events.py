@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pynvml
@@ -12,6 +13,7 @@ import structlog
 from exporter.nvml.errors import NvmlError
 from exporter.nvml.library import call, handle_address
 from exporter.snapshot import XidCounts
+from probes.threads import BoundedThread
 
 
 log = structlog.get_logger(__name__)
@@ -38,12 +40,10 @@ class XidWatcher:
             self._generation += 1
             generation = self._generation
         if handles:
-            threading.Thread(
-                target=self._run,
-                args=(dict(handles), generation),
-                name="xid-events",
-                daemon=True,
-            ).start()
+            with suppress(RuntimeError):  # no thread left: as if the driver told of no events
+                BoundedThread(
+                    target=self._run, args=(dict(handles), generation), name="xid-events"
+                ).start()
 
     def stop(self) -> None:
         """End within one wait, or never if the driver does not return."""

@@ -20,6 +20,7 @@ from exporter.engines.errors import Reason, ScrapeError
 from exporter.engines.http import fetch
 from exporter.readings import ActivityWindow, FastReading
 from exporter.snapshot import SourceHealth
+from probes.threads import BoundedThread
 
 
 log = structlog.get_logger(__name__)
@@ -174,8 +175,9 @@ class DcgmSource:
                 reader = self._readers[key] = DcgmReader(self, key)
             self.asked_at = time.monotonic()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="dcgm", daemon=True)
-                self._thread.start()
+                thread = BoundedThread(target=self._run, name="dcgm")
+                thread.start()
+                self._thread = thread
         return reader
 
     def forget(self, reader: DcgmReader) -> None:

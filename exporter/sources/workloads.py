@@ -160,8 +160,8 @@ class WorkloadService:
             wall_clock=self._wall_clock,
         )
         workload = _Workload(config, scraper, account, found, self._wall_clock())
+        scraper.start()  # where no thread can start, there is no workload either
         self._workloads[config.name] = workload
-        scraper.start()
 
     def _remove(self, name: str) -> None:
         self._workloads.pop(name).scraper.stop()

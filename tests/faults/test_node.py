@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.process import DaemonProcess, passive
+from tests.engines.server import exposition, serving, text
 from tests.fake_nvml import H100, FakeNvml, Load
 from tests.faults.invariants import Witness, families
 from tests.faults.wall_clock import WallClock
@@ -142,6 +143,31 @@ def test_no_memory_left(node: Node) -> None:
     )
 
     assert scrape.value("flopwatch_gpu_up", gpu="0") == 1
+
+
+def test_a_reload_without_memory(node: Node, tmp_path: Path) -> None:
+    """The configuration may be refused, or be taken in part: the daemon lives, and the next reload does it all."""
+    size = int(Path(f"/proc/{node.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    unlimited = resource.prlimit(node.pid, resource.RLIMIT_AS)
+    with serving(text(exposition("vllm-current"))) as engine:
+        node.daemon.config_file.write_text(
+            f"{CONFIG}workloads: [{{name: chat, engine: vllm, url: '{engine.url}', interval: 1s}}]\n"
+        )
+        resource.prlimit(node.pid, resource.RLIMIT_AS, (size, unlimited[1]))
+        for _ in range(5):
+            node.daemon.reload()
+            time.sleep(0.3)
+        assert node.daemon.process.poll() is None, node.daemon.log
+        resource.prlimit(node.pid, resource.RLIMIT_AS, unlimited)
+
+        node.daemon.reload()
+        scrape = node.witness.until(
+            lambda scrape: (
+                scrape.has("flopwatch_workload_up") and scrape.value("flopwatch_workload_up") == 1
+            )
+        )
+    assert scrape.value("flopwatch_config_last_reload_successful") == 1
+    assert whole(scrape)
 
 
 class UnheardDaemon(DaemonProcess):
