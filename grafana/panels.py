@@ -275,8 +275,9 @@ def bars(
     span: int = 8,
     height: int = 8,
     maximum: float | None = None,
+    long_names: bool = False,
 ) -> bargauge.Panel:
-    """The present values, longest bar first as the query sorts them; `labels` name a bar."""
+    """The present values, longest bar first as the query sorts them; `labels` name a bar, above it if long."""
     panel = (
         bargauge.Panel()
         .title(title)
@@ -288,6 +289,9 @@ def bars(
         .thresholds(_thresholds(thresholds))
         .orientation(mc.VizOrientation.HORIZONTAL)
         .display_mode(mc.BarGaugeDisplayMode.BASIC)
+        .name_placement(
+            mc.BarGaugeNamePlacement.TOP if long_names else mc.BarGaugeNamePlacement.AUTO
+        )
         .sizing(mc.BarGaugeSizing.MANUAL)
         .min_viz_height(16)
         .max_viz_height(32)

@@ -256,6 +256,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     unit="percentunit",
                     span=8,
                     labels=["unit", "name"],
+                    long_names=True,
                 ),
                 PROBES,
             )
@@ -348,10 +349,15 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Cost by cluster",
-                "Share of GPU time that probes take, and dashed the default budget. Above the budget: a bug; lower the interval and tell us.",
+                "Share of GPU time that probes take in the four dearest clusters, and dashed the default budget. Above the budget: a bug; lower the interval and tell us.",
                 [
                     Query(
-                        f"sum by (cluster) (cluster:flopwatch_probe_gpu_seconds:rate5m{{{CLUSTER}}}) / sum by (cluster) (cluster:flopwatch_gpu_up:count{{{CLUSTER}}})",
+                        extremes(
+                            "topk",
+                            4,
+                            f"(sum by (cluster) (cluster:flopwatch_probe_gpu_seconds:rate5m{{{CLUSTER}}}@@) / sum by (cluster) (cluster:flopwatch_gpu_up:count{{{CLUSTER}}}@@))",
+                            on="cluster",
+                        ),
                         "cost {{cluster}}",
                     ),
                     Query("vector(0.02 / 60)", "default budget"),

@@ -237,3 +237,14 @@ def test_pages_name_only_series_that_are_recorded() -> None:
     for path in sorted((FOLDER.parents[1] / "docs").rglob("*.md")):
         named = re.findall(r"\b[a-z_]+:flopwatch_[a-z0-9_]+:[a-z0-9_]+", path.read_text())
         assert set(named) <= known, path
+
+
+def test_runbooks_name_panels_that_exist() -> None:
+    """What a runbook calls a panel of a dashboard is one."""
+    titles = {panel["title"] for board in BOARDS.values() for panel in board["panels"]} | {
+        panel["title"] for board in BOARDS.values() for panel in panels(board)
+    }
+    for path in sorted((FOLDER.parents[1] / "docs" / "runbooks").glob("*.md")):
+        lines = [line for line in path.read_text().splitlines() if "dashboard, " in line]
+        for named in re.findall(r"`([A-Z][^`{]+)`", "\n".join(lines)):
+            assert named in titles, path
