@@ -143,7 +143,8 @@ class Sampler:
             return
         self._tick()
         interval = self._settings().interval
-        done = self._position()
+        # A tick that is due sooner than a window can close would have nothing to show.
+        done = int((time.monotonic() + _FIRST_WINDOW_SECONDS - self._origin) / interval)
         while not self._stop.is_set():
             if interval != self._settings().interval:  # reloaded: ticks are numbered anew
                 interval = self._settings().interval
