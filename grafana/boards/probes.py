@@ -268,8 +268,8 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     "By GPU model and precision, clock divided out. A step for a whole model is software: the library or the driver.",
                     [
                         Query(
-                            f'max by (name, kernel) (name_kernel:flopwatch_probe_measure:median{{{CLUSTER}, {NAME}, kernel=~"gemm_.+"}})',
-                            "{{name}} {{kernel}}",
+                            f'max by (name, precision) (name_kernel:flopwatch_probe_measure:median{{{CLUSTER}, {NAME}, precision!=""}})',
+                            "{{name}} {{precision}}",
                         )
                     ],
                     unit="percentunit",
