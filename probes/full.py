@@ -93,6 +93,8 @@ class FullProbe:
         facts = self._devices[index]
         peer = (index + 1) % len(self._devices) if kernel.name == "copy_peer" else None
         versions = described.versions
+        if facts.instance is not None:
+            versions += f" on {facts.name}"
         if peer is not None:
             versions += f" peer {self._devices[peer].uuid}"
         baseline = self._baselines.get(facts.uuid, {}).get(kernel.name)

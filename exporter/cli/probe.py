@@ -67,7 +67,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         "--gpu",
         action="append",
         metavar="N",
-        help="only this GPU, by index or UUID, several allowed (default: all)",
+        help="only this GPU, by index or UUID, several allowed (default: all); or a MIG instance by UUID",
     )
 
 
@@ -77,7 +77,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     config = load_config(config_origin(parsed))
     set_up_logging("warning" if config.log_level == "info" else config.log_level, config.log_format)
-    devices = select_devices(read_devices(config), parsed.gpu)
+    devices = select_devices(read_devices(config, instances=True), parsed.gpu)
     for facts in devices:
         check_device(facts, config)
     baselines = StateFile(usable_state_path(config.state_file)).probes().baselines
@@ -99,8 +99,11 @@ def run(parsed: argparse.Namespace) -> int:
     return EXIT_BELOW_THRESHOLD if any(row.grade in FAILING for row in rows) else 0
 
 
-def read_devices(config: Config) -> list[DeviceFacts]:
-    """The facts of all devices, read once. Raises ProbeError when the driver does not answer."""
+def read_devices(config: Config, *, instances: bool = False) -> list[DeviceFacts]:
+    """The facts of all devices, read once; with `instances`, MIG instances as well.
+
+    Raises ProbeError when the driver does not answer.
+    """
     from exporter.sampling.host import HostCallbacks, HostSampling
     from exporter.sources.probes import ProbeFacts
 
@@ -116,7 +119,7 @@ def read_devices(config: Config) -> list[DeviceFacts]:
     try:
         if not sampling.wait_for_devices(_FACTS_SECONDS):
             raise ProbeError(f"the driver did not answer within {_FACTS_SECONDS:g} s")
-        return ProbeFacts(sampling.view)()
+        return ProbeFacts(sampling.view, instances=instances)()
     finally:
         sampling.stop(1.0)
 
@@ -124,18 +127,29 @@ def read_devices(config: Config) -> list[DeviceFacts]:
 def select_devices(
     devices: Sequence[DeviceFacts], names: Sequence[str] | None
 ) -> list[DeviceFacts]:
-    """The devices by index or UUID, all without names. Raises ProbeError for one that is not there."""
+    """The devices by index or UUID; without names all but MIG instances.
+
+    Raises ProbeError for one that is not there, and for an instance beside another device.
+    """
+    gpus = [facts for facts in devices if facts.instance is None]
     if not devices:
         raise ProbeError("there is no device to probe")
     if not names:
-        return list(devices)
-    chosen = []
+        return gpus
+    chosen: list[DeviceFacts] = []
     for name in names:
-        found = [facts for facts in devices if name in (facts.key, facts.uuid)]
+        found = [facts for facts in gpus if name == facts.key]
+        found += [facts for facts in devices if name == facts.uuid]
         if not found:
-            known = ", ".join(facts.key for facts in devices)
+            known = ", ".join(
+                facts.key if facts.instance is None else facts.uuid for facts in devices
+            )
             raise ProbeError(f"--gpu {name}: no such device; there are: {known}")
         chosen += [facts for facts in found if facts not in chosen]
+    if len(chosen) > 1 and any(facts.instance is not None for facts in chosen):
+        raise ProbeError(
+            "--gpu: a process can use one MIG instance only; probe one after the other"
+        )
     return chosen
 
 
@@ -145,7 +159,7 @@ def check_device(facts: DeviceFacts, config: Config) -> None:
         return
     where = f"GPU {facts.key}"
     if facts.mig:
-        raise ProbeError(f"{where}: MIG is on; a partitioned GPU is not probed")
+        raise ProbeError(f"{where}: MIG is on; name one of its instances by UUID (nvidia-smi -L)")
     if facts.compute_mode == "prohibited":
         raise ProbeError(f"{where}: its compute mode prohibits contexts (nvidia-smi -c DEFAULT)")
     if facts.compute_mode != "default" and facts.processes:

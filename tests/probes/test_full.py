@@ -199,7 +199,7 @@ class TestCommand:
         def run(*arguments, devices=PAIR, kernels=(GEMM, LAUNCH), script=()):
             host.kernels = kernels
             host.script.extend(script)
-            monkeypatch.setattr(command, "read_devices", lambda config: list(devices))
+            monkeypatch.setattr(command, "read_devices", lambda config, **_: list(devices))
             monkeypatch.setattr(
                 command,
                 "FullProbe",

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from exporter.cli.probe import ProbeError, check_device, select_devices
+from exporter.config.load import ConfigOrigin, load_config
 from probes.config import ProbeConfig
 from probes.facts import ProcessFacts
 from probes.protocol import Device
@@ -286,6 +288,29 @@ class TestEnvironment:
         """CUDA would show it the first of them only: better none than the wrong one."""
         with pytest.raises(ValueError, match="one MIG instance"):
             real_worker([instance(7), instance(8)], ProbeConfig())
+
+
+class TestByHand:
+    def test_an_instance_is_named_by_its_uuid(self):
+        """Without a name it is left out; the GPU's index means the GPU."""
+        devices = [PARTITIONED, instance(7), gpu(1)]
+
+        assert select_devices(devices, None) == [PARTITIONED, gpu(1)]
+        assert select_devices(devices, ["MIG-7"]) == [instance(7)]
+        assert select_devices(devices, ["0"]) == [PARTITIONED]
+
+    def test_one_at_a_time(self):
+        """Two in one process cannot be; the message says what to do."""
+        with pytest.raises(ProbeError, match="one after the other"):
+            select_devices([instance(7), instance(8)], ["MIG-7", "MIG-8"])
+
+    def test_its_partitioned_gpu_points_to_it(self):
+        """Probing the GPU as one is refused with the way to its instances."""
+        config = load_config(ConfigOrigin(file=None, flags={}, environment={}))
+
+        with pytest.raises(ProbeError, match="name one of its instances"):
+            check_device(PARTITIONED, config)
+        check_device(instance(7), config)
 
 
 def _fake(mode):
