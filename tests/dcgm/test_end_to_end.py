@@ -12,6 +12,7 @@ from tests.fake_nvml import A100, H100, FakeNvml, Load
 
 
 COLLECT_SECONDS = 2.0
+FAST = "sampling: {interval: 250ms, slow_interval: 1s}\n"
 WORK = {
     "DCGM_FI_PROF_GR_ENGINE_ACTIVE": 0.9,
     "DCGM_FI_PROF_SM_ACTIVE": 0.8,
@@ -65,6 +66,7 @@ def test_flops_of_an_a100(tmp_path: Path) -> None:
 
 
 SECONDS, FLOP = "flopwatch_gpu_seconds_total", "flopwatch_flop_total"
+ERRORS = "flopwatch_source_errors_total"
 
 
 def accounted(scrape: Scrape) -> float:
@@ -155,3 +157,27 @@ def test_a_counters_file_without_pipes_is_not_up(tmp_path: Path) -> None:
     assert scrape.value("flopwatch_gpu_active_ratio") == pytest.approx(0.9, abs=1e-6)
     assert "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE" in log
     assert "DCGM_EXPORTER_COLLECTORS" in log
+
+
+def test_a_profiler_that_answers_only_zeros_is_found_out(tmp_path: Path) -> None:
+    """Zeros at full utilization and 300 of 400 W (DCGM#303): left out, counted, the time unresolved."""
+    with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
+        fake.gpu(0).set_load(
+            Load(sm_clock_mhz=1410, graphics=1.0, gpu_utilization=1.0, power_watts=300)
+        )
+        silent = one_gpu(fake.gpu(0).uuid, dict.fromkeys(ALL_FIELDS, 0.0))
+        with DaemonProcess(
+            tmp_path, config=config(dcgm.url) + FAST, environment=fake.env
+        ) as daemon:
+            with collecting(dcgm, one_gpu(fake.gpu(0).uuid, WORK), 1.0):
+                daemon.wait_until(lambda s: s.total(FLOP) > 0)
+                # The interval is learned from two changes more.
+                known = daemon.scrape().total(SECONDS)
+                daemon.wait_until(lambda s: s.total(SECONDS) >= known + 3)
+            with collecting(dcgm, silent, 1.0):
+                scrape = daemon.wait_until(
+                    lambda s: s.total(ERRORS, source="dcgm", reason="implausible") > 1
+                )
+
+    assert not scrape.has("flopwatch_sm_active_ratio")
+    assert scrape.value(SECONDS, state="unresolved") > 0
