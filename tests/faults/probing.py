@@ -1,6 +1,7 @@
 """A daemon that probes the host's processor with real workers, every second."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from tests.daemon.process import DaemonProcess, Scrape
@@ -38,8 +39,8 @@ def runs(scrape: Scrape, **labels: str) -> float:
 
 def children(pid: int) -> list[int]:
     """Processes that this one has started, zombies included."""
-    return [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # the thread has just ended
+            found += map(int, (task / "children").read_text().split())
+    return found
