@@ -13,6 +13,7 @@ SMS = 132
 BF16, FP32 = 4096, 256
 SECONDS = 10
 REST = Load.idle()
+SECONDS_TOTAL = "flopwatch_gpu_seconds_total"
 
 
 def varying_load(fake: FakeNvml, begin_ns: int, seed: int) -> int:
@@ -54,8 +55,11 @@ def test_flop_and_bytes_follow_a_varying_load(
     Also when driver calls take so long that ticks are missed: their windows are only longer.
     """
     fake, daemon = start([profile], prepare=lambda fake: fake.gpu(0).set_load(REST))
-    daemon.wait_until(lambda scrape: scrape.has("flopwatch_flop_total", source=source))
-    first = daemon.scrape()
+    ticked = daemon.wait_until(lambda scrape: scrape.has("flopwatch_flop_total", source=source))
+    # The first window is a short one between two ticks: begin with a whole one.
+    first = daemon.wait_until(
+        lambda scrape: scrape.total(SECONDS_TOTAL) > ticked.total(SECONDS_TOTAL)
+    )
 
     begin = time.monotonic_ns() + 100_000_000
     end = varying_load(fake, begin, seed=7)
