@@ -9,9 +9,10 @@ import pytest
 
 from tests.fake_nvml import H100, FakeNvml, Load
 from tests.faults.supervisor import Supervisor
+from tests.faults.test_error_codes import OF_THE_HOST
 
 
-UNKNOWN = 999
+LIB_RM_VERSION_MISMATCH, UNKNOWN = 18, 999
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,32 @@ def test_a_driver_that_is_replaced_by_another_version(tmp_path: Path) -> None:
             fake.mismatch_driver(False)
 
             supervisor.until(whole)
+            assert set(supervisor.exits) == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_whichever_function_tells_of_another_version(tmp_path: Path) -> None:
+    """Every function of the matrix, alone: each ends the process with 1, and the next run serves again."""
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.gpu(0).set_load(Load.decode())
+        with Supervisor(tmp_path, {**os.environ, **fake.env}) as supervisor:
+            supervisor.until(lambda scrape: scrape.has("flopwatch_processes"))
+            # XIDs are watched beside the sampling, which is told soon enough.
+            others = (*OF_THE_HOST, "nvmlDeviceRegisterEvents")
+            functions = [name for name in fake.functions_called() if not name.startswith(others)]
+            assert len(functions) > 30
+            for function in functions:
+                exits = len(supervisor.exits)
+                fake.fail(function, LIB_RM_VERSION_MISMATCH)
+                fake.lose(0)  # so that those are called, too, that are called once at the start
+                supervisor.until(
+                    lambda scrape: scrape.total("flopwatch_gpu_up") == 0 or supervisor.exits[exits:]  # noqa: B023
+                )
+                fake.restore(0)
+                supervisor.until(lambda _scrape: supervisor.exits[exits:], 90)  # noqa: B023
+                fake.clear()
+                supervisor.until(lambda scrape: scrape.has("flopwatch_sm_active_ratio"))
             assert set(supervisor.exits) == {1}
 
 
