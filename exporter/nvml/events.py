@@ -25,7 +25,11 @@ _CODES_MAX = 64
 
 
 class XidWatcher:
-    """Collects XID events of all devices of one initialisation of the library."""
+    """Collects XID events of all devices.
+
+    A device is watched as long as its handle is the same: registering it anew would lose what comes
+    meanwhile, or count it twice. Those that come together share a set of events and a thread.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -33,17 +37,29 @@ class XidWatcher:
         self._last: dict[str, dict[int, float]] = {}
         self._stop = threading.Event()
         self._generation = 0
+        # The handle of each device, and the generation that watches it. One that was lost keeps
+        # both: its last words may still come.
+        self._watched: dict[str, tuple[Any, int]] = {}
+        self._open: Mapping[str, Any] = {}
 
     def watch(self, handles: Mapping[str, Any]) -> None:
-        """Watch these devices, by UUID, in place of those watched so far."""
+        """Watch these devices, by UUID; those that are watched by the same handle go on as they are.
+
+        A handle that is not among them is dead, and will not be used again.
+        """
         with self._lock:
+            self._open = dict(handles)
+            new = {
+                uuid: handle
+                for uuid, handle in handles.items()
+                if uuid not in self._watched or self._watched[uuid][0] is not handle
+            }
             self._generation += 1
             generation = self._generation
-        if handles:
+            self._watched.update({uuid: (handle, generation) for uuid, handle in new.items()})
+        if new:
             with suppress(RuntimeError):  # no thread left: as if the driver told of no events
-                BoundedThread(
-                    target=self._run, args=(dict(handles), generation), name="xid-events"
-                ).start()
+                BoundedThread(target=self._run, args=(new, generation), name="xid-events").start()
 
     def stop(self) -> None:
         """End within one wait, or never if the driver does not return."""
@@ -54,11 +70,16 @@ class XidWatcher:
         with self._lock:
             return XidCounts(dict(self._counts.get(uuid, {})), dict(self._last.get(uuid, {})))
 
-    def _current(self, generation: int) -> bool:
-        return not self._stop.is_set() and self._generation == generation
+    def _watches(self, generation: int, uuid: str | None = None) -> bool:
+        """Whether a generation still watches this device, or any."""
+        if self._stop.is_set():
+            return False
+        with self._lock:
+            watched = self._watched.values() if uuid is None else (self._watched[uuid],)
+            return any(by == generation for _handle, by in watched)
 
     def _run(self, handles: Mapping[str, Any], generation: int) -> None:
-        while self._current(generation):
+        while self._watches(generation):
             try:
                 self._collect(handles, generation)
                 return
@@ -71,6 +92,8 @@ class XidWatcher:
         try:
             addresses = {}
             for uuid, handle in handles.items():
+                if self._open.get(uuid) is not handle:
+                    continue
                 try:
                     call(
                         "nvmlDeviceRegisterEvents",
@@ -82,15 +105,15 @@ class XidWatcher:
                     log.info("xid_events_not_available", uuid=uuid, reason=error.reason)
                     continue
                 addresses[handle_address(handle)] = uuid
-            while addresses and self._current(generation):
-                self._wait(events, addresses)
+            while addresses and self._watches(generation):
+                self._wait(events, addresses, generation)
         finally:
             try:
                 call("nvmlEventSetFree", events)
             except NvmlError as error:
                 log.debug("xid_event_set_not_freed", reason=error.reason)
 
-    def _wait(self, events: Any, addresses: Mapping[int, str]) -> None:
+    def _wait(self, events: Any, addresses: Mapping[int, str], generation: int) -> None:
         try:
             event = call("nvmlEventSetWait", events, _WAIT_MILLISECONDS)
         except NvmlError as error:
@@ -99,7 +122,7 @@ class XidWatcher:
             raise
         if event.eventType & pynvml.nvmlEventTypeXidCriticalError:
             uuid = addresses.get(handle_address(event.device))
-            if uuid is not None:
+            if uuid is not None and self._watches(generation, uuid):
                 self._count(uuid, int(event.eventData))
 
     def _count(self, uuid: str, xid: int) -> None:

@@ -262,7 +262,7 @@ class HostSampling:
         while not self._stop.is_set():
             handles = self._handles()
             state = {uuid: id(handle) for uuid, handle in handles.items()}
-            if state != watched and handles:
+            if state != watched:
                 watched = state
                 self._xids.watch(handles)
             self._stop.wait(_WATCH_SECONDS)

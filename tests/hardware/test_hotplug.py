@@ -1,5 +1,6 @@
 """GPUs that come, leave, and come back as others while the daemon runs."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ sources: {cpu: "off", dcgm: "off"}
 probes: {enabled: false}
 """
 UP, SECONDS, FLOP = "flopwatch_gpu_up", "flopwatch_gpu_seconds_total", "flopwatch_flop_total"
+XIDS = "flopwatch_xid_errors_total"
 
 
 @pytest.fixture
@@ -142,3 +144,30 @@ def test_a_driver_that_hangs_while_looking_hurts_nobody(fake: FakeNvml, tmp_path
 
     assert later.value(UP, uuid=first) == 1
     assert later.value("flopwatch_source_hung", uuid=first) == 0
+
+
+def test_xids_are_counted_once_while_events_are_registered_anew(
+    fake: FakeNvml, tmp_path: Path
+) -> None:
+    """A GPU that comes has all events registered anew: of sixty meanwhile none is lost or doubled."""
+    first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
+    with run(fake, tmp_path) as daemon:
+        daemon.wait_until(lambda s: s.total(FLOP, uuid=first) > 0)
+        daemon.wait_until(lambda s: xids_are_counted(fake, s, first))
+        fake.add_gpu(1)
+        for _ in range(60):
+            fake.xid(0, 31)
+            time.sleep(0.05)
+        daemon.wait_until(lambda s: is_up(s, second))
+        daemon.wait_until(lambda s: s.total(XIDS, uuid=first, xid="31") >= 60)
+        # One more than there were would come within a wait for events, which is a second.
+        until = daemon.scrape().total(SECONDS, uuid=first) + 2
+        last = daemon.wait_until(lambda s: s.total(SECONDS, uuid=first) >= until)
+
+    assert last.total(XIDS, uuid=first, xid="31") == 60
+
+
+def xids_are_counted(fake: FakeNvml, scrape: Scrape, uuid: str) -> bool:
+    """Whether events are registered: send one of another code until it is counted."""
+    fake.xid(0, 13)
+    return scrape.total(XIDS, uuid=uuid, xid="13") > 0
