@@ -263,9 +263,9 @@ def health(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 [
-                    Column("instance", "Instance"),
-                    Column("gpu", "GPU", width=60),
-                    Column("uuid", "UUID"),
+                    Column("instance", "Instance", width=170),
+                    Column("gpu", "GPU", width=50),
+                    Column("uuid", "UUID", width=330),
                     Column("serial", "Serial"),
                     Column("pci_bus_id", "PCI address"),
                     Column("driver_version", "Driver"),
