@@ -85,7 +85,8 @@ FLOP_TOTAL = Family(
     help=(
         "Operations done, by pipe: pipe activity x SM count x SM cycles x dense FLOP per cycle and SM. The tensor "
         "pipe is valued at the headline precision; the plain pipes take every instruction for a fused "
-        "multiply-add and are an upper bound. Integer operations for int8 and int4."
+        "multiply-add and are an upper bound. Integer operations for int8 and int4. A GPU in MIG mode that does not "
+        "answer for itself is put together from its instances, by their share of its SMs."
     ),
     tells="`rate()` is achieved FLOP/s over any window.",
 )
@@ -98,7 +99,8 @@ GPU_SECONDS_TOTAL = Family(
         "Wall-clock seconds split by where the peak went; the states sum to observed time. tensor: delivered by the "
         "tensor pipe. memory, stall: SMs busy without it, waiting for memory or for something else. underfill: "
         "kernels resident, SMs empty. idle. clock_power, clock_thermal, clock_other: lost to a lowered clock. "
-        "unresolved: could not be told apart from the counters that this device has."
+        "unresolved: could not be told apart from the counters that this device has, or that all instances of a GPU "
+        "in MIG mode have. SMs that no instance has are idle."
     ),
     tells="The answer to `where did the FLOPS go?`: stack the rates, they fill 0..1.",
 )
