@@ -23,6 +23,7 @@ from exporter.sampling.settings import SamplingSettings
 from exporter.snapshot import UNKNOWN, DeviceSnapshot, HostSnapshot
 from exporter.sources.cpu import CpuSource
 from exporter.sources.dcgm import DcgmSource
+from probes.threads import BoundedThread
 
 
 log = structlog.get_logger(__name__)
@@ -151,7 +152,7 @@ class HostSampling:
 
     def _close_library(self, timeout_seconds: float) -> None:
         """Shut it down, unless it hangs in that, too, or still in its initialisation."""
-        closer = threading.Thread(target=self._library.close, name="library-closer", daemon=True)
+        closer = BoundedThread(target=self._library.close, name="library-closer")
         with contextlib.suppress(RuntimeError):  # no thread can start: the process ends without
             closer.start()
             closer.join(timeout_seconds)
@@ -162,6 +163,17 @@ class HostSampling:
             self._version += 1
 
     def _find(self) -> None:
+        """Find the devices; where a thread for one cannot start, later."""
+        while not self._stop.is_set():
+            try:
+                self._look()
+            except RuntimeError as error:
+                log.warning("sampling_not_started", error=str(error))
+                self._stop.wait(BACKOFF_FIRST_SECONDS)
+            else:
+                return
+
+    def _look(self) -> None:
         """Look for GPUs until there are some, with backoff; then keep their events registered."""
         backoff = BACKOFF_FIRST_SECONDS
         absent_logged = False
@@ -210,11 +222,10 @@ class HostSampling:
             if str(index) not in self._samplers:
                 self._start(SampledGpu(index, self._context()))
         lookout = DeviceLookout(self._library, self._gpus, self._add_gpu, lambda: self.view().hung)
-        threading.Thread(
+        BoundedThread(
             target=lookout.run,
             args=(self._stop, lambda: self._callbacks.settings().slow_interval),
             name="device-lookout",
-            daemon=True,
         ).start()
 
     def _add_gpu(self, index: int, uuid: str) -> None:
@@ -244,9 +255,9 @@ class HostSampling:
             partial(self._publish, device.key),
             started_at=self._started_at,
         )
+        sampler.start()
         with self._lock:
             self._samplers[device.key] = sampler
-        sampler.start()
 
     def _remove(self, key: str) -> None:
         with self._lock:

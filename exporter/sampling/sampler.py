@@ -12,6 +12,7 @@ from exporter.metrics.own import TICK_DURATION_SECONDS
 from exporter.nvml.errors import UNKNOWN_CODE, NvmlError, Transient
 from exporter.sampling.settings import SamplingSettings
 from exporter.snapshot import DeviceSnapshot
+from probes.threads import BoundedThread
 
 
 log = structlog.get_logger(__name__)
@@ -82,10 +83,10 @@ class Sampler:
         self._stop = threading.Event()
         self._ticks = TickStatistics()
         self._busy_since: float | None = None
-        self._thread = threading.Thread(target=self._run, name=f"gpu-{device.key}", daemon=True)
+        self._thread = BoundedThread(target=self._run, name=f"gpu-{device.key}")
 
     def start(self) -> None:
-        """Begin to sample."""
+        """Begin to sample. Raises RuntimeError where no thread can start."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from tests.daemon.process import DaemonProcess, Scrape
 from tests.faults.invariants import Witness
 from tests.faults.probing import BACKOFF_SECONDS, MEASURED, children, probing, runs
+from tests.faults.refusals import Refusals
 
 
 pytestmark = pytest.mark.timeout(400)
@@ -114,45 +114,21 @@ def test_a_worker_is_replaced(node: Probing, harm: Callable[[int], None], outcom
     assert "Traceback" not in node.daemon.log
 
 
-class Forks:
-    """Makes fork fail in one process while a file says so, by a preloaded library."""
-
-    def __init__(self, directory: Path) -> None:
-        library = directory / "fork_shim.so"
-        subprocess.run(
-            [
-                *("gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC"),
-                *(Path(__file__).parent / "fork_shim.c", "-o", library, "-ldl"),
-            ],
-            check=True,
-        )
-        self._refused = directory / "forks-refused"
-        self.env = {"LD_PRELOAD": str(library), "FORK_SHIM_REFUSED": str(self._refused)}
-
-    def refuse(self) -> None:
-        """As when the limit on processes is reached."""
-        self._refused.touch()
-
-    def allow(self) -> None:
-        """There is room again."""
-        self._refused.unlink()
-
-
 @pytest.mark.slow
 def test_no_process_can_be_started(tmp_path: Path) -> None:
     """Fork answers EAGAIN: a failed start, counted and tried again; all else goes on."""
-    forks = Forks(tmp_path)
-    with probing(tmp_path, tmp_path / "state.json", forks.env) as daemon:
+    node_limits = Refusals(tmp_path)
+    with probing(tmp_path, tmp_path / "state.json", node_limits.env) as daemon:
         node = Probing(daemon)
         before = node.witness.scrape()
-        forks.refuse()
+        node_limits.refuse("processes")
         kill(node.worker)
         lost = node.failed(before)
         refused = node.witness.until(lambda scrape: bad(scrape) > bad(lost), 60)
         assert "the worker cannot be started" in daemon.log
         assert node.daemon.get("/-/ready")[0] == 200
 
-        forks.allow()
+        node_limits.allow("processes")
         again = node.back(refused)
         assert again.value("flopwatch_gpu_up", gpu="cpu0") == 1
         assert "Traceback" not in daemon.log
