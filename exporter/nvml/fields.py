@@ -45,10 +45,9 @@ POWER_INSTANT = 186
 POWER_CURRENT_LIMIT = 190
 
 ALL_LINKS = 0xFFFFFFFF  # scope of the sum over links
-GPU_ALONE, MODULE = (
-    0,
-    1,
-)  # scopes of power and energy: a Grace module is processor and GPUs together
+# Scopes of power and energy; a Grace module is processor and GPUs together.
+GPU_ALONE = 0
+MODULE = 1
 
 Field = int | tuple[int, int]
 
