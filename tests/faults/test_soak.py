@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import soak_node
-from benchmarks.soak import GROWTH_MAX_BYTES, soak_accounts, soak_daemon
+from benchmarks.soak import soak_accounts, soak_daemon
 from benchmarks.soak_node import Node
 from exporter.exposition.render import Exposition
 from exporter.web.negotiation import Format
@@ -49,12 +49,10 @@ def test_devices_that_are_gone_are_let_go(traced: None, monkeypatch: pytest.Monk
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_half_a_day_of_ticks_grows_nothing() -> None:
-    """Accounts and expositions of one GPU, with processes, XIDs, gaps and new MIG instances."""
+    """Everything that the daemon keeps, while all that it watches comes and goes."""
     grown = soak_accounts(43_200)
 
-    assert grown.bytes < GROWTH_MAX_BYTES, grown
-    assert grown.descriptors_after == grown.descriptors_before
-    assert grown.threads_after == grown.threads_before
+    assert not grown.is_leak, grown
 
 
 @pytest.mark.slow
@@ -63,6 +61,4 @@ def test_the_daemon_grows_nothing_while_all_around_it_churns(tmp_path: Path) -> 
     """Ten ticks a second, scrapes, reloads, XIDs, processes, lost GPUs: five minutes' worth of ticks."""
     grown = soak_daemon(35, tmp_path)
 
-    assert grown.bytes < GROWTH_MAX_BYTES, grown
-    assert grown.threads_after <= grown.threads_before, grown
-    assert grown.descriptors_after <= grown.descriptors_before, grown
+    assert not grown.is_leak, grown
