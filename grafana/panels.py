@@ -149,6 +149,9 @@ def number(
         .span(span)
         .height(height)
     )
+    if spark:
+        # From zero on: else the breathing of a steady load fills the panel.
+        panel = panel.min(0)
     if decimals is not None:
         panel = panel.decimals(decimals)
     if no_value is not None:

@@ -214,7 +214,12 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
                     "Seconds since each source last gave a value, five oldest hosts. A line that climbs is a source that stopped: profiler, right, or dcgm-exporter.",
                     [
                         Query(
-                            f"topk(5, time() - instance_source:flopwatch_source_last_success_timestamp_seconds:min{{{NODE}}})",
+                            extremes(
+                                "topk",
+                                5,
+                                f"(time() - instance_source:flopwatch_source_last_success_timestamp_seconds:min{{{NODE}}}@@)",
+                                on="cluster, job, instance, source",
+                            ),
                             "{{source}} {{instance}}",
                         )
                     ],

@@ -265,10 +265,10 @@ def health(dashboard: Dashboard) -> Dashboard:
                 [
                     Column("instance", "Instance", width=170),
                     Column("gpu", "GPU", width=50),
-                    Column("uuid", "UUID", width=330),
+                    Column("uuid", "UUID", width=300),
                     Column("serial", "Serial"),
-                    Column("pci_bus_id", "PCI address"),
-                    Column("driver_version", "Driver"),
+                    Column("pci_bus_id", "PCI address", width=140),
+                    Column("driver_version", "Driver", width=100),
                     Column("sm_count", "SMs", width=60),
                 ],
                 sort_by="Instance",
