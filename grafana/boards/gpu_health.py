@@ -263,15 +263,13 @@ def health(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 [
-                    Column("instance", "Instance", width=170),
-                    Column("gpu", "GPU", width=50),
-                    Column("uuid", "UUID", width=300),
-                    Column("serial", "Serial"),
+                    Column("uuid", "UUID"),
+                    Column("serial", "Serial", width=130),
                     Column("pci_bus_id", "PCI address", width=140),
                     Column("driver_version", "Driver", width=100),
                     Column("sm_count", "SMs", width=60),
                 ],
-                sort_by="Instance",
+                sort_by="UUID",
                 span=12,
                 height=6,
             )
