@@ -37,6 +37,7 @@ DAY_TICKS = 86_400
 GROWTH_MAX_BYTES = 2_000_000
 # Caches are full and pools are made after the first day, or the first fifth of a shorter run.
 _WARM_UP_SHARE = 0.2
+_LEAST_OF = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +121,13 @@ def soak_daemon(seconds: float, directory: Path, gpus: int = 4) -> Growth:
         def usage() -> tuple[int, int, int]:
             around.settle(daemon.pid)
             pid = daemon.pid
-            # Connections to engine and kubelet come and go: what stays is the least of a second.
-            least = descriptors(pid)
-            for _ in range(20):
+            # Connections end, and so do the threads of scrapers and watchers that were replaced: what
+            # stays is the least of some seconds.
+            open_files, tasks = descriptors(pid), threads(pid)
+            for _ in range(_LEAST_OF):
                 time.sleep(0.05)
-                least = min(least, descriptors(pid))
-            return memory(pid, "fake-nvml-control").own, least, threads(pid)
+                open_files, tasks = min(open_files, descriptors(pid)), min(tasks, threads(pid))
+            return memory(pid, "fake-nvml-control").own, open_files, tasks
 
         began = time.monotonic()
         before = None
