@@ -50,6 +50,8 @@ class Growth:
     descriptors_after: int
     threads_before: int
     threads_after: int
+    # GPUs that were lost are watched for XIDs on a thread of their own afterwards.
+    threads_to_spare: int = 0
 
     @property
     def bytes(self) -> int:
@@ -62,7 +64,7 @@ class Growth:
         return (
             self.bytes > GROWTH_MAX_BYTES
             or self.descriptors_after > self.descriptors_before
-            or self.threads_after > self.threads_before
+            or self.threads_after > self.threads_before + self.threads_to_spare
         )
 
     def __str__(self) -> str:
@@ -138,7 +140,7 @@ def soak_daemon(seconds: float, directory: Path, gpus: int = 4) -> Growth:
                 before = usage()
         after = usage()
     assert before is not None
-    return Growth(before[0], after[0], before[1], after[1], before[2], after[2])
+    return Growth(before[0], after[0], before[1], after[1], before[2], after[2], gpus - 1)
 
 
 @contextmanager
