@@ -33,7 +33,7 @@ def flopwatch(directory: Path) -> Program:
     """This project's daemon, without probes: the fake library cannot run kernels.
 
     Its modules are compiled beforehand, as they are wherever pip installed them: a process that
-    compiles at its start takes 10 MB more for good.
+    compiles at its start keeps more memory for good.
     """
     subprocess.run([sys.executable, "-m", "compileall", "-q", "exporter", "probes"], check=True)
     config = directory / "flopwatch.yaml"
