@@ -21,6 +21,9 @@ TIMED_RUNS_MIN: Final = 3
 RUNS_PER_CHUNK_MAX: Final = 64
 # Where others preempt the runs, as many times the runs asked for until enough of them agree.
 DISTURBED_FACTOR: Final = 3
+# And so long without a word to the daemon, which takes a chunk of 250 ms for hung; two runs are the
+# least, of which each takes less than half of a chunk's time.
+STRETCH_SECONDS: Final = 0.020
 LAUNCHES_PER_CHUNK: Final = 50
 
 
@@ -98,16 +101,16 @@ class _Counted:
         self._start = prepared.run
         self.runs = 0
 
-        self.rotates_by_chunk = prepared.rotates_by_chunk
+        self.rotates_by_stretch = prepared.rotates_by_stretch
 
     def run(self, number: int) -> None:
         """Pass run `number` on."""
         self.runs += 1
         self._start(number)
 
-    def in_chunk(self, chunk: int) -> Enqueue:
-        """How to start the runs of this chunk."""
-        return (lambda _: self.run(chunk)) if self.rotates_by_chunk else self.run
+    def in_stretch(self, stretch: int) -> Enqueue:
+        """How to start the runs of this stretch, which share operands where the kernel asks for it."""
+        return (lambda _: self.run(stretch)) if self.rotates_by_stretch else self.run
 
 
 def _chunks(
@@ -118,8 +121,8 @@ def _chunks(
     With gaps between them: on a GPU nothing preempts a kernel within a time slice.
     """
     # Dropped: the first run meets cold caches and clocks, the second one says how long a run takes.
-    expected = min(device.chunk(meter, prepared.in_chunk(0), 0, 2).run_seconds)
-    number, chunks = 2, 1
+    expected = min(device.chunk(meter, prepared.run, 0, 2).run_seconds)
+    number = 2
     runs: list[float] = []
     clocks: list[float] = []
     while len(runs) < request.timed_runs:
@@ -132,9 +135,8 @@ def _chunks(
         if not meter.fits(count * expected + device.overhead_seconds):
             break
         pause(request.gap_seconds)
-        chunk = device.chunk(meter, prepared.in_chunk(chunks), number, count)
+        chunk = device.chunk(meter, prepared.run, number, count)
         number += count
-        chunks += 1
         runs += chunk.run_seconds[dropped:]
         expected = min(runs)
         if chunk.clock_hertz is not None:
@@ -150,7 +152,7 @@ def _stretches(
     A processor's scheduler takes it away in the middle of a run, so a gap protects nobody. It
     would only let the core fall asleep: the first milliseconds after that are cold and slow.
     """
-    expected = min(device.chunk(meter, prepared.in_chunk(0), 0, 2).run_seconds)
+    expected = min(device.chunk(meter, prepared.in_stretch(0), 0, 2).run_seconds)
     number, stretches = 2, 1
     runs: list[float] = []
     clocks: list[float] = []
@@ -158,11 +160,11 @@ def _stretches(
         len(runs) < DISTURBED_FACTOR * request.timed_runs and undisturbed_run(runs) is None
     ):
         # Of each stretch the first run is dropped: it fills the caches.
-        fitting = int(meter.left_seconds / (MARGIN * expected))
-        count = min(RUNS_PER_CHUNK_MAX, request.timed_runs + 1, fitting)
-        if count < 2:
+        if not meter.fits(2 * expected):
             break
-        stretch = device.chunk(meter, prepared.in_chunk(stretches), number, count)
+        seconds = min(STRETCH_SECONDS, meter.left_seconds / MARGIN)
+        count = max(2, min(request.timed_runs + 1, int(seconds / expected)))
+        stretch = device.chunk(meter, prepared.in_stretch(stretches), number, count)
         number += count
         stretches += 1
         runs += stretch.run_seconds[1:]

@@ -31,8 +31,8 @@ class Prepared(ABC):
     shape: Shape
     work_per_run: float
     """FLOP or bytes."""
-    rotates_by_chunk: bool = False
-    """Whether all runs of a chunk work on one set of operands, else each on the next one."""
+    rotates_by_stretch: bool = False
+    """Whether all runs of a stretch work on one set of operands, else each on the next one."""
 
     @abstractmethod
     def run(self, number: int) -> None:

@@ -85,9 +85,9 @@ class PreparedGemm(Prepared):
         self.shape = shape
         self.work_per_run = gemm_flop(shape)
         # On a processor a GEMM below a millisecond is so small that operands from an outer cache
-        # cost it a tenth (192³ on a Zen core: 31 instead of 34 GFLOP/s). There the runs of a chunk
+        # cost it a tenth (192³ on a Zen core: 31 instead of 34 GFLOP/s). There the runs of a stretch
         # share a set, of which the dropped first one fills the cache.
-        self.rotates_by_chunk = not sets[0].a.is_cuda
+        self.rotates_by_stretch = not sets[0].a.is_cuda
         self.exact_sums: Any = None
         """Column sums of the exact result, for int8."""
         self._precision = precision

@@ -158,7 +158,6 @@ def test_a_measurement_fills_chunks_of_a_millisecond(cuda):
     meter = Meter(lambda _: None, 1.0)
     prepared = kernel.prepare(device, meter, (64, 64, 64), None)
     prepared.run = run_of(cuda, 0.00019)
-    prepared.rotates_by_chunk = False
     prepared.verify = lambda device, meter: types.SimpleNamespace(
         digest="", repeats_agree=True, exact=None
     )

@@ -98,6 +98,15 @@ def test_one_that_never_agrees_three_times_as_long(opened):
     assert processor.counts == [2, 5, 5, 5]
 
 
+def test_long_runs_are_told_of_two_at_a_time(opened):
+    """Of 12 ms each: two go past 20 ms, and more would be taken for a kernel that hangs."""
+    processor = Scripted(opened, [0.013, 0.012, *[0.013, 0.012] * 3])
+    result = processor.measured()
+
+    assert processor.counts == [2, 2, 2, 2]
+    assert result.run_seconds == (0.012,) * 3
+
+
 def test_the_allowance_ends_a_stretch_early(opened):
     """13 ms: two runs of 4 ms, five of 6.7; 2.3 are less than two of 1.1 with a fifth on top."""
     spans = [0.003, 0.001, 0.001, 0.0011, 0.0013, 0.0015, 0.0018, *[0.0019] * 10]

@@ -110,8 +110,8 @@ def test_killed_in_its_work(worker):
     doomed.describe(0)
     import threading
 
-    threading.Timer(0.5, os.kill, (doomed.pid, signal.SIGKILL)).start()
-    # More than half a second of work: 2 · 2048³ FLOP a run.
+    threading.Timer(0.2, os.kill, (doomed.pid, signal.SIGKILL)).start()
+    # Ten runs of 2 · 2048³ FLOP: more than a fifth of a second for any core.
     report = doomed.run(request(shape=(2048, 2048, 2048), timed_runs=60, allowance_seconds=100))
 
     assert report.failure == "error"
