@@ -11,7 +11,7 @@
 Probe and reference alternate, so that a machine that slows down slows both. All run on one thread
 of one core. The reference, which knows nothing of the probe, says which moments are quiet: those
 before and after which its own GEMM takes within 2 % of its fastest in the whole run. A virtual
-machine's neighbours on the same physical core halve its speed for seconds, and no load average shows them.
+machine's core was seen at half its speed for seconds while the load average stood at 0.1.
 The spread over all moments is printed beside. The exit code is 1 when a target is missed.
 """
 
