@@ -30,7 +30,7 @@ from tests.daemon.process import DaemonProcess
 
 GEMM_GOAL = Goal(-0.02, 0.02)
 TRANSFORMER_GOAL = Goal(-0.05, 0.05)
-# From a tick to a tick; a poll of the metrics may see either late by some hundredths.
+# From a tick to a tick, by the time that the daemon gives its readings.
 STATES_GOAL_SECONDS = 0.2
 WORK_SECONDS = 3.0
 # Ticks, operands made, and now and then a reload.
@@ -139,7 +139,7 @@ class Comparison:
         self.keep(case.name, done, before, after)
 
     def states(self, name: str, before: Counters, after: Counters) -> None:
-        """Whether the states' seconds sum to the time between the scrapes."""
+        """Whether the states' seconds sum to the time between the readings."""
         summed = sum(after.states().values()) - sum(before.states().values())
         passed = after.at - before.at
         self.context.report.figure(

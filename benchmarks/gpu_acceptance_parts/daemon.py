@@ -62,10 +62,21 @@ def wait_for_gpu(daemon: DaemonProcess, gpu: int) -> Scrape:
 class Counters:
     """One GPU's counters at one moment."""
 
-    def __init__(self, scrape: Scrape, gpu: int, at: float) -> None:
+    def __init__(self, scrape: Scrape, gpu: int) -> None:
         self._scrape = scrape
         self._gpu = str(gpu)
-        self.at = at
+
+    @property
+    def at(self) -> float:
+        """Unix time of the reading that the counters end with.
+
+        The daemon's own word: when a poll saw them depends on how busy this machine is.
+        """
+        name = "flopwatch_source_last_success_timestamp_seconds"
+        for source in ("gpm_cycles", "gpm", "nvml"):
+            if found := self._scrape.series(name, gpu=self._gpu, source=source):
+                return max(found.values())
+        raise ValueError(f"the daemon does not say when it read GPU {self._gpu}")
 
     def flop(self, pipe: str, precision: str) -> float | None:
         """FLOP of one pipe and precision; None where the daemon counts none."""
@@ -98,10 +109,10 @@ class Counters:
 def settled(daemon: DaemonProcess, gpu: int) -> Counters:
     """The counters right after the tick that took in what was done. Raises TimeoutError without ticks."""
     time.sleep(SETTLE_SECONDS)
-    before = sum(Counters(daemon.scrape(), gpu, 0.0).states().values())
+    before = sum(Counters(daemon.scrape(), gpu).states().values())
     deadline = time.monotonic() + _TICK_SECONDS
     while time.monotonic() < deadline:
-        now = Counters(daemon.scrape(), gpu, time.monotonic())
+        now = Counters(daemon.scrape(), gpu)
         if sum(now.states().values()) != before:
             return now
         time.sleep(_POLL_SECONDS)
