@@ -175,7 +175,8 @@ def test_xid_events_that_hang(start, function: str) -> None:
         gpu.set_load(Load.decode())
     witness = Witness(daemon, window_seconds=WINDOW_SECONDS)
     witness.until(whole)
-    daemon.wait_for(lambda: fake.hanging(function) == 1)
+    # GPUs that opened together share a thread; on a busy machine they may come one by one.
+    daemon.wait_for(lambda: 1 <= fake.hanging(function) <= len(fake.gpus))
     assert whole(witness.watch(2))
 
     code, _seconds = daemon.terminate()
