@@ -30,6 +30,11 @@ class DeviceIdentity:
     c2c_link_count: int | None = None
     mig: str | None = None
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Index and UUID: indices move, and a device that has not answered yet has no UUID."""
+        return self.index, self.uuid
+
 
 @dataclass(frozen=True, slots=True)
 class ClockSample:

@@ -11,15 +11,20 @@ from exporter.readings import DeviceIdentity, FastReading, SlowReading
 
 # Stands for a device, or its UUID, that the driver has not named yet.
 UNKNOWN = "unknown"
+UNKNOWN_KEY = (UNKNOWN, UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
 class SourceHealth:
-    """How a source fares on one device. Errors are counted by reason since the daemon started."""
+    """How a source fares on one device. Errors are counted by reason since the daemon started.
+
+    `missing_fields` are those that it does not give now, and would be better with.
+    """
 
     up: bool
     last_success_unix_seconds: float | None = None
     errors: Mapping[str, int] = field(default_factory=dict)
+    missing_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +66,14 @@ class DeviceSnapshot:
 class HostSnapshot:
     """All devices of a host at one instant.
 
-    `hung` holds the indices of devices with a driver call over its deadline; `pending` is True
-    until the driver has said for the first time which devices there are. `driver_error` is why it
+    `hung` holds the keys (index and UUID) of devices with a driver call over its deadline, those of
+    a GPU's instances with it, and that of an unknown one while the driver is asked for the devices
+    there are; `pending` is True until the driver has said for the first time which devices there are. `driver_error` is why it
     last said that there are none, in NVML's words.
     """
 
     devices: tuple[DeviceSnapshot, ...]
-    hung: frozenset[str]
+    hung: frozenset[tuple[str, str]]
     pending: bool
     now_seconds: float
     driver_error: str | None = None

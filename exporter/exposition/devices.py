@@ -20,14 +20,14 @@ from exporter.metrics import device, gpu, own
 from exporter.metrics.family import Point
 from exporter.nvml.reading import RECOVERY_ACTIONS
 from exporter.readings import ActivityWindow, DeviceIdentity, FastReading, SlowReading
-from exporter.snapshot import UNKNOWN, DeviceSnapshot, HostSnapshot
+from exporter.snapshot import UNKNOWN, UNKNOWN_KEY, DeviceSnapshot, HostSnapshot
 
 
 def host_points(host: HostSnapshot) -> Iterable[Point]:
     """All points of all devices. Of a device that is down, hung or stale only its health."""
     parts: list[Iterable[Point]] = []
     for snapshot in host.devices:
-        hung = snapshot.identity.index in host.hung
+        hung = snapshot.identity.key in host.hung
         age = host.now_seconds - snapshot.at_seconds
         fresh = snapshot.up and not hung and age <= snapshot.max_age_seconds
         parts.append(_health(snapshot, up=fresh, hung=hung))
@@ -42,7 +42,7 @@ def _no_device(host: HostSnapshot) -> Iterator[Point]:
     """No device to speak of yet: that, too, is said, so that it can be alerted on."""
     labels = (("gpu", UNKNOWN), ("uuid", UNKNOWN))
     yield Point(own.GPU_UP, labels, 0.0)
-    yield Point(own.SOURCE_HUNG, labels, float(UNKNOWN in host.hung))
+    yield Point(own.SOURCE_HUNG, labels, float(UNKNOWN_KEY in host.hung))
     if host.driver_error is not None:
         reason = (("source", "nvml"), ("reason", host.driver_error))
         yield Point(own.SOURCE_ERRORS_TOTAL, (*labels, *reason), 1.0)
@@ -102,6 +102,9 @@ def _readings(snapshot: DeviceSnapshot) -> Iterable[Point]:
     if snapshot.precision is not None:
         precision = (("precision", snapshot.precision), ("origin", snapshot.precision_origin))
         parts.append((Point(gpu.HEADLINE_PRECISION_INFO, (*labels, *precision), 1.0),))
+        if snapshot.peaks is not None:
+            peak = snapshot.peaks.flops.get(snapshot.precision)
+            parts.append(optional(gpu.HEADLINE_PEAK_FLOPS, labels, peak))
     parts.append(_counters(labels, snapshot))
     if last is not None:
         parts.append(by_label(gpu.ACHIEVED_FLOPS, labels, "precision", last.achieved_flops))
@@ -270,6 +273,7 @@ def _slow(labels: Labels, slow: SlowReading) -> Iterator[Point]:
             (device.PCIE_LINK_WIDTH_MAX, slow.pcie_link_width_max),
             (device.PCIE_REPLAYS_TOTAL, slow.pcie_replays),
             (device.FAN_SPEED_RATIO, slow.fan_speed),
+            (device.NVLINKS_UP, sum(slow.nvlink_up.values()) if slow.nvlink_up else None),
             (device.MIG_MODE, slow.mig_enabled),
             (device.PROCESSES, None if slow.processes is None else len(slow.processes)),
         ),

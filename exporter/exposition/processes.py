@@ -12,7 +12,7 @@ def process_points(host: HostSnapshot, name_of: Callable[[int], str]) -> Iterato
     """Memory by process, of devices that answer."""
     for device in host.devices:
         age = host.now_seconds - device.at_seconds
-        hung = device.identity.index in host.hung
+        hung = device.identity.key in host.hung
         if device.slow is None or not device.up or hung or age > device.max_age_seconds:
             continue
         labels = device_labels(device.identity)

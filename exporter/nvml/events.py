@@ -70,13 +70,23 @@ class XidWatcher:
         with self._lock:
             return XidCounts(dict(self._counts.get(uuid, {})), dict(self._last.get(uuid, {})))
 
+    def forget(self, uuid: str) -> None:
+        """A device that is gone for good."""
+        with self._lock:
+            for kept in (self._counts, self._last, self._watched):
+                kept.pop(uuid, None)
+
     def _watches(self, generation: int, uuid: str | None = None) -> bool:
         """Whether a generation still watches this device, or any."""
         if self._stop.is_set():
             return False
         with self._lock:
-            watched = self._watched.values() if uuid is None else (self._watched[uuid],)
-            return any(by == generation for _handle, by in watched)
+            watched = self._watched
+            return any(
+                by == generation
+                for of, (_handle, by) in watched.items()
+                if uuid is None or of == uuid
+            )
 
     def _run(self, handles: Mapping[str, Any], generation: int) -> None:
         while self._watches(generation):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from exporter.accounting.peaks import Peaks
 from exporter.nvml.library import DriverLibrary
@@ -23,4 +24,6 @@ class GpuContext:
     xids: Callable[[str], XidCounts]
     gpm_mode: Callable[[], str]  # auto, on, off
     on_mismatch: Callable[[], None]
+    # Whether the GPU of a UUID is the caller's to sample, and no other's already.
+    claim: Callable[[str, Any], bool]
     dcgm: DcgmSource

@@ -21,6 +21,7 @@ from exporter.nvml.errors import (
 from exporter.nvml.library import DeviceCalls, call, handle_address
 from exporter.nvml.mig import mig_enabled
 from exporter.nvml.reading import (
+    NO_UUID,
     SLOW_GROUPS,
     read_clock,
     read_fast,
@@ -61,6 +62,8 @@ class SampledGpu:
         self._context = context
         self._identity = DeviceIdentity(index=str(index), uuid=uuid, name=UNKNOWN)
         self._enumerated: tuple[int, int, int] | None = None
+        self._named: str | None = None
+        self._displaced = False
         self._peaks: Peaks | None = None
         self._calls: DeviceCalls | None = None
         self._epoch = 0
@@ -95,6 +98,16 @@ class SampledGpu:
         """The driver's handle, None while the device is not open."""
         return None if self._calls is None else self._calls.handle
 
+    @property
+    def displaced(self) -> bool:
+        """Whether it has never answered, and another GPU answers where it was found."""
+        return self._displaced
+
+    def named(self, uuid: str) -> None:
+        """Whom to look for, if it has never answered. Called from another thread; seen to when opened."""
+        self._named = uuid
+        self._displaced = False
+
     def enumerated(self, index: int, handle: Any, epoch: int) -> None:
         """Where the driver lists the device now. Called from another thread; seen to in a tick."""
         self._enumerated = (index, handle_address(handle), epoch)
@@ -110,14 +123,14 @@ class SampledGpu:
         if self._epoch == 0:
             library.open()
             self._epoch = library.epoch
-        if self._identity.uuid == UNKNOWN:
-            handle = call("nvmlDeviceGetHandleByIndex", self._index)
-        else:
-            handle = call("nvmlDeviceGetHandleByUUID", self._identity.uuid)
-            self._index = int(call("nvmlDeviceGetIndex", handle))
+        handle = self._find()
         calls = DeviceCalls(handle, device=str(self._index))
         calls.errors = self._errors[NVML]
-        self._identity = read_identity(calls, self._index, library.driver_version())
+        identity = read_identity(calls, self._index, library.driver_version())
+        if not self._context.claim(identity.uuid, self):
+            self._displaced = True
+            raise DeviceLost("nvmlDeviceGetHandleByIndex", 28)
+        self._identity = identity
         self._peaks = find_peaks(self._identity)
         if self._accounts is None:
             self._accounts = DeviceAccounts(self._identity, self._peaks)
@@ -135,6 +148,20 @@ class SampledGpu:
             source=self._gpm.name if self._gpm else NVML,
             peaks=self._peaks.origin,
         )
+
+    def _find(self) -> Any:
+        """The device's handle, by the best name that is known of it. Raises NvmlError."""
+        uuid, bus_id = self._identity.uuid, self._identity.pci_bus_id
+        if uuid == UNKNOWN and self._named is not None:
+            uuid = self._named
+        if uuid == UNKNOWN:
+            return call("nvmlDeviceGetHandleByIndex", self._index)
+        if uuid.startswith(NO_UUID) and bus_id is not None:
+            handle = call("nvmlDeviceGetHandleByPciBusId", bus_id)
+        else:
+            handle = call("nvmlDeviceGetHandleByUUID", uuid)
+        self._index = int(call("nvmlDeviceGetIndex", handle))
+        return handle
 
     def sample_clock(self) -> None:
         """One more sample of the clock for the window that is open."""

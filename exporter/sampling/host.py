@@ -20,7 +20,7 @@ from exporter.sampling.host_cpu import SampledCpu
 from exporter.sampling.lookout import DeviceLookout
 from exporter.sampling.sampler import BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS, Sampler
 from exporter.sampling.settings import SamplingSettings
-from exporter.snapshot import UNKNOWN, DeviceSnapshot, HostSnapshot
+from exporter.snapshot import UNKNOWN, UNKNOWN_KEY, DeviceSnapshot, HostSnapshot
 from exporter.sources.cpu import CpuSource
 from exporter.sources.dcgm import DcgmSource
 from probes.threads import BoundedThread
@@ -59,6 +59,7 @@ class HostSampling:
         self._dcgm = DcgmSource(callbacks.dcgm_url, lambda: callbacks.source_modes()["dcgm"])
         self._lock = threading.Lock()
         self._samplers: dict[str, Sampler] = {}
+        self._owners: dict[str, SampledGpu] = {}
         self._snapshots: dict[str, DeviceSnapshot] = {}
         self._version = 0
         self._stop = threading.Event()
@@ -106,14 +107,14 @@ class HostSampling:
         with self._lock:
             snapshots = dict(self._snapshots)
             samplers = tuple(self._samplers.items())
-        hung: set[str] = set()
+        hung: set[tuple[str, str]] = set()
         for key, sampler in samplers:
             snapshot = snapshots.setdefault(key, _not_yet(key.partition("/")[0], now))
             if sampler.hung(now):
-                hung.add(snapshot.identity.index)
+                hung.update(device.identity.key for device in (snapshot, *snapshot.instances))
         finding = self._finding_since
         if finding is not None and now - finding > self._callbacks.settings().deadline:
-            hung.add(UNKNOWN)
+            hung.add(UNKNOWN_KEY)
         return HostSnapshot(
             devices=tuple(
                 device
@@ -131,7 +132,7 @@ class HostSampling:
         view = self.view()
         return any(
             device.up
-            and device.identity.index not in view.hung
+            and device.identity.key not in view.hung
             and view.now_seconds - device.at_seconds <= device.max_age_seconds
             for device in view.devices
         )
@@ -157,9 +158,12 @@ class HostSampling:
             closer.start()
             closer.join(timeout_seconds)
 
-    def _publish(self, key: str, snapshot: DeviceSnapshot) -> None:
+    def _publish(self, device: SampledGpu | SampledCpu, snapshot: DeviceSnapshot) -> None:
         with self._lock:
-            self._snapshots[key] = snapshot
+            sampler = self._samplers.get(device.key)
+            if sampler is None or sampler.device is not device:
+                return  # the last words of one that was removed
+            self._snapshots[device.key] = snapshot
             self._version += 1
 
     def _find(self) -> None:
@@ -221,7 +225,13 @@ class HostSampling:
         for index in range(count):
             if str(index) not in self._samplers:
                 self._start(SampledGpu(index, self._context()))
-        lookout = DeviceLookout(self._library, self._gpus, self._add_gpu, lambda: self.view().hung)
+        lookout = DeviceLookout(
+            self._library,
+            gpus=self._gpus,
+            add=self._add_gpu,
+            forget=self._forget_gpu,
+            hung=lambda: self.view().hung,
+        )
         BoundedThread(
             target=lookout.run,
             args=(self._stop, lambda: self._callbacks.settings().slow_interval),
@@ -233,8 +243,31 @@ class HostSampling:
         key = str(index)
         if key in self._samplers:  # the GPU that was found there has moved, or left
             key = f"{index}/{uuid}"
+        gpu = SampledGpu(index, self._context(), uuid=uuid, key=key)
+        if not self._claim(uuid, gpu):
+            return  # one of those that are there has just found it
         log.info("gpu_found", gpu=index, uuid=uuid)
-        self._start(SampledGpu(index, self._context(), uuid=uuid, key=key))
+        try:
+            self._start(gpu)
+        except RuntimeError:
+            self._release(gpu)
+            raise
+
+    def _forget_gpu(self, gpu: SampledGpu) -> None:
+        """Show nothing any more of a GPU that is gone for good."""
+        self._remove(gpu.key)
+        self._release(gpu)
+        self._xids.forget(gpu.uuid)
+        self._dcgm.forget_gpu(gpu.uuid)
+
+    def _claim(self, uuid: str, gpu: SampledGpu) -> bool:
+        """Whether the GPU of this UUID is this one's to sample: no two may keep books of one."""
+        with self._lock:
+            return self._owners.setdefault(uuid, gpu) is gpu
+
+    def _release(self, gpu: SampledGpu) -> None:
+        with self._lock:
+            self._owners = {uuid: owner for uuid, owner in self._owners.items() if owner is not gpu}
 
     def _context(self) -> GpuContext:
         return GpuContext(
@@ -245,6 +278,7 @@ class HostSampling:
             xids=self._xids.counts,
             gpm_mode=lambda: self._callbacks.source_modes()["gpm"],
             on_mismatch=self._mismatch.set,
+            claim=self._claim,
             dcgm=self._dcgm,
         )
 
@@ -252,12 +286,17 @@ class HostSampling:
         sampler = Sampler(
             device,
             self._callbacks.settings,
-            partial(self._publish, device.key),
+            partial(self._publish, device),
             started_at=self._started_at,
         )
-        sampler.start()
         with self._lock:
             self._samplers[device.key] = sampler
+        try:
+            sampler.start()
+        except RuntimeError:  # no thread left: the finder tries again
+            with self._lock:
+                del self._samplers[device.key]
+            raise
 
     def _remove(self, key: str) -> None:
         with self._lock:

@@ -128,11 +128,13 @@ class Sampler:
 
     def _let_go(self, failure: NvmlError, backoff: float) -> None:
         self._busy_since = time.monotonic()
-        self._publish(self.device.failed(failure, self._ticks))
+        snapshot = self.device.failed(failure, self._ticks)
+        self._publish(snapshot)
         self._busy_since = None
         log.warning(
             "device_unavailable",
-            gpu=self.device.key,
+            gpu=snapshot.identity.index,
+            uuid=snapshot.identity.uuid,
             reason=failure.reason,
             function=failure.function,
             retry_seconds=backoff,

@@ -146,7 +146,7 @@ class DcgmSource:
         self._readers: dict[DeviceKey, DcgmReader] = {}
         self._interval = CollectInterval(time.monotonic())
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: BoundedThread | None = None
         self._reached = False
         self._failing: str | None = None
         self._missing: frozenset[str] = frozenset()
@@ -184,6 +184,12 @@ class DcgmSource:
         """A device that is gone, or has GPM after all."""
         with self._lock:
             self._readers.pop(reader.key, None)
+
+    def forget_gpu(self, uuid: str) -> None:
+        """A GPU that is gone for good, with its instances."""
+        with self._lock:
+            for key in [key for key in self._readers if key.uuid == uuid]:
+                del self._readers[key]
 
     def stop(self) -> None:
         """End the thread within one scrape."""

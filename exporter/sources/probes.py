@@ -99,7 +99,7 @@ class ProbeFacts:
                 identity.mig is not None  # told of with its GPU
                 or not device.up
                 or identity.uuid == UNKNOWN
-                or identity.index in host.hung
+                or identity.key in host.hung
                 or host.now_seconds - device.at_seconds > device.max_age_seconds
             ):
                 continue

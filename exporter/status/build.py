@@ -39,7 +39,7 @@ def build_status(inputs: Inputs, histories: Histories) -> document.Status:
                     histories.get(snapshot),
                     now_seconds=inputs.host.now_seconds,
                     unix_seconds=inputs.unix_seconds,
-                    hung=identity.index in inputs.host.hung,
+                    hung=identity.key in inputs.host.hung,
                     probed=probed.get(identity.uuid),
                     siblings=siblings[identity.name],
                     models=_models(inputs.workloads, identity.uuid),

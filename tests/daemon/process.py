@@ -66,6 +66,7 @@ class DaemonProcess:
         config: str = "",
         environment: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "exporter"),
         wait: bool = True,
     ) -> None:
         self.config_file = directory / "config.yaml"
@@ -74,8 +75,7 @@ class DaemonProcess:
         self._wait = wait
         self._command = [
             sys.executable,
-            "-m",
-            "exporter",
+            *program,
             "serve",
             "--config.file",
             str(self.config_file),

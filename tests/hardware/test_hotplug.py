@@ -17,6 +17,8 @@ probes: {enabled: false}
 """
 UP, SECONDS, FLOP = "flopwatch_gpu_up", "flopwatch_gpu_seconds_total", "flopwatch_flop_total"
 XIDS = "flopwatch_xid_errors_total"
+HUNG = "flopwatch_source_hung"
+ERRORS = "flopwatch_source_errors_total"
 
 
 @pytest.fixture
@@ -90,6 +92,102 @@ def test_a_replaced_gpu_is_another_one(fake: FakeNvml, tmp_path: Path) -> None:
     assert after.value(UP, uuid=first) == 0
     assert not after.has(SECONDS, uuid=first)
     assert after.total(SECONDS, uuid=replacement) < before.total(SECONDS, uuid=first)
+
+
+def test_a_replaced_gpu_is_forgotten_in_the_end(fake: FakeNvml, tmp_path: Path) -> None:
+    """Once another GPU has been at its place for long enough; here two seconds, and not minutes."""
+    first, second, replacement = (gpu.uuid for gpu in fake.gpus)
+    fake.set(2, pci_bus=fake.gpu(0).shared.pci_bus)
+    fake.add_gpu(1)
+    with impatient(fake, tmp_path) as daemon:
+        daemon.wait_until(lambda s: is_up(s, first) and is_up(s, second))
+        fake.remove_gpu(1)
+        fake.remove_gpu(0)
+        fake.add_gpu(2)
+        daemon.wait_until(lambda s: is_up(s, replacement) and s.value(UP, uuid=first) == 0)
+        after = daemon.wait_until(lambda s: not s.has(UP, uuid=first))
+        # What is lost without a successor is still told of, and the log says what was given up.
+        assert after.value(UP, uuid=second) == 0
+        assert is_up(after, replacement)
+        (told,) = [line for line in daemon.log.splitlines() if "event=gpu_replaced" in line]
+        assert f"uuid={first}" in told
+        assert f"by={replacement}" in told
+        # It comes back after all, at another place: a GPU that is new here.
+        fake.set(0, pci_bus=0x7F)
+        fake.add_gpu(0)
+        daemon.wait_until(lambda s: is_up(s, first) and s.has(SECONDS, uuid=first))
+
+
+def impatient(fake: FakeNvml, tmp_path: Path) -> DaemonProcess:
+    """A daemon that gives up replaced GPUs after two seconds."""
+    return DaemonProcess(
+        tmp_path,
+        config=CONFIG,
+        environment=fake.env,
+        program=(
+            "-c",
+            "import sys, exporter.sampling.lookout as lookout\n"
+            "lookout.REPLACED_SECONDS = 2.0\n"
+            "from exporter.cli.main import main\n"
+            "sys.exit(main())",
+        ),
+    )
+
+
+def test_a_call_that_hangs_is_the_hung_gpus_alone(fake: FakeNvml, tmp_path: Path) -> None:
+    """The GPU that was replaced had the same index as its successor has: only the UUID tells them apart."""
+    first, replacement = fake.gpu(0).uuid, fake.gpu(2).uuid
+    with run(fake, tmp_path) as daemon:
+        daemon.wait_until(lambda s: is_up(s, first))
+        fake.remove_gpu(0)
+        fake.add_gpu(2)
+        daemon.wait_until(lambda s: is_up(s, replacement), seconds=60)
+        # Only the one that is gone is still looked for by its UUID.
+        fake.hang("nvmlDeviceGetHandleByUUID")
+        scrape = daemon.wait_until(lambda s: s.value(HUNG, uuid=first) == 1, seconds=60)
+        fake.release()
+
+    assert index_of(scrape, replacement) == "0"
+    assert scrape.value(HUNG, uuid=replacement) == 0
+    assert scrape.has("flopwatch_power_watts", uuid=replacement)
+
+
+def test_a_gpu_that_never_answered_is_not_taken_for_another(fake: FakeNvml, tmp_path: Path) -> None:
+    """Its index is another's now: no series stands twice, and when it comes back there is no ghost of it."""
+    first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
+    fake.add_gpu(1)
+    fake.lose(0)
+    with run(fake, tmp_path) as daemon:
+        daemon.wait_until(lambda s: is_up(s, second) and s.value(UP, gpu="0") == 0)
+        fake.remove_gpu(0)
+        moved = daemon.wait_until(lambda s: s.total(UP, uuid=second, gpu="0") == 1)
+        # Its sampler looked at index 0 again, and found it taken.
+        waiting = daemon.wait_until(
+            lambda s: s.total(ERRORS, uuid="unknown", reason="gpu_not_found") > 0
+        )
+        fake.restore(0)
+        fake.add_gpu(0)
+        back = daemon.wait_until(lambda s: is_up(s, first), seconds=60)
+
+    for scrape in (moved, waiting):
+        assert scrape.value(UP, uuid="unknown") == 0
+    assert index_of(back, first) == "1"
+    assert not back.has(UP, uuid="unknown")
+
+
+def test_a_gpu_that_tells_no_uuid_is_found_by_its_place(fake: FakeNvml, tmp_path: Path) -> None:
+    """It is known by its PCI address, lost, and found again with its books."""
+    fake.fail("nvmlDeviceGetUUID", 4, gpu=0)
+    with run(fake, tmp_path) as daemon:
+        before = daemon.wait_until(lambda s: s.total(FLOP) > 0)
+        fake.lose(0)
+        daemon.wait_until(lambda s: s.total(UP) == 0)
+        fake.restore(0)
+        after = daemon.wait_until(lambda s: s.total(UP) == 1 and s.has(FLOP))
+
+    (labels,) = after.series(UP)
+    assert dict(labels)["uuid"] == "PCI-00000000:0F:00.0"
+    assert after.total(FLOP) >= before.total(FLOP)
 
 
 def test_a_gpu_that_comes_back_goes_on(fake: FakeNvml, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class TestFacts:
     def test_devices_nothing_is_known_of_are_left_out(self):
         """Down, hung, stale by more than 4 s, or not yet named."""
         assert facts(device(up=False)) == []
-        assert facts(device(), hung=("0",)) == []
+        assert facts(device(), hung=(device().identity.key,)) == []
         assert facts(device(at=97.9)) == []
         assert facts(device(uuid="unknown")) == []
 

@@ -73,7 +73,7 @@ class Machine:
     """A host whose devices tick when told to."""
 
     devices: dict[str, DeviceSnapshot] = field(default_factory=dict)
-    hung: frozenset[str] = frozenset()
+    hung: frozenset[tuple[str, str]] = frozenset()
     pending: bool = False
     driver_error: str | None = None
     now: float = 1_000_000.0

@@ -103,7 +103,7 @@ class TestTrouble:
 
     def test_a_hung_gpu_is_not_called_up(self, machine: Machine) -> None:
         """Its last snapshot was good, and is too old to be shown."""
-        machine.hung = frozenset({"0"})
+        machine.hung = frozenset({machine.devices["0"].identity.key})
         device = device_of(machine)
 
         assert (device.up, device.health, kinds(device)) == (False, "critical", ["hung"])
