@@ -42,7 +42,7 @@ class ProbeService:
             config, facts, StateFile(state_path), self._clock, worker_factory
         )
         self._fraction = host_fraction(hostname or socket.gethostname())
-        self._thread: threading.Thread | None = None
+        self._thread: BoundedThread | None = None
         self._lock = threading.Lock()
 
     def start(self) -> None:

@@ -1,6 +1,10 @@
 """Threads whose start does not wait for ever."""
 
+import _thread
+import contextlib
+import sys
 import threading
+from collections.abc import Callable
 from typing import Any, Final
 
 
@@ -8,37 +12,59 @@ from typing import Any, Final
 START_SECONDS: Final = 5.0
 
 
-class BoundedThread(threading.Thread):
+class BoundedThread:
     """A daemon thread. Where it finds no memory to begin with, `start` raises RuntimeError.
 
     threading.Thread would wait there for a sign of life that never comes, and with it whoever waits
-    for a lock that the starter holds. One that begins after all ends at once.
+    for a lock that the starter holds: its `start` has no limit. So this begins its thread by the
+    interpreter's own call, and waits itself. One that begins after all ends at once.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(daemon=True, **options)
-        # What `start` waits for without a limit (CPython 3.11 to 3.14).
-        self._started = _PatientEvent()
+    def __init__(
+        self, *, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()
+    ) -> None:
+        self.name = name
+        self._target = target
+        self._arguments = args
         self._gate = threading.Lock()
-        self._begun = self._given_up = False
+        self._given_up = False
+        self._begun = threading.Event()
+        self._ended = threading.Event()
 
     def start(self) -> None:
         """Begin; raises RuntimeError where that is not possible."""
-        super().start()
+        _thread.start_new_thread(self._main, ())
+        if self._begun.wait(START_SECONDS):
+            return
         with self._gate:
-            self._given_up = not self._begun and not self._started.is_set()
+            # It may have begun between the wait's end and the gate.
+            self._given_up = not self._begun.is_set()
         if self._given_up:
             raise RuntimeError("can't start new thread: it never began")
 
-    def run(self) -> None:
-        """Do what the thread is for, unless nobody counts on it any more."""
+    def is_alive(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self._begun.is_set() and not self._ended.is_set()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, `timeout` seconds at most; at once for one that never began."""
+        if self._begun.is_set():
+            self._ended.wait(timeout)
+
+    def _main(self) -> None:
         with self._gate:
-            self._begun = True
             if self._given_up:
                 return
-        super().run()
-
-
-class _PatientEvent(threading.Event):
-    def wait(self, timeout: float | None = None) -> bool:
-        return super().wait(START_SECONDS if timeout is None else timeout)
+            self._begun.set()
+        try:
+            if sys.version_info >= (3, 12):
+                # So that a dump of the threads names it. Before, its entry would outlive the thread.
+                threading.current_thread().name = self.name
+            self._target(*self._arguments)
+        except SystemExit:
+            pass
+        except BaseException:  # noqa: BLE001 - said on standard error, as threading.Thread does
+            with contextlib.suppress(Exception):
+                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), None)))
+        finally:
+            self._ended.set()

@@ -82,7 +82,7 @@ class Scraper:
         self._malformed = False
         self._state = ScrapeState()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: BoundedThread | None = None
 
     def start(self) -> None:
         """Begin to scrape, at once and then at every interval. Raises RuntimeError: no thread left."""

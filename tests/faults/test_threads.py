@@ -1,7 +1,10 @@
 """Threads that cannot begin."""
 
+import _thread
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,43 +18,96 @@ from tests.faults.refusals import Refusals
 
 def test_a_thread_that_begins() -> None:
     """Runs, ends, and is joined, like any other."""
-    ran = threading.Event()
-    thread = BoundedThread(target=ran.set, name="works")
+    ran, go_on = threading.Event(), threading.Event()
+
+    def work(event: threading.Event) -> None:
+        event.set()
+        go_on.wait(30)
+
+    thread = BoundedThread(target=work, args=(ran,), name="works")
+    thread.start()
+
+    assert ran.wait(30)
+    assert thread.is_alive()
+    thread.join(0.01)
+    assert thread.is_alive()
+    go_on.set()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_a_thread_that_was_not_started() -> None:
+    """Is not alive, and nobody waits for it."""
+    thread = BoundedThread(target=lambda: None, name="never")
+    thread.join(None)
+
+    assert not thread.is_alive()
+
+
+def test_a_thread_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has its error printed as any thread has, and has ended."""
+    printed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    error = ValueError("out of range")
+
+    def work() -> None:
+        raise error
+
+    thread = BoundedThread(target=work, name="raises")
     thread.start()
     thread.join(30)
 
-    assert ran.is_set()
     assert not thread.is_alive()
+    assert [each.exc_value for each in printed] == [error]
+
+
+def test_a_thread_that_exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By SystemExit, which is no error."""
+    printed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    thread = BoundedThread(target=sys.exit, name="exits")
+    thread.start()
+    thread.join(30)
+
+    assert not thread.is_alive()
+    assert printed == []
 
 
 def test_a_thread_that_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its starter is told within the limit, and does not wait for ever."""
     monkeypatch.setattr(threads, "START_SECONDS", 0.05)
     # What happens where there is no memory for the thread's first frame.
-    monkeypatch.setattr(BoundedThread, "_bootstrap", lambda self: None)
+    monkeypatch.setattr(_thread, "start_new_thread", lambda function, arguments: 1)
+    thread = BoundedThread(target=lambda: None, name="never")
 
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        BoundedThread(target=lambda: None).start()
+        thread.start()
+    assert not thread.is_alive()
 
 
 def test_a_thread_that_begins_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends without having done anything: somebody else may have been started in its place."""
     monkeypatch.setattr(threads, "START_SECONDS", 0.05)
     may_begin, ended, ran = threading.Event(), threading.Event(), threading.Event()
-    bootstrap = BoundedThread._bootstrap
+    begin = _thread.start_new_thread
 
-    def late(self: BoundedThread) -> None:
-        may_begin.wait(30)
-        bootstrap(self)
-        ended.set()
+    def late(function: Callable[[], None], arguments: tuple[()]) -> int:
+        def main() -> None:
+            may_begin.wait(30)
+            function(*arguments)
+            ended.set()
 
-    monkeypatch.setattr(BoundedThread, "_bootstrap", late)
+        return begin(main, ())
+
+    monkeypatch.setattr(_thread, "start_new_thread", late)
+    thread = BoundedThread(target=ran.set, name="late")
     with pytest.raises(RuntimeError):
-        BoundedThread(target=ran.set).start()
+        thread.start()
     may_begin.set()
 
     assert ended.wait(30)
     assert not ran.is_set()
+    assert not thread.is_alive()
 
 
 def test_no_thread_for_the_gpus_that_come(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The service around the scheduler: threads, torch that is missing, pausing, stopping."""
 
-import threading
 import time
+from pathlib import Path
 
 import pytest
 import structlog
@@ -20,8 +20,14 @@ def until(condition):
     return False
 
 
-def probe_threads():
-    return [each for each in threading.enumerate() if each.name == "probes"]
+def threads():
+    """This process's threads, as the kernel counts them."""
+    return {each.name for each in Path("/proc/self/task").iterdir()}
+
+
+def settles_at(before, more):
+    """Whether there are `more` threads than `before`, once those that have ended are gone."""
+    return until(lambda: len(threads() - before) == more)
 
 
 @pytest.fixture
@@ -54,20 +60,22 @@ def runs(service):
 
 def test_it_probes_every_interval(make):
     """Cycle after cycle, in one thread."""
+    before = threads()
     service = make()
     service.start()
 
     assert until(lambda: runs(service) >= 3)
-    assert len(probe_threads()) == 1
+    assert settles_at(before, 1)
     assert service.snapshot().running
 
 
 def test_not_enabled_there_is_no_thread(make):
     """And no result, and nothing to stop."""
+    before = threads()
     service = make(enabled=False)
     service.start()
 
-    assert probe_threads() == []
+    assert settles_at(before, 0)
     assert not service.snapshot().running
     service.stop()
 
@@ -75,11 +83,12 @@ def test_not_enabled_there_is_no_thread(make):
 def test_without_torch_there_is_no_thread(make, monkeypatch):
     """One log line that says how to get it, a skip with its reason, and the daemon goes on."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    before = threads()
     service = make()
     with structlog.testing.capture_logs() as logs:
         service.start()
 
-    assert probe_threads() == []
+    assert settles_at(before, 0)
     assert [each["event"] for each in logs] == ["probes_off"]
     assert "flopwatch[probes]" in logs[0]["remedy"]
     assert service.snapshot().devices[0].skips == {"torch_missing": 1}
@@ -88,12 +97,13 @@ def test_without_torch_there_is_no_thread(make, monkeypatch):
 
 def test_stopping_ends_the_thread(make):
     """At once, though the next cycle would be far away; a second stop is nothing."""
+    before = threads()
     service = make(interval_seconds=600)
     service.start()
     service.stop()
     service.stop()
 
-    assert probe_threads() == []
+    assert settles_at(before, 0)
 
 
 def test_pause_and_resume(make):
@@ -111,13 +121,14 @@ def test_pause_and_resume(make):
 
 def test_a_new_configuration_keeps_the_results(make):
     """Turned off, what was measured stays and nothing runs; turned on, it goes on."""
+    before = threads()
     service = make()
     service.start()
     assert until(lambda: runs(service) >= 1)
 
     service.configure(ProbeConfig(enabled=False, pause_file=None))
     count = runs(service)
-    assert probe_threads() == []
+    assert settles_at(before, 0)
     assert count >= 1
 
     service.configure(ProbeConfig(pause_file=None, interval_seconds=0.2, budget_seconds=0.1))
