@@ -139,8 +139,9 @@ class Conversation:
         connection.served += 1
         connection.enter(Phase.WAITING)
         self._note("request_served", method=head.method, path=head.path, status=response.status)
-        # Once more, as the server may have begun to close after it looked for waiting connections.
-        return not (close or self._draining())
+        # Once more, as the server may have begun to close, or read its configuration again, after it
+        # looked for waiting connections.
+        return not (close or self._draining() or self._is_outdated())
 
     def _permitted(self, request: Request) -> Response:
         return self._security.refusal(request) or self._handler(request)

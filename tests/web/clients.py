@@ -35,7 +35,7 @@ class RawClient:
         )
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
-        self._received = b""
+        self._received = bytearray()
 
     def __enter__(self) -> Self:
         return self
@@ -60,8 +60,12 @@ class RawClient:
         self._received = rest
         while len(self._received) < length:
             self._read_more()
-        body, self._received = self._received[:length], self._received[length:]
+        body, self._received = bytes(self._received[:length]), self._received[length:]
         return Answer(int(status_line.split()[1]), headers, body)
+
+    def receive_some(self) -> None:
+        """Wait for the beginning of an answer, which stays to be read."""
+        self._read_more()
 
     def is_closed_by_peer(self) -> bool:
         """Wait for the end of the connection; False when data comes instead."""

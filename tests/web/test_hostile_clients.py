@@ -43,7 +43,7 @@ def test_silent_clients_are_closed(serve: Serve) -> None:
 
 def test_dribbled_headers_do_not_extend_the_deadline(serve: Serve) -> None:
     """A client that sends a byte now and then is cut off although it is never silent for long."""
-    with RawClient(serve(limits=Limits(head_seconds=0.3))) as client:
+    with RawClient(serve(limits=Limits(head_seconds=1.0))) as client:
         client.send(b"GET / HTTP/1.1\r\nX: ")
         client.socket.settimeout(0.02)
         received = b""
@@ -65,9 +65,9 @@ def test_idle_connections_end(serve: Serve) -> None:
 
 def test_idle_connections_outlive_the_deadline_of_a_request(serve: Serve) -> None:
     """Between two requests the idle time counts, not the time for a head."""
-    with RawClient(serve(limits=Limits(head_seconds=0.05))) as client:
+    with RawClient(serve(limits=Limits(head_seconds=1.0))) as client:
         client.get("/")
-        threading.Event().wait(0.2)
+        threading.Event().wait(1.2)
 
         assert client.get("/").status == 200
 
@@ -78,10 +78,9 @@ def test_a_client_that_does_not_read_is_cut_off(serve: Serve) -> None:
     server = serve(lambda _: Response(200, body), limits=Limits(response_seconds=0.2))
     with RawClient(server) as client:
         client.send(request_bytes("GET", "/"))
-        assert eventually(lambda: connection_threads() == 1)
+        received = len(client.socket.recv(1))
         assert eventually(lambda: connection_threads() == 0)
 
-        received = 0
         with contextlib.suppress(ConnectionError):
             while data := client.socket.recv(1 << 20):
                 received += len(data)
@@ -237,7 +236,7 @@ class LateClient(RawClient):
         self.socket = socket.socket()
         self.socket.settimeout(30)
         self._address = server.addresses[0]
-        self._received = b""
+        self._received = bytearray()
 
     def connect(self) -> None:
         self.socket.connect(self._address)

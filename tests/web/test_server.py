@@ -245,7 +245,7 @@ class TestRefusals:
 
     def test_a_half_sent_request_is_told_that_it_is_late(self, serve: Serve) -> None:
         """408 after the deadline for the head."""
-        with RawClient(serve(limits=Limits(head_seconds=0.1))) as client:
+        with RawClient(serve(limits=Limits(head_seconds=0.5))) as client:
             client.send(b"GET / HTTP/1.1\r\nHo")
 
             assert client.read_answer().status == 408
@@ -253,7 +253,7 @@ class TestRefusals:
 
     def test_a_half_sent_body_is_told_that_it_is_late(self, serve: Serve) -> None:
         """408 also when the announced body does not come."""
-        with RawClient(serve(limits=Limits(head_seconds=0.1))) as client:
+        with RawClient(serve(limits=Limits(head_seconds=0.5))) as client:
             client.send(request_bytes("POST", "/", "Content-Length: 10") + b"half")
 
             assert client.read_answer().status == 408
