@@ -57,6 +57,8 @@ class DeviceAccounts:
         self._peaks = peaks
         self._accounted_until: float | None = None
         self._last_fast_at: float | None = None
+        self._watched_since: float | None = None
+        self._utilizations: list[float] = []
         self._clocks: list[ClockSample] = []
         self._flop: dict[tuple[PipeWork, str], float] = {}
         self._states: dict[str, float] = {}
@@ -86,15 +88,23 @@ class DeviceAccounts:
         """Account one tick and return the window that it closed, if any.
 
         `window` is the activity window that ended with this tick; `window_started_seconds` the
-        start of the one now open, so that time that it will cover is not booked coarsely.
+        start of the one now open, so that time that it will cover is not booked coarsely. What no
+        window has covered and none will is booked by utilization alone.
         """
+        self._watch(fast, max_window_seconds)
         self._energy.follow(fast.energy_joules)
         self._module_energy.follow(fast.module_energy_joules)
         self._follow_reasons(fast, max_window_seconds)
+        last: LastWindow | None = None
         if window is None:
             window = self._coarse_window(fast, window_started_seconds)
-        last: LastWindow | None = None
-        if window is not None and self._is_new(window, max_window_seconds):
+        elif self._is_new(window, max_window_seconds):
+            before = self._coarse_window(fast, window.start_seconds)
+            if before is not None and before.seconds > _OVERLAP_TOLERANCE_SECONDS:
+                self._account(before, precision, reachable_bandwidth)
+        else:
+            window = None
+        if window is not None:
             last = self._account(window, precision, reachable_bandwidth)
         self._follow_traffic(fast, last.activity if last else None)
         self._last_fast_at = fast.at_seconds
@@ -103,6 +113,7 @@ class DeviceAccounts:
     def forget_open_spans(self) -> None:
         """After a gap (device lost, call hung): start anew, count nothing of what was not seen."""
         self._last_fast_at = None
+        self._utilizations.clear()
         self._clocks.clear()
 
     def counters(self) -> Counters:
@@ -130,13 +141,26 @@ class DeviceAccounts:
             tick_utilization={name: ticks.value() for name, ticks in self._ticks.items()},
         )
 
+    def _watch(self, fast: FastReading, max_window_seconds: float) -> None:
+        """Since when ticks have followed each other closely enough for nothing to be missed."""
+        before = self._last_fast_at
+        if before is None or fast.at_seconds - before > max_window_seconds:
+            self._watched_since = fast.at_seconds
+            self._utilizations.clear()
+        elif fast.gpu_utilization is not None:
+            self._utilizations.append(fast.gpu_utilization)
+            del self._utilizations[:-_UTILIZATIONS_MAX]
+
     def _coarse_window(
         self, fast: FastReading, open_since_seconds: float | None
     ) -> ActivityWindow | None:
-        """The tick as far as no activity window covers it, known by NVML's utilization alone."""
-        if self._last_fast_at is None:
+        """The time that no activity window covers, known by NVML's utilization alone.
+
+        Mostly it is the last tick's; more where a window that was open has been given up.
+        """
+        if self._watched_since is None:
             return None
-        start = self._last_fast_at
+        start = self._watched_since
         if self._accounted_until is not None:
             start = max(start, self._accounted_until)
         end = fast.at_seconds
@@ -144,7 +168,9 @@ class DeviceAccounts:
             end = min(end, open_since_seconds)
         if end <= start:
             return None
-        return ActivityWindow(COARSE_SOURCE, start, end, graphics=fast.gpu_utilization)
+        seen = self._utilizations
+        mean = sum(seen) / len(seen) if seen else None
+        return ActivityWindow(COARSE_SOURCE, start, end, graphics=mean)
 
     def _is_new(self, window: ActivityWindow, max_window_seconds: float) -> bool:
         """Whether the window is short enough to have been watched, and was not counted before."""
@@ -198,6 +224,7 @@ class DeviceAccounts:
             moved = window.dram * peaks.dram_bytes_per_second * window.seconds
             self._dram[window.source] = self._dram.get(window.source, 0.0) + moved
         self._accounted_until = window.end_seconds
+        self._utilizations.clear()
         self._drop_clocks_before(window.end_seconds)
         return LastWindow(window, clock, achieved, utilization)
 
@@ -259,5 +286,6 @@ _TRAFFIC_NAMES = (
 )
 # One tick has a handful; a bound for a device whose windows never close.
 _CLOCK_SAMPLES_MAX = 256
+_UTILIZATIONS_MAX = 256
 # Windows are timed by two clock readings around a driver call: an overlap of a microsecond is rounding.
 _OVERLAP_TOLERANCE_SECONDS = 1e-6

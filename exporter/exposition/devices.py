@@ -65,6 +65,8 @@ def _health(snapshot: DeviceSnapshot, *, up: bool, hung: bool) -> Iterator[Point
             health.last_success_unix_seconds,
         )
         yield from by_label(own.SOURCE_ERRORS_TOTAL, source_labels, "reason", health.errors)
+        for name in health.missing_fields if up else ():
+            yield Point(own.SOURCE_FIELD_MISSING, (*source_labels, ("field", name)), 1.0)
     yield from histogram(own.TICK_DURATION_SECONDS, labels, snapshot.tick_duration)
     if identity.mig is None:  # an instance is sampled in its GPU's ticks
         yield Point(own.TICKS_MISSED_TOTAL, labels, float(snapshot.ticks_missed))

@@ -45,6 +45,15 @@ SOURCE_ERRORS_TOTAL = Family(
     help="Failed or refused readings by source and reason.",
     tells="Which call fails, and how.",
 )
+SOURCE_FIELD_MISSING = Family(
+    name="flopwatch_source_field_missing",
+    type=GAUGE,
+    unit="",
+    labels=("source", "field"),
+    help="1 for each field that the source does not give for this device and that FLOPS or the time's "
+    "states need; absent where nothing is missing.",
+    tells="Which lines to add to the counters file of dcgm-exporter (-f, DCGM_EXPORTER_COLLECTORS).",
+)
 SOURCE_HUNG = Family(
     name="flopwatch_source_hung",
     type=GAUGE,
@@ -106,6 +115,7 @@ FAMILIES = (
     SOURCE_UP,
     SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS,
     SOURCE_ERRORS_TOTAL,
+    SOURCE_FIELD_MISSING,
     SOURCE_HUNG,
     TICK_DURATION_SECONDS,
     TICKS_MISSED_TOTAL,

@@ -52,7 +52,7 @@ LOCK_WAIT_SECONDS = 0.5
 # are trusted after this many samples in which they equalled single calls with values that differ.
 _PROOFS_NEEDED = 3
 
-_METRICS_GET = "nvmlGpmMetricsGet"
+METRICS_GET = "nvmlGpmMetricsGet"
 _lock = threading.Lock()
 
 
@@ -81,6 +81,8 @@ class GpmSession:
         self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
         self._refused: set[int] = set()
         self._proofs = 0
+        # Why a metric of the last reading has no value, though the device has it; None if all have.
+        self.failure: NvmlError | None = None
 
     def open(self) -> None:
         """Allocate the samples. Raises NvmlError; NotSupported where the device has no GPM."""
@@ -126,8 +128,10 @@ class GpmSession:
     def metrics(self, ids: Iterable[int]) -> dict[int, float]:
         """Values of the metrics over the last window; those that the driver refuses are left out.
 
-        Raises NvmlError when the driver refuses the call as a whole.
+        So are those that it has, but no value of now: `failure` says why. Raises NvmlError when the
+        driver refuses the call as a whole.
         """
+        self.failure = None
         wanted = [metric for metric in ids if metric not in self._refused]
         if self._proofs >= _PROOFS_NEEDED:
             return self._get(wanted)
@@ -146,7 +150,7 @@ class GpmSession:
         metrics = request.metrics
         for position, metric in enumerate(ids):
             metrics[position].metricId = metric
-        call(_METRICS_GET, request)
+        call(METRICS_GET, request)
         values: dict[int, float] = {}
         for position, metric in enumerate(ids):
             answer = metrics[position]
@@ -154,6 +158,12 @@ class GpmSession:
                 value = answer.value
                 if math.isfinite(value):
                     values[metric] = value
-            elif isinstance(error_for(_METRICS_GET, answer.nvmlReturn), NotSupported):
+                else:  # so a GPU that sleeps answers
+                    self.failure = error_for(METRICS_GET, pynvml.NVML_ERROR_NO_DATA)
+                continue
+            error = error_for(METRICS_GET, answer.nvmlReturn)
+            if isinstance(error, NotSupported):
                 self._refused.add(metric)
+            else:
+                self.failure = error
         return values

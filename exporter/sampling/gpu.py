@@ -30,7 +30,7 @@ from exporter.nvml.reading import (
 )
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, SlowReading
 from exporter.sampling.context import GpuContext
-from exporter.sampling.fallback import DcgmFallback
+from exporter.sampling.fallback import DENIED, DcgmFallback
 from exporter.sampling.mig import SampledInstances
 from exporter.sampling.sampler import TickStatistics
 from exporter.sampling.settings import SamplingSettings
@@ -67,10 +67,12 @@ class SampledGpu:
         self._peaks: Peaks | None = None
         self._calls: DeviceCalls | None = None
         self._epoch = 0
+        self._ticked_at: float | None = None
         self._accounts: DeviceAccounts | None = None
         self._gpm: GpmSource | None = None
         self._gpm_supported = True
         self._gpm_retry_at = 0.0
+        self._gpm_failure: str | None = None
         self._gpm_name = GPM
         self._slow = SlowReading(at_seconds=0.0)
         self._slow_due = [0.0] * len(SLOW_GROUPS)
@@ -191,6 +193,7 @@ class SampledGpu:
         assert accounts is not None
         assert peaks is not None
         settings = self._context.settings()
+        self._note_tick(settings)
         sample: ClockSample = read_clock(calls, time.monotonic)
         accounts.observe_clock(sample)
         fast = read_fast(
@@ -258,6 +261,13 @@ class SampledGpu:
             except NvmlError as again:
                 log.debug("driver_still_gone", reason=again.reason)
         return replace(self._snapshot(ticks, up=False), instances=instances)
+
+    def _note_tick(self, settings: SamplingSettings) -> None:
+        """Count nothing of a span without ticks: the process was stopped, or the machine asleep."""
+        now = time.monotonic()
+        if self._ticked_at is not None and now - self._ticked_at > settings.max_window:
+            self.skip_gap()
+        self._ticked_at = now
 
     def _follow_mig_mode(self, calls: DeviceCalls) -> None:
         """A change of the mode resets the GPU: what GPM it has must be found out again."""
@@ -337,9 +347,10 @@ class SampledGpu:
         self._false = false
 
     def _has_no_gpm(self) -> bool:
-        """Whether DCGM must stand in, if it can."""
+        """Whether DCGM must stand in, if it can: also where this process may not use GPM."""
+        denied = self._gpm_failure == DENIED
         unsupported = not self._gpm_supported or self._context.gpm_mode() == "off"
-        return self._gpm is None and unsupported
+        return self._gpm is None and (unsupported or denied)
 
     def _open_gpm(self) -> None:
         self._gpm = None
@@ -367,6 +378,7 @@ class SampledGpu:
         self._gpm = source
         self._gpm_name = source.name
         self._gpm_delivered = True
+        self._gpm_failure = None
         self.clock_samples = (
             _CLOCK_SAMPLES_BESIDE_CYCLES if source.name == CYCLES else _CLOCK_SAMPLES
         )
@@ -390,13 +402,17 @@ class SampledGpu:
         if window is not None:
             self._succeeded[GPM] = time.time()
             self._gpm_delivered = True
+            if self._gpm_failure is not None:
+                self._gpm_failure = None
+                log.info("gpm_answers_again", gpu=self.key)
         return window
 
     def _gpm_failed(self, error: NvmlError) -> None:
         """Book the failure; raise it again if it means that the device or the driver is gone."""
         self._errors[GPM][error.reason] += 1
-        if self._gpm_delivered or self._gpm is None:
+        if self._gpm_failure != error.reason:
             log.warning("gpm_failed", gpu=self.key, function=error.function, reason=error.reason)
+        self._gpm_failure = error.reason
         self._gpm_delivered = False
         self._gpm_retry_at = time.monotonic() + _GPM_RETRY_SECONDS
         if isinstance(error, (DeviceLost, DriverGone, DriverMismatch)):

@@ -38,7 +38,7 @@ from exporter.readings import (
     SlowReading,
 )
 from exporter.sampling.context import GpuContext
-from exporter.sampling.fallback import DcgmFallback
+from exporter.sampling.fallback import DENIED, DcgmFallback
 from exporter.sampling.settings import SamplingSettings
 from exporter.snapshot import DeviceSnapshot, SourceHealth
 from exporter.sources.gpm import CYCLES, PERCENT, GpmSource, open_together
@@ -176,6 +176,7 @@ class _SampledInstance:
         self._parent: object = None
         self._gpm: GpmSource | None = None
         self._gpm_retry_at: float | None = None
+        self._gpm_failure: str | None = None
         self._gpm_name = PERCENT
         self._gpm_delivered = False
         self._errors: dict[str, Counter[str]] = {"nvml": Counter(), "gpm": Counter()}
@@ -252,6 +253,7 @@ class _SampledInstance:
         if error is None:
             self._gpm, self._gpm_name = source, source.name
             self._gpm_delivered = True
+            self._gpm_failure = None
         elif isinstance(error, NotSupported):
             self._gpm_retry_at = None
             log.info("gpm_not_supported", gpu=self.identity.index, mig=self.identity.mig)
@@ -286,7 +288,8 @@ class _SampledInstance:
             self._slow = replace(self._slow, at_seconds=sample.at_seconds, **read_processes(calls))
             self._slow_due = sample.at_seconds + settings.slow_interval
         opened = self.open_since_seconds
-        no_gpm = self._gpm is None and self._gpm_retry_at is None
+        denied = self._gpm_failure == DENIED
+        no_gpm = self._gpm is None and (self._gpm_retry_at is None or denied)
         self._dcgm.follow(self._gpu_uuid, self.identity.mig, wanted=no_gpm)
         if self._dcgm.in_use:
             self.window, opened = self._dcgm.take(fast)
@@ -347,12 +350,15 @@ class _SampledInstance:
         if window is not None:
             self._succeeded["gpm"] = time.time()
             self._gpm_delivered = True
+            if self._gpm_failure is not None:
+                self._gpm_failure = None
+                log.info("gpm_answers_again", gpu=self.identity.index, mig=self.identity.mig)
         return window
 
     def _gpm_failed(self, error: NvmlError) -> None:
         """Start GPM anew later: the pair of samples may span a reconfiguration."""
         self._errors["gpm"][error.reason] += 1
-        if self._gpm_delivered or self._gpm is None:
+        if self._gpm_failure != error.reason:
             log.warning(
                 "gpm_failed",
                 gpu=self.identity.index,
@@ -360,6 +366,7 @@ class _SampledInstance:
                 function=error.function,
                 reason=error.reason,
             )
+        self._gpm_failure = error.reason
         if isinstance(error, NotSupported) and self._gpm is not None:
             self._gpm.close()
             self._gpm = None

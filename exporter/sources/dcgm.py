@@ -54,6 +54,7 @@ class DcgmReader:
         self._succeeded: float | None = None
         self._utilization: list[float] = []
         self._tells_flops = False
+        self._missing: tuple[str, ...] = ()
 
     def take(self, fast: FastReading) -> tuple[ActivityWindow | None, float | None]:
         """The oldest window that was not taken yet, and the start of the one now open."""
@@ -103,7 +104,7 @@ class DcgmReader:
         with self._lock:
             fresh = self._windows.fresh(time.monotonic(), self._source.stale_seconds)
             delivers = fresh and self._tells_flops
-            return SourceHealth(up and delivers, self._succeeded, dict(self._errors))
+            return SourceHealth(up and delivers, self._succeeded, dict(self._errors), self._missing)
 
     @property
     def max_window_seconds(self) -> float:
@@ -113,6 +114,7 @@ class DcgmReader:
     def fed(self, sample: DeviceSample | None, interval_seconds: float) -> bool:
         """One scrape's sample of this device, or None where it had none; whether it was new."""
         with self._lock:
+            self._missing = () if sample is None else sample.missing_fields
             if sample is None or not sample.activities:
                 self._errors["no_device" if sample is None else "no_fields"] += 1
                 self._tells_flops = False
@@ -130,9 +132,14 @@ class DcgmReader:
             return new
 
     def failed(self, reason: str) -> None:
-        """A scrape that failed."""
+        """A scrape that failed, or what it brought cannot be true."""
         with self._lock:
             self._errors[reason] += 1
+
+    def lost(self) -> None:
+        """No scrape succeeds: what is missing cannot be told."""
+        with self._lock:
+            self._missing = ()
 
 
 class DcgmSource:
@@ -248,8 +255,9 @@ class DcgmSource:
         self._interval.forget()
         # With `auto`, nobody promised that there is a dcgm-exporter.
         absent = self._mode() == "auto" and not self._reached and reason == Reason.CONNECTION
-        if not absent:
-            for reader in self._all_readers():
+        for reader in self._all_readers():
+            reader.lost()
+            if not absent:
                 reader.failed(reason)
         if self._failing != reason:
             self._failing = reason

@@ -19,7 +19,7 @@ from exporter.nvml.errors import (
     NotSupported,
     NvmlError,
 )
-from exporter.nvml.gpm import GpmSession, gpm_lock
+from exporter.nvml.gpm import METRICS_GET, GpmSession, gpm_lock
 from exporter.readings import ActivityWindow
 
 
@@ -94,6 +94,7 @@ class _Trial:
     counts: list[tuple[float, float]] = field(default_factory=list)
     hertz: list[float] = field(default_factory=list)
     answered: bool = False
+    failure: NvmlError | None = None
 
 
 class GpmSource:
@@ -186,7 +187,8 @@ class GpmSource:
     def read(self) -> ActivityWindow | None:
         """Close the open window and open the next; None where it was not watched, or is too short.
 
-        Raises NvmlError; the window then stays open and the next reading covers it.
+        Raises NvmlError, also where no activity has a value; the window then stays open and the next
+        reading covers it.
         """
         opened = self._session.open_since_seconds
         if opened is not None and time.monotonic() - opened < MIN_WINDOW_SECONDS:
@@ -197,6 +199,7 @@ class GpmSource:
                 return None
             try:
                 values = self._session.metrics(self._ids())
+                self._require_activity(values)
             except NvmlError:
                 self._session.undo_sample()
                 raise
@@ -214,22 +217,33 @@ class GpmSource:
                 return
             values = self._session.metrics((*gpm.PERCENT_IDS, *gpm.CYCLE_IDS))
         self._trial.answered |= any(metric in values for metric in gpm.PERCENT_IDS)
+        self._trial.failure = self._session.failure or self._trial.failure
         clock = read_clock_hertz()
         if gpm.SM_CYCLES_ELAPSED in values and clock is not None:
             self._trial.counts.append((span[1], values[gpm.SM_CYCLES_ELAPSED]))
             self._trial.hertz.append(clock)
             self._cycles = values
 
-    def conclude(self) -> bool:
-        """End the trial: use the cycle counters if they ran true. Whether GPM answered at all."""
+    def conclude(self) -> NvmlError | None:
+        """End the trial: use the cycle counters if they ran true; None if GPM answered at all.
+
+        Else why not: NotSupported where there is none, another error where it may answer later.
+        """
         self._scale = cycle_scale(self._trial.counts, self._trial.hertz, self._sm_count)
         if self._scale is None and self._is_instance:
             self._scale = cycle_scale_in_range(self._trial.counts, self._max_hertz, self._sm_count)
         if self._scale is None:
             self._cycles = {}
-        if not self._trial.answered:
-            self.close()
-        return self._trial.answered
+        if self._trial.answered:
+            return None
+        self.close()
+        return self._trial.failure or NotSupported(METRICS_GET, 3)
+
+    def _require_activity(self, values: Mapping[int, float]) -> None:
+        """Raise why there is no activity in a reading."""
+        needed = gpm.PERCENT_IDS if self._scale is None else (gpm.SM_CYCLES_ELAPSED,)
+        if not any(metric in values for metric in needed):
+            raise self._session.failure or NotSupported(METRICS_GET, 3)
 
     def _ids(self) -> tuple[int, ...]:
         if self._scale is None:
@@ -360,12 +374,13 @@ def open_together(
                         failures.append((source, error))
             waiting = []
             for source in on_trial:
-                if source.conclude():
+                failure = source.conclude()
+                if failure is None:
                     continue
-                if source.take_next_way():
+                if isinstance(failure, NotSupported) and source.take_next_way():
                     waiting.append(source)
                 else:
-                    failures.append((source, NotSupported("nvmlGpmMetricsGet", 3)))
+                    failures.append((source, failure))
     except NvmlError:
         for source in sources:
             source.close()

@@ -138,6 +138,46 @@ def test_a_failed_activity_reading_waits_for_the_next() -> None:
     assert books.tensor_flop == pytest.approx(2 * FLOP_PER_SECOND)
 
 
+def test_a_window_that_is_given_up_is_booked_by_utilization() -> None:
+    """GPM fails from 1 s on and is begun anew at 5 s: four seconds of which a quarter was busy."""
+    books = Books()
+    for second in range(6):
+        books.tick(
+            float(second),
+            busy(0, 1) if second == 1 else None,
+            open_since=float(second) if second in (0, 5) else 1.0,
+            gpu_utilization=0.25,
+        )
+    states = books.accounts.counters().state_seconds
+
+    assert books.seconds == pytest.approx(5.0)
+    # Half of each second is lost to the clock of 1 of 2 GHz; three quarters of the rest idle.
+    assert states["idle"] == pytest.approx(4 * 0.5 * 0.75)
+    assert states["unresolved"] == pytest.approx(4 * 0.5 * 0.25)
+
+
+def test_time_before_a_windows_start_is_not_lost() -> None:
+    """A trial of GPM took from 1 s to 1.4 s, and the first window begins where it ended."""
+    books = Books()
+    books.tick(0.0)
+    books.tick(1.0)
+    books.tick(2.0, busy(1.4, 2.0), open_since=2.0)
+
+    assert books.seconds == pytest.approx(2.0)
+    assert books.tensor_flop == pytest.approx(0.6 * FLOP_PER_SECOND)
+
+
+def test_a_window_that_is_given_up_after_a_gap_begins_after_it() -> None:
+    """Nothing was seen between 1 s and 9 s: what was open over it is not booked, coarsely or not."""
+    books = Books()
+    books.tick(0.0)
+    books.tick(1.0, open_since=1.0)
+    books.tick(9.0)
+    books.tick(10.0)
+
+    assert books.seconds == pytest.approx(2.0)
+
+
 def test_after_a_gap_time_starts_anew() -> None:
     """What was not watched is in no counter; what follows is."""
     books = Books()

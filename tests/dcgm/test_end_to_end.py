@@ -67,6 +67,7 @@ def test_flops_of_an_a100(tmp_path: Path) -> None:
 
 SECONDS, FLOP = "flopwatch_gpu_seconds_total", "flopwatch_flop_total"
 ERRORS = "flopwatch_source_errors_total"
+MISSING = "flopwatch_source_field_missing"
 
 
 def accounted(scrape: Scrape) -> float:
@@ -74,19 +75,31 @@ def accounted(scrape: Scrape) -> float:
 
 
 def test_default_fields_leave_the_rest_unresolved(tmp_path: Path) -> None:
-    """Without SM activity, what is neither tensor nor idle cannot be told apart; the log names it."""
+    """Without SM activity, what is neither tensor nor idle cannot be told apart; what is missing is named.
+
+    In the log once, and in /metrics until the counters file has it.
+    """
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
         values = {name: WORK[name] for name in DEFAULT_FIELDS}
-        with (
-            collecting(dcgm, one_gpu(fake.gpu(0).uuid, values), COLLECT_SECONDS),
-            DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon,
-        ):
-            first = daemon.wait_until(lambda s: s.total("flopwatch_flop_total") > 0)
-            last = daemon.wait_until(lambda s: accounted(s) >= accounted(first) + 4)
-            daemon.wait_for(lambda: "dcgm_fields_missing" in daemon.log)
-            log = daemon.log
+        whole = {**dict.fromkeys(ALL_FIELDS, 0.25), **values}
+        with DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon:
+            with collecting(dcgm, one_gpu(fake.gpu(0).uuid, values), COLLECT_SECONDS):
+                first = daemon.wait_until(lambda s: s.total("flopwatch_flop_total") > 0)
+                last = daemon.wait_until(lambda s: accounted(s) >= accounted(first) + 4)
+                daemon.wait_for(lambda: "dcgm_fields_missing" in daemon.log)
+                log = daemon.log
+            with collecting(dcgm, one_gpu(fake.gpu(0).uuid, whole), COLLECT_SECONDS):
+                complete = daemon.wait_until(lambda s: s.has("flopwatch_sm_active_ratio"))
 
+    assert {dict(labels)["field"] for labels in last.series(MISSING, source="dcgm")} == {
+        "DCGM_FI_PROF_SM_ACTIVE",
+        "DCGM_FI_PROF_PIPE_FP64_ACTIVE",
+        "DCGM_FI_PROF_PIPE_FP32_ACTIVE",
+        "DCGM_FI_PROF_PIPE_FP16_ACTIVE",
+    }
+    assert set(last.series(MISSING).values()) == {1.0}
+    assert not complete.has(MISSING)
     seconds = accounted(last) - accounted(first)
     unresolved = last.value(SECONDS, state="unresolved") - first.value(SECONDS, state="unresolved")
     assert unresolved / seconds == pytest.approx(0.4, abs=0.01)

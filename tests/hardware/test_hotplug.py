@@ -126,10 +126,12 @@ def impatient(fake: FakeNvml, tmp_path: Path) -> DaemonProcess:
         environment=fake.env,
         program=(
             "-c",
-            "import sys, exporter.sampling.lookout as lookout\n"
-            "lookout.REPLACED_SECONDS = 2.0\n"
-            "from exporter.cli.main import main\n"
-            "sys.exit(main())",
+            (
+                "import sys, exporter.sampling.lookout as lookout\n"
+                "lookout.REPLACED_SECONDS = 2.0\n"
+                "from exporter.cli.main import main\n"
+                "sys.exit(main())"
+            ),
         ),
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.process import DaemonProcess, Scrape
+from tests.dcgm.server import ALL_FIELDS, DcgmExporter, Device, collecting
 from tests.fake_nvml import H100, H100_NO_CYCLES, FakeNvml, Load
 
 
@@ -16,7 +17,19 @@ probes: {enabled: false}
 FAST = "sampling: {interval: 250ms, slow_interval: 1s}\n"
 ERRORS = "flopwatch_source_errors_total"
 SECONDS = "flopwatch_gpu_seconds_total"
+FLOP = "flopwatch_flop_total"
+UP, SUCCEEDED = "flopwatch_source_up", "flopwatch_source_last_success_timestamp_seconds"
 ENERGY_FIELD = 83
+# A daemon that tries GPM again every second, and not every minute.
+EAGER = (
+    "-c",
+    (
+        "import sys, exporter.sampling.gpu as gpu\n"
+        "gpu._GPM_RETRY_SECONDS = 1.0\n"
+        "from exporter.cli.main import main\n"
+        "sys.exit(main())"
+    ),
+)
 
 
 def lies(scrape: Scrape, gpu: int, source: str) -> float:
@@ -129,3 +142,72 @@ def test_blanks_of_every_register_are_left_out(tmp_path: Path) -> None:
     assert not scrape.has("flopwatch_engine_utilization_ratio", gpu="0", engine="gpu")
     assert max(scrape.series("flopwatch_sm_clock_hertz").values()) < 1e10
     assert not scrape.series(ERRORS, gpu="1")
+
+
+def test_gpm_that_has_no_value_is_down_until_it_has(tmp_path: Path) -> None:
+    """NaN for every metric: said once in the log, counted, and no second of the time is lost."""
+    with FakeNvml([H100_NO_CYCLES], tmp_path) as fake:
+        fake.gpu(0).set_load(Load.decode())
+        with DaemonProcess(tmp_path, config=CONFIG + FAST, environment=fake.env) as daemon:
+            first = daemon.wait_until(lambda s: s.value(UP, source="gpm") and s.total(SECONDS) >= 1)
+            fake.set(0, gpm_nan=1)
+            down = daemon.wait_until(lambda s: s.total(SECONDS, state="unresolved") >= 2)
+            fake.set(0, gpm_nan=0)
+            daemon.wait_until(lambda s: s.value(UP, source="gpm"))
+            last = daemon.wait_until(lambda s: s.total(SECONDS) >= down.total(SECONDS) + 2)
+            log = daemon.log
+
+    assert down.value(UP, source="gpm") == 0
+    assert down.total(ERRORS, source="gpm", reason="no_data") > 1
+    assert not down.has("flopwatch_sm_active_ratio")
+    assert log.count("event=gpm_failed") == log.count("event=gpm_answers_again") == 1
+    elapsed = last.value(SUCCEEDED, source="gpm") - first.value(SUCCEEDED, source="gpm")
+    grown = last.total(SECONDS) - first.total(SECONDS)
+    assert grown == pytest.approx(elapsed, rel=0.01, abs=0.06)
+
+
+def test_a_gpu_that_sleeps_when_it_is_opened_has_gpm_once_it_wakes(tmp_path: Path) -> None:
+    """NaN in the trial does not mean that there is none: it is tried again."""
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.set(0, gpm_nan=1)
+        with DaemonProcess(
+            tmp_path, config=CONFIG + FAST, environment=fake.env, program=EAGER
+        ) as daemon:
+            asleep = daemon.wait_until(lambda s: s.total(ERRORS, reason="no_data") > 1)
+            fake.gpu(0).set_load(Load.decode())
+            fake.set(0, gpm_nan=0)
+            awake = daemon.wait_until(lambda s: s.total("flopwatch_flop_total") > 0)
+            log = daemon.log
+
+    assert asleep.value(UP, source="gpm") == 0
+    assert awake.value(UP, source="gpm_cycles") == 1
+    assert log.count("event=gpm_failed") == 1
+
+
+def test_where_gpm_is_kept_from_the_daemon_dcgm_stands_in(tmp_path: Path) -> None:
+    """Until GPM answers; what DCGM's open window had of the time is not lost then."""
+    with FakeNvml([H100], tmp_path) as fake, DcgmExporter() as dcgm:
+        gpu = fake.gpu(0)
+        gpu.set_load(Load.decode())
+        fake.fail("nvmlGpmSampleGet", 4)
+        collected = Device({"gpu": "0", "UUID": gpu.uuid}, dict.fromkeys(ALL_FIELDS, 0.25))
+        config = CONFIG.replace('dcgm: "off"', 'dcgm: "on"') + f"dcgm: {{url: '{dcgm.url}'}}\n"
+        with (
+            collecting(dcgm, [collected], 3.0),
+            DaemonProcess(
+                tmp_path, config=config + FAST, environment=fake.env, program=EAGER
+            ) as daemon,
+        ):
+            denied = daemon.wait_until(lambda s: s.total(FLOP, source="dcgm") > 0)
+            first = daemon.wait_until(
+                lambda s: s.total(FLOP, source="dcgm") > denied.total(FLOP, source="dcgm")
+            )
+            fake.fail("nvmlGpmSampleGet", 0)
+            last = daemon.wait_until(lambda s: s.total(FLOP, source="gpm_cycles") > 0)
+
+    assert denied.value(UP, source="dcgm") == 1
+    assert denied.total(ERRORS, source="gpm", reason="no_permission") > 0
+    assert not last.has(UP, source="dcgm")
+    elapsed = last.value(SUCCEEDED, source="gpm_cycles") - first.value(SUCCEEDED, source="dcgm")
+    grown = last.total(SECONDS) - first.total(SECONDS)
+    assert grown == pytest.approx(elapsed, rel=0.02, abs=0.3)
