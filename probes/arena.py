@@ -24,11 +24,11 @@ class ArenaFullError(Exception):
 class Arena:
     """A bump allocator over one block. `epoch` grows when everything handed out became invalid."""
 
-    def __init__(self, torch_device: Any, size_bytes: int) -> None:
+    def __init__(self, torch_device: Any, size_bytes: int, *, pinned: bool = False) -> None:
         self.size_bytes = size_bytes
         # Zeros, not empty: on the host a page that was never written exists only on paper.
         self._block = torch.zeros(
-            size_bytes + ALIGNMENT_BYTES, dtype=torch.uint8, device=torch_device
+            size_bytes + ALIGNMENT_BYTES, dtype=torch.uint8, device=torch_device, pin_memory=pinned
         )
         self._start = -self._block.data_ptr() % ALIGNMENT_BYTES
         self._used = 0
@@ -52,7 +52,7 @@ class Arena:
         start = self._start + self._used
         self._used += bytes_needed
         length = math.prod(shape) * dtype.itemsize
-        return self._block[start : start + length].view(dtype).view(shape)
+        return self._block.narrow(0, start, length).view(dtype).view(shape)
 
 
 def footprint(shape: tuple[int, ...], dtype: Any) -> int:

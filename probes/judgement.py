@@ -18,6 +18,9 @@ SHARE_MIN: Final = 0.9
 # fit into one time slice whole are undisturbed.
 AGREEING_RUNS_MIN: Final = 3
 AGREEING_SPREAD: Final = 0.03
+# A launch on a GPU that is shared, and of which the median is that much above the fastest, has waited
+# for a tenant's time slices; of an idle GPU's they differ by the host's jitter.
+DISTURBED_LATENCY: Final = 2.0
 # NVBench drops a sample below this share of the clock.
 CLOCK_SHARE_MIN: Final = 0.75
 
@@ -140,6 +143,8 @@ def judge(
     if kernel.quantity == "latency":
         # A median of many launches; their own jitter is no sign of a tenant.
         span: float | None = statistics.median(runs)
+        if shared and facts.kind == "cuda" and span is not None:
+            span = span if span <= DISTURBED_LATENCY * min(runs) else None
     elif facts.kind == "cpu" or beside.share < SHARE_MIN:
         # A processor is shared at all times: with its scheduler, and unseen with a sibling thread.
         span = undisturbed_run(runs)
@@ -178,5 +183,8 @@ def judge(
     if outcome == "throttled":
         # The efficiency has the clock divided out, and tells heat from sick silicon.
         return Judgement(outcome, None, None, reached, beside, checked)
-    per_clock = normalise(kernel, value, result.clock_hertz)
+    per_clock: float | None = normalise(kernel, value, result.clock_hertz)
+    if facts.kind == "cuda" and kernel.quantity == "flops" and result.clock_hertz is None:
+        # The clock could not be told this once: FLOP/s are nothing to compare FLOP per clock with.
+        per_clock = None
     return Judgement(outcome, value, per_clock, reached, beside, checked)

@@ -3,9 +3,10 @@
 Worker only.
 """
 
+import contextlib
 import statistics
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from probes.arena import ArenaFullError
 from probes.device import Enqueue, ProbeDevice
@@ -24,6 +25,7 @@ DISTURBED_FACTOR: Final = 3
 # And so long without a word to the daemon, which takes a chunk of 250 ms for hung; two runs are the
 # least, of which each takes less than half of a chunk's time.
 STRETCH_SECONDS: Final = 0.020
+LAUNCHES_WARM: Final = 10
 LAUNCHES_PER_CHUNK: Final = 50
 
 
@@ -65,8 +67,7 @@ class Workbench:
 def measure(bench: Workbench, kernel: Kernel, request: Run, meter: Meter) -> Result:
     """Measure `kernel` within the request's allowance; raises AllowanceError when it is too small."""
     device = bench.device
-    shape = request.shape or bench.choose(kernel, meter, request.max_chunk_seconds)
-    prepared, new = bench.prepared(kernel, shape, request.peer, meter)
+    prepared, new = _prepared(bench, kernel, request, meter)
     prepared.activate()
     counted = _Counted(prepared)
     if new:
@@ -86,12 +87,26 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, meter: Meter) -> Res
         work_per_run=prepared.work_per_run,
         run_seconds=tuple(runs),
         executed_runs=counted.runs,
-        clock_hertz=statistics.median(clocks) if clocks else None,
+        clock_hertz=device.clock_hertz(clocks),
         digest=verification.digest,
         repeats_agree=verification.repeats_agree,
         exact=verification.exact,
         memory_bytes=device.memory_bytes(),
     )
+
+
+def _prepared(
+    bench: Workbench, kernel: Kernel, request: Run, meter: Meter
+) -> tuple[Prepared, bool]:
+    """In the shape that was asked for; in another one where that fits this device no more.
+
+    The daemon sees by the result's shape that what it knows of the old one says nothing of it.
+    """
+    if request.shape:
+        with contextlib.suppress(ArenaFullError, ValueError):
+            return bench.prepared(kernel, request.shape, request.peer, meter)
+    shape = bench.choose(kernel, meter, request.max_chunk_seconds)
+    return bench.prepared(kernel, shape, request.peer, meter)
 
 
 class _Counted:
@@ -115,8 +130,8 @@ class _Counted:
 
 def _chunks(
     device: ProbeDevice, prepared: _Counted, request: Run, meter: Meter
-) -> tuple[list[float], list[float]]:
-    """Times of the runs, and of the clock, over as many chunks as it takes.
+) -> tuple[list[float], list[Any]]:
+    """Times of the runs, and readings of the clock, over as many chunks as it takes.
 
     With gaps between them: on a GPU nothing preempts a kernel within a time slice.
     """
@@ -124,7 +139,7 @@ def _chunks(
     expected = min(device.chunk(meter, prepared.run, 0, 2).run_seconds)
     number = 2
     runs: list[float] = []
-    clocks: list[float] = []
+    clocks: list[Any] = []
     while len(runs) < request.timed_runs:
         room = request.max_chunk_seconds - device.overhead_seconds
         count = max(1, min(RUNS_PER_CHUNK_MAX, int(room / expected)))
@@ -139,15 +154,15 @@ def _chunks(
         number += count
         runs += chunk.run_seconds[dropped:]
         expected = min(runs)
-        if chunk.clock_hertz is not None:
-            clocks.append(chunk.clock_hertz)
+        if chunk.clock is not None:
+            clocks.append(chunk.clock)
     return runs, clocks
 
 
 def _stretches(
     device: ProbeDevice, prepared: _Counted, request: Run, meter: Meter
-) -> tuple[list[float], list[float]]:
-    """Times of the runs, and of the clock, back to back, until enough of the fastest agree.
+) -> tuple[list[float], list[Any]]:
+    """Times of the runs, and readings of the clock, back to back, until enough of the fastest agree.
 
     A processor's scheduler takes it away in the middle of a run, so a gap protects nobody. It
     would only let the core fall asleep: the first milliseconds after that are cold and slow.
@@ -155,7 +170,7 @@ def _stretches(
     expected = min(device.chunk(meter, prepared.in_stretch(0), 0, 2).run_seconds)
     number, stretches = 2, 1
     runs: list[float] = []
-    clocks: list[float] = []
+    clocks: list[Any] = []
     while not runs or (
         len(runs) < DISTURBED_FACTOR * request.timed_runs and undisturbed_run(runs) is None
     ):
@@ -169,22 +184,27 @@ def _stretches(
         stretches += 1
         runs += stretch.run_seconds[1:]
         expected = min(runs)
-        if stretch.clock_hertz is not None:
-            clocks.append(stretch.clock_hertz)
+        if stretch.clock is not None:
+            clocks.append(stretch.clock)
     return runs, clocks
 
 
 def _launches(
     device: ProbeDevice, prepared: _Counted, request: Run, meter: Meter
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[float], list[Any]]:
     """Times of single launches; the first ones are dropped."""
 
     def launch() -> None:
         prepared.run(0)
 
-    warm = device.launches(meter, launch, 10)
+    limit = request.max_chunk_seconds
+    warm = device.launches(meter, launch, LAUNCHES_WARM, limit)
     expected = statistics.median(warm.run_seconds)
-    count = max(1, min(LAUNCHES_PER_CHUNK, int(request.max_chunk_seconds / expected)))
-    meter.require(count * expected)
-    pause(request.gap_seconds)
-    return device.launches(meter, launch, count).run_seconds, []
+    count = max(1, min(LAUNCHES_PER_CHUNK, int(limit / expected)))
+    runs: list[float] = []
+    # On a busy device one launch may take longer than a chunk should; a few are needed all the same.
+    while len(runs) < TIMED_RUNS_MIN:
+        meter.require(count * expected)
+        pause(request.gap_seconds)
+        runs += device.launches(meter, launch, count, limit).run_seconds
+    return runs, []

@@ -19,6 +19,8 @@ K_STEP: Final = 512
 RUN_SHARE: Final = 0.2
 # On the host processor two runs share a chunk: there is no spin, and bigger is faster.
 CPU_RUN_SHARE: Final = 0.45
+# For pipes so slow that whole waves take too long: multiples of every tile and alignment.
+CUBE_SIZES: Final = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 CPU_SIZES: Final = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
 
@@ -61,6 +63,15 @@ def depth(
 
 def cpu_shapes(flops: float, seconds: float) -> tuple[Shape, ...]:
     """Cubes that take at most `seconds` at `flops`, the three largest; the smallest if none does."""
-    fitting = [n for n in CPU_SIZES if gemm_flop((n, n, n)) <= seconds * flops]
-    chosen: Sequence[int] = fitting[-3:] or CPU_SIZES[:1]
+    return _largest_cubes(CPU_SIZES, flops, seconds)
+
+
+def cubes(flops: float, seconds: float) -> tuple[Shape, ...]:
+    """The same of sizes that a slow pipe of a GPU does well."""
+    return _largest_cubes(CUBE_SIZES, flops, seconds)
+
+
+def _largest_cubes(sizes: Sequence[int], flops: float, seconds: float) -> tuple[Shape, ...]:
+    fitting = [n for n in sizes if gemm_flop((n, n, n)) <= seconds * flops]
+    chosen: Sequence[int] = fitting[-3:] or sizes[:1]
     return tuple((n, n, n) for n in chosen)

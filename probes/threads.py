@@ -57,7 +57,7 @@ class BoundedThread:
                 return
             self._begun.set()
         try:
-            if sys.version_info >= (3, 12):
+            if sys.version_info >= (3, 13):
                 # So that a dump of the threads names it. Before, its entry would outlive the thread.
                 threading.current_thread().name = self.name
             self._target(*self._arguments)

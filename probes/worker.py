@@ -8,9 +8,11 @@ import contextlib
 import ctypes
 import gc
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from probes.kernels import all_kernels
@@ -35,6 +37,8 @@ from probes.protocol import (
 PR_SET_PDEATHSIG: Final = 1
 # Behind the server's own threads when the host is short of cores.
 NICENESS: Final = 5
+# The kernel ends this process before any other when the host or the container has no memory left.
+OOM_SCORE_ADJUSTMENT: Final = 1000
 # Part of every baseline's versions: raise it when a kernel's operands or method change.
 KERNELS_REVISION: Final = 1
 TEXT_LENGTH_MAX: Final = 500
@@ -80,14 +84,18 @@ class Devices:
 
         spec = self._request.devices[index]
         meter = Meter(self._channel.send, float("inf"))
-        if index not in self._benches:
-            device = open_device(
-                spec, index, self._request.cpu_threads, self._request.memory_limit_bytes
-            )
-            self._benches[index] = Workbench(device)
-        device = self._benches[index].device
+        bench = self._benches.get(index)
+        device = (
+            open_device(spec, index, self._request.cpu_threads, self._request.memory_limit_bytes)
+            if bench is None
+            else bench.device
+        )
         device.select()
         found = [k.info for k in all_kernels().values() if k.available(device, meter)]
+        if bench is None:
+            # Their libraries and code are loaded by now: what is left of the limit is known.
+            device.settle()
+            self._benches[index] = Workbench(device)
         device.arena.reset()
         return Described(
             device=index,
@@ -114,15 +122,16 @@ class Devices:
 def main(arguments: list[str]) -> int:
     """Serve requests until told to leave; the exit status is for the log only."""
     _die_with_parent()
-    with contextlib.suppress(OSError):
-        os.nice(NICENESS)
+    _give_way()
     channel = Channel(int(arguments[0]), int(arguments[1]))
     request = channel.receive()
     if not isinstance(request, Open) or request.protocol != PROTOCOL_VERSION:
         return 1
     try:
         import torch
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise  # torch is there, and broken: the last line on standard error says why
         channel.send(
             Failure(outcome="torch_missing", text=str(error)[:TEXT_LENGTH_MAX], fatal=True)
         )
@@ -179,6 +188,17 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _text(error: BaseException) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"[:TEXT_LENGTH_MAX]
+
+
+def _give_way() -> None:
+    """Come after the server in everything: in processor time, and first when memory runs out."""
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT), encoding="ascii")
+    with contextlib.suppress(OSError, ValueError):
+        # A dump would be of gigabytes. Of one byte, because 0 does not hold for a pipe's dumps.
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def _die_with_parent() -> None:

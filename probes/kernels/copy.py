@@ -24,8 +24,6 @@ TRIAL_PIECES: Final = 8
 # A copy takes this part of a chunk at most, so that two fit; larger ones come closer to the
 # bus's full speed.
 RUN_SHARE: Final = 0.45
-# Pinned host memory is taken from everybody: no more than this, and only while it is measured.
-PINNED_BYTES: Final = 64 * MIB
 SEED: Final = 3
 # Pieces are summed as matrices of this many 8-byte columns; every size is a multiple of a row.
 COLUMNS: Final = 1024
@@ -39,26 +37,19 @@ class PreparedCopy(Prepared):
         self.shape = (size,)
         self.work_per_run = float(size * factor)
         self._pairs = list(zip(sources, targets, strict=True))
-        self._written: set[int] = set()
+        self._last = 0
 
     def run(self, number: int) -> None:
         index = number % len(self._pairs)
         source, target = self._pairs[index]
         target.copy_(source, non_blocking=True)
-        self._written.add(index)
+        self._last = index
 
     def verify(self, device: "ProbeDevice", meter: "Meter") -> Verification:
         import torch
 
-        index = max(self._written)
-        source, target = self._pairs[index]
-        self._written.clear()
-
-        def sums() -> tuple[Any, Any]:
-            return column_sums(_matrix(source)), column_sums(_matrix(target))
-
         # One piece, the last written: checking all would take as long as copying them.
-        expected, got = (each.cpu() for each in device.work(meter, sums))
+        expected, got = (_sums(piece, device, meter) for piece in self._pairs[self._last])
         return Verification(digest=digest(got), exact=torch.equal(expected, got))
 
 
@@ -91,6 +82,8 @@ class Copy(Kernel):
         seconds = min(device.chunk(meter, trial.run, 1, TRIAL_PIECES - 1).run_seconds)
         per_byte = seconds / TRIAL_BYTES
         largest = device.arena.size_bytes // 4
+        if self.path != "device":
+            largest = min(largest, device.beside_bytes)
         fitting = [
             size
             for size in SIZES
@@ -102,11 +95,12 @@ class Copy(Kernel):
         self, device: "ProbeDevice", meter: "Meter", shape: Shape, peer: int | None
     ) -> PreparedCopy:
         size = shape[0]
-        total = device.arena.size_bytes if self.path == "device" else PINNED_BYTES
+        if self.path == "device":
+            total, sides = device.arena.size_bytes, 2
+        else:
+            total, sides = min(device.beside_bytes, device.arena.size_bytes), 1
         total = min(total, self._rotation(device))
-        sides = 2 if self.path == "device" else 1
-        count = max(1, min(total, device.arena.size_bytes) // (sides * size))
-        return self._pieces(device, meter, size, count, peer)
+        return self._pieces(device, meter, size, max(1, total // (sides * size)), peer)
 
     def _rotation(self, device: "ProbeDevice") -> int:
         from probes.device import CACHE_MULTIPLE
@@ -122,23 +116,21 @@ class Copy(Kernel):
 
         from probes.arena import fill, pattern
 
-        def inside() -> list[Any]:
-            return [device.arena.take((size,), torch.uint8) for _ in range(count)]
+        def take(block: Any) -> list[Any]:
+            return [block.take((size,), torch.uint8) for _ in range(count)]
 
-        def pinned() -> list[Any]:
-            return [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(count)]
+        def outside() -> list[Any]:
+            block = device.beside(self.path, peer)
+            block.reset()
+            return take(block)
 
-        def on_peer() -> list[Any]:
-            # Without a peer named, the next device; the trial of `choose` goes there as well.
-            number = (device.torch_device.index + 1) % torch.cuda.device_count()
-            other = torch.device("cuda", number if peer is None else peer)
-            return [torch.empty(size, dtype=torch.uint8, device=other) for _ in range(count)]
-
-        sources = pinned() if self.path == "host_to_device" else inside()
-        if self.path == "peer":
-            targets = on_peer()
+        inside = take(device.arena)
+        if self.path == "device":
+            sources, targets = inside, take(device.arena)
+        elif self.path == "host_to_device":
+            sources, targets = outside(), inside
         else:
-            targets = pinned() if self.path == "device_to_host" else inside()
+            sources, targets = inside, outside()
         values = pattern(torch.int8, SEED)
         if self.path != "host_to_device":
             values = values.to(device.torch_device)
@@ -153,6 +145,13 @@ class Copy(Kernel):
             device.work(meter, fill_all)
         # On the device every byte is read and written; over a bus it passes once.
         return PreparedCopy(sources, targets, 2 if self.path == "device" else 1)
+
+
+def _sums(piece: Any, device: "ProbeDevice", meter: "Meter") -> Any:
+    """The sums of a piece's bits; added up where it lies, which for host memory is no device's time."""
+    if piece.device != device.torch_device:
+        return column_sums(_matrix(piece)).cpu()
+    return device.work(meter, lambda: column_sums(_matrix(piece))).cpu()
 
 
 def _matrix(piece: Any) -> Any:

@@ -11,6 +11,7 @@ from probes.sizing import (
     RUN_SHARE,
     Shape,
     cpu_shapes,
+    cubes,
     depth,
     gemm_flop,
     outputs,
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
 
 # A first guess that every precision does quickly, to learn the rate from.
 TRIAL_CPU: Final[Shape] = (64, 64, 64)
-TRIALS_CUDA: Final[tuple[Shape, ...]] = ((2048, 2048, 1024), (1024, 1024, 1024))
+# Each tells which of the larger ones is short enough: between the pipes of one GPU, and between
+# GPUs, rates differ by a factor of a thousand (fp64 on an inference GPU is 1/64 of its fp32).
+TRIALS_CUDA: Final[tuple[Shape, ...]] = (
+    (256, 256, 256),
+    (512, 512, 512),
+    (1024, 1024, 1024),
+    (2048, 2048, 1024),
+)
 # On a busy host the fastest of several tells the size that all later probes keep.
 TRIAL_RUNS: Final = 4
 TINY: Final[Shape] = (64, 64, 64)
@@ -34,6 +42,8 @@ COMPUTED_OUTPUTS: Final = 3
 # A larger GEMM is faster than the trial by about this factor.
 TRIAL_FACTOR: Final = 1.4
 EQUAL_SHARE: Final = 0.96
+# Of a chunk: the longest that one run may take and still share it with another one.
+LONGEST_SHARE: Final = 0.6
 # Rows of B converted at once for the exact check: 256 × 16384 × 8 bytes are 32 MiB of host memory.
 EXACT_BLOCK: Final = 256
 SEED_A: Final = 1
@@ -169,34 +179,40 @@ class Gemm(Kernel):
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError, AttributeError, TypeError):
-            # What torch says where the device, or this torch, does not have the data type.
+            # What torch says where the device, or this torch, does not have the data type. An error
+            # of the device itself is of the same type, and stays: then this raises it.
+            device.check()
             return False
         return True
 
     def choose(self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float) -> Shape:
-        cpu = device.kind == "cpu"
+        if device.kind == "cpu":
+            return self._choose_on_cpu(device, meter, max_chunk_seconds)
         room = device.arena.size_bytes // 2
-        trial = TRIAL_CPU if cpu else self._fitting(TRIALS_CUDA, room)[0]
-        flops = TRIAL_FACTOR * self._rate(device, meter, trial, TRIAL_RUNS)
-        candidates: tuple[Shape, ...]
-        if cpu:
-            candidates = cpu_shapes(flops, CPU_RUN_SHARE * max_chunk_seconds)
-        else:
-            candidates = self._cuda_shapes(device, flops, RUN_SHARE * max_chunk_seconds, room)
+        flops = TRIAL_FACTOR * self._trial_rate(device, meter, max_chunk_seconds, room)
+        candidates = self._cuda_shapes(device, flops, max_chunk_seconds, room)
         rates = self._rates(device, meter, candidates, flops)
-        best = max(rates.values())
-        if cpu:
-            # The trial may have been unlucky, and larger ones fit after all.
-            more = cpu_shapes(best, CPU_RUN_SHARE * max_chunk_seconds)[-1:]
-            rates |= self._rates(device, meter, [each for each in more if each not in rates], best)
-            best = max(rates.values())
-            # Among equals the larger one: its time is told more precisely.
-            return max(shape for shape, rate in rates.items() if rate >= EQUAL_SHARE * best)
         # Small GEMMs are slow: at the speed found now the best output may go deeper.
+        best = max(rates.values())
         m, n, _ = max(rates, key=lambda shape: rates[shape])
         deeper = self._deep(m, n, best, RUN_SHARE * max_chunk_seconds, room)
-        rates |= self._rates(device, meter, [deeper] if deeper not in rates else [], best)
+        if deeper not in rates and gemm_flop(deeper) <= LONGEST_SHARE * max_chunk_seconds * best:
+            rates |= self._rates(device, meter, [deeper], best)
         return max(rates, key=lambda shape: rates[shape])
+
+    def _choose_on_cpu(
+        self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float
+    ) -> Shape:
+        flops = TRIAL_FACTOR * self._rate(device, meter, TRIAL_CPU, TRIAL_RUNS)
+        candidates = cpu_shapes(flops, CPU_RUN_SHARE * max_chunk_seconds)
+        rates = self._rates(device, meter, candidates, flops)
+        best = max(rates.values())
+        # The trial may have been unlucky, and larger ones fit after all.
+        more = cpu_shapes(best, CPU_RUN_SHARE * max_chunk_seconds)[-1:]
+        rates |= self._rates(device, meter, [each for each in more if each not in rates], best)
+        best = max(rates.values())
+        # Among equals the larger one: its time is told more precisely.
+        return max(shape for shape, rate in rates.items() if rate >= EQUAL_SHARE * best)
 
     def prepare(
         self, device: "ProbeDevice", meter: "Meter", shape: Shape, peer: int | None
@@ -208,12 +224,32 @@ class Gemm(Kernel):
             sets -= 1
         return self._filled(device, meter, shape, sets)
 
+    def _trial_rate(
+        self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float, room: int
+    ) -> float:
+        """FLOP/s of the largest trial that is sure to take no longer than a chunk, or of the first."""
+        trials = self._fitting(TRIALS_CUDA, room) or TRIALS_CUDA[:1]
+        flops, shape = self._rate(device, meter, trials[0]), trials[0]
+        while True:
+            # A larger one is faster, if anything, so it takes less than this rate says.
+            short = [each for each in trials if gemm_flop(each) <= max_chunk_seconds * flops]
+            if not short or short[-1] <= shape:
+                return flops
+            shape = short[-1]
+            flops = max(flops, self._rate(device, meter, shape))
+
     def _cuda_shapes(
-        self, device: "ProbeDevice", flops: float, seconds: float, room: int
+        self, device: "ProbeDevice", flops: float, max_chunk_seconds: float, room: int
     ) -> tuple[Shape, ...]:
+        """Shapes to try; where whole waves would take too long, cubes that do not fill the device."""
         sizes = (*outputs(device.units)[:COMPUTED_OUTPUTS], *SWEPT_OUTPUTS)
+        seconds = RUN_SHARE * max_chunk_seconds
         shapes = [self._deep(m, n, flops, seconds, room) for m, n in sizes]
-        return self._fitting(shapes, room) or TRIALS_CUDA[-1:]
+        longest = LONGEST_SHARE * max_chunk_seconds * flops
+        short = [shape for shape in shapes if gemm_flop(shape) <= longest]
+        return self._fitting(short, room) or self._fitting(
+            cubes(flops, CPU_RUN_SHARE * max_chunk_seconds), room
+        )
 
     def _deep(self, m: int, n: int, flops: float, seconds: float, room: int) -> Shape:
         width = self._dtypes()[0].itemsize

@@ -77,10 +77,19 @@ class TestAccepted:
         )
 
     def test_no_clock_no_efficiency(self):
-        """The speed still counts."""
+        """The speed still counts; but FLOP/s are nothing to compare FLOP per clock with."""
         judged = verdict(changed(clock_hertz=None))
 
+        assert judged.outcome == "ok"
         assert judged.efficiency is None
+        assert judged.value == pytest.approx(8e14)
+        assert judged.normalised is None
+
+    def test_a_processor_may_never_tell_its_clock(self):
+        """Then its FLOP/s are compared with each other."""
+        cpu = replace(H100, kind="cpu")
+        judged = verdict(changed(clock_hertz=None), facts=cpu)
+
         assert judged.normalised == judged.value == pytest.approx(8e14)
 
     def test_one_slow_run_of_seven_does_not_move_the_median(self):
@@ -110,6 +119,23 @@ class TestAccepted:
         assert judged.outcome == "ok"
         assert judged.value == 5e-6
         assert not judged.checked
+
+    def test_launches_that_waited_for_a_tenant_say_nothing(self):
+        """On a shared GPU a median of 2 ms beside a fastest of 6 µs is the tenant's time slice."""
+        waited = changed(
+            work_per_run=1.0, run_seconds=(6e-6, 2e-3, 2e-3), clock_hertz=None, digest=""
+        )
+
+        assert verdict(waited, kernel=LAUNCH, shared=True).outcome == "contended"
+        assert verdict(waited, kernel=LAUNCH).outcome == "ok"
+
+    def test_launches_beside_an_idle_tenant_count(self):
+        """Jitter of the host: the median is 1.5 times the fastest."""
+        jitter = changed(
+            work_per_run=1.0, run_seconds=(6e-6, 9e-6, 9e-6), clock_hertz=None, digest=""
+        )
+
+        assert verdict(jitter, kernel=LAUNCH, shared=True).value == 9e-6
 
 
 class TestContention:
