@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.check.finding import Finding, Level
-from exporter.check.gpus import driver_findings, gpu_findings, without_gpm
+from exporter.check.flops import ask_dcgm, dcgm_findings, flops_source
+from exporter.check.gpus import driver_findings, gpu_findings
 from exporter.check.host import (
     clock_findings,
-    dcgm_findings,
     engine_findings,
     kubernetes_findings,
     port_findings,
@@ -72,15 +72,19 @@ def examine(
     driver = driver_question.answer() if driver_question is not None else no_answer
     gpus = driver.documents[1:]
     findings += driver_findings(driver, config)
-    findings += gpu_findings(driver, config)
-    findings += dcgm_findings(config, without_gpm(driver))
+    dcgm = ask_dcgm(config, gpus)
+    findings += gpu_findings(driver, config, dcgm)
+    findings += dcgm_findings(dcgm, config, gpus)
     torch = torch_question.answer() if torch_question is not None else None
-    findings += probe_findings(torch, config, gpus)
+    findings += probe_findings(torch, config, gpus, next(iter(driver.documents), None))
     findings += engine_findings(config)
     findings += kubernetes_findings(config)
     return Report(
         findings=tuple(findings),
         driver=driver.documents[0] if driver.documents else {},
-        gpus=gpus,
+        gpus=tuple(
+            {**gpu, "flops_source": flops_source(gpu, dcgm, config).name} if "gpm" in gpu else gpu
+            for gpu in gpus
+        ),
         torch=torch.documents[-1] if torch is not None and torch.documents else {},
     )

@@ -74,6 +74,9 @@ def _ask_device(library: DriverLibrary, device: dict[str, Any]) -> None:
         _describe(library, device)
     except NvmlError as error:
         device["error"] = error.reason
+    except Exception as fault:  # noqa: BLE001  what nobody expected must not cost the report
+        device["error"] = "internal_error"
+        device["fault"] = f"{type(fault).__name__}: {fault}"
 
 
 def _describe(library: DriverLibrary, device: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.check.finding import Finding, Level
+from exporter.check.flops import DcgmAnswer, FlopsSource, flops_source, instance_source
 from exporter.check.subprocesses import Answer
 from exporter.config.model import Config
 
@@ -39,6 +40,10 @@ _ERRORS = {
         "see dmesg for Xid lines; a GPU reset or a reboot is needed",
     ),
     "gpu_is_lost": ("the GPU has fallen off the bus", "drain the node and reset or replace it"),
+    "internal_error": (
+        "flopwatch itself failed on what this GPU answers",
+        "report it, with the output of flopwatch check --json",
+    ),
     "reset_required": ("the GPU needs a reset", "drain the node: nvidia-smi --gpu-reset"),
 }
 
@@ -71,7 +76,7 @@ def driver_findings(answer: Answer, config: Config) -> Iterator[Finding]:
     yield from _permissions(Level.FAILURE, "nothing works without")
 
 
-def gpu_findings(answer: Answer, config: Config) -> Iterator[Finding]:
+def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[Finding]:
     """Each GPU: what it is, where its FLOPS come from, what stands in the way."""
     for device in answer.documents[1:]:
         area = f"gpu {device['index']}"
@@ -81,18 +86,10 @@ def gpu_findings(answer: Answer, config: Config) -> Iterator[Finding]:
             text, remedy = _ERRORS.get(error, (f"the driver answers {error}", "see dmesg"))
             yield Finding(area, Level.FAILURE, name + text, remedy)
             continue
-        yield _source(area, name, device, config)
+        yield _source(area, name, flops_source(device, dcgm, config))
         yield from _peculiarities(area, device, config)
-
-
-def without_gpm(answer: Answer) -> list[Mapping[str, Any]]:
-    """The GPUs that need DCGM for their FLOPS: GPM answers neither for them nor for an instance."""
-    return [
-        device
-        for device in answer.documents[1:]
-        if "error" in device.get("gpm", {})
-        and not any("source" in instance["gpm"] for instance in device["instances"])
-    ]
+        if device.get("mig"):
+            yield from _instances(area, device, config, dcgm)
 
 
 def _permissions(level: Level, why: str) -> Iterator[Finding]:
@@ -106,31 +103,10 @@ def _permissions(level: Level, why: str) -> Iterator[Finding]:
             )
 
 
-def _source(area: str, name: str, device: Mapping[str, Any], config: Config) -> Finding:
-    if config.sources["gpm"] == "off":
-        return Finding(area, Level.NOTE, f"{name}GPM is turned off by sources.gpm")
-    gpm = device["gpm"]
-    if "source" in gpm:
-        return Finding(area, Level.OK, f"{name}FLOPS from {gpm['source']}")
-    capability = tuple(device["compute_capability"] or ())
-    if device.get("mig"):
-        return Finding(
-            area, Level.NOTE, f"{name}no GPM of the whole GPU in MIG mode; see its instances"
-        )
-    if gpm["error"] != "not_supported":
-        return Finding(
-            area,
-            Level.WARNING,
-            f"{name}GPM fails: {gpm['error']}",
-            "look for another profiler on this GPU; the daemon tries again every minute",
-        )
-    if device.get("virtualization") == "vgpu":
-        why = "a vGPU has GPM only where it owns a whole MIG instance"
-    elif capability and capability < (9, 0):
-        why = "GPM begins with Hopper: FLOPS need DCGM"
-    else:
-        why = "this GPU or driver has no GPM (confidential computing closes it)"
-    return Finding(area, Level.WARNING, f"{name}{why}", "run dcgm-exporter, see dcgm below")
+def _source(area: str, name: str, source: FlopsSource) -> Finding:
+    if source.name is not None:
+        return Finding(area, Level.OK, f"{name}FLOPS from {source.name}")
+    return Finding(area, source.level, name + source.why, source.remedy)
 
 
 def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iterator[Finding]:
@@ -150,40 +126,40 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
         yield Finding(
             area,
             Level.WARNING,
-            f"compute mode {mode}: probes hold off while another process has the GPU",
+            f"compute mode {mode}: "
+            + (
+                "no CUDA program can use the GPU, nor can probes"
+                if mode == "prohibited"
+                else "probes hold off while another process has the GPU"
+            ),
             "nvidia-smi --compute-mode=0, or probes.enabled: false",
         )
-    if device.get("mig"):
-        instances = device["instances"]
-        sizes = ", ".join(
-            f"{i['gpu_instance_id']} ({i['sm_count']} SMs, {_instance_source(i)})"
-            for i in instances
-        )
-        yield Finding(
-            area,
-            Level.OK if instances else Level.WARNING,
-            f"MIG instances: {sizes}" if instances else "MIG mode without instances to be seen",
-            None if instances else "in a container set NVIDIA_MIG_MONITOR_DEVICES=all",
-        )
-        if config.probes.enabled and config.probes.mig == "skip":
-            yield Finding(area, Level.NOTE, "not probed: probes.mig is skip")
     free = device["memory"].get("memory_free_bytes")
     if not device["memory"]:
         yield Finding(area, Level.NOTE, "has no memory of its own (unified memory)")
-    elif config.probes.enabled and free < config.probes.min_free_memory_bytes:
-        yield Finding(
-            area,
-            Level.NOTE,
-            f"{free / 2**20:.0f} MiB free: probes hold off below "
-            f"{config.probes.min_free_memory_bytes / 2**20:.0f} MiB",
-        )
+    elif config.probes.enabled and not device.get("mig"):
+        needed = config.probes.min_free_memory_bytes
+        text = f"{free / 2**20:.0f} MiB of memory free, probes run from {needed / 2**20:.0f} MiB on"
+        yield Finding(area, Level.NOTE if free < needed else Level.OK, text)
 
 
-def _instance_source(instance: Mapping[str, Any]) -> str:
-    gpm: Mapping[str, str] = instance["gpm"]
-    if "source" in gpm:
-        return f"FLOPS from {gpm['source']}"
-    return "no GPM" if gpm["error"] == "not_supported" else f"GPM fails: {gpm['error']}"
+def _instances(
+    area: str, device: Mapping[str, Any], config: Config, dcgm: DcgmAnswer
+) -> Iterator[Finding]:
+    instances = device["instances"]
+    sizes = ", ".join(
+        f"{i['gpu_instance_id']} ({i['sm_count']} SMs, "
+        f"{instance_source(i, device['uuid'], dcgm, config)})"
+        for i in instances
+    )
+    yield Finding(
+        area,
+        Level.OK if instances else Level.WARNING,
+        f"MIG instances: {sizes}" if instances else "MIG mode without instances to be seen",
+        None if instances else "in a container set NVIDIA_MIG_MONITOR_DEVICES=all",
+    )
+    if config.probes.enabled and config.probes.mig == "skip":
+        yield Finding(area, Level.NOTE, "not probed: probes.mig is skip")
 
 
 def _device_nodes() -> list[str]:

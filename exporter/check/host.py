@@ -12,7 +12,6 @@ from typing import Any
 from exporter.check.finding import Finding, Level
 from exporter.check.subprocesses import Answer
 from exporter.config.model import Config
-from exporter.dcgm.exposition import DeviceKey, DeviceSample, parse
 from exporter.engines.errors import Reason, ScrapeError
 from exporter.engines.http import fetch
 from exporter.errors import ListenError
@@ -79,48 +78,6 @@ def _can_be_written(path: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
-def dcgm_findings(config: Config, gpus: Sequence[Any]) -> Iterator[Finding]:
-    """Whether a dcgm-exporter answers for the GPUs that need it, and with what."""
-    mode = config.sources["dcgm"]
-    if mode == "off" or (mode == "auto" and not gpus):
-        return
-    try:
-        devices = parse(fetch(config.dcgm_url, timeout_seconds=_TIMEOUT_SECONDS))
-    except (ScrapeError, ValueError) as error:
-        level = Level.FAILURE if mode == "on" else Level.WARNING
-        yield Finding(
-            "dcgm",
-            level,
-            f"{config.dcgm_url}: {error}",
-            "run dcgm-exporter on this node, or set dcgm.url",
-        )
-        return
-    for gpu in gpus:
-        # Of a GPU in MIG mode there are rows of its instances.
-        wanted = [(f"GPU {gpu['index']}", DeviceKey(gpu["uuid"]))]
-        if gpu["instances"]:
-            wanted = [
-                (f"{name}, MIG instance {mig}", DeviceKey(key.uuid, mig))
-                for name, key in wanted
-                for mig in (str(i["gpu_instance_id"]) for i in gpu["instances"])
-            ]
-        for name, key in wanted:
-            yield _dcgm_finding(name, devices.get(key))
-
-
-def _dcgm_finding(name: str, sample: DeviceSample | None) -> Finding:
-    if sample is None:
-        return Finding("dcgm", Level.WARNING, f"knows nothing of {name}")
-    if sample.missing_fields:
-        return Finding(
-            "dcgm",
-            Level.WARNING,
-            f"{name}: does not export {', '.join(sample.missing_fields)}",
-            "add them to dcgm-exporter's counters file (-f, DCGM_EXPORTER_COLLECTORS)",
-        )
-    return Finding("dcgm", Level.OK, f"{name}: all fields that FLOPS need")
-
-
 def engine_findings(config: Config) -> Iterator[Finding]:
     """Whether the configured inference engines answer."""
     for workload in config.workloads:
@@ -183,7 +140,10 @@ def clock_findings() -> Iterator[Finding]:
 
 
 def probe_findings(
-    answer: Answer | None, config: Config, gpus: Sequence[Mapping[str, Any]]
+    answer: Answer | None,
+    config: Config,
+    gpus: Sequence[Mapping[str, Any]],
+    driver: Mapping[str, Any] | None = None,
 ) -> Iterator[Finding]:
     """Whether the probes have a torch, and one that can use these GPUs."""
     if not config.probes.enabled or answer is None:
@@ -209,7 +169,24 @@ def probe_findings(
     else:
         cuda = f", CUDA {torch['cuda']}" if torch["cuda"] else ""
         yield Finding("probes", Level.OK, f"torch {torch['version']}{cuda}")
+        yield from _newer_cuda(torch, driver or {})
         yield from _foreign_gpus(torch, gpus)
+
+
+def _newer_cuda(torch: Mapping[str, Any], driver: Mapping[str, Any]) -> Iterator[Finding]:
+    """A torch of a newer major version of CUDA than the driver's; within one, any runs on any.
+
+    CUDA Compatibility Guide, minor version compatibility.
+    """
+    built, runs = torch["cuda"], driver.get("cuda_driver_version")
+    if not built or not runs or int(built.partition(".")[0]) <= runs // 1000:
+        return
+    yield Finding(
+        "probes",
+        Level.WARNING,
+        f"torch is built for CUDA {built}, the driver runs CUDA {runs // 1000}.{runs % 1000 // 10}",
+        f"update the driver, or install a torch built for CUDA {runs // 1000}",
+    )
 
 
 def _foreign_gpus(torch: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

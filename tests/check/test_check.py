@@ -24,6 +24,7 @@ from tests.fake_nvml import (
     H100_3G_40GB,
     FakeNvml,
 )
+from tests.hardware.scenario import NAMES, Scenario
 
 
 Check = Callable[..., tuple[int, dict[str, Any]]]
@@ -128,11 +129,144 @@ def test_instances_before_hopper_are_looked_for_in_dcgms_rows(check: Check, tmp_
         code, report = check(fake, f"dcgm: {{url: '{dcgm.url}'}}\n")
 
     assert code == 0
-    assert ("ok", "MIG instances: 1 (42 SMs, no GPM), 7 (14 SMs, no GPM)") in found(report, "gpu 0")
+    assert ("ok", "MIG instances: 1 (42 SMs, FLOPS from dcgm), 7 (14 SMs, no GPM)") in found(
+        report, "gpu 0"
+    )
     assert found(report, "dcgm") == [
         ("ok", "GPU 0, MIG instance 1: all fields that FLOPS need"),
         ("warning", "knows nothing of GPU 0, MIG instance 7"),
     ]
+
+
+# Of each kind of GPU: where its FLOPS come from, and the remedies that may be named. None stands
+# for GPUs of which nobody can say more; nothing is then to be done.
+ADVICE: dict[str, tuple[str | None, set[str]]] = {
+    "a100-mig": (None, set()),
+    "b200": ("gpm_cycles", set()),
+    "compute-modes": ("gpm_cycles", set()),
+    "confidential-computing": (
+        None,
+        {
+            (
+                "a newer driver may have it; confidential computing closes it "
+                "(see nvidia-smi conf-compute -q)"
+            ),
+        },
+    ),
+    "gb10": (None, set()),
+    "gb200": ("gpm_cycles", set()),
+    "gh200": ("gpm", set()),
+    "h100-mig": (None, set()),
+    "h20": ("gpm_cycles", set()),
+    "l4": ("dcgm", set()),
+    "l40s": (
+        None,
+        {
+            "run dcgm-exporter, see dcgm below",
+            "run dcgm-exporter on this node, or set dcgm.url",
+        },
+    ),
+    "rtx-4090": (None, set()),
+    "rtx-5090": ("gpm", set()),
+    "t4": (
+        None,
+        {
+            "run dcgm-exporter, see dcgm below",
+            "run dcgm-exporter on this node, or set dcgm.url",
+        },
+    ),
+    "thor": (None, set()),
+    "v100": (
+        "dcgm",
+        {"add them to dcgm-exporter's counters file (-f, DCGM_EXPORTER_COLLECTORS)"},
+    ),
+    "vgpu-fractional": (None, {"watch the GPU on its host"}),
+    "vgpu-mig-backed": ("gpm", set()),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_kind_of_gpu_gets_advice_that_helps(name: str, check: Check, tmp_path: Path) -> None:
+    """Nobody is sent to a dcgm-exporter that has nothing for the GPU, nor warned where all is well."""
+    source, remedies = ADVICE[name]
+    scenario = Scenario.read(name)
+    dcgm_config = "dcgm: {url: 'http://127.0.0.1:1/metrics'}\n"
+    with (
+        FakeNvml(scenario.gpus, tmp_path, driver_version=scenario.driver_version) as fake,
+        DcgmExporter() as dcgm,
+    ):
+        scenario.put_to_work(fake)
+        if scenario.dcgm:
+            rows = (device_rows(d.values, **d.labels) for d in scenario.collected(fake))
+            dcgm.show([line for lines in rows for line in lines])
+            dcgm_config = f"dcgm: {{url: '{dcgm.url}'}}\n"
+        code, report = check(fake, dcgm_config)
+
+    assert code == 0
+    assert {gpu["flops_source"] for gpu in report["gpus"]} == {source}
+    of_gpus = [f for f in report["findings"] if f["area"].startswith(("gpu", "dcgm"))]
+    assert {f["remedy"] for f in of_gpus if f["remedy"]} == remedies
+    # Only who can do something is warned.
+    assert not [f for f in of_gpus if f["level"] == "warning" and not f["remedy"]]
+
+
+def test_dcgm_is_asked_where_gpm_is_turned_off(check: Check, tmp_path: Path) -> None:
+    """As the daemon does; a GPU with GPM is then none with it."""
+    with FakeNvml([H100], tmp_path) as fake, DcgmExporter() as dcgm:
+        labels = {"gpu": "0", "UUID": fake.gpu(0).uuid}
+        dcgm.show(device_rows(dict.fromkeys(ALL_FIELDS, 0.5), **labels))
+        _code, report = check(fake, f"sources: {{gpm: 'off'}}\ndcgm: {{url: '{dcgm.url}'}}\n")
+
+    assert found(report, "gpu 0")[0] == ("ok", "NVIDIA H100 80GB HBM3: FLOPS from dcgm")
+    assert found(report, "dcgm") == [("ok", "GPU 0: all fields that FLOPS need")]
+
+
+def test_where_gpm_is_not_permitted_dcgm_may_have_it(check: Check, tmp_path: Path) -> None:
+    """The remedy names both ways out."""
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.fail("nvmlGpmSampleGet", 4)
+        _code, report = check(fake, "dcgm: {url: 'http://127.0.0.1:1/metrics'}\n")
+
+    (finding,) = [f for f in report["findings"] if f["area"] == "gpu 0"]
+    assert finding["text"] == "NVIDIA H100 80GB HBM3: no permission to use GPM"
+    assert finding["remedy"] == "run as root, or run dcgm-exporter, see dcgm below"
+
+
+@pytest.mark.parametrize(
+    ("built", "known"), [("13.0", True), ("12.8", False), ("12.1", False), (None, False)]
+)
+def test_a_torch_of_a_newer_cuda_than_the_drivers_is_named(built: str | None, known: bool) -> None:
+    """A driver for CUDA 12.4 runs any 12 and no 13, and torch finds its GPUs all the same."""
+    torch = {"version": "2.9", "cuda": built, "cuda_available": True, "architectures": []}
+    config = load_config(ConfigOrigin(file=None, flags={}, environment={}))
+
+    findings = list(probe_findings(Answer((torch,)), config, [], {"cuda_driver_version": 12040}))
+
+    assert [finding.level for finding in findings] == ["ok"] + ["warning"] * known
+    if known:
+        assert findings[1].text == "torch is built for CUDA 13.0, the driver runs CUDA 12.4"
+
+
+def test_a_gpu_that_nobody_expected_costs_only_its_own_lines(check: Check, tmp_path: Path) -> None:
+    """flopwatch itself fails on one GPU's answers: said in a line, and the others are examined."""
+    patch = tmp_path / "sitecustomize.py"
+    patch.write_text(
+        "from exporter.nvml import reading\n"
+        "real = reading.read_identity\n"
+        "def read_identity(calls, index, version):\n"
+        "    if index == 0: raise TypeError('strange')\n"
+        "    return real(calls, index, version)\n"
+        "reading.read_identity = read_identity\n"
+    )
+    with FakeNvml([H100, H100], tmp_path) as fake:
+        code, report = check(fake, PYTHONPATH=str(tmp_path))
+
+    assert code == 1
+    assert found(report, "gpu 0") == [
+        ("failure", "unknown: flopwatch itself failed on what this GPU answers")
+    ]
+    assert found(report, "gpu 1")[0][0] == "ok"
+    assert report["gpus"][0]["fault"] == "TypeError: strange"
 
 
 def test_library_and_driver_tell_their_versions(check: Check, tmp_path: Path) -> None:
