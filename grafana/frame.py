@@ -28,9 +28,19 @@ PROBES = "probes-is-it-still-the-gpu-it-was"
 MODELS = "models-what-became-tokens"
 TRUST = "exporter-can-you-trust-the-picture"
 
+KEEP = "${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
+# From a table's row, and from a line or bar.
 GPU_LINK = (
-    "/d/flopwatch-gpu?${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
+    f"/d/flopwatch-gpu?{KEEP}"
     "&var-cluster=${__data.fields.Cluster}&var-instance=${__data.fields.Instance}&var-gpu=${__data.fields.GPU}"
+)
+GPU_OF_LINE = (
+    f"/d/flopwatch-gpu?{KEEP}"
+    "&var-cluster=${__field.labels.cluster}&var-instance=${__field.labels.instance}&var-gpu=${__field.labels.gpu}"
+)
+NODE_OF_BAR = (
+    f"/d/flopwatch-fleet?{KEEP}"
+    "&var-cluster=${__field.labels.cluster}&var-instance=${__field.labels.instance}"
 )
 
 
@@ -84,7 +94,7 @@ def board(
         ),
         "name": variable("name", "GPU model", f"label_values(flopwatch_gpu_info{{{NODE}}}, name)"),
         "model": variable(
-            "model", "Model", f"label_values(flopwatch_model_info{{{CLUSTER}}}, model)"
+            "model", "Served model", f"label_values(flopwatch_model_info{{{CLUSTER}}}, model)"
         ),
     }
     dashboard = (

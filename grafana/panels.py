@@ -10,10 +10,9 @@ from grafana_foundation_sdk.builders import (
     prometheus,
     stat,
     statetimeline,
-    table,
     timeseries,
 )
-from grafana_foundation_sdk.builders.dashboard import ThresholdsConfig
+from grafana_foundation_sdk.builders.dashboard import DashboardLink, ThresholdsConfig
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import common as mc
@@ -24,16 +23,16 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATASOURCE = md.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
-# Read at a glance, apart for colour-blind eyes, and on dark as on light ground.
+# Apart on dark as on light ground; the hues are those of the status page.
 STATE_COLORS = {
     "tensor": "#56A64B",
     "memory": "#3274D9",
     "stall": "#A352CC",
-    "underfill": "#E0B400",
+    "underfill": "#1F9EB3",
     "clock_power": "#FF780A",
     "clock_thermal": "#E02F44",
-    "clock_other": "#C15C17",
-    "unresolved": "#8F8F8F",
+    "clock_other": "#C9A227",
+    "unresolved": "#7A6F5D",
     "idle": "#B7B7B7",
 }
 SEVERITY_COLORS = {"critical": "red", "warning": "orange", "info": "blue"}
@@ -107,13 +106,18 @@ def instant_tables(queries: Sequence[Query]) -> list[Builder[Dataquery]]:
     return _targets(queries, instant=True, tabular=True)
 
 
-def _value(name: str, value: object) -> md.DynamicConfigValue:
+def override(name: str, value: object) -> md.DynamicConfigValue:
+    """One property of a field, set beside the panel's defaults."""
     return md.DynamicConfigValue(id_val=name, value=value)
+
+
+def _link(title: str, url: str) -> DashboardLink:
+    return DashboardLink(title).url(url)
 
 
 def fixed_color(color: str) -> md.DynamicConfigValue:
     """An override that paints a field in one colour."""
-    return _value("color", {"mode": "fixed", "fixedColor": color})
+    return override("color", {"mode": "fixed", "fixedColor": color})
 
 
 def number(
@@ -142,9 +146,9 @@ def number(
         .thresholds(_thresholds(thresholds))
         .color_mode(mc.BigValueColorMode.VALUE)
         .graph_mode(mc.BigValueGraphMode.AREA if spark else mc.BigValueGraphMode.NONE)
-        .text_mode(mc.BigValueTextMode.NAME if name_only else mc.BigValueTextMode.AUTO)
+        .text_mode(_text_mode(spark=spark, name_only=name_only))
         # Grafana's own choice of size follows each panel's width, and the row looks ragged.
-        .text(common.VizTextDisplayOptions().value_size(14 if name_only else 30))
+        .text(common.VizTextDisplayOptions().title_size(12).value_size(14 if name_only else 26))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .span(span)
         .height(height)
@@ -159,6 +163,13 @@ def number(
     if mappings:
         panel = panel.mappings([_value_map(mappings)])
     return panel
+
+
+def _text_mode(*, spark: bool, name_only: bool) -> mc.BigValueTextMode:
+    if name_only:
+        return mc.BigValueTextMode.NAME
+    # Without a name the number stands in the middle, and its own course strikes it through.
+    return mc.BigValueTextMode.VALUE_AND_NAME if spark else mc.BigValueTextMode.AUTO
 
 
 def _value_map(mappings: Mapping[str, tuple[str, str]]) -> md.ValueMap:
@@ -180,6 +191,7 @@ def lines(
     height: int = 8,
     minimum: float | None = 0,
     maximum: float | None = None,
+    soft_minimum: float | None = None,
     soft_maximum: float | None = None,
     stacked: bool = False,
     fill: int = 4,
@@ -189,8 +201,15 @@ def lines(
     legend_side: bool = False,
     calcs: Sequence[str] = ("lastNotNull",),
     no_value: str | None = None,
+    points: int | None = None,
+    link: str | None = None,
+    right: Mapping[str, str] | None = None,
 ) -> timeseries.Panel:
-    """Lines over time. `dashed` are names (regular expressions) of limits, drawn without fill."""
+    """Lines over time. `dashed` are names (regular expressions) of limits, drawn without fill.
+
+    `points` bounds the steps of a query that touches every GPU. A click on a line follows `link`. `right` gives the
+    names (regular expressions) of lines with a unit of their own, and an axis at the right.
+    """
     legend = (
         common.VizLegendOptions()
         .show_legend(True)
@@ -223,6 +242,8 @@ def lines(
         panel = panel.min(minimum)
     if maximum is not None:
         panel = panel.max(maximum)
+    if soft_minimum is not None:
+        panel = panel.axis_soft_min(soft_minimum)
     if soft_maximum is not None:
         panel = panel.axis_soft_max(soft_maximum)
     if no_value is not None:
@@ -233,14 +254,22 @@ def lines(
         )
     for name, color in (colors or {}).items():
         panel = panel.override_by_name(name, [fixed_color(color)])
+    if points is not None:
+        panel = panel.max_data_points(points)
+    if link is not None:
+        panel = panel.data_links([_link("Open the GPU", link)])
+    for pattern, other_unit in (right or {}).items():
+        panel = panel.override_by_regexp(
+            pattern, [override("unit", other_unit), override("custom.axisPlacement", "right")]
+        )
     for pattern in dashed:
         panel = panel.override_by_regexp(
             pattern,
             [
-                _value("custom.lineStyle", {"fill": "dash", "dash": [8, 6]}),
-                _value("custom.fillOpacity", 0),
-                _value("custom.stacking", {"mode": "none", "group": "B"}),
-                _value("custom.lineWidth", 1),
+                override("custom.lineStyle", {"fill": "dash", "dash": [8, 6]}),
+                override("custom.fillOpacity", 0),
+                override("custom.stacking", {"mode": "none", "group": "B"}),
+                override("custom.lineWidth", 1),
             ],
         )
     return panel
@@ -256,7 +285,11 @@ def state_stack(
     return lines(
         title,
         description,
-        [Query(by_state.replace("STATE", state), state) for state in STATE_COLORS],
+        [
+            # Rounded: the rest of a difference of floats is no share.
+            Query(f"round({by_state.replace('STATE', state)}, 0.0001)", state)
+            for state in STATE_COLORS
+        ],
         unit="percentunit",
         stacked=True,
         maximum=1,
@@ -279,8 +312,13 @@ def bars(
     height: int = 8,
     maximum: float | None = None,
     long_names: bool = False,
+    link: tuple[str, str] | None = None,
+    no_value: str | None = None,
 ) -> bargauge.Panel:
-    """The present values, longest bar first as the query sorts them; `labels` name a bar, above it if long."""
+    """The present values, longest bar first as the query sorts them; `labels` name a bar, above it if long.
+
+    A click on a bar follows `link`, a title and an address.
+    """
     panel = (
         bargauge.Panel()
         .title(title)
@@ -300,10 +338,18 @@ def bars(
         .max_viz_height(32)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         # A lone bar has no name otherwise.
-        .display_name(" ".join(f"${{__field.labels.{label}}}" for label in labels))
+        .display_name(
+            " ".join(
+                f"{'GPU ' if label == 'gpu' else ''}${{__field.labels.{label}}}" for label in labels
+            )
+        )
         .span(span)
         .height(height)
     )
+    if link is not None:
+        panel = panel.data_links([_link(*link)])
+    if no_value is not None:
+        panel = panel.no_value(no_value)
     return panel if maximum is None else panel.max(maximum)
 
 
@@ -316,6 +362,7 @@ def bucket_heatmap(
     span: int = 12,
     height: int = 8,
     cumulative: bool = True,
+    no_value: str | None = None,
 ) -> heatmap.Panel:
     """Buckets over time: a Prometheus histogram's, which are cumulative, or plain counts by upper edge."""
     panel = (
@@ -326,9 +373,8 @@ def bucket_heatmap(
         .color(
             heatmap.HeatmapColorOptions()
             .mode(mh.HeatmapColorMode.SCHEME)
-            .scheme("Turbo")
-            .scale(mh.HeatmapColorScale.EXPONENTIAL)
-            .exponent(0.5)
+            # A lone GPU must show on dark and on light ground: other schemes begin with the ground's own colour.
+            .scheme("Cool")
             .steps(64)
         )
         .y_axis(heatmap.YAxisConfig().unit(unit).axis_placement(mc.AxisPlacement.LEFT))
@@ -348,6 +394,8 @@ def bucket_heatmap(
         .range()
         .format(PromQueryFormat.HEATMAP if cumulative else PromQueryFormat.TIME_SERIES)
     )
+    if no_value is not None:
+        panel = panel.no_value(no_value)
     return panel.with_target(target)
 
 
@@ -377,117 +425,3 @@ def states_over_time(
         .height(height)
     )
     return panel if no_value is None else panel.no_value(no_value)
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table: where it comes from, what it is called and how it looks.
-
-    `source` is a label's name, or the letter of the query whose value it shows.
-    """
-
-    source: str
-    title: str
-    unit: str = "none"
-    thresholds: Sequence[Threshold] = ()
-    decimals: int | None = None
-    width: int | None = None
-    bar_maximum: float | None = None
-    link: str | None = None
-    link_title: str = "Open the GPU"
-    mappings: Mapping[str, tuple[str, str]] | None = None
-
-    def field(self, queries: int) -> str:
-        """The field's name after the frames are merged; the value of a lone query has no letter."""
-        if not self.source.isupper():
-            return self.source
-        return f"Value #{self.source}" if queries > 1 else "Value"
-
-
-def rows(
-    title: str,
-    description: str,
-    queries: Sequence[Query],
-    columns: Sequence[Column],
-    *,
-    sort_by: str,
-    descending: bool = True,
-    span: int = 24,
-    height: int = 8,
-    no_value: str | None = None,
-) -> table.Panel:
-    """A table: one row a label set, one column a label or query."""
-    panel = (
-        table.Panel()
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .targets(_targets(queries, instant=True, tabular=True))
-        .unit("none")
-        .filterable(False)
-        .sort_by([common.TableSortByFieldState().display_name(sort_by).desc(descending)])
-        .cell_height(mc.TableCellHeight.SM)
-        .span(span)
-        .height(height)
-        .with_transformation(md.DataTransformerConfig(id_val="merge", options={}))
-        .with_transformation(
-            md.DataTransformerConfig(
-                id_val="filterFieldsByName",
-                options={"include": {"names": [column.field(len(queries)) for column in columns]}},
-            )
-        )
-        .with_transformation(
-            md.DataTransformerConfig(
-                id_val="organize",
-                options={
-                    "indexByName": {
-                        column.field(len(queries)): index for index, column in enumerate(columns)
-                    },
-                    "renameByName": {
-                        column.field(len(queries)): column.title for column in columns
-                    },
-                },
-            )
-        )
-    )
-    if no_value is not None:
-        panel = panel.no_value(no_value)
-    for column in columns:
-        panel = panel.override_by_name(column.title, _column_look(column))
-    return panel
-
-
-def _column_look(column: Column) -> list[md.DynamicConfigValue]:
-    look = [_value("unit", column.unit)]
-    if column.decimals is not None:
-        look.append(_value("decimals", column.decimals))
-    if column.width is not None:
-        look.append(_value("custom.width", column.width))
-    if column.thresholds:
-        steps = [{"value": step.value, "color": step.color} for step in column.thresholds]
-        look.append(_value("thresholds", {"mode": "absolute", "steps": steps}))
-        look.append(_value("color", {"mode": "thresholds"}))
-        look.append(_value("custom.cellOptions", {"type": "color-text"}))
-    if column.bar_maximum is not None:
-        look.append(_value("min", 0))
-        look.append(_value("max", column.bar_maximum))
-        look.append(
-            _value(
-                "custom.cellOptions", {"type": "gauge", "mode": "basic", "valueDisplayMode": "text"}
-            )
-        )
-    if column.link is not None:
-        look.append(
-            _value(
-                "links",
-                [{"title": column.link_title, "url": column.link, "targetBlank": False}],
-            )
-        )
-    if column.mappings:
-        options = {
-            value: {"text": text, "color": color, "index": index}
-            for index, (value, (text, color)) in enumerate(column.mappings.items())
-        }
-        look.append(_value("mappings", [{"type": "value", "options": options}]))
-        look.append(_value("custom.cellOptions", {"type": "color-text"}))
-    return look

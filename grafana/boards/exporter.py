@@ -8,16 +8,8 @@ from grafana.frame import (
     board,
     explained,
 )
-from grafana.panels import (
-    BLUE,
-    Column,
-    Query,
-    bad_above,
-    extremes,
-    lines,
-    number,
-    rows,
-)
+from grafana.panels import BLUE, Query, bad_above, extremes, lines, number
+from grafana.tables import Column, rows
 
 
 RATE = "$__rate_interval"
@@ -47,7 +39,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
             explained(
                 number(
                     "Stale sources",
-                    "Sources of hosts with a GPU that has had no value for five minutes. See the freshness panel for which, and its log for why.",
+                    "Sources of hosts with a GPU that has had no value for five minutes. `Age of the sources' last value` below says which, its exporter's log why; the runbook is FlopwatchSourceStale.",
                     [
                         Query(
                             f"count(time() - instance_source:flopwatch_source_last_success_timestamp_seconds:min{{{NODE}}} > 300) or vector(0)",
@@ -64,7 +56,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Hung GPUs",
-                "GPUs whose driver call does not return. The engine's next call will hang too: drain the node and reboot it.",
+                "GPUs whose driver call does not return; `What is wrong now` on the Fleet dashboard names them. The engine's next call will hang too: drain the node and reboot it.",
                 [Query(f"sum(flopwatch_source_hung{{{NODE}}}) or vector(0)", "hung")],
                 unit="none",
                 thresholds=bad_above(1, 1),
@@ -128,7 +120,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                         "{{instance}}",
                     )
                 ],
-                unit="none",
+                unit="suffix:cores",
                 span=6,
             )
         )
@@ -153,15 +145,25 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Probe workers",
-                "Restarts an hour and device memory held, five highest. Restarts: see ProbeWorkerRestarting. Memory must not grow: the engine beside it counts on it.",
+                "Device memory that the worker on a host's GPU holds, three highest, and at the right its restarts in an hour. Memory must not grow: the engine beside it counts on it. Restarts: see ProbeWorkerRestarting.",
                 [
                     Query(
-                        f"topk(5, sum by (instance) (increase(flopwatch_probe_worker_restarts_total{{{NODE}}}[1h])))",
+                        extremes(
+                            "topk",
+                            3,
+                            f"max by (cluster, job, instance) (flopwatch_probe_worker_memory_bytes{{{NODE}}}@@)",
+                            on="cluster, job, instance",
+                        ),
+                        "{{instance}}",
+                    ),
+                    Query(
+                        f"topk(3, sum by (cluster, job, instance) (increase(flopwatch_probe_worker_restarts_total{{{NODE}}}[1h])) > 0)",
                         "restarts {{instance}}",
                     ),
                 ],
-                unit="none",
-                soft_maximum=1,
+                unit="bytes",
+                right={"restarts .*": "none"},
+                fill=0,
                 span=6,
                 no_value="no probe worker",
             )

@@ -8,8 +8,10 @@ from grafana.frame import (
     CLUSTER,
     FLEET,
     GPU_LINK,
+    GPU_OF_LINE,
     MODELS,
     NODE,
+    NODE_OF_BAR,
     NORMAL,
     STATES,
     board,
@@ -17,26 +19,34 @@ from grafana.frame import (
 )
 from grafana.panels import (
     BLUE,
-    Column,
     Query,
     Threshold,
     bad_above,
     bars,
     bucket_heatmap,
+    extremes,
     good_above,
     lines,
     number,
-    rows,
     state_stack,
 )
+from grafana.tables import Column, rows
 
 
 NAME = f'{CLUSTER}, name=~"$name"'
-# Worst first: slow beside the peers, or clocks held down.
-WORST = (
-    f"topk(20, gpu:flopwatch_lost_speed:ratio{{{NODE}}} and on (cluster, job, instance, gpu)"
-    f' gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}})'
+# Older GPUs without dcgm-exporter, and processors: there is a peak, and no count of what was done.
+UNCOUNTED = "operations are not counted here"
+# Worst first: slow beside the peers, or clocks held down. Two of a host, lest one capped rack fill the table; all where
+# there are few hosts.
+HOST = "by (cluster, job, instance)"
+LOST = (
+    f"gpu:flopwatch_lost_speed:ratio{{{NODE}}} and on (cluster, job, instance, gpu)"
+    f' gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}}'
 )
+FEW_HOSTS = f"count(count {HOST} (gpu:flopwatch_lost_speed:ratio{{{NODE}}})) < 4"
+OF_HOST = f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}}"
+BESIDE_HOST = f"{OF_HOST} / on (cluster, job, instance) group_left () (quantile {HOST} (0.5, {OF_HOST}) > 0.005)"
+WORST = f"topk(20, topk {HOST} (2, {LOST}) or {LOST} and on () {FEW_HOSTS})"
 
 
 def per_gpu(expr: str) -> str:
@@ -67,6 +77,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 unit="flops",
                 thresholds=BLUE,
                 span=4,
+                no_value=UNCOUNTED,
             )
         )
         .with_panel(
@@ -84,6 +95,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     decimals=1,
                     thresholds=BLUE,
                     span=4,
+                    no_value=UNCOUNTED,
                 ),
                 NORMAL,
             )
@@ -103,6 +115,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     decimals=1,
                     thresholds=BLUE,
                     span=4,
+                    no_value=UNCOUNTED,
                 ),
                 CHOICES,
             )
@@ -115,6 +128,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 unit="watt",
                 thresholds=BLUE,
                 span=4,
+                no_value="not read",
             )
         )
         .with_panel(
@@ -144,14 +158,15 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
         explained(
             firing(
                 "What is wrong now",
-                "Firing alerts of this project, worst first. Open the GPU by its number, the runbook by the alert's name: it says what to do. Empty is good.",
+                "Firing alerts of this project, worst first, one row an alert and host. The alert's name opens its runbook, which says what to do; the number opens the GPU (the first of `Count`). Empty is good.",
                 'instance=~"$instance|"',  # some alerts are of no instance
                 where=[
-                    Column("cluster", "Cluster", width=180),
-                    Column("instance", "Instance", width=190),
-                    Column("gpu", "GPU", width=60, link=GPU_LINK),
+                    Column("cluster", "Cluster", width=160),
+                    Column("instance", "Instance", width=175),
+                    Column("gpu", "GPU", width=55, link=GPU_LINK),
+                    Column("B", "Count", decimals=0, width=65),
                 ],
-                span=12,
+                span=14,
                 height=9,
             ),
             FLEET,
@@ -162,7 +177,7 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
                 "Where the peak goes",
                 "Shares of the fleet's peak FLOP/s. Much `memory`: batch or quantise. `stall`: fuse kernels, fewer synchronisations. `underfill`: small grids, raise concurrency. `clock_*`: heat or power. `idle`: fewer replicas or more traffic.",
                 f'sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}, state="STATE"}}) / sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}}})',
-                span=12,
+                span=10,
                 height=9,
             ),
             STATES,
@@ -175,34 +190,34 @@ def _worst(dashboard: Dashboard) -> Dashboard:
         Column("cluster", "Cluster", width=180),
         Column("instance", "Instance", width=190),
         Column("gpu", "GPU", width=50, link=GPU_LINK),
-        Column("name", "Model"),
+        Column("name", "GPU model"),
         Column("H", "Lost speed", "percentunit", bad_above(0.05, 0.1), 1, 105),
-        Column("A", "Probe / peers", "percentunit", good_above(0.9, 0.95), 1, 120),
-        Column("B", "Probe / past", "percentunit", good_above(0.9, 0.95), 1, 115),
+        Column("A", "Probe of peers", "percentunit", good_above(0.9, 0.95), 1, 120),
+        Column("B", "Probe of past", "percentunit", good_above(0.9, 0.95), 1, 115),
         Column("C", "Delivered of peak", "percentunit", decimals=1, width=145, bar_maximum=0.6),
         Column("D", "Busy", "percentunit", decimals=0, width=65),
         Column("E", "Clocks lost", "percentunit", bad_above(0.1, 0.25), 1, 100),
-        Column("F", "Heat", "celsius", bad_above(80, 87), 0, 70),
+        Column("F", "Temperature", "celsius", bad_above(80, 87), 0, 110),
         Column("G", "Power", "watt", decimals=0, width=75),
     ]
     return dashboard.with_panel(
         explained(
             rows(
                 "Worst GPUs",
-                "The 20 GPUs that lost most speed: beside the median of their model, or to clocks. A low probe with good clocks is sick silicon or memory; lost clocks are heat or power; low delivery with good probes is traffic or software. Open the GPU by its number.",
+                "The GPUs that lost most speed, beside the median of their model or to clocks: at most two of a host and 20 in all (choose a host above to see all of its GPUs). A low probe with good clocks is sick silicon or memory; lost clocks are heat or power; low delivery with good probes is traffic or software. Open the GPU by its number.",
                 [
                     Query(per_gpu(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}}")),
                     Query(per_gpu(f"gpu:flopwatch_probe_baseline_ratio:min{{{NODE}}}")),
-                    Query(
-                        f"max by (cluster, instance, gpu, name) ((gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} and on (cluster, job, instance, gpu) {WORST}) * on (cluster, job, instance, gpu) group_left (name) gpu:flopwatch_gpu:info{{{NODE}}})"
-                    ),
+                    Query(per_gpu(f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}}")),
                     Query(per_gpu(f"gpu:flopwatch_busy:ratio_rate5m{{{NODE}}}")),
                     Query(per_gpu(f"gpu:flopwatch_clock_loss:ratio_rate5m{{{NODE}}}")),
                     Query(
                         per_gpu(f'flopwatch_temperature_celsius{{{NODE}, mig="", sensor="gpu"}}')
                     ),
                     Query(per_gpu(f"gpu:flopwatch_energy_joules:rate5m{{{NODE}}}")),
-                    Query(per_gpu(f"gpu:flopwatch_lost_speed:ratio{{{NODE}}}")),
+                    Query(
+                        f"max by (cluster, instance, gpu, name) ({WORST} * on (cluster, job, instance, gpu) group_left (name) gpu:flopwatch_gpu:info{{{NODE}}})"
+                    ),
                 ],
                 columns,
                 sort_by="Lost speed",
@@ -218,18 +233,35 @@ def _course(dashboard: Dashboard) -> Dashboard:
         dashboard.with_panel(
             lines(
                 "Delivered by GPU model, and the peak",
-                "FLOP/s delivered, and dashed what the data sheets promise. A growing gap at equal traffic is lost work: see where the peak goes.",
+                "FLOP/s delivered, model upon model, and dashed what all data sheets promise together. A growing gap at equal traffic is lost work: see where the peak goes.",
                 [
                     Query(
                         f"sum by (name) (name:flopwatch_tensor_flop:rate5m{{{NAME}}})", "{{name}}"
                     ),
-                    Query(
-                        f"sum by (name) (name:flopwatch_peak_flops:headline{{{NAME}}})",
-                        "peak {{name}}",
-                    ),
+                    Query(f"sum(name:flopwatch_peak_flops:headline{{{NAME}}})", "peak"),
                 ],
                 unit="flops",
-                dashed=["peak .*"],
+                stacked=True,
+                dashed=["peak"],
+                span=8,
+            )
+        )
+        .with_panel(
+            explained(
+                lines(
+                    "Of peak, by GPU model",
+                    "Delivered over the peak, so that few GPUs show beside many. A model that falls at equal traffic: see its GPUs under `Worst GPUs`; a level of 5 % is normal for decode.",
+                    [
+                        Query(
+                            f"sum by (name) (name:flopwatch_tensor_flop:rate5m{{{NAME}}}) / sum by (name) (name:flopwatch_peak_flops:headline{{{NAME}}})",
+                            "{{name}}",
+                        )
+                    ],
+                    unit="percentunit",
+                    span=8,
+                    no_value=UNCOUNTED,
+                ),
+                NORMAL,
             )
         )
         .with_panel(
@@ -243,6 +275,8 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     ),
                     unit="percentunit",
                     cumulative=False,
+                    span=8,
+                    no_value=UNCOUNTED,
                 ),
                 NORMAL,
             )
@@ -250,45 +284,74 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Energy per PFLOP by cluster",
-                "Joules for 10^15 delivered operations. Rising: idle GPUs, smaller batches, or GPUs held by heat. Use it to decide what runs where.",
+                "Joules for 10^15 delivered operations, eight dearest clusters. Rising: idle GPUs, smaller batches, or GPUs held by heat. Use it to decide what runs where.",
                 [
                     Query(
-                        f"1e15 * cluster:flopwatch_energy_joules_per_flop:ratio_rate5m{{{CLUSTER}}}",
+                        extremes(
+                            "topk",
+                            8,
+                            f"(1e15 * cluster:flopwatch_energy_joules_per_flop:ratio_rate5m{{{CLUSTER}}}@@)",
+                            on="cluster, job",
+                        ),
                         "{{cluster}}",
                     )
                 ],
                 unit="joule",
-                span=8,
+                span=6,
+                no_value=UNCOUNTED,
             )
         )
         .with_panel(
             bars(
                 "Nodes that deliver least",
-                "Of their peak, now. A node far below the others at equal traffic: open the GPU dashboard for it and look for one GPU that the others wait for.",
+                "Of their peak now, eight lowest. A node far below the others at equal traffic: click it to see its GPUs above, and look for one that the others wait for.",
                 [
                     Query(
-                        f"sort(bottomk(10, instance:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}}))",
+                        f"sort(bottomk(8, instance:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}}))",
                         "{{instance}}",
                     )
                 ],
                 unit="percentunit",
                 labels=["instance"],
+                link=("Show this node", NODE_OF_BAR),
+                no_value=UNCOUNTED,
+                span=6,
+            )
+        )
+        .with_panel(
+            explained(
+                bars(
+                    "GPUs behind their host",
+                    "Delivered over the median of the host's GPUs, six lowest. One far below siblings with the same work: somebody else is on it (`Who holds it` on its dashboard) or its replica gets no requests. Different work on one host is no fault.",
+                    [Query(f"sort(bottomk(6, {BESIDE_HOST}))", "{{instance}} GPU {{gpu}}")],
+                    unit="percentunit",
+                    labels=["instance", "gpu"],
+                    thresholds=good_above(0.6, 0.8),
+                    maximum=1,
+                    long_names=True,
+                    link=("Open the GPU", GPU_OF_LINE),
+                    no_value=UNCOUNTED,
+                    span=6,
+                ),
+                CHOICES,
             )
         )
         .with_panel(
             explained(
                 bars(
                     "Served models, useful of peak",
-                    "Model FLOPS utilization by the engines' own token counts. Far below what the tensor pipes deliver: padding, recomputation, rejected drafts.",
+                    "Model FLOPS utilization by the engines' own token counts, eight highest; empty without an engine to read. Far below what the tensor pipes deliver: padding, recomputation, rejected drafts.",
                     [
                         Query(
-                            f'sort_desc(sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}}) / sum by (model) (model:flopwatch_peak_flops:headline{{{CLUSTER}, model=~"$model"}}))',
+                            f'sort_desc(topk(8, sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}}) / sum by (model) (model:flopwatch_peak_flops:headline{{{CLUSTER}, model=~"$model"}})))',
                             "{{model}}",
                         )
                     ],
                     unit="percentunit",
                     thresholds=[Threshold(None, "green")],
                     labels=["model"],
+                    no_value="no engine is read",
+                    span=6,
                 ),
                 MODELS,
             )

@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana.boards.gpu_health import health, memory_and_links, probes
+from grafana.boards.gpu_health import health, instances, memory_and_links, probes
 from grafana.firing import firing
 from grafana.frame import (
     CHOICES,
@@ -71,8 +71,10 @@ def _now(dashboard: Dashboard) -> Dashboard:
                             "GPU {{gpu}}",
                         )
                     ],
+                    no_value="not counted",
                     unit="flops",
                     thresholds=BLUE,
+                    spark=False,
                     span=3,
                 ),
                 WORDS,
@@ -88,9 +90,11 @@ def _now(dashboard: Dashboard) -> Dashboard:
                             f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{GPU}}}", "GPU {{gpu}}"
                         )
                     ],
+                    no_value="not counted",
                     unit="percentunit",
                     decimals=1,
                     thresholds=BLUE,
+                    spark=False,
                     span=3,
                 ),
                 NORMAL,
@@ -111,6 +115,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     decimals=1,
                     thresholds=good_above(0.75, 0.95),
                     no_value="not probed",
+                    spark=False,
                     span=3,
                 ),
                 PROBES,
@@ -126,6 +131,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     decimals=1,
                     thresholds=good_above(0.75, 0.95),
                     no_value="not probed",
+                    spark=False,
                     span=3,
                 ),
                 PROBES,
@@ -141,9 +147,11 @@ def _now(dashboard: Dashboard) -> Dashboard:
                         "GPU {{gpu}}",
                     )
                 ],
+                no_value="not read here",
                 unit="celsius",
                 decimals=0,
                 thresholds=bad_above(80, 87),
+                spark=False,
                 span=3,
             )
         )
@@ -152,9 +160,11 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 "Power",
                 "Draw now. At the limit with clocks below their maximum, the limit costs FLOPS.",
                 [Query(f"flopwatch_power_watts{{{WHOLE_GPU}}}", "GPU {{gpu}}")],
+                no_value="not read here",
                 unit="watt",
                 decimals=0,
                 thresholds=BLUE,
+                spark=False,
                 span=3,
             )
         )
@@ -168,8 +178,8 @@ def _where(dashboard: Dashboard) -> Dashboard:
             explained(
                 firing(
                     "What is wrong with it",
-                    "Alerts that fire for this GPU, worst first. The name opens the runbook, which says what to do. Empty is good.",
-                    'instance=~"$instance", gpu=~"$gpu"',
+                    "Alerts that fire for this GPU or its host, worst first. The name opens the runbook, which says what to do. Empty is good.",
+                    'instance=~"$instance", gpu=~"$gpu|"',  # those of its host too
                     span=6,
                     height=10,
                 ),
@@ -208,6 +218,7 @@ def _where(dashboard: Dashboard) -> Dashboard:
                             "week",
                         ),
                     ],
+                    no_value="operations are not counted here",
                     unit="percentunit",
                     dashed=["same hour before|day|week"],
                     span=7,
@@ -220,8 +231,9 @@ def _where(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Pipes",
-                    "Share of cycles in which each pipe worked. fp32 high and tensor low: a model or kernel that does not use the tensor cores.",
+                    "Share of cycles in which each pipe worked; hmma, imma, dmma are parts of `tensor` (floating point, integer, fp64). fp32 high and tensor low: a model or kernel that does not use the tensor cores.",
                     [Query(f"flopwatch_pipe_active_ratio{{{WHOLE_GPU}}}", "{{pipe}}")],
+                    no_value="not read here",
                     unit="percentunit",
                     span=6,
                 ),
@@ -238,6 +250,7 @@ def _where(dashboard: Dashboard) -> Dashboard:
                         Query(f"flopwatch_sm_active_ratio{{{WHOLE_GPU}}}", "SM"),
                         Query(f"flopwatch_sm_occupancy_ratio{{{WHOLE_GPU}}}", "occupancy"),
                     ],
+                    no_value="not read here",
                     unit="percentunit",
                     maximum=1,
                     span=6,
@@ -253,6 +266,7 @@ def _where(dashboard: Dashboard) -> Dashboard:
                     f"sum by (le) (rate(flopwatch_tick_flops_utilization_ratio_bucket{{{WHOLE_GPU}}}[{RATE}]))",
                     "{{le}}",
                 ),
+                no_value="operations are not counted here",
                 unit="percentunit",
                 span=6,
             )
@@ -264,10 +278,15 @@ def _where(dashboard: Dashboard) -> Dashboard:
                     "Plain pipes are upper bounds: every instruction is taken for a multiply-add. A precision you do not expect here points at the engine's settings.",
                     [
                         Query(
-                            f"sum by (pipe, precision) (rate(flopwatch_flop_total{{{WHOLE_GPU}}}[{RATE}]))",
-                            "{{pipe}} {{precision}}",
-                        )
+                            f'sum by (precision) (rate(flopwatch_flop_total{{{WHOLE_GPU}, pipe="tensor"}}[{RATE}]))',
+                            "tensor {{precision}}",
+                        ),
+                        Query(
+                            f'sum by (precision) (rate(flopwatch_flop_total{{{WHOLE_GPU}, pipe!="tensor"}}[{RATE}]))',
+                            "plain {{precision}}",
+                        ),
                     ],
+                    no_value="operations are not counted here",
                     unit="flops",
                     span=6,
                 ),
@@ -289,6 +308,7 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
                     Query(f"flopwatch_sm_clock_max_hertz{{{WHOLE_GPU}}}", "maximum"),
                     Query(f"flopwatch_probe_sm_clock_hertz{{{WHOLE_GPU}}}", "probe"),
                 ],
+                no_value="not read here",
                 unit="hertz",
                 dashed=["maximum"],
                 span=6,
@@ -321,6 +341,7 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
                     Query(f"flopwatch_power_watts{{{WHOLE_GPU}}}", "draw"),
                     Query(f"flopwatch_power_limit_watts{{{WHOLE_GPU}}}", "limit"),
                 ],
+                no_value="not read here",
                 unit="watt",
                 dashed=["limit"],
                 span=6,
@@ -329,8 +350,9 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Temperature",
-                "Core and memory. Hot while idle, or hotter than its neighbours at equal power: cooling of this slot.",
+                "Core and memory; the dashed line is for the core, memory may be 10 degrees hotter. Hot while idle, or hotter than its neighbours at equal power: cooling of this slot.",
                 [Query(f"flopwatch_temperature_celsius{{{WHOLE_GPU}}}", "{{sensor}}")],
+                no_value="not read here",
                 unit="celsius",
                 thresholds=[Threshold(None, "transparent"), Threshold(87, "red")],
                 span=6,
@@ -348,4 +370,4 @@ def dashboard() -> Dashboard:
         narrow=("gpu",),
         one_gpu=True,
     )
-    return health(probes(memory_and_links(_clocks(_where(_now(made))))))
+    return instances(health(probes(memory_and_links(_clocks(_where(_now(made)))))))

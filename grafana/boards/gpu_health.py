@@ -1,4 +1,4 @@
-"""GPU, lower half: memory and links, probes, health events."""
+"""GPU, lower half: memory and links, probes, health events, MIG instances."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
@@ -6,13 +6,16 @@ from grafana.frame import (
     CHOICES,
     GPU,
     PROBES,
+    STATES,
     WHOLE_GPU,
     explained,
 )
-from grafana.panels import Column, Query, Threshold, lines, rows, states_over_time
+from grafana.panels import Query, Threshold, lines, states_over_time
+from grafana.tables import Column, rows
 
 
 RATE = "$__rate_interval"
+INSTANCES = f'{GPU}, mig!=""'
 
 
 def memory_and_links(dashboard: Dashboard) -> Dashboard:
@@ -34,6 +37,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                             "roof",
                         ),
                     ],
+                    no_value="not read here",
                     unit="Bps",
                     dashed=["roof"],
                     span=6,
@@ -49,6 +53,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                     Query(f"flopwatch_memory_used_bytes{{{WHOLE_GPU}}}", "used"),
                     Query(f"flopwatch_memory_size_bytes{{{WHOLE_GPU}}}", "size"),
                 ],
+                no_value="not read here",
                 unit="bytes",
                 dashed=["size"],
                 span=6,
@@ -72,6 +77,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                         "roof",
                     ),
                 ],
+                no_value="not read here",
                 unit="Bps",
                 dashed=["roof"],
                 span=6,
@@ -223,6 +229,7 @@ def health(dashboard: Dashboard) -> Dashboard:
                         "PCIe replays",
                     ),
                 ],
+                no_value="no counters",
                 unit="none",
                 span=6,
                 soft_maximum=1,
@@ -275,3 +282,59 @@ def health(dashboard: Dashboard) -> Dashboard:
             )
         )
     )
+
+
+def instances(dashboard: Dashboard) -> Dashboard:
+    """The GPU's MIG instances, in a row that is closed until somebody has some."""
+    idle = f'flopwatch_gpu_seconds_total{{{INSTANCES}, state="idle"}}'
+    row = (
+        Row("MIG instances")
+        .collapsed(True)
+        .with_panel(
+            explained(
+                rows(
+                    "Instances",
+                    "One row a MIG instance, idle ones last. `Of peak` is of the instance's own share of SMs. One at 100 % idle beside full ones: give its tenant less, or the others more.",
+                    [
+                        Query(
+                            f'sum by (mig) (rate(flopwatch_flop_total{{{INSTANCES}, pipe="tensor"}}[{RATE}]))'
+                        ),
+                        Query(f"max by (mig) (flopwatch_flops_utilization_ratio{{{INSTANCES}}})"),
+                        Query(
+                            f"max by (mig) (flopwatch_dram_bandwidth_utilization_ratio{{{INSTANCES}}})"
+                        ),
+                        Query(f"sum by (mig) (rate({idle}[{RATE}]))"),
+                        Query(f"max by (mig) (flopwatch_memory_used_bytes{{{INSTANCES}}})"),
+                    ],
+                    [
+                        Column("mig", "Instance", width=85),
+                        Column("A", "Delivered", "flops", decimals=1),
+                        Column("B", "Of peak", "percentunit", decimals=1, width=85),
+                        Column("C", "Bandwidth used", "percentunit", decimals=0, width=130),
+                        Column("D", "Idle", "percentunit", decimals=0, width=70),
+                        Column("E", "Memory used", "bytes", decimals=1, width=120),
+                    ],
+                    sort_by="Delivered",
+                    span=12,
+                    no_value="no MIG instances",
+                ),
+                STATES,
+            )
+        )
+        .with_panel(
+            lines(
+                "Delivered by instance",
+                "FLOP/s of each MIG instance's tensor pipes. One that falls while the others hold: its own traffic. All at once: the clock, see above.",
+                [
+                    Query(
+                        f'sum by (mig) (rate(flopwatch_flop_total{{{INSTANCES}, pipe="tensor"}}[{RATE}]))',
+                        "instance {{mig}}",
+                    )
+                ],
+                unit="flops",
+                span=12,
+                no_value="no MIG instances",
+            )
+        )
+    )
+    return dashboard.with_row(row)

@@ -11,18 +11,8 @@ from grafana.frame import (
     board,
     explained,
 )
-from grafana.panels import (
-    BLUE,
-    Column,
-    Query,
-    bars,
-    extremes,
-    good_above,
-    lines,
-    number,
-    rows,
-    states_over_time,
-)
+from grafana.panels import BLUE, Query, bars, extremes, good_above, lines, number, states_over_time
+from grafana.tables import Column, rows
 
 
 WORKLOAD = "cluster, job, instance, workload"
@@ -45,6 +35,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     Query(f"sum(flopwatch_workload_up{{{NODE}}})", "up"),
                     Query(f"count(flopwatch_workload_up{{{NODE}}})", "configured"),
                 ],
+                no_value="no engine is read",
                 unit="none",
                 spark=False,
                 span=6,
@@ -58,6 +49,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     Query(f'sum({TOKENS}, phase="prefill"}})', "prefill"),
                     Query(f'sum({TOKENS}, phase="decode"}})', "decode"),
                 ],
+                no_value="no engine is read",
                 unit=TOKENS_A_SECOND,
                 thresholds=BLUE,
                 span=6,
@@ -74,6 +66,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                             "MFU",
                         )
                     ],
+                    no_value="no engine is read",
                     unit="percentunit",
                     decimals=1,
                     thresholds=BLUE,
@@ -93,6 +86,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                             "useful",
                         )
                     ],
+                    no_value="no engine is read",
                     unit="percentunit",
                     decimals=0,
                     thresholds=BLUE,
@@ -130,6 +124,7 @@ def _table(dashboard: Dashboard) -> Dashboard:
                     Column("E", "Decode tokens", TOKENS_A_SECOND, decimals=0, width=140),
                 ],
                 sort_by="Useful",
+                no_value="no engine is read: see docs/models.md",
                 height=7,
             ),
             MODELS,
@@ -150,6 +145,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                         "{{phase}} {{model}}",
                     )
                 ],
+                no_value="no engine is read",
                 unit=TOKENS_A_SECOND,
                 span=12,
             )
@@ -164,6 +160,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                         Query(EXECUTED, "executed {{model}}"),
                         Query(PEAK, "peak {{model}}"),
                     ],
+                    no_value="no engine is read",
                     unit="flops",
                     dashed=["peak .*"],
                     span=12,
@@ -176,6 +173,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                 "Of peak (MFU)",
                 "By model. Compare with the same hour of other days; a step at a deployment is the deployment.",
                 [Query(f"{USEFUL} / {PEAK}", "{{model}}")],
+                no_value="no engine is read",
                 unit="percentunit",
                 span=8,
             )
@@ -192,6 +190,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                         "{{workload}} {{instance}}",
                     )
                 ],
+                no_value="no engine is read",
                 unit="none",
                 fill=0,
                 span=8,
@@ -203,6 +202,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     "Memory that tokens needed",
                     "Bytes of weights and KV cache by model, a second. Against the bandwidth of its GPUs it is MBU: high MBU and low MFU is decode at small batch.",
                     [Query(f"sort_desc({BYTES})", "{{model}}")],
+                    no_value="no engine is read",
                     unit="Bps",
                     span=8,
                     labels=["model"],
@@ -221,6 +221,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 {"0": ("down", "red"), "1": ("up", "green")},
+                no_value="no engine is read",
                 span=24,
                 height=9,
             )

@@ -6,28 +6,20 @@ from grafana.frame import (
     CLUSTER,
     GPU,
     GPU_LINK,
+    GPU_OF_LINE,
     PROBES,
     WHOLE_GPU,
     board,
     explained,
 )
-from grafana.panels import (
-    Column,
-    Query,
-    Threshold,
-    bad_above,
-    bars,
-    extremes,
-    good_above,
-    lines,
-    number,
-    rows,
-)
+from grafana.panels import Query, Threshold, bad_above, bars, extremes, good_above, lines, number
+from grafana.tables import Column, rows
 
 
 NAME = 'name=~"$name"'
 JUDGED = 'kernel=~"gemm_.+|copy_device"'
 WHO = "{{instance}} GPU {{gpu}}"
+STEPS = 200  # of lines for which Prometheus reads every GPU at each step
 
 
 def _now(dashboard: Dashboard) -> Dashboard:
@@ -51,7 +43,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Stragglers",
-                "GPUs with a robust z of -3.5 or less that are also 5 % or more below their peers. The table below names them; each is a GPUSlowerThanPeers alert after 15 minutes.",
+                "GPUs with a robust z of -3.5 or less that are also 5 % or more below their peers. The table below names them, click a GPU's number to open it; each is a GPUSlowerThanPeers alert after 15 minutes.",
                 [
                     Query(
                         f"count(gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}} <= -3.5 and gpu:flopwatch_probe_measure:min_peer_ratio < 0.95) or vector(0)",
@@ -81,7 +73,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Wrong results",
-                "Probe results that were not bit for bit right, since the exporters started. Anything but 0: take that GPU out of service, see GPUSilentDataCorruption.",
+                "Probe results that were not bit for bit right, since the exporters started. Anything but 0: `Wrong results by GPU` below says which; take it out of service, see GPUSilentDataCorruption.",
                 [
                     Query(
                         f"sum(gpu:flopwatch_probe_mismatches:sum{{{GPU}}}) or vector(0)",
@@ -155,7 +147,7 @@ def _table(dashboard: Dashboard) -> Dashboard:
                     Column("cluster", "Cluster", width=150),
                     Column("instance", "Instance", width=180),
                     Column("gpu", "GPU", width=60, link=GPU_LINK),
-                    Column("name", "Model"),
+                    Column("name", "GPU model"),
                     Column("A", "Worst z", thresholds=good_above(-3.5, -2), decimals=1, width=90),
                     Column("B", "GEMM of peers", "percentunit", good_above(0.95, 0.98), 1, 130),
                     Column("C", "Memory of peers", "percentunit", good_above(0.95, 0.98), 1, 140),
@@ -179,7 +171,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Lowest robust z",
-                    "The five lowest. A GPU that leaves the bundle and stays out is a straggler; one that dips and comes back met other work.",
+                    "The five lowest. A GPU that leaves the bundle and stays out is a straggler; one that dips and comes back met other work. Click a line to open the GPU.",
                     [
                         Query(
                             extremes(
@@ -192,9 +184,14 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     ],
                     unit="none",
                     minimum=None,
+                    soft_minimum=-5,
+                    soft_maximum=1,
+                    no_value="not probed",
                     thresholds=[Threshold(None, "red"), Threshold(-3.5, "transparent")],
                     fill=0,
                     span=8,
+                    points=STEPS,
+                    link=GPU_OF_LINE,
                 ),
                 PROBES,
             )
@@ -215,9 +212,12 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     unit="percentunit",
                     minimum=None,
                     soft_maximum=1.02,
+                    no_value="not probed",
                     thresholds=[Threshold(None, "red"), Threshold(0.9, "transparent")],
                     fill=0,
                     span=8,
+                    points=STEPS,
+                    link=GPU_OF_LINE,
                 ),
                 PROBES,
             )
@@ -225,7 +225,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Baseline drift",
-                "The hour's slowest probe against the same hour a week ago, lowest five. Empty in the first week. A slow drift of one GPU model after a driver update is the update.",
+                "The hour's slowest probe against the same hour a week ago, lowest five. Empty in the first week. A slow drift of one GPU model after a driver update is the update: compare versions before you call the vendor.",
                 [
                     Query(
                         extremes(
@@ -240,6 +240,9 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                 minimum=None,
                 fill=0,
                 span=8,
+                no_value="not yet a week",
+                points=STEPS,
+                link=GPU_OF_LINE,
             )
         )
         .with_panel(
@@ -254,9 +257,10 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                         )
                     ],
                     unit="percentunit",
-                    span=8,
+                    span=6,
                     labels=["unit", "name"],
                     long_names=True,
+                    no_value="fewer than two GPUs with probes",
                 ),
                 PROBES,
             )
@@ -265,7 +269,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Median probe efficiency",
-                    "By GPU model and precision, clock divided out. A step for a whole model is software: the library or the driver.",
+                    "By GPU model and precision, clock divided out; a processor in a virtual machine may pass 100 %. A step for a whole model is software: the library or the driver.",
                     [
                         Query(
                             f'max by (name, precision) (name_kernel:flopwatch_probe_measure:median{{{CLUSTER}, {NAME}, precision!=""}})',
@@ -273,10 +277,36 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                         )
                     ],
                     unit="percentunit",
-                    maximum=1,
+                    soft_maximum=1,
                     fill=0,
                     legend_side=True,
-                    span=16,
+                    span=11,
+                    no_value="not probed",
+                ),
+                PROBES,
+            )
+        )
+        .with_panel(
+            explained(
+                rows(
+                    "Wrong results by GPU",
+                    "Which GPU computed wrong results, and how often since its exporter started. Any row: take that GPU out of service now, its answers are wrong too; see GPUSilentDataCorruption.",
+                    [
+                        Query(
+                            f"topk(20, max by (cluster, instance, gpu) (gpu:flopwatch_probe_mismatches:sum{{{GPU}}}))"
+                        )
+                    ],
+                    [
+                        Column("cluster", "Cluster"),
+                        Column("instance", "Instance"),
+                        Column("gpu", "GPU", width=50, link=GPU_LINK),
+                        Column(
+                            "A", "Wrong", thresholds=[Threshold(None, "red")], decimals=0, width=70
+                        ),
+                    ],
+                    sort_by="Wrong",
+                    span=7,
+                    no_value="all results right",
                 ),
                 PROBES,
             )
@@ -307,6 +337,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                     "timeout": "purple",
                     "out_of_memory": "yellow",
                 },
+                no_value="all runs gave a measurement",
                 span=6,
             )
         )
@@ -344,6 +375,9 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 soft_maximum=0.1,
                 fill=0,
                 span=6,
+                no_value="no probes",
+                points=STEPS,
+                link=GPU_OF_LINE,
             )
         )
         .with_panel(

@@ -20,26 +20,40 @@ from grafana.frame import (
 )
 from grafana.panels import (
     DATASOURCE,
-    Column,
     Query,
     bars,
+    fixed_color,
     good_above,
     instant_tables,
     lines,
-    rows,
+    override,
 )
+from grafana.tables import Column, rows
 
 
 NAME = 'name=~"$name"'
 NAMED = f"gpu:flopwatch_gpu:info{{{GPU}, {NAME}}}"
 MOST = 300  # points: more hide each other, and a browser draws them slowly
+STEPS = 120  # of lines for which Prometheus reads every GPU at each step
+LEFT, RIGHT = 1, 10_000  # FLOP per byte, ends of the roofs
 JOIN = "* on (cluster, job, instance, gpu) group_left (name)"
 ON_GPU = "on (cluster, job, instance, gpu)"
-INTENSITIES = [2**power for power in range(13)]
+
+DELIVERED = f"gpu:flopwatch_tensor_flop:rate5m{{{GPU}}}"
+INTENSITY = f"({DELIVERED} / (gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} > 0))"
+BANDWIDTH = f'flopwatch_peak_dram_bandwidth_bytes_per_second{{{GPU}, mig=""}}'
+PEAK = f"gpu:flopwatch_peak_flops:headline{{{GPU}}}"
+# min(peak, intensity x bandwidth)
+ROOF = f"(({INTENSITY} * {BANDWIDTH} < {PEAK}) or ({PEAK} and {INTENSITY}))"
+# One choice for all columns and both axes, or a point would lack one of its two.
+FARTHEST = f"bottomk({MOST}, ({DELIVERED} > 0) / {ROOF} and {ON_GPU} {NAMED})"
 
 
 def _named(expr: str) -> str:
-    return f"topk({MOST}, max by (cluster, instance, gpu, name) (({expr}) {JOIN} {NAMED}))"
+    """`expr` of the GPUs farthest below their roofs, with the labels that the table shows."""
+    return (
+        f"max by (cluster, instance, gpu, name) ((({expr}) and {ON_GPU} {FARTHEST}) {JOIN} {NAMED})"
+    )
 
 
 def _per_gpu_of_model(numerator: str) -> str:
@@ -51,20 +65,26 @@ def _per_gpu_of_model(numerator: str) -> str:
     )
 
 
-def _roof() -> str:
-    """min(peak, intensity x bandwidth) of each GPU model at each point of the axis."""
-    bandwidth = f'max by (name) (flopwatch_peak_dram_bandwidth_bytes_per_second{{{GPU}, mig=""}} {JOIN} {NAMED})'
-    peak = f"max by (name) (gpu:flopwatch_peak_flops:headline{{{GPU}}} {JOIN} {NAMED})"
+def _curve(corners: Sequence[str]) -> str:
+    """One row a corner and GPU model; `curve` sorts them into the order in which a line joins them.
+
+    The line goes to the right end and back, so that what leads on to the next model's roof runs along the axis.
+    """
+    there_and_back = [*corners, *reversed(corners[:-1])]
     return " or ".join(
-        f'label_replace({bandwidth} * {value} < {peak} or {peak}, "point", "{index:02d}", "", "")'
-        for index, value in enumerate(INTENSITIES)
+        f'label_replace({corner}, "curve", "$1 {index}", "name", "(.*)")'
+        for index, corner in enumerate(there_and_back)
     )
 
 
-def _roof_x() -> str:
-    return " or ".join(
-        f'label_replace(max by (name) ({NAMED}) * {value}, "point", "{index:02d}", "", "")'
-        for index, value in enumerate(INTENSITIES)
+def _roof() -> tuple[str, str]:
+    """FLOP per byte and FLOP/s at the corners of each GPU model's roof: left end, bend, right end."""
+    model = f"max by (name) ({NAMED})"
+    bandwidth = f"max by (name) ({BANDWIDTH} {JOIN} {NAMED})"
+    peak = f"max by (name) ({PEAK} {JOIN} {NAMED})"
+    return (
+        _curve([f"{model} * {LEFT}", f"{peak} / {bandwidth}", f"{model} * {RIGHT}"]),
+        _curve([f"{bandwidth} * {LEFT}", peak, peak]),
     )
 
 
@@ -73,6 +93,12 @@ def _series(name: str, x: str, y: str) -> xychart.XYSeriesConfig:
     return (
         xychart.XYSeriesConfig()
         .name(xychart.XychartXYSeriesConfigName().fixed(name))
+        # Grafana draws no series by hand without a frame; after the merge there is one.
+        .frame(
+            xychart.XychartXYSeriesConfigFrame().matcher(
+                xychart.MatcherConfig().id("byIndex").options(0)
+            )
+        )
         .x(xychart.XychartXYSeriesConfigX().matcher(xychart.MatcherConfig().id(by_name).options(x)))
         .y(xychart.XychartXYSeriesConfigY().matcher(xychart.MatcherConfig().id(by_name).options(y)))
     )
@@ -81,10 +107,10 @@ def _series(name: str, x: str, y: str) -> xychart.XYSeriesConfig:
 def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.Panel:
     log_scale = common.ScaleDistributionConfig().type(mc.ScaleDistribution.LOG).log(10)
     names = {
-        "Value #A": "FLOP per byte",
-        "Value #B": "Delivered",
-        "Value #C": "roof: FLOP per byte",
-        "Value #D": "Roof",
+        "Value #A": "roof: FLOP per byte",
+        "Value #B": "Roof",
+        "Value #C": "FLOP per byte",
+        "Value #D": "Delivered",
         "Value #E": "model: FLOP per byte",
         "Value #F": "Model, useful",
     }
@@ -98,16 +124,24 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
         .with_transformation(
             md.DataTransformerConfig(id_val="organize", options={"renameByName": names})
         )
+        .with_transformation(
+            md.DataTransformerConfig(
+                id_val="sortBy", options={"sort": [{"field": "curve", "desc": False}]}
+            )
+        )
         .mapping(mx.SeriesMapping.MANUAL)
         .series(
             [
-                _series("Roof", "roof: FLOP per byte", "Roof"),
-                _series("GPUs", "FLOP per byte", "Delivered"),
-                _series("Models, useful FLOPS a GPU", "model: FLOP per byte", "Model, useful"),
+                _series("Roof of each GPU model", "roof: FLOP per byte", "Roof"),
+                _series("GPUs, delivered", "FLOP per byte", "Delivered"),
+                _series(
+                    "Served models, useful FLOPS a GPU", "model: FLOP per byte", "Model, useful"
+                ),
             ]
         )
         .show(mx.XYShowMode.POINTS)
         .unit("flops")
+        .no_value("operations are not counted here")
         .scale_distribution(log_scale)
         .legend(
             common.VizLegendOptions()
@@ -115,9 +149,27 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
             .placement(mc.LegendPlacement.BOTTOM)
             .display_mode(mc.LegendDisplayMode.LIST)
         )
-        .override_by_regexp(".*FLOP per byte", [md.DynamicConfigValue(id_val="unit", value="none")])
+        .override_by_regexp(
+            ".*FLOP per byte",
+            [
+                override("unit", "short"),
+                override("custom.axisLabel", "FLOP per byte of device memory"),
+            ],
+        )
         .override_by_name(
-            "Roof", [md.DynamicConfigValue(id_val="custom.pointSize", value={"fixed": 3})]
+            "Roof",
+            [
+                fixed_color("#8F8F8F"),
+                override("custom.show", "points+lines"),
+                override("custom.lineWidth", 1),
+                override("custom.pointSize", {"fixed": 4}),
+            ],
+        )
+        .override_by_name(
+            "Delivered", [fixed_color("green"), override("custom.pointSize", {"fixed": 7})]
+        )
+        .override_by_name(
+            "Model, useful", [fixed_color("orange"), override("custom.pointSize", {"fixed": 11})]
         )
         .span(12)
         .height(14)
@@ -126,12 +178,7 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
 
 def dashboard() -> Dashboard:
     """The Roofline dashboard."""
-    delivered = f"gpu:flopwatch_tensor_flop:rate5m{{{GPU}}}"
-    intensity = f"({delivered} / (gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} > 0))"
-    bandwidth = f'flopwatch_peak_dram_bandwidth_bytes_per_second{{{GPU}, mig=""}}'
-    peak = f"gpu:flopwatch_peak_flops:headline{{{GPU}}}"
-    # min(peak, intensity x bandwidth)
-    roof = f"(({intensity} * {bandwidth} < {peak}) or ({peak} and {intensity}))"
+    roof_x, roof_y = _roof()
     made = board(
         "flopwatch-roofline",
         "flopwatch / Roofline",
@@ -143,12 +190,12 @@ def dashboard() -> Dashboard:
             explained(
                 _scatter(
                     "Roofline",
-                    "Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: grow the batch or quantise to move right. Right of the bend and below: stalls, small grids or clocks. Models are drawn with useful FLOPS only.",
+                    f"Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: grow the batch or quantise to move right. Far below the line: stalls, small grids or clocks, see the table. The {MOST} GPUs farthest below their roof are drawn; models with useful FLOPS only.",
                     [
-                        Query(_named(f"{intensity} > 0")),
-                        Query(_named(f"{delivered} > 0")),
-                        Query(_roof_x()),
-                        Query(_roof()),
+                        Query(roof_x),
+                        Query(roof_y),
+                        Query(_named(INTENSITY)),
+                        Query(_named(DELIVERED)),
                         Query(
                             f'sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}})'
                             f' / sum by (model) (model:flopwatch_model_dram_bytes:rate5m{{{CLUSTER}, model=~"$model"}})'
@@ -163,16 +210,12 @@ def dashboard() -> Dashboard:
             explained(
                 rows(
                     "Where each GPU stands",
-                    "Sorted by the distance to the roof. Under 30 % of the roof the memory is not the reason: see the GPU's stack for stalls, small grids, clocks or idling.",
+                    "Farthest below its roof first. Under 30 % of the roof the memory is not the reason: see the GPU's stack for stalls, small grids, clocks or idling.",
                     [
-                        Query(_named(f"{delivered} / {roof}")),
-                        Query(_named(f"{intensity} > 0")),
-                        Query(
-                            _named(
-                                f"({peak} / {ON_GPU} {bandwidth}) and {ON_GPU} ({intensity} > 0)"
-                            )
-                        ),
-                        Query(_named(f"{delivered} > 0")),
+                        Query(_named(f"{DELIVERED} / {ROOF}")),
+                        Query(_named(INTENSITY)),
+                        Query(_named(f"{PEAK} / {ON_GPU} {BANDWIDTH}")),
+                        Query(_named(DELIVERED)),
                     ],
                     [
                         Column("cluster", "Cluster"),
@@ -181,7 +224,7 @@ def dashboard() -> Dashboard:
                         Column("A", "Of roof", "percentunit", good_above(0.15, 0.3), 0, 75),
                         Column("B", "FLOP/byte", decimals=1, width=90),
                         Column("C", "Bend at", decimals=0, width=75),
-                        Column("D", "Delivered", "flops", decimals=0, width=110),
+                        Column("D", "Delivered", "flops", decimals=1, width=120),
                     ],
                     sort_by="Of roof",
                     descending=False,
@@ -199,11 +242,11 @@ def dashboard() -> Dashboard:
                     "FLOP per byte of device memory, by GPU model, and dashed its bend. It rises with batch size and falls with context length; below the bend more bandwidth helps, above it more FLOPS.",
                     [
                         Query(
-                            f"sum by (name) ({delivered} {JOIN} {NAMED}) / sum by (name) (gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} {JOIN} {NAMED})",
+                            f"sum by (name) ({DELIVERED} {JOIN} {NAMED}) / sum by (name) (gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} {JOIN} {NAMED})",
                             "{{name}}",
                         ),
                         Query(
-                            f"sum by (name) ({peak} {JOIN} {NAMED}) / sum by (name) ({bandwidth} {JOIN} {NAMED})",
+                            f"sum by (name) ({PEAK} {JOIN} {NAMED}) / sum by (name) ({BANDWIDTH} {JOIN} {NAMED})",
                             "bend {{name}}",
                         ),
                     ],
@@ -211,6 +254,7 @@ def dashboard() -> Dashboard:
                     dashed=["bend .*"],
                     span=8,
                     height=9,
+                    points=STEPS,
                 ),
                 NORMAL,
             )
@@ -222,13 +266,14 @@ def dashboard() -> Dashboard:
                     "Delivered over what memory and tensor pipe allow at this intensity, by GPU model. Falling at equal traffic: something other than memory and pipe has begun to limit.",
                     [
                         Query(
-                            f"sum by (name) ({delivered} {JOIN} {NAMED}) / sum by (name) ({roof} {JOIN} {NAMED})",
+                            f"sum by (name) ({DELIVERED} {JOIN} {NAMED}) / sum by (name) ({ROOF} {JOIN} {NAMED})",
                             "{{name}}",
                         )
                     ],
                     unit="percentunit",
                     span=8,
                     height=9,
+                    points=STEPS,
                 ),
                 CHOICES,
             )

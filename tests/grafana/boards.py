@@ -115,6 +115,7 @@ def exported() -> dict[str, MetricType]:
     for gauge in (
         "up",
         "ALERTS",
+        "ALERTS_FOR_STATE",
         "scrape_duration_seconds",
         "process_resident_memory_bytes",
         "process_start_time_seconds",

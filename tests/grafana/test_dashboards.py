@@ -210,6 +210,34 @@ def test_json_is_what_the_schema_reads(name: str) -> None:
     assert json.loads(JSONEncoder(sort_keys=True).encode(read)) == BOARDS[name]
 
 
+def test_scatter_series_name_their_frame() -> None:
+    """Grafana's XY chart leaves out a series mapped by hand that lacks a frame, an x or a y; it says nothing then."""
+    series = [
+        one
+        for panel in panels(BOARDS["roofline"])
+        if panel["type"] == "xychart"
+        for one in panel["options"]["series"]
+    ]
+
+    assert len(series) == 3
+    for one in series:
+        assert one["frame"]["matcher"] == {"id": "byIndex", "options": 0}
+        assert one["x"]["matcher"]["options"] != one["y"]["matcher"]["options"]
+
+
+def test_columns_of_the_roofline_are_of_the_same_gpus() -> None:
+    """The few GPUs drawn of many are chosen once: both coordinates of a point and all columns of a row have the same choice."""
+    choices = {
+        tuple(re.findall(r"bottomk\(\d+, .*? and on .*?\}\)", target.expr))
+        for target in targets()
+        if target.board == "flopwatch / Roofline"
+        and "by (cluster, instance, gpu, name)" in target.expr
+    }
+
+    assert len(choices) == 1
+    assert all(len(choice) == 1 for choice in choices)
+
+
 def slug(heading: str) -> str:
     """A heading's anchor, as GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
