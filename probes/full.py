@@ -12,7 +12,7 @@ from probes.gates import other_processes
 from probes.judgement import Judgement, judge
 from probes.protocol import Described, KernelInfo, Outcome, Result, Run
 from probes.slots import WorkerFactory, real_worker
-from probes.supervisor import RunReport, Worker
+from probes.supervisor import RunReport, Worker, WorkerFailedError, outcome_of
 from probes.thresholds import Row, grade, peak_of
 
 
@@ -24,6 +24,9 @@ CHUNK_SECONDS: Final = 0.02
 ALLOWANCE_SECONDS: Final = 30.0
 CHUNK_DEADLINE_SECONDS: Final = 10.0
 REQUEST_DEADLINE_SECONDS: Final = 120.0
+
+# Stands in the table where no kernel could be run.
+OPENING: Final = KernelInfo(name="open", quantity="latency", label="")
 
 Baselines = Mapping[str, Mapping[str, Baseline]]
 
@@ -69,20 +72,35 @@ class FullProbe:
     ) -> Iterator[Row]:
         """One graded row for each kernel that `wanted` accepts; a worker that dies is replaced.
 
-        Raises WorkerFailedError when no worker can be started or a device cannot be opened.
+        A device that cannot be opened, or not again, has one row that says so, and the others are
+        measured. Raises WorkerFailedError when no worker can be started.
         """
         worker = self._factory(self._devices, self._config)
         try:
-            for index, facts in enumerate(self._devices):
-                described = self._open(worker, index)
-                kernels = [kernel for kernel in described.kernels if wanted(kernel)]
-                for position, kernel in enumerate(kernels):
-                    on_step(Step(facts.key, kernel.name, position, len(kernels)))
-                    if not worker.alive:
-                        described = self._open(worker, index)
-                    yield self._row(worker, index, described, kernel)
+            worker.start()
+            for index in range(len(self._devices)):
+                yield from self._device_rows(worker, index, wanted, on_step)
         finally:
             worker.close()
+
+    def _device_rows(
+        self,
+        worker: Worker,
+        index: int,
+        wanted: Callable[[KernelInfo], bool],
+        on_step: Callable[[Step], None],
+    ) -> Iterator[Row]:
+        facts = self._devices[index]
+        try:
+            described = self._open(worker, index)
+            kernels = [kernel for kernel in described.kernels if wanted(kernel)]
+            for position, kernel in enumerate(kernels):
+                on_step(Step(facts.key, kernel.name, position, len(kernels)))
+                if not worker.alive:
+                    described = self._open(worker, index)
+                yield self._row(worker, index, described, kernel)
+        except WorkerFailedError as error:
+            yield _row(facts, OPENING, outcome=outcome_of(error.outcome), peak=None, why=error.text)
 
     def _open(self, worker: Worker, index: int) -> Described:
         if not worker.alive:
@@ -107,6 +125,8 @@ class FullProbe:
             return _row(
                 facts, kernel, outcome=report.failure or "error", peak=peak, why=report.text
             )
+        if baseline is not None and baseline.shape != report.result.shape:
+            baseline = None
         judgement = judge(
             kernel,
             report.result,
@@ -141,6 +161,8 @@ class FullProbe:
             report = worker.run(self._request(index, peer, kernel, shape, CHUNK_SECONDS))
             if report.result is None or self._monotonic() >= until:
                 return report
+            # Another one than was asked for, where that fits the memory no more.
+            shape = report.result.shape
 
     def _request(
         self,

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -241,13 +243,13 @@ def run(parsed: argparse.Namespace) -> int:
     stated = 0
     with probes_held_off(config.probes.pause_file):
         for facts in devices:
+            calibrator = Calibrator(facts, config.probes, counter)
             try:
-                comparisons = list(
-                    Calibrator(facts, config.probes, counter).compare(_SECONDS_PER_PRECISION)
-                )
+                # Each is kept as it comes: a later precision may end the worker.
+                for comparison in calibrator.compare(_SECONDS_PER_PRECISION):
+                    stated += report([comparison], state, time.time())
             except WorkerFailedError as error:
-                raise ProbeError(describe_failure(error)) from error
-            stated += report(comparisons, state, time.time())
+                raise ProbeError(f"GPU {facts.key}: {describe_failure(error)}") from error
     if not stated:
         raise CalibrationError("the daemon's counter counted none of the work; is GPM on?")
     return 0
@@ -276,9 +278,11 @@ def probes_held_off(pause_file: Path | None) -> Iterator[None]:
     """Keep the daemon's own probes from adding work meanwhile, by the pause file.
 
     Where the file cannot be made the calibration goes on: the probes' 20 ms a minute are below its
-    own uncertainty. A file that was there before stays.
+    own uncertainty. A file that was there before stays. One that was made goes also when the
+    process is told to end: left behind it would hold the probes off for good.
     """
     made = False
+    signals = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
     if pause_file is not None:
         with contextlib.suppress(OSError):
             pause_file.parent.mkdir(parents=True, exist_ok=True)
@@ -289,3 +293,9 @@ def probes_held_off(pause_file: Path | None) -> Iterator[None]:
     finally:
         if made and pause_file is not None:
             pause_file.unlink(missing_ok=True)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)

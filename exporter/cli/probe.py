@@ -229,9 +229,14 @@ def _percent(ratio: float | None) -> str:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value <= 3600:
-        raise argparse.ArgumentTypeError("must be between 0 and 3600 seconds")
+        raise argparse.ArgumentTypeError(
+            f"{text}: must be a number of seconds, above 0 and up to 3600"
+        )
     return value
 
 

@@ -80,12 +80,16 @@ class FakeWorker:
 
     def describe(self, device):
         self._take(device, 0.0005)
+        why = self.host.describe_fails.get(self.devices[device].uuid)
+        if why is not None:
+            self.alive = False
+            raise WorkerFailedError("error", why, 0.0005)
         return Described(
             device=device,
             kernels=self.host.kernels,
             versions=self.host.versions,
             units=132,
-            memory_bytes=500_000_000,
+            memory_bytes=self.host.memory_bytes,
             device_seconds=0.0005,
         )
 
@@ -102,6 +106,8 @@ class FakeWorker:
             return RunReport(self._result(request, **ending.changes), seconds)
         if ending.how == "allowance":
             return RunReport(None, seconds, short_of_allowance=True)
+        if ending.how.startswith("dies in ") and request.kernel not in ending.how:
+            return RunReport(self._result(request, **ending.changes), seconds)
         self.alive = False
         outcome = {"hang": "timeout", "out_of_memory": "out_of_memory"}.get(ending.how, "error")
         return RunReport(None, seconds, outcome, text=ending.how)
@@ -151,6 +157,9 @@ class Host:
         self.versions = "torch 2 cuda 13"
         self.script = deque()
         self.start_fails = None
+        # By device, why it cannot be opened.
+        self.describe_fails = {}
+        self.memory_bytes = 500_000_000
         self.after_run = None
         self.started, self.closed, self.requests, self.used = [], [], [], []
         self.path = folder / "state.json"

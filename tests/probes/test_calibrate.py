@@ -1,6 +1,7 @@
 """Calibration against a counter served over HTTP, with simulated workers."""
 
 import argparse
+import signal
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -185,6 +186,22 @@ class TestPauseFile:
         with pytest.raises(KeyError):
             work()
         assert not file.exists()
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+    def test_it_goes_when_the_command_is_ended(self, tmp_path, number):
+        """By a supervisor, or with its terminal: left behind it would hold the probes off for good."""
+        file = tmp_path / "pause"
+        before = signal.getsignal(number)
+
+        def work():
+            with probes_held_off(file):
+                signal.raise_signal(number)
+
+        with pytest.raises(SystemExit) as caught:
+            work()
+        assert caught.value.code == 128 + number
+        assert not file.exists()
+        assert signal.getsignal(number) == before
 
     def test_an_operators_file_stays(self, tmp_path):
         """Who paused the probes before still wants them paused."""

@@ -15,6 +15,7 @@ from probes.facts import ProcessFacts
 from probes.full import FullProbe
 from probes.judgement import Contention, Judgement
 from probes.protocol import KernelInfo
+from probes.supervisor import WorkerFailedError
 from probes.thresholds import Row, compare_siblings, grade, peak_of
 from tests.probes.simulation import COPY, GEMM, LAUNCH, Ending, FakeWorker, Host, gpu
 
@@ -179,6 +180,61 @@ class TestFullProbe:
         assert rows[0].outcome == "timeout"
         assert len(host.started) == 2
 
+    def test_a_device_that_cannot_be_opened_is_told_beside_the_others(self, tmp_path):
+        """One GPU of a node has fallen off its bus: it has a row, and so have the sound ones."""
+        host = Host(tmp_path)
+        host.describe_fails = {"GPU-0": "CUDA error: unknown error"}
+        rows = self.rows(host, [gpu(0), gpu(1)])
+
+        assert [(row.gpu, row.kernel, row.grade) for row in rows] == [
+            ("0", "open", "failed"),
+            ("1", "gemm_bf16", "ok"),
+        ]
+        assert rows[0].why == "CUDA error: unknown error"
+        assert rows[0].value is None
+
+    def test_a_device_that_is_lost_on_the_way_keeps_its_rows(self, tmp_path):
+        """What was measured before stays; the rest is one row."""
+        host = Host(tmp_path)
+        host.kernels = (GEMM, LAUNCH, COPY)
+
+        def lose():
+            if len(host.requests) == 2:
+                host.script.append(Ending("crash"))
+                host.describe_fails = {"GPU-0": "CUDA error: no device"}
+
+        host.after_run = lose
+        rows = self.rows(host, [gpu(0)])
+
+        assert [(row.kernel, row.grade) for row in rows] == [
+            ("gemm_bf16", "ok"),
+            ("launch", "failed"),
+            ("open", "failed"),
+        ]
+
+    def test_without_a_worker_there_is_no_table(self, tmp_path):
+        """torch is missing, say: that is no row of a device."""
+        host = Host(tmp_path)
+        host.start_fails = "torch_missing"
+        with pytest.raises(WorkerFailedError):
+            self.rows(host, [gpu(0)])
+
+    def test_a_shape_that_fits_no_more_has_no_baseline(self, tmp_path):
+        """The worker chose another one: its bits and its speed are not the old one's."""
+        host = Host(tmp_path)
+        old = Baseline(
+            versions=host.versions, shape=(64, 64, 64), best=1e9, recent=BEST, digest="bb"
+        )
+        host.script.extend([Ending(share=0.001, changes={"shape": (2048, 2048, 1024)})] * 100)
+        (row,) = self.rows(host, [gpu()], {"GPU-0": {"gemm_bf16": old}})
+
+        assert row.grade == "ok"
+        assert row.baseline_ratio is None
+        assert [request.shape for request in host.requests[:2]] == [
+            (64, 64, 64),
+            (2048, 2048, 1024),
+        ]
+
     def test_only_what_is_wanted_runs(self, tmp_path):
         """By precision, for one."""
         host = Host(tmp_path)
@@ -196,8 +252,8 @@ class TestCommand:
         monkeypatch.setenv("FLOPWATCH_STATE_FILE", str(tmp_path / "state.json"))
         monkeypatch.setattr("exporter.logging_setup.set_up_logging", lambda level, format_: None)
 
-        def run(*arguments, devices=PAIR, kernels=(GEMM, LAUNCH), script=()):
-            host.kernels = kernels
+        def run(*arguments, devices=PAIR, kernels=(GEMM, LAUNCH), script=(), start_fails=None):
+            host.kernels, host.start_fails = kernels, start_fails
             host.script.extend(script)
             monkeypatch.setattr(command, "read_devices", lambda config, **_: list(devices))
             monkeypatch.setattr(
@@ -256,6 +312,7 @@ class TestCommand:
         [
             (("--gpu", "7"), {}, "--gpu 7: no such device; there are: 0, 1"),
             (("--precision", "fp3"), {}, "--precision fp3: not known"),
+            (("--gpu", "0"), {"start_fails": "torch_missing"}, "the probes need torch"),
             (("--precision", "fp8"), {}, "no device has fp8"),
             ((), {"devices": ()}, "there is no device"),
             ((), {"devices": (gpu(mig=True),)}, "MIG is on"),
@@ -267,6 +324,15 @@ class TestCommand:
         """As FlopwatchErrors, which the command line prints without a traceback."""
         with pytest.raises(ProbeError, match=text):
             flopwatch(*arguments, **options)
+
+    @pytest.mark.parametrize("seconds", ["abc", "0", "-1", "nan", "1e9"])
+    def test_no_time_to_run_for(self, flopwatch, capsys, seconds):
+        """One line with the flag and what it wants."""
+        with pytest.raises(SystemExit):
+            flopwatch("--seconds", seconds)
+
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert f"--seconds: {seconds}: must be a number of seconds" in last
 
     def test_a_gpu_in_use_is_probed_with_a_warning(self, capsys):
         """Who runs the command decides."""
