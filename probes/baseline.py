@@ -1,25 +1,33 @@
 """What a device has shown it can do: one baseline per kernel and software versions."""
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 
 # Five rounds make one slow or lucky measurement harmless.
 WINDOW: Final = 5
+SHAPE_LENGTH_MAX: Final = 3
+
+# What a state file may say: anything else is a broken one.
+Size = Annotated[int, Meta(ge=1, le=2**40)]
+Shape = Annotated[tuple[Size, ...], Meta(min_length=1, max_length=SHAPE_LENGTH_MAX)]
+Speed = Annotated[float, Meta(gt=0, le=1e18)]
+Seconds = Annotated[float, Meta(ge=0, le=3600)]
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     """The best median of five this device has reached with this kernel and these versions."""
 
     versions: str
-    shape: tuple[int, ...]
+    shape: Shape
     digest: str = ""
     """Of the first result's bits, which every later one must have."""
-    best: float | None = None
-    recent: tuple[float, ...] = ()
+    best: Speed | None = None
+    recent: tuple[Speed, ...] = ()
     higher_is_better: bool = True
-    device_seconds: float | None = None
+    device_seconds: Seconds | None = None
     """What one run of the kernel last took: the next one's expected cost."""
 
     @property

@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from probes.baseline import Baseline
+from probes.baseline import Baseline, Seconds
 
 
 STATE_VERSION: Final = 1
@@ -44,7 +44,7 @@ class ProbesState(msgspec.Struct, frozen=True):
 
     baselines: dict[str, dict[str, Baseline]] = {}
     """By device UUID and kernel."""
-    charges: dict[str, list[tuple[float, float]]] = {}
+    charges: dict[str, list[tuple[float, Seconds]]] = {}
     """By device UUID: Unix time and seconds of each charge of the last hours."""
 
 
@@ -212,11 +212,16 @@ def _lock(descriptor: int) -> None:
             return
 
 
+def _refuse(name: str) -> float:
+    """JSON has no NaN and no infinities, and a sum with one is lost for good."""
+    raise ValueError(f"{name} is no number")
+
+
 def _parse(data: bytes) -> dict[str, Any]:
     """The document in a state file; raises ValueError when it is none."""
     if len(data) > STATE_BYTES_MAX:
         raise ValueError(f"longer than {STATE_BYTES_MAX} bytes")
-    document = json.loads(data)
+    document = json.loads(data, parse_constant=_refuse)
     json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is a ValueError
     if not isinstance(document, dict) or document.get("version") != STATE_VERSION:
         raise ValueError(f"not a state file of version {STATE_VERSION}")

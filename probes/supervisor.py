@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from probes.baseline import SHAPE_LENGTH_MAX
 from probes.config import ProbeConfig
+from probes.kernels import all_kernels
 from probes.protocol import (
     PROTOCOL_VERSION,
     Busy,
@@ -49,6 +51,25 @@ STDERR_BYTES_MAX: Final = 4096
 READ_BYTES: Final = 65536
 # A worker that is asked to leave only has to close its context.
 EXIT_GRACE_SECONDS: Final = 2.0
+# What an operator, a container image or a job script may have set for others, and what would decide
+# a kernel's speed, its bits or the worker's memory: TF32 for fp32 (NVIDIA_TF32_OVERRIDE), launches
+# that wait (CUDA_LAUNCH_BLOCKING), another allocator or workspace, emulation, a profiler, MPS.
+FOREIGN_PREFIXES: Final = (
+    "ATEN_",
+    "CUBLAS",
+    "CUDA_",
+    "DNNL_",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "NVIDIA_TF32_",
+    "OMP_",
+    "ONEDNN_",
+    "PYTORCH_",
+    "TORCH_",
+)
+# Only where files are: the driver's cache of compiled kernels, and the toolkit.
+KEPT: Final = ("CUDA_CACHE_PATH", "CUDA_HOME", "CUDA_PATH")
 
 
 class WorkerFailedError(Exception):
@@ -106,8 +127,15 @@ class Worker(Protocol):
 
 
 def worker_environment(devices: Sequence[str], threads: int) -> dict[str, str]:
-    """The worker's environment: ours, with only `devices` (UUIDs; none for the CPU) visible."""
-    environment = dict(os.environ)
+    """The worker's environment: with only `devices` (UUIDs; none for the CPU) visible.
+
+    Ours, without what would make its figures and its bits another installation's.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT or not name.startswith(FOREIGN_PREFIXES)
+    }
     root = str(Path(__file__).resolve().parent.parent)
     path = environment.get("PYTHONPATH")
     environment |= {
@@ -185,6 +213,8 @@ class WorkerProcess:
         )
         if not isinstance(answer, Described) or answer.device != device:
             raise self._unexpected(answer, spent)
+        if not _sane_description(answer):
+            raise self._fail("error", "the worker's description makes no sense", spent)
         return answer
 
     def run(self, request: Run) -> RunReport:
@@ -362,11 +392,27 @@ def _charge(spent: float, busy_since: float | None) -> float:
     return spent if busy_since is None else spent + time.monotonic() - busy_since
 
 
+def _sane_description(described: Described) -> bool:
+    """Kernels that there are, each of which becomes a series, and numbers to go on with."""
+    known = {kernel.info for kernel in all_kernels().values()}
+    return (
+        known.issuperset(described.kernels)
+        and described.units > 0
+        and described.memory_bytes >= 0
+        and math.isfinite(described.device_seconds)
+        and described.device_seconds >= 0
+    )
+
+
 def _sane(result: Result) -> bool:
     """A result that arithmetic can be done with."""
     spans = result.run_seconds
     return (
-        bool(spans)
+        bool(result.shape)
+        and len(result.shape) <= SHAPE_LENGTH_MAX
+        and all(size > 0 for size in result.shape)
+        and result.memory_bytes >= 0
+        and bool(spans)
         and all(math.isfinite(span) and span > 0 for span in spans)
         and math.isfinite(result.work_per_run)
         and result.work_per_run > 0

@@ -50,11 +50,17 @@ def answer_describe(message):
     send(
         Described(
             device=message.device,
-            kernels=(KernelInfo(name="gemm_fp32", quantity="flops", label="fp32"),),
+            kernels=(
+                KernelInfo(
+                    name="gemm_fp3" if MODE == "unknown_kernel" else "gemm_fp32",
+                    quantity="flops",
+                    label="fp32",
+                ),
+            ),
             versions=os.environ["CUDA_VISIBLE_DEVICES"] if MODE == "environment" else "fake 1",
             units=1,
-            memory_bytes=1000,
-            device_seconds=0.0,
+            memory_bytes=-1 if MODE == "negative_memory" else 1000,
+            device_seconds=float("nan") if MODE == "nan_seconds" else 0.0,
         )
     )
 
@@ -100,7 +106,7 @@ def answer_run(message):
     send(
         Result(
             identifier=message.identifier + (MODE == "wrong_identifier"),
-            shape=(64, 64, 64),
+            shape=() if MODE == "no_shape" else (64, 64, 64),
             work_per_run=2.0 * 64**3,
             run_seconds=() if MODE == "no_runs" else (0.001, 0.001, 0.001),
             executed_runs=5,

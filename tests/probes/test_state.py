@@ -12,6 +12,10 @@ from probes.state import Calibration, ProbesState, StateFile, usable_state_path
 
 
 BASELINE = Baseline(versions="v1", shape=(64, 64, 64), digest="aa", best=2.0, recent=(1.0, 2.0))
+# Numbers that would take the budget's limit away, or divide by zero, or be no operands' size.
+BROKEN_BASELINE = (
+    b'{"version": 1, "probes": {"baselines": {"GPU-0": {"g": {"versions": "v", %s}}}}}'
+)
 STATE = ProbesState(baselines={"GPU-0": {"gemm_fp32": BASELINE}}, charges={"GPU-0": [(1.0, 0.5)]})
 
 
@@ -56,6 +60,15 @@ def test_a_missing_file_is_an_empty_state(path, events):
         b'{"version": 1, "probes": {"baselines": {"GPU-0": {"gemm": {"shape": "x"}}}}}',
         b"\xff\xfe\x00garbage",
         b"[" * 100_000,
+        b'{"version": 1, "probes": {"charges": {"GPU-0": [[NaN, 0.1]]}}}',
+        b'{"version": 1, "probes": {"charges": {"GPU-0": [[1.0, -5.0]]}}}',
+        b'{"version": 1, "probes": {"charges": {"GPU-0": [[1.0, 1e999]]}}}',
+        BROKEN_BASELINE % b'"shape": [64, 64, 64], "best": 0.0',
+        BROKEN_BASELINE % b'"shape": [64, 64, 64], "recent": [-1.0]',
+        BROKEN_BASELINE % b'"shape": [64, 64, 64], "device_seconds": -1.0',
+        BROKEN_BASELINE % b'"shape": [0, 64, 64]',
+        BROKEN_BASELINE % b'"shape": []',
+        BROKEN_BASELINE % (b'"shape": [' + b"1," * 100 + b"1]"),
     ],
 )
 def test_a_broken_file_is_moved_aside(path, events, content):

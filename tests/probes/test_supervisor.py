@@ -154,6 +154,16 @@ class TestFaults:
 
         assert not opening.alive
 
+    @pytest.mark.parametrize("mode", ["unknown_kernel", "negative_memory", "nan_seconds"])
+    def test_a_description_that_makes_no_sense(self, started, mode):
+        """A kernel that there is not would become a series; numbers are added up."""
+        opening = started(mode)
+        with pytest.raises(WorkerFailedError, match="makes no sense") as caught:
+            opening.describe(0)
+
+        assert caught.value.outcome == "error"
+        assert not opening.alive
+
     @pytest.mark.parametrize(
         ("mode", "outcome", "words"),
         [
@@ -169,6 +179,7 @@ class TestFaults:
             ("overdraft", "error", "overdraws its allowance"),
             ("wrong_identifier", "error", "unexpected answer"),
             ("no_runs", "error", "makes no sense"),
+            ("no_shape", "error", "makes no sense"),
             ("nan_clock", "error", "makes no sense"),
             ("out_of_memory", "out_of_memory", "CUDA out of memory"),
         ],
@@ -249,6 +260,38 @@ class TestEnvironment:
         """By UUID, in order; none for the host processor."""
         assert worker_environment(["GPU-b", "GPU-a"], 1)["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
         assert worker_environment([], 1)["CUDA_VISIBLE_DEVICES"] == ""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "NVIDIA_TF32_OVERRIDE",
+            "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+            "CUDA_LAUNCH_BLOCKING",
+            "CUDA_INJECTION64_PATH",
+            "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+            "CUBLAS_WORKSPACE_CONFIG",
+            "CUBLAS_EMULATE_SINGLE_PRECISION",
+            "CUBLASLT_WORKSPACE_SIZE",
+            "PYTORCH_ALLOC_CONF",
+            "PYTORCH_CUDA_ALLOC_CONF",
+            "PYTORCH_NO_CUDA_MEMORY_CACHING",
+            "ONEDNN_DEFAULT_FPMATH_MODE",
+            "MKL_CBWR",
+            "OMP_PROC_BIND",
+        ],
+    )
+    def test_nobody_elses_settings_reach_it(self, monkeypatch, name):
+        """They would make fp32 tf32, change the bits, or the memory it takes."""
+        monkeypatch.setenv(name, "1")
+
+        assert name not in worker_environment([], 1)
+
+    def test_what_it_needs_to_start_is_kept(self, monkeypatch):
+        """Where programs, libraries and the driver's compiled kernels are."""
+        for name in ("PATH", "LD_LIBRARY_PATH", "CUDA_CACHE_PATH", "CUDA_HOME"):
+            monkeypatch.setenv(name, "/somewhere")
+
+            assert worker_environment([], 1)[name] == "/somewhere"
 
     def test_it_joins_no_mps_server(self):
         """A fault in one MPS client can take down the others, so the probe is never one."""

@@ -15,7 +15,7 @@ from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
 from probes.protocol import Device, Run
 from probes.service import ProbeService
-from probes.supervisor import WorkerProcess
+from probes.supervisor import WorkerFailedError, WorkerProcess, worker_environment
 
 
 pytest.importorskip("torch")
@@ -85,6 +85,52 @@ def test_a_second_worker_gets_the_same_bits(worker):
         other.close()
 
     assert first.digest == second.digest
+
+
+def test_the_operators_settings_change_no_bits(worker, monkeypatch):
+    """MKL_CBWR makes MKL take another path, with other bits: in the daemon's environment, not in ours."""
+    first = worker.run(request(shape=(192, 192, 192))).result
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    other = WorkerProcess(CPU, (), ProbeConfig(chunk_deadline_seconds=2.0))
+    try:
+        other.start()
+        other.describe(0)
+        second = other.run(request(shape=(192, 192, 192))).result
+    finally:
+        other.close()
+
+    assert first.digest == second.digest
+
+
+def test_it_comes_after_the_server_in_everything(worker):
+    """In processor time, first to go when memory runs out, and without gigabytes of a core dump."""
+    process = Path(f"/proc/{worker.pid}")
+
+    assert int((process / "stat").read_text().rsplit(")", 1)[1].split()[16]) >= 5
+    assert (process / "oom_score_adj").read_text().strip() == "1000"
+    assert resource.prlimit(worker.pid, resource.RLIMIT_CORE)[0] <= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "outcome", "words"),
+    [
+        ("raise ModuleNotFoundError('no torch', name='torch')", "torch_missing", "no torch"),
+        ("import not_there", "error", "ModuleNotFoundError: No module named 'not_there'"),
+        ("raise ImportError('libcudart.so.13: failed to map segment')", "error", "failed to map"),
+        ("raise OSError('libcublas.so.13: cannot open')", "error", "libcublas.so.13: cannot open"),
+    ],
+)
+def test_a_torch_that_is_broken_is_not_a_torch_that_is_missing(tmp_path, module, outcome, words):
+    """Installing it again would not help: its own words are told, and the worker backs off."""
+    (tmp_path / "torch.py").write_text(module)
+    environment = worker_environment((), 1)
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"
+    broken = WorkerProcess(CPU, (), ProbeConfig(), environment=environment)
+    with pytest.raises(WorkerFailedError) as caught:
+        broken.start()
+
+    assert caught.value.outcome == outcome
+    assert words in caught.value.text
 
 
 def test_an_unknown_kernel_is_refused_kindly(worker):
