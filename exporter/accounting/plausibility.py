@@ -23,6 +23,7 @@ class Falsehood(StrEnum):
     UTILIZATION_OR_ACTIVITY = "utilization_or_activity"  # they exclude each other
     COUNTER_FROZEN = "counter_frozen"
     COUNTER_JUMPED = "counter_jumped"
+    COUNTER_FELL = "counter_fell"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class Plausibility:
         if self._verdict in (Falsehood.ACTIVITY_SILENT, Falsehood.UTILIZATION_OR_ACTIVITY):
             if window is not None and window.source != COARSE_SOURCE:
                 believed = utilization if self._verdict is Falsehood.ACTIVITY_SILENT else None
-                window = _without_activity(window, believed)
+                window = without_activity(window, believed)
             false["activity"] = self._verdict
         return Judgement(fast, window, false)
 
@@ -133,7 +134,7 @@ class Plausibility:
         """Decide by this window, and those before it, whether somebody lies, and who."""
         power = _mean(self._powers)
         share = power / power_limit_watts if power is not None and power_limit_watts else None
-        if not (_silent(window) and _at_work(utilization, share)):
+        if not (is_silent(window) and _at_work(utilization, share)):
             self._streak_seconds = 0.0
             self._streak_readings = 0
             self._verdict = None
@@ -167,7 +168,13 @@ class Plausibility:
             if value is None:
                 continue
             counter = self._counters.setdefault(name, _WatchedCounter())
-            verdict = counter.judge(value, fast.at_seconds, rate_max, must_grow=must_grow)
+            verdict = counter.judge(
+                value,
+                fast.at_seconds,
+                rate_max,
+                must_grow=must_grow,
+                wraps=name in _TRAFFIC,
+            )
             if verdict is not None:
                 left_out[name] = None
                 false[name] = verdict
@@ -175,21 +182,29 @@ class Plausibility:
 
 
 class _WatchedCounter:
-    """The last value of a counter that was believed, and since when it has stood still."""
+    """The last value of a counter that was believed, and since when it has stood still.
 
-    __slots__ = ("_at", "_moved_at", "_value")
+    One that is lower than before is a reset of the device, or a reading gone wrong: the next tells.
+    """
+
+    __slots__ = ("_at", "_fell", "_moved_at", "_value")
 
     def __init__(self) -> None:
         self._value: float | None = None
         self._at = 0.0
         self._moved_at = 0.0
+        self._fell = False
 
     def judge(
-        self, value: float, at_seconds: float, rate_max: float, *, must_grow: bool
+        self, value: float, at_seconds: float, rate_max: float, *, must_grow: bool, wraps: bool
     ) -> Falsehood | None:
-        """None for a value that may be true."""
+        """None for a value that may be true. `wraps`: the register is small, and falls by itself."""
+        fell_before, self._fell = self._fell, self._value is not None and value < self._value
+        if self._fell and not fell_before and not wraps:
+            return Falsehood.COUNTER_FELL
         if self._value is None or value < self._value:  # the first, or a reset of the device
             self._value, self._at, self._moved_at = value, at_seconds, at_seconds
+            self._fell = False
             return None
         if value - self._value > rate_max * (at_seconds - self._at + 1.0):
             return Falsehood.COUNTER_JUMPED
@@ -201,8 +216,8 @@ class _WatchedCounter:
         return None
 
 
-def _silent(window: ActivityWindow) -> bool:
-    """Whether the window shows no work at all on the SMs."""
+def is_silent(window: ActivityWindow) -> bool:
+    """Whether a window shows no work at all on the SMs."""
     busiest = window.sm if window.sm is not None else window.graphics
     return busiest is not None and max(busiest, window.any_tensor or 0.0) <= _NOTHING
 
@@ -214,7 +229,7 @@ def _at_work(utilization: float | None, power_share: float | None) -> bool:
     return utilization >= _BUSY
 
 
-def _without_activity(window: ActivityWindow, utilization: float | None) -> ActivityWindow:
+def without_activity(window: ActivityWindow, utilization: float | None) -> ActivityWindow:
     """The window without what is false: only its time, if graphics activity is zero too."""
     nothing: dict[str, Any] = dict.fromkeys(_OF_THE_SMS)
     if window.graphics is not None and window.graphics > _NOTHING:

@@ -26,7 +26,9 @@ unless it says so. `flopwatch check` tells the same of the host it runs on.
 | none | GeForce before the 50 series, vGPU that shares a GPU, Jetson, confidential computing | NVML's utilization, clocks, power | No FLOPS. Time is `idle`, `clock_*` or `unresolved`. |
 
 Support is found out by live samples when a device is opened, never by its name, and found out again after
-the driver was reloaded or the MIG mode has changed. The table of models below only decides the peaks.
+the driver was reloaded or the MIG mode has changed. GPM that is there and has no value (a GPU that sleeps) is
+tried again every minute; where the driver keeps it from the daemon, `dcgm` stands in meanwhile. The table of
+models below only decides the peaks.
 
 ## By family
 
@@ -94,11 +96,14 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         ),
     ),
     (
-        "Ampere and Ada data centre (A100, A30, A10, A40, L4, L40, L40S)",
+        "Ampere and Ada data centre (A100, A30, A10, A10G, A40, L4, L40, L40S)",
         "`dcgm`",
         "`dcgm`",
         "all states with all fields; with dcgm-exporter's default fields tensor and idle only, the rest `unresolved`",
-        "Profiling needs a dcgm-exporter with SYS_ADMIN and nobody else's profiler on the GPU.",
+        (
+            "Profiling needs a dcgm-exporter with SYS_ADMIN and nobody else's profiler on the GPU. What its counters "
+            "file lacks is named by `flopwatch_source_field_missing`."
+        ),
     ),
     (
         "Turing and Volta data centre (T4, V100)",
@@ -175,8 +180,10 @@ _ESTIMATES = """
 ## What is found to be false
 
 A utilization of 100 % without any SM active at idle power, activities of zero at working power, counters that
-stand still or jump: left out, counted in `flopwatch_source_errors_total{reason="implausible"}`; what time that
-makes unknown goes to `unresolved`. Contradictions must last three seconds.
+stand still, jump, or fall for one reading: left out, counted in
+`flopwatch_source_errors_total{reason="implausible"}`; what time that makes unknown goes to `unresolved`.
+Contradictions must last three seconds. MIG instances that show nothing at all while the power of their GPU
+leaves no other way than work are left out with it: which of them lies cannot be told.
 
 ## Peaks by model
 
@@ -192,7 +199,7 @@ _RATES_HEAD = """
 ## Rates by class
 
 Dense operations per clock and SM, a fused multiply-add counted as two: what a GPU is valued with that is not among
-the models above. `dc` data centre and professional boards, `gf` GeForce, `l40` and `h20` boards of their own.
+the models above. `dc` data centre and professional boards, `gf` GeForce, `a10g`, `l40` and `h20` boards of their own.
 CUDA C++ Programming Guide and Best Practices Guide, architecture whitepapers.
 
 """

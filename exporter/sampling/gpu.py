@@ -206,7 +206,8 @@ class SampledGpu:
         self._follow_mig_mode(calls)
         window = self._read_gpm(settings)
         self._instances.sync(self._identity, calls, enabled=self._mig_enabled)
-        instances = self._instances.tick(sample)
+        silent = Falsehood.ACTIVITY_SILENT in self._false  # by the ticks before
+        instances = self._instances.tick(sample, gpu_is_silent=silent)
         if self._gpm is None and window is None:
             window = self._instances.gpu_window(peaks.sm_count)
         opened = (self._gpm or self._instances).open_since_seconds

@@ -18,6 +18,7 @@ from exporter.accounting.mig import (
     memory_share,
     whole_gpu_window,
 )
+from exporter.accounting.plausibility import is_silent, without_activity
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH
 from exporter.dcgm.instances import InstanceShare, Shares
 from exporter.nvml.errors import (
@@ -100,10 +101,17 @@ class SampledInstances:
         for instance in self._instances.values():
             instance.skip_gap()
 
-    def tick(self, sample: ClockSample) -> tuple[DeviceSnapshot, ...]:
-        """Read all instances and account for them. Raises NvmlError when the GPU is gone."""
+    def tick(self, sample: ClockSample, *, gpu_is_silent: bool) -> tuple[DeviceSnapshot, ...]:
+        """Read all instances and account for them. Raises NvmlError when the GPU is gone.
+
+        `gpu_is_silent`: the GPU works by its power, and nothing is seen of it. An instance of which
+        nothing is seen either may lie; there is no other witness of a single one.
+        """
         settings = self._context.settings()
-        return tuple(instance.tick(sample, settings) for instance in self._instances.values())
+        return tuple(
+            instance.tick(sample, settings, gpu_is_silent=gpu_is_silent)
+            for instance in self._instances.values()
+        )
 
     def gpu_window(self, sm_count: int | None) -> ActivityWindow | None:
         """The last tick's window of the whole GPU; None unless every instance has one."""
@@ -272,7 +280,9 @@ class _SampledInstance:
         self._errors["gpm"]["implausible"] += 1
         self._gpm_delivered = False  # until a window comes out of this reading all the same
 
-    def tick(self, sample: ClockSample, settings: SamplingSettings) -> DeviceSnapshot:
+    def tick(
+        self, sample: ClockSample, settings: SamplingSettings, *, gpu_is_silent: bool
+    ) -> DeviceSnapshot:
         """Read and account."""
         calls = self._calls
         assert calls is not None
@@ -293,10 +303,14 @@ class _SampledInstance:
         self._dcgm.follow(self._gpu_uuid, self.identity.mig, wanted=no_gpm)
         if self._dcgm.in_use:
             self.window, opened = self._dcgm.take(fast)
+        believed = self.window
+        if gpu_is_silent and believed is not None and is_silent(believed):
+            believed = without_activity(believed, None)
+            self._book_silence()
         precision, origin = self._context.precision(self.identity, self.peaks)
         last = self.accounts.observe(
             fast,
-            self.window,
+            believed,
             precision=precision,
             max_window_seconds=settings.max_window + self._dcgm.max_window_seconds,
             window_started_seconds=opened,
@@ -333,6 +347,12 @@ class _SampledInstance:
             max_age_seconds=self._context.settings().max_age,
             sources={**sources, **self._dcgm.health(up=up)},
         )
+
+    def _book_silence(self) -> None:
+        if self._dcgm.in_use:
+            self._dcgm.implausible()
+        else:
+            self.implausible("activity")
 
     def _read_gpm(self, settings: SamplingSettings) -> ActivityWindow | None:
         if self._gpm is None:

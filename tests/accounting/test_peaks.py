@@ -49,6 +49,18 @@ def test_l40_and_l40s_differ_by_two() -> None:
     assert l40s.tensor_rate["bf16"] == 2 * l40.tensor_rate["bf16"]
 
 
+def test_an_a10g_is_no_a10() -> None:
+    """The cloud's A10G has more SMs and half their tensor rate: GEMMs reach 67 to 69 of its 70 TFLOP/s.
+
+    By its compute capability alone it would be taken for 80 x 1024 x 1.71 GHz, twice as much.
+    """
+    a10g = peaks_of("NVIDIA A10G", compute_capability=(8, 6), sm_count=80)
+
+    assert a10g.origin == "datasheet"
+    assert a10g.tensor_rate["bf16"] == peaks_of("NVIDIA A10").tensor_rate["bf16"] / 2
+    assert a10g.flops["bf16"] == 70e12
+
+
 def test_a_figure_that_the_sheet_leaves_out_follows_its_tensor_clock() -> None:
     """H800's sheet has no int8: twice its bf16, as on every Hopper."""
     h800 = peaks_of("NVIDIA H800")

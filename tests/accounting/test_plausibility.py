@@ -146,11 +146,37 @@ def test_an_energy_counter_that_jumps_is_left_out() -> None:
 
 
 def test_a_counter_may_start_anew() -> None:
-    """After a driver reload the device counts from zero."""
+    """After a reset the device counts from zero: believed with the second reading that says so."""
     judge = Plausibility()
     tick(judge, 1.0, sm=0.5, energy=1e6)
 
-    assert tick(judge, 2.0, sm=0.5, energy=3.0).false == {}
+    assert tick(judge, 2.0, sm=0.5, energy=3.0).false == {"energy_joules": Falsehood.COUNTER_FELL}
+    after = tick(judge, 3.0, sm=0.5, energy=503.0)
+    assert after.false == {}
+    assert after.fast.energy_joules == 503.0
+
+
+def test_a_counter_that_falls_for_one_reading_is_left_out() -> None:
+    """Else all that it ever counted would be counted once more when it is back."""
+    judge = Plausibility()
+    tick(judge, 1.0, sm=0.5, energy=1e6)
+    dip = tick(judge, 2.0, sm=0.5, energy=0.0)
+    back = tick(judge, 3.0, sm=0.5, energy=1e6 + 900)
+
+    assert dip.false == {"energy_joules": Falsehood.COUNTER_FELL}
+    assert dip.fast.energy_joules is None
+    assert back.false == {}
+    assert back.fast.energy_joules == 1e6 + 900
+
+
+def test_bytes_over_a_link_may_wrap() -> None:
+    """Their registers are small: a count that is lower than before is not held against it."""
+    judge = Plausibility()
+    for at, counted in ((1.0, 4e9), (2.0, 1e9), (3.0, 3e9), (4.0, 5e8)):
+        fast = FastReading(at, pcie_receive_bytes=counted)
+        judged = judge.judge(fast, None, 700.0)
+        assert judged.false == {}
+        assert judged.fast.pcie_receive_bytes == counted
 
 
 def test_a_restart_forgets_the_evidence() -> None:

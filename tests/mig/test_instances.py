@@ -27,6 +27,7 @@ probes: {enabled: false}
 """
 FLOP = "flopwatch_flop_total"
 SECONDS = "flopwatch_gpu_seconds_total"
+ACTIVE = "flopwatch_sm_active_ratio"
 DECODE = replace(Load.decode(), memory_used_bytes=2**30)
 
 
@@ -122,6 +123,52 @@ def test_an_id_that_is_used_again_begins_anew(tmp_path: Path) -> None:
     assert scrape.total(SECONDS, mig="1") <= passed
     (labels,) = scrape.series("flopwatch_gpu_up", mig="1")
     assert dict(labels)["uuid"] == "MIG-the-small-one"
+
+
+def test_instances_that_show_nothing_while_their_gpu_works_are_left_out(tmp_path: Path) -> None:
+    """630 of 700 W and not one SM active: no instance is exported as idle, and its time is unresolved."""
+    with FakeNvml([H100], tmp_path) as fake:
+        gpu = fake.gpu(0)
+        gpu.set_load(replace(DECODE, power_watts=630.0))
+        cut(gpu, [H100_3G_40GB, H100_1G_10GB])
+        gpu.set(gpm_zero=1)
+        with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
+            silent = daemon.wait_until(lambda s: all(lies(s, mig) > 2 for mig in ("1", "7")))
+            later = daemon.wait_until(lambda s: all(lies(s, mig) > 8 for mig in ("1", "7")))
+            gpu.set(gpm_zero=0)
+            back = daemon.wait_until(lambda s: all(s.has(ACTIVE, mig=mig) for mig in ("1", "7")))
+
+    for mig in ("1", "7"):
+        assert not silent.has(ACTIVE, mig=mig)
+        assert not silent.has(FLOP, mig=mig) or silent.total(FLOP, mig=mig) == 0
+        idle, unresolved = (
+            later.value(SECONDS, mig=mig, state=state) - silent.value(SECONDS, mig=mig, state=state)
+            for state in ("idle", "unresolved")
+        )
+        assert idle == 0
+        assert unresolved > 0
+        assert back.value(ACTIVE, mig=mig) > 0
+
+
+def test_an_instance_that_rests_while_another_works_is_idle(tmp_path: Path) -> None:
+    """Only where nothing is seen of the whole GPU may an instance's zeros be lies."""
+    with FakeNvml([H100], tmp_path) as fake:
+        gpu = fake.gpu(0)
+        gpu.set_load(replace(DECODE, power_watts=630.0))
+        cut(gpu, [H100_3G_40GB, H100_1G_10GB])
+        gpu.instance_loads(7).set_load(replace(Load.idle(), sm_clock_mhz=DECODE.sm_clock_mhz))
+        with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
+            scrape = daemon.wait_until(lambda s: s.total(SECONDS, mig="7") >= 6)
+
+    assert scrape.value(ACTIVE, mig="7") == 0
+    assert lies(scrape, "7") == 0
+    assert scrape.value(SECONDS, mig="7", state="idle") > 5
+    assert scrape.total(SECONDS, mig="7", state="unresolved") == 0
+
+
+def lies(scrape: Scrape, mig: str) -> float:
+    """Implausible values of an instance that were counted."""
+    return scrape.total("flopwatch_source_errors_total", mig=mig, reason="implausible")
 
 
 def test_counters_of_instances_survive_a_lost_gpu(tmp_path: Path) -> None:
