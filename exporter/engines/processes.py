@@ -1,5 +1,10 @@
-"""Which processes serve an address, and so which GPUs: the listener and all its descendants."""
+"""Which processes serve an address, and so which GPUs: the listener and all its descendants.
 
+Paths are strings: Path interns every part, and process ids come and go in the interpreter's table of
+these, which never shrinks.
+"""
+
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,15 +23,16 @@ def serving_processes(url: str, proc: Path = Path("/proc")) -> frozenset[int]:
     parts = urlsplit(url)
     if parts.hostname not in _LOCAL_HOSTS:
         return frozenset()
-    inodes = _listening_inodes(parts.port or 80, proc)
-    listeners = _holders(inodes, proc) if inodes else frozenset()
-    return _with_descendants(listeners, proc)
+    root = str(proc)
+    inodes = _listening_inodes(parts.port or 80, root)
+    listeners = _holders(inodes, root) if inodes else frozenset()
+    return _with_descendants(listeners, root)
 
 
-def _listening_inodes(port: int, proc: Path) -> frozenset[str]:
+def _listening_inodes(port: int, proc: str) -> frozenset[str]:
     inodes = set()
     for name in ("tcp", "tcp6"):
-        for line in _lines(proc / "net" / name)[1:]:
+        for line in _lines(f"{proc}/net/{name}")[1:]:
             fields = line.split()
             if len(fields) < 10 or fields[3] != _LISTEN:
                 continue
@@ -35,19 +41,20 @@ def _listening_inodes(port: int, proc: Path) -> frozenset[str]:
     return frozenset(inodes)
 
 
-def _holders(inodes: frozenset[str], proc: Path) -> frozenset[int]:
+def _holders(inodes: frozenset[str], proc: str) -> frozenset[int]:
     sockets = {f"socket:[{inode}]" for inode in inodes}
-    return frozenset(pid for pid in _pids(proc) if _holds(proc / str(pid) / "fd", sockets))
+    return frozenset(pid for pid in _pids(proc) if _holds(f"{proc}/{pid}/fd", sockets))
 
 
-def _holds(folder: Path, sockets: set[str]) -> bool:
+def _holds(folder: str, sockets: set[str]) -> bool:
     try:
-        return any(str(link.readlink()) in sockets for link in folder.iterdir())
+        with os.scandir(folder) as links:
+            return any(os.readlink(link.path) in sockets for link in links)  # noqa: PTH115
     except OSError:  # the process is gone, or not ours to see
         return False
 
 
-def _with_descendants(roots: frozenset[int], proc: Path) -> frozenset[int]:
+def _with_descendants(roots: frozenset[int], proc: str) -> frozenset[int]:
     if not roots:
         return roots
     children: dict[int, list[int]] = {}
@@ -62,22 +69,24 @@ def _with_descendants(roots: frozenset[int], proc: Path) -> frozenset[int]:
     return frozenset(found)
 
 
-def _parent(pid: int, proc: Path) -> int:
+def _parent(pid: int, proc: str) -> int:
     # The second field is the command in parentheses and may hold spaces and parentheses.
-    lines = _lines(proc / str(pid) / "stat")
+    lines = _lines(f"{proc}/{pid}/stat")
     fields = lines[0].rpartition(")")[2].split() if lines else []
     return int(fields[1]) if len(fields) > 1 else 0
 
 
-def _pids(proc: Path) -> Iterable[int]:
+def _pids(proc: str) -> Iterable[int]:
     try:
-        return [int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()]
+        with os.scandir(proc) as entries:
+            return [int(entry.name) for entry in entries if entry.name.isdecimal()]
     except OSError:
         return []
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: str) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            return file.read().splitlines()
     except OSError:
         return []

@@ -41,15 +41,16 @@ def slurm_jobs(
 def _jobs(processes: Mapping[DeviceKey, frozenset[int]], proc: Path) -> Iterator[JobUse]:
     for device, pids in processes.items():
         for pid in sorted(pids):
-            job = slurm_job(proc / str(pid) / "cgroup")
+            # Not by Path: it interns every part, and the interpreter's table of these never shrinks.
+            job = slurm_job(f"{proc}/{pid}/cgroup")
             if job is not None:
                 yield JobUse(device, job)
 
 
-def slurm_job(path: Path) -> str | None:
+def slurm_job(path: str | Path) -> str | None:
     """The job id in a process' cgroup file; None where it is in no job, gone, or not ours to see."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123
             groups = file.read(_CGROUP_BYTES_MAX).decode("utf-8", "replace")
     except OSError:
         return None

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 
 from exporter.engines.discovery import DEFAULT_PORTS, Endpoint, discover_pods, discover_ports
 from exporter.engines.processes import serving_processes
@@ -84,6 +85,21 @@ class TestProcesses:
         (tmp_path / "20" / "fd" / "3").symlink_to("socket:[888]")
 
         assert serving_processes("http://127.0.0.1:8000/metrics", tmp_path) == {10, 11, 12}
+
+    def test_process_ids_leave_nothing_behind(self, tmp_path, monkeypatch):
+        """What the interpreter interns it never gives back, and ids of processes come and go."""
+        interned = []
+        (tmp_path / "4711" / "fd").mkdir(parents=True)
+        (tmp_path / "4711" / "fd" / "3").symlink_to("socket:[777]")
+        (tmp_path / "4711" / "stat").write_text("4711 (vllm) S 1 0 0")
+        (tmp_path / "net").mkdir()
+        (tmp_path / "net" / "tcp").write_text(
+            "header\n   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 0 0 0 777 1\n"
+        )
+        monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
+
+        assert serving_processes("http://127.0.0.1:8000/metrics", tmp_path) == {4711}
+        assert "4711" not in interned
 
     def test_another_hosts_processes_are_not_ours(self):
         """A remote engine has no local processes."""

@@ -1,6 +1,7 @@
 """Batch jobs: the mapping directory, and Slurm's control groups."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,21 @@ class TestSlurmProcesses:
             JobUse(DeviceKey(uuid="GPU-aa"), "7"),
             JobUse(DeviceKey(uuid="GPU-bb"), "8"),
         )
+
+    def test_process_ids_leave_nothing_behind(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """What the interpreter interns it never gives back, and ids of processes come and go."""
+        interned: list[str] = []
+        (tmp_path / "4711").mkdir()
+        (tmp_path / "4711" / "cgroup").write_text("0::/system.slice/slurmstepd.scope/job_7/step_0")
+        view = host(gpu("0", "GPU-aa", pids=(4711,)))
+        monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
+
+        assert slurm_jobs(device_processes(view), tmp_path) == (
+            JobUse(DeviceKey(uuid="GPU-aa"), "7"),
+        )
+        assert "4711" not in interned
 
     def test_this_process_can_be_looked_at(self):
         """The real /proc is read without a fault; this test runs in no Slurm job."""
