@@ -16,6 +16,7 @@ from exporter.cli.calibrate import (
     probes_held_off,
     report,
 )
+from exporter.cli.probe import ProbeError
 from probes.config import ProbeConfig
 from probes.protocol import KernelInfo
 from probes.state import Calibration, StateFile
@@ -171,6 +172,33 @@ def test_errors_are_kept_in_the_state_file(tmp_path, capsys):
     assert count == 1
     assert state.calibration() == {"GPU-0": {"bf16": Calibration(pytest.approx(0.01), 1.7e9)}}
     assert "error +1.00%" in capsys.readouterr().out
+
+
+def test_what_was_calibrated_before_a_worker_died_is_kept(host, daemon, monkeypatch, tmp_path):
+    """The second precision ends the worker: the command fails, with the first one's error saved."""
+    host.kernels = (BF16, FP32)
+    host.script.extend([Ending("dies in gemm_fp32")] * 100)
+    monkeypatch.setattr(calibrate, "read_devices", lambda config: [gpu(0)])
+    monkeypatch.setattr(
+        calibrate,
+        "Calibrator",
+        lambda *given: Calibrator(
+            *given,
+            factory=lambda devices, config: FakeWorker(host, list(devices), config),
+            monotonic=host.clock.monotonic,
+            sleep=lambda seconds: None,
+        ),
+    )
+    monkeypatch.setenv("FLOPWATCH_STATE_FILE", str(tmp_path / "state" / "state.json"))
+    monkeypatch.setenv("FLOPWATCH_PROBES_PAUSE_FILE", str(tmp_path / "pause"))
+    parser = argparse.ArgumentParser()
+    calibrate.add_parser(parser.add_subparsers())
+    parsed = parser.parse_args(["calibrate", "--url", daemon.url])
+
+    with pytest.raises(ProbeError, match="GPU 0: the probe worker failed: gemm_fp32: dies"):
+        parsed.run(parsed)
+    assert StateFile(tmp_path / "state" / "state.json").calibration()["GPU-0"].keys() == {"bf16"}
+    assert not (tmp_path / "pause").exists()
 
 
 class TestPauseFile:
