@@ -112,7 +112,7 @@ class Books:
         state = self._devices[uuid]
         first = config.kernels[0] if config.kernels else FIRST_KERNEL
         with self.lock:
-            state.record.runs[state.next_kernel or first, outcome_of(word)] += 1
+            state.record.ended(state.next_kernel or first, outcome_of(word))
 
     def back_off(self, uuid: str, doing: str, text: str) -> None:
         """Note that a device's worker died, and wait before the next."""

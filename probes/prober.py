@@ -209,7 +209,7 @@ class Prober:
         elif not self._stopping.is_set():
             outcome = report.failure or "error"
             with self._books.lock:
-                state.record.runs[kernel.name, outcome] += 1
+                state.record.ended(kernel.name, outcome)
             log.warning(
                 "probe_failed",
                 gpu=facts.key,
@@ -251,7 +251,7 @@ class Prober:
         now = clock.monotonic()
         with self._books.lock:
             record = state.record
-            record.runs[kernel.name, verdict.outcome] += 1
+            record.ended(kernel.name, verdict.outcome)
             record.worker_memory_bytes = result.memory_bytes
             if result.clock_hertz is not None:
                 record.clock = Value(result.clock_hertz, now)

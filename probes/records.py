@@ -13,6 +13,8 @@ from probes.protocol import KernelInfo, Outcome
 # A value that was not measured again for so many intervals says nothing about now. Kernels take
 # turns when the budget does not hold them all, so it is a good many.
 STALE_INTERVALS: Final = 15
+# Outcomes of a run that came to no end of its own.
+FAILURES: Final = frozenset({"error", "timeout", "out_of_memory"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class DeviceSnapshot:
     worker_pid: int | None
     instance: str | None = None
     """The `mig` label, of a MIG instance."""
+    failures_in_a_row: Mapping[str, int] = field(default_factory=dict)
+    """Failed runs since the last accepted one, by kernel; of those that ever failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +89,19 @@ class DeviceRecord:
     busy_high: Value | None = None
     mismatches: Counter[str] = field(default_factory=Counter)
     runs: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+    failures_in_a_row: dict[str, int] = field(default_factory=dict)
     skips: Counter[Reason] = field(default_factory=Counter)
     gpu_seconds: float = 0.0
     last_success: dict[str, float] = field(default_factory=dict)
     worker_restarts: int = 0
     worker_memory_bytes: int | None = None
     worker_pid: int | None = None
+
+    def ended(self, kernel: str, outcome: Outcome) -> None:
+        """Count a run of the kernel by how it ended."""
+        self.runs[kernel, outcome] += 1
+        if outcome in FAILURES:
+            self.failures_in_a_row[kernel] = self.failures_in_a_row.get(kernel, 0) + 1
 
     def judged(
         self,
@@ -122,6 +133,8 @@ class DeviceRecord:
         if ratio is not None:
             self.baseline_ratio[kernel.name] = Value(ratio, now)
         self.last_success[kernel.name] = unix_time
+        if kernel.name in self.failures_in_a_row:
+            self.failures_in_a_row[kernel.name] = 0
 
     def contended(self, cycle: Contention, now: float) -> None:
         """Take over the bracket of a whole cycle."""
@@ -157,4 +170,5 @@ class DeviceRecord:
             worker_memory_bytes=self.worker_memory_bytes,
             worker_pid=self.worker_pid,
             instance=self.instance,
+            failures_in_a_row=dict(self.failures_in_a_row),
         )

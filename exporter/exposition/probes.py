@@ -1,6 +1,6 @@
 """Points of the micro-probes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from exporter.exposition.points import Labels, by_label, optional
 from exporter.metrics import probes
@@ -12,6 +12,29 @@ def probe_points(snapshot: ProbesSnapshot) -> Iterator[Point]:
     """All points of all probed devices."""
     for device in snapshot.devices:
         yield from _device_points(device)
+
+
+def summary_points(
+    labels: Labels,
+    baseline_ratio: Mapping[str, float],
+    mismatches: Mapping[str, int],
+    last_success_seconds: Mapping[str, float],
+) -> Iterator[Point]:
+    """What a device's kernels say together: a series a device, where rules would read one a kernel.
+
+    Each argument is by kernel. Speed is judged by GEMMs and the device copy; host copies and launches depend on the host.
+    """
+    ratios = [ratio for kernel, ratio in baseline_ratio.items() if _judged(kernel)]
+    yield from optional(probes.PROBE_LOWEST_BASELINE_RATIO, labels, min(ratios, default=None))
+    wrong = sum(mismatches.values()) if mismatches else None
+    yield from optional(probes.PROBE_WRONG_RESULTS_TOTAL, labels, wrong)
+    times = [at for kernel, at in last_success_seconds.items() if _judged(kernel)]
+    newest = max(times, default=None)
+    yield from optional(probes.PROBE_NEWEST_SUCCESS_TIMESTAMP_SECONDS, labels, newest)
+
+
+def _judged(kernel: str) -> bool:
+    return kernel.startswith("gemm_") or kernel == "copy_device"
 
 
 def _device_points(device: DeviceSnapshot) -> Iterator[Point]:
@@ -40,11 +63,15 @@ def _device_points(device: DeviceSnapshot) -> Iterator[Point]:
             (*labels, ("kernel", kernel), ("outcome", outcome)),
             float(count),
         )
+    yield from by_label(probes.PROBE_FAILURES_IN_A_ROW, labels, "kernel", device.failures_in_a_row)
     for reason, count in device.skips.items():
         yield Point(probes.PROBE_SKIPS_TOTAL, (*labels, ("reason", reason)), float(count))
     yield Point(probes.PROBE_GPU_SECONDS_TOTAL, labels, device.gpu_seconds)
     yield from by_label(
         probes.PROBE_LAST_SUCCESS_TIMESTAMP_SECONDS, labels, "kernel", device.last_success_seconds
+    )
+    yield from summary_points(
+        labels, device.baseline_ratio, device.mismatches, device.last_success_seconds
     )
     yield Point(probes.PROBE_WORKER_RESTARTS_TOTAL, labels, float(device.worker_restarts))
     memory = device.worker_memory_bytes

@@ -233,6 +233,13 @@ NVLINK_UP = Family(
     help="1 when the NVLink is active (NVML).",
     tells="A link down halves nothing at once, but slows every all-reduce.",
 )
+NVLINKS_UP = Family(
+    name="flopwatch_nvlinks_up",
+    type=GAUGE,
+    unit="links",
+    help="NVLinks that are active (NVML): the sum of flopwatch_nvlink_up.",
+    tells="Fewer than on the GPUs beside it: a link is down.",
+)
 NVLINK_ERRORS_TOTAL = Family(
     name="flopwatch_nvlink_errors_total",
     type=COUNTER,
@@ -342,6 +349,7 @@ FAMILIES = (
     RECOVERY_ACTION,
     TENSOR_STALL_RATIO,
     NVLINK_UP,
+    NVLINKS_UP,
     NVLINK_ERRORS_TOTAL,
     C2C_UP,
     C2C_LOW_POWER,

@@ -76,6 +76,13 @@ HEADLINE_PRECISION_INFO = Family(
     help="Precision at which the tensor pipe's work is valued, always 1. Origin: config, engine or default.",
     tells="Tensor time is worth twice as much in fp8 as in bf16: check that this is what your models run in.",
 )
+HEADLINE_PEAK_FLOPS = Family(
+    name="flopwatch_headline_peak_flops",
+    type=GAUGE,
+    unit="FLOP/s",
+    help="flopwatch_peak_flops at the precision of flopwatch_headline_precision_info.",
+    tells="The 100 % that the tensor pipe's work is held against.",
+)
 
 FLOP_TOTAL = Family(
     name="flopwatch_flop_total",
@@ -240,6 +247,7 @@ FAMILIES = (
     PEAK_PCIE_BANDWIDTH_BYTES_PER_SECOND,
     PEAK_C2C_BANDWIDTH_BYTES_PER_SECOND,
     HEADLINE_PRECISION_INFO,
+    HEADLINE_PEAK_FLOPS,
     FLOP_TOTAL,
     GPU_SECONDS_TOTAL,
     DRAM_BYTES_TOTAL,

@@ -51,6 +51,13 @@ PROBE_BASELINE_RATIO = Family(
     help="Last accepted measurement over this device's own baseline for the same kernel and software versions.",
     tells="Below 0.95 the GPU became slower than it was.",
 )
+PROBE_LOWEST_BASELINE_RATIO = Family(
+    name="flopwatch_probe_lowest_baseline_ratio",
+    type=GAUGE,
+    unit="ratio",
+    help="Lowest flopwatch_probe_baseline_ratio of the device's GEMMs and its device copy.",
+    tells="One number of a device's health, and what the alerts read: below 0.9 it became slower than it was.",
+)
 PROBE_TENANT_BUSY_RATIO = Family(
     name="flopwatch_probe_tenant_busy_ratio",
     type=GAUGE,
@@ -67,6 +74,13 @@ PROBE_MISMATCHES_TOTAL = Family(
     help="Probe results that were not bit for bit the expected ones.",
     tells="Silent data corruption. Drain the GPU.",
 )
+PROBE_WRONG_RESULTS_TOTAL = Family(
+    name="flopwatch_probe_wrong_results_total",
+    type=COUNTER,
+    unit="results",
+    help="Sum of flopwatch_probe_mismatches_total over the device's kernels.",
+    tells="Silent data corruption, whichever kernel showed it.",
+)
 PROBE_RUNS_TOTAL = Family(
     name="flopwatch_probe_runs_total",
     type=COUNTER,
@@ -74,6 +88,14 @@ PROBE_RUNS_TOTAL = Family(
     labels=("kernel", "outcome"),
     help="Probe runs by outcome: ok, contended, throttled, mismatch, out_of_memory, timeout, error.",
     tells="Every run ends in exactly one outcome.",
+)
+PROBE_FAILURES_IN_A_ROW = Family(
+    name="flopwatch_probe_failures_in_a_row",
+    type=GAUGE,
+    unit="runs",
+    labels=("kernel",),
+    help="Runs of this kernel that ended in an error, a timeout or out of memory since its last accepted one; of kernels that ever failed.",
+    tells="Grows while a probe can no longer tell anything.",
 )
 PROBE_SKIPS_TOTAL = Family(
     name="flopwatch_probe_skips_total",
@@ -98,6 +120,13 @@ PROBE_LAST_SUCCESS_TIMESTAMP_SECONDS = Family(
     help="Unix time of the last accepted probe of this kernel.",
     tells="How old the probe's word is.",
 )
+PROBE_NEWEST_SUCCESS_TIMESTAMP_SECONDS = Family(
+    name="flopwatch_probe_newest_success_timestamp_seconds",
+    type=GAUGE,
+    unit="seconds",
+    help="Unix time of the last accepted probe of the device, of its GEMMs and its device copy.",
+    tells="Since when nothing is known of the device's speed.",
+)
 PROBE_WORKER_RESTARTS_TOTAL = Family(
     name="flopwatch_probe_worker_restarts_total",
     type=COUNTER,
@@ -120,12 +149,16 @@ FAMILIES = (
     PROBE_BANDWIDTH_BYTES_PER_SECOND,
     PROBE_LAUNCH_LATENCY_SECONDS,
     PROBE_BASELINE_RATIO,
+    PROBE_LOWEST_BASELINE_RATIO,
     PROBE_TENANT_BUSY_RATIO,
     PROBE_MISMATCHES_TOTAL,
+    PROBE_WRONG_RESULTS_TOTAL,
     PROBE_RUNS_TOTAL,
+    PROBE_FAILURES_IN_A_ROW,
     PROBE_SKIPS_TOTAL,
     PROBE_GPU_SECONDS_TOTAL,
     PROBE_LAST_SUCCESS_TIMESTAMP_SECONDS,
+    PROBE_NEWEST_SUCCESS_TIMESTAMP_SECONDS,
     PROBE_WORKER_RESTARTS_TOTAL,
     PROBE_WORKER_MEMORY_BYTES,
 )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from exporter.accounting.peaks import pcie_bytes_per_second
 from exporter.exposition.points import Labels, device_labels
+from exporter.exposition.probes import summary_points
 from exporter.metrics import probes
 from exporter.metrics.family import Family, Point
 from exporter.simulate.gpu import SimulatedGpu
@@ -72,9 +73,12 @@ class SimulatedProbes:
         for kernel, at in self._succeeded.items():
             labels = (*self._labels, ("kernel", kernel))
             yield Point(probes.PROBE_LAST_SUCCESS_TIMESTAMP_SECONDS, labels, at)
-            if kernel != "launch":  # it has no result to compare
-                mismatches = float(self._mismatches.get(kernel, 0))
-                yield Point(probes.PROBE_MISMATCHES_TOTAL, labels, mismatches)
+        # A launch has no result to compare.
+        checked = {kernel: 0 for kernel in self._succeeded if kernel != "launch"} | self._mismatches
+        for kernel, mismatches in checked.items():
+            labels = (*self._labels, ("kernel", kernel))
+            yield Point(probes.PROBE_MISMATCHES_TOTAL, labels, float(mismatches))
+        yield from summary_points(self._labels, self._measured, checked, self._succeeded)
         yield Point(probes.PROBE_GPU_SECONDS_TOTAL, self._labels, self._gpu_seconds)
         yield Point(probes.PROBE_WORKER_MEMORY_BYTES, self._labels, _WORKER_BYTES)
         if self._clock_hertz is not None:
