@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.gpu_acceptance_parts import gpm_trials, recording, replay
 from benchmarks.gpu_acceptance_parts.context import Context
 from benchmarks.gpu_acceptance_parts.privileges import USERS
+from benchmarks.gpu_acceptance_parts.probing import run_request
 from benchmarks.gpu_acceptance_parts.recorder import EXIT_NO_SUCH_USER
 from benchmarks.gpu_acceptance_parts.runner import ROOT
 from benchmarks.gpu_acceptance_parts.schema import Goal, file_stem, free_path
@@ -267,6 +268,13 @@ def _own_worker(context: Context, calls: DeviceCalls, used: Callable[[], float])
         described = worker.describe(0)
         opened = time.monotonic()
         at_open = used() - before
+        # Larger GEMMs load code of their own, and copies take blocks beside the arena.
+        reported = described.memory_bytes
+        for number, kernel in enumerate(described.kernels):
+            measured = worker.run(run_request(kernel.name, number))
+            if measured.result is not None:
+                reported = measured.result.memory_bytes
+        at_end = used() - before
     finally:
         worker.close()
     report.figure("worker: seconds to import torch", imported - began, "seconds")
@@ -275,7 +283,13 @@ def _own_worker(context: Context, calls: DeviceCalls, used: Callable[[], float])
     report.figure(
         "worker: device memory, by the driver", at_open, "B", goal=Goal(high=MEMORY_GOAL_BYTES)
     )
-    report.figure("worker: device memory, as it reports", described.memory_bytes, "B")
+    report.figure(
+        "worker: device memory after every kernel, by the driver",
+        at_end,
+        "B",
+        goal=Goal(high=MEMORY_GOAL_BYTES),
+    )
+    report.figure("worker: device memory after every kernel, as it reports", reported, "B")
     report.detail("worker kernels", [kernel.name for kernel in described.kernels])
     report.detail("worker device seconds to open", described.device_seconds)
 

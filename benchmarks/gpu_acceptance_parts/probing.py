@@ -21,6 +21,23 @@ class ProbeError(Exception):
     """A probe run ended without a result."""
 
 
+def run_request(
+    kernel: str, identifier: int, config: ProbeConfig | None = None, shape: tuple[int, ...] = ()
+) -> Run:
+    """A run as the daemon asks for it, but for the allowance."""
+    config = config or ProbeConfig()
+    return Run(
+        identifier=identifier,
+        kernel=kernel,
+        device=0,
+        allowance_seconds=ALLOWANCE_SECONDS,
+        max_chunk_seconds=config.max_chunk_seconds,
+        gap_seconds=config.gap_seconds,
+        timed_runs=TIMED_RUNS,
+        shape=shape,
+    )
+
+
 class DirectProbe:
     """One worker on one device. Use it as a context manager."""
 
@@ -47,16 +64,7 @@ class DirectProbe:
         """One probe of a kernel, and the device time it took. Raises ProbeError."""
         self._identifier += 1
         report = self._worker.run(
-            Run(
-                identifier=self._identifier,
-                kernel=kernel,
-                device=0,
-                allowance_seconds=ALLOWANCE_SECONDS,
-                max_chunk_seconds=self._config.max_chunk_seconds,
-                gap_seconds=self._config.gap_seconds,
-                timed_runs=TIMED_RUNS,
-                shape=self._shapes.get(kernel, ()),
-            )
+            run_request(kernel, self._identifier, self._config, self._shapes.get(kernel, ()))
         )
         if report.result is None:
             raise ProbeError(f"{kernel}: {report.failure} {report.text}")
