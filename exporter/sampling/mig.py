@@ -185,6 +185,7 @@ class _SampledInstance:
         self._gpm: GpmSource | None = None
         self._gpm_retry_at: float | None = None
         self._gpm_failure: str | None = None
+        self._gpm_anew_at = -_GPM_RETRY_SECONDS
         self._gpm_name = PERCENT
         self._gpm_delivered = False
         self._errors: dict[str, Counter[str]] = {"nvml": Counter(), "gpm": Counter()}
@@ -387,11 +388,17 @@ class _SampledInstance:
                 reason=error.reason,
             )
         self._gpm_failure = error.reason
+        now = time.monotonic()
+        anew = False
         if isinstance(error, NotSupported) and self._gpm is not None:
+            # Made again at its place, with the same name: samples from before do not go with those
+            # of now. Begun anew at once, but not again and again.
+            anew = now - self._gpm_anew_at >= _GPM_RETRY_SECONDS
             self._gpm.close()
             self._gpm = None
         self._gpm_delivered = False
-        self._gpm_retry_at = time.monotonic() + _GPM_RETRY_SECONDS
+        self._gpm_anew_at = now if anew else self._gpm_anew_at
+        self._gpm_retry_at = now if anew else now + _GPM_RETRY_SECONDS
 
 
 def _identity(gpu: DeviceIdentity, listed: ListedInstance, calls: DeviceCalls) -> DeviceIdentity:

@@ -28,6 +28,8 @@ probes: {enabled: false}
 FLOP = "flopwatch_flop_total"
 SECONDS = "flopwatch_gpu_seconds_total"
 ACTIVE = "flopwatch_sm_active_ratio"
+UP, ERRORS = "flopwatch_source_up", "flopwatch_source_errors_total"
+INVALID_ARGUMENT, NOT_SUPPORTED = 2, 3
 DECODE = replace(Load.decode(), memory_used_bytes=2**30)
 
 
@@ -168,7 +170,30 @@ def test_an_instance_that_rests_while_another_works_is_idle(tmp_path: Path) -> N
 
 def lies(scrape: Scrape, mig: str) -> float:
     """Implausible values of an instance that were counted."""
-    return scrape.total("flopwatch_source_errors_total", mig=mig, reason="implausible")
+    return scrape.total(ERRORS, mig=mig, reason="implausible")
+
+
+def test_samples_that_do_not_go_together_are_taken_anew(tmp_path: Path) -> None:
+    """An instance that is made again in the middle of a tick: refused once, and begun anew at once."""
+    without_own_gpm = replace(
+        H100, function_codes={**H100.function_codes, "nvmlGpmSampleGet": NOT_SUPPORTED}
+    )
+    with FakeNvml([without_own_gpm], tmp_path) as fake:
+        cut(fake.gpu(0), [H100_3G_40GB])
+        with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
+            daemon.wait_until(lambda s: s.total(FLOP, mig="1") > 0)
+            fake.fail("nvmlGpmMetricsGet", INVALID_ARGUMENT, count=1)
+            refused = daemon.wait_until(
+                lambda s: s.total(ERRORS, mig="1", reason="invalid_argument") == 1
+            )
+            counted = refused.total(FLOP, mig="1")
+            daemon.wait_until(lambda s: s.total(FLOP, mig="1") > counted, seconds=20)
+            # Over and over it is not: what is refused again waits for a minute.
+            fake.fail("nvmlGpmMetricsGet", INVALID_ARGUMENT, count=1)
+            daemon.wait_until(lambda s: s.total(ERRORS, mig="1", reason="invalid_argument") == 2)
+            down = daemon.wait_until(lambda s: s.total(SECONDS, mig="1", state="unresolved") > 2)
+
+    assert down.total(UP, mig="1", source="gpm_cycles") == 0
 
 
 def test_counters_of_instances_survive_a_lost_gpu(tmp_path: Path) -> None:
