@@ -55,6 +55,7 @@ class DcgmReader:
         self._utilization: list[float] = []
         self._tells_flops = False
         self._missing: tuple[str, ...] = ()
+        self._stands_still = False
 
     def take(self, fast: FastReading) -> tuple[ActivityWindow | None, float | None]:
         """The oldest window that was not taken yet, and the start of the one now open."""
@@ -129,7 +130,23 @@ class DcgmReader:
             self._closed.extend(windows)
             if new or windows:
                 self._succeeded = time.time()
+            self._judge(sample)
             return new
+
+    def _judge(self, sample: DeviceSample) -> None:
+        """Count activities that stand still: a GPU at work never shows the same ones for so long."""
+        fresh = self._windows.fresh(time.monotonic(), self._source.stale_seconds)
+        stands_still = not fresh and not sample.idle
+        if stands_still:
+            self._errors["implausible"] += 1
+        if stands_still != self._stands_still:
+            self._stands_still = stands_still
+            report = log.warning if stands_still else log.info
+            report(
+                "dcgm_stands_still" if stands_still else "dcgm_moves_again",
+                uuid=self.key.uuid,
+                mig=self.key.gpu_instance_id,
+            )
 
     def failed(self, reason: str) -> None:
         """A scrape that failed, or what it brought cannot be true."""

@@ -68,6 +68,7 @@ def test_flops_of_an_a100(tmp_path: Path) -> None:
 SECONDS, FLOP = "flopwatch_gpu_seconds_total", "flopwatch_flop_total"
 ERRORS = "flopwatch_source_errors_total"
 MISSING = "flopwatch_source_field_missing"
+UP = "flopwatch_source_up"
 
 
 def accounted(scrape: Scrape) -> float:
@@ -170,6 +171,33 @@ def test_a_counters_file_without_pipes_is_not_up(tmp_path: Path) -> None:
     assert scrape.value("flopwatch_gpu_active_ratio") == pytest.approx(0.9, abs=1e-6)
     assert "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE" in log
     assert "DCGM_EXPORTER_COLLECTORS" in log
+
+
+def test_a_profiler_that_stands_still_is_found_out(tmp_path: Path) -> None:
+    """The same activities for 2.5 intervals of a GPU at work: counted, left out, and said once."""
+    with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
+        fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
+        with DaemonProcess(
+            tmp_path, config=config(dcgm.url) + FAST, environment=fake.env
+        ) as daemon:
+            with collecting(dcgm, one_gpu(fake.gpu(0).uuid, WORK), 1.0):
+                daemon.wait_until(lambda s: s.total(FLOP) > 0)
+                # The interval is learned from two changes more.
+                known = daemon.scrape().total(SECONDS)
+                daemon.wait_until(lambda s: s.total(SECONDS) >= known + 3)
+            # Nobody collects any more, and the last collection is shown for ever.
+            still = daemon.wait_until(
+                lambda s: s.total(ERRORS, source="dcgm", reason="implausible") > 1
+            )
+            daemon.wait_until(lambda s: s.total(SECONDS, state="unresolved") > 1)
+            with collecting(dcgm, one_gpu(fake.gpu(0).uuid, WORK), 1.0):
+                daemon.wait_until(lambda s: s.value(UP, source="dcgm") == 1)
+                daemon.wait_for(lambda: "dcgm_moves_again" in daemon.log)
+            log = daemon.log
+
+    assert still.value(UP, source="dcgm") == 0
+    assert not still.has("flopwatch_sm_active_ratio")
+    assert log.count("event=dcgm_stands_still") == 1
 
 
 def test_a_profiler_that_answers_only_zeros_is_found_out(tmp_path: Path) -> None:
