@@ -89,10 +89,10 @@ class CycleScale:
 
 @dataclass(slots=True)
 class _Trial:
-    """What the first windows showed: elapsed cycles by instant, and the clock at each."""
+    """What the first windows showed: elapsed cycles by instant, and the clock at each, if it is told."""
 
     counts: list[tuple[float, float]] = field(default_factory=list)
-    hertz: list[float] = field(default_factory=list)
+    hertz: list[float | None] = field(default_factory=list)
     answered: bool = False
     failure: NvmlError | None = None
 
@@ -219,7 +219,7 @@ class GpmSource:
         self._trial.answered |= any(metric in values for metric in gpm.PERCENT_IDS)
         self._trial.failure = self._session.failure or self._trial.failure
         clock = read_clock_hertz()
-        if gpm.SM_CYCLES_ELAPSED in values and clock is not None:
+        if gpm.SM_CYCLES_ELAPSED in values:
             self._trial.counts.append((span[1], values[gpm.SM_CYCLES_ELAPSED]))
             self._trial.hertz.append(clock)
             self._cycles = values
@@ -229,8 +229,11 @@ class GpmSource:
 
         Else why not: NotSupported where there is none, another error where it may answer later.
         """
-        self._scale = cycle_scale(self._trial.counts, self._trial.hertz, self._sm_count)
-        if self._scale is None and self._is_instance:
+        known = [clock for clock in self._trial.hertz if clock is not None]
+        blind = len(known) < len(self._trial.hertz)
+        if not blind:
+            self._scale = cycle_scale(self._trial.counts, known, self._sm_count)
+        if self._scale is None and (blind or self._is_instance):
             self._scale = cycle_scale_in_range(self._trial.counts, self._max_hertz, self._sm_count)
         if self._scale is None:
             self._cycles = {}

@@ -184,6 +184,19 @@ def test_a_gpu_that_sleeps_when_it_is_opened_has_gpm_once_it_wakes(tmp_path: Pat
     assert log.count("event=gpm_failed") == 1
 
 
+def test_cycles_count_where_no_clock_is_told(tmp_path: Path) -> None:
+    """The counter runs at a clock that the GPU may have: it is the clock."""
+    blind = replace(H100, function_codes={**H100.function_codes, "nvmlDeviceGetClockInfo": 3})
+    with FakeNvml([blind], tmp_path) as fake:
+        fake.gpu(0).set_load(Load.decode())
+        with DaemonProcess(tmp_path, config=CONFIG + FAST, environment=fake.env) as daemon:
+            scrape = daemon.wait_until(lambda s: s.total(SECONDS) >= 2)
+
+    assert scrape.value(UP, source="gpm_cycles") == 1
+    assert scrape.total(FLOP) > 0
+    assert scrape.value("flopwatch_sm_clock_hertz") == pytest.approx(1980e6, rel=0.01)
+
+
 def test_where_gpm_is_kept_from_the_daemon_dcgm_stands_in(tmp_path: Path) -> None:
     """Until GPM answers; what DCGM's open window had of the time is not lost then."""
     with FakeNvml([H100], tmp_path) as fake, DcgmExporter() as dcgm:
