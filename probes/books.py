@@ -36,12 +36,23 @@ class DeviceState:
     gpu_uuid: str | None = None
     """Of a MIG instance: the GPU that it is cut from."""
     backoff: Backoff = field(default_factory=Backoff)
+    held_back: dict[str, Backoff] = field(default_factory=dict)
+    """By kernel, those in whose runs the worker ended."""
     baselines: dict[str, Baseline] = field(default_factory=dict)
     next_kernel: str = ""
     """Where the turn goes on that the budget cut short."""
     died: bool = False
     """The last worker ended against its will: the next start is a restart."""
     missing_logged: bool = False
+    memory_logged: bool = False
+
+    def hold_back(self, kernel: str, now: float) -> None:
+        """Leave a kernel out for a while, longer each time: it ended the worker."""
+        self.held_back.setdefault(kernel, Backoff()).failed(now)
+
+    def holds_back(self, kernel: str, now: float) -> bool:
+        """Whether a kernel is left out for now."""
+        return kernel in self.held_back and self.held_back[kernel].active(now)
 
 
 class Books:
@@ -179,6 +190,7 @@ class Books:
         else:
             state.ledger, state.baselines = before.ledger, before.baselines
             state.backoff, state.died = before.backoff, before.died
+            state.held_back = before.held_back
         return state
 
     def _put_away(self, uuid: str) -> None:

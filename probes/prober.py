@@ -82,6 +82,8 @@ class Prober:
         described = self._describe(slot, index)
         if described is None:
             return
+        if ready[uuid].kind == "cuda":
+            self._check_memory(state, described)
         total = Contention(0.0, 0.0)
         order = self._order(state, described)
         for position, kernel in enumerate(order):
@@ -92,6 +94,9 @@ class Prober:
                 break
             subject = _subject(slot, index, ready, described, kernel, shared=shared)
             if subject is None:
+                continue
+            if state.holds_back(kernel.name, self._books.clock.monotonic()):
+                self._books.skip(uuid, "backoff")
                 continue
             baseline = state.baselines.get(kernel.name)
             if baseline is not None and baseline.versions != subject.versions:
@@ -106,6 +111,9 @@ class Prober:
             if not slot.worker.alive:
                 if not self._stopping.is_set():
                     self._books.back_off(uuid, kernel.name, report.text)
+                    # One kernel that always ends the worker must not keep the others from their turn.
+                    state.hold_back(kernel.name, self._books.clock.monotonic())
+                    state.next_kernel = order[(position + 1) % len(order)].name
                 break
         if total.observed_seconds > 0:
             with self._books.lock:
@@ -136,6 +144,19 @@ class Prober:
             state.record.worker_memory_bytes = described.memory_bytes
             state.record.worker_pid = slot.worker.pid
         return described
+
+    def _check_memory(self, state: DeviceState, described: Described) -> None:
+        """Warn once when CUDA itself leaves too little of the limit for operands."""
+        limit = self._config.memory_limit_bytes
+        if described.memory_bytes > limit and not state.memory_logged:
+            log.warning(
+                "probe_memory_over_limit",
+                gpu=state.record.device,
+                memory_bytes=described.memory_bytes,
+                limit_bytes=limit,
+                remedy="raise probes.memory_limit",
+            )
+            state.memory_logged = True
 
     def _order(self, state: DeviceState, described: Described) -> list[KernelInfo]:
         """The kernels to run, beginning where the last cycle's budget ended."""
@@ -225,6 +246,9 @@ class Prober:
         facts, kernel = subject.facts, subject.kernel
         state = self._books[facts.uuid]
         state.backoff.succeeded()
+        state.held_back.pop(kernel.name, None)
+        if baseline is not None and baseline.shape != result.shape:
+            baseline = None  # its size no longer fits the memory: what was known is of another one
         verdict = judge(
             kernel,
             result,

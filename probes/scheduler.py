@@ -20,6 +20,7 @@ from probes.records import ProbesSnapshot
 from probes.slots import Slot, Slots, WorkerFactory, real_worker
 from probes.state import StateFile
 from probes.supervisor import WorkerFailedError
+from probes.threads import BoundedThread
 
 
 log = structlog.get_logger(__name__)
@@ -209,12 +210,15 @@ class Scheduler:
             for slot in slots:
                 self._run_slot(slot, ready)
             return
-        threads = [
-            threading.Thread(target=self._run_slot, args=(slot, ready), name="probe-slot")
-            for slot in slots
-        ]
-        for thread in threads:
-            thread.start()
+        threads = []
+        for slot in slots:
+            thread = BoundedThread(target=self._run_slot, args=(slot, ready), name="probe-slot")
+            try:
+                thread.start()
+            except RuntimeError:
+                self._run_slot(slot, ready)  # no thread to be had: in turn, then
+            else:
+                threads.append(thread)
         for thread in threads:
             thread.join()
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from probes.config import ProbeConfig
 from probes.facts import ProcessFacts
+from probes.threads import BoundedThread
 from tests.probes.simulation import COPY, GEMM, LAUNCH, PEER, Ending, Host, gpu
 
 
@@ -256,6 +257,55 @@ class TestBackoff:
         assert seen.skips == {"backoff": 1}
 
 
+class TestHoldingBack:
+    def test_a_kernel_that_ends_the_worker_is_left_out(self, host):
+        """The others have their turn: it is tried again after 30 s, 60 s and so on, up to an hour."""
+        host.kernels = (LAUNCH, GEMM, COPY)
+        host.script.extend([Ending("dies in gemm_bf16")] * 1000)
+        for _ in range(60):
+            seen = host.cycle()
+
+        assert seen.runs["launch", "ok"] > 45
+        assert seen.runs["copy_device", "ok"] > 45
+        # 30 s, 1, 2, 4, 8, 16 and 32 minutes after each other, of an hour.
+        assert 6 <= seen.runs["gemm_bf16", "error"] <= 8
+        assert seen.skips["backoff"] > 45
+
+    def test_it_is_tried_every_time_once_it_is_sound_again(self, host):
+        """A success forgets the failures."""
+        host.kernels = (LAUNCH, GEMM)
+        host.script.extend([Ending("dies in gemm_bf16")] * 2)
+        host.cycle()
+        host.cycle(after=100)
+        seen = host.cycle()
+
+        assert seen.runs["gemm_bf16", "error"] == 1
+        assert seen.runs["gemm_bf16", "ok"] == 2
+
+    def test_a_shape_that_fits_no_more_begins_a_new_baseline(self, host):
+        """The memory limit was lowered: the worker chose another shape, and other bits are no fault."""
+        host.cycle()
+        host.script.append(Ending(changes={"shape": (1024, 1024, 1024), "digest": "ab"}))
+        seen = host.cycle()
+        host.script.append(Ending(changes={"digest": "ab"}))
+        after = host.cycle()
+
+        assert seen.runs == {("gemm_bf16", "ok"): 2}
+        assert after.runs == {("gemm_bf16", "ok"): 3}
+        assert host.requests[-1].shape == (1024, 1024, 1024)
+
+    def test_a_worker_that_needs_more_memory_than_its_limit_is_told_of_once(self, host):
+        """CUDA itself may take nearly all of it."""
+        host.memory_bytes = 640_000_000
+        with structlog.testing.capture_logs() as logs:
+            host.cycle()
+            host.cycle()
+
+        (event,) = [each for each in logs if each["event"] == "probe_memory_over_limit"]
+        assert (event["memory_bytes"], event["limit_bytes"]) == (640_000_000, 600_000_000)
+        assert event["remedy"] == "raise probes.memory_limit"
+
+
 class TestWorkers:
     def test_on_an_idle_gpu_it_lives_for_a_cycle(self, host):
         """An open context alone costs 26 to 66 W."""
@@ -342,6 +392,22 @@ class TestWorkers:
 
     def test_together_every_gpu_has_its_turn(self, tmp_path):
         """Probed at the same moment in threads of their own, all busy GPUs report."""
+        devices = [gpu(number, processes=(SERVER,)) for number in range(4)]
+        host = Host(tmp_path, devices, together=True)
+        host.cycle()
+
+        assert all(
+            each.runs == {("gemm_bf16", "ok"): 1}
+            for each in host.scheduler.snapshot(running=True).devices
+        )
+
+    def test_where_no_thread_can_be_had_they_take_turns(self, tmp_path, monkeypatch):
+        """A node that is short of threads: every busy GPU is still probed."""
+
+        def refuse(self):
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(BoundedThread, "start", refuse)
         devices = [gpu(number, processes=(SERVER,)) for number in range(4)]
         host = Host(tmp_path, devices, together=True)
         host.cycle()
