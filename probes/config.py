@@ -43,7 +43,8 @@ class ProbeConfig:
     request_deadline_seconds: float = 30.0
     """Longest time for one kernel altogether, loading and preparing included."""
     start_deadline_seconds: float = 120.0
-    """Longest time for a worker to start: a cold import of torch can take a minute."""
+    """Longest time for a worker to start, and for it to open a device: a cold import of torch can
+    take a minute, and so can waking the GPUs where no persistence daemon keeps them awake."""
     cpu_threads: int = 1
     """Threads of a probe on the host processor."""
 

@@ -61,8 +61,12 @@ class CudaDevice(ProbeDevice):
     beside_bytes = BESIDE_BYTES
 
     def __init__(self, spec: DeviceSpec, ordinal: int, memory_limit_bytes: int) -> None:
-        torch.cuda.set_device(ordinal)
+        if torch.version.cuda is None:
+            raise RuntimeError(
+                "this torch is built without CUDA; install one that has it (pytorch.org/get-started)"
+            )
         torch.cuda.init()
+        torch.cuda.set_device(ordinal)
         properties = torch.cuda.get_device_properties(ordinal)
         self.units = int(properties.multi_processor_count)
         self.capability = (int(properties.major), int(properties.minor))

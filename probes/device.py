@@ -186,6 +186,15 @@ def open_device(
     return CudaDevice(spec, ordinal, memory_limit_bytes)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device or the host had no memory left; torch has no one type for that."""
+    text = str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError)
+        and ("can't allocate memory" in text or "out of memory" in text or "ALLOC_FAILED" in text)
+    )
+
+
 def cache_size_bytes(level: int) -> int | None:
     """The size of cpu0's data or unified cache of this level, from sysfs."""
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):

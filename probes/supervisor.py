@@ -207,9 +207,10 @@ class WorkerProcess:
         return answer
 
     def describe(self, device: int) -> Described:
-        # Opening runs one tiny kernel of each kind: together they get one chunk's time.
+        # Opening runs one tiny kernel of each kind: together they get one chunk's time. Until then the
+        # driver may wake the GPU, and libraries of a gigabyte are read: that is part of the start.
         answer, spent = self._ask(
-            Describe(device=device), self._config.request_deadline_seconds, allowance=0.0
+            Describe(device=device), self._config.start_deadline_seconds, allowance=0.0
         )
         if not isinstance(answer, Described) or answer.device != device:
             raise self._unexpected(answer, spent)

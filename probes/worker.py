@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> int:
 
 def _guarded(devices: Devices, message: ToWorker) -> FromWorker:
     """The answer to a request, whatever happens."""
-    import torch
+    from probes.device import is_out_of_memory
 
     try:
         if isinstance(message, Describe):
@@ -167,22 +167,13 @@ def _guarded(devices: Devices, message: ToWorker) -> FromWorker:
         return Failure(outcome="error", text="unexpected request", fatal=True)
     except AllowanceError as error:
         return Failure(outcome="allowance", text=str(error))
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        # The memory may be gone for good under us: start afresh rather than go on with half.
-        return Failure(outcome="out_of_memory", text=_text(error), fatal=True)
     except Exception as error:  # noqa: BLE001 - the daemon must learn of it, and the context may be lost
+        # Also where memory is short it may be gone for good: start afresh rather than go on with half.
         return Failure(
-            outcome="out_of_memory" if _is_out_of_memory(error) else "error",
+            outcome="out_of_memory" if is_out_of_memory(error) else "error",
             text=_text(error),
             fatal=True,
         )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "out of memory" in text or "ALLOC_FAILED" in text
-    )
 
 
 def _text(error: BaseException) -> str:

@@ -161,7 +161,7 @@ class Gemm(Kernel):
         object.__setattr__(self, "label", self.precision.name)
 
     def available(self, device: "ProbeDevice", meter: "Meter") -> bool:
-        import torch
+        from probes.device import is_out_of_memory
 
         if device.kind == "cpu":
             if not self.precision.on_cpu:
@@ -176,9 +176,9 @@ class Gemm(Kernel):
             prepared = self._operands(device, TINY, sets=1)
             prepared.activate()
             device.load(meter, prepared.run)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError, AttributeError, TypeError):
+        except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
             # What torch says where the device, or this torch, does not have the data type. An error
             # of the device itself is of the same type, and stays: then this raises it.
             device.check()

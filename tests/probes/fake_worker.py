@@ -47,6 +47,8 @@ def kill_self(number):
 def answer_describe(message):
     if MODE == "die_opening":
         sys.exit("CUDA error: no kernel image is available")
+    if MODE == "slow_opening":
+        time.sleep(1)
     send(
         Described(
             device=message.device,

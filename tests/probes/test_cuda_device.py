@@ -381,6 +381,19 @@ class TestAvailability:
 
         assert not all_kernels()["gemm_fp8"].available(opened(), silent())
 
+    @pytest.mark.parametrize(
+        "text", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"]
+    )
+    def test_memory_that_ran_out_is_no_absent_precision(self, cuda, monkeypatch, text):
+        """Next time there may be enough."""
+
+        def fail(self, number):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(PreparedGemm, "run", fail)
+        with pytest.raises(RuntimeError, match=text):
+            all_kernels()["gemm_bf16"].available(opened(), silent())
+
     def test_a_device_that_is_broken_is_no_absent_precision(self, cuda, monkeypatch):
         """An error of the device is of the same type, but it stays: it is told, not taken for a lack."""
         cuda.broken = RuntimeError("CUDA error: uncorrectable ECC error encountered")

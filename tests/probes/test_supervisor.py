@@ -146,6 +146,18 @@ class TestFaults:
 
         assert descriptors() == before
 
+    def test_opening_a_device_may_take_as_long_as_a_start(self):
+        """1 s, where a request has 0.5 s: a driver that wakes its GPUs is no hang."""
+        slow = worker(
+            "slow_opening", ProbeConfig(request_deadline_seconds=0.5, start_deadline_seconds=20)
+        )
+        try:
+            slow.start()
+
+            assert slow.describe(0).units == 1
+        finally:
+            slow.close()
+
     def test_death_while_opening_a_device(self, started):
         """Its last words say why."""
         opening = started("die_opening")

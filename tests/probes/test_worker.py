@@ -18,7 +18,7 @@ from probes.service import ProbeService
 from probes.supervisor import WorkerFailedError, WorkerProcess, worker_environment
 
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 CPU = (Device(kind="cpu", key="cpu0"),)
 FACTS = DeviceFacts(
@@ -131,6 +131,15 @@ def test_a_torch_that_is_broken_is_not_a_torch_that_is_missing(tmp_path, module,
 
     assert caught.value.outcome == outcome
     assert words in caught.value.text
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_a_torch_without_cuda_says_so_on_a_gpu():
+    """What `pip install torch` gives on some hosts: one line with the remedy."""
+    without = WorkerProcess((Device(kind="cuda", key="0"),), ("GPU-0",), ProbeConfig())
+    without.start()
+    with pytest.raises(WorkerFailedError, match="this torch is built without CUDA; install one"):
+        without.describe(0)
 
 
 def test_an_unknown_kernel_is_refused_kindly(worker):
