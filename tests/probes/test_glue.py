@@ -1,5 +1,7 @@
 """The daemon's side: snapshots to facts, probe results to points."""
 
+import dataclasses
+
 import pytest
 
 from exporter.accounting.peaks import Peaks
@@ -184,6 +186,7 @@ FULL = records.DeviceSnapshot(
     worker_restarts=1,
     worker_memory_bytes=5 * 10**8,
     worker_pid=1,
+    failures_in_a_row={"gemm_bf16": 2},
 )
 
 
@@ -211,7 +214,44 @@ class TestPoints:
         assert values["flopwatch_probe_tenant_busy_ratio", "high"] == 0.5
         assert values["flopwatch_probe_runs_total", "gemm_bf16", "ok"] == 3
         assert values["flopwatch_probe_mismatches_total", "gemm_bf16"] == 0
+        assert values["flopwatch_probe_failures_in_a_row", "gemm_bf16"] == 2
         assert values["flopwatch_probe_worker_memory_bytes",] == 5e8
+
+    def test_a_device_in_one_series(self):
+        """The lowest ratio and the newest success of GEMMs and device copy, and the wrong results of all kernels."""
+        ratios = {
+            "gemm_bf16": 0.99,
+            "copy_device": 0.85,
+            "copy_host_to_device": 0.5,
+            "launch": 0.4,
+        }
+        times = {"gemm_bf16": 1.7e9, "copy_device": 1.8e9, "launch": 1.9e9}
+        several = dataclasses.replace(
+            FULL,
+            baseline_ratio=ratios,
+            last_success_seconds=times,
+            mismatches={"gemm_bf16": 1, "copy_host_to_device": 2},
+            instance="3",
+        )
+        points = [point for point in self.points(several) if len(point.labels) == 3]
+        values = {point.family.name: point.value for point in points}
+
+        assert values["flopwatch_probe_lowest_baseline_ratio"] == 0.85
+        assert values["flopwatch_probe_newest_success_timestamp_seconds"] == 1.8e9
+        assert values["flopwatch_probe_wrong_results_total"] == 3
+        assert {point.labels for point in points} == {
+            (("gpu", "0"), ("uuid", "GPU-0"), ("mig", "3"))
+        }
+
+    def test_kernels_that_depend_on_the_host_do_not_judge_the_gpu(self):
+        """Where neither a GEMM nor the device copy ran, there is no lowest ratio and no newest success."""
+        host_alone = dataclasses.replace(
+            FULL, baseline_ratio={"launch": 0.4}, last_success_seconds={"launch": 1.9e9}
+        )
+        names = {point.family.name for point in self.points(host_alone)}
+
+        assert "flopwatch_probe_lowest_baseline_ratio" not in names
+        assert "flopwatch_probe_newest_success_timestamp_seconds" not in names
 
     def test_nothing_known_is_nothing_shown(self):
         """But for the two counters that are 0 from the start."""
