@@ -34,6 +34,12 @@ _READ = re.compile(
 _MATCHER = re.compile(r'(\w+)\s*(=~|!=|=)\s*"([^"]*)"')
 # Recorded only while something is wrong.
 _SELDOM = {"gpu:flopwatch_probe_mismatches:increase15m", "gpu:flopwatch_probe_mismatches:sum"}
+# Recorded only of GPUs without an engine, and the simulated ones have one.
+_WITHOUT_ENGINE = {
+    "gpu:flopwatch_sm_active:avg5m",
+    "gpu:flopwatch_sm_active:avg1h",
+    "gpu:flopwatch_dram_bytes:avg1h",
+}
 # Low enough that the present never looks like a drop, and above what the rules leave out as idle.
 _RECORDED_VALUE = 0.5
 _RECORDED_RATIO = 0.02
@@ -85,7 +91,7 @@ def long_reads(groups: Sequence[dict[str, Any]]) -> list[Read]:
         for group in groups
         for rule in group["rules"]
         for read in _reads(rule["expr"], steps)
-        if read.begins > LIVE_SECONDS and read.name not in _SELDOM
+        if read.begins > LIVE_SECONDS and read.name not in _SELDOM | _WITHOUT_ENGINE
     }
     return sorted(found, key=lambda read: (read.name, read.begins, read.matchers))
 

@@ -55,10 +55,7 @@ def probe_fleet(metric: str, sick: str, **labels: str) -> dict[str, str]:
 def flops(tensor: str, sm_active: str, dram: str) -> dict[str, str]:
     """What GPUUtilizationDropped reads of one GPU with a peak of 1000 FLOP/s."""
     return {
-        **gpu_series("flopwatch_peak_flops", f"1000x{2 * DAY}", precision="bf16"),
-        **gpu_series(
-            "flopwatch_headline_precision_info", f"1x{2 * DAY}", precision="bf16", origin="default"
-        ),
+        **gpu_series("flopwatch_headline_peak_flops", f"1000x{2 * DAY}"),
         **gpu_series("flopwatch_flop_total", tensor, pipe="tensor", precision="bf16", source="gpm"),
         **gpu_series("flopwatch_sm_active_ratio", sm_active),
         **gpu_series("flopwatch_dram_bytes_total", dram, source="gpm"),
@@ -182,38 +179,65 @@ PERFORMANCE = (
     ),
     Case(
         "GPUSlowerThanOwnBaseline",
-        "the slowest of two kernels falls to 0.85 of the GPU's own baseline",
+        "the slowest kernel falls to 0.85 of the GPU's own baseline",
         {
+            **gpu_series("flopwatch_probe_lowest_baseline_ratio", "1x20 0.85x60 1x60"),
             **gpu_series("flopwatch_probe_baseline_ratio", "1x20 0.85x60 1x60", kernel="gemm_bf16"),
             **gpu_series("flopwatch_probe_baseline_ratio", "1x200", kernel="copy_device"),
+            **gpu_series("flopwatch_probe_baseline_ratio", "0.5x200", kernel="copy_host_to_device"),
         },
         quiet_at=(15, 30, 100),
         fires_at=(50,),
     ),
     Case(
         "GPUSlowerThanOwnBaseline",
+        "a MIG instance falls to 0.85 of its own baseline, and the instance beside it does not",
+        {
+            **gpu_series("flopwatch_probe_lowest_baseline_ratio", "1x20 0.85x60 1x60", mig="1"),
+            **gpu_series("flopwatch_probe_lowest_baseline_ratio", "1x200", mig="2"),
+        },
+        quiet_at=(15, 30, 100),
+        fires_at=(50,),
+        labels={"gpu": "0", "uuid": "GPU-0", "mig": "1"},
+    ),
+    Case(
+        "GPUSlowerThanOwnBaseline",
         "5 % below is within what temperature and neighbours do",
-        gpu_series("flopwatch_probe_baseline_ratio", "0.95x200", kernel="gemm_bf16"),
+        gpu_series("flopwatch_probe_lowest_baseline_ratio", "0.95x200"),
         quiet_at=(60, 190),
     ),
     Case(
         "GPUFarSlowerThanOwnBaseline",
         "device memory falls to 0.6 of its baseline",
-        gpu_series("flopwatch_probe_baseline_ratio", "1x20 0.6x60 1x60", kernel="copy_device"),
+        gpu_series("flopwatch_probe_lowest_baseline_ratio", "1x20 0.6x60 1x60"),
         quiet_at=(15, 25, 100),
         fires_at=(50,),
     ),
     Case(
         "GPUSilentDataCorruption",
         "a counter that stood at zero goes up once; a day later the alert ends",
-        gpu_series("flopwatch_probe_mismatches_total", f"0x30 1x{2 * DAY}", kernel="gemm_int8"),
+        gpu_series("flopwatch_probe_wrong_results_total", f"0x30 1x{2 * DAY}"),
         quiet_at=(30, DAY + 2 * HOUR),
         fires_at=(35, 20 * HOUR),
     ),
     Case(
         "GPUSilentDataCorruption",
+        "one wrong result of a MIG instance",
+        gpu_series("flopwatch_probe_wrong_results_total", f"0x30 1x{2 * DAY}", mig="3")
+        | gpu_series(
+            "flopwatch_probe_mismatches_total", f"0x30 1x{2 * DAY}", kernel="gemm_int8", mig="3"
+        )
+        | gpu_series(
+            "flopwatch_probe_mismatches_total", f"0x{2 * DAY}", kernel="gemm_bf16", mig="3"
+        ),
+        quiet_at=(30, DAY + 2 * HOUR),
+        fires_at=(35, 20 * HOUR),
+        labels={"gpu": "0", "uuid": "GPU-0", "mig": "3"},
+    ),
+    Case(
+        "GPUSilentDataCorruption",
         "a counter that begins with its first mismatch",
-        gpu_series("flopwatch_probe_mismatches_total", f"_x30 1x{2 * DAY}", kernel="gemm_int8"),
+        gpu_series("flopwatch_probe_wrong_results_total", f"_x30 1x{2 * DAY}"),
         quiet_at=(29, DAY + 2 * HOUR),
         fires_at=(35, 20 * HOUR),
     ),

@@ -4,13 +4,11 @@ from .alert_cases import DAY, GPU, HOST, HOUR, ON_HOST, Case, gpu_series
 
 
 def nvlinks(up_of_gpu_0: str, gpus: int = 8) -> dict[str, str]:
-    """`gpus` GPUs with two links each; link 1 of GPU 0 as given."""
+    """How many links are up on each of `gpus` GPUs: of GPU 0 as given, of the others two."""
     series = {}
     for index in range(gpus):
-        for link in ("0", "1"):
-            who = f'{HOST}, gpu="{index}", uuid="GPU-{index}", link="{link}"'
-            sick = index == 0 and link == "1"
-            series[f"flopwatch_nvlink_up{{{who}}}"] = up_of_gpu_0 if sick else f"1x{2 * DAY}"
+        who = f'{HOST}, gpu="{index}", uuid="GPU-{index}"'
+        series[f"flopwatch_nvlinks_up{{{who}}}"] = up_of_gpu_0 if index == 0 else f"2x{2 * DAY}"
     return series
 
 
@@ -134,14 +132,14 @@ LINKS = (
     Case(
         "NVLinkDown",
         "one link of one GPU goes down for an hour",
-        nvlinks("1x10 0x60 1x60"),
+        nvlinks("2x10 1x60 2x60"),
         quiet_at=(10, 14, 90),
         fires_at=(30,),
     ),
     Case(
         "NVLinkDown",
         "the only GPU of a host is compared with itself a day ago",
-        nvlinks(f"1x{DAY} 0x60 1x60", gpus=1),
+        nvlinks(f"2x{DAY} 1x60 2x60", gpus=1),
         quiet_at=(DAY - 1, DAY + 90),
         fires_at=(DAY + 30,),
     ),
@@ -182,34 +180,61 @@ LINKS = (
 )
 
 
-def probe_runs(outcome: str, values: str) -> dict[str, str]:
-    """Runs of one kernel on GPU 0."""
-    return gpu_series("flopwatch_probe_runs_total", values, kernel="gemm_fp8", outcome=outcome)
+def failures(in_a_row: str, in_all: str, **labels: str) -> dict[str, str]:
+    """Runs of gemm_fp8 on GPU 0 that ended in an error: since it last gave a measurement, and altogether."""
+    return {
+        **gpu_series("flopwatch_probe_failures_in_a_row", in_a_row, kernel="gemm_fp8", **labels),
+        **gpu_series(
+            "flopwatch_probe_runs_total", in_all, kernel="gemm_fp8", outcome="error", **labels
+        ),
+    }
 
 
-def last_success(values: str) -> dict[str, str]:
-    """When gemm_fp8 last gave a measurement on GPU 0."""
-    return gpu_series("flopwatch_probe_last_success_timestamp_seconds", values, kernel="gemm_fp8")
+def newest_success(values: str) -> dict[str, str]:
+    """When any judged kernel last gave a measurement on GPU 0."""
+    return gpu_series("flopwatch_probe_newest_success_timestamp_seconds", values)
 
 
 PROBES = (
     Case(
         "ProbesFailing",
-        "an hour of errors after an hour of good runs, then good ones again",
-        probe_runs("error", "0x60 0+1x60 60x60") | last_success("0+60x60 3600x60 7200+60x60"),
+        "an hour of errors, one a minute, after an hour of good runs, then good ones again",
+        failures("0x60 1+1x59 0x60", "0x60 1+1x59 60x60"),
         quiet_at=(60, 80, 150),
-        fires_at=(110,),
+        fires_at=(90, 110),
     ),
     Case(
         "ProbesFailing",
-        "an error now and then among good runs",
-        probe_runs("error", "0+0.4x200") | last_success("0+60x200"),
+        "a kernel that failed from the first run on",
+        failures("1+1x59 0x60", "1+1x59 60x60"),
+        quiet_at=(20, 90),
+        fires_at=(30,),
+    ),
+    Case(
+        "ProbesFailing",
+        "three errors in a row, and a good run, over and over",
+        failures("0 1 2 3 " * 50, "0+0.75x200"),
         quiet_at=(60, 110, 190),
+    ),
+    Case(
+        "ProbesFailing",
+        "after half an hour of errors the kernel is left out of the configuration",
+        failures("1+1x29 30x200", "1+1x29 30x200"),
+        quiet_at=(20, 110, 200),
+        fires_at=(32,),
+    ),
+    Case(
+        "ProbesFailing",
+        "a MIG instance has an alert of its own",
+        failures("0x60 1+1x59 0x60", "0x60 1+1x59 60x60", mig="1"),
+        quiet_at=(60, 80, 150),
+        fires_at=(110,),
+        labels={"gpu": "0", "uuid": "GPU-0", "mig": "1"},
     ),
     Case(
         "ProbesSkipped",
         "no measurement for seven hours, then one",
-        last_success(f"0+60x60 3600x{7 * HOUR} {8 * 3600}+60x60"),
+        newest_success(f"0+60x60 3600x{7 * HOUR} {8 * 3600}+60x60"),
         quiet_at=(6 * HOUR, 8 * HOUR + 10),
         fires_at=(8 * HOUR - 10,),
     ),

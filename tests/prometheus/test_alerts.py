@@ -185,6 +185,24 @@ def test_recorded_names_follow_the_convention() -> None:
 
 
 RENDERED = {
+    "GPUSlowerThanOwnBaseline": (
+        50,
+        {
+            "summary": "GPU 0 of node1 is slower than it used to be",
+            "description": "Its slowest probe (gemm_bf16) reaches 85% of this GPU's own baseline, measured with the same software. Likely: "
+            "a clock or power limit set since, worse cooling, or ageing silicon or memory.",
+            "dashboard": "/d/flopwatch-probes?var-cluster=c&var-instance=node1&var-gpu=0",
+        },
+    ),
+    "ProbesFailing": (
+        90,
+        {
+            "summary": "Probes fail on GPU 0 of node1",
+            "description": "1 of its kernels (gemm_fp8) ended in an error, a timeout or out of memory again and again for twenty minutes, "
+            "and never well. Likely: a torch or driver that do not fit each other, a full GPU, or a GPU that hangs.",
+            "dashboard": "/d/flopwatch-probes?var-cluster=c&var-instance=node1&var-gpu=0",
+        },
+    ),
     "GPULost": (
         15,
         {
