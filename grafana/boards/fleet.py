@@ -167,7 +167,7 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
                     Column("B", "Count", decimals=0, width=65),
                 ],
                 span=14,
-                height=9,
+                height=10,
             ),
             FLEET,
         )
@@ -178,7 +178,7 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
                 "Shares of the fleet's peak FLOP/s. Much `memory`: batch or quantise. `stall`: fuse kernels, fewer synchronisations. `underfill`: small grids, raise concurrency. `clock_*`: heat or power. `idle`: fewer replicas or more traffic.",
                 f'sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}, state="STATE"}}) / sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}}})',
                 span=10,
-                height=9,
+                height=10,
             ),
             STATES,
         )
@@ -284,12 +284,12 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Energy per PFLOP by cluster",
-                "Joules for 10^15 delivered operations, eight dearest clusters. Rising: idle GPUs, smaller batches, or GPUs held by heat. Use it to decide what runs where.",
+                "Joules for 10^15 delivered operations, five dearest clusters. Rising: idle GPUs, smaller batches, or GPUs held by heat. Use it to decide what runs where.",
                 [
                     Query(
                         extremes(
                             "topk",
-                            8,
+                            5,
                             f"(1e15 * cluster:flopwatch_energy_joules_per_flop:ratio_rate5m{{{CLUSTER}}}@@)",
                             on="cluster, job",
                         ),

@@ -181,7 +181,7 @@ def health(dashboard: Dashboard) -> Dashboard:
                     ),
                     Query(
                         f"1 - max by (instance, gpu) (flopwatch_row_remap_pending{{{WHOLE_GPU}}})",
-                        "no row pending",
+                        "no row remap pending",
                     ),
                 ],
                 {"0": ("bad", "red"), "1": ("good", "green")},
