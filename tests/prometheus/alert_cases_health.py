@@ -220,8 +220,8 @@ PROBES = (
         "ProbesFailing",
         "after half an hour of errors the kernel is left out of the configuration",
         failures("1+1x29 30x200", "1+1x29 30x200"),
-        quiet_at=(20, 110, 200),
-        fires_at=(32,),
+        quiet_at=(20, 160, 220),
+        fires_at=(32, 120),
     ),
     Case(
         "ProbesFailing",
