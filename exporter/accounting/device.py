@@ -58,8 +58,11 @@ class DeviceAccounts:
         self._accounted_until: float | None = None
         self._last_fast_at: float | None = None
         self._watched_since: float | None = None
-        self._utilizations: list[float] = []
+        self._utilization = 0.0
+        self._utilizations = 0
         self._clocks: list[ClockSample] = []
+        self._clock_stride = 1
+        self._clocks_passed = 0
         self._flop: dict[tuple[PipeWork, str], float] = {}
         self._states: dict[str, float] = {}
         self._dram: dict[str, float] = {}
@@ -72,8 +75,15 @@ class DeviceAccounts:
 
     def observe_clock(self, sample: ClockSample) -> None:
         """Take one sample of the clock; those of a window decide its mean clock."""
+        self._clocks_passed += 1
+        if self._clocks_passed < self._clock_stride:
+            return
+        self._clocks_passed = 0
         self._clocks.append(sample)
-        del self._clocks[:-_CLOCK_SAMPLES_MAX]
+        if len(self._clocks) > _CLOCK_SAMPLES_MAX:
+            # Fewer of all, and not the newest alone: the mean is of the whole window.
+            del self._clocks[1::2]
+            self._clock_stride *= 2
 
     def observe(
         self,
@@ -113,8 +123,9 @@ class DeviceAccounts:
     def forget_open_spans(self) -> None:
         """After a gap (device lost, call hung): start anew, count nothing of what was not seen."""
         self._last_fast_at = None
-        self._utilizations.clear()
+        self._forget_utilization()
         self._clocks.clear()
+        self._clock_stride = 1
 
     def counters(self) -> Counters:
         """The books as they stand."""
@@ -146,10 +157,13 @@ class DeviceAccounts:
         before = self._last_fast_at
         if before is None or fast.at_seconds - before > max_window_seconds:
             self._watched_since = fast.at_seconds
-            self._utilizations.clear()
+            self._forget_utilization()
         elif fast.gpu_utilization is not None:
-            self._utilizations.append(fast.gpu_utilization)
-            del self._utilizations[:-_UTILIZATIONS_MAX]
+            self._utilization += fast.gpu_utilization
+            self._utilizations += 1
+
+    def _forget_utilization(self) -> None:
+        self._utilization, self._utilizations = 0.0, 0
 
     def _coarse_window(
         self, fast: FastReading, open_since_seconds: float | None
@@ -169,7 +183,7 @@ class DeviceAccounts:
         if end <= start:
             return None
         seen = self._utilizations
-        mean = sum(seen) / len(seen) if seen else None
+        mean = self._utilization / seen if seen else None
         return ActivityWindow(COARSE_SOURCE, start, end, graphics=mean)
 
     def _is_new(self, window: ActivityWindow, max_window_seconds: float) -> bool:
@@ -224,7 +238,7 @@ class DeviceAccounts:
             moved = window.dram * peaks.dram_bytes_per_second * window.seconds
             self._dram[window.source] = self._dram.get(window.source, 0.0) + moved
         self._accounted_until = window.end_seconds
-        self._utilizations.clear()
+        self._forget_utilization()
         self._drop_clocks_before(window.end_seconds)
         return LastWindow(window, clock, achieved, utilization)
 
@@ -235,6 +249,7 @@ class DeviceAccounts:
             if sample.at_seconds <= at_seconds:
                 keep = position
         del self._clocks[:keep]
+        self._clock_stride = 1
 
     def _follow_reasons(self, fast: FastReading, max_window_seconds: float) -> None:
         for name, seconds in fast.event_reason_seconds.items():
@@ -284,8 +299,7 @@ _TRAFFIC_NAMES = (
     "c2c_receive_bytes",
     "c2c_transmit_bytes",
 )
-# One tick has a handful; a bound for a device whose windows never close.
+# One tick has a handful, a minute of DCGM's some hundreds; a bound for windows that never close.
 _CLOCK_SAMPLES_MAX = 256
-_UTILIZATIONS_MAX = 256
 # Windows are timed by two clock readings around a driver call: an overlap of a microsecond is rounding.
 _OVERLAP_TOLERANCE_SECONDS = 1e-6

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +60,7 @@ class DcgmReader:
 
     def take(self, fast: FastReading) -> tuple[ActivityWindow | None, float | None]:
         """The oldest window that was not taken yet, and the start of the one now open."""
-        self._source.asked_at = time.monotonic()
+        self._source.ask()
         with self._lock:
             if fast.gpu_utilization is not None and self._windows.open_since is not None:
                 self._utilization.append(fast.gpu_utilization)
@@ -191,18 +192,23 @@ class DcgmSource:
         return self._interval.stale_seconds
 
     def reader(self, uuid: str, gpu_instance_id: str | None = None) -> DcgmReader:
-        """The reader of a device; the same one for the same device. Starts the scraping."""
+        """The reader of a device; the same one for the same device."""
         key = DeviceKey(uuid, gpu_instance_id)
         with self._lock:
             reader = self._readers.get(key)
             if reader is None:
                 reader = self._readers[key] = DcgmReader(self, key)
-            self.asked_at = time.monotonic()
+        return reader
+
+    def ask(self) -> None:
+        """Scrape for somebody who waits for it, and go on as long as this is called."""
+        self.asked_at = time.monotonic()
+        with self._lock:
             if self._thread is None:
                 thread = BoundedThread(target=self._run, name="dcgm")
-                thread.start()
-                self._thread = thread
-        return reader
+                with suppress(RuntimeError):  # no thread left: the next tick asks again
+                    thread.start()
+                    self._thread = thread
 
     def forget(self, reader: DcgmReader) -> None:
         """A device that is gone, or has GPM after all."""

@@ -178,6 +178,24 @@ def test_a_window_that_is_given_up_after_a_gap_begins_after_it() -> None:
     assert books.seconds == pytest.approx(2.0)
 
 
+def test_the_clock_of_a_long_window_is_the_whole_windows() -> None:
+    """Two minutes at 0.5 GHz and two at 1.5 GHz, eight samples a second, are a mean of 1 GHz."""
+    books = Books()
+    for step in range(8 * 240 + 1):
+        hertz = 0.5e9 if step < 8 * 120 else 1.5e9
+        books.accounts.observe_clock(ClockSample(step / 8, hertz, 0))
+    last = books.accounts.observe(
+        FastReading(240.0),
+        busy(0, 240),
+        precision="bf16",
+        max_window_seconds=300.0,
+        window_started_seconds=240.0,
+    )
+
+    assert last is not None
+    assert last.clock.mean_hertz == pytest.approx(1e9, rel=0.01)
+
+
 def test_after_a_gap_time_starts_anew() -> None:
     """What was not watched is in no counter; what follows is."""
     books = Books()
