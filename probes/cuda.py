@@ -101,9 +101,8 @@ class CudaDevice(ProbeDevice):
         # the same seconds is counted in; there is no other way to see them from inside.
         free, _ = torch.cuda.mem_get_info(self._ordinal)
         reserved = int(torch.cuda.memory_reserved(self._ordinal))
-        if self._free_before is not None:
-            taken = self._free_before - free - reserved
-            self._outside_bytes = max(CONTEXT_BYTES_MIN, taken)
+        taken = 0 if self._free_before is None else self._free_before - free - reserved
+        self._outside_bytes = max(CONTEXT_BYTES_MIN, taken)
         room = self._limit_bytes - self._outside_bytes - reserved - SLACK_BYTES
         if torch.cuda.device_count() > 1:
             room -= BESIDE_BYTES

@@ -12,6 +12,10 @@ Shape = tuple[int, ...]
 
 # The output tiles that cuBLAS prefers on the tensor pipe, larger first.
 TILES: Final = ((128, 256), (256, 128), (128, 128))
+# And on pipes so slow that whole waves of those would take too long.
+SMALL_TILES: Final = ((64, 64), (128, 64), (64, 128))
+SMALL_K_MIN: Final = 128
+SMALL_K_STEP: Final = 64
 K_MIN: Final = 1024
 K_MAX: Final = 16384
 K_STEP: Final = 512
@@ -29,22 +33,24 @@ def gemm_flop(shape: Shape) -> float:
     return 2.0 * math.prod(shape)
 
 
-def outputs(units: int, waves_max: int = 4) -> tuple[tuple[int, int], ...]:
+def outputs(
+    units: int, waves_max: int = 4, tiles: Sequence[tuple[int, int]] = TILES
+) -> tuple[tuple[int, int], ...]:
     """Output sizes (M, N) whose tiles fill `units` SMs for whole waves, squarest and fullest first.
 
     A wave is one tile on every SM; a last wave half full halves the speed of a small GEMM.
     """
     scored: dict[tuple[int, int], tuple[float, float]] = {}
-    for tile_m, tile_n in TILES:
+    for tile_m, tile_n in tiles:
         for waves in range(1, waves_max + 1):
-            tiles = units * waves
-            for rows in range(1, math.isqrt(tiles) * 2 + 1):
-                columns = tiles // rows
+            count = units * waves
+            for rows in range(1, math.isqrt(count) * 2 + 1):
+                columns = count // rows
                 m, n = rows * tile_m, columns * tile_n
                 stretch = max(m, n) / min(m, n)
                 if stretch > 2:
                     continue
-                fill = rows * columns / tiles
+                fill = rows * columns / count
                 key = (-round(fill, 2), stretch)
                 if fill >= 0.95 and key < scored.get((m, n), (0.0, math.inf)):
                     scored[m, n] = key
@@ -52,23 +58,39 @@ def outputs(units: int, waves_max: int = 4) -> tuple[tuple[int, int], ...]:
 
 
 def depth(
-    m: int, n: int, flops: float, seconds: float, *, bytes_max: int, element_bytes: int
+    m: int,
+    n: int,
+    flops: float,
+    seconds: float,
+    *,
+    bytes_max: int,
+    element_bytes: int,
+    output_bytes: int,
 ) -> int:
     """The K for which an (M, N, K) GEMM takes about `seconds` at `flops`, its operands fitting."""
     wanted = seconds * flops / (2.0 * m * n)
-    fitting = (bytes_max - 4 * m * n) / ((m + n) * element_bytes)
+    fitting = (bytes_max - output_bytes * m * n) / ((m + n) * element_bytes)
     k = int(min(wanted, fitting, K_MAX)) // K_STEP * K_STEP
     return max(K_MIN, k)
+
+
+def slow_shapes(units: int, flops: float, seconds: float) -> tuple[Shape, ...]:
+    """One wave of small tiles, and the largest cube, that take at most `seconds` at `flops`.
+
+    For a pipe on which whole waves of large tiles would take too long. It leaves no time either to
+    try many.
+    """
+    waves = []
+    for m, n in outputs(units, 1, SMALL_TILES):
+        k = int(seconds * flops / (2.0 * m * n)) // SMALL_K_STEP * SMALL_K_STEP
+        if m <= n and SMALL_K_MIN <= k <= K_MAX:
+            waves.append((m, n, k))
+    return (*waves[:1], *_largest_cubes(CUBE_SIZES, flops, seconds)[-1:])
 
 
 def cpu_shapes(flops: float, seconds: float) -> tuple[Shape, ...]:
     """Cubes that take at most `seconds` at `flops`, the three largest; the smallest if none does."""
     return _largest_cubes(CPU_SIZES, flops, seconds)
-
-
-def cubes(flops: float, seconds: float) -> tuple[Shape, ...]:
-    """The same of sizes that a slow pipe of a GPU does well."""
-    return _largest_cubes(CUBE_SIZES, flops, seconds)
 
 
 def _largest_cubes(sizes: Sequence[int], flops: float, seconds: float) -> tuple[Shape, ...]:

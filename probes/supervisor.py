@@ -49,6 +49,8 @@ from probes.protocol import (
 # Enough of the worker's last words for a log line.
 STDERR_BYTES_MAX: Final = 4096
 READ_BYTES: Final = 65536
+# What of the worker's words is kept with a baseline.
+TEXT_LENGTH_MAX: Final = 500
 # A worker that is asked to leave only has to close its context.
 EXIT_GRACE_SECONDS: Final = 2.0
 # What an operator, a container image or a job script may have set for others, and what would decide
@@ -398,6 +400,7 @@ def _sane_description(described: Described) -> bool:
     known = {kernel.info for kernel in all_kernels().values()}
     return (
         known.issuperset(described.kernels)
+        and len(described.versions) <= TEXT_LENGTH_MAX
         and described.units > 0
         and described.memory_bytes >= 0
         and math.isfinite(described.device_seconds)
@@ -410,6 +413,7 @@ def _sane(result: Result) -> bool:
     spans = result.run_seconds
     return (
         bool(result.shape)
+        and len(result.digest) <= TEXT_LENGTH_MAX
         and len(result.shape) <= SHAPE_LENGTH_MAX
         and all(size > 0 for size in result.shape)
         and result.memory_bytes >= 0

@@ -11,10 +11,10 @@ from probes.sizing import (
     RUN_SHARE,
     Shape,
     cpu_shapes,
-    cubes,
     depth,
     gemm_flop,
     outputs,
+    slow_shapes,
 )
 
 
@@ -241,19 +241,19 @@ class Gemm(Kernel):
     def _cuda_shapes(
         self, device: "ProbeDevice", flops: float, max_chunk_seconds: float, room: int
     ) -> tuple[Shape, ...]:
-        """Shapes to try; where whole waves would take too long, cubes that do not fill the device."""
+        """Shapes to try; where whole waves of large tiles would take too long, those of small ones."""
         sizes = (*outputs(device.units)[:COMPUTED_OUTPUTS], *SWEPT_OUTPUTS)
         seconds = RUN_SHARE * max_chunk_seconds
         shapes = [self._deep(m, n, flops, seconds, room) for m, n in sizes]
         longest = LONGEST_SHARE * max_chunk_seconds * flops
         short = [shape for shape in shapes if gemm_flop(shape) <= longest]
-        return self._fitting(short, room) or self._fitting(
-            cubes(flops, CPU_RUN_SHARE * max_chunk_seconds), room
-        )
+        slow = slow_shapes(device.units, flops, CPU_RUN_SHARE * max_chunk_seconds)
+        return self._fitting(short, room) or self._fitting(slow, room)
 
     def _deep(self, m: int, n: int, flops: float, seconds: float, room: int) -> Shape:
-        width = self._dtypes()[0].itemsize
-        return (m, n, depth(m, n, flops, seconds, bytes_max=room, element_bytes=width))
+        inputs, output = (dtype.itemsize for dtype in self._dtypes())
+        k = depth(m, n, flops, seconds, bytes_max=room, element_bytes=inputs, output_bytes=output)
+        return (m, n, k)
 
     def _fitting(self, shapes: Sequence[Shape], room: int) -> tuple[Shape, ...]:
         """Those of which two sets fit the arena: that many show whether repeats agree."""

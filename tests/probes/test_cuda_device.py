@@ -15,7 +15,7 @@ from probes.kernels.gemm import Gemm, PreparedGemm
 from probes.measure import Workbench, measure
 from probes.meter import Meter
 from probes.protocol import Busy, Device, Idle, Run
-from probes.sizing import gemm_flop
+from probes.sizing import gemm_flop, outputs
 from tests.probes.simulated_cuda import CONTEXT_BYTES, GAP_SECONDS, START_SECONDS, SimulatedCuda
 
 
@@ -368,6 +368,20 @@ class TestSizes:
         )
 
         assert min(result.run_seconds) > 0.00009
+
+    @pytest.mark.parametrize(
+        ("kernel", "flops"),
+        [("bf16", 700e12), ("fp8", 1400e12), ("int8", 1400e12), ("fp64", 55e12)],
+    )
+    def test_whole_waves_fit_the_memory_twice(self, cuda, kernel, flops):
+        """In 600 MB beside a context of 400: the result of fp64 is four times as wide as that of bf16."""
+        device = settled()
+        room = device.arena.size_bytes // 2
+        gemm = all_kernels()[f"gemm_{kernel}"]
+        shapes = gemm._cuda_shapes(device, flops, 0.001, room)
+
+        assert any(shape[:2] in outputs(132) for shape in shapes)
+        assert all(gemm._set_bytes(shape) <= room for shape in shapes)
 
 
 class TestAvailability:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from probes.sizing import TILES, cpu_shapes, depth, gemm_flop, outputs
+from probes.sizing import CUBE_SIZES, TILES, cpu_shapes, depth, gemm_flop, outputs, slow_shapes
 
 
 def test_flop_of_a_gemm():
@@ -28,20 +28,56 @@ def test_the_h100_gets_its_132_tiles():
     assert (1536, 2816) in outputs(132)
 
 
+def test_a_slow_pipe_gets_one_wave_of_small_tiles():
+    """58 SMs: 7 x 8 tiles of 64; 0.45 ms at 0.45 TFLOP/s are 202 MFLOP, K = 441, of which 384."""
+    wave, cube = slow_shapes(58, 0.45e12, 0.00045)
+
+    assert wave == (448, 512, 384)
+    assert cube == (448, 448, 448)
+
+
+def test_the_slowest_pipe_gets_a_cube():
+    """At 10 GFLOP/s 4.5 MFLOP: a wave of 56 tiles would be no deeper than 9."""
+    assert slow_shapes(58, 1e10, 0.00045) == ((128, 128, 128),)
+
+
+@pytest.mark.parametrize("units", [14, 40, 58, 72, 142, 148])
+@pytest.mark.parametrize("flops", [0.1e12, 0.45e12, 1.3e12, 5e12])
+def test_slow_shapes_take_no_longer_than_they_may(units, flops):
+    """And their sizes are multiples of 64, which every kernel takes."""
+    for shape in slow_shapes(units, flops, 0.00045):
+        assert gemm_flop(shape) <= 0.00045 * flops
+        assert all(size % 64 == 0 for size in shape)
+    assert all(size % 64 == 0 for size in CUBE_SIZES)
+
+
 def test_depth_fills_the_time():
     """At 800 TFLOP/s, 0.2 ms are 160 GFLOP: K = 160e9 / (2·2048²) = 19,073, of which 16,384 at most."""
-    assert depth(2048, 2048, 8e14, 0.0002, bytes_max=10**9, element_bytes=2) == 16384
-    assert depth(2048, 2048, 8e14, 0.0001, bytes_max=10**9, element_bytes=2) == 9216
+    assert (
+        depth(2048, 2048, 8e14, 0.0002, bytes_max=10**9, element_bytes=2, output_bytes=4) == 16384
+    )
+    assert depth(2048, 2048, 8e14, 0.0001, bytes_max=10**9, element_bytes=2, output_bytes=4) == 9216
+
+
+def test_depth_leaves_room_for_a_wide_result():
+    """fp64: 80 MiB less 33 MiB of output, over 4352 rows of 8 bytes: K = 1415, of which 1024."""
+    assert (
+        depth(1536, 2816, 8e13, 0.001, bytes_max=80 * 2**20, element_bytes=8, output_bytes=8)
+        == 1024
+    )
 
 
 def test_depth_fits_the_memory():
     """64 MiB less 16 MiB of output, over 4096 rows of 2 bytes: K = 6144."""
-    assert depth(2048, 2048, 8e14, 0.0002, bytes_max=64 * 2**20, element_bytes=2) == 6144
+    assert (
+        depth(2048, 2048, 8e14, 0.0002, bytes_max=64 * 2**20, element_bytes=2, output_bytes=4)
+        == 6144
+    )
 
 
 def test_depth_has_a_floor():
     """Below 1024 the operands' tiles do not pay."""
-    assert depth(4096, 4096, 1e12, 0.0002, bytes_max=10**9, element_bytes=8) == 1024
+    assert depth(4096, 4096, 1e12, 0.0002, bytes_max=10**9, element_bytes=8, output_bytes=8) == 1024
 
 
 def test_cubes_for_a_processor():
