@@ -87,6 +87,7 @@ def test_a_failing_call_costs_its_own_value_and_no_other(start, code: int) -> No
         "flopwatch_row_remap_pending",
         "flopwatch_row_remap_failed",
         "flopwatch_nvlink_errors_total",
+        "flopwatch_nvlinks_up",
     }
 
     for function in CALLS:
