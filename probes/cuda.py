@@ -65,8 +65,9 @@ class CudaDevice(ProbeDevice):
             raise RuntimeError(
                 "this torch is built without CUDA; install one that has it (pytorch.org/get-started)"
             )
-        torch.cuda.init()
+        # First of all: what else would be made on the first visible GPU may not be wanted there.
         torch.cuda.set_device(ordinal)
+        torch.cuda.init()
         properties = torch.cuda.get_device_properties(ordinal)
         self.units = int(properties.multi_processor_count)
         self.capability = (int(properties.major), int(properties.minor))
