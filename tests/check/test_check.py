@@ -141,7 +141,12 @@ def test_instances_before_hopper_are_looked_for_in_dcgms_rows(check: Check, tmp_
 # Of each kind of GPU: where its FLOPS come from, and the remedies that may be named. None stands
 # for GPUs of which nobody can say more; nothing is then to be done.
 ADVICE: dict[str, tuple[str | None, set[str]]] = {
+    "a100": ("dcgm", set()),
     "a100-mig": (None, set()),
+    "a10g": (
+        "dcgm",
+        {"add them to dcgm-exporter's counters file (-f, DCGM_EXPORTER_COLLECTORS)"},
+    ),
     "b200": ("gpm_cycles", set()),
     "compute-modes": ("gpm_cycles", set()),
     "confidential-computing": (

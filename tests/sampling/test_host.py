@@ -1,0 +1,56 @@
+"""What the host's view holds, and what it must not."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from exporter.sampling.host import HostCallbacks, HostSampling
+from exporter.sampling.sampler import Sampler, TickStatistics
+from exporter.sampling.settings import SamplingSettings
+
+
+MODES: Mapping[str, str] = {"nvml": "off", "gpm": "off", "dcgm": "off", "cpu": "on"}
+
+
+@pytest.fixture
+def host() -> HostSampling:
+    return HostSampling(
+        HostCallbacks(
+            settings=SamplingSettings,
+            source_modes=lambda: MODES,
+            precision=lambda _identity, _peaks: (None, "default"),
+            reachable_bandwidth=lambda _identity: None,
+        )
+    )
+
+
+def test_the_last_words_of_a_device_that_was_removed_are_not_heard(
+    host: HostSampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread may be in the middle of a tick when it goes: nothing of it comes back."""
+    monkeypatch.setattr(Sampler, "start", lambda _self: None)
+    host._start_cpu()
+    (sampler,) = host._samplers.values()
+    words = sampler.device.failed(None, TickStatistics())  # type: ignore[arg-type]
+    sampler._publish(words)
+    assert [device.identity.index for device in host.view().devices] == ["cpu0"]
+
+    host._remove("cpu0")
+    sampler._publish(words)
+
+    assert host.view().devices == ()
+
+
+def test_a_device_without_a_thread_is_not_listed(
+    host: HostSampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where none can start, the device is found again later, and not shown as down until then."""
+
+    def refuse(_self: Sampler) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Sampler, "start", refuse)
+    with pytest.raises(RuntimeError):
+        host._start_cpu()
+
+    assert host.view().devices == ()
