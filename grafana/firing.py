@@ -64,7 +64,7 @@ def firing(
                 link_title="Open the runbook",
             ),
             *where,
-            Column("C", "Since", "dateTimeFromNow", width=125),
+            Column("C", "Since", "dateTimeFromNow", width=140),
         ],
         sort_by="Severity",
         span=span,

@@ -37,16 +37,18 @@ NAME = f'{CLUSTER}, name=~"$name"'
 # Older GPUs without dcgm-exporter, and processors: there is a peak, and no count of what was done.
 UNCOUNTED = "operations are not counted here"
 # Worst first: slow beside the peers, or clocks held down. Two of a host, lest one capped rack fill the table; all where
-# there are few hosts.
+# there are fewer than four hosts.
 HOST = "by (cluster, job, instance)"
 LOST = (
     f"gpu:flopwatch_lost_speed:ratio{{{NODE}}} and on (cluster, job, instance, gpu)"
     f' gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}}'
 )
-FEW_HOSTS = f"count(count {HOST} (gpu:flopwatch_lost_speed:ratio{{{NODE}}})) < 4"
+OF_A_HOST = (
+    f"scalar(2 + 1000 * (count(instance:flopwatch_gpu_up:count{{{NODE}}}) < bool 4) or vector(2))"
+)
 OF_HOST = f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}}"
 BESIDE_HOST = f"{OF_HOST} / on (cluster, job, instance) group_left () (quantile {HOST} (0.5, {OF_HOST}) > 0.005)"
-WORST = f"topk(20, topk {HOST} (2, {LOST}) or {LOST} and on () {FEW_HOSTS})"
+WORST = f"topk(20, topk {HOST} ({OF_A_HOST}, {LOST}))"
 
 
 def per_gpu(expr: str) -> str:
@@ -204,7 +206,7 @@ def _worst(dashboard: Dashboard) -> Dashboard:
         explained(
             rows(
                 "Worst GPUs",
-                "The GPUs that lost most speed, beside the median of their model or to clocks: at most two of a host and 20 in all (choose a host above to see all of its GPUs). A low probe with good clocks is sick silicon or memory; lost clocks are heat or power; low delivery with good probes is traffic or software. Open the GPU by its number.",
+                "The GPUs that lost most speed, beside the median of their model or to clocks: at most two of a host and 20 in all (of fewer than four hosts all: choose one above). A low probe with good clocks is sick silicon or memory; lost clocks are heat or power; low delivery with good probes is traffic or software. Open the GPU by its number.",
                 [
                     Query(per_gpu(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}}")),
                     Query(per_gpu(f"gpu:flopwatch_probe_baseline_ratio:min{{{NODE}}}")),
@@ -293,7 +295,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                             f"(1e15 * cluster:flopwatch_energy_joules_per_flop:ratio_rate5m{{{CLUSTER}}}@@)",
                             on="cluster, job",
                         ),
-                        "{{cluster}}",
+                        "cluster {{cluster}}",
                     )
                 ],
                 unit="joule",

@@ -125,7 +125,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
             explained(
                 number(
                     "Probe of peers",
-                    "The slowest micro-probe over the median of the same model in the cluster, clock divided out for GEMMs. Below 95 % with a robust z under -3.5 it is a straggler.",
+                    "The slowest micro-probe over the median of the same model in the cluster, clock divided out for GEMMs. A GPU without peers is its own median: 100 %. Below 95 % with a robust z under -3.5 it is a straggler.",
                     [Query(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{GPU}}}", "GPU {{gpu}}")],
                     unit="percentunit",
                     decimals=1,

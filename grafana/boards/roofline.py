@@ -21,7 +21,9 @@ from grafana.frame import (
 from grafana.panels import (
     DATASOURCE,
     Query,
+    Threshold,
     bars,
+    extremes,
     fixed_color,
     good_above,
     instant_tables,
@@ -34,7 +36,6 @@ from grafana.tables import Column, rows
 NAME = 'name=~"$name"'
 NAMED = f"gpu:flopwatch_gpu:info{{{GPU}, {NAME}}}"
 MOST = 300  # points: more hide each other, and a browser draws them slowly
-STEPS = 120  # of lines for which Prometheus reads every GPU at each step
 LEFT, RIGHT = 1, 10_000  # FLOP per byte, ends of the roofs
 JOIN = "* on (cluster, job, instance, gpu) group_left (name)"
 ON_GPU = "on (cluster, job, instance, gpu)"
@@ -43,10 +44,20 @@ DELIVERED = f"gpu:flopwatch_tensor_flop:rate5m{{{GPU}}}"
 INTENSITY = f"({DELIVERED} / (gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} > 0))"
 BANDWIDTH = f'flopwatch_peak_dram_bandwidth_bytes_per_second{{{GPU}, mig=""}}'
 PEAK = f"gpu:flopwatch_peak_flops:headline{{{GPU}}}"
-# min(peak, intensity x bandwidth)
-ROOF = f"(({INTENSITY} * {BANDWIDTH} < {PEAK}) or ({PEAK} and {INTENSITY}))"
+OF_PEAK = f"(gpu:flopwatch_flops_utilization:ratio_rate5m{{{GPU}}} > 0)"
+OF_BANDWIDTH = f"(gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} / {BANDWIDTH})"
+# Delivered over min(peak, intensity x bandwidth) is the larger of what is used of the peak and of the bandwidth.
+OF_ROOF = f"({OF_PEAK} > {OF_BANDWIDTH} or ({OF_BANDWIDTH} and {OF_PEAK}))"
+_OF_PEAK_OF_CLUSTER = f"cluster:flopwatch_flops_utilization:ratio_rate5m{{{CLUSTER}}}@@"
+_OF_BANDWIDTH_OF_CLUSTER = (
+    f"cluster:flopwatch_dram_bandwidth_utilization:ratio_rate5m{{{CLUSTER}}}@@"
+)
+INTENSITY_OF_CLUSTER = f"({_OF_PEAK_OF_CLUSTER} / ({_OF_BANDWIDTH_OF_CLUSTER} > 0))"
+OF_ROOF_OF_CLUSTER = (
+    f"({_OF_PEAK_OF_CLUSTER} > {_OF_BANDWIDTH_OF_CLUSTER} or {_OF_BANDWIDTH_OF_CLUSTER})"
+)
 # One choice for all columns and both axes, or a point would lack one of its two.
-FARTHEST = f"bottomk({MOST}, ({DELIVERED} > 0) / {ROOF} and {ON_GPU} {NAMED})"
+FARTHEST = f"bottomk({MOST}, {OF_ROOF} and {ON_GPU} {NAMED})"
 
 
 def _named(expr: str) -> str:
@@ -212,7 +223,7 @@ def dashboard() -> Dashboard:
                     "Where each GPU stands",
                     "Farthest below its roof first. Under 30 % of the roof the memory is not the reason: see the GPU's stack for stalls, small grids, clocks or idling.",
                     [
-                        Query(_named(f"{DELIVERED} / {ROOF}")),
+                        Query(_named(OF_ROOF)),
                         Query(_named(INTENSITY)),
                         Query(_named(f"{PEAK} / {ON_GPU} {BANDWIDTH}")),
                         Query(_named(DELIVERED)),
@@ -238,23 +249,21 @@ def dashboard() -> Dashboard:
         .with_panel(
             explained(
                 lines(
-                    "Arithmetic intensity",
-                    "FLOP per byte of device memory, by GPU model, and dashed its bend. It rises with batch size and falls with context length; below the bend more bandwidth helps, above it more FLOPS.",
+                    "Intensity over the bend, by cluster",
+                    "FLOP per byte of device memory over those at the bend of the roof, five clusters lowest now. Under 100 % the memory limits: a larger batch, smaller weights; above it the tensor pipe does: precision, more GPUs. It falls with context length and with the batch.",
                     [
                         Query(
-                            f"sum by (name) ({DELIVERED} {JOIN} {NAMED}) / sum by (name) (gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} {JOIN} {NAMED})",
-                            "{{name}}",
-                        ),
-                        Query(
-                            f"sum by (name) ({PEAK} {JOIN} {NAMED}) / sum by (name) ({BANDWIDTH} {JOIN} {NAMED})",
-                            "bend {{name}}",
-                        ),
+                            extremes("bottomk", 5, INTENSITY_OF_CLUSTER, on="cluster, job"),
+                            "cluster {{cluster}}",
+                        )
                     ],
-                    unit="none",
-                    dashed=["bend .*"],
+                    unit="percentunit",
+                    thresholds=[Threshold(None, "transparent"), Threshold(1, "text")],
+                    soft_maximum=1.05,
+                    fill=0,
                     span=8,
                     height=9,
-                    points=STEPS,
+                    no_value="operations are not counted here",
                 ),
                 NORMAL,
             )
@@ -262,18 +271,19 @@ def dashboard() -> Dashboard:
         .with_panel(
             explained(
                 lines(
-                    "Of the roof",
-                    "Delivered over what memory and tensor pipe allow at this intensity, by GPU model. Falling at equal traffic: something other than memory and pipe has begun to limit.",
+                    "Of the roof by cluster",
+                    "The larger of what is used of the peak and of the bandwidth, five clusters lowest now. Falling at equal traffic: something other than memory and pipe has begun to limit; see the table for the GPUs.",
                     [
                         Query(
-                            f"sum by (name) ({DELIVERED} {JOIN} {NAMED}) / sum by (name) ({ROOF} {JOIN} {NAMED})",
-                            "{{name}}",
+                            extremes("bottomk", 5, OF_ROOF_OF_CLUSTER, on="cluster, job"),
+                            "cluster {{cluster}}",
                         )
                     ],
                     unit="percentunit",
+                    fill=0,
                     span=8,
                     height=9,
-                    points=STEPS,
+                    no_value="operations are not counted here",
                 ),
                 CHOICES,
             )

@@ -210,6 +210,28 @@ def test_json_is_what_the_schema_reads(name: str) -> None:
     assert json.loads(JSONEncoder(sort_keys=True).encode(read)) == BOARDS[name]
 
 
+@pytest.mark.parametrize("name", BOARDS)
+def test_clicks_keep_the_selection(name: str) -> None:
+    """A click on a row, a line or a bar keeps data source, job and time, and names cluster and instance."""
+    urls = re.findall(r'"url": "(/d/[^"]+)"', json.dumps(BOARDS[name]))
+
+    for url in urls:
+        for kept in ("${datasource:queryparam}", "${job:queryparam}", "${__url_time_range}"):
+            assert kept in url
+        assert "var-cluster=${__" in url
+        assert "var-instance=${__" in url
+        assert ("var-gpu=${__" in url) == url.startswith("/d/flopwatch-gpu?")
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_worst_of_all_gpus_are_asked_for_at_few_moments(name: str) -> None:
+    """A line chosen among all GPUs has Prometheus read each of them at every step: the steps are bounded."""
+    for panel in panels(BOARDS[name]):
+        for target in panel["targets"]:
+            if target.get("range") and "instance, gpu) bottomk(" in target["expr"]:
+                assert panel["maxDataPoints"] <= 200, panel["title"]
+
+
 def test_scatter_series_name_their_frame() -> None:
     """Grafana's XY chart leaves out a series mapped by hand that lacks a frame, an x or a y; it says nothing then."""
     series = [
