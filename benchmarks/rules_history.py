@@ -38,6 +38,7 @@ _SELDOM = {"gpu:flopwatch_probe_mismatches:increase15m", "gpu:flopwatch_probe_mi
 _WITHOUT_ENGINE = {
     "gpu:flopwatch_sm_active:avg5m",
     "gpu:flopwatch_sm_active:avg1h",
+    "gpu:flopwatch_dram_bytes_without_engine:rate5m",
     "gpu:flopwatch_dram_bytes:avg1h",
 }
 # Low enough that the present never looks like a drop, and above what the rules leave out as idle.
@@ -49,6 +50,7 @@ _RECORDED_LABELS = {
     "instance:": (),
     "workload:": ("workload",),
     "workload:flopwatch_model_tokens": ("workload", "model"),
+    "workload:flopwatch_model_requests": ("workload", "model"),
     "model:": ("model",),
 }
 

@@ -4,6 +4,7 @@ Serves a simulated fleet and lets a real Prometheus scrape it and evaluate deplo
 five minutes is written into Prometheus beforehand, so that every window is full. Then the simulator's clock stops, and two things are measured:
 
 - live: the time that all rule groups took, as Prometheus itself measures it (prometheus_rule_group_last_duration_seconds), with scrapes going on;
+  and what processor time the rules took meanwhile: of all of Prometheus, less that of as long a time with scrapes and no rules before;
 - alone: every rule at one instant, without scrapes: samples touched, and the processor time and the wall clock of the best of fifteen.
 
 On a busy machine all but the samples suffer, the wall clocks most: the load is printed with them, and with `--first` Prometheus goes before
@@ -58,7 +59,8 @@ from exporter.web.server import Server  # noqa: E402
 
 GPUS_A_HOST = 8
 REPEATS = 15
-LIVE_EVALUATIONS = 5
+# Two minutes: groups of every interval are evaluated a whole number of times.
+LIVE_EVALUATIONS = 4
 RULES = ROOT / "deploy" / "prometheus"
 
 
@@ -131,25 +133,20 @@ def measure(
     server.start()
     for kind in ("rules", "alerts"):
         shutil.copytree(RULES / kind, folder / kind)
-    (folder / "prometheus.yml").write_text(
-        json.dumps(
+    configuration: dict[str, Any] = {
+        "global": {
+            "scrape_interval": f"{SCRAPE_SECONDS}s",
+            "evaluation_interval": f"{DEFAULT_INTERVAL_SECONDS}s",
+        },
+        "scrape_configs": [
             {
-                "global": {
-                    "scrape_interval": f"{SCRAPE_SECONDS}s",
-                    "evaluation_interval": f"{DEFAULT_INTERVAL_SECONDS}s",
-                },
-                "rule_files": [f"{folder}/rules/*.yml", f"{folder}/alerts/*.yml"],
-                "scrape_configs": [
-                    {
-                        "job_name": "flopwatch",
-                        "http_sd_configs": [
-                            {"url": f"http://127.0.0.1:{server.addresses[0][1]}/sd"}
-                        ],
-                    }
-                ],
+                "job_name": "flopwatch",
+                "http_sd_configs": [{"url": f"http://127.0.0.1:{server.addresses[0][1]}/sd"}],
             }
-        )
-    )
+        ],
+    }
+    rule_files = [f"{folder}/rules/*.yml", f"{folder}/alerts/*.yml"]
+    (folder / "prometheus.yml").write_text(json.dumps(configuration))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -172,10 +169,16 @@ def measure(
         )
         try:
             url = f"http://127.0.0.1:{port}"
+            time.sleep(DEFAULT_INTERVAL_SECONDS)  # the first scrapes make all series
+            scraping = cores_over(prometheus.pid, LIVE_EVALUATIONS)
+            reload(url, folder, configuration | {"rule_files": rule_files})
             time.sleep(60 * minutes)
             clock.stop()
-            live = observe_live(url, prometheus.pid)
-            return live | observe_alone(url, prometheus.pid, folder, hosts)
+            live = observe_live(url, prometheus.pid) | {"scrape_cores": scraping}
+            found = take_stock(url, hosts)
+            reload(url, folder, {})
+            costs = rule_costs(url, prometheus.pid, rule_groups(RULES), found["at"])
+            return live | found | {"rules": costs}
         finally:
             prometheus.terminate()
             prometheus.wait(60)
@@ -198,8 +201,23 @@ def observe_live(url: str, pid: int) -> dict[str, Any]:
     }
 
 
-def observe_alone(url: str, pid: int, folder: Path, hosts: list[SimulatedHost]) -> dict[str, Any]:
-    """Rule by rule, and what there is in Prometheus."""
+def cores_over(pid: int, evaluations: int) -> float:
+    """Processor seconds a second that the process takes while this many default intervals pass."""
+    began, used = time.monotonic(), process_seconds(pid)
+    time.sleep(evaluations * DEFAULT_INTERVAL_SECONDS)
+    return (process_seconds(pid) - used) / (time.monotonic() - began)
+
+
+def reload(url: str, folder: Path, configuration: dict[str, Any]) -> None:
+    """Let Prometheus go on with another configuration."""
+    (folder / "prometheus.yml").write_text(json.dumps(configuration))
+    urllib.request.urlopen(
+        urllib.request.Request(f"{url}/-/reload", method="POST"), timeout=60
+    ).close()
+
+
+def take_stock(url: str, hosts: list[SimulatedHost]) -> dict[str, Any]:
+    """What there is in Prometheus, and the instant (Unix seconds) of which it is true."""
     at = time.time() - SCRAPE_SECONDS
     plain = hosts[0].exposition.render(Format.TEXT, compressed=False)
     exported = sum(
@@ -208,8 +226,8 @@ def observe_alone(url: str, pid: int, folder: Path, hosts: list[SimulatedHost]) 
         for line in host.exposition.render(Format.TEXT, compressed=False).splitlines()
     )
     gpus = len(hosts) * GPUS_A_HOST
-    groups = rule_groups(RULES)
-    result = {
+    return {
+        "at": at,
         "gpus": gpus,
         "series_a_gpu": exported / gpus,
         "recorded_series_a_gpu": ask(url, 'count({__name__=~".+:.+:.+"})', at) / gpus,
@@ -219,13 +237,8 @@ def observe_alone(url: str, pid: int, folder: Path, hosts: list[SimulatedHost]) 
         "head_series": own_metric(url, "prometheus_tsdb_head_series"),
         "prometheus_memory_bytes": own_metric(url, "process_resident_memory_bytes"),
         "rule_failures": own_metric(url, "prometheus_rule_evaluation_failures_total"),
-        "strays": strays(url, long_reads(groups), at),
+        "strays": strays(url, long_reads(rule_groups(RULES)), at),
     }
-    (folder / "prometheus.yml").write_text("{}")
-    urllib.request.urlopen(
-        urllib.request.Request(f"{url}/-/reload", method="POST"), timeout=60
-    ).close()
-    return result | {"rules": rule_costs(url, pid, groups, at)}
 
 
 def strays(url: str, reads: Sequence[Read], at: float) -> list[str]:
@@ -325,6 +338,10 @@ def report(result: dict[str, Any]) -> None:
     print(
         f"all rules, live             {1000 * statistics.median(live):8.0f} ms, sum of the groups' wall clock "
         f"(median of {len(live)}, {1000 * live[0]:.0f} to {1000 * live[-1]:.0f})"
+    )
+    print(
+        f"all rules, live             {1000 * (result['prometheus_cores'] - result['scrape_cores']):8.1f} ms of processor time a second, "
+        f"each group at its own interval ({1000 * cores:.1f} alone)"
     )
     print(
         f"series a GPU                {result['series_a_gpu']:8.0f} exported, {result['recorded_series_a_gpu']:.0f} recorded"
