@@ -15,7 +15,7 @@ from exporter.metrics.family import MetricType
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "grafana" / "dashboards"
-RULES = ROOT / "deploy" / "prometheus" / "rules"
+RULES = ROOT / "deploy" / "prometheus"
 
 # Stand-ins for the variables of Grafana, so that promtool can parse an expression.
 VARIABLES = {
@@ -96,7 +96,7 @@ def recorded() -> set[str]:
     """Names that the recording rules write."""
     return {
         rule["record"]
-        for path in RULES.glob("*.yml")
+        for path in RULES.glob("*/*.yml")
         for group in yaml.safe_load(path.read_text())["groups"]
         for rule in group["rules"]
         if "record" in rule
