@@ -50,7 +50,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Product",
-                "The device's name. Simulated devices say so here.",
+                "The device's name; simulated devices say so. Not what the inventory says: see `What it is` at the bottom, and ask who changed it.",
                 [Query(f"max by (name) (flopwatch_gpu_info{{{WHOLE_GPU}}})", "{{name}}")],
                 unit="none",
                 thresholds=BLUE,

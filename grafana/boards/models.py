@@ -44,7 +44,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Tokens",
-                "Computed tokens a second, prefill and decode, without prefix-cache hits. The throughput that all other numbers are paid for.",
+                "Computed tokens a second, prefill and decode, without prefix-cache hits. Falling while `Demand` below holds: the engine became slow, see ModelThroughputFell; falling with it: traffic.",
                 [
                     Query(f'sum({TOKENS}, phase="prefill"}})', "prefill"),
                     Query(f'sum({TOKENS}, phase="decode"}})', "decode"),
