@@ -70,8 +70,15 @@ FOREIGN_PREFIXES: Final = (
     "PYTORCH_",
     "TORCH_",
 )
-# Only where files are: the driver's cache of compiled kernels, and the toolkit.
-KEPT: Final = ("CUDA_CACHE_PATH", "CUDA_HOME", "CUDA_PATH")
+# Only where files are (the driver's cache of compiled kernels, the toolkit), and what an installation
+# with two OpenMP libraries does not even start without.
+KEPT: Final = (
+    "CUDA_CACHE_PATH",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "KMP_DUPLICATE_LIB_OK",
+    "MKL_THREADING_LAYER",
+)
 
 
 class WorkerFailedError(Exception):

@@ -299,8 +299,14 @@ class TestEnvironment:
         assert name not in worker_environment([], 1)
 
     def test_what_it_needs_to_start_is_kept(self, monkeypatch):
-        """Where programs, libraries and the driver's compiled kernels are."""
-        for name in ("PATH", "LD_LIBRARY_PATH", "CUDA_CACHE_PATH", "CUDA_HOME"):
+        """Where programs, libraries and compiled kernels are; that there may be two OpenMP libraries."""
+        for name in (
+            "PATH",
+            "LD_LIBRARY_PATH",
+            "CUDA_CACHE_PATH",
+            "CUDA_HOME",
+            "KMP_DUPLICATE_LIB_OK",
+        ):
             monkeypatch.setenv(name, "/somewhere")
 
             assert worker_environment([], 1)[name] == "/somewhere"
