@@ -27,7 +27,7 @@ unless it says so. `flopwatch check` tells the same of the host it runs on.
 
 Support is found out by live samples when a device is opened, never by its name, and found out again after
 the driver was reloaded or the MIG mode has changed. GPM that is there and has no value (a GPU that sleeps) is
-tried again every minute; where the driver keeps it from the daemon, `dcgm` stands in meanwhile. The table of
+tried again every minute, as where the driver keeps it from the daemon; `dcgm` stands in meanwhile. The table of
 models below only decides the peaks.
 
 ## By family

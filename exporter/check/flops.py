@@ -77,7 +77,8 @@ def flops_source(gpu: Mapping[str, Any], dcgm: DcgmAnswer, config: Config) -> Fl
         return FlopsSource(
             None,
             f"GPM fails: {gpm['error']}",
-            "look for another profiler on this GPU; the daemon tries again every minute",
+            "look for another profiler on this GPU; the daemon tries again every minute, and takes "
+            "what a dcgm-exporter has meanwhile",
         )
     return _without_gpm(gpu, config)
 
@@ -134,9 +135,9 @@ def _may_use_dcgm(gpu: Mapping[str, Any], config: Config) -> bool:
     if any("source" in instance["gpm"] for instance in gpu["instances"]):
         return False
     error = gpu["gpm"].get("error")
-    if error == _DENIED:
-        return True
-    return error == "not_supported" and (_is_profiled(gpu) or config.sources["dcgm"] == "on")
+    if error == "not_supported":
+        return _is_profiled(gpu) or config.sources["dcgm"] == "on"
+    return error is not None
 
 
 def _is_profiled(gpu: Mapping[str, Any]) -> bool:

@@ -7,10 +7,6 @@ from exporter.snapshot import SourceHealth
 from exporter.sources.dcgm import DcgmReader, DcgmSource
 
 
-# GPM is there and not for this process: DCGM's own daemon may have what is kept from us.
-DENIED = "no_permission"
-
-
 class DcgmFallback:
     """One device's use of the source `dcgm`. The device's own thread calls it."""
 

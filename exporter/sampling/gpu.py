@@ -30,7 +30,7 @@ from exporter.nvml.reading import (
 )
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, SlowReading
 from exporter.sampling.context import GpuContext
-from exporter.sampling.fallback import DENIED, DcgmFallback
+from exporter.sampling.fallback import DcgmFallback
 from exporter.sampling.mig import SampledInstances
 from exporter.sampling.sampler import TickStatistics
 from exporter.sampling.settings import SamplingSettings
@@ -212,7 +212,8 @@ class SampledGpu:
             window = self._instances.gpu_window(peaks.sm_count)
         opened = (self._gpm or self._instances).open_since_seconds
         shares = self._instances.dcgm_shares(peaks.sm_count)
-        without_gpm = self._has_no_gpm() and (bool(shares) or not self._mig_enabled)
+        # Also where GPM is there and not for us: DCGM's own daemon may have what is kept from us.
+        without_gpm = self._gpm is None and (bool(shares) or not self._mig_enabled)
         self._dcgm.follow(self._identity.uuid, wanted=without_gpm, shares=shares)
         if self._dcgm.in_use:
             window, opened = self._dcgm.take(fast)
@@ -346,12 +347,6 @@ class SampledGpu:
         for falsehood in sorted(self._false - false):
             log.info("plausible_again", gpu=self.key, found=falsehood.value)
         self._false = false
-
-    def _has_no_gpm(self) -> bool:
-        """Whether DCGM must stand in, if it can: also where this process may not use GPM."""
-        denied = self._gpm_failure == DENIED
-        unsupported = not self._gpm_supported or self._context.gpm_mode() == "off"
-        return self._gpm is None and (unsupported or denied)
 
     def _open_gpm(self) -> None:
         self._gpm = None

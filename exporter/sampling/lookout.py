@@ -42,7 +42,8 @@ class DeviceLookout:
     ) -> None:
         """`gpus` are those sampled now; `add` begins to sample one more, by index and UUID.
 
-        `forget` ends it for one that was replaced. `hung` are index and UUID of those whose driver calls do not return: they are not called.
+        `forget` ends it for one that was replaced. `hung` are index and UUID of those whose driver
+        calls do not return: they are not called.
         """
         self._library = library
         self._gpus = gpus
@@ -109,6 +110,7 @@ class DeviceLookout:
         """Begin to sample a GPU that is new here: by one that still waits for its own, if any does."""
         waiting = next((gpu for gpu in gpus if gpu.displaced), None)
         if waiting is not None:
+            log.info("gpu_found", gpu=index, uuid=uuid)
             waiting.named(uuid)
         elif len(gpus) < _GPUS_MAX:
             self._add(index, uuid)

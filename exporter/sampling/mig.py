@@ -39,7 +39,7 @@ from exporter.readings import (
     SlowReading,
 )
 from exporter.sampling.context import GpuContext
-from exporter.sampling.fallback import DENIED, DcgmFallback
+from exporter.sampling.fallback import DcgmFallback
 from exporter.sampling.settings import SamplingSettings
 from exporter.snapshot import DeviceSnapshot, SourceHealth
 from exporter.sources.gpm import CYCLES, PERCENT, GpmSource, open_together
@@ -299,9 +299,7 @@ class _SampledInstance:
             self._slow = replace(self._slow, at_seconds=sample.at_seconds, **read_processes(calls))
             self._slow_due = sample.at_seconds + settings.slow_interval
         opened = self.open_since_seconds
-        denied = self._gpm_failure == DENIED
-        no_gpm = self._gpm is None and (self._gpm_retry_at is None or denied)
-        self._dcgm.follow(self._gpu_uuid, self.identity.mig, wanted=no_gpm)
+        self._dcgm.follow(self._gpu_uuid, self.identity.mig, wanted=self._gpm is None)
         if self._dcgm.in_use:
             self.window, opened = self._dcgm.take(fast)
         believed = self.window
