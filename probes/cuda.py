@@ -36,14 +36,14 @@ BESIDE_BYTES: Final = 32 * 2**20
 # The least that a context with torch's kernels was seen to take (pytorch#86509); a smaller figure
 # means that somebody else freed memory in the same moment.
 CONTEXT_BYTES_MIN: Final = 280_000_000
-# Three spins. The first one only gives the host the time to enqueue the other two: 60,000 cycles
-# are 30 µs at 2 GHz, and two spins and two marks take half of it. The difference of the others has
+# Three spins. The first one only gives the host the time to enqueue the other two: 90,000 cycles
+# are 45 µs at 2 GHz, and five calls of a few microseconds take half of it. The difference of the others has
 # the launch overhead divided out: 300,000 cycles are about 150 µs, of which an event's resolution
 # of 0.5 µs is 0.3 %.
-SPIN_CYCLES_LEAD: Final = 60_000
+SPIN_CYCLES_LEAD: Final = 90_000
 SPIN_CYCLES_SHORT: Final = 20_000
 SPIN_CYCLES_LONG: Final = 320_000
-SPIN_SECONDS: Final = 0.00021
+SPIN_SECONDS: Final = 0.00023
 # A spin that a tenant's time slice cut into looks like a far lower clock.
 CLOCK_SPREAD: Final = 0.10
 
@@ -55,8 +55,8 @@ class CudaDevice(ProbeDevice):
     """A CUDA GPU, timed by events."""
 
     kind = "cuda"
-    # At the clock of an idle GPU's first chunk the spins take about twice as long.
-    overhead_seconds = 2 * SPIN_SECONDS
+    # At two thirds of the clock the spins take that much longer; three runs still fit beside them.
+    overhead_seconds = 1.5 * SPIN_SECONDS
     preemptible = False
     beside_bytes = BESIDE_BYTES
 
@@ -125,8 +125,8 @@ class CudaDevice(ProbeDevice):
     def chunk(self, meter: Meter, enqueue: Enqueue, first: int, count: int) -> Chunk:
         now = time.perf_counter
         marks = self._marks(count + 4)
-        began = now()
         marks[0].record()
+        began = now()
         # The first work on an idle stream begins a launch gap late; the gap must not lie between the
         # marks of a spin that the clock is measured by.
         torch.cuda._sleep(SPIN_CYCLES_LEAD)  # noqa: SLF001 - the only spin torch has

@@ -21,7 +21,7 @@ from tests.probes.simulated_cuda import CONTEXT_BYTES, GAP_SECONDS, START_SECOND
 
 torch = pytest.importorskip("torch")
 
-ALL_SPINS_SECONDS = 400_000 / 1.8e9
+ALL_SPINS_SECONDS = 430_000 / 1.8e9
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ class TestChunk:
         assert sent == [Busy(), Idle(device_seconds=pytest.approx(chunk.device_seconds))]
 
     def test_spins_are_charged_with_the_runs(self, cuda):
-        """400,000 cycles at 1.8 GHz, three runs, the five gaps between, the beginning: all of it."""
+        """430,000 cycles at 1.8 GHz, three runs, the five gaps between, the beginning: all of it."""
         chunk = opened().chunk(silent(), run_of(cuda, 0.0002), 0, 3)
 
         began = START_SECONDS + 3e-6  # of a call, after the first mark
@@ -114,7 +114,7 @@ class TestClock:
 
         assert clock == pytest.approx(1.8e9)
 
-    @pytest.mark.parametrize("after_seconds", [0.0001, 0.00004])
+    @pytest.mark.parametrize("after_seconds", [0.00015, 0.000068])
     def test_a_tenants_slice_does_not_lower_it(self, cuda, after_seconds):
         """In two chunks of four 2 ms are taken out of a spin, the long one or the short one."""
 
@@ -249,13 +249,13 @@ def of_launches(cuda, wait=0.0):
 
 class TestMeasurement:
     def test_it_fills_chunks_of_a_millisecond(self, cuda):
-        """Runs of 0.17 ms: three fit after the spins, of which the first is dropped; 2 + 2 + 2 + 1 count."""
+        """Runs of 0.2 ms: three fit after the spins, of which the first is dropped; 2 + 2 + 2 + 1 count."""
         device = settled()
         kernel = all_kernels()["gemm_fp32"]
         bench = Workbench(device)
         meter = silent()
         prepared = kernel.prepare(device, meter, (64, 64, 64), None)
-        prepared.run = run_of(cuda, 0.00017)
+        prepared.run = run_of(cuda, 0.0002)
         prepared.verify = lambda device, meter: types.SimpleNamespace(
             digest="", repeats_agree=True, exact=None
         )
