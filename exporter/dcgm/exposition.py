@@ -125,7 +125,10 @@ def _device(key: DeviceKey, values: Mapping[str, float]) -> DeviceSample:
     others: dict[str, float] = {}
     implausible = 0
     for name, value in values.items():
+        if not math.isfinite(value):
+            continue
         if _is_blank(value):
+            implausible += name in _ACTIVITY_BY_FIELD or name in _RATE_BY_FIELD
             continue
         if name in _ACTIVITY_BY_FIELD:
             if 0 <= value <= _RATIO_MAX:
@@ -146,4 +149,4 @@ def _device(key: DeviceKey, values: Mapping[str, float]) -> DeviceSample:
 
 def _is_blank(value: float) -> bool:
     """DCGM's blanks lie at the top of 32 bit, of 64 bit, and from 2^47 on for doubles."""
-    return not math.isfinite(value) or 0x7FFFFFF0 <= value <= 0x7FFFFFFF or value >= 2**47
+    return 0x7FFFFFF0 <= value <= 0x7FFFFFFF or value >= 2**47

@@ -40,6 +40,7 @@ _STANDING_CLOCK_SHARE = 0.01
 _MIB = 2**20
 # GPM answers up to 100 %; rounding may pass it by a trace. More is a blank or garbage.
 _PERCENT_MAX = 101.0
+_RATE_MAX = 1e9  # MiB/s: no link is this fast
 
 _PERCENT_FIELDS = {
     "graphics": gpm.GRAPHICS,
@@ -270,12 +271,21 @@ class GpmSource:
             shares.update(cycle_shares)
         if all(share is None for share in shares.values()):
             return None
-        traffic = {
-            name: values[metric] * _MIB * seconds
-            for name, metric in _RATE_FIELDS.items()
-            if 0 <= values.get(metric, -1.0) < 1e9
-        }
+        traffic = self._traffic(values, seconds)
         return ActivityWindow(self.name, start, end, **shares, sm_cycles=sm_cycles, **traffic)
+
+    def _traffic(self, values: Mapping[int, float], seconds: float) -> dict[str, float]:
+        """Bytes over the links in a window, by name."""
+        traffic: dict[str, float] = {}
+        for name, metric in _RATE_FIELDS.items():
+            rate = values.get(metric)
+            if rate is None:
+                continue
+            if 0 <= rate < _RATE_MAX:
+                traffic[name] = rate * _MIB * seconds
+            else:
+                self._on_implausible(f"gpm {name}")
+        return traffic
 
     def _share(self, name: str, percent: float | None) -> float | None:
         if percent is None:

@@ -1,5 +1,7 @@
 """What is read out of a dcgm-exporter's text."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +56,7 @@ def test_mig_instances_are_devices_of_their_own() -> None:
     ],
 )
 def test_blanks_are_no_values(blank: float) -> None:
-    """DCGM's blanks of every type leave their field out, without a complaint."""
+    """DCGM's blanks of every type leave their field out, and are counted; NaN says itself that it is none."""
     text = "\n".join(
         [
             row("DCGM_FI_PROF_SM_ACTIVE", blank, UUID=GPU),
@@ -64,7 +66,7 @@ def test_blanks_are_no_values(blank: float) -> None:
 
     sample = parse(text)[DeviceKey(GPU)]
     assert sample.activities == {"dram": 0.5}
-    assert sample.implausible == 0
+    assert sample.implausible == int(not math.isnan(blank))
 
 
 def test_ratios_out_of_range_are_implausible() -> None:
