@@ -87,8 +87,9 @@ class SampledGpu:
 
     @property
     def uuid(self) -> str:
-        """The device's UUID, `unknown` before it first answered."""
-        return self._identity.uuid
+        """The device's UUID; before it first answered that which it was told, or `unknown`."""
+        known = self._identity.uuid
+        return known if known != UNKNOWN else self._named or UNKNOWN
 
     @property
     def identity(self) -> DeviceIdentity:
@@ -153,9 +154,7 @@ class SampledGpu:
 
     def _find(self) -> Any:
         """The device's handle, by the best name that is known of it. Raises NvmlError."""
-        uuid, bus_id = self._identity.uuid, self._identity.pci_bus_id
-        if uuid == UNKNOWN and self._named is not None:
-            uuid = self._named
+        uuid, bus_id = self.uuid, self._identity.pci_bus_id
         if uuid == UNKNOWN:
             return call("nvmlDeviceGetHandleByIndex", self._index)
         if uuid.startswith(NO_UUID) and bus_id is not None:

@@ -167,6 +167,10 @@ def test_a_gpu_that_never_answered_is_not_taken_for_another(fake: FakeNvml, tmp_
         waiting = daemon.wait_until(
             lambda s: s.total(ERRORS, uuid="unknown", reason="gpu_not_found") > 0
         )
+        # The longer it waits between its attempts, the more often it is looked for meanwhile.
+        daemon.wait_until(
+            lambda s: s.total(ERRORS, uuid="unknown", reason="gpu_not_found") > 2, seconds=60
+        )
         fake.restore(0)
         fake.add_gpu(0)
         back = daemon.wait_until(lambda s: is_up(s, first), seconds=60)

@@ -65,6 +65,7 @@ class Sampled:
     def named(self, uuid: str) -> None:
         self.told.append(("named", uuid))
         self.displaced = False
+        self.uuid = uuid
 
 
 def forbidden(gpu: object) -> None:
@@ -150,6 +151,8 @@ def test_the_gpu_that_one_waits_for_is_not_added_beside_it(look: Look) -> None:
     ]
     assert waiting.told == [("named", "GPU-c")]
     assert known.told == [("at", 0, EPOCH)]
+    # Until it has opened the GPU it is waited for, and nobody else is sent.
+    assert look(Driver((0x20, "GPU-b"), (0x30, "GPU-c")), waiting, known) == []
 
 
 class Replacing:
