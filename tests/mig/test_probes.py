@@ -22,7 +22,7 @@ import sys
 if "probes.worker" in sys.argv[0] or sys.argv[0].endswith("worker.py"):
     with open(os.environ["SEEN"], "a") as file:
         file.write(os.environ["CUDA_VISIBLE_DEVICES"] + "\\n")
-raise ImportError("no torch here")
+raise ModuleNotFoundError("no torch here", name="torch")
 """
 
 

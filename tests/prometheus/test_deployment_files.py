@@ -70,6 +70,7 @@ def test_inhibitions_name_alerts_that_exist() -> None:
         for path in (PROMETHEUS / "alerts").glob("*.yml")
         for group in yaml.safe_load(path.read_text())["groups"]
         for rule in group["rules"]
+        if "alert" in rule
     }
     rules = yaml.safe_load((PROMETHEUS / "alertmanager.yml").read_text())["inhibit_rules"]
     sources = {matcher.split('"')[1] for rule in rules for matcher in rule["source_matchers"]}

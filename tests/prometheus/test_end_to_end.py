@@ -28,6 +28,8 @@ EMPTY_WHEN_HEALTHY = {
     "Source errors by reason",  # no source fails
     "Reasons for the clock",  # nothing holds the clock of the chosen GPU
     "XIDs",  # the chosen GPU has none
+    "Instances",  # no MIG instance is simulated
+    "Delivered by instance",  # the same
 }
 # Parts of queries that need days of history, or a state that this hardware's counters never leave open.
 EMPTY_HERE = (":same_hour", "[1d:1h]", "[7d:1h]", "offset 7d", 'state="unresolved"')
