@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -171,7 +170,8 @@ class DcgmSource:
         self._readers: dict[DeviceKey, DcgmReader] = {}
         self._interval = CollectInterval(time.monotonic())
         self._stop = threading.Event()
-        self._thread: BoundedThread | None = None
+        self._started = False
+        self._start_after = 0.0
         self._reached = False
         self._failing: str | None = None
         self._missing: frozenset[str] = frozenset()
@@ -202,13 +202,19 @@ class DcgmSource:
 
     def ask(self) -> None:
         """Scrape for somebody who waits for it, and go on as long as this is called."""
-        self.asked_at = time.monotonic()
+        self.asked_at = now = time.monotonic()
         with self._lock:
-            if self._thread is None:
-                thread = BoundedThread(target=self._run, name="dcgm")
-                with suppress(RuntimeError):  # no thread left: the next tick asks again
-                    thread.start()
-                    self._thread = thread
+            if self._started or now < self._start_after:
+                return
+            self._started = True
+        # Outside of the lock: a thread that finds no memory is waited for, and that must cost one
+        # device a tick now and then, not all of them each one.
+        try:
+            BoundedThread(target=self._run, name="dcgm").start()
+        except RuntimeError:
+            with self._lock:
+                self._start_after = time.monotonic() + _BACKOFF_LAST_SECONDS
+                self._started = False
 
     def forget(self, reader: DcgmReader) -> None:
         """A device that is gone, or has GPM after all."""

@@ -9,20 +9,29 @@ from probes.threads import BoundedThread
 
 
 def test_no_thread_to_scrape_with_costs_no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU ticks on without activities, and scraping begins with the tick that finds a thread."""
+    """The GPU ticks on without activities; half a minute later scraping begins, if it finds a thread."""
     begun: list[bool] = []
+    seconds = [1000.0]
 
     class NoThread(BoundedThread):
         def start(self) -> None:
             begun.append(len(begun) > 1)
+            # Beside the attempt, which may take seconds, another device ticks and makes none.
+            assert other.take(FastReading(seconds[0])) == (None, None)
             if not begun[-1]:
                 raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(dcgm, "BoundedThread", NoThread)
+    monkeypatch.setattr(dcgm.time, "monotonic", lambda: seconds[0])
     source = DcgmSource(lambda: "http://127.0.0.1:1/metrics", lambda: "auto")
-    reader = source.reader("GPU-1")
-    for second in range(5):
-        assert reader.take(FastReading(float(second))) == (None, None)
+    reader, other = source.reader("GPU-1"), source.reader("GPU-2")
+    attempts = []
+    for _tick in range(100):
+        seconds[0] += 1.0
+        before = len(begun)
+        assert reader.take(FastReading(seconds[0])) == (None, None)
+        attempts += [seconds[0]] * (len(begun) - before)
 
     # Two attempts in vain, one that held; then it runs.
     assert begun == [False, False, True]
+    assert attempts == [1001.0, 1031.0, 1061.0]
