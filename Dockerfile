@@ -16,6 +16,7 @@ COPY deploy/requirements/build.txt deploy/requirements/
 RUN pip install --no-cache-dir --require-hashes --no-deps --requirement deploy/requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY exporter exporter
+COPY flopwatch flopwatch
 COPY probes probes
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 

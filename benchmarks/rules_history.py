@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from exporter.metrics.catalogue import CATALOGUE
-from exporter.metrics.family import Point
+from exporter.metrics.family import Sample
 from exporter.simulate.host import SimulatedHost
 
 
@@ -137,11 +137,11 @@ def _make_block(text: Path, data: Path) -> None:
 def _lines(
     hosts: Sequence[SimulatedHost], reads: Sequence[Read], now: float, begins: float, ends: float
 ) -> Iterator[str]:
-    points = {host.name: list(host.points()) for host in hosts}
+    samples = {host.name: list(host.samples()) for host in hosts}
     for name in dict.fromkeys(read.name for read in reads):
         # A model is served by many hosts; its series is one.
         for host in hosts[:1] if name.startswith("model:") else hosts:
-            for labels, value, wanted in _series(host, points[host.name], name, reads):
+            for labels, value, wanted in _series(host, samples[host.name], name, reads):
                 times = sorted({at for read in wanted for at in _times(read, now, begins, ends)})
                 # A gauge was lower than it is now: or each GPU would look as if it had lost links.
                 wiggle = 0.0 if name.endswith("_total") else 0.001 if ":" in name else -0.001
@@ -159,10 +159,12 @@ def _times(read: Read, now: float, begins: float, ends: float) -> range:
 
 
 def _series(
-    host: SimulatedHost, points: Sequence[Point], name: str, reads: Sequence[Read]
+    host: SimulatedHost, samples: Sequence[Sample], name: str, reads: Sequence[Read]
 ) -> Iterator[tuple[str, float, list[Read]]]:
     """Labels and value of the host's series of this name, each with the reads that want it."""
-    for labels, value in _recorded(host, points, name) if ":" in name else _exported(points, name):
+    for labels, value in (
+        _recorded(host, samples, name) if ":" in name else _exported(samples, name)
+    ):
         wanted = [
             read for read in reads if read.name == name and _selects(read.matchers, dict(labels))
         ]
@@ -175,15 +177,15 @@ def _series(
 
 
 def _exported(
-    points: Sequence[Point], name: str
+    samples: Sequence[Sample], name: str
 ) -> Iterator[tuple[tuple[tuple[str, str], ...], float]]:
-    for point in points:
-        if point.family.name + point.suffix == name:
-            yield tuple((key, value) for key, value in point.labels if value), point.value
+    for sample in samples:
+        if sample.family.name + sample.suffix == name:
+            yield tuple((key, value) for key, value in sample.labels if value), sample.value
 
 
 def _recorded(
-    host: SimulatedHost, points: Sequence[Point], name: str
+    host: SimulatedHost, samples: Sequence[Sample], name: str
 ) -> Iterator[tuple[tuple[tuple[str, str], ...], float]]:
     prefix = max((prefix for prefix in _RECORDED_LABELS if name.startswith(prefix)), key=len)
     wanted = _RECORDED_LABELS[prefix]
@@ -195,9 +197,9 @@ def _recorded(
         )
     value = _RECORDED_RATIO if "flops_utilization" in name else _RECORDED_VALUE
     found = {
-        tuple((key, text) for key, text in point.labels if key in wanted): value
-        for point in points
-        if point.family.name == own
+        tuple((key, text) for key, text in sample.labels if key in wanted): value
+        for sample in samples
+        if sample.family.name == own
     }
     yield from found.items()
 

@@ -28,9 +28,9 @@ from benchmarks.scraping import scrape
 from benchmarks.soak_node import SLOW_TICKS, XIDS, Node
 from exporter.exposition.render import Exposition
 from exporter.web.negotiation import Format
-from tests.engines.server import EngineServer, exposition, serving, text
+from tests.attribution.kubelet import Held, Kubelet
 from tests.fake_nvml import H100, H100_1G_10GB, FakeNvml, Load
-from tests.holders.kubelet import Held, Kubelet
+from tests.inference.engines.server import EngineServer, exposition, serving, text
 
 
 DAY_TICKS = 86_400

@@ -11,23 +11,25 @@ from pathlib import Path
 
 from exporter.accounting.device import DeviceAccounts
 from exporter.accounting.peaks import find_peaks
-from exporter.engines.account import Account, ModelSettings
-from exporter.engines.config import GpuHooks, WorkloadConfig
-from exporter.engines.errors import Reason, ScrapeError
-from exporter.engines.present import present
-from exporter.engines.registry import ENGINES
-from exporter.engines.scraper import Scraper
-from exporter.engines.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
-from exporter.exposition.devices import host_points
-from exporter.exposition.holders import holder_points, with_holder_labels
-from exporter.exposition.own import ReloadStatus, own_points
-from exporter.exposition.processes import process_points
-from exporter.exposition.workloads import workload_points
-from exporter.holders.service import HolderService
-from exporter.holders.settings import HolderSettings
-from exporter.holders.snapshot import Allocation, DeviceKey
-from exporter.metrics.family import Point
+from exporter.attribution.service import HolderService
+from exporter.attribution.settings import HolderSettings
+from exporter.attribution.snapshot import Allocation, DeviceKey
+from exporter.exposition.devices import host_samples
+from exporter.exposition.holders import holder_samples, with_holder_labels
+from exporter.exposition.own import ReloadStatus, own_samples
+from exporter.exposition.processes import process_samples
+from exporter.exposition.workloads import workload_samples
+from exporter.inference.account import Account, ModelSettings
+from exporter.inference.config import GpuHooks, WorkloadConfig
+from exporter.inference.engines.registry import ENGINES
+from exporter.inference.errors import Reason, ScrapeError
+from exporter.inference.present import present
+from exporter.inference.scraper import Scraper
+from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.metrics.family import Sample
 from exporter.metrics.gpu import FLOP_TOTAL
+from exporter.probe_facts import ProbeFacts
+from exporter.procfs import ProcessNames
 from exporter.readings import (
     ActivityWindow,
     ClockSample,
@@ -36,9 +38,7 @@ from exporter.readings import (
     ProcessUse,
     SlowReading,
 )
-from exporter.snapshot import DeviceSnapshot, HostSnapshot, SourceHealth, XidCounts
-from exporter.sources.probes import ProbeFacts
-from exporter.sources.process_names import ProcessNames
+from exporter.state import DeviceSnapshot, HostSnapshot, SourceHealth, XidCounts
 from exporter.status.history import Histories
 
 
@@ -50,8 +50,8 @@ _ENGINE_TICKS = 900
 # Engines, models and pods have names that nobody has had before.
 _NEW_NAME_CHANCE = 0.05
 _TESTS = Path(__file__).parent.parent / "tests"
-_VLLM = (_TESTS / "engines" / "expositions" / "vllm-current.txt").read_text()
-_MODEL = _TESTS / "engines" / "tiny.json"
+_VLLM = (_TESTS / "inference" / "engines" / "expositions" / "vllm-current.txt").read_text()
+_MODEL = _TESTS / "inference" / "engines" / "tiny.json"
 
 
 class Node:
@@ -126,14 +126,14 @@ class Node:
             (self._snapshot(),), frozenset(), pending=False, now_seconds=self.seconds
         )
 
-    def points(self) -> Iterator[Point]:
+    def samples(self) -> Iterator[Sample]:
         """What the daemon would expose."""
         host, holders = self.host(), self._pods.service.snapshot()
-        yield from own_points(self._reload)
-        yield from with_holder_labels(host_points(host), holders, host, {FLOP_TOTAL.name})
-        yield from process_points(host, self._names.name)
-        yield from workload_points(self._engine.snapshot())
-        yield from holder_points(holders, host)
+        yield from own_samples(self._reload)
+        yield from with_holder_labels(host_samples(host), holders, host, {FLOP_TOTAL.name})
+        yield from process_samples(host, self._names.name)
+        yield from workload_samples(self._engine.snapshot())
+        yield from holder_samples(holders, host)
 
     def _begin(self) -> None:
         """Another device in the same place."""

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import torch
 
+from probes.allowance import Meter
 from probes.arena import Arena
 from probes.device import CACHE_MULTIPLE, Chunk, Enqueue, ProbeDevice
-from probes.meter import Meter
 from probes.protocol import Device as DeviceSpec
 
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import torch
 
+from probes.allowance import Meter
 from probes.arena import Arena
-from probes.meter import Meter
 from probes.protocol import Device as DeviceSpec
 
 

@@ -8,11 +8,11 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from probes.allowance import MARGIN, AllowanceError, Meter, pause
 from probes.arena import ArenaFullError
 from probes.device import Enqueue, ProbeDevice
 from probes.judgement import undisturbed_run
 from probes.kernels.base import Kernel, Prepared, Verification
-from probes.meter import MARGIN, AllowanceError, Meter, pause
 from probes.protocol import Result, Run
 from probes.sizing import Shape
 

@@ -9,14 +9,14 @@ import msgspec
 import structlog
 
 from probes.baseline import Baseline
-from probes.books import Books, DeviceState
 from probes.config import ProbeConfig
+from probes.device_states import Books, DeviceState
 from probes.facts import DeviceFacts
 from probes.judgement import Contention, Judgement, judge
 from probes.protocol import Described, KernelInfo, Result, Run
 from probes.records import Value
-from probes.slots import Slot
 from probes.supervisor import RunReport, WorkerFailedError
+from probes.worker_pool import Slot
 
 
 TIMED_RUNS: Final = 7

@@ -10,17 +10,17 @@ from dataclasses import replace
 
 import structlog
 
+from flopwatch.threads import BoundedThread
 from probes import gates
-from probes.books import Books
 from probes.clock import Clock
 from probes.config import ProbeConfig
+from probes.device_states import Books
 from probes.facts import DeviceFacts
 from probes.prober import Prober
 from probes.records import ProbesSnapshot
-from probes.slots import Slot, Slots, WorkerFactory, real_worker
 from probes.state import StateFile
 from probes.supervisor import WorkerFailedError
-from probes.threads import BoundedThread
+from probes.worker_pool import Slot, Slots, WorkerFactory, real_worker
 
 
 log = structlog.get_logger(__name__)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import structlog
 
+from flopwatch.threads import BoundedThread
 from probes.clock import Clock, SystemClock
 from probes.config import ProbeConfig
 from probes.records import ProbesSnapshot
 from probes.schedule import first_delay, host_fraction, next_delay
 from probes.scheduler import FactsSource, Scheduler
-from probes.slots import WorkerFactory, real_worker
 from probes.state import StateFile
-from probes.threads import BoundedThread
+from probes.worker_pool import WorkerFactory, real_worker
 
 
 log = structlog.get_logger(__name__)

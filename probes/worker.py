@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from probes.allowance import AllowanceError, Meter
 from probes.kernels import all_kernels
-from probes.meter import AllowanceError, Meter
 from probes.protocol import (
     PROTOCOL_VERSION,
     Describe,

@@ -2,9 +2,9 @@
 
 from exporter.accounting.peaks import Peaks, find_peaks
 from exporter.cli.probe import read_devices
+from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
+from exporter.collect.nvml.reading import read_identity
 from exporter.config.load import ConfigOrigin, load_config
-from exporter.nvml.library import DeviceCalls, DriverLibrary, call
-from exporter.nvml.reading import read_identity
 from exporter.readings import DeviceIdentity
 from probes.facts import DeviceFacts
 

@@ -17,9 +17,9 @@ from benchmarks.gpu_acceptance_parts.schema import Goal, file_stem, free_path
 from benchmarks.gpu_acceptance_parts.statistics_of import kind_of_count, scale_of_cycles
 from benchmarks.gpu_acceptance_parts.tenant import Tenant
 from benchmarks.gpu_acceptance_parts.truth import GEMM_PRECISIONS
-from exporter.nvml import gpm
-from exporter.nvml.library import DeviceCalls, DriverLibrary, call
-from exporter.nvml.reading import read_clock, read_memory
+from exporter.collect.nvml import gpm
+from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
+from exporter.collect.nvml.reading import read_clock, read_memory
 from probes.config import ProbeConfig
 from probes.protocol import Device
 from probes.supervisor import WorkerProcess

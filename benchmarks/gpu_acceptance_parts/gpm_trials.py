@@ -9,9 +9,9 @@ from typing import Any, Self
 
 import pynvml
 
-from exporter.nvml import gpm
-from exporter.nvml.errors import NvmlError
-from exporter.nvml.library import call
+from exporter.collect.nvml import gpm
+from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.nvml.library import call
 
 
 Values = dict[int, float]

@@ -21,9 +21,9 @@ from benchmarks.gpu_acceptance_parts.probing import (
 from benchmarks.gpu_acceptance_parts.schema import Goal
 from benchmarks.gpu_acceptance_parts.statistics_of import seconds_to_steady, spread
 from benchmarks.gpu_acceptance_parts.tenant import Tenant
-from exporter.nvml import gpm
-from exporter.nvml.errors import NvmlError
-from exporter.nvml.library import DriverLibrary, call
+from exporter.collect.nvml import gpm
+from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.nvml.library import DriverLibrary, call
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
 

@@ -10,7 +10,7 @@ from probes.facts import DeviceFacts
 from probes.judgement import Contention, contention
 from probes.prober import TIMED_RUNS
 from probes.protocol import Described, Result, Run
-from probes.slots import real_worker
+from probes.worker_pool import real_worker
 
 
 # More than a probe takes: what it takes is measured.

@@ -19,11 +19,11 @@ from benchmarks.gpu_acceptance_parts.logs import log_to_stderr
 from benchmarks.gpu_acceptance_parts.privileges import USERS, User, become
 from benchmarks.gpu_acceptance_parts.recording import FORMAT, Recording
 from benchmarks.gpu_acceptance_parts.tape import Tape
-from exporter.nvml import gpm
-from exporter.nvml.errors import NvmlError
-from exporter.nvml.library import DeviceCalls, DriverLibrary, call
-from exporter.nvml.mig import list_instances
-from exporter.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity
+from exporter.collect.nvml import gpm
+from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
+from exporter.collect.nvml.mig import list_instances
+from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity
 
 
 ROUNDS = 5

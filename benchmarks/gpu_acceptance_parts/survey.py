@@ -12,9 +12,9 @@ import msgspec
 from benchmarks.gpu_acceptance_parts.context import Survey
 from benchmarks.gpu_acceptance_parts.logs import log_to_stderr
 from benchmarks.gpu_acceptance_parts.schema import Machine
-from exporter.nvml.errors import NvmlError
-from exporter.nvml.library import DeviceCalls, DriverLibrary, call
-from exporter.nvml.reading import read_identity, read_processes
+from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
+from exporter.collect.nvml.reading import read_identity, read_processes
 from exporter.version import VERSION
 
 

@@ -15,7 +15,7 @@ from exporter.accounting.device import COARSE_SOURCE
 from exporter.readings import ActivityWindow, FastReading
 
 
-class Falsehood(StrEnum):
+class Inconsistency(StrEnum):
     """What was found to be false."""
 
     UTILIZATION_LATCHED = "utilization_latched"
@@ -32,7 +32,7 @@ class Judgement:
 
     fast: FastReading
     window: ActivityWindow | None
-    false: Mapping[str, Falsehood]
+    false: Mapping[str, Inconsistency]
 
     @property
     def activity_is_false(self) -> bool:
@@ -86,7 +86,7 @@ class Plausibility:
         self._readings = 0
         self._streak_seconds = 0.0
         self._streak_readings = 0
-        self._verdict: Falsehood | None = None
+        self._verdict: Inconsistency | None = None
         self._counters: dict[str, _WatchedCounter] = {}
 
     def restart(self) -> None:
@@ -105,7 +105,7 @@ class Plausibility:
         power_limit_watts: float | None,
     ) -> Judgement:
         """Take out of a tick what cannot be true. `window` is the one that ended with it, if any."""
-        false: dict[str, Falsehood] = {}
+        false: dict[str, Inconsistency] = {}
         fast = self._without_false_counters(fast, power_limit_watts, false)
         self._readings += 1
         if fast.gpu_utilization is not None:
@@ -118,12 +118,15 @@ class Plausibility:
             self._utilizations.clear()
             self._powers.clear()
             self._readings = 0
-        if self._verdict in (Falsehood.UTILIZATION_LATCHED, Falsehood.UTILIZATION_OR_ACTIVITY):
+        if self._verdict in (
+            Inconsistency.UTILIZATION_LATCHED,
+            Inconsistency.UTILIZATION_OR_ACTIVITY,
+        ):
             fast = replace(fast, gpu_utilization=None)
             false["utilization"] = self._verdict
-        if self._verdict in (Falsehood.ACTIVITY_SILENT, Falsehood.UTILIZATION_OR_ACTIVITY):
+        if self._verdict in (Inconsistency.ACTIVITY_SILENT, Inconsistency.UTILIZATION_OR_ACTIVITY):
             if window is not None and window.source != COARSE_SOURCE:
-                believed = utilization if self._verdict is Falsehood.ACTIVITY_SILENT else None
+                believed = utilization if self._verdict is Inconsistency.ACTIVITY_SILENT else None
                 window = without_activity(window, believed)
             false["activity"] = self._verdict
         return Judgement(fast, window, false)
@@ -145,17 +148,17 @@ class Plausibility:
         if not lasting or self._streak_readings < _LASTING_READINGS:
             return
         if utilization is None or (share is not None and share >= _POWER_WORKING):
-            self._verdict = Falsehood.ACTIVITY_SILENT
+            self._verdict = Inconsistency.ACTIVITY_SILENT
         elif share is not None and share <= _POWER_IDLE:
-            self._verdict = Falsehood.UTILIZATION_LATCHED
+            self._verdict = Inconsistency.UTILIZATION_LATCHED
         else:
-            self._verdict = Falsehood.UTILIZATION_OR_ACTIVITY
+            self._verdict = Inconsistency.UTILIZATION_OR_ACTIVITY
 
     def _without_false_counters(
         self,
         fast: FastReading,
         power_limit_watts: float | None,
-        false: dict[str, Falsehood],
+        false: dict[str, Inconsistency],
     ) -> FastReading:
         left_out: dict[str, Any] = {}
         works = fast.power_watts is not None and fast.power_watts > _FROZEN_POWER_WATTS
@@ -197,22 +200,22 @@ class _WatchedCounter:
 
     def judge(
         self, value: float, at_seconds: float, rate_max: float, *, must_grow: bool, wraps: bool
-    ) -> Falsehood | None:
+    ) -> Inconsistency | None:
         """None for a value that may be true. `wraps`: the register is small, and falls by itself."""
         fell_before, self._fell = self._fell, self._value is not None and value < self._value
         if self._fell and not fell_before and not wraps:
-            return Falsehood.COUNTER_FELL
+            return Inconsistency.COUNTER_FELL
         if self._value is None or value < self._value:  # the first, or a reset of the device
             self._value, self._at, self._moved_at = value, at_seconds, at_seconds
             self._fell = False
             return None
         if value - self._value > rate_max * (at_seconds - self._at + 1.0):
-            return Falsehood.COUNTER_JUMPED
+            return Inconsistency.COUNTER_JUMPED
         if value > self._value or not must_grow:
             self._moved_at = at_seconds
         self._value, self._at = value, at_seconds
         if at_seconds - self._moved_at >= _FROZEN_SECONDS:
-            return Falsehood.COUNTER_FROZEN
+            return Inconsistency.COUNTER_FROZEN
         return None
 
 

@@ -14,12 +14,18 @@ from dataclasses import asdict
 from typing import Any
 
 from exporter.accounting.peaks import find_peaks
+from exporter.collect.gpm import GpmSource, open_together
+from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
+from exporter.collect.nvml.mig import gpm_sample_methods, list_instances, mig_enabled, read_instance
+from exporter.collect.nvml.reading import (
+    SLOW_GROUPS,
+    read_clock,
+    read_fast,
+    read_identity,
+    read_memory,
+)
 from exporter.logging_setup import set_up_logging
-from exporter.nvml.errors import NvmlError
-from exporter.nvml.library import DeviceCalls, DriverLibrary, call
-from exporter.nvml.mig import gpm_ways, list_instances, mig_enabled, read_instance
-from exporter.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity, read_memory
-from exporter.sources.gpm import GpmSource, open_together
 
 
 _VIRTUALIZATION = {0: "none", 1: "passthrough", 2: "vgpu", 3: "host_vgpu", 4: "host_vsga"}
@@ -127,7 +133,7 @@ def _instances(calls: DeviceCalls, max_hertz: float | None) -> list[dict[str, An
             sm_count=facts.sm_count,
             max_hertz=max_hertz,
             on_implausible=lambda _what: None,
-            ways=gpm_ways(calls.handle, listed),
+            sample_methods=gpm_sample_methods(calls.handle, listed),
         )
         sources.append(source)
     failures = dict(

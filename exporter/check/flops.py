@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exporter.check.finding import Finding, Level
+from exporter.collect.dcgm.exposition import DeviceKey, DeviceSample, parse
 from exporter.config.model import Config
-from exporter.dcgm.exposition import DeviceKey, DeviceSample, parse
-from exporter.engines.errors import ScrapeError
-from exporter.engines.http import fetch
+from exporter.inference.errors import ScrapeError
+from exporter.inference.http import fetch
 
 
 _TIMEOUT_SECONDS = 3.0

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from exporter.attribution.errors import HolderSourceError
+from exporter.attribution.pod_resources import list_allocations
 from exporter.check.finding import Finding, Level
 from exporter.check.subprocesses import Answer
 from exporter.config.model import Config
-from exporter.engines.errors import Reason, ScrapeError
-from exporter.engines.http import fetch
 from exporter.errors import ListenError
-from exporter.holders.errors import HolderSourceError
-from exporter.holders.pod_resources import list_allocations
+from exporter.inference.errors import Reason, ScrapeError
+from exporter.inference.http import fetch
 from exporter.web.addresses import open_listener, parse_listen_address
 from probes.state import usable_state_path
 

@@ -22,14 +22,14 @@ from exporter.cli.probe import (
     select_devices,
 )
 from exporter.config.load import load_config
-from exporter.engines.errors import ScrapeError
-from exporter.engines.http import fetch
+from exporter.inference.errors import ScrapeError
+from exporter.inference.http import fetch
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
 from probes.protocol import KernelInfo, Run
-from probes.slots import WorkerFactory, real_worker
 from probes.state import Calibration, StateFile, usable_state_path
 from probes.supervisor import WorkerFailedError
+from probes.worker_pool import WorkerFactory, real_worker
 
 
 _FAMILY = "flopwatch_flop_total"

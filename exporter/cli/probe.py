@@ -13,8 +13,8 @@ from exporter.cli.options import add_config_flags, config_origin
 from exporter.config.load import load_config
 from exporter.config.model import Config
 from exporter.errors import FlopwatchError
+from probes.burn_in import FullProbe, Step
 from probes.facts import DeviceFacts
-from probes.full import FullProbe, Step
 from probes.gates import HOT_REASONS
 from probes.state import StateFile, usable_state_path
 from probes.supervisor import WorkerFailedError
@@ -104,8 +104,8 @@ def read_devices(config: Config, *, instances: bool = False) -> list[DeviceFacts
 
     Raises ProbeError when the driver does not answer.
     """
-    from exporter.sampling.host import HostCallbacks, HostSampling
-    from exporter.sources.probes import ProbeFacts
+    from exporter.collect.host import HostCallbacks, HostSampling
+    from exporter.probe_facts import ProbeFacts
 
     sampling = HostSampling(
         HostCallbacks(

@@ -31,7 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
     origin = config_origin(parsed)
     config = load_config(origin)
     set_up_logging(config.log_level, config.log_format)
-    from exporter.daemon import Daemon, end_process
+    from exporter.app import Daemon, end_process
 
     daemon = Daemon(config, origin)
     # What was loaded so far stays: the collector need not look at it again every few seconds.

@@ -8,13 +8,13 @@ from typing import Any
 
 import structlog
 
+from exporter.collect.settings import SamplingSettings
 from exporter.config.keys import SCHEMA
 from exporter.config.model import Config, build_config
 from exporter.config.nearest import nearest
 from exporter.config.schema import Key, Reader, Section, Values
 from exporter.config.strict_yaml import load_strict
 from exporter.errors import ConfigError
-from exporter.sampling.settings import SamplingSettings
 
 
 log = structlog.get_logger(__name__)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.collect.settings import SamplingSettings
 from exporter.config.schema import Values
-from exporter.sampling.settings import SamplingSettings
 from probes.config import ProbeConfig
 
 

@@ -1,4 +1,4 @@
-"""Points of the sampled devices: identity, FLOPS, the device's own counters, health."""
+"""Samples of the sampled devices: identity, FLOPS, the device's own counters, health."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -6,8 +6,9 @@ from itertools import chain
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
-from exporter.dcgm.windows import SOURCE as DCGM
-from exporter.exposition.points import (
+from exporter.collect.dcgm.windows import SOURCE as DCGM
+from exporter.collect.nvml.reading import RECOVERY_ACTIONS
+from exporter.exposition.samples import (
     Labels,
     by_label,
     device_labels,
@@ -17,15 +18,14 @@ from exporter.exposition.points import (
     optional,
 )
 from exporter.metrics import device, gpu, own
-from exporter.metrics.family import Point
-from exporter.nvml.reading import RECOVERY_ACTIONS
+from exporter.metrics.family import Sample
 from exporter.readings import ActivityWindow, DeviceIdentity, FastReading, SlowReading
-from exporter.snapshot import UNKNOWN, UNKNOWN_KEY, DeviceSnapshot, HostSnapshot
+from exporter.state import UNKNOWN, UNKNOWN_KEY, DeviceSnapshot, HostSnapshot
 
 
-def host_points(host: HostSnapshot) -> Iterable[Point]:
-    """All points of all devices. Of a device that is down, hung or stale only its health."""
-    parts: list[Iterable[Point]] = []
+def host_samples(host: HostSnapshot) -> Iterable[Sample]:
+    """All samples of all devices. Of a device that is down, hung or stale only its health."""
+    parts: list[Iterable[Sample]] = []
     for snapshot in host.devices:
         hung = snapshot.identity.key in host.hung
         age = host.now_seconds - snapshot.at_seconds
@@ -35,30 +35,30 @@ def host_points(host: HostSnapshot) -> Iterable[Point]:
             parts.append(_readings(snapshot))
     if host.pending or not host.devices:
         parts.append(_no_device(host))
-    return chain.from_iterable(parts)  # a loop in C for each of thousands of points
+    return chain.from_iterable(parts)  # a loop in C for each of thousands of samples
 
 
-def _no_device(host: HostSnapshot) -> Iterator[Point]:
+def _no_device(host: HostSnapshot) -> Iterator[Sample]:
     """No device to speak of yet: that, too, is said, so that it can be alerted on."""
     labels = (("gpu", UNKNOWN), ("uuid", UNKNOWN))
-    yield Point(own.GPU_UP, labels, 0.0)
-    yield Point(own.SOURCE_HUNG, labels, float(UNKNOWN_KEY in host.hung))
+    yield Sample(own.GPU_UP, labels, 0.0)
+    yield Sample(own.SOURCE_HUNG, labels, float(UNKNOWN_KEY in host.hung))
     if host.driver_error is not None:
         reason = (("source", "nvml"), ("reason", host.driver_error))
-        yield Point(own.SOURCE_ERRORS_TOTAL, (*labels, *reason), 1.0)
+        yield Sample(own.SOURCE_ERRORS_TOTAL, (*labels, *reason), 1.0)
 
 
-def _health(snapshot: DeviceSnapshot, *, up: bool, hung: bool) -> Iterator[Point]:
+def _health(snapshot: DeviceSnapshot, *, up: bool, hung: bool) -> Iterator[Sample]:
     """What is shown of a device in any state: who it is, and how it fares."""
     identity = snapshot.identity
     labels = device_labels(identity)
-    yield Point(own.GPU_UP, labels, float(up))
-    yield Point(own.SOURCE_HUNG, labels, float(hung))
+    yield Sample(own.GPU_UP, labels, float(up))
+    yield Sample(own.SOURCE_HUNG, labels, float(hung))
     if identity.uuid != UNKNOWN:
         yield from _info(labels, identity)
     for source, health in snapshot.sources.items():
         source_labels = (*labels, ("source", source))
-        yield Point(own.SOURCE_UP, source_labels, float(health.up and up))
+        yield Sample(own.SOURCE_UP, source_labels, float(health.up and up))
         yield from optional(
             own.SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS,
             source_labels,
@@ -66,20 +66,20 @@ def _health(snapshot: DeviceSnapshot, *, up: bool, hung: bool) -> Iterator[Point
         )
         yield from by_label(own.SOURCE_ERRORS_TOTAL, source_labels, "reason", health.errors)
         for name in health.missing_fields if up else ():
-            yield Point(own.SOURCE_FIELD_MISSING, (*source_labels, ("field", name)), 1.0)
+            yield Sample(own.SOURCE_FIELD_MISSING, (*source_labels, ("field", name)), 1.0)
     yield from histogram(own.TICK_DURATION_SECONDS, labels, snapshot.tick_duration)
     if identity.mig is None:  # an instance is sampled in its GPU's ticks
-        yield Point(own.TICKS_MISSED_TOTAL, labels, float(snapshot.ticks_missed))
+        yield Sample(own.TICKS_MISSED_TOTAL, labels, float(snapshot.ticks_missed))
     for xid, count in snapshot.xids.counts.items():
-        yield Point(device.XID_ERRORS_TOTAL, (*labels, ("xid", str(xid))), float(count))
+        yield Sample(device.XID_ERRORS_TOTAL, (*labels, ("xid", str(xid))), float(count))
     for xid, at in snapshot.xids.last_unix_seconds.items():
-        yield Point(device.XID_LAST_TIMESTAMP_SECONDS, (*labels, ("xid", str(xid))), at)
+        yield Sample(device.XID_LAST_TIMESTAMP_SECONDS, (*labels, ("xid", str(xid))), at)
 
 
 @kept
-def _info(labels: Labels, identity: DeviceIdentity) -> Iterator[Point]:
+def _info(labels: Labels, identity: DeviceIdentity) -> Iterator[Sample]:
     capability = identity.compute_capability
-    yield Point(
+    yield Sample(
         gpu.GPU_INFO,
         (
             *labels,
@@ -95,15 +95,15 @@ def _info(labels: Labels, identity: DeviceIdentity) -> Iterator[Point]:
     )
 
 
-def _readings(snapshot: DeviceSnapshot) -> Iterable[Point]:
+def _readings(snapshot: DeviceSnapshot) -> Iterable[Sample]:
     labels = device_labels(snapshot.identity)
     last = snapshot.last
-    parts: list[Iterable[Point]] = []
+    parts: list[Iterable[Sample]] = []
     if snapshot.peaks is not None:
         parts.append(_peaks(labels, snapshot.peaks, snapshot.slow))
     if snapshot.precision is not None:
         precision = (("precision", snapshot.precision), ("origin", snapshot.precision_origin))
-        parts.append((Point(gpu.HEADLINE_PRECISION_INFO, (*labels, *precision), 1.0),))
+        parts.append((Sample(gpu.HEADLINE_PRECISION_INFO, (*labels, *precision), 1.0),))
         if snapshot.peaks is not None:
             peak = snapshot.peaks.flops.get(snapshot.precision)
             parts.append(optional(gpu.HEADLINE_PEAK_FLOPS, labels, peak))
@@ -123,9 +123,9 @@ def _readings(snapshot: DeviceSnapshot) -> Iterable[Point]:
 
 
 @kept
-def _peaks(labels: Labels, peaks: Peaks, slow: SlowReading | None) -> Iterator[Point]:
+def _peaks(labels: Labels, peaks: Peaks, slow: SlowReading | None) -> Iterator[Sample]:
     yield from by_label(gpu.PEAK_FLOPS, labels, "precision", peaks.flops)
-    yield Point(gpu.PEAK_INFO, (*labels, ("origin", peaks.origin), ("model", peaks.model)), 1.0)
+    yield Sample(gpu.PEAK_INFO, (*labels, ("origin", peaks.origin), ("model", peaks.model)), 1.0)
     yield from optional(
         gpu.PEAK_DRAM_BANDWIDTH_BYTES_PER_SECOND, labels, peaks.dram_bytes_per_second
     )
@@ -140,10 +140,10 @@ def _peaks(labels: Labels, peaks: Peaks, slow: SlowReading | None) -> Iterator[P
         )
 
 
-def _counters(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
+def _counters(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Sample]:
     counters = snapshot.counters
     for (work, source), flop in counters.flop.items():
-        yield Point(
+        yield Sample(
             gpu.FLOP_TOTAL,
             (*labels, ("pipe", work.pipe), ("precision", work.precision), ("source", source)),
             flop,
@@ -177,7 +177,7 @@ def _counters(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
         )
 
 
-def _activity(labels: Labels, window: ActivityWindow) -> Iterator[Point]:
+def _activity(labels: Labels, window: ActivityWindow) -> Iterator[Sample]:
     yield from each_known(
         labels,
         (
@@ -202,7 +202,7 @@ def _activity(labels: Labels, window: ActivityWindow) -> Iterator[Point]:
     yield from by_label(gpu.PIPE_ACTIVE_RATIO, labels, "pipe", known)
 
 
-def _clocks(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
+def _clocks(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Sample]:
     """The window's mean clock where it is known, else the sampled one."""
     clock = snapshot.fast.sm_clock_hertz if snapshot.fast else None
     held = snapshot.last is not None and snapshot.last.activity.source == DCGM  # not of this tick
@@ -217,7 +217,7 @@ def _clocks(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Point]:
     )
 
 
-def _fast(labels: Labels, fast: FastReading) -> Iterator[Point]:
+def _fast(labels: Labels, fast: FastReading) -> Iterator[Sample]:
     yield from each_known(
         labels,
         (
@@ -246,21 +246,21 @@ def _fast(labels: Labels, fast: FastReading) -> Iterator[Point]:
 
 
 @kept
-def _clock_events(labels: Labels, reasons: int) -> Iterator[Point]:
+def _clock_events(labels: Labels, reasons: int) -> Iterator[Sample]:
     for reason, bit in EVENT_REASONS.items():
         held = float(bool(reasons & bit))
-        yield Point(device.CLOCK_EVENT, (*labels, ("reason", reason)), held)
+        yield Sample(device.CLOCK_EVENT, (*labels, ("reason", reason)), held)
 
 
 @kept
-def _recovery_actions(labels: Labels, recommended: int) -> Iterator[Point]:
+def _recovery_actions(labels: Labels, recommended: int) -> Iterator[Sample]:
     for code, action in RECOVERY_ACTIONS.items():
         wanted = float(code == recommended)
-        yield Point(device.RECOVERY_ACTION, (*labels, ("action", action)), wanted)
+        yield Sample(device.RECOVERY_ACTION, (*labels, ("action", action)), wanted)
 
 
 @kept
-def _slow(labels: Labels, slow: SlowReading) -> Iterator[Point]:
+def _slow(labels: Labels, slow: SlowReading) -> Iterator[Sample]:
     yield from each_known(
         labels,
         (
@@ -293,4 +293,4 @@ def _slow(labels: Labels, slow: SlowReading) -> Iterator[Point]:
     ):
         yield from by_label(mapped, labels, name, values)
     if slow.compute_mode is not None:
-        yield Point(device.COMPUTE_MODE_INFO, (*labels, ("mode", slow.compute_mode)), 1.0)
+        yield Sample(device.COMPUTE_MODE_INFO, (*labels, ("mode", slow.compute_mode)), 1.0)

@@ -1,20 +1,20 @@
-"""Points of the holders: info series to join, and, by option, labels on chosen families."""
+"""Samples of the holders: info series to join, and, by option, labels on chosen families."""
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
 
-from exporter.exposition.points import Labels, by_label, device_labels, optional
-from exporter.holders.snapshot import DeviceKey, HoldersSnapshot
+from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
+from exporter.exposition.samples import Labels, by_label, device_labels, optional
 from exporter.metrics import holder_sources as families
 from exporter.metrics import holders
-from exporter.metrics.family import Family, Label, Point
+from exporter.metrics.family import Family, Label, Sample
 from exporter.readings import DeviceIdentity
-from exporter.snapshot import UNKNOWN, HostSnapshot
+from exporter.state import UNKNOWN, HostSnapshot
 
 
-def holder_points(snapshot: HoldersSnapshot, host: HostSnapshot) -> Iterator[Point]:
-    """All points of all holders. A device that the host does not list is counted, not shown."""
+def holder_samples(snapshot: HoldersSnapshot, host: HostSnapshot) -> Iterator[Sample]:
+    """All samples of all holders. A device that the host does not list is counted, not shown."""
     find = _finder(host)
     unknown: set[DeviceKey] = set()
     # Two names of one device (a UUID and an index) must not make one series twice.
@@ -27,37 +27,40 @@ def holder_points(snapshot: HoldersSnapshot, host: HostSnapshot) -> Iterator[Poi
         device = device_labels(identity)
         if (device, labels) not in seen:
             seen.add((device, labels))
-            yield Point(family, (*device, *labels), 1.0)
+            yield Sample(family, (*device, *labels), 1.0)
     yield from _sources(snapshot)
     if snapshot.sources and not host.pending:
-        yield Point(families.HOLDER_UNKNOWN_DEVICES, (), float(len(unknown)))
+        yield Sample(families.HOLDER_UNKNOWN_DEVICES, (), float(len(unknown)))
 
 
 def with_holder_labels(
-    points: Iterable[Point], snapshot: HoldersSnapshot, host: HostSnapshot, chosen: AbstractSet[str]
-) -> Iterable[Point]:
-    """The same points; those of the chosen families carry namespace, pod, container and job.
+    samples: Iterable[Sample],
+    snapshot: HoldersSnapshot,
+    host: HostSnapshot,
+    chosen: AbstractSet[str],
+) -> Iterable[Sample]:
+    """The same samples; those of the chosen families carry namespace, pod, container and job.
 
     Only where there is one holder: a device that is shared has no honest label, and a series per
     holder would count its work several times.
     """
     holder = _sole_holders(snapshot, host) if chosen else {}
-    if not holder:  # as on most hosts: nothing to look at point by point
-        return points
-    return _labelled(points, holder, chosen)
+    if not holder:  # as on most hosts: nothing to look at sample by sample
+        return samples
+    return _labelled(samples, holder, chosen)
 
 
 def _labelled(
-    points: Iterable[Point], holder: dict[str, Labels], chosen: AbstractSet[str]
-) -> Iterator[Point]:
-    for point in points:
-        if point.family.name in chosen and point.family.per_device:
-            uuid = next((value for name, value in point.labels if name == "uuid"), "")
+    samples: Iterable[Sample], holder: dict[str, Labels], chosen: AbstractSet[str]
+) -> Iterator[Sample]:
+    for sample in samples:
+        if sample.family.name in chosen and sample.family.per_device:
+            uuid = next((value for name, value in sample.labels if name == "uuid"), "")
             extra = holder.get(uuid)
             if extra:
-                yield point._replace(labels=(*point.labels, *extra))
+                yield sample._replace(labels=(*sample.labels, *extra))
                 continue
-        yield point
+        yield sample
 
 
 def _held(snapshot: HoldersSnapshot) -> Iterator[tuple[Family, DeviceKey, Labels]]:
@@ -72,10 +75,10 @@ def _held(snapshot: HoldersSnapshot) -> Iterator[tuple[Family, DeviceKey, Labels
         yield holders.GPU_JOB_INFO, use.device, (("job", use.job),)
 
 
-def _sources(snapshot: HoldersSnapshot) -> Iterator[Point]:
+def _sources(snapshot: HoldersSnapshot) -> Iterator[Sample]:
     for source, state in snapshot.sources.items():
         labels = (("source", source),)
-        yield Point(families.HOLDER_SOURCE_UP, labels, float(state.up))
+        yield Sample(families.HOLDER_SOURCE_UP, labels, float(state.up))
         yield from optional(
             families.HOLDER_SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS,
             labels,

@@ -1,11 +1,11 @@
-"""Points of the exporter itself: its version and its configuration."""
+"""Samples of the exporter itself: its version and its configuration."""
 
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from exporter.metrics import own
-from exporter.metrics.family import Point
+from exporter.metrics.family import Sample
 from exporter.version import REVISION, VERSION
 
 
@@ -17,9 +17,9 @@ class ReloadStatus:
     last_success_unix_seconds: float
 
 
-def own_points(reload: ReloadStatus) -> Iterator[Point]:
+def own_samples(reload: ReloadStatus) -> Iterator[Sample]:
     """Version and configuration."""
-    yield Point(
+    yield Sample(
         own.BUILD_INFO,
         (
             ("version", VERSION),
@@ -28,7 +28,7 @@ def own_points(reload: ReloadStatus) -> Iterator[Point]:
         ),
         1.0,
     )
-    yield Point(own.CONFIG_LAST_RELOAD_SUCCESSFUL, (), float(reload.successful))
-    yield Point(
+    yield Sample(own.CONFIG_LAST_RELOAD_SUCCESSFUL, (), float(reload.successful))
+    yield Sample(
         own.CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS, (), reload.last_success_unix_seconds
     )

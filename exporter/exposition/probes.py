@@ -1,25 +1,25 @@
-"""Points of the micro-probes."""
+"""Samples of the micro-probes."""
 
 from collections.abc import Iterator, Mapping
 
-from exporter.exposition.points import Labels, by_label, optional
+from exporter.exposition.samples import Labels, by_label, optional
 from exporter.metrics import probes
-from exporter.metrics.family import MIG_LABEL, Point
+from exporter.metrics.family import MIG_LABEL, Sample
 from probes.records import DeviceSnapshot, ProbesSnapshot
 
 
-def probe_points(snapshot: ProbesSnapshot) -> Iterator[Point]:
-    """All points of all probed devices."""
+def probe_samples(snapshot: ProbesSnapshot) -> Iterator[Sample]:
+    """All samples of all probed devices."""
     for device in snapshot.devices:
-        yield from _device_points(device)
+        yield from _device_samples(device)
 
 
-def summary_points(
+def summary_samples(
     labels: Labels,
     baseline_ratio: Mapping[str, float],
     mismatches: Mapping[str, int],
     last_success_seconds: Mapping[str, float],
-) -> Iterator[Point]:
+) -> Iterator[Sample]:
     """What a device's kernels say together: a series a device, where rules would read one a kernel.
 
     Each argument is by kernel. Speed is judged by GEMMs and the device copy; host copies and launches depend on the host.
@@ -37,7 +37,7 @@ def _judged(kernel: str) -> bool:
     return kernel.startswith("gemm_") or kernel == "copy_device"
 
 
-def _device_points(device: DeviceSnapshot) -> Iterator[Point]:
+def _device_samples(device: DeviceSnapshot) -> Iterator[Sample]:
     labels: Labels = (("gpu", device.device), ("uuid", device.uuid))
     if device.instance is not None:
         labels = (*labels, (MIG_LABEL, device.instance))
@@ -45,7 +45,7 @@ def _device_points(device: DeviceSnapshot) -> Iterator[Point]:
     yield from by_label(probes.PROBE_EFFICIENCY_RATIO, labels, "precision", device.efficiency_ratio)
     yield from optional(probes.PROBE_SM_CLOCK_HERTZ, labels, device.sm_clock_hertz)
     for (path, peer), bandwidth in device.bandwidth_bytes_per_second.items():
-        yield Point(
+        yield Sample(
             probes.PROBE_BANDWIDTH_BYTES_PER_SECOND,
             (*labels, ("path", path), ("peer", peer)),
             bandwidth,
@@ -58,22 +58,22 @@ def _device_points(device: DeviceSnapshot) -> Iterator[Point]:
         yield from by_label(probes.PROBE_TENANT_BUSY_RATIO, labels, "bound", bounds)
     yield from by_label(probes.PROBE_MISMATCHES_TOTAL, labels, "kernel", device.mismatches)
     for (kernel, outcome), count in device.runs.items():
-        yield Point(
+        yield Sample(
             probes.PROBE_RUNS_TOTAL,
             (*labels, ("kernel", kernel), ("outcome", outcome)),
             float(count),
         )
     yield from by_label(probes.PROBE_FAILURES_IN_A_ROW, labels, "kernel", device.failures_in_a_row)
     for reason, count in device.skips.items():
-        yield Point(probes.PROBE_SKIPS_TOTAL, (*labels, ("reason", reason)), float(count))
-    yield Point(probes.PROBE_GPU_SECONDS_TOTAL, labels, device.gpu_seconds)
+        yield Sample(probes.PROBE_SKIPS_TOTAL, (*labels, ("reason", reason)), float(count))
+    yield Sample(probes.PROBE_GPU_SECONDS_TOTAL, labels, device.gpu_seconds)
     yield from by_label(
         probes.PROBE_LAST_SUCCESS_TIMESTAMP_SECONDS, labels, "kernel", device.last_success_seconds
     )
-    yield from summary_points(
+    yield from summary_samples(
         labels, device.baseline_ratio, device.mismatches, device.last_success_seconds
     )
-    yield Point(probes.PROBE_WORKER_RESTARTS_TOTAL, labels, float(device.worker_restarts))
+    yield Sample(probes.PROBE_WORKER_RESTARTS_TOTAL, labels, float(device.worker_restarts))
     memory = device.worker_memory_bytes
     yield from optional(
         probes.PROBE_WORKER_MEMORY_BYTES, labels, None if memory is None else float(memory)

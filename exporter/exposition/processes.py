@@ -1,14 +1,14 @@
-"""Points of the processes on the devices: off by default, one series each."""
+"""Samples of the processes on the devices: off by default, one series each."""
 
 from collections.abc import Callable, Iterator
 
-from exporter.exposition.points import device_labels
+from exporter.exposition.samples import device_labels
 from exporter.metrics.device import PROCESS_MEMORY_BYTES
-from exporter.metrics.family import Point
-from exporter.snapshot import HostSnapshot
+from exporter.metrics.family import Sample
+from exporter.state import HostSnapshot
 
 
-def process_points(host: HostSnapshot, name_of: Callable[[int], str]) -> Iterator[Point]:
+def process_samples(host: HostSnapshot, name_of: Callable[[int], str]) -> Iterator[Sample]:
     """Memory by process, of devices that answer."""
     for device in host.devices:
         age = host.now_seconds - device.at_seconds
@@ -22,7 +22,7 @@ def process_points(host: HostSnapshot, name_of: Callable[[int], str]) -> Iterato
             if process.used_bytes is not None:
                 used[process.pid] = used.get(process.pid, 0) + process.used_bytes
         for pid, used_bytes in used.items():
-            yield Point(
+            yield Sample(
                 PROCESS_MEMORY_BYTES,
                 (*labels, ("pid", str(pid)), ("process", name_of(pid))),
                 float(used_bytes),

@@ -1,4 +1,4 @@
-"""Points to bytes: one rendering per state of the world and format.
+"""Samples to bytes: one rendering per state of the world and format.
 
 The exporter's own process is described by prometheus_client's collectors, behind our own families.
 """
@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from exporter.exposition.points import forget_labels
+from exporter.exposition.samples import forget_labels
 from exporter.exposition.text import LineWriter, header, write_line
 from exporter.metrics import own
 from exporter.metrics.catalogue import CATALOGUE
-from exporter.metrics.family import Family, Point
+from exporter.metrics.family import Family, Sample
 from exporter.web.negotiation import Format
 
 
@@ -36,14 +36,14 @@ class Exposition:
 
     def __init__(
         self,
-        points: Callable[[], Iterable[Point]],
+        samples: Callable[[], Iterable[Sample]],
         *,
         series_limit: Callable[[], int],
         state: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`state` changes when a new rendering would differ; it is compared, never kept long."""
-        self._points = points
+        self._samples = samples
         self._series_limit = series_limit
         self._state = state
         self._clock = clock
@@ -77,17 +77,17 @@ class Exposition:
             return body
 
     def _write(self) -> list[tuple[Family, str]]:
-        """The lines of all families that have points, in the order of the catalogue."""
-        written = self._writer.write(self._points(), limit=self._series_limit(), always=_ALWAYS)
+        """The lines of all families that have samples, in the order of the catalogue."""
+        written = self._writer.write(self._samples(), limit=self._series_limit(), always=_ALWAYS)
         self._dropped += written.dropped
         if written.forgot:
             forget_labels()
         lines = dict(written.lines)
-        for point in (
-            Point(own.SERIES, (), float(written.count + 2)),
-            Point(own.SERIES_DROPPED_TOTAL, (), float(self._dropped)),
+        for sample in (
+            Sample(own.SERIES, (), float(written.count + 2)),
+            Sample(own.SERIES_DROPPED_TOTAL, (), float(self._dropped)),
         ):
-            lines[point.family] = [write_line(point)]
+            lines[sample.family] = [write_line(sample)]
         return [(family, "".join(lines[family])) for family in CATALOGUE if family in lines]
 
     def _plain(self, format_: Format) -> bytes:

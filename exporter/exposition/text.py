@@ -1,4 +1,4 @@
-"""Points to text, byte for byte as prometheus_client writes them, at a tenth of its cost.
+"""Samples to text, byte for byte as prometheus_client writes them, at a tenth of its cost.
 
 A scrape has the same series as the one before, and most of them the same value: the text of each
 line is kept, and written anew only where its value has changed.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from prometheus_client.utils import floatToGoString
 
-from exporter.metrics.family import Family, Label, MetricType, Point
+from exporter.metrics.family import Family, Label, MetricType, Sample
 from exporter.web.negotiation import Format
 
 
@@ -24,7 +24,7 @@ _Key = _Labels | tuple[_Labels, str]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Lines by family in the order of the points, how many there are, and how many were dropped."""
+    """Lines by family in the order of the samples, how many there are, and how many were dropped."""
 
     lines: dict[Family, list[str]]
     count: int
@@ -34,7 +34,7 @@ class Written:
 
 
 class LineWriter:
-    """Writes points as exposition lines; both formats write them alike. Not thread-safe."""
+    """Writes samples as exposition lines; both formats write them alike. Not thread-safe."""
 
     def __init__(self) -> None:
         # By family and series: the value when last written, that line, and what of the line
@@ -42,21 +42,21 @@ class LineWriter:
         self._lines: dict[Family, dict[_Key, tuple[float, str, str]]] = {}
 
     def write(
-        self, points: Iterable[Point], *, limit: int, always: Container[Family] = ()
+        self, samples: Iterable[Sample], *, limit: int, always: Container[Family] = ()
     ) -> Written:
-        """Write the first `limit` points, and those of the families in `always` beyond them."""
+        """Write the first `limit` samples, and those of the families in `always` beyond them."""
         known = self._lines
         written: dict[Family, list[str]] = {}
         count = dropped = 0
         current: Family | None = None
         lines: list[str] = []
         kept: dict[_Key, tuple[float, str, str]] = {}
-        for family, labels, value, suffix in points:
+        for family, labels, value, suffix in samples:
             if count >= limit and family not in always:
                 dropped += 1
                 continue
             count += 1
-            if family is not current:  # points of a family come in runs
+            if family is not current:  # samples of a family come in runs
                 current = family
                 lines = written.setdefault(family, [])
                 kept = known.setdefault(family, {})
@@ -75,9 +75,9 @@ class LineWriter:
         return Written(written, count, dropped, forgot)
 
 
-def write_line(point: Point) -> str:
-    """The line of one point that changes too seldom, or too often, to be kept."""
-    return f"{_prefix(point.family, point.labels, point.suffix)}{_number(point.value)}\n"
+def write_line(sample: Sample) -> str:
+    """The line of one sample that changes too seldom, or too often, to be kept."""
+    return f"{_prefix(sample.family, sample.labels, sample.suffix)}{_number(sample.value)}\n"
 
 
 def header(family: Family, format_: Format) -> str:

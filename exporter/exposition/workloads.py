@@ -1,21 +1,21 @@
-"""Points of the served models: what they are, what they computed, how much of the peak."""
+"""Samples of the served models: what they are, what they computed, how much of the peak."""
 
 from collections.abc import Iterator
 
-from exporter.engines.snapshot import ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
-from exporter.exposition.points import Labels, by_label, optional
+from exporter.exposition.samples import Labels, by_label, optional
+from exporter.inference.snapshot import ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics import models
 from exporter.metrics import workloads as more
-from exporter.metrics.family import MIG_LABEL, Family, Label, Point
+from exporter.metrics.family import MIG_LABEL, Family, Label, Sample
 
 
-def workload_points(snapshot: WorkloadsSnapshot) -> Iterator[Point]:
-    """All points of all workloads. Of an engine that is down only that, and why."""
+def workload_samples(snapshot: WorkloadsSnapshot) -> Iterator[Sample]:
+    """All samples of all workloads. Of an engine that is down only that, and why."""
     for workload in snapshot.workloads:
         labels = (("workload", workload.name),)
-        yield Point(models.WORKLOAD_UP, labels, float(workload.up))
+        yield Sample(models.WORKLOAD_UP, labels, float(workload.up))
         yield from by_label(more.WORKLOAD_ERRORS_TOTAL, labels, "reason", workload.errors)
-        yield Point(more.WORKLOAD_MALFORMED_LINES_TOTAL, labels, float(workload.malformed_lines))
+        yield Sample(more.WORKLOAD_MALFORMED_LINES_TOTAL, labels, float(workload.malformed_lines))
         yield from optional(
             more.WORKLOAD_LAST_SUCCESS_TIMESTAMP_SECONDS,
             labels,
@@ -25,23 +25,23 @@ def workload_points(snapshot: WorkloadsSnapshot) -> Iterator[Point]:
             yield from _served(workload)
 
 
-def _served(workload: WorkloadSnapshot) -> Iterator[Point]:
+def _served(workload: WorkloadSnapshot) -> Iterator[Sample]:
     name: Label = ("workload", workload.name)
     for gpu in workload.gpus:
         labels: Labels = (("gpu", gpu.gpu), ("uuid", gpu.uuid))
         if gpu.mig is not None:
             labels = (*labels, (MIG_LABEL, gpu.mig))
         labels = (*labels, name)
-        yield Point(models.WORKLOAD_GPU_INFO, labels, 1.0)
+        yield Sample(models.WORKLOAD_GPU_INFO, labels, 1.0)
     for model in workload.models:
         labels = (name, ("model", model.model))
         info = (("engine", workload.engine), ("precision", model.precision or ""))
-        yield Point(models.MODEL_INFO, (*labels, *info), 1.0)
+        yield Sample(models.MODEL_INFO, (*labels, *info), 1.0)
         yield from _work(model, labels)
         yield from _state(model, labels)
 
 
-def _work(model: ModelSnapshot, labels: Labels) -> Iterator[Point]:
+def _work(model: ModelSnapshot, labels: Labels) -> Iterator[Sample]:
     yield from _phases(models.MODEL_TOKENS_TOTAL, labels, model.prefill_tokens, model.decode_tokens)
     yield from _phases(models.MODEL_FLOP_TOTAL, labels, model.prefill_flop, model.decode_flop)
     yield from optional(models.MODEL_DRAM_BYTES_TOTAL, labels, model.dram_bytes)
@@ -52,8 +52,8 @@ def _work(model: ModelSnapshot, labels: Labels) -> Iterator[Point]:
     )
 
 
-def _state(model: ModelSnapshot, labels: Labels) -> Iterator[Point]:
-    yield Point(more.MODEL_DESCRIBED, labels, float(model.problem is None))
+def _state(model: ModelSnapshot, labels: Labels) -> Iterator[Sample]:
+    yield Sample(more.MODEL_DESCRIBED, labels, float(model.problem is None))
     for kind, count in (("total", model.parameters), ("active", model.active_parameters)):
         yield from optional(more.MODEL_PARAMETERS, (*labels, ("kind", kind)), count)
     yield from optional(more.MODEL_WEIGHT_BYTES, labels, model.weight_bytes)
@@ -65,6 +65,6 @@ def _state(model: ModelSnapshot, labels: Labels) -> Iterator[Point]:
 
 def _phases(
     family: Family, labels: Labels, prefill: float | None, decode: float | None
-) -> Iterator[Point]:
+) -> Iterator[Sample]:
     for phase, value in (("prefill", prefill), ("decode", decode)):
         yield from optional(family, (*labels, ("phase", phase)), value)

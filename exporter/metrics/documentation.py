@@ -33,5 +33,12 @@ def _row(family: Family) -> str:
     labels = ", ".join(f"`{name}`" for name in family.labels) or ""
     if not family.per_device:
         labels = f"{labels} (not per device)".strip()
-    cells = (f"`{family.name}`", family.type, family.unit, labels, family.help, family.tells)
+    cells = (
+        f"`{family.name}`",
+        family.type,
+        family.unit,
+        labels,
+        family.help,
+        family.interpretation,
+    )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

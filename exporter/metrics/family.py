@@ -28,7 +28,7 @@ class Family:
     """One metric family of the contract.
 
     `name` is the full name (counters end in `_total`), `labels` are those beside the device's
-    own `gpu` and `uuid`, `help` says the source and how good the value is, and `tells` what a
+    own `gpu` and `uuid`, `help` says the source and how good the value is, and `interpretation` what a
     person learns from it. `unit` is the base unit, as the documentation prints it.
     """
 
@@ -36,7 +36,7 @@ class Family:
     type: MetricType
     unit: str
     help: str
-    tells: str
+    interpretation: str
     labels: tuple[str, ...] = ()
     per_device: bool = True
     buckets: tuple[float, ...] = ()
@@ -47,7 +47,7 @@ class Family:
         return (*DEVICE_LABELS, *self.labels) if self.per_device else self.labels
 
 
-class Point(NamedTuple):
+class Sample(NamedTuple):
     """One sample on its way to the exposition: a family, all of its labels, a value.
 
     `suffix` is empty but for the parts of a histogram (`_bucket`, `_sum`, `_count`).

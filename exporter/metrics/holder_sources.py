@@ -12,7 +12,7 @@ HOLDER_SOURCE_UP = Family(
     labels=("source",),
     per_device=False,
     help="1 when the source (pod_resources, job_mapping, job_processes) answered its last reading, else 0. Absent where there is no such source.",
-    tells="0: who holds the GPUs is not known, or will not be in half a minute.",
+    interpretation="0: who holds the GPUs is not known, or will not be in half a minute.",
 )
 HOLDER_SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS = Family(
     name="flopwatch_holder_source_last_success_timestamp_seconds",
@@ -21,7 +21,7 @@ HOLDER_SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS = Family(
     labels=("source",),
     per_device=False,
     help="Unix time of the source's last successful reading.",
-    tells="An answer is shown for three intervals (30 s) without a newer one.",
+    interpretation="An answer is shown for three intervals (30 s) without a newer one.",
 )
 HOLDER_SOURCE_ERRORS_TOTAL = Family(
     name="flopwatch_holder_source_errors_total",
@@ -30,7 +30,7 @@ HOLDER_SOURCE_ERRORS_TOTAL = Family(
     labels=("source", "reason"),
     per_device=False,
     help="Failed readings by source and reason.",
-    tells="permission: the socket's folder is not mounted, or the daemon is not in its group.",
+    interpretation="permission: the socket's folder is not mounted, or the daemon is not in its group.",
 )
 HOLDER_UNKNOWN_DEVICES = Family(
     name="flopwatch_holder_unknown_devices",
@@ -38,7 +38,7 @@ HOLDER_UNKNOWN_DEVICES = Family(
     unit="devices",
     per_device=False,
     help="Devices that are held, by pods or jobs, but that this exporter does not see.",
-    tells="Above 0: a GPU is lost, or hidden from the exporter's container.",
+    interpretation="Above 0: a GPU is lost, or hidden from the exporter's container.",
 )
 
 FAMILIES = (

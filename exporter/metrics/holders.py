@@ -11,7 +11,7 @@ GPU_ALLOCATION_INFO = Family(
     unit="",
     labels=("namespace", "pod", "container"),
     help="Kubernetes container that holds the GPU, always 1 (kubelet pod-resources API).",
-    tells="Join it to name the pod in a query.",
+    interpretation="Join it to name the pod in a query.",
 )
 GPU_JOB_INFO = Family(
     name="flopwatch_gpu_job_info",
@@ -19,7 +19,7 @@ GPU_JOB_INFO = Family(
     unit="",
     labels=("job",),
     help="Batch job that holds the GPU, always 1 (job mapping directory, or the control groups of its processes).",
-    tells="Join it to name the job in a query.",
+    interpretation="Join it to name the job in a query.",
 )
 
 FAMILIES = (

@@ -12,7 +12,7 @@ MODEL_INFO = Family(
     labels=("workload", "model", "engine", "precision"),
     per_device=False,
     help="A served model, always 1.",
-    tells="Join it to name the model of a workload.",
+    interpretation="Join it to name the model of a workload.",
 )
 WORKLOAD_GPU_INFO = Family(
     name="flopwatch_workload_gpu_info",
@@ -20,7 +20,7 @@ WORKLOAD_GPU_INFO = Family(
     unit="",
     labels=("workload",),
     help="A GPU of a workload, always 1.",
-    tells="Join it to go from a model to its GPUs and back.",
+    interpretation="Join it to go from a model to its GPUs and back.",
 )
 WORKLOAD_UP = Family(
     name="flopwatch_workload_up",
@@ -29,7 +29,7 @@ WORKLOAD_UP = Family(
     labels=("workload",),
     per_device=False,
     help="1 when the engine's metrics endpoint answered its last scrape.",
-    tells="0: the engine is down or its address is wrong.",
+    interpretation="0: the engine is down or its address is wrong.",
 )
 MODEL_FLOP_TOTAL = Family(
     name="flopwatch_model_flop_total",
@@ -38,7 +38,7 @@ MODEL_FLOP_TOTAL = Family(
     labels=("workload", "model", "phase"),
     per_device=False,
     help="Model FLOPs by phase: tokens x FLOPs per token, from the model's configuration (analytic).",
-    tells="Useful work, without padding, recompute and rejected drafts.",
+    interpretation="Useful work, without padding, recompute and rejected drafts.",
 )
 MODEL_DRAM_BYTES_TOTAL = Family(
     name="flopwatch_model_dram_bytes_total",
@@ -47,7 +47,7 @@ MODEL_DRAM_BYTES_TOTAL = Family(
     labels=("workload", "model"),
     per_device=False,
     help="Bytes of weights and KV cache that the served tokens needed (analytic).",
-    tells="The memory traffic that had to be.",
+    interpretation="The memory traffic that had to be.",
 )
 MODEL_TOKENS_TOTAL = Family(
     name="flopwatch_model_tokens_total",
@@ -56,7 +56,7 @@ MODEL_TOKENS_TOTAL = Family(
     labels=("workload", "model", "phase"),
     per_device=False,
     help="Tokens computed, by phase: prefill (without prefix-cache hits), decode.",
-    tells="Throughput.",
+    interpretation="Throughput.",
 )
 MODEL_FLOPS_UTILIZATION_RATIO = Family(
     name="flopwatch_model_flops_utilization_ratio",
@@ -65,7 +65,7 @@ MODEL_FLOPS_UTILIZATION_RATIO = Family(
     labels=("workload", "model"),
     per_device=False,
     help="MFU: model FLOP/s over the summed peak of the workload's GPUs, last window.",
-    tells="The share of the silicon's peak that became tokens.",
+    interpretation="The share of the silicon's peak that became tokens.",
 )
 MODEL_BANDWIDTH_UTILIZATION_RATIO = Family(
     name="flopwatch_model_bandwidth_utilization_ratio",
@@ -74,7 +74,7 @@ MODEL_BANDWIDTH_UTILIZATION_RATIO = Family(
     labels=("workload", "model"),
     per_device=False,
     help="MBU: model bytes/s over the summed theoretical bandwidth of the workload's GPUs, last window.",
-    tells="High MBU with low MFU is decode at small batch.",
+    interpretation="High MBU with low MFU is decode at small batch.",
 )
 
 FAMILIES = (

@@ -12,7 +12,7 @@ WORKLOAD_ERRORS_TOTAL = Family(
     labels=("workload", "reason"),
     per_device=False,
     help="Failed scrapes of the engine's metrics endpoint by reason.",
-    tells="Why flopwatch_workload_up is 0.",
+    interpretation="Why flopwatch_workload_up is 0.",
 )
 WORKLOAD_MALFORMED_LINES_TOTAL = Family(
     name="flopwatch_workload_malformed_lines_total",
@@ -21,7 +21,7 @@ WORKLOAD_MALFORMED_LINES_TOTAL = Family(
     labels=("workload",),
     per_device=False,
     help="Lines of the engine's exposition that are no samples; the others are used.",
-    tells="The engine, or something between, garbles its metrics.",
+    interpretation="The engine, or something between, garbles its metrics.",
 )
 WORKLOAD_LAST_SUCCESS_TIMESTAMP_SECONDS = Family(
     name="flopwatch_workload_last_success_timestamp_seconds",
@@ -30,7 +30,7 @@ WORKLOAD_LAST_SUCCESS_TIMESTAMP_SECONDS = Family(
     labels=("workload",),
     per_device=False,
     help="Unix time of the last successful scrape of the engine.",
-    tells="Since when an engine has been silent.",
+    interpretation="Since when an engine has been silent.",
 )
 MODEL_DESCRIBED = Family(
     name="flopwatch_model_described",
@@ -39,7 +39,7 @@ MODEL_DESCRIBED = Family(
     labels=("workload", "model"),
     per_device=False,
     help="1 when the model's config.json was found and understood, else 0: FLOPs are then absent.",
-    tells="0: set `model` of the workload; the log names what is missing.",
+    interpretation="0: set `model` of the workload; the log names what is missing.",
 )
 MODEL_PARAMETERS = Family(
     name="flopwatch_model_parameters",
@@ -48,7 +48,7 @@ MODEL_PARAMETERS = Family(
     labels=("workload", "model", "kind"),
     per_device=False,
     help="Parameters counted from the model's config.json, all (total) or met by a token (active).",
-    tells="Whether the right file was found.",
+    interpretation="Whether the right file was found.",
 )
 MODEL_WEIGHT_BYTES = Family(
     name="flopwatch_model_weight_bytes",
@@ -57,7 +57,7 @@ MODEL_WEIGHT_BYTES = Family(
     labels=("workload", "model"),
     per_device=False,
     help="Bytes of all weights as stored, quantization included, from the model's config.json.",
-    tells="What one replica takes from the memory of its GPUs, and reads in each dense pass.",
+    interpretation="What one replica takes from the memory of its GPUs, and reads in each dense pass.",
 )
 MODEL_ENGINE_FLOP_TOTAL = Family(
     name="flopwatch_model_engine_flop_total",
@@ -66,7 +66,7 @@ MODEL_ENGINE_FLOP_TOTAL = Family(
     labels=("workload", "model"),
     per_device=False,
     help="FLOPs by the engine's own estimate (vLLM with --enable-mfu-metrics), of all its GPUs.",
-    tells="A second opinion on flopwatch_model_flop_total; vLLM does not halve causal attention.",
+    interpretation="A second opinion on flopwatch_model_flop_total; vLLM does not halve causal attention.",
 )
 MODEL_REQUESTS = Family(
     name="flopwatch_model_requests",
@@ -75,7 +75,7 @@ MODEL_REQUESTS = Family(
     labels=("workload", "model", "state"),
     per_device=False,
     help="Requests that the engine runs (running) or holds in its queue (waiting), last scrape.",
-    tells="Demand: throughput that falls at the same queue is a fault, not an ebb.",
+    interpretation="Demand: throughput that falls at the same queue is a fault, not an ebb.",
 )
 MODEL_KV_CACHE_UTILIZATION_RATIO = Family(
     name="flopwatch_model_kv_cache_utilization_ratio",
@@ -84,7 +84,7 @@ MODEL_KV_CACHE_UTILIZATION_RATIO = Family(
     labels=("workload", "model"),
     per_device=False,
     help="Share of the engine's KV cache in use, last scrape.",
-    tells="Near 1 the batch cannot grow: quantize the cache, shorten contexts, or add GPUs.",
+    interpretation="Near 1 the batch cannot grow: quantize the cache, shorten contexts, or add GPUs.",
 )
 MODEL_CONTEXT_TOKENS = Family(
     name="flopwatch_model_context_tokens",
@@ -93,7 +93,7 @@ MODEL_CONTEXT_TOKENS = Family(
     labels=("workload", "model"),
     per_device=False,
     help="Mean context that a decoded token attends to; told by the engine or estimated.",
-    tells="Attention's share of the work, and the cache traffic of each token.",
+    interpretation="Attention's share of the work, and the cache traffic of each token.",
 )
 
 FAMILIES = (

@@ -20,7 +20,7 @@ from exporter.readings import (
 from exporter.simulate.loads import Load
 from exporter.simulate.products import Product
 from exporter.simulate.scenarios import Fault
-from exporter.snapshot import DeviceSnapshot, SourceHealth, XidCounts
+from exporter.state import DeviceSnapshot, SourceHealth, XidCounts
 
 
 # Dynamic power at full clock and load, as a share of the limit, by unit.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from exporter.metrics.family import Point
+from exporter.metrics.family import Sample
 from exporter.simulate.host import SimulatedHost
 
 
@@ -20,16 +20,16 @@ def history(
             host.advance(now)
             target = f'cluster="{host.cluster}",instance="{host.name}",job="{JOB}"'
             yield f"up{{{target}}} 1 {now:.3f}\n"
-            for point in host.points():
-                yield _line(point, target, now)
+            for sample in host.samples():
+                yield _line(sample, target, now)
         now += step_seconds
     yield "# EOF\n"
 
 
-def _line(point: Point, target: str, now: float) -> str:
-    labels = "".join(f',{name}="{_escape(value)}"' for name, value in point.labels if value)
-    value = "NaN" if math.isnan(point.value) else repr(float(point.value))
-    return f"{point.family.name}{point.suffix}{{{target}{labels}}} {value} {now:.3f}\n"
+def _line(sample: Sample, target: str, now: float) -> str:
+    labels = "".join(f',{name}="{_escape(value)}"' for name, value in sample.labels if value)
+    value = "NaN" if math.isnan(sample.value) else repr(float(sample.value))
+    return f"{sample.family.name}{sample.suffix}{{{target}{labels}}} {value} {now:.3f}\n"
 
 
 def _escape(value: str) -> str:

@@ -4,18 +4,18 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from exporter.engines.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
-from exporter.exposition.devices import host_points
-from exporter.exposition.own import ReloadStatus, own_points
+from exporter.exposition.devices import host_samples
+from exporter.exposition.own import ReloadStatus, own_samples
 from exporter.exposition.render import Exposition
-from exporter.exposition.workloads import workload_points
-from exporter.metrics.family import Point
+from exporter.exposition.workloads import workload_samples
+from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.metrics.family import Sample
 from exporter.readings import DeviceIdentity
 from exporter.simulate.gpu import Conditions, SimulatedGpu, healthy
 from exporter.simulate.probes import SimulatedProbes
 from exporter.simulate.products import Product
 from exporter.simulate.scenarios import Fault, Scenario
-from exporter.snapshot import HostSnapshot
+from exporter.state import HostSnapshot
 
 
 # A host that was not looked at for long catches up in this many steps, however long they are.
@@ -68,7 +68,7 @@ class SimulatedHost:
         self._tokens = {"prefill": 0.0, "decode": 0.0}
         self._requests = 0.0
         self.exposition = Exposition(
-            self._live_points, series_limit=lambda: _SERIES_LIMIT, state=self._live_state
+            self._live_samples, series_limit=lambda: _SERIES_LIMIT, state=self._live_state
         )
 
     def advance(self, now: float) -> None:
@@ -76,20 +76,20 @@ class SimulatedHost:
         with self._lock:
             self._advance(now)
 
-    def points(self) -> Iterator[Point]:
+    def samples(self) -> Iterator[Sample]:
         """Everything that this host exports, as of the last advance."""
-        yield from own_points(ReloadStatus(True, self._timing.began))
+        yield from own_samples(ReloadStatus(True, self._timing.began))
         devices = tuple(gpu.snapshot(self._now) for gpu in self._gpus)
-        yield from host_points(
+        yield from host_samples(
             HostSnapshot(devices, frozenset(), pending=False, now_seconds=self._now)
         )
         for probes in self._probes:
-            yield from probes.points()
-        yield from workload_points(self._workloads())
+            yield from probes.samples()
+        yield from workload_samples(self._workloads())
 
-    def _live_points(self) -> list[Point]:
+    def _live_samples(self) -> list[Sample]:
         with self._lock:
-            return list(self.points())
+            return list(self.samples())
 
     def _live_state(self) -> float:
         self.advance(self._clock())

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from exporter.accounting.peaks import pcie_bytes_per_second
-from exporter.exposition.points import Labels, device_labels
-from exporter.exposition.probes import summary_points
+from exporter.exposition.probes import summary_samples
+from exporter.exposition.samples import Labels, device_labels
 from exporter.metrics import probes
-from exporter.metrics.family import Family, Point
+from exporter.metrics.family import Family, Sample
 from exporter.simulate.gpu import SimulatedGpu
 from exporter.simulate.scenarios import Fault
 
@@ -58,31 +58,31 @@ class SimulatedProbes:
             self._gpu_seconds += _SECONDS_A_RUN
             self._run(at, kernel, healthy, fault)
 
-    def points(self) -> Iterator[Point]:
+    def samples(self) -> Iterator[Sample]:
         """All probe families of the GPU."""
         for kernel, share in self._measured.items():
             yield from self._measurement(kernel, share)
             labels = (*self._labels, ("kernel", kernel))
-            yield Point(probes.PROBE_BASELINE_RATIO, labels, share)
+            yield Sample(probes.PROBE_BASELINE_RATIO, labels, share)
         for bound, factor in (("low", 0.6), ("high", 1.0)):
             labels = (*self._labels, ("bound", bound))
-            yield Point(probes.PROBE_TENANT_BUSY_RATIO, labels, factor * self._tenant)
+            yield Sample(probes.PROBE_TENANT_BUSY_RATIO, labels, factor * self._tenant)
         for (kernel, outcome), count in self._runs.items():
             labels = (*self._labels, ("kernel", kernel), ("outcome", outcome))
-            yield Point(probes.PROBE_RUNS_TOTAL, labels, float(count))
+            yield Sample(probes.PROBE_RUNS_TOTAL, labels, float(count))
         for kernel, at in self._succeeded.items():
             labels = (*self._labels, ("kernel", kernel))
-            yield Point(probes.PROBE_LAST_SUCCESS_TIMESTAMP_SECONDS, labels, at)
+            yield Sample(probes.PROBE_LAST_SUCCESS_TIMESTAMP_SECONDS, labels, at)
         # A launch has no result to compare.
         checked = {kernel: 0 for kernel in self._succeeded if kernel != "launch"} | self._mismatches
         for kernel, mismatches in checked.items():
             labels = (*self._labels, ("kernel", kernel))
-            yield Point(probes.PROBE_MISMATCHES_TOTAL, labels, float(mismatches))
-        yield from summary_points(self._labels, self._measured, checked, self._succeeded)
-        yield Point(probes.PROBE_GPU_SECONDS_TOTAL, self._labels, self._gpu_seconds)
-        yield Point(probes.PROBE_WORKER_MEMORY_BYTES, self._labels, _WORKER_BYTES)
+            yield Sample(probes.PROBE_MISMATCHES_TOTAL, labels, float(mismatches))
+        yield from summary_samples(self._labels, self._measured, checked, self._succeeded)
+        yield Sample(probes.PROBE_GPU_SECONDS_TOTAL, self._labels, self._gpu_seconds)
+        yield Sample(probes.PROBE_WORKER_MEMORY_BYTES, self._labels, _WORKER_BYTES)
         if self._clock_hertz is not None:
-            yield Point(probes.PROBE_SM_CLOCK_HERTZ, self._labels, self._clock_hertz)
+            yield Sample(probes.PROBE_SM_CLOCK_HERTZ, self._labels, self._clock_hertz)
 
     def _kernels(self) -> dict[str, str]:
         gemms = {f"gemm_{precision}": "gemm" for precision in self._gpu.product.probe_precisions}
@@ -109,21 +109,21 @@ class SimulatedProbes:
         self._measured[kernel] = speed * (1 + self._gpu.random.gauss(0, 0.004))
         self._succeeded[kernel] = at
 
-    def _measurement(self, kernel: str, share: float) -> Iterator[Point]:
+    def _measurement(self, kernel: str, share: float) -> Iterator[Sample]:
         gpu, peaks = self._gpu, self._gpu.peaks
         if kernel.startswith("gemm_"):
             precision = kernel.removeprefix("gemm_")
             labels: Labels = (*self._labels, ("precision", precision))
             efficiency = _EFFICIENCY[precision] * gpu.quality * share
-            yield Point(probes.PROBE_EFFICIENCY_RATIO, labels, efficiency)
+            yield Sample(probes.PROBE_EFFICIENCY_RATIO, labels, efficiency)
             rate = peaks.tensor_rate.get(precision) or peaks.plain_rate.get(precision)
             if rate and peaks.sm_count and self._clock_hertz:
                 flops = efficiency * rate * peaks.sm_count * self._clock_hertz
-                yield Point(probes.PROBE_FLOPS, labels, flops)
+                yield Sample(probes.PROBE_FLOPS, labels, flops)
             return
         if kernel == "launch":
             seconds = _LAUNCH_SECONDS / share
-            yield Point(probes.PROBE_LAUNCH_LATENCY_SECONDS, self._labels, seconds)
+            yield Sample(probes.PROBE_LAUNCH_LATENCY_SECONDS, self._labels, seconds)
             return
         full = peaks.dram_bytes_per_second
         reachable = _MEMORY_SHARE * gpu.quality
@@ -136,5 +136,5 @@ class SimulatedProbes:
                 probes.PROBE_BANDWIDTH_BYTES_PER_SECOND, path, full * reachable * share
             )
 
-    def _bandwidth(self, family: Family, path: str, value: float) -> Point:
-        return Point(family, (*self._labels, ("path", path), ("peer", "")), value)
+    def _bandwidth(self, family: Family, path: str, value: float) -> Sample:
+        return Sample(family, (*self._labels, ("path", path), ("peer", "")), value)

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from exporter.engines.snapshot import WorkloadsSnapshot
-from exporter.holders.snapshot import DeviceKey, HoldersSnapshot
+from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
+from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import DeviceIdentity
 from exporter.status import document
 from exporter.status.devices import build_device

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE
-from exporter.nvml.reading import RECOVERY_ACTIONS
+from exporter.collect.nvml.reading import RECOVERY_ACTIONS
 from exporter.readings import SlowReading
-from exporter.snapshot import UNKNOWN, DeviceSnapshot
+from exporter.state import UNKNOWN, DeviceSnapshot
 from exporter.status import document, verdict
 from exporter.status.history import DeviceHistory
 from exporter.status.probes import probe_findings, probe_rows

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from exporter.snapshot import UNKNOWN, DeviceSnapshot
+from exporter.state import UNKNOWN, DeviceSnapshot
 from exporter.status.ring import Ring
 
 

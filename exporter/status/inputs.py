@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.engines.snapshot import WorkloadsSnapshot
+from exporter.attribution.snapshot import HoldersSnapshot
 from exporter.exposition.own import ReloadStatus
-from exporter.holders.snapshot import HoldersSnapshot
-from exporter.snapshot import HostSnapshot
+from exporter.inference.snapshot import WorkloadsSnapshot
+from exporter.state import HostSnapshot
 from probes.records import ProbesSnapshot
 
 

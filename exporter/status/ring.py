@@ -15,7 +15,7 @@ from typing import Final
 from exporter.accounting.device import COARSE_SOURCE
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.time_split import STATE_NAMES
-from exporter.snapshot import DeviceSnapshot
+from exporter.state import DeviceSnapshot
 
 
 SLOT_SECONDS: Final = 10

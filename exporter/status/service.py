@@ -10,7 +10,7 @@ import msgspec
 
 from exporter.config.documentation import configuration_page
 from exporter.metrics.documentation import metrics_page
-from exporter.snapshot import DeviceSnapshot
+from exporter.state import DeviceSnapshot
 from exporter.status.build import build_status
 from exporter.status.document import STATUS_PATH, Status
 from exporter.status.history import Histories

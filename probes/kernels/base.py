@@ -10,8 +10,8 @@ from probes.sizing import Shape
 
 
 if TYPE_CHECKING:  # the registry is read where there is no torch
+    from probes.allowance import Meter
     from probes.device import ProbeDevice
-    from probes.meter import Meter
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from probes.sizing import Shape
 
 
 if TYPE_CHECKING:
+    from probes.allowance import Meter
     from probes.device import ProbeDevice
-    from probes.meter import Meter
 
 
 CopyPath = Literal["device", "host_to_device", "device_to_host", "peer"]

@@ -19,8 +19,8 @@ from probes.sizing import (
 
 
 if TYPE_CHECKING:
+    from probes.allowance import Meter
     from probes.device import ProbeDevice
-    from probes.meter import Meter
 
 
 # A first guess that every precision does quickly, to learn the rate from.

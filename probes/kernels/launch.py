@@ -9,8 +9,8 @@ from probes.sizing import Shape
 
 
 if TYPE_CHECKING:
+    from probes.allowance import Meter
     from probes.device import ProbeDevice
-    from probes.meter import Meter
 
 
 class PreparedLaunch(Prepared):

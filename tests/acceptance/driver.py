@@ -33,7 +33,7 @@ def evaluate(fake: FakeNvml, expression: str) -> Any:
         "import json, sys\n"
         "from dataclasses import asdict\n"
         "from benchmarks.gpu_acceptance_parts import gpm_trials as trials\n"
-        "from exporter.nvml.library import DriverLibrary, call\n"
+        "from exporter.collect.nvml.library import DriverLibrary, call\n"
         "DriverLibrary().open()\n"
         "handle = call('nvmlDeviceGetHandleByIndex', 0)\n"
         "print(json.dumps(eval(sys.argv[1])))\n"

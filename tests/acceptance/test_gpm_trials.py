@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.gpu_acceptance_parts import gpm_trials
 from benchmarks.gpu_acceptance_parts.statistics_of import kind_of_count, scale_of_cycles
-from exporter.nvml import gpm
+from exporter.collect.nvml import gpm
 from tests.acceptance.driver import evaluate
 from tests.fake_nvml import H100, H100_NO_CYCLES, FakeNvml, Load
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu_acceptance_parts import recording, replay
-from exporter.nvml import gpm
+from exporter.collect.nvml import gpm
 from tests.acceptance.driver import ROOT, record
 from tests.fake_nvml import (
     A100,

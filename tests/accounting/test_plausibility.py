@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.accounting.device import COARSE_SOURCE
-from exporter.accounting.plausibility import Falsehood, Judgement, Plausibility
+from exporter.accounting.plausibility import Inconsistency, Judgement, Plausibility
 from exporter.readings import ActivityWindow, FastReading
 
 
@@ -38,7 +38,7 @@ def test_latched_utilization_is_left_out() -> None:
     first, second, third = (tick(judge, at) for at in (1.0, 2.0, 3.0))
 
     assert (first.false, second.false) == ({}, {})
-    assert third.false == {"utilization": Falsehood.UTILIZATION_LATCHED}
+    assert third.false == {"utilization": Inconsistency.UTILIZATION_LATCHED}
     assert third.fast.gpu_utilization is None
     assert third.window is not None
     assert third.window.sm == 0.0
@@ -49,7 +49,7 @@ def test_a_silent_gpm_is_left_out() -> None:
     judge = Plausibility()
     judged = [tick(judge, at, power=490.0) for at in (1.0, 2.0, 3.0)][-1]
 
-    assert judged.false == {"activity": Falsehood.ACTIVITY_SILENT}
+    assert judged.false == {"activity": Inconsistency.ACTIVITY_SILENT}
     assert judged.fast.gpu_utilization == 1.0
     assert judged.window is not None
     assert judged.window.source == COARSE_SOURCE
@@ -83,7 +83,7 @@ def test_power_alone_convicts_where_utilization_is_not_told() -> None:
     judge = Plausibility()
     judged = [tick(judge, at, utilization=None, power=525.0) for at in (1.0, 2.0, 3.0)][-1]
 
-    assert judged.false == {"activity": Falsehood.ACTIVITY_SILENT}
+    assert judged.false == {"activity": Inconsistency.ACTIVITY_SILENT}
 
 
 def test_utilization_that_lags_is_no_lie() -> None:
@@ -102,7 +102,7 @@ def test_a_window_of_a_minute_convicts_at_once() -> None:
         judge.judge(FastReading(float(second), gpu_utilization=1.0, power_watts=490.0), None, LIMIT)
     judged = tick(judge, 30.0, power=490.0, seconds=30.0)
 
-    assert judged.false == {"activity": Falsehood.ACTIVITY_SILENT}
+    assert judged.false == {"activity": Inconsistency.ACTIVITY_SILENT}
 
 
 def test_it_is_believed_again() -> None:
@@ -130,7 +130,7 @@ def test_an_energy_counter_that_stands_still_is_left_out() -> None:
     judged = [tick(judge, float(at), sm=0.5, power=455.0, energy=1000.0) for at in range(1, 13)]
 
     assert [j.fast.energy_joules for j in judged] == [1000.0] * 10 + [None] * 2
-    assert judged[-1].false == {"energy_joules": Falsehood.COUNTER_FROZEN}
+    assert judged[-1].false == {"energy_joules": Inconsistency.COUNTER_FROZEN}
 
 
 def test_an_energy_counter_that_jumps_is_left_out() -> None:
@@ -141,7 +141,7 @@ def test_an_energy_counter_that_jumps_is_left_out() -> None:
     back = tick(judge, 3.0, sm=0.5, energy=1900.0)
 
     assert jumped.fast.energy_joules is None
-    assert jumped.false == {"energy_joules": Falsehood.COUNTER_JUMPED}
+    assert jumped.false == {"energy_joules": Inconsistency.COUNTER_JUMPED}
     assert (back.fast.energy_joules, back.false) == (1900.0, {})
 
 
@@ -150,7 +150,9 @@ def test_a_counter_may_start_anew() -> None:
     judge = Plausibility()
     tick(judge, 1.0, sm=0.5, energy=1e6)
 
-    assert tick(judge, 2.0, sm=0.5, energy=3.0).false == {"energy_joules": Falsehood.COUNTER_FELL}
+    assert tick(judge, 2.0, sm=0.5, energy=3.0).false == {
+        "energy_joules": Inconsistency.COUNTER_FELL
+    }
     after = tick(judge, 3.0, sm=0.5, energy=503.0)
     assert after.false == {}
     assert after.fast.energy_joules == 503.0
@@ -163,7 +165,7 @@ def test_a_counter_that_falls_for_one_reading_is_left_out() -> None:
     dip = tick(judge, 2.0, sm=0.5, energy=0.0)
     back = tick(judge, 3.0, sm=0.5, energy=1e6 + 900)
 
-    assert dip.false == {"energy_joules": Falsehood.COUNTER_FELL}
+    assert dip.false == {"energy_joules": Inconsistency.COUNTER_FELL}
     assert dip.fast.energy_joules is None
     assert back.false == {}
     assert back.fast.energy_joules == 1e6 + 900

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.dcgm.exposition import DeviceKey, parse
+from exporter.collect.dcgm.exposition import DeviceKey, parse
 from tests.dcgm.server import row
 
 

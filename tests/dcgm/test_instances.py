@@ -2,9 +2,9 @@
 
 import pytest
 
-from exporter.dcgm.exposition import DeviceKey, DeviceSample, parse
-from exporter.dcgm.instances import InstanceShare, whole_gpu_sample
-from exporter.dcgm.windows import DeviceWindows
+from exporter.collect.dcgm.exposition import DeviceKey, DeviceSample, parse
+from exporter.collect.dcgm.instances import InstanceShare, whole_gpu_sample
+from exporter.collect.dcgm.windows import DeviceWindows
 from tests.dcgm.server import row
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from exporter.collect.dcgm import source as dcgm
+from exporter.collect.dcgm.source import DcgmSource
 from exporter.readings import FastReading
-from exporter.sources import dcgm
-from exporter.sources.dcgm import DcgmSource
-from probes.threads import BoundedThread
+from flopwatch.threads import BoundedThread
 
 
 def test_no_thread_to_scrape_with_costs_no_tick(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from exporter.holders.job_mapping import read_jobs
+from exporter.attribution.job_mapping import read_jobs
 
 
 SLURM = Path(__file__).parents[2] / "deploy" / "slurm"

@@ -10,44 +10,44 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Sample as ClientSample
 
 from exporter.exposition.text import LineWriter, header, write_line
 from exporter.metrics.catalogue import CATALOGUE
-from exporter.metrics.family import Family, MetricType, Point
+from exporter.metrics.family import Family, MetricType, Sample
 from exporter.web.negotiation import Format
 
 
 class Reference(Collector):
-    """The same points as prometheus_client's own families."""
+    """The same samples as prometheus_client's own families."""
 
-    def __init__(self, points: list[Point]) -> None:
-        self._points = points
+    def __init__(self, samples: list[Sample]) -> None:
+        self._samples = samples
 
     def collect(self):
-        families = dict.fromkeys(point.family for point in self._points)
+        families = dict.fromkeys(sample.family for sample in self._samples)
         for family in families:
             name = family.name
             if family.type is MetricType.COUNTER:
                 name = name.removesuffix("_total")
             metric = Metric(name, family.help, family.type)
             metric.samples = [
-                Sample(family.name + point.suffix, dict(point.labels), point.value)
-                for point in self._points
-                if point.family is family
+                ClientSample(family.name + sample.suffix, dict(sample.labels), sample.value)
+                for sample in self._samples
+                if sample.family is family
             ]
             yield metric
 
 
-def reference(points: list[Point], format_: Format) -> bytes:
+def reference(samples: list[Sample], format_: Format) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Reference(points))
+    registry.register(Reference(samples))
     generate = generate_openmetrics if format_ is Format.OPENMETRICS else generate_latest
     return generate(registry).removesuffix(b"# EOF\n")
 
 
-def ours(writer: LineWriter, points: list[Point], format_: Format) -> bytes:
-    written = writer.write(points, limit=len(points))
+def ours(writer: LineWriter, samples: list[Sample], format_: Format) -> bytes:
+    written = writer.write(samples, limit=len(samples))
     return "".join(
         header(family, format_) + "".join(lines) for family, lines in written.lines.items()
     ).encode()
@@ -66,7 +66,7 @@ FAMILIES = st.builds(
         type=type_,
         unit="",
         help=text,
-        tells="",
+        interpretation="",
     ),
     st.sampled_from(MetricType),
     HELPS,
@@ -74,7 +74,7 @@ FAMILIES = st.builds(
 
 
 @st.composite
-def scrapes(draw) -> list[list[Point]]:
+def scrapes(draw) -> list[list[Sample]]:
     """Scrapes of the same few series, in which some values change."""
     families = draw(st.lists(FAMILIES, min_size=1, max_size=3))
     suffixes = st.sampled_from(["_bucket", "_sum", "_count"])
@@ -84,7 +84,7 @@ def scrapes(draw) -> list[list[Point]]:
         for _ in range(draw(st.integers(1, 3)))
     ]
     return [
-        [Point(family, labels, draw(VALUES), suffix) for family, labels, suffix in series]
+        [Sample(family, labels, draw(VALUES), suffix) for family, labels, suffix in series]
         for _ in range(draw(st.integers(1, 3)))
     ]
 
@@ -94,8 +94,8 @@ def scrapes(draw) -> list[list[Point]]:
 def test_every_byte_is_what_prometheus_client_writes(format_, scrapes) -> None:
     """Any labels, help and values, in both formats, also when lines of an earlier scrape are kept."""
     writer = LineWriter()
-    for points in scrapes:
-        assert ours(writer, points, format_) == reference(points, format_)
+    for samples in scrapes:
+        assert ours(writer, samples, format_) == reference(samples, format_)
 
 
 @pytest.mark.parametrize(
@@ -116,16 +116,16 @@ def test_every_byte_is_what_prometheus_client_writes(format_, scrapes) -> None:
 )
 def test_numbers_are_written_as_go_would(value: float, text: str) -> None:
     """Exponents from a million on, and the three names of what is no number."""
-    assert write_line(Point(CATALOGUE[0], (), value)).endswith(f" {text}\n")
+    assert write_line(Sample(CATALOGUE[0], (), value)).endswith(f" {text}\n")
 
 
 def test_points_beyond_the_limit_are_counted_and_left_out() -> None:
     """The first ones stay, and those that may never be dropped."""
     first, health = CATALOGUE[0], CATALOGUE[-1]
-    points = [Point(first, (("gpu", str(gpu)),), 1.0) for gpu in range(5)]
-    points.append(Point(health, (), 1.0))
+    samples = [Sample(first, (("gpu", str(gpu)),), 1.0) for gpu in range(5)]
+    samples.append(Sample(health, (), 1.0))
 
-    written = LineWriter().write(points, limit=3, always={health})
+    written = LineWriter().write(samples, limit=3, always={health})
 
     assert (written.count, written.dropped) == (4, 2)
     assert len(written.lines[first]) == 3
@@ -137,6 +137,6 @@ def test_lines_of_series_that_are_gone_are_forgotten() -> None:
     writer = LineWriter()
     family = CATALOGUE[0]
     for pid in range(10_000):
-        writer.write([Point(family, (("pid", str(pid)),), 1.0)], limit=1)
+        writer.write([Sample(family, (("pid", str(pid)),), 1.0)], limit=1)
 
     assert sum(map(len, writer._lines.values())) < 2000

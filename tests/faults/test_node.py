@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.process import DaemonProcess, passive
-from tests.engines.server import exposition, serving, text
 from tests.fake_nvml import H100, FakeNvml, Load
 from tests.faults.invariants import Witness, families
 from tests.faults.wall_clock import WallClock
+from tests.inference.engines.server import exposition, serving, text
 
 
 CONFIG = passive("sampling: {interval: 250ms, slow_interval: 1s, deadline: 1s}\n")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.process import DaemonProcess, passive
-from tests.engines.server import EngineServer, serving, text
 from tests.fake_nvml import A100, FakeNvml, Load
 from tests.faults.invariants import Witness
 from tests.fuzz.__main__ import edits
 from tests.fuzz.edits import spoil
 from tests.fuzz.targets import TARGETS
+from tests.inference.engines.server import EngineServer, serving, text
 
 
 INPUTS = 100

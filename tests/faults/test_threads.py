@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from probes import threads
-from probes.threads import BoundedThread
+from flopwatch import threads
+from flopwatch.threads import BoundedThread
 from tests.daemon.process import DaemonProcess, passive
 from tests.fake_nvml import H100, FakeNvml, Load
 from tests.faults.refusals import Refusals

@@ -14,19 +14,19 @@ from typing import Any
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
+from exporter.attribution import grpc, pod_resources
+from exporter.attribution.errors import HolderSourceError
+from exporter.attribution.job_mapping import read_jobs
+from exporter.attribution.job_processes import slurm_job
+from exporter.collect.dcgm import exposition as dcgm
 from exporter.config.load import ConfigOrigin, load_config
-from exporter.dcgm import exposition as dcgm
-from exporter.engines import exposition as engines
-from exporter.engines import http
-from exporter.engines.errors import ScrapeError
-from exporter.engines.registry import PREFIXES
 from exporter.errors import ConfigError, WebConfigError
-from exporter.holders import grpc, pod_resources
-from exporter.holders.errors import HolderSourceError
-from exporter.holders.job_mapping import read_jobs
-from exporter.holders.job_processes import slurm_job
-from exporter.models.config import load_description
-from exporter.models.errors import ModelDescriptionError
+from exporter.inference import exposition as engines
+from exporter.inference import http
+from exporter.inference.engines.registry import PREFIXES
+from exporter.inference.errors import ScrapeError
+from exporter.inference.models.config import load_description
+from exporter.inference.models.errors import ModelDescriptionError
 from exporter.web.config import load_web_config
 from exporter.web.limits import DEFAULT_LIMITS
 from exporter.web.negotiation import accepts_gzip, choose_format
@@ -276,9 +276,13 @@ TARGETS = {
         Target("config", read_config, (_CONFIG,)),
         Target("web_config", read_web_config, _corpus("web/corpus", "*.yml")),
         Target("request", read_request, (_REQUEST,)),
-        Target("engine_exposition", read_engine_exposition, _corpus("engines/expositions", "*")),
+        Target(
+            "engine_exposition",
+            read_engine_exposition,
+            _corpus("inference/engines/expositions", "*"),
+        ),
         Target("dcgm_exposition", read_dcgm_exposition, (_DCGM,)),
-        Target("model_config", read_model_config, _corpus("models/configs", "*.json")),
+        Target("model_config", read_model_config, _corpus("inference/models/configs", "*.json")),
         Target("worker_bytes", read_worker_bytes, _FRAMES),
         Target("state", read_state, (_STATE,)),
         Target("pod_resources", read_pod_resources, (_PODS,)),

@@ -127,7 +127,7 @@ def impatient(fake: FakeNvml, tmp_path: Path) -> DaemonProcess:
         program=(
             "-c",
             (
-                "import sys, exporter.sampling.lookout as lookout\n"
+                "import sys, exporter.collect.discovery as lookout\n"
                 "lookout.REPLACED_SECONDS = 2.0\n"
                 "from exporter.cli.main import main\n"
                 "sys.exit(main())"

@@ -24,7 +24,7 @@ ENERGY_FIELD = 83
 EAGER = (
     "-c",
     (
-        "import sys, exporter.sampling.gpu as gpu\n"
+        "import sys, exporter.collect.device as gpu\n"
         "gpu._GPM_RETRY_SECONDS = 1.0\n"
         "from exporter.cli.main import main\n"
         "sys.exit(main())"

@@ -37,7 +37,7 @@ def test_conventions(family: Family) -> None:
             assert family.unit == unit
             break
     assert family.help.endswith(".")
-    assert family.tells.endswith((".", "?", "`.")) or family.tells.endswith("`.")
+    assert family.interpretation.endswith((".", "?", "`.")) or family.interpretation.endswith("`.")
     assert (family.type is MetricType.HISTOGRAM) == bool(family.buckets)
     assert len(set(family.label_names)) == len(family.label_names)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from exporter.accounting.mig import instance_peaks
 from exporter.accounting.peaks import find_peaks
+from exporter.probe_facts import ProbeFacts
 from exporter.readings import DeviceIdentity, FastReading, ProcessUse, SlowReading
-from exporter.snapshot import DeviceSnapshot, HostSnapshot
-from exporter.sources.probes import ProbeFacts
+from exporter.state import DeviceSnapshot, HostSnapshot
 from tests.daemon.process import DaemonProcess, Scrape
 from tests.fake_nvml import H100, H100_1G_10GB, H100_2G_20GB, H100_3G_40GB, FakeNvml
 

@@ -8,12 +8,12 @@ import types
 import pytest
 
 from probes import cuda as cuda_module
+from probes.allowance import Meter
 from probes.cuda import ARENA_BYTES_MIN, BESIDE_BYTES, CONTEXT_BYTES_MIN, SLACK_BYTES, CudaDevice
 from probes.kernels import all_kernels
 from probes.kernels.copy import PreparedCopy
 from probes.kernels.gemm import Gemm, PreparedGemm
 from probes.measure import Workbench, measure
-from probes.meter import Meter
 from probes.protocol import Busy, Device, Idle, Run
 from probes.sizing import gemm_flop, outputs
 from tests.probes.simulated_cuda import CONTEXT_BYTES, GAP_SECONDS, START_SECONDS, SimulatedCuda

@@ -10,9 +10,9 @@ from exporter.cli import probe as command
 from exporter.cli.probe import ProbeError, check_device, print_table, select_devices
 from exporter.config.load import ConfigOrigin, load_config
 from probes.baseline import Baseline
+from probes.burn_in import FullProbe
 from probes.config import ProbeConfig
 from probes.facts import ProcessFacts
-from probes.full import FullProbe
 from probes.judgement import Contention, Judgement
 from probes.protocol import KernelInfo
 from probes.supervisor import WorkerFailedError

@@ -1,15 +1,15 @@
-"""The daemon's side: snapshots to facts, probe results to points."""
+"""The daemon's side: snapshots to facts, probe results to samples."""
 
 import dataclasses
 
 import pytest
 
 from exporter.accounting.peaks import Peaks
-from exporter.exposition.probes import probe_points
+from exporter.exposition.probes import probe_samples
 from exporter.metrics.probes import FAMILIES
+from exporter.probe_facts import ProbeFacts, ProcessAges
 from exporter.readings import DeviceIdentity, FastReading, ProcessUse, SlowReading
-from exporter.snapshot import DeviceSnapshot, HostSnapshot
-from exporter.sources.probes import ProbeFacts, ProcessAges
+from exporter.state import DeviceSnapshot, HostSnapshot
 from probes import records
 from probes.facts import ProcessFacts
 from probes.records import ProbesSnapshot
@@ -191,22 +191,22 @@ FULL = records.DeviceSnapshot(
 
 
 class TestPoints:
-    def points(self, *devices):
-        return list(probe_points(ProbesSnapshot(running=True, paused=False, devices=devices)))
+    def samples(self, *devices):
+        return list(probe_samples(ProbesSnapshot(running=True, paused=False, devices=devices)))
 
-    def test_every_family_of_the_contract_has_its_points(self):
+    def test_every_family_of_the_contract_has_its_samples(self):
         """With exactly the labels that the catalogue declares."""
-        points = self.points(FULL)
+        samples = self.samples(FULL)
 
-        assert {point.family for point in points} == set(FAMILIES)
-        for point in points:
+        assert {point.family for point in samples} == set(FAMILIES)
+        for point in samples:
             assert tuple(name for name, _ in point.labels) == point.family.label_names
 
     def test_values(self):
         """As measured, in base units."""
         values = {
             (point.family.name, *(value for _, value in point.labels[2:])): point.value
-            for point in self.points(FULL)
+            for point in self.samples(FULL)
         }
 
         assert values["flopwatch_probe_flops", "bf16"] == 8e14
@@ -233,13 +233,13 @@ class TestPoints:
             mismatches={"gemm_bf16": 1, "copy_host_to_device": 2},
             instance="3",
         )
-        points = [point for point in self.points(several) if len(point.labels) == 3]
-        values = {point.family.name: point.value for point in points}
+        samples = [point for point in self.samples(several) if len(point.labels) == 3]
+        values = {point.family.name: point.value for point in samples}
 
         assert values["flopwatch_probe_lowest_baseline_ratio"] == 0.85
         assert values["flopwatch_probe_newest_success_timestamp_seconds"] == 1.8e9
         assert values["flopwatch_probe_wrong_results_total"] == 3
-        assert {point.labels for point in points} == {
+        assert {point.labels for point in samples} == {
             (("gpu", "0"), ("uuid", "GPU-0"), ("mig", "3"))
         }
 
@@ -248,7 +248,7 @@ class TestPoints:
         host_alone = dataclasses.replace(
             FULL, baseline_ratio={"launch": 0.4}, last_success_seconds={"launch": 1.9e9}
         )
-        names = {point.family.name for point in self.points(host_alone)}
+        names = {point.family.name for point in self.samples(host_alone)}
 
         assert "flopwatch_probe_lowest_baseline_ratio" not in names
         assert "flopwatch_probe_newest_success_timestamp_seconds" not in names
@@ -257,7 +257,7 @@ class TestPoints:
         """But for the two counters that are 0 from the start."""
         empty = records.DeviceRecord("0", "GPU-0").snapshot(0.0, 60.0)
 
-        assert {point.family.name: point.value for point in self.points(empty)} == {
+        assert {point.family.name: point.value for point in self.samples(empty)} == {
             "flopwatch_probe_gpu_seconds_total": 0.0,
             "flopwatch_probe_worker_restarts_total": 0.0,
         }

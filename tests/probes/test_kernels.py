@@ -4,13 +4,13 @@ import hashlib
 
 import pytest
 
+from probes.allowance import AllowanceError, Meter
 from probes.arena import PATTERN_LENGTH, Arena, ArenaFullError, fill, pattern, repeated
 from probes.device import CpuDevice, cache_size_bytes
 from probes.kernels import all_kernels, kernel_names
 from probes.kernels.base import column_sums, digest
 from probes.kernels.gemm import Gemm, exact_column_sums
 from probes.measure import Workbench, measure
-from probes.meter import AllowanceError, Meter
 from probes.protocol import Busy, Device, Idle, Run
 
 

@@ -10,9 +10,9 @@ from exporter.config.load import ConfigOrigin, load_config
 from probes.config import ProbeConfig
 from probes.facts import ProcessFacts
 from probes.protocol import Device
-from probes.slots import real_worker
 from probes.state import StateFile
 from probes.supervisor import WorkerProcess, worker_environment
+from probes.worker_pool import real_worker
 from tests.probes.simulation import GIB, PEER, Ending, Host, gpu
 from tests.probes.test_supervisor import FAKE
 
@@ -253,7 +253,7 @@ class TestReconfiguration:
 
     def test_a_node_that_is_cut_anew_for_ever_stays_small(self, tmp_path, monkeypatch):
         """Of instances that are away, so many are remembered, the newest ones."""
-        monkeypatch.setattr("probes.books.INSTANCES_KEPT", 3)
+        monkeypatch.setattr("probes.device_states.INSTANCES_KEPT", 3)
         host = Host(tmp_path, mig="run")
         for number in range(10):
             host.devices = [PARTITIONED, instance(number)]

@@ -3,8 +3,8 @@
 import pytest
 import structlog
 
+from flopwatch.threads import BoundedThread
 from probes.facts import ProcessFacts
-from probes.threads import BoundedThread
 from tests.probes.simulation import COPY, GEMM, LAUNCH, PEER, Ending, Host, gpu
 
 

@@ -4,9 +4,9 @@ import types
 
 import pytest
 
+from probes.allowance import AllowanceError, Meter
 from probes.kernels import all_kernels
 from probes.measure import Workbench, measure
-from probes.meter import AllowanceError, Meter
 from probes.protocol import Device, Run
 
 

@@ -10,7 +10,7 @@ import pytest
 TORCH_FREE = (
     "probes",
     "probes.baseline",
-    "probes.books",
+    "probes.device_states",
     "probes.budget",
     "probes.clock",
     "probes.config",
@@ -24,10 +24,10 @@ TORCH_FREE = (
     "probes.schedule",
     "probes.scheduler",
     "probes.service",
-    "probes.slots",
+    "probes.worker_pool",
     "probes.state",
     "probes.supervisor",
-    "probes.threads",
+    "flopwatch.threads",
 )
 
 
@@ -74,7 +74,7 @@ def test_the_worker_loads_nothing_of_the_exporter():
 def test_the_exporters_glue_is_torch_free():
     """The daemon's side of the wall."""
     modules = imported(
-        "import exporter.sources.probes, exporter.exposition.probes, exporter.cli.probe,"
+        "import exporter.probe_facts, exporter.exposition.probes, exporter.cli.probe,"
         " exporter.cli.calibrate"
     )
 

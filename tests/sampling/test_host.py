@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from exporter.sampling.host import HostCallbacks, HostSampling
-from exporter.sampling.sampler import Sampler, TickStatistics
-from exporter.sampling.settings import SamplingSettings
+from exporter.collect.host import HostCallbacks, HostSampling
+from exporter.collect.sampler import Sampler, TickStatistics
+from exporter.collect.settings import SamplingSettings
 
 
 MODES: Mapping[str, str] = {"nvml": "off", "gpm": "off", "dcgm": "off", "cpu": "on"}

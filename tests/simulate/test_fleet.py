@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from exporter.errors import FlopwatchError
-from exporter.metrics.family import Point
+from exporter.metrics.family import Sample
 from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios, fleet_router
 from exporter.simulate.history import history
 from exporter.simulate.host import SimulatedHost, Timing
@@ -37,15 +37,15 @@ def fleet(
 
 
 def value(host: SimulatedHost, name: str, **labels: str) -> float:
-    """The value of the one point with this name and at least these labels."""
-    found = points(host, name, **labels)
+    """The value of the one sample with this name and at least these labels."""
+    found = samples(host, name, **labels)
     assert len(found) == 1, found
     return found[0].value
 
 
-def points(host: SimulatedHost, name: str, **labels: str) -> list[Point]:
+def samples(host: SimulatedHost, name: str, **labels: str) -> list[Sample]:
     wanted = set(labels.items())
-    return [p for p in host.points() if p.family.name == name and wanted <= set(p.labels)]
+    return [p for p in host.samples() if p.family.name == name and wanted <= set(p.labels)]
 
 
 def get(router: object, path: str, **headers: str) -> bytes:
@@ -60,7 +60,7 @@ def test_devices_say_that_they_are_simulated() -> None:
     (host,) = fleet("steady-decode", gpus=2)
     host.advance(BEGAN + 5)
 
-    for info in points(host, "flopwatch_gpu_info"):
+    for info in samples(host, "flopwatch_gpu_info"):
         labels = dict(info.labels)
         assert "(simulated)" in labels["name"]
         assert "SIMULATED" in labels["uuid"]
@@ -69,10 +69,10 @@ def test_devices_say_that_they_are_simulated() -> None:
 def test_same_seed_same_fleet() -> None:
     """Two fleets of one seed export the same, sample for sample; another seed does not."""
 
-    def exported(seed: int) -> list[Point]:
+    def exported(seed: int) -> list[Sample]:
         (host,) = fleet("mixed-fleet", gpus=2, seed=seed)
         host.advance(BEGAN + 90)
-        return list(host.points())
+        return list(host.samples())
 
     assert exported(seed=7) == exported(seed=7)
     assert exported(seed=7) != exported(seed=8)
@@ -85,7 +85,7 @@ def test_looking_more_often_changes_nothing() -> None:
         often.advance(BEGAN + second)
     seldom.advance(BEGAN + 60)
 
-    assert list(often.points()) == list(seldom.points())
+    assert list(often.samples()) == list(seldom.samples())
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -94,7 +94,7 @@ def test_states_sum_to_the_time_watched(name: str) -> None:
     (host,) = fleet(name, gpus=8)
     host.advance(BEGAN + 10 * MINUTE)
 
-    seconds = sum(p.value for p in points(host, "flopwatch_gpu_seconds_total", gpu="7"))
+    seconds = sum(p.value for p in samples(host, "flopwatch_gpu_seconds_total", gpu="7"))
     assert seconds == pytest.approx(600.0)
 
 
@@ -104,7 +104,7 @@ def test_decode_is_memory_bound_and_prefill_is_not() -> None:
     def largest(scenario: str) -> str:
         (host,) = fleet(scenario, gpus=1)
         host.advance(BEGAN + 4 * MINUTE)
-        states = points(host, "flopwatch_gpu_seconds_total")
+        states = samples(host, "flopwatch_gpu_seconds_total")
         return dict(max(states, key=lambda p: p.value).labels)["state"]
 
     assert largest("steady-decode") == "memory"
@@ -138,7 +138,7 @@ def test_lost_gpu_keeps_only_its_health() -> None:
 
     assert value(host, "flopwatch_gpu_up", gpu="6") == 0
     assert value(host, "flopwatch_xid_errors_total", gpu="6", xid="79") == 1
-    assert points(host, "flopwatch_power_watts", gpu="6") == []
+    assert samples(host, "flopwatch_power_watts", gpu="6") == []
     assert value(host, "flopwatch_gpu_up", gpu="5") == 1
     assert value(host, "flopwatch_power_watts", gpu="5") > 0
 
@@ -157,7 +157,7 @@ def test_wrong_results_are_told_and_nothing_else() -> None:
     host.advance(BEGAN + 8 * MINUTE)
 
     assert value(host, "flopwatch_probe_mismatches_total", gpu="4", kernel="gemm_int8") >= 1
-    assert points(host, "flopwatch_xid_errors_total") == []
+    assert samples(host, "flopwatch_xid_errors_total") == []
 
 
 def test_heat_and_power_take_the_clock() -> None:

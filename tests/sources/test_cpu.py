@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.sources.cpu import CpuSource
+from exporter.collect.cpu import CpuSource
 
 
 def processor(

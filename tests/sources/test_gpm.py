@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from exporter.nvml import gpm
-from exporter.nvml.errors import NotSupported, NvmlError, Transient
+from exporter.collect.gpm import GpmSource
+from exporter.collect.nvml import gpm
+from exporter.collect.nvml.errors import NotSupported, NvmlError, Transient
 from exporter.readings import ActivityWindow
-from exporter.sources.gpm import GpmSource
 
 
 class Session:
@@ -35,7 +35,7 @@ def read(session: Any) -> tuple[ActivityWindow | None, list[str]]:
     """The window, and what was found implausible."""
     false: list[str] = []
     source = GpmSource(
-        None, sm_count=132, max_hertz=1.98e9, on_implausible=false.append, ways=[session]
+        None, sm_count=132, max_hertz=1.98e9, on_implausible=false.append, sample_methods=[session]
     )
     return source.read(), false
 

@@ -9,11 +9,11 @@ from exporter.accounting.clocks import EVENT_REASONS, ClockWindow
 from exporter.accounting.device import Counters, LastWindow
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.peaks import Peaks, find_peaks
-from exporter.engines.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.attribution.snapshot import Allocation, DeviceKey, HoldersSnapshot, JobUse
 from exporter.exposition.own import ReloadStatus
-from exporter.holders.snapshot import Allocation, DeviceKey, HoldersSnapshot, JobUse
+from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.readings import ActivityWindow, DeviceIdentity, FastReading, SlowReading
-from exporter.snapshot import DeviceSnapshot, HostSnapshot, SourceHealth, XidCounts
+from exporter.state import DeviceSnapshot, HostSnapshot, SourceHealth, XidCounts
 from exporter.status.inputs import StatusSources
 from exporter.status.service import StatusService
 from exporter.web.http import Request

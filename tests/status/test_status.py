@@ -5,7 +5,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from exporter.snapshot import UNKNOWN, DeviceSnapshot, SourceHealth, XidCounts
+from exporter.state import UNKNOWN, DeviceSnapshot, SourceHealth, XidCounts
 from exporter.status.document import Device, Status
 from exporter.web.http import Request
 from probes.records import ProbesSnapshot

@@ -1,0 +1,309 @@
+"""The daemon: everything put together, started, reloaded and ended."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from types import FrameType
+
+import structlog
+
+from exporter.collect.host import HostCallbacks, HostSampling
+from exporter.config.load import ConfigOrigin, load_config
+from exporter.config.model import Config
+from exporter.errors import ConfigError, FlopwatchError
+from exporter.exposition.devices import host_samples
+from exporter.exposition.holders import with_holder_labels
+from exporter.exposition.own import ReloadStatus, own_samples
+from exporter.exposition.processes import process_samples
+from exporter.exposition.render import Exposition
+from exporter.metrics.family import Sample
+from exporter.precision import PrecisionRules
+from exporter.procfs import ProcessNames
+from exporter.readings import DeviceIdentity
+from exporter.services import Companions
+from exporter.status.inputs import StatusSources
+from exporter.status.service import StatusService
+from exporter.systemd import Notifier
+from exporter.version import VERSION
+from exporter.web.config import load_web_config
+from exporter.web.http import Request, Response
+from exporter.web.routes import Lifecycle, add_lifecycle, health_handlers, metrics_handler
+from exporter.web.routing import Router
+from exporter.web.server import Server
+
+
+log = structlog.get_logger(__name__)
+
+# The first scrape should find the devices: the server waits this long for their first tick, and
+# listens all the same when the driver is slower.
+_FIRST_TICK_SECONDS = 0.8
+# SIGTERM ends the process within two seconds; these are its parts.
+_SERVER_GRACE_SECONDS = 0.5
+_SAMPLING_GRACE_SECONDS = 0.3
+_COMPANIONS_GRACE_SECONDS = 0.3
+_LOOP_SECONDS = 0.5
+# A mismatch of library and kernel module is shown to one scrape, or for this long, before the
+# process ends so that its supervisor starts one that loads the new library.
+_MISMATCH_SECONDS = 60.0
+# The driver is there, but not for this process: its supervisor shall start another one.
+EXIT_DRIVER = 1
+
+
+class Daemon:
+    """One run of `flopwatch serve`."""
+
+    def __init__(self, config: Config, origin: ConfigOrigin) -> None:
+        self._config = config
+        self._origin = origin
+        self._reload_lock = threading.Lock()
+        self._reload_status = ReloadStatus(successful=True, last_success_unix_seconds=time.time())
+        self._notifier = Notifier()
+        self._wake = threading.Event()
+        self._ending = False
+        self._reload_wanted = False
+        self._look_failed = False
+        self._scraped_at = 0.0
+        self._precision = PrecisionRules(
+            lambda: self._config.gpus,
+            from_engine=self._engine_precision,
+        )
+        self._host = HostSampling(
+            HostCallbacks(
+                settings=lambda: self._config.sampling,
+                source_modes=lambda: self._config.sources,
+                precision=self._precision.resolve,
+                reachable_bandwidth=self._reachable_bandwidth,
+                dcgm_url=lambda: self._config.dcgm_url,
+            )
+        )
+        self._companions = Companions(config, self._host)
+        self._process_names = ProcessNames()
+        self._exposition = Exposition(
+            self._samples,
+            series_limit=lambda: self._config.series_limit,
+            state=self._state,
+        )
+        self._status = StatusService(
+            StatusSources(
+                devices=self._host.view,
+                configuration=lambda: self._config.values,
+                reload=lambda: self._reload_status,
+                interval_seconds=lambda: self._config.sampling.interval,
+                # A pod's own name says nothing; the node's comes by the downward API.
+                host_name=os.environ.get("NODE_NAME") or socket.gethostname(),
+                telemetry_path=config.web.telemetry_path,
+                probes=self._companions.probes.snapshot,
+                workloads=self._companions.workloads.snapshot,
+                holders=self._companions.holders.snapshot,
+            )
+        )
+        web_file = config.web.config_file
+        self._server = Server(
+            config.web.listen_address,
+            self._router(),
+            web_config=load_web_config(Path(web_file)) if web_file else None,
+        )
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; returns the exit code. Raises FlopwatchError at start."""
+        self._take_signals()
+        # Bound before anything else: a port in use must not cost the GPUs a second exporter.
+        self._server.start()
+        self._host.start()
+        self._host.wait_for_devices(_FIRST_TICK_SECONDS)
+        try:
+            self._check_indices()
+            self._companions.start()
+            log.info(
+                "serving",
+                version=VERSION,
+                addresses=[f"{host}:{port}" for host, port in self._server.addresses],
+                devices=len(self._host.view().devices),
+            )
+            return self._loop()
+        finally:
+            self._stop()
+
+    def reload(self) -> None:
+        """Read configuration and web configuration again. Raises FlopwatchError; all stays as it was."""
+        with self._reload_lock:
+            try:
+                config = load_config(self._origin)
+                self._server.reload_web_config()
+            except FlopwatchError as error:
+                self._reload_status = ReloadStatus(
+                    successful=False,
+                    last_success_unix_seconds=self._reload_status.last_success_unix_seconds,
+                )
+                log.error("configuration_refused", error=str(error))  # noqa: TRY400  no traceback for a user's mistake
+                raise
+            self._config = config
+            self._companions.configure(config)
+            self._reload_status = ReloadStatus(
+                successful=True, last_success_unix_seconds=time.time()
+            )
+            log.info("configuration_reloaded")
+
+    # The services beside the sampling are built after it: asked late, through these.
+    def _engine_precision(self, identity: DeviceIdentity) -> str | None:
+        return self._companions.precision(identity)
+
+    def _reachable_bandwidth(self, identity: DeviceIdentity) -> float | None:
+        return self._companions.reachable_bandwidth(identity)
+
+    def _samples(self) -> Iterable[Sample]:
+        view = self._host.view()
+        devices = with_holder_labels(
+            host_samples(view),
+            self._companions.holders.snapshot(),
+            view,
+            self._config.holder_labels,
+        )
+        processes: Iterable[Sample] = ()
+        if self._config.process_memory:
+            processes = process_samples(view, self._process_names.name)
+        own = own_samples(self._reload_status)
+        return chain(own, devices, processes, self._companions.samples(view))
+
+    def _state(self) -> object:
+        """Differs whenever a new exposition would."""
+        view = self._host.view()
+        stale = tuple(
+            view.now_seconds - device.at_seconds > device.max_age_seconds for device in view.devices
+        )
+        # Services beside the sampling change at their own pace: looked at once a second.
+        second = int(view.now_seconds)
+        return (self._host.version, view.hung, stale, view.pending, self._reload_status, second)
+
+    def _router(self) -> Router:
+        router = Router()
+        serve_metrics = metrics_handler(self._exposition)
+
+        def metrics(request: Request) -> Response:
+            response = serve_metrics(request)
+            self._scraped_at = time.monotonic()
+            return response
+
+        router.add(self._config.web.telemetry_path, "GET", metrics)
+        self._status.add_routes(router)
+        healthy, ready = health_handlers(self._host.has_fresh_device)
+        router.add("/-/healthy", "GET", healthy)
+        router.add("/-/ready", "GET", ready)
+        lifecycle = Lifecycle(
+            reload=self.reload,
+            pause_probes=self._companions.probes.pause,
+            resume_probes=self._companions.probes.resume,
+        )
+        add_lifecycle(router, lifecycle, enabled=self._config.web.enable_lifecycle)
+        return router
+
+    def _check_indices(self) -> None:
+        """A GPU index that this host does not have is a mistake in the configuration."""
+        view = self._host.view()
+        if view.pending:
+            return  # the driver has not said yet which there are
+        known = [device.identity.index for device in view.devices]
+        source = self._origin.file or "configuration"
+        mistakes = [
+            f"{source}: gpus[{position}].match.index: no GPU {rule.index} on this host, "
+            f"devices: {', '.join(known) or 'none'}"
+            for position, rule in enumerate(self._config.gpus)
+            if rule.index is not None and str(rule.index) not in known
+        ]
+        mistakes += [
+            f"{source}: workloads[{position}].gpus: no GPU {gpu} on this host, "
+            f"devices: {', '.join(known) or 'none'}"
+            for position, workload in enumerate(self._config.workloads)
+            for gpu in workload.gpus
+            if isinstance(gpu, int) and str(gpu) not in known
+        ]
+        if mistakes:
+            raise ConfigError(mistakes)
+
+    def _take_signals(self) -> None:
+        def end(_number: int, _frame: FrameType | None) -> None:
+            self._ending = True
+            self._wake.set()
+
+        def hang_up(_number: int, _frame: FrameType | None) -> None:
+            self._reload_wanted = True
+            self._wake.set()
+
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGINT, end)
+        signal.signal(signal.SIGHUP, hang_up)
+
+    def _loop(self) -> int:
+        mismatched_at: float | None = None
+        self._notifier.ready()
+        while True:
+            self._wake.wait(_LOOP_SECONDS)
+            self._wake.clear()
+            self._notifier.watchdog()
+            self._look_around()
+            if self._ending:
+                log.info("ending", reason="signal")
+                return 0
+            if self._reload_wanted:
+                self._reload_wanted = False
+                self._notifier.reloading()
+                self._reload_by_signal()
+                self._notifier.ready()
+            if self._host.barred:
+                log.error(
+                    "ending", reason="driver_barred", remedy="a new container has its devices"
+                )
+                return EXIT_DRIVER
+            now = time.monotonic()
+            if self._host.mismatched:
+                if mismatched_at is None:
+                    mismatched_at = now
+                    log.error("driver_mismatch", remedy="restarting loads the new driver library")
+                shown = self._scraped_at > mismatched_at + _LOOP_SECONDS
+                if shown or now - mismatched_at > _MISMATCH_SECONDS:
+                    log.error("ending", reason="driver_mismatch")
+                    return EXIT_DRIVER
+
+    def _look_around(self) -> None:
+        """Copy what is known beside the sampling. Whatever fails in it must not end the daemon."""
+        try:
+            self._companions.refresh()
+            for device in self._host.view().devices:
+                self._status.observe(device)
+        except Exception:
+            if not self._look_failed:
+                log.exception("companions_failed")
+            self._look_failed = True
+        else:
+            self._look_failed = False
+
+    def _reload_by_signal(self) -> None:
+        try:
+            self.reload()
+        except FlopwatchError:
+            log.debug("reload_refused_by_signal")
+        except Exception:  # no memory, no thread: as it is, it goes on
+            self._reload_status = replace(self._reload_status, successful=False)
+            log.exception("reload_failed")
+
+    def _stop(self) -> None:
+        self._notifier.stopping()
+        self._server.close(_SERVER_GRACE_SECONDS)
+        self._companions.stop(_COMPANIONS_GRACE_SECONDS)
+        self._host.stop(_SAMPLING_GRACE_SECONDS)
+
+
+def end_process(code: int) -> None:
+    """End now. Threads in driver calls that never return would keep the interpreter from it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+            stream.flush()
+    os._exit(code)

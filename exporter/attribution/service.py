@@ -1,0 +1,154 @@
+"""Reads off the scrape path who holds the GPUs: one thread, three sources, a frozen answer."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from exporter.attribution.job_mapping import change_mark, read_jobs
+from exporter.attribution.job_processes import device_processes, slurm_jobs
+from exporter.attribution.pod_resources import list_allocations
+from exporter.attribution.settings import HolderSettings
+from exporter.attribution.snapshot import Allocation, HoldersSnapshot, JobUse
+from exporter.attribution.source import Source
+from exporter.state import HostSnapshot
+
+
+log = structlog.get_logger(__name__)
+
+# How often it is looked whether something has changed: a stat of the socket, a listing of the
+# directory, a look at the last snapshot.
+_LOOK_SECONDS = 1.0
+POD_RESOURCES, JOB_MAPPING, JOB_PROCESSES = "pod_resources", "job_mapping", "job_processes"
+
+
+class HolderService:
+    """Owns the thread that asks. `snapshot` is cheap and may be called from any thread."""
+
+    def __init__(
+        self,
+        settings: HolderSettings,
+        devices: Callable[[], HostSnapshot],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._devices = devices
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._snapshot = HoldersSnapshot()
+        self._version = 0
+        self._sources = self._build(settings)
+        self._built_for = settings
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="holders", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float = 0.5) -> None:
+        """End the thread; one that waits for a kubelet is left to its own time limit."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout_seconds)
+            self._thread = None
+
+    def configure(self, settings: HolderSettings) -> None:
+        """Read by these settings from now on; answers of sources that change are forgotten."""
+        self._settings = settings
+        self._wake.set()
+
+    @property
+    def version(self) -> int:
+        """Grows whenever the snapshot would be exposed differently."""
+        return self._version
+
+    def snapshot(self) -> HoldersSnapshot:
+        """Who holds what, as last read."""
+        return self._snapshot
+
+    def poll(self) -> None:
+        """Read what is due. Called by the service's own thread; for tests without it."""
+        if self._settings != self._built_for:
+            self._built_for = self._settings
+            self._sources = self._build(self._built_for)
+        for source in self._sources:
+            source.poll(self._built_for.interval_seconds)
+        by_name = {source.name: source for source in self._sources}
+        jobs = (
+            job for name in (JOB_MAPPING, JOB_PROCESSES) if name in by_name
+            for job in by_name[name].items
+        )  # fmt: skip
+        snapshot = HoldersSnapshot(
+            allocations=by_name[POD_RESOURCES].items if POD_RESOURCES in by_name else (),
+            jobs=tuple(dict.fromkeys(jobs)),
+            sources={s.name: s.state for s in self._sources if s.state is not None},
+        )
+        if snapshot != self._snapshot:
+            self._snapshot = snapshot
+            self._version += 1
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self.poll()
+            except Exception as error:
+                log.exception("holders_failed", error=repr(error))
+            self._wake.wait(_LOOK_SECONDS)
+            self._wake.clear()
+
+    def _build(self, settings: HolderSettings) -> tuple[Source[Any], ...]:
+        sources: list[Source[Any]] = []
+        if settings.pod_resources != "off":
+            sources.append(self._pod_resources(settings))
+        folder = settings.job_mapping_dir
+        if folder is not None:
+            sources.append(
+                Source[JobUse](
+                    JOB_MAPPING,
+                    lambda: read_jobs(folder),
+                    lambda: change_mark(folder),
+                    quiet=frozenset({"absent"}),
+                    clock=self._clock,
+                    wall_clock=self._wall_clock,
+                )
+            )
+        if settings.job_processes:
+            sources.append(
+                Source[JobUse](
+                    JOB_PROCESSES,
+                    lambda: slurm_jobs(device_processes(self._devices())),
+                    lambda: device_processes(self._devices()),
+                    clock=self._clock,
+                    wall_clock=self._wall_clock,
+                )
+            )
+        return tuple(sources)
+
+    def _pod_resources(self, settings: HolderSettings) -> Source[Allocation]:
+        def mark() -> object:
+            """Differs after a kubelet's restart, and when a process appears on a GPU or ends."""
+            try:
+                status = settings.socket.stat()
+                socket = (status.st_ino, status.st_ctime_ns)
+            except OSError:
+                socket = None
+            return socket, device_processes(self._devices())
+
+        quiet = frozenset({"absent"}) if settings.pod_resources == "auto" else frozenset()
+        return Source[Allocation](
+            POD_RESOURCES,
+            lambda: list_allocations(settings.socket, settings.timeout_seconds),
+            mark,
+            quiet=quiet,
+            clock=self._clock,
+            wall_clock=self._wall_clock,
+        )

@@ -1,0 +1,334 @@
+"""Source `dcgm`: activities of GPUs without GPM, from a dcgm-exporter on the node.
+
+One thread scrapes it for all GPUs of the host, off the tick path, and only while a GPU asks. A
+dcgm-exporter that is down costs one refused connection per half minute.
+"""
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from exporter.collect.dcgm.exposition import DeviceKey, DeviceSample, parse
+from exporter.collect.dcgm.instances import Shares, whole_gpu_sample
+from exporter.collect.dcgm.windows import SOURCE, CollectInterval, DeviceWindows
+from exporter.inference.errors import Reason, ScrapeError
+from exporter.inference.http import fetch
+from exporter.readings import ActivityWindow, FastReading
+from exporter.state import SourceHealth
+from flopwatch.threads import BoundedThread
+
+
+log = structlog.get_logger(__name__)
+
+# For the whole exchange. dcgm-exporter answers from memory, in milliseconds.
+_TIMEOUT_SECONDS = 5.0
+# 16 GPUs with seven instances and every field stay below 2 MB.
+_LIMIT_BYTES = 8 * 2**20
+_BACKOFF_FIRST_SECONDS = 1.0
+_BACKOFF_LAST_SECONDS = 30.0
+# Nobody asked for this long: every GPU has GPM by now, or is gone.
+_UNUSED_SECONDS = 30.0
+# Windows wait here for the device's next tick; more than a few mean that it is not ticking.
+_WINDOWS_MAX = 8
+
+
+class DcgmReader:
+    """One device's view of the scrapes. Thread-safe: the device's thread reads, the scraper feeds."""
+
+    name = SOURCE
+
+    def __init__(self, source: "DcgmSource", key: DeviceKey) -> None:
+        self.key = key
+        # Of a GPU in MIG mode: what its instances have of it.
+        self.shares: Shares = {}
+        self._source = source
+        self._lock = threading.Lock()
+        self._windows = DeviceWindows()
+        self._closed: deque[ActivityWindow] = deque(maxlen=_WINDOWS_MAX)
+        self._errors: Counter[str] = Counter()
+        self._succeeded: float | None = None
+        self._utilization: list[float] = []
+        self._tells_flops = False
+        self._missing: tuple[str, ...] = ()
+        self._stands_still = False
+
+    def take(self, fast: FastReading) -> tuple[ActivityWindow | None, float | None]:
+        """The oldest window that was not taken yet, and the start of the one now open."""
+        self._source.ask()
+        with self._lock:
+            if fast.gpu_utilization is not None and self._windows.open_since is not None:
+                self._utilization.append(fast.gpu_utilization)
+            if not self._closed:
+                mean = None
+                if self._utilization:
+                    mean = sum(self._utilization) / len(self._utilization)
+                expired = self._windows.expire(fast.at_seconds, self._source.stale_seconds, mean)
+                if expired is None:
+                    return None, self._windows.open_since
+                self._utilization.clear()
+                return expired, None
+            self._utilization.clear()
+            window = self._closed.popleft()
+            # NVML's own byte counters are exact; rates of the last second of a window are not.
+            own: dict[str, Any] = {
+                name: None
+                for name in _TRAFFIC
+                if getattr(fast, name) is not None and getattr(window, name) is not None
+            }
+            following = self._closed[0].start_seconds if self._closed else self._windows.open_since
+            return (replace(window, **own) if own else window), following
+
+    def reshape(self, shares: Shares) -> None:
+        """The GPU's instances are these now; what the window saw of others is not to be mixed in."""
+        with self._lock:
+            if shares == self.shares:
+                return
+            self.shares = shares
+            unknown = self._windows.abandon(time.monotonic())
+            if unknown is not None:
+                self._closed.append(unknown)
+
+    def restart(self) -> None:
+        """Count nothing of the time since the last window: it was not watched."""
+        with self._lock:
+            self._closed.clear()
+            self._utilization.clear()
+            self._windows.restart()
+
+    def health(self, *, up: bool) -> SourceHealth:
+        """How the source fares for this device."""
+        with self._lock:
+            fresh = self._windows.fresh(time.monotonic(), self._source.stale_seconds)
+            delivers = fresh and self._tells_flops
+            return SourceHealth(up and delivers, self._succeeded, dict(self._errors), self._missing)
+
+    @property
+    def max_window_seconds(self) -> float:
+        """The longest window that counts as watched."""
+        return self._source.stale_seconds + self._source.interval_seconds
+
+    def fed(self, sample: DeviceSample | None, interval_seconds: float) -> bool:
+        """One scrape's sample of this device, or None where it had none; whether it was new."""
+        with self._lock:
+            self._missing = () if sample is None else sample.missing_fields
+            if sample is None or not sample.activities:
+                self._errors["no_device" if sample is None else "no_fields"] += 1
+                self._tells_flops = False
+                return False
+            self._tells_flops = sample.tells_flops
+            if not self._tells_flops:
+                self._errors["no_fields"] += 1
+            if sample.implausible:
+                self._errors["implausible"] += sample.implausible
+            # Now, and not when the scrape began: a tick in between has booked its time already.
+            new, windows = self._windows.observe(sample, time.monotonic(), interval_seconds)
+            self._closed.extend(windows)
+            if new or windows:
+                self._succeeded = time.time()
+            self._judge(sample)
+            return new
+
+    def _judge(self, sample: DeviceSample) -> None:
+        """Count activities that stand still: a GPU at work never shows the same ones for so long."""
+        fresh = self._windows.fresh(time.monotonic(), self._source.stale_seconds)
+        stands_still = not fresh and not sample.idle
+        if stands_still:
+            self._errors["implausible"] += 1
+        if stands_still != self._stands_still:
+            self._stands_still = stands_still
+            report = log.warning if stands_still else log.info
+            report(
+                "dcgm_stands_still" if stands_still else "dcgm_moves_again",
+                uuid=self.key.uuid,
+                mig=self.key.gpu_instance_id,
+            )
+
+    def failed(self, reason: str) -> None:
+        """A scrape that failed, or what it brought cannot be true."""
+        with self._lock:
+            self._errors[reason] += 1
+
+    def lost(self) -> None:
+        """No scrape succeeds: what is missing cannot be told."""
+        with self._lock:
+            self._missing = ()
+
+
+class DcgmSource:
+    """Scrapes one dcgm-exporter for all readers."""
+
+    def __init__(self, url: Callable[[], str], mode: Callable[[], str]) -> None:
+        self.asked_at = -_UNUSED_SECONDS
+        self._url = url
+        self._mode = mode
+        self._lock = threading.Lock()
+        self._readers: dict[DeviceKey, DcgmReader] = {}
+        self._interval = CollectInterval(time.monotonic())
+        self._stop = threading.Event()
+        self._started = False
+        self._start_after = 0.0
+        self._reached = False
+        self._failing: str | None = None
+        self._missing: frozenset[str] = frozenset()
+
+    @property
+    def mode(self) -> str:
+        """auto, on or off."""
+        return self._mode()
+
+    @property
+    def interval_seconds(self) -> float:
+        """How often dcgm-exporter collects, as far as it is known."""
+        return self._interval.seconds
+
+    @property
+    def stale_seconds(self) -> float:
+        """Age from which a sample counts as no longer collected."""
+        return self._interval.stale_seconds
+
+    def reader(self, uuid: str, gpu_instance_id: str | None = None) -> DcgmReader:
+        """The reader of a device; the same one for the same device."""
+        key = DeviceKey(uuid, gpu_instance_id)
+        with self._lock:
+            reader = self._readers.get(key)
+            if reader is None:
+                reader = self._readers[key] = DcgmReader(self, key)
+        return reader
+
+    def ask(self) -> None:
+        """Scrape for somebody who waits for it, and go on as long as this is called."""
+        self.asked_at = now = time.monotonic()
+        with self._lock:
+            if self._started or now < self._start_after:
+                return
+            self._started = True
+        # Outside of the lock: a thread that finds no memory is waited for, and that must cost one
+        # device a tick now and then, not all of them each one.
+        try:
+            BoundedThread(target=self._run, name="dcgm").start()
+        except RuntimeError:
+            with self._lock:
+                self._start_after = time.monotonic() + _BACKOFF_LAST_SECONDS
+                self._started = False
+
+    def forget(self, reader: DcgmReader) -> None:
+        """A device that is gone, or has GPM after all."""
+        with self._lock:
+            self._readers.pop(reader.key, None)
+
+    def forget_gpu(self, uuid: str) -> None:
+        """A GPU that is gone for good, with its instances."""
+        with self._lock:
+            for key in [key for key in self._readers if key.uuid == uuid]:
+                del self._readers[key]
+
+    def stop(self) -> None:
+        """End the thread within one scrape."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        backoff = _BACKOFF_FIRST_SECONDS
+        while not self._stop.is_set():
+            now = time.monotonic()
+            if self._mode() == "off" or now - self.asked_at > _UNUSED_SECONDS:
+                self._stop.wait(1.0)
+                continue
+            if self._scrape_safely():
+                backoff = _BACKOFF_FIRST_SECONDS
+                pause = self._interval.next_look(time.monotonic())
+            else:
+                pause = backoff
+                backoff = min(2 * backoff, _BACKOFF_LAST_SECONDS)
+            self._stop.wait(pause)
+
+    def _scrape_safely(self) -> bool:
+        try:
+            return self.scrape()
+        except Exception:  # the thread's top: a fault of ours must not end the source for good
+            log.exception("dcgm_scrape_fault")
+            self._failed(Reason.INTERNAL.value)
+            return False
+
+    def scrape(self) -> bool:
+        """Scrape once and feed all readers; whether it succeeded."""
+        try:
+            text = fetch(self._url(), timeout_seconds=_TIMEOUT_SECONDS, limit_bytes=_LIMIT_BYTES)
+            devices = parse(text)
+        except ScrapeError as error:
+            self._failed(error.reason.value)
+            return False
+        except ValueError:
+            self._failed("malformed")
+            return False
+        if not devices:
+            self._failed("not_dcgm")
+            return False
+        self._note_success(devices)
+        changed = [
+            reader.fed(_sample_of(reader, devices), self._interval.seconds)
+            for reader in self._all_readers()
+        ]
+        self._interval.looked(time.monotonic(), changed=any(changed))
+        return True
+
+    def _all_readers(self) -> tuple[DcgmReader, ...]:
+        with self._lock:
+            return tuple(self._readers.values())
+
+    def _failed(self, reason: str) -> None:
+        self._interval.forget()
+        # With `auto`, nobody promised that there is a dcgm-exporter.
+        absent = self._mode() == "auto" and not self._reached and reason == Reason.CONNECTION
+        for reader in self._all_readers():
+            reader.lost()
+            if not absent:
+                reader.failed(reason)
+        if self._failing != reason:
+            self._failing = reason
+            report = log.info if absent else log.warning
+            report(
+                "dcgm_exporter_not_reached",
+                url=self._url(),
+                reason=reason,
+                remedy="GPUs before Hopper need it for FLOPS: run dcgm-exporter, set dcgm.url, "
+                "or set sources.dcgm to off",
+            )
+
+    def _note_success(self, devices: Mapping[DeviceKey, DeviceSample]) -> None:
+        self._failing = None
+        if not self._reached:
+            self._reached = True
+            log.info("dcgm_exporter_found", url=self._url(), devices=len(devices))
+        readers = [reader.key for reader in self._all_readers()]
+        samples = [sample for key in readers if (sample := devices.get(key)) is not None]
+        missing = frozenset(name for sample in samples for name in sample.missing_fields)
+        if missing != self._missing:
+            self._missing = missing
+            if missing:
+                log.warning(
+                    "dcgm_fields_missing",
+                    missing=sorted(missing),
+                    remedy="add a line «FIELD, gauge, help» for each to the counters file of "
+                    "dcgm-exporter (-f, DCGM_EXPORTER_COLLECTORS) and restart it",
+                )
+
+
+def _sample_of(
+    reader: DcgmReader, devices: Mapping[DeviceKey, DeviceSample]
+) -> DeviceSample | None:
+    if reader.key.gpu_instance_id is None and reader.shares:
+        return whole_gpu_sample(reader.key.uuid, devices, reader.shares)
+    return devices.get(reader.key)
+
+
+_TRAFFIC = (
+    "pcie_receive_bytes",
+    "pcie_transmit_bytes",
+    "nvlink_receive_bytes",
+    "nvlink_transmit_bytes",
+)

@@ -1,0 +1,69 @@
+"""The host processor, sampled like a GPU."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from exporter.accounting.device import DeviceAccounts
+from exporter.collect.cpu import CpuSource
+from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.sampler import TickStatistics
+from exporter.collect.settings import SamplingSettings
+from exporter.readings import DeviceIdentity
+from exporter.state import DeviceSnapshot, SourceHealth
+
+
+class SampledCpu:
+    """The processor of this host under the name `cpu0`."""
+
+    key = "cpu0"
+    clock_samples = 1
+
+    def __init__(self, settings: Callable[[], SamplingSettings], source: CpuSource) -> None:
+        self._settings = settings
+        self._source = source
+        self.identity: DeviceIdentity = source.identity()
+        self._peaks = source.peaks(self.identity)
+        self._accounts = DeviceAccounts(self.identity, self._peaks)
+
+    def open(self) -> None:
+        """A processor is always there."""
+
+    def sample_clock(self) -> None:
+        """One more sample of the clock."""
+        self._accounts.observe_clock(self._source.read_clock())
+
+    def skip_gap(self) -> None:
+        """Count nothing of the time since the last tick."""
+        self._accounts.forget_open_spans()
+
+    def tick(self, ticks: TickStatistics) -> DeviceSnapshot:
+        """Read and account."""
+        fast = self._source.read()
+        self.sample_clock()
+        last = self._accounts.observe(
+            fast, None, precision=None, max_window_seconds=self._settings().max_window
+        )
+        return replace(
+            self.failed(None, ticks),
+            up=True,
+            at_seconds=fast.at_seconds,
+            peaks=self._peaks,
+            precision=self._peaks.default_precision,
+            fast=fast,
+            last=last,
+            counters=self._accounts.counters(),
+            sources={"cpu": SourceHealth(up=True, last_success_unix_seconds=time.time())},
+        )
+
+    def failed(self, error: NvmlError | None, ticks: TickStatistics) -> DeviceSnapshot:
+        """What is known of it without a reading."""
+        return DeviceSnapshot(
+            identity=self.identity,
+            at_seconds=time.monotonic(),
+            up=False,
+            max_age_seconds=self._settings().max_age,
+            sources={"cpu": SourceHealth(up=False)},
+            tick_duration=ticks.durations,
+            ticks_missed=ticks.missed,
+        )

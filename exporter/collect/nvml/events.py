@@ -1,0 +1,145 @@
+"""XID events: waited for on a thread of their own, counted by device and code."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import pynvml
+import structlog
+
+from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.nvml.library import call, handle_address
+from exporter.state import XidCounts
+from flopwatch.threads import BoundedThread
+
+
+log = structlog.get_logger(__name__)
+
+_WAIT_MILLISECONDS = 1000
+_RETRY_SECONDS = 5.0
+# Codes are small integers; a driver that invents new ones must not grow the exposition for ever.
+_CODES_MAX = 64
+
+
+class XidWatcher:
+    """Collects XID events of all devices.
+
+    A device is watched as long as its handle is the same: registering it anew would lose what comes
+    meanwhile, or count it twice. Those that come together share a set of events and a thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, Counter[int]] = {}
+        self._last: dict[str, dict[int, float]] = {}
+        self._stop = threading.Event()
+        self._generation = 0
+        # The handle of each device, and the generation that watches it. One that was lost keeps
+        # both: its last words may still come.
+        self._watched: dict[str, tuple[Any, int]] = {}
+        self._open: Mapping[str, Any] = {}
+
+    def watch(self, handles: Mapping[str, Any]) -> None:
+        """Watch these devices, by UUID; those that are watched by the same handle go on as they are.
+
+        A handle that is not among them is dead, and will not be used again.
+        """
+        with self._lock:
+            self._open = dict(handles)
+            new = {
+                uuid: handle
+                for uuid, handle in handles.items()
+                if uuid not in self._watched or self._watched[uuid][0] is not handle
+            }
+            self._generation += 1
+            generation = self._generation
+            self._watched.update({uuid: (handle, generation) for uuid, handle in new.items()})
+        if new:
+            with suppress(RuntimeError):  # no thread left: as if the driver told of no events
+                BoundedThread(target=self._run, args=(new, generation), name="xid-events").start()
+
+    def stop(self) -> None:
+        """End within one wait, or never if the driver does not return."""
+        self._stop.set()
+
+    def counts(self, uuid: str) -> XidCounts:
+        """What was seen of one device."""
+        with self._lock:
+            return XidCounts(dict(self._counts.get(uuid, {})), dict(self._last.get(uuid, {})))
+
+    def forget(self, uuid: str) -> None:
+        """A device that is gone for good."""
+        with self._lock:
+            for kept in (self._counts, self._last, self._watched):
+                kept.pop(uuid, None)
+
+    def _watches(self, generation: int, uuid: str | None = None) -> bool:
+        """Whether a generation still watches this device, or any."""
+        if self._stop.is_set():
+            return False
+        with self._lock:
+            watched = self._watched
+            return any(
+                by == generation
+                for of, (_handle, by) in watched.items()
+                if uuid is None or of == uuid
+            )
+
+    def _run(self, handles: Mapping[str, Any], generation: int) -> None:
+        while self._watches(generation):
+            try:
+                self._collect(handles, generation)
+                return
+            except NvmlError as error:
+                log.debug("xid_events_interrupted", reason=error.reason)
+            self._stop.wait(_RETRY_SECONDS)
+
+    def _collect(self, handles: Mapping[str, Any], generation: int) -> None:
+        events = call("nvmlEventSetCreate")
+        try:
+            addresses = {}
+            for uuid, handle in handles.items():
+                if self._open.get(uuid) is not handle:
+                    continue
+                try:
+                    call(
+                        "nvmlDeviceRegisterEvents",
+                        handle,
+                        pynvml.nvmlEventTypeXidCriticalError,
+                        events,
+                    )
+                except NvmlError as error:
+                    log.info("xid_events_not_available", uuid=uuid, reason=error.reason)
+                    continue
+                addresses[handle_address(handle)] = uuid
+            while addresses and self._watches(generation):
+                self._wait(events, addresses, generation)
+        finally:
+            try:
+                call("nvmlEventSetFree", events)
+            except NvmlError as error:
+                log.debug("xid_event_set_not_freed", reason=error.reason)
+
+    def _wait(self, events: Any, addresses: Mapping[int, str], generation: int) -> None:
+        try:
+            event = call("nvmlEventSetWait", events, _WAIT_MILLISECONDS)
+        except NvmlError as error:
+            if error.reason == "timeout":
+                return
+            raise
+        if event.eventType & pynvml.nvmlEventTypeXidCriticalError:
+            uuid = addresses.get(handle_address(event.device))
+            if uuid is not None and self._watches(generation, uuid):
+                self._count(uuid, int(event.eventData))
+
+    def _count(self, uuid: str, xid: int) -> None:
+        with self._lock:
+            counts = self._counts.setdefault(uuid, Counter())
+            if xid not in counts and len(counts) >= _CODES_MAX:
+                return
+            counts[xid] += 1
+            self._last.setdefault(uuid, {})[xid] = time.time()
+        log.warning("xid_event", uuid=uuid, xid=xid)

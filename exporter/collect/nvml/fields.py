@@ -1,0 +1,95 @@
+"""NVML field values: many counters in one batched call.
+
+Ids from nvml.h (NVML_FI_DEV_*); each entry of the answer has its own return code.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from exporter.collect.nvml.errors import NvmlError, error_for
+from exporter.collect.nvml.library import DeviceCalls, call
+
+
+SW_POWER_CAP = 74  # ns, as are the other clock event reasons
+SYNC_BOOST = 76
+MEMORY_TEMPERATURE = 82
+ENERGY = 83  # mJ since the driver was loaded
+SW_THERMAL_SLOWDOWN = 269
+HW_THERMAL_SLOWDOWN = 270
+HW_POWER_BRAKE = 271
+PCIE_TRANSMIT = 197  # bytes
+PCIE_RECEIVE = 198
+NVLINK_TRANSMIT = 138  # KiB, scope: link or all
+NVLINK_RECEIVE = 139
+RECOVERY_ACTION = 230
+MMA_STALL = 297  # percent
+NVLINK_ECC = 160
+NVLINK_REPLAY = 161
+NVLINK_RECOVERY = 162
+NVLINK_CRC = 163
+# Blackwell counts link recoveries here instead of in 161-163.
+NVLINK_RECOVERY_SUCCESSFUL = 213
+NVLINK_RECOVERY_FAILED = 214
+# C2C, the link to a Grace processor; scope: link, as NCCL and UCX ask for it.
+C2C_LINK_COUNT = 170
+C2C_STATUS = 171  # 0 inactive, 1 active
+C2C_BANDWIDTH = 172  # MB/s, active links
+C2C_CRC = 231
+C2C_REPLAY = 232
+C2C_REPLAY_BACK_TO_BACK = 233
+C2C_POWER_STATE = 234  # 0 full power, 1 low power
+ENERGY_BY_SCOPE = 191  # mJ since the driver was loaded
+POWER_AVERAGE = 185  # mW
+POWER_INSTANT = 186
+POWER_CURRENT_LIMIT = 190
+
+ALL_LINKS = 0xFFFFFFFF  # scope of the sum over links
+# Scopes of power and energy; a Grace module is processor and GPUs together.
+GPU_ALONE = 0
+MODULE = 1
+
+Field = int | tuple[int, int]
+
+# nvmlValueType_t: which member of the union holds the value.
+_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+_FUNCTION = "nvmlDeviceGetFieldValues"
+# Values with which drivers and DCGM say «blank»: 2^32-1, 2^47 as a double, the 64-bit maximum.
+BLANKS = frozenset({0xFFFFFFFF, 140737488355328, 0xFFFFFFFFFFFFFFFF, 0x7FFFFFFFFFFFFFFF})
+
+
+def read_fields(calls: DeviceCalls, fields: Sequence[Field]) -> dict[Field, float]:
+    """The values of those fields that the device has, in one call.
+
+    A field that is not supported is left out and not asked again; blanks are left out.
+    """
+    wanted = [field for field in fields if not calls.is_refused(_FUNCTION, field)]
+    if not wanted or calls.is_refused(_FUNCTION):
+        return {}
+    try:
+        answers = call(_FUNCTION, calls.handle, wanted)
+    except NvmlError as error:
+        calls.refuse((_FUNCTION,), error)
+        return {}
+    values: dict[Field, float] = {}
+    for field, answer in zip(wanted, answers, strict=True):
+        if answer.nvmlReturn != 0:
+            calls.refuse((_FUNCTION, field), error_for(_FUNCTION, answer.nvmlReturn))
+            continue
+        value = _value_of(answer)
+        if value is None or value in BLANKS or not math.isfinite(value):
+            calls.implausible(f"field {field}")
+            continue
+        values[field] = value
+    return values
+
+
+def is_refused(calls: DeviceCalls, field: Field) -> bool:
+    """Whether the device has answered that it has no such field."""
+    return calls.is_refused(_FUNCTION, field) or calls.is_refused(_FUNCTION)
+
+
+def _value_of(answer: Any) -> float | None:
+    if not 0 <= answer.valueType < len(_MEMBERS):
+        return None
+    return float(getattr(answer.value, _MEMBERS[answer.valueType]))

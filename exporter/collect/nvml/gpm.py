@@ -1,0 +1,169 @@
+"""GPM, NVML's performance monitoring of Hopper and newer: pairs of samples, one pair a window.
+
+Calls for several devices at once have crashed drivers in the field, so one lock serialises them,
+with a bounded wait: a device whose call hangs costs the others their GPM values, never their tick.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pynvml
+
+from exporter.collect.nvml.errors import NotSupported, NvmlError, Transient, error_for
+from exporter.collect.nvml.library import call
+
+
+# Metric ids (nvml.h, nvmlGpmMetricId_t).
+GRAPHICS, SM, OCCUPANCY, INTEGER, ANY_TENSOR = 1, 2, 3, 4, 5
+DFMA_TENSOR, HMMA_TENSOR, DMMA_TENSOR, IMMA_TENSOR, DRAM = 6, 7, 8, 9, 10
+FP64, FP32, FP16 = 11, 12, 13
+PCIE_TRANSMIT_MIB, PCIE_RECEIVE_MIB = 20, 21  # MiB/s
+NVLINK_RECEIVE_MIB, NVLINK_TRANSMIT_MIB = 60, 61
+C2C_TRANSMIT_MIB, C2C_RECEIVE_MIB = 100, 101  # protocol included; 102 and 103 are data alone
+SM_CYCLES_ELAPSED, SM_CYCLES_ACTIVE = 248, 249  # cycles since boot
+MMA_CYCLES, DMMA_CYCLES, HMMA_CYCLES, IMMA_CYCLES, DFMA_CYCLES = 250, 251, 252, 253, 254
+INTEGER_CYCLES, FP64_CYCLES, FP32_CYCLES, FP16_CYCLES = 257, 258, 259, 260
+
+PERCENT_IDS = tuple(range(GRAPHICS, FP16 + 1))
+RATE_IDS = (PCIE_TRANSMIT_MIB, PCIE_RECEIVE_MIB, NVLINK_RECEIVE_MIB, NVLINK_TRANSMIT_MIB)
+C2C_IDS = (C2C_TRANSMIT_MIB, C2C_RECEIVE_MIB)
+CYCLE_IDS = (
+    SM_CYCLES_ELAPSED,
+    SM_CYCLES_ACTIVE,
+    MMA_CYCLES,
+    DMMA_CYCLES,
+    HMMA_CYCLES,
+    IMMA_CYCLES,
+    DFMA_CYCLES,
+    INTEGER_CYCLES,
+    FP64_CYCLES,
+    FP32_CYCLES,
+    FP16_CYCLES,
+)
+
+# One tick of eight GPUs takes about 11 ms (1.06 ms a sample and 0.3 ms for its metrics, reported for
+# 8 x H100); half a second is forty times that, and still well inside a tick.
+LOCK_WAIT_SECONDS = 0.5
+# Several metrics in one call have come back collapsed to the first one's value on some drivers: they
+# are trusted after this many samples in which they equalled single calls with values that differ.
+_PROOFS_NEEDED = 3
+
+METRICS_GET = "nvmlGpmMetricsGet"
+_lock = threading.Lock()
+
+
+@contextmanager
+def gpm_lock() -> Iterator[None]:
+    """Hold the right to make GPM calls. Raises Transient when it cannot be had in time."""
+    if not _lock.acquire(timeout=LOCK_WAIT_SECONDS):
+        raise Transient("gpm_lock", pynvml.NVML_ERROR_TIMEOUT)
+    try:
+        yield
+    finally:
+        _lock.release()
+
+
+class GpmSession:
+    """Two GPM samples of one device, taken in turn.
+
+    The caller holds `gpm_lock` around every method.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._samples: list[Any] = []
+        self._sampled_at: list[float] = []
+        self._request = pynvml.c_nvmlGpmMetricsGet_t()
+        self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
+        self._refused: set[int] = set()
+        self._proofs = 0
+        # Why a metric of the last reading has no value, though the device has it; None if all have.
+        self.failure: NvmlError | None = None
+
+    def open(self) -> None:
+        """Allocate the samples. Raises NvmlError; NotSupported where the device has no GPM."""
+        # A wrong «supported» is found by the caller's trial; a wrong «not supported» would cost
+        # a working device its FLOPS, so only the sample itself decides.
+        self._samples = [call("nvmlGpmSampleAlloc"), call("nvmlGpmSampleAlloc")]
+
+    def close(self) -> None:
+        """Free the samples."""
+        samples, self._samples = self._samples, []
+        self._sampled_at = []
+        for sample in samples:
+            try:
+                call("nvmlGpmSampleFree", sample)
+            except NvmlError:
+                return  # the library is gone, and its samples with it
+
+    @property
+    def open_since_seconds(self) -> float | None:
+        """Instant of the newest sample: the start of the window that is now open."""
+        return self._sampled_at[-1] if self._sampled_at else None
+
+    def undo_sample(self) -> None:
+        """Drop the newest sample, so that the window before it stays open."""
+        self._samples.reverse()
+        del self._sampled_at[1:]
+
+    def sample(self) -> tuple[float, float] | None:
+        """Take a sample and return the window (start, end) since the one before, if there is one.
+
+        Instants are monotonic seconds, taken halfway through the driver call.
+        """
+        before = time.monotonic()
+        self._take(self._samples[0])
+        at = (before + time.monotonic()) / 2
+        self._samples.reverse()
+        self._sampled_at = [*self._sampled_at[-1:], at]
+        return (self._sampled_at[0], at) if len(self._sampled_at) == 2 else None
+
+    def _take(self, sample: Any) -> None:
+        call("nvmlGpmSampleGet", self._handle, sample)
+
+    def metrics(self, ids: Iterable[int]) -> dict[int, float]:
+        """Values of the metrics over the last window; those that the driver refuses are left out.
+
+        So are those that it has, but no value of now: `failure` says why. Raises NvmlError when the
+        driver refuses the call as a whole.
+        """
+        self.failure = None
+        wanted = [metric for metric in ids if metric not in self._refused]
+        if self._proofs >= _PROOFS_NEEDED:
+            return self._get(wanted)
+        values: dict[int, float] = {}
+        for metric in wanted:
+            values.update(self._get([metric]))
+        if self._proofs >= 0 and len(set(values.values()) - {0.0}) > 1:
+            self._proofs = self._proofs + 1 if self._get(list(values)) == values else -1
+        return values
+
+    def _get(self, ids: Sequence[int]) -> dict[int, float]:
+        request = self._request
+        request.numMetrics = len(ids)
+        # sample() put the newest sample last.
+        request.sample1, request.sample2 = self._samples
+        metrics = request.metrics
+        for position, metric in enumerate(ids):
+            metrics[position].metricId = metric
+        call(METRICS_GET, request)
+        values: dict[int, float] = {}
+        for position, metric in enumerate(ids):
+            answer = metrics[position]
+            if answer.nvmlReturn == 0:
+                value = answer.value
+                if math.isfinite(value):
+                    values[metric] = value
+                else:  # so a GPU that sleeps answers
+                    self.failure = error_for(METRICS_GET, pynvml.NVML_ERROR_NO_DATA)
+                continue
+            error = error_for(METRICS_GET, answer.nvmlReturn)
+            if isinstance(error, NotSupported):
+                self._refused.add(metric)
+            else:
+                self.failure = error
+        return values

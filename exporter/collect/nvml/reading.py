@@ -1,0 +1,431 @@
+"""What the daemon asks of one device, as readings in SI units."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pynvml
+
+from exporter.collect.nvml import fields
+from exporter.collect.nvml.fields import is_refused, read_fields
+from exporter.collect.nvml.library import DeviceCalls
+from exporter.readings import ClockSample, DeviceIdentity, FastReading, ProcessUse
+
+
+# Begins the stand-in for the UUID of a device that does not tell it: its PCI address follows.
+NO_UUID = "PCI-"
+_ARCHITECTURES = {
+    2: "kepler",
+    3: "maxwell",
+    4: "pascal",
+    5: "volta",
+    6: "turing",
+    7: "ampere",
+    8: "ada",
+    9: "hopper",
+    10: "blackwell",
+    13: "rubin",
+}
+# Cores per SM by compute capability; 128 for all others up to 12.x (CUDA C++ Programming Guide).
+_CORES_PER_SM = {(6, 0): 64, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
+_COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
+RECOVERY_ACTIONS = {
+    0: "none",
+    1: "gpu_reset",
+    2: "node_reboot",
+    3: "drain_p2p",
+    4: "drain_and_reset",
+    5: "recover_imex_domain",
+    6: "bus_reset",
+    7: "system_reboot",
+}
+_NVLINKS_MAX = 72  # NVML_NVLINK_MAX_LINKS of the newest header
+_MEGA = 1e6
+_CLOCK_MAX_MHZ = 1e5  # no clock of the next years: more is a blank
+_PCIE_GENERATION_MAX, _PCIE_WIDTH_MAX = 16, 64
+_MEMORY_MAX = 2**50  # no device has a pebibyte: more is a blank
+_KIB = 1024
+_REASON_FIELDS: dict[fields.Field, str] = {
+    fields.SW_POWER_CAP: "sw_power_cap",
+    fields.SYNC_BOOST: "sync_boost",
+    fields.SW_THERMAL_SLOWDOWN: "sw_thermal_slowdown",
+    fields.HW_THERMAL_SLOWDOWN: "hw_thermal_slowdown",
+    fields.HW_POWER_BRAKE: "hw_power_brake_slowdown",
+}
+_FAST_FIELDS: tuple[fields.Field, ...] = (
+    *_REASON_FIELDS,
+    fields.ENERGY,
+    fields.MEMORY_TEMPERATURE,
+    fields.RECOVERY_ACTION,
+    fields.MMA_STALL,
+)
+_NVLINK_RECEIVE: fields.Field = (fields.NVLINK_RECEIVE, fields.ALL_LINKS)
+_NVLINK_TRANSMIT: fields.Field = (fields.NVLINK_TRANSMIT, fields.ALL_LINKS)
+_TRAFFIC_FIELDS: tuple[fields.Field, ...] = (
+    fields.PCIE_RECEIVE,
+    fields.PCIE_TRANSMIT,
+    _NVLINK_RECEIVE,
+    _NVLINK_TRANSMIT,
+)
+_MODULE_POWER: tuple[fields.Field, ...] = (
+    (fields.POWER_AVERAGE, fields.MODULE),
+    (fields.POWER_INSTANT, fields.MODULE),  # where there is no average
+)
+_GPU_ENERGY: fields.Field = (fields.ENERGY_BY_SCOPE, fields.GPU_ALONE)
+_MODULE_ENERGY: fields.Field = (fields.ENERGY_BY_SCOPE, fields.MODULE)
+_MODULE_FIELDS = (*_MODULE_POWER, _GPU_ENERGY, _MODULE_ENERGY)
+_MODULE_POWER_LIMIT: fields.Field = (fields.POWER_CURRENT_LIMIT, fields.MODULE)
+_C2C_LINKS_MAX = 14  # nvml.h has GPM metrics for links 0 to 13
+_C2C_ERROR_FIELDS = {
+    fields.C2C_CRC: "crc",
+    fields.C2C_REPLAY: "replay",
+    fields.C2C_REPLAY_BACK_TO_BACK: "replay_back_to_back",
+}
+_NVLINK_ERROR_FIELDS: dict[fields.Field, str] = {
+    fields.NVLINK_ECC: "ecc",
+    fields.NVLINK_REPLAY: "replay",
+    fields.NVLINK_RECOVERY: "recovery",
+    fields.NVLINK_CRC: "crc",
+    fields.NVLINK_RECOVERY_SUCCESSFUL: "recovery_successful",
+    fields.NVLINK_RECOVERY_FAILED: "recovery_failed",
+}
+
+
+def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) -> DeviceIdentity:
+    """Who the device is. Missing answers are None; the UUID falls back to the PCI address."""
+    capability = calls.ask("nvmlDeviceGetCudaComputeCapability")
+    architecture = calls.ask("nvmlDeviceGetArchitecture")
+    pci = calls.ask("nvmlDeviceGetPciInfo")
+    bus_id = _text(pci.busId) if pci is not None else None
+    memory = read_memory(calls)
+    return DeviceIdentity(
+        index=str(index),
+        uuid=_text(calls.ask("nvmlDeviceGetUUID")) or f"{NO_UUID}{bus_id or index}",
+        name=_text(calls.ask("nvmlDeviceGetName")) or "unknown",
+        architecture=_architecture(architecture),
+        compute_capability=tuple(capability) if capability is not None else None,
+        pci_bus_id=bus_id,
+        driver_version=driver_version,
+        serial=_text(calls.ask("nvmlDeviceGetSerial")),
+        sm_count=_sm_count(calls, capability),
+        sm_clock_max_hertz=_hertz(calls, "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
+        memory_clock_max_hertz=_hertz(calls, "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_MEM),
+        memory_bus_width_bits=calls.ask("nvmlDeviceGetMemoryBusWidth"),
+        memory_size_bytes=int(memory["memory_size_bytes"]) if memory else None,
+        c2c_link_count=_c2c_link_count(calls) or None,
+    )
+
+
+def read_clock(calls: DeviceCalls, clock: Callable[[], float]) -> ClockSample:
+    """The SM clock and what holds it, now."""
+    hertz = _hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM)
+    return ClockSample(clock(), hertz, _event_reasons(calls))
+
+
+def read_fast(
+    calls: DeviceCalls, sample: ClockSample, *, traffic: bool, module: bool = False
+) -> FastReading:
+    """Everything that is read every tick. `traffic`: read link byte counters too.
+
+    `module`: the GPU shares a module with a Grace processor, whose power and energy are asked for.
+    Elsewhere they are not: a driver that knows no scopes would answer with the GPU's own.
+    """
+    wanted = (*_FAST_FIELDS, *_TRAFFIC_FIELDS) if traffic else _FAST_FIELDS
+    values = read_fields(calls, (*wanted, *_MODULE_FIELDS) if module else wanted)
+    module_power = next((values[field] for field in _MODULE_POWER if field in values), None)
+    utilization = calls.ask("nvmlDeviceGetUtilizationRates")
+    state = calls.ask("nvmlDeviceGetPerformanceState")
+    # On GH200 the counter without a scope has been seen to be the module's (zeus#172).
+    scoped = module and not is_refused(calls, _GPU_ENERGY)
+    energy = values.get(_GPU_ENERGY if scoped else fields.ENERGY)
+    if energy is None and not scoped:
+        energy = calls.ask("nvmlDeviceGetTotalEnergyConsumption")
+    action = values.get(fields.RECOVERY_ACTION)
+    return FastReading(
+        at_seconds=sample.at_seconds,
+        sm_clock_hertz=sample.sm_clock_hertz,
+        memory_clock_hertz=_hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
+        event_reasons=sample.event_reasons,
+        event_reason_seconds={
+            name: values[field] / 1e9 for field, name in _REASON_FIELDS.items() if field in values
+        },
+        power_watts=_plausible(
+            calls, "power", _scaled(calls.ask("nvmlDeviceGetPowerUsage"), 1e-3), 10e3
+        ),
+        energy_joules=_scaled(_count(calls, "energy", energy), 1e-3),
+        temperature_celsius=_temperature(calls),
+        memory_temperature_celsius=_plausible(
+            calls, "memory temperature", values.get(fields.MEMORY_TEMPERATURE), 200
+        ),
+        gpu_utilization=_percent(calls, "gpu utilization", getattr(utilization, "gpu", None)),
+        memory_utilization=_percent(
+            calls, "memory utilization", getattr(utilization, "memory", None)
+        ),
+        performance_state=state if state is not None and 0 <= state <= 15 else None,
+        tensor_stall=_percent(calls, "mma stall", values.get(fields.MMA_STALL)),
+        recovery_action=int(action) if action is not None else None,
+        pcie_receive_bytes=values.get(fields.PCIE_RECEIVE),
+        pcie_transmit_bytes=values.get(fields.PCIE_TRANSMIT),
+        nvlink_receive_bytes=_scaled(values.get(_NVLINK_RECEIVE), _KIB),
+        nvlink_transmit_bytes=_scaled(values.get(_NVLINK_TRANSMIT), _KIB),
+        module_energy_joules=_scaled(values.get(_MODULE_ENERGY), 1e-3),
+        module_power_watts=_plausible(calls, "module power", _scaled(module_power, 1e-3), 20e3),
+        **read_memory(calls),
+    )
+
+
+def read_memory(calls: DeviceCalls) -> dict[str, Any]:
+    """Memory in bytes, what the driver reserves apart; the older call counts that as used.
+
+    Empty where there is none of the GPU's own (unified memory: GB10, Thor, Jetson).
+    """
+    memory = calls.ask("nvmlDeviceGetMemoryInfo", pynvml.nvmlMemory_v2)
+    values: dict[str, float] = {}
+    if memory is not None:
+        values["memory_reserved_bytes"] = memory.reserved
+    else:
+        memory = calls.ask("nvmlDeviceGetMemoryInfo")
+        if memory is None:
+            return {}
+    values["memory_size_bytes"] = memory.total
+    values["memory_used_bytes"] = memory.used
+    values["memory_free_bytes"] = memory.free
+    if memory.total <= 0 or max(values.values()) > min(memory.total, _MEMORY_MAX):
+        calls.implausible("memory")
+        return {}
+    return values
+
+
+# The slow readings, in groups that are spread over the ticks of a slow interval. Each returns all
+# fields of SlowReading that it owns.
+def read_limits(calls: DeviceCalls) -> Mapping[str, Any]:
+    """Power limit, compute mode, MIG mode, fan."""
+    mode = calls.ask("nvmlDeviceGetComputeMode")
+    mig = calls.ask("nvmlDeviceGetMigMode")
+    return {
+        "power_limit_watts": _plausible(
+            calls, "power limit", _scaled(calls.ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3), 10e3
+        ),
+        "compute_mode": _COMPUTE_MODES.get(mode) if mode is not None else None,
+        "mig_enabled": bool(mig[0]) if mig is not None else None,
+        "fan_speed": _percent(calls, "fan speed", calls.ask("nvmlDeviceGetFanSpeed"), 200),
+    }
+
+
+def read_health(calls: DeviceCalls) -> Mapping[str, Any]:
+    """ECC errors, remapped rows, retired pages."""
+    ecc = {
+        kind: _count(
+            calls,
+            f"{kind} ECC errors",
+            calls.ask("nvmlDeviceGetTotalEccErrors", error_type, pynvml.NVML_AGGREGATE_ECC),
+        )
+        for kind, error_type in (
+            ("corrected", pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
+            ("uncorrected", pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
+        )
+    }
+    rows = calls.ask("nvmlDeviceGetRemappedRows")
+    remapped = {
+        kind: _count(calls, f"{kind} remapped rows", rows[position])
+        for position, kind in enumerate(("corrected", "uncorrected"))
+        if rows is not None
+    }
+    retired: dict[str, float] = {}
+    if rows is None:  # pages are retired before Ampere, rows remapped from Ampere on
+        for kind, cause in (
+            ("single_bit", pynvml.NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS),
+            ("double_bit", pynvml.NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR),
+        ):
+            pages = calls.ask("nvmlDeviceGetRetiredPages", cause)
+            if pages is not None:
+                retired[kind] = len(pages)
+    return {
+        "ecc_errors": {kind: count for kind, count in ecc.items() if count is not None},
+        "remapped_rows": {kind: count for kind, count in remapped.items() if count is not None},
+        "row_remap_pending": bool(rows[2]) if rows else None,
+        "row_remap_failed": bool(rows[3]) if rows else None,
+        "retired_pages": retired,
+    }
+
+
+def read_engines(calls: DeviceCalls) -> Mapping[str, Any]:
+    """Encoder, decoder, JPEG and optical-flow utilization."""
+    utilization: dict[str, float] = {}
+    for engine, function in (
+        ("encoder", "nvmlDeviceGetEncoderUtilization"),
+        ("decoder", "nvmlDeviceGetDecoderUtilization"),
+        ("jpeg", "nvmlDeviceGetJpgUtilization"),
+        ("ofa", "nvmlDeviceGetOfaUtilization"),
+    ):
+        answer = calls.ask(function)
+        share = _percent(calls, engine, answer[0] if answer is not None else None)
+        if share is not None:
+            utilization[engine] = share
+    return {"engine_utilization": utilization}
+
+
+def read_pcie(calls: DeviceCalls) -> Mapping[str, Any]:
+    """The PCIe link and its replays."""
+    replays = calls.ask("nvmlDeviceGetPcieReplayCounter")
+    link = {
+        name: _plausible(calls, name, calls.ask(function), maximum)
+        for name, function, maximum in (
+            ("pcie_link_generation", "nvmlDeviceGetCurrPcieLinkGeneration", _PCIE_GENERATION_MAX),
+            (
+                "pcie_link_generation_max",
+                "nvmlDeviceGetMaxPcieLinkGeneration",
+                _PCIE_GENERATION_MAX,
+            ),
+            ("pcie_link_width", "nvmlDeviceGetCurrPcieLinkWidth", _PCIE_WIDTH_MAX),
+            ("pcie_link_width_max", "nvmlDeviceGetMaxPcieLinkWidth", _PCIE_WIDTH_MAX),
+        )
+    }
+    return {
+        **{name: None if value is None else int(value) for name, value in link.items()},
+        "pcie_replays": _count(calls, "PCIe replays", replays),
+    }
+
+
+def read_nvlink(calls: DeviceCalls) -> Mapping[str, Any]:
+    """State of every NVLink, and the errors over all links."""
+    states: dict[str, bool] = {}
+    for link in range(_NVLINKS_MAX):
+        state = calls.ask("nvmlDeviceGetNvLinkState", link)
+        if state is None:
+            break  # links are numbered without gaps: the first that does not answer ends the list
+        states[str(link)] = bool(state)
+    values = read_fields(calls, tuple(_NVLINK_ERROR_FIELDS)) if states else {}
+    return {
+        "nvlink_up": states,
+        "nvlink_errors": {_NVLINK_ERROR_FIELDS[field]: value for field, value in values.items()},
+    }
+
+
+def read_c2c(calls: DeviceCalls) -> Mapping[str, Any]:
+    """State, speed and errors of the C2C links to a Grace processor, and their module's power limit.
+
+    Nothing where there are none. Each link has a scope of its own, as NCCL and UCX read them.
+    """
+    links = range(_c2c_link_count(calls))
+    asked = [
+        (field, link)
+        for link in links
+        for field in (
+            fields.C2C_STATUS,
+            fields.C2C_BANDWIDTH,
+            fields.C2C_POWER_STATE,
+            *_C2C_ERROR_FIELDS,
+        )
+    ]
+    values = read_fields(calls, (*asked, _MODULE_POWER_LIMIT)) if links else {}
+
+    def each(field: int) -> dict[str, float]:
+        found = {str(link): values.get((field, link)) for link in links}
+        return {link: value for link, value in found.items() if value is not None}
+
+    up = {link: value == 1 for link, value in each(fields.C2C_STATUS).items()}
+    speeds = [speed for link, speed in each(fields.C2C_BANDWIDTH).items() if up.get(link)]
+    errors = {kind: each(field).values() for field, kind in _C2C_ERROR_FIELDS.items()}
+    return {
+        "c2c_up": up,
+        "c2c_low_power": {link: value == 1 for link, value in each(fields.C2C_POWER_STATE).items()},
+        "c2c_errors": {kind: sum(counts) for kind, counts in errors.items() if counts},
+        "c2c_bandwidth_bytes_per_second": sum(speeds) * _MEGA if speeds else None,
+        "module_power_limit_watts": _scaled(values.get(_MODULE_POWER_LIMIT), 1e-3),
+    }
+
+
+def read_processes(calls: DeviceCalls) -> Mapping[str, Any]:
+    """Processes with a compute context."""
+    answers = calls.ask("nvmlDeviceGetComputeRunningProcesses")
+    if answers is None:
+        return {"processes": None}
+    return {
+        "processes": tuple(
+            ProcessUse(pid=int(process.pid), used_bytes=process.usedGpuMemory)
+            for process in answers
+        )
+    }
+
+
+SLOW_GROUPS: tuple[Callable[[DeviceCalls], Mapping[str, Any]], ...] = (
+    read_limits,
+    read_health,
+    read_engines,
+    read_pcie,
+    read_nvlink,
+    read_c2c,
+    read_processes,
+)
+
+
+def _architecture(code: int | None) -> str | None:
+    if code is None or code == pynvml.NVML_DEVICE_ARCH_UNKNOWN:
+        return None
+    return _ARCHITECTURES.get(code, f"architecture_{code}")
+
+
+def _sm_count(calls: DeviceCalls, capability: Any) -> int | None:
+    cores = calls.ask("nvmlDeviceGetNumGpuCores")
+    if cores is None or capability is None:
+        return None
+    return int(cores) // _CORES_PER_SM.get(tuple(capability), 128)
+
+
+def _c2c_link_count(calls: DeviceCalls) -> int:
+    count = read_fields(calls, (fields.C2C_LINK_COUNT,)).get(fields.C2C_LINK_COUNT, 0)
+    return int(count) if 0 < count <= _C2C_LINKS_MAX else 0
+
+
+def _temperature(calls: DeviceCalls) -> float | None:
+    celsius = calls.ask("nvmlDeviceGetTemperatureV", pynvml.NVML_TEMPERATURE_GPU)
+    if celsius is None:  # drivers before 565 know only the older call
+        celsius = calls.ask("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU)
+    return _plausible(calls, "temperature", celsius, 200)
+
+
+def _event_reasons(calls: DeviceCalls) -> int | None:
+    reasons = calls.ask("nvmlDeviceGetCurrentClocksEventReasons")
+    if reasons is None:  # drivers before 535 know only the older name
+        reasons = calls.ask("nvmlDeviceGetCurrentClocksThrottleReasons")
+    return int(reasons) if reasons is not None else None
+
+
+def _hertz(calls: DeviceCalls, function: str, clock: int) -> float | None:
+    # A zero is a blank, where there is no such clock: one that runs has none.
+    megahertz = _plausible(calls, f"{function} {clock}", calls.ask(function, clock), _CLOCK_MAX_MHZ)
+    return megahertz * _MEGA if megahertz else None
+
+
+def _count(calls: DeviceCalls, what: str, value: Any) -> float | None:
+    """A count if it is none of the driver's blanks, which are as large as a register can hold."""
+    if value is None:
+        return None
+    if value < 0 or value in fields.BLANKS:
+        calls.implausible(what)
+        return None
+    return float(value)
+
+
+def _scaled(value: Any, factor: float) -> float | None:
+    return None if value is None else float(value) * factor
+
+
+def _percent(calls: DeviceCalls, what: str, value: Any, maximum: float = 100) -> float | None:
+    return _scaled(_plausible(calls, what, value, maximum), 0.01)
+
+
+def _plausible(calls: DeviceCalls, what: str, value: Any, maximum: float) -> float | None:
+    """The value if it can be true, else None and a note in the books."""
+    if value is None:
+        return None
+    if not 0 <= value <= maximum:
+        calls.implausible(what)
+        return None
+    return float(value)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    return value or None

@@ -1,0 +1,202 @@
+"""One thread per device: ticks on the monotonic clock, and nothing that a slow device does reaches another."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from exporter.accounting.counters import Histogram, HistogramValue
+from exporter.collect.nvml.errors import UNKNOWN_CODE, NvmlError, Transient
+from exporter.collect.settings import SamplingSettings
+from exporter.metrics.own import TICK_DURATION_SECONDS
+from exporter.state import DeviceSnapshot
+from flopwatch.threads import BoundedThread
+
+
+log = structlog.get_logger(__name__)
+
+BACKOFF_FIRST_SECONDS = 1.0
+BACKOFF_LAST_SECONDS = 60.0
+# What is measured between two ticks is there this long after the first one, and not a whole interval
+# later: a little more than the shortest window of GPM.
+_FIRST_WINDOW_SECONDS = 0.12
+
+
+class SampledDevice(Protocol):
+    """What a sampler drives. Only its own sampler's thread calls it."""
+
+    key: str
+    clock_samples: int
+
+    def open(self) -> None:
+        """Get hold of the device. Raises NvmlError."""
+
+    def sample_clock(self) -> None:
+        """Sample the clock between ticks. Raises NvmlError when the device is lost."""
+
+    def tick(self, ticks: "TickStatistics") -> DeviceSnapshot:
+        """Read, account, and say what is known. Raises NvmlError when the device is lost."""
+
+    def skip_gap(self) -> None:
+        """Count nothing of the time since the last tick: it was not watched."""
+
+    def failed(self, error: NvmlError, ticks: "TickStatistics") -> DeviceSnapshot:
+        """Let go of the device and say what is known without it."""
+
+
+class TickStatistics:
+    """How long a device's ticks took, and how many did not start on time."""
+
+    def __init__(self) -> None:
+        self._durations = Histogram(TICK_DURATION_SECONDS.buckets)
+        self.missed = 0
+
+    @property
+    def durations(self) -> HistogramValue:
+        """The histogram as it is now."""
+        return self._durations.value()
+
+    def observe(self, seconds: float) -> None:
+        """Book one tick."""
+        self._durations.observe(seconds)
+
+
+class Sampler:
+    """Drives one device until stopped."""
+
+    def __init__(
+        self,
+        device: SampledDevice,
+        settings: Callable[[], SamplingSettings],
+        publish: Callable[[DeviceSnapshot], None],
+        *,
+        started_at: float,
+    ) -> None:
+        self.device = device
+        self._settings = settings
+        self._publish = publish
+        # All samplers tick at the same instants, so that a server is disturbed once and not eight
+        # times an interval.
+        self._origin = started_at
+        self._stop = threading.Event()
+        self._ticks = TickStatistics()
+        self._busy_since: float | None = None
+        self._thread = BoundedThread(target=self._run, name=f"gpu-{device.key}")
+
+    def start(self) -> None:
+        """Begin to sample. Raises RuntimeError where no thread can start."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; a hung driver call keeps it until the process ends."""
+        self._stop.set()
+
+    def join(self, timeout_seconds: float) -> bool:
+        """Wait for the thread; whether it has ended."""
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def hung(self, now: float) -> bool:
+        """Whether a driver call has been running for longer than the deadline."""
+        since = self._busy_since
+        return since is not None and now - since > self._settings().deadline
+
+    def _run(self) -> None:
+        backoff = BACKOFF_FIRST_SECONDS
+        while not self._stop.is_set():
+            well_since: float | None = None
+            try:
+                self._watched(self.device.open)
+                well_since = time.monotonic()
+                self._tick_until_lost()
+                return
+            except NvmlError as error:
+                failure = error
+            except Exception:
+                # A mistake of ours must not end the sampling of a device for good, nor in silence.
+                log.exception("sampler_failed", gpu=self.device.key)
+                failure = Transient("internal_error", UNKNOWN_CODE)
+            # A device that was well for longer than it was last waited for begins anew; one that
+            # flaps faster is waited for longer and longer.
+            if well_since is not None and time.monotonic() - well_since > backoff:
+                backoff = BACKOFF_FIRST_SECONDS
+            self._let_go(failure, backoff)
+            self._stop.wait(backoff)
+            backoff = min(2 * backoff, BACKOFF_LAST_SECONDS)
+
+    def _let_go(self, failure: NvmlError, backoff: float) -> None:
+        self._busy_since = time.monotonic()
+        snapshot = self.device.failed(failure, self._ticks)
+        self._publish(snapshot)
+        self._busy_since = None
+        log.warning(
+            "device_unavailable",
+            gpu=snapshot.identity.index,
+            uuid=snapshot.identity.uuid,
+            reason=failure.reason,
+            function=failure.function,
+            retry_seconds=backoff,
+        )
+
+    def _tick_until_lost(self) -> None:
+        self._tick()
+        if self._stop.wait(min(_FIRST_WINDOW_SECONDS, self._settings().interval)):
+            return
+        self._tick()
+        interval = self._settings().interval
+        # A tick that is due sooner than a window can close would have nothing to show.
+        done = int((time.monotonic() + _FIRST_WINDOW_SECONDS - self._origin) / interval)
+        while not self._stop.is_set():
+            if interval != self._settings().interval:  # reloaded: ticks are numbered anew
+                interval = self._settings().interval
+                done = self._position()
+            number = max(self._position(), done) + 1
+            if not self._sample_clock_until(self._origin + number * interval):
+                return
+            self._ticks.missed += number - done - 1
+            done = number
+            self._tick()
+
+    def _position(self) -> int:
+        """Number of the last tick that was due."""
+        return int((time.monotonic() - self._origin) / self._settings().interval)
+
+    def _sample_clock_until(self, next_tick: float) -> bool:
+        """Spread clock samples over the time left; False when stopped meanwhile."""
+        step = self._settings().interval / self.device.clock_samples
+        for left in range(self.device.clock_samples - 1, -1, -1):
+            pause = next_tick - left * step - time.monotonic()
+            if pause <= 0 and left:
+                continue
+            if self._stop.wait(max(0.0, pause)):
+                return False
+            if left:
+                self._watched(self.device.sample_clock)
+        return True
+
+    def _tick(self) -> None:
+        started = time.monotonic()
+        snapshot: list[DeviceSnapshot] = []
+        if self._watched(lambda: snapshot.append(self.device.tick(self._ticks))):
+            self._publish(snapshot[0])
+        self._ticks.observe(time.monotonic() - started)
+
+    def _watched(self, work: Callable[[], None]) -> bool:
+        """Do driver work under the deadline's eye; whether it kept the deadline.
+
+        What a late call brought may be as old as the hang: nothing of it is shown, and none of the
+        time is counted.
+        """
+        if self._busy_since is None:
+            self._busy_since = time.monotonic()
+        started = self._busy_since
+        work()
+        self._busy_since = None
+        seconds = time.monotonic() - started
+        if seconds <= self._settings().deadline:
+            return True
+        self.device.skip_gap()
+        log.warning("driver_call_returned", gpu=self.device.key, seconds=round(seconds, 1))
+        return False

@@ -1,0 +1,157 @@
+"""Keeps the books of one workload: from readings to cumulative tokens, FLOPs and bytes."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from exporter.inference.models.config import load_description
+from exporter.inference.models.description import ModelDescription
+from exporter.inference.models.errors import ModelDescriptionError
+from exporter.inference.models.locate import locate_config
+from exporter.inference.models.work import Cost, Work, cost_of
+from exporter.inference.reading import EngineReading, ModelReading
+from exporter.inference.window import Lengths, work_of
+
+
+# A model's file may appear later, when the engine has downloaded it.
+RETRY_SECONDS = 600.0
+# Models whose books are kept, those that an endpoint no longer shows included.
+LARGEST_BOOK_COUNT = 64
+
+Locate = Callable[[str], Path | None]
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """What the configuration says of a workload's model; None leaves it to engine and file."""
+
+    path: Path | None = None
+    precision: str | None = None
+    cache_data_type: str | None = None
+
+
+@dataclass(slots=True)
+class ModelBooks:
+    """The books of one model. Mutated under the account's lock."""
+
+    reading: ModelReading
+    lengths: Lengths = field(default_factory=Lengths)
+    prefill_tokens: float = 0.0
+    decode_tokens: float = 0.0
+    cost: Cost = field(default_factory=Cost)
+    engine_flop: float = 0.0
+    # The last window: its length and what it cost.
+    window_seconds: float | None = None
+    window_cost: Cost | None = None
+    description: ModelDescription | None = None
+    described_as: tuple[str, str | None] | None = None
+    problem: str | None = None
+    retry_at_seconds: float = 0.0
+
+
+class Account:
+    """Books of all models of one workload. Readings come from its scraper's thread alone."""
+
+    def __init__(
+        self, workload: str, settings: ModelSettings, *, locate: Locate = locate_config
+    ) -> None:
+        self._workload = workload
+        self._settings = settings
+        self._locate = locate
+        self._books: dict[str, ModelBooks] = {}
+        self._shown: tuple[str, ...] = ()
+        self._last_seconds: float | None = None
+        self._restarts = 0
+        self._lock = threading.Lock()
+
+    def add(self, reading: EngineReading, tensor_parallel: int) -> None:
+        """Enter one reading; the window is the time since the one before."""
+        seconds = None if self._last_seconds is None else reading.seconds - self._last_seconds
+        self._last_seconds = reading.seconds
+        restarted = reading.restarts != self._restarts
+        self._restarts = reading.restarts
+        for model in reading.models:
+            books = self._books.get(model.model) or ModelBooks(model)
+            if restarted:
+                books.described_as = None
+            self._describe(books, model, reading.seconds)
+            work, lengths = work_of(model, books.lengths)
+            description = books.description
+            cost = (
+                cost_of(description, work, model.tensor_parallel or tensor_parallel)
+                if description
+                else None
+            )
+            with self._lock:
+                _enter(books, model, work, cost, None if reading.first else seconds)
+                books.lengths = lengths
+                self._books.pop(model.model, None)
+                self._books[model.model] = books
+        with self._lock:
+            self._shown = tuple(sorted(model.model for model in reading.models))
+            while len(self._books) > LARGEST_BOOK_COUNT:
+                del self._books[next(iter(self._books))]
+
+    def models(self) -> tuple[ModelBooks, ...]:
+        """Copies of the books of the models that the last reading showed, by name."""
+        with self._lock:
+            return tuple(_copy(self._books[name]) for name in self._shown)
+
+    def _describe(self, books: ModelBooks, model: ModelReading, now_seconds: float) -> None:
+        """Describe the model once per name and cache type, and again when the engine restarted.
+
+        After a failure it is tried again now and then: the engine may still be downloading.
+        """
+        cache = self._settings.cache_data_type or model.cache_data_type
+        wanted = (model.model, cache)
+        failed = books.problem is not None and now_seconds >= books.retry_at_seconds
+        if books.described_as == wanted and not failed:
+            return
+        description, problem = None, None
+        path = self._settings.path or self._locate(model.model)
+        if path is None:
+            problem = "no config.json: set `model` of the workload to its path"
+        else:
+            try:
+                description = load_description(
+                    path, cache_data_type=cache, precision=self._settings.precision
+                )
+            except ModelDescriptionError as error:
+                problem = str(error)
+        if problem is not None and problem != books.problem:
+            log.warning(
+                "model_not_described",
+                workload=self._workload,
+                model=model.model,
+                problem=problem,
+            )
+        with self._lock:
+            books.description, books.problem = description, problem
+        books.described_as = wanted
+        books.retry_at_seconds = now_seconds + RETRY_SECONDS
+
+
+def _enter(
+    books: ModelBooks, reading: ModelReading, work: Work, cost: Cost | None, seconds: float | None
+) -> None:
+    books.reading = reading
+    books.prefill_tokens += work.prefill_tokens
+    books.decode_tokens += work.decode_tokens
+    books.engine_flop += reading.engine_flops or 0.0
+    books.window_seconds = seconds if seconds and seconds > 0 else None
+    books.window_cost = cost
+    if cost is not None:
+        books.cost = Cost(
+            books.cost.prefill_flops + cost.prefill_flops,
+            books.cost.decode_flops + cost.decode_flops,
+            books.cost.dram_bytes + cost.dram_bytes,
+        )
+
+
+def _copy(books: ModelBooks) -> ModelBooks:
+    names = ModelBooks.__dataclass_fields__
+    return ModelBooks(**{name: getattr(books, name) for name in names})

@@ -1,0 +1,67 @@
+"""Finds engines that nobody configured: on local ports, or among pods that someone lists."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from exporter.inference.engines.registry import ENGINES, PREFIXES
+from exporter.inference.errors import ScrapeError
+from exporter.inference.exposition import parse
+from exporter.inference.scraper import Fetch, fetch_text
+
+
+# Where the engines listen by default, and the usual neighbours when several share a host.
+DEFAULT_PORTS: tuple[int, ...] = (
+    *sorted({port for engine in ENGINES.values() for port in engine.ports}),
+    8001,
+    8002,
+    8003,
+    30001,
+)
+PATHS: tuple[str, ...] = tuple(dict.fromkeys(engine.path for engine in ENGINES.values()))
+PORT_TIMEOUT_SECONDS = 1.0
+
+# Lists endpoints as pairs of a name and a metrics address, for instance of Kubernetes pods.
+ListPods = Callable[[], Iterable[tuple[str, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An engine that was found."""
+
+    name: str
+    engine: str
+    url: str
+
+
+def discover_ports(
+    ports: Sequence[int] = DEFAULT_PORTS, *, fetch: Fetch = fetch_text, host: str = "127.0.0.1"
+) -> tuple[Endpoint, ...]:
+    """Return the engines that answer on `ports` of this host."""
+    found = []
+    for port in ports:
+        for path in PATHS:
+            url = f"http://{host}:{port}{path}"
+            engine = identify(url, fetch=fetch)
+            if engine is not None:
+                found.append(Endpoint(f"{engine}-{port}", engine, url))
+                break
+    return tuple(found)
+
+
+def discover_pods(list_pods: ListPods, *, fetch: Fetch = fetch_text) -> tuple[Endpoint, ...]:
+    """Return those of the listed endpoints that are engines."""
+    named = ((name, url, identify(url, fetch=fetch)) for name, url in list_pods())
+    return tuple(Endpoint(name, engine, url) for name, url, engine in named if engine is not None)
+
+
+def identify(url: str, *, fetch: Fetch = fetch_text) -> str | None:
+    """Return the engine whose metrics are at `url`, or None."""
+    try:
+        text = fetch(url, PORT_TIMEOUT_SECONDS)
+    except ScrapeError:
+        return None
+    prefixes = parse(text, (), PREFIXES).prefixes
+    for engine in ENGINES.values():
+        if prefixes & set(engine.prefixes):
+            return engine.name
+    return None

@@ -1,0 +1,233 @@
+"""A model description from a Hugging Face config.json."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from exporter.inference.models.description import (
+    Attention,
+    GroupedAttention,
+    Indexer,
+    LatentAttention,
+    LayerGroup,
+    ModelDescription,
+    WeightBytes,
+)
+from exporter.inference.models.errors import ModelDescriptionError, UnknownArchitectureError
+from exporter.inference.models.families import FOREIGN_FIELDS, Family, family_of
+from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields, language_model
+from exporter.inference.models.layers import mixtures, windows
+from exporter.inference.models.quantization import (
+    BYTES_PER_VALUE,
+    cache_scheme,
+    cache_value_bytes,
+    data_type,
+    weight_bytes,
+    weight_scheme,
+)
+
+
+# Real files have a few kilobytes; the largest lists of unquantized modules, some hundred.
+LARGEST_FILE_BYTES = 4 * 1024 * 1024
+
+
+def load_description(
+    path: Path | str, *, cache_data_type: str | None = None, precision: str | None = None
+) -> ModelDescription:
+    """Return the description of the model whose config.json is at `path` (a file or its folder).
+
+    `cache_data_type` (as the engine names it) and `precision` override what the file says.
+    Raises ModelDescriptionError with one line naming the file and what is wrong.
+    """
+    place = Path(path)
+    if place.is_dir():
+        place = place / "config.json"
+    try:
+        if not place.is_file():
+            raise ModelDescriptionError(f"{place}: no such file")
+        if place.stat().st_size > LARGEST_FILE_BYTES:
+            raise ModelDescriptionError(f"{place}: larger than {LARGEST_FILE_BYTES} bytes")
+        values = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelDescriptionError(f"{place}: {_one_line(error)}") from error
+    if not isinstance(values, Mapping):
+        raise ModelDescriptionError(f"{place}: not a JSON object")
+    try:
+        return describe(values, cache_data_type=cache_data_type, precision=precision)
+    except UnknownArchitectureError as error:
+        raise ModelDescriptionError(f"{place}: {error}") from error
+
+
+def describe(
+    config: Mapping[str, Any], *, cache_data_type: str | None = None, precision: str | None = None
+) -> ModelDescription:
+    """Return the description of a parsed config.json.
+
+    Raises UnknownArchitectureError, naming the missing fields, where the formulas do not apply.
+    """
+    values = language_model(config)
+    known = family_of(str(values.get("model_type") or ""))
+    family = known or Family(windows="all")
+    fields = ConfigFields(values, family.defaults)
+    _refuse_foreign(fields)
+
+    hidden = fields.require("hidden_size")
+    layer_count = fields.require("num_hidden_layers")
+    vocabulary = fields.require("vocab_size")
+    attention = _attention(fields, family)
+    chosen = fields.integer("index_topk")
+    experts = mixtures(fields, family, min(layer_count, LARGEST_LAYER_COUNT))
+    dense = _dense_size(fields, hidden) if any(mixture is None for mixture in experts) else 0
+    if not layer_count or not experts:
+        dense = dense or _dense_size(fields, hidden)
+    fields.check()
+    if layer_count > LARGEST_LAYER_COUNT:
+        raise fields.error(f"num_hidden_layers is {layer_count}")
+
+    spans = (chosen,) * layer_count if chosen else windows(fields, family, layer_count)
+    attentions = tuple(_of_layer(fields, attention, layer) for layer in range(layer_count))
+    kinds = Counter(zip(attentions, spans, experts, strict=True))
+    model = ModelDescription(
+        model_type=fields.model_type,
+        hidden_size=hidden,
+        vocabulary_size=vocabulary,
+        layers=tuple(
+            LayerGroup(count, own, window, 0 if mixture else dense, mixture)
+            for (own, window, mixture), count in kinds.items()
+        ),
+        feed_forward_matrices=3 if family.gated else 2,
+        feed_forward_bias=fields.flag("mlp_bias", default=family.feed_forward_bias),
+        norms_per_layer=family.norms_per_layer,
+        norm_bias=family.norm_bias,
+        tied_embeddings=fields.flag("tie_word_embeddings", default=family.tied_embeddings),
+        learned_positions=_positions(fields) if family.learned_positions else 0,
+        assumptions=() if known else (f"{fields.model_type}: a gated feed-forward part",),
+    )
+    return _with_formats(model, fields, cache_data_type, precision)
+
+
+def _refuse_foreign(fields: ConfigFields) -> None:
+    foreign = [name for name in FOREIGN_FIELDS if fields.raw(name) not in (None, 0, False, [])]
+    if foreign:
+        raise fields.error(f"layers that the formulas do not cover ({', '.join(foreign)})")
+    kinds = fields.raw("attn_type_list")
+    if isinstance(kinds, list) and not all(kinds):
+        # MiniMax marks its linear-attention layers with 0.
+        raise fields.error("layers that the formulas do not cover (attn_type_list)")
+    if fields.integer("index_topk") and not fields.integer("kv_lora_rank"):
+        raise fields.error("sparse attention is covered for latent attention only (index_topk)")
+
+
+def _attention(fields: ConfigFields, family: Family) -> Attention:
+    heads = fields.require("num_attention_heads")
+    if fields.integer("kv_lora_rank"):
+        return LatentAttention(
+            query_heads=heads,
+            query_rank=fields.integer("q_lora_rank") or 0,
+            latent_rank=fields.require("kv_lora_rank"),
+            plain_head_size=fields.require("qk_nope_head_dim"),
+            rotary_head_size=fields.require("qk_rope_head_dim"),
+            value_head_size=fields.require("v_head_dim"),
+            indexer=_indexer(fields),
+        )
+    hidden = fields.integer("hidden_size") or 0
+    head_size = fields.integer("head_dim") or (hidden // heads if heads else 0)
+    key_value_heads = _key_value_heads(fields, heads)
+    norm = {"head": 2 * head_size, "all": (heads + key_value_heads) * head_size}
+    # Llama 4 normalizes queries and keys too, but without parameters.
+    learned = fields.flag("use_qk_norm") and fields.model_type != "llama4_text"
+    query_key_norm = family.query_key_norm or ("head" if learned else "")
+    bias = fields.raw("attention_bias")
+    if bias is None:
+        bias = fields.raw("bias")
+    return GroupedAttention(
+        query_heads=heads,
+        key_value_heads=key_value_heads,
+        head_size=head_size,
+        query_key_value_bias=family.query_key_value_bias if bias is None else bool(bias),
+        # GLM 4 MoE and Seed OSS set attention_bias for queries, keys and values alone.
+        output_bias=family.output_bias
+        or (bool(bias) and fields.model_type in {"llama", "mistral", "qwen3", "granite"}),
+        query_key_norm_size=norm.get(query_key_norm, 0),
+        sinks=family.sinks,
+    )
+
+
+def _indexer(fields: ConfigFields) -> Indexer | None:
+    """The indexer of sparse attention (DeepSeek-V3.2 and its kin)."""
+    if not fields.integer("index_topk"):
+        return None
+    return Indexer(fields.require("index_n_heads"), fields.require("index_head_dim"))
+
+
+def _of_layer(fields: ConfigFields, attention: Attention, layer: int) -> Attention:
+    """The attention of one layer; some share the indexer of a layer below (GLM 5.2)."""
+    kinds = fields.raw("indexer_types")
+    shared = isinstance(kinds, list) and layer < len(kinds) and kinds[layer] != "full"
+    if shared and isinstance(attention, LatentAttention):
+        return replace(attention, indexer=None)
+    return attention
+
+
+def _key_value_heads(fields: ConfigFields, heads: int) -> int:
+    # Falcon writes both; its older models ignore num_kv_heads when multi_query is set.
+    if fields.flag("multi_query") and not fields.flag("new_decoder_architecture"):
+        return 1
+    return fields.integer("num_key_value_heads") or heads
+
+
+def _dense_size(fields: ConfigFields, hidden: int) -> int:
+    """Intermediate size of a dense feed-forward part; old families leave it at four times."""
+    size = fields.integer("intermediate_size_mlp") or fields.integer("intermediate_size")
+    if size:
+        return size
+    if fields.model_type in {"falcon", "gpt2", "gptj", "gpt_bigcode"} and hidden:
+        return 4 * hidden
+    return fields.require("intermediate_size")
+
+
+def _positions(fields: ConfigFields) -> int:
+    positions = fields.integer("n_positions") or fields.integer("max_position_embeddings") or 0
+    # OPT reserves two rows for padding.
+    return positions + 2 if fields.model_type == "opt" else positions
+
+
+def _with_formats(
+    model: ModelDescription,
+    fields: ConfigFields,
+    cache_data_type: str | None,
+    precision: str | None,
+) -> ModelDescription:
+    """Add how weights and cache are stored and multiplied."""
+    own = data_type(fields.raw("torch_dtype") or fields.raw("dtype"))
+    plain = BYTES_PER_VALUE[own]
+    weights = WeightBytes(plain, plain, plain, plain, plain, plain)
+    compute, cache = own, None
+    assumptions = model.assumptions
+    quantization = fields.raw("quantization_config")
+    if isinstance(quantization, Mapping) and quantization:
+        scheme = weight_scheme(quantization)
+        cache = cache_scheme(quantization)
+        if scheme is None:
+            method = str(quantization.get("quant_method"))
+            assumptions = (*assumptions, f"quantization {method} unknown: weights taken as {own}")
+        else:
+            weights = weight_bytes(scheme, quantization, plain, model.layer_count)
+            compute = scheme.compute or own
+    chosen = cache_data_type if cache_data_type and cache_data_type != "auto" else cache
+    return replace(
+        model,
+        weights=weights,
+        data_type=own,
+        compute_precision=precision or compute,
+        cache_value_bytes=cache_value_bytes(chosen, own),
+        assumptions=assumptions,
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

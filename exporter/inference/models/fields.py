@@ -1,0 +1,103 @@
+"""Reads the fields of a Hugging Face config.json, under the names that each family gave them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from exporter.inference.models.errors import UnknownArchitectureError
+
+
+# Canonical name: other names of the same field, in the order in which they are tried.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "hidden_size": ("n_embd", "d_model"),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("n_head", "n_heads"),
+    "num_key_value_heads": ("num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num"),
+    "head_dim": ("kv_channels", "attention_head_dim"),
+    "intermediate_size": ("ffn_dim", "n_inner", "ffn_hidden_size"),
+    "vocab_size": ("padded_vocab_size",),
+    "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts"),
+    "num_experts_per_tok": (
+        "num_experts_per_token",
+        "experts_per_token",
+        "moe_topk",
+        "moe_top_k",
+        "moe_k",
+    ),
+    "moe_intermediate_size": ("expert_intermediate_size", "expert_ffn_hidden_size"),
+    "n_shared_experts": ("num_shared_experts", "num_shared_expert", "moe_num_shared_experts"),
+}
+# Wrappers that multimodal models put around their language model.
+NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
+# Larger than any real model; a value beyond is a broken file, not a big model.
+LARGEST_FIELD = 10**9
+LARGEST_LAYER_COUNT = 10_000
+
+
+class ConfigFields:
+    """One config.json object; remembers which required fields were missing."""
+
+    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self._values = values
+        self._defaults = defaults
+        self.missing: list[str] = []
+        self.model_type = str(values.get("model_type") or "unknown")
+
+    def raw(self, name: str) -> Any:
+        """The value under `name` or one of its aliases, else the family's default, else None."""
+        for key in (name, *ALIASES.get(name, ())):
+            if self._values.get(key) is not None:
+                return self._values[key]
+        return self._defaults.get(name)
+
+    def integer(self, name: str) -> int | None:
+        """The field as a non-negative whole number, or None where it is not given."""
+        value = self.raw(name)
+        if value is None or isinstance(value, bool):
+            return None
+        # Some exporters write 0.0 and 8.0, and some families list one value per layer.
+        whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
+        if not whole:
+            raise self.error(f"{name} is {value!r}, not a whole number")
+        if not 0 <= value <= LARGEST_FIELD:
+            raise self.error(f"{name} is {value!r}, out of range")
+        return int(value)
+
+    def require(self, name: str) -> int:
+        """The field as a positive whole number; where it is missing, 0, and it is noted."""
+        value = self.integer(name)
+        if not value:
+            self.missing.append(name)
+            return 0
+        return value
+
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """The field as a truth value."""
+        value = self.raw(name)
+        return default if value is None else bool(value)
+
+    def check(self) -> None:
+        """Raise UnknownArchitectureError if a required field was missing."""
+        if self.missing:
+            raise UnknownArchitectureError(self.model_type, missing_fields=sorted(self.missing))
+
+    def error(self, reason: str) -> UnknownArchitectureError:
+        """An error about this configuration."""
+        return UnknownArchitectureError(self.model_type, reason=reason)
+
+
+def language_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the language model's part of a config.json, which multimodal models nest.
+
+    What only the outer object says (quantization, data type) is carried into the inner one.
+    """
+    for name in NESTED:
+        inner = config.get(name)
+        if isinstance(inner, Mapping):
+            carried = {
+                key: config[key]
+                for key in ("quantization_config", "torch_dtype", "dtype", "tie_word_embeddings")
+                if key in config
+            }
+            # Twice nested: a thinker around a text model.
+            return language_model({**carried, **inner})
+    return config

@@ -1,0 +1,117 @@
+"""Model FLOPs of prefill and decode: what the tokens needed, however the engine computed them.
+
+Counted are matrix products (two FLOPs per multiply-add): projections, feed-forward parts, routers,
+attention over the real context, the output head where logits are computed. Not counted, as in the
+definitions of MFU by PaLM (arXiv 2204.02311, appendix B) and Megatron (arXiv 2104.04473): norms,
+activations, softmax, embedding look-ups, and whatever an engine computes in vain (padding,
+recomputation after preemption, rejected drafts). Tensor, pipeline, expert and data parallelism
+spread the same FLOPs over more GPUs: nothing here depends on them.
+"""
+
+from functools import lru_cache
+
+from exporter.inference.models.description import ModelDescription
+from exporter.inference.models.parameters import count_parameters
+
+
+def causal_pairs(
+    new_tokens: float, cached_tokens: float = 0.0, window: float | None = None
+) -> float:
+    """Return the query-key pairs when `new_tokens` are computed after `cached_tokens`.
+
+    Token j (from 1) attends to the `cached_tokens` before it, to the new ones before it and to
+    itself: cached + j keys, at most `window`. Summed: n·c + n(n+1)/2 without a window; the half of
+    n² is the causal mask. Takes means as well as counts, so arguments may be fractions.
+    """
+    new, cached = new_tokens, cached_tokens
+    if window is None or cached + new <= window:
+        return new * cached + new * (new + 1) / 2
+    if cached >= window:
+        return new * window
+    growing = window - cached
+    return growing * cached + growing * (growing + 1) / 2 + (new - growing) * window
+
+
+@lru_cache(maxsize=256)
+def linear_flops_per_token(model: ModelDescription) -> int:
+    """Return 2·N FLOPs, N the matrix parameters one token meets, without attention and head.
+
+    Source: Kaplan et al., arXiv 2001.08361, section 2.1; active experts only, arXiv 2401.04088.
+    """
+    return 2 * count_parameters(model).matrices_per_token
+
+
+def head_flops_per_token(model: ModelDescription) -> int:
+    """Return 2·D·V FLOPs: the logits of one token."""
+    return 2 * model.hidden_size * model.vocabulary_size
+
+
+def prefill_attention_flops(
+    model: ModelDescription, new_tokens: float, cached_tokens: float = 0.0
+) -> float:
+    """Return the attention FLOPs of one prompt of which `cached_tokens` came from a cache.
+
+    Per layer 4·heads·head_size per query-key pair: the product with the keys and the one with the
+    values (PaLM, appendix B, forward pass), over causal pairs within the layer's window. Sparse
+    attention also scores all keys to choose the window's.
+    """
+    whole = causal_pairs(new_tokens, cached_tokens)
+    return sum(
+        group.count
+        * (
+            group.attention.prefill_pair_flops
+            * causal_pairs(new_tokens, cached_tokens, group.window)
+            + group.attention.index_pair_flops * whole
+        )
+        for group in model.layers
+    )
+
+
+def decode_attention_flops(model: ModelDescription, context_tokens: float) -> float:
+    """Return the attention FLOPs of one decoded token that attends to `context_tokens` keys.
+
+    The token itself is one of them.
+    """
+    return sum(
+        group.count
+        * (
+            group.attention.decode_pair_flops * _within(group.window, context_tokens)
+            + group.attention.index_pair_flops * context_tokens
+        )
+        for group in model.layers
+    )
+
+
+def prefill_flops(
+    model: ModelDescription,
+    new_tokens: float,
+    cached_tokens: float = 0.0,
+    logits: float = 1.0,
+) -> float:
+    """Return the FLOPs of prefilling one prompt: `new_tokens` computed, `cached_tokens` reused.
+
+    Engines compute logits for the last position only, hence `logits` 1 per prompt; 0 for a chunk
+    that is not the last.
+    """
+    return (
+        new_tokens * linear_flops_per_token(model)
+        + prefill_attention_flops(model, new_tokens, cached_tokens)
+        + logits * head_flops_per_token(model)
+    )
+
+
+def decode_flops(model: ModelDescription, tokens: float, context_tokens: float) -> float:
+    """Return the FLOPs of decoding `tokens` at a mean context of `context_tokens` each.
+
+    With speculative decoding `tokens` are the accepted ones: rejected drafts are work, but not
+    useful work.
+    """
+    return tokens * (
+        linear_flops_per_token(model)
+        + head_flops_per_token(model)
+        + decode_attention_flops(model, context_tokens)
+    )
+
+
+def _within(window: int | None, tokens: float) -> float:
+    return tokens if window is None else min(tokens, window)

@@ -1,0 +1,102 @@
+"""Bytes that must cross device memory for the tokens: weights once a pass, and the KV cache.
+
+Activations are left out: fused kernels and the L2 cache keep most of them off device memory, and
+in decode they are small beside weights and cache. So these are the bytes a perfect engine moves,
+the MBU numerator of Databricks ("LLM Inference Performance Engineering: Best Practices", 2023),
+a lower bound of what the memory counters show.
+"""
+
+from exporter.inference.models.description import ModelDescription
+from exporter.inference.models.parameters import count_parameters, feed_forward_parameters
+
+
+def experts_touched(experts: int, active_experts: int, tokens: float) -> float:
+    """Return how many distinct experts of a layer a pass over `tokens` reads, on average.
+
+    Each token picks `active_experts` of `experts`; were the picks uniform and independent, an
+    expert stays untouched with probability (1 - k/E)^T, so E·(1 - (1 - k/E)^T) are touched.
+    Never more than min(T·k, E). Real routers are uneven, so the true number is a little lower.
+    """
+    if tokens <= 0:
+        return 0.0
+    if tokens < 1:
+        # A fraction of a token: the mean of none and one.
+        return tokens * active_experts
+    untouched: float = (1 - active_experts / experts) ** tokens
+    return experts * (1 - untouched)
+
+
+def weight_bytes_per_pass(model: ModelDescription, tokens: float, *, with_head: bool) -> float:
+    """Return the weight bytes that one forward pass over `tokens` reads from all GPUs together.
+
+    Dense weights are read once whatever the batch; experts only where a token is routed to them.
+    Tensor and pipeline parallelism split the same bytes over more GPUs. The embedding is a look-up
+    of a few rows and not counted; the output head is read where logits are computed.
+    """
+    counts = count_parameters(model)
+    weights = model.weights
+    total = (
+        counts.attention * weights.attention
+        + counts.dense * weights.dense
+        + counts.shared_experts * weights.shared_experts
+        + counts.router * weights.other
+    )
+    for group in model.layers:
+        if group.mixture is not None:
+            mixture = group.mixture
+            expert = feed_forward_parameters(model, mixture.intermediate_size)
+            touched = experts_touched(mixture.experts, mixture.active_experts, tokens)
+            total += group.count * touched * expert * weights.experts
+    return total + counts.head * weights.head * with_head
+
+
+def stored_weight_bytes(model: ModelDescription) -> float:
+    """Return the bytes of all stored weights: what the model occupies, without any cache."""
+    counts = count_parameters(model)
+    weights = model.weights
+    other = counts.embedding + counts.router + counts.vectors
+    head = 0 if model.tied_embeddings else counts.head
+    return (
+        counts.attention * weights.attention
+        + counts.dense * weights.dense
+        + counts.experts * weights.experts
+        + counts.shared_experts * weights.shared_experts
+        + head * weights.head
+        + other * weights.other
+    )
+
+
+def cache_bytes_per_token(model: ModelDescription, tensor_parallel: int = 1) -> float:
+    """Return the KV-cache bytes written for one new token, in all layers and copies.
+
+    Per layer 2·kv_heads·head_size numbers, or the latent and the rotary key of MLA. Tensor
+    parallelism beyond the number of key-value heads keeps copies.
+    """
+    return sum(
+        group.count
+        * group.attention.cache_copies(tensor_parallel)
+        * (
+            group.attention.cached_values * model.cache_value_bytes
+            + group.attention.index_cache_bytes
+        )
+        for group in model.layers
+    )
+
+
+def cache_bytes_read(
+    model: ModelDescription, context_tokens: float, tensor_parallel: int = 1
+) -> float:
+    """Return the KV-cache bytes that one sequence reads in one pass over its context.
+
+    A windowed layer reads its window at most, a sparse one the keys it chose and the index of all.
+    A speculative pass verifies several tokens of one
+    sequence and reads the cache once for all of them.
+    """
+    total = 0.0
+    for group in model.layers:
+        tokens = context_tokens if group.window is None else min(context_tokens, group.window)
+        copies = group.attention.cache_copies(tensor_parallel)
+        values = group.attention.cached_values * tokens * model.cache_value_bytes
+        index = group.attention.index_cache_bytes * context_tokens
+        total += group.count * copies * (values + index)
+    return total

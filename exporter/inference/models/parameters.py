@@ -1,0 +1,119 @@
+"""Parameter counts from a description, part by part."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from exporter.inference.models.description import LayerGroup, ModelDescription
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """Parameters of a model by part; matrices apart from what does no matrix work."""
+
+    embedding: int
+    attention: int
+    dense: int
+    experts: int
+    active_experts: int
+    shared_experts: int
+    router: int
+    head: int  # as a matrix; stored once with the embedding where the two are tied
+    vectors: int  # norms and biases
+    idle_expert_vectors: int  # biases of the experts that a token is not routed to
+    tied_embeddings: bool
+
+    @property
+    def total(self) -> int:
+        """All stored parameters."""
+        stored_head = 0 if self.tied_embeddings else self.head
+        return self.embedding + self._body(self.experts) + stored_head
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token uses: all but the experts it is not routed to."""
+        return self.total - self.experts + self.active_experts - self.idle_expert_vectors
+
+    @property
+    def active_without_embedding(self) -> int:
+        """As `active`, without the input embedding, which is looked up and not multiplied."""
+        stored_embedding = 0 if self.tied_embeddings else self.embedding
+        return self.active - stored_embedding
+
+    @property
+    def matrices_per_token(self) -> int:
+        """Parameters that one token is multiplied with, without the output head."""
+        return self.attention + self.dense + self.active_experts + self.shared_experts + self.router
+
+    def _body(self, experts: int) -> int:
+        return (
+            self.attention + self.dense + experts + self.shared_experts + self.router + self.vectors
+        )
+
+
+@lru_cache(maxsize=256)
+def count_parameters(model: ModelDescription) -> ParameterCounts:
+    """Return the parameter counts of `model`.
+
+    Multi-token-prediction heads and vision or audio towers are not counted: they are not part
+    of the language model that serves a token.
+    """
+    hidden = model.hidden_size
+    table = model.vocabulary_size * hidden
+    attention = dense = experts = active = shared = router = vectors = idle_vectors = 0
+    for group in model.layers:
+        attention += group.count * group.attention.matrix_parameters(hidden)
+        dense += group.count * feed_forward_parameters(model, group.intermediate_size)
+        vectors += group.count * _layer_vectors(model, group)
+        if group.mixture is None:
+            continue
+        mixture = group.mixture
+        expert = feed_forward_parameters(model, mixture.intermediate_size)
+        experts += group.count * mixture.experts * expert
+        active += group.count * mixture.active_experts * expert
+        shared += group.count * feed_forward_parameters(model, mixture.shared_intermediate_size)
+        router += group.count * hidden * (mixture.experts + mixture.shared_gate)
+        if mixture.expert_bias:
+            idle = mixture.experts - mixture.active_experts
+            idle_vectors += (
+                group.count * idle * _feed_forward_bias(model, mixture.intermediate_size)
+            )
+    final_norm = hidden * (1 + model.norm_bias)
+    positions = model.learned_positions * hidden
+    return ParameterCounts(
+        embedding=table + positions,
+        attention=attention,
+        dense=dense,
+        experts=experts,
+        active_experts=active,
+        shared_experts=shared,
+        router=router,
+        head=table,
+        vectors=vectors + final_norm,
+        idle_expert_vectors=idle_vectors,
+        tied_embeddings=model.tied_embeddings,
+    )
+
+
+def feed_forward_parameters(model: ModelDescription, intermediate_size: int) -> int:
+    """Return the matrix parameters of one feed-forward part, or of one expert."""
+    return model.feed_forward_matrices * model.hidden_size * intermediate_size
+
+
+def _layer_vectors(model: ModelDescription, group: LayerGroup) -> int:
+    """Norms and biases of one layer."""
+    hidden = model.hidden_size
+    norms = model.norms_per_layer * hidden * (1 + model.norm_bias)
+    vectors = norms + group.attention.vector_parameters(hidden)
+    if model.feed_forward_bias and group.intermediate_size:
+        vectors += _feed_forward_bias(model, group.intermediate_size)
+    if group.mixture is not None:
+        mixture = group.mixture
+        if mixture.expert_bias:
+            vectors += mixture.experts * _feed_forward_bias(model, mixture.intermediate_size)
+        if mixture.router_bias:
+            vectors += mixture.experts
+    return vectors
+
+
+def _feed_forward_bias(model: ModelDescription, intermediate_size: int) -> int:
+    return (model.feed_forward_matrices - 1) * intermediate_size + model.hidden_size

@@ -1,0 +1,250 @@
+"""Served models: scrapes the inference engines of this host and turns tokens into FLOPs."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from exporter.inference.account import Account, Locate, ModelSettings
+from exporter.inference.config import DiscoveryConfig, GpuHooks, WorkloadConfig, check_names
+from exporter.inference.discovery import Endpoint, discover_pods, discover_ports
+from exporter.inference.engines.registry import ENGINES
+from exporter.inference.http import without_credentials
+from exporter.inference.models.locate import locate_config
+from exporter.inference.present import precision_of, present
+from exporter.inference.processes import serving_processes
+from exporter.inference.reading import EngineReading
+from exporter.inference.scraper import Fetch, Scraper, fetch_text
+from exporter.inference.snapshot import (
+    GpuRef,
+    WorkloadSnapshot,
+    WorkloadsSnapshot,
+)
+
+
+# Engines beyond this are not scraped: a host serves a few, a runaway discovery finds more.
+LARGEST_WORKLOAD_COUNT = 64
+# An engine that was found, not configured, and has not answered for so long is gone for good.
+FORGET_SECONDS = 600.0
+# How long stopping may take: an engine that hangs must not hold up the daemon's exit.
+STOP_SECONDS = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Workload:
+    config: WorkloadConfig
+    scraper: Scraper
+    account: Account
+    found: bool  # by discovery
+    added_seconds: float
+    # From the engine's processes, where the configuration names none.
+    process_gpus: tuple[GpuRef, ...] = field(default=())
+
+
+class WorkloadService:
+    """Owns one scraper per workload, and the discovery. Its methods may come from any thread."""
+
+    def __init__(
+        self,
+        config: Sequence[WorkloadConfig] = (),
+        *,
+        gpus: GpuHooks | None = None,
+        discovery: DiscoveryConfig | None = None,
+        fetch: Fetch = fetch_text,
+        locate: Locate = locate_config,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = tuple(config)
+        self._gpus = gpus or GpuHooks()
+        self._discovery = discovery or DiscoveryConfig()
+        self._fetch = fetch
+        self._locate = locate
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._workloads: dict[str, _Workload] = {}
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._finder: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to scrape the configured engines and, if asked, to look for others."""
+        self._stop.clear()
+        self.configure(self._config)
+        if self._discovery.ports or self._discovery.list_pods:
+            self._finder = threading.Thread(target=self._look, name="engine-discovery", daemon=True)
+            self._finder.start()
+
+    def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
+        """End all scraping; scrapes still under way after the timeout end by themselves."""
+        self._stop.set()
+        with self._lock:
+            workloads = tuple(self._workloads.values())
+            self._workloads.clear()
+        for workload in workloads:
+            workload.scraper.stop()
+        deadline = time.monotonic() + timeout_seconds
+        for workload in workloads:
+            workload.scraper.join(max(0.0, deadline - time.monotonic()))
+        if self._finder is not None:
+            self._finder.join(max(0.0, deadline - time.monotonic()))
+            self._finder = None
+
+    def configure(self, config: Sequence[WorkloadConfig]) -> None:
+        """Scrape what `config` names from now on. What it does not change goes on undisturbed.
+
+        Raises ConfigError, and changes nothing, where two workloads have one name.
+        """
+        check_names(config)
+        with self._lock:
+            self._config = tuple(config)
+            wanted = {entry.name: entry for entry in self._config}
+            for name, workload in tuple(self._workloads.items()):
+                if not workload.found and wanted.get(name) != workload.config:
+                    self._remove(name)
+            for entry in self._config:
+                present = self._workloads.get(entry.name)
+                if present is not None and present.found:
+                    self._remove(entry.name)
+                if entry.name not in self._workloads:
+                    self._add(entry, found=False)
+
+    def snapshot(self) -> WorkloadsSnapshot:
+        """Return the state of all workloads now."""
+        with self._lock:
+            workloads = sorted(self._workloads.items())
+        return WorkloadsSnapshot(tuple(self._workload(workload) for _name, workload in workloads))
+
+    def precisions(self) -> Mapping[str, str]:
+        """Return the precision served on each GPU by its UUID, as the engines and models say.
+
+        It outlives an engine's failure: the value of past work does not change with it.
+        """
+        served: dict[str, str] = {}
+        with self._lock:
+            workloads = sorted(self._workloads.items())
+        for _name, workload in workloads:
+            gpus = self._gpus_of(workload)
+            for books in workload.account.models():
+                precision = precision_of(workload.config, books, gpus, self._gpus)
+                if precision is not None:
+                    for gpu in gpus:
+                        served.setdefault(gpu.uuid, precision)
+        return served
+
+    def _add(self, config: WorkloadConfig, *, found: bool) -> None:
+        if len(self._workloads) >= LARGEST_WORKLOAD_COUNT:
+            log.warning("workload_limit_reached", workload=config.name, limit=len(self._workloads))
+            return
+        settings = ModelSettings(config.model, config.precision, config.kv_cache_dtype)
+        account = Account(config.name, settings, locate=self._locate)
+
+        def on_reading(reading: EngineReading) -> None:
+            if not config.gpus:
+                workload.process_gpus = self._process_gpus(config.url)
+            account.add(reading, self._tensor_parallel(workload))
+
+        scraper = Scraper(
+            config.name,
+            ENGINES[config.engine],
+            config.url,
+            on_reading,
+            interval_seconds=config.interval_seconds,
+            timeout_seconds=config.timeout_seconds,
+            fetch=self._fetch,
+            clock=self._clock,
+            wall_clock=self._wall_clock,
+        )
+        workload = _Workload(config, scraper, account, found, self._wall_clock())
+        scraper.start()  # where no thread can start, there is no workload either
+        self._workloads[config.name] = workload
+
+    def _remove(self, name: str) -> None:
+        self._workloads.pop(name).scraper.stop()
+
+    def _workload(self, workload: _Workload) -> WorkloadSnapshot:
+        state = workload.scraper.state()
+        gpus = self._gpus_of(workload)
+        return WorkloadSnapshot(
+            name=workload.config.name,
+            engine=workload.config.engine,
+            up=state.up,
+            reason=state.reason.value if state.reason else None,
+            gpus=gpus,
+            models=tuple(
+                present(workload.config, books, gpus, self._gpus, self._split(workload))
+                for books in workload.account.models()
+            )
+            if state.up
+            else (),
+            errors=state.errors,
+            malformed_lines=state.malformed_lines,
+            last_success_timestamp_seconds=state.last_success_timestamp_seconds,
+        )
+
+    def _gpus_of(self, workload: _Workload) -> tuple[GpuRef, ...]:
+        if not workload.config.gpus:
+            return workload.process_gpus
+        resolved = (self._gpus.resolve(key) for key in workload.config.gpus)
+        return tuple(dict.fromkeys(gpu for gpu in resolved if gpu is not None))
+
+    def _process_gpus(self, url: str) -> tuple[GpuRef, ...]:
+        held = self._gpus.processes()
+        if not held:
+            return ()
+        processes = serving_processes(url)
+        found = (gpu for gpu, pids in held.items() if pids & processes)
+        return tuple(sorted(found, key=lambda gpu: (gpu.gpu, gpu.uuid)))
+
+    def _tensor_parallel(self, workload: _Workload) -> int:
+        """As configured, else as if all GPUs of the workload were one group."""
+        config = workload.config
+        if config.tensor_parallel:
+            return config.tensor_parallel
+        return max(1, len(self._gpus_of(workload)) // (config.pipeline_parallel or 1))
+
+    def _split(self, workload: _Workload) -> int:
+        """GPUs over which one engine splits its model, for estimates that it gives per GPU."""
+        return self._tensor_parallel(workload) * (workload.config.pipeline_parallel or 1)
+
+    def _look(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._adopt(self._found())
+            except Exception as error:  # noqa: BLE001 - a hook of others must not end the thread
+                log.warning("workload_discovery_failed", error=f"{type(error).__name__}: {error}")
+            self._stop.wait(self._discovery.interval_seconds)
+
+    def _found(self) -> Iterable[Endpoint]:
+        if self._discovery.ports:
+            yield from discover_ports(self._discovery.ports, fetch=self._fetch)
+        if self._discovery.list_pods is not None:
+            yield from discover_pods(self._discovery.list_pods, fetch=self._fetch)
+
+    def _adopt(self, endpoints: Iterable[Endpoint]) -> None:
+        """Scrape what was found, unless it is known already; forget what has long been silent."""
+        for endpoint in tuple(endpoints):
+            with self._lock:
+                known = {workload.config.url for workload in self._workloads.values()}
+                if self._stop.is_set():
+                    return
+                if endpoint.url not in known and endpoint.name not in self._workloads:
+                    log.info(
+                        "workload_found",
+                        workload=endpoint.name,
+                        url=without_credentials(endpoint.url),
+                    )
+                    self._add(
+                        WorkloadConfig(endpoint.name, endpoint.engine, endpoint.url), found=True
+                    )
+        with self._lock:
+            for name, workload in tuple(self._workloads.items()):
+                state = workload.scraper.state()
+                seen = state.last_success_timestamp_seconds or workload.added_seconds
+                if workload.found and not state.up and self._wall_clock() - seen > FORGET_SECONDS:
+                    log.info("workload_forgotten", workload=name)
+                    self._remove(name)

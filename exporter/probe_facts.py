@@ -1,0 +1,168 @@
+"""What the daemon tells the probes of its devices: facts from the last snapshots, no new readings.
+
+The probes run in a process of their own (`probes/`); here is only the way from a `HostSnapshot` to
+the facts that their gates and their judgement need.
+"""
+
+import os
+import time
+from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path
+from typing import cast
+
+from exporter.accounting.clocks import EVENT_REASONS
+from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
+from exporter.readings import FastReading, SlowReading
+from exporter.state import UNKNOWN, DeviceSnapshot, HostSnapshot
+from probes.facts import ComputeMode, DeviceFacts, ProcessFacts
+
+
+# Field 22 of /proc/<pid>/stat, counted from 1: the start time in clock ticks since boot.
+_START_TIME_FIELD = 22
+_COMPUTE_MODES = frozenset({"default", "exclusive_process", "exclusive_thread", "prohibited"})
+
+
+class ProcessAges:
+    """How long each process on a device has been there, as well as it can be known.
+
+    One that appears while we watch is as old as its first sight, or younger by its start time. One
+    that was there before us is as old as /proc says; in a container, where /proc does not show
+    it, it is taken for new, which is the careful side.
+    """
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self._proc = proc
+        self._first_seen: dict[tuple[str, int], float] = {}
+        self._watched: set[str] = set()
+
+    def ages(self, uuid: str, pids: Iterable[int], now: float) -> tuple[ProcessFacts, ...]:
+        """The processes of a device with their ages; `now` is the monotonic clock."""
+        present = set(pids)
+        for key in [k for k in self._first_seen if k[0] == uuid and k[1] not in present]:
+            del self._first_seen[key]
+        processes = []
+        for pid in sorted(present):
+            started = self._age_since_start(pid)
+            known = (uuid, pid) in self._first_seen
+            if not known:
+                before_us = uuid not in self._watched and started is not None
+                first = now - (started or 0.0) if before_us else now
+                self._first_seen[uuid, pid] = first
+            seen = now - self._first_seen[uuid, pid]
+            processes.append(ProcessFacts(pid, seen if started is None else min(seen, started)))
+        self._watched.add(uuid)
+        return tuple(processes)
+
+    def forget_all_but(self, uuids: Container[str]) -> None:
+        """Let go of devices that are gone: MIG instances are made anew with other UUIDs."""
+        self._watched = {uuid for uuid in self._watched if uuid in uuids}
+        self._first_seen = {key: at for key, at in self._first_seen.items() if key[0] in uuids}
+
+    def _age_since_start(self, pid: int) -> float | None:
+        try:
+            # Not by Path: it interns every part, and the interpreter's table of these never shrinks.
+            with open(f"{self._proc}/{pid}/stat", errors="replace") as file:  # noqa: PTH123
+                stat = file.read()
+            uptime = float((self._proc / "uptime").read_text().split()[0])
+            # The name, in parentheses, may hold spaces; what follows begins with field 3.
+            ticks = int(stat.rsplit(")", 1)[1].split()[_START_TIME_FIELD - 3])
+        except (OSError, ValueError, IndexError):
+            return None
+        return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+class ProbeFacts:
+    """Calls `view` for the devices and turns those that are up and fresh into facts."""
+
+    def __init__(
+        self,
+        view: Callable[[], HostSnapshot],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        ages: ProcessAges | None = None,
+        instances: bool = False,
+    ) -> None:
+        """`instances`: tell of MIG instances as well, beside their GPUs."""
+        self._view = view
+        self._clock = clock
+        self._ages = ages or ProcessAges()
+        self._instances = instances
+
+    def __call__(self) -> list[DeviceFacts]:
+        """The facts of all devices that the driver tells of now."""
+        host = self._view()
+        self._ages.forget_all_but({device.identity.uuid for device in host.devices})
+        facts: list[DeviceFacts] = []
+        for device in host.devices:
+            identity = device.identity
+            if (
+                identity.mig is not None  # told of with its GPU
+                or not device.up
+                or identity.uuid == UNKNOWN
+                or identity.key in host.hung
+                or host.now_seconds - device.at_seconds > device.max_age_seconds
+            ):
+                continue
+            facts.append(self._facts(device, gpu=None))
+            if self._instances:
+                facts += [self._facts(i, gpu=device) for i in device.instances if i.up]
+        return facts
+
+    def _facts(self, device: DeviceSnapshot, *, gpu: DeviceSnapshot | None) -> DeviceFacts:
+        """A device's facts; `gpu` is the one that a MIG instance is cut from."""
+        identity = device.identity
+        fast = device.fast or FastReading(at_seconds=device.at_seconds)
+        slow = device.slow or SlowReading(at_seconds=device.at_seconds)
+        # What an instance has not of its own is its GPU's: clock, compute mode, links.
+        of_gpu = gpu or device
+        gpu_fast = of_gpu.fast or FastReading(at_seconds=of_gpu.at_seconds)
+        gpu_slow = of_gpu.slow or SlowReading(at_seconds=of_gpu.at_seconds)
+        peaks = device.peaks
+        pids = [process.pid for process in slow.processes or ()]
+        free = fast.memory_free_bytes
+        return DeviceFacts(
+            key=identity.index,
+            uuid=identity.uuid,
+            name=identity.name,
+            kind="cpu" if identity.index.startswith("cpu") else "cuda",
+            peak_flops={} if peaks is None else dict(peaks.flops),
+            flop_per_clock_per_sm={} if peaks is None else _rates(peaks),
+            sm_count=identity.sm_count,
+            sm_clock_max_hertz=identity.sm_clock_max_hertz,
+            peak_dram_bandwidth_bytes_per_second=(
+                None if peaks is None else peaks.dram_bytes_per_second
+            ),
+            peak_pcie_bandwidth_bytes_per_second=_pcie(gpu_slow),
+            free_memory_bytes=None if free is None else int(free),
+            compute_mode=_compute_mode(gpu_slow.compute_mode),
+            mig=gpu is None and bool(slow.mig_enabled),
+            instance=identity.mig,
+            gpu_uuid=None if gpu is None else gpu.identity.uuid,
+            processes=self._ages.ages(identity.uuid, pids, self._clock()),
+            clock_event_reasons=_reasons(gpu_fast.event_reasons),
+            utilization_ratio=fast.gpu_utilization,
+            driver_version=identity.driver_version or "",
+        )
+
+
+def _rates(peaks: Peaks) -> Mapping[str, float]:
+    """FLOP per clock and SM by precision: the tensor pipe's where it has the precision."""
+    return {**peaks.plain_rate, **peaks.tensor_rate}
+
+
+def _pcie(slow: SlowReading) -> float | None:
+    """The link's bandwidth at its best: it may rest at a lower generation while nothing moves."""
+    generation, width = slow.pcie_link_generation_max, slow.pcie_link_width
+    if generation is None or width is None:
+        return None
+    return pcie_bytes_per_second(generation, width)
+
+
+def _compute_mode(name: str | None) -> ComputeMode:
+    # Unknown is taken for the default: hardly any driver hides it, and the gates look at
+    # processes and memory as well.
+    return cast("ComputeMode", name) if name in _COMPUTE_MODES else "default"
+
+
+def _reasons(mask: int | None) -> frozenset[str]:
+    return frozenset(name for name, bit in EVENT_REASONS.items() if mask is not None and mask & bit)

@@ -1,0 +1,1 @@
+"""What the exporter and its probes share. Both import it; it imports neither."""

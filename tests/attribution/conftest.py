@@ -1,0 +1,21 @@
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.attribution.kubelet import Kubelet
+
+
+@pytest.fixture
+def socket_path() -> Iterator[Path]:
+    """A path that is short enough for a Unix socket (108 bytes), whatever the test's name."""
+    with tempfile.TemporaryDirectory(prefix="fw") as folder:
+        yield Path(folder) / "kubelet.sock"
+
+
+@pytest.fixture
+def kubelet(socket_path: Path) -> Iterator[Kubelet]:
+    server = Kubelet(socket_path)
+    yield server
+    server.stop()

@@ -1,0 +1,173 @@
+"""Batch jobs: the mapping directory, and Slurm's control groups."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter.attribution.errors import HolderSourceError
+from exporter.attribution.job_mapping import change_mark, read_jobs
+from exporter.attribution.job_processes import device_processes, slurm_job, slurm_jobs
+from exporter.attribution.snapshot import DeviceKey, JobUse
+from tests.attribution.hosts import gpu, host
+
+
+class TestMappingDirectory:
+    def test_a_file_per_gpu_with_a_job_a_line(self, tmp_path: Path):
+        """The format of dcgm-exporter: the name is the index, or index and instance."""
+        (tmp_path / "0").write_text("1234\n1235\n")
+        (tmp_path / "1.3").write_text("1236\n")
+        (tmp_path / "MIG-cc").write_text("1237")
+
+        assert read_jobs(tmp_path) == (
+            JobUse(DeviceKey(index="0"), "1234"),
+            JobUse(DeviceKey(index="0"), "1235"),
+            JobUse(DeviceKey(index="1", mig="3"), "1236"),
+            JobUse(DeviceKey(uuid="MIG-cc"), "1237"),
+        )
+
+    def test_blank_lines_repeats_and_spaces_are_no_jobs(self, tmp_path: Path):
+        """A prolog that appends twice, or leaves an empty line, changes nothing."""
+        (tmp_path / "0").write_text("\n  1234 \n1234\r\n\n")
+
+        assert [use.job for use in read_jobs(tmp_path)] == ["1234"]
+
+    def test_files_with_other_names_are_left_alone(self, tmp_path: Path):
+        """Temporary files of a prolog, and folders, are no GPUs."""
+        (tmp_path / "0.tmp").write_text("1\n")
+        (tmp_path / ".0").write_text("1\n")
+        (tmp_path / "gpu0").write_text("1\n")
+        (tmp_path / "2").mkdir()
+
+        assert read_jobs(tmp_path) == ()
+
+    def test_links_and_pipes_are_not_opened(self, tmp_path: Path):
+        """Who may write there must not make a secret file's lines into labels, or stop the thread."""
+        secret = tmp_path / "secret"
+        secret.write_text("root:x:0:0\n")
+        jobs = tmp_path / "jobs"
+        jobs.mkdir()
+        (jobs / "0").symlink_to(secret)
+        os.mkfifo(jobs / "1")
+
+        assert read_jobs(jobs) == ()
+
+    def test_what_cannot_be_a_job_name_is_left_out(self, tmp_path: Path):
+        """Control characters and lines longer than 128 characters are no job names."""
+        (tmp_path / "0").write_bytes(
+            b"good\nbad\x00name\n" + b"x" * 129 + b"\n" + b"y" * 128 + b"\n"
+        )
+
+        assert [use.job for use in read_jobs(tmp_path)] == ["good", "y" * 128]
+
+    def test_a_file_is_read_to_its_limit(self, tmp_path: Path):
+        """64 jobs on one GPU are shown, however many lines the file has."""
+        (tmp_path / "0").write_text("".join(f"{number}\n" for number in range(100_000)))
+
+        assert [use.job for use in read_jobs(tmp_path)] == [str(number) for number in range(64)]
+
+    def test_a_directory_that_is_not_there_says_so(self, tmp_path: Path):
+        """The reason is `absent`, which hosts without a batch system have."""
+        with pytest.raises(HolderSourceError) as caught:
+            read_jobs(tmp_path / "none")
+
+        assert caught.value.reason == "absent"
+
+    def test_a_path_that_is_no_directory_says_so(self, tmp_path: Path):
+        """A file in the directory's place is unreadable as one."""
+        (tmp_path / "file").write_text("")
+
+        with pytest.raises(HolderSourceError) as caught:
+            read_jobs(tmp_path / "file")
+
+        assert caught.value.reason == "unreadable"
+
+    def test_every_change_can_be_seen(self, tmp_path: Path):
+        """A new file, another content and a file that goes each change the mark; reading does not."""
+        marks = [change_mark(tmp_path)]
+        (tmp_path / "0").write_text("1\n")
+        marks.append(change_mark(tmp_path))
+        (tmp_path / "0").write_text("12\n")
+        marks.append(change_mark(tmp_path))
+        (tmp_path / "0").unlink()
+        marks.append(change_mark(tmp_path))
+
+        assert marks[0] != marks[1] != marks[2] != marks[3] == marks[0]
+        read_jobs(tmp_path)
+        assert change_mark(tmp_path) == marks[3]
+
+
+class TestSlurmProcesses:
+    @pytest.mark.parametrize(
+        "groups",
+        [
+            "12:devices:/slurm/uid_1000/job_42/step_0/task_0\n1:name=systemd:/system.slice\n",
+            "5:memory:/slurm_node7/uid_1000/job_42/step_batch\n",
+            "0::/system.slice/slurmstepd.scope/job_42/step_0/user/task_0\n",
+            "0::/system.slice/node7_slurmstepd.scope/job_42/step_extern/user\n",
+            "0::/../../slurmstepd.scope/job_42\n",
+        ],
+    )
+    def test_the_job_stands_in_the_control_group(self, tmp_path: Path, groups: str):
+        """Cgroup v1 and v2, one or several slurmd on a host, seen from inside a namespace."""
+        (tmp_path / "cgroup").write_text(groups)
+
+        assert slurm_job(tmp_path / "cgroup") == "42"
+
+    @pytest.mark.parametrize(
+        "groups",
+        [
+            "0::/user.slice/user-1000.slice/session-3.scope\n",
+            "0::/kubepods.slice/job_42/x\n",
+            "0::/system.slice/slurmstepd.scope/job_42x\n",
+            "0::/system.slice/slurmstepd.scope/system\n1:cpu:/job_42\n",
+            "",
+        ],
+    )
+    def test_other_control_groups_are_no_jobs(self, tmp_path: Path, groups: str):
+        """A user's session, a pod that calls itself job_42, and Slurm's own daemon."""
+        (tmp_path / "cgroup").write_text(groups)
+
+        assert slurm_job(tmp_path / "cgroup") is None
+
+    def test_a_process_that_has_gone_is_in_no_job(self, tmp_path: Path):
+        """Between the driver's list and our look a process may end."""
+        assert slurm_job(tmp_path / "cgroup") is None
+
+    def test_jobs_are_listed_once_per_device(self, tmp_path: Path):
+        """Two processes of one job on a GPU, and one of another job on another."""
+        for pid, job in ((10, 7), (11, 7), (12, 8), (13, None)):
+            (tmp_path / str(pid)).mkdir()
+            path = f"/system.slice/slurmstepd.scope/job_{job}/step_0" if job else "/user.slice"
+            (tmp_path / str(pid) / "cgroup").write_text(f"0::{path}\n")
+        view = host(gpu("0", "GPU-aa", pids=(10, 11)), gpu("1", "GPU-bb", pids=(12, 13, 99)))
+
+        assert slurm_jobs(device_processes(view), tmp_path) == (
+            JobUse(DeviceKey(uuid="GPU-aa"), "7"),
+            JobUse(DeviceKey(uuid="GPU-bb"), "8"),
+        )
+
+    def test_process_ids_leave_nothing_behind(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """What the interpreter interns it never gives back, and ids of processes come and go."""
+        interned: list[str] = []
+        (tmp_path / "4711").mkdir()
+        (tmp_path / "4711" / "cgroup").write_text("0::/system.slice/slurmstepd.scope/job_7/step_0")
+        view = host(gpu("0", "GPU-aa", pids=(4711,)))
+        monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
+
+        assert slurm_jobs(device_processes(view), tmp_path) == (
+            JobUse(DeviceKey(uuid="GPU-aa"), "7"),
+        )
+        assert "4711" not in interned
+
+    def test_this_process_can_be_looked_at(self):
+        """The real /proc is read without a fault; this test runs in no Slurm job."""
+        view = host(gpu("0", "GPU-aa", pids=(os.getpid(),)))
+
+        expected = slurm_job(Path("/proc/self/cgroup"))
+        assert [use.job for use in slurm_jobs(device_processes(view))] == (
+            [] if expected is None else [expected]
+        )

@@ -1,0 +1,240 @@
+"""The driver's list of GPUs against those that are sampled, in lists that a bus seldom gives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pynvml
+import pytest
+
+from exporter.collect import discovery
+from exporter.collect.discovery import REPLACED_SECONDS, DeviceLookout
+from exporter.collect.nvml.errors import NoPermission, NvmlError
+from exporter.readings import DeviceIdentity
+
+
+EPOCH = 3
+
+
+def handle_of(address: int) -> Any:
+    """A handle as the driver gives it: a new pointer object each time."""
+    return pynvml.cast(address, pynvml.c_nvmlDevice_t)
+
+
+class Driver:
+    """Handles and UUIDs by index; an error stands for a GPU that does not answer."""
+
+    epoch = EPOCH
+
+    def __init__(self, *gpus: tuple[int, str] | NvmlError) -> None:
+        self.gpus = gpus
+
+    def device_count(self) -> int:
+        return len(self.gpus)
+
+    def call(self, function: str, argument: Any) -> Any:
+        if function == "nvmlDeviceGetHandleByIndex":
+            entry = self.gpus[argument]
+            if isinstance(entry, NvmlError):
+                raise entry
+            return handle_of(entry[0])
+        assert function == "nvmlDeviceGetUUID"
+        address = pynvml.cast(argument, pynvml.c_void_p).value
+        return next(
+            entry[1] for entry in self.gpus if isinstance(entry, tuple) and entry[0] == address
+        )
+
+
+class Sampled:
+    """A GPU that is sampled, as the discovery knows it; it notes what it is told."""
+
+    def __init__(
+        self, index: int, uuid: str, address: int | None, *, bus: str | None = None
+    ) -> None:
+        self.identity = DeviceIdentity(index=str(index), uuid=uuid, name="", pci_bus_id=bus)
+        self.uuid = uuid
+        self.index_taken = False
+        self.handle = None if address is None else handle_of(address)
+        self.told: list[tuple[Any, ...]] = []
+
+    def enumerated(self, index: int, _handle: Any, epoch: int) -> None:
+        self.told.append(("at", index, epoch))
+
+    def handle_reassigned(self, epoch: int) -> None:
+        self.told.append(("handle_reassigned", epoch))
+
+    def assign_uuid(self, uuid: str) -> None:
+        self.told.append(("named", uuid))
+        self.index_taken = False
+        self.uuid = uuid
+
+
+def forbidden(gpu: object) -> None:
+    raise AssertionError(f"forgotten: {gpu}")
+
+
+Look = Callable[..., list[tuple[int, str]]]
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch) -> Look:
+    """Look once; what was added."""
+
+    def once(
+        driver: Driver, *sampled: Sampled, hung: frozenset[tuple[str, str]] = frozenset()
+    ) -> list[tuple[int, str]]:
+        monkeypatch.setattr(discovery, "call", driver.call)
+        added: list[tuple[int, str]] = []
+        found: Any = DeviceLookout(
+            driver,  # type: ignore[arg-type]
+            gpus=lambda: sampled,  # type: ignore[arg-type,return-value]
+            add=lambda index, uuid: added.append((index, uuid)),
+            forget=forbidden,
+            hung=lambda: hung,
+        )
+        found.look()
+        return added
+
+    return once
+
+
+def test_a_list_that_is_known_adds_nothing(look: Look) -> None:
+    """Each is told where it stands."""
+    first, second = Sampled(0, "GPU-a", 0x10), Sampled(1, "GPU-b", 0x20)
+
+    assert look(Driver((0x10, "GPU-a"), (0x20, "GPU-b")), first, second) == []
+    assert (first.told, second.told) == ([("at", 0, EPOCH)], [("at", 1, EPOCH)])
+
+
+def test_a_new_uuid_behind_a_known_handle_is_a_new_gpu(look: Look) -> None:
+    """The driver reuses the replaced GPU's handle: whoever reads through it must let go of it."""
+    replaced = Sampled(0, "GPU-a", 0x10)
+
+    assert look(Driver((0x10, "GPU-z")), replaced) == [(0, "GPU-z")]
+    assert replaced.told == [("handle_reassigned", EPOCH)]
+
+
+def test_one_that_would_not_tell_its_uuid_is_not_taken_for_another(look: Look) -> None:
+    """It was opened under its PCI address, and tells its UUID now: the same GPU."""
+    shy = Sampled(0, "PCI-00000000:0F:00.0", 0x10)
+
+    assert look(Driver((0x10, "GPU-a")), shy) == []
+    assert shy.told == [("at", 0, EPOCH)]
+
+
+def test_those_that_do_not_answer_are_passed_over(look: Look) -> None:
+    """One that is not for this process, one that hangs, one that its own sampler still looks for."""
+    hanging, unnamed = Sampled(1, "GPU-b", None), Sampled(2, "unknown", None)
+    driver = Driver(
+        NoPermission("nvmlDeviceGetHandleByIndex", 4), (0x20, "x"), (0x30, "y"), (0x40, "GPU-d")
+    )
+
+    assert look(driver, hanging, unnamed, hung=frozenset({hanging.identity.key})) == [(3, "GPU-d")]
+
+
+def test_a_driver_that_makes_up_uuids_is_not_followed_for_ever(
+    look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that left count as well."""
+    monkeypatch.setattr(discovery, "_GPUS_MAX", 2)
+    left, there = Sampled(0, "GPU-a", None), Sampled(0, "GPU-b", None)
+
+    assert look(Driver((0x10, "GPU-c")), left, there) == []
+
+
+def test_the_gpu_that_one_waits_for_is_not_added_beside_it(look: Look) -> None:
+    """It was lost before it ever answered, and comes back behind others: whoever waits is told whom for."""
+    waiting, known = Sampled(0, "unknown", None), Sampled(0, "GPU-b", 0x20)
+    waiting.index_taken = True
+
+    assert look(Driver((0x20, "GPU-b"), (0x30, "GPU-c"), (0x40, "GPU-d")), waiting, known) == [
+        (2, "GPU-d")
+    ]
+    assert waiting.told == [("named", "GPU-c")]
+    assert known.told == [("at", 0, EPOCH)]
+    # Until it has opened the GPU it is waited for, and nobody else is sent.
+    assert look(Driver((0x20, "GPU-b"), (0x30, "GPU-c")), waiting, known) == []
+
+
+class Replacing:
+    """Looks again and again, with a clock of its own; what was forgotten leaves the list."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *sampled: Sampled) -> None:
+        self.sampled = list(sampled)
+        self.now = 1000.0
+        self._patch = monkeypatch
+        self._driver: Any = Driver()
+        self._discovery = DeviceLookout(
+            self,  # type: ignore[arg-type]
+            gpus=lambda: list(self.sampled),  # type: ignore[arg-type]
+            add=lambda index, uuid: None,
+            forget=self.sampled.remove,  # type: ignore[arg-type]
+            hung=frozenset,
+            clock=lambda: self.now,
+        )
+
+    epoch = EPOCH
+
+    def device_count(self) -> int:
+        return int(self._driver.device_count())
+
+    def look(self, driver: Driver, after_seconds: float = 0.0) -> list[str]:
+        """The UUIDs that are sampled after one more look."""
+        self.now += after_seconds
+        self._driver = driver
+        self._patch.setattr(discovery, "call", driver.call)
+        self._discovery.look()
+        return [gpu.uuid for gpu in self.sampled]
+
+
+OLD_PLACE = "00000000:0F:00.0"
+
+
+def test_a_gpu_whose_place_another_has_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After five minutes in which the new one answered, and not one look earlier."""
+    old = Sampled(0, "GPU-old", None, bus=OLD_PLACE)
+    new = Sampled(0, "GPU-new", 0x20, bus=OLD_PLACE)
+    there = Driver((0x20, "GPU-new"))
+    host = Replacing(monkeypatch, old, new)
+
+    assert host.look(there) == ["GPU-old", "GPU-new"]
+    assert host.look(there, REPLACED_SECONDS - 1) == ["GPU-old", "GPU-new"]
+    assert host.look(there, 1) == ["GPU-new"]
+
+
+def test_a_lost_gpu_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place is empty, or it is still listed and only does not answer: somebody must see to it."""
+    lost = Sampled(0, "GPU-lost", None, bus=OLD_PLACE)
+    other = Sampled(1, "GPU-other", 0x20, bus="00000000:1F:00.0")
+    host = Replacing(monkeypatch, lost, other)
+
+    for driver in (
+        Driver((0x20, "GPU-other")),
+        Driver(NoPermission("nvmlDeviceGetHandleByIndex", 4), (0x20, "GPU-other")),
+        Driver((0x10, "GPU-lost"), (0x20, "GPU-other")),
+    ):
+        assert host.look(driver) == host.look(driver, 100 * REPLACED_SECONDS)
+        assert lost in host.sampled
+
+
+def test_a_successor_that_is_lost_too_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The five minutes begin anew when the new one is back."""
+    old = Sampled(0, "GPU-old", None, bus=OLD_PLACE)
+    new = Sampled(0, "GPU-new", 0x20, bus=OLD_PLACE)
+    there = Driver((0x20, "GPU-new"))
+    host = Replacing(monkeypatch, old, new)
+
+    host.look(there)
+    host.look(Driver(), REPLACED_SECONDS / 2)
+    assert host.look(there, REPLACED_SECONDS / 2) == ["GPU-old", "GPU-new"]
+    assert host.look(there, REPLACED_SECONDS) == ["GPU-new"]
+
+
+def test_a_gpu_that_moved_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another has its old place, and it is listed itself: it is being opened where it is now."""
+    moved = Sampled(0, "GPU-moved", None, bus=OLD_PLACE)
+    new = Sampled(0, "GPU-new", 0x20, bus=OLD_PLACE)
+    host = Replacing(monkeypatch, moved, new)
+    both = Driver((0x20, "GPU-new"), (0x10, "GPU-moved"))
+
+    host.look(both)
+    assert host.look(both, 2 * REPLACED_SECONDS) == ["GPU-moved", "GPU-new"]

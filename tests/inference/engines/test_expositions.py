@@ -1,0 +1,275 @@
+"""What each engine's exposition, current and old, is read as."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.inference.counters import CounterTracker
+from exporter.inference.engines.registry import ENGINES, PREFIXES
+from exporter.inference.exposition import Sample, canonical_name, parse
+from exporter.inference.reading import Samples, by_model
+from tests.inference.engines.server import exposition
+
+
+def read_all(engine_name, text):
+    """Every model of an exposition, as if all of it had happened since the last scrape."""
+    engine = ENGINES[engine_name]
+    parsed = parse(text, engine.names, PREFIXES)
+    tracker = CounterTracker(engine.counters)
+    tracker.update(())
+    samples = tracker.update(engine.deduplicate(parsed.samples))
+    return {model: engine.read(Samples(own)) for model, own in by_model(samples).items()}
+
+
+def read(engine_name, name):
+    return read_all(engine_name, exposition(name))["acme/tiny"]
+
+
+class TestVllm:
+    def test_current(self):
+        """Computed and cached tokens come by source, not from the inflated hit counter."""
+        model = read("vllm", "vllm-current")
+
+        assert (model.computed_tokens, model.cached_tokens) == (600, 400)
+        assert (model.generated_tokens, model.prompts, model.passes) == (5000, 10, 800)
+        assert (model.finished_requests, model.finished_prompt_tokens) == (10, 1000)
+        assert (model.running_requests, model.waiting_requests) == (8, 2)
+        assert (model.cache_usage_ratio, model.cache_used_tokens) == (0.25, 4000)
+        assert model.engine_flops == 1e6
+        assert model.cache_data_type == "auto"
+
+    def test_version_0_8(self):
+        """The old cache gauge is read; hits in blocks are not taken for tokens."""
+        model = read("vllm", "vllm-0.8")
+
+        assert (model.computed_tokens, model.cached_tokens) == (300, None)
+        assert (model.generated_tokens, model.passes, model.prompts) == (50, None, None)
+        assert (model.cache_usage_ratio, model.cache_used_tokens) == (0.5, 800)
+        assert model.cache_data_type == "fp8"
+
+    def test_data_parallel_engines_and_several_models(self):
+        """Engines of one model add up; another model behind the endpoint stays apart."""
+        models = read_all("vllm", exposition("vllm-two-engines"))
+        tiny = models["acme/tiny"]
+
+        assert set(models) == {"acme/tiny", "acme/small"}
+        assert (tiny.generated_tokens, tiny.running_requests) == (80, 8)
+        assert tiny.cache_usage_ratio == pytest.approx(0.3)
+        assert tiny.cache_used_tokens == pytest.approx(600)
+        assert (tiny.drafts, tiny.draft_tokens, tiny.accepted_tokens) == (20, 60, 30)
+        assert models["acme/small"].generated_tokens == 7
+
+    def test_behind_ray(self):
+        """Ray Serve writes the same names with its own prefix and without colons."""
+        model = read("vllm", "vllm-ray")
+
+        assert (model.computed_tokens, model.generated_tokens) == (22, 11)
+
+
+class TestSglang:
+    def test_current(self):
+        """Real-time tokens win over those counted at the end; first tokens come on top."""
+        model = read("sglang", "sglang-current")
+
+        assert (model.computed_tokens, model.cached_tokens) == (700, 300)
+        assert (model.generated_tokens, model.prompts) == (100, 10)
+        assert (model.prefill_passes, model.decode_passes, model.passes) == (8, 25, None)
+        assert (model.finished_requests, model.finished_prompt_tokens) == (6, 600)
+        assert (model.decode_context, model.acceptance_length) == (300, 2.5)
+
+    def test_version_0_4(self):
+        """Without real-time tokens: prompts less cached ones, answers as they end."""
+        model = read("sglang", "sglang-0.4")
+
+        assert (model.computed_tokens, model.cached_tokens) == (450, 150)
+        assert (model.generated_tokens, model.finished_requests) == (60, 6)
+        assert (model.decode_context, model.cache_used_tokens) == (None, 600)
+
+    def test_cached_tokens_by_source(self):
+        """The source called total is not added to its parts."""
+        text = exposition("sglang-current").replace("sglang:realtime_tokens", "sglang:other")
+
+        assert read_all("sglang", text)["acme/tiny"].cached_tokens == 150
+
+    def test_all_ranks(self):
+        """Tensor-parallel ranks repeat each other, data-parallel ones add up."""
+        model = read("sglang", "sglang-all-ranks")
+
+        assert (model.running_requests, model.generated_tokens) == (10, 100)
+
+
+class TestTensorRtLlm:
+    def test_current(self):
+        """Requests of all reasons, prefill steps, drafts, and what the settings say."""
+        model = read("tensorrt_llm", "tensorrt-llm-current")
+
+        assert (model.computed_tokens, model.cached_tokens) == (300, 200)
+        assert (model.generated_tokens, model.prompts, model.prefill_passes) == (100, 5, 4)
+        assert (model.running_requests, model.cache_used_tokens) == (5, 960)
+        assert (model.draft_tokens, model.accepted_tokens) == (40, 30)
+        assert model.acceptance_length == 1.5
+        assert (model.precision, model.tensor_parallel, model.pipeline_parallel) == ("fp8", 2, 1)
+
+    def test_version_1_1_tells_no_tokens(self):
+        """Latencies alone give no tokens: absent, not zero."""
+        model = read("tensorrt_llm", "tensorrt-llm-1.1")
+
+        assert (model.computed_tokens, model.generated_tokens) == (None, None)
+
+
+class TestTgi:
+    def test_current(self):
+        """Sums of histograms; 200 of 400 tokens were skipped: two tokens a pass."""
+        model = read_all("tgi", exposition("tgi"))[""]
+
+        assert (model.computed_tokens, model.cached_tokens) == (1000, None)
+        assert (model.generated_tokens, model.prompts) == (400, 4)
+        assert (model.prefill_passes, model.decode_passes) == (7, 60)
+        assert (model.running_requests, model.waiting_requests) == (3, 1)
+        assert (model.lifetime_prompt_length, model.lifetime_answer_length) == (200, 100)
+        assert model.acceptance_length == 2
+
+
+class TestParsing:
+    def test_malformed_lines_are_counted_and_passed_over(self):
+        """Four bad lines; the good ones around them are read. NaN is no value."""
+        parsed = parse(exposition("vllm-malformed"), ENGINES["vllm"].names, PREFIXES)
+
+        assert parsed.malformed_lines == 4
+        assert [(sample.name, sample.raw) for sample in parsed.samples] == [
+            ("vllm:prompt_tokens_total", 1100),
+            ("vllm:generation_tokens_total", 5100),
+        ]
+
+    def test_another_program_shows_no_engine(self):
+        """Node exporter's metrics have no engine's prefix."""
+        assert parse(exposition("node-exporter"), (), PREFIXES).prefixes == frozenset()
+
+    def test_an_engine_without_samples_is_known_by_its_comments(self):
+        """Labelled series appear on first use; HELP lines are there from the start."""
+        text = "# HELP trtllm_prompt_tokens_total Cumulative number of prompt tokens.\n"
+
+        assert parse(text, (), PREFIXES).prefixes == {"trtllm_"}
+
+    @pytest.mark.parametrize(
+        ("name", "canonical"),
+        [
+            ("ray_vllm_prompt_tokens_total", "vllm:prompt_tokens_total"),
+            ("sglang_num_running_reqs", "sglang:num_running_reqs"),
+            ("vllm:num_requests_running", "vllm:num_requests_running"),
+            ("trtllm_num_requests_running", "trtllm_num_requests_running"),
+        ],
+    )
+    def test_names_without_colons(self, name, canonical):
+        """Proxies that know no colons are seen through."""
+        assert canonical_name(name) == canonical
+
+    @pytest.mark.parametrize("line", ["a{}1 x", "a {} }", "vllm:prompt_tokens_total {} x"])
+    def test_endless_blanks_take_one_pass(self, line):
+        """Eight megabytes of blanks in one line, or in many, are read as fast as anything."""
+        one = line.replace(" ", " " * 8_000_000)
+        many = "\n".join([line.replace(" ", " " * 8_000)] * 500)
+
+        assert parse(one, ENGINES["vllm"].names, PREFIXES).malformed_lines == 1
+        assert parse(many, ENGINES["vllm"].names, PREFIXES).malformed_lines == 500
+
+    @given(st.text(max_size=300))
+    def test_nothing_makes_it_raise(self, text):
+        """Whatever an endpoint sends is an exposition, if an empty one."""
+        parse(text, ENGINES["vllm"].names, PREFIXES)
+
+    @given(st.text(max_size=60))
+    def test_nothing_after_a_wanted_name_makes_it_raise(self, tail):
+        """Not even right behind a name that we look for."""
+        parse("vllm:prompt_tokens_total" + tail, ENGINES["vllm"].names, PREFIXES)
+
+
+def counter(value, **labels):
+    return Sample("c", labels, value, value)
+
+
+def increases(tracker, *samples, epoch=None, complete=True):
+    return [
+        sample.value
+        for sample in tracker.update(
+            [counter(value) for value in samples], epoch, complete=complete
+        )
+    ]
+
+
+class TestCounters:
+    def test_what_came_before_is_not_ours(self):
+        """The first value is the base; then increases count."""
+        tracker = CounterTracker({"c"})
+
+        assert [increases(tracker, value) for value in (1000, 1010, 1010)] == [[0], [10], [0]]
+
+    def test_a_restart_without_an_epoch(self):
+        """A value that fell counted from zero again."""
+        tracker = CounterTracker({"c"})
+
+        assert [increases(tracker, value) for value in (100, 30, 40)] == [[0], [30], [10]]
+
+    def test_a_restart_that_has_already_passed_the_old_value(self):
+        """A new start time says what the value cannot: all of it is new."""
+        tracker = CounterTracker({"c"})
+        increases(tracker, 100, epoch=1)
+
+        assert increases(tracker, 250, epoch=2) == [250]
+
+    def test_a_counter_that_falls_without_a_restart(self):
+        """The same start time: a flaw of the engine's, no work; it goes on from there."""
+        tracker = CounterTracker({"c"})
+        increases(tracker, 100, epoch=1)
+
+        assert increases(tracker, 90, epoch=1) == [0]
+        assert increases(tracker, 95, epoch=1) == [5]
+
+    def test_a_series_that_appears_began_at_zero(self):
+        """Engines create labelled series on first use."""
+        tracker = CounterTracker({"c"})
+        tracker.update([])
+
+        assert increases(tracker, 7) == [7]
+
+    def test_after_lost_lines_a_new_series_may_be_an_old_one(self):
+        """Its history is not taken for news."""
+        tracker = CounterTracker({"c"})
+        tracker.update([], complete=False)
+
+        assert increases(tracker, 1_000_000) == [0]
+        assert increases(tracker, 1_000_005) == [5]
+
+    def test_a_series_that_vanishes_and_comes_back_goes_on(self):
+        """Nothing is counted twice."""
+        tracker = CounterTracker({"c"})
+        increases(tracker, 100)
+        tracker.update([])
+
+        assert increases(tracker, 110) == [10]
+
+    def test_memory_is_bounded(self, monkeypatch):
+        """Of an endless stream of labels, the oldest are forgotten."""
+        monkeypatch.setattr("exporter.inference.counters.LARGEST_SERIES_COUNT", 3)
+        tracker = CounterTracker({"c"})
+        for number in range(10):
+            tracker.update([counter(1, pod=str(number))])
+
+        assert len(tracker._last) == 3
+
+    @given(st.lists(st.tuples(st.floats(0, 1e12), st.booleans()), max_size=30))
+    def test_increases_are_never_negative_and_never_exceed_what_was_counted(self, steps):
+        """Over any history of growth and restarts the sum is what the engine counted."""
+        tracker = CounterTracker({"c"})
+        value, epoch, expected = 0.0, 1.0, 0.0
+        total = sum(increases(tracker, value, epoch=epoch))
+        for growth, restart in steps:
+            if restart:
+                value, epoch = 0.0, epoch + 1
+            value += growth
+            expected += growth
+            (increase,) = increases(tracker, value, epoch=epoch)
+            assert increase >= 0
+            total += increase
+
+        assert total == pytest.approx(expected)

@@ -1,0 +1,79 @@
+"""Whatever stands in a config.json, the answer is a description or one line."""
+
+import json
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.inference.models.config import describe
+from exporter.inference.models.errors import UnknownArchitectureError
+from exporter.inference.models.families import FAMILIES
+from exporter.inference.models.flops import decode_flops, prefill_flops
+from exporter.inference.models.memory import stored_weight_bytes, weight_bytes_per_pass
+from exporter.inference.models.parameters import count_parameters
+
+
+CONFIGS = [
+    json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "configs").iterdir())
+]
+KEYS = sorted({key for config in CONFIGS for key in config.get("text_config", config)})
+MORE = [
+    "bits",
+    "config_groups",
+    "group_size",
+    "ignore",
+    "input_activations",
+    "kv_cache_quant_algo",
+    "kv_cache_scheme",
+    "lm_head",
+    "load_in_4bit",
+    "load_in_8bit",
+    "num_bits",
+    "quant_algo",
+    "quantization",
+    "type",
+    "weights",
+]
+METHODS = ["gptq", "awq", "fp8", "mxfp4", "bitsandbytes", "modelopt", "compressed-tensors", 3, None]
+
+small = st.none() | st.booleans() | st.integers(-2, 40) | st.floats(0, 4) | st.text(max_size=4)
+values = st.recursive(
+    small,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(MORE), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+quantization = st.dictionaries(st.sampled_from(MORE), values).flatmap(
+    lambda rest: st.sampled_from(METHODS).map(lambda method: {**rest, "quant_method": method})
+)
+
+
+def described_or_none(config):
+    try:
+        return describe(config)
+    except UnknownArchitectureError:
+        return None
+
+
+@given(
+    base=st.sampled_from(CONFIGS),
+    changes=st.dictionaries(st.sampled_from(KEYS), values, max_size=4),
+    model_type=st.sampled_from(sorted(FAMILIES)) | st.text(max_size=5),
+    quantized=st.none() | quantization | values,
+)
+def test_described_or_refused(base, changes, model_type, quantized):
+    """Real files with a few fields exchanged: sane numbers or a refusal, never a crash."""
+    config = {**base.get("text_config", base), "quantization_config": quantized, **changes}
+    config["model_type"] = model_type
+    model = described_or_none(config)
+    if model is None:
+        return
+
+    counts = count_parameters(model)
+    assert 0 < counts.active <= counts.total
+    assert prefill_flops(model, 10, 5) > 0
+    assert decode_flops(model, 10, 100) > 0
+    assert weight_bytes_per_pass(model, 3, with_head=False) > 0
+    assert stored_weight_bytes(model) > 0
