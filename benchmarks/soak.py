@@ -79,7 +79,7 @@ def soak_accounts(ticks: int, seed: int = 1) -> Growth:
     """Account and render so many ticks of one GPU on a simulated clock."""
     node = Node(random.Random(seed))
     exposition = Exposition(
-        node.points,
+        node.samples,
         series_limit=lambda: 20_000,
         state=lambda: node.ticks,
         clock=lambda: node.seconds,

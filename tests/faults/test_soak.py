@@ -27,7 +27,7 @@ def test_devices_that_are_gone_are_let_go(traced: None, monkeypatch: pytest.Monk
     monkeypatch.setattr(soak_node, "_NEW_INSTANCE_TICKS", 60)
     node = Node(random.Random(1))
     exposition = Exposition(
-        node.points,
+        node.samples,
         series_limit=lambda: 20_000,
         state=lambda: node.ticks,
         clock=lambda: node.seconds,
