@@ -19,10 +19,10 @@ from exporter.exposition.holders import holder_samples, with_holder_labels
 from exporter.exposition.own import ReloadStatus, own_samples
 from exporter.exposition.processes import process_samples
 from exporter.exposition.workloads import workload_samples
+from exporter.http_client import Reason, ScrapeError
 from exporter.inference.account import Account, ModelSettings
 from exporter.inference.config import GpuHooks, WorkloadConfig
 from exporter.inference.engines.registry import ENGINES
-from exporter.inference.errors import Reason, ScrapeError
 from exporter.inference.present import present
 from exporter.inference.scraper import Scraper
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot

@@ -11,8 +11,7 @@ from typing import Any
 from exporter.check.finding import Finding, Level
 from exporter.collect.dcgm.exposition import DeviceKey, DeviceSample, parse
 from exporter.config.model import Config
-from exporter.inference.errors import ScrapeError
-from exporter.inference.http import fetch
+from exporter.http_client import ScrapeError, fetch
 
 
 _TIMEOUT_SECONDS = 3.0

@@ -15,8 +15,7 @@ from exporter.check.finding import Finding, Level
 from exporter.check.subprocesses import Answer
 from exporter.config.model import Config
 from exporter.errors import ListenError
-from exporter.inference.errors import Reason, ScrapeError
-from exporter.inference.http import fetch
+from exporter.http_client import Reason, ScrapeError, fetch
 from exporter.web.addresses import open_listener, parse_listen_address
 from probes.state import usable_state_path
 

@@ -22,8 +22,7 @@ from exporter.cli.probe import (
     select_devices,
 )
 from exporter.config.load import load_config
-from exporter.inference.errors import ScrapeError
-from exporter.inference.http import fetch
+from exporter.http_client import ScrapeError, fetch
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
 from probes.protocol import KernelInfo, Run

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from exporter.http_client import ScrapeError
 from exporter.inference.engines.registry import ENGINES, PREFIXES
-from exporter.inference.errors import ScrapeError
 from exporter.inference.exposition import parse
 from exporter.inference.scraper import Fetch, fetch_text
 

@@ -9,11 +9,10 @@ from types import MappingProxyType
 
 import structlog
 
+from exporter.http_client import Reason, ScrapeError, fetch, without_credentials
 from exporter.inference.counters import CounterTracker
 from exporter.inference.engines.registry import PREFIXES
-from exporter.inference.errors import Reason, ScrapeError
 from exporter.inference.exposition import parse
-from exporter.inference.http import fetch, without_credentials
 from exporter.inference.reading import Engine, EngineReading, by_model
 from exporter.inference.reading import Samples as ModelSamples
 from flopwatch.threads import BoundedThread

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from exporter.http_client import without_credentials
 from exporter.inference.account import Account, Locate, ModelSettings
 from exporter.inference.config import DiscoveryConfig, GpuHooks, WorkloadConfig, check_names
 from exporter.inference.discovery import Endpoint, discover_pods, discover_ports
 from exporter.inference.engines.registry import ENGINES
-from exporter.inference.http import without_credentials
 from exporter.inference.models.locate import locate_config
 from exporter.inference.present import precision_of, present
 from exporter.inference.processes import serving_processes

@@ -14,6 +14,7 @@ from typing import Any
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
+from exporter import http_client as http
 from exporter.attribution import grpc, pod_resources
 from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.job_mapping import read_jobs
@@ -21,10 +22,9 @@ from exporter.attribution.job_processes import slurm_job
 from exporter.collect.dcgm import exposition as dcgm
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.errors import ConfigError, WebConfigError
+from exporter.http_client import ScrapeError
 from exporter.inference import exposition as engines
-from exporter.inference import http
 from exporter.inference.engines.registry import PREFIXES
-from exporter.inference.errors import ScrapeError
 from exporter.inference.models.config import load_description
 from exporter.inference.models.errors import ModelDescriptionError
 from exporter.web.config import load_web_config

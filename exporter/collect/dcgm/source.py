@@ -16,8 +16,7 @@ import structlog
 from exporter.collect.dcgm.exposition import DeviceKey, DeviceSample, parse
 from exporter.collect.dcgm.instances import Shares, whole_gpu_sample
 from exporter.collect.dcgm.windows import SOURCE, CollectInterval, DeviceWindows
-from exporter.inference.errors import Reason, ScrapeError
-from exporter.inference.http import fetch
+from exporter.http_client import Reason, ScrapeError, fetch
 from exporter.readings import ActivityWindow, FastReading
 from exporter.state import SourceHealth
 from flopwatch.threads import BoundedThread

@@ -5,8 +5,8 @@ import threading
 import pytest
 import structlog
 
+from exporter.http_client import Reason, ScrapeError
 from exporter.inference.engines.registry import ENGINES
-from exporter.inference.errors import Reason, ScrapeError
 from exporter.inference.scraper import Scraper
 from tests.inference.engines import server
 from tests.inference.engines.server import exposition, serving

@@ -2,8 +2,7 @@
 
 import pytest
 
-from exporter.inference.errors import Reason, ScrapeError
-from exporter.inference.http import fetch, without_credentials
+from exporter.http_client import Reason, ScrapeError, fetch, without_credentials
 from tests.inference.engines import server
 from tests.inference.engines.server import serving
 

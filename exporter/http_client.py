@@ -1,4 +1,4 @@
-"""One GET with a limit on everything: total time, size, and no redirects."""
+"""The HTTP client for engines and dcgm-exporter: one GET, bounded in time and size, no redirects."""
 
 import base64
 import http.client
@@ -8,15 +8,38 @@ import ssl
 import time
 import zlib
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
-
-from exporter.inference.errors import Reason, ScrapeError
 
 
 # A busy vLLM exposes some 200 kB; eight engines behind one endpoint stay below this.
 LIMIT_BYTES = 8 * 1024 * 1024
 _READ_BYTES = 64 * 1024
+
+
+class Reason(StrEnum):
+    """Values of the `reason` label of `flopwatch_workload_errors_total`."""
+
+    CONNECTION = "connection"  # refused, reset, no route, no such host
+    TIMEOUT = "timeout"  # the whole answer was not there within the deadline
+    HTTP_STATUS = "http_status"  # an answer other than 200
+    REDIRECT = "redirect"  # never followed: an engine has no reason to send us elsewhere
+    TOO_LARGE = "too_large"
+    PROTOCOL = "protocol"  # not HTTP, or an answer cut short
+    ENCODING = "encoding"  # broken compression, or not UTF-8
+    WRONG_ENGINE = "wrong_engine"  # metrics of another program, or no metrics at all
+    BAD_URL = "bad_url"
+    HUNG = "hung"  # the scraping thread itself has not come back
+    INTERNAL = "internal"  # a fault of ours
+
+
+class ScrapeError(Exception):
+    """A scrape failed for `reason`; the text is for logs."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(detail or reason.value)
+        self.reason = reason
 
 
 def fetch(
