@@ -10,23 +10,13 @@ import structlog
 from exporter.web.connections import Connection, Phase
 from exporter.web.http import Handler, Request, Response, plain, respond
 from exporter.web.limits import Limits
-from exporter.web.protocol import (
-    CONTINUE,
-    END_OF_HEAD,
-    Head,
-    RefusedError,
-    allows_body,
-    encode_head,
-    may_begin_request,
-    parse_head,
-)
+from exporter.web.protocol import CONTINUE, Head, HttpProtocol, RefusedError
 
 
 log = structlog.get_logger(__name__)
 
 _RECEIVE_BYTES: Final = 16 * 1024  # one TLS record
 _JOINED_BYTES: Final = 64 * 1024  # up to here one copy is cheaper than a second packet
-_END_OF_HEAD_BYTES_MAX: Final = 4  # CR LF CR LF
 _TLS_HANDSHAKE: Final = b"\x16"  # content type of a TLS record that opens a handshake
 
 
@@ -74,7 +64,7 @@ class Conversation:
         self._newest_security = security
         self._security = security()
         self._draining = draining
-        self._received = bytearray()
+        self._protocol = HttpProtocol(limits)
 
     def run(self) -> None:
         """Talk until either side has had enough; the socket is closed afterwards."""
@@ -116,12 +106,12 @@ class Conversation:
         as a connection may be idle, and has a deadline of its own from its first byte on.
         """
         if deadline is None:
-            if not self._received:
+            if not self._protocol.has_received:
                 self._receive(time.monotonic() + self._limits.idle_seconds)
             deadline = time.monotonic() + self._limits.head_seconds
         try:
             head = self._read_head(deadline)
-            self._skip_body(head, deadline)
+            self._skip_body(deadline)
         except RefusedError as refused:
             self._refuse(refused)
             return False
@@ -134,14 +124,14 @@ class Conversation:
         connection.enter(Phase.ANSWERING)
         request = Request(head.method, head.path, head.query, head.headers, connection.client)
         response = respond(self._permitted, request)
-        close = not head.keep_alive or self._draining() or self._is_outdated()
-        self._write(response, close=close, head_only=head.method == "HEAD")
+        close = self._draining() or self._is_outdated()
+        self._write(response, close=close)
         connection.served += 1
         connection.enter(Phase.WAITING)
         self._note("request_served", method=head.method, path=head.path, status=response.status)
         # Once more, as the server may have begun to close, or read its configuration again, after it
         # looked for waiting connections.
-        return not (close or self._draining() or self._is_outdated())
+        return self._protocol.next_request() and not (self._draining() or self._is_outdated())
 
     def _permitted(self, request: Request) -> Response:
         return self._security.refusal(request) or self._handler(request)
@@ -150,54 +140,28 @@ class Conversation:
         return self._newest_security() is not self._security
 
     def _read_head(self, deadline: float) -> Head:
-        received, limit = self._received, self._limits.head_bytes
-        searched = 0
-        while True:
-            if not searched:
-                self._skip_empty_lines()
-            # Not from the start each time: a head that comes in bytes would cost their square.
-            end = END_OF_HEAD.search(received, searched, limit)
-            if end is not None:
-                break
-            if len(received) >= limit:
-                raise RefusedError(431, f"the head is larger than {limit} bytes")
-            searched = max(0, len(received) - _END_OF_HEAD_BYTES_MAX + 1)
+        while (head := self._protocol.head()) is None:
             try:
                 self._receive(deadline)
             except TimeoutError:
-                if not received:
+                if not self._protocol.has_received:
                     raise
                 raise RefusedError(408, "the request did not arrive in time") from None
-        head = bytes(received[: end.start()])
-        del received[: end.end()]
-        return parse_head(head, self._limits)
+        return head
 
-    def _skip_empty_lines(self) -> None:
-        """Drop what RFC 9112, section 2.2, allows before a request, and refuse what is none."""
-        received = self._received
-        while received.startswith((b"\r", b"\n")):
-            del received[:1]
-        if received and not may_begin_request(received):
-            raise RefusedError(400, "this is not HTTP")
-
-    def _skip_body(self, head: Head, deadline: float) -> None:
-        remaining = head.body_bytes
-        if remaining and head.expects_continue and not self._received:
+    def _skip_body(self, deadline: float) -> None:
+        if self._protocol.awaits_continue and not self._protocol.has_received:
             self._send(CONTINUE, deadline)
-        while remaining:
-            if not self._received:
-                try:
-                    self._receive(deadline)
-                except TimeoutError:
-                    raise RefusedError(408, "the body did not arrive in time") from None
-            skipped = min(remaining, len(self._received))
-            del self._received[:skipped]
-            remaining -= skipped
+        while not self._protocol.body_is_complete():
+            try:
+                self._receive(deadline)
+            except TimeoutError:
+                raise RefusedError(408, "the body did not arrive in time") from None
 
     def _refuse(self, refused: RefusedError) -> None:
         """Answer a request that cannot be understood, and wait for the client to read that."""
         self._note("request_refused", status=refused.status, reason=refused.text)
-        self._write(plain(refused.status, refused.text), close=True, head_only=False)
+        self._write(plain(refused.status, refused.text), close=True)
         self._say_goodbye()
         with contextlib.suppress(OSError):
             self._linger()
@@ -217,14 +181,13 @@ class Conversation:
                 return
             dropped += len(data)
 
-    def _write(self, response: Response, *, close: bool, head_only: bool) -> None:
-        head = encode_head(
+    def _write(self, response: Response, *, close: bool) -> None:
+        head, body = self._protocol.encode(
             response,
             extra_headers=self._security.headers,
             close=close,
             unix_seconds=time.time(),
         )
-        body = response.body if allows_body(response.status) and not head_only else b""
         self._connection.enter(Phase.WRITING)
         deadline = time.monotonic() + self._limits.response_seconds
         if len(body) <= _JOINED_BYTES:
@@ -243,7 +206,7 @@ class Conversation:
         data = self._within(deadline).recv(_RECEIVE_BYTES)
         if not data:
             raise _ClosedError("closed")
-        self._received += data
+        self._protocol.feed(data)
 
     def _within(self, deadline: float) -> socket.socket:
         """The socket, its next call limited to what is left until the deadline."""

@@ -1,10 +1,5 @@
-"""HTTP/1.1 as bytes: a request's head parsed strictly, a response written. No I/O here.
+"""HTTP/1.1 as bytes: h11 parses and writes, under this server's limits. No I/O here."""
 
-Written for this server rather than taken from http.server, whose parser lets through what RFC 9112
-forbids (folded headers, HTTP/0.9, two lengths) and answers errors in HTML with a version banner.
-"""
-
-import re
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,19 +7,15 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
+import h11
+
 from exporter.web.http import Response
 from exporter.web.limits import Limits
 
 
-END_OF_HEAD: Final = re.compile(rb"\r?\n\r?\n")
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  # RFC 9110's word for it
-_REQUEST_LINE: Final = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9])\.([0-9])")
-_NAME: Final = re.compile(_TOKEN)
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_METHOD_START: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]")
-_ONCE: Final = frozenset({"authorization", "content-length", "host"})
+_ONCE: Final = frozenset({"authorization", "host"})
 
 
 class RefusedError(Exception):
@@ -38,64 +29,146 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request's line and headers, and what they say about the bytes that follow."""
+    """A request's line and headers. Header names are lower-case; repeated headers are joined by commas."""
 
     method: str
     path: str
     query: str
     headers: Mapping[str, str]
-    body_bytes: int
-    keep_alive: bool
-    expects_continue: bool
 
 
-def may_begin_request(data: bytes | bytearray) -> bool:
-    """Whether the first byte can begin a method; a TLS greeting or other noise cannot."""
-    return _METHOD_START.match(data) is not None
+class HttpProtocol:
+    """One connection's requests and responses, one at a time."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
+        self._body_bytes = 0
+        self._is_head = False
+
+    @property
+    def has_received(self) -> bool:
+        """Whether bytes of the next request are here already."""
+        return bool(self._connection.trailing_data[0])
+
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the client sends its body only after an interim response."""
+        return self._connection.they_are_waiting_for_100_continue
+
+    def feed(self, data: bytes) -> None:
+        """Take received bytes."""
+        if self._connection.their_state is h11.IDLE and not self.has_received:
+            data = data.lstrip(
+                b"\r\n"
+            )  # RFC 9112, section 2.2, allows empty lines before a request
+        if data:
+            self._connection.receive_data(data)
+
+    def head(self) -> Head | None:
+        """The next request's head; None until all of it is here. Raises RefusedError."""
+        self._body_bytes, self._is_head = 0, False
+        event = self._next_event()
+        if not isinstance(event, h11.Request):
+            return None
+        self._is_head = event.method == b"HEAD"
+        return _head(event, self._limits)
+
+    def body_is_complete(self) -> bool:
+        """Drop what is here of the request's body; whether that was all. Raises RefusedError."""
+        while True:
+            event = self._next_event()
+            if event is h11.NEED_DATA:
+                return False
+            if isinstance(event, h11.EndOfMessage):
+                return True
+            if isinstance(event, h11.ConnectionClosed):
+                return True
+            if isinstance(event, h11.Data):
+                self._body_bytes += len(event.data)
+                _check_body(self._body_bytes, self._limits)
+
+    def encode(
+        self,
+        response: Response,
+        *,
+        extra_headers: Iterable[tuple[str, str]],
+        close: bool,
+        unix_seconds: float,
+    ) -> tuple[bytes, bytes]:
+        """Head and body of the response as bytes. Raises h11.LocalProtocolError on a bad header."""
+        has_body = response.status not in {204, 304}  # RFC 9110, section 6.4.1
+        headers = [("Date", formatdate(unix_seconds, usegmt=True))]
+        if has_body:
+            headers.append(("Content-Type", response.content_type))
+            headers.append(("Content-Length", str(len(response.body))))
+        headers += extra_headers
+        headers += response.headers
+        if close:
+            headers.append(("Connection", "close"))
+        connection = self._connection
+        head = connection.send(
+            h11.Response(
+                status_code=response.status,
+                headers=[(n.encode("latin-1"), v.encode("latin-1")) for n, v in headers],
+                reason=_phrase(response.status),
+            )
+        )
+        body = response.body if has_body and not self._is_head else b""
+        if body:
+            body = connection.send(h11.Data(data=body)) or b""
+        connection.send(h11.EndOfMessage())  # no bytes: the length was announced
+        return head or b"", body
+
+    def next_request(self) -> bool:
+        """Prepare for the next request; False where the connection must close instead."""
+        if self._connection.our_state is not h11.DONE:
+            return False
+        if self._connection.their_state is not h11.DONE:
+            return False
+        self._connection.start_next_cycle()
+        return True
+
+    def _next_event(self) -> object:
+        try:
+            return self._connection.next_event()
+        except h11.RemoteProtocolError as error:
+            status = error.error_status_hint
+            raise RefusedError(status, _REASONS.get(status, str(error))) from None
 
 
-def parse_head(data: bytes, limits: Limits) -> Head:
-    """Parse a head without its empty line; lines end in CRLF or LF. Raises RefusedError."""
-    lines = data.decode("latin-1").replace("\r\n", "\n").split("\n")
-    method, target, minor = _request_line(lines[0], limits)
-    if len(lines) - 1 > limits.header_count:
-        raise RefusedError(431, f"more than {limits.header_count} headers")
-    headers = _headers(lines[1:])
-    if minor >= 1 and "host" not in headers:
-        raise RefusedError(400, "the Host header is missing")
-    path, query = _origin(target)
-    connection = {word.strip().lower() for word in headers.get("connection", "").split(",")}
+# What h11 says of these names its own internals.
+_REASONS: Final = {
+    431: "the head is too large",
+    501: "the only transfer coding spoken here is chunked",
+}
+
+
+def _head(request: h11.Request, limits: Limits) -> Head:
+    if request.http_version not in {b"1.0", b"1.1"}:
+        raise RefusedError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+    if len(request.target) > limits.target_bytes:
+        raise RefusedError(414, f"the request target is longer than {limits.target_bytes} bytes")
+    headers = _headers(request, limits)
+    length = headers.get("content-length", "0")
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise RefusedError(400, "Content-Length and Transfer-Encoding contradict each other")
+    _check_body(int(length), limits)
+    path, query = _origin(request.target.decode("latin-1"))
     return Head(
-        method=method,
+        method=request.method.decode("latin-1"),
         path=urllib.parse.unquote(path, errors="replace"),
         query=query,
         headers=headers,
-        body_bytes=_body_bytes(headers, limits),
-        # HTTP/1.0 closes: its keep-alive is an old extension that no scraper relies on.
-        keep_alive=minor >= 1 and "close" not in connection,
-        expects_continue=minor >= 1 and headers.get("expect", "").lower() == "100-continue",
     )
 
 
-def _request_line(line: str, limits: Limits) -> tuple[str, str, int]:
-    match = _REQUEST_LINE.fullmatch(line)
-    if match is None:
-        raise RefusedError(400, "malformed request line")
-    method, target, major, minor = match.groups()
-    if major != "1":
-        raise RefusedError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
-    if len(target) > limits.target_bytes:
-        raise RefusedError(414, f"the request target is longer than {limits.target_bytes} bytes")
-    return method, target, int(minor)
-
-
-def _headers(lines: Iterable[str]) -> dict[str, str]:
+def _headers(request: h11.Request, limits: Limits) -> dict[str, str]:
+    if len(request.headers) > limits.header_count:
+        raise RefusedError(431, f"more than {limits.header_count} headers")
     headers: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not (colon and _NAME.fullmatch(name)) or _CONTROL.search(value):
-            raise RefusedError(400, "malformed header")
-        name, value = name.lower(), value.strip(" \t")
+    for raw_name, raw_value in request.headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         if name not in headers:
             headers[name] = value
         elif name in _ONCE:
@@ -116,49 +189,9 @@ def _origin(target: str) -> tuple[str, str]:
     return path, query
 
 
-def _body_bytes(headers: Mapping[str, str], limits: Limits) -> int:
-    length = headers.get("content-length")
-    if "transfer-encoding" in headers:
-        if length is not None:
-            raise RefusedError(400, "Content-Length and Transfer-Encoding contradict each other")
-        raise RefusedError(411, "a body needs a Content-Length")
-    if length is None:
-        return 0
-    if not (length.isascii() and length.isdecimal()):
-        raise RefusedError(400, "Content-Length must be a number")
-    if len(length.lstrip("0")) > len(str(limits.body_bytes)) or int(length) > limits.body_bytes:
+def _check_body(size: int, limits: Limits) -> None:
+    if size > limits.body_bytes:
         raise RefusedError(413, f"the body is larger than {limits.body_bytes} bytes")
-    return int(length)
-
-
-def encode_head(
-    response: Response,
-    *,
-    extra_headers: Iterable[tuple[str, str]],
-    close: bool,
-    unix_seconds: float,
-) -> bytes:
-    """The status line and headers of a response. Raises ValueError on a header with line breaks."""
-    headers = [("Date", formatdate(unix_seconds, usegmt=True))]
-    if allows_body(response.status):
-        headers.append(("Content-Type", response.content_type))
-        headers.append(("Content-Length", str(len(response.body))))
-    headers += extra_headers
-    headers += response.headers
-    if close:
-        headers.append(("Connection", "close"))
-    lines = [f"HTTP/1.1 {response.status} {_phrase(response.status)}"]
-    for name, value in headers:
-        line = f"{name}: {value}"
-        if not line.isprintable():
-            raise ValueError(f"unprintable character in header {name!r}")
-        lines.append(line)
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-
-
-def allows_body(status: int) -> bool:
-    """Whether a response of this status has a body (RFC 9110, section 6.4.1)."""
-    return status >= 200 and status not in {204, 304}
 
 
 def _phrase(status: int) -> str:

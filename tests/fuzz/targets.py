@@ -30,7 +30,7 @@ from exporter.inference.models.errors import ModelDescriptionError
 from exporter.web.config import load_web_config
 from exporter.web.limits import DEFAULT_LIMITS
 from exporter.web.negotiation import accepts_gzip, choose_format
-from exporter.web.protocol import RefusedError, may_begin_request, parse_head
+from exporter.web.protocol import HttpProtocol, RefusedError
 from probes.protocol import (
     Device,
     FrameReader,
@@ -70,9 +70,12 @@ def read_web_config(data: bytes) -> None:
 
 def read_request(data: bytes) -> None:
     """A request's head, and the headers by which the answer's format is chosen."""
-    may_begin_request(data)
+    protocol = HttpProtocol(DEFAULT_LIMITS)
     with suppress(RefusedError):
-        head = parse_head(data, DEFAULT_LIMITS)
+        protocol.feed(data)
+        head = protocol.head()
+        if head is None:
+            return
         choose_format(head.headers.get("accept"))
         accepts_gzip(head.headers.get("accept-encoding"))
     text = data.decode("latin-1")
