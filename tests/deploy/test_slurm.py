@@ -1,61 +1,264 @@
-"""Slurm's prolog and epilog, read back by the daemon's own reader."""
+"""Slurm's prolog and epilog: what they write, and that they never take a node out of service."""
 
+import fcntl
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from exporter.attribution.job_mapping import read_jobs
+import pytest
 
 
 SLURM = Path(__file__).parents[2] / "deploy" / "slurm"
+SCRIPTS = ("prolog.sh", "epilog.sh")
+both = pytest.mark.parametrize("script", SCRIPTS)
+GPU_A, GPU_B = (
+    "GPU-2f1c7e06-5a8e-11ee-8c99-0242ac120002",
+    "GPU-8d0f7a44-5a8e-11ee-8c99-0242ac120002",
+)
+
+
+@pytest.fixture
+def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the scripts say through logger(1), which is the only place where they may."""
+    log = tmp_path / "log"
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "logger").write_text(f'#!/bin/sh\necho "$@" >>{log}\n')
+    (programs / "logger").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    log.touch()
+    return log
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Path:
+    return tmp_path / "jobs"
 
 
 def run(script: str, folder: Path, **environment: str) -> int:
-    return subprocess.run(
+    """Run a script as slurmd does; it must be silent, since slurmd shows its output to nobody."""
+    finished = subprocess.run(
         [SLURM / script],
         check=False,
-        env={"PATH": os.environ["PATH"], "FLOPWATCH_JOBS": str(folder), **environment},
-    ).returncode
+        capture_output=True,
+        env={
+            "PATH": os.environ["PATH"],
+            "FLOPWATCH_JOBS": str(folder),
+            "FLOPWATCH_DRIVER": str(folder.parent / "driver"),
+            "FLOPWATCH_LOCK_SECONDS": "0",
+            **environment,
+        },
+    )
+    assert (finished.stdout, finished.stderr) == (b"", b"")
+    return finished.returncode
 
 
-def jobs(folder: Path) -> list[tuple[str | None, str]]:
-    return [(use.device.index, use.job) for use in read_jobs(folder)]
+def noted(folder: Path) -> dict[str, list[str]]:
+    """The lines of each file that the daemon reads."""
+    return {
+        path.name: path.read_text().splitlines()
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".")
+    }
 
 
-def test_a_job_is_noted_and_forgotten(tmp_path: Path):
+def driver_tells(folder: Path, address: str, *, minor: int, uuid: str) -> None:
+    """A GPU's page below /proc/driver/nvidia/gpus, as driver 550 writes it."""
+    page = folder / "driver" / address / "information"
+    page.parent.mkdir(parents=True)
+    page.write_text(
+        f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 254\nGPU UUID: \t {uuid}\n"
+        f"Video BIOS: \t 96.00.74.00.01\nBus Type: \t PCIe\nBus Location: \t {address}\n"
+        f"Device Minor: \t {minor}\nGPU Excluded:\t No\n"
+    )
+
+
+def test_a_job_is_noted_and_forgotten(jobs: Path, logged: Path):
     """Lists and ranges of GPUs are understood; the epilog leaves other jobs alone."""
-    run("prolog.sh", tmp_path, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0,2-3")
-    run("prolog.sh", tmp_path, SLURM_JOB_ID="411", SLURM_JOB_GPUS="3")
-    assert jobs(tmp_path) == [("0", "41"), ("2", "41"), ("3", "41"), ("3", "411")]
+    run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0,2-3")
+    run("prolog.sh", jobs, SLURM_JOB_ID="411", SLURM_JOB_GPUS="3")
+    assert noted(jobs) == {"nvidia0": ["41"], "nvidia2": ["41"], "nvidia3": ["41", "411"]}
 
-    run("epilog.sh", tmp_path, SLURM_JOB_ID="41")
-    assert jobs(tmp_path) == [("3", "411")]
+    run("epilog.sh", jobs, SLURM_JOB_ID="41")
+    assert noted(jobs) == {"nvidia3": ["411"]}
+    assert logged.read_text() == ""
 
 
-def test_a_prolog_that_runs_twice_notes_once(tmp_path: Path):
+def test_a_gpu_is_named_by_its_uuid_where_the_driver_tells_it(jobs: Path, tmp_path: Path):
+    """Slurm counts device files; minor 5 is the GPU whose page says so, whatever NVML's index."""
+    driver_tells(tmp_path, "0000:1b:00.0", minor=5, uuid=GPU_A)
+    driver_tells(tmp_path, "0000:43:00.0", minor=4, uuid=GPU_B)
+
+    run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="5-6")
+
+    assert noted(jobs) == {GPU_A: ["41"], "nvidia6": ["41"]}
+
+
+def test_a_driver_that_hides_uuids_leaves_the_minor_number(jobs: Path, tmp_path: Path):
+    """Without permission the page has question marks: no file is named by them."""
+    driver_tells(tmp_path, "0000:1b:00.0", minor=5, uuid="GPU-????????-????-????-????-????????????")
+
+    run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="5")
+
+    assert noted(jobs) == {"nvidia5": ["41"]}
+
+
+def test_a_mig_instance_is_named_by_its_uuid(jobs: Path):
+    """Slurm hands instances out by UUID; its number of an instance is unique on no node."""
+    mig = "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f"
+
+    run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0", CUDA_VISIBLE_DEVICES=mig)
+
+    assert noted(jobs) == {mig: ["41"]}
+
+
+def test_an_array_task_keeps_the_name_that_users_know(jobs: Path):
+    """Job 1235 is task 7 of array 1234: both are noted, and the epilog finds it by its job id."""
+    array = {"SLURM_ARRAY_JOB_ID": "1234", "SLURM_ARRAY_TASK_ID": "7"}
+    run("prolog.sh", jobs, SLURM_JOB_ID="1235", SLURM_JOB_GPUS="0", **array)
+    run("prolog.sh", jobs, SLURM_JOB_ID="12", SLURM_JOB_GPUS="0")
+    assert noted(jobs) == {"nvidia0": ["1235 1234_7", "12"]}
+
+    run("epilog.sh", jobs, SLURM_JOB_ID="1235")
+    assert noted(jobs) == {"nvidia0": ["12"]}
+
+
+def test_a_prolog_that_runs_twice_notes_once(jobs: Path):
     """A job that is requeued on the same node is one holder."""
     for _ in range(2):
-        run("prolog.sh", tmp_path, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0")
+        run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0")
 
-    assert (tmp_path / "0").read_text() == "41\n"
-
-
-def test_a_job_without_gpus_is_no_fault(tmp_path: Path):
-    """A prolog that fails would drain the node: it does nothing instead."""
-    assert run("prolog.sh", tmp_path, SLURM_JOB_ID="41") == 0
-    assert run("epilog.sh", tmp_path / "none", SLURM_JOB_ID="41") == 0
-    assert jobs(tmp_path) == []
+    assert noted(jobs) == {"nvidia0": ["41"]}
 
 
-def test_jobs_that_start_together_are_all_noted(tmp_path: Path):
+def test_a_job_without_gpus_leaves_no_trace(jobs: Path, logged: Path):
+    """Most jobs of a cluster hold no GPU: nothing is made for them, and nothing is said."""
+    assert run("prolog.sh", jobs, SLURM_JOB_ID="41") == 0
+    assert run("epilog.sh", jobs, SLURM_JOB_ID="41") == 0
+
+    assert not jobs.exists()
+    assert logged.read_text() == ""
+
+
+def test_jobs_that_start_together_are_all_noted(jobs: Path):
     """Twenty prologs at once on one GPU lose none of their lines."""
     with ThreadPoolExecutor(20) as pool:
         list(
             pool.map(
-                lambda job: run("prolog.sh", tmp_path, SLURM_JOB_ID=str(job), SLURM_JOB_GPUS="0"),
+                lambda job: run(
+                    "prolog.sh", jobs, SLURM_JOB_ID=str(job), SLURM_JOB_GPUS="0",
+                    FLOPWATCH_LOCK_SECONDS="60",
+                ),
                 range(100, 120),
             )
-        )
+        )  # fmt: skip
 
-    assert sorted(jobs(tmp_path)) == [("0", str(job)) for job in range(100, 120)]
+    assert sorted(noted(jobs)["nvidia0"]) == [str(job) for job in range(100, 120)]
+
+
+@both
+def test_a_lock_that_somebody_holds_stops_no_job(script: str, jobs: Path, logged: Path):
+    """The script waits for a moment, reports, and lets the job go on."""
+    run("prolog.sh", jobs, SLURM_JOB_ID="40", SLURM_JOB_GPUS="0")
+    with (jobs / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        assert run(script, jobs, SLURM_JOB_ID="40", SLURM_JOB_GPUS="1") == 0
+
+    assert "job 40: another prolog or epilog holds" in logged.read_text()
+    assert noted(jobs) == {"nvidia0": ["40"]}
+
+
+@both
+def test_the_lock_is_roots_alone(script: str, jobs: Path):
+    """A user who can open the lock can hold it: it is 0600, also where an older version left 0644."""
+    jobs.mkdir()
+    (jobs / ".lock").touch(mode=0o644)
+
+    run(script, jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0")
+
+    assert (jobs / ".lock").stat().st_mode & 0o777 == 0o600
+
+
+@both
+def test_a_folder_that_cannot_be_made_stops_no_job(script: str, tmp_path: Path, logged: Path):
+    """A file stands in the folder's place."""
+    (tmp_path / "jobs").write_text("")
+
+    assert run(script, tmp_path / "jobs", SLURM_JOB_ID="41", SLURM_JOB_GPUS="0") == 0
+
+    assert logged.read_text().count("job 41:") == (1 if script == "prolog.sh" else 0)
+
+
+@both
+def test_without_a_log_it_is_silent_and_succeeds(script: str, tmp_path: Path):
+    """No logger(1) that works, nothing to write to: the job starts all the same."""
+    (tmp_path / "logger").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "logger").chmod(0o755)
+    (tmp_path / "jobs").write_text("")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+
+    assert run(script, tmp_path / "jobs", SLURM_JOB_ID="41", SLURM_JOB_GPUS="0", PATH=path) == 0
+
+
+def test_gpus_that_are_not_numbers_stop_no_job(jobs: Path, logged: Path):
+    """What this version of Slurm writes otherwise is reported as it is."""
+    assert run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="gpu:a,1") == 0
+
+    assert "SLURM_JOB_GPUS=gpu:a,1 is not understood" in logged.read_text()
+    assert noted(jobs) == {"nvidia1": ["41"]}
+
+
+needs_mounts = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems: needs root")
+
+
+def run_on(mount: str, spoil: str, folder: Path, script: str) -> int:
+    """Run a script on a file system of its own, which `spoil` has made unusable."""
+    folder.mkdir()
+    words = f"mount -t tmpfs {mount} tmpfs {folder} && {{ {spoil}; }} && {SLURM / script}"
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", words],
+        check=False,
+        capture_output=True,
+        cwd=folder.parent,
+        env={
+            "PATH": os.environ["PATH"],
+            "FLOPWATCH_JOBS": str(folder),
+            "SLURM_JOB_ID": "41",
+            "SLURM_JOB_GPUS": "0",
+        },
+    ).returncode
+
+
+@needs_mounts
+@both
+def test_a_read_only_folder_stops_no_job(script: str, jobs: Path, logged: Path):
+    """The file system was mounted read-only after an error."""
+    spoil = f"echo 41 >{jobs}/nvidia0 && mount -o remount,ro {jobs}"
+
+    assert run_on("", spoil, jobs, script) == 0
+    assert "job 41:" in logged.read_text()
+    assert "Read-only file system" in logged.read_text()
+
+
+@needs_mounts
+def test_a_full_folder_stops_no_prolog(jobs: Path, logged: Path):
+    """Not a byte is left: the job is not noted, and the log says why."""
+    spoil = f"dd if=/dev/zero of={jobs}/fill bs=4k 2>/dev/null || true"
+
+    assert run_on("-o size=64k", spoil, jobs, "prolog.sh") == 0
+    assert f"cannot write {jobs}/nvidia0" in logged.read_text()
+
+
+@needs_mounts
+def test_a_full_folder_keeps_no_job_that_has_ended(jobs: Path, tmp_path: Path):
+    """The epilog needs no space: the other job stays, the ended one goes."""
+    spoil = (
+        f"printf '41\\n42\\n' >{jobs}/nvidia0; "
+        f"dd if=/dev/zero of={jobs}/fill bs=4k 2>/dev/null || true; "
+        f"trap 'cp {jobs}/nvidia0 {tmp_path}/after' EXIT"
+    )
+
+    assert run_on("-o size=64k", spoil, jobs, "epilog.sh") == 0
+    assert (tmp_path / "after").read_text() == "42\n"
