@@ -34,6 +34,7 @@ from exporter.status.service import StatusService
 from exporter.systemd import Notifier
 from exporter.version import VERSION
 from exporter.web.config import load_web_config
+from exporter.web.cross_site import CrossSiteGuard
 from exporter.web.http import Request, Response
 from exporter.web.routes import Lifecycle, add_lifecycle, health_handlers, metrics_handler
 from exporter.web.routing import Router
@@ -202,7 +203,8 @@ class Daemon:
             pause_probes=self._companions.probes.pause,
             resume_probes=self._companions.probes.resume,
         )
-        add_lifecycle(router, lifecycle, enabled=self._config.web.enable_lifecycle)
+        guard = CrossSiteGuard(lambda: self._server.authenticates, self._config.web.allowed_hosts)
+        add_lifecycle(router, lifecycle, guard, enabled=self._config.web.enable_lifecycle)
         return router
 
     def _check_indices(self) -> None:

@@ -325,6 +325,13 @@ SCHEMA = Section(
                     "TLS and authentication, in the format of Prometheus' exporter-toolkit.",
                     "/etc/flopwatch/web.yml",
                 ),
+                "allowed_hosts": Key(
+                    items(text()),
+                    (),
+                    "Names of this host, beside its own, that the Host header of a POST may carry "
+                    "where requests need no password.",
+                    "[gpu-node-7.example.com]",
+                ),
                 "enable_lifecycle": Key(
                     boolean(),
                     False,

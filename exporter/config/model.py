@@ -43,6 +43,7 @@ class Web:
     listen_address: tuple[str, ...]
     telemetry_path: str
     config_file: str | None
+    allowed_hosts: tuple[str, ...]
     enable_lifecycle: bool
 
 

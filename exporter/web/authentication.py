@@ -1,12 +1,15 @@
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
+import ipaddress
 import random
 import re
 import secrets
 import threading
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Final
 
@@ -16,9 +19,10 @@ BCRYPT_HASH: Final = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][
 
 _PASSWORD_BYTES_MAX: Final = 72  # bcrypt reads no more, and its newer versions raise
 _VERDICTS_MAX: Final = 100  # a handful of scrapers and the passwords that were mistyped lately
-# Beyond these the port is under attack: a queue of comparisons at 0.1 s each would fill the
-# connection table, and a rightful client, whose verdict is cached, does not stand in it.
-_WAITING_MAX: Final = 8
+# A Prometheus pair behind one address needs two at a restart. An address with more is guessing.
+_WAITING_PER_ADDRESS_MAX: Final = 4
+# Providers hand a host a whole IPv6 subnet of this size.
+_IPV6_PREFIX_BITS: Final = 64
 
 
 class Verdict(Enum):
@@ -33,68 +37,133 @@ class BasicAuthenticator:
     """Checks HTTP basic authentication against bcrypt hashes, by user name.
 
     A user that does not exist costs the same comparison as one that does. One comparison runs at a
-    time, as each is meant to be expensive; verdicts are remembered, so that a scrape is not. The
-    memory's keys are keyed hashes: it holds no password, and its lookup time says nothing of one.
+    time, because each is meant to be expensive, and client addresses take turns: an address that
+    guesses passwords delays the others by one comparison each, and never refuses them. Verdicts are
+    remembered, so a scrape needs no comparison. The memory's keys are keyed hashes: it holds no
+    password, and its lookup time says nothing about one.
     """
 
-    def __init__(self, users: Mapping[str, str]) -> None:
+    def __init__(self, users: Mapping[str, str], memory: "VerdictMemory | None" = None) -> None:
+        """`memory` outlives a reload: verdicts on unchanged hashes stay valid."""
         self._hashes = {name: text.encode("ascii") for name, text in users.items()}
         cost = max(int(found[1]) for text in users.values() if (found := BCRYPT_HASH.match(text)))
         # A well-formed hash of nothing known; made of random characters, as a real one would take
         # as long to make as a comparison.
         self._decoy = f"$2b${cost:02d}${_characters(21)}.{_characters(31)}".encode()
-        self._pepper = secrets.token_bytes(32)
-        self._verdicts: dict[bytes, bool] = {}
-        self._comparing = threading.Lock()
-        self._waiting = 0
-        self._counting = threading.Lock()
+        self._memory = VerdictMemory() if memory is None else memory
+        self._turns = _Turns()
 
-    def check(self, authorization: str | None) -> Verdict:
-        """Judge an Authorization header; a missing or malformed one is refused at once."""
+    def check(self, authorization: str | None, client: str) -> Verdict:
+        """Judge an Authorization header from an IP address; a malformed one is refused at once."""
         credentials = _parse(authorization)
         if credentials is None:
             return Verdict.REFUSED
         user, password = credentials
         known = user in self._hashes
         hashed = self._hashes.get(user, self._decoy)
-        key = self._key(user, hashed, password)
-        matches = self._verdicts.get(key)
+        key = self._memory.key(user, hashed, password)
+        matches = self._memory.get(key)
         if matches is None:
-            with self._counting:
-                if self._waiting >= _WAITING_MAX:
+            with self._turns.take(_subnet(client)) as taken:
+                if not taken:
                     return Verdict.OVERLOADED
-                self._waiting += 1
-            try:
                 matches = self._compare(key, hashed, password)
-            finally:
-                with self._counting:
-                    self._waiting -= 1
         return Verdict.ADMITTED if matches and known else Verdict.REFUSED
 
     def _compare(self, key: bytes, hashed: bytes, password: bytes) -> bool:
         import bcrypt  # noqa: PLC0415  only where there are users: it takes 1 MB
 
-        with self._comparing:
-            remembered = self._verdicts.get(key)
-            if remembered is not None:  # another thread has compared the same meanwhile
-                return remembered
-            # A password beyond bcrypt's reach is wrong, but takes as long to be found so.
-            short = password[:_PASSWORD_BYTES_MAX]
-            matches = bcrypt.checkpw(short, hashed) and short == password
-            self._remember(key, matches=matches)
-            return matches
+        remembered = self._memory.get(key)
+        if remembered is not None:  # another thread has compared the same meanwhile
+            return remembered
+        # A password beyond bcrypt's reach is wrong, but takes as long to be found so.
+        short = password[:_PASSWORD_BYTES_MAX]
+        matches = bcrypt.checkpw(short, hashed) and short == password
+        self._memory.remember(key, matches=matches)
+        return matches
 
-    def _remember(self, key: bytes, *, matches: bool) -> None:
+
+class VerdictMemory:
+    """Verdicts by keyed hash of user, bcrypt hash and password. Thread-safe by the interpreter's lock."""
+
+    def __init__(self) -> None:
+        self._pepper = secrets.token_bytes(32)
+        self._verdicts: dict[bytes, bool] = {}
+
+    def __len__(self) -> int:
+        return len(self._verdicts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._verdicts)
+
+    def get(self, key: bytes) -> bool | None:
+        """Whether the password matched, None when it was never compared."""
+        return self._verdicts.get(key)
+
+    def remember(self, key: bytes, *, matches: bool) -> None:
+        """Keep a verdict; a full memory forgets a refusal first, so guesses displace no scraper."""
         if len(self._verdicts) >= _VERDICTS_MAX:
-            # Refusals first: guessing must not push a scraper's verdict out.
             refusals = [old for old, matched in self._verdicts.items() if not matched]
             del self._verdicts[random.choice(refusals or list(self._verdicts))]
         self._verdicts[key] = matches
 
-    def _key(self, user: str, hashed: bytes, password: bytes) -> bytes:
+    def key(self, user: str, hashed: bytes, password: bytes) -> bytes:
+        """A changed password has another hash, and so another key."""
         parts = (user.encode("utf-8", "surrogateescape"), hashed, password)
         message = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
         return hmac.digest(self._pepper, message, hashlib.sha256)
+
+
+class _Turns:
+    """One comparison at a time; addresses that wait are served in rotation."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[str, deque[object]] = OrderedDict()
+        self._busy = False
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, address: str) -> Iterator[bool]:
+        """Wait for a turn; yields False at once where the address waits too often already."""
+        if not self._wait(address):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _wait(self, address: str) -> bool:
+        ticket = object()
+        with self._changed:
+            queue = self._waiting.setdefault(address, deque())
+            if len(queue) >= _WAITING_PER_ADDRESS_MAX:
+                return False
+            queue.append(ticket)
+            self._changed.wait_for(lambda: not self._busy and self._next() is ticket)
+            queue.popleft()
+            if queue:
+                self._waiting.move_to_end(address)
+            else:
+                del self._waiting[address]
+            self._busy = True
+            return True
+
+    def _next(self) -> object:
+        return next(iter(self._waiting.values()))[0]
+
+
+def _subnet(client: str) -> str:
+    """What counts as one client: an IPv4 address, or an IPv6 subnet."""
+    try:
+        address = ipaddress.ip_address(client.partition("%")[0])
+    except ValueError:
+        return client
+    if address.version == 4:
+        return client
+    return str(ipaddress.ip_network((address, _IPV6_PREFIX_BITS), strict=False))
 
 
 def _parse(authorization: str | None) -> tuple[str, bytes] | None:

@@ -6,7 +6,7 @@ from exporter.web.http import Handler, Request, Response, plain, respond
 class Router:
     """Finds the handler for an exact path; fill it before serving, then it is safe in all threads.
 
-    A path without routes is 404; a method without a route 405 with Allow; HEAD is served by the GET
+    A trailing slash is ignored. A path without routes is 404; a method without a route 405 with Allow; HEAD is served by the GET
     handler (the server drops the body). A handler that raises is logged as `request_failed` with
     its traceback and answered by 500 and nothing more.
     """
@@ -24,7 +24,8 @@ class Router:
 
     def __call__(self, request: Request) -> Response:
         """Answer a request; this makes the router itself a Handler."""
-        routes = self._routes.get(request.path)
+        path = request.path
+        routes = self._routes.get(path) or self._routes.get(path.rstrip("/") or "/")
         if routes is None:
             return plain(404)
         method = request.method

@@ -2,7 +2,7 @@ import ssl
 
 import structlog
 
-from exporter.web.authentication import BasicAuthenticator, Verdict
+from exporter.web.authentication import BasicAuthenticator, Verdict, VerdictMemory
 from exporter.web.config import WebConfig
 from exporter.web.http import Request, Response, plain
 from exporter.web.rate_limit import RateLimiter
@@ -20,7 +20,12 @@ class WebSecurity:
     Raises WebConfigError when the certificates cannot be used.
     """
 
-    def __init__(self, config: WebConfig | None, unauthenticated_paths: frozenset[str]) -> None:
+    def __init__(
+        self,
+        config: WebConfig | None,
+        unauthenticated_paths: frozenset[str],
+        verdicts: VerdictMemory | None = None,
+    ) -> None:
         self.config = config
         self.headers: tuple[tuple[str, str], ...] = config.headers if config else ()
         self._unauthenticated_paths = unauthenticated_paths
@@ -28,7 +33,7 @@ class WebSecurity:
         self._contexts = ContextSource(tls) if tls else None
         self._allowed_sans = tls.allowed_sans if tls else frozenset()
         users = dict(config.users) if config else {}
-        self._authenticator = BasicAuthenticator(users) if users else None
+        self._authenticator = BasicAuthenticator(users, verdicts) if users else None
         rate = config.rate_limit if config else None
         self._limiter = RateLimiter(rate.interval_seconds, rate.burst) if rate else None
         for warning in config.warnings if config else ():
@@ -44,6 +49,13 @@ class WebSecurity:
             secured.getpeercert(), self._allowed_sans
         )
 
+    @property
+    def authenticates(self) -> bool:
+        """Whether a request needs a password or a client certificate."""
+        tls = self.config.tls if self.config else None
+        by_certificate = tls is not None and tls.client_verification is ssl.CERT_REQUIRED
+        return self._authenticator is not None or by_certificate
+
     def refusal(self, request: Request) -> Response | None:
         """The answer for a request that may not go on to the handler, or None.
 
@@ -56,7 +68,7 @@ class WebSecurity:
             return plain(429)
         if self._authenticator is None:
             return None
-        verdict = self._authenticator.check(request.headers.get("authorization"))
+        verdict = self._authenticator.check(request.headers.get("authorization"), request.client)
         if verdict is Verdict.OVERLOADED:
             return plain(429, headers=(("Retry-After", "1"),))
         return plain(401, headers=_CHALLENGE) if verdict is Verdict.REFUSED else None

@@ -8,6 +8,7 @@ import structlog
 
 from exporter.errors import ListenError
 from exporter.web.acceptor import Acceptor
+from exporter.web.authentication import VerdictMemory
 from exporter.web.config import WebConfig, load_web_config
 from exporter.web.connections import Connection, ConnectionTable, Phase
 from exporter.web.conversation import Conversation
@@ -42,7 +43,8 @@ class Server:
         self._handler = handler
         self._limits = limits
         self._unauthenticated_paths = unauthenticated_paths
-        self._security = WebSecurity(web_config, unauthenticated_paths)
+        self._verdicts = VerdictMemory()
+        self._security = WebSecurity(web_config, unauthenticated_paths, self._verdicts)
         self._reloading = threading.Lock()
         self._closing = threading.Event()
         self._table = ConnectionTable(limits)
@@ -53,6 +55,11 @@ class Server:
         if not self._wanted:
             raise ListenError("no listen address is given")
         self._acceptor.start(self._wanted)
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether a request needs a password or a client certificate now."""
+        return self._security.authenticates
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
@@ -69,7 +76,9 @@ class Server:
             config = self._security.config
             if config is None:
                 return
-            self._security = WebSecurity(load_web_config(config.path), self._unauthenticated_paths)
+            self._security = WebSecurity(
+                load_web_config(config.path), self._unauthenticated_paths, self._verdicts
+            )
             self._table.cut({Phase.WAITING})
 
     def close(self, grace_seconds: float) -> None:

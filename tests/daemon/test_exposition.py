@@ -178,3 +178,30 @@ def test_memory_by_process_only_where_it_is_asked_for(start) -> None:
     scrape = daemon.wait_until(lambda scrape: scrape.has("flopwatch_process_memory_bytes"))
     assert scrape.value("flopwatch_process_memory_bytes", pid=str(os.getpid())) == 30
     assert scrape.value("flopwatch_process_memory_bytes", pid="999999", process="unknown") == 5
+
+
+def test_a_scrape_can_choose_its_families(start_on_cpu) -> None:
+    """`name[]` filters, in both formats; a name that does not exist, or `collect[]`, answers 400."""
+    daemon = start_on_cpu()
+    wanted = "?name[]=flopwatch_build_info&name[]=flopwatch_series_dropped_total"
+
+    status, body = daemon.get("/metrics" + wanted)
+    assert status == 200
+    names = {line.split(" ")[2] for line in body.splitlines() if line.startswith("# TYPE")}
+    assert names == {"flopwatch_build_info", "flopwatch_series_dropped_total"}
+
+    request = urllib.request.Request(
+        f"{daemon.address}/metrics{wanted}", headers={"Accept": OPENMETRICS}
+    )
+    with urllib.request.urlopen(request, timeout=5) as response:
+        families = list(parse_openmetrics(response.read().decode()))
+    assert {family.name for family in families} == {
+        "flopwatch_build_info",
+        "flopwatch_series_dropped",
+    }
+
+    assert daemon.get("/metrics?name[]=flopwatch_flops_totall") == (
+        400,
+        "name[]: no family is called flopwatch_flops_totall\n",
+    )
+    assert daemon.get("/metrics?collect[]=cpu")[0] == 400

@@ -6,11 +6,11 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from exporter.web.authentication import BCRYPT_HASH, BasicAuthenticator, Verdict
+from exporter.web.authentication import BCRYPT_HASH, BasicAuthenticator, Verdict, VerdictMemory
 from exporter.web.config import load_web_config
 from exporter.web.rate_limit import RateLimiter
 from exporter.web.server import Server
-from tests.web.clients import RawClient
+from tests.web.clients import RawClient, eventually
 
 
 def hash_of(password: str) -> str:
@@ -21,6 +21,7 @@ def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
+CLIENT = "192.0.2.1"
 HASHES = {"alice": hash_of("secret"), "bób": hash_of("pass:word"), "long": hash_of("x" * 72)}
 
 
@@ -76,7 +77,10 @@ class TestVerdicts:
         self, authenticator: BasicAuthenticator, authorization: str | None, expected: Verdict
     ) -> None:
         """Everything else is refused, and nothing raises; twice alike, as the second is cached."""
-        assert [authenticator.check(authorization) for _ in range(2)] == [expected, expected]
+        assert [authenticator.check(authorization, CLIENT) for _ in range(2)] == [
+            expected,
+            expected,
+        ]
 
 
 class TestCost:
@@ -86,7 +90,7 @@ class TestCost:
         """Either pays one comparison of the same cost, and as little when it is repeated."""
         for user in ("alice", "mallory"):
             for _ in range(2):
-                assert authenticator.check(basic(user, "wrong")) is Verdict.REFUSED
+                assert authenticator.check(basic(user, "wrong"), CLIENT) is Verdict.REFUSED
 
         assert len(comparisons) == 2
         assert {hashed[:7] for hashed in comparisons} == {b"$2b$04$"}
@@ -97,7 +101,7 @@ class TestCost:
             "cheap": hash_of("a"),
             "dear": bcrypt.hashpw(b"a", bcrypt.gensalt(5)).decode(),
         }
-        BasicAuthenticator(costs).check(basic("mallory", "a"))
+        BasicAuthenticator(costs).check(basic("mallory", "a"), CLIENT)
 
         assert [hashed[:7] for hashed in comparisons] == [b"$2b$05$"]
 
@@ -115,7 +119,7 @@ class TestCost:
     ) -> None:
         """Only the first scrape pays for bcrypt."""
         for _ in range(5):
-            assert authenticator.check(basic("alice", "secret")) is Verdict.ADMITTED
+            assert authenticator.check(basic("alice", "secret"), CLIENT) is Verdict.ADMITTED
 
         assert len(comparisons) == 1
 
@@ -123,8 +127,8 @@ class TestCost:
         self, authenticator: BasicAuthenticator, comparisons: list[bytes]
     ) -> None:
         """A verdict is not found under another split of the same characters."""
-        authenticator.check(basic("alice", "secret"))
-        authenticator.check(basic("alices", "ecret"))
+        authenticator.check(basic("alice", "secret"), CLIENT)
+        authenticator.check(basic("alices", "ecret"), CLIENT)
 
         assert len(comparisons) == 2
 
@@ -132,64 +136,141 @@ class TestCost:
         self, authenticator: BasicAuthenticator, comparisons: list[bytes]
     ) -> None:
         """After 1,000 guesses at most 100 verdicts are kept, the scraper's among them."""
-        authenticator.check(basic("alice", "secret"))
+        authenticator.check(basic("alice", "secret"), CLIENT)
         for number in range(1000):
-            authenticator.check(basic("alice", f"guess {number}"))
+            authenticator.check(basic("alice", f"guess {number}"), CLIENT)
         compared = len(comparisons)
-        authenticator.check(basic("alice", "secret"))
+        authenticator.check(basic("alice", "secret"), CLIENT)
 
-        assert len(authenticator._verdicts) == 100
+        assert len(authenticator._memory) == 100
         assert len(comparisons) == compared == 1001
 
     def test_no_password_is_kept(self, authenticator: BasicAuthenticator) -> None:
         """The memory holds keyed hashes of 32 bytes, different in each process."""
         other = BasicAuthenticator(HASHES)
         for one in (authenticator, other):
-            one.check(basic("alice", "secret"))
+            one.check(basic("alice", "secret"), CLIENT)
 
-        (key,), (other_key,) = authenticator._verdicts, other._verdicts
+        (key,), (other_key,) = authenticator._memory, other._memory
         assert len(key) == 32
         assert key != other_key
 
-    def test_one_comparison_runs_at_a_time_and_few_wait(
-        self, authenticator: BasicAuthenticator, monkeypatch: pytest.MonkeyPatch
+    def test_one_comparison_runs_at_a_time_and_four_wait_per_address(
+        self, authenticator: BasicAuthenticator, bcrypt_gate: "BcryptGate"
     ) -> None:
-        """Guessing in parallel gets nowhere faster; beyond the queue it is turned away at once."""
-        running = threading.Semaphore(0)
-        go_on = threading.Semaphore(0)
-        at_once: list[int] = []
-        current = [0]
+        """Guessing in parallel gets nowhere faster; beyond its queue an address is turned away."""
+        guesses = Guesses(authenticator)
+        guesses.start(5, CLIENT)
+        bcrypt_gate.wait_until_busy()
+        guesses.wait_until_queued(4)
 
-        def slow(_: bytes, __: bytes) -> bool:
-            current[0] += 1
-            at_once.append(current[0])
-            running.release()
-            go_on.acquire()
-            current[0] -= 1
-            return False
+        assert authenticator.check(basic("alice", "one more"), CLIENT) is Verdict.OVERLOADED
+        bcrypt_gate.open(5)
+        assert guesses.verdicts() == [Verdict.REFUSED] * 5
+        assert bcrypt_gate.at_once == [1] * 5
 
-        monkeypatch.setattr(bcrypt, "checkpw", slow)
-        verdicts: list[Verdict] = []
-        threads = [
-            threading.Thread(
-                target=lambda n=number: verdicts.append(authenticator.check(basic("alice", str(n))))
-            )
-            for number in range(8)
-        ]
-        for thread in threads:
+    def test_addresses_take_turns(
+        self, authenticator: BasicAuthenticator, bcrypt_gate: "BcryptGate"
+    ) -> None:
+        """A scraper behind twenty guesses of other addresses waits for one of each, not for all."""
+        guesses = Guesses(authenticator)
+        guesses.start(1, "192.0.2.2")  # at work
+        bcrypt_gate.wait_until_busy()
+        guesses.start(4, "192.0.2.2")
+        guesses.wait_until_queued(4)
+        scraper = Guesses(authenticator, "scraper")
+        scraper.start(1, CLIENT)
+        guesses.wait_until_queued(5)
+
+        bcrypt_gate.open(3)  # the one at work, one more of its address, the scraper's
+        assert scraper.verdicts() == [Verdict.REFUSED]
+        bcrypt_gate.open(3)
+        assert len(guesses.verdicts()) == 5
+
+    def test_an_ipv6_subnet_is_one_client(
+        self, authenticator: BasicAuthenticator, bcrypt_gate: "BcryptGate"
+    ) -> None:
+        """A host that is given a /64 has as many addresses as it likes."""
+        guesses = Guesses(authenticator)
+        for number in range(5):
+            guesses.start(1, f"2001:db8::{number}")
+        bcrypt_gate.wait_until_busy()
+        guesses.wait_until_queued(4)
+
+        assert authenticator.check(basic("alice", "x"), "2001:db8::99") is Verdict.OVERLOADED
+        bcrypt_gate.open(5)
+        guesses.verdicts()
+
+    def test_a_reload_keeps_the_verdicts_on_unchanged_hashes(
+        self, comparisons: list[bytes]
+    ) -> None:
+        """A reload does not make every scraper stand in the queue again."""
+        memory = VerdictMemory()
+        BasicAuthenticator(HASHES, memory).check(basic("alice", "secret"), CLIENT)
+        successor = BasicAuthenticator({**HASHES, "long": hash_of("y")}, memory)
+
+        assert successor.check(basic("alice", "secret"), CLIENT) is Verdict.ADMITTED
+        assert len(comparisons) == 1
+
+
+class BcryptGate:
+    """bcrypt's place: comparisons begin at once and end when the test says so."""
+
+    def __init__(self) -> None:
+        self.at_once: list[int] = []
+        self._running = threading.Semaphore(0)
+        self._go_on = threading.Semaphore(0)
+        self._current = 0
+
+    def compare(self, _password: bytes, _hashed: bytes) -> bool:
+        self._current += 1
+        self.at_once.append(self._current)
+        self._running.release()
+        self._go_on.acquire()
+        self._current -= 1
+        return False
+
+    def wait_until_busy(self) -> None:
+        assert self._running.acquire(timeout=30)
+
+    def open(self, comparisons: int) -> None:
+        self._go_on.release(comparisons)
+
+
+@pytest.fixture
+def bcrypt_gate(monkeypatch: pytest.MonkeyPatch) -> BcryptGate:
+    gate = BcryptGate()
+    monkeypatch.setattr(bcrypt, "checkpw", gate.compare)
+    return gate
+
+
+class Guesses:
+    """Wrong passwords, each on a thread of its own."""
+
+    def __init__(self, authenticator: BasicAuthenticator, word: str = "guess") -> None:
+        self._authenticator = authenticator
+        self._word = word
+        self._verdicts: list[Verdict] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self, count: int, client: str) -> None:
+        for _ in range(count):
+            password = f"{self._word} {len(self._threads)}"
+            thread = threading.Thread(target=self._guess, args=(password, client))
             thread.start()
-        assert running.acquire(timeout=30)
-        while authenticator._waiting < 8:
-            threading.Event().wait(0.001)
+            self._threads.append(thread)
 
-        assert authenticator.check(basic("alice", "one more")) is Verdict.OVERLOADED
-        for _ in threads:
-            go_on.release()
-        for thread in threads:
-            thread.join()
+    def _guess(self, password: str, client: str) -> None:
+        self._verdicts.append(self._authenticator.check(basic("alice", password), client))
 
-        assert verdicts == [Verdict.REFUSED] * 8
-        assert at_once == [1] * 8
+    def wait_until_queued(self, count: int) -> None:
+        turns = self._authenticator._turns
+        assert eventually(lambda: sum(map(len, list(turns._waiting.values()))) == count)
+
+    def verdicts(self) -> list[Verdict]:
+        for thread in self._threads:
+            thread.join(timeout=30)
+        return self._verdicts
 
 
 class TestServing:

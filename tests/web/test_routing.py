@@ -28,7 +28,8 @@ def router() -> Router:
         ("PUT", "/-/reload", plain(200, "reloaded")),
         ("GET", "/-/reload", plain(405, headers=(("Allow", "POST, PUT"),))),
         ("HEAD", "/-/reload", plain(405, headers=(("Allow", "POST, PUT"),))),
-        ("GET", "/metrics/", plain(404)),
+        ("GET", "/metrics/", plain(200, "metrics")),
+        ("GET", "/metrics/x", plain(404)),
         ("GET", "/METRICS", plain(404)),
         ("GET", "", plain(404)),
     ],
@@ -36,7 +37,7 @@ def router() -> Router:
 def test_requests_find_their_handler(
     router: Router, method: str, path: str, expected: Response
 ) -> None:
-    """Paths and methods match exactly; HEAD is served from GET; 405 names what is allowed."""
+    """Paths match but for a trailing slash, methods exactly; HEAD is served from GET; 405 names what is allowed."""
     assert router(request(method, path)) == expected
 
 
