@@ -81,7 +81,7 @@ def soak_accounts(ticks: int, seed: int = 1) -> Growth:
     exposition = Exposition(
         node.samples,
         series_limit=lambda: 20_000,
-        state=lambda: node.ticks,
+        state=node.state,
         clock=lambda: node.seconds,
     )
     warm = min(DAY_TICKS, int(_WARM_UP_SHARE * ticks))

@@ -14,14 +14,14 @@ from exporter.accounting.peaks import find_peaks
 from exporter.attribution.service import HolderService
 from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, DeviceKey
-from exporter.exposition.devices import host_samples
+from exporter.exposition.devices import device_samples
 from exporter.exposition.holders import holder_samples, with_holder_labels
-from exporter.exposition.own import ReloadStatus, own_samples
+from exporter.exposition.own import own_samples
 from exporter.exposition.processes import process_samples
 from exporter.exposition.workloads import workload_samples
 from exporter.http_client import Reason, ScrapeError
 from exporter.inference.account import Account, ModelSettings
-from exporter.inference.config import GpuHooks, WorkloadConfig
+from exporter.inference.config import WorkloadConfig
 from exporter.inference.engines.registry import ENGINES
 from exporter.inference.present import present
 from exporter.inference.scraper import Scraper
@@ -38,7 +38,16 @@ from exporter.readings import (
     ProcessUse,
     SlowReading,
 )
-from exporter.state import DeviceSnapshot, HostSnapshot, SourceHealth, XidCounts
+from exporter.state import (
+    DeviceState,
+    Parts,
+    ReloadStatus,
+    SampledHost,
+    SourceHealth,
+    State,
+    XidCounts,
+    build_state,
+)
 from exporter.status.history import Histories
 
 
@@ -71,7 +80,7 @@ class Node:
         self._begin()
         self._pods = _Pods(self)
         self._engine = _Engine(self)
-        self._facts = ProbeFacts(self.host, clock=lambda: self.seconds)
+        self._facts = ProbeFacts(self.state, clock=lambda: self.seconds)
 
     @property
     def uuid(self) -> str:
@@ -118,22 +127,25 @@ class Node:
         )
         if self.ticks % SLOW_TICKS == 0:
             self._happen()
-        self._histories.observe(self._snapshot())
+        self._histories.observe(self._device())
 
-    def host(self) -> HostSnapshot:
-        """What the samplers would have published."""
-        return HostSnapshot(
-            (self._snapshot(),), frozenset(), pending=False, now_seconds=self.seconds
+    def state(self) -> State:
+        """The State as the daemon would build it."""
+        parts = Parts(
+            host=SampledHost((self._device(),)),
+            workloads=self._engine.snapshot(),
+            holders=self._pods.service.snapshot(),
+            reload=self._reload,
         )
+        return build_state(parts, self.seconds)
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, state: State) -> Iterator[Sample]:
         """What the daemon would expose."""
-        host, holders = self.host(), self._pods.service.snapshot()
-        yield from own_samples(self._reload)
-        yield from with_holder_labels(host_samples(host), holders, host, {FLOP_TOTAL.name})
-        yield from process_samples(host, self._names.name)
-        yield from workload_samples(self._engine.snapshot())
-        yield from holder_samples(holders, host)
+        yield from own_samples(state.reload)
+        yield from with_holder_labels(device_samples(state), state, {FLOP_TOTAL.name})
+        yield from process_samples(state, self._names.name)
+        yield from workload_samples(state.workloads)
+        yield from holder_samples(state)
 
     def _begin(self) -> None:
         """Another device in the same place."""
@@ -171,8 +183,8 @@ class Node:
             self._engine.tick()
             self._facts()
 
-    def _snapshot(self) -> DeviceSnapshot:
-        return DeviceSnapshot(
+    def _device(self) -> DeviceState:
+        return DeviceState(
             identity=self._identity,
             at_seconds=self.seconds,
             up=True,
@@ -196,7 +208,7 @@ class _Pods:
         self._pod = node.word()
         self.service = HolderService(
             HolderSettings(pod_resources="on", job_mapping_dir=None, job_processes=False),
-            node.host,
+            node.state,
             clock=lambda: node.seconds,
             wall_clock=lambda: node.seconds,
         )
@@ -242,7 +254,8 @@ class _Engine:
         state = self._scraper.state()
         gpus = (GpuRef("0", self._node.uuid),)
         models = tuple(
-            present(self._config, books, gpus, GpuHooks(), 1) for books in self._account.models()
+            present(self._config, books, gpus, State(at_seconds=0.0), 1)
+            for books in self._account.models()
         )
         return WorkloadsSnapshot(
             (WorkloadSnapshot("chat", "vllm", state.up, None, gpus, models, state.errors),)

@@ -7,28 +7,30 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import structlog
 
-from exporter.collect.host import HostCallbacks, HostSampling
+from exporter.collect.host import HostSampling
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config
 from exporter.errors import ConfigError, FlopwatchError
-from exporter.exposition.devices import host_samples
-from exporter.exposition.holders import with_holder_labels
-from exporter.exposition.own import ReloadStatus, own_samples
+from exporter.exposition.devices import calibration_samples, device_samples
+from exporter.exposition.holders import holder_samples, with_holder_labels
+from exporter.exposition.own import own_samples
+from exporter.exposition.probes import probe_samples
 from exporter.exposition.processes import process_samples
 from exporter.exposition.render import Exposition
+from exporter.exposition.workloads import workload_samples
 from exporter.metrics.family import Sample
-from exporter.precision import PrecisionRules
 from exporter.procfs import ProcessNames
-from exporter.readings import DeviceIdentity
-from exporter.services import Companions
+from exporter.services import Services
+from exporter.state import LiveState, Parts, ReloadStatus, State
 from exporter.status.inputs import StatusSources
 from exporter.status.service import StatusService
 from exporter.systemd import Notifier
@@ -43,13 +45,15 @@ from exporter.web.server import Server
 
 log = structlog.get_logger(__name__)
 
+_Part = TypeVar("_Part")
+
 # The first scrape should find the devices: the server waits this long for their first tick, and
 # listens all the same when the driver is slower.
 _FIRST_TICK_SECONDS = 0.8
 # SIGTERM ends the process within two seconds; these are its parts.
 _SERVER_GRACE_SECONDS = 0.5
 _SAMPLING_GRACE_SECONDS = 0.3
-_COMPANIONS_GRACE_SECONDS = 0.3
+_SERVICES_GRACE_SECONDS = 0.3
 _LOOP_SECONDS = 0.5
 # A mismatch of library and kernel module is shown to one scrape, or for this long, before the
 # process ends so that its supervisor starts one that loads the new library.
@@ -70,42 +74,29 @@ class Daemon:
         self._wake = threading.Event()
         self._ending = False
         self._reload_wanted = False
-        self._look_failed = False
+        self._failed_parts: set[str] = set()
         self._scraped_at = 0.0
-        self._precision = PrecisionRules(
-            lambda: self._config.gpus,
-            from_engine=self._engine_precision,
-        )
-        self._host = HostSampling(
-            HostCallbacks(
-                settings=lambda: self._config.sampling,
-                source_modes=lambda: self._config.sources,
-                precision=self._precision.resolve,
-                reachable_bandwidth=self._reachable_bandwidth,
-                dcgm_url=lambda: self._config.dcgm_url,
-            )
-        )
-        self._companions = Companions(config, self._host)
+        self._live = LiveState(self._parts, self._mark)
         self._process_names = ProcessNames()
         self._exposition = Exposition(
-            self._samples,
-            series_limit=lambda: self._config.series_limit,
-            state=self._state,
+            self._samples, series_limit=lambda: self._config.series_limit, state=self._live.now
         )
         self._status = StatusService(
             StatusSources(
-                devices=self._host.view,
+                state=self._live.now,
                 configuration=lambda: self._config.values,
-                reload=lambda: self._reload_status,
                 interval_seconds=lambda: self._config.sampling.interval,
                 # A pod's own name says nothing; the node's comes by the downward API.
                 host_name=os.environ.get("NODE_NAME") or socket.gethostname(),
                 telemetry_path=config.web.telemetry_path,
-                probes=self._companions.probes.snapshot,
-                workloads=self._companions.workloads.snapshot,
-                holders=self._companions.holders.snapshot,
             )
         )
+        self._host = HostSampling(
+            lambda: self._config.sampling,
+            lambda: self._live.latest,
+            on_device=self._status.observe,
+        )
+        self._services = Services(config, now=self._live.now, latest=lambda: self._live.latest)
         web_file = config.web.config_file
         self._server = Server(
             config.web.listen_address,
@@ -122,12 +113,12 @@ class Daemon:
         self._host.wait_for_devices(_FIRST_TICK_SECONDS)
         try:
             self._check_indices()
-            self._companions.start()
+            self._services.start()
             log.info(
                 "serving",
                 version=VERSION,
                 addresses=[f"{host}:{port}" for host, port in self._server.addresses],
-                devices=len(self._host.view().devices),
+                devices=len(self._live.now().devices),
             )
             return self._loop()
         finally:
@@ -147,42 +138,51 @@ class Daemon:
                 log.error("configuration_refused", error=str(error))  # noqa: TRY400  no traceback for a user's mistake
                 raise
             self._config = config
-            self._companions.configure(config)
+            self._services.configure(config)
             self._reload_status = ReloadStatus(
                 successful=True, last_success_unix_seconds=time.time()
             )
             log.info("configuration_reloaded")
 
-    # The services beside the sampling are built after it: asked late, through these.
-    def _engine_precision(self, identity: DeviceIdentity) -> str | None:
-        return self._companions.precision(identity)
+    def _mark(self, now: float) -> object:
+        """Differs whenever there is something new to build a State of."""
+        return self._host.mark(now), self._reload_status, self._config.sampling
 
-    def _reachable_bandwidth(self, identity: DeviceIdentity) -> float | None:
-        return self._companions.reachable_bandwidth(identity)
-
-    def _samples(self) -> Iterable[Sample]:
-        view = self._host.view()
-        devices = with_holder_labels(
-            host_samples(view),
-            self._companions.holders.snapshot(),
-            view,
-            self._config.holder_labels,
+    def _parts(self, now: float) -> Parts:
+        """What has been published; a service that fails leaves its part empty, and no other."""
+        services, nothing = self._services, Parts()
+        return Parts(
+            host=self._host.published(now),
+            probes=self._part("probes", services.probes.snapshot, nothing.probes),
+            workloads=self._part("workloads", services.workloads.snapshot, nothing.workloads),
+            precisions=self._part("precisions", services.workloads.precisions, {}),
+            holders=self._part("holders", services.holders.snapshot, nothing.holders),
+            calibration=self._part("calibration", services.calibration.read, {}),
+            reload=self._reload_status,
         )
-        processes: Iterable[Sample] = ()
-        if self._config.process_memory:
-            processes = process_samples(view, self._process_names.name)
-        own = own_samples(self._reload_status)
-        return chain(own, devices, processes, self._companions.samples(view))
 
-    def _state(self) -> object:
-        """Differs whenever a new exposition would."""
-        view = self._host.view()
-        stale = tuple(
-            view.now_seconds - device.at_seconds > device.max_age_seconds for device in view.devices
+    def _part(self, name: str, read: Callable[[], _Part], nothing: _Part) -> _Part:
+        try:
+            part = read()
+        except Exception:
+            if name not in self._failed_parts:
+                log.exception("state_part_failed", part=name)
+            self._failed_parts.add(name)
+            return nothing
+        self._failed_parts.discard(name)
+        return part
+
+    def _samples(self, state: State) -> Iterable[Sample]:
+        config = self._config
+        return chain(
+            own_samples(state.reload),
+            with_holder_labels(device_samples(state), state, config.holder_labels),
+            process_samples(state, self._process_names.name) if config.process_memory else (),
+            probe_samples(state.probes),
+            workload_samples(state.workloads),
+            holder_samples(state),
+            calibration_samples(state),
         )
-        # Services beside the sampling change at their own pace: looked at once a second.
-        second = int(view.now_seconds)
-        return (self._host.version, view.hung, stale, view.pending, self._reload_status, second)
 
     def _router(self) -> Router:
         router = Router()
@@ -195,13 +195,15 @@ class Daemon:
 
         router.add(self._config.web.telemetry_path, "GET", metrics)
         self._status.add_routes(router)
-        healthy, ready = health_handlers(self._host.has_fresh_device)
+        healthy, ready = health_handlers(
+            lambda: any(device.up for device in self._live.now().devices)
+        )
         router.add("/-/healthy", "GET", healthy)
         router.add("/-/ready", "GET", ready)
         lifecycle = Lifecycle(
             reload=self.reload,
-            pause_probes=self._companions.probes.pause,
-            resume_probes=self._companions.probes.resume,
+            pause_probes=self._services.probes.pause,
+            resume_probes=self._services.probes.resume,
         )
         guard = CrossSiteGuard(lambda: self._server.authenticates, self._config.web.allowed_hosts)
         add_lifecycle(router, lifecycle, guard, enabled=self._config.web.enable_lifecycle)
@@ -209,15 +211,15 @@ class Daemon:
 
     def _check_indices(self) -> None:
         """A GPU index that this host does not have is a mistake in the configuration."""
-        view = self._host.view()
-        if view.pending:
+        state = self._live.now()
+        if state.pending:
             return  # the driver has not said yet which there are
-        known = [device.identity.index for device in view.devices]
+        known = [device.identity.index for device in state.devices]
         source = self._origin.file or "configuration"
         mistakes = [
             f"{source}: gpus[{position}].match.index: no GPU {rule.index} on this host, "
             f"devices: {', '.join(known) or 'none'}"
-            for position, rule in enumerate(self._config.gpus)
+            for position, rule in enumerate(self._config.sampling.gpus)
             if rule.index is not None and str(rule.index) not in known
         ]
         mistakes += [
@@ -250,7 +252,7 @@ class Daemon:
             self._wake.wait(_LOOP_SECONDS)
             self._wake.clear()
             self._notifier.watchdog()
-            self._look_around()
+            self._live.now()  # sampling reads the last one, also while nobody scrapes
             if self._ending:
                 log.info("ending", reason="signal")
                 return 0
@@ -274,19 +276,6 @@ class Daemon:
                     log.error("ending", reason="driver_mismatch")
                     return EXIT_DRIVER
 
-    def _look_around(self) -> None:
-        """Copy what is known beside the sampling. Whatever fails in it must not end the daemon."""
-        try:
-            self._companions.refresh()
-            for device in self._host.view().devices:
-                self._status.observe(device)
-        except Exception:
-            if not self._look_failed:
-                log.exception("companions_failed")
-            self._look_failed = True
-        else:
-            self._look_failed = False
-
     def _reload_by_signal(self) -> None:
         try:
             self.reload()
@@ -299,7 +288,7 @@ class Daemon:
     def _stop(self) -> None:
         self._notifier.stopping()
         self._server.close(_SERVER_GRACE_SECONDS)
-        self._companions.stop(_COMPANIONS_GRACE_SECONDS)
+        self._services.stop(_SERVICES_GRACE_SECONDS)
         self._host.stop(_SAMPLING_GRACE_SECONDS)
 
 

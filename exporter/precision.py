@@ -1,57 +1,41 @@
-"""At which precision a GPU's tensor work is valued, and who says so."""
+"""At which precision a GPU's tensor work is valued, and who says so. Pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
-
-import structlog
+from typing import NamedTuple
 
 from exporter.accounting.peaks import Peaks
-from exporter.config.model import GpuRule
+from exporter.collect.settings import GpuRule
 from exporter.readings import DeviceIdentity
 
 
-log = structlog.get_logger(__name__)
+class Headline(NamedTuple):
+    """The headline precision and its origin: `config`, `engine` or `default`.
+
+    `refused` is a precision that was asked for and that the device has no unit for.
+    """
+
+    precision: str | None
+    origin: str
+    refused: str | None = None
 
 
-class PrecisionRules:
-    """Configuration first, then a joined inference engine, then bf16 or what the GPU has instead."""
+def headline_precision(
+    rules: Iterable[GpuRule], engine: str | None, identity: DeviceIdentity, peaks: Peaks
+) -> Headline:
+    """The configuration's precision, else that of the joined engine, else the device's default.
 
-    def __init__(
-        self,
-        rules: Callable[[], tuple[GpuRule, ...]],
-        from_engine: Callable[[DeviceIdentity], str | None],
-    ) -> None:
-        self._rules = rules
-        self._from_engine = from_engine
-        self._refused: set[tuple[str, str]] = set()
-
-    def resolve(self, identity: DeviceIdentity, peaks: Peaks) -> tuple[str | None, str]:
-        """(precision, origin) of a device; origin is `config`, `engine` or `default`."""
-        for rule in self._rules():
-            if matches(rule, identity):
-                if self._usable(rule.precision, identity, peaks):
-                    return rule.precision, "config"
-                break
-        engine = self._from_engine(identity)
-        if self._usable(engine, identity, peaks):
-            return engine, "engine"
-        return peaks.default_precision, "default"
-
-    def _usable(self, precision: str | None, identity: DeviceIdentity, peaks: Peaks) -> bool:
+    `engine` is the precision that an inference engine serves in on this device, if any does.
+    """
+    configured = next((rule.precision for rule in rules if matches(rule, identity)), None)
+    refused = None
+    for precision, origin in ((configured, "config"), (engine, "engine")):
         if precision is None:
-            return False
+            continue
         if precision in peaks.tensor_rate:
-            return True
-        if (identity.uuid, precision) not in self._refused:
-            self._refused.add((identity.uuid, precision))
-            log.warning(
-                "precision_not_in_silicon",
-                gpu=identity.index,
-                name=identity.name,
-                precision=precision,
-                used=peaks.default_precision,
-            )
-        return False
+            return Headline(precision, origin, refused)
+        refused = refused or precision
+    return Headline(peaks.default_precision, "default", refused)
 
 
 def matches(rule: GpuRule, identity: DeviceIdentity) -> bool:

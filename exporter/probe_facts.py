@@ -1,7 +1,7 @@
 """What the daemon tells the probes of its devices: facts from the last snapshots, no new readings.
 
-The probes run in a process of their own (`probes/`); here is only the way from a `HostSnapshot` to
-the facts that their gates and their judgement need.
+The probes run in a process of their own (`probes/`); here is only the way from the State to the
+facts that their gates and their judgement need.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import cast
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
 from exporter.readings import FastReading, SlowReading
-from exporter.state import UNKNOWN, DeviceSnapshot, HostSnapshot
+from exporter.state import UNKNOWN, DeviceState, State
 from probes.facts import ComputeMode, DeviceFacts, ProcessFacts
 
 
@@ -72,43 +72,38 @@ class ProcessAges:
 
 
 class ProbeFacts:
-    """Calls `view` for the devices and turns those that are up and fresh into facts."""
+    """Turns the devices of the State that are fresh into facts."""
 
     def __init__(
         self,
-        view: Callable[[], HostSnapshot],
+        state: Callable[[], State],
         *,
         clock: Callable[[], float] = time.monotonic,
         ages: ProcessAges | None = None,
         instances: bool = False,
     ) -> None:
         """`instances`: tell of MIG instances as well, beside their GPUs."""
-        self._view = view
+        self._state = state
         self._clock = clock
         self._ages = ages or ProcessAges()
         self._instances = instances
 
     def __call__(self) -> list[DeviceFacts]:
         """The facts of all devices that the driver tells of now."""
-        host = self._view()
-        self._ages.forget_all_but({device.identity.uuid for device in host.devices})
+        state = self._state()
+        self._ages.forget_all_but({device.identity.uuid for device in state.devices})
         facts: list[DeviceFacts] = []
-        for device in host.devices:
+        for device in state.devices:
             identity = device.identity
-            if (
-                identity.mig is not None  # told of with its GPU
-                or not device.up
-                or identity.uuid == UNKNOWN
-                or identity.key in host.hung
-                or host.now_seconds - device.at_seconds > device.max_age_seconds
-            ):
+            # An instance comes with its GPU.
+            if identity.mig is not None or not device.up or identity.uuid == UNKNOWN:
                 continue
             facts.append(self._facts(device, gpu=None))
             if self._instances:
                 facts += [self._facts(i, gpu=device) for i in device.instances if i.up]
         return facts
 
-    def _facts(self, device: DeviceSnapshot, *, gpu: DeviceSnapshot | None) -> DeviceFacts:
+    def _facts(self, device: DeviceState, *, gpu: DeviceState | None) -> DeviceFacts:
         """A device's facts; `gpu` is the one that a MIG instance is cut from."""
         identity = device.identity
         fast = device.fast or FastReading(at_seconds=device.at_seconds)

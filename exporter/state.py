@@ -1,24 +1,46 @@
-"""What accounting hands to the exposition: one frozen value per device and tick."""
+"""The State: one frozen value that says all that is known of the host, for everything downstream.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+Samplers and services hand in their parts. `build_state` makes the State of them and applies the
+freshness rule there and nowhere else: a device that is lost, hung or stale carries no readings, and
+no probe values. Whoever shows, judges or divides reads the State and asks nobody.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from exporter.accounting.counters import HistogramValue
 from exporter.accounting.device import Counters, LastWindow
 from exporter.accounting.peaks import Peaks
+from exporter.attribution.snapshot import HoldersSnapshot
+from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import DeviceIdentity, FastReading, SlowReading
+from probes.records import ProbeResults, ProbesSnapshot
 
 
 # Stands for a device, or its UUID, that the driver has not named yet.
 UNKNOWN = "unknown"
-UNKNOWN_KEY = (UNKNOWN, UNKNOWN)
+
+# Probes, workloads and holders change at their own pace: their parts are taken this often.
+_PARTS_SECONDS = 1.0
+# A copy probe that reached less than half of the theoretical bandwidth, or more than all of it, says
+# something about the probe and not about the memory.
+_REACHABLE_BANDWIDTH_RANGE = (0.5, 1.0)
+
+# Why nothing is shown of a device: the driver lost it, a call does not return, no tick came for too
+# long, or it has not answered yet.
+Absence = Literal["lost", "hung", "stale", "waiting"]
+DeviceName = tuple[str, str]  # index and UUID: a device that has not answered has no UUID
 
 
 @dataclass(frozen=True, slots=True)
 class SourceHealth:
     """How a source fares on one device. Errors are counted by reason since the daemon started.
 
-    `missing_fields` are those that it does not give now, and would be better with.
+    `missing_fields` are fields that the source does not deliver now, and should.
     """
 
     up: bool
@@ -36,12 +58,13 @@ class XidCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceSnapshot:
+class DeviceState:
     """One device as of its last tick. `at_seconds` is that tick on the monotonic clock.
 
-    `up` is False when the last tick failed; readings are then None, and only health is exposed.
-    `instances` are the GPU's MIG instances; each is a device of its own in HostSnapshot.
-    `max_age_seconds` is how long the readings may be shown without a newer tick.
+    A sampler publishes it with `up` True after a good tick. In a State, `up` means that the readings
+    are fresh; where it is False, `absent` says why, all readings are None, and only identity and
+    health are left. `max_age_seconds` is how long readings may be shown without a newer tick.
+    `instances` are a GPU's MIG instances; each is also a device of its own in State.devices.
     """
 
     identity: DeviceIdentity
@@ -59,21 +82,214 @@ class DeviceSnapshot:
     xids: XidCounts = field(default_factory=XidCounts)
     tick_duration: HistogramValue | None = None
     ticks_missed: int = 0
-    instances: tuple["DeviceSnapshot", ...] = ()
+    instances: tuple["DeviceState", ...] = ()
+    absent: Absence | None = None
+
+    def without_readings(self, why: Absence) -> "DeviceState":
+        """The device with its identity and health, and nothing that was read from it."""
+        sources = {
+            name: replace(health, up=False, missing_fields=())
+            for name, health in self.sources.items()
+        }
+        return DeviceState(
+            identity=self.identity,
+            at_seconds=self.at_seconds,
+            up=False,
+            max_age_seconds=self.max_age_seconds,
+            sources=sources,
+            xids=self.xids,
+            tick_duration=self.tick_duration,
+            ticks_missed=self.ticks_missed,
+            absent=why,
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class HostSnapshot:
-    """All devices of a host at one instant.
+class SampledHost:
+    """The samplers' part: each GPU's and processor's last DeviceState, as published.
 
-    `hung` holds the keys (index and UUID) of devices with a driver call over its deadline, those of
-    a GPU's instances with it, and that of an unknown one while the driver is asked for the devices
-    there are; `pending` is True until the driver has said for the first time which devices there are. `driver_error` is why it
-    last said that there are none, in NVML's words.
+    `hung` holds index and UUID of devices whose driver call has passed its deadline. `driver_hung`
+    is True while the driver does not say which devices there are, `pending` until it first did;
+    `driver_error` is why it last said that there are none, in NVML's words.
     """
 
-    devices: tuple[DeviceSnapshot, ...]
-    hung: frozenset[tuple[str, str]]
-    pending: bool
-    now_seconds: float
+    devices: tuple[DeviceState, ...] = ()
+    hung: frozenset[DeviceName] = frozenset()
+    pending: bool = False
+    driver_hung: bool = False
     driver_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadStatus:
+    """How the last load of the configuration went, and when one last succeeded (Unix time)."""
+
+    successful: bool
+    last_success_unix_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a State is built of. `precisions` are those that engines serve in, by device UUID.
+
+    `calibration` is the signed error of the FLOP counter by device UUID and precision.
+    """
+
+    host: SampledHost = field(default_factory=SampledHost)
+    probes: ProbesSnapshot = field(default_factory=lambda: ProbesSnapshot(False, False))
+    workloads: WorkloadsSnapshot = field(default_factory=WorkloadsSnapshot)
+    precisions: Mapping[str, str] = field(default_factory=dict)
+    holders: HoldersSnapshot = field(default_factory=HoldersSnapshot)
+    calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reload: ReloadStatus = field(default_factory=lambda: ReloadStatus(True, 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The host at one instant, `at_seconds` on the monotonic clock.
+
+    `devices` has each GPU, followed by its MIG instances. `pending`: the driver has not said yet
+    which devices there are; `hung`: it does not answer that question; `driver_error`: it last said
+    that there are none, and why. `reachable_bandwidth` is the share of the theoretical DRAM
+    bandwidth that the copy probe reached, by UUID. Nothing in here is stale before
+    `valid_until_seconds`.
+    """
+
+    at_seconds: float
+    devices: tuple[DeviceState, ...] = ()
+    pending: bool = False
+    hung: bool = False
+    driver_error: str | None = None
+    probes: ProbesSnapshot = field(default_factory=lambda: ProbesSnapshot(False, False))
+    reachable_bandwidth: Mapping[str, float] = field(default_factory=dict)
+    workloads: WorkloadsSnapshot = field(default_factory=WorkloadsSnapshot)
+    precisions: Mapping[str, str] = field(default_factory=dict)
+    holders: HoldersSnapshot = field(default_factory=HoldersSnapshot)
+    calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reload: ReloadStatus = field(default_factory=lambda: ReloadStatus(True, 0.0))
+    valid_until_seconds: float = math.inf
+    _by_key: Mapping[tuple[str, str | None], DeviceState] = field(
+        init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        """Index the devices by UUID, and by index and MIG instance."""
+        by_key: dict[tuple[str, str | None], DeviceState] = {}
+        for device in self.devices:
+            identity = device.identity
+            if identity.uuid != UNKNOWN:
+                by_key.setdefault((identity.index, identity.mig), device)
+                by_key.setdefault((identity.uuid, None), device)
+        object.__setattr__(self, "_by_key", by_key)
+
+    def find(self, key: int | str, mig: str | None = None) -> DeviceState | None:
+        """The device of an index or UUID; with `mig`, that GPU instance of it.
+
+        None if there is no such device, or none that has said who it is.
+        """
+        found = self._by_key.get((str(key), None))
+        if mig is None or found is None or found.identity.mig == mig:
+            return found
+        return self._by_key.get((found.identity.index, mig))
+
+    def fresh(self, key: int | str, mig: str | None = None) -> DeviceState | None:
+        """Like `find`, but None also for a device whose readings are not fresh."""
+        found = self.find(key, mig)
+        return found if found is not None and found.up else None
+
+
+def build_state(parts: Parts, now: float) -> State:
+    """The State of these parts at `now` (monotonic seconds): the freshness rule is applied here."""
+    devices: list[DeviceState] = []
+    valid_until = now + _PARTS_SECONDS
+    for published in parts.host.devices:
+        gpu = _fresh(published, parts.host.hung, now)
+        instances = tuple(_fresh(each, parts.host.hung, now) for each in published.instances)
+        if gpu.up and instances != published.instances:
+            gpu = replace(gpu, instances=instances)
+        devices += (gpu, *instances)
+        if gpu.up:
+            valid_until = min(valid_until, _expires(gpu))
+    up = {device.identity.uuid: device for device in devices if device.up}
+    probes = tuple(
+        results if results.uuid in up else results.without_values()
+        for results in parts.probes.devices
+    )
+    return State(
+        at_seconds=now,
+        devices=tuple(devices),
+        pending=parts.host.pending,
+        hung=parts.host.driver_hung,
+        driver_error=parts.host.driver_error,
+        probes=replace(parts.probes, devices=probes),
+        reachable_bandwidth=_reachable_bandwidth(up, probes),
+        workloads=parts.workloads,
+        precisions=parts.precisions,
+        holders=parts.holders,
+        calibration=parts.calibration,
+        reload=parts.reload,
+        valid_until_seconds=valid_until,
+    )
+
+
+class LiveState:
+    """The State of now. `latest` is the last one built: one attribute, for whoever must not wait.
+
+    Thread-safe.
+    """
+
+    def __init__(
+        self,
+        parts: Callable[[float], Parts],
+        mark: Callable[[float], object],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`parts` collects what was published; `mark` is cheap, and differs when it has changed."""
+        self._parts = parts
+        self._mark = mark
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._built_for: object = None
+        self.latest = State(at_seconds=clock(), pending=True, valid_until_seconds=-math.inf)
+
+    def now(self) -> State:
+        """The State as of now: the same object until something changes or a value becomes stale."""
+        with self._lock:
+            now = self._clock()
+            mark = self._mark(now)
+            if mark != self._built_for or now >= self.latest.valid_until_seconds:
+                self.latest = build_state(self._parts(now), now)
+                self._built_for = mark
+            return self.latest
+
+
+def _fresh(device: DeviceState, hung: frozenset[DeviceName], now: float) -> DeviceState:
+    """The device as it may be shown at `now`."""
+    if device.identity.key in hung:
+        return device.without_readings("hung")
+    if not device.up:
+        waiting = device.identity.uuid == UNKNOWN and not device.sources
+        return device.without_readings("waiting" if waiting else "lost")
+    if now - device.at_seconds > device.max_age_seconds:
+        return device.without_readings("stale")
+    return device
+
+
+def _expires(device: DeviceState) -> float:
+    """When the device's readings become stale: just after that instant, as `_fresh` has it."""
+    return math.nextafter(device.at_seconds + device.max_age_seconds, math.inf)
+
+
+def _reachable_bandwidth(
+    devices: Mapping[str, DeviceState], probes: Iterable[ProbeResults]
+) -> dict[str, float]:
+    lowest, highest = _REACHABLE_BANDWIDTH_RANGE
+    reachable: dict[str, float] = {}
+    for results in probes:
+        measured = results.bandwidth_bytes_per_second.get(("device", ""))
+        device = devices.get(results.uuid)
+        peak = device.peaks.dram_bytes_per_second if device and device.peaks else None
+        if measured is not None and peak and lowest <= measured / peak <= highest:
+            reachable[results.uuid] = measured / peak
+    return reachable

@@ -12,7 +12,7 @@ from probes.clock import Clock
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
 from probes.gates import Reason
-from probes.records import DeviceRecord, DeviceSnapshot
+from probes.records import DeviceRecord, ProbeResults
 from probes.schedule import Backoff
 from probes.state import ProbesState, StateFile
 from probes.supervisor import outcome_of
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class DeviceState:
+class ProbedDevice:
     """What is remembered of a device."""
 
     record: DeviceRecord
@@ -64,12 +64,12 @@ class Books:
         self.limits = _limits(config)
         self._file = file
         self._saved: ProbesState | None = None
-        self._devices: dict[str, DeviceState] = {}
-        self._away: dict[str, DeviceState] = {}
+        self._devices: dict[str, ProbedDevice] = {}
+        self._away: dict[str, ProbedDevice] = {}
         self.turns = 1
         """How many MIG instances take turns: each is probed once in so many intervals."""
 
-    def __getitem__(self, uuid: str) -> DeviceState:
+    def __getitem__(self, uuid: str) -> ProbedDevice:
         return self._devices[uuid]
 
     def uuids(self) -> set[str]:
@@ -145,7 +145,7 @@ class Books:
             state.record.worker_restarts += state.died
         state.died = False
 
-    def snapshots(self, interval: float) -> tuple[DeviceSnapshot, ...]:
+    def snapshots(self, interval: float) -> tuple[ProbeResults, ...]:
         """Every device's results now."""
         now = self.clock.monotonic()
         with self.lock:
@@ -177,8 +177,8 @@ class Books:
             self._saved = self._file.probes()
         return self._saved
 
-    def _new_state(self, facts: DeviceFacts) -> DeviceState:
-        state = DeviceState(
+    def _new_state(self, facts: DeviceFacts) -> ProbedDevice:
+        state = ProbedDevice(
             DeviceRecord(facts.key, facts.uuid, facts.instance),
             Ledger(self.limits),
             name=facts.name,
@@ -198,7 +198,7 @@ class Books:
         while len(self._away) > INSTANCES_KEPT:
             del self._away[next(iter(self._away))]
 
-    def _restore(self, uuid: str, state: DeviceState) -> None:
+    def _restore(self, uuid: str, state: ProbedDevice) -> None:
         saved = self._read_saved()
         state.baselines = dict(saved.baselines.get(uuid, {}))
         now, unix_time = self.clock.monotonic(), self.clock.time()

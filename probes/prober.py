@@ -10,7 +10,7 @@ import structlog
 
 from probes.baseline import Baseline
 from probes.config import ProbeConfig
-from probes.device_states import Books, DeviceState
+from probes.device_states import Books, ProbedDevice
 from probes.facts import DeviceFacts
 from probes.judgement import Contention, Judgement, judge
 from probes.protocol import Described, KernelInfo, Result, Run
@@ -145,7 +145,7 @@ class Prober:
             state.record.worker_pid = slot.worker.pid
         return described
 
-    def _check_memory(self, state: DeviceState, described: Described) -> None:
+    def _check_memory(self, state: ProbedDevice, described: Described) -> None:
         """Warn once when CUDA itself leaves too little of the limit for operands."""
         limit = self._config.memory_limit_bytes
         if described.memory_bytes > limit and not state.memory_logged:
@@ -158,7 +158,7 @@ class Prober:
             )
             state.memory_logged = True
 
-    def _order(self, state: DeviceState, described: Described) -> list[KernelInfo]:
+    def _order(self, state: ProbedDevice, described: Described) -> list[KernelInfo]:
         """The kernels to run, beginning where the last cycle's budget ended."""
         kernels = list(described.kernels)
         if self._config.kernels is not None:
@@ -175,7 +175,7 @@ class Prober:
         start = names.index(state.next_kernel) if state.next_kernel in names else 0
         return kernels[start:] + kernels[:start]
 
-    def _allowance(self, state: DeviceState, baseline: Baseline | None) -> float:
+    def _allowance(self, state: ProbedDevice, baseline: Baseline | None) -> float:
         """What the next run may take; 0 when it has to wait for the budget."""
         left = state.ledger.allowance(self._books.clock.monotonic())
         usable = state.ledger.limits.usable_seconds

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from probes.gates import Reason
@@ -18,7 +18,7 @@ FAILURES: Final = frozenset({"error", "timeout", "out_of_memory"})
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceSnapshot:
+class ProbeResults:
     """One device's probe results; mappings hold only what is known."""
 
     device: str
@@ -53,6 +53,22 @@ class DeviceSnapshot:
     failures_in_a_row: Mapping[str, int] = field(default_factory=dict)
     """Failed runs since the last accepted one, by kernel; of those that ever failed."""
 
+    def without_values(self) -> "ProbeResults":
+        """The same without what was measured: for a device that does not answer now.
+
+        Counters and the times of the last successes stay.
+        """
+        return replace(
+            self,
+            flops={},
+            efficiency_ratio={},
+            sm_clock_hertz=None,
+            bandwidth_bytes_per_second={},
+            launch_latency_seconds=None,
+            baseline_ratio={},
+            tenant_busy_ratio=None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ProbesSnapshot:
@@ -61,7 +77,7 @@ class ProbesSnapshot:
     running: bool
     """Whether probes are on at all: enabled, and torch is there."""
     paused: bool
-    devices: tuple[DeviceSnapshot, ...] = ()
+    devices: tuple[ProbeResults, ...] = ()
 
 
 @dataclass(slots=True)
@@ -141,7 +157,7 @@ class DeviceRecord:
         self.busy_low = Value(cycle.low, now)
         self.busy_high = Value(cycle.high, now)
 
-    def snapshot(self, now: float, interval: float) -> DeviceSnapshot:
+    def snapshot(self, now: float, interval: float) -> ProbeResults:
         """A frozen copy, stale values left out."""
         oldest = now - STALE_INTERVALS * interval
 
@@ -149,7 +165,7 @@ class DeviceRecord:
             return value.number if value is not None and value.at >= oldest else None
 
         low, high = fresh(self.busy_low), fresh(self.busy_high)
-        return DeviceSnapshot(
+        return ProbeResults(
             device=self.device,
             uuid=self.uuid,
             flops={k: v.number for k, v in self.flops.items() if v.at >= oldest},

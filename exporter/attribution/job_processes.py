@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from exporter.attribution.snapshot import DeviceKey, JobUse
-from exporter.state import HostSnapshot
+from exporter.state import State
 
 
 _PROCESSES_PER_DEVICE_MAX = 1024
@@ -20,10 +20,10 @@ _CGROUP_BYTES_MAX = 16 * 1024
 _SLURM_JOB = re.compile(r"^\d+:[^\n]*slurm[^\n]*/job_(\d{1,18})(?:/|$)", re.MULTILINE)
 
 
-def device_processes(host: HostSnapshot) -> dict[DeviceKey, frozenset[int]]:
+def device_processes(state: State) -> dict[DeviceKey, frozenset[int]]:
     """Process ids by device, of those devices that have any."""
     found = {}
-    for device in host.devices:
+    for device in state.devices:
         if device.slow is not None and device.slow.processes:
             pids = sorted(process.pid for process in device.slow.processes)
             key = DeviceKey(uuid=device.identity.uuid)

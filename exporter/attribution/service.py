@@ -13,7 +13,7 @@ from exporter.attribution.pod_resources import list_allocations
 from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, HoldersSnapshot, JobUse
 from exporter.attribution.source import Source
-from exporter.state import HostSnapshot
+from exporter.state import State
 
 
 log = structlog.get_logger(__name__)
@@ -30,13 +30,13 @@ class HolderService:
     def __init__(
         self,
         settings: HolderSettings,
-        devices: Callable[[], HostSnapshot],
+        state: Callable[[], State],
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
-        self._devices = devices
+        self._state = state
         self._clock = clock
         self._wall_clock = wall_clock
         self._snapshot = HoldersSnapshot()
@@ -125,8 +125,8 @@ class HolderService:
             sources.append(
                 Source[JobUse](
                     JOB_PROCESSES,
-                    lambda: slurm_jobs(device_processes(self._devices())),
-                    lambda: device_processes(self._devices()),
+                    lambda: slurm_jobs(device_processes(self._state())),
+                    lambda: device_processes(self._state()),
                     clock=self._clock,
                     wall_clock=self._wall_clock,
                 )
@@ -141,7 +141,7 @@ class HolderService:
                 socket = (status.st_ino, status.st_ctime_ns)
             except OSError:
                 socket = None
-            return socket, device_processes(self._devices())
+            return socket, device_processes(self._state())
 
         quiet = frozenset({"absent"}) if settings.pod_resources == "auto" else frozenset()
         return Source[Allocation](

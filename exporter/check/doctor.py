@@ -58,7 +58,7 @@ def examine(
 ) -> Report:
     """Examine this host. `mistakes` are those of the configuration, which is then the default one."""
     no_answer = Answer(())
-    driver_question = ask_driver(driver_seconds) if config.sources["nvml"] != "off" else None
+    driver_question = ask_driver(driver_seconds) if config.sampling.modes["nvml"] != "off" else None
     torch_question = ask_torch(torch_seconds) if config.probes.enabled else None
     findings = [
         Finding("configuration", Level.FAILURE, mistake, "correct it; defaults are used below")

@@ -47,11 +47,11 @@ class DcgmAnswer:
 
 def ask_dcgm(config: Config, gpus: Sequence[Mapping[str, Any]]) -> DcgmAnswer:
     """Scrape the dcgm-exporter once, if one of these GPUs can use it."""
-    mode = config.sources["dcgm"]
+    mode = config.sampling.modes["dcgm"]
     if mode == "off" or (mode == "auto" and not any(_may_use_dcgm(gpu, config) for gpu in gpus)):
         return DcgmAnswer()
     try:
-        devices = parse(fetch(config.dcgm_url, timeout_seconds=_TIMEOUT_SECONDS))
+        devices = parse(fetch(config.sampling.dcgm_url, timeout_seconds=_TIMEOUT_SECONDS))
     except (ScrapeError, ValueError) as error:
         return DcgmAnswer(asked=True, error=str(error))
     if not devices:
@@ -62,7 +62,7 @@ def ask_dcgm(config: Config, gpus: Sequence[Mapping[str, Any]]) -> DcgmAnswer:
 def flops_source(gpu: Mapping[str, Any], dcgm: DcgmAnswer, config: Config) -> FlopsSource:
     """Where the FLOPS of a GPU come from, its instances aside."""
     gpm = gpu["gpm"]
-    off = config.sources["gpm"] == "off"
+    off = config.sampling.modes["gpm"] == "off"
     if "source" in gpm and not off:
         return FlopsSource(gpm["source"])
     if _may_use_dcgm(gpu, config) and dcgm.tells_flops(gpu["uuid"]):
@@ -87,7 +87,7 @@ def instance_source(
 ) -> str:
     """The same of a MIG instance, in few words; `uuid` is its GPU's."""
     gpm: Mapping[str, str] = instance["gpm"]
-    if "source" in gpm and config.sources["gpm"] != "off":
+    if "source" in gpm and config.sampling.modes["gpm"] != "off":
         return f"FLOPS from {gpm['source']}"
     if dcgm.tells_flops(uuid, instance["gpu_instance_id"]):
         return "FLOPS from dcgm"
@@ -105,8 +105,8 @@ def dcgm_findings(
     if dcgm.error is not None:
         yield Finding(
             "dcgm",
-            Level.FAILURE if config.sources["dcgm"] == "on" else Level.WARNING,
-            f"{config.dcgm_url}: {dcgm.error}",
+            Level.FAILURE if config.sampling.modes["dcgm"] == "on" else Level.WARNING,
+            f"{config.sampling.dcgm_url}: {dcgm.error}",
             "run dcgm-exporter on this node, or set dcgm.url",
         )
         return
@@ -127,15 +127,15 @@ def dcgm_findings(
 
 def _may_use_dcgm(gpu: Mapping[str, Any], config: Config) -> bool:
     """Whether the daemon would ask a dcgm-exporter for this GPU, and that could have an answer."""
-    if "gpm" not in gpu or config.sources["dcgm"] == "off":
+    if "gpm" not in gpu or config.sampling.modes["dcgm"] == "off":
         return False
-    if config.sources["gpm"] == "off":
+    if config.sampling.modes["gpm"] == "off":
         return True
     if any("source" in instance["gpm"] for instance in gpu["instances"]):
         return False
     error = gpu["gpm"].get("error")
     if error == "not_supported":
-        return _is_profiled(gpu) or config.sources["dcgm"] == "on"
+        return _is_profiled(gpu) or config.sampling.modes["dcgm"] == "on"
     return error is not None
 
 
@@ -160,7 +160,7 @@ def _without_gpm(gpu: Mapping[str, Any], config: Config) -> FlopsSource:
             "run as root, or run dcgm-exporter, see dcgm below",
         )
     if _is_profiled(gpu):
-        if config.sources["dcgm"] == "off":
+        if config.sampling.modes["dcgm"] == "off":
             return FlopsSource(
                 None,
                 "GPM begins with Hopper: FLOPS need DCGM, which sources.dcgm turns off",

@@ -50,8 +50,8 @@ _ERRORS = {
 
 def driver_findings(answer: Answer, config: Config) -> Iterator[Finding]:
     """The library and the driver behind it."""
-    wanted = config.sources["nvml"] == "on"
-    if config.sources["nvml"] == "off":
+    wanted = config.sampling.modes["nvml"] == "on"
+    if config.sampling.modes["nvml"] == "off":
         yield Finding("driver", Level.NOTE, "turned off by sources.nvml")
         return
     driver: Mapping[str, Any] = answer.documents[0] if answer.documents else {"error": "hung"}

@@ -104,22 +104,17 @@ def read_devices(config: Config, *, instances: bool = False) -> list[DeviceFacts
 
     Raises ProbeError when the driver does not answer.
     """
-    from exporter.collect.host import HostCallbacks, HostSampling
+    from exporter.collect.host import HostSampling
     from exporter.probe_facts import ProbeFacts
+    from exporter.state import LiveState, Parts
 
-    sampling = HostSampling(
-        HostCallbacks(
-            settings=lambda: config.sampling,
-            source_modes=lambda: config.sources,
-            precision=lambda _identity, _peaks: (None, "default"),
-            reachable_bandwidth=lambda _identity: None,
-        )
-    )
+    sampling = HostSampling(lambda: config.sampling, lambda: live.latest)
+    live = LiveState(lambda now: Parts(host=sampling.published(now)), sampling.mark)
     sampling.start()
     try:
         if not sampling.wait_for_devices(_FACTS_SECONDS):
             raise ProbeError(f"the driver did not answer within {_FACTS_SECONDS:g} s")
-        return ProbeFacts(sampling.view, instances=instances)()
+        return ProbeFacts(live.now, instances=instances)()
     finally:
         sampling.stop(1.0)
 

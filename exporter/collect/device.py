@@ -34,8 +34,9 @@ from exporter.collect.nvml.reading import (
 )
 from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import SamplingSettings
+from exporter.precision import headline_precision
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, SlowReading
-from exporter.state import UNKNOWN, DeviceSnapshot, SourceHealth
+from exporter.state import UNKNOWN, DeviceState, SourceHealth
 
 
 log = structlog.get_logger(__name__)
@@ -84,6 +85,7 @@ class SampledGpu:
         self._plausibility = Plausibility()
         self._false: frozenset[Inconsistency] = frozenset()
         self._mig_enabled = False
+        self._refused_precision: str | None = None
 
     @property
     def uuid(self) -> str:
@@ -183,7 +185,7 @@ class SampledGpu:
         self._plausibility.restart()
         self._instances.skip_gap()
 
-    def tick(self, ticks: TickStatistics) -> DeviceSnapshot:
+    def tick(self, ticks: TickStatistics) -> DeviceState:
         """Read everything that is due and account for it."""
         self._check_epoch()
         self._follow_enumeration()
@@ -220,22 +222,25 @@ class SampledGpu:
         fast, window = judged.fast, judged.window
         self._book_false(judged)
         self._read_slow(settings, sample.at_seconds)
-        precision, origin = self._context.precision(self._identity, peaks)
+        state, uuid = self._context.state(), self._identity.uuid
+        headline = headline_precision(
+            settings.gpus, state.precisions.get(uuid), self._identity, peaks
+        )
+        self._note_refused(headline.refused)
         last = accounts.observe(
             fast,
             window,
-            precision=precision,
+            precision=headline.precision,
             max_window_seconds=settings.max_window + self._dcgm.max_window_seconds,
             window_started_seconds=opened,
-            reachable_bandwidth=self._context.reachable_bandwidth(self._identity)
-            or REACHABLE_BANDWIDTH,
+            reachable_bandwidth=state.reachable_bandwidth.get(uuid, REACHABLE_BANDWIDTH),
         )
         return replace(
             self._snapshot(ticks, up=True),
             at_seconds=sample.at_seconds,
             peaks=peaks,
-            precision=precision,
-            precision_origin=origin,
+            precision=headline.precision,
+            precision_origin=headline.origin,
             fast=fast,
             slow=self._slow,
             last=self._dcgm.hold(last, sample.at_seconds),
@@ -243,7 +248,7 @@ class SampledGpu:
             instances=instances,
         )
 
-    def failed(self, error: NvmlError, ticks: TickStatistics) -> DeviceSnapshot:
+    def failed(self, error: NvmlError, ticks: TickStatistics) -> DeviceState:
         """Let go of a device that is lost; initialise the library anew if that is what failed."""
         if isinstance(error, DriverMismatch):
             self._context.on_mismatch()
@@ -262,6 +267,18 @@ class SampledGpu:
             except NvmlError as again:
                 log.debug("driver_still_gone", reason=again.reason)
         return replace(self._snapshot(ticks, up=False), instances=instances)
+
+    def _note_refused(self, precision: str | None) -> None:
+        """Say once that a precision was asked for that the device has no unit for."""
+        if precision is not None and precision != self._refused_precision:
+            log.warning(
+                "precision_not_in_silicon",
+                gpu=self.key,
+                name=self._identity.name,
+                precision=precision,
+                used=self._peaks.default_precision if self._peaks else None,
+            )
+        self._refused_precision = precision
 
     def _note_tick(self, settings: SamplingSettings) -> None:
         """Count nothing of a span without ticks: the process was stopped, or the machine asleep."""
@@ -304,8 +321,8 @@ class SampledGpu:
         if self._context.library.epoch != self._epoch:
             raise DriverGone("nvmlInit", 1)
 
-    def _snapshot(self, ticks: TickStatistics, *, up: bool) -> DeviceSnapshot:
-        return DeviceSnapshot(
+    def _snapshot(self, ticks: TickStatistics, *, up: bool) -> DeviceState:
+        return DeviceState(
             identity=self._identity,
             at_seconds=time.monotonic(),
             up=up,
@@ -320,7 +337,7 @@ class SampledGpu:
         sources = {
             NVML: SourceHealth(up, self._succeeded.get(NVML), dict(self._errors[NVML])),
         }
-        if self._context.gpm_mode() != "off":
+        if self._context.settings().modes["gpm"] != "off":
             sources[self._gpm_name] = SourceHealth(
                 up and self._gpm is not None and self._gpm_delivered,
                 self._succeeded.get(GPM),
@@ -350,7 +367,7 @@ class SampledGpu:
     def _open_gpm(self) -> None:
         self._gpm = None
         self._gpm_delivered = False
-        if self._context.gpm_mode() == "off" or not self._gpm_supported:
+        if self._context.settings().modes["gpm"] == "off" or not self._gpm_supported:
             return
         calls = self._calls
         assert calls is not None

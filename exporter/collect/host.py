@@ -3,13 +3,11 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import structlog
 
-from exporter.accounting.peaks import Peaks
 from exporter.collect.context import GpuContext
 from exporter.collect.cpu import CpuSource
 from exporter.collect.dcgm.source import DcgmSource
@@ -22,7 +20,7 @@ from exporter.collect.nvml.library import DriverLibrary
 from exporter.collect.sampler import BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS, Sampler
 from exporter.collect.settings import SamplingSettings
 from exporter.readings import DeviceIdentity
-from exporter.state import UNKNOWN, UNKNOWN_KEY, DeviceSnapshot, HostSnapshot
+from exporter.state import UNKNOWN, DeviceName, DeviceState, SampledHost, State
 from flopwatch.threads import BoundedThread
 
 
@@ -38,29 +36,27 @@ _CLOSE_SECONDS = 0.2
 _NO_GPU = frozenset({"turned_off", "no_devices", "library_not_found", "driver_not_loaded"})
 
 
-@dataclass(frozen=True, slots=True)
-class HostCallbacks:
-    """What the sampling threads ask of the daemon. Each is cheap and thread-safe."""
-
-    settings: Callable[[], SamplingSettings]
-    source_modes: Callable[[], Mapping[str, str]]
-    precision: Callable[[DeviceIdentity, Peaks], tuple[str | None, str]]
-    reachable_bandwidth: Callable[[DeviceIdentity], float | None]
-    dcgm_url: Callable[[], str] = lambda: "http://127.0.0.1:9400/metrics"
-
-
 class HostSampling:
-    """Owns the samplers and the last snapshot of each device."""
+    """Owns the samplers, and the last DeviceState that each has published."""
 
-    def __init__(self, callbacks: HostCallbacks) -> None:
-        self._callbacks = callbacks
+    def __init__(
+        self,
+        settings: Callable[[], SamplingSettings],
+        state: Callable[[], State],
+        *,
+        on_device: Callable[[DeviceState], None] = lambda _device: None,
+    ) -> None:
+        """`settings` and `state` give the current value, at once. `on_device` hears of each tick."""
+        self._settings = settings
+        self._state = state
+        self._on_device = on_device
         self._library = DriverLibrary()
         self._xids = XidWatcher()
-        self._dcgm = DcgmSource(callbacks.dcgm_url, lambda: callbacks.source_modes()["dcgm"])
+        self._dcgm = DcgmSource(lambda: settings().dcgm_url, lambda: settings().modes["dcgm"])
         self._lock = threading.Lock()
         self._samplers: dict[str, Sampler] = {}
         self._owners: dict[str, SampledGpu] = {}
-        self._snapshots: dict[str, DeviceSnapshot] = {}
+        self._published: dict[str, DeviceState] = {}
         self._version = 0
         self._stop = threading.Event()
         self._found = threading.Event()
@@ -81,7 +77,7 @@ class HostSampling:
             return False
         while time.monotonic() < deadline:
             with self._lock:
-                if self._snapshots.keys() >= self._samplers.keys():
+                if self._published.keys() >= self._samplers.keys():
                     return True
             time.sleep(0.01)
         return False
@@ -96,45 +92,32 @@ class HostSampling:
         """Whether the driver is there, but no longer for this process."""
         return self._library.barred
 
-    @property
-    def version(self) -> int:
-        """Grows with every new snapshot."""
-        return self._version
-
-    def view(self) -> HostSnapshot:
-        """All devices as of now; one that has not ticked yet stands there as not up."""
-        now = time.monotonic()
+    def mark(self, now: float) -> object:
+        """Cheap, and another one whenever `published` would give something else."""
         with self._lock:
-            snapshots = dict(self._snapshots)
             samplers = tuple(self._samplers.items())
-        hung: set[tuple[str, str]] = set()
-        for key, sampler in samplers:
-            snapshot = snapshots.setdefault(key, _not_yet(key.partition("/")[0], now))
-            if sampler.hung(now):
-                hung.update(device.identity.key for device in (snapshot, *snapshot.instances))
+        hung = tuple(key for key, sampler in samplers if sampler.hung(now))
         finding = self._finding_since
-        if finding is not None and now - finding > self._callbacks.settings().deadline:
-            hung.add(UNKNOWN_KEY)
-        return HostSnapshot(
-            devices=tuple(
-                device
-                for snapshot in sorted(snapshots.values(), key=_order)
-                for device in (snapshot, *snapshot.instances)
-            ),
+        driver_hung = finding is not None and now - finding > self._settings().deadline
+        return self._version, hung, driver_hung, self._found.is_set(), self._driver_error
+
+    def published(self, now: float) -> SampledHost:
+        """What the samplers last said; a device that has not ticked yet is there, and not up."""
+        with self._lock:
+            devices = dict(self._published)
+            samplers = tuple(self._samplers.items())
+        hung: set[DeviceName] = set()
+        for key, sampler in samplers:
+            device = devices.setdefault(key, _not_yet(key.partition("/")[0], now))
+            if sampler.hung(now):
+                hung.update(each.identity.key for each in (device, *device.instances))
+        finding = self._finding_since
+        return SampledHost(
+            devices=tuple(sorted(devices.values(), key=_order)),
             hung=frozenset(hung),
             pending=not self._found.is_set(),
-            now_seconds=now,
+            driver_hung=finding is not None and now - finding > self._settings().deadline,
             driver_error=self._driver_error,
-        )
-
-    def has_fresh_device(self) -> bool:
-        """Whether any device is shown as up, by the same rule: what readiness means."""
-        view = self.view()
-        return any(
-            device.up
-            and device.identity.key not in view.hung
-            and view.now_seconds - device.at_seconds <= device.max_age_seconds
-            for device in view.devices
         )
 
     def stop(self, timeout_seconds: float) -> None:
@@ -158,13 +141,15 @@ class HostSampling:
             closer.start()
             closer.join(timeout_seconds)
 
-    def _publish(self, device: SampledGpu | SampledCpu, snapshot: DeviceSnapshot) -> None:
+    def _publish(self, device: SampledGpu | SampledCpu, state: DeviceState) -> None:
         with self._lock:
             sampler = self._samplers.get(device.key)
             if sampler is None or sampler.device is not device:
-                return  # the last words of one that was removed
-            self._snapshots[device.key] = snapshot
+                return  # it was removed during its last tick
+            self._published[device.key] = state
             self._version += 1
+        for each in (state, *state.instances):
+            self._on_device(each)
 
     def _find(self) -> None:
         """Find the devices; where a thread for one cannot start, later."""
@@ -182,7 +167,7 @@ class HostSampling:
         backoff = BACKOFF_FIRST_SECONDS
         absent_logged = False
         while not self._stop.is_set():
-            modes = self._callbacks.source_modes()
+            modes = self._settings().modes
             if modes["cpu"] == "on":
                 self._start_cpu()
             count, reason = self._count_gpus() if modes["nvml"] != "off" else (0, "turned_off")
@@ -217,10 +202,10 @@ class HostSampling:
 
     def _start_cpu(self) -> None:
         if SampledCpu.key not in self._samplers:
-            self._start(SampledCpu(self._callbacks.settings, CpuSource(time.monotonic)))
+            self._start(SampledCpu(self._settings, CpuSource(time.monotonic)))
 
     def _start_gpus(self, count: int) -> None:
-        if self._callbacks.source_modes()["cpu"] != "on":
+        if self._settings().modes["cpu"] != "on":
             self._remove(SampledCpu.key)
         for index in range(count):
             if str(index) not in self._samplers:
@@ -230,11 +215,11 @@ class HostSampling:
             gpus=self._gpus,
             add=self._add_gpu,
             forget=self._forget_gpu,
-            hung=lambda: self.view().hung,
+            hung=lambda: self.published(time.monotonic()).hung,
         )
         BoundedThread(
             target=lookout.run,
-            args=(self._stop, lambda: self._callbacks.settings().slow_interval),
+            args=(self._stop, lambda: self._settings().slow_interval),
             name="device-lookout",
         ).start()
 
@@ -272,11 +257,9 @@ class HostSampling:
     def _context(self) -> GpuContext:
         return GpuContext(
             library=self._library,
-            settings=self._callbacks.settings,
-            precision=self._callbacks.precision,
-            reachable_bandwidth=self._callbacks.reachable_bandwidth,
+            settings=self._settings,
+            state=self._state,
             xids=self._xids.counts,
-            gpm_mode=lambda: self._callbacks.source_modes()["gpm"],
             on_mismatch=self._mismatch.set,
             claim=self._claim,
             dcgm=self._dcgm,
@@ -285,12 +268,13 @@ class HostSampling:
     def _start(self, device: SampledGpu | SampledCpu) -> None:
         sampler = Sampler(
             device,
-            self._callbacks.settings,
+            self._settings,
             partial(self._publish, device),
             started_at=self._started_at,
         )
         with self._lock:
             self._samplers[device.key] = sampler
+            self._version += 1
         try:
             sampler.start()
         except RuntimeError:  # no thread left: the finder tries again
@@ -301,7 +285,7 @@ class HostSampling:
     def _remove(self, key: str) -> None:
         with self._lock:
             sampler = self._samplers.pop(key, None)
-            self._snapshots.pop(key, None)
+            self._published.pop(key, None)
             self._version += 1
         if sampler is not None:
             sampler.stop()
@@ -326,13 +310,13 @@ class HostSampling:
         return [device for device in devices if isinstance(device, SampledGpu)]
 
 
-def _order(snapshot: DeviceSnapshot) -> tuple[bool, int, str]:
-    index = snapshot.identity.index
+def _order(device: DeviceState) -> tuple[bool, int, str]:
+    index = device.identity.index
     return (not index.isdigit(), int(index) if index.isdigit() else 0, index)
 
 
-def _not_yet(key: str, now: float) -> DeviceSnapshot:
-    return DeviceSnapshot(
+def _not_yet(key: str, now: float) -> DeviceState:
+    return DeviceState(
         identity=DeviceIdentity(index=key, uuid=UNKNOWN, name=UNKNOWN),
         at_seconds=now,
         up=False,

@@ -10,7 +10,7 @@ from exporter.collect.nvml.errors import NvmlError
 from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import SamplingSettings
 from exporter.readings import DeviceIdentity
-from exporter.state import DeviceSnapshot, SourceHealth
+from exporter.state import DeviceState, SourceHealth
 
 
 class SampledCpu:
@@ -37,7 +37,7 @@ class SampledCpu:
         """Count nothing of the time since the last tick."""
         self._accounts.forget_open_spans()
 
-    def tick(self, ticks: TickStatistics) -> DeviceSnapshot:
+    def tick(self, ticks: TickStatistics) -> DeviceState:
         """Read and account."""
         fast = self._source.read()
         self.sample_clock()
@@ -56,9 +56,9 @@ class SampledCpu:
             sources={"cpu": SourceHealth(up=True, last_success_unix_seconds=time.time())},
         )
 
-    def failed(self, error: NvmlError | None, ticks: TickStatistics) -> DeviceSnapshot:
+    def failed(self, error: NvmlError | None, ticks: TickStatistics) -> DeviceState:
         """What is known of it without a reading."""
-        return DeviceSnapshot(
+        return DeviceState(
             identity=self.identity,
             at_seconds=time.monotonic(),
             up=False,

@@ -40,6 +40,7 @@ from exporter.collect.nvml.mig import (
 )
 from exporter.collect.nvml.reading import read_clock, read_memory, read_processes
 from exporter.collect.settings import SamplingSettings
+from exporter.precision import headline_precision
 from exporter.readings import (
     ActivityWindow,
     ClockSample,
@@ -47,7 +48,7 @@ from exporter.readings import (
     FastReading,
     SlowReading,
 )
-from exporter.state import DeviceSnapshot, SourceHealth
+from exporter.state import DeviceState, SourceHealth
 
 
 log = structlog.get_logger(__name__)
@@ -106,7 +107,7 @@ class SampledInstances:
         for instance in self._instances.values():
             instance.skip_gap()
 
-    def tick(self, sample: ClockSample, *, gpu_is_silent: bool) -> tuple[DeviceSnapshot, ...]:
+    def tick(self, sample: ClockSample, *, gpu_is_silent: bool) -> tuple[DeviceState, ...]:
         """Read all instances and account for them. Raises NvmlError when the GPU is gone.
 
         `gpu_is_silent`: the GPU works by its power, and nothing is seen of it. An instance of which
@@ -152,7 +153,7 @@ class SampledInstances:
         opened = [instance.open_since_seconds for instance in self._instances.values()]
         return opened[0] if opened and None not in opened else None
 
-    def lost(self, *, close: bool) -> tuple[DeviceSnapshot, ...]:
+    def lost(self, *, close: bool) -> tuple[DeviceState, ...]:
         """Let go of the instances with their GPU, but keep their books."""
         for instance in self._instances.values():
             instance.detach(close=close)
@@ -160,7 +161,7 @@ class SampledInstances:
 
     def _open_gpm(self, instances: Sequence["_SampledInstance"], calls: DeviceCalls) -> None:
         """Try GPM on new instances, all in one trial."""
-        if self._context.gpm_mode() == "off":
+        if self._context.settings().modes["gpm"] == "off":
             return
         now = time.monotonic()
         due = [*instances, *(i for i in self._instances.values() if i.gpm_due(now))]
@@ -288,7 +289,7 @@ class _SampledInstance:
 
     def tick(
         self, sample: ClockSample, settings: SamplingSettings, *, gpu_is_silent: bool
-    ) -> DeviceSnapshot:
+    ) -> DeviceState:
         """Read and account."""
         calls = self._calls
         assert calls is not None
@@ -311,40 +312,42 @@ class _SampledInstance:
         if gpu_is_silent and believed is not None and is_silent(believed):
             believed = without_activity(believed, None)
             self._book_silence()
-        precision, origin = self._context.precision(self.identity, self.peaks)
+        state, uuid = self._context.state(), self.identity.uuid
+        headline = headline_precision(
+            settings.gpus, state.precisions.get(uuid), self.identity, self.peaks
+        )
         last = self.accounts.observe(
             fast,
             believed,
-            precision=precision,
+            precision=headline.precision,
             max_window_seconds=settings.max_window + self._dcgm.max_window_seconds,
             window_started_seconds=opened,
-            reachable_bandwidth=self._context.reachable_bandwidth(self.identity)
-            or REACHABLE_BANDWIDTH,
+            reachable_bandwidth=state.reachable_bandwidth.get(uuid, REACHABLE_BANDWIDTH),
         )
         return replace(
             self.snapshot(up=True),
             at_seconds=sample.at_seconds,
             peaks=self.peaks,
-            precision=precision,
-            precision_origin=origin,
+            precision=headline.precision,
+            precision_origin=headline.origin,
             fast=fast,
             slow=self._slow,
             last=self._dcgm.hold(last, sample.at_seconds),
             counters=self.accounts.counters(),
         )
 
-    def snapshot(self, *, up: bool) -> DeviceSnapshot:
+    def snapshot(self, *, up: bool) -> DeviceState:
         """What is known without a reading."""
         sources = {
             "nvml": SourceHealth(up, self._succeeded.get("nvml"), dict(self._errors["nvml"]))
         }
-        if self._context.gpm_mode() != "off":
+        if self._context.settings().modes["gpm"] != "off":
             sources[self._gpm_name] = SourceHealth(
                 up and self._gpm is not None and self._gpm_delivered,
                 self._succeeded.get("gpm"),
                 dict(self._errors["gpm"]),
             )
-        return DeviceSnapshot(
+        return DeviceState(
             identity=self.identity,
             at_seconds=time.monotonic(),
             up=up,

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -11,7 +11,7 @@ from exporter.accounting.counters import Histogram, HistogramValue
 from exporter.collect.nvml.errors import UNKNOWN_CODE, NvmlError, Transient
 from exporter.collect.settings import SamplingSettings
 from exporter.metrics.own import TICK_DURATION_SECONDS
-from exporter.state import DeviceSnapshot
+from exporter.state import DeviceState
 from flopwatch.threads import BoundedThread
 
 
@@ -22,6 +22,8 @@ BACKOFF_LAST_SECONDS = 60.0
 # What is measured between two ticks is there this long after the first one, and not a whole interval
 # later: a little more than the shortest window of GPM.
 _FIRST_WINDOW_SECONDS = 0.12
+
+_Result = TypeVar("_Result")
 
 
 class SampledDevice(Protocol):
@@ -36,13 +38,13 @@ class SampledDevice(Protocol):
     def sample_clock(self) -> None:
         """Sample the clock between ticks. Raises NvmlError when the device is lost."""
 
-    def tick(self, ticks: "TickStatistics") -> DeviceSnapshot:
+    def tick(self, ticks: "TickStatistics") -> DeviceState:
         """Read, account, and say what is known. Raises NvmlError when the device is lost."""
 
     def skip_gap(self) -> None:
         """Count nothing of the time since the last tick: it was not watched."""
 
-    def failed(self, error: NvmlError, ticks: "TickStatistics") -> DeviceSnapshot:
+    def failed(self, error: NvmlError, ticks: "TickStatistics") -> DeviceState:
         """Let go of the device and say what is known without it."""
 
 
@@ -70,7 +72,7 @@ class Sampler:
         self,
         device: SampledDevice,
         settings: Callable[[], SamplingSettings],
-        publish: Callable[[DeviceSnapshot], None],
+        publish: Callable[[DeviceState], None],
         *,
         started_at: float,
     ) -> None:
@@ -128,13 +130,13 @@ class Sampler:
 
     def _let_go(self, failure: NvmlError, backoff: float) -> None:
         self._busy_since = time.monotonic()
-        snapshot = self.device.failed(failure, self._ticks)
-        self._publish(snapshot)
+        state = self.device.failed(failure, self._ticks)
+        self._publish(state)
         self._busy_since = None
         log.warning(
             "device_unavailable",
-            gpu=snapshot.identity.index,
-            uuid=snapshot.identity.uuid,
+            gpu=state.identity.index,
+            uuid=state.identity.uuid,
             reason=failure.reason,
             function=failure.function,
             retry_seconds=backoff,
@@ -178,13 +180,13 @@ class Sampler:
 
     def _tick(self) -> None:
         started = time.monotonic()
-        snapshot: list[DeviceSnapshot] = []
-        if self._watched(lambda: snapshot.append(self.device.tick(self._ticks))):
-            self._publish(snapshot[0])
+        state = self._watched(lambda: self.device.tick(self._ticks))
+        if state is not None:
+            self._publish(state)
         self._ticks.observe(time.monotonic() - started)
 
-    def _watched(self, work: Callable[[], None]) -> bool:
-        """Do driver work under the deadline's eye; whether it kept the deadline.
+    def _watched(self, work: Callable[[], _Result]) -> _Result | None:
+        """Do driver work under the deadline; its result, or None when it was late.
 
         What a late call brought may be as old as the hang: nothing of it is shown, and none of the
         time is counted.
@@ -192,11 +194,11 @@ class Sampler:
         if self._busy_since is None:
             self._busy_since = time.monotonic()
         started = self._busy_since
-        work()
+        result = work()
         self._busy_since = None
         seconds = time.monotonic() - started
         if seconds <= self._settings().deadline:
-            return True
+            return result
         self.device.skip_gap()
         log.warning("driver_call_returned", gpu=self.device.key, seconds=round(seconds, 1))
-        return False
+        return None

@@ -1,15 +1,34 @@
 """What the sampling threads need to know of the configuration."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRule:
+    """One entry of `gpus`: a device fits when all given patterns do."""
+
+    uuid: str | None
+    index: int | None
+    name: str | None
+    precision: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """Intervals in seconds. `deadline` is how long a driver call may take before it counts as hung."""
+    """Intervals in seconds. `deadline` is how long a driver call may take before it counts as hung.
+
+    `modes` says auto, on or off of each source. The first of `gpus` that fits a device applies.
+    """
 
     interval: float = 1.0
     slow_interval: float = 15.0
     deadline: float = 2.0
+    modes: Mapping[str, str] = field(
+        default_factory=lambda: dict.fromkeys(("nvml", "gpm", "dcgm", "cpu"), "auto")
+    )
+    dcgm_url: str = "http://127.0.0.1:9400/metrics"
+    gpus: tuple[GpuRule, ...] = ()
 
     @property
     def max_window(self) -> float:

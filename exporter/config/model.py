@@ -4,19 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.collect.settings import SamplingSettings
+from exporter.collect.settings import GpuRule, SamplingSettings
 from exporter.config.schema import Values
 from probes.config import ProbeConfig
-
-
-@dataclass(frozen=True, slots=True)
-class GpuRule:
-    """One entry of `gpus`: a device fits when all given patterns do."""
-
-    uuid: str | None
-    index: int | None
-    name: str | None
-    precision: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +43,6 @@ class Config:
 
     values: Values
     sampling: SamplingSettings
-    sources: dict[str, str]
-    dcgm_url: str
-    gpus: tuple[GpuRule, ...]
     probes: ProbeConfig
     workloads: tuple[Workload, ...]
     discovery_ports: tuple[int, ...]
@@ -77,11 +64,13 @@ def build_config(values: Values) -> Config:
     """The typed configuration. Raises ValueError where values cannot work together."""
     return Config(
         values=values,
-        sampling=SamplingSettings(**values["sampling"]),
-        sources=dict(values["sources"]),
-        dcgm_url=values["dcgm"]["url"],
-        gpus=tuple(
-            GpuRule(**rule["match"], precision=rule["precision"]) for rule in values["gpus"]
+        sampling=SamplingSettings(
+            **values["sampling"],
+            modes=dict(values["sources"]),
+            dcgm_url=values["dcgm"]["url"],
+            gpus=tuple(
+                GpuRule(**rule["match"], precision=rule["precision"]) for rule in values["gpus"]
+            ),
         ),
         probes=_probe_config(values["probes"]),
         workloads=tuple(Workload(**workload) for workload in values["workloads"]),

@@ -20,52 +20,57 @@ from exporter.exposition.samples import (
 from exporter.metrics import device, gpu, own
 from exporter.metrics.family import Sample
 from exporter.readings import ActivityWindow, DeviceIdentity, FastReading, SlowReading
-from exporter.state import UNKNOWN, UNKNOWN_KEY, DeviceSnapshot, HostSnapshot
+from exporter.state import UNKNOWN, DeviceState, State
 
 
-def host_samples(host: HostSnapshot) -> Iterable[Sample]:
+def device_samples(state: State) -> Iterable[Sample]:
     """All samples of all devices. Of a device that is down, hung or stale only its health."""
     parts: list[Iterable[Sample]] = []
-    for snapshot in host.devices:
-        hung = snapshot.identity.key in host.hung
-        age = host.now_seconds - snapshot.at_seconds
-        fresh = snapshot.up and not hung and age <= snapshot.max_age_seconds
-        parts.append(_health(snapshot, up=fresh, hung=hung))
-        if fresh:
-            parts.append(_readings(snapshot))
-    if host.pending or not host.devices:
-        parts.append(_no_device(host))
+    for device_state in state.devices:
+        parts.append(_health(device_state))
+        if device_state.up:
+            parts.append(_readings(device_state))
+    if state.pending or not state.devices:
+        parts.append(_no_device(state))
     return chain.from_iterable(parts)  # a loop in C for each of thousands of samples
 
 
-def _no_device(host: HostSnapshot) -> Iterator[Sample]:
+def calibration_samples(state: State) -> Iterator[Sample]:
+    """The FLOP counter's error, as `flopwatch calibrate` last measured it."""
+    for found in state.devices:
+        errors = state.calibration.get(found.identity.uuid, {})
+        labels = device_labels(found.identity)
+        yield from by_label(gpu.ESTIMATOR_ERROR_RATIO, labels, "precision", errors)
+
+
+def _no_device(state: State) -> Iterator[Sample]:
     """No device to speak of yet: that, too, is said, so that it can be alerted on."""
     labels = (("gpu", UNKNOWN), ("uuid", UNKNOWN))
     yield Sample(own.GPU_UP, labels, 0.0)
-    yield Sample(own.SOURCE_HUNG, labels, float(UNKNOWN_KEY in host.hung))
-    if host.driver_error is not None:
-        reason = (("source", "nvml"), ("reason", host.driver_error))
+    yield Sample(own.SOURCE_HUNG, labels, float(state.hung))
+    if state.driver_error is not None:
+        reason = (("source", "nvml"), ("reason", state.driver_error))
         yield Sample(own.SOURCE_ERRORS_TOTAL, (*labels, *reason), 1.0)
 
 
-def _health(snapshot: DeviceSnapshot, *, up: bool, hung: bool) -> Iterator[Sample]:
+def _health(snapshot: DeviceState) -> Iterator[Sample]:
     """What is shown of a device in any state: who it is, and how it fares."""
     identity = snapshot.identity
     labels = device_labels(identity)
-    yield Sample(own.GPU_UP, labels, float(up))
-    yield Sample(own.SOURCE_HUNG, labels, float(hung))
+    yield Sample(own.GPU_UP, labels, float(snapshot.up))
+    yield Sample(own.SOURCE_HUNG, labels, float(snapshot.absent == "hung"))
     if identity.uuid != UNKNOWN:
         yield from _info(labels, identity)
     for source, health in snapshot.sources.items():
         source_labels = (*labels, ("source", source))
-        yield Sample(own.SOURCE_UP, source_labels, float(health.up and up))
+        yield Sample(own.SOURCE_UP, source_labels, float(health.up))
         yield from optional(
             own.SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS,
             source_labels,
             health.last_success_unix_seconds,
         )
         yield from by_label(own.SOURCE_ERRORS_TOTAL, source_labels, "reason", health.errors)
-        for name in health.missing_fields if up else ():
+        for name in health.missing_fields:
             yield Sample(own.SOURCE_FIELD_MISSING, (*source_labels, ("field", name)), 1.0)
     yield from histogram(own.TICK_DURATION_SECONDS, labels, snapshot.tick_duration)
     if identity.mig is None:  # an instance is sampled in its GPU's ticks
@@ -95,7 +100,7 @@ def _info(labels: Labels, identity: DeviceIdentity) -> Iterator[Sample]:
     )
 
 
-def _readings(snapshot: DeviceSnapshot) -> Iterable[Sample]:
+def _readings(snapshot: DeviceState) -> Iterable[Sample]:
     labels = device_labels(snapshot.identity)
     last = snapshot.last
     parts: list[Iterable[Sample]] = []
@@ -140,7 +145,7 @@ def _peaks(labels: Labels, peaks: Peaks, slow: SlowReading | None) -> Iterator[S
         )
 
 
-def _counters(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Sample]:
+def _counters(labels: Labels, snapshot: DeviceState) -> Iterator[Sample]:
     counters = snapshot.counters
     for (work, source), flop in counters.flop.items():
         yield Sample(
@@ -202,7 +207,7 @@ def _activity(labels: Labels, window: ActivityWindow) -> Iterator[Sample]:
     yield from by_label(gpu.PIPE_ACTIVE_RATIO, labels, "pipe", known)
 
 
-def _clocks(labels: Labels, snapshot: DeviceSnapshot) -> Iterator[Sample]:
+def _clocks(labels: Labels, snapshot: DeviceState) -> Iterator[Sample]:
     """The window's mean clock where it is known, else the sampled one."""
     clock = snapshot.fast.sm_clock_hertz if snapshot.fast else None
     held = snapshot.last is not None and snapshot.last.activity.source == DCGM  # not of this tick

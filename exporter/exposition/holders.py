@@ -1,50 +1,44 @@
 """Samples of the holders: info series to join, and, by option, labels on chosen families."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from functools import partial
 
 from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
 from exporter.exposition.samples import Labels, by_label, device_labels, optional
 from exporter.metrics import holder_sources as families
 from exporter.metrics import holders
 from exporter.metrics.family import Family, Label, Sample
-from exporter.readings import DeviceIdentity
-from exporter.state import UNKNOWN, HostSnapshot
+from exporter.state import State
 
 
-def holder_samples(snapshot: HoldersSnapshot, host: HostSnapshot) -> Iterator[Sample]:
+def holder_samples(state: State) -> Iterator[Sample]:
     """All samples of all holders. A device that the host does not list is counted, not shown."""
-    find = _finder(host)
     unknown: set[DeviceKey] = set()
     # Two names of one device (a UUID and an index) must not make one series twice.
     seen: set[tuple[Labels, Labels]] = set()
-    for family, key, labels in _held(snapshot):
-        identity = find(key)
-        if identity is None:
+    for family, key, labels in _held(state.holders):
+        found = state.find(key.uuid or key.index or "", key.mig)
+        if found is None:
             unknown.add(key)
             continue
-        device = device_labels(identity)
+        device = device_labels(found.identity)
         if (device, labels) not in seen:
             seen.add((device, labels))
             yield Sample(family, (*device, *labels), 1.0)
-    yield from _sources(snapshot)
-    if snapshot.sources and not host.pending:
+    yield from _sources(state.holders)
+    if state.holders.sources and not state.pending:
         yield Sample(families.HOLDER_UNKNOWN_DEVICES, (), float(len(unknown)))
 
 
 def with_holder_labels(
-    samples: Iterable[Sample],
-    snapshot: HoldersSnapshot,
-    host: HostSnapshot,
-    chosen: AbstractSet[str],
+    samples: Iterable[Sample], state: State, chosen: AbstractSet[str]
 ) -> Iterable[Sample]:
     """The same samples; those of the chosen families carry namespace, pod, container and job.
 
     Only where there is one holder: a device that is shared has no honest label, and a series per
     holder would count its work several times.
     """
-    holder = _sole_holders(snapshot, host) if chosen else {}
+    holder = _sole_holders(state) if chosen else {}
     if not holder:  # as on most hosts: nothing to look at sample by sample
         return samples
     return _labelled(samples, holder, chosen)
@@ -87,14 +81,13 @@ def _sources(snapshot: HoldersSnapshot) -> Iterator[Sample]:
         yield from by_label(families.HOLDER_SOURCE_ERRORS_TOTAL, labels, "reason", state.errors)
 
 
-def _sole_holders(snapshot: HoldersSnapshot, host: HostSnapshot) -> dict[str, Labels]:
+def _sole_holders(state: State) -> dict[str, Labels]:
     """By device UUID the labels of its holder: of its one container, of its one job, or of both."""
-    find = _finder(host)
     held: dict[str, dict[str, set[Labels]]] = {}
-    for family, key, labels in _held(snapshot):
-        identity = find(key)
-        if identity is not None:
-            held.setdefault(identity.uuid, {}).setdefault(family.name, set()).add(labels)
+    for family, key, labels in _held(state.holders):
+        found = state.find(key.uuid or key.index or "", key.mig)
+        if found is not None:
+            held.setdefault(found.identity.uuid, {}).setdefault(family.name, set()).add(labels)
     sole: dict[str, Labels] = {}
     for uuid, by_family in held.items():
         labels_of: list[Label] = []
@@ -103,24 +96,3 @@ def _sole_holders(snapshot: HoldersSnapshot, host: HostSnapshot) -> dict[str, La
                 labels_of += next(iter(alternatives))
         sole[uuid] = tuple(labels_of)
     return sole
-
-
-def _finder(host: HostSnapshot) -> Callable[[DeviceKey], DeviceIdentity | None]:
-    identities = [device.identity for device in host.devices if device.identity.uuid != UNKNOWN]
-    by_uuid = {identity.uuid: identity for identity in identities}
-    by_index = {(identity.index, identity.mig): identity for identity in identities}
-    return partial(_find, by_uuid, by_index)
-
-
-def _find(
-    by_uuid: dict[str, DeviceIdentity],
-    by_index: dict[tuple[str, str | None], DeviceIdentity],
-    key: DeviceKey,
-) -> DeviceIdentity | None:
-    """The device of a key. An instance is found by the index of its GPU and its own id."""
-    if key.uuid is None:
-        return by_index.get((key.index or "", key.mig))
-    identity = by_uuid.get(key.uuid)
-    if identity is None or key.mig is None:
-        return identity
-    return by_index.get((identity.index, key.mig))

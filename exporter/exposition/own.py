@@ -2,19 +2,11 @@
 
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from exporter.metrics import own
 from exporter.metrics.family import Sample
+from exporter.state import ReloadStatus
 from exporter.version import REVISION, VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class ReloadStatus:
-    """How the last load of the configuration went, and when one last succeeded (Unix time)."""
-
-    successful: bool
-    last_success_unix_seconds: float
 
 
 def own_samples(reload: ReloadStatus) -> Iterator[Sample]:

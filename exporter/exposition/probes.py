@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from exporter.exposition.samples import Labels, by_label, optional
 from exporter.metrics import probes
 from exporter.metrics.family import MIG_LABEL, Sample
-from probes.records import DeviceSnapshot, ProbesSnapshot
+from probes.records import ProbeResults, ProbesSnapshot
 
 
 def probe_samples(snapshot: ProbesSnapshot) -> Iterator[Sample]:
@@ -37,7 +37,7 @@ def _judged(kernel: str) -> bool:
     return kernel.startswith("gemm_") or kernel == "copy_device"
 
 
-def _device_samples(device: DeviceSnapshot) -> Iterator[Sample]:
+def _device_samples(device: ProbeResults) -> Iterator[Sample]:
     labels: Labels = (("gpu", device.device), ("uuid", device.uuid))
     if device.instance is not None:
         labels = (*labels, (MIG_LABEL, device.instance))

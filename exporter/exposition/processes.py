@@ -5,15 +5,13 @@ from collections.abc import Callable, Iterator
 from exporter.exposition.samples import device_labels
 from exporter.metrics.device import PROCESS_MEMORY_BYTES
 from exporter.metrics.family import Sample
-from exporter.state import HostSnapshot
+from exporter.state import State
 
 
-def process_samples(host: HostSnapshot, name_of: Callable[[int], str]) -> Iterator[Sample]:
+def process_samples(state: State, name_of: Callable[[int], str]) -> Iterator[Sample]:
     """Memory by process, of devices that answer."""
-    for device in host.devices:
-        age = host.now_seconds - device.at_seconds
-        hung = device.identity.key in host.hung
-        if device.slow is None or not device.up or hung or age > device.max_age_seconds:
+    for device in state.devices:
+        if device.slow is None:
             continue
         labels = device_labels(device.identity)
         # A process may hold several contexts on one device.

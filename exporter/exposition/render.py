@@ -7,6 +7,7 @@ import gzip
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.exposition import generate_latest
@@ -27,22 +28,24 @@ _REUSE_SECONDS = 0.2
 _GZIP_LEVEL = 1
 
 
+_State = TypeVar("_State")
+
 # The exporter's own health is never dropped, or nobody would learn of the limit.
 _ALWAYS = frozenset(own.FAMILIES)
 
 
-class Exposition:
+class Exposition(Generic[_State]):
     """Renders on demand and remembers the bytes by format and encoding. Thread-safe."""
 
     def __init__(
         self,
-        samples: Callable[[], Iterable[Sample]],
+        samples: Callable[[_State], Iterable[Sample]],
         *,
         series_limit: Callable[[], int],
-        state: Callable[[], object],
+        state: Callable[[], _State],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`state` changes when a new rendering would differ; it is compared, never kept long."""
+        """`state` gives another object when a new rendering would differ; `samples` renders it."""
         self._samples = samples
         self._series_limit = series_limit
         self._state = state
@@ -63,9 +66,9 @@ class Exposition:
         with self._lock:
             state = self._state()
             now = self._clock()
-            if state != self._rendered_state and now - self._rendered_at >= _REUSE_SECONDS:
+            if state is not self._rendered_state and now - self._rendered_at >= _REUSE_SECONDS:
                 self._rendered.clear()
-                self._families = self._write()
+                self._families = self._write(state)
                 self._rendered_state = state
                 self._rendered_at = now
             key = (format_, compressed)
@@ -76,9 +79,11 @@ class Exposition:
                 self._rendered[key] = body
             return body
 
-    def _write(self) -> list[tuple[Family, str]]:
+    def _write(self, state: _State) -> list[tuple[Family, str]]:
         """The lines of all families that have samples, in the order of the catalogue."""
-        written = self._writer.write(self._samples(), limit=self._series_limit(), always=_ALWAYS)
+        written = self._writer.write(
+            self._samples(state), limit=self._series_limit(), always=_ALWAYS
+        )
         self._dropped += written.dropped
         if written.forgot:
             forget_labels()

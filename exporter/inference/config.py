@@ -1,14 +1,13 @@
 """What can be configured of workloads, and what they ask of the rest of the daemon."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.errors import ConfigError
 from exporter.inference.discovery import ListPods
 from exporter.inference.engines.registry import ENGINES
-from exporter.inference.snapshot import GpuRef
 
 
 DISCOVERY_SECONDS = 60.0
@@ -49,36 +48,6 @@ class DiscoveryConfig:
     ports: tuple[int, ...] = ()
     list_pods: ListPods | None = None
     interval_seconds: float = DISCOVERY_SECONDS
-
-
-def _no_gpu(_key: int | str) -> GpuRef | None:
-    return None
-
-
-def _no_peak(_uuid: str, _precision: str) -> float | None:
-    return None
-
-
-def _no_bandwidth(_uuid: str) -> float | None:
-    return None
-
-
-def _no_processes() -> Mapping[GpuRef, frozenset[int]]:
-    return {}
-
-
-@dataclass(frozen=True, slots=True)
-class GpuHooks:
-    """What the workloads ask of the rest of the daemon. None of them may block.
-
-    `resolve` turns an index or UUID into a GPU, `peaks` gives its dense FLOP/s at a precision,
-    `bandwidth` its theoretical bytes/s, `processes` the processes that hold each GPU.
-    """
-
-    resolve: Callable[[int | str], GpuRef | None] = _no_gpu
-    peaks: Callable[[str, str], float | None] = _no_peak
-    bandwidth: Callable[[str], float | None] = _no_bandwidth
-    processes: Callable[[], Mapping[GpuRef, frozenset[int]]] = _no_processes
 
 
 def check_names(config: Sequence[WorkloadConfig]) -> None:

@@ -3,24 +3,25 @@
 from collections.abc import Iterable, Sequence
 
 from exporter.inference.account import ModelBooks
-from exporter.inference.config import GpuHooks, WorkloadConfig
+from exporter.inference.config import WorkloadConfig
 from exporter.inference.models.memory import stored_weight_bytes
 from exporter.inference.models.parameters import count_parameters
 from exporter.inference.snapshot import GpuRef, ModelSnapshot
+from exporter.state import State
 
 
 def present(
     config: WorkloadConfig,
     books: ModelBooks,
     gpus: Sequence[GpuRef],
-    hooks: GpuHooks,
+    state: State,
     gpus_per_engine: int,
 ) -> ModelSnapshot:
     """Return what is shown of one model. A ratio needs the peaks of all of its GPUs."""
     reading, description, cost = books.reading, books.description, books.cost
     window, seconds = books.window_cost, books.window_seconds
     counts = count_parameters(description) if description else None
-    precision = precision_of(config, books, gpus, hooks)
+    precision = precision_of(config, books, gpus, state)
     flops = window.flops / seconds if window and seconds else None
     bandwidth = window.dram_bytes / seconds if window and seconds else None
     estimate = None if reading.engine_flops is None else books.engine_flop * gpus_per_engine
@@ -33,8 +34,8 @@ def present(
         decode_flop=cost.decode_flops if description else None,
         dram_bytes=cost.dram_bytes if description else None,
         engine_flop=estimate,
-        flops_utilization=_ratio(flops, _peak(gpus, precision, hooks)),
-        bandwidth_utilization=_ratio(bandwidth, _sum(hooks.bandwidth(gpu.uuid) for gpu in gpus)),
+        flops_utilization=_ratio(flops, _peak(gpus, precision, state)),
+        bandwidth_utilization=_ratio(bandwidth, _sum(_bandwidth(state, gpu) for gpu in gpus)),
         running_requests=reading.running_requests,
         waiting_requests=reading.waiting_requests,
         cache_usage_ratio=reading.cache_usage_ratio,
@@ -48,7 +49,7 @@ def present(
 
 
 def precision_of(
-    config: WorkloadConfig, books: ModelBooks, gpus: Sequence[GpuRef], hooks: GpuHooks
+    config: WorkloadConfig, books: ModelBooks, gpus: Sequence[GpuRef], state: State
 ) -> str | None:
     """Return the precision of the matrix products: what was said, if the GPUs have such a unit.
 
@@ -62,15 +63,24 @@ def precision_of(
     said += [description.compute_precision, description.data_type] if description else []
     candidates = [precision for precision in said if precision is not None]
     for precision in candidates:
-        if _peak(gpus, precision, hooks) is not None:
+        if _peak(gpus, precision, state) is not None:
             return precision
     return candidates[0] if candidates else None
 
 
-def _peak(gpus: Sequence[GpuRef], precision: str | None, hooks: GpuHooks) -> float | None:
+def _peak(gpus: Sequence[GpuRef], precision: str | None, state: State) -> float | None:
+    """FLOP/s of all these GPUs together; None unless each of them is known to have a peak."""
     if precision is None:
         return None
-    return _sum(hooks.peaks(gpu.uuid, precision) for gpu in gpus)
+    devices = [state.find(gpu.uuid) for gpu in gpus]
+    return _sum(
+        device.peaks.flops.get(precision) if device and device.peaks else None for device in devices
+    )
+
+
+def _bandwidth(state: State, gpu: GpuRef) -> float | None:
+    device = state.find(gpu.uuid)
+    return device.peaks.dram_bytes_per_second if device and device.peaks else None
 
 
 def _model_name(config: WorkloadConfig) -> str:

@@ -9,7 +9,7 @@ import structlog
 
 from exporter.http_client import without_credentials
 from exporter.inference.account import Account, Locate, ModelSettings
-from exporter.inference.config import DiscoveryConfig, GpuHooks, WorkloadConfig, check_names
+from exporter.inference.config import DiscoveryConfig, WorkloadConfig, check_names
 from exporter.inference.discovery import Endpoint, discover_pods, discover_ports
 from exporter.inference.engines.registry import ENGINES
 from exporter.inference.models.locate import locate_config
@@ -22,6 +22,7 @@ from exporter.inference.snapshot import (
     WorkloadSnapshot,
     WorkloadsSnapshot,
 )
+from exporter.state import DeviceState, State
 
 
 # Engines beyond this are not scraped: a host serves a few, a runaway discovery finds more.
@@ -52,7 +53,7 @@ class WorkloadService:
         self,
         config: Sequence[WorkloadConfig] = (),
         *,
-        gpus: GpuHooks | None = None,
+        state: Callable[[], State] = lambda: State(at_seconds=0.0),
         discovery: DiscoveryConfig | None = None,
         fetch: Fetch = fetch_text,
         locate: Locate = locate_config,
@@ -60,7 +61,7 @@ class WorkloadService:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = tuple(config)
-        self._gpus = gpus or GpuHooks()
+        self._state = state
         self._discovery = discovery or DiscoveryConfig()
         self._fetch = fetch
         self._locate = locate
@@ -125,12 +126,13 @@ class WorkloadService:
         It outlives an engine's failure: the value of past work does not change with it.
         """
         served: dict[str, str] = {}
+        state = self._state()
         with self._lock:
             workloads = sorted(self._workloads.items())
         for _name, workload in workloads:
             gpus = self._gpus_of(workload)
             for books in workload.account.models():
-                precision = precision_of(workload.config, books, gpus, self._gpus)
+                precision = precision_of(workload.config, books, gpus, state)
                 if precision is not None:
                     for gpu in gpus:
                         served.setdefault(gpu.uuid, precision)
@@ -176,7 +178,7 @@ class WorkloadService:
             reason=state.reason.value if state.reason else None,
             gpus=gpus,
             models=tuple(
-                present(workload.config, books, gpus, self._gpus, self._split(workload))
+                present(workload.config, books, gpus, self._state(), self._split(workload))
                 for books in workload.account.models()
             )
             if state.up
@@ -189,11 +191,16 @@ class WorkloadService:
     def _gpus_of(self, workload: _Workload) -> tuple[GpuRef, ...]:
         if not workload.config.gpus:
             return workload.process_gpus
-        resolved = (self._gpus.resolve(key) for key in workload.config.gpus)
-        return tuple(dict.fromkeys(gpu for gpu in resolved if gpu is not None))
+        state = self._state()
+        found = (state.find(key) for key in workload.config.gpus)
+        return tuple(dict.fromkeys(_reference(device) for device in found if device is not None))
 
     def _process_gpus(self, url: str) -> tuple[GpuRef, ...]:
-        held = self._gpus.processes()
+        held = {
+            _reference(device): {process.pid for process in device.slow.processes or ()}
+            for device in self._state().devices
+            if device.slow is not None
+        }
         if not held:
             return ()
         processes = serving_processes(url)
@@ -248,3 +255,8 @@ class WorkloadService:
                 if workload.found and not state.up and self._wall_clock() - seen > FORGET_SECONDS:
                     log.info("workload_forgotten", workload=name)
                     self._remove(name)
+
+
+def _reference(device: DeviceState) -> GpuRef:
+    identity = device.identity
+    return GpuRef(identity.index, identity.uuid, identity.mig)

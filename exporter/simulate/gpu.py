@@ -20,7 +20,7 @@ from exporter.readings import (
 from exporter.simulate.loads import Load
 from exporter.simulate.products import Product
 from exporter.simulate.scenarios import Fault
-from exporter.state import DeviceSnapshot, SourceHealth, XidCounts
+from exporter.state import DeviceState, SourceHealth, XidCounts
 
 
 # Dynamic power at full clock and load, as a share of the limit, by unit.
@@ -112,11 +112,11 @@ class SimulatedGpu:
         self._ticks.observe(self.random.lognormvariate(-5.3, 0.35))
         self._succeeded = end
 
-    def snapshot(self, at: float) -> DeviceSnapshot:
+    def state(self, at: float) -> DeviceState:
         """What the daemon would publish now."""
         up = not self._fault.lost and self._fast is not None
         health = SourceHealth(up=up, last_success_unix_seconds=self._succeeded)
-        return DeviceSnapshot(
+        return DeviceState(
             identity=self.identity,
             at_seconds=at,
             up=up,

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from exporter.exposition.devices import host_samples
-from exporter.exposition.own import ReloadStatus, own_samples
+from exporter.exposition.devices import device_samples
+from exporter.exposition.own import own_samples
 from exporter.exposition.render import Exposition
 from exporter.exposition.workloads import workload_samples
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
@@ -15,7 +15,7 @@ from exporter.simulate.gpu import Conditions, SimulatedGpu, healthy
 from exporter.simulate.probes import SimulatedProbes
 from exporter.simulate.products import Product
 from exporter.simulate.scenarios import Fault, Scenario
-from exporter.state import HostSnapshot
+from exporter.state import Parts, ReloadStatus, SampledHost, build_state
 
 
 # A host that was not looked at for long catches up in this many steps, however long they are.
@@ -79,15 +79,13 @@ class SimulatedHost:
     def samples(self) -> Iterator[Sample]:
         """Everything that this host exports, as of the last advance."""
         yield from own_samples(ReloadStatus(True, self._timing.began))
-        devices = tuple(gpu.snapshot(self._now) for gpu in self._gpus)
-        yield from host_samples(
-            HostSnapshot(devices, frozenset(), pending=False, now_seconds=self._now)
-        )
+        devices = tuple(gpu.state(self._now) for gpu in self._gpus)
+        yield from device_samples(build_state(Parts(host=SampledHost(devices)), self._now))
         for probes in self._probes:
             yield from probes.samples()
         yield from workload_samples(self._workloads())
 
-    def _live_samples(self) -> list[Sample]:
+    def _live_samples(self, _now: float) -> list[Sample]:
         with self._lock:
             return list(self.samples())
 

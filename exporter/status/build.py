@@ -17,7 +17,7 @@ from exporter.status.inputs import Inputs
 from exporter.status.probes import comparable, probe_rows
 from exporter.status.verdict import Severity, host_summary
 from exporter.version import REVISION, VERSION
-from probes.records import DeviceSnapshot as ProbedDevice
+from probes.records import ProbeResults
 
 
 DOCUMENTATION_URL = "https://github.com/flopwatch/flopwatch/tree/main/docs"
@@ -27,23 +27,22 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 def build_status(inputs: Inputs, histories: Histories) -> document.Status:
     """Devices in trouble stand first, then those to look at, then by index."""
-    probed = {device.uuid: device for device in inputs.probes.devices} if inputs.probes else {}
+    probed = {results.uuid: results for results in inputs.state.probes.devices}
     siblings = _siblings(inputs, probed)
     devices: list[document.Device] = []
-    for snapshot in inputs.host.devices:
+    for snapshot in inputs.state.devices:
         identity = snapshot.identity
         with histories.lock:
             devices.append(
                 build_device(
                     snapshot,
                     histories.get(snapshot),
-                    now_seconds=inputs.host.now_seconds,
+                    now_seconds=inputs.now_seconds,
                     unix_seconds=inputs.unix_seconds,
-                    hung=identity.key in inputs.host.hung,
                     probed=probed.get(identity.uuid),
                     siblings=siblings[identity.name],
-                    models=_models(inputs.workloads, identity.uuid),
-                    holders=_holders(inputs.holders, identity),
+                    models=_models(inputs.state.workloads, identity.uuid),
+                    holders=_holders(inputs.state.holders, identity),
                 )
             )
     # Sorting is stable: within one health the host's own order stays.
@@ -66,11 +65,11 @@ def build_status(inputs: Inputs, histories: Histories) -> document.Status:
 
 
 def _siblings(
-    inputs: Inputs, probed: dict[str, ProbedDevice]
+    inputs: Inputs, probed: dict[str, ProbeResults]
 ) -> defaultdict[str, dict[str, list[float]]]:
     """Comparable probe results by the devices' model and kernel."""
     values: defaultdict[str, dict[str, list[float]]] = defaultdict(dict)
-    for snapshot in inputs.host.devices:
+    for snapshot in inputs.state.devices:
         device = probed.get(snapshot.identity.uuid)
         if device is not None:
             for kernel, value in comparable(probe_rows(device, snapshot.peaks)).items():
@@ -78,7 +77,7 @@ def _siblings(
     return values
 
 
-def _models(workloads: WorkloadsSnapshot | None, uuid: str) -> list[document.Model]:
+def _models(workloads: WorkloadsSnapshot, uuid: str) -> list[document.Model]:
     return [
         document.Model(
             workload=workload.name,
@@ -88,15 +87,13 @@ def _models(workloads: WorkloadsSnapshot | None, uuid: str) -> list[document.Mod
             flops_utilization_ratio=model.flops_utilization,
             bandwidth_utilization_ratio=model.bandwidth_utilization,
         )
-        for workload in (workloads.workloads if workloads else ())
+        for workload in workloads.workloads
         if any(gpu.uuid == uuid for gpu in workload.gpus)
         for model in workload.models
     ]
 
 
-def _holders(holders: HoldersSnapshot | None, identity: DeviceIdentity) -> list[document.Holder]:
-    if holders is None:
-        return []
+def _holders(holders: HoldersSnapshot, identity: DeviceIdentity) -> list[document.Holder]:
     containers = [
         document.Holder(namespace=held.namespace, pod=held.pod, container=held.container)
         for held in holders.allocations
@@ -115,12 +112,12 @@ def _names(key: DeviceKey, identity: DeviceIdentity) -> bool:
 
 def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
     worst = min((device.health for device in devices), key=_HEALTH_RANK.__getitem__, default="ok")
-    if not devices and not inputs.host.pending:
+    if not devices and not inputs.state.pending:
         worst = "critical"
     severities = [None if device.health == "ok" else Severity(device.health) for device in devices]
     gpus = all(device.gpu != "cpu0" for device in devices)
     summary = host_summary(severities, "GPU" if gpus else "device")
-    if inputs.host.pending:
+    if inputs.state.pending:
         summary = "Waiting for the driver to say which GPUs there are."
     drivers = {device.driver_version for device in devices if device.driver_version}
     whole = [device for device in devices if device.mig is None]
@@ -131,9 +128,9 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
         health=worst,
         devices=len(devices),
         devices_up=sum(device.up for device in devices),
-        searching=inputs.host.pending,
+        searching=inputs.state.pending,
         # Why there is no GPU; where there is one, an older answer says nothing.
-        driver_error=inputs.host.driver_error if not devices or not gpus else None,
+        driver_error=inputs.state.driver_error if not devices or not gpus else None,
         driver_version=", ".join(sorted(drivers)) or None,
         achieved_flops=achieved,
         peak_flops=peak,
@@ -149,7 +146,7 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
                 up=workload.up,
                 reason=workload.reason,
             )
-            for workload in (inputs.workloads.workloads if inputs.workloads else ())
+            for workload in inputs.state.workloads.workloads
         ],
     )
 
@@ -179,21 +176,17 @@ def _delivered(
 
 
 def _exporter(inputs: Inputs) -> document.Exporter:
-    probes = inputs.probes
+    probes, reload = inputs.state.probes, inputs.state.reload
     return document.Exporter(
         version=VERSION,
         revision=REVISION,
         uptime_seconds=inputs.uptime_seconds,
         interval_seconds=inputs.interval_seconds,
-        configuration_ok=inputs.reload.successful,
-        configuration_unix_seconds=inputs.reload.last_success_unix_seconds,
-        probes="off"
-        if probes is None or not probes.running
-        else "paused"
-        if probes.paused
-        else "running",
-        probe_gpu_seconds=sum(device.gpu_seconds for device in probes.devices) if probes else None,
-        ticks_missed=sum(device.ticks_missed for device in inputs.host.devices),
+        configuration_ok=reload.successful,
+        configuration_unix_seconds=reload.last_success_unix_seconds,
+        probes="off" if not probes.running else "paused" if probes.paused else "running",
+        probe_gpu_seconds=sum(device.gpu_seconds for device in probes.devices),
+        ticks_missed=sum(device.ticks_missed for device in inputs.state.devices),
         resident_bytes=_resident_bytes(),
         cpu_seconds=time.process_time(),
     )

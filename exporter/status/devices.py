@@ -6,13 +6,13 @@ from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE
 from exporter.collect.nvml.reading import RECOVERY_ACTIONS
 from exporter.readings import SlowReading
-from exporter.state import UNKNOWN, DeviceSnapshot
+from exporter.state import DeviceState
 from exporter.status import document, verdict
 from exporter.status.history import DeviceHistory
 from exporter.status.probes import probe_findings, probe_rows
 from exporter.status.ring import COLUMN_SECONDS, Summary
 from exporter.status.verdict import Finding
-from probes.records import DeviceSnapshot as ProbedDevice
+from probes.records import ProbeResults
 
 
 # A source is late, not failing, for this many of the spans for which a reading may be shown.
@@ -20,13 +20,12 @@ _SOURCE_PATIENCE = 3
 
 
 def build_device(
-    snapshot: DeviceSnapshot,
+    snapshot: DeviceState,
     history: DeviceHistory,
     *,
     now_seconds: float,
     unix_seconds: float,
-    hung: bool,
-    probed: ProbedDevice | None,
+    probed: ProbeResults | None,
     siblings: Mapping[str, Sequence[float]],
     models: list[document.Model],
     holders: list[document.Holder],
@@ -34,19 +33,18 @@ def build_device(
     """Everything about one device. `siblings` are probe results by kernel of all of its model."""
     identity = snapshot.identity
     age = max(0.0, now_seconds - snapshot.at_seconds)
-    fresh = snapshot.up and not hung and age <= snapshot.max_age_seconds
+    fresh = snapshot.up
     minute, hour = history.ring.minute(now_seconds), history.ring.hour(now_seconds)
-    slow = snapshot.slow if fresh else None
-    fast = snapshot.fast if fresh else None
+    slow, fast = snapshot.slow, snapshot.fast
     probes = probe_rows(probed, snapshot.peaks) if probed else []
     events = _events(snapshot, history, slow)
     findings = [
         *(
             _working(snapshot, minute, hour)
             if fresh
-            else [_absent(snapshot, history, hung=hung, age=age, unix_seconds=unix_seconds)]
+            else [_absent(snapshot, history, age=age, unix_seconds=unix_seconds)]
         ),
-        *_source_findings(snapshot, fresh=fresh, unix_seconds=unix_seconds),
+        *_source_findings(snapshot, unix_seconds=unix_seconds),
         *_health_findings(snapshot, events, slow, minute, unix_seconds),
         *probe_findings(probes, probed, siblings),
     ]
@@ -73,7 +71,7 @@ def build_device(
         temperature_celsius=fast.temperature_celsius if fast else None,
         memory_temperature_celsius=fast.memory_temperature_celsius if fast else None,
         utilization_ratio=fast.gpu_utilization if fast else None,
-        memory=_memory(snapshot, minute, fresh=fresh),
+        memory=_memory(snapshot, minute),
         processes=len(slow.processes) if slow and slow.processes is not None else None,
         models=models,
         holders=holders,
@@ -82,7 +80,7 @@ def build_device(
         sources=[
             document.Source(
                 source=name,
-                up=health.up and fresh,
+                up=health.up,
                 last_success_unix_seconds=health.last_success_unix_seconds,
                 errors=dict(health.errors),
             )
@@ -95,19 +93,18 @@ _RANK = {severity: rank for rank, severity in enumerate(verdict.Severity)}
 
 
 def _absent(
-    snapshot: DeviceSnapshot,
+    snapshot: DeviceState,
     history: DeviceHistory,
     *,
-    hung: bool,
     age: float,
     unix_seconds: float,
 ) -> Finding:
     """Why nothing of the device can be shown."""
-    if hung:
+    if snapshot.absent == "hung":
         return verdict.hung(age_seconds=age)
-    if snapshot.up:
+    if snapshot.absent == "stale":
         return verdict.stale(age_seconds=age)
-    if snapshot.identity.uuid == UNKNOWN and not snapshot.sources:
+    if snapshot.absent == "waiting":
         return verdict.waiting(since_seconds=age)
     seen = [
         health.last_success_unix_seconds
@@ -118,7 +115,7 @@ def _absent(
     return verdict.lost(reason=history.failure, since_seconds=since)
 
 
-def _working(snapshot: DeviceSnapshot, minute: Summary, hour: Summary) -> list[Finding]:
+def _working(snapshot: DeviceState, minute: Summary, hour: Summary) -> list[Finding]:
     """Where the FLOPS of a device that answers go."""
     found: list[Finding | None] = []
     if snapshot.last is not None and snapshot.last.activity.source == COARSE_SOURCE:
@@ -152,11 +149,9 @@ def _span_words(seconds: float) -> str:
     return "the last minute" if minutes <= 1 else f"the last {minutes} minutes"
 
 
-def _source_findings(
-    snapshot: DeviceSnapshot, *, fresh: bool, unix_seconds: float
-) -> list[Finding]:
+def _source_findings(snapshot: DeviceState, *, unix_seconds: float) -> list[Finding]:
     """Sources that fail on a device that answers; of one that does not, that is said already."""
-    if not fresh:
+    if not snapshot.up:
         return []
     found = []
     for name, health in snapshot.sources.items():
@@ -170,7 +165,7 @@ def _source_findings(
 
 
 def _health_findings(
-    snapshot: DeviceSnapshot,
+    snapshot: DeviceState,
     events: document.Health,
     slow: SlowReading | None,
     minute: Summary,
@@ -213,7 +208,7 @@ def _health_findings(
 
 
 def _events(
-    snapshot: DeviceSnapshot, history: DeviceHistory, slow: SlowReading | None
+    snapshot: DeviceState, history: DeviceHistory, slow: SlowReading | None
 ) -> document.Health:
     xids = [
         document.Xid(
@@ -238,7 +233,7 @@ def _events(
     )
 
 
-def _flops(snapshot: DeviceSnapshot, minute: Summary) -> document.Flops:
+def _flops(snapshot: DeviceState, minute: Summary) -> document.Flops:
     precision = snapshot.precision
     peak = snapshot.peaks.flops.get(precision) if snapshot.peaks and precision else None
     achieved = minute.achieved_flops if snapshot.up else None
@@ -262,7 +257,7 @@ def _hour(history: DeviceHistory, hour: Summary, now_seconds: float) -> document
     )
 
 
-def _clock(snapshot: DeviceSnapshot, hour: Summary) -> document.Clock:
+def _clock(snapshot: DeviceState, hour: Summary) -> document.Clock:
     fast, last = snapshot.fast, snapshot.last
     hertz = last.clock.mean_hertz if last else None
     if hertz is None and fast is not None:
@@ -277,14 +272,14 @@ def _clock(snapshot: DeviceSnapshot, hour: Summary) -> document.Clock:
     )
 
 
-def _max_clock(snapshot: DeviceSnapshot) -> float | None:
+def _max_clock(snapshot: DeviceState) -> float | None:
     return snapshot.identity.sm_clock_max_hertz
 
 
-def _memory(snapshot: DeviceSnapshot, minute: Summary, *, fresh: bool) -> document.Memory:
+def _memory(snapshot: DeviceState, minute: Summary) -> document.Memory:
     peak = snapshot.peaks.dram_bytes_per_second if snapshot.peaks else None
-    ratio = minute.dram_bandwidth if fresh else None
-    fast = snapshot.fast if fresh else None
+    ratio = minute.dram_bandwidth if snapshot.up else None
+    fast = snapshot.fast
     return document.Memory(
         used_bytes=fast.memory_used_bytes if fast else None,
         size_bytes=fast.memory_size_bytes if fast else snapshot.identity.memory_size_bytes,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from exporter.state import UNKNOWN, DeviceSnapshot
+from exporter.state import UNKNOWN, DeviceState
 from exporter.status.ring import Ring
 
 
@@ -28,7 +28,7 @@ class DeviceHistory:
         self._first_ecc: dict[str, float] = {}
         self._errors: Mapping[str, int] = {}
 
-    def observe(self, snapshot: DeviceSnapshot) -> None:
+    def observe(self, snapshot: DeviceState) -> None:
         """Take the device's next snapshot."""
         self.seen_at_seconds = snapshot.at_seconds
         if snapshot.slow is not None:
@@ -60,7 +60,7 @@ class Histories:
         self._by_uuid: dict[str, DeviceHistory] = {}
         self._failed_at = float("-inf")
 
-    def observe(self, snapshot: DeviceSnapshot) -> None:
+    def observe(self, snapshot: DeviceState) -> None:
         """Take a snapshot of any device; never raises, for sampling must go on whatever is wrong here."""
         try:
             self._observe(snapshot)
@@ -70,7 +70,7 @@ class Histories:
                 self._failed_at = now
                 log.exception("status_history_failed", gpu=snapshot.identity.index)
 
-    def get(self, snapshot: DeviceSnapshot) -> DeviceHistory:
+    def get(self, snapshot: DeviceState) -> DeviceHistory:
         """The history of a device; an empty one if it was never observed. Hold the lock."""
         return self._by_uuid.get(snapshot.identity.uuid) or DeviceHistory()
 
@@ -82,7 +82,7 @@ class Histories:
         """What the rings take."""
         return sum(history.ring.size_bytes for history in self._by_uuid.values())
 
-    def _observe(self, snapshot: DeviceSnapshot) -> None:
+    def _observe(self, snapshot: DeviceState) -> None:
         uuid = snapshot.identity.uuid
         if uuid == UNKNOWN:
             return

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from exporter.accounting.peaks import Peaks
 from exporter.status import document, verdict
 from exporter.status.verdict import Finding
-from probes.records import DeviceSnapshot as ProbedDevice
+from probes.records import ProbeResults
 
 
-def probe_rows(probed: ProbedDevice, peaks: Peaks | None) -> list[document.Probe]:
+def probe_rows(probed: ProbeResults, peaks: Peaks | None) -> list[document.Probe]:
     """One row for each kernel with a fresh result, and for each that ever gave a wrong one."""
 
     def row(
@@ -70,7 +70,7 @@ def comparable(probes: Sequence[document.Probe]) -> dict[str, float]:
 
 def probe_findings(
     probes: Sequence[document.Probe],
-    probed: ProbedDevice | None,
+    probed: ProbeResults | None,
     siblings: Mapping[str, Sequence[float]],
 ) -> list[Finding]:
     """What the probes say. `siblings` holds the comparable values of all devices of the model."""

@@ -15,7 +15,7 @@ from typing import Final
 from exporter.accounting.device import COARSE_SOURCE
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.time_split import STATE_NAMES
-from exporter.state import DeviceSnapshot
+from exporter.state import DeviceState
 
 
 SLOT_SECONDS: Final = 10
@@ -83,7 +83,7 @@ class Ring:
         self._reasons: dict[str, float] = {}
         self._flop: dict[tuple[PipeWork, str], float] = {}
 
-    def observe(self, snapshot: DeviceSnapshot) -> None:
+    def observe(self, snapshot: DeviceState) -> None:
         """Book what the counters gained since the snapshot before.
 
         A snapshot seen twice, or of a device that is down, changes nothing. The first one, and one
@@ -138,14 +138,14 @@ class Ring:
         """What the cells take."""
         return len(self._cells) * self._cells.itemsize
 
-    def _gained_reasons(self, snapshot: DeviceSnapshot) -> dict[str, float]:
+    def _gained_reasons(self, snapshot: DeviceState) -> dict[str, float]:
         before, self._reasons = self._reasons, dict(snapshot.counters.event_reason_seconds)
         return {
             name: max(0.0, seconds - before.get(name, seconds))
             for name, seconds in self._reasons.items()
         }
 
-    def _gained_flop(self, snapshot: DeviceSnapshot) -> float | None:
+    def _gained_flop(self, snapshot: DeviceState) -> float | None:
         """FLOP of the tensor pipe in the headline precision; None where they are not counted."""
         before, self._flop = self._flop, dict(snapshot.counters.flop)
         if snapshot.last is None or snapshot.last.activity.source == COARSE_SOURCE:
@@ -237,7 +237,7 @@ def _slot(at_seconds: float) -> int:
 
 
 def _cells(
-    snapshot: DeviceSnapshot,
+    snapshot: DeviceState,
     gained: Mapping[str, float],
     reasons: Mapping[str, float],
     flop: float | None,

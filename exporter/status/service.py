@@ -10,7 +10,7 @@ import msgspec
 
 from exporter.config.documentation import configuration_page
 from exporter.metrics.documentation import metrics_page
-from exporter.state import DeviceSnapshot
+from exporter.state import DeviceState
 from exporter.status.build import build_status
 from exporter.status.document import STATUS_PATH, Status
 from exporter.status.history import Histories
@@ -48,7 +48,7 @@ class StatusService:
         self._built_at = 0.0
         self._bodies: dict[str, bytes] = {}
 
-    def observe(self, snapshot: DeviceSnapshot) -> None:
+    def observe(self, snapshot: DeviceState) -> None:
         """Take a device's next snapshot: microseconds, constant memory, never raises.
 
         The same snapshot twice does no harm, and one that was missed loses nothing but resolution:
@@ -111,16 +111,13 @@ class StatusService:
     def _inputs(self, now: float) -> Inputs:
         sources = self._sources
         return Inputs(
-            host=sources.devices(),
-            reload=sources.reload(),
+            state=sources.state(),
             interval_seconds=sources.interval_seconds(),
             host_name=sources.host_name,
             telemetry_path=sources.telemetry_path,
             unix_seconds=sources.wall_clock(),
+            now_seconds=now,
             uptime_seconds=now - self._started_at,
-            probes=sources.probes(),
-            workloads=sources.workloads(),
-            holders=sources.holders(),
         )
 
     def _body(self, key: str, render: Callable[[], bytes]) -> bytes:

@@ -3,6 +3,7 @@
 import urllib.parse
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from exporter.errors import FlopwatchError
 from exporter.exposition.render import Exposition
@@ -26,7 +27,7 @@ class Lifecycle:
     resume_probes: Callable[[], None]
 
 
-def metrics_handler(exposition: Exposition) -> Callable[[Request], Response]:
+def metrics_handler(exposition: Exposition[Any]) -> Callable[[Request], Response]:
     """`/metrics`: the last snapshot's bytes; no request ever reaches a device."""
 
     def handle(request: Request) -> Response:

@@ -1,16 +1,14 @@
-"""Host snapshots with devices of given names and processes."""
+"""States with devices of given names and processes."""
 
 from collections.abc import Sequence
 
 from exporter.readings import DeviceIdentity, ProcessUse, SlowReading
-from exporter.state import DeviceSnapshot, HostSnapshot
+from exporter.state import DeviceState, State
 
 
-def gpu(
-    index: str, uuid: str, *, mig: str | None = None, pids: Sequence[int] = ()
-) -> DeviceSnapshot:
+def gpu(index: str, uuid: str, *, mig: str | None = None, pids: Sequence[int] = ()) -> DeviceState:
     """A device that is up."""
-    return DeviceSnapshot(
+    return DeviceState(
         identity=DeviceIdentity(index=index, uuid=uuid, name="H100", mig=mig),
         at_seconds=0.0,
         up=True,
@@ -19,9 +17,9 @@ def gpu(
     )
 
 
-def host(*devices: DeviceSnapshot) -> HostSnapshot:
+def host(*devices: DeviceState) -> State:
     """A host with these devices."""
-    return HostSnapshot(devices=devices, hung=frozenset(), pending=False, now_seconds=0.0)
+    return State(at_seconds=0.0, devices=devices)
 
 
 # GPU 0 whole, GPU 1 with two MIG instances.

@@ -1,5 +1,7 @@
 """Holders as samples: info series to join, and labels by option."""
 
+from dataclasses import replace
+
 from exporter.attribution.snapshot import (
     Allocation,
     DeviceKey,
@@ -11,7 +13,7 @@ from exporter.exposition.holders import holder_samples, with_holder_labels
 from exporter.metrics import gpu as gpu_metrics
 from exporter.metrics.family import Family, Sample
 from exporter.metrics.holders import GPU_ALLOCATION_INFO, GPU_JOB_INFO
-from exporter.state import HostSnapshot
+from exporter.state import State
 from tests.attribution.hosts import MIXED
 
 
@@ -20,7 +22,11 @@ def allocation(key: DeviceKey, pod: str = "chat-0") -> Allocation:
 
 
 def points_of(family: Family, snapshot: HoldersSnapshot) -> list[dict[str, str]]:
-    return [dict(p.labels) for p in holder_samples(snapshot, MIXED) if p.family is family]
+    return [
+        dict(p.labels)
+        for p in holder_samples(replace(MIXED, holders=snapshot))
+        if p.family is family
+    ]
 
 
 class TestInfoSeries:
@@ -28,7 +34,7 @@ class TestInfoSeries:
         """The series carries the GPU's own labels and the holder's names, and its value is 1."""
         snapshot = HoldersSnapshot(allocations=(allocation(DeviceKey(uuid="GPU-aa")),))
 
-        assert list(holder_samples(snapshot, MIXED)) == [
+        assert list(holder_samples(replace(MIXED, holders=snapshot))) == [
             Sample(
                 GPU_ALLOCATION_INFO,
                 (
@@ -81,7 +87,7 @@ class TestInfoSeries:
             sources={"pod_resources": SourceState(True, 5.0)},
         )
 
-        values = {p.family.name: p.value for p in holder_samples(snapshot, MIXED)}
+        values = {p.family.name: p.value for p in holder_samples(replace(MIXED, holders=snapshot))}
 
         assert values == {
             "flopwatch_holder_source_up": 1.0,
@@ -95,7 +101,10 @@ class TestInfoSeries:
             sources={"pod_resources": SourceState(False, 5.0, {"timeout": 2, "absent": 1})}
         )
 
-        samples = {(p.family.name, p.labels[1:]): p.value for p in holder_samples(snapshot, MIXED)}
+        samples = {
+            (p.family.name, p.labels[1:]): p.value
+            for p in holder_samples(replace(MIXED, holders=snapshot))
+        }
 
         assert samples[("flopwatch_holder_source_up", ())] == 0.0
         name = "flopwatch_holder_source_errors_total"
@@ -104,13 +113,15 @@ class TestInfoSeries:
 
     def test_before_the_driver_has_answered_nothing_is_unknown(self):
         """While devices are being looked for, none is called hidden."""
-        pending = HostSnapshot(devices=(), hung=frozenset(), pending=True, now_seconds=0.0)
+        pending = State(at_seconds=0.0, pending=True)
         snapshot = HoldersSnapshot(
             allocations=(allocation(DeviceKey(uuid="GPU-aa")),),
             sources={"pod_resources": SourceState(True)},
         )
 
-        names = [sample.family.name for sample in holder_samples(snapshot, pending)]
+        names = [
+            sample.family.name for sample in holder_samples(replace(pending, holders=snapshot))
+        ]
 
         assert names == ["flopwatch_holder_source_up"]
 
@@ -122,7 +133,7 @@ class TestLabels:
     CHOSEN = frozenset({"flopwatch_achieved_flops"})
 
     def labelled(self, snapshot: HoldersSnapshot, sample: Sample = FLOPS) -> tuple[str, ...]:
-        (result,) = with_holder_labels([sample], snapshot, MIXED, self.CHOSEN)
+        (result,) = with_holder_labels([sample], replace(MIXED, holders=snapshot), self.CHOSEN)
         return tuple(f"{name}={value}" for name, value in result.labels[len(sample.labels) :])
 
     def test_a_sole_pod_and_job_are_put_on_the_series(self):
@@ -160,4 +171,6 @@ class TestLabels:
         """The default costs nothing."""
         snapshot = HoldersSnapshot(allocations=(allocation(DeviceKey(uuid="GPU-aa")),))
 
-        assert list(with_holder_labels([self.FLOPS], snapshot, MIXED, frozenset())) == [self.FLOPS]
+        assert list(
+            with_holder_labels([self.FLOPS], replace(MIXED, holders=snapshot), frozenset())
+        ) == [self.FLOPS]

@@ -9,7 +9,7 @@ import pytest
 
 from exporter.attribution.service import HolderService
 from exporter.attribution.settings import HolderSettings
-from exporter.state import HostSnapshot
+from exporter.state import State
 from tests.attribution.hosts import gpu, host
 from tests.attribution.kubelet import Held, Kubelet
 
@@ -29,7 +29,7 @@ class World:
 
     def __init__(self, settings: HolderSettings) -> None:
         self.clock = Clock()
-        self.view: HostSnapshot = host(gpu("0", "GPU-aa"))
+        self.view: State = host(gpu("0", "GPU-aa"))
         self.service = HolderService(
             settings, lambda: self.view, clock=self.clock, wall_clock=self.clock
         )
@@ -228,7 +228,7 @@ def test_a_hook_that_fails_does_not_end_the_thread(settings: HolderSettings):
     """A fault in the devices' view is logged, and the next look is taken all the same."""
     looks = []
 
-    def broken() -> HostSnapshot:
+    def broken() -> State:
         looks.append(1)
         raise RuntimeError("no view")
 

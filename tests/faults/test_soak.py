@@ -29,7 +29,7 @@ def test_devices_that_are_gone_are_let_go(traced: None, monkeypatch: pytest.Monk
     exposition = Exposition(
         node.samples,
         series_limit=lambda: 20_000,
-        state=lambda: node.ticks,
+        state=node.state,
         clock=lambda: node.seconds,
     )
 

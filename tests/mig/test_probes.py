@@ -6,7 +6,7 @@ from exporter.accounting.mig import instance_peaks
 from exporter.accounting.peaks import find_peaks
 from exporter.probe_facts import ProbeFacts
 from exporter.readings import DeviceIdentity, FastReading, ProcessUse, SlowReading
-from exporter.state import DeviceSnapshot, HostSnapshot
+from exporter.state import DeviceState, Parts, SampledHost, build_state
 from tests.daemon.process import DaemonProcess, Scrape
 from tests.fake_nvml import H100, H100_1G_10GB, H100_2G_20GB, H100_3G_40GB, FakeNvml
 
@@ -118,7 +118,7 @@ def test_facts_of_an_instance() -> None:
         memory_size_bytes=10 * GIB,
         mig="7",
     )
-    of_instance = DeviceSnapshot(
+    of_instance = DeviceState(
         identity=cut,
         at_seconds=100.0,
         up=True,
@@ -127,7 +127,7 @@ def test_facts_of_an_instance() -> None:
         fast=FastReading(at_seconds=100.0, memory_free_bytes=6 * GIB),
         slow=SlowReading(at_seconds=100.0, processes=(ProcessUse(2**30, None),)),
     )
-    of_gpu = DeviceSnapshot(
+    of_gpu = DeviceState(
         identity=gpu,
         at_seconds=100.0,
         up=True,
@@ -143,7 +143,7 @@ def test_facts_of_an_instance() -> None:
         ),
         instances=(of_instance,),
     )
-    host = HostSnapshot((of_gpu, of_instance), frozenset(), pending=False, now_seconds=102.0)
+    host = build_state(Parts(host=SampledHost((of_gpu,))), 102.0)
 
     whole, seen = ProbeFacts(lambda: host, clock=lambda: 102.0, instances=True)()
 

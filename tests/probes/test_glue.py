@@ -9,7 +9,7 @@ from exporter.exposition.probes import probe_samples
 from exporter.metrics.probes import FAMILIES
 from exporter.probe_facts import ProbeFacts, ProcessAges
 from exporter.readings import DeviceIdentity, FastReading, ProcessUse, SlowReading
-from exporter.state import DeviceSnapshot, HostSnapshot
+from exporter.state import DeviceState, Parts, SampledHost, build_state
 from probes import records
 from probes.facts import ProcessFacts
 from probes.records import ProbesSnapshot
@@ -29,7 +29,7 @@ def device(index="0", *, up=True, at=100.0, mig=None, uuid="GPU-0", fast=None, s
     identity = DeviceIdentity(
         index=index, uuid=uuid, name="H100", sm_count=132, sm_clock_max_hertz=1.98e9, mig=mig
     )
-    return DeviceSnapshot(
+    return DeviceState(
         identity=identity,
         at_seconds=at,
         up=up,
@@ -41,7 +41,7 @@ def device(index="0", *, up=True, at=100.0, mig=None, uuid="GPU-0", fast=None, s
 
 
 def host(*devices, hung=()):
-    return HostSnapshot(devices, frozenset(hung), pending=False, now_seconds=102.0)
+    return build_state(Parts(host=SampledHost(devices, frozenset(hung))), 102.0)
 
 
 def facts(*devices, **fields):
@@ -168,7 +168,7 @@ class TestAges:
         assert ages.ages("GPU-0", [8], 70.0) == (ProcessFacts(8, 20.0),)
 
 
-FULL = records.DeviceSnapshot(
+FULL = records.ProbeResults(
     device="0",
     uuid="GPU-0",
     flops={"bf16": 8e14},

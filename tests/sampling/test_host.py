@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from exporter.collect.host import HostCallbacks, HostSampling
+from exporter.collect.host import HostSampling
 from exporter.collect.sampler import Sampler, TickStatistics
 from exporter.collect.settings import SamplingSettings
+from exporter.state import State
 
 
 MODES: Mapping[str, str] = {"nvml": "off", "gpm": "off", "dcgm": "off", "cpu": "on"}
@@ -14,14 +15,7 @@ MODES: Mapping[str, str] = {"nvml": "off", "gpm": "off", "dcgm": "off", "cpu": "
 
 @pytest.fixture
 def host() -> HostSampling:
-    return HostSampling(
-        HostCallbacks(
-            settings=SamplingSettings,
-            source_modes=lambda: MODES,
-            precision=lambda _identity, _peaks: (None, "default"),
-            reachable_bandwidth=lambda _identity: None,
-        )
-    )
+    return HostSampling(lambda: SamplingSettings(modes=MODES), lambda: State(at_seconds=0.0))
 
 
 def test_the_last_words_of_a_device_that_was_removed_are_not_heard(
@@ -33,12 +27,12 @@ def test_the_last_words_of_a_device_that_was_removed_are_not_heard(
     (sampler,) = host._samplers.values()
     words = sampler.device.failed(None, TickStatistics())  # type: ignore[arg-type]
     sampler._publish(words)
-    assert [device.identity.index for device in host.view().devices] == ["cpu0"]
+    assert [device.identity.index for device in host.published(0.0).devices] == ["cpu0"]
 
     host._remove("cpu0")
     sampler._publish(words)
 
-    assert host.view().devices == ()
+    assert host.published(0.0).devices == ()
 
 
 def test_a_device_without_a_thread_is_not_listed(
@@ -53,4 +47,4 @@ def test_a_device_without_a_thread_is_not_listed(
     with pytest.raises(RuntimeError):
         host._start_cpu()
 
-    assert host.view().devices == ()
+    assert host.published(0.0).devices == ()

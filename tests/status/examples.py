@@ -10,15 +10,22 @@ from exporter.accounting.device import Counters, LastWindow
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.peaks import Peaks, find_peaks
 from exporter.attribution.snapshot import Allocation, DeviceKey, HoldersSnapshot, JobUse
-from exporter.exposition.own import ReloadStatus
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.readings import ActivityWindow, DeviceIdentity, FastReading, SlowReading
-from exporter.state import DeviceSnapshot, HostSnapshot, SourceHealth, XidCounts
+from exporter.state import (
+    DeviceState,
+    Parts,
+    ReloadStatus,
+    SampledHost,
+    SourceHealth,
+    State,
+    XidCounts,
+    build_state,
+)
 from exporter.status.inputs import StatusSources
 from exporter.status.service import StatusService
 from exporter.web.http import Request
-from probes.records import DeviceSnapshot as ProbedDevice
-from probes.records import ProbesSnapshot
+from probes.records import ProbeResults, ProbesSnapshot
 
 
 GIB = 2**30
@@ -72,7 +79,7 @@ COARSE = Load({"idle": 0.4, "unresolved": 0.6}, flops=None, dram=None)
 class Machine:
     """A host whose devices tick when told to."""
 
-    devices: dict[str, DeviceSnapshot] = field(default_factory=dict)
+    devices: dict[str, DeviceState] = field(default_factory=dict)
     hung: frozenset[tuple[str, str]] = frozenset()
     pending: bool = False
     driver_error: str | None = None
@@ -88,15 +95,11 @@ class Machine:
     def __post_init__(self) -> None:
         self.service = StatusService(
             StatusSources(
-                devices=self.view,
+                state=self.state,
                 configuration=lambda: self.configuration,
-                reload=lambda: ReloadStatus(self.reload_ok, START_UNIX),
                 interval_seconds=lambda: 1.0,
                 host_name=self.name,
                 telemetry_path=self.telemetry_path,
-                probes=lambda: self.probes,
-                workloads=lambda: self.workloads,
-                holders=lambda: self.holders,
                 wall_clock=self.unix,
             ),
             clock=lambda: self.now,
@@ -105,12 +108,23 @@ class Machine:
     def unix(self) -> float:
         return START_UNIX + self.now - 1_000_000.0
 
-    def view(self) -> HostSnapshot:
-        return HostSnapshot(
-            tuple(self.devices.values()), self.hung, self.pending, self.now, self.driver_error
+    def state(self) -> State:
+        nothing = Parts()
+        parts = Parts(
+            host=SampledHost(
+                tuple(self.devices.values()),
+                self.hung,
+                pending=self.pending,
+                driver_error=self.driver_error,
+            ),
+            probes=self.probes or nothing.probes,
+            workloads=self.workloads or nothing.workloads,
+            holders=self.holders or nothing.holders,
+            reload=ReloadStatus(self.reload_ok, START_UNIX),
         )
+        return build_state(parts, self.now)
 
-    def add(self, snapshot: DeviceSnapshot) -> None:
+    def add(self, snapshot: DeviceState) -> None:
         key = snapshot.identity.index + (snapshot.identity.mig or "")
         self.devices[key] = replace(snapshot, at_seconds=self.now)
         self.service.observe(self.devices[key])
@@ -141,7 +155,7 @@ class Machine:
         """The device answers with an error from now on."""
         device = self.devices[index]
         nvml = device.sources["nvml"]
-        self.devices[index] = DeviceSnapshot(
+        self.devices[index] = DeviceState(
             identity=device.identity,
             at_seconds=self.now,
             up=False,
@@ -157,9 +171,7 @@ class Machine:
         return answer.body.decode()
 
 
-def gpu(
-    index: int, *, name: str = "NVIDIA H100 80GB HBM3", mig: str | None = None
-) -> DeviceSnapshot:
+def gpu(index: int, *, name: str = "NVIDIA H100 80GB HBM3", mig: str | None = None) -> DeviceState:
     identity = DeviceIdentity(
         index=str(index),
         uuid=f"{'GPU' if mig is None else f'MIG-{mig}'}-{index:08x}-6af4-11ee-b962-0242ac120002",
@@ -173,7 +185,7 @@ def gpu(
         memory_size_bytes=80 * GIB,
         mig=mig,
     )
-    return DeviceSnapshot(
+    return DeviceState(
         identity=identity,
         at_seconds=0.0,
         up=True,
@@ -184,11 +196,11 @@ def gpu(
     )
 
 
-def cpu(name: str = "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz") -> DeviceSnapshot:
+def cpu(name: str = "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz") -> DeviceState:
     identity = DeviceIdentity(
         index="cpu0", uuid="CPU-0", name=name, sm_count=2, sm_clock_max_hertz=2.7e9
     )
-    return DeviceSnapshot(
+    return DeviceState(
         identity=identity,
         at_seconds=0.0,
         up=True,
@@ -199,9 +211,7 @@ def cpu(name: str = "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz") -> DeviceSn
     )
 
 
-def ticked(
-    device: DeviceSnapshot, load: Load, now: float, step: float, unix: float
-) -> DeviceSnapshot:
+def ticked(device: DeviceState, load: Load, now: float, step: float, unix: float) -> DeviceState:
     """The device after another tick of `step` seconds under a load."""
     before = device.counters
     states = dict(before.state_seconds)
@@ -256,13 +266,13 @@ def ticked(
     )
 
 
-def probed(index: int, *, ratio: float = 1.0, mismatches: int = 0) -> ProbedDevice:
+def probed(index: int, *, ratio: float = 1.0, mismatches: int = 0) -> ProbeResults:
     """Twelve kernels, all at `ratio` of their baselines."""
     device = gpu(index)
     flops = {"fp64": 61e12, "tf32": 410e12, "fp16": 720e12, "bf16": 735e12, "fp8": 1390e12}
     paths = {("device", ""): 2.9e12, ("host_to_device", ""): 55e9, ("device_to_host", ""): 53e9}
     kernels = [f"gemm_{name}" for name in flops] + [f"copy_{path}" for path, _peer in paths]
-    return ProbedDevice(
+    return ProbeResults(
         device=str(index),
         uuid=device.identity.uuid,
         flops={name: value * ratio for name, value in flops.items()},

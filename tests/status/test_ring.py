@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.accounting.clocks import EVENT_REASONS
-from exporter.state import DeviceSnapshot
+from exporter.state import DeviceState
 from exporter.status.ring import COLUMNS, Ring
 from tests.status.examples import COARSE, DECODE, IDLE, PREFILL, Load, gpu, ticked
 
@@ -18,7 +18,7 @@ class Clockwork:
     def __init__(self, now: float = 1000.0) -> None:
         self.ring = Ring()
         self.now = now
-        self.device: DeviceSnapshot = ticked(gpu(0), IDLE, now, 1.0, 0.0)
+        self.device: DeviceState = ticked(gpu(0), IDLE, now, 1.0, 0.0)
         self.ring.observe(self.device)
 
     def tick(self, load: Load, seconds: float = 1.0, times: int = 1) -> None:

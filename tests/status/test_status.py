@@ -5,7 +5,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from exporter.state import UNKNOWN, DeviceSnapshot, SourceHealth, XidCounts
+from exporter.state import UNKNOWN, DeviceState, SourceHealth, XidCounts
 from exporter.status.document import Device, Status
 from exporter.web.http import Request
 from probes.records import ProbesSnapshot
@@ -304,7 +304,7 @@ class TestSafety:
         """Beyond 128 devices in an hour, new ones have no history, and all else works."""
         machine = Machine()
         for index in range(200):
-            snapshot: DeviceSnapshot = replace(gpu(index), at_seconds=machine.now)
+            snapshot: DeviceState = replace(gpu(index), at_seconds=machine.now)
             machine.service.observe(snapshot)
 
         assert len(machine.service._histories) == 128

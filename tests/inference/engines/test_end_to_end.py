@@ -12,20 +12,16 @@ import pytest
 
 from exporter.exposition.render import Exposition
 from exporter.exposition.workloads import workload_samples
-from exporter.inference.config import GpuHooks, WorkloadConfig
+from exporter.inference.config import WorkloadConfig
 from exporter.inference.service import WorkloadService
-from exporter.inference.snapshot import GpuRef
 from exporter.web.negotiation import Format
 from tests.inference.engines import server
+from tests.inference.engines.gpus import gpu, host
 from tests.inference.engines.server import exposition, serving
 
 
 TINY = Path(__file__).parent / "tiny.json"
-HOOKS = GpuHooks(
-    resolve=lambda key: GpuRef(str(key), f"GPU-{key}"),
-    peaks=lambda _uuid, _precision: 1e7,
-    bandwidth=lambda _uuid: 1e6,
-)
+HOST = host(*(gpu(str(index), f"GPU-{index}", {"bf16": 1e7, "fp8": 1e7}) for index in range(4)))
 
 
 def until(condition):
@@ -81,7 +77,7 @@ def test_bad_neighbours_affect_nobody():
 def test_a_restart_is_lived_through():
     """Up, gone, and back as a new process: tokens add up and never fall."""
     with serving(server.text(exposition("vllm-current"))) as engine:
-        service = WorkloadService([entry("chat", engine.url)], gpus=HOOKS)
+        service = WorkloadService([entry("chat", engine.url)], state=lambda: HOST)
         try:
             service.start()
             state = lambda: service.snapshot().workloads[0]  # noqa: E731 - read where it is used
@@ -101,9 +97,9 @@ def test_a_restart_is_lived_through():
 def test_prometheus_has_the_models(tmp_path):
     """Scraped by Prometheus, a query joins a model's FLOPs with its GPUs."""
     with serving(server.text(exposition("vllm-current"))) as engine:
-        service = WorkloadService([entry("chat", engine.url)], gpus=HOOKS)
+        service = WorkloadService([entry("chat", engine.url)], state=lambda: HOST)
         rendered = Exposition(
-            lambda: workload_samples(service.snapshot()),
+            workload_samples,
             series_limit=lambda: 1000,
             state=service.snapshot,
         )

@@ -6,21 +6,18 @@ import pytest
 
 from exporter.errors import ConfigError
 from exporter.exposition.workloads import workload_samples
-from exporter.inference.config import DiscoveryConfig, GpuHooks, WorkloadConfig
+from exporter.inference.config import DiscoveryConfig, WorkloadConfig
 from exporter.inference.service import WorkloadService
 from exporter.inference.snapshot import GpuRef
 from tests.inference.engines import server
+from tests.inference.engines.gpus import gpu, host
 from tests.inference.engines.server import EXPOSITIONS, exposition, serving
 
 
 TINY = Path(__file__).parent / "tiny.json"
 GPUS = (GpuRef("0", "GPU-a"), GpuRef("1", "GPU-b"))
 # Two GPUs of 10 MFLOP/s in bf16 and 1 MB/s; neither multiplies in fp8.
-HOOKS = GpuHooks(
-    resolve=lambda key: next((gpu for gpu in GPUS if str(key) in gpu), None),
-    peaks=lambda _uuid, precision: {"bf16": 1e7}.get(precision),
-    bandwidth=lambda _uuid: 1e6,
-)
+HOST = host(gpu("0", "GPU-a", {"bf16": 1e7}), gpu("1", "GPU-b", {"bf16": 1e7}))
 
 
 class Time:
@@ -36,10 +33,10 @@ class Time:
 class Stage:
     """A service whose scrapes happen when told, over a real local server or a script."""
 
-    def __init__(self, *entries, hooks=HOOKS, fetch=None, **options):
+    def __init__(self, *entries, gpus=HOST, fetch=None, **options):
         self.clock = Time()
         self.service = WorkloadService(
-            gpus=hooks,
+            state=lambda: gpus,
             clock=self.clock,
             wall_clock=lambda: 1.7e9 + self.clock.now,
             fetch=fetch or (lambda _url, _timeout: self.text),
@@ -229,16 +226,17 @@ class TestModels:
 
 
 class TestPrecision:
-    def precision(self, *, hooks=HOOKS, name="tensorrt-llm-current", **changes):
-        stage = Stage(chat(engine="tensorrt_llm", **changes), hooks=hooks)
+    def precision(self, *, gpus=HOST, name="tensorrt-llm-current", **changes):
+        stage = Stage(chat(engine="tensorrt_llm", **changes), gpus=gpus)
         (workload,) = stage.scrape(exposition(name)).workloads
         return workload.models[0].precision, stage.service.precisions()
 
     def test_the_engine_says_fp8_and_the_gpus_have_it(self):
         """It becomes the headline precision of the workload's GPUs."""
-        hooks = GpuHooks(resolve=HOOKS.resolve, peaks=lambda _uuid, _precision: 1e7)
+        peaks = {"bf16": 1e7, "fp8": 1e7}
+        gpus = host(gpu("0", "GPU-a", peaks), gpu("1", "GPU-b", peaks))
 
-        assert self.precision(hooks=hooks) == ("fp8", {"GPU-a": "fp8", "GPU-b": "fp8"})
+        assert self.precision(gpus=gpus) == ("fp8", {"GPU-a": "fp8", "GPU-b": "fp8"})
 
     def test_the_engine_says_fp8_and_the_gpus_have_it_not(self):
         """Weights are then expanded to the model's own type."""
@@ -259,10 +257,7 @@ class TestGpus:
 
     def test_a_missing_peak_leaves_no_ratio(self):
         """Half a peak would be a wrong ratio."""
-        hooks = GpuHooks(
-            resolve=HOOKS.resolve, peaks=lambda uuid, _precision: 1e7 if uuid == "GPU-a" else None
-        )
-        stage = Stage(chat(), hooks=hooks)
+        stage = Stage(chat(), gpus=host(gpu("0", "GPU-a", {"bf16": 1e7}), gpu("1", "GPU-b", {})))
         stage.scrape(exposition("vllm-current"))
         (workload,) = stage.scrape(exposition("vllm-current-later")).workloads
 
@@ -274,8 +269,8 @@ class TestGpus:
         monkeypatch.setattr(
             "exporter.inference.service.serving_processes", lambda _url: frozenset({41, 42})
         )
-        held = {GPUS[0]: frozenset({7}), GPUS[1]: frozenset({42})}
-        stage = Stage(chat(gpus=()), hooks=GpuHooks(processes=lambda: held))
+        held = host(gpu("0", "GPU-a", {}, pids=[7]), gpu("1", "GPU-b", {}, pids=[42]))
+        stage = Stage(chat(gpus=()), gpus=held)
         (workload,) = stage.scrape(exposition("vllm-current")).workloads
 
         assert workload.gpus == (GPUS[1],)
@@ -377,8 +372,8 @@ class TestPoints:
 
     def test_a_mig_instance_has_its_label(self):
         """As every series of a MIG instance."""
-        hooks = GpuHooks(resolve=lambda _key: GpuRef("0", "MIG-a", "3"))
-        snapshot = Stage(chat(gpus=(0,)), hooks=hooks).scrape(exposition("vllm-current"))
+        gpus = host(gpu("0", "MIG-a", {}, mig="3"))
+        snapshot = Stage(chat(gpus=("MIG-a",)), gpus=gpus).scrape(exposition("vllm-current"))
 
         assert self.samples(snapshot)["flopwatch_workload_gpu_info", "0", "MIG-a", "3", "chat"] == 1
 
