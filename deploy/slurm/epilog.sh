@@ -3,7 +3,8 @@
 # Install as /etc/slurm/epilog.d/50-flopwatch.sh; the counterpart of prolog.sh.
 #
 # An epilog that fails drains the node. This one always exits 0 and reports through logger(1).
-PATH=${PATH:+$PATH:}/usr/sbin:/usr/bin:/sbin:/bin
+# slurmd sets no PATH.
+export PATH="${PATH:+$PATH:}/usr/sbin:/usr/bin:/sbin:/bin"
 jobs=${FLOPWATCH_JOBS:-/run/flopwatch/jobs}
 lock_seconds=${FLOPWATCH_LOCK_SECONDS:-5}
 

@@ -3,25 +3,53 @@
 # Install as /etc/slurm/prolog.d/50-flopwatch.sh; docs/install.md tells how.
 #
 # It writes a file per device into /run/flopwatch/jobs, a job a line. The file is named by what identifies
-# the device: its UUID where the driver tells it, else its device node (nvidia4 is minor number 4). Slurm's
-# own numbers are minor numbers where gres.conf names device files; NVML's indices may differ. An array task
-# is written as "1235 1234_7": its job id, and the name that squeue shows.
+# the device: its UUID where the driver tells it, else its device node (nvidia4 is minor number 4).
+# SLURM_JOB_GPUS counts the devices of `slurmd -G`, which are neither NVML's indices nor minor numbers.
 #
 # A prolog that fails drains the node. This one always exits 0 and reports through logger(1).
-PATH=${PATH:+$PATH:}/usr/sbin:/usr/bin:/sbin:/bin
-jobs=${FLOPWATCH_JOBS:-/run/flopwatch/jobs}
-driver=${FLOPWATCH_DRIVER:-/proc/driver/nvidia/gpus}
-lock_seconds=${FLOPWATCH_LOCK_SECONDS:-5}
+# slurmd sets no PATH.
+export PATH="${PATH:+$PATH:}/usr/sbin:/usr/bin:/sbin:/bin"
+
+settings() {
+  # FLOPWATCH_SLURM_ARRAY_NAMES=yes writes array tasks as "1235 1234_7": the job id, and the name that squeue
+  # shows. It asks slurmctld once per GPU job, which Slurm advises against on clusters with many short jobs.
+  [ ! -r /etc/default/flopwatch-slurm ] || . /etc/default/flopwatch-slurm
+  jobs=${FLOPWATCH_JOBS:-/run/flopwatch/jobs}
+  driver=${FLOPWATCH_DRIVER:-/proc/driver/nvidia/gpus}
+  lock_seconds=${FLOPWATCH_LOCK_SECONDS:-5}
+}
 
 report() {
   timeout 5 logger -t flopwatch-prolog -p daemon.warning -- "job ${SLURM_JOB_ID:-unknown}: $1" 2>/dev/null
+}
+
+# Slurm's GPUs in Slurm's order, a device file a line. Kept until the configuration changes.
+device_files() {
+  list=$jobs/.devices
+  conf=${SLURM_CONF:-/etc/slurm/slurm.conf}
+  if [ ! -s "$list" ] || [ "$conf" -nt "$list" ] || [ "${conf%/*}/gres.conf" -nt "$list" ]; then
+    timeout 10 slurmd -G 2>&1 | awk '
+      / Name=gpu / {
+        for (i = 1; i <= NF; i++) if (sub(/^File=/, "", $i)) {
+          # /dev/nvidia[4-5,7] is nvidia4, nvidia5 and nvidia7; a list without brackets is as it is.
+          if (!match($i, /\[[0-9,-]+\]/)) { gsub(/,/, "\n", $i); print $i; continue }
+          prefix = substr($i, 1, RSTART - 1)
+          count = split(substr($i, RSTART + 1, RLENGTH - 2), ranges, ",")
+          for (r = 1; r <= count; r++) {
+            split(ranges[r] "-" ranges[r], ends, "-")
+            for (n = ends[1] + 0; n <= ends[2] + 0; n++) print prefix n
+          }
+        }
+      }' >"$list.new" && mv -f "$list.new" "$list" || { rm -f "$list.new"; return 1; }
+  fi
+  cat "$list"
 }
 
 # The UUID of the GPU with this minor number; nothing where the driver does not tell.
 uuid_of() {
   for file in "$driver"/*/information; do
     [ -r "$file" ] || continue
-    awk -F ': *[ \t]*' -v minor="$1" '
+    awk -F ':[ \t]*' -v minor="$1" '
       /^GPU UUID/ { uuid = $2 }
       /^Device Minor/ { found = ($2 == minor) }
       END { if (found && uuid ~ /^GPU-[0-9a-f-]+$/) print uuid }' "$file"
@@ -30,31 +58,41 @@ uuid_of() {
 
 # What the job holds, a name a line.
 devices() {
-  # MIG instances are named by UUID in CUDA_VISIBLE_DEVICES, and by nothing that is unique elsewhere.
+  # MIG instances are named by UUID in CUDA_VISIBLE_DEVICES.
   case ${CUDA_VISIBLE_DEVICES:-} in
     *MIG-*)
       echo "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -E '^MIG-[0-9a-f-]+$'
       return
       ;;
   esac
+  files=$(device_files)
   # "0,2-3" is 0 2 3.
   for range in $(echo "$SLURM_JOB_GPUS" | tr ',' ' '); do
     first=${range%-*} last=${range#*-}
     case $first$last in
-      *[!0-9]* | '') report "SLURM_JOB_GPUS=$SLURM_JOB_GPUS is not understood"; continue ;;
+      *[!0-9]*) report "SLURM_JOB_GPUS=$SLURM_JOB_GPUS is not understood"; continue ;;
     esac
-    seq "$first" "$last" | head -n 64 | while read -r minor; do
+    for index in $(seq "$first" "$last" | head -n 64); do
+      file=$(echo "$files" | sed -n "$((index + 1))p")
+      minor=${file#/dev/nvidia}
+      case $minor in
+        '' | *[!0-9]*) report "GPU $index of Slurm is no device file of slurmd -G (${file:-none})"; continue ;;
+      esac
       name=$(uuid_of "$minor")
       echo "${name:-nvidia$minor}"
     done
   done
 }
 
+# The last task of an array keeps the array's own job id: scontrol then shows all of its tasks.
+array_name() {
+  timeout 3 scontrol -o show job "$SLURM_JOB_ID" 2>/dev/null |
+    sed -n "s/^JobId=$SLURM_JOB_ID ArrayJobId=\([0-9]*\) ArrayTaskId=\([0-9]*\) .*/ \1_\2/p"
+}
+
 note() {
   line=$SLURM_JOB_ID
-  if [ -n "${SLURM_ARRAY_JOB_ID:-}" ] && [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
-    line="$line ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-  fi
+  [ "${FLOPWATCH_SLURM_ARRAY_NAMES:-no}" != yes ] || line=$line$(array_name)
   for device in $(devices); do
     grep -qsxF "$line" "$jobs/$device" || echo "$line" >>"$jobs/$device" || {
       echo "cannot write $jobs/$device"
@@ -65,6 +103,7 @@ note() {
 
 main() {
   [ -n "${SLURM_JOB_ID:-}" ] && [ -n "${SLURM_JOB_GPUS:-}" ] || return 0
+  settings
   umask 022
   mkdir -p "$jobs" || return 1
   # Root's alone: whoever can open the lock can hold it, and jobs must not wait for a user.

@@ -31,6 +31,31 @@ def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return log
 
 
+@pytest.fixture(autouse=True)
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with slurmd(8) and scontrol(1) as Slurm 22.05 answers; tests may write other answers."""
+    programs = tmp_path / "slurm"
+    programs.mkdir()
+    slurmd_tells(programs, "/dev/nvidia[0-7]")
+    (programs / "scontrol").write_text(
+        "#!/bin/sh\necho JobId=1234 ArrayJobId=1234 ArrayTaskId=8 JobName=wrap\n"
+        "echo JobId=1235 ArrayJobId=1234 ArrayTaskId=7 JobName=wrap\n"
+    )
+    (programs / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return programs
+
+
+def slurmd_tells(programs: Path, *files: str) -> None:
+    """`slurmd -G` prints a line for each line of gres.conf."""
+    lines = "".join(
+        f"echo 'slurmd-node1: Gres Name=gpu Type=(null) Count=2 Index=0 ID=7696487 File={file} (null)' >&2\n"
+        for file in files
+    )
+    (programs / "slurmd").write_text(f"#!/bin/sh\n{lines}")
+    (programs / "slurmd").chmod(0o755)
+
+
 @pytest.fixture
 def jobs(tmp_path: Path) -> Path:
     return tmp_path / "jobs"
@@ -85,12 +110,15 @@ def test_a_job_is_noted_and_forgotten(jobs: Path, logged: Path):
     assert logged.read_text() == ""
 
 
-def test_a_gpu_is_named_by_its_uuid_where_the_driver_tells_it(jobs: Path, tmp_path: Path):
-    """Slurm counts device files; minor 5 is the GPU whose page says so, whatever NVML's index."""
+def test_a_gpu_is_named_by_its_uuid_where_the_driver_tells_it(
+    jobs: Path, tmp_path: Path, slurm: Path
+):
+    """Slurm's GPUs 0 to 2 are minors 5, 6 and 4; minor 5 is the GPU whose page says so."""
+    slurmd_tells(slurm, "/dev/nvidia[5-6]", "/dev/nvidia4")
     driver_tells(tmp_path, "0000:1b:00.0", minor=5, uuid=GPU_A)
     driver_tells(tmp_path, "0000:43:00.0", minor=4, uuid=GPU_B)
 
-    run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="5-6")
+    run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0-1")
 
     assert noted(jobs) == {GPU_A: ["41"], "nvidia6": ["41"]}
 
@@ -113,10 +141,37 @@ def test_a_mig_instance_is_named_by_its_uuid(jobs: Path):
     assert noted(jobs) == {mig: ["41"]}
 
 
-def test_an_array_task_keeps_the_name_that_users_know(jobs: Path):
+def test_slurms_order_is_read_anew_when_its_configuration_changes(
+    jobs: Path, tmp_path: Path, slurm: Path
+):
+    """`slurmd -G` is asked once, not for every job; a newer gres.conf makes it asked again."""
+    configuration = {"SLURM_CONF": str(tmp_path / "slurm.conf"), "SLURM_JOB_GPUS": "0"}
+    run("prolog.sh", jobs, SLURM_JOB_ID="1", **configuration)
+    slurmd_tells(slurm, "/dev/nvidia3,/dev/nvidia1")
+    run("prolog.sh", jobs, SLURM_JOB_ID="2", **configuration)
+    assert noted(jobs) == {"nvidia0": ["1", "2"]}
+
+    (tmp_path / "gres.conf").touch()
+    os.utime(jobs / ".devices", (0, 0))
+    run("prolog.sh", jobs, SLURM_JOB_ID="3", **configuration)
+
+    assert noted(jobs) == {"nvidia0": ["1", "2"], "nvidia3": ["3"]}
+
+
+def test_a_gpu_that_slurm_does_not_tell_is_not_guessed(jobs: Path, slurm: Path, logged: Path):
+    """Without device files in Slurm's configuration its number says nothing: absent, and reported."""
+    slurmd_tells(slurm, "(null)")
+
+    assert run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0") == 0
+
+    assert noted(jobs) == {}
+    assert "job 41: GPU 0 of Slurm is no device file of slurmd -G" in logged.read_text()
+
+
+def test_an_array_task_has_the_name_that_users_know_where_that_is_wanted(jobs: Path):
     """Job 1235 is task 7 of array 1234: both are noted, and the epilog finds it by its job id."""
-    array = {"SLURM_ARRAY_JOB_ID": "1234", "SLURM_ARRAY_TASK_ID": "7"}
-    run("prolog.sh", jobs, SLURM_JOB_ID="1235", SLURM_JOB_GPUS="0", **array)
+    wanted = {"FLOPWATCH_SLURM_ARRAY_NAMES": "yes"}
+    run("prolog.sh", jobs, SLURM_JOB_ID="1235", SLURM_JOB_GPUS="0", **wanted)
     run("prolog.sh", jobs, SLURM_JOB_ID="12", SLURM_JOB_GPUS="0")
     assert noted(jobs) == {"nvidia0": ["1235 1234_7", "12"]}
 
@@ -248,7 +303,7 @@ def test_a_full_folder_stops_no_prolog(jobs: Path, logged: Path):
     spoil = f"dd if=/dev/zero of={jobs}/fill bs=4k 2>/dev/null || true"
 
     assert run_on("-o size=64k", spoil, jobs, "prolog.sh") == 0
-    assert f"cannot write {jobs}/nvidia0" in logged.read_text()
+    assert "No space left on device" in logged.read_text()
 
 
 @needs_mounts
