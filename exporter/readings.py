@@ -85,7 +85,11 @@ class ProcessUse:
 
 @dataclass(frozen=True, slots=True)
 class SlowReading:
-    """What is read every slow interval: health, links, limits, processes."""
+    """What is read every slow interval: health, links, limits, processes.
+
+    `nvlinks_unknown` counts links that did not answer this time, and `processes_incomplete` says that
+    the driver's list had entries that cannot be processes: sums over either are not known then.
+    """
 
     at_seconds: float
     power_limit_watts: float | None = None
@@ -101,6 +105,7 @@ class SlowReading:
     pcie_link_width_max: int | None = None
     pcie_replays: float | None = None
     nvlink_up: Mapping[str, bool] = field(default_factory=dict)
+    nvlinks_unknown: int = 0
     nvlink_errors: Mapping[str, float] = field(default_factory=dict)
     c2c_up: Mapping[str, bool] = field(default_factory=dict)
     c2c_low_power: Mapping[str, bool] = field(default_factory=dict)
@@ -111,6 +116,7 @@ class SlowReading:
     compute_mode: str | None = None
     mig_enabled: bool | None = None
     processes: tuple[ProcessUse, ...] | None = None
+    processes_incomplete: bool = False
 
 
 @dataclass(frozen=True, slots=True)

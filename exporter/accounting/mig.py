@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from exporter.accounting.peaks import Peaks, find_peaks
+from exporter.accounting.peaks import PeakOverride, Peaks, find_peaks
 from exporter.readings import ActivityWindow, DeviceIdentity
 
 
@@ -35,12 +35,15 @@ def memory_share(gpu_bytes: float | None, instance_bytes: float | None) -> float
     return min(max(slices, 1), _MEMORY_SLICES) / _MEMORY_SLICES
 
 
-def instance_peaks(gpu: DeviceIdentity, instance: DeviceIdentity) -> Peaks:
+def instance_peaks(
+    gpu: DeviceIdentity, instance: DeviceIdentity, override: PeakOverride | None = None
+) -> Peaks:
     """Peaks of an instance: the GPU's by its share of the SMs and of the memory slices.
 
     Instances have no NVLink. Without an SM count there are no FLOP/s: better none than wrong ones.
+    `override` is what the configuration says of the whole GPU.
     """
-    whole = find_peaks(gpu)
+    whole = find_peaks(gpu, override)
     memory = memory_share(gpu.memory_size_bytes, instance.memory_size_bytes)
     dram = whole.dram_bytes_per_second
     peaks = replace(
@@ -51,15 +54,12 @@ def instance_peaks(gpu: DeviceIdentity, instance: DeviceIdentity) -> Peaks:
     )
     if instance.sm_count is None:
         return replace(peaks, flops={})
-    if whole.origin == "derived":
+    if whole.sm_count is None:
         # A GPU in MIG mode does not say how many SMs it has, so it has no FLOP/s to share.
-        flops = find_peaks(replace(gpu, sm_count=instance.sm_count)).flops
-        rates = find_peaks(replace(gpu, sm_count=instance.sm_count))
+        part = find_peaks(replace(gpu, sm_count=instance.sm_count))
         return replace(
-            peaks, flops=flops, tensor_rate=rates.tensor_rate, plain_rate=rates.plain_rate
+            peaks, flops=part.flops, tensor_rate=part.tensor_rate, plain_rate=part.plain_rate
         )
-    if not whole.sm_count:
-        return replace(peaks, flops={})
     share = instance.sm_count / whole.sm_count
     return replace(peaks, flops={name: value * share for name, value in whole.flops.items()})
 

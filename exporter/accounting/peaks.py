@@ -8,8 +8,9 @@ by two. From Hopper on, data sheets rate the tensor pipe at a lower clock than t
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,32 @@ _TENSOR_KEYS = {
 }
 _PLAIN_KEYS = {"fp64": "fp64", "fp32": "fp32", "fp16": "fp16"}
 _FIRST_WITH_BF16 = (8, 0)
+# Where a compute capability has one class of boards alone.
+_ONE_CLASS = {
+    "7.0": "7.0/dc",
+    "8.0": "8.0/dc",
+    "8.7": "8.7/dc",
+    "10.0": "10.0/dc",
+    "10.3": "10.3/dc",
+    "11.0": "11.0/dc",
+    "12.1": "12.1/gf",
+}
+_FULL_HOPPER = re.compile(r"H(100|200|800)")  # H20 and its like have a quarter of the rate
+_FULL_HOPPER_SMS = 100
+# Mining boards and those with a D behind their number are cut down in ways that no rate tells.
+_CAPPED = re.compile(r"CMP|\d ?D\b")
+_NOT_IN_TABLE = "not in the table of models: derived from its silicon"
+# Share of the maximum clock at which data sheets rate the tensor pipe.
+_CLASS_TENSOR_SHARE = {"9.0/dc": 0.924, "10.0/dc": 0.944, "10.3/dc": 0.913}
+# Boards that NVML gives a higher maximum clock than their data sheet: 2100 of 1695 MHz (RTX A5000),
+# 3105 of 2520 (RTX 4090); of a laptop's GPU the sheet depends on its cooling.
+_CLOCKS_ABOVE_SHEET = ("RTX", "GeForce", "TITAN", "Quadro", "Laptop", "Max-Q", "Mobile")
+# NVML's memory in GiB over the sheet's gigabytes: ECC and the driver take up to an eighth.
+_SIZE_SHARES = (0.86, 1.06)
+# Clock x bus width over the sheet's bandwidth: sheets round, and older drivers gave B200 8192 bits.
+_BANDWIDTH_SHARES = (0.92, 1.09)
+# A sheet's figure over SMs x rate x maximum clock: 0.866 for an H100 NVL.
+_SHEET_SHARES = (0.85, 1.05)
 _TERA = 1e12
 _GIGA = 1e9
 
@@ -54,7 +81,8 @@ class Peaks:
 
     `flops` is the dense peak by precision in FLOP/s, `tensor_rate` and `plain_rate` the FLOP per
     clock and SM by precision of the tensor and the plain pipes (a fused multiply-add counts 2).
-    `origin` is `datasheet` or `derived`, `model` the table's name of the GPU model.
+    `origin` is `datasheet`, `derived` or `config`, `model` the table's name of the GPU model.
+    `doubt` says in words why this is no data sheet, or what is missing; None where nothing is.
     """
 
     origin: str
@@ -65,14 +93,33 @@ class Peaks:
     plain_rate: Mapping[str, float] = field(default_factory=dict)
     dram_bytes_per_second: float | None = None
     nvlink_bytes_per_second: float | None = None
+    doubt: str | None = None
 
     @property
     def default_precision(self) -> str | None:
         """The precision at which tensor work is valued when nobody says better."""
         for precision in ("bf16", "fp16", "fp32"):
-            if precision in self.flops:
+            if precision in self.flops or precision in self.tensor_rate:
                 return precision
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class PeakOverride:
+    """What the configuration says of a GPU's peaks: it overrules the table and the driver.
+
+    `flops` is dense FLOP/s by precision, `dram_bytes_per_second` the device memory's bandwidth.
+    """
+
+    flops: Mapping[str, float] = field(default_factory=dict)
+    sm_count: int | None = None
+    dram_bytes_per_second: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether it says anything."""
+        return (
+            bool(self.flops) or self.sm_count is not None or self.dram_bytes_per_second is not None
+        )
 
 
 @cache
@@ -86,16 +133,90 @@ def pcie_bytes_per_second(generation: int, width: int) -> float | None:
     return None if per_lane is None else per_lane * width
 
 
-def find_peaks(identity: DeviceIdentity) -> Peaks:
-    """Peaks of a GPU by its NVML name, else derived from its compute capability.
+def find_peaks(identity: DeviceIdentity, override: PeakOverride | None = None) -> Peaks:
+    """Peaks of a GPU: what the configuration says, else its data sheet, else its silicon.
 
-    A GPU that neither the table nor its compute capability can place has no peaks at all: better
-    none than a wrong one.
+    A name alone proves little: a row of the table counts only where nothing that the driver says
+    of the board (compute capability, SMs, memory size and bandwidth) contradicts it. A GPU that
+    can be placed neither by name nor by compute capability has no peaks at all: better none than
+    wrong ones.
     """
-    for gpu in _table()["gpus"]:
-        if any(fnmatchcase(identity.name, pattern) for pattern in gpu["names"]):
+    if override:
+        identity = replace(identity, sm_count=override.sm_count or identity.sm_count)
+        return _overruled(_found(identity), identity, override)
+    return _found(identity)
+
+
+def _found(identity: DeviceIdentity) -> Peaks:
+    named = [gpu for gpu in _table()["gpus"] if identity.name in gpu["names"]]
+    doubts: list[str] = []
+    for gpu in named:
+        against = _contradiction(gpu, identity)
+        if against is None:
             return _from_data_sheet(gpu, identity)
-    return _derived(identity)
+        doubts.append(f"it is called {gpu['model']}, but has {against}")
+    kin = [gpu for gpu in _table()["gpus"] if _is_like(gpu, identity.name)]
+    for gpu in kin:
+        if identity.sm_count is not None and _contradiction(gpu, identity) is None:
+            return _from_data_sheet(gpu, identity)
+    for gpu in (*named, *kin):
+        if _fits_capability(gpu, identity):
+            doubt = (
+                doubts[0]
+                if doubts
+                else f"not in the table of models; taken for kin of {gpu['model']}"
+            )
+            return _derived(identity, gpu["class"], _tensor_share(gpu), doubt)
+    gpu_class, why = _class_of(identity)
+    share = _CLASS_TENSOR_SHARE.get(gpu_class or "", 1.0)
+    return _derived(identity, gpu_class, share, doubts[0] if doubts else why)
+
+
+def _is_like(gpu: Mapping[str, Any], name: str) -> bool:
+    """Whether the name is of the row's family: by its patterns, or a part of it as a vGPU."""
+    return any(fnmatchcase(name, pattern) for pattern in gpu.get("like", ())) or any(
+        name.startswith(f"{known}-") for known in gpu["names"]
+    )
+
+
+def _fits_capability(gpu: Mapping[str, Any], identity: DeviceIdentity) -> bool:
+    return identity.compute_capability in (None, _class_capability(gpu["class"]))
+
+
+def _contradiction(gpu: Mapping[str, Any], identity: DeviceIdentity) -> str | None:
+    """What the driver says of the board that cannot be true of the row's model; None if nothing."""
+    if not _fits_capability(gpu, identity):
+        assert identity.compute_capability is not None
+        major, minor = identity.compute_capability
+        return f"compute capability {major}.{minor}"
+    if identity.sm_count not in (None, gpu["sm_count"]):
+        return f"{identity.sm_count} SMs, not {gpu['sm_count']}"
+    sizes: Sequence[float] = gpu.get("memory_gigabytes", ())
+    if sizes and identity.memory_size_bytes is not None:
+        size = identity.memory_size_bytes / 2**30
+        if not any(_SIZE_SHARES[0] <= size / known <= _SIZE_SHARES[1] for known in sizes):
+            return f"{size:.0f} GiB of memory, not {' or '.join(f'{known:g}' for known in sizes)}"
+    bandwidth = _derived_dram_bandwidth(identity)
+    if sizes and bandwidth is not None:
+        sheet = gpu["dram_gigabytes_per_second"] * _GIGA
+        if not _BANDWIDTH_SHARES[0] <= bandwidth / sheet <= _BANDWIDTH_SHARES[1]:
+            return (
+                f"a memory bandwidth of {bandwidth / _GIGA:.0f} GB/s, "
+                f"not {gpu['dram_gigabytes_per_second']:g}"
+            )
+    return None
+
+
+def _tensor_clock(gpu: Mapping[str, Any]) -> float:
+    """The clock in Hz at which the data sheet rates the tensor pipe."""
+    sheet, rates = gpu["teraflops"], _table()["rates"][gpu["class"]]
+    if "fp16t" not in sheet:
+        return float(gpu["boost_mhz"]) * 1e6
+    return float(sheet["fp16t"] * _TERA / (gpu["sm_count"] * rates["fp16t"]))
+
+
+def _tensor_share(gpu: Mapping[str, Any]) -> float:
+    return _tensor_clock(gpu) / (float(gpu["boost_mhz"]) * 1e6)
 
 
 def _from_data_sheet(gpu: Mapping[str, Any], identity: DeviceIdentity) -> Peaks:
@@ -103,10 +224,7 @@ def _from_data_sheet(gpu: Mapping[str, Any], identity: DeviceIdentity) -> Peaks:
     rates: dict[str, float] = _table()["rates"][gpu["class"]]
     sms: int = gpu["sm_count"]
     boost = gpu["boost_mhz"] * 1e6
-    # The clock at which the data sheet rates the tensor pipe, for the precisions that it leaves out.
-    tensor_clock = boost
-    if "fp16t" in sheet:
-        tensor_clock = sheet["fp16t"] * _TERA / (sms * rates["fp16t"])
+    tensor_clock = _tensor_clock(gpu)  # for the precisions that the sheet leaves out
 
     def figure(key: str, clock: float) -> float | None:
         if key in sheet:
@@ -130,31 +248,82 @@ def _from_data_sheet(gpu: Mapping[str, Any], identity: DeviceIdentity) -> Peaks:
     )
 
 
-def _derived(identity: DeviceIdentity) -> Peaks:
-    model = identity.name
-    dram = _derived_dram_bandwidth(identity)
-    gpu_class = _class_of(identity)
-    if gpu_class is None or identity.sm_count is None or identity.sm_clock_max_hertz is None:
-        return Peaks(
-            origin="derived", model=model, sm_count=identity.sm_count, dram_bytes_per_second=dram
-        )
-    rates: dict[str, float] = _table()["rates"][gpu_class]
-    per_rate = identity.sm_count * identity.sm_clock_max_hertz
-    capability = _class_capability(gpu_class)
+def _derived(
+    identity: DeviceIdentity, gpu_class: str | None, tensor_share: float, doubt: str | None
+) -> Peaks:
+    """SMs x rate x maximum clock; the tensor pipe at the share of it that data sheets rate it at.
 
-    def figure(key: str) -> float | None:
-        rate = rates.get(key)
-        return None if rate is None else rate * per_rate
-
-    return Peaks(
+    Boards for the desk or the lap may clock higher than their sheet says, by a quarter: of those
+    the rates are known, and so their FLOP, but no peak.
+    """
+    peaks = Peaks(
         origin="derived",
-        model=model,
+        model=identity.name,
         sm_count=identity.sm_count,
-        flops=_peak_flops(figure, figure, capability),
+        dram_bytes_per_second=_derived_dram_bandwidth(identity),
+        doubt=doubt,
+    )
+    if gpu_class is None:
+        return peaks
+    rates: dict[str, float] = _table()["rates"][gpu_class]
+    capability = _class_capability(gpu_class)
+    peaks = replace(
+        peaks,
         tensor_rate=_tensor_rates(rates, capability),
         plain_rate={p: rates[key] for p, key in _PLAIN_KEYS.items() if key in rates},
-        dram_bytes_per_second=dram,
     )
+    if identity.sm_count is None:
+        return replace(peaks, doubt=_joined(doubt, "the driver does not tell its number of SMs"))
+    if identity.sm_clock_max_hertz is None:
+        return replace(peaks, doubt=_joined(doubt, "the driver does not tell its maximum clock"))
+    if any(word in identity.name for word in _CLOCKS_ABOVE_SHEET):
+        return replace(peaks, doubt=_joined(doubt, "its data sheet's clock is not known"))
+    per_rate = identity.sm_count * identity.sm_clock_max_hertz
+
+    def figure(key: str, share: float) -> float | None:
+        rate = rates.get(key)
+        return None if rate is None else rate * per_rate * share
+
+    flops = _peak_flops(
+        # Sheets rate the FP64 tensor pipe at the full clock.
+        lambda key: figure(key, 1.0 if key == "fp64t" else tensor_share),
+        lambda key: figure(key, 1.0),
+        capability,
+    )
+    return replace(peaks, flops=flops)
+
+
+def _overruled(peaks: Peaks, identity: DeviceIdentity, override: PeakOverride) -> Peaks:
+    """The peaks with what the configuration says in their place.
+
+    A figure that the silicon's known rate cannot explain changes the rate with it, so that FLOP
+    and peak stay of one piece.
+    """
+    flops = {**peaks.flops, **override.flops}
+    tensor_rate, plain_rate = dict(peaks.tensor_rate), dict(peaks.plain_rate)
+    sms, clock = peaks.sm_count, identity.sm_clock_max_hertz
+    if sms and clock:
+        for precision, value in override.flops.items():
+            implied = value / (sms * clock)
+            rates = tensor_rate if precision in _TENSOR_KEYS else plain_rate
+            if precision == "fp64" and "fp64" not in tensor_rate:
+                rates = plain_rate
+            known = rates.get(precision)
+            if known is None or not _SHEET_SHARES[0] <= implied / known <= _SHEET_SHARES[1]:
+                rates[precision] = implied
+    return replace(
+        peaks,
+        origin="config",
+        flops=flops,
+        tensor_rate=tensor_rate,
+        plain_rate=plain_rate,
+        dram_bytes_per_second=override.dram_bytes_per_second or peaks.dram_bytes_per_second,
+        doubt=None if override.flops else peaks.doubt,
+    )
+
+
+def _joined(*parts: str | None) -> str:
+    return "; ".join(part for part in parts if part)
 
 
 Figure = Callable[[str], float | None]
@@ -187,18 +356,35 @@ def _class_capability(gpu_class: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _class_of(identity: DeviceIdentity) -> str | None:
-    """Row of the rate table for a GPU that the model table does not know."""
+def _class_of(identity: DeviceIdentity) -> tuple[str | None, str | None]:
+    """Row of the rate table for a GPU whose name says nothing, and why it is a guess or none.
+
+    Boards of one compute capability differ by two (GeForce, L40) or four (H20): a class is taken
+    only where the name or the silicon leaves no choice.
+    """
     if identity.compute_capability is None:
-        return None
+        return None, "the driver does not tell its compute capability"
     major, minor = identity.compute_capability
     capability = f"{major}.{minor}"
-    rates = _table()["rates"]
-    consumer = any(word in identity.name for word in ("GeForce", "TITAN"))
-    for suffix in ("gf", "dc") if consumer else ("dc", "gf"):
-        if f"{capability}/{suffix}" in rates:
-            return f"{capability}/{suffix}"
-    return None
+    if not any(known.startswith(f"{capability}/") for known in _table()["rates"]):
+        return None, f"compute capability {capability} is not in the table"
+    unknown = (
+        None,
+        "not in the table of models, and its compute capability alone does not say enough",
+    )
+    name = identity.name
+    if _CAPPED.search(name):
+        return unknown
+    if capability in _ONE_CLASS:
+        return _ONE_CLASS[capability], _NOT_IN_TABLE
+    if capability == "9.0":
+        full = _FULL_HOPPER.search(name) or (identity.sm_count or 0) >= _FULL_HOPPER_SMS
+        return ("9.0/dc", _NOT_IN_TABLE) if full else unknown
+    if "GeForce RTX" in name:
+        return f"{capability}/gf", _NOT_IN_TABLE
+    if "RTX" in name and "TITAN" not in name:
+        return f"{capability}/dc", _NOT_IN_TABLE
+    return unknown
 
 
 def _derived_dram_bandwidth(identity: DeviceIdentity) -> float | None:

@@ -175,7 +175,7 @@ _ESTIMATES = """
 | `flopwatch_flop_total{pipe="fp64|fp32|fp16"}` | operations, every instruction taken for a fused multiply-add | An upper bound: additions and multiplications alone are half of it. |
 | `flopwatch_dram_bytes_total` | share of the theoretical bandwidth x time | As good as the theoretical bandwidth; within some per cent. |
 | state `memory` | waiting that bandwidth explains | A model: DRAM activity over what a copy reaches (measured by the probe, else 92 %). |
-| `flopwatch_peak_flops` of `origin="derived"` | SMs x rate x maximum clock | Within about 10 % of a data sheet. |
+| `flopwatch_peak_flops` of `flopwatch_peak_info{origin="derived"}` | SMs x rate x maximum clock | Within about 10 % of a data sheet; where that cannot be promised (laptops, boards for the desk that the table lacks, boards with a D) there is no peak. |
 
 ## What is found to be false
 
@@ -191,8 +191,15 @@ Dense data-sheet figures in TFLOP/s (TOP/s for int8), from NVIDIA's data sheets 
 sheet leaves out are SMs x rate x its clock. «Tensor clock» is the clock at which the sheet rates the tensor
 pipe: at the boost clock, ratios reach boost over tensor clock.
 
-| model | NVML names | class | SMs | boost / tensor clock MHz | fp64 | fp32 | fp16 | bf16 | fp8 | fp4 | int8 | memory GB/s |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+A row counts only for a board that it can be: compute capability, SM count, memory size (86 to 106 % of the
+sheet's) and memory clock x bus width (92 to 109 % of its bandwidth) as NVML tells them must agree. A board that
+contradicts its row, or fits only a pattern (`*`) and contradicts it, is derived from its
+silicon, and `flopwatch check` says why. Boards of one compute capability differ by two (GeForce, L40, L20) or by
+four (H20): where neither name nor silicon decides, there is no peak and no FLOP, rather than a wrong one. `gpus` in the
+configuration overrules all of it: `peaks`, `sm_count`, `dram_bandwidth`.
+
+| model | NVML names | class | SMs | boost / tensor clock MHz | fp64 | fp32 | fp16 | bf16 | fp8 | fp4 | int8 | memory GB | memory GB/s |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 _RATES_HEAD = """
@@ -237,13 +244,15 @@ def support_page() -> str:
 
 
 def _model_row(gpu: Mapping[str, Any], rates: Mapping[str, Mapping[str, float]]) -> str:
+    names = [*gpu["names"], *gpu.get("like", ())]
     capability = tuple(int(number) for number in gpu["class"].partition("/")[0].split("."))
     peaks = find_peaks(
         DeviceIdentity(
             index="0",
             uuid="",
-            name=gpu["names"][0].replace("*", ""),
+            name=names[0].replace("*", ""),
             compute_capability=(capability[0], capability[1]),
+            sm_count=gpu["sm_count"],
         )
     )
     tensor = gpu["teraflops"].get("fp16t")
@@ -253,7 +262,7 @@ def _model_row(gpu: Mapping[str, Any], rates: Mapping[str, Mapping[str, float]])
         clock += f" / {tensor * 1e6 / (gpu['sm_count'] * rate):.0f}"
     cells = [
         gpu["model"],
-        ", ".join(f"`{name}`" for name in gpu["names"]),
+        ", ".join(f"`{name}`" for name in names),
         gpu["class"],
         str(gpu["sm_count"]),
         clock,
@@ -261,6 +270,7 @@ def _model_row(gpu: Mapping[str, Any], rates: Mapping[str, Mapping[str, float]])
             f"{peaks.flops[precision] / _TERA:.4g}" if precision in peaks.flops else ""
             for precision in _PRECISIONS
         ),
+        " or ".join(f"{size:g}" for size in gpu.get("memory_gigabytes", ())),
         f"{gpu['dram_gigabytes_per_second']:g}",
     ]
     return f"| {' | '.join(cells)} |\n"

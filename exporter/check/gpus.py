@@ -86,7 +86,7 @@ def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[F
             text, remedy = _ERRORS.get(error, (f"the driver answers {error}", "see dmesg"))
             yield Finding(area, Level.FAILURE, name + text, remedy)
             continue
-        yield _source(area, name, flops_source(device, dcgm, config))
+        yield _source(area, name, flops_source(device, dcgm, config), device["peaks"])
         yield from _peculiarities(area, device, config)
         if device.get("mig"):
             yield from _instances(area, device, config, dcgm)
@@ -103,7 +103,10 @@ def _permissions(level: Level, why: str) -> Iterator[Finding]:
             )
 
 
-def _source(area: str, name: str, source: FlopsSource) -> Finding:
+def _source(area: str, name: str, source: FlopsSource, peaks: Mapping[str, Any]) -> Finding:
+    if source.name is not None and not peaks.get("rates", True):
+        text = f"{name}{source.name} answers, but no FLOPS can be counted: see its peak below"
+        return Finding(area, Level.WARNING, text)
     if source.name is not None:
         return Finding(area, Level.OK, f"{name}FLOPS from {source.name}")
     return Finding(area, source.level, name + source.why, source.remedy)
@@ -111,10 +114,13 @@ def _source(area: str, name: str, source: FlopsSource) -> Finding:
 
 def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iterator[Finding]:
     peaks = device["peaks"]
+    doubt = peaks.get("doubt") or "not in the table of models"
     if not peaks["known"] and not device.get("mig"):
-        yield Finding(area, Level.WARNING, "its peak is not known: no ratios", "report the model")
+        lost = "no ratios" if peaks.get("rates") else "no FLOPS and no ratios"
+        remedy = "set sm_count, peaks and dram_bandwidth under gpus in the configuration"
+        yield Finding(area, Level.WARNING, f"its peak is not known: {lost} ({doubt})", remedy)
     elif peaks["origin"] == "derived":
-        yield Finding(area, Level.NOTE, "not in the table of models: its peak is derived")
+        yield Finding(area, Level.NOTE, f"its peak is derived ({doubt})")
     if device["missing"]:
         yield Finding(area, Level.NOTE, f"does not tell {', '.join(device['missing'])}")
     if device["refused"].get("no_permission"):

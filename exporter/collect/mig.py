@@ -38,7 +38,8 @@ from exporter.collect.nvml.mig import (
     list_instances,
     read_instance,
 )
-from exporter.collect.nvml.reading import read_clock, read_memory, read_processes
+from exporter.collect.nvml.processes import read_processes
+from exporter.collect.nvml.reading import read_clock, read_memory
 from exporter.collect.settings import SamplingSettings
 from exporter.precision import headline_precision
 from exporter.readings import (

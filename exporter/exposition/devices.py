@@ -280,9 +280,19 @@ def _slow(labels: Labels, slow: SlowReading) -> Iterator[Sample]:
             (device.PCIE_LINK_WIDTH_MAX, slow.pcie_link_width_max),
             (device.PCIE_REPLAYS_TOTAL, slow.pcie_replays),
             (device.FAN_SPEED_RATIO, slow.fan_speed),
-            (device.NVLINKS_UP, sum(slow.nvlink_up.values()) if slow.nvlink_up else None),
+            (
+                device.NVLINKS_UP,
+                sum(slow.nvlink_up.values())
+                if slow.nvlink_up and not slow.nvlinks_unknown
+                else None,
+            ),
             (device.MIG_MODE, slow.mig_enabled),
-            (device.PROCESSES, None if slow.processes is None else len(slow.processes)),
+            (
+                device.PROCESSES,
+                None
+                if slow.processes is None or slow.processes_incomplete
+                else len(slow.processes),
+            ),
         ),
     )
     for mapped, name, values in (

@@ -72,7 +72,9 @@ def build_device(
         memory_temperature_celsius=fast.memory_temperature_celsius if fast else None,
         utilization_ratio=fast.gpu_utilization if fast else None,
         memory=_memory(snapshot, minute),
-        processes=len(slow.processes) if slow and slow.processes is not None else None,
+        processes=len(slow.processes)
+        if slow and slow.processes is not None and not slow.processes_incomplete
+        else None,
         models=models,
         holders=holders,
         probes=probes,
@@ -228,8 +230,10 @@ def _events(
         row_remap_pending=slow.row_remap_pending,
         row_remap_failed=slow.row_remap_failed,
         recovery_action=recovery,
-        nvlinks_up=sum(slow.nvlink_up.values()) if slow.nvlink_up else None,
-        nvlinks=len(slow.nvlink_up) or None,
+        nvlinks_up=sum(slow.nvlink_up.values())
+        if slow.nvlink_up and not slow.nvlinks_unknown
+        else None,
+        nvlinks=(len(slow.nvlink_up) + slow.nvlinks_unknown) or None,
     )
 
 

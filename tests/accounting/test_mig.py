@@ -10,6 +10,7 @@ from exporter.accounting.mig import (
     memory_share,
     whole_gpu_window,
 )
+from exporter.accounting.peaks import PeakOverride
 from exporter.readings import ActivityWindow, DeviceIdentity
 
 
@@ -43,10 +44,20 @@ def test_memory_comes_in_eighths() -> None:
 
 
 def test_an_unknown_model_is_derived_from_the_instances_sms() -> None:
-    """16 SMs x 4096 FLOP per clock x 1.98 GHz, although the GPU in MIG mode tells no SM count."""
-    unknown = replace(GPU, name="NVIDIA H999")
+    """16 SMs x 4096 FLOP per clock x 92.4 % of 1.98 GHz, although the GPU in MIG mode tells no SM count."""
+    unknown = replace(GPU, name="NVIDIA H100 SXM6")
 
-    assert instance_peaks(unknown, SMALL).flops["bf16"] == pytest.approx(16 * 4096 * 1.98e9)
+    assert instance_peaks(unknown, SMALL).flops["bf16"] == pytest.approx(16 * 4096 * 1.98e9 * 0.924)
+
+
+def test_what_the_configuration_says_of_the_gpu_is_shared_too() -> None:
+    """16 of 128 SMs have an eighth of 2 PFLOP/s; 1g.10gb an eighth of 4 TB/s."""
+    override = PeakOverride({"bf16": 2e15}, sm_count=128, dram_bytes_per_second=4e12)
+    peaks = instance_peaks(GPU, SMALL, override)
+
+    assert peaks.origin == "config"
+    assert peaks.flops["bf16"] == 2.5e14
+    assert peaks.dram_bytes_per_second == 5e11
 
 
 def test_without_an_sm_count_there_is_no_peak() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +409,37 @@ def test_without_torch_the_probes_are_a_warning(monkeypatch: pytest.MonkeyPatch,
     assert finding.text == "no torch: ImportError: no torch here"
     assert finding.remedy == "pip install flopwatch[probes], or probes.enabled: false"
     assert finding.level == "warning"
+
+
+def test_a_board_whose_peak_nobody_knows_says_what_to_set(check: Check, tmp_path: Path) -> None:
+    """No SM count from the driver and no row in the table: GPM answers, and yet there are no FLOPS."""
+    unknown = replace(H100, name="NVIDIA H30", num_gpu_cores=0)
+    cut = replace(H100, name="NVIDIA H20", num_gpu_cores=78 * 128)
+    with FakeNvml([unknown, cut], tmp_path) as fake:
+        _code, report = check(fake)
+
+    (source, peak, *_rest) = found(report, "gpu 0")
+    assert source[0] == "warning"
+    assert "no FLOPS can be counted" in source[1]
+    assert peak[0] == "warning"
+    assert "no FLOPS and no ratios" in peak[1]
+    remedies = [f["remedy"] for f in report["findings"] if f["text"] == peak[1]]
+    assert remedies == ["set sm_count, peaks and dram_bandwidth under gpus in the configuration"]
+    assert any(
+        level == "note" and "80 GiB of memory, not 96" in text
+        for level, text in found(report, "gpu 1")
+    )
+
+
+def test_a_driver_mismatch_is_called_by_its_name(check: Check, tmp_path: Path) -> None:
+    """The reason is `driver_mismatch`, as in the metrics."""
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.mismatch_driver()
+        code, report = check(fake)
+
+    assert code == 1
+    assert report["driver"]["error"] == "driver_mismatch"
+    assert found(report, "driver")[0] == (
+        "failure",
+        "driver library and kernel module are of different versions",
+    )

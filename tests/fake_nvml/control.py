@@ -151,7 +151,7 @@ class FakeNvml(Functions):
         """Set any number of `layout.Gpu`, for example `recovery_action=1`, `compute_mode=3`, `pcie_replays=7`."""
         self.gpus[gpu].set(**members)
 
-    def set_field(self, gpu: int, field_id: int, value: float | None) -> None:
+    def set_field(self, gpu: int, field_id: int, value: int | None) -> None:
         """Make a field id answer this whole number (type unsigned long long); None ends it."""
         shared = self.gpus[gpu].shared
         shared.field_value[field_id] = value or 0
@@ -183,6 +183,10 @@ class FakeNvml(Functions):
     def set_nvlink_state(self, gpu: int, link: int, up: bool) -> None:
         """Take a link down or up."""
         self.gpus[gpu].shared.links[link].up = int(up)
+
+    def fail_nvlink_state(self, gpu: int, link: int, code: int) -> None:
+        """Make asking for the state of one link return this code; 0 ends it."""
+        self.gpus[gpu].shared.links[link].state_code = code
 
     def set_nvlink_errors(self, gpu: int, link: int, **counters: int) -> None:
         """Set a link's `replay_errors`, `recovery_errors`, `crc_flit_errors`, `crc_data_errors`, `ecc_errors`."""

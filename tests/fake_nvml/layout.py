@@ -115,6 +115,7 @@ class Link(ctypes.Structure):
 
     _fields_ = [
         ("up", c_uint32),
+        ("state_code", c_int32),  # what asking for its state returns, if not 0
         ("replay_errors", c_uint64),
         ("recovery_errors", c_uint64),
         ("crc_flit_errors", c_uint64),
@@ -248,7 +249,7 @@ class Gpu(ctypes.Structure):
         ("metric_fault", c_int32 * MAX_METRICS),
         # 1: field_value replaces what the library would answer.
         ("field_override", c_uint32 * MAX_FIELDS),
-        ("field_value", c_double * MAX_FIELDS),
+        ("field_value", c_uint64 * MAX_FIELDS),
     ]
 
 

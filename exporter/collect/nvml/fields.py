@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from exporter.collect.nvml.errors import NvmlError, error_for
-from exporter.collect.nvml.library import DeviceCalls, call
+from exporter.collect.nvml.library import FIELD_VALUES, DeviceCalls, Key, call
 
 
 SW_POWER_CAP = 74  # ns, as are the other clock event reasons
@@ -53,43 +53,62 @@ Field = int | tuple[int, int]
 
 # nvmlValueType_t: which member of the union holds the value.
 _MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
-_FUNCTION = "nvmlDeviceGetFieldValues"
-# Values with which drivers and DCGM say «blank»: 2^32-1, 2^47 as a double, the 64-bit maximum.
-BLANKS = frozenset({0xFFFFFFFF, 140737488355328, 0xFFFFFFFFFFFFFFFF, 0x7FFFFFFFFFFFFFFF})
+# Values with which drivers and DCGM say «no value»: the largest of each register, signed and
+# unsigned, and 2^47, DCGM's for a double. As whole numbers, so that none is rounded into another.
+_BLANKS = frozenset({2**31 - 1, 2**32 - 1, 2**47, 2**63 - 1, 2**63, 2**64 - 1, 2**64})
+
+
+def is_blank(value: float) -> bool:
+    """Whether a value as the driver gave it, not yet scaled, stands for «no value».
+
+    2^63 and 2^64 are the 64-bit blanks as doubles, DCGM's begin 16 below 2^63; -1 is a signed
+    register with all bits set. No counter comes near 2^63: NVLink counts in KiB, the rest is slower.
+    """
+    return not math.isfinite(value) or value in _BLANKS or value == -1 or value >= 2**63 - 16
 
 
 def read_fields(calls: DeviceCalls, fields: Sequence[Field]) -> dict[Field, float]:
     """The values of those fields that the device has, in one call.
 
-    A field that is not supported is left out and not asked again; blanks are left out.
+    A field that is not supported or has no value is left out.
     """
-    wanted = [field for field in fields if not calls.is_refused(_FUNCTION, field)]
-    if not wanted or calls.is_refused(_FUNCTION):
+    whole = (FIELD_VALUES,)
+    wanted = [field for field in fields if calls.may_ask((FIELD_VALUES, field))]
+    if not wanted or not calls.may_ask(whole):
         return {}
     try:
-        answers = call(_FUNCTION, calls.handle, wanted)
+        answers = call(FIELD_VALUES, calls.handle, wanted)
     except NvmlError as error:
-        calls.refuse((_FUNCTION,), error)
+        calls.refuse(whole, error)
         return {}
+    calls.answered(whole)
     values: dict[Field, float] = {}
     for field, answer in zip(wanted, answers, strict=True):
         if answer.nvmlReturn != 0:
-            calls.refuse((_FUNCTION, field), error_for(_FUNCTION, answer.nvmlReturn))
+            calls.refuse((FIELD_VALUES, field), error_for(FIELD_VALUES, answer.nvmlReturn))
             continue
         value = _value_of(answer)
-        if value is None or value in BLANKS or not math.isfinite(value):
+        if value is None or is_blank(value):
             calls.implausible(f"field {field}")
             continue
-        values[field] = value
+        calls.answered((FIELD_VALUES, field))
+        values[field] = float(value)
     return values
 
 
 def is_refused(calls: DeviceCalls, field: Field) -> bool:
     """Whether the device has answered that it has no such field."""
-    return calls.is_refused(_FUNCTION, field) or calls.is_refused(_FUNCTION)
+    return calls.is_refused(FIELD_VALUES, field) or calls.is_refused(FIELD_VALUES)
+
+
+def key(field: Field) -> Key:
+    """The name by which DeviceCalls knows the question for a field."""
+    return (FIELD_VALUES, field)
 
 
 def _value_of(answer: Any) -> float | None:
+    """The value as the driver gave it: whole numbers stay whole, so that blanks can be told."""
     if not 0 <= answer.valueType < len(_MEMBERS):
         return None
-    return float(getattr(answer.value, _MEMBERS[answer.valueType]))
+    value: float = getattr(answer.value, _MEMBERS[answer.valueType])
+    return value

@@ -8,6 +8,8 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pynvml
@@ -32,6 +34,11 @@ _MPS_VARIABLE = "NVML_MPS_DEVICE_ENUMERATION"
 # driver that is being reset or updated is done by then.
 BARRED_TIMES = 5
 BARRED_SECONDS = 60.0
+# A call that never answered anything but NOT_SUPPORTED is asked again this often.
+CLAIM_SECONDS = 600.0
+
+FIELD_VALUES = "nvmlDeviceGetFieldValues"
+Key = tuple[Any, ...]  # a call: its function, and what it was asked for
 
 
 def call(function: str, *arguments: Any) -> Any:
@@ -52,6 +59,17 @@ def call(function: str, *arguments: Any) -> Any:
     except (ValueError, TypeError, UnicodeDecodeError):
         # pynvml could not make sense of what the driver answered.
         raise Transient(function, pynvml.NVML_ERROR_UNKNOWN) from None
+
+
+def call_symbol(symbol: str, *arguments: Any) -> int:
+    """Call a function of the library by its exported name; its return code.
+
+    For what pynvml has no wrapper for. A missing symbol answers FUNCTION_NOT_FOUND.
+    """
+    try:
+        return int(pynvml._nvmlGetFunctionPointer(symbol)(*arguments))  # noqa: SLF001
+    except pynvml.NVMLError as error:
+        return int(error.value)
 
 
 def handle_address(handle: Any) -> int:
@@ -142,64 +160,120 @@ class DriverLibrary:
 class DeviceCalls:
     """Calls on one device handle: remembers what is not supported, counts what fails.
 
+    NOT_SUPPORTED is a claim, not a fact: drivers say it for a while during a reset, and of a whole
+    GPU for as long as it is in MIG mode. A call that never answered is asked again every ten
+    minutes; one that answered before has failed, is counted, and is asked again every time.
+    `forget_claims` asks everything again at once.
+
     Not thread-safe: one thread at a time owns a device.
     """
 
-    def __init__(self, handle: Any, *, device: str) -> None:
+    def __init__(
+        self, handle: Any, *, device: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.handle = handle
         self.errors: Counter[str] = Counter()
+        # Size of the device's memory, once read: no process has more.
+        self.memory_total_bytes: int | None = None
         self._device = device
-        self._refused: set[Any] = set()
-        self._failing: set[Any] = set()
+        self._clock = clock
+        self._claims: dict[Any, float] = {}  # when to ask again, by call
+        self._answered: set[Any] = set()
+        self._lost: set[Any] = set()  # answered before, and now NOT_SUPPORTED
+        self._failing: set[Key] = set()
+        self._false: set[str] = set()
 
     def ask(self, function: str, *arguments: Any) -> Any:
         """The call's answer, or None when it is refused or fails this time.
 
         Raises DeviceLost, DriverGone or DriverMismatch: with those nothing more can be asked.
         """
-        key = (function, *arguments)
-        if key in self._refused:
+        return self.ask_by((function, *arguments), partial(call, function, self.handle, *arguments))
+
+    def ask_by(self, key: Key, question: Callable[[], Any]) -> Any:
+        """The same for a call that is more than a pynvml function; `key` stands for it."""
+        if not self.may_ask(key):
             return None
         try:
-            answer = call(function, self.handle, *arguments)
+            answer = question()
         except NvmlError as error:
             self.refuse(key, error)
             return None
-        self._failing.discard(key)
+        self.answered(key)
         return answer
 
-    def refuse(self, key: Any, error: NvmlError) -> None:
+    def may_ask(self, key: Key) -> bool:
+        """Whether the call is worth making: not within ten minutes of a NOT_SUPPORTED."""
+        due = self._claims.get(key)
+        return due is None or self._clock() >= due
+
+    def answered(self, key: Key) -> None:
+        """Book a call that was answered."""
+        self._answered.add(key)
+        self._claims.pop(key, None)
+        self._lost.discard(key)
+        if key in self._failing:
+            self._failing.discard(key)
+            if not self._fails(_spoken(key)):
+                log.info("nvml_call_answers_again", device=self._device, function=_spoken(key))
+
+    def refuse(self, key: Key, error: NvmlError) -> None:
         """Book a failed call, or raise it again if the device or the driver is gone."""
         if isinstance(error, NotSupported):
-            self._refused.add(key)
-            log.debug(
-                "nvml_call_not_supported",
-                device=self._device,
-                function=error.function,
-                reason=error.reason,
-            )
-            return
+            if key not in self._answered:
+                if key not in self._claims:
+                    log.debug(
+                        "nvml_call_not_supported",
+                        device=self._device,
+                        function=_spoken(key),
+                        reason=error.reason,
+                    )
+                self._claims[key] = self._clock() + CLAIM_SECONDS
+                return
+            self._lost.add(key)
         self.errors[error.reason] += 1
-        if isinstance(error, (Transient, NoPermission)):
+        if isinstance(error, (Transient, NoPermission, NotSupported)):
             # One line per change of state, not one per tick.
-            if key not in self._failing:
-                self._failing.add(key)
+            if not self._fails(_spoken(key)):
                 log.warning(
                     "nvml_call_failed",
                     device=self._device,
-                    function=error.function,
+                    function=_spoken(key),
                     reason=error.reason,
                 )
+            self._failing.add(key)
             return
         raise error
 
+    def _fails(self, spoken: str) -> bool:
+        return any(_spoken(key) == spoken for key in self._failing)
+
     def is_refused(self, *key: Any) -> bool:
-        """Whether this call, or field, was answered with «not supported»."""
-        return key in self._refused
+        """Whether this call, or field, has never answered anything but «not supported»."""
+        return key in self._claims
+
+    def has_answered(self, *key: Any) -> bool:
+        """Whether this call, or field, has ever answered through this handle."""
+        return key in self._answered
+
+    def unsupported(self, *key: Any) -> bool:
+        """Whether the driver's last word on this call, or field, was «not supported»."""
+        return key in self._claims or key in self._lost
+
+    def forget_claims(self) -> None:
+        """Ask everything anew: the MIG mode has changed, and with it what the device supports."""
+        self._claims.clear()
+        self._answered.clear()
+        self._lost.clear()
 
     def implausible(self, what: str) -> None:
         """Book a value that cannot be true; it is left out."""
         self.errors["implausible"] += 1
-        if what not in self._failing:
-            self._failing.add(what)
+        if what not in self._false:
+            self._false.add(what)
             log.warning("nvml_value_implausible", device=self._device, value_of=what)
+
+
+def _spoken(key: Key) -> str:
+    """A call as the log names it: a function whatever it asks for, but each field by itself."""
+    return " ".join(map(str, key if key[0] == FIELD_VALUES else key[:1]))

@@ -19,6 +19,7 @@ from exporter.collect.nvml.library import DeviceCalls, call, handle_address
 
 _PROFILES_MAX = 32  # NVML_GPU_INSTANCE_PROFILE_COUNT is 18 in the header of CUDA 13.5
 _MEBI = 2**20
+_SMS_MAX, _MEMORY_MAX = 1024, 2**50  # more are blanks
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,12 @@ class InstanceFacts:
     memory_bytes: int | None
 
 
-def mig_enabled(calls: DeviceCalls) -> bool:
-    """Whether MIG mode is in force now."""
+def mig_enabled(calls: DeviceCalls, *, before: bool = False) -> bool:
+    """Whether MIG mode is on now; as `before` where the driver does not say this time."""
     modes = calls.ask("nvmlDeviceGetMigMode")
-    return modes is not None and bool(modes[0])
+    if modes is None:
+        return before
+    return bool(modes[0] == 1) if modes[0] in (0, 1) else before
 
 
 Ids = tuple[int, int]  # GPU instance, compute instance
@@ -90,12 +93,13 @@ def read_instance(parent: DeviceCalls, handle: Any) -> InstanceFacts:
     name = calls.ask("nvmlDeviceGetName")
     if attributes is None:
         return InstanceFacts(name, None, None)
-    sm_count = int(attributes.multiprocessorCount) or None
+    counted = int(attributes.multiprocessorCount)
+    sm_count = counted if 0 < counted <= _SMS_MAX else None
     slices = int(attributes.gpuInstanceSliceCount)
     if slices > int(attributes.computeInstanceSliceCount) > 0:
         sm_count = _profile_sm_count(parent, slices, int(attributes.memorySizeMB)) or sm_count
     memory = int(attributes.memorySizeMB) * _MEBI
-    return InstanceFacts(name, sm_count, memory or None)
+    return InstanceFacts(name, sm_count, memory if 0 < memory <= _MEMORY_MAX else None)
 
 
 def _profile_sm_count(parent: DeviceCalls, slices: int, memory_mebibytes: int) -> int | None:

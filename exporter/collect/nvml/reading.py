@@ -7,8 +7,9 @@ import pynvml
 
 from exporter.collect.nvml import fields
 from exporter.collect.nvml.fields import is_refused, read_fields
-from exporter.collect.nvml.library import DeviceCalls
-from exporter.readings import ClockSample, DeviceIdentity, FastReading, ProcessUse
+from exporter.collect.nvml.library import DeviceCalls, Key
+from exporter.collect.nvml.processes import SYMBOLS, read_processes
+from exporter.readings import ClockSample, DeviceIdentity, FastReading
 
 
 # Begins the stand-in for the UUID of a device that does not tell it: its PCI address follows.
@@ -38,9 +39,12 @@ RECOVERY_ACTIONS = {
     6: "bus_reset",
     7: "system_reboot",
 }
+_SWITCH = {0: False, 1: True}  # nvmlEnableState_t; anything else is a blank
 _NVLINKS_MAX = 72  # NVML_NVLINK_MAX_LINKS of the newest header
 _MEGA = 1e6
 _CLOCK_MAX_MHZ = 1e5  # no clock of the next years: more is a blank
+_SMS_MAX, _BUS_WIDTH_MAX, _CAPABILITY_MAX = 1024, 2**16, 99  # likewise
+_EVENT_REASONS_MAX = 2**32 - 1  # a mask of a dozen bits; more are all set, which is a blank
 _PCIE_GENERATION_MAX, _PCIE_WIDTH_MAX = 16, 64
 _MEMORY_MAX = 2**50  # no device has a pebibyte: more is a blank
 _KIB = 1024
@@ -92,7 +96,7 @@ _NVLINK_ERROR_FIELDS: dict[fields.Field, str] = {
 
 def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) -> DeviceIdentity:
     """Who the device is. Missing answers are None; the UUID falls back to the PCI address."""
-    capability = calls.ask("nvmlDeviceGetCudaComputeCapability")
+    capability = _capability(calls)
     architecture = calls.ask("nvmlDeviceGetArchitecture")
     pci = calls.ask("nvmlDeviceGetPciInfo")
     bus_id = _text(pci.busId) if pci is not None else None
@@ -102,14 +106,16 @@ def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) ->
         uuid=_text(calls.ask("nvmlDeviceGetUUID")) or f"{NO_UUID}{bus_id or index}",
         name=_text(calls.ask("nvmlDeviceGetName")) or "unknown",
         architecture=_architecture(architecture),
-        compute_capability=tuple(capability) if capability is not None else None,
+        compute_capability=capability,
         pci_bus_id=bus_id,
         driver_version=driver_version,
         serial=_text(calls.ask("nvmlDeviceGetSerial")),
         sm_count=_sm_count(calls, capability),
         sm_clock_max_hertz=_hertz(calls, "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
         memory_clock_max_hertz=_hertz(calls, "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_MEM),
-        memory_bus_width_bits=calls.ask("nvmlDeviceGetMemoryBusWidth"),
+        memory_bus_width_bits=_whole(
+            calls, "memory bus width", calls.ask("nvmlDeviceGetMemoryBusWidth"), _BUS_WIDTH_MAX
+        ),
         memory_size_bytes=int(memory["memory_size_bytes"]) if memory else None,
         c2c_link_count=_c2c_link_count(calls) or None,
     )
@@ -192,6 +198,7 @@ def read_memory(calls: DeviceCalls) -> dict[str, Any]:
     if memory.total <= 0 or max(values.values()) > min(memory.total, _MEMORY_MAX):
         calls.implausible("memory")
         return {}
+    calls.memory_total_bytes = int(memory.total)
     return values
 
 
@@ -206,7 +213,7 @@ def read_limits(calls: DeviceCalls) -> Mapping[str, Any]:
             calls, "power limit", _scaled(calls.ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3), 10e3
         ),
         "compute_mode": _COMPUTE_MODES.get(mode) if mode is not None else None,
-        "mig_enabled": bool(mig[0]) if mig is not None else None,
+        "mig_enabled": _switch(calls, "MIG mode", mig[0] if mig is not None else None),
         "fan_speed": _percent(calls, "fan speed", calls.ask("nvmlDeviceGetFanSpeed"), 200),
     }
 
@@ -242,8 +249,8 @@ def read_health(calls: DeviceCalls) -> Mapping[str, Any]:
     return {
         "ecc_errors": {kind: count for kind, count in ecc.items() if count is not None},
         "remapped_rows": {kind: count for kind, count in remapped.items() if count is not None},
-        "row_remap_pending": bool(rows[2]) if rows else None,
-        "row_remap_failed": bool(rows[3]) if rows else None,
+        "row_remap_pending": _switch(calls, "row remap pending", rows[2] if rows else None),
+        "row_remap_failed": _switch(calls, "row remap failed", rows[3] if rows else None),
         "retired_pages": retired,
     }
 
@@ -287,16 +294,26 @@ def read_pcie(calls: DeviceCalls) -> Mapping[str, Any]:
 
 
 def read_nvlink(calls: DeviceCalls) -> Mapping[str, Any]:
-    """State of every NVLink, and the errors over all links."""
+    """State of every NVLink, and the errors over all links.
+
+    A link that has answered before and does not now is left out and counted in `nvlinks_unknown`:
+    whoever counts links must not take it for one that is down.
+    """
     states: dict[str, bool] = {}
+    unknown = 0
     for link in range(_NVLINKS_MAX):
         state = calls.ask("nvmlDeviceGetNvLinkState", link)
         if state is None:
-            break  # links are numbered without gaps: the first that does not answer ends the list
-        states[str(link)] = bool(state)
+            unknown += calls.has_answered("nvmlDeviceGetNvLinkState", link)
+        elif state in _SWITCH:
+            states[str(link)] = _SWITCH[state]
+        else:
+            calls.implausible(f"state of NVLink {link}")
+            unknown += 1
     values = read_fields(calls, tuple(_NVLINK_ERROR_FIELDS)) if states else {}
     return {
         "nvlink_up": states,
+        "nvlinks_unknown": unknown,
         "nvlink_errors": {_NVLINK_ERROR_FIELDS[field]: value for field, value in values.items()},
     }
 
@@ -335,17 +352,47 @@ def read_c2c(calls: DeviceCalls) -> Mapping[str, Any]:
     }
 
 
-def read_processes(calls: DeviceCalls) -> Mapping[str, Any]:
-    """Processes with a compute context."""
-    answers = calls.ask("nvmlDeviceGetComputeRunningProcesses")
-    if answers is None:
-        return {"processes": None}
-    return {
-        "processes": tuple(
-            ProcessUse(pid=int(process.pid), used_bytes=process.usedGpuMemory)
-            for process in answers
+# What the daemon reads of a device, by the calls that can tell it: the driver lacks a capability
+# when it has answered NOT_SUPPORTED to all of them.
+_CAPABILITIES: Mapping[str, tuple[Key, ...]] = {
+    "utilization": (("nvmlDeviceGetUtilizationRates",),),
+    "sm_clock": (("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),),
+    "clock_event_reasons": (
+        ("nvmlDeviceGetCurrentClocksEventReasons",),
+        ("nvmlDeviceGetCurrentClocksThrottleReasons",),
+    ),
+    "power": (("nvmlDeviceGetPowerUsage",),),
+    "power_limit": (("nvmlDeviceGetEnforcedPowerLimit",),),
+    "energy": (fields.key(fields.ENERGY), ("nvmlDeviceGetTotalEnergyConsumption",)),
+    "temperature": (
+        ("nvmlDeviceGetTemperatureV", pynvml.NVML_TEMPERATURE_GPU),
+        ("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU),
+    ),
+    "memory": (("nvmlDeviceGetMemoryInfo", pynvml.nvmlMemory_v2), ("nvmlDeviceGetMemoryInfo",)),
+    "ecc_errors": tuple(
+        ("nvmlDeviceGetTotalEccErrors", error_type, pynvml.NVML_AGGREGATE_ECC)
+        for error_type in (
+            pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED,
+            pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
         )
-    }
+    ),
+    "remapped_rows": (
+        ("nvmlDeviceGetRemappedRows",),
+        (
+            "nvmlDeviceGetRetiredPages",
+            pynvml.NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR,
+        ),
+    ),
+    "pcie_link": (("nvmlDeviceGetCurrPcieLinkGeneration",),),
+    "processes": tuple((symbol,) for symbol in SYMBOLS),
+}
+
+
+def unsupported_capabilities(calls: DeviceCalls) -> tuple[str, ...]:
+    """What the driver does not tell of this device, by its last word on every call that could."""
+    return tuple(
+        name for name, keys in _CAPABILITIES.items() if all(calls.unsupported(*key) for key in keys)
+    )
 
 
 SLOW_GROUPS: tuple[Callable[[DeviceCalls], Mapping[str, Any]], ...] = (
@@ -365,11 +412,23 @@ def _architecture(code: int | None) -> str | None:
     return _ARCHITECTURES.get(code, f"architecture_{code}")
 
 
-def _sm_count(calls: DeviceCalls, capability: Any) -> int | None:
+def _capability(calls: DeviceCalls) -> tuple[int, int] | None:
+    answer = calls.ask("nvmlDeviceGetCudaComputeCapability")
+    if answer is None:
+        return None
+    major, minor = int(answer[0]), int(answer[1])
+    if not (0 < major <= _CAPABILITY_MAX and 0 <= minor <= _CAPABILITY_MAX):
+        calls.implausible("compute capability")
+        return None
+    return major, minor
+
+
+def _sm_count(calls: DeviceCalls, capability: tuple[int, int] | None) -> int | None:
     cores = calls.ask("nvmlDeviceGetNumGpuCores")
     if cores is None or capability is None:
         return None
-    return int(cores) // _CORES_PER_SM.get(tuple(capability), 128)
+    per_sm = _CORES_PER_SM.get(capability, 128)
+    return _whole(calls, "number of SMs", int(cores) // per_sm, _SMS_MAX)
 
 
 def _c2c_link_count(calls: DeviceCalls) -> int:
@@ -388,7 +447,8 @@ def _event_reasons(calls: DeviceCalls) -> int | None:
     reasons = calls.ask("nvmlDeviceGetCurrentClocksEventReasons")
     if reasons is None:  # drivers before 535 know only the older name
         reasons = calls.ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-    return int(reasons) if reasons is not None else None
+    value = _plausible(calls, "clock event reasons", reasons, _EVENT_REASONS_MAX - 1)
+    return None if value is None else int(value)
 
 
 def _hertz(calls: DeviceCalls, function: str, clock: int) -> float | None:
@@ -401,7 +461,7 @@ def _count(calls: DeviceCalls, what: str, value: Any) -> float | None:
     """A count if it is none of the driver's blanks, which are as large as a register can hold."""
     if value is None:
         return None
-    if value < 0 or value in fields.BLANKS:
+    if value < 0 or fields.is_blank(value):
         calls.implausible(what)
         return None
     return float(value)
@@ -423,6 +483,22 @@ def _plausible(calls: DeviceCalls, what: str, value: Any, maximum: float) -> flo
         calls.implausible(what)
         return None
     return float(value)
+
+
+def _whole(calls: DeviceCalls, what: str, value: Any, maximum: int) -> int | None:
+    """A number of things that the device has at least one of."""
+    known = _plausible(calls, what, value, maximum)
+    return int(known) if known else None
+
+
+def _switch(calls: DeviceCalls, what: str, value: Any) -> bool | None:
+    """A flag that is 0 or 1; anything else is a blank, and no «yes»."""
+    if value is None:
+        return None
+    if value not in _SWITCH:
+        calls.implausible(what)
+        return None
+    return _SWITCH[value]
 
 
 def _text(value: Any) -> str | None:

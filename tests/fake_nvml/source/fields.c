@@ -287,7 +287,7 @@ void fake_field(const struct target *target, nvmlFieldValue_t *field) {
                      temperature_field(gpu, field, &totals) || memory_health_field(gpu, field) ||
                      pcie_field(gpu, field, &totals) || nvlink_field(gpu, field, &totals) ||
                      other_field(gpu, field, &totals) || c2c_field(gpu, field);
-        if (gpu->field_override[field->fieldId]) give_ull(field, (uint64_t)gpu->field_value[field->fieldId]);
+        if (gpu->field_override[field->fieldId]) give_ull(field, gpu->field_value[field->fieldId]);
         else if (!known) field->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
     }
     field->latencyUsec = (long long)((fake_now_ns() - began_ns) / 1000);

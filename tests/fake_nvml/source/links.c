@@ -64,6 +64,7 @@ API(nvmlDeviceGetNvLinkState, nvmlDevice_t device, unsigned int number, nvmlEnab
     REQUIRE(active != NULL);
     const struct link *link;
     nvmlReturn_t found = link_of(&target, number, &link);
+    if (found == NVML_SUCCESS && link->state_code) return (nvmlReturn_t)link->state_code;
     if (found == NVML_SUCCESS) *active = link->up ? NVML_FEATURE_ENABLED : NVML_FEATURE_DISABLED;
     return found;
 }
