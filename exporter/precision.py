@@ -1,10 +1,10 @@
-"""At which precision a GPU's tensor work is valued, and who says so. Pure functions."""
+"""What the configuration says of a GPU: its headline precision and its peaks. Pure functions."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from exporter.accounting.peaks import Peaks
+from exporter.accounting.peaks import PeakOverride, Peaks
 from exporter.collect.settings import GpuRule
 from exporter.readings import DeviceIdentity
 
@@ -36,6 +36,15 @@ def headline_precision(
             return Headline(precision, origin, refused)
         refused = refused or precision
     return Headline(peaks.default_precision, "default", refused)
+
+
+def peak_override(rules: Iterable[GpuRule], identity: DeviceIdentity) -> PeakOverride | None:
+    """What the configuration says of the device's peaks; None where it says nothing."""
+    rule = next((rule for rule in rules if matches(rule, identity)), None)
+    if rule is None:
+        return None
+    override = PeakOverride(rule.peaks, rule.sm_count, rule.dram_bandwidth)
+    return override or None
 
 
 def matches(rule: GpuRule, identity: DeviceIdentity) -> bool:

@@ -73,6 +73,11 @@ class DeviceAccounts:
         self._traffic = {name: _Traffic() for name in _TRAFFIC_NAMES}
         self._ticks: dict[str, Histogram] = {}
 
+    def revalue(self, identity: DeviceIdentity, peaks: Peaks) -> None:
+        """From now on the device is this, and its peaks are these; what was counted stays."""
+        self._identity = identity
+        self._peaks = peaks
+
     def observe_clock(self, sample: ClockSample) -> None:
         """Take one sample of the clock; those of a window decide its mean clock."""
         self._clocks_passed += 1

@@ -34,7 +34,7 @@ from exporter.collect.nvml.reading import (
 )
 from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import SamplingSettings
-from exporter.precision import headline_precision
+from exporter.precision import headline_precision, peak_override
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, SlowReading
 from exporter.state import UNKNOWN, DeviceState, SourceHealth
 
@@ -136,7 +136,9 @@ class SampledGpu:
             self._index_taken = True
             raise DeviceLost("nvmlDeviceGetHandleByIndex", 28)
         self._identity = identity
-        self._peaks = find_peaks(self._identity)
+        self._peaks = find_peaks(
+            self._identity, peak_override(self._context.settings().gpus, self._identity)
+        )
         if self._accounts is None:
             self._accounts = DeviceAccounts(self._identity, self._peaks)
         self._calls = calls

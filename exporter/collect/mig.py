@@ -41,7 +41,7 @@ from exporter.collect.nvml.mig import (
 from exporter.collect.nvml.processes import read_processes
 from exporter.collect.nvml.reading import read_clock, read_memory
 from exporter.collect.settings import SamplingSettings
-from exporter.precision import headline_precision
+from exporter.precision import headline_precision, peak_override
 from exporter.readings import (
     ActivityWindow,
     ClockSample,
@@ -182,7 +182,7 @@ class _SampledInstance:
 
     def __init__(self, gpu: DeviceIdentity, identity: DeviceIdentity, context: GpuContext) -> None:
         self.identity = identity
-        self.peaks = instance_peaks(gpu, identity)
+        self.peaks = instance_peaks(gpu, identity, peak_override(context.settings().gpus, gpu))
         self.accounts = DeviceAccounts(identity, self.peaks)
         self.listed: ListedInstance | None = None
         self.window: ActivityWindow | None = None

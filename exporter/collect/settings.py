@@ -6,12 +6,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class GpuRule:
-    """One entry of `gpus`: a device fits when all given patterns do."""
+    """One entry of `gpus`: a device fits when all given patterns do.
+
+    `peaks` is dense FLOP/s by precision, `dram_bandwidth` bytes/s; with `sm_count` they overrule
+    what table and driver say.
+    """
 
     uuid: str | None
     index: int | None
     name: str | None
     precision: str | None
+    sm_count: int | None = None
+    peaks: Mapping[str, float] = field(default_factory=dict)
+    dram_bandwidth: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

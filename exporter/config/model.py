@@ -69,7 +69,8 @@ def build_config(values: Values) -> Config:
             modes=dict(values["sources"]),
             dcgm_url=values["dcgm"]["url"],
             gpus=tuple(
-                GpuRule(**rule["match"], precision=rule["precision"]) for rule in values["gpus"]
+                GpuRule(**rule["match"], **{key: rule[key] for key in rule if key != "match"})
+                for rule in values["gpus"]
             ),
         ),
         probes=_probe_config(values["probes"]),

@@ -5,7 +5,7 @@ A parser raises ValueError with what is wrong, without the place: the caller kno
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from exporter.config.nearest import nearest
@@ -92,6 +92,46 @@ def integer(*, at_least: int, at_most: int = 2**31) -> Parser:
         if number > at_most:
             raise ValueError(f"must be at most {at_most}, got {value}")
         return number
+
+    return parse
+
+
+def number(*, above: float, at_most: float) -> Parser:
+    """A number within bounds; `2.5e15` too, which YAML 1.1 takes for a string."""
+
+    def parse(value: Any) -> float:
+        try:
+            parsed = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            parsed = math.nan
+        if not math.isfinite(parsed):
+            raise ValueError(f"must be a number such as 2.5e15, got {value!r}")
+        if not above < parsed <= at_most:
+            raise ValueError(
+                f"must be above {_show(above)} and at most {_show(at_most)}, got {value}"
+            )
+        return parsed
+
+    return parse
+
+
+def mapping(keys: Sequence[str], parse_value: Parser) -> Parser:
+    """A mapping from some of these words to values of one kind."""
+
+    def parse(value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a mapping of {', '.join(keys)}, got {value!r}")
+        parsed: dict[str, Any] = {}
+        for key, content in value.items():
+            if key not in keys:
+                meant = nearest(str(key), keys)
+                hint = f", did you mean {meant}?" if meant else f", known: {', '.join(keys)}"
+                raise ValueError(f"has an unknown key {key!r}{hint}")
+            try:
+                parsed[key] = parse_value(content)
+            except ValueError as error:
+                raise ValueError(f"{key} {error}") from None
+        return parsed
 
     return parse
 

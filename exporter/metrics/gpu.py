@@ -37,7 +37,7 @@ PEAK_INFO = Family(
     type=GAUGE,
     unit="",
     labels=("origin", "model"),
-    help="Where the peaks come from, always 1: origin `datasheet` (a model of the built-in table) or `derived`.",
+    help="Where the peaks come from, always 1: origin `datasheet` (a model of the built-in table), `derived` (from its silicon) or `config`.",
     interpretation="Trust ratios to a `derived` peak within about 10 %; data-sheet peaks are the vendor's figures.",
 )
 PEAK_DRAM_BANDWIDTH_BYTES_PER_SECOND = Family(
