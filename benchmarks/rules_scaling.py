@@ -45,6 +45,7 @@ from benchmarks.rules_history import (  # noqa: E402
     write_history,
 )
 from exporter.logging_setup import set_up_logging  # noqa: E402
+from exporter.metrics.text import Format  # noqa: E402
 from exporter.simulate.fleet import (  # noqa: E402
     FleetPlan,
     build_fleet,
@@ -53,7 +54,6 @@ from exporter.simulate.fleet import (  # noqa: E402
     fleet_router,
 )
 from exporter.simulate.host import SimulatedHost, Timing  # noqa: E402
-from exporter.web.negotiation import Format  # noqa: E402
 from exporter.web.server import Server  # noqa: E402
 
 

@@ -26,8 +26,8 @@ from benchmarks.meter import descriptors, memory, threads
 from benchmarks.programs import Program, running
 from benchmarks.scraping import scrape
 from benchmarks.soak_node import SLOW_TICKS, XIDS, Node
-from exporter.exposition.render import Exposition
-from exporter.web.negotiation import Format
+from exporter.metrics.render import Exposition
+from exporter.metrics.text import Format
 from tests.attribution.kubelet import Held, Kubelet
 from tests.fake_nvml import H100, H100_1G_10GB, FakeNvml, Load
 from tests.inference.engines.server import EngineServer, exposition, serving, text

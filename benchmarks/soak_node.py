@@ -14,11 +14,6 @@ from exporter.accounting.peaks import find_peaks
 from exporter.attribution.service import HolderService
 from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, DeviceKey
-from exporter.exposition.devices import device_samples
-from exporter.exposition.holders import holder_samples, with_holder_labels
-from exporter.exposition.own import own_samples
-from exporter.exposition.processes import process_samples
-from exporter.exposition.workloads import workload_samples
 from exporter.http_client import Reason, ScrapeError
 from exporter.inference.account import Account, ModelSettings
 from exporter.inference.config import WorkloadConfig
@@ -26,8 +21,13 @@ from exporter.inference.engines.registry import ENGINES
 from exporter.inference.present import present
 from exporter.inference.scraper import Scraper
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.metrics.device import process_samples
+from exporter.metrics.exporter import own_samples
 from exporter.metrics.family import Sample
-from exporter.metrics.gpu import FLOP_TOTAL
+from exporter.metrics.flops import FLOP_TOTAL
+from exporter.metrics.holders import holder_samples, with_holder_labels
+from exporter.metrics.host import device_samples
+from exporter.metrics.models import workload_samples
 from exporter.probe_facts import ProbeFacts
 from exporter.procfs import ProcessNames
 from exporter.readings import (

@@ -20,14 +20,15 @@ from exporter.collect.host import HostSampling
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config
 from exporter.errors import ConfigError, FlopwatchError
-from exporter.exposition.devices import calibration_samples, device_samples
-from exporter.exposition.holders import holder_samples, with_holder_labels
-from exporter.exposition.own import own_samples
-from exporter.exposition.probes import probe_samples
-from exporter.exposition.processes import process_samples
-from exporter.exposition.render import Exposition
-from exporter.exposition.workloads import workload_samples
+from exporter.metrics.device import process_samples
+from exporter.metrics.exporter import own_samples
 from exporter.metrics.family import Sample
+from exporter.metrics.flops import calibration_samples
+from exporter.metrics.holders import holder_samples, with_holder_labels
+from exporter.metrics.host import device_samples
+from exporter.metrics.models import workload_samples
+from exporter.metrics.probes import probe_samples
+from exporter.metrics.render import Exposition
 from exporter.procfs import ProcessNames
 from exporter.services import Services
 from exporter.state import LiveState, Parts, ReloadStatus, State

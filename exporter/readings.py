@@ -7,6 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
+# The source whose windows come from dcgm-exporter, and end before the tick that reads them.
+DCGM_SOURCE = "dcgm"
+# NVML's names of the recommended recovery actions in snake case, by code (nvml.h, nvmlDeviceGpuRecoveryAction_t).
+RECOVERY_ACTIONS = {
+    0: "none",
+    1: "gpu_reset",
+    2: "node_reboot",
+    3: "drain_p2p",
+    4: "drain_and_reset",
+    5: "recover_imex_domain",
+    6: "bus_reset",
+    7: "system_reboot",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceIdentity:
     """A device that can be monitored: a GPU, a MIG instance, or the host processor.

@@ -4,6 +4,11 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 
+# Upper bounds of the buckets of the histograms that the exporter keeps: shares of the peak, and seconds.
+TICK_UTILIZATION_BOUNDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+TICK_DURATION_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
 class DeviceCounter:
     """Follows a counter of the device, and stays monotonic when the device starts it anew.
 

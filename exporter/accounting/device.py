@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from exporter.accounting.clocks import EVENT_REASONS, ClockWindow, summarise_clocks
-from exporter.accounting.counters import DeviceCounter, Histogram, HistogramValue
+from exporter.accounting.counters import (
+    TICK_UTILIZATION_BOUNDS,
+    DeviceCounter,
+    Histogram,
+    HistogramValue,
+)
 from exporter.accounting.flop import PipeWork, count_flop
 from exporter.accounting.peaks import Peaks
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH, STATE_NAMES, split_time
-from exporter.metrics.gpu import TICK_FLOPS_UTILIZATION_RATIO
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, FastReading
 
 
@@ -237,7 +241,7 @@ class DeviceAccounts:
             if precision in utilization:
                 ticks = self._ticks.get(precision)
                 if ticks is None:
-                    ticks = self._ticks[precision] = Histogram(TICK_FLOPS_UTILIZATION_RATIO.buckets)
+                    ticks = self._ticks[precision] = Histogram(TICK_UTILIZATION_BOUNDS)
                 ticks.observe(utilization[precision])
         if window.dram is not None and peaks.dram_bytes_per_second is not None:
             moved = window.dram * peaks.dram_bytes_per_second * window.seconds

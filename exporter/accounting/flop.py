@@ -12,6 +12,7 @@ from exporter.accounting.peaks import Peaks
 from exporter.readings import ActivityWindow
 
 
+PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "fp6", "fp4", "int8", "int4")
 INTEGER_PRECISIONS = frozenset({"int8", "int4"})
 # Precisions for which NVIDIA documents no GPM metric. Field reports disagree whether Hopper's FP8
 # moves HMMA or only ANY_TENSOR, so tensor time that no named pipe claims is theirs.

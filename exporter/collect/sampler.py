@@ -7,10 +7,9 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from exporter.accounting.counters import Histogram, HistogramValue
+from exporter.accounting.counters import TICK_DURATION_BOUNDS, Histogram, HistogramValue
 from exporter.collect.nvml.errors import UNKNOWN_CODE, NvmlError, Transient
 from exporter.collect.settings import SamplingSettings
-from exporter.metrics.own import TICK_DURATION_SECONDS
 from exporter.state import DeviceState
 from flopwatch.threads import BoundedThread
 
@@ -52,7 +51,7 @@ class TickStatistics:
     """How long a device's ticks took, and how many did not start on time."""
 
     def __init__(self) -> None:
-        self._durations = Histogram(TICK_DURATION_SECONDS.buckets)
+        self._durations = Histogram(TICK_DURATION_BOUNDS)
         self.missed = 0
 
     @property

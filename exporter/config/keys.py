@@ -1,5 +1,6 @@
 """Every key of the configuration: its default, what it may be, and what it is for."""
 
+from exporter.accounting.flop import PRECISIONS
 from exporter.config.schema import Key, Section, SectionList
 from exporter.config.values import (
     boolean,
@@ -15,8 +16,9 @@ from exporter.config.values import (
     size,
     text,
 )
-from exporter.metrics.catalogue import CATALOGUE, KERNELS, PRECISIONS
+from exporter.metrics.catalogue import CATALOGUE
 from probes.config import ProbeConfig
+from probes.kernels import kernel_names
 
 
 ENGINES = ("vllm", "sglang", "tensorrt_llm", "tgi")
@@ -138,7 +140,7 @@ SCHEMA = Section(
                     "20ms",
                 ),
                 "kernels": Key(
-                    optional(items(choice(*KERNELS))),
+                    optional(items(choice(*kernel_names()))),
                     _PROBES.kernels,
                     "Which kernels to run; not given: all that the device has.",
                     "[gemm_bf16, gemm_fp8, copy_device]",

@@ -1,6 +1,6 @@
 """docs/metrics.md, generated from the catalogue."""
 
-from exporter.metrics.catalogue import SECTIONS
+from exporter.metrics.catalogue import SUBJECTS
 from exporter.metrics.family import Family
 
 
@@ -9,23 +9,23 @@ _HEAD = """# Metrics
 Every family that flopwatch can expose, generated from the catalogue by `flopwatch metrics --markdown`.
 
 - A value that could not be read is absent: never 0, never the old value.
-- Base units throughout; ratios run from 0 to 1. Cumulative values are counters (`_total`): use `rate()`.
-- Families per device carry `gpu` (the NVML index, or `cpu0` for the host processor) and `uuid`;
-  series of a MIG instance carry `mig` as well. Only the labels beside these are listed.
-- Gauges of the last tick are cached for one sampling interval (1 s by default), values of the slow group
-  (ECC, links, limits, processes) for `sampling.slow_interval` (15 s), probe results until the next probe.
-- `process_*` and `python_gc_*` come from prometheus_client.
+- All values are in base units, and ratios are from 0 to 1. Cumulative values are counters (`_total`): use `rate()`.
+- Families of a device have the labels `gpu` (the NVML index, or `cpu0` for the host processor) and `uuid`,
+  and `mig` for a MIG instance. The table lists the other labels only.
+- Gauges of the last tick are at most one sampling interval old (1 s by default), slow values (ECC, links, limits,
+  processes) one `sampling.slow_interval` (15 s). Probe results are shown until the next probe.
+- `process_*` and `python_gc_*` are the standard metrics of Prometheus client libraries.
 """
 
 
 def metrics_page() -> str:
     """The whole page in Markdown."""
     parts = [_HEAD]
-    for title, families in SECTIONS:
-        parts.append(f"\n## {title}\n")
-        parts.append("| metric | type | unit | labels | what it is | what it tells |")
+    for subject in SUBJECTS:
+        parts.append(f"\n## {subject.title}\n")
+        parts.append("| metric | type | unit | labels | description | interpretation |")
         parts.append("| --- | --- | --- | --- | --- | --- |")
-        parts += [_row(family) for family in families]
+        parts += [_row(family) for family in subject.families]
     return "\n".join(parts) + "\n"
 
 

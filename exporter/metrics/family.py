@@ -1,8 +1,12 @@
-"""What a metric family is: the one declaration that exposition, documentation and tests read."""
+"""What a metric family is: the one declaration that exposition, documentation and tests read.
+
+Each file of this package declares the families of one subject, beside the functions that yield
+their samples.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Required, TypedDict, Unpack
 
 
 class MetricType(StrEnum):
@@ -18,8 +22,21 @@ DEVICE_LABELS = ("gpu", "uuid")
 # Series of a MIG instance carry this label beside those of their GPU.
 MIG_LABEL = "mig"
 
-# A label as it stands in an exposition: name and value.
+# A label as it appears in an exposition: name and value.
 Label = tuple[str, str]
+
+# The base unit that the end of a name states.
+_UNITS = (
+    ("_bytes_per_second", "bytes/s"),
+    ("_seconds", "seconds"),
+    ("_bytes", "bytes"),
+    ("_hertz", "hertz"),
+    ("_watts", "watts"),
+    ("_joules", "joules"),
+    ("_celsius", "celsius"),
+    ("_ratio", "ratio"),
+    ("_flops", "FLOP/s"),
+)
 
 
 # Each family exists once: it is compared by identity, which is also what makes it a cheap key.
@@ -27,9 +44,9 @@ Label = tuple[str, str]
 class Family:
     """One metric family of the contract.
 
-    `name` is the full name (counters end in `_total`), `labels` are those beside the device's
-    own `gpu` and `uuid`, `help` says the source and how good the value is, and `interpretation` what a
-    person learns from it. `unit` is the base unit, as the documentation prints it.
+    `name` is the full name (counters end in `_total`), `labels` are those besides the device's
+    own `gpu` and `uuid`, `help` states the source and the quality of the value, and
+    `interpretation` what a reader learns from it. `unit` is the base unit for the documentation.
     """
 
     name: str
@@ -45,6 +62,68 @@ class Family:
     def label_names(self) -> tuple[str, ...]:
         """All label names in the order in which they are exposed."""
         return (*DEVICE_LABELS, *self.labels) if self.per_device else self.labels
+
+
+class _Facts(TypedDict, total=False):
+    """What a declaration says besides type and name; see Family."""
+
+    help: Required[str]
+    interpretation: Required[str]
+    # If not given, the base unit that the name states, or none.
+    unit: str
+    labels: tuple[str, ...]
+    # The subject's, if not given.
+    per_device: bool
+
+
+class Subject:
+    """A section of the catalogue: the families of one subject, in the order of their declaration."""
+
+    def __init__(self, title: str, *, per_device: bool = True) -> None:
+        """`per_device` applies to the families that do not say otherwise."""
+        self.title = title
+        self._per_device = per_device
+        self._families: list[Family] = []
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """All families of the subject."""
+        return tuple(self._families)
+
+    def gauge(self, name: str, **facts: Unpack[_Facts]) -> Family:
+        """Declare a gauge."""
+        return self._declare(MetricType.GAUGE, name, facts)
+
+    def counter(self, name: str, **facts: Unpack[_Facts]) -> Family:
+        """Declare a counter; its name ends in `_total`."""
+        return self._declare(MetricType.COUNTER, name, facts)
+
+    def histogram(
+        self, name: str, *, buckets: tuple[float, ...], **facts: Unpack[_Facts]
+    ) -> Family:
+        """Declare a histogram by the upper bounds of its buckets."""
+        return self._declare(MetricType.HISTOGRAM, name, facts, buckets)
+
+    def _declare(
+        self, type_: MetricType, name: str, facts: _Facts, buckets: tuple[float, ...] = ()
+    ) -> Family:
+        family = Family(
+            name=name,
+            type=type_,
+            unit=facts.get("unit", _unit_of(name)),
+            help=facts["help"],
+            interpretation=facts["interpretation"],
+            labels=facts.get("labels", ()),
+            per_device=facts.get("per_device", self._per_device),
+            buckets=buckets,
+        )
+        self._families.append(family)
+        return family
+
+
+def _unit_of(name: str) -> str:
+    base = name.removesuffix("_total")
+    return next((unit for suffix, unit in _UNITS if base.endswith(suffix)), "")
 
 
 class Sample(NamedTuple):

@@ -1,28 +1,147 @@
-"""Who holds the GPU."""
+"""Who holds the GPU: info series to join and, by option, labels on chosen families."""
 
-from exporter.metrics.family import Family, MetricType
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+
+from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
+from exporter.metrics.family import Family, Label, Sample, Subject
+from exporter.metrics.samples import Labels, by_label, device_labels, optional
+from exporter.state import State
 
 
-GAUGE, COUNTER, HISTOGRAM = MetricType.GAUGE, MetricType.COUNTER, MetricType.HISTOGRAM
+SUBJECT = Subject("Who holds the GPU", per_device=False)
 
-GPU_ALLOCATION_INFO = Family(
-    name="flopwatch_gpu_allocation_info",
-    type=GAUGE,
-    unit="",
+GPU_ALLOCATION_INFO = SUBJECT.gauge(
+    "flopwatch_gpu_allocation_info",
     labels=("namespace", "pod", "container"),
+    per_device=True,
     help="Kubernetes container that holds the GPU, always 1 (kubelet pod-resources API).",
-    interpretation="Join it to name the pod in a query.",
+    interpretation="Join it to add the pod to a query.",
 )
-GPU_JOB_INFO = Family(
-    name="flopwatch_gpu_job_info",
-    type=GAUGE,
-    unit="",
+GPU_JOB_INFO = SUBJECT.gauge(
+    "flopwatch_gpu_job_info",
     labels=("job",),
-    help="Batch job that holds the GPU, always 1 (job mapping directory, or the control groups of its processes).",
-    interpretation="Join it to name the job in a query.",
+    per_device=True,
+    help=(
+        "Batch job that holds the GPU, always 1 (job mapping directory, or the control groups of "
+        "its processes)."
+    ),
+    interpretation="Join it to add the job to a query.",
+)
+HOLDER_SOURCE_UP = SUBJECT.gauge(
+    "flopwatch_holder_source_up",
+    labels=("source",),
+    help=(
+        "Whether the last reading of the source (pod_resources, job_mapping, job_processes) "
+        "succeeded, 1 or 0. Absent without such a source."
+    ),
+    interpretation="0: the holders of the GPUs are unknown, or will be in half a minute.",
+)
+HOLDER_SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS = SUBJECT.gauge(
+    "flopwatch_holder_source_last_success_timestamp_seconds",
+    labels=("source",),
+    help="Unix time of the source's last successful reading.",
+    interpretation="Holders are shown for three intervals (30 s) without a newer reading.",
+)
+HOLDER_SOURCE_ERRORS_TOTAL = SUBJECT.counter(
+    "flopwatch_holder_source_errors_total",
+    unit="errors",
+    labels=("source", "reason"),
+    help="Failed readings by source and reason.",
+    interpretation=(
+        "permission: the socket's directory is not mounted, or the daemon is not in its group."
+    ),
+)
+HOLDER_UNKNOWN_DEVICES = SUBJECT.gauge(
+    "flopwatch_holder_unknown_devices",
+    unit="devices",
+    help="Devices held by pods or jobs that this exporter does not see.",
+    interpretation="Above 0: a GPU is lost, or hidden from the exporter's container.",
 )
 
-FAMILIES = (
-    GPU_ALLOCATION_INFO,
-    GPU_JOB_INFO,
-)
+
+def holder_samples(state: State) -> Iterator[Sample]:
+    """All samples of all holders. A device that the host does not list is counted, not shown."""
+    unknown: set[DeviceKey] = set()
+    # Two names of one device (a UUID and an index) must not make one series twice.
+    seen: set[tuple[Labels, Labels]] = set()
+    for family, key, labels in _held(state.holders):
+        found = state.find(key.uuid or key.index or "", key.mig)
+        if found is None:
+            unknown.add(key)
+            continue
+        device = device_labels(found.identity)
+        if (device, labels) not in seen:
+            seen.add((device, labels))
+            yield Sample(family, (*device, *labels), 1.0)
+    yield from _sources(state.holders)
+    if state.holders.sources and not state.pending:
+        yield Sample(HOLDER_UNKNOWN_DEVICES, (), float(len(unknown)))
+
+
+def with_holder_labels(
+    samples: Iterable[Sample], state: State, chosen: AbstractSet[str]
+) -> Iterable[Sample]:
+    """The same samples; those of the chosen families carry namespace, pod, container and job.
+
+    Only where there is one holder: a device that is shared has no honest label, and a series per
+    holder would count its work several times.
+    """
+    holder = _sole_holders(state) if chosen else {}
+    if not holder:  # as on most hosts: nothing to look at sample by sample
+        return samples
+    return _labelled(samples, holder, chosen)
+
+
+def _labelled(
+    samples: Iterable[Sample], holder: dict[str, Labels], chosen: AbstractSet[str]
+) -> Iterator[Sample]:
+    for sample in samples:
+        if sample.family.name in chosen and sample.family.per_device:
+            uuid = next((value for name, value in sample.labels if name == "uuid"), "")
+            extra = holder.get(uuid)
+            if extra:
+                yield sample._replace(labels=(*sample.labels, *extra))
+                continue
+        yield sample
+
+
+def _held(snapshot: HoldersSnapshot) -> Iterator[tuple[Family, DeviceKey, Labels]]:
+    for allocation in snapshot.allocations:
+        labels: Labels = (
+            ("namespace", allocation.namespace),
+            ("pod", allocation.pod),
+            ("container", allocation.container),
+        )
+        yield GPU_ALLOCATION_INFO, allocation.device, labels
+    for use in snapshot.jobs:
+        yield GPU_JOB_INFO, use.device, (("job", use.job),)
+
+
+def _sources(snapshot: HoldersSnapshot) -> Iterator[Sample]:
+    for source, state in snapshot.sources.items():
+        labels = (("source", source),)
+        yield Sample(HOLDER_SOURCE_UP, labels, float(state.up))
+        yield from optional(
+            HOLDER_SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS,
+            labels,
+            state.last_success_unix_seconds,
+        )
+        yield from by_label(HOLDER_SOURCE_ERRORS_TOTAL, labels, "reason", state.errors)
+
+
+def _sole_holders(state: State) -> dict[str, Labels]:
+    """By device UUID the labels of its holder: of its one container, of its one job, or of both."""
+    held: dict[str, dict[str, set[Labels]]] = {}
+    for family, key, labels in _held(state.holders):
+        found = state.find(key.uuid or key.index or "", key.mig)
+        if found is not None:
+            held.setdefault(found.identity.uuid, {}).setdefault(family.name, set()).add(labels)
+    sole: dict[str, Labels] = {}
+    for uuid, by_family in held.items():
+        labels_of: list[Label] = []
+        for alternatives in by_family.values():
+            if len(alternatives) == 1:
+                labels_of += next(iter(alternatives))
+        sole[uuid] = tuple(labels_of)
+    return sole

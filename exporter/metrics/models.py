@@ -1,89 +1,210 @@
-"""Useful FLOPS: the inference engines' tokens, turned into model FLOPs."""
+"""The served models: what they are, what they computed, and how much of the peak that is."""
 
-from exporter.metrics.family import Family, MetricType
+from collections.abc import Iterator
+
+from exporter.inference.snapshot import ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.metrics.family import MIG_LABEL, Family, Label, Sample, Subject
+from exporter.metrics.samples import Labels, by_label, optional
 
 
-GAUGE, COUNTER, HISTOGRAM = MetricType.GAUGE, MetricType.COUNTER, MetricType.HISTOGRAM
+SUBJECT = Subject("Models", per_device=False)
 
-MODEL_INFO = Family(
-    name="flopwatch_model_info",
-    type=GAUGE,
-    unit="",
+MODEL_INFO = SUBJECT.gauge(
+    "flopwatch_model_info",
     labels=("workload", "model", "engine", "precision"),
-    per_device=False,
-    help="A served model, always 1.",
-    interpretation="Join it to name the model of a workload.",
+    help="Served model, always 1.",
+    interpretation="Join it to add the model to a query by workload.",
 )
-WORKLOAD_GPU_INFO = Family(
-    name="flopwatch_workload_gpu_info",
-    type=GAUGE,
-    unit="",
+WORKLOAD_GPU_INFO = SUBJECT.gauge(
+    "flopwatch_workload_gpu_info",
     labels=("workload",),
-    help="A GPU of a workload, always 1.",
-    interpretation="Join it to go from a model to its GPUs and back.",
+    per_device=True,
+    help="GPU used by a workload, always 1.",
+    interpretation="Join it to get from a model to its GPUs and back.",
 )
-WORKLOAD_UP = Family(
-    name="flopwatch_workload_up",
-    type=GAUGE,
-    unit="",
+WORKLOAD_UP = SUBJECT.gauge(
+    "flopwatch_workload_up",
     labels=("workload",),
-    per_device=False,
-    help="1 when the engine's metrics endpoint answered its last scrape.",
+    help="Whether the last scrape of the engine's metrics endpoint succeeded, 1 or 0.",
     interpretation="0: the engine is down or its address is wrong.",
 )
-MODEL_FLOP_TOTAL = Family(
-    name="flopwatch_model_flop_total",
-    type=COUNTER,
+MODEL_FLOP_TOTAL = SUBJECT.counter(
+    "flopwatch_model_flop_total",
     unit="FLOP",
     labels=("workload", "model", "phase"),
-    per_device=False,
-    help="Model FLOPs by phase: tokens x FLOPs per token, from the model's configuration (analytic).",
-    interpretation="Useful work, without padding, recompute and rejected drafts.",
+    help=(
+        "Model FLOPs by phase: tokens x FLOPs per token, computed from the model's configuration."
+    ),
+    interpretation="Useful work, without padding, recomputation and rejected drafts.",
 )
-MODEL_DRAM_BYTES_TOTAL = Family(
-    name="flopwatch_model_dram_bytes_total",
-    type=COUNTER,
-    unit="bytes",
+MODEL_DRAM_BYTES_TOTAL = SUBJECT.counter(
+    "flopwatch_model_dram_bytes_total",
     labels=("workload", "model"),
-    per_device=False,
-    help="Bytes of weights and KV cache that the served tokens needed (analytic).",
-    interpretation="The memory traffic that had to be.",
+    help=(
+        "Bytes of weights and KV cache that the served tokens required, computed from the "
+        "model's configuration."
+    ),
+    interpretation="Minimum memory traffic.",
 )
-MODEL_TOKENS_TOTAL = Family(
-    name="flopwatch_model_tokens_total",
-    type=COUNTER,
+MODEL_TOKENS_TOTAL = SUBJECT.counter(
+    "flopwatch_model_tokens_total",
     unit="tokens",
     labels=("workload", "model", "phase"),
-    per_device=False,
-    help="Tokens computed, by phase: prefill (without prefix-cache hits), decode.",
+    help="Tokens computed by phase: prefill (without prefix-cache hits), decode.",
     interpretation="Throughput.",
 )
-MODEL_FLOPS_UTILIZATION_RATIO = Family(
-    name="flopwatch_model_flops_utilization_ratio",
-    type=GAUGE,
-    unit="ratio",
+MODEL_FLOPS_UTILIZATION_RATIO = SUBJECT.gauge(
+    "flopwatch_model_flops_utilization_ratio",
     labels=("workload", "model"),
-    per_device=False,
-    help="MFU: model FLOP/s over the summed peak of the workload's GPUs, last window.",
-    interpretation="The share of the silicon's peak that became tokens.",
+    help="MFU: ratio of model FLOP/s to the summed peak of the workload's GPUs, last window.",
+    interpretation="The share of the peak that became tokens.",
 )
-MODEL_BANDWIDTH_UTILIZATION_RATIO = Family(
-    name="flopwatch_model_bandwidth_utilization_ratio",
-    type=GAUGE,
-    unit="ratio",
+MODEL_BANDWIDTH_UTILIZATION_RATIO = SUBJECT.gauge(
+    "flopwatch_model_bandwidth_utilization_ratio",
     labels=("workload", "model"),
-    per_device=False,
-    help="MBU: model bytes/s over the summed theoretical bandwidth of the workload's GPUs, last window.",
-    interpretation="High MBU with low MFU is decode at small batch.",
+    help=(
+        "MBU: ratio of model bytes/s to the summed theoretical bandwidth of the workload's GPUs, "
+        "last window."
+    ),
+    interpretation="High MBU with low MFU indicates decode at small batch.",
+)
+WORKLOAD_ERRORS_TOTAL = SUBJECT.counter(
+    "flopwatch_workload_errors_total",
+    unit="errors",
+    labels=("workload", "reason"),
+    help="Failed scrapes of the engine's metrics endpoint by reason.",
+    interpretation="Why flopwatch_workload_up is 0.",
+)
+WORKLOAD_MALFORMED_LINES_TOTAL = SUBJECT.counter(
+    "flopwatch_workload_malformed_lines_total",
+    unit="lines",
+    labels=("workload",),
+    help="Malformed lines of the engine's exposition. The other lines are used.",
+    interpretation="The engine, or a proxy in front of it, corrupts its metrics.",
+)
+WORKLOAD_LAST_SUCCESS_TIMESTAMP_SECONDS = SUBJECT.gauge(
+    "flopwatch_workload_last_success_timestamp_seconds",
+    labels=("workload",),
+    help="Unix time of the last successful scrape of the engine.",
+    interpretation="When the engine last answered.",
+)
+MODEL_DESCRIBED = SUBJECT.gauge(
+    "flopwatch_model_described",
+    labels=("workload", "model"),
+    help=(
+        "Whether the model's config.json was found and understood, 1 or 0. At 0 its FLOPs are "
+        "absent."
+    ),
+    interpretation="0: set `model` of the workload. The log names what is missing.",
+)
+MODEL_PARAMETERS = SUBJECT.gauge(
+    "flopwatch_model_parameters",
+    unit="parameters",
+    labels=("workload", "model", "kind"),
+    help=(
+        "Parameters computed from the model's config.json: all of them (total) or those used by "
+        "a token (active)."
+    ),
+    interpretation="Shows whether the right file was found.",
+)
+MODEL_WEIGHT_BYTES = SUBJECT.gauge(
+    "flopwatch_model_weight_bytes",
+    labels=("workload", "model"),
+    help=(
+        "Size of all weights as stored, including quantization, computed from the model's "
+        "config.json."
+    ),
+    interpretation=(
+        "The memory that one replica needs on its GPUs, and the bytes read in each dense forward "
+        "pass."
+    ),
+)
+MODEL_ENGINE_FLOP_TOTAL = SUBJECT.counter(
+    "flopwatch_model_engine_flop_total",
+    unit="FLOP",
+    labels=("workload", "model"),
+    help=("FLOPs as estimated by the engine (vLLM with --enable-mfu-metrics), over all its GPUs."),
+    interpretation="A cross-check of flopwatch_model_flop_total. vLLM does not halve causal attention.",
+)
+MODEL_REQUESTS = SUBJECT.gauge(
+    "flopwatch_model_requests",
+    unit="requests",
+    labels=("workload", "model", "state"),
+    help="Requests in the engine by state, running or waiting, last scrape.",
+    interpretation=(
+        "Demand. Lower throughput at the same queue length is a fault; at a shorter one it is "
+        "less traffic."
+    ),
+)
+MODEL_KV_CACHE_UTILIZATION_RATIO = SUBJECT.gauge(
+    "flopwatch_model_kv_cache_utilization_ratio",
+    labels=("workload", "model"),
+    help="Share of the engine's KV cache in use, last scrape.",
+    interpretation="Near 1 the batch cannot grow: quantize the cache, shorten contexts, or add GPUs.",
+)
+MODEL_CONTEXT_TOKENS = SUBJECT.gauge(
+    "flopwatch_model_context_tokens",
+    unit="tokens",
+    labels=("workload", "model"),
+    help="Mean context of a decoded token, reported by the engine or estimated.",
+    interpretation="Determines attention's share of the work and the cache traffic per token.",
 )
 
-FAMILIES = (
-    MODEL_INFO,
-    WORKLOAD_GPU_INFO,
-    WORKLOAD_UP,
-    MODEL_FLOP_TOTAL,
-    MODEL_DRAM_BYTES_TOTAL,
-    MODEL_TOKENS_TOTAL,
-    MODEL_FLOPS_UTILIZATION_RATIO,
-    MODEL_BANDWIDTH_UTILIZATION_RATIO,
-)
+
+def workload_samples(snapshot: WorkloadsSnapshot) -> Iterator[Sample]:
+    """All samples of all workloads. Of an engine that is down only that, and why."""
+    for workload in snapshot.workloads:
+        labels = (("workload", workload.name),)
+        yield Sample(WORKLOAD_UP, labels, float(workload.up))
+        yield from by_label(WORKLOAD_ERRORS_TOTAL, labels, "reason", workload.errors)
+        yield Sample(WORKLOAD_MALFORMED_LINES_TOTAL, labels, float(workload.malformed_lines))
+        yield from optional(
+            WORKLOAD_LAST_SUCCESS_TIMESTAMP_SECONDS,
+            labels,
+            workload.last_success_timestamp_seconds,
+        )
+        if workload.up:
+            yield from _served(workload)
+
+
+def _served(workload: WorkloadSnapshot) -> Iterator[Sample]:
+    name: Label = ("workload", workload.name)
+    for gpu in workload.gpus:
+        labels: Labels = (("gpu", gpu.gpu), ("uuid", gpu.uuid))
+        if gpu.mig is not None:
+            labels = (*labels, (MIG_LABEL, gpu.mig))
+        labels = (*labels, name)
+        yield Sample(WORKLOAD_GPU_INFO, labels, 1.0)
+    for model in workload.models:
+        labels = (name, ("model", model.model))
+        info = (("engine", workload.engine), ("precision", model.precision or ""))
+        yield Sample(MODEL_INFO, (*labels, *info), 1.0)
+        yield from _work(model, labels)
+        yield from _state(model, labels)
+
+
+def _work(model: ModelSnapshot, labels: Labels) -> Iterator[Sample]:
+    yield from _phases(MODEL_TOKENS_TOTAL, labels, model.prefill_tokens, model.decode_tokens)
+    yield from _phases(MODEL_FLOP_TOTAL, labels, model.prefill_flop, model.decode_flop)
+    yield from optional(MODEL_DRAM_BYTES_TOTAL, labels, model.dram_bytes)
+    yield from optional(MODEL_ENGINE_FLOP_TOTAL, labels, model.engine_flop)
+    yield from optional(MODEL_FLOPS_UTILIZATION_RATIO, labels, model.flops_utilization)
+    yield from optional(MODEL_BANDWIDTH_UTILIZATION_RATIO, labels, model.bandwidth_utilization)
+
+
+def _state(model: ModelSnapshot, labels: Labels) -> Iterator[Sample]:
+    yield Sample(MODEL_DESCRIBED, labels, float(model.problem is None))
+    for kind, count in (("total", model.parameters), ("active", model.active_parameters)):
+        yield from optional(MODEL_PARAMETERS, (*labels, ("kind", kind)), count)
+    yield from optional(MODEL_WEIGHT_BYTES, labels, model.weight_bytes)
+    for state, count in (("running", model.running_requests), ("waiting", model.waiting_requests)):
+        yield from optional(MODEL_REQUESTS, (*labels, ("state", state)), count)
+    yield from optional(MODEL_KV_CACHE_UTILIZATION_RATIO, labels, model.cache_usage_ratio)
+    yield from optional(MODEL_CONTEXT_TOKENS, labels, model.decode_context_tokens)
+
+
+def _phases(
+    family: Family, labels: Labels, prefill: float | None, decode: float | None
+) -> Iterator[Sample]:
+    for phase, value in (("prefill", prefill), ("decode", decode)):
+        yield from optional(family, (*labels, ("phase", phase)), value)

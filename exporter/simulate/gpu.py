@@ -5,10 +5,9 @@ import random
 from dataclasses import dataclass
 
 from exporter.accounting.clocks import EVENT_REASONS
-from exporter.accounting.counters import Histogram
+from exporter.accounting.counters import TICK_DURATION_BOUNDS, Histogram
 from exporter.accounting.device import DeviceAccounts, LastWindow
 from exporter.accounting.peaks import find_peaks
-from exporter.metrics.own import TICK_DURATION_SECONDS
 from exporter.readings import (
     ActivityWindow,
     ClockSample,
@@ -73,7 +72,7 @@ class SimulatedGpu:
         self._xids: dict[int, int] = {}
         self._xid_at: dict[int, float] = {}
         self._xid_begun: float | None = None
-        self._ticks = Histogram(TICK_DURATION_SECONDS.buckets)
+        self._ticks = Histogram(TICK_DURATION_BOUNDS)
         self._succeeded: float | None = None
         self._watts = product.idle_watts
 

@@ -4,12 +4,12 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from exporter.exposition.devices import device_samples
-from exporter.exposition.own import own_samples
-from exporter.exposition.render import Exposition
-from exporter.exposition.workloads import workload_samples
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.metrics.exporter import own_samples
 from exporter.metrics.family import Sample
+from exporter.metrics.host import device_samples
+from exporter.metrics.models import workload_samples
+from exporter.metrics.render import Exposition
 from exporter.readings import DeviceIdentity
 from exporter.simulate.gpu import Conditions, SimulatedGpu, healthy
 from exporter.simulate.probes import SimulatedProbes

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from exporter.accounting.peaks import pcie_bytes_per_second
-from exporter.exposition.probes import summary_samples
-from exporter.exposition.samples import Labels, device_labels
 from exporter.metrics import probes
 from exporter.metrics.family import Family, Sample
+from exporter.metrics.probes import summary_samples
+from exporter.metrics.samples import Labels, device_labels
 from exporter.simulate.gpu import SimulatedGpu
 from exporter.simulate.scenarios import Fault
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE
-from exporter.collect.nvml.reading import RECOVERY_ACTIONS
-from exporter.readings import SlowReading
+from exporter.readings import RECOVERY_ACTIONS, SlowReading
 from exporter.state import DeviceState
 from exporter.status import document, verdict
 from exporter.status.history import DeviceHistory

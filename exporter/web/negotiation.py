@@ -7,15 +7,9 @@ Prometheus 3 fails a scrape whose Content-Type it does not know. Hence a table o
 
 import re
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
-
-class Format(Enum):
-    """An exposition format that the daemon renders."""
-
-    TEXT = "text/plain; version=0.0.4; charset=utf-8"
-    OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+from exporter.metrics.text import Format
 
 
 _VERSIONS: Final = {

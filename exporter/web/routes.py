@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.errors import FlopwatchError
-from exporter.exposition.render import Exposition
 from exporter.metrics.catalogue import BY_NAME
+from exporter.metrics.render import Exposition
 from exporter.web.cross_site import CrossSiteGuard
 from exporter.web.http import Request, Response, plain
 from exporter.web.negotiation import accepts_gzip, choose_format

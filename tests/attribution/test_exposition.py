@@ -9,10 +9,14 @@ from exporter.attribution.snapshot import (
     JobUse,
     SourceState,
 )
-from exporter.exposition.holders import holder_samples, with_holder_labels
-from exporter.metrics import gpu as gpu_metrics
+from exporter.metrics import flops as gpu_metrics
 from exporter.metrics.family import Family, Sample
-from exporter.metrics.holders import GPU_ALLOCATION_INFO, GPU_JOB_INFO
+from exporter.metrics.holders import (
+    GPU_ALLOCATION_INFO,
+    GPU_JOB_INFO,
+    holder_samples,
+    with_holder_labels,
+)
 from exporter.state import State
 from tests.attribution.hosts import MIXED
 

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from exporter.accounting.peaks import Peaks
-from exporter.exposition.probes import probe_samples
-from exporter.metrics.probes import FAMILIES
+from exporter.metrics.probes import SUBJECT, probe_samples
 from exporter.probe_facts import ProbeFacts, ProcessAges
 from exporter.readings import DeviceIdentity, FastReading, ProcessUse, SlowReading
 from exporter.state import DeviceState, Parts, SampledHost, build_state
@@ -198,7 +197,7 @@ class TestPoints:
         """With exactly the labels that the catalogue declares."""
         samples = self.samples(FULL)
 
-        assert {point.family for point in samples} == set(FAMILIES)
+        assert {point.family for point in samples} == set(SUBJECT.families)
         for point in samples:
             assert tuple(name for name, _ in point.labels) == point.family.label_names
 

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.web.negotiation import Format, accepts_gzip, choose_format
+from exporter.metrics.text import Format
+from exporter.web.negotiation import accepts_gzip, choose_format
 
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"

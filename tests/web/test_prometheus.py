@@ -12,9 +12,10 @@ from pathlib import Path
 import bcrypt
 import pytest
 
+from exporter.metrics.text import Format
 from exporter.web.config import load_web_config
 from exporter.web.http import Request, Response
-from exporter.web.negotiation import Format, choose_format
+from exporter.web.negotiation import choose_format
 from exporter.web.server import Server
 from tests.web.certificates import Authority
 from tests.web.clients import eventually

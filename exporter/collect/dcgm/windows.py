@@ -7,10 +7,10 @@ different samples were first seen; its activities are those of the sample that c
 
 from exporter.accounting.device import COARSE_SOURCE
 from exporter.collect.dcgm.exposition import DeviceSample
-from exporter.readings import ActivityWindow
+from exporter.readings import DCGM_SOURCE, ActivityWindow
 
 
-SOURCE = "dcgm"
+SOURCE = DCGM_SOURCE
 DEFAULT_INTERVAL_SECONDS = 30.0  # dcgm-exporter's --collect-interval
 _INTERVALS_KEPT = 5
 _INTERVALS_NEEDED = 2

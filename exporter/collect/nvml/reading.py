@@ -29,16 +29,6 @@ _ARCHITECTURES = {
 # Cores per SM by compute capability; 128 for all others up to 12.x (CUDA C++ Programming Guide).
 _CORES_PER_SM = {(6, 0): 64, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
 _COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
-RECOVERY_ACTIONS = {
-    0: "none",
-    1: "gpu_reset",
-    2: "node_reboot",
-    3: "drain_p2p",
-    4: "drain_and_reset",
-    5: "recover_imex_domain",
-    6: "bus_reset",
-    7: "system_reboot",
-}
 _SWITCH = {0: False, 1: True}  # nvmlEnableState_t; anything else is a blank
 _NVLINKS_MAX = 72  # NVML_NVLINK_MAX_LINKS of the newest header
 _MEGA = 1e6

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from exporter.exposition.render import Exposition
-from exporter.exposition.workloads import workload_samples
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.service import WorkloadService
-from exporter.web.negotiation import Format
+from exporter.metrics.models import workload_samples
+from exporter.metrics.render import Exposition
+from exporter.metrics.text import Format
 from tests.inference.engines import server
 from tests.inference.engines.gpus import gpu, host
 from tests.inference.engines.server import exposition, serving

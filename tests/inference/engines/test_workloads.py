@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import ConfigError
-from exporter.exposition.workloads import workload_samples
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig
 from exporter.inference.service import WorkloadService
 from exporter.inference.snapshot import GpuRef
+from exporter.metrics.models import workload_samples
 from tests.inference.engines import server
 from tests.inference.engines.gpus import gpu, host
 from tests.inference.engines.server import EXPOSITIONS, exposition, serving

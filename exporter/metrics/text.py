@@ -6,17 +6,25 @@ line is kept, and written anew only where its value has changed.
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 from prometheus_client.utils import floatToGoString
 
 from exporter.metrics.family import Family, Label, MetricType, Sample
-from exporter.web.negotiation import Format
 
 
 # Between these repr() is what prometheus_client writes; above it writes an exponent.
 _PLAIN_FROM, _PLAIN_BELOW = -1e15, 1e6
 # Lines of series that are gone are forgotten once they outnumber the living by as many.
 _SPARE_LINES = 1024
+
+
+class Format(Enum):
+    """An exposition format that the daemon writes, by its Content-Type."""
+
+    TEXT = "text/plain; version=0.0.4; charset=utf-8"
+    OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
 
 _Labels = tuple[Label, ...]
 _Key = _Labels | tuple[_Labels, str]

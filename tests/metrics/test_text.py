@@ -12,10 +12,9 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample as ClientSample
 
-from exporter.exposition.text import LineWriter, header, write_line
 from exporter.metrics.catalogue import CATALOGUE
 from exporter.metrics.family import Family, MetricType, Sample
-from exporter.web.negotiation import Format
+from exporter.metrics.text import Format, LineWriter, header, write_line
 
 
 class Reference(Collector):

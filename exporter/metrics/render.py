@@ -13,12 +13,11 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from exporter.exposition.samples import forget_labels
-from exporter.exposition.text import LineWriter, header, write_line
-from exporter.metrics import own
+from exporter.metrics import exporter
 from exporter.metrics.catalogue import CATALOGUE
 from exporter.metrics.family import Family, Sample
-from exporter.web.negotiation import Format
+from exporter.metrics.samples import forget_labels
+from exporter.metrics.text import Format, LineWriter, header, write_line
 
 
 # A second scraper within this time gets the bytes of the first, even if a tick came between: the
@@ -31,7 +30,7 @@ _GZIP_LEVEL = 1
 _State = TypeVar("_State")
 
 # The exporter's own health is never dropped, or nobody would learn of the limit.
-_ALWAYS = frozenset(own.FAMILIES)
+_ALWAYS = frozenset(exporter.SUBJECT.families)
 
 
 class Exposition(Generic[_State]):
@@ -89,8 +88,8 @@ class Exposition(Generic[_State]):
             forget_labels()
         lines = dict(written.lines)
         for sample in (
-            Sample(own.SERIES, (), float(written.count + 2)),
-            Sample(own.SERIES_DROPPED_TOTAL, (), float(self._dropped)),
+            Sample(exporter.SERIES, (), float(written.count + 2)),
+            Sample(exporter.SERIES_DROPPED_TOTAL, (), float(self._dropped)),
         ):
             lines[sample.family] = [write_line(sample)]
         return [(family, "".join(lines[family])) for family in CATALOGUE if family in lines]

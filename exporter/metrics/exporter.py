@@ -1,0 +1,157 @@
+"""The exporter itself: its version and configuration, and how each device and source fares."""
+
+import platform
+from collections.abc import Iterator
+
+from exporter.accounting.counters import TICK_DURATION_BOUNDS
+from exporter.metrics.device import XID_ERRORS_TOTAL, XID_LAST_TIMESTAMP_SECONDS
+from exporter.metrics.family import Sample, Subject
+from exporter.metrics.flops import info_samples
+from exporter.metrics.samples import by_label, device_labels, histogram, optional
+from exporter.state import UNKNOWN, DeviceState, ReloadStatus, State
+from exporter.version import REVISION, VERSION
+
+
+SUBJECT = Subject("The exporter itself")
+
+BUILD_INFO = SUBJECT.gauge(
+    "flopwatch_build_info",
+    labels=("version", "python_version", "revision"),
+    per_device=False,
+    help="Version of the exporter, always 1.",
+    interpretation="Which version runs where.",
+)
+GPU_UP = SUBJECT.gauge(
+    "flopwatch_gpu_up",
+    help="Whether the device answered its last tick in time, 1 or 0.",
+    interpretation=(
+        '0: the device is lost or hung, or the driver is not loaded. gpu="unknown" until the '
+        "driver has answered for the first time."
+    ),
+)
+SOURCE_UP = SUBJECT.gauge(
+    "flopwatch_source_up",
+    labels=("source",),
+    help="Whether the source delivers for this device, 1 or 0.",
+    interpretation="Which counters the FLOPS of this device come from.",
+)
+SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS = SUBJECT.gauge(
+    "flopwatch_source_last_success_timestamp_seconds",
+    labels=("source",),
+    help="Unix time of the source's last successful reading.",
+    interpretation="When data was last read. Data older than a few ticks is not exported.",
+)
+SOURCE_ERRORS_TOTAL = SUBJECT.counter(
+    "flopwatch_source_errors_total",
+    unit="errors",
+    labels=("source", "reason"),
+    help="Failed or refused readings by source and reason.",
+    interpretation="Which call fails, and how.",
+)
+SOURCE_FIELD_MISSING = SUBJECT.gauge(
+    "flopwatch_source_field_missing",
+    labels=("source", "field"),
+    help=(
+        "Field that FLOPS or the time split need and that the source does not report for this "
+        "device, always 1. Absent if nothing is missing."
+    ),
+    interpretation=(
+        "The fields to add to the counters file of dcgm-exporter (-f, DCGM_EXPORTER_COLLECTORS)."
+    ),
+)
+SOURCE_HUNG = SUBJECT.gauge(
+    "flopwatch_source_hung",
+    help="Whether a driver call has exceeded its deadline without returning, 1 or 0.",
+    interpretation="1: the driver is stuck. Other devices are not affected.",
+)
+TICK_DURATION_SECONDS = SUBJECT.histogram(
+    "flopwatch_tick_duration_seconds",
+    buckets=TICK_DURATION_BOUNDS,
+    help="Duration of a sampling tick.",
+    interpretation="Grows when the driver is slow.",
+)
+TICKS_MISSED_TOTAL = SUBJECT.counter(
+    "flopwatch_ticks_missed_total",
+    unit="ticks",
+    help="Ticks that did not start on time because the previous tick took too long.",
+    interpretation="The next window is longer. No data is lost unless the device was hung or lost.",
+)
+SERIES = SUBJECT.gauge(
+    "flopwatch_series",
+    unit="series",
+    per_device=False,
+    help="Number of series in this exposition.",
+    interpretation="The load on Prometheus.",
+)
+SERIES_DROPPED_TOTAL = SUBJECT.counter(
+    "flopwatch_series_dropped_total",
+    unit="series",
+    per_device=False,
+    help="Series dropped because of limits.series, one per series and exposition.",
+    interpretation="Raise limits.series, or find the label that multiplies.",
+)
+CONFIG_LAST_RELOAD_SUCCESSFUL = SUBJECT.gauge(
+    "flopwatch_config_last_reload_successful",
+    per_device=False,
+    help="Whether the last load of the configuration succeeded, 1 or 0.",
+    interpretation="0: the previous configuration is still active.",
+)
+CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS = SUBJECT.gauge(
+    "flopwatch_config_last_reload_success_timestamp_seconds",
+    per_device=False,
+    help="Unix time of the last successful load of the configuration.",
+    interpretation="When the active configuration was loaded.",
+)
+
+
+def own_samples(reload: ReloadStatus) -> Iterator[Sample]:
+    """Version and configuration."""
+    yield Sample(
+        BUILD_INFO,
+        (
+            ("version", VERSION),
+            ("python_version", platform.python_version()),
+            ("revision", REVISION),
+        ),
+        1.0,
+    )
+    yield Sample(CONFIG_LAST_RELOAD_SUCCESSFUL, (), float(reload.successful))
+    yield Sample(CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS, (), reload.last_success_unix_seconds)
+
+
+def no_device_samples(state: State) -> Iterator[Sample]:
+    """No device to speak of yet: that, too, is said, so that it can be alerted on."""
+    labels = (("gpu", UNKNOWN), ("uuid", UNKNOWN))
+    yield Sample(GPU_UP, labels, 0.0)
+    yield Sample(SOURCE_HUNG, labels, float(state.hung))
+    if state.driver_error is not None:
+        reason = (("source", "nvml"), ("reason", state.driver_error))
+        yield Sample(SOURCE_ERRORS_TOTAL, (*labels, *reason), 1.0)
+
+
+def health_samples(snapshot: DeviceState) -> Iterator[Sample]:
+    """What is shown of a device in any state: who it is, and how it fares."""
+    identity = snapshot.identity
+    labels = device_labels(identity)
+    yield Sample(GPU_UP, labels, float(snapshot.up))
+    yield Sample(SOURCE_HUNG, labels, float(snapshot.absent == "hung"))
+    if identity.uuid != UNKNOWN:
+        yield from info_samples(labels, identity)
+    for source, health in snapshot.sources.items():
+        source_labels = (*labels, ("source", source))
+        yield Sample(SOURCE_UP, source_labels, float(health.up))
+        yield from optional(
+            SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS,
+            source_labels,
+            health.last_success_unix_seconds,
+        )
+        yield from by_label(SOURCE_ERRORS_TOTAL, source_labels, "reason", health.errors)
+        for name in health.missing_fields:
+            yield Sample(SOURCE_FIELD_MISSING, (*source_labels, ("field", name)), 1.0)
+    yield from histogram(TICK_DURATION_SECONDS, labels, snapshot.tick_duration)
+    if identity.mig is None:  # an instance is sampled in its GPU's ticks
+        yield Sample(TICKS_MISSED_TOTAL, labels, float(snapshot.ticks_missed))
+    for xid, count in snapshot.xids.counts.items():
+        yield Sample(XID_ERRORS_TOTAL, (*labels, ("xid", str(xid))), float(count))
+    for xid, at in snapshot.xids.last_unix_seconds.items():
+        yield Sample(XID_LAST_TIMESTAMP_SECONDS, (*labels, ("xid", str(xid))), at)

@@ -1,0 +1,383 @@
+"""What the GPU is, and where its FLOPS go: the heart of the contract."""
+
+from collections.abc import Iterable, Iterator
+
+from exporter.accounting.counters import TICK_UTILIZATION_BOUNDS
+from exporter.accounting.device import COARSE_SOURCE
+from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
+from exporter.metrics.family import Sample, Subject
+from exporter.metrics.samples import (
+    Labels,
+    by_label,
+    device_labels,
+    each_known,
+    histogram,
+    kept,
+    optional,
+)
+from exporter.readings import ActivityWindow, DeviceIdentity, SlowReading
+from exporter.state import DeviceState, State
+
+
+SUBJECT = Subject("What the GPU is, and where the FLOPS go")
+
+GPU_INFO = SUBJECT.gauge(
+    "flopwatch_gpu_info",
+    labels=(
+        "name",
+        "architecture",
+        "compute_capability",
+        "pci_bus_id",
+        "driver_version",
+        "serial",
+        "sm_count",
+    ),
+    help="Identity of the device, always 1 (NVML; for a host processor, the operating system).",
+    interpretation=(
+        "Join it to add a device's name to a query: `* on (instance, gpu) group_left (name) "
+        "flopwatch_gpu_info`."
+    ),
+)
+PEAK_FLOPS = SUBJECT.gauge(
+    "flopwatch_peak_flops",
+    labels=("precision",),
+    help=(
+        "Dense peak at the data-sheet boost clock, from the built-in table of GPU models; for "
+        "other models, a peak derived from compute capability, SM count and maximum clock (see "
+        "flopwatch_peak_info)."
+    ),
+    interpretation=(
+        "The 100 % of the data sheet. A GPU that runs above the data sheet's tensor clock can "
+        "exceed it."
+    ),
+)
+PEAK_INFO = SUBJECT.gauge(
+    "flopwatch_peak_info",
+    labels=("origin", "model"),
+    help=(
+        "Origin of the peaks, always 1: `datasheet` (a model of the built-in table), `derived` (from its silicon) or `config`."
+    ),
+    interpretation="Data-sheet peaks are the vendor's figures; derived peaks are within about 10 %.",
+)
+PEAK_DRAM_BANDWIDTH_BYTES_PER_SECOND = SUBJECT.gauge(
+    "flopwatch_peak_dram_bandwidth_bytes_per_second",
+    help=(
+        "Theoretical bandwidth of the device memory: data sheet, else 2 x maximum memory clock x "
+        "bus width."
+    ),
+    interpretation="The limit of memory-bound work. A copy reaches about 92 % of it.",
+)
+PEAK_NVLINK_BANDWIDTH_BYTES_PER_SECOND = SUBJECT.gauge(
+    "flopwatch_peak_nvlink_bandwidth_bytes_per_second",
+    help=(
+        "Theoretical NVLink bandwidth per direction over all links, from the built-in table of "
+        "GPU models."
+    ),
+    interpretation="The limit of tensor-parallel traffic between GPUs.",
+)
+PEAK_PCIE_BANDWIDTH_BYTES_PER_SECOND = SUBJECT.gauge(
+    "flopwatch_peak_pcie_bandwidth_bytes_per_second",
+    help=(
+        "Theoretical PCIe bandwidth per direction at the current generation and width of the "
+        "link (NVML)."
+    ),
+    interpretation="Drops when a link trains down: expected while idle, a fault while busy.",
+)
+PEAK_C2C_BANDWIDTH_BYTES_PER_SECOND = SUBJECT.gauge(
+    "flopwatch_peak_c2c_bandwidth_bytes_per_second",
+    help=(
+        "Bandwidth per direction of the active C2C links to the Grace processor, sum over the "
+        "links (NVML). Grace Hopper and Grace Blackwell only."
+    ),
+    interpretation="The limit of traffic to the processor's memory. Drops with every link that is down.",
+)
+HEADLINE_PRECISION_INFO = SUBJECT.gauge(
+    "flopwatch_headline_precision_info",
+    labels=("precision", "origin"),
+    help=(
+        "Precision at which tensor work is counted, always 1. Origin: `config`, `engine` or "
+        "`default`."
+    ),
+    interpretation=(
+        "The same tensor time counts twice as many FLOPs in fp8 as in bf16: check that this is "
+        "the precision your models run in."
+    ),
+)
+HEADLINE_PEAK_FLOPS = SUBJECT.gauge(
+    "flopwatch_headline_peak_flops",
+    help="Value of flopwatch_peak_flops at the precision of flopwatch_headline_precision_info.",
+    interpretation="The peak against which tensor work is compared.",
+)
+FLOP_TOTAL = SUBJECT.counter(
+    "flopwatch_flop_total",
+    unit="FLOP",
+    labels=("pipe", "precision", "source"),
+    help=(
+        "Operations executed, by pipe: pipe activity x SM count x SM cycles x dense FLOP per "
+        "cycle and SM. The tensor pipe is counted at the headline precision. The other pipes "
+        "count every instruction as a fused multiply-add and are an upper bound. Integer "
+        "operations for int8 and int4. For a GPU in MIG mode without counters of its own, the "
+        "sum over its instances, weighted by their share of the SMs."
+    ),
+    interpretation="`rate()` is the achieved FLOP/s over any window.",
+)
+GPU_SECONDS_TOTAL = SUBJECT.counter(
+    "flopwatch_gpu_seconds_total",
+    labels=("state",),
+    help=(
+        "Wall-clock seconds by what the GPU did with its peak; the states sum to the observed "
+        "time. tensor: used by the tensor pipe. memory, stall: SMs busy without the tensor pipe, "
+        "waiting for memory or for something else. underfill: kernels resident, SMs empty. idle: "
+        "no kernel resident. clock_power, clock_thermal, clock_other: lost to a lowered clock. "
+        "unresolved: states that the available counters cannot tell apart. SMs outside of all "
+        "MIG instances count as idle."
+    ),
+    interpretation='The answer to "where do the FLOPS go?". The rates stack up to 1.',
+)
+DRAM_BYTES_TOTAL = SUBJECT.counter(
+    "flopwatch_dram_bytes_total",
+    labels=("source",),
+    help=(
+        "Bytes moved to and from device memory: bandwidth utilization x theoretical bandwidth x "
+        "time."
+    ),
+    interpretation="Divide flopwatch_flop_total by it for the arithmetic intensity of the workload.",
+)
+PCIE_RECEIVE_BYTES_TOTAL = SUBJECT.counter(
+    "flopwatch_pcie_receive_bytes_total",
+    help="PCIe traffic into the GPU (GPM, else NVML field values).",
+    interpretation="Weights and prompts. Steadily high values indicate offloading.",
+)
+PCIE_TRANSMIT_BYTES_TOTAL = SUBJECT.counter(
+    "flopwatch_pcie_transmit_bytes_total",
+    help="PCIe traffic out of the GPU (GPM, else NVML field values).",
+    interpretation="Steadily high values indicate offloading of KV cache or activations.",
+)
+NVLINK_RECEIVE_BYTES_TOTAL = SUBJECT.counter(
+    "flopwatch_nvlink_receive_bytes_total",
+    help="NVLink traffic into the GPU over all links (GPM, else NVML field values).",
+    interpretation=(
+        "Tensor-parallel traffic. Compare it with flopwatch_peak_nvlink_bandwidth_bytes_per_second."
+    ),
+)
+NVLINK_TRANSMIT_BYTES_TOTAL = SUBJECT.counter(
+    "flopwatch_nvlink_transmit_bytes_total",
+    help="NVLink traffic out of the GPU over all links (GPM, else NVML field values).",
+    interpretation=(
+        "Tensor-parallel traffic. Compare it with flopwatch_peak_nvlink_bandwidth_bytes_per_second."
+    ),
+)
+C2C_RECEIVE_BYTES_TOTAL = SUBJECT.counter(
+    "flopwatch_c2c_receive_bytes_total",
+    help=(
+        "C2C traffic from the Grace processor into the GPU over all links, including protocol "
+        "overhead (GPM). Absent without C2C."
+    ),
+    interpretation="Weights, KV cache and other data read from the processor's memory.",
+)
+C2C_TRANSMIT_BYTES_TOTAL = SUBJECT.counter(
+    "flopwatch_c2c_transmit_bytes_total",
+    help=(
+        "C2C traffic out of the GPU to the Grace processor over all links, including protocol "
+        "overhead (GPM). Absent without C2C."
+    ),
+    interpretation="Steadily high values indicate offloading of KV cache or activations.",
+)
+ENERGY_JOULES_TOTAL = SUBJECT.counter(
+    "flopwatch_energy_joules_total",
+    help="Energy used since the driver was loaded, the device's own counter (NVML).",
+    interpretation=(
+        "`rate()` is the mean power. Divide it by the rate of flopwatch_flop_total for joules "
+        "per FLOP."
+    ),
+)
+ACHIEVED_FLOPS = SUBJECT.gauge(
+    "flopwatch_achieved_flops",
+    labels=("precision",),
+    help="Achieved FLOP/s of the tensor pipe, last tick.",
+    interpretation="What the GPU delivers now. For longer windows use `rate(flopwatch_flop_total)`.",
+)
+FLOPS_UTILIZATION_RATIO = SUBJECT.gauge(
+    "flopwatch_flops_utilization_ratio",
+    labels=("precision",),
+    help=(
+        "Ratio of flopwatch_achieved_flops to flopwatch_peak_flops, last tick. Exceeds 1 above "
+        "the data-sheet clock."
+    ),
+    interpretation=(
+        "About 5 % is normal for decode at small batch, 30-60 % for prefill and large batches."
+    ),
+)
+DRAM_BANDWIDTH_UTILIZATION_RATIO = SUBJECT.gauge(
+    "flopwatch_dram_bandwidth_utilization_ratio",
+    help="Share of the theoretical device-memory bandwidth in use, last tick (GPM or DCGM).",
+    interpretation=(
+        "Near 0.9 the GPU is memory-bound: more FLOPS require a larger batch, or smaller weights "
+        "and KV cache."
+    ),
+)
+PIPE_ACTIVE_RATIO = SUBJECT.gauge(
+    "flopwatch_pipe_active_ratio",
+    labels=("pipe",),
+    help=(
+        "Share of SM cycles in which the pipe was active, last tick. tensor is the union of "
+        "hmma, imma, dmma and dfma."
+    ),
+    interpretation="Which pipe the work runs on: hmma for fp16, bf16, tf32 and fp8, imma for int8.",
+)
+GPU_ACTIVE_RATIO = SUBJECT.gauge(
+    "flopwatch_gpu_active_ratio",
+    help=(
+        "Share of time in which any kernel was resident, last tick (GPM or DCGM graphics activity)."
+    ),
+    interpretation="The utilization shown by nvidia-smi. 1 means only that something ran.",
+)
+SM_ACTIVE_RATIO = SUBJECT.gauge(
+    "flopwatch_sm_active_ratio",
+    help=(
+        "Share of SM cycles in which the SM had at least one warp, mean over the SMs, last tick."
+    ),
+    interpretation="Far below flopwatch_gpu_active_ratio: grids too small for the GPU.",
+)
+SM_OCCUPANCY_RATIO = SUBJECT.gauge(
+    "flopwatch_sm_occupancy_ratio",
+    help="Ratio of resident warps to the maximum, mean over the SMs, last tick.",
+    interpretation="Low occupancy is normal for tensor-core kernels and worth a look for others.",
+)
+ESTIMATOR_ERROR_RATIO = SUBJECT.gauge(
+    "flopwatch_estimator_error_ratio",
+    labels=("precision",),
+    help=(
+        "Signed relative error of flopwatch_flop_total against GEMMs of known FLOPs, from the "
+        "last `flopwatch calibrate`."
+    ),
+    interpretation="The accuracy of the FLOP counters on this device. Absent if it was never calibrated.",
+)
+TICK_FLOPS_UTILIZATION_RATIO = SUBJECT.histogram(
+    "flopwatch_tick_flops_utilization_ratio",
+    labels=("precision",),
+    buckets=TICK_UTILIZATION_BOUNDS,
+    help="FLOPS utilization at the headline precision, one observation per tick.",
+    interpretation="Dips between two scrapes that an average hides.",
+)
+
+
+def flops_samples(labels: Labels, snapshot: DeviceState) -> Iterator[Iterable[Sample]]:
+    """Peaks, counters and activity of a device that answers."""
+    last = snapshot.last
+    if snapshot.peaks is not None:
+        yield _peaks(labels, snapshot.peaks, snapshot.slow)
+    if snapshot.precision is not None:
+        precision = (("precision", snapshot.precision), ("origin", snapshot.precision_origin))
+        yield (Sample(HEADLINE_PRECISION_INFO, (*labels, *precision), 1.0),)
+        if snapshot.peaks is not None:
+            peak = snapshot.peaks.flops.get(snapshot.precision)
+            yield optional(HEADLINE_PEAK_FLOPS, labels, peak)
+    if snapshot.slow is not None:
+        c2c = snapshot.slow.c2c_bandwidth_bytes_per_second
+        yield optional(PEAK_C2C_BANDWIDTH_BYTES_PER_SECOND, labels, c2c)
+    yield _counters(labels, snapshot)
+    if last is not None:
+        yield by_label(ACHIEVED_FLOPS, labels, "precision", last.achieved_flops)
+        yield by_label(FLOPS_UTILIZATION_RATIO, labels, "precision", last.flops_utilization)
+        if last.activity.source != COARSE_SOURCE:
+            yield _activity(labels, last.activity)
+
+
+def calibration_samples(state: State) -> Iterator[Sample]:
+    """Error of the FLOP counters, as `flopwatch calibrate` last measured it."""
+    for device in state.devices:
+        errors = state.calibration.get(device.identity.uuid, {})
+        labels = device_labels(device.identity)
+        yield from by_label(ESTIMATOR_ERROR_RATIO, labels, "precision", errors)
+
+
+@kept
+def info_samples(labels: Labels, identity: DeviceIdentity) -> Iterator[Sample]:
+    """Identity of the device."""
+    capability = identity.compute_capability
+    yield Sample(
+        GPU_INFO,
+        (
+            *labels,
+            ("name", identity.name),
+            ("architecture", identity.architecture or ""),
+            ("compute_capability", f"{capability[0]}.{capability[1]}" if capability else ""),
+            ("pci_bus_id", identity.pci_bus_id or ""),
+            ("driver_version", identity.driver_version or ""),
+            ("serial", identity.serial or ""),
+            ("sm_count", str(identity.sm_count or "")),
+        ),
+        1.0,
+    )
+
+
+@kept
+def _peaks(labels: Labels, peaks: Peaks, slow: SlowReading | None) -> Iterator[Sample]:
+    yield from by_label(PEAK_FLOPS, labels, "precision", peaks.flops)
+    yield Sample(PEAK_INFO, (*labels, ("origin", peaks.origin), ("model", peaks.model)), 1.0)
+    yield from optional(PEAK_DRAM_BANDWIDTH_BYTES_PER_SECOND, labels, peaks.dram_bytes_per_second)
+    yield from optional(
+        PEAK_NVLINK_BANDWIDTH_BYTES_PER_SECOND, labels, peaks.nvlink_bytes_per_second
+    )
+    if slow is not None and slow.pcie_link_generation and slow.pcie_link_width:
+        yield from optional(
+            PEAK_PCIE_BANDWIDTH_BYTES_PER_SECOND,
+            labels,
+            pcie_bytes_per_second(slow.pcie_link_generation, slow.pcie_link_width),
+        )
+
+
+def _counters(labels: Labels, snapshot: DeviceState) -> Iterator[Sample]:
+    counters = snapshot.counters
+    for (work, source), flop in counters.flop.items():
+        yield Sample(
+            FLOP_TOTAL,
+            (*labels, ("pipe", work.pipe), ("precision", work.precision), ("source", source)),
+            flop,
+        )
+    yield from by_label(GPU_SECONDS_TOTAL, labels, "state", counters.state_seconds)
+    yield from by_label(DRAM_BYTES_TOTAL, labels, "source", counters.dram_bytes)
+    yield from each_known(
+        labels,
+        (
+            (PCIE_RECEIVE_BYTES_TOTAL, counters.pcie_receive_bytes),
+            (PCIE_TRANSMIT_BYTES_TOTAL, counters.pcie_transmit_bytes),
+            (NVLINK_RECEIVE_BYTES_TOTAL, counters.nvlink_receive_bytes),
+            (NVLINK_TRANSMIT_BYTES_TOTAL, counters.nvlink_transmit_bytes),
+            (C2C_RECEIVE_BYTES_TOTAL, counters.c2c_receive_bytes),
+            (C2C_TRANSMIT_BYTES_TOTAL, counters.c2c_transmit_bytes),
+        ),
+    )
+    # The device's own counters are shown as long as the device answers for them.
+    if snapshot.fast is not None and snapshot.fast.energy_joules is not None:
+        yield from optional(ENERGY_JOULES_TOTAL, labels, counters.energy_joules)
+    for precision, ticks in counters.tick_utilization.items():
+        yield from histogram(
+            TICK_FLOPS_UTILIZATION_RATIO, (*labels, ("precision", precision)), ticks
+        )
+
+
+def _activity(labels: Labels, window: ActivityWindow) -> Iterator[Sample]:
+    yield from each_known(
+        labels,
+        (
+            (DRAM_BANDWIDTH_UTILIZATION_RATIO, window.dram),
+            (GPU_ACTIVE_RATIO, window.graphics),
+            (SM_ACTIVE_RATIO, window.sm),
+            (SM_OCCUPANCY_RATIO, window.occupancy),
+        ),
+    )
+    pipes = {
+        "tensor": window.any_tensor,
+        "fp64": window.fp64,
+        "fp32": window.fp32,
+        "fp16": window.fp16,
+        "int": window.integer,
+        "hmma": window.hmma_tensor,
+        "imma": window.imma_tensor,
+        "dmma": window.dmma_tensor,
+        "dfma": window.dfma_tensor,
+    }
+    known = {pipe: share for pipe, share in pipes.items() if share is not None}
+    yield from by_label(PIPE_ACTIVE_RATIO, labels, "pipe", known)
