@@ -47,12 +47,14 @@ def fetch(
     *,
     timeout_seconds: float,
     limit_bytes: int = LIMIT_BYTES,
+    undecodable: str = "strict",
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
     """Return the text at `url`, or raise ScrapeError within about `timeout_seconds`.
 
     The deadline is for the whole exchange, so a server that drips a byte a second gains nothing.
-    Only name resolution, which the operating system bounds, stands outside it.
+    Only name resolution, which the operating system bounds, stands outside it. `undecodable` says
+    what becomes of bytes that are not UTF-8: "strict" refuses the answer, "replace" marks them.
     """
     try:
         parts = urlsplit(url)
@@ -65,7 +67,10 @@ def fetch(
     deadline = clock() + timeout_seconds
     connection = _Connection(host, port, parts.scheme == "https", deadline, clock)
     try:
-        return _exchange(connection, path, _authorization(parts), limit_bytes)
+        body = _exchange(connection, path, _authorization(parts), limit_bytes)
+        return body.decode("utf-8", undecodable)
+    except UnicodeDecodeError as error:
+        raise ScrapeError(Reason.ENCODING, "not UTF-8") from error
     except ScrapeError:
         raise
     except TimeoutError as error:
@@ -95,7 +100,7 @@ def _authorization(parts: SplitResult) -> dict[str, str]:
 
 def _exchange(
     connection: "_Connection", path: str, authorization: dict[str, str], limit_bytes: int
-) -> str:
+) -> bytes | bytearray:
     connection.request(
         "GET",
         path,
@@ -118,13 +123,10 @@ def _exchange(
         body = _inflate(body, limit_bytes)
     elif encoding != "identity":
         raise ScrapeError(Reason.ENCODING, f"content encoding {encoding[:40]}")
-    try:
-        return body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ScrapeError(Reason.ENCODING, "not UTF-8") from error
+    return body
 
 
-def _read(response: http.client.HTTPResponse, limit_bytes: int) -> bytes:
+def _read(response: http.client.HTTPResponse, limit_bytes: int) -> bytes | bytearray:
     too_large = ScrapeError(Reason.TOO_LARGE, f"more than {limit_bytes} bytes")
     if (response.length or 0) > limit_bytes:
         raise too_large
@@ -136,10 +138,10 @@ def _read(response: http.client.HTTPResponse, limit_bytes: int) -> bytes:
     # read() with a size returns what came before an early close without complaint.
     if response.length:
         raise ScrapeError(Reason.PROTOCOL, "answer cut short")
-    return bytes(body)
+    return body
 
 
-def _inflate(body: bytes, limit_bytes: int) -> bytes:
+def _inflate(body: bytes | bytearray, limit_bytes: int) -> bytes:
     """Decompress at most `limit_bytes`: a small answer can unfold into gigabytes."""
     inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
     try:

@@ -32,11 +32,15 @@ class FlopsSource:
 
 @dataclass(frozen=True, slots=True)
 class DcgmAnswer:
-    """What the dcgm-exporter of this node shows; nothing where nobody needs one. `error`: why not."""
+    """What the dcgm-exporter of this node shows; nothing where nobody needs one. `error`: why not.
+
+    `answers`: there is one all the same, and its answer is at fault.
+    """
 
     asked: bool = False
     devices: Mapping[DeviceKey, DeviceSample] = field(default_factory=dict)
     error: str | None = None
+    answers: bool = False
 
     def tells_flops(self, uuid: str, gpu_instance_id: Any = None) -> bool:
         """Whether it has a pipe's activity of the device."""
@@ -51,9 +55,18 @@ def ask_dcgm(config: Config, gpus: Sequence[Mapping[str, Any]]) -> DcgmAnswer:
     if mode == "off" or (mode == "auto" and not any(_may_use_dcgm(gpu, config) for gpu in gpus)):
         return DcgmAnswer()
     try:
-        devices = parse(fetch(config.sampling.dcgm_url, timeout_seconds=_TIMEOUT_SECONDS))
-    except (ScrapeError, ValueError) as error:
+        devices = parse(
+            fetch(
+                config.sampling.dcgm_url,
+                timeout_seconds=_TIMEOUT_SECONDS,
+                undecodable="replace",
+            )
+        )
+    except ScrapeError as error:
         return DcgmAnswer(asked=True, error=str(error))
+    if not devices and devices.malformed:
+        fault = f"it answers with {devices.malformed} lines that are no samples, and no others"
+        return DcgmAnswer(asked=True, answers=True, error=fault)
     if not devices:
         return DcgmAnswer(asked=True, error="no metrics of DCGM there")
     return DcgmAnswer(asked=True, devices=devices)
@@ -107,7 +120,9 @@ def dcgm_findings(
             "dcgm",
             Level.FAILURE if config.sampling.modes["dcgm"] == "on" else Level.WARNING,
             f"{config.sampling.dcgm_url}: {dcgm.error}",
-            "run dcgm-exporter on this node, or set dcgm.url",
+            "look at its answer and its log"
+            if dcgm.answers
+            else "run dcgm-exporter on this node, or set dcgm.url",
         )
         return
     for gpu in gpus:

@@ -7,9 +7,7 @@ from exporter.collect.dcgm.windows import CollectInterval, DeviceWindows
 
 
 def sample(sm: float, energy: float = 0.0, **activities: float) -> DeviceSample:
-    return DeviceSample(
-        {"sm": sm, **activities}, others={"DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": energy}
-    )
+    return DeviceSample({"sm": sm, **activities}, others=int(energy))
 
 
 def test_a_repeated_sample_is_counted_once() -> None:

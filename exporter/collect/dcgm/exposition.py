@@ -1,23 +1,24 @@
 """What a dcgm-exporter exposes, by device: the profiling fields of DCGM, old and new names.
 
 Names and units: dcgm_fields.h (ratios 0..1; PCIe and NVLink in bytes per second, whatever the
-exposition's TYPE says). Blank values: dcgm_structs.h, DCGM_INT32_BLANK and its like.
+exposition's TYPE says; cycles and bytes since boot in `…_TOTAL`). dcgm-exporter 4.9 exposes the new
+names, older ones those that their counters file is written in. Blank values: dcgm_structs.h,
+DCGM_INT32_BLANK and its like. Field strings that dcgm-exporter cannot convert stand in its answer
+as they are (`ERROR - FAILED TO CONVERT TO STRING`): each line is read for itself, and one that is
+no sample costs no other.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
 
 _PREFIX = "DCGM_FI_"
 _PROFILING = "DCGM_FI_PROF_"
 
 # Activity of ActivityWindow, then the field's old name and its name since DCGM 4.6, both without
-# prefix. Old names are what dcgm-exporter's counter files are written in.
+# prefix.
 _ACTIVITIES: tuple[tuple[str, str, str], ...] = (
     ("graphics", "GR_ENGINE_ACTIVE", "GR_ENGINE_UTIL_RATIO"),
     ("sm", "SM_ACTIVE", "SM_UTIL_RATIO"),
@@ -38,10 +39,29 @@ _RATES: tuple[tuple[str, str], ...] = (
     ("nvlink_transmit_bytes", "NVLINK_TX_BYTES"),
     ("nvlink_receive_bytes", "NVLINK_RX_BYTES"),
 )
+ELAPSED = "elapsed"
+# What the device has counted since boot, with DCGM 4.6 and a GPU that counts cycles.
+_TOTALS: tuple[tuple[str, str], ...] = (
+    (ELAPSED, "SM_CYCLES_ELAPSED_TOTAL"),
+    ("sm", "SM_CYCLES_ACTIVE_TOTAL"),
+    ("any_tensor", "MMA_CYCLES_ACTIVE_TOTAL"),
+    ("dmma_tensor", "DMMA_CYCLES_ACTIVE_TOTAL"),
+    ("hmma_tensor", "HMMA_CYCLES_ACTIVE_TOTAL"),
+    ("imma_tensor", "IMMA_CYCLES_ACTIVE_TOTAL"),
+    ("dfma_tensor", "DFMA_CYCLES_ACTIVE_TOTAL"),
+    ("integer", "INT_CYCLES_ACTIVE_TOTAL"),
+    ("fp64", "FP64_CYCLES_ACTIVE_TOTAL"),
+    ("fp32", "FP32_CYCLES_ACTIVE_TOTAL"),
+    ("fp16", "FP16_CYCLES_ACTIVE_TOTAL"),
+    ("pcie_transmit_bytes", "PCIE_TX_BYTES_TOTAL"),
+    ("pcie_receive_bytes", "PCIE_RX_BYTES_TOTAL"),
+)
 _ACTIVITY_BY_FIELD = {
     _PROFILING + name: activity for activity, old, new in _ACTIVITIES for name in (old, new)
 }
 _RATE_BY_FIELD = {_PROFILING + name: rate for rate, name in _RATES}
+_TOTAL_BY_FIELD = {_PROFILING + name: total for total, name in _TOTALS}
+_OF_LINKS = frozenset(rate for rate, _name in _RATES)
 
 # What the time split and the FLOP counters need of every GPU that DCGM can profile. HMMA, IMMA and
 # DFMA are not among them: GPUs before Ampere have none of their own.
@@ -57,6 +77,17 @@ _PIPES = frozenset({"any_tensor", "hmma_tensor", "fp64", "fp32", "fp16"})
 _RATE_MAX = 1e13
 # Ratios may pass 1 by rounding.
 _RATIO_MAX = 1.01
+# 16 GPUs of seven instances, each shared by dozens of pods, with all fields, stay far below these:
+# bounds for an answer that somebody else has written.
+_DEVICES_MAX = 1024
+_LINES_MAX = 50_000
+
+_LINE = re.compile(rf"^{_PREFIX}[^\n]*", re.MULTILINE)
+_SAMPLE = re.compile(r"(\w+)[ \t]*(?:\{(.*)\})?[ \t]+([^ \t]+)(?:[ \t]+-?\d+)?[ \t\r]*")
+_LABEL = re.compile(r'[ \t]*(\w+)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(,|\Z)')
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|[Ii]nf|[Nn]a[Nn])")
+# Finds the device that a broken line speaks of.
+_UUID = re.compile(r'uuid="((?:GPU|MIG)-[0-9A-Za-z-]{1,64})"', re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +100,19 @@ class DeviceKey:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSample:
-    """One device in one scrape. `others` holds all its values that are not profiling fields."""
+    """One device in one scrape.
+
+    `totals` are cycles and bytes since boot. `others` stands for all its values that are not
+    profiling fields: it differs when one of them does. `malformed` counts its lines that are no
+    samples, `implausible` its values that cannot be true.
+    """
 
     activities: Mapping[str, float] = field(default_factory=dict)
     bytes_per_second: Mapping[str, float] = field(default_factory=dict)
-    others: Mapping[str, float] = field(default_factory=dict)
+    totals: Mapping[str, float] = field(default_factory=dict)
+    others: int = 0
     implausible: int = 0
+    malformed: int = 0
 
     @property
     def idle(self) -> bool:
@@ -82,69 +120,127 @@ class DeviceSample:
         return not any(self.activities.values())
 
     @property
+    def counts_cycles(self) -> bool:
+        """Whether activities can be had as exact shares of elapsed cycles."""
+        return ELAPSED in self.totals and len(self.totals) > 1
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The activities that it tells, as means or by cycles."""
+        cycles = self.totals.keys() - _OF_LINKS if self.counts_cycles else ()
+        return frozenset(self.activities).union(cycles)
+
+    @property
     def tells_flops(self) -> bool:
         """Whether there is a pipe's activity, from which operations can be counted."""
-        return not _PIPES.isdisjoint(self.activities)
+        return not _PIPES.isdisjoint(self.known)
 
     @property
     def missing_fields(self) -> tuple[str, ...]:
         """DCGM's names of the wanted fields that are not there."""
-        return tuple(
-            name for activity, name in WANTED_FIELDS.items() if activity not in self.activities
-        )
+        known = self.known
+        return tuple(name for activity, name in WANTED_FIELDS.items() if activity not in known)
 
 
-def parse(text: str) -> dict[DeviceKey, DeviceSample]:
-    """All devices of an exposition. Raises ValueError where it is no exposition."""
-    devices: dict[DeviceKey, dict[str, float]] = {}
-    for sample in _samples(text):
-        key = _key(sample.labels)
-        if key is not None:
+class Exposition(dict[DeviceKey, DeviceSample]):
+    """All devices of an exposition. `malformed` counts lines that are no samples and name no device."""
+
+    malformed: int = 0
+
+
+def parse(text: str) -> Exposition:
+    """All devices of an exposition; empty where it is none.
+
+    Lines of DCGM alone are looked at, one by one, and no more than a bound: memory and time do not
+    grow with what else the answer holds.
+    """
+    values: dict[DeviceKey, dict[str, float]] = {}
+    others: dict[DeviceKey, int] = {}
+    malformed: dict[DeviceKey | None, int] = {}
+    for count, found in enumerate(_LINE.finditer(text)):
+        if count >= _LINES_MAX:
+            malformed[None] = malformed.get(None, 0) + 1  # what follows is not read: that is said
+            break
+        line = found[0]
+        sample = _SAMPLE.fullmatch(line)
+        labels = _labels(sample[2] or "") if sample else None
+        if sample is None or labels is None or not _NUMBER.fullmatch(sample[3]):
+            broken = _UUID.search(line)
+            key = DeviceKey(broken[1]) if broken else None
+            if key in malformed or len(malformed) < _DEVICES_MAX:
+                malformed[key] = malformed.get(key, 0) + 1
+            continue
+        key = _key(labels)
+        if key is None or (key not in values and len(values) >= _DEVICES_MAX):
+            continue
+        name = sample[1]
+        of_device = values.setdefault(key, {})
+        if name in _ACTIVITY_BY_FIELD or name in _RATE_BY_FIELD or name in _TOTAL_BY_FIELD:
             # A GPU shared by several pods has a row for each, with the same values.
-            with suppress(OverflowError):  # a whole number beyond all floats
-                devices.setdefault(key, {}).setdefault(sample.name, float(sample.value))
-    return {key: _device(key, values) for key, values in devices.items()}
+            of_device.setdefault(name, float(sample[3]))
+        else:
+            others[key] = others.get(key, 0) ^ hash((name, sample[3]))
+    exposition = Exposition(
+        (key, _device(key, found, others.get(key, 0), malformed.pop(key, 0)))
+        for key, found in values.items()
+    )
+    exposition.malformed = sum(malformed.values())
+    return exposition
 
 
-def _samples(text: str) -> Iterator[Sample]:
-    """DCGM's samples. Other lines are not parsed: they may be many, and none of our business."""
-    lines = [line for line in text.splitlines() if line.startswith(_PREFIX)]
-    for family in text_string_to_metric_families("\n".join([*lines, ""])):
-        yield from family.samples
+def _labels(text: str) -> dict[str, str] | None:
+    """Labels by name in lower case; None where they are not written as labels are."""
+    labels: dict[str, str] = {}
+    position = 0
+    while position < len(text):
+        found = _LABEL.match(text, position)
+        if found is None:
+            return None if text[position:].strip() else labels
+        labels[found[1].lower()] = found[2]
+        position = found.end()
+    return labels
 
 
 def _key(labels: Mapping[str, str]) -> DeviceKey | None:
-    names = {name.lower(): value for name, value in labels.items()}
-    uuid = names.get("uuid")
-    return DeviceKey(uuid, names.get("gpu_i_id") or None) if uuid else None
+    uuid = labels.get("uuid")
+    return DeviceKey(uuid, labels.get("gpu_i_id") or None) if uuid else None
 
 
-def _device(key: DeviceKey, values: Mapping[str, float]) -> DeviceSample:
+def _device(
+    key: DeviceKey, values: Mapping[str, float], others: int, malformed: int
+) -> DeviceSample:
     activities: dict[str, float] = {}
     rates: dict[str, float] = {}
-    others: dict[str, float] = {}
+    totals: dict[str, float] = {}
     implausible = 0
     for name, value in values.items():
         if not math.isfinite(value):
             continue
-        if _is_blank(value):
-            implausible += name in _ACTIVITY_BY_FIELD or name in _RATE_BY_FIELD
+        total = _TOTAL_BY_FIELD.get(name)
+        if total is not None:
+            if not 0 <= value < _BLANK_TOTAL:
+                implausible += 1
+            elif key.gpu_instance_id is None or total not in _OF_LINKS:
+                totals[total] = value
             continue
-        if name in _ACTIVITY_BY_FIELD:
+        if _is_blank(value):
+            implausible += 1
+        elif name in _ACTIVITY_BY_FIELD:
             if 0 <= value <= _RATIO_MAX:
                 activities[_ACTIVITY_BY_FIELD[name]] = min(value, 1.0)
             else:
                 implausible += 1
-        elif name in _RATE_BY_FIELD:
-            if key.gpu_instance_id is not None:
-                continue  # links are the GPU's: what stands in its instances' rows is not theirs
-            if 0 <= value <= _RATE_MAX:
-                rates[_RATE_BY_FIELD[name]] = value
-            else:
-                implausible += 1
+        elif key.gpu_instance_id is not None:
+            continue  # links are the GPU's: what stands in its instances' rows is not theirs
+        elif 0 <= value <= _RATE_MAX:
+            rates[_RATE_BY_FIELD[name]] = value
         else:
-            others[name] = value
-    return DeviceSample(activities, rates, others, implausible)
+            implausible += 1
+    return DeviceSample(activities, rates, totals, others, implausible, malformed)
+
+
+# Cycles since boot pass the blanks of doubles (2^47) within days; those of 64 bit begin here.
+_BLANK_TOTAL = 0x7FFFFFFFFFFFFFF0
 
 
 def _is_blank(value: float) -> bool:

@@ -35,7 +35,7 @@ def whole_gpu_sample(
     row at all, or an instance without one.
     """
     own = devices.get(DeviceKey(uuid))
-    if own is not None and own.activities:
+    if own is not None and own.known:
         return own
     samples = {mig: devices.get(DeviceKey(uuid, mig)) for mig in shares}
     known = {mig: sample for mig, sample in samples.items() if sample is not None}
@@ -47,11 +47,8 @@ def whole_gpu_sample(
     }
     composed = DeviceSample(
         activities,
-        others={
-            f"{mig} {name}": value
-            for mig, sample in known.items()
-            for name, value in sample.others.items()
-        },
+        others=hash(tuple((mig, sample.others) for mig, sample in known.items())),
+        malformed=sum(sample.malformed for sample in known.values()),
     )
     # PCIe and NVLink are the GPU's, and so stand in its own row.
     return composed if own is None else replace(composed, bytes_per_second=own.bytes_per_second)

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from exporter.collect.dcgm.exposition import DeviceKey, DeviceSample, parse
+from exporter.collect.dcgm.exposition import DeviceKey, DeviceSample, Exposition, parse
 from exporter.collect.dcgm.instances import Shares, whole_gpu_sample
 from exporter.collect.dcgm.windows import SOURCE, CollectInterval, DeviceWindows
 from exporter.http_client import Reason, ScrapeError, fetch
@@ -47,7 +47,8 @@ class DcgmReader:
         self.shares: Shares = {}
         self._source = source
         self._lock = threading.Lock()
-        self._windows = DeviceWindows()
+        # An instance may have as few SMs as the clock may fall to a part of its maximum.
+        self._windows = DeviceWindows(tells_clock=key.gpu_instance_id is None)
         self._closed: deque[ActivityWindow] = deque(maxlen=_WINDOWS_MAX)
         self._errors: Counter[str] = Counter()
         self._succeeded: float | None = None
@@ -115,7 +116,9 @@ class DcgmReader:
         """One scrape's sample of this device, or None where it had none; whether it was new."""
         with self._lock:
             self._missing = () if sample is None else sample.missing_fields
-            if sample is None or not sample.activities:
+            if sample is not None and sample.malformed:
+                self._errors["malformed"] += sample.malformed
+            if sample is None or not sample.known:
                 self._errors["no_device" if sample is None else "no_fields"] += 1
                 self._tells_flops = False
                 return False
@@ -174,6 +177,7 @@ class DcgmSource:
         self._reached = False
         self._failing: str | None = None
         self._missing: frozenset[str] = frozenset()
+        self._malformed = False
 
     @property
     def mode(self) -> str:
@@ -256,18 +260,22 @@ class DcgmSource:
     def scrape(self) -> bool:
         """Scrape once and feed all readers; whether it succeeded."""
         try:
-            text = fetch(self._url(), timeout_seconds=_TIMEOUT_SECONDS, limit_bytes=_LIMIT_BYTES)
-            devices = parse(text)
+            text = fetch(
+                self._url(),
+                timeout_seconds=_TIMEOUT_SECONDS,
+                limit_bytes=_LIMIT_BYTES,
+                undecodable="replace",
+            )
         except ScrapeError as error:
             self._failed(error.reason.value)
             return False
-        except ValueError:
-            self._failed("malformed")
-            return False
+        devices = parse(text)
+        del text  # up to 8 MiB
         if not devices:
-            self._failed("not_dcgm")
+            self._failed("malformed" if devices.malformed else "not_dcgm")
             return False
         self._note_success(devices)
+        self._note_malformed(devices)
         changed = [
             reader.fed(_sample_of(reader, devices), self._interval.seconds)
             for reader in self._all_readers()
@@ -295,7 +303,24 @@ class DcgmSource:
                 url=self._url(),
                 reason=reason,
                 remedy="GPUs before Hopper need it for FLOPS: run dcgm-exporter, set dcgm.url, "
-                "or set sources.dcgm to off",
+                "or set sources.dcgm to off"
+                if reason == Reason.CONNECTION
+                else "it answers, but with nothing that can be used: see its log, and dcgm.url",
+            )
+
+    def _note_malformed(self, devices: Exposition) -> None:
+        """Lines that are no samples cost themselves only; those of nobody in particular count for all."""
+        if devices.malformed:
+            for reader in self._all_readers():
+                reader.failed("malformed")
+        malformed = devices.malformed + sum(sample.malformed for sample in devices.values())
+        if bool(malformed) != self._malformed:
+            self._malformed = bool(malformed)
+            report = log.warning if malformed else log.info
+            report(
+                "dcgm_lines_malformed" if malformed else "dcgm_lines_well_formed",
+                url=self._url(),
+                lines=malformed,
             )
 
     def _note_success(self, devices: Mapping[DeviceKey, DeviceSample]) -> None:

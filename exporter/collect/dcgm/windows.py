@@ -2,11 +2,15 @@
 
 dcgm-exporter shows the mean of DCGM's last collection (30 s by default) without a timestamp, the
 same one in every scrape until the next collection. A window lies between the instants at which two
-different samples were first seen; its activities are those of the sample that closed it.
+different samples were first seen; its activities are those of the sample that closed it. Where
+DCGM exports the device's cycle totals, activities are their exact shares instead.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from exporter.accounting.device import COARSE_SOURCE
-from exporter.collect.dcgm.exposition import DeviceSample
+from exporter.collect.dcgm.exposition import ELAPSED, DeviceSample
 from exporter.readings import DCGM_SOURCE, ActivityWindow
 
 
@@ -21,6 +25,10 @@ _POLL_SECONDS = 1.0
 _POLL_SECONDS_MIN = 0.5
 _QUIET_POLL_SECONDS = 5.0  # nothing changes: all GPUs are idle
 _EARLY_SECONDS = 1.5
+_SHARE_MAX = 1.01  # of elapsed cycles: totals of one collection are read one after the other
+# Hertz at which one SM may run. Cycles summed over the SMs of a GPU are far above: of those the
+# shares are right, and the clock is not told.
+_CLOCKS = (5e7, 3.5e9)
 
 
 class CollectInterval:
@@ -82,8 +90,10 @@ class CollectInterval:
 class DeviceWindows:
     """The windows of one device. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tells_clock: bool = True) -> None:
+        """`tells_clock`: the device has so many SMs that cycles of one and of all differ at any clock."""
         self.open_since: float | None = None
+        self._tells_clock = tells_clock
         self._sample: DeviceSample | None = None
         self._alive_at: float | None = None
 
@@ -100,7 +110,10 @@ class DeviceWindows:
             self._sample = sample
             self._alive_at = at_seconds
             self.open_since = at_seconds
-            return before is not None, _closed(before, opened, sample, at_seconds, interval_seconds)
+            closed = _closed(before, opened, sample, at_seconds, interval_seconds)
+            if not self._tells_clock:
+                closed = tuple(replace(window, sm_cycles=None) for window in closed)
+            return before is not None, closed
         if before.others == sample.others:
             return False, ()
         self._sample = sample
@@ -139,7 +152,11 @@ class DeviceWindows:
 
 
 def _same(before: DeviceSample, now: DeviceSample) -> bool:
-    return before.activities == now.activities and before.bytes_per_second == now.bytes_per_second
+    return (
+        before.activities == now.activities
+        and before.bytes_per_second == now.bytes_per_second
+        and before.totals == now.totals
+    )
 
 
 def _closed(
@@ -150,7 +167,12 @@ def _closed(
     interval_seconds: float,
 ) -> tuple[ActivityWindow, ...]:
     """The windows that end with a new sample."""
-    if opened is None or not sample.activities:
+    if opened is None or not sample.known:
+        return ()
+    counted = {} if before is None else _counted(before, sample, at_seconds - opened)
+    if counted:
+        return (_window(sample, opened, at_seconds, counted),)
+    if not sample.activities:
         return ()
     if before is not None and before.idle and at_seconds - opened > 1.5 * interval_seconds:
         middle = at_seconds - interval_seconds
@@ -158,6 +180,31 @@ def _closed(
     return (_window(sample, opened, at_seconds),)
 
 
-def _window(sample: DeviceSample, start: float, end: float) -> ActivityWindow:
-    traffic = {name: rate * (end - start) for name, rate in sample.bytes_per_second.items()}
-    return ActivityWindow(SOURCE, start, end, **sample.activities, **traffic)
+def _window(
+    sample: DeviceSample, start: float, end: float, counted: Mapping[str, float] | None = None
+) -> ActivityWindow:
+    values = {name: rate * (end - start) for name, rate in sample.bytes_per_second.items()}
+    values.update(sample.activities)
+    values.update(counted or {})
+    return ActivityWindow(SOURCE, start, end, **values)
+
+
+def _counted(before: DeviceSample, now: DeviceSample, seconds: float) -> dict[str, float]:
+    """What the device counted between two samples, as values of a window; empty if nothing."""
+    if not (before.counts_cycles and now.counts_cycles):
+        return {}
+    grown = {name: total - before.totals.get(name, total) for name, total in now.totals.items()}
+    elapsed = grown.pop(ELAPSED)
+    if elapsed <= 0 or min(grown.values(), default=0.0) < 0:
+        return {}  # the device was reset in between
+    counted: dict[str, float] = {}
+    for name, value in grown.items():
+        if name not in before.totals:
+            continue
+        if name.endswith("_bytes"):
+            counted[name] = value
+        elif value <= elapsed * _SHARE_MAX:
+            counted[name] = min(value / elapsed, 1.0)
+    if _CLOCKS[0] <= elapsed / seconds <= _CLOCKS[1]:
+        counted["sm_cycles"] = elapsed
+    return counted
