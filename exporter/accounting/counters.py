@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from math import inf
 
 
 # Upper bounds of the buckets of the histograms that the exporter keeps: shares of the peak, and seconds.
@@ -12,8 +13,9 @@ TICK_DURATION_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 class DeviceCounter:
     """Follows a counter of the device, and stays monotonic when the device starts it anew.
 
-    The first reading is taken as it is. A reading below the last one means that the device was
-    reset or the driver reloaded: what it counted meanwhile was not seen and is not counted.
+    The first reading is taken as it is, unless something was added before; then it is only where
+    the next one is counted from. A reading below the last one means that the device was reset or
+    the driver reloaded: what it counted meanwhile was not seen and is not counted.
     """
 
     __slots__ = ("_last", "value")
@@ -22,15 +24,59 @@ class DeviceCounter:
         self.value: float | None = None
         self._last: float | None = None
 
+    @property
+    def followed(self) -> bool:
+        """Whether the device has ever told its counter."""
+        return self._last is not None
+
+    def add(self, amount: float) -> None:
+        """Count what was found out otherwise, as long as the device does not count itself."""
+        self.value = (self.value or 0.0) + amount
+
     def follow(self, reading: float | None) -> None:
         """Take the device's next reading; None changes nothing."""
         if reading is None:
             return
-        if self.value is None or self._last is None:
-            self.value = max(reading, self.value or 0.0)
-        elif reading > self._last:
+        if self.value is None:
+            self.value = reading
+        elif self._last is not None and reading > self._last:
             self.value += reading - self._last
         self._last = reading
+
+
+class SpanCounter:
+    """A counter with two sources that come and go: the device's own, and sums over spans of time.
+
+    It never falls, and no instant is counted twice: what the device's counter has covered is taken
+    out of a span, and after a span the device's counter only says where it stands.
+    """
+
+    __slots__ = ("_counted_until", "_last", "value")
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self._last: float | None = None
+        self._counted_until = -inf
+
+    def follow(self, reading: float, at_seconds: float) -> None:
+        """Take the device's own counter as of an instant."""
+        if self.value is None:
+            self.value = reading
+            self._counted_until = at_seconds
+        elif self._last is not None:
+            self.value += max(0.0, reading - self._last)
+            self._counted_until = at_seconds
+        self._last = reading
+
+    def add(self, amount: float, start_seconds: float, end_seconds: float) -> None:
+        """Take what a span brought, evenly spread over it."""
+        begin = max(start_seconds, self._counted_until)
+        if end_seconds <= begin:
+            return
+        share = (end_seconds - begin) / (end_seconds - start_seconds)
+        self.value = (self.value or 0.0) + share * amount
+        self._counted_until = end_seconds
+        self._last = None
 
 
 @dataclass(frozen=True, slots=True)

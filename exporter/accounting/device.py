@@ -6,6 +6,7 @@ span is counted twice; a span longer than the caller's limit was not watched and
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from exporter.accounting.clocks import EVENT_REASONS, ClockWindow, summarise_clocks
 from exporter.accounting.counters import (
@@ -13,6 +14,7 @@ from exporter.accounting.counters import (
     DeviceCounter,
     Histogram,
     HistogramValue,
+    SpanCounter,
 )
 from exporter.accounting.flop import PipeWork, count_flop
 from exporter.accounting.peaks import Peaks
@@ -70,11 +72,11 @@ class DeviceAccounts:
         self._flop: dict[tuple[PipeWork, str], float] = {}
         self._states: dict[str, float] = {}
         self._dram: dict[str, float] = {}
-        self._reasons: dict[str, float] = {}
         self._reason_counters = {name: DeviceCounter() for name in EVENT_REASONS}
+        self._slow_counters: dict[tuple[str, str], DeviceCounter] = {}
         self._energy = DeviceCounter()
         self._module_energy = DeviceCounter()
-        self._traffic = {name: _Traffic() for name in _TRAFFIC_NAMES}
+        self._traffic = {name: SpanCounter() for name in _TRAFFIC_NAMES}
         self._ticks: dict[str, Histogram] = {}
 
     def revalue(self, identity: DeviceIdentity, peaks: Peaks) -> None:
@@ -143,12 +145,9 @@ class DeviceAccounts:
             state_seconds=dict(self._states),
             dram_bytes=dict(self._dram),
             event_reason_seconds={
-                **self._reasons,
-                **{
-                    name: counter.value
-                    for name, counter in self._reason_counters.items()
-                    if counter.value is not None
-                },
+                name: counter.value
+                for name, counter in self._reason_counters.items()
+                if counter.value is not None
             },
             energy_joules=self._energy.value,
             module_energy_joules=self._module_energy.value,
@@ -160,6 +159,28 @@ class DeviceAccounts:
             c2c_transmit_bytes=self._traffic["c2c_transmit_bytes"].value,
             tick_utilization={name: ticks.value() for name, ticks in self._ticks.items()},
         )
+
+    def without_falls(self, slow: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of a SlowReading just read, with their counters as they may be shown.
+
+        The device's own counters begin anew with a reset; none is shown below what it was before.
+        """
+        shown = dict(slow)
+        for name in ("ecc_errors", "nvlink_errors", "c2c_errors"):
+            if name in slow:
+                shown[name] = {
+                    kind: self._never_falling((name, kind), reading)
+                    for kind, reading in slow[name].items()
+                }
+        if slow.get("pcie_replays") is not None:
+            replays = slow["pcie_replays"]
+            shown["pcie_replays"] = self._never_falling(("pcie_replays", ""), replays)
+        return shown
+
+    def _never_falling(self, key: tuple[str, str], reading: float) -> float:
+        counter = self._slow_counters.setdefault(key, DeviceCounter())
+        counter.follow(reading)
+        return reading if counter.value is None else counter.value
 
     def _watch(self, fast: FastReading, max_window_seconds: float) -> None:
         """Since when ticks have followed each other closely enough for nothing to be missed."""
@@ -270,34 +291,19 @@ class DeviceAccounts:
         if not 0 < elapsed <= max_window_seconds:
             return
         for name, bit in EVENT_REASONS.items():
-            if self._reason_counters[name].value is None:
-                held = elapsed if fast.event_reasons & bit else 0.0
-                self._reasons[name] = self._reasons.get(name, 0.0) + held
+            counter = self._reason_counters[name]
+            if not counter.followed:  # no counter of the device's: by its mask, tick by tick
+                counter.add(elapsed if fast.event_reasons & bit else 0.0)
 
     def _follow_traffic(self, fast: FastReading, window: ActivityWindow | None) -> None:
         for name, traffic in self._traffic.items():
             # NVML itself has no counter of C2C.
-            traffic.follow(getattr(window, name) if window else None, getattr(fast, name, None))
-
-
-class _Traffic:
-    """Bytes over a link: added up from activity windows where they have them, else the device's counter."""
-
-    __slots__ = ("_counter", "_summed")
-
-    def __init__(self) -> None:
-        self._summed: float | None = None
-        self._counter = DeviceCounter()
-
-    @property
-    def value(self) -> float | None:
-        return self._summed if self._summed is not None else self._counter.value
-
-    def follow(self, in_window: float | None, counter: float | None) -> None:
-        if in_window is not None:
-            self._summed = (self._summed or 0.0) + in_window
-        elif self._summed is None:
-            self._counter.follow(counter)
+            reading: float | None = getattr(fast, name, None)
+            if reading is not None:
+                traffic.follow(reading, fast.at_seconds)
+            moved: float | None = getattr(window, name) if window is not None else None
+            if window is not None and moved is not None:
+                traffic.add(moved, window.start_seconds, window.end_seconds)
 
 
 _TRAFFIC_NAMES = (

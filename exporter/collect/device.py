@@ -440,14 +440,16 @@ class SampledGpu:
 
     def _read_slow(self, settings: SamplingSettings, now: float) -> None:
         """Read the groups that are due: all of them first, then spread over the slow interval."""
-        calls = self._calls
+        calls, accounts = self._calls, self._accounts
         assert calls is not None
+        assert accounts is not None
         for position, group in enumerate(SLOW_GROUPS):
             due = self._slow_due[position]
             if now < due:
                 continue
             if group is read_pcie and self._identity.memory_size_bytes is None:
                 continue  # unified memory (GB10, Thor): the PCIe link that NVML tells of is none
-            self._slow = replace(self._slow, at_seconds=now, **group(calls))
+            values = accounts.without_falls(group(calls))
+            self._slow = replace(self._slow, at_seconds=now, **values)
             share = settings.slow_interval * (position + 1) / len(SLOW_GROUPS)
             self._slow_due[position] = now + (settings.slow_interval if due else share)
