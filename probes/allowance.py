@@ -15,7 +15,7 @@ class AllowanceError(Exception):
     """The allowance ends before the kernel can be measured."""
 
 
-class Meter:
+class Allowance:
     """Tells the daemon when the device is busy, and adds up for how long."""
 
     def __init__(self, send: Callable[[FromWorker], None], allowance_seconds: float) -> None:

@@ -42,7 +42,7 @@ class Step:
     """Kernels of this device."""
 
 
-class FullProbe:
+class BurnIn:
     """Measures kernel after kernel on device after device, in one worker."""
 
     def __init__(

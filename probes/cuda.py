@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from probes.allowance import Meter
+from probes.allowance import Allowance
 from probes.arena import Arena
 from probes.device import CACHE_MULTIPLE, Chunk, Enqueue, ProbeDevice
 from probes.protocol import Device as DeviceSpec
@@ -110,7 +110,7 @@ class CudaDevice(ProbeDevice):
         size = max(ARENA_BYTES_MIN, min(CACHE_MULTIPLE * self.cache_bytes, room))
         self.arena = Arena(self.torch_device, size)
 
-    def load(self, meter: Meter, enqueue: Enqueue) -> None:
+    def load(self, allowance: Allowance, enqueue: Enqueue) -> None:
         # The first call may load code for a while, on the host: the device is said to be busy
         # only from then on, and the second run says how long the first took.
         start, end = self._marks(2)
@@ -118,11 +118,11 @@ class CudaDevice(ProbeDevice):
         start.record()
         enqueue(0)
         end.record()
-        meter.busy()
+        allowance.busy()
         end.synchronize()
-        meter.idle(2 * start.elapsed_time(end) / 1e3)
+        allowance.idle(2 * start.elapsed_time(end) / 1e3)
 
-    def chunk(self, meter: Meter, enqueue: Enqueue, first: int, count: int) -> Chunk:
+    def chunk(self, allowance: Allowance, enqueue: Enqueue, first: int, count: int) -> Chunk:
         now = time.perf_counter
         marks = self._marks(count + 4)
         marks[0].record()
@@ -140,10 +140,10 @@ class CudaDevice(ProbeDevice):
         for index in range(count):
             enqueue(first + index)
             marks[index + 4].record()
-        meter.busy()
+        allowance.busy()
         marks[-1].synchronize()
         spans = [start.elapsed_time(end) / 1e3 for start, end in itertools.pairwise(marks)]
-        meter.idle(sum(spans))
+        allowance.idle(sum(spans))
         _, short, long, *runs = spans
         lead = long * SPIN_CYCLES_LEAD / SPIN_CYCLES_LONG
         # A host that was kept from enqueuing the spins in time has left a gap between their marks.
@@ -168,30 +168,30 @@ class CudaDevice(ProbeDevice):
         )
 
     def launches(
-        self, meter: Meter, launch: Callable[[], None], count: int, seconds: float
+        self, allowance: Allowance, launch: Callable[[], None], count: int, seconds: float
     ) -> Chunk:
         now = time.perf_counter_ns
         stream = torch.cuda.current_stream(self._ordinal)
         spans: list[float] = []
         stream.synchronize()
-        meter.busy()
+        allowance.busy()
         while len(spans) < count and sum(spans) < seconds:
             start = now()
             launch()
             stream.synchronize()
             spans.append((now() - start) / 1e9)
         # Charged by the wall: on a shared device the tenant may have waited all that time.
-        meter.idle(sum(spans))
+        allowance.idle(sum(spans))
         return Chunk(spans, sum(spans), None)
 
-    def work(self, meter: Meter, task: Callable[[], Any]) -> Any:
+    def work(self, allowance: Allowance, task: Callable[[], Any]) -> Any:
         start, end = self._marks(2)
         start.record()
         result = task()
         end.record()
-        meter.busy()
+        allowance.busy()
         end.synchronize()
-        meter.idle(start.elapsed_time(end) / 1e3)
+        allowance.idle(start.elapsed_time(end) / 1e3)
         return result
 
     def memory_bytes(self) -> int:

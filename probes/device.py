@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from probes.allowance import Meter
+from probes.allowance import Allowance
 from probes.arena import Arena
 from probes.protocol import Device as DeviceSpec
 
@@ -68,11 +68,11 @@ class ProbeDevice(ABC):
         """Make this the device that the next calls are about."""
 
     @abstractmethod
-    def load(self, meter: Meter, enqueue: Enqueue) -> None:
+    def load(self, allowance: Allowance, enqueue: Enqueue) -> None:
         """Run twice what was never run before; libraries may load their code meanwhile."""
 
     @abstractmethod
-    def chunk(self, meter: Meter, enqueue: Enqueue, first: int, count: int) -> Chunk:
+    def chunk(self, allowance: Allowance, enqueue: Enqueue, first: int, count: int) -> Chunk:
         """Run `first` … `first + count − 1` back to back and time each of them."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ class ProbeDevice(ABC):
 
     @abstractmethod
     def launches(
-        self, meter: Meter, launch: Callable[[], None], count: int, seconds: float
+        self, allowance: Allowance, launch: Callable[[], None], count: int, seconds: float
     ) -> Chunk:
         """Launch up to `count` times, each time waiting for completion, timed on the host.
 
@@ -89,7 +89,7 @@ class ProbeDevice(ABC):
         """
 
     @abstractmethod
-    def work(self, meter: Meter, task: Callable[[], Any]) -> Any:
+    def work(self, allowance: Allowance, task: Callable[[], Any]) -> Any:
         """Do some untimed work on the device and wait for it; its time is accounted for."""
 
     def beside(self, path: str, peer: int | None) -> Arena:
@@ -130,14 +130,14 @@ class CpuDevice(ProbeDevice):
         super().__init__(torch.device("cpu"), Arena(torch.device("cpu"), size), cache)
         self.units = threads
 
-    def load(self, meter: Meter, enqueue: Enqueue) -> None:
+    def load(self, allowance: Allowance, enqueue: Enqueue) -> None:
         # The first call generates code for a while, which is no kernel's time.
         enqueue(0)
-        self.chunk(meter, enqueue, 0, 1)
+        self.chunk(allowance, enqueue, 0, 1)
 
-    def chunk(self, meter: Meter, enqueue: Enqueue, first: int, count: int) -> Chunk:
+    def chunk(self, allowance: Allowance, enqueue: Enqueue, first: int, count: int) -> Chunk:
         now = time.perf_counter_ns
-        meter.busy()
+        allowance.busy()
         # Charged is what was taken, not how long others kept the processor meanwhile.
         taken = time.process_time_ns()
         marks = [now()]
@@ -146,25 +146,25 @@ class CpuDevice(ProbeDevice):
             marks.append(now())
         spans = [(end - start) / 1e9 for start, end in itertools.pairwise(marks)]
         seconds = (time.process_time_ns() - taken) / 1e9
-        meter.idle(seconds)
+        allowance.idle(seconds)
         return Chunk(spans, seconds, current_clock_hertz())
 
     def clock_hertz(self, readings: Sequence[Any]) -> float | None:
         return statistics.median(readings) if readings else None
 
     def launches(
-        self, meter: Meter, launch: Callable[[], None], count: int, seconds: float
+        self, allowance: Allowance, launch: Callable[[], None], count: int, seconds: float
     ) -> Chunk:
         # Its scheduler takes the processor away for milliseconds, but nobody waits for a launch.
-        return self.chunk(meter, lambda _: launch(), 0, count)
+        return self.chunk(allowance, lambda _: launch(), 0, count)
 
-    def work(self, meter: Meter, task: Callable[[], Any]) -> Any:
-        meter.busy()
+    def work(self, allowance: Allowance, task: Callable[[], Any]) -> Any:
+        allowance.busy()
         start = time.process_time_ns()
         try:
             return task()
         finally:
-            meter.idle((time.process_time_ns() - start) / 1e9)
+            allowance.idle((time.process_time_ns() - start) / 1e9)
 
     def memory_bytes(self) -> int:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])

@@ -1,4 +1,4 @@
-"""The books over all devices: results, budgets, baselines, and what of them is kept on disk."""
+"""The states over all devices: results, budgets, baselines, and what of them is kept on disk."""
 
 import threading
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ class ProbedDevice:
         return kernel in self.held_back and self.held_back[kernel].active(now)
 
 
-class Books:
+class DeviceStates:
     """All devices' states. `lock` guards the records, which other threads read."""
 
     def __init__(self, config: ProbeConfig, file: StateFile, clock: Clock) -> None:

@@ -8,7 +8,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from probes.allowance import MARGIN, AllowanceError, Meter, pause
+from probes.allowance import MARGIN, Allowance, AllowanceError, pause
 from probes.arena import ArenaFullError
 from probes.device import Enqueue, ProbeDevice
 from probes.judgement import undisturbed_run
@@ -39,7 +39,7 @@ class Workbench:
     )
 
     def prepared(
-        self, kernel: Kernel, shape: Shape, peer: int | None, meter: Meter
+        self, kernel: Kernel, shape: Shape, peer: int | None, allowance: Allowance
     ) -> tuple[Prepared, bool]:
         """The kernel with its operands, and whether it is new and was never run."""
         key = (kernel.name, shape, peer)
@@ -48,37 +48,37 @@ class Workbench:
         if known is not None and known[0] == arena.epoch:
             return known[1], False
         try:
-            made = kernel.prepare(self.device, meter, shape, peer)
+            made = kernel.prepare(self.device, allowance, shape, peer)
         except ArenaFullError:
             arena.reset()
             self._prepared.clear()
-            made = kernel.prepare(self.device, meter, shape, peer)
+            made = kernel.prepare(self.device, allowance, shape, peer)
         self._prepared[key] = (arena.epoch, made)
         return made, True
 
-    def choose(self, kernel: Kernel, meter: Meter, max_chunk_seconds: float) -> Shape:
+    def choose(self, kernel: Kernel, allowance: Allowance, max_chunk_seconds: float) -> Shape:
         """The shape to measure with; what was prepared is gone afterwards."""
-        shape = kernel.choose(self.device, meter, max_chunk_seconds)
+        shape = kernel.choose(self.device, allowance, max_chunk_seconds)
         self.device.arena.reset()
         self._prepared.clear()
         return shape
 
 
-def measure(bench: Workbench, kernel: Kernel, request: Run, meter: Meter) -> Result:
+def measure(bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance) -> Result:
     """Measure `kernel` within the request's allowance; raises AllowanceError when it is too small."""
     device = bench.device
-    prepared, new = _prepared(bench, kernel, request, meter)
+    prepared, new = _prepared(bench, kernel, request, allowance)
     prepared.activate()
     counted = _Counted(prepared)
     if new:
-        device.load(meter, counted.run)
+        device.load(allowance, counted.run)
     if kernel.quantity == "latency":
-        runs, clocks = _launches(device, counted, request, meter)
+        runs, clocks = _launches(device, counted, request, allowance)
     elif device.preemptible:
-        runs, clocks = _stretches(device, counted, request, meter)
+        runs, clocks = _stretches(device, counted, request, allowance)
     else:
-        runs, clocks = _chunks(device, counted, request, meter)
-    verification = Verification() if not runs else prepared.verify(device, meter)
+        runs, clocks = _chunks(device, counted, request, allowance)
+    verification = Verification() if not runs else prepared.verify(device, allowance)
     if len(runs) < TIMED_RUNS_MIN:
         raise AllowanceError(f"the allowance ended after {len(runs)} runs")
     return Result(
@@ -96,7 +96,7 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, meter: Meter) -> Res
 
 
 def _prepared(
-    bench: Workbench, kernel: Kernel, request: Run, meter: Meter
+    bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance
 ) -> tuple[Prepared, bool]:
     """In the shape that was asked for; in another one where that fits this device no more.
 
@@ -104,9 +104,9 @@ def _prepared(
     """
     if request.shape:
         with contextlib.suppress(ArenaFullError, ValueError):
-            return bench.prepared(kernel, request.shape, request.peer, meter)
-    shape = bench.choose(kernel, meter, request.max_chunk_seconds)
-    return bench.prepared(kernel, shape, request.peer, meter)
+            return bench.prepared(kernel, request.shape, request.peer, allowance)
+    shape = bench.choose(kernel, allowance, request.max_chunk_seconds)
+    return bench.prepared(kernel, shape, request.peer, allowance)
 
 
 class _Counted:
@@ -129,14 +129,14 @@ class _Counted:
 
 
 def _chunks(
-    device: ProbeDevice, prepared: _Counted, request: Run, meter: Meter
+    device: ProbeDevice, prepared: _Counted, request: Run, allowance: Allowance
 ) -> tuple[list[float], list[Any]]:
     """Times of the runs, and readings of the clock, over as many chunks as it takes.
 
     With gaps between them: on a GPU nothing preempts a kernel within a time slice.
     """
     # Dropped: the first run meets cold caches and clocks, the second one says how long a run takes.
-    expected = min(device.chunk(meter, prepared.run, 0, 2).run_seconds)
+    expected = min(device.chunk(allowance, prepared.run, 0, 2).run_seconds)
     number = 2
     runs: list[float] = []
     clocks: list[Any] = []
@@ -147,10 +147,10 @@ def _chunks(
         # the chunk.
         dropped = 1 if count > 1 else 0
         count = min(count, request.timed_runs - len(runs) + dropped)
-        if not meter.fits(count * expected + device.overhead_seconds):
+        if not allowance.fits(count * expected + device.overhead_seconds):
             break
         pause(request.gap_seconds)
-        chunk = device.chunk(meter, prepared.run, number, count)
+        chunk = device.chunk(allowance, prepared.run, number, count)
         number += count
         runs += chunk.run_seconds[dropped:]
         expected = min(runs)
@@ -160,14 +160,14 @@ def _chunks(
 
 
 def _stretches(
-    device: ProbeDevice, prepared: _Counted, request: Run, meter: Meter
+    device: ProbeDevice, prepared: _Counted, request: Run, allowance: Allowance
 ) -> tuple[list[float], list[Any]]:
     """Times of the runs, and readings of the clock, back to back, until enough of the fastest agree.
 
     A processor's scheduler takes it away in the middle of a run, so a gap protects nobody. It
     would only let the core fall asleep: the first milliseconds after that are cold and slow.
     """
-    expected = min(device.chunk(meter, prepared.in_stretch(0), 0, 2).run_seconds)
+    expected = min(device.chunk(allowance, prepared.in_stretch(0), 0, 2).run_seconds)
     number, stretches = 2, 1
     runs: list[float] = []
     clocks: list[Any] = []
@@ -175,11 +175,11 @@ def _stretches(
         len(runs) < DISTURBED_FACTOR * request.timed_runs and undisturbed_run(runs) is None
     ):
         # Of each stretch the first run is dropped: it fills the caches.
-        if not meter.fits(2 * expected):
+        if not allowance.fits(2 * expected):
             break
-        seconds = min(STRETCH_SECONDS, meter.left_seconds / MARGIN)
+        seconds = min(STRETCH_SECONDS, allowance.left_seconds / MARGIN)
         count = max(2, min(request.timed_runs + 1, int(seconds / expected)))
-        stretch = device.chunk(meter, prepared.in_stretch(stretches), number, count)
+        stretch = device.chunk(allowance, prepared.in_stretch(stretches), number, count)
         number += count
         stretches += 1
         runs += stretch.run_seconds[1:]
@@ -190,7 +190,7 @@ def _stretches(
 
 
 def _launches(
-    device: ProbeDevice, prepared: _Counted, request: Run, meter: Meter
+    device: ProbeDevice, prepared: _Counted, request: Run, allowance: Allowance
 ) -> tuple[list[float], list[Any]]:
     """Times of single launches; the first ones are dropped."""
 
@@ -198,13 +198,13 @@ def _launches(
         prepared.run(0)
 
     limit = request.max_chunk_seconds
-    warm = device.launches(meter, launch, LAUNCHES_WARM, limit)
+    warm = device.launches(allowance, launch, LAUNCHES_WARM, limit)
     expected = statistics.median(warm.run_seconds)
     count = max(1, min(LAUNCHES_PER_CHUNK, int(limit / expected)))
     runs: list[float] = []
     # On a busy device one launch may take longer than a chunk should; a few are needed all the same.
     while len(runs) < TIMED_RUNS_MIN:
-        meter.require(count * expected)
+        allowance.require(count * expected)
         pause(request.gap_seconds)
-        runs += device.launches(meter, launch, count, limit).run_seconds
+        runs += device.launches(allowance, launch, count, limit).run_seconds
     return runs, []

@@ -10,13 +10,13 @@ import structlog
 
 from probes.baseline import Baseline
 from probes.config import ProbeConfig
-from probes.device_states import Books, ProbedDevice
+from probes.device_states import DeviceStates, ProbedDevice
 from probes.facts import DeviceFacts
 from probes.judgement import Contention, Judgement, judge
 from probes.protocol import Described, KernelInfo, Result, Run
 from probes.records import Value
 from probes.supervisor import RunReport, WorkerFailedError
-from probes.worker_pool import Slot
+from probes.worker_pool import PooledWorker
 
 
 TIMED_RUNS: Final = 7
@@ -57,29 +57,29 @@ class Subject:
 
 
 class Prober:
-    """Runs turns; one thread per slot."""
+    """Runs turns; one thread per worker."""
 
     def __init__(
         self,
         config: ProbeConfig,
-        books: Books,
+        states: DeviceStates,
         stopping: threading.Event,
         paused: Callable[[], bool],
         identifiers: Callable[[], int],
     ) -> None:
         self._config = config
-        self._books = books
+        self._states = states
         self._stopping = stopping
         self._paused = paused
         self._next_identifier = identifiers
 
     def turn(
-        self, slot: Slot, index: int, ready: Mapping[str, DeviceFacts], *, shared: bool
+        self, pooled: PooledWorker, index: int, ready: Mapping[str, DeviceFacts], *, shared: bool
     ) -> None:
-        """Probe device `index` of a slot whose worker lives; `ready` are the devices of this cycle."""
-        uuid = slot.uuids[index]
-        state = self._books[uuid]
-        described = self._describe(slot, index)
+        """Probe device `index` of a worker that lives; `ready` are the devices of this cycle."""
+        uuid = pooled.uuids[index]
+        state = self._states[uuid]
+        described = self._describe(pooled, index)
         if described is None:
             return
         if ready[uuid].kind == "cuda":
@@ -90,13 +90,13 @@ class Prober:
             if self._stopping.is_set():
                 return
             if self._paused():
-                self._books.skip(uuid, "paused", len(order) - position)
+                self._states.skip(uuid, "paused", len(order) - position)
                 break
-            subject = _subject(slot, index, ready, described, kernel, shared=shared)
+            subject = _subject(pooled, index, ready, described, kernel, shared=shared)
             if subject is None:
                 continue
-            if state.holds_back(kernel.name, self._books.clock.monotonic()):
-                self._books.skip(uuid, "backoff")
+            if state.holds_back(kernel.name, self._states.clock.monotonic()):
+                self._states.skip(uuid, "backoff")
                 continue
             baseline = state.baselines.get(kernel.name)
             if baseline is not None and baseline.versions != subject.versions:
@@ -104,45 +104,45 @@ class Prober:
             allowance = self._allowance(state, baseline)
             if not allowance:
                 state.next_kernel = kernel.name
-                self._books.skip(uuid, "budget", len(order) - position)
+                self._states.skip(uuid, "budget", len(order) - position)
                 break
-            report = self._run(slot, index, subject, baseline, allowance)
+            report = self._run(pooled, index, subject, baseline, allowance)
             total = _plus(total, self._settle(subject, baseline, report))
-            if not slot.worker.alive:
+            if not pooled.worker.alive:
                 if not self._stopping.is_set():
-                    self._books.back_off(uuid, kernel.name, report.text)
+                    self._states.back_off(uuid, kernel.name, report.text)
                     # One kernel that always ends the worker must not keep the others from their turn.
-                    state.hold_back(kernel.name, self._books.clock.monotonic())
+                    state.hold_back(kernel.name, self._states.clock.monotonic())
                     state.next_kernel = order[(position + 1) % len(order)].name
                 break
         if total.observed_seconds > 0:
-            with self._books.lock:
-                state.record.contended(total, self._books.clock.monotonic())
+            with self._states.lock:
+                state.record.contended(total, self._states.clock.monotonic())
 
-    def _describe(self, slot: Slot, index: int) -> Described | None:
-        uuid = slot.uuids[index]
-        known = slot.described.get(uuid)
+    def _describe(self, pooled: PooledWorker, index: int) -> Described | None:
+        uuid = pooled.uuids[index]
+        known = pooled.described.get(uuid)
         if known is not None:
             return known
-        state = self._books[uuid]
-        now = self._books.clock.monotonic()
+        state = self._states[uuid]
+        now = self._states.clock.monotonic()
         if not state.ledger.allowance(now):
-            self._books.skip(uuid, "budget")
+            self._states.skip(uuid, "budget")
             return None
         charge = state.ledger.precharge(now, 0.0)
         try:
-            described = slot.worker.describe(index)
+            described = pooled.worker.describe(index)
         except WorkerFailedError as error:
-            self._books.settle(uuid, charge, error.device_seconds)
+            self._states.settle(uuid, charge, error.device_seconds)
             if not self._stopping.is_set():
-                self._books.never_ran(uuid, self._config, error.outcome)
-                self._books.back_off(uuid, "open", error.text)
+                self._states.never_ran(uuid, self._config, error.outcome)
+                self._states.back_off(uuid, "open", error.text)
             return None
-        self._books.settle(uuid, charge, described.device_seconds)
-        slot.described[uuid] = described
-        with self._books.lock:
+        self._states.settle(uuid, charge, described.device_seconds)
+        pooled.described[uuid] = described
+        with self._states.lock:
             state.record.worker_memory_bytes = described.memory_bytes
-            state.record.worker_pid = slot.worker.pid
+            state.record.worker_pid = pooled.worker.pid
         return described
 
     def _check_memory(self, state: ProbedDevice, described: Described) -> None:
@@ -177,7 +177,7 @@ class Prober:
 
     def _allowance(self, state: ProbedDevice, baseline: Baseline | None) -> float:
         """What the next run may take; 0 when it has to wait for the budget."""
-        left = state.ledger.allowance(self._books.clock.monotonic())
+        left = state.ledger.allowance(self._states.clock.monotonic())
         usable = state.ledger.limits.usable_seconds
         if baseline is None or baseline.device_seconds is None:
             return left if left >= NEW_KERNEL_SHARE * usable else 0.0
@@ -188,13 +188,13 @@ class Prober:
 
     def _run(
         self,
-        slot: Slot,
+        pooled: PooledWorker,
         index: int,
         subject: Subject,
         baseline: Baseline | None,
         allowance: float,
     ) -> RunReport:
-        uuid = slot.uuids[index]
+        uuid = pooled.uuids[index]
         request = Run(
             identifier=self._next_identifier(),
             kernel=subject.kernel.name,
@@ -206,9 +206,9 @@ class Prober:
             shape=() if baseline is None else baseline.shape,
             peer=subject.peer,
         )
-        charge = self._books[uuid].ledger.precharge(self._books.clock.monotonic(), allowance)
-        report = slot.worker.run(request)
-        self._books.settle(uuid, charge, report.device_seconds)
+        charge = self._states[uuid].ledger.precharge(self._states.clock.monotonic(), allowance)
+        report = pooled.worker.run(request)
+        self._states.settle(uuid, charge, report.device_seconds)
         return report
 
     def _settle(
@@ -218,9 +218,9 @@ class Prober:
         if report.result is not None:
             return self._judge(subject, baseline, report.result, report.device_seconds)
         facts, kernel = subject.facts, subject.kernel
-        state = self._books[facts.uuid]
+        state = self._states[facts.uuid]
         if report.short_of_allowance:
-            self._books.skip(facts.uuid, "budget")
+            self._states.skip(facts.uuid, "budget")
             if baseline is not None:
                 cost = max(baseline.device_seconds or 0.0, report.device_seconds) * RAISE_FACTOR
                 state.baselines[kernel.name] = msgspec.structs.replace(
@@ -229,7 +229,7 @@ class Prober:
             log.debug("probe_short_of_budget", gpu=facts.key, kernel=kernel.name, why=report.text)
         elif not self._stopping.is_set():
             outcome = report.failure or "error"
-            with self._books.lock:
+            with self._states.lock:
                 state.record.ended(kernel.name, outcome)
             log.warning(
                 "probe_failed",
@@ -244,7 +244,7 @@ class Prober:
         self, subject: Subject, baseline: Baseline | None, result: Result, device_seconds: float
     ) -> Contention | None:
         facts, kernel = subject.facts, subject.kernel
-        state = self._books[facts.uuid]
+        state = self._states[facts.uuid]
         state.backoff.succeeded()
         state.held_back.pop(kernel.name, None)
         if baseline is not None and baseline.shape != result.shape:
@@ -271,9 +271,9 @@ class Prober:
         if baseline is not None:
             baseline, ratio = _measured(baseline, verdict, device_seconds)
             state.baselines[kernel.name] = baseline
-        clock = self._books.clock
+        clock = self._states.clock
         now = clock.monotonic()
-        with self._books.lock:
+        with self._states.lock:
             record = state.record
             record.ended(kernel.name, verdict.outcome)
             record.worker_memory_bytes = result.memory_bytes
@@ -284,7 +284,7 @@ class Prober:
 
 
 def _subject(
-    slot: Slot,
+    pooled: PooledWorker,
     index: int,
     ready: Mapping[str, DeviceFacts],
     described: Described,
@@ -292,13 +292,13 @@ def _subject(
     *,
     shared: bool,
 ) -> Subject | None:
-    """The kernel on the slot's device; None for a peer copy that has no peer in this cycle."""
-    facts = ready[slot.uuids[index]]
+    """The kernel on one of the worker's devices; None for a peer copy that has no peer in this cycle."""
+    facts = ready[pooled.uuids[index]]
     if kernel.name != "copy_peer":
         return Subject(facts, described, kernel, shared)
     # A ring: every link of a fully connected node is not probed, but every GPU's port is.
-    peer = (index + 1) % len(slot.uuids)
-    other = ready.get(slot.uuids[peer])
+    peer = (index + 1) % len(pooled.uuids)
+    other = ready.get(pooled.uuids[peer])
     if peer == index or other is None:
         return None
     return Subject(facts, described, kernel, shared, peer, other.key, other.uuid)

@@ -14,13 +14,13 @@ from flopwatch.threads import BoundedThread
 from probes import gates
 from probes.clock import Clock
 from probes.config import ProbeConfig
-from probes.device_states import Books
+from probes.device_states import DeviceStates
 from probes.facts import DeviceFacts
 from probes.prober import Prober
 from probes.records import ProbesSnapshot
 from probes.state import StateFile
 from probes.supervisor import WorkerFailedError
-from probes.worker_pool import Slot, Slots, WorkerFactory, real_worker
+from probes.worker_pool import PooledWorker, WorkerFactory, WorkerPool, real_worker
 
 
 log = structlog.get_logger(__name__)
@@ -43,9 +43,9 @@ class Scheduler:
         self.stopping = threading.Event()
         self.paused_by_operator = False
         self._facts = facts
-        self._slots = Slots(worker_factory)
-        self._books = Books(config, state, clock)
-        # Advancing it is atomic, so slots probed together need no lock for it.
+        self._pool = WorkerPool(worker_factory)
+        self._states = DeviceStates(config, state, clock)
+        # Advancing it is atomic, so workers that probe together need no lock for it.
         self._identifiers = itertools.count(1)
         self._torch_missing_logged = False
         # The cycle in which a MIG instance last had its turn.
@@ -57,41 +57,41 @@ class Scheduler:
         devices = self._read_facts()
         if self._paused():
             for facts in devices:
-                self._books.skip(facts.uuid, "paused")
+                self._states.skip(facts.uuid, "paused")
             return
         ready = {facts.uuid: facts for facts in devices if self._may_probe(facts)}
         self._take_turns(ready)
-        self._run_slots(self._started_slots(devices, ready), ready)
-        self._slots.release_idle()
+        self._run_all(self._started_workers(devices, ready), ready)
+        self._pool.release_idle()
         self._note_workers()
-        self._books.save()
+        self._states.save()
 
     def close(self) -> None:
         """End all workers and keep the state."""
-        self._slots.close()
+        self._pool.close()
         self._note_workers()
-        self._books.save()
+        self._states.save()
 
     def interrupt(self) -> None:
         """Make a running cycle end soon."""
         self.stopping.set()
-        self._slots.interrupt()
+        self._pool.interrupt()
 
     def reconfigure(self, config: ProbeConfig) -> None:
         """Use `config` from the next cycle on; workers are made anew."""
-        self._slots.close()
+        self._pool.close()
         self.config = config
-        self._books.configure(config)
+        self._states.configure(config)
 
     def note_torch_missing(self) -> None:
         """Count the cycle that cannot be, and say so once."""
         for facts in self._read_facts():
-            self._books.skip(facts.uuid, "torch_missing")
+            self._states.skip(facts.uuid, "torch_missing")
         self._log_torch_missing("torch is not installed")
 
     def snapshot(self, *, running: bool) -> ProbesSnapshot:
         """What is known now."""
-        devices = self._books.snapshots(self.config.interval_seconds)
+        devices = self._states.snapshots(self.config.interval_seconds)
         return ProbesSnapshot(running=running, paused=self._paused(), devices=devices)
 
     def _read_facts(self) -> list[DeviceFacts]:
@@ -103,13 +103,13 @@ class Scheduler:
         told = {facts.uuid for facts in devices}
         devices = self._wanted(devices)
         for facts in devices:
-            self._books.enter(facts)
-        for uuid in self._books.uuids() - {facts.uuid for facts in devices}:
-            if self._books[uuid].gpu_uuid in told:
-                self._books.leave(uuid)  # its GPU answers, and has no such instance
+            self._states.enter(facts)
+        for uuid in self._states.uuids() - {facts.uuid for facts in devices}:
+            if self._states[uuid].gpu_uuid in told:
+                self._states.leave(uuid)  # its GPU answers, and has no such instance
                 self._turns.pop(uuid, None)
             elif uuid not in told:
-                self._books.skip(uuid, "no_facts")
+                self._states.skip(uuid, "no_facts")
         return devices
 
     def _wanted(self, devices: Sequence[DeviceFacts]) -> list[DeviceFacts]:
@@ -131,72 +131,72 @@ class Scheduler:
             key=lambda facts: self._turns.get(facts.uuid, 0),
         )
         waiting = [facts for facts in waiting if not self._is_open(facts.uuid)]
-        self._books.turns = max(1, len(waiting))
+        self._states.turns = max(1, len(waiting))
         for facts in waiting[:1]:
             self._turns[facts.uuid] = self._cycles
         for facts in waiting[1:]:
-            self._books.skip(facts.uuid, "turn")
+            self._states.skip(facts.uuid, "turn")
             del ready[facts.uuid]
 
     def _is_open(self, uuid: str) -> bool:
-        slot = self._slots.of(uuid)
-        return slot is not None and slot.holds(uuid)
+        pooled = self._pool.of(uuid)
+        return pooled is not None and pooled.holds(uuid)
 
     def _may_probe(self, facts: DeviceFacts) -> bool:
-        if self._books[facts.uuid].backoff.active(self._books.clock.monotonic()):
-            self._books.skip(facts.uuid, "backoff")
+        if self._states[facts.uuid].backoff.active(self._states.clock.monotonic()):
+            self._states.skip(facts.uuid, "backoff")
             return False
-        others = self._slots.others(facts)
+        others = self._pool.others(facts)
         reason = gates.device_gate(
             facts, others, self.config, worker_open=self._is_open(facts.uuid)
         )
         if reason is not None:
-            self._books.skip(facts.uuid, reason)
+            self._states.skip(facts.uuid, reason)
         return reason is None
 
     def _paused(self) -> bool:
         return gates.paused(self.config, by_operator=self.paused_by_operator)
 
-    def _started_slots(
+    def _started_workers(
         self, devices: Sequence[DeviceFacts], ready: Mapping[str, DeviceFacts]
-    ) -> list[Slot]:
-        """The slots to run now, with their workers started."""
+    ) -> list[PooledWorker]:
+        """The workers to use now, started."""
         # A GPU held back keeps its worker as it is: memory taken or freed beside a server that
         # is starting would end up in its KV cache's size.
         kept = [
             facts
             for facts in devices
-            if facts.uuid in ready or self._slots.of(facts.uuid) is not None
+            if facts.uuid in ready or self._pool.of(facts.uuid) is not None
         ]
-        deadline = self._books.limits.chunk_deadline_seconds
-        slots = self._slots.arrange(kept, replace(self.config, chunk_deadline_seconds=deadline))
+        deadline = self._states.limits.chunk_deadline_seconds
+        workers = self._pool.arrange(kept, replace(self.config, chunk_deadline_seconds=deadline))
         # All are started before any kernel runs, and from this thread: a worker dies with the
         # thread that started it, and those that probe together do so at the same moment.
         return [
-            slot
-            for slot in slots
+            pooled
+            for pooled in workers
             if not self.stopping.is_set()
-            and any(uuid in ready for uuid in slot.uuids)
-            and self._started(slot)
+            and any(uuid in ready for uuid in pooled.uuids)
+            and self._started(pooled)
         ]
 
-    def _started(self, slot: Slot) -> bool:
-        if slot.worker.alive:
+    def _started(self, pooled: PooledWorker) -> bool:
+        if pooled.worker.alive:
             return True
-        slot.described.clear()
-        for uuid in slot.uuids:
-            self._books.restarting(uuid)
+        pooled.described.clear()
+        for uuid in pooled.uuids:
+            self._states.restarting(uuid)
         try:
-            slot.worker.start()
+            pooled.worker.start()
         except WorkerFailedError as error:
             if error.outcome == "torch_missing":
                 self._log_torch_missing(error.text)
-                for uuid in slot.uuids:
-                    self._books.skip(uuid, "torch_missing")
+                for uuid in pooled.uuids:
+                    self._states.skip(uuid, "torch_missing")
             elif not self.stopping.is_set():
-                for uuid in slot.uuids:
-                    self._books.never_ran(uuid, self.config, error.outcome)
-                    self._books.back_off(uuid, "start", error.text)
+                for uuid in pooled.uuids:
+                    self._states.never_ran(uuid, self.config, error.outcome)
+                    self._states.back_off(uuid, "start", error.text)
             return False
         return True
 
@@ -205,41 +205,41 @@ class Scheduler:
             log.warning("probes_off", why=text, remedy="pip install 'flopwatch[probes]'")
         self._torch_missing_logged = True
 
-    def _run_slots(self, slots: Sequence[Slot], ready: Mapping[str, DeviceFacts]) -> None:
-        if not self.config.together or len(slots) < 2:
-            for slot in slots:
-                self._run_slot(slot, ready)
+    def _run_all(self, workers: Sequence[PooledWorker], ready: Mapping[str, DeviceFacts]) -> None:
+        if not self.config.together or len(workers) < 2:
+            for pooled in workers:
+                self._run_one(pooled, ready)
             return
         threads = []
-        for slot in slots:
-            thread = BoundedThread(target=self._run_slot, args=(slot, ready), name="probe-slot")
+        for pooled in workers:
+            thread = BoundedThread(target=self._run_one, args=(pooled, ready), name="probe-worker")
             try:
                 thread.start()
             except RuntimeError:
-                self._run_slot(slot, ready)  # no thread to be had: in turn, then
+                self._run_one(pooled, ready)  # no thread to be had: in turn, then
             else:
                 threads.append(thread)
         for thread in threads:
             thread.join()
 
-    def _run_slot(self, slot: Slot, ready: Mapping[str, DeviceFacts]) -> None:
+    def _run_one(self, pooled: PooledWorker, ready: Mapping[str, DeviceFacts]) -> None:
         prober = Prober(
-            self.config, self._books, self.stopping, self._paused, lambda: next(self._identifiers)
+            self.config, self._states, self.stopping, self._paused, lambda: next(self._identifiers)
         )
-        for index, uuid in enumerate(slot.uuids):
+        for index, uuid in enumerate(pooled.uuids):
             if uuid not in ready or self.stopping.is_set():
                 continue
-            if not slot.worker.alive:
-                # It died on another device of the same slot; this one waits for the next cycle.
-                self._books.skip(uuid, "backoff")
+            if not pooled.worker.alive:
+                # It died on another of its devices; this one waits for the next cycle.
+                self._states.skip(uuid, "backoff")
                 continue
-            prober.turn(slot, index, ready, shared=bool(self._slots.others(ready[uuid])))
+            prober.turn(pooled, index, ready, shared=bool(self._pool.others(ready[uuid])))
 
     def _note_workers(self) -> None:
-        with self._books.lock:
-            for uuid in self._books.uuids():
-                slot, record = self._slots.of(uuid), self._books[uuid].record
-                if slot is not None and slot.holds(uuid):
-                    record.worker_pid = slot.worker.pid
+        with self._states.lock:
+            for uuid in self._states.uuids():
+                pooled, record = self._pool.of(uuid), self._states[uuid].record
+                if pooled is not None and pooled.holds(uuid):
+                    record.worker_pid = pooled.worker.pid
                 else:
                     record.worker_memory_bytes = record.worker_pid = None

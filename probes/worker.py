@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from probes.allowance import AllowanceError, Meter
+from probes.allowance import Allowance, AllowanceError
 from probes.kernels import all_kernels
 from probes.protocol import (
     PROTOCOL_VERSION,
@@ -83,7 +83,7 @@ class Devices:
         from probes.measure import Workbench
 
         spec = self._request.devices[index]
-        meter = Meter(self._channel.send, float("inf"))
+        allowance = Allowance(self._channel.send, float("inf"))
         bench = self._benches.get(index)
         device = (
             open_device(spec, index, self._request.cpu_threads, self._request.memory_limit_bytes)
@@ -91,7 +91,7 @@ class Devices:
             else bench.device
         )
         device.select()
-        found = [k.info for k in all_kernels().values() if k.available(device, meter)]
+        found = [k.info for k in all_kernels().values() if k.available(device, allowance)]
         if bench is None:
             # Their libraries and code are loaded by now: what is left of the limit is known.
             device.settle()
@@ -103,7 +103,7 @@ class Devices:
             versions=f"{device.versions()} kernels {KERNELS_REVISION}",
             units=device.units,
             memory_bytes=device.memory_bytes(),
-            device_seconds=meter.spent_seconds,
+            device_seconds=allowance.spent_seconds,
         )
 
     def run(self, request: Run) -> FromWorker:
@@ -115,8 +115,8 @@ class Devices:
         if kernel is None or bench is None:
             return Failure(outcome="error", text=f"no {request.kernel} on device {request.device}")
         bench.device.select()
-        meter = Meter(self._channel.send, request.allowance_seconds)
-        return measure(bench, kernel, request, meter)
+        allowance = Allowance(self._channel.send, request.allowance_seconds)
+        return measure(bench, kernel, request, allowance)
 
 
 def main(arguments: list[str]) -> int:

@@ -37,7 +37,7 @@ def real_worker(devices: Sequence[DeviceFacts], config: ProbeConfig) -> Worker:
 
 
 @dataclass(slots=True)
-class Slot:
+class PooledWorker:
     """A worker, the devices it was made for in their order, and what it said of them."""
 
     worker: Worker
@@ -50,63 +50,63 @@ class Slot:
         return self.worker.alive and uuid in self.described
 
 
-class Slots:
+class WorkerPool:
     """All workers of a host."""
 
     def __init__(self, factory: WorkerFactory) -> None:
         self._factory = factory
-        self._slots: list[Slot] = []
+        self._pool: list[PooledWorker] = []
 
-    def of(self, uuid: str) -> Slot | None:
-        """The slot that serves a device now."""
-        return next((slot for slot in self._slots if uuid in slot.uuids), None)
+    def of(self, uuid: str) -> PooledWorker | None:
+        """The worker that serves a device now."""
+        return next((pooled for pooled in self._pool if uuid in pooled.uuids), None)
 
     def others(self, facts: DeviceFacts) -> tuple[ProcessFacts, ...]:
         """The processes on the device that are not our worker."""
-        slot = self.of(facts.uuid)
-        if slot is None or not slot.holds(facts.uuid):
+        pooled = self.of(facts.uuid)
+        if pooled is None or not pooled.holds(facts.uuid):
             return facts.processes
-        return other_processes(facts.processes, slot.worker.pid, slot.worker.age_seconds)
+        return other_processes(facts.processes, pooled.worker.pid, pooled.worker.age_seconds)
 
-    def arrange(self, devices: Sequence[DeviceFacts], config: ProbeConfig) -> list[Slot]:
-        """The slots for a cycle over `devices`; workers that no longer fit are closed."""
+    def arrange(self, devices: Sequence[DeviceFacts], config: ProbeConfig) -> list[PooledWorker]:
+        """The workers for a cycle over `devices`; workers that no longer fit are closed."""
         idle = []
-        wanted: list[Slot] = []
+        wanted: list[PooledWorker] = []
         for facts in devices:
             if facts.kind == "cuda" and not self.others(facts):
                 if facts.instance is None:
                     idle.append(facts)
                 else:
                     worker = self._factory((facts,), config)
-                    wanted.append(Slot(worker, (facts.uuid,), stays=False))
+                    wanted.append(PooledWorker(worker, (facts.uuid,), stays=False))
                 continue
-            slot = self.of(facts.uuid)
-            if slot is None or not slot.stays:
-                slot = Slot(self._factory((facts,), config), (facts.uuid,), stays=True)
-            wanted.append(slot)
+            pooled = self.of(facts.uuid)
+            if pooled is None or not pooled.stays:
+                pooled = PooledWorker(self._factory((facts,), config), (facts.uuid,), stays=True)
+            wanted.append(pooled)
         if idle:
             worker = self._factory(idle, config)
-            wanted.append(Slot(worker, tuple(facts.uuid for facts in idle), stays=False))
-        for slot in self._slots:
-            if slot not in wanted:
-                slot.worker.close()
-        self._slots = wanted
+            wanted.append(PooledWorker(worker, tuple(facts.uuid for facts in idle), stays=False))
+        for pooled in self._pool:
+            if pooled not in wanted:
+                pooled.worker.close()
+        self._pool = wanted
         return list(wanted)
 
     def release_idle(self) -> None:
         """Close the workers that must not outlive a cycle."""
-        for slot in self._slots:
-            if not slot.stays:
-                slot.worker.close()
-                slot.described.clear()
+        for pooled in self._pool:
+            if not pooled.stays:
+                pooled.worker.close()
+                pooled.described.clear()
 
     def close(self) -> None:
         """Close all workers."""
-        for slot in self._slots:
-            slot.worker.close()
-        self._slots = []
+        for pooled in self._pool:
+            pooled.worker.close()
+        self._pool = []
 
     def interrupt(self) -> None:
         """Kill all workers from another thread."""
-        for slot in list(self._slots):
-            slot.worker.interrupt()
+        for pooled in list(self._pool):
+            pooled.worker.interrupt()

@@ -13,7 +13,7 @@ from exporter.cli.options import add_config_flags, config_origin
 from exporter.config.load import load_config
 from exporter.config.model import Config
 from exporter.errors import FlopwatchError
-from probes.burn_in import FullProbe, Step
+from probes.burn_in import BurnIn, Step
 from probes.facts import DeviceFacts
 from probes.gates import HOT_REASONS
 from probes.state import StateFile, usable_state_path
@@ -81,7 +81,7 @@ def run(parsed: argparse.Namespace) -> int:
     for facts in devices:
         check_device(facts, config)
     baselines = StateFile(usable_state_path(config.state_file)).probes().baselines
-    probe = FullProbe(devices, config.probes, baselines, parsed.seconds)
+    probe = BurnIn(devices, config.probes, baselines, parsed.seconds)
     wanted = frozenset(parsed.precision or ())
     _check_precisions(wanted)
     with _progress(len(devices), show=not parsed.json) as on_step:

@@ -10,7 +10,7 @@ from probes.sizing import Shape
 
 
 if TYPE_CHECKING:  # the registry is read where there is no torch
-    from probes.allowance import Meter
+    from probes.allowance import Allowance
     from probes.device import ProbeDevice
 
 
@@ -41,7 +41,7 @@ class Prepared(ABC):
     def activate(self) -> None:  # noqa: B027 - most kernels need none
         """Set library switches this kernel needs; called before its runs."""
 
-    def verify(self, device: "ProbeDevice", meter: "Meter") -> Verification:
+    def verify(self, device: "ProbeDevice", allowance: "Allowance") -> Verification:
         """Check the results of the runs so far."""
         return Verification()
 
@@ -60,16 +60,18 @@ class Kernel(ABC):
         return KernelInfo(name=self.name, quantity=self.quantity, label=self.label)
 
     @abstractmethod
-    def available(self, device: "ProbeDevice", meter: "Meter") -> bool:
+    def available(self, device: "ProbeDevice", allowance: "Allowance") -> bool:
         """Whether the device has it, found out by running a tiny one where that is the way."""
 
     @abstractmethod
-    def choose(self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float) -> Shape:
+    def choose(
+        self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float
+    ) -> Shape:
         """The shape to measure with on this device; may run candidates within the allowance."""
 
     @abstractmethod
     def prepare(
-        self, device: "ProbeDevice", meter: "Meter", shape: Shape, peer: int | None
+        self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, peer: int | None
     ) -> Prepared:
         """Operands in the device's arena; raises ArenaFullError when they do not fit what is left."""
 

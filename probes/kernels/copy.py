@@ -10,7 +10,7 @@ from probes.sizing import Shape
 
 
 if TYPE_CHECKING:
-    from probes.allowance import Meter
+    from probes.allowance import Allowance
     from probes.device import ProbeDevice
 
 
@@ -45,11 +45,11 @@ class PreparedCopy(Prepared):
         target.copy_(source, non_blocking=True)
         self._last = index
 
-    def verify(self, device: "ProbeDevice", meter: "Meter") -> Verification:
+    def verify(self, device: "ProbeDevice", allowance: "Allowance") -> Verification:
         import torch
 
         # One piece, the last written: checking all would take as long as copying them.
-        expected, got = (_sums(piece, device, meter) for piece in self._pairs[self._last])
+        expected, got = (_sums(piece, device, allowance) for piece in self._pairs[self._last])
         return Verification(digest=digest(got), exact=torch.equal(expected, got))
 
 
@@ -66,7 +66,7 @@ class Copy(Kernel):
         object.__setattr__(self, "name", f"copy_{self.path}")
         object.__setattr__(self, "label", self.path)
 
-    def available(self, device: "ProbeDevice", meter: "Meter") -> bool:
+    def available(self, device: "ProbeDevice", allowance: "Allowance") -> bool:
         import torch
 
         if self.path == "device":
@@ -75,11 +75,13 @@ class Copy(Kernel):
             return False
         return self.path != "peer" or torch.cuda.device_count() > 1
 
-    def choose(self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float) -> Shape:
+    def choose(
+        self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float
+    ) -> Shape:
         device.arena.reset()
-        trial = self._pieces(device, meter, TRIAL_BYTES, TRIAL_PIECES, peer=None)
-        device.load(meter, trial.run)
-        seconds = min(device.chunk(meter, trial.run, 1, TRIAL_PIECES - 1).run_seconds)
+        trial = self._pieces(device, allowance, TRIAL_BYTES, TRIAL_PIECES, peer=None)
+        device.load(allowance, trial.run)
+        seconds = min(device.chunk(allowance, trial.run, 1, TRIAL_PIECES - 1).run_seconds)
         per_byte = seconds / TRIAL_BYTES
         largest = device.arena.size_bytes // 4
         if self.path != "device":
@@ -92,7 +94,7 @@ class Copy(Kernel):
         return (fitting[-1] if fitting else SIZES[0],)
 
     def prepare(
-        self, device: "ProbeDevice", meter: "Meter", shape: Shape, peer: int | None
+        self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, peer: int | None
     ) -> PreparedCopy:
         size = shape[0]
         if self.path == "device":
@@ -100,7 +102,7 @@ class Copy(Kernel):
         else:
             total, sides = min(device.beside_bytes, device.arena.size_bytes), 1
         total = min(total, self._rotation(device))
-        return self._pieces(device, meter, size, max(1, total // (sides * size)), peer)
+        return self._pieces(device, allowance, size, max(1, total // (sides * size)), peer)
 
     def _rotation(self, device: "ProbeDevice") -> int:
         from probes.device import CACHE_MULTIPLE
@@ -110,7 +112,7 @@ class Copy(Kernel):
         return CACHE_MULTIPLE * int(last_level)
 
     def _pieces(
-        self, device: "ProbeDevice", meter: "Meter", size: int, count: int, peer: int | None
+        self, device: "ProbeDevice", allowance: "Allowance", size: int, count: int, peer: int | None
     ) -> PreparedCopy:
         import torch
 
@@ -142,16 +144,16 @@ class Copy(Kernel):
         if device.kind == "cpu" or self.path == "host_to_device":
             fill_all()
         else:
-            device.work(meter, fill_all)
+            device.work(allowance, fill_all)
         # On the device every byte is read and written; over a bus it passes once.
         return PreparedCopy(sources, targets, 2 if self.path == "device" else 1)
 
 
-def _sums(piece: Any, device: "ProbeDevice", meter: "Meter") -> Any:
+def _sums(piece: Any, device: "ProbeDevice", allowance: "Allowance") -> Any:
     """The sums of a piece's bits; added up where it lies, which for host memory is no device's time."""
     if piece.device != device.torch_device:
         return column_sums(_matrix(piece)).cpu()
-    return device.work(meter, lambda: column_sums(_matrix(piece))).cpu()
+    return device.work(allowance, lambda: column_sums(_matrix(piece))).cpu()
 
 
 def _matrix(piece: Any) -> Any:

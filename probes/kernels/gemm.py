@@ -19,7 +19,7 @@ from probes.sizing import (
 
 
 if TYPE_CHECKING:
-    from probes.allowance import Meter
+    from probes.allowance import Allowance
     from probes.device import ProbeDevice
 
 
@@ -117,12 +117,12 @@ class PreparedGemm(Prepared):
         if self._precision.float32_precision is not None:
             torch.set_float32_matmul_precision(self._precision.float32_precision)
 
-    def verify(self, device: "ProbeDevice", meter: "Meter") -> Verification:
+    def verify(self, device: "ProbeDevice", allowance: "Allowance") -> Verification:
         import torch
 
         outputs_written = [self.sets[index].c for index in sorted(self._written)]
         self._written.clear()
-        sums = device.work(meter, lambda: [column_sums(c) for c in outputs_written])
+        sums = device.work(allowance, lambda: [column_sums(c) for c in outputs_written])
         on_host = [each.cpu() for each in sums]
         exact = None
         if self.exact_sums is not None:
@@ -160,7 +160,7 @@ class Gemm(Kernel):
         object.__setattr__(self, "name", f"gemm_{self.precision.name}")
         object.__setattr__(self, "label", self.precision.name)
 
-    def available(self, device: "ProbeDevice", meter: "Meter") -> bool:
+    def available(self, device: "ProbeDevice", allowance: "Allowance") -> bool:
         from probes.device import is_out_of_memory
 
         if device.kind == "cpu":
@@ -175,7 +175,7 @@ class Gemm(Kernel):
             device.arena.reset()
             prepared = self._operands(device, TINY, sets=1)
             prepared.activate()
-            device.load(meter, prepared.run)
+            device.load(allowance, prepared.run)
         except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
             if is_out_of_memory(error):
                 raise
@@ -185,58 +185,60 @@ class Gemm(Kernel):
             return False
         return True
 
-    def choose(self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float) -> Shape:
+    def choose(
+        self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float
+    ) -> Shape:
         if device.kind == "cpu":
-            return self._choose_on_cpu(device, meter, max_chunk_seconds)
+            return self._choose_on_cpu(device, allowance, max_chunk_seconds)
         room = device.arena.size_bytes // 2
-        flops = TRIAL_FACTOR * self._trial_rate(device, meter, max_chunk_seconds, room)
+        flops = TRIAL_FACTOR * self._trial_rate(device, allowance, max_chunk_seconds, room)
         candidates = self._cuda_shapes(device, flops, max_chunk_seconds, room)
-        rates = self._rates(device, meter, candidates, flops)
+        rates = self._rates(device, allowance, candidates, flops)
         # Small GEMMs are slow: at the speed found now the best output may go deeper.
         best = max(rates.values())
         m, n, _ = max(rates, key=lambda shape: rates[shape])
         deeper = self._deep(m, n, best, RUN_SHARE * max_chunk_seconds, room)
         if deeper not in rates and gemm_flop(deeper) <= LONGEST_SHARE * max_chunk_seconds * best:
-            rates |= self._rates(device, meter, [deeper], best)
+            rates |= self._rates(device, allowance, [deeper], best)
         return max(rates, key=lambda shape: rates[shape])
 
     def _choose_on_cpu(
-        self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float
+        self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float
     ) -> Shape:
-        flops = TRIAL_FACTOR * self._rate(device, meter, TRIAL_CPU, TRIAL_RUNS)
+        flops = TRIAL_FACTOR * self._rate(device, allowance, TRIAL_CPU, TRIAL_RUNS)
         candidates = cpu_shapes(flops, CPU_RUN_SHARE * max_chunk_seconds)
-        rates = self._rates(device, meter, candidates, flops)
+        rates = self._rates(device, allowance, candidates, flops)
         best = max(rates.values())
         # The trial may have been unlucky, and larger ones fit after all.
         more = cpu_shapes(best, CPU_RUN_SHARE * max_chunk_seconds)[-1:]
-        rates |= self._rates(device, meter, [each for each in more if each not in rates], best)
+        rates |= self._rates(device, allowance, [each for each in more if each not in rates], best)
         best = max(rates.values())
         # Among equals the larger one: its time is told more precisely.
         return max(shape for shape, rate in rates.items() if rate >= EQUAL_SHARE * best)
 
     def prepare(
-        self, device: "ProbeDevice", meter: "Meter", shape: Shape, peer: int | None
+        self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, peer: int | None
     ) -> PreparedGemm:
         size = self._set_bytes(shape)
         sets = max(2, min(64, -(-device.rotation_bytes // size)))
         # Memory may allow fewer than the cache would want, but two show whether repeats agree.
         while sets > 1 and sets * size > device.arena.size_bytes:
             sets -= 1
-        return self._filled(device, meter, shape, sets)
+        return self._filled(device, allowance, shape, sets)
 
     def _trial_rate(
-        self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float, room: int
+        self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float, room: int
     ) -> float:
         """FLOP/s of the largest trial that is sure to take no longer than a chunk, or of the first."""
         trials = self._fitting(TRIALS_CUDA, room) or TRIALS_CUDA[:1]
-        flops, shape = self._rate(device, meter, trials[0]), trials[0]
+        flops, shape = self._rate(device, allowance, trials[0]), trials[0]
         while True:
             # A larger one is faster, if anything, so it takes less than this rate says.
             short = [each for each in trials if gemm_flop(each) <= max_chunk_seconds * flops]
             if not short or short[-1] <= shape:
                 return flops
             shape = short[-1]
-            flops = max(flops, self._rate(device, meter, shape))
+            flops = max(flops, self._rate(device, allowance, shape))
 
     def _cuda_shapes(
         self, device: "ProbeDevice", flops: float, max_chunk_seconds: float, room: int
@@ -260,30 +262,32 @@ class Gemm(Kernel):
         return tuple(shape for shape in shapes if self._set_bytes(shape) <= room)
 
     def _rates(
-        self, device: "ProbeDevice", meter: "Meter", shapes: Sequence[Shape], flops: float
+        self, device: "ProbeDevice", allowance: "Allowance", shapes: Sequence[Shape], flops: float
     ) -> dict[Shape, float]:
         """The speed of each shape, as far as half of the allowance reaches; of one at least."""
         rates: dict[Shape, float] = {}
         for shape in shapes:
             # Two to load and two to time; the other half stays for the measurement itself.
             cost = 4 * gemm_flop(shape) / flops + device.overhead_seconds
-            if rates and cost > meter.left_seconds / 2:
+            if rates and cost > allowance.left_seconds / 2:
                 break
-            meter.require(cost)
-            rates[shape] = self._rate(device, meter, shape)
+            allowance.require(cost)
+            rates[shape] = self._rate(device, allowance, shape)
         return rates
 
-    def _rate(self, device: "ProbeDevice", meter: "Meter", shape: Shape, runs: int = 2) -> float:
+    def _rate(
+        self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, runs: int = 2
+    ) -> float:
         """FLOP/s of the fastest of a few runs on one set of operands."""
         device.arena.reset()
-        prepared = self._filled(device, meter, shape, sets=1)
+        prepared = self._filled(device, allowance, shape, sets=1)
         prepared.activate()
-        device.load(meter, prepared.run)
-        chunk = device.chunk(meter, prepared.run, 0, runs)
+        device.load(allowance, prepared.run)
+        chunk = device.chunk(allowance, prepared.run, 0, runs)
         return prepared.work_per_run / min(chunk.run_seconds)
 
     def _filled(
-        self, device: "ProbeDevice", meter: "Meter", shape: Shape, sets: int
+        self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, sets: int
     ) -> PreparedGemm:
         from probes.arena import fill, pattern
 
@@ -301,7 +305,7 @@ class Gemm(Kernel):
             # Host work, like importing torch: no kernel under test, and no device's time.
             fill_all()
         else:
-            device.work(meter, fill_all)
+            device.work(allowance, fill_all)
         if self.precision.name == "int8" and sets > 1:
             prepared.exact_sums = exact_column_sums(shape, first, second)
         return prepared

@@ -9,7 +9,7 @@ from probes.sizing import Shape
 
 
 if TYPE_CHECKING:
-    from probes.allowance import Meter
+    from probes.allowance import Allowance
     from probes.device import ProbeDevice
 
 
@@ -37,14 +37,16 @@ class Launch(Kernel):
     name = "launch"
     quantity: Quantity = "latency"
 
-    def available(self, device: "ProbeDevice", meter: "Meter") -> bool:
+    def available(self, device: "ProbeDevice", allowance: "Allowance") -> bool:
         return True
 
-    def choose(self, device: "ProbeDevice", meter: "Meter", max_chunk_seconds: float) -> Shape:
+    def choose(
+        self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float
+    ) -> Shape:
         return (1,)
 
     def prepare(
-        self, device: "ProbeDevice", meter: "Meter", shape: Shape, peer: int | None
+        self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, peer: int | None
     ) -> PreparedLaunch:
         import torch
 

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from probes import cuda as cuda_module
-from probes.allowance import Meter
+from probes.allowance import Allowance
 from probes.cuda import ARENA_BYTES_MIN, BESIDE_BYTES, CONTEXT_BYTES_MIN, SLACK_BYTES, CudaDevice
 from probes.kernels import all_kernels
 from probes.kernels.copy import PreparedCopy
@@ -41,7 +41,7 @@ def settled(limit=600_000_000, free=80_000_000_000):
 
 
 def silent(allowance=1.0):
-    return Meter(lambda _: None, allowance)
+    return Allowance(lambda _: None, allowance)
 
 
 def run_of(cuda, seconds):
@@ -67,7 +67,7 @@ class TestChunk:
     def test_runs_are_timed_without_the_gaps_of_launching(self, cuda):
         """The host is ahead by the spins: three runs of 200 µs, each 1 µs after the one before."""
         sent = []
-        chunk = opened().chunk(Meter(sent.append, 1.0), run_of(cuda, 0.0002), 0, 3)
+        chunk = opened().chunk(Allowance(sent.append, 1.0), run_of(cuda, 0.0002), 0, 3)
 
         assert chunk.run_seconds == pytest.approx([0.0002 + GAP_SECONDS] * 3)
         assert sent == [Busy(), Idle(device_seconds=pytest.approx(chunk.device_seconds))]
@@ -84,10 +84,10 @@ class TestChunk:
     def test_loading_is_charged_by_the_second_run(self, cuda):
         """The first call loads code for two seconds on the host; the device worked 2 x 0.3 ms."""
         cuda.stalls.append(("launch", 2.0))
-        meter = silent()
-        opened().load(meter, run_of(cuda, 0.0003))
+        allowance = silent()
+        opened().load(allowance, run_of(cuda, 0.0003))
 
-        assert meter.spent_seconds == pytest.approx(2 * (0.0003 + GAP_SECONDS), rel=0.01)
+        assert allowance.spent_seconds == pytest.approx(2 * (0.0003 + GAP_SECONDS), rel=0.01)
 
     def test_a_device_is_selected_before_its_work(self, cuda):
         """One worker may serve several."""
@@ -219,11 +219,11 @@ class TestLaunches:
 
     def test_a_busy_device_is_not_held_for_fifty_slices(self, cuda):
         """Each launch waits 20 ms for a tenant: two to load, one to warm up, three to tell. Not sixty."""
-        meter = silent()
-        result = measure(Workbench(settled()), *of_launches(cuda, wait=0.020), meter)
+        allowance = silent()
+        result = measure(Workbench(settled()), *of_launches(cuda, wait=0.020), allowance)
 
         assert len(result.run_seconds) == 3
-        assert meter.spent_seconds == pytest.approx(6 * 0.020, rel=0.01)
+        assert allowance.spent_seconds == pytest.approx(6 * 0.020, rel=0.01)
 
 
 def of_launches(cuda, wait=0.0):
@@ -232,7 +232,7 @@ def of_launches(cuda, wait=0.0):
     prepared = types.SimpleNamespace(
         run=run_of(cuda, wait),
         activate=lambda: None,
-        verify=lambda device, meter: types.SimpleNamespace(
+        verify=lambda device, allowance: types.SimpleNamespace(
             digest="", repeats_agree=True, exact=None
         ),
         shape=(1,),
@@ -241,7 +241,7 @@ def of_launches(cuda, wait=0.0):
     )
 
     class Kernel(type(kernel)):
-        def prepare(self, device, meter, shape, peer):
+        def prepare(self, device, allowance, shape, peer):
             return prepared
 
     return Kernel(), request("launch")
@@ -253,17 +253,17 @@ class TestMeasurement:
         device = settled()
         kernel = all_kernels()["gemm_fp32"]
         bench = Workbench(device)
-        meter = silent()
-        prepared = kernel.prepare(device, meter, (64, 64, 64), None)
+        allowance = silent()
+        prepared = kernel.prepare(device, allowance, (64, 64, 64), None)
         prepared.run = run_of(cuda, 0.0002)
-        prepared.verify = lambda device, meter: types.SimpleNamespace(
+        prepared.verify = lambda device, allowance: types.SimpleNamespace(
             digest="", repeats_agree=True, exact=None
         )
         bench._prepared["gemm_fp32", (64, 64, 64), None] = (device.arena.epoch, prepared)
         chunks = []
         timed = device.chunk
         device.chunk = lambda *given: chunks.append(given[3]) or timed(*given)
-        result = measure(bench, kernel, request("gemm_fp32", shape=(64, 64, 64)), meter)
+        result = measure(bench, kernel, request("gemm_fp32", shape=(64, 64, 64)), allowance)
 
         assert chunks == [2, 3, 3, 3, 2]
         assert len(result.run_seconds) == 7
@@ -286,7 +286,7 @@ class TestMeasurement:
         works = []
         device = types.SimpleNamespace(
             torch_device=torch.device("cpu"),
-            work=lambda meter, task: works.append(task) or task(),
+            work=lambda allowance, task: works.append(task) or task(),
         )
         source = torch.arange(16384, dtype=torch.int32).view(torch.uint8)
 
@@ -315,12 +315,12 @@ def rate_of(cuda, monkeypatch, flops):
     monkeypatch.setattr(
         Gemm,
         "_filled",
-        lambda self, device, meter, shape, sets: self._operands(device, shape, sets),
+        lambda self, device, allowance, shape, sets: self._operands(device, shape, sets),
     )
     monkeypatch.setattr(
         PreparedGemm,
         "verify",
-        lambda self, device, meter: types.SimpleNamespace(
+        lambda self, device, allowance: types.SimpleNamespace(
             digest="", repeats_agree=True, exact=None
         ),
     )
@@ -348,12 +348,12 @@ class TestSizes:
         """From the first trial on: no run above 1 ms, all within 15.8 ms; the next time seven runs."""
         cuda.units = units
         rate_of(cuda, monkeypatch, flops)
-        bench, meter, again = Workbench(settled()), silent(0.0158), silent(0.0158)
-        first = measure(bench, all_kernels()[kernel], request(kernel), meter)
+        bench, allowance, again = Workbench(settled()), silent(0.0158), silent(0.0158)
+        first = measure(bench, all_kernels()[kernel], request(kernel), allowance)
         second = measure(bench, all_kernels()[kernel], request(kernel, shape=first.shape), again)
 
         assert cuda.longest <= 0.001
-        assert max(meter.spent_seconds, again.spent_seconds) <= 0.0158
+        assert max(allowance.spent_seconds, again.spent_seconds) <= 0.0158
         assert len(first.run_seconds) >= 3
         assert len(second.run_seconds) == 7
 
@@ -455,8 +455,8 @@ class TestOnAGpu:
     def test_every_kernel_measures_twice_alike(self, device, name):
         """Same bits, and a clock between 0.1 and 4 GHz."""
         kernel = all_kernels()[name]
-        meter = Meter(lambda _: None, 10.0)
-        if not kernel.available(device, meter):
+        allowance = Allowance(lambda _: None, 10.0)
+        if not kernel.available(device, allowance):
             pytest.skip("this GPU does not have it")
         bench = Workbench(device)
         request = Run(
@@ -468,8 +468,8 @@ class TestOnAGpu:
             gap_seconds=0.0,
             timed_runs=7,
         )
-        first = measure(bench, kernel, request, meter)
-        second = measure(bench, kernel, request, meter)
+        first = measure(bench, kernel, request, allowance)
+        second = measure(bench, kernel, request, allowance)
 
         assert first.digest == second.digest or first.shape != second.shape
         assert first.repeats_agree

@@ -10,7 +10,7 @@ from exporter.cli import probe as command
 from exporter.cli.probe import ProbeError, check_device, print_table, select_devices
 from exporter.config.load import ConfigOrigin, load_config
 from probes.baseline import Baseline
-from probes.burn_in import FullProbe
+from probes.burn_in import BurnIn
 from probes.config import ProbeConfig
 from probes.facts import ProcessFacts
 from probes.judgement import Contention, Judgement
@@ -115,7 +115,7 @@ class TestSiblings:
 
 class TestFullProbe:
     def rows(self, host, devices, baselines=None, wanted=lambda kernel: True, steps=None):
-        probe = FullProbe(
+        probe = BurnIn(
             devices,
             ProbeConfig(),
             baselines or {},
@@ -258,8 +258,8 @@ class TestCommand:
             monkeypatch.setattr(command, "read_devices", lambda config, **_: list(devices))
             monkeypatch.setattr(
                 command,
-                "FullProbe",
-                lambda *given: FullProbe(
+                "BurnIn",
+                lambda *given: BurnIn(
                     *given,
                     factory=lambda facts, config: FakeWorker(host, list(facts), config),
                     monotonic=host.clock.monotonic,

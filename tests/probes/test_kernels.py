@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from probes.allowance import AllowanceError, Meter
+from probes.allowance import Allowance, AllowanceError
 from probes.arena import PATTERN_LENGTH, Arena, ArenaFullError, fill, pattern, repeated
 from probes.device import CpuDevice, cache_size_bytes
 from probes.kernels import all_kernels, kernel_names
@@ -32,8 +32,8 @@ def sent():
 
 
 @pytest.fixture
-def meter(sent):
-    return Meter(sent.append, GENEROUS)
+def allowance(sent):
+    return Allowance(sent.append, GENEROUS)
 
 
 def request(kernel, **fields):
@@ -64,9 +64,11 @@ class TestRegistry:
         """On a small budget the first cycle shows the latency and the FLOPS of fp32 and bf16."""
         assert kernel_names()[:3] == ("launch", "gemm_fp32", "gemm_bf16")
 
-    def test_the_host_processor_has_what_torch_can_do_on_it(self, device, meter):
+    def test_the_host_processor_has_what_torch_can_do_on_it(self, device, allowance):
         """No tf32, no bus to copy over; six precisions, its memory and its launches."""
-        have = {name for name, kernel in all_kernels().items() if kernel.available(device, meter)}
+        have = {
+            name for name, kernel in all_kernels().items() if kernel.available(device, allowance)
+        }
 
         assert {"gemm_fp64", "gemm_fp32", "gemm_bf16", "copy_device", "launch"} <= have
         assert not have & {"gemm_tf32", "copy_host_to_device", "copy_device_to_host", "copy_peer"}
@@ -74,12 +76,14 @@ class TestRegistry:
 
 class TestMeasurement:
     @pytest.mark.parametrize("precision", GEMMS)
-    def test_a_gemm_is_measured_and_checked(self, device, meter, precision):
+    def test_a_gemm_is_measured_and_checked(self, device, allowance, precision):
         """Five timed runs or three times as many, until some agree; FLOP = 2·64³; int8 exact."""
         kernel = all_kernels()[f"gemm_{precision}"]
-        if not kernel.available(device, meter):
+        if not kernel.available(device, allowance):
             pytest.skip("this torch has no such GEMM on the host processor")
-        result = measure(Workbench(device), kernel, request(kernel.name, shape=(64, 64, 64)), meter)
+        result = measure(
+            Workbench(device), kernel, request(kernel.name, shape=(64, 64, 64)), allowance
+        )
 
         assert 5 <= len(result.run_seconds) <= 3 * 5
         assert result.executed_runs > 5
@@ -88,127 +92,133 @@ class TestMeasurement:
         assert result.exact is (True if precision == "int8" else None)
         assert len(result.digest) == 32
 
-    def test_the_same_inputs_give_the_same_bits(self, device, meter):
+    def test_the_same_inputs_give_the_same_bits(self, device, allowance):
         """In another arena, at other addresses, in another order."""
         kernel = all_kernels()["gemm_fp32"]
-        first = measure(Workbench(device), kernel, request("gemm_fp32", shape=(64, 64, 64)), meter)
+        first = measure(
+            Workbench(device), kernel, request("gemm_fp32", shape=(64, 64, 64)), allowance
+        )
         other = CpuDevice(Device(kind="cpu", key="cpu0", l2_bytes=2**20), 1)
         other.arena.take((1000,), torch.uint8)
-        second = measure(Workbench(other), kernel, request("gemm_fp32", shape=(64, 64, 64)), meter)
+        second = measure(
+            Workbench(other), kernel, request("gemm_fp32", shape=(64, 64, 64)), allowance
+        )
 
         assert first.digest == second.digest
 
-    def test_a_copy_counts_bytes_read_and_written(self, device, meter):
+    def test_a_copy_counts_bytes_read_and_written(self, device, allowance):
         """A piece of 1 MiB moves 2 MiB."""
         kernel = all_kernels()["copy_device"]
-        result = measure(Workbench(device), kernel, request("copy_device", shape=(2**20,)), meter)
+        result = measure(
+            Workbench(device), kernel, request("copy_device", shape=(2**20,)), allowance
+        )
 
         assert result.work_per_run == 2 * 2**20
         assert result.exact is True
 
-    def test_a_launch_is_timed_one_by_one(self, device, meter):
+    def test_a_launch_is_timed_one_by_one(self, device, allowance):
         """At most 50 of them; work is 1, so that the time is the value."""
-        result = measure(Workbench(device), all_kernels()["launch"], request("launch"), meter)
+        result = measure(Workbench(device), all_kernels()["launch"], request("launch"), allowance)
 
         assert 3 <= len(result.run_seconds) <= 50
         assert result.work_per_run == 1.0
 
-    def test_a_chosen_gemm_is_short(self, device, meter):
+    def test_a_chosen_gemm_is_short(self, device, allowance):
         """Its estimated time is within half of the chunk: 2MNK over the measured speed."""
         kernel = all_kernels()["gemm_fp32"]
-        result = measure(Workbench(device), kernel, request("gemm_fp32"), meter)
+        result = measure(Workbench(device), kernel, request("gemm_fp32"), allowance)
 
         assert result.work_per_run == 2.0 * result.shape[0] ** 3
         assert min(result.run_seconds) < 0.001
 
-    def test_the_device_time_is_told_as_it_passes(self, device, sent, meter):
+    def test_the_device_time_is_told_as_it_passes(self, device, sent, allowance):
         """Every Busy is followed by its Idle, and the Idles add up to what was spent."""
-        measure(Workbench(device), all_kernels()["gemm_fp32"], request("gemm_fp32"), meter)
+        measure(Workbench(device), all_kernels()["gemm_fp32"], request("gemm_fp32"), allowance)
         idles = sent[1::2]
 
         assert all(isinstance(each, Busy) for each in sent[::2])
         assert all(isinstance(each, Idle) for each in idles)
-        assert sum(each.device_seconds for each in idles) == pytest.approx(meter.spent_seconds)
+        assert sum(each.device_seconds for each in idles) == pytest.approx(allowance.spent_seconds)
 
     def test_too_small_an_allowance_is_said(self, device, sent):
         """10 µs hold no measurement, and hardly anything was done about it."""
-        small = Meter(sent.append, 1e-5)
+        small = Allowance(sent.append, 1e-5)
         with pytest.raises(AllowanceError):
             measure(Workbench(device), all_kernels()["gemm_fp32"], request("gemm_fp32"), small)
 
-    def test_operands_stay_prepared(self, device, meter):
+    def test_operands_stay_prepared(self, device, allowance):
         """A second request finds the first one's operands, until the arena is taken back."""
         bench = Workbench(device)
         kernel = all_kernels()["gemm_fp32"]
-        first, new = bench.prepared(kernel, (64, 64, 64), None, meter)
-        again, new_again = bench.prepared(kernel, (64, 64, 64), None, meter)
+        first, new = bench.prepared(kernel, (64, 64, 64), None, allowance)
+        again, new_again = bench.prepared(kernel, (64, 64, 64), None, allowance)
         device.arena.reset()
-        after, new_after = bench.prepared(kernel, (64, 64, 64), None, meter)
+        after, new_after = bench.prepared(kernel, (64, 64, 64), None, allowance)
 
         assert (new, new_again, new_after) == (True, False, True)
         assert first is again is not after
 
-    def test_kernels_share_a_full_arena(self, device, meter):
+    def test_kernels_share_a_full_arena(self, device, allowance):
         """One that does not fit beside the others takes it over."""
         bench = Workbench(device)
         for name, shape in (("copy_device", (2**20,)), ("gemm_fp64", (512, 512, 512))) * 2:
-            prepared, _ = bench.prepared(all_kernels()[name], shape, None, meter)
+            prepared, _ = bench.prepared(all_kernels()[name], shape, None, allowance)
             prepared.run(0)
 
         assert device.arena.free_bytes >= 0
 
 
 class TestCorruption:
-    def prepared(self, device, meter, precision):
+    def prepared(self, device, allowance, precision):
         device.arena.reset()
         kernel = all_kernels()[f"gemm_{precision}"]
-        if not kernel.available(device, meter):
+        if not kernel.available(device, allowance):
             pytest.skip("this torch has no such GEMM on the host processor")
         device.arena.reset()
-        made = kernel.prepare(device, meter, (64, 64, 64), None)
+        made = kernel.prepare(device, allowance, (64, 64, 64), None)
         for number in range(len(made.sets)):
             made.run(number)
         return made
 
     @pytest.mark.parametrize("precision", GEMMS)
     @pytest.mark.parametrize("bit", [0, 7])
-    def test_one_flipped_bit_is_seen(self, device, meter, precision, bit):
+    def test_one_flipped_bit_is_seen(self, device, allowance, precision, bit):
         """In one element of one of the repeats, lowest bit or highest of a byte."""
-        made = self.prepared(device, meter, precision)
+        made = self.prepared(device, allowance, precision)
         made.sets[1].c.view(torch.uint8)[5, 3] ^= 1 << bit
-        verification = made.verify(device, meter)
+        verification = made.verify(device, allowance)
 
         assert not verification.repeats_agree
         assert verification.exact is (False if precision == "int8" else None)
 
-    def test_a_fault_in_every_repeat_changes_the_digest(self, device, meter):
+    def test_a_fault_in_every_repeat_changes_the_digest(self, device, allowance):
         """All agree with each other, but not with what they were."""
-        made = self.prepared(device, meter, "fp32")
-        good = made.verify(device, meter)
+        made = self.prepared(device, allowance, "fp32")
+        good = made.verify(device, allowance)
         for number, operands in enumerate(made.sets):
             made.run(number)
             operands.c.view(torch.int32)[0, 0] ^= 1
-        bad = made.verify(device, meter)
+        bad = made.verify(device, allowance)
 
         assert bad.repeats_agree
         assert bad.digest != good.digest
 
-    def test_integers_are_exact_without_an_earlier_result(self, device, meter):
+    def test_integers_are_exact_without_an_earlier_result(self, device, allowance):
         """A multiplier that is wrong from the first day on is seen by the host's integers."""
-        made = self.prepared(device, meter, "int8")
+        made = self.prepared(device, allowance, "int8")
         for operands in made.sets:
             operands.c[10, 20] += 1
 
-        assert made.verify(device, meter).exact is False
+        assert made.verify(device, allowance).exact is False
 
-    def test_a_copy_that_lost_a_bit_is_seen(self, device, meter):
+    def test_a_copy_that_lost_a_bit_is_seen(self, device, allowance):
         """Source and target no longer agree."""
         device.arena.reset()
-        made = all_kernels()["copy_device"].prepare(device, meter, (2**20,), None)
+        made = all_kernels()["copy_device"].prepare(device, allowance, (2**20,), None)
         made.run(0)
         made._pairs[0][1][12345] ^= 1
 
-        assert made.verify(device, meter).exact is False
+        assert made.verify(device, allowance).exact is False
 
     def test_the_exact_sums_are_those_of_the_product(self):
         """Against the whole product in 64-bit integers."""

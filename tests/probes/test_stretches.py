@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from probes.allowance import AllowanceError, Meter
+from probes.allowance import Allowance, AllowanceError
 from probes.kernels import all_kernels
 from probes.measure import Workbench, measure
 from probes.protocol import Device, Run
@@ -33,18 +33,18 @@ class Scripted:
 
     def measured(self, allowance=1.0, **fields):
         kernel = all_kernels()["gemm_fp32"]
-        meter = Meter(lambda _: None, allowance)
+        allowance = Allowance(lambda _: None, allowance)
         bench = Workbench(self.device)
-        prepared = kernel.prepare(self.device, meter, SHAPE, None)
-        prepared.verify = lambda device, meter: types.SimpleNamespace(
+        prepared = kernel.prepare(self.device, allowance, SHAPE, None)
+        prepared.verify = lambda device, allowance: types.SimpleNamespace(
             digest="", repeats_agree=True, exact=None
         )
         bench._prepared["gemm_fp32", SHAPE, None] = (self.device.arena.epoch, prepared)
 
-        def chunk(meter, enqueue, first, count):
+        def chunk(allowance, enqueue, first, count):
             self.counts.append(count)
             spans = [next(self.spans) for _ in range(count)]
-            meter.idle(sum(spans))
+            allowance.idle(sum(spans))
             return Chunk(spans, sum(spans), 3e9)
 
         self.device.chunk = chunk
@@ -62,7 +62,7 @@ class Scripted:
                     timed_runs=4,
                     shape=SHAPE,
                 ),
-                meter,
+                allowance,
             )
         finally:
             del self.device.chunk
