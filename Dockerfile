@@ -14,7 +14,7 @@ FROM ${PYTHON_IMAGE} AS build
 WORKDIR /source
 COPY deploy/requirements/build.txt deploy/requirements/
 RUN pip install --no-cache-dir --require-hashes --no-deps --requirement deploy/requirements/build.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY exporter exporter
 COPY flopwatch flopwatch
 COPY probes probes
@@ -75,11 +75,14 @@ CMD ["serve"]
 
 # NVML and GPM, and the kernels of the probes.
 FROM runtime AS full
-ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    FLOPWATCH_IMAGE=full
 COPY --from=environment-full /opt/flopwatch /opt/flopwatch
 
 
 # NVML and GPM alone. Last, so that it is what `docker build .` builds.
 FROM runtime AS slim
-ENV NVIDIA_DRIVER_CAPABILITIES=utility
+ENV NVIDIA_DRIVER_CAPABILITIES=utility \
+    FLOPWATCH_IMAGE=slim \
+    FLOPWATCH_PROBES_ENABLED=false
 COPY --from=environment-slim /opt/flopwatch /opt/flopwatch

@@ -24,7 +24,7 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	@# Without setuptools' page of warnings that the folder is used in place: that is what it is for.
-	PYTHONWARNINGS=ignore $(PIP) install --constraint constraints.txt --editable '.[probes,terminal]'
+	PYTHONWARNINGS=ignore $(PIP) install --constraint constraints.txt --editable '.[probes]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

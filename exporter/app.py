@@ -19,7 +19,7 @@ import structlog
 from exporter.collect.host import HostSampling
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config
-from exporter.errors import ConfigError, FlopwatchError
+from exporter.errors import EXIT_TRANSIENT, FlopwatchError
 from exporter.metrics.device import process_samples
 from exporter.metrics.exporter import own_samples
 from exporter.metrics.family import Sample
@@ -60,7 +60,7 @@ _LOOP_SECONDS = 0.5
 # process ends so that its supervisor starts one that loads the new library.
 _MISMATCH_SECONDS = 60.0
 # The driver is there, but not for this process: its supervisor shall start another one.
-EXIT_DRIVER = 1
+EXIT_DRIVER = EXIT_TRANSIENT
 
 
 class Daemon:
@@ -77,6 +77,7 @@ class Daemon:
         self._reload_wanted = False
         self._failed_parts: set[str] = set()
         self._scraped_at = 0.0
+        self._stalled_logged = False
         self._live = LiveState(self._parts, self._mark)
         self._process_names = ProcessNames()
         self._exposition = Exposition(
@@ -113,7 +114,7 @@ class Daemon:
         self._host.start()
         self._host.wait_for_devices(_FIRST_TICK_SECONDS)
         try:
-            self._check_indices()
+            self._warn_of_missing_gpus()
             self._services.start()
             log.info(
                 "serving",
@@ -210,28 +211,28 @@ class Daemon:
         add_lifecycle(router, lifecycle, guard, enabled=self._config.web.enable_lifecycle)
         return router
 
-    def _check_indices(self) -> None:
-        """A GPU index that this host does not have is a mistake in the configuration."""
+    def _warn_of_missing_gpus(self) -> None:
+        """Name each GPU index of the configuration that this host does not have.
+
+        It may be a mistake, or a GPU that has not come up: the others are watched all the same.
+        """
         state = self._live.now()
         if state.pending:
             return  # the driver has not said yet which there are
         known = [device.identity.index for device in state.devices]
-        source = self._origin.file or "configuration"
-        mistakes = [
-            f"{source}: gpus[{position}].match.index: no GPU {rule.index} on this host, "
-            f"devices: {', '.join(known) or 'none'}"
+        wanted = [
+            (f"gpus[{position}].match.index", rule.index)
             for position, rule in enumerate(self._config.sampling.gpus)
-            if rule.index is not None and str(rule.index) not in known
         ]
-        mistakes += [
-            f"{source}: workloads[{position}].gpus: no GPU {gpu} on this host, "
-            f"devices: {', '.join(known) or 'none'}"
+        wanted += [
+            (f"workloads[{position}].gpus", gpu)
             for position, workload in enumerate(self._config.workloads)
             for gpu in workload.gpus
-            if isinstance(gpu, int) and str(gpu) not in known
+            if isinstance(gpu, int)
         ]
-        if mistakes:
-            raise ConfigError(mistakes)
+        for place, index in wanted:
+            if index is not None and str(index) not in known:
+                log.warning("gpu_not_on_this_host", key=place, gpu=index, known=",".join(known))
 
     def _take_signals(self) -> None:
         def end(_number: int, _frame: FrameType | None) -> None:
@@ -252,7 +253,7 @@ class Daemon:
         while True:
             self._wake.wait(_LOOP_SECONDS)
             self._wake.clear()
-            self._notifier.watchdog()
+            self._feed_watchdog()
             self._live.now()  # sampling reads the last one, also while nobody scrapes
             if self._ending:
                 log.info("ending", reason="signal")
@@ -276,6 +277,18 @@ class Daemon:
                 if shown or now - mismatched_at > _MISMATCH_SECONDS:
                     log.error("ending", reason="driver_mismatch")
                     return EXIT_DRIVER
+
+    def _feed_watchdog(self) -> None:
+        """Tell systemd that all is well, unless a sampler stands still by a fault of ours.
+
+        A device whose driver call hangs is no such fault: a new process would hang as well.
+        """
+        stalled = self._host.stalled(time.monotonic())
+        if not stalled:
+            self._notifier.watchdog()
+        elif not self._stalled_logged:
+            log.error("sampler_stalled", devices=",".join(stalled))
+        self._stalled_logged = bool(stalled)
 
     def _reload_by_signal(self) -> None:
         try:

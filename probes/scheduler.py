@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import structlog
 
+from flopwatch.remedies import torch_remedy
 from flopwatch.threads import BoundedThread
 from probes import gates
 from probes.clock import Clock
@@ -202,7 +203,7 @@ class Scheduler:
 
     def _log_torch_missing(self, text: str) -> None:
         if not self._torch_missing_logged:
-            log.warning("probes_off", why=text, remedy="pip install 'flopwatch[probes]'")
+            log.warning("probes_off", why=text, remedy=torch_remedy())
         self._torch_missing_logged = True
 
     def _run_all(self, workers: Sequence[PooledWorker], ready: Mapping[str, DeviceFacts]) -> None:

@@ -1,12 +1,13 @@
 """All checks of a host and a configuration, in the order of the report."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from exporter.check.finding import Finding, Level
-from exporter.check.flops import ask_dcgm, dcgm_findings, flops_source
-from exporter.check.gpus import driver_findings, gpu_findings
+from exporter.check.flops import DcgmAnswer, ask_dcgm, dcgm_findings, flops_source
+from exporter.check.gpus import driver_findings, gpu_findings, missing_gpu_findings
 from exporter.check.host import (
     clock_findings,
     engine_findings,
@@ -15,7 +16,7 @@ from exporter.check.host import (
     probe_findings,
     state_findings,
 )
-from exporter.check.subprocesses import Answer, ask_driver, ask_torch
+from exporter.check.subprocesses import Answer, Question, ask_driver, ask_torch
 from exporter.config.model import Config
 
 
@@ -57,34 +58,88 @@ def examine(
     torch_seconds: float = TORCH_SECONDS,
 ) -> Report:
     """Examine this host. `mistakes` are those of the configuration, which is then the default one."""
-    no_answer = Answer(())
-    driver_question = ask_driver(driver_seconds) if config.sampling.modes["nvml"] != "off" else None
-    torch_question = ask_torch(torch_seconds) if config.probes.enabled else None
-    findings = [
+    look = _Looker()
+    driver_question = torch_question = None
+    if config.sampling.modes["nvml"] != "off":
+        driver_question = look.ask("driver", lambda: ask_driver(driver_seconds))
+    if config.probes.enabled:
+        torch_question = look.ask("probes", lambda: ask_torch(torch_seconds))
+    look.findings += [
         Finding("configuration", Level.FAILURE, mistake, "correct it; defaults are used below")
         for mistake in mistakes
-    ]
-    if not mistakes:
-        findings.append(Finding("configuration", Level.OK, "valid"))
-    findings += port_findings(config)
-    findings += state_findings(config)
-    findings += clock_findings()
-    driver = driver_question.answer() if driver_question is not None else no_answer
+    ] or [Finding("configuration", Level.OK, "valid")]
+    look.at("port", lambda: port_findings(config))
+    look.at("state file", lambda: state_findings(config))
+    look.at("clock", clock_findings)
+    driver = look.answer(driver_question)
     gpus = driver.documents[1:]
-    findings += driver_findings(driver, config)
-    dcgm = ask_dcgm(config, gpus)
-    findings += gpu_findings(driver, config, dcgm)
-    findings += dcgm_findings(dcgm, config, gpus)
-    torch = torch_question.answer() if torch_question is not None else None
-    findings += probe_findings(torch, config, gpus, next(iter(driver.documents), None))
-    findings += engine_findings(config)
-    findings += kubernetes_findings(config)
+    if driver_question is not None or config.sampling.modes["nvml"] == "off":
+        look.at("driver", lambda: driver_findings(driver, config))
+    dcgm = look.ask("dcgm", lambda: ask_dcgm(config, gpus)) or DcgmAnswer()
+    look.at("gpus", lambda: gpu_findings(driver, config, dcgm))
+    look.at("gpus", lambda: missing_gpu_findings(driver, config))
+    look.at("dcgm", lambda: dcgm_findings(dcgm, config, gpus))
+    torch = look.answer(torch_question) if torch_question is not None else None
+    if torch is not None or not config.probes.enabled:
+        look.at(
+            "probes",
+            lambda: probe_findings(torch, config, gpus, next(iter(driver.documents), None)),
+        )
+    look.at("engine", lambda: engine_findings(config))
+    look.at("kubernetes", lambda: kubernetes_findings(config))
+    described = look.ask("gpus", lambda: tuple(_described(gpu, dcgm, config) for gpu in gpus))
     return Report(
-        findings=tuple(findings),
+        findings=tuple(look.findings),
         driver=driver.documents[0] if driver.documents else {},
-        gpus=tuple(
-            {**gpu, "flops_source": flops_source(gpu, dcgm, config).name} if "gpm" in gpu else gpu
-            for gpu in gpus
-        ),
+        gpus=described or tuple(gpus),
         torch=torch.documents[-1] if torch is not None and torch.documents else {},
+    )
+
+
+def _described(gpu: dict[str, Any], dcgm: DcgmAnswer, config: Config) -> dict[str, Any]:
+    if "gpm" not in gpu:
+        return gpu
+    return {**gpu, "flops_source": flops_source(gpu, dcgm, config).name}
+
+
+_Answered = TypeVar("_Answered")
+
+
+class _Looker:
+    """Collects findings. What cannot be examined is a finding, too: a checker never crashes."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+
+    def at(self, area: str, examine_area: Callable[[], Iterable[Finding]]) -> None:
+        """Add what there is to say of an area, as far as it can be examined."""
+        try:
+            self.findings.extend(examine_area())
+        except Exception as fault:  # noqa: BLE001  one area's fault must not cost the report
+            self.findings.append(_not_examined(area, fault))
+
+    def ask(self, area: str, question: Callable[[], _Answered]) -> _Answered | None:
+        """What the question gives; None where it cannot be asked."""
+        try:
+            return question()
+        except Exception as fault:  # noqa: BLE001  the same
+            self.findings.append(_not_examined(area, fault))
+            return None
+
+    def answer(self, question: Question | None) -> Answer:
+        """What a process answers; nothing where it was not asked."""
+        if question is None:
+            return Answer(())
+        return self.ask("driver", question.answer) or Answer(())
+
+
+def _not_examined(area: str, fault: Exception) -> Finding:
+    if isinstance(fault, OSError):
+        reason = os.strerror(fault.errno).lower() if fault.errno else str(fault)
+        place = f"{fault.filename}: " if fault.filename else ""
+        remedy = "run the check as the user that flopwatch runs as"
+        return Finding(area, Level.WARNING, f"could not be examined: {place}{reason}", remedy)
+    text = f"could not be examined: {type(fault).__name__}: {fault}"
+    return Finding(
+        area, Level.WARNING, text, "report it, with the output of flopwatch check --json"
     )

@@ -1,8 +1,8 @@
 """Findings about the driver and its GPUs."""
 
+import glob
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from exporter.check.finding import Finding, Level
@@ -92,6 +92,31 @@ def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[F
             yield from _instances(area, device, config, dcgm)
 
 
+def missing_gpu_findings(answer: Answer, config: Config) -> Iterator[Finding]:
+    """GPUs that the configuration names by an index that this host does not have."""
+    if not answer.documents or answer.documents[0].get("error") is not None:
+        return
+    known = {str(device["index"]) for device in answer.documents[1:]}
+    wanted = [
+        (f"gpus[{position}].match.index", rule.index)
+        for position, rule in enumerate(config.sampling.gpus)
+    ]
+    wanted += [
+        (f"workloads[{position}].gpus", gpu)
+        for position, workload in enumerate(config.workloads)
+        for gpu in workload.gpus
+        if isinstance(gpu, int)
+    ]
+    for place, index in wanted:
+        if index is not None and str(index) not in known:
+            yield Finding(
+                "configuration",
+                Level.WARNING,
+                f"{place}: no GPU {index} on this host, GPUs: {', '.join(sorted(known)) or 'none'}",
+                "correct it, or find out why the GPU is not there: nvidia-smi -L",
+            )
+
+
 def _permissions(level: Level, why: str) -> Iterator[Finding]:
     for node in _device_nodes():
         if not os.access(node, os.R_OK | os.W_OK):
@@ -169,4 +194,4 @@ def _instances(
 
 
 def _device_nodes() -> list[str]:
-    return [str(path) for path in sorted(Path("/dev").glob("nvidia*")) if not path.is_dir()]
+    return [node for node in sorted(glob.glob("/dev/nvidia*")) if not os.path.isdir(node)]  # noqa: PTH112, PTH207  pathlib raises where a node may not be looked at

@@ -1,9 +1,11 @@
 """Findings about the host around the GPUs: sockets, files, clocks, other services."""
 
+import contextlib
 import ctypes
 import os
 import re
 import struct
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from exporter.config.model import Config
 from exporter.errors import ListenError
 from exporter.http_client import Reason, ScrapeError, fetch
 from exporter.web.addresses import open_listener, parse_listen_address
+from flopwatch.remedies import torch_remedy
 from probes.state import usable_state_path
 
 
@@ -28,53 +31,64 @@ _TIMEX_BYTES = 256  # struct timex is 208 bytes on 64-bit Linux
 _TIMEX_MAXERROR = struct.Struct("@lll l")
 # torch.cuda.get_arch_list: sm_80, sm_90a, compute_120.
 _BUILT = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[af]?")
+# As much as a state file of sixteen GPUs takes.
+_STATE_TRIAL_BYTES = 64 * 1024
 # Scrapes are a second apart or more: timestamps that are further off mislead.
 _CLOCK_ERROR_SECONDS = 1.0
 
 
 def port_findings(config: Config) -> Iterator[Finding]:
     """Whether the daemon could listen, or does already."""
-    for address in config.web.listen_address:
-        try:
-            open_listener(address, 1).close()
-        except ListenError as error:
-            host, port = parse_listen_address(address)
-            if _is_flopwatch(host, port):
-                yield Finding("port", Level.OK, f"{address}: flopwatch is listening already")
+    with contextlib.ExitStack() as listening:
+        for address in config.web.listen_address:
+            try:
+                # Kept open until the end: an address that is given twice is in use the second time.
+                listening.enter_context(open_listener(address, 1))
+            except ListenError as error:
+                host, port = parse_listen_address(address)
+                if _is_flopwatch(host, port):
+                    yield Finding("port", Level.OK, f"{address}: flopwatch is listening already")
+                else:
+                    yield Finding("port", Level.FAILURE, str(error), "choose another address")
             else:
-                yield Finding("port", Level.FAILURE, str(error), "choose another address")
-        else:
-            yield Finding("port", Level.OK, f"{address} is free")
+                yield Finding("port", Level.OK, f"{address} is free")
 
 
 def state_findings(config: Config) -> Iterator[Finding]:
     """Where baselines and calibration will be kept."""
     path = config.state_file
-    if _can_be_written(path):
+    obstacle = _obstacle(path)
+    if obstacle is None:
         yield Finding("state file", Level.OK, str(path))
         return
-    path = usable_state_path(path)  # the user's: the other cannot be
-    if _can_be_written(path):
-        yield Finding(
-            "state file", Level.NOTE, f"{config.state_file} cannot be written; {path} is used"
-        )
-    else:
-        yield Finding(
-            "state file",
-            Level.WARNING,
-            f"neither {config.state_file} nor {path} can be written: baselines end with the process",
-            "set state_file",
-        )
+    other = usable_state_path(path)  # the user's, where the other's folder cannot be written
+    if other != path and _obstacle(other) is None:
+        yield Finding("state file", Level.NOTE, f"{path}: {obstacle}; {other} is used")
+        return
+    if other != path:
+        obstacle = f"{obstacle}; {other}: {_obstacle(other)}"
+    yield Finding(
+        "state file",
+        Level.WARNING,
+        f"{path}: {obstacle}: baselines end with the process",
+        "free some space, or set state_file to a file that can be written",
+    )
 
 
-def _can_be_written(path: Path) -> bool:
-    """Whether the file is there and writable, or can be made, folders included."""
-    if path.exists():
-        return os.access(path, os.W_OK)
+def _obstacle(path: Path) -> str | None:
+    """Why a state file cannot be written there; None where it can. Folders may be made for it."""
+    if os.path.isdir(path):  # noqa: PTH112  pathlib raises where it may not look
+        return "is a folder"
     folder = path.parent
-    while not folder.exists():
+    while not os.path.isdir(folder) and folder != folder.parent:  # noqa: PTH112
         folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    try:
+        # Only a byte on the disk tells that the disk takes one: a full one lets files be made.
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(_STATE_TRIAL_BYTES))
+    except OSError as error:
+        return f"{folder} cannot be written: {(error.strerror or str(error)).lower()}"
+    return None
 
 
 def engine_findings(config: Config) -> Iterator[Finding]:
@@ -96,7 +110,17 @@ def kubernetes_findings(config: Config) -> Iterator[Finding]:
     if config.pod_resources == "off":
         return
     socket = Path(config.pod_resources_socket)
-    if not socket.exists():
+    try:
+        socket.stat()
+    except PermissionError:
+        yield Finding(
+            "kubernetes",
+            Level.FAILURE if config.pod_resources == "on" else Level.WARNING,
+            f"{socket}: permission denied: pods are not named",
+            "run as root, or kubernetes.pod_resources: off",
+        )
+        return
+    except OSError:
         if config.pod_resources == "on":
             yield Finding(
                 "kubernetes", Level.FAILURE, f"{socket} is not there", "mount it into the pod"
@@ -149,14 +173,12 @@ def probe_findings(
         yield Finding("probes", Level.NOTE, "turned off by probes.enabled")
         return
     pause = config.probes.pause_file
-    if pause is not None and pause.exists():
+    if pause is not None and os.path.exists(pause):  # noqa: PTH110  pathlib raises where it may not look
         yield Finding("probes", Level.NOTE, f"paused: {pause} exists")
     torch = answer.documents[-1] if answer.documents else {"error": answer.error or "no answer"}
     if "error" in torch:
         text = "torch took too long to load" if answer.late else f"no torch: {torch['error']}"
-        yield Finding(
-            "probes", Level.WARNING, text, "pip install flopwatch[probes], or probes.enabled: false"
-        )
+        yield Finding("probes", Level.WARNING, text, f"{torch_remedy()}, or probes.enabled: false")
     elif gpus and not torch["cuda_available"]:
         built = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
         yield Finding(

@@ -6,8 +6,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from exporter.cli.options import add_config_flags, config_origin
-from exporter.errors import ConfigError
+from exporter.cli.options import add_config_flags, config_origin, load_startable
+from exporter.errors import FlopwatchError
 
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def run(parsed: argparse.Namespace) -> int:
     set_up_logging("error", "logfmt")
     mistakes: tuple[str, ...] = ()
     try:
-        config = load_config(config_origin(parsed))
-    except ConfigError as error:
-        mistakes = error.mistakes
+        config = load_startable(config_origin(parsed))
+    except FlopwatchError as error:
+        mistakes = tuple(str(error).splitlines())
         config = load_config(ConfigOrigin(file=None, flags={}, environment={}))
     report = examine(config, mistakes)
     if parsed.json:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from exporter.cli.options import add_config_flags, config_origin
+from exporter.cli.options import add_config_flags, config_origin, load_startable
 
 
 def add_parser(subparsers: Any) -> None:
@@ -17,6 +17,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--markdown", action="store_true", help="print docs/configuration.md instead"
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="print nothing: the exit code says whether serve would start with it",
+    )
     parser.set_defaults(run=run)
 
 
@@ -27,11 +32,12 @@ def run(parsed: argparse.Namespace) -> int:
 
         print(configuration_page(), end="")
         return 0
+    config = load_startable(config_origin(parsed))
+    if parsed.check:
+        return 0
     import yaml
 
-    from exporter.config.load import load_config
-
-    values = load_config(config_origin(parsed)).values
+    values = config.values
     print(yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True), end="")
     return 0
 

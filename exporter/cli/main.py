@@ -1,67 +1,118 @@
 """`flopwatch`: the command line."""
 
 import argparse
+import contextlib
+import errno
 import importlib
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
 from exporter.errors import FlopwatchError
-from exporter.version import REVISION, VERSION
+from exporter.version import version_line
 
 
 # Subcommands in the order of the help. Each module has `add_parser(subparsers)`.
-_COMMANDS = ("serve", "top", "check", "probe", "calibrate", "simulate", "config", "metrics")
+COMMANDS = ("serve", "top", "check", "probe", "calibrate", "simulate", "config", "metrics")
 # Those that run for months beside a server.
 _LEAN_COMMANDS = ("serve",)
+# What writing to a full disk, or to a terminal that has gone, ends with.
+_OUTPUT_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EBADF})
 
-EXIT_USAGE = 2
 EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
+EXIT_OUTPUT = 74  # EX_IOERR
+EXIT_INTERRUPTED = 130  # as a shell says of SIGINT
 _TRACEBACK_VARIABLE = "FLOPWATCH_TRACEBACK"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; a mistake of the user's is one line on standard error and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="flopwatch",
-        description="How many FLOPS each GPU delivers, and where the others went.",
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"flopwatch {VERSION} (revision {REVISION})"
-    )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    # A daemon does not carry the modules of the other subcommands: only the one asked for is loaded.
-    given = next(
-        (a for a in (sys.argv[1:] if arguments is None else arguments) if a[:1] != "-"), ""
-    )
-    if given in _LEAN_COMMANDS:
-        _load_structlog_alone()
-    for name in (given,) if given in _COMMANDS else _COMMANDS:
-        importlib.import_module(f"exporter.cli.{name}").add_parser(subparsers)
+    """Run a subcommand; a mistake of the user's is one line on standard error, with its exit code."""
     try:
-        parsed = parser.parse_args(arguments)
-        return int(parsed.run(parsed))
+        _prepare_streams()
+        code = _run(arguments)
+        sys.stdout.flush()
     except FlopwatchError as error:
         for line in str(error).splitlines():
             print(f"flopwatch: {line}", file=sys.stderr)
-        return EXIT_USAGE
+        return error.exit_code
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone (`flopwatch metrics | head`); say no more to it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has gone (`flopwatch metrics | head`).
+        _let_go_of_output()
         return 0
-    except Exception as error:
-        if os.environ.get(_TRACEBACK_VARIABLE):
-            raise
-        print(
-            f"flopwatch: internal error: {type(error).__name__}: {error}; please report it, with "
-            f"what {_TRACEBACK_VARIABLE}=1 prints",
-            file=sys.stderr,
-        )
-        return EXIT_INTERNAL
+    except OSError as error:
+        if error.errno not in _OUTPUT_ERRORS or error.filename is not None:
+            return _internal(error)
+        _let_go_of_output()
+        print(f"flopwatch: standard output: {str(error.strerror).lower()}", file=sys.stderr)
+        return EXIT_OUTPUT
+    except Exception as error:  # noqa: BLE001  no traceback reaches a user
+        return _internal(error)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that does not hide that its help could not be written."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)
+
+
+def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of these subcommands. A daemon does not carry the modules of the others."""
+    parser = _Parser(
+        prog="flopwatch",
+        description="How many FLOPS each GPU delivers, and where the others went.",
+    )
+    parser.add_argument("--version", action="version", version=version_line())
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in commands:
+        importlib.import_module(f"exporter.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    given = next((word for word in words if word[:1] != "-"), "")
+    if given in _LEAN_COMMANDS:
+        _load_structlog_alone()
+    parser = build_parser((given,) if given in COMMANDS else COMMANDS)
+    try:
+        parsed = parser.parse_args(arguments)
+    finally:  # a help text that cannot be written is found out now, and not at the interpreter's end
+        sys.stdout.flush()
+    return int(parsed.run(parsed))
+
+
+def _internal(error: Exception) -> int:
+    if os.environ.get(_TRACEBACK_VARIABLE):
+        raise error
+    print(
+        f"flopwatch: internal error: {type(error).__name__}: {error}; please report it, with "
+        f"what {_TRACEBACK_VARIABLE}=1 prints",
+        file=sys.stderr,
+    )
+    return EXIT_INTERNAL
+
+
+def _prepare_streams() -> None:
+    """Make standard output and error writable whatever they are: closed, or of another encoding."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  for the whole run
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _let_go_of_output() -> None:
+    """Say no more to standard output, also at the interpreter's end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _load_structlog_alone() -> None:

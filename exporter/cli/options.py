@@ -2,9 +2,14 @@
 
 import argparse
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from exporter.config.load import CONFIG_FILE_VARIABLE, ConfigOrigin
+
+
+if TYPE_CHECKING:
+    from exporter.config.model import Config
 
 
 # Flag, path of the configuration key that it sets, argparse arguments.
@@ -75,3 +80,27 @@ def config_origin(parsed: argparse.Namespace) -> ConfigOrigin:
         },
         environment=environment,
     )
+
+
+def load_startable(origin: ConfigOrigin) -> "Config":
+    """The configuration, with everything checked that `serve` would refuse to start with.
+
+    Raises FlopwatchError. What a host can change by itself, such as a port in use, is not looked at.
+    """
+    from exporter.config.load import load_config
+    from exporter.errors import ConfigError, ListenError
+    from exporter.web.addresses import parse_listen_address
+    from exporter.web.config import load_web_config
+
+    config = load_config(origin)
+    mistakes = []
+    for address in config.web.listen_address:
+        try:
+            parse_listen_address(address)
+        except ListenError as error:
+            mistakes.append(f"web.listen_address: {error}")
+    if mistakes:
+        raise ConfigError(mistakes)
+    if config.web.config_file:
+        load_web_config(Path(config.web.config_file))
+    return config

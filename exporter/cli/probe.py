@@ -13,6 +13,7 @@ from exporter.cli.options import add_config_flags, config_origin
 from exporter.config.load import load_config
 from exporter.config.model import Config
 from exporter.errors import FlopwatchError
+from flopwatch.remedies import torch_remedy
 from probes.burn_in import BurnIn, Step
 from probes.facts import DeviceFacts
 from probes.gates import HOT_REASONS
@@ -175,7 +176,7 @@ def check_device(facts: DeviceFacts, config: Config) -> None:
 def describe_failure(error: WorkerFailedError) -> str:
     """One line for a worker that could not start."""
     if error.outcome == "torch_missing":
-        return "the probes need torch: pip install 'flopwatch[probes]'"
+        return f"the probes need torch: {torch_remedy()}"
     return f"the probe worker failed: {error.text}"
 
 

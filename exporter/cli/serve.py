@@ -6,7 +6,7 @@ import ctypes
 import gc
 from typing import Any
 
-from exporter.cli.options import add_config_flags, config_origin
+from exporter.cli.options import add_config_flags, config_origin, load_startable
 
 
 # mallopt(3), of glibc only.
@@ -25,11 +25,10 @@ def add_parser(subparsers: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Serve until told to end."""
     _keep_one_malloc_arena()
-    from exporter.config.load import load_config
     from exporter.logging_setup import set_up_logging
 
     origin = config_origin(parsed)
-    config = load_config(origin)
+    config = load_startable(origin)
     set_up_logging(config.log_level, config.log_format)
     from exporter.app import Daemon, end_process
 

@@ -54,12 +54,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Show the status until Ctrl-C; once where that was asked for, or where nobody looks."""
-    try:
-        from rich.console import Console
-    except ImportError:
-        raise FlopwatchError(
-            "top needs rich, which is not installed: pip install flopwatch[terminal]"
-        ) from None
+    from rich.console import Console
+
     from exporter.status.client import Access, fetch_status
 
     if not parsed.interval >= _INTERVAL_MIN:

@@ -92,6 +92,12 @@ class HostSampling:
         """Whether the driver is there, but no longer for this process."""
         return self._library.barred
 
+    def stalled(self, now: float) -> tuple[str, ...]:
+        """Devices whose sampler has ended or stands still by a fault of ours, not of the driver."""
+        with self._lock:
+            samplers = tuple(self._samplers.items())
+        return tuple(key for key, sampler in samplers if sampler.stalled(now))
+
     def mark(self, now: float) -> object:
         """Cheap, and another one whenever `published` would give something else."""
         with self._lock:

@@ -18,6 +18,8 @@ log = structlog.get_logger(__name__)
 
 BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_LAST_SECONDS = 60.0
+# A thread that waits for nothing but its own clock moves at least this often, the longest backoff aside.
+_STALLED_SECONDS = 30.0
 # What is measured between two ticks is there this long after the first one, and not a whole interval
 # later: a little more than the shortest window of GPM.
 _FIRST_WINDOW_SECONDS = 0.12
@@ -84,6 +86,7 @@ class Sampler:
         self._stop = threading.Event()
         self._ticks = TickStatistics()
         self._busy_since: float | None = None
+        self._moved_at = time.monotonic()
         self._thread = BoundedThread(target=self._run, name=f"gpu-{device.key}")
 
     def start(self) -> None:
@@ -104,9 +107,18 @@ class Sampler:
         since = self._busy_since
         return since is not None and now - since > self._settings().deadline
 
+    def stalled(self, now: float) -> bool:
+        """Whether the thread has ended, or stands still, and no driver call is to blame."""
+        if self._stop.is_set():
+            return False
+        longest = max(self._settings().interval, BACKOFF_LAST_SECONDS) + _STALLED_SECONDS
+        still = self._busy_since is None and now - self._moved_at > longest
+        return still or not self._thread.is_alive()
+
     def _run(self) -> None:
         backoff = BACKOFF_FIRST_SECONDS
         while not self._stop.is_set():
+            self._moved_at = time.monotonic()
             well_since: float | None = None
             try:
                 self._watched(self.device.open)
@@ -178,7 +190,7 @@ class Sampler:
         return True
 
     def _tick(self) -> None:
-        started = time.monotonic()
+        started = self._moved_at = time.monotonic()
         state = self._watched(lambda: self.device.tick(self._ticks))
         if state is not None:
             self._publish(state)

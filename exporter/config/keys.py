@@ -127,7 +127,7 @@ SCHEMA = Section(
             '[{match: {name: "NVIDIA H100*"}, precision: fp8}]',
         ),
         "probes": Section(
-            "The micro-probes. They need torch (`pip install flopwatch[probes]`).",
+            "The micro-probes. They need torch ([install.md](install.md)).",
             {
                 "enabled": Key(boolean(), _PROBES.enabled, "Run probes.", "true"),
                 "interval": Key(

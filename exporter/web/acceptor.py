@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from exporter.errors import ListenError
+from exporter.errors import AddressUnavailableError
 from exporter.web.addresses import is_exhaustion, open_listener
 from exporter.web.limits import Limits
 
@@ -56,7 +56,7 @@ class Acceptor:
                 selector = opened.enter_context(selectors.DefaultSelector())
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
-                raise ListenError(f"cannot listen: {reason}") from error
+                raise AddressUnavailableError(f"cannot listen: {reason}") from error
             opened.pop_all()
         for listener in listeners:
             selector.register(listener, selectors.EVENT_READ, listener)

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 
-from exporter.errors import ListenError
+from exporter.errors import AddressUnavailableError, ListenError
 
 
 _PORT_MAX = 65535
@@ -56,7 +56,8 @@ def format_address(host: str, port: int) -> str:
 def open_listener(text: str, backlog: int) -> socket.socket:
     """Open a non-blocking listening socket; without a host it serves IPv6 and IPv4.
 
-    Raises ListenError: "cannot listen on 127.0.0.1:9907: address already in use".
+    Raises ListenError: "cannot listen on 127.0.0.1:9907: address already in use". It is an
+    AddressUnavailableError where the same address may be bound later.
     """
     host, port = parse_listen_address(text)
     try:
@@ -67,7 +68,9 @@ def open_listener(text: str, backlog: int) -> socket.socket:
         # A resolver's error numbers (EAI_*) are negative and mean nothing to strerror.
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror or str(error)
-        raise ListenError(f"cannot listen on {text}: {reason.lower()}") from error
+        # A port below 1024 stays forbidden; a port in use and a name not yet resolved do not stay so.
+        kind = ListenError if error.errno == errno.EACCES else AddressUnavailableError
+        raise kind(f"cannot listen on {text}: {reason.lower()}") from error
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:

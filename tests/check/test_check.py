@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from exporter.check import doctor
 from exporter.check.host import clock_findings, probe_findings
 from exporter.check.subprocesses import Answer, ask_driver
 from exporter.config.load import ConfigOrigin, load_config
+from flopwatch.remedies import torch_remedy
 from tests.dcgm.server import ALL_FIELDS, DEFAULT_FIELDS, DcgmExporter, device_rows
 from tests.fake_nvml import (
     A100,
@@ -407,7 +409,7 @@ def test_without_torch_the_probes_are_a_warning(monkeypatch: pytest.MonkeyPatch,
 
     (finding,) = [f for f in report.findings if f.area == "probes"]
     assert finding.text == "no torch: ImportError: no torch here"
-    assert finding.remedy == "pip install flopwatch[probes], or probes.enabled: false"
+    assert finding.remedy == f"{torch_remedy()}, or probes.enabled: false"
     assert finding.level == "warning"
 
 
@@ -443,3 +445,180 @@ def test_a_driver_mismatch_is_called_by_its_name(check: Check, tmp_path: Path) -
         "failure",
         "driver library and kernel module are of different versions",
     )
+
+
+# Who may run a check: somebody else than root, and root without its privileges.
+UNPRIVILEGED = {
+    "another user": ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"],
+    "root without capabilities": ["setpriv", "--bounding-set=-all", "--inh-caps=-all"],
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes privileges away: needs root")
+@pytest.mark.parametrize("who", UNPRIVILEGED)
+def test_without_privileges_each_finding_is_a_finding(who: str, tmp_path: Path) -> None:
+    """A kubelet's folder and a state folder that may not be looked into: said, and no crash."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "kubelet.sock").touch()
+    (closed / "pause").touch()
+    closed.chmod(0o700)
+    os.chown(closed, 1, 1)  # not root's: without capabilities root is nobody special
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(0o755)
+    finished = subprocess.run(
+        [*UNPRIVILEGED[who], sys.executable, "-m", "exporter", "check", "--json"],
+        env={
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "XDG_STATE_HOME": str(closed),
+            "FLOPWATCH_WEB_LISTEN_ADDRESS": "127.0.0.1:0",
+            "FLOPWATCH_KUBERNETES_SOCKET": str(closed / "kubelet.sock"),
+            "FLOPWATCH_STATE_FILE": str(closed / "deep/state.json"),
+            "FLOPWATCH_PROBES_PAUSE_FILE": str(closed / "pause"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    report = json.loads(finished.stdout)
+    assert found(report, "kubernetes") == [
+        ("warning", f"{closed}/kubelet.sock: permission denied: pods are not named")
+    ]
+    ((level, text),) = found(report, "state file")
+    assert (level, "permission denied" in text) == ("warning", True)
+
+
+def test_a_fault_of_the_checker_costs_one_area(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody expected is a finding that asks to be reported; all others are there."""
+
+    def fail() -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(doctor, "clock_findings", fail)
+    config = load_config(ConfigOrigin(environment={"FLOPWATCH_PROBES_ENABLED": "false"}))
+
+    report = doctor.examine(config)
+
+    (clock,) = [finding for finding in report.findings if finding.area == "clock"]
+    assert clock.text == "could not be examined: ZeroDivisionError: a bug"
+    assert {"configuration", "port", "driver"} <= {finding.area for finding in report.findings}
+
+
+def test_an_address_that_is_given_twice_is_in_use_the_second_time(check: Check) -> None:
+    """Serve would not start with it either."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    code, report = check(FLOPWATCH_WEB_LISTEN_ADDRESS=f"{address},{address}")
+
+    assert code == 1
+    assert [level for level, _text in found(report, "port")] == ["ok", "failure"]
+
+
+def test_a_gpu_that_is_not_there_is_named(check: Check, tmp_path: Path) -> None:
+    """It may be a mistake, or a GPU that has not come up; the daemon serves the others."""
+    with FakeNvml([H100], tmp_path) as fake:
+        code, report = check(fake, "gpus: [{match: {index: 7}, precision: fp8}]\n")
+
+    assert code == 0
+    assert ("warning", "gpus[0].match.index: no GPU 7 on this host, GPUs: 0") in found(
+        report, "configuration"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system: needs root")
+def test_a_disk_without_space_keeps_no_state(tmp_path: Path) -> None:
+    """Files can be made on a full disk, and nothing written to them."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = (
+        f"mount -t tmpfs -o size=64k tmpfs {disk} && dd if=/dev/zero of={disk}/fill bs=4k 2>/dev/null; "
+        f"{sys.executable} -m exporter check --json"
+    )
+    finished = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", words],
+        env={
+            **os.environ,
+            "FLOPWATCH_STATE_FILE": f"{disk}/state.json",
+            "FLOPWATCH_PROBES_ENABLED": "false",
+            "FLOPWATCH_WEB_LISTEN_ADDRESS": "127.0.0.1:0",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert found(json.loads(finished.stdout), "state file") == [
+        (
+            "warning",
+            (
+                f"{disk}/state.json: {disk} cannot be written: no space left on device: baselines end "
+                "with the process"
+            ),
+        )
+    ]
+
+
+def test_a_folder_is_no_state_file(check: Check, tmp_path: Path) -> None:
+    """The daemon serves without it, and says so; the check does, too."""
+    code, report = check(FLOPWATCH_STATE_FILE=str(tmp_path))
+
+    assert code == 0
+    assert found(report, "state file") == [
+        ("warning", f"{tmp_path}: is a folder: baselines end with the process")
+    ]
+
+
+# Configurations that can never work, by what is wrong with them: files, and flags.
+NEVER: dict[str, tuple[dict[str, str], list[str]]] = {
+    "address without a port": ({}, ["--web.listen-address", "9907"]),
+    "address of another kind": ({}, ["--web.listen-address", "[::1"]),
+    "no web configuration there": ({}, ["--web.config.file", "none.yml"]),
+    "unknown key of the web configuration": (
+        {"web.yml": "tls_server_konfig: {}\n"},
+        ["--web.config.file", "web.yml"],
+    ),
+    "a certificate that is none": (
+        {"web.yml": "tls_server_config: {cert_file: web.yml, key_file: web.yml}\n"},
+        ["--web.config.file", "web.yml"],
+    ),
+    "a password in clear text": (
+        {"web.yml": "basic_auth_users: {prometheus: secret}\n"},
+        ["--web.config.file", "web.yml"],
+    ),
+    "unknown key": ({"config.yml": "sampling: {intervall: 1s}\n"}, ["--config.file", "config.yml"]),
+    "no configuration there": ({}, ["--config.file", "none.yml"]),
+}
+
+
+@pytest.mark.parametrize("what", NEVER)
+def test_serve_check_and_config_refuse_the_same(what: str, tmp_path: Path) -> None:
+    """By the same words, with 2 for what serve would never start with, and 1 of a check."""
+    files, flags = NEVER[what]
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    said = {}
+    for command, code in (("serve", 2), ("config", 2), ("check", 1)):
+        result = subprocess.run(
+            [sys.executable, "-m", "exporter", command, *flags],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+                "FLOPWATCH_PROBES_ENABLED": "false",
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == code, (command, result.stderr)
+        said[command] = result
+
+    assert said["serve"].stderr == said["config"].stderr
+    assert said["serve"].stderr.startswith("flopwatch: ")
+    assert said["check"].stderr == ""
+    mistake = said["serve"].stderr.splitlines()[0].removeprefix("flopwatch: ")
+    assert mistake.replace(" ", "") in said["check"].stdout.replace(" ", "").replace("\n", "")

@@ -125,6 +125,10 @@ def test_readiness_watchdog_and_restart_are_systemds_business():
     assert service["WatchdogSec"] == ["30s"]
     assert service["Restart"] == ["always"]
     assert service["RestartPreventExitStatus"] == ["2"]
+    assert service["ExecReload"] == [
+        "/bin/kill -HUP $MAINPID",
+        "/opt/flopwatch/bin/flopwatch config --check",
+    ]
     assert service["User"] == ["flopwatch"]
 
 

@@ -1,7 +1,6 @@
 """`flopwatch top`: a daemon's status in the terminal, and one clear line where there is none."""
 
 import base64
-import builtins
 import io
 import socket
 from collections.abc import Iterator
@@ -228,22 +227,6 @@ class TestCommand:
         captured = capsys.readouterr()
         assert captured.err == f"flopwatch: http://127.0.0.1:{closed_port}: connection refused\n"
         assert captured.out == ""
-
-    def test_without_rich_it_names_the_remedy(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """The terminal is an extra."""
-        real = builtins.__import__
-
-        def without_rich(name: str, *rest: Any, **named: Any) -> Any:
-            if name.partition(".")[0] == "rich":
-                raise ImportError(name)
-            return real(name, *rest, **named)
-
-        monkeypatch.setattr(builtins, "__import__", without_rich)
-
-        assert main(["top", "--once"]) == 2
-        assert "pip install flopwatch[terminal]" in capsys.readouterr().err
 
     @pytest.mark.parametrize("interval", ["0", "-1", "nan"])
     def test_an_interval_that_makes_no_sense(

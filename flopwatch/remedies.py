@@ -1,0 +1,21 @@
+"""What to type on this machine to install what is missing."""
+
+import importlib.util
+import os
+import sys
+
+
+# The extra `probes` of pyproject.toml.
+TORCH_REQUIREMENTS = ("numpy>=1.26", "torch>=2.5,<3")
+# Set in the container images, where nothing can be installed.
+_IMAGE_VARIABLE = "FLOPWATCH_IMAGE"
+
+
+def torch_remedy() -> str:
+    """What brings torch into this environment."""
+    if os.environ.get(_IMAGE_VARIABLE):
+        return "use the image that is built with --target full"
+    wanted = " ".join(f"'{requirement}'" for requirement in TORCH_REQUIREMENTS)
+    if importlib.util.find_spec("pip") is None:
+        return f"uv pip install --python {sys.executable} {wanted}"
+    return f"{sys.executable} -m pip install {wanted}"

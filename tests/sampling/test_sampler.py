@@ -1,0 +1,118 @@
+"""What the watchdog is told of a sampler: its own faults, and not those of a driver."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+from exporter.collect.sampler import Sampler, TickStatistics
+from exporter.collect.settings import SamplingSettings
+
+
+MINUTES_LATER = 600.0
+
+
+class Device:
+    """A device whose ticks do what a test wants."""
+
+    key = "0"
+    clock_samples = 1
+
+    def __init__(self, tick: Callable[[], None] = lambda: None) -> None:
+        self._tick = tick
+
+    def open(self) -> None:
+        """Nothing to open."""
+
+    def sample_clock(self) -> None:
+        """Nothing to sample."""
+
+    def tick(self, ticks: TickStatistics) -> Any:
+        self._tick()
+        return SimpleNamespace()
+
+    def skip_gap(self) -> None:
+        """Nothing is counted."""
+
+    def failed(self, error: Exception, ticks: TickStatistics) -> Any:
+        raise SystemExit  # whatever ends a thread that nothing should end
+
+
+@contextmanager
+def sampling(
+    device: Device, publish: Callable[[Any], None] = lambda _state: None
+) -> Iterator[Sampler]:
+    sampler = Sampler(
+        cast(Any, device),
+        lambda: SamplingSettings(interval=0.1),
+        publish,
+        started_at=time.monotonic(),
+    )
+    sampler.start()
+    try:
+        yield sampler
+    finally:
+        sampler.stop()
+
+
+def test_a_sampler_that_ticks_is_well() -> None:
+    """It has moved since the last tick."""
+    ticked = threading.Event()
+    with sampling(Device(ticked.set)) as sampler:
+        assert ticked.wait(30)
+
+        assert not sampler.stalled(time.monotonic())
+
+
+def test_a_driver_call_that_hangs_is_no_fault_of_the_sampler() -> None:
+    """A new process would hang as well, and cost the other GPUs their counters."""
+    called, release = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        called.set()
+        release.wait(30)
+
+    with sampling(Device(hang)) as sampler:
+        assert called.wait(30)
+
+        assert sampler.hung(time.monotonic() + MINUTES_LATER)
+        assert not sampler.stalled(time.monotonic() + MINUTES_LATER)
+        release.set()
+
+
+def test_a_sampler_that_waits_for_anything_else_has_stalled() -> None:
+    """Outside of the driver nothing may take minutes: that is a deadlock of ours."""
+    reached, release = threading.Event(), threading.Event()
+
+    def publish(_state: Any) -> None:
+        reached.set()
+        release.wait(30)
+
+    with sampling(Device(), publish) as sampler:
+        assert reached.wait(30)
+
+        assert sampler.stalled(time.monotonic() + MINUTES_LATER)
+        release.set()
+
+
+def test_a_sampler_whose_thread_has_ended_has_stalled() -> None:
+    """Nobody reads this GPU any more, and nothing else would say so."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with sampling(Device(fail)) as sampler:
+        assert sampler.join(30)
+
+        assert sampler.stalled(time.monotonic())
+
+
+def test_a_sampler_that_was_stopped_is_well() -> None:
+    """The end of the process is no stall."""
+    with sampling(Device()) as sampler:
+        sampler.stop()
+        assert sampler.join(30)
+
+        assert not sampler.stalled(time.monotonic() + MINUTES_LATER)
