@@ -81,7 +81,8 @@ class TestDockerfile:
         self, built: dict[str, Stage], target: str, capabilities: str
     ):
         """NVML is `utility`; kernels need `compute` as well."""
-        assert f"NVIDIA_DRIVER_CAPABILITIES={capabilities}" in built[target].all("ENV")
+        (environment,) = built[target].all("ENV")
+        assert f"NVIDIA_DRIVER_CAPABILITIES={capabilities} " in f"{environment} "
 
     def test_what_is_installed_is_locked_by_hash(self, built: dict[str, Stage]):
         """No install step may reach for a package whose hash is not known beforehand."""
