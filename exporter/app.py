@@ -29,7 +29,7 @@ from exporter.metrics.host import device_samples
 from exporter.metrics.models import workload_samples
 from exporter.metrics.probes import probe_samples
 from exporter.metrics.render import Exposition
-from exporter.procfs import ProcessNames
+from exporter.procfs import process_name
 from exporter.services import Services
 from exporter.state import LiveState, Parts, ReloadStatus, State
 from exporter.status.inputs import StatusSources
@@ -79,7 +79,6 @@ class Daemon:
         self._scraped_at = 0.0
         self._stalled_logged = False
         self._live = LiveState(self._parts, self._mark)
-        self._process_names = ProcessNames()
         self._exposition = Exposition(
             self._samples, series_limit=lambda: self._config.series_limit, state=self._live.now
         )
@@ -179,7 +178,7 @@ class Daemon:
         return chain(
             own_samples(state.reload),
             with_holder_labels(device_samples(state), state, config.holder_labels),
-            process_samples(state, self._process_names.name) if config.process_memory else (),
+            process_samples(state, process_name) if config.process_memory else (),
             probe_samples(state.probes),
             workload_samples(state.workloads),
             holder_samples(state),

@@ -26,7 +26,9 @@ RECOVERY_ACTIONS = {
 class DeviceIdentity:
     """A device that can be monitored: a GPU, a MIG instance, or the host processor.
 
-    `index` is the NVML index ("0"), or "cpu0"; `mig` the GPU instance id of a MIG instance.
+    `index` is the NVML index ("0"), or "cpu0"; `minor` the number of the device node, which need not
+    be the index; `mig` the GPU instance id of a MIG instance, `placement` the id of its profile and
+    its first memory slice, where the driver tells them.
     """
 
     index: str
@@ -44,6 +46,8 @@ class DeviceIdentity:
     memory_size_bytes: int | None = None
     c2c_link_count: int | None = None
     mig: str | None = None
+    minor: int | None = None
+    placement: tuple[int, int] | None = None
 
     @property
     def key(self) -> tuple[str, str]:

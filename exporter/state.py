@@ -15,7 +15,7 @@ from typing import Literal
 from exporter.accounting.counters import HistogramValue
 from exporter.accounting.device import Counters, LastWindow
 from exporter.accounting.peaks import Peaks
-from exporter.attribution.snapshot import HoldersSnapshot
+from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
 from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import DeviceIdentity, FastReading, SlowReading
 from probes.records import ProbeResults, ProbesSnapshot
@@ -191,6 +191,35 @@ class State:
         if mig is None or found is None or found.identity.mig == mig:
             return found
         return self._by_key.get((found.identity.index, mig))
+
+    def held(self, key: DeviceKey) -> DeviceState | None:
+        """The device that a holder's name means; None where this host does not list it."""
+        if key.minor is not None:
+            gpu = self._by_minor(key.minor)
+        else:
+            gpu = self.find(key.uuid or key.index or "")
+        if gpu is None or (key.mig is None and key.placement is None):
+            return gpu
+        if key.mig is not None:
+            return self.find(gpu.identity.index, key.mig)
+        instances = [
+            device
+            for device in self.devices
+            if device.identity.mig is not None and device.identity.index == gpu.identity.index
+        ]
+        for instance in instances:
+            if instance.identity.placement == key.placement:
+                return instance
+        # Unprivileged, the driver does not tell placements: an only instance has none to mistake it for.
+        only = instances[0] if len(instances) == 1 else None
+        return only if only is not None and only.identity.placement is None else None
+
+    def _by_minor(self, minor: str) -> DeviceState | None:
+        """A GPU by its device node; by its index where the driver does not tell any device node."""
+        gpus = [device for device in self.devices if device.identity.mig is None]
+        if all(device.identity.minor is None for device in gpus):
+            return self.find(minor)
+        return next((gpu for gpu in gpus if str(gpu.identity.minor) == minor), None)
 
     def fresh(self, key: int | str, mig: str | None = None) -> DeviceState | None:
         """Like `find`, but None also for a device whose readings are not fresh."""

@@ -1,8 +1,10 @@
 """Which batch jobs hold GPUs: a directory that the scheduler's prolog and epilog keep.
 
 The format is dcgm-exporter's: a file per GPU, named by its index (`0`), or by index and GPU instance
-(`0.3`) for MIG; each line is a job. Files may also be named by a UUID. The directory's writers are
-not trusted with more than job names: links and special files are not opened, and all is bounded.
+(`0.3`) for MIG; each line is a job. Files may also be named by a UUID, or by a device node
+(`nvidia4`), as flopwatch's own Slurm prolog does: Slurm's index of a GPU is not always NVML's. A
+line may give an array task's job id and its name, `1235 1234_7`: the name is shown.
+The directory's writers are not trusted with more than job names: links and special files are not opened, and all is bounded.
 """
 
 import os
@@ -20,6 +22,8 @@ _FILE_BYTES_MAX = 16 * 1024
 _JOBS_PER_DEVICE_MAX = 64
 _JOB_LENGTH_MAX = 128
 _INDEX = re.compile(r"(\d{1,4})(?:\.(\d{1,4}))?")
+_NAMED = re.compile(r"(\d{1,18}) +(\d{1,18}_\d{1,18})")
+_NODE = re.compile(r"nvidia(\d{1,4})")
 _UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z-]{1,64}")
 
 
@@ -57,13 +61,17 @@ def _jobs(folder: Path, names: list[str]) -> Iterator[JobUse]:
         key = _device(name)
         if key is not None:
             for job in _lines(folder / name)[:_JOBS_PER_DEVICE_MAX]:
-                yield JobUse(key, job)
+                named = _NAMED.fullmatch(job)
+                yield JobUse(key, named[2], named[1]) if named else JobUse(key, job)
 
 
 def _device(name: str) -> DeviceKey | None:
     indexed = _INDEX.fullmatch(name)
     if indexed:
         return DeviceKey(index=str(int(indexed[1])), mig=indexed[2])
+    node = _NODE.fullmatch(name)
+    if node:
+        return DeviceKey(minor=str(int(node[1])))
     return DeviceKey(uuid=name) if _UUID.fullmatch(name) else None
 
 

@@ -1,9 +1,13 @@
 """Which Slurm jobs hold GPUs: the control groups of the processes that NVML lists.
 
-Slurm's cgroup plugin puts each step below `…/job_<id>/step_<id>`, in every version: with cgroup v1
+Slurm's cgroup plugin puts each step below `…/job_<id>/step_<id>`: with cgroup v1
 `/slurm/uid_1000/job_42/step_0/task_0`, with v2
-`/system.slice/slurmstepd.scope/job_42/step_0/user/task_0`. (Slurm documentation, cgroup.conf and
-cgroup v2 pages.) It needs neither root nor a prolog, but sees only jobs that have opened the GPU.
+`/system.slice/slurmstepd.scope/job_42/step_0/user/task_0`. From 26.05 on, unless
+`CgroupJobIdPaths=yes` is set, the job's directory is its SLUID (an `s` and 13 characters of
+Crockford's base 32): `/system.slice/slurmstepd.scope/s5K1KKYAYG5D00/step_0/user/task_0`. The number
+then stands in the title of the step's daemon, `slurmstepd: [42.0]`. (Slurm documentation,
+cgroup.conf and cgroup v2 pages.) It needs neither root nor a prolog, but sees only jobs that have
+opened the GPU.
 """
 
 import re
@@ -16,8 +20,17 @@ from exporter.state import State
 
 _PROCESSES_PER_DEVICE_MAX = 1024
 # A process is in a dozen hierarchies at most, with paths of a few hundred bytes.
-_CGROUP_BYTES_MAX = 16 * 1024
-_SLURM_JOB = re.compile(r"^\d+:[^\n]*slurm[^\n]*/job_(\d{1,18})(?:/|$)", re.MULTILINE)
+_FILE_BYTES_MAX = 16 * 1024
+_SLURM_JOB = re.compile(
+    r"^\d+:[^\n]*slurm[^\n]*/(?:job_(\d{1,18})(?:/|$)|(s[0-9A-HJKMNP-TV-Z]{13})/step_)",
+    re.MULTILINE,
+)
+_SLUID = re.compile(r"s[0-9A-HJKMNP-TV-Z]{13}")
+# A task may be a script that starts another; a bound for what cannot be a tree.
+_ANCESTORS_MAX = 64
+_PARENT = re.compile(r"^PPid:\s*(\d+)", re.MULTILINE)
+_OWNER = re.compile(r"^Uid:\s*(\d+)", re.MULTILINE)
+_STEP_DAEMON = re.compile(r"slurmstepd: \[(\d{1,18})[.+\]]")
 
 
 def device_processes(state: State) -> dict[DeviceKey, frozenset[int]]:
@@ -41,18 +54,57 @@ def slurm_jobs(
 def _jobs(processes: Mapping[DeviceKey, frozenset[int]], proc: Path) -> Iterator[JobUse]:
     for device, pids in processes.items():
         for pid in sorted(pids):
-            # Not by Path: it interns every part, and the interpreter's table of these never shrinks.
-            job = slurm_job(f"{proc}/{pid}/cgroup")
+            job = process_job(pid, proc)
             if job is not None:
                 yield JobUse(device, job)
 
 
+def process_job(pid: int, proc: Path = Path("/proc")) -> str | None:
+    """The Slurm job of a process; None where it is in none, gone, or not ours to see.
+
+    The job's number, or its SLUID where nothing on this host tells the number.
+    """
+    # Not by Path: it interns every part, and the interpreter's table of these never shrinks.
+    job = slurm_job(f"{proc}/{pid}/cgroup")
+    if job is not None and _SLUID.fullmatch(job):
+        return _number_by_ancestors(pid, proc) or job
+    return job
+
+
 def slurm_job(path: str | Path) -> str | None:
-    """The job id in a process' cgroup file; None where it is in no job, gone, or not ours to see."""
+    """The job in a process' cgroup file, by number or SLUID; None where there is none."""
+    groups = _read(path)
+    found = _SLURM_JOB.search(groups)
+    return (found[1] or found[2]) if found else None
+
+
+def is_sluid(job: str) -> bool:
+    """Whether a job goes by its SLUID, which `squeue` takes in place of its number."""
+    return _SLUID.fullmatch(job) is not None
+
+
+def _number_by_ancestors(pid: int, proc: Path) -> str | None:
+    """The job's number in the title of the slurmstepd that started the process.
+
+    Only a process of root's is believed: everybody may call himself slurmstepd.
+    """
+    for _generation in range(_ANCESTORS_MAX):
+        parent = _PARENT.search(_read(f"{proc}/{pid}/status"))
+        if parent is None or parent[1] in ("0", "1"):
+            return None
+        pid = int(parent[1])
+        title = _STEP_DAEMON.match(_read(f"{proc}/{pid}/cmdline"))
+        if title is None:
+            continue
+        owner = _OWNER.search(_read(f"{proc}/{pid}/status"))
+        return title[1] if owner is not None and owner[1] == "0" else None
+    return None
+
+
+def _read(path: str | Path) -> str:
+    """The beginning of a file of /proc; empty where it is gone, or not ours to see."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
-            groups = file.read(_CGROUP_BYTES_MAX).decode("utf-8", "replace")
+            return file.read(_FILE_BYTES_MAX).decode("utf-8", "replace")
     except OSError:
-        return None
-    found = _SLURM_JOB.search(groups)
-    return found[1] if found else None
+        return ""

@@ -1,12 +1,15 @@
 """Which containers hold GPUs: the kubelet's pod-resources API, version 1.
 
 Source: the `v1` PodResourcesLister service in the Kubernetes documentation ("Monitoring device
-plugin resources"). Of its List response three messages and these fields are read:
+plugin resources"). Of its List response these messages and fields are read:
 
     ListPodResourcesResponse  1 pod_resources
     PodResources              1 name, 2 namespace, 3 containers
-    ContainerResources        1 name, 2 devices
+    ContainerResources        1 name, 2 devices, 5 dynamic_resources
     ContainerDevices          1 resource_name, 2 device_ids
+    DynamicResource           4 claim_resources
+    ClaimResource             1 cdi_devices, 2 driver_name, 4 device_name
+    CDIDevice                 1 name
 """
 
 from collections.abc import Iterator
@@ -14,9 +17,14 @@ from itertools import islice
 from pathlib import Path
 
 from exporter.attribution import grpc
-from exporter.attribution.device_ids import parse_device_id
+from exporter.attribution.device_ids import (
+    GPU_DRIVER,
+    parse_cdi_device,
+    parse_device_id,
+    parse_dra_device,
+)
 from exporter.attribution.errors import HolderSourceError
-from exporter.attribution.snapshot import Allocation
+from exporter.attribution.snapshot import Allocation, DeviceKey
 from exporter.attribution.wire import length_delimited, text
 
 
@@ -61,17 +69,41 @@ def _of_pod(message: memoryview) -> Iterator[Allocation]:
 def _of_container(message: memoryview, namespace: str, pod: str) -> Iterator[Allocation]:
     name = ""
     devices: list[memoryview] = []
+    claims: list[memoryview] = []
     for number, content in length_delimited(message):
         if number == 1:
             name = text(content)
         elif number == 2:
             devices.append(content)
+        elif number == 5:
+            claims += [inner for field, inner in length_delimited(content) if field == 4]
     for device in devices:
         resource, ids = _devices(device)
         for device_id in ids:
             key = parse_device_id(resource, device_id)
             if key is not None:
                 yield Allocation(key, namespace, pod, name)
+    for claim in claims:
+        for key in _claimed(claim):
+            yield Allocation(key, namespace, pod, name)
+
+
+def _claimed(message: memoryview) -> Iterator[DeviceKey]:
+    """The GPUs of one claim: by driver and device, or where an old kubelet tells neither, by CDI names."""
+    driver = device = ""
+    cdi: list[str] = []
+    for number, content in length_delimited(message):
+        if number == 1:
+            cdi += [text(inner) for field, inner in length_delimited(content) if field == 1]
+        elif number == 2:
+            driver = text(content)
+        elif number == 4:
+            device = text(content)
+    if driver and device:
+        keys = [parse_dra_device(device)] if driver == GPU_DRIVER else []
+    else:
+        keys = [parse_cdi_device(name) for name in cdi]
+    yield from (key for key in keys if key is not None)
 
 
 def _devices(message: memoryview) -> tuple[str, list[str]]:

@@ -3,12 +3,13 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from exporter.attribution.job_mapping import change_mark, read_jobs
-from exporter.attribution.job_processes import device_processes, slurm_jobs
+from exporter.attribution.job_processes import device_processes, is_sluid, slurm_jobs
 from exporter.attribution.pod_resources import list_allocations
 from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, HoldersSnapshot, JobUse
@@ -22,6 +23,22 @@ log = structlog.get_logger(__name__)
 # directory, a look at the last snapshot.
 _LOOK_SECONDS = 1.0
 POD_RESOURCES, JOB_MAPPING, JOB_PROCESSES = "pod_resources", "job_mapping", "job_processes"
+
+
+def merged(mapped: tuple[JobUse, ...], found: tuple[JobUse, ...]) -> tuple[JobUse, ...]:
+    """Jobs by the scheduler's word and by their processes, each once and by one name.
+
+    An array task goes by the name that its prolog wrote. A job whose number its processes do not
+    tell is left out where the scheduler names a job on any device: it is that one.
+    """
+    names = {use.job_id: use.job for use in mapped if use.job_id is not None}
+    renamed = [
+        replace(use, job=names.get(use.job, use.job))
+        for use in found
+        if not (mapped and is_sluid(use.job))
+    ]
+    named = [replace(use, job_id=None) for use in mapped]
+    return tuple(dict.fromkeys([*named, *renamed]))
 
 
 class HolderService:
@@ -83,13 +100,15 @@ class HolderService:
         for source in self._sources:
             source.poll(self._built_for.interval_seconds)
         by_name = {source.name: source for source in self._sources}
-        jobs = (
-            job for name in (JOB_MAPPING, JOB_PROCESSES) if name in by_name
-            for job in by_name[name].items
-        )  # fmt: skip
+        jobs = merged(
+            *(
+                by_name[name].items if name in by_name else ()
+                for name in (JOB_MAPPING, JOB_PROCESSES)
+            )
+        )
         snapshot = HoldersSnapshot(
             allocations=by_name[POD_RESOURCES].items if POD_RESOURCES in by_name else (),
-            jobs=tuple(dict.fromkeys(jobs)),
+            jobs=jobs,
             sources={s.name: s.state for s in self._sources if s.state is not None},
         )
         if snapshot != self._snapshot:

@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class DeviceKey:
-    """A device as whoever hands it out names it: by UUID, or by index.
+    """A device as whoever hands it out names it: by UUID, by index, or by the number of its device node.
 
-    With `mig` (the GPU instance id) it is that instance of the GPU, else the GPU as a whole, or
-    the MIG instance that the UUID names.
+    With `mig` (the GPU instance id) or `placement` (its profile's id and its first memory slice) it
+    is that instance of the GPU, else the GPU as a whole, or the MIG instance that the UUID names.
     """
 
     uuid: str | None = None
     index: str | None = None
     mig: str | None = None
+    minor: str | None = None
+    placement: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,11 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class JobUse:
-    """A batch job holds a device."""
+    """A batch job holds a device. `job_id` is the scheduler's number where `job` is another name of it."""
 
     device: DeviceKey
     job: str
+    job_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ def _instances(calls: DeviceCalls, max_hertz: float | None) -> list[dict[str, An
     instances: list[dict[str, Any]] = []
     sources: list[GpmSource] = []
     for listed in list_instances(calls):
-        facts = read_instance(calls, listed.handle)
+        facts = read_instance(calls, listed.handle, listed.gpu_instance_id)
         instances.append(
             {"uuid": listed.uuid, "gpu_instance_id": listed.gpu_instance_id, **asdict(facts)}
         )

@@ -409,7 +409,7 @@ class _SampledInstance:
 
 
 def _identity(gpu: DeviceIdentity, listed: ListedInstance, calls: DeviceCalls) -> DeviceIdentity:
-    facts = read_instance(calls, listed.handle)
+    facts = read_instance(calls, listed.handle, listed.gpu_instance_id)
     return replace(
         gpu,
         uuid=listed.uuid,
@@ -418,4 +418,5 @@ def _identity(gpu: DeviceIdentity, listed: ListedInstance, calls: DeviceCalls) -
         memory_size_bytes=facts.memory_bytes,
         memory_bus_width_bits=None,
         mig=str(listed.gpu_instance_id),
+        placement=facts.placement,
     )

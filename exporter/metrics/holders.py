@@ -66,7 +66,7 @@ def holder_samples(state: State) -> Iterator[Sample]:
     # Two names of one device (a UUID and an index) must not make one series twice.
     seen: set[tuple[Labels, Labels]] = set()
     for family, key, labels in _held(state.holders):
-        found = state.find(key.uuid or key.index or "", key.mig)
+        found = state.held(key)
         if found is None:
             unknown.add(key)
             continue
@@ -134,7 +134,7 @@ def _sole_holders(state: State) -> dict[str, Labels]:
     """By device UUID the labels of its holder: of its one container, of its one job, or of both."""
     held: dict[str, dict[str, set[Labels]]] = {}
     for family, key, labels in _held(state.holders):
-        found = state.find(key.uuid or key.index or "", key.mig)
+        found = state.held(key)
         if found is not None:
             held.setdefault(found.identity.uuid, {}).setdefault(family.name, set()).add(labels)
     sole: dict[str, Labels] = {}

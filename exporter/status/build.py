@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
+from exporter.attribution.snapshot import DeviceKey
 from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import DeviceIdentity
+from exporter.state import State
 from exporter.status import document
 from exporter.status.devices import build_device
 from exporter.status.history import Histories
@@ -42,7 +43,7 @@ def build_status(inputs: Inputs, histories: Histories) -> document.Status:
                     probed=probed.get(identity.uuid),
                     siblings=siblings[identity.name],
                     models=_models(inputs.state.workloads, identity.uuid),
-                    holders=_holders(inputs.state.holders, identity),
+                    holders=_holders(inputs.state, identity),
                 )
             )
     # Sorting is stable: within one health the host's own order stays.
@@ -93,21 +94,20 @@ def _models(workloads: WorkloadsSnapshot, uuid: str) -> list[document.Model]:
     ]
 
 
-def _holders(holders: HoldersSnapshot, identity: DeviceIdentity) -> list[document.Holder]:
+def _holders(state: State, identity: DeviceIdentity) -> list[document.Holder]:
+    """Who holds the device, found as for the metrics."""
+
+    def holds(key: DeviceKey) -> bool:
+        found = state.held(key)
+        return found is not None and found.identity.key == identity.key
+
     containers = [
         document.Holder(namespace=held.namespace, pod=held.pod, container=held.container)
-        for held in holders.allocations
-        if _names(held.device, identity)
+        for held in state.holders.allocations
+        if holds(held.device)
     ]
-    jobs = [document.Holder(job=use.job) for use in holders.jobs if _names(use.device, identity)]
+    jobs = [document.Holder(job=use.job) for use in state.holders.jobs if holds(use.device)]
     return containers + jobs
-
-
-def _names(key: DeviceKey, identity: DeviceIdentity) -> bool:
-    """Whether a holder's name of a device means this one."""
-    if key.mig is not None and key.mig != identity.mig:
-        return False
-    return identity.uuid == key.uuid if key.uuid is not None else identity.index == key.index
 
 
 def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:

@@ -28,6 +28,16 @@ _FIELDS = (
     ("ContainerResources", "name", 1, _STRING, _OPTIONAL, None),
     ("ContainerResources", "devices", 2, _MESSAGE, _REPEATED, "ContainerDevices"),
     ("ContainerResources", "cpu_ids", 3, _INT64, _REPEATED, None),
+    ("ContainerResources", "dynamic_resources", 5, _MESSAGE, _REPEATED, "DynamicResource"),
+    ("DynamicResource", "claim_name", 2, _STRING, _OPTIONAL, None),
+    ("DynamicResource", "claim_namespace", 3, _STRING, _OPTIONAL, None),
+    ("DynamicResource", "claim_resources", 4, _MESSAGE, _REPEATED, "ClaimResource"),
+    ("ClaimResource", "cdi_devices", 1, _MESSAGE, _REPEATED, "CDIDevice"),
+    ("ClaimResource", "driver_name", 2, _STRING, _OPTIONAL, None),
+    ("ClaimResource", "pool_name", 3, _STRING, _OPTIONAL, None),
+    ("ClaimResource", "device_name", 4, _STRING, _OPTIONAL, None),
+    ("ClaimResource", "share_id", 5, _STRING, _OPTIONAL, None),
+    ("CDIDevice", "name", 1, _STRING, _OPTIONAL, None),
     ("ContainerDevices", "resource_name", 1, _STRING, _OPTIONAL, None),
     ("ContainerDevices", "device_ids", 2, _STRING, _REPEATED, None),
     ("ContainerDevices", "topology", 3, _MESSAGE, _OPTIONAL, "NUMATopology"),
@@ -69,10 +79,37 @@ class Held:
     resource: str = "nvidia.com/gpu"
 
 
-def response(held: Iterable[Held]) -> bytes:
-    """A List response, with CPU ids and NUMA topology as kubelets send them."""
+@dataclass(frozen=True)
+class Claimed:
+    """A container, and a device that it was given by Dynamic Resource Allocation."""
+
+    device: str
+    pod: str = "chat-0"
+    namespace: str = "serving"
+    container: str = "engine"
+    driver: str = "gpu.nvidia.com"
+    cdi: tuple[str, ...] = ()
+    share: str = ""
+
+
+def response(held: Iterable[Held | Claimed]) -> bytes:
+    """A List response, with CPU ids, NUMA topology and claims as kubelets send them."""
     message = _MESSAGES["ListPodResourcesResponse"]()
     for one in held:
+        if isinstance(one, Claimed):
+            pod = message.pod_resources.add(name=one.pod, namespace=one.namespace)
+            container = pod.containers.add(name=one.container)
+            resource = container.dynamic_resources.add(
+                claim_name=f"{one.pod}-gpu", claim_namespace=one.namespace
+            )
+            claim = resource.claim_resources.add(
+                driver_name=one.driver, pool_name="node-1", device_name=one.device
+            )
+            if one.share:
+                claim.share_id = one.share
+            for name in one.cdi:
+                claim.cdi_devices.add(name=name)
+            continue
         pod = message.pod_resources.add(name=one.pod, namespace=one.namespace)
         container = pod.containers.add(name=one.container, cpu_ids=[0, 1, 300])
         devices = container.devices.add(resource_name=one.resource, device_ids=one.device_ids)

@@ -1,10 +1,11 @@
 """The whole daemon on simulated GPUs, with a kubelet and a batch system beside it."""
 
+import json
 from pathlib import Path
 
-from tests.attribution.kubelet import Held, Kubelet
+from tests.attribution.kubelet import Claimed, Held, Kubelet
 from tests.daemon.process import DaemonProcess
-from tests.fake_nvml import H100, H100_3G_40GB, FakeNvml
+from tests.fake_nvml import H100, H100_1G_10GB, H100_3G_40GB, FakeNvml
 
 
 def test_pods_and_jobs_stand_in_the_metrics(kubelet: Kubelet, tmp_path: Path):
@@ -47,3 +48,42 @@ def test_pods_and_jobs_stand_in_the_metrics(kubelet: Kubelet, tmp_path: Path):
                     and not s.has("flopwatch_gpu_allocation_info", pod="chat-0")
                 )
             )
+
+
+def test_claims_name_gpus_by_their_device_nodes(kubelet: Kubelet, tmp_path: Path):
+    """DRA without a device plugin: `gpu-4` is the GPU of /dev/nvidia4, whatever NVML's index of it is.
+
+    Page and metrics say the same of a MIG instance, and of the GPU that it is cut from.
+    """
+    kubelet.holds(
+        Claimed("gpu-4", pod="whole"),
+        Claimed("gpu-5-mig-3g-40gb-9-0", pod="part"),
+        Claimed("gpu-6", pod="elsewhere"),
+    )
+    kubelet.start()
+    config = (
+        "probes: {enabled: false}\n"
+        "sources: {cpu: 'off'}\n"
+        f"kubernetes: {{socket: '{kubelet.path}'}}\n"
+    )
+    with FakeNvml([H100, H100], tmp_path) as fake:
+        fake.set(0, minor_number=5)
+        fake.set(1, minor_number=4)
+        fake.set_mig(0, [H100_3G_40GB, H100_1G_10GB])
+        with DaemonProcess(tmp_path, config=config, environment=fake.env) as daemon:
+            scrape = daemon.wait_until(
+                lambda s: len(s.series("flopwatch_gpu_allocation_info")) == 2
+            )
+            _status, text = daemon.get("/api/v1/status")
+
+    held = {
+        (dict(labels)["gpu"], dict(labels).get("mig", "")): dict(labels)["pod"]
+        for labels in scrape.series("flopwatch_gpu_allocation_info")
+    }
+    assert held == {("1", ""): "whole", ("0", "1"): "part"}
+    assert scrape.value("flopwatch_holder_unknown_devices") == 1
+    shown = {
+        (device["gpu"], device.get("mig") or ""): [holder["pod"] for holder in device["holders"]]
+        for device in json.loads(text)["devices"]
+    }
+    assert shown == {("1", ""): ["whole"], ("0", ""): [], ("0", "1"): ["part"], ("0", "7"): []}

@@ -8,9 +8,27 @@ import pytest
 
 from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.job_mapping import change_mark, read_jobs
-from exporter.attribution.job_processes import device_processes, slurm_job, slurm_jobs
+from exporter.attribution.job_processes import (
+    device_processes,
+    process_job,
+    slurm_job,
+    slurm_jobs,
+)
+from exporter.attribution.service import merged
 from exporter.attribution.snapshot import DeviceKey, JobUse
 from tests.attribution.hosts import gpu, host
+
+
+SLUID = "s5K1KKYAYG5D00"
+
+
+def process(proc: Path, pid: int, *, parent: int, title: str, owner: int = 1000) -> None:
+    """A process in a /proc of the test's own."""
+    (proc / str(pid)).mkdir()
+    (proc / str(pid) / "status").write_text(
+        f"Name:\tx\nPPid:\t{parent}\nUid:\t{owner}\t{owner}\t{owner}\t{owner}\n"
+    )
+    (proc / str(pid) / "cmdline").write_text(title)
 
 
 class TestMappingDirectory:
@@ -32,6 +50,22 @@ class TestMappingDirectory:
         (tmp_path / "0").write_text("\n  1234 \n1234\r\n\n")
 
         assert [use.job for use in read_jobs(tmp_path)] == ["1234"]
+
+    def test_files_may_be_named_by_device_node(self, tmp_path: Path):
+        """Slurm's index of a GPU need not be NVML's: the node's number is the driver's own."""
+        (tmp_path / "nvidia4").write_text("1234\n")
+        (tmp_path / "nvidiactl").write_text("1\n")
+
+        assert read_jobs(tmp_path) == (JobUse(DeviceKey(minor="4"), "1234"),)
+
+    def test_an_array_task_has_its_number_and_its_name(self, tmp_path: Path):
+        """Slurm's number of the task, and the name that squeue shows."""
+        (tmp_path / "0").write_text("1235 1234_7\nnightly build\n")
+
+        assert read_jobs(tmp_path) == (
+            JobUse(DeviceKey(index="0"), "1234_7", "1235"),
+            JobUse(DeviceKey(index="0"), "nightly build"),
+        )
 
     def test_files_with_other_names_are_left_alone(self, tmp_path: Path):
         """Temporary files of a prolog, and folders, are no GPUs."""
@@ -121,6 +155,9 @@ class TestSlurmProcesses:
             "0::/user.slice/user-1000.slice/session-3.scope\n",
             "0::/kubepods.slice/job_42/x\n",
             "0::/system.slice/slurmstepd.scope/job_42x\n",
+            "0::/system.slice/slurmstepd.scope/s5K1KKYAYG5D00\n",
+            "0::/system.slice/slurmstepd.scope/s5K1KKYAYG5DIL/step_0\n",
+            "0::/user.slice/s5K1KKYAYG5D00/step_0\n",
             "0::/system.slice/slurmstepd.scope/system\n1:cpu:/job_42\n",
             "",
         ],
@@ -130,6 +167,44 @@ class TestSlurmProcesses:
         (tmp_path / "cgroup").write_text(groups)
 
         assert slurm_job(tmp_path / "cgroup") is None
+
+    def test_a_job_by_its_sluid_has_its_daemons_number(self, tmp_path: Path):
+        """Slurm 26.05 names the control group by SLUID; the daemon above the process has the number."""
+        process(tmp_path, 30, parent=20, title="python\0train.py\0")
+        process(tmp_path, 20, parent=10, title="/bin/bash\0job.sh\0")
+        process(tmp_path, 10, parent=5, title="slurmstepd: [4242.0]\0", owner=0)
+        (tmp_path / "30" / "cgroup").write_text(
+            f"0::/system.slice/slurmstepd.scope/{SLUID}/step_0/user/task_0\n"
+        )
+
+        assert process_job(30, tmp_path) == "4242"
+
+    @pytest.mark.parametrize("title", ["slurmstepd: [4242.batch]\0", ""])
+    def test_a_sluid_is_a_name_too(self, tmp_path: Path, title: str):
+        """Where no daemon of root's tells a number, squeue finds the job by its SLUID all the same."""
+        process(tmp_path, 30, parent=10, title="python\0")
+        process(tmp_path, 10, parent=1, title=title, owner=1000)
+        (tmp_path / "30" / "cgroup").write_text(
+            f"0::/system.slice/slurmstepd.scope/{SLUID}/step_batch/user/task_0\n"
+        )
+
+        assert process_job(30, tmp_path) == SLUID
+
+    def test_one_job_has_one_name(self):
+        """The prolog's name of an array task counts, and a SLUID adds no second job beside a number."""
+        mapped = (JobUse(DeviceKey(minor="4"), "1234_7", "1235"),)
+        found = (
+            JobUse(DeviceKey(uuid="GPU-aa"), "1235"),
+            JobUse(DeviceKey(uuid="GPU-aa"), SLUID),
+            JobUse(DeviceKey(uuid="GPU-bb"), "99"),
+        )
+
+        assert merged(mapped, found) == (
+            JobUse(DeviceKey(minor="4"), "1234_7"),
+            JobUse(DeviceKey(uuid="GPU-aa"), "1234_7"),
+            JobUse(DeviceKey(uuid="GPU-bb"), "99"),
+        )
+        assert merged((), found[1:2]) == found[1:2]
 
     def test_a_process_that_has_gone_is_in_no_job(self, tmp_path: Path):
         """Between the driver's list and our look a process may end."""

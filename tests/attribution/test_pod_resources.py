@@ -18,10 +18,11 @@ from exporter.attribution.grpc import call
 from exporter.attribution.pod_resources import LIST_METHOD, list_allocations
 from exporter.attribution.snapshot import Allocation, DeviceKey
 from exporter.attribution.wire import length_delimited
-from tests.attribution.kubelet import Held, Kubelet, RawServer, response
+from tests.attribution.kubelet import Claimed, Held, Kubelet, RawServer, response
 
 
 TIMEOUT = 5.0
+WHOLE = "GPU-6d4f1c0e-52a5-4b5e-9d6f-0c2b7a1e8f30"
 
 
 def reason_of(path: Path, timeout_seconds: float = TIMEOUT) -> str:
@@ -48,11 +49,16 @@ class TestAnswers:
             ("nvidia.com/mig-1g.10gb", "MIG-bb", DeviceKey(uuid="MIG-bb")),
             ("nvidia.com/mig-1g.10gb.shared", "MIG-bb::1", DeviceKey(uuid="MIG-bb")),
             ("nvidia.com/gpu", "MIG-GPU-aa/5/0", DeviceKey(uuid="GPU-aa", mig="5")),
-            ("nvidia.com/gpu", "nvidia0", DeviceKey(index="0")),
-            ("nvidia.com/gpu", "nvidia12/gi3", DeviceKey(index="12", mig="3")),
-            ("nvidia.com/gpu", "nvidia0/vgpu4", DeviceKey(index="0")),
-            ("nvidia.com/gpu", "nvidia0/gi2/vgpu4", DeviceKey(index="0", mig="2")),
+            ("nvidia.com/gpu", "nvidia0", DeviceKey(minor="0")),
+            ("nvidia.com/gpu", "nvidia12/gi3", DeviceKey(minor="12", mig="3")),
+            ("nvidia.com/gpu", "nvidia0/vgpu4", DeviceKey(minor="0")),
+            ("nvidia.com/gpu", "nvidia0/gi2/vgpu4", DeviceKey(minor="0", mig="2")),
             ("example.org/fast-gpu", "GPU-aa", DeviceKey(uuid="GPU-aa")),
+            ("nvidia.com/gpu", f"{WHOLE}-17", DeviceKey(uuid=WHOLE)),
+            ("volcano.sh/vgpu-number", f"{WHOLE}_3", DeviceKey(uuid=WHOLE)),
+            ("nvidia.com/gpu.shared", f"{WHOLE}.replica-2", DeviceKey(uuid=WHOLE)),
+            ("nvidia.com/gpu", f"{WHOLE}/0", DeviceKey(uuid=WHOLE)),
+            ("nvidia.com/mig-1g.10gb", f"MIG-{WHOLE[4:]}-4", DeviceKey(uuid=f"MIG-{WHOLE[4:]}")),
         ],
     )
     def test_ids_of_all_plugins_and_modes_are_understood(
@@ -78,6 +84,51 @@ class TestAnswers:
     ):
         """An index says nothing without NVIDIA's resource name, and other ids name other things."""
         kubelet.holds(Held((device_id,), resource=resource))
+        kubelet.start()
+
+        assert list_allocations(kubelet.path, TIMEOUT) == ()
+
+    @pytest.mark.parametrize(
+        ("claimed", "expected"),
+        [
+            (Claimed("gpu-3"), DeviceKey(minor="3")),
+            (Claimed("gpu-3", share="7c8b"), DeviceKey(minor="3")),
+            (Claimed("gpu-0-mig-9-4-4"), DeviceKey(minor="0", placement=(9, 4))),
+            (Claimed("gpu-0-mig-3g-40gb-9-4"), DeviceKey(minor="0", placement=(9, 4))),
+            (Claimed("gpu-12-mig-1g-10gb-me-20-0"), DeviceKey(minor="12", placement=(20, 0))),
+            (
+                Claimed("", driver="", cdi=("k8s.gpu.nvidia.com/claim=0b5c-gpu-2",)),
+                DeviceKey(minor="2"),
+            ),
+            (
+                Claimed("", driver="", cdi=(f"k8s.gpu.nvidia.com/device={WHOLE}",)),
+                DeviceKey(uuid=WHOLE),
+            ),
+        ],
+    )
+    def test_devices_of_dynamic_claims_are_understood(
+        self, kubelet: Kubelet, claimed: Claimed, expected: DeviceKey
+    ):
+        """On clusters without a device plugin the claim names driver and device, MIG instances by placement."""
+        kubelet.holds(claimed)
+        kubelet.start()
+
+        assert list_allocations(kubelet.path, TIMEOUT) == (
+            Allocation(expected, "serving", "chat-0", "engine"),
+        )
+
+    @pytest.mark.parametrize(
+        "claimed",
+        [
+            Claimed("channel-0", driver="compute-domain.nvidia.com"),
+            Claimed("gpu-0", driver="gpu.example.org"),
+            Claimed("gpu-vfio-0"),
+            Claimed("", driver="", cdi=("example.org/gpu=gpu-0",)),
+        ],
+    )
+    def test_claims_of_other_devices_are_left_out(self, kubelet: Kubelet, claimed: Claimed):
+        """Fabric channels, other vendors' drivers, and GPUs handed to a virtual machine."""
+        kubelet.holds(claimed)
         kubelet.start()
 
         assert list_allocations(kubelet.path, TIMEOUT) == ()

@@ -34,11 +34,15 @@ class ListedInstance:
 
 @dataclass(frozen=True, slots=True)
 class InstanceFacts:
-    """What a GPU instance has. None where the driver will not say."""
+    """What a GPU instance has. None where the driver will not say.
+
+    `placement` is the id of its profile and its first memory slice; it takes privileges to know.
+    """
 
     name: str | None
     sm_count: int | None
     memory_bytes: int | None
+    placement: tuple[int, int] | None = None
 
 
 def mig_enabled(calls: DeviceCalls, *, before: bool = False) -> bool:
@@ -84,22 +88,34 @@ def list_instances(
     return tuple(listed for _instance, (_compute, listed) in sorted(found.items()))
 
 
-def read_instance(parent: DeviceCalls, handle: Any) -> InstanceFacts:
+def read_instance(parent: DeviceCalls, handle: Any, gpu_instance_id: int) -> InstanceFacts:
     """Size of a GPU instance: of all of it, also where compute instances share it."""
     calls = DeviceCalls(handle, device="mig")
     attributes = calls.ask("nvmlDeviceGetAttributes_v2")
     if attributes is None:
         attributes = calls.ask("nvmlDeviceGetAttributes")
     name = calls.ask("nvmlDeviceGetName")
+    placement = _placement(parent, gpu_instance_id)
     if attributes is None:
-        return InstanceFacts(name, None, None)
+        return InstanceFacts(name, None, None, placement)
     counted = int(attributes.multiprocessorCount)
     sm_count = counted if 0 < counted <= _SMS_MAX else None
     slices = int(attributes.gpuInstanceSliceCount)
     if slices > int(attributes.computeInstanceSliceCount) > 0:
         sm_count = _profile_sm_count(parent, slices, int(attributes.memorySizeMB)) or sm_count
     memory = int(attributes.memorySizeMB) * _MEBI
-    return InstanceFacts(name, sm_count, memory if 0 < memory <= _MEMORY_MAX else None)
+    return InstanceFacts(name, sm_count, memory if 0 < memory <= _MEMORY_MAX else None, placement)
+
+
+def _placement(parent: DeviceCalls, gpu_instance_id: int) -> tuple[int, int] | None:
+    try:
+        instance = call("nvmlDeviceGetGpuInstanceById", parent.handle, gpu_instance_id)
+        info = call("nvmlGpuInstanceGetInfo", instance)
+    except (DeviceLost, DriverGone, DriverMismatch):
+        raise
+    except NvmlError:
+        return None
+    return int(info.profileId), int(info.placement.start)
 
 
 def _profile_sm_count(parent: DeviceCalls, slices: int, memory_mebibytes: int) -> int | None:

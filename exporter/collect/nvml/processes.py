@@ -37,7 +37,7 @@ _SYMBOLS: tuple[tuple[str, type[Structure]], ...] = (
 )
 SYMBOLS = tuple(symbol for symbol, _entry in _SYMBOLS)
 # No GPU has more: 48 MPS clients, or 64 replicas of seven instances. A bound for a count of garbage.
-_PROCESSES_MAX = 4096
+_PROCESSES_MAX = 1024
 _ROOM = 16  # for processes that come between the two calls
 _PID_MAX = 2**22  # PID_MAX_LIMIT of Linux on 64-bit machines
 _MEMORY_MAX = 2**50  # where the device does not say how much it has

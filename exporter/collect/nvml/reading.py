@@ -34,6 +34,7 @@ _NVLINKS_MAX = 72  # NVML_NVLINK_MAX_LINKS of the newest header
 _MEGA = 1e6
 _CLOCK_MAX_MHZ = 1e5  # no clock of the next years: more is a blank
 _SMS_MAX, _BUS_WIDTH_MAX, _CAPABILITY_MAX = 1024, 2**16, 99  # likewise
+_MINOR_MAX = 255  # /dev/nvidiactl is number 255 of the same kind
 _EVENT_REASONS_MAX = 2**32 - 1  # a mask of a dozen bits; more are all set, which is a blank
 _PCIE_GENERATION_MAX, _PCIE_WIDTH_MAX = 16, 64
 _MEMORY_MAX = 2**50  # no device has a pebibyte: more is a blank
@@ -108,6 +109,7 @@ def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) ->
         ),
         memory_size_bytes=int(memory["memory_size_bytes"]) if memory else None,
         c2c_link_count=_c2c_link_count(calls) or None,
+        minor=_minor(calls),
     )
 
 
@@ -400,6 +402,11 @@ def _architecture(code: int | None) -> str | None:
     if code is None or code == pynvml.NVML_DEVICE_ARCH_UNKNOWN:
         return None
     return _ARCHITECTURES.get(code, f"architecture_{code}")
+
+
+def _minor(calls: DeviceCalls) -> int | None:
+    number = _plausible(calls, "minor number", calls.ask("nvmlDeviceGetMinorNumber"), _MINOR_MAX)
+    return None if number is None else int(number)
 
 
 def _capability(calls: DeviceCalls) -> tuple[int, int] | None:
