@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -12,8 +12,8 @@ from exporter.inference.models.description import ModelDescription
 from exporter.inference.models.errors import ModelDescriptionError
 from exporter.inference.models.locate import locate_config
 from exporter.inference.models.work import Cost, Work, cost_of
+from exporter.inference.progress import Progress, Server
 from exporter.inference.reading import EngineReading, ModelReading
-from exporter.inference.window import Lengths, work_of
 
 
 # A model's file may appear later, when the engine has downloaded it.
@@ -39,10 +39,17 @@ class ModelBooks:
     """The books of one model. Mutated under the account's lock."""
 
     reading: ModelReading
-    lengths: Lengths = field(default_factory=Lengths)
+    progress: Progress = field(default_factory=Progress)
     prefill_tokens: float = 0.0
     decode_tokens: float = 0.0
+    cached_tokens: float = 0.0
+    external_tokens: float = 0.0
+    rejected_tokens: float = 0.0
+    preemptions: float = 0.0
+    # What the work done so far cost; estimates may take back a little of it.
     cost: Cost = field(default_factory=Cost)
+    # The most that it has been: counters never fall.
+    shown_cost: Cost = field(default_factory=Cost)
     engine_flop: float = 0.0
     # The last window: its length and what it cost.
     window_seconds: float | None = None
@@ -66,20 +73,30 @@ class Account:
         self._shown: tuple[str, ...] = ()
         self._last_seconds: float | None = None
         self._restarts = 0
+        self._switches = 0
         self._lock = threading.Lock()
 
-    def add(self, reading: EngineReading, tensor_parallel: int) -> None:
+    def add(
+        self, reading: EngineReading, tensor_parallel: int, server: Server | None = None
+    ) -> None:
         """Enter one reading; the window is the time since the one before."""
         seconds = None if self._last_seconds is None else reading.seconds - self._last_seconds
         self._last_seconds = reading.seconds
         restarted = reading.restarts != self._restarts
-        self._restarts = reading.restarts
+        switched = restarted or reading.switches != self._switches
+        self._restarts, self._switches = reading.restarts, reading.switches
         for model in reading.models:
+            new = model.model not in self._books
             books = self._books.get(model.model) or ModelBooks(model)
             if restarted:
                 books.described_as = None
             self._describe(books, model, reading.seconds)
-            work, lengths = work_of(model, books.lengths)
+            work = books.progress.work_of(
+                model,
+                _api_servers(server or Server(), reading, model),
+                changed=new or switched,
+                restarted=restarted,
+            )
             description = books.description
             cost = (
                 cost_of(description, work, model.tensor_parallel or tensor_parallel)
@@ -88,7 +105,6 @@ class Account:
             )
             with self._lock:
                 _enter(books, model, work, cost, None if reading.first else seconds)
-                books.lengths = lengths
                 self._books.pop(model.model, None)
                 self._books[model.model] = books
         with self._lock:
@@ -135,20 +151,42 @@ class Account:
         books.retry_at_seconds = now_seconds + RETRY_SECONDS
 
 
+def _api_servers(server: Server, reading: EngineReading, model: ModelReading) -> Server:
+    """Add how many API servers count the passes, where nothing but the exposition says it.
+
+    One that several processes wrote has no start time of a process. vLLM then starts one API
+    server per data-parallel rank unless told otherwise, and never less than two.
+    """
+    if server.api_servers is not None or not reading.multiprocess:
+        return server
+    return replace(server, api_servers=max(2, model.ranks))
+
+
 def _enter(
     books: ModelBooks, reading: ModelReading, work: Work, cost: Cost | None, seconds: float | None
 ) -> None:
     books.reading = reading
     books.prefill_tokens += work.prefill_tokens
     books.decode_tokens += work.decode_tokens
+    books.cached_tokens += reading.cached_tokens or 0.0
+    books.external_tokens += reading.external_tokens or 0.0
+    books.rejected_tokens += work.rejected_tokens
+    books.preemptions += reading.preemptions or 0.0
     books.engine_flop += reading.engine_flops or 0.0
     books.window_seconds = seconds if seconds and seconds > 0 else None
-    books.window_cost = cost
+    books.window_cost = None
     if cost is not None:
-        books.cost = Cost(
-            books.cost.prefill_flops + cost.prefill_flops,
-            books.cost.decode_flops + cost.decode_flops,
-            books.cost.dram_bytes + cost.dram_bytes,
+        books.cost += cost
+        before, after = books.shown_cost, books.cost
+        books.shown_cost = Cost(
+            max(before.prefill_flops, after.prefill_flops),
+            max(before.decode_flops, after.decode_flops),
+            max(before.dram_bytes, after.dram_bytes),
+        )
+        books.window_cost = Cost(
+            books.shown_cost.prefill_flops - before.prefill_flops,
+            books.shown_cost.decode_flops - before.decode_flops,
+            books.shown_cost.dram_bytes - before.dram_bytes,
         )
 
 

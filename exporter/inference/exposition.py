@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,16 +47,23 @@ class _Scan:
     malformed: int = 0
 
 
-def parse(text: str, names: Collection[str], prefixes: Iterable[str]) -> Exposition:
+def parse(
+    text: str,
+    names: Collection[str],
+    prefixes: Iterable[str],
+    rename: Callable[[str], str] = str,
+) -> Exposition:
     """Return the samples called `names`, and which of `prefixes` occur.
+
+    `rename` gives the name under which an engine's samples are looked up.
 
     Lines that are no samples are counted and passed over; they never cost the good ones.
     """
-    scan = _scan(text, names, tuple(prefixes))
+    scan = _scan(text, names, tuple(prefixes), rename)
     samples: list[Sample] = []
     for line in scan.wanted[:LARGEST_SAMPLE_COUNT]:
         try:
-            samples.extend(_samples(line))
+            samples.extend(_samples(line, rename))
         # What prometheus_client raises on a malformed line; a whole number may be beyond all floats.
         except (ValueError, IndexError, OverflowError):
             scan.malformed += 1
@@ -71,7 +78,9 @@ def canonical_name(name: str) -> str:
     return name
 
 
-def _scan(text: str, names: Collection[str], prefixes: tuple[str, ...]) -> _Scan:
+def _scan(
+    text: str, names: Collection[str], prefixes: tuple[str, ...], rename: Callable[[str], str]
+) -> _Scan:
     """Sort lines in one cheap pass: an exposition has thousands, and few of them matter."""
     scan = _Scan()
     for line in text.split("\n"):
@@ -87,16 +96,16 @@ def _scan(text: str, names: Collection[str], prefixes: tuple[str, ...]) -> _Scan
             if _SAMPLE_LINE.fullmatch(stripped) is None:
                 scan.malformed += 1
                 continue
-            if name in names:
+            if rename(name) in names:
                 scan.wanted.append(stripped)
         if name and len(scan.prefixes) < len(prefixes):
             scan.prefixes.update(prefix for prefix in prefixes if name.startswith(prefix))
     return scan
 
 
-def _samples(line: str) -> Iterator[Sample]:
+def _samples(line: str, rename: Callable[[str], str]) -> Iterator[Sample]:
     for family in text_string_to_metric_families(line + "\n"):
         for sample in family.samples:
             value = float(sample.value)
             if math.isfinite(value):
-                yield Sample(canonical_name(sample.name), sample.labels, value, value)
+                yield Sample(rename(canonical_name(sample.name)), sample.labels, value, value)

@@ -18,7 +18,7 @@ def present(
     gpus_per_engine: int,
 ) -> ModelSnapshot:
     """Return what is shown of one model. A ratio needs the peaks of all of its GPUs."""
-    reading, description, cost = books.reading, books.description, books.cost
+    reading, description, cost = books.reading, books.description, books.shown_cost
     window, seconds = books.window_cost, books.window_seconds
     counts = count_parameters(description) if description else None
     precision = precision_of(config, books, gpus, state)
@@ -39,7 +39,7 @@ def present(
         running_requests=reading.running_requests,
         waiting_requests=reading.waiting_requests,
         cache_usage_ratio=reading.cache_usage_ratio,
-        decode_context_tokens=books.lengths.context,
+        decode_context_tokens=books.progress.context,
         parameters=counts.total if counts else None,
         active_parameters=counts.active if counts else None,
         weight_bytes=stored_weight_bytes(description) if description else None,

@@ -1,7 +1,8 @@
 """What one scrape of an engine says, in one vocabulary for all engines."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exporter.inference.exposition import Sample
 
@@ -9,6 +10,44 @@ from exporter.inference.exposition import Sample
 # Models told apart behind one endpoint: an engine serves one, a router some.
 LARGEST_MODEL_COUNT = 32
 LONGEST_MODEL_NAME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """Increases of a histogram: `counts[i]` observations in (bounds[i - 1], bounds[i]].
+
+    The last bound is infinite.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Requests that ended in the window, and their tokens; lengths where the engine tells them."""
+
+    requests: float
+    prompt_tokens: float
+    answer_tokens: float = 0.0
+    # Prompt tokens computed here, without cache hits; None: as the window's tokens have it.
+    computed_tokens: float | None = None
+    prompts: Buckets | None = None
+    answers: Buckets | None = None
+    computed: Buckets | None = None
+    # Prompts that the prompt tokens belong to, where they are not those of the ended requests.
+    accepted: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Sequences whose first token is out and which have not ended, and their tokens so far."""
+
+    requests: float
+    prompt_tokens: float
+    answer_tokens: float
+    # Of the prompt, what was computed here; None where the engine does not tell.
+    computed_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,23 +61,23 @@ class ModelReading:
     model: str = ""
     # Counts.
     computed_tokens: float | None = None  # prompt tokens, without cache hits
-    cached_tokens: float | None = None  # prompt tokens taken from a cache
+    cached_tokens: float | None = None  # prompt tokens taken from a cache of this server
+    external_tokens: float | None = None  # prompt tokens that another server or store computed
     generated_tokens: float | None = None
     prompts: float | None = None  # requests whose first token came out
-    passes: float | None = None  # forward passes of any kind
+    passes: float | None = None  # forward passes of any kind, once per rank and pass
+    observed_passes: float | None = None  # the same, once per API server that saw a token of it
     prefill_passes: float | None = None
     decode_passes: float | None = None
+    ranks: int = 1  # data-parallel ranks behind the counts
     drafts: float | None = None  # speculative steps of one sequence
     draft_tokens: float | None = None
     accepted_tokens: float | None = None
+    preemptions: float | None = None
     engine_flops: float | None = None  # the engine's own estimate, per GPU
-    # Requests that ended, and their tokens: the lengths of prompts and answers.
-    finished_requests: float | None = None
-    finished_prompt_tokens: float | None = None
-    finished_answer_tokens: float | None = None
-    # The same since the engine started, for the first windows.
-    lifetime_prompt_length: float | None = None
-    lifetime_answer_length: float | None = None
+    # Requests that ended, and those that go on.
+    finished: Finished | None = None
+    in_flight: InFlight | None = None
     # Now.
     running_requests: float | None = None
     waiting_requests: float | None = None
@@ -51,6 +90,8 @@ class ModelReading:
     precision: str | None = None
     tensor_parallel: int | None = None
     pipeline_parallel: int | None = None
+    gpus: int | None = None  # of the whole engine, on all hosts
+    role: str | None = None  # prefill, decode, both
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +107,10 @@ class EngineReading:
     first: bool = False
     # Restarts of the engine seen so far: it may serve something else since.
     restarts: int = 0
+    # Changes of the process that answers, restarts included.
+    switches: int = 0
+    # The exposition names no start time of a process: several API servers wrote it.
+    multiprocess: bool = False
 
 
 class Samples:
@@ -82,14 +127,22 @@ class Samples:
             if all(sample.labels.get(label) == value for label, value in labels.items()):
                 yield sample
 
-    def has(self, name: str) -> bool:
-        """Whether the engine exposes `name`."""
-        return name in self._by_name
+    def has(self, *names: str) -> bool:
+        """Whether the engine exposes one of `names`."""
+        return any(name in self._by_name for name in names)
 
     def sum(self, *names: str, **labels: str) -> float | None:
         """The sum over the series of the first of `names` that is there."""
         for name in names:
             values = [sample.value for sample in self.all(name, **labels)]
+            if values:
+                return sum(values)
+        return None
+
+    def total(self, *names: str, **labels: str) -> float | None:
+        """As `sum`, of what the engine has counted since it started."""
+        for name in names:
+            values = [sample.raw for sample in self.all(name, **labels)]
             if values:
                 return sum(values)
         return None
@@ -102,26 +155,43 @@ class Samples:
                 return sum(values) / len(values)
         return None
 
-    def lifetime_mean(self, total: str, count: str) -> float | None:
-        """The mean since the engine started, of a sum over a count."""
-        totals = [sample.raw for sample in self.all(total)]
-        counts = [sample.raw for sample in self.all(count)]
-        if not totals or sum(counts) <= 0:
-            return None
-        return sum(totals) / sum(counts)
-
-    def label(self, name: str, label: str) -> str | None:
-        """A label of the first series of `name`; None where it is missing or says nothing."""
+    def label(self, name: str, *labels: str) -> str | None:
+        """The first of `labels` that a series of `name` has; None where it says nothing."""
         for sample in self.all(name):
-            value = sample.labels.get(label, "")
-            if value and value != "None":
-                return value
+            for label in labels:
+                value = sample.labels.get(label, "")
+                if value and value != "None":
+                    return value
         return None
+
+    def label_values(self, name: str, label: str) -> frozenset[str]:
+        """All values of a label of `name`."""
+        return frozenset(sample.labels.get(label, "") for sample in self.all(name))
+
+    def buckets(self, name: str) -> Buckets | None:
+        """The increases of the histogram `name`, over all of its series; None without buckets."""
+        cumulative: dict[float, float] = {}
+        for sample in self.all(f"{name}_bucket"):
+            bound = _number(sample.labels.get("le"))
+            if bound is not None:
+                cumulative[bound] = cumulative.get(bound, 0.0) + sample.value
+        if len(cumulative) < 2:  # a lone +Inf says no more than the count
+            return None
+        bounds = tuple(sorted(cumulative))
+        below, counts = 0.0, []
+        for bound in bounds:
+            counts.append(max(0.0, cumulative[bound] - below))
+            below = max(below, cumulative[bound])
+        return Buckets(bounds, tuple(counts))
+
+
+def _same_name(name: str) -> str:
+    return name
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """How one engine's metrics are read. Adding an engine is adding one of these."""
+    """How one engine's metrics are read. Adding an engine is adding one file with one of these."""
 
     name: str
     # Its metric names start with one of these.
@@ -131,16 +201,33 @@ class Engine:
     read: Callable[[Samples], ModelReading]
     # Where it serves metrics by default, for discovery.
     ports: tuple[int, ...]
+    # Histograms whose buckets, sums and counts are read.
+    histograms: frozenset[str] = frozenset()
     path: str = "/metrics"
+    # For the documentation: what to turn on, and what it tells.
+    title: str = ""
+    enable: str = "nothing"
+    tells: str = ""
     # An engine that has served nothing yet may expose nothing at all.
     silent_at_start: bool = False
     # Keeps of several series that say the same thing only one.
     deduplicate: Callable[[Iterable[Sample]], Iterable[Sample]] = tuple
+    # The name under which a sample is read: NIM drops vLLM's prefix.
+    rename: Callable[[str], str] = _same_name
+    # Discovery asks engines in this order: those whose names others pass through come last.
+    rank: int = 0
+    # All names that the reading uses.
+    names: Collection[str] = field(init=False, default=frozenset())
+
+    def __post_init__(self) -> None:
+        """Derive all names once; a scrape looks each line up in them."""
+        object.__setattr__(self, "names", self.series | self.gauges)
 
     @property
-    def names(self) -> Collection[str]:
-        """All names that the engine's reading uses."""
-        return self.counters | self.gauges
+    def series(self) -> frozenset[str]:
+        """All names that count up."""
+        parts = ("_bucket", "_sum", "_count")
+        return self.counters | {name + part for name in self.histograms for part in parts}
 
 
 def positive_difference(total: float | None, part: float | None) -> float | None:
@@ -164,3 +251,11 @@ def by_model(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
         # An engine that has served nothing yet may not have said whom it serves.
         return {"": common} if common else {}
     return {model: [*own, *common] for model, own in named.items()}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text else None
+    except ValueError:
+        return None
+    return None if value is None or math.isnan(value) else value

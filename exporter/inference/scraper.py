@@ -19,8 +19,10 @@ from flopwatch.threads import BoundedThread
 
 
 EPOCH = "process_start_time_seconds"
-# A dead engine is asked ever more rarely, but soon enough to see it come back.
+# A dead engine is asked more rarely, but soon enough to see it come back: a refused connection
+# costs next to nothing.
 LONGEST_BACKOFF_SECONDS = 60.0
+LONGEST_BACKOFF_INTERVALS = 3.0
 # A scrape ends within its timeout; one that has not after this many is hung in the system.
 HUNG_TIMEOUTS = 3.0
 
@@ -74,7 +76,7 @@ class Scraper:
         self._fetch = fetch
         self._clock = clock
         self._wall_clock = wall_clock
-        self._tracker = CounterTracker(engine.counters)
+        self._tracker = CounterTracker(engine.series)
         self._errors: Counter[str] = Counter()
         self._failures = 0
         self._scraped = False
@@ -127,9 +129,10 @@ class Scraper:
             self._publish_errors()
 
     def delay_seconds(self) -> float:
-        """How long to wait before the next scrape: the interval, doubled by every failure."""
+        """How long to wait before the next scrape: the interval, up to three times after failures."""
+        longest = min(self._interval_seconds * LONGEST_BACKOFF_INTERVALS, LONGEST_BACKOFF_SECONDS)
         backoff = self._interval_seconds * 2.0 ** min(self._failures, 10)
-        return min(backoff, max(self._interval_seconds, LONGEST_BACKOFF_SECONDS))
+        return max(self._interval_seconds, min(backoff, longest))
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -141,19 +144,22 @@ class Scraper:
     def _read(self) -> EngineReading:
         text = self._fetch(self._url, self._timeout_seconds)
         seconds, timestamp = self._clock(), self._wall_clock()
-        exposition = parse(text, {*self.engine.names, EPOCH}, PREFIXES)
+        exposition = parse(text, {*self.engine.names, EPOCH}, PREFIXES, self.engine.rename)
         if not exposition.prefixes & set(self.engine.prefixes) and not (
             self.engine.silent_at_start and not text.strip()
         ):
             others = ", ".join(sorted(exposition.prefixes)) or "no engine's"
             raise ScrapeError(Reason.WRONG_ENGINE, f"metrics found: {others}")
         epochs = [sample.raw for sample in exposition.samples if sample.name == EPOCH]
+        before = self._state
         samples = self._tracker.update(
             self.engine.deduplicate(
                 sample for sample in exposition.samples if sample.name != EPOCH
             ),
             epochs[0] if epochs else None,
             complete=not exposition.malformed_lines,
+            previous_scrape=before.last_success_timestamp_seconds,
+            failed_between=before.reason is not None,
         )
         models = tuple(
             replace(self.engine.read(ModelSamples(own)), model=model)
@@ -168,6 +174,8 @@ class Scraper:
             exposition.malformed_lines,
             first,
             self._tracker.restarts,
+            self._tracker.switches,
+            multiprocess=not epochs,
         )
 
     def _succeed(self, reading: EngineReading) -> None:

@@ -1,12 +1,23 @@
-"""All engines that we can read. Adding one is adding its file and one line here."""
+"""All engines that we can read: every module of this package that has an ENGINE."""
 
-from exporter.inference.engines import sglang, tensorrt_llm, tgi, vllm
+import importlib
+import pkgutil
+
+from exporter.inference import engines
 from exporter.inference.reading import Engine
 
 
-ENGINES: dict[str, Engine] = {
-    engine.name: engine for engine in (vllm.ENGINE, sglang.ENGINE, tensorrt_llm.ENGINE, tgi.ENGINE)
-}
+def _found() -> dict[str, Engine]:
+    modules = (
+        importlib.import_module(f"{engines.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(engines.__path__)
+        if module.name != "registry"
+    )
+    found = [module.ENGINE for module in modules if hasattr(module, "ENGINE")]
+    return {engine.name: engine for engine in sorted(found, key=lambda e: (e.rank, e.name))}
+
+
+ENGINES: dict[str, Engine] = _found()
 PREFIXES: tuple[str, ...] = tuple(
-    prefix for engine in ENGINES.values() for prefix in engine.prefixes
+    dict.fromkeys(prefix for engine in ENGINES.values() for prefix in engine.prefixes)
 )

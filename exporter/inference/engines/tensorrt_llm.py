@@ -5,7 +5,14 @@ extra LLM API options. Tokens are counted when a request ends. Version 1.1 expos
 and no tokens.
 """
 
-from exporter.inference.reading import Engine, ModelReading, Samples, positive_difference
+from exporter.inference.reading import (
+    Engine,
+    Finished,
+    InFlight,
+    ModelReading,
+    Samples,
+    positive_difference,
+)
 
 
 COUNTERS = frozenset(
@@ -50,27 +57,25 @@ def read(samples: Samples) -> ModelReading:
     prompt = samples.sum("trtllm_prompt_tokens_total")
     cached = samples.sum("trtllm_prompt_cached_tokens_total")
     answers = samples.sum("trtllm_generation_tokens_total")
+    requests = samples.sum("trtllm_request_success_total")
     blocks = samples.sum("trtllm_kv_cache_used_blocks")
     block = samples.mean("trtllm_kv_cache_tokens_per_block")
     acceptance = samples.mean("trtllm_avg_decoded_tokens_per_iter")
     quantization = samples.label("trtllm_model_config_info", "quantization") or ""
+    parallel = "trtllm_parallel_config_info"
     return ModelReading(
         computed_tokens=positive_difference(prompt, cached),
         cached_tokens=cached,
         generated_tokens=answers,
-        prompts=samples.sum("trtllm_request_success_total"),
+        prompts=requests,
         prefill_passes=samples.sum("trtllm_prefill_batch_tokens_count"),
         draft_tokens=samples.sum("trtllm_spec_decode_num_draft_tokens_total"),
         accepted_tokens=samples.sum("trtllm_spec_decode_num_accepted_tokens_total"),
-        finished_requests=samples.sum("trtllm_request_success_total"),
-        finished_prompt_tokens=prompt,
-        finished_answer_tokens=answers,
-        lifetime_prompt_length=samples.lifetime_mean(
-            "trtllm_prompt_tokens_total", "trtllm_request_success_total"
-        ),
-        lifetime_answer_length=samples.lifetime_mean(
-            "trtllm_generation_tokens_total", "trtllm_request_success_total"
-        ),
+        finished=Finished(requests, prompt or 0.0, answers or 0.0, positive_difference(prompt, cached))
+        if requests is not None
+        else None,
+        # All is counted when a request ends.
+        in_flight=InFlight(0.0, 0.0, 0.0),
         running_requests=samples.sum(
             "trtllm_num_generation_requests", "trtllm_num_requests_running"
         ),
@@ -78,11 +83,13 @@ def read(samples: Samples) -> ModelReading:
         cache_usage_ratio=samples.mean("trtllm_kv_cache_utilization"),
         cache_used_tokens=blocks * block if blocks is not None and block else None,
         acceptance_length=acceptance if acceptance and acceptance >= 1 else None,
-        cache_data_type=samples.label("trtllm_kv_cache_config_info", "dtype")
-        or samples.label("trtllm_kv_cache_config_info", "kv_cache_dtype"),
+        cache_data_type=samples.label(
+            "trtllm_kv_cache_config_info", "cache_dtype", "dtype", "kv_cache_dtype"
+        ),
         precision=_PRECISIONS.get(quantization.lower().rpartition(".")[2]),
-        tensor_parallel=_size(samples.label("trtllm_parallel_config_info", "tp_size")),
-        pipeline_parallel=_size(samples.label("trtllm_parallel_config_info", "pp_size")),
+        tensor_parallel=_size(samples.label(parallel, "tensor_parallel_size", "tp_size")),
+        pipeline_parallel=_size(samples.label(parallel, "pipeline_parallel_size", "pp_size")),
+        gpus=_size(samples.label(parallel, "gpu_count")),
     )
 
 
@@ -98,4 +105,7 @@ ENGINE = Engine(
     read,
     ports=(8000,),
     path="/prometheus/metrics",
+    title="TensorRT-LLM (`trtllm-serve`)",
+    enable="`return_perf_metrics: true` and `enable_iter_perf_stats: true` in the extra LLM API options",
+    tells="tokens as requests end",
 )

@@ -1,29 +1,28 @@
 """Text Generation Inference. Source: docs/source/reference/metrics.md of the project.
 
-Tokens are counted when a request ends; prompt tokens include those that a prefix cache saved,
-which TGI does not tell apart. It names no model and no use of the KV cache.
+Prompts are counted when a request is accepted, before it waits for its turn; answers when it ends.
+Prompt tokens include those that a prefix cache saved, which TGI does not tell apart. It names no
+model and no use of the KV cache.
 """
 
-from exporter.inference.reading import Engine, ModelReading, Samples
+from exporter.inference.reading import Engine, Finished, InFlight, ModelReading, Samples
 
 
 COUNTERS = frozenset(
     {
         "tgi_batch_inference_count",
         "tgi_batch_inference_count_total",
-        "tgi_request_generated_tokens_count",
-        "tgi_request_generated_tokens_sum",
-        "tgi_request_input_length_count",
-        "tgi_request_input_length_sum",
         "tgi_request_skipped_tokens_sum",
     }
 )
+HISTOGRAMS = frozenset({"tgi_request_generated_tokens", "tgi_request_input_length"})
 GAUGES = frozenset({"tgi_batch_current_size", "tgi_queue_size"})
 
 
 def read(samples: Samples) -> ModelReading:
     """Return what TGI says of its model."""
     prompt = samples.sum("tgi_request_input_length_sum")
+    accepted = samples.sum("tgi_request_input_length_count")
     answers = samples.sum("tgi_request_generated_tokens_sum")
     finished = samples.sum("tgi_request_generated_tokens_count")
     return ModelReading(
@@ -32,18 +31,26 @@ def read(samples: Samples) -> ModelReading:
         prompts=finished,
         prefill_passes=_passes(samples, "prefill"),
         decode_passes=_passes(samples, "decode"),
-        finished_requests=finished,
-        finished_prompt_tokens=prompt,
-        finished_answer_tokens=answers,
-        lifetime_prompt_length=samples.lifetime_mean(
-            "tgi_request_input_length_sum", "tgi_request_input_length_count"
-        ),
-        lifetime_answer_length=samples.lifetime_mean(
-            "tgi_request_generated_tokens_sum", "tgi_request_generated_tokens_count"
-        ),
+        finished=_finished(samples) if accepted is not None else None,
+        # Accepted requests may still wait: what they will need is counted with their prompts.
+        in_flight=InFlight(0.0, 0.0, 0.0),
         running_requests=samples.sum("tgi_batch_current_size"),
         waiting_requests=samples.sum("tgi_queue_size"),
         acceptance_length=_acceptance_length(samples, answers),
+    )
+
+
+def _finished(samples: Samples) -> Finished:
+    """Prompts of the requests accepted in the window, and answers of those that ended in it."""
+    accepted = samples.sum("tgi_request_input_length_count") or 0.0
+    ended = samples.sum("tgi_request_generated_tokens_count") or 0.0
+    return Finished(
+        requests=ended,
+        accepted=accepted,
+        prompt_tokens=samples.sum("tgi_request_input_length_sum") or 0.0,
+        answer_tokens=samples.sum("tgi_request_generated_tokens_sum") or 0.0,
+        prompts=samples.buckets("tgi_request_input_length"),
+        answers=samples.buckets("tgi_request_generated_tokens"),
     )
 
 
@@ -61,4 +68,15 @@ def _acceptance_length(samples: Samples, answers: float | None) -> float | None:
     return answers / (answers - skipped)
 
 
-ENGINE = Engine("tgi", ("tgi_",), COUNTERS, GAUGES, read, ports=(3000, 8080), silent_at_start=True)
+ENGINE = Engine(
+    "tgi",
+    ("tgi_",),
+    COUNTERS,
+    GAUGES,
+    read,
+    ports=(3000, 8080),
+    histograms=HISTOGRAMS,
+    title="Text Generation Inference",
+    tells="prompts as they are accepted, answers as they end; cache hits not at all",
+    silent_at_start=True,
+)

@@ -1,29 +1,42 @@
-"""vLLM. Source: vllm/v1/metrics/loggers.py and docs.vllm.ai, "Production Metrics" and "Metrics".
+"""vLLM. Source: vllm/v1/metrics/loggers.py and stats.py; docs.vllm.ai, "Production Metrics".
 
 Best with versions that count prompt tokens by where they came from. Before, cache hits are taken
-from `prefix_cache_hits_total`, which counts a blocked request again at each try.
+from the hit counters, which count a blocked request again at each try.
 """
 
-from exporter.inference.reading import Engine, ModelReading, Samples, positive_difference
+from exporter.inference.reading import (
+    Engine,
+    Finished,
+    InFlight,
+    ModelReading,
+    Samples,
+    positive_difference,
+)
 
 
 COUNTERS = frozenset(
     {
         "vllm:estimated_flops_per_gpu_total",
+        "vllm:external_prefix_cache_hits_total",
         "vllm:generation_tokens_total",
+        "vllm:gpu_prefix_cache_hits_total",  # the older name
         "vllm:iteration_tokens_total_count",
+        "vllm:num_preemptions_total",
         "vllm:prefix_cache_hits_total",
         "vllm:prompt_tokens_by_source_total",
         "vllm:prompt_tokens_cached_total",
         "vllm:prompt_tokens_total",
-        "vllm:request_generation_tokens_count",
-        "vllm:request_generation_tokens_sum",
-        "vllm:request_prompt_tokens_count",
-        "vllm:request_prompt_tokens_sum",
         "vllm:spec_decode_num_accepted_tokens_total",
         "vllm:spec_decode_num_draft_tokens_total",
         "vllm:spec_decode_num_drafts_total",
         "vllm:time_to_first_token_seconds_count",
+    }
+)
+HISTOGRAMS = frozenset(
+    {
+        "vllm:request_generation_tokens",
+        "vllm:request_prefill_kv_computed_tokens",
+        "vllm:request_prompt_tokens",
     }
 )
 GAUGES = frozenset(
@@ -35,32 +48,32 @@ GAUGES = frozenset(
         "vllm:num_requests_waiting",
     }
 )
+_HITS = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")
 
 
 def read(samples: Samples) -> ModelReading:
     """Return what vLLM says of one model, over all of its data-parallel engines."""
-    prompt = samples.sum("vllm:prompt_tokens_total")
-    cached = _cached(samples)
-    computed = samples.sum("vllm:prompt_tokens_by_source_total", source="local_compute")
+    cached, external = _cached(samples)
+    # Ray's agent makes the sum of a histogram of the midpoints of its buckets.
+    sums_are_right = samples.label("vllm:generation_tokens_total", "SessionName") is None
     return ModelReading(
-        computed_tokens=positive_difference(prompt, cached) if computed is None else computed,
+        computed_tokens=_computed(samples, (cached or 0.0) + (external or 0.0)),
         cached_tokens=cached,
+        external_tokens=external,
         generated_tokens=samples.sum("vllm:generation_tokens_total"),
         prompts=samples.sum("vllm:time_to_first_token_seconds_count"),
-        passes=samples.sum("vllm:iteration_tokens_total_count"),
+        observed_passes=samples.sum("vllm:iteration_tokens_total_count"),
+        ranks=max(1, len(samples.label_values("vllm:generation_tokens_total", "engine"))),
         drafts=samples.sum("vllm:spec_decode_num_drafts_total"),
         draft_tokens=samples.sum("vllm:spec_decode_num_draft_tokens_total"),
         accepted_tokens=samples.sum("vllm:spec_decode_num_accepted_tokens_total"),
-        engine_flops=samples.sum("vllm:estimated_flops_per_gpu_total"),
-        finished_requests=samples.sum("vllm:request_prompt_tokens_count"),
-        finished_prompt_tokens=samples.sum("vllm:request_prompt_tokens_sum"),
-        finished_answer_tokens=samples.sum("vllm:request_generation_tokens_sum"),
-        lifetime_prompt_length=samples.lifetime_mean(
-            "vllm:request_prompt_tokens_sum", "vllm:request_prompt_tokens_count"
-        ),
-        lifetime_answer_length=samples.lifetime_mean(
-            "vllm:request_generation_tokens_sum", "vllm:request_generation_tokens_count"
-        ),
+        preemptions=samples.sum("vllm:num_preemptions_total"),
+        # The counter is there and stays 0 where the estimate is off, or vLLM cannot make one.
+        engine_flops=samples.sum("vllm:estimated_flops_per_gpu_total")
+        if samples.total("vllm:estimated_flops_per_gpu_total")
+        else None,
+        finished=_finished(samples) if sums_are_right else None,
+        in_flight=_in_flight(samples) if sums_are_right else None,
         running_requests=samples.sum("vllm:num_requests_running"),
         waiting_requests=samples.sum("vllm:num_requests_waiting"),
         cache_usage_ratio=samples.mean("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
@@ -69,14 +82,78 @@ def read(samples: Samples) -> ModelReading:
     )
 
 
-def _cached(samples: Samples) -> float | None:
-    by_source = [
-        samples.sum("vllm:prompt_tokens_by_source_total", source=source)
-        for source in ("local_cache_hit", "external_kv_transfer")
-    ]
-    if any(value is not None for value in by_source):
-        return sum(value or 0.0 for value in by_source)
-    return samples.sum("vllm:prompt_tokens_cached_total", "vllm:prefix_cache_hits_total")
+def _computed(samples: Samples, elsewhere: float) -> float | None:
+    """Prompt tokens computed here. May be negative: hits are counted before their prompt ends."""
+    computed = samples.sum("vllm:prompt_tokens_by_source_total", source="local_compute")
+    if computed is not None:
+        return computed
+    prompt = samples.sum("vllm:prompt_tokens_total")
+    if prompt is None:
+        return None
+    if samples.has("vllm:prompt_tokens_cached_total", *_HITS):
+        return prompt - elsewhere
+    if samples.label("vllm:cache_config_info", "enable_prefix_caching") == "True":
+        return None  # some of them were computed, and nothing says how many
+    return prompt
+
+
+def _cached(samples: Samples) -> tuple[float | None, float | None]:
+    """Prompt tokens from the server's own cache, and from elsewhere."""
+    local = samples.sum("vllm:prompt_tokens_by_source_total", source="local_cache_hit")
+    external = samples.sum("vllm:prompt_tokens_by_source_total", source="external_kv_transfer")
+    if local is not None or external is not None:
+        return local, external
+    external = samples.sum("vllm:external_prefix_cache_hits_total")
+    both = samples.sum("vllm:prompt_tokens_cached_total")
+    if both is not None:
+        return positive_difference(both, external), external
+    return samples.sum(*_HITS), external
+
+
+def _finished(samples: Samples) -> Finished | None:
+    requests = samples.sum("vllm:request_prompt_tokens_count")
+    prompt_tokens = samples.sum("vllm:request_prompt_tokens_sum")
+    if requests is None or prompt_tokens is None:
+        return None
+    return Finished(
+        requests=requests,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=samples.sum("vllm:request_generation_tokens_sum") or 0.0,
+        computed_tokens=samples.sum("vllm:request_prefill_kv_computed_tokens_sum"),
+        prompts=samples.buckets("vllm:request_prompt_tokens"),
+        answers=samples.buckets("vllm:request_generation_tokens"),
+        computed=samples.buckets("vllm:request_prefill_kv_computed_tokens"),
+    )
+
+
+def _in_flight(samples: Samples) -> InFlight | None:
+    """What was started and has not ended: the difference of two kinds of counters."""
+    started = samples.total("vllm:time_to_first_token_seconds_count")
+    ended = samples.total("vllm:request_prompt_tokens_count")
+    if started is None or ended is None:
+        return None
+    computed = _difference(
+        samples.total("vllm:prompt_tokens_by_source_total", source="local_compute"),
+        samples.total("vllm:request_prefill_kv_computed_tokens_sum"),
+    )
+    return InFlight(
+        requests=started - ended,
+        prompt_tokens=_difference(
+            samples.total("vllm:prompt_tokens_total"),
+            samples.total("vllm:request_prompt_tokens_sum"),
+        )
+        or 0.0,
+        answer_tokens=_difference(
+            samples.total("vllm:generation_tokens_total"),
+            samples.total("vllm:request_generation_tokens_sum"),
+        )
+        or 0.0,
+        computed_tokens=computed,
+    )
+
+
+def _difference(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
 
 
 def _cache_used_tokens(samples: Samples) -> float | None:
@@ -97,4 +174,15 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-ENGINE = Engine("vllm", ("vllm:",), COUNTERS, GAUGES, read, ports=(8000,))
+ENGINE = Engine(
+    "vllm",
+    ("vllm:",),
+    COUNTERS,
+    GAUGES,
+    read,
+    ports=(8000,),
+    histograms=HISTOGRAMS,
+    title="vLLM",
+    enable="nothing; `--enable-mfu-metrics` adds its own estimate as a second opinion",
+    tells="everything, while requests run",
+)

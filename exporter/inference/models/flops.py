@@ -82,6 +82,24 @@ def decode_attention_flops(model: ModelDescription, context_tokens: float) -> fl
     )
 
 
+def decode_attention_flops_after(
+    model: ModelDescription, tokens: float, context_tokens: float
+) -> float:
+    """Return the attention FLOPs of one sequence's `tokens` decoded after `context_tokens` others.
+
+    The j-th of them attends to context + j keys, itself included: the same pairs as in a prompt.
+    """
+    whole = causal_pairs(tokens, context_tokens)
+    return sum(
+        group.count
+        * (
+            group.attention.decode_pair_flops * causal_pairs(tokens, context_tokens, group.window)
+            + group.attention.index_pair_flops * whole
+        )
+        for group in model.layers
+    )
+
+
 def prefill_flops(
     model: ModelDescription,
     new_tokens: float,

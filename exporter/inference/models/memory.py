@@ -7,6 +7,7 @@ a lower bound of what the memory counters show.
 """
 
 from exporter.inference.models.description import ModelDescription
+from exporter.inference.models.flops import causal_pairs
 from exporter.inference.models.parameters import count_parameters, feed_forward_parameters
 
 
@@ -26,12 +27,18 @@ def experts_touched(experts: int, active_experts: int, tokens: float) -> float:
     return experts * (1 - untouched)
 
 
-def weight_bytes_per_pass(model: ModelDescription, tokens: float, *, with_head: bool) -> float:
+def weight_bytes_per_pass(
+    model: ModelDescription, tokens: float, *, with_head: bool, ranks: int = 1
+) -> float:
     """Return the weight bytes that one forward pass over `tokens` reads from all GPUs together.
 
     Dense weights are read once whatever the batch; experts only where a token is routed to them.
     Tensor and pipeline parallelism split the same bytes over more GPUs. The embedding is a look-up
     of a few rows and not counted; the output head is read where logits are computed.
+
+    With `ranks` data-parallel ranks each reads its own copy of the dense weights, but the experts
+    are spread over all of them: the pass is one of `ranks` that run together, whose tokens meet
+    the same experts.
     """
     counts = count_parameters(model)
     weights = model.weights
@@ -45,8 +52,8 @@ def weight_bytes_per_pass(model: ModelDescription, tokens: float, *, with_head: 
         if group.mixture is not None:
             mixture = group.mixture
             expert = feed_forward_parameters(model, mixture.intermediate_size)
-            touched = experts_touched(mixture.experts, mixture.active_experts, tokens)
-            total += group.count * touched * expert * weights.experts
+            touched = experts_touched(mixture.experts, mixture.active_experts, tokens * ranks)
+            total += group.count * touched / ranks * expert * weights.experts
     return total + counts.head * weights.head * with_head
 
 
@@ -99,4 +106,21 @@ def cache_bytes_read(
         values = group.attention.cached_values * tokens * model.cache_value_bytes
         index = group.attention.index_cache_bytes * context_tokens
         total += group.count * copies * (values + index)
+    return total
+
+
+def cache_bytes_read_by(
+    model: ModelDescription, tokens: float, context_tokens: float, tensor_parallel: int = 1
+) -> float:
+    """Return the KV-cache bytes that `tokens` decoded after `context_tokens` others read.
+
+    Each token is a pass of its own and reads what it attends to, itself included.
+    """
+    whole = causal_pairs(tokens, context_tokens)
+    total = 0.0
+    for group in model.layers:
+        copies = group.attention.cache_copies(tensor_parallel)
+        pairs = causal_pairs(tokens, context_tokens, group.window)
+        values = group.attention.cached_values * pairs * model.cache_value_bytes
+        total += group.count * copies * (values + group.attention.index_cache_bytes * whole)
     return total

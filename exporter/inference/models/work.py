@@ -1,10 +1,11 @@
 """What an engine did between two scrapes, and what it cost: from tokens to FLOPs and bytes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from exporter.inference.models.description import ModelDescription
 from exporter.inference.models.flops import (
-    decode_flops,
+    decode_attention_flops_after,
     head_flops_per_token,
     linear_flops_per_token,
     prefill_attention_flops,
@@ -12,39 +13,54 @@ from exporter.inference.models.flops import (
 from exporter.inference.models.memory import (
     cache_bytes_per_token,
     cache_bytes_read,
+    cache_bytes_read_by,
     weight_bytes_per_pass,
 )
 
 
-# Tokens of one prefill pass where an engine does not count its passes: the common default chunk
-# of SGLang and TensorRT-LLM.
+# Tokens of one prefill pass where nothing says it: the common default chunk of vLLM on data-center
+# GPUs, SGLang and TensorRT-LLM.
 PREFILL_CHUNK_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """The tokens of one window, and the means that their cost depends on.
+class Stretch:
+    """`weight` sequences that computed `new` tokens after `cached` ones were there.
 
-    None means that the engine does not say; the cost then rests on an estimate, see `cost_of`.
+    A prompt is one stretch, its answer another. A negative weight takes back what an earlier
+    window had counted for sequences under way.
     """
 
-    prefill_tokens: float = 0.0  # prompt tokens computed, without cache hits
-    cached_tokens: float = 0.0  # prompt tokens taken from a cache
+    weight: float
+    cached: float
+    new: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The tokens of one window, and the stretches that their attention depends on."""
+
+    prefill_tokens: float = 0.0  # prompt tokens computed here, without cache hits
     decode_tokens: float = 0.0  # tokens generated, the first of each prompt included
-    prompts: float | None = None  # prompts whose prefill ended: the first tokens among the above
+    prompts: float = 0.0  # prompts whose prefill ended: the first tokens among the above
     rejected_tokens: float = 0.0  # drafts that were verified and thrown away
     acceptance_length: float = 1.0  # tokens that one sequence gains per pass
-    passes: float | None = None  # forward passes of all kinds
+    prefills: tuple[Stretch, ...] = ()
+    decodes: tuple[Stretch, ...] = ()
+    # Forward passes, each rank's counted; None: not known, and so neither are the bytes.
     prefill_passes: float | None = None
     decode_passes: float | None = None
-    running_requests: float | None = None  # mean number of sequences in a decode pass
-    prompt_length: float | None = None  # mean, cached part included
-    decode_context: float | None = None  # mean keys that a decoded token attends to
+    # Data-parallel ranks that run their passes together: they share the experts of a layer.
+    ranks: int = 1
+    chunk_tokens: float = PREFILL_CHUNK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Useful FLOPs and necessary bytes of a window, of all GPUs of the workload together."""
+    """Useful FLOPs and necessary bytes of a window, of all GPUs of the workload together.
+
+    May be negative in a window that takes back an estimate; sums over windows are what counts.
+    """
 
     prefill_flops: float = 0.0
     decode_flops: float = 0.0
@@ -55,6 +71,14 @@ class Cost:
         """FLOPs of both phases."""
         return self.prefill_flops + self.decode_flops
 
+    def __add__(self, other: "Cost") -> "Cost":
+        """Both together."""
+        return Cost(
+            self.prefill_flops + other.prefill_flops,
+            self.decode_flops + other.decode_flops,
+            self.dram_bytes + other.dram_bytes,
+        )
+
 
 def cost_of(model: ModelDescription, work: Work, tensor_parallel: int = 1) -> Cost:
     """Return what `work` cost on `model`.
@@ -64,77 +88,81 @@ def cost_of(model: ModelDescription, work: Work, tensor_parallel: int = 1) -> Co
     """
     return Cost(
         prefill_flops=_prefill_flops(model, work),
-        decode_flops=decode_flops(model, _decoded(work), _context(work)),
+        decode_flops=_decode_flops(model, work),
         dram_bytes=_weight_bytes(model, work) + _cache_bytes(model, work, tensor_parallel),
     )
 
 
-def _decoded(work: Work) -> float:
+def decoded_tokens(work: Work) -> float:
     """Tokens that came out of decode passes."""
-    return max(0.0, work.decode_tokens - (work.prompts or 0.0))
+    return max(0.0, work.decode_tokens - work.prompts)
 
 
-def _prompt(work: Work) -> tuple[float, float]:
-    """Mean computed and cached tokens of one prompt."""
-    tokens = work.prefill_tokens + work.cached_tokens
-    length = work.prompt_length or (tokens / max(1.0, work.prompts or 0.0))
-    share = work.cached_tokens / tokens if tokens else 0.0
-    return length * (1 - share), length * share
-
-
-def _context(work: Work) -> float:
-    """Mean context of a decoded token; without any hint, the prompt and half of the answer."""
-    if work.decode_context is not None:
-        return work.decode_context
-    answer = work.decode_tokens / max(1.0, work.prompts) if work.prompts else 0.0
-    return sum(_prompt(work)) + answer / 2
+def chunk_count(new_tokens: float, chunk_tokens: float) -> float:
+    """Return the passes that a prompt of `new_tokens` takes, at most `chunk_tokens` in each."""
+    return float(-(-new_tokens // chunk_tokens)) if new_tokens > 0 else 0.0
 
 
 def _prefill_flops(model: ModelDescription, work: Work) -> float:
-    linear = work.prefill_tokens * linear_flops_per_token(model)
-    logits = (work.prompts or 0.0) * head_flops_per_token(model)
-    new, cached = _prompt(work)
-    if not new:
-        return linear + logits
-    # Per computed token, so that a prompt cut in two by the scrape costs what it costs whole.
-    attention = prefill_attention_flops(model, new, cached) / new
-    return linear + logits + work.prefill_tokens * attention
+    # An encoder answers with no token: there are no logits then.
+    logits = min(work.prompts, work.decode_tokens)
+    return (
+        work.prefill_tokens * linear_flops_per_token(model)
+        + logits * head_flops_per_token(model)
+        + sum(
+            stretch.weight * prefill_attention_flops(model, stretch.new, stretch.cached)
+            for stretch in work.prefills
+        )
+    )
+
+
+def _decode_flops(model: ModelDescription, work: Work) -> float:
+    per_token = linear_flops_per_token(model) + head_flops_per_token(model)
+    return decoded_tokens(work) * per_token + sum(
+        stretch.weight * decode_attention_flops_after(model, stretch.new, stretch.cached)
+        for stretch in work.decodes
+    )
 
 
 def _weight_bytes(model: ModelDescription, work: Work) -> float:
-    """Weights once per pass; passes that the engine does not count are estimated.
-
-    Prefill: one pass per prompt, and per 8192 tokens of a longer one (an upper bound: engines
-    batch short prompts). Decode: every running sequence gains `acceptance_length` tokens a pass.
-    """
-    verified = _decoded(work) + work.rejected_tokens
-    if work.passes is not None:
-        return _passes(model, work.passes, work.prefill_tokens + verified)
-    prefill = work.prefill_passes
-    if prefill is None:
-        prefill = max(work.prompts or 0.0, work.prefill_tokens / PREFILL_CHUNK_TOKENS)
-    decode = work.decode_passes
-    if decode is None:
-        sequences = max(1.0, work.running_requests or 0.0)
-        decode = _decoded(work) / (sequences * work.acceptance_length)
-    return _passes(model, prefill, work.prefill_tokens) + _passes(model, decode, verified)
+    """Weights once per pass; passes with a prompt in them read more experts than the others."""
+    verified = decoded_tokens(work) + work.rejected_tokens
+    return _passes(model, work.prefill_passes or 0.0, work.prefill_tokens, work.ranks) + _passes(
+        model, work.decode_passes or 0.0, verified, work.ranks
+    )
 
 
-def _passes(model: ModelDescription, passes: float, tokens: float) -> float:
-    if not passes or not tokens:
+def _passes(model: ModelDescription, passes: float, tokens: float, ranks: int) -> float:
+    if passes <= 0 or tokens <= 0:
         return 0.0
-    return passes * weight_bytes_per_pass(model, tokens / passes, with_head=True)
+    return passes * weight_bytes_per_pass(model, tokens / passes, with_head=True, ranks=ranks)
 
 
 def _cache_bytes(model: ModelDescription, work: Work, tensor_parallel: int) -> float:
-    """Writes of every new token, reads of every decode pass and of the reused prefixes."""
-    decoded = _decoded(work)
-    written = work.prefill_tokens + decoded + work.rejected_tokens
-    sequence_passes = decoded / work.acceptance_length
-    new, cached = _prompt(work)
-    prefixes = work.prefill_tokens / new if new else 0.0
-    return (
-        written * cache_bytes_per_token(model, tensor_parallel)
-        + sequence_passes * cache_bytes_read(model, _context(work), tensor_parallel)
-        + prefixes * cache_bytes_read(model, cached, tensor_parallel)
+    """Writes of every new token, and the contexts that prefill chunks and decode passes read."""
+    written = work.prefill_tokens + decoded_tokens(work) + work.rejected_tokens
+    reads = sum(
+        stretch.weight * cache_bytes_read_by(model, stretch.new, stretch.cached, tensor_parallel)
+        for stretch in work.decodes
     )
+    # A speculative pass verifies several tokens of a sequence and reads its context once.
+    reads /= work.acceptance_length
+    reads += sum(
+        weight * cache_bytes_read(model, context, tensor_parallel)
+        for weight, context in _chunk_contexts(work.prefills, work.chunk_tokens)
+    )
+    return written * cache_bytes_per_token(model, tensor_parallel) + reads
+
+
+def _chunk_contexts(
+    prefills: Iterable[Stretch], chunk_tokens: float
+) -> Iterable[tuple[float, float]]:
+    """(weight, context) of every chunk: what was cached, and the chunks before it."""
+    for stretch in prefills:
+        chunks = int(chunk_count(stretch.new, chunk_tokens))
+        if chunks <= 1:
+            yield stretch.weight, stretch.cached
+        else:
+            # As many chunks at the mean context: windows apart, the same sum.
+            mean = stretch.cached + chunk_tokens * (chunks - 1) / 2
+            yield stretch.weight * chunks, mean

@@ -1,0 +1,139 @@
+"""Starts the engines on a tiny random-weight model made on the spot, and ends them."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.engine_accuracy import truth
+from benchmarks.engine_accuracy.environments import vllm_python
+
+
+START_SECONDS = 300.0
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running engine."""
+
+    port: int
+    model: str
+    folder: Path  # of its steps
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        """Where its metrics are."""
+        return f"http://127.0.0.1:{self.port}/metrics"
+
+
+def write_model(folder: Path) -> Path:
+    """Write the configuration of the tiny model; vLLM makes random weights for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": truth.HIDDEN,
+        "num_hidden_layers": truth.LAYERS,
+        "num_attention_heads": truth.HEADS,
+        "num_key_value_heads": truth.GROUPS,
+        "head_dim": truth.HEAD,
+        "intermediate_size": truth.INNER,
+        "vocab_size": truth.WORDS,
+        "max_position_embeddings": 4096,
+        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@contextmanager
+def vllm(folder: Path, *options: str) -> Iterator[Server]:
+    """Serve the tiny model with vLLM on the CPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = write_model(folder / "model")
+    steps = folder / "steps"
+    steps.mkdir()
+    port = free_port()
+    command = [
+        str(vllm_python()),
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        str(model),
+        "--load-format=dummy",
+        "--skip-tokenizer-init",
+        "--enforce-eager",
+        f"--port={port}",
+        "--max-model-len=4096",
+        *options,
+    ]
+    environment = {
+        **os.environ,
+        "VLLM_TARGET_DEVICE": "cpu",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": "1",
+        "FLOPWATCH_STEPS": str(steps),
+    }
+    with running(command, environment, folder / "vllm.log") as process:
+        server = Server(port, str(model), steps, folder / "vllm.log", process)
+        wait_for(server, "/health")
+        yield server
+
+
+@contextmanager
+def running(
+    command: Sequence[str], environment: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program in a process group of its own; the group ends with the block."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, number)
+                process.wait(timeout=15)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+
+def wait_for(server: Server, path: str) -> None:
+    """Wait until the server answers; raises RuntimeError with the end of its log."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        try:
+            connection.request("GET", path)
+            if connection.getresponse().status == http.client.OK:
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(_POLL_SECONDS)
+    raise RuntimeError("the engine did not start:\n" + server.log.read_text()[-3000:])
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,361 @@
+"""From an engine's readings to the work of each window: what is told, and what is estimated.
+
+Attention depends on how tokens are spread over sequences. Of requests that ended, engines tell the
+lengths; of those under way, how many there are and how many tokens they have together. So the work
+done until now is that of the ended requests and that of the ones under way, and the work of a
+window is the difference of two such sums. Whatever an estimate of running requests missed is put
+right when they end, and nothing is counted twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from exporter.inference.lengths import LengthModel, Point, paired, spread_out
+from exporter.inference.models.work import PREFILL_CHUNK_TOKENS, Stretch, Work, chunk_count
+from exporter.inference.passes import sequences_per_pass, true_passes
+from exporter.inference.reading import Finished, InFlight, ModelReading
+
+
+# Scrapes in a row that must show more sequences started than running, before the difference is
+# taken for requests that were aborted: engines count those as started and never as ended.
+ABORTED_AFTER_SCRAPES = 3
+_NOTHING = InFlight(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What is known of a server beside its metrics. None: not known."""
+
+    api_servers: int | None = None
+    chunk_tokens: float | None = None
+    ranks: int | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """What outlives a window of one model. Owned by its books; not thread-safe."""
+
+    prompts: LengthModel = field(default_factory=LengthModel)
+    computed: LengthModel = field(default_factory=LengthModel)
+    answers: LengthModel = field(default_factory=LengthModel)
+    # Stretches of the sequences that were under way at the last reading.
+    prefills: tuple[Stretch, ...] = ()
+    decodes: tuple[Stretch, ...] = ()
+    running: float = 0.0
+    # Sequences that were started and will never be told to have ended.
+    aborted: InFlight = _NOTHING
+    surplus: list[float] = field(default_factory=list)
+    mean_prompt: float | None = None
+    mean_answer: float | None = None
+    context: float | None = None
+    # Prompt tokens computed cannot be negative: hits that were counted before their prompt.
+    debt: float = 0.0
+
+    def work_of(
+        self,
+        reading: ModelReading,
+        server: Server | None = None,
+        *,
+        changed: bool = False,
+        restarted: bool = False,
+    ) -> Work:
+        """Return the work since the last reading.
+
+        `changed` says that another process answered than last time, or none before: what is under
+        way in it began before our time, unless it `restarted` since.
+        """
+        server = server or Server()
+        told = reading.finished is not None and reading.in_flight is not None
+        if changed:
+            self.aborted, self.surplus = _NOTHING, []
+        if told:
+            prefills, decodes, running = self._by_request(
+                reading, changed=changed, restarted=restarted
+            )
+        else:
+            prefills, decodes = self._by_token(reading)
+            running = reading.running_requests or 0.0
+        work = Work(
+            prefill_tokens=self._computed(reading),
+            decode_tokens=reading.generated_tokens or 0.0,
+            prompts=_prompts(reading),
+            rejected_tokens=_rejected(reading),
+            acceptance_length=_acceptance_length(reading),
+            prefills=prefills,
+            decodes=decodes,
+            ranks=max(1, reading.ranks),
+            chunk_tokens=server.chunk_tokens or PREFILL_CHUNK_TOKENS,
+        )
+        work = _with_passes(work, reading, server, (self.running, running))
+        self.running = running
+        self.context = _mean_context(work) or self.context
+        return work
+
+    def _computed(self, reading: ModelReading) -> float:
+        """Prompt tokens computed; where hits came before their prompts, the rest is carried over."""
+        tokens = (reading.computed_tokens or 0.0) + self.debt
+        self.debt = min(0.0, tokens)
+        return max(0.0, tokens)
+
+    def _by_request(
+        self, reading: ModelReading, *, changed: bool, restarted: bool
+    ) -> tuple[tuple[Stretch, ...], tuple[Stretch, ...], float]:
+        """Stretches from the requests that ended and the sequences under way."""
+        assert reading.finished is not None  # noqa: S101 - the caller looked
+        prefills, decodes = self._ended(reading.finished, reading)
+        flight = self._under_way(reading)
+        now_prefills, now_decodes = self._running(flight)
+        before = (self.prefills, self.decodes)
+        if restarted:
+            before = ((), ())  # all of it is new; what the last process had under way stays counted
+        elif changed:
+            before = (tuple(now_prefills), tuple(now_decodes))
+        prefills += [*now_prefills, *map(_taken_back, before[0])]
+        decodes += [*now_decodes, *map(_taken_back, before[1])]
+        self.prefills, self.decodes = tuple(now_prefills), tuple(now_decodes)
+        return tuple(prefills), tuple(decodes), flight.requests
+
+    def _ended(
+        self, finished: Finished, reading: ModelReading
+    ) -> tuple[list[Stretch], list[Stretch]]:
+        count = finished.requests if finished.accepted is None else finished.accepted
+        prompts = self.prompts.points(finished.prompt_tokens, count, finished.prompts)
+        answers = self.answers.points(
+            finished.answer_tokens, finished.requests, finished.answers
+        )
+        if prompts:
+            self.mean_prompt = finished.prompt_tokens / count
+        if answers:
+            self.mean_answer = finished.answer_tokens / finished.requests
+        prefills = [
+            Stretch(weight, max(0.0, whole - new), min(whole, new))
+            for weight, whole, new in paired(
+                prompts, self._computed_points(finished, prompts, reading)
+            )
+            if new > 0
+        ]
+        if not prompts and answers:
+            count, prompts = 1.0, [Point(1.0, self.mean_prompt or 0.0)]
+        decodes = [
+            Stretch(prompt.weight / count * answer.weight, prompt.length, answer.length - 1)
+            for prompt in prompts
+            for answer in answers
+            if answer.length > 1
+        ]
+        return prefills, decodes
+
+    def _computed_points(
+        self, finished: Finished, prompts: Sequence[Point], reading: ModelReading
+    ) -> list[Point]:
+        """Computed tokens of the prompts that ended: told, else the window's share of each."""
+        if finished.computed_tokens is not None:
+            return self.computed.points(
+                finished.computed_tokens, finished.requests, finished.computed
+            )
+        cached = (reading.cached_tokens or 0.0) + (reading.external_tokens or 0.0)
+        share = (reading.computed_tokens or 0.0) / ((reading.computed_tokens or 0.0) + cached or 1)
+        return [replace(point, length=point.length * share) for point in prompts]
+
+    def _under_way(self, reading: ModelReading) -> InFlight:
+        """The sequences under way, without those that were aborted."""
+        assert reading.in_flight is not None  # noqa: S101 - the caller looked
+        flight = _less(reading.in_flight, self.aborted)
+        running = reading.running_requests
+        if running is None or flight.requests <= 0:
+            return flight
+        surplus = max(0.0, flight.requests - running - (reading.waiting_requests or 0.0))
+        self.surplus = [*self.surplus[-(ABORTED_AFTER_SCRAPES - 1) :], surplus]
+        gone = min(self.surplus) if len(self.surplus) == ABORTED_AFTER_SCRAPES else 0.0
+        if running == 0 and not reading.waiting_requests:
+            gone = flight.requests
+        if gone > 0:
+            share = gone / flight.requests
+            lost = _share_of(flight, share)
+            self.aborted = _sum_of(self.aborted, lost)
+            self.surplus = []
+            # They ended here: what they did stays counted.
+            self.prefills = tuple(_scaled(stretch, 1 - share) for stretch in self.prefills)
+            self.decodes = tuple(_scaled(stretch, 1 - share) for stretch in self.decodes)
+            flight = _less(flight, lost)
+        return flight
+
+    def _running(self, flight: InFlight) -> tuple[list[Stretch], list[Stretch]]:
+        """Stretches of the sequences under way: as alike as the requests that ended lately."""
+        count = flight.requests
+        if count <= 0 or flight.prompt_tokens <= 0:
+            return [], []
+        prompts = spread_out(count, flight.prompt_tokens, self.prompts.relative_variance)
+        new = flight.prompt_tokens if flight.computed_tokens is None else flight.computed_tokens
+        share = min(1.0, new / flight.prompt_tokens)
+        decoded = max(0.0, flight.answer_tokens - count) / count
+        prefills = [
+            Stretch(point.weight, point.length * (1 - share), point.length * share)
+            for point in prompts
+        ]
+        decodes = [Stretch(point.weight, point.length, decoded) for point in prompts]
+        return prefills, decodes if decoded > 0 else []
+
+    def _by_token(self, reading: ModelReading) -> tuple[tuple[Stretch, ...], tuple[Stretch, ...]]:
+        """Stretches where an engine tells tokens alone: the means of the window stand for all."""
+        new = reading.computed_tokens or 0.0
+        cached = (reading.cached_tokens or 0.0) + (reading.external_tokens or 0.0)
+        prompts = _prompts(reading)
+        self._learn_lengths(reading, prompts, new + cached)
+        prefills: list[Stretch] = []
+        if new > 0:
+            length = (new + cached) / prompts if prompts else self.mean_prompt or (new + cached)
+            count = (new + cached) / length if length else 0.0
+            share = new / (new + cached)
+            prefills = [
+                Stretch(point.weight, point.length * (1 - share), point.length * share)
+                for point in spread_out(count, new + cached, self.prompts.relative_variance)
+            ]
+        decoded = max(0.0, (reading.generated_tokens or 0.0) - prompts)
+        context = self._decode_context(reading)
+        decodes = [Stretch(decoded, max(0.0, context - 1), 1.0)] if decoded and context else []
+        return tuple(prefills), tuple(decodes)
+
+    def _learn_lengths(self, reading: ModelReading, prompts: float, tokens: float) -> None:
+        finished = reading.finished
+        if finished is not None and finished.requests > 0:
+            points = self.prompts.points(
+                finished.prompt_tokens, finished.requests, finished.prompts
+            )
+            self.mean_prompt = sum(p.weight * p.length for p in points) / finished.requests
+            answers = self.answers.points(
+                finished.answer_tokens, finished.requests, finished.answers
+            )
+            self.mean_answer = sum(p.weight * p.length for p in answers) / finished.requests
+        elif prompts > 0:
+            self.mean_prompt = tokens / prompts
+
+    def _decode_context(self, reading: ModelReading) -> float | None:
+        """Mean keys that a decoded token attends to.
+
+        Told by the engine, or the larger of two estimates that both err low: the mean prompt and
+        half of the mean answer, and the used cache over the running requests (a shared prefix is
+        stored once). Without any, what the last window had.
+        """
+        if reading.decode_context is not None:
+            return reading.decode_context
+        estimates = []
+        if self.mean_prompt is not None:
+            estimates.append(self.mean_prompt + (self.mean_answer or 0.0) / 2)
+        if reading.cache_used_tokens and reading.running_requests:
+            estimates.append(reading.cache_used_tokens / reading.running_requests)
+        return max(estimates, default=self.context)
+
+
+def _with_passes(
+    work: Work, reading: ModelReading, server: Server, running: tuple[float, float]
+) -> Work:
+    """Add the forward passes: told by the engine, or estimated from its tokens.
+
+    Prefill: as many as chunks. Decode: every running sequence gains `acceptance_length` tokens a
+    pass. Steps that put out no token (all but the last chunk of a prompt, when nothing else runs)
+    are in no engine's count of all passes.
+    """
+    decoded = max(0.0, work.decode_tokens - work.prompts)
+    sequence_passes = decoded / work.acceptance_length
+    chunks = sum(
+        stretch.weight * chunk_count(stretch.new, work.chunk_tokens) for stretch in work.prefills
+    )
+    # Short prompts share a pass: as many tokens as fit.
+    least = max(work.prefill_tokens / work.chunk_tokens, 0.0)
+    told = reading.passes
+    if told is None and reading.observed_passes is not None:
+        told = true_passes(
+            reading.observed_passes, server.api_servers or 1, sequence_passes + work.prompts
+        )
+    if told is not None:
+        together = sequences_per_pass(sequence_passes + work.prompts, told)
+        alone = (running[0] < 1) / 2 + (running[1] < 1) / 2
+        silent = max(0.0, chunks - work.prompts) * alone / max(1.0, together)
+        passes = max(told + silent, least)
+        # Prompts that came out of fewer passes than there are of them shared those.
+        prefill = min(passes, max(min(work.prompts, told), least) + silent)
+        return replace(work, prefill_passes=prefill, decode_passes=passes - prefill)
+    prefill_passes = reading.prefill_passes
+    if prefill_passes is None:
+        prefill_passes = max(min(work.prompts, chunks) if chunks > 0 else work.prompts, least)
+    decode_passes = reading.decode_passes
+    if decode_passes is None:
+        sequences = max(1.0, (running[0] + running[1]) / 2)
+        decode_passes = sequence_passes / sequences
+    return replace(work, prefill_passes=prefill_passes, decode_passes=decode_passes)
+
+
+def _mean_context(work: Work) -> float | None:
+    """Mean keys of the window's decoded tokens, for show."""
+    tokens = sum(stretch.weight * stretch.new for stretch in work.decodes)
+    if tokens <= 0:
+        return None
+    pairs = sum(
+        stretch.weight * (stretch.new * stretch.cached + stretch.new * (stretch.new + 1) / 2)
+        for stretch in work.decodes
+    )
+    return pairs / tokens if pairs > 0 else None
+
+
+def _prompts(reading: ModelReading) -> float:
+    if reading.prompts is not None:
+        return reading.prompts
+    return reading.finished.requests if reading.finished is not None else 0.0
+
+
+def _acceptance_length(reading: ModelReading) -> float:
+    """Tokens that one sequence gains per pass: accepted drafts and the one after them.
+
+    Sequences that nothing was drafted for in a pass gain one token in it.
+    """
+    accepted = reading.accepted_tokens
+    decoded = (reading.generated_tokens or 0.0) - _prompts(reading)
+    if reading.drafts and accepted is not None and decoded > accepted:
+        return decoded / (decoded - accepted)
+    return max(1.0, reading.acceptance_length or 1.0)
+
+
+def _rejected(reading: ModelReading) -> float:
+    return max(0.0, (reading.draft_tokens or 0.0) - (reading.accepted_tokens or 0.0))
+
+
+def _taken_back(stretch: Stretch) -> Stretch:
+    return replace(stretch, weight=-stretch.weight)
+
+
+def _scaled(stretch: Stretch, share: float) -> Stretch:
+    return replace(stretch, weight=stretch.weight * share)
+
+
+def _less(first: InFlight, second: InFlight) -> InFlight:
+    computed = first.computed_tokens
+    if computed is not None:
+        computed = max(0.0, computed - (second.computed_tokens or 0.0))
+    return InFlight(
+        max(0.0, first.requests - second.requests),
+        max(0.0, first.prompt_tokens - second.prompt_tokens),
+        max(0.0, first.answer_tokens - second.answer_tokens),
+        computed,
+    )
+
+
+def _sum_of(first: InFlight, second: InFlight) -> InFlight:
+    computed = None
+    if first.computed_tokens is not None or second.computed_tokens is not None:
+        computed = (first.computed_tokens or 0.0) + (second.computed_tokens or 0.0)
+    return InFlight(
+        first.requests + second.requests,
+        first.prompt_tokens + second.prompt_tokens,
+        first.answer_tokens + second.answer_tokens,
+        computed,
+    )
+
+
+def _share_of(flight: InFlight, share: float) -> InFlight:
+    computed = flight.computed_tokens
+    return InFlight(
+        flight.requests * share,
+        flight.prompt_tokens * share,
+        flight.answer_tokens * share,
+        None if computed is None else computed * share,
+    )
