@@ -91,6 +91,7 @@ def workload_configs(config: Config) -> tuple[WorkloadConfig, ...]:
             url=workload.url,
             model=Path(workload.model) if workload.model else None,
             gpus=workload.gpus,
+            gpus_total=workload.gpus_total,
             tensor_parallel=workload.tensor_parallel,
             pipeline_parallel=workload.pipeline_parallel,
             precision=workload.precision,

@@ -69,14 +69,16 @@ def sum_up(passes: Sequence[Pass], lengths: Mapping[str, int]) -> Truth:
 
     A position that is computed again (after a preemption, or where a draft was rejected) counts
     once. `lengths` says how many positions a sequence has in all, by the start of its name; beyond
-    them lie drafts that nobody asked for.
+    them lie drafts that nobody asked for. A sequence without a length was aborted: the token of its
+    last pass came out after nobody listened, and the engine counts it nowhere.
     """
+    last = {step.sequence: step.before for entry in passes for step in entry.steps}
     seen: dict[str, int] = defaultdict(int)
     sums: Counter[str] = Counter()
     for entry in passes:
         for step in entry.steps:
             start = max(step.before, seen[step.sequence])
-            end = min(step.before + step.new, _length(step.sequence, lengths))
+            end = min(step.before + step.new, _length(step.sequence, lengths, last))
             if end <= start:
                 continue
             seen[step.sequence] = end
@@ -109,6 +111,7 @@ def _pairs(start: int, end: int) -> int:
     return (end * (end + 1) - start * (start + 1)) // 2
 
 
-def _length(sequence: str, lengths: Mapping[str, int]) -> int:
+def _length(sequence: str, lengths: Mapping[str, int], last: Mapping[str, int]) -> int:
     name = sequence.partition("/")[2]
-    return next((length for start, length in lengths.items() if name.startswith(start)), 1 << 40)
+    found = (length for start, length in lengths.items() if name.startswith(start))
+    return next(found, last[sequence])

@@ -218,7 +218,7 @@ SCHEMA = Section(
                     "model": Key(
                         optional(text()),
                         None,
-                        "Path of the model's config.json; not given: what the engine reports.",
+                        "Path of the model's config.json or GGUF file; not given: what the engine reports.",
                         "/models/chat/config.json",
                     ),
                     "gpus": Key(
@@ -226,6 +226,12 @@ SCHEMA = Section(
                         (),
                         "Its GPUs by index or UUID; not given: those of its processes.",
                         "[0, 1]",
+                    ),
+                    "gpus_total": Key(
+                        optional(integer(at_least=1)),
+                        None,
+                        "GPUs of the whole engine, where some are on other hosts and like these.",
+                        "16",
                     ),
                     "tensor_parallel": Key(
                         optional(integer(at_least=1)),

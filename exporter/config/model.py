@@ -18,6 +18,7 @@ class Workload:
     url: str
     model: str | None
     gpus: tuple[int | str, ...]
+    gpus_total: int | None
     tensor_parallel: int | None
     pipeline_parallel: int
     precision: str | None

@@ -27,6 +27,8 @@ class WorkloadConfig:
     gpus: tuple[int | str, ...] = ()
     tensor_parallel: int | None = None
     pipeline_parallel: int | None = None
+    # GPUs of the whole engine, where some are on other hosts.
+    gpus_total: int | None = None
     precision: str | None = None
     kv_cache_dtype: str | None = None
     interval_seconds: float = 15.0

@@ -102,7 +102,7 @@ class CounterTracker:
     ) -> tuple[_Process, bool]:
         """Return the process that answered, and whether a new one counted from zero for us."""
         first = not self._processes
-        name = epoch if epoch is not None else self._unnamed_process(values)
+        name = float(epoch) if epoch is not None else self._unnamed_process(values)
         known = name in self._processes
         changed = self._current is not None and name != self._current
         if not known:

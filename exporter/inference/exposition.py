@@ -15,6 +15,10 @@ _SAMPLE_LINE = re.compile(r"[A-Za-z_:][\w:]*+(?:\s*+\{.*\})?\s++[-+\w.]++(?:\s++
 _NAME = re.compile(r"(?:#\s+(?:HELP|TYPE)\s+)?([A-Za-z_:][\w:]*)")
 # Engines behind a proxy that knows no colons (Ray Serve adds its own prefix too).
 _COLON_PREFIXES = ("vllm_", "sglang_")
+# Old versions of vLLM count cache hits in blocks under the name that later ones use for tokens; the
+# samples of a counter whose help text says so carry this label.
+IN_BLOCKS = ("unit", "blocks")
+_BLOCKS_HELP = re.compile(r"#\s+HELP\s+\S+\s.*\bin terms of number of (?:cached|queried) blocks")
 # The longest real lines are configuration infos of some two thousand characters.
 LONGEST_LINE = 16 * 1024
 # More series of the wanted names than any engine has; beyond, the exposition is not one.
@@ -44,6 +48,7 @@ class Exposition:
 class _Scan:
     wanted: list[str] = field(default_factory=list)
     prefixes: set[str] = field(default_factory=set)
+    in_blocks: set[str] = field(default_factory=set)
     malformed: int = 0
 
 
@@ -63,7 +68,7 @@ def parse(
     samples: list[Sample] = []
     for line in scan.wanted[:LARGEST_SAMPLE_COUNT]:
         try:
-            samples.extend(_samples(line, rename))
+            samples.extend(_samples(line, rename, scan.in_blocks))
         # What prometheus_client raises on a malformed line; a whole number may be beyond all floats.
         except (ValueError, IndexError, OverflowError):
             scan.malformed += 1
@@ -98,14 +103,21 @@ def _scan(
                 continue
             if rename(name) in names:
                 scan.wanted.append(stripped)
+        elif "blocks" in stripped and _BLOCKS_HELP.match(stripped):
+            scan.in_blocks.add(rename(name))
         if name and len(scan.prefixes) < len(prefixes):
             scan.prefixes.update(prefix for prefix in prefixes if name.startswith(prefix))
     return scan
 
 
-def _samples(line: str, rename: Callable[[str], str]) -> Iterator[Sample]:
+def _samples(line: str, rename: Callable[[str], str], in_blocks: set[str]) -> Iterator[Sample]:
     for family in text_string_to_metric_families(line + "\n"):
         for sample in family.samples:
             value = float(sample.value)
-            if math.isfinite(value):
-                yield Sample(rename(canonical_name(sample.name)), sample.labels, value, value)
+            if not math.isfinite(value):
+                continue
+            name = rename(canonical_name(sample.name))
+            labels = sample.labels
+            if in_blocks & {name, name.removesuffix("_total")}:
+                labels = {**labels, IN_BLOCKS[0]: IN_BLOCKS[1]}
+            yield Sample(name, labels, value, value)

@@ -1,7 +1,7 @@
 """How long requests are: from an engine's histograms to points that stand for them.
 
 Attention costs grow with the square of a length, so a mean says too little: 90 % of prompts at 500
-tokens and 10 % at 32,000 need three times the attention of as many prompts of their mean length. A
+tokens and 10 % at 32,000 need nine times the attention of as many prompts of their mean length. A
 histogram's buckets, its sum and what earlier windows taught about each bucket say more.
 """
 
@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from exporter.inference.reading import Buckets
 
 
-# Weight of the uniform distribution that a bucket is taken for before requests were seen in it.
-PRIOR_OBSERVATIONS = 2.0
-# Observations of a bucket that are remembered: what is older fades.
-REMEMBERED_OBSERVATIONS = 200.0
+# Windows' worth of belief in the spread that a bucket is taken for before requests were seen in it.
+PRIOR_WINDOWS = 2.0
+# What was learned of a bucket is trusted this much less with each window: traffic changes.
+FORGETTING = 0.98
+# Requests in a window from which its densities say something.
+FEWEST_FOR_DENSITY = 12
 # A last bucket without an upper bound is taken to reach this many times its lower one.
 OPEN_BUCKET_FACTOR = 4.0
 
@@ -26,40 +28,53 @@ class Point:
 
     weight: float
     length: float
+    # Number of the bucket that it stands for; -1 where there is none.
+    bucket: int = -1
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """What was seen of the lengths within one bucket."""
+    """What is believed of the lengths within one bucket."""
 
-    weight: float = 0.0
-    mean: float = 0.0
-    squares: float = 0.0  # of deviations of window means, by their number of requests
-    windows: float = 0.0
+    low: float
+    high: float
+    mean: float
+    # Whether a reading has moved the mean; before, it follows the densities.
+    learned: bool = False
 
-    def learn(self, count: float, mean: float) -> None:
-        """Enter `count` requests of one window whose mean length is known."""
-        fade = min(1.0, REMEMBERED_OBSERVATIONS / (self.weight + count))
-        self.weight, self.squares, self.windows = (
-            self.weight * fade,
-            self.squares * fade,
-            self.windows * fade,
-        )
-        if self.weight:
-            deviation = mean - self.mean
-            share = count / (self.weight + count)
-            # A mean of `count` lengths varies by the variance of one over `count`.
-            self.squares += count * (1 - share) * deviation * deviation
-            self.windows += 1
-        self.mean += (mean - self.mean) * count / (self.weight + count)
-        self.weight += count
+    def spread(self, mean: float) -> float:
+        """Variance of the lengths, where their mean is `mean` and nothing else is known.
+
+        That of the most even distribution over the bucket with this mean (a cut-off exponential
+        one; within 5 % of its variance).
+        """
+        position = min(1.0, max(0.0, (mean - self.low) / (self.high - self.low)))
+        return (self.high - self.low) ** 2 / 12 * (4 * position * (1 - position)) ** 2
+
+    def follow(self, slope: float | None) -> None:
+        """Before anything else is known of the mean, believe that density changes evenly."""
+        if slope is not None and not self.learned:
+            self.mean = self.low + (self.high - self.low) * (0.5 + slope)
+
+
+Key = tuple[float, float]
 
 
 @dataclass(slots=True)
 class LengthModel:
-    """Learns the distribution of one length from windows. Owned by one workload's books."""
+    """Learns the distribution of one length from windows. Owned by one workload's books.
 
-    buckets: dict[tuple[float, float], _Bucket] = field(default_factory=dict)
+    A Kalman filter over the means within the buckets. Its one reading per window is the sum of
+    lengths: that of the means, each by its count, and of the chance in it, the spread of as many
+    lengths. How much chance there is it learns from how far its forecasts are off.
+    """
+
+    buckets: dict[Key, _Bucket] = field(default_factory=dict)
+    # Covariance of the beliefs in two means; without an entry, 0.
+    doubts: dict[tuple[Key, Key], float] = field(default_factory=dict)
+    # Spread within buckets over that of an even distribution, and the windows it was learned from.
+    evenness: float = 1.0
+    windows: float = PRIOR_WINDOWS
     # Variance over the squared mean, of the requests that ended lately.
     relative_variance: float = 0.0
 
@@ -71,73 +86,106 @@ class LengthModel:
         """
         if count <= 0:
             return []
-        occupied = _occupied(buckets) if buckets is not None else []
+        occupied = self._occupied(buckets) if buckets is not None else []
         if total is None and not occupied:
             return []
         if total is not None and (count <= 1 or not occupied):
-            self._learn(occupied, total / count)
+            self._learn(occupied, total)
             return [Point(count, total / count)]
-        means = self._means(occupied, total)
-        if len(occupied) == 1 and total is not None:
-            self._learn(occupied, means[0])
+        means = [bucket.mean for bucket, _number in occupied]
+        if total is not None:
+            self._learn(occupied, total)
+            means = self._with_sum(occupied, total)
         points: list[Point] = []
-        for (low, high, number), mean in zip(occupied, means, strict=True):
-            spread = self._deviation(low, high, mean) if number > 1 else 0.0
+        for position, ((bucket, number), mean) in enumerate(zip(occupied, means, strict=True)):
+            # The sum fixes the mean of these few, so the variance around it is smaller.
+            variance = self.evenness * bucket.spread(mean) * max(0.0, 1 - 1 / number)
+            spread = math.sqrt(max(0.0, min(variance, (mean - bucket.low) * (bucket.high - mean))))
             if spread > 0:
-                points += [Point(number / 2, mean - spread), Point(number / 2, mean + spread)]
+                points += [
+                    Point(number / 2, mean - spread, position),
+                    Point(number / 2, mean + spread, position),
+                ]
             else:
-                points.append(Point(number, mean))
+                points.append(Point(number, mean, position))
         self._remember_spread(points)
         return points
 
-    def _learn(self, occupied: Sequence[tuple[float, float, float]], mean: float) -> None:
-        """The only occupied bucket's mean is the window's."""
-        if len(occupied) == 1:
-            low, high, count = occupied[0]
-            if low < mean <= high:
-                self.buckets.setdefault((low, high), _Bucket()).learn(count, mean)
+    def _occupied(self, buckets: Buckets) -> list[tuple[_Bucket, float]]:
+        """The buckets that hold something, and how much."""
+        occupied, low = [], 0.0
+        for position, (bound, count) in enumerate(
+            zip(buckets.bounds, buckets.counts, strict=True)
+        ):
+            if count > 0:
+                high = bound if math.isfinite(bound) else max(1.0, low) * OPEN_BUCKET_FACTOR
+                key = (low, high)
+                if key not in self.buckets:
+                    self.buckets[key] = _Bucket(low, high, _even_mean(low, high))
+                    self.doubts[key, key] = (high - low) ** 2 / 12
+                self.buckets[key].follow(_slope(buckets, position))
+                occupied.append((self.buckets[key], count))
+            low = bound
+        return occupied
 
-    def _means(
-        self, occupied: Sequence[tuple[float, float, float]], total: float | None
-    ) -> list[float]:
-        """Mean length in each bucket: as learned, moved towards a bound until the sum is right."""
-        expected = [self._expected(low, high) for low, high, _count in occupied]
-        if total is None:
-            return expected
-        means = _with_sum(
-            occupied,
-            expected,
-            [1.0 / (1.0 + self._windows(low, high)) for low, high, _count in occupied],
-            total,
-        )
-        reached = sum(
-            count * mean for (_low, _high, count), mean in zip(occupied, means, strict=True)
-        )
-        # A sum that no lengths within the buckets have: the engine counts them apart.
-        return [mean * total / reached for mean in means] if reached > 0 else means
+    def _learn(self, occupied: Sequence[tuple[_Bucket, float]], total: float) -> None:
+        """Move the beliefs towards what makes the sum right."""
+        if not occupied:
+            return
+        counts = {(bucket.low, bucket.high): count for bucket, count in occupied}
+        missing = total - sum(count * bucket.mean for bucket, count in occupied)
+        chance = self.evenness * sum(count * bucket.spread(bucket.mean) for bucket, count in occupied)
+        shared = {
+            key: sum(count * self.doubts.get((key, other), 0.0) for other, count in counts.items())
+            for key in self.buckets
+        }
+        doubt = sum(count * shared[key] for key, count in counts.items())
+        if doubt + chance <= 0:
+            return
+        surprise = min(4.0, missing**2 / (doubt + chance))
+        self.evenness += self.evenness * (surprise - 1) / (self.windows + 1)
+        self.evenness = min(1.0, max(0.0, self.evenness))
+        self.windows = min(1 / (1 - FORGETTING), self.windows + 1)
+        for key, bucket in self.buckets.items():
+            moved = bucket.mean + shared[key] / (doubt + chance) * missing
+            bucket.mean = min(bucket.high, max(bucket.low, moved))
+            bucket.learned = bucket.learned or key in counts
+            for other in self.buckets:
+                left = self.doubts.get((key, other), 0.0) - shared[key] * shared[other] / (
+                    doubt + chance
+                )
+                self.doubts[key, other] = left / FORGETTING
+            widest = (bucket.high - bucket.low) ** 2 / 12
+            self.doubts[key, key] = min(widest, max(0.0, self.doubts[key, key]))
 
-    def _expected(self, low: float, high: float) -> float:
-        """The learned mean; before, that of a distribution even over orders of magnitude."""
-        bucket = self.buckets.get((low, high))
-        if bucket is not None and bucket.weight:
-            return bucket.mean
-        if low <= 0:
-            return high if high <= 1 else (low + high) / 2
-        return (high - low) / math.log(high / low)
+    def _with_sum(self, occupied: Sequence[tuple[_Bucket, float]], total: float) -> list[float]:
+        """Return the most likely mean in each bucket, given that all lengths add up to `total`.
 
-    def _windows(self, low: float, high: float) -> float:
-        bucket = self.buckets.get((low, high))
-        return bucket.windows if bucket else 0.0
-
-    def _deviation(self, low: float, high: float, mean: float) -> float:
-        """Standard deviation within a bucket: even over its width at first, then as seen."""
-        position = min(1.0, max(0.0, (mean - low) / (high - low)))
-        prior = (high - low) ** 2 / 12 * 4 * position * (1 - position)
-        bucket = self.buckets.get((low, high))
-        squares = bucket.squares if bucket else 0.0
-        windows = bucket.windows if bucket else 0.0
-        variance = (PRIOR_OBSERVATIONS * prior + squares) / (PRIOR_OBSERVATIONS + windows)
-        return min(math.sqrt(variance), mean - low, high - mean)
+        What chance there is in a mean grows with the width of its bucket. None leaves its bucket.
+        """
+        means = [bucket.mean for bucket, _count in occupied]
+        variances = [bucket.spread(bucket.mean) + 1e-6 for bucket, _count in occupied]
+        for _ in range(len(means) + 1):
+            missing = total - sum(c * mean for (_b, c), mean in zip(occupied, means, strict=True))
+            free = [
+                mean < bucket.high if missing > 0 else mean > bucket.low
+                for (bucket, _count), mean in zip(occupied, means, strict=True)
+            ]
+            capacity = sum(
+                count * variance
+                for (_bucket, count), variance, may in zip(occupied, variances, free, strict=True)
+                if may
+            )
+            if not capacity or abs(missing) < 1e-9 * max(1.0, total):
+                return means
+            step = missing / capacity
+            means = [
+                min(bucket.high, max(bucket.low, mean + step * variance)) if may else mean
+                for (bucket, _count), mean, variance, may in zip(
+                    occupied, means, variances, free, strict=True
+                )
+            ]
+        return means
 
     def _remember_spread(self, points: Sequence[Point]) -> None:
         weight = sum(point.weight for point in points)
@@ -157,16 +205,26 @@ def spread_out(count: float, total: float, relative_variance: float) -> list[Poi
     if share == 0:
         return [Point(count, mean)]
     # A short and a long kind, with the given variance and no length below zero.
-    short = mean * (1 - min(share, 1.0)) if share <= 1 else 0.0
     if share <= 1:
-        return [Point(count / 2, short), Point(count / 2, mean * (1 + share))]
+        return [Point(count / 2, mean * (1 - share)), Point(count / 2, mean * (1 + share))]
     long_share = 1 / (1 + share * share)
     return [Point(count * (1 - long_share), 0.0), Point(count * long_share, mean / long_share)]
 
 
-def paired(
-    first: Sequence[Point], second: Sequence[Point]
-) -> list[tuple[float, float, float]]:
+def joined(points: Sequence[Point]) -> list[Point]:
+    """Return the points with each pair of a bucket (see `LengthModel.points`) made one again."""
+    merged: list[Point] = []
+    for point in points:
+        if merged and merged[-1].weight == point.weight and merged[-1].bucket == point.bucket:
+            last = merged.pop()
+            length = (last.length + point.length) / 2
+            merged.append(Point(2 * point.weight, length, point.bucket))
+        else:
+            merged.append(point)
+    return merged
+
+
+def paired(first: Sequence[Point], second: Sequence[Point]) -> list[tuple[float, float, float]]:
     """Return (weight, first, second) with the longest of one belonging to the longest of the other."""
     pairs: list[tuple[float, float, float]] = []
     left = sorted(first, key=lambda point: point.length)
@@ -189,45 +247,27 @@ def paired(
     return pairs
 
 
-def _occupied(buckets: Buckets) -> list[tuple[float, float, float]]:
-    """(low, high, count) of the buckets that hold something."""
-    occupied, low = [], 0.0
-    for bound, count in zip(buckets.bounds, buckets.counts, strict=True):
-        if count > 0:
-            high = bound if math.isfinite(bound) else max(1.0, low) * OPEN_BUCKET_FACTOR
-            occupied.append((low, high, count))
-        low = bound
-    return occupied
+def _even_mean(low: float, high: float) -> float:
+    """Mean of a distribution even over orders of magnitude, as lengths are before one knows more."""
+    if low <= 0:
+        return high if high <= 1 else (low + high) / 2
+    return (high - low) / math.log(high / low)
 
 
-def _with_sum(
-    occupied: Sequence[tuple[float, float, float]],
-    expected: Sequence[float],
-    mobility: Sequence[float],
-    total: float,
-) -> list[float]:
-    """Move means towards a bound of their buckets until they add up to `total`.
+def _slope(buckets: Buckets, position: int) -> float | None:
+    """How far a bucket's mean lies from its middle, in widths, if density runs straight through it.
 
-    First those that move most easily (of which the least was learned); what is then still missing
-    is shared by the room that is left.
+    From the densities of its neighbours. A straight density that is nowhere below zero moves the
+    mean by a sixth of the width at most.
     """
-    means = list(expected)
-    for weights in (mobility, [1.0] * len(means)):
-        missing = total - sum(
-            count * mean for (_low, _high, count), mean in zip(occupied, means, strict=True)
-        )
-        rooms = [
-            (high if missing > 0 else low) - mean
-            for (low, high, _count), mean in zip(occupied, means, strict=True)
-        ]
-        capacity = sum(
-            count * room * weight
-            for (_low, _high, count), room, weight in zip(occupied, rooms, weights, strict=True)
-        )
-        if capacity:
-            share = missing / capacity
-            means = [
-                mean + room * min(1.0, share * weight)
-                for mean, room, weight in zip(means, rooms, weights, strict=True)
-            ]
-    return means
+    if sum(buckets.counts) < FEWEST_FOR_DENSITY or not math.isfinite(buckets.bounds[position]):
+        return None
+    edges = (0.0, *buckets.bounds)
+
+    def density(place: int) -> float:
+        if place < 0 or place >= len(buckets.counts) or not math.isfinite(edges[place + 1]):
+            return 0.0
+        return buckets.counts[place] / (edges[place + 1] - edges[place])
+
+    slope = (density(position + 1) - density(position - 1)) / (12 * density(position))
+    return max(-1 / 6, min(1 / 6, slope))

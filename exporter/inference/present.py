@@ -1,6 +1,7 @@
 """Shows a model's books: ratios to the peaks of its GPUs, and the precision it is served in."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from exporter.inference.account import ModelBooks
 from exporter.inference.config import WorkloadConfig
@@ -10,32 +11,52 @@ from exporter.inference.snapshot import GpuRef, ModelSnapshot
 from exporter.state import State
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How an engine is spread: GPUs of one replica, GPUs in all as its command line says, role."""
+
+    gpus_per_replica: int = 1
+    launched_gpus: int | None = None
+    role: str | None = None
+
+
 def present(
     config: WorkloadConfig,
     books: ModelBooks,
     gpus: Sequence[GpuRef],
     state: State,
-    gpus_per_engine: int,
+    split: Split,
 ) -> ModelSnapshot:
     """Return what is shown of one model. A ratio needs the peaks of all of its GPUs."""
     reading, description, cost = books.reading, books.description, books.shown_cost
     window, seconds = books.window_cost, books.window_seconds
     counts = count_parameters(description) if description else None
     precision = precision_of(config, books, gpus, state)
-    flops = window.flops / seconds if window and seconds else None
-    bandwidth = window.dram_bytes / seconds if window and seconds else None
-    estimate = None if reading.engine_flops is None else books.engine_flop * gpus_per_engine
+    prefilled = reading.computed_tokens is not None
+    share = _share_here(config, books, gpus, split)
+    known = prefilled and window is not None
+    flops = window.flops / seconds if window and known and seconds else None
+    bandwidth = window.dram_bytes / seconds if window and known and seconds else None
+    estimate = None if reading.engine_flops is None else books.engine_flop * split.gpus_per_replica
     return ModelSnapshot(
         model=reading.model or _model_name(config),
         precision=precision,
         prefill_tokens=None if reading.computed_tokens is None else books.prefill_tokens,
         decode_tokens=None if reading.generated_tokens is None else books.decode_tokens,
-        prefill_flop=cost.prefill_flops if description else None,
+        cached_tokens=None if reading.cached_tokens is None else books.cached_tokens,
+        external_tokens=None if reading.external_tokens is None else books.external_tokens,
+        rejected_tokens=None if reading.draft_tokens is None else books.rejected_tokens,
+        preemptions=None if reading.preemptions is None else books.preemptions,
+        role=reading.role or split.role,
+        prefill_flop=cost.prefill_flops if description and prefilled else None,
         decode_flop=cost.decode_flops if description else None,
-        dram_bytes=cost.dram_bytes if description else None,
+        # A pass is one of prompts and answers: without the prompts the bytes are not known.
+        dram_bytes=cost.dram_bytes if description and prefilled else None,
         engine_flop=estimate,
-        flops_utilization=_ratio(flops, _peak(gpus, precision, state)),
-        bandwidth_utilization=_ratio(bandwidth, _sum(_bandwidth(state, gpu) for gpu in gpus)),
+        flops_utilization=_ratio(flops, _whole(_peak(gpus, precision, state), share)),
+        bandwidth_utilization=_ratio(
+            bandwidth, _whole(_sum(_bandwidth(state, gpu) for gpu in gpus), share)
+        ),
         running_requests=reading.running_requests,
         waiting_requests=reading.waiting_requests,
         cache_usage_ratio=reading.cache_usage_ratio,
@@ -46,6 +67,31 @@ def present(
         problem=books.problem,
         assumptions=description.assumptions if description else (),
     )
+
+
+def _share_here(
+    config: WorkloadConfig, books: ModelBooks, gpus: Sequence[GpuRef], split: Split
+) -> float | None:
+    """The share of the engine's GPUs that is on this host; None where the others are not known.
+
+    `gpus_total` says how many there are in all, and that they are alike. Otherwise all GPUs that
+    the engine uses must be here, as far as the engine, its command line or the configuration tell.
+    """
+    if config.gpus_total:
+        return min(1.0, len(gpus) / config.gpus_total)
+    reading = books.reading
+    told = [reading.gpus, split.launched_gpus]
+    for sizes in (
+        (reading.tensor_parallel, reading.pipeline_parallel),
+        (config.tensor_parallel, config.pipeline_parallel),
+    ):
+        told.append((sizes[0] or 1) * (sizes[1] or 1))
+    most = max(size for size in told if size is not None)
+    return 1.0 if most <= len(gpus) else None
+
+
+def _whole(part: float | None, share: float | None) -> float | None:
+    return part / share if part is not None and share else None
 
 
 def precision_of(

@@ -10,7 +10,7 @@ right when they end, and nothing is counted twice.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from exporter.inference.lengths import LengthModel, Point, paired, spread_out
+from exporter.inference.lengths import LengthModel, Point, joined, paired, spread_out
 from exporter.inference.models.work import PREFILL_CHUNK_TOKENS, Stretch, Work, chunk_count
 from exporter.inference.passes import sequences_per_pass, true_passes
 from exporter.inference.reading import Finished, InFlight, ModelReading
@@ -19,6 +19,8 @@ from exporter.inference.reading import Finished, InFlight, ModelReading
 # Scrapes in a row that must show more sequences started than running, before the difference is
 # taken for requests that were aborted: engines count those as started and never as ended.
 ABORTED_AFTER_SCRAPES = 3
+# Above this share of computed tokens, a prompt's computed part is its length.
+_UNCACHED = 0.99
 _NOTHING = InFlight(0.0, 0.0, 0.0)
 
 
@@ -48,6 +50,7 @@ class Progress:
     mean_prompt: float | None = None
     mean_answer: float | None = None
     context: float | None = None
+    computed_share: float = 1.0
     # Prompt tokens computed cannot be negative: hits that were counted before their prompt.
     debt: float = 0.0
 
@@ -101,15 +104,20 @@ class Progress:
         self, reading: ModelReading, *, changed: bool, restarted: bool
     ) -> tuple[tuple[Stretch, ...], tuple[Stretch, ...], float]:
         """Stretches from the requests that ended and the sequences under way."""
-        assert reading.finished is not None  # noqa: S101 - the caller looked
+        assert reading.finished is not None
+        assert reading.in_flight is not None
         prefills, decodes = self._ended(reading.finished, reading)
-        flight = self._under_way(reading)
+        flight, lost = self._under_way(reading.in_flight, reading)
         now_prefills, now_decodes = self._running(flight)
+        lost_prefills, lost_decodes = self._running(lost)
         before = (self.prefills, self.decodes)
         if restarted:
             before = ((), ())  # all of it is new; what the last process had under way stays counted
         elif changed:
             before = (tuple(now_prefills), tuple(now_decodes))
+        if not changed or restarted:
+            prefills += lost_prefills  # they ended here: what they did stays counted
+            decodes += lost_decodes
         prefills += [*now_prefills, *map(_taken_back, before[0])]
         decodes += [*now_decodes, *map(_taken_back, before[1])]
         self.prefills, self.decodes = tuple(now_prefills), tuple(now_decodes)
@@ -123,15 +131,11 @@ class Progress:
         answers = self.answers.points(
             finished.answer_tokens, finished.requests, finished.answers
         )
-        if prompts:
-            self.mean_prompt = finished.prompt_tokens / count
-        if answers:
-            self.mean_answer = finished.answer_tokens / finished.requests
+        self.mean_prompt = _mean(prompts, self.mean_prompt)
+        self.mean_answer = _mean(answers, self.mean_answer)
         prefills = [
             Stretch(weight, max(0.0, whole - new), min(whole, new))
-            for weight, whole, new in paired(
-                prompts, self._computed_points(finished, prompts, reading)
-            )
+            for weight, whole, new in self._parts(finished, prompts, reading)
             if new > 0
         ]
         if not prompts and answers:
@@ -144,6 +148,17 @@ class Progress:
         ]
         return prefills, decodes
 
+    def _parts(
+        self, finished: Finished, prompts: Sequence[Point], reading: ModelReading
+    ) -> list[tuple[float, float, float]]:
+        """(weight, tokens, computed tokens) of prompts: the longest computed the most."""
+        computed = self._computed_points(finished, prompts, reading)
+        new = sum(point.weight * point.length for point in computed)
+        if new < _UNCACHED * sum(point.weight * point.length for point in prompts):
+            # Which of the lengths within a bucket were cached is not known: their mean, then.
+            prompts = joined(prompts)
+        return paired(prompts, computed)
+
     def _computed_points(
         self, finished: Finished, prompts: Sequence[Point], reading: ModelReading
     ) -> list[Point]:
@@ -153,47 +168,45 @@ class Progress:
                 finished.computed_tokens, finished.requests, finished.computed
             )
         cached = (reading.cached_tokens or 0.0) + (reading.external_tokens or 0.0)
-        share = (reading.computed_tokens or 0.0) / ((reading.computed_tokens or 0.0) + cached or 1)
-        return [replace(point, length=point.length * share) for point in prompts]
+        new = max(0.0, reading.computed_tokens or 0.0)
+        if new + cached > 0:
+            self.computed_share = new / (new + cached)
+        return [replace(point, length=point.length * self.computed_share) for point in prompts]
 
-    def _under_way(self, reading: ModelReading) -> InFlight:
-        """The sequences under way, without those that were aborted."""
-        assert reading.in_flight is not None  # noqa: S101 - the caller looked
-        flight = _less(reading.in_flight, self.aborted)
+    def _under_way(self, told: InFlight, reading: ModelReading) -> tuple[InFlight, InFlight]:
+        """The sequences under way, and those found to have been aborted."""
+        flight = _less(told, self.aborted)
         running = reading.running_requests
         if running is None or flight.requests <= 0:
-            return flight
+            self.surplus = []
+            return flight, _NOTHING
         surplus = max(0.0, flight.requests - running - (reading.waiting_requests or 0.0))
         self.surplus = [*self.surplus[-(ABORTED_AFTER_SCRAPES - 1) :], surplus]
         gone = min(self.surplus) if len(self.surplus) == ABORTED_AFTER_SCRAPES else 0.0
         if running == 0 and not reading.waiting_requests:
             gone = flight.requests
-        if gone > 0:
-            share = gone / flight.requests
-            lost = _share_of(flight, share)
-            self.aborted = _sum_of(self.aborted, lost)
-            self.surplus = []
-            # They ended here: what they did stays counted.
-            self.prefills = tuple(_scaled(stretch, 1 - share) for stretch in self.prefills)
-            self.decodes = tuple(_scaled(stretch, 1 - share) for stretch in self.decodes)
-            flight = _less(flight, lost)
-        return flight
+        if gone <= 0:
+            return flight, _NOTHING
+        lost = _share_of(flight, gone / flight.requests)
+        self.aborted = _sum_of(self.aborted, lost)
+        self.surplus = []
+        return _less(flight, lost), lost
 
     def _running(self, flight: InFlight) -> tuple[list[Stretch], list[Stretch]]:
-        """Stretches of the sequences under way: as alike as the requests that ended lately."""
+        """Stretches of the sequences under way, as if all were alike.
+
+        That errs low, never high: a counter cannot take back what it showed too much, and what is
+        missing is added when the requests end.
+        """
         count = flight.requests
         if count <= 0 or flight.prompt_tokens <= 0:
             return [], []
-        prompts = spread_out(count, flight.prompt_tokens, self.prompts.relative_variance)
+        length = flight.prompt_tokens / count
         new = flight.prompt_tokens if flight.computed_tokens is None else flight.computed_tokens
         share = min(1.0, new / flight.prompt_tokens)
         decoded = max(0.0, flight.answer_tokens - count) / count
-        prefills = [
-            Stretch(point.weight, point.length * (1 - share), point.length * share)
-            for point in prompts
-        ]
-        decodes = [Stretch(point.weight, point.length, decoded) for point in prompts]
-        return prefills, decodes if decoded > 0 else []
+        prefills = [Stretch(count, length * (1 - share), length * share)]
+        return prefills, [Stretch(count, length, decoded)] if decoded > 0 else []
 
     def _by_token(self, reading: ModelReading) -> tuple[tuple[Stretch, ...], tuple[Stretch, ...]]:
         """Stretches where an engine tells tokens alone: the means of the window stand for all."""
@@ -221,11 +234,11 @@ class Progress:
             points = self.prompts.points(
                 finished.prompt_tokens, finished.requests, finished.prompts
             )
-            self.mean_prompt = sum(p.weight * p.length for p in points) / finished.requests
+            self.mean_prompt = _mean(points, self.mean_prompt)
             answers = self.answers.points(
                 finished.answer_tokens, finished.requests, finished.answers
             )
-            self.mean_answer = sum(p.weight * p.length for p in answers) / finished.requests
+            self.mean_answer = _mean(answers, self.mean_answer)
         elif prompts > 0:
             self.mean_prompt = tokens / prompts
 
@@ -297,6 +310,11 @@ def _mean_context(work: Work) -> float | None:
     return pairs / tokens if pairs > 0 else None
 
 
+def _mean(points: Sequence[Point], before: float | None) -> float | None:
+    weight = sum(point.weight for point in points)
+    return sum(p.weight * p.length for p in points) / weight if weight > 0 else before
+
+
 def _prompts(reading: ModelReading) -> float:
     if reading.prompts is not None:
         return reading.prompts
@@ -321,10 +339,6 @@ def _rejected(reading: ModelReading) -> float:
 
 def _taken_back(stretch: Stretch) -> Stretch:
     return replace(stretch, weight=-stretch.weight)
-
-
-def _scaled(stretch: Stretch, share: float) -> Stretch:
-    return replace(stretch, weight=stretch.weight * share)
 
 
 def _less(first: InFlight, second: InFlight) -> InFlight:

@@ -25,11 +25,14 @@ class Buckets:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Requests that ended in the window, and their tokens; lengths where the engine tells them."""
+    """Requests that ended in the window, and their tokens; lengths where the engine tells them.
+
+    Tokens that are None are only known to lie in the buckets.
+    """
 
     requests: float
-    prompt_tokens: float
-    answer_tokens: float = 0.0
+    prompt_tokens: float | None
+    answer_tokens: float | None = 0.0
     # Prompt tokens computed here, without cache hits; None: as the window's tokens have it.
     computed_tokens: float | None = None
     prompts: Buckets | None = None

@@ -22,7 +22,7 @@ EPOCH = "process_start_time_seconds"
 # A dead engine is asked more rarely, but soon enough to see it come back: a refused connection
 # costs next to nothing.
 LONGEST_BACKOFF_SECONDS = 60.0
-LONGEST_BACKOFF_INTERVALS = 3.0
+LONGEST_BACKOFF_INTERVALS = 4.0
 # A scrape ends within its timeout; one that has not after this many is hung in the system.
 HUNG_TIMEOUTS = 3.0
 
@@ -129,7 +129,7 @@ class Scraper:
             self._publish_errors()
 
     def delay_seconds(self) -> float:
-        """How long to wait before the next scrape: the interval, up to three times after failures."""
+        """How long to wait before the next scrape: the interval, up to four times after failures."""
         longest = min(self._interval_seconds * LONGEST_BACKOFF_INTERVALS, LONGEST_BACKOFF_SECONDS)
         backoff = self._interval_seconds * 2.0 ** min(self._failures, 10)
         return max(self._interval_seconds, min(backoff, longest))

@@ -12,8 +12,9 @@ from exporter.inference.account import Account, Locate, ModelSettings
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig, check_names
 from exporter.inference.discovery import Endpoint, discover_pods, discover_ports
 from exporter.inference.engines.registry import ENGINES
+from exporter.inference.launch import Launch, launch_of
 from exporter.inference.models.locate import locate_config
-from exporter.inference.present import precision_of, present
+from exporter.inference.present import Split, precision_of, present
 from exporter.inference.processes import serving_processes
 from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text
@@ -31,6 +32,8 @@ LARGEST_WORKLOAD_COUNT = 64
 FORGET_SECONDS = 600.0
 # How long stopping may take: an engine that hangs must not hold up the daemon's exit.
 STOP_SECONDS = 2.0
+# The processes behind an address are looked up this often: it walks all of /proc.
+PROCESSES_SECONDS = 15.0
 
 log = structlog.get_logger(__name__)
 
@@ -42,8 +45,12 @@ class _Workload:
     account: Account
     found: bool  # by discovery
     added_seconds: float
-    # From the engine's processes, where the configuration names none.
-    process_gpus: tuple[GpuRef, ...] = field(default=())
+    # The processes behind the address, and what they say; looked at now and then.
+    processes: frozenset[int] = frozenset()
+    process_gpus: tuple[GpuRef, ...] = ()
+    launch: Launch = field(default_factory=Launch)
+    looked_seconds: float | None = None
+    looked_restarts: int = 0
 
 
 class WorkloadService:
@@ -146,9 +153,8 @@ class WorkloadService:
         account = Account(config.name, settings, locate=self._locate)
 
         def on_reading(reading: EngineReading) -> None:
-            if not config.gpus:
-                workload.process_gpus = self._process_gpus(config.url)
-            account.add(reading, self._tensor_parallel(workload))
+            self._look_at_processes(workload, reading)
+            account.add(reading, self._tensor_parallel(workload), workload.launch.server)
 
         scraper = Scraper(
             config.name,
@@ -178,7 +184,13 @@ class WorkloadService:
             reason=state.reason.value if state.reason else None,
             gpus=gpus,
             models=tuple(
-                present(workload.config, books, gpus, self._state(), self._split(workload))
+                present(
+                    workload.config,
+                    books,
+                    gpus,
+                    self._state(),
+                    Split(self._split(workload), workload.launch.gpus, workload.launch.role),
+                )
                 for books in workload.account.models()
             )
             if state.up
@@ -195,23 +207,32 @@ class WorkloadService:
         found = (state.find(key) for key in workload.config.gpus)
         return tuple(dict.fromkeys(_reference(device) for device in found if device is not None))
 
-    def _process_gpus(self, url: str) -> tuple[GpuRef, ...]:
+    def _look_at_processes(self, workload: _Workload, reading: EngineReading) -> None:
+        """Find the processes behind the address again, after a restart and now and then."""
+        looked = workload.looked_seconds
+        again = looked is None or reading.seconds - looked >= PROCESSES_SECONDS
+        if not again and reading.restarts == workload.looked_restarts:
+            return
+        workload.looked_seconds, workload.looked_restarts = reading.seconds, reading.restarts
+        workload.processes = serving_processes(workload.config.url)
+        workload.launch = launch_of(workload.processes)
+        workload.process_gpus = self._process_gpus(workload.processes)
+
+    def _process_gpus(self, processes: frozenset[int]) -> tuple[GpuRef, ...]:
         held = {
             _reference(device): {process.pid for process in device.slow.processes or ()}
             for device in self._state().devices
             if device.slow is not None
         }
-        if not held:
-            return ()
-        processes = serving_processes(url)
         found = (gpu for gpu, pids in held.items() if pids & processes)
         return tuple(sorted(found, key=lambda gpu: (gpu.gpu, gpu.uuid)))
 
     def _tensor_parallel(self, workload: _Workload) -> int:
-        """As configured, else as if all GPUs of the workload were one group."""
+        """As configured or started, else as if all GPUs of the workload were one group."""
         config = workload.config
-        if config.tensor_parallel:
-            return config.tensor_parallel
+        told = config.tensor_parallel or workload.launch.tensor_parallel
+        if told:
+            return told
         return max(1, len(self._gpus_of(workload)) // (config.pipeline_parallel or 1))
 
     def _split(self, workload: _Workload) -> int:

@@ -27,6 +27,13 @@ class ModelSnapshot:
     precision: str | None = None
     prefill_tokens: float | None = None
     decode_tokens: float | None = None
+    # Prompt tokens from this server's cache, and computed by another server or store.
+    cached_tokens: float | None = None
+    external_tokens: float | None = None
+    rejected_tokens: float | None = None
+    preemptions: float | None = None
+    # In a prefill/decode split: prefill, decode or both.
+    role: str | None = None
     prefill_flop: float | None = None
     decode_flop: float | None = None
     dram_bytes: float | None = None

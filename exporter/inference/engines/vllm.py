@@ -55,14 +55,17 @@ def read(samples: Samples) -> ModelReading:
     """Return what vLLM says of one model, over all of its data-parallel engines."""
     cached, external = _cached(samples)
     # Ray's agent makes the sum of a histogram of the midpoints of its buckets.
-    sums_are_right = samples.label("vllm:generation_tokens_total", "SessionName") is None
+    ray = samples.label("vllm:generation_tokens_total", "SessionName") is not None
+    passes = samples.sum("vllm:iteration_tokens_total_count")
     return ModelReading(
         computed_tokens=_computed(samples, (cached or 0.0) + (external or 0.0)),
         cached_tokens=cached,
         external_tokens=external,
         generated_tokens=samples.sum("vllm:generation_tokens_total"),
         prompts=samples.sum("vllm:time_to_first_token_seconds_count"),
-        observed_passes=samples.sum("vllm:iteration_tokens_total_count"),
+        # Each replica of Ray Serve has one server; elsewhere several may share an engine.
+        passes=passes if ray else None,
+        observed_passes=None if ray else passes,
         ranks=max(1, len(samples.label_values("vllm:generation_tokens_total", "engine"))),
         drafts=samples.sum("vllm:spec_decode_num_drafts_total"),
         draft_tokens=samples.sum("vllm:spec_decode_num_draft_tokens_total"),
@@ -72,8 +75,8 @@ def read(samples: Samples) -> ModelReading:
         engine_flops=samples.sum("vllm:estimated_flops_per_gpu_total")
         if samples.total("vllm:estimated_flops_per_gpu_total")
         else None,
-        finished=_finished(samples) if sums_are_right else None,
-        in_flight=_in_flight(samples) if sums_are_right else None,
+        finished=_finished(samples, sums=not ray),
+        in_flight=None if ray else _in_flight(samples),
         running_requests=samples.sum("vllm:num_requests_running"),
         waiting_requests=samples.sum("vllm:num_requests_waiting"),
         cache_usage_ratio=samples.mean("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
@@ -90,11 +93,11 @@ def _computed(samples: Samples, elsewhere: float) -> float | None:
     prompt = samples.sum("vllm:prompt_tokens_total")
     if prompt is None:
         return None
-    if samples.has("vllm:prompt_tokens_cached_total", *_HITS):
+    if samples.has("vllm:prompt_tokens_cached_total", *_HITS) and _block_size(samples) is not None:
         return prompt - elsewhere
     if samples.label("vllm:cache_config_info", "enable_prefix_caching") == "True":
         return None  # some of them were computed, and nothing says how many
-    return prompt
+    return None if samples.has(*_HITS) else prompt
 
 
 def _cached(samples: Samples) -> tuple[float | None, float | None]:
@@ -107,18 +110,26 @@ def _cached(samples: Samples) -> tuple[float | None, float | None]:
     both = samples.sum("vllm:prompt_tokens_cached_total")
     if both is not None:
         return positive_difference(both, external), external
-    return samples.sum(*_HITS), external
+    size, hits = _block_size(samples), samples.sum(*_HITS)
+    return (None if size is None or hits is None else hits * size), external
 
 
-def _finished(samples: Samples) -> Finished | None:
+def _block_size(samples: Samples) -> float | None:
+    """Tokens of one hit: 1, or a block's where the version counts blocks and tells their size."""
+    if not any(list(samples.all(name, unit="blocks")) for name in _HITS):
+        return 1.0
+    return _number(samples.label("vllm:cache_config_info", "block_size"))
+
+
+def _finished(samples: Samples, *, sums: bool) -> Finished | None:
     requests = samples.sum("vllm:request_prompt_tokens_count")
     prompt_tokens = samples.sum("vllm:request_prompt_tokens_sum")
     if requests is None or prompt_tokens is None:
         return None
     return Finished(
         requests=requests,
-        prompt_tokens=prompt_tokens,
-        answer_tokens=samples.sum("vllm:request_generation_tokens_sum") or 0.0,
+        prompt_tokens=prompt_tokens if sums else None,
+        answer_tokens=samples.sum("vllm:request_generation_tokens_sum") if sums else None,
         computed_tokens=samples.sum("vllm:request_prefill_kv_computed_tokens_sum"),
         prompts=samples.buckets("vllm:request_prompt_tokens"),
         answers=samples.buckets("vllm:request_generation_tokens"),

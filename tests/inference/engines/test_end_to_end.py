@@ -84,7 +84,11 @@ def test_a_restart_is_lived_through():
             until(lambda: state().up)
             engine.answer = server.text("starting", status="503 Service Unavailable")
             until(lambda: not state().up)
-            engine.answer = server.text(exposition("vllm-restarted"))
+            began = f"process_start_time_seconds {time.time()}"
+            restarted = exposition("vllm-restarted").replace(
+                "process_start_time_seconds 1.7609e+09", began
+            )
+            engine.answer = server.text(restarted)
             until(lambda: state().up)
             (model,) = state().models
         finally:

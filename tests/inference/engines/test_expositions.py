@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from exporter.inference.counters import CounterTracker
 from exporter.inference.engines.registry import ENGINES, PREFIXES
 from exporter.inference.exposition import Sample, canonical_name, parse
-from exporter.inference.reading import Samples, by_model
+from exporter.inference.reading import InFlight, Samples, by_model
 from tests.inference.engines.server import exposition
 
 
 def read_all(engine_name, text):
     """Every model of an exposition, as if all of it had happened since the last scrape."""
     engine = ENGINES[engine_name]
-    parsed = parse(text, engine.names, PREFIXES)
-    tracker = CounterTracker(engine.counters)
+    parsed = parse(text, engine.names, PREFIXES, engine.rename)
+    tracker = CounterTracker(engine.series)
     tracker.update(())
     samples = tracker.update(engine.deduplicate(parsed.samples))
     return {model: engine.read(Samples(own)) for model, own in by_model(samples).items()}
@@ -31,19 +31,19 @@ class TestVllm:
         model = read("vllm", "vllm-current")
 
         assert (model.computed_tokens, model.cached_tokens) == (600, 400)
-        assert (model.generated_tokens, model.prompts, model.passes) == (5000, 10, 800)
-        assert (model.finished_requests, model.finished_prompt_tokens) == (10, 1000)
+        assert (model.generated_tokens, model.prompts, model.observed_passes) == (5000, 10, 800)
+        assert (model.finished.requests, model.finished.prompt_tokens) == (10, 1000)
         assert (model.running_requests, model.waiting_requests) == (8, 2)
         assert (model.cache_usage_ratio, model.cache_used_tokens) == (0.25, 4000)
         assert model.engine_flops == 1e6
         assert model.cache_data_type == "auto"
 
     def test_version_0_8(self):
-        """The old cache gauge is read; hits in blocks are not taken for tokens."""
+        """The old cache gauge is read; hits are in blocks of 16 tokens: 192 of 300."""
         model = read("vllm", "vllm-0.8")
 
-        assert (model.computed_tokens, model.cached_tokens) == (300, None)
-        assert (model.generated_tokens, model.passes, model.prompts) == (50, None, None)
+        assert (model.computed_tokens, model.cached_tokens) == (108, 192)
+        assert (model.generated_tokens, model.observed_passes, model.prompts) == (50, None, None)
         assert (model.cache_usage_ratio, model.cache_used_tokens) == (0.5, 800)
         assert model.cache_data_type == "fp8"
 
@@ -74,15 +74,17 @@ class TestSglang:
         assert (model.computed_tokens, model.cached_tokens) == (700, 300)
         assert (model.generated_tokens, model.prompts) == (100, 10)
         assert (model.prefill_passes, model.decode_passes, model.passes) == (8, 25, None)
-        assert (model.finished_requests, model.finished_prompt_tokens) == (6, 600)
-        assert (model.decode_context, model.acceptance_length) == (300, 2.5)
+        assert (model.finished.requests, model.finished.prompt_tokens) == (6, 600)
+        # 1000 prompt tokens were started and 600 ended; 100 answered and 60 ended; 10 and 6 requests.
+        assert model.in_flight == InFlight(4, 400, 40)
+        assert (model.acceptance_length, model.role) == (2.5, "both")
 
     def test_version_0_4(self):
         """Without real-time tokens: prompts less cached ones, answers as they end."""
         model = read("sglang", "sglang-0.4")
 
         assert (model.computed_tokens, model.cached_tokens) == (450, 150)
-        assert (model.generated_tokens, model.finished_requests) == (60, 6)
+        assert (model.generated_tokens, model.finished.requests) == (60, 6)
         assert (model.decode_context, model.cache_used_tokens) == (None, 600)
 
     def test_cached_tokens_by_source(self):
@@ -126,7 +128,7 @@ class TestTgi:
         assert (model.generated_tokens, model.prompts) == (400, 4)
         assert (model.prefill_passes, model.decode_passes) == (7, 60)
         assert (model.running_requests, model.waiting_requests) == (3, 1)
-        assert (model.lifetime_prompt_length, model.lifetime_answer_length) == (200, 100)
+        assert (model.finished.accepted, model.finished.requests) == (5, 4)
         assert model.acceptance_length == 2
 
 
@@ -188,11 +190,11 @@ def counter(value, **labels):
     return Sample("c", labels, value, value)
 
 
-def increases(tracker, *samples, epoch=None, complete=True):
+def increases(tracker, *samples, epoch=None, complete=True, **known):
     return [
         sample.value
         for sample in tracker.update(
-            [counter(value) for value in samples], epoch, complete=complete
+            [counter(value) for value in samples], epoch, complete=complete, **known
         )
     ]
 
@@ -205,10 +207,49 @@ class TestCounters:
         assert [increases(tracker, value) for value in (1000, 1010, 1010)] == [[0], [10], [0]]
 
     def test_a_restart_without_an_epoch(self):
-        """A value that fell counted from zero again."""
+        """A value that fell after a failed scrape counted from zero again."""
         tracker = CounterTracker({"c"})
 
-        assert [increases(tracker, value) for value in (100, 30, 40)] == [[0], [30], [10]]
+        assert increases(tracker, 100) == [0]
+        assert increases(tracker, 30, failed_between=True) == [30]
+        assert increases(tracker, 40) == [10]
+        assert tracker.restarts == 1
+
+    def test_a_quick_restart_without_an_epoch(self):
+        """Without a failed scrape it may be another replica: sure after eight scrapes."""
+        tracker = CounterTracker({"c"})
+        increases(tracker, 100)
+
+        counts = [increases(tracker, 30 + scrape)[0] for scrape in range(9)]
+
+        assert counts == [0, 1, 1, 1, 1, 1, 1, 1 + 30, 1]
+
+    def test_replicas_behind_a_load_balancer(self):
+        """Two processes that take turns: what each did while we watched, and no lifetime of either."""
+        tracker = CounterTracker({"c"})
+
+        counts = [
+            increases(tracker, value, epoch=epoch, previous_scrape=1000.0)[0]
+            for value, epoch in ((5000, 10), (80_000, 20), (5010, 10), (80_030, 20), (5010, 10))
+        ]
+
+        assert counts == [0, 0, 10, 30, 0]
+        assert tracker.restarts == 0
+
+    def test_replicas_that_tell_no_start_time(self):
+        """They are told apart by their counters."""
+        tracker = CounterTracker({"c"})
+
+        counts = [increases(tracker, value)[0] for value in (80_000, 5000, 80_030, 5010, 80_040)]
+
+        assert counts == [0, 0, 30, 10, 10]
+
+    def test_a_replica_that_began_after_the_last_scrape(self):
+        """Scaled up since: all that it counted is new."""
+        tracker = CounterTracker({"c"})
+        increases(tracker, 5000, epoch=10, previous_scrape=None)
+
+        assert increases(tracker, 70, epoch=1005, previous_scrape=1000.0) == [70]
 
     def test_a_restart_that_has_already_passed_the_old_value(self):
         """A new start time says what the value cannot: all of it is new."""
@@ -255,7 +296,8 @@ class TestCounters:
         for number in range(10):
             tracker.update([counter(1, pod=str(number))])
 
-        assert len(tracker._last) == 3
+        (process,) = tracker._processes.values()
+        assert len(process.last) == 3
 
     @given(st.lists(st.tuples(st.floats(0, 1e12), st.booleans()), max_size=30))
     def test_increases_are_never_negative_and_never_exceed_what_was_counted(self, steps):

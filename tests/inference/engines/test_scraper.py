@@ -72,8 +72,8 @@ class TestStates:
         model = readings[1].models[0]
         assert not readings[1].first
         assert (model.computed_tokens, model.cached_tokens) == (800, 400)
-        assert (model.generated_tokens, model.prompts, model.passes) == (100, 4, 30)
-        assert (model.finished_requests, model.finished_prompt_tokens) == (4, 1200)
+        assert (model.generated_tokens, model.prompts, model.observed_passes) == (100, 4, 30)
+        assert (model.finished.requests, model.finished.prompt_tokens) == (4, 1200)
         assert model.engine_flops == 2e6
 
     def test_a_restarted_engine(self):
@@ -85,7 +85,7 @@ class TestStates:
 
         model = readings[1].models[0]
         assert (model.computed_tokens, model.generated_tokens) == (70, 9000)
-        assert (model.passes, model.prompts) == (4500, 1)
+        assert (model.observed_passes, model.prompts) == (4500, 1)
 
     @pytest.mark.parametrize("reason", list(Reason))
     def test_every_failure_is_a_state(self, reason):

@@ -9,21 +9,21 @@ from hypothesis import strategies as st
 
 from exporter.inference.models.config import load_description
 from exporter.inference.models.locate import locate_config
-from exporter.inference.models.work import Cost, Work, cost_of
-from tests.inference.models.shapes import TINY
+from exporter.inference.models.work import Cost, Stretch, Work, cost_of
+from tests.inference.models.shapes import MIXTURE, TINY, WINDOWED
 
 
 LLAMA = load_description(Path(__file__).parent / "configs" / "llama-3.1-8b.json")
-# Two prompts of 6 tokens, 2 of them cached, and answers of 5 tokens each at a mean context of 8,
-# in 4 + 2 passes of which the engine counts all.
+# Two prompts of 6 tokens, 2 of them cached, and answers of 5 tokens each, of which the first comes
+# out of the prompt's pass, in 2 passes with a prompt and 4 without.
 WORK = Work(
     prefill_tokens=8,
-    cached_tokens=4,
     decode_tokens=10,
     prompts=2,
-    passes=6,
-    prompt_length=6,
-    decode_context=8,
+    prefills=(Stretch(2, 2, 4),),
+    decodes=(Stretch(2, 6, 4),),
+    prefill_passes=2,
+    decode_passes=4,
 )
 
 
@@ -33,12 +33,19 @@ class TestByHand:
         assert cost_of(TINY, WORK).prefill_flops == 18432 + 2 * 18 * 64 + 320
 
     def test_decode_flops(self):
-        """The first token of each answer is prefill's: 8 tokens of 2304 + 160 + 8·64."""
-        assert cost_of(TINY, WORK).decode_flops == 8 * (2304 + 160 + 512)
+        """8 tokens of 2304 + 160; each answer attends to 7 + 8 + 9 + 10 = 34 keys."""
+        assert cost_of(TINY, WORK).decode_flops == 8 * (2304 + 160) + 2 * 34 * 64
 
     def test_bytes(self):
-        """6 passes of 2464; 16 tokens written of 32; 8 reads of 8·32; 2 prefixes of 2·32."""
-        assert cost_of(TINY, WORK).dram_bytes == 6 * 2464 + 16 * 32 + 8 * 256 + 2 * 64
+        """6 passes of 2464; 16 tokens written of 32; 2·34 read; 2 prefixes of 2."""
+        assert cost_of(TINY, WORK).dram_bytes == 6 * 2464 + (16 + 68 + 4) * 32
+
+    def test_a_window_looks_back_four_tokens(self):
+        """One full layer (32 FLOPs a pair) and one of 4 keys: 34 and 16 pairs; each half the cache."""
+        cost = cost_of(WINDOWED, dataclasses.replace(WORK, prefills=()))
+
+        assert cost.decode_flops == 8 * (2304 + 160) + 2 * (34 + 16) * 32
+        assert cost.dram_bytes == 6 * 2464 + 16 * 32 + 2 * (34 + 16) * 16
 
     def test_speculation_reads_the_cache_once_for_several_tokens(self):
         """Two tokens a pass: half the cache reads; 4 rejected drafts are written, not counted."""
@@ -47,75 +54,73 @@ class TestByHand:
         cost = cost_of(TINY, work)
 
         assert cost.decode_flops == cost_of(TINY, WORK).decode_flops
-        assert cost.dram_bytes == 6 * 2464 + 20 * 32 + 4 * 256 + 2 * 64
+        assert cost.dram_bytes == 6 * 2464 + (20 + 34 + 4) * 32
 
-    def test_passes_that_the_engine_does_not_count(self):
-        """Two prompts: two passes; 8 tokens of 4 running sequences: two passes."""
-        work = dataclasses.replace(WORK, passes=None, running_requests=4)
+    def test_chunks_read_what_the_chunks_before_them_wrote(self):
+        """4 new tokens in two chunks after 2 cached: 2 and 4 tokens are read."""
+        work = dataclasses.replace(WORK, chunk_tokens=2)
 
-        assert cost_of(TINY, work).dram_bytes == 4 * 2464 + 16 * 32 + 8 * 256 + 2 * 64
+        assert cost_of(TINY, work).dram_bytes == 6 * 2464 + (16 + 68 + 2 * (2 + 4)) * 32
 
-    def test_passes_counted_by_phase(self):
-        """One prefill and four decode passes."""
-        work = dataclasses.replace(WORK, passes=None, prefill_passes=1, decode_passes=4)
+    def test_an_encoder_computes_no_logits(self):
+        """No token was generated: the head is not multiplied."""
+        work = Work(prefill_tokens=4, prompts=1, prefills=(Stretch(1, 0, 4),))
 
-        assert cost_of(TINY, work).dram_bytes == 5 * 2464 + 16 * 32 + 8 * 256 + 2 * 64
+        assert cost_of(TINY, work).prefill_flops == 4 * 2304 + 10 * 64
 
-    def test_lengths_that_the_engine_does_not_say(self):
-        """12 tokens of 2 prompts: 6 each; context 6 plus half of 5."""
-        silent = dataclasses.replace(WORK, prompt_length=None, decode_context=None)
-        said = dataclasses.replace(WORK, decode_context=8.5)
+    def test_ranks_share_the_experts(self):
+        """Two ranks of a pass each, a token each: the experts of two tokens, read once for both."""
+        alone = Work(decode_tokens=2, decode_passes=2)
+        together = dataclasses.replace(alone, ranks=2)
 
-        assert cost_of(TINY, silent) == cost_of(TINY, said)
+        # Of 4 experts one token meets 2, two tokens meet 3 on average; 240 bytes an expert.
+        assert cost_of(MIXTURE, alone).dram_bytes - cost_of(
+            MIXTURE, together
+        ).dram_bytes == pytest.approx((2 * 2 - 3) * 240)
+
+    def test_work_that_is_taken_back(self):
+        """What an estimate had too much is negative in a later window."""
+        half = Stretch(-1, 6, 4)
+
+        assert cost_of(TINY, Work(decodes=(half,))).decode_flops == -34 * 64
 
     def test_an_idle_window_costs_nothing(self):
         """No tokens, no FLOPs, no bytes."""
         assert cost_of(TINY, Work()) == Cost(0.0, 0.0, 0.0)
 
-    def test_tokens_without_a_count_of_prompts(self):
-        """An engine that says nothing but tokens still gets its linear FLOPs and attention."""
-        cost = cost_of(TINY, Work(prefill_tokens=3, decode_tokens=1, decode_context=5))
-
-        assert cost.prefill_flops == 6912 + 384
-        assert cost.decode_flops == 2784
-
 
 class TestProperties:
-    @given(factor=st.integers(2, 50))
-    def test_twice_the_work_costs_twice_as_much(self, factor):
-        """Cost is additive over windows with the same means."""
-        scaled = dataclasses.replace(
-            WORK,
-            prefill_tokens=WORK.prefill_tokens * factor,
-            cached_tokens=WORK.cached_tokens * factor,
-            decode_tokens=WORK.decode_tokens * factor,
-            prompts=WORK.prompts * factor,
-            passes=WORK.passes * factor,
+    @given(
+        parts=st.lists(
+            st.tuples(st.integers(0, 5000), st.integers(1, 5000)), min_size=1, max_size=6
         )
+    )
+    def test_a_sequence_costs_the_same_in_any_number_of_pieces(self, parts):
+        """Attention of a prompt computed in two stretches is that of one: pairs add up."""
+        whole = sum(new for _cached, new in parts)
+        pieces, before = [], 0
+        for _cached, new in parts:
+            pieces.append(Stretch(1, before, new))
+            before += new
 
-        one, many = cost_of(LLAMA, WORK), cost_of(LLAMA, scaled)
+        one = cost_of(LLAMA, Work(prefills=(Stretch(1, 0, whole),))).prefill_flops
+        many = cost_of(LLAMA, Work(prefills=tuple(pieces))).prefill_flops
 
-        assert many.prefill_flops == pytest.approx(factor * one.prefill_flops)
-        assert many.decode_flops == pytest.approx(factor * one.decode_flops)
-        assert many.dram_bytes == pytest.approx(factor * one.dram_bytes)
+        assert many == pytest.approx(one)
 
     @given(
         computed=st.floats(0, 1e9),
-        cached=st.floats(0, 1e9),
         generated=st.floats(0, 1e9),
-        prompts=st.none() | st.floats(0, 1e6),
-        passes=st.none() | st.floats(0, 1e6),
+        prompts=st.floats(0, 1e6),
+        passes=st.floats(0, 1e6),
     )
-    def test_costs_are_never_negative(self, computed, cached, generated, prompts, passes):
+    def test_costs_of_whole_requests_are_never_negative(
+        self, computed, generated, prompts, passes
+    ):
         """Whatever counters an engine shows, nothing runs backwards."""
-        cost = cost_of(
-            LLAMA,
-            Work(computed, cached, generated, prompts=prompts, passes=passes),
-        )
+        cost = cost_of(LLAMA, Work(computed, generated, prompts, decode_passes=passes))
 
-        assert cost.prefill_flops >= 0
-        assert cost.decode_flops >= 0
-        assert cost.dram_bytes >= 0
+        assert min(cost.prefill_flops, cost.decode_flops, cost.dram_bytes) >= 0
 
 
 class TestLocate:
