@@ -53,6 +53,10 @@ test: apt-test lint type check-generated rules ## install what tests need and ru
 test-slow: apt-test $(VENV)/.installed-dev ## the long matrices, scenarios and soaks
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m slow $(ARGS)
 
+.PHONY: test-engines
+test-engines: $(VENV)/.installed-dev ## compare tokens, FLOPs and bytes with real engines (downloads vLLM, builds llama.cpp)
+	$(BIN)/python -m benchmarks.engine_accuracy --document $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff: style and format
 	$(BIN)/ruff check
@@ -66,6 +70,7 @@ type: $(VENV)/.installed-dev ## mypy --strict
 generate: $(VENV)/.installed-dev ## write the generated pages and dashboards anew
 	$(BIN)/flopwatch metrics --markdown > docs/metrics.md
 	$(BIN)/flopwatch config --markdown > docs/configuration.md
+	$(BIN)/python -m exporter.inference.engines.table
 	$(BIN)/python -m exporter.accounting.support_matrix > docs/support-matrix.md
 	$(BIN)/python -m benchmarks.gpu_acceptance --document
 	$(BIN)/python -m grafana.build

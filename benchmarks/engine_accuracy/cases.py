@@ -98,7 +98,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[Case, ...]]] = {
         ),
     ),
     "vllm-preemption": (
-        ("--max-num-batched-tokens=2048", "--num-gpu-blocks-override=14"),
+        ("--max-num-batched-tokens=2048", "--num-gpu-blocks-override=14", "--max-model-len=1024"),
         (Case("preemption", _requests((12, 200, 180), seed=21, workers=8)),),
     ),
     "vllm-speculation": (

@@ -85,7 +85,9 @@ def _install_plugin(packages: Path) -> None:
     shutil.copyfile(_PLUGIN, packages / "flopwatch_vllm_steps.py")
     folder = packages / "flopwatch_vllm_steps-1.0.dist-info"
     folder.mkdir(exist_ok=True)
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: flopwatch-vllm-steps\nVersion: 1.0\n")
+    (folder / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: flopwatch-vllm-steps\nVersion: 1.0\n"
+    )
     (folder / "entry_points.txt").write_text(
         "[vllm.general_plugins]\nflopwatch_steps = flopwatch_vllm_steps:register\n"
     )

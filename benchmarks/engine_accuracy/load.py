@@ -62,9 +62,7 @@ def send_all(server: Server, requests: Sequence[Request], sent: Sent, workers: i
         thread.join()
 
 
-def send_for(
-    server: Server, make: "Maker", sent: Sent, *, workers: int, seconds: float
-) -> None:
+def send_for(server: Server, make: "Maker", sent: Sent, *, workers: int, seconds: float) -> None:
     """Keep `workers` requests under way for so long, and wait for the last ones."""
     end = time.monotonic() + seconds
 

@@ -18,7 +18,7 @@ def register() -> None:
     folder = os.environ.get("FLOPWATCH_STEPS")
     if not folder:
         return
-    from vllm.v1.core.sched.scheduler import Scheduler  # type: ignore[import-not-found]  # noqa: PLC0415
+    from vllm.v1.core.sched.scheduler import Scheduler  # type: ignore[import-not-found]
 
     inner = Scheduler.schedule
     if hasattr(inner, "__wrapped__"):

@@ -18,6 +18,8 @@ from exporter.check.subprocesses import Answer
 from exporter.config.model import Config
 from exporter.errors import ListenError
 from exporter.http_client import Reason, ScrapeError, fetch
+from exporter.inference.engines.registry import ENGINES, PREFIXES, identify, speaks
+from exporter.inference.exposition import parse
 from exporter.web.addresses import open_listener, parse_listen_address
 from flopwatch.remedies import torch_remedy
 from probes.state import usable_state_path
@@ -95,14 +97,26 @@ def engine_findings(config: Config) -> Iterator[Finding]:
     """Whether the configured inference engines answer."""
     for workload in config.workloads:
         try:
-            fetch(workload.url, timeout_seconds=min(workload.timeout, _TIMEOUT_SECONDS))
+            text = fetch(workload.url, timeout_seconds=min(workload.timeout, _TIMEOUT_SECONDS))
         except ScrapeError as error:
             hint = "start it" if error.reason is Reason.CONNECTION else "check workloads.url"
             yield Finding(
                 f"engine {workload.name}", Level.WARNING, f"{workload.url}: {error}", hint
             )
         else:
-            yield Finding(f"engine {workload.name}", Level.OK, f"{workload.url} answers")
+            yield _answer_finding(workload.name, workload.engine, workload.url, text)
+
+
+def _answer_finding(name: str, engine: str, url: str, text: str) -> Finding:
+    """Whether the engine that answers is the configured one."""
+    prefixes = parse(text, (), PREFIXES).prefixes
+    configured = ENGINES[engine]
+    if speaks(configured, prefixes) or (configured.silent_at_start and not text.strip()):
+        return Finding(f"engine {name}", Level.OK, f"{url} answers")
+    found = identify(prefixes)
+    hint = f"set workloads.engine to {found}" if found else "check workloads.url"
+    who = f"metrics of {found}" if found else "no inference engine's metrics"
+    return Finding(f"engine {name}", Level.WARNING, f"{url}: {who}, not {engine}'s", hint)
 
 
 def kubernetes_findings(config: Config) -> Iterator[Finding]:

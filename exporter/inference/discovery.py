@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from exporter.http_client import ScrapeError
 from exporter.inference.engines.registry import ENGINES, PREFIXES
+from exporter.inference.engines.registry import identify as identify_prefixes
 from exporter.inference.exposition import parse
 from exporter.inference.scraper import Fetch, fetch_text
 
@@ -60,8 +61,4 @@ def identify(url: str, *, fetch: Fetch = fetch_text) -> str | None:
         text = fetch(url, PORT_TIMEOUT_SECONDS)
     except ScrapeError:
         return None
-    prefixes = parse(text, (), PREFIXES).prefixes
-    for engine in ENGINES.values():
-        if prefixes & set(engine.prefixes):
-            return engine.name
-    return None
+    return identify_prefixes(parse(text, (), PREFIXES).prefixes)

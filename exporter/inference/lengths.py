@@ -114,9 +114,7 @@ class LengthModel:
     def _occupied(self, buckets: Buckets) -> list[tuple[_Bucket, float]]:
         """The buckets that hold something, and how much."""
         occupied, low = [], 0.0
-        for position, (bound, count) in enumerate(
-            zip(buckets.bounds, buckets.counts, strict=True)
-        ):
+        for position, (bound, count) in enumerate(zip(buckets.bounds, buckets.counts, strict=True)):
             if count > 0:
                 high = bound if math.isfinite(bound) else max(1.0, low) * OPEN_BUCKET_FACTOR
                 key = (low, high)
@@ -134,7 +132,9 @@ class LengthModel:
             return
         counts = {(bucket.low, bucket.high): count for bucket, count in occupied}
         missing = total - sum(count * bucket.mean for bucket, count in occupied)
-        chance = self.evenness * sum(count * bucket.spread(bucket.mean) for bucket, count in occupied)
+        chance = self.evenness * sum(
+            count * bucket.spread(bucket.mean) for bucket, count in occupied
+        )
         shared = {
             key: sum(count * self.doubts.get((key, other), 0.0) for other, count in counts.items())
             for key in self.buckets

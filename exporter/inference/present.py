@@ -80,12 +80,12 @@ def _share_here(
     if config.gpus_total:
         return min(1.0, len(gpus) / config.gpus_total)
     reading = books.reading
-    told = [reading.gpus, split.launched_gpus]
-    for sizes in (
-        (reading.tensor_parallel, reading.pipeline_parallel),
-        (config.tensor_parallel, config.pipeline_parallel),
-    ):
-        told.append((sizes[0] or 1) * (sizes[1] or 1))
+    told = [
+        reading.gpus,
+        split.launched_gpus,
+        (reading.tensor_parallel or 1) * (reading.pipeline_parallel or 1),
+        (config.tensor_parallel or 1) * (config.pipeline_parallel or 1),
+    ]
     most = max(size for size in told if size is not None)
     return 1.0 if most <= len(gpus) else None
 

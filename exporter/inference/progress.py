@@ -128,9 +128,7 @@ class Progress:
     ) -> tuple[list[Stretch], list[Stretch]]:
         count = finished.requests if finished.accepted is None else finished.accepted
         prompts = self.prompts.points(finished.prompt_tokens, count, finished.prompts)
-        answers = self.answers.points(
-            finished.answer_tokens, finished.requests, finished.answers
-        )
+        answers = self.answers.points(finished.answer_tokens, finished.requests, finished.answers)
         self.mean_prompt = _mean(prompts, self.mean_prompt)
         self.mean_answer = _mean(answers, self.mean_answer)
         prefills = [

@@ -171,6 +171,15 @@ class Samples:
         """All values of a label of `name`."""
         return frozenset(sample.labels.get(label, "") for sample in self.all(name))
 
+    def label_values_of(self, label: str) -> frozenset[str]:
+        """All values that `label` has on any sample."""
+        return frozenset(
+            sample.labels[label]
+            for samples in self._by_name.values()
+            for sample in samples
+            if label in sample.labels
+        )
+
     def buckets(self, name: str) -> Buckets | None:
         """The increases of the histogram `name`, over all of its series; None without buckets."""
         cumulative: dict[float, float] = {}
@@ -217,7 +226,8 @@ class Engine:
     deduplicate: Callable[[Iterable[Sample]], Iterable[Sample]] = tuple
     # The name under which a sample is read: NIM drops vLLM's prefix.
     rename: Callable[[str], str] = _same_name
-    # Discovery asks engines in this order: those whose names others pass through come last.
+    # Metrics that show who passes another engine's names through; discovery asks for them first.
+    marker: str = ""
     rank: int = 0
     # All names that the reading uses.
     names: Collection[str] = field(init=False, default=frozenset())

@@ -136,11 +136,44 @@ MODEL_REQUESTS = SUBJECT.gauge(
         "less traffic."
     ),
 )
-MODEL_KV_CACHE_UTILIZATION_RATIO = SUBJECT.gauge(
-    "flopwatch_model_kv_cache_utilization_ratio",
+MODEL_CACHED_TOKENS_TOTAL = SUBJECT.counter(
+    "flopwatch_model_cached_tokens_total",
+    unit="tokens",
+    labels=("workload", "model", "origin"),
+    help=(
+        "Prompt tokens that needed no FLOPs here by origin: local (this server's prefix cache) or "
+        "external (another server or a shared cache). Absent where the engine does not report them."
+    ),
+    interpretation="A fall at the same traffic: the prefix cache stopped working, and prompts are recomputed.",
+)
+MODEL_REJECTED_TOKENS_TOTAL = SUBJECT.counter(
+    "flopwatch_model_rejected_tokens_total",
+    unit="tokens",
+    labels=("workload", "model"),
+    help="Draft tokens of speculative decoding that were verified and rejected.",
+    interpretation="Work that became no output.",
+)
+MODEL_PREEMPTIONS_TOTAL = SUBJECT.counter(
+    "flopwatch_model_preemptions_total",
+    unit="preemptions",
+    labels=("workload", "model"),
+    help="Requests that the engine preempted. It computes their tokens again.",
+    interpretation="The KV cache is too small for the batch.",
+)
+MODEL_KV_CACHE_USAGE_RATIO = SUBJECT.gauge(
+    "flopwatch_model_kv_cache_usage_ratio",
     labels=("workload", "model"),
     help="Share of the engine's KV cache in use, last scrape.",
     interpretation="Near 1 the batch cannot grow: quantize the cache, shorten contexts, or add GPUs.",
+)
+WORKLOAD_PHASE_INFO = SUBJECT.gauge(
+    "flopwatch_workload_phase_info",
+    labels=("workload", "role"),
+    help=(
+        "Role of the engine in a prefill/decode split, always 1: prefill, decode or both. Absent "
+        "where neither the engine nor its command line says it."
+    ),
+    interpretation="A decode server computes no prompts.",
 )
 MODEL_CONTEXT_TOKENS = SUBJECT.gauge(
     "flopwatch_model_context_tokens",
@@ -175,6 +208,8 @@ def _served(workload: WorkloadSnapshot) -> Iterator[Sample]:
             labels = (*labels, (MIG_LABEL, gpu.mig))
         labels = (*labels, name)
         yield Sample(WORKLOAD_GPU_INFO, labels, 1.0)
+    for role in sorted({model.role for model in workload.models if model.role}):
+        yield Sample(WORKLOAD_PHASE_INFO, (name, ("role", role)), 1.0)
     for model in workload.models:
         labels = (name, ("model", model.model))
         info = (("engine", workload.engine), ("precision", model.precision or ""))
@@ -187,6 +222,10 @@ def _work(model: ModelSnapshot, labels: Labels) -> Iterator[Sample]:
     yield from _phases(MODEL_TOKENS_TOTAL, labels, model.prefill_tokens, model.decode_tokens)
     yield from _phases(MODEL_FLOP_TOTAL, labels, model.prefill_flop, model.decode_flop)
     yield from optional(MODEL_DRAM_BYTES_TOTAL, labels, model.dram_bytes)
+    for origin, tokens in (("local", model.cached_tokens), ("external", model.external_tokens)):
+        yield from optional(MODEL_CACHED_TOKENS_TOTAL, (*labels, ("origin", origin)), tokens)
+    yield from optional(MODEL_REJECTED_TOKENS_TOTAL, labels, model.rejected_tokens)
+    yield from optional(MODEL_PREEMPTIONS_TOTAL, labels, model.preemptions)
     yield from optional(MODEL_ENGINE_FLOP_TOTAL, labels, model.engine_flop)
     yield from optional(MODEL_FLOPS_UTILIZATION_RATIO, labels, model.flops_utilization)
     yield from optional(MODEL_BANDWIDTH_UTILIZATION_RATIO, labels, model.bandwidth_utilization)
@@ -199,7 +238,7 @@ def _state(model: ModelSnapshot, labels: Labels) -> Iterator[Sample]:
     yield from optional(MODEL_WEIGHT_BYTES, labels, model.weight_bytes)
     for state, count in (("running", model.running_requests), ("waiting", model.waiting_requests)):
         yield from optional(MODEL_REQUESTS, (*labels, ("state", state)), count)
-    yield from optional(MODEL_KV_CACHE_UTILIZATION_RATIO, labels, model.cache_usage_ratio)
+    yield from optional(MODEL_KV_CACHE_USAGE_RATIO, labels, model.cache_usage_ratio)
     yield from optional(MODEL_CONTEXT_TOKENS, labels, model.decode_context_tokens)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Collection
 
 from exporter.inference import engines
 from exporter.inference.reading import Engine
@@ -11,7 +12,7 @@ def _found() -> dict[str, Engine]:
     modules = (
         importlib.import_module(f"{engines.__name__}.{module.name}")
         for module in pkgutil.iter_modules(engines.__path__)
-        if module.name != "registry"
+        if module.name not in {"registry", "table"}
     )
     found = [module.ENGINE for module in modules if hasattr(module, "ENGINE")]
     return {engine.name: engine for engine in sorted(found, key=lambda e: (e.rank, e.name))}
@@ -19,5 +20,23 @@ def _found() -> dict[str, Engine]:
 
 ENGINES: dict[str, Engine] = _found()
 PREFIXES: tuple[str, ...] = tuple(
-    dict.fromkeys(prefix for engine in ENGINES.values() for prefix in engine.prefixes)
+    dict.fromkeys(
+        prefix
+        for engine in ENGINES.values()
+        for prefix in (*engine.prefixes, engine.marker)
+        if prefix
+    )
 )
+
+
+def speaks(engine: Engine, prefixes: Collection[str]) -> bool:
+    """Whether metrics with these prefixes are what `engine` exposes."""
+    return any(prefix in prefixes for prefix in engine.prefixes)
+
+
+def identify(prefixes: Collection[str]) -> str | None:
+    """Return the engine that exposes metrics with these prefixes, or None."""
+    for engine in ENGINES.values():
+        if speaks(engine, prefixes) and (not engine.marker or engine.marker in prefixes):
+            return engine.name
+    return None

@@ -69,7 +69,9 @@ def deduplicate(samples: Iterable[Sample]) -> Iterable[Sample]:
             best[key] = (rank, sample)
     kept = [sample for _rank_of, sample in best.values()]
     summed = {
-        sample.name for sample in kept if sample.name in GAUGES and not sample.labels.get("priority")
+        sample.name
+        for sample in kept
+        if sample.name in GAUGES and not sample.labels.get("priority")
     }
     return [s for s in kept if not (s.labels.get("priority") and s.name in summed)]
 

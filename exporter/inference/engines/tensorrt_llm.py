@@ -71,7 +71,9 @@ def read(samples: Samples) -> ModelReading:
         prefill_passes=samples.sum("trtllm_prefill_batch_tokens_count"),
         draft_tokens=samples.sum("trtllm_spec_decode_num_draft_tokens_total"),
         accepted_tokens=samples.sum("trtllm_spec_decode_num_accepted_tokens_total"),
-        finished=Finished(requests, prompt or 0.0, answers or 0.0, positive_difference(prompt, cached))
+        finished=Finished(
+            requests, prompt or 0.0, answers or 0.0, positive_difference(prompt, cached)
+        )
         if requests is not None
         else None,
         # All is counted when a request ends.

@@ -22,6 +22,7 @@ from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields, 
 from exporter.inference.models.layers import mixtures, windows
 from exporter.inference.models.quantization import (
     BYTES_PER_VALUE,
+    LayerKinds,
     cache_scheme,
     cache_value_bytes,
     data_type,
@@ -46,19 +47,42 @@ def load_description(
     if place.is_dir():
         place = place / "config.json"
     try:
-        if not place.is_file():
-            raise ModelDescriptionError(f"{place}: no such file")
-        if place.stat().st_size > LARGEST_FILE_BYTES:
-            raise ModelDescriptionError(f"{place}: larger than {LARGEST_FILE_BYTES} bytes")
-        values = json.loads(place.read_text(encoding="utf-8"))
+        values = _read_json(place)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelDescriptionError(f"{place}: {_one_line(error)}") from error
     if not isinstance(values, Mapping):
         raise ModelDescriptionError(f"{place}: not a JSON object")
+    values = {**_beside(place), **values}
     try:
         return describe(values, cache_data_type=cache_data_type, precision=precision)
     except UnknownArchitectureError as error:
         raise ModelDescriptionError(f"{place}: {error}") from error
+
+
+def _read_json(place: Path) -> Any:
+    if not place.is_file():
+        raise ModelDescriptionError(f"{place}: no such file")
+    if place.stat().st_size > LARGEST_FILE_BYTES:
+        raise ModelDescriptionError(f"{place}: larger than {LARGEST_FILE_BYTES} bytes")
+    return json.loads(place.read_text(encoding="utf-8"))
+
+
+def _beside(place: Path) -> dict[str, Any]:
+    """What ModelOpt writes beside config.json, where that says nothing of quantization.
+
+    Raises ModelDescriptionError where the file is there and cannot be read: the weights are then
+    quantized in some way, and nothing says how.
+    """
+    file = place.parent / "hf_quant_config.json"
+    try:
+        if not file.exists():
+            return {}
+        values = _read_json(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelDescriptionError(f"{file}: {_one_line(error)}") from error
+    if not isinstance(values, Mapping):
+        raise ModelDescriptionError(f"{file}: not a JSON object")
+    return {"quantization_config": dict(values)}
 
 
 def describe(
@@ -106,7 +130,12 @@ def describe(
         learned_positions=_positions(fields) if family.learned_positions else 0,
         assumptions=() if known else (f"{fields.model_type}: a gated feed-forward part",),
     )
-    return _with_formats(model, fields, cache_data_type, precision)
+    layers = LayerKinds(
+        layer_count,
+        tuple(number for number, mixture in enumerate(experts) if mixture is None),
+        tuple(number for number, mixture in enumerate(experts) if mixture is not None),
+    )
+    return _with_formats(model, fields, layers, cache_data_type, precision)
 
 
 def _refuse_foreign(fields: ConfigFields) -> None:
@@ -198,6 +227,7 @@ def _positions(fields: ConfigFields) -> int:
 def _with_formats(
     model: ModelDescription,
     fields: ConfigFields,
+    layers: LayerKinds,
     cache_data_type: str | None,
     precision: str | None,
 ) -> ModelDescription:
@@ -206,17 +236,15 @@ def _with_formats(
     plain = BYTES_PER_VALUE[own]
     weights = WeightBytes(plain, plain, plain, plain, plain, plain)
     compute, cache = own, None
-    assumptions = model.assumptions
     quantization = fields.raw("quantization_config")
     if isinstance(quantization, Mapping) and quantization:
         scheme = weight_scheme(quantization)
         cache = cache_scheme(quantization)
         if scheme is None:
-            method = str(quantization.get("quant_method"))
-            assumptions = (*assumptions, f"quantization {method} unknown: weights taken as {own}")
-        else:
-            weights = weight_bytes(scheme, quantization, plain, model.layer_count)
-            compute = scheme.compute or own
+            method = str(quantization.get("quant_method") or quantization.get("quant_algo"))
+            raise fields.error(f"quantization {method[:60]!r} is not known")
+        weights = weight_bytes(scheme, quantization, plain, layers)
+        compute = scheme.compute or own
     chosen = cache_data_type if cache_data_type and cache_data_type != "auto" else cache
     return replace(
         model,
@@ -224,7 +252,6 @@ def _with_formats(
         data_type=own,
         compute_precision=precision or compute,
         cache_value_bytes=cache_value_bytes(chosen, own),
-        assumptions=assumptions,
     )
 
 

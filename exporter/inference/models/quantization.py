@@ -1,11 +1,21 @@
 """What `quantization_config` says about stored weights, arithmetic and the KV cache."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from exporter.inference.models.description import WeightBytes
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKinds:
+    """Numbers of the layers with a dense feed-forward part, and of those with experts."""
+
+    count: int
+    dense: tuple[int, ...] = ()
+    experts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,7 @@ _GROUP_OVERHEAD_BITS = (16 + 4) / 128
 _MX_OVERHEAD_BITS = 8 / 32
 _NVFP4_OVERHEAD_BITS = 8 / 16
 
+_MODELOPT = frozenset({"modelopt", "modelopt_fp4", "modelopt_mixed", "nvfp4", "w4a8_nvfp4_fp8"})
 _DATA_TYPE_NAMES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
 BYTES_PER_VALUE = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 
@@ -68,7 +79,7 @@ def weight_scheme(config: Mapping[str, Any]) -> WeightScheme | None:
         return _bitsandbytes(config)
     if method in {"experts_int8", "eetq", "quanto", "int8"}:
         return WeightScheme(8.0, None, experts_only=method == "experts_int8")
-    if method in {"modelopt", "modelopt_fp4", "nvfp4", "w4a8_nvfp4_fp8"} or "quant_algo" in config:
+    if method in _MODELOPT or "quant_algo" in _inner(config):
         return _modelopt(config)
     if method in {"compressed-tensors", "compressed_tensors"}:
         return _compressed_tensors(config)
@@ -77,34 +88,39 @@ def weight_scheme(config: Mapping[str, Any]) -> WeightScheme | None:
 
 def cache_scheme(config: Mapping[str, Any]) -> str | None:
     """Return the KV-cache data type that a `quantization_config` fixes, or None."""
-    algorithm = config.get("kv_cache_quant_algo")
-    if isinstance(algorithm, str):
-        return algorithm.lower()
-    scheme = config.get("kv_cache_scheme")
-    if isinstance(scheme, Mapping) and scheme.get("num_bits") == 8:
-        return "fp8" if scheme.get("type") == "float" else "int8"
+    inner = _inner(config)
+    for name in ("kv_cache_quant_algo", "kv_cache_scheme"):
+        said = inner.get(name) or config.get(name)
+        if isinstance(said, str) and said.lower() not in {"none", "auto", ""}:
+            return said.lower()
+        if isinstance(said, Mapping) and said.get("num_bits") in {4, 8}:
+            return f"{'fp' if said.get('type') == 'float' else 'int'}{said['num_bits']}"
     return None
 
 
 def weight_bytes(
-    scheme: WeightScheme, config: Mapping[str, Any], plain_bytes: float, layer_count: int
+    scheme: WeightScheme, config: Mapping[str, Any], plain_bytes: float, layers: LayerKinds
 ) -> WeightBytes:
     """Return the bytes per parameter of each part, given what the file leaves unquantized."""
     quantized = scheme.bits / 8
-    ignored = _ignored(config)
+    patterns = _patterns(config)
+    listed = _listed_layers(config)
 
-    def part(*words: str, quantizable: bool = True) -> float:
+    def part(kind: str, numbers: Sequence[int], *, quantizable: bool = True) -> float:
         if not quantizable:
             return plain_bytes
-        share = _plain_share(ignored, words, layer_count)
+        if listed is not None:
+            return listed.bytes_of(kind, numbers, plain_bytes)
+        share = _plain_share(patterns, kind, numbers)
         return share * plain_bytes + (1 - share) * quantized
 
     whole = not scheme.experts_only
+    every = range(layers.count)
     return WeightBytes(
-        attention=part("attn", "attention", quantizable=whole),
-        dense=part("mlp", "feed_forward", quantizable=whole),
-        experts=part("experts"),
-        shared_experts=part("shared_expert", quantizable=whole),
+        attention=part("attention", every, quantizable=whole),
+        dense=part("dense", layers.dense, quantizable=whole),
+        experts=part("experts", layers.experts),
+        shared_experts=part("shared_experts", layers.experts, quantizable=whole),
         # Engines keep the output head in the model's data type unless a file says otherwise.
         head=quantized if config.get("lm_head") is True else plain_bytes,
         other=plain_bytes,
@@ -119,15 +135,36 @@ def _bitsandbytes(config: Mapping[str, Any]) -> WeightScheme:
     return WeightScheme(4.0 + scale_bits / 64, None)
 
 
-def _modelopt(config: Mapping[str, Any]) -> WeightScheme:
+def _inner(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """ModelOpt's own file nests the settings; copied into config.json they are flat."""
     nested = config.get("quantization")
-    inner = nested if isinstance(nested, Mapping) else config
+    return nested if isinstance(nested, Mapping) else config
+
+
+def _modelopt(config: Mapping[str, Any]) -> WeightScheme | None:
+    inner = _inner(config)
     algorithm = str(inner.get("quant_algo") or "").upper()
-    if "NVFP4" in algorithm or "FP4" in str(config.get("quant_method") or "").upper():
-        return WeightScheme(4.0 + _NVFP4_OVERHEAD_BITS, "fp8" if "FP8" in algorithm else "fp4")
-    if algorithm.startswith("W4A16"):
+    if algorithm == "MIXED_PRECISION":
+        listed = _listed_layers(config)
+        return listed.most_common() if listed is not None else None
+    if not algorithm and "FP4" in str(config.get("quant_method") or "").upper():
+        algorithm = "NVFP4"
+    return _algorithm(algorithm)
+
+
+def _algorithm(name: str) -> WeightScheme | None:
+    """The scheme of one of ModelOpt's algorithms."""
+    if "NVFP4" in name:
+        return WeightScheme(4.0 + _NVFP4_OVERHEAD_BITS, "fp8" if "FP8" in name else "fp4")
+    if "MXFP8" in name:
+        return WeightScheme(8.0 + _MX_OVERHEAD_BITS, "fp8")
+    if name.startswith("W4A16"):
         return WeightScheme(4.0 + _GROUP_OVERHEAD_BITS, None)
-    return WeightScheme(8.0, "int8" if "INT8" in algorithm or "SQ" in algorithm else "fp8")
+    if name.startswith("W4A8"):
+        return WeightScheme(4.0 + _GROUP_OVERHEAD_BITS, "fp8")
+    if "INT8" in name or "SQ" in name:
+        return WeightScheme(8.0, "int8")
+    return WeightScheme(8.0, "fp8") if "FP8" in name else None
 
 
 def _compressed_tensors(config: Mapping[str, Any]) -> WeightScheme | None:
@@ -154,31 +191,124 @@ def _bits(value: object) -> int | None:
     return value if isinstance(value, int) and 2 <= value <= 16 else None
 
 
-def _ignored(config: Mapping[str, Any]) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """Modules whose algorithm a file lists one by one; all others are not quantized."""
+
+    schemes: Mapping[str, WeightScheme]
+
+    def bytes_of(self, kind: str, numbers: Sequence[int], plain_bytes: float) -> float:
+        """Mean bytes per parameter of a part over these layers."""
+        sizes = []
+        for number in numbers:
+            for names in _module_names(kind, number):
+                schemes = [self._scheme_of(name) for name in names]
+                if any(schemes):
+                    sizes += [scheme.bits / 8 if scheme else plain_bytes for scheme in schemes]
+                    break
+            else:
+                sizes.append(plain_bytes)
+        return sum(sizes) / len(sizes) if sizes else plain_bytes
+
+    def most_common(self) -> WeightScheme | None:
+        """The scheme of most modules."""
+        counted = Counter(self.schemes.values()).most_common(1)
+        return counted[0][0] if counted else None
+
+    def _scheme_of(self, name: str) -> WeightScheme | None:
+        while name:
+            if name in self.schemes:
+                return self.schemes[name]
+            name = name.rpartition(".")[0]
+        return None
+
+
+def _listed_layers(config: Mapping[str, Any]) -> _Listed | None:
+    layers = _inner(config).get("quantized_layers")
+    if not isinstance(layers, Mapping):
+        return None
+    schemes: dict[str, WeightScheme] = {}
+    for name, said in layers.items():
+        scheme = (
+            _algorithm(str(said.get("quant_algo") or "").upper())
+            if isinstance(said, Mapping)
+            else None
+        )
+        if scheme is not None:
+            schemes[_canonical(str(name))] = scheme
+    return _Listed(schemes)
+
+
+# Modules of each part, as Hugging Face names them; the alternatives of one part are families'.
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_MODULES: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "attention": (
+        tuple(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")),
+        tuple(
+            f"self_attn.{name}"
+            for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+        ),
+    ),
+    "dense": (tuple(f"mlp.{name}" for name in _PROJECTIONS),),
+    "experts": (
+        tuple(f"mlp.experts.0.{name}" for name in _PROJECTIONS),
+        tuple(f"block_sparse_moe.experts.0.{name}" for name in ("w1", "w2", "w3")),
+    ),
+    "shared_experts": (
+        tuple(f"mlp.shared_expert.{name}" for name in _PROJECTIONS),
+        tuple(f"mlp.shared_experts.{name}" for name in _PROJECTIONS),
+    ),
+}
+# More patterns than any file has: one for every module of the largest models.
+LARGEST_PATTERN_COUNT = 20_000
+LONGEST_PATTERN = 300
+
+
+def _module_names(kind: str, number: int) -> list[list[str]]:
+    return [[f"model.layers.{number}.{name}" for name in names] for names in _MODULES[kind]]
+
+
+def _canonical(name: str) -> str:
+    """A module's name without the wrappers of multimodal models."""
+    return re.sub(
+        r"^(?:model\.)?(?:language_model\.)?(?:model|backbone)\.layers\b", "model.layers", name
+    )
+
+
+def _patterns(config: Mapping[str, Any]) -> tuple[re.Pattern[str], ...]:
+    """Regular expressions of what the file leaves unquantized, whatever way it names that."""
     names: list[str] = []
-    for key in ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules"):
-        value = config.get(key)
-        if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
-            names.extend(str(name) for name in value)
-    return tuple(names)
+    for settings in (config, _inner(config)):
+        for key in ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules"):
+            value = settings.get(key)
+            if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
+                names.extend(str(name) for name in value)
+    compiled = []
+    for name in dict.fromkeys(names[:LARGEST_PATTERN_COUNT]):
+        try:
+            compiled.append(re.compile(_expression(name[:LONGEST_PATTERN])))
+        except re.error:
+            continue  # no module is named so
+    return tuple(compiled)
 
 
-def _plain_share(ignored: Iterable[str], words: tuple[str, ...], layer_count: int) -> float:
-    """Return the share of layers in which a part stays unquantized, by the names of modules.
+def _expression(name: str) -> str:
+    """The expression for one entry: a regular one, one with stars, or a part of a module's path."""
+    if name.startswith("re:"):
+        return _canonical(name.removeprefix("re:"))
+    plain = re.escape(_canonical(name)).replace(r"\*", ".*")
+    return rf"(?:.*\.)?{plain}(?:\..*)?$"
 
-    A name without a layer number speaks for all layers. The router, called `mlp.gate`, and shared
-    experts are parts of their own and do not stand for the feed-forward part.
-    """
-    layers: set[str] = set()
-    for name in ignored:
-        if not any(word in name for word in words):
-            continue
-        if name.endswith(("mlp.gate", "router", "gate_up_proj_bias")) or (
-            "shared_expert" in name and "shared_expert" not in words
-        ):
-            continue
-        number = re.search(r"layers\.(\d+)\.", name)
-        if number is None:
-            return 1.0
-        layers.add(number.group(1))
-    return min(1.0, len(layers) / layer_count)
+
+def _plain_share(patterns: Sequence[re.Pattern[str]], kind: str, numbers: Sequence[int]) -> float:
+    """Return the share of a part's modules that stays unquantized."""
+    if not patterns or not numbers:
+        return 0.0
+    shares = []
+    for number in numbers:
+        alternatives = [
+            sum(any(pattern.match(name) for pattern in patterns) for name in names) / len(names)
+            for names in _module_names(kind, number)
+        ]
+        shares.append(max(alternatives))
+    return sum(shares) / len(shares)

@@ -1,14 +1,20 @@
 """What each engine's exposition, current and old, is read as."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.inference.counters import CounterTracker
-from exporter.inference.engines.registry import ENGINES, PREFIXES
+from exporter.inference.engines.registry import ENGINES, PREFIXES, identify
+from exporter.inference.engines.table import with_table
 from exporter.inference.exposition import Sample, canonical_name, parse
 from exporter.inference.reading import InFlight, Samples, by_model
 from tests.inference.engines.server import exposition
+
+
+RECORDINGS = Path(__file__).parent / "recordings"
 
 
 def read_all(engine_name, text):
@@ -130,6 +136,61 @@ class TestTgi:
         assert (model.running_requests, model.waiting_requests) == (3, 1)
         assert (model.finished.accepted, model.finished.requests) == (5, 4)
         assert model.acceptance_length == 2
+
+
+class TestOthers:
+    def test_nim_without_a_prefix(self):
+        """vLLM's names, without its prefix."""
+        text = exposition("vllm-current").replace("vllm:", "")
+
+        model = read_all("nim", text)["acme/tiny"]
+
+        assert (model.computed_tokens, model.generated_tokens) == (600, 5000)
+
+    def test_nim_with_a_prefix(self):
+        """Later versions keep it."""
+        assert read_all("nim", exposition("vllm-current"))["acme/tiny"].generated_tokens == 5000
+
+    def test_lmdeploy(self):
+        """vLLM's names under another prefix; its iterations are requests, not passes."""
+        model = read_all("lmdeploy", exposition("vllm-current").replace("vllm:", "lmdeploy:"))
+
+        assert model["acme/tiny"].generated_tokens == 5000
+        assert model["acme/tiny"].observed_passes is None
+
+    def test_triton_tells_no_cache_hits(self):
+        """How many of the prompt's tokens were computed is not known: absent."""
+        text = "".join(
+            line + "\n"
+            for line in exposition("vllm-current").splitlines()
+            if "cached" not in line and "by_source" not in line and "prefix_cache" not in line
+        )
+
+        model = read_all("triton_vllm", text)["acme/tiny"]
+
+        assert (model.computed_tokens, model.generated_tokens) == (None, 5000)
+
+    @pytest.mark.parametrize(
+        ("name", "generated"),
+        [("vllm-current", 5000), ("sglang-current", 100), ("tensorrt-llm-current", 100)],
+    )
+    def test_dynamo_passes_an_engine_through(self, name, generated):
+        """A worker shows its engine's names, and the component that it is."""
+        text = exposition(name).replace("{", '{dynamo_component="prefill",')
+
+        model = read_all("dynamo", text)["acme/tiny"]
+
+        assert model.generated_tokens == generated
+        assert model.role == ("both" if name.startswith("sglang") else "prefill")
+
+    def test_llama_cpp(self):
+        """Six significant digits and no labels."""
+        text = (RECORDINGS / "llama.cpp-b11434-million.prom").read_text()
+
+        model = read_all("llama_cpp", text)[""]
+
+        assert (model.computed_tokens, model.cached_tokens) == (5241, 1_178_080)
+        assert (model.generated_tokens, model.passes) == (2095, 1328)
 
 
 class TestParsing:
@@ -315,3 +376,28 @@ class TestCounters:
             total += increase
 
         assert total == pytest.approx(expected)
+
+
+class TestRegistry:
+    def test_the_documentation_lists_every_engine(self):
+        """The page is made from the registry: `make generate`."""
+        page = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+
+        assert with_table(page) == page
+        assert all(f"| `{name}` |" in page for name in ENGINES)
+
+    @pytest.mark.parametrize(
+        ("prefixes", "name"),
+        [
+            ({"vllm:"}, "vllm"),
+            ({"vllm:", "dynamo_"}, "dynamo"),
+            ({"vllm:", "nv_"}, "triton_vllm"),
+            ({"prompt_tokens_total", "num_requests_running"}, "nim"),
+            ({"llamacpp:"}, "llama_cpp"),
+            ({"nv_"}, None),
+            (set(), None),
+        ],
+    )
+    def test_engines_are_told_apart(self, prefixes, name):
+        """Those that pass another's names through have names of their own beside them."""
+        assert identify(prefixes) == name

@@ -135,9 +135,7 @@ class TestRequests:
         """An old counter of hits runs ahead: what is missing is taken from the next window."""
         progress = Progress()
 
-        works = [
-            progress.work_of(reading(computed_tokens=tokens)) for tokens in (-500, 800, 100)
-        ]
+        works = [progress.work_of(reading(computed_tokens=tokens)) for tokens in (-500, 800, 100)]
 
         assert [work.prefill_tokens for work in works] == [0, 300, 100]
 

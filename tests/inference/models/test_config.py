@@ -8,7 +8,8 @@ import pytest
 from exporter.errors import FlopwatchError
 from exporter.inference.models.config import describe, load_description
 from exporter.inference.models.description import GroupedAttention, LatentAttention
-from exporter.inference.models.errors import UnknownArchitectureError
+from exporter.inference.models.errors import ModelDescriptionError, UnknownArchitectureError
+from exporter.inference.models.memory import stored_weight_bytes
 
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -180,22 +181,39 @@ class TestFormats:
         assert model.cache_value_bytes == 1.0
 
     def test_layers_left_unquantized(self):
-        """fbgemm_fp8 that spares the feed-forward part of 8 of 32 layers: 1 + 8/32 bytes."""
+        """fbgemm_fp8 that spares one of three matrices in 8 of 32 layers: 1 + 8/32/3 bytes."""
         model = self.quantized(
             quant_method="fbgemm_fp8",
             modules_to_not_convert=[f"model.layers.{n}.mlp.down_proj" for n in range(8)]
             + ["model.layers.0.mlp.gate", "lm_head"],
         )
 
-        assert model.weights.dense == 1.25
+        assert model.weights.dense == pytest.approx(1 + 8 / 32 / 3)
         assert model.weights.attention == 1.0
 
-    def test_an_unknown_method_is_assumed_unquantized_and_says_so(self):
-        """The description names what it assumed."""
-        model = self.quantized(quant_method="zip8")
+    def test_an_unknown_method_is_refused(self):
+        """Nobody knows what its weights take, nor what they are multiplied in."""
+        with pytest.raises(UnknownArchitectureError, match="'zip8' is not known"):
+            self.quantized(quant_method="zip8")
 
-        assert model.weights.dense == 2.0
-        assert "zip8" in model.assumptions[0]
+    def test_shared_experts_named_by_a_regular_expression(self):
+        """compressed-tensors: `re:.*shared_expert.*` leaves them as they are, and nothing else."""
+        weights = {"num_bits": 4, "type": "int", "group_size": None}
+        config = json.loads((CONFIGS / "qwen1.5-moe-a2.7b.json").read_text())
+        config["quantization_config"] = {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"group_0": {"weights": weights}},
+            "ignore": ["re:.*shared_expert.*", "re:.*mlp.gate$", "lm_head"],
+        }
+        model = describe(config).weights
+
+        assert (model.shared_experts, model.experts, model.attention) == (2.0, 0.5, 0.5)
+
+    def test_a_cache_scheme_in_words(self):
+        """Some files say "FP8" where others have an object."""
+        model = self.quantized(quant_method="fp8", kv_cache_scheme="FP8")
+
+        assert model.cache_value_bytes == 1.0
 
     @pytest.mark.parametrize(
         ("name", "size"),
@@ -274,4 +292,70 @@ class TestRefusals:
     def test_a_missing_file_is_named(self, tmp_path):
         """The folder of a model may be given; its config.json is looked for."""
         with pytest.raises(FlopwatchError, match=r"config\.json: no such file"):
+            load_description(tmp_path)
+
+
+class TestModelOptFile:
+    """Checkpoints of NVIDIA often say how they are quantized in hf_quant_config.json alone."""
+
+    def load(self, folder, name, **quantization):
+        config = json.loads((CONFIGS / f"{name}.json").read_text())
+        config.pop("quantization_config", None)
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "hf_quant_config.json").write_text(
+            json.dumps({"producer": {"name": "modelopt"}, "quantization": quantization})
+        )
+        return load_description(folder)
+
+    def test_qwen3_235b_nvfp4(self, tmp_path):
+        """134 GB and fp4, not 470 GB and bf16."""
+        model = self.load(
+            tmp_path,
+            "qwen3-235b-a22b",
+            quant_algo="NVFP4",
+            kv_cache_quant_algo="FP8",
+            exclude_modules=["lm_head", *(f"model.layers.{n}.mlp.gate" for n in range(94))],
+        )
+
+        assert stored_weight_bytes(model) == pytest.approx(134e9, rel=0.01)
+        assert (model.compute_precision, model.cache_value_bytes) == ("fp4", 1.0)
+
+    def test_deepseek_v3_1_nvfp4(self, tmp_path):
+        """397 GB: attention stays in bf16."""
+        model = self.load(
+            tmp_path,
+            "deepseek-v3",
+            quant_algo="NVFP4",
+            exclude_modules=["lm_head", "model.layers.*.self_attn*", "model.embed_tokens"],
+        )
+
+        assert stored_weight_bytes(model) == pytest.approx(397e9, rel=0.01)
+
+    def test_llama_70b_fp8(self, tmp_path):
+        """73 GB, not 141."""
+        model = self.load(tmp_path, "llama-3.1-70b", quant_algo="FP8", exclude_modules=["lm_head"])
+
+        assert stored_weight_bytes(model) == pytest.approx(73e9, rel=0.01)
+        assert model.compute_precision == "fp8"
+
+    def test_layers_listed_one_by_one(self, tmp_path):
+        """Half of the feed-forward layers in fp4, the other half in fp8; attention is not listed."""
+        layers = {
+            f"model.layers.{n}.mlp.{name}": {"quant_algo": "NVFP4" if n % 2 else "FP8"}
+            for n in range(32)
+            for name in ("gate_proj", "up_proj", "down_proj")
+        }
+        model = self.load(
+            tmp_path, "llama-3.1-8b", quant_algo="MIXED_PRECISION", quantized_layers=layers
+        )
+
+        assert model.weights.dense == pytest.approx((1 + 4.5 / 8) / 2)
+        assert model.weights.attention == 2.0
+
+    def test_a_file_that_cannot_be_read(self, tmp_path):
+        """The weights are quantized in some way, and nothing says how: refused, with the place."""
+        (tmp_path / "config.json").write_text((CONFIGS / "llama-3.1-8b.json").read_text())
+        (tmp_path / "hf_quant_config.json").write_text("{")
+
+        with pytest.raises(ModelDescriptionError, match=r"hf_quant_config\.json"):
             load_description(tmp_path)

@@ -114,9 +114,7 @@ class TestProperties:
         prompts=st.floats(0, 1e6),
         passes=st.floats(0, 1e6),
     )
-    def test_costs_of_whole_requests_are_never_negative(
-        self, computed, generated, prompts, passes
-    ):
+    def test_costs_of_whole_requests_are_never_negative(self, computed, generated, prompts, passes):
         """Whatever counters an engine shows, nothing runs backwards."""
         cost = cost_of(LLAMA, Work(computed, generated, prompts, decode_passes=passes))
 

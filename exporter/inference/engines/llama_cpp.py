@@ -1,0 +1,50 @@
+"""llama.cpp's server. Source: tools/server of ggml-org/llama.cpp.
+
+Needs `--metrics`. Counters carry no labels, no start time and six significant digits: beyond a
+million tokens they move in steps. It counts prompts when they were processed, answers when they
+end, and no requests.
+"""
+
+from exporter.inference.reading import Engine, ModelReading, Samples
+
+
+COUNTERS = frozenset(
+    {
+        "llamacpp:n_decode_total",
+        "llamacpp:prompt_tokens_cached_total",
+        "llamacpp:prompt_tokens_total",
+        "llamacpp:spec_decode_num_accepted_tokens_total",
+        "llamacpp:spec_decode_num_draft_tokens_total",
+        "llamacpp:spec_decode_num_drafts_total",
+        "llamacpp:tokens_predicted_total",
+    }
+)
+GAUGES = frozenset({"llamacpp:requests_deferred", "llamacpp:requests_processing"})
+
+
+def read(samples: Samples) -> ModelReading:
+    """Return what llama.cpp says of its model."""
+    return ModelReading(
+        computed_tokens=samples.sum("llamacpp:prompt_tokens_total"),
+        cached_tokens=samples.sum("llamacpp:prompt_tokens_cached_total"),
+        generated_tokens=samples.sum("llamacpp:tokens_predicted_total"),
+        passes=samples.sum("llamacpp:n_decode_total"),
+        drafts=samples.sum("llamacpp:spec_decode_num_drafts_total"),
+        draft_tokens=samples.sum("llamacpp:spec_decode_num_draft_tokens_total"),
+        accepted_tokens=samples.sum("llamacpp:spec_decode_num_accepted_tokens_total"),
+        running_requests=samples.sum("llamacpp:requests_processing"),
+        waiting_requests=samples.sum("llamacpp:requests_deferred"),
+    )
+
+
+ENGINE = Engine(
+    "llama_cpp",
+    ("llamacpp:",),
+    COUNTERS,
+    GAUGES,
+    read,
+    ports=(8080,),
+    title="llama.cpp (`llama-server`)",
+    enable="`--metrics`",
+    tells="prompts when they were processed, answers as they end; requests are not counted",
+)
