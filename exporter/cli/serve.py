@@ -11,6 +11,8 @@ from exporter.cli.options import add_config_flags, config_origin, load_startable
 
 # mallopt(3), of glibc only.
 _M_ARENA_MAX = -8
+# The last lines go to a reader that still reads; one that does not is not waited for.
+_LOG_GRACE_SECONDS = 0.3
 
 
 def add_parser(subparsers: Any) -> None:
@@ -29,7 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     origin = config_origin(parsed)
     config = load_startable(origin)
-    set_up_logging(config.log_level, config.log_format)
+    log_writer = set_up_logging(config.log_level, config.log_format)
     from exporter.app import Daemon, end_process
 
     daemon = Daemon(config, origin)
@@ -37,6 +39,7 @@ def run(parsed: argparse.Namespace) -> int:
     gc.collect()
     gc.freeze()
     code = daemon.run()
+    log_writer.drain(_LOG_GRACE_SECONDS)
     end_process(code)
     return code
 

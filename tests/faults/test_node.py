@@ -197,3 +197,59 @@ def test_nobody_hears_the_log(tmp_path: Path) -> None:
             witness.until(lambda scrape: scrape.value("flopwatch_gpu_up", gpu="0") == 0)
             fake.restore(0)
             witness.until(lambda scrape: families(scrape, 0) >= families(shown, 0))
+
+
+class UndrainedDaemon(DaemonProcess):
+    """A daemon whose log is a pipe that nobody drains from the moment it serves."""
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        for line in self.process.stderr:
+            self._log.append(line)
+            if "event=serving" in line:
+                break
+
+
+def test_nobody_drains_the_log(tmp_path: Path) -> None:
+    """A full pipe stops neither the sampling nor SIGTERM; lines beyond the queue are lost."""
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.gpu(0).set_load(Load.decode())
+        with UndrainedDaemon(
+            tmp_path, config=CONFIG, environment=fake.env, arguments=["--log.level", "debug"]
+        ) as daemon:
+            # Every request is a line at this level: ten times what pipe and queue hold.
+            for _ in range(1100):
+                daemon.get("/-/healthy")
+            before = daemon.scrape().total("flopwatch_gpu_seconds_total", gpu="0")
+            daemon.wait_until(
+                lambda scrape: scrape.total("flopwatch_gpu_seconds_total", gpu="0") > before + 1
+            )
+            code, _seconds = daemon.terminate()
+
+    assert code == 0
+
+
+def test_the_standard_streams_are_closed_at_start(tmp_path: Path) -> None:
+    """No socket of the daemon takes the place of standard error, and it serves."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = f"exec {sys.executable} -m exporter serve --web.listen-address 127.0.0.1:{port} <&- >&- 2>&-"
+    environment = {**os.environ, "FLOPWATCH_PROBES_ENABLED": "false", "XDG_STATE_HOME": str(tmp_path)}
+    process = subprocess.Popen(["/bin/sh", "-c", command], env=environment)
+    try:
+        deadline = time.monotonic() + 40
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                    assert answer.status == 200
+                    break
+            except OSError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        streams = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
+        assert streams == ["/dev/null"] * 3
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
