@@ -308,6 +308,6 @@ class Daemon:
 def end_process(code: int) -> None:
     """End now. Threads in driver calls that never return would keep the interpreter from it."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, at start or since
             stream.flush()
     os._exit(code)

@@ -100,17 +100,6 @@ class LogWriter:
                 return
 
 
-def reserve_standard_streams() -> None:
-    """Open what was closed at start: else the first socket would become standard error."""
-    descriptor = os.open(os.devnull, os.O_RDWR)
-    while descriptor <= _STANDARD_ERROR:
-        descriptor = os.dup(descriptor)
-    os.close(descriptor)
-    if cast(TextIO | None, sys.stderr) is None:
-        # Without it, print(file=sys.stderr) would write to standard output.
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  for the life of the process
-
-
 def set_up_logging(level: str, format_: str) -> LogWriter:
     """Write events of this level and above in this format: auto, console, logfmt or json.
 
@@ -163,6 +152,6 @@ def _for_journal(renderer: structlog.typing.Processor) -> structlog.typing.Proce
 
     def render(logger: Any, name: str, event: MutableMapping[str, Any]) -> str:
         prefix = _JOURNAL_PREFIXES.get(str(event.get("level")), "")
-        return f"{prefix}{renderer(logger, name, event)}"
+        return prefix + str(renderer(logger, name, event))
 
     return render

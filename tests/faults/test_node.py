@@ -1,10 +1,14 @@
 """What a node does to its processes: clocks, sleep, limits."""
 
+import fcntl
 import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +20,7 @@ from tests.fake_nvml import H100, FakeNvml, Load
 from tests.faults.invariants import Witness, families
 from tests.faults.wall_clock import WallClock
 from tests.inference.engines.server import exposition, serving, text
+from tests.web.clients import eventually
 
 
 CONFIG = passive("sampling: {interval: 250ms, slow_interval: 1s, deadline: 1s}\n")
@@ -235,21 +240,53 @@ def test_the_standard_streams_are_closed_at_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = f"exec {sys.executable} -m exporter serve --web.listen-address 127.0.0.1:{port} <&- >&- 2>&-"
-    environment = {**os.environ, "FLOPWATCH_PROBES_ENABLED": "false", "XDG_STATE_HOME": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "FLOPWATCH_PROBES_ENABLED": "false",
+        "XDG_STATE_HOME": str(tmp_path),
+    }
     process = subprocess.Popen(["/bin/sh", "-c", command], env=environment)
     try:
         deadline = time.monotonic() + 40
         while True:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                with urllib.request.urlopen(
+                    f"http://127.0.0.1:{port}/metrics", timeout=5
+                ) as answer:
                     assert answer.status == 200
                     break
             except OSError:
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-        streams = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
+        streams = [str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)]
         assert streams == ["/dev/null"] * 3
     finally:
         process.terminate()
         assert process.wait(30) == 0
+
+
+def test_journald_learns_the_severity(tmp_path: Path) -> None:
+    """Where standard error is the journal's, each line begins with its severity, as sd-daemon(3) says."""
+    journal = tmp_path / "journal"
+    with journal.open("wb") as file:
+        status = os.fstat(file.fileno())
+        environment = {
+            **os.environ,
+            "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}",
+            "FLOPWATCH_PROBES_ENABLED": "false",
+            "FLOPWATCH_SAMPLNG_INTERVAL": "1s",
+            "XDG_STATE_HOME": str(tmp_path),
+        }
+        command = [sys.executable, "-m", "exporter", "serve", "--web.listen-address", "127.0.0.1:0"]
+        process = subprocess.Popen(command, env=environment, stderr=file)
+        try:
+            assert eventually(lambda: "event=serving" in journal.read_text())
+        finally:
+            process.terminate()
+            process.wait(30)
+    lines = journal.read_text().splitlines()
+
+    severities = {line.partition("event=")[2].split(" ")[0]: line[:3] for line in lines}
+    assert severities["serving"] == "<6>"
+    assert severities["environment_variable_unknown"] == "<4>"
