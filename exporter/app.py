@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 import structlog
 
 from exporter.collect.host import HostSampling
 from exporter.config.load import ConfigOrigin, load_config
-from exporter.config.model import Config
+from exporter.config.model import Config, after_reload
 from exporter.errors import EXIT_TRANSIENT, FlopwatchError
 from exporter.metrics.device import process_samples
 from exporter.metrics.exporter import own_samples
@@ -31,6 +30,7 @@ from exporter.metrics.probes import probe_samples
 from exporter.metrics.render import Exposition
 from exporter.procfs import process_name
 from exporter.services import Services
+from exporter.signals import SignalWaiter
 from exporter.state import LiveState, Parts, ReloadStatus, State
 from exporter.status.inputs import StatusSources
 from exporter.status.service import StatusService
@@ -56,6 +56,9 @@ _SERVER_GRACE_SECONDS = 0.5
 _SAMPLING_GRACE_SECONDS = 0.3
 _SERVICES_GRACE_SECONDS = 0.3
 _LOOP_SECONDS = 0.5
+# However many SIGHUPs come, the configuration is read once in this time.
+_RELOAD_PAUSE_SECONDS = 1.0
+_END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 # A mismatch of library and kernel module is shown to one scrape, or for this long, before the
 # process ends so that its supervisor starts one that loads the new library.
 _MISMATCH_SECONDS = 60.0
@@ -72,9 +75,6 @@ class Daemon:
         self._reload_lock = threading.Lock()
         self._reload_status = ReloadStatus(successful=True, last_success_unix_seconds=time.time())
         self._notifier = Notifier()
-        self._wake = threading.Event()
-        self._ending = False
-        self._reload_wanted = False
         self._failed_parts: set[str] = set()
         self._scraped_at = 0.0
         self._stalled_logged = False
@@ -103,11 +103,12 @@ class Daemon:
             config.web.listen_address,
             self._router(),
             web_config=load_web_config(Path(web_file)) if web_file else None,
+            systemd_socket=config.web.systemd_socket,
         )
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit code. Raises FlopwatchError at start."""
-        self._take_signals()
+        signals = SignalWaiter((*_END_SIGNALS, signal.SIGHUP))
         # Bound before anything else: a port in use must not cost the GPUs a second exporter.
         self._server.start()
         self._host.start()
@@ -121,15 +122,18 @@ class Daemon:
                 addresses=[f"{host}:{port}" for host, port in self._server.addresses],
                 devices=len(self._live.now().devices),
             )
-            return self._loop()
+            return self._loop(signals)
         finally:
             self._stop()
 
-    def reload(self) -> None:
-        """Read configuration and web configuration again. Raises FlopwatchError; all stays as it was."""
+    def reload(self) -> str:
+        """Read configuration and web configuration again; returns what became of it, in words.
+
+        Raises FlopwatchError; all stays as it was.
+        """
         with self._reload_lock:
             try:
-                config = load_config(self._origin)
+                config, waiting = after_reload(self._config, load_config(self._origin))
                 self._server.reload_web_config()
             except FlopwatchError as error:
                 self._reload_status = ReloadStatus(
@@ -143,7 +147,11 @@ class Daemon:
             self._reload_status = ReloadStatus(
                 successful=True, last_success_unix_seconds=time.time()
             )
-            log.info("configuration_reloaded")
+            if not waiting:
+                log.info("configuration_reloaded")
+                return "configuration reloaded"
+            log.warning("configuration_reloaded", restart_needed_for=list(waiting))
+            return f"configuration reloaded; restart to change {', '.join(waiting)}"
 
     def _mark(self, now: float) -> object:
         """Differs whenever there is something new to build a State of."""
@@ -233,38 +241,29 @@ class Daemon:
             if index is not None and str(index) not in known:
                 log.warning("gpu_not_on_this_host", key=place, gpu=index, known=",".join(known))
 
-    def _take_signals(self) -> None:
-        def end(_number: int, _frame: FrameType | None) -> None:
-            self._ending = True
-            self._wake.set()
-
-        def hang_up(_number: int, _frame: FrameType | None) -> None:
-            self._reload_wanted = True
-            self._wake.set()
-
-        signal.signal(signal.SIGTERM, end)
-        signal.signal(signal.SIGINT, end)
-        signal.signal(signal.SIGHUP, hang_up)
-
-    def _loop(self) -> int:
+    def _loop(self, signals: SignalWaiter) -> int:
         mismatched_at: float | None = None
+        reload_wanted, reload_at = False, time.monotonic()
         self._notifier.ready()
         while True:
-            self._wake.wait(_LOOP_SECONDS)
-            self._wake.clear()
+            came = signals.wait(_LOOP_SECONDS)
             self._feed_watchdog()
             self._live.now()  # sampling reads the last one, also while nobody scrapes
-            if self._ending:
-                log.info("ending", reason="signal")
+            if came & _END_SIGNALS:
+                log.info("shutting_down", reason="signal")
                 return 0
-            if self._reload_wanted:
-                self._reload_wanted = False
+            reload_wanted |= signal.SIGHUP in came
+            if reload_wanted and time.monotonic() >= reload_at:
+                reload_wanted = False
                 self._notifier.reloading()
                 self._reload_by_signal()
                 self._notifier.ready()
+                reload_at = time.monotonic() + _RELOAD_PAUSE_SECONDS
             if self._host.barred:
                 log.error(
-                    "ending", reason="driver_barred", remedy="a new container has its devices"
+                    "shutting_down",
+                    reason="device_access_revoked",
+                    remedy="a new process, or a new container, has access again",
                 )
                 return EXIT_DRIVER
             now = time.monotonic()
@@ -274,7 +273,7 @@ class Daemon:
                     log.error("driver_mismatch", remedy="restarting loads the new driver library")
                 shown = self._scraped_at > mismatched_at + _LOOP_SECONDS
                 if shown or now - mismatched_at > _MISMATCH_SECONDS:
-                    log.error("ending", reason="driver_mismatch")
+                    log.error("shutting_down", reason="driver_mismatch")
                     return EXIT_DRIVER
 
     def _feed_watchdog(self) -> None:

@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from exporter.attribution.service import HolderService
-from exporter.attribution.settings import HolderSettings
 from exporter.config.model import Config
-from exporter.inference.config import DiscoveryConfig, WorkloadConfig
 from exporter.inference.service import WorkloadService
 from exporter.probe_facts import ProbeFacts
 from exporter.state import State
@@ -31,14 +29,11 @@ class Services:
             config.probes, ProbeFacts(now, instances=True), state_path=state_path
         )
         self.workloads = WorkloadService(
-            workload_configs(config),
+            config.workloads,
             state=latest,
-            # Read at start: the ports of a host do not change while it runs.
-            discovery=DiscoveryConfig(
-                ports=config.discovery_ports, interval_seconds=config.discovery_interval
-            ),
+            discovery=config.discovery,
         )
-        self.holders = HolderService(holder_settings(config), now)
+        self.holders = HolderService(config.holders, now)
 
     def start(self) -> None:
         """Start all services."""
@@ -55,8 +50,8 @@ class Services:
     def configure(self, config: Config) -> None:
         """Go on with another configuration."""
         self.probes.configure(config.probes)
-        self.workloads.configure(workload_configs(config))
-        self.holders.configure(holder_settings(config))
+        self.workloads.configure(config.workloads)
+        self.holders.configure(config.holders)
 
 
 class CalibrationFile:
@@ -80,34 +75,3 @@ class CalibrationFile:
                 for uuid, errors in self._file.calibration().items()
             }
         return self._errors
-
-
-def workload_configs(config: Config) -> tuple[WorkloadConfig, ...]:
-    """The workloads as their service takes them."""
-    return tuple(
-        WorkloadConfig(
-            name=workload.name,
-            engine=workload.engine,
-            url=workload.url,
-            model=Path(workload.model) if workload.model else None,
-            gpus=workload.gpus,
-            gpus_total=workload.gpus_total,
-            tensor_parallel=workload.tensor_parallel,
-            pipeline_parallel=workload.pipeline_parallel,
-            precision=workload.precision,
-            kv_cache_dtype=workload.kv_cache_precision,
-            interval_seconds=workload.interval,
-            timeout_seconds=workload.timeout,
-        )
-        for workload in config.workloads
-    )
-
-
-def holder_settings(config: Config) -> HolderSettings:
-    """What the holders' service needs of the configuration."""
-    return HolderSettings(
-        pod_resources=config.pod_resources,
-        socket=Path(config.pod_resources_socket),
-        job_mapping_dir=Path(config.job_mapping_dir) if config.job_mapping_dir else None,
-        job_processes=config.job_processes,
-    )

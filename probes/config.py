@@ -4,6 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flopwatch.option_parsers import boolean, choice, duration, integer, items, optional, size, text
+from flopwatch.options import option
+from probes.kernels import kernel_names
+
 
 MIB = 2**20
 
@@ -15,29 +19,81 @@ class ProbeConfig:
     Raises ValueError, with a text made for people, on values that cannot work together.
     """
 
-    enabled: bool = True
-    interval_seconds: float = 60.0
-    budget_seconds: float = 0.020
-    """Device time per GPU and interval; over any hour the sum of it is never exceeded."""
-    kernels: tuple[str, ...] | None = None
-    """Names of the kernels to run; None: all that the device has."""
-    pause_file: Path | None = Path("/run/flopwatch/pause")
-    """Probes hold off while this file exists."""
-    together: bool = False
-    """Probe the GPUs of one host at the same moment (tensor-parallel groups lose one step
-    rather than one each); otherwise one after the other."""
-    mig: Literal["skip", "run"] = "skip"
-    """What to do with partitioned GPUs. `run`: each MIG instance is a device to probe; its worker
-    takes memory of the instance, which is often planned to the last MiB."""
-    hold_off_seconds: float = 300.0
-    """No probe for this long after a new process appears on a GPU: servers size their KV
-    cache by the free memory they find at start."""
-    min_free_memory_bytes: int = 2048 * MIB
-    memory_limit_bytes: int = 600_000_000
-    """The worker's device memory, context included, stays below this."""
-    max_chunk_seconds: float = 0.001
-    gap_seconds: float = 0.010
-    """Pause between two chunks, so that a decode step loses one chunk at most."""
+    enabled: bool = option("probes.enabled", boolean(), True, "Run probes.", "true")
+    interval_seconds: float = option(
+        "probes.interval", duration(at_least=1), 60.0, "Time between cycles.", "60s"
+    )
+    budget_seconds: float = option(
+        "probes.budget",
+        duration(at_least=0.001),
+        0.020,
+        "Device time per GPU and interval; never exceeded over any hour.",
+        "20ms",
+    )
+    kernels: tuple[str, ...] | None = option(
+        "probes.kernels",
+        optional(items(choice(*kernel_names()))),
+        None,
+        "Which kernels to run; not given: all that the device has.",
+        "[gemm_bf16, gemm_fp8, copy_device]",
+    )
+    pause_file: Path | None = option(
+        "probes.pause_file",
+        optional(text()),
+        "/run/flopwatch/pause",
+        "No probe runs while this file exists.",
+        "/run/flopwatch/pause",
+        convert=Path,
+    )
+    # Tensor-parallel groups lose one step rather than one per GPU.
+    together: bool = option(
+        "probes.together",
+        boolean(),
+        False,
+        "Probe the GPUs of a host at the same moment instead of one after the other.",
+        "false",
+    )
+    # A worker takes memory of its instance, which is often planned to the last MiB.
+    mig: Literal["skip", "run"] = option(
+        "probes.mig",
+        choice("skip", "run"),
+        "skip",
+        "Partitioned GPUs: leave them alone, or probe each MIG instance (a worker each, in turn).",
+        "skip",
+    )
+    # Servers size their KV cache by the free memory they find at start.
+    hold_off_seconds: float = option(
+        "probes.hold_off",
+        duration(),
+        300.0,
+        "No probe runs for this long after a new process appears on a GPU.",
+        "5m",
+    )
+    min_free_memory_bytes: int = option(
+        "probes.min_free_memory",
+        size(),
+        2048 * MIB,
+        "No probe runs while less device memory is free.",
+        "2GiB",
+    )
+    memory_limit_bytes: int = option(
+        "probes.memory_limit",
+        size(),
+        600_000_000,
+        "Device memory that the worker may take, its context included.",
+        "600MB",
+    )
+    max_chunk_seconds: float = option(
+        "probes.max_chunk",
+        duration(at_least=0.0001, at_most=0.1),
+        0.001,
+        "Longest uninterrupted device time of a probe.",
+        "1ms",
+    )
+    # A decode step loses one chunk at most.
+    gap_seconds: float = option(
+        "probes.gap", duration(at_most=10), 0.010, "Pause between two chunks.", "10ms"
+    )
     chunk_deadline_seconds: float = 0.250
     """A chunk that has not ended by then is hung, and the worker is killed."""
     request_deadline_seconds: float = 30.0
@@ -45,8 +101,13 @@ class ProbeConfig:
     start_deadline_seconds: float = 120.0
     """Longest time for a worker to start, and for it to open a device: a cold import of torch can
     take a minute, and so can waking the GPUs where no persistence daemon keeps them awake."""
-    cpu_threads: int = 1
-    """Threads of a probe on the host processor."""
+    cpu_threads: int = option(
+        "probes.cpu_threads",
+        integer(at_least=1, at_most=1024),
+        1,
+        "Threads of a probe on the host processor.",
+        "1",
+    )
 
     def __post_init__(self) -> None:
         for name in (

@@ -1,7 +1,10 @@
-"""What of the holders is configurable."""
+"""What can be configured of the holders."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from flopwatch.option_parsers import boolean, choice, optional, text
+from flopwatch.options import option
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,9 +15,35 @@ class HolderSettings:
     from outside (a new socket, a written file, a new process on a GPU) is read within a second.
     """
 
-    pod_resources: str = "auto"
-    socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
-    job_mapping_dir: Path | None = Path("/var/run/flopwatch/jobs")
-    job_processes: bool = True
+    pod_resources: str = option(
+        "kubernetes.pod_resources",
+        choice("auto", "on", "off"),
+        "auto",
+        "Ask the kubelet which pods hold the GPUs.",
+        "auto",
+    )
+    socket: Path = option(
+        "kubernetes.socket",
+        text(),
+        "/var/lib/kubelet/pod-resources/kubelet.sock",
+        "The kubelet's pod-resources socket.",
+        "/var/lib/kubelet/pod-resources/kubelet.sock",
+        convert=Path,
+    )
+    job_mapping_dir: Path | None = option(
+        "hpc.job_mapping_dir",
+        optional(text()),
+        "/var/run/flopwatch/jobs",
+        "Directory with a file per GPU, a job a line.",
+        "/var/run/flopwatch/jobs",
+        convert=Path,
+    )
+    job_processes: bool = option(
+        "hpc.job_processes",
+        boolean(),
+        True,
+        "Find Slurm jobs by the control groups of GPU processes.",
+        "true",
+    )
     interval_seconds: float = 10.0
     timeout_seconds: float = 5.0

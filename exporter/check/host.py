@@ -97,7 +97,9 @@ def engine_findings(config: Config) -> Iterator[Finding]:
     """Whether the configured inference engines answer."""
     for workload in config.workloads:
         try:
-            text = fetch(workload.url, timeout_seconds=min(workload.timeout, _TIMEOUT_SECONDS))
+            text = fetch(
+                workload.url, timeout_seconds=min(workload.timeout_seconds, _TIMEOUT_SECONDS)
+            )
         except ScrapeError as error:
             hint = "start it" if error.reason is Reason.CONNECTION else "check workloads.url"
             yield Finding(
@@ -121,21 +123,21 @@ def _answer_finding(name: str, engine: str, url: str, text: str) -> Finding:
 
 def kubernetes_findings(config: Config) -> Iterator[Finding]:
     """Whether the kubelet tells which pods hold the GPUs."""
-    if config.pod_resources == "off":
+    if config.holders.pod_resources == "off":
         return
-    socket = Path(config.pod_resources_socket)
+    socket = Path(config.holders.socket)
     try:
         socket.stat()
     except PermissionError:
         yield Finding(
             "kubernetes",
-            Level.FAILURE if config.pod_resources == "on" else Level.WARNING,
+            Level.FAILURE if config.holders.pod_resources == "on" else Level.WARNING,
             f"{socket}: permission denied: pods are not named",
             "run as root, or kubernetes.pod_resources: off",
         )
         return
     except OSError:
-        if config.pod_resources == "on":
+        if config.holders.pod_resources == "on":
             yield Finding(
                 "kubernetes", Level.FAILURE, f"{socket} is not there", "mount it into the pod"
             )

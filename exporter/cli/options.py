@@ -3,56 +3,14 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from exporter.config.load import CONFIG_FILE_VARIABLE, ConfigOrigin
-
-
-if TYPE_CHECKING:
-    from exporter.config.model import Config
+from exporter.config.load import CONFIG_FILE_VARIABLE, ConfigOrigin, load_config
+from exporter.config.model import SCHEMA, Config
 
 
-# Flag, path of the configuration key that it sets, argparse arguments.
-_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    (
-        "--web.listen-address",
-        "web.listen_address",
-        {
-            "action": "append",
-            "metavar": "ADDRESS",
-            "help": "address to listen on, several allowed (default :9907)",
-        },
-    ),
-    (
-        "--web.telemetry-path",
-        "web.telemetry_path",
-        {"metavar": "PATH", "help": "path of the metrics (default /metrics)"},
-    ),
-    (
-        "--web.config.file",
-        "web.config_file",
-        {"metavar": "FILE", "help": "TLS and authentication, in exporter-toolkit's format"},
-    ),
-    (
-        "--web.enable-lifecycle",
-        "web.enable_lifecycle",
-        {
-            "action": "store_true",
-            "default": None,
-            "help": "allow POST /-/reload and /-/probes/pause|resume",
-        },
-    ),
-    (
-        "--log.level",
-        "log.level",
-        {"metavar": "LEVEL", "help": "debug, info (default), warning or error"},
-    ),
-    (
-        "--log.format",
-        "log.format",
-        {"metavar": "FORMAT", "help": "auto (default), console, logfmt or json"},
-    ),
-)
+# Options that a bare flag switches on, and those that may be given several times.
+_SWITCHES = frozenset({"--web.enable-lifecycle", "--web.systemd-socket"})
+_REPEATED = frozenset({"--web.listen-address"})
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +21,19 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"configuration in YAML (default: none; environment {CONFIG_FILE_VARIABLE})",
     )
-    for flag, path, arguments in _FLAGS:
-        parser.add_argument(flag, dest=path, **arguments)
+    for path, option in SCHEMA.options():
+        if option.flag is None:
+            continue
+        # Percent signs are argparse's own.
+        help_ = f"{option.help} Default: {_shown(option.default)}.".replace("%", "%%")
+        if option.flag in _SWITCHES:
+            parser.add_argument(
+                option.flag, dest=path, action="store_true", default=None, help=option.help
+            )
+        else:
+            action = "append" if option.flag in _REPEATED else "store"
+            metavar = path.rpartition(".")[2].upper()
+            parser.add_argument(option.flag, dest=path, action=action, metavar=metavar, help=help_)
 
 
 def config_origin(parsed: argparse.Namespace) -> ConfigOrigin:
@@ -74,33 +43,28 @@ def config_origin(parsed: argparse.Namespace) -> ConfigOrigin:
     return ConfigOrigin(
         file=parsed.config_file or environment.get(CONFIG_FILE_VARIABLE) or None,
         flags={
-            path: (flag, given[path])
-            for flag, path, _arguments in _FLAGS
-            if given[path] is not None
+            path: (option.flag, given[path])
+            for path, option in SCHEMA.options()
+            if option.flag is not None and given[path] is not None
         },
         environment=environment,
     )
 
 
-def load_startable(origin: ConfigOrigin) -> "Config":
+def load_startable(origin: ConfigOrigin) -> Config:
     """The configuration, with everything checked that `serve` would refuse to start with.
 
     Raises FlopwatchError. What a host can change by itself, such as a port in use, is not looked at.
     """
-    from exporter.config.load import load_config
-    from exporter.errors import ConfigError, ListenError
-    from exporter.web.addresses import parse_listen_address
     from exporter.web.config import load_web_config
 
     config = load_config(origin)
-    mistakes = []
-    for address in config.web.listen_address:
-        try:
-            parse_listen_address(address)
-        except ListenError as error:
-            mistakes.append(f"web.listen_address: {error}")
-    if mistakes:
-        raise ConfigError(mistakes)
     if config.web.config_file:
         load_web_config(Path(config.web.config_file))
     return config
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return "none" if default is None else str(default)

@@ -119,7 +119,7 @@ def _factor(text: str) -> float:
 
 def _duration(text: str) -> float:
     """Seconds of `250ms`, `15s`, `2h`, `1d`."""
-    from exporter.config.values import duration
+    from flopwatch.option_parsers import duration
 
     try:
         return float(duration(at_least=_SHORTEST_SECONDS)(text))

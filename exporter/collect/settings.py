@@ -1,7 +1,23 @@
-"""What the sampling threads need to know of the configuration."""
+"""What can be configured of the sampling: intervals, sources, and what is known of the GPUs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from exporter.accounting.flop import PRECISIONS
+from flopwatch.option_parsers import (
+    choice,
+    duration,
+    http_url,
+    integer,
+    mapping,
+    number,
+    optional,
+    text,
+)
+from flopwatch.options import Option, option, option_group, option_list
+
+
+_MODE = choice("auto", "on", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,13 +28,41 @@ class GpuRule:
     what table and driver say.
     """
 
-    uuid: str | None
-    index: int | None
-    name: str | None
-    precision: str | None
-    sm_count: int | None = None
-    peaks: Mapping[str, float] = field(default_factory=dict)
-    dram_bandwidth: float | None = None
+    uuid: str | None = option("match.uuid", optional(text()), None, "Device UUID (glob).", "GPU-*")
+    index: int | None = option(
+        "match.index", optional(integer(at_least=0, at_most=10_000)), None, "NVML index.", "0"
+    )
+    name: str | None = option(
+        "match.name", optional(text()), None, "Product name (glob).", '"NVIDIA H100*"'
+    )
+    precision: str | None = option(
+        "precision",
+        choice(*PRECISIONS),
+        None,
+        "Precision at which the tensor pipe's work is valued.",
+        "fp8",
+    )
+    sm_count: int | None = option(
+        "sm_count",
+        optional(integer(at_least=1, at_most=1024)),
+        None,
+        "Number of SMs, instead of the driver's figure.",
+        "152",
+    )
+    peaks: Mapping[str, float] = option(
+        "peaks",
+        mapping(PRECISIONS, number(above=0, at_most=1e20)),
+        {},
+        "Dense peak in FLOP/s by precision, instead of the built-in table's.",
+        "{bf16: 2.5e15, fp8: 5e15}",
+    )
+    dram_bandwidth: float | None = option(
+        "dram_bandwidth",
+        optional(number(above=0, at_most=1e15)),
+        None,
+        "Device memory bandwidth in bytes per second, instead of the built-in table's.",
+        "8e12",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +72,71 @@ class SamplingSettings:
     `modes` says auto, on or off of each source. The first of `gpus` that fits a device applies.
     """
 
-    interval: float = 1.0
-    slow_interval: float = 15.0
-    deadline: float = 2.0
-    modes: Mapping[str, str] = field(
-        default_factory=lambda: dict.fromkeys(("nvml", "gpm", "dcgm", "cpu"), "auto")
+    interval: float = option(
+        "sampling.interval", duration(at_least=0.1, at_most=60), 1.0, "Time between ticks.", "1s"
     )
-    dcgm_url: str = "http://127.0.0.1:9400/metrics"
-    gpus: tuple[GpuRule, ...] = ()
+    slow_interval: float = option(
+        "sampling.slow_interval",
+        duration(at_least=1, at_most=3600),
+        15.0,
+        "Time between readings of ECC, links, limits and processes.",
+        "15s",
+    )
+    deadline: float = option(
+        "sampling.deadline",
+        duration(at_least=0.5, at_most=60),
+        2.0,
+        "A driver call that takes longer counts as hung: its device is shown as down, and the time is a gap.",
+        "2s",
+    )
+    modes: Mapping[str, str] = option_group(
+        Option(
+            "sources.nvml",
+            _MODE,
+            "auto",
+            "The NVIDIA driver's management library.",
+            "auto",
+            reload=False,
+        ),
+        Option(
+            "sources.gpm",
+            _MODE,
+            "auto",
+            "NVML's performance monitoring, on Hopper and newer.",
+            "auto",
+            reload=False,
+        ),
+        Option(
+            "sources.dcgm",
+            _MODE,
+            "auto",
+            "A dcgm-exporter on this host, for GPUs without GPM.",
+            "auto",
+            reload=False,
+        ),
+        Option(
+            "sources.cpu",
+            _MODE,
+            "auto",
+            "The host processor; auto: where there is no GPU.",
+            "auto",
+            reload=False,
+        ),
+    )
+    dcgm_url: str = option(
+        "dcgm.url",
+        http_url(),
+        "http://127.0.0.1:9400/metrics",
+        "Address of its metrics.",
+        "http://127.0.0.1:9400/metrics",
+    )
+    gpus: tuple[GpuRule, ...] = option_list(
+        "gpus",
+        GpuRule,
+        "What is known of the GPUs of this host. The first match applies.",
+        "One rule. A GPU must fit all given patterns; without any, all GPUs fit.",
+        '[{match: {name: "NVIDIA H100*"}, precision: fp8}]',
+    )
 
     @property
     def max_window(self) -> float:

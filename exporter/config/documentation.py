@@ -1,45 +1,53 @@
 """docs/configuration.md, generated from the schema."""
 
-from exporter.config.keys import SCHEMA
-from exporter.config.load import variable_of
-from exporter.config.schema import Key, Node, Section, SectionList
+from exporter.config.load import CONFIG_FILE_VARIABLE, variable_of
+from exporter.config.model import SCHEMA
+from exporter.config.schema import Node, Section, SectionList
+from flopwatch.options import Option
 
 
 _HEAD = """# Configuration
 
-Generated from the schema by `flopwatch config --markdown`.
+Generated from the declarations by `flopwatch config --markdown`.
 
-{help} `flopwatch config --config.file FILE` checks a file and prints what is in force.
+{help} `flopwatch config --config.file FILE` checks a file and prints the effective configuration.
 
-A value is taken from the command line, else from the environment, else from the file, else from
-the default. Keys outside of lists can be set by the environment variable named below; lists are
+The command line takes precedence over the environment, the environment over the file, and the file
+over the defaults. Keys outside of lists can be set by the environment variable named below; lists are
 written there with commas. Durations are written `250ms`, `1s`, `15m`; a plain number is seconds.
 
-`SIGHUP`, or `POST /-/reload` with `--web.enable-lifecycle`, reads everything again. A file with a
-mistake is refused as a whole, and the configuration in force stays. The sections `web` and `log`
-are read at start only, but for certificates, users and headers in the web configuration file.
+`SIGHUP`, or `POST /-/reload` with `--web.enable-lifecycle`, reads everything again. A configuration
+with a mistake is refused as a whole, and the active one stays. A change to a key marked "restart"
+takes effect at the next start: the log and the answer of `/-/reload` name it, and `/config` shows
+the values that are active.
 
 | flag | environment | key |
 | --- | --- | --- |
-| `--config.file` | `FLOPWATCH_CONFIG_FILE` | |
-| `--web.listen-address` (several allowed) | `FLOPWATCH_WEB_LISTEN_ADDRESS` | `web.listen_address` |
-| `--web.telemetry-path` | `FLOPWATCH_WEB_TELEMETRY_PATH` | `web.telemetry_path` |
-| `--web.config.file` | `FLOPWATCH_WEB_CONFIG_FILE` | `web.config_file` |
-| `--web.enable-lifecycle` | `FLOPWATCH_WEB_ENABLE_LIFECYCLE` | `web.enable_lifecycle` |
-| `--log.level` | `FLOPWATCH_LOG_LEVEL` | `log.level` |
-| `--log.format` | `FLOPWATCH_LOG_FORMAT` | `log.format` |
+| `--config.file` | `{file_variable}` | |
+{flags}
 """
 
 
 def configuration_page() -> str:
     """The whole page in Markdown."""
-    parts = [_HEAD.format(help=SCHEMA.help)]
-    top = {name: node for name, node in SCHEMA.keys.items() if isinstance(node, Key)}
+    parts = [_HEAD.format(help=SCHEMA.help, file_variable=CONFIG_FILE_VARIABLE, flags=_flags())]
+    top: dict[str, Node] = {
+        name: node for name, node in SCHEMA.keys.items() if isinstance(node, Option)
+    }
     parts += _section("General", Section("", top), "")
     for name, node in SCHEMA.keys.items():
-        if not isinstance(node, Key):
+        if not isinstance(node, Option):
             parts += _section(f"`{name}`", node, name)
     return "\n".join(parts) + "\n"
+
+
+def _flags() -> str:
+    rows = [
+        f"| `{option.flag}` | `{variable_of(path)}` | `{path}` |"
+        for path, option in SCHEMA.options()
+        if option.flag
+    ]
+    return "\n".join(rows)
 
 
 def _section(title: str, node: Section | SectionList, path: str) -> list[str]:
@@ -50,8 +58,8 @@ def _section(title: str, node: Section | SectionList, path: str) -> list[str]:
         lines.append(f"A list, empty by default. Example: `{path}: {node.example}`\n")
         node, path = node.item, f"{path}[]"
     lines += [
-        "| key | default | example | meaning | environment |",
-        "| --- | --- | --- | --- | --- |",
+        "| key | default | example | meaning | environment | change |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     return lines + _rows(node, path)
 
@@ -62,21 +70,22 @@ def _rows(section: Section, path: str) -> list[str]:
         here = f"{path}.{name}" if path else name
         if isinstance(node, Section):
             rows += _rows(node, here)
-        elif isinstance(node, Key):
+        elif isinstance(node, Option):
             rows.append(_row(here, node))
     return rows
 
 
-def _row(path: str, key: Key) -> str:
-    default = "required" if key.required else f"`{_shown(key.default, key)}`"
+def _row(path: str, key: Option) -> str:
+    default = "required" if key.required else f"`{_shown(key.default)}`"
     variable = "" if "[]" in path else f"`{variable_of(path)}`"
-    cells = (f"`{path}`", default, f"`{key.example}`", key.help, variable)
+    change = "reload" if key.reload else "restart"
+    cells = (f"`{path}`", default, f"`{key.example}`", key.help, variable, change)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _shown(value: object, key: Node) -> str:
+def _shown(value: object) -> str:
     """A default as one would write it."""
-    if value is None or value == ():
+    if value is None or value in ((), {}):
         return "not given"
     if isinstance(value, bool):
         return str(value).lower()

@@ -1,26 +1,33 @@
 """Where a configuration comes from: flag over environment over file over default."""
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import structlog
-
 from exporter.collect.settings import SamplingSettings
-from exporter.config.keys import SCHEMA
-from exporter.config.model import Config, build_config
-from exporter.config.nearest import nearest
-from exporter.config.schema import Key, Reader, Section, Values
-from exporter.config.strict_yaml import load_strict
+from exporter.config.model import SCHEMA, Config, UnknownVariable, build_config
+from exporter.config.schema import Reader, Values
 from exporter.errors import ConfigError
+from exporter.strict_yaml import load_strict
+from flopwatch.option_parsers import nearest
 
-
-log = structlog.get_logger(__name__)
 
 ENVIRONMENT_PREFIX = "FLOPWATCH_"
 CONFIG_FILE_VARIABLE = "FLOPWATCH_CONFIG_FILE"
+# Variables that set no option.
+_OTHER_VARIABLES = frozenset({CONFIG_FILE_VARIABLE, "FLOPWATCH_TRACEBACK"})
+# What the kubelet sets for a Service that is called flopwatch, or flopwatch-something.
+_SERVICE_VARIABLE = re.compile(
+    r"FLOPWATCH_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)"
+)
+# A configuration of thousands of GPUs has 100 kB.
+_FILE_BYTES_MAX = 1 << 20
+# Paths that the server answers itself.
+_RESERVED_PATHS = frozenset({"/", "/config"})
+_RESERVED_PREFIXES = ("/-/", "/api/", "/docs/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +48,22 @@ def load_config(origin: ConfigOrigin) -> Config:
     reader = Reader(source)
     values = reader.section(SCHEMA, _file_content(origin.file))
     mistakes = reader.mistakes
-    variables = {variable_of(path): path for path, _key in scalar_keys(SCHEMA)}
+    variables = {variable_of(path): path for path, _option in SCHEMA.options()}
+    unknown: list[UnknownVariable] = []
     for name, given in sorted(origin.environment.items()):
         if name in variables:
             _override(values, variables[name], name, given, mistakes)
-        elif name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_FILE_VARIABLE:
-            _hint(name, variables)
+        elif _sets_nothing(name):
+            unknown.append(UnknownVariable(name, _nearest_variable(name, variables)))
     for path, (flag, given) in origin.flags.items():
         _override(values, path, flag, given, mistakes)
     mistakes += [f"{source}: {mistake}" for mistake in _cross_check(values)]
     if mistakes:
         raise ConfigError(mistakes)
     try:
-        return build_config(values)
+        return build_config(values, tuple(unknown))
     except ValueError as error:
         raise ConfigError([f"{source}: {error}"]) from None
-
-
-def scalar_keys(section: Section, path: str = "") -> Iterator[tuple[str, Key]]:
-    """Path and declaration of every key outside of lists: those that the environment can set."""
-    for name, node in section.keys.items():
-        here = f"{path}.{name}" if path else name
-        if isinstance(node, Key):
-            yield here, node
-        elif isinstance(node, Section):
-            yield from scalar_keys(node, here)
 
 
 def variable_of(path: str) -> str:
@@ -77,14 +75,32 @@ def _file_content(file: str | None) -> Any:
     if file is None:
         return None
     try:
-        content = Path(file).read_text(encoding="utf-8")
+        content = _read_bounded(file)
     except OSError as error:
-        raise ConfigError(
-            [f"{file}: cannot be read: {(error.strerror or str(error)).lower()}"]
-        ) from None
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError([f"{file}: cannot be read: {reason}"]) from None
+    try:
+        return load_strict(content.decode("utf-8"), source=file)
     except UnicodeDecodeError:
         raise ConfigError([f"{file}: is not UTF-8 text"]) from None
-    return load_strict(content, source=file)
+
+
+def _read_bounded(file: str) -> bytes:
+    """The file's content. Raises ConfigError for what never ends, or might never begin."""
+    # Without O_NONBLOCK, opening a named pipe would wait for its writer.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as opened:  # noqa: PTH123  a descriptor, not a path
+        kind = os.fstat(descriptor).st_mode
+        # A shell's <(…) is a pipe, too, and its writer is there.
+        of_shell = stat.S_ISFIFO(kind) and file.startswith(("/dev/fd/", "/proc/self/fd/"))
+        if of_shell:
+            os.set_blocking(descriptor, True)
+        elif not stat.S_ISREG(kind) and file != os.devnull:
+            raise ConfigError([f"{file}: is not a regular file"])
+        content = opened.read(_FILE_BYTES_MAX + 1)
+    if len(content) > _FILE_BYTES_MAX:
+        raise ConfigError([f"{file}: is larger than {_FILE_BYTES_MAX} bytes"])
+    return content
 
 
 def _override(values: Values, path: str, place: str, given: Any, mistakes: list[str]) -> None:
@@ -101,11 +117,20 @@ def _override(values: Values, path: str, place: str, given: Any, mistakes: list[
         mistakes.append(f"{place}: {error}")
 
 
-def _hint(name: str, variables: Mapping[str, str]) -> None:
-    """Other programs may own the prefix; a near miss is probably a typing mistake."""
-    meant = nearest(name, variables, cutoff=0.85)
-    if meant:
-        log.warning("environment_variable_unknown", name=name, nearest=meant)
+def _nearest_variable(name: str, variables: Iterable[str]) -> str | None:
+    """By what follows the prefix, which all have in common."""
+    known = [variable.removeprefix(ENVIRONMENT_PREFIX) for variable in variables]
+    found = nearest(name.removeprefix(ENVIRONMENT_PREFIX), known)
+    return None if found is None else ENVIRONMENT_PREFIX + found
+
+
+def _sets_nothing(name: str) -> bool:
+    """Whether a variable looks like one of ours and is none."""
+    return (
+        name.startswith(ENVIRONMENT_PREFIX)
+        and name not in _OTHER_VARIABLES
+        and not _SERVICE_VARIABLE.fullmatch(name)
+    )
 
 
 def _cross_check(values: Values) -> Iterator[str]:
@@ -125,10 +150,11 @@ def _cross_check(values: Values) -> Iterator[str]:
             f"probes.budget: must not exceed probes.interval ({probes['interval']:g} s), "
             f"got {probes['budget']:g} s"
         )
-    if not values["web"]["telemetry_path"].startswith("/"):
-        yield f"web.telemetry_path: must start with /, got {values['web']['telemetry_path']!r}"
-    if not values["web"]["listen_address"]:
-        yield "web.listen_address: must name at least one address"
+    path = values["web"]["telemetry_path"]
+    if not path.startswith("/"):
+        yield f"web.telemetry_path: must start with /, got {path!r}"
+    elif path in _RESERVED_PATHS or path.startswith(_RESERVED_PREFIXES):
+        yield f"web.telemetry_path: {path} is taken by the server; choose another, such as /metrics"
     names = [workload["name"] for workload in values["workloads"]]
     for position, name in enumerate(names):
         if name and name in names[:position]:

@@ -1,41 +1,90 @@
-"""The configuration as the daemon uses it."""
+"""The configuration as the daemon uses it, and the schema that its declarations add up to."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.collect.settings import GpuRule, SamplingSettings
-from exporter.config.schema import Values
+from exporter.attribution.settings import HolderSettings
+from exporter.collect.settings import SamplingSettings
+from exporter.config.schema import Section, Values, schema_of
+from exporter.inference.config import DiscoveryConfig, WorkloadConfig
+from exporter.metrics.catalogue import CATALOGUE
+from exporter.web.addresses import listen_addresses
+from flopwatch.option_parsers import boolean, choice, integer, items, optional, text
+from flopwatch.options import build, option, option_list, settings
 from probes.config import ProbeConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """One entry of `workloads`; see the schema for the meaning of each field."""
-
-    name: str
-    engine: str
-    url: str
-    model: str | None
-    gpus: tuple[int | str, ...]
-    gpus_total: int | None
-    tensor_parallel: int | None
-    pipeline_parallel: int
-    precision: str | None
-    kv_cache_precision: str | None
-    interval: float
-    timeout: float
+_DEVICE_FAMILIES = tuple(family.name for family in CATALOGUE if family.per_device)
 
 
 @dataclass(frozen=True, slots=True)
-class Web:
+class WebSettings:
     """Where and how the daemon listens."""
 
-    listen_address: tuple[str, ...]
-    telemetry_path: str
-    config_file: str | None
-    allowed_hosts: tuple[str, ...]
-    enable_lifecycle: bool
+    listen_address: tuple[str, ...] = option(
+        "web.listen_address",
+        listen_addresses(),
+        (":9907",),
+        "Addresses to listen on: one, or a list.",
+        '":9907"',
+        reload=False,
+        flag="--web.listen-address",
+    )
+    systemd_socket: bool = option(
+        "web.systemd_socket",
+        boolean(),
+        False,
+        "Serve on the sockets that systemd passes instead of opening the listen addresses.",
+        "false",
+        reload=False,
+        flag="--web.systemd-socket",
+    )
+    telemetry_path: str = option(
+        "web.telemetry_path",
+        text(),
+        "/metrics",
+        "Path of the metrics.",
+        "/metrics",
+        reload=False,
+        flag="--web.telemetry-path",
+    )
+    config_file: str | None = option(
+        "web.config_file",
+        optional(text()),
+        None,
+        "TLS and authentication, in the format of Prometheus' exporter-toolkit. A reload reads its content again.",
+        "/etc/flopwatch/web.yml",
+        reload=False,
+        flag="--web.config.file",
+    )
+    allowed_hosts: tuple[str, ...] = option(
+        "web.allowed_hosts",
+        items(text()),
+        (),
+        "Names of this host, beside its own, that the Host header of a POST may carry where requests "
+        "need no password.",
+        "[gpu-node-7.example.com]",
+        reload=False,
+    )
+    enable_lifecycle: bool = option(
+        "web.enable_lifecycle",
+        boolean(),
+        False,
+        "Allow POST /-/reload, /-/probes/pause and /-/probes/resume.",
+        "false",
+        reload=False,
+        flag="--web.enable-lifecycle",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownVariable:
+    """An environment variable with our prefix that sets nothing, and the nearest that does."""
+
+    name: str
+    nearest: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,69 +92,119 @@ class Config:
     """A whole configuration. `values` is the same as plain data, for `flopwatch config`."""
 
     values: Values
-    sampling: SamplingSettings
-    probes: ProbeConfig
-    workloads: tuple[Workload, ...]
-    discovery_ports: tuple[int, ...]
-    discovery_interval: float
-    pod_resources: str
-    pod_resources_socket: str
-    holder_labels: frozenset[str]
-    job_mapping_dir: str | None
-    job_processes: bool
-    process_memory: bool
-    state_file: Path
-    series_limit: int
-    web: Web
-    log_level: str
-    log_format: str
+    unknown_variables: tuple[UnknownVariable, ...] = ()
+    sampling: SamplingSettings = settings(SamplingSettings)
+    probes: ProbeConfig = settings(ProbeConfig)
+    workloads: tuple[WorkloadConfig, ...] = option_list(
+        "workloads",
+        WorkloadConfig,
+        "Inference engines of this host whose tokens are turned into model FLOPs.",
+        "One engine.",
+        "[{name: chat, engine: vllm, url: 'http://127.0.0.1:8000/metrics'}]",
+    )
+    discovery: DiscoveryConfig = settings(DiscoveryConfig)
+    holders: HolderSettings = settings(HolderSettings)
+    holder_labels: frozenset[str] = option(
+        "kubernetes.labels",
+        items(choice(*_DEVICE_FAMILIES)),
+        (),
+        "Families whose series also carry namespace, pod, container and job of their device, where it "
+        "has one holder only.",
+        "[flopwatch_achieved_flops]",
+        convert=frozenset,
+    )
+    process_memory: bool = option(
+        "processes.memory",
+        boolean(),
+        False,
+        "Export flopwatch_process_memory_bytes: a series per process.",
+        "false",
+    )
+    state_file: Path = option(
+        "state_file",
+        text(),
+        "/var/lib/flopwatch/state.json",
+        "Baselines and calibration; where it cannot be written, the user's state directory is used.",
+        "/var/lib/flopwatch/state.json",
+        reload=False,
+        convert=Path,
+    )
+    series_limit: int = option(
+        "limits.series",
+        integer(at_least=100, at_most=1_000_000),
+        20_000,
+        "Most series in one exposition; more are dropped and counted.",
+        "20000",
+    )
+    web: WebSettings = settings(WebSettings)
+    log_level: str = option(
+        "log.level",
+        choice("debug", "info", "warning", "error", aliases={"warn": "warning"}),
+        "info",
+        "Lowest level.",
+        "info",
+        reload=False,
+        flag="--log.level",
+    )
+    log_format: str = option(
+        "log.format",
+        choice("auto", "console", "logfmt", "json", aliases={}),
+        "auto",
+        "auto: console on a terminal, logfmt otherwise.",
+        "json",
+        reload=False,
+        flag="--log.format",
+    )
 
 
-def build_config(values: Values) -> Config:
+# The sections of the file, in the order of the documentation.
+_SECTIONS: Mapping[str, str] = {
+    "sampling": "How often the devices are read.",
+    "sources": "Where readings come from: auto (where it is available), on, off.",
+    "dcgm": "The dcgm-exporter of this host.",
+    "gpus": "",
+    "gpus[].match": "Which GPUs: all given patterns must fit; without any, all GPUs fit.",
+    "probes": "The micro-probes. They need torch ([install.md](install.md)).",
+    "workloads": "",
+    "workload_discovery": "Engines of this host that `workloads` does not name; off by default.",
+    "kubernetes": "Which pods hold the GPUs.",
+    "hpc": "Which batch jobs hold the GPUs.",
+    "processes": "Per-process series.",
+    "state_file": "",
+    "limits": "Bounds on what is exported.",
+    "web": "The web server.",
+    "log": "The log, on standard error.",
+}
+
+SCHEMA: Section = schema_of(
+    Config,
+    "flopwatch reads one YAML file; every key has a default, and an empty file is a good file.",
+    _SECTIONS,
+)
+
+
+def build_config(values: Values, unknown_variables: tuple[UnknownVariable, ...] = ()) -> Config:
     """The typed configuration. Raises ValueError where values cannot work together."""
-    return Config(
-        values=values,
-        sampling=SamplingSettings(
-            **values["sampling"],
-            modes=dict(values["sources"]),
-            dcgm_url=values["dcgm"]["url"],
-            gpus=tuple(
-                GpuRule(**rule["match"], **{key: rule[key] for key in rule if key != "match"})
-                for rule in values["gpus"]
-            ),
-        ),
-        probes=_probe_config(values["probes"]),
-        workloads=tuple(Workload(**workload) for workload in values["workloads"]),
-        discovery_ports=values["workload_discovery"]["ports"],
-        discovery_interval=values["workload_discovery"]["interval"],
-        pod_resources=values["kubernetes"]["pod_resources"],
-        pod_resources_socket=values["kubernetes"]["socket"],
-        holder_labels=frozenset(values["kubernetes"]["labels"]),
-        job_mapping_dir=values["hpc"]["job_mapping_dir"],
-        job_processes=values["hpc"]["job_processes"],
-        process_memory=values["processes"]["memory"],
-        state_file=Path(values["state_file"]),
-        series_limit=values["limits"]["series"],
-        web=Web(**values["web"]),
-        log_level=values["log"]["level"],
-        log_format=values["log"]["format"],
-    )
+    return build(Config, values, values=values, unknown_variables=unknown_variables)
 
 
-def _probe_config(values: dict[str, Any]) -> ProbeConfig:
-    pause_file = values["pause_file"]
-    return ProbeConfig(
-        enabled=values["enabled"],
-        interval_seconds=values["interval"],
-        budget_seconds=values["budget"],
-        kernels=values["kernels"],
-        pause_file=Path(pause_file) if pause_file else None,
-        together=values["together"],
-        mig=values["mig"],
-        hold_off_seconds=values["hold_off"],
-        min_free_memory_bytes=values["min_free_memory"],
-        memory_limit_bytes=values["memory_limit"],
-        max_chunk_seconds=values["max_chunk"],
-        gap_seconds=values["gap"],
-        cpu_threads=values["cpu_threads"],
-    )
+def after_reload(active: Config, loaded: Config) -> tuple[Config, tuple[str, ...]]:
+    """The configuration that a reload makes active, and the changed keys that wait for a restart."""
+    values: Values = _copy(loaded.values)
+    waiting: list[str] = []
+    for path, declared in SCHEMA.options():
+        *parents, name = path.split(".")
+        old: Any = active.values
+        new: Any = values
+        for parent in parents:
+            old, new = old[parent], new[parent]
+        if not declared.reload and old[name] != new[name]:
+            waiting.append(path)
+            new[name] = old[name]
+    return build_config(values, loaded.unknown_variables), tuple(waiting)
+
+
+def _copy(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _copy(value) for name, value in values.items()}
+    return values

@@ -1,25 +1,15 @@
-"""The shape of a configuration: sections of keys, each with a parser, a default and its meaning.
+"""The shape of a configuration file, derived from what the settings classes declare.
 
-One declaration serves validation, environment variables, `flopwatch config` and the documentation.
+One declaration serves validation, environment variables, flags, `flopwatch config` and the
+documentation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from exporter.config.nearest import nearest
-from exporter.config.values import Parser
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One value. `default` is the parsed value, `example` how it is written in YAML."""
-
-    parse: Parser
-    default: Any
-    help: str
-    example: str
-    required: bool = False
+from flopwatch.option_parsers import nearest
+from flopwatch.options import Nested, Option, OptionGroup, OptionList, declarations
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +17,16 @@ class Section:
     """A mapping of keys, sections and lists."""
 
     help: str
-    keys: Mapping[str, "Node"] = field(default_factory=dict)
+    keys: dict[str, "Node"] = field(default_factory=dict)
+
+    def options(self, path: str = "") -> Iterator[tuple[str, Option]]:
+        """Path and declaration of every key outside of lists."""
+        for name, node in self.keys.items():
+            here = _join(path, name)
+            if isinstance(node, Option):
+                yield here, node
+            elif isinstance(node, Section):
+                yield from node.options(here)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class SectionList:
     at_most: int = 1000
 
 
-Node = Key | Section | SectionList
+Node = Option | Section | SectionList
 # Parsed values by key; sections are mappings, lists of sections tuples of mappings.
 Values = dict[str, Any]
 
@@ -101,6 +100,43 @@ class Reader:
     def _mistake(self, path: str, what: str) -> None:
         place = f"{self._source}: {path}: " if path else f"{self._source}: "
         self.mistakes.append(place + what)
+
+
+def schema_of(cls: type, help_: str, sections: Mapping[str, str]) -> Section:
+    """The schema of a settings class; `sections` has help by path, in the order of the file."""
+    schema = Section(help_)
+    for path in sections:  # the order first
+        if "[]" not in path:
+            schema.keys[path] = Section(sections[path])
+    _add(schema, cls, sections, "")
+    return schema
+
+
+def _add(schema: Section, cls: type, sections: Mapping[str, str], path: str) -> None:
+    """Put what a class declares into its places in a section, which is at `path`."""
+    for declared in declarations(cls).values():
+        if isinstance(declared, Nested):
+            _add(schema, declared.item, sections, path)
+        elif isinstance(declared, OptionGroup):
+            for each in declared.options.values():
+                _place(schema, each.path, each, sections, path)
+        elif isinstance(declared, OptionList):
+            item = Section(declared.item_help)
+            _add(item, declared.item, sections, f"{path}{declared.path}[]")
+            node = SectionList(declared.help, item, declared.example)
+            _place(schema, declared.path, node, sections, path)
+        else:
+            _place(schema, declared.path, declared, sections, path)
+
+
+def _place(schema: Section, key: str, node: Node, sections: Mapping[str, str], path: str) -> None:
+    *parents, name = key.split(".")
+    for parent in parents:
+        path = _join(path, parent)
+        section = schema.keys.setdefault(parent, Section(sections.get(path, "")))
+        assert isinstance(section, Section)
+        schema = section
+    schema.keys[name] = node
 
 
 def _join(path: str, name: str) -> str:

@@ -5,12 +5,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.accounting.flop import PRECISIONS
 from exporter.errors import ConfigError
 from exporter.inference.discovery import ListPods
 from exporter.inference.engines.registry import ENGINES
+from flopwatch.option_parsers import (
+    choice,
+    duration,
+    http_url,
+    integer,
+    items,
+    one_of,
+    optional,
+    text,
+)
+from flopwatch.options import option
 
 
-DISCOVERY_SECONDS = 60.0
+_GPU = one_of(integer(at_least=0, at_most=10_000), text(), otherwise="a GPU index or a device UUID")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,36 +32,93 @@ class WorkloadConfig:
     `gpus` are NVML indices or UUIDs; without any, the GPUs that the engine's processes use.
     """
 
-    name: str
-    engine: str
-    url: str
-    model: Path | None = None
-    gpus: tuple[int | str, ...] = ()
-    tensor_parallel: int | None = None
-    pipeline_parallel: int | None = None
-    # GPUs of the whole engine, where some are on other hosts.
-    gpus_total: int | None = None
-    precision: str | None = None
-    kv_cache_dtype: str | None = None
-    interval_seconds: float = 15.0
-    timeout_seconds: float = 5.0
-
-    def __post_init__(self) -> None:
-        """Refuse an engine that nobody here can read."""
-        if self.engine not in ENGINES:
-            known = ", ".join(ENGINES)
-            raise ConfigError(
-                [f"workloads: {self.name}: engine {self.engine!r} is not one of {known}"]
-            )
+    name: str = option("name", text(), "", "Name of the workload.", "chat", required=True)
+    engine: str = option(
+        "engine", choice(*ENGINES), "vllm", "Which engine it is.", "vllm", required=True
+    )
+    url: str = option(
+        "url",
+        http_url(),
+        "",
+        "Address of its metrics.",
+        "http://127.0.0.1:8000/metrics",
+        required=True,
+    )
+    model: Path | None = option(
+        "model",
+        optional(text()),
+        None,
+        "Path of the model's config.json or GGUF file; not given: the model that the engine reports.",
+        "/models/chat/config.json",
+        convert=Path,
+    )
+    gpus: tuple[int | str, ...] = option(
+        "gpus",
+        items(_GPU),
+        (),
+        "Its GPUs by index or UUID; not given: those of its processes.",
+        "[0, 1]",
+    )
+    tensor_parallel: int | None = option(
+        "tensor_parallel",
+        optional(integer(at_least=1)),
+        None,
+        "Tensor-parallel degree; not given: the number of GPUs over pipeline_parallel.",
+        "2",
+    )
+    pipeline_parallel: int = option(
+        "pipeline_parallel", integer(at_least=1), 1, "Pipeline-parallel degree.", "1"
+    )
+    gpus_total: int | None = option(
+        "gpus_total",
+        optional(integer(at_least=1)),
+        None,
+        "GPUs of the whole engine, where some are on other hosts and like these.",
+        "16",
+    )
+    precision: str | None = option(
+        "precision",
+        optional(choice(*PRECISIONS)),
+        None,
+        "Precision it serves in; not given: the precision that the model or the engine names.",
+        "fp8",
+    )
+    kv_cache_dtype: str | None = option(
+        "kv_cache_precision",
+        optional(choice(*PRECISIONS)),
+        None,
+        "Precision of its KV cache; not given: the precision that the model or the engine names.",
+        "fp8",
+    )
+    interval_seconds: float = option(
+        "interval", duration(at_least=1), 15.0, "Time between scrapes of the engine.", "15s"
+    )
+    timeout_seconds: float = option(
+        "timeout", duration(at_least=0.1), 5.0, "Longest time for one scrape.", "5s"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryConfig:
     """How to look for engines that nobody configured; off by default."""
 
-    ports: tuple[int, ...] = ()
+    ports: tuple[int, ...] = option(
+        "workload_discovery.ports",
+        items(integer(at_least=1, at_most=65535), at_most=64),
+        (),
+        "Local ports to ask for an engine's metrics.",
+        "[8000, 30000]",
+        reload=False,
+    )
+    interval_seconds: float = option(
+        "workload_discovery.interval",
+        duration(at_least=5),
+        60.0,
+        "Time between looks.",
+        "60s",
+        reload=False,
+    )
     list_pods: ListPods | None = None
-    interval_seconds: float = DISCOVERY_SECONDS
 
 
 def check_names(config: Sequence[WorkloadConfig]) -> None:

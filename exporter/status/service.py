@@ -57,7 +57,7 @@ class StatusService:
         self._histories.observe(snapshot)
 
     def add_routes(self, router: Router) -> None:
-        """Serve everything, but for a path that the metrics have been given."""
+        """Serve everything."""
         for path, handler in (
             (PAGE_PATH, self.page),
             (STATUS_PATH, self.document),
@@ -65,8 +65,7 @@ class StatusService:
             ("/docs/metrics", _documentation(metrics_page)),
             ("/docs/configuration", _documentation(configuration_page)),
         ):
-            if path != self._sources.telemetry_path:
-                router.add(path, "GET", handler)
+            router.add(path, "GET", handler)
 
     def page(self, request: Request) -> Response:
         """`/`, and with `?gpu=3` that device alone."""

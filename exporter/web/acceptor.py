@@ -43,11 +43,11 @@ class Acceptor:
         self._thread: threading.Thread | None = None
         self._failure_logged_at: float | None = None
 
-    def start(self, addresses: Sequence[str]) -> None:
-        """Listen on all addresses or, raising ListenError, on none."""
+    def start(self, addresses: Sequence[str], inherited: Sequence[socket.socket] = ()) -> None:
+        """Serve inherited sockets, or listen on all addresses or, raising ListenError, on none."""
         with contextlib.ExitStack() as opened:
             try:
-                listeners = [
+                listeners = list(inherited) or [
                     opened.enter_context(open_listener(address, self._limits.backlog))
                     for address in addresses
                 ]

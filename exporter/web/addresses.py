@@ -5,11 +5,14 @@ import ipaddress
 import os
 import re
 import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from exporter.errors import AddressUnavailableError, ListenError
 
 
 _PORT_MAX = 65535
+_LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START of sd-daemon.h
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
 
 
@@ -19,6 +22,11 @@ def parse_listen_address(text: str) -> tuple[str, int]:
     The host is empty for all addresses of the machine, port 0 lets the kernel choose one.
     Raises ListenError, naming the text and what is wrong with it.
     """
+    if text.startswith("unix:"):
+        raise ListenError(
+            f"listen address '{text}': Unix sockets are not supported; use a TCP address, or a "
+            "socket unit with --web.systemd-socket"
+        )
     host, colon, port = text.rpartition(":")
     if not colon or "]" in port:
         hint = f"; for all addresses write ':{text}'" if text.isdecimal() else ""
@@ -48,6 +56,31 @@ def _parse_host(text: str, host: str) -> str:
     return host
 
 
+def listen_addresses() -> Callable[[Any], tuple[str, ...]]:
+    """A parser of the configuration: one or several listen addresses, commas between them or not.
+
+    It raises ValueError on what the server could not listen on.
+    """
+
+    def parse(value: Any) -> tuple[str, ...]:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"must be an address such as ':9907', or a list, got {value!r}")
+        addresses = tuple(
+            part.strip() for text in texts for part in text.split(",") if part.strip()
+        )
+        if not addresses:
+            raise ValueError("must name at least one address")
+        for address in addresses:
+            try:
+                parse_listen_address(address)
+            except ListenError as error:
+                raise ValueError(str(error).removeprefix("listen address ")) from None
+        return addresses
+
+    return parse
+
+
 def format_address(host: str, port: int) -> str:
     """Write host and port as a listen address, with brackets around IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -71,6 +104,26 @@ def open_listener(text: str, backlog: int) -> socket.socket:
         # A port below 1024 stays forbidden; a port in use and a name not yet resolved do not stay so.
         kind = ListenError if error.errno == errno.EACCES else AddressUnavailableError
         raise kind(f"cannot listen on {text}: {reason.lower()}") from error
+
+
+def inherited_listeners(environment: Mapping[str, str]) -> list[socket.socket]:
+    """The listening sockets that systemd passes (sd_listen_fds(3)). Raises ListenError without any."""
+    count = environment.get("LISTEN_FDS", "")
+    if environment.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal() or count == "0":
+        raise ListenError(
+            "--web.systemd-socket: systemd passes no socket; start the service by its socket unit"
+        )
+    listeners: list[socket.socket] = []
+    for descriptor in range(_LISTEN_FDS_START, _LISTEN_FDS_START + int(count[:3])):
+        os.set_inheritable(descriptor, False)
+        listener = socket.socket(fileno=descriptor)
+        if listener.family not in {socket.AF_INET, socket.AF_INET6}:
+            raise ListenError(
+                "--web.systemd-socket: ListenStream must be a TCP address, such as 9907"
+            )
+        listener.setblocking(False)
+        listeners.append(listener)
+    return listeners
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:

@@ -13,12 +13,12 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from exporter.config.nearest import nearest
-from exporter.config.strict_yaml import load_strict
 from exporter.errors import ConfigError, WebConfigError
+from exporter.strict_yaml import load_strict
 from exporter.web.authentication import BCRYPT_HASH
 from exporter.web.tls import TlsSettings, build_context
 from exporter.web.tls_config import TlsServerConfig, tls_settings
+from flopwatch.option_parsers import nearest
 
 
 # A comparison at cost 16 takes 5 s of one core, and every new client waits for it.

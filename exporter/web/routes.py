@@ -22,7 +22,7 @@ _CLIENT_LIBRARY_PREFIXES = ("process_", "python_")
 class Lifecycle:
     """What may be asked of the daemon over HTTP. Each raises FlopwatchError with the reason."""
 
-    reload: Callable[[], None]
+    reload: Callable[[], str]
     pause_probes: Callable[[], None]
     resume_probes: Callable[[], None]
 
@@ -84,7 +84,7 @@ def health_handlers(
 
 
 def lifecycle_handler(
-    action: Callable[[], None], done: str, *, enabled: bool
+    action: Callable[[], str | None], done: str, *, enabled: bool
 ) -> Callable[[Request], Response]:
     """A POST that changes the daemon; refused unless --web.enable-lifecycle was given."""
 
@@ -92,10 +92,10 @@ def lifecycle_handler(
         if not enabled:
             return plain(403, "lifecycle API is off; start with --web.enable-lifecycle")
         try:
-            action()
+            said = action()
         except FlopwatchError as error:
             return plain(500, str(error))
-        return plain(200, done)
+        return plain(200, said or done)
 
     return handle
 

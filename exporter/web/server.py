@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 from _thread import start_new_thread
@@ -8,6 +9,7 @@ import structlog
 
 from exporter.errors import ListenError
 from exporter.web.acceptor import Acceptor
+from exporter.web.addresses import inherited_listeners
 from exporter.web.authentication import VerdictMemory
 from exporter.web.config import WebConfig, load_web_config
 from exporter.web.connections import Connection, ConnectionTable, Phase
@@ -37,9 +39,11 @@ class Server:
         *,
         web_config: WebConfig | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        systemd_socket: bool = False,
         unauthenticated_paths: frozenset[str] = frozenset({"/-/healthy", "/-/ready"}),
     ) -> None:
         self._wanted = tuple(addresses)
+        self._systemd_socket = systemd_socket
         self._handler = handler
         self._limits = limits
         self._unauthenticated_paths = unauthenticated_paths
@@ -52,9 +56,10 @@ class Server:
 
     def start(self) -> None:
         """Bind all addresses and serve; raises ListenError, and then listens on none of them."""
-        if not self._wanted:
+        inherited = inherited_listeners(os.environ) if self._systemd_socket else ()
+        if not (self._wanted or inherited):
             raise ListenError("no listen address is given")
-        self._acceptor.start(self._wanted)
+        self._acceptor.start(self._wanted, inherited)
 
     @property
     def authenticates(self) -> bool:

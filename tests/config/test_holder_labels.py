@@ -2,8 +2,8 @@
 
 import pytest
 
-from exporter.config.values import choice
 from exporter.metrics.catalogue import BY_NAME
+from flopwatch.option_parsers import choice
 
 
 def test_a_family_that_does_not_exist_is_named_with_the_nearest() -> None:

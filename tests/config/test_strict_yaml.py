@@ -8,8 +8,8 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from exporter.config.strict_yaml import load_strict, locate
 from exporter.errors import ConfigError
+from exporter.strict_yaml import load_strict, locate
 
 
 @pytest.mark.parametrize(

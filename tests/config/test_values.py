@@ -4,12 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.config.keys import SCHEMA
 from exporter.config.load import ConfigOrigin, load_config
-from exporter.config.model import build_config
+from exporter.config.model import SCHEMA, build_config
 from exporter.config.schema import Reader
-from exporter.config.values import boolean, choice, duration, integer, items, size
 from exporter.errors import ConfigError
+from flopwatch.option_parsers import boolean, choice, duration, integer, items, size
 
 
 @pytest.mark.parametrize(
@@ -101,8 +100,6 @@ def test_the_example_of_every_key_is_valid() -> None:
     """The documentation shows what the parser takes."""
     import yaml
 
-    from exporter.config.load import scalar_keys
-
-    for path, key in scalar_keys(SCHEMA):
+    for path, key in SCHEMA.options():
         key.parse(yaml.safe_load(key.example))
         assert key.help.endswith("."), path

@@ -53,7 +53,7 @@ def test_every_mistake_is_named_with_its_place(tmp_path: Path) -> None:
     )
     assert errors[1].endswith("config.yaml: sampling.interval: must be at least 0.1 s, got 0")
     assert errors[2].endswith("config.yaml: sources.gpm: must be one of auto, on, off, got 'maybe'")
-    assert "config.yaml: probes.kernels: must be one of gemm_fp64," in errors[3]
+    assert "config.yaml: probes.kernels: must be one of launch, " in errors[3]
 
 
 def test_the_first_window_is_not_a_whole_interval_long(start) -> None:
@@ -242,6 +242,13 @@ def test_reload_over_http_only_where_it_is_enabled(start) -> None:
 
     _fake, opened = start([H100], arguments=["--web.enable-lifecycle"])
     assert opened.get("/-/reload", method="POST") == (200, "configuration reloaded\n")
+    opened.config_file.write_text(passive("sources: {gpm: off}\n"))
+    assert opened.get("/-/reload", method="POST") == (
+        200,
+        "configuration reloaded; restart to change sources.gpm\n",
+    )
+    assert "gpm: auto" in opened.get("/config")[1]
+    opened.wait_for(lambda: "restart_needed_for" in opened.log)
     opened.config_file.write_text("sampling: 3\n")
     status, body = opened.get("/-/reload", method="POST")
     assert status == 500

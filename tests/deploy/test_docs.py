@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from exporter.config.keys import SCHEMA
-from exporter.config.load import scalar_keys
+from exporter.config.model import SCHEMA
 from exporter.metrics.catalogue import BY_NAME
 from exporter.metrics.family import MetricType
 from tests.deploy.manifests import CHART, ROOT
@@ -65,7 +64,7 @@ def test_every_value_of_the_chart_exists():
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     named = re.findall(r"`([a-zA-Z]+(?:\.[a-zA-Z]+)+)[=`]", "".join(map(text, PAGES)))
     groups = {name for name in values if isinstance(values[name], dict)}
-    keys = {path for path, _key in scalar_keys(SCHEMA)}
+    keys = {path for path, _key in SCHEMA.options()}
     ours = [name for name in named if name.partition(".")[0] in groups and name not in keys]
 
     assert len(ours) > 10

@@ -16,8 +16,8 @@ from helm_python import Chart
 from helm_python.chart import lint
 from helm_python.errors import HelmError
 
-from exporter.config.keys import SCHEMA
-from exporter.config.load import ConfigOrigin, load_config, scalar_keys, variable_of
+from exporter.config.load import ConfigOrigin, load_config, variable_of
+from exporter.config.model import SCHEMA
 from exporter.version import VERSION
 from tests.deploy.manifests import (
     CHART,
@@ -221,7 +221,7 @@ class TestPod:
     @each_option
     def test_each_variable_is_one_that_the_daemon_reads(self, values_file: Path):
         """A key that is renamed in the daemon cannot be forgotten here."""
-        known = {variable_of(path) for path, _key in scalar_keys(SCHEMA)}
+        known = {variable_of(path) for path, _key in SCHEMA.options()}
         known.add("FLOPWATCH_CONFIG_FILE")
         named = environment(render(yaml.safe_load(values_file.read_text())))
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.config.keys import SCHEMA
-from exporter.config.load import scalar_keys, variable_of
+from exporter.config.load import variable_of
+from exporter.config.model import SCHEMA
 from tests.fake_nvml import H100, FakeNvml
 
 
@@ -171,7 +171,7 @@ def test_a_wrong_option_is_named_in_one_line(tmp_path: Path):
 
 def test_the_environment_file_names_variables_that_exist():
     """Each variable, also those that are commented out, is one of the daemon's."""
-    known = {variable_of(path) for path, _key in scalar_keys(SCHEMA)} | {"FLOPWATCH_CONFIG_FILE"}
+    known = {variable_of(path) for path, _key in SCHEMA.options()} | {"FLOPWATCH_CONFIG_FILE"}
     named = re.findall(
         r"^#?(FLOPWATCH_[A-Z_]+)=", (SYSTEMD / "flopwatch.default").read_text(), re.MULTILINE
     )

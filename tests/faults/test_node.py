@@ -290,3 +290,21 @@ def test_journald_learns_the_severity(tmp_path: Path) -> None:
     severities = {line.partition("event=")[2].split(" ")[0]: line[:3] for line in lines}
     assert severities["serving"] == "<6>"
     assert severities["environment_variable_unknown"] == "<4>"
+
+
+def test_a_flood_of_reloads(tmp_path: Path) -> None:
+    """Thousands of SIGHUPs are a few reloads; the daemon samples, serves and obeys SIGTERM."""
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.gpu(0).set_load(Load.decode())
+        with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
+            before = daemon.scrape().total("flopwatch_gpu_seconds_total", gpu="0")
+            for _ in range(5000):
+                daemon.process.send_signal(signal.SIGHUP)
+            daemon.wait_until(
+                lambda scrape: scrape.total("flopwatch_gpu_seconds_total", gpu="0") > before + 1
+            )
+            daemon.wait_for(lambda: "event=configuration_reloaded" in daemon.log)
+            code, _seconds = daemon.terminate()
+
+    assert code == 0
+    assert daemon.log.count("event=configuration_reloaded") < 20

@@ -292,11 +292,6 @@ class TestConfiguration:
         ]
         assert workloads[0].models[0].decode_tokens == 100
 
-    def test_an_unknown_engine_is_refused(self):
-        """The error names the choices."""
-        with pytest.raises(ConfigError, match="sglang, tensorrt_llm, tgi, vllm"):
-            chat(engine="ollama")
-
     def test_two_of_one_name_are_refused(self):
         """Their series would be the same."""
         with pytest.raises(ConfigError, match="'chat' is used 2 times"):

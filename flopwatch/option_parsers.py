@@ -5,10 +5,8 @@ A parser raises ValueError with what is wrong, without the place: the caller kno
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-
-from exporter.config.nearest import nearest
 
 
 Parser = Callable[[Any], Any]
@@ -152,11 +150,16 @@ def boolean() -> Parser:
     return parse
 
 
-def choice(*allowed: str) -> Parser:
-    """One of a few words. YAML 1.1 writers turn `on` and `off` into booleans: both are taken."""
+def choice(*allowed: str, aliases: Mapping[str, str] | None = None) -> Parser:
+    """One of a few words. YAML 1.1 writers turn `on` and `off` into booleans: both are taken.
+
+    `aliases` are other spellings; where there are any, upper and lower case are alike.
+    """
 
     def parse(value: Any) -> str:
         text = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+        if aliases is not None and isinstance(text, str):
+            text = aliases.get(text.lower(), text.lower())
         if text in allowed:
             return str(text)
         if len(allowed) <= _CHOICES_SHOWN_MAX:
@@ -234,3 +237,11 @@ def optional(parser: Parser) -> Parser:
 
 def _show(number: float) -> str:
     return f"{number:g}"
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known name most like `name`; None where none is like it by `cutoff` (0 to 1)."""
+    import difflib
+
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return found[0] if found else None
