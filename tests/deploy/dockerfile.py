@@ -1,5 +1,6 @@
 """A Dockerfile as data: stages with their instructions, continuation lines joined."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def stages(path: Path) -> dict[str, Stage]:
         elif keyword and current is not None:
             current.instructions.append((keyword, arguments))
     return found
+
+
+def base_of(path: Path) -> str:
+    """The base image that the Dockerfile names as its default."""
+    (base,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", path.read_text(), re.MULTILINE)
+    return str(base)
 
 
 def lineage(found: dict[str, Stage], name: str) -> list[tuple[str, str]]:

@@ -1,0 +1,172 @@
+"""The image, built by a container engine and run as docs/install.md says, with a fake driver."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.deploy.dockerfile import base_of
+from tests.deploy.engine import ROOT, Engine, needs_engine
+from tests.fake_nvml import H100, FakeNvml, Load
+
+
+pytestmark = [needs_engine, pytest.mark.timeout(900)]
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+ASK = "import urllib.request as u, sys; print(u.urlopen('http://127.0.0.1:9907' + sys.argv[1]).read().decode())"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    engine = Engine(tmp_path_factory.mktemp("engine"))
+    yield engine
+    engine("rm", "--all", "--force", "--time", "1", check=False)
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine) -> str:
+    """The slim image, upon a base with the name that the Dockerfile gives it."""
+    base = f"docker.io/library/{base_of(ROOT / 'Dockerfile')}"
+    engine.base(base)
+    engine.build("flopwatch:slim", "--build-arg", f"REVISION={REVISION}", base=base)
+    return "localhost/flopwatch:slim"
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeNvml]:
+    with FakeNvml([H100, H100], tmp_path) as fake:
+        yield fake
+
+
+@pytest.fixture
+def container(engine: Engine, image: str, fake: FakeNvml, tmp_path: Path) -> Iterator[str]:
+    """The image with the options of docs/install.md; two GPUs under load, and no network."""
+    for gpu in fake.gpus:
+        gpu.set_load(Load(graphics=0.9, sm=0.8, any_tensor=0.5, hmma_tensor=0.5, dram=0.4))
+    name = f"flopwatch-{os.getpid()}"
+    mounted, environment = driver(fake, tmp_path)
+    engine(
+        "run", "--detach", "--name", name, "--network", "none",
+        "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL",
+        "--security-opt", "no-new-privileges", "--volume", f"{name}:/var/lib/flopwatch",
+        *mounted, *environment, image,
+    )  # fmt: skip
+    yield name
+    engine("rm", "--force", "--time", "1", name, check=False)
+    engine("volume", "rm", "--force", name, check=False)
+
+
+def driver(fake: FakeNvml, folder: Path) -> tuple[list[str], list[str]]:
+    """Options that put the fake driver where NVIDIA's container runtime puts the real one."""
+    library = shutil.copy(Path(fake.env["LD_LIBRARY_PATH"]) / "libnvidia-ml.so.1", folder)
+    control = Path(fake.env["FAKE_NVML_CONTROL"])
+    control.chmod(0o666)
+    there = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
+    mounted = ["--volume", f"{library}:{there}:ro", "--volume", f"{control}:{control}"]
+    return mounted, ["--env", f"FAKE_NVML_CONTROL={control}"]
+
+
+def ask(engine: Engine, container: str, path: str) -> str:
+    return engine("exec", container, "python", "-c", ASK, path)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.2)
+
+
+def values(text: str, name: str) -> list[float]:
+    return [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    ]
+
+
+def test_it_says_its_revision(engine: Engine, image: str) -> None:
+    """The label, and the command itself."""
+    labels = json.loads(engine("inspect", "--format", "{{json .Labels}}", image))
+
+    assert labels["org.opencontainers.image.revision"] == REVISION
+    assert REVISION in engine("run", "--rm", "--network", "none", image, "--version")
+
+
+def test_it_watches_gpus_with_nothing_but_the_driver(engine: Engine, container: str) -> None:
+    """Read-only root, no capability, no privilege: healthy, and FLOPS of both GPUs.
+
+    Half of the tensor pipe of an H100: 0.5 * 132 SMs * 4096 FLOP per clock and SM in bf16, which is
+    4.7e14 FLOP/s at 1.755 GHz and 5.4e14 at 1.98 GHz.
+    """
+
+    def achieved() -> list[float]:
+        return [
+            flops
+            for flops in values(ask(engine, container, "/metrics"), "flopwatch_achieved_flops")
+            if 4.6e14 < flops < 5.4e14
+        ]
+
+    wait_for(lambda: engine.run("healthcheck", "run", container).returncode == 0)
+    wait_for(lambda: len(achieved()) == 2)
+
+    assert values(ask(engine, container, "/metrics"), "flopwatch_gpu_up") == [1.0, 1.0]
+    assert engine("exec", container, "id", "-u") == "65532"
+
+
+def test_its_root_is_read_only_and_its_state_is_kept(engine: Engine, container: str) -> None:
+    """What it writes goes into the volume."""
+    assert engine.run("exec", container, "touch", "/opt/flopwatch/x").returncode == 1
+    assert engine.run("exec", container, "touch", "/var/lib/flopwatch/x").returncode == 0
+
+
+def test_it_does_not_warn_of_what_it_cannot_have(engine: Engine, container: str) -> None:
+    """The slim image has no torch, and does not ask for it; check says where it is."""
+    wait_for(lambda: "serving" in engine.run("logs", container).stderr)
+
+    assert "probes_off" not in engine.run("logs", container).stderr
+    with_probes = engine(
+        "run", "--rm", "--network", "none", "--env", "FLOPWATCH_PROBES_ENABLED=true",
+        "localhost/flopwatch:slim", "check", check=False,
+    )  # fmt: skip
+    assert "use the image that is built with --target full" in " ".join(with_probes.split())
+
+
+def test_it_ends_when_it_is_told(engine: Engine, container: str) -> None:
+    """SIGTERM as process 1: exit code 0, long before the engine would kill it."""
+    wait_for(lambda: engine.run("healthcheck", "run", container).returncode == 0)
+    engine("stop", "--time", "60", container)
+
+    assert engine("inspect", "--format", "{{.State.ExitCode}}", container) == "0"
+
+
+def test_top_is_in_it(engine: Engine, container: str) -> None:
+    """`docker exec flopwatch flopwatch top --once` shows the GPUs."""
+    wait_for(lambda: engine.run("healthcheck", "run", container).returncode == 0)
+
+    assert "H100" in engine("exec", container, "flopwatch", "top", "--once")
+
+
+def test_what_is_in_it_is_what_is_locked(engine: Engine, image: str) -> None:
+    """Each distribution with its locked version, flopwatch beside them, and nothing else."""
+    listing = (
+        "import importlib.metadata as m, json;"
+        "print(json.dumps({d.metadata['Name'].lower().replace('_', '-'): d.version for d in m.distributions("
+        "path=['/opt/flopwatch/lib/python3.11/site-packages'])}))"
+    )
+    installed = json.loads(
+        engine("run", "--rm", "--network", "none", "--entrypoint", "python", image, "-c", listing)
+    )
+    locked = dict(
+        line.split(";")[0].split()[0].split("==")
+        for line in (ROOT / "deploy/requirements/slim.txt").read_text().splitlines()
+        if "==" in line and not line.startswith((" ", "#")) and "python_version <" not in line
+    )
+
+    assert installed.pop("flopwatch")
+    assert installed == locked
