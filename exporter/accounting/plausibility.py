@@ -27,17 +27,12 @@ class Inconsistency(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """A tick without what is false in it, and what that was: falsehood by name of the value."""
+class PlausibleTick:
+    """A tick without what is false in it, and what that was, by name of the value."""
 
     fast: FastReading
     window: ActivityWindow | None
     false: Mapping[str, Inconsistency]
-
-    @property
-    def activity_is_false(self) -> bool:
-        """Whether the activity source lied, or may have."""
-        return self.false.get("activity") is not None
 
 
 # A contradiction must last this long and be seen this often: NVML's utilization lags by up to a
@@ -103,7 +98,7 @@ class Plausibility:
         fast: FastReading,
         window: ActivityWindow | None,
         power_limit_watts: float | None,
-    ) -> Judgement:
+    ) -> PlausibleTick:
         """Take out of a tick what cannot be true. `window` is the one that ended with it, if any."""
         false: dict[str, Inconsistency] = {}
         fast = self._without_false_counters(fast, power_limit_watts, false)
@@ -129,7 +124,7 @@ class Plausibility:
                 believed = utilization if self._verdict is Inconsistency.ACTIVITY_SILENT else None
                 window = without_activity(window, believed)
             false["activity"] = self._verdict
-        return Judgement(fast, window, false)
+        return PlausibleTick(fast, window, false)
 
     def _weigh(
         self, window: ActivityWindow, utilization: float | None, power_limit_watts: float | None

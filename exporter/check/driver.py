@@ -14,8 +14,9 @@ from dataclasses import asdict
 from typing import Any
 
 from exporter.accounting.peaks import find_peaks
-from exporter.collect.gpm import GpmSource, open_together
+from exporter.collect.gpm_windows import GpmWindows, open_together
 from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.nvml.gpm import GpmSession
 from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
 from exporter.collect.nvml.mig import gpm_sample_methods, list_instances, mig_enabled, read_instance
 from exporter.collect.nvml.reading import (
@@ -128,18 +129,18 @@ def _describe(library: DriverLibrary, device: dict[str, Any]) -> None:
 def _instances(calls: DeviceCalls, max_hertz: float | None) -> list[dict[str, Any]]:
     """The MIG instances, and whether GPM answers for each."""
     instances: list[dict[str, Any]] = []
-    sources: list[GpmSource] = []
+    sources: list[GpmWindows] = []
     for listed in list_instances(calls):
         facts = read_instance(calls, listed.handle, listed.gpu_instance_id)
         instances.append(
             {"uuid": listed.uuid, "gpu_instance_id": listed.gpu_instance_id, **asdict(facts)}
         )
-        source = GpmSource(
-            listed.handle,
+        source = GpmWindows(
+            gpm_sample_methods(calls.handle, listed),
             sm_count=facts.sm_count,
             max_hertz=max_hertz,
             on_implausible=lambda _what: None,
-            sample_methods=gpm_sample_methods(calls.handle, listed),
+            is_instance=True,
         )
         sources.append(source)
     failures = dict(
@@ -154,13 +155,15 @@ def _instances(calls: DeviceCalls, max_hertz: float | None) -> list[dict[str, An
 
 
 def _gpm(calls: DeviceCalls, sm_count: int | None, max_hertz: float | None) -> dict[str, str]:
-    source = GpmSource(
-        calls.handle, sm_count=sm_count, max_hertz=max_hertz, on_implausible=lambda _what: None
+    source = GpmWindows(
+        [GpmSession(calls.handle)],
+        sm_count=sm_count,
+        max_hertz=max_hertz,
+        on_implausible=lambda _what: None,
     )
-    try:
-        source.open(lambda: read_clock(calls, time.monotonic).sm_clock_hertz)
-    except NvmlError as error:
-        return {"error": error.reason}
+    failures = open_together([source], lambda: read_clock(calls, time.monotonic).sm_clock_hertz)
+    if failures:
+        return {"error": failures[0][1].reason}
     source.close()
     return {"source": source.name}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from exporter.collect.device import SampledGpu
+from exporter.collect.gpu import SampledGpu
 from exporter.collect.nvml.errors import DriverGone, DriverMismatch, NvmlError
 from exporter.collect.nvml.library import DriverLibrary, call, handle_address
 from exporter.collect.nvml.reading import NO_UUID

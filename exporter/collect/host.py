@@ -8,17 +8,17 @@ from functools import partial
 
 import structlog
 
-from exporter.collect.context import GpuContext
 from exporter.collect.cpu import CpuSource
 from exporter.collect.dcgm.source import DcgmSource
-from exporter.collect.device import SampledGpu
 from exporter.collect.discovery import DeviceLookout
+from exporter.collect.gpu import SampledGpu
 from exporter.collect.host_cpu import SampledCpu
 from exporter.collect.nvml.errors import DriverMismatch, NvmlError
 from exporter.collect.nvml.events import XidWatcher
 from exporter.collect.nvml.library import DriverLibrary
 from exporter.collect.sampler import BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS, Sampler
 from exporter.collect.settings import SamplingSettings
+from exporter.collect.source import GpuContext
 from exporter.readings import DeviceIdentity
 from exporter.state import UNKNOWN, DeviceName, DeviceState, SampledHost, State
 from flopwatch.threads import BoundedThread

@@ -31,7 +31,10 @@ class SampledDevice(Protocol):
     """What a sampler drives. Only its own sampler's thread calls it."""
 
     key: str
-    clock_samples: int
+
+    @property
+    def clock_samples(self) -> int:
+        """How many samples of the clock a tick needs, its own included."""
 
     def open(self) -> None:
         """Get hold of the device. Raises NvmlError."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from exporter.collect.gpm import GpmSource
+from exporter.collect.gpm_windows import GpmWindows
 from exporter.collect.nvml import gpm
 from exporter.collect.nvml.errors import NotSupported, NvmlError, Transient
 from exporter.readings import ActivityWindow
@@ -34,9 +34,7 @@ class Session:
 def read(session: Any) -> tuple[ActivityWindow | None, list[str]]:
     """The window, and what was found implausible."""
     false: list[str] = []
-    source = GpmSource(
-        None, sm_count=132, max_hertz=1.98e9, on_implausible=false.append, sample_methods=[session]
-    )
+    source = GpmWindows([session], sm_count=132, max_hertz=1.98e9, on_implausible=false.append)
     return source.read(), false
 
 

@@ -1,0 +1,91 @@
+"""Source `dcgm` for one device: only as long as no better source has opened."""
+
+from exporter.accounting.mig import memory_share
+from exporter.collect.dcgm.instances import InstanceShare, Shares
+from exporter.collect.dcgm.source import DcgmReader
+from exporter.collect.settings import SamplingSettings
+from exporter.collect.source import ActivitySource, MeasuredDevice
+from exporter.readings import ActivityWindow, FastReading
+from exporter.state import SourceHealth
+
+
+class DcgmActivity(ActivitySource):
+    """A device's use of the one scrape of dcgm-exporter."""
+
+    def __init__(self, device: MeasuredDevice) -> None:
+        super().__init__(device)
+        self._reader: DcgmReader | None = None
+        self._open_since: float | None = None
+
+    def open(self) -> bool:
+        """Ask for the device; not for a GPU in MIG mode unless DCGM is asked for its instances, too.
+
+        Also where GPM is there and not for us: DCGM's own daemon may have what is kept from us.
+        """
+        device, source = self.device, self.device.context.dcgm
+        shares = self._shares()
+        partitioned = device.gpu is None and device.mig_enabled
+        if source.mode == "off" or (partitioned and not shares):
+            self.stand_by()
+            return False
+        if self._reader is None:
+            gpu = device.gpu or device
+            self._reader = source.reader(gpu.identity.uuid, device.identity.mig)
+        self._reader.reshape(shares)
+        return True
+
+    def read(self, fast: FastReading, settings: SamplingSettings) -> ActivityWindow | None:
+        """The oldest window that closed and was not taken yet."""
+        assert self._reader is not None
+        window, self._open_since = self._reader.take(fast)
+        return window
+
+    @property
+    def open_since_seconds(self) -> float | None:
+        """Start of the window that is open after the last reading."""
+        return self._open_since
+
+    @property
+    def max_window_seconds(self) -> float:
+        """DCGM's windows are as long as its collection interval."""
+        return 0.0 if self._reader is None else self._reader.max_window_seconds
+
+    def stand_by(self) -> None:
+        """Ask no more."""
+        if self._reader is not None:
+            self.device.context.dcgm.forget(self._reader)
+            self._reader = self._open_since = None
+
+    def restart(self) -> None:
+        """Drop the open window."""
+        if self._reader is not None:
+            self._reader.restart()
+
+    def close(self, *, driver_is_gone: bool = False) -> None:
+        """A GPU goes on being asked for while it is away; an instance that is gone is not."""
+        if self.device.gpu is not None:
+            self.stand_by()
+
+    def implausible(self) -> None:
+        """Count activities that cannot be true."""
+        if self._reader is not None:
+            self._reader.failed("implausible")
+
+    def health(self, *, up: bool) -> dict[str, SourceHealth]:
+        """Shown while it is asked."""
+        return {} if self._reader is None else {self._reader.name: self._reader.health(up=up)}
+
+    def _shares(self) -> Shares:
+        """What the instances have of the GPU, where DCGM stands in for all of them; else nothing."""
+        shares: dict[str, InstanceShare] = {}
+        gpu = self.device.identity
+        for instance in self.device.instances:
+            identity = instance.identity
+            stands_in = isinstance(instance.in_use, DcgmActivity)
+            if not stands_in or not self.device.sm_count or not identity.sm_count:
+                return {}
+            share = memory_share(gpu.memory_size_bytes, identity.memory_size_bytes)
+            shares[identity.mig or ""] = InstanceShare(
+                identity.sm_count / self.device.sm_count, share
+            )
+        return shares

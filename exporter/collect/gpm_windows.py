@@ -1,0 +1,408 @@
+"""GPM's samples of one GPU or MIG instance, made into activity windows.
+
+`gpm_cycles` counts SM cycles since boot (drivers of the 595 branch and newer); it is used where a
+live trial shows that the counter runs at the SM clock. `gpm` knows percentages of each window.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import structlog
+
+from exporter.collect.nvml import gpm
+from exporter.collect.nvml.errors import (
+    DeviceLost,
+    DriverGone,
+    DriverMismatch,
+    NotSupported,
+    NvmlError,
+)
+from exporter.collect.nvml.gpm import METRICS_GET, GpmSession, gpm_lock
+from exporter.readings import ActivityWindow
+
+
+log = structlog.get_logger(__name__)
+
+PERCENT, CYCLES = "gpm", "gpm_cycles"
+# NVML asks for more than 100 ms between samples ("internal sample refresh rate", nvml.h).
+MIN_WINDOW_SECONDS = 0.1
+_TRIAL_PAUSE_SECONDS = 0.11
+_TRIAL_WINDOWS = 3
+# A counter of SM cycles must run at the clock that NVML reports, within what the clock may move
+# between two readings of it.
+_CLOCK_TOLERANCE = 0.3
+# GPUs idle at 5 % of their maximum clock or above (H100: 345 of 1980 MHz, GeForce: 180 of 2900).
+_LOWEST_CLOCK_SHARE = 0.05
+# No clock is this slow: a counter that moves less stands still.
+_STANDING_CLOCK_SHARE = 0.01
+_MIB = 2**20
+# GPM answers up to 100 %; rounding may pass it by a trace. More is a blank or garbage.
+_PERCENT_MAX = 101.0
+_RATE_MAX = 1e9  # MiB/s: no link is this fast
+
+_PERCENT_FIELDS = {
+    "graphics": gpm.GRAPHICS,
+    "sm": gpm.SM,
+    "occupancy": gpm.OCCUPANCY,
+    "integer": gpm.INTEGER,
+    "any_tensor": gpm.ANY_TENSOR,
+    "dfma_tensor": gpm.DFMA_TENSOR,
+    "hmma_tensor": gpm.HMMA_TENSOR,
+    "dmma_tensor": gpm.DMMA_TENSOR,
+    "imma_tensor": gpm.IMMA_TENSOR,
+    "dram": gpm.DRAM,
+    "fp64": gpm.FP64,
+    "fp32": gpm.FP32,
+    "fp16": gpm.FP16,
+}
+_CYCLE_FIELDS = {
+    "sm": gpm.SM_CYCLES_ACTIVE,
+    "any_tensor": gpm.MMA_CYCLES,
+    "dmma_tensor": gpm.DMMA_CYCLES,
+    "hmma_tensor": gpm.HMMA_CYCLES,
+    "imma_tensor": gpm.IMMA_CYCLES,
+    "dfma_tensor": gpm.DFMA_CYCLES,
+    "integer": gpm.INTEGER_CYCLES,
+    "fp64": gpm.FP64_CYCLES,
+    "fp32": gpm.FP32_CYCLES,
+    "fp16": gpm.FP16_CYCLES,
+}
+# Beside cycle counters, these have no counter of their own and stay percentages.
+_PERCENT_BESIDE_CYCLES = (gpm.GRAPHICS, gpm.OCCUPANCY, gpm.DRAM)
+_RATE_FIELDS = {
+    "pcie_receive_bytes": gpm.PCIE_RECEIVE_MIB,
+    "pcie_transmit_bytes": gpm.PCIE_TRANSMIT_MIB,
+    "nvlink_receive_bytes": gpm.NVLINK_RECEIVE_MIB,
+    "nvlink_transmit_bytes": gpm.NVLINK_TRANSMIT_MIB,
+    "c2c_receive_bytes": gpm.C2C_RECEIVE_MIB,
+    "c2c_transmit_bytes": gpm.C2C_TRANSMIT_MIB,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CycleScale:
+    """How the device counts cycles: `divisor` 1 for the mean over the SMs, else their number."""
+
+    divisor: int
+
+
+@dataclass(slots=True)
+class _Trial:
+    """What the first windows showed: elapsed cycles by instant, and the clock at each, if it is told."""
+
+    counts: list[tuple[float, float]] = field(default_factory=list)
+    hertz: list[float | None] = field(default_factory=list)
+    answered: bool = False
+    failure: NvmlError | None = None
+
+
+class GpmWindows:
+    """Activity windows of one device. One thread owns it; GPM's lock is taken inside."""
+
+    def __init__(
+        self,
+        sessions: Sequence[GpmSession],
+        *,
+        sm_count: int | None,
+        max_hertz: float | None,
+        on_implausible: Callable[[str], None],
+        is_instance: bool = False,
+        has_c2c: bool = False,
+    ) -> None:
+        """`sessions` are the ways to take samples, to be tried in turn.
+
+        `has_c2c`: there is a C2C link, so its traffic is asked for.
+        """
+        self._rate_ids = (*gpm.RATE_IDS, *gpm.C2C_IDS) if has_c2c else gpm.RATE_IDS
+        self._sessions = list(sessions)
+        self._session = self._sessions[0]
+        # An instance does not tell its clock, and its GPU's may be read between two of its loads.
+        self._is_instance = is_instance
+        self._sm_count = sm_count
+        self._max_hertz = max_hertz
+        self._on_implausible = on_implausible
+        self._scale: CycleScale | None = None
+        self._cycles: Mapping[int, float] = {}
+        self._after_gap = False
+        self._trial = _Trial()
+
+    @property
+    def name(self) -> str:
+        """The source's label: `gpm_cycles` where cycle counters are in use."""
+        return PERCENT if self._scale is None else CYCLES
+
+    @property
+    def open_since_seconds(self) -> float | None:
+        """Start of the window that the next reading will close."""
+        return None if self._after_gap else self._session.open_since_seconds
+
+    def begin(self) -> None:
+        """Take the first sample, by the first way that the device supports. Raises NvmlError."""
+        self._trial = _Trial()
+        while True:
+            self._session = self._sessions[0]
+            try:
+                with gpm_lock():
+                    self._session.open()
+                    try:
+                        self._session.sample()
+                    except NvmlError:
+                        self._session.close()
+                        raise
+            except NotSupported:
+                if not self.take_next_session():
+                    raise
+            else:
+                return
+
+    def take_next_session(self) -> bool:
+        """Give up the way in use; whether there is another."""
+        if len(self._sessions) == 1:
+            return False
+        self._sessions.pop(0)
+        return True
+
+    def close(self) -> None:
+        """Give the samples back."""
+        try:
+            with gpm_lock():
+                self._session.close()
+        except NvmlError:
+            log.debug("gpm_samples_abandoned")
+
+    def restart(self) -> None:
+        """Forget the open window: the next reading only opens a new one."""
+        self._after_gap = True
+
+    def read(self) -> ActivityWindow | None:
+        """Close the open window and open the next; None where it was not watched, or is too short.
+
+        Raises NvmlError, also where no activity has a value; the window then stays open and the next
+        reading covers it.
+        """
+        opened = self._session.open_since_seconds
+        if opened is not None and time.monotonic() - opened < MIN_WINDOW_SECONDS:
+            return None
+        with gpm_lock():
+            span = self._session.sample()
+            if span is None:
+                return None
+            try:
+                values = self._session.metrics(self._ids())
+                self._require_activity(values)
+            except NvmlError:
+                self._session.undo_sample()
+                raise
+        if self._after_gap:
+            self._after_gap = False
+            self._cycles = values
+            return None
+        return self._window(values, *span)
+
+    def try_window(self, read_clock_hertz: Callable[[], float | None]) -> None:
+        """One window of the trial. Raises NvmlError."""
+        with gpm_lock():
+            span = self._session.sample()
+            if span is None:
+                return
+            values = self._session.metrics((*gpm.PERCENT_IDS, *gpm.CYCLE_IDS))
+        self._trial.answered |= any(metric in values for metric in gpm.PERCENT_IDS)
+        self._trial.failure = self._session.failure or self._trial.failure
+        clock = read_clock_hertz()
+        if gpm.SM_CYCLES_ELAPSED in values:
+            self._trial.counts.append((span[1], values[gpm.SM_CYCLES_ELAPSED]))
+            self._trial.hertz.append(clock)
+            self._cycles = values
+
+    def conclude(self) -> NvmlError | None:
+        """End the trial: use the cycle counters if they ran true; None if GPM answered at all.
+
+        Else why not: NotSupported where there is none, another error where it may answer later.
+        """
+        known = [clock for clock in self._trial.hertz if clock is not None]
+        blind = len(known) < len(self._trial.hertz)
+        if not blind:
+            self._scale = cycle_scale(self._trial.counts, known, self._sm_count)
+        if self._scale is None and (blind or self._is_instance):
+            self._scale = cycle_scale_in_range(self._trial.counts, self._max_hertz, self._sm_count)
+        if self._scale is None:
+            self._cycles = {}
+        if self._trial.answered:
+            return None
+        self.close()
+        return self._trial.failure or NotSupported(METRICS_GET, 3)
+
+    def _require_activity(self, values: Mapping[int, float]) -> None:
+        """Raise why there is no activity in a reading."""
+        needed = gpm.PERCENT_IDS if self._scale is None else (gpm.SM_CYCLES_ELAPSED,)
+        if not any(metric in values for metric in needed):
+            raise self._session.failure or NotSupported(METRICS_GET, 3)
+
+    def _ids(self) -> tuple[int, ...]:
+        if self._scale is None:
+            return (*gpm.PERCENT_IDS, *self._rate_ids)
+        return (*_PERCENT_BESIDE_CYCLES, *self._rate_ids, *gpm.CYCLE_IDS)
+
+    def _window(
+        self, values: Mapping[int, float], start: float, end: float
+    ) -> ActivityWindow | None:
+        seconds = end - start
+        shares: dict[str, float | None] = {}
+        for name, metric in _PERCENT_FIELDS.items():
+            shares[name] = self._share(name, values.get(metric))
+        sm_cycles = None
+        if self._scale is not None:
+            previous, self._cycles = self._cycles, values
+            counted = self._cycle_shares(previous, values, seconds)
+            if counted is None:
+                return None
+            sm_cycles, cycle_shares = counted
+            shares.update(cycle_shares)
+        if all(share is None for share in shares.values()):
+            return None
+        traffic = self._traffic(values, seconds)
+        return ActivityWindow(self.name, start, end, **shares, sm_cycles=sm_cycles, **traffic)
+
+    def _traffic(self, values: Mapping[int, float], seconds: float) -> dict[str, float]:
+        """Bytes over the links in a window, by name."""
+        traffic: dict[str, float] = {}
+        for name, metric in _RATE_FIELDS.items():
+            rate = values.get(metric)
+            if rate is None:
+                continue
+            if 0 <= rate < _RATE_MAX:
+                traffic[name] = rate * _MIB * seconds
+            else:
+                self._on_implausible(f"gpm {name}")
+        return traffic
+
+    def _share(self, name: str, percent: float | None) -> float | None:
+        if percent is None:
+            return None
+        if not 0 <= percent <= _PERCENT_MAX:
+            self._on_implausible(f"gpm {name}")
+            return None
+        return min(percent, 100.0) / 100
+
+    def _cycle_shares(
+        self, previous: Mapping[int, float], values: Mapping[int, float], seconds: float
+    ) -> tuple[float, dict[str, float]] | None:
+        """Elapsed cycles of one SM, and activities as shares of them; None without a start."""
+        assert self._scale is not None
+        before, now = previous.get(gpm.SM_CYCLES_ELAPSED), values.get(gpm.SM_CYCLES_ELAPSED)
+        if before is None or now is None:
+            return None
+        elapsed = now - before
+        possible = (self._max_hertz or 1e10) * seconds * self._scale.divisor
+        standing = _STANDING_CLOCK_SHARE * possible if self._max_hertz else 0.0
+        if not standing < elapsed <= possible * (1 + _CLOCK_TOLERANCE):
+            self._on_implausible("gpm sm_cycles_elapsed")
+            return None
+        shares: dict[str, float] = {}
+        for name, metric in _CYCLE_FIELDS.items():
+            if metric not in values or metric not in previous:
+                continue
+            share = (values[metric] - previous[metric]) / elapsed
+            if 0 <= share <= _PERCENT_MAX / 100:
+                shares[name] = min(share, 1.0)
+            else:
+                self._on_implausible(f"gpm {name}_cycles_active")
+        return elapsed / self._scale.divisor, shares
+
+
+def cycle_scale(
+    counts: list[tuple[float, float]], hertz: list[float], sm_count: int | None
+) -> CycleScale | None:
+    """Whether counts of elapsed SM cycles run at the clock, as a mean over SMs or as their sum.
+
+    `counts` are (monotonic seconds, cycles), `hertz` the clock read at each. Every step must agree;
+    None when they do not, or there are fewer than two steps.
+    """
+    scales: set[int] = set()
+    steps = list(zip(counts, counts[1:], hertz[1:], strict=False))
+    for (before, cycles_before), (after, cycles_after), clock in steps:
+        expected = clock * (after - before)
+        ratio = (cycles_after - cycles_before) / expected if expected > 0 else 0.0
+        if abs(ratio - 1) <= _CLOCK_TOLERANCE:
+            scales.add(1)
+        elif sm_count and abs(ratio / sm_count - 1) <= _CLOCK_TOLERANCE:
+            scales.add(sm_count)
+        else:
+            return None
+    return CycleScale(scales.pop()) if len(steps) >= 2 and len(scales) == 1 else None
+
+
+def cycle_scale_in_range(
+    counts: list[tuple[float, float]], max_hertz: float | None, sm_count: int | None
+) -> CycleScale | None:
+    """Like `cycle_scale` where no clock can be read: the count must run at a possible clock.
+
+    The sum over the SMs of the smallest instance (14) at a GPU's lowest clock is above the highest
+    clock of one SM, so that mean and sum cannot be taken for each other.
+    """
+    if not max_hertz or len(counts) < 3:
+        return None
+    rates = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(counts)]
+    highest = max_hertz * (1 + _CLOCK_TOLERANCE)
+    for divisor in (1, sm_count or 1):
+        if all(max_hertz * _LOWEST_CLOCK_SHARE <= rate / divisor <= highest for rate in rates):
+            return CycleScale(divisor)
+    return None
+
+
+def open_together(
+    sources: Sequence[GpmWindows], read_clock_hertz: Callable[[], float | None]
+) -> list[tuple[GpmWindows, NvmlError]]:
+    """Open the sources in one trial, so that many cost no more time than one.
+
+    Returns those that failed: NotSupported where there is no GPM. Raises what `read_clock_hertz`
+    raises; the sources are closed then.
+    """
+    failures: list[tuple[GpmWindows, NvmlError]] = []
+    waiting = list(sources)
+    try:
+        while waiting:
+            on_trial = _begin(waiting, failures)
+            for _window in range(_TRIAL_WINDOWS if on_trial else 0):
+                time.sleep(_TRIAL_PAUSE_SECONDS)
+                for source in tuple(on_trial):
+                    try:
+                        source.try_window(read_clock_hertz)
+                    except (DeviceLost, DriverGone, DriverMismatch):
+                        raise
+                    except NvmlError as error:
+                        source.close()
+                        on_trial.remove(source)
+                        failures.append((source, error))
+            waiting = []
+            for source in on_trial:
+                failure = source.conclude()
+                if failure is None:
+                    continue
+                if isinstance(failure, NotSupported) and source.take_next_session():
+                    waiting.append(source)
+                else:
+                    failures.append((source, failure))
+    except NvmlError:
+        for source in sources:
+            source.close()
+        raise
+    return failures
+
+
+def _begin(
+    sources: Sequence[GpmWindows], failures: list[tuple[GpmWindows, NvmlError]]
+) -> list[GpmWindows]:
+    begun: list[GpmWindows] = []
+    for source in sources:
+        try:
+            source.begin()
+        except (DeviceLost, DriverGone, DriverMismatch):
+            raise
+        except NvmlError as error:
+            failures.append((source, error))
+        else:
+            begun.append(source)
+    return begun

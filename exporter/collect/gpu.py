@@ -1,0 +1,274 @@
+"""One GPU, sampled: found in the driver, followed as it moves, read in every tick."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from exporter.accounting.peaks import find_peaks
+from exporter.collect.device import NVML, Device
+from exporter.collect.instances import MigInstances
+from exporter.collect.nvml.errors import DeviceLost, DriverGone, DriverMismatch, NvmlError
+from exporter.collect.nvml.library import DeviceCalls, call, handle_address
+from exporter.collect.nvml.mig import mig_enabled
+from exporter.collect.nvml.reading import (
+    NO_UUID,
+    SLOW_GROUPS,
+    read_clock,
+    read_fast,
+    read_identity,
+    read_pcie,
+)
+from exporter.collect.sampler import TickStatistics
+from exporter.collect.settings import GpuRule, SamplingSettings
+from exporter.collect.source import GpuContext
+from exporter.collect.sources import SOURCES
+from exporter.precision import peak_override
+from exporter.readings import DeviceIdentity, SlowReading
+from exporter.state import UNKNOWN, DeviceState
+
+
+log = structlog.get_logger(__name__)
+
+
+class SampledGpu:
+    """One GPU by NVML index, and by UUID once that is known, with its MIG instances."""
+
+    def __init__(
+        self, index: int, context: GpuContext, *, uuid: str = UNKNOWN, key: str | None = None
+    ) -> None:
+        self.key = key or str(index)
+        self._index = index
+        self._context = context
+        self._device = Device(DeviceIdentity(index=str(index), uuid=uuid, name=UNKNOWN), context)
+        self._instances = MigInstances(self._device)
+        self._enumerated: tuple[int, int, int] | None = None
+        self._assigned_uuid: str | None = None
+        self._index_taken = False
+        self._epoch = 0
+        self._ticked_at: float | None = None
+        self._rules: tuple[GpuRule, ...] = ()
+        self._slow_due = [0.0] * len(SLOW_GROUPS)
+
+    @property
+    def uuid(self) -> str:
+        """The device's UUID; before it first answered that which it was told, or `unknown`."""
+        known = self.identity.uuid
+        return known if known != UNKNOWN else self._assigned_uuid or UNKNOWN
+
+    @property
+    def identity(self) -> DeviceIdentity:
+        """Who the device is, as far as it has said."""
+        return self._device.identity
+
+    @property
+    def handle(self) -> Any:
+        """The driver's handle, None while the device is not open."""
+        calls = self._device.calls
+        return None if calls is None else calls.handle
+
+    @property
+    def index_taken(self) -> bool:
+        """Whether it has never answered, and another GPU answers where it was found."""
+        return self._index_taken
+
+    @property
+    def clock_samples(self) -> int:
+        """How many samples of the clock a tick needs."""
+        return self._device.clock_samples
+
+    def assign_uuid(self, uuid: str) -> None:
+        """Whom to look for, if it has never answered. Called from another thread; used when opened."""
+        self._assigned_uuid = uuid
+        self._index_taken = False
+
+    def enumerated(self, index: int, handle: Any, epoch: int) -> None:
+        """Where the driver lists the device now. Called from another thread; used in a tick."""
+        self._enumerated = (index, handle_address(handle), epoch)
+
+    def handle_reassigned(self, epoch: int) -> None:
+        """Its handle is another device's now. Called from another thread; used in a tick."""
+        self._enumerated = (self._index, 0, epoch)
+
+    def open(self) -> None:
+        """Find the device, by UUID once it is known: its index may have changed. Raises NvmlError."""
+        library = self._context.library
+        self._epoch = library.epoch
+        if self._epoch == 0:
+            library.open()
+            self._epoch = library.epoch
+        handle = self._find()
+        calls = DeviceCalls(handle, device=str(self._index))
+        try:
+            identity = read_identity(calls, self._index, library.driver_version())
+        finally:
+            self._device.count_errors(calls.errors)
+        if not self._context.claim(identity.uuid, self):
+            self._index_taken = True
+            raise DeviceLost("nvmlDeviceGetHandleByIndex", 28)
+        self._rules = self._context.settings().gpus
+        peaks = find_peaks(identity, peak_override(self._rules, identity))
+        self._device.attach(identity, peaks, calls)
+        self._device.mig_enabled = mig_enabled(calls)
+        self._enumerated = None
+        self._slow_due = [0.0] * len(SLOW_GROUPS)
+        self._prepare_sources()
+        source = self._device.choose_source()
+        log.info(
+            "device_opened",
+            gpu=self.key,
+            uuid=identity.uuid,
+            name=identity.name,
+            source=next(iter(source.health(up=True)), NVML) if source is not None else NVML,
+            peaks=peaks.origin,
+        )
+
+    def sample_clock(self) -> None:
+        """One more sample of the clock for the window that is open."""
+        self._check_epoch()
+        assert self._device.calls is not None
+        sample = read_clock(self._device.calls, time.monotonic)
+        for device in self._devices():
+            device.observe_clock(sample)
+
+    def skip_gap(self) -> None:
+        """Count nothing of the time since the last tick."""
+        for device in self._devices():
+            device.skip_gap()
+
+    def tick(self, ticks: TickStatistics) -> DeviceState:
+        """Read everything that is due and account for it."""
+        self._check_epoch()
+        self._follow_enumeration()
+        device, calls = self._device, self._device.calls
+        assert calls is not None
+        settings = self._context.settings()
+        self._note_tick(settings)
+        self._follow_mig_mode(calls)
+        self._follow_rules(settings)
+        self._instances.sync(calls, peak_override(self._rules, self.identity))
+        self._prepare_sources()
+        sample = read_clock(calls, time.monotonic)
+        device.observe_clock(sample)
+        instances = self._instances.tick(sample, settings)
+        source = device.choose_source()
+        fast = read_fast(
+            calls,
+            sample,
+            traffic=source is None or not source.counts_traffic,
+            module=self.identity.c2c_link_count is not None,
+        )
+        fast, window = device.measure(fast, settings)
+        device.slow = self._read_slow(calls, settings, sample.at_seconds)
+        state = device.account(fast, window, settings)
+        return replace(state, instances=instances, **self._statistics(ticks))
+
+    def failed(self, error: NvmlError, ticks: TickStatistics) -> DeviceState:
+        """Let go of a device that is lost; initialise the library anew if that is what failed."""
+        if isinstance(error, DriverMismatch):
+            self._context.on_mismatch()
+        if self._device.calls is None:
+            self._device.count_errors({error.reason: 1})
+        driver_is_gone = isinstance(error, DriverGone)
+        self._device.detach(driver_is_gone=driver_is_gone)
+        instances = self._instances.lost(driver_is_gone=driver_is_gone)
+        if driver_is_gone:
+            try:
+                self._context.library.reopen(self._epoch)
+            except NvmlError as again:
+                log.debug("driver_still_gone", reason=again.reason)
+        return self._device.state(up=False, instances=instances, **self._statistics(ticks))
+
+    def _devices(self) -> Iterator[Device]:
+        yield self._device
+        yield from self._device.instances
+
+    def _prepare_sources(self) -> None:
+        """Let each kind of source look at those of the GPU and of all its instances. Raises NvmlError."""
+        devices = tuple(self._devices())
+        for position, kind in enumerate(SOURCES):
+            kind.prepare([device.sources[position] for device in devices])
+
+    def _find(self) -> Any:
+        """The device's handle, by the best name that is known of it. Raises NvmlError."""
+        uuid, bus_id = self.uuid, self.identity.pci_bus_id
+        if uuid == UNKNOWN:
+            return call("nvmlDeviceGetHandleByIndex", self._index)
+        if uuid.startswith(NO_UUID) and bus_id is not None:
+            handle = call("nvmlDeviceGetHandleByPciBusId", bus_id)
+        else:
+            handle = call("nvmlDeviceGetHandleByUUID", uuid)
+        self._index = int(call("nvmlDeviceGetIndex", handle))
+        return handle
+
+    def _note_tick(self, settings: SamplingSettings) -> None:
+        """Count nothing of a span without ticks: the process was stopped, or the machine asleep."""
+        now = time.monotonic()
+        if self._ticked_at is not None and now - self._ticked_at > settings.max_window:
+            self.skip_gap()
+        self._ticked_at = now
+
+    def _follow_mig_mode(self, calls: DeviceCalls) -> None:
+        """A change of the mode resets the GPU: what it supports must be found out again."""
+        enabled = mig_enabled(calls, before=self._device.mig_enabled)
+        if enabled == self._device.mig_enabled:
+            return
+        self._device.mig_enabled = enabled
+        log.info("mig_mode_changed", gpu=self.key, enabled=enabled)
+        self._device.forget_support()
+
+    def _follow_rules(self, settings: SamplingSettings) -> None:
+        """Take over what a reloaded configuration says of the GPU's peaks."""
+        if settings.gpus == self._rules:
+            return
+        self._rules = settings.gpus
+        override = peak_override(self._rules, self.identity)
+        self._device.revalue(find_peaks(self.identity, override))
+        self._instances.revalue(override)
+
+    def _follow_enumeration(self) -> None:
+        """GPUs that come or go move the indices of others, and may make their handles invalid.
+
+        Raises DeviceLost for a handle that is not the device's any more (nvmlDeviceDiscoverGpus in
+        nvml.h): opened again, it goes on with the same accounts.
+        """
+        seen, self._enumerated = self._enumerated, None
+        if seen is None or self.handle is None or seen[2] != self._epoch:
+            return
+        index, address, _epoch = seen
+        if address != handle_address(self.handle):
+            raise DeviceLost("nvmlDeviceGetHandleByIndex", 28)
+        if index != self._index:
+            log.info("device_moved", uuid=self.identity.uuid, gpu=index, was=self._index)
+            self._index = index
+            self._device.identity = replace(self.identity, index=str(index))
+
+    def _check_epoch(self) -> None:
+        """A handle dies with its initialisation: another device's sampler may have begun a new one."""
+        if self._context.library.epoch != self._epoch:
+            raise DriverGone("nvmlInit", 1)
+
+    def _statistics(self, ticks: TickStatistics) -> dict[str, Any]:
+        """What the samplers know of the GPU as a whole."""
+        return {
+            "xids": self._context.xids(self.identity.uuid),
+            "tick_duration": ticks.durations,
+            "ticks_missed": ticks.missed,
+        }
+
+    def _read_slow(self, calls: DeviceCalls, settings: SamplingSettings, now: float) -> SlowReading:
+        """Read the groups that are due: all of them first, then spread over the slow interval."""
+        slow = self._device.slow
+        for position, group in enumerate(SLOW_GROUPS):
+            due = self._slow_due[position]
+            if now < due:
+                continue
+            if group is read_pcie and self.identity.memory_size_bytes is None:
+                continue  # unified memory (GB10, Thor): the PCIe link that NVML tells of is none
+            values = self._device.without_falls(group(calls))
+            slow = replace(slow, at_seconds=now, **values)
+            share = settings.slow_interval * (position + 1) / len(SLOW_GROUPS)
+            self._slow_due[position] = now + (settings.slow_interval if due else share)
+        return slow

@@ -1,0 +1,137 @@
+"""What a source of activities is, and what it may know of its device.
+
+`exporter/collect/sources.py` lists the sources, the best first.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+from exporter.collect.dcgm.source import DcgmSource
+from exporter.collect.nvml.gpm import GpmSession
+from exporter.collect.nvml.library import DeviceCalls, DriverLibrary
+from exporter.collect.settings import SamplingSettings
+from exporter.readings import ActivityWindow, DeviceIdentity, FastReading
+from exporter.state import SourceHealth, State, XidCounts
+
+
+@dataclass(frozen=True, slots=True)
+class GpuContext:
+    """What a sampled GPU needs from the daemon around it. Callbacks are cheap and thread-safe."""
+
+    library: DriverLibrary
+    settings: Callable[[], SamplingSettings]
+    # The last State, for what was found out about the device elsewhere.
+    state: Callable[[], State]
+    xids: Callable[[str], XidCounts]
+    on_mismatch: Callable[[], None]
+    # Whether the GPU of a UUID is the caller's to sample, and no other's already.
+    claim: Callable[[str, Any], bool]
+    dcgm: DcgmSource
+
+
+class MeasuredDevice(Protocol):
+    """A GPU or a MIG instance, as its sources see it."""
+
+    @property
+    def context(self) -> GpuContext:
+        """What the daemon around it offers."""
+
+    @property
+    def identity(self) -> DeviceIdentity:
+        """Who the device is."""
+
+    @property
+    def sm_count(self) -> int | None:
+        """Number of SMs, as the driver tells it or else as the model has them."""
+
+    @property
+    def calls(self) -> DeviceCalls | None:
+        """How to ask the driver; None while the device is away."""
+
+    @property
+    def gpm_sessions(self) -> Sequence[GpmSession]:
+        """The ways to take GPM samples of a MIG instance; empty for a GPU, which has one."""
+
+    @property
+    def gpu(self) -> "MeasuredDevice | None":
+        """The GPU that a MIG instance is cut from."""
+
+    @property
+    def instances(self) -> "Sequence[MeasuredDevice]":
+        """The MIG instances of a GPU, measured before it in every tick."""
+
+    @property
+    def mig_enabled(self) -> bool:
+        """Whether a GPU is in MIG mode."""
+
+    @property
+    def in_use(self) -> "ActivitySource | None":
+        """The source that this tick's activities come from."""
+
+    @property
+    def window(self) -> ActivityWindow | None:
+        """The activity window that ended with this tick, as its source gave it."""
+
+
+class ActivitySource(Protocol):
+    """Says how busy the parts of one device were.
+
+    In every tick the device takes its first source that opens; those behind it stand by. The thread
+    of the GPU calls all methods. Each may raise NvmlError, but only when the device or the driver is
+    gone: whatever else fails is the source's to count, to log once, and to try again.
+    """
+
+    # Whether windows carry the bytes that the links moved, so that NVML need not be asked for them.
+    counts_traffic: ClassVar[bool] = False
+    device: MeasuredDevice
+
+    def __init__(self, device: MeasuredDevice) -> None:
+        self.device = device
+
+    @classmethod
+    def prepare(cls, sources: Sequence[Self]) -> None:
+        """Look at all sources of this kind of a GPU and of its instances, before each tick.
+
+        For what costs less when it is done for all at once than in each one's `open`.
+        """
+
+    @abstractmethod
+    def open(self) -> bool:
+        """Get ready if that can be; whether the source can be read in this tick."""
+
+    @abstractmethod
+    def read(self, fast: FastReading, settings: SamplingSettings) -> ActivityWindow | None:
+        """The window that ended with this tick, if one did."""
+
+    @property
+    @abstractmethod
+    def open_since_seconds(self) -> float | None:
+        """Start of the window that a later reading will close; None where none is open."""
+
+    @property
+    def max_window_seconds(self) -> float:
+        """How long a window may be beyond what counts as watched, and how long it may be shown."""
+        return 0.0
+
+    @property
+    def clock_samples(self) -> int:
+        """How many samples of the clock a tick needs, for the mean clock of the window."""
+        return 4
+
+    def stand_by(self) -> None:
+        """A better source is in use: keep nothing that costs."""
+
+    def restart(self) -> None:
+        """Count nothing of the time since the last window: it was not watched."""
+
+    def close(self, *, driver_is_gone: bool = False) -> None:
+        """Let go of everything, without a driver call if the driver is gone. It may open again."""
+
+    def implausible(self) -> None:
+        """Count a window that cannot be true."""
+
+    def health(self, *, up: bool) -> dict[str, SourceHealth]:
+        """The source's entry among those of the device, if it has one. `up`: the device answers."""
+        return {}
