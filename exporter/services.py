@@ -4,16 +4,17 @@ Each has threads or processes of its own, asks only the State, and answers with 
 becomes a part of the next one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from exporter.attribution.service import HolderService
+from exporter.calibration import CalibrationFile
 from exporter.config.model import Config
 from exporter.inference.service import WorkloadService
 from exporter.probe_facts import ProbeFacts
 from exporter.state import State
+from flopwatch.state_file import usable_state_path
 from probes.service import ProbeService
-from probes.state import StateFile, usable_state_path
 
 
 class Services:
@@ -52,26 +53,3 @@ class Services:
         self.probes.configure(config.probes)
         self.workloads.configure(config.workloads)
         self.holders.configure(config.holders)
-
-
-class CalibrationFile:
-    """The errors of the FLOP counter, read again when `flopwatch calibrate` has written them."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = StateFile(path)
-        self._changed_at: float | None = None
-        self._errors: Mapping[str, Mapping[str, float]] = {}
-
-    def read(self) -> Mapping[str, Mapping[str, float]]:
-        """Signed error by device UUID and precision."""
-        try:
-            changed_at: float | None = self._file.path.stat().st_mtime
-        except OSError:
-            changed_at = None
-        if changed_at != self._changed_at:
-            self._changed_at = changed_at
-            self._errors = {
-                uuid: {name: entry.error_ratio for name, entry in errors.items()}
-                for uuid, errors in self._file.calibration().items()
-            }
-        return self._errors

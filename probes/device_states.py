@@ -4,9 +4,11 @@ import threading
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import structlog
 
-from probes.baseline import Baseline
+from flopwatch.state_file import StateFile
+from probes.baseline import Baseline, Seconds
 from probes.budget import Charge, Ledger, Limits, limits
 from probes.clock import Clock
 from probes.config import ProbeConfig
@@ -14,16 +16,30 @@ from probes.facts import DeviceFacts
 from probes.gates import Reason
 from probes.records import DeviceRecord, ProbeResults
 from probes.schedule import Backoff
-from probes.state import ProbesState, StateFile
 from probes.supervisor import outcome_of
 
 
+SECTION: Final = "probes"  # of the state file
 # MIG instances that are away and may come back: several partitions of a node of 16 GPUs.
 INSTANCES_KEPT: Final = 256
 # Every device has it; it stands for the run that was to come when nothing is known of the device.
 FIRST_KERNEL: Final = "launch"
 
 log = structlog.get_logger(__name__)
+
+
+class SavedProbes(msgspec.Struct, frozen=True):
+    """The section `probes` of the state file: what the probe service keeps."""
+
+    baselines: dict[str, dict[str, Baseline]] = {}
+    """By device UUID and kernel."""
+    charges: dict[str, list[tuple[float, Seconds]]] = {}
+    """By device UUID: Unix time and seconds of each charge of the last hours."""
+
+
+def saved_probes(file: StateFile) -> SavedProbes:
+    """What was saved; empty when there is nothing or it cannot be used."""
+    return file.read(SECTION, SavedProbes) or SavedProbes()
 
 
 @dataclass(slots=True)
@@ -63,7 +79,7 @@ class DeviceStates:
         self.clock = clock
         self.limits = _limits(config)
         self._file = file
-        self._saved: ProbesState | None = None
+        self._saved: SavedProbes | None = None
         self._devices: dict[str, ProbedDevice] = {}
         self._away: dict[str, ProbedDevice] = {}
         self.turns = 1
@@ -170,11 +186,11 @@ class DeviceStates:
             uuid: [(unix_time - (now - at), seconds) for at, seconds in state.ledger.charges()]
             for uuid, state in states.items()
         }
-        self._file.save_probes(ProbesState(baselines=baselines, charges=charges))
+        self._file.save(SECTION, SavedProbes(baselines=baselines, charges=charges))
 
-    def _read_saved(self) -> ProbesState:
+    def _read_saved(self) -> SavedProbes:
         if self._saved is None:
-            self._saved = self._file.probes()
+            self._saved = saved_probes(self._file)
         return self._saved
 
     def _new_state(self, facts: DeviceFacts) -> ProbedDevice:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import structlog
 
 from flopwatch.remedies import torch_remedy
+from flopwatch.state_file import StateFile
 from flopwatch.threads import BoundedThread
 from probes import gates
 from probes.clock import Clock
@@ -19,7 +20,6 @@ from probes.device_states import DeviceStates
 from probes.facts import DeviceFacts
 from probes.prober import Prober
 from probes.records import ProbesSnapshot
-from probes.state import StateFile
 from probes.supervisor import WorkerFailedError
 from probes.worker_pool import PooledWorker, WorkerFactory, WorkerPool, real_worker
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import structlog
 
+from flopwatch.state_file import StateFile
 from flopwatch.threads import BoundedThread
 from probes.clock import Clock, SystemClock
 from probes.config import ProbeConfig
 from probes.records import ProbesSnapshot
 from probes.schedule import first_delay, host_fraction, next_delay
 from probes.scheduler import FactsSource, Scheduler
-from probes.state import StateFile
 from probes.worker_pool import WorkerFactory, real_worker
 
 

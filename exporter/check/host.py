@@ -22,7 +22,7 @@ from exporter.inference.engines.registry import ENGINES, PREFIXES, identify, spe
 from exporter.inference.exposition import parse
 from exporter.web.addresses import open_listener, parse_listen_address
 from flopwatch.remedies import torch_remedy
-from probes.state import usable_state_path
+from flopwatch.state_file import usable_state_path
 
 
 _TIMEOUT_SECONDS = 3.0

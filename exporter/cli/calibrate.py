@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from exporter.calibration import Calibration, save_calibrations
 from exporter.cli.options import add_config_flags, config_origin
 from exporter.cli.probe import (
     ProbeError,
@@ -23,10 +24,10 @@ from exporter.cli.probe import (
 )
 from exporter.config.load import load_config
 from exporter.http_client import ScrapeError, fetch
+from flopwatch.state_file import StateFile, usable_state_path
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
 from probes.protocol import KernelInfo, Run
-from probes.state import Calibration, StateFile, usable_state_path
 from probes.supervisor import WorkerFailedError
 from probes.worker_pool import WorkerFactory, real_worker
 
@@ -268,7 +269,7 @@ def report(comparisons: Sequence[Comparison], state: StateFile, unix_time: float
         )
         errors.setdefault(each.uuid, {})[each.precision] = Calibration(error, unix_time)
     for uuid, found in errors.items():
-        state.save_calibration(uuid, found)
+        save_calibrations(state, uuid, found)
     return sum(len(found) for found in errors.values())
 
 

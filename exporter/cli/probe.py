@@ -14,10 +14,11 @@ from exporter.config.load import load_config
 from exporter.config.model import Config
 from exporter.errors import FlopwatchError
 from flopwatch.remedies import torch_remedy
+from flopwatch.state_file import StateFile, usable_state_path
 from probes.burn_in import BurnIn, Step
+from probes.device_states import saved_probes
 from probes.facts import DeviceFacts
 from probes.gates import HOT_REASONS
-from probes.state import StateFile, usable_state_path
 from probes.supervisor import WorkerFailedError
 from probes.thresholds import FAILING, Row, compare_siblings
 
@@ -81,7 +82,7 @@ def run(parsed: argparse.Namespace) -> int:
     devices = select_devices(read_devices(config, instances=True), parsed.gpu)
     for facts in devices:
         check_device(facts, config)
-    baselines = StateFile(usable_state_path(config.state_file)).probes().baselines
+    baselines = saved_probes(StateFile(usable_state_path(config.state_file))).baselines
     probe = BurnIn(devices, config.probes, baselines, parsed.seconds)
     wanted = frozenset(parsed.precision or ())
     _check_precisions(wanted)

@@ -19,6 +19,7 @@ from exporter.attribution import grpc, pod_resources
 from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.job_mapping import read_jobs
 from exporter.attribution.job_processes import slurm_job
+from exporter.calibration import read_calibrations
 from exporter.collect.dcgm import exposition as dcgm
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.errors import ConfigError, WebConfigError
@@ -31,6 +32,8 @@ from exporter.web.config import load_web_config
 from exporter.web.limits import DEFAULT_LIMITS
 from exporter.web.negotiation import accepts_gzip, choose_format
 from exporter.web.protocol import HttpProtocol, RefusedError
+from flopwatch.state_file import StateFile
+from probes.device_states import SECTION, SavedProbes, saved_probes
 from probes.protocol import (
     Device,
     FrameReader,
@@ -41,7 +44,6 @@ from probes.protocol import (
     decode_to_worker,
     encode,
 )
-from probes.state import ProbesState, StateFile
 
 
 _TESTS = Path(__file__).parent.parent
@@ -118,10 +120,10 @@ def read_state(data: bytes) -> None:
     """The state file; whatever stood in it, the next one can be written and read."""
     with _file(data, "state.json") as path:
         state = StateFile(path)
-        state.probes()
-        state.calibration()
-        state.save_probes(ProbesState(charges={"GPU-1": [(1.0, 2.0)]}))
-        assert StateFile(path).probes().charges == {"GPU-1": [(1.0, 2.0)]}
+        saved_probes(state)
+        read_calibrations(state)
+        state.save(SECTION, SavedProbes(charges={"GPU-1": [(1.0, 2.0)]}))
+        assert saved_probes(StateFile(path)).charges == {"GPU-1": [(1.0, 2.0)]}
 
 
 def read_pod_resources(data: bytes) -> None:

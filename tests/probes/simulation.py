@@ -4,11 +4,11 @@ import itertools
 from collections import deque
 from dataclasses import dataclass, field
 
+from flopwatch.state_file import StateFile
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
 from probes.protocol import Described, Hello, KernelInfo, Result
 from probes.scheduler import Scheduler
-from probes.state import StateFile
 from probes.supervisor import RunReport, WorkerFailedError
 
 

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from exporter.calibration import Calibration, read_calibrations
 from exporter.cli import calibrate
 from exporter.cli.calibrate import (
     CalibrationError,
@@ -17,9 +18,9 @@ from exporter.cli.calibrate import (
     report,
 )
 from exporter.cli.probe import ProbeError
+from flopwatch.state_file import StateFile
 from probes.config import ProbeConfig
 from probes.protocol import KernelInfo
-from probes.state import Calibration, StateFile
 from probes.supervisor import WorkerFailedError
 from tests.probes.simulation import COPY, Ending, FakeWorker, Host, gpu
 
@@ -170,7 +171,7 @@ def test_errors_are_kept_in_the_state_file(tmp_path, capsys):
     )
 
     assert count == 1
-    assert state.calibration() == {"GPU-0": {"bf16": Calibration(pytest.approx(0.01), 1.7e9)}}
+    assert read_calibrations(state) == {"GPU-0": {"bf16": Calibration(pytest.approx(0.01), 1.7e9)}}
     assert "error +1.00%" in capsys.readouterr().out
 
 
@@ -197,7 +198,9 @@ def test_what_was_calibrated_before_a_worker_died_is_kept(host, daemon, monkeypa
 
     with pytest.raises(ProbeError, match="GPU 0: the probe worker failed: gemm_fp32: dies"):
         parsed.run(parsed)
-    assert StateFile(tmp_path / "state" / "state.json").calibration()["GPU-0"].keys() == {"bf16"}
+    assert read_calibrations(StateFile(tmp_path / "state" / "state.json"))["GPU-0"].keys() == {
+        "bf16"
+    }
     assert not (tmp_path / "pause").exists()
 
 

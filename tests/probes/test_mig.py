@@ -7,10 +7,11 @@ import pytest
 
 from exporter.cli.probe import ProbeError, check_device, select_devices
 from exporter.config.load import ConfigOrigin, load_config
+from flopwatch.state_file import StateFile
 from probes.config import ProbeConfig
+from probes.device_states import saved_probes
 from probes.facts import ProcessFacts
 from probes.protocol import Device
-from probes.state import StateFile
 from probes.supervisor import WorkerProcess, worker_environment
 from probes.worker_pool import real_worker
 from tests.probes.simulation import GIB, PEER, Ending, Host, gpu
@@ -258,7 +259,7 @@ class TestReconfiguration:
         for number in range(10):
             host.devices = [PARTITIONED, instance(number)]
             host.cycle()
-        saved = StateFile(host.path).probes()
+        saved = saved_probes(StateFile(host.path))
 
         assert saved.baselines.keys() == {"MIG-6", "MIG-7", "MIG-8", "MIG-9"}
         assert len(results(host)) == 1

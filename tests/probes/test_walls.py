@@ -25,8 +25,8 @@ TORCH_FREE = (
     "probes.scheduler",
     "probes.service",
     "probes.worker_pool",
-    "probes.state",
     "probes.supervisor",
+    "flopwatch.state_file",
     "flopwatch.threads",
 )
 

@@ -7,8 +7,10 @@ import threading
 import pytest
 import structlog
 
+from exporter.calibration import Calibration, read_calibrations, save_calibrations
+from flopwatch.state_file import StateFile, usable_state_path
 from probes.baseline import Baseline
-from probes.state import Calibration, ProbesState, StateFile, usable_state_path
+from probes.device_states import SECTION, SavedProbes, saved_probes
 
 
 BASELINE = Baseline(versions="v1", shape=(64, 64, 64), digest="aa", best=2.0, recent=(1.0, 2.0))
@@ -16,7 +18,7 @@ BASELINE = Baseline(versions="v1", shape=(64, 64, 64), digest="aa", best=2.0, re
 BROKEN_BASELINE = (
     b'{"version": 1, "probes": {"baselines": {"GPU-0": {"g": {"versions": "v", %s}}}}}'
 )
-STATE = ProbesState(baselines={"GPU-0": {"gemm_fp32": BASELINE}}, charges={"GPU-0": [(1.0, 0.5)]})
+STATE = SavedProbes(baselines={"GPU-0": {"gemm_fp32": BASELINE}}, charges={"GPU-0": [(1.0, 0.5)]})
 
 
 @pytest.fixture
@@ -37,15 +39,15 @@ def broken_files(path):
 
 def test_what_is_saved_is_read_again(path):
     """All of it, by another process that reads the file anew."""
-    StateFile(path).save_probes(STATE)
+    StateFile(path).save(SECTION, STATE)
 
-    assert StateFile(path).probes() == STATE
+    assert saved_probes(StateFile(path)) == STATE
     assert json.loads(path.read_text())["version"] == 1
 
 
 def test_a_missing_file_is_an_empty_state(path, events):
     """The first start is no reason for a warning."""
-    assert StateFile(path).probes() == ProbesState()
+    assert saved_probes(StateFile(path)) == SavedProbes()
     assert events == []
 
 
@@ -76,9 +78,9 @@ def test_a_broken_file_is_moved_aside(path, events, content):
     path.write_bytes(content)
     file = StateFile(path)
 
-    assert file.probes() == ProbesState()
-    file.save_probes(STATE)
-    assert StateFile(path).probes() == STATE
+    assert saved_probes(file) == SavedProbes()
+    file.save(SECTION, STATE)
+    assert saved_probes(StateFile(path)) == STATE
     assert len(broken_files(path)) == 1
     assert (path.parent / broken_files(path)[0]).read_bytes() == content
     assert [event["event"] for event in events] == ["state_broken"]
@@ -87,13 +89,13 @@ def test_a_broken_file_is_moved_aside(path, events, content):
 def test_each_owner_keeps_the_others_section(path):
     """The daemon saving its baselines leaves what `calibrate` wrote meanwhile, and the reverse."""
     daemon, command = StateFile(path), StateFile(path)
-    daemon.save_probes(STATE)
-    command.save_calibration("GPU-0", {"bf16": Calibration(0.01, 5.0)})
-    command.save_calibration("GPU-0", {"fp8": Calibration(-0.02, 6.0)})
-    daemon.save_probes(ProbesState())
+    daemon.save(SECTION, STATE)
+    save_calibrations(command, "GPU-0", {"bf16": Calibration(0.01, 5.0)})
+    save_calibrations(command, "GPU-0", {"fp8": Calibration(-0.02, 6.0)})
+    daemon.save(SECTION, SavedProbes())
 
-    assert daemon.probes() == ProbesState()
-    assert daemon.calibration() == {
+    assert saved_probes(daemon) == SavedProbes()
+    assert read_calibrations(daemon) == {
         "GPU-0": {"bf16": Calibration(0.01, 5.0), "fp8": Calibration(-0.02, 6.0)}
     }
 
@@ -102,8 +104,8 @@ def test_many_writers_lose_nothing(path):
     """Eight threads, each with its own handle as a process would have, all survive in the file."""
     threads = [
         threading.Thread(
-            target=StateFile(path).save_calibration,
-            args=(f"GPU-{number}", {"bf16": Calibration(number / 100, 1.0)}),
+            target=save_calibrations,
+            args=(StateFile(path), f"GPU-{number}", {"bf16": Calibration(number / 100, 1.0)}),
         )
         for number in range(8)
     ]
@@ -111,10 +113,10 @@ def test_many_writers_lose_nothing(path):
         thread.start()
     for thread in threads:
         thread.join()
-    StateFile(path).save_probes(STATE)
+    StateFile(path).save(SECTION, STATE)
 
-    assert len(StateFile(path).calibration()) == 8
-    assert StateFile(path).probes() == STATE
+    assert len(read_calibrations(StateFile(path))) == 8
+    assert saved_probes(StateFile(path)) == STATE
 
 
 def test_a_disk_that_refuses_is_warned_of_once(path, events, monkeypatch):
@@ -126,31 +128,31 @@ def test_a_disk_that_refuses_is_warned_of_once(path, events, monkeypatch):
     file = StateFile(path)
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        file.save_probes(STATE)
-        file.save_probes(STATE)
+        file.save(SECTION, STATE)
+        file.save(SECTION, STATE)
 
-        assert file.probes() == STATE
+        assert saved_probes(file) == STATE
         assert not path.exists()
         assert list(path.parent.glob("*.tmp-*")) == []
         assert [event["event"] for event in events] == ["state_not_saved"]
 
-    file.save_probes(STATE)
+    file.save(SECTION, STATE)
 
-    assert StateFile(path).probes() == STATE
+    assert saved_probes(StateFile(path)) == STATE
     assert [event["event"] for event in events] == ["state_not_saved", "state_saved_again"]
 
 
 def test_a_crash_before_the_rename_leaves_the_old_file(path, monkeypatch):
     """The new content is written beside it and takes its name only when it is whole."""
     file = StateFile(path)
-    file.save_probes(STATE)
+    file.save(SECTION, STATE)
     old = path.read_bytes()
 
     def crash(*_):
         raise OSError("power cut")
 
     monkeypatch.setattr("pathlib.Path.replace", crash)
-    file.save_probes(ProbesState())
+    file.save(SECTION, SavedProbes())
 
     assert path.read_bytes() == old
 

@@ -1,4 +1,4 @@
-"""The state file: baselines, calibration and recent charges, across restarts.
+"""The state file: what must be known across restarts, and by several processes.
 
 One JSON object with a version and named sections. Each section has one owner; an update replaces
 its own section and keeps the others, under a lock, through a temporary file that is synced and
@@ -14,12 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
-
-from probes.baseline import Baseline, Seconds
 
 
 STATE_VERSION: Final = 1
@@ -32,24 +30,7 @@ _LOCK_RETRY_SECONDS: Final = 0.02
 log = structlog.get_logger(__name__)
 
 
-class Calibration(msgspec.Struct, frozen=True):
-    """The signed error of the FLOP counter in one precision: counted over true, minus 1."""
-
-    error_ratio: float
-    timestamp_seconds: float
-
-
-class ProbesState(msgspec.Struct, frozen=True):
-    """The section `probes`: what the probe service keeps."""
-
-    baselines: dict[str, dict[str, Baseline]] = {}
-    """By device UUID and kernel."""
-    charges: dict[str, list[tuple[float, Seconds]]] = {}
-    """By device UUID: Unix time and seconds of each charge of the last hours."""
-
-
-CalibrationState = dict[str, dict[str, Calibration]]
-"""The section `calibration`: by device UUID and precision."""
+_Section = TypeVar("_Section")
 
 
 def usable_state_path(preferred: Path) -> Path:
@@ -79,32 +60,8 @@ class StateFile:
         self._lock = threading.Lock()
         self._warned = False
 
-    def probes(self) -> ProbesState:
-        """The probes' section; empty when there is none or it cannot be used."""
-        return self._section("probes", ProbesState) or ProbesState()
-
-    def calibration(self) -> CalibrationState:
-        """The calibration's section; empty when there is none or it cannot be used."""
-        return self._section("calibration", CalibrationState) or {}
-
-    def save_probes(self, state: ProbesState) -> None:
-        """Replace the probes' section."""
-        self._update("probes", lambda _: msgspec.to_builtins(state))
-
-    def save_calibration(self, uuid: str, errors: dict[str, Calibration]) -> None:
-        """Replace one device's calibration."""
-
-        def change(section: Any) -> Any:
-            try:
-                current = msgspec.convert(section or {}, CalibrationState)
-            except msgspec.ValidationError:
-                current = {}
-            current[uuid] = {**current.get(uuid, {}), **errors}
-            return msgspec.to_builtins(current)
-
-        self._update("calibration", change)
-
-    def _section(self, name: str, kind: Any) -> Any:
+    def read(self, name: str, kind: type[_Section]) -> _Section | None:
+        """A section as a value of this type; None when there is none or it cannot be used."""
         with self._lock:
             document = self._read()
             if name not in document:
@@ -115,8 +72,12 @@ class StateFile:
                 self._move_aside(f"{name}: {error}")
                 return None
 
-    def _update(self, name: str, change: Callable[[Any], Any]) -> None:
-        """Replace a section by `change` of it."""
+    def save(self, name: str, section: Any) -> None:
+        """Replace a section by a value that msgspec can encode."""
+        self.update(name, lambda _before: msgspec.to_builtins(section))
+
+    def update(self, name: str, change: Callable[[Any], Any]) -> None:
+        """Replace a section, as plain data, by `change` of it; None stands for no section."""
         with self._lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
