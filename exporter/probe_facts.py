@@ -4,12 +4,12 @@ The probes run in a process of their own (`probes/`); here is only the way from 
 facts that their gates and their judgement need.
 """
 
-import os
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
+from exporter import procfs
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
 from exporter.readings import FastReading, SlowReading
@@ -17,8 +17,6 @@ from exporter.state import UNKNOWN, DeviceState, State
 from probes.facts import ComputeMode, DeviceFacts, ProcessFacts
 
 
-# Field 22 of /proc/<pid>/stat, counted from 1: the start time in clock ticks since boot.
-_START_TIME_FIELD = 22
 _COMPUTE_MODES = frozenset({"default", "exclusive_process", "exclusive_thread", "prohibited"})
 
 
@@ -30,45 +28,33 @@ class ProcessAges:
     it, it is taken for new, which is the careful side.
     """
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
+    def __init__(self, proc: Path = procfs.PROC) -> None:
         self._proc = proc
-        self._first_seen: dict[tuple[str, int], float] = {}
+        # First sight by device, process id and start time: ids are given out again.
+        self._first_seen: dict[tuple[str, int, int | None], float] = {}
         self._watched: set[str] = set()
 
     def ages(self, uuid: str, pids: Iterable[int], now: float) -> tuple[ProcessFacts, ...]:
         """The processes of a device with their ages; `now` is the monotonic clock."""
-        present = set(pids)
-        for key in [k for k in self._first_seen if k[0] == uuid and k[1] not in present]:
-            del self._first_seen[key]
-        processes = []
-        for pid in sorted(present):
-            started = self._age_since_start(pid)
-            known = (uuid, pid) in self._first_seen
-            if not known:
-                before_us = uuid not in self._watched and started is not None
-                first = now - (started or 0.0) if before_us else now
-                self._first_seen[uuid, pid] = first
-            seen = now - self._first_seen[uuid, pid]
-            processes.append(ProcessFacts(pid, seen if started is None else min(seen, started)))
+        first_seen: dict[tuple[str, int, int | None], float] = {}
+        facts = []
+        for pid in sorted(set(pids)):
+            process = procfs.process(pid, self._proc)
+            started = procfs.age_seconds(process, self._proc) if process else None
+            key = (uuid, pid, process.start_ticks if process else None)
+            before_us = uuid not in self._watched and started is not None
+            first = now - (started or 0.0) if before_us else now
+            first_seen[key] = first = self._first_seen.get(key, first)
+            facts.append(ProcessFacts(pid, now - first))
+        self._first_seen = {k: at for k, at in self._first_seen.items() if k[0] != uuid}
+        self._first_seen.update(first_seen)
         self._watched.add(uuid)
-        return tuple(processes)
+        return tuple(facts)
 
     def forget_all_but(self, uuids: Container[str]) -> None:
         """Let go of devices that are gone: MIG instances are made anew with other UUIDs."""
         self._watched = {uuid for uuid in self._watched if uuid in uuids}
         self._first_seen = {key: at for key, at in self._first_seen.items() if key[0] in uuids}
-
-    def _age_since_start(self, pid: int) -> float | None:
-        try:
-            # Not by Path: it interns every part, and the interpreter's table of these never shrinks.
-            with open(f"{self._proc}/{pid}/stat", errors="replace") as file:  # noqa: PTH123
-                stat = file.read()
-            uptime = float((self._proc / "uptime").read_text().split()[0])
-            # The name, in parentheses, may hold spaces; what follows begins with field 3.
-            ticks = int(stat.rsplit(")", 1)[1].split()[_START_TIME_FIELD - 3])
-        except (OSError, ValueError, IndexError):
-            return None
-        return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 class ProbeFacts:

@@ -1,16 +1,140 @@
-"""Names of processes by pid, from /proc: no driver call, and none for a process that has gone."""
+"""Processes as /proc shows them: the one place that reads it.
 
+A process may end between any two readings, and its id be given to another: whoever remembers an id
+remembers the start time with it. Another user's files, and those of other pid namespaces, are not
+ours to see; all that cannot be read is as good as not there. Paths are strings: Path interns every
+part, and process ids come and go in the interpreter's table of these, which never shrinks.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 
-def process_name(pid: int, proc: Path = Path("/proc")) -> str:
-    """The process's command name, as `ps` shows it; `unknown` if it is gone or hidden.
+PROC = Path("/proc")
+# A cgroup file or command line is a few hundred bytes; a socket table has a line for each socket.
+_FILE_BYTES_MAX = 16 * 1024
+_TABLE_BYTES_MAX = 8 * 2**20
+_LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
+_OWNER = re.compile(r"^Uid:\s*(\d+)", re.MULTILINE)
+# Fields of /proc/<pid>/stat, counted from 1; those after the name begin with field 3.
+_PARENT_FIELD, _START_TIME_FIELD, _FIRST_FIELD = 4, 22, 3
 
-    Read anew each time: pids are handed out again, and a name kept would be another's.
-    """
+
+class Process(NamedTuple):
+    """A process: its id, its parent's, and when it started in clock ticks since boot."""
+
+    pid: int
+    parent: int
+    start_ticks: int
+
+
+def read(pid: int, file: str, proc: Path = PROC) -> str:
+    """The beginning of a file of a process, such as `cgroup`; empty if it cannot be read."""
+    return _text(f"{proc}/{pid}/{file}", _FILE_BYTES_MAX)
+
+
+def process_name(pid: int, proc: Path = PROC) -> str:
+    """The process's command name, as `ps` shows it; `unknown` if it is gone or hidden."""
+    return read(pid, "comm", proc).strip() or "unknown"
+
+
+def process(pid: int, proc: Path = PROC) -> Process | None:
+    """The process of this id now; None if there is none to be seen."""
+    # The name, in parentheses, may hold spaces and parentheses.
+    fields = read(pid, "stat", proc).rpartition(")")[2].split()
     try:
-        # Not by Path: it interns every part, and the interpreter's table of these never shrinks.
-        with open(f"{proc}/{pid}/comm", errors="replace") as file:  # noqa: PTH123
-            return file.read(64).strip() or "unknown"
+        return Process(
+            pid,
+            int(fields[_PARENT_FIELD - _FIRST_FIELD]),
+            int(fields[_START_TIME_FIELD - _FIRST_FIELD]),
+        )
+    except (IndexError, ValueError):
+        return None
+
+
+def age_seconds(found: Process, proc: Path = PROC) -> float | None:
+    """How long ago the process started."""
+    try:
+        uptime = float(_text(f"{proc}/uptime", _FILE_BYTES_MAX).split()[0])
+    except (IndexError, ValueError):
+        return None
+    return max(0.0, uptime - found.start_ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def owner(pid: int, proc: Path = PROC) -> int | None:
+    """The user id that the process runs under."""
+    found = _OWNER.search(read(pid, "status", proc))
+    return int(found[1]) if found else None
+
+
+def processes(proc: Path = PROC) -> list[Process]:
+    """All processes that can be seen."""
+    return [found for pid in _pids(proc) if (found := process(pid, proc)) is not None]
+
+
+def with_descendants(roots: Collection[int], proc: Path = PROC) -> frozenset[int]:
+    """The processes `roots` and all that they have started, at any depth.
+
+    A process that is older than its parent is none of its children: the parent's id is another's now.
+    """
+    if not roots:
+        return frozenset()
+    known = processes(proc)
+    by_pid = {each.pid: each for each in known}
+    children: dict[int, list[Process]] = {}
+    for each in known:
+        parent = by_pid.get(each.parent)
+        if parent is not None and parent.start_ticks <= each.start_ticks:
+            children.setdefault(parent.pid, []).append(each)
+    found, open_ends = set(roots), list(roots)
+    while open_ends:
+        for child in children.get(open_ends.pop(), ()):
+            if child.pid not in found:
+                found.add(child.pid)
+                open_ends.append(child.pid)
+    return frozenset(found)
+
+
+def listeners(port: int, proc: Path = PROC) -> frozenset[int]:
+    """The processes that listen on a TCP port. Other users' need root or CAP_SYS_PTRACE."""
+    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port, proc)}
+    if not sockets:
+        return frozenset()
+    return frozenset(pid for pid in _pids(proc) if _holds(f"{proc}/{pid}/fd", sockets))
+
+
+def _listening_inodes(port: int, proc: Path) -> Iterable[str]:
+    for name in ("tcp", "tcp6"):
+        for line in _text(f"{proc}/net/{name}", _TABLE_BYTES_MAX).splitlines()[1:]:
+            fields = line.split()
+            if len(fields) < 10 or fields[3] != _LISTEN:
+                continue
+            if int(fields[1].rpartition(":")[2], 16) == port:
+                yield fields[9]
+
+
+def _holds(folder: str, sockets: Collection[str]) -> bool:
+    try:
+        with os.scandir(folder) as links:
+            return any(os.readlink(link.path) in sockets for link in links)  # noqa: PTH115
     except OSError:
-        return "unknown"
+        return False
+
+
+def _pids(proc: Path) -> list[int]:
+    try:
+        with os.scandir(proc) as entries:
+            return [int(entry.name) for entry in entries if entry.name.isdecimal()]
+    except OSError:
+        return []
+
+
+def _text(path: str, limit: int) -> str:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return file.read(limit).decode("utf-8", "replace")
+    except OSError:
+        return ""

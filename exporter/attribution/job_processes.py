@@ -14,13 +14,12 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from exporter import procfs
 from exporter.attribution.snapshot import DeviceKey, JobUse
 from exporter.state import State
 
 
 _PROCESSES_PER_DEVICE_MAX = 1024
-# A process is in a dozen hierarchies at most, with paths of a few hundred bytes.
-_FILE_BYTES_MAX = 16 * 1024
 _SLURM_JOB = re.compile(
     r"^\d+:[^\n]*slurm[^\n]*/(?:job_(\d{1,18})(?:/|$)|(s[0-9A-HJKMNP-TV-Z]{13})/step_)",
     re.MULTILINE,
@@ -28,8 +27,6 @@ _SLURM_JOB = re.compile(
 _SLUID = re.compile(r"s[0-9A-HJKMNP-TV-Z]{13}")
 # A task may be a script that starts another; a bound for what cannot be a tree.
 _ANCESTORS_MAX = 64
-_PARENT = re.compile(r"^PPid:\s*(\d+)", re.MULTILINE)
-_OWNER = re.compile(r"^Uid:\s*(\d+)", re.MULTILINE)
 _STEP_DAEMON = re.compile(r"slurmstepd: \[(\d{1,18})[.+\]]")
 
 
@@ -45,7 +42,7 @@ def device_processes(state: State) -> dict[DeviceKey, frozenset[int]]:
 
 
 def slurm_jobs(
-    processes: Mapping[DeviceKey, frozenset[int]], proc: Path = Path("/proc")
+    processes: Mapping[DeviceKey, frozenset[int]], proc: Path = procfs.PROC
 ) -> tuple[JobUse, ...]:
     """The jobs of these processes, each once per device."""
     return tuple(dict.fromkeys(_jobs(processes, proc)))
@@ -59,21 +56,23 @@ def _jobs(processes: Mapping[DeviceKey, frozenset[int]], proc: Path) -> Iterator
                 yield JobUse(device, job)
 
 
-def process_job(pid: int, proc: Path = Path("/proc")) -> str | None:
+def process_job(pid: int, proc: Path = procfs.PROC) -> str | None:
     """The Slurm job of a process; None where it is in none, gone, or not ours to see.
 
     The job's number, or its SLUID where nothing on this host tells the number.
     """
-    # Not by Path: it interns every part, and the interpreter's table of these never shrinks.
-    job = slurm_job(f"{proc}/{pid}/cgroup")
-    if job is not None and _SLUID.fullmatch(job):
-        return _number_by_ancestors(pid, proc) or job
-    return job
+    process = procfs.process(pid, proc)
+    job = slurm_job(procfs.read(pid, "cgroup", proc))
+    if process is None or job is None:
+        return None
+    if _SLUID.fullmatch(job):
+        job = _number_by_ancestors(process, proc) or job
+    # Had it ended meanwhile, the answers might be of two processes.
+    return job if procfs.process(pid, proc) == process else None
 
 
-def slurm_job(path: str | Path) -> str | None:
-    """The job in a process' cgroup file, by number or SLUID; None where there is none."""
-    groups = _read(path)
+def slurm_job(groups: str) -> str | None:
+    """The job in the text of a process' cgroup file, by number or SLUID; None where there is none."""
     found = _SLURM_JOB.search(groups)
     return (found[1] or found[2]) if found else None
 
@@ -83,28 +82,17 @@ def is_sluid(job: str) -> bool:
     return _SLUID.fullmatch(job) is not None
 
 
-def _number_by_ancestors(pid: int, proc: Path) -> str | None:
+def _number_by_ancestors(process: procfs.Process, proc: Path) -> str | None:
     """The job's number in the title of the slurmstepd that started the process.
 
     Only a process of root's is believed: everybody may call himself slurmstepd.
     """
     for _generation in range(_ANCESTORS_MAX):
-        parent = _PARENT.search(_read(f"{proc}/{pid}/status"))
-        if parent is None or parent[1] in ("0", "1"):
+        parent = procfs.process(process.parent, proc)
+        if process.parent <= 1 or parent is None or parent.start_ticks > process.start_ticks:
             return None
-        pid = int(parent[1])
-        title = _STEP_DAEMON.match(_read(f"{proc}/{pid}/cmdline"))
-        if title is None:
-            continue
-        owner = _OWNER.search(_read(f"{proc}/{pid}/status"))
-        return title[1] if owner is not None and owner[1] == "0" else None
+        process = parent
+        title = _STEP_DAEMON.match(procfs.read(process.pid, "cmdline", proc))
+        if title is not None:
+            return title[1] if procfs.owner(process.pid, proc) == 0 else None
     return None
-
-
-def _read(path: str | Path) -> str:
-    """The beginning of a file of /proc; empty where it is gone, or not ours to see."""
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            return file.read(_FILE_BYTES_MAX).decode("utf-8", "replace")
-    except OSError:
-        return ""

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
+from exporter import procfs
 from exporter.http_client import ScrapeError
 from exporter.inference.engines.registry import ENGINES, PREFIXES
 from exporter.inference.engines.registry import identify as identify_prefixes
@@ -20,6 +23,7 @@ DEFAULT_PORTS: tuple[int, ...] = (
 )
 PATHS: tuple[str, ...] = tuple(dict.fromkeys(engine.path for engine in ENGINES.values()))
 PORT_TIMEOUT_SECONDS = 1.0
+_LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1", "0.0.0.0"})  # noqa: S104 - compared
 
 # Lists endpoints as pairs of a name and a metrics address, for instance of Kubernetes pods.
 ListPods = Callable[[], Iterable[tuple[str, str]]]
@@ -62,3 +66,15 @@ def identify(url: str, *, fetch: Fetch = fetch_text) -> str | None:
     except ScrapeError:
         return None
     return identify_prefixes(parse(text, (), PREFIXES).prefixes)
+
+
+def serving_processes(url: str, proc: Path = procfs.PROC) -> frozenset[int]:
+    """Return the processes behind a local address; empty where it is remote or not ours to see.
+
+    An engine's API server listens and its workers hold the GPUs: all that the listener has started
+    belongs to it.
+    """
+    parts = urlsplit(url)
+    if parts.hostname not in _LOCAL_HOSTS:
+        return frozenset()
+    return procfs.with_descendants(procfs.listeners(parts.port or 80, proc), proc)

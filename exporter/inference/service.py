@@ -10,12 +10,16 @@ import structlog
 from exporter.http_client import without_credentials
 from exporter.inference.account import Account, Locate, ModelSettings
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig, check_names
-from exporter.inference.discovery import Endpoint, discover_pods, discover_ports
+from exporter.inference.discovery import (
+    Endpoint,
+    discover_pods,
+    discover_ports,
+    serving_processes,
+)
 from exporter.inference.engines.registry import ENGINES
 from exporter.inference.launch import Launch, launch_of
 from exporter.inference.models.locate import locate_config
 from exporter.inference.present import Split, precision_of, present
-from exporter.inference.processes import serving_processes
 from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text
 from exporter.inference.snapshot import (

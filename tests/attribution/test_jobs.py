@@ -25,9 +25,8 @@ SLUID = "s5K1KKYAYG5D00"
 def process(proc: Path, pid: int, *, parent: int, title: str, owner: int = 1000) -> None:
     """A process in a /proc of the test's own."""
     (proc / str(pid)).mkdir()
-    (proc / str(pid) / "status").write_text(
-        f"Name:\tx\nPPid:\t{parent}\nUid:\t{owner}\t{owner}\t{owner}\t{owner}\n"
-    )
+    (proc / str(pid) / "stat").write_text(f"{pid} (x) S {parent} {'0 ' * 17}{pid} 0")
+    (proc / str(pid) / "status").write_text(f"Name:\tx\nUid:\t{owner}\t{owner}\t{owner}\t{owner}\n")
     (proc / str(pid) / "cmdline").write_text(title)
 
 
@@ -143,11 +142,9 @@ class TestSlurmProcesses:
             "0::/../../slurmstepd.scope/job_42\n",
         ],
     )
-    def test_the_job_stands_in_the_control_group(self, tmp_path: Path, groups: str):
+    def test_the_job_stands_in_the_control_group(self, groups: str):
         """Cgroup v1 and v2, one or several slurmd on a host, seen from inside a namespace."""
-        (tmp_path / "cgroup").write_text(groups)
-
-        assert slurm_job(tmp_path / "cgroup") == "42"
+        assert slurm_job(groups) == "42"
 
     @pytest.mark.parametrize(
         "groups",
@@ -162,11 +159,9 @@ class TestSlurmProcesses:
             "",
         ],
     )
-    def test_other_control_groups_are_no_jobs(self, tmp_path: Path, groups: str):
+    def test_other_control_groups_are_no_jobs(self, groups: str):
         """A user's session, a pod that calls itself job_42, and Slurm's own daemon."""
-        (tmp_path / "cgroup").write_text(groups)
-
-        assert slurm_job(tmp_path / "cgroup") is None
+        assert slurm_job(groups) is None
 
     def test_a_job_by_its_sluid_has_its_daemons_number(self, tmp_path: Path):
         """Slurm 26.05 names the control group by SLUID; the daemon above the process has the number."""
@@ -208,12 +203,12 @@ class TestSlurmProcesses:
 
     def test_a_process_that_has_gone_is_in_no_job(self, tmp_path: Path):
         """Between the driver's list and our look a process may end."""
-        assert slurm_job(tmp_path / "cgroup") is None
+        assert process_job(4711, tmp_path) is None
 
     def test_jobs_are_listed_once_per_device(self, tmp_path: Path):
         """Two processes of one job on a GPU, and one of another job on another."""
         for pid, job in ((10, 7), (11, 7), (12, 8), (13, None)):
-            (tmp_path / str(pid)).mkdir()
+            process(tmp_path, pid, parent=1, title="python\0")
             path = f"/system.slice/slurmstepd.scope/job_{job}/step_0" if job else "/user.slice"
             (tmp_path / str(pid) / "cgroup").write_text(f"0::{path}\n")
         view = host(gpu("0", "GPU-aa", pids=(10, 11)), gpu("1", "GPU-bb", pids=(12, 13, 99)))
@@ -228,7 +223,7 @@ class TestSlurmProcesses:
     ):
         """What the interpreter interns it never gives back, and ids of processes come and go."""
         interned: list[str] = []
-        (tmp_path / "4711").mkdir()
+        process(tmp_path, 4711, parent=1, title="python\0")
         (tmp_path / "4711" / "cgroup").write_text("0::/system.slice/slurmstepd.scope/job_7/step_0")
         view = host(gpu("0", "GPU-aa", pids=(4711,)))
         monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
@@ -242,7 +237,7 @@ class TestSlurmProcesses:
         """The real /proc is read without a fault; this test runs in no Slurm job."""
         view = host(gpu("0", "GPU-aa", pids=(os.getpid(),)))
 
-        expected = slurm_job(Path("/proc/self/cgroup"))
+        expected = slurm_job(Path("/proc/self/cgroup").read_text())
         assert [use.job for use in slurm_jobs(device_processes(view))] == (
             [] if expected is None else [expected]
         )

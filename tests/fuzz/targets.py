@@ -18,7 +18,7 @@ from exporter import http_client as http
 from exporter.attribution import grpc, pod_resources
 from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.job_mapping import read_jobs
-from exporter.attribution.job_processes import slurm_job
+from exporter.attribution.job_processes import is_sluid, slurm_job
 from exporter.calibration import read_calibrations
 from exporter.collect.dcgm import exposition as dcgm
 from exporter.config.load import ConfigOrigin, load_config
@@ -146,9 +146,8 @@ def read_job_mapping(data: bytes) -> None:
 
 def read_control_groups(data: bytes) -> None:
     """/proc/<pid>/cgroup."""
-    with _file(data, "cgroup") as path:
-        job = slurm_job(path)
-        assert job is None or job.isdigit()
+    job = slurm_job(data.decode("utf-8", "replace"))
+    assert job is None or job.isdigit() or is_sluid(job)
 
 
 def read_engine_answer(data: bytes) -> None:

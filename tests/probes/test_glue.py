@@ -148,6 +148,16 @@ class TestAges:
 
         assert ages.ages("GPU-0", [8], 70.0) == (ProcessFacts(8, 0.0),)
 
+    def test_another_process_under_the_same_number_is_new(self, proc):
+        """Process 7 has ended, and its number was given to one that started at 990 s."""
+        ages = ProcessAges(proc)
+        ages.ages("GPU-0", [7], 50.0)
+        (proc / "7" / "stat").unlink()
+        (proc / "7").rmdir()
+        self.start(proc, 7, 990)
+
+        assert ages.ages("GPU-0", [7], 60.0) == (ProcessFacts(7, 0.0),)
+
     def test_each_gpu_has_its_own_sight(self, proc):
         """Opening a second GPU is new there."""
         ages = ProcessAges(proc)

@@ -4,8 +4,13 @@ import os
 import socket
 import sys
 
-from exporter.inference.discovery import DEFAULT_PORTS, Endpoint, discover_pods, discover_ports
-from exporter.inference.processes import serving_processes
+from exporter.inference.discovery import (
+    DEFAULT_PORTS,
+    Endpoint,
+    discover_pods,
+    discover_ports,
+    serving_processes,
+)
 from tests.inference.engines import server
 from tests.inference.engines.server import exposition, serving
 
@@ -57,6 +62,11 @@ class TestPods:
         assert found == (Endpoint("chat-0", "tgi", engine.url),)
 
 
+def stat(pid, command, parent, *, started):
+    """/proc/<pid>/stat, as far as the start time."""
+    return f"{pid} ({command}) S {parent} {'0 ' * 17}{started} 0"
+
+
 class TestProcesses:
     def test_the_listener_of_this_process_is_found(self):
         """A real socket of this process, looked up in /proc."""
@@ -66,7 +76,7 @@ class TestProcesses:
             assert os.getpid() in serving_processes(f"http://127.0.0.1:{port}/metrics")
 
     def test_workers_belong_to_their_server(self, tmp_path):
-        """Listener 10 has the worker 11, and 11 the worker 12; 20 is someone else."""
+        """Listener 10 has the worker 11, and 11 the worker 12; 20 is someone else, and so is 9."""
         (tmp_path / "net").mkdir()
         (tmp_path / "net" / "tcp").write_text(
             "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
@@ -78,9 +88,10 @@ class TestProcesses:
             (11, 10, "a) b"),
             (12, 11, "w"),
             (20, 1, "x"),
+            (9, 11, "older than the parent whose id is another's now"),
         ):
             (tmp_path / str(pid) / "fd").mkdir(parents=True)
-            (tmp_path / str(pid) / "stat").write_text(f"{pid} ({command}) S {parent} 0 0")
+            (tmp_path / str(pid) / "stat").write_text(stat(pid, command, parent, started=pid))
         (tmp_path / "10" / "fd" / "3").symlink_to("socket:[777]")
         (tmp_path / "20" / "fd" / "3").symlink_to("socket:[888]")
 
@@ -91,7 +102,7 @@ class TestProcesses:
         interned = []
         (tmp_path / "4711" / "fd").mkdir(parents=True)
         (tmp_path / "4711" / "fd" / "3").symlink_to("socket:[777]")
-        (tmp_path / "4711" / "stat").write_text("4711 (vllm) S 1 0 0")
+        (tmp_path / "4711" / "stat").write_text(stat(4711, "vllm", 1, started=1))
         (tmp_path / "net").mkdir()
         (tmp_path / "net" / "tcp").write_text(
             "header\n   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 0 0 0 777 1\n"

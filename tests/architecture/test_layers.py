@@ -1,0 +1,130 @@
+"""The import graph of the daemon: layers, one upon the other, and nothing that goes round."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[2]
+# From the bottom up, as in docs/architecture.md. The longest name that fits a module is its part; a
+# part may import itself and all parts of the layers below, none beside it.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    (
+        "exporter.errors",
+        "exporter.http_client",
+        "exporter.logging_setup",
+        "exporter.procfs",
+        "exporter.readings",
+        "exporter.systemd",
+        "exporter.version",
+    ),
+    ("exporter.accounting",),
+    (
+        "exporter.attribution.settings",
+        "exporter.attribution.snapshot",
+        "exporter.calibration",
+        "exporter.collect.settings",
+        "exporter.inference.snapshot",
+    ),
+    ("exporter.precision", "exporter.state"),
+    ("exporter.attribution", "exporter.collect", "exporter.inference", "exporter.probe_facts"),
+    ("exporter.metrics",),
+    ("exporter.config",),
+    ("exporter.web",),
+    ("exporter.status",),
+    ("exporter.services",),
+    ("exporter.app", "exporter.check", "exporter.simulate"),
+    ("exporter.cli",),
+    ("exporter.__main__",),
+)
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """All modules of the daemon by name; packages are their `__init__`."""
+    found = {}
+    for path in sorted((ROOT / "exporter").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """The daemon's modules that a module imports, wherever in its file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(modules()[module].read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                names.add(name if name in modules() else node.module)
+    return frozenset(name for name in names if name in modules() and name != module)
+
+
+def part_of(module: str) -> str | None:
+    """The part of the daemon that a module belongs to."""
+    fitting = [part for part in LEVEL if f"{module}.".startswith(f"{part}.")]
+    return max(fitting, key=len, default=None)
+
+
+def test_every_module_has_its_layer() -> None:
+    """A new part is put into the list before it is used."""
+    assert [name for name in modules() if part_of(name) is None and name != "exporter"] == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_nothing_imports_upwards(module: str) -> None:
+    """A module imports its own part and the layers below: never one above, never one beside."""
+    own = part_of(module)
+    upwards = [
+        name
+        for name in sorted(imported(module))
+        if (part := part_of(name)) != own
+        and own is not None
+        and part is not None
+        and LEVEL[part] >= LEVEL[own]
+    ]
+
+    assert upwards == []
+
+
+def test_the_import_graph_has_no_circle() -> None:
+    """Not within a part either: every module can be read before those that use it."""
+    graph = {name: imported(name) for name in modules()}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"imports go round: {' -> '.join(error.args[1])}")
+
+
+def test_the_daemon_loads_no_other_command() -> None:
+    """`flopwatch serve` runs for months beside a server: of the others it carries nothing."""
+    code = (
+        "import sys\n"
+        "from exporter.cli.main import main\n"
+        "try: main(['serve', '--help'])\n"
+        "except SystemExit: pass\n"
+        "import exporter.app\n"
+        "print(*sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = result.stdout.splitlines()[-1].split()
+
+    assert "exporter.app" in loaded
+    others = ("exporter.check", "exporter.simulate", "torch", "numpy", "rich", "difflib")
+    assert [name for name in loaded if name.startswith(others)] == []
+    assert {name for name in loaded if name.startswith("exporter.cli.")} == {
+        "exporter.cli.main",
+        "exporter.cli.options",
+        "exporter.cli.serve",
+    }
