@@ -5,7 +5,6 @@ becomes a part of the next one.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 from exporter.attribution.service import HolderService
 from exporter.calibration import CalibrationFile

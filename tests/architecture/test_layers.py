@@ -14,12 +14,14 @@ ROOT = Path(__file__).parents[2]
 # From the bottom up, as in docs/architecture.md. The longest name that fits a module is its part; a
 # part may import itself and all parts of the layers below, none beside it.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("exporter.errors",),
     (
-        "exporter.errors",
         "exporter.http_client",
         "exporter.logging_setup",
         "exporter.procfs",
         "exporter.readings",
+        "exporter.signals",
+        "exporter.strict_yaml",
         "exporter.systemd",
         "exporter.version",
     ),
@@ -34,8 +36,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("exporter.precision", "exporter.state"),
     ("exporter.attribution", "exporter.collect", "exporter.inference", "exporter.probe_facts"),
     ("exporter.metrics",),
-    ("exporter.config",),
     ("exporter.web",),
+    ("exporter.config",),
     ("exporter.status",),
     ("exporter.services",),
     ("exporter.app", "exporter.check", "exporter.simulate"),
