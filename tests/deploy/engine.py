@@ -16,6 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path.home() / ".cache" / "flopwatch-tests"
+# podman notes in its database where it runs: the same place in every session.
+RUN = Path("/run/flopwatch-tests")
 SUITES = {"3.11": "bookworm", "3.13": "trixie"}
 TOOLS = ("podman", "runc", "debootstrap")
 _LIMIT = 16384
@@ -52,12 +54,12 @@ class Engine:
         (folder / "containers.conf").write_text(
             "[engine]\n"
             'runtime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
-            f'tmp_dir = "{folder}/tmp"\nnetwork_cmd_path = ""\n'
+            f'tmp_dir = "{RUN}/tmp"\nnetwork_cmd_path = ""\n'
             "[containers]\n"
             f"default_ulimits = [{_limits()}]\n"
         )
         (folder / "storage.conf").write_text(
-            f'[storage]\ndriver = "overlay"\ngraphroot = "{CACHE}/storage"\nrunroot = "{folder}/run"\n'
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{CACHE}/podman"\nrunroot = "{RUN}/run"\n'
         )
         self.environment = {
             **os.environ,
