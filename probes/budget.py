@@ -71,11 +71,16 @@ class Ledger:
         """Seconds charged within the last `window_seconds`."""
         return sum(c.seconds for c in self._charges if c.at > now - window_seconds)
 
-    def allowance(self, now: float) -> float:
-        """The longest device time a run may be allowed now; 0 when it must wait."""
+    def allowance(self, now: float, credit: float = 0.0) -> float:
+        """The longest device time a run may be allowed now; 0 when it must wait.
+
+        `credit` is what may be spent on top of one interval's budget. The hour's bound stays.
+        """
         bounds = self.limits
-        in_interval = bounds.usable_seconds - self.spent(
-            now, INTERVAL_SHARE * bounds.interval_seconds
+        in_interval = (
+            bounds.usable_seconds
+            + credit
+            - self.spent(now, INTERVAL_SHARE * bounds.interval_seconds)
         )
         in_horizon = (
             bounds.horizon_budget_seconds

@@ -101,12 +101,12 @@ class ProbeConfig:
     start_deadline_seconds: float = 120.0
     """Longest time for a worker to start, and for it to open a device: a cold import of torch can
     take a minute, and so can waking the GPUs where no persistence daemon keeps them awake."""
-    cpu_threads: int = option(
+    cpu_threads: int | None = option(
         "probes.cpu_threads",
-        integer(at_least=1, at_most=1024),
-        1,
-        "Threads of a probe on the host processor.",
-        "1",
+        optional(integer(at_least=1, at_most=1024)),
+        None,
+        "Threads of a probe on the host processor; without it one for each physical core that the daemon may use.",
+        "2",
     )
 
     def __post_init__(self) -> None:
@@ -118,13 +118,14 @@ class ProbeConfig:
             "request_deadline_seconds",
             "start_deadline_seconds",
             "memory_limit_bytes",
-            "cpu_threads",
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0")
         for name in ("hold_off_seconds", "gap_seconds", "min_free_memory_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            raise ValueError("cpu_threads must be greater than 0")
         if self.mig not in ("skip", "run"):
             raise ValueError("mig must be skip or run")
         if self.budget_seconds > self.interval_seconds:

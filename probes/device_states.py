@@ -1,6 +1,8 @@
 """The states over all devices: results, budgets, baselines, and what of them is kept on disk."""
 
+import math
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +24,8 @@ from probes.supervisor import outcome_of
 SECTION: Final = "probes"  # of the state file
 # MIG instances that are away and may come back: several partitions of a node of 16 GPUs.
 INSTANCES_KEPT: Final = 256
+# A worker that ends between two requests twice within this time is in somebody's way.
+IDLE_DEATH_SECONDS: Final = 300.0
 # Every device has it; it stands for the run that was to come when nothing is known of the device.
 FIRST_KERNEL: Final = "launch"
 
@@ -55,8 +59,11 @@ class ProbedDevice:
     held_back: dict[str, Backoff] = field(default_factory=dict)
     """By kernel, those in whose runs the worker ended."""
     baselines: dict[str, Baseline] = field(default_factory=dict)
-    next_kernel: str = ""
-    """Where the turn goes on that the budget cut short."""
+    attempted: dict[str, float] = field(default_factory=dict)
+    """By kernel, when it was last run, on the monotonic clock."""
+    misfits: Counter[str] = field(default_factory=Counter)
+    """By kernel, how often a whole interval's budget was too small for it."""
+    last_idle_death: float = -math.inf
     died: bool = False
     """The last worker ended against its will: the next start is a restart."""
     missing_logged: bool = False
@@ -120,6 +127,7 @@ class DeviceStates:
             self.limits = _limits(config)
             for state in (*self._devices.values(), *self._away.values()):
                 state.ledger.limits = self.limits
+                state.misfits.clear()
         return self.limits
 
     def skip(self, uuid: str, reason: Reason, count: int = 1) -> None:
@@ -139,7 +147,7 @@ class DeviceStates:
         state = self._devices[uuid]
         first = config.kernels[0] if config.kernels else FIRST_KERNEL
         with self.lock:
-            state.record.ended(state.next_kernel or first, outcome_of(word))
+            state.record.ended(first, outcome_of(word))
 
     def back_off(self, uuid: str, doing: str, text: str) -> None:
         """Note that a device's worker died, and wait before the next."""
@@ -153,6 +161,23 @@ class DeviceStates:
             error=text,
             retry_after_seconds=wait,
         )
+
+    def died_idle(self, uuid: str) -> bool:
+        """Note that a device's worker ended between two requests; whether to start it at once.
+
+        Somebody ended it, or the kernel did when memory ran out: no kernel failed. One that ends
+        again soon is started after a wait.
+        """
+        state = self._devices[uuid]
+        state.died = True
+        now = self.clock.monotonic()
+        again = now - state.last_idle_death < IDLE_DEATH_SECONDS
+        state.last_idle_death = now
+        if again:
+            self.back_off(uuid, "idle", "it ended between two requests again")
+        else:
+            log.info("probe_worker_restarted", gpu=state.record.device, why="it ended while idle")
+        return not again
 
     def restarting(self, uuid: str) -> None:
         """Note that a worker is started for a device; after a death that is a restart."""

@@ -52,3 +52,5 @@ class DeviceFacts:
     """Active reasons by NVML's names in snake case, such as `sw_thermal_slowdown`."""
     utilization_ratio: float | None = None
     driver_version: str = ""
+    headline_precision: str = ""
+    """The precision that the device's FLOPS are shown in; its GEMM comes first."""

@@ -81,10 +81,21 @@ def contention(
     return Contention(min(intrinsic * len(run_seconds), observed), observed)
 
 
+def undisturbed(result: Result) -> tuple[float, ...]:
+    """The times of the runs in which no thread had to wait for another program."""
+    if not result.preempted:
+        return result.run_seconds
+    return tuple(
+        span for span, gone in zip(result.run_seconds, result.preempted, strict=True) if not gone
+    )
+
+
 def undisturbed_run(run_seconds: Sequence[float]) -> float | None:
     """Mean of the fastest runs that agree with each other; None when too few do."""
     import statistics
 
+    if not run_seconds:
+        return None
     fastest = min(run_seconds)
     agreeing = [span for span in run_seconds if span <= fastest * (1 + AGREEING_SPREAD)]
     return statistics.fmean(agreeing) if len(agreeing) >= AGREEING_RUNS_MIN else None
@@ -147,7 +158,7 @@ def judge(
             span = span if span <= DISTURBED_LATENCY * min(runs) else None
     elif facts.kind == "cpu" or beside.share < SHARE_MIN:
         # A processor is shared at all times: with its scheduler, and unseen with a sibling thread.
-        span = undisturbed_run(runs)
+        span = undisturbed_run(undisturbed(result))
     else:
         span = statistics.median(runs)
     wrong = (

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from probes.allowance import MARGIN, Allowance, AllowanceError, pause
 from probes.arena import ArenaFullError
-from probes.device import Enqueue, ProbeDevice
+from probes.device import Chunk, Enqueue, ProbeDevice
 from probes.judgement import undisturbed_run
 from probes.kernels.base import Kernel, Prepared, Verification
 from probes.protocol import Result, Run
@@ -73,11 +73,12 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance
     if new:
         device.load(allowance, counted.run)
     if kernel.quantity == "latency":
-        runs, clocks = _launches(device, counted, request, allowance)
+        timed = _launches(device, counted, request, allowance)
     elif device.preemptible:
-        runs, clocks = _stretches(device, counted, request, allowance)
+        timed = _stretches(device, counted, request, allowance)
     else:
-        runs, clocks = _chunks(device, counted, request, allowance)
+        timed = _chunks(device, counted, request, allowance)
+    runs = timed.run_seconds
     verification = Verification() if not runs else prepared.verify(device, allowance)
     if len(runs) < TIMED_RUNS_MIN:
         raise AllowanceError(f"the allowance ended after {len(runs)} runs")
@@ -87,11 +88,12 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance
         work_per_run=prepared.work_per_run,
         run_seconds=tuple(runs),
         executed_runs=counted.runs,
-        clock_hertz=device.clock_hertz(clocks),
+        clock_hertz=device.clock_hertz(timed.clocks),
         digest=verification.digest,
         repeats_agree=verification.repeats_agree,
         exact=verification.exact,
         memory_bytes=device.memory_bytes(),
+        preempted=tuple(timed.preempted) if any(timed.preempted) else (),
     )
 
 
@@ -107,6 +109,27 @@ def _prepared(
             return bench.prepared(kernel, request.shape, request.peer, allowance)
     shape = bench.choose(kernel, allowance, request.max_chunk_seconds)
     return bench.prepared(kernel, shape, request.peer, allowance)
+
+
+@dataclass(slots=True)
+class _Timed:
+    """The runs that count, whether each was preempted, and readings of the clock."""
+
+    run_seconds: list[float] = field(default_factory=list)
+    preempted: list[bool] = field(default_factory=list)
+    clocks: list[Any] = field(default_factory=list)
+
+    def add(self, chunk: Chunk, dropped: int = 0) -> None:
+        """Take over a chunk, less its first runs."""
+        self.run_seconds += chunk.run_seconds[dropped:]
+        self.preempted += chunk.preempted[dropped:]
+        if chunk.clock is not None:
+            self.clocks.append(chunk.clock)
+
+    @property
+    def undisturbed_seconds(self) -> list[float]:
+        """The times of the runs that were not preempted."""
+        return [s for s, gone in zip(self.run_seconds, self.preempted, strict=True) if not gone]
 
 
 class _Counted:
@@ -128,51 +151,46 @@ class _Counted:
         return (lambda _: self.run(stretch)) if self.rotates_by_stretch else self.run
 
 
-def _chunks(
-    device: ProbeDevice, prepared: _Counted, request: Run, allowance: Allowance
-) -> tuple[list[float], list[Any]]:
-    """Times of the runs, and readings of the clock, over as many chunks as it takes.
+def _chunks(device: ProbeDevice, prepared: _Counted, request: Run, allowance: Allowance) -> _Timed:
+    """Time the runs over as many chunks as it takes.
 
     With gaps between them: on a GPU nothing preempts a kernel within a time slice.
     """
     # Dropped: the first run meets cold caches and clocks, the second one says how long a run takes.
     expected = min(device.chunk(allowance, prepared.run, 0, 2).run_seconds)
     number = 2
-    runs: list[float] = []
-    clocks: list[Any] = []
-    while len(runs) < request.timed_runs:
+    timed = _Timed()
+    while len(timed.run_seconds) < request.timed_runs:
         room = request.max_chunk_seconds - device.overhead_seconds
         count = max(1, min(RUNS_PER_CHUNK_MAX, int(room / expected)))
         # After a gap the first run finds cold caches: it is dropped where a second one fits into
         # the chunk.
         dropped = 1 if count > 1 else 0
-        count = min(count, request.timed_runs - len(runs) + dropped)
+        count = min(count, request.timed_runs - len(timed.run_seconds) + dropped)
         if not allowance.fits(count * expected + device.overhead_seconds):
             break
         pause(request.gap_seconds)
         chunk = device.chunk(allowance, prepared.run, number, count)
         number += count
-        runs += chunk.run_seconds[dropped:]
-        expected = min(runs)
-        if chunk.clock is not None:
-            clocks.append(chunk.clock)
-    return runs, clocks
+        timed.add(chunk, dropped)
+        expected = min(timed.run_seconds)
+    return timed
 
 
 def _stretches(
     device: ProbeDevice, prepared: _Counted, request: Run, allowance: Allowance
-) -> tuple[list[float], list[Any]]:
-    """Times of the runs, and readings of the clock, back to back, until enough of the fastest agree.
+) -> _Timed:
+    """Time the runs back to back, until enough of the fastest agree.
 
     A processor's scheduler takes it away in the middle of a run, so a gap protects nobody. It
     would only let the core fall asleep: the first milliseconds after that are cold and slow.
     """
     expected = min(device.chunk(allowance, prepared.in_stretch(0), 0, 2).run_seconds)
     number, stretches = 2, 1
-    runs: list[float] = []
-    clocks: list[Any] = []
-    while not runs or (
-        len(runs) < DISTURBED_FACTOR * request.timed_runs and undisturbed_run(runs) is None
+    timed = _Timed()
+    while not timed.run_seconds or (
+        len(timed.run_seconds) < DISTURBED_FACTOR * request.timed_runs
+        and undisturbed_run(timed.undisturbed_seconds) is None
     ):
         # Of each stretch the first run is dropped: it fills the caches.
         if not allowance.fits(2 * expected):
@@ -182,17 +200,15 @@ def _stretches(
         stretch = device.chunk(allowance, prepared.in_stretch(stretches), number, count)
         number += count
         stretches += 1
-        runs += stretch.run_seconds[1:]
-        expected = min(runs)
-        if stretch.clock is not None:
-            clocks.append(stretch.clock)
-    return runs, clocks
+        timed.add(stretch, 1)
+        expected = min(timed.undisturbed_seconds or timed.run_seconds)
+    return timed
 
 
 def _launches(
     device: ProbeDevice, prepared: _Counted, request: Run, allowance: Allowance
-) -> tuple[list[float], list[Any]]:
-    """Times of single launches; the first ones are dropped."""
+) -> _Timed:
+    """Time single launches; the first ones are dropped."""
 
     def launch() -> None:
         prepared.run(0)
@@ -201,10 +217,11 @@ def _launches(
     warm = device.launches(allowance, launch, LAUNCHES_WARM, limit)
     expected = statistics.median(warm.run_seconds)
     count = max(1, min(LAUNCHES_PER_CHUNK, int(limit / expected)))
-    runs: list[float] = []
+    timed = _Timed()
     # On a busy device one launch may take longer than a chunk should; a few are needed all the same.
-    while len(runs) < TIMED_RUNS_MIN:
+    while len(timed.run_seconds) < TIMED_RUNS_MIN:
         allowance.require(count * expected)
         pause(request.gap_seconds)
-        runs += device.launches(allowance, launch, count, limit).run_seconds
-    return runs, []
+        timed.add(device.launches(allowance, launch, count, limit))
+    timed.clocks.clear()
+    return timed

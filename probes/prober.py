@@ -1,5 +1,6 @@
 """One device's turn in a cycle: its kernels one after the other, until all ran or the budget ends."""
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,16 @@ ALLOWANCE_FACTOR: Final = 1.5
 NEW_KERNEL_SHARE: Final = 0.45
 # And takes about this part of its first run's time afterwards.
 FIRST_RUN_SHARE: Final = 0.6
+# The kernels that a host is judged by at first sight are due every interval, the others less often.
+HEADLINE_COPY: Final = "copy_device"
+OTHERS_PERIOD: Final = 3.0
+# On the host processor the first headline figures may take so many intervals' budget at once: a user
+# waits for them, and the size of their kernels has to be found. The hour's bound holds all the same.
+FIRST_CREDIT_INTERVALS: Final = 4.0
+# A kernel that found a whole interval's budget too small so often is left out.
+MISFITS_MAX: Final = 2
+WHOLE_SHARE: Final = 0.9
+OTHERS_RANK: Final = 2
 # An allowance that proved too small is raised by this much.
 RAISE_FACTOR: Final = 1.2
 
@@ -85,7 +96,7 @@ class Prober:
         if ready[uuid].kind == "cuda":
             self._check_memory(state, described)
         total = Contention(0.0, 0.0)
-        order = self._order(state, described)
+        order = self._order(state, described, ready[uuid])
         for position, kernel in enumerate(order):
             if self._stopping.is_set():
                 return
@@ -101,19 +112,19 @@ class Prober:
             baseline = state.baselines.get(kernel.name)
             if baseline is not None and baseline.versions != subject.versions:
                 baseline = None
-            allowance = self._allowance(state, baseline)
+            allowance = self._allowance(state, subject, baseline)
             if not allowance:
-                state.next_kernel = kernel.name
                 self._states.skip(uuid, "budget", len(order) - position)
                 break
+            state.attempted[kernel.name] = self._states.clock.monotonic()
             report = self._run(pooled, index, subject, baseline, allowance)
-            total = _plus(total, self._settle(subject, baseline, report))
+            total = _plus(total, self._settle(subject, baseline, report, allowance))
             if not pooled.worker.alive:
+                pooled.note_end()
                 if not self._stopping.is_set():
                     self._states.back_off(uuid, kernel.name, report.text)
                     # One kernel that always ends the worker must not keep the others from their turn.
                     state.hold_back(kernel.name, self._states.clock.monotonic())
-                    state.next_kernel = order[(position + 1) % len(order)].name
                 break
         if total.observed_seconds > 0:
             with self._states.lock:
@@ -133,6 +144,7 @@ class Prober:
         try:
             described = pooled.worker.describe(index)
         except WorkerFailedError as error:
+            pooled.note_end()
             self._states.settle(uuid, charge, error.device_seconds)
             if not self._stopping.is_set():
                 self._states.never_ran(uuid, self._config, error.outcome)
@@ -158,8 +170,13 @@ class Prober:
             )
             state.memory_logged = True
 
-    def _order(self, state: ProbedDevice, described: Described) -> list[KernelInfo]:
-        """The kernels to run, beginning where the last cycle's budget ended."""
+    def _order(
+        self, state: ProbedDevice, described: Described, facts: DeviceFacts
+    ) -> list[KernelInfo]:
+        """The kernels to run, by need: how long ago each was tried, over how often it is due.
+
+        What was never tried comes first, and of equals the headline GEMM and the copy.
+        """
         kernels = list(described.kernels)
         if self._config.kernels is not None:
             wanted = self._config.kernels
@@ -171,14 +188,28 @@ class Prober:
             if missing and not state.missing_logged:
                 log.info("probe_kernels_absent", gpu=state.record.device, kernels=sorted(missing))
             state.missing_logged = True
-        names = [kernel.name for kernel in kernels]
-        start = names.index(state.next_kernel) if state.next_kernel in names else 0
-        return kernels[start:] + kernels[:start]
+        kernels = [kernel for kernel in kernels if state.misfits[kernel.name] < MISFITS_MAX]
+        now = self._states.clock.monotonic()
 
-    def _allowance(self, state: ProbedDevice, baseline: Baseline | None) -> float:
+        def need(kernel: KernelInfo) -> tuple[float, int]:
+            # An operator who names kernels has said which of them matter.
+            named = self._config.kernels is not None
+            rank = OTHERS_RANK if named else _headline_rank(kernel, facts)
+            age = now - state.attempted.get(kernel.name, -math.inf)
+            return (-age if rank < OTHERS_RANK else -age / OTHERS_PERIOD, rank)
+
+        return sorted(kernels, key=need)
+
+    def _allowance(self, state: ProbedDevice, subject: Subject, baseline: Baseline | None) -> float:
         """What the next run may take; 0 when it has to wait for the budget."""
-        left = state.ledger.allowance(self._states.clock.monotonic())
         usable = state.ledger.limits.usable_seconds
+        first = (
+            subject.facts.kind == "cpu"
+            and _headline_rank(subject.kernel, subject.facts) < OTHERS_RANK
+            and subject.kernel.name not in state.record.last_success
+        )
+        credit = FIRST_CREDIT_INTERVALS * usable if first else 0.0
+        left = state.ledger.allowance(self._states.clock.monotonic(), credit)
         if baseline is None or baseline.device_seconds is None:
             return left if left >= NEW_KERNEL_SHARE * usable else 0.0
         wanted = ALLOWANCE_FACTOR * baseline.device_seconds + self._config.max_chunk_seconds
@@ -212,7 +243,7 @@ class Prober:
         return report
 
     def _settle(
-        self, subject: Subject, baseline: Baseline | None, report: RunReport
+        self, subject: Subject, baseline: Baseline | None, report: RunReport, allowance: float
     ) -> Contention | None:
         """Book a run's end: exactly one outcome, or a skip when the allowance was too small."""
         if report.result is not None:
@@ -221,6 +252,7 @@ class Prober:
         state = self._states[facts.uuid]
         if report.short_of_allowance:
             self._states.skip(facts.uuid, "budget")
+            self._note_misfit(state, kernel, allowance)
             if baseline is not None:
                 cost = max(baseline.device_seconds or 0.0, report.device_seconds) * RAISE_FACTOR
                 state.baselines[kernel.name] = msgspec.structs.replace(
@@ -239,6 +271,20 @@ class Prober:
                 error=report.text,
             )
         return None
+
+    def _note_misfit(self, state: ProbedDevice, kernel: KernelInfo, allowance: float) -> None:
+        """Leave out a kernel that a whole interval's budget was too small for, and say so once."""
+        if allowance < WHOLE_SHARE * state.ledger.limits.usable_seconds:
+            return
+        state.misfits[kernel.name] += 1
+        if state.misfits[kernel.name] == MISFITS_MAX:
+            log.warning(
+                "probe_kernel_left_out",
+                gpu=state.record.device,
+                kernel=kernel.name,
+                why="it does not fit the budget of an interval",
+                remedy="raise probes.budget",
+            )
 
     def _judge(
         self, subject: Subject, baseline: Baseline | None, result: Result, device_seconds: float
@@ -260,7 +306,8 @@ class Prober:
         )
         if verdict.outcome == "mismatch":
             _log_mismatch(subject, baseline, result)
-        elif baseline is None:
+        elif baseline is None and not (facts.kind == "cpu" and verdict.outcome == "contended"):
+            # A size chosen on a processor that others used is no good one: it is chosen again.
             baseline = Baseline(
                 versions=subject.versions,
                 shape=result.shape,
@@ -281,6 +328,13 @@ class Prober:
                 record.clock = Value(result.clock_hertz, now)
             record.judged(kernel, verdict, ratio, subject.peer_key, now=now, unix_time=clock.time())
         return None if kernel.quantity == "latency" else verdict.contention
+
+
+def _headline_rank(kernel: KernelInfo, facts: DeviceFacts) -> int:
+    """0 for the GEMM of the headline precision, 1 for the memory copy, OTHERS_RANK for the others."""
+    if kernel.quantity == "flops" and kernel.label == facts.headline_precision:
+        return 0
+    return 1 if kernel.name == HEADLINE_COPY else OTHERS_RANK
 
 
 def _subject(

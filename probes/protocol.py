@@ -106,7 +106,7 @@ class Described(Message, frozen=True, tag=True):
     versions: str
     """Software that decides a kernel's speed and bits: baselines hold only for the same."""
     units: int
-    """SMs the kernels use; threads on the host processor."""
+    """SMs the kernels use; cores of the host processor."""
     memory_bytes: int
     device_seconds: float
 
@@ -140,6 +140,8 @@ class Result(Message, frozen=True, tag=True):
     exact: bool | None
     """The result equals the one computed in exact integers on the host; None: not checked."""
     memory_bytes: int
+    preempted: tuple[bool, ...] = ()
+    """For each timed run, whether a thread of it had to wait for others; empty: none had."""
 
 
 class Failure(Message, frozen=True, tag=True):

@@ -181,10 +181,27 @@ class Scheduler:
             and self._started(pooled)
         ]
 
+    def revive(self) -> None:
+        """Start the workers again that ended between two cycles though they were to stay."""
+        if self._paused() or self.stopping.is_set():
+            return
+        for pooled in self._pool.stopped():
+            if not any(
+                self._states[uuid].backoff.active(self._states.clock.monotonic())
+                for uuid in pooled.uuids
+            ):
+                self._started(pooled)
+
     def _started(self, pooled: PooledWorker) -> bool:
         if pooled.worker.alive:
             return True
-        pooled.described.clear()
+        # Nobody knows of its end: it came between two requests.
+        waits = pooled.started and [
+            uuid for uuid in pooled.uuids if not self._states.died_idle(uuid)
+        ]
+        pooled.note_end()
+        if waits:
+            return False
         for uuid in pooled.uuids:
             self._states.restarting(uuid)
         try:
@@ -199,6 +216,7 @@ class Scheduler:
                     self._states.never_ran(uuid, self.config, error.outcome)
                     self._states.back_off(uuid, "start", error.text)
             return False
+        pooled.started = True
         return True
 
     def _log_torch_missing(self, text: str) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import socket
 import threading
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -16,6 +17,9 @@ from probes.schedule import first_delay, host_fraction, next_delay
 from probes.scheduler import FactsSource, Scheduler
 from probes.worker_pool import WorkerFactory, real_worker
 
+
+# How often it is looked whether the workers are still there.
+WATCH_SECONDS: Final = 3.0
 
 log = structlog.get_logger(__name__)
 
@@ -96,13 +100,28 @@ class ProbeService:
     def _loop(self) -> None:
         scheduler, clock = self._scheduler, self._clock
         delay = first_delay(scheduler.config.interval_seconds, self._fraction)
-        while not clock.wait(scheduler.stopping, delay):
+        while not self._wait(delay):
             try:
                 scheduler.cycle()
             except Exception:  # the daemon goes on, whatever is wrong with the probes
                 log.exception("probe_cycle_failed")
             delay = next_delay(clock.time(), scheduler.config.interval_seconds, self._fraction)
         scheduler.close()
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait for the next cycle and meanwhile look after the workers; True: stop."""
+        clock, scheduler = self._clock, self._scheduler
+        until = clock.monotonic() + seconds
+        while True:
+            left = until - clock.monotonic()
+            if clock.wait(scheduler.stopping, min(left, WATCH_SECONDS)):
+                return True
+            if left <= WATCH_SECONDS:
+                return False
+            try:
+                scheduler.revive()
+            except Exception:  # as above
+                log.exception("probe_worker_watch_failed")
 
 
 def _torch_is_there() -> bool:

@@ -21,11 +21,17 @@ K_MAX: Final = 16384
 K_STEP: Final = 512
 # A run takes this part of a chunk: several of them and the spins fit into one.
 RUN_SHARE: Final = 0.2
-# On the host processor two runs share a chunk: there is no spin, and bigger is faster.
-CPU_RUN_SHARE: Final = 0.45
+# Of a pipe so slow that nothing else fits, two runs share a chunk.
+SLOW_RUN_SHARE: Final = 0.45
+# On the host processor the scheduler's slice (about 3 ms) bounds a run, not a chunk; and below the
+# shorter time a GEMM tells more of its threads' start than of their speed.
+CPU_RUN_SECONDS: Final = 0.0015
+CPU_TRIAL_SECONDS: Final = 0.0001
 # For pipes so slow that whole waves take too long: multiples of every tile and alignment.
 CUBE_SIZES: Final = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-CPU_SIZES: Final = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+# Multiples of 64 up to what some hundred cores do in that time.
+CPU_SIZES: Final = (*CUBE_SIZES, 1280, 1536, 1792, 2048, 2560, 3072, 4096)
+CPU_SHAPES: Final[tuple[Shape, ...]] = tuple((n, n, n) for n in CPU_SIZES)
 
 
 def gemm_flop(shape: Shape) -> float:
@@ -86,11 +92,6 @@ def slow_shapes(units: int, flops: float, seconds: float) -> tuple[Shape, ...]:
         if m <= n and SMALL_K_MIN <= k <= K_MAX:
             waves.append((m, n, k))
     return (*waves[:1], *_largest_cubes(CUBE_SIZES, flops, seconds)[-1:])
-
-
-def cpu_shapes(flops: float, seconds: float) -> tuple[Shape, ...]:
-    """Cubes that take at most `seconds` at `flops`, the three largest; the smallest if none does."""
-    return _largest_cubes(CPU_SIZES, flops, seconds)
 
 
 def _largest_cubes(sizes: Sequence[int], flops: float, seconds: float) -> tuple[Shape, ...]:

@@ -20,8 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+import structlog
+
+from flopwatch.processor import read_processor
 from probes.baseline import SHAPE_LENGTH_MAX
 from probes.config import ProbeConfig
+from probes.environment import worker_environment
 from probes.kernels import all_kernels
 from probes.protocol import (
     PROTOCOL_VERSION,
@@ -51,34 +55,13 @@ STDERR_BYTES_MAX: Final = 4096
 READ_BYTES: Final = 65536
 # What of the worker's words is kept with a baseline.
 TEXT_LENGTH_MAX: Final = 500
+# On the host processor a worker gives way to every other program: this long it may take for a chunk.
+# Its processor time is bounded as on a GPU.
+CPU_CHUNK_SECONDS_MAX: Final = 10.0
 # A worker that is asked to leave only has to close its context.
 EXIT_GRACE_SECONDS: Final = 2.0
-# What an operator, a container image or a job script may have set for others, and what would decide
-# a kernel's speed, its bits or the worker's memory: TF32 for fp32 (NVIDIA_TF32_OVERRIDE), launches
-# that wait (CUDA_LAUNCH_BLOCKING), another allocator or workspace, emulation, a profiler, MPS.
-FOREIGN_PREFIXES: Final = (
-    "ATEN_",
-    "CUBLAS",
-    "CUDA_",
-    "DNNL_",
-    "GOMP_",
-    "KMP_",
-    "MKL_",
-    "NVIDIA_TF32_",
-    "OMP_",
-    "ONEDNN_",
-    "PYTORCH_",
-    "TORCH_",
-)
-# Only where files are (the driver's cache of compiled kernels, the toolkit), and what an installation
-# with two OpenMP libraries does not even start without.
-KEPT: Final = (
-    "CUDA_CACHE_PATH",
-    "CUDA_HOME",
-    "CUDA_PATH",
-    "KMP_DUPLICATE_LIB_OK",
-    "MKL_THREADING_LAYER",
-)
+
+log = structlog.get_logger(__name__)
 
 
 class WorkerFailedError(Exception):
@@ -135,32 +118,6 @@ class Worker(Protocol):
         """Kill it from another thread: a call that waits for it returns at once."""
 
 
-def worker_environment(devices: Sequence[str], threads: int) -> dict[str, str]:
-    """The worker's environment: with only `devices` (UUIDs; none for the CPU) visible.
-
-    Ours, without what would make its figures and its bits another installation's.
-    """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name in KEPT or not name.startswith(FOREIGN_PREFIXES)
-    }
-    root = str(Path(__file__).resolve().parent.parent)
-    path = environment.get("PYTHONPATH")
-    environment |= {
-        "CUDA_VISIBLE_DEVICES": ",".join(devices),
-        # Loads only the kernels that run: 290 MB of context instead of 670 MB (pytorch#86509).
-        "CUDA_MODULE_LOADING": "LAZY",
-        # Never a client of the server's MPS: a fault of one client can take down the others.
-        "CUDA_MPS_PIPE_DIRECTORY": "/dev/null",
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    return environment
-
-
 class WorkerProcess:
     """A worker in a session of its own, spoken to over two pipes."""
 
@@ -175,21 +132,36 @@ class WorkerProcess:
     ) -> None:
         self._devices = devices
         self._config = config
+        self._on_cpu = all(device.kind == "cpu" for device in devices)
+        # On a GPU the host's threads only launch.
+        processor = read_processor() if self._on_cpu else None
+        self._threads = 1 if processor is None else config.cpu_threads or processor.threads
+        cores = () if processor is None else processor.cores
+        bound = cores if len(cores) == self._threads else ()
         self._command = tuple(command or (sys.executable, "-P", "-m", "probes.worker"))
         self._environment = dict(
             environment
             if environment is not None
-            else worker_environment(visible, config.cpu_threads)
+            else worker_environment(visible, self._threads, bound)
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._to_worker = self._from_worker = self._stderr = -1
         self._reader = FrameReader()
         self._last_words = bytearray()
         self._started = 0.0
+        self._processor_mark = 0.0
 
     @property
     def alive(self) -> bool:
-        return self._process is not None
+        process = self._process
+        if process is None:
+            return False
+        if process.poll() is None:
+            return True
+        # It ended between two requests: nobody's kernel failed.
+        log.info("probe_worker_gone", pid=process.pid, status=_status(process.returncode))
+        self._kill()
+        return False
 
     @property
     def pid(self) -> int | None:
@@ -205,7 +177,7 @@ class WorkerProcess:
         request = Open(
             protocol=PROTOCOL_VERSION,
             devices=self._devices,
-            cpu_threads=self._config.cpu_threads,
+            cpu_threads=self._threads,
             memory_limit_bytes=self._config.memory_limit_bytes,
         )
         answer, _ = self._ask(request, self._config.start_deadline_seconds)
@@ -302,12 +274,13 @@ class WorkerProcess:
             raise self._died(0.0) from None
         deadline = time.monotonic() + deadline_seconds
         chunk_limit = self._config.chunk_deadline_seconds
+        patience = CPU_CHUNK_SECONDS_MAX if self._on_cpu else chunk_limit
         spent, busy_since = 0.0, None
         while True:
-            until = deadline if busy_since is None else min(deadline, busy_since + chunk_limit)
+            until = deadline if busy_since is None else min(deadline, busy_since + patience)
             message = self._receive(until, spent, busy_since)
             if isinstance(message, Busy):
-                busy_since = time.monotonic()
+                busy_since, self._processor_mark = time.monotonic(), self._processor_seconds()
             elif isinstance(message, Idle):
                 if not (math.isfinite(message.device_seconds) and message.device_seconds >= 0):
                     raise self._fail("error", "the worker reports impossible times", spent)
@@ -319,6 +292,10 @@ class WorkerProcess:
 
     def _receive(self, until: float, spent: float, busy_since: float | None) -> FromWorker:
         """The next message; raises WorkerFailedError at `until` or when the worker is gone."""
+
+        def charge() -> float:
+            return spent + self._chunk_seconds(busy_since)
+
         # Not epoll: that would need a descriptor of its own, when there may be none left.
         with selectors.PollSelector() as selector:
             selector.register(self._from_worker, selectors.EVENT_READ)
@@ -329,11 +306,13 @@ class WorkerProcess:
                     if body is not None:
                         return decode_from_worker(body)
                 except ProtocolError as error:
-                    raise self._fail("error", str(error), _charge(spent, busy_since)) from error
+                    raise self._fail("error", str(error), charge()) from error
                 remaining = until - time.monotonic()
-                if remaining <= 0:
+                if remaining <= 0 or self._spins(busy_since):
                     what = "no answer in time" if busy_since is None else "a kernel hangs"
-                    raise self._fail("timeout", what, _charge(spent, busy_since))
+                    raise self._fail("timeout", what, charge())
+                if self._on_cpu:
+                    remaining = min(remaining, self._config.chunk_deadline_seconds)
                 for key, _ in selector.select(remaining):
                     data = os.read(key.fd, READ_BYTES)
                     if key.fd == self._stderr:
@@ -343,7 +322,33 @@ class WorkerProcess:
                     elif data:
                         self._reader.feed(data)
                     else:
-                        raise self._died(_charge(spent, busy_since))
+                        raise self._died(charge())
+
+    def _chunk_seconds(self, busy_since: float | None) -> float:
+        """Device time of the chunk that has not ended yet: on a processor what was taken of it."""
+        if busy_since is None:
+            return 0.0
+        if not self._on_cpu:
+            return time.monotonic() - busy_since
+        return max(0.0, self._processor_seconds() - self._processor_mark) / self._threads
+
+    def _spins(self, busy_since: float | None) -> bool:
+        """Whether a chunk on the processor has taken more of it than a chunk may."""
+        return self._on_cpu and (
+            self._chunk_seconds(busy_since) > self._config.chunk_deadline_seconds
+        )
+
+    def _processor_seconds(self) -> float:
+        """The worker's processor time so far; 0 where it is gone, or of a GPU's worker."""
+        if not self._on_cpu or self._process is None:
+            return 0.0
+        try:
+            stat = Path(f"/proc/{self._process.pid}/stat").read_text(errors="replace")
+            # utime and stime, fields 14 and 15; what follows the name begins with field 3.
+            user, system = stat.rsplit(")", 1)[1].split()[11:13]
+        except (OSError, ValueError, IndexError):
+            return self._processor_mark
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def _failed_run(self, answer: Failure, spent: float) -> RunReport:
         if answer.fatal:
@@ -397,11 +402,6 @@ class WorkerProcess:
         self._to_worker = self._from_worker = self._stderr = -1
 
 
-def _charge(spent: float, busy_since: float | None) -> float:
-    """Device time taken so far: what was reported, and the chunk that never ended."""
-    return spent if busy_since is None else spent + time.monotonic() - busy_since
-
-
 def _sane_description(described: Described) -> bool:
     """Kernels that there are, each of which becomes a series, and numbers to go on with."""
     known = {kernel.info for kernel in all_kernels().values()}
@@ -425,6 +425,7 @@ def _sane(result: Result) -> bool:
         and all(size > 0 for size in result.shape)
         and result.memory_bytes >= 0
         and bool(spans)
+        and len(result.preempted) in (0, len(spans))
         and all(math.isfinite(span) and span > 0 for span in spans)
         and math.isfinite(result.work_per_run)
         and result.work_per_run > 0

@@ -44,6 +44,13 @@ class PooledWorker:
     uuids: tuple[str, ...]
     stays: bool
     described: dict[str, Described] = field(default_factory=dict)
+    started: bool = False
+    """It was started and nothing is known of its end: if it is gone, somebody ended it."""
+
+    def note_end(self) -> None:
+        """The worker has ended, for a reason that is known."""
+        self.started = False
+        self.described.clear()
 
     def holds(self, uuid: str) -> bool:
         """Whether the worker has the device open, and so its memory."""
@@ -93,12 +100,20 @@ class WorkerPool:
         self._pool = wanted
         return list(wanted)
 
+    def stopped(self) -> list[PooledWorker]:
+        """The workers that were to stay and have ended by themselves."""
+        return [
+            pooled
+            for pooled in self._pool
+            if pooled.stays and pooled.started and not pooled.worker.alive
+        ]
+
     def release_idle(self) -> None:
         """Close the workers that must not outlive a cycle."""
         for pooled in self._pool:
             if not pooled.stays:
                 pooled.worker.close()
-                pooled.described.clear()
+                pooled.note_end()
 
     def close(self) -> None:
         """Close all workers."""

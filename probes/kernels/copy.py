@@ -69,10 +69,11 @@ class Copy(Kernel):
     def available(self, device: "ProbeDevice", allowance: "Allowance") -> bool:
         import torch
 
+        if device.kind == "cpu":
+            # Where memory is too short for operands that no cache holds, the rate would be the cache's.
+            return self.path == "device" and device.arena.size_bytes >= 2 * _last_level(device)
         if self.path == "device":
             return True
-        if device.kind == "cpu":
-            return False
         return self.path != "peer" or torch.cuda.device_count() > 1
 
     def choose(
@@ -96,20 +97,15 @@ class Copy(Kernel):
     def prepare(
         self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, peer: int | None
     ) -> PreparedCopy:
+        from probes.device import CACHE_MULTIPLE
+
         size = shape[0]
         if self.path == "device":
             total, sides = device.arena.size_bytes, 2
         else:
             total, sides = min(device.beside_bytes, device.arena.size_bytes), 1
-        total = min(total, self._rotation(device))
+        total = min(total, CACHE_MULTIPLE * _last_level(device))
         return self._pieces(device, allowance, size, max(1, total // (sides * size)), peer)
-
-    def _rotation(self, device: "ProbeDevice") -> int:
-        from probes.device import CACHE_MULTIPLE
-
-        # On the host processor memory lies behind the last level, not the core's own cache.
-        last_level = getattr(device, "last_level_bytes", device.cache_bytes)
-        return CACHE_MULTIPLE * int(last_level)
 
     def _pieces(
         self, device: "ProbeDevice", allowance: "Allowance", size: int, count: int, peer: int | None
@@ -154,6 +150,11 @@ def _sums(piece: Any, device: "ProbeDevice", allowance: "Allowance") -> Any:
     if piece.device != device.torch_device:
         return column_sums(_matrix(piece)).cpu()
     return device.work(allowance, lambda: column_sums(_matrix(piece))).cpu()
+
+
+def _last_level(device: "ProbeDevice") -> int:
+    """On the host processor memory lies behind the last level, not the core's own cache."""
+    return int(getattr(device, "last_level_bytes", device.cache_bytes))
 
 
 def _matrix(piece: Any) -> Any:

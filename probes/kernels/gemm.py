@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from flopwatch.processor import read_processor
 from probes.kernels.base import Kernel, Prepared, Verification, column_sums, digest
 from probes.sizing import (
-    CPU_RUN_SHARE,
+    CPU_RUN_SECONDS,
+    CPU_SHAPES,
+    CPU_TRIAL_SECONDS,
     RUN_SHARE,
+    SLOW_RUN_SHARE,
     Shape,
-    cpu_shapes,
     depth,
     gemm_flop,
     outputs,
@@ -20,11 +23,9 @@ from probes.sizing import (
 
 if TYPE_CHECKING:
     from probes.allowance import Allowance
-    from probes.device import ProbeDevice
+    from probes.device import Chunk, ProbeDevice
 
 
-# A first guess that every precision does quickly, to learn the rate from.
-TRIAL_CPU: Final[Shape] = (64, 64, 64)
 # Each tells which of the larger ones is short enough: between the pipes of one GPU, and between
 # GPUs, rates differ by a factor of a thousand (fp64 on an inference GPU is 1/64 of its fp32).
 TRIALS_CUDA: Final[tuple[Shape, ...]] = (
@@ -35,6 +36,8 @@ TRIALS_CUDA: Final[tuple[Shape, ...]] = (
 )
 # On a busy host the fastest of several tells the size that all later probes keep.
 TRIAL_RUNS: Final = 4
+# Before these, a kernel that was never run is run so often.
+LOADING_RUNS: Final = 2
 TINY: Final[Shape] = (64, 64, 64)
 # Sizes that did well in mamf-finder's published sweeps, beside those computed for the SM count.
 SWEPT_OUTPUTS: Final = ((2048, 2048), (4096, 4096))
@@ -60,7 +63,6 @@ class Precision:
     output: str
     capability: tuple[int, int] | None
     """Lowest CUDA compute capability that has it in silicon."""
-    on_cpu: bool = True
     float32_precision: str | None = None
 
 
@@ -70,8 +72,7 @@ PRECISIONS: Final = (
     Precision("fp8", "float8_e4m3fn", "bfloat16", (8, 9)),
     Precision("fp16", "float16", "float16", (7, 0)),
     Precision("int8", "int8", "int32", (7, 5)),
-    # Off the CPU: its fp32 pipe has no such mode.
-    Precision("tf32", "float32", "float32", (8, 0), on_cpu=False, float32_precision="high"),
+    Precision("tf32", "float32", "float32", (8, 0), float32_precision="high"),
     Precision("fp64", "float64", "float64", (6, 0)),
 )
 
@@ -164,7 +165,8 @@ class Gemm(Kernel):
         from probes.device import is_out_of_memory
 
         if device.kind == "cpu":
-            if not self.precision.on_cpu:
+            # torch would emulate it: a number, but not of silicon.
+            if self.name.removeprefix("gemm_") not in read_processor().native_precisions:
                 return False
         elif self.precision.capability is not None and (
             getattr(device, "capability", (0, 0)) < self.precision.capability
@@ -189,7 +191,7 @@ class Gemm(Kernel):
         self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float
     ) -> Shape:
         if device.kind == "cpu":
-            return self._choose_on_cpu(device, allowance, max_chunk_seconds)
+            return self._choose_on_cpu(device, allowance)
         room = device.arena.size_bytes // 2
         flops = TRIAL_FACTOR * self._trial_rate(device, allowance, max_chunk_seconds, room)
         candidates = self._cuda_shapes(device, flops, max_chunk_seconds, room)
@@ -202,19 +204,26 @@ class Gemm(Kernel):
             rates |= self._rates(device, allowance, [deeper], best)
         return max(rates, key=lambda shape: rates[shape])
 
-    def _choose_on_cpu(
-        self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float
-    ) -> Shape:
-        flops = TRIAL_FACTOR * self._rate(device, allowance, TRIAL_CPU, TRIAL_RUNS)
-        candidates = cpu_shapes(flops, CPU_RUN_SHARE * max_chunk_seconds)
-        rates = self._rates(device, allowance, candidates, flops)
-        best = max(rates.values())
-        # The trial may have been unlucky, and larger ones fit after all.
-        more = cpu_shapes(best, CPU_RUN_SHARE * max_chunk_seconds)[-1:]
-        rates |= self._rates(device, allowance, [each for each in more if each not in rates], best)
-        best = max(rates.values())
-        # Among equals the larger one: its time is told more precisely.
-        return max(shape for shape, rate in rates.items() if rate >= EQUAL_SHARE * best)
+    def _choose_on_cpu(self, device: "ProbeDevice", allowance: "Allowance") -> Shape:
+        """The fastest cube that is short enough to run without an interruption on a busy host."""
+        rates: dict[Shape, float] = {}
+        tried, flops = CPU_SHAPES[0], 0.0
+        for shape in CPU_SHAPES:
+            expected = gemm_flop(shape) / flops if flops else 0.0
+            # Half of the allowance stays for the measurement itself.
+            cost = (TRIAL_RUNS + LOADING_RUNS) * expected
+            if expected > CPU_RUN_SECONDS or cost > allowance.left_seconds / 2:
+                break
+            if flops and expected < CPU_TRIAL_SECONDS:
+                continue
+            tried = shape
+            chunk, work = self._trial(device, allowance, shape, TRIAL_RUNS)
+            flops = max(flops, work / min(chunk.run_seconds))
+            if chunk.undisturbed_seconds:
+                rates[shape] = work / min(chunk.undisturbed_seconds)
+        best = max(rates.values(), default=0.0)
+        # Among equals the smaller one: it is the least likely to be interrupted.
+        return min((s for s, rate in rates.items() if rate >= EQUAL_SHARE * best), default=tried)
 
     def prepare(
         self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, peer: int | None
@@ -249,7 +258,7 @@ class Gemm(Kernel):
         shapes = [self._deep(m, n, flops, seconds, room) for m, n in sizes]
         longest = LONGEST_SHARE * max_chunk_seconds * flops
         short = [shape for shape in shapes if gemm_flop(shape) <= longest]
-        slow = slow_shapes(device.units, flops, CPU_RUN_SHARE * max_chunk_seconds)
+        slow = slow_shapes(device.units, flops, SLOW_RUN_SHARE * max_chunk_seconds)
         return self._fitting(short, room) or self._fitting(slow, room)
 
     def _deep(self, m: int, n: int, flops: float, seconds: float, room: int) -> Shape:
@@ -279,12 +288,18 @@ class Gemm(Kernel):
         self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, runs: int = 2
     ) -> float:
         """FLOP/s of the fastest of a few runs on one set of operands."""
+        chunk, work = self._trial(device, allowance, shape, runs)
+        return work / min(chunk.run_seconds)
+
+    def _trial(
+        self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, runs: int
+    ) -> tuple["Chunk", float]:
+        """A few runs on one set of operands, and the FLOP of each."""
         device.arena.reset()
         prepared = self._filled(device, allowance, shape, sets=1)
         prepared.activate()
         device.load(allowance, prepared.run)
-        chunk = device.chunk(allowance, prepared.run, 0, runs)
-        return prepared.work_per_run / min(chunk.run_seconds)
+        return device.chunk(allowance, prepared.run, 0, runs), prepared.work_per_run
 
     def _filled(
         self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, sets: int

@@ -71,6 +71,10 @@ def answer_run(message):
     send(Busy())
     if MODE == "hang":
         time.sleep(60)
+    if MODE == "starved":
+        time.sleep(0.5)
+    while MODE == "spinning":
+        pass
     if MODE == "segfault":
         kill_self(signal.SIGSEGV)
     if MODE == "half_frame":

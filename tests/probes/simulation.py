@@ -26,6 +26,7 @@ def gpu(number=0, **fields):
             "free_memory_bytes": 80 * GIB,
             "flop_per_clock_per_sm": {"bf16": 4096.0},
             "sm_clock_max_hertz": 1.98e9,
+            "headline_precision": "bf16",
         }
         | fields
     )
@@ -65,6 +66,7 @@ class FakeWorker:
     def __init__(self, host, devices, config):
         self.host, self.devices, self.config = host, devices, config
         self.alive, self.pid, self.started = False, None, 0.0
+        host.workers.append(self)
 
     @property
     def age_seconds(self):
@@ -157,6 +159,7 @@ class Host:
         self.versions = "torch 2 cuda 13"
         self.script = deque()
         self.start_fails = None
+        self.workers = []
         # By device, why it cannot be opened.
         self.describe_fails = {}
         self.memory_bytes = 500_000_000

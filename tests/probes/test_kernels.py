@@ -6,7 +6,7 @@ import pytest
 
 from probes.allowance import Allowance, AllowanceError
 from probes.arena import PATTERN_LENGTH, Arena, ArenaFullError, fill, pattern, repeated
-from probes.device import CpuDevice, cache_size_bytes
+from probes.cpu import CpuDevice, cache_size_bytes
 from probes.kernels import all_kernels, kernel_names
 from probes.kernels.base import column_sums, digest
 from probes.kernels.gemm import Gemm, exact_column_sums
@@ -65,13 +65,19 @@ class TestRegistry:
         assert kernel_names()[:3] == ("launch", "gemm_fp32", "gemm_bf16")
 
     def test_the_host_processor_has_what_torch_can_do_on_it(self, device, allowance):
-        """No tf32, no bus to copy over; six precisions, its memory and its launches."""
+        """No tf32, no bus to copy over; what it multiplies in itself, its memory, its launches."""
         have = {
             name for name, kernel in all_kernels().items() if kernel.available(device, allowance)
         }
 
-        assert {"gemm_fp64", "gemm_fp32", "gemm_bf16", "copy_device", "launch"} <= have
-        assert not have & {"gemm_tf32", "copy_host_to_device", "copy_device_to_host", "copy_peer"}
+        assert {"gemm_fp64", "gemm_fp32", "copy_device", "launch"} <= have
+        assert not have & {
+            "gemm_tf32",
+            "gemm_fp8",
+            "copy_host_to_device",
+            "copy_device_to_host",
+            "copy_peer",
+        }
 
 
 class TestMeasurement:

@@ -10,9 +10,10 @@ from exporter.config.load import ConfigOrigin, load_config
 from flopwatch.state_file import StateFile
 from probes.config import ProbeConfig
 from probes.device_states import saved_probes
+from probes.environment import worker_environment
 from probes.facts import ProcessFacts
 from probes.protocol import Device
-from probes.supervisor import WorkerProcess, worker_environment
+from probes.supervisor import WorkerProcess
 from probes.worker_pool import real_worker
 from tests.probes.simulation import GIB, PEER, Ending, Host, gpu
 from tests.probes.test_supervisor import FAKE

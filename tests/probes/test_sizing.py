@@ -1,8 +1,10 @@
 """Shapes, worked by hand."""
 
+from itertools import pairwise
+
 import pytest
 
-from probes.sizing import CUBE_SIZES, TILES, cpu_shapes, depth, gemm_flop, outputs, slow_shapes
+from probes.sizing import CPU_SHAPES, CUBE_SIZES, TILES, depth, gemm_flop, outputs, slow_shapes
 
 
 def test_flop_of_a_gemm():
@@ -80,11 +82,8 @@ def test_depth_has_a_floor():
     assert depth(4096, 4096, 1e12, 0.0002, bytes_max=10**9, element_bytes=8, output_bytes=8) == 1024
 
 
-def test_cubes_for_a_processor():
-    """35 GFLOP/s in 0.45 ms are 15.75 MFLOP: 192³ (14.2) fits, 224³ (22.5) does not."""
-    assert cpu_shapes(35e9, 0.00045) == ((128,) * 3, (160,) * 3, (192,) * 3)
-
-
-def test_a_slow_type_gets_the_smallest():
-    """1 GFLOP/s does not even do 32³ in 10 µs."""
-    assert cpu_shapes(1e9, 0.00001) == ((32,) * 3,)
+def test_a_processors_sizes_reach_from_one_slow_core_to_a_hundred_fast_ones():
+    """64^3 is 0.5 MFLOP, 4096^3 is 137 GFLOP: 1.5 ms of 0.35 GFLOP/s and of 92 TFLOP/s."""
+    assert CPU_SHAPES[0] == (64, 64, 64)
+    assert CPU_SHAPES[-1] == (4096, 4096, 4096)
+    assert all(a < b for a, b in pairwise(CPU_SHAPES))

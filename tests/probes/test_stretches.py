@@ -12,7 +12,8 @@ from probes.protocol import Device, Run
 
 torch = pytest.importorskip("torch")
 
-from probes.device import Chunk, CpuDevice  # noqa: E402 - needs torch
+from probes.cpu import CpuDevice  # noqa: E402 - needs torch
+from probes.device import Chunk  # noqa: E402 - needs torch
 
 
 SHAPE = (64, 64, 64)
@@ -43,9 +44,11 @@ class Scripted:
 
         def chunk(allowance, enqueue, first, count):
             self.counts.append(count)
-            spans = [next(self.spans) for _ in range(count)]
+            # A run that is preempted has a minus sign.
+            script = [next(self.spans) for _ in range(count)]
+            spans = [abs(each) for each in script]
             allowance.idle(sum(spans))
-            return Chunk(spans, sum(spans), 3e9)
+            return Chunk(spans, sum(spans), 3e9, [each < 0 for each in script])
 
         self.device.chunk = chunk
         try:
@@ -96,6 +99,16 @@ def test_one_that_never_agrees_three_times_as_long(opened):
 
     assert len(processor.measured().run_seconds) == 12
     assert processor.counts == [2, 5, 5, 5]
+
+
+def test_runs_that_were_preempted_do_not_agree(opened):
+    """The first stretch's four are alike, and each lost a thread: the second one is needed."""
+    processor = Scripted(opened, [0.003, 0.001, *[-0.004] * 5, *[0.001] * 5])
+    result = processor.measured()
+
+    assert processor.counts == [2, 5, 5]
+    assert result.preempted == (True,) * 4 + (False,) * 4
+    assert result.run_seconds == (0.004,) * 4 + (0.001,) * 4
 
 
 def test_long_runs_are_told_of_two_at_a_time(opened):

@@ -1,21 +1,25 @@
 """The supervisor outlives whatever the worker does."""
 
 import os
+import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from probes.config import ProbeConfig
+from probes.environment import worker_environment
 from probes.protocol import Device, Run
-from probes.supervisor import WorkerFailedError, WorkerProcess, worker_environment
+from probes.supervisor import WorkerFailedError, WorkerProcess
 
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 CONFIG = ProbeConfig(
     chunk_deadline_seconds=0.3, request_deadline_seconds=1.5, start_deadline_seconds=20
 )
+GPU = (Device(kind="cuda", key="0"),)
 CPU = (Device(kind="cpu", key="cpu0"),)
 RUN = Run(
     identifier=7,
@@ -28,9 +32,9 @@ RUN = Run(
 )
 
 
-def worker(mode, config=CONFIG):
+def worker(mode, config=CONFIG, devices=GPU):
     command = (sys.executable, "-P", str(FAKE), mode)
-    return WorkerProcess(CPU, (), config, command=command)
+    return WorkerProcess(devices, (), config, command=command)
 
 
 @pytest.fixture
@@ -38,8 +42,8 @@ def started():
     """A function that starts a fake worker of some mode; all are closed afterwards."""
     made = []
 
-    def start(mode):
-        made.append(worker(mode))
+    def start(mode, **settings):
+        made.append(worker(mode, **settings))
         made[-1].start()
         return made[-1]
 
@@ -57,6 +61,15 @@ def gone(pid):
             return True
         if state == "Z":
             return int(parent) != os.getpid()
+        time.sleep(0.05)
+    return False
+
+
+def gone_by_itself(watched):
+    """Whether the worker is seen to have ended, within five seconds."""
+    for _ in range(100):
+        if not watched.alive:
+            return True
         time.sleep(0.05)
     return False
 
@@ -213,6 +226,29 @@ class TestFaults:
     def test_a_hung_kernel_is_charged_until_its_end(self, started):
         """Busy since the chunk deadline of 0.3 s at least: that much was taken from the device."""
         assert started("hang").run(RUN).device_seconds >= 0.3
+
+    def test_a_processor_that_others_have_is_waited_for(self, started):
+        """A chunk of 0.5 s, of which the worker slept nearly all: nothing hangs, the result counts."""
+        report = started("starved", devices=CPU).run(RUN)
+
+        assert report.result is not None
+        assert report.device_seconds == 0.002
+
+    def test_a_kernel_that_spins_on_the_processor_is_ended(self, started):
+        """It is charged the processor time that it took over the cores, 0.3 s or a little more."""
+        report = started("spinning", devices=CPU, config=replace(CONFIG, cpu_threads=1)).run(RUN)
+
+        assert report.failure == "timeout"
+        assert 0.3 <= report.device_seconds < 1.5
+
+    def test_a_worker_that_is_ended_between_two_requests_is_seen(self, started):
+        """Without a request to it, and reaped: it can be started again."""
+        ended = started("fine")
+        os.kill(ended.pid, signal.SIGKILL)
+
+        assert gone_by_itself(ended)
+        ended.start()
+        assert ended.run(RUN).result is not None
 
     def test_a_crash_keeps_what_was_reported(self, started):
         """2 ms were reported idle before the worker hung on the host: they stay charged."""

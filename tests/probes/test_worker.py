@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from flopwatch.processor import read_processor
 from probes.config import ProbeConfig
+from probes.environment import worker_environment
 from probes.facts import DeviceFacts
 from probes.protocol import Device, Run
 from probes.service import ProbeService
-from probes.supervisor import WorkerFailedError, WorkerProcess, worker_environment
+from probes.supervisor import WorkerFailedError, WorkerProcess
 
 
 torch = pytest.importorskip("torch")
@@ -56,12 +58,12 @@ def worker():
 
 
 def test_it_describes_the_processor(worker):
-    """Kernels, versions, one thread, its resident memory."""
+    """Kernels, versions, a thread for each core that it may use, its resident memory."""
     described = worker.describe(0)
 
     assert "gemm_fp32" in [each.name for each in described.kernels]
     assert described.versions.startswith("torch ")
-    assert described.units == 1
+    assert described.units == read_processor().threads
     assert 50e6 < described.memory_bytes < 1e9
 
 

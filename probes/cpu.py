@@ -1,0 +1,200 @@
+# ruff: noqa: D102 - what a method does is documented where it is declared
+"""The host processor as a device of the kernels: all of its cores together, timed and watched.
+
+Worker only: this imports torch. A kernel's work is split over a thread for each core, and a run is
+as slow as its slowest thread. A thread that had to wait for another program therefore makes a
+machine look slow that is not: such runs are marked and never make a value.
+"""
+
+import itertools
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from flopwatch.processor import clock_hertz
+from probes.allowance import Allowance
+from probes.arena import Arena
+from probes.device import ARENA_BYTES_MIN, CACHE_MULTIPLE, Chunk, Enqueue, ProbeDevice
+from probes.protocol import Device as DeviceSpec
+
+
+# A thread that had less processor time than this part of a run's time was kept from working. Threads
+# that are done early wait for the others in a loop, which takes processor time as well.
+PRESENT_SHARE: Final = 0.95
+CLOCK_CPUTIME_THREAD: Final = 6  # CPUCLOCK_SCHED | CPUCLOCK_PERTHREAD_MASK (linux/posix-timers.h)
+# Operands for copies that no cache holds: so much of the host's memory at most, or this much.
+ARENA_SHARE: Final = 1 / 64
+ARENA_BYTES_MAX: Final = 320 * 2**20
+
+
+class CpuDevice(ProbeDevice):
+    """The host processor, timed by the monotonic clock and by its threads' processor time."""
+
+    kind = "cpu"
+    overhead_seconds = 0.0
+    preemptible = True
+    beside_bytes = 64 * 2**20
+
+    def __init__(self, spec: DeviceSpec, threads: int) -> None:
+        # Per-core L2 for the operands of GEMMs; copies go past the last level by themselves.
+        cache = spec.l2_bytes or cache_size_bytes(2) or 2**20
+        self.last_level_bytes = last_level_bytes()
+        size = max(ARENA_BYTES_MIN, min(CACHE_MULTIPLE * self.last_level_bytes, _arena_limit()))
+        super().__init__(torch.device("cpu"), Arena(torch.device("cpu"), size), cache)
+        self.units = threads
+
+    def load(self, allowance: Allowance, enqueue: Enqueue) -> None:
+        # The first call generates code for a while, which is no kernel's time.
+        enqueue(0)
+        self.chunk(allowance, enqueue, 0, 1)
+
+    def chunk(self, allowance: Allowance, enqueue: Enqueue, first: int, count: int) -> Chunk:
+        return self._timed(allowance, enqueue, first, count, team=self.units)
+
+    def clock_hertz(self, readings: Sequence[Any]) -> float | None:
+        return statistics.median(readings) if readings else None
+
+    def launches(
+        self, allowance: Allowance, launch: Callable[[], None], count: int, seconds: float
+    ) -> Chunk:
+        # Its scheduler takes the processor away for milliseconds, but nobody waits for a launch.
+        return self._timed(allowance, lambda _: launch(), 0, count, team=1)
+
+    def work(self, allowance: Allowance, task: Callable[[], Any]) -> Any:
+        allowance.busy()
+        before = ThreadTimes()
+        try:
+            return task()
+        finally:
+            allowance.idle(before.seconds_since() / self.units)
+
+    def memory_bytes(self) -> int:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * resource.getpagesize()
+
+    def versions(self) -> str:
+        capability = torch.backends.cpu.get_cpu_capability()
+        return f"torch {torch.__version__} cpu {capability} threads {self.units}"
+
+    def _timed(
+        self, allowance: Allowance, enqueue: Enqueue, first: int, count: int, *, team: int
+    ) -> Chunk:
+        """Time each run, and watch whether `team` threads were at work in it without a break.
+
+        Charged is the processor time taken over the cores, not how long others kept them meanwhile.
+        """
+        now = time.perf_counter_ns
+        allowance.busy()
+        threads = ThreadTimes()
+        spans, taken, switches = [], [threads.now()], [_involuntary_switches()]
+        for number in range(first, first + count):
+            start = now()
+            enqueue(number)
+            spans.append(now() - start)
+            taken.append(threads.now())
+            switches.append(_involuntary_switches())
+        seconds = (sum(taken[-1]) - sum(taken[0])) / 1e9 / self.units
+        preempted = [
+            switched[0] != switched[1] or not _all_present(*times, span, team)
+            for span, times, switched in zip(
+                spans, itertools.pairwise(taken), itertools.pairwise(switches), strict=True
+            )
+        ]
+        clock = clock_hertz() or kernel_clock_hertz()
+        allowance.idle(seconds)
+        return Chunk([span / 1e9 for span in spans], seconds, clock, preempted)
+
+
+class ThreadTimes:
+    """The processor time of each thread of this process, exact to the nanosecond.
+
+    The process's own clock is not: of threads that run on other cores it knows what they had at
+    their last timer tick.
+    """
+
+    def __init__(self) -> None:
+        self._clocks = [(~int(tid) << 3) | CLOCK_CPUTIME_THREAD for tid in _thread_ids()]
+        self._start = sum(self.now())
+
+    def now(self) -> list[int]:
+        """Nanoseconds by thread; a thread that has ended since counts 0."""
+        return [_clock_nanoseconds(clock) for clock in self._clocks]
+
+    def seconds_since(self) -> float:
+        """What all threads together took since this was made."""
+        return max(0, sum(self.now()) - self._start) / 1e9
+
+
+def _all_present(before: Sequence[int], after: Sequence[int], span: int, team: int) -> bool:
+    """Whether `team` threads worked, or waited for each other awake, for the whole of a run."""
+    taken = sorted((b - a for a, b in zip(before, after, strict=True)), reverse=True)
+    return len(taken) >= team and taken[team - 1] >= PRESENT_SHARE * span
+
+
+def _clock_nanoseconds(clock: int) -> int:
+    try:
+        return time.clock_gettime_ns(clock)
+    except OSError:
+        return 0
+
+
+def _thread_ids() -> list[str]:
+    return [path.name for path in Path("/proc/self/task").iterdir()]
+
+
+def _involuntary_switches() -> int:
+    """How often any of this process's threads had to leave its core to another program."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def last_level_bytes() -> int:
+    """All of the last-level caches of the processors that this process may use."""
+    caches: dict[str, int] = {}
+    for number in os.sched_getaffinity(0):
+        for index in Path(f"/sys/devices/system/cpu/cpu{number}/cache").glob("index*"):
+            if _cache_field(index, "level") == "3" and (size := _cache_bytes(index)):
+                caches[_cache_field(index, "shared_cpu_list") or str(number)] = size
+    return sum(caches.values()) or 32 * 2**20
+
+
+def cache_size_bytes(level: int) -> int | None:
+    """The size of cpu0's data or unified cache of this level, from sysfs."""
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if _cache_field(index, "level") == str(level) and (size := _cache_bytes(index)):
+            return size
+    return None
+
+
+def _cache_field(index: Path, name: str) -> str | None:
+    try:
+        return (index / name).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None
+
+
+def _cache_bytes(index: Path) -> int | None:
+    text = (_cache_field(index, "size") or "").removesuffix("K")
+    return int(text) * 1024 if text.isdigit() else None
+
+
+def _arena_limit() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(ARENA_BYTES_MAX, int(memory * ARENA_SHARE))
+
+
+def kernel_clock_hertz() -> float | None:
+    """The clock of the core this runs on, as the kernel reports it; None where it does not."""
+    try:
+        # Field 39 of stat, counted from 1: the processor last run on; the name may hold spaces.
+        stat = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
+        core = int(stat.rsplit(")", 1)[1].split()[36])
+        scaling = Path(f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq")
+        return float(scaling.read_text(encoding="ascii")) * 1e3
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,0 +1,72 @@
+"""The worker's environment: nobody else's settings, its devices, its threads."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+
+# What an operator, a container image or a job script may have set for others, and what would decide
+# a kernel's speed, its bits or the worker's memory: TF32 for fp32 (NVIDIA_TF32_OVERRIDE), launches
+# that wait (CUDA_LAUNCH_BLOCKING), another allocator or workspace, emulation, a profiler, MPS.
+FOREIGN_PREFIXES: Final = (
+    "ATEN_",
+    "CUBLAS",
+    "CUDA_",
+    "DNNL_",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "NVIDIA_TF32_",
+    "OMP_",
+    "ONEDNN_",
+    "PYTORCH_",
+    "TORCH_",
+)
+# Only where files are (the driver's cache of compiled kernels, the toolkit), and what an installation
+# with two OpenMP libraries does not even start without.
+KEPT: Final = (
+    "CUDA_CACHE_PATH",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "KMP_DUPLICATE_LIB_OK",
+    "MKL_THREADING_LAYER",
+)
+
+
+def worker_environment(
+    devices: Sequence[str], threads: int, cores: Sequence[int] = ()
+) -> dict[str, str]:
+    """The worker's environment: with only `devices` (UUIDs; none for the CPU) visible.
+
+    Ours, without what would make its figures and its bits another installation's. `cores` are the
+    logical CPUs that its threads are bound to, one each; empty: the scheduler places them.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT or not name.startswith(FOREIGN_PREFIXES)
+    }
+    root = str(Path(__file__).resolve().parent.parent)
+    path = environment.get("PYTHONPATH")
+    environment |= {
+        "CUDA_VISIBLE_DEVICES": ",".join(devices),
+        # Loads only the kernels that run: 290 MB of context instead of 670 MB (pytorch#86509).
+        "CUDA_MODULE_LOADING": "LAZY",
+        # Never a client of the server's MPS: a fault of one client can take down the others.
+        "CUDA_MPS_PIPE_DIRECTORY": "/dev/null",
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_DYNAMIC": "false",
+        # A thread that is done early waits for the others awake, and sleeps after about a millisecond.
+        "GOMP_SPINCOUNT": "100000",
+        "KMP_BLOCKTIME": "1",
+        "MKL_NUM_THREADS": str(threads),
+        "MKL_DYNAMIC": "FALSE",
+        "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    if cores:
+        # Two threads on one core wait for each other, and the machine looks a tenth as fast as it is.
+        places = ",".join(f"{{{core}}}" for core in cores)
+        environment |= {"OMP_PROC_BIND": "close", "OMP_PLACES": places}
+    return environment
