@@ -1,6 +1,6 @@
 """Serves a tiny model with real engines and compares flopwatch with the truth, token by token.
 
-    python -m benchmarks.engine_accuracy [--cases NAME,...] [--document]
+    python -m benchmarks.engine_accuracy [--groups NAME,...] [--document]
 
 Two of flopwatch's workloads watch each engine, at intervals of 1 and of 15 seconds. The truth is
 what the engine's own scheduler put into each forward pass. Fails above the bounds: tokens exact,
@@ -12,14 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.engine_accuracy.cases import GROUPS, run_group
+from benchmarks.engine_accuracy.cases import names, run_group
 from benchmarks.engine_accuracy.report import Row, failures, table, write_document
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the cases, print the table, and return 1 when a bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--groups", default=",".join(GROUPS), help="of: " + ", ".join(GROUPS))
+    parser.add_argument("--groups", default=",".join(names()), help="of: " + ", ".join(names()))
     parser.add_argument("--document", action="store_true", help="write docs/accuracy-engines.md")
     options = parser.parse_args(arguments)
     rows: list[Row] = []

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.engine_accuracy.llama_cases import llama_cpp, one_by_one, send
 from benchmarks.engine_accuracy.load import Maker, Prompts, Request, Sent, send_all, send_for
 from benchmarks.engine_accuracy.report import Row
 from benchmarks.engine_accuracy.servers import Server, vllm
@@ -125,12 +126,42 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[Case, ...]]] = {
 }
 
 
+LLAMA_CASES = {
+    "prompt 100, answer 50": (lambda: [Request(Prompts(61).fresh(100), 50)], 1),
+    "prompt 700, answer 400": (lambda: [Request(Prompts(62).fresh(700), 400)], 1),
+    "one after the other": (lambda: one_by_one(63, 12), 1),
+    "four at once": (lambda: [Request(Prompts(64 + n).fresh(400), 500) for n in range(4)], 4),
+}
+
+
+def names() -> list[str]:
+    """All groups."""
+    return [*GROUPS, "llama.cpp"]
+
+
 def run_group(name: str, folder: Path) -> Iterator[Row]:
     """Serve once, run the group's cases, and yield a row for each and each interval."""
+    if name == "llama.cpp":
+        yield from _run_llama(folder / name)
+        return
     options, cases = GROUPS[name]
-    with vllm(folder / name, *options) as server, _watched(server) as watch:
+    with vllm(folder / name, *options) as server, _watched(server, "vllm") as watch:
         for case in cases:
             yield from _run(case, server, watch)
+
+
+def _run_llama(folder: Path) -> Iterator[Row]:
+    with llama_cpp(folder) as server, _watched(server, "llama_cpp") as watch:
+        for name, (requests, workers) in LLAMA_CASES.items():
+            before = watch.after(time.time())
+            started = time.monotonic()
+            truth = send(server, requests(), workers)
+            seconds = time.monotonic() - started
+            after = watch.after(time.time() + 1.0)
+            for interval in INTERVALS:
+                yield _row(
+                    "llama.cpp", name, interval, seconds, (before[interval], after[interval]), truth
+                )
 
 
 class Watch:
@@ -158,12 +189,12 @@ class Watch:
 
 
 @contextmanager
-def _watched(server: Server) -> Iterator[Watch]:
+def _watched(server: Server, engine: str) -> Iterator[Watch]:
     service = WorkloadService(
         [
             WorkloadConfig(
                 f"{interval:g}",
-                "vllm",
+                engine,
                 server.url,
                 Path(server.model),
                 interval_seconds=interval,
@@ -190,11 +221,12 @@ def _run(case: Case, server: Server, watch: Watch) -> Iterator[Row]:
     after = watch.after(time.time() + 1.0)
     truth = sum_up(read_passes(server.folder)[passes:], sent.lengths)
     for interval in INTERVALS:
-        yield _row(case, interval, seconds, (before[interval], after[interval]), truth)
+        yield _row("vLLM", case.name, interval, seconds, (before[interval], after[interval]), truth)
 
 
-def _row(
-    case: Case,
+def _row(  # noqa: PLR0917 - the columns of a row
+    engine: str,
+    case: str,
     interval: float,
     seconds: float,
     snapshots: tuple[ModelSnapshot, ModelSnapshot],
@@ -210,8 +242,8 @@ def _row(
 
     tokens = (grown("prefill_tokens") or 0.0) + (grown("decode_tokens") or 0.0)
     return Row(
-        "vLLM",
-        case.name,
+        engine,
+        case,
         interval,
         seconds,
         tokens - truth.prefill_tokens - truth.decode_tokens,

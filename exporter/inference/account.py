@@ -7,9 +7,9 @@ from pathlib import Path
 
 import structlog
 
-from exporter.inference.models.config import load_description
 from exporter.inference.models.description import ModelDescription
 from exporter.inference.models.errors import ModelDescriptionError
+from exporter.inference.models.load import load_model
 from exporter.inference.models.locate import locate_config
 from exporter.inference.models.work import Cost, Work, cost_of
 from exporter.inference.progress import Progress, Server
@@ -80,6 +80,7 @@ class Account:
         self, reading: EngineReading, tensor_parallel: int, server: Server | None = None
     ) -> None:
         """Enter one reading; the window is the time since the one before."""
+        server = server or Server()
         seconds = None if self._last_seconds is None else reading.seconds - self._last_seconds
         self._last_seconds = reading.seconds
         restarted = reading.restarts != self._restarts
@@ -90,10 +91,10 @@ class Account:
             books = self._books.get(model.model) or ModelBooks(model)
             if restarted:
                 books.described_as = None
-            self._describe(books, model, reading.seconds)
+            self._describe(books, model, reading.seconds, server.cache_data_type)
             work = books.progress.work_of(
                 model,
-                _api_servers(server or Server(), reading, model),
+                _api_servers(server, reading, model),
                 changed=new or switched,
                 restarted=restarted,
             )
@@ -117,12 +118,18 @@ class Account:
         with self._lock:
             return tuple(_copy(self._books[name]) for name in self._shown)
 
-    def _describe(self, books: ModelBooks, model: ModelReading, now_seconds: float) -> None:
+    def _describe(
+        self,
+        books: ModelBooks,
+        model: ModelReading,
+        now_seconds: float,
+        launched_cache: str | None,
+    ) -> None:
         """Describe the model once per name and cache type, and again when the engine restarted.
 
         After a failure it is tried again now and then: the engine may still be downloading.
         """
-        cache = self._settings.cache_data_type or model.cache_data_type
+        cache = self._settings.cache_data_type or model.cache_data_type or launched_cache
         wanted = (model.model, cache)
         failed = books.problem is not None and now_seconds >= books.retry_at_seconds
         if books.described_as == wanted and not failed:
@@ -133,7 +140,7 @@ class Account:
             problem = "no config.json: set `model` of the workload to its path"
         else:
             try:
-                description = load_description(
+                description = load_model(
                     path, cache_data_type=cache, precision=self._settings.precision
                 )
             except ModelDescriptionError as error:

@@ -48,6 +48,8 @@ class Launch:
     chunk_tokens: int | None = None
     cache_data_type: str | None = None
     role: str | None = None
+    # The process whose command line this is.
+    pid: int | None = None
 
     @property
     def gpus(self) -> int | None:
@@ -60,7 +62,7 @@ class Launch:
     @property
     def server(self) -> Server:
         """What the books need of it."""
-        return Server(self.api_servers, self.chunk_tokens)
+        return Server(self.api_servers, self.chunk_tokens, self.cache_data_type)
 
 
 def launch_of(processes: Iterable[int], proc: str = "/proc") -> Launch:
@@ -71,6 +73,8 @@ def launch_of(processes: Iterable[int], proc: str = "/proc") -> Launch:
         titled += any(_API_SERVER.search(argument) for argument in arguments[:1])
         if found == Launch():
             found = parse(arguments)
+            if found != Launch():
+                found = replace(found, pid=pid)
     servers = titled or found.api_servers
     if servers is None and found.data_parallel:
         # `vllm serve` starts as many API servers as data-parallel ranks unless told otherwise.

@@ -30,7 +30,7 @@ class Server:
 
     api_servers: int | None = None
     chunk_tokens: float | None = None
-    ranks: int | None = None
+    cache_data_type: str | None = None
 
 
 @dataclass(slots=True)
@@ -51,6 +51,10 @@ class Progress:
     mean_answer: float | None = None
     context: float | None = None
     computed_share: float = 1.0
+    # Where an engine counts no requests: those that run and whose prompt was not seen yet, and the
+    # prompt of those that ended.
+    unprompted: float = 0.0
+    ended_prompt: float | None = None
     # Prompt tokens computed cannot be negative: hits that were counted before their prompt.
     debt: float = 0.0
 
@@ -75,19 +79,24 @@ class Progress:
             prefills, decodes, running = self._by_request(
                 reading, changed=changed, restarted=restarted
             )
+        elif reading.prompts is None and reading.finished is None:
+            reading = self._counted(reading, changed=changed)
+            prefills, decodes = self._by_token(reading)
+            running = reading.running_requests or 0.0
         else:
             prefills, decodes = self._by_token(reading)
             running = reading.running_requests or 0.0
         work = Work(
             prefill_tokens=self._computed(reading),
             decode_tokens=reading.generated_tokens or 0.0,
-            prompts=_prompts(reading),
+            prompts=_prompts(reading) if reading.ended is None else reading.ended,
+            first_tokens=_prompts(reading),
             rejected_tokens=_rejected(reading),
             acceptance_length=_acceptance_length(reading),
             prefills=prefills,
             decodes=decodes,
             ranks=max(1, reading.ranks),
-            chunk_tokens=server.chunk_tokens or PREFILL_CHUNK_TOKENS,
+            chunk_tokens=server.chunk_tokens or reading.chunk_tokens or PREFILL_CHUNK_TOKENS,
         )
         work = _with_passes(work, reading, server, (self.running, running))
         self.running = running
@@ -173,6 +182,10 @@ class Progress:
 
     def _under_way(self, told: InFlight, reading: ModelReading) -> tuple[InFlight, InFlight]:
         """The sequences under way, and those found to have been aborted."""
+        if told.requests < self.aborted.requests:
+            # Some of them ended after all: what is left of them is at most what is left.
+            share = max(0.0, told.requests) / self.aborted.requests
+            self.aborted = _share_of(self.aborted, share)
         flight = _less(told, self.aborted)
         running = reading.running_requests
         if running is None or flight.requests <= 0:
@@ -206,6 +219,32 @@ class Progress:
         prefills = [Stretch(count, length * (1 - share), length * share)]
         return prefills, [Stretch(count, length, decoded)] if decoded > 0 else []
 
+    def _counted(self, reading: ModelReading, *, changed: bool) -> ModelReading:
+        """Add how many requests began and ended, where an engine counts none (llama.cpp).
+
+        From how many run now and ran before, and from what must be: tokens of a prompt belong to
+        one at least, and to more than one if no sequence ever was that long. Requests that began
+        and ended between two scrapes are taken for one where nothing says more.
+        """
+        running = reading.running_requests or 0.0
+        before = running if changed else self.running
+        tokens = sum(
+            part or 0.0
+            for part in (reading.computed_tokens, reading.cached_tokens, reading.external_tokens)
+        )
+        self.unprompted += max(0.0, running - before)
+        began = ended = 0.0
+        if tokens > 0:
+            began = max(1.0, self.unprompted)
+            if reading.longest_sequence:
+                began = max(began, -(-tokens // reading.longest_sequence))
+            self.unprompted = 0.0
+        if reading.generated_tokens:
+            ended = max(1.0, before + began - running)
+        # What ends was under way before, unless nothing was.
+        self.ended_prompt = self.mean_prompt if before >= 1 else None
+        return replace(reading, prompts=began, ended=ended)
+
     def _by_token(self, reading: ModelReading) -> tuple[tuple[Stretch, ...], tuple[Stretch, ...]]:
         """Stretches where an engine tells tokens alone: the means of the window stand for all."""
         new = reading.computed_tokens or 0.0
@@ -221,6 +260,10 @@ class Progress:
                 Stretch(point.weight, point.length * (1 - share), point.length * share)
                 for point in spread_out(count, new + cached, self.prompts.relative_variance)
             ]
+        if reading.ended:
+            answer = (reading.generated_tokens or 0.0) / reading.ended
+            prompt = self.ended_prompt or self.mean_prompt or 0.0
+            return tuple(prefills), (Stretch(reading.ended, prompt, answer - 1),)
         decoded = max(0.0, (reading.generated_tokens or 0.0) - prompts)
         context = self._decode_context(reading)
         decodes = [Stretch(decoded, max(0.0, context - 1), 1.0)] if decoded and context else []
@@ -267,6 +310,7 @@ def _with_passes(
     are in no engine's count of all passes.
     """
     decoded = max(0.0, work.decode_tokens - work.prompts)
+    prompts = work.prompts if work.first_tokens is None else work.first_tokens
     sequence_passes = decoded / work.acceptance_length
     chunks = sum(
         stretch.weight * chunk_count(stretch.new, work.chunk_tokens) for stretch in work.prefills
@@ -275,20 +319,26 @@ def _with_passes(
     least = max(work.prefill_tokens / work.chunk_tokens, 0.0)
     told = reading.passes
     if told is None and reading.observed_passes is not None:
-        told = true_passes(
-            reading.observed_passes, server.api_servers or 1, sequence_passes + work.prompts
-        )
+        advanced = sequence_passes + prompts
+        told = true_passes(reading.observed_passes, server.api_servers or 1, advanced)
+        # A pass advances no more sequences than there were and came; requests need not be spread
+        # evenly over the API servers.
+        most = running[0] + prompts
+        if most > 0:
+            told = min(reading.observed_passes, max(told, advanced / most))
     if told is not None:
-        together = sequences_per_pass(sequence_passes + work.prompts, told)
-        alone = (running[0] < 1) / 2 + (running[1] < 1) / 2
-        silent = max(0.0, chunks - work.prompts) * alone / max(1.0, together)
+        together, alone = 1.0, 1.0
+        if not reading.chunks_as_one:
+            together = sequences_per_pass(sequence_passes + prompts, told)
+            alone = (running[0] < 1) / 2 + (running[1] < 1) / 2
+        silent = max(0.0, chunks - prompts) * alone / max(1.0, together)
         passes = max(told + silent, least)
         # Prompts that came out of fewer passes than there are of them shared those.
-        prefill = min(passes, max(min(work.prompts, told), least) + silent)
+        prefill = min(passes, max(min(prompts, told), least) + silent)
         return replace(work, prefill_passes=prefill, decode_passes=passes - prefill)
     prefill_passes = reading.prefill_passes
     if prefill_passes is None:
-        prefill_passes = max(min(work.prompts, chunks) if chunks > 0 else work.prompts, least)
+        prefill_passes = max(min(prompts, chunks) if chunks > 0 else prompts, least)
     decode_passes = reading.decode_passes
     if decode_passes is None:
         sequences = max(1.0, (running[0] + running[1]) / 2)

@@ -72,12 +72,19 @@ class ModelReading:
     observed_passes: float | None = None  # the same, once per API server that saw a token of it
     prefill_passes: float | None = None
     decode_passes: float | None = None
+    # Tokens of one prefill pass unless the server was started with others; and whether the passes
+    # above count all chunks of a prompt that are computed together as one.
+    chunk_tokens: float | None = None
+    chunks_as_one: bool = False
     ranks: int = 1  # data-parallel ranks behind the counts
     drafts: float | None = None  # speculative steps of one sequence
     draft_tokens: float | None = None
     accepted_tokens: float | None = None
     preemptions: float | None = None
     engine_flops: float | None = None  # the engine's own estimate, per GPU
+    # Requests that ended, where only their number is known; and the longest sequence ever.
+    ended: float | None = None
+    longest_sequence: float | None = None
     # Requests that ended, and those that go on.
     finished: Finished | None = None
     in_flight: InFlight | None = None
@@ -220,6 +227,9 @@ class Engine:
     title: str = ""
     enable: str = "nothing"
     tells: str = ""
+    # Scraped at least this often, whatever the configured interval: where the number of requests
+    # must be seen, for no counter tells it.
+    longest_interval_seconds: float = math.inf
     # An engine that has served nothing yet may expose nothing at all.
     silent_at_start: bool = False
     # Keeps of several series that say the same thing only one.

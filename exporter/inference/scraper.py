@@ -71,7 +71,7 @@ class Scraper:
         self.engine = engine
         self._url = url
         self._on_reading = on_reading
-        self._interval_seconds = interval_seconds
+        self._interval_seconds = min(interval_seconds, engine.longest_interval_seconds)
         self._timeout_seconds = timeout_seconds
         self._fetch = fetch
         self._clock = clock

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
@@ -18,7 +19,7 @@ from exporter.inference.discovery import (
 )
 from exporter.inference.engines.registry import ENGINES
 from exporter.inference.launch import Launch, launch_of
-from exporter.inference.models.locate import locate_config
+from exporter.inference.models.locate import locate_config, locate_in_process
 from exporter.inference.present import Split, precision_of, present
 from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text
@@ -154,7 +155,11 @@ class WorkloadService:
             log.warning("workload_limit_reached", workload=config.name, limit=len(self._workloads))
             return
         settings = ModelSettings(config.model, config.precision, config.kv_cache_dtype)
-        account = Account(config.name, settings, locate=self._locate)
+
+        def locate(name: str) -> Path | None:
+            return self._locate(name) or _launched_model(workload.launch)
+
+        account = Account(config.name, settings, locate=locate)
 
         def on_reading(reading: EngineReading) -> None:
             self._look_at_processes(workload, reading)
@@ -280,6 +285,13 @@ class WorkloadService:
                 if workload.found and not state.up and self._wall_clock() - seen > FORGET_SECONDS:
                     log.info("workload_forgotten", workload=name)
                     self._remove(name)
+
+
+def _launched_model(launch: Launch) -> Path | None:
+    """The file of the model that the engine's command line names, as its process sees it."""
+    if launch.pid is None or launch.model is None:
+        return None
+    return locate_in_process(launch.pid, launch.model)
 
 
 def _reference(device: DeviceState) -> GpuRef:

@@ -19,7 +19,9 @@ COUNTERS = frozenset(
         "llamacpp:tokens_predicted_total",
     }
 )
-GAUGES = frozenset({"llamacpp:requests_deferred", "llamacpp:requests_processing"})
+GAUGES = frozenset(
+    {"llamacpp:n_tokens_max", "llamacpp:requests_deferred", "llamacpp:requests_processing"}
+)
 
 
 def read(samples: Samples) -> ModelReading:
@@ -29,9 +31,13 @@ def read(samples: Samples) -> ModelReading:
         cached_tokens=samples.sum("llamacpp:prompt_tokens_cached_total"),
         generated_tokens=samples.sum("llamacpp:tokens_predicted_total"),
         passes=samples.sum("llamacpp:n_decode_total"),
+        # A batch is computed in parts of `--ubatch-size`, each of which reads the weights.
+        chunk_tokens=512,
+        chunks_as_one=True,
         drafts=samples.sum("llamacpp:spec_decode_num_drafts_total"),
         draft_tokens=samples.sum("llamacpp:spec_decode_num_draft_tokens_total"),
         accepted_tokens=samples.sum("llamacpp:spec_decode_num_accepted_tokens_total"),
+        longest_sequence=samples.sum("llamacpp:n_tokens_max"),
         running_requests=samples.sum("llamacpp:requests_processing"),
         waiting_requests=samples.sum("llamacpp:requests_deferred"),
     )
@@ -46,5 +52,6 @@ ENGINE = Engine(
     ports=(8080,),
     title="llama.cpp (`llama-server`)",
     enable="`--metrics`",
-    tells="prompts when they were processed, answers as they end; requests are not counted",
+    tells="prompts when they were processed, answers as they end; no requests: scraped every second to see them",
+    longest_interval_seconds=1.0,
 )

@@ -1,48 +1,149 @@
-"""Finds the config.json of a model that an engine names, where the daemon can read it."""
+"""Finds the file of a model that an engine names, where the daemon can read it.
+
+Names come from another program. Nothing but a config.json or a GGUF file is ever opened, nothing is
+downloaded, and no link leads out of the root that is looked under.
+"""
 
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 # A repository id of the Hugging Face hub: owner/name.
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+LONGEST_PATH = 4096
+LARGEST_LINK_COUNT = 40
+LARGEST_SNAPSHOT_COUNT = 64
+LONGEST_ENVIRONMENT_BYTES = 256 * 1024
+_HUB_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "HOME")
 
 
 def locate_config(model_name: str, environment: Mapping[str, str] | None = None) -> Path | None:
-    """Return the config.json of `model_name`, or None.
+    """Return the config.json or GGUF file of `model_name` on this host, or None.
 
-    A name is an absolute folder, as engines report for local models, or a hub id looked up in the
-    hub's cache (`HF_HUB_CACHE`, `HF_HOME`). The name comes from another program: nothing but a
-    file called config.json is ever looked at, and nothing is downloaded.
+    A name is an absolute path, as engines report for local models, or a hub id looked up in the
+    hub's cache (`HF_HUB_CACHE`, `HF_HOME`).
     """
-    if model_name.startswith("/"):
-        return _existing(Path(model_name) / "config.json")
-    if not _REPOSITORY.fullmatch(model_name) or ".." in model_name:
+    variables = os.environ if environment is None else environment
+    return _locate(Path("/"), model_name, variables, PurePosixPath("/"))
+
+
+def locate_in_process(pid: int, model: str, proc: str = "/proc") -> Path | None:
+    """Return the model file that the command line of process `pid` names, seen from there.
+
+    Through the process's root, so that a container's file system is looked at as it sees it. Needs
+    the right to follow /proc/<pid>/root: the same user, or CAP_SYS_PTRACE.
+    """
+    try:
+        folder = PurePosixPath(os.readlink(f"{proc}/{pid}/cwd"))  # noqa: PTH115
+    except OSError:
+        folder = PurePosixPath("/")
+    return _locate(Path(f"{proc}/{pid}/root"), model, _variables(pid, proc), folder)
+
+
+def resolve_under(root: Path, path: PurePosixPath) -> Path | None:
+    """Return `path` under `root` with every link followed as if `root` were /; None if it is not there."""
+    parts = list(reversed(path.parts))
+    done: list[str] = []
+    links = 0
+    while parts:
+        part = parts.pop()
+        if part in {"/", "."}:
+            continue
+        if part == "..":
+            del done[-1:]
+            continue
+        here = root.joinpath(*done, part)
+        try:
+            target = os.readlink(here)  # noqa: PTH115
+        except OSError:  # no link
+            done.append(part)
+            continue
+        links += 1
+        if links > LARGEST_LINK_COUNT or len(target) > LONGEST_PATH:
+            return None
+        if target.startswith("/"):
+            done = []
+        parts.extend(reversed(PurePosixPath(target).parts))
+    found = root.joinpath(*done)
+    try:
+        return found if found.exists() else None
+    except OSError:
         return None
-    folder = _hub_cache(environment if environment is not None else os.environ)
+
+
+def _locate(
+    root: Path, name: str, variables: Mapping[str, str], folder: PurePosixPath
+) -> Path | None:
+    if not name or len(name) > LONGEST_PATH or "\0" in name:
+        return None
+    if name.startswith("/"):
+        return _model_file(root, PurePosixPath(name))
+    if root != Path("/"):  # a path from where the process was started
+        found = _model_file(root, folder / name)
+        if found is not None:
+            return found
+    if not _REPOSITORY.fullmatch(name) or ".." in name:
+        return None
+    cache = _hub_cache(variables)
+    return _newest_snapshot(root, cache, name) if cache is not None else None
+
+
+def _model_file(root: Path, path: PurePosixPath) -> Path | None:
+    """The config.json in a folder, or a GGUF file itself."""
+    if path.suffix.lower() == ".gguf":
+        found = resolve_under(root, path)
+        return found if found is not None and _is_file(found) else None
+    if path.name != "config.json":
+        path /= "config.json"
+    found = resolve_under(root, path)
+    return found if found is not None and _is_file(found) else None
+
+
+def _newest_snapshot(root: Path, cache: PurePosixPath, name: str) -> Path | None:
+    snapshots = cache / f"models--{name.replace('/', '--')}" / "snapshots"
+    folder = resolve_under(root, snapshots)
     if folder is None:
         return None
-    snapshots = folder / f"models--{model_name.replace('/', '--')}" / "snapshots"
     try:
-        candidates = sorted(snapshots.glob("*/config.json"), key=lambda file: file.stat().st_mtime)
+        names = sorted(entry.name for entry in os.scandir(folder))[:LARGEST_SNAPSHOT_COUNT]
     except OSError:
         return None
-    return candidates[-1] if candidates else None
+    found = [_model_file(root, snapshots / entry) for entry in names]
+    files = [file for file in found if file is not None]
+    return max(files, key=_modified, default=None)
 
 
-def _hub_cache(environment: Mapping[str, str]) -> Path | None:
+def _variables(pid: int, proc: str) -> dict[str, str]:
+    """Where the process keeps its hub cache; nothing else of its environment is kept."""
+    try:
+        with open(f"{proc}/{pid}/environ", "rb") as file:  # noqa: PTH123
+            entries = file.read(LONGEST_ENVIRONMENT_BYTES).split(b"\0")
+    except OSError:
+        return {}
+    pairs = (entry.decode(errors="replace").partition("=") for entry in entries)
+    return {name: value for name, _equals, value in pairs if name in _HUB_VARIABLES}
+
+
+def _hub_cache(environment: Mapping[str, str]) -> PurePosixPath | None:
     if environment.get("HF_HUB_CACHE"):
-        return Path(environment["HF_HUB_CACHE"])
+        return PurePosixPath(environment["HF_HUB_CACHE"])
     if environment.get("HF_HOME"):
-        return Path(environment["HF_HOME"]) / "hub"
+        return PurePosixPath(environment["HF_HOME"]) / "hub"
     home = environment.get("HOME")
-    return Path(home) / ".cache" / "huggingface" / "hub" if home else None
+    return PurePosixPath(home) / ".cache" / "huggingface" / "hub" if home else None
 
 
-def _existing(path: Path) -> Path | None:
+def _is_file(path: Path) -> bool:
     try:
-        return path if path.is_file() else None
+        return path.is_file()
     except OSError:
-        return None
+        return False
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -39,6 +39,18 @@ _NVFP4_OVERHEAD_BITS = 8 / 16
 
 _MODELOPT = frozenset({"modelopt", "modelopt_fp4", "modelopt_mixed", "nvfp4", "w4a8_nvfp4_fp8"})
 _DATA_TYPE_NAMES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+# llama.cpp's cache types, scales included.
+_LLAMA_CACHES = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 34 / 32,
+    "q5_1": 24 / 32,
+    "q5_0": 22 / 32,
+    "q4_1": 20 / 32,
+    "q4_0": 18 / 32,
+    "iq4_nl": 18 / 32,
+}
 BYTES_PER_VALUE = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 
 
@@ -60,6 +72,8 @@ def cache_value_bytes(name: object, model_data_type: str) -> float:
     text = str(name or "auto").removeprefix("torch.").lower()
     if text.startswith(("fp8", "float8", "int8", "e4m3", "e5m2")):
         return 1.0
+    if text in _LLAMA_CACHES:
+        return _LLAMA_CACHES[text]
     if text.startswith(("nvfp4", "fp4", "int4", "mxfp4")):
         return 0.5
     return BYTES_PER_VALUE.get(text) or BYTES_PER_VALUE[_DATA_TYPE_NAMES.get(text, model_data_type)]

@@ -42,7 +42,10 @@ class Work:
 
     prefill_tokens: float = 0.0  # prompt tokens computed here, without cache hits
     decode_tokens: float = 0.0  # tokens generated, the first of each prompt included
-    prompts: float = 0.0  # prompts whose prefill ended: the first tokens among the above
+    prompts: float = 0.0  # first tokens of answers among the above: not a decode pass's
+    first_tokens: float | None = (
+        None  # logits of prompts, where they are counted apart from answers
+    )
     rejected_tokens: float = 0.0  # drafts that were verified and thrown away
     acceptance_length: float = 1.0  # tokens that one sequence gains per pass
     prefills: tuple[Stretch, ...] = ()
@@ -105,7 +108,9 @@ def chunk_count(new_tokens: float, chunk_tokens: float) -> float:
 
 def _prefill_flops(model: ModelDescription, work: Work) -> float:
     # An encoder answers with no token: there are no logits then.
-    logits = min(work.prompts, work.decode_tokens)
+    logits = work.first_tokens
+    if logits is None or logits == work.prompts:
+        logits = min(work.prompts, work.decode_tokens)
     return (
         work.prefill_tokens * linear_flops_per_token(model)
         + logits * head_flops_per_token(model)
@@ -133,9 +138,11 @@ def _weight_bytes(model: ModelDescription, work: Work) -> float:
 
 
 def _passes(model: ModelDescription, passes: float, tokens: float, ranks: int) -> float:
-    if passes <= 0 or tokens <= 0:
+    if passes <= 0:
         return 0.0
-    return passes * weight_bytes_per_pass(model, tokens / passes, with_head=True, ranks=ranks)
+    # Where passes are counted while they run and answers when they end, a token each is the least.
+    each = max(1.0, tokens / passes)
+    return passes * weight_bytes_per_pass(model, each, with_head=True, ranks=ranks)
 
 
 def _cache_bytes(model: ModelDescription, work: Work, tensor_parallel: int) -> float:

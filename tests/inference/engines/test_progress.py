@@ -117,6 +117,17 @@ class TestRequests:
         assert attention(work) == (pairs((0, 300)), pairs((300, 40)))
         assert attention(idle) == (0, 0)
 
+    def test_requests_that_were_only_thought_to_be_aborted(self):
+        """A gauge that lags said that nothing ran: when they have ended, nothing is left of that."""
+        progress = Progress()
+        progress.work_of(
+            reading(in_flight=InFlight(1, 300, 41), running_requests=0, waiting_requests=0)
+        )
+        progress.work_of(reading(finished=Finished(1, 300, 60)))
+        work = progress.work_of(reading(in_flight=InFlight(1, 100, 11), running_requests=1))
+
+        assert attention(work) == (pairs((0, 100)), pairs((100, 10)))
+
     def test_cached_prompts(self):
         """640 of 700 tokens cached: 60 new ones that attend to all before them."""
         work = Progress().work_of(

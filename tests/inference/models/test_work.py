@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.inference.models.config import load_description
-from exporter.inference.models.locate import locate_config
+from exporter.inference.models.locate import locate_config, locate_in_process
 from exporter.inference.models.work import Cost, Stretch, Work, cost_of
 from tests.inference.models.shapes import MIXTURE, TINY, WINDOWED
 
@@ -142,3 +142,64 @@ class TestLocate:
     def test_other_names_are_not_looked_up(self, name, tmp_path):
         """A name from another program never leads outside the cache."""
         assert locate_config(name, {"HF_HUB_CACHE": str(tmp_path)}) is None
+
+
+class TestLocateInAProcess:
+    """A container's files are looked at as its own process sees them."""
+
+    def process(self, tmp_path, **environment):
+        root = tmp_path / "7" / "root"
+        root.mkdir(parents=True)
+        lines = "\0".join(f"{name}={value}" for name, value in environment.items())
+        (tmp_path / "7" / "environ").write_text(f"SECRET=x\0{lines}\0")
+        (tmp_path / "7" / "cwd").symlink_to("/work")
+        return root
+
+    def test_a_folder_of_the_container(self, tmp_path):
+        """/models/chat of the process, not of the host."""
+        root = self.process(tmp_path)
+        (root / "models/chat").mkdir(parents=True)
+        (root / "models/chat/config.json").write_text("{}")
+
+        found = locate_in_process(7, "/models/chat", str(tmp_path))
+
+        assert found == root / "models/chat/config.json"
+
+    def test_a_path_from_its_working_folder(self, tmp_path):
+        """llama-server -m model.gguf, started in /work."""
+        root = self.process(tmp_path)
+        (root / "work").mkdir()
+        (root / "work/model.gguf").write_text("GGUF")
+
+        assert locate_in_process(7, "model.gguf", str(tmp_path)) == root / "work/model.gguf"
+
+    def test_its_hub_cache(self, tmp_path):
+        """Where its own environment says, with links from snapshots to blobs."""
+        root = self.process(tmp_path, HF_HOME="/cache")
+        folder = root / "cache/hub/models--acme--tiny"
+        (folder / "snapshots/1").mkdir(parents=True)
+        (folder / "blobs").mkdir()
+        (folder / "blobs/x").write_text("{}")
+        (folder / "snapshots/1/config.json").symlink_to("../../blobs/x")
+
+        assert locate_in_process(7, "acme/tiny", str(tmp_path)) == folder / "blobs/x"
+
+    def test_links_do_not_lead_to_the_host(self, tmp_path):
+        """An absolute link means a place in the container."""
+        root = self.process(tmp_path)
+        secret = tmp_path / "host-config.json"
+        secret.write_text("{}")
+        (root / "models").mkdir()
+        (root / "models/config.json").symlink_to(secret)
+        (root / "up").mkdir()
+        (root / "up/config.json").symlink_to("../../../host-config.json")
+
+        assert locate_in_process(7, "/models", str(tmp_path)) is None
+        assert locate_in_process(7, "/up", str(tmp_path)) is None
+
+    def test_a_link_to_itself(self, tmp_path):
+        """Followed a while, then given up."""
+        root = self.process(tmp_path)
+        (root / "loop").symlink_to("loop")
+
+        assert locate_in_process(7, "/loop", str(tmp_path)) is None
