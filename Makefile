@@ -73,6 +73,7 @@ generate: $(VENV)/.installed-dev ## write the generated pages and dashboards ane
 	$(BIN)/python -m exporter.inference.engines.table
 	$(BIN)/python -m exporter.accounting.support_matrix > docs/support-matrix.md
 	$(BIN)/python -m benchmarks.gpu_acceptance --document
+	$(BIN)/python -m mixin.build
 	$(BIN)/python -m grafana.build
 	$(BIN)/python deploy/helm/sync.py
 

@@ -62,14 +62,27 @@ def flops(tensor: str, sm_active: str, dram: str) -> dict[str, str]:
     }
 
 
-def workload(tokens: str) -> dict[str, str]:
-    """An engine joined to GPU 0."""
+def workload(tokens: str, requests: str = f"60x{2 * DAY}") -> dict[str, str]:
+    """An engine joined to GPU 0, with the requests that it has in flight."""
     return {
         **gpu_series("flopwatch_workload_gpu_info", f"1x{2 * DAY}", workload="chat"),
         f'flopwatch_model_tokens_total{{{HOST}, workload="chat", model="m", phase="decode"}}': tokens,
+        f'flopwatch_model_requests{{{HOST}, workload="chat", model="m", state="running"}}': requests,
     }
 
 
+def sibling() -> dict[str, str]:
+    """A second GPU of the same engine that goes on at 40 %."""
+    who = f'{HOST}, gpu="1", uuid="GPU-1"'
+    return {
+        f"flopwatch_gpu_up{{{who}}}": f"1x{2 * DAY}",
+        f'flopwatch_workload_gpu_info{{{who}, workload="chat"}}': f"1x{2 * DAY}",
+        f"flopwatch_headline_peak_flops{{{who}}}": f"1000x{2 * DAY}",
+        f'flopwatch_flop_total{{{who}, pipe="tensor"}}': f"0+24000x{2 * DAY}",
+    }
+
+
+RESET_AT_DAY = gpu_series("flopwatch_gpu_reset_timestamp_seconds", f"0x{DAY} {60 * DAY + 60}x{DAY}")
 NAMED = {"gpu": "0", "uuid": "GPU-0", "name": "H100"}
 ON_HOST: dict[str, str] = {}
 YESTERDAY = DAY + HOUR
@@ -116,6 +129,36 @@ PERFORMANCE = (
                 f"0+60000x{YESTERDAY + 400}",
             ),
             **workload(f"0+600x{YESTERDAY + 400}"),
+            **sibling(),
+        },
+        quiet_at=(YESTERDAY - 5, YESTERDAY + 180),
+        fires_at=(YESTERDAY + 60,),
+    ),
+    Case(
+        "GPUUtilizationDropped",
+        "a rollout needs half of the FLOPS for the same tokens, on every GPU of its engine",
+        {
+            **flops(
+                f"0+24000x{YESTERDAY} {24000 * YESTERDAY}+12000x240",
+                f"0.9x{YESTERDAY + 400}",
+                f"0+60000x{YESTERDAY} {60000 * YESTERDAY}+15000x240",
+            ),
+            **workload(f"0+600x{YESTERDAY + 400}"),
+        },
+        quiet_at=(YESTERDAY + 60, YESTERDAY + 120, YESTERDAY + 239),
+    ),
+    Case(
+        "GPUUtilizationDropped",
+        "as many requests are in flight, and half of the tokens come out",
+        {
+            **flops(
+                f"0+24000x{YESTERDAY} {24000 * YESTERDAY}+12000x120 {24000 * YESTERDAY + 12000 * 120}+24000x240",
+                f"0.9x{YESTERDAY + 400}",
+                f"0+60000x{YESTERDAY + 400}",
+            ),
+            **workload(
+                f"0+600x{YESTERDAY} {600 * YESTERDAY}+300x120 {600 * YESTERDAY + 300 * 120}+600x240"
+            ),
         },
         quiet_at=(YESTERDAY - 5, YESTERDAY + 180),
         fires_at=(YESTERDAY + 60,),
@@ -129,7 +172,7 @@ PERFORMANCE = (
                 f"0.9x{YESTERDAY + 400}",
                 f"0+60000x{YESTERDAY} {60000 * YESTERDAY}+15000x240",
             ),
-            **workload(f"0+600x{YESTERDAY} {600 * YESTERDAY}+60x240"),
+            **workload(f"0+600x{YESTERDAY} {600 * YESTERDAY}+60x240", f"60x{YESTERDAY} 6x240"),
         },
         quiet_at=(YESTERDAY + 60, YESTERDAY + 120, YESTERDAY + 239),
     ),
@@ -215,8 +258,8 @@ PERFORMANCE = (
     ),
     Case(
         "GPUSilentDataCorruption",
-        "a counter that stood at zero goes up once; a day later the alert ends",
-        gpu_series("flopwatch_probe_wrong_results_total", f"0x30 1x{2 * DAY}"),
+        "a counter that stood at zero goes up once; a reset ends it",
+        gpu_series("flopwatch_probe_wrong_results_total", f"0x30 1x{2 * DAY}") | RESET_AT_DAY,
         quiet_at=(30, DAY + 2 * HOUR),
         fires_at=(35, 20 * HOUR),
     ),
@@ -229,7 +272,8 @@ PERFORMANCE = (
         )
         | gpu_series(
             "flopwatch_probe_mismatches_total", f"0x{2 * DAY}", kernel="gemm_bf16", mig="3"
-        ),
+        )
+        | RESET_AT_DAY,
         quiet_at=(30, DAY + 2 * HOUR),
         fires_at=(35, 20 * HOUR),
         labels={"gpu": "0", "uuid": "GPU-0", "mig": "3"},
@@ -237,7 +281,7 @@ PERFORMANCE = (
     Case(
         "GPUSilentDataCorruption",
         "a counter that begins with its first mismatch",
-        gpu_series("flopwatch_probe_wrong_results_total", f"_x30 1x{2 * DAY}"),
+        gpu_series("flopwatch_probe_wrong_results_total", f"_x30 1x{2 * DAY}") | RESET_AT_DAY,
         quiet_at=(29, DAY + 2 * HOUR),
         fires_at=(35, 20 * HOUR),
     ),
@@ -288,7 +332,6 @@ PERFORMANCE = (
         },
         quiet_at=(10, 70),
         fires_at=(40,),
-        labels={"gpu": "0", "uuid": "GPU-0", "sensor": "gpu"},
     ),
     Case(
         "GPUHotWhileIdle",

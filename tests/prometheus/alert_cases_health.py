@@ -42,18 +42,20 @@ HEALTH = (
     ),
     Case(
         "GPUXidCritical",
-        "XID 79 at minute 10 stays on for a quarter of an hour",
-        gpu_series("flopwatch_xid_last_timestamp_seconds", "_x10 600x60", xid="79"),
-        quiet_at=(9, 30),
-        fires_at=(12, 20),
+        "XID 79 at minute 10 until the host is rebooted at minute 90",
+        gpu_series("flopwatch_xid_last_timestamp_seconds", "_x10 600x120", xid="79")
+        | {f"flopwatch_boot_time_seconds{{{HOST}}}": "1x89 5400x60"},
+        quiet_at=(9, 92),
+        fires_at=(12, 80),
         labels={"gpu": "0", "uuid": "GPU-0", "xid": "79"},
     ),
     Case(
         "GPUXidWarning",
-        "XID 94 at minute 10 stays on for a quarter of an hour",
-        gpu_series("flopwatch_xid_last_timestamp_seconds", "_x10 600x60", xid="94"),
-        quiet_at=(9, 30),
-        fires_at=(12, 20),
+        "XID 94 at minute 10 until the GPU is reset, though the exporter has forgotten it at minute 30",
+        gpu_series("flopwatch_xid_last_timestamp_seconds", "_x10 600x20", xid="94")
+        | gpu_series("flopwatch_gpu_reset_timestamp_seconds", "1x89 5400x60"),
+        quiet_at=(9, 92),
+        fires_at=(12, 80),
         labels={"gpu": "0", "uuid": "GPU-0", "xid": "94"},
     ),
     Case(
@@ -74,10 +76,11 @@ HEALTH = (
     ),
     Case(
         "GPUUncorrectableMemoryErrors",
-        "one uncorrectable error; an hour later the alert ends",
-        gpu_series("flopwatch_ecc_errors_total", "3x20 4x120", kind="uncorrected"),
-        quiet_at=(20, 90),
-        fires_at=(25, 70),
+        "one uncorrectable error, and a reset two hours later",
+        gpu_series("flopwatch_ecc_errors_total", "3x20 4x200", kind="uncorrected")
+        | gpu_series("flopwatch_gpu_reset_timestamp_seconds", "1x139 8400x60"),
+        quiet_at=(20, 150),
+        fires_at=(25, 130),
     ),
     Case(
         "GPUUncorrectableMemoryErrors",
@@ -138,7 +141,7 @@ LINKS = (
     ),
     Case(
         "NVLinkDown",
-        "the only GPU of a host is compared with itself a day ago",
+        "the only GPU of a host is compared with itself before",
         nvlinks(f"2x{DAY} 1x60 2x60", gpus=1),
         quiet_at=(DAY - 1, DAY + 90),
         fires_at=(DAY + 30,),

@@ -1,0 +1,264 @@
+"""The findings: every kind that the exporter can report, and every threshold, declared once.
+
+The status page, `flopwatch top`, the JSON document, the series `flopwatch_finding`, the dashboards and
+the alerts in deploy/prometheus all read these. `symptom` continues "GPU 3 of node7 …", `likely` continues
+"Likely: …", and `action` is a sentence of its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class Severity(StrEnum):
+    """How bad it is: needs a person now, needs one soon, or only explains the number."""
+
+    CRITICAL = "critical"
+    WARNING = "warning"
+    INFO = "info"
+
+
+CRITICAL, WARNING, INFO = Severity.CRITICAL, Severity.WARNING, Severity.INFO
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A limit that a finding or an alert compares with. `help` says which side is bad."""
+
+    value: float
+    help: str
+
+
+# In the order in which the mixin's configuration and the chart's values list them.
+THRESHOLDS: Final[Mapping[str, Threshold]] = {
+    "powerLossWarning": Threshold(
+        0.25, "Share of the peak lost to the power limit above which it is a warning."
+    ),
+    "heatLossWarning": Threshold(
+        0.05, "Share of the peak lost to heat above which it is a warning."
+    ),
+    "baselineWarning": Threshold(
+        0.9, "Probe result over the GPU's own baseline below which it is a warning."
+    ),
+    "baselineCritical": Threshold(0.75, "The same, below which it is critical."),
+    "peersWarning": Threshold(
+        0.95, "Probe result over the median of the peers below which it is a warning."
+    ),
+    "peersCritical": Threshold(0.75, "The same, below which it is critical."),
+    "peersMinimum": Threshold(4, "GPUs of one model below which there is no comparison."),
+    "peersDeviations": Threshold(
+        3.5, "Robust standard deviations below the median that make a GPU a straggler."
+    ),
+    "memoryHotCelsius": Threshold(
+        95, "Memory temperature from which it is a warning: HBM and GDDR6X throttle there."
+    ),
+    "idleHotCelsius": Threshold(70, "Temperature above which an idle GPU is a warning."),
+    "idleBusyRatio": Threshold(0.1, "Share of busy time below which a GPU counts as idle."),
+    "correctedErrors": Threshold(
+        1000, "Corrected memory errors within an hour above which it is a warning."
+    ),
+    "powerLimitRatio": Threshold(
+        0.9, "Power limit over the usual one, or the siblings' median, below which it is a warning."
+    ),
+    "memoryHeldRatio": Threshold(
+        0.2, "Share of device memory that an idle GPU without a working engine may hold."
+    ),
+    "powerBrakeRatio": Threshold(
+        0.05, "Share of time with the external power brake on above which it is a warning."
+    ),
+    "nvlinkErrors": Threshold(
+        100, "NVLink errors within half an hour above which it is a warning."
+    ),
+    "pcieReplays": Threshold(100, "PCIe replays within an hour above which it is a warning."),
+    "utilizationDrop": Threshold(
+        0.6, "Delivered FLOPS over those at the same hour before, below which they have dropped."
+    ),
+    "throughputDrop": Threshold(
+        0.7, "Tokens per second over the usual ones, below which throughput has fallen."
+    ),
+    "usefulDrop": Threshold(
+        0.7, "Useful share of the work over the usual one, below which it has fallen."
+    ),
+    "targetsRatio": Threshold(
+        0.75, "Targets over the most of the last two weeks, below which some have vanished."
+    ),
+    "restartsPerHour": Threshold(3, "Restarts within an hour above which it is a warning."),
+    "clockSkewSeconds": Threshold(
+        60, "Difference between the clocks of host and Prometheus above which it is a warning."
+    ),
+    "probeAgeSeconds": Threshold(21600, "Age of the newest probe result that is too old."),
+    "estimatorError": Threshold(
+        0.1, "Error of the FLOP counter against GEMMs of known size that is worth a note."
+    ),
+}
+
+
+def limit(name: str) -> float:
+    """The threshold's value. Raises KeyError for a name that is not declared."""
+    return THRESHOLDS[name].value
+
+
+# By the actions in NVIDIA's XID catalogue: reset, reboot or replace; contained, or mended by the next
+# reset; and those that a program causes.
+XID_CRITICAL: Final = (46, 48, 61, 62, 64, 74, 79, 95, 119, 120, 140, 143)
+XID_WARNING: Final = (63, 92, 94, 121, 144, 145, 146, 147, 148, 149, 150)
+XID_PROGRAM: Final = (8, 13, 31, 32, 43, 45, 68, 69, 109)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of finding, in words that do not depend on the numbers."""
+
+    symptom: str
+    likely: str = ""
+    action: str = ""
+
+    @property
+    def advice(self) -> str:
+        """What it probably is and what to do, as an alert's description says it."""
+        likely = f"Likely: {self.likely}." if self.likely else ""
+        return " ".join(part for part in (likely, self.action) if part)
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    # Whether the device answers.
+    "waiting": Kind("has not answered yet"),
+    "hung": Kind(
+        "does not answer the driver",
+        "the GPU or its firmware is wedged, and the engine's next call will hang too",
+        "Drain the host and reboot it.",
+    ),
+    "lost": Kind(
+        "is lost",
+        "it fell off the bus (XID 79), its firmware died (XID 119, 120), or it waits for a reset",
+        "Work on it is gone. Reset the GPU; if it does not come back, reboot the host.",
+    ),
+    "stale": Kind("has no recent reading", "the exporter is starved of processor time"),
+    "source_down": Kind(
+        "has a source without readings",
+        "a profiler holds the counters, a permission is missing, or dcgm-exporter is down",
+    ),
+    # Where the FLOPS go.
+    "compute_bound": Kind("is compute-bound"),
+    "memory_bound": Kind("is memory-bound"),
+    "stall_bound": Kind("is stalled"),
+    "underfilled": Kind("is underfilled"),
+    "idle": Kind("is idle"),
+    "coarse": Kind("has no activity counters"),
+    "clock_held_by_heat": Kind(
+        "loses FLOPS to heat",
+        "a failed fan or pump, blocked air, hot inlet air, or dried thermal paste when its neighbors"
+        " stay cool",
+        "Compare the temperatures of the host's GPUs.",
+    ),
+    "clock_held_by_power": Kind(
+        "loses FLOPS to its power limit",
+        "a lowered limit or a power supply in trouble; a dense prefill load loses 10 to 20 % at the"
+        " default limit",
+        "Compare the limit with the siblings' (nvidia-smi -q -d POWER).",
+    ),
+    "power_brake": Kind(
+        "is slowed down by the external power brake",
+        "a failed or overloaded power supply, or a rack power cap",
+        "The brake comes from the chassis: check its power supplies.",
+    ),
+    "power_limit_lowered": Kind(
+        "has a lowered power limit",
+        "somebody or a tool set it (nvidia-smi -pl), a rack power cap, or a firmware change",
+        "Restore the limit, or accept it as the runbook says.",
+    ),
+    # Health.
+    "xid": Kind(
+        "reported an XID error",
+        "memory (48, 63, 64, 92, 94, 95, 140), NVLink (74, 121, 144 to 150), off the bus (79), firmware"
+        " (61, 62, 119, 120, 143)",
+        "Drain the GPU and reset it; replace it if the error comes back.",
+    ),
+    "ecc_uncorrected": Kind(
+        "has uncorrectable memory errors",
+        "a failing memory cell",
+        "Processes that touched it were killed. Drain the GPU and reset it, which remaps the row;"
+        " replace it if the errors come back.",
+    ),
+    "ecc_corrected": Kind(
+        "corrects many memory errors",
+        "memory that begins to fail",
+        "Nothing is lost yet. Plan a reset.",
+    ),
+    "row_remap_pending": Kind(
+        "waits for a reset to remap a memory row",
+        "a memory row was marked bad",
+        "Drain the GPU and reset it when convenient.",
+    ),
+    "row_remap_failed": Kind(
+        "has run out of spare memory rows",
+        "failing memory",
+        "Replace the GPU: this is the vendor's criterion.",
+    ),
+    "recovery_action": Kind(
+        "asks for recovery",
+        "an error that the driver cannot mend itself",
+        "Take the action; results and performance are not reliable until then.",
+    ),
+    "nvlink_down": Kind(
+        "has lost NVLinks",
+        "a link that could not be retrained, a switch or its fabric manager, or a bridge",
+        "Collectives run at the pace of the slowest member: drain the host and reset it.",
+    ),
+    "pcie_narrow": Kind(
+        "has a degraded PCIe link",
+        "seating, a riser or a BIOS setting",
+        "Weights load and KV blocks move that much slower. Reseat the board.",
+    ),
+    "nvlink_errors": Kind(
+        "has NVLink errors",
+        "a connector, a cable or a switch port",
+        "Data is sent again, which costs bandwidth and latency; such a link fails in the end.",
+    ),
+    "pcie_replays": Kind(
+        "repeats PCIe transfers", "seating, a riser or the slot", "Reseat the board."
+    ),
+    "utilization_dropped": Kind(
+        "delivers far fewer FLOPS than at this hour before, at the same demand",
+        "a changed engine or batch setting, a neighbor on the GPU, a replica out of the load balancer's"
+        " rotation, or a GPU that became slow",
+        "Compare it with the other GPUs of its workload.",
+    ),
+    "memory_hot": Kind(
+        "has memory at its temperature limit",
+        "a failed fan or pump, blocked air, or thermal pads that have lost contact",
+        "It throttles at this temperature. Check the cooling of this slot.",
+    ),
+    "hot_while_idle": Kind(
+        "is hot while idle",
+        "the cooling of this slot has failed, or a busy neighbor heats it",
+        "It will throttle under load. Check fans and air flow.",
+    ),
+    "memory_held": Kind(
+        "holds memory but does no work",
+        "an engine that died or hangs with its memory still allocated, or a leftover process",
+        "Find the process (nvidia-smi) and end it, or restart the pod.",
+    ),
+    # Probes.
+    "slower_than_baseline": Kind(
+        "is slower than it used to be",
+        "a lowered clock or power limit, worse cooling, or aging silicon or memory",
+        "Compare it with its siblings first; they tell a change of the fleet from a fault of one GPU.",
+    ),
+    "slower_than_siblings": Kind(
+        "is slower than its peers",
+        "failing silicon or memory, or software that the peers do not have",
+        "Run the vendor's diagnostics.",
+    ),
+    "wrong_results": Kind(
+        "computes wrong results",
+        "failing silicon; the hardware raised no error",
+        "Answers served by this GPU cannot be trusted: take it out of service.",
+    ),
+    "not_probed": Kind(
+        "is not probed",
+        "probes are paused, too little memory is free for the worker, or the GPU is never idle",
+        "Its speed is unknown until then.",
+    ),
+}

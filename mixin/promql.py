@@ -1,0 +1,34 @@
+"""Fragments that many rules share."""
+
+from mixin.source import Record
+
+
+# A value that outlives a failed scrape: the newest sample of the last five minutes.
+def recent(selector: str, by: str, function: str = "max") -> str:
+    """The newest value of a selector, aggregated by the labels."""
+    return f"{function} by ({by}) (last_over_time({selector}[5m]))"
+
+
+# The host is still a target: memory of its faults ends with it.
+TARGET = "on (%{host}) last_over_time(instance:flopwatch_up:recent[1h])"
+# Its driver lists the device.
+LISTED = "on (%{gpu}) last_over_time(gpu:flopwatch_gpu_up:recent[1h])"
+
+
+def remembered(name: str) -> str:
+    """What the rule itself said last, across gaps of an hour."""
+    return f"last_over_time({name}[1h])"
+
+
+def labelled(name: str, value: str, expr: str) -> str:
+    """The expression with one label set."""
+    return f'label_replace({expr}, "{name}", "{value}", "", "")'
+
+
+def highest(name: str, by: str, **sources: str) -> Record:
+    """A maximum that is never forgotten while the host is a target."""
+    parts = "\n    or ".join(
+        labelled("from", origin, expr)
+        for origin, expr in {**sources, "memory": remembered(name)}.items()
+    )
+    return Record(name, f"max by ({by}) (\n    {parts})\n  and {TARGET}")
