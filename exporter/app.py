@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -16,12 +16,18 @@ from typing import TypeVar
 import structlog
 
 from exporter.collect.host import HostSampling
+from exporter.collect.machine import Machine, boot_id
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config, after_reload
 from exporter.errors import EXIT_TRANSIENT, FlopwatchError
 from exporter.metrics.device import process_samples
 from exporter.metrics.exporter import own_samples
 from exporter.metrics.family import Sample
+from exporter.metrics.findings import (
+    configuration_problem_samples,
+    finding_samples,
+    host_fact_samples,
+)
 from exporter.metrics.flops import calibration_samples
 from exporter.metrics.holders import holder_samples, with_holder_labels
 from exporter.metrics.host import device_samples
@@ -33,6 +39,7 @@ from exporter.services import Services
 from exporter.signals import SignalWaiter
 from exporter.state import LiveState, Parts, ReloadStatus, State
 from exporter.status.inputs import StatusSources
+from exporter.status.memory import Memory
 from exporter.status.service import StatusService
 from exporter.systemd import Notifier
 from exporter.version import VERSION
@@ -42,6 +49,7 @@ from exporter.web.http import Request, Response
 from exporter.web.routes import Lifecycle, add_lifecycle, health_handlers, metrics_handler
 from exporter.web.routing import Router
 from exporter.web.server import Server
+from flopwatch.state_file import StateFile, usable_state_path
 
 
 log = structlog.get_logger(__name__)
@@ -78,6 +86,7 @@ class Daemon:
         self._failed_parts: set[str] = set()
         self._scraped_at = 0.0
         self._stalled_logged = False
+        self._machine = Machine()
         self._live = LiveState(self._parts, self._mark)
         self._exposition = Exposition(
             self._samples, series_limit=lambda: self._config.series_limit, state=self._live.now
@@ -90,7 +99,9 @@ class Daemon:
                 # A pod's own name says nothing; the node's comes by the downward API.
                 host_name=os.environ.get("NODE_NAME") or socket.gethostname(),
                 telemetry_path=config.web.telemetry_path,
-            )
+                facts=self._machine.facts,
+            ),
+            memory=Memory(StateFile(usable_state_path(config.state_file)), boot_id()),
         )
         self._host = HostSampling(
             lambda: self._config.sampling,
@@ -185,6 +196,12 @@ class Daemon:
         config = self._config
         return chain(
             own_samples(state.reload),
+            host_fact_samples(self._machine.facts(), time.time()),
+            finding_samples(self._status.findings()),
+            configuration_problem_samples(
+                f"{place}: no GPU {index} on this host"
+                for place, index in self._missing_gpus(state)
+            ),
             with_holder_labels(device_samples(state), state, config.holder_labels),
             process_samples(state, process_name) if config.process_memory else (),
             probe_samples(state.probes),
@@ -218,15 +235,14 @@ class Daemon:
         add_lifecycle(router, lifecycle, guard, enabled=self._config.web.enable_lifecycle)
         return router
 
-    def _warn_of_missing_gpus(self) -> None:
-        """Name each GPU index of the configuration that this host does not have.
+    def _missing_gpus(self, state: State) -> Iterator[tuple[str, int]]:
+        """Each GPU index of the configuration that this host does not have, and where it stands.
 
         It may be a mistake, or a GPU that has not come up: the others are watched all the same.
         """
-        state = self._live.now()
         if state.pending:
             return  # the driver has not said yet which there are
-        known = [device.identity.index for device in state.devices]
+        known = {device.identity.index for device in state.devices}
         wanted = [
             (f"gpus[{position}].match.index", rule.index)
             for position, rule in enumerate(self._config.sampling.gpus)
@@ -239,7 +255,13 @@ class Daemon:
         ]
         for place, index in wanted:
             if index is not None and str(index) not in known:
-                log.warning("gpu_not_on_this_host", key=place, gpu=index, known=",".join(known))
+                yield place, index
+
+    def _warn_of_missing_gpus(self) -> None:
+        state = self._live.now()
+        known = ",".join(device.identity.index for device in state.devices)
+        for place, index in self._missing_gpus(state):
+            log.warning("gpu_not_on_this_host", key=place, gpu=index, known=known)
 
     def _loop(self, signals: SignalWaiter) -> int:
         mismatched_at: float | None = None
@@ -248,6 +270,7 @@ class Daemon:
         while True:
             came = signals.wait(_LOOP_SECONDS)
             self._feed_watchdog()
+            self._status.tend()
             self._live.now()  # sampling reads the last one, also while nobody scrapes
             if came & _END_SIGNALS:
                 log.info("shutting_down", reason="signal")

@@ -175,3 +175,11 @@ class ActivityWindow:
     def seconds(self) -> float:
         """Length of the window."""
         return self.end_seconds - self.start_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What the host says of itself; None where it cannot be read."""
+
+    expected_gpus: int | None = None
+    boot_unix_seconds: float | None = None

@@ -1,6 +1,6 @@
 """The alerts. Each tolerates a failed scrape, and holds until there is evidence of a repair."""
 
-from exporter.status.findings import KINDS
+from exporter.findings import KINDS
 from mixin.alerts_service import service_files
 from mixin.promql import recent
 from mixin.source import Alert, Group, RuleFile

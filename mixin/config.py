@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from exporter.status.findings import THRESHOLDS, XID_CRITICAL, XID_PROGRAM, XID_WARNING
+from exporter.findings import THRESHOLDS, XID_CRITICAL, XID_PROGRAM, XID_WARNING
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from mixin.source import Group, Record, RuleFile
 
 def models_file() -> RuleFile:
     """Rules of served models and of objectives."""
+
     def usual(name: str, of: str, on: str, alert: str, why: str = "") -> Record:
         hours = f"{of}[6h] offset 30m"
         held = (
@@ -179,6 +180,11 @@ def probes_file() -> RuleFile:
         Record(
             "gpu:flopwatch_probe_last_success_timestamp_seconds:max",
             recent('flopwatch_probe_newest_success_timestamp_seconds{mig=""}', "%{gpu}"),
+        ),
+        Record(
+            "gpu:flopwatch_probe_mismatches:sum",
+            "max by (%{gpu}, mig) (flopwatch_probe_wrong_results_total) > 0",
+            why="Recorded only while there is something to record.",
         ),
         Record(
             median,

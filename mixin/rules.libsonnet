@@ -376,6 +376,10 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             "expr": "max by (" + text($._config.gpu) + ") (last_over_time(flopwatch_probe_newest_success_timestamp_seconds{mig=\"\"}[5m]))",
           },
           {
+            "record": "gpu:flopwatch_probe_mismatches:sum",
+            "expr": "max by (" + text($._config.gpu) + ", mig) (flopwatch_probe_wrong_results_total) > 0",
+          },
+          {
             "record": "name_kernel:flopwatch_probe_measure:median",
             "expr": "quantile by (" + text($._config.peers) + ", precision) (0.5, flopwatch_probe_efficiency_ratio{mig=\"\"} * on (" + text($._config.gpu) + ") group_left (name) gpu:flopwatch_gpu:info)\n  or quantile by (" + text($._config.peers) + ", path) (0.5, flopwatch_probe_bandwidth_bytes_per_second{mig=\"\", path=\"device\"} * on (" + text($._config.gpu) + ") group_left (name) gpu:flopwatch_gpu:info)",
           },

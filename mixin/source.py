@@ -18,7 +18,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """An alerting rule. `finding` is the kind of exporter.status.findings that it pages for.
+    """An alerting rule. `finding` is the kind of exporter.findings that it pages for.
 
     `board` is the dashboard that its link opens: `gpu`, `host`, `models`, …
     """

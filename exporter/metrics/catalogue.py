@@ -1,6 +1,6 @@
 """The catalogue: every metric family that the exporter can expose, from the subjects that declare them."""
 
-from exporter.metrics import device, exporter, flops, holders, models, probes
+from exporter.metrics import device, exporter, findings, flops, holders, models, probes
 from exporter.metrics.family import Family, Subject
 
 
@@ -11,6 +11,7 @@ SUBJECTS: tuple[Subject, ...] = (
     probes.SUBJECT,
     models.SUBJECT,
     holders.SUBJECT,
+    findings.SUBJECT,
     exporter.SUBJECT,
 )
 CATALOGUE: tuple[Family, ...] = tuple(family for subject in SUBJECTS for family in subject.families)

@@ -5,18 +5,20 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from exporter.attribution.snapshot import DeviceKey
+from exporter.findings import Severity
 from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import DeviceIdentity
-from exporter.state import State
+from exporter.state import UNKNOWN, State
 from exporter.status import document
 from exporter.status.devices import build_device
 from exporter.status.history import Histories
 from exporter.status.inputs import Inputs
 from exporter.status.probes import comparable, probe_rows
-from exporter.status.verdict import Severity, host_summary
+from exporter.status.verdict import host_summary, missing_gpus
 from exporter.version import REVISION, VERSION
 from probes.records import ProbeResults
 
@@ -30,6 +32,7 @@ def build_status(inputs: Inputs, histories: Histories) -> document.Status:
     """Devices in trouble stand first, then those to look at, then by index."""
     probed = {results.uuid: results for results in inputs.state.probes.devices}
     siblings = _siblings(inputs, probed)
+    limits = _power_limits(inputs.state)
     devices: list[document.Device] = []
     for snapshot in inputs.state.devices:
         identity = snapshot.identity
@@ -44,6 +47,10 @@ def build_status(inputs: Inputs, histories: Histories) -> document.Status:
                     siblings=siblings[identity.name],
                     models=_models(inputs.state.workloads, identity.uuid),
                     holders=_holders(inputs.state, identity),
+                    memory=histories.memory.of(identity.uuid),
+                    since=partial(histories.memory.judged, identity.uuid),
+                    limits=limits[identity.name],
+                    silent=_silent(inputs.state.workloads, identity.uuid),
                 )
             )
     # Sorting is stable: within one health the host's own order stays.
@@ -76,6 +83,25 @@ def _siblings(
             for kernel, value in comparable(probe_rows(device, snapshot.peaks)).items():
                 values[snapshot.identity.name].setdefault(kernel, []).append(value)
     return values
+
+
+def _power_limits(state: State) -> defaultdict[str, list[float]]:
+    """Power limits in watts by the devices' model."""
+    limits: defaultdict[str, list[float]] = defaultdict(list)
+    for device in state.devices:
+        if device.slow is not None and device.slow.power_limit_watts is not None:
+            limits[device.identity.name].append(device.slow.power_limit_watts)
+    return limits
+
+
+def _silent(workloads: WorkloadsSnapshot, uuid: str) -> str | None:
+    """The name of an engine that uses the device and does not answer, if none that does uses it."""
+    names = {
+        workload.up: workload.name
+        for workload in workloads.workloads
+        if any(gpu.uuid == uuid for gpu in workload.gpus)
+    }
+    return None if True in names else names.get(False)
 
 
 def _models(workloads: WorkloadsSnapshot, uuid: str) -> list[document.Model]:
@@ -117,6 +143,11 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
     severities = [None if device.health == "ok" else Severity(device.health) for device in devices]
     gpus = all(device.gpu != "cpu0" for device in devices)
     summary = host_summary(severities, "GPU" if gpus else "device")
+    expected = inputs.facts.expected_gpus
+    listed = len({device.gpu for device in devices if device.gpu not in ("cpu0", UNKNOWN)})
+    if expected is not None and expected > listed:
+        worst = "critical"
+        summary = f"{missing_gpus(expected, listed)} {summary}"
     if inputs.state.pending:
         summary = "Waiting for the driver to say which GPUs there are."
     drivers = {device.driver_version for device in devices if device.driver_version}
@@ -124,6 +155,7 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
     achieved, peak = _delivered(whole, [device for device in devices if device.mig is not None])
     return document.Host(
         name=inputs.host_name,
+        expected_gpus=expected,
         summary=summary,
         health=worst,
         devices=len(devices),

@@ -27,7 +27,7 @@ REASONS: Final = {
     "hw_power_brake_slowdown": "power brake",
     "display_clock_setting": "display clock",
 }
-_SEVERITY: Final = {"critical": "✖", "warning": "▲", "note": ""}
+_SEVERITY: Final = {"critical": "✖", "warning": "▲", "info": ""}
 _LEGEND_MIN: Final = 0.005
 
 

@@ -1,16 +1,17 @@
 """From one device's snapshot, history and company to its part of the status document."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE
+from exporter.findings import Finding, Severity
 from exporter.readings import RECOVERY_ACTIONS, SlowReading
 from exporter.state import DeviceState
 from exporter.status import document, verdict
 from exporter.status.history import DeviceHistory
+from exporter.status.memory import DeviceMemory
 from exporter.status.probes import probe_findings, probe_rows
 from exporter.status.ring import COLUMN_SECONDS, Summary
-from exporter.status.verdict import Finding
 from probes.records import ProbeResults
 
 
@@ -28,15 +29,24 @@ def build_device(
     siblings: Mapping[str, Sequence[float]],
     models: list[document.Model],
     holders: list[document.Holder],
+    memory: DeviceMemory,
+    since: Callable[[Sequence[Finding]], dict[str, float]] = lambda _: {},
+    limits: Sequence[float] = (),
+    silent: str | None = None,
 ) -> document.Device:
-    """Everything about one device. `siblings` are probe results by kernel of all of its model."""
+    """Everything about one device. `siblings` are probe results by kernel of all of its model.
+
+    `limits` are the power limits of all of its model, in watts; `silent` is an engine that uses the
+    device and does not answer. `since` says from when on each kind of finding holds.
+    """
     identity = snapshot.identity
     age = max(0.0, now_seconds - snapshot.at_seconds)
     fresh = snapshot.up
     minute, hour = history.ring.minute(now_seconds), history.ring.hour(now_seconds)
     slow, fast = snapshot.slow, snapshot.fast
     probes = probe_rows(probed, snapshot.peaks) if probed else []
-    events = _events(snapshot, history, slow)
+    events = _events(snapshot, history, slow, memory)
+    clock = _clock(snapshot, hour) if fresh else document.Clock(max_hertz=_max_clock(snapshot))
     findings = [
         *(
             _working(snapshot, minute, hour)
@@ -44,7 +54,10 @@ def build_device(
             else [_absent(snapshot, history, age=age, unix_seconds=unix_seconds)]
         ),
         *_source_findings(snapshot, unix_seconds=unix_seconds),
-        *_health_findings(snapshot, events, slow, minute, unix_seconds),
+        *_xid_findings(events, memory, unix_seconds),
+        *_health_findings(snapshot, events, slow, minute),
+        *_power_findings(clock, slow, memory, limits),
+        *_held_findings(snapshot, hour, silent),
         *probe_findings(probes, probed, siblings),
     ]
     findings.sort(key=lambda finding: _RANK[finding.severity])
@@ -60,11 +73,13 @@ def build_device(
         up=fresh,
         health=verdict.worst(findings) or "ok",
         findings=findings,
+        finding_since_unix_seconds=since(findings),
+        reset_unix_seconds=memory.reset_at,
         age_seconds=age,
         flops=_flops(snapshot, minute),
         minute=document.Span(seconds=minute.seconds, states=dict(minute.states)),
         hour=_hour(history, hour, now_seconds),
-        clock=_clock(snapshot, hour) if fresh else document.Clock(max_hertz=_max_clock(snapshot)),
+        clock=clock,
         power_watts=fast.power_watts if fast else None,
         power_limit_watts=slow.power_limit_watts if slow else None,
         temperature_celsius=fast.temperature_celsius if fast else None,
@@ -90,7 +105,7 @@ def build_device(
     )
 
 
-_RANK = {severity: rank for rank, severity in enumerate(verdict.Severity)}
+_RANK = {severity: rank for rank, severity in enumerate(Severity)}
 
 
 def _absent(
@@ -170,28 +185,15 @@ def _health_findings(
     events: document.Health,
     slow: SlowReading | None,
     minute: Summary,
-    unix_seconds: float,
 ) -> list[Finding]:
     found = [
-        verdict.xid(
-            event.xid,
-            times=event.count,
-            age_seconds=None
-            if event.last_unix_seconds is None
-            else max(0.0, unix_seconds - event.last_unix_seconds),
-        )
-        for event in events.xids
-    ]
-    found.append(
         verdict.memory_errors(
             uncorrected=events.new_ecc_errors.get("uncorrected", 0.0),
             corrected=events.new_ecc_errors.get("corrected", 0.0),
-        )
-    )
-    found.append(
-        verdict.row_remap(pending=events.row_remap_pending, failed=events.row_remap_failed)
-    )
-    found.append(verdict.recovery(events.recovery_action))
+        ),
+        verdict.row_remap(pending=events.row_remap_pending, failed=events.row_remap_failed),
+        verdict.recovery(events.recovery_action),
+    ]
     if slow is not None:
         found.append(verdict.links_down(slow.nvlink_up))
         found.append(
@@ -208,8 +210,55 @@ def _health_findings(
     return [finding for finding in found if finding is not None]
 
 
+def _xid_findings(
+    events: document.Health, memory: DeviceMemory, unix_seconds: float
+) -> list[Finding]:
+    """XIDs since the last reset, those from before the exporter's start among them."""
+    times = {event.xid: event.count for event in events.xids}
+    found = [
+        verdict.xid(
+            int(code), times=times.get(int(code), 1), age_seconds=max(0.0, unix_seconds - at)
+        )
+        for code, at in sorted(memory.xids.items())
+    ]
+    return [finding for finding in found if finding is not None]
+
+
+def _power_findings(
+    clock: document.Clock,
+    slow: SlowReading | None,
+    memory: DeviceMemory,
+    limits: Sequence[float],
+) -> list[Finding]:
+    found = [
+        verdict.power_brake(clock.reasons),
+        verdict.power_limit(
+            watts=slow.power_limit_watts if slow else None,
+            usual_watts=memory.power_limit_watts,
+            siblings=limits if len(limits) > 1 else (),
+        ),
+    ]
+    return [finding for finding in found if finding is not None]
+
+
+def _held_findings(snapshot: DeviceState, hour: Summary, silent: str | None) -> list[Finding]:
+    fast = snapshot.fast
+    if fast is None or fast.memory_used_bytes is None or not fast.memory_size_bytes:
+        return []
+    held = verdict.memory_held(
+        used_ratio=fast.memory_used_bytes / fast.memory_size_bytes,
+        idle_share=hour.states.get("idle", 0.0),
+        watched_seconds=hour.seconds,
+        workload=silent,
+    )
+    return [] if held is None else [held]
+
+
 def _events(
-    snapshot: DeviceState, history: DeviceHistory, slow: SlowReading | None
+    snapshot: DeviceState,
+    history: DeviceHistory,
+    slow: SlowReading | None,
+    memory: DeviceMemory,
 ) -> document.Health:
     xids = [
         document.Xid(
@@ -224,7 +273,7 @@ def _events(
     return document.Health(
         xids=xids,
         ecc_errors=dict(slow.ecc_errors),
-        new_ecc_errors=history.new_ecc_errors(slow.ecc_errors),
+        new_ecc_errors=_new_ecc_errors(slow, history, memory),
         remapped_rows=dict(slow.remapped_rows),
         row_remap_pending=slow.row_remap_pending,
         row_remap_failed=slow.row_remap_failed,
@@ -234,6 +283,17 @@ def _events(
         else None,
         nvlinks=(len(slow.nvlink_up) + slow.nvlinks_unknown) or None,
     )
+
+
+def _new_ecc_errors(
+    slow: SlowReading, history: DeviceHistory, memory: DeviceMemory
+) -> dict[str, float]:
+    """Corrected errors since the exporter's start, uncorrected ones since the last repair."""
+    new = history.new_ecc_errors(slow.ecc_errors)
+    errors = slow.ecc_errors.get("uncorrected")
+    if errors is not None and memory.uncorrected is not None:
+        new["uncorrected"] = max(0.0, errors - memory.uncorrected)
+    return new
 
 
 def _flops(snapshot: DeviceState, minute: Summary) -> document.Flops:

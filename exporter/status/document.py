@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from exporter.status.verdict import Finding
+from exporter.findings import Finding
 
 
 API_VERSION: Final = 1
@@ -140,6 +140,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     up: bool
     health: str
     findings: list[Finding] = []
+    finding_since_unix_seconds: dict[str, float] = {}
+    reset_unix_seconds: float | None = None
     age_seconds: float
     flops: Flops = Flops()
     minute: Span = Span(seconds=0.0)
@@ -177,6 +179,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     devices: int
     devices_up: int
     searching: bool
+    expected_gpus: int | None = None
     driver_version: str | None = None
     driver_error: str | None = None
     achieved_flops: dict[str, float] = {}

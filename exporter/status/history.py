@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import structlog
 
 from exporter.state import UNKNOWN, DeviceState
+from exporter.status.memory import Memory
 from exporter.status.ring import Ring
 
 
@@ -55,8 +56,9 @@ class DeviceHistory:
 class Histories:
     """The histories of all devices, by UUID. `lock` guards them while they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory | None = None) -> None:
         self.lock = threading.Lock()
+        self.memory = memory or Memory()
         self._by_uuid: dict[str, DeviceHistory] = {}
         self._failed_at = float("-inf")
 
@@ -94,9 +96,11 @@ class Histories:
                     return
                 history = self._by_uuid[uuid] = DeviceHistory()
             history.observe(snapshot)
+            self.memory.observe(snapshot)
 
     def _forget(self, now_seconds: float) -> None:
         """Let go of devices that have been away for long."""
         for uuid, history in tuple(self._by_uuid.items()):
             if now_seconds - history.seen_at_seconds > _FORGET_SECONDS:
                 del self._by_uuid[uuid]
+                self.memory.forget(uuid)

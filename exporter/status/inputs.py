@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from exporter.readings import HostFacts
 from exporter.state import State
 
 
@@ -22,6 +23,7 @@ class StatusSources:
     host_name: str
     telemetry_path: str = "/metrics"
     wall_clock: Callable[[], float] = time.time
+    facts: Callable[[], HostFacts] = HostFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,3 +37,4 @@ class Inputs:
     unix_seconds: float
     now_seconds: float
     uptime_seconds: float
+    facts: HostFacts = field(default_factory=HostFacts)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from exporter.accounting.peaks import Peaks
+from exporter.findings import Finding
 from exporter.status import document, verdict
-from exporter.status.verdict import Finding
 from probes.records import ProbeResults
 
 

@@ -10,12 +10,14 @@ import msgspec
 
 from exporter.config.documentation import configuration_page
 from exporter.metrics.documentation import metrics_page
-from exporter.state import DeviceState
+from exporter.metrics.findings import DeviceFindings
+from exporter.state import UNKNOWN, DeviceState
 from exporter.status.build import build_status
-from exporter.status.document import STATUS_PATH, Status
+from exporter.status.document import STATUS_PATH, Device, Status
 from exporter.status.history import Histories
 from exporter.status.inputs import Inputs, StatusSources
 from exporter.status.masking import configuration_text
+from exporter.status.memory import Memory
 from exporter.status.page import SECURITY_HEADERS, render_page
 from exporter.web.http import Request, Response
 from exporter.web.negotiation import accepts_gzip
@@ -28,6 +30,9 @@ TEXT = "text/plain; charset=utf-8"
 PAGE_PATH = "/"
 # A page is reused for as long as no tick can have brought anything new, and a second at most.
 _REUSE_SECONDS = 1.0
+# The findings of a scrape may be this old, and are judged this often when nobody looks.
+_FINDINGS_REUSE_SECONDS = 5.0
+_TEND_SECONDS = 60.0
 _GZIP_LEVEL = 4
 # Single-device pages are kept for the tick too, but not more than there can be devices.
 _BODIES_MAX = 256
@@ -37,12 +42,17 @@ class StatusService:
     """Page, JSON and configuration. All methods may be called from any thread."""
 
     def __init__(
-        self, sources: StatusSources, *, clock: Callable[[], float] = time.monotonic
+        self,
+        sources: StatusSources,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        memory: Memory | None = None,
     ) -> None:
+        """`memory` is what was kept of the devices before; without one, nothing is."""
         self._sources = sources
         self._clock = clock
         self._started_at = clock()
-        self._histories = Histories()
+        self._histories = Histories(memory)
         self._lock = threading.Lock()
         self._status: Status | None = None
         self._built_at = 0.0
@@ -98,9 +108,33 @@ class StatusService:
         with self._lock:
             return self._current()
 
-    def _current(self) -> Status:
+    def findings(self) -> list[DeviceFindings]:
+        """What holds of each device, for the metrics; at most a few seconds old."""
+        with self._lock:
+            status = self._current(_FINDINGS_REUSE_SECONDS)
+        return [
+            DeviceFindings(
+                _labels(device),
+                tuple(device.findings),
+                device.finding_since_unix_seconds,
+                device.reset_unix_seconds,
+            )
+            for device in status.devices
+            if device.uuid != UNKNOWN
+        ]
+
+    def tend(self) -> None:
+        """Keep what must outlive the exporter. Called by the daemon's main loop; cheap."""
+        with self._lock:
+            self._current(_TEND_SECONDS)
+        with self._histories.lock:
+            self._histories.memory.save()
+
+    def _current(self, reuse_seconds: float | None = None) -> Status:
         now = self._clock()
         reuse = min(self._sources.interval_seconds(), _REUSE_SECONDS)
+        if reuse_seconds is not None:
+            reuse = max(reuse, reuse_seconds)
         if self._status is None or now - self._built_at >= reuse:
             self._status = build_status(self._inputs(now), self._histories)
             self._built_at = now
@@ -117,6 +151,7 @@ class StatusService:
             unix_seconds=sources.wall_clock(),
             now_seconds=now,
             uptime_seconds=now - self._started_at,
+            facts=sources.facts(),
         )
 
     def _body(self, key: str, render: Callable[[], bytes]) -> bytes:
@@ -133,6 +168,12 @@ class StatusService:
             body = self._body(f"{key} gzip", lambda: gzip.compress(body, _GZIP_LEVEL, mtime=0))
             headers = (*headers, ("Content-Encoding", "gzip"))
         return Response(200, body, content_type, headers)
+
+
+def _labels(device: Device) -> tuple[tuple[str, str], ...]:
+    """The labels of the device's series."""
+    labels = (("gpu", device.gpu), ("uuid", device.uuid))
+    return labels if device.mig is None else (*labels, ("mig", device.mig))
 
 
 def _documentation(page: Callable[[], str]) -> Callable[[Request], Response]:

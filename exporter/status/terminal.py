@@ -43,7 +43,7 @@ _WORDS: Final[Mapping[str, str]] = {
     "clock_thermal": "heat",
     "clock_other": "clock",
 }
-_STYLES: Final = {"critical": "bold red", "warning": "bold yellow", "ok": "green", "note": ""}
+_STYLES: Final = {"critical": "bold red", "warning": "bold yellow", "ok": "green", "info": ""}
 _BAR_MAX: Final = 50
 _FINDINGS_MAX: Final = 4
 _NARROW: Final = 60

@@ -5,51 +5,27 @@ agree. Each sentence begins in lower case and stands alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
+from exporter.findings import (
+    CRITICAL,
+    INFO,
+    WARNING,
+    XID_CRITICAL,
+    XID_PROGRAM,
+    Finding,
+    Severity,
+    limit,
+)
 from exporter.status.units import SPACE, count, megahertz, percent, span
 
 
-class Severity(StrEnum):
-    """How bad it is: needs a person now, soon, or only explains the number."""
-
-    CRITICAL = "critical"
-    WARNING = "warning"
-    NOTE = "note"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is true of a device. `kind` is stable and made for machines."""
-
-    severity: Severity
-    kind: str
-    text: str
-
-
-CRITICAL, WARNING, NOTE = Severity.CRITICAL, Severity.WARNING, Severity.NOTE
-
-# Lost clock below this share of the peak is not worth a sentence, above that it is worth a page.
+# Lost clock below this share of the peak is not worth a sentence.
 _CLOCK_LOSS_MIN: Final = 0.01
-_POWER_LOSS_WARNING: Final = 0.25
-_THERMAL_LOSS_WARNING: Final = 0.05
-_BASELINE_WARNING: Final = 0.9
-_BASELINE_CRITICAL: Final = 0.75
-_SIBLINGS_MIN: Final = 4
-_SIBLING_WARNING: Final = 0.95
-_SIBLING_CRITICAL: Final = 0.75
-# Where memory chips throttle (HBM and GDDR6X), and where an idle GPU should not be.
-_MEMORY_HOT_CELSIUS: Final = 95.0
-_IDLE_HOT_CELSIUS: Final = 70.0
-_IDLE_SHARE: Final = 0.9
-_CORRECTED_BURST: Final = 1000
-# An XID stays the page's business for an hour, however soon the alert resolves.
-_XID_SECONDS: Final = 3600.0
-# By the actions in NVIDIA's XID catalogue: reset, reboot or replace; and contained or mended.
-_XID_CRITICAL: Final = frozenset({46, 48, 61, 62, 64, 74, 79, 95, 119, 120, 140, 143})
-_XID_PROGRAM: Final = frozenset({8, 13, 31, 32, 43, 45, 68, 69, 109})
+# A fault of a program is news for an hour; others stay until the GPU is repaired.
+_PROGRAM_XID_SECONDS: Final = 3600.0
+# An engine that loads its weights is idle for minutes, too.
+_HELD_SECONDS: Final = 900.0
 _XID_MEANING: Final[Mapping[int, str]] = {
     8: "a program's kernel ran into the watchdog",
     13: "a program's kernel faulted",
@@ -70,7 +46,7 @@ _XID_MEANING: Final[Mapping[int, str]] = {
     120: "the GPU's firmware failed",
     121: "C2C link error",
     140: "uncorrectable memory error",
-    143: "the GPU could not be initialised",
+    143: "the GPU could not be initialized",
 }
 _RECOVERY: Final[Mapping[str, str]] = {
     "gpu_reset": "the GPU asks for a reset",
@@ -107,7 +83,7 @@ _BOTTLENECKS: Final = ("tensor", "memory", "stall", "underfill", "idle")
 
 def waiting(*, since_seconds: float) -> Finding:
     """The driver has not said yet which device this is."""
-    severity = WARNING if since_seconds > 10 else NOTE
+    severity = WARNING if since_seconds > 10 else INFO
     return Finding(severity, "waiting", f"no answer yet, for {span(since_seconds)}")
 
 
@@ -134,7 +110,7 @@ def source_down(source: str, *, since_seconds: float | None, reason: str | None)
     never = "has never delivered" if since_seconds is None else ""
     text = never or f"has not delivered for {span(since_seconds or 0)}"
     # A device that never had the counters is no sick device.
-    severity = NOTE if since_seconds is None else WARNING
+    severity = INFO if since_seconds is None else WARNING
     return Finding(severity, "source_down", f"{source} {text}{f' ({reason})' if reason else ''}")
 
 
@@ -165,20 +141,20 @@ def bottleneck(states: Mapping[str, float], *, dram: float | None) -> Finding | 
 def compute_bound(share: float) -> Finding:
     """The tensor pipe is what is busy most: the good case."""
     return Finding(
-        NOTE, "compute_bound", f"compute-bound: tensor pipe busy {percent(share)} of the time"
+        INFO, "compute_bound", f"compute-bound: tensor pipe busy {percent(share)} of the time"
     )
 
 
 def memory_bound(share: float, *, dram: float | None) -> Finding:
     """SMs wait for device memory."""
     what = f"DRAM at {percent(dram)}" if dram is not None else f"for {percent(share)} of the time"
-    return Finding(NOTE, "memory_bound", f"memory-bound: {what}, tensor pipe waits")
+    return Finding(INFO, "memory_bound", f"memory-bound: {what}, tensor pipe waits")
 
 
 def stall_bound(share: float) -> Finding:
     """SMs are busy, but neither with matrices nor with memory."""
     return Finding(
-        NOTE,
+        INFO,
         "stall_bound",
         f"stalled for {percent(share)}: SMs busy with softmax, norms, latency or synchronisation,"
         " tensor pipe and DRAM are not",
@@ -188,7 +164,7 @@ def stall_bound(share: float) -> Finding:
 def underfilled(share: float) -> Finding:
     """Kernels are resident, but do not fill the SMs."""
     return Finding(
-        NOTE,
+        INFO,
         "underfilled",
         f"underfilled for {percent(share)}: kernels run, but leave SMs empty"
         " (small batches, tails, copies)",
@@ -197,14 +173,14 @@ def underfilled(share: float) -> Finding:
 
 def idle(share: float) -> Finding:
     """Nothing to do."""
-    return Finding(NOTE, "idle", f"idle for {percent(share)} of the last minute")
+    return Finding(INFO, "idle", f"idle for {percent(share)} of the last minute")
 
 
 def coarse(*, has_gpm: bool, busy: float | None) -> Finding:
     """Only coarse utilization is known."""
     busy_text = "" if busy is None else f"busy {percent(busy)}; "
     why = "its activity counters are silent" if has_gpm else "it has no activity counters"
-    return Finding(NOTE, "coarse", f"{busy_text}where the FLOPS go is not known: {why}")
+    return Finding(INFO, "coarse", f"{busy_text}where the FLOPS go is not known: {why}")
 
 
 def clock_held(
@@ -222,9 +198,9 @@ def clock_held(
     """
     if lost_share < _CLOCK_LOSS_MIN or held <= 0 or mean_hertz is None or max_hertz is None:
         return None
-    limit = _THERMAL_LOSS_WARNING if cause == "heat" else _POWER_LOSS_WARNING
+    bound = limit("heatLossWarning" if cause == "heat" else "powerLossWarning")
     return Finding(
-        WARNING if lost_share > limit else NOTE,
+        WARNING if lost_share > bound else INFO,
         "clock_held_by_heat" if cause == "heat" else "clock_held_by_power",
         f"clock held at {megahertz(mean_hertz)} of {megahertz(max_hertz)}{SPACE}MHz by {cause}"
         f" for {percent(held)} of {over}",
@@ -235,22 +211,23 @@ def clock_held(
 
 
 def xid(code: int, *, times: int, age_seconds: float | None) -> Finding | None:
-    """An XID event of the last hour; what it means by NVIDIA's catalogue."""
-    if age_seconds is None or age_seconds > _XID_SECONDS:
+    """An XID event since the last reset; what it means by NVIDIA's catalogue."""
+    program = code in XID_PROGRAM
+    if age_seconds is None or (program and age_seconds > _PROGRAM_XID_SECONDS):
         return None
-    severity = CRITICAL if code in _XID_CRITICAL else NOTE if code in _XID_PROGRAM else WARNING
+    severity = CRITICAL if code in XID_CRITICAL else INFO if program else WARNING
     meaning = f", {_XID_MEANING[code]}" if code in _XID_MEANING else ""
     often = f" ({times:,} times)" if times > 1 else ""
     return Finding(severity, "xid", f"XID {code}{meaning}, {span(age_seconds)} ago{often}")
 
 
 def memory_errors(*, uncorrected: float, corrected: float) -> Finding | None:
-    """ECC errors since the exporter first saw the device."""
+    """ECC errors: uncorrected ones since the last reset, corrected ones since the exporter started."""
     if uncorrected > 0:
         return Finding(
             CRITICAL, "ecc_uncorrected", f"{count(uncorrected, 'new uncorrected memory error')}"
         )
-    if corrected > _CORRECTED_BURST:
+    if corrected > limit("correctedErrors"):
         return Finding(
             WARNING, "ecc_corrected", f"{count(corrected, 'new corrected memory error')}"
         )
@@ -299,17 +276,55 @@ def hot(
     *, temperature_celsius: float | None, memory_celsius: float | None, idle_share: float
 ) -> Finding | None:
     """Memory where it throttles, or a GPU that is hot for no reason of its own."""
-    if memory_celsius is not None and memory_celsius >= _MEMORY_HOT_CELSIUS:
+    if memory_celsius is not None and memory_celsius >= limit("memoryHotCelsius"):
         return Finding(WARNING, "memory_hot", f"memory at {memory_celsius:.0f}{SPACE}°C")
     if (
         temperature_celsius is not None
-        and temperature_celsius > _IDLE_HOT_CELSIUS
-        and idle_share > _IDLE_SHARE
+        and temperature_celsius > limit("idleHotCelsius")
+        and idle_share > 1 - limit("idleBusyRatio")
     ):
         return Finding(
             WARNING, "hot_while_idle", f"{temperature_celsius:.0f}{SPACE}°C while idle: cooling?"
         )
     return None
+
+
+def power_limit(
+    *, watts: float | None, usual_watts: float | None, siblings: Sequence[float]
+) -> Finding | None:
+    """A limit below the highest that the GPU had, or below the median of its model on this host."""
+    if watts is None:
+        return None
+    ratio = limit("powerLimitRatio")
+    if usual_watts is not None and watts < ratio * usual_watts:
+        than = f"{usual_watts:.0f}{SPACE}W before"
+    elif siblings and watts < ratio * sorted(siblings)[len(siblings) // 2]:
+        than = f"{sorted(siblings)[len(siblings) // 2]:.0f}{SPACE}W of its siblings"
+    else:
+        return None
+    text = f"power limit at {watts:.0f}{SPACE}W, against {than}"
+    return Finding(WARNING, "power_limit_lowered", text)
+
+
+def power_brake(reasons: Iterable[str]) -> Finding | None:
+    """The external power brake is on now."""
+    if not any(reason.startswith("hw_power_brake") for reason in reasons):
+        return None
+    return Finding(
+        WARNING, "power_brake", "slowed down by the external power brake: check the power supplies"
+    )
+
+
+def memory_held(
+    *, used_ratio: float | None, idle_share: float, watched_seconds: float, workload: str | None
+) -> Finding | None:
+    """Memory taken on an idle GPU whose engine (`workload`) does not answer."""
+    if workload is None or used_ratio is None or used_ratio <= limit("memoryHeldRatio"):
+        return None
+    if watched_seconds < _HELD_SECONDS or idle_share < 0.99:
+        return None
+    text = f"{percent(used_ratio)} of memory held, no work, and {workload} does not answer"
+    return Finding(WARNING, "memory_held", text)
 
 
 # ---- probes ----
@@ -322,24 +337,24 @@ def slower_than_baseline(ratios: Mapping[str, float]) -> Finding | None:
         return None
     kernel = min(judged, key=lambda name: judged[name])
     ratio = judged[kernel]
-    if ratio >= _BASELINE_WARNING:
+    if ratio >= limit("baselineWarning"):
         return None
-    severity = CRITICAL if ratio < _BASELINE_CRITICAL else WARNING
+    severity = CRITICAL if ratio < limit("baselineCritical") else WARNING
     text = f"slower than it was: {kernel} at {percent(ratio)} of its own baseline"
     return Finding(severity, "slower_than_baseline", text)
 
 
 def slower_than_siblings(kernel: str, value: float, siblings: Sequence[float]) -> Finding | None:
     """A device beside the median of those of its model on this host, itself included."""
-    if len(siblings) < _SIBLINGS_MIN:
+    if len(siblings) < limit("peersMinimum"):
         return None
     import statistics  # noqa: PLC0415  1 MB, for those who look at the page of probed devices
 
     middle = statistics.median(siblings)
     ratio = value / middle if middle > 0 else 1.0
-    if ratio >= _SIBLING_WARNING:
+    if ratio >= limit("peersWarning"):
         return None
-    severity = CRITICAL if ratio < _SIBLING_CRITICAL else WARNING
+    severity = CRITICAL if ratio < limit("peersCritical") else WARNING
     return Finding(
         severity,
         "slower_than_siblings",
@@ -359,7 +374,7 @@ def wrong_results(mismatches: Mapping[str, int]) -> Finding | None:
 
 def not_probed(reason: str) -> Finding:
     """Why there is no fresh probe result, by the gate that held most runs back."""
-    return Finding(NOTE, "not_probed", f"not probed: {_GATES.get(reason, reason)}")
+    return Finding(INFO, "not_probed", f"not probed: {_GATES.get(reason, reason)}")
 
 
 # ---- the host ----
@@ -368,6 +383,12 @@ def not_probed(reason: str) -> Finding:
 def no_gpu(reason: str) -> str:
     """Why the host shows no GPU. `reason` is NVML's name of its answer in snake case."""
     return f"No GPU: the driver says {reason.replace('_', ' ')}."
+
+
+def missing_gpus(expected: int, listed: int) -> str:
+    """The PCI bus shows more GPUs than the driver lists."""
+    lists = f"the driver lists {listed}" if listed else "the driver lists none"
+    return f"The PCI bus shows {count(expected, 'GPU')}, {lists}."
 
 
 def host_summary(severities: Iterable[Severity | None], noun: str = "GPU") -> str:

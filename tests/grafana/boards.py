@@ -124,4 +124,7 @@ def exported() -> dict[str, MetricType]:
     names["process_cpu_seconds_total"] = MetricType.COUNTER
     # From engines that tell of their requests; rules have the tokens to fall back on.
     names["flopwatch_model_requests"] = MetricType.GAUGE
+    # A user's own: deploy/prometheus/objectives.example.yml.
+    names["flopwatch_objective"] = MetricType.GAUGE
+    names["flopwatch_objective_budget_ratio"] = MetricType.GAUGE
     return names

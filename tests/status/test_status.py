@@ -197,8 +197,8 @@ class TestOrder:
         assert [d.health for d in status.devices[:3]] == ["critical", "warning", "warning"]
 
     def test_the_worst_sentence_is_the_first(self) -> None:
-        """Critical findings before warnings before notes, on every device."""
-        order = ["critical", "warning", "note"]
+        """Critical findings before warnings before explanations, on every device."""
+        order = ["critical", "warning", "info"]
         for device in fleet(8).service.status().devices:
             ranks = [order.index(finding.severity) for finding in device.findings]
             assert ranks == sorted(ranks)

@@ -54,7 +54,7 @@ class TestBottleneck:
         finding = bottleneck(states, dram=0.91)
 
         assert finding is not None
-        assert (kind, Severity.NOTE) == (finding.kind, finding.severity)
+        assert (kind, Severity.INFO) == (finding.kind, finding.severity)
         assert text == spoken(finding)
 
     def test_lost_clocks_are_not_the_work_s_fault(self) -> None:
@@ -94,9 +94,9 @@ class TestClockHeld:
     @pytest.mark.parametrize(
         ("cause", "lost", "severity"),
         [
-            ("power", 0.25, Severity.NOTE),
+            ("power", 0.25, Severity.INFO),
             ("power", 0.26, Severity.WARNING),
-            ("heat", 0.05, Severity.NOTE),
+            ("heat", 0.05, Severity.INFO),
             ("heat", 0.06, Severity.WARNING),
         ],
     )
@@ -162,7 +162,7 @@ class TestReachability:
 
     def test_waiting_becomes_suspicious(self) -> None:
         """Ten seconds without a first answer are a warning."""
-        assert verdict.waiting(since_seconds=3).severity is Severity.NOTE
+        assert verdict.waiting(since_seconds=3).severity is Severity.INFO
         assert verdict.waiting(since_seconds=11).severity is Severity.WARNING
 
     def test_a_source_that_stopped_is_a_warning_one_that_never_was_a_note(self) -> None:
@@ -172,7 +172,7 @@ class TestReachability:
 
         assert spoken(stopped) == "gpm has not delivered for 75 s (unknown_error)"
         assert spoken(never) == "dcgm has never delivered"
-        assert (stopped.severity, never.severity) == (Severity.WARNING, Severity.NOTE)
+        assert (stopped.severity, never.severity) == (Severity.WARNING, Severity.INFO)
 
 
 class TestHealth:
@@ -181,7 +181,7 @@ class TestHealth:
         [
             (79, Severity.CRITICAL),
             (63, Severity.WARNING),
-            (31, Severity.NOTE),
+            (31, Severity.INFO),
             (999, Severity.WARNING),
         ],
     )
@@ -200,9 +200,10 @@ class TestHealth:
         )
         assert spoken(verdict.xid(999, times=1, age_seconds=40)) == "XID 999, 40 s ago"
 
-    def test_an_old_xid_is_history(self) -> None:
-        """After an hour, or without a time, it is in the details only."""
-        assert verdict.xid(79, times=1, age_seconds=3601) is None
+    def test_only_a_programs_xid_is_soon_history(self) -> None:
+        """After an hour a program's fault is in the details only; the hardware's stays until repaired."""
+        assert verdict.xid(31, times=1, age_seconds=3601) is None
+        assert verdict.xid(79, times=1, age_seconds=7 * 86400) is not None
         assert verdict.xid(79, times=1, age_seconds=None) is None
 
     def test_new_memory_errors(self) -> None:
@@ -303,7 +304,7 @@ class TestHost:
 
     def test_trouble_is_counted(self) -> None:
         """A note is fine."""
-        severities = [Severity.CRITICAL, Severity.WARNING, Severity.NOTE, None]
+        severities = [Severity.CRITICAL, Severity.WARNING, Severity.INFO, None]
 
         assert (
             host_summary(severities).replace("\xa0", " ")

@@ -23,6 +23,15 @@ CRITICAL, WARNING, INFO = Severity.CRITICAL, Severity.WARNING, Severity.INFO
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is true of a device. `kind` is a key of KINDS; `text` stands alone."""
+
+    severity: Severity
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Threshold:
     """A limit that a finding or an alert compares with. `help` says which side is bad."""
 
