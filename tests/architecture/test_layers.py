@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("exporter.errors",),
     (
+        "exporter.findings",
         "exporter.http_client",
         "exporter.logging_setup",
         "exporter.procfs",
