@@ -1,0 +1,246 @@
+"""Who used a device: its FLOP, bytes, joules and seconds, shared out among its holders.
+
+The device's counters are divided as they grow, so that the shares sum to them: what one holder is
+not charged for, another one is, and what nobody can be charged for goes to `NOBODY`. Pure: no clock
+and no I/O.
+
+Convention, with the sources of each share:
+
+* One holder: everything is its own (`exclusive`).
+* Several: work, and the time and energy in which the device was busy, in proportion to the SM time
+  that the driver reports per process (`process_utilization`; NVML, nvmlDeviceGetProcessUtilization);
+  equally where the driver reports none, or no process can be told apart (`equal`).
+* Idle time belongs to whoever holds the device, equally, or to nobody. Energy is divided like the
+  time of the tick in which it was used: the idle part equally, the busy part by SM time.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from exporter.accounting.device import Counters
+
+
+HolderKind = Literal["pod", "job", "workload", "process", "none"]
+Basis = Literal["exclusive", "process_utilization", "equal"]
+
+IDLE_STATE = "idle"
+# A holder that left is shown for this long, so that its last charges are scraped and summed up.
+DEPARTED_SECONDS = 3600.0
+# SM time older than this says nothing about what runs now.
+_USAGE_SECONDS = 10.0
+
+
+class Holder(NamedTuple):
+    """Whoever can be charged. What does not apply is empty."""
+
+    kind: HolderKind
+    namespace: str = ""
+    pod: str = ""
+    container: str = ""
+    hpc_job: str = ""
+    workload: str = ""
+
+
+NOBODY = Holder("none")
+
+
+class Totals(NamedTuple):
+    """What a device has counted so far: FLOP of the tensor pipe, bytes, joules, seconds by state.
+
+    None: never counted.
+    """
+
+    flop: float | None
+    dram_bytes: float | None
+    energy_joules: float | None
+    state_seconds: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class Account:
+    """One holder's part of one device, cumulative. None: the device never counted it."""
+
+    flop: float | None = None
+    dram_bytes: float | None = None
+    energy_joules: float | None = None
+    state_seconds: dict[str, float] = field(default_factory=dict)
+    last_held_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Charges:
+    """The accounts of one device as of now, and how its present shares are found."""
+
+    accounts: Mapping[Holder, Account]
+    basis: Mapping[Holder, Basis]
+
+
+def totals_of(counters: Counters) -> Totals:
+    """The device's counters that are shared out."""
+    tensor = [flop for (work, _source), flop in counters.flop.items() if work.pipe == "tensor"]
+    return Totals(
+        flop=sum(tensor) if tensor else None,
+        dram_bytes=sum(counters.dram_bytes.values()) if counters.dram_bytes else None,
+        energy_joules=counters.energy_joules,
+        state_seconds=counters.state_seconds,
+    )
+
+
+def shares_of(
+    holders: Sequence[Holder], usage: Mapping[Holder, float]
+) -> tuple[Mapping[Holder, float], Basis]:
+    """Each holder's part of the work, summing to 1, and its basis.
+
+    `usage` is SM time by holder, of any unit; what belongs to no known holder stands at `NOBODY`.
+    """
+    if not holders:
+        return {NOBODY: 1.0}, "exclusive"
+    if len(holders) == 1:
+        return {holders[0]: 1.0}, "exclusive"
+    used = sum(usage.values())
+    known = sum(usage.get(holder, 0.0) for holder in holders)
+    if known <= 0:
+        return dict.fromkeys(holders, 1.0 / len(holders)), "equal"
+    shares = {holder: usage.get(holder, 0.0) / used for holder in holders}
+    if known < used:
+        shares[NOBODY] = 1.0 - known / used
+    return shares, "process_utilization"
+
+
+class DeviceLedger:
+    """The accounts of one device. Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._totals = Totals(None, None, None, {})
+        self._accounts: dict[Holder, Account] = {}
+        self._process_seconds: Mapping[int, float] = {}
+        self._usage: Mapping[Holder, float] = {}
+        self._usage_at = 0.0
+        self._basis: dict[Holder, Basis] = {}
+
+    def charge(
+        self,
+        totals: Totals,
+        holders: Iterable[Holder],
+        *,
+        process_seconds: Mapping[int, float] | None,
+        owners: Mapping[int, Holder],
+        now: float,
+    ) -> None:
+        """Share out what the device has counted since the last call.
+
+        `process_seconds` is the SM time that the driver has reported so far, by process id; None
+        where it reports none. `owners` says which holder a process belongs to. `now` is in seconds
+        of any clock that does not go back.
+        """
+        present = tuple(dict.fromkeys(holders))
+        usage = self._take_usage(process_seconds, owners, now)
+        work, basis = shares_of(present, usage)
+        held = dict.fromkeys(present, 1.0 / len(present)) if present else {NOBODY: 1.0}
+        self._basis = dict.fromkeys(present or (NOBODY,), basis)
+        before, self._totals = self._totals, totals
+        seconds = {
+            state: _grown(total, before.state_seconds.get(state))
+            for state, total in totals.state_seconds.items()
+        }
+        elapsed = sum(seconds.values())
+        idle = seconds.get(IDLE_STATE, 0.0) / elapsed if elapsed > 0 else 1.0
+        for holder in {**held, **work}:
+            self._accounts.setdefault(holder, Account()).last_held_seconds = now
+        # A device's own energy counter starts long before anybody was watched.
+        first_energy = before.energy_joules is None
+        self._share("flop", _delta(totals.flop, before.flop), work)
+        self._share("dram_bytes", _delta(totals.dram_bytes, before.dram_bytes), work)
+        energy = _delta(totals.energy_joules, before.energy_joules)
+        if energy is not None:
+            if first_energy:
+                self._accounts.setdefault(NOBODY, Account()).last_held_seconds = now
+                self._share("energy_joules", 0.0, held)
+                self._share("energy_joules", energy, {NOBODY: 1.0})
+            else:
+                self._share("energy_joules", energy * idle, held)
+                self._share("energy_joules", energy * (1 - idle), work)
+        for state, spent in seconds.items():
+            self._share_seconds(state, spent, held if state == IDLE_STATE else work)
+        self._drop_departed(now)
+
+    def charges(self) -> Charges:
+        """Copies of the accounts."""
+        return Charges(
+            accounts={
+                holder: Account(
+                    account.flop,
+                    account.dram_bytes,
+                    account.energy_joules,
+                    dict(account.state_seconds),
+                    account.last_held_seconds,
+                )
+                for holder, account in self._accounts.items()
+            },
+            basis=dict(self._basis),
+        )
+
+    def _take_usage(
+        self,
+        process_seconds: Mapping[int, float] | None,
+        owners: Mapping[int, Holder],
+        now: float,
+    ) -> Mapping[Holder, float]:
+        """SM time by holder since the last call; the latest known where there is none since."""
+        if process_seconds is None:
+            self._process_seconds, self._usage = {}, {}
+            return {}
+        usage: dict[Holder, float] = {}
+        for pid, seconds in process_seconds.items():
+            grown = seconds - self._process_seconds.get(pid, 0.0)
+            if grown > 0:
+                holder = owners.get(pid, NOBODY)
+                usage[holder] = usage.get(holder, 0.0) + grown
+        self._process_seconds = process_seconds
+        if usage:
+            self._usage, self._usage_at = usage, now
+        elif now - self._usage_at > _USAGE_SECONDS:
+            self._usage = {}
+        return self._usage
+
+    def _share(
+        self,
+        name: Literal["flop", "dram_bytes", "energy_joules"],
+        amount: float | None,
+        shares: Mapping[Holder, float],
+    ) -> None:
+        if amount is None:
+            return
+        for holder, part in _parts(amount, shares):
+            account = self._accounts[holder]
+            setattr(account, name, (getattr(account, name) or 0.0) + part)
+
+    def _share_seconds(self, state: str, amount: float, shares: Mapping[Holder, float]) -> None:
+        for holder, part in _parts(amount, shares):
+            seconds = self._accounts[holder].state_seconds
+            seconds[state] = seconds.get(state, 0.0) + part
+
+    def _drop_departed(self, now: float) -> None:
+        for holder, account in list(self._accounts.items()):
+            if holder is not NOBODY and now - account.last_held_seconds > DEPARTED_SECONDS:
+                del self._accounts[holder]
+
+
+def _parts(amount: float, shares: Mapping[Holder, float]) -> Iterable[tuple[Holder, float]]:
+    """The amount divided; the last one gets what the others leave, so that nothing is lost."""
+    left = amount
+    *others, last = shares
+    for holder in others:
+        part = amount * shares[holder]
+        left -= part
+        yield holder, part
+    yield last, max(left, 0.0)
+
+
+def _grown(total: float, before: float | None) -> float:
+    return max(0.0, total - (before or 0.0))
+
+
+def _delta(total: float | None, before: float | None) -> float | None:
+    return None if total is None else _grown(total, before)

@@ -1,0 +1,230 @@
+"""Shares that sum exactly: what a device counted is what its holders are charged for."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.attribution.ledger import (
+    DEPARTED_SECONDS,
+    NOBODY,
+    Account,
+    DeviceLedger,
+    Holder,
+    Totals,
+    shares_of,
+)
+
+
+A, B, C = (Holder("pod", "team", name, "main") for name in "abc")
+
+
+def totals(flop: float, dram: float, energy: float, **seconds: float) -> Totals:
+    return Totals(flop, dram, energy, seconds)
+
+
+class TestShares:
+    def test_one_holder_has_everything(self) -> None:
+        """Whatever the driver says of its processes."""
+        assert shares_of([A], {B: 3.0}) == ({A: 1.0}, "exclusive")
+
+    def test_nobody_has_what_no_one_holds(self) -> None:
+        """Capacity that nobody claimed."""
+        assert shares_of([], {}) == ({NOBODY: 1.0}, "exclusive")
+
+    def test_several_share_by_their_sm_time(self) -> None:
+        """3 and 1 seconds are three quarters and one quarter; who did nothing is charged nothing."""
+        assert shares_of([A, B, C], {A: 3.0, B: 1.0}) == (
+            {A: 0.75, B: 0.25, C: 0.0},
+            "process_utilization",
+        )
+
+    def test_a_process_of_nobody_is_nobodys(self) -> None:
+        """1 of 4 seconds belongs to a process that no holder owns."""
+        assert shares_of([A, B], {A: 2.0, B: 1.0, NOBODY: 1.0}) == (
+            {A: 0.5, B: 0.25, NOBODY: 0.25},
+            "process_utilization",
+        )
+
+    @pytest.mark.parametrize("usage", [{}, {NOBODY: 5.0}])
+    def test_without_a_word_of_the_driver_shares_are_equal(self, usage) -> None:
+        """No samples, or processes that cannot be told apart: a pod's namespace hides them."""
+        assert shares_of([A, B], usage) == ({A: 0.5, B: 0.5}, "equal")
+
+
+class TestCharges:
+    def test_a_worked_example(self) -> None:
+        """The one of docs/cost.md: two pods share a GPU for 10 s, of which it idles 4 s.
+
+        600 TFLOP and 3,000 J. By SM time A has two thirds of the work. FLOP: 400 and 200. Idle time:
+        2 s each. Busy time: 4 and 2 s. Energy: 1,200 J of the idle time in halves, 1,800 J by SM time.
+        """
+        ledger = DeviceLedger()
+        owners = {1: A, 2: B}
+        ledger.charge(
+            totals(0.0, 0.0, 50.0, tensor=0.0, idle=0.0),
+            [A, B],
+            process_seconds={1: 0.0, 2: 0.0},
+            owners=owners,
+            now=0.0,
+        )
+        ledger.charge(
+            totals(600e12, 9e12, 3050.0, tensor=6.0, idle=4.0),
+            [A, B],
+            process_seconds={1: 4.0, 2: 2.0},
+            owners=owners,
+            now=10.0,
+        )
+        accounts = ledger.charges().accounts
+
+        assert accounts[A].flop == pytest.approx(400e12)
+        assert accounts[B].flop == pytest.approx(200e12)
+        assert accounts[A].state_seconds == pytest.approx({"tensor": 4.0, "idle": 2.0})
+        assert accounts[B].state_seconds == pytest.approx({"tensor": 2.0, "idle": 2.0})
+        assert accounts[A].energy_joules == pytest.approx(600 + 1200)
+        assert accounts[B].energy_joules == pytest.approx(600 + 600)
+        # What the device had used before anybody was watched.
+        assert accounts[NOBODY].energy_joules == 50.0
+        assert ledger.charges().basis == {A: "process_utilization", B: "process_utilization"}
+
+    def test_idle_capacity_is_its_holders_or_nobodys(self) -> None:
+        """A GPU that a pod holds and does not use is the pod's; without a pod it is nobody's."""
+        ledger = DeviceLedger()
+        for now, holders in ((0.0, [A]), (10.0, [A]), (30.0, [])):
+            ledger.charge(
+                totals(0.0, 0.0, now, idle=now),
+                holders,
+                process_seconds=None,
+                owners={},
+                now=now,
+            )
+        accounts = ledger.charges().accounts
+
+        assert accounts[A].state_seconds == {"idle": 10.0}
+        assert accounts[A].energy_joules == pytest.approx(10.0)
+        assert accounts[NOBODY].state_seconds == {"idle": 20.0}
+
+    def test_a_new_holder_starts_at_zero(self) -> None:
+        """So that the first scrape of its series loses nothing."""
+        ledger = DeviceLedger()
+        ledger.charge(
+            totals(1e12, 1.0, 1.0, tensor=1.0), [A], process_seconds=None, owners={}, now=0.0
+        )
+        ledger.charge(
+            totals(1e12, 1.0, 1.0, tensor=1.0), [A, B], process_seconds=None, owners={}, now=1.0
+        )
+
+        assert ledger.charges().accounts[B].flop == 0.0
+
+    def test_a_short_pause_of_samples_keeps_the_last_shares(self) -> None:
+        """The driver's samples come late; after ten seconds they say nothing of now."""
+        ledger = DeviceLedger()
+        owners = {1: A, 2: B}
+        seconds = {1: 0.0, 2: 0.0}
+
+        def flop_of_a(flop: float, now: float) -> float:
+            ledger.charge(
+                totals(flop, 0.0, 0.0, tensor=now),
+                [A, B],
+                process_seconds=dict(seconds),
+                owners=owners,
+                now=now,
+            )
+            return ledger.charges().accounts[A].flop or 0.0
+
+        flop_of_a(0.0, 0.0)
+        seconds[1] = 1.0
+        assert flop_of_a(10.0, 1.0) == 10.0
+        assert flop_of_a(20.0, 2.0) == 20.0
+        assert flop_of_a(30.0, 20.0) == 25.0
+
+    def test_who_left_is_shown_for_an_hour(self) -> None:
+        """Then its accounts are dropped; nobody else's counter changes by that."""
+        ledger = DeviceLedger()
+        ledger.charge(
+            totals(1.0, 1.0, 1.0, idle=1.0), [A], process_seconds=None, owners={}, now=0.0
+        )
+        for now in (1.0, DEPARTED_SECONDS):
+            ledger.charge(
+                totals(1.0, 1.0, 1.0, idle=1.0), [B], process_seconds=None, owners={}, now=now
+            )
+        assert A in ledger.charges().accounts
+        before = ledger.charges().accounts[B]
+
+        ledger.charge(
+            totals(1.0, 1.0, 1.0, idle=1.0),
+            [B],
+            process_seconds=None,
+            owners={},
+            now=DEPARTED_SECONDS + 1,
+        )
+        after = ledger.charges().accounts
+        assert A not in after
+        assert after[B].flop == before.flop
+
+
+HOLDERS = st.lists(st.sampled_from([A, B, C]), unique=True, max_size=3)
+AMOUNT = st.floats(0, 1e18, allow_nan=False)
+TICKS = st.lists(
+    st.tuples(
+        HOLDERS,
+        AMOUNT,  # FLOP
+        AMOUNT,  # bytes
+        st.floats(0, 1e6),  # joules
+        st.dictionaries(
+            st.sampled_from(["tensor", "memory", "stall", "idle", "clock_power"]),
+            st.floats(0, 60),
+        ),
+        st.none() | st.dictionaries(st.integers(1, 5), st.floats(0, 60)),
+        st.dictionaries(st.integers(1, 5), st.sampled_from([A, B, C, NOBODY])),
+        st.floats(0, 3600),
+    ),
+    max_size=20,
+)
+
+
+@given(TICKS)
+def test_the_shares_sum_to_the_device_and_no_counter_falls(ticks) -> None:
+    """For random tenants that come and go, processes that move, gaps, and losses of the driver's samples.
+
+    Accounts of holders that left an hour ago are kept here as they were when last seen.
+    """
+    ledger = DeviceLedger()
+    flop = dram = energy = now = 0.0
+    seconds: dict[str, float] = {}
+    used: dict[int, float] = {}
+    dropped: list[Account] = []
+    before: dict[Holder, Account] = {}
+    for holders, flops, moved, joules, spent, processes, owners, gap in ticks:
+        flop, dram, energy, now = flop + flops, dram + moved, energy + joules, now + gap
+        for state, amount in spent.items():
+            seconds[state] = seconds.get(state, 0.0) + amount
+        for pid, amount in (processes or {}).items():
+            used[pid] = used.get(pid, 0.0) + amount
+        ledger.charge(
+            Totals(flop, dram, energy, dict(seconds)),
+            holders,
+            process_seconds=None if processes is None else dict(used),
+            owners=owners,
+            now=now,
+        )
+        accounts = dict(ledger.charges().accounts)
+        dropped += [account for holder, account in before.items() if holder not in accounts]
+
+        everyone = [*accounts.values(), *dropped]
+        for total, parts in (
+            (flop, [account.flop or 0.0 for account in everyone]),
+            (dram, [account.dram_bytes or 0.0 for account in everyone]),
+            (energy, [account.energy_joules or 0.0 for account in everyone]),
+            *(
+                (total, [account.state_seconds.get(state, 0.0) for account in everyone])
+                for state, total in seconds.items()
+            ),
+        ):
+            assert math.fsum(parts) == pytest.approx(total, rel=1e-9, abs=1e-9)
+        for holder, account in before.items():
+            if holder in accounts:
+                assert (accounts[holder].flop or 0.0) >= (account.flop or 0.0)
+                assert (accounts[holder].energy_joules or 0.0) >= (account.energy_joules or 0.0)
+        before = accounts
