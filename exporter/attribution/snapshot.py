@@ -39,6 +39,19 @@ class JobUse:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessOwner:
+    """What is known of a process: its pod's host name and container, its Slurm job, its own name.
+
+    Empty where it does not apply, or cannot be read.
+    """
+
+    host_name: str = ""
+    container: str = ""
+    job: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceState:
     """How a source fares. Errors are counted by reason since the daemon started."""
 
@@ -52,8 +65,10 @@ class HoldersSnapshot:
     """All holders as last read. What was read too long ago is left out.
 
     `sources` holds those that are in use: `pod_resources`, `job_mapping`, `job_processes`.
+    `processes` says by process id whose the processes on shared devices are.
     """
 
     allocations: tuple[Allocation, ...] = ()
     jobs: tuple[JobUse, ...] = ()
     sources: Mapping[str, SourceState] = field(default_factory=dict)
+    processes: Mapping[int, ProcessOwner] = field(default_factory=dict)
