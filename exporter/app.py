@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import structlog
 
+from exporter.attribution.bill import HostLedger
+from exporter.attribution.ledger import Bill
 from exporter.collect.host import HostSampling
 from exporter.collect.machine import Machine, boot_id
 from exporter.config.load import ConfigOrigin, load_config
@@ -29,7 +31,7 @@ from exporter.metrics.findings import (
     host_fact_samples,
 )
 from exporter.metrics.flops import calibration_samples
-from exporter.metrics.holders import holder_samples, with_holder_labels
+from exporter.metrics.holders import bill_samples, holder_samples, with_holder_labels
 from exporter.metrics.host import device_samples
 from exporter.metrics.models import workload_samples
 from exporter.metrics.probes import probe_samples
@@ -87,7 +89,8 @@ class Daemon:
         self._scraped_at = 0.0
         self._stalled_logged = False
         self._machine = Machine()
-        self._live = LiveState(self._parts, self._mark)
+        self._ledger = HostLedger()
+        self._live = LiveState(self._parts, self._mark, charge=self._charge)
         self._exposition = Exposition(
             self._samples, series_limit=lambda: self._config.series_limit, state=self._live.now
         )
@@ -181,6 +184,11 @@ class Daemon:
             reload=self._reload_status,
         )
 
+    def _charge(self, state: State) -> Bill:
+        """A bill that fails is empty, and takes nothing else with it."""
+        by_process = self._config.holders.by_process
+        return self._part("bill", lambda: self._ledger.charge(state, by_process=by_process), Bill())
+
     def _part(self, name: str, read: Callable[[], _Part], nothing: _Part) -> _Part:
         try:
             part = read()
@@ -207,6 +215,7 @@ class Daemon:
             probe_samples(state.probes),
             workload_samples(state.workloads),
             holder_samples(state),
+            bill_samples(state),
             calibration_samples(state),
         )
 

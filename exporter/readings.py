@@ -92,6 +92,8 @@ class FastReading:
     nvlink_transmit_bytes: float | None = None
     module_power_watts: float | None = None
     module_energy_joules: float | None = None
+    # SM seconds by process id since the device was opened; None where the driver tells none.
+    process_sm_seconds: Mapping[int, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Literal
 from exporter.accounting.counters import HistogramValue
 from exporter.accounting.device import Counters, LastWindow
 from exporter.accounting.peaks import Peaks
+from exporter.attribution.ledger import Bill
 from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
 from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import DeviceIdentity, FastReading, SlowReading
@@ -167,6 +168,7 @@ class State:
     holders: HoldersSnapshot = field(default_factory=HoldersSnapshot)
     calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     reload: ReloadStatus = field(default_factory=lambda: ReloadStatus(True, 0.0))
+    bill: Bill = field(default_factory=Bill)
     valid_until_seconds: float = math.inf
     _by_key: Mapping[tuple[str, str | None], DeviceState] = field(
         init=False, repr=False, compare=False
@@ -272,10 +274,15 @@ class LiveState:
         parts: Callable[[float], Parts],
         mark: Callable[[float], object],
         *,
+        charge: Callable[[State], Bill] = lambda _state: Bill(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`parts` collects what was published; `mark` is cheap, and differs when it has changed."""
+        """`parts` collects what was published; `mark` is cheap, and differs when it has changed.
+
+        `charge` shares out what the devices have counted since the State before.
+        """
         self._parts = parts
+        self._charge = charge
         self._mark = mark
         self._clock = clock
         self._lock = threading.Lock()
@@ -288,7 +295,8 @@ class LiveState:
             now = self._clock()
             mark = self._mark(now)
             if mark != self._built_for or now >= self.latest.valid_until_seconds:
-                self.latest = build_state(self._parts(now), now)
+                state = build_state(self._parts(now), now)
+                self.latest = replace(state, bill=self._charge(state))
                 self._built_for = mark
             return self.latest
 

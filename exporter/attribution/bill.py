@@ -1,49 +1,16 @@
 """The bill of the host: a ledger for each device, charged whenever a State is built."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from exporter.attribution.ledger import (
-    NOBODY,
-    Charges,
-    DeviceLedger,
-    Holder,
-    totals_of,
-)
+from exporter.attribution.ledger import NOBODY, Bill, Charges, DeviceLedger, Holder, totals_of
 from exporter.attribution.snapshot import ProcessOwner
-from exporter.readings import DeviceIdentity
+from exporter.state import DeviceState, State
 
 
 # Host names are at most this long: a longer pod name is cut.
 _HOST_NAME_CHARACTERS_MAX = 63
-# Processes that hold a device by their names; more are nobody's.
+# Processes that hold a device, by their names; more are nobody's.
 _PROCESS_NAMES_MAX = 16
-
-
-@dataclass(frozen=True, slots=True)
-class HeldDevice:
-    """A device whose readings are fresh, and what is known of its use.
-
-    `processes` are the ids of those with a context, `process_seconds` the SM time by id; None where
-    the driver reports none. `parts` are the shares of a partitioned GPU's instances, by holder.
-    """
-
-    identity: DeviceIdentity
-    counters: object
-    holders: Sequence[Holder]
-    processes: Sequence[int] = ()
-    process_seconds: Mapping[int, float] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """The accounts of all devices that are fresh, by UUID.
-
-    `unresolved` are the devices that several hold, and none of whose processes could be told apart.
-    """
-
-    devices: Mapping[str, Charges] = field(default_factory=dict)
-    unresolved: frozenset[str] = frozenset()
 
 
 class HostLedger:
@@ -52,30 +19,86 @@ class HostLedger:
     def __init__(self) -> None:
         self._ledgers: dict[str, DeviceLedger] = {}
 
-    def charge(
-        self,
-        devices: Iterable[HeldDevice],
-        owners: Mapping[int, ProcessOwner],
-        now: float,
-    ) -> Bill:
-        """Charge what these devices have counted since the last call; `now` in monotonic seconds."""
+    def charge(self, state: State, *, by_process: bool = False) -> Bill:
+        """Charge what the devices have counted since the last State.
+
+        `by_process`: processes hold a device that nobody else holds, by their names.
+        """
+        holders = holders_by_device(state)
+        owners = state.holders.processes
         charges: dict[str, Charges] = {}
         unresolved: set[str] = set()
-        for device in devices:
+        for device in state.devices:
+            if not device.up or device.fast is None:
+                continue
             uuid = device.identity.uuid
+            seconds = device.fast.process_sm_seconds
+            present = holders.get(uuid, ())
+            if not present and by_process:
+                present = process_holders(_processes(device), owners)
+            assigned = assign_processes(present, seconds or (), owners)
             ledger = self._ledgers.setdefault(uuid, DeviceLedger())
-            assigned = assign_processes(device.holders, device.process_seconds or (), owners)
             ledger.charge(
                 totals_of(device.counters),
-                device.holders,
-                process_seconds=device.process_seconds,
+                present,
+                process_seconds=seconds,
                 owners=assigned,
-                now=now,
+                now=device.at_seconds,
+                weights=instance_weights(device, holders) if device.instances else None,
             )
             charges[uuid] = ledger.charges()
-            if len(device.holders) > 1 and device.process_seconds and not assigned:
+            if len(present) > 1 and not device.instances and seconds and not assigned:
                 unresolved.add(uuid)
         return Bill(charges, frozenset(unresolved))
+
+
+def holders_by_device(state: State) -> dict[str, tuple[Holder, ...]]:
+    """Who holds each device, by UUID: its pods, else its jobs, else the engines that serve on it."""
+    pods: dict[str, list[Holder]] = {}
+    jobs: dict[str, list[Holder]] = {}
+    workloads: dict[str, list[Holder]] = {}
+    for allocation in state.holders.allocations:
+        device = state.held(allocation.device)
+        if device is not None:
+            holder = Holder("pod", allocation.namespace, allocation.pod, allocation.container)
+            pods.setdefault(device.identity.uuid, []).append(holder)
+    for use in state.holders.jobs:
+        device = state.held(use.device)
+        if device is not None:
+            holder = Holder("job", hpc_job=use.job)
+            jobs.setdefault(device.identity.uuid, []).append(holder)
+    for workload in state.workloads.workloads:
+        for gpu in workload.gpus:
+            holder = Holder("workload", workload=workload.name)
+            workloads.setdefault(gpu.uuid, []).append(holder)
+    merged = {**workloads, **jobs, **pods}
+    return {uuid: tuple(dict.fromkeys(found)) for uuid, found in merged.items()}
+
+
+def instance_weights(
+    gpu: DeviceState, holders: Mapping[str, Sequence[Holder]]
+) -> dict[Holder, float] | None:
+    """The shares of a partitioned GPU: SMs of each holder's instances over those of the GPU.
+
+    SMs that belong to no instance, or to one that nobody holds, are nobody's. None where the driver
+    does not tell how many SMs an instance has.
+    """
+    whole = gpu.identity.sm_count
+    if not whole:
+        return None
+    weights: dict[Holder, float] = {}
+    for instance in gpu.instances:
+        count = instance.identity.sm_count
+        if not count:
+            return None
+        present = holders.get(instance.identity.uuid, ()) or (NOBODY,)
+        for holder in present:
+            weights[holder] = weights.get(holder, 0.0) + count / whole / len(present)
+    left = 1.0 - sum(weights.values())
+    if left < 0:
+        return None
+    weights[NOBODY] = weights.get(NOBODY, 0.0) + left
+    return weights
 
 
 def assign_processes(
@@ -96,28 +119,24 @@ def assign_processes(
     return assigned
 
 
-def process_holders(
-    pids: Iterable[int], owners: Mapping[int, ProcessOwner]
-) -> tuple[Holder, ...]:
+def process_holders(pids: Iterable[int], owners: Mapping[int, ProcessOwner]) -> tuple[Holder, ...]:
     """Processes as holders, by their names: for devices that nobody else holds."""
     names = dict.fromkeys(owners[pid].name for pid in pids if pid in owners and owners[pid].name)
     return tuple(Holder("process", workload=name) for name in list(names)[:_PROCESS_NAMES_MAX])
+
+
+def _processes(device: DeviceState) -> list[int]:
+    listed = () if device.slow is None else device.slow.processes or ()
+    return [process.pid for process in listed]
 
 
 def _may_own(holder: Holder, owner: ProcessOwner) -> bool:
     if holder.kind == "job":
         return bool(owner.job) and holder.hpc_job == owner.job
     if holder.kind == "pod":
-        if owner.container:
-            return holder.container == owner.container
-        return _is_pod(holder, owner)
-    if holder.kind == "process":
-        return holder.workload == owner.name
-    return False
+        return holder.container == owner.container if owner.container else _is_pod(holder, owner)
+    return holder.kind == "process" and holder.workload == owner.name
 
 
 def _is_pod(holder: Holder, owner: ProcessOwner) -> bool:
     return bool(owner.host_name) and holder.pod[:_HOST_NAME_CHARACTERS_MAX] == owner.host_name
-
-
-__all__ = ["NOBODY", "Bill", "HeldDevice", "Holder", "HostLedger", "assign_processes", "process_holders"]

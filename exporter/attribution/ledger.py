@@ -76,6 +76,17 @@ class Charges:
     basis: Mapping[Holder, Basis]
 
 
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """The accounts of the devices whose readings are fresh, by UUID.
+
+    `unresolved` are those that several hold, and none of whose processes could be told apart.
+    """
+
+    devices: Mapping[str, Charges] = field(default_factory=dict)
+    unresolved: frozenset[str] = frozenset()
+
+
 def totals_of(counters: Counters) -> Totals:
     """The device's counters that are shared out."""
     tensor = [flop for (work, _source), flop in counters.flop.items() if work.pipe == "tensor"]
@@ -127,17 +138,22 @@ class DeviceLedger:
         process_seconds: Mapping[int, float] | None,
         owners: Mapping[int, Holder],
         now: float,
+        weights: Mapping[Holder, float] | None = None,
     ) -> None:
         """Share out what the device has counted since the last call.
 
         `process_seconds` is the SM time that the driver has reported so far, by process id; None
         where it reports none. `owners` says which holder a process belongs to. `now` is in seconds
-        of any clock that does not go back.
+        of any clock that does not go back. `weights`, which sum to 1, are shares that
+        are known otherwise: those of a partitioned GPU's instances.
         """
         present = tuple(dict.fromkeys(holders))
         usage = self._take_usage(process_seconds, owners, now)
         work, basis = shares_of(present, usage)
         held = dict.fromkeys(present, 1.0 / len(present)) if present else {NOBODY: 1.0}
+        if weights:
+            work = held = dict(weights)
+            basis = "exclusive" if len(weights) == 1 else "equal"
         self._basis = dict.fromkeys(present or (NOBODY,), basis)
         before, self._totals = self._totals, totals
         seconds = {

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import structlog
 from exporter.attribution.job_mapping import change_mark, read_jobs
 from exporter.attribution.job_processes import device_processes, is_sluid, slurm_jobs
 from exporter.attribution.pod_resources import list_allocations
+from exporter.attribution.process_owners import ProcessOwners
 from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, HoldersSnapshot, JobUse
 from exporter.attribution.source import Source
@@ -60,6 +61,7 @@ class HolderService:
         self._version = 0
         self._sources = self._build(settings)
         self._built_for = settings
+        self._process_owners = ProcessOwners()
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -110,10 +112,20 @@ class HolderService:
             allocations=by_name[POD_RESOURCES].items if POD_RESOURCES in by_name else (),
             jobs=jobs,
             sources={s.name: s.state for s in self._sources if s.state is not None},
+            processes=self._process_owners.find(self._pids()),
         )
         if snapshot != self._snapshot:
             self._snapshot = snapshot
             self._version += 1
+
+    def _pids(self) -> Iterator[int]:
+        """Processes whose owners are asked for: those on devices that are shared or nobody's."""
+        for device in self._state().devices:
+            listed = () if device.slow is None else device.slow.processes or ()
+            sampled = () if device.fast is None else device.fast.process_sm_seconds or ()
+            pids = dict.fromkeys([*(process.pid for process in listed), *sampled])
+            if len(pids) > 1 or self._settings.by_process:
+                yield from pids
 
     def _run(self) -> None:
         while not self._stopping:

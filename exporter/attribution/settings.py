@@ -45,5 +45,12 @@ class HolderSettings:
         "Find Slurm jobs by the control groups of GPU processes.",
         "true",
     )
+    by_process: bool = option(
+        "processes.holders",
+        boolean(),
+        False,
+        "Charge devices that no pod, job or engine holds to their processes, by name (at most 16 a device).",
+        "false",
+    )
     interval_seconds: float = 10.0
     timeout_seconds: float = 5.0

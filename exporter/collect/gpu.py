@@ -13,6 +13,7 @@ from exporter.collect.instances import MigInstances
 from exporter.collect.nvml.errors import DeviceLost, DriverGone, DriverMismatch, NvmlError
 from exporter.collect.nvml.library import DeviceCalls, call, handle_address
 from exporter.collect.nvml.mig import mig_enabled
+from exporter.collect.nvml.process_utilization import ProcessUtilization
 from exporter.collect.nvml.reading import (
     NO_UUID,
     SLOW_GROUPS,
@@ -51,6 +52,7 @@ class SampledGpu:
         self._ticked_at: float | None = None
         self._rules: tuple[GpuRule, ...] = ()
         self._slow_due = [0.0] * len(SLOW_GROUPS)
+        self._utilization = ProcessUtilization()
 
     @property
     def uuid(self) -> str:
@@ -159,6 +161,7 @@ class SampledGpu:
             sample,
             traffic=source is None or not source.counts_traffic,
             module=self.identity.c2c_link_count is not None,
+            utilization_of=self._utilization,
         )
         fast, window = device.measure(fast, settings)
         device.slow = self._read_slow(calls, settings, sample.at_seconds)

@@ -60,6 +60,81 @@ HOLDER_UNKNOWN_DEVICES = SUBJECT.gauge(
 )
 
 
+_HOLDER_LABELS = ("holder", "namespace", "pod", "container", "hpc_job", "workload")
+HOLDER_FLOP_TOTAL = SUBJECT.counter(
+    "flopwatch_holder_flop_total",
+    unit="FLOP",
+    labels=_HOLDER_LABELS,
+    per_device=True,
+    help=(
+        "Executed FLOP of the tensor pipe, shared out among the holders of the device (pod, job, "
+        "workload, process, none). The shares of the present and recent holders sum to "
+        'flopwatch_flop_total{pipe="tensor"}.'
+    ),
+    interpretation="How much of the device each tenant used.",
+)
+HOLDER_DRAM_BYTES_TOTAL = SUBJECT.counter(
+    "flopwatch_holder_dram_bytes_total",
+    unit="bytes",
+    labels=_HOLDER_LABELS,
+    per_device=True,
+    help="Bytes of flopwatch_dram_bytes_total, shared out among the holders of the device.",
+    interpretation="Which tenant takes the memory bandwidth.",
+)
+HOLDER_ENERGY_JOULES_TOTAL = SUBJECT.counter(
+    "flopwatch_holder_energy_joules_total",
+    unit="joules",
+    labels=_HOLDER_LABELS,
+    per_device=True,
+    help=(
+        "Energy of flopwatch_energy_joules_total, shared out among the holders of the device: the "
+        "idle part equally, the rest by their work."
+    ),
+    interpretation="Energy by tenant, and energy of capacity that nobody holds.",
+)
+HOLDER_GPU_SECONDS_TOTAL = SUBJECT.counter(
+    "flopwatch_holder_gpu_seconds_total",
+    unit="seconds",
+    labels=(*_HOLDER_LABELS, "state"),
+    per_device=True,
+    help=(
+        "Time of flopwatch_gpu_seconds_total by state, shared out among the holders of the device: "
+        "idle time equally, the rest by their work."
+    ),
+    interpretation="What each tenant held, and how much of it was idle.",
+)
+HOLDER_BASIS_INFO = SUBJECT.gauge(
+    "flopwatch_holder_basis_info",
+    labels=(*_HOLDER_LABELS, "basis"),
+    per_device=True,
+    help=(
+        "How the shares of the device are found, always 1: exclusive (one holder), "
+        "process_utilization (SM time by process, NVML), equal (the driver reports none)."
+    ),
+    interpretation="equal: the shares are an assumption, not a measurement.",
+)
+
+
+def bill_samples(state: State) -> Iterator[Sample]:
+    """What each holder used of each device that is fresh."""
+    for device in state.devices:
+        charges = state.bill.devices.get(device.identity.uuid)
+        if charges is None:
+            continue
+        of_device = device_labels(device.identity)
+        counts_energy = device.fast is not None and device.fast.energy_joules is not None
+        for holder, account in charges.accounts.items():
+            labels: Labels = (*of_device, *zip(_HOLDER_LABELS, holder, strict=True))
+            yield from optional(HOLDER_FLOP_TOTAL, labels, account.flop)
+            yield from optional(HOLDER_DRAM_BYTES_TOTAL, labels, account.dram_bytes)
+            if counts_energy:
+                yield from optional(HOLDER_ENERGY_JOULES_TOTAL, labels, account.energy_joules)
+            yield from by_label(HOLDER_GPU_SECONDS_TOTAL, labels, "state", account.state_seconds)
+        for holder, basis in charges.basis.items():
+            labels = (*of_device, *zip(_HOLDER_LABELS, holder, strict=True), ("basis", basis))
+            yield Sample(HOLDER_BASIS_INFO, labels, 1.0)
+
+
 def holder_samples(state: State) -> Iterator[Sample]:
     """All samples of all holders. A device that the host does not list is counted, not shown."""
     unknown: set[DeviceKey] = set()

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "exporter.collect.settings",
         "exporter.inference.snapshot",
     ),
+    ("exporter.attribution.ledger",),
     ("exporter.precision", "exporter.state"),
     ("exporter.attribution", "exporter.collect", "exporter.inference", "exporter.probe_facts"),
     ("exporter.metrics",),

@@ -8,6 +8,7 @@ import pynvml
 from exporter.collect.nvml import fields
 from exporter.collect.nvml.fields import is_refused, read_fields
 from exporter.collect.nvml.library import DeviceCalls, Key
+from exporter.collect.nvml.process_utilization import ProcessUtilization
 from exporter.collect.nvml.processes import SYMBOLS, read_processes
 from exporter.readings import ClockSample, DeviceIdentity, FastReading
 
@@ -120,12 +121,18 @@ def read_clock(calls: DeviceCalls, clock: Callable[[], float]) -> ClockSample:
 
 
 def read_fast(
-    calls: DeviceCalls, sample: ClockSample, *, traffic: bool, module: bool = False
+    calls: DeviceCalls,
+    sample: ClockSample,
+    *,
+    traffic: bool,
+    module: bool = False,
+    utilization_of: ProcessUtilization | None = None,
 ) -> FastReading:
     """Everything that is read every tick. `traffic`: read link byte counters too.
 
     `module`: the GPU shares a module with a Grace processor, whose power and energy are asked for.
     Elsewhere they are not: a driver that knows no scopes would answer with the GPU's own.
+    `utilization_of`: add up the SM time of its processes there.
     """
     wanted = (*_FAST_FIELDS, *_TRAFFIC_FIELDS) if traffic else _FAST_FIELDS
     values = read_fields(calls, (*wanted, *_MODULE_FIELDS) if module else wanted)
@@ -167,6 +174,7 @@ def read_fast(
         nvlink_transmit_bytes=_scaled(values.get(_NVLINK_TRANSMIT), _KIB),
         module_energy_joules=_scaled(values.get(_MODULE_ENERGY), 1e-3),
         module_power_watts=_plausible(calls, "module power", _scaled(module_power, 1e-3), 20e3),
+        process_sm_seconds=None if utilization_of is None else utilization_of.read(calls),
         **read_memory(calls),
     )
 
