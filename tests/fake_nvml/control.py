@@ -157,15 +157,15 @@ class FakeNvml(Functions):
         shared.field_value[field_id] = value or 0
         shared.field_override[field_id] = int(value is not None)
 
-    def set_processes(self, gpu: int, processes: Iterable[tuple[int, int, ProcessKind]], names: Mapping[int, str] | None = None) -> None:  # fmt: skip
-        """Replace the processes on a GPU, each given as (pid, bytes, kind)."""
+    def set_processes(self, gpu: int, processes: Iterable[tuple[int, int, ProcessKind]], names: Mapping[int, str] | None = None, sm_percent: Mapping[int, int] | None = None) -> None:  # fmt: skip
+        """Replace the processes on a GPU, each given as (pid, bytes, kind), with its share of the SMs' time."""
         shared = self.gpus[gpu].shared
         entries = list(processes)
         shared.process_sequence += 1
         for place, (pid, used_bytes, kind) in enumerate(entries):
             name = (names or {}).get(pid, f"process-{pid}")
             shared.processes[place] = layout.Process(
-                pid, _KINDS[kind], used_bytes, -1, 0, name.encode()
+                pid, _KINDS[kind], used_bytes, -1, (sm_percent or {}).get(pid, 0), name.encode()
             )
         shared.process_count = len(entries)
         shared.process_sequence += 1

@@ -1,0 +1,238 @@
+"""Who used a GPU, told by a daemon on a fake driver with tenants of known shares."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from exporter.attribution.bill import assign_processes, instance_weights
+from exporter.attribution.ledger import NOBODY, Holder
+from exporter.attribution.process_owners import ProcessOwners, process_owner
+from exporter.attribution.snapshot import ProcessOwner
+from exporter.readings import DeviceIdentity
+from exporter.state import DeviceState
+from tests.daemon.process import Scrape, passive
+from tests.fake_nvml import H100, Load
+
+
+CONFIG = passive("sampling: {interval: 250ms, slow_interval: 1s}\n")
+COUNTERS = {
+    "flopwatch_holder_flop_total": ("flopwatch_flop_total", {"pipe": "tensor"}),
+    "flopwatch_holder_dram_bytes_total": ("flopwatch_dram_bytes_total", {}),
+    "flopwatch_holder_energy_joules_total": ("flopwatch_energy_joules_total", {}),
+    "flopwatch_holder_gpu_seconds_total": ("flopwatch_gpu_seconds_total", {}),
+}
+
+
+def assert_sums_are_exact(scrape: Scrape, gpu: str) -> None:
+    """The shares of all holders are the device's own counters, in one and the same scrape."""
+    for shares, (whole, labels) in COUNTERS.items():
+        assert scrape.total(shares, gpu=gpu) == pytest.approx(
+            scrape.total(whole, gpu=gpu, **labels), rel=1e-9
+        ), shares
+
+
+@pytest.fixture
+def tenants(tmp_path: Path) -> Iterator[dict[str, int]]:
+    """Three processes with names of their own: pids by name."""
+    with ExitStack() as stack:
+        pids = {}
+        for name in ("chat", "search", "batch"):
+            program = tmp_path / name
+            shutil.copy("/bin/sleep", program)
+            process = stack.enter_context(subprocess.Popen([program, "600"]))
+            stack.callback(process.kill)
+            pids[name] = process.pid
+        yield pids
+
+
+def test_tenants_are_charged_by_their_sm_time(start, tenants: dict[str, int]) -> None:
+    """Shares of 48, 24 and 8 % of the SMs are 60, 30 and 10 % of the FLOP, within 2 points."""
+    shares = {"chat": 48, "search": 24, "batch": 8}
+    fake, daemon = start(
+        [H100],
+        config=CONFIG + "processes: {holders: true}\n",
+        prepare=lambda fake: fake.set_processes(
+            0,
+            [(pid, 2**30, "compute") for pid in tenants.values()],
+            sm_percent={tenants[name]: percent for name, percent in shares.items()},
+        ),
+    )
+    fake.gpu(0).set_load(Load.decode())
+
+    def flop(scrape: Scrape, name: str) -> float:
+        return scrape.total("flopwatch_holder_flop_total", holder="process", workload=name)
+
+    first = daemon.wait_until(
+        lambda scrape: (
+            scrape.has("flopwatch_holder_basis_info", basis="process_utilization")
+            and all(flop(scrape, name) > 0 for name in shares)
+        )
+    )
+    before = first.total("flopwatch_flop_total", pipe="tensor")
+    last = daemon.wait_until(
+        lambda scrape: (
+            scrape.total("flopwatch_gpu_seconds_total")
+            > first.total("flopwatch_gpu_seconds_total") + 6
+        )
+    )
+    used = last.total("flopwatch_flop_total", pipe="tensor") - before
+    for name, percent in shares.items():
+        share = (flop(last, name) - flop(first, name)) / used
+        assert share == pytest.approx(percent / 80, abs=0.02), name
+    assert_sums_are_exact(first, "0")
+    assert_sums_are_exact(last, "0")
+    assert last.value("flopwatch_holder_energy_joules_total", holder="none", workload="") > 0
+
+
+def test_jobs_whose_processes_cannot_be_told_apart_share_equally(start, tmp_path: Path) -> None:
+    """Two jobs on one GPU, no processes to see: halves, and the basis says so. Then one leaves."""
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    (jobs / "0").write_text("41\n42\n")
+    config = CONFIG + f"hpc: {{job_mapping_dir: {jobs}}}\n"
+    fake, daemon = start([H100, H100], config=config)
+    for gpu in range(2):
+        fake.gpu(gpu).set_load(Load.decode())
+
+    shared = daemon.wait_until(
+        lambda scrape: (
+            scrape.total("flopwatch_holder_flop_total", hpc_job="42") > 0
+            and scrape.has("flopwatch_holder_basis_info", hpc_job="42", basis="equal")
+        )
+    )
+    assert_sums_are_exact(shared, "0")
+    assert_sums_are_exact(shared, "1")
+    # Nobody holds the other GPU: its capacity is nobody's.
+    assert shared.total("flopwatch_holder_flop_total", gpu="1", holder="none") == shared.total(
+        "flopwatch_flop_total", gpu="1", pipe="tensor"
+    )
+
+    (jobs / "0").write_text("41\n")
+    alone = daemon.wait_until(
+        lambda scrape: scrape.has("flopwatch_holder_basis_info", hpc_job="41", basis="exclusive")
+    )
+    later = daemon.wait_until(
+        lambda scrape: (
+            scrape.total("flopwatch_holder_flop_total", hpc_job="41")
+            > alone.total("flopwatch_holder_flop_total", hpc_job="41")
+        )
+    )
+    left = later.total("flopwatch_holder_flop_total", hpc_job="42")
+    assert left == alone.total("flopwatch_holder_flop_total", hpc_job="42")
+    assert_sums_are_exact(later, "0")
+
+
+def test_a_lost_gpu_is_not_charged_and_the_sums_hold_after(start) -> None:
+    """Its holders show nothing while it is away, and go on where they were."""
+    fake, daemon = start([H100], config=CONFIG)
+    fake.gpu(0).set_load(Load.decode())
+    before = daemon.wait_until(lambda s: s.total("flopwatch_holder_flop_total", gpu="0") > 0)
+    fake.lose(0)
+    daemon.wait_until(lambda scrape: not scrape.has("flopwatch_holder_flop_total"))
+    fake.restore(0)
+    after = daemon.wait_until(
+        lambda s: (
+            s.total("flopwatch_holder_flop_total", gpu="0")
+            > before.total("flopwatch_holder_flop_total", gpu="0")
+        )
+    )
+
+    assert_sums_are_exact(after, "0")
+
+
+class TestWhoseAProcessIs:
+    POD_A = Holder("pod", "team", "chat-7d4b", "vllm")
+    POD_B = Holder("pod", "team", "search-5c2a", "vllm")
+    JOB = Holder("job", hpc_job="42")
+
+    @pytest.fixture
+    def proc(self, tmp_path: Path) -> Path:
+        """A pod's process, a Slurm step, and a daemon of the host."""
+        self.write(
+            tmp_path,
+            100,
+            cgroup="0::/kubepods.slice/kubepods-burstable.slice/cri-containerd-1f.scope\n",
+            hostname="chat-7d4b\n",
+            mountinfo=(
+                "714 700 8:1 /var/lib/kubelet/pods/0d9d6f4e-aaaa-bbbb-cccc-1234567890ab/containers/"
+                "vllm/3c1f /dev/termination-log rw - ext4 /dev/sda1 rw\n"
+            ),
+        )
+        self.write(tmp_path, 200, cgroup="0::/system.slice/slurmstepd.scope/job_42/step_0/user\n")
+        self.write(tmp_path, 300, cgroup="0::/system.slice/dcgm.service\n", hostname="node\n")
+        return tmp_path
+
+    @staticmethod
+    def write(proc: Path, pid: int, *, start: int = 5, hostname: str = "", **files: str) -> None:
+        folder = proc / str(pid)
+        (folder / "root/etc").mkdir(parents=True, exist_ok=True)
+        (folder / "root/etc/hostname").write_text(hostname)
+        (folder / "comm").write_text("python\n")
+        (folder / "stat").write_text(f"{pid} (python) S 1 " + "0 " * 17 + f"{start} 0\n")
+        for name, text in files.items():
+            (folder / name).write_text(text)
+
+    def test_pod_and_container(self, proc: Path) -> None:
+        """By the host name that the container has, and the mount that the kubelet gives it."""
+        assert process_owner(100, proc) == ProcessOwner("chat-7d4b", "vllm", "", "python")
+
+    def test_job(self, proc: Path) -> None:
+        """By the control group of its step."""
+        assert process_owner(200, proc) == ProcessOwner("", "", "42", "python")
+
+    def test_a_daemon_of_the_host_is_nobodys(self, proc: Path) -> None:
+        """Its host name is the node's, which is no pod's."""
+        assert process_owner(300, proc) == ProcessOwner("", "", "", "python")
+
+    def test_processes_find_their_holders(self, proc: Path) -> None:
+        """Containers of one name are told apart by the pod; a stranger is left out."""
+        owners = ProcessOwners(proc).find([100, 200, 300, 400])
+
+        assert assign_processes([self.POD_A, self.POD_B, self.JOB], [100, 200, 300], owners) == {
+            100: self.POD_A,
+            200: self.JOB,
+        }
+
+    def test_a_pod_in_the_hosts_network_is_found_by_its_container(self) -> None:
+        """Its host name is the node's; where two containers have one name it stays open."""
+        owner = {1: ProcessOwner("node-7", "vllm", "", "python")}
+        other = Holder("pod", "team", "search-5c2a", "triton")
+
+        assert assign_processes([self.POD_A, other], [1], owner) == {1: self.POD_A}
+        assert assign_processes([self.POD_A, self.POD_B], [1], owner) == {}
+
+    def test_a_pid_that_is_handed_out_again_is_read_again(self, proc: Path) -> None:
+        """The new process began later. One that has ended keeps its owner for its last samples."""
+        owners = ProcessOwners(proc)
+        assert owners.find([100])[100].container == "vllm"
+        self.write(proc, 100, start=9, cgroup="0::/user.slice\n")
+        assert owners.find([100])[100].container == ""
+
+        shutil.rmtree(proc / "200")
+        assert owners.find([100, 200]) == {100: owners.find([100])[100]}
+
+
+def test_a_partitioned_gpu_is_shared_by_the_sms_of_its_instances() -> None:
+    """60 of 132 SMs are A's, 32 nobody's, 16 are held by two in halves, 24 are in no instance."""
+
+    def device(uuid: str, sms: int | None, mig: str | None = None) -> DeviceState:
+        identity = DeviceIdentity(index="0", uuid=uuid, name="H100", sm_count=sms, mig=mig)
+        return DeviceState(identity, 0.0, up=True, max_age_seconds=1.0)
+
+    a, b = Holder("job", hpc_job="a"), Holder("job", hpc_job="b")
+    gpu = DeviceState(
+        DeviceIdentity(index="0", uuid="GPU", name="H100", sm_count=132),
+        0.0,
+        up=True,
+        max_age_seconds=1.0,
+        instances=(device("M1", 60, "1"), device("M2", 32, "2"), device("M3", 16, "3")),
+    )
+
+    weights = instance_weights(gpu, {"M1": [a], "M3": [a, b]})
+
+    assert weights == pytest.approx({a: 68 / 132, b: 8 / 132, NOBODY: 56 / 132})
+    assert instance_weights(device("GPU", None), {}) is None
