@@ -74,7 +74,7 @@ def _manifest(rendered: dict[str, str], name: str) -> str:
         documents.append(f"apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n")
     for path, text in sorted(rendered.items()):
         wanted = path.endswith(OPERATOR_KINDS) == (name == "prometheus-operator.yaml")
-        if wanted and path.endswith(".yaml") and text.strip():
+        if wanted and path.endswith(".yaml") and "/tests/" not in path and text.strip():
             documents.append(text.strip().removeprefix("---").strip() + "\n")
     plain = "---\n".join(documents).replace(
         "app.kubernetes.io/managed-by: Helm", "app.kubernetes.io/managed-by: kubectl"

@@ -36,7 +36,12 @@ def add_parser(subparsers: Any) -> None:
         help="what happens (default steady-decode); repeat it for several, each a cluster of its own; `all` for all",
     )
     parser.add_argument(
-        "--listen-address", default=_DEFAULT_ADDRESS, help=f"default {_DEFAULT_ADDRESS}"
+        "--listen-address",
+        "--web.listen-address",
+        dest="listen_address",
+        default=_DEFAULT_ADDRESS,
+        metavar="ADDRESS",
+        help=f"address to listen on (default {_DEFAULT_ADDRESS})",
     )
     parser.add_argument("--seed", type=int, default=1, help="same seed, same fleet (default 1)")
     parser.add_argument(

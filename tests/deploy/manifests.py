@@ -32,7 +32,13 @@ def render(values: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     return [document for text in rendered for document in yaml.load_all(text, _LOADER) if document]
 
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+class _LOADER(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Refuses a key that is given twice, as `kubectl apply` and every GitOps tool does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        keys = [key.value for key, _value in node.value]
+        assert len(keys) == len(set(keys)), f"a key twice among {keys}"
+        return super().construct_mapping(node, deep)
 
 
 @functools.cache
@@ -47,10 +53,9 @@ def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def container(objects: list[dict[str, Any]]) -> dict[str, Any]:
-    """The only container of the only DaemonSet."""
+    """The daemon's container of the only DaemonSet: the first, where a site adds others."""
     (daemonset,) = of_kind(objects, "DaemonSet")
-    (only,) = daemonset["spec"]["template"]["spec"]["containers"]
-    return dict(only)
+    return dict(daemonset["spec"]["template"]["spec"]["containers"][0])
 
 
 def pod(objects: list[dict[str, Any]]) -> dict[str, Any]:
@@ -62,12 +67,12 @@ def environment(objects: list[dict[str, Any]]) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in container(objects)["env"]}
 
 
-def validate(found: dict[str, Any]) -> None:
+def validate(found: dict[str, Any], versions: tuple[str, ...] = KUBERNETES_VERSIONS) -> None:
     """Raise ValidationError where Kubernetes, or the Prometheus operator, would refuse the object."""
     if found["apiVersion"] == "monitoring.coreos.com/v1":
         jsonschema.validate(found, _OPERATOR)
         return
-    for version in KUBERNETES_VERSIONS:
+    for version in versions:
         _validator(version, found["kind"], found["apiVersion"]).validate(found)
 
 
@@ -143,6 +148,7 @@ _MONITOR = {
     "jobLabel": _STRING,
     "selector": {"type": "object"},
     "namespaceSelector": {"type": "object"},
+    "sampleLimit": {"type": "integer"},
 }
 
 

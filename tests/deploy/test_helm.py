@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from exporter.config.model import SCHEMA
 from exporter.version import VERSION
 from tests.deploy.manifests import (
     CHART,
+    KUBERNETES_VERSIONS,
     OPTIONS,
     ROOT,
     container,
@@ -435,3 +437,166 @@ class TestFreshness:
             assert "helm.sh" not in path.read_text()
             for found in yaml.safe_load_all(path.read_text()):
                 validate(found)
+
+
+class TestCollisions:
+    """What a user gives wins over the chart's own, and no key comes twice."""
+
+    def test_labels_of_users_but_not_of_selectors(self):
+        """A pod that lost its name would be lost to service, monitor and DaemonSet."""
+        objects = render(option("pods"))
+        (daemonset,) = of_kind(objects, "DaemonSet")
+        labels = daemonset["spec"]["template"]["metadata"]["labels"]
+
+        assert labels["app.kubernetes.io/name"] == "flopwatch"
+        assert labels["app.kubernetes.io/version"] == "mine"
+        assert (labels["team"], labels["tier"]) == ("inference", "gpu")
+        assert daemonset["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+    def test_annotations_of_users(self):
+        """Turning the scrape annotation off turns it off."""
+        (daemonset,) = of_kind(render(option("pods")), "DaemonSet")
+        annotations = daemonset["spec"]["template"]["metadata"]["annotations"]
+
+        assert annotations["prometheus.io/scrape"] == "false"
+        assert annotations["kubectl.kubernetes.io/default-container"] == "mine"
+
+    def test_variables_of_users(self):
+        """The log level is there once, and the user's."""
+        names = [entry["name"] for entry in container(render(option("pods")))["env"]]
+
+        assert len(names) == len(set(names))
+        assert environment(render(option("pods")))["FLOPWATCH_LOG_LEVEL"] == "debug"
+
+    def test_a_security_context_can_be_loosened(self):
+        """`false` is a value, too; keys that are not given stay the chart's."""
+        context = container(render(option("pods")))["securityContext"]
+
+        assert context["readOnlyRootFilesystem"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+class TestOptionsOfThePod:
+    def test_each_reaches_its_place(self):
+        """Probes' timing, arguments, containers, history, DNS and security of the pod."""
+        objects = render(option("pods"))
+        (daemonset,) = of_kind(objects, "DaemonSet")
+        daemon, sidecar = pod(objects)["containers"]
+
+        assert daemon["args"] == ["serve", "--log.level=debug"]
+        assert daemon["livenessProbe"]["periodSeconds"] == 60
+        assert daemon["readinessProbe"]["periodSeconds"] == 30
+        assert daemon["startupProbe"]["failureThreshold"] == 30
+        assert daemon["startupProbe"]["httpGet"]["path"] == "/-/healthy"
+        assert daemon["lifecycle"]["preStop"]
+        assert sidecar["name"] == "sidecar"
+        assert [each["name"] for each in pod(objects)["initContainers"]] == ["wait"]
+        assert pod(objects)["securityContext"] == {"fsGroup": 65532}
+        assert pod(objects)["dnsPolicy"] == "Default"
+        assert daemonset["spec"]["revisionHistoryLimit"] == 2
+        assert daemonset["spec"]["minReadySeconds"] == 5
+        assert {found["metadata"].get("namespace") for found in objects} <= {"gpus", None}
+
+    def test_devices_by_dynamic_resource_allocation(self):
+        """The pod claims, the container uses; today's Kubernetes takes it."""
+        objects = render(
+            {
+                "resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": "all"}],
+                "resources": {"claims": [{"name": "gpus"}]},
+            }
+        )
+
+        assert pod(objects)["resourceClaims"] == [
+            {"name": "gpus", "resourceClaimTemplateName": "all"}
+        ]
+        assert container(objects)["resources"]["claims"] == [{"name": "gpus"}]
+        validate(of_kind(objects, "DaemonSet")[0], KUBERNETES_VERSIONS[-1:])
+
+    def test_further_objects_may_be_templates(self):
+        """As maps, and as text that knows the release."""
+        names = [
+            found["metadata"]["name"] for found in of_kind(render(option("pods")), "ConfigMap")
+        ]
+
+        assert names == ["mine", "flopwatch-too"]
+
+
+class TestService:
+    def test_it_is_headless_unless_asked(self):
+        """One address for all nodes would scrape one of them by chance."""
+        (service,) = of_kind(render(), "Service")
+
+        assert service["spec"]["clusterIP"] == "None"
+
+    def test_a_node_port_answers_for_its_node(self):
+        """Of the type, port and labels that were asked for."""
+        (service,) = of_kind(render(option("pods")), "Service")
+
+        assert service["spec"]["type"] == "NodePort"
+        assert service["spec"]["externalTrafficPolicy"] == "Local"
+        assert service["spec"]["ports"][0]["port"] == 80
+        assert service["spec"]["ports"][0]["nodePort"] == 30907
+        assert service["metadata"]["labels"]["a"] == "b"
+
+    def test_it_may_be_left_out(self):
+        """With a PodMonitor nobody needs it; the test of it goes, too."""
+        objects = render({"service": {"enabled": False}, "monitor": {"kind": "PodMonitor"}})
+
+        assert of_kind(objects, "Service") == []
+        assert of_kind(objects, "Pod") == []
+
+    def test_helm_test_asks_the_service(self):
+        """A pod of the same image, that the service does not select, checks the health."""
+        (test,) = of_kind(render(), "Pod")
+        (service,) = of_kind(render(), "Service")
+        (only,) = test["spec"]["containers"]
+
+        assert test["metadata"]["annotations"]["helm.sh/hook"] == "test"
+        assert only["command"] == ["python", "/usr/local/lib/flopwatch/healthcheck.py"]
+        assert only["env"][0]["value"] == "flopwatch.monitored:9907"
+        assert not service["spec"]["selector"].items() <= test["metadata"]["labels"].items()
+
+
+class TestUmbrella:
+    def test_a_chart_that_depends_on_it_can_turn_it_off(self, tmp_path: Path):
+        """`condition: flopwatch.enabled`: on by default, and off without a complaint of the schema."""
+        umbrella = tmp_path / "platform"
+        shutil.copytree(CHART, umbrella / "charts" / "flopwatch")
+        (umbrella / "Chart.yaml").write_text(
+            "apiVersion: v2\nname: platform\nversion: 1.0.0\ndependencies:\n"
+            f"  - {{name: flopwatch, version: {VERSION}, condition: flopwatch.enabled}}\n"
+        )
+        with Chart.load(umbrella) as chart:
+            on = chart.render({"flopwatch": {"enabled": True}, "global": {"a": 1}}, name="p")
+            off = chart.render({"flopwatch": {"enabled": False}}, name="p")
+
+        assert any("kind: DaemonSet" in text for text in on.values())
+        assert not any("kind: DaemonSet" in text for text in off.values())
+
+
+class TestAlertOverrides:
+    def test_a_threshold_is_the_users(self):
+        """Each field that is given replaces the alert's; the others, and other alerts, stay."""
+        plain = self._alerts({})
+        name = min(plain)
+        changed = self._alerts(
+            {name: {"for": "42m", "expr": "vector(1) > 0.5", "labels": {"severity": "info"}}}
+        )
+
+        assert changed[name]["for"] == "42m"
+        assert changed[name]["expr"] == "vector(1) > 0.5"
+        assert changed[name]["labels"]["severity"] == "info"
+        assert changed[name]["annotations"] == plain[name]["annotations"]
+        assert {key: rule for key, rule in changed.items() if key != name} == {
+            key: rule for key, rule in plain.items() if key != name
+        }
+
+    def _alerts(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        objects = render({"prometheusRule": {"enabled": True, "overrides": overrides}})
+        return {
+            rule["alert"]: rule
+            for found in of_kind(objects, "PrometheusRule")
+            for group in found["spec"]["groups"]
+            for rule in group["rules"]
+            if "alert" in rule
+        }

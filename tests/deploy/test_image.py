@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.deploy.dockerfile import base_of
@@ -168,3 +169,20 @@ def test_what_is_in_it_is_what_is_locked(engine: Engine, image: str) -> None:
 
     assert installed.pop("flopwatch")
     assert installed == locked
+
+
+@pytest.mark.parametrize("service", ["simulator", "exporter"])
+def test_the_services_of_compose_are_healthy(engine: Engine, image: str, service: str) -> None:
+    """With the command and the environment that stand in compose.yml, by the image's own check."""
+    compose = yaml.safe_load((ROOT / "deploy/compose/compose.yml").read_text())
+    wanted = compose["services"][service]
+    name = f"flopwatch-{service}-{os.getpid()}"
+    variables = [f"--env={key}={value}" for key, value in wanted["environment"].items()]
+    try:
+        engine(
+            "run", "--detach", "--name", name, "--network", "none", "--read-only",
+            "--cap-drop", "ALL", *variables, image, *wanted["command"],
+        )  # fmt: skip
+        wait_for(lambda: engine.run("healthcheck", "run", name).returncode == 0)
+    finally:
+        engine("rm", "--force", "--time", "1", name, check=False)

@@ -1,6 +1,6 @@
 {{- /* What the container is given: environment, health checks, files. */}}
 
-{{- define "flopwatch.env" -}}
+{{- define "flopwatch.ownEnv" -}}
 - name: FLOPWATCH_WEB_LISTEN_ADDRESS
   value: {{ printf ":%v" .Values.web.port | quote }}
 - name: FLOPWATCH_WEB_TELEMETRY_PATH
@@ -49,9 +49,21 @@
 - name: NVIDIA_MIG_MONITOR_DEVICES
   value: all
 {{- end }}
-{{- with .Values.env }}
-{{ toYaml . }}
 {{- end }}
+
+{{- /* The chart's variables, without those that the user sets. */}}
+{{- define "flopwatch.env" -}}
+{{- $given := list }}
+{{- range .Values.env }}
+{{- $given = append $given .name }}
+{{- end }}
+{{- $env := list }}
+{{- range include "flopwatch.ownEnv" . | fromYamlArray }}
+{{- if not (has .name $given) }}
+{{- $env = append $env . }}
+{{- end }}
+{{- end }}
+{{- toYaml (concat $env .Values.env) }}
 {{- end }}
 
 {{- /* With client certificates the kubelet, which has none, can only see whether it connects. */}}

@@ -17,11 +17,33 @@ app.kubernetes.io/name: {{ include "flopwatch.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- /* A map with another's keys on top of it; a key that is given replaces the chart's as a whole. */}}
+{{- define "flopwatch.over" -}}
+{{- $below := deepCopy (index . 0) }}
+{{- range $key, $value := index . 1 }}
+{{- $_ := set $below $key $value }}
+{{- end }}
+{{- if $below }}{{ toYaml $below }}{{ end }}
+{{- end }}
+
+{{- /* The chart's labels, and those that are given, without the ones that selectors go by. */}}
+{{- define "flopwatch.labelsWith" -}}
+{{- $root := index . 0 }}
+{{- $given := include "flopwatch.over" (list $root.Values.commonLabels (index . 1)) | fromYaml }}
+{{- $own := dict
+  "app.kubernetes.io/version" ($root.Chart.AppVersion | toString)
+  "app.kubernetes.io/managed-by" $root.Release.Service
+  "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_") }}
+{{- $labels := include "flopwatch.over" (list $own $given) | fromYaml }}
+{{- include "flopwatch.over" (list $labels (include "flopwatch.selectorLabels" $root | fromYaml)) }}
+{{- end }}
+
 {{- define "flopwatch.labels" -}}
-{{ include "flopwatch.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- include "flopwatch.labelsWith" (list . dict) }}
+{{- end }}
+
+{{- define "flopwatch.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace }}
 {{- end }}
 
 {{- define "flopwatch.image" -}}
@@ -63,7 +85,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if or .Values.podResources.enabled .Values.gpu.mig (eq .Values.gpu.access "host") (eq .Values.state.type "hostPath") }}true{{ end }}
 {{- end }}
 
-{{- define "flopwatch.securityContext" -}}
+{{- define "flopwatch.ownSecurityContext" -}}
 {{- if eq .Values.gpu.access "host" -}}
 privileged: true
 {{- else -}}
@@ -87,6 +109,10 @@ runAsGroup: 65532
 {{- end }}
 seccompProfile:
   type: RuntimeDefault
+{{- end }}
+
+{{- define "flopwatch.securityContext" -}}
+{{- include "flopwatch.over" (list (include "flopwatch.ownSecurityContext" . | fromYaml) .Values.securityContext) }}
 {{- end }}
 
 {{- define "flopwatch.webSecret" -}}
