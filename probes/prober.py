@@ -15,7 +15,6 @@ from probes.device_states import DeviceStates, ProbedDevice
 from probes.facts import DeviceFacts
 from probes.judgement import Contention, Judgement, judge
 from probes.protocol import Described, KernelInfo, Result, Run
-from probes.records import Value
 from probes.supervisor import RunReport, WorkerFailedError
 from probes.worker_pool import PooledWorker
 
@@ -325,7 +324,7 @@ class Prober:
             record.ended(kernel.name, verdict.outcome)
             record.worker_memory_bytes = result.memory_bytes
             if result.clock_hertz is not None:
-                record.clock = Value(result.clock_hertz, now)
+                record.clocked(result.clock_hertz, now)
             record.judged(kernel, verdict, ratio, subject.peer_key, now=now, unix_time=clock.time())
         return None if kernel.quantity == "latency" else verdict.contention
 

@@ -3,18 +3,24 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from probes.gates import Reason
 from probes.judgement import Contention, Judgement
 from probes.protocol import KernelInfo, Outcome
 
 
-# A value that was not measured again for so many intervals says nothing about now. Kernels take
-# turns when the budget does not hold them all, so it is a good many.
-STALE_INTERVALS: Final = 15
+# A value whose kernel has missed a turn by this much of its own cycle says nothing about now. Kernels
+# take turns when the budget does not hold them all, so each has its cycle: the time between its last
+# two values.
+STALE_CYCLES: Final = 2.5
+# In intervals: a gate may hold a device back for some, and no value is shown for longer than many.
+STALE_INTERVALS_MIN: Final = 5
+STALE_INTERVALS_MAX: Final = 15
 # Outcomes of a run that came to no end of its own.
 FAILURES: Final = frozenset({"error", "timeout", "out_of_memory"})
+
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +88,24 @@ class ProbesSnapshot:
 
 @dataclass(slots=True)
 class Value:
-    """A gauge's value and when it was measured, on the monotonic clock."""
+    """A gauge's value, when it was measured (monotonic), and how long after the one before."""
 
     number: float
     at: float
+    cycle: float | None = None
+
+    def fresh(self, now: float, interval: float) -> bool:
+        """Whether it still says something about `now`, with a turn of the device every `interval`."""
+        most = STALE_INTERVALS_MAX * interval
+        if self.cycle is None:
+            return now - self.at <= most
+        least = STALE_INTERVALS_MIN * interval
+        return now - self.at <= min(max(STALE_CYCLES * self.cycle, least), most)
+
+
+def _next(before: Value | None, number: float, now: float) -> Value:
+    """The value that follows another, or the first one."""
+    return Value(number, now, None if before is None else now - before.at)
 
 
 @dataclass(slots=True)
@@ -136,46 +156,52 @@ class DeviceRecord:
             # Present at 0, so that the first mismatch is an increase.
             self.mismatches.setdefault(kernel.name, 0)
         if judgement.efficiency is not None:
-            self.efficiency[kernel.label] = Value(judgement.efficiency, now)
+            before = self.efficiency.get(kernel.label)
+            self.efficiency[kernel.label] = _next(before, judgement.efficiency, now)
         if judgement.value is None:
             return
-        value = Value(judgement.value, now)
+        number, label = judgement.value, kernel.label
         if kernel.quantity == "flops":
-            self.flops[kernel.label] = value
+            self.flops[label] = _next(self.flops.get(label), number, now)
         elif kernel.quantity == "bandwidth":
-            self.bandwidth[kernel.label, peer] = value
+            self.bandwidth[label, peer] = _next(self.bandwidth.get((label, peer)), number, now)
         else:
-            self.latency = value
+            self.latency = _next(self.latency, number, now)
         if ratio is not None:
-            self.baseline_ratio[kernel.name] = Value(ratio, now)
+            before = self.baseline_ratio.get(kernel.name)
+            self.baseline_ratio[kernel.name] = _next(before, ratio, now)
         self.last_success[kernel.name] = unix_time
         if kernel.name in self.failures_in_a_row:
             self.failures_in_a_row[kernel.name] = 0
 
     def contended(self, cycle: Contention, now: float) -> None:
         """Take over the bracket of a whole cycle."""
-        self.busy_low = Value(cycle.low, now)
-        self.busy_high = Value(cycle.high, now)
+        self.busy_low = _next(self.busy_low, cycle.low, now)
+        self.busy_high = _next(self.busy_high, cycle.high, now)
+
+    def clocked(self, hertz: float, now: float) -> None:
+        """Take over the SM clock during a run."""
+        self.clock = _next(self.clock, hertz, now)
 
     def snapshot(self, now: float, interval: float) -> ProbeResults:
-        """A frozen copy, stale values left out."""
-        oldest = now - STALE_INTERVALS * interval
+        """A frozen copy, stale values left out. `interval` is the time between the device's turns."""
 
         def fresh(value: Value | None) -> float | None:
-            return value.number if value is not None and value.at >= oldest else None
+            return value.number if value is not None and value.fresh(now, interval) else None
+
+        def all_fresh(values: Mapping[_Key, Value]) -> dict[_Key, float]:
+            return {k: v.number for k, v in values.items() if v.fresh(now, interval)}
 
         low, high = fresh(self.busy_low), fresh(self.busy_high)
         return ProbeResults(
             device=self.device,
             uuid=self.uuid,
-            flops={k: v.number for k, v in self.flops.items() if v.at >= oldest},
-            efficiency_ratio={k: v.number for k, v in self.efficiency.items() if v.at >= oldest},
+            flops=all_fresh(self.flops),
+            efficiency_ratio=all_fresh(self.efficiency),
             sm_clock_hertz=fresh(self.clock),
-            bandwidth_bytes_per_second={
-                k: v.number for k, v in self.bandwidth.items() if v.at >= oldest
-            },
+            bandwidth_bytes_per_second=all_fresh(self.bandwidth),
             launch_latency_seconds=fresh(self.latency),
-            baseline_ratio={k: v.number for k, v in self.baseline_ratio.items() if v.at >= oldest},
+            baseline_ratio=all_fresh(self.baseline_ratio),
             tenant_busy_ratio=None if low is None or high is None else (low, high),
             mismatches=dict(self.mismatches),
             runs=dict(self.runs),
