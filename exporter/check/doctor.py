@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from exporter.check.finding import Finding, Level
+from exporter.check.finding import CheckResult, Level
 from exporter.check.flops import DcgmAnswer, ask_dcgm, dcgm_findings, flops_source
 from exporter.check.gpus import driver_findings, gpu_findings, missing_gpu_findings
 from exporter.check.host import (
@@ -29,7 +29,7 @@ TORCH_SECONDS = 60.0
 class Report:
     """Everything that was found; `driver`, `gpus` and `torch` are what they said themselves."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckResult, ...]
     driver: dict[str, Any]
     gpus: tuple[dict[str, Any], ...]
     torch: dict[str, Any]
@@ -65,9 +65,9 @@ def examine(
     if config.probes.enabled:
         torch_question = look.ask("probes", lambda: ask_torch(torch_seconds))
     look.findings += [
-        Finding("configuration", Level.FAILURE, mistake, "correct it; defaults are used below")
+        CheckResult("configuration", Level.FAILURE, mistake, "correct it; defaults are used below")
         for mistake in mistakes
-    ] or [Finding("configuration", Level.OK, "valid")]
+    ] or [CheckResult("configuration", Level.OK, "valid")]
     look.at("port", lambda: port_findings(config))
     look.at("state file", lambda: state_findings(config))
     look.at("clock", clock_findings)
@@ -109,9 +109,9 @@ class _Looker:
     """Collects findings. What cannot be examined is a finding, too: a checker never crashes."""
 
     def __init__(self) -> None:
-        self.findings: list[Finding] = []
+        self.findings: list[CheckResult] = []
 
-    def at(self, area: str, examine_area: Callable[[], Iterable[Finding]]) -> None:
+    def at(self, area: str, examine_area: Callable[[], Iterable[CheckResult]]) -> None:
         """Add what there is to say of an area, as far as it can be examined."""
         try:
             self.findings.extend(examine_area())
@@ -133,13 +133,13 @@ class _Looker:
         return self.ask("driver", question.answer) or Answer(())
 
 
-def _not_examined(area: str, fault: Exception) -> Finding:
+def _not_examined(area: str, fault: Exception) -> CheckResult:
     if isinstance(fault, OSError):
         reason = os.strerror(fault.errno).lower() if fault.errno else str(fault)
         place = f"{fault.filename}: " if fault.filename else ""
         remedy = "run the check as the user that flopwatch runs as"
-        return Finding(area, Level.WARNING, f"could not be examined: {place}{reason}", remedy)
+        return CheckResult(area, Level.WARNING, f"could not be examined: {place}{reason}", remedy)
     text = f"could not be examined: {type(fault).__name__}: {fault}"
-    return Finding(
+    return CheckResult(
         area, Level.WARNING, text, "report it, with the output of flopwatch check --json"
     )

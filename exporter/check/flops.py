@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from exporter.check.finding import Finding, Level
-from exporter.collect.dcgm.exposition import DeviceKey, DeviceSample, parse
+from exporter.check.finding import CheckResult, Level
+from exporter.collect.dcgm.exposition import DcgmDevice, DeviceSample, parse
 from exporter.config.model import Config
 from exporter.http_client import ScrapeError, fetch
 
@@ -38,13 +38,13 @@ class DcgmAnswer:
     """
 
     asked: bool = False
-    devices: Mapping[DeviceKey, DeviceSample] = field(default_factory=dict)
+    devices: Mapping[DcgmDevice, DeviceSample] = field(default_factory=dict)
     error: str | None = None
     answers: bool = False
 
     def tells_flops(self, uuid: str, gpu_instance_id: Any = None) -> bool:
         """Whether it has a pipe's activity of the device."""
-        key = DeviceKey(uuid, None if gpu_instance_id is None else str(gpu_instance_id))
+        key = DcgmDevice(uuid, None if gpu_instance_id is None else str(gpu_instance_id))
         sample = self.devices.get(key)
         return sample is not None and sample.tells_flops
 
@@ -111,12 +111,12 @@ def instance_source(
 
 def dcgm_findings(
     dcgm: DcgmAnswer, config: Config, gpus: Sequence[Mapping[str, Any]]
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     """Whether a dcgm-exporter answers for the GPUs that need it, and with what."""
     if not dcgm.asked:
         return
     if dcgm.error is not None:
-        yield Finding(
+        yield CheckResult(
             "dcgm",
             Level.FAILURE if config.sampling.modes["dcgm"] == "on" else Level.WARNING,
             f"{config.sampling.dcgm_url}: {dcgm.error}",
@@ -129,10 +129,10 @@ def dcgm_findings(
         if not _may_use_dcgm(gpu, config):
             continue
         # Of a GPU in MIG mode there are rows of its instances.
-        wanted = [(f"GPU {gpu['index']}", DeviceKey(gpu["uuid"]))]
+        wanted = [(f"GPU {gpu['index']}", DcgmDevice(gpu["uuid"]))]
         if gpu["instances"]:
             wanted = [
-                (f"{name}, MIG instance {mig}", DeviceKey(key.uuid, mig))
+                (f"{name}, MIG instance {mig}", DcgmDevice(key.uuid, mig))
                 for name, key in wanted
                 for mig in (str(i["gpu_instance_id"]) for i in gpu["instances"])
             ]
@@ -202,19 +202,19 @@ def _without_gpm(gpu: Mapping[str, Any], config: Config) -> FlopsSource:
     )
 
 
-def _dcgm_finding(name: str, sample: DeviceSample | None) -> Finding:
+def _dcgm_finding(name: str, sample: DeviceSample | None) -> CheckResult:
     if sample is None:
-        return Finding(
+        return CheckResult(
             "dcgm",
             Level.WARNING,
             f"knows nothing of {name}",
             "let dcgm-exporter see all GPUs (-d f), or set dcgm.url to this node's",
         )
     if sample.missing_fields:
-        return Finding(
+        return CheckResult(
             "dcgm",
             Level.WARNING,
             f"{name}: does not export {', '.join(sample.missing_fields)}",
             "add them to dcgm-exporter's counters file (-f, DCGM_EXPORTER_COLLECTORS)",
         )
-    return Finding("dcgm", Level.OK, f"{name}: all fields that FLOPS need")
+    return CheckResult("dcgm", Level.OK, f"{name}: all fields that FLOPS need")

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from exporter.check.finding import Finding, Level
+from exporter.check.finding import CheckResult, Level
 from exporter.check.flops import DcgmAnswer, FlopsSource, flops_source, instance_source
 from exporter.check.subprocesses import Answer
 from exporter.config.model import Config
@@ -48,11 +48,11 @@ _ERRORS = {
 }
 
 
-def driver_findings(answer: Answer, config: Config) -> Iterator[Finding]:
+def driver_findings(answer: Answer, config: Config) -> Iterator[CheckResult]:
     """The library and the driver behind it."""
     wanted = config.sampling.modes["nvml"] == "on"
     if config.sampling.modes["nvml"] == "off":
-        yield Finding("driver", Level.NOTE, "turned off by sources.nvml")
+        yield CheckResult("driver", Level.NOTE, "turned off by sources.nvml")
         return
     driver: Mapping[str, Any] = answer.documents[0] if answer.documents else {"error": "hung"}
     error = driver.get("error")
@@ -63,20 +63,22 @@ def driver_findings(answer: Answer, config: Config) -> Iterator[Finding]:
         cuda = f", CUDA {version // 1000}.{version % 1000 // 10}" if version else ""
         library = f", library {driver['nvml_version']}" if driver.get("nvml_version") else ""
         text = f"{driver.get('driver_version')}{library}{cuda}, {count} GPU(s)"
-        yield Finding("driver", level, text)
+        yield CheckResult("driver", level, text)
         if config.probes.enabled:
             yield from _permissions(Level.WARNING, "probes need it")
         return
     text, remedy = _ERRORS.get(error, (f"the driver answers {error}", "see dmesg"))
     nodes = _device_nodes()
     if error == "library_not_found" and not nodes and not wanted:
-        yield Finding("driver", Level.NOTE, "no NVIDIA driver here: the host processor is watched")
+        yield CheckResult(
+            "driver", Level.NOTE, "no NVIDIA driver here: the host processor is watched"
+        )
         return
-    yield Finding("driver", Level.FAILURE, text, remedy)
+    yield CheckResult("driver", Level.FAILURE, text, remedy)
     yield from _permissions(Level.FAILURE, "nothing works without")
 
 
-def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[Finding]:
+def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[CheckResult]:
     """Each GPU: what it is, where its FLOPS come from, what stands in the way."""
     for device in answer.documents[1:]:
         area = f"gpu {device['index']}"
@@ -84,7 +86,7 @@ def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[F
         error = device.get("error")
         if error is not None:
             text, remedy = _ERRORS.get(error, (f"the driver answers {error}", "see dmesg"))
-            yield Finding(area, Level.FAILURE, name + text, remedy)
+            yield CheckResult(area, Level.FAILURE, name + text, remedy)
             continue
         yield _source(area, name, flops_source(device, dcgm, config), device["peaks"])
         yield from _peculiarities(area, device, config)
@@ -92,7 +94,7 @@ def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[F
             yield from _instances(area, device, config, dcgm)
 
 
-def missing_gpu_findings(answer: Answer, config: Config) -> Iterator[Finding]:
+def missing_gpu_findings(answer: Answer, config: Config) -> Iterator[CheckResult]:
     """GPUs that the configuration names by an index that this host does not have."""
     if not answer.documents or answer.documents[0].get("error") is not None:
         return
@@ -109,7 +111,7 @@ def missing_gpu_findings(answer: Answer, config: Config) -> Iterator[Finding]:
     ]
     for place, index in wanted:
         if index is not None and str(index) not in known:
-            yield Finding(
+            yield CheckResult(
                 "configuration",
                 Level.WARNING,
                 f"{place}: no GPU {index} on this host, GPUs: {', '.join(sorted(known)) or 'none'}",
@@ -117,10 +119,10 @@ def missing_gpu_findings(answer: Answer, config: Config) -> Iterator[Finding]:
             )
 
 
-def _permissions(level: Level, why: str) -> Iterator[Finding]:
+def _permissions(level: Level, why: str) -> Iterator[CheckResult]:
     for node in _device_nodes():
         if not os.access(node, os.R_OK | os.W_OK):
-            yield Finding(
+            yield CheckResult(
                 "permissions",
                 level,
                 f"{node} cannot be opened: {why}",
@@ -128,33 +130,33 @@ def _permissions(level: Level, why: str) -> Iterator[Finding]:
             )
 
 
-def _source(area: str, name: str, source: FlopsSource, peaks: Mapping[str, Any]) -> Finding:
+def _source(area: str, name: str, source: FlopsSource, peaks: Mapping[str, Any]) -> CheckResult:
     if source.name is not None and not peaks.get("rates", True):
         text = f"{name}{source.name} answers, but no FLOPS can be counted: see its peak below"
-        return Finding(area, Level.WARNING, text)
+        return CheckResult(area, Level.WARNING, text)
     if source.name is not None:
-        return Finding(area, Level.OK, f"{name}FLOPS from {source.name}")
-    return Finding(area, source.level, name + source.why, source.remedy)
+        return CheckResult(area, Level.OK, f"{name}FLOPS from {source.name}")
+    return CheckResult(area, source.level, name + source.why, source.remedy)
 
 
-def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iterator[Finding]:
+def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iterator[CheckResult]:
     peaks = device["peaks"]
     doubt = peaks.get("doubt") or "not in the table of models"
     if not peaks["known"] and not device.get("mig"):
         lost = "no ratios" if peaks.get("rates") else "no FLOPS and no ratios"
         remedy = "set sm_count, peaks and dram_bandwidth under gpus in the configuration"
-        yield Finding(area, Level.WARNING, f"its peak is not known: {lost} ({doubt})", remedy)
+        yield CheckResult(area, Level.WARNING, f"its peak is not known: {lost} ({doubt})", remedy)
     elif peaks["origin"] == "derived":
-        yield Finding(area, Level.NOTE, f"its peak is derived ({doubt})")
+        yield CheckResult(area, Level.NOTE, f"its peak is derived ({doubt})")
     if device["missing"]:
-        yield Finding(area, Level.NOTE, f"does not tell {', '.join(device['missing'])}")
+        yield CheckResult(area, Level.NOTE, f"does not tell {', '.join(device['missing'])}")
     if device["refused"].get("no_permission"):
-        yield Finding(
+        yield CheckResult(
             area, Level.WARNING, "refuses calls for lack of permission", "run as root, or see dmesg"
         )
     mode = device.get("compute_mode")
     if config.probes.enabled and mode not in (None, "default"):
-        yield Finding(
+        yield CheckResult(
             area,
             Level.WARNING,
             f"compute mode {mode}: "
@@ -167,30 +169,30 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
         )
     free = device["memory"].get("memory_free_bytes")
     if not device["memory"]:
-        yield Finding(area, Level.NOTE, "has no memory of its own (unified memory)")
+        yield CheckResult(area, Level.NOTE, "has no memory of its own (unified memory)")
     elif config.probes.enabled and not device.get("mig"):
         needed = config.probes.min_free_memory_bytes
         text = f"{free / 2**20:.0f} MiB of memory free, probes run from {needed / 2**20:.0f} MiB on"
-        yield Finding(area, Level.NOTE if free < needed else Level.OK, text)
+        yield CheckResult(area, Level.NOTE if free < needed else Level.OK, text)
 
 
 def _instances(
     area: str, device: Mapping[str, Any], config: Config, dcgm: DcgmAnswer
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     instances = device["instances"]
     sizes = ", ".join(
         f"{i['gpu_instance_id']} ({i['sm_count']} SMs, "
         f"{instance_source(i, device['uuid'], dcgm, config)})"
         for i in instances
     )
-    yield Finding(
+    yield CheckResult(
         area,
         Level.OK if instances else Level.WARNING,
         f"MIG instances: {sizes}" if instances else "MIG mode without instances to be seen",
         None if instances else "in a container set NVIDIA_MIG_MONITOR_DEVICES=all",
     )
     if config.probes.enabled and config.probes.mig == "skip":
-        yield Finding(area, Level.NOTE, "not probed: probes.mig is skip")
+        yield CheckResult(area, Level.NOTE, "not probed: probes.mig is skip")
 
 
 def _device_nodes() -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.pod_resources import list_allocations
-from exporter.check.finding import Finding, Level
+from exporter.check.finding import CheckResult, Level
 from exporter.check.subprocesses import Answer
 from exporter.config.model import Config
 from exporter.errors import ListenError
@@ -39,7 +39,7 @@ _STATE_TRIAL_BYTES = 64 * 1024
 _CLOCK_ERROR_SECONDS = 1.0
 
 
-def port_findings(config: Config) -> Iterator[Finding]:
+def port_findings(config: Config) -> Iterator[CheckResult]:
     """Whether the daemon could listen, or does already."""
     with contextlib.ExitStack() as listening:
         for address in config.web.listen_address:
@@ -49,27 +49,29 @@ def port_findings(config: Config) -> Iterator[Finding]:
             except ListenError as error:
                 host, port = parse_listen_address(address)
                 if _is_flopwatch(host, port):
-                    yield Finding("port", Level.OK, f"{address}: flopwatch is listening already")
+                    yield CheckResult(
+                        "port", Level.OK, f"{address}: flopwatch is listening already"
+                    )
                 else:
-                    yield Finding("port", Level.FAILURE, str(error), "choose another address")
+                    yield CheckResult("port", Level.FAILURE, str(error), "choose another address")
             else:
-                yield Finding("port", Level.OK, f"{address} is free")
+                yield CheckResult("port", Level.OK, f"{address} is free")
 
 
-def state_findings(config: Config) -> Iterator[Finding]:
+def state_findings(config: Config) -> Iterator[CheckResult]:
     """Where baselines and calibration will be kept."""
     path = config.state_file
     obstacle = _obstacle(path)
     if obstacle is None:
-        yield Finding("state file", Level.OK, str(path))
+        yield CheckResult("state file", Level.OK, str(path))
         return
     other = usable_state_path(path)  # the user's, where the other's folder cannot be written
     if other != path and _obstacle(other) is None:
-        yield Finding("state file", Level.NOTE, f"{path}: {obstacle}; {other} is used")
+        yield CheckResult("state file", Level.NOTE, f"{path}: {obstacle}; {other} is used")
         return
     if other != path:
         obstacle = f"{obstacle}; {other}: {_obstacle(other)}"
-    yield Finding(
+    yield CheckResult(
         "state file",
         Level.WARNING,
         f"{path}: {obstacle}: baselines end with the process",
@@ -93,7 +95,7 @@ def _obstacle(path: Path) -> str | None:
     return None
 
 
-def engine_findings(config: Config) -> Iterator[Finding]:
+def engine_findings(config: Config) -> Iterator[CheckResult]:
     """Whether the configured inference engines answer."""
     for workload in config.workloads:
         try:
@@ -102,26 +104,26 @@ def engine_findings(config: Config) -> Iterator[Finding]:
             )
         except ScrapeError as error:
             hint = "start it" if error.reason is Reason.CONNECTION else "check workloads.url"
-            yield Finding(
+            yield CheckResult(
                 f"engine {workload.name}", Level.WARNING, f"{workload.url}: {error}", hint
             )
         else:
             yield _answer_finding(workload.name, workload.engine, workload.url, text)
 
 
-def _answer_finding(name: str, engine: str, url: str, text: str) -> Finding:
+def _answer_finding(name: str, engine: str, url: str, text: str) -> CheckResult:
     """Whether the engine that answers is the configured one."""
     prefixes = parse(text, (), PREFIXES).prefixes
     configured = ENGINES[engine]
     if speaks(configured, prefixes) or (configured.silent_at_start and not text.strip()):
-        return Finding(f"engine {name}", Level.OK, f"{url} answers")
+        return CheckResult(f"engine {name}", Level.OK, f"{url} answers")
     found = identify(prefixes)
     hint = f"set workloads.engine to {found}" if found else "check workloads.url"
     who = f"metrics of {found}" if found else "no inference engine's metrics"
-    return Finding(f"engine {name}", Level.WARNING, f"{url}: {who}, not {engine}'s", hint)
+    return CheckResult(f"engine {name}", Level.WARNING, f"{url}: {who}, not {engine}'s", hint)
 
 
-def kubernetes_findings(config: Config) -> Iterator[Finding]:
+def kubernetes_findings(config: Config) -> Iterator[CheckResult]:
     """Whether the kubelet tells which pods hold the GPUs."""
     if config.holders.pod_resources == "off":
         return
@@ -129,7 +131,7 @@ def kubernetes_findings(config: Config) -> Iterator[Finding]:
     try:
         socket.stat()
     except PermissionError:
-        yield Finding(
+        yield CheckResult(
             "kubernetes",
             Level.FAILURE if config.holders.pod_resources == "on" else Level.WARNING,
             f"{socket}: permission denied: pods are not named",
@@ -138,44 +140,46 @@ def kubernetes_findings(config: Config) -> Iterator[Finding]:
         return
     except OSError:
         if config.holders.pod_resources == "on":
-            yield Finding(
+            yield CheckResult(
                 "kubernetes", Level.FAILURE, f"{socket} is not there", "mount it into the pod"
             )
         else:
-            yield Finding("kubernetes", Level.NOTE, f"no kubelet here ({socket})")
+            yield CheckResult("kubernetes", Level.NOTE, f"no kubelet here ({socket})")
         return
     try:
         allocations = list_allocations(socket, _TIMEOUT_SECONDS)
     except (HolderSourceError, OSError) as error:
-        yield Finding(
+        yield CheckResult(
             "kubernetes", Level.WARNING, f"{socket}: {error}", "run as root, or mount the socket"
         )
     else:
-        yield Finding("kubernetes", Level.OK, f"{socket}: {len(allocations)} GPU allocation(s)")
+        yield CheckResult("kubernetes", Level.OK, f"{socket}: {len(allocations)} GPU allocation(s)")
 
 
-def clock_findings() -> Iterator[Finding]:
+def clock_findings() -> Iterator[CheckResult]:
     """Whether anything keeps the clock: timestamps of a host that drifts mislead."""
     found = _clock()
     if found is None:
         return
     status, error_seconds = found
     if status == _TIME_ERROR:
-        yield Finding(
+        yield CheckResult(
             "clock",
             Level.WARNING,
             f"not synchronised ({time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())})",
             "run chrony or systemd-timesyncd",
         )
     elif error_seconds > _CLOCK_ERROR_SECONDS:
-        yield Finding(
+        yield CheckResult(
             "clock",
             Level.WARNING,
             f"synchronised, but may be {error_seconds:.1f} s off",
             "see chronyc tracking, or timedatectl timesync-status",
         )
     else:
-        yield Finding("clock", Level.OK, f"synchronised, at most {error_seconds * 1e3:.3g} ms off")
+        yield CheckResult(
+            "clock", Level.OK, f"synchronised, at most {error_seconds * 1e3:.3g} ms off"
+        )
 
 
 def probe_findings(
@@ -183,21 +187,23 @@ def probe_findings(
     config: Config,
     gpus: Sequence[Mapping[str, Any]],
     driver: Mapping[str, Any] | None = None,
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     """Whether the probes have a torch, and one that can use these GPUs."""
     if not config.probes.enabled or answer is None:
-        yield Finding("probes", Level.NOTE, "turned off by probes.enabled")
+        yield CheckResult("probes", Level.NOTE, "turned off by probes.enabled")
         return
     pause = config.probes.pause_file
     if pause is not None and os.path.exists(pause):  # noqa: PTH110  pathlib raises where it may not look
-        yield Finding("probes", Level.NOTE, f"paused: {pause} exists")
+        yield CheckResult("probes", Level.NOTE, f"paused: {pause} exists")
     torch = answer.documents[-1] if answer.documents else {"error": answer.error or "no answer"}
     if "error" in torch:
         text = "torch took too long to load" if answer.late else f"no torch: {torch['error']}"
-        yield Finding("probes", Level.WARNING, text, f"{torch_remedy()}, or probes.enabled: false")
+        yield CheckResult(
+            "probes", Level.WARNING, text, f"{torch_remedy()}, or probes.enabled: false"
+        )
     elif gpus and not torch["cuda_available"]:
         built = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
-        yield Finding(
+        yield CheckResult(
             "probes",
             Level.WARNING,
             f"torch {torch['version']}, {built}, finds no GPU",
@@ -205,12 +211,12 @@ def probe_findings(
         )
     else:
         cuda = f", CUDA {torch['cuda']}" if torch["cuda"] else ""
-        yield Finding("probes", Level.OK, f"torch {torch['version']}{cuda}")
+        yield CheckResult("probes", Level.OK, f"torch {torch['version']}{cuda}")
         yield from _newer_cuda(torch, driver or {})
         yield from _foreign_gpus(torch, gpus)
 
 
-def _newer_cuda(torch: Mapping[str, Any], driver: Mapping[str, Any]) -> Iterator[Finding]:
+def _newer_cuda(torch: Mapping[str, Any], driver: Mapping[str, Any]) -> Iterator[CheckResult]:
     """A torch of a newer major version of CUDA than the driver's; within one, any runs on any.
 
     CUDA Compatibility Guide, minor version compatibility.
@@ -218,7 +224,7 @@ def _newer_cuda(torch: Mapping[str, Any], driver: Mapping[str, Any]) -> Iterator
     built, runs = torch["cuda"], driver.get("cuda_driver_version")
     if not built or not runs or int(built.partition(".")[0]) <= runs // 1000:
         return
-    yield Finding(
+    yield CheckResult(
         "probes",
         Level.WARNING,
         f"torch is built for CUDA {built}, the driver runs CUDA {runs // 1000}.{runs % 1000 // 10}",
@@ -226,7 +232,9 @@ def _newer_cuda(torch: Mapping[str, Any], driver: Mapping[str, Any]) -> Iterator
     )
 
 
-def _foreign_gpus(torch: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _foreign_gpus(
+    torch: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]]
+) -> Iterator[CheckResult]:
     """GPUs for which the installed torch has no code."""
     built = [match for name in torch.get("architectures", ()) if (match := _BUILT.fullmatch(name))]
     if not built:
@@ -240,7 +248,7 @@ def _foreign_gpus(torch: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]]) -
             for match in built
         )
         if major and not usable:
-            yield Finding(
+            yield CheckResult(
                 "probes",
                 Level.WARNING,
                 f"this torch has no code for GPU {gpu['index']} (compute capability {major}.{minor})",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.collect.dcgm.exposition import DeviceKey, parse
+from exporter.collect.dcgm.exposition import DcgmDevice, parse
 from tests.dcgm.server import row
 
 
@@ -19,7 +19,7 @@ def test_old_and_new_names_mean_the_same() -> None:
     new = parse(row("DCGM_FI_PROF_TENSOR_UTIL_RATIO", 0.25, UUID=GPU))
 
     assert old == new
-    assert old[DeviceKey(GPU)].activities == {"any_tensor": 0.25}
+    assert old[DcgmDevice(GPU)].activities == {"any_tensor": 0.25}
 
 
 @pytest.mark.parametrize("label", ["UUID", "uuid", "Uuid"])
@@ -27,7 +27,7 @@ def test_devices_are_known_by_uuid(label: str) -> None:
     """Whatever the case of the label, and whatever `Hostname` or `hostname` says."""
     text = row("DCGM_FI_PROF_SM_ACTIVE", 0.5, **{label: GPU, "Hostname": "a", "hostname": "b"})
 
-    assert list(parse(text)) == [DeviceKey(GPU)]
+    assert list(parse(text)) == [DcgmDevice(GPU)]
 
 
 def test_mig_instances_are_devices_of_their_own() -> None:
@@ -64,7 +64,7 @@ def test_blanks_are_no_values(blank: float) -> None:
         ]
     )
 
-    sample = parse(text)[DeviceKey(GPU)]
+    sample = parse(text)[DcgmDevice(GPU)]
     assert sample.activities == {"dram": 0.5}
     assert sample.implausible == int(not math.isnan(blank))
 
@@ -79,14 +79,14 @@ def test_ratios_out_of_range_are_implausible() -> None:
         ]
     )
 
-    sample = parse(text)[DeviceKey(GPU)]
+    sample = parse(text)[DcgmDevice(GPU)]
     assert sample.activities == {"graphics": 1.0}
     assert sample.implausible == 2
 
 
 def test_missing_fields_have_dcgms_names() -> None:
     """What the log tells an operator to add to the counters file."""
-    sample = parse(row("DCGM_FI_PROF_SM_ACTIVE", 0.5, UUID=GPU))[DeviceKey(GPU)]
+    sample = parse(row("DCGM_FI_PROF_SM_ACTIVE", 0.5, UUID=GPU))[DcgmDevice(GPU)]
 
     assert "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE" in sample.missing_fields
     assert "DCGM_FI_PROF_SM_ACTIVE" not in sample.missing_fields
@@ -98,14 +98,14 @@ def test_a_gpu_shared_by_pods_is_one_device() -> None:
         row("DCGM_FI_PROF_SM_ACTIVE", 0.5, UUID=GPU, pod=pod) for pod in ("one", "two")
     )
 
-    assert parse(text)[DeviceKey(GPU)].activities == {"sm": 0.5}
+    assert parse(text)[DcgmDevice(GPU)].activities == {"sm": 0.5}
 
 
 def test_other_metrics_are_not_even_parsed() -> None:
     """A line of somebody else's may be as broken as it likes."""
     text = "go_gc{ broken\n" + row("DCGM_FI_PROF_SM_ACTIVE", 0.5, UUID=GPU)
 
-    assert parse(text)[DeviceKey(GPU)].activities == {"sm": 0.5}
+    assert parse(text)[DcgmDevice(GPU)].activities == {"sm": 0.5}
 
 
 @given(st.text(max_size=200), st.text(max_size=60))

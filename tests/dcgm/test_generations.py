@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.collect.dcgm.exposition import DeviceKey, parse
+from exporter.collect.dcgm.exposition import DcgmDevice, parse
 from exporter.collect.dcgm.windows import DeviceWindows
 from tests.daemon.process import DaemonProcess, Scrape
 from tests.dcgm.server import DcgmExporter, device_rows, row
@@ -209,7 +209,7 @@ def test_totals_that_fall_are_a_reset() -> None:
                 row("DCGM_FI_PROF_SM_ACTIVE", mean, UUID="GPU-1"),
             )
         )
-        return parse(text)[DeviceKey("GPU-1")]
+        return parse(text)[DcgmDevice("GPU-1")]
 
     windows = DeviceWindows()
     windows.observe(sample(1e15, 5e14, 0.5), 100.0, 30.0)

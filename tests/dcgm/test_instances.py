@@ -2,7 +2,7 @@
 
 import pytest
 
-from exporter.collect.dcgm.exposition import DeviceKey, DeviceSample, parse
+from exporter.collect.dcgm.exposition import DcgmDevice, DeviceSample, parse
 from exporter.collect.dcgm.instances import InstanceShare, whole_gpu_sample
 from exporter.collect.dcgm.windows import DeviceWindows
 from tests.dcgm.server import row
@@ -17,10 +17,10 @@ SHARES = {
 }
 
 
-def rows(**samples: DeviceSample) -> dict[DeviceKey, DeviceSample]:
+def rows(**samples: DeviceSample) -> dict[DcgmDevice, DeviceSample]:
     """Samples by GPU instance id (`mig1`), or of the GPU itself (`gpu`)."""
     return {
-        DeviceKey(GPU, None if name == "gpu" else name.removeprefix("mig")): sample
+        DcgmDevice(GPU, None if name == "gpu" else name.removeprefix("mig")): sample
         for name, sample in samples.items()
     }
 
@@ -89,7 +89,7 @@ def test_links_come_from_the_gpus_own_row() -> None:
     devices = parse(text)
     whole = whole_gpu_sample(GPU, devices, {"1": InstanceShare(42 / 108, 4 / 8)})
 
-    assert devices[DeviceKey(GPU, "1")].bytes_per_second == {}
+    assert devices[DcgmDevice(GPU, "1")].bytes_per_second == {}
     assert whole is not None
     assert whole.bytes_per_second == {"pcie_transmit_bytes": 3e7}
     assert whole.activities == pytest.approx({"sm": 42 / 108})

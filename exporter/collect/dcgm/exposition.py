@@ -91,7 +91,7 @@ _UUID = re.compile(r'uuid="((?:GPU|MIG)-[0-9A-Za-z-]{1,64})"', re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceKey:
+class DcgmDevice:
     """A GPU by its UUID, or one of its MIG instances by the GPU's UUID and the instance's id."""
 
     uuid: str
@@ -142,21 +142,21 @@ class DeviceSample:
         return tuple(name for activity, name in WANTED_FIELDS.items() if activity not in known)
 
 
-class Exposition(dict[DeviceKey, DeviceSample]):
+class DcgmExposition(dict[DcgmDevice, DeviceSample]):
     """All devices of an exposition. `malformed` counts lines that are no samples and name no device."""
 
     malformed: int = 0
 
 
-def parse(text: str) -> Exposition:
+def parse(text: str) -> DcgmExposition:
     """All devices of an exposition; empty where it is none.
 
     Lines of DCGM alone are looked at, one by one, and no more than a bound: memory and time do not
     grow with what else the answer holds.
     """
-    values: dict[DeviceKey, dict[str, float]] = {}
-    others: dict[DeviceKey, int] = {}
-    malformed: dict[DeviceKey | None, int] = {}
+    values: dict[DcgmDevice, dict[str, float]] = {}
+    others: dict[DcgmDevice, int] = {}
+    malformed: dict[DcgmDevice | None, int] = {}
     for count, found in enumerate(_LINE.finditer(text)):
         if count >= _LINES_MAX:
             malformed[None] = malformed.get(None, 0) + 1  # what follows is not read: that is said
@@ -166,7 +166,7 @@ def parse(text: str) -> Exposition:
         labels = _labels(sample[2] or "") if sample else None
         if sample is None or labels is None or not _NUMBER.fullmatch(sample[3]):
             broken = _UUID.search(line)
-            key = DeviceKey(broken[1]) if broken else None
+            key = DcgmDevice(broken[1]) if broken else None
             if key in malformed or len(malformed) < _DEVICES_MAX:
                 malformed[key] = malformed.get(key, 0) + 1
             continue
@@ -180,7 +180,7 @@ def parse(text: str) -> Exposition:
             of_device.setdefault(name, float(sample[3]))
         else:
             others[key] = others.get(key, 0) ^ hash((name, sample[3]))
-    exposition = Exposition(
+    exposition = DcgmExposition(
         (key, _device(key, found, others.get(key, 0), malformed.pop(key, 0)))
         for key, found in values.items()
     )
@@ -201,13 +201,13 @@ def _labels(text: str) -> dict[str, str] | None:
     return labels
 
 
-def _key(labels: Mapping[str, str]) -> DeviceKey | None:
+def _key(labels: Mapping[str, str]) -> DcgmDevice | None:
     uuid = labels.get("uuid")
-    return DeviceKey(uuid, labels.get("gpu_i_id") or None) if uuid else None
+    return DcgmDevice(uuid, labels.get("gpu_i_id") or None) if uuid else None
 
 
 def _device(
-    key: DeviceKey, values: Mapping[str, float], others: int, malformed: int
+    key: DcgmDevice, values: Mapping[str, float], others: int, malformed: int
 ) -> DeviceSample:
     activities: dict[str, float] = {}
     rates: dict[str, float] = {}

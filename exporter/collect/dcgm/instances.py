@@ -7,7 +7,7 @@ default no row of the whole GPU then. SMs and memory slices that no instance has
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from exporter.collect.dcgm.exposition import DeviceKey, DeviceSample
+from exporter.collect.dcgm.exposition import DcgmDevice, DeviceSample
 
 
 # Shares of the memory's bandwidth; all other activities are shares of SMs or of their time.
@@ -26,7 +26,7 @@ Shares = Mapping[str, InstanceShare]  # by GPU instance id
 
 
 def whole_gpu_sample(
-    uuid: str, devices: Mapping[DeviceKey, DeviceSample], shares: Shares
+    uuid: str, devices: Mapping[DcgmDevice, DeviceSample], shares: Shares
 ) -> DeviceSample | None:
     """The GPU's sample: its own row, its activities from its instances' rows where it has none.
 
@@ -34,10 +34,10 @@ def whole_gpu_sample(
     activity that one instance does not tell is not known of the GPU. None where nothing is: no
     row at all, or an instance without one.
     """
-    own = devices.get(DeviceKey(uuid))
+    own = devices.get(DcgmDevice(uuid))
     if own is not None and own.known:
         return own
-    samples = {mig: devices.get(DeviceKey(uuid, mig)) for mig in shares}
+    samples = {mig: devices.get(DcgmDevice(uuid, mig)) for mig in shares}
     known = {mig: sample for mig, sample in samples.items() if sample is not None}
     if not known or len(known) < len(shares):
         return own

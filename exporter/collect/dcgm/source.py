@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from exporter.collect.dcgm.exposition import DeviceKey, DeviceSample, Exposition, parse
+from exporter.collect.dcgm.exposition import DcgmDevice, DcgmExposition, DeviceSample, parse
 from exporter.collect.dcgm.instances import Shares, whole_gpu_sample
 from exporter.collect.dcgm.windows import SOURCE, CollectInterval, DeviceWindows
 from exporter.http_client import Reason, ScrapeError, fetch
@@ -41,7 +41,7 @@ class DcgmReader:
 
     name = SOURCE
 
-    def __init__(self, source: "DcgmSource", key: DeviceKey) -> None:
+    def __init__(self, source: "DcgmSource", key: DcgmDevice) -> None:
         self.key = key
         # Of a GPU in MIG mode: what its instances have of it.
         self.shares: Shares = {}
@@ -169,7 +169,7 @@ class DcgmSource:
         self._url = url
         self._mode = mode
         self._lock = threading.Lock()
-        self._readers: dict[DeviceKey, DcgmReader] = {}
+        self._readers: dict[DcgmDevice, DcgmReader] = {}
         self._interval = CollectInterval(time.monotonic())
         self._stop = threading.Event()
         self._started = False
@@ -196,7 +196,7 @@ class DcgmSource:
 
     def reader(self, uuid: str, gpu_instance_id: str | None = None) -> DcgmReader:
         """The reader of a device; the same one for the same device."""
-        key = DeviceKey(uuid, gpu_instance_id)
+        key = DcgmDevice(uuid, gpu_instance_id)
         with self._lock:
             reader = self._readers.get(key)
             if reader is None:
@@ -308,7 +308,7 @@ class DcgmSource:
                 else "it answers, but with nothing that can be used: see its log, and dcgm.url",
             )
 
-    def _note_malformed(self, devices: Exposition) -> None:
+    def _note_malformed(self, devices: DcgmExposition) -> None:
         """Lines that are no samples cost themselves only; those of nobody in particular count for all."""
         if devices.malformed:
             for reader in self._all_readers():
@@ -323,7 +323,7 @@ class DcgmSource:
                 lines=malformed,
             )
 
-    def _note_success(self, devices: Mapping[DeviceKey, DeviceSample]) -> None:
+    def _note_success(self, devices: Mapping[DcgmDevice, DeviceSample]) -> None:
         self._failing = None
         if not self._reached:
             self._reached = True
@@ -343,7 +343,7 @@ class DcgmSource:
 
 
 def _sample_of(
-    reader: DcgmReader, devices: Mapping[DeviceKey, DeviceSample]
+    reader: DcgmReader, devices: Mapping[DcgmDevice, DeviceSample]
 ) -> DeviceSample | None:
     if reader.key.gpu_instance_id is None and reader.shares:
         return whole_gpu_sample(reader.key.uuid, devices, reader.shares)
