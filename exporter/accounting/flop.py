@@ -44,13 +44,13 @@ def count_flop(
     cycles = window_cycles(window, sm_clock_hertz)
     if cycles is None or peaks.sm_count is None:
         return {}
-    sm_cycles = cycles * peaks.sm_count
+    all_cycles = cycles * peaks.sm_count
     work: dict[PipeWork, float] = {}
 
     def add(pipe: str, precision: str, activity: float | None, rate: float | None) -> None:
         if activity is not None and rate is not None:
             key = PipeWork(pipe, precision)
-            work[key] = work.get(key, 0.0) + max(0.0, activity) * sm_cycles * rate
+            work[key] = work.get(key, 0.0) + max(0.0, activity) * all_cycles * rate
 
     for name, activity in tensor_activities(window, peaks, precision):
         add("tensor", name, activity, peaks.tensor_rate.get(name))
