@@ -31,7 +31,12 @@ from exporter.metrics.findings import (
     host_fact_samples,
 )
 from exporter.metrics.flops import calibration_samples
-from exporter.metrics.holders import bill_samples, holder_samples, with_holder_labels
+from exporter.metrics.holders import (
+    bill_samples,
+    holder_samples,
+    price_samples,
+    with_holder_labels,
+)
 from exporter.metrics.host import device_samples
 from exporter.metrics.models import workload_samples
 from exporter.metrics.probes import probe_samples
@@ -216,6 +221,7 @@ class Daemon:
             workload_samples(state.workloads),
             holder_samples(state),
             bill_samples(state),
+            price_samples(state, self._config.prices),
             calibration_samples(state),
         )
 

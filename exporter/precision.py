@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from exporter.accounting.peaks import PeakOverride, Peaks
 from exporter.collect.settings import GpuRule
@@ -47,7 +47,23 @@ def peak_override(rules: Iterable[GpuRule], identity: DeviceIdentity) -> PeakOve
     return override or None
 
 
-def matches(rule: GpuRule, identity: DeviceIdentity) -> bool:
+class MatchRule(Protocol):
+    """Patterns of a rule of the configuration; None fits every device."""
+
+    @property
+    def uuid(self) -> str | None:
+        """Glob of the UUID."""
+
+    @property
+    def index(self) -> int | None:
+        """NVML index."""
+
+    @property
+    def name(self) -> str | None:
+        """Glob of the product name."""
+
+
+def matches(rule: MatchRule, identity: DeviceIdentity) -> bool:
     """Whether all patterns of the rule fit the device."""
     return (
         (rule.uuid is None or fnmatchcase(identity.uuid, rule.uuid))

@@ -184,6 +184,17 @@ def text(*, empty: bool = False) -> Parser:
     return parse
 
 
+def currency_code() -> Parser:
+    """Three capital letters, as ISO 4217 has them."""
+
+    def parse(value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z]{3}", value):
+            raise ValueError(f"must be a currency code such as USD or EUR, got {value!r}")
+        return value.upper()
+
+    return parse
+
+
 def http_url() -> Parser:
     """An http or https address."""
 

@@ -3,8 +3,32 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from flopwatch.option_parsers import boolean, choice, optional, text
+from flopwatch.option_parsers import boolean, choice, currency_code, integer, number, optional, text
 from flopwatch.options import option
+
+
+@dataclass(frozen=True, slots=True)
+class PriceRule:
+    """One entry of `prices`: what an hour of a device costs that fits all given patterns."""
+
+    uuid: str | None = option("match.uuid", optional(text()), None, "Device UUID (glob).", "GPU-*")
+    index: int | None = option(
+        "match.index", optional(integer(at_least=0, at_most=10_000)), None, "NVML index.", "0"
+    )
+    name: str | None = option(
+        "match.name", optional(text()), None, "Product name (glob).", '"NVIDIA H100*"'
+    )
+    per_gpu_hour: float = option(
+        "per_gpu_hour",
+        number(above=0, at_most=1e9),
+        0.0,
+        "Price of one hour of one GPU.",
+        "2.50",
+        required=True,
+    )
+    currency: str = option(
+        "currency", currency_code(), "USD", "Currency, by its code of ISO 4217.", "USD"
+    )
 
 
 @dataclass(frozen=True, slots=True)

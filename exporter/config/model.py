@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.attribution.settings import HolderSettings
+from exporter.attribution.settings import HolderSettings, PriceRule
 from exporter.collect.settings import SamplingSettings
 from exporter.config.schema import Section, Values, schema_of
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig
@@ -104,6 +104,13 @@ class Config:
     )
     discovery: DiscoveryConfig = settings(DiscoveryConfig)
     holders: HolderSettings = settings(HolderSettings)
+    prices: tuple[PriceRule, ...] = option_list(
+        "prices",
+        PriceRule,
+        "What the GPUs of this host cost. The first match applies; without a match there is no price.",
+        "One price. A GPU must fit all given patterns; without any, all GPUs fit.",
+        '[{match: {name: "NVIDIA H100*"}, per_gpu_hour: 2.50, currency: USD}]',
+    )
     holder_labels: frozenset[str] = option(
         "kubernetes.labels",
         items(choice(*_DEVICE_FAMILIES)),
@@ -163,6 +170,8 @@ _SECTIONS: Mapping[str, str] = {
     "sources": "Where readings come from: auto (where it is available), on, off.",
     "dcgm": "The dcgm-exporter of this host.",
     "gpus": "",
+    "prices": "",
+    "prices[].match": "Which GPUs: all given patterns must fit; without any, all GPUs fit.",
     "gpus[].match": "Which GPUs: all given patterns must fit; without any, all GPUs fit.",
     "probes": "The micro-probes. They need torch ([install.md](install.md)).",
     "workloads": "",

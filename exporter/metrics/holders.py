@@ -1,12 +1,14 @@
 """Who holds the GPU: info series to join and, by option, labels on chosen families."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
+from exporter.attribution.settings import PriceRule
 from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
 from exporter.metrics.family import Family, Label, Sample, Subject
 from exporter.metrics.samples import Labels, by_label, device_labels, optional
-from exporter.state import State
+from exporter.precision import matches
+from exporter.state import UNKNOWN, State
 
 
 SUBJECT = Subject("Who holds the GPU", per_device=False)
@@ -113,6 +115,35 @@ HOLDER_BASIS_INFO = SUBJECT.gauge(
     ),
     interpretation="equal: the shares are an assumption, not a measurement.",
 )
+
+
+PRICE_PER_GPU_HOUR = SUBJECT.gauge(
+    "flopwatch_price_per_gpu_hour",
+    labels=("currency",),
+    per_device=True,
+    help="Price of one hour of the GPU, as the configuration says. Absent without a price.",
+    interpretation="Multiply it by flopwatch_holder_gpu_seconds_total for what each tenant costs.",
+)
+
+
+def price_samples(state: State, prices: Sequence[PriceRule]) -> Iterator[Sample]:
+    """The price of each GPU; a MIG instance costs its share of the SMs."""
+    for device in state.devices:
+        identity = device.identity
+        if identity.uuid == UNKNOWN:
+            continue
+        rule = next((rule for rule in prices if matches(rule, identity)), None)
+        if rule is None:
+            continue
+        price = rule.per_gpu_hour
+        if identity.mig is not None:
+            gpu = state.find(identity.index)
+            whole = None if gpu is None else gpu.identity.sm_count
+            if not whole or not identity.sm_count:
+                continue
+            price *= identity.sm_count / whole
+        labels = (*device_labels(identity), ("currency", rule.currency))
+        yield Sample(PRICE_PER_GPU_HOUR, labels, price)
 
 
 def bill_samples(state: State) -> Iterator[Sample]:

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "exporter.systemd",
         "exporter.version",
     ),
-    ("exporter.accounting",),
+    ("exporter.accounting", "exporter.prometheus_api"),
     (
         "exporter.attribution.settings",
         "exporter.attribution.snapshot",

@@ -1,0 +1,272 @@
+"""`flopwatch bill`: who used the GPUs over a period, and what it cost, from Prometheus."""
+
+import argparse
+import contextlib
+import csv
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import FlopwatchError
+
+
+if TYPE_CHECKING:
+    from exporter.prometheus_api import PrometheusApi, Series
+
+# A query over more would load weeks of samples at once.
+_STEP_SECONDS = 86400.0
+_DEVICE = "cluster, job, instance, gpu, uuid"
+# What stands beside a holder that has no such label: capacity that nobody held is a row of its own.
+_NOBODY = "(nobody)"
+_NO_LABEL = "(none)"
+_GROUPS = ("namespace", "pod", "hpc_job", "workload", "model")
+
+
+@dataclass(slots=True)
+class Row:
+    """One line of the bill: FLOP, GPU seconds held and idle, joules, cost by currency."""
+
+    flop: float = 0.0
+    held_seconds: float = 0.0
+    idle_seconds: float = 0.0
+    joules: float = 0.0
+    costs: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: "Row") -> None:
+        """Add another one's amounts."""
+        self.flop += other.flop
+        self.held_seconds += other.held_seconds
+        self.idle_seconds += other.idle_seconds
+        self.joules += other.joules
+        for currency, cost in other.costs.items():
+            self.costs[currency] = self.costs.get(currency, 0.0) + cost
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "bill",
+        help="print who used the GPUs over a period, and what it cost",
+        description=(
+            "Print FLOP, GPU hours, energy and cost of a period by tenant, from the counters that "
+            "a Prometheus has scraped. The rows sum to the total of the fleet."
+        ),
+    )
+    parser.add_argument(
+        "--prometheus", required=True, metavar="URL", help="address of the Prometheus"
+    )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        default="24h",
+        metavar="TIME",
+        help="start: 2026-11-01, 2026-11-01T08:00 (UTC), or how long ago: 24h, 7d (default 24h)",
+    )
+    parser.add_argument(
+        "--to", dest="end", default="now", metavar="TIME", help="end, likewise (default now)"
+    )
+    parser.add_argument(
+        "--by", choices=_GROUPS, default="namespace", help="a row for each (default namespace)"
+    )
+    parser.add_argument(
+        "--match",
+        default="",
+        metavar="MATCHERS",
+        help="label matchers for part of the fleet, as in PromQL: 'cluster=\"eu\"'",
+    )
+    parser.add_argument("--csv", action="store_true", help="print CSV, in base units")
+    parser.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print the bill."""
+    from exporter.prometheus_api import PrometheusApi
+
+    now = time.time()
+    start, end = parse_time(parsed.start, now), parse_time(parsed.end, now)
+    if end <= start:
+        raise FlopwatchError(f"--to ({parsed.end}) must be after --from ({parsed.start})")
+    api = PrometheusApi(parsed.prometheus)
+    steps = list(_steps(start, end))
+    rows: dict[str, Row] = {}
+    for step_end, seconds in _with_progress(steps):
+        for name, row in read_rows(api, parsed.by, parsed.match, step_end, seconds).items():
+            rows.setdefault(name, Row()).add(row)
+    if not rows:
+        raise FlopwatchError(
+            f"{parsed.prometheus}: no flopwatch_holder_gpu_seconds_total between "
+            f"{_shown(start)} and {_shown(end)}; is this exporter scraped?"
+        )
+    (_print_csv if parsed.csv else _print_table)(rows, parsed.by, start, end)
+    return 0
+
+
+def read_rows(
+    api: "PrometheusApi", by: str, match: str, end: float, seconds: float
+) -> dict[str, Row]:
+    """The rows of one step: `seconds` that end at `end` (Unix time)."""
+    rows: dict[str, Row] = {}
+
+    def take(expression: str, enter: Callable[[Row, "Series"], None]) -> None:
+        for series in api.query(expression, end):
+            if math.isfinite(series.value):
+                row = rows.setdefault(row_name(by, series.labels), Row())
+                enter(row, series)
+
+    def held(row: Row, series: "Series") -> None:
+        row.held_seconds += series.value
+
+    def idle(row: Row, series: "Series") -> None:
+        row.idle_seconds += series.value
+
+    def flop(row: Row, series: "Series") -> None:
+        row.flop += series.value
+
+    def joules(row: Row, series: "Series") -> None:
+        row.joules += series.value
+
+    def cost(row: Row, series: "Series") -> None:
+        currency = series.labels.get("currency", "")
+        row.costs[currency] = row.costs.get(currency, 0.0) + series.value
+
+    # A MIG instance's work is part of its GPU's.
+    selector = f'{{mig=""{"," if match else ""}{match}}}'
+    window = f"[{seconds:.0f}s]"
+    for name, enter in (
+        ("flopwatch_holder_flop_total", flop),
+        ("flopwatch_holder_energy_joules_total", joules),
+        ("flopwatch_holder_gpu_seconds_total", held),
+    ):
+        take(_grouped(by, f"increase({name}{selector}{window})", window), enter)
+    idle_selector = f'{selector[:-1]},state="idle"}}'
+    seconds_name = "flopwatch_holder_gpu_seconds_total"
+    take(_grouped(by, f"increase({seconds_name}{idle_selector}{window})", window), idle)
+    priced = (
+        f"increase({seconds_name}{selector}{window}) * on ({_DEVICE}) group_left (currency) "
+        f"(last_over_time(flopwatch_price_per_gpu_hour{window}) / 3600)"
+    )
+    take(_grouped(by, priced, window, "currency"), cost)
+    return rows
+
+
+def row_name(by: str, labels: Mapping[str, str]) -> str:
+    """The row that a series belongs to."""
+    if labels.get("holder") == "none":
+        return _NOBODY
+    return labels.get(by) or _NO_LABEL
+
+
+def parse_time(text: str, now: float) -> float:
+    """Unix time of `now`, `7d` (ago), or a date with or without a time in UTC. Raises FlopwatchError."""
+    from flopwatch.option_parsers import duration
+
+    if text == "now":
+        return now
+    with contextlib.suppress(ValueError):
+        return now - float(duration()(text.removeprefix("-")))
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise FlopwatchError(
+            f"{text!r} is no time; write 2026-11-01, 2026-11-01T08:00, 24h or now"
+        ) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _grouped(by: str, expression: str, window: str, *more: str) -> str:
+    """The expression summed for each row."""
+    labels = ", ".join(("holder", by, *more))
+    if by != "model":
+        return f"sum by ({labels}) ({expression})"
+    # The model that a GPU serves; of several the one whose name comes last, so that nothing counts twice.
+    served = (
+        f"topk by ({_DEVICE}) (1, last_over_time(flopwatch_workload_gpu_info{window}) "
+        "* on (cluster, job, instance, workload) group_left (model) "
+        f"max by (cluster, job, instance, workload, model) (last_over_time(flopwatch_model_info{window})))"
+    )
+    matched = (
+        f"({expression}) * on ({_DEVICE}) group_left (model) max by ({_DEVICE}, model) ({served})"
+    )
+    others = f"({expression}) unless on ({_DEVICE}) ({served})"
+    return f"sum by ({labels}) ({matched} or {others})"
+
+
+def _steps(start: float, end: float) -> Iterator[tuple[float, float]]:
+    """End and length of each part of the period."""
+    while start < end:
+        step_end = min(start + _STEP_SECONDS, end)
+        yield step_end, step_end - start
+        start = step_end
+
+
+def _with_progress(steps: Sequence[tuple[float, float]]) -> Iterable[tuple[float, float]]:
+    """The steps, with a bar on standard error where there are several and somebody looks."""
+    if len(steps) < 2 or not sys.stderr.isatty():
+        return steps
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(steps, "Reading days", console=Console(stderr=True), transient=True)
+
+
+def _sorted(rows: Mapping[str, Row]) -> list[tuple[str, Row]]:
+    return sorted(rows.items(), key=lambda item: (-item[1].held_seconds, item[0]))
+
+
+def _total(rows: Mapping[str, Row]) -> Row:
+    total = Row()
+    for row in rows.values():
+        total.add(row)
+    return total
+
+
+def _print_csv(rows: Mapping[str, Row], by: str, _start: float, _end: float) -> None:
+    currencies = sorted(_total(rows).costs)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(
+        [by, "flop", "gpu_seconds", "idle_gpu_seconds", "energy_joules"]
+        + [f"cost_{currency.lower()}" for currency in currencies]
+    )
+    for name, row in _sorted(rows):
+        amounts = [row.flop, row.held_seconds, row.idle_seconds, row.joules]
+        amounts += [row.costs.get(currency, 0.0) for currency in currencies]
+        writer.writerow([name, *(f"{amount:.6g}" for amount in amounts)])
+
+
+def _print_table(rows: Mapping[str, Row], by: str, start: float, end: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    total = _total(rows)
+    table = Table(title=f"{_shown(start)} to {_shown(end)}", title_justify="left")
+    table.add_column(by, overflow="fold")
+    headings = ["PFLOP", "GPU hours", "idle GPU hours", "idle", "kWh", *sorted(total.costs)]
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for name, row in _sorted(rows):
+        table.add_row(name, *_cells(row, sorted(total.costs)))
+    table.add_section()
+    table.add_row("total", *_cells(total, sorted(total.costs)))
+    Console().print(table)
+    if not total.costs:
+        print("No prices: set `prices` in the configuration of the exporters.", file=sys.stderr)
+
+
+def _cells(row: Row, currencies: Sequence[str]) -> list[str]:
+    idle = row.idle_seconds / row.held_seconds if row.held_seconds else 0.0
+    return [
+        f"{row.flop / 1e15:,.1f}",
+        f"{row.held_seconds / 3600:,.2f}",
+        f"{row.idle_seconds / 3600:,.2f}",
+        f"{idle:.0%}",
+        f"{row.joules / 3.6e6:,.2f}",
+        *(f"{row.costs.get(currency, 0.0):,.2f}" for currency in currencies),
+    ]
+
+
+def _shown(unix_seconds: float) -> str:
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,189 @@
+"""`flopwatch bill` against a real Prometheus with two days of history, every figure by hand."""
+
+import csv
+import io
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+
+# 2026-11-01T00:00:00Z, and a sample a minute from an hour before to an hour after two days.
+START = 1793491200
+HOURS = 48
+MINUTE = 60
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")), reason="Prometheus is not installed"
+)  # fmt: skip
+
+
+def history() -> str:
+    """Two GPUs at 2.50 and 1 an hour. GPU 0: pod a of team red has 3/4 of the work, b of blue 1/4.
+
+    Both halves are idle for 0.25 of the time. GPU 1 is nobody's, and idle. Every GPU takes 360 W.
+    """
+    lines: list[str] = []
+
+    def counter(name: str, labels: str, per_second: float) -> None:
+        for minute in range(-60, (HOURS + 1) * 60 + 1):
+            value = per_second * (minute + 60) * MINUTE
+            lines.append(f"{name}{{{labels}}} {value!r} {START + minute * MINUTE}")
+
+    def family(name: str, kind: str) -> None:
+        lines.append(f"# TYPE {name} {kind}")
+
+    target = 'job="flopwatch",instance="node-1:9907"'
+    gpu = [f'{target},gpu="{number}",uuid="GPU-{number}"' for number in range(2)]
+    red = f'{gpu[0]},holder="pod",namespace="red",pod="a",container="c",hpc_job="",workload=""'
+    blue = f'{gpu[0]},holder="pod",namespace="blue",pod="b",container="c",hpc_job="",workload=""'
+    none = f'{gpu[1]},holder="none",namespace="",pod="",container="",hpc_job="",workload=""'
+    family("flopwatch_holder_flop", "counter")
+    counter("flopwatch_holder_flop_total", red, 3e12)
+    counter("flopwatch_holder_flop_total", blue, 1e12)
+    counter("flopwatch_holder_flop_total", none, 0.0)
+    family("flopwatch_holder_energy_joules", "counter")
+    counter("flopwatch_holder_energy_joules_total", red, 240.0)
+    counter("flopwatch_holder_energy_joules_total", blue, 120.0)
+    counter("flopwatch_holder_energy_joules_total", none, 360.0)
+    family("flopwatch_holder_gpu_seconds", "counter")
+    counter("flopwatch_holder_gpu_seconds_total", f'{red},state="tensor"', 0.5)
+    counter("flopwatch_holder_gpu_seconds_total", f'{red},state="idle"', 0.125)
+    counter("flopwatch_holder_gpu_seconds_total", f'{blue},state="tensor"', 0.25)
+    counter("flopwatch_holder_gpu_seconds_total", f'{blue},state="idle"', 0.125)
+    counter("flopwatch_holder_gpu_seconds_total", f'{none},state="idle"', 1.0)
+    for name, labels, value in (
+        ("flopwatch_price_per_gpu_hour", f'{gpu[0]},currency="USD"', 2.5),
+        ("flopwatch_price_per_gpu_hour", f'{gpu[1]},currency="USD"', 1.0),
+        ("flopwatch_workload_gpu_info", f'{gpu[0]},workload="chat"', 1.0),
+        ("flopwatch_model_info", f'{target},workload="chat",model="llama",engine="vllm"', 1.0),
+    ):
+        family(name, "gauge")
+        lines += [
+            f"{name}{{{labels}}} {value} {START + minute * MINUTE}"
+            for minute in range(-60, (HOURS + 1) * 60 + 1)
+        ]
+    return "\n".join([*lines, "# EOF", ""])
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its address."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    (folder / "history.txt").write_text(history())
+    subprocess.run(
+        ["promtool", "tsdb", "create-blocks-from", "openmetrics", "history.txt", "data"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    (folder / "prometheus.yml").write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    process = subprocess.Popen(
+        [
+            "prometheus",
+            f"--config.file={folder}/prometheus.yml",
+            f"--storage.tsdb.path={folder}/data",
+            "--storage.tsdb.retention.time=10y",
+            f"--web.listen-address={address}",
+            "--log.level=error",
+        ]
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://{address}/-/ready", timeout=5):
+                    break
+            except OSError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def bill(prometheus: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "exporter", "bill", "--prometheus", prometheus]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+
+def rows(prometheus: str, *arguments: str) -> dict[str, dict[str, float]]:
+    period = ("--from", "2026-11-01", "--to", "2026-11-03", "--csv")
+    result = bill(prometheus, *period, *arguments)
+    assert result.returncode == 0, result.stderr
+    reader = csv.DictReader(io.StringIO(result.stdout))
+    found = {}
+    for line in reader:
+        name = line.pop(reader.fieldnames[0])
+        found[name] = {key: float(value) for key, value in line.items()}
+    return found
+
+
+def test_two_days_by_namespace(prometheus: str) -> None:
+    """172,800 s: red held 0.625 of a GPU at 2.50 an hour, blue 0.375, and a GPU at 1 was nobody's."""
+    seconds = HOURS * 3600
+    found = rows(prometheus)
+
+    assert list(found) == ["(nobody)", "red", "blue"]  # by time held
+    assert found["red"] == pytest.approx(
+        {
+            "flop": 3e12 * seconds,
+            "gpu_seconds": 0.625 * seconds,
+            "idle_gpu_seconds": 0.125 * seconds,
+            "energy_joules": 240 * seconds,
+            "cost_usd": 0.625 * HOURS * 2.5,
+        },
+        rel=2e-3,
+    )
+    assert found["blue"]["cost_usd"] == pytest.approx(0.375 * HOURS * 2.5, rel=2e-3)
+    assert found["(nobody)"]["cost_usd"] == pytest.approx(HOURS * 1.0, rel=2e-3)
+    # The rows sum to the fleet: two GPUs for two days.
+    assert sum(row["gpu_seconds"] for row in found.values()) == pytest.approx(2 * seconds, rel=2e-3)
+
+
+def test_by_model(prometheus: str) -> None:
+    """What the GPUs of a model used, and the rest by its own name; nothing counts twice."""
+    found = rows(prometheus, "--by", "model")
+
+    assert set(found) == {"llama", "(nobody)"}
+    assert found["llama"]["flop"] == pytest.approx(4e12 * HOURS * 3600, rel=2e-3)
+
+
+def test_part_of_the_fleet(prometheus: str) -> None:
+    """Matchers as in PromQL."""
+    assert set(rows(prometheus, "--match", 'gpu="0"')) == {"red", "blue"}
+
+
+def test_a_table_for_people(prometheus: str) -> None:
+    """With the total, in units that one reads."""
+    result = bill(prometheus, "--from", "2026-11-01", "--to", "2026-11-02", "--by", "pod")
+
+    assert result.returncode == 0
+    assert "total" in result.stdout
+    assert "48.00" in result.stdout  # GPU hours of two GPUs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--from", "yesterday"), "'yesterday' is no time; write 2026-11-01"),
+        (("--from", "now", "--to", "1h"), "must be after --from"),
+        (("--from", "2020-01-01", "--to", "2020-01-02"), "no flopwatch_holder_gpu_seconds_total"),
+    ],
+)
+def test_mistakes_are_one_line(prometheus: str, arguments: tuple[str, ...], message: str) -> None:
+    """With the remedy."""
+    result = bill(prometheus, *arguments)
+
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
