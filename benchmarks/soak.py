@@ -79,9 +79,10 @@ def soak_accounts(ticks: int, seed: int = 1) -> Growth:
     """Account and render so many ticks of one GPU on a simulated clock."""
     node = Node(random.Random(seed))
     exposition = Exposition(
-        node.samples,
+        node.parts,
         series_limit=lambda: 20_000,
         state=node.state,
+        extra_labels=node.extra_labels,
         clock=lambda: node.seconds,
     )
     warm = min(DAY_TICKS, int(_WARM_UP_SHARE * ticks))

@@ -21,15 +21,14 @@ from exporter.inference.engines.registry import ENGINES
 from exporter.inference.present import present
 from exporter.inference.scraper import Scraper
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
-from exporter.metrics.device import process_samples
-from exporter.metrics.exporter import own_samples
-from exporter.metrics.family import Sample
+from exporter.metrics.device import process_memory
+from exporter.metrics.exporter import OWN
 from exporter.metrics.flops import FLOP_TOTAL
-from exporter.metrics.holders import holder_samples, with_holder_labels
-from exporter.metrics.host import device_samples
-from exporter.metrics.models import workload_samples
+from exporter.metrics.holders import HolderLabels, holder_labels
+from exporter.metrics.host import state_parts
+from exporter.metrics.rows import Part
 from exporter.probe_facts import ProbeFacts
-from exporter.procfs import ProcessNames
+from exporter.procfs import process_name
 from exporter.readings import (
     ActivityWindow,
     ClockSample,
@@ -76,7 +75,7 @@ class Node:
         self._slow = SlowReading(at_seconds=0.0)
         self._reload = ReloadStatus(successful=True, last_success_unix_seconds=0.0)
         self._histories = Histories()
-        self._names = ProcessNames()
+        self._process_memory = process_memory(process_name)
         self._begin()
         self._pods = _Pods(self)
         self._engine = _Engine(self)
@@ -139,13 +138,15 @@ class Node:
         )
         return build_state(parts, self.seconds)
 
-    def samples(self, state: State) -> Iterator[Sample]:
+    def parts(self, state: State) -> Iterator[Part]:
         """What the daemon would expose."""
-        yield from own_samples(state.reload)
-        yield from with_holder_labels(device_samples(state), state, {FLOP_TOTAL.name})
-        yield from process_samples(state, self._names.name)
-        yield from workload_samples(state.workloads)
-        yield from holder_samples(state)
+        yield OWN.of(state.reload)
+        yield from state_parts(state)
+        yield self._process_memory.of(state)
+
+    def extra_labels(self, state: State) -> HolderLabels:
+        """The labels that the daemon would add, with `kubernetes.labels` set."""
+        return holder_labels(state, frozenset({FLOP_TOTAL.name}))
 
     def _begin(self) -> None:
         """Another device in the same place."""

@@ -7,9 +7,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,25 +21,13 @@ from exporter.collect.machine import Machine, boot_id
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config, after_reload
 from exporter.errors import EXIT_TRANSIENT, FlopwatchError
-from exporter.metrics.device import process_samples
-from exporter.metrics.exporter import own_samples
-from exporter.metrics.family import Sample
-from exporter.metrics.findings import (
-    configuration_problem_samples,
-    finding_samples,
-    host_fact_samples,
-)
-from exporter.metrics.flops import calibration_samples
-from exporter.metrics.holders import (
-    bill_samples,
-    holder_samples,
-    price_samples,
-    with_holder_labels,
-)
-from exporter.metrics.host import device_samples
-from exporter.metrics.models import workload_samples
-from exporter.metrics.probes import probe_samples
+from exporter.metrics.device import process_memory
+from exporter.metrics.exporter import OWN
+from exporter.metrics.findings import CONFIGURATION_PROBLEMS, FINDINGS, HOST_FACTS
+from exporter.metrics.holders import holder_labels
+from exporter.metrics.host import state_parts
 from exporter.metrics.render import Exposition
+from exporter.metrics.rows import Part
 from exporter.procfs import process_name
 from exporter.services import Services
 from exporter.signals import SignalWaiter
@@ -96,8 +83,12 @@ class Daemon:
         self._machine = Machine()
         self._ledger = HostLedger()
         self._live = LiveState(self._parts, self._mark, charge=self._charge)
+        self._process_memory = process_memory(process_name)
         self._exposition = Exposition(
-            self._samples, series_limit=lambda: self._config.series_limit, state=self._live.now
+            self._exposed,
+            series_limit=lambda: self._config.series_limit,
+            state=self._live.now,
+            extra_labels=lambda state: holder_labels(state, self._config.holder_labels),
         )
         self._status = StatusService(
             StatusSources(
@@ -205,25 +196,17 @@ class Daemon:
         self._failed_parts.discard(name)
         return part
 
-    def _samples(self, state: State) -> Iterable[Sample]:
-        config = self._config
-        return chain(
-            own_samples(state.reload),
-            host_fact_samples(self._machine.facts(), time.time()),
-            finding_samples(self._status.findings()),
-            configuration_problem_samples(
-                f"{place}: no GPU {index} on this host"
-                for place, index in self._missing_gpus(state)
-            ),
-            with_holder_labels(device_samples(state), state, config.holder_labels),
-            process_samples(state, process_name) if config.process_memory else (),
-            probe_samples(state.probes),
-            workload_samples(state.workloads),
-            holder_samples(state),
-            bill_samples(state),
-            price_samples(state, self._config.prices),
-            calibration_samples(state),
+    def _exposed(self, state: State) -> Iterator[Part]:
+        """Everything that a scrape shows, in the order in which it counts for the limit."""
+        yield OWN.of(state.reload)
+        yield HOST_FACTS.of((self._machine.facts(), time.time()))
+        yield FINDINGS.of(self._status.findings())
+        yield CONFIGURATION_PROBLEMS.of(
+            [f"{place}: no GPU {index} on this host" for place, index in self._missing_gpus(state)]
         )
+        yield from state_parts(state)
+        if self._config.process_memory:
+            yield self._process_memory.of(state)
 
     def _router(self) -> Router:
         router = Router()

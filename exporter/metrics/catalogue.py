@@ -1,6 +1,15 @@
 """The catalogue: every metric family that the exporter can expose, from the subjects that declare them."""
 
-from exporter.metrics import device, exporter, findings, flops, holders, models, probes
+from exporter.metrics import (
+    device,
+    exporter,
+    findings,
+    flops,
+    holders,
+    models,
+    probes,
+    process,
+)
 from exporter.metrics.family import Family, Subject
 
 
@@ -13,6 +22,7 @@ SUBJECTS: tuple[Subject, ...] = (
     holders.SUBJECT,
     findings.SUBJECT,
     exporter.SUBJECT,
+    process.SUBJECT,
 )
 CATALOGUE: tuple[Family, ...] = tuple(family for subject in SUBJECTS for family in subject.families)
 BY_NAME: dict[str, Family] = {family.name: family for family in CATALOGUE}

@@ -1,17 +1,11 @@
 """The device's own counters, as NVML gives them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.metrics.family import Sample, Subject
-from exporter.metrics.samples import (
-    Labels,
-    by_label,
-    device_labels,
-    each_known,
-    kept,
-    optional,
-)
+from exporter.metrics.rows import ByLabel, Info, Part, Rows, Samples, Value
+from exporter.metrics.samples import Labels, device_labels
 from exporter.readings import DCGM_SOURCE, RECOVERY_ACTIONS, FastReading, SlowReading
 from exporter.state import DeviceState, State
 
@@ -290,126 +284,107 @@ PROCESS_MEMORY_BYTES = SUBJECT.gauge(
 )
 
 
-def reading_samples(labels: Labels, snapshot: DeviceState) -> Iterator[Iterable[Sample]]:
+def _sm_clock(device: DeviceState) -> float | None:
+    """The mean clock of the window where it is known, else the sampled one."""
+    last = device.last
+    # A window of dcgm-exporter is older than this tick.
+    if last is not None and last.activity.source != DCGM_SOURCE:
+        mean = last.clock.mean_hertz
+        if mean is not None:
+            return mean
+    return device.fast.sm_clock_hertz if device.fast else None
+
+
+def _module_energy(device: DeviceState) -> float | None:
+    """The energy, as long as the device answers for it."""
+    if device.fast is None or device.fast.module_energy_joules is None:
+        return None
+    return device.counters.module_energy_joules
+
+
+def _reason_bit(bit: int) -> Callable[[FastReading], float | None]:
+    return lambda fast: None if fast.event_reasons is None else fast.event_reasons & bit != 0
+
+
+def _recommended(code: int) -> Callable[[FastReading], float | None]:
+    return lambda fast: None if fast.recovery_action is None else fast.recovery_action == code
+
+
+DEVICE_ROWS = Rows[DeviceState](
+    Value(SM_CLOCK_HERTZ, _sm_clock),
+    Value(SM_CLOCK_MAX_HERTZ, lambda device: device.identity.sm_clock_max_hertz),
+    Value(MODULE_ENERGY_JOULES_TOTAL, _module_energy),
+    ByLabel(
+        CLOCK_EVENT_SECONDS_TOTAL, "reason", lambda device: device.counters.event_reason_seconds
+    ),
+)
+FAST_ROWS = Rows[FastReading](
+    Value(MEMORY_CLOCK_HERTZ, lambda fast: fast.memory_clock_hertz),
+    Value(POWER_WATTS, lambda fast: fast.power_watts),
+    Value(MODULE_POWER_WATTS, lambda fast: fast.module_power_watts),
+    Value(MEMORY_SIZE_BYTES, lambda fast: fast.memory_size_bytes),
+    Value(MEMORY_USED_BYTES, lambda fast: fast.memory_used_bytes),
+    Value(MEMORY_FREE_BYTES, lambda fast: fast.memory_free_bytes),
+    Value(MEMORY_RESERVED_BYTES, lambda fast: fast.memory_reserved_bytes),
+    Value(PERFORMANCE_STATE, lambda fast: fast.performance_state),
+    Value(TENSOR_STALL_RATIO, lambda fast: fast.tensor_stall),
+    Value(TEMPERATURE_CELSIUS, lambda fast: fast.temperature_celsius, sensor="gpu"),
+    Value(TEMPERATURE_CELSIUS, lambda fast: fast.memory_temperature_celsius, sensor="memory"),
+    Value(ENGINE_UTILIZATION_RATIO, lambda fast: fast.gpu_utilization, engine="gpu"),
+    Value(ENGINE_UTILIZATION_RATIO, lambda fast: fast.memory_utilization, engine="memory"),
+    *(Value(CLOCK_EVENT, _reason_bit(bit), reason=reason) for reason, bit in EVENT_REASONS.items()),
+    *(
+        Value(RECOVERY_ACTION, _recommended(code), action=action)
+        for code, action in RECOVERY_ACTIONS.items()
+    ),
+)
+SLOW_ROWS = Rows[SlowReading](
+    Value(POWER_LIMIT_WATTS, lambda slow: slow.power_limit_watts),
+    Value(MODULE_POWER_LIMIT_WATTS, lambda slow: slow.module_power_limit_watts),
+    Value(ROW_REMAP_PENDING, lambda slow: slow.row_remap_pending),
+    Value(ROW_REMAP_FAILED, lambda slow: slow.row_remap_failed),
+    Value(PCIE_LINK_GENERATION, lambda slow: slow.pcie_link_generation),
+    Value(PCIE_LINK_GENERATION_MAX, lambda slow: slow.pcie_link_generation_max),
+    Value(PCIE_LINK_WIDTH, lambda slow: slow.pcie_link_width),
+    Value(PCIE_LINK_WIDTH_MAX, lambda slow: slow.pcie_link_width_max),
+    Value(PCIE_REPLAYS_TOTAL, lambda slow: slow.pcie_replays),
+    Value(FAN_SPEED_RATIO, lambda slow: slow.fan_speed),
+    Value(
+        NVLINKS_UP,
+        lambda slow: (
+            sum(slow.nvlink_up.values()) if slow.nvlink_up and not slow.nvlinks_unknown else None
+        ),
+    ),
+    Value(MIG_MODE, lambda slow: slow.mig_enabled),
+    Value(
+        PROCESSES,
+        lambda slow: (
+            None if slow.processes is None or slow.processes_incomplete else len(slow.processes)
+        ),
+    ),
+    ByLabel(ENGINE_UTILIZATION_RATIO, "engine", lambda slow: slow.engine_utilization),
+    ByLabel(ECC_ERRORS_TOTAL, "kind", lambda slow: slow.ecc_errors),
+    ByLabel(REMAPPED_ROWS, "kind", lambda slow: slow.remapped_rows),
+    ByLabel(RETIRED_PAGES, "kind", lambda slow: slow.retired_pages),
+    ByLabel(NVLINK_UP, "link", lambda slow: slow.nvlink_up),
+    ByLabel(NVLINK_ERRORS_TOTAL, "kind", lambda slow: slow.nvlink_errors),
+    ByLabel(C2C_UP, "link", lambda slow: slow.c2c_up),
+    ByLabel(C2C_LOW_POWER, "link", lambda slow: slow.c2c_low_power),
+    ByLabel(C2C_ERRORS_TOTAL, "kind", lambda slow: slow.c2c_errors),
+    Info(
+        COMPUTE_MODE_INFO,
+        lambda slow: None if slow.compute_mode is None else (("mode", slow.compute_mode),),
+    ),
+)
+
+
+def reading_parts(labels: Labels, device: DeviceState) -> Iterator[Part]:
     """What the device reports of itself; for a device that answers."""
-    yield _clocks(labels, snapshot)
-    yield _counters(labels, snapshot)
-    if snapshot.fast is not None:
-        yield _fast(labels, snapshot.fast)
-    if snapshot.slow is not None:
-        yield _slow(labels, snapshot.slow)
-
-
-def _clocks(labels: Labels, snapshot: DeviceState) -> Iterator[Sample]:
-    """The window's mean clock where it is known, else the sampled one."""
-    clock = snapshot.fast.sm_clock_hertz if snapshot.fast else None
-    held = (
-        snapshot.last is not None and snapshot.last.activity.source == DCGM_SOURCE
-    )  # not of this tick
-    if snapshot.last is not None and snapshot.last.clock.mean_hertz is not None and not held:
-        clock = snapshot.last.clock.mean_hertz
-    yield from each_known(
-        labels,
-        (
-            (SM_CLOCK_HERTZ, clock),
-            (SM_CLOCK_MAX_HERTZ, snapshot.identity.sm_clock_max_hertz),
-        ),
-    )
-
-
-def _counters(labels: Labels, snapshot: DeviceState) -> Iterator[Sample]:
-    counters = snapshot.counters
-    if snapshot.fast is not None and snapshot.fast.module_energy_joules is not None:
-        yield from optional(MODULE_ENERGY_JOULES_TOTAL, labels, counters.module_energy_joules)
-    yield from by_label(CLOCK_EVENT_SECONDS_TOTAL, labels, "reason", counters.event_reason_seconds)
-
-
-def _fast(labels: Labels, fast: FastReading) -> Iterator[Sample]:
-    yield from each_known(
-        labels,
-        (
-            (MEMORY_CLOCK_HERTZ, fast.memory_clock_hertz),
-            (POWER_WATTS, fast.power_watts),
-            (MODULE_POWER_WATTS, fast.module_power_watts),
-            (MEMORY_SIZE_BYTES, fast.memory_size_bytes),
-            (MEMORY_USED_BYTES, fast.memory_used_bytes),
-            (MEMORY_FREE_BYTES, fast.memory_free_bytes),
-            (MEMORY_RESERVED_BYTES, fast.memory_reserved_bytes),
-            (PERFORMANCE_STATE, fast.performance_state),
-            (TENSOR_STALL_RATIO, fast.tensor_stall),
-        ),
-    )
-    for sensor, celsius in (
-        ("gpu", fast.temperature_celsius),
-        ("memory", fast.memory_temperature_celsius),
-    ):
-        yield from optional(TEMPERATURE_CELSIUS, (*labels, ("sensor", sensor)), celsius)
-    for engine, share in (("gpu", fast.gpu_utilization), ("memory", fast.memory_utilization)):
-        yield from optional(ENGINE_UTILIZATION_RATIO, (*labels, ("engine", engine)), share)
-    if fast.event_reasons is not None:
-        yield from _clock_events(labels, fast.event_reasons)
-    if fast.recovery_action is not None:
-        yield from _recovery_actions(labels, fast.recovery_action)
-
-
-@kept
-def _clock_events(labels: Labels, reasons: int) -> Iterator[Sample]:
-    for reason, bit in EVENT_REASONS.items():
-        held = float(bool(reasons & bit))
-        yield Sample(CLOCK_EVENT, (*labels, ("reason", reason)), held)
-
-
-@kept
-def _recovery_actions(labels: Labels, recommended: int) -> Iterator[Sample]:
-    for code, action in RECOVERY_ACTIONS.items():
-        wanted = float(code == recommended)
-        yield Sample(RECOVERY_ACTION, (*labels, ("action", action)), wanted)
-
-
-@kept
-def _slow(labels: Labels, slow: SlowReading) -> Iterator[Sample]:
-    yield from each_known(
-        labels,
-        (
-            (POWER_LIMIT_WATTS, slow.power_limit_watts),
-            (MODULE_POWER_LIMIT_WATTS, slow.module_power_limit_watts),
-            (ROW_REMAP_PENDING, slow.row_remap_pending),
-            (ROW_REMAP_FAILED, slow.row_remap_failed),
-            (PCIE_LINK_GENERATION, slow.pcie_link_generation),
-            (PCIE_LINK_GENERATION_MAX, slow.pcie_link_generation_max),
-            (PCIE_LINK_WIDTH, slow.pcie_link_width),
-            (PCIE_LINK_WIDTH_MAX, slow.pcie_link_width_max),
-            (PCIE_REPLAYS_TOTAL, slow.pcie_replays),
-            (FAN_SPEED_RATIO, slow.fan_speed),
-            (
-                NVLINKS_UP,
-                sum(slow.nvlink_up.values())
-                if slow.nvlink_up and not slow.nvlinks_unknown
-                else None,
-            ),
-            (MIG_MODE, slow.mig_enabled),
-            (
-                PROCESSES,
-                None
-                if slow.processes is None or slow.processes_incomplete
-                else len(slow.processes),
-            ),
-        ),
-    )
-    for mapped, name, values in (
-        (ENGINE_UTILIZATION_RATIO, "engine", slow.engine_utilization),
-        (ECC_ERRORS_TOTAL, "kind", slow.ecc_errors),
-        (REMAPPED_ROWS, "kind", slow.remapped_rows),
-        (RETIRED_PAGES, "kind", slow.retired_pages),
-        (NVLINK_UP, "link", slow.nvlink_up),
-        (NVLINK_ERRORS_TOTAL, "kind", slow.nvlink_errors),
-        (C2C_UP, "link", slow.c2c_up),
-        (C2C_LOW_POWER, "link", slow.c2c_low_power),
-        (C2C_ERRORS_TOTAL, "kind", slow.c2c_errors),
-    ):
-        yield from by_label(mapped, labels, name, values)
-    if slow.compute_mode is not None:
-        yield Sample(COMPUTE_MODE_INFO, (*labels, ("mode", slow.compute_mode)), 1.0)
+    yield DEVICE_ROWS.of(labels, device)
+    if device.fast is not None:
+        yield FAST_ROWS.of(labels, device.fast)
+    if device.slow is not None:
+        yield SLOW_ROWS.of(labels, device.slow)
 
 
 def process_samples(state: State, name_of: Callable[[int], str]) -> Iterator[Sample]:
@@ -429,3 +404,10 @@ def process_samples(state: State, name_of: Callable[[int], str]) -> Iterator[Sam
                 (*labels, ("pid", str(pid)), ("process", name_of(pid))),
                 float(used_bytes),
             )
+
+
+def process_memory(name_of: Callable[[int], str]) -> Samples[State]:
+    """Memory by process, read again for every State: an id may be another process's by now."""
+    return Samples(
+        lambda state: process_samples(state, name_of), key=lambda state: state.at_seconds
+    )

@@ -14,7 +14,6 @@ Every family that flopwatch can expose, generated from the catalogue by `flopwat
   and `mig` for a MIG instance. The table lists the other labels only.
 - Gauges of the last tick are at most one sampling interval old (1 s by default), slow values (ECC, links, limits,
   processes) one `sampling.slow_interval` (15 s). Probe results are shown until the next probe.
-- `process_*` and `python_gc_*` are the standard metrics of Prometheus client libraries.
 """
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from exporter.accounting.counters import TICK_DURATION_BOUNDS
 from exporter.metrics.device import XID_ERRORS_TOTAL, XID_LAST_TIMESTAMP_SECONDS
 from exporter.metrics.family import Sample, Subject
-from exporter.metrics.flops import info_samples
-from exporter.metrics.samples import by_label, device_labels, histogram, optional
-from exporter.state import UNKNOWN, DeviceState, ReloadStatus, State
+from exporter.metrics.flops import IDENTITY_ROWS
+from exporter.metrics.rows import ByLabel, HistogramRow, Part, Rows, Samples, Value
+from exporter.metrics.samples import Labels
+from exporter.state import UNKNOWN, DeviceState, ReloadStatus, SourceHealth, State
 from exporter.version import REVISION, VERSION
 
 
@@ -119,8 +120,40 @@ def own_samples(reload: ReloadStatus) -> Iterator[Sample]:
     yield Sample(CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS, (), reload.last_success_unix_seconds)
 
 
-def no_device_samples(state: State) -> Iterator[Sample]:
-    """No device to speak of yet: that, too, is said, so that it can be alerted on."""
+OWN = Samples(own_samples)
+
+HEALTH_ROWS = Rows[DeviceState](
+    Value(GPU_UP, lambda device: device.up),
+    Value(SOURCE_HUNG, lambda device: device.absent == "hung"),
+    # An instance is sampled in its GPU's ticks.
+    Value(
+        TICKS_MISSED_TOTAL,
+        lambda device: device.ticks_missed if device.identity.mig is None else None,
+    ),
+    HistogramRow(
+        TICK_DURATION_SECONDS,
+        lambda device: {} if device.tick_duration is None else {"": device.tick_duration},
+    ),
+    ByLabel(XID_ERRORS_TOTAL, "xid", lambda device: device.xids.counts),
+    ByLabel(XID_LAST_TIMESTAMP_SECONDS, "xid", lambda device: device.xids.last_unix_seconds),
+)
+SOURCE_ROWS = Rows[SourceHealth](
+    Value(SOURCE_UP, lambda health: health.up),
+    Value(SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS, lambda health: health.last_success_unix_seconds),
+    ByLabel(SOURCE_ERRORS_TOTAL, "reason", lambda health: health.errors),
+    ByLabel(SOURCE_FIELD_MISSING, "field", lambda health: dict.fromkeys(health.missing_fields, 1)),
+)
+
+
+def health_parts(labels: Labels, device: DeviceState) -> Iterator[Part]:
+    """What is shown of a device in any condition: its identity, and how its sources fare."""
+    yield HEALTH_ROWS.of(labels, device)
+    yield IDENTITY_ROWS.of(labels, device.identity)
+    for source, health in device.sources.items():
+        yield SOURCE_ROWS.of((*labels, ("source", source)), health)
+
+
+def _no_device_samples(state: State) -> Iterator[Sample]:
     labels = (("gpu", UNKNOWN), ("uuid", UNKNOWN))
     yield Sample(GPU_UP, labels, 0.0)
     yield Sample(SOURCE_HUNG, labels, float(state.hung))
@@ -129,29 +162,11 @@ def no_device_samples(state: State) -> Iterator[Sample]:
         yield Sample(SOURCE_ERRORS_TOTAL, (*labels, *reason), 1.0)
 
 
-def health_samples(snapshot: DeviceState) -> Iterator[Sample]:
-    """What is shown of a device in any state: who it is, and how it fares."""
-    identity = snapshot.identity
-    labels = device_labels(identity)
-    yield Sample(GPU_UP, labels, float(snapshot.up))
-    yield Sample(SOURCE_HUNG, labels, float(snapshot.absent == "hung"))
-    if identity.uuid != UNKNOWN:
-        yield from info_samples(labels, identity)
-    for source, health in snapshot.sources.items():
-        source_labels = (*labels, ("source", source))
-        yield Sample(SOURCE_UP, source_labels, float(health.up))
-        yield from optional(
-            SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS,
-            source_labels,
-            health.last_success_unix_seconds,
-        )
-        yield from by_label(SOURCE_ERRORS_TOTAL, source_labels, "reason", health.errors)
-        for name in health.missing_fields:
-            yield Sample(SOURCE_FIELD_MISSING, (*source_labels, ("field", name)), 1.0)
-    yield from histogram(TICK_DURATION_SECONDS, labels, snapshot.tick_duration)
-    if identity.mig is None:  # an instance is sampled in its GPU's ticks
-        yield Sample(TICKS_MISSED_TOTAL, labels, float(snapshot.ticks_missed))
-    for xid, count in snapshot.xids.counts.items():
-        yield Sample(XID_ERRORS_TOTAL, (*labels, ("xid", str(xid))), float(count))
-    for xid, at in snapshot.xids.last_unix_seconds.items():
-        yield Sample(XID_LAST_TIMESTAMP_SECONDS, (*labels, ("xid", str(xid))), at)
+# While there is no device, its absence is exposed, so that it can be alerted on.
+NO_DEVICE = Samples(_no_device_samples, key=lambda state: (state.hung, state.driver_error))
+
+# Of the exposition itself: the number of its series, and of those dropped so far.
+EXPOSITION_ROWS = Rows[tuple[int, int]](
+    Value(SERIES, lambda counts: counts[0]),
+    Value(SERIES_DROPPED_TOTAL, lambda counts: counts[1]),
+)

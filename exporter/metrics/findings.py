@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from exporter.findings import Finding
 from exporter.metrics.family import Label, Sample, Subject
+from exporter.metrics.rows import Samples
 from exporter.readings import HostFacts
 
 
@@ -91,8 +92,9 @@ def finding_samples(devices: Iterable[DeviceFindings]) -> Iterator[Sample]:
             yield Sample(GPU_RESET_TIMESTAMP_SECONDS, device.labels, device.reset_unix_seconds)
 
 
-def host_fact_samples(facts: HostFacts, unix_seconds: float) -> Iterator[Sample]:
-    """What the host says of itself, and its clock."""
+def host_fact_samples(told: tuple[HostFacts, float]) -> Iterator[Sample]:
+    """What the host reports of itself, and the Unix time on its clock."""
+    facts, unix_seconds = told
     yield Sample(TIME_SECONDS, (), unix_seconds)
     if facts.expected_gpus is not None:
         yield Sample(EXPECTED_GPUS, (), float(facts.expected_gpus))
@@ -104,3 +106,8 @@ def configuration_problem_samples(problems: Iterable[str]) -> Iterator[Sample]:
     """What the configuration names and the host does not have, in words."""
     for problem in dict.fromkeys(problems):
         yield Sample(CONFIGURATION_PROBLEM, (("problem", problem),), 1.0)
+
+
+FINDINGS: Samples[list[DeviceFindings]] = Samples(finding_samples)
+HOST_FACTS: Samples[tuple[HostFacts, float]] = Samples(host_fact_samples)
+CONFIGURATION_PROBLEMS: Samples[list[str]] = Samples(configuration_problem_samples)

@@ -1,22 +1,25 @@
 """What the GPU is, and where its FLOPS go: the heart of the contract."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from exporter.accounting.counters import TICK_UTILIZATION_BOUNDS
-from exporter.accounting.device import COARSE_SOURCE
+from exporter.accounting.device import COARSE_SOURCE, LastWindow
+from exporter.accounting.flop import PipeWork
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
 from exporter.metrics.family import Sample, Subject
-from exporter.metrics.samples import (
-    Labels,
-    by_label,
-    device_labels,
-    each_known,
-    histogram,
-    kept,
-    optional,
+from exporter.metrics.rows import (
+    ByKey,
+    ByLabel,
+    HistogramRow,
+    Info,
+    Part,
+    Rows,
+    Samples,
+    Value,
 )
+from exporter.metrics.samples import Labels, by_label, device_labels
 from exporter.readings import ActivityWindow, DeviceIdentity, SlowReading
-from exporter.state import DeviceState, State
+from exporter.state import UNKNOWN, DeviceState, State
 
 
 SUBJECT = Subject("What the GPU is, and where the FLOPS go")
@@ -262,26 +265,113 @@ TICK_FLOPS_UTILIZATION_RATIO = SUBJECT.histogram(
 )
 
 
-def flops_samples(labels: Labels, snapshot: DeviceState) -> Iterator[Iterable[Sample]]:
+def _identity(identity: DeviceIdentity) -> Labels | None:
+    if identity.uuid == UNKNOWN:
+        return None
+    capability = identity.compute_capability
+    return (
+        ("name", identity.name),
+        ("architecture", identity.architecture or ""),
+        ("compute_capability", f"{capability[0]}.{capability[1]}" if capability else ""),
+        ("pci_bus_id", identity.pci_bus_id or ""),
+        ("driver_version", identity.driver_version or ""),
+        ("serial", identity.serial or ""),
+        ("sm_count", str(identity.sm_count or "")),
+    )
+
+
+def _headline(device: DeviceState) -> Labels | None:
+    if device.precision is None:
+        return None
+    return (("precision", device.precision), ("origin", device.precision_origin))
+
+
+def _headline_peak(device: DeviceState) -> float | None:
+    if device.peaks is None or device.precision is None:
+        return None
+    return device.peaks.flops.get(device.precision)
+
+
+def _pcie_peak(slow: SlowReading) -> float | None:
+    if not slow.pcie_link_generation or not slow.pcie_link_width:
+        return None
+    return pcie_bytes_per_second(slow.pcie_link_generation, slow.pcie_link_width)
+
+
+def _energy(device: DeviceState) -> float | None:
+    """The energy, as long as the device answers for it."""
+    if device.fast is None or device.fast.energy_joules is None:
+        return None
+    return device.counters.energy_joules
+
+
+def _flop_labels(key: tuple[PipeWork, str]) -> Labels:
+    work, source = key
+    return (("pipe", work.pipe), ("precision", work.precision), ("source", source))
+
+
+IDENTITY_ROWS = Rows[DeviceIdentity](Info(GPU_INFO, _identity))
+PEAK_ROWS = Rows[Peaks](
+    ByLabel(PEAK_FLOPS, "precision", lambda peaks: peaks.flops),
+    Info(PEAK_INFO, lambda peaks: (("origin", peaks.origin), ("model", peaks.model))),
+    Value(PEAK_DRAM_BANDWIDTH_BYTES_PER_SECOND, lambda peaks: peaks.dram_bytes_per_second),
+    Value(PEAK_NVLINK_BANDWIDTH_BYTES_PER_SECOND, lambda peaks: peaks.nvlink_bytes_per_second),
+)
+# Peaks of links, which depend on how they were trained.
+LINK_ROWS = Rows[SlowReading](
+    Value(PEAK_PCIE_BANDWIDTH_BYTES_PER_SECOND, _pcie_peak),
+    Value(PEAK_C2C_BANDWIDTH_BYTES_PER_SECOND, lambda slow: slow.c2c_bandwidth_bytes_per_second),
+)
+COUNTER_ROWS = Rows[DeviceState](
+    Info(HEADLINE_PRECISION_INFO, _headline),
+    Value(HEADLINE_PEAK_FLOPS, _headline_peak),
+    ByKey(FLOP_TOTAL, _flop_labels, lambda device: device.counters.flop),
+    ByLabel(GPU_SECONDS_TOTAL, "state", lambda device: device.counters.state_seconds),
+    ByLabel(DRAM_BYTES_TOTAL, "source", lambda device: device.counters.dram_bytes),
+    Value(PCIE_RECEIVE_BYTES_TOTAL, lambda device: device.counters.pcie_receive_bytes),
+    Value(PCIE_TRANSMIT_BYTES_TOTAL, lambda device: device.counters.pcie_transmit_bytes),
+    Value(NVLINK_RECEIVE_BYTES_TOTAL, lambda device: device.counters.nvlink_receive_bytes),
+    Value(NVLINK_TRANSMIT_BYTES_TOTAL, lambda device: device.counters.nvlink_transmit_bytes),
+    Value(C2C_RECEIVE_BYTES_TOTAL, lambda device: device.counters.c2c_receive_bytes),
+    Value(C2C_TRANSMIT_BYTES_TOTAL, lambda device: device.counters.c2c_transmit_bytes),
+    Value(ENERGY_JOULES_TOTAL, _energy),
+    HistogramRow(
+        TICK_FLOPS_UTILIZATION_RATIO, lambda device: device.counters.tick_utilization, "precision"
+    ),
+)
+WINDOW_ROWS = Rows[LastWindow](
+    ByLabel(ACHIEVED_FLOPS, "precision", lambda last: last.achieved_flops),
+    ByLabel(FLOPS_UTILIZATION_RATIO, "precision", lambda last: last.flops_utilization),
+)
+ACTIVITY_ROWS = Rows[ActivityWindow](
+    Value(DRAM_BANDWIDTH_UTILIZATION_RATIO, lambda window: window.dram),
+    Value(GPU_ACTIVE_RATIO, lambda window: window.graphics),
+    Value(SM_ACTIVE_RATIO, lambda window: window.sm),
+    Value(SM_OCCUPANCY_RATIO, lambda window: window.occupancy),
+    Value(PIPE_ACTIVE_RATIO, lambda window: window.any_tensor, pipe="tensor"),
+    Value(PIPE_ACTIVE_RATIO, lambda window: window.fp64, pipe="fp64"),
+    Value(PIPE_ACTIVE_RATIO, lambda window: window.fp32, pipe="fp32"),
+    Value(PIPE_ACTIVE_RATIO, lambda window: window.fp16, pipe="fp16"),
+    Value(PIPE_ACTIVE_RATIO, lambda window: window.integer, pipe="int"),
+    Value(PIPE_ACTIVE_RATIO, lambda window: window.hmma_tensor, pipe="hmma"),
+    Value(PIPE_ACTIVE_RATIO, lambda window: window.imma_tensor, pipe="imma"),
+    Value(PIPE_ACTIVE_RATIO, lambda window: window.dmma_tensor, pipe="dmma"),
+    Value(PIPE_ACTIVE_RATIO, lambda window: window.dfma_tensor, pipe="dfma"),
+)
+
+
+def flops_parts(labels: Labels, device: DeviceState) -> Iterator[Part]:
     """Peaks, counters and activity of a device that answers."""
-    last = snapshot.last
-    if snapshot.peaks is not None:
-        yield _peaks(labels, snapshot.peaks, snapshot.slow)
-    if snapshot.precision is not None:
-        precision = (("precision", snapshot.precision), ("origin", snapshot.precision_origin))
-        yield (Sample(HEADLINE_PRECISION_INFO, (*labels, *precision), 1.0),)
-        if snapshot.peaks is not None:
-            peak = snapshot.peaks.flops.get(snapshot.precision)
-            yield optional(HEADLINE_PEAK_FLOPS, labels, peak)
-    if snapshot.slow is not None:
-        c2c = snapshot.slow.c2c_bandwidth_bytes_per_second
-        yield optional(PEAK_C2C_BANDWIDTH_BYTES_PER_SECOND, labels, c2c)
-    yield _counters(labels, snapshot)
+    if device.peaks is not None:
+        yield PEAK_ROWS.of(labels, device.peaks)
+    if device.slow is not None:
+        yield LINK_ROWS.of(labels, device.slow)
+    yield COUNTER_ROWS.of(labels, device)
+    last = device.last
     if last is not None:
-        yield by_label(ACHIEVED_FLOPS, labels, "precision", last.achieved_flops)
-        yield by_label(FLOPS_UTILIZATION_RATIO, labels, "precision", last.flops_utilization)
+        yield WINDOW_ROWS.of(labels, last)
         if last.activity.source != COARSE_SOURCE:
-            yield _activity(labels, last.activity)
+            yield ACTIVITY_ROWS.of(labels, last.activity)
 
 
 def calibration_samples(state: State) -> Iterator[Sample]:
@@ -292,92 +382,7 @@ def calibration_samples(state: State) -> Iterator[Sample]:
         yield from by_label(ESTIMATOR_ERROR_RATIO, labels, "precision", errors)
 
 
-@kept
-def info_samples(labels: Labels, identity: DeviceIdentity) -> Iterator[Sample]:
-    """Identity of the device."""
-    capability = identity.compute_capability
-    yield Sample(
-        GPU_INFO,
-        (
-            *labels,
-            ("name", identity.name),
-            ("architecture", identity.architecture or ""),
-            ("compute_capability", f"{capability[0]}.{capability[1]}" if capability else ""),
-            ("pci_bus_id", identity.pci_bus_id or ""),
-            ("driver_version", identity.driver_version or ""),
-            ("serial", identity.serial or ""),
-            ("sm_count", str(identity.sm_count or "")),
-        ),
-        1.0,
-    )
-
-
-@kept
-def _peaks(labels: Labels, peaks: Peaks, slow: SlowReading | None) -> Iterator[Sample]:
-    yield from by_label(PEAK_FLOPS, labels, "precision", peaks.flops)
-    yield Sample(PEAK_INFO, (*labels, ("origin", peaks.origin), ("model", peaks.model)), 1.0)
-    yield from optional(PEAK_DRAM_BANDWIDTH_BYTES_PER_SECOND, labels, peaks.dram_bytes_per_second)
-    yield from optional(
-        PEAK_NVLINK_BANDWIDTH_BYTES_PER_SECOND, labels, peaks.nvlink_bytes_per_second
-    )
-    if slow is not None and slow.pcie_link_generation and slow.pcie_link_width:
-        yield from optional(
-            PEAK_PCIE_BANDWIDTH_BYTES_PER_SECOND,
-            labels,
-            pcie_bytes_per_second(slow.pcie_link_generation, slow.pcie_link_width),
-        )
-
-
-def _counters(labels: Labels, snapshot: DeviceState) -> Iterator[Sample]:
-    counters = snapshot.counters
-    for (work, source), flop in counters.flop.items():
-        yield Sample(
-            FLOP_TOTAL,
-            (*labels, ("pipe", work.pipe), ("precision", work.precision), ("source", source)),
-            flop,
-        )
-    yield from by_label(GPU_SECONDS_TOTAL, labels, "state", counters.state_seconds)
-    yield from by_label(DRAM_BYTES_TOTAL, labels, "source", counters.dram_bytes)
-    yield from each_known(
-        labels,
-        (
-            (PCIE_RECEIVE_BYTES_TOTAL, counters.pcie_receive_bytes),
-            (PCIE_TRANSMIT_BYTES_TOTAL, counters.pcie_transmit_bytes),
-            (NVLINK_RECEIVE_BYTES_TOTAL, counters.nvlink_receive_bytes),
-            (NVLINK_TRANSMIT_BYTES_TOTAL, counters.nvlink_transmit_bytes),
-            (C2C_RECEIVE_BYTES_TOTAL, counters.c2c_receive_bytes),
-            (C2C_TRANSMIT_BYTES_TOTAL, counters.c2c_transmit_bytes),
-        ),
-    )
-    # The device's own counters are shown as long as the device answers for them.
-    if snapshot.fast is not None and snapshot.fast.energy_joules is not None:
-        yield from optional(ENERGY_JOULES_TOTAL, labels, counters.energy_joules)
-    for precision, ticks in counters.tick_utilization.items():
-        yield from histogram(
-            TICK_FLOPS_UTILIZATION_RATIO, (*labels, ("precision", precision)), ticks
-        )
-
-
-def _activity(labels: Labels, window: ActivityWindow) -> Iterator[Sample]:
-    yield from each_known(
-        labels,
-        (
-            (DRAM_BANDWIDTH_UTILIZATION_RATIO, window.dram),
-            (GPU_ACTIVE_RATIO, window.graphics),
-            (SM_ACTIVE_RATIO, window.sm),
-            (SM_OCCUPANCY_RATIO, window.occupancy),
-        ),
-    )
-    pipes = {
-        "tensor": window.any_tensor,
-        "fp64": window.fp64,
-        "fp32": window.fp32,
-        "fp16": window.fp16,
-        "int": window.integer,
-        "hmma": window.hmma_tensor,
-        "imma": window.imma_tensor,
-        "dmma": window.dmma_tensor,
-        "dfma": window.dfma_tensor,
-    }
-    known = {pipe: share for pipe, share in pipes.items() if share is not None}
-    yield from by_label(PIPE_ACTIVE_RATIO, labels, "pipe", known)
+CALIBRATION = Samples(
+    calibration_samples,
+    key=lambda state: (state.calibration, [device.identity for device in state.devices]),
+)

@@ -1,11 +1,14 @@
 """Who holds the GPU: info series to join and, by option, labels on chosen families."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 
+from exporter.attribution.ledger import Account, Charges, Holder
 from exporter.attribution.settings import PriceRule
 from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
 from exporter.metrics.family import Family, Label, Sample, Subject
+from exporter.metrics.rows import ByKey, ByLabel, Part, Rows, Samples, Value
 from exporter.metrics.samples import Labels, by_label, device_labels, optional
 from exporter.precision import matches
 from exporter.state import UNKNOWN, State
@@ -146,24 +149,45 @@ def price_samples(state: State, prices: Sequence[PriceRule]) -> Iterator[Sample]
         yield Sample(PRICE_PER_GPU_HOUR, labels, price)
 
 
-def bill_samples(state: State) -> Iterator[Sample]:
+PRICES: Samples[tuple[State, Sequence[PriceRule]]] = Samples(
+    lambda source: price_samples(*source),
+    key=lambda source: ([device.identity for device in source[0].devices], source[1]),
+)
+
+
+# An account, and whether the device answers for its energy now.
+ACCOUNT_ROWS = Rows[tuple[Account, bool]](
+    Value(HOLDER_FLOP_TOTAL, lambda source: source[0].flop),
+    Value(HOLDER_DRAM_BYTES_TOTAL, lambda source: source[0].dram_bytes),
+    Value(
+        HOLDER_ENERGY_JOULES_TOTAL, lambda source: source[0].energy_joules if source[1] else None
+    ),
+    ByLabel(HOLDER_GPU_SECONDS_TOTAL, "state", lambda source: source[0].state_seconds),
+)
+BASIS_ROWS = Rows[Charges](
+    ByKey(
+        HOLDER_BASIS_INFO,
+        lambda found: (*_holder_labels(found[0]), ("basis", found[1])),
+        lambda charges: dict.fromkeys(charges.basis.items(), 1.0),
+    )
+)
+
+
+def bill_parts(state: State) -> Iterator[Part]:
     """What each holder used of each device that is fresh."""
     for device in state.devices:
         charges = state.bill.devices.get(device.identity.uuid)
         if charges is None:
             continue
-        of_device = device_labels(device.identity)
+        labels = device_labels(device.identity)
         counts_energy = device.fast is not None and device.fast.energy_joules is not None
         for holder, account in charges.accounts.items():
-            labels: Labels = (*of_device, *zip(_HOLDER_LABELS, holder, strict=True))
-            yield from optional(HOLDER_FLOP_TOTAL, labels, account.flop)
-            yield from optional(HOLDER_DRAM_BYTES_TOTAL, labels, account.dram_bytes)
-            if counts_energy:
-                yield from optional(HOLDER_ENERGY_JOULES_TOTAL, labels, account.energy_joules)
-            yield from by_label(HOLDER_GPU_SECONDS_TOTAL, labels, "state", account.state_seconds)
-        for holder, basis in charges.basis.items():
-            labels = (*of_device, *zip(_HOLDER_LABELS, holder, strict=True), ("basis", basis))
-            yield Sample(HOLDER_BASIS_INFO, labels, 1.0)
+            yield ACCOUNT_ROWS.of((*labels, *_holder_labels(holder)), (account, counts_energy))
+        yield BASIS_ROWS.of(labels, charges)
+
+
+def _holder_labels(holder: Holder) -> Labels:
+    return tuple(zip(_HOLDER_LABELS, holder, strict=True))
 
 
 def holder_samples(state: State) -> Iterator[Sample]:
@@ -185,31 +209,42 @@ def holder_samples(state: State) -> Iterator[Sample]:
         yield Sample(HOLDER_UNKNOWN_DEVICES, (), float(len(unknown)))
 
 
-def with_holder_labels(
-    samples: Iterable[Sample], state: State, chosen: AbstractSet[str]
-) -> Iterable[Sample]:
-    """The same samples; those of the chosen families carry namespace, pod, container and job.
+# A device that the host does not list yet may be found later.
+HOLDERS = Samples(
+    holder_samples,
+    key=lambda state: (
+        state.holders,
+        state.pending,
+        [device.identity for device in state.devices],
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HolderLabels:
+    """Labels of the holders, by device UUID, for the series of the chosen families."""
+
+    by_uuid: Mapping[str, Labels] = field(default_factory=dict)
+    chosen: AbstractSet[str] = frozenset()
+
+    def added_to(self, family: Family, labels: Labels) -> Labels:
+        """The labels to add to a series of this family that has these labels."""
+        if family.name not in self.chosen or not family.per_device:
+            return ()
+        uuid = next((value for name, value in labels if name == "uuid"), "")
+        extra = self.by_uuid.get(uuid, ())
+        # A family that names the holder itself keeps its own.
+        return () if {name for name, _ in extra} & set(family.labels) else extra
+
+
+def holder_labels(state: State, chosen: AbstractSet[str]) -> HolderLabels:
+    """Namespace, pod, container and job of each device, for the series of the chosen families.
 
     Only where there is one holder: a device that is shared has no honest label, and a series per
     holder would count its work several times.
     """
-    holder = _sole_holders(state) if chosen else {}
-    if not holder:  # as on most hosts: nothing to look at sample by sample
-        return samples
-    return _labelled(samples, holder, chosen)
-
-
-def _labelled(
-    samples: Iterable[Sample], holder: dict[str, Labels], chosen: AbstractSet[str]
-) -> Iterator[Sample]:
-    for sample in samples:
-        if sample.family.name in chosen and sample.family.per_device:
-            uuid = next((value for name, value in sample.labels if name == "uuid"), "")
-            extra = holder.get(uuid)
-            if extra:
-                yield sample._replace(labels=(*sample.labels, *extra))
-                continue
-        yield sample
+    # On most hosts no family is chosen, and there is nothing to find out.
+    return HolderLabels(_sole_holders(state), chosen) if chosen else HolderLabels()
 
 
 def _held(snapshot: HoldersSnapshot) -> Iterator[tuple[Family, DeviceKey, Labels]]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from exporter.inference.snapshot import ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.family import MIG_LABEL, Family, Label, Sample, Subject
+from exporter.metrics.rows import Samples
 from exporter.metrics.samples import Labels, by_label, optional
 
 
@@ -198,6 +199,9 @@ def workload_samples(snapshot: WorkloadsSnapshot) -> Iterator[Sample]:
         )
         if workload.up:
             yield from _served(workload)
+
+
+WORKLOADS = Samples(workload_samples)
 
 
 def _served(workload: WorkloadSnapshot) -> Iterator[Sample]:

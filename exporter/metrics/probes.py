@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from exporter.metrics.family import MIG_LABEL, Sample, Subject
+from exporter.metrics.rows import Samples
 from exporter.metrics.samples import Labels, by_label, optional
 from probes.records import ProbeResults, ProbesSnapshot
 
@@ -206,3 +207,6 @@ def _device_samples(device: ProbeResults) -> Iterator[Sample]:
     yield from optional(
         PROBE_WORKER_MEMORY_BYTES, labels, None if memory is None else float(memory)
     )
+
+
+PROBES = Samples(_device_samples)

@@ -10,6 +10,7 @@ from exporter.metrics.family import Sample
 from exporter.metrics.host import device_samples
 from exporter.metrics.models import workload_samples
 from exporter.metrics.render import Exposition
+from exporter.metrics.rows import Part, Samples
 from exporter.readings import DeviceIdentity
 from exporter.simulate.gpu import Conditions, SimulatedGpu, healthy
 from exporter.simulate.probes import SimulatedProbes
@@ -67,8 +68,9 @@ class SimulatedHost:
         self._probes = [SimulatedProbes(gpu) for gpu in self._gpus]
         self._tokens = {"prefill": 0.0, "decode": 0.0}
         self._requests = 0.0
+        self._all_samples = Samples(self._live_samples)
         self.exposition = Exposition(
-            self._live_samples, series_limit=lambda: _SERIES_LIMIT, state=self._live_state
+            self._live_parts, series_limit=lambda: _SERIES_LIMIT, state=self._live_state
         )
 
     def advance(self, now: float) -> None:
@@ -88,6 +90,9 @@ class SimulatedHost:
     def _live_samples(self, _now: float) -> list[Sample]:
         with self._lock:
             return list(self.samples())
+
+    def _live_parts(self, now: float) -> tuple[Part]:
+        return (self._all_samples.of(now),)
 
     def _live_state(self) -> float:
         self.advance(self._clock())

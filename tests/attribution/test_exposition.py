@@ -14,8 +14,8 @@ from exporter.metrics.family import Family, Sample
 from exporter.metrics.holders import (
     GPU_ALLOCATION_INFO,
     GPU_JOB_INFO,
+    holder_labels,
     holder_samples,
-    with_holder_labels,
 )
 from exporter.state import State
 from tests.attribution.hosts import MIXED
@@ -137,8 +137,9 @@ class TestLabels:
     CHOSEN = frozenset({"flopwatch_achieved_flops"})
 
     def labelled(self, snapshot: HoldersSnapshot, sample: Sample = FLOPS) -> tuple[str, ...]:
-        (result,) = with_holder_labels([sample], replace(MIXED, holders=snapshot), self.CHOSEN)
-        return tuple(f"{name}={value}" for name, value in result.labels[len(sample.labels) :])
+        labels = holder_labels(replace(MIXED, holders=snapshot), self.CHOSEN)
+        added = labels.added_to(sample.family, sample.labels)
+        return tuple(f"{name}={value}" for name, value in added)
 
     def test_a_sole_pod_and_job_are_put_on_the_series(self):
         """Pod and job each, where there is one of each."""
@@ -171,10 +172,17 @@ class TestLabels:
         assert self.labelled(snapshot) == ()
         assert self.labelled(snapshot, other) == ()
 
-    def test_without_chosen_families_points_pass_through(self):
-        """The default costs nothing."""
+    def test_without_chosen_families_series_stay_as_they_are(self):
+        """The default adds nothing."""
         snapshot = HoldersSnapshot(allocations=(allocation(DeviceKey(uuid="GPU-aa")),))
+        labels = holder_labels(replace(MIXED, holders=snapshot), frozenset())
 
-        assert list(
-            with_holder_labels([self.FLOPS], replace(MIXED, holders=snapshot), frozenset())
-        ) == [self.FLOPS]
+        assert labels.added_to(self.FLOPS.family, self.FLOPS.labels) == ()
+
+    def test_a_series_that_names_the_holder_has_no_label_twice(self):
+        """The info series of an allocation keeps its own namespace, pod and container."""
+        snapshot = HoldersSnapshot(allocations=(allocation(DeviceKey(uuid="GPU-aa")),))
+        chosen = frozenset({GPU_ALLOCATION_INFO.name})
+        labels = holder_labels(replace(MIXED, holders=snapshot), chosen)
+
+        assert labels.added_to(GPU_ALLOCATION_INFO, (("gpu", "0"), ("uuid", "GPU-aa"))) == ()

@@ -27,9 +27,10 @@ def test_devices_that_are_gone_are_let_go(traced: None, monkeypatch: pytest.Monk
     monkeypatch.setattr(soak_node, "_NEW_INSTANCE_TICKS", 60)
     node = Node(random.Random(1))
     exposition = Exposition(
-        node.samples,
+        node.parts,
         series_limit=lambda: 20_000,
         state=node.state,
+        extra_labels=node.extra_labels,
         clock=lambda: node.seconds,
     )
 

@@ -28,7 +28,8 @@ FORBIDDEN = re.compile(r"_(mhz|percent|teraflops|tflops|mib|kb|ms|milliseconds|c
 @pytest.mark.parametrize("family", CATALOGUE, ids=lambda family: family.name)
 def test_conventions(family: Family) -> None:
     """Prefix, characters, suffix by type, base units, a help that says something."""
-    assert re.fullmatch(r"flopwatch_[a-z][a-z0-9_]*", family.name)
+    # The process has the names that Prometheus' client libraries give it.
+    assert re.fullmatch(r"(flopwatch|process|python_gc)_[a-z][a-z0-9_]*", family.name)
     assert (family.type is MetricType.COUNTER) == family.name.endswith("_total")
     assert not FORBIDDEN.search(family.name)
     base = family.name.removesuffix("_total")
@@ -36,7 +37,7 @@ def test_conventions(family: Family) -> None:
         if base.endswith(suffix):
             assert family.unit == unit
             break
-    assert family.help.endswith(".")
+    assert family.help.endswith(".") or family.name.startswith("python_gc_")
     assert family.interpretation.endswith((".", "?", "`.")) or family.interpretation.endswith("`.")
     assert (family.type is MetricType.HISTOGRAM) == bool(family.buckets)
     assert len(set(family.label_names)) == len(family.label_names)

@@ -1,6 +1,7 @@
 """Our own writer of the exposition formats, held against prometheus_client's."""
 
 import math
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,11 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample as ClientSample
 
-from exporter.metrics.catalogue import CATALOGUE
 from exporter.metrics.family import Family, MetricType, Sample
-from exporter.metrics.text import Format, LineWriter, header, write_line
+from exporter.metrics.holders import HolderLabels
+from exporter.metrics.layout import Blocks, Layout
+from exporter.metrics.rows import Samples
+from exporter.metrics.text import Format, number_texts, renewed_texts
 
 
 class Reference(Collector):
@@ -45,11 +48,25 @@ def reference(samples: list[Sample], format_: Format) -> bytes:
     return generate(registry).removesuffix(b"# EOF\n")
 
 
-def ours(writer: LineWriter, samples: list[Sample], format_: Format) -> bytes:
-    written = writer.write(samples, limit=len(samples))
-    return "".join(
-        header(family, format_) + "".join(lines) for family, lines in written.lines.items()
-    ).encode()
+PASS_THROUGH: Samples[list[Sample]] = Samples(iter)
+
+
+class Writer:
+    """Writes scrapes of samples, given in two parts, as the daemon writes those of a State."""
+
+    def __init__(self) -> None:
+        self.blocks = Blocks()
+        self.layout: Layout | None = None
+        self.layouts = 0
+
+    def write(self, samples: list[Sample], format_: Format) -> bytes:
+        half = len(samples) // 2
+        parts = [PASS_THROUGH.of(samples[:half]), PASS_THROUGH.of(samples[half:])]
+        if not self.blocks.update(parts, HolderLabels()) or self.layout is None:
+            families: Iterable[Family] = dict.fromkeys(sample.family for sample in samples)
+            self.layout = Layout(self.blocks.blocks, families, limit=len(samples), always=())
+            self.layouts += 1
+        return self.layout.write(self.blocks.blocks, format_).encode()
 
 
 # No sum of non-negative readings is -0.0, and Prometheus knows one zero only.
@@ -74,7 +91,7 @@ FAMILIES = st.builds(
 
 @st.composite
 def scrapes(draw) -> list[list[Sample]]:
-    """Scrapes of the same few series, in which some values change."""
+    """Scrapes of the same few series, in which values change, and series come and go."""
     families = draw(st.lists(FAMILIES, min_size=1, max_size=3))
     suffixes = st.sampled_from(["_bucket", "_sum", "_count"])
     series = [
@@ -83,59 +100,64 @@ def scrapes(draw) -> list[list[Sample]]:
         for _ in range(draw(st.integers(1, 3)))
     ]
     return [
-        [Sample(family, labels, draw(VALUES), suffix) for family, labels, suffix in series]
-        for _ in range(draw(st.integers(1, 3)))
+        [
+            Sample(family, labels, draw(VALUES), suffix)
+            for family, labels, suffix in series
+            if not number or draw(st.integers(0, 9))
+        ]
+        for number in range(draw(st.integers(1, 4)))
     ]
 
 
 @pytest.mark.parametrize("format_", Format)
 @given(scrapes=scrapes())
 def test_every_byte_is_what_prometheus_client_writes(format_, scrapes) -> None:
-    """Any labels, help and values, in both formats, also when lines of an earlier scrape are kept."""
-    writer = LineWriter()
+    """Any labels, help and values, in both formats, also when text of an earlier scrape is kept."""
+    writer = Writer()
     for samples in scrapes:
-        assert ours(writer, samples, format_) == reference(samples, format_)
+        assert writer.write(samples, format_) == reference(samples, format_)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0.0"),
-        (1.0, "1.0"),
-        (999999.5, "999999.5"),
-        (1e6, "1e+06"),
-        (1.98e9, "1.98e+09"),
-        (1e22, "1e+22"),
-        (5e-324, "5e-324"),
-        (-1e16, "-1e+16"),
-        (math.inf, "+Inf"),
-        (-math.inf, "-Inf"),
-        (math.nan, "NaN"),
-    ],
-)
+def test_a_layout_is_kept_while_the_series_are_the_same() -> None:
+    """Other values need no other layout; a series that vanishes does."""
+    family = Family("flopwatch_x", MetricType.GAUGE, "", "X.", "")
+    one, two = (("gpu", "0"),), (("gpu", "1"),)
+    writer = Writer()
+
+    writer.write([Sample(family, one, 1.0), Sample(family, two, 2.0)], Format.TEXT)
+    writer.write([Sample(family, one, 3.0), Sample(family, two, 2.0)], Format.TEXT)
+    assert writer.layouts == 1
+
+    body = writer.write([Sample(family, two, 2.0)], Format.TEXT)
+    assert writer.layouts == 2
+    assert body.endswith(b'gauge\nflopwatch_x{gpu="1"} 2.0\n')
+
+
+NUMBERS = [
+    (0.0, "0.0"),
+    (1.0, "1.0"),
+    (999999.5, "999999.5"),
+    (1e6, "1e+06"),
+    (1234567.25, "1.23456725e+06"),
+    (1.98e9, "1.98e+09"),
+    (1e15, "1e+15"),
+    (9007199254740993.0, "9.007199254740992e+15"),
+    (1e22, "1e+22"),
+    (5e-324, "5e-324"),
+    (-1e16, "-1e+16"),
+    (math.inf, "+Inf"),
+    (-math.inf, "-Inf"),
+    (math.nan, "NaN"),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), NUMBERS)
 def test_numbers_are_written_as_go_would(value: float, text: str) -> None:
     """Exponents from a million on, and the three names of what is no number."""
-    assert write_line(Sample(CATALOGUE[0], (), value)).endswith(f" {text}\n")
+    assert number_texts([value]) == [text]
+    assert renewed_texts([value], [0.25], ["0.25"]) == [text]
 
 
-def test_points_beyond_the_limit_are_counted_and_left_out() -> None:
-    """The first ones stay, and those that may never be dropped."""
-    first, health = CATALOGUE[0], CATALOGUE[-1]
-    samples = [Sample(first, (("gpu", str(gpu)),), 1.0) for gpu in range(5)]
-    samples.append(Sample(health, (), 1.0))
-
-    written = LineWriter().write(samples, limit=3, always={health})
-
-    assert (written.count, written.dropped) == (4, 2)
-    assert len(written.lines[first]) == 3
-    assert len(written.lines[health]) == 1
-
-
-def test_lines_of_series_that_are_gone_are_forgotten() -> None:
-    """A process that comes and goes a million times leaves nothing behind."""
-    writer = LineWriter()
-    family = CATALOGUE[0]
-    for pid in range(10_000):
-        writer.write([Sample(family, (("pid", str(pid)),), 1.0)], limit=1)
-
-    assert sum(map(len, writer._lines.values())) < 2000
+def test_the_text_of_a_value_that_has_not_changed_is_kept() -> None:
+    """Only the second value is written anew."""
+    assert renewed_texts([1.0, 2.5], [1.0, 2.0], ["kept", "old"]) == ["kept", "2.5"]

@@ -12,7 +12,7 @@ import pytest
 
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.service import WorkloadService
-from exporter.metrics.models import workload_samples
+from exporter.metrics.models import WORKLOADS
 from exporter.metrics.render import Exposition
 from exporter.metrics.text import Format
 from tests.inference.engines import server
@@ -103,7 +103,7 @@ def test_prometheus_has_the_models(tmp_path):
     with serving(server.text(exposition("vllm-current"))) as engine:
         service = WorkloadService([entry("chat", engine.url)], state=lambda: HOST)
         rendered = Exposition(
-            workload_samples,
+            lambda snapshot: [WORKLOADS.of(snapshot)],
             series_limit=lambda: 1000,
             state=service.snapshot,
         )
