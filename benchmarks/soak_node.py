@@ -18,7 +18,7 @@ from exporter.http_client import Reason, ScrapeError
 from exporter.inference.account import Account, ModelSettings
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.engines.registry import ENGINES
-from exporter.inference.present import present
+from exporter.inference.present import Split, present
 from exporter.inference.scraper import Scraper
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.device import process_memory
@@ -255,7 +255,7 @@ class _Engine:
         state = self._scraper.state()
         gpus = (GpuRef("0", self._node.uuid),)
         models = tuple(
-            present(self._config, books, gpus, State(at_seconds=0.0), 1)
+            present(self._config, books, gpus, State(at_seconds=0.0), Split())
             for books in self._account.models()
         )
         return WorkloadsSnapshot(
