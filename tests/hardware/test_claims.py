@@ -206,8 +206,9 @@ def test_a_blank_is_nobodys_first_value(tmp_path: Path, blank: int) -> None:
         dict(labels)["reason"]: value
         for labels, value in last.series("flopwatch_clock_event_seconds_total", gpu="0").items()
     }
-    assert 4.0 <= reasons["sw_power_cap"] < 10
-    assert 1.0 <= reasons["sw_thermal_slowdown"] < 10
+    # While blanks came, the mask of reasons was counted: from then on a counter adds what it grows by.
+    assert 1.0 <= reasons["sw_power_cap"] < 10
+    assert 0.0 <= reasons["sw_thermal_slowdown"] < 10
 
 
 def test_what_never_answered_is_asked_again_after_ten_minutes() -> None:
