@@ -21,7 +21,7 @@ INTERVAL_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BudgetLimits:
     """The budget's numbers, all seconds."""
 
     interval_seconds: float
@@ -33,14 +33,14 @@ class Limits:
     """Never longer than the reserve; shorter than configured under a very small budget."""
 
 
-def limits(interval: float, budget: float, chunk_deadline: float) -> Limits:
+def limits(interval: float, budget: float, chunk_deadline: float) -> BudgetLimits:
     """The limits for a budget of `budget` seconds per `interval` seconds."""
     horizon = max(HOUR_SECONDS, interval)
     # Whole intervals only: an hour that holds 3.5 intervals gets the budget of 3.
     intervals = int(horizon / interval + 1e-9)
     total = intervals * budget
     reserve = min(chunk_deadline, RESERVE_SHARE_MAX * total)
-    return Limits(interval, horizon, total, (total - reserve) / intervals, reserve)
+    return BudgetLimits(interval, horizon, total, (total - reserve) / intervals, reserve)
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Charge:
 class Ledger:
     """The charges of one device over the last hour, on the monotonic clock. Not thread-safe."""
 
-    def __init__(self, bounds: Limits) -> None:
+    def __init__(self, bounds: BudgetLimits) -> None:
         self.limits = bounds
         self._charges: deque[Charge] = deque()
 

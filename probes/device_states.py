@@ -11,7 +11,7 @@ import structlog
 
 from flopwatch.state_file import StateFile
 from probes.baseline import Baseline, Seconds
-from probes.budget import Charge, Ledger, Limits, limits
+from probes.budget import BudgetLimits, Charge, Ledger, limits
 from probes.clock import Clock
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
@@ -121,7 +121,7 @@ class DeviceStates:
         with self.lock:
             self._put_away(uuid)
 
-    def configure(self, config: ProbeConfig) -> Limits:
+    def configure(self, config: ProbeConfig) -> BudgetLimits:
         """Use another budget; what was charged stays charged."""
         with self.lock:
             self.limits = _limits(config)
@@ -249,5 +249,5 @@ class DeviceStates:
         )
 
 
-def _limits(config: ProbeConfig) -> Limits:
+def _limits(config: ProbeConfig) -> BudgetLimits:
     return limits(config.interval_seconds, config.budget_seconds, config.chunk_deadline_seconds)

@@ -16,15 +16,6 @@ FRAME_BYTES_MAX: Final = 64 * 1024
 HEADER_BYTES: Final = 4
 
 Outcome = Literal["ok", "contended", "throttled", "mismatch", "out_of_memory", "timeout", "error"]
-OUTCOMES: Final[tuple[Outcome, ...]] = (
-    "ok",
-    "contended",
-    "throttled",
-    "mismatch",
-    "out_of_memory",
-    "timeout",
-    "error",
-)
 Quantity = Literal["flops", "bandwidth", "latency"]
 
 

@@ -35,7 +35,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Exposition:
+class EngineExposition:
     """The wanted samples of one scrape."""
 
     samples: tuple[Sample, ...]
@@ -57,7 +57,7 @@ def parse(
     names: Collection[str],
     prefixes: Iterable[str],
     rename: Callable[[str], str] = str,
-) -> Exposition:
+) -> EngineExposition:
     """Return the samples called `names`, and which of `prefixes` occur.
 
     `rename` gives the name under which an engine's samples are looked up.
@@ -72,7 +72,7 @@ def parse(
         # What prometheus_client raises on a malformed line; a whole number may be beyond all floats.
         except (ValueError, IndexError, OverflowError):
             scan.malformed += 1
-    return Exposition(tuple(samples), frozenset(scan.prefixes), scan.malformed)
+    return EngineExposition(tuple(samples), frozenset(scan.prefixes), scan.malformed)
 
 
 def canonical_name(name: str) -> str:
