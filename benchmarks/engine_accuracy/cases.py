@@ -24,10 +24,11 @@ Load = Callable[[Server, Sent], None]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One load. `model` is served as `--served-model-name` does not matter here."""
+    """One load, and how many of its requests are aborted."""
 
     name: str
     load: Load
+    aborted: int = 0
 
 
 def _requests(*parts: tuple[int, int, int], seed: int, workers: int = 4, copies: int = 1) -> Load:
@@ -87,7 +88,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[Case, ...]]] = {
             Case("n=4, prompt 200", _requests((2, 200, 60), seed=4, copies=4)),
             Case("24 prompts of 30, 4 of 900", _requests((24, 30, 20), (4, 900, 20), seed=5)),
             Case("random requests, one minute", _random(6, 62, (10, 1500), (5, 150))),
-            Case("aborted requests", _aborted(seed=7)),
+            Case("aborted requests", _aborted(seed=7), aborted=2),
         ),
     ),
     "vllm-chunked": (
@@ -221,7 +222,8 @@ def _run(case: Case, server: Server, watch: Watch) -> Iterator[Row]:
     after = watch.after(time.time() + 1.0)
     truth = sum_up(read_passes(server.folder)[passes:], sent.lengths)
     for interval in INTERVALS:
-        yield _row("vLLM", case.name, interval, seconds, (before[interval], after[interval]), truth)
+        snapshots = (before[interval], after[interval])
+        yield _row("vLLM", case.name, interval, seconds, snapshots, truth, case.aborted)
 
 
 def _row(  # noqa: PLR0917 - the columns of a row
@@ -231,6 +233,7 @@ def _row(  # noqa: PLR0917 - the columns of a row
     seconds: float,
     snapshots: tuple[ModelSnapshot, ModelSnapshot],
     truth: Truth,
+    aborted: int = 0,
 ) -> Row:
     def grown(name: str) -> float | None:
         first, last = (getattr(snapshot, name) for snapshot in snapshots)
@@ -250,4 +253,5 @@ def _row(  # noqa: PLR0917 - the columns of a row
         error("prefill_flop", truth.prefill_flop),
         error("decode_flop", truth.decode_flop),
         error("dram_bytes", truth.dram_bytes),
+        aborted,
     )

@@ -65,7 +65,6 @@ def present(
         active_parameters=counts.active if counts else None,
         weight_bytes=stored_weight_bytes(description) if description else None,
         problem=books.problem,
-        assumptions=description.assumptions if description else (),
     )
 
 

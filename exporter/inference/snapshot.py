@@ -49,7 +49,6 @@ class ModelSnapshot:
     active_parameters: float | None = None
     weight_bytes: float | None = None
     problem: str | None = None
-    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from exporter.inference.models.description import (
     Indexer,
     LatentAttention,
     LayerGroup,
+    MixtureOfExperts,
     ModelDescription,
     WeightBytes,
 )
 from exporter.inference.models.errors import ModelDescriptionError, UnknownArchitectureError
-from exporter.inference.models.families import FOREIGN_FIELDS, Family, family_of
+from exporter.inference.models.families import FOREIGN_FIELDS, REFUSED, Family, family_of
 from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields, language_model
+from exporter.inference.models.hybrid import FULL_ATTENTION, MLP, MOE, layer_kinds, mixer_of
 from exporter.inference.models.layers import mixtures, windows
 from exporter.inference.models.quantization import (
     BYTES_PER_VALUE,
@@ -93,34 +95,37 @@ def describe(
     Raises UnknownArchitectureError, naming the missing fields, where the formulas do not apply.
     """
     values = language_model(config)
-    known = family_of(str(values.get("model_type") or ""))
-    family = known or Family(windows="all")
+    family = _family(str(values.get("model_type") or "unknown"))
     fields = ConfigFields(values, family.defaults)
-    _refuse_foreign(fields)
+    _refuse_foreign(fields, family)
 
+    kinds = layer_kinds(fields, family)
     hidden = fields.require("hidden_size")
-    layer_count = fields.require("num_hidden_layers")
+    layer_count = len(kinds) if kinds else fields.require("num_hidden_layers")
     vocabulary = fields.require("vocab_size")
     attention = _attention(fields, family)
     chosen = fields.integer("index_topk")
-    experts = mixtures(fields, family, min(layer_count, LARGEST_LAYER_COUNT))
-    dense = _dense_size(fields, hidden) if any(mixture is None for mixture in experts) else 0
-    if not layer_count or not experts:
-        dense = dense or _dense_size(fields, hidden)
+    experts = mixtures(fields, family, min(layer_count, LARGEST_LAYER_COUNT), kinds)
+    denses = _dense_sizes(fields, hidden, experts, kinds)
     fields.check()
     if layer_count > LARGEST_LAYER_COUNT:
         raise fields.error(f"num_hidden_layers is {layer_count}")
 
-    spans = (chosen,) * layer_count if chosen else windows(fields, family, layer_count)
-    attentions = tuple(_of_layer(fields, attention, layer) for layer in range(layer_count))
-    kinds = Counter(zip(attentions, spans, experts, strict=True))
+    spans = (chosen,) * layer_count if chosen else windows(fields, family, layer_count, kinds)
+    mixers = tuple(
+        mixer_of(fields, family, kinds[layer])
+        if kinds and kinds[layer] != FULL_ATTENTION
+        else _of_layer(fields, attention, layer)
+        for layer in range(layer_count)
+    )
+    groups = Counter(zip(mixers, spans, denses, experts, strict=True))
     model = ModelDescription(
         model_type=fields.model_type,
         hidden_size=hidden,
         vocabulary_size=vocabulary,
         layers=tuple(
-            LayerGroup(count, own, window, 0 if mixture else dense, mixture)
-            for (own, window, mixture), count in kinds.items()
+            LayerGroup(count, own, window, dense, mixture)
+            for (own, window, dense, mixture), count in groups.items()
         ),
         feed_forward_matrices=3 if family.gated else 2,
         feed_forward_bias=fields.flag("mlp_bias", default=family.feed_forward_bias),
@@ -128,18 +133,57 @@ def describe(
         norm_bias=family.norm_bias,
         tied_embeddings=fields.flag("tie_word_embeddings", default=family.tied_embeddings),
         learned_positions=_positions(fields) if family.learned_positions else 0,
-        assumptions=() if known else (f"{fields.model_type}: a gated feed-forward part",),
+        causal=not family.encoder,
+        output_head=not family.encoder,
+        other_vectors=_encoder_vectors(fields, family, hidden),
     )
     layers = LayerKinds(
         layer_count,
-        tuple(number for number, mixture in enumerate(experts) if mixture is None),
+        tuple(number for number, dense in enumerate(denses) if dense),
         tuple(number for number, mixture in enumerate(experts) if mixture is not None),
     )
     return _with_formats(model, fields, layers, cache_data_type, precision)
 
 
-def _refuse_foreign(fields: ConfigFields) -> None:
-    foreign = [name for name in FOREIGN_FIELDS if fields.raw(name) not in (None, 0, False, [])]
+def _family(model_type: str) -> Family:
+    """The family of an architecture that is known exactly; raises UnknownArchitectureError."""
+    family = family_of(model_type)
+    if family is None:
+        reason = REFUSED.get(model_type, "not one that is known exactly")
+        raise UnknownArchitectureError(model_type, reason=reason)
+    return family
+
+
+def _encoder_vectors(fields: ConfigFields, family: Family, hidden: int) -> int:
+    """Vectors of an encoder beside its layers: the norm, and the two kinds of segments (BERT)."""
+    if not family.encoder:
+        return 0
+    segments = (fields.integer("type_vocab_size") or 0) * hidden
+    return segments + family.outer_norms * hidden * (1 + family.norm_bias)
+
+
+def _dense_sizes(
+    fields: ConfigFields,
+    hidden: int,
+    experts: Sequence[MixtureOfExperts | None],
+    kinds: Sequence[str],
+) -> tuple[int, ...]:
+    """Intermediate size of each layer's dense feed-forward part; 0 where it has none."""
+    if kinds and set(kinds) & {MLP, MOE}:  # each layer is one thing only
+        size = fields.require("intermediate_size") if MLP in kinds else 0
+        return tuple(size if kind == MLP else 0 for kind in kinds)
+    if experts and all(mixture is not None for mixture in experts):
+        return (0,) * len(experts)
+    size = _dense_size(fields, hidden)
+    return tuple(0 if mixture else size for mixture in experts)
+
+
+def _refuse_foreign(fields: ConfigFields, family: Family) -> None:
+    foreign = [
+        name
+        for name in FOREIGN_FIELDS
+        if name not in family.own_fields and fields.raw(name) not in (None, 0, False, [])
+    ]
     if foreign:
         raise fields.error(f"layers that the formulas do not cover ({', '.join(foreign)})")
     kinds = fields.raw("attn_type_list")
@@ -182,6 +226,7 @@ def _attention(fields: ConfigFields, family: Family) -> Attention:
         or (bool(bias) and fields.model_type in {"llama", "mistral", "qwen3", "granite"}),
         query_key_norm_size=norm.get(query_key_norm, 0),
         sinks=family.sinks,
+        gated_output=family.gated_output,
     )
 
 
@@ -210,7 +255,11 @@ def _key_value_heads(fields: ConfigFields, heads: int) -> int:
 
 def _dense_size(fields: ConfigFields, hidden: int) -> int:
     """Intermediate size of a dense feed-forward part; old families leave it at four times."""
-    size = fields.integer("intermediate_size_mlp") or fields.integer("intermediate_size")
+    size = (
+        fields.integer("intermediate_size_mlp")
+        or fields.integer("dense_intermediate_size")
+        or fields.integer("intermediate_size")
+    )
     if size:
         return size
     if fields.model_type in {"falcon", "gpt2", "gptj", "gpt_bigcode"} and hidden:
@@ -252,7 +301,14 @@ def _with_formats(
         data_type=own,
         compute_precision=precision or compute,
         cache_value_bytes=cache_value_bytes(chosen, own),
+        state_value_bytes=4.0 if _full_states(fields) else 2.0,
     )
+
+
+def _full_states(fields: ConfigFields) -> bool:
+    """Whether the states of recurrent layers are kept in 32 bits, which some files say."""
+    said = fields.raw("mamba_ssm_dtype") or fields.raw("mamba_ssm_cache_dtype")
+    return str(said).removeprefix("torch.") == "float32"
 
 
 def _one_line(error: BaseException) -> str:

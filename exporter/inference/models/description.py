@@ -19,12 +19,14 @@ class GroupedAttention:
     query_key_norm_size: int = 0
     # One learned logit per head (attention sinks, as in GPT-OSS).
     sinks: bool = False
+    # The output is gated by another projection of the input (Qwen3-Next).
+    gated_output: bool = False
 
     def matrix_parameters(self, hidden_size: int) -> int:
         """Parameters of the projections: query, key, value, output."""
         query_size = self.query_heads * self.head_size
         key_value_size = self.key_value_heads * self.head_size
-        return hidden_size * (2 * query_size + 2 * key_value_size)
+        return hidden_size * ((2 + self.gated_output) * query_size + 2 * key_value_size)
 
     def vector_parameters(self, hidden_size: int) -> int:
         """Parameters of biases and norms, which do no matrix work."""
@@ -47,9 +49,11 @@ class GroupedAttention:
         """As in prefill."""
         return self.prefill_pair_flops
 
-    # Every key within the window is attended to; nothing chooses among them.
+    # Every key within the window is attended to; nothing chooses among them, nothing is carried.
     index_pair_flops = 0
     index_cache_bytes = 0
+    token_flops = 0
+    state_values = 0
 
     @property
     def cached_values(self) -> int:
@@ -143,6 +147,10 @@ class LatentAttention:
         """
         return 2 * self.query_heads * (2 * self.latent_rank + self.rotary_head_size)
 
+    # Nothing is carried from token to token but the cache.
+    token_flops = 0
+    state_values = 0
+
     @property
     def index_pair_flops(self) -> int:
         """FLOPs for the index score of one query and key, over the whole context."""
@@ -163,7 +171,47 @@ class LatentAttention:
         return float(tensor_parallel)
 
 
-Attention = GroupedAttention | LatentAttention
+@dataclass(frozen=True, slots=True)
+class RecurrentMixer:
+    """A layer that carries a state of fixed size instead of attending to its context.
+
+    Gated delta networks (Yang et al., arXiv 2412.06464), Kimi delta attention (arXiv 2510.26692),
+    Mamba-2 (Dao and Gu, arXiv 2405.21060). Work per token does not depend on the context; it is
+    counted in the recurrent form, whatever chunks an engine computes a prompt in.
+    """
+
+    # Projections and the short convolution before the state.
+    matrices: int
+    vectors: int
+    # Numbers of the state of one sequence, in this layer.
+    state_values: int
+    # FLOPs of one token against the state: what is read from it and written to it.
+    token_flops: int
+
+    def matrix_parameters(self, hidden_size: int) -> int:
+        """Parameters of projections and convolution; the sizes are in them already."""
+        return self.matrices
+
+    def vector_parameters(self, hidden_size: int) -> int:
+        """Parameters of biases, decays and norms."""
+        return self.vectors
+
+    # It looks at no other token and caches none.
+    prefill_pair_flops = 0
+    decode_pair_flops = 0
+    index_pair_flops = 0
+    index_cache_bytes = 0
+    cached_values = 0
+
+    def cache_copies(self, tensor_parallel: int) -> float:
+        """The state is split over the heads."""
+        return 1.0
+
+
+# A layer that has a feed-forward part and nothing else (Nemotron-H).
+NO_MIXER = RecurrentMixer(matrices=0, vectors=0, state_values=0, token_flops=0)
+
+Attention = GroupedAttention | LatentAttention | RecurrentMixer
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +256,7 @@ class WeightBytes:
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """A decoder-only transformer, as far as its FLOPs and bytes are concerned."""
+    """A transformer without cross-attention, as far as its FLOPs and bytes are concerned."""
 
     model_type: str
     hidden_size: int
@@ -226,8 +274,12 @@ class ModelDescription:
     data_type: str = "bf16"
     compute_precision: str = "bf16"
     cache_value_bytes: float = 2.0
-    # Facts assumed because the architecture is not one that we know by name.
-    assumptions: tuple[str, ...] = ()
+    state_value_bytes: float = 2.0
+    # Encoders attend to the tokens after them too, and have no output head.
+    causal: bool = True
+    output_head: bool = True
+    # Vectors beside the layers, where they are more than a final norm.
+    other_vectors: int = 0
 
     @property
     def layer_count(self) -> int:

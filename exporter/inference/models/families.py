@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The traits of one `model_type`."""
+    """The traits of one `model_type`, as the class of that name in transformers has them."""
 
     gated: bool = True
     query_key_value_bias: bool = False
@@ -27,6 +27,15 @@ class Family:
     shared_gate: bool = False
     tied_embeddings: bool = False
     learned_positions: bool = False
+    # A projection of the input gates the output of attention.
+    gated_output: bool = False
+    # Layers beside attention: "delta" (gated delta network), "kimi" (Kimi delta attention) or
+    # "mamba2"; and the fields that belong to them.
+    recurrent: str = ""
+    own_fields: frozenset[str] = frozenset()
+    # Attends to all tokens and generates none.
+    encoder: bool = False
+    outer_norms: int = 1
     # How sliding windows are laid out where the file has no `layer_types`:
     # all, none, even (every other layer, the first one windowed), or a number n: one in n is full.
     windows: str | int = "none"
@@ -73,6 +82,18 @@ _GEMMA3_SIZES = MappingProxyType(
         "vocab_size": 262_208,
         "sliding_window": 4096,
     }
+)
+
+_DELTA_FIELDS = frozenset({"linear_num_key_heads"})
+_BERT = Family(
+    gated=False,
+    query_key_value_bias=True,
+    output_bias=True,
+    feed_forward_bias=True,
+    norm_bias=True,
+    tied_embeddings=True,
+    learned_positions=True,
+    encoder=True,
 )
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -181,6 +202,72 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
         "nemotron": Family(gated=False, norm_bias=True),
         "arcee": Family(gated=False),
+        "apertus": Family(gated=False, query_key_norm="head"),
+        "jais2": Family(gated=False, output_bias=True, norm_bias=True),
+        "persimmon": Family(
+            gated=False,
+            query_key_value_bias=True,
+            output_bias=True,
+            feed_forward_bias=True,
+            norm_bias=True,
+            query_key_norm="head",
+        ),
+        "qwen3_next": Family(
+            query_key_norm="head",
+            gated_output=True,
+            shared_gate=True,
+            recurrent="delta",
+            own_fields=_DELTA_FIELDS,
+        ),
+        "qwen3_5_text": Family(
+            query_key_norm="head", gated_output=True, recurrent="delta", own_fields=_DELTA_FIELDS
+        ),
+        "qwen3_5_moe_text": Family(
+            query_key_norm="head",
+            gated_output=True,
+            shared_gate=True,
+            recurrent="delta",
+            own_fields=_DELTA_FIELDS,
+        ),
+        "kimi_linear": Family(
+            router_bias=True, recurrent="kimi", own_fields=frozenset({"linear_attn_config"})
+        ),
+        "nemotron_h": Family(
+            gated=False,
+            norms_per_layer=1,
+            router_bias=True,
+            recurrent="mamba2",
+            own_fields=frozenset(
+                {"hybrid_override_pattern", "layers_block_type", "ssm_state_size", "state_size"}
+            ),
+        ),
+        "minimax_m2": Family(query_key_norm="all", router_bias=True),
+        "glm4_moe_lite": Family(router_bias=True),
+        "hunyuan_v1_dense": Family(query_key_norm="head"),
+        "hunyuan_v1_moe": Family(query_key_norm="head"),
+        "hy_v3": Family(query_key_norm="head", router_bias=True),
+        "exaone": Family(),
+        "exaone_moe": Family(query_key_norm="head", router_bias=True),
+        "cwm": Family(),
+        "helium": Family(),
+        "hyperclovax": Family(),
+        "iquestcoder": Family(),
+        "ministral3": Family(),
+        "minicpm3": Family(),
+        "youtu": Family(),
+        "cohere2_moe": Family(norms_per_layer=1, tied_embeddings=True, windows=4),
+        "flex_olmo": Family(query_key_norm="all"),
+        "aria_text": Family(),
+        "granitemoeshared": Family(),
+        "solar_open": Family(router_bias=True),
+        "sarvam_moe": Family(query_key_norm="head", router_bias=True),
+        "sarvam_mla": Family(router_bias=True),
+        "vaultgemma": Family(norms_per_layer=2, tied_embeddings=True, windows="even"),
+        "bert": _BERT,
+        "roberta": _BERT,
+        "xlm-roberta": _BERT,
+        "camembert": _BERT,
+        "modernbert": Family(encoder=True, tied_embeddings=True, outer_norms=2, windows="file"),
     }
 )
 
@@ -203,6 +290,31 @@ FOREIGN_FIELDS = (
     "ssm_cfg",
     "ssm_state_size",
     "state_size",
+)
+
+
+# Architectures that are known, and known to need other formulas: why they are refused.
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "arctic": "a dense feed-forward part beside the experts is not described",
+        "deepseek_v4": "its compressed sparse attention is not described",
+        "falcon_h1": "attention and a state-space layer side by side are not described",
+        "gemma3n_text": "its alternating updates and shared caches are not described",
+        "gemma4_text": "its per-layer embeddings are not described",
+        "jamba": "state-space layers of Mamba-1 are not described",
+        "lfm2": "convolution layers are not described",
+        "longcat_flash": "two blocks a layer and experts that compute nothing are not described",
+        "mamba": "state-space layers of Mamba-1 are not described",
+        "minimax": "lightning attention is not described",
+        "minimax_m3_vl_text": "its block-sparse attention is not described",
+        "mimo_v2_flash": "layers with other head counts in their windows are not described",
+        "nemotron-nas": "layers that differ one by one are not described",
+        "recurrent_gemma": "recurrent layers of Griffin are not described",
+        "step3p5": "layers with other head counts in their windows are not described",
+        "step3_text": "multi-matrix factorization attention is not described",
+        "t5": "an encoder beside a decoder is not described",
+        "whisper": "an encoder beside a decoder is not described",
+    }
 )
 
 

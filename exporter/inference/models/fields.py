@@ -28,6 +28,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 # Wrappers that multimodal models put around their language model.
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
+# Fields that some families list once per layer (Hunyuan); a list of one and the same is that one.
+LISTED = frozenset({"num_experts_per_tok", "n_shared_experts", "moe_intermediate_size"})
 # Larger than any real model; a value beyond is a broken file, not a big model.
 LARGEST_FIELD = 10**9
 LARGEST_LAYER_COUNT = 10_000
@@ -54,6 +56,8 @@ class ConfigFields:
         value = self.raw(name)
         if value is None or isinstance(value, bool):
             return None
+        if name in LISTED and isinstance(value, list) and len(set(map(str, value))) == 1:
+            value = value[0]  # one and the same for every layer
         # Some exporters write 0.0 and 8.0, and some families list one value per layer.
         whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
         if not whole:

@@ -36,9 +36,12 @@ def causal_pairs(
 def linear_flops_per_token(model: ModelDescription) -> int:
     """Return 2·N FLOPs, N the matrix parameters one token meets, without attention and head.
 
+    Layers that carry a state add their work on it, which no context changes.
+
     Source: Kaplan et al., arXiv 2001.08361, section 2.1; active experts only, arXiv 2401.04088.
     """
-    return 2 * count_parameters(model).matrices_per_token
+    states = sum(group.count * group.attention.token_flops for group in model.layers)
+    return 2 * count_parameters(model).matrices_per_token + states
 
 
 def head_flops_per_token(model: ModelDescription) -> int:
@@ -53,8 +56,10 @@ def prefill_attention_flops(
 
     Per layer 4·heads·head_size per query-key pair: the product with the keys and the one with the
     values (PaLM, appendix B, forward pass), over causal pairs within the layer's window. Sparse
-    attention also scores all keys to choose the window's.
+    attention also scores all keys to choose the window's. In an encoder every token attends to all.
     """
+    if not model.causal:
+        return _encoder_attention_flops(model, new_tokens, cached_tokens)
     whole = causal_pairs(new_tokens, cached_tokens)
     return sum(
         group.count
@@ -63,6 +68,16 @@ def prefill_attention_flops(
             * causal_pairs(new_tokens, cached_tokens, group.window)
             + group.attention.index_pair_flops * whole
         )
+        for group in model.layers
+    )
+
+
+def _encoder_attention_flops(
+    model: ModelDescription, new_tokens: float, cached_tokens: float
+) -> float:
+    whole = new_tokens + cached_tokens
+    return sum(
+        group.count * group.attention.prefill_pair_flops * new_tokens * _within(group.window, whole)
         for group in model.layers
     )
 

@@ -12,12 +12,18 @@ SLIDING = ("sliding_attention", "local_attention", "local")
 CHUNKED = ("chunked_attention",)
 
 
-def windows(fields: ConfigFields, family: Family, layer_count: int) -> tuple[int | None, ...]:
+def windows(
+    fields: ConfigFields, family: Family, layer_count: int, hybrid: Sequence[str] = ()
+) -> tuple[int | None, ...]:
     """Return each layer's window in tokens, None where it attends to the whole context.
 
     A chunked layer (Llama 4) attends to its own chunk, on average half of it; the chunk is taken
     as its window, an upper bound.
     """
+    if hybrid:  # full attention and layers that attend to nothing
+        return (None,) * layer_count
+    if family.windows == "file":
+        return _modern_bert(fields, layer_count)
     chunk = fields.integer("attention_chunk_size")
     window = fields.integer("sliding_window") or chunk
     kinds = fields.raw("layer_types")
@@ -34,12 +40,21 @@ def windows(fields: ConfigFields, family: Family, layer_count: int) -> tuple[int
     return _laid_out(fields, family, layer_count, window)
 
 
+def _modern_bert(fields: ConfigFields, layer_count: int) -> tuple[int | None, ...]:
+    """Every third layer attends to all; the others to half of `local_attention` on either side."""
+    window = fields.require("local_attention") + 1
+    every = fields.integer("global_attn_every_n_layers") or 3
+    return tuple(None if layer % every == 0 else window for layer in range(layer_count))
+
+
 def mixtures(
-    fields: ConfigFields, family: Family, layer_count: int
+    fields: ConfigFields, family: Family, layer_count: int, hybrid: Sequence[str] = ()
 ) -> tuple[MixtureOfExperts | None, ...]:
     """Return each layer's experts, None for a layer with one dense feed-forward part."""
-    if not fields.integer("num_experts"):
+    if not fields.integer("num_experts") or (set(hybrid) & {"mlp"} and "moe" not in hybrid):
         return (None,) * layer_count
+    if fields.integer("moe_latent_size"):
+        raise fields.error("experts behind a latent projection are not described (moe_latent_size)")
     mixture = MixtureOfExperts(
         experts=fields.require("num_experts"),
         active_experts=fields.require("num_experts_per_tok"),
@@ -53,6 +68,10 @@ def mixtures(
         raise fields.error(
             f"num_experts_per_tok {mixture.active_experts} exceeds {mixture.experts} experts"
         )
+    if "moe" in hybrid:  # each layer is one thing only
+        return tuple(mixture if kind == "moe" else None for kind in hybrid)
+    if set(hybrid) & {"mlp", "moe"}:
+        return (None,) * layer_count
     return tuple(mixture if _holds_experts(fields, layer) else None for layer in range(layer_count))
 
 
@@ -101,13 +120,15 @@ def _expert_size(fields: ConfigFields) -> int:
 
 def _shared_size(fields: ConfigFields) -> int:
     """Intermediate size of all shared experts together; 0 without any."""
-    explicit = fields.integer("shared_expert_intermediate_size") or fields.integer(
-        "shared_intermediate_size"
+    explicit = (
+        fields.integer("shared_expert_intermediate_size")
+        or fields.integer("shared_intermediate_size")
+        or fields.integer("moe_shared_expert_intermediate_size")
     )
     if explicit:
         return explicit
     count = fields.integer("n_shared_experts") or 0
-    if not count and fields.model_type == "llama4_text":
+    if not count and fields.model_type in {"llama4_text", "hunyuan_v1_moe"}:
         count = 1
     return count * _expert_size(fields) if count else 0
 

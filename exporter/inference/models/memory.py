@@ -105,7 +105,11 @@ def cache_bytes_read(
         copies = group.attention.cache_copies(tensor_parallel)
         values = group.attention.cached_values * tokens * model.cache_value_bytes
         index = group.attention.index_cache_bytes * context_tokens
-        total += group.count * copies * (values + index)
+        # A state that an earlier pass left is read and written back.
+        state = (
+            2 * group.attention.state_values * model.state_value_bytes if context_tokens else 0.0
+        )
+        total += group.count * (copies * (values + index) + state)
     return total
 
 
@@ -122,5 +126,7 @@ def cache_bytes_read_by(
         copies = group.attention.cache_copies(tensor_parallel)
         pairs = causal_pairs(tokens, context_tokens, group.window)
         values = group.attention.cached_values * pairs * model.cache_value_bytes
-        total += group.count * copies * (values + group.attention.index_cache_bytes * whole)
+        state = 2 * group.attention.state_values * model.state_value_bytes * tokens
+        index = group.attention.index_cache_bytes * whole
+        total += group.count * (copies * (values + index) + state)
     return total

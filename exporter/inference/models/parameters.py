@@ -77,7 +77,7 @@ def count_parameters(model: ModelDescription) -> ParameterCounts:
             idle_vectors += (
                 group.count * idle * _feed_forward_bias(model, mixture.intermediate_size)
             )
-    final_norm = hidden * (1 + model.norm_bias)
+    final_norm = model.other_vectors or hidden * (1 + model.norm_bias)
     positions = model.learned_positions * hidden
     return ParameterCounts(
         embedding=table + positions,
@@ -87,7 +87,7 @@ def count_parameters(model: ModelDescription) -> ParameterCounts:
         active_experts=active,
         shared_experts=shared,
         router=router,
-        head=table,
+        head=table if model.output_head else 0,
         vectors=vectors + final_norm,
         idle_expert_vectors=idle_vectors,
         tied_embeddings=model.tied_embeddings,

@@ -132,17 +132,20 @@ def _decode_flops(model: ModelDescription, work: Work) -> float:
 def _weight_bytes(model: ModelDescription, work: Work) -> float:
     """Weights once per pass; passes with a prompt in them read more experts than the others."""
     verified = decoded_tokens(work) + work.rejected_tokens
-    return _passes(model, work.prefill_passes or 0.0, work.prefill_tokens, work.ranks) + _passes(
-        model, work.decode_passes or 0.0, verified, work.ranks
-    )
+    # Embeddings are made without the output head.
+    head = work.decode_tokens > 0 or not work.prompts
+    prefill = _passes(model, work.prefill_passes or 0.0, work.prefill_tokens, work.ranks, head=head)
+    return prefill + _passes(model, work.decode_passes or 0.0, verified, work.ranks, head=True)
 
 
-def _passes(model: ModelDescription, passes: float, tokens: float, ranks: int) -> float:
+def _passes(
+    model: ModelDescription, passes: float, tokens: float, ranks: int, *, head: bool
+) -> float:
     if passes <= 0:
         return 0.0
     # Where passes are counted while they run and answers when they end, a token each is the least.
     each = max(1.0, tokens / passes)
-    return passes * weight_bytes_per_pass(model, each, with_head=True, ranks=ranks)
+    return passes * weight_bytes_per_pass(model, each, with_head=head, ranks=ranks)
 
 
 def _cache_bytes(model: ModelDescription, work: Work, tensor_parallel: int) -> float:

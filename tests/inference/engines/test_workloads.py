@@ -171,7 +171,7 @@ class TestModels:
     def test_a_model_that_cannot_be_described_still_counts_tokens(self, tmp_path):
         """Tokens are exported, FLOPs absent, and one line names the missing fields."""
         broken = tmp_path / "config.json"
-        broken.write_text('{"model_type": "marvel", "hidden_size": 8}')
+        broken.write_text('{"model_type": "qwen3", "hidden_size": 8}')
 
         (model,) = two_scrapes(model=broken).models
 

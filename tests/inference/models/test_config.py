@@ -238,17 +238,17 @@ class TestRefusals:
     def test_missing_fields_are_named(self):
         """One line names the architecture and every missing field."""
         with pytest.raises(UnknownArchitectureError) as caught:
-            describe({"model_type": "marvel", "hidden_size": 64})
+            describe({"model_type": "qwen3", "hidden_size": 64})
 
         assert str(caught.value) == (
-            "cannot describe architecture 'marvel': missing fields: "
+            "cannot describe architecture 'qwen3': missing fields: "
             "intermediate_size, num_attention_heads, num_hidden_layers, vocab_size"
         )
 
     def test_a_mixture_without_routing_is_incomplete(self):
         """Experts without the number active per token cannot be counted."""
         with pytest.raises(UnknownArchitectureError, match="num_experts_per_tok"):
-            describe({**LLAMA, "model_type": "marvel", "num_experts": 8})
+            describe({**LLAMA, "model_type": "qwen3_moe", "num_experts": 8})
 
     @pytest.mark.parametrize(
         "foreign",
@@ -264,12 +264,20 @@ class TestRefusals:
         with pytest.raises(UnknownArchitectureError):
             describe({**LLAMA, **foreign})
 
-    def test_an_unknown_family_with_all_fields_is_described_and_says_so(self):
-        """Most new families are Llama with another name."""
-        model = describe({**LLAMA, "model_type": "marvel"})
-
-        assert model.layers == describe(LLAMA).layers
-        assert model.assumptions == ("marvel: a gated feed-forward part",)
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("marvel", "not one that is known exactly"),
+            ("longcat_flash", "two blocks a layer"),
+            ("minimax_m3_vl_text", "block-sparse attention"),
+            ("recurrent_gemma", "recurrent layers"),
+            ("whisper", "an encoder beside a decoder"),
+        ],
+    )
+    def test_what_is_not_known_exactly_is_refused_by_name(self, name, reason):
+        """However much it looks like a Llama."""
+        with pytest.raises(UnknownArchitectureError, match=f"'{name}': .*{reason}"):
+            describe({**LLAMA, "model_type": name})
 
     @pytest.mark.parametrize("value", ["4096", 1.5, -1, 10**12, [4096]])
     def test_nonsense_is_refused(self, value):

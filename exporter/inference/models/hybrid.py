@@ -1,0 +1,142 @@
+"""Models whose layers are not all attention: which layer is what, and what a recurrent one holds."""
+
+from collections.abc import Sequence
+
+from exporter.inference.models.description import NO_MIXER, RecurrentMixer
+from exporter.inference.models.families import Family
+from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields
+
+
+FULL_ATTENTION, RECURRENT, MLP, MOE = "full_attention", "linear_attention", "mlp", "moe"
+# Nemotron-H writes its layers as a word; and the names that older files use.
+_LETTERS = {"M": RECURRENT, "*": FULL_ATTENTION, "-": MLP, "E": MOE}
+_NAMES = {
+    "mamba": RECURRENT,
+    "linear_attention": RECURRENT,
+    "attention": FULL_ATTENTION,
+    "full_attention": FULL_ATTENTION,
+    "mlp": MLP,
+    "moe": MOE,
+}
+
+
+def layer_kinds(fields: ConfigFields, family: Family) -> tuple[str, ...]:
+    """Return what each layer is; empty for a family whose layers all attend."""
+    if not family.recurrent:
+        return ()
+    count = fields.integer("num_hidden_layers")
+    kinds = _written(fields)
+    if kinds is None and family.recurrent == "kimi":
+        kinds = _kimi(fields, count or 0)
+    if kinds is None and family.recurrent == "delta":
+        every = fields.integer("full_attention_interval") or 4
+        layers = range(min(count or 0, LARGEST_LAYER_COUNT))
+        kinds = [FULL_ATTENTION if (layer + 1) % every == 0 else RECURRENT for layer in layers]
+    if not kinds:
+        raise fields.error("nothing says which of its layers are recurrent")
+    if count and len(kinds) < count:
+        raise fields.error(f"{len(kinds)} kinds of layers for {count} layers")
+    return tuple(kinds[: min(count or len(kinds), LARGEST_LAYER_COUNT)])
+
+
+def mixer_of(fields: ConfigFields, family: Family, kind: str) -> RecurrentMixer:
+    """Return the mixer of a layer that does not attend."""
+    if kind in {MLP, MOE}:
+        return NO_MIXER
+    if family.recurrent == "delta":
+        return _gated_delta(fields)
+    return _kimi_delta(fields) if family.recurrent == "kimi" else _mamba2(fields)
+
+
+def _written(fields: ConfigFields) -> list[str] | None:
+    """The kinds where the file lists them."""
+    pattern = fields.raw("hybrid_override_pattern")
+    if isinstance(pattern, str) and pattern:
+        letters = [letter for letter in pattern if letter != "|"]
+        if not set(letters) <= set(_LETTERS):
+            raise fields.error("hybrid_override_pattern has letters that are not described")
+        return [_LETTERS[letter] for letter in letters]
+    for name in ("layers_block_type", "layer_types"):
+        listed = fields.raw(name)
+        if isinstance(listed, Sequence) and not isinstance(listed, str) and listed:
+            unknown = {str(kind) for kind in listed} - set(_NAMES)
+            if unknown:
+                raise fields.error(f"layer type {min(unknown)!r} is not described")
+            return [_NAMES[str(kind)] for kind in listed]
+    return None
+
+
+def _kimi(fields: ConfigFields, count: int) -> list[str] | None:
+    """Kimi Linear numbers its attention layers from 1."""
+    settings = fields.raw("linear_attn_config")
+    full = settings.get("full_attn_layers") if isinstance(settings, dict) else None
+    if not isinstance(full, list) or count > LARGEST_LAYER_COUNT:
+        return None
+    return [FULL_ATTENTION if layer + 1 in full else RECURRENT for layer in range(count)]
+
+
+def _gated_delta(fields: ConfigFields) -> RecurrentMixer:
+    """Gated delta network: queries, keys and values convolved, a state of key by value size a head.
+
+    Per value head the state is read with the key, corrected by an outer product, and read with the
+    query: three products of key size by value size.
+    """
+    hidden = fields.require("hidden_size")
+    key_size, value_size = (
+        fields.require("linear_key_head_dim"),
+        fields.require("linear_value_head_dim"),
+    )
+    value_heads = fields.require("linear_num_value_heads")
+    keys = key_size * fields.require("linear_num_key_heads")
+    values = value_size * value_heads
+    convolved = 2 * keys + values
+    state = value_heads * key_size * value_size
+    return RecurrentMixer(
+        matrices=hidden * (2 * keys + 2 * values + 2 * value_heads)
+        + values * hidden
+        + convolved * fields.require("linear_conv_kernel_dim"),
+        vectors=2 * value_heads + value_size,
+        state_values=state,
+        token_flops=6 * state,
+    )
+
+
+def _kimi_delta(fields: ConfigFields) -> RecurrentMixer:
+    """Kimi delta attention: as above, with a decay for each channel and low-rank gates."""
+    settings = fields.raw("linear_attn_config")
+    said = settings if isinstance(settings, dict) else {}
+    hidden = fields.require("hidden_size")
+    heads = int(said.get("num_heads") or 0) or fields.require("linear_num_heads")
+    size = int(said.get("head_dim") or 0) or fields.require("linear_head_dim")
+    kernel = int(said.get("short_conv_kernel_size") or 0) or fields.require(
+        "linear_conv_kernel_dim"
+    )
+    wide = heads * size
+    state = heads * size * size
+    return RecurrentMixer(
+        matrices=4 * hidden * wide
+        + 3 * wide * kernel
+        + 2 * (hidden + wide) * size
+        + hidden * heads,
+        vectors=wide + heads + size,
+        state_values=state,
+        token_flops=6 * state,
+    )
+
+
+def _mamba2(fields: ConfigFields) -> RecurrentMixer:
+    """Mamba-2: per head a state of head size by state size, written and read once a token."""
+    hidden = fields.require("hidden_size")
+    heads = fields.require("mamba_num_heads")
+    inner = heads * fields.require("mamba_head_dim")
+    states = fields.require("ssm_state_size")
+    groups = fields.require("n_groups") * states
+    convolved = inner + 2 * groups
+    return RecurrentMixer(
+        matrices=hidden * (2 * inner + 2 * groups + heads)
+        + inner * hidden
+        + convolved * fields.require("conv_kernel"),
+        vectors=convolved * fields.flag("use_conv_bias", default=True) + 3 * heads + inner,
+        state_values=inner * states,
+        token_flops=4 * inner * states,
+    )
