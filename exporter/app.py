@@ -31,7 +31,7 @@ from exporter.metrics.rows import Part
 from exporter.procfs import process_name
 from exporter.services import Services
 from exporter.signals import SignalWaiter
-from exporter.state import LiveState, Parts, ReloadStatus, State
+from exporter.state import LiveState, Parts, ReloadStatus, State, build_state
 from exporter.status.inputs import StatusSources
 from exporter.status.memory import Memory
 from exporter.status.service import StatusService
@@ -170,11 +170,15 @@ class Daemon:
     def _parts(self, now: float) -> Parts:
         """What has been published; a service that fails leaves its part empty, and no other."""
         services, nothing = self._services, Parts()
+        host = self._host.published(now)
+        devices = build_state(Parts(host=host), now)  # MFU divides by the peaks of fresh ones
         return Parts(
-            host=self._host.published(now),
+            host=host,
             probes=self._part("probes", services.probes.snapshot, nothing.probes),
-            workloads=self._part("workloads", services.workloads.snapshot, nothing.workloads),
-            precisions=self._part("precisions", services.workloads.precisions, {}),
+            workloads=self._part(
+                "workloads", lambda: services.workloads.snapshot(devices), nothing.workloads
+            ),
+            precisions=self._part("precisions", lambda: services.workloads.precisions(devices), {}),
             holders=self._part("holders", services.holders.snapshot, nothing.holders),
             calibration=self._part("calibration", services.calibration.read, {}),
             reload=self._reload_status,

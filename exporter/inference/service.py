@@ -126,23 +126,26 @@ class WorkloadService:
                 if entry.name not in self._workloads:
                     self._add(entry, found=False)
 
-    def snapshot(self) -> WorkloadsSnapshot:
-        """Return the state of all workloads now."""
+    def snapshot(self, state: State | None = None) -> WorkloadsSnapshot:
+        """Return all workloads as of now. Ratios divide by the peaks of the devices in `state`."""
+        state = state or self._state()
         with self._lock:
             workloads = sorted(self._workloads.items())
-        return WorkloadsSnapshot(tuple(self._workload(workload) for _name, workload in workloads))
+        return WorkloadsSnapshot(
+            tuple(self._workload(workload, state) for _name, workload in workloads)
+        )
 
-    def precisions(self) -> Mapping[str, str]:
+    def precisions(self, state: State | None = None) -> Mapping[str, str]:
         """Return the precision served on each GPU by its UUID, as the engines and models say.
 
         It outlives an engine's failure: the value of past work does not change with it.
         """
         served: dict[str, str] = {}
-        state = self._state()
+        state = state or self._state()
         with self._lock:
             workloads = sorted(self._workloads.items())
         for _name, workload in workloads:
-            gpus = self._gpus_of(workload)
+            gpus = self._gpus_of(workload, state)
             for books in workload.account.models():
                 precision = precision_of(workload.config, books, gpus, state)
                 if precision is not None:
@@ -183,36 +186,35 @@ class WorkloadService:
     def _remove(self, name: str) -> None:
         self._workloads.pop(name).scraper.stop()
 
-    def _workload(self, workload: _Workload) -> WorkloadSnapshot:
-        state = workload.scraper.state()
-        gpus = self._gpus_of(workload)
+    def _workload(self, workload: _Workload, state: State) -> WorkloadSnapshot:
+        scrape = workload.scraper.state()
+        gpus = self._gpus_of(workload, state)
         return WorkloadSnapshot(
             name=workload.config.name,
             engine=workload.config.engine,
-            up=state.up,
-            reason=state.reason.value if state.reason else None,
+            up=scrape.up,
+            reason=scrape.reason.value if scrape.reason else None,
             gpus=gpus,
             models=tuple(
                 present(
                     workload.config,
                     books,
                     gpus,
-                    self._state(),
+                    state,
                     Split(self._split(workload), workload.launch.gpus, workload.launch.role),
                 )
                 for books in workload.account.models()
             )
-            if state.up
+            if scrape.up
             else (),
-            errors=state.errors,
-            malformed_lines=state.malformed_lines,
-            last_success_timestamp_seconds=state.last_success_timestamp_seconds,
+            errors=scrape.errors,
+            malformed_lines=scrape.malformed_lines,
+            last_success_timestamp_seconds=scrape.last_success_timestamp_seconds,
         )
 
-    def _gpus_of(self, workload: _Workload) -> tuple[GpuRef, ...]:
+    def _gpus_of(self, workload: _Workload, state: State) -> tuple[GpuRef, ...]:
         if not workload.config.gpus:
             return workload.process_gpus
-        state = self._state()
         found = (state.find(key) for key in workload.config.gpus)
         return tuple(dict.fromkeys(_reference(device) for device in found if device is not None))
 
@@ -242,7 +244,9 @@ class WorkloadService:
         told = config.tensor_parallel or workload.launch.tensor_parallel
         if told:
             return told
-        return max(1, len(self._gpus_of(workload)) // (config.pipeline_parallel or 1))
+        return max(
+            1, len(self._gpus_of(workload, self._state())) // (config.pipeline_parallel or 1)
+        )
 
     def _split(self, workload: _Workload) -> int:
         """GPUs over which one engine splits its model, for estimates that it gives per GPU."""
