@@ -123,6 +123,7 @@ class ProbeFacts:
             clock_event_reasons=_reasons(gpu_fast.event_reasons),
             utilization_ratio=fast.gpu_utilization,
             driver_version=identity.driver_version or "",
+            headline_precision=device.precision or "",
         )
 
 

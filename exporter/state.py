@@ -15,6 +15,7 @@ from typing import Literal
 from exporter.accounting.counters import HistogramValue
 from exporter.accounting.device import Counters, LastWindow
 from exporter.accounting.peaks import Peaks
+from exporter.accounting.processor_peaks import held_peaks
 from exporter.attribution.ledger import Bill
 from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
 from exporter.inference.snapshot import WorkloadsSnapshot
@@ -85,6 +86,11 @@ class DeviceState:
     ticks_missed: int = 0
     instances: tuple["DeviceState", ...] = ()
     absent: Absence | None = None
+
+    @property
+    def is_processor(self) -> bool:
+        """Whether it is the host processor, and no GPU."""
+        return self.identity.index.startswith("cpu")
 
     def without_readings(self, why: Absence) -> "DeviceState":
         """The device with its identity and health, and nothing that was read from it."""
@@ -233,8 +239,11 @@ def build_state(parts: Parts, now: float) -> State:
     """The State of these parts at `now` (monotonic seconds): the freshness rule is applied here."""
     devices: list[DeviceState] = []
     valid_until = now + _PARTS_SECONDS
+    probed = {results.uuid: results for results in parts.probes.devices}
     for published in parts.host.devices:
         gpu = _fresh(published, parts.host.hung, now)
+        if gpu.is_processor:
+            gpu = _with_held_peaks(gpu, probed.get(gpu.identity.uuid))
         instances = tuple(_fresh(each, parts.host.hung, now) for each in published.instances)
         if gpu.up and instances != published.instances:
             gpu = replace(gpu, instances=instances)
@@ -311,6 +320,19 @@ def _fresh(device: DeviceState, hung: frozenset[DeviceName], now: float) -> Devi
     if now - device.at_seconds > device.max_age_seconds:
         return device.without_readings("stale")
     return device
+
+
+def _with_held_peaks(device: DeviceState, results: ProbeResults | None) -> DeviceState:
+    """A processor's peaks are derived from what is known of its family: probes may prove them wrong."""
+    if device.peaks is None or results is None:
+        return device
+    peaks = held_peaks(
+        device.peaks,
+        clock_hertz=results.clock_max_hertz,
+        measured_flops=results.flops_max,
+        measured_bandwidth=results.bandwidth_max_bytes_per_second,
+    )
+    return replace(device, peaks=peaks, precision=peaks.default_precision)
 
 
 def _expires(device: DeviceState) -> float:

@@ -34,18 +34,19 @@ _ALWAYS: Final = frozenset({"fp32", "fp64"})
 _CHAIN: Final = 32
 _CHAIN_CYCLES: Final = 3 * _CHAIN
 _CHAIN_LOOPS: Final = 1000
-_CHAIN_TRIES: Final = 3
+_CHAIN_TRIES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Processor:
     """The processor of this host. `cores` are the logical CPUs to use, one for each physical core.
 
-    `quota` is the cgroup's limit in cores, None where there is none. `vendor`, `family`, `model`
+    `allowed` are all logical CPUs that may be used, `quota` is the cgroup's limit in cores, None where there is none. `vendor`, `family`, `model`
     are x86's, `implementer` and `part` Arm's; `flags` are the instruction sets by the kernel's names.
     """
 
     cores: tuple[int, ...]
+    allowed: tuple[int, ...] = ()
     quota: float | None = None
     name: str = ""
     vendor: str = ""
@@ -79,13 +80,18 @@ def read_processor(root: Path = _ROOT, allowed: Iterable[int] | None = None) -> 
         allowed = os.sched_getaffinity(0)
     usable = None if allowed is None else set(allowed)
     cores: dict[tuple[str, str], int] = {}
+    numbers = []
     for block in blocks:
         number = int(block["processor"])
         if usable is None or number in usable:
             cores.setdefault(_core(root, block, number), number)
+            numbers.append(number)
+    if not numbers:
+        numbers = sorted(usable or range(os.cpu_count() or 1))
     first = blocks[0] if blocks else {}
     return Processor(
-        cores=tuple(sorted(cores.values())) or tuple(sorted(usable or range(os.cpu_count() or 1))),
+        cores=tuple(sorted(cores.values())) or tuple(numbers),
+        allowed=tuple(numbers),
         quota=_quota(root),
         name=first.get("model name", ""),
         vendor=first.get("vendor_id", ""),

@@ -63,6 +63,8 @@ class ProbedDevice:
     """By kernel, when it was last run, on the monotonic clock."""
     misfits: Counter[str] = field(default_factory=Counter)
     """By kernel, how often a whole interval's budget was too small for it."""
+    credit_taken: float = 0.0
+    """Device time that first headline figures took beyond an interval's budget."""
     last_idle_death: float = -math.inf
     died: bool = False
     """The last worker ended against its will: the next start is a restart."""

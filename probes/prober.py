@@ -201,20 +201,30 @@ class Prober:
 
     def _allowance(self, state: ProbedDevice, subject: Subject, baseline: Baseline | None) -> float:
         """What the next run may take; 0 when it has to wait for the budget."""
-        usable = state.ledger.limits.usable_seconds
-        first = (
-            subject.facts.kind == "cpu"
-            and _headline_rank(subject.kernel, subject.facts) < OTHERS_RANK
-            and subject.kernel.name not in state.record.last_success
-        )
-        credit = FIRST_CREDIT_INTERVALS * usable if first else 0.0
+        credit = self._credit(state, subject)
         left = state.ledger.allowance(self._states.clock.monotonic(), credit)
+        usable = state.ledger.limits.usable_seconds + min(0.0, credit)
         if baseline is None or baseline.device_seconds is None:
             return left if left >= NEW_KERNEL_SHARE * usable else 0.0
         wanted = ALLOWANCE_FACTOR * baseline.device_seconds + self._config.max_chunk_seconds
         # One that takes more than all there is gets all there is.
         wanted = min(wanted, usable)
         return wanted if left >= wanted else 0.0
+
+    def _credit(self, state: ProbedDevice, subject: Subject) -> float:
+        """What may be spent on top of an interval's budget; below 0 what is to be saved of it."""
+        if subject.facts.kind != "cpu":
+            return 0.0
+        limits = state.ledger.limits
+        whole = FIRST_CREDIT_INTERVALS * limits.usable_seconds
+        first = (
+            _headline_rank(subject.kernel, subject.facts) < OTHERS_RANK
+            and subject.kernel.name not in state.record.last_success
+        )
+        if first and state.credit_taken < whole:
+            return whole - state.credit_taken
+        # Saved over an hour, so that the last of its intervals have their budget as well.
+        return -(whole + limits.usable_seconds) * limits.interval_seconds / limits.horizon_seconds
 
     def _run(
         self,
@@ -238,6 +248,8 @@ class Prober:
         )
         charge = self._states[uuid].ledger.precharge(self._states.clock.monotonic(), allowance)
         report = pooled.worker.run(request)
+        if self._credit(self._states[uuid], subject) > 0:
+            self._states[uuid].credit_taken += report.device_seconds
         self._states.settle(uuid, charge, report.device_seconds)
         return report
 

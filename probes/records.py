@@ -56,6 +56,12 @@ class ProbeResults:
     worker_pid: int | None
     instance: str | None = None
     """The `mig` label, of a MIG instance."""
+    flops_max: Mapping[str, float] = field(default_factory=dict)
+    """By precision, the highest FLOP/s accepted since the start."""
+    bandwidth_max_bytes_per_second: float | None = None
+    """The highest rate of the device-memory copy since the start."""
+    clock_max_hertz: float | None = None
+    """The highest clock of a probe since the start."""
     failures_in_a_row: Mapping[str, int] = field(default_factory=dict)
     """Failed runs since the last accepted one, by kernel; of those that ever failed."""
 
@@ -121,6 +127,9 @@ class DeviceRecord:
     bandwidth: dict[tuple[str, str], Value] = field(default_factory=dict)
     latency: Value | None = None
     baseline_ratio: dict[str, Value] = field(default_factory=dict)
+    flops_max: dict[str, float] = field(default_factory=dict)
+    bandwidth_max: float | None = None
+    clock_max: float | None = None
     busy_low: Value | None = None
     busy_high: Value | None = None
     mismatches: Counter[str] = field(default_factory=Counter)
@@ -163,8 +172,11 @@ class DeviceRecord:
         number, label = judgement.value, kernel.label
         if kernel.quantity == "flops":
             self.flops[label] = _next(self.flops.get(label), number, now)
+            self.flops_max[label] = max(number, self.flops_max.get(label, 0.0))
         elif kernel.quantity == "bandwidth":
             self.bandwidth[label, peer] = _next(self.bandwidth.get((label, peer)), number, now)
+            if label == "device":
+                self.bandwidth_max = max(number, self.bandwidth_max or 0.0)
         else:
             self.latency = _next(self.latency, number, now)
         if ratio is not None:
@@ -182,6 +194,7 @@ class DeviceRecord:
     def clocked(self, hertz: float, now: float) -> None:
         """Take over the SM clock during a run."""
         self.clock = _next(self.clock, hertz, now)
+        self.clock_max = max(hertz, self.clock_max or 0.0)
 
     def snapshot(self, now: float, interval: float) -> ProbeResults:
         """A frozen copy, stale values left out. `interval` is the time between the device's turns."""
@@ -212,5 +225,8 @@ class DeviceRecord:
             worker_memory_bytes=self.worker_memory_bytes,
             worker_pid=self.worker_pid,
             instance=self.instance,
+            flops_max=dict(self.flops_max),
+            bandwidth_max_bytes_per_second=self.bandwidth_max,
+            clock_max_hertz=self.clock_max,
             failures_in_a_row=dict(self.failures_in_a_row),
         )

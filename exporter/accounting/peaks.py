@@ -81,7 +81,7 @@ class Peaks:
 
     `flops` is the dense peak by precision in FLOP/s, `tensor_rate` and `plain_rate` the FLOP per
     clock and SM by precision of the tensor and the plain pipes (a fused multiply-add counts 2).
-    `origin` is `datasheet`, `derived` or `config`, `model` the table's name of the GPU model.
+    `origin` is `datasheet`, `derived`, `config` or, of a processor whose derived peak was passed, `measured`, `model` the table's name of the GPU model.
     `doubt` says in words why this is no data sheet, or what is missing; None where nothing is.
     """
 

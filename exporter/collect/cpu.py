@@ -1,31 +1,27 @@
 """Source `cpu`: the host processor, standing in for a GPU where there is none.
 
-Reads /proc and /sys only. There is no portable counter of floating-point work, so the processor's
-achieved FLOPS come from the micro-probes alone; utilization and clock come from here.
+Utilization, clock, memory and energy come from /proc and /sys. What it could do comes from the
+micro-probes; what it does, from its own counters (`perf`) where the kernel lets us read them.
 """
 
 import hashlib
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.accounting.peaks import Peaks
+from exporter.accounting.processor_peaks import processor_peaks
 from exporter.readings import ClockSample, DeviceIdentity, FastReading
+from flopwatch.processor import clock_hertz, read_processor
 
 
 _ROOT = Path("/")
 _CLOCKS = "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"
 _KILO = 1e3
 _MEGA = 1e6
-# FLOP per cycle and core, fp64 and fp32, with two fused multiply-add units of the widest vectors
-# (vendors' optimization manuals); without FMA one multiply and one add of 128 bits.
-_FLOP_PER_CYCLE = (("avx512f", 32, 64), ("fma", 16, 32), ("asimd", 8, 16), ("sse2", 4, 8))
-# Zen 4 (AMD's family 25 with AVX-512) sends vectors of 512 bits through units of 256 in two passes
-# (AMD, Software Optimization Guide for the AMD Zen4 Microarchitecture, 57647).
-_HALF_WIDTH_AVX512 = ("AuthenticAMD", "25")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,41 +36,27 @@ class CpuSource:
     def __init__(self, clock: Callable[[], float], root: Path = _ROOT) -> None:
         self._clock = clock
         self._root = root
+        self._processor = read_processor(root)
         self._times: _Times | None = None
         self._energy_paths = sorted(root.glob("sys/class/powercap/intel-rapl:[0-9]/energy_uj"))
 
     def identity(self) -> DeviceIdentity:
         """The processor as a device: `cpu0`, with a UUID that is stable for this host."""
-        info = self._cpuinfo()
         machine = self._text("etc/machine-id") or socket.gethostname()
         digest = hashlib.sha256(f"flopwatch {machine}".encode()).hexdigest()
         return DeviceIdentity(
             index="cpu0",
             uuid=f"CPU-{digest[:8]}-{digest[8:12]}-{digest[12:16]}",
-            name=info.get("model name") or os.uname().machine,
+            name=self._processor.name or os.uname().machine,
             architecture=os.uname().machine,
-            sm_count=self._cores(),
-            sm_clock_max_hertz=self._max_hertz(info),
+            sm_count=self._processor.threads,
+            sm_clock_max_hertz=self._max_hertz(),
             memory_size_bytes=int(self._memory().get("MemTotal", 0)) or None,
         )
 
     def peaks(self, identity: DeviceIdentity) -> Peaks:
-        """Cores x FLOP per cycle x maximum clock, from the instruction sets that it names."""
-        info = self._cpuinfo()
-        flags = set((info.get("flags") or info.get("Features") or "").split())
-        if (info.get("vendor_id"), info.get("cpu family")) == _HALF_WIDTH_AVX512:
-            flags.discard("avx512f")
-        rate = next(((f64, f32) for flag, f64, f32 in _FLOP_PER_CYCLE if flag in flags), None)
-        if rate is None or identity.sm_count is None or identity.sm_clock_max_hertz is None:
-            return Peaks(origin="derived", model=identity.name)
-        cycles = identity.sm_count * identity.sm_clock_max_hertz
-        return Peaks(
-            origin="derived",
-            model=identity.name,
-            sm_count=identity.sm_count,
-            flops={"fp64": rate[0] * cycles, "fp32": rate[1] * cycles},
-            plain_rate={"fp64": rate[0], "fp32": rate[1]},
-        )
+        """Cores x FLOP per cycle x maximum clock, by processor family."""
+        return processor_peaks(self._processor, identity.sm_clock_max_hertz)
 
     def read_clock(self) -> ClockSample:
         """Mean clock of the cores, now."""
@@ -104,13 +86,15 @@ class CpuSource:
         return min(1.0, max(0.0, share))
 
     def _cpu_times(self) -> _Times | None:
-        """Clock ticks of all processors together: columns user … steal of /proc/stat."""
-        line = (self._text("proc/stat") or "").partition("\n")[0].split()
-        if len(line) < 6 or line[0] != "cpu":
+        """Clock ticks of the processors that may be used, together: columns user to steal of /proc/stat."""
+        names = {f"cpu{number}" for number in self._processor.allowed}
+        lines = [line.split() for line in (self._text("proc/stat") or "").splitlines()]
+        rows = [line[1:9] for line in lines if line and line[0] in names and len(line) >= 6]
+        if not rows:
             return None
-        ticks = [float(value) for value in line[1:9]]
-        idle = ticks[3] + ticks[4]
-        return _Times(busy=sum(ticks) - idle, total=sum(ticks))
+        total = sum(float(value) for row in rows for value in row)
+        idle = sum(float(row[3]) + float(row[4]) for row in rows)
+        return _Times(busy=total - idle, total=total)
 
     def _hertz(self) -> float | None:
         try:
@@ -118,7 +102,8 @@ class CpuSource:
         except OSError:  # no descriptor left
             paths = []
         clocks = [number * _KILO for path in paths if (number := _number(_read(path))) is not None]
-        if not clocks:
+        # A hypervisor shows its nominal clock there, whatever the true one is.
+        if not clocks and "hypervisor" not in self._processor.flags:
             clocks = [
                 float(value) * _MEGA
                 for value in re.findall(
@@ -127,33 +112,20 @@ class CpuSource:
             ]
         return sum(clocks) / len(clocks) if clocks else None
 
-    def _max_hertz(self, info: Mapping[str, str]) -> float | None:
+    def _max_hertz(self) -> float | None:
+        """The highest clock: as the kernel or the name has it, or as measured here if that is higher.
+
+        In a virtual machine the kernel knows the nominal clock at most, and the name may as well.
+        """
+        known = [self._named_hertz(), clock_hertz() if self._root == _ROOT else None]
+        return max((hertz for hertz in known if hertz is not None), default=None)
+
+    def _named_hertz(self) -> float | None:
         text = self._text("sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
         if (number := _number(text)) is not None:
             return number * _KILO
-        named = re.search(r"@\s*([\d.]+)\s*GHz", info.get("model name", ""))
-        if named:
-            return float(named[1]) * 1e9
-        return self._hertz()
-
-    def _cores(self) -> int | None:
-        """Physical cores: pairs of package and core id; processors where the kernel names none."""
-        text = self._text("proc/cpuinfo") or ""
-        pairs = set(
-            zip(
-                re.findall(r"^physical id\s*:\s*(\d+)", text, re.MULTILINE),
-                re.findall(r"^core id\s*:\s*(\d+)", text, re.MULTILINE),
-                strict=False,
-            )
-        )
-        return (
-            len(pairs) or len(re.findall(r"^processor\s*:", text, re.MULTILINE)) or os.cpu_count()
-        )
-
-    def _cpuinfo(self) -> dict[str, str]:
-        first = (self._text("proc/cpuinfo") or "").partition("\n\n")[0]
-        pairs = (line.partition(":") for line in first.splitlines())
-        return {key.strip(): value.strip() for key, _colon, value in pairs}
+        named = re.search(r"@\s*([\d.]+)\s*GHz", self._processor.name)
+        return float(named[1]) * 1e9 if named else self._hertz()
 
     def _memory(self) -> dict[str, float]:
         """/proc/meminfo in bytes."""

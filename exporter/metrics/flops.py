@@ -58,7 +58,8 @@ PEAK_INFO = SUBJECT.gauge(
     "flopwatch_peak_info",
     labels=("origin", "model"),
     help=(
-        "Origin of the peaks, always 1: `datasheet` (a model of the built-in table), `derived` (from its silicon) or `config`."
+        "Origin of the peaks, always 1: `datasheet` (a model of the built-in table), `derived` (from its silicon), "
+        "`measured` (a host processor whose probes passed the derived peak) or `config`."
     ),
     interpretation="Data-sheet peaks are the vendor's figures; derived peaks are within about 10 %.",
 )

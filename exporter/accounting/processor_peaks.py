@@ -1,0 +1,153 @@
+"""Peak rates of host processors: cores x FLOP per cycle and core x clock, held against measurements.
+
+FLOP per cycle and core is the width of the vectors over that of the precision, times the units
+that multiply and add at once, times 2 for a fused multiply-add. What no source below states is
+left out: then the peak is the highest rate that was measured.
+
+- AMD: Software Optimization Guides for families 17h (55723, 56305), 19h (56665: Zen 3; 57647: Zen 4)
+  and 1Ah (58455: Zen 5). Zen 4 sends 512 bits through units of 256 in two passes.
+- Intel: 64 and IA-32 Architectures Optimization Reference Manual (248966): ports 0 and 5 of servers
+  with AVX-512, VNNI, and AMX with 1024 bf16 and 2048 int8 operations a cycle and core. Xeon Bronze,
+  Silver and Gold 5xxx of Skylake and Cascade Lake, and client processors, have one unit of 512 bits.
+- Arm: Software Optimization Guides of Neoverse N1, V1, N2 and V2.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from exporter.accounting.peaks import Peaks
+from flopwatch.processor import Processor
+
+
+_AMD = "AuthenticAMD"
+_ZEN = 23  # 17h: Zen, Zen+, and Zen 2 from model 30h on
+_ZEN_2_FIRST_MODEL = 0x30
+_ZEN_4 = 25  # 19h: Zen 3, and Zen 4, which has AVX-512
+_ZEN_5 = 26  # 1Ah
+# Zen 5 processors for laptops have units of 256 bits.
+_ZEN_5_NARROW_MODELS = (range(0x20, 0x30), range(0x60, 0x80))
+_SKYLAKE_SERVER = 85
+_ONE_UNIT_NAMES = re.compile(r"Xeon.* (Bronze|Silver|Gold 5(?!122))")
+# Cannon, Ice, Tiger and Rocket Lake for clients.
+_ONE_UNIT_MODELS = frozenset({102, 125, 126, 140, 141, 167})
+_ARM = 0x41
+# fp64, fp32 and fp16 by part number.
+_NEOVERSE = {
+    0xD0C: (8, 16, 32),  # N1: two units of 128 bits
+    0xD40: (16, 32, 64),  # V1: two of 256
+    0xD49: (8, 16, 32),  # N2: two of 128
+    0xD4F: (16, 32, 64),  # V2: four of 128
+}
+_AMX_BF16 = 1024
+_AMX_INT8 = 2048
+# A measurement may pass the derived peak by this much without proving it wrong: the clock that
+# both are held against is measured as well.
+_TOLERANCE = 1.02
+
+
+def flop_per_cycle(processor: Processor) -> dict[str, float]:
+    """FLOP per cycle and core by precision, as far as a source states it; empty if none does."""
+    if processor.implementer is not None:
+        return _arm(processor)
+    flags = processor.flags
+    bits = _vector_bits(processor)
+    if bits is None:
+        return {}
+    # Two units that do a multiplication and an addition of `bits` each.
+    rates = {"fp64": bits / 16, "fp32": bits / 8}
+    if flags & {"avx512_vnni", "avx_vnni"}:
+        rates["int8"] = bits / 2
+    if processor.vendor == _AMD and processor.family == _ZEN_5 and "avx512_bf16" in flags:
+        rates["bf16"] = bits / 4
+    if "avx512_fp16" in flags:
+        rates["fp16"] = bits / 4
+    if "amx_bf16" in flags:
+        rates["bf16"] = _AMX_BF16
+    if "amx_fp16" in flags:
+        rates["fp16"] = _AMX_BF16
+    if "amx_int8" in flags:
+        rates["int8"] = _AMX_INT8
+    return rates
+
+
+def processor_peaks(processor: Processor, clock_hertz: float | None) -> Peaks:
+    """The peaks of all usable cores at this clock; only rates where the clock is not known."""
+    rates = flop_per_cycle(processor)
+    cycles = processor.threads * clock_hertz if clock_hertz else None
+    return Peaks(
+        origin="derived",
+        model=processor.name,
+        sm_count=processor.threads,
+        flops={} if cycles is None else {name: rate * cycles for name, rate in rates.items()},
+        plain_rate=rates,
+    )
+
+
+def held_peaks(
+    peaks: Peaks,
+    *,
+    clock_hertz: float | None,
+    measured_flops: Mapping[str, float],
+    measured_bandwidth: float | None,
+) -> Peaks:
+    """A processor's peaks after probes: at their clock, and never below what they measured.
+
+    `measured_*` are the highest that were accepted, `clock_hertz` the highest clock of a probe. A
+    processor names no memory bandwidth: its peak is the highest copy rate. Where a measurement passes
+    a derived peak, the derivation is wrong: `origin` is `measured`, and `doubt` says so.
+    """
+    flops = dict(peaks.flops)
+    if clock_hertz and peaks.sm_count:
+        for precision, rate in peaks.plain_rate.items():
+            at_clock = rate * peaks.sm_count * clock_hertz
+            flops[precision] = max(flops.get(precision, 0.0), at_clock)
+    wrong = []
+    for precision, measured in measured_flops.items():
+        derived = flops.get(precision)
+        if derived is not None and measured > _TOLERANCE * derived:
+            wrong.append(f"{precision} ({measured / derived:.0%} of the derived peak)")
+        flops[precision] = max(measured, derived or 0.0)
+    held = replace(peaks, flops=flops, dram_bytes_per_second=measured_bandwidth)
+    if not wrong:
+        return held
+    doubt = (
+        f"measured more than was derived in {', '.join(sorted(wrong))}: the measured maximum counts"
+    )
+    return replace(held, origin="measured", doubt=doubt)
+
+
+def _vector_bits(processor: Processor) -> int | None:
+    """The width of its vectors, such that two units of it multiply and add at once."""
+    flags = processor.flags
+    if "avx512f" in flags:
+        return 256 if _is_half_width(processor) else 512
+    if "fma" in flags:
+        first_zen = processor.family == _ZEN and (processor.model or 0) < _ZEN_2_FIRST_MODEL
+        return 128 if processor.vendor == _AMD and first_zen else 256
+    if "avx" in flags and processor.vendor != _AMD:
+        return (
+            128  # a multiplication and an addition of 256 bits, in place of two fused ones of 128
+        )
+    return 64 if "sse2" in flags else None  # likewise of 128 bits
+
+
+def _is_half_width(processor: Processor) -> bool:
+    """Whether it has 512-bit instructions and half of the units that this width suggests."""
+    family, model = processor.family, processor.model or 0
+    if processor.vendor == _AMD:
+        narrow = any(model in models for models in _ZEN_5_NARROW_MODELS)
+        return family == _ZEN_4 or (family == _ZEN_5 and narrow)
+    server = model == _SKYLAKE_SERVER and _ONE_UNIT_NAMES.search(processor.name) is not None
+    return server or model in _ONE_UNIT_MODELS
+
+
+def _arm(processor: Processor) -> dict[str, float]:
+    part = processor.part if processor.implementer == _ARM else None
+    rates = _NEOVERSE.get(part or 0)
+    if rates is None:
+        # Two units of 128 bits: what every Arm server core has at least.
+        return {"fp64": 8.0, "fp32": 16.0} if "asimd" in processor.flags else {}
+    fp64, fp32, fp16 = rates
+    half = {"fp16": float(fp16)} if "asimdhp" in processor.flags else {}
+    return {"fp64": float(fp64), "fp32": float(fp32), **half}
