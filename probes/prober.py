@@ -35,7 +35,7 @@ OTHERS_PERIOD: Final = 3.0
 FIRST_CREDIT_INTERVALS: Final = 4.0
 # A kernel that found a whole interval's budget too small so often is left out.
 MISFITS_MAX: Final = 2
-WHOLE_SHARE: Final = 0.9
+WHOLE_SHARE: Final = 0.8
 OTHERS_RANK: Final = 2
 # An allowance that proved too small is raised by this much.
 RAISE_FACTOR: Final = 1.2

@@ -166,6 +166,12 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
         driver_version=", ".join(sorted(drivers)) or None,
         achieved_flops=achieved,
         peak_flops=peak,
+        attainable_flops=_attainable(whole, achieved),
+        attainable_bandwidth_bytes_per_second=_sum(
+            device.attainable.bandwidth_bytes_per_second
+            for device in whole
+            if device.attainable is not None and not achieved
+        ),
         power_watts=_sum(device.power_watts for device in whole),
         memory_used_bytes=_sum(device.memory.used_bytes for device in whole),
         memory_size_bytes=_sum(
@@ -205,6 +211,16 @@ def _delivered(
         if known is not None:
             achieved[flops.precision] += known
     return dict(achieved), dict(peak)
+
+
+def _attainable(devices: list[document.Device], achieved: dict[str, float]) -> dict[str, float]:
+    """What the probes measured by precision, over the devices; not where FLOPS are counted."""
+    sums: defaultdict[str, float] = defaultdict(float)
+    for device in devices:
+        could = device.attainable
+        if could is not None and could.flops is not None and could.precision is not None:
+            sums[could.precision] += could.flops
+    return {} if achieved else dict(sums)
 
 
 def _exporter(inputs: Inputs) -> document.Exporter:

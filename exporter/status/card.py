@@ -5,8 +5,8 @@ from html import escape
 from typing import Final
 from urllib.parse import quote
 
-from exporter.status.document import Device, Health, Probe
-from exporter.status.figures import STATES, bar, strip
+from exporter.status.document import Attainable, Device, Flops, Health, Probe
+from exporter.status.figures import STATES, bar, strip, word
 from exporter.status.units import SPACE, binary, count, megahertz, percent, quantity, span
 
 
@@ -73,6 +73,8 @@ def _findings(device: Device) -> str:
 
 def _number(device: Device) -> str:
     flops = device.flops
+    if flops.achieved_flops is None and device.up and device.attainable is not None:
+        return _measured(device.attainable, flops)
     if flops.peak_flops is None or flops.precision is None:
         return ""
     peak = f"{quantity(flops.peak_flops, 'FLOP/s')} {flops.precision}"
@@ -87,11 +89,28 @@ def _number(device: Device) -> str:
     )
 
 
+def _measured(could: Attainable, flops: Flops) -> str:
+    """What the probes measured, where nothing counts what the device does."""
+    rate = could.bandwidth_bytes_per_second
+    memory = quantity(rate, "B/s") if rate is not None else None
+    if could.flops is None:
+        return f'<p class="number">{escape(memory or "")} <small>memory, measured by a probe</small></p>'
+    words = f"{could.precision}, measured by a probe"
+    if could.peak_ratio is not None and could.precision == flops.precision and flops.peak_flops:
+        peak = quantity(flops.peak_flops, "FLOP/s")
+        words += f", {percent(could.peak_ratio)} of the peak of {peak}"
+    words += f"; memory {memory}" if memory else ""
+    return (
+        f'<p class="number">{escape(quantity(could.flops, "FLOP/s"))}'
+        f" <small>{escape(words)}</small></p>"
+    )
+
+
 def _legend(device: Device) -> str:
     """The bar in words: it needs neither eyes nor colours."""
     shown = [
-        f'<li><i class="{state}"></i>{text} {escape(percent(device.minute.states[state]))}</li>'
-        for state, text in STATES.items()
+        f'<li><i class="{state}"></i>{word(state, device)} {escape(percent(device.minute.states[state]))}</li>'
+        for state in STATES
         if device.minute.states.get(state, 0.0) >= _LEGEND_MIN
     ]
     seconds = round(device.minute.seconds)
@@ -102,7 +121,7 @@ def _legend(device: Device) -> str:
 def _hour(device: Device) -> str:
     if device.hour is None:
         return ""
-    picture = strip(device.hour)
+    picture = strip(device.hour, lambda state: word(state, device))
     axis = '<div class="axis" aria-hidden="true"><span>1 h ago</span><span>now</span></div>'
     return picture + axis if picture else ""
 

@@ -10,7 +10,7 @@ from exporter.state import DeviceState
 from exporter.status import document, verdict
 from exporter.status.history import DeviceHistory
 from exporter.status.memory import DeviceMemory
-from exporter.status.probes import probe_findings, probe_rows
+from exporter.status.probes import attainable, probe_findings, probe_rows
 from exporter.status.ring import COLUMN_SECONDS, Summary
 from probes.records import ProbeResults
 
@@ -47,9 +47,10 @@ def build_device(
     probes = probe_rows(probed, snapshot.peaks) if probed else []
     events = _events(snapshot, history, slow, memory)
     clock = _clock(snapshot, hour) if fresh else document.Clock(max_hertz=_max_clock(snapshot))
+    could = attainable(probes, snapshot.precision) if fresh else None
     findings = [
         *(
-            _working(snapshot, minute, hour)
+            _working(snapshot, minute, hour, could)
             if fresh
             else [_absent(snapshot, history, age=age, unix_seconds=unix_seconds)]
         ),
@@ -77,6 +78,7 @@ def build_device(
         reset_unix_seconds=memory.reset_at,
         age_seconds=age,
         flops=_flops(snapshot, minute),
+        attainable=could,
         minute=document.Span(seconds=minute.seconds, states=dict(minute.states)),
         hour=_hour(history, hour, now_seconds),
         clock=clock,
@@ -131,13 +133,22 @@ def _absent(
     return verdict.lost(reason=history.failure, since_seconds=since)
 
 
-def _working(snapshot: DeviceState, minute: Summary, hour: Summary) -> list[Finding]:
+def _working(
+    snapshot: DeviceState, minute: Summary, hour: Summary, could: document.Attainable | None
+) -> list[Finding]:
     """Where the FLOPS of a device that answers go."""
     found: list[Finding | None] = []
     if snapshot.last is not None and snapshot.last.activity.source == COARSE_SOURCE:
         busy = snapshot.fast.gpu_utilization if snapshot.fast else None
         has_gpm = any(name.startswith(("gpm", "dcgm")) for name in snapshot.sources)
-        found.append(verdict.coarse(has_gpm=has_gpm, busy=busy))
+        found.append(
+            verdict.coarse(
+                has_gpm=has_gpm,
+                busy=busy,
+                flops=could.flops if could else None,
+                precision=could.precision if could else None,
+            )
+        )
     else:
         found.append(verdict.bottleneck(minute.states, dram=minute.dram_bandwidth))
     for cause, held, state in (

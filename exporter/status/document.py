@@ -26,6 +26,19 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
     utilization_ratio: float | None = None
 
 
+class Attainable(msgspec.Struct, frozen=True, kw_only=True):
+    """What the probes last measured that the device can do, and which share of the peak that is.
+
+    `flops` is at the headline precision where that was measured, else at the fastest one that was.
+    """
+
+    precision: str | None = None
+    flops: float | None = None
+    peak_ratio: float | None = None
+    bandwidth_bytes_per_second: float | None = None
+    last_success_unix_seconds: float | None = None
+
+
 class Span(msgspec.Struct, frozen=True, kw_only=True):
     """Where the time of the last minute went: shares by state, of the seconds that were watched."""
 
@@ -144,6 +157,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     reset_unix_seconds: float | None = None
     age_seconds: float
     flops: Flops = Flops()
+    attainable: Attainable | None = None
     minute: Span = Span(seconds=0.0)
     hour: Hour | None = None
     clock: Clock = Clock()
@@ -184,6 +198,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     driver_error: str | None = None
     achieved_flops: dict[str, float] = {}
     peak_flops: dict[str, float] = {}
+    attainable_flops: dict[str, float] = {}
+    attainable_bandwidth_bytes_per_second: float | None = None
     power_watts: float | None = None
     memory_used_bytes: float | None = None
     memory_size_bytes: float | None = None

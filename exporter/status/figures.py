@@ -4,11 +4,11 @@ Colours come from the page's style by class, so that they follow light and dark.
 attributes, never `style`: the Content-Security-Policy forbids that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Final
 
-from exporter.status.document import Hour
+from exporter.status.document import Device, Hour
 from exporter.status.units import percent
 
 
@@ -31,6 +31,13 @@ _STRIP_HEIGHT: Final = 40
 _VISIBLE: Final = 0.002
 
 
+def word(state: str, device: Device) -> str:
+    """A state in words. Where utilization is known, so is idle time, and the rest was busy."""
+    if state == "unresolved" and device.utilization_ratio is not None:
+        return "busy"
+    return STATES[state]
+
+
 def bar(states: Mapping[str, float]) -> str:
     """A stacked bar over the full width. The text beside it says the same."""
     parts: list[str] = []
@@ -49,7 +56,7 @@ def bar(states: Mapping[str, float]) -> str:
     )
 
 
-def strip(hour: Hour) -> str:
+def strip(hour: Hour, words: Callable[[str], str] = STATES.__getitem__) -> str:
     """The hour as stacked areas, a step a minute; minutes that were not watched stay empty."""
     columns = max((len(shares) for shares in hour.states.values()), default=0)
     if not columns:
@@ -72,19 +79,19 @@ def strip(hour: Hour) -> str:
     # The largest area first: each next one is painted over it, and needs no floor of its own.
     return (
         f'<svg class="strip" viewBox="0 0 {step * columns} {_STRIP_HEIGHT}"'
-        f' preserveAspectRatio="none" role="img" aria-label="{escape(strip_text(hour))}">'
+        f' preserveAspectRatio="none" role="img" aria-label="{escape(strip_text(hour, words))}">'
         f"{''.join(reversed(parts))}</svg>"
     )
 
 
-def strip_text(hour: Hour) -> str:
+def strip_text(hour: Hour, words: Callable[[str], str] = STATES.__getitem__) -> str:
     """The strip for those who do not see it: means over what was watched."""
     means: dict[str, float] = {}
     for state, shares in hour.states.items():
         known = [share for share in shares if share is not None]
         means[state] = sum(known) / len(known) if known else 0.0
     told = [
-        f"{STATES[state]} {percent(means[state])}"
+        f"{words(state)} {percent(means[state])}"
         for state in STATES
         if means.get(state, 0.0) >= _VISIBLE
     ]

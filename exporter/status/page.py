@@ -104,6 +104,11 @@ def _tiles(host: Host) -> str:
             tiles.append(("Delivered", f"{quantity(achieved, 'FLOP/s')} of {of_peak}"))
         else:
             tiles.append(("Peak", f"{quantity(peak, 'FLOP/s')} {precision}"))
+    for precision, measured in host.attainable_flops.items():
+        tiles.insert(0, ("Measured", f"{quantity(measured, 'FLOP/s')} {precision}"))
+    if host.attainable_bandwidth_bytes_per_second is not None:
+        memory = quantity(host.attainable_bandwidth_bytes_per_second, "B/s")
+        tiles.insert(len(host.attainable_flops), ("Memory bandwidth", memory))
     if host.devices:
         tiles.append(("Devices up", f"{host.devices_up} of {host.devices}"))
     if host.power_watts is not None:

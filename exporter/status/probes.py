@@ -56,6 +56,31 @@ def probe_rows(probed: ProbeResults, peaks: Peaks | None) -> list[document.Probe
     return rows
 
 
+def attainable(
+    probes: Sequence[document.Probe], precision: str | None
+) -> document.Attainable | None:
+    """The headline of what was measured; None where nothing was."""
+    gemms = {
+        probe.kernel.removeprefix("gemm_"): probe
+        for probe in probes
+        if probe.kernel.startswith("gemm_") and probe.value is not None
+    }
+    copies = [p for p in probes if p.kernel == "copy_device" and p.value is not None]
+    if not gemms and not copies:
+        return None
+    if precision not in gemms:
+        precision = max(gemms, key=lambda name: gemms[name].value or 0.0, default=None)
+    gemm = gemms[precision] if precision is not None else None
+    newest = [p.last_success_unix_seconds for p in (gemm, *copies) if p is not None]
+    return document.Attainable(
+        precision=precision,
+        flops=None if gemm is None else gemm.value,
+        peak_ratio=None if gemm is None else gemm.peak_ratio,
+        bandwidth_bytes_per_second=copies[0].value if copies else None,
+        last_success_unix_seconds=max((at for at in newest if at is not None), default=None),
+    )
+
+
 def comparable(probes: Sequence[document.Probe]) -> dict[str, float]:
     """What siblings are compared by: GEMMs with the clock divided out where it is known, copies."""
     values: dict[str, float] = {}

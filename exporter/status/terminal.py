@@ -31,7 +31,7 @@ _LETTERS: Final[Mapping[str, str]] = {
     "memory": "M",
     "stall": "S",
     "underfill": "U",
-    "unresolved": "?",
+    "unresolved": "B",
     "clock_power": "P",
     "clock_thermal": "H",
     "clock_other": "C",
@@ -102,11 +102,13 @@ def _sums(status: Status) -> str:
 
 def _legend(status: Status) -> Text:
     seen = {state for device in status.devices for state in device.minute.states}
+    busy = all(device.utilization_ratio is not None for device in status.devices if device.up)
+    words = {**_WORDS, "unresolved": "busy"} if busy else _WORDS
     line = Text(no_wrap=True, overflow="ellipsis")
     for state in STATES:
         if state in seen:
             line.append(f"{_LETTERS[state]} ", _COLOURS[state])
-            line.append(f"{_WORDS.get(state, state)}  ", "dim")
+            line.append(f"{words.get(state, state)}  ", "dim")
     return line
 
 
@@ -148,7 +150,12 @@ def _name(device: Device) -> str:
 
 
 def _number(device: Device, *, short: bool = False) -> str:
-    flops = device.flops
+    flops, could = device.flops, device.attainable
+    if flops.achieved_flops is None and could is not None and could.flops is not None:
+        measured = f"{quantity(could.flops, 'FLOP/s')} {could.precision}"
+        if short or could.bandwidth_bytes_per_second is None:
+            return plain(measured)
+        return plain(f"{measured}, {quantity(could.bandwidth_bytes_per_second, 'B/s')} measured")
     if flops.achieved_flops is None:
         if flops.peak_flops is None or short:
             return ""

@@ -17,7 +17,7 @@ from exporter.findings import (
     Severity,
     limit,
 )
-from exporter.status.units import SPACE, count, megahertz, percent, span
+from exporter.status.units import SPACE, count, megahertz, percent, quantity, span
 
 
 # Lost clock below this share of the peak is not worth a sentence.
@@ -176,11 +176,16 @@ def idle(share: float) -> Finding:
     return Finding(INFO, "idle", f"idle for {percent(share)} of the last minute")
 
 
-def coarse(*, has_gpm: bool, busy: float | None) -> Finding:
-    """Only coarse utilization is known."""
-    busy_text = "" if busy is None else f"busy {percent(busy)}; "
+def coarse(
+    *, has_gpm: bool, busy: float | None, flops: float | None = None, precision: str | None = None
+) -> Finding:
+    """Only coarse utilization is known. `flops` is what a probe measured that it can do."""
+    parts = [] if busy is None else [f"busy {percent(busy)}"]
+    if flops is not None:
+        parts.append(f"a probe measured {quantity(flops, 'FLOP/s')} {precision}")
     why = "its activity counters are silent" if has_gpm else "it has no activity counters"
-    return Finding(INFO, "coarse", f"{busy_text}where the FLOPS go is not known: {why}")
+    parts.append(f"how many FLOPS it does is not known: {why}")
+    return Finding(INFO, "coarse", "; ".join(parts))
 
 
 def clock_held(

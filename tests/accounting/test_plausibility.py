@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.accounting.device import COARSE_SOURCE
-from exporter.accounting.plausibility import Inconsistency, Judgement, Plausibility
+from exporter.accounting.plausibility import Inconsistency, Plausibility, PlausibleTick
 from exporter.readings import ActivityWindow, FastReading
 
 
@@ -23,7 +23,7 @@ def tick(
     power: float | None = 70.0,
     energy: float | None = None,
     seconds: float = 1.0,
-) -> Judgement:
+) -> PlausibleTick:
     """One tick whose window has this activity."""
     fast = FastReading(second, gpu_utilization=utilization, power_watts=power, energy_joules=energy)
     window = ActivityWindow(

@@ -7,6 +7,7 @@ import pytest
 
 from exporter.state import UNKNOWN, DeviceState, SourceHealth, XidCounts
 from exporter.status.document import Device, Status
+from exporter.status.page import render_page
 from exporter.web.http import Request
 from probes.records import ProbesSnapshot
 from tests.status.examples import (
@@ -46,6 +47,67 @@ def machine() -> Machine:
         machine.add(gpu(index))
     machine.run(120, lambda _index, _now: DECODE, step=1.0)
     return machine
+
+
+class TestAttainable:
+    """A device whose work nobody counts: its headline is what the probes measured."""
+
+    @pytest.fixture
+    def processor(self) -> Machine:
+        """Two cores without counters, half busy, whose probes measured 300 GFLOP/s and 40 GB/s."""
+        machine = Machine()
+        machine.add(cpu())
+        machine.run(120, {"cpu0": COARSE}, step=1.0)
+        results = replace(
+            probed(0),
+            device="cpu0",
+            uuid="CPU-0",
+            flops={"fp32": 300e9, "fp64": 150e9},
+            bandwidth_bytes_per_second={("device", ""): 40e9},
+            mismatches={},
+        )
+        machine.probes = ProbesSnapshot(True, False, (results,))
+        return machine
+
+    def test_the_headline_is_the_probe_in_the_headline_precision(self, processor: Machine) -> None:
+        """300 of 345.6 GFLOP/s are 86.8 %."""
+        could = device_of(processor, "cpu0").attainable
+
+        assert could is not None
+        assert (could.precision, could.flops) == ("fp32", 300e9)
+        assert could.peak_ratio == pytest.approx(0.868, abs=1e-3)
+        assert could.bandwidth_bytes_per_second == 40e9
+
+    def test_the_host_shows_it_too(self, processor: Machine) -> None:
+        """One processor: its sum is its own."""
+        host = status_of(processor).host
+
+        assert host.attainable_flops == {"fp32": 300e9}
+        assert host.attainable_bandwidth_bytes_per_second == 40e9
+
+    def test_the_page_shows_it_with_busy_and_idle_time(self, processor: Machine) -> None:
+        """And nowhere that something is not known."""
+        page = render_page(status_of(processor))
+
+        assert (
+            "300\N{NARROW NO-BREAK SPACE}GFLOP/s" in page or "300\N{NO-BREAK SPACE}GFLOP/s" in page
+        )
+        assert "fp32, measured by a probe, 87" in page
+        assert "</i>busy" in page
+        assert "</i>idle" in page
+        assert "</i>not known" not in page
+
+    def test_without_a_fresh_probe_there_is_none(self, processor: Machine) -> None:
+        """Nothing is claimed."""
+        processor.probes = ProbesSnapshot(True, False, ())
+
+        assert device_of(processor, "cpu0").attainable is None
+
+    def test_a_gpu_whose_work_is_counted_keeps_its_headline(self, machine: Machine) -> None:
+        """What it does comes before what it could do."""
+        machine.probes = ProbesSnapshot(True, False, (probed(0), probed(1)))
+
+        assert status_of(machine).host.attainable_flops == {}
 
 
 class TestFlops:
