@@ -5,6 +5,7 @@ split a group or break a join.
 """
 
 from mixin.promql import TARGET, highest, labelled, recent, remembered
+from mixin.recording_cost import cost_file
 from mixin.recording_work import models_file, probes_file
 from mixin.source import Group, Record, RuleFile
 
@@ -426,4 +427,4 @@ def _fleet() -> RuleFile:
 
 def recording_files() -> list[RuleFile]:
     """All files of recording rules. Their names sort memory and GPUs before what reads them."""
-    return [_gpu(), _memory(), _fleet(), models_file(), probes_file(), _baselines()]
+    return [_gpu(), _memory(), _fleet(), models_file(), cost_file(), probes_file(), _baselines()]

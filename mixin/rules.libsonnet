@@ -364,6 +364,88 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
         ],
       },
       {
+        "name": "flopwatch-holder",
+        "interval": "1m",
+        "rules": [
+          {
+            "record": "holder_state:flopwatch_holder_gpu_seconds:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload, state) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]))",
+          },
+          {
+            "record": "holder:flopwatch_holder_gpu_seconds:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload) (holder_state:flopwatch_holder_gpu_seconds:rate5m)",
+          },
+          {
+            "record": "holder:flopwatch_holder_flop:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload) (rate(flopwatch_holder_flop_total{mig=\"\"}[5m]))",
+          },
+          {
+            "record": "holder:flopwatch_holder_energy_joules:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload) (rate(flopwatch_holder_energy_joules_total{mig=\"\"}[5m]))",
+          },
+          {
+            "record": "holder:flopwatch_cost:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload, currency) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600))",
+          },
+          {
+            "record": "holder:flopwatch_idle_cost:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload, currency) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\", state=\"idle\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600))",
+          },
+        ],
+      },
+      {
+        "name": "flopwatch-workload-cost",
+        "interval": "1m",
+        "rules": [
+          {
+            "record": "workload:flopwatch_cost:rate5m",
+            "expr": "sum by (" + text($._config.host) + ", workload, currency) (\n    (last_over_time(flopwatch_workload_gpu_info[5m])\n      / on (" + text($._config.gpu) + ") group_left ()\n        count by (" + text($._config.gpu) + ") (last_over_time(flopwatch_workload_gpu_info[5m])))\n      * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600))",
+          },
+          {
+            "record": "workload:flopwatch_energy_joules:rate5m",
+            "expr": "sum by (" + text($._config.host) + ", workload) (\n    (last_over_time(flopwatch_workload_gpu_info[5m])\n      / on (" + text($._config.gpu) + ") group_left ()\n        count by (" + text($._config.gpu) + ") (last_over_time(flopwatch_workload_gpu_info[5m])))\n      * on (" + text($._config.gpu) + ") group_left () sum by (" + text($._config.gpu) + ") (rate(flopwatch_energy_joules_total[5m])))",
+          },
+          {
+            "record": "workload:flopwatch_joules_per_token:ratio_rate5m",
+            "expr": "workload:flopwatch_energy_joules:rate5m / (workload:flopwatch_tokens:rate5m > 0)",
+          },
+          {
+            "record": "workload:flopwatch_cost_per_million_tokens:ratio_rate5m",
+            "expr": "1e6 * workload:flopwatch_cost:rate5m\n  / on (" + text($._config.host) + ", workload) group_left () (workload:flopwatch_tokens:rate5m > 0)",
+          },
+          {
+            "record": "workload:flopwatch_cost_per_million_output_tokens:ratio_rate5m",
+            "expr": "1e6 * workload:flopwatch_cost:rate5m\n  / on (" + text($._config.host) + ", workload) group_left ()\n    (sum by (" + text($._config.host) + ", workload) (workload_phase:flopwatch_model_tokens:rate5m{phase=\"decode\"}) > 0)",
+          },
+          {
+            "record": "workload:flopwatch_cost_per_useful_pflop:ratio_rate5m",
+            "expr": "1e15 * workload:flopwatch_cost:rate5m\n  / on (" + text($._config.host) + ", workload) group_left ()\n    (sum by (" + text($._config.host) + ", workload) (workload:flopwatch_model_flop:rate5m) > 0)",
+          },
+        ],
+      },
+      {
+        "name": "flopwatch-model-cost",
+        "interval": "1m",
+        "rules": [
+          {
+            "record": "model:flopwatch_cost:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", model, currency) (\n    workload:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))))",
+          },
+          {
+            "record": "model:flopwatch_energy_joules:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", model) (\n    workload:flopwatch_energy_joules:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))))",
+          },
+          {
+            "record": "model:flopwatch_cost_per_million_tokens:ratio_rate5m",
+            "expr": "1e6 * model:flopwatch_cost:rate5m\n  / on (" + text($._config.cluster) + ", model) group_left ()\n    (sum by (" + text($._config.cluster) + ", model) (model_phase:flopwatch_model_tokens:rate5m) > 0)",
+          },
+          {
+            "record": "model:flopwatch_joules_per_token:ratio_rate5m",
+            "expr": "model:flopwatch_energy_joules:rate5m\n  / on (" + text($._config.cluster) + ", model)\n    (sum by (" + text($._config.cluster) + ", model) (model_phase:flopwatch_model_tokens:rate5m) > 0)",
+          },
+        ],
+      },
+      {
         "name": "flopwatch-probes-recorded",
         "interval": "1m",
         "rules": [

@@ -18,7 +18,15 @@ from flopwatch.option_parsers import nearest
 ENVIRONMENT_PREFIX = "FLOPWATCH_"
 CONFIG_FILE_VARIABLE = "FLOPWATCH_CONFIG_FILE"
 # Variables that set no option.
-_OTHER_VARIABLES = frozenset({CONFIG_FILE_VARIABLE, "FLOPWATCH_TRACEBACK"})
+_OTHER_VARIABLES = frozenset(
+    {
+        CONFIG_FILE_VARIABLE,
+        "FLOPWATCH_IMAGE",
+        "FLOPWATCH_PASSWORD",
+        "FLOPWATCH_REVISION",
+        "FLOPWATCH_TRACEBACK",
+    }
+)
 # What the kubelet sets for a Service that is called flopwatch, or flopwatch-something.
 _SERVICE_VARIABLE = re.compile(
     r"FLOPWATCH_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)"

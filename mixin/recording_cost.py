@@ -1,0 +1,131 @@
+"""Recording rules of the FLOP bill: who holds and uses the GPUs, and what it costs."""
+
+from mixin.source import Group, Record, RuleFile
+
+
+_HOLDER = "%{cluster}, holder, namespace, pod, hpc_job, workload"
+_PRICE = "max by (%{gpu}, currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600"
+# A MIG instance's work is part of its GPU's.
+_WHOLE = '{mig=""}'
+
+
+def cost_file() -> RuleFile:
+    """Rules of holders, and of the cost of tokens."""
+
+    def by_holder(rate: str, *more: str) -> str:
+        return f"sum by ({', '.join((_HOLDER, *more))}) ({rate})"
+
+    def priced(selector: str) -> str:
+        rate = f"rate(flopwatch_holder_gpu_seconds_total{selector}[5m])"
+        return f"{rate} * on (%{{gpu}}) group_left (currency) ({_PRICE})"
+
+    holder = [
+        Record(
+            "holder_state:flopwatch_holder_gpu_seconds:rate5m",
+            by_holder(f"rate(flopwatch_holder_gpu_seconds_total{_WHOLE}[5m])", "state"),
+            why="GPUs that each holder has, by state: idle is what it holds and does not use.",
+        ),
+        Record(
+            "holder:flopwatch_holder_gpu_seconds:rate5m",
+            f"sum by ({_HOLDER}) (holder_state:flopwatch_holder_gpu_seconds:rate5m)",
+        ),
+        Record(
+            "holder:flopwatch_holder_flop:rate5m",
+            by_holder(f"rate(flopwatch_holder_flop_total{_WHOLE}[5m])"),
+        ),
+        Record(
+            "holder:flopwatch_holder_energy_joules:rate5m",
+            by_holder(f"rate(flopwatch_holder_energy_joules_total{_WHOLE}[5m])"),
+        ),
+        Record(
+            "holder:flopwatch_cost:rate5m",
+            by_holder(priced(_WHOLE), "currency"),
+            why="Money per second, in the currency of the price.",
+        ),
+        Record(
+            "holder:flopwatch_idle_cost:rate5m",
+            by_holder(priced('{mig="", state="idle"}'), "currency"),
+            why="Money per second for time that nobody used.",
+        ),
+    ]
+    # Workloads that share a GPU pay equal parts of it.
+    gpus = (
+        "last_over_time(flopwatch_workload_gpu_info[5m])\n"
+        "      / on (%{gpu}) group_left ()\n"
+        "        count by (%{gpu}) (last_over_time(flopwatch_workload_gpu_info[5m]))"
+    )
+    workload = [
+        Record(
+            "workload:flopwatch_cost:rate5m",
+            "sum by (%{host}, workload, currency) (\n"
+            f"    ({gpus})\n"
+            f"      * on (%{{gpu}}) group_left (currency) ({_PRICE}))",
+            why="Money per second for the GPUs of each engine.",
+        ),
+        Record(
+            "workload:flopwatch_energy_joules:rate5m",
+            "sum by (%{host}, workload) (\n"
+            f"    ({gpus})\n"
+            "      * on (%{gpu}) group_left () sum by (%{gpu}) (rate(flopwatch_energy_joules_total[5m])))",
+        ),
+        Record(
+            "workload:flopwatch_joules_per_token:ratio_rate5m",
+            "workload:flopwatch_energy_joules:rate5m / (workload:flopwatch_tokens:rate5m > 0)",
+            why="Computed tokens, prefill and decode: cache hits cost no energy to speak of.",
+        ),
+        Record(
+            "workload:flopwatch_cost_per_million_tokens:ratio_rate5m",
+            "1e6 * workload:flopwatch_cost:rate5m\n"
+            "  / on (%{host}, workload) group_left () (workload:flopwatch_tokens:rate5m > 0)",
+        ),
+        Record(
+            "workload:flopwatch_cost_per_million_output_tokens:ratio_rate5m",
+            "1e6 * workload:flopwatch_cost:rate5m\n"
+            "  / on (%{host}, workload) group_left ()\n"
+            '    (sum by (%{host}, workload) (workload_phase:flopwatch_model_tokens:rate5m{phase="decode"}) > 0)',
+            why="What a service sells: the whole cost, over generated tokens.",
+        ),
+        Record(
+            "workload:flopwatch_cost_per_useful_pflop:ratio_rate5m",
+            "1e15 * workload:flopwatch_cost:rate5m\n"
+            "  / on (%{host}, workload) group_left ()\n"
+            "    (sum by (%{host}, workload) (workload:flopwatch_model_flop:rate5m) > 0)",
+        ),
+    ]
+    # An engine that serves several models is booked under the one whose name comes last.
+    model_of = (
+        "on (%{host}, workload) group_left (model)\n"
+        "      topk by (%{host}, workload) (1, max by (%{host}, workload, model) (last_over_time(flopwatch_model_info[5m])))"
+    )
+    model = [
+        Record(
+            "model:flopwatch_cost:rate5m",
+            f"sum by (%{{cluster}}, model, currency) (\n    workload:flopwatch_cost:rate5m * {model_of})",
+        ),
+        Record(
+            "model:flopwatch_energy_joules:rate5m",
+            f"sum by (%{{cluster}}, model) (\n    workload:flopwatch_energy_joules:rate5m * {model_of})",
+        ),
+        Record(
+            "model:flopwatch_cost_per_million_tokens:ratio_rate5m",
+            "1e6 * model:flopwatch_cost:rate5m\n"
+            "  / on (%{cluster}, model) group_left ()\n"
+            "    (sum by (%{cluster}, model) (model_phase:flopwatch_model_tokens:rate5m) > 0)",
+        ),
+        Record(
+            "model:flopwatch_joules_per_token:ratio_rate5m",
+            "model:flopwatch_energy_joules:rate5m\n"
+            "  / on (%{cluster}, model)\n"
+            "    (sum by (%{cluster}, model) (model_phase:flopwatch_model_tokens:rate5m) > 0)",
+        ),
+    ]
+    return RuleFile(
+        "rules",
+        "tenants",
+        "Who holds and uses the GPUs, and what it costs. Without prices everything but money works.",
+        [
+            Group("flopwatch-holder", holder, "1m"),
+            Group("flopwatch-workload-cost", workload, "1m"),
+            Group("flopwatch-model-cost", model, "1m"),
+        ],
+    )
