@@ -12,7 +12,7 @@ from pathlib import Path
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana.boards import exporter, fleet, gpu, models, probes, roofline
+from grafana.boards import exporter, fleet, gpu, models, probes, roofline, tenants
 
 
 FOLDER = Path(__file__).parent / "dashboards"
@@ -21,6 +21,7 @@ BOARDS: dict[str, Callable[[], Dashboard]] = {
     "gpu": gpu.dashboard,
     "models": models.dashboard,
     "roofline": roofline.dashboard,
+    "tenants": tenants.dashboard,
     "probes": probes.dashboard,
     "exporter": exporter.dashboard,
 }

@@ -26,6 +26,7 @@ CHOICES = "from-pattern-to-choice"
 FLEET = "fleet-which-gpu-and-why"
 PROBES = "probes-is-it-still-the-gpu-it-was"
 MODELS = "models-what-became-tokens"
+TENANTS = "cost-and-tenants-who-pays-for-what"
 TRUST = "exporter-can-you-trust-the-picture"
 
 KEEP = "${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
@@ -93,6 +94,12 @@ def board(
             "gpu", "GPU", f"label_values(flopwatch_gpu_up{{{NODE}}}, gpu)", single=one_gpu
         ),
         "name": variable("name", "GPU model", f"label_values(flopwatch_gpu_info{{{NODE}}}, name)"),
+        "namespace": variable(
+            "namespace",
+            "Namespace",
+            f"label_values(flopwatch_holder_gpu_seconds_total{{{CLUSTER}}}, namespace)",
+            all_value=".*",
+        ),
         "model": variable(
             "model", "Served model", f"label_values(flopwatch_model_info{{{CLUSTER}}}, model)"
         ),

@@ -3,7 +3,7 @@
 from mixin.source import Group, Record, RuleFile
 
 
-_HOLDER = "%{cluster}, holder, namespace, pod, hpc_job, workload"
+_HOLDER = "%{host}, holder, namespace, pod, hpc_job, workload"
 _PRICE = "max by (%{gpu}, currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600"
 # A MIG instance's work is part of its GPU's.
 _WHOLE = '{mig=""}'
@@ -99,12 +99,20 @@ def cost_file() -> RuleFile:
     )
     model = [
         Record(
+            "workload_model:flopwatch_cost:rate5m",
+            f"workload:flopwatch_cost:rate5m * {model_of}",
+        ),
+        Record(
+            "workload_model:flopwatch_energy_joules:rate5m",
+            f"workload:flopwatch_energy_joules:rate5m * {model_of}",
+        ),
+        Record(
             "model:flopwatch_cost:rate5m",
-            f"sum by (%{{cluster}}, model, currency) (\n    workload:flopwatch_cost:rate5m * {model_of})",
+            "sum by (%{cluster}, model, currency) (workload_model:flopwatch_cost:rate5m)",
         ),
         Record(
             "model:flopwatch_energy_joules:rate5m",
-            f"sum by (%{{cluster}}, model) (\n    workload:flopwatch_energy_joules:rate5m * {model_of})",
+            "sum by (%{cluster}, model) (workload_model:flopwatch_energy_joules:rate5m)",
         ),
         Record(
             "model:flopwatch_cost_per_million_tokens:ratio_rate5m",

@@ -369,27 +369,27 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
         "rules": [
           {
             "record": "holder_state:flopwatch_holder_gpu_seconds:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload, state) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, state) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]))",
           },
           {
             "record": "holder:flopwatch_holder_gpu_seconds:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload) (holder_state:flopwatch_holder_gpu_seconds:rate5m)",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload) (holder_state:flopwatch_holder_gpu_seconds:rate5m)",
           },
           {
             "record": "holder:flopwatch_holder_flop:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload) (rate(flopwatch_holder_flop_total{mig=\"\"}[5m]))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload) (rate(flopwatch_holder_flop_total{mig=\"\"}[5m]))",
           },
           {
             "record": "holder:flopwatch_holder_energy_joules:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload) (rate(flopwatch_holder_energy_joules_total{mig=\"\"}[5m]))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload) (rate(flopwatch_holder_energy_joules_total{mig=\"\"}[5m]))",
           },
           {
             "record": "holder:flopwatch_cost:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload, currency) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, currency) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600))",
           },
           {
             "record": "holder:flopwatch_idle_cost:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", holder, namespace, pod, hpc_job, workload, currency) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\", state=\"idle\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, currency) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\", state=\"idle\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600))",
           },
         ],
       },
@@ -428,12 +428,20 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
         "interval": "1m",
         "rules": [
           {
+            "record": "workload_model:flopwatch_cost:rate5m",
+            "expr": "workload:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m])))",
+          },
+          {
+            "record": "workload_model:flopwatch_energy_joules:rate5m",
+            "expr": "workload:flopwatch_energy_joules:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m])))",
+          },
+          {
             "record": "model:flopwatch_cost:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", model, currency) (\n    workload:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))))",
+            "expr": "sum by (" + text($._config.cluster) + ", model, currency) (workload_model:flopwatch_cost:rate5m)",
           },
           {
             "record": "model:flopwatch_energy_joules:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", model) (\n    workload:flopwatch_energy_joules:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))))",
+            "expr": "sum by (" + text($._config.cluster) + ", model) (workload_model:flopwatch_energy_joules:rate5m)",
           },
           {
             "record": "model:flopwatch_cost_per_million_tokens:ratio_rate5m",

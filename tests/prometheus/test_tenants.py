@@ -14,7 +14,7 @@ TARGET = 'job="flopwatch", instance="n1"'
 RED = f'{GPU}, holder="pod", namespace="red", pod="a", container="c", hpc_job="", workload=""'
 BLUE = f'{GPU}, holder="pod", namespace="blue", pod="b", container="c", hpc_job="", workload=""'
 INSTANCE = RED.replace("GPU-0", "MIG-0") + ', mig="1"'
-HOLDER = '{holder="pod", job="flopwatch", namespace="red", pod="a"'
+HOLDER = '{holder="pod", instance="n1", job="flopwatch", namespace="red", pod="a"'
 
 
 def rate(per_second: float) -> str:

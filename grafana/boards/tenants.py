@@ -1,0 +1,229 @@
+"""Cost and tenants: who used the fleet, what of it was useful, and what was paid for and not used."""
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+
+from grafana.frame import NODE, board, explained
+from grafana.frame import TENANTS as SECTION
+from grafana.panels import BLUE, NEUTRAL, Query, bad_above, bars, lines, number
+from grafana.tables import Column, rows
+
+
+TENANTS = f'{NODE}, namespace=~"$namespace"'
+HOLDER = "cluster, job, instance, holder, namespace, pod, hpc_job, workload"
+NO_HOLDERS = "no exporter shares out its counters"
+NO_PRICE = "no prices are configured"
+HELD = f"holder:flopwatch_holder_gpu_seconds:rate5m{{{TENANTS}}}"
+IDLE = f'holder_state:flopwatch_holder_gpu_seconds:rate5m{{{TENANTS}, state="idle"}}'
+COST = f"holder:flopwatch_cost:rate5m{{{TENANTS}}}"
+IDLE_COST = f"holder:flopwatch_idle_cost:rate5m{{{TENANTS}}}"
+DAY = 86400
+
+
+def _now(dashboard: Dashboard) -> Dashboard:
+    """What did we pay for that nobody used?"""
+    return (
+        dashboard.with_panel(
+            number(
+                "Paid for and not used",
+                "Cost per day of GPU time that was idle, of held GPUs and of those that nobody held. Without prices, see the idle GPUs beside it.",
+                [Query(f"{DAY} * sum by (currency) ({IDLE_COST})", "{{currency}} per day")],
+                unit="none",
+                decimals=0,
+                thresholds=[*NEUTRAL],
+                no_value=NO_PRICE,
+                span=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Idle GPUs",
+                "GPUs' worth of idle time: held by somebody, and held by nobody. Each is a whole GPU that does nothing.",
+                [
+                    Query(f'sum({IDLE[:-1]}, holder!="none"}})', "held"),
+                    Query(f'sum({IDLE[:-1]}, holder="none"}})', "nobody's"),
+                ],
+                unit="none",
+                decimals=1,
+                no_value=NO_HOLDERS,
+                span=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Cost",
+                "Cost per day of all GPUs that have a price, used or not.",
+                [Query(f"{DAY} * sum by (currency) ({COST})", "{{currency}} per day")],
+                unit="none",
+                decimals=0,
+                thresholds=BLUE,
+                no_value=NO_PRICE,
+                span=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Power",
+                "Power of all GPUs, as their energy counters grow.",
+                [Query(f"sum(holder:flopwatch_holder_energy_joules:rate5m{{{TENANTS}}})", "power")],
+                unit="watt",
+                thresholds=BLUE,
+                no_value=NO_HOLDERS,
+                span=6,
+            )
+        )
+    )
+
+
+def _who(dashboard: Dashboard) -> Dashboard:
+    return dashboard.with_panel(
+        explained(
+            rows(
+                "Who uses the fleet",
+                "One row a holder: a pod, a batch job, an engine, or nobody. Held is GPUs' worth of time; idle is the part of it in which the GPU did nothing.",
+                [
+                    Query(f"sum by ({HOLDER}) ({HELD})"),
+                    Query(f"sum by ({HOLDER}) ({IDLE}) / (sum by ({HOLDER}) ({HELD}) > 0)"),
+                    Query(f"sum by ({HOLDER}) (holder:flopwatch_holder_flop:rate5m{{{TENANTS}}})"),
+                    Query(
+                        f"sum by ({HOLDER}) (holder:flopwatch_holder_energy_joules:rate5m{{{TENANTS}}})"
+                    ),
+                    Query(f"{DAY} * sum by ({HOLDER}) ({COST})"),
+                    Query(f"{DAY} * sum by ({HOLDER}) ({IDLE_COST})"),
+                ],
+                [
+                    Column("cluster", "Cluster"),
+                    Column("instance", "Instance"),
+                    Column("namespace", "Namespace"),
+                    Column("pod", "Pod"),
+                    Column("hpc_job", "Job"),
+                    Column("workload", "Workload"),
+                    Column("A", "GPUs held", decimals=2, width=100),
+                    Column(
+                        "B",
+                        "Idle",
+                        "percentunit",
+                        decimals=0,
+                        width=140,
+                        bar_maximum=1,
+                        thresholds=bad_above(0.5, 0.8),
+                    ),
+                    Column("C", "Executed", "flops", decimals=1, width=120),
+                    Column("D", "Power", "watt", decimals=0, width=90),
+                    Column("E", "Cost per day", decimals=0, width=110),
+                    Column("F", "Idle cost per day", decimals=0, width=140),
+                ],
+                sort_by="GPUs held",
+                height=10,
+                no_value=NO_HOLDERS,
+            ),
+            SECTION,
+        )
+    )
+
+
+def _waste(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_row(Row("Waste"))
+        .with_panel(
+            bars(
+                "The ten with the most idle GPUs",
+                "GPUs' worth of idle time that each holder keeps. A value near the GPUs that it holds: it could give them back.",
+                [
+                    Query(
+                        f'topk(10, sum by (namespace, pod, hpc_job, workload) ({IDLE[:-1]}, holder!="none"}}))',
+                        "{{namespace}} {{pod}}{{hpc_job}}{{workload}}",
+                    )
+                ],
+                unit="none",
+                labels=("namespace", "pod", "hpc_job", "workload"),
+                long_names=True,
+                span=12,
+                no_value="nobody holds an idle GPU",
+            )
+        )
+        .with_panel(
+            lines(
+                "Useful and executed",
+                "Executed FLOPS of all GPUs that engines use, and what of it became tokens. The difference is padding, recomputation and rejected drafts, or a wrong precision.",
+                [
+                    Query(f"sum(workload:flopwatch_tensor_flop:rate5m{{{NODE}}})", "executed"),
+                    Query(f"sum(workload:flopwatch_model_flop:rate5m{{{NODE}}})", "useful"),
+                ],
+                unit="flops",
+                no_value="no engine is read",
+            )
+        )
+        .with_panel(
+            lines(
+                "Idle GPUs by namespace",
+                "GPUs' worth of idle time, stacked. Capacity that nobody holds has no namespace.",
+                [
+                    Query(f'sum by (namespace) ({IDLE[:-1]}, holder!="none"}})', "{{namespace}}"),
+                    Query(f'sum({IDLE[:-1]}, holder="none"}})', "nobody"),
+                ],
+                unit="none",
+                stacked=True,
+                fill=40,
+                no_value=NO_HOLDERS,
+            )
+        )
+        .with_panel(
+            lines(
+                "GPUs held by namespace",
+                "GPUs' worth of time by holder, stacked to the size of the fleet.",
+                [
+                    Query(f'sum by (namespace) ({HELD[:-1]}, holder!="none"}})', "{{namespace}}"),
+                    Query(f'sum({HELD[:-1]}, holder="none"}})', "nobody"),
+                ],
+                unit="none",
+                stacked=True,
+                fill=40,
+                no_value=NO_HOLDERS,
+            )
+        )
+    )
+
+
+def _tokens(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_row(Row("What tokens cost"))
+        .with_panel(
+            lines(
+                "Cost of a million tokens",
+                "Cost of the GPUs of each model over its computed tokens, prefill and decode, without cache hits. It rises when traffic ebbs and the GPUs stay.",
+                [
+                    Query(
+                        f"1e6 * sum by (model, currency) (workload_model:flopwatch_cost:rate5m{{{NODE}}}) / on (model) group_left () (sum by (model) (workload:flopwatch_model_tokens:rate5m{{{NODE}}}) > 0)",
+                        "{{model}} ({{currency}})",
+                    )
+                ],
+                unit="none",
+                no_value=NO_PRICE,
+            )
+        )
+        .with_panel(
+            lines(
+                "Energy of a token",
+                "Energy of the GPUs of each model over its computed tokens, prefill and decode, without cache hits.",
+                [
+                    Query(
+                        f"sum by (model) (workload_model:flopwatch_energy_joules:rate5m{{{NODE}}}) / (sum by (model) (workload:flopwatch_model_tokens:rate5m{{{NODE}}}) > 0)",
+                        "{{model}}",
+                    )
+                ],
+                unit="joule",
+                no_value="no engine is read",
+            )
+        )
+    )
+
+
+def dashboard() -> Dashboard:
+    """The dashboard "Cost and tenants"."""
+    made = board(
+        "flopwatch-tenants",
+        "flopwatch / Cost and tenants",
+        "Who used the fleet, what was idle, and what it costs. Shares of shared GPUs are by the driver's SM time of each process.",
+        narrow=("namespace",),
+    )
+    return _tokens(_waste(_who(_now(made))))
