@@ -1,0 +1,444 @@
+"""Predictions against a simulated engine: random workloads, levers pulled one at a time.
+
+The predictor is given what the exporter would see of the simulated engine (counters, probe results,
+the model's description); the truth is a second run of the engine with the lever's field changed.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+from exporter.accounting.peaks import Peaks
+from exporter.advice.advise import Advice, advise
+from exporter.advice.prediction import Prediction
+from exporter.advice.window import GpuWindow, Reference, WorkloadWindow
+from exporter.inference.models.description import (
+    GroupedAttention,
+    LayerGroup,
+    ModelDescription,
+    WeightBytes,
+)
+from exporter.simulate.serving import (
+    Behaviour,
+    Counters,
+    Engine,
+    Member,
+    Setup,
+    Shape,
+    Silicon,
+    Traffic,
+)
+
+
+# Dense peaks, bandwidth, NVLink (PCIe) per direction and memory of the data sheets.
+SILICON: dict[str, Silicon] = {
+    "NVIDIA A100-SXM4-80GB": Silicon({"bf16": 312e12}, 2.039e12, 300e9, 80e9),
+    "NVIDIA H100 80GB HBM3": Silicon({"bf16": 989.4e12, "fp8": 1978.9e12}, 3.35e12, 450e9, 80e9),
+    "NVIDIA H200": Silicon({"bf16": 989.4e12, "fp8": 1978.9e12}, 4.8e12, 450e9, 141e9),
+    "NVIDIA L40S": Silicon({"bf16": 362e12, "fp8": 733e12}, 0.864e12, 32e9, 48e9),
+    "NVIDIA B200": Silicon(
+        {"bf16": 2250e12, "fp8": 4500e12, "fp4": 9000e12}, 8e12, 900e9, 180e9
+    ),
+}
+# Hidden size, layers, heads, key-value heads, head size, intermediate size, vocabulary: the dense
+# models that are served most, by their config.json.
+SHAPES: dict[str, Shape] = {
+    "llama-3.2-3b": Shape(3072, 28, 24, 8, 128, 8192, 128256),
+    "llama-3.1-8b": Shape(4096, 32, 32, 8, 128, 14336, 128256),
+    "qwen-2.5-14b": Shape(5120, 48, 40, 8, 128, 13824, 152064),
+    "qwen-2.5-32b": Shape(5120, 64, 40, 8, 128, 27648, 152064),
+    "llama-3.3-70b": Shape(8192, 80, 64, 8, 128, 28672, 128256),
+}
+# How much two runs of the simulator differ with nothing changed but the lengths drawn.
+NOISE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A random workload: the engine as it is, and what the exporter knows beside its counters."""
+
+    gpu: str
+    model: str
+    setup: Setup
+    best_hit_ratio: float | None
+    probe_bandwidth: float  # share of the peak that the copy probe reached on a healthy GPU
+    probe_flops: float  # the same of the GEMM probe
+    lost_to: str
+
+
+@dataclass(slots=True)
+class Comparison:
+    """One prediction beside the truth."""
+
+    case: int
+    prediction: Prediction
+    true_gain: float
+    true_cost: float
+
+    @property
+    def inside(self) -> bool:
+        """Whether the true gain lies in the interval, give or take the simulator's noise."""
+        gain = self.prediction.gain
+        return gain.low - NOISE <= self.true_gain <= gain.high + NOISE
+
+    @property
+    def wrong_sign(self) -> bool:
+        """An interval that excludes 1, and a truth on the other side of 1 by more than noise."""
+        gain = self.prediction.gain
+        return (gain.low > 1.0 and self.true_gain < 1.0 - NOISE) or (
+            gain.high < 1.0 and self.true_gain > 1.0 + NOISE
+        )
+
+
+@dataclass(slots=True)
+class Outcome:
+    """All comparisons, and for each case with two levers or more whether the first was right."""
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    best_among_two: list[bool] = field(default_factory=list)
+    absent: dict[str, int] = field(default_factory=dict)
+
+
+def random_case(stream: random.Random) -> Case:
+    """A workload as fleets have them; what hides in Behaviour is drawn anew each time."""
+    while True:
+        gpu = stream.choice(list(SILICON))
+        model = stream.choice(list(SHAPES))
+        silicon, shape = SILICON[gpu], SHAPES[model]
+        if "fp8" in silicon.flops and stream.random() < 0.25:
+            shape = replace(shape, weight_bytes=1.0, arithmetic="fp8")
+        if "fp8" in silicon.flops and stream.random() < 0.2:
+            shape = replace(shape, cache_bytes=1.0)
+        group = stream.choice((1, 1, 1, 2, 4, 8))
+        setup = Setup(silicon, shape, Traffic(1, 0, 1, 0), members=(Member(),) * group)
+        if shape.stored_bytes / group < 0.75 * silicon.memory and group <= shape.key_value_heads:
+            break
+    behaviour, bandwidth, flops = _behaviour(stream)
+    members, lost_to = _members(stream, group)
+    traffic = Traffic(
+        prompt_mean=stream.choice((200, 500, 1000, 2000, 4000)),
+        prompt_sigma=stream.uniform(0.3, 0.9),
+        answer_mean=stream.choice((100, 200, 400, 800)),
+        answer_sigma=stream.uniform(0.3, 0.9),
+        seed=stream.randrange(1 << 30),
+    )
+    limit = stream.choice((4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256))
+    hits = stream.choice((0.0, 0.0, 0.1, 0.3, 0.5))
+    best_hits = stream.choice((None, hits, min(0.9, hits + stream.uniform(0.1, 0.5))))
+    clients = int(limit * stream.uniform(1.1, 3.0)) + 1
+    setup = replace(
+        setup,
+        behaviour=behaviour,
+        members=members,
+        traffic=replace(traffic, clients=clients),
+        batch_limit=limit,
+        chunk_tokens=stream.choice((2048, 4096, 8192)),
+        hit_ratio=hits,
+    )
+    return Case(gpu, model, setup, best_hits, bandwidth, flops, lost_to)
+
+
+def _behaviour(stream: random.Random) -> tuple[Behaviour, float, float]:
+    """Hidden behaviour, and what the probes reach on this product."""
+    bandwidth = stream.uniform(0.88, 0.94)
+    flops = stream.uniform(0.7, 0.86)
+    behaviour = Behaviour(
+        exposed=stream.uniform(0.0, 0.5),
+        matrix_efficiency=flops * stream.uniform(0.8, 1.0),
+        low_precision_efficiency=stream.uniform(0.84, 1.0),
+        half_rows=stream.uniform(0.0, 60.0),
+        tile_rows=stream.choice((16, 32, 64)),
+        weight_streaming=bandwidth * stream.uniform(0.8, 1.0),
+        cache_streaming=bandwidth * stream.uniform(0.65, 1.0),
+        attention_efficiency=flops * stream.uniform(0.5, 0.9),
+        bandwidth_clock=stream.uniform(0.4, 0.65),
+        activation_passes=stream.uniform(3.0, 10.0),
+        cache_expansion=stream.uniform(0.0, 0.12),
+        quantization=stream.uniform(0.0, 0.03),
+        kernel_latency_seconds=stream.uniform(1e-6, 4e-6),
+        kernel_gap_seconds=stream.choice((0.1e-6, stream.uniform(0.5e-6, 5e-6))),
+        host_seconds=stream.uniform(0.1e-3, 2e-3),
+        host_seconds_per_request=stream.uniform(0.0, 10e-6),
+        link_efficiency=stream.uniform(0.5, 0.8),
+        link_latency_seconds=stream.uniform(4e-6, 12e-6),
+        filled=stream.uniform(0.7, 0.95),
+    )
+    return behaviour, bandwidth, flops
+
+
+def _members(stream: random.Random, group: int) -> tuple[tuple[Member, ...], str]:
+    """Mostly healthy and fast; else all at a low clock, or one slower than the others."""
+    healthy = tuple(Member(clock=stream.uniform(0.98, 1.0)) for _ in range(1)) * group
+    drawn = stream.random()
+    if drawn < 0.3:
+        return (Member(clock=stream.uniform(0.5, 0.95)),) * group, stream.choice(
+            ("thermal", "other")
+        )
+    if drawn < 0.5:
+        slow = replace(
+            healthy[0],
+            memory_speed=stream.choice((1.0, stream.uniform(0.6, 0.9))),
+            compute_speed=stream.choice((1.0, stream.uniform(0.6, 0.9))),
+        )
+        return (slow, *healthy[1:]), "other"
+    return healthy, "other"
+
+
+def describe(shape: Shape) -> ModelDescription:
+    """The description that the exporter would read from the model's config.json."""
+    stored = shape.weight_bytes
+    attention = GroupedAttention(shape.heads, shape.key_value_heads, shape.head_size)
+    return ModelDescription(
+        model_type="llama",
+        hidden_size=shape.hidden,
+        vocabulary_size=shape.vocabulary,
+        layers=(LayerGroup(shape.layers, attention, None, shape.intermediate),),
+        weights=WeightBytes(attention=stored, dense=stored, experts=stored, shared_experts=stored),
+        compute_precision=shape.arithmetic,
+        cache_value_bytes=shape.cache_bytes,
+    )
+
+
+def measure(setup: Setup) -> Counters:
+    """Run the engine to its steady state, and over a span of the same requests for every lever."""
+    limit = setup.batch_limit
+    first = max(60, 2 * limit)
+    return Engine(setup).run(first, first + max(100, 5 * limit))
+
+
+def throughput(setup: Setup, first: int, last: int) -> float:
+    """Requests taken per second between two of them: the same ones for every lever."""
+    engine = Engine(setup)
+    seconds = engine.run(first, last).seconds
+    return (last - first) / seconds
+
+
+def observe(case: Case, counters: Counters, stream: random.Random) -> WorkloadWindow:
+    """The window that the exporter would have: means of counters, and probes with their error."""
+    setup = case.setup
+    silicon, seconds = setup.silicon, counters.seconds
+    peaks = Peaks(
+        origin="datasheet",
+        model=case.gpu,
+        flops=dict(silicon.flops),
+        dram_bytes_per_second=silicon.bandwidth,
+        nvlink_bytes_per_second=silicon.link_bandwidth,
+    )
+    gpus = tuple(
+        GpuWindow(
+            gpu=str(index),
+            uuid=f"GPU-{index}",
+            name=case.gpu,
+            peaks=peaks,
+            clock_ratio=member.clock,
+            clock_lost_to={case.lost_to: 1.0},
+            graphics=counters.kernel_seconds / seconds,
+            sm_busy=counters.sm_seconds / seconds,
+            tensor=counters.tensor_seconds / seconds,
+            dram=counters.dram_bytes / seconds / silicon.bandwidth,
+            reachable_bandwidth_bytes_per_second=_probed(
+                stream, silicon.bandwidth * case.probe_bandwidth * member.memory_speed
+            ),
+            reachable_flops={
+                "bf16": _probed(
+                    stream,
+                    silicon.flops["bf16"]
+                    * case.probe_flops
+                    * member.clock
+                    * member.compute_speed,
+                )
+            },
+            link_bytes_per_second=counters.link_bytes / seconds,
+            memory_size_bytes=silicon.memory,
+        )
+        for index, member in enumerate(setup.members)
+    )
+    clock = median(member.clock for member in setup.members)
+    context = max(
+        counters.prompt_tokens / max(1.0, counters.prompts)
+        + counters.answer_tokens / max(1.0, counters.answers) / 2,
+        counters.cache_tokens / max(1e-9, counters.running),
+    )
+    return WorkloadWindow(
+        workload="simulated",
+        model=case.model,
+        seconds=seconds,
+        gpus=gpus,
+        gpu_count=len(gpus),
+        tensor_parallel=len(gpus),
+        description=describe(setup.shape),
+        precision=setup.shape.arithmetic,
+        prefill_tokens=counters.prefill_tokens,
+        cached_tokens=counters.cached_tokens,
+        decode_tokens=counters.decode_tokens,
+        prompts=counters.prompts,
+        passes=counters.passes,
+        running_requests=counters.running / seconds,
+        waiting_requests=counters.waiting / seconds,
+        cache_usage_ratio=counters.cache_tokens / seconds / setup.cache_tokens,
+        decode_context=context,
+        best_cache_hit_ratio=case.best_hit_ratio,
+        reference=Reference(
+            devices=8,
+            bandwidth_bytes_per_second=silicon.bandwidth * case.probe_bandwidth,
+            flops={"bf16": silicon.flops["bf16"] * case.probe_flops * clock},
+        ),
+    )
+
+
+def _probed(stream: random.Random, value: float) -> float:
+    """A probe result: one of a thousand in two repeats within 2 %."""
+    return value * (1.0 + stream.uniform(-0.02, 0.02))
+
+
+Pull = Callable[[Setup, Prediction, Case, random.Random], Setup]
+
+
+def _batch(setup: Setup, prediction: Prediction, _case: Case, _stream: random.Random) -> Setup:
+    assert prediction.target is not None
+    return replace(setup, batch_limit=int(prediction.target))
+
+
+def _weights(value_bytes: float, arithmetic: str) -> Pull:
+    def pull(setup: Setup, *_: object) -> Setup:
+        shape = replace(setup.shape, weight_bytes=value_bytes, arithmetic=arithmetic)
+        return replace(setup, shape=shape)
+
+    return pull
+
+
+def _cache(setup: Setup, *_: object) -> Setup:
+    return replace(setup, shape=replace(setup.shape, cache_bytes=1.0))
+
+
+def _clocks(setup: Setup, *_: object) -> Setup:
+    return replace(setup, members=tuple(replace(m, clock=1.0) for m in setup.members))
+
+
+def _gaps(setup: Setup, _prediction: Prediction, _case: Case, stream: random.Random) -> Setup:
+    """CUDA graphs leave a trace of the gaps between kernels, and the host works ahead."""
+    hidden = setup.behaviour
+    return replace(
+        setup,
+        behaviour=replace(
+            hidden,
+            kernel_gap_seconds=hidden.kernel_gap_seconds * stream.uniform(0.0, 0.2),
+            host_seconds=hidden.host_seconds * stream.uniform(0.1, 0.5),
+            host_seconds_per_request=hidden.host_seconds_per_request * stream.uniform(0.1, 0.5),
+        ),
+    )
+
+
+def _replace_gpu(setup: Setup, *_: object) -> Setup:
+    return replace(
+        setup,
+        members=tuple(
+            replace(member, memory_speed=1.0, compute_speed=1.0) for member in setup.members
+        ),
+    )
+
+
+def _hits(setup: Setup, _prediction: Prediction, case: Case, _stream: random.Random) -> Setup:
+    assert case.best_hit_ratio is not None
+    return replace(setup, hit_ratio=case.best_hit_ratio)
+
+
+def _split(setup: Setup, *_: object) -> Setup:
+    """One of two engines on half of the GPUs, with half of the clients."""
+    return replace(
+        setup,
+        members=setup.members[: len(setup.members) // 2],
+        batch_limit=max(1, setup.batch_limit // 2),
+        traffic=replace(setup.traffic, clients=max(1, setup.traffic.clients // 2)),
+    )
+
+
+PULLS: Mapping[str, Pull] = {
+    "larger_batch": _batch,
+    "weights_fp8": _weights(1.0, "fp8"),
+    "weights_fp4": _weights(0.5625, "fp4"),
+    "kv_cache_fp8": _cache,
+    "full_clocks": _clocks,
+    "fewer_launch_gaps": _gaps,
+    "replace_slow_gpu": _replace_gpu,
+    "restore_prefix_cache": _hits,
+    "tensor_parallel": _split,
+}
+
+
+def compare(count: int, seed: int = 1) -> Outcome:
+    """So many random workloads, every lever that has a prediction pulled in each."""
+    outcome = Outcome()
+    for number in range(count):
+        stream = random.Random(f"{seed}/{number}")
+        case = random_case(stream)
+        advice, today, span = _advice(case, stream)
+        for absent in advice.absent:
+            outcome.absent[absent.lever] = outcome.absent.get(absent.lever, 0) + 1
+        truths: dict[str, float] = {}
+        for prediction in advice.predictions:
+            pulled = PULLS[prediction.lever](case.setup, prediction, case, stream)
+            replicas = 2 if prediction.lever == "tensor_parallel" else 1
+            gain = replicas * throughput(pulled, *span) / today
+            truths[prediction.lever] = gain
+            outcome.comparisons.append(Comparison(number, prediction, gain, 1.0 / gain))
+        if len(truths) >= 2:
+            two = sorted(truths.values(), reverse=True)[1]
+            first = truths[advice.predictions[0].lever]
+            outcome.best_among_two.append(first >= two - NOISE)
+    return outcome
+
+
+def _advice(case: Case, stream: random.Random) -> tuple[Advice, float, tuple[int, int]]:
+    limit = case.setup.batch_limit
+    first = max(60, 2 * limit)
+    last = first + max(150, 6 * limit)
+    counters = Engine(case.setup).run(first, last)
+    advice = advise(observe(case, counters, stream))
+    return advice, (last - first) / counters.seconds, (first, last)
+
+
+def table(outcome: Outcome) -> str:
+    """The comparison as people read it."""
+    comparisons = outcome.comparisons
+    lines = [
+        "lever                   cases  inside  wrong sign  median width  median error  true gain p5..p95",
+    ]
+    for lever in PULLS:
+        chosen = [c for c in comparisons if c.prediction.lever == lever]
+        if chosen:
+            lines.append(_row(lever, chosen))
+    lines.append(_row("all", comparisons))
+    true = sorted(c.true_gain for c in comparisons)
+    spread = true[-1] - true[0]
+    middle = quantile(true, 0.95) - quantile(true, 0.05)
+    widths = median(c.prediction.gain.high - c.prediction.gain.low for c in comparisons)
+    lines += [
+        f"median width over the range of true gains: {widths / spread:.1%} of all, "
+        f"{widths / middle:.1%} of p5 to p95",
+        f"first lever truly among the two best: {sum(outcome.best_among_two)} of "
+        f"{len(outcome.best_among_two)} workloads ({_share(outcome.best_among_two):.1%})",
+    ]
+    return "\n".join(lines)
+
+
+def _row(lever: str, chosen: list[Comparison]) -> str:
+    true = sorted(c.true_gain for c in chosen)
+    inside = _share([c.inside for c in chosen])
+    wrong = sum(c.wrong_sign for c in chosen)
+    width = median(c.prediction.gain.high - c.prediction.gain.low for c in chosen)
+    error = median(abs(c.prediction.gain.middle / c.true_gain - 1.0) for c in chosen)
+    return (
+        f"{lever:22} {len(chosen):6}  {inside:6.1%}  {wrong:10}  {width:12.3f}  {error:12.1%}  "
+        f"{quantile(true, 0.05):.2f}..{quantile(true, 0.95):.2f}"
+    )
+
+
+def _share(flags: list[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 0.0
+
+
+def quantile(ordered: list[float], share: float) -> float:
+    """The value at `share` of the way through the ordered list."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,0 +1,42 @@
+"""All levers of one workload, best first."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from exporter.advice.levers import LEVERS
+from exporter.advice.prediction import Absent, Inapplicable, Prediction
+from exporter.advice.window import WorkloadWindow
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The predictions of one workload, best first, and the levers that have none."""
+
+    window: WorkloadWindow
+    predictions: tuple[Prediction, ...]
+    absent: tuple[Absent, ...]
+
+
+def advise(window: WorkloadWindow) -> Advice:
+    """Ask every lever about the window."""
+    predictions: list[Prediction] = []
+    absent: list[Absent] = []
+    for lever in LEVERS.values():
+        try:
+            predictions.append(lever.predict(window))
+        except Inapplicable as reason:
+            absent.append(Absent(lever.name, str(reason)))
+    return Advice(window, ranked(predictions), tuple(absent))
+
+
+def ranked(predictions: Iterable[Prediction]) -> tuple[Prediction, ...]:
+    """By what a token would cost, in the middle of the interval; then by throughput."""
+    return tuple(sorted(predictions, key=lambda p: (p.cost.middle, -p.gain.middle, p.lever)))
+
+
+def best(advice: Advice) -> Prediction | None:
+    """The first lever that surely helps, if any does."""
+    for prediction in advice.predictions:
+        if prediction.cost.high < 1.0 or prediction.gain.low > 1.0:
+            return prediction
+    return None

@@ -1,0 +1,85 @@
+"""Weights in a lower precision: fewer bytes a pass, and faster matrix products where the silicon has them."""
+
+from dataclasses import replace
+
+from exporter.advice.demand import cache_room, outcome, percent, with_batch
+from exporter.advice.prediction import Inapplicable, Interval, Prediction
+from exporter.advice.step import (
+    Change,
+    Step,
+    reachable_flops,
+    slowest,
+    step_of,
+    throughput_ratio,
+)
+from exporter.advice.window import WorkloadWindow
+from exporter.inference.models.description import ModelDescription, WeightBytes
+from exporter.inference.models.memory import stored_weight_bytes
+
+
+# Of the doubled rate, kernels of the lower precision reach this share: fp8 GEMMs 0.88 to 0.98 of
+# what bf16 GEMMs reach of their peak on H100 to B300 (mamf-finder).
+_KERNEL_SHARE = (0.85, 1.0)
+# Activations are quantized before each product: an extra pass over them.
+_QUANTIZATION = (1.0, 1.03)
+
+
+def with_weights(model: ModelDescription, value_bytes: float, precision: str) -> ModelDescription:
+    """The model with its linear layers stored and multiplied in `precision`.
+
+    Embedding, output head, router and norms stay as they are: quantizers leave them out.
+    """
+    weights = model.weights
+    lower = WeightBytes(
+        attention=min(weights.attention, value_bytes),
+        dense=min(weights.dense, value_bytes),
+        experts=min(weights.experts, value_bytes),
+        shared_experts=min(weights.shared_experts, value_bytes),
+        head=weights.head,
+        other=weights.other,
+    )
+    return replace(model, weights=lower, compute_precision=precision)
+
+
+def predict_weights(
+    window: WorkloadWindow, lever: str, precision: str, value_bytes: float, action: str
+) -> Prediction:
+    """The prediction for the linear layers in `precision`, `value_bytes` a weight with its scales."""
+    today = step_of(window)
+    model = today.model
+    lower = with_weights(model, value_bytes, precision)
+    if stored_weight_bytes(lower) > 0.95 * stored_weight_bytes(model):
+        raise Inapplicable(f"the weights are stored in {precision} or less already")
+    capacity = capacity_with(window, today, lower)
+    parts = today.parts()
+    before, after = today.weight_bytes, replace(today, model=lower).weight_bytes
+    evidence = (
+        f"a pass reads {before / 1e9:.1f} GB of weights at batch {today.decode_tokens:.0f} "
+        f"({parts['weights'] / today.seconds:.0%} of the time); {precision} leaves "
+        f"{after / 1e9:.1f} GB: {percent(capacity)}"
+    )
+    return outcome(window, lever, capacity, evidence=evidence, action=action, target=value_bytes)
+
+
+def capacity_with(window: WorkloadWindow, today: Step, lower: ModelDescription) -> Interval:
+    """Throughput with another description of the weights, and the batch that freed memory allows."""
+    gpu = slowest(window)
+    rate = reachable_flops(gpu, lower.compute_precision)
+    changes = []
+    room = cache_room(window, _cache_factor(window, today, lower))
+    for share in _KERNEL_SHARE:
+        rates = replace(today.rates, linear_flops=max(today.rates.linear_flops, share * rate))
+        for factor in room:
+            step = with_batch(replace(today, model=lower, rates=rates), factor)
+            changes += [Change(step, produced=factor, busy_factor=extra) for extra in _QUANTIZATION]
+    return throughput_ratio(today, changes)
+
+
+def _cache_factor(window: WorkloadWindow, today: Step, lower: ModelDescription) -> float:
+    """How many times the KV cache grows if the freed weight memory is given to it."""
+    usage, running = window.cache_usage_ratio, window.running_requests
+    if not usage or not running:
+        return 1.0
+    cache = running * today.cache_bytes_per_decode / usage
+    freed = stored_weight_bytes(today.model) - stored_weight_bytes(lower)
+    return 1.0 + freed / today.tensor_parallel / cache if cache > 0 else 1.0

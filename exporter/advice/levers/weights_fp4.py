@@ -1,0 +1,23 @@
+"""Weights in fp4 (NVFP4, MXFP4): a quarter of bf16's bytes, where the silicon multiplies fp4."""
+
+from exporter.advice.levers._precision import predict_weights
+from exporter.advice.prediction import Lever, Prediction
+from exporter.advice.window import WorkloadWindow
+
+
+# Four bits and an 8-bit scale for each 16 of them.
+_VALUE_BYTES = (4 + 8 / 16) / 8
+
+
+def _predict(window: WorkloadWindow) -> Prediction:
+    return predict_weights(
+        window,
+        "weights_fp4",
+        "fp4",
+        _VALUE_BYTES,
+        "serve an NVFP4 checkpoint; compare its answers with today's first",
+    )
+
+
+# Its changes are back-tested by weights_fp8, which takes any two storage formats.
+LEVER = Lever(name="weights_fp4", title="Weights in fp4", predict=_predict)

@@ -1,0 +1,329 @@
+"""The step-time model: what one forward pass costs, part by part, and what of it is known.
+
+A pass reads the weights once, reads the KV cache of every running sequence, multiplies, sends its
+partial sums over the links, and leaves gaps in which no kernel runs. The bytes and FLOPs of each
+part follow from the tokens and the model's description; how fast they go, from the probes. Each part
+takes at least the larger of its memory and its compute time (roofline: Williams et al., CACM 52(4),
+2009). Two things are unknown, and they make the width of every prediction:
+
+- how much of the smaller of the two times hides behind the larger one (`hidden`, 0..1);
+- why the measured busy time is longer than the roofline: a constant (small kernels, latencies) or
+  each part in proportion (kernels that miss the roofline).
+
+Every prediction is evaluated for the corners of both, after the model was fitted to the measured
+pass under the same assumption; the interval spans the results.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import product
+
+from exporter.accounting.time_split import REACHABLE_BANDWIDTH
+from exporter.advice.prediction import Inapplicable, Interval
+from exporter.advice.window import GpuWindow, WorkloadWindow
+from exporter.inference.models.description import ModelDescription
+from exporter.inference.models.flops import (
+    decode_attention_flops,
+    head_flops_per_token,
+    linear_flops_per_token,
+    prefill_attention_flops,
+)
+from exporter.inference.models.memory import (
+    cache_bytes_per_token,
+    cache_bytes_read,
+    weight_bytes_per_pass,
+)
+
+
+# Share of the tensor peak that large matrix products reach where no probe has measured it: 0.71 to
+# 0.87 on A100 to B200 (mamf-finder, stas00/ml-engineering).
+REACHABLE_FLOPS = 0.78
+# Share of the theoretical link bandwidth that collectives reach: 0.74 to 0.8 of NVLink 4 in
+# all-reduce (Azure's node checks: 460 GB/s bus bandwidth on H100, 2 x 450 / 2 theoretical).
+REACHABLE_LINK = 0.8
+# Tokens of one prefill pass at most: the common default chunk of engines is 2048 to 8192.
+PREFILL_CHUNK_TOKENS = 4096.0
+# How much of the shorter of memory and compute time hides behind the longer one.
+_HIDDEN = (1.0, 0.6)
+# Whether the time above the roofline is a constant (0) or in proportion to it (1).
+_PROPORTIONAL = (0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the slowest GPU of the workload reaches now."""
+
+    bytes_per_second: float
+    linear_flops: float
+    attention_flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The mean forward pass of the window, per GPU. Tokens and requests are per pass.
+
+    `mixed_share` is the share of passes that prefill anything. `gap_seconds` is the time of a pass
+    in which no kernel runs, `busy_seconds` the rest. `other_bytes` are measured bytes beyond weights
+    and cache (activations), per token.
+    """
+
+    model: ModelDescription
+    rates: Rates
+    tensor_parallel: int
+    decode_tokens: float
+    prefill_tokens: float
+    prompts: float
+    cached_per_prompt: float
+    context: float
+    gap_seconds: float
+    busy_seconds: float
+    other_bytes: float = 0.0
+    link_seconds_per_token: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Mean time from one pass to the next."""
+        return self.gap_seconds + self.busy_seconds
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that a pass computes."""
+        return self.decode_tokens + self.prefill_tokens
+
+    @property
+    def mixed_share(self) -> float:
+        """Share of passes with some prefill, were prompts to arrive independently of each other."""
+        if self.prompts <= 0 or self.prefill_tokens <= 0:
+            return 0.0
+        chunks = max(1.0, self.prefill_tokens / self.prompts / PREFILL_CHUNK_TOKENS)
+        return 1.0 - math.exp(-self.prompts * chunks)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Weight bytes that each GPU reads in a pass."""
+        per_pass = weight_bytes_per_pass(self.model, max(1.0, self.tokens), with_head=True)
+        return per_pass / self.tensor_parallel
+
+    @property
+    def cache_bytes_per_decode(self) -> float:
+        """KV-cache bytes that each GPU reads for one decoded token."""
+        whole = cache_bytes_read(self.model, self.context, self.tensor_parallel)
+        return whole / self.tensor_parallel
+
+    @property
+    def cache_bytes(self) -> float:
+        """KV-cache bytes that each GPU reads and writes in a pass."""
+        written = cache_bytes_per_token(self.model, self.tensor_parallel) / self.tensor_parallel
+        return self.decode_tokens * self.cache_bytes_per_decode + self.tokens * written
+
+    def roofline(self, hidden: float) -> float:
+        """Seconds of a mean pass were every kernel on its roofline, with the given overlap."""
+        mixed = self.mixed_share
+        plain = self._kernels(0.0, 0.0, hidden)
+        if mixed <= 0:
+            return plain
+        chunk, prompts = self.prefill_tokens / mixed, self.prompts / mixed
+        return (1.0 - mixed) * plain + mixed * self._kernels(chunk, prompts, hidden)
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of weights, cache and matrix products of a mean pass, each taken alone."""
+        rates = self.rates
+        linear, head = self._flops_per_token()
+        flops = self.tokens * linear + (self.decode_tokens + self.prompts) * head
+        return {
+            "weights": self.weight_bytes / rates.bytes_per_second,
+            "cache": self.cache_bytes / rates.bytes_per_second,
+            "matrices": flops / rates.linear_flops,
+        }
+
+    def _flops_per_token(self) -> tuple[float, float]:
+        return (
+            linear_flops_per_token(self.model) / self.tensor_parallel,
+            head_flops_per_token(self.model) / self.tensor_parallel,
+        )
+
+    def _kernels(self, prefill: float, prompts: float, hidden: float) -> float:
+        """One pass that decodes and prefills so many tokens."""
+        rates, decode = self.rates, self.decode_tokens
+        linear, head = self._flops_per_token()
+        tokens = decode + prefill
+        weights = weight_bytes_per_pass(self.model, max(1.0, tokens), with_head=True)
+        seconds = _blend(
+            (weights / self.tensor_parallel + tokens * self.other_bytes) / rates.bytes_per_second,
+            (tokens * linear + (decode + prompts) * head) / rates.linear_flops,
+            hidden,
+        )
+        attention = decode_attention_flops(self.model, self.context) / self.tensor_parallel
+        seconds += _blend(
+            decode * self.cache_bytes_per_decode / rates.bytes_per_second,
+            decode * attention / rates.attention_flops,
+            hidden,
+        )
+        if prompts > 0 and prefill > 0:
+            new = prefill / prompts
+            flops = prompts * prefill_attention_flops(self.model, new, self.cached_per_prompt)
+            seconds += flops / self.tensor_parallel / rates.attention_flops
+        return seconds + tokens * self.link_seconds_per_token
+
+
+def _blend(memory: float, compute: float, hidden: float) -> float:
+    return max(memory, compute) + (1.0 - hidden) * min(memory, compute)
+
+
+def step_of(window: WorkloadWindow) -> Step:
+    """The mean pass of the window. Raises Inapplicable where a part of it is not known."""
+    model = window.description
+    if model is None:
+        raise Inapplicable("the model is not described, so its bytes and FLOPs are not known")
+    if not window.passes or not window.decode_tokens or window.prefill_tokens is None:
+        raise Inapplicable("the engine does not tell tokens and forward passes of this window")
+    if window.decode_context is None:
+        raise Inapplicable("the context of the decoded tokens is not known")
+    gpu = slowest(window)
+    if gpu.graphics is None:
+        raise Inapplicable(f"GPU {gpu.gpu} does not tell how long kernels run on it")
+    period = window.seconds / window.passes
+    busy = min(1.0, gpu.graphics) * period
+    prompts = window.prompts or 0.0
+    step = Step(
+        model=model,
+        rates=rates_of(gpu, model),
+        tensor_parallel=max(1, window.tensor_parallel),
+        decode_tokens=max(0.0, window.decode_tokens - prompts) / window.passes,
+        prefill_tokens=window.prefill_tokens / window.passes,
+        prompts=prompts / window.passes,
+        cached_per_prompt=(window.cached_tokens or 0.0) / prompts if prompts else 0.0,
+        context=window.decode_context,
+        gap_seconds=period - busy,
+        busy_seconds=busy,
+    )
+    if step.decode_tokens <= 0:
+        raise Inapplicable("nothing is decoded here, and a pass is modelled by its decoding")
+    return _measured(gpu, step, period)
+
+
+def _measured(gpu: GpuWindow, step: Step, period: float) -> Step:
+    """The step with what counters add to it: bytes beyond weights and cache, time on the links."""
+    peak = gpu.peaks.dram_bytes_per_second
+    if gpu.dram is not None and peak:
+        beyond = gpu.dram * peak * period - step.weight_bytes - step.cache_bytes
+        step = replace(step, other_bytes=max(0.0, beyond) / step.tokens)
+    if step.tensor_parallel > 1 and gpu.link_bytes_per_second:
+        reach = gpu.reachable_link_bytes_per_second
+        if reach is None and gpu.peaks.nvlink_bytes_per_second:
+            reach = REACHABLE_LINK * gpu.peaks.nvlink_bytes_per_second
+        if reach:
+            seconds = gpu.link_bytes_per_second * period / reach
+            step = replace(step, link_seconds_per_token=seconds / step.tokens)
+    return step
+
+
+def slowest(window: WorkloadWindow) -> GpuWindow:
+    """The GPU that the others of its group wait for: the one that reaches least.
+
+    Raises Inapplicable where there is none, or a GPU needs repair first.
+    """
+    if not window.gpus:
+        raise Inapplicable("no GPU of this workload is known on this host")
+    for gpu in window.gpus:
+        if gpu.sick:
+            raise Inapplicable(f"GPU {gpu.gpu} needs repair first: {gpu.sick}")
+
+    def speed(gpu: GpuWindow) -> float:
+        bandwidth = gpu.reachable_bandwidth_bytes_per_second
+        flops = min(
+            (
+                value / gpu.peaks.flops[name]
+                for name, value in gpu.reachable_flops.items()
+                if gpu.peaks.flops.get(name)
+            ),
+            default=1.0,
+        )
+        share = 1.0
+        if bandwidth and gpu.peaks.dram_bytes_per_second:
+            share = bandwidth / gpu.peaks.dram_bytes_per_second
+        return flops * share * (gpu.clock_ratio or 1.0)
+
+    return min(window.gpus, key=speed)
+
+
+def rates_of(gpu: GpuWindow, model: ModelDescription) -> Rates:
+    """What the GPU reaches in this model's precision. Raises Inapplicable without any peak."""
+    peak = gpu.peaks.dram_bytes_per_second
+    bandwidth = gpu.reachable_bandwidth_bytes_per_second
+    if bandwidth is None:
+        if not peak:
+            raise Inapplicable(f"the memory bandwidth of GPU {gpu.gpu} is not known")
+        bandwidth = REACHABLE_BANDWIDTH * peak
+    return Rates(
+        bytes_per_second=bandwidth,
+        linear_flops=reachable_flops(gpu, model.compute_precision),
+        attention_flops=reachable_flops(gpu, model.data_type),
+    )
+
+
+def reachable_flops(gpu: GpuWindow, precision: str) -> float:
+    """FLOP/s that matrix products reach in a precision: probed, else inferred from another's probe.
+
+    Raises Inapplicable where the silicon has no such precision.
+    """
+    peak = gpu.peaks.flops.get(precision)
+    probed = gpu.reachable_flops.get(precision)
+    if probed is not None:
+        return probed
+    if not peak:
+        raise Inapplicable(f"GPU {gpu.gpu} ({gpu.name}) has no {precision} arithmetic")
+    shares = [
+        value / gpu.peaks.flops[name]
+        for name, value in gpu.reachable_flops.items()
+        if gpu.peaks.flops.get(name)
+    ]
+    return peak * (sum(shares) / len(shares) if shares else REACHABLE_FLOPS)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A pass after the lever was pulled: the new step and what is known to differ beside it.
+
+    `produced` is how many times the tokens of today's pass it produces, over all replicas.
+    `busy_factor` and `gap_factor` multiply what the model gives; `excess_factor` the time above the
+    roofline where that is a constant.
+    """
+
+    step: Step
+    produced: float = 1.0
+    busy_factor: float = 1.0
+    gap_factor: float = 1.0
+    excess_factor: float = 1.0
+
+
+def throughput_ratio(today: Step, changes: Iterable[Change]) -> Interval:
+    """Throughput over today's: the span over all changes given and over what is unknown."""
+    ratios = [
+        _ratio(today, change, hidden, proportional)
+        for change, hidden, proportional in product(changes, _HIDDEN, _PROPORTIONAL)
+    ]
+    return Interval(min(ratios), max(ratios))
+
+
+def _ratio(today: Step, change: Change, hidden: float, proportional: float) -> float:
+    ideal = today.roofline(hidden)
+    excess = today.busy_seconds - ideal
+    after = change.step.roofline(hidden)
+    if excess <= 0 or proportional:
+        busy = after * today.busy_seconds / ideal
+    else:
+        busy = after + excess * change.excess_factor
+    seconds = busy * change.busy_factor + change.step.gap_seconds * change.gap_factor
+    return change.produced * today.seconds / seconds
+
+
+def widened(interval: Interval, relative: float) -> Interval:
+    """The interval with `relative` of its distance from 1 added on both sides, and never across 1.
+
+    A lever that can only help is not predicted to hurt.
+    """
+    low = 1.0 + (interval.low - 1.0) * (1.0 - relative)
+    high = 1.0 + (interval.high - 1.0) * (1.0 + relative)
+    return Interval(min(low, high), max(low, high))

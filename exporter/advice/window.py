@@ -1,0 +1,105 @@
+"""What advice is given from: the means of one workload over some minutes, as the exporter sees them.
+
+Nothing here is a guess: a value that the exporter could not read is None, and a lever that needs it
+says so instead of predicting.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from exporter.accounting.peaks import Peaks
+from exporter.inference.models.description import ModelDescription
+
+
+@dataclass(frozen=True, slots=True)
+class GpuWindow:
+    """One GPU of the workload. Activities are shares 0..1 of the window, at the clock that it had.
+
+    `clock_ratio` is the mean SM clock over its maximum, `clock_lost_to` the share of the missing
+    clock by cause. `sm_busy`, `tensor` and `dram` are as GPM has them. Probe results are what the
+    device reaches now, in bytes/s and FLOP/s by precision; `sick` says why it needs repair first.
+    """
+
+    gpu: str
+    uuid: str
+    name: str
+    peaks: Peaks
+    clock_ratio: float | None = None
+    clock_lost_to: Mapping[str, float] = field(default_factory=dict)
+    graphics: float | None = None
+    sm_busy: float | None = None
+    tensor: float | None = None
+    dram: float | None = None
+    reachable_bandwidth_bytes_per_second: float | None = None
+    reachable_flops: Mapping[str, float] = field(default_factory=dict)
+    link_bytes_per_second: float | None = None  # sent by this GPU, mean of the window
+    reachable_link_bytes_per_second: float | None = None
+    memory_size_bytes: float | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+    power_limit_max_watts: float | None = None
+    sick: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What healthy GPUs of the same product on this host reach: medians of their probe results."""
+
+    devices: int
+    bandwidth_bytes_per_second: float | None = None
+    flops: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Money for one GPU and hour."""
+
+    per_gpu_hour: float
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadWindow:
+    """One served model of one engine over `seconds`.
+
+    Counts are of the window; `running_requests`, `waiting_requests` and `cache_usage_ratio` its
+    means. `gpu_count` is of all GPUs that the engine uses, `gpus` those that this host sees.
+    `replicas` are engines on this host that serve the same model, this one included.
+    """
+
+    workload: str
+    model: str
+    seconds: float
+    gpus: tuple[GpuWindow, ...]
+    gpu_count: int
+    tensor_parallel: int = 1
+    replicas: int = 1
+    engine: str = ""
+    description: ModelDescription | None = None
+    precision: str | None = None
+    prefill_tokens: float | None = None
+    cached_tokens: float | None = None
+    decode_tokens: float | None = None
+    prompts: float | None = None
+    passes: float | None = None
+    running_requests: float | None = None
+    waiting_requests: float | None = None
+    cache_usage_ratio: float | None = None
+    decode_context: float | None = None
+    # The best share of prompt tokens from the prefix cache in the last days, and its age in words.
+    best_cache_hit_ratio: float | None = None
+    reference: Reference | None = None
+    price: Price | None = None
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that the window produced: the throughput that levers raise."""
+        return self.decode_tokens or 0.0
+
+    @property
+    def cache_hit_ratio(self) -> float | None:
+        """Share of the prompt tokens that came from the prefix cache."""
+        if self.cached_tokens is None or self.prefill_tokens is None:
+            return None
+        total = self.cached_tokens + self.prefill_tokens
+        return self.cached_tokens / total if total > 0 else None

@@ -1,0 +1,465 @@
+"""An inference engine simulated pass by pass: the truth that the levers are tested against.
+
+Requests arrive, wait for a place in the batch and for room in the KV cache, are prefilled in chunks
+and decoded one token a pass. A pass runs kernel after kernel; each takes the larger of its memory and
+its compute time, plus a share of the smaller one (`Behaviour.exposed`), plus a latency. Matrix products
+compute whole tiles and reach less of the peak with few rows; the host leaves gaps between kernels
+and between passes; a tensor-parallel group waits for its slowest GPU twice a layer.
+
+Nothing here is imported from `exporter.advice` or from `exporter.inference`: FLOPs and bytes are
+worked out anew from the matrices. What a lever changes is a field of Setup, and what the exporter
+would see of it is in Counters.
+"""
+
+import heapq
+import math
+import random
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True, slots=True)
+class Silicon:
+    """A GPU at its best: FLOP/s by precision at the maximum clock, bytes/s, bytes."""
+
+    flops: Mapping[str, float]
+    bandwidth: float
+    link_bandwidth: float
+    memory: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A dense transformer with grouped attention, and how its numbers are stored."""
+
+    hidden: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    intermediate: int
+    vocabulary: int
+    weight_bytes: float = 2.0
+    cache_bytes: float = 2.0
+    arithmetic: str = "bf16"
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the weight matrices of a layer: qkv, output, gate and up, down."""
+        query = self.heads * self.head_size
+        cached = 2 * self.key_value_heads * self.head_size
+        return (
+            (self.hidden, query + cached),
+            (query, self.hidden),
+            (self.hidden, 2 * self.intermediate),
+            (self.intermediate, self.hidden),
+        )
+
+    @property
+    def stored_bytes(self) -> float:
+        """Bytes of all weights; embedding and head are stored in 16 bits."""
+        layer = sum(rows * columns for rows, columns in self.matrices)
+        return self.layers * layer * self.weight_bytes + 4.0 * self.hidden * self.vocabulary
+
+    @property
+    def cache_bytes_per_token(self) -> float:
+        """Bytes of the keys and values of one token, in all layers."""
+        return self.layers * 2 * self.key_value_heads * self.head_size * self.cache_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What nobody outside can see: how well the kernels and the host do."""
+
+    exposed: float = 0.2  # share of the smaller of memory and compute time that is not hidden
+    matrix_efficiency: float = 0.7  # of the peak, with many rows
+    low_precision_efficiency: float = 0.9  # of that, in fp8 and fp4
+    half_rows: float = 40.0  # rows at which a product reaches half of its rate
+    tile_rows: int = 64
+    weight_streaming: float = 0.82  # of the theoretical bandwidth
+    cache_streaming: float = 0.75
+    attention_efficiency: float = 0.5
+    bandwidth_clock: float = 0.5  # below this clock the SMs cannot ask for all the bandwidth
+    activation_passes: float = (
+        6.0  # times that activations of the hidden size cross memory, a layer
+    )
+    cache_expansion: float = 0.08  # of the attention time, where the cache is not in 16 bits
+    quantization: float = 0.015  # of a product's time, where activations are quantized first
+    kernel_latency_seconds: float = 2.5e-6
+    kernel_gap_seconds: float = 0.5e-6
+    host_seconds: float = 0.6e-3
+    host_seconds_per_request: float = 4e-6
+    link_efficiency: float = 0.7
+    link_latency_seconds: float = 8e-6
+    filled: float = 0.85  # share of the SMs that a running kernel keeps busy
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One GPU of the group: its clock over the maximum, and how it compares with its siblings."""
+
+    clock: float = 1.0
+    memory_speed: float = 1.0
+    compute_speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What is asked for, with lognormal lengths.
+
+    Either `clients` that always have one request under way, or `arrivals_per_second` that come
+    whether or not anything is served.
+    """
+
+    prompt_mean: float
+    prompt_sigma: float
+    answer_mean: float
+    answer_sigma: float
+    clients: int = 0
+    arrivals_per_second: float = 0.0
+    seed: int = 1
+
+    def requests(self) -> Iterator[tuple[int, int, float]]:
+        """Prompt tokens, answer tokens and seconds since the last arrival, for ever."""
+        stream = random.Random(self.seed)
+        rate = self.arrivals_per_second
+        while True:
+            yield (
+                self._length(stream, self.prompt_mean, self.prompt_sigma),
+                self._length(stream, self.answer_mean, self.answer_sigma),
+                stream.expovariate(rate) if rate else 0.0,
+            )
+
+    @staticmethod
+    def _length(stream: random.Random, mean: float, sigma: float) -> int:
+        drawn = stream.lognormvariate(math.log(mean) - sigma * sigma / 2, sigma)
+        return max(2, min(int(drawn), int(12 * mean)))
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """An engine on its GPUs under its traffic."""
+
+    silicon: Silicon
+    shape: Shape
+    traffic: Traffic
+    behaviour: Behaviour = field(default_factory=Behaviour)
+    members: tuple[Member, ...] = (Member(),)
+    batch_limit: int = 64
+    chunk_tokens: int = 4096
+    hit_ratio: float = 0.0  # share of each prompt that the prefix cache has
+
+    @property
+    def cache_tokens(self) -> float:
+        """Tokens that fit in the KV cache."""
+        count = len(self.members)
+        room = 0.9 * self.silicon.memory - self.shape.stored_bytes / count
+        return max(0.0, room) * count / self.shape.cache_bytes_per_token
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the exporter could see, cumulative; the means of queue and cache as integrals."""
+
+    seconds: float = 0.0
+    kernel_seconds: float = 0.0
+    sm_seconds: float = 0.0
+    tensor_seconds: float = 0.0
+    dram_bytes: float = 0.0
+    link_bytes: float = 0.0
+    passes: float = 0.0
+    prefill_tokens: float = 0.0
+    cached_tokens: float = 0.0
+    decode_tokens: float = 0.0
+    prompts: float = 0.0
+    prompt_tokens: float = 0.0
+    answer_tokens: float = 0.0
+    answers: float = 0.0
+    running: float = 0.0  # request seconds
+    waiting: float = 0.0
+    cache_tokens: float = 0.0  # token seconds
+
+    def minus(self, before: "Counters") -> "Counters":
+        """The difference of each counter."""
+        return Counters(
+            **{f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(Counters)}
+        )
+
+    def copy(self) -> "Counters":
+        """A copy that stays."""
+        return Counters(**{f.name: getattr(self, f.name) for f in fields(Counters)})
+
+
+@dataclass(slots=True)
+class Pass:
+    """The work of one forward pass: decoded sequences and their keys, prefilled tokens and pairs."""
+
+    decoded: int
+    keys: float
+    prefilled: int = 0
+    pairs: float = 0.0
+    ended: int = 0
+
+
+@dataclass(slots=True)
+class Cost:
+    """What a pass took on one GPU."""
+
+    seconds: float = 0.0
+    gaps: float = 0.0
+    tensor: float = 0.0
+    dram: float = 0.0
+    link: float = 0.0
+
+
+class Kernels:
+    """Times of the kernels of one pass on one GPU of the group."""
+
+    def __init__(self, setup: Setup, member: Member) -> None:
+        hidden, shape, silicon = setup.behaviour, setup.shape, setup.silicon
+        self._hidden, self._shape = hidden, shape
+        self._group = len(setup.members)
+        speed = member.clock * member.compute_speed
+        self._peak = silicon.flops[shape.arithmetic] * member.clock
+        self._low = shape.arithmetic in {"fp8", "fp4"}
+        share = hidden.low_precision_efficiency if self._low else 1.0
+        self._matrix_rate = (
+            silicon.flops[shape.arithmetic] * speed * hidden.matrix_efficiency * share
+        )
+        self._plain_peak = silicon.flops["bf16"] * member.clock
+        self._head_rate = silicon.flops["bf16"] * speed * hidden.matrix_efficiency
+        self._attention_rate = silicon.flops["bf16"] * speed * hidden.attention_efficiency
+        starved = min(1.0, member.clock / hidden.bandwidth_clock)
+        bandwidth = silicon.bandwidth * member.memory_speed * starved
+        self._weights = bandwidth * hidden.weight_streaming
+        self._cache = bandwidth * hidden.cache_streaming
+        self._latency = hidden.kernel_latency_seconds / (0.5 + 0.5 * member.clock)
+        self._link = silicon.link_bandwidth * hidden.link_efficiency
+
+    def cost(self, work: Pass) -> Cost:
+        """The cost of a pass: all layers, then the head for the tokens that need logits."""
+        layer, total = Cost(), Cost()
+        rows = work.decoded + work.prefilled
+        for matrix in self._shape.matrices:
+            self._product(layer, rows, matrix, self._shape.weight_bytes, low=self._low)
+        self._attention(layer, work)
+        self._elementwise(layer, rows)
+        if self._group > 1:
+            self._all_reduce(layer, rows)
+        layers = self._shape.layers
+        for name in ("seconds", "gaps", "tensor", "dram", "link"):
+            setattr(total, name, layers * getattr(layer, name))
+        logits = work.decoded + work.ended
+        if logits:
+            head = (self._shape.hidden, self._shape.vocabulary)
+            self._product(total, logits, head, 2.0, low=False)
+        return total
+
+    def _end(self, cost: Cost, memory: float, compute: float) -> None:
+        exposed = self._hidden.exposed * min(memory, compute)
+        cost.seconds += max(memory, compute) + exposed + self._latency
+        cost.gaps += self._hidden.kernel_gap_seconds
+
+    def _product(
+        self,
+        cost: Cost,
+        rows: int,
+        matrix: tuple[int, int],
+        value_bytes: float,
+        *,
+        low: bool,
+    ) -> None:
+        inputs, outputs = matrix
+        tile = self._hidden.tile_rows
+        padded = tile * -(-rows // tile)
+        size = inputs * outputs / self._group
+        moved = size * value_bytes + 2.0 * rows * (inputs + outputs) / self._group
+        flops = 2.0 * padded * size
+        rate = self._matrix_rate if low or not self._low else self._head_rate
+        peak = self._peak if low or not self._low else self._plain_peak
+        compute = flops / rate * (1.0 + self._hidden.half_rows / padded)
+        if low:
+            compute *= 1.0 + self._hidden.quantization
+        self._end(cost, moved / self._weights, compute)
+        cost.tensor += flops / peak
+        cost.dram += moved
+
+    def _attention(self, cost: Cost, work: Pass) -> None:
+        shape, group = self._shape, self._group
+        key = 2 * shape.key_value_heads * shape.head_size * shape.cache_bytes
+        copies = max(1.0, group / shape.key_value_heads)
+        per_pair = 4.0 * shape.heads * shape.head_size / group
+        expanded = 1.0 + (self._hidden.cache_expansion if shape.cache_bytes < 2 else 0.0)
+        if work.decoded:
+            moved = work.keys * key * copies / group
+            flops = work.keys * per_pair
+            self._end(cost, expanded * moved / self._cache, flops / self._attention_rate)
+            cost.dram += moved
+            cost.tensor += flops / self._plain_peak
+        if work.prefilled:
+            flops = work.pairs * per_pair
+            moved = work.prefilled * key * copies / group
+            self._end(cost, moved / self._cache, flops / self._attention_rate)
+            cost.dram += moved
+            cost.tensor += flops / self._plain_peak
+
+    def _elementwise(self, cost: Cost, rows: int) -> None:
+        moved = 2.0 * rows * self._shape.hidden * self._hidden.activation_passes
+        self._end(cost, moved / self._weights, 0.0)
+        self._end(cost, 0.0, 0.0)
+        cost.dram += moved
+
+    def _all_reduce(self, cost: Cost, rows: int) -> None:
+        """Two ring all-reduces a layer: each GPU sends 2 (n - 1) / n of the data, twice a hop."""
+        group = self._group
+        sent = 2.0 * rows * self._shape.hidden * 2.0 * (group - 1) / group
+        latency = self._hidden.link_latency_seconds * (1.0 + 0.25 * (group - 2))
+        cost.seconds += 2.0 * (sent / self._link + latency)
+        cost.link += 2.0 * sent
+
+
+@dataclass(slots=True)
+class _Sequence:
+    prompt: int
+    left: int
+    done: int
+    answer: int
+
+
+class Engine:
+    """Runs passes until so many requests were taken into the batch."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._kernels = [Kernels(setup, member) for member in dict.fromkeys(setup.members)]
+        self._requests = setup.traffic.requests()
+        self._queue: deque[tuple[int, int]] = deque()
+        self._next = next(self._requests)
+        self._next_at = self._next[2]
+        self._prefilling: deque[_Sequence] = deque()
+        self._decoding: list[tuple[int, int, int]] = []  # ending pass, keys then, answer
+        self._keys = 0.0  # of all decoding sequences, as of now
+        self._admitted = 0
+        self._step = 0
+        self.counters = Counters()
+
+    def run(self, first: int, last: int, most_passes: int = 60_000) -> Counters:
+        """The counters between the admissions of the requests `first` and `last`."""
+        before: Counters | None = None
+        while self._admitted < last and self._step < most_passes:
+            if before is None and self._admitted >= first:
+                before = self.counters.copy()
+            self._one_pass()
+        return self.counters.minus(before or Counters())
+
+    @property
+    def admitted(self) -> int:
+        """Requests taken into the batch so far."""
+        return self._admitted
+
+    def _one_pass(self) -> None:
+        counters = self.counters
+        self._arrive()
+        running = len(self._decoding) + len(self._prefilling)
+        if not running and not self._queue:
+            # Nothing to do until somebody comes.
+            counters.seconds = max(counters.seconds, self._next_at)
+            return
+        work = Pass(decoded=len(self._decoding), keys=self._keys + len(self._decoding))
+        self._keys = work.keys
+        self._prefill(work)
+        costs = [kernels.cost(work) for kernels in self._kernels]
+        slow = max(costs, key=lambda cost: cost.seconds)
+        hidden = self._setup.behaviour
+        running = len(self._decoding) + len(self._prefilling)
+        host = hidden.host_seconds + hidden.host_seconds_per_request * running
+        elapsed = slow.seconds + slow.gaps + host
+        counters.seconds += elapsed
+        counters.kernel_seconds += slow.seconds
+        counters.sm_seconds += slow.seconds * hidden.filled
+        counters.tensor_seconds += slow.tensor
+        counters.dram_bytes += slow.dram
+        counters.link_bytes += slow.link
+        counters.passes += 1
+        counters.running += elapsed * running
+        counters.waiting += elapsed * self._waiting(running)
+        counters.cache_tokens += elapsed * self._used()
+        counters.decode_tokens += work.decoded
+        self._step += 1
+        self._finish()
+
+    def _waiting(self, running: int) -> int:
+        clients = self._setup.traffic.clients
+        return max(0, clients - running) if clients else len(self._queue)
+
+    def _used(self) -> float:
+        return self._keys + sum(sequence.done for sequence in self._prefilling)
+
+    def _arrive(self) -> None:
+        traffic = self._setup.traffic
+        if traffic.clients:
+            taken = len(self._decoding) + len(self._prefilling)
+            while len(self._queue) < traffic.clients - taken:
+                prompt, answer, _ = self._next
+                self._queue.append((prompt, answer))
+                self._next = next(self._requests)
+            return
+        while self._next_at <= self.counters.seconds:
+            self._queue.append(self._next[:2])
+            self._next = next(self._requests)
+            self._next_at += self._next[2]
+
+    def _prefill(self, work: Pass) -> None:
+        """Fill the chunk: prompts that have begun, then new ones that find a place."""
+        budget = self._setup.chunk_tokens
+        position = 0
+        while budget > 0:
+            if position == len(self._prefilling) and not self._admit():
+                break
+            sequence = self._prefilling[position]
+            taken = min(budget, sequence.left)
+            work.pairs += taken * sequence.done + taken * (taken + 1) / 2
+            work.prefilled += taken
+            sequence.left -= taken
+            sequence.done += taken
+            budget -= taken
+            if sequence.left:
+                break
+            work.ended += 1
+            position += 1
+        self.counters.prefill_tokens += work.prefilled
+        for _ in range(position):
+            self._start(self._prefilling.popleft())
+
+    def _admit(self) -> bool:
+        setup, counters = self._setup, self.counters
+        running = len(self._decoding) + len(self._prefilling)
+        if not self._queue or running >= setup.batch_limit:
+            return False
+        prompt, answer = self._queue[0]
+        if running and self._used() + prompt > 0.97 * setup.cache_tokens:
+            return False
+        self._queue.popleft()
+        cached = min(prompt - 1, int(setup.hit_ratio * prompt))
+        counters.cached_tokens += cached
+        counters.prompt_tokens += prompt
+        self._prefilling.append(_Sequence(prompt, prompt - cached, cached, answer))
+        self._admitted += 1
+        return True
+
+    def _start(self, sequence: _Sequence) -> None:
+        """The prompt's last chunk gave the first token; the others are decoded, one a pass."""
+        self.counters.prompts += 1
+        self.counters.decode_tokens += 1
+        left = sequence.answer - 1
+        keys = sequence.prompt + left
+        heapq.heappush(self._decoding, (self._step + left, keys, sequence.answer))
+        self._keys += sequence.prompt
+
+    def _finish(self) -> None:
+        while self._decoding and self._decoding[0][0] < self._step:
+            _, keys, answer = heapq.heappop(self._decoding)
+            self._keys -= keys
+            self.counters.answers += 1
+            self.counters.answer_tokens += answer
