@@ -37,9 +37,7 @@ SILICON: dict[str, Silicon] = {
     "NVIDIA H100 80GB HBM3": Silicon({"bf16": 989.4e12, "fp8": 1978.9e12}, 3.35e12, 450e9, 80e9),
     "NVIDIA H200": Silicon({"bf16": 989.4e12, "fp8": 1978.9e12}, 4.8e12, 450e9, 141e9),
     "NVIDIA L40S": Silicon({"bf16": 362e12, "fp8": 733e12}, 0.864e12, 32e9, 48e9),
-    "NVIDIA B200": Silicon(
-        {"bf16": 2250e12, "fp8": 4500e12, "fp4": 9000e12}, 8e12, 900e9, 180e9
-    ),
+    "NVIDIA B200": Silicon({"bf16": 2250e12, "fp8": 4500e12, "fp4": 9000e12}, 8e12, 900e9, 180e9),
 }
 # Hidden size, layers, heads, key-value heads, head size, intermediate size, vocabulary: the dense
 # models that are served most, by their config.json.
@@ -200,13 +198,6 @@ def describe(shape: Shape) -> ModelDescription:
     )
 
 
-def measure(setup: Setup) -> Counters:
-    """Run the engine to its steady state, and over a span of the same requests for every lever."""
-    limit = setup.batch_limit
-    first = max(60, 2 * limit)
-    return Engine(setup).run(first, first + max(100, 5 * limit))
-
-
 def throughput(setup: Setup, first: int, last: int) -> float:
     """Requests taken per second between two of them: the same ones for every lever."""
     engine = Engine(setup)
@@ -243,10 +234,7 @@ def observe(case: Case, counters: Counters, stream: random.Random) -> WorkloadWi
             reachable_flops={
                 "bf16": _probed(
                     stream,
-                    silicon.flops["bf16"]
-                    * case.probe_flops
-                    * member.clock
-                    * member.compute_speed,
+                    silicon.flops["bf16"] * case.probe_flops * member.clock * member.compute_speed,
                 )
             },
             link_bytes_per_second=counters.link_bytes / seconds,
@@ -392,8 +380,9 @@ def compare(count: int, seed: int = 1) -> Outcome:
 
 def _advice(case: Case, stream: random.Random) -> tuple[Advice, float, tuple[int, int]]:
     limit = case.setup.batch_limit
-    first = max(60, 2 * limit)
-    last = first + max(150, 6 * limit)
+    # Steady also with twice the batch, and long enough for the drawn lengths to even out.
+    first = max(30, 5 * limit)
+    last = first + max(120, 12 * limit)
     counters = Engine(case.setup).run(first, last)
     advice = advise(observe(case, counters, stream))
     return advice, (last - first) / counters.seconds, (first, last)
@@ -415,10 +404,14 @@ def table(outcome: Outcome) -> str:
     middle = quantile(true, 0.95) - quantile(true, 0.05)
     widths = median(c.prediction.gain.high - c.prediction.gain.low for c in comparisons)
     lines += [
-        f"median width over the range of true gains: {widths / spread:.1%} of all, "
-        f"{widths / middle:.1%} of p5 to p95",
-        f"first lever truly among the two best: {sum(outcome.best_among_two)} of "
-        f"{len(outcome.best_among_two)} workloads ({_share(outcome.best_among_two):.1%})",
+        (
+            f"median width over the range of true gains: {widths / spread:.1%} of all, "
+            f"{widths / middle:.1%} of p5 to p95"
+        ),
+        (
+            f"first lever truly among the two best: {sum(outcome.best_among_two)} of "
+            f"{len(outcome.best_among_two)} workloads ({_share(outcome.best_among_two):.1%})"
+        ),
     ]
     return "\n".join(lines)
 

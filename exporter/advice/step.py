@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH
 from exporter.advice.prediction import Inapplicable, Interval
@@ -45,9 +46,11 @@ REACHABLE_LINK = 0.8
 # Tokens of one prefill pass at most: the common default chunk of engines is 2048 to 8192.
 PREFILL_CHUNK_TOKENS = 4096.0
 # How much of the shorter of memory and compute time hides behind the longer one.
-_HIDDEN = (1.0, 0.6)
+_HIDDEN = (1.0, 0.5)
 # Whether the time above the roofline is a constant (0) or in proportion to it (1).
 _PROPORTIONAL = (0.0, 1.0)
+# How much longer collectives may take on the links than their probe or data sheet says.
+_LINKS = (1.0, 1.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,19 +301,38 @@ class Change:
     excess_factor: float = 1.0
 
 
+class Corner(NamedTuple):
+    """One assumption about each of the unknowns."""
+
+    hidden: float
+    proportional: float
+    links: float
+
+
 def throughput_ratio(today: Step, changes: Iterable[Change]) -> Interval:
-    """Throughput over today's: the span over all changes given and over what is unknown."""
+    """Throughput over today's: the span over all changes given and over what is unknown.
+
+    The links may be slower than their probe says; the corners of that are taken together.
+    """
+    links = _LINKS if today.link_seconds_per_token else (1.0,)
     ratios = [
-        _ratio(today, change, hidden, proportional)
-        for change, hidden, proportional in product(changes, _HIDDEN, _PROPORTIONAL)
+        _ratio(today, change, Corner(*corner))
+        for change in changes
+        for corner in product(_HIDDEN, _PROPORTIONAL, links)
     ]
     return Interval(min(ratios), max(ratios))
 
 
-def _ratio(today: Step, change: Change, hidden: float, proportional: float) -> float:
+def _slower_links(step: Step, factor: float) -> Step:
+    return replace(step, link_seconds_per_token=step.link_seconds_per_token * factor)
+
+
+def _ratio(today: Step, change: Change, corner: Corner) -> float:
+    hidden, proportional, links = corner
+    today = _slower_links(today, links)
     ideal = today.roofline(hidden)
     excess = today.busy_seconds - ideal
-    after = change.step.roofline(hidden)
+    after = _slower_links(change.step, links).roofline(hidden)
     if excess <= 0 or proportional:
         busy = after * today.busy_seconds / ideal
     else:
@@ -319,11 +341,6 @@ def _ratio(today: Step, change: Change, hidden: float, proportional: float) -> f
     return change.produced * today.seconds / seconds
 
 
-def widened(interval: Interval, relative: float) -> Interval:
-    """The interval with `relative` of its distance from 1 added on both sides, and never across 1.
-
-    A lever that can only help is not predicted to hurt.
-    """
-    low = 1.0 + (interval.low - 1.0) * (1.0 - relative)
-    high = 1.0 + (interval.high - 1.0) * (1.0 + relative)
-    return Interval(min(low, high), max(low, high))
+def margin(interval: Interval, share: float) -> Interval:
+    """The interval, wider by `share` on both sides."""
+    return Interval(interval.low * (1.0 - share), interval.high * (1.0 + share))

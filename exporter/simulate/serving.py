@@ -344,10 +344,10 @@ class Engine:
         self._step = 0
         self.counters = Counters()
 
-    def run(self, first: int, last: int, most_passes: int = 60_000) -> Counters:
+    def run(self, first: int, last: int) -> Counters:
         """The counters between the admissions of the requests `first` and `last`."""
         before: Counters | None = None
-        while self._admitted < last and self._step < most_passes:
+        while self._admitted < last:
             if before is None and self._admitted >= first:
                 before = self.counters.copy()
             self._one_pass()

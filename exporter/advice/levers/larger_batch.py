@@ -2,12 +2,17 @@
 
 from exporter.advice.demand import FULL_CACHE, USABLE_CACHE, outcome, percent, waits, with_batch
 from exporter.advice.prediction import Inapplicable, Interval, Lever, Prediction
-from exporter.advice.step import Change, Step, step_of, throughput_ratio
+from exporter.advice.step import Change, Step, margin, step_of, throughput_ratio
 from exporter.advice.window import WorkloadWindow
 
 
 # Twice the batch is one step of a cautious operator; latency rises with it.
 _LARGEST_FACTOR = 2.0
+# Engines compute 2048 tokens a pass at most by default, or more: passes that are nearly that full
+# have no room for more requests.
+_PREFILL_BOUND_TOKENS = 1200.0
+# The next size of a batch may suit the kernels' tiles better or worse.
+_OTHERWISE = 0.02
 
 
 def _predict(window: WorkloadWindow) -> Prediction:
@@ -31,6 +36,14 @@ def _predict(window: WorkloadWindow) -> Prediction:
     if target < running + 1 or target < 1.1 * running:
         raise Inapplicable("too few requests wait, or too little KV cache is free")
     today = step_of(window)
+    if (
+        today.mixed_share * today.tokens > _PREFILL_BOUND_TOKENS
+        and running < today.prefill_tokens / 4
+    ):
+        raise Inapplicable(
+            f"a pass computes {today.prefill_tokens:.0f} prompt tokens: prefill holds the batch "
+            "down, not the limit on requests"
+        )
     capacity = _grown(today, target / running)
     parts = today.parts()
     evidence = (
@@ -56,7 +69,7 @@ def _grown(today: Step, factor: float) -> Interval:
         for gap in (1.0, slower_host)
         for excess in (1.0, 1.0 + 0.2 * (factor - 1.0))
     ]
-    return throughput_ratio(today, changes)
+    return margin(throughput_ratio(today, changes), _OTHERWISE)
 
 
 def _after(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
