@@ -45,12 +45,20 @@ REACHABLE_FLOPS = 0.78
 REACHABLE_LINK = 0.8
 # Tokens of one prefill pass at most: the common default chunk of engines is 2048 to 8192.
 PREFILL_CHUNK_TOKENS = 4096.0
-# How much of the shorter of memory and compute time hides behind the longer one.
-_HIDDEN = (1.0, 0.5)
+# How much of the shorter of memory and compute time hides behind the longer one. A GPU has thousands
+# of threads that wait for memory while others multiply; a core loads and multiplies in one stream.
+_HIDDEN_ON_GPU = (1.0, 0.5)
+_HIDDEN_ON_CPU = (0.3, 0.0)
+# Share of the rate of large matrix products that those with few rows reach: tiles are not full.
+_FEW_ROWS = 64
+_FEW_ROWS_SHARE = (1.0, 0.6)
 # Whether the time above the roofline is a constant (0) or in proportion to it (1).
 _PROPORTIONAL = (0.0, 1.0)
 # How much longer collectives may take on the links than their probe or data sheet says.
 _LINKS = (1.0, 1.5)
+# Bounds of the search for the bandwidth that explains a pass shorter than the roofline.
+_FASTEST_MEMORY = 3.0
+_BISECTIONS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,7 @@ class Step:
     busy_seconds: float
     other_bytes: float = 0.0
     link_seconds_per_token: float = 0.0
+    on_cpu: bool = False
 
     @property
     def seconds(self) -> float:
@@ -120,14 +129,14 @@ class Step:
         written = cache_bytes_per_token(self.model, self.tensor_parallel) / self.tensor_parallel
         return self.decode_tokens * self.cache_bytes_per_decode + self.tokens * written
 
-    def roofline(self, hidden: float) -> float:
-        """Seconds of a mean pass were every kernel on its roofline, with the given overlap."""
+    def roofline(self, corner: "Corner") -> float:
+        """Seconds of a mean pass were every kernel on its roofline, under the given assumptions."""
         mixed = self.mixed_share
-        plain = self._kernels(0.0, 0.0, hidden)
+        plain = self._kernels(0.0, 0.0, corner)
         if mixed <= 0:
             return plain
         chunk, prompts = self.prefill_tokens / mixed, self.prompts / mixed
-        return (1.0 - mixed) * plain + mixed * self._kernels(chunk, prompts, hidden)
+        return (1.0 - mixed) * plain + mixed * self._kernels(chunk, prompts, corner)
 
     def parts(self) -> dict[str, float]:
         """Seconds of weights, cache and matrix products of a mean pass, each taken alone."""
@@ -146,15 +155,16 @@ class Step:
             head_flops_per_token(self.model) / self.tensor_parallel,
         )
 
-    def _kernels(self, prefill: float, prompts: float, hidden: float) -> float:
+    def _kernels(self, prefill: float, prompts: float, corner: "Corner") -> float:
         """One pass that decodes and prefills so many tokens."""
-        rates, decode = self.rates, self.decode_tokens
+        rates, decode, hidden = self.rates, self.decode_tokens, corner.hidden
         linear, head = self._flops_per_token()
         tokens = decode + prefill
         weights = weight_bytes_per_pass(self.model, max(1.0, tokens), with_head=True)
+        share = corner.few_rows if tokens < _FEW_ROWS else 1.0
         seconds = _blend(
             (weights / self.tensor_parallel + tokens * self.other_bytes) / rates.bytes_per_second,
-            (tokens * linear + (decode + prompts) * head) / rates.linear_flops,
+            (tokens * linear + (decode + prompts) * head) / (share * rates.linear_flops),
             hidden,
         )
         attention = decode_attention_flops(self.model, self.context) / self.tensor_parallel
@@ -167,7 +177,7 @@ class Step:
             new = prefill / prompts
             flops = prompts * prefill_attention_flops(self.model, new, self.cached_per_prompt)
             seconds += flops / self.tensor_parallel / rates.attention_flops
-        return seconds + tokens * self.link_seconds_per_token
+        return seconds + tokens * self.link_seconds_per_token * corner.links
 
 
 def _blend(memory: float, compute: float, hidden: float) -> float:
@@ -200,6 +210,7 @@ def step_of(window: WorkloadWindow) -> Step:
         context=window.decode_context,
         gap_seconds=period - busy,
         busy_seconds=busy,
+        on_cpu=gpu.gpu.startswith("cpu"),
     )
     if step.decode_tokens <= 0:
         raise Inapplicable("nothing is decoded here, and a pass is modelled by its decoding")
@@ -306,34 +317,56 @@ class Corner(NamedTuple):
 
     hidden: float
     proportional: float
-    links: float
+    few_rows: float = 1.0
+    links: float = 1.0
 
 
 def throughput_ratio(today: Step, changes: Iterable[Change]) -> Interval:
-    """Throughput over today's: the span over all changes given and over what is unknown.
-
-    The links may be slower than their probe says; the corners of that are taken together.
-    """
+    """Throughput over today's: the span over all changes given and over what is unknown."""
+    hidden = _HIDDEN_ON_CPU if today.on_cpu else _HIDDEN_ON_GPU
     links = _LINKS if today.link_seconds_per_token else (1.0,)
-    ratios = [
-        _ratio(today, change, Corner(*corner))
-        for change in changes
-        for corner in product(_HIDDEN, _PROPORTIONAL, links)
+    fits = [
+        (corner, _fitted(today, corner))
+        for corner in (
+            Corner(*each) for each in product(hidden, _PROPORTIONAL, _FEW_ROWS_SHARE, links)
+        )
     ]
+    changes = tuple(changes)
+    ratios = [_ratio(today, change, *fit) for change in changes for fit in fits]
     return Interval(min(ratios), max(ratios))
 
 
-def _slower_links(step: Step, factor: float) -> Step:
-    return replace(step, link_seconds_per_token=step.link_seconds_per_token * factor)
+def _fitted(today: Step, corner: Corner) -> float:
+    """By how much memory must be faster than its probe says for the pass to take what it took.
+
+    1 unless the roofline is longer than the measured time, which refutes one of its rates. That is
+    memory's: a probe on a busy machine reads less than an engine does, while the FLOPS of large matrix
+    products are rarely exceeded. 0 where even infinite bandwidth would not do.
+    """
+    if today.roofline(corner) <= today.busy_seconds:
+        return 1.0
+    low, high = 1.0, _FASTEST_MEMORY
+    if _faster_memory(today, high).roofline(corner) > today.busy_seconds:
+        return 0.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if _faster_memory(today, middle).roofline(corner) > today.busy_seconds:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
-def _ratio(today: Step, change: Change, corner: Corner) -> float:
-    hidden, proportional, links = corner
-    today = _slower_links(today, links)
-    ideal = today.roofline(hidden)
+def _faster_memory(step: Step, factor: float) -> Step:
+    rate = step.rates.bytes_per_second * factor
+    return replace(step, rates=replace(step.rates, bytes_per_second=rate))
+
+
+def _ratio(today: Step, change: Change, corner: Corner, memory: float) -> float:
+    ideal = _faster_memory(today, memory or 1.0).roofline(corner)
     excess = today.busy_seconds - ideal
-    after = _slower_links(change.step, links).roofline(hidden)
-    if excess <= 0 or proportional:
+    after = _faster_memory(change.step, memory or 1.0).roofline(corner)
+    if excess <= 0 or corner.proportional:
         busy = after * today.busy_seconds / ideal
     else:
         busy = after + excess * change.excess_factor
