@@ -90,6 +90,10 @@ rules: apt-test ## promtool: the recording and alerting rules
 benchmark: $(VENV)/.installed-dev apt-test ## print the figures of docs/performance.md
 	$(BIN)/python -m benchmarks.cost
 
+.PHONY: test-levers
+test-levers: $(VENV)/.installed-dev ## compare predictions of levers with a simulated engine, published figures and llama.cpp
+	$(BIN)/python -m benchmarks.levers $(ARGS)
+
 .PHONY: audit
 audit: $(VENV)/.installed-dev ## pip-audit over the locked requirements
 	$(BIN)/python -m deploy.supply_chain.audit

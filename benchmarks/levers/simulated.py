@@ -416,6 +416,26 @@ def table(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def missed(outcome: Outcome, *, inside: float, best: float, width: float) -> list[str]:
+    """The bounds that the comparison misses, in words."""
+    comparisons = outcome.comparisons
+    true = sorted(c.true_gain for c in comparisons)
+    widths = median(c.prediction.gain.high - c.prediction.gain.low for c in comparisons)
+    found = {
+        f"inside the interval in less than {inside:.0%}": (
+            _share([c.inside for c in comparisons]) < inside
+        ),
+        f"best lever among the two best in less than {best:.0%}": (
+            _share(outcome.best_among_two) < best
+        ),
+        f"median interval wider than {width:.0%} of the true gains from p5 to p95": (
+            widths > width * (quantile(true, 0.95) - quantile(true, 0.05))
+        ),
+        "a wrong sign with an interval that excludes 1": any(c.wrong_sign for c in comparisons),
+    }
+    return [words for words, bad in found.items() if bad]
+
+
 def _row(lever: str, chosen: list[Comparison]) -> str:
     true = sorted(c.true_gain for c in chosen)
     inside = _share([c.inside for c in chosen])

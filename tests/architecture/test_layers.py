@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("exporter.attribution.ledger",),
     ("exporter.precision", "exporter.state"),
     ("exporter.attribution", "exporter.collect", "exporter.inference", "exporter.probe_facts"),
+    ("exporter.advice",),
     ("exporter.metrics",),
     ("exporter.web",),
     ("exporter.config",),
