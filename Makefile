@@ -80,6 +80,7 @@ generate: $(VENV)/.installed-dev ## write the generated pages and dashboards ane
 .PHONY: check-generated
 check-generated: $(VENV)/.installed-dev ## fail when a generated page is stale
 	@$(BIN)/flopwatch metrics --markdown | diff -u docs/metrics.md - || { echo 'docs/metrics.md is stale: make generate'; exit 1; }
+	@$(BIN)/python -m mixin.build --check
 	@$(BIN)/flopwatch config --markdown | diff -u docs/configuration.md - || { echo 'docs/configuration.md is stale: make generate'; exit 1; }
 
 .PHONY: rules

@@ -28,7 +28,13 @@ def rule_files() -> list[RuleFile]:
 
 def chart_files() -> dict[str, str]:
     """The rule files by path below the chart's files/, with `%{name}` where a value of the chart belongs."""
-    return {f"{file.folder}/{file.name}.yml": as_yaml(file) for file in rule_files()}
+    settings = "".join(
+        f"# {setting.help}\n{name}: {json.dumps(setting.default)}\n"
+        for name, setting in SETTINGS.items()
+    )
+    return {f"{file.folder}/{file.name}.yml": as_yaml(file) for file in rule_files()} | {
+        "settings.yaml": f"# Written by `python deploy/helm/sync.py`. Do not edit.\n{settings}"
+    }
 
 
 def _libsonnet(field: str, files: list[RuleFile]) -> str:
@@ -46,6 +52,14 @@ def _config() -> str:
     return "\n".join([*lines, "  },", "}", ""])
 
 
+def _dashboards() -> str:
+    lines = "".join(
+        f"    '{path.name}': import '../grafana/dashboards/{path.name}',\n"
+        for path in sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
+    )
+    return f"{_HEADER}{{\n  grafanaDashboards+:: {{\n{lines}  }},\n}}\n"
+
+
 def outputs() -> dict[Path, str]:
     """Everything that this program writes, by path."""
     files = rule_files()
@@ -53,6 +67,7 @@ def outputs() -> dict[Path, str]:
         RULES / file.folder / f"{file.name}.yml": substituted(as_yaml(file)) for file in files
     } | {
         MIXIN / "config.libsonnet": _config(),
+        MIXIN / "dashboards.libsonnet": _dashboards(),
         MIXIN / "rules.libsonnet": _libsonnet(
             "prometheusRules", [file for file in files if file.folder == "rules"]
         ),

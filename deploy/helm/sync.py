@@ -13,13 +13,14 @@ from helm_python import Chart
 
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from mixin import build as rules  # noqa: E402
+
+
 CHART = ROOT / "deploy" / "helm" / "flopwatch"
 MANIFESTS = ROOT / "deploy" / "kubernetes"
-SOURCES = (
-    ("deploy/prometheus/rules", "*.yml", "rules"),
-    ("deploy/prometheus/alerts", "*.yml", "alerts"),
-    ("grafana/dashboards", "*.json", "dashboards"),
-)
+SOURCES = (("grafana/dashboards", "*.json", "dashboards"),)
 # File, and the values that it is rendered with.
 PLAIN: dict[str, dict[str, Any]] = {
     "flopwatch.yaml": {
@@ -54,7 +55,7 @@ def chart_files() -> dict[Path, str]:
         CHART / "files" / target / source.name: source.read_text()
         for folder, pattern, target in SOURCES
         for source in sorted((ROOT / folder).glob(pattern))
-    }
+    } | {CHART / "files" / name: text for name, text in rules.chart_files().items()}
 
 
 def manifests() -> dict[Path, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from exporter.errors import FlopwatchError
 from exporter.simulate.host import SimulatedHost, Timing
 from exporter.simulate.scenarios import SCENARIOS, Scenario
+from exporter.status.document import STATUS_PATH
 from exporter.web.http import Request, Response, plain
 from exporter.web.limits import DEFAULT_LIMITS, Limits
 from exporter.web.routes import metrics_handler
@@ -63,10 +64,13 @@ def fleet_limits(hosts: Sequence[SimulatedHost]) -> Limits:
 
 
 def fleet_router(hosts: Sequence[SimulatedHost]) -> Router:
-    """`/hosts/<name>/metrics` for each host, `/sd` for Prometheus, health, and a page that says so."""
+    """Metrics and status page of each host below `/hosts/<name>`, `/sd` for Prometheus, health, and a page that says so."""
     router = Router()
     for host in hosts:
-        router.add(f"/hosts/{host.name}/metrics", "GET", metrics_handler(host.exposition))
+        base = f"/hosts/{host.name}"
+        router.add(f"{base}/metrics", "GET", metrics_handler(host.exposition))
+        router.add(base, "GET", host.page(host.status.page))
+        router.add(f"{base}{STATUS_PATH}", "GET", host.page(host.status.document))
     router.add("/sd", "GET", lambda request: _discovery(request, hosts))
     for path in ("/-/healthy", "/-/ready"):
         router.add(path, "GET", lambda _request: plain(200, "simulated"))
@@ -74,7 +78,12 @@ def fleet_router(hosts: Sequence[SimulatedHost]) -> Router:
         [
             "flopwatch simulate: nothing here is real",
             "service discovery for Prometheus: /sd",
-            *(f"/hosts/{host.name}/metrics" for host in hosts),
+            "for each host its metrics, status page and status document:",
+            *(
+                f"/hosts/{host.name}{path}"
+                for host in hosts
+                for path in ("/metrics", "", STATUS_PATH)
+            ),
         ]
     )
     router.add("/", "GET", lambda _request: plain(200, index))

@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.counters import TICK_DURATION_BOUNDS, Histogram
@@ -16,7 +16,7 @@ from exporter.readings import (
     ProcessUse,
     SlowReading,
 )
-from exporter.simulate.loads import Load
+from exporter.simulate.loads import IDLE, Load
 from exporter.simulate.products import Product
 from exporter.simulate.scenarios import Fault
 from exporter.state import DeviceState, SourceHealth, XidCounts
@@ -94,6 +94,12 @@ class SimulatedGpu:
     def tick(self, start: float, end: float, conditions: Conditions) -> None:
         """Live from `start` to `end` (Unix seconds)."""
         load, fault = conditions.load, conditions.fault
+        if fault.engine_down:
+            load = IDLE
+        elif fault.hangs:  # the collective's kernel spins
+            load = replace(load, graphics=1.0, sm=0.15, tensor=0.0, dram=0.0, fp32=0.0, nvlink=0.0)
+        elif fault.waste != 1.0:
+            load = replace(load, tensor=load.tensor * fault.waste)
         self._fault = fault
         self._report_xid(end, fault, conditions.pace)
         if fault.lost:
@@ -205,7 +211,7 @@ class SimulatedGpu:
 
     def _fast_reading(self, at: float, load: Load, fault: Fault, reasons: int) -> FastReading:
         product = self.product
-        used = product.memory_bytes * (0.9 if load.requests else 0.01)
+        used = product.memory_bytes * (0.9 if load.requests or fault.engine_down else 0.01)
         reserved = 0.007 * product.memory_bytes
         return FastReading(
             at_seconds=at,
@@ -215,7 +221,7 @@ class SimulatedGpu:
             power_watts=self._watts,
             energy_joules=self._energy_joules,
             temperature_celsius=round(self.temperature_celsius),
-            memory_temperature_celsius=round(self.temperature_celsius + 6),
+            memory_temperature_celsius=round(self.temperature_celsius + 6 + fault.memory_celsius),
             gpu_utilization=min(1.0, load.graphics),
             memory_utilization=load.dram,
             memory_size_bytes=product.memory_bytes,

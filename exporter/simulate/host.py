@@ -5,18 +5,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
-from exporter.metrics.exporter import own_samples
+from exporter.metrics.exporter import SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS, own_samples
 from exporter.metrics.family import Sample
-from exporter.metrics.host import device_samples
-from exporter.metrics.models import workload_samples
+from exporter.metrics.findings import finding_samples, host_fact_samples
+from exporter.metrics.host import state_parts
 from exporter.metrics.render import Exposition
-from exporter.metrics.rows import Part, Samples
-from exporter.readings import DeviceIdentity
+from exporter.metrics.rows import Part, Samples, part_samples
+from exporter.readings import DeviceIdentity, HostFacts
 from exporter.simulate.gpu import Conditions, SimulatedGpu, healthy
 from exporter.simulate.probes import SimulatedProbes
 from exporter.simulate.products import Product
 from exporter.simulate.scenarios import Fault, Scenario
-from exporter.state import Parts, ReloadStatus, SampledHost, build_state
+from exporter.state import Parts, ReloadStatus, SampledHost, State, build_state
+from exporter.status.inputs import StatusSources
+from exporter.status.memory import Memory
+from exporter.status.service import StatusService
+from exporter.web.http import Request, Response
+from probes.records import ProbesSnapshot
 
 
 # A host that was not looked at for long catches up in this many steps, however long they are.
@@ -25,6 +30,10 @@ _SERIES_LIMIT = 20_000
 # A token costs 2 FLOP a parameter of the served model; the rest of what the tensor pipes do is wasted.
 _FLOP_PER_PARAMETER = 2
 _USEFUL_SHARE = 0.88
+# Prompt tokens that a healthy prefix cache has, of all.
+_CACHE_HITS = 0.6
+# The hosts have been up for a week when a scenario begins.
+_UPTIME_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +78,24 @@ class SimulatedHost:
         self._tokens = {"prefill": 0.0, "decode": 0.0}
         self._requests = 0.0
         self._all_samples = Samples(self._live_samples)
+        self._engine_up = True
+        self._cached = 0.0
+        self._fault_of_host = healthy(None)
         self.exposition = Exposition(
             self._live_parts, series_limit=lambda: _SERIES_LIMIT, state=self._live_state
+        )
+        self.status = StatusService(
+            StatusSources(
+                state=self._state_now,
+                configuration=dict,
+                interval_seconds=lambda: timing.tick_seconds,
+                host_name=name,
+                telemetry_path=f"/hosts/{name}/metrics",
+                wall_clock=lambda: self._now,
+                facts=self._facts,
+            ),
+            clock=lambda: self._now,
+            memory=Memory(wall_clock=lambda: self._now),
         )
 
     def advance(self, now: float) -> None:
@@ -78,14 +103,42 @@ class SimulatedHost:
         with self._lock:
             self._advance(now)
 
+    def page(self, handler: Callable[[Request], Response]) -> Callable[[Request], Response]:
+        """A handler of the status service, of a host that has lived on to now."""
+
+        def handle(request: Request) -> Response:
+            self.advance(self._clock())
+            return handler(request)
+
+        return handle
+
     def samples(self) -> Iterator[Sample]:
         """Everything that this host exports, as of the last advance."""
+        state = self._state_now()
+        skew = self._fault_of_host.clock_skew
         yield from own_samples(ReloadStatus(True, self._timing.began))
-        devices = tuple(gpu.state(self._now) for gpu in self._gpus)
-        yield from device_samples(build_state(Parts(host=SampledHost(devices)), self._now))
-        for probes in self._probes:
-            yield from probes.samples()
-        yield from workload_samples(self._workloads())
+        yield from host_fact_samples((self._facts(), self._now + skew))
+        yield from finding_samples(self.status.findings())
+        for sample in part_samples(state_parts(state)):
+            if skew and sample.family is SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS:
+                yield sample._replace(value=sample.value + skew)
+            else:
+                yield sample
+
+    def _facts(self) -> HostFacts:
+        return HostFacts(len(self._gpus), self._timing.began - _UPTIME_SECONDS)
+
+    def _state_now(self) -> State:
+        gone = self._fault_of_host.driver_gone
+        devices = () if gone else tuple(gpu.state(self._now) for gpu in self._gpus)
+        results = () if gone else tuple(probes.results() for probes in self._probes)
+        parts = Parts(
+            host=SampledHost(devices, driver_error="driver_not_loaded" if gone else None),
+            probes=ProbesSnapshot(True, False, results),
+            workloads=WorkloadsSnapshot() if gone else self._workloads(),
+            reload=ReloadStatus(True, self._timing.began),
+        )
+        return build_state(parts, self._now)
 
     def _live_samples(self, _now: float) -> list[Sample]:
         with self._lock:
@@ -108,17 +161,28 @@ class SimulatedHost:
         elapsed = (end - self._timing.began) * self._timing.pace
         load = self._scenario.load(elapsed, self._position)
         self._requests = load.requests
+        self._fault_of_host = healthy(self._fault(None, elapsed))
+        self._engine_up = self._answers(elapsed)
         for index, (gpu, probes) in enumerate(zip(self._gpus, self._probes, strict=True)):
             fault = healthy(self._fault(index, elapsed))
             gpu.tick(start, end, Conditions(load, fault, self._timing.pace))
             probes.advance(end, elapsed, fault)
+            self.status.observe(gpu.state(end))
         self._serve(end - start, load.prefill_share)
+        self.status.findings()  # judged by its own clock, however often somebody looks
 
-    def _fault(self, gpu: int, elapsed: float) -> Fault | None:
+    def _answers(self, elapsed: float) -> bool:
+        """Whether the engine's metrics can be read: not for the first two fifths after a crash."""
+        fault = self._fault_of_host
+        if fault.engine_period is None:
+            return not fault.engine_down
+        return (elapsed - fault.begins) % fault.engine_period > 0.4 * fault.engine_period
+
+    def _fault(self, gpu: int | None, elapsed: float) -> Fault | None:
         for fault in self._scenario.faults:
             if (
                 fault.host == self._position
-                and fault.gpu in {None, gpu}
+                and (fault.gpu is None or fault.gpu == gpu)
                 and elapsed >= fault.begins
             ):
                 return fault
@@ -127,8 +191,13 @@ class SimulatedHost:
     def _serve(self, seconds: float, prefill_share: float) -> None:
         """Turn what the tensor pipes did in the last tick into tokens."""
         delivered = sum(gpu.delivered_flops for gpu in self._gpus)
-        tokens = _USEFUL_SHARE * delivered * seconds / self._flop_per_token
+        tokens = (
+            _USEFUL_SHARE * delivered * seconds / self._flop_per_token / self._fault_of_host.waste
+        )
         self._tokens["prefill"] += prefill_share * tokens
+        hits = self._fault_of_host.cache_hits
+        hits = _CACHE_HITS if hits is None else hits
+        self._cached += prefill_share * tokens * hits / (1 - hits)
         self._tokens["decode"] += (1 - prefill_share) * tokens
 
     def _workloads(self) -> WorkloadsSnapshot:
@@ -144,6 +213,8 @@ class SimulatedHost:
             * sum(sum(gpu.accounts.counters().dram_bytes.values()) for gpu in self._gpus),
             running_requests=self._requests,
             waiting_requests=0.0,
+            cached_tokens=self._cached,
+            cache_usage_ratio=min(0.95, 0.012 * self._requests),
             parameters=self._product.model_parameters,
             active_parameters=self._product.model_parameters,
         )
@@ -151,9 +222,9 @@ class SimulatedHost:
         workload = WorkloadSnapshot(
             name="chat",
             engine="simulated",
-            up=True,
+            up=self._engine_up,
             gpus=gpus,
-            models=(model,),
+            models=(model,) if self._engine_up else (),
             last_success_timestamp_seconds=self._now,
         )
         return WorkloadsSnapshot((workload,))

@@ -1,14 +1,10 @@
 """What the micro-probes of a simulated GPU would report."""
 
-from collections.abc import Iterator
-
 from exporter.accounting.peaks import pcie_bytes_per_second
-from exporter.metrics import probes
-from exporter.metrics.family import Family, Sample
-from exporter.metrics.probes import summary_samples
-from exporter.metrics.samples import Labels, device_labels
 from exporter.simulate.gpu import SimulatedGpu
 from exporter.simulate.scenarios import Fault
+from probes.protocol import Outcome
+from probes.records import ProbeResults
 
 
 # What healthy hardware reaches: shares of FLOP per clock, of memory bandwidth, of the PCIe link.
@@ -35,9 +31,8 @@ class SimulatedProbes:
 
     def __init__(self, gpu: SimulatedGpu) -> None:
         self._gpu = gpu
-        self._labels = device_labels(gpu.identity)
         self._next = 0.0
-        self._runs: dict[tuple[str, str], int] = {}
+        self._runs: dict[tuple[str, Outcome], int] = {}
         self._mismatches: dict[str, int] = {}
         self._measured: dict[str, float] = {}
         self._succeeded: dict[str, float] = {}
@@ -47,7 +42,7 @@ class SimulatedProbes:
 
     def advance(self, at: float, scenario_seconds: float, fault: Fault) -> None:
         """Run the kernels if the interval has passed. `at` is Unix time."""
-        if fault.lost or scenario_seconds < self._next:
+        if fault.lost or fault.driver_gone or scenario_seconds < self._next:
             return
         self._next = scenario_seconds + INTERVAL_SECONDS
         self._tenant = fault.neighbour
@@ -58,31 +53,43 @@ class SimulatedProbes:
             self._gpu_seconds += _SECONDS_A_RUN
             self._run(at, kernel, healthy, fault)
 
-    def samples(self) -> Iterator[Sample]:
-        """All probe families of the GPU."""
+    def results(self) -> ProbeResults:
+        """What the probe service would publish of the GPU."""
+        flops: dict[str, float] = {}
+        efficiency: dict[str, float] = {}
+        bandwidth: dict[tuple[str, str], float] = {}
+        launch: float | None = None
         for kernel, share in self._measured.items():
-            yield from self._measurement(kernel, share)
-            labels = (*self._labels, ("kernel", kernel))
-            yield Sample(probes.PROBE_BASELINE_RATIO, labels, share)
-        for bound, factor in (("low", 0.6), ("high", 1.0)):
-            labels = (*self._labels, ("bound", bound))
-            yield Sample(probes.PROBE_TENANT_BUSY_RATIO, labels, factor * self._tenant)
-        for (kernel, outcome), count in self._runs.items():
-            labels = (*self._labels, ("kernel", kernel), ("outcome", outcome))
-            yield Sample(probes.PROBE_RUNS_TOTAL, labels, float(count))
-        for kernel, at in self._succeeded.items():
-            labels = (*self._labels, ("kernel", kernel))
-            yield Sample(probes.PROBE_LAST_SUCCESS_TIMESTAMP_SECONDS, labels, at)
+            if kernel.startswith("gemm_"):
+                self._gemm(kernel.removeprefix("gemm_"), share, flops, efficiency)
+            elif kernel == "launch":
+                launch = _LAUNCH_SECONDS / share
+            else:
+                reached = self._reached(kernel, share)
+                if reached is not None:
+                    bandwidth[kernel.removeprefix("copy_"), ""] = reached
         # A launch has no result to compare.
-        checked = {kernel: 0 for kernel in self._succeeded if kernel != "launch"} | self._mismatches
-        for kernel, mismatches in checked.items():
-            labels = (*self._labels, ("kernel", kernel))
-            yield Sample(probes.PROBE_MISMATCHES_TOTAL, labels, float(mismatches))
-        yield from summary_samples(self._labels, self._measured, checked, self._succeeded)
-        yield Sample(probes.PROBE_GPU_SECONDS_TOTAL, self._labels, self._gpu_seconds)
-        yield Sample(probes.PROBE_WORKER_MEMORY_BYTES, self._labels, _WORKER_BYTES)
-        if self._clock_hertz is not None:
-            yield Sample(probes.PROBE_SM_CLOCK_HERTZ, self._labels, self._clock_hertz)
+        checked = {kernel: 0 for kernel in self._succeeded if kernel != "launch"}
+        identity = self._gpu.identity
+        return ProbeResults(
+            device=identity.index,
+            uuid=identity.uuid,
+            flops=flops,
+            efficiency_ratio=efficiency,
+            sm_clock_hertz=self._clock_hertz,
+            bandwidth_bytes_per_second=bandwidth,
+            launch_latency_seconds=launch,
+            baseline_ratio=dict(self._measured),
+            tenant_busy_ratio=(0.6 * self._tenant, self._tenant),
+            mismatches=checked | self._mismatches,
+            runs=dict(self._runs),
+            skips={},
+            gpu_seconds=self._gpu_seconds,
+            last_success_seconds=dict(self._succeeded),
+            worker_restarts=0,
+            worker_memory_bytes=_WORKER_BYTES,
+            worker_pid=None,
+        )
 
     def _kernels(self) -> dict[str, str]:
         gemms = {f"gemm_{precision}": "gemm" for precision in self._gpu.product.probe_precisions}
@@ -94,7 +101,7 @@ class SimulatedProbes:
         }
 
     def _run(self, at: float, kernel: str, kind: str, fault: Fault) -> None:
-        outcome = "ok"
+        outcome: Outcome = "ok"
         if fault.neighbour > _CONTENDED_FROM:
             outcome = "contended"
         elif self._gpu.throttled:
@@ -109,32 +116,19 @@ class SimulatedProbes:
         self._measured[kernel] = speed * (1 + self._gpu.random.gauss(0, 0.004))
         self._succeeded[kernel] = at
 
-    def _measurement(self, kernel: str, share: float) -> Iterator[Sample]:
+    def _gemm(
+        self, precision: str, share: float, flops: dict[str, float], efficiency: dict[str, float]
+    ) -> None:
         gpu, peaks = self._gpu, self._gpu.peaks
-        if kernel.startswith("gemm_"):
-            precision = kernel.removeprefix("gemm_")
-            labels: Labels = (*self._labels, ("precision", precision))
-            efficiency = _EFFICIENCY[precision] * gpu.quality * share
-            yield Sample(probes.PROBE_EFFICIENCY_RATIO, labels, efficiency)
-            rate = peaks.tensor_rate.get(precision) or peaks.plain_rate.get(precision)
-            if rate and peaks.sm_count and self._clock_hertz:
-                flops = efficiency * rate * peaks.sm_count * self._clock_hertz
-                yield Sample(probes.PROBE_FLOPS, labels, flops)
-            return
-        if kernel == "launch":
-            seconds = _LAUNCH_SECONDS / share
-            yield Sample(probes.PROBE_LAUNCH_LATENCY_SECONDS, self._labels, seconds)
-            return
-        full = peaks.dram_bytes_per_second
-        reachable = _MEMORY_SHARE * gpu.quality
-        if kernel != "copy_device":
-            full = pcie_bytes_per_second(gpu.product.pcie_generation, 16)
-            reachable = _LINK_SHARE
-        if full is not None:
-            path = kernel.removeprefix("copy_")
-            yield self._bandwidth(
-                probes.PROBE_BANDWIDTH_BYTES_PER_SECOND, path, full * reachable * share
-            )
+        efficiency[precision] = _EFFICIENCY[precision] * gpu.quality * share
+        rate = peaks.tensor_rate.get(precision) or peaks.plain_rate.get(precision)
+        if rate and peaks.sm_count and self._clock_hertz:
+            flops[precision] = efficiency[precision] * rate * peaks.sm_count * self._clock_hertz
 
-    def _bandwidth(self, family: Family, path: str, value: float) -> Sample:
-        return Sample(family, (*self._labels, ("path", path), ("peer", "")), value)
+    def _reached(self, kernel: str, share: float) -> float | None:
+        full = self._gpu.peaks.dram_bytes_per_second
+        reachable = _MEMORY_SHARE * self._gpu.quality
+        if kernel != "copy_device":
+            full = pcie_bytes_per_second(self._gpu.product.pcie_generation, 16)
+            reachable = _LINK_SHARE
+        return None if full is None else full * reachable * share

@@ -22,6 +22,11 @@ class Fault:
     `speed` and `memory_speed` are what is left of tensor pipe and device memory; `heat_celsius` is
     added to the temperature; `power_limit` is what is left of the limit; `xid` comes every
     `xid_period` seconds, or once; `neighbour` is the share of the GPU that someone else takes.
+    `memory_celsius` is added to the memory's temperature. Of the host: `driver_gone` leaves GPUs on the
+    PCI bus alone, `clock_skew` is added to its clock, `hangs` lets the engine wait for a collective,
+    `engine_down` lets it die with its memory held, `engine_period` lets it crash that often, and
+    `cache_hits` is the share of prompt tokens that its cache still has, and `waste` multiplies the FLOPs
+    that its tokens take.
     """
 
     gpu: int | None
@@ -38,11 +43,22 @@ class Fault:
     nvlinks_down: int = 0
     wrong_results: bool = False
     neighbour: float = 0.0
+    memory_celsius: float = 0.0
+    driver_gone: bool = False
+    clock_skew: float = 0.0
+    hangs: bool = False
+    engine_down: bool = False
+    engine_period: float | None = None
+    cache_hits: float | None = None
+    waste: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A fleet's load, its products in turn by host, its faults, and the alerts that these must raise."""
+    """A fleet's load, its products in turn by host, its faults, and the alerts that these must raise.
+
+    `alerts` are on the GPUs with a fault, `host_alerts` on their host.
+    """
 
     name: str
     summary: str
@@ -50,6 +66,7 @@ class Scenario:
     products: tuple[Product, ...] = (H100,)
     faults: tuple[Fault, ...] = ()
     alerts: frozenset[str] = frozenset()
+    host_alerts: frozenset[str] = frozenset()
 
 
 def _steady(kind: Callable[[float], Load], traffic: float) -> LoadAt:
@@ -95,7 +112,7 @@ _ALL = (
         "GPU 3 of the first host computes 12 % slower from minute 5 on",
         _steady(mixed, 0.8),
         faults=(Fault(gpu=3, begins=_BEGIN, speed=0.88),),
-        alerts=frozenset({"GPUSlowerThanPeers", "GPUSlowerThanOwnBaseline"}),
+        alerts=frozenset({"GPUSlowerThanPeers"}),
     ),
     Scenario(
         "thermal-throttling",
@@ -151,6 +168,68 @@ _ALL = (
         "someone else takes half of GPU 0 of the first host: slower answers, healthy hardware",
         _steady(decode, 0.8),
         faults=(Fault(gpu=0, begins=_BEGIN, neighbour=0.5),),
+    ),
+    Scenario(
+        "nccl-hang",
+        "at minute 5 a collective of the first host's engine hangs: requests run, no token comes out",
+        _steady(decode, 0.8),
+        faults=(Fault(gpu=None, begins=_BEGIN, hangs=True),),
+        host_alerts=frozenset({"WorkloadStuck"}),
+    ),
+    Scenario(
+        "dead-engine",
+        "at minute 5 the first host's engine dies and its processes go on holding the memory",
+        _steady(decode, 0.8),
+        faults=(Fault(gpu=None, begins=_BEGIN, engine_down=True),),
+        alerts=frozenset({"GPUMemoryHeld"}),
+        host_alerts=frozenset({"WorkloadDown"}),
+    ),
+    Scenario(
+        "engine-restarts",
+        "from minute 5 on the first host's engine crashes every five minutes",
+        _steady(decode, 0.8),
+        faults=(Fault(gpu=None, begins=_BEGIN, engine_period=5 * _MINUTE),),
+        host_alerts=frozenset({"WorkloadRestarting"}),
+    ),
+    Scenario(
+        "driver-not-loaded",
+        "the first host has eight GPUs on its bus and no driver that lists them",
+        _steady(decode, 0.8),
+        faults=(Fault(gpu=None, begins=0.0, driver_gone=True),),
+        host_alerts=frozenset({"GPUDriverNotLoaded"}),
+    ),
+    Scenario(
+        "power-limit-lowered",
+        "GPU 2 of the first host is limited to 60 % of its siblings' power, and its load does not need more",
+        _steady(decode, 0.3),
+        faults=(Fault(gpu=2, begins=_BEGIN, power_limit=0.6),),
+        alerts=frozenset({"GPUPowerLimitLowered"}),
+    ),
+    Scenario(
+        "hot-memory",
+        "the memory of GPU 4 of the first host loses contact with its cooler at minute 5",
+        _steady(decode, 0.8),
+        faults=(Fault(gpu=4, begins=_BEGIN, memory_celsius=45),),
+        alerts=frozenset({"GPUMemoryHot"}),
+    ),
+    Scenario(
+        "clock-skew",
+        "the first host's clock is ten minutes behind",
+        _steady(decode, 0.8),
+        faults=(Fault(gpu=None, begins=0.0, clock_skew=-600),),
+        host_alerts=frozenset({"HostClockSkew"}),
+    ),
+    Scenario(
+        "cache-collapse",
+        "at minute 5 the prefix cache of the first host's engine loses its hits: prompts are computed again",
+        _steady(mixed, 0.8),
+        faults=(Fault(gpu=None, begins=_BEGIN, cache_hits=0.02),),
+    ),
+    Scenario(
+        "rollout",
+        "at minute 5 a new version needs half of the FLOPS for the same tokens: nothing is wrong",
+        _steady(mixed, 0.8),
+        faults=(Fault(gpu=None, begins=_BEGIN, waste=0.5),),
     ),
 )
 

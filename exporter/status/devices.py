@@ -17,6 +17,8 @@ from probes.records import ProbeResults
 
 # A source is late, not failing, for this many of the spans for which a reading may be shown.
 _SOURCE_PATIENCE = 3
+# An engine that loads its weights is idle for minutes, too.
+_HELD_MINUTES = 15
 
 
 def build_device(
@@ -58,7 +60,7 @@ def build_device(
         *_xid_findings(events, memory, unix_seconds),
         *_health_findings(snapshot, events, slow, minute),
         *_power_findings(clock, slow, memory, limits),
-        *_held_findings(snapshot, hour, silent),
+        *_held_findings(snapshot, history, now_seconds, silent),
         *probe_findings(probes, probed, siblings),
     ]
     findings.sort(key=lambda finding: _RANK[finding.severity])
@@ -252,14 +254,20 @@ def _power_findings(
     return [finding for finding in found if finding is not None]
 
 
-def _held_findings(snapshot: DeviceState, hour: Summary, silent: str | None) -> list[Finding]:
+def _held_findings(
+    snapshot: DeviceState, history: DeviceHistory, now_seconds: float, silent: str | None
+) -> list[Finding]:
     fast = snapshot.fast
-    if fast is None or fast.memory_used_bytes is None or not fast.memory_size_bytes:
+    if silent is None or fast is None or fast.memory_used_bytes is None:
         return []
+    if not fast.memory_size_bytes:
+        return []
+    minutes = history.ring.columns(now_seconds).get("idle", [])[-_HELD_MINUTES:]
+    idle = [share for share in minutes if share is not None]
     held = verdict.memory_held(
         used_ratio=fast.memory_used_bytes / fast.memory_size_bytes,
-        idle_share=hour.states.get("idle", 0.0),
-        watched_seconds=hour.seconds,
+        idle_share=min(idle, default=0.0),
+        watched_seconds=float(COLUMN_SECONDS * len(idle)),
         workload=silent,
     )
     return [] if held is None else [held]

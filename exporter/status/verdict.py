@@ -25,7 +25,7 @@ _CLOCK_LOSS_MIN: Final = 0.01
 # A fault of a program is news for an hour; others stay until the GPU is repaired.
 _PROGRAM_XID_SECONDS: Final = 3600.0
 # An engine that loads its weights is idle for minutes, too.
-_HELD_SECONDS: Final = 900.0
+_HELD_SECONDS: Final = 840.0
 _XID_MEANING: Final[Mapping[int, str]] = {
     8: "a program's kernel ran into the watchdog",
     13: "a program's kernel faulted",

@@ -73,7 +73,12 @@ def test_inhibitions_name_alerts_that_exist() -> None:
         if "alert" in rule
     }
     rules = yaml.safe_load((PROMETHEUS / "alertmanager.yml").read_text())["inhibit_rules"]
-    sources = {matcher.split('"')[1] for rule in rules for matcher in rule["source_matchers"]}
+    sources = {
+        name
+        for rule in rules
+        for matcher in rule["source_matchers"]
+        for name in matcher.split('"')[1].split("|")
+    }
 
     assert sources <= known
 
