@@ -6,6 +6,7 @@ ours to see; all that cannot be read is as good as not there. Paths are strings:
 part, and process ids come and go in the interpreter's table of these, which never shrinks.
 """
 
+import ipaddress
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -21,6 +22,14 @@ _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 _OWNER = re.compile(r"^Uid:\s*(\d+)", re.MULTILINE)
 # Fields of /proc/<pid>/stat, counted from 1; those after the name begin with field 3.
 _PARENT_FIELD, _START_TIME_FIELD, _FIRST_FIELD = 4, 22, 3
+
+
+class Listener(NamedTuple):
+    """A TCP socket that is listened on: its address, `0.0.0.0` and `::` for all, and its inode."""
+
+    address: str
+    port: int
+    inode: str
 
 
 class Process(NamedTuple):
@@ -98,12 +107,74 @@ def with_descendants(roots: Collection[int], proc: Path = PROC) -> frozenset[int
     return frozenset(found)
 
 
+def ancestors(pid: int, proc: Path = PROC, most: int = 16) -> tuple[int, ...]:
+    """The parent of a process, its parent and so on, without the first process of all."""
+    found: list[int] = []
+    while len(found) < most:
+        here = process(pid, proc)
+        if here is None or here.parent <= 1:
+            break
+        pid = here.parent
+        found.append(pid)
+    return tuple(found)
+
+
+def network_namespace(pid: int | str, proc: Path = PROC) -> str | None:
+    """The network namespace of a process (or `self`); None if it is not ours to see."""
+    try:
+        return os.readlink(f"{proc}/{pid}/ns/net")  # noqa: PTH115
+    except OSError:
+        return None
+
+
+def addresses(pid: int, proc: Path = PROC) -> tuple[str, ...]:
+    """The IPv4 addresses of the network namespace of a process, without those of loopback."""
+    found: dict[str, None] = {}
+    candidate = ""
+    for line in _text(f"{proc}/{pid}/net/fib_trie", _TABLE_BYTES_MAX).splitlines():
+        text = line.strip()
+        if text.startswith("|-- "):
+            candidate = text.removeprefix("|-- ")
+        elif text == "/32 host LOCAL" and candidate and not candidate.startswith("127."):
+            found[candidate] = None
+    return tuple(found)
+
+
+def listening(pid: int, proc: Path = PROC) -> tuple[Listener, ...]:
+    """All TCP sockets that are listened on in the network namespace of a process."""
+    found = []
+    for name in ("tcp", "tcp6"):
+        for line in _text(f"{proc}/{pid}/net/{name}", _TABLE_BYTES_MAX).splitlines()[1:]:
+            fields = line.split()
+            if len(fields) < 10 or fields[3] != _LISTEN:
+                continue
+            address, _, port = fields[1].rpartition(":")
+            try:
+                found.append(Listener(_address(address), int(port, 16), fields[9]))
+            except ValueError:
+                continue
+    return tuple(found)
+
+
+def holders(inode: str, pids: Iterable[int], proc: Path = PROC) -> frozenset[int]:
+    """Which of these processes hold a socket."""
+    socket = {f"socket:[{inode}]"}
+    return frozenset(pid for pid in pids if _holds(f"{proc}/{pid}/fd", socket))
+
+
 def listeners(port: int, proc: Path = PROC) -> frozenset[int]:
     """The processes that listen on a TCP port. Other users' need root or CAP_SYS_PTRACE."""
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port, proc)}
     if not sockets:
         return frozenset()
     return frozenset(pid for pid in _pids(proc) if _holds(f"{proc}/{pid}/fd", sockets))
+
+
+def _address(text: str) -> str:
+    """An address as /proc/net writes it: words of 32 bits in the machine's order."""
+    data = bytes.fromhex(text)
+    words = [data[start : start + 4][::-1] for start in range(0, len(data), 4)]
+    return str(ipaddress.ip_address(b"".join(words)))
 
 
 def _listening_inodes(port: int, proc: Path) -> Iterable[str]:

@@ -175,7 +175,7 @@ _SECTIONS: Mapping[str, str] = {
     "gpus[].match": "Which GPUs: all given patterns must fit; without any, all GPUs fit.",
     "probes": "The micro-probes. They need torch ([install.md](install.md)).",
     "workloads": "",
-    "workload_discovery": "Engines of this host that `workloads` does not name; off by default.",
+    "workload_discovery": "Engines of this host that `workloads` does not name.",
     "kubernetes": "Which pods hold the GPUs.",
     "hpc": "Which batch jobs hold the GPUs.",
     "processes": "Per-process series.",

@@ -100,7 +100,7 @@ class WorkloadConfig:
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryConfig:
-    """How to look for engines that nobody configured; off by default."""
+    """How to look for engines that nobody configured."""
 
     ports: tuple[int, ...] = option(
         "workload_discovery.ports",
@@ -116,6 +116,15 @@ class DiscoveryConfig:
         60.0,
         "Time between looks.",
         "60s",
+        reload=False,
+    )
+    processes: str = option(
+        "workload_discovery.processes",
+        choice("auto", "on", "off"),
+        "auto",
+        "Look for engines behind the processes that hold a GPU, in containers too. "
+        "`auto`: where they can be seen. `on`: and warn where they cannot.",
+        "off",
         reload=False,
     )
     list_pods: ListPods | None = None

@@ -31,11 +31,12 @@ ListPods = Callable[[], Iterable[tuple[str, str]]]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An engine that was found."""
+    """An engine that was found, and its processes where it was found by them."""
 
     name: str
     engine: str
     url: str
+    processes: frozenset[int] = frozenset()
 
 
 def discover_ports(

@@ -11,6 +11,7 @@ import structlog
 from exporter.http_client import without_credentials
 from exporter.inference.account import Account, Locate, ModelSettings
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig, check_names
+from exporter.inference.containers import ContainerDiscovery
 from exporter.inference.discovery import (
     Endpoint,
     discover_pods,
@@ -49,6 +50,8 @@ class _Workload:
     scraper: Scraper
     account: Account
     found: bool  # by discovery
+    # Its processes, where it was found by them.
+    found_processes: frozenset[int]
     added_seconds: float
     # The processes behind the address, and what they say; looked at now and then.
     processes: frozenset[int] = frozenset()
@@ -83,12 +86,15 @@ class WorkloadService:
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._finder: threading.Thread | None = None
+        self._containers = ContainerDiscovery(fetch=fetch)
+        self._unavailable: str | None = None
 
     def start(self) -> None:
         """Begin to scrape the configured engines and, if asked, to look for others."""
         self._stop.clear()
         self.configure(self._config)
-        if self._discovery.ports or self._discovery.list_pods:
+        discovery = self._discovery
+        if discovery.ports or discovery.list_pods or discovery.processes != "off":
             self._finder = threading.Thread(target=self._look, name="engine-discovery", daemon=True)
             self._finder.start()
 
@@ -153,7 +159,9 @@ class WorkloadService:
                         served.setdefault(gpu.uuid, precision)
         return served
 
-    def _add(self, config: WorkloadConfig, *, found: bool) -> None:
+    def _add(
+        self, config: WorkloadConfig, *, found: bool, processes: frozenset[int] = frozenset()
+    ) -> None:
         if len(self._workloads) >= LARGEST_WORKLOAD_COUNT:
             log.warning("workload_limit_reached", workload=config.name, limit=len(self._workloads))
             return
@@ -179,7 +187,7 @@ class WorkloadService:
             clock=self._clock,
             wall_clock=self._wall_clock,
         )
-        workload = _Workload(config, scraper, account, found, self._wall_clock())
+        workload = _Workload(config, scraper, account, found, processes, self._wall_clock())
         scraper.start()  # where no thread can start, there is no workload either
         self._workloads[config.name] = workload
 
@@ -225,17 +233,19 @@ class WorkloadService:
         if not again and reading.restarts == workload.looked_restarts:
             return
         workload.looked_seconds, workload.looked_restarts = reading.seconds, reading.restarts
-        workload.processes = serving_processes(workload.config.url)
+        workload.processes = workload.found_processes or serving_processes(workload.config.url)
         workload.launch = launch_of(workload.processes)
         workload.process_gpus = self._process_gpus(workload.processes)
 
-    def _process_gpus(self, processes: frozenset[int]) -> tuple[GpuRef, ...]:
-        held = {
+    def _gpu_processes(self) -> dict[GpuRef, set[int]]:
+        return {
             _reference(device): {process.pid for process in device.slow.processes or ()}
             for device in self._state().devices
             if device.slow is not None
         }
-        found = (gpu for gpu, pids in held.items() if pids & processes)
+
+    def _process_gpus(self, processes: frozenset[int]) -> tuple[GpuRef, ...]:
+        found = (gpu for gpu, pids in self._gpu_processes().items() if pids & processes)
         return tuple(sorted(found, key=lambda gpu: (gpu.gpu, gpu.uuid)))
 
     def _tensor_parallel(self, workload: _Workload) -> int:
@@ -263,8 +273,21 @@ class WorkloadService:
     def _found(self) -> Iterable[Endpoint]:
         if self._discovery.ports:
             yield from discover_ports(self._discovery.ports, fetch=self._fetch)
+        if self._discovery.processes != "off":
+            pids = frozenset().union(*self._gpu_processes().values())
+            yield from self._containers.look(pids)
+            self._say_unavailable(self._containers.unavailable)
         if self._discovery.list_pods is not None:
             yield from discover_pods(self._discovery.list_pods, fetch=self._fetch)
+
+    def _say_unavailable(self, reason: str | None) -> None:
+        """Log once why engines cannot be found by their processes."""
+        if reason == self._unavailable:
+            return
+        self._unavailable = reason
+        if reason is not None:
+            say = log.warning if self._discovery.processes == "on" else log.info
+            say("process_discovery_unavailable", reason=reason)
 
     def _adopt(self, endpoints: Iterable[Endpoint]) -> None:
         """Scrape what was found, unless it is known already; forget what has long been silent."""
@@ -273,6 +296,9 @@ class WorkloadService:
                 known = {workload.config.url for workload in self._workloads.values()}
                 if self._stop.is_set():
                     return
+                present = self._workloads.get(endpoint.name)
+                if present is not None and present.config.url == endpoint.url:
+                    present.found_processes = endpoint.processes
                 if endpoint.url not in known and endpoint.name not in self._workloads:
                     log.info(
                         "workload_found",
@@ -280,7 +306,9 @@ class WorkloadService:
                         url=without_credentials(endpoint.url),
                     )
                     self._add(
-                        WorkloadConfig(endpoint.name, endpoint.engine, endpoint.url), found=True
+                        WorkloadConfig(endpoint.name, endpoint.engine, endpoint.url),
+                        found=True,
+                        processes=endpoint.processes,
                     )
         with self._lock:
             for name, workload in tuple(self._workloads.items()):

@@ -1,0 +1,190 @@
+"""Engines found by the processes that hold GPUs: in pods, on the host, and where that is barred."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from exporter.http_client import Reason, ScrapeError
+from exporter.inference.containers import LARGEST_SOCKET_COUNT, ContainerDiscovery
+from exporter.inference.discovery import Endpoint
+from tests.inference.engines.server import exposition
+
+
+TABLE = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+
+
+class Proc:
+    """A /proc of our own making."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "self/ns").mkdir(parents=True)
+        (folder / "self/ns/net").symlink_to("net:[1]")
+
+    def add(
+        self, pid, *, parent=1, namespace=2, hidden=False, host="", address="10.0.0.7", ports=()
+    ):
+        """A process; `ports` are (port, inode) that its namespace listens on and it holds."""
+        home = self.folder / str(pid)
+        for name in ("ns", "net", "fd", "root/etc"):
+            (home / name).mkdir(parents=True)
+        (home / "stat").write_text(f"{pid} (engine) S {parent} " + "0 " * 17 + f"{pid} 0\n")
+        if not hidden:
+            (home / "ns/net").symlink_to(f"net:[{namespace}]")
+        lines = [
+            f"   0: 00000000:{port:04X} 00000000:0000 0A 0:0 00:0 0 0 0 {inode} 1\n"
+            for port, inode in ports
+        ]
+        (home / "net/tcp").write_text(TABLE + "".join(lines))
+        trie = f"  |-- 127.0.0.1\n     /32 host LOCAL\n  |-- {address}\n     /32 host LOCAL\n"
+        (home / "net/fib_trie").write_text(trie)
+        (home / "root/etc/hostname").write_text(f"{host}\n")
+        return self
+
+    def holds(self, pid, inode):
+        """The process has this socket open."""
+        (self.folder / str(pid) / "fd" / "3").symlink_to(f"socket:[{inode}]")
+        return self
+
+
+class Network:
+    """Answers some addresses; all others refuse."""
+
+    def __init__(self, **answers):
+        self.answers = {key.replace("_", "."): text for key, text in answers.items()}
+        self.asked = []
+
+    def __call__(self, url, timeout_seconds):
+        self.asked.append(url)
+        for place, text in self.answers.items():
+            if url == f"http://{place}/metrics":
+                return text
+        raise ScrapeError(Reason.CONNECTION)
+
+
+@pytest.fixture(name="proc")
+def _proc(tmp_path):
+    return Proc(tmp_path)
+
+
+def looked(proc, network, pids):
+    found = ContainerDiscovery(fetch=network, proc=proc.folder, clock=lambda: 1.0)
+    return tuple(found.look(pids)), found
+
+
+def test_a_pod(proc):
+    """The worker holds the GPU, its parent listens; the pod's name and address, all processes."""
+    proc.add(100, host="chat-0", ports=[(8000, 55)]).holds(100, 55)
+    proc.add(101, parent=100, host="chat-0", ports=[(8000, 55)])
+    network = Network()
+    network.answers = {"10.0.0.7:8000": exposition("vllm-current")}
+
+    found, _discovery = looked(proc, network, {101})
+
+    url = "http://10.0.0.7:8000/metrics"
+    assert found == (Endpoint("chat-0", "vllm", url, frozenset({100, 101})),)
+
+
+def test_two_engines_in_a_pod_are_told_apart_by_port(proc):
+    """Each with the processes below the one that listens."""
+    both = [(8000, 55), (30000, 66)]
+    proc.add(100, host="duo", ports=both).holds(100, 55)
+    proc.add(101, parent=100, host="duo", ports=both)
+    proc.add(200, host="duo", ports=both).holds(200, 66)
+    network = Network()
+    network.answers = {
+        "10.0.0.7:8000": exposition("vllm-current"),
+        "10.0.0.7:30000": exposition("sglang-current"),
+    }
+
+    found, _discovery = looked(proc, network, {101, 200})
+
+    assert {endpoint.name: endpoint.processes for endpoint in found} == {
+        "duo-8000": frozenset({100, 101}),
+        "duo-30000": frozenset({200}),
+    }
+
+
+def test_a_socket_that_is_no_engine_is_left_alone_for_a_while(proc):
+    """Asked once, at each path, and not at every look."""
+    proc.add(100, host="web", ports=[(9999, 55)]).holds(100, 55)
+    network = Network()
+    found = ContainerDiscovery(fetch=network, proc=proc.folder, clock=lambda: 1.0)
+
+    assert tuple(found.look({100})) == ()
+    asked = len(network.asked)
+    assert tuple(found.look({100})) == ()
+
+    assert len(network.asked) == asked > 0
+
+
+def test_few_sockets_are_asked(proc):
+    """A program with hundreds of ports is not scanned."""
+    ports = [(20_000 + number, number) for number in range(200)]
+    proc.add(100, ports=ports)
+    network = Network()
+
+    looked(proc, network, {100})
+
+    assert len({url.split("/")[2] for url in network.asked}) == LARGEST_SOCKET_COUNT
+
+
+def test_without_the_hosts_process_ids(proc):
+    """The driver names processes that are not there: it says what it needs."""
+    found, seen = looked(proc, Network(), {4242})
+
+    assert found == ()
+    assert "host's process ids" in seen.unavailable
+
+
+def test_without_the_right_to_look(proc):
+    """Another user's namespace cannot be read."""
+    proc.add(100, hidden=True)
+
+    found, seen = looked(proc, Network(), {100})
+
+    assert found == ()
+    assert "CAP_SYS_PTRACE" in seen.unavailable
+
+
+def test_an_idle_host_lacks_nothing(proc):
+    """No process holds a GPU: nothing to say."""
+    found, seen = looked(proc, Network(), set())
+
+    assert (found, seen.unavailable) == ((), None)
+
+
+def test_a_real_process_of_this_host():
+    """A child that serves vLLM's metrics is found through the real /proc, and only its socket."""
+    code = textwrap.dedent(
+        """
+        import http.server, sys
+        body = sys.stdin.read().encode()
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200); self.end_headers(); self.wfile.write(body)
+            def log_message(self, *_): pass
+        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        print(server.server_address[1], flush=True)
+        server.serve_forever()
+        """
+    )
+    engine = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        engine.stdin.write(exposition("vllm-current"))
+        engine.stdin.close()
+        port = int(engine.stdout.readline())
+        # It is our child, and what is ours is not looked at: as its sibling would see it.
+        (endpoint,) = ContainerDiscovery(own_pid=engine.pid + 1).look({engine.pid})
+    finally:
+        engine.kill()
+        engine.wait()
+        engine.stdout.close()
+
+    assert endpoint.url == f"http://127.0.0.1:{port}/metrics"
+    assert endpoint.engine == "vllm"
+    assert engine.pid in endpoint.processes
