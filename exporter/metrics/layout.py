@@ -52,8 +52,9 @@ class Block:
             return True
         shape, values = self.reader.read(self.labels, source)
         if shape == self._shape:
-            self.texts = renewed_texts(values, self._values, self.texts)
-            self._values = values
+            if values != self._values:
+                self.texts = renewed_texts(values, self._values, self.texts)
+                self._values = values
             return True
         self._shape, self._values = shape, values
         self.texts = number_texts(values)

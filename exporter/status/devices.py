@@ -35,11 +35,13 @@ def build_device(
     since: Callable[[Sequence[Finding]], dict[str, float]] = lambda _: {},
     limits: Sequence[float] = (),
     silent: str | None = None,
+    charts: bool = True,
 ) -> document.Device:
     """Everything about one device. `siblings` are probe results by kernel of all of its model.
 
     `limits` are the power limits of all of its model, in watts; `silent` is an engine that uses the
-    device and does not answer. `since` says from when on each kind of finding holds.
+    device and does not answer. `since` says from when on each kind of finding holds. `charts` are
+    the states of the last hour by minute.
     """
     identity = snapshot.identity
     age = max(0.0, now_seconds - snapshot.at_seconds)
@@ -82,7 +84,7 @@ def build_device(
         flops=_flops(snapshot, minute),
         attainable=could,
         minute=document.Span(seconds=minute.seconds, states=dict(minute.states)),
-        hour=_hour(history, hour, now_seconds),
+        hour=_hour(history, hour, now_seconds) if charts else None,
         clock=clock,
         power_watts=fast.power_watts if fast else None,
         power_limit_watts=slow.power_limit_watts if slow else None,

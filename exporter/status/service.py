@@ -57,6 +57,8 @@ class StatusService:
         self._status: Status | None = None
         self._built_at = 0.0
         self._bodies: dict[str, bytes] = {}
+        self._findings: list[DeviceFindings] = []
+        self._judged_at: float | None = None
 
     def observe(self, snapshot: DeviceState) -> None:
         """Take a device's next snapshot: microseconds, constant memory, never raises.
@@ -111,8 +113,24 @@ class StatusService:
     def findings(self) -> list[DeviceFindings]:
         """What holds of each device, for the metrics; at most a few seconds old."""
         with self._lock:
-            status = self._current(_FINDINGS_REUSE_SECONDS)
-        return [
+            self._judge(_FINDINGS_REUSE_SECONDS)
+            return self._findings
+
+    def tend(self) -> None:
+        """Keep what must outlive the exporter. Called by the daemon's main loop; cheap."""
+        with self._lock:
+            self._judge(_TEND_SECONDS)
+        with self._histories.lock:
+            self._histories.memory.save()
+
+    def _judge(self, reuse_seconds: float) -> None:
+        """Find out what holds now, unless that was done within this time."""
+        now = self._clock()
+        if self._judged_at is not None and now - self._judged_at < reuse_seconds:
+            return
+        status = build_status(self._inputs(now), self._histories, charts=False)
+        self._judged_at = now
+        self._findings = [
             DeviceFindings(
                 _labels(device),
                 tuple(device.findings),
@@ -123,18 +141,9 @@ class StatusService:
             if device.uuid != UNKNOWN
         ]
 
-    def tend(self) -> None:
-        """Keep what must outlive the exporter. Called by the daemon's main loop; cheap."""
-        with self._lock:
-            self._current(_TEND_SECONDS)
-        with self._histories.lock:
-            self._histories.memory.save()
-
-    def _current(self, reuse_seconds: float | None = None) -> Status:
+    def _current(self) -> Status:
         now = self._clock()
         reuse = min(self._sources.interval_seconds(), _REUSE_SECONDS)
-        if reuse_seconds is not None:
-            reuse = max(reuse, reuse_seconds)
         if self._status is None or now - self._built_at >= reuse:
             self._status = build_status(self._inputs(now), self._histories)
             self._built_at = now
