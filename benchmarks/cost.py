@@ -1,6 +1,6 @@
 """What the daemon costs, beside nvitop-exporter on the same simulated GPUs and machine.
 
-    python -m benchmarks.cost [--gpus 1,8,16] [--seconds 15] [--json]
+    python -m benchmarks.cost [--gpus 1,8,16,64] [--seconds 15] [--json]
 
 Both run on the fake driver library of the tests, one after the other, so that the ratios hold where
 the numbers do not: they are this machine's. The fake's own time is in both; it is said below.
@@ -56,6 +56,7 @@ class Cost:
     scrape_gzip_cpu_ms: float
     fresh_scrape_cpu_ms: float
     fresh_scrape_gzip_cpu_ms: float
+    scraped_cpu_percent: float
     latency_p50_ms: float
     latency_p99_ms: float
     crowd_p50_ms: float
@@ -93,6 +94,7 @@ def measure(
         _zipped, zipped_cpu = _scrapes(exporter, rest, compressed=True)
         fresh_cpu = _fresh_scrapes(exporter, seconds, compressed=False)
         fresh_zipped_cpu = _fresh_scrapes(exporter, seconds, compressed=True)
+        scraped = _cpu_per_second_scraped(exporter, seconds)
         number_of_threads = thread_count(exporter.pid)
         crowd = scrape_crowded([exporter.port], _SCRAPERS, seconds)
         time.sleep(1)
@@ -115,6 +117,7 @@ def measure(
             scrape_gzip_cpu_ms=zipped_cpu,
             fresh_scrape_cpu_ms=fresh_cpu,
             fresh_scrape_gzip_cpu_ms=fresh_zipped_cpu,
+            scraped_cpu_percent=100 * scraped,
             latency_p50_ms=_MILLI * burst.percentile(0.5),
             latency_p99_ms=_MILLI * burst.percentile(0.99),
             crowd_p50_ms=_MILLI * crowd.percentile(0.5),
@@ -161,6 +164,14 @@ def _cpu_per_second(exporter: Running, seconds: float) -> float:
     return (cpu_seconds(exporter.pid) - before) / (time.monotonic() - began)
 
 
+def _cpu_per_second_scraped(exporter: Running, seconds: float) -> float:
+    """Share of a core while one Prometheus scrapes every second, as it does: gzipped."""
+    before, began = cpu_seconds(exporter.pid), time.monotonic()
+    scrape_paced(exporter.port, round(seconds), 1.0, compressed=True)
+    time.sleep(max(0.0, began + round(seconds) - time.monotonic()))
+    return (cpu_seconds(exporter.pid) - before) / (time.monotonic() - began)
+
+
 def _scrapes(exporter: Running, rest: float, *, compressed: bool) -> tuple[Outcome, float]:
     """Scrape without pause, and say what CPU a scrape took in milliseconds beyond that at rest."""
     before, began = cpu_seconds(exporter.pid), time.monotonic()
@@ -195,6 +206,7 @@ _ROWS = (
     ("  gzip", "scrape_gzip_cpu_ms", ".2f", True),
     ("CPU per scrape, one a tick, ms", "fresh_scrape_cpu_ms", ".2f", True),
     ("  gzip", "fresh_scrape_gzip_cpu_ms", ".2f", True),
+    ("CPU at one gzipped scrape a second, % of a core", "scraped_cpu_percent", ".2f", True),
     ("scrape p50, ms", "latency_p50_ms", ".1f", True),
     ("scrape p99, ms", "latency_p99_ms", ".1f", True),
     ("50 scrapers: p50, ms", "crowd_p50_ms", ".0f", True),
@@ -238,10 +250,52 @@ def table(costs: list[Cost]) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What the project promises, at eight GPUs: at most `limit`, as a ratio to the peer or as it is."""
+
+    what: str
+    member: str
+    limit: float
+    of_peer: bool = False
+
+
+_AIMS_GPUS = 8
+_MIB = 1024 * 1024 / 1e6
+_AIMS = (
+    Aim("CPU of a fresh scrape, of nvitop-exporter's", "fresh_scrape_cpu_ms", 1 / 5, of_peer=True),
+    Aim("CPU at one scrape a second, of its", "scraped_cpu_percent", 1.0, of_peer=True),
+    Aim("CPU at rest, of its", "rest_cpu_percent", 0.6, of_peer=True),
+    Aim("resident after the load, MB (40 MiB)", "resident_after_load_megabytes", 40 * _MIB),
+    Aim("start to first full scrape, s", "full_scrape_seconds", 0.5),
+)
+_MIG_AIM = Aim("64 MIG instances at rest, % of a core", "rest_cpu_percent", 3.0)
+
+
+def aims_table(costs: list[Cost]) -> str:
+    """Each aim, what it asks for, and what this run has reached."""
+    ours = {(cost.gpus, cost.mig_instances): cost for cost in costs if cost.program == "flopwatch"}
+    peer = next(
+        (cost for cost in costs if cost.program != "flopwatch" and cost.gpus == _AIMS_GPUS), None
+    )
+    rows = [(aim, ours.get((_AIMS_GPUS, 0))) for aim in _AIMS]
+    rows.append((_MIG_AIM, next((cost for cost in ours.values() if cost.mig_instances), None)))
+    lines = ["| aim, at eight GPUs | at most | reached | |", "| --- | ---: | ---: | --- |"]
+    for aim, cost in rows:
+        if cost is None or (aim.of_peer and peer is None):
+            continue
+        value = getattr(cost, aim.member)
+        if aim.of_peer:
+            value /= getattr(peer, aim.member)
+        met = "met" if value <= aim.limit else "missed"
+        lines.append(f"| {aim.what} | {aim.limit:.2f} | {value:.2f} | {met} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
-    parser.add_argument("--gpus", default="1,8,16", help="numbers of GPUs, comma-separated")
+    parser.add_argument("--gpus", default="1,8,16,64", help="numbers of GPUs, comma-separated")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each measurement")
     parser.add_argument("--only", choices=("flopwatch", "nvitop-exporter"))
     parser.add_argument("--no-mig", action="store_true", help="leave out 64 MIG instances")
@@ -262,7 +316,10 @@ def main() -> int:
             print("measuring flopwatch on 64 MIG instances …", file=sys.stderr)
             program = flopwatch(directory)
             costs.append(measure(program, _MIG_GPUS, options.seconds, directory, mig=True))
-    print(json.dumps([asdict(cost) for cost in costs], indent=2) if options.json else table(costs))
+    if options.json:
+        print(json.dumps([asdict(cost) for cost in costs], indent=2))
+    else:
+        print(table(costs), aims_table(costs), sep="\n\n")
     return 0
 
 
