@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.gpu_acceptance_parts.evidence import EVIDENCE, Evidence, Proof
 from benchmarks.gpu_acceptance_parts.schema import Figure, Results, decode
 from benchmarks.gpu_acceptance_parts.table import goal_text, quantity
 
@@ -43,7 +44,7 @@ CLAIMS = (
     Claim("`flopwatch calibrate` states the counter's error", "end_to_end", ("estimator error",)),
 )  # fmt: skip
 
-_HEAD = f"""# Accuracy and cost, as measured on GPUs
+_HEAD = f"""# Accuracy and cost: what is proven, and by what
 
 Generated from `benchmarks/results/` by `{COMMAND} --document`; do not edit.
 
@@ -54,6 +55,9 @@ in less than nine minutes and without a network:
 
 It prints a table, and leaves its figures in `benchmarks/results/` and the driver's answers in
 `benchmarks/results/recordings/`. A claim below without figures is {NOT_MEASURED}.
+
+What is proven without silicon stands beside it: by recordings of real GPUs that others have published, and by the
+project's own fake driver, whose truth is exact. `python -m pytest FILE -k TEST` runs a proof.
 
 A verdict is `undecided` where the goal lies inside the figure's 95 % confidence interval.
 """
@@ -83,13 +87,30 @@ def read_results(folder: Path) -> list[Results]:
 def accuracy_page(results: list[Results]) -> str:
     """The page in Markdown: the newest run of each GPU model, claim by claim."""
     newest = {run.machine.gpu: run for run in results}
-    parts = [_HEAD]
-    if not newest:
-        parts += ["\n| claim | figures |", "| --- | --- |"]
-        parts += [f"| {claim.text} | {NOT_MEASURED} |" for claim in CLAIMS]
+    parts = [_HEAD, *_overview(newest)]
     for gpu in sorted(newest):
         parts += _section(newest[gpu])
     return "\n".join(parts) + "\n"
+
+
+def _overview(newest: dict[str, Results]) -> list[str]:
+    """What is proven of each claim, and by what."""
+    lines = [
+        "\n| claim | on silicon | on recordings of real GPUs | on the fake driver or the processor |",
+        "| --- | --- | --- | --- |",
+    ]
+    texts = [claim.text for claim in CLAIMS]
+    for text in (*texts, *(text for text in EVIDENCE if text not in texts)):
+        claim = next((claim for claim in CLAIMS if claim.text == text), None)
+        measured = [gpu for gpu, run in sorted(newest.items()) if claim and _figures_of(run, claim)]
+        silicon = f"measured on {', '.join(measured)}: see below" if measured else NOT_MEASURED
+        evidence = EVIDENCE.get(text, Evidence())
+        lines.append(_row(text, silicon, _proofs(evidence.recorded), _proofs(evidence.fake)))
+    return lines
+
+
+def _proofs(proofs: tuple[Proof, ...]) -> str:
+    return "; ".join(f"{proof.text} (`{proof.file}`: `{proof.test}`)" for proof in proofs)
 
 
 def _section(run: Results) -> list[str]:

@@ -12,6 +12,7 @@ from benchmarks.gpu_acceptance_parts.document import (
     accuracy_page,
     read_results,
 )
+from benchmarks.gpu_acceptance_parts.evidence import EVIDENCE
 from benchmarks.gpu_acceptance_parts.schema import (
     FORMAT,
     Figure,
@@ -138,9 +139,17 @@ def test_a_claim_shows_its_figures_or_why_it_has_none() -> None:
     row = next(line for line in page.splitlines() if ERROR.name in line)
     assert "+1.300%" in row
     assert "| pass |" in row
-    sweep = next(line for line in page.splitlines() if "97 % of an exhaustive sweep" in line)
+    section = page.partition("\n## ")[2]
+    sweep = next(line for line in section.splitlines() if "97 % of an exhaustive sweep" in line)
     assert NOT_MEASURED in sweep
     assert "its process ended with -11" in sweep
+
+
+def test_every_proof_exists() -> None:
+    """A claim moves to another column by a test, and the test is there."""
+    for evidence in EVIDENCE.values():
+        for proof in (*evidence.recorded, *evidence.fake):
+            assert f"def {proof.test}(" in (ROOT / proof.file).read_text(), proof
 
 
 def test_a_rehearsal_never_becomes_documentation(tmp_path: Path) -> None:
