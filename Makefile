@@ -6,6 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+# What `make run` installs beside the daemon: `probes` (torch), or nothing.
+EXTRAS ?= probes
+comma := ,
+EXTRAS_NAME := $(or $(subst $(comma),-,$(strip $(EXTRAS))),nothing)
 # Most tests wait for a daemon's ticks: more of them than cores run well together.
 WORKERS ?= 4
 
@@ -23,8 +27,12 @@ $(BIN)/python:
 	$(PIP) install --upgrade pip
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	@# Without setuptools' page of warnings that the folder is used in place: that is what it is for.
-	PYTHONWARNINGS=ignore $(PIP) install --constraint constraints.txt --editable '.[probes]'
+	@deploy/make/install.sh $(BIN)/python probes
+	@touch $@
+
+# Installed with these extras alone.
+$(VENV)/.installed-with-$(EXTRAS_NAME): $(BIN)/python pyproject.toml constraints.txt
+	@deploy/make/install.sh $(BIN)/python '$(EXTRAS)'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -32,8 +40,21 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 .PHONY: run
-run: $(VENV)/.installed ## install into .venv and start the daemon on :9907 (ARGS="--web.listen-address …")
-	$(BIN)/flopwatch serve $(ARGS)
+run: $(if $(filter probes,$(EXTRAS)),$(VENV)/.installed,$(VENV)/.installed-with-$(EXTRAS_NAME)) ## install into .venv and start the daemon on :9907 (EXTRAS= without probes, ARGS="--web.listen-address …")
+	@deploy/make/first-steps.sh $(BIN)/python $(ARGS) & \
+	exec $(BIN)/flopwatch serve $(ARGS)
+
+.PHONY: demo
+demo: apt-demo $(BIN)/flopwatch ## simulated GPUs with Prometheus, and where to load the dashboards (ARGS="--scenario …")
+	@deploy/make/demo.sh $(BIN) $(ARGS)
+
+$(BIN)/flopwatch: $(BIN)/python pyproject.toml constraints.txt
+	@[ -e $@ ] || deploy/make/install.sh $(BIN)/python ''
+
+.PHONY: apt-demo
+apt-demo:
+	@command -v prometheus >/dev/null || { echo "Installing Prometheus (Debian package, a download of about 20 MB)."; \
+	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends prometheus; }
 
 .PHONY: install-dev
 install-dev: $(VENV)/.installed-dev ## install what development needs into .venv

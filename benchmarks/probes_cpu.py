@@ -1,107 +1,99 @@
 """The probes on this host's processor against what they have to reach, as one table.
 
-    python benchmarks/probes_cpu.py
+    python benchmarks/probes_cpu.py             about three minutes
+    python benchmarks/probes_cpu.py --cycles 120  the share of the daemon's run that stands for two hours
 
-* fp32 GEMM: at least 95 % of the best of a long torch sweep of sizes, in the same run;
-* spread (standard deviation over mean) of ten probes in quiet moments: at most 3 %;
-* copy: within 5 % of a STREAM-like copy of the same size, in the same run;
-* cost: device time per probe, the worker's memory, the time to start it;
+* fp32 and bf16 GEMM: at least 90 % of torch's best over a sweep of sizes, in the same minute;
+* beside a busy loop on one core: no accepted value below 80 % of that, rejected ones are counted;
+* copy: within 20 % of a STREAM-like copy of the same size, in the same minute;
+* a daemon as a user starts it: the headline in its status within 60 s;
+* its idle worker, killed: another one within 10 s, and no failed kernel;
+* so many cycles of a daemon, an interval shortened to 2 s: no failed run, and no moment without
+  headline figures after the first;
 * a daemon without probes: no thread, no process, no torch.
 
-Probe and reference alternate, so that a machine that slows down slows both. All run on one thread
-of one core. The reference, which knows nothing of the probe, says which moments are quiet: those
-before and after which its own GEMM takes within 2 % of its fastest in the whole run. A virtual
-machine's core was seen at half its speed for seconds while the load average stood at 0.1.
-The spread over all moments is printed beside. The exit code is 1 when a target is missed.
+torch's best is the mean of the three fastest runs at its fastest size: more than any median. The
+reference, in a process of its own, uses the same number of threads. The load of the host is printed, because it is
+part of every figure. The exit code is 1 when a target is missed.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
+from flopwatch.processor import read_processor
 from probes.config import ProbeConfig
-from probes.device import CACHE_MULTIPLE, cache_size_bytes
+from probes.cpu import last_level_bytes
+from probes.device import CACHE_MULTIPLE
+from probes.environment import worker_environment
 from probes.facts import DeviceFacts
-from probes.judgement import judge, undisturbed_run
+from probes.judgement import judge
 from probes.prober import TIMED_RUNS
 from probes.protocol import Device, Run
 from probes.supervisor import WorkerProcess
 
 
-# Ten quiet ones count; so many moments are tried at most.
-ROUNDS = 10
-ROUNDS_MAX = 80
-QUIET = 1.02
-# As in STREAM: ten, the first excluded. Of the others those count that agree with the fastest, as
-# with the probe: the very fastest alone is often one that found a cache empty of others' data.
-STREAM_RUNS = 10
-# More than a probe takes; what it takes is a row of the table.
-ALLOWANCE_SECONDS = 1.0
-ATTEMPTS = 20
-# The sweep, in a process of its own, with torch alone: every size for so long, the best median.
+ROUNDS = 5
+LOADED_ROUNDS = 20
+# As a first cycle on a processor may spend.
+ALLOWANCE_SECONDS = 0.060
+ATTEMPTS = 60
+QUIET_SHARE = 0.90
+LOADED_SHARE = 0.80
+HEADLINE_SECONDS = 60.0
+RESTART_SECONDS = 10.0
+FAILURES = ("error", "timeout", "out_of_memory", "mismatch")
+PORT = 19907
 SWEEP = """
-import json, statistics, sys, time
+import json, sys, time
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[1]))
 torch.set_grad_enabled(False)
 now = time.perf_counter_ns
 
 
-def median(run, seconds):
-    until, spans = now() + seconds * 1e9, []
-    for _ in range(3):
-        run()
-    while now() < until or len(spans) < 5:
-        start = now()
-        run()
-        spans.append(now() - start)
-    return statistics.median(spans) / 1e9
+def best(seconds, dtype):
+    found = (0.0, 0)
+    for n in (128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048):
+        a, b = (torch.randn(n, n).to(dtype) for _ in range(2))
+        c = torch.empty(n, n, dtype=dtype)
+        until, spans = now() + seconds * 1e9, []
+        for _ in range(3):
+            torch.mm(a, b.t(), out=c)
+        while now() < until or len(spans) < 5:
+            start = now()
+            torch.mm(a, b.t(), out=c)
+            spans.append(now() - start)
+        found = max(found, (2 * n**3 / (sum(sorted(spans)[:3]) / 3 / 1e9), n))
+    return found
 
 
-def sweep(seconds):
-    torch.manual_seed(0)
-    best = (0.0, 0)
-    for n in (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024):
-        a, b, c = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
-        best = max(best, (2 * n**3 / median(lambda: torch.mm(a, b.t(), out=c), seconds), n))
-    return best
-
-
-def stream(size, total, runs):
+def stream(size, total):
     # As in STREAM's copy: two arrays far larger than the caches, gone through piece after piece.
-    if not pieces:
-        source, target = torch.ones(total, dtype=torch.uint8), torch.zeros(total, dtype=torch.uint8)
-        pieces.extend((target[s : s + size], source[s : s + size]) for s in range(0, total, size))
+    source, target = torch.ones(total, dtype=torch.uint8), torch.zeros(total, dtype=torch.uint8)
     spans = []
-    for _ in range(runs):
-        start = now()
-        to, of = pieces[number[0] % len(pieces)]
-        to.copy_(of)
-        spans.append(now() - start)
-        number[0] += 1
-    return [span / 1e9 for span in spans[1:]]
+    for start in range(0, total - size + 1, size):
+        begun = now()
+        target[start : start + size].copy_(source[start : start + size])
+        spans.append(now() - begun)
+    return 2 * size / (sum(sorted(spans)[:3]) / 3 / 1e9)
 
 
-def still():
-    # The fastest of ten GEMMs that fit the core's own cache: what the core does at this moment.
-    spans = []
-    for _ in range(10):
-        start = now()
-        torch.mm(square, square, out=product)
-        spans.append(now() - start)
-    return min(spans) / 1e9
-
-
-pieces, number = [], [0]
-square, product = torch.randn(256, 256), torch.empty(256, 256)
-commands = {"sweep": sweep, "stream": stream, "still": still}
+commands = {
+    "fp32": lambda seconds: best(seconds, torch.float32),
+    "bf16": lambda seconds: best(seconds, torch.bfloat16),
+    "stream": stream,
+}
 for line in sys.stdin:
     name, *given = json.loads(line)
     print(json.dumps(commands[name](*given)), flush=True)
@@ -123,11 +115,12 @@ class Reference:
     """torch alone, in its own process, asked line by line."""
 
     def __init__(self) -> None:
+        processor = read_processor()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", SWEEP],
+            [sys.executable, "-c", SWEEP, str(processor.threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            env=worker_environment((), processor.threads),
             text=True,
         )
 
@@ -150,25 +143,16 @@ class Probe:
         self._worker = WorkerProcess((Device(kind="cpu", key="cpu0"),), (), self._config)
         started = time.monotonic()
         self._worker.start()
-        described = self._worker.describe(0)
-        self._kernels = {kernel.name: kernel for kernel in described.kernels}
+        self._described = self._worker.describe(0)
+        self.kernels = {kernel.name: kernel for kernel in self._described.kernels}
         self._facts = DeviceFacts(key="cpu0", uuid="CPU", name="", kind="cpu")
         self.start_seconds = time.monotonic() - started
         self.shapes = {}
         self.seconds = {}
         self.memory_bytes = 0
-        self.rejected = 0
 
     def measure(self, kernel):
-        """Work per second, judged as the daemon does; what it would not accept is repeated."""
-        for _ in range(ATTEMPTS):
-            verdict = self._judged(kernel)
-            if verdict.value is not None:
-                return verdict.value
-            self.rejected += 1
-        return sys.exit(f"{kernel}: no probe accepted in {ATTEMPTS}: the machine is too busy")
-
-    def _judged(self, kernel):
+        """Work per second where it is accepted, else None; the size is kept once one was accepted."""
         report = self._worker.run(
             Run(
                 identifier=1,
@@ -183,138 +167,249 @@ class Probe:
         )
         if report.result is None:
             sys.exit(f"{kernel}: {report.failure} {report.text}")
-        self.shapes[kernel] = report.result.shape
-        self.seconds.setdefault(kernel, []).append(report.device_seconds)
-        self.memory_bytes = report.result.memory_bytes
-        return judge(
-            self._kernels[kernel],
+        verdict = judge(
+            self.kernels[kernel],
             report.result,
             self._facts,
-            units=1,
+            units=self._described.units,
             baseline=None,
             expected_digest=None,
             shared=False,
         )
+        if verdict.value is not None:
+            if kernel in self.shapes:
+                self.seconds.setdefault(kernel, []).append(report.device_seconds)
+            self.shapes[kernel] = report.result.shape
+        self.memory_bytes = report.result.memory_bytes
+        return verdict.value
 
     def close(self) -> None:
         self._worker.close()
 
 
-class Moments:
-    """What was measured: in quiet moments, and in all."""
+class Daemon:
+    """flopwatch as a user starts it, on a port and with a state file of its own."""
 
-    def __init__(self, taken) -> None:
-        fastest = min(min(before, after) for before, _, after in taken)
-        self.all = [value for _, value, _ in taken]
-        self.quiet = [
-            value for before, value, after in taken if max(before, after) <= QUIET * fastest
+    def __init__(self, folder, probes) -> None:
+        path = Path(folder, "flopwatch.yaml")
+        settings = {"state_file": f"{folder}/state.json", "sources": {"nvml": "off"}}
+        path.write_text(json.dumps(settings | {"probes": {"pause_file": None, **probes}}))
+        self.started = time.monotonic()
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "flopwatch", "serve", "--config.file", str(path)),
+                *("--web.listen-address", f"127.0.0.1:{PORT}"),
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+
+    def get(self, path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    def attainable(self):
+        """The headline of the page; None while there is none."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return json.loads(self.get("/api/v1/status"))["devices"][0]["attainable"]
+        return None
+
+    def headline(self):
+        could = self.attainable() or {}
+        return bool(could.get("flops") and could.get("bandwidth_bytes_per_second"))
+
+    def runs(self):
+        """Runs by outcome."""
+        counts = {}
+        for line in self.get("/metrics").splitlines():
+            if line.startswith("flopwatch_probe_runs_total{"):
+                outcome = line.partition('outcome="')[2].partition('"')[0]
+                counts[outcome] = counts.get(outcome, 0) + float(line.rpartition(" ")[2])
+        return counts
+
+    def worker(self):
+        """The process id of the probes' worker; None while there is none."""
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                parent = int(path.read_text().rpartition(")")[2].split()[1])
+                command = (path.parent / "cmdline").read_bytes()
+                if parent == self._process.pid and b"probes.worker" in command:
+                    return int(path.parent.name)
+        return None
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def until(condition, seconds, step=0.25):
+    """Seconds until it holds; None when it does not within `seconds`."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        if condition():
+            return time.monotonic() - started
+        time.sleep(step)
+    return None
+
+
+def quiet_rows(probe, reference, precision, seconds):
+    """The probe over torch's best, round by round in turn; the median round counts."""
+    kernel, shares, rejected, best = f"gemm_{precision}", [], 0, (0.0, 0)
+    for _ in range(ROUNDS):
+        best = max(best, tuple(reference.ask(precision, seconds)))
+        value = None
+        for _ in range(ATTEMPTS):
+            value = probe.measure(kernel)
+            if value is not None:
+                break
+            rejected += 1
+            time.sleep(0.05)
+        if value is not None:
+            shares.append(value)
+    if not shares:
+        return best[0], [(f"{precision}: no probe accepted", f"{rejected} rejected", "", "MISSED")]
+    value = statistics.median(shares)
+    share = value / best[0]
+    size = probe.shapes[kernel][0]
+    return best[0], [
+        (f"{precision} probe", f"{value / 1e9:.0f} GFLOP/s at {size}, {rejected} rejected", "", ""),
+        (f"{precision}, torch's best", f"{best[0] / 1e9:.0f} GFLOP/s at {best[1]}", "", ""),
+        row(f"{precision} probe over torch's best", share, ">= 90 %", share >= QUIET_SHARE),
+    ]
+
+
+def loaded_rows(probe, precision, best):
+    """Beside a busy loop on one core: what is accepted must be near the machine's best."""
+    core = read_processor().cores[0]
+    accepted = []
+    with subprocess.Popen(
+        ["taskset", "-c", str(core), sys.executable, "-c", "while True: pass"]
+    ) as load:
+        try:
+            time.sleep(0.5)
+            for _ in range(LOADED_ROUNDS):
+                accepted.append(probe.measure(f"gemm_{precision}"))
+                time.sleep(0.05)
+        finally:
+            load.kill()
+    values = [value for value in accepted if value is not None]
+    said = f"{len(values)} of {LOADED_ROUNDS} accepted"
+    if not values:
+        return [(f"{precision} beside a load on one core", said, "rejected is right", "met")]
+    lowest = min(values) / best
+    return [
+        (f"{precision} beside a load on one core", said, "", ""),
+        row(f"{precision} lowest accepted", lowest, ">= 80 %", lowest >= LOADED_SHARE),
+    ]
+
+
+def copy_rows(probe, reference):
+    values = [value for _ in range(ATTEMPTS) if (value := probe.measure("copy_device")) is not None]
+    if not values:
+        return [("copy: no probe accepted", "", "", "MISSED")]
+    size = probe.shapes["copy_device"][0]
+    total = CACHE_MULTIPLE * last_level_bytes() // 2 // size * size
+    stream = max(reference.ask("stream", size, total) for _ in range(ROUNDS))
+    copy = statistics.median(values)
+    return [
+        ("copy probe", f"{copy / 1e9:.1f} GB/s in pieces of {size // 2**20} MiB", "", ""),
+        ("copy, STREAM-like", f"{stream / 1e9:.1f} GB/s", "", ""),
+        row(
+            "copy probe over STREAM-like",
+            copy / stream,
+            "within 20 %",
+            abs(copy / stream - 1) <= 0.2,
+        ),
+    ]
+
+
+def daemon_rows(folder):
+    """A default daemon: its first headline, and its worker killed while idle."""
+    daemon = Daemon(folder, {})
+    try:
+        took = until(daemon.headline, 2 * HEADLINE_SECONDS)
+        rows = [duration("headline after the start", took, HEADLINE_SECONDS)]
+        before = daemon.worker()
+        if before is None:
+            return [*rows, ("a worker to kill", "none", "", "MISSED")]
+        time.sleep(3)  # the cycle has ended: the worker is idle
+        os.kill(before, signal.SIGKILL)
+        took = until(lambda: daemon.worker() not in (None, before), 60)
+        failed = sum(daemon.runs().get(outcome, 0) for outcome in FAILURES)
+        return [
+            *rows,
+            duration("killed idle worker back after", took, RESTART_SECONDS),
+            ("failed runs after that", f"{failed:.0f}", "0", "met" if not failed else "MISSED"),
         ]
+    finally:
+        daemon.close()
 
 
-def in_quiet_moments(reference, measure):
-    """Measure until ten quiet moments are found; quiet is known only in hindsight."""
-    taken = []
-    while len(taken) < ROUNDS_MAX:
-        taken.append((reference.ask("still"), measure(), reference.ask("still")))
-        if len(taken) >= ROUNDS and len(Moments(taken).quiet) >= ROUNDS:
-            break
-    moments = Moments(taken)
-    if len(moments.quiet) < ROUNDS:
-        sys.exit(f"{len(moments.quiet)} quiet moments of {len(taken)}: the machine is too busy")
-    return moments
+def steady_rows(folder, cycles):
+    """Cycles in a row, two hours' worth by default, with the interval shortened to 2 s."""
+    daemon = Daemon(folder, {"interval": "2s", "budget": "20ms"})
+    try:
+        until(daemon.headline, 60)
+        end = time.monotonic() + 2 * cycles
+        looks = gaps = 0
+        while time.monotonic() < end:
+            looks, gaps = looks + 1, gaps + (not daemon.headline())
+            time.sleep(0.5)
+        runs = daemon.runs()
+    finally:
+        daemon.close()
+    failed = sum(runs.get(outcome, 0) for outcome in FAILURES)
+    counted = ", ".join(f"{count:.0f} {outcome}" for outcome, count in sorted(runs.items()))
+    return [
+        (f"runs in {cycles} cycles of 2 s", counted, "none failed", "MISSED" if failed else "met"),
+        ("moments without a headline", f"{gaps} of {looks}", "0", "MISSED" if gaps else "met"),
+    ]
 
 
-def streamed(reference, size, total):
-    """Bytes per second of the STREAM-like copy, repeated like the probe until runs agree."""
-    for _ in range(ATTEMPTS):
-        span = undisturbed_run(reference.ask("stream", size, total, STREAM_RUNS))
-        if span is not None:
-            return 2 * size / span
-    return sys.exit(
-        f"no {STREAM_RUNS} copies agreed in {ATTEMPTS} attempts: the machine is too busy"
+def no_probes_row(folder):
+    Path(folder, "probe.py").write_text(NO_PROBES)
+    done = subprocess.run(
+        [sys.executable, f"{folder}/probe.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
-
-
-def spread(values):
-    return statistics.stdev(values) / statistics.fmean(values)
+    threads, processes, torch = json.loads(done.stdout)
+    met = (threads, processes, torch) == (0, 0, False)
+    said = f"{threads} threads, {processes} processes, torch {'loaded' if torch else 'not loaded'}"
+    return ("without probes", said, "none", "met" if met else "MISSED")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=0.1, help="per size of the sweep")
+    parser.add_argument("--cycles", type=int, default=20, help="cycles of the daemon, of 2 s each")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     load_before = os.getloadavg()[0]
-    # The children inherit it. Cores differ in what their neighbours do to them.
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    rows = [("threads", str(read_processor().threads), "", "")]
     probe, reference = Probe(), Reference()
     try:
-        for kernel in ("gemm_fp32", "copy_device"):
-            probe.measure(kernel)
-        gemms = in_quiet_moments(reference, lambda: probe.measure("gemm_fp32"))
-        sweeps = [reference.ask("sweep", arguments.seconds) for _ in range(3)]
-        size = probe.shapes["copy_device"][0]
-        # Arrays of the probe's size: half of what it rotates over is read, the other half written.
-        total = CACHE_MULTIPLE * (cache_size_bytes(3) or 32 * 2**20) // 2 // size * size
-        copies = in_quiet_moments(
-            reference,
-            lambda: (probe.measure("copy_device"), streamed(reference, size, total)),
-        )
+        for precision in ("fp32", "bf16"):
+            if f"gemm_{precision}" in probe.kernels:
+                best, quiet = quiet_rows(probe, reference, precision, arguments.seconds)
+                rows += [*quiet, *loaded_rows(probe, precision, best)]
+        rows += copy_rows(probe, reference)
+        rows += [
+            (f"device time of {kernel}", f"{statistics.median(seconds) * 1e3:.1f} ms", "", "")
+            for kernel, seconds in probe.seconds.items()
+        ]
+        rows.append(("worker memory", f"{probe.memory_bytes / 1e6:.0f} MB", "", ""))
+        rows.append(("worker start", f"{probe.start_seconds:.1f} s", "", ""))
     finally:
         probe.close()
         reference.close()
+    for part in (daemon_rows, lambda folder: steady_rows(folder, arguments.cycles)):
+        with tempfile.TemporaryDirectory() as folder:
+            rows += part(folder)
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "probe.py").write_text(NO_PROBES)
-        done = subprocess.run(
-            [sys.executable, f"{folder}/probe.py"],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        )
-    threads, processes, torch_loaded = json.loads(done.stdout)
-
-    sweep_rate, best_size = max(sweeps, key=lambda pair: pair[0])
-    gemm = statistics.median(gemms.quiet)
-    copy = statistics.median(ours for ours, _ in copies.quiet)
-    stream_rate = statistics.median(theirs for _, theirs in copies.quiet)
-    against_stream = statistics.median(ours / theirs for ours, theirs in copies.quiet)
-    n = probe.shapes["gemm_fp32"][0]
-    rows = [
-        ("fp32 GEMM, probe", f"{gemm / 1e9:.2f} GFLOP/s at {n}", "", ""),
-        ("fp32 GEMM, sweep's best", f"{sweep_rate / 1e9:.2f} GFLOP/s at {best_size}", "", ""),
-        _row("probe over sweep's best", gemm / sweep_rate, ">= 95 %", gemm / sweep_rate >= 0.95),
-        _row(
-            f"spread of {len(gemms.quiet)} GEMM probes in quiet moments",
-            spread(gemms.quiet),
-            "<= 3 %",
-            spread(gemms.quiet) <= 0.03,
-        ),
-        _row(f"spread of all {len(gemms.all)} GEMM probes", spread(gemms.all), "", None),
-        ("copy, probe", f"{copy / 1e9:.2f} GB/s in pieces of {size // 2**20} MiB", "", ""),
-        ("copy, STREAM-like", f"{stream_rate / 1e9:.2f} GB/s", "", ""),
-        _row(
-            "probe over STREAM-like", against_stream, "within 5 %", abs(against_stream - 1) <= 0.05
-        ),
-        _row(
-            f"spread of {len(copies.quiet)} copy probes in quiet moments",
-            spread([ours for ours, _ in copies.quiet]),
-            "",
-            None,
-        ),
-        ("probes not accepted, and repeated", f"{probe.rejected}", "", ""),
-        ("device time of a GEMM probe", _milliseconds(probe.seconds["gemm_fp32"][1:]), "", ""),
-        ("device time of a copy probe", _milliseconds(probe.seconds["copy_device"][1:]), "", ""),
-        ("worker memory", f"{probe.memory_bytes / 1e6:.0f} MB", "", ""),
-        ("worker start", f"{probe.start_seconds:.1f} s", "", ""),
-        (
-            "without probes",
-            f"{threads} threads, {processes} processes, torch {'loaded' if torch_loaded else 'not loaded'}",
-            "none",
-            "met" if (threads, processes, torch_loaded) == (0, 0, False) else "MISSED",
-        ),
-        ("load before and after", f"{load_before:.2f}, {os.getloadavg()[0]:.2f}", "", ""),
-    ]
+        rows.append(no_probes_row(folder))
+    rows.append(("load before and after", f"{load_before:.1f}, {os.getloadavg()[0]:.1f}", "", ""))
     if arguments.json:
         print(
             json.dumps(
@@ -322,19 +417,20 @@ def main() -> int:
             )
         )
     else:
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        for row in rows:
-            print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
-    return 1 if any(row[3] == "MISSED" for row in rows) else 0
+        widths = [max(len(r[column]) for r in rows) for column in range(4)]
+        for each in rows:
+            print("  ".join(c.ljust(w) for c, w in zip(each, widths, strict=True)).rstrip())
+    return 1 if any(r[3] == "MISSED" for r in rows) else 0
 
 
-def _row(what, ratio, target, met):
-    verdict = "" if met is None else "met" if met else "MISSED"
-    return (what, f"{ratio:.1%}", target, verdict)
+def row(what, ratio, target, met):
+    return (what, f"{ratio:.1%}", target, "met" if met else "MISSED")
 
 
-def _milliseconds(seconds):
-    return f"{statistics.median(seconds) * 1e3:.1f} ms"
+def duration(what, seconds, limit):
+    said = "never" if seconds is None else f"{seconds:.1f} s"
+    met = seconds is not None and seconds <= limit
+    return (what, said, f"<= {limit:.0f} s", "met" if met else "MISSED")
 
 
 if __name__ == "__main__":
