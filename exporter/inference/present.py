@@ -99,7 +99,8 @@ def precision_of(
     """Return the precision of the matrix products: what was said, if the GPUs have such a unit.
 
     The configuration is believed; else the engine, then the model's file. A GPU without the unit
-    (fp8 weights on Ampere) expands weights to the model's own data type before it multiplies.
+    (fp8 weights on Ampere) expands weights to the model's own data type before it multiplies, a
+    processor to fp32.
     """
     if config.precision is not None:
         return config.precision
@@ -110,6 +111,8 @@ def precision_of(
     for precision in candidates:
         if _peak(gpus, precision, state) is not None:
             return precision
+    if candidates and gpus and all(_on_processor(state, gpu) for gpu in gpus):
+        return "fp32"
     return candidates[0] if candidates else None
 
 
@@ -121,6 +124,11 @@ def _peak(gpus: Sequence[GpuRef], precision: str | None, state: State) -> float 
     return _sum(
         device.peaks.flops.get(precision) if device and device.peaks else None for device in devices
     )
+
+
+def _on_processor(state: State, gpu: GpuRef) -> bool:
+    device = state.find(gpu.uuid)
+    return device is not None and device.is_processor
 
 
 def _bandwidth(state: State, gpu: GpuRef) -> float | None:

@@ -245,6 +245,12 @@ class WorkloadService:
         }
 
     def _process_gpus(self, processes: frozenset[int]) -> tuple[GpuRef, ...]:
+        if not processes:
+            return ()
+        devices = self._state().devices
+        if devices and all(device.is_processor for device in devices):
+            # No GPU is here to compute on.
+            return tuple(_reference(device) for device in devices)
         found = (gpu for gpu, pids in self._gpu_processes().items() if pids & processes)
         return tuple(sorted(found, key=lambda gpu: (gpu.gpu, gpu.uuid)))
 

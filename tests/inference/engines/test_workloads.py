@@ -276,6 +276,44 @@ class TestGpus:
         assert workload.gpus == (GPUS[1],)
 
 
+class TestOnAProcessor:
+    """A host without a GPU: what its probes measured is the whole that MFU and MBU divide by."""
+
+    PROCESSOR = host(gpu("cpu0", "CPU-a", {"fp32": 2e6}, bandwidth=1e6))
+
+    def test_by_configuration(self):
+        """`gpus: [cpu0]`. The bf16 model is multiplied in fp32, as no bf16 unit is there: of 2 MFLOP/s."""
+        stage = Stage(chat(gpus=("cpu0",)), gpus=self.PROCESSOR)
+        stage.scrape(exposition("vllm-current"))
+        (model,) = stage.scrape(exposition("vllm-current-later")).workloads[0].models
+
+        assert model.precision == "fp32"
+        assert model.flops_utilization == pytest.approx((PREFILL_FLOP + DECODE_FLOP) / 15 / 2e6)
+        # One cache, not one on each of two GPUs.
+        one_cache = 30 * 2464 + 32 * (896 + 4 * 7500 + 4 * 100)
+        assert model.bandwidth_utilization == pytest.approx(one_cache / 15 / 1e6)
+
+    def test_an_engine_on_this_host_finds_it_by_itself(self, monkeypatch):
+        """Its process is here, and there is nothing else to compute on."""
+        monkeypatch.setattr(
+            "exporter.inference.service.serving_processes", lambda _url: frozenset({41})
+        )
+        stage = Stage(chat(gpus=()), gpus=self.PROCESSOR)
+        (workload,) = stage.scrape(exposition("vllm-current")).workloads
+
+        assert workload.gpus == (GpuRef("cpu0", "CPU-a"),)
+
+    def test_an_engine_elsewhere_does_not(self, monkeypatch):
+        """No process of this host is behind its address."""
+        monkeypatch.setattr(
+            "exporter.inference.service.serving_processes", lambda _url: frozenset()
+        )
+        stage = Stage(chat(gpus=()), gpus=self.PROCESSOR)
+        (workload,) = stage.scrape(exposition("vllm-current")).workloads
+
+        assert workload.gpus == ()
+
+
 class TestConfiguration:
     def test_what_does_not_change_goes_on(self):
         """A reload keeps the counters of the workloads that it leaves alone."""
