@@ -73,6 +73,9 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = {
     "memoryHeldRatio": Threshold(
         0.2, "Share of device memory that an idle GPU without a working engine may hold."
     ),
+    "prefixCacheRatio": Threshold(
+        0.5, "Cached share of prompt tokens over the usual one below which it is a warning."
+    ),
     "powerBrakeRatio": Threshold(
         0.05, "Share of time with the external power brake on above which it is a warning."
     ),
@@ -248,6 +251,11 @@ KINDS: Final[Mapping[str, Kind]] = {
         "holds memory but does no work",
         "an engine that died or hangs with its memory still allocated, or a leftover process",
         "Find the process (nvidia-smi) and end it, or restart the pod.",
+    ),
+    "prefix_cache_collapsed": Kind(
+        "computes prompts that its engine used to take from the prefix cache",
+        "a restart, a router that scatters sessions, a changed prompt template, or a KV cache that is too small",
+        "FLOP/s and MFU rise while answers become fewer. Compare flopwatch_model_cached_tokens_total with deployments.",
     ),
     # Probes.
     "slower_than_baseline": Kind(

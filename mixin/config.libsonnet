@@ -49,6 +49,8 @@
     powerLimitRatio: 0.9,
     // Share of device memory that an idle GPU without a working engine may hold.
     memoryHeldRatio: 0.2,
+    // Cached share of prompt tokens over the usual one below which it is a warning.
+    prefixCacheRatio: 0.5,
     // Share of time with the external power brake on above which it is a warning.
     powerBrakeRatio: 0.05,
     // NVLink errors within half an hour above which it is a warning.

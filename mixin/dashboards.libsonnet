@@ -7,5 +7,6 @@
     'models.json': import '../grafana/dashboards/models.json',
     'probes.json': import '../grafana/dashboards/probes.json',
     'roofline.json': import '../grafana/dashboards/roofline.json',
+    'tenants.json': import '../grafana/dashboards/tenants.json',
   },
 }

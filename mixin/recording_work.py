@@ -38,6 +38,18 @@ def models_file() -> RuleFile:
             "sum by (%{host}, workload, model) (workload_phase:flopwatch_model_tokens:rate5m)",
         ),
         Record(
+            "workload:flopwatch_model_cached_tokens:rate5m",
+            "sum by (%{host}, workload, model) (rate(flopwatch_model_cached_tokens_total[5m]))",
+        ),
+        Record(
+            "workload:flopwatch_model_cached_tokens:ratio_rate5m",
+            "workload:flopwatch_model_cached_tokens:rate5m\n"
+            "  / (workload:flopwatch_model_cached_tokens:rate5m\n"
+            "    + on (%{host}, workload, model) group_left ()\n"
+            '      sum by (%{host}, workload, model) (workload_phase:flopwatch_model_tokens:rate5m{phase="prefill"}) > 0)',
+            why="Share of prompt tokens from caches. When it falls, FLOP/s and MFU rise and answers become fewer.",
+        ),
+        Record(
             "workload:flopwatch_tokens:rate5m",
             "sum by (%{host}, workload) (workload:flopwatch_model_tokens:rate5m)",
         ),

@@ -292,6 +292,14 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             "expr": "sum by (" + text($._config.host) + ", workload, model) (workload_phase:flopwatch_model_tokens:rate5m)",
           },
           {
+            "record": "workload:flopwatch_model_cached_tokens:rate5m",
+            "expr": "sum by (" + text($._config.host) + ", workload, model) (rate(flopwatch_model_cached_tokens_total[5m]))",
+          },
+          {
+            "record": "workload:flopwatch_model_cached_tokens:ratio_rate5m",
+            "expr": "workload:flopwatch_model_cached_tokens:rate5m\n  / (workload:flopwatch_model_cached_tokens:rate5m\n    + on (" + text($._config.host) + ", workload, model) group_left ()\n      sum by (" + text($._config.host) + ", workload, model) (workload_phase:flopwatch_model_tokens:rate5m{phase=\"prefill\"}) > 0)",
+          },
+          {
             "record": "workload:flopwatch_tokens:rate5m",
             "expr": "sum by (" + text($._config.host) + ", workload) (workload:flopwatch_model_tokens:rate5m)",
           },

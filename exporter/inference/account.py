@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 
+from exporter.inference.cache_share import CacheShare
 from exporter.inference.models.description import ModelDescription
 from exporter.inference.models.errors import ModelDescriptionError
 from exporter.inference.models.load import load_model
@@ -51,6 +52,7 @@ class ModelBooks:
     # The most that it has been: counters never fall.
     shown_cost: Cost = field(default_factory=Cost)
     engine_flop: float = 0.0
+    cache_share: CacheShare = field(default_factory=CacheShare)
     # The last window: its length and what it cost.
     window_seconds: float | None = None
     window_cost: Cost | None = None
@@ -182,6 +184,8 @@ def _enter(
     books.engine_flop += reading.engine_flops or 0.0
     books.window_seconds = seconds if seconds and seconds > 0 else None
     books.window_cost = None
+    cached = (reading.cached_tokens or 0.0) + (reading.external_tokens or 0.0)
+    books.cache_share.observe(books.window_seconds or 0.0, cached, work.prefill_tokens)
     if cost is not None:
         books.cost += cost
         before, after = books.shown_cost, books.cost

@@ -45,6 +45,8 @@ def present(
         decode_tokens=None if reading.generated_tokens is None else books.decode_tokens,
         cached_tokens=None if reading.cached_tokens is None else books.cached_tokens,
         external_tokens=None if reading.external_tokens is None else books.external_tokens,
+        cached_share=books.cache_share.recent,
+        usual_cached_share=books.cache_share.usual,
         rejected_tokens=None if reading.draft_tokens is None else books.rejected_tokens,
         preemptions=None if reading.preemptions is None else books.preemptions,
         role=reading.role or split.role,

@@ -30,6 +30,9 @@ class ModelSnapshot:
     # Prompt tokens from this server's cache, and computed by another server or store.
     cached_tokens: float | None = None
     external_tokens: float | None = None
+    # Share of prompt tokens from caches, lately and usually.
+    cached_share: float | None = None
+    usual_cached_share: float | None = None
     rejected_tokens: float | None = None
     preemptions: float | None = None
     # In a prefill/decode split: prefill, decode or both.

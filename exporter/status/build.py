@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from exporter.attribution.snapshot import DeviceKey
-from exporter.findings import Severity
+from exporter.findings import Finding, Severity
 from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import DeviceIdentity
 from exporter.state import UNKNOWN, State
@@ -18,7 +18,7 @@ from exporter.status.devices import build_device
 from exporter.status.history import Histories
 from exporter.status.inputs import Inputs
 from exporter.status.probes import comparable, probe_rows
-from exporter.status.verdict import host_summary, missing_gpus
+from exporter.status.verdict import host_summary, missing_gpus, prefix_cache_collapsed
 from exporter.version import REVISION, VERSION
 from probes.records import ProbeResults
 
@@ -55,6 +55,7 @@ def build_status(inputs: Inputs, histories: Histories, *, charts: bool = True) -
                     limits=limits[identity.name],
                     silent=_silent(inputs.state.workloads, identity.uuid),
                     charts=charts,
+                    caches=_caches(inputs.state.workloads, identity.uuid),
                 )
             )
     # Sorting is stable: within one health the host's own order stays.
@@ -106,6 +107,19 @@ def _silent(workloads: WorkloadsSnapshot, uuid: str) -> str | None:
         if any(gpu.uuid == uuid for gpu in workload.gpus)
     }
     return None if True in names else names.get(False)
+
+
+def _caches(workloads: WorkloadsSnapshot, uuid: str) -> list[Finding]:
+    """What is to be said of the prefix caches of the engines that use the device."""
+    found = [
+        prefix_cache_collapsed(
+            workload.name, recent=model.cached_share, usual=model.usual_cached_share
+        )
+        for workload in workloads.workloads
+        if workload.up and any(gpu.uuid == uuid for gpu in workload.gpus)
+        for model in workload.models
+    ]
+    return [finding for finding in found if finding is not None]
 
 
 def _models(workloads: WorkloadsSnapshot, uuid: str) -> list[document.Model]:

@@ -25,6 +25,8 @@ _CLOCK_LOSS_MIN: Final = 0.01
 # A fault of a program is news for an hour; others stay until the GPU is repaired.
 _PROGRAM_XID_SECONDS: Final = 3600.0
 # An engine that loads its weights is idle for minutes, too.
+# A cache that saves less than this share of the prompts never mattered.
+_CACHE_MATTERS: Final = 0.1
 _HELD_SECONDS: Final = 840.0
 _XID_MEANING: Final[Mapping[int, str]] = {
     8: "a program's kernel ran into the watchdog",
@@ -330,6 +332,21 @@ def memory_held(
         return None
     text = f"{percent(used_ratio)} of memory held, no work, and {workload} does not answer"
     return Finding(WARNING, "memory_held", text)
+
+
+def prefix_cache_collapsed(
+    workload: str, *, recent: float | None, usual: float | None
+) -> Finding | None:
+    """A prefix cache that saves far less than usual."""
+    if recent is None or usual is None or usual < _CACHE_MATTERS:
+        return None
+    if recent >= limit("prefixCacheRatio") * usual:
+        return None
+    text = (
+        f"{percent(recent)} of {workload}'s prompt tokens come from the prefix cache, usually "
+        f"{percent(usual)}: prompts are computed again"
+    )
+    return Finding(WARNING, "prefix_cache_collapsed", text)
 
 
 # ---- probes ----

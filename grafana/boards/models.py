@@ -170,6 +170,27 @@ def _course(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             lines(
+                "Prompt tokens from the cache",
+                "Share of prompt tokens that the prefix cache or another server saved, by workload, ten lowest. A fall: prompts are computed again, so useful FLOPS and MFU rise while answers become fewer.",
+                [
+                    Query(
+                        extremes(
+                            "bottomk",
+                            10,
+                            f"workload:flopwatch_model_cached_tokens:ratio_rate5m{{{NODE}}}@@",
+                            on=WORKLOAD,
+                        ),
+                        "{{workload}} {{instance}}",
+                    )
+                ],
+                no_value="no engine tells",
+                unit="percentunit",
+                fill=0,
+                span=24,
+            )
+        )
+        .with_panel(
+            lines(
                 "Of peak (MFU)",
                 "By model. Compare with the same hour of other days; a step at a deployment is the deployment.",
                 [Query(f"{USEFUL} / {PEAK}", "{{model}}")],

@@ -322,3 +322,24 @@ class TestHost:
         order = [Severity.CRITICAL, Severity.WARNING]
 
         assert next((s for s in order if s in severities), None) == worst(found)
+
+
+class TestPrefixCache:
+    """In a recorded collapse MFU rose by a fifth while answers fell by a third."""
+
+    def test_a_collapse(self):
+        """From 80 % to 10 %: a warning with both shares."""
+        finding = verdict.prefix_cache_collapsed("chat", recent=0.1, usual=0.8)
+
+        assert finding is not None
+        assert finding.kind == "prefix_cache_collapsed"
+        assert "10 %" in finding.text.replace("\N{NARROW NO-BREAK SPACE}", " ").replace(
+            "\N{NO-BREAK SPACE}", " "
+        )
+
+    @pytest.mark.parametrize(
+        ("recent", "usual"), [(0.5, 0.8), (0.0, 0.05), (None, 0.8), (0.1, None), (0.8, 0.1)]
+    )
+    def test_no_collapse(self, recent, usual):
+        """A smaller fall, a cache that never mattered, too little known, a rise."""
+        assert verdict.prefix_cache_collapsed("chat", recent=recent, usual=usual) is None

@@ -1,0 +1,46 @@
+"""When a prefix cache has collapsed, and when traffic only changed."""
+
+import pytest
+
+from exporter.inference.cache_share import LONGEST_FALL_SECONDS, CacheShare
+
+
+def after(share, *, minutes, cached, computed):
+    for _ in range(int(minutes * 4)):
+        share.observe(15, cached, computed)
+    return share
+
+
+def test_the_recorded_collapse():
+    """80 % of prompt tokens were cached; then 10 %: five minutes later it is plain to see."""
+    share = after(CacheShare(), minutes=60, cached=800, computed=200)
+    after(share, minutes=10, cached=100, computed=900)
+
+    # A few minutes pass before the fall is plain, and they count as usual.
+    assert share.usual == pytest.approx(0.75, abs=0.05)
+    assert share.recent < 0.3
+
+
+def test_the_collapse_does_not_become_usual():
+    """A day later it still shows; after two weeks it is how things are."""
+    share = after(CacheShare(), minutes=60, cached=800, computed=200)
+    after(share, minutes=24 * 60, cached=100, computed=900)
+    usual = share.usual
+
+    share.fallen_seconds = LONGEST_FALL_SECONDS
+    after(share, minutes=48 * 60, cached=100, computed=900)
+
+    assert usual > 0.7
+    assert share.usual == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_young_engine_has_no_usual_share():
+    """Half an hour at least."""
+    assert after(CacheShare(), minutes=20, cached=800, computed=200).usual is None
+
+
+def test_little_traffic_says_nothing():
+    """A few prompts in five minutes are chance."""
+    share = after(CacheShare(), minutes=60, cached=800, computed=200)
+
+    assert after(share, minutes=60, cached=1, computed=9).recent is None
