@@ -9,7 +9,8 @@ part, and process ids come and go in the interpreter's table of these, which nev
 import ipaddress
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,9 +41,9 @@ class Process(NamedTuple):
     start_ticks: int
 
 
-def read(pid: int, file: str, proc: Path = PROC) -> str:
-    """The beginning of a file of a process, such as `cgroup`; empty if it cannot be read."""
-    return _text(f"{proc}/{pid}/{file}", _FILE_BYTES_MAX)
+def read(pid: int, file: str, proc: Path = PROC, *, limit: int = _FILE_BYTES_MAX) -> str:
+    """The first bytes of a file of a process, such as `cgroup`; empty if it cannot be read."""
+    return _text(f"{proc}/{pid}/{file}", limit)
 
 
 def process_name(pid: int, proc: Path = PROC) -> str:
@@ -142,18 +143,7 @@ def addresses(pid: int, proc: Path = PROC) -> tuple[str, ...]:
 
 def listening(pid: int, proc: Path = PROC) -> tuple[Listener, ...]:
     """All TCP sockets that are listened on in the network namespace of a process."""
-    found = []
-    for name in ("tcp", "tcp6"):
-        for line in _text(f"{proc}/{pid}/net/{name}", _TABLE_BYTES_MAX).splitlines()[1:]:
-            fields = line.split()
-            if len(fields) < 10 or fields[3] != _LISTEN:
-                continue
-            address, _, port = fields[1].rpartition(":")
-            try:
-                found.append(Listener(_address(address), int(port, 16), fields[9]))
-            except ValueError:
-                continue
-    return tuple(found)
+    return tuple(_listening(f"{proc}/{pid}/net"))
 
 
 def holders(inode: str, pids: Iterable[int], proc: Path = PROC) -> frozenset[int]:
@@ -164,7 +154,11 @@ def holders(inode: str, pids: Iterable[int], proc: Path = PROC) -> frozenset[int
 
 def listeners(port: int, proc: Path = PROC) -> frozenset[int]:
     """The processes that listen on a TCP port. Other users' need root or CAP_SYS_PTRACE."""
-    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port, proc)}
+    sockets = {
+        f"socket:[{listener.inode}]"
+        for listener in _listening(f"{proc}/net")
+        if listener.port == port
+    }
     if not sockets:
         return frozenset()
     return frozenset(pid for pid in _pids(proc) if _holds(f"{proc}/{pid}/fd", sockets))
@@ -177,14 +171,15 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_address(b"".join(words)))
 
 
-def _listening_inodes(port: int, proc: Path) -> Iterable[str]:
+def _listening(folder: str) -> Iterator[Listener]:
     for name in ("tcp", "tcp6"):
-        for line in _text(f"{proc}/net/{name}", _TABLE_BYTES_MAX).splitlines()[1:]:
+        for line in _text(f"{folder}/{name}", _TABLE_BYTES_MAX).splitlines()[1:]:
             fields = line.split()
             if len(fields) < 10 or fields[3] != _LISTEN:
                 continue
-            if int(fields[1].rpartition(":")[2], 16) == port:
-                yield fields[9]
+            address, _, port = fields[1].rpartition(":")
+            with suppress(ValueError):
+                yield Listener(_address(address), int(port, 16), fields[9])
 
 
 def _holds(folder: str, sockets: Collection[str]) -> bool:

@@ -8,7 +8,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from exporter import procfs
 from exporter.inference.progress import Server
 
 
@@ -65,11 +67,11 @@ class Launch:
         return Server(self.api_servers, self.chunk_tokens, self.cache_data_type)
 
 
-def launch_of(processes: Iterable[int], proc: str = "/proc") -> Launch:
+def launch_of(processes: Iterable[int], proc: Path = procfs.PROC) -> Launch:
     """Return how the engine behind `processes` was started; empty where that cannot be read."""
     found, titled = Launch(), 0
     for pid in sorted(processes)[:LARGEST_PROCESS_COUNT]:
-        arguments = _arguments(f"{proc}/{pid}/cmdline")
+        arguments = _arguments(pid, proc)
         titled += any(_API_SERVER.search(argument) for argument in arguments[:1])
         if found == Launch():
             found = parse(arguments)
@@ -131,13 +133,9 @@ def _role(values: Mapping[str, str]) -> str | None:
     return _KV_ROLES.get(str(transfer.get("kv_role"))) if isinstance(transfer, dict) else None
 
 
-def _arguments(path: str) -> tuple[str, ...]:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            text = file.read(LONGEST_COMMAND_BYTES)
-    except OSError:
-        return ()
-    return tuple(text.decode(errors="replace").rstrip("\0").split("\0")) if text else ()
+def _arguments(pid: int, proc: Path) -> tuple[str, ...]:
+    text = procfs.read(pid, "cmdline", proc, limit=LONGEST_COMMAND_BYTES)
+    return tuple(text.rstrip("\0").split("\0")) if text else ()
 
 
 def _size(text: str | None) -> int | None:

@@ -18,7 +18,7 @@ from exporter.inference.models.description import (
     WeightBytes,
 )
 from exporter.inference.models.errors import ModelDescriptionError, UnknownArchitectureError
-from exporter.inference.models.families import FOREIGN_FIELDS, REFUSED, Family, family_of
+from exporter.inference.models.families import FOREIGN_FIELDS, REFUSED, ModelFamily, family_of
 from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields, language_model
 from exporter.inference.models.hybrid import FULL_ATTENTION, MLP, MOE, layer_kinds, mixer_of
 from exporter.inference.models.layers import mixtures, windows
@@ -145,7 +145,7 @@ def describe(
     return _with_formats(model, fields, layers, cache_data_type, precision)
 
 
-def _family(model_type: str) -> Family:
+def _family(model_type: str) -> ModelFamily:
     """The family of an architecture that is known exactly; raises UnknownArchitectureError."""
     family = family_of(model_type)
     if family is None:
@@ -154,7 +154,7 @@ def _family(model_type: str) -> Family:
     return family
 
 
-def _encoder_vectors(fields: ConfigFields, family: Family, hidden: int) -> int:
+def _encoder_vectors(fields: ConfigFields, family: ModelFamily, hidden: int) -> int:
     """Vectors of an encoder beside its layers: the norm, and the two kinds of segments (BERT)."""
     if not family.encoder:
         return 0
@@ -178,7 +178,7 @@ def _dense_sizes(
     return tuple(0 if mixture else size for mixture in experts)
 
 
-def _refuse_foreign(fields: ConfigFields, family: Family) -> None:
+def _refuse_foreign(fields: ConfigFields, family: ModelFamily) -> None:
     foreign = [
         name
         for name in FOREIGN_FIELDS
@@ -194,7 +194,7 @@ def _refuse_foreign(fields: ConfigFields, family: Family) -> None:
         raise fields.error("sparse attention is covered for latent attention only (index_topk)")
 
 
-def _attention(fields: ConfigFields, family: Family) -> Attention:
+def _attention(fields: ConfigFields, family: ModelFamily) -> Attention:
     heads = fields.require("num_attention_heads")
     if fields.integer("kv_lora_rank"):
         return LatentAttention(

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ModelFamily:
     """The traits of one `model_type`, as the class of that name in transformers has them."""
 
     gated: bool = True
@@ -43,14 +43,14 @@ class Family:
     defaults: Mapping[str, int | bool] = field(default_factory=lambda: MappingProxyType({}))
 
 
-_OLD_STYLE = Family(
+_OLD_STYLE = ModelFamily(
     gated=False,
     query_key_value_bias=True,
     output_bias=True,
     feed_forward_bias=True,
     norm_bias=True,
 )
-_LLAMA = Family(
+_LLAMA = ModelFamily(
     defaults=MappingProxyType(
         {
             "hidden_size": 4096,
@@ -85,7 +85,7 @@ _GEMMA3_SIZES = MappingProxyType(
 )
 
 _DELTA_FIELDS = frozenset({"linear_num_key_heads"})
-_BERT = Family(
+_BERT = ModelFamily(
     gated=False,
     query_key_value_bias=True,
     output_bias=True,
@@ -96,26 +96,26 @@ _BERT = Family(
     encoder=True,
 )
 
-FAMILIES: Mapping[str, Family] = MappingProxyType(
+FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
     {
         "llama": _LLAMA,
-        "mistral": Family(windows="all", defaults=_MISTRAL_SIZES),
-        "mistral3": Family(windows="all"),
-        "ministral": Family(windows="all"),
-        "mixtral": Family(windows="all"),
-        "qwen2": Family(query_key_value_bias=True),
-        "qwen2_vl": Family(query_key_value_bias=True),
-        "qwen2_vl_text": Family(query_key_value_bias=True),
-        "qwen2_5_vl": Family(query_key_value_bias=True),
-        "qwen2_5_vl_text": Family(query_key_value_bias=True),
-        "qwen2_moe": Family(query_key_value_bias=True, shared_gate=True),
-        "qwen3": Family(query_key_norm="head"),
-        "qwen3_vl_text": Family(query_key_norm="head"),
-        "qwen3_moe": Family(query_key_norm="head"),
-        "qwen3_vl_moe_text": Family(query_key_norm="head"),
-        "gemma": Family(tied_embeddings=True),
-        "gemma2": Family(norms_per_layer=4, tied_embeddings=True, windows="even"),
-        "gemma3_text": Family(
+        "mistral": ModelFamily(windows="all", defaults=_MISTRAL_SIZES),
+        "mistral3": ModelFamily(windows="all"),
+        "ministral": ModelFamily(windows="all"),
+        "mixtral": ModelFamily(windows="all"),
+        "qwen2": ModelFamily(query_key_value_bias=True),
+        "qwen2_vl": ModelFamily(query_key_value_bias=True),
+        "qwen2_vl_text": ModelFamily(query_key_value_bias=True),
+        "qwen2_5_vl": ModelFamily(query_key_value_bias=True),
+        "qwen2_5_vl_text": ModelFamily(query_key_value_bias=True),
+        "qwen2_moe": ModelFamily(query_key_value_bias=True, shared_gate=True),
+        "qwen3": ModelFamily(query_key_norm="head"),
+        "qwen3_vl_text": ModelFamily(query_key_norm="head"),
+        "qwen3_moe": ModelFamily(query_key_norm="head"),
+        "qwen3_vl_moe_text": ModelFamily(query_key_norm="head"),
+        "gemma": ModelFamily(tied_embeddings=True),
+        "gemma2": ModelFamily(norms_per_layer=4, tied_embeddings=True, windows="even"),
+        "gemma3_text": ModelFamily(
             norms_per_layer=4,
             query_key_norm="head",
             tied_embeddings=True,
@@ -123,11 +123,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             defaults=_GEMMA3_SIZES,
         ),
         "phi": _OLD_STYLE,
-        "phi3": Family(windows="all"),
-        "phimoe": Family(
+        "phi3": ModelFamily(windows="all"),
+        "phimoe": ModelFamily(
             query_key_value_bias=True, output_bias=True, norm_bias=True, windows="all"
         ),
-        "gpt_oss": Family(
+        "gpt_oss": ModelFamily(
             query_key_value_bias=True,
             output_bias=True,
             sinks=True,
@@ -135,34 +135,34 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             router_bias=True,
             windows="even",
         ),
-        "deepseek": Family(),
-        "deepseek_v2": Family(),
-        "deepseek_v3": Family(router_bias=True),
-        "deepseek_v32": Family(router_bias=True),
-        "glm_moe_dsa": Family(router_bias=True),
-        "kimi_k2": Family(router_bias=True),
-        "glm": Family(query_key_value_bias=True),
-        "glm4": Family(query_key_value_bias=True, norms_per_layer=4),
-        "glm4_moe": Family(router_bias=True),
-        "llama4_text": Family(windows=4),
-        "olmo": Family(norms_per_layer=0),
-        "olmo2": Family(query_key_norm="all"),
-        "olmo3": Family(query_key_norm="all", windows=4),
-        "olmoe": Family(query_key_norm="all"),
-        "granite": Family(),
-        "granitemoe": Family(),
-        "cohere": Family(norms_per_layer=1, tied_embeddings=True),
-        "cohere2": Family(norms_per_layer=1, tied_embeddings=True, windows=4),
-        "exaone4": Family(query_key_norm="head"),
-        "internlm2": Family(),
-        "internlm3": Family(),
-        "seed_oss": Family(query_key_value_bias=True),
-        "smollm3": Family(tied_embeddings=True),
-        "ernie4_5": Family(),
-        "ernie4_5_moe": Family(),
-        "stablelm": Family(norm_bias=True),
-        "falcon": Family(gated=False, norm_bias=True, tied_embeddings=True),
-        "gpt2": Family(
+        "deepseek": ModelFamily(),
+        "deepseek_v2": ModelFamily(),
+        "deepseek_v3": ModelFamily(router_bias=True),
+        "deepseek_v32": ModelFamily(router_bias=True),
+        "glm_moe_dsa": ModelFamily(router_bias=True),
+        "kimi_k2": ModelFamily(router_bias=True),
+        "glm": ModelFamily(query_key_value_bias=True),
+        "glm4": ModelFamily(query_key_value_bias=True, norms_per_layer=4),
+        "glm4_moe": ModelFamily(router_bias=True),
+        "llama4_text": ModelFamily(windows=4),
+        "olmo": ModelFamily(norms_per_layer=0),
+        "olmo2": ModelFamily(query_key_norm="all"),
+        "olmo3": ModelFamily(query_key_norm="all", windows=4),
+        "olmoe": ModelFamily(query_key_norm="all"),
+        "granite": ModelFamily(),
+        "granitemoe": ModelFamily(),
+        "cohere": ModelFamily(norms_per_layer=1, tied_embeddings=True),
+        "cohere2": ModelFamily(norms_per_layer=1, tied_embeddings=True, windows=4),
+        "exaone4": ModelFamily(query_key_norm="head"),
+        "internlm2": ModelFamily(),
+        "internlm3": ModelFamily(),
+        "seed_oss": ModelFamily(query_key_value_bias=True),
+        "smollm3": ModelFamily(tied_embeddings=True),
+        "ernie4_5": ModelFamily(),
+        "ernie4_5_moe": ModelFamily(),
+        "stablelm": ModelFamily(norm_bias=True),
+        "falcon": ModelFamily(gated=False, norm_bias=True, tied_embeddings=True),
+        "gpt2": ModelFamily(
             gated=False,
             query_key_value_bias=True,
             output_bias=True,
@@ -171,7 +171,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             tied_embeddings=True,
             learned_positions=True,
         ),
-        "gpt_bigcode": Family(
+        "gpt_bigcode": ModelFamily(
             gated=False,
             query_key_value_bias=True,
             output_bias=True,
@@ -181,8 +181,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             learned_positions=True,
         ),
         "gpt_neox": _OLD_STYLE,
-        "gptj": Family(gated=False, feed_forward_bias=True, norms_per_layer=1, norm_bias=True),
-        "opt": Family(
+        "gptj": ModelFamily(gated=False, feed_forward_bias=True, norms_per_layer=1, norm_bias=True),
+        "opt": ModelFamily(
             gated=False,
             query_key_value_bias=True,
             output_bias=True,
@@ -191,7 +191,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             tied_embeddings=True,
             learned_positions=True,
         ),
-        "starcoder2": Family(
+        "starcoder2": ModelFamily(
             gated=False,
             query_key_value_bias=True,
             output_bias=True,
@@ -200,11 +200,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             tied_embeddings=True,
             windows="all",
         ),
-        "nemotron": Family(gated=False, norm_bias=True),
-        "arcee": Family(gated=False),
-        "apertus": Family(gated=False, query_key_norm="head"),
-        "jais2": Family(gated=False, output_bias=True, norm_bias=True),
-        "persimmon": Family(
+        "nemotron": ModelFamily(gated=False, norm_bias=True),
+        "arcee": ModelFamily(gated=False),
+        "apertus": ModelFamily(gated=False, query_key_norm="head"),
+        "jais2": ModelFamily(gated=False, output_bias=True, norm_bias=True),
+        "persimmon": ModelFamily(
             gated=False,
             query_key_value_bias=True,
             output_bias=True,
@@ -212,27 +212,27 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             norm_bias=True,
             query_key_norm="head",
         ),
-        "qwen3_next": Family(
+        "qwen3_next": ModelFamily(
             query_key_norm="head",
             gated_output=True,
             shared_gate=True,
             recurrent="delta",
             own_fields=_DELTA_FIELDS,
         ),
-        "qwen3_5_text": Family(
+        "qwen3_5_text": ModelFamily(
             query_key_norm="head", gated_output=True, recurrent="delta", own_fields=_DELTA_FIELDS
         ),
-        "qwen3_5_moe_text": Family(
+        "qwen3_5_moe_text": ModelFamily(
             query_key_norm="head",
             gated_output=True,
             shared_gate=True,
             recurrent="delta",
             own_fields=_DELTA_FIELDS,
         ),
-        "kimi_linear": Family(
+        "kimi_linear": ModelFamily(
             router_bias=True, recurrent="kimi", own_fields=frozenset({"linear_attn_config"})
         ),
-        "nemotron_h": Family(
+        "nemotron_h": ModelFamily(
             gated=False,
             norms_per_layer=1,
             router_bias=True,
@@ -241,33 +241,35 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 {"hybrid_override_pattern", "layers_block_type", "ssm_state_size", "state_size"}
             ),
         ),
-        "minimax_m2": Family(query_key_norm="all", router_bias=True),
-        "glm4_moe_lite": Family(router_bias=True),
-        "hunyuan_v1_dense": Family(query_key_norm="head"),
-        "hunyuan_v1_moe": Family(query_key_norm="head"),
-        "hy_v3": Family(query_key_norm="head", router_bias=True),
-        "exaone": Family(),
-        "exaone_moe": Family(query_key_norm="head", router_bias=True),
-        "cwm": Family(),
-        "helium": Family(),
-        "hyperclovax": Family(),
-        "iquestcoder": Family(),
-        "ministral3": Family(),
-        "minicpm3": Family(),
-        "youtu": Family(),
-        "cohere2_moe": Family(norms_per_layer=1, tied_embeddings=True, windows=4),
-        "flex_olmo": Family(query_key_norm="all"),
-        "aria_text": Family(),
-        "granitemoeshared": Family(),
-        "solar_open": Family(router_bias=True),
-        "sarvam_moe": Family(query_key_norm="head", router_bias=True),
-        "sarvam_mla": Family(router_bias=True),
-        "vaultgemma": Family(norms_per_layer=2, tied_embeddings=True, windows="even"),
+        "minimax_m2": ModelFamily(query_key_norm="all", router_bias=True),
+        "glm4_moe_lite": ModelFamily(router_bias=True),
+        "hunyuan_v1_dense": ModelFamily(query_key_norm="head"),
+        "hunyuan_v1_moe": ModelFamily(query_key_norm="head"),
+        "hy_v3": ModelFamily(query_key_norm="head", router_bias=True),
+        "exaone": ModelFamily(),
+        "exaone_moe": ModelFamily(query_key_norm="head", router_bias=True),
+        "cwm": ModelFamily(),
+        "helium": ModelFamily(),
+        "hyperclovax": ModelFamily(),
+        "iquestcoder": ModelFamily(),
+        "ministral3": ModelFamily(),
+        "minicpm3": ModelFamily(),
+        "youtu": ModelFamily(),
+        "cohere2_moe": ModelFamily(norms_per_layer=1, tied_embeddings=True, windows=4),
+        "flex_olmo": ModelFamily(query_key_norm="all"),
+        "aria_text": ModelFamily(),
+        "granitemoeshared": ModelFamily(),
+        "solar_open": ModelFamily(router_bias=True),
+        "sarvam_moe": ModelFamily(query_key_norm="head", router_bias=True),
+        "sarvam_mla": ModelFamily(router_bias=True),
+        "vaultgemma": ModelFamily(norms_per_layer=2, tied_embeddings=True, windows="even"),
         "bert": _BERT,
         "roberta": _BERT,
         "xlm-roberta": _BERT,
         "camembert": _BERT,
-        "modernbert": Family(encoder=True, tied_embeddings=True, outer_norms=2, windows="file"),
+        "modernbert": ModelFamily(
+            encoder=True, tied_embeddings=True, outer_norms=2, windows="file"
+        ),
     }
 )
 
@@ -318,6 +320,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
 )
 
 
-def family_of(model_type: str) -> Family | None:
+def family_of(model_type: str) -> ModelFamily | None:
     """Return the family called `model_type`, or None."""
     return FAMILIES.get(model_type)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from exporter.inference.models.description import NO_MIXER, RecurrentMixer
-from exporter.inference.models.families import Family
+from exporter.inference.models.families import ModelFamily
 from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields
 
 
@@ -20,7 +20,7 @@ _NAMES = {
 }
 
 
-def layer_kinds(fields: ConfigFields, family: Family) -> tuple[str, ...]:
+def layer_kinds(fields: ConfigFields, family: ModelFamily) -> tuple[str, ...]:
     """Return what each layer is; empty for a family whose layers all attend."""
     if not family.recurrent:
         return ()
@@ -39,7 +39,7 @@ def layer_kinds(fields: ConfigFields, family: Family) -> tuple[str, ...]:
     return tuple(kinds[: min(count or len(kinds), LARGEST_LAYER_COUNT)])
 
 
-def mixer_of(fields: ConfigFields, family: Family, kind: str) -> RecurrentMixer:
+def mixer_of(fields: ConfigFields, family: ModelFamily, kind: str) -> RecurrentMixer:
     """Return the mixer of a layer that does not attend."""
     if kind in {MLP, MOE}:
         return NO_MIXER

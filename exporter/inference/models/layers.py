@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from exporter.inference.models.description import MixtureOfExperts
-from exporter.inference.models.families import Family
+from exporter.inference.models.families import ModelFamily
 from exporter.inference.models.fields import ConfigFields
 
 
@@ -13,7 +13,7 @@ CHUNKED = ("chunked_attention",)
 
 
 def windows(
-    fields: ConfigFields, family: Family, layer_count: int, hybrid: Sequence[str] = ()
+    fields: ConfigFields, family: ModelFamily, layer_count: int, hybrid: Sequence[str] = ()
 ) -> tuple[int | None, ...]:
     """Return each layer's window in tokens, None where it attends to the whole context.
 
@@ -48,7 +48,7 @@ def _modern_bert(fields: ConfigFields, layer_count: int) -> tuple[int | None, ..
 
 
 def mixtures(
-    fields: ConfigFields, family: Family, layer_count: int, hybrid: Sequence[str] = ()
+    fields: ConfigFields, family: ModelFamily, layer_count: int, hybrid: Sequence[str] = ()
 ) -> tuple[MixtureOfExperts | None, ...]:
     """Return each layer's experts, None for a layer with one dense feed-forward part."""
     if not fields.integer("num_experts") or (set(hybrid) & {"mlp"} and "moe" not in hybrid):
@@ -88,7 +88,7 @@ def _window_of(
 
 
 def _laid_out(
-    fields: ConfigFields, family: Family, layer_count: int, window: int
+    fields: ConfigFields, family: ModelFamily, layer_count: int, window: int
 ) -> tuple[int | None, ...]:
     """Windows where the file has no list of layer types: by the pattern, else by the family."""
     pattern = fields.raw("sliding_window_pattern") or fields.raw("_sliding_window_pattern")

@@ -73,7 +73,7 @@ def test_processes(tmp_path):
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "cmdline").write_text(line)
 
-    launch = launch_of({10, 11, 12, 13, 99}, str(tmp_path))
+    launch = launch_of({10, 11, 12, 13, 99}, tmp_path)
 
     assert (launch.model, launch.api_servers, launch.pid) == ("/m", 2, 10)
 
