@@ -110,6 +110,22 @@ def test_the_import_graph_has_no_circle() -> None:
         pytest.fail(f"imports go round: {' -> '.join(error.args[1])}")
 
 
+@pytest.mark.parametrize(
+    "name", ["DeviceState", "DeviceKey", "Exposition", "Family", "Finding", "Judgement", "Limits"]
+)
+def test_a_word_that_is_used_everywhere_has_one_meaning(name: str) -> None:
+    """One class of that name in all packages."""
+    found = [
+        path
+        for package in ("exporter", "flopwatch", "probes")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and node.name == name
+    ]
+
+    assert len(found) == 1, found
+
+
 def test_the_daemon_loads_no_other_command() -> None:
     """`flopwatch serve` runs for months beside a server: of the others it carries nothing."""
     code = (
