@@ -7,9 +7,11 @@ such is moved aside to `<name>.broken-<timestamp>`.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,7 +115,10 @@ class StateFile:
     def _read(self) -> dict[str, Any]:
         """The file's sections and those that are only in memory."""
         try:
-            with self.path.open("rb") as file:
+            # Without O_NONBLOCK, opening a named pipe would wait for its writer.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, "rb") as file:  # noqa: PTH123  a descriptor, not a path
+                _require_regular(os.fstat(descriptor).st_mode)
                 data = file.read(STATE_BYTES_MAX + 1)
         except FileNotFoundError:
             return dict(self._memory)
@@ -141,6 +146,8 @@ class StateFile:
 
     def _write(self, document: dict[str, Any]) -> None:
         temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            _require_regular(self.path.stat().st_mode)  # a device would be replaced by a file
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 json.dump(document, file, indent=1)
@@ -157,6 +164,12 @@ class StateFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _require_regular(mode: int) -> None:
+    """Raise OSError for a named pipe, a device or a folder."""
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def _lock(descriptor: int) -> None:

@@ -308,3 +308,18 @@ def test_a_flood_of_reloads(tmp_path: Path) -> None:
 
     assert code == 0
     assert daemon.log.count("event=configuration_reloaded") < 20
+
+
+def test_the_state_file_is_a_named_pipe(tmp_path: Path) -> None:
+    """The daemon serves, and obeys SIGTERM; what it would remember stays in memory."""
+    os.mkfifo(tmp_path / "state.json")
+    config = (
+        f"state_file: {tmp_path}/state.json\nsources: {{cpu: off}}\nprobes: {{kernels: [launch]}}\n"
+    )
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.gpu(0).set_load(Load.decode())
+        with DaemonProcess(tmp_path, config=config, environment=fake.env) as daemon:
+            daemon.wait_until(lambda scrape: scrape.has("flopwatch_sm_active_ratio"))
+            code, _seconds = daemon.terminate()
+
+    assert code == 0

@@ -185,3 +185,22 @@ def test_a_folder_that_can_be_written_is_used(tmp_path):
 
     assert usable_state_path(wanted) == wanted
     assert wanted.parent.is_dir()
+
+
+@pytest.mark.parametrize("special", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_neither_waited_for_nor_replaced(tmp_path, special):
+    """A named pipe has no writer, and a device that a rename replaced is gone for everybody."""
+    path = tmp_path / "state.json"
+    if special == "pipe":
+        os.mkfifo(path)
+    elif special == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(os.devnull)
+    file = StateFile(path)
+
+    assert file.read(SECTION, SavedProbes) is None
+    file.save(SECTION, STATE)
+
+    assert file.read(SECTION, SavedProbes) == STATE  # in memory
+    assert not path.is_file()
