@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import structlog
 
+from exporter.advice.document import ADVICE_PATH
 from exporter.attribution.bill import HostLedger
 from exporter.attribution.ledger import Bill
 from exporter.collect.host import HostSampling
@@ -26,6 +27,7 @@ from exporter.metrics.exporter import OWN
 from exporter.metrics.findings import CONFIGURATION_PROBLEMS, FINDINGS, HOST_FACTS
 from exporter.metrics.holders import holder_labels
 from exporter.metrics.host import state_parts
+from exporter.metrics.levers import LEVER_SAMPLES
 from exporter.metrics.render import Exposition
 from exporter.metrics.rows import Part
 from exporter.procfs import process_name
@@ -34,7 +36,8 @@ from exporter.signals import SignalWaiter
 from exporter.state import LiveState, Parts, ReloadStatus, State, build_state
 from exporter.status.inputs import StatusSources
 from exporter.status.memory import Memory
-from exporter.status.service import StatusService
+from exporter.status.page import SECURITY_HEADERS
+from exporter.status.service import JSON, StatusService
 from exporter.systemd import Notifier
 from exporter.version import VERSION
 from exporter.web.config import load_web_config
@@ -209,6 +212,7 @@ class Daemon:
             [f"{place}: no GPU {index} on this host" for place, index in self._missing_gpus(state)]
         )
         yield from state_parts(state)
+        yield LEVER_SAMPLES.of(self._services.advisor.snapshot())
         if self._config.process_memory:
             yield self._process_memory.of(state)
 
@@ -223,6 +227,13 @@ class Daemon:
 
         router.add(self._config.web.telemetry_path, "GET", metrics)
         self._status.add_routes(router)
+        router.add(
+            ADVICE_PATH,
+            "GET",
+            lambda _request: Response(
+                200, self._services.advisor.document(), JSON, SECURITY_HEADERS
+            ),
+        )
         healthy, ready = health_handlers(
             lambda: any(device.up for device in self._live.now().devices)
         )

@@ -1,4 +1,4 @@
-"""What runs beside the sampling: probes, inference engines, holders of the GPUs, calibration.
+"""What runs beside the sampling: probes, inference engines, holders of the GPUs, calibration, advice.
 
 Each has threads or processes of its own, asks only the State, and answers with a frozen value that
 becomes a part of the next one.
@@ -6,6 +6,7 @@ becomes a part of the next one.
 
 from collections.abc import Callable
 
+from exporter.advisor import Advisor
 from exporter.attribution.service import HolderService
 from exporter.calibration import CalibrationFile
 from exporter.config.model import Config
@@ -34,21 +35,27 @@ class Services:
             discovery=config.discovery,
         )
         self.holders = HolderService(config.holders, now)
+        self.advisor = Advisor(
+            now, self.workloads.served, prices=config.prices, state_path=state_path
+        )
 
     def start(self) -> None:
         """Start all services."""
         self.probes.start()
         self.workloads.start()
         self.holders.start()
+        self.advisor.start()
 
     def stop(self, timeout_seconds: float) -> None:
         """End all services; none gets longer than this."""
         self.probes.stop(timeout_seconds)
         self.workloads.stop(timeout_seconds)
         self.holders.stop(timeout_seconds)
+        self.advisor.stop(timeout_seconds)
 
     def configure(self, config: Config) -> None:
         """Go on with another configuration."""
         self.probes.configure(config.probes)
         self.workloads.configure(config.workloads)
         self.holders.configure(config.holders)
+        self.advisor.configure(config.prices)

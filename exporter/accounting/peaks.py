@@ -82,6 +82,7 @@ class Peaks:
     `flops` is the dense peak by precision in FLOP/s, `tensor_rate` and `plain_rate` the FLOP per
     clock and SM by precision of the tensor and the plain pipes (a fused multiply-add counts 2).
     `origin` is `datasheet`, `derived`, `config` or, of a processor whose derived peak was passed, `measured`, `model` the table's name of the GPU model.
+    `board_watts` is the design power of the data sheet.
     `doubt` says in words why this is no data sheet, or what is missing; None where nothing is.
     """
 
@@ -93,6 +94,7 @@ class Peaks:
     plain_rate: Mapping[str, float] = field(default_factory=dict)
     dram_bytes_per_second: float | None = None
     nvlink_bytes_per_second: float | None = None
+    board_watts: float | None = None
     doubt: str | None = None
 
     @property
@@ -245,6 +247,7 @@ def _from_data_sheet(gpu: Mapping[str, Any], identity: DeviceIdentity) -> Peaks:
         plain_rate={p: rates[key] for p, key in _PLAIN_KEYS.items() if key in rates},
         dram_bytes_per_second=gpu["dram_gigabytes_per_second"] * _GIGA,
         nvlink_bytes_per_second=nvlink * _GIGA / 2 if nvlink else None,
+        board_watts=gpu.get("tdp_watts"),
     )
 
 

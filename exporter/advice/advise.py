@@ -1,8 +1,9 @@
 """All levers of one workload, best first."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from exporter.advice.backtest import Records
 from exporter.advice.levers import LEVERS
 from exporter.advice.prediction import Absent, Inapplicable, Prediction
 from exporter.advice.window import WorkloadWindow
@@ -40,3 +41,11 @@ def best(advice: Advice) -> Prediction | None:
         if prediction.cost.high < 1.0 or prediction.gain.low > 1.0:
             return prediction
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceSnapshot:
+    """The advice for all workloads of the host, and the track record of the levers."""
+
+    workloads: tuple[Advice, ...] = ()
+    records: Records = field(default_factory=dict)

@@ -86,7 +86,8 @@ class WorkloadWindow:
     waiting_requests: float | None = None
     cache_usage_ratio: float | None = None
     decode_context: float | None = None
-    # The best share of prompt tokens from the prefix cache in the last days, and its age in words.
+    useful_flops: float | None = None  # model FLOP/s, mean of the window
+    # The best share of prompt tokens from the prefix cache in the last days.
     best_cache_hit_ratio: float | None = None
     reference: Reference | None = None
     price: Price | None = None

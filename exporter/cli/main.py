@@ -15,7 +15,18 @@ from exporter.version import version_line
 
 
 # Subcommands in the order of the help. Each module has `add_parser(subparsers)`.
-COMMANDS = ("serve", "top", "check", "probe", "calibrate", "bill", "simulate", "config", "metrics")
+COMMANDS = (
+    "serve",
+    "top",
+    "advise",
+    "check",
+    "probe",
+    "calibrate",
+    "bill",
+    "simulate",
+    "config",
+    "metrics",
+)
 # Those that run for months beside a server.
 _LEAN_COMMANDS = ("serve",)
 # What writing to a full disk, or to a terminal that has gone, ends with.

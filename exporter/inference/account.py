@@ -47,6 +47,10 @@ class ModelBooks:
     external_tokens: float = 0.0
     rejected_tokens: float = 0.0
     preemptions: float = 0.0
+    prompts: float = 0.0
+    passes: float = 0.0
+    # Windows whose passes were not known.
+    passes_missed: int = 0
     # What the work done so far cost; estimates may take back a little of it.
     cost: Cost = field(default_factory=Cost)
     # The most that it has been: counters never fall.
@@ -181,6 +185,12 @@ def _enter(
     books.external_tokens += reading.external_tokens or 0.0
     books.rejected_tokens += work.rejected_tokens
     books.preemptions += reading.preemptions or 0.0
+    books.prompts += work.prompts
+    if work.prefill_passes is None or work.decode_passes is None:
+        books.passes_missed += 1
+    else:
+        # Ranks count their common passes each.
+        books.passes += (work.prefill_passes + work.decode_passes) / max(1, work.ranks)
     books.engine_flop += reading.engine_flops or 0.0
     books.window_seconds = seconds if seconds and seconds > 0 else None
     books.window_cost = None

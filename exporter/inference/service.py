@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from exporter.http_client import without_credentials
-from exporter.inference.account import Account, Locate, ModelSettings
+from exporter.inference.account import Account, Locate, ModelBooks, ModelSettings
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig, check_names
 from exporter.inference.containers import ContainerDiscovery
 from exporter.inference.discovery import (
@@ -24,8 +24,10 @@ from exporter.inference.models.locate import locate_config, locate_in_process
 from exporter.inference.present import Split, precision_of, present
 from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text
+from exporter.inference.served import Served
 from exporter.inference.snapshot import (
     GpuRef,
+    ModelSnapshot,
     WorkloadSnapshot,
     WorkloadsSnapshot,
 )
@@ -141,6 +143,17 @@ class WorkloadService:
             tuple(self._workload(workload, state) for _name, workload in workloads)
         )
 
+    def served(self, state: State) -> tuple[Served, ...]:
+        """Return what advice needs of every model that answers now."""
+        with self._lock:
+            workloads = sorted(self._workloads.items())
+        return tuple(
+            self._served(workload, books, state)
+            for _name, workload in workloads
+            if workload.scraper.state().up
+            for books in workload.account.models()
+        )
+
     def precisions(self, state: State | None = None) -> Mapping[str, str]:
         """Return the precision served on each GPU by its UUID, as the engines and models say.
 
@@ -203,21 +216,32 @@ class WorkloadService:
             up=scrape.up,
             reason=scrape.reason.value if scrape.reason else None,
             gpus=gpus,
-            models=tuple(
-                present(
-                    workload.config,
-                    books,
-                    gpus,
-                    state,
-                    Split(self._split(workload), workload.launch.gpus, workload.launch.role),
-                )
-                for books in workload.account.models()
-            )
+            models=tuple(self._shown(workload, books, state) for books in workload.account.models())
             if scrape.up
             else (),
             errors=scrape.errors,
             malformed_lines=scrape.malformed_lines,
             last_success_timestamp_seconds=scrape.last_success_timestamp_seconds,
+        )
+
+    def _shown(self, workload: _Workload, books: ModelBooks, state: State) -> ModelSnapshot:
+        split = Split(self._split(workload), workload.launch.gpus, workload.launch.role)
+        return present(workload.config, books, self._gpus_of(workload, state), state, split)
+
+    def _served(self, workload: _Workload, books: ModelBooks, state: State) -> Served:
+        gpus = self._gpus_of(workload, state)
+        told = books.reading.gpus or workload.launch.gpus
+        return Served(
+            workload=workload.config.name,
+            engine=workload.config.engine,
+            shown=self._shown(workload, books, state),
+            gpus=gpus,
+            gpu_count=workload.config.gpus_total or told or len(gpus),
+            tensor_parallel=books.reading.tensor_parallel or self._tensor_parallel(workload),
+            description=books.description,
+            passes=books.passes,
+            passes_missed=books.passes_missed,
+            prompts=books.prompts,
         )
 
     def _gpus_of(self, workload: _Workload, state: State) -> tuple[GpuRef, ...]:

@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("exporter.precision", "exporter.state"),
     ("exporter.attribution", "exporter.collect", "exporter.inference", "exporter.probe_facts"),
     ("exporter.advice",),
+    ("exporter.advisor",),
     ("exporter.metrics",),
     ("exporter.web",),
     ("exporter.config",),

@@ -1,0 +1,201 @@
+"""The track record: a prediction made from the window before a change against what came after it.
+
+When the variable of one lever changes by itself (the batch, the clock, the precision after a restart,
+a GPU replaced, the hit rate), the throughput that the old window predicts for the new value is
+compared with the throughput after ten stable minutes. A comparison needs a queue before and after,
+requests of about the same shape, and no second variable that moved: else it is dropped and counted
+nowhere. Pure: windows and instants are handed in.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from exporter.advice.demand import LEAST_WAITING
+from exporter.advice.levers import LEVERS
+from exporter.advice.prediction import Inapplicable
+from exporter.advice.window import WorkloadWindow
+
+
+OUTCOMES = ("inside", "below", "above")
+STABLE_SECONDS = 600.0
+# A change that does not settle within an hour is none.
+LONGEST_TRIAL_SECONDS = 3600.0
+# Requests whose prompts, answers or contexts differ by more are other work.
+_SIMILAR = 0.2
+# Changing these also changes the batch: the lever's prediction covers it.
+_CHANGES_THE_BATCH = frozenset({"kv_cache_fp8", "weights_fp8"})
+_WORKLOADS_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How predictions of a lever fared: counts by outcome, and the last signed error."""
+
+    inside: int = 0
+    below: int = 0
+    above: int = 0
+    last_error: float | None = None
+
+    @property
+    def total(self) -> int:
+        """All comparisons."""
+        return self.inside + self.below + self.above
+
+    def with_outcome(self, outcome: str, error: float) -> "Record":
+        """The record with one more comparison."""
+        counts = {name: getattr(self, name) + (name == outcome) for name in OUTCOMES}
+        return Record(**counts, last_error=error)
+
+
+# By workload, then by lever.
+Records = Mapping[str, Mapping[str, Record]]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A change that is being waited out. `values` are the variables as they settled, since when."""
+
+    before: WorkloadWindow
+    began_seconds: float
+    values: Mapping[str, float]
+    settled_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """One workload under watch: windows that follow each other, oldest first, and a trial."""
+
+    history: tuple[tuple[float, WorkloadWindow], ...] = ()
+    trial: Trial | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A back-test: what was predicted, what came."""
+
+    workload: str
+    lever: str
+    outcome: str
+    error: float
+
+
+def observe(
+    watch: Watch, window: WorkloadWindow, at_seconds: float
+) -> tuple[Watch, Comparison | None]:
+    """Enter the window that ended at `at_seconds`; windows may overlap."""
+    if watch.trial is not None:
+        return _follow(watch.trial, window, at_seconds)
+    history = (*watch.history, (at_seconds, window))
+    before = [each for at, each in history if at <= at_seconds - window.seconds]
+    if before and _moved(variables(before[-1]), variables(window), 1.0):
+        # What came meanwhile is a mix of before and after: the trial begins with the next window.
+        trial = Trial(before[-1], at_seconds, variables(window), at_seconds)
+        return Watch(trial=trial), None
+    oldest = at_seconds - 2 * window.seconds
+    return Watch(history=tuple(each for each in history if each[0] >= oldest)), None
+
+
+def variables(window: WorkloadWindow) -> dict[str, float]:
+    """The variables of all levers that have one and that the window knows."""
+    found = {name: lever.variable(window) for name, lever in LEVERS.items() if lever.after}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def record(records: Records, comparison: Comparison) -> dict[str, dict[str, Record]]:
+    """The records with one more comparison; of a bounded number of workloads."""
+    changed = {workload: dict(levers) for workload, levers in records.items()}
+    levers = changed.pop(comparison.workload, {})
+    before = levers.get(comparison.lever, Record())
+    levers[comparison.lever] = before.with_outcome(comparison.outcome, comparison.error)
+    changed[comparison.workload] = levers
+    while len(changed) > _WORKLOADS_MAX:
+        del changed[next(iter(changed))]
+    return changed
+
+
+def _follow(
+    trial: Trial, window: WorkloadWindow, at_seconds: float
+) -> tuple[Watch, Comparison | None]:
+    if at_seconds - trial.began_seconds > LONGEST_TRIAL_SECONDS:
+        return Watch(), None
+    values = variables(window)
+    if _moved(trial.values, values, 0.5) or set(values) != set(trial.values):
+        return Watch(trial=replace(trial, values=values, settled_seconds=at_seconds)), None
+    # The whole of the window lies in the stable time.
+    if at_seconds - trial.settled_seconds < max(STABLE_SECONDS, window.seconds):
+        return Watch(trial=trial), None
+    return Watch(), _compare(trial.before, window)
+
+
+def _compare(before: WorkloadWindow, now: WorkloadWindow) -> Comparison | None:
+    """The comparison, or None where it would not be a fair one."""
+    moved = _moved(variables(before), variables(now), 1.0)
+    causes = moved - {"larger_batch"} if moved & _CHANGES_THE_BATCH else moved
+    if len(causes) != 1 or not _similar(before, now):
+        return None
+    lever = LEVERS[causes.pop()]
+    if lever.after is None:
+        return None
+    try:
+        predicted = lever.after(before, now)
+    except Inapplicable:
+        return None
+    measured = (now.tokens / now.seconds) / (before.tokens / before.seconds)
+    outcome = "inside"
+    if not predicted.holds(measured):
+        outcome = "below" if measured < predicted.low else "above"
+    error = predicted.middle / measured - 1.0
+    return Comparison(now.workload, lever.name, outcome, error)
+
+
+def _moved(before: Mapping[str, float], now: Mapping[str, float], share: float) -> set[str]:
+    """The levers whose variable moved by at least `share` of what counts as a change."""
+    return {
+        name
+        for name in before.keys() & now.keys()
+        if abs(now[name] - before[name])
+        > share * LEVERS[name].least_change * max(abs(before[name]), 1e-9)
+    }
+
+
+def _similar(before: WorkloadWindow, now: WorkloadWindow) -> bool:
+    """Whether requests waited in both windows, and asked for about the same work."""
+    for window in (before, now):
+        if not window.tokens or (window.waiting_requests or 0.0) < LEAST_WAITING:
+            return False
+    return all(
+        _close(shape(before), shape(now))
+        for shape in (
+            lambda w: w.decode_context,
+            lambda w: _each((w.prefill_tokens or 0.0) + (w.cached_tokens or 0.0), w.prompts),
+            lambda w: _each(w.tokens, w.prompts),
+        )
+    )
+
+
+def _each(total: float, count: float | None) -> float | None:
+    return total / count if count else None
+
+
+def _close(before: float | None, now: float | None) -> bool:
+    if before is None or now is None:
+        return before is now
+    return abs(now - before) <= _SIMILAR * max(before, 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class HitHistory:
+    """The best hit rate of the prefix cache by day, of the last week."""
+
+    by_day: Mapping[int, float] = field(default_factory=dict)
+
+    def entered(self, hits: float, day: int) -> "HitHistory":
+        """With the hit rate of a window of `day` (days of Unix time)."""
+        kept = {each: best for each, best in self.by_day.items() if day - 7 <= each <= day}
+        kept[day] = max(hits, kept.get(day, 0.0))
+        return HitHistory(kept)
+
+    @property
+    def best(self) -> float | None:
+        """The best of all days."""
+        return max(self.by_day.values(), default=None)

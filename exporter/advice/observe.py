@@ -1,0 +1,225 @@
+"""From two looks at the State to the window of a workload: differences of counters, means of gauges."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+
+from exporter.advice.window import GpuWindow, Price, Reference, WorkloadWindow
+from exporter.inference.served import Served
+from exporter.inference.snapshot import ModelSnapshot
+from exporter.state import DeviceState, State
+
+
+# A hit rate or a batch over less than this says little.
+LEAST_TOKENS = 100.0
+_LOST = ("power", "thermal", "other")
+_BUSY = ("tensor", "memory", "stall", "underfill", "unresolved")
+
+Key = tuple[str, str]  # workload and model
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The host at one instant: `at_seconds` on the monotonic clock."""
+
+    state: State
+    served: Mapping[Key, Served] = field(default_factory=dict)
+
+    @property
+    def at_seconds(self) -> float:
+        """When it was."""
+        return self.state.at_seconds
+
+
+def look_at(state: State, served: Iterable[Served]) -> Look:
+    """A look, with the served models by workload and model."""
+    return Look(state, {(each.workload, each.shown.model): each for each in served})
+
+
+def windows(
+    looks: Sequence[Look],
+    *,
+    best_hits: Mapping[Key, float],
+    prices: Mapping[str, Price],
+) -> tuple[WorkloadWindow, ...]:
+    """The windows of all models that every look shows. `prices` are by device UUID."""
+    if len(looks) < 2:
+        return ()
+    keys = [key for key in looks[-1].served if all(key in look.served for look in looks)]
+    found = (_window(looks, key, best_hits.get(key), prices) for key in sorted(keys))
+    return tuple(window for window in found if window is not None)
+
+
+def _window(
+    looks: Sequence[Look], key: Key, best_hits: float | None, prices: Mapping[str, Price]
+) -> WorkloadWindow | None:
+    first, last = looks[0].served[key], looks[-1].served[key]
+    seconds = looks[-1].at_seconds - looks[0].at_seconds
+    if seconds <= 0 or first.gpus != last.gpus:
+        return None
+    gpus = tuple(
+        gpu for gpu in (_gpu(looks, reference.uuid) for reference in last.gpus) if gpu is not None
+    )
+    missed = last.passes_missed - first.passes_missed
+    shown = last.shown
+    return WorkloadWindow(
+        workload=last.workload,
+        model=shown.model,
+        seconds=seconds,
+        gpus=gpus if len(gpus) == len(last.gpus) else (),
+        gpu_count=max(1, last.gpu_count),
+        tensor_parallel=max(1, last.tensor_parallel),
+        replicas=sum(each.shown.model == shown.model for each in looks[-1].served.values()),
+        engine=last.engine,
+        description=last.description if last.description == first.description else None,
+        precision=shown.precision,
+        prefill_tokens=_grown(first.shown.prefill_tokens, shown.prefill_tokens),
+        cached_tokens=_grown(first.shown.cached_tokens, shown.cached_tokens),
+        decode_tokens=_grown(first.shown.decode_tokens, shown.decode_tokens),
+        prompts=last.prompts - first.prompts,
+        passes=None if missed else last.passes - first.passes,
+        running_requests=_mean(look.served[key].shown.running_requests for look in looks),
+        waiting_requests=_mean(look.served[key].shown.waiting_requests for look in looks),
+        cache_usage_ratio=_mean(look.served[key].shown.cache_usage_ratio for look in looks),
+        decode_context=shown.decode_context_tokens,
+        useful_flops=_useful(first.shown, shown, seconds),
+        best_cache_hit_ratio=best_hits,
+        reference=_reference(looks[-1].state, gpus),
+        price=_price(gpus, prices),
+    )
+
+
+def _gpu(looks: Sequence[Look], uuid: str) -> GpuWindow | None:
+    """One GPU over the looks; None where it was away in one of them."""
+    devices = [look.state.fresh(uuid) for look in looks]
+    first, last = devices[0], devices[-1]
+    if first is None or last is None or None in devices or last.peaks is None:
+        return None
+    seconds = looks[-1].at_seconds - looks[0].at_seconds
+    states = _state_shares(first, last)
+    lost = {name: states.get(f"clock_{name}", 0.0) for name in _LOST}
+    clock = 1.0 - sum(lost.values()) if states else None
+    peaks, probes = last.peaks, _probes(looks[-1].state, uuid)
+    bandwidth, flops, links = probes
+    fast, slow = last.fast, last.slow
+    moved = _grown(_total(first.counters.dram_bytes), _total(last.counters.dram_bytes))
+    sent = _grown(first.counters.nvlink_transmit_bytes, last.counters.nvlink_transmit_bytes)
+    peak = peaks.dram_bytes_per_second
+    return GpuWindow(
+        gpu=last.identity.index,
+        uuid=uuid,
+        name=last.identity.name,
+        peaks=peaks,
+        clock_ratio=clock,
+        clock_lost_to=lost if sum(lost.values()) > 0 else {},
+        graphics=_busy(states, clock),
+        tensor=None if not clock or "tensor" not in states else states["tensor"] / clock,
+        dram=moved / seconds / peak if moved is not None and peak else None,
+        reachable_bandwidth_bytes_per_second=bandwidth,
+        reachable_flops=flops,
+        link_bytes_per_second=None if sent is None else sent / seconds,
+        reachable_link_bytes_per_second=links,
+        memory_size_bytes=fast.memory_size_bytes if fast else None,
+        power_watts=_mean(
+            device.fast.power_watts if device and device.fast else None for device in devices
+        ),
+        power_limit_watts=slow.power_limit_watts if slow else None,
+        power_limit_max_watts=peaks.board_watts,
+        sick=_sickness(last),
+    )
+
+
+def _state_shares(first: DeviceState, last: DeviceState) -> dict[str, float]:
+    """Shares of the time between by state; empty where nothing was accounted."""
+    before = first.counters.state_seconds
+    spent = {
+        name: max(0.0, seconds - before.get(name, 0.0))
+        for name, seconds in last.counters.state_seconds.items()
+    }
+    total = sum(spent.values())
+    return {name: seconds / total for name, seconds in spent.items()} if total > 0 else {}
+
+
+def _busy(states: Mapping[str, float], clock: float | None) -> float | None:
+    """Share of the time with a kernel on the device: the busy states are at full clock."""
+    if not states or not clock:
+        return None
+    return min(1.0, sum(states.get(name, 0.0) for name in _BUSY) / clock)
+
+
+def _probes(state: State, uuid: str) -> tuple[float | None, Mapping[str, float], float | None]:
+    """Bandwidth, FLOP/s by precision and link bandwidth that the probes reached."""
+    for results in state.probes.devices:
+        if results.uuid == uuid and results.instance is None:
+            paths = results.bandwidth_bytes_per_second
+            peers = [value for (path, _peer), value in paths.items() if path == "peer"]
+            return paths.get(("device", "")), results.flops, min(peers, default=None)
+    return None, {}, None
+
+
+def _reference(state: State, gpus: Sequence[GpuWindow]) -> Reference | None:
+    """The medians of all GPUs of the same product on this host."""
+    names = {gpu.name for gpu in gpus}
+    if len(names) != 1:
+        return None
+    same = {
+        device.identity.uuid
+        for device in state.devices
+        if device.identity.name in names and device.identity.mig is None and device.up
+    }
+    results = [each for each in state.probes.devices if each.uuid in same and not each.instance]
+    bandwidths = [
+        value
+        for each in results
+        if (value := each.bandwidth_bytes_per_second.get(("device", ""))) is not None
+    ]
+    precisions = {name for each in results for name in each.flops}
+    return Reference(
+        devices=sum(bool(each.flops or each.bandwidth_bytes_per_second) for each in results),
+        bandwidth_bytes_per_second=median(bandwidths) if bandwidths else None,
+        flops={
+            name: median(each.flops[name] for each in results if name in each.flops)
+            for name in precisions
+        },
+    )
+
+
+def _sickness(device: DeviceState) -> str | None:
+    """Why the device needs repair before any advice makes sense; None for a healthy one."""
+    fast, slow = device.fast, device.slow
+    if fast is not None and fast.recovery_action:
+        return f"the driver asks for a recovery (action {fast.recovery_action})"
+    if slow is not None and slow.row_remap_failed:
+        return "a memory row could not be remapped"
+    return None
+
+
+def _price(gpus: Sequence[GpuWindow], prices: Mapping[str, Price]) -> Price | None:
+    """The mean price of the workload's GPUs; None unless all have one, in one currency."""
+    found = [prices[gpu.uuid] for gpu in gpus if gpu.uuid in prices]
+    currencies = {price.currency for price in found}
+    if not gpus or len(found) != len(gpus) or len(currencies) != 1:
+        return None
+    return Price(fmean(price.per_gpu_hour for price in found), currencies.pop())
+
+
+def _useful(before: ModelSnapshot, now: ModelSnapshot, seconds: float) -> float | None:
+    prefill = _grown(before.prefill_flop, now.prefill_flop)
+    decode = _grown(before.decode_flop, now.decode_flop)
+    return None if prefill is None or decode is None else (prefill + decode) / seconds
+
+
+def _grown(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None or after < before else after - before
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean; None where one is missing."""
+    known = list(values)
+    if not known or None in known:
+        return None
+    return fmean(value for value in known if value is not None)
+
+
+def _total(values: Mapping[str, float]) -> float | None:
+    return sum(values.values()) if values else None

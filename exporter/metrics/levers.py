@@ -1,0 +1,85 @@
+"""The levers: what a change would bring, and how such predictions have fared."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from exporter.advice.advise import AdviceSnapshot
+from exporter.advice.backtest import OUTCOMES
+from exporter.advice.prediction import Interval
+from exporter.metrics.family import Family, Label, Sample, Subject
+from exporter.metrics.rows import Samples
+
+
+SUBJECT = Subject("Levers", per_device=False)
+
+_LABELS = ("workload", "model", "lever", "bound")
+
+LEVER_GAIN_RATIO = SUBJECT.gauge(
+    "flopwatch_lever_gain_ratio",
+    labels=_LABELS,
+    help=(
+        "Predicted throughput over today's if the lever is pulled, as an interval: bound low and "
+        "high. 1 is no gain. Absent where it cannot be predicted."
+    ),
+    interpretation="What a change would bring. `flopwatch advise` has the evidence and what to type.",
+)
+LEVER_COST_RATIO = SUBJECT.gauge(
+    "flopwatch_lever_cost_ratio",
+    labels=_LABELS,
+    help="Predicted cost per token over today's if the lever is pulled, as an interval.",
+    interpretation=(
+        "Below 1 a token becomes cheaper. A range up to 1 while nobody waits: only if the freed "
+        "time is given to others."
+    ),
+)
+LEVER_BACKTESTS_TOTAL = SUBJECT.counter(
+    "flopwatch_lever_backtests_total",
+    unit="predictions",
+    labels=("lever", "outcome"),
+    help=(
+        "Predictions compared with what came after the lever's variable had changed by itself, by "
+        "outcome: inside the interval, below or above it. Survives restarts in the state file."
+    ),
+    interpretation="The track record of the advice: mostly inside, or do not follow it.",
+)
+LEVER_BACKTEST_ERROR_RATIO = SUBJECT.gauge(
+    "flopwatch_lever_backtest_error_ratio",
+    labels=("workload", "lever"),
+    help=(
+        "Signed error of the last such comparison: the middle of the predicted interval over the "
+        "measured ratio, minus 1."
+    ),
+    interpretation="Above 0 the prediction promised too much.",
+)
+
+
+def lever_samples(snapshot: AdviceSnapshot) -> Iterator[Sample]:
+    """All samples of the levers."""
+    for advice in snapshot.workloads:
+        window = advice.window
+        model = (("workload", window.workload), ("model", window.model))
+        for prediction in advice.predictions:
+            labels = (*model, ("lever", prediction.lever))
+            yield from _bounds(LEVER_GAIN_RATIO, labels, prediction.gain)
+            yield from _bounds(LEVER_COST_RATIO, labels, prediction.cost)
+    counts: Counter[tuple[str, str]] = Counter()
+    for levers in snapshot.records.values():
+        for lever, record in levers.items():
+            for outcome in OUTCOMES:
+                counts[lever, outcome] += getattr(record, outcome)
+    for (lever, outcome), count in sorted(counts.items()):
+        counted = (("lever", lever), ("outcome", outcome))
+        yield Sample(LEVER_BACKTESTS_TOTAL, counted, float(count))
+    for workload, levers in snapshot.records.items():
+        for lever, record in levers.items():
+            if record.last_error is not None:
+                named = (("workload", workload), ("lever", lever))
+                yield Sample(LEVER_BACKTEST_ERROR_RATIO, named, record.last_error)
+
+
+def _bounds(family: Family, labels: tuple[Label, ...], interval: Interval) -> Iterator[Sample]:
+    yield Sample(family, (*labels, ("bound", "low")), interval.low)
+    yield Sample(family, (*labels, ("bound", "high")), interval.high)
+
+
+LEVER_SAMPLES: Samples[AdviceSnapshot] = Samples(lever_samples)

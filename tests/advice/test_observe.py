@@ -1,0 +1,73 @@
+"""The window that advice is given from, worked by hand from two looks at a State."""
+
+from dataclasses import replace
+
+import pytest
+
+from exporter.advice.observe import look_at, windows
+from exporter.advice.window import Price
+from tests.advice.hosts import look, served_at, state_at
+
+
+def test_a_window_holds_differences_of_counters_and_means_of_gauges() -> None:
+    """Over 100 s: 4000 passes, 20,000 prompt tokens, 40,200 answer tokens, 3 GFLOP/s."""
+    (window,) = windows(
+        [look(100.0), look(150.0), look(200.0)],
+        best_hits={("chat", "tiny"): 0.6},
+        prices={"GPU-0": Price(2.5, "USD")},
+    )
+
+    assert (window.workload, window.model, window.seconds) == ("chat", "tiny", 100.0)
+    assert (window.passes, window.prompts) == (4000.0, 200.0)
+    assert (window.prefill_tokens, window.decode_tokens) == (20_000.0, 40_200.0)
+    assert window.cache_hit_ratio == pytest.approx(1 / 3)
+    assert window.useful_flops == pytest.approx(3e9)
+    assert (window.running_requests, window.waiting_requests) == (10.0, 6.0)
+    assert window.best_cache_hit_ratio == 0.6
+    assert window.price == Price(2.5, "USD")
+
+
+def test_activities_come_from_the_seconds_by_state() -> None:
+    """A fifth of the clock is lost, half to power and half to heat; kernels run 0.7 / 0.8."""
+    (window,) = windows([look(100.0), look(200.0)], best_hits={}, prices={})
+    (gpu,) = window.gpus
+
+    assert gpu.clock_ratio == pytest.approx(0.8)
+    assert gpu.clock_lost_to == pytest.approx({"power": 0.1, "thermal": 0.1, "other": 0.0})
+    assert gpu.graphics == pytest.approx(0.7 / 0.8)
+    assert gpu.tensor == pytest.approx(0.5 / 0.8)
+    assert gpu.dram == pytest.approx(0.6)
+    assert gpu.reachable_bandwidth_bytes_per_second == 0.9e9
+    assert gpu.reachable_flops == {"bf16": 0.8e12}
+    assert gpu.power_limit_max_watts == 700.0
+    assert gpu.sick is None
+
+
+def test_a_gpu_with_a_recovery_action_is_sick() -> None:
+    looks = [look_at(state_at(t, recovery_action=1), [served_at(t)]) for t in (100.0, 200.0)]
+    (window,) = windows(looks, best_hits={}, prices={})
+
+    assert "recovery" in (window.gpus[0].sick or "")
+
+
+def test_a_model_that_was_away_meanwhile_has_no_window() -> None:
+    away = look_at(state_at(150.0), [])
+
+    assert windows([look(100.0), away, look(200.0)], best_hits={}, prices={}) == ()
+    assert windows([look(100.0)], best_hits={}, prices={}) == ()
+
+
+def test_passes_of_a_window_with_an_unknown_scrape_are_not_known() -> None:
+    last = look_at(state_at(200.0), [served_at(200.0, passes_missed=1)])
+    (window,) = windows([look(100.0), last], best_hits={}, prices={})
+
+    assert window.passes is None
+
+
+def test_a_counter_that_fell_is_not_known() -> None:
+    shown = replace(served_at(200.0).shown, prefill_tokens=1.0)
+    last = look_at(state_at(200.0), [served_at(200.0, shown=shown)])
+    (window,) = windows([look(100.0), last], best_hits={}, prices={})
+
+    assert window.prefill_tokens is None
+    assert window.cache_hit_ratio is None
