@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.scraping import ScrapeError, scrape
@@ -27,6 +27,11 @@ class Program:
     gpu_label: str
     # A family that a full scrape has for every GPU, of the slowest source.
     full_family: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+# As its systemd unit and its image set it: one heap for all threads, or each would keep its own.
+SERVICE_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 
 def flopwatch(directory: Path) -> Program:
@@ -46,6 +51,7 @@ def flopwatch(directory: Path) -> Program:
         ),
         gpu_label="gpu",
         full_family="flopwatch_sm_active_ratio",
+        environment=SERVICE_ENVIRONMENT,
     )
 
 
@@ -84,7 +90,7 @@ def running(program: Program, environment: Mapping[str, str], gpus: int) -> Iter
     started = time.perf_counter()
     process = subprocess.Popen(
         command,
-        env={**os.environ, **environment},
+        env={**os.environ, **environment, **program.environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -23,7 +23,7 @@ from pathlib import Path
 import structlog
 
 from benchmarks.meter import descriptors, memory, threads
-from benchmarks.programs import Program, running
+from benchmarks.programs import SERVICE_ENVIRONMENT, Program, running
 from benchmarks.scraping import scrape
 from benchmarks.soak_node import SLOW_TICKS, XIDS, Node
 from exporter.metrics.render import Exposition
@@ -115,6 +115,7 @@ def soak_daemon(seconds: float, directory: Path, gpus: int = 4) -> Growth:
         ),
         "gpu",
         "flopwatch_sm_active_ratio",
+        SERVICE_ENVIRONMENT,
     )
     with (
         _surroundings(directory, gpus) as around,
