@@ -52,37 +52,34 @@ def summarise_clocks(
     Each sample stands for the time nearer to it than to its neighbours. A cause weighs with the
     clock that was missing while its reason bits were set; without any loss, with time.
     """
-    weighted: list[tuple[float, ClockSample]] = _weights(samples, start_seconds, end_seconds)
-    clocked = [(weight, s.sm_clock_hertz) for weight, s in weighted if s.sm_clock_hertz is not None]
-    total = sum(weight for weight, _hertz in clocked)
-    mean = sum(weight * hertz for weight, hertz in clocked) / total if total > 0 else None
-    causes = {"idle": 0.0, "power": 0.0, "thermal": 0.0, "other": 0.0}
-    for weight, sample in weighted:
-        loss = 1.0
-        if max_hertz and sample.sm_clock_hertz is not None:
-            # The floor keeps the reasons of a window without any loss: rounding may leave a trace.
-            loss = max(1.0 - sample.sm_clock_hertz / max_hertz, 1e-9)
-        for cause, share in _causes(sample.event_reasons).items():
-            causes[cause] += weight * loss * share
-    lost = sum(causes.values())
+    total = clocked = idle = power = thermal = other = 0.0
+    for weight, sample in _weights(samples, start_seconds, end_seconds):
+        hertz = sample.sm_clock_hertz
+        loss = weight
+        if hertz is not None:
+            total += weight
+            clocked += weight * hertz
+            if max_hertz:
+                # The floor keeps the reasons of a window without any loss: rounding may leave a trace.
+                loss = weight * max(1.0 - hertz / max_hertz, 1e-9)
+        mask = sample.event_reasons or 0
+        # Heat and power first, then idleness, then anything else.
+        if mask & _POWER:
+            if mask & _THERMAL:
+                loss /= 2
+                thermal += loss
+            power += loss
+        elif mask & _THERMAL:
+            thermal += loss
+        elif mask & _IDLE:
+            idle += loss
+        else:
+            other += loss
+    mean = clocked / total if total > 0 else None
+    lost = idle + power + thermal + other
     if lost <= 0:
         return ClockWindow(mean_hertz=mean)
-    return ClockWindow(
-        mean_hertz=mean,
-        idle=causes["idle"] / lost,
-        power=causes["power"] / lost,
-        thermal=causes["thermal"] / lost,
-        other=causes["other"] / lost,
-    )
-
-
-def _causes(event_reasons: int | None) -> dict[str, float]:
-    """Which cause holds the clock: heat and power first, then idleness, then anything else."""
-    mask = event_reasons or 0
-    held = [cause for cause, bits in (("power", _POWER), ("thermal", _THERMAL)) if mask & bits]
-    if held:
-        return {cause: 1.0 / len(held) for cause in held}
-    return {"idle": 1.0} if mask & _IDLE else {"other": 1.0}
+    return ClockWindow(mean, idle / lost, power / lost, thermal / lost, other / lost)
 
 
 def _weights(
