@@ -1,8 +1,8 @@
-"""The State: one frozen value that says all that is known of the host, for everything downstream.
+"""The State: one frozen snapshot of everything that is known about the host.
 
-Samplers and services hand in their parts. `build_state` makes the State of them and applies the
-freshness rule there and nowhere else: a device that is lost, hung or stale carries no readings, and
-no probe values. Whoever shows, judges or divides reads the State and asks nobody.
+Samplers and services publish their parts. `build_state` combines them into a State and applies the
+freshness rule, which is applied nowhere else: a device that is lost, hung or stale has no readings
+and no probe values. Everything downstream reads the State and nothing else.
 """
 
 import math
@@ -23,7 +23,7 @@ from exporter.readings import DeviceIdentity, FastReading, SlowReading
 from probes.records import ProbeResults, ProbesSnapshot
 
 
-# Stands for a device, or its UUID, that the driver has not named yet.
+# Stands for the UUID of a device that has not answered yet.
 UNKNOWN = "unknown"
 
 # Probes, workloads and holders change at their own pace: their parts are taken this often.
@@ -32,15 +32,15 @@ _PARTS_SECONDS = 1.0
 # something about the probe and not about the memory.
 _REACHABLE_BANDWIDTH_RANGE = (0.5, 1.0)
 
-# Why nothing is shown of a device: the driver lost it, a call does not return, no tick came for too
-# long, or it has not answered yet.
+# Why a device has no readings: the driver lost it, a call does not return, there was no tick for too
+# long, or the device has not answered yet.
 Absence = Literal["lost", "hung", "stale", "waiting"]
 DeviceName = tuple[str, str]  # index and UUID: a device that has not answered has no UUID
 
 
 @dataclass(frozen=True, slots=True)
 class SourceHealth:
-    """How a source fares on one device. Errors are counted by reason since the daemon started.
+    """Health of a source on one device. Errors are counted by reason since the daemon started.
 
     `missing_fields` are fields that the source does not deliver now, and should.
     """
@@ -113,7 +113,7 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True)
 class SampledHost:
-    """The samplers' part: each GPU's and processor's last DeviceState, as published.
+    """The samplers' part: the last DeviceState of each GPU and of the processor, as published.
 
     `hung` holds index and UUID of devices whose driver call has passed its deadline. `driver_hung`
     is True while the driver does not say which devices there are, `pending` until it first did;
@@ -230,7 +230,7 @@ class State:
         return next((gpu for gpu in gpus if str(gpu.identity.minor) == minor), None)
 
     def fresh(self, key: int | str, mig: str | None = None) -> DeviceState | None:
-        """Like `find`, but None also for a device whose readings are not fresh."""
+        """Like `find`, but also None if the readings of the device are not fresh."""
         found = self.find(key, mig)
         return found if found is not None and found.up else None
 
@@ -273,7 +273,7 @@ def build_state(parts: Parts, now: float) -> State:
 
 
 class LiveState:
-    """The State of now. `latest` is the last one built: one attribute, for whoever must not wait.
+    """Keeps the current State. `latest` is the last one that was built, for callers that must not wait.
 
     Thread-safe.
     """
@@ -286,7 +286,7 @@ class LiveState:
         charge: Callable[[State], Bill] = lambda _state: Bill(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`parts` collects what was published; `mark` is cheap, and differs when it has changed.
+        """`parts` collects what was published. `mark` is cheap, and changes whenever that changes.
 
         `charge` shares out what the devices have counted since the State before.
         """
@@ -299,7 +299,7 @@ class LiveState:
         self.latest = State(at_seconds=clock(), pending=True, valid_until_seconds=-math.inf)
 
     def now(self) -> State:
-        """The State as of now: the same object until something changes or a value becomes stale."""
+        """The current State: the same object until something changes or a value becomes stale."""
         with self._lock:
             now = self._clock()
             mark = self._mark(now)

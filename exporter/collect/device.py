@@ -1,4 +1,4 @@
-"""One device, a GPU or a MIG instance: its sources of activity, its accounts, what is known of it."""
+"""One device, a GPU or a MIG instance: its activity sources, its accounting and its health."""
 
 import time
 from collections import Counter
@@ -45,7 +45,7 @@ class Device:
     def __init__(
         self, identity: DeviceIdentity, context: GpuContext, gpu: "Device | None" = None
     ) -> None:
-        """`gpu` is the one that a MIG instance is cut from."""
+        """`gpu` is the GPU that a MIG instance belongs to."""
         self.identity = identity
         self.context = context
         self.gpu = gpu
@@ -73,7 +73,7 @@ class Device:
         calls: DeviceCalls,
         gpm_sessions: Sequence[GpmSession] = (),
     ) -> None:
-        """The device answers, through `calls`. Its accounts go on where they were."""
+        """Start using the device through `calls`. Its counters continue from their last values."""
         self.identity = identity
         self.calls = calls
         self.calls.errors = self._errors
@@ -83,7 +83,7 @@ class Device:
         self.revalue(peaks)
 
     def detach(self, *, driver_is_gone: bool = False) -> None:
-        """The device is away; its accounts stay."""
+        """Stop using the device. Its counters are kept."""
         self.skip_gap()
         for source in self.sources:
             source.close(driver_is_gone=driver_is_gone)
@@ -100,7 +100,7 @@ class Device:
         self._errors.update(errors)
 
     def forget_support(self) -> None:
-        """The device may support other things now: ask for all of them again."""
+        """Ask again for everything that was not supported: that may have changed."""
         if self.calls is not None:
             self.calls.forget_claims()
         for source in self.sources:
@@ -118,11 +118,11 @@ class Device:
 
     @property
     def is_silent(self) -> bool:
-        """Whether the ticks before found that the device works, and its source does not show it."""
+        """Whether earlier ticks found that the device works while its source reports no activity."""
         return Inconsistency.ACTIVITY_SILENT in self._false
 
     def choose_source(self) -> ActivitySource | None:
-        """Take the first source that opens for the tick that begins. Raises NvmlError."""
+        """Choose the first source that opens, for the tick that begins. Raises NvmlError."""
         self.in_use = None
         for source in self.sources:
             if self.in_use is None and source.open():
@@ -153,11 +153,11 @@ class Device:
     def measure(
         self, fast: FastReading, settings: SamplingSettings
     ) -> tuple[FastReading, ActivityWindow | None]:
-        """Read the source in use, and take out what cannot be true. Raises NvmlError."""
+        """Read the source in use, and leave out what cannot be true. Raises NvmlError."""
         self._succeeded = time.time()
         self.window = None if self.in_use is None else self.in_use.read(fast, settings)
         if self.gpu is not None:
-            return fast, self._heard(self.window, gpu_is_silent=self.gpu.is_silent)
+            return fast, self._without_silence(self.window, gpu_is_silent=self.gpu.is_silent)
         judged = self._plausibility.judge(fast, self.window, self.slow.power_limit_watts)
         self._count_false(judged.false)
         return judged.fast, judged.window
@@ -165,7 +165,7 @@ class Device:
     def account(
         self, fast: FastReading, window: ActivityWindow | None, settings: SamplingSettings
     ) -> DeviceState:
-        """Account for the tick, and say what is known after it."""
+        """Account for the tick and return the state of the device after it."""
         accounts, peaks = self._accounts, self.peaks
         assert accounts is not None
         assert peaks is not None
@@ -197,7 +197,7 @@ class Device:
         )
 
     def state(self, *, up: bool, **fields: Any) -> DeviceState:
-        """What is known of the device; `fields` are those of DeviceState that a tick fills."""
+        """The state of the device. `fields` are the fields of DeviceState that a tick fills."""
         sources = {NVML: SourceHealth(up, self._succeeded, dict(self._errors))}
         for source in self.sources:
             sources.update(source.health(up=up))
@@ -210,10 +210,13 @@ class Device:
             **fields,
         )
 
-    def _heard(
+    def _without_silence(
         self, window: ActivityWindow | None, *, gpu_is_silent: bool
     ) -> ActivityWindow | None:
-        """An instance's window. Nothing but the power of its GPU can bear witness against it."""
+        """The window of an instance, without an activity of zero that its GPU contradicts.
+
+        An instance has no power reading of its own, so only the GPU's power can show that it works.
+        """
         if not gpu_is_silent or window is None or not is_silent(window):
             return window
         if self.in_use is not None:
@@ -241,7 +244,7 @@ class Device:
         self._false = found
 
     def _shown(self, last: LastWindow | None, now: float, hold_seconds: float) -> LastWindow | None:
-        """The window for the gauges: a source with long windows shows its last one until the next."""
+        """The window for the gauges. A source with long windows shows its last one until the next."""
         if last is not None or not hold_seconds:
             self._held = last
         elif self._held is not None and now - self._held.activity.end_seconds > hold_seconds:
@@ -249,7 +252,7 @@ class Device:
         return self._held
 
     def _note_refused(self, precision: str | None) -> None:
-        """Say once that a precision was asked for that the device has no unit for."""
+        """Log once that the device has no unit for a precision that was asked for."""
         if precision is not None and precision != self._refused_precision and self.gpu is None:
             log.warning(
                 "precision_not_in_silicon",

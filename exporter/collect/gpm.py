@@ -1,4 +1,4 @@
-"""Sources `gpm_cycles` and `gpm`: when GPM is tried, read and tried again, and how it fares."""
+"""Sources `gpm_cycles` and `gpm`: when GPM is tried, read and retried, and its health."""
 
 import math
 import time
@@ -36,7 +36,7 @@ _CLOCK_SAMPLES_BESIDE_CYCLES = 2
 
 
 class Gpm(ActivitySource):
-    """GPM of one GPU or MIG instance, through whatever it goes through."""
+    """GPM of one GPU or MIG instance."""
 
     counts_traffic = True
 
@@ -54,7 +54,7 @@ class Gpm(ActivitySource):
 
     @classmethod
     def prepare(cls, sources: Sequence["Gpm"]) -> None:
-        """Try GPM wherever that is due, all in one trial: one takes a third of a second."""
+        """Try GPM on all devices where that is due. One trial for all takes a third of a second."""
         trials = {windows: source for source in sources if (windows := source.to_try())}
         if not trials:
             return
@@ -119,7 +119,7 @@ class Gpm(ActivitySource):
             self._windows.restart()
 
     def close(self, *, driver_is_gone: bool = False) -> None:
-        """Give the samples back, and try at once when opened again."""
+        """Free the samples. The next tick may try again."""
         if self._windows is not None and not driver_is_gone:
             self._windows.close()
         self._windows = None
@@ -133,7 +133,7 @@ class Gpm(ActivitySource):
         self._delivered = False  # until a window comes out of this reading all the same
 
     def health(self, *, up: bool) -> dict[str, SourceHealth]:
-        """Under the name of what was last in use; nothing while GPM is turned off."""
+        """Health under the name of the source last in use; empty while GPM is turned off."""
         if self._is_off:
             return {}
         up = up and self._windows is not None and self._delivered
@@ -150,7 +150,7 @@ class Gpm(ActivitySource):
         return labels if identity.mig is None else {**labels, "mig": identity.mig}
 
     def to_try(self) -> GpmWindows | None:
-        """Windows to be tried, if that is due."""
+        """Windows to try, if a trial is due."""
         device = self.device
         if self._windows is not None or self._is_off or device.calls is None:
             return None
@@ -167,7 +167,7 @@ class Gpm(ActivitySource):
         )
 
     def tried(self, windows: GpmWindows, error: NvmlError | None) -> None:
-        """Take over how the trial went."""
+        """Handle the outcome of a trial."""
         if error is None:
             self._windows, self._name = windows, windows.name
             self._delivered = True
@@ -191,10 +191,10 @@ class Gpm(ActivitySource):
         self._failure = error.reason
 
     def _begin_anew(self) -> None:
-        """A device that has answered says that it cannot: the pair of samples is good for nothing.
+        """Drop the samples of a device that answered before and now reports NOT_SUPPORTED.
 
-        A MIG instance may have been made again at its place with the same name. It is tried again at
-        once, but not again and again.
+        A MIG instance may have been replaced by another one with the same name. GPM is tried again
+        at once, but at most once a minute.
         """
         now = time.monotonic()
         at_once = now - self._anew_at >= RETRY_SECONDS

@@ -1,4 +1,4 @@
-"""One GPU, sampled: found in the driver, followed as it moves, read in every tick."""
+"""One GPU: finds its handle, follows index, MIG mode and resets, and reads it in every tick."""
 
 import time
 from collections.abc import Iterator
@@ -56,13 +56,13 @@ class SampledGpu:
 
     @property
     def uuid(self) -> str:
-        """The device's UUID; before it first answered that which it was told, or `unknown`."""
+        """UUID of the device. Before its first answer, the UUID that was assigned, or `unknown`."""
         known = self.identity.uuid
         return known if known != UNKNOWN else self._assigned_uuid or UNKNOWN
 
     @property
     def identity(self) -> DeviceIdentity:
-        """Who the device is, as far as it has said."""
+        """Identity of the device, as far as it is known."""
         return self._device.identity
 
     @property
@@ -73,7 +73,7 @@ class SampledGpu:
 
     @property
     def index_taken(self) -> bool:
-        """Whether it has never answered, and another GPU answers where it was found."""
+        """Whether the device has never answered and another GPU answers at its index."""
         return self._index_taken
 
     @property
@@ -82,16 +82,16 @@ class SampledGpu:
         return self._device.clock_samples
 
     def assign_uuid(self, uuid: str) -> None:
-        """Whom to look for, if it has never answered. Called from another thread; used when opened."""
+        """Set the UUID to look for when the device is opened. Called from another thread."""
         self._assigned_uuid = uuid
         self._index_taken = False
 
     def enumerated(self, index: int, handle: Any, epoch: int) -> None:
-        """Where the driver lists the device now. Called from another thread; used in a tick."""
+        """Note where the driver lists the device. Called from another thread; handled in a tick."""
         self._enumerated = (index, handle_address(handle), epoch)
 
     def handle_reassigned(self, epoch: int) -> None:
-        """Its handle is another device's now. Called from another thread; used in a tick."""
+        """Note that its handle now belongs to another device. Called from another thread."""
         self._enumerated = (self._index, 0, epoch)
 
     def open(self) -> None:
@@ -169,7 +169,7 @@ class SampledGpu:
         return replace(state, instances=instances, **self._statistics(ticks))
 
     def failed(self, error: NvmlError, ticks: TickStatistics) -> DeviceState:
-        """Let go of a device that is lost; initialise the library anew if that is what failed."""
+        """Detach a lost device. Initialise the library again if that is what failed."""
         if isinstance(error, DriverMismatch):
             self._context.on_mismatch()
         if self._device.calls is None:
@@ -223,7 +223,7 @@ class SampledGpu:
         self._device.forget_support()
 
     def _follow_rules(self, settings: SamplingSettings) -> None:
-        """Take over what a reloaded configuration says of the GPU's peaks."""
+        """Apply the peaks of a reloaded configuration."""
         if settings.gpus == self._rules:
             return
         self._rules = settings.gpus
@@ -254,7 +254,7 @@ class SampledGpu:
             raise DriverGone("nvmlInit", 1)
 
     def _statistics(self, ticks: TickStatistics) -> dict[str, Any]:
-        """What the samplers know of the GPU as a whole."""
+        """The fields of DeviceState that belong to the GPU as a whole."""
         return {
             "xids": self._context.xids(self.identity.uuid),
             "tick_duration": ticks.durations,
