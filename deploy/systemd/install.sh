@@ -1,18 +1,20 @@
 #!/bin/sh
-# Install the service: install.sh [--probes] [--root FOLDER]
+# Install the service: install.sh [--probes] [--root FOLDER]; take it away again: install.sh --remove
 #
 # Files and user only with --root (for packages and images); else the service is started as well.
-# An existing /etc/default/flopwatch is kept.
+# An existing /etc/default/flopwatch is kept, also by --remove, as is the state in /var/lib/flopwatch.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=""
 probes=""
+remove=""
 while [ $# -gt 0 ]; do
   case $1 in
     --probes) probes=yes ;;
+    --remove) remove=yes ;;
     --root) [ $# -gt 1 ] || { echo "install.sh: --root needs a folder" >&2; exit 2; }; root=$2; shift ;;
-    *) echo "install.sh: unknown option '$1' (known: --probes, --root FOLDER)" >&2; exit 2 ;;
+    *) echo "install.sh: unknown option '$1' (known: --probes, --remove, --root FOLDER)" >&2; exit 2 ;;
   esac
   shift
 done
@@ -20,6 +22,14 @@ done
 if [ -z "$root" ] && [ "$(id -u)" != 0 ]; then
   echo "install.sh: must be run as root" >&2
   exit 1
+fi
+
+if [ -n "$remove" ]; then
+  [ -n "$root" ] || systemctl disable --now flopwatch.service || true
+  rm -rf "$root/etc/systemd/system/flopwatch.service" "$root/etc/systemd/system/flopwatch.service.d" \
+    "$root/usr/lib/sysusers.d/flopwatch.conf" "$root/usr/lib/tmpfiles.d/flopwatch.conf" "$root/run/flopwatch"
+  [ -n "$root" ] || systemctl daemon-reload
+  exit 0
 fi
 
 install -D -m 0644 "$here/flopwatch.service" "$root/etc/systemd/system/flopwatch.service"

@@ -164,7 +164,7 @@ def test_a_wrong_option_is_named_in_one_line(tmp_path: Path):
 
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
-        "install.sh: unknown option '--everything' (known: --probes, --root FOLDER)"
+        "install.sh: unknown option '--everything' (known: --probes, --remove, --root FOLDER)"
     ]
     assert not any(tmp_path.iterdir())
 
