@@ -15,7 +15,7 @@ WORKERS ?= 4
 
 # What the tests need beside Python: a compiler for the fake driver library, a real Prometheus and
 # Alertmanager, a real browser, a container engine with a base made on this machine.
-APT_TEST := gcc libc6-dev prometheus prometheus-alertmanager chromium systemd strace util-linux podman runc debootstrap
+APT_TEST := gcc libc6-dev prometheus prometheus-alertmanager chromium systemd strace util-linux podman runc debootstrap rpm dpkg
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: help
@@ -77,6 +77,14 @@ test-slow: apt-test $(VENV)/.installed-dev ## the long matrices, scenarios and s
 .PHONY: test-engines
 test-engines: $(VENV)/.installed-dev ## compare tokens, FLOPs and bytes with real engines (downloads vLLM, builds llama.cpp)
 	$(BIN)/python -m benchmarks.engine_accuracy --document $(ARGS)
+
+.PHONY: test-host
+test-host: apt-test $(VENV)/.installed-dev ## containers with systemd, Slurm and the packages, by docs/install.md
+	$(BIN)/python -m pytest -m slow tests/deploy/host $(ARGS)
+
+.PHONY: release
+release: apt-test $(VENV)/.installed-dev ## build all that a release is but the images into dist/, with checksums
+	$(BIN)/python -m deploy.packages.build dist
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff: style and format

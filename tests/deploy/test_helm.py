@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from helm_python.errors import HelmError
 from exporter.config.load import ConfigOrigin, load_config, variable_of
 from exporter.config.model import SCHEMA
 from exporter.version import VERSION
+from tests.deploy.documents import commands
 from tests.deploy.manifests import (
     CHART,
     KUBERNETES_VERSIONS,
@@ -600,3 +602,24 @@ class TestAlertOverrides:
             for rule in group["rules"]
             if "alert" in rule
         }
+
+
+def test_what_the_documentation_installs_is_what_kubernetes_takes():
+    """`helm install` of docs/install.md: its chart and each `--set`, through the schemas."""
+    (block,) = [text for text in commands("install.md", "Kubernetes") if "helm install" in text]
+    words = shlex.split(block.replace("\\\n", " "))
+    assert words[:4] == ["helm", "install", "flopwatch", "deploy/helm/flopwatch"]
+    values: dict[str, Any] = {}
+    for position, word in enumerate(words):
+        if word == "--set":
+            key, _, value = words[position + 1].partition("=")
+            *groups, name = key.split(".")
+            node = values
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[name] = value
+    objects = render(values)
+
+    for found in objects:
+        validate(found)
+    assert container(objects)["image"].startswith("registry.example.com/flopwatch/flopwatch:")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.deploy.dockerfile import base_of
+from tests.deploy.documents import commands
 from tests.deploy.engine import ROOT, Engine, needs_engine
 from tests.fake_nvml import H100, FakeNvml, Load
 
@@ -48,15 +50,33 @@ def container(engine: Engine, image: str, fake: FakeNvml, tmp_path: Path) -> Ite
         gpu.set_load(Load(graphics=0.9, sm=0.8, any_tensor=0.5, hmma_tensor=0.5, dram=0.4))
     name = f"flopwatch-{os.getpid()}"
     mounted, environment = driver(fake, tmp_path)
-    engine(
-        "run", "--detach", "--name", name, "--network", "none",
-        "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL",
-        "--security-opt", "no-new-privileges", "--volume", f"{name}:/var/lib/flopwatch",
-        *mounted, *environment, image,
-    )  # fmt: skip
+    engine(*documented(name, "--network", "none", *mounted, *environment))
     yield name
     engine("rm", "--force", "--time", "1", name, check=False)
     engine("volume", "rm", "--force", name, check=False)
+
+
+def documented(name: str, *here: str) -> list[str]:
+    """`docker run` as docs/install.md has it, in this machine's terms.
+
+    NVIDIA's runtime and the published port are not here: the test brings a driver, and asks from inside.
+    """
+    build, run = commands("install.md", "Container")[0].replace("\\\n", " ").splitlines()
+    assert build.startswith("docker build ")
+    assert build.endswith(" --tag flopwatch:slim .")
+    words = shlex.split(run)
+    assert words[:2] == ["docker", "run"]
+    for option, value in (
+        ("--gpus", "all"),
+        ("--publish", "9907:9907"),
+        ("--restart", "unless-stopped"),
+    ):
+        at = words.index(option)
+        assert words[at + 1] == value
+        del words[at : at + 2]
+    words[words.index("--name") + 1] = name
+    words[words.index("--volume") + 1] = f"{name}:/var/lib/flopwatch"
+    return [*words[1:-1], *here, f"localhost/{words[-1]}"]
 
 
 def driver(fake: FakeNvml, folder: Path) -> tuple[list[str], list[str]]:

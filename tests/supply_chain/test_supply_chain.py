@@ -8,7 +8,7 @@ from deploy.supply_chain import audit
 from deploy.supply_chain.audit import Verdict, judge
 from deploy.supply_chain.licences import PAGE, licence
 from deploy.supply_chain.locked import LOCKS, ROOT, ToolMissingError, packages
-from deploy.supply_chain.sbom import bill
+from deploy.supply_chain.sbom import bill, inventory
 
 
 def test_every_locked_package_has_hashes() -> None:
@@ -163,3 +163,23 @@ def test_the_bill_of_materials_lists_what_is_locked() -> None:
         hashes = [h for reference in entry["externalReferences"] for h in reference["hashes"]]
         assert hashes
         assert {h["alg"] for h in hashes} == {"SHA-256"}
+
+
+def test_the_bill_of_a_folder_lists_python_and_debian_packages(tmp_path: Path) -> None:
+    """What is there, with versions: not what a lock says, nor what was removed again."""
+    metadata = tmp_path / "opt/x/site-packages/Some_Thing-1.2.dist-info/METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Name: Some_Thing\nVersion: 1.2\nLicense-Expression: MIT\n\nText\n")
+    status = tmp_path / "var/lib/dpkg/status"
+    status.parent.mkdir(parents=True)
+    status.write_text(
+        "Package: libc6\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2.36-9+deb12u10\n\n"
+        "Package: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n"
+    )
+
+    assert [
+        (each["purl"], each.get("licenses")) for each in inventory(tmp_path, "x")["components"]
+    ] == [
+        ("pkg:deb/debian/libc6@2.36-9%2Bdeb12u10?arch=amd64", None),
+        ("pkg:pypi/some-thing@1.2", [{"license": {"name": "MIT"}}]),
+    ]
