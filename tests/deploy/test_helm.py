@@ -606,7 +606,7 @@ class TestAlertOverrides:
 
 def test_what_the_documentation_installs_is_what_kubernetes_takes():
     """`helm install` of docs/install.md: its chart and each `--set`, through the schemas."""
-    (block,) = [text for text in commands("install.md", "Kubernetes") if "helm install" in text]
+    block = next(text for text in commands("install.md", "Kubernetes") if "helm install" in text)
     words = shlex.split(block.replace("\\\n", " "))
     assert words[:4] == ["helm", "install", "flopwatch", "deploy/helm/flopwatch"]
     values: dict[str, Any] = {}
