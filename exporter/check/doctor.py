@@ -12,6 +12,7 @@ from exporter.check.host import (
     clock_findings,
     engine_findings,
     kubernetes_findings,
+    perf_findings,
     port_findings,
     probe_findings,
     state_findings,
@@ -85,6 +86,7 @@ def examine(
             "probes",
             lambda: probe_findings(torch, config, gpus, next(iter(driver.documents), None)),
         )
+    look.at("perf", lambda: perf_findings(config, gpus))
     look.at("engine", lambda: engine_findings(config))
     look.at("kubernetes", lambda: kubernetes_findings(config))
     described = look.ask("gpus", lambda: tuple(_described(gpu, dcgm, config) for gpu in gpus))

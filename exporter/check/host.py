@@ -15,12 +15,14 @@ from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.pod_resources import list_allocations
 from exporter.check.finding import CheckResult, Level
 from exporter.check.subprocesses import Answer
+from exporter.collect.perf import Kernel, LinuxKernel, PerfCounters, PerfUnavailableError
 from exporter.config.model import Config
 from exporter.errors import ListenError
 from exporter.http_client import Reason, ScrapeError, fetch
 from exporter.inference.engines.registry import ENGINES, PREFIXES, identify, speaks
 from exporter.inference.exposition import parse
 from exporter.web.addresses import open_listener, parse_listen_address
+from flopwatch.processor import read_processor
 from flopwatch.remedies import torch_remedy
 from flopwatch.state_file import usable_state_path
 
@@ -180,6 +182,24 @@ def clock_findings() -> Iterator[CheckResult]:
         yield CheckResult(
             "clock", Level.OK, f"synchronised, at most {error_seconds * 1e3:.3g} ms off"
         )
+
+
+def perf_findings(
+    config: Config, gpus: Sequence[Mapping[str, Any]], kernel: Kernel | None = None
+) -> Iterator[CheckResult]:
+    """Whether the processor's own count of operations can be read, where it is watched."""
+    modes = config.sampling.modes
+    if modes["perf"] == "off" or modes["cpu"] == "off" or (gpus and modes["cpu"] != "on"):
+        return
+    try:
+        PerfCounters(read_processor(), kernel or LinuxKernel()).close()
+    except PerfUnavailableError as error:
+        level = Level.WARNING if modes["perf"] == "on" else Level.NOTE
+        yield CheckResult(
+            "perf", level, f"the processor's FLOP are not counted: {error}", error.remedy
+        )
+    else:
+        yield CheckResult("perf", Level.OK, "the processor counts its FLOP")
 
 
 def probe_findings(

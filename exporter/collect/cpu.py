@@ -36,7 +36,7 @@ class CpuSource:
     def __init__(self, clock: Callable[[], float], root: Path = _ROOT) -> None:
         self._clock = clock
         self._root = root
-        self._processor = read_processor(root)
+        self.processor = read_processor(root)
         self._times: _Times | None = None
         self._energy_paths = sorted(root.glob("sys/class/powercap/intel-rapl:[0-9]/energy_uj"))
 
@@ -47,16 +47,16 @@ class CpuSource:
         return DeviceIdentity(
             index="cpu0",
             uuid=f"CPU-{digest[:8]}-{digest[8:12]}-{digest[12:16]}",
-            name=self._processor.name or os.uname().machine,
+            name=self.processor.name or os.uname().machine,
             architecture=os.uname().machine,
-            sm_count=self._processor.threads,
+            sm_count=self.processor.threads,
             sm_clock_max_hertz=self._max_hertz(),
             memory_size_bytes=int(self._memory().get("MemTotal", 0)) or None,
         )
 
     def peaks(self, identity: DeviceIdentity) -> Peaks:
         """Cores x FLOP per cycle x maximum clock, by processor family."""
-        return processor_peaks(self._processor, identity.sm_clock_max_hertz)
+        return processor_peaks(self.processor, identity.sm_clock_max_hertz)
 
     def read_clock(self) -> ClockSample:
         """Mean clock of the cores, now."""
@@ -87,7 +87,7 @@ class CpuSource:
 
     def _cpu_times(self) -> _Times | None:
         """Clock ticks of the processors that may be used, together: columns user to steal of /proc/stat."""
-        names = {f"cpu{number}" for number in self._processor.allowed}
+        names = {f"cpu{number}" for number in self.processor.allowed}
         lines = [line.split() for line in (self._text("proc/stat") or "").splitlines()]
         rows = [line[1:9] for line in lines if line and line[0] in names and len(line) >= 6]
         if not rows:
@@ -103,7 +103,7 @@ class CpuSource:
             paths = []
         clocks = [number * _KILO for path in paths if (number := _number(_read(path))) is not None]
         # A hypervisor shows its nominal clock there, whatever the true one is.
-        if not clocks and "hypervisor" not in self._processor.flags:
+        if not clocks and "hypervisor" not in self.processor.flags:
             clocks = [
                 float(value) * _MEGA
                 for value in re.findall(
@@ -124,7 +124,7 @@ class CpuSource:
         text = self._text("sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
         if (number := _number(text)) is not None:
             return number * _KILO
-        named = re.search(r"@\s*([\d.]+)\s*GHz", self._processor.name)
+        named = re.search(r"@\s*([\d.]+)\s*GHz", self.processor.name)
         return float(named[1]) * 1e9 if named else self._hertz()
 
     def _memory(self) -> dict[str, float]:

@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from exporter.accounting.device import DeviceAccounts
+from exporter.accounting.device import Counters, DeviceAccounts
 from exporter.collect.cpu import CpuSource
 from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.perf import PerfCounters, open_counters
 from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import SamplingSettings
 from exporter.readings import DeviceIdentity
@@ -25,9 +26,13 @@ class SampledCpu:
         self.identity: DeviceIdentity = source.identity()
         self._peaks = source.peaks(self.identity)
         self._accounts = DeviceAccounts(self.identity, self._peaks)
+        self._perf: PerfCounters | None = None
 
     def open(self) -> None:
-        """A processor is always there."""
+        """A processor is always there; its own counters only where the kernel shows them."""
+        if self._perf is None:
+            mode = self._settings().modes["perf"]
+            self._perf = open_counters(self._source.processor, mode)
 
     def sample_clock(self) -> None:
         """One more sample of the clock."""
@@ -44,6 +49,7 @@ class SampledCpu:
         last = self._accounts.observe(
             fast, None, precision=None, max_window_seconds=self._settings().max_window
         )
+        sources = {"cpu": SourceHealth(up=True, last_success_unix_seconds=time.time())}
         return replace(
             self.failed(None, ticks),
             up=True,
@@ -52,9 +58,24 @@ class SampledCpu:
             precision=self._peaks.default_precision,
             fast=fast,
             last=last,
-            counters=self._accounts.counters(),
-            sources={"cpu": SourceHealth(up=True, last_success_unix_seconds=time.time())},
+            counters=self._counters(sources),
+            sources=sources,
         )
+
+    def _counters(self, sources: dict[str, SourceHealth]) -> Counters:
+        """The books, with what the processor counted itself."""
+        counters = self._accounts.counters()
+        if self._perf is None:
+            return counters
+        counted = self._perf.read()
+        sources["perf"] = SourceHealth(
+            up=counted is not None,
+            last_success_unix_seconds=None if counted is None else time.time(),
+        )
+        if counted is None:
+            return counters
+        flop = {(work, "perf"): value for work, value in counted.items()}
+        return replace(counters, flop={**counters.flop, **flop})
 
     def failed(self, error: NvmlError | None, ticks: TickStatistics) -> DeviceState:
         """What is known of it without a reading."""

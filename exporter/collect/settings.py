@@ -122,6 +122,14 @@ class SamplingSettings:
             "auto",
             reload=False,
         ),
+        Option(
+            "sources.perf",
+            _MODE,
+            "auto",
+            "The processor's own count of floating-point operations, where the kernel shows it.",
+            "auto",
+            reload=False,
+        ),
     )
     dcgm_url: str = option(
         "dcgm.url",

@@ -146,10 +146,9 @@ def _working(
     found: list[Finding | None] = []
     if snapshot.last is not None and snapshot.last.activity.source == COARSE_SOURCE:
         busy = snapshot.fast.gpu_utilization if snapshot.fast else None
-        has_gpm = any(name.startswith(("gpm", "dcgm")) for name in snapshot.sources)
         found.append(
             verdict.coarse(
-                has_gpm=has_gpm,
+                why=_why_coarse(snapshot),
                 busy=busy,
                 flops=could.flops if could else None,
                 precision=could.precision if could else None,
@@ -172,6 +171,17 @@ def _working(
             )
         )
     return [finding for finding in found if finding is not None]
+
+
+def _why_coarse(snapshot: DeviceState) -> str | None:
+    """Why it is not known how many FLOPS the device does; None where the processor counts them."""
+    perf = snapshot.sources.get("perf")
+    if perf is not None and perf.up:
+        return None
+    if snapshot.is_processor:
+        return "the kernel or the hypervisor hides its counters (`flopwatch check` says why)"
+    has_gpm = any(name.startswith(("gpm", "dcgm")) for name in snapshot.sources)
+    return "its activity counters are silent" if has_gpm else "it has no activity counters"
 
 
 def _span_words(seconds: float) -> str:

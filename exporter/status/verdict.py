@@ -179,14 +179,14 @@ def idle(share: float) -> Finding:
 
 
 def coarse(
-    *, has_gpm: bool, busy: float | None, flops: float | None = None, precision: str | None = None
+    *, why: str | None, busy: float | None, flops: float | None = None, precision: str | None = None
 ) -> Finding:
     """Only coarse utilization is known. `flops` is what a probe measured that it can do."""
     parts = [] if busy is None else [f"busy {percent(busy)}"]
     if flops is not None:
         parts.append(f"a probe measured {quantity(flops, 'FLOP/s')} {precision}")
-    why = "its activity counters are silent" if has_gpm else "it has no activity counters"
-    parts.append(f"how many FLOPS it does is not known: {why}")
+    if why is not None:
+        parts.append(f"how many FLOPS it does is not known: {why}")
     return Finding(INFO, "coarse", "; ".join(parts))
 
 

@@ -1,0 +1,242 @@
+"""Source `perf`: the processor's own count of floating-point operations (Linux perf events).
+
+Counted on every logical CPU that the daemon may use, over all programs. That takes a processor whose
+counters the kernel, or the hypervisor, does not hide, and the right to read them: CAP_PERFMON, or
+kernel.perf_event_paranoid at 0 or below.
+
+Intel's FP_ARITH_INST_RETIRED counts instructions by precision and width, a fused multiply-add as
+two; AMX_OPS_RETIRED counts tile operations (Intel, perfmon event lists). AMD's
+FpRetSseAvxOps counts operations and does not tell their precision (Processor Programming
+References of families 17h and 19h). What a source does not state is not counted.
+
+Where more events than counters are wanted, the kernel lets them take turns and says for how long each
+counted: the value is scaled up by that, as `perf stat` does.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+
+from exporter.accounting.flop import PipeWork
+from flopwatch.processor import Processor
+
+
+log = structlog.get_logger(__name__)
+
+# struct perf_event_attr up to PERF_ATTR_SIZE_VER0: type, size, config, sample_period, sample_type,
+# read_format, flags, wakeup_events, bp_type, bp_addr (include/uapi/linux/perf_event.h).
+_ATTRIBUTES: Final = struct.Struct("=IIQQQQQIIQ")
+_READ_FORMAT: Final = 1 | 2  # PERF_FORMAT_TOTAL_TIME_ENABLED | PERF_FORMAT_TOTAL_TIME_RUNNING
+_READING: Final = struct.Struct("=QQQ")
+_EXCLUDE_KERNEL: Final = 1 << 5
+_CLOSE_ON_EXEC: Final = 8  # PERF_FLAG_FD_CLOEXEC
+_SYSTEM_CALL: Final = {"x86_64": 298}
+# Eight events on each: beyond this a tick would spend milliseconds on reading them.
+_CPUS_MAX: Final = 256
+_FP64, _FP32 = PipeWork("fp64", "fp64"), PipeWork("fp32", "fp32")
+_ANY = PipeWork("any", "any")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A hardware event, and how many FLOP each count of it stands for."""
+
+    event: int
+    mask: int
+    work: PipeWork
+    flop: float
+
+    @property
+    def config(self) -> int:
+        """As the kernel takes raw events of x86."""
+        return self.event | self.mask << 8
+
+
+# Elements of a vector; the counter counts a fused multiply-add twice.
+_INTEL: Final = (
+    Event(0xC7, 0x01, _FP64, 1),
+    Event(0xC7, 0x02, _FP32, 1),
+    Event(0xC7, 0x04, _FP64, 2),
+    Event(0xC7, 0x08, _FP32, 4),
+    Event(0xC7, 0x10, _FP64, 4),
+    Event(0xC7, 0x20, _FP32, 8),
+)
+_INTEL_512: Final = (Event(0xC7, 0x40, _FP64, 8), Event(0xC7, 0x80, _FP32, 16))
+# "SW to use operation multiplier of 4" and of 8.
+_INTEL_AMX: Final = (
+    Event(0xCE, 0x02, PipeWork("tensor", "bf16"), 4),
+    Event(0xCE, 0x01, PipeWork("tensor", "int8"), 8),
+)
+# The first family 6 model with FP_ARITH_INST_RETIRED is Broadwell (61).
+_INTEL_FIRST_MODEL: Final = 61
+_INTEL_WITHOUT: Final = frozenset({63, 69, 70})  # Haswell has it not
+_AMD_ZEN: Final = (Event(0x03, 0xFF, _ANY, 1),)
+_AMD_ZEN_2: Final = (Event(0x03, 0x0F, _ANY, 1),)
+_AMD_ZEN_4: Final = (Event(0x03, 0x1F, _ANY, 1),)
+
+
+class Kernel(Protocol):
+    """The system calls that are needed; tests have their own."""
+
+    def open(self, attributes: bytes, cpu: int) -> int:
+        """Open an event on a CPU, for all programs; returns a descriptor, raises OSError."""
+
+    def read(self, descriptor: int) -> tuple[int, int, int]:
+        """Count, nanoseconds enabled, nanoseconds running; raises OSError."""
+
+    def close(self, descriptor: int) -> None:
+        """Let an event go."""
+
+
+class LinuxKernel:
+    """perf_event_open(2), which the C library has no function for."""
+
+    def __init__(self) -> None:
+        self._syscall: Callable[..., int] = ctypes.CDLL(None, use_errno=True).syscall
+
+    def open(self, attributes: bytes, cpu: int) -> int:
+        """As in Kernel."""
+        number = _SYSTEM_CALL.get(platform.machine())
+        if number is None:
+            raise OSError(errno.ENOSYS, "perf events are not supported on this architecture")
+        buffer = ctypes.create_string_buffer(attributes, len(attributes))
+        long = ctypes.c_long
+        descriptor = self._syscall(
+            long(number), buffer, long(-1), long(cpu), long(-1), long(_CLOSE_ON_EXEC)
+        )
+        if descriptor < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return descriptor
+
+    def read(self, descriptor: int) -> tuple[int, int, int]:
+        """As in Kernel."""
+        count, enabled, running = _READING.unpack(os.read(descriptor, _READING.size))
+        return count, enabled, running
+
+    def close(self, descriptor: int) -> None:
+        """As in Kernel."""
+        os.close(descriptor)
+
+
+class PerfUnavailableError(Exception):
+    """The operations cannot be counted; `remedy` says what to do, if anything can be done."""
+
+    def __init__(self, text: str, remedy: str | None = None) -> None:
+        super().__init__(text)
+        self.remedy = remedy
+
+
+class PerfCounters:
+    """The FLOP of all programs since it was opened. Used by one thread."""
+
+    def __init__(self, processor: Processor, kernel: Kernel, root: Path = Path("/")) -> None:
+        """Open the events; raises PerfUnavailableError."""
+        self._kernel = kernel
+        self._opened: list[tuple[Event, int]] = []
+        self._flop: dict[PipeWork, float] = {}
+        events = events_of(processor)
+        number = _unit(root)
+        if len(processor.allowed) > _CPUS_MAX:
+            raise PerfUnavailableError(f"more than {_CPUS_MAX} CPUs to count on")
+        try:
+            for cpu in processor.allowed:
+                for event in events:
+                    self._opened.append((event, kernel.open(_attributes(number, event), cpu)))
+        except OSError as error:
+            self.close()
+            raise _refused(error, root) from error
+
+    def read(self) -> dict[PipeWork, float] | None:
+        """FLOP by pipe and precision; None while an event was not counted at all."""
+        flop: dict[PipeWork, float] = {}
+        try:
+            for event, descriptor in self._opened:
+                count, enabled, running = self._kernel.read(descriptor)
+                if not running:
+                    return None
+                value = event.flop * count * max(1.0, enabled / running)
+                flop[event.work] = flop.get(event.work, 0.0) + value
+        except OSError:
+            return None
+        # Scaled counts are estimates, and may fall where a counter does not.
+        for work, value in flop.items():
+            self._flop[work] = max(value, self._flop.get(work, 0.0))
+        return dict(self._flop)
+
+    def close(self) -> None:
+        """Let all events go."""
+        for _, descriptor in self._opened:
+            self._kernel.close(descriptor)
+        self._opened.clear()
+
+
+def open_counters(
+    processor: Processor, mode: str, kernel: Kernel | None = None
+) -> PerfCounters | None:
+    """The counters, as `sources.perf` wants them; None, and the reason in the log, where there are none."""
+    if mode == "off":
+        return None
+    try:
+        return PerfCounters(processor, kernel or LinuxKernel())
+    except PerfUnavailableError as error:
+        say = log.warning if mode == "on" else log.info
+        say("perf_counters_absent", why=str(error), remedy=error.remedy)
+        return None
+
+
+def events_of(processor: Processor) -> Sequence[Event]:
+    """The events that count all its floating-point operations; raises PerfUnavailableError."""
+    family, model = processor.family or 0, processor.model or 0
+    if processor.vendor == "GenuineIntel" and family == 6:
+        if "avx512f" not in processor.flags and (
+            model < _INTEL_FIRST_MODEL or model in _INTEL_WITHOUT
+        ):
+            raise PerfUnavailableError("this processor has no counter of floating-point operations")
+        wide = _INTEL_512 if "avx512f" in processor.flags else ()
+        tiles = _INTEL_AMX if "amx_bf16" in processor.flags else ()
+        return (*_INTEL, *wide, *tiles)
+    if processor.vendor == "AuthenticAMD" and family == 23:
+        return _AMD_ZEN if model < 0x30 else _AMD_ZEN_2
+    if processor.vendor == "AuthenticAMD" and family == 25:
+        return _AMD_ZEN_4 if "avx512f" in processor.flags else _AMD_ZEN_2
+    raise PerfUnavailableError(f"the counters of this processor are not known ({processor.name})")
+
+
+def _unit(root: Path) -> int:
+    """The kernel's number of the processor's counters; raises PerfUnavailableError."""
+    try:
+        return int((root / "sys/bus/event_source/devices/cpu/type").read_text().strip())
+    except (OSError, ValueError):
+        raise PerfUnavailableError(
+            "the kernel shows no hardware counters: the virtual machine hides them"
+        ) from None
+
+
+def _attributes(unit: int, event: Event) -> bytes:
+    return _ATTRIBUTES.pack(
+        unit, _ATTRIBUTES.size, event.config, 0, 0, _READ_FORMAT, _EXCLUDE_KERNEL, 0, 0, 0
+    )
+
+
+def _refused(error: OSError, root: Path) -> PerfUnavailableError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        try:
+            level = (root / "proc/sys/kernel/perf_event_paranoid").read_text().strip()
+        except OSError:
+            level = "not readable"
+        return PerfUnavailableError(
+            f"the kernel refuses its counters (kernel.perf_event_paranoid is {level})",
+            "give the daemon CAP_PERFMON, or set kernel.perf_event_paranoid to 0",
+        )
+    if error.errno == errno.EMFILE:
+        return PerfUnavailableError("too few file descriptors", "raise the limit of open files")
+    return PerfUnavailableError(f"the kernel refuses the events: {error.strerror}")

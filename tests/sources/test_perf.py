@@ -1,0 +1,161 @@
+"""The processor's own count of operations, through a kernel that the test plays.
+
+No machine of ours shows its counters: what is tested is that the events asked for are the documented ones,
+and that counts become FLOP.
+"""
+
+import errno
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from exporter.accounting.flop import PipeWork
+from exporter.check.finding import Level
+from exporter.check.host import perf_findings
+from exporter.collect.perf import PerfCounters, PerfUnavailableError, events_of
+from exporter.config.load import ConfigOrigin, load_config
+from flopwatch.processor import Processor
+
+
+DEFAULTS = load_config(ConfigOrigin(file=None, flags={}, environment={}))
+XEON = Processor(
+    cores=(0, 1),
+    allowed=(0, 1),
+    vendor="GenuineIntel",
+    family=6,
+    model=143,
+    name="Xeon",
+    flags=frozenset({"avx512f", "amx_bf16", "amx_int8"}),
+)
+ZEN_3 = Processor(cores=(0,), allowed=(0,), vendor="AuthenticAMD", family=25, model=1)
+
+
+class PlayedKernel:
+    """Counts by raw event, for every CPU; `refusal` is what opening answers."""
+
+    def __init__(self, counts=None, *, refusal=None, enabled=100, running=100):
+        self.counts = counts or {}
+        self.refusal = refusal
+        self.enabled, self.running = enabled, running
+        self.opened = {}
+        self.closed = []
+
+    def open(self, attributes, cpu):
+        if self.refusal is not None and len(self.opened) == 3:
+            raise OSError(self.refusal, "refused")
+        unit, size, config = struct.unpack_from("=IIQ", attributes)
+        read_format, flags = struct.unpack_from("=QQ", attributes, 32)
+        assert (unit, size, len(attributes)) == (4, 64, 64)
+        assert (read_format, flags) == (3, 0x20)
+        self.opened[len(self.opened) + 10] = (cpu, config)
+        return len(self.opened) + 9
+
+    def read(self, descriptor):
+        _cpu, config = self.opened[descriptor]
+        return self.counts.get(config, 0), self.enabled, self.running
+
+    def close(self, descriptor):
+        self.closed.append(descriptor)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A /sys with hardware counters of type 4, as on bare metal."""
+    folder = tmp_path / "sys/bus/event_source/devices/cpu"
+    folder.mkdir(parents=True)
+    (folder / "type").write_text("4\n")
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/perf_event_paranoid").write_text("2\n")
+    return tmp_path
+
+
+def test_intel_counts_instructions_by_precision_and_width(root: Path) -> None:
+    """On each of two CPUs 10 of 512 bits in fp32 and 3 of 128 in fp64: 2 * 160 and 2 * 6 FLOP."""
+    kernel = PlayedKernel({0x80C7: 10, 0x04C7: 3, 0x02CE: 5})
+    counters = PerfCounters(XEON, kernel, root)
+
+    assert counters.read() == {
+        PipeWork("fp64", "fp64"): 12,
+        PipeWork("fp32", "fp32"): 320,
+        PipeWork("tensor", "bf16"): 40,
+        PipeWork("tensor", "int8"): 0,
+    }
+    assert {cpu for cpu, _ in kernel.opened.values()} == {0, 1}
+    assert len(kernel.opened) == 2 * 10
+
+
+def test_amd_counts_operations_without_their_precision(root: Path) -> None:
+    """Event 3 with all four kinds, 1000 operations."""
+    assert PerfCounters(ZEN_3, PlayedKernel({0x0F03: 1000}), root).read() == {
+        PipeWork("any", "any"): 1000
+    }
+
+
+def test_events_that_took_turns_are_scaled_up(root: Path) -> None:
+    """Counted for a quarter of the time: four times as many."""
+    kernel = PlayedKernel({0x0F03: 1000}, enabled=400, running=100)
+
+    assert PerfCounters(ZEN_3, kernel, root).read() == {PipeWork("any", "any"): 4000}
+
+
+def test_an_event_that_was_never_counted_is_no_zero(root: Path) -> None:
+    """It had no turn yet: nothing is said."""
+    assert PerfCounters(ZEN_3, PlayedKernel(running=0), root).read() is None
+
+
+def test_a_scaled_count_never_falls(root: Path) -> None:
+    """4000 was an estimate; 3900 would be a reset to Prometheus."""
+    kernel = PlayedKernel({0x0F03: 1000}, enabled=400, running=100)
+    counters = PerfCounters(ZEN_3, kernel, root)
+    counters.read()
+    kernel.enabled = 390
+
+    assert counters.read() == {PipeWork("any", "any"): 4000}
+
+
+def test_a_virtual_machine_hides_its_counters(tmp_path: Path) -> None:
+    """No such unit in /sys."""
+    with pytest.raises(PerfUnavailableError, match="the virtual machine hides them"):
+        PerfCounters(XEON, PlayedKernel(), tmp_path)
+
+
+@pytest.mark.parametrize("refusal", [errno.EACCES, errno.EPERM])
+def test_without_the_right_it_says_how_to_get_it(root: Path, refusal: int) -> None:
+    """And lets go of what it had opened."""
+    kernel = PlayedKernel(refusal=refusal)
+    with pytest.raises(PerfUnavailableError, match="perf_event_paranoid is 2") as caught:
+        PerfCounters(XEON, kernel, root)
+
+    assert caught.value.remedy is not None
+    assert "CAP_PERFMON" in caught.value.remedy
+    assert sorted(kernel.closed) == sorted(kernel.opened)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        replace(XEON, model=63, flags=frozenset({"avx2"})),  # Haswell
+        replace(ZEN_3, family=26),  # Zen 5: its masks are not known here
+        Processor(cores=(0,), implementer=0x41, part=0xD40),
+    ],
+)
+def test_a_processor_whose_events_are_not_known_is_not_counted(processor: Processor) -> None:
+    """Better none than wrong ones."""
+    with pytest.raises(PerfUnavailableError):
+        events_of(processor)
+
+
+def test_check_says_why_nothing_is_counted() -> None:
+    """On any host: that it counts, or one line with the reason."""
+    (result,) = perf_findings(DEFAULTS, [])
+
+    assert result.area == "perf"
+    assert result.level in (Level.OK, Level.NOTE)
+    assert "FLOP" in result.text
+
+
+def test_check_says_nothing_where_gpus_are_watched() -> None:
+    """The processor is not sampled there."""
+    assert list(perf_findings(DEFAULTS, [{"uuid": "GPU-0"}])) == []
