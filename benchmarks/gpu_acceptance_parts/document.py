@@ -48,6 +48,9 @@ _HEAD = f"""# Accuracy and cost: what is proven, and by what
 
 Generated from `benchmarks/results/` by `{COMMAND} --document`; do not edit.
 
+How exact tokens, model FLOPs and bytes are against real inference engines, on a processor, is in
+[accuracy-engines.md](accuracy-engines.md).
+
 Every claim about GPUs is measured by one command, on a machine with an NVIDIA GPU that nobody else uses,
 in less than nine minutes and without a network:
 

@@ -60,6 +60,14 @@ def discover_pods(list_pods: ListPods, *, fetch: Fetch = fetch_text) -> tuple[En
     return tuple(Endpoint(name, engine, url) for name, url, engine in named if engine is not None)
 
 
+def place(url: str) -> tuple[str, int]:
+    """Host and port of an address, one name for all addresses of this host."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    default = 443 if parts.scheme == "https" else 80
+    return ("localhost" if host in _LOCAL_HOSTS else host), parts.port or default
+
+
 def identify(url: str, *, fetch: Fetch = fetch_text) -> str | None:
     """Return the engine whose metrics are at `url`, or None."""
     try:

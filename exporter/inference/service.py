@@ -16,6 +16,7 @@ from exporter.inference.discovery import (
     Endpoint,
     discover_pods,
     discover_ports,
+    place,
     serving_processes,
 )
 from exporter.inference.engines.registry import ENGINES
@@ -42,6 +43,8 @@ FORGET_SECONDS = 600.0
 STOP_SECONDS = 2.0
 # The processes behind an address are looked up this often: it walks all of /proc.
 PROCESSES_SECONDS = 15.0
+# Until the driver has said which processes hold GPUs, discovery looks this often.
+FIRST_LOOK_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -298,7 +301,8 @@ class WorkloadService:
                 self._adopt(self._found())
             except Exception as error:  # noqa: BLE001 - a hook of others must not end the thread
                 log.warning("workload_discovery_failed", error=f"{type(error).__name__}: {error}")
-            self._stop.wait(self._discovery.interval_seconds)
+            soon = self._discovery.processes != "off" and not self._gpu_processes()
+            self._stop.wait(FIRST_LOOK_SECONDS if soon else self._discovery.interval_seconds)
 
     def _found(self) -> Iterable[Endpoint]:
         if self._discovery.ports:
@@ -323,13 +327,12 @@ class WorkloadService:
         """Scrape what was found, unless it is known already; forget what has long been silent."""
         for endpoint in tuple(endpoints):
             with self._lock:
-                known = {workload.config.url for workload in self._workloads.values()}
                 if self._stop.is_set():
                     return
                 present = self._workloads.get(endpoint.name)
                 if present is not None and present.config.url == endpoint.url:
                     present.found_processes = endpoint.processes
-                if endpoint.url not in known and endpoint.name not in self._workloads:
+                if endpoint.name not in self._workloads and not self._is_known(endpoint):
                     log.info(
                         "workload_found",
                         workload=endpoint.name,
@@ -347,6 +350,15 @@ class WorkloadService:
                 if workload.found and not state.up and self._wall_clock() - seen > FORGET_SECONDS:
                     log.info("workload_forgotten", workload=name)
                     self._remove(name)
+
+
+    def _is_known(self, endpoint: Endpoint) -> bool:
+        """Whether a workload scrapes this engine, under whatever address: it must count once."""
+        return any(
+            place(workload.config.url) == place(endpoint.url)
+            or bool(workload.processes & endpoint.processes)
+            for workload in self._workloads.values()
+        )
 
 
 def _launched_model(launch: Launch) -> Path | None:

@@ -28,6 +28,7 @@ from tests.fake_nvml import (
     FakeNvml,
 )
 from tests.hardware.scenario import NAMES, Scenario
+from tests.inference.engines import server as engines
 
 
 Check = Callable[..., tuple[int, dict[str, Any]]]
@@ -395,6 +396,19 @@ def test_an_engine_that_does_not_answer_is_named(check: Check) -> None:
 
     assert code == 0
     assert [level for level, _text in found(report, "engine chat")] == ["warning"]
+
+
+def test_an_engine_that_is_another_is_named(check: Check) -> None:
+    """llama.cpp under an address configured as vLLM: a warning that names both."""
+    metrics = "# TYPE llamacpp:prompt_tokens_total counter\nllamacpp:prompt_tokens_total 1\n"
+    with engines.serving(engines.text(metrics)) as engine:
+        _code, report = check(
+            config=f"workloads: [{{name: chat, engine: vllm, url: '{engine.url}'}}]\n"
+        )
+
+    ((level, said),) = found(report, "engine chat")
+    assert level == "warning"
+    assert "metrics of llama_cpp, not vllm's" in said
 
 
 def test_without_torch_the_probes_are_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

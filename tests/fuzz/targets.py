@@ -1,6 +1,7 @@
 """Every parser that reads what others wrote: what it may raise, and real inputs to begin from."""
 
 import gzip
+import io
 import struct
 import tempfile
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
+from benchmarks.engine_accuracy.gguf_file import write_gguf
 from exporter import http_client as http
 from exporter.attribution import grpc, pod_resources
 from exporter.attribution.errors import HolderSourceError
@@ -25,9 +27,15 @@ from exporter.config.load import ConfigOrigin, load_config
 from exporter.errors import ConfigError, WebConfigError
 from exporter.http_client import ScrapeError
 from exporter.inference import exposition as engines
-from exporter.inference.engines.registry import PREFIXES
+from exporter.inference.counters import CounterTracker
+from exporter.inference.engines.registry import ENGINES, PREFIXES
+from exporter.inference.launch import parse as parse_command
 from exporter.inference.models.config import load_description
 from exporter.inference.models.errors import ModelDescriptionError
+from exporter.inference.models.gguf import describe_gguf, read_header
+from exporter.inference.models.work import cost_of
+from exporter.inference.progress import Progress
+from exporter.inference.reading import Samples, by_model
 from exporter.web.config import load_web_config
 from exporter.web.limits import DEFAULT_LIMITS
 from exporter.web.negotiation import accepts_gzip, choose_format
@@ -44,9 +52,18 @@ from probes.protocol import (
     decode_to_worker,
     encode,
 )
+from tests.inference.models.shapes import TINY
 
 
 _TESTS = Path(__file__).parent.parent
+
+
+def _gguf() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return write_gguf(Path(folder) / "tiny.gguf").read_bytes()[:40_000]
+
+
+_GGUF = _gguf()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +106,29 @@ def read_engine_exposition(data: bytes) -> None:
     """What an inference engine answers: bad lines are counted, never raised."""
     names = {"vllm:prompt_tokens_total", "sglang:prompt_tokens_total", "tgi_request_count"}
     engines.parse(data.decode(errors="replace"), names, PREFIXES)
+
+
+def read_engine_counts(data: bytes) -> None:
+    """The same twice, through every engine's reading and the books that follow."""
+    for engine in ENGINES.values():
+        parsed = engines.parse(data.decode(errors="replace"), engine.names, PREFIXES, engine.rename)
+        tracker, progress = CounterTracker(engine.series), Progress()
+        for epoch in (1.0, 1.0, 2.0):
+            samples = tracker.update(engine.deduplicate(parsed.samples), epoch)
+            for own in by_model(samples).values():
+                work = progress.work_of(engine.read(Samples(own)))
+                cost_of(TINY, work)
+
+
+def read_gguf(data: bytes) -> None:
+    """A file of weights, which an engine may still be writing."""
+    with suppress(ValueError, struct.error, ModelDescriptionError):
+        describe_gguf(read_header(io.BytesIO(data)))
+
+
+def read_command_line(data: bytes) -> None:
+    """How another program was started."""
+    parse_command(data.decode(errors="replace").split("\0"))
 
 
 def read_dcgm_exposition(data: bytes) -> None:
@@ -285,6 +325,9 @@ TARGETS = {
             read_engine_exposition,
             _corpus("inference/engines/expositions", "*"),
         ),
+        Target("engine_counts", read_engine_counts, _corpus("inference/engines/expositions", "*")),
+        Target("gguf", read_gguf, (_GGUF,)),
+        Target("command_line", read_command_line, (b"vllm\0serve\0/m\0--tp\x002\0",)),
         Target("dcgm_exposition", read_dcgm_exposition, (_DCGM,)),
         Target("model_config", read_model_config, _corpus("inference/models/configs", "*.json")),
         Target("worker_bytes", read_worker_bytes, _FRAMES),

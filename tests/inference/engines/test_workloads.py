@@ -6,6 +6,7 @@ import pytest
 
 from exporter.errors import ConfigError
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig
+from exporter.inference.discovery import Endpoint
 from exporter.inference.service import WorkloadService
 from exporter.inference.snapshot import GpuRef
 from exporter.metrics.models import workload_samples
@@ -363,6 +364,43 @@ class TestDiscovery:
         service._adopt(())
 
         assert [workload.name for workload in service.snapshot().workloads] == ["other"]
+
+    def test_an_engine_is_scraped_once_under_whatever_address(self):
+        """Configured as localhost, found as 127.0.0.1: it must not count twice."""
+        service = WorkloadService()
+        service.configure([chat(url="http://localhost:8000/v1/metrics")])
+
+        service._adopt([Endpoint("vllm-8000", "vllm", "http://127.0.0.1:8000/metrics")])
+
+        assert [workload.name for workload in service.snapshot().workloads] == ["chat"]
+
+    def test_an_engine_that_was_found_by_its_processes(self):
+        """A pod's address is not ours, and its processes still say which GPUs it uses."""
+        held = host(gpu("0", "GPU-a", {}, pids=(4242,)), gpu("1", "GPU-b", {}, pids=(7,)))
+        stage = Stage(gpus=held)
+        pod = Endpoint("chat-0", "vllm", "http://10.0.0.7:8000/metrics", frozenset({4242, 4243}))
+
+        stage.service._adopt([pod])
+        (workload,) = stage.scrape(exposition("vllm-current")).workloads
+
+        assert (workload.name, workload.gpus) == ("chat-0", (GpuRef("0", "GPU-a"),))
+
+
+class TestHosts:
+    """An engine whose GPUs are not all on this host."""
+
+    def test_other_hosts_are_not_known(self):
+        """Four-way tensor parallel on two GPUs here: no MFU rather than twice of it."""
+        (model,) = two_scrapes(tensor_parallel=4).models
+
+        assert (model.flops_utilization, model.bandwidth_utilization) == (None, None)
+        assert model.prefill_flop == pytest.approx(PREFILL_FLOP)
+
+    def test_the_configuration_says_how_many_there_are(self):
+        """Two of four GPUs are here, and the others like them: half of what two alone would have."""
+        (model,) = two_scrapes(tensor_parallel=4, gpus_total=4).models
+
+        assert model.flops_utilization == pytest.approx((PREFILL_FLOP + DECODE_FLOP) / 15 / 4e7)
 
 
 class TestPoints:
