@@ -351,7 +351,6 @@ class WorkloadService:
                     log.info("workload_forgotten", workload=name)
                     self._remove(name)
 
-
     def _is_known(self, endpoint: Endpoint) -> bool:
         """Whether a workload scrapes this engine, under whatever address: it must count once."""
         return any(
