@@ -45,7 +45,7 @@ FROM ${PYTHON_IMAGE} AS runtime
 ARG REVISION=unknown
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="flopwatch" \
-      org.opencontainers.image.description="Prometheus exporter that says how many FLOPS each GPU delivers, and where the others went." \
+      org.opencontainers.image.description="Prometheus exporter that says how many FLOPS each GPU delivers, and where the rest of the peak is lost." \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.source="https://github.com/flopwatch/flopwatch" \
       org.opencontainers.image.documentation="https://github.com/flopwatch/flopwatch/tree/main/docs" \

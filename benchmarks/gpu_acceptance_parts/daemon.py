@@ -39,7 +39,7 @@ def settings(
 
 
 def reconfigure(daemon: DaemonProcess, changed: Mapping[str, Any]) -> None:
-    """Give a running daemon another configuration and wait until it is in force."""
+    """Give a running daemon another configuration and wait until it is active."""
     before = daemon.scrape().value("flopwatch_config_last_reload_success_timestamp_seconds")
     current = json.loads(daemon.config_file.read_text())
     daemon.config_file.write_text(json.dumps({**current, **changed}))

@@ -188,7 +188,7 @@ leaves no other way than work are left out with it: which of them lies cannot be
 ## Peaks by model
 
 Dense data-sheet figures in TFLOP/s (TOP/s for int8), from NVIDIA's data sheets and whitepapers; figures that a
-sheet leaves out are SMs x rate x its clock. «Tensor clock» is the clock at which the sheet rates the tensor
+sheet leaves out are SMs x rate x its clock. 'Tensor clock' is the clock at which the sheet rates the tensor
 pipe: at the boost clock, ratios reach boost over tensor clock.
 
 A row counts only for a board that it can be: compute capability, SM count, memory size (86 to 106 % of the

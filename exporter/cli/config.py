@@ -1,4 +1,4 @@
-"""`flopwatch config`: check the configuration and print what is in force."""
+"""`flopwatch config`: check the configuration and print the effective configuration."""
 
 import argparse
 from typing import Any
@@ -10,7 +10,7 @@ def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "config",
-        help="check the configuration and print what is in force",
+        help="check the configuration and print the effective configuration",
         description="Print the effective configuration as YAML, or its documentation.",
     )
     add_config_flags(parser)

@@ -78,7 +78,7 @@ def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of these subcommands. A daemon does not carry the modules of the others."""
     parser = _Parser(
         prog="flopwatch",
-        description="How many FLOPS each GPU delivers, and where the others went.",
+        description="How many FLOPS each GPU delivers, and where the rest of the peak is lost.",
     )
     parser.add_argument("--version", action="version", version=version_line())
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

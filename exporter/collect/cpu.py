@@ -159,7 +159,7 @@ def _read(path: Path) -> str | None:
 
 
 def _number(text: str | None) -> float | None:
-    """The number in a file of /sys; some kernels write «<unknown>» where they know none."""
+    """The number in a file of /sys; some kernels write '<unknown>' where they know none."""
     try:
         return float(text) if text else None
     except ValueError:

@@ -84,7 +84,7 @@ def render_page(status: Status, *, only: str | None = None) -> str:
         f'<noscript><meta http-equiv="refresh" content="{_NO_SCRIPT_REFRESH_SECONDS}"></noscript>'
         f"<style>{_STYLE}</style></head><body>"
         f'<header class="top"><h1>{escape(host.name)}</h1>'
-        '<p class="grow">flopwatch: the FLOPS each GPU delivers, and where the others went</p>'
+        '<p class="grow">flopwatch: the FLOPS each GPU delivers, and where the rest of the peak is lost</p>'
         '<button id="pause" type="button" hidden>Pause updates</button></header>'
         '<p id="notice" class="notice" role="alert" hidden></p>'
         f'<main>{back}<p class="verdict {host.health}" role="status">{escape(host.summary)}</p>'

@@ -101,7 +101,7 @@ class StatusService:
             return self._response("json", body, JSON, request)
 
     def configuration(self, request: Request) -> Response:
-        """`/config`: the configuration in force as YAML, secrets masked."""
+        """`/config`: the active configuration as YAML, secrets masked."""
         text = configuration_text(self._sources.configuration())
         return Response(200, text.encode(), TEXT, SECURITY_HEADERS)
 

@@ -47,7 +47,7 @@ def binary(value_bytes: float) -> str:
 
 
 def megahertz(hertz: float) -> str:
-    """A clock without its unit, for «1,200 of 1,980 MHz»."""
+    """A clock without its unit, for '1,200 of 1,980 MHz'."""
     return f"{hertz / 1e6:,.0f}"
 
 

@@ -46,7 +46,7 @@ class Conversation:
 
     Every wait for the client has an absolute deadline, which is given to the socket as the timeout
     of each single call: what is left of the time, not the whole of it anew. `security` is asked for
-    the configuration in force; when that is no longer the one the connection began with, the
+    the active configuration; when that is no longer the one the connection began with, the
     conversation ends. `draining` says whether the server is closing.
     """
 

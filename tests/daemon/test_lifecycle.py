@@ -211,7 +211,7 @@ def test_a_driver_that_appears_later_is_found(start) -> None:
 
 
 def test_reload_takes_a_good_configuration_and_refuses_a_bad_one(start) -> None:
-    """SIGHUP with a mistake: said in log and metrics, and the old one stays in force."""
+    """SIGHUP with a mistake: said in log and metrics, and the old one stays active."""
     _fake, daemon = start([H100], config=passive("sampling: {interval: 250ms}\n"))
     daemon.wait_until(lambda scrape: scrape.has("flopwatch_flop_total", precision="bf16"))
 

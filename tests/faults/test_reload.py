@@ -29,7 +29,7 @@ BAD = [
 
 
 def test_a_storm_of_bad_configurations(start) -> None:
-    """The old one stays in force through every one of them, and a good one is taken again."""
+    """The old one stays active through every one of them, and a good one is taken again."""
     fake, daemon = start([H100], config=GOOD)
     fake.gpu(0).set_load(Load.decode())
     witness = Witness(daemon, window_seconds=1.5)

@@ -337,7 +337,7 @@ class DcgmSource:
                 log.warning(
                     "dcgm_fields_missing",
                     missing=sorted(missing),
-                    remedy="add a line «FIELD, gauge, help» for each to the counters file of "
+                    remedy="add a line 'FIELD, gauge, help' for each to the counters file of "
                     "dcgm-exporter (-f, DCGM_EXPORTER_COLLECTORS) and restart it",
                 )
 

@@ -53,13 +53,13 @@ Field = int | tuple[int, int]
 
 # nvmlValueType_t: which member of the union holds the value.
 _MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
-# Values with which drivers and DCGM say «no value»: the largest of each register, signed and
+# Values with which drivers and DCGM say 'no value': the largest of each register, signed and
 # unsigned, and 2^47, DCGM's for a double. As whole numbers, so that none is rounded into another.
 _BLANKS = frozenset({2**31 - 1, 2**32 - 1, 2**47, 2**63 - 1, 2**63, 2**64 - 1, 2**64})
 
 
 def is_blank(value: float) -> bool:
-    """Whether a value as the driver gave it, not yet scaled, stands for «no value».
+    """Whether a value as the driver gave it, not yet scaled, stands for 'no value'.
 
     2^63 and 2^64 are the 64-bit blanks as doubles, DCGM's begin 16 below 2^63; -1 is a signed
     register with all bits set. No counter comes near 2^63: NVLink counts in KiB, the rest is slower.

@@ -86,7 +86,7 @@ class GpmSession:
 
     def open(self) -> None:
         """Allocate the samples. Raises NvmlError; NotSupported where the device has no GPM."""
-        # A wrong «supported» is found by the caller's trial; a wrong «not supported» would cost
+        # A wrong 'supported' is found by the caller's trial; a wrong 'not supported' would cost
         # a working device its FLOPS, so only the sample itself decides.
         self._samples = [call("nvmlGpmSampleAlloc"), call("nvmlGpmSampleAlloc")]
 

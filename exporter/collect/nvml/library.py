@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 # With this variable set, NVML shows MPS locality domains, and nearly every call answers
 # NOT_SUPPORTED (nvml.h of CUDA 13.5).
 _MPS_VARIABLE = "NVML_MPS_DEVICE_ENUMERATION"
-# Initialisations refused with «Unknown Error», and for how long, before it is taken for final: a
+# Initialisations refused with 'Unknown Error', and for how long, before it is taken for final: a
 # driver that is being reset or updated is done by then.
 BARRED_TIMES = 5
 BARRED_SECONDS = 60.0
@@ -122,7 +122,7 @@ class DriverLibrary:
         """Whether this process had the driver, and cannot get it again while the driver itself is there.
 
         So it is in a container whose devices were taken away (a reload of systemd does that to some
-        runtimes): NVML answers «Unknown Error» from then on, and only a new container has them again.
+        runtimes): NVML answers 'Unknown Error' from then on, and only a new container has them again.
         """
         refusals = self._refusals
         return len(refusals) >= BARRED_TIMES and refusals[-1] - refusals[0] >= BARRED_SECONDS
@@ -249,7 +249,7 @@ class DeviceCalls:
         return any(_spoken(key) == spoken for key in self._failing)
 
     def is_refused(self, *key: Any) -> bool:
-        """Whether this call, or field, has never answered anything but «not supported»."""
+        """Whether this call, or field, has never answered anything but 'not supported'."""
         return key in self._claims
 
     def has_answered(self, *key: Any) -> bool:
@@ -257,7 +257,7 @@ class DeviceCalls:
         return key in self._answered
 
     def unsupported(self, *key: Any) -> bool:
-        """Whether the driver's last word on this call, or field, was «not supported»."""
+        """Whether the driver's last word on this call, or field, was 'not supported'."""
         return key in self._claims or key in self._lost
 
     def forget_claims(self) -> None:

@@ -497,7 +497,7 @@ def _whole(calls: DeviceCalls, what: str, value: Any, maximum: int) -> int | Non
 
 
 def _switch(calls: DeviceCalls, what: str, value: Any) -> bool | None:
-    """A flag that is 0 or 1; anything else is a blank, and no «yes»."""
+    """A flag that is 0 or 1; anything else is a blank, and no 'yes'."""
     if value is None:
         return None
     if value not in _SWITCH:
