@@ -161,7 +161,7 @@ class BurnIn:
             report = worker.run(self._request(index, peer, kernel, shape, CHUNK_SECONDS))
             if report.result is None or self._monotonic() >= until:
                 return report
-            # Another one than was asked for, where that fits the memory no more.
+            # The worker chose another shape where the requested one no longer fits the memory.
             shape = report.result.shape
 
     def _request(

@@ -55,7 +55,7 @@ class ProbeDevice(ABC):
     units: int
     """SMs that a kernel can use; cores of the host processor."""
     overhead_seconds: float
-    """Device time a chunk takes besides its runs."""
+    """Device time that a chunk takes in addition to its runs."""
     preemptible: bool
     """Others get it in the middle of a run when they want it: runs need no chunks and no gaps."""
     beside_bytes: int

@@ -24,7 +24,7 @@ from probes.supervisor import outcome_of
 SECTION: Final = "probes"  # of the state file
 # MIG instances that are away and may come back: several partitions of a node of 16 GPUs.
 INSTANCES_KEPT: Final = 256
-# A worker that ends between two requests twice within this time is in somebody's way.
+# A worker that ends while idle twice within this time is restarted with a delay.
 IDLE_DEATH_SECONDS: Final = 300.0
 # Every device has it; it stands for the run that was to come when nothing is known of the device.
 FIRST_KERNEL: Final = "launch"

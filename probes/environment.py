@@ -1,4 +1,4 @@
-"""The worker's environment: nobody else's settings, its devices, its threads."""
+"""The worker's environment variables: its devices, its threads, and no foreign settings."""
 
 import os
 from collections.abc import Sequence

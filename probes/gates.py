@@ -47,8 +47,8 @@ def other_processes(
 ) -> tuple[ProcessFacts, ...]:
     """The processes on a device that are not our worker.
 
-    In a container the driver may list the worker under its host process id, which nobody inside
-    knows. So when the worker is open and its own id is not listed, the process nearest to it in
+    In a container the driver may list the worker under its host process id, which is not visible
+    inside. So when the worker is open and its own id is not listed, the process nearest to it in
     age, if it is near enough, is taken for it.
     """
     others = tuple(process for process in processes if process.pid != worker_pid)
@@ -90,7 +90,7 @@ def device_gate(
 
 
 def paused(config: ProbeConfig, *, by_operator: bool) -> bool:
-    """Whether an operator, or somebody's start-up hook, holds the probes off."""
+    """Whether an operator or the pause file holds the probes off."""
     if by_operator:
         return True
     try:

@@ -192,7 +192,7 @@ def judge(
     if outcome in ("mismatch", "contended") or value is None:
         return Judgement(outcome, None, None, None, beside, checked)
     if outcome == "throttled":
-        # The efficiency has the clock divided out, and tells heat from sick silicon.
+        # The efficiency has the clock divided out: it separates throttling from slow silicon.
         return Judgement(outcome, None, None, reached, beside, checked)
     per_clock: float | None = normalise(kernel, value, result.clock_hertz)
     if facts.kind == "cuda" and kernel.quantity == "flops" and result.clock_hertz is None:

@@ -100,7 +100,7 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance
 def _prepared(
     bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance
 ) -> tuple[Prepared, bool]:
-    """In the shape that was asked for; in another one where that fits this device no more.
+    """The kernel in the requested shape, or in another one where that no longer fits the device.
 
     The daemon sees by the result's shape that what it knows of the old one says nothing of it.
     """
@@ -182,8 +182,8 @@ def _stretches(
 ) -> _Timed:
     """Time the runs back to back, until enough of the fastest agree.
 
-    A processor's scheduler takes it away in the middle of a run, so a gap protects nobody. It
-    would only let the core fall asleep: the first milliseconds after that are cold and slow.
+    A processor's scheduler takes it away in the middle of a run, so gaps protect no other
+    program. They would only let the core go to sleep: its first milliseconds after that are slow.
     """
     expected = min(device.chunk(allowance, prepared.in_stretch(0), 0, 2).run_seconds)
     number, stretches = 2, 1

@@ -61,7 +61,7 @@ class Subject:
     def versions(self) -> str:
         """What its baseline holds for."""
         peer = f" peer {self.peer_uuid}" if self.peer_uuid else ""
-        # A MIG instance's UUID may come again for one of another size, which its name tells.
+        # A MIG instance's UUID can return for an instance of another size; its name shows the size.
         size = f" on {self.facts.name}" if self.facts.instance is not None else ""
         return self.described.versions + size + peer
 

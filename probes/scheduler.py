@@ -79,7 +79,7 @@ class Scheduler:
         self._pool.interrupt()
 
     def reconfigure(self, config: ProbeConfig) -> None:
-        """Use `config` from the next cycle on; workers are made anew."""
+        """Use `config` from the next cycle on, with new workers."""
         self._pool.close()
         self.config = config
         self._states.configure(config)

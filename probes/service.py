@@ -129,5 +129,5 @@ def _torch_is_there() -> bool:
     try:
         return importlib.util.find_spec("torch") is not None
     except (ImportError, ValueError):
-        # An entry in sys.modules that is no module: somebody blocks the import.
+        # An entry in sys.modules that is not a module: the import is blocked.
         return False

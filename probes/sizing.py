@@ -24,7 +24,7 @@ RUN_SHARE: Final = 0.2
 # Of a pipe so slow that nothing else fits, two runs share a chunk.
 SLOW_RUN_SHARE: Final = 0.45
 # On the host processor the scheduler's slice (about 3 ms) bounds a run, not a chunk; and below the
-# shorter time a GEMM tells more of its threads' start than of their speed.
+# shorter time a GEMM measures the start of its threads more than their speed.
 CPU_RUN_SECONDS: Final = 0.0015
 CPU_TRIAL_SECONDS: Final = 0.0001
 # For pipes so slow that whole waves take too long: multiples of every tile and alignment.

@@ -50,10 +50,10 @@ from probes.protocol import (
 )
 
 
-# Enough of the worker's last words for a log line.
+# Standard error kept for the log: enough for a line.
 STDERR_BYTES_MAX: Final = 4096
 READ_BYTES: Final = 65536
-# What of the worker's words is kept with a baseline.
+# Longest text of the worker that is kept with a baseline.
 TEXT_LENGTH_MAX: Final = 500
 # On the host processor a worker gives way to every other program: this long it may take for a chunk.
 # Its processor time is bounded as on a GPU.
@@ -112,7 +112,7 @@ class Worker(Protocol):
         """Run one kernel; never raises."""
 
     def close(self) -> None:
-        """End it, kindly if it answers, and reap it."""
+        """Ask it to exit, kill it if it does not, and reap it."""
 
     def interrupt(self) -> None:
         """Kill it from another thread: a call that waits for it returns at once."""
@@ -158,7 +158,7 @@ class WorkerProcess:
             return False
         if process.poll() is None:
             return True
-        # It ended between two requests: nobody's kernel failed.
+        # It ended while idle: no kernel failed.
         log.info("probe_worker_gone", pid=process.pid, status=_status(process.returncode))
         self._kill()
         return False
@@ -196,7 +196,7 @@ class WorkerProcess:
         if not isinstance(answer, Described) or answer.device != device:
             raise self._unexpected(answer, spent)
         if not _sane_description(answer):
-            raise self._fail("error", "the worker's description makes no sense", spent)
+            raise self._fail("error", "the worker's description is invalid", spent)
         return answer
 
     def run(self, request: Run) -> RunReport:
@@ -209,7 +209,7 @@ class WorkerProcess:
             if not isinstance(answer, Result) or answer.identifier != request.identifier:
                 raise self._unexpected(answer, spent)
             if not _sane(answer):
-                raise self._fail("error", "the worker's result makes no sense", spent)
+                raise self._fail("error", "the worker's result is invalid", spent)
         except WorkerFailedError as error:
             return RunReport(None, error.device_seconds, outcome_of(error.outcome), text=error.text)
         return RunReport(answer, spent)

@@ -168,7 +168,7 @@ def _guarded(devices: Devices, message: ToWorker) -> FromWorker:
     except AllowanceError as error:
         return Failure(outcome="allowance", text=str(error))
     except Exception as error:  # noqa: BLE001 - the daemon must learn of it, and the context may be lost
-        # Also where memory is short it may be gone for good: start afresh rather than go on with half.
+        # Out of memory can leave the context unusable as well: start a new process.
         return Failure(
             outcome="out_of_memory" if is_out_of_memory(error) else "error",
             text=_text(error),

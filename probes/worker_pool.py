@@ -45,7 +45,7 @@ class PooledWorker:
     stays: bool
     described: dict[str, Described] = field(default_factory=dict)
     started: bool = False
-    """It was started and nothing is known of its end: if it is gone, somebody ended it."""
+    """It was started and not stopped by us: if it is gone, it ended by itself or was killed."""
 
     def note_end(self) -> None:
         """The worker has ended, for a reason that is known."""

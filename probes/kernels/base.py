@@ -61,7 +61,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def available(self, device: "ProbeDevice", allowance: "Allowance") -> bool:
-        """Whether the device has it, found out by running a tiny one where that is the way."""
+        """Whether the device has it; where only the device knows, by running a tiny one."""
 
     @abstractmethod
     def choose(

@@ -34,7 +34,7 @@ TRIALS_CUDA: Final[tuple[Shape, ...]] = (
     (1024, 1024, 1024),
     (2048, 2048, 1024),
 )
-# On a busy host the fastest of several tells the size that all later probes keep.
+# On a busy host the fastest of several runs decides the shape that all later probes keep.
 TRIAL_RUNS: Final = 4
 # Before these, a kernel that was never run is run so often.
 LOADING_RUNS: Final = 2

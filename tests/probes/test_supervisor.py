@@ -183,7 +183,7 @@ class TestFaults:
     def test_a_description_that_makes_no_sense(self, started, mode):
         """A kernel that there is not would become a series; numbers are added up."""
         opening = started(mode)
-        with pytest.raises(WorkerFailedError, match="makes no sense") as caught:
+        with pytest.raises(WorkerFailedError, match="is invalid") as caught:
             opening.describe(0)
 
         assert caught.value.outcome == "error"
@@ -203,9 +203,9 @@ class TestFaults:
             ("negative_time", "error", "impossible times"),
             ("overdraft", "error", "overdraws its allowance"),
             ("wrong_identifier", "error", "unexpected answer"),
-            ("no_runs", "error", "makes no sense"),
-            ("no_shape", "error", "makes no sense"),
-            ("nan_clock", "error", "makes no sense"),
+            ("no_runs", "error", "is invalid"),
+            ("no_shape", "error", "is invalid"),
+            ("nan_clock", "error", "is invalid"),
             ("out_of_memory", "out_of_memory", "CUDA out of memory"),
         ],
     )
