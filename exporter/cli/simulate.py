@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
         dest="listen_address",
         default=_DEFAULT_ADDRESS,
         metavar="ADDRESS",
-        help=f"address to listen on (default {_DEFAULT_ADDRESS})",
+        help=f"addresses to listen on: one, or several with commas (default {_DEFAULT_ADDRESS})",
     )
     parser.add_argument("--seed", type=int, default=1, help="same seed, same fleet (default 1)")
     parser.add_argument(
@@ -86,14 +86,16 @@ def run(parsed: argparse.Namespace) -> int:
         for line in history(hosts, begins=began, ends=now, step_seconds=parsed.step):
             sys.stdout.write(line)
         return 0
-    return _serve(parsed.listen_address, hosts)
+    return _serve(parsed.listen_address.split(","), hosts)
 
 
-def _serve(address: str, hosts: Any) -> int:
+def _serve(addresses: list[str], hosts: Any) -> int:
     from exporter.simulate.fleet import fleet_limits, fleet_router
     from exporter.web.server import Server
 
-    server = Server([address], fleet_router(hosts), limits=fleet_limits(hosts))
+    server = Server(
+        [address.strip() for address in addresses], fleet_router(hosts), limits=fleet_limits(hosts)
+    )
     server.start()
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -206,3 +206,16 @@ def test_the_services_of_compose_are_healthy(engine: Engine, image: str, service
         wait_for(lambda: engine.run("healthcheck", "run", name).returncode == 0)
     finally:
         engine("rm", "--force", "--time", "1", name, check=False)
+
+
+@pytest.mark.slow
+def test_it_builds_upon_the_newest_python(engine: Engine) -> None:
+    """The same Dockerfile and the same locks, upon Python 3.13."""
+    base = "localhost/flopwatch-test-base-3.13"
+    engine.base(base, "3.13")
+    engine.build("flopwatch:slim-3.13", base=base)
+    report = json.loads(
+        engine("run", "--rm", "--network", "none", "flopwatch:slim-3.13", "check", "--json")
+    )
+
+    assert report["healthy"], report["findings"]

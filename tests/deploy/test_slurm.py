@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from exporter.attribution.job_mapping import read_jobs
+from exporter.attribution.snapshot import DeviceKey
+
 
 SLURM = Path(__file__).parents[2] / "deploy" / "slurm"
 SCRIPTS = ("prolog.sh", "epilog.sh")
@@ -177,6 +180,20 @@ def test_an_array_task_has_the_name_that_users_know_where_that_is_wanted(jobs: P
 
     run("epilog.sh", jobs, SLURM_JOB_ID="1235")
     assert noted(jobs) == {"nvidia0": ["12"]}
+
+
+def test_the_daemon_reads_what_the_prolog_writes(jobs: Path, tmp_path: Path):
+    """By UUID, by minor number, and an array task under the name that users know."""
+    driver_tells(tmp_path, "0000:1b:00.0", minor=5, uuid=GPU_A)
+    run(
+        "prolog.sh", jobs, SLURM_JOB_ID="1235", SLURM_JOB_GPUS="5-6",
+        FLOPWATCH_SLURM_ARRAY_NAMES="yes",
+    )  # fmt: skip
+
+    assert [(use.device, use.job) for use in read_jobs(jobs)] == [
+        (DeviceKey(uuid=GPU_A), "1234_7"),
+        (DeviceKey(minor="6"), "1234_7"),
+    ]
 
 
 def test_a_prolog_that_runs_twice_notes_once(jobs: Path):

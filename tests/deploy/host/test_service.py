@@ -59,6 +59,9 @@ def test_a_reload_is_visible(installed: Machine) -> None:
         "curl -s http://127.0.0.1:9907/metrics | grep '^flopwatch_config_last_reload_successful 0'"
     )
     assert main_pid(installed) == pid
+    # The journal knows how much it matters.
+    assert "configuration_refused" in installed.type("journalctl -u flopwatch -p err")
+    assert "event=serving" not in installed.type("journalctl -u flopwatch -p warning")
 
     installed.type(f"echo 'log: {{level: info}}' >{CONFIG}; systemctl reload flopwatch")
     installed.wait_for(
