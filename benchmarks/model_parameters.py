@@ -73,20 +73,26 @@ def rows(names: list[str]) -> Iterator[Row]:
             print(f"{name}: no class in transformers", file=sys.stderr)
             continue
         config = CONFIG_MAPPING[name](**_SIZES.get(name, {}))
-        try:
-            with torch.device("meta"):
-                kind = AutoModel if FAMILIES[name].encoder else AutoModelForCausalLM
-                model = kind.from_config(config)
-        except ValueError:
-            print(f"{name}: no language model of its own in transformers", file=sys.stderr)
-            continue
+        bare = FAMILIES[name].encoder
+        with torch.device("meta"):
+            try:
+                model = (AutoModel if bare else AutoModelForCausalLM).from_config(config)
+            except ValueError:  # a part of a multimodal model, without an output head
+                bare = True
+                try:
+                    model = AutoModel.from_config(config)
+                except ValueError:
+                    print(f"{name}: no class of its own in transformers", file=sys.stderr)
+                    continue
         true = sum(
             parameter.numel()
             for path, parameter in model.named_parameters()
             # Engines that make embeddings leave BERT's pooler out.
             if not path.startswith("pooler.")
         )
-        yield Row(name, true, count_parameters(describe(config.to_dict())).total)
+        counts = count_parameters(describe(config.to_dict()))
+        head = 0 if counts.tied_embeddings or not bare else counts.head
+        yield Row(name, true, counts.total - head)
 
 
 def table(found: list[Row]) -> str:

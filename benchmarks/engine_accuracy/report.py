@@ -80,7 +80,8 @@ def write_document(rows: Sequence[Row]) -> None:
         "within 5 %. The command fails above them. The model is tiny, so attention, which is "
         "what is estimated, is a larger share of its FLOPs than of a real model's.\n\n"
         + table(rows)
-        + "\n\nAn empty cell means that flopwatch exports nothing there.\n"
+        + "\n\nAn empty cell means that there was nothing to count. Of a request that is aborted, the token of the last pass may count or not: it\n"
+        "comes out after nobody listens.\n"
     )
 
 

@@ -144,6 +144,8 @@ FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
         "glm": ModelFamily(query_key_value_bias=True),
         "glm4": ModelFamily(query_key_value_bias=True, norms_per_layer=4),
         "glm4_moe": ModelFamily(router_bias=True),
+        "glm4v_text": ModelFamily(query_key_value_bias=True, norms_per_layer=4),
+        "glm4v_moe_text": ModelFamily(router_bias=True),
         "llama4_text": ModelFamily(windows=4),
         "olmo": ModelFamily(norms_per_layer=0),
         "olmo2": ModelFamily(query_key_norm="all"),
