@@ -33,8 +33,8 @@ _SERVICE_VARIABLE = re.compile(
 )
 # A configuration of thousands of GPUs has 100 kB.
 _FILE_BYTES_MAX = 1 << 20
-# Paths that the server answers itself.
-_RESERVED_PATHS = frozenset({"/", "/config"})
+# Paths that the server answers itself; at / the status page gives way to the metrics.
+_RESERVED_PATHS = frozenset({"/config"})
 _RESERVED_PREFIXES = ("/-/", "/api/", "/docs/")
 
 

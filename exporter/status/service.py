@@ -69,7 +69,7 @@ class StatusService:
         self._histories.observe(snapshot)
 
     def add_routes(self, router: Router) -> None:
-        """Serve everything."""
+        """Serve everything; the page gives way where the metrics were given its path."""
         for path, handler in (
             (PAGE_PATH, self.page),
             (STATUS_PATH, self.document),
@@ -77,7 +77,8 @@ class StatusService:
             ("/docs/metrics", _documentation(metrics_page)),
             ("/docs/configuration", _documentation(configuration_page)),
         ):
-            router.add(path, "GET", handler)
+            if path != self._sources.telemetry_path:
+                router.add(path, "GET", handler)
 
     def page(self, request: Request) -> Response:
         """`/`, and with `?gpu=3` that device alone."""
