@@ -27,7 +27,10 @@ def assert_only_health(scrape: Scrape, gpu: int) -> None:
     """A device that does not answer shows who it is and how it fares, and no reading."""
     shown = {name for name, labels in scrape.samples if ("gpu", str(gpu)) in labels}
     assert shown <= {
+        "flopwatch_finding",
+        "flopwatch_finding_since_timestamp_seconds",
         "flopwatch_gpu_info",
+        "flopwatch_gpu_reset_timestamp_seconds",
         "flopwatch_gpu_up",
         "flopwatch_source_up",
         "flopwatch_source_hung",
