@@ -33,7 +33,15 @@ _READ = re.compile(
 )
 _MATCHER = re.compile(r'(\w+)\s*(=~|!=|=)\s*"([^"]*)"')
 # Recorded only while something is wrong.
-_SELDOM = {"gpu:flopwatch_probe_mismatches:increase15m", "gpu:flopwatch_probe_mismatches:sum"}
+_SELDOM = {
+    "gpu:flopwatch_probe_mismatches:sum",
+    "gpu_xid:flopwatch_xid:timestamp",
+    "gpu:flopwatch_ecc_uncorrected:timestamp",
+    "gpu:flopwatch_probe_wrong_results:timestamp",
+    "gpu_unit:flopwatch_probe_measure:slow_peer_ratio",
+    "gpu:flopwatch_probe_baseline_ratio:slow",
+    "workload_objective:flopwatch_objective:missed",
+}
 # Recorded only of GPUs without an engine, and the simulated ones have one.
 _WITHOUT_ENGINE = {
     "gpu:flopwatch_sm_active:avg5m",
@@ -41,6 +49,8 @@ _WITHOUT_ENGINE = {
     "gpu:flopwatch_dram_bytes_without_engine:rate5m",
     "gpu:flopwatch_dram_bytes:avg1h",
 }
+# Series of no host.
+_WIDE = ("model:", "cluster:")
 # Low enough that the present never looks like a drop, and above what the rules leave out as idle.
 _RECORDED_VALUE = 0.5
 _RECORDED_RATIO = 0.02
@@ -48,6 +58,7 @@ _RECORDED_RATIO = 0.02
 _RECORDED_LABELS = {
     "gpu:": ("gpu", "uuid"),
     "instance:": (),
+    "cluster:": (),
     "workload:": ("workload",),
     "workload:flopwatch_model_tokens": ("workload", "model"),
     "workload:flopwatch_model_requests": ("workload", "model"),
@@ -140,7 +151,7 @@ def _lines(
     samples = {host.name: list(host.samples()) for host in hosts}
     for name in dict.fromkeys(read.name for read in reads):
         # A model is served by many hosts; its series is one.
-        for host in hosts[:1] if name.startswith("model:") else hosts:
+        for host in hosts[:1] if name.startswith(_WIDE) else hosts:
             for labels, value, wanted in _series(host, samples[host.name], name, reads):
                 times = sorted({at for read in wanted for at in _times(read, now, begins, ends)})
                 # A gauge was lower than it is now: or each GPU would look as if it had lost links.
@@ -170,7 +181,7 @@ def _series(
         ]
         if wanted:
             target = {"cluster": host.cluster, "instance": host.name, "job": "flopwatch"}
-            if name.startswith("model:"):
+            if name.startswith(_WIDE):
                 del target["instance"]
             text = ",".join(f'{key}="{text}"' for key, text in (target | dict(labels)).items())
             yield f"{{{text}}}", value, wanted
@@ -192,9 +203,11 @@ def _recorded(
     # A family that has these labels: what the series is recorded from, where that is exported.
     own = name.split(":")[1]
     if own not in {family.name for family in CATALOGUE}:
-        own = {"gpu:": "flopwatch_gpu_up", "instance:": "flopwatch_build_info"}.get(
-            prefix, "flopwatch_model_info"
-        )
+        own = {
+            "gpu:": "flopwatch_gpu_up",
+            "instance:": "flopwatch_build_info",
+            "cluster:": "flopwatch_build_info",
+        }.get(prefix, "flopwatch_model_info")
     value = _RECORDED_RATIO if "flops_utilization" in name else _RECORDED_VALUE
     found = {
         tuple((key, text) for key, text in sample.labels if key in wanted): value

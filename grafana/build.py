@@ -6,18 +6,21 @@ The JSON under grafana/dashboards/ is the product and is committed; `--check` sa
 import argparse
 import json
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana.boards import exporter, fleet, gpu, models, probes, roofline, tenants
+from grafana.boards import exporter, fleet, gpu, host, models, probes, roofline, tenants
 
 
 FOLDER = Path(__file__).parent / "dashboards"
 BOARDS: dict[str, Callable[[], Dashboard]] = {
     "fleet": fleet.dashboard,
+    "host": host.dashboard,
     "gpu": gpu.dashboard,
     "models": models.dashboard,
     "roofline": roofline.dashboard,
@@ -27,10 +30,53 @@ BOARDS: dict[str, Callable[[], Dashboard]] = {
 }
 
 
+# Grafana's smallest step for rates: with it $__rate_interval is two minutes or more, so that a data source that
+# is set to 15 s has rates of targets that are scraped every 60 s.
+RATE_STEP = "30s"
+ALERTS = 'ALERTS{alertstate="firing", job=~"$job|", cluster=~"$cluster", instance=~"$instance|"}'
+
+
 def render(name: str) -> str:
     """The JSON of one dashboard, with sorted keys and a trailing newline."""
     text = JSONEncoder(sort_keys=True, indent=2).encode(BOARDS[name]().build())
-    return json.dumps(json.loads(text), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    board = json.loads(text)
+    _finish(board)
+    return json.dumps(board, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+
+def _finish(board: dict[str, Any]) -> None:
+    """What the builders leave out: panels' ids by their titles, visible links, steps, alert annotations."""
+    board["annotations"] = {"list": [_alert_annotation()]}
+    for link in board["links"]:
+        link.pop("placement", None)  # inControlsMenu, the builder's default, hides it in a menu
+    for panel in _panels(board):
+        panel["id"] = zlib.crc32(f"{panel['type']}/{panel['title']}".encode()) % 2**31
+        for link in panel.get("links", []):
+            link.pop("placement", None)
+        for target in panel.get("targets", []):
+            if "$__rate_interval" in target["expr"]:
+                target["interval"] = RATE_STEP
+
+
+def _panels(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for panel in board["panels"]:
+        yield panel
+        yield from panel.get("panels", [])
+
+
+def _alert_annotation() -> dict[str, Any]:
+    return {
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+        "enable": True,
+        "expr": f"max by (alertname, cluster, instance, gpu, severity) ({ALERTS})",
+        "hide": False,
+        "iconColor": "red",
+        "name": "Firing alerts",
+        "step": "60s",
+        "tagKeys": "severity,cluster",
+        "textFormat": "{{instance}} GPU {{gpu}}",
+        "titleFormat": "{{alertname}}",
+    }
 
 
 def stale() -> list[str]:

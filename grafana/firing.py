@@ -69,5 +69,5 @@ def firing(
         sort_by="Severity",
         span=span,
         height=height,
-        no_value="nothing fires",
+        no_value="-",
     )

@@ -39,8 +39,12 @@ GPU_OF_LINE = (
     f"/d/flopwatch-gpu?{KEEP}"
     "&var-cluster=${__field.labels.cluster}&var-instance=${__field.labels.instance}&var-gpu=${__field.labels.gpu}"
 )
+HOST_LINK = (
+    f"/d/flopwatch-host?{KEEP}"
+    "&var-cluster=${__data.fields.Cluster}&var-instance=${__data.fields.Instance}"
+)
 NODE_OF_BAR = (
-    f"/d/flopwatch-fleet?{KEEP}"
+    f"/d/flopwatch-host?{KEEP}"
     "&var-cluster=${__field.labels.cluster}&var-instance=${__field.labels.instance}"
 )
 
@@ -83,11 +87,18 @@ def explained(panel: P, section: str) -> P:
 
 
 def board(
-    uid: str, title: str, description: str, *, narrow: tuple[str, ...] = (), one_gpu: bool = False
+    uid: str,
+    title: str,
+    description: str,
+    *,
+    narrow: tuple[str, ...] = (),
+    one_gpu: bool = False,
+    one_host: bool = False,
 ) -> d.Dashboard:
     """An empty dashboard with the project's variables; `narrow` names those beyond job, cluster, instance.
 
-    `one_gpu`: instance and GPU take exactly one value, for All would draw thousands of lines.
+    `one_gpu`: instance and GPU take exactly one value, for All would draw thousands of lines; `one_host`:
+    the instance does.
     """
     narrower = {
         "gpu": variable(
@@ -101,7 +112,7 @@ def board(
             all_value=".*",
         ),
         "model": variable(
-            "model", "Served model", f"label_values(flopwatch_model_info{{{CLUSTER}}}, model)"
+            "model", "Served model", f"label_values(flopwatch_model_info{{{NODE}}}, model)"
         ),
     }
     dashboard = (
@@ -144,7 +155,7 @@ def board(
                 "instance",
                 "Instance",
                 f"label_values(flopwatch_build_info{{{CLUSTER}}}, instance)",
-                single=one_gpu,
+                single=one_gpu or one_host,
             )
         )
     )

@@ -4,6 +4,7 @@
     'exporter.json': import '../grafana/dashboards/exporter.json',
     'fleet.json': import '../grafana/dashboards/fleet.json',
     'gpu.json': import '../grafana/dashboards/gpu.json',
+    'host.json': import '../grafana/dashboards/host.json',
     'models.json': import '../grafana/dashboards/models.json',
     'probes.json': import '../grafana/dashboards/probes.json',
     'roofline.json': import '../grafana/dashboards/roofline.json',

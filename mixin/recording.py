@@ -145,6 +145,11 @@ def _memory() -> RuleFile:
             "%{gpu}",
             now='max by (%{gpu}) (flopwatch_power_limit_watts{mig=""})',
         ),
+        highest(
+            "gpu:flopwatch_peak_flops:installed",
+            "%{gpu}",
+            now='max by (%{gpu}) (flopwatch_headline_peak_flops{mig=""})',
+        ),
         Record(
             "gpu:flopwatch_reset:timestamp",
             "max by (%{gpu}) (\n    "
@@ -326,6 +331,32 @@ def _fleet() -> RuleFile:
             why="Seconds of each second that reading a GPU takes, mean of the host's.",
         ),
         Record(
+            "instance:flopwatch_dram_bytes:rate5m",
+            "sum by (%{host}) (gpu:flopwatch_dram_bytes:rate5m)",
+        ),
+        Record(
+            "instance:flopwatch_peak_dram_bandwidth_bytes_per_second:sum",
+            'sum by (%{host}) (flopwatch_peak_dram_bandwidth_bytes_per_second{mig=""})',
+        ),
+        Record(
+            "instance:flopwatch_peak_flops:installed",
+            "sum by (%{host}) (gpu:flopwatch_peak_flops:installed)",
+            why="The peak of all GPUs of the host, those that do not answer among them.",
+        ),
+        Record(
+            "instance:flopwatch_probe_gpu_seconds:rate5m",
+            'sum by (%{host}) (rate(flopwatch_probe_gpu_seconds_total{mig=""}[5m]))',
+        ),
+        Record(
+            "instance_outcome:flopwatch_probe_runs:rate5m",
+            'sum by (%{host}, outcome) (rate(flopwatch_probe_runs_total{mig="", outcome!="ok"}[5m]))',
+            why="Runs that gave no measurement; those that did are the rule.",
+        ),
+        Record(
+            "instance_reason:flopwatch_probe_skips:rate5m",
+            'sum by (%{host}, reason) (rate(flopwatch_probe_skips_total{mig=""}[5m]))',
+        ),
+        Record(
             "instance:flopwatch_clock_skew:seconds",
             "max by (%{host}) (flopwatch_time_seconds - timestamp(flopwatch_time_seconds))",
             why="How far the host's clock is ahead of Prometheus's.",
@@ -340,11 +371,11 @@ def _fleet() -> RuleFile:
         ),
         Record(
             "cluster:flopwatch_dram_bytes:rate5m",
-            "sum by (%{cluster}) (gpu:flopwatch_dram_bytes:rate5m)",
+            "sum by (%{cluster}) (instance:flopwatch_dram_bytes:rate5m)",
         ),
         Record(
             "cluster:flopwatch_peak_dram_bandwidth_bytes_per_second:sum",
-            'sum by (%{cluster}) (flopwatch_peak_dram_bandwidth_bytes_per_second{mig=""})',
+            "sum by (%{cluster}) (instance:flopwatch_peak_dram_bandwidth_bytes_per_second:sum)",
         ),
         Record(
             "cluster:flopwatch_dram_bandwidth_utilization:ratio_rate5m",
@@ -370,16 +401,16 @@ def _fleet() -> RuleFile:
         ),
         Record(
             "cluster:flopwatch_probe_gpu_seconds:rate5m",
-            'sum by (%{cluster}) (rate(flopwatch_probe_gpu_seconds_total{mig=""}[5m]))',
+            "sum by (%{cluster}) (instance:flopwatch_probe_gpu_seconds:rate5m)",
         ),
         Record(
             "cluster_outcome:flopwatch_probe_runs:rate5m",
-            'sum by (%{cluster}, outcome) (rate(flopwatch_probe_runs_total{mig="", outcome!="ok"}[5m]))',
+            "sum by (%{cluster}, outcome) (instance_outcome:flopwatch_probe_runs:rate5m)",
             why="Runs that gave no measurement; those that did are the rule.",
         ),
         Record(
             "cluster_reason:flopwatch_probe_skips:rate5m",
-            'sum by (%{cluster}, reason) (rate(flopwatch_probe_skips_total{mig=""}[5m]))',
+            "sum by (%{cluster}, reason) (instance_reason:flopwatch_probe_skips:rate5m)",
         ),
         Record(
             "instance_state:flopwatch_peak_flops:rate5m",

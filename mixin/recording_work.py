@@ -60,7 +60,7 @@ def models_file() -> RuleFile:
         ),
         Record(
             "workload:flopwatch_demand:sum",
-            "sum by (%{host}, workload) (avg_over_time(flopwatch_model_requests[2m]))\n"
+            "sum by (%{host}, workload) (avg_over_time(flopwatch_model_requests[5m]))\n"
             "  or workload:flopwatch_tokens:rate5m",
             why="Demand: requests in flight and queued, or tokens where the engine does not report its requests.",
         ),
@@ -88,9 +88,8 @@ def models_file() -> RuleFile:
         ),
     ]
     named = (
-        "sum by (%{{cluster}}, model) (\n"
-        "    workload:{0} * on (%{{host}}, workload) group_left (model)\n"
-        "      max by (%{{host}}, workload, model) (last_over_time(flopwatch_model_info[5m])))"
+        "workload:{0} * on (%{{host}}, workload) group_left (model)\n"
+        "  max by (%{{host}}, workload, model) (last_over_time(flopwatch_model_info[5m]))"
     )
     model = [
         Record(
@@ -106,9 +105,21 @@ def models_file() -> RuleFile:
             "sum by (%{cluster}, model, phase) (workload_phase:flopwatch_model_tokens:rate5m)",
         ),
         Record(
-            "model:flopwatch_peak_flops:headline", named.format("flopwatch_peak_flops:headline")
+            "workload:flopwatch_model_peak_flops:headline",
+            named.format("flopwatch_peak_flops:headline"),
         ),
-        Record("model:flopwatch_tensor_flop:rate5m", named.format("flopwatch_tensor_flop:rate5m")),
+        Record(
+            "workload:flopwatch_model_tensor_flop:rate5m",
+            named.format("flopwatch_tensor_flop:rate5m"),
+        ),
+        Record(
+            "model:flopwatch_peak_flops:headline",
+            "sum by (%{cluster}, model) (workload:flopwatch_model_peak_flops:headline)",
+        ),
+        Record(
+            "model:flopwatch_tensor_flop:rate5m",
+            "sum by (%{cluster}, model) (workload:flopwatch_model_tensor_flop:rate5m)",
+        ),
         Record(
             "model:flopwatch_model_flops_utilization:ratio_rate5m",
             "model:flopwatch_model_flop:rate5m / model:flopwatch_peak_flops:headline",

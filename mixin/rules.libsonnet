@@ -86,6 +86,10 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(max by (" + text($._config.gpu) + ") (flopwatch_power_limit_watts{mig=\"\"}), \"from\", \"now\", \"\", \"\")\n    or label_replace(last_over_time(gpu:flopwatch_power_limit_watts:usual[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
           {
+            "record": "gpu:flopwatch_peak_flops:installed",
+            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(max by (" + text($._config.gpu) + ") (flopwatch_headline_peak_flops{mig=\"\"}), \"from\", \"now\", \"\", \"\")\n    or label_replace(last_over_time(gpu:flopwatch_peak_flops:installed[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
+          },
+          {
             "record": "gpu:flopwatch_reset:timestamp",
             "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(last_over_time(flopwatch_gpu_reset_timestamp_seconds[5m]), \"from\", \"reset\", \"\", \"\")\n    or label_replace((0 * gpu:flopwatch_gpu_up:recent or 0 * last_over_time(gpu:flopwatch_reset:timestamp[1h]))\n      + on (" + text($._config.host) + ") group_left () max by (" + text($._config.host) + ") (last_over_time(flopwatch_boot_time_seconds[5m])), \"from\", \"boot\", \"\", \"\")\n    or label_replace(last_over_time(gpu:flopwatch_reset:timestamp[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
@@ -158,6 +162,30 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             "expr": "sum by (" + text($._config.host) + ") (rate(flopwatch_tick_duration_seconds_sum{mig=\"\"}[5m]))\n  / instance:flopwatch_gpu_up:count",
           },
           {
+            "record": "instance:flopwatch_dram_bytes:rate5m",
+            "expr": "sum by (" + text($._config.host) + ") (gpu:flopwatch_dram_bytes:rate5m)",
+          },
+          {
+            "record": "instance:flopwatch_peak_dram_bandwidth_bytes_per_second:sum",
+            "expr": "sum by (" + text($._config.host) + ") (flopwatch_peak_dram_bandwidth_bytes_per_second{mig=\"\"})",
+          },
+          {
+            "record": "instance:flopwatch_peak_flops:installed",
+            "expr": "sum by (" + text($._config.host) + ") (gpu:flopwatch_peak_flops:installed)",
+          },
+          {
+            "record": "instance:flopwatch_probe_gpu_seconds:rate5m",
+            "expr": "sum by (" + text($._config.host) + ") (rate(flopwatch_probe_gpu_seconds_total{mig=\"\"}[5m]))",
+          },
+          {
+            "record": "instance_outcome:flopwatch_probe_runs:rate5m",
+            "expr": "sum by (" + text($._config.host) + ", outcome) (rate(flopwatch_probe_runs_total{mig=\"\", outcome!=\"ok\"}[5m]))",
+          },
+          {
+            "record": "instance_reason:flopwatch_probe_skips:rate5m",
+            "expr": "sum by (" + text($._config.host) + ", reason) (rate(flopwatch_probe_skips_total{mig=\"\"}[5m]))",
+          },
+          {
             "record": "instance:flopwatch_clock_skew:seconds",
             "expr": "max by (" + text($._config.host) + ") (flopwatch_time_seconds - timestamp(flopwatch_time_seconds))",
           },
@@ -189,11 +217,11 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "cluster:flopwatch_dram_bytes:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ") (gpu:flopwatch_dram_bytes:rate5m)",
+            "expr": "sum by (" + text($._config.cluster) + ") (instance:flopwatch_dram_bytes:rate5m)",
           },
           {
             "record": "cluster:flopwatch_peak_dram_bandwidth_bytes_per_second:sum",
-            "expr": "sum by (" + text($._config.cluster) + ") (flopwatch_peak_dram_bandwidth_bytes_per_second{mig=\"\"})",
+            "expr": "sum by (" + text($._config.cluster) + ") (instance:flopwatch_peak_dram_bandwidth_bytes_per_second:sum)",
           },
           {
             "record": "cluster:flopwatch_dram_bandwidth_utilization:ratio_rate5m",
@@ -225,15 +253,15 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "cluster:flopwatch_probe_gpu_seconds:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ") (rate(flopwatch_probe_gpu_seconds_total{mig=\"\"}[5m]))",
+            "expr": "sum by (" + text($._config.cluster) + ") (instance:flopwatch_probe_gpu_seconds:rate5m)",
           },
           {
             "record": "cluster_outcome:flopwatch_probe_runs:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", outcome) (rate(flopwatch_probe_runs_total{mig=\"\", outcome!=\"ok\"}[5m]))",
+            "expr": "sum by (" + text($._config.cluster) + ", outcome) (instance_outcome:flopwatch_probe_runs:rate5m)",
           },
           {
             "record": "cluster_reason:flopwatch_probe_skips:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", reason) (rate(flopwatch_probe_skips_total{mig=\"\"}[5m]))",
+            "expr": "sum by (" + text($._config.cluster) + ", reason) (instance_reason:flopwatch_probe_skips:rate5m)",
           },
           {
             "record": "instance_state:flopwatch_peak_flops:rate5m",
@@ -309,7 +337,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "workload:flopwatch_demand:sum",
-            "expr": "sum by (" + text($._config.host) + ", workload) (avg_over_time(flopwatch_model_requests[2m]))\n  or workload:flopwatch_tokens:rate5m",
+            "expr": "sum by (" + text($._config.host) + ", workload) (avg_over_time(flopwatch_model_requests[5m]))\n  or workload:flopwatch_tokens:rate5m",
           },
           {
             "record": "workload:flopwatch_model_tokens:usual",
@@ -336,12 +364,20 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             "expr": "sum by (" + text($._config.cluster) + ", model, phase) (workload_phase:flopwatch_model_tokens:rate5m)",
           },
           {
+            "record": "workload:flopwatch_model_peak_flops:headline",
+            "expr": "workload:flopwatch_peak_flops:headline * on (" + text($._config.host) + ", workload) group_left (model)\n  max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))",
+          },
+          {
+            "record": "workload:flopwatch_model_tensor_flop:rate5m",
+            "expr": "workload:flopwatch_tensor_flop:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n  max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))",
+          },
+          {
             "record": "model:flopwatch_peak_flops:headline",
-            "expr": "sum by (" + text($._config.cluster) + ", model) (\n    workload:flopwatch_peak_flops:headline * on (" + text($._config.host) + ", workload) group_left (model)\n      max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m])))",
+            "expr": "sum by (" + text($._config.cluster) + ", model) (workload:flopwatch_model_peak_flops:headline)",
           },
           {
             "record": "model:flopwatch_tensor_flop:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", model) (\n    workload:flopwatch_tensor_flop:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m])))",
+            "expr": "sum by (" + text($._config.cluster) + ", model) (workload:flopwatch_model_tensor_flop:rate5m)",
           },
           {
             "record": "model:flopwatch_model_flops_utilization:ratio_rate5m",

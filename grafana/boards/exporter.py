@@ -165,7 +165,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 right={"restarts .*": "none"},
                 fill=0,
                 span=6,
-                no_value="no probe worker",
+                no_value="no data; needs probes",
             )
         )
     )
@@ -244,7 +244,7 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
                 unit="none",
                 soft_maximum=1,
                 span=10,
-                no_value="no errors",
+                no_value="none found",
             )
         )
         .with_panel(

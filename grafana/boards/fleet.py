@@ -5,10 +5,10 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 from grafana.firing import firing
 from grafana.frame import (
     CHOICES,
-    CLUSTER,
     FLEET,
     GPU_LINK,
     GPU_OF_LINE,
+    HOST_LINK,
     MODELS,
     NODE,
     NODE_OF_BAR,
@@ -21,21 +21,21 @@ from grafana.panels import (
     BLUE,
     Query,
     Threshold,
-    bad_above,
     bars,
     bucket_heatmap,
-    extremes,
     good_above,
     lines,
     number,
     state_stack,
 )
 from grafana.tables import Column, rows
+from grafana.verdicts import CLOCKS, PAST, PEERS, verdicts
 
 
-NAME = f'{CLUSTER}, name=~"$name"'
+# Hosts of the chosen GPU models; where All are chosen, the join changes nothing.
+OF_NAME = f'and on (cluster, job, instance) gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}}'
 # Older GPUs without dcgm-exporter, and processors: there is a peak, and no count of what was done.
-UNCOUNTED = "operations are not counted here"
+UNCOUNTED = "no data; needs activity counters"
 # Worst first: slow beside the peers, or clocks held down. Two of a host, lest one capped rack fill the table; all where
 # there are fewer than four hosts.
 HOST = "by (cluster, job, instance)"
@@ -46,9 +46,23 @@ LOST = (
 OF_A_HOST = (
     f"scalar(2 + 1000 * (count(instance:flopwatch_gpu_up:count{{{NODE}}}) < bool 4) or vector(2))"
 )
-OF_HOST = f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}}"
+OF_HOST = f"(gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} {OF_NAME})"
 BESIDE_HOST = f"{OF_HOST} / on (cluster, job, instance) group_left () (quantile {HOST} (0.5, {OF_HOST}) > 0.005)"
+STATE = ', state="STATE"'
 WORST = f"topk(20, topk {HOST} ({OF_A_HOST}, {LOST}))"
+
+
+def total(metric: str, more: str = "") -> str:
+    """The sum of a recorded series of hosts, over what the variables select."""
+    return f"sum({metric}{{{NODE}{more}}} {OF_NAME})"
+
+
+def by_name(metric: str) -> str:
+    """The sum of a series of GPUs by their model."""
+    return (
+        f"sum by (name) ({metric}{{{NODE}}} * on (cluster, job, instance, gpu)"
+        f' group_left (name) gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}})'
+    )
 
 
 def per_gpu(expr: str) -> str:
@@ -61,10 +75,13 @@ def _now(dashboard: Dashboard) -> Dashboard:
         dashboard.with_panel(
             number(
                 "GPUs answering",
-                "GPUs whose driver answers, of all that the exporters know. Fewer than all: see `What is wrong now` for the host and run the GPULost runbook.",
+                "GPUs whose driver answers, and those that should: listed before, or on the PCI bus. Fewer than expected: see `Verdicts`, and the GPULost, GPUMissing and GPUDriverNotLoaded runbooks.",
                 [
-                    Query(f"sum(cluster:flopwatch_gpu_up:sum{{{CLUSTER}}})", "up"),
-                    Query(f"sum(cluster:flopwatch_gpu_up:count{{{CLUSTER}}})", "known"),
+                    Query(total("instance:flopwatch_gpu_up:sum"), "answering"),
+                    Query(
+                        f"sum(instance:flopwatch_gpus:expected{{{NODE}}})",
+                        "expected",
+                    ),
                 ],
                 unit="none",
                 spark=False,
@@ -75,7 +92,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
             number(
                 "Delivered",
                 "FLOP/s of all tensor pipes, valued at each GPU's headline precision. It follows the traffic; if it falls while requests queue, read `Where the peak goes` below.",
-                [Query(f"sum(cluster:flopwatch_tensor_flop:rate5m{{{CLUSTER}}})", "delivered")],
+                [Query(f"{total('instance:flopwatch_tensor_flop:rate5m')}", "delivered")],
                 unit="flops",
                 thresholds=BLUE,
                 span=4,
@@ -89,7 +106,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     "Delivered over the summed data-sheet peak. 30-60 % is good for prefill and training-like loads, 2-10 % is normal for decode: compare with its own past, not with 100 %.",
                     [
                         Query(
-                            f"sum(cluster:flopwatch_tensor_flop:rate5m{{{CLUSTER}}}) / sum(cluster:flopwatch_peak_flops:headline{{{CLUSTER}}})",
+                            f"{total('instance:flopwatch_tensor_flop:rate5m')} / {total('instance:flopwatch_peak_flops:headline')}",
                             "of peak",
                         )
                     ],
@@ -109,7 +126,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     "Of the theoretical bandwidth of all device memory. High with low FLOPS means decode at small batch: larger batches, quantised weights or KV cache make more of it.",
                     [
                         Query(
-                            f"sum(cluster:flopwatch_dram_bytes:rate5m{{{CLUSTER}}}) / sum(cluster:flopwatch_peak_dram_bandwidth_bytes_per_second:sum{{{CLUSTER}}})",
+                            f"{total('instance:flopwatch_dram_bytes:rate5m')} / {total('instance:flopwatch_peak_dram_bandwidth_bytes_per_second:sum')}",
                             "of bandwidth",
                         )
                     ],
@@ -126,11 +143,11 @@ def _now(dashboard: Dashboard) -> Dashboard:
             number(
                 "Power",
                 "Of all GPUs, from their energy counters. High at low FLOPS: GPUs that idle at full clocks, or decode at tiny batches.",
-                [Query(f"sum(cluster:flopwatch_energy_joules:rate5m{{{CLUSTER}}})", "power")],
+                [Query(f"{total('instance:flopwatch_energy_joules:rate5m')}", "power")],
                 unit="watt",
                 thresholds=BLUE,
                 span=4,
-                no_value="not read",
+                no_value="no data",
             )
         )
         .with_panel(
@@ -140,14 +157,14 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     "Joules for 10^15 delivered operations: what a unit of work costs. It rises when GPUs idle or wait for memory; consolidate replicas or grow the batch.",
                     [
                         Query(
-                            f"1e15 * sum(cluster:flopwatch_energy_joules:rate5m{{{CLUSTER}}}) / (sum(cluster:flopwatch_tensor_flop:rate5m{{{CLUSTER}}}) > 0)",
+                            f"1e15 * {total('instance:flopwatch_energy_joules:rate5m')} / ({total('instance:flopwatch_tensor_flop:rate5m')} > 0)",
                             "per PFLOP",
                         )
                     ],
                     unit="joule",
                     thresholds=BLUE,
                     span=4,
-                    no_value="no work",
+                    no_value="no data",
                 ),
                 CHOICES,
             )
@@ -163,26 +180,92 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
                 "Firing alerts of this project, worst first, one row an alert and host. The alert's name opens its runbook, which says what to do; the number opens the GPU (the first of `Count`). Empty is good.",
                 'instance=~"$instance|"',  # some alerts are of no instance
                 where=[
-                    Column("cluster", "Cluster", width=160),
-                    Column("instance", "Instance", width=175),
-                    Column("gpu", "GPU", width=55, link=GPU_LINK),
-                    Column("B", "Count", decimals=0, width=65),
+                    Column("cluster", "Cluster", width=110),
+                    Column(
+                        "instance",
+                        "Instance",
+                        width=150,
+                        link=HOST_LINK,
+                        link_title="Open the host",
+                    ),
+                    Column("gpu", "GPU", width=50, link=GPU_LINK),
+                    Column("B", "Count", decimals=0, width=60),
                 ],
-                span=14,
+                span=10,
                 height=10,
             ),
             FLEET,
         )
     ).with_panel(
         explained(
-            state_stack(
-                "Where the peak goes",
-                "Shares of the fleet's peak FLOP/s. Much `memory`: batch or quantise. `stall`: fuse kernels, fewer synchronisations. `underfill`: small grids, raise concurrency. `clock_*`: heat or power. `idle`: fewer replicas or more traffic.",
-                f'sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}, state="STATE"}}) / sum(cluster_state:flopwatch_peak_flops:rate5m{{{CLUSTER}}})',
-                span=10,
+            verdicts(
+                "Verdicts",
+                "What each exporter finds on its devices, worst first, with what it costs in speed, who holds the GPU and since when: the sentences of the status page. The host and the GPU open their dashboards. Empty is good.",
+                where=[
+                    Column(
+                        "instance",
+                        "Instance",
+                        width=165,
+                        link=HOST_LINK,
+                        link_title="Open the host",
+                    ),
+                    Column("cluster", "Cluster", width=120),
+                    Column("gpu", "GPU", width=50, link=GPU_LINK),
+                ],
+                span=14,
                 height=10,
             ),
-            STATES,
+            FLEET,
+        )
+    )
+
+
+def _states(dashboard: Dashboard) -> Dashboard:
+    return (
+        dashboard.with_panel(
+            explained(
+                state_stack(
+                    "Where the peak goes",
+                    "Shares of the fleet's peak FLOP/s. Much `memory`: batch or quantise. `stall`: fuse kernels, fewer synchronisations. `underfill`: small grids, raise concurrency. `clock_*`: heat or power. `idle`: fewer replicas or more traffic.",
+                    f"{total('instance_state:flopwatch_peak_flops:rate5m', STATE)} / {total('instance_state:flopwatch_peak_flops:rate5m')}",
+                    span=12,
+                    height=8,
+                ),
+                STATES,
+            )
+        )
+        .with_panel(
+            lines(
+                "Demand beside supply",
+                "Requests in flight and queued (right axis), and FLOP/s delivered. Demand that grows while supply falls is trouble; both falling is an ebb.",
+                [
+                    Query(total("instance:flopwatch_tensor_flop:rate5m"), "delivered"),
+                    Query(f'sum(flopwatch_model_requests{{{NODE}, state="running"}})', "running"),
+                    Query(f'sum(flopwatch_model_requests{{{NODE}, state="waiting"}})', "waiting"),
+                ],
+                unit="flops",
+                right={"running|waiting": "short"},
+                span=6,
+                height=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Peak: installed, answering, unthrottled",
+                "The peak of all GPUs that were ever seen, of those that answer, and what heat and power leave of it. A gap below the first line is lost GPUs, a gap below the second throttled ones.",
+                [
+                    Query(total("instance:flopwatch_peak_flops:installed"), "installed"),
+                    Query(total("instance:flopwatch_peak_flops:headline"), "answering"),
+                    Query(
+                        total("instance_state:flopwatch_peak_flops:rate5m", ', state!~"clock_.+"'),
+                        "unthrottled",
+                    ),
+                ],
+                unit="flops",
+                fill=0,
+                span=6,
+                height=8,
+            )
         )
     )
 
@@ -193,13 +276,13 @@ def _worst(dashboard: Dashboard) -> Dashboard:
         Column("instance", "Instance", width=190),
         Column("gpu", "GPU", width=50, link=GPU_LINK),
         Column("name", "GPU model"),
-        Column("H", "Lost speed", "percentunit", bad_above(0.05, 0.1), 1, 105),
-        Column("A", "Probe of peers", "percentunit", good_above(0.9, 0.95), 1, 120),
-        Column("B", "Probe of past", "percentunit", good_above(0.9, 0.95), 1, 115),
+        Column("H", "Lost speed", "percentunit", decimals=1, width=105),
+        Column("A", "Probe of peers", "percentunit", PEERS, 1, 120),
+        Column("B", "Probe of past", "percentunit", PAST, 1, 115),
         Column("C", "Delivered of peak", "percentunit", decimals=1, width=145, bar_maximum=0.6),
         Column("D", "Busy", "percentunit", decimals=0, width=65),
-        Column("E", "Clocks lost", "percentunit", bad_above(0.1, 0.25), 1, 100),
-        Column("F", "Temperature", "celsius", bad_above(80, 87), 0, 110),
+        Column("E", "Clocks lost", "percentunit", CLOCKS, 1, 100),
+        Column("F", "Temperature", "celsius", decimals=0, width=110),
         Column("G", "Power", "watt", decimals=0, width=75),
     ]
     return dashboard.with_panel(
@@ -237,10 +320,8 @@ def _course(dashboard: Dashboard) -> Dashboard:
                 "Delivered by GPU model, and the peak",
                 "FLOP/s delivered, model upon model, and dashed what all data sheets promise together. A growing gap at equal traffic is lost work: see where the peak goes.",
                 [
-                    Query(
-                        f"sum by (name) (name:flopwatch_tensor_flop:rate5m{{{NAME}}})", "{{name}}"
-                    ),
-                    Query(f"sum(name:flopwatch_peak_flops:headline{{{NAME}}})", "peak"),
+                    Query(by_name("gpu:flopwatch_tensor_flop:rate5m"), "{{name}}"),
+                    Query(total("instance:flopwatch_peak_flops:headline"), "peak"),
                 ],
                 unit="flops",
                 stacked=True,
@@ -255,7 +336,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     "Delivered over the peak, so that few GPUs show beside many. A model that falls at equal traffic: see its GPUs under `Worst GPUs`; a level of 5 % is normal for decode.",
                     [
                         Query(
-                            f"sum by (name) (name:flopwatch_tensor_flop:rate5m{{{NAME}}}) / sum by (name) (name:flopwatch_peak_flops:headline{{{NAME}}})",
+                            f"{by_name('gpu:flopwatch_tensor_flop:rate5m')} / {by_name('gpu:flopwatch_peak_flops:headline')}",
                             "{{name}}",
                         )
                     ],
@@ -272,7 +353,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     "GPUs by utilization",
                     "How many GPUs deliver which share of their peak. Two bands are two kinds of load; a faint band below the others is a group of GPUs to look at.",
                     Query(
-                        f"sum by (le) (cluster_le:flopwatch_flops_utilization:count{{{CLUSTER}}})",
+                        f'count_values("le", ceil(20 * (gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} and on (cluster, job, instance, gpu) gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}})) / 20)',
                         "{{le}}",
                     ),
                     unit="percentunit",
@@ -286,15 +367,11 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Energy per PFLOP by cluster",
-                "Joules for 10^15 delivered operations, five dearest clusters. Rising: idle GPUs, smaller batches, or GPUs held by heat. Use it to decide what runs where.",
+                "Joules for 10^15 delivered operations, by cluster. Rising: idle GPUs, smaller batches, or GPUs held by heat. Use it to decide what runs where.",
                 [
                     Query(
-                        extremes(
-                            "topk",
-                            5,
-                            f"(1e15 * cluster:flopwatch_energy_joules_per_flop:ratio_rate5m{{{CLUSTER}}}@@)",
-                            on="cluster, job",
-                        ),
+                        f"1e15 * sum by (cluster) (instance:flopwatch_energy_joules:rate5m{{{NODE}}} {OF_NAME})"
+                        f" / (sum by (cluster) (instance:flopwatch_tensor_flop:rate5m{{{NODE}}} {OF_NAME}) > 0)",
                         "cluster {{cluster}}",
                     )
                 ],
@@ -306,16 +383,16 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             bars(
                 "Nodes that deliver least",
-                "Of their peak now, eight lowest. A node far below the others at equal traffic: click it to see its GPUs above, and look for one that the others wait for.",
+                "Of their peak now, eight lowest. A node far below the others at equal traffic: click it to see its GPUs side by side, and look for one that the others wait for.",
                 [
                     Query(
-                        f"sort(bottomk(8, instance:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}}))",
+                        f"sort(bottomk(8, instance:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} {OF_NAME}))",
                         "{{instance}}",
                     )
                 ],
                 unit="percentunit",
                 labels=["instance"],
-                link=("Show this node", NODE_OF_BAR),
+                link=("Open the host", NODE_OF_BAR),
                 no_value=UNCOUNTED,
                 span=6,
             )
@@ -345,14 +422,14 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     "Model FLOPS utilization by the engines' own token counts, eight highest; empty without an engine to read. Far below what the tensor pipes deliver: padding, recomputation, rejected drafts.",
                     [
                         Query(
-                            f'sort_desc(topk(8, sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}}) / sum by (model) (model:flopwatch_peak_flops:headline{{{CLUSTER}, model=~"$model"}})))',
+                            f"sort_desc(topk(8, sum by (model) (workload:flopwatch_model_flop:rate5m{{{NODE}}} {OF_NAME}) / sum by (model) (workload:flopwatch_model_peak_flops:headline{{{NODE}}} {OF_NAME})))",
                             "{{model}}",
                         )
                     ],
                     unit="percentunit",
                     thresholds=[Threshold(None, "green")],
                     labels=["model"],
-                    no_value="no engine is read",
+                    no_value="no data; needs an inference engine",
                     span=6,
                 ),
                 MODELS,
@@ -367,7 +444,7 @@ def dashboard() -> Dashboard:
         "flopwatch-fleet",
         "flopwatch / Fleet",
         "Achieved FLOPS of the fleet, where the rest of the peak goes, and which GPU is sick.",
-        narrow=("name", "model"),
+        narrow=("name",),
     )
-    made = _worst(_wrong(_now(made)))
+    made = _worst(_states(_wrong(_now(made))))
     return _course(made.with_row(Row("How it got there")))

@@ -37,7 +37,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                             "roof",
                         ),
                     ],
-                    no_value="not read here",
+                    no_value="no data",
                     unit="Bps",
                     dashed=["roof"],
                     span=6,
@@ -53,7 +53,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                     Query(f"flopwatch_memory_used_bytes{{{WHOLE_GPU}}}", "used"),
                     Query(f"flopwatch_memory_size_bytes{{{WHOLE_GPU}}}", "size"),
                 ],
-                no_value="not read here",
+                no_value="no data",
                 unit="bytes",
                 dashed=["size"],
                 span=6,
@@ -77,7 +77,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                         "roof",
                     ),
                 ],
-                no_value="not read here",
+                no_value="no data",
                 unit="Bps",
                 dashed=["roof"],
                 span=6,
@@ -100,7 +100,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                     ],
                     unit="Bps",
                     span=6,
-                    no_value="no NVLink",
+                    no_value="no data; needs NVLink",
                 ),
                 CHOICES,
             )
@@ -124,7 +124,7 @@ def probes(dashboard: Dashboard) -> Dashboard:
                     soft_maximum=1.05,
                     thresholds=[Threshold(None, "red"), Threshold(0.9, "transparent")],
                     span=8,
-                    no_value="not probed",
+                    no_value="no data; needs probes",
                 ),
                 PROBES,
             )
@@ -138,7 +138,7 @@ def probes(dashboard: Dashboard) -> Dashboard:
                     fill=0,
                     unit="percentunit",
                     span=8,
-                    no_value="not probed",
+                    no_value="no data; needs probes",
                 ),
                 PROBES,
             )
@@ -155,7 +155,7 @@ def probes(dashboard: Dashboard) -> Dashboard:
                 ],
                 unit="Bps",
                 span=8,
-                no_value="not probed",
+                no_value="no data; needs probes",
             )
         )
     )
@@ -208,7 +208,7 @@ def health(dashboard: Dashboard) -> Dashboard:
                 ],
                 sort_by="Last",
                 span=6,
-                no_value="none",
+                no_value="none found",
             )
         )
         .with_panel(
@@ -229,7 +229,7 @@ def health(dashboard: Dashboard) -> Dashboard:
                         "PCIe replays",
                     ),
                 ],
-                no_value="no counters",
+                no_value="no data; needs activity counters",
                 unit="none",
                 span=6,
                 soft_maximum=1,
@@ -257,7 +257,7 @@ def health(dashboard: Dashboard) -> Dashboard:
                 sort_by="Instance",
                 span=12,
                 height=6,
-                no_value="no allocation known",
+                no_value="no data",
             )
         )
         .with_panel(
@@ -316,7 +316,7 @@ def instances(dashboard: Dashboard) -> Dashboard:
                     ],
                     sort_by="Delivered",
                     span=12,
-                    no_value="no MIG instances",
+                    no_value="no data; needs MIG instances",
                 ),
                 STATES,
             )
@@ -333,7 +333,7 @@ def instances(dashboard: Dashboard) -> Dashboard:
                 ],
                 unit="flops",
                 span=12,
-                no_value="no MIG instances",
+                no_value="no data; needs MIG instances",
             )
         )
     )

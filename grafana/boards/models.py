@@ -4,7 +4,7 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
 from grafana.frame import (
     CHOICES,
-    CLUSTER,
+    HOST_LINK,
     MODELS,
     NODE,
     WORDS,
@@ -17,12 +17,15 @@ from grafana.tables import Column, rows
 
 WORKLOAD = "cluster, job, instance, workload"
 TOKENS_A_SECOND = "si:tok/s"
-MODEL = f'{CLUSTER}, model=~"$model"'
-USEFUL = f"sum by (model) (model:flopwatch_model_flop:rate5m{{{MODEL}}})"
-PEAK = f"sum by (model) (model:flopwatch_peak_flops:headline{{{MODEL}}})"
-EXECUTED = f"sum by (model) (model:flopwatch_tensor_flop:rate5m{{{MODEL}}})"
-BYTES = f"sum by (model) (model:flopwatch_model_dram_bytes:rate5m{{{MODEL}}})"
-TOKENS = f"model_phase:flopwatch_model_tokens:rate5m{{{MODEL}"
+MODEL = f'{NODE}, model=~"$model"'
+USEFUL = f"sum by (model) (workload:flopwatch_model_flop:rate5m{{{MODEL}}})"
+PEAK = f"sum by (model) (workload:flopwatch_model_peak_flops:headline{{{MODEL}}})"
+EXECUTED = f"sum by (model) (workload:flopwatch_model_tensor_flop:rate5m{{{MODEL}}})"
+BYTES = f"sum by (model) (workload:flopwatch_model_dram_bytes:rate5m{{{MODEL}}})"
+TOKENS = f"workload_phase:flopwatch_model_tokens:rate5m{{{MODEL}"
+# Engines tell no model while they are down, so these follow the instance alone.
+REPLICA = "by (cluster, instance, workload)"
+NO_ENGINE = "no data; needs an inference engine"
 
 
 def _now(dashboard: Dashboard) -> Dashboard:
@@ -35,7 +38,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     Query(f"sum(flopwatch_workload_up{{{NODE}}})", "up"),
                     Query(f"count(flopwatch_workload_up{{{NODE}}})", "configured"),
                 ],
-                no_value="no engine is read",
+                no_value="no data; needs an inference engine",
                 unit="none",
                 spark=False,
                 span=6,
@@ -49,7 +52,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     Query(f'sum({TOKENS}, phase="prefill"}})', "prefill"),
                     Query(f'sum({TOKENS}, phase="decode"}})', "decode"),
                 ],
-                no_value="no engine is read",
+                no_value="no data; needs an inference engine",
                 unit=TOKENS_A_SECOND,
                 thresholds=BLUE,
                 span=6,
@@ -62,11 +65,11 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     "Model FLOPS over the peak of the workloads' GPUs. 2-10 % is normal for decode, 30-60 % for prefill. Falling at equal traffic: see what the hardware does instead.",
                     [
                         Query(
-                            f"sum(model:flopwatch_model_flop:rate5m{{{MODEL}}}) / sum(model:flopwatch_peak_flops:headline{{{MODEL}}})",
+                            f"sum({USEFUL}) / sum({PEAK})",
                             "MFU",
                         )
                     ],
-                    no_value="no engine is read",
+                    no_value="no data; needs an inference engine",
                     unit="percentunit",
                     decimals=1,
                     thresholds=BLUE,
@@ -82,11 +85,11 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     "What of the tensor pipes' work became tokens. Well below 80 %: padding, recomputation, rejected drafts, or a wrong headline precision.",
                     [
                         Query(
-                            f"sum(model:flopwatch_model_flop:rate5m{{{MODEL}}}) / sum(model:flopwatch_tensor_flop:rate5m{{{MODEL}}})",
+                            f"sum({USEFUL}) / sum({EXECUTED})",
                             "useful",
                         )
                     ],
-                    no_value="no engine is read",
+                    no_value="no data; needs an inference engine",
                     unit="percentunit",
                     decimals=0,
                     thresholds=BLUE,
@@ -124,10 +127,119 @@ def _table(dashboard: Dashboard) -> Dashboard:
                     Column("E", "Decode tokens", TOKENS_A_SECOND, decimals=0, width=140),
                 ],
                 sort_by="Useful",
-                no_value="no engine is read: see docs/models.md",
+                no_value="-",
                 height=7,
             ),
             MODELS,
+        )
+    )
+
+
+def _replicas(dashboard: Dashboard) -> Dashboard:
+    cached = (
+        f"sum {REPLICA} (rate(flopwatch_model_cached_tokens_total{{{MODEL}}}[$__rate_interval]))"
+    )
+    prefill = f'sum {REPLICA} ({TOKENS}, phase="prefill"}})'
+    return dashboard.with_panel(
+        explained(
+            rows(
+                "Replicas",
+                "One row an engine. Requests with no tokens: it is stuck. A full KV cache with requests waiting: it is the limit, quantise it or shorten contexts. A replica with fewer cache hits than the others computes prompts again. The host opens its GPUs side by side.",
+                [
+                    Query(f"sum {REPLICA} (workload:flopwatch_model_tokens:rate5m{{{MODEL}}})"),
+                    Query(f'sum {REPLICA} (flopwatch_model_requests{{{MODEL}, state="running"}})'),
+                    Query(f'sum {REPLICA} (flopwatch_model_requests{{{MODEL}, state="waiting"}})'),
+                    Query(f"max {REPLICA} (flopwatch_model_kv_cache_usage_ratio{{{MODEL}}})"),
+                    Query(f"{cached} / ({cached} + {prefill} > 0)"),
+                    Query(
+                        f"sum {REPLICA} (workload:flopwatch_model_flop:rate5m{{{MODEL}}}) / sum {REPLICA} (workload:flopwatch_model_peak_flops:headline{{{MODEL}}})"
+                    ),
+                    Query(f"min {REPLICA} (flopwatch_workload_up{{{NODE}}})"),
+                ],
+                [
+                    Column("cluster", "Cluster", width=150),
+                    Column("instance", "Instance", link=HOST_LINK, link_title="Open the host"),
+                    Column("workload", "Workload"),
+                    Column(
+                        "G",
+                        "State",
+                        width=80,
+                        mappings={"0": ("down", "red"), "1": ("up", "green")},
+                    ),
+                    Column("A", "Tokens", TOKENS_A_SECOND, decimals=0, width=110),
+                    Column("B", "Running", decimals=0, width=90),
+                    Column("C", "Waiting", decimals=0, width=90),
+                    Column(
+                        "D", "KV cache used", "percentunit", decimals=0, width=130, bar_maximum=1
+                    ),
+                    Column("E", "Prompt from cache", "percentunit", decimals=0, width=150),
+                    Column("F", "MFU", "percentunit", decimals=1, width=90),
+                ],
+                sort_by="State",
+                descending=False,
+                no_value="-",
+                height=7,
+            ),
+            MODELS,
+        )
+    )
+
+
+def _engine(dashboard: Dashboard) -> Dashboard:
+    cached = (
+        f"sum by (model) (rate(flopwatch_model_cached_tokens_total{{{MODEL}}}[$__rate_interval]))"
+    )
+    computed = f'sum by (model) ({TOKENS}, phase="prefill"}})'
+    return (
+        dashboard.with_panel(
+            lines(
+                "KV cache used",
+                "Share of the KV cache in use, five fullest engines. Near 100 % the engine preempts and computes prompts again: fewer requests at once, a smaller cache type, or more GPUs.",
+                [
+                    Query(
+                        extremes(
+                            "topk",
+                            5,
+                            f"flopwatch_model_kv_cache_usage_ratio{{{MODEL}}}@@",
+                            on=WORKLOAD,
+                        ),
+                        "{{workload}} {{instance}}",
+                    )
+                ],
+                no_value=NO_ENGINE,
+                unit="percentunit",
+                maximum=1,
+                fill=0,
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Prompt tokens from the cache",
+                "Of all prompt tokens, by model. A fall at equal traffic means that prefixes no longer match: a changed system prompt, a router that scatters sessions, or a cache that is too small.",
+                [Query(f"{cached} / ({cached} + {computed} > 0)", "{{model}}")],
+                no_value="no data; needs an engine that counts cache hits",
+                unit="percentunit",
+                maximum=1,
+                fill=0,
+                span=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Running and waiting",
+                "Requests by state and model. A queue with a KV cache that is not full: the batch limit; a queue that grows while tokens fall: the engine became slow.",
+                [
+                    Query(
+                        f"sum by (model, state) (flopwatch_model_requests{{{MODEL}}})",
+                        "{{state}} {{model}}",
+                    )
+                ],
+                no_value=NO_ENGINE,
+                unit="none",
+                fill=0,
+                span=8,
+            )
         )
     )
 
@@ -145,7 +257,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                         "{{phase}} {{model}}",
                     )
                 ],
-                no_value="no engine is read",
+                no_value="no data; needs an inference engine",
                 unit=TOKENS_A_SECOND,
                 span=12,
             )
@@ -160,7 +272,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                         Query(EXECUTED, "executed {{model}}"),
                         Query(PEAK, "peak {{model}}"),
                     ],
-                    no_value="no engine is read",
+                    no_value="no data; needs an inference engine",
                     unit="flops",
                     dashed=["peak .*"],
                     span=12,
@@ -194,7 +306,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                 "Of peak (MFU)",
                 "By model. Compare with the same hour of other days; a step at a deployment is the deployment.",
                 [Query(f"{USEFUL} / {PEAK}", "{{model}}")],
-                no_value="no engine is read",
+                no_value="no data; needs an inference engine",
                 unit="percentunit",
                 span=8,
             )
@@ -211,7 +323,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                         "{{workload}} {{instance}}",
                     )
                 ],
-                no_value="no engine is read",
+                no_value="no data; needs an inference engine",
                 unit="none",
                 fill=0,
                 span=8,
@@ -223,7 +335,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     "Memory that tokens needed",
                     "Bytes of weights and KV cache by model, a second. Against the bandwidth of its GPUs it is MBU: high MBU and low MFU is decode at small batch.",
                     [Query(f"sort_desc({BYTES})", "{{model}}")],
-                    no_value="no engine is read",
+                    no_value="no data; needs an inference engine",
                     unit="Bps",
                     span=8,
                     labels=["model"],
@@ -242,7 +354,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 {"0": ("down", "red"), "1": ("up", "green")},
-                no_value="no engine is read",
+                no_value="no data; needs an inference engine",
                 span=24,
                 height=9,
             )
@@ -258,4 +370,4 @@ def dashboard() -> Dashboard:
         "Served models: useful FLOPS and bandwidth by the engines' own token counts, beside what the hardware did.",
         narrow=("model",),
     )
-    return _course(_table(_now(made)))
+    return _engine(_course(_replicas(_table(_now(made)))))

@@ -2,11 +2,13 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
+from exporter.findings import limit
 from grafana.frame import (
     CLUSTER,
     GPU,
     GPU_LINK,
     GPU_OF_LINE,
+    NODE,
     PROBES,
     WHOLE_GPU,
     board,
@@ -14,6 +16,7 @@ from grafana.frame import (
 )
 from grafana.panels import Query, Threshold, bad_above, bars, extremes, good_above, lines, number
 from grafana.tables import Column, rows
+from grafana.verdicts import PAST, PEERS
 
 
 NAME = 'name=~"$name"'
@@ -25,6 +28,21 @@ STEPS = 200  # of lines for which Prometheus reads every GPU at each step
 def _now(dashboard: Dashboard) -> Dashboard:
     return (
         dashboard.with_panel(
+            number(
+                "Wrong results",
+                "Probe results that were not bit for bit right, since the exporters started. Anything but 0: `Wrong results by GPU` below says which; take it out of service, see GPUSilentDataCorruption.",
+                [
+                    Query(
+                        f"sum(gpu:flopwatch_probe_mismatches:sum{{{GPU}}}) or vector(0)",
+                        "wrong",
+                    )
+                ],
+                unit="none",
+                thresholds=bad_above(1, 1),
+                span=4,
+            )
+        )
+        .with_panel(
             number(
                 "GPUs with a fresh probe",
                 "GPUs with a measurement in the last 15 minutes. Fewer than there are: see `Runs held back` for the reason.",
@@ -72,26 +90,11 @@ def _now(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             number(
-                "Wrong results",
-                "Probe results that were not bit for bit right, since the exporters started. Anything but 0: `Wrong results by GPU` below says which; take it out of service, see GPUSilentDataCorruption.",
-                [
-                    Query(
-                        f"sum(gpu:flopwatch_probe_mismatches:sum{{{GPU}}}) or vector(0)",
-                        "wrong",
-                    )
-                ],
-                unit="none",
-                thresholds=bad_above(1, 1),
-                span=4,
-            )
-        )
-        .with_panel(
-            number(
                 "Cost of probing",
                 "Share of the GPUs' time that probes take. The default budget is 20 ms a minute, 0.033 %. More: look at `probes.budget` and `probes.interval`.",
                 [
                     Query(
-                        f"sum(cluster:flopwatch_probe_gpu_seconds:rate5m{{{CLUSTER}}}) / sum(cluster:flopwatch_gpu_up:count{{{CLUSTER}}})",
+                        f"sum(instance:flopwatch_probe_gpu_seconds:rate5m{{{NODE}}}) / sum(instance:flopwatch_gpu_up:count{{{NODE}}})",
                         "of GPU time",
                     )
                 ],
@@ -107,41 +110,49 @@ def _now(dashboard: Dashboard) -> Dashboard:
 def _table(dashboard: Dashboard) -> Dashboard:
     worst = f"bottomk(20, gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}})"
 
+    last = f"gpu:flopwatch_probe_last_success_timestamp_seconds:max{{{GPU}}}"
+    fresh = f"and on (cluster, job, instance, gpu) time() - {last} < {limit('probeAgeSeconds'):g}"
+
     def of_worst(expr: str) -> str:
         return (
             f"max by (cluster, instance, gpu) ({expr} and on (cluster, job, instance, gpu) {worst})"
         )
 
+    def of_fresh(expr: str) -> str:
+        """A stale result has no value, and so no colour."""
+        return of_worst(f"({expr}) {fresh}")
+
     return dashboard.with_panel(
         explained(
             rows(
                 "Worst by robust z",
-                "z = distance to the peers' median in robust standard deviations; judge it together with the ratio. Low GEMMs and good copies: silicon. Low copies: memory. Both, with a low probe clock: heat or power.",
+                "z = distance to the peers' median in robust standard deviations; judge it together with the ratio. Low GEMMs and good copies: silicon. Low copies: memory. Both, with a low probe clock: heat or power. Results older than six hours are left out, and their age is shown.",
                 [
                     Query(
                         f"max by (cluster, instance, gpu, name) (gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}} and on (cluster, job, instance, gpu) {worst})"
                     ),
                     Query(
-                        of_worst(
+                        of_fresh(
                             f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="compute"}}'
                         )
                     ),
                     Query(
-                        of_worst(
+                        of_fresh(
                             f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="memory"}}'
                         )
                     ),
-                    Query(of_worst(f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}")),
+                    Query(of_fresh(f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}")),
                     Query(
-                        of_worst(
+                        of_fresh(
                             f"gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} / (gpu:flopwatch_probe_baseline_ratio:avg1h{{{GPU}}} offset 7d > 0) - 1"
                         )
                     ),
                     Query(
-                        of_worst(
+                        of_fresh(
                             f"flopwatch_probe_sm_clock_hertz{{{WHOLE_GPU}}} / on (cluster, job, instance, gpu) flopwatch_sm_clock_max_hertz{{{WHOLE_GPU}}}"
                         )
                     ),
+                    Query(of_worst(f"time() - {last}")),
                 ],
                 [
                     Column("cluster", "Cluster", width=150),
@@ -149,11 +160,12 @@ def _table(dashboard: Dashboard) -> Dashboard:
                     Column("gpu", "GPU", width=60, link=GPU_LINK),
                     Column("name", "GPU model"),
                     Column("A", "Worst z", thresholds=good_above(-3.5, -2), decimals=1, width=90),
-                    Column("B", "GEMM of peers", "percentunit", good_above(0.95, 0.98), 1, 130),
-                    Column("C", "Memory of peers", "percentunit", good_above(0.95, 0.98), 1, 140),
-                    Column("D", "Of own baseline", "percentunit", good_above(0.9, 0.95), 1, 140),
+                    Column("B", "GEMM of peers", "percentunit", PEERS, 1, 130),
+                    Column("C", "Memory of peers", "percentunit", PEERS, 1, 140),
+                    Column("D", "Of own baseline", "percentunit", PAST, 1, 140),
                     Column("E", "Drift in a week", "percentunit", good_above(-0.05, -0.02), 1, 130),
                     Column("F", "Probe clock of maximum", "percentunit", decimals=0, width=180),
+                    Column("G", "Age", "s", decimals=0, width=80),
                 ],
                 sort_by="Worst z",
                 descending=False,
@@ -186,7 +198,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     minimum=None,
                     soft_minimum=-5,
                     soft_maximum=1,
-                    no_value="not probed",
+                    no_value="no data; needs probes",
                     thresholds=[Threshold(None, "red"), Threshold(-3.5, "transparent")],
                     fill=0,
                     span=8,
@@ -212,7 +224,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     unit="percentunit",
                     minimum=None,
                     soft_maximum=1.02,
-                    no_value="not probed",
+                    no_value="no data; needs probes",
                     thresholds=[Threshold(None, "red"), Threshold(0.9, "transparent")],
                     fill=0,
                     span=8,
@@ -240,7 +252,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                 minimum=None,
                 fill=0,
                 span=8,
-                no_value="not yet a week",
+                no_value="no data; needs a week of history",
                 points=STEPS,
                 link=GPU_OF_LINE,
             )
@@ -260,7 +272,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     span=6,
                     labels=["unit", "name"],
                     long_names=True,
-                    no_value="fewer than two GPUs with probes",
+                    no_value="no data; needs two probed GPUs",
                 ),
                 PROBES,
             )
@@ -281,7 +293,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     fill=0,
                     legend_side=True,
                     span=11,
-                    no_value="not probed",
+                    no_value="no data; needs probes",
                 ),
                 PROBES,
             )
@@ -306,7 +318,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     ],
                     sort_by="Wrong",
                     span=7,
-                    no_value="all results right",
+                    no_value="none found",
                 ),
                 PROBES,
             )
@@ -323,7 +335,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 "A minute, by outcome. `contended` and `throttled` do not count against the GPU; `mismatch` is corruption; the rest are failures of the probe itself.",
                 [
                     Query(
-                        f"60 * sum by (outcome) (cluster_outcome:flopwatch_probe_runs:rate5m{{{CLUSTER}}})",
+                        f"60 * sum by (outcome) (instance_outcome:flopwatch_probe_runs:rate5m{{{NODE}}})",
                         "{{outcome}}",
                     )
                 ],
@@ -337,7 +349,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                     "timeout": "purple",
                     "out_of_memory": "yellow",
                 },
-                no_value="all runs gave a measurement",
+                no_value="none found",
                 span=6,
             )
         )
@@ -347,14 +359,14 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 "A minute, by the gate that held them. `paused` for long is a forgotten switch; free memory is the engine's; a new process resolves by itself.",
                 [
                     Query(
-                        f"60 * sum by (reason) (cluster_reason:flopwatch_probe_skips:rate5m{{{CLUSTER}}})",
+                        f"60 * sum by (reason) (instance_reason:flopwatch_probe_skips:rate5m{{{NODE}}})",
                         "{{reason}}",
                     )
                 ],
                 unit="none",
                 stacked=True,
                 span=6,
-                no_value="none held back",
+                no_value="none found",
             )
         )
         .with_panel(
@@ -375,7 +387,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 soft_maximum=0.1,
                 fill=0,
                 span=6,
-                no_value="no probes",
+                no_value="no data; needs probes",
                 points=STEPS,
                 link=GPU_OF_LINE,
             )
@@ -389,7 +401,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                         extremes(
                             "topk",
                             4,
-                            f"(sum by (cluster) (cluster:flopwatch_probe_gpu_seconds:rate5m{{{CLUSTER}}}@@) / sum by (cluster) (cluster:flopwatch_gpu_up:count{{{CLUSTER}}}@@))",
+                            f"(sum by (cluster) (instance:flopwatch_probe_gpu_seconds:rate5m{{{NODE}}}@@) / sum by (cluster) (instance:flopwatch_gpu_up:count{{{NODE}}}@@))",
                             on="cluster",
                         ),
                         "cost {{cluster}}",

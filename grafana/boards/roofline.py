@@ -10,10 +10,10 @@ from grafana_foundation_sdk.models import xychart as mx
 
 from grafana.frame import (
     CHOICES,
-    CLUSTER,
     GPU,
     GPU_LINK,
     MODELS,
+    NODE,
     NORMAL,
     board,
     explained,
@@ -48,9 +48,13 @@ OF_PEAK = f"(gpu:flopwatch_flops_utilization:ratio_rate5m{{{GPU}}} > 0)"
 OF_BANDWIDTH = f"(gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} / {BANDWIDTH})"
 # Delivered over min(peak, intensity x bandwidth) is the larger of what is used of the peak and of the bandwidth.
 OF_ROOF = f"({OF_PEAK} > {OF_BANDWIDTH} or ({OF_BANDWIDTH} and {OF_PEAK}))"
-_OF_PEAK_OF_CLUSTER = f"cluster:flopwatch_flops_utilization:ratio_rate5m{{{CLUSTER}}}@@"
+_OF_PEAK_OF_CLUSTER = (
+    f"(sum by (cluster, job) (instance:flopwatch_tensor_flop:rate5m{{{NODE}}}@@)"
+    f" / sum by (cluster, job) (instance:flopwatch_peak_flops:headline{{{NODE}}}@@))"
+)
 _OF_BANDWIDTH_OF_CLUSTER = (
-    f"cluster:flopwatch_dram_bandwidth_utilization:ratio_rate5m{{{CLUSTER}}}@@"
+    f"(sum by (cluster, job) (instance:flopwatch_dram_bytes:rate5m{{{NODE}}}@@)"
+    f" / sum by (cluster, job) (instance:flopwatch_peak_dram_bandwidth_bytes_per_second:sum{{{NODE}}}@@))"
 )
 INTENSITY_OF_CLUSTER = f"({_OF_PEAK_OF_CLUSTER} / ({_OF_BANDWIDTH_OF_CLUSTER} > 0))"
 OF_ROOF_OF_CLUSTER = (
@@ -70,9 +74,9 @@ def _named(expr: str) -> str:
 def _per_gpu_of_model(numerator: str) -> str:
     """A model's rate spread over its GPUs, so that it stands under the roof of one."""
     return (
-        f'sum by (model) ({numerator}{{{CLUSTER}, model=~"$model"}}) / on (model) '
+        f'sum by (model) ({numerator}{{{NODE}, model=~"$model"}}) / on (model) '
         f"count by (model) (flopwatch_workload_gpu_info{{{GPU}}} * on (cluster, job, instance, workload) "
-        f'group_left (model) max by (cluster, job, instance, workload, model) (flopwatch_model_info{{{CLUSTER}, model=~"$model"}}))'
+        f'group_left (model) max by (cluster, job, instance, workload, model) (flopwatch_model_info{{{NODE}, model=~"$model"}}))'
     )
 
 
@@ -152,7 +156,7 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
         )
         .show(mx.XYShowMode.POINTS)
         .unit("flops")
-        .no_value("operations are not counted here")
+        .no_value("no data; needs activity counters")
         .scale_distribution(log_scale)
         .legend(
             common.VizLegendOptions()
@@ -208,10 +212,10 @@ def dashboard() -> Dashboard:
                         Query(_named(INTENSITY)),
                         Query(_named(DELIVERED)),
                         Query(
-                            f'sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}})'
-                            f' / sum by (model) (model:flopwatch_model_dram_bytes:rate5m{{{CLUSTER}, model=~"$model"}})'
+                            f'sum by (model) (workload:flopwatch_model_flop:rate5m{{{NODE}, model=~"$model"}})'
+                            f' / sum by (model) (workload:flopwatch_model_dram_bytes:rate5m{{{NODE}, model=~"$model"}})'
                         ),
-                        Query(_per_gpu_of_model("model:flopwatch_model_flop:rate5m")),
+                        Query(_per_gpu_of_model("workload:flopwatch_model_flop:rate5m")),
                     ],
                 ),
                 NORMAL,
@@ -263,7 +267,7 @@ def dashboard() -> Dashboard:
                     fill=0,
                     span=8,
                     height=9,
-                    no_value="operations are not counted here",
+                    no_value="no data; needs activity counters",
                 ),
                 NORMAL,
             )
@@ -283,7 +287,7 @@ def dashboard() -> Dashboard:
                     fill=0,
                     span=8,
                     height=9,
-                    no_value="operations are not counted here",
+                    no_value="no data; needs activity counters",
                 ),
                 CHOICES,
             )
@@ -295,7 +299,7 @@ def dashboard() -> Dashboard:
                     "Useful model FLOPS over what the tensor pipes did. Well below 100 %: padding, recomputation, rejected drafts, or a wrong precision in the configuration.",
                     [
                         Query(
-                            f'sort_desc(sum by (model) (model:flopwatch_model_flop:rate5m{{{CLUSTER}, model=~"$model"}}) / sum by (model) (model:flopwatch_tensor_flop:rate5m{{{CLUSTER}, model=~"$model"}}))',
+                            f'sort_desc(sum by (model) (workload:flopwatch_model_flop:rate5m{{{NODE}, model=~"$model"}}) / sum by (model) (workload:flopwatch_model_tensor_flop:rate5m{{{NODE}, model=~"$model"}}))',
                             "{{model}}",
                         )
                     ],

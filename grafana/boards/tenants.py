@@ -138,7 +138,7 @@ def _waste(dashboard: Dashboard) -> Dashboard:
                 labels=("namespace", "pod", "hpc_job", "workload"),
                 long_names=True,
                 span=12,
-                no_value="nobody holds an idle GPU",
+                no_value="none found",
             )
         )
         .with_panel(
@@ -150,7 +150,7 @@ def _waste(dashboard: Dashboard) -> Dashboard:
                     Query(f"sum(workload:flopwatch_model_flop:rate5m{{{NODE}}})", "useful"),
                 ],
                 unit="flops",
-                no_value="no engine is read",
+                no_value="no data; needs an inference engine",
             )
         )
         .with_panel(
@@ -212,7 +212,7 @@ def _tokens(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 unit="joule",
-                no_value="no engine is read",
+                no_value="no data; needs an inference engine",
             )
         )
     )
