@@ -517,6 +517,20 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
           },
           {
+            "alert": "PrefixCacheCollapsed",
+            "expr": "workload:flopwatch_model_cached_tokens:ratio_rate5m\n  < " + text($._config.prefixCacheRatio) + " * (workload:flopwatch_model_cached_tokens:usual > 0.05)",
+            "for": "15m",
+            "labels": {
+              "severity": "warning",
+            },
+            "annotations": {
+              "summary": "{{ $labels.workload }} on {{ $labels.instance }} has lost its prefix cache",
+              "description": "{{ $value | humanizePercentage }} of the prompt tokens come from the cache, less than half of the usual share: prompts are computed again, FLOPS and MFU rise and answers become fewer. Likely: a changed system prompt or chat template, a router that scatters sessions, a new version of the engine, or a cache that is too small. Compare the replicas.",
+              "runbook_url": text($._config.runbooks) + "/PrefixCacheCollapsed.md",
+              "dashboard": text($._config.grafana) + "/d/flopwatch-models?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
+            },
+          },
+          {
             "alert": "ModelUsefulShareFell",
             "expr": "model:flopwatch_useful_flop:ratio_rate5m < " + text($._config.usefulDrop) + " * model:flopwatch_useful_flop:usual",
             "for": "30m",

@@ -64,6 +64,19 @@ _MODELS = (
         why="Against its own last hours, and only while requests wait as they did: an ebb of traffic empties the queue.",
     ),
     Alert(
+        "PrefixCacheCollapsed",
+        "workload:flopwatch_model_cached_tokens:ratio_rate5m\n"
+        "  < %{prefixCacheRatio} * (workload:flopwatch_model_cached_tokens:usual > 0.05)",
+        "warning",
+        f"{_WORKLOAD} has lost its prefix cache",
+        "{{ $value | humanizePercentage }} of the prompt tokens come from the cache, less than half of the usual share: prompts are computed"
+        " again, FLOPS and MFU rise and answers become fewer. Likely: a changed system prompt or chat template, a router that scatters"
+        " sessions, a new version of the engine, or a cache that is too small. Compare the replicas.",
+        "models",
+        "15m",
+        finding="prefix_cache_collapsed",
+    ),
+    Alert(
         "ModelUsefulShareFell",
         "model:flopwatch_useful_flop:ratio_rate5m < %{usefulDrop} * model:flopwatch_useful_flop:usual",
         "info",

@@ -49,6 +49,12 @@ def models_file() -> RuleFile:
             '      sum by (%{host}, workload, model) (workload_phase:flopwatch_model_tokens:rate5m{phase="prefill"}) > 0)',
             why="Share of prompt tokens from caches. When it falls, FLOP/s and MFU rise and answers become fewer.",
         ),
+        usual(
+            "workload:flopwatch_model_cached_tokens:usual",
+            "workload:flopwatch_model_cached_tokens:ratio_rate5m",
+            "%{host}, workload, model",
+            "PrefixCacheCollapsed",
+        ),
         Record(
             "workload:flopwatch_tokens:rate5m",
             "sum by (%{host}, workload) (workload:flopwatch_model_tokens:rate5m)",

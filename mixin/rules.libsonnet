@@ -328,6 +328,10 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             "expr": "workload:flopwatch_model_cached_tokens:rate5m\n  / (workload:flopwatch_model_cached_tokens:rate5m\n    + on (" + text($._config.host) + ", workload, model) group_left ()\n      sum by (" + text($._config.host) + ", workload, model) (workload_phase:flopwatch_model_tokens:rate5m{phase=\"prefill\"}) > 0)",
           },
           {
+            "record": "workload:flopwatch_model_cached_tokens:usual",
+            "expr": "(avg_over_time(workload:flopwatch_model_cached_tokens:ratio_rate5m[6h] offset 30m) and count_over_time(workload:flopwatch_model_cached_tokens:ratio_rate5m[6h] offset 30m) > 60\n    unless (workload:flopwatch_model_cached_tokens:usual and on (" + text($._config.host) + ", workload, model) ALERTS{alertname=\"PrefixCacheCollapsed\", alertstate=\"firing\"}\n      and on (" + text($._config.host) + ", workload, model) (ALERTS_FOR_STATE{alertname=\"PrefixCacheCollapsed\"} > time() - 1209600)))\n  or (last_over_time(workload:flopwatch_model_cached_tokens:usual[1h]) and on (" + text($._config.host) + ", workload, model) ALERTS{alertname=\"PrefixCacheCollapsed\", alertstate=\"firing\"}\n      and on (" + text($._config.host) + ", workload, model) (ALERTS_FOR_STATE{alertname=\"PrefixCacheCollapsed\"} > time() - 1209600))",
+          },
+          {
             "record": "workload:flopwatch_tokens:rate5m",
             "expr": "sum by (" + text($._config.host) + ", workload) (workload:flopwatch_model_tokens:rate5m)",
           },

@@ -186,10 +186,6 @@ def _replicas(dashboard: Dashboard) -> Dashboard:
 
 
 def _engine(dashboard: Dashboard) -> Dashboard:
-    cached = (
-        f"sum by (model) (rate(flopwatch_model_cached_tokens_total{{{MODEL}}}[$__rate_interval]))"
-    )
-    computed = f'sum by (model) ({TOKENS}, phase="prefill"}})'
     return (
         dashboard.with_panel(
             lines(
@@ -216,11 +212,20 @@ def _engine(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Prompt tokens from the cache",
-                "Of all prompt tokens, by model. A fall at equal traffic means that prefixes no longer match: a changed system prompt, a router that scatters sessions, or a cache that is too small.",
-                [Query(f"{cached} / ({cached} + {computed} > 0)", "{{model}}")],
+                "Share of prompt tokens that the prefix cache or another server saved, by workload, ten lowest. A fall: prompts are computed again, so useful FLOPS and MFU rise while answers become fewer.",
+                [
+                    Query(
+                        extremes(
+                            "bottomk",
+                            10,
+                            f"workload:flopwatch_model_cached_tokens:ratio_rate5m{{{NODE}}}@@",
+                            on=WORKLOAD,
+                        ),
+                        "{{workload}} {{instance}}",
+                    )
+                ],
                 no_value="no data; needs an engine that counts cache hits",
                 unit="percentunit",
-                maximum=1,
                 fill=0,
                 span=8,
             )
@@ -278,27 +283,6 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     span=12,
                 ),
                 WORDS,
-            )
-        )
-        .with_panel(
-            lines(
-                "Prompt tokens from the cache",
-                "Share of prompt tokens that the prefix cache or another server saved, by workload, ten lowest. A fall: prompts are computed again, so useful FLOPS and MFU rise while answers become fewer.",
-                [
-                    Query(
-                        extremes(
-                            "bottomk",
-                            10,
-                            f"workload:flopwatch_model_cached_tokens:ratio_rate5m{{{NODE}}}@@",
-                            on=WORKLOAD,
-                        ),
-                        "{{workload}} {{instance}}",
-                    )
-                ],
-                no_value="no engine tells",
-                unit="percentunit",
-                fill=0,
-                span=24,
             )
         )
         .with_panel(

@@ -376,6 +376,17 @@ FAULTS = (
         needs_a_day=True,
     ),
     Fault(
+        "PrefixCacheCollapsed",
+        (
+            counter("flopwatch_model_cached_tokens_total", 6000, 100, 6000, labels=CHAT),
+            counter(
+                "flopwatch_model_tokens_total", 4000, 9900, 4000, labels=f'{CHAT}, phase="prefill"'
+            ),
+        ),
+        {"workload": "chat", "model": "m"},
+        needs_a_day=True,
+    ),
+    Fault(
         "ProbesFailing",
         (
             counter(
