@@ -73,6 +73,9 @@ def rows(names: list[str]) -> Iterator[Row]:
             print(f"{name}: no class in transformers", file=sys.stderr)
             continue
         config = CONFIG_MAPPING[name](**_SIZES.get(name, {}))
+        if getattr(config, "text_config", None) is not None:
+            print(f"{name}: a language model and a tower, see its part", file=sys.stderr)
+            continue
         bare = FAMILIES[name].encoder
         with torch.device("meta"):
             try:
