@@ -1,5 +1,7 @@
 """Engines found by the processes that hold GPUs: in pods, on the host, and where that is barred."""
 
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,6 +15,22 @@ from tests.inference.engines.server import exposition
 
 
 TABLE = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+
+
+# An engine that listens on an address and says on which port.
+ENGINE = textwrap.dedent(
+    """
+    import http.server, sys
+    body = sys.stdin.read().encode()
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200); self.end_headers(); self.wfile.write(body)
+        def log_message(self, *_): pass
+    server = http.server.HTTPServer((sys.argv[1], 0), Handler)
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+    """
+)
 
 
 class Proc:
@@ -158,21 +176,11 @@ def test_an_idle_host_lacks_nothing(proc):
 
 def test_a_real_process_of_this_host():
     """A child that serves vLLM's metrics is found through the real /proc, and only its socket."""
-    code = textwrap.dedent(
-        """
-        import http.server, sys
-        body = sys.stdin.read().encode()
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200); self.end_headers(); self.wfile.write(body)
-            def log_message(self, *_): pass
-        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        print(server.server_address[1], flush=True)
-        server.serve_forever()
-        """
-    )
     engine = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", ENGINE, "127.0.0.1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         engine.stdin.write(exposition("vllm-current"))
@@ -188,3 +196,54 @@ def test_a_real_process_of_this_host():
     assert endpoint.url == f"http://127.0.0.1:{port}/metrics"
     assert endpoint.engine == "vllm"
     assert engine.pid in endpoint.processes
+
+
+def ip(*arguments):
+    return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(name="namespace")
+def _namespace():
+    """A network namespace of its own, reached over a pair of virtual interfaces as a pod is."""
+    name = f"fw{os.getpid()}"
+    if os.geteuid() != 0 or shutil.which("ip") is None or not ip("netns", "add", name):
+        pytest.skip("needs root and ip netns")
+    inside = ("netns", "exec", name, "ip")
+    outer, inner = f"{name}a", f"{name}b"
+    made = (
+        ip("link", "add", outer, "type", "veth", "peer", "name", inner)
+        and ip("link", "set", inner, "netns", name)
+        and ip("addr", "add", "192.0.2.1/30", "dev", outer)
+        and ip("link", "set", outer, "up")
+        and ip(*inside, "addr", "add", "192.0.2.2/30", "dev", inner)
+        and ip(*inside, "link", "set", inner, "up")
+    )
+    try:
+        if not made:
+            pytest.skip("needs virtual interfaces")
+        yield name
+    finally:
+        ip("netns", "del", name)
+        ip("link", "del", outer)
+
+
+def test_a_real_network_namespace(namespace):
+    """An engine in another namespace is found by its process, at the address that it has there."""
+    engine = subprocess.Popen(
+        ["ip", "netns", "exec", namespace, sys.executable, "-c", ENGINE, "0.0.0.0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        engine.stdin.write(exposition("vllm-current"))
+        engine.stdin.close()
+        port = int(engine.stdout.readline())
+        (endpoint,) = ContainerDiscovery(own_pid=engine.pid + 1).look({engine.pid})
+    finally:
+        engine.kill()
+        engine.wait()
+        engine.stdout.close()
+
+    assert (endpoint.engine, endpoint.url) == ("vllm", f"http://192.0.2.2:{port}/metrics")
+    assert endpoint.processes == {engine.pid}
