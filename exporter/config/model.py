@@ -115,7 +115,7 @@ class Config:
         "kubernetes.labels",
         items(choice(*_DEVICE_FAMILIES)),
         (),
-        "Families whose series also carry namespace, pod, container and job of their device, where it "
+        "Families whose series also carry namespace, pod, container and hpc_job of their device, where it "
         "has one holder only.",
         "[flopwatch_achieved_flops]",
         convert=frozenset,

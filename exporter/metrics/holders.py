@@ -25,11 +25,11 @@ GPU_ALLOCATION_INFO = SUBJECT.gauge(
 )
 GPU_JOB_INFO = SUBJECT.gauge(
     "flopwatch_gpu_job_info",
-    labels=("job",),
+    labels=("hpc_job", "job"),
     per_device=True,
     help=(
         "Batch job that holds the GPU, always 1 (job mapping directory, or the control groups of "
-        "its processes)."
+        "its processes). `job` repeats `hpc_job` for one release: Prometheus renames it."
     ),
     interpretation="Join it to add the job to a query.",
 )
@@ -238,7 +238,7 @@ class HolderLabels:
 
 
 def holder_labels(state: State, chosen: AbstractSet[str]) -> HolderLabels:
-    """Namespace, pod, container and job of each device, for the series of the chosen families.
+    """Namespace, pod, container and hpc_job of each device, for the series of the chosen families.
 
     Only where there is one holder: a device that is shared has no honest label, and a series per
     holder would count its work several times.
@@ -256,7 +256,7 @@ def _held(snapshot: HoldersSnapshot) -> Iterator[tuple[Family, DeviceKey, Labels
         )
         yield GPU_ALLOCATION_INFO, allocation.device, labels
     for use in snapshot.jobs:
-        yield GPU_JOB_INFO, use.device, (("job", use.job),)
+        yield GPU_JOB_INFO, use.device, (("hpc_job", use.job), ("job", use.job))
 
 
 def _sources(snapshot: HoldersSnapshot) -> Iterator[Sample]:
@@ -283,6 +283,6 @@ def _sole_holders(state: State) -> dict[str, Labels]:
         labels_of: list[Label] = []
         for alternatives in by_family.values():
             if len(alternatives) == 1:
-                labels_of += next(iter(alternatives))
+                labels_of += (each for each in next(iter(alternatives)) if each[0] != "job")
         sole[uuid] = tuple(labels_of)
     return sole

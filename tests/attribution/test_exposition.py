@@ -81,7 +81,9 @@ class TestInfoSeries:
             jobs=(JobUse(DeviceKey(index="0"), "42"), JobUse(DeviceKey(uuid="GPU-aa"), "42"))
         )
 
-        assert points_of(GPU_JOB_INFO, snapshot) == [{"gpu": "0", "uuid": "GPU-aa", "job": "42"}]
+        assert points_of(GPU_JOB_INFO, snapshot) == [
+            {"gpu": "0", "uuid": "GPU-aa", "hpc_job": "42", "job": "42"}
+        ]
 
     def test_a_device_that_nobody_sees_is_counted(self):
         """Held GPUs that are hidden from the exporter have no series, but a number."""
@@ -152,7 +154,7 @@ class TestLabels:
             "namespace=serving",
             "pod=chat-0",
             "container=engine",
-            "job=42",
+            "hpc_job=42",
         )
 
     def test_a_shared_gpu_gets_no_pod(self):
@@ -162,7 +164,7 @@ class TestLabels:
             allocations=(allocation(key, "one"), allocation(key, "two")), jobs=(JobUse(key, "42"),)
         )
 
-        assert self.labelled(snapshot) == ("job=42",)
+        assert self.labelled(snapshot) == ("hpc_job=42",)
 
     def test_other_families_and_devices_stay_as_they_are(self):
         """Only the chosen families of held devices change."""
