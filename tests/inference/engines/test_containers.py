@@ -213,9 +213,9 @@ def _namespace():
     made = (
         ip("link", "add", outer, "type", "veth", "peer", "name", inner)
         and ip("link", "set", inner, "netns", name)
-        and ip("addr", "add", "192.0.2.1/30", "dev", outer)
+        and ip("addr", "add", "10.213.47.1/30", "dev", outer)
         and ip("link", "set", outer, "up")
-        and ip(*inside, "addr", "add", "192.0.2.2/30", "dev", inner)
+        and ip(*inside, "addr", "add", "10.213.47.2/30", "dev", inner)
         and ip(*inside, "link", "set", inner, "up")
     )
     try:
@@ -245,5 +245,5 @@ def test_a_real_network_namespace(namespace):
         engine.wait()
         engine.stdout.close()
 
-    assert (endpoint.engine, endpoint.url) == ("vllm", f"http://192.0.2.2:{port}/metrics")
+    assert (endpoint.engine, endpoint.url) == ("vllm", f"http://10.213.47.2:{port}/metrics")
     assert endpoint.processes == {engine.pid}
