@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import structlog
 
+from exporter.advice.advise import AdviceSnapshot
 from exporter.advice.document import ADVICE_PATH
 from exporter.attribution.bill import HostLedger
 from exporter.attribution.ledger import Bill
@@ -102,6 +103,7 @@ class Daemon:
                 host_name=os.environ.get("NODE_NAME") or socket.gethostname(),
                 telemetry_path=config.web.telemetry_path,
                 facts=self._machine.facts,
+                advice=self._advice,
             ),
             memory=Memory(StateFile(usable_state_path(config.state_file)), boot_id()),
         )
@@ -192,6 +194,9 @@ class Daemon:
         by_process = self._config.holders.by_process
         return self._part("bill", lambda: self._ledger.charge(state, by_process=by_process), Bill())
 
+    def _advice(self) -> AdviceSnapshot:
+        return self._services.advisor.snapshot()
+
     def _part(self, name: str, read: Callable[[], _Part], nothing: _Part) -> _Part:
         try:
             part = read()
@@ -212,7 +217,7 @@ class Daemon:
             [f"{place}: no GPU {index} on this host" for place, index in self._missing_gpus(state)]
         )
         yield from state_parts(state)
-        yield LEVER_SAMPLES.of(self._services.advisor.snapshot())
+        yield LEVER_SAMPLES.of(self._advice())
         if self._config.process_memory:
             yield self._process_memory.of(state)
 

@@ -43,6 +43,15 @@ def best(advice: Advice) -> Prediction | None:
     return None
 
 
+def best_sentence(advice: Advice) -> str | None:
+    """The best lever as one sentence for people; None where none surely helps."""
+    first = best(advice)
+    if first is None:
+        return None
+    title = LEVERS[first.lever].title.lower()
+    return f"{advice.window.workload} ({advice.window.model}): {title}: {first.evidence}."
+
+
 @dataclass(frozen=True, slots=True)
 class AdviceSnapshot:
     """The advice for all workloads of the host, and the track record of the levers."""

@@ -45,6 +45,8 @@ REACHABLE_FLOPS = 0.78
 REACHABLE_LINK = 0.8
 # Tokens of one prefill pass at most: the common default chunk of engines is 2048 to 8192.
 PREFILL_CHUNK_TOKENS = 4096.0
+# Without speculative decoding a request gains one token a pass.
+_TOKENS_PER_REQUEST = 1.3
 # How much of the shorter of memory and compute time hides behind the longer one. A GPU has thousands
 # of threads that wait for memory while others multiply; a core loads and multiplies in one stream.
 _HIDDEN_ON_GPU = (1.0, 0.5)
@@ -193,9 +195,17 @@ def step_of(window: WorkloadWindow) -> Step:
         raise Inapplicable("the engine does not tell tokens and forward passes of this window")
     if window.decode_context is None:
         raise Inapplicable("the context of the decoded tokens is not known")
+    if window.gpu_count != window.tensor_parallel:
+        raise Inapplicable(
+            f"{window.gpu_count} GPUs in tensor-parallel groups of {window.tensor_parallel}: "
+            "pipeline and data parallelism are not modelled"
+        )
+    running, decoded = window.running_requests, window.decode_tokens / window.passes
+    if running is not None and decoded > _TOKENS_PER_REQUEST * max(1.0, running):
+        raise Inapplicable("requests gain several tokens a pass: speculation is not modelled")
     gpu = slowest(window)
     if gpu.graphics is None:
-        raise Inapplicable(f"GPU {gpu.gpu} does not tell how long kernels run on it")
+        raise Inapplicable(f"{gpu.title} does not tell how long kernels run on it")
     period = window.seconds / window.passes
     busy = min(1.0, gpu.graphics) * period
     prompts = window.prompts or 0.0
@@ -242,7 +252,7 @@ def slowest(window: WorkloadWindow) -> GpuWindow:
         raise Inapplicable("no GPU of this workload is known on this host")
     for gpu in window.gpus:
         if gpu.sick:
-            raise Inapplicable(f"GPU {gpu.gpu} needs repair first: {gpu.sick}")
+            raise Inapplicable(f"{gpu.title} needs repair first: {gpu.sick}")
 
     def speed(gpu: GpuWindow) -> float:
         bandwidth = gpu.reachable_bandwidth_bytes_per_second
@@ -268,7 +278,7 @@ def rates_of(gpu: GpuWindow, model: ModelDescription) -> Rates:
     bandwidth = gpu.reachable_bandwidth_bytes_per_second
     if bandwidth is None:
         if not peak:
-            raise Inapplicable(f"the memory bandwidth of GPU {gpu.gpu} is not known")
+            raise Inapplicable(f"no probe or data sheet tells the memory bandwidth of {gpu.title}")
         bandwidth = REACHABLE_BANDWIDTH * peak
     return Rates(
         bytes_per_second=bandwidth,
@@ -287,7 +297,7 @@ def reachable_flops(gpu: GpuWindow, precision: str) -> float:
     if probed is not None:
         return probed
     if not peak:
-        raise Inapplicable(f"GPU {gpu.gpu} ({gpu.name}) has no {precision} arithmetic")
+        raise Inapplicable(f"{gpu.title} ({gpu.name}) has no {precision} arithmetic")
     shares = [
         value / gpu.peaks.flops[name]
         for name, value in gpu.reachable_flops.items()

@@ -40,6 +40,11 @@ class GpuWindow:
     power_limit_max_watts: float | None = None
     sick: str | None = None
 
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return "the processor" if self.gpu.startswith("cpu") else f"GPU {self.gpu}"
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:

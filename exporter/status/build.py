@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from exporter.advice.advise import best_sentence
 from exporter.attribution.snapshot import DeviceKey
 from exporter.findings import Finding, Severity
 from exporter.inference.snapshot import WorkloadsSnapshot
@@ -201,6 +202,12 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
                 engine=workload.engine,
                 up=workload.up,
                 reason=workload.reason,
+                advice=[
+                    sentence
+                    for advice in inputs.advice.workloads
+                    if advice.window.workload == workload.name
+                    and (sentence := best_sentence(advice)) is not None
+                ],
             )
             for workload in inputs.state.workloads.workloads
         ],

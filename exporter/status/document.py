@@ -176,12 +176,16 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """An inference engine of this host that is configured or was found."""
+    """An inference engine of this host that is configured or was found.
+
+    `advice` has a sentence for each of its models that a change would help: the best one.
+    """
 
     workload: str
     engine: str
     up: bool
     reason: str | None = None
+    advice: list[str] = []
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):

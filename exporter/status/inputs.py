@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from exporter.advice.advise import AdviceSnapshot
 from exporter.readings import HostFacts
 from exporter.state import State
 
@@ -24,6 +25,7 @@ class StatusSources:
     telemetry_path: str = "/metrics"
     wall_clock: Callable[[], float] = time.time
     facts: Callable[[], HostFacts] = HostFacts
+    advice: Callable[[], AdviceSnapshot] = AdviceSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,3 +40,4 @@ class Inputs:
     now_seconds: float
     uptime_seconds: float
     facts: HostFacts = field(default_factory=HostFacts)
+    advice: AdviceSnapshot = field(default_factory=AdviceSnapshot)

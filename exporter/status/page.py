@@ -88,7 +88,7 @@ def render_page(status: Status, *, only: str | None = None) -> str:
         '<button id="pause" type="button" hidden>Pause updates</button></header>'
         '<p id="notice" class="notice" role="alert" hidden></p>'
         f'<main>{back}<p class="verdict {host.health}" role="status">{escape(host.summary)}</p>'
-        f"{_tiles(host)}{_missing(host)}"
+        f"{_tiles(host)}{_missing(host)}{_advice(host)}"
         f'<div class="cards">{cards}</div>{_footer(status)}</main>'
         f"<script>{_SCRIPT}</script></body></html>"
     )
@@ -129,6 +129,15 @@ def _missing(host: Host) -> str:
         f'<p class="warning">Engine {escape(workload.workload)} ({escape(workload.engine)}) does'
         f" not answer{f': {escape(workload.reason)}' if workload.reason else ''}.</p>"
         for workload in down
+    )
+
+
+def _advice(host: Host) -> str:
+    """The change that would help each served model most."""
+    return "".join(
+        f"<p>What would help {escape(sentence)}</p>"
+        for workload in host.workloads
+        for sentence in workload.advice
     )
 
 

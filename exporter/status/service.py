@@ -162,6 +162,7 @@ class StatusService:
             now_seconds=now,
             uptime_seconds=now - self._started_at,
             facts=sources.facts(),
+            advice=sources.advice(),
         )
 
     def _body(self, key: str, render: Callable[[], bytes]) -> bytes:

@@ -438,6 +438,43 @@ def _course(dashboard: Dashboard) -> Dashboard:
     )
 
 
+def _levers(dashboard: Dashboard) -> Dashboard:
+    """Useful FLOPS and money that each lever would bring, over all workloads shown."""
+    workload = "cluster, job, instance, workload, model"
+    useful = f"workload:flopwatch_model_flop:rate5m{{{NODE}}}"
+
+    def flops(bound: str) -> Query:
+        gain = f'flopwatch_lever_gain_ratio{{{NODE}, bound="{bound}"}} - 1'
+        return Query(f"sum by (lever) (({gain}) * on ({workload}) group_left () {useful})")
+
+    engine = "cluster, job, instance, workload"
+    cost = f"1 - avg by ({workload}, lever) (flopwatch_lever_cost_ratio{{{NODE}}})"
+    price = (
+        f"sum by ({engine}) (flopwatch_workload_gpu_info{{{NODE}}} * on (cluster, job, instance, gpu, uuid)"
+        f" group_left () flopwatch_price_per_gpu_hour{{{NODE}}})"
+    )
+    money = f"sum by (lever) (24 * ({cost}) * on ({engine}) group_left () {price})"
+    return dashboard.with_panel(
+        explained(
+            rows(
+                "What would help",
+                "Predicted useful FLOPS that each lever would add over all workloads shown, and what it is worth a day at `prices`. The levers do not add up. `flopwatch advise --prometheus` prints the same with the track record; the Models dashboard has the workloads.",
+                [flops("low"), flops("high"), Query(money)],
+                [
+                    Column("lever", "Lever"),
+                    Column("A", "Useful at least", "flops", decimals=2, width=180),
+                    Column("B", "at most", "flops", decimals=2, width=160),
+                    Column("C", "Worth a day", decimals=0, width=150),
+                ],
+                sort_by="Useful at least",
+                no_value="no lever can be predicted: see docs/levers.md",
+                height=7,
+            ),
+            MODELS,
+        )
+    )
+
+
 def dashboard() -> Dashboard:
     """The Fleet dashboard."""
     made = board(
@@ -446,5 +483,9 @@ def dashboard() -> Dashboard:
         "Achieved FLOPS of the fleet, where the rest of the peak goes, and which GPU is sick.",
         narrow=("name",),
     )
+<<<<<<< HEAD
     made = _worst(_states(_wrong(_now(made))))
+=======
+    made = _levers(_worst(_wrong(_now(made))))
+>>>>>>> 9f29a0f (Show the best lever on the status page and dashboards; docs of the levers)
     return _course(made.with_row(Row("How it got there")))

@@ -346,6 +346,39 @@ def _course(dashboard: Dashboard) -> Dashboard:
     )
 
 
+def _levers(dashboard: Dashboard) -> Dashboard:
+    lever = f'flopwatch_lever_gain_ratio{{{NODE}, model=~"$model"'
+    cost = f'flopwatch_lever_cost_ratio{{{NODE}, model=~"$model"'
+    by = "by (model, workload, lever)"
+    return dashboard.with_panel(
+        explained(
+            rows(
+                "What would help",
+                "Predicted throughput and cost per token if a lever is pulled, over today's, best first. `flopwatch advise` on the node has the evidence, the track record and what to change. No gain at a lower cost: nobody waits, the change frees capacity.",
+                [
+                    Query(f'min {by} ({lever}, bound="low"}}) - 1'),
+                    Query(f'max {by} ({lever}, bound="high"}}) - 1'),
+                    Query(f'min {by} ({cost}, bound="low"}}) - 1'),
+                    Query(f'max {by} ({cost}, bound="high"}}) - 1'),
+                ],
+                [
+                    Column("model", "Model"),
+                    Column("workload", "Workload"),
+                    Column("lever", "Lever"),
+                    Column("A", "Throughput at least", "percentunit", decimals=0, width=170),
+                    Column("B", "at most", "percentunit", decimals=0, width=100),
+                    Column("C", "Cost per token at least", "percentunit", decimals=0, width=190),
+                    Column("D", "up to", "percentunit", decimals=0, width=100),
+                ],
+                sort_by="Throughput at least",
+                no_value="no lever can be predicted: see docs/levers.md",
+                height=7,
+            ),
+            MODELS,
+        )
+    )
+
+
 def dashboard() -> Dashboard:
     """The Models dashboard."""
     made = board(
@@ -354,4 +387,8 @@ def dashboard() -> Dashboard:
         "Served models: useful FLOPS and bandwidth by the engines' own token counts, beside what the hardware did.",
         narrow=("model",),
     )
+<<<<<<< HEAD
     return _engine(_course(_replicas(_table(_now(made)))))
+=======
+    return _course(_levers(_table(_now(made))))
+>>>>>>> 9f29a0f (Show the best lever on the status page and dashboards; docs of the levers)

@@ -47,7 +47,7 @@ def _predict(window: WorkloadWindow) -> Prediction:
 
 def _clock(gpu: GpuWindow) -> float:
     if gpu.clock_ratio is None or gpu.clock_ratio <= 0:
-        raise Inapplicable(f"the clock of GPU {gpu.gpu} is not known")
+        raise Inapplicable(f"the clock of {gpu.title} is not known")
     return min(1.0, gpu.clock_ratio)
 
 

@@ -16,7 +16,7 @@ def _predict(window: WorkloadWindow) -> Prediction:
     today = step_of(window)
     gpu = slowest(window)
     if "fp8" not in gpu.peaks.flops:
-        raise Inapplicable(f"GPU {gpu.gpu} ({gpu.name}) has no fp8 arithmetic")
+        raise Inapplicable(f"{gpu.title} ({gpu.name}) has no fp8 arithmetic")
     if today.model.cache_value_bytes <= 1.0:
         raise Inapplicable("the KV cache is stored in 8 bits or less already")
     capacity = _with_cache(window, today, 1.0)

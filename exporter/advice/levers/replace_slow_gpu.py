@@ -32,10 +32,10 @@ def _predict(window: WorkloadWindow) -> Prediction:
     changes = [Change(replace(today, rates=rates), excess_factor=factor) for factor in (1.0, worst)]
     capacity = throughput_ratio(today, changes)
     evidence = (
-        f"GPU {gpu.gpu} reaches {memory:.0%} of its siblings' memory bandwidth and {compute:.0%} "
+        f"{gpu.title} reaches {memory:.0%} of its siblings' memory bandwidth and {compute:.0%} "
         f"of their FLOPS, and {len(window.gpus) - 1} others wait for it: {percent(capacity)}"
     )
-    action = f"move the workload off GPU {gpu.gpu} ({gpu.uuid}) and open a ticket for it"
+    action = f"move the workload off {gpu.title} ({gpu.uuid}) and open a ticket for it"
     return outcome(window, "replace_slow_gpu", capacity, evidence=evidence, action=action)
 
 
