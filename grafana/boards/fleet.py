@@ -483,9 +483,5 @@ def dashboard() -> Dashboard:
         "Achieved FLOPS of the fleet, where the rest of the peak goes, and which GPU is sick.",
         narrow=("name",),
     )
-<<<<<<< HEAD
-    made = _worst(_states(_wrong(_now(made))))
-=======
-    made = _levers(_worst(_wrong(_now(made))))
->>>>>>> 9f29a0f (Show the best lever on the status page and dashboards; docs of the levers)
+    made = _levers(_worst(_states(_wrong(_now(made)))))
     return _course(made.with_row(Row("How it got there")))

@@ -387,8 +387,4 @@ def dashboard() -> Dashboard:
         "Served models: useful FLOPS and bandwidth by the engines' own token counts, beside what the hardware did.",
         narrow=("model",),
     )
-<<<<<<< HEAD
-    return _engine(_course(_replicas(_table(_now(made)))))
-=======
-    return _course(_levers(_table(_now(made))))
->>>>>>> 9f29a0f (Show the best lever on the status page and dashboards; docs of the levers)
+    return _engine(_course(_levers(_replicas(_table(_now(made))))))
