@@ -52,6 +52,8 @@ class ContainerDiscovery:
     def look(self, pids: Collection[int]) -> Iterator[Endpoint]:
         """Yield the engines behind these processes, which hold GPUs."""
         self.unavailable = None
+        if not pids:
+            return
         own = procfs.with_descendants({self._own_pid}, self._proc)
         others = sorted(set(pids) - own)[:LARGEST_PROCESS_COUNT]
         if not others:
