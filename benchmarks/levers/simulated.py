@@ -142,7 +142,7 @@ def _behaviour(stream: random.Random) -> tuple[Behaviour, float, float]:
     bandwidth = stream.uniform(0.88, 0.94)
     flops = stream.uniform(0.7, 0.86)
     behaviour = Behaviour(
-        exposed=stream.uniform(0.0, 0.5),
+        exposed=stream.uniform(0.0, 1.0),
         matrix_efficiency=flops * stream.uniform(0.8, 1.0),
         low_precision_efficiency=stream.uniform(0.84, 1.0),
         half_rows=stream.uniform(0.0, 60.0),

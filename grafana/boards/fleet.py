@@ -467,7 +467,7 @@ def _levers(dashboard: Dashboard) -> Dashboard:
                     Column("C", "Worth a day", decimals=0, width=150),
                 ],
                 sort_by="Useful at least",
-                no_value="no lever can be predicted: see docs/levers.md",
+                no_value="no data; needs an inference engine, see docs/levers.md",
                 height=7,
             ),
             MODELS,

@@ -371,7 +371,7 @@ def _levers(dashboard: Dashboard) -> Dashboard:
                     Column("D", "up to", "percentunit", decimals=0, width=100),
                 ],
                 sort_by="Throughput at least",
-                no_value="no lever can be predicted: see docs/levers.md",
+                no_value="no data; needs an inference engine, see docs/levers.md",
                 height=7,
             ),
             MODELS,
