@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -277,10 +278,13 @@ def evaluate(url: str, pid: int, query: str, at: float) -> tuple[float, float, f
     """Processor seconds, wall seconds and samples of one query. Counted, so that rendering the result as JSON does not weigh in."""
     form = {"query": f"count({query})", "time": at, "stats": "all"}
     used, began = process_seconds(pid), time.monotonic()
-    with urllib.request.urlopen(
-        f"{url}/api/v1/query", data=urllib.parse.urlencode(form).encode(), timeout=120
-    ) as answer:
-        text = answer.read()
+    try:
+        with urllib.request.urlopen(
+            f"{url}/api/v1/query", data=urllib.parse.urlencode(form).encode(), timeout=120
+        ) as answer:
+            text = answer.read()
+    except urllib.error.HTTPError as error:
+        raise SystemExit(f"{query}\n{error.read().decode()}") from None
     wall, processor = time.monotonic() - began, process_seconds(pid) - used
     return (
         processor,

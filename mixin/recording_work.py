@@ -227,13 +227,13 @@ def probes_file() -> RuleFile:
                 "unit",
                 "compute",
                 f"min by (%{{gpu}}, name) (\n    {efficiency}{joined}\n"
-                f"      / on (%{{peers}}, precision) group_left () {median})",
+                f"      / on (%{{peers}}, precision) group_left () {median}{{precision!=''}})",
             )
             + "\nor "
             + labelled(
                 "unit",
                 "memory",
-                f"min by (%{{gpu}}, name) (\n    {copy}{joined}\n      / on (%{{peers}}, path) group_left () {median})",
+                f"min by (%{{gpu}}, name) (\n    {copy}{joined}\n      / on (%{{peers}}, path) group_left () {median}{{path!=''}})",
             ),
         ),
         Record(middle, f"quantile by (%{{peers}}, unit) (0.5, {ratio})"),

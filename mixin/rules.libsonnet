@@ -523,7 +523,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "gpu_unit:flopwatch_probe_measure:peer_ratio",
-            "expr": "label_replace(min by (" + text($._config.gpu) + ", name) (\n    flopwatch_probe_efficiency_ratio{mig=\"\"} * on (" + text($._config.gpu) + ") group_left (name) gpu:flopwatch_gpu:info\n      / on (" + text($._config.peers) + ", precision) group_left () name_kernel:flopwatch_probe_measure:median), \"unit\", \"compute\", \"\", \"\")\nor label_replace(min by (" + text($._config.gpu) + ", name) (\n    flopwatch_probe_bandwidth_bytes_per_second{mig=\"\", path=\"device\"} * on (" + text($._config.gpu) + ") group_left (name) gpu:flopwatch_gpu:info\n      / on (" + text($._config.peers) + ", path) group_left () name_kernel:flopwatch_probe_measure:median), \"unit\", \"memory\", \"\", \"\")",
+            "expr": "label_replace(min by (" + text($._config.gpu) + ", name) (\n    flopwatch_probe_efficiency_ratio{mig=\"\"} * on (" + text($._config.gpu) + ") group_left (name) gpu:flopwatch_gpu:info\n      / on (" + text($._config.peers) + ", precision) group_left () name_kernel:flopwatch_probe_measure:median{precision!=''}), \"unit\", \"compute\", \"\", \"\")\nor label_replace(min by (" + text($._config.gpu) + ", name) (\n    flopwatch_probe_bandwidth_bytes_per_second{mig=\"\", path=\"device\"} * on (" + text($._config.gpu) + ") group_left (name) gpu:flopwatch_gpu:info\n      / on (" + text($._config.peers) + ", path) group_left () name_kernel:flopwatch_probe_measure:median{path!=''}), \"unit\", \"memory\", \"\", \"\")",
           },
           {
             "record": "name_unit:flopwatch_probe_measure:median_peer_ratio",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 CLUSTER = 'cluster="c", job="flopwatch"'
 PEERS = 4
+BF16, DEVICE = 'precision="bf16"', 'path="device"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,16 @@ def peers(metric: str, sick: float, labels: str) -> tuple[Series, ...]:
     for index in range(PEERS + 1):
         who = f'gpu="{index}", uuid="GPU-{index}"'
         made.append(Gauge("flopwatch_gpu_info", f'{who}, name="{sick}{labels[:5]}"', UP))
+        # Every kernel that a GPU has; only the one with the given labels is slow.
+        made += [
+            Gauge("flopwatch_probe_efficiency_ratio", f'{who}, precision="{name}"', (0.7, 0.7, 0.7))
+            for name in ("fp8", "int8")
+        ]
+                Gauge("flopwatch_probe_efficiency_ratio", f"{who}, {kernel}", (0.7, 0.7, 0.7))
+            )
+        if labels != DEVICE:
+            copies = "flopwatch_probe_bandwidth_bytes_per_second"
+            made.append(Gauge(copies, f"{who}, {DEVICE}", (3e12, 3e12, 3e12)))
         value = (0.8, sick, 0.8) if index == 0 else (0.8, 0.8, 0.8)
         made.append(Gauge(metric, f"{who}, {labels}", value))
         if index:
@@ -193,7 +204,6 @@ def named(sick: float, labels: str, **more: str) -> dict[str, str]:
 
 CHAT = 'workload="chat", model="m"'
 NOTHING: dict[str, str] = {}
-BF16, DEVICE = 'precision="bf16"', 'path="device"'
 
 
 def engine(
