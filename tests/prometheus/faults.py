@@ -186,8 +186,6 @@ def peers(metric: str, sick: float, labels: str) -> tuple[Series, ...]:
             Gauge("flopwatch_probe_efficiency_ratio", f'{who}, precision="{name}"', (0.7, 0.7, 0.7))
             for name in ("fp8", "int8")
         ]
-                Gauge("flopwatch_probe_efficiency_ratio", f"{who}, {kernel}", (0.7, 0.7, 0.7))
-            )
         if labels != DEVICE:
             copies = "flopwatch_probe_bandwidth_bytes_per_second"
             made.append(Gauge(copies, f"{who}, {DEVICE}", (3e12, 3e12, 3e12)))
