@@ -85,6 +85,7 @@ class Daemon:
         self._scraped_at = 0.0
         self._stalled_logged = False
         self._machine = Machine()
+        self._missing: tuple[tuple[str, int], ...] = ()
         self._ledger = HostLedger()
         self._live = LiveState(self._parts, self._mark, charge=self._charge)
         self._process_memory = process_memory(process_name)
@@ -276,10 +277,14 @@ class Daemon:
                 yield place, index
 
     def _warn_of_missing_gpus(self) -> None:
+        """Once for each, also for one that goes missing later."""
         state = self._live.now()
         known = ",".join(device.identity.index for device in state.devices)
-        for place, index in self._missing_gpus(state):
-            log.warning("gpu_not_on_this_host", key=place, gpu=index, known=known)
+        missing = tuple(self._missing_gpus(state))
+        for place, index in missing:
+            if (place, index) not in self._missing:
+                log.warning("gpu_not_on_this_host", key=place, gpu=index, known=known)
+        self._missing = missing
 
     def _loop(self, signals: SignalWaiter) -> int:
         mismatched_at: float | None = None
@@ -290,6 +295,8 @@ class Daemon:
             self._feed_watchdog()
             self._status.tend()
             self._live.now()  # sampling reads the last one, also while nobody scrapes
+            self._warn_of_missing_gpus()
+            self._host.report_hangs(time.monotonic())
             if came & _END_SIGNALS:
                 log.info("shutting_down", reason="signal")
                 return 0

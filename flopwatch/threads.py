@@ -17,13 +17,15 @@ class BoundedThread:
 
     threading.Thread would wait there for a sign of life that never comes, and with it whoever waits
     for a lock that the starter holds: its `start` has no limit. So this begins its thread by the
-    interpreter's own call, and waits itself. One that begins after all ends at once.
+    interpreter's own call, and waits itself. One that begins after all ends at once. `ident` is its
+    identifier, None before it has begun.
     """
 
     def __init__(
         self, *, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()
     ) -> None:
         self.name = name
+        self.ident: int | None = None
         self._target = target
         self._arguments = args
         self._gate = threading.Lock()
@@ -55,6 +57,7 @@ class BoundedThread:
         with self._gate:
             if self._given_up:
                 return
+            self.ident = threading.get_ident()
             self._begun.set()
         try:
             if sys.version_info >= (3, 13):

@@ -1,13 +1,13 @@
 """Looks for GPUs that came while the daemon runs: hot-plugged, replaced, or back under another UUID.
 
 It has a thread of its own: a driver call that hangs here holds up nothing but the finding of new
-GPUs. A GPU that left is found out by its own sampler, and stays down: somebody must see to it. Only
-when another GPU has been at its place for minutes was it replaced, and nobody waits for it any more.
+GPUs. A GPU that left is found out by its own sampler, and stays down: somebody must see to it. One
+at whose place on the bus another answers was replaced: it goes before the other comes, so that never
+more GPUs are shown than there are.
 """
 
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -23,8 +23,7 @@ log = structlog.get_logger(__name__)
 
 # More GPUs than any host has, those that left counted in: a bound for a driver that makes up UUIDs.
 _GPUS_MAX = 64
-# Long enough that an alert on the GPU that left has come and been seen to end with its successor.
-REPLACED_SECONDS = 300.0
+_SOON_SECONDS = 1.0
 
 
 class DeviceLookout:
@@ -38,7 +37,6 @@ class DeviceLookout:
         add: Callable[[int, str], None],
         forget: Callable[[SampledGpu], None],
         hung: Callable[[], frozenset[tuple[str, str]]],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`gpus` are those sampled now; `add` begins to sample one more, by index and UUID.
 
@@ -50,50 +48,65 @@ class DeviceLookout:
         self._add = add
         self._forget = forget
         self._hung = hung
-        self._clock = clock
-        self._replaced_since: dict[str, float] = {}
         self._full_logged = False
 
     def run(self, stop: threading.Event, interval: Callable[[], float]) -> None:
         """Look until `stop` is set; the body of a thread."""
-        while not stop.wait(interval()):
+        again = False
+        while not stop.wait(min(interval(), _SOON_SECONDS) if again else interval()):
+            again = False
             try:
-                self.look()
+                again = self.look()
             except NvmlError as error:  # the driver is away: the samplers bring it back
                 log.debug("device_lookout_failed", reason=error.reason)
             except Exception:  # a fault of ours must not end the looking for good
                 log.exception("device_lookout_fault")
 
-    def look(self) -> None:
-        """Compare once. Raises NvmlError when the driver gives no list."""
+    def look(self) -> bool:
+        """Compare once; whether to look again soon. Raises NvmlError when the driver gives no list."""
         epoch = self._library.epoch
         gpus = self._gpus()
         known = {gpu.uuid: gpu for gpu in gpus}
         listed: list[SampledGpu] = []
-        # One that has never answered is found by its own sampler, by its index.
-        left_alone = {index for index, _uuid in self._hung()} | {
-            gpu.identity.index for gpu in gpus if gpu.uuid == UNKNOWN and not gpu.index_taken
-        }
-        for index in range(min(self._library.device_count(), _GPUS_MAX)):
-            if str(index) in left_alone:
-                continue
-            found = self._ask(index)
-            if found is None:
-                continue
-            handle, uuid = found
+        again = False
+        found = self._listed(gpus)
+        uuids = frozenset(uuid for _index, _handle, uuid in found)
+        for index, handle, uuid in found:
             gpu = known.get(uuid)
             for holder in self._holders(gpus, handle):
                 if gpu is None and holder.uuid.startswith(NO_UUID):
                     gpu = holder  # it would not tell its UUID when it was opened
                 elif holder is not gpu:
                     holder.handle_reassigned(epoch)
-            if gpu is None:
-                self._welcome(index, uuid, gpus)
-                gpus = self._gpus()
-            else:
+            if gpu is not None:
                 gpu.enumerated(index, handle, epoch)
                 listed.append(gpu)
+                continue
+            old = self._predecessor(handle, gpus, uuids)
+            if old is not None and old.handle is not None:
+                # It has not noticed yet. Both at a time would be one GPU more than there are.
+                old.handle_reassigned(epoch)
+                again = True
+                continue
+            if old is not None:
+                self._replace(old, uuid)
+            self._welcome(index, uuid, self._gpus())
+            gpus = self._gpus()
         self._forget_replaced(gpus, listed)
+        return again
+
+    def _listed(self, gpus: Sequence[SampledGpu]) -> list[tuple[int, Any, str]]:
+        """Index, handle and UUID of what the driver lists, but for those that hang or never answered."""
+        # One that has never answered is found by its own sampler, by its index.
+        left_alone = {index for index, _uuid in self._hung()} | {
+            gpu.identity.index for gpu in gpus if gpu.uuid == UNKNOWN and not gpu.index_taken
+        }
+        listed: list[tuple[int, Any, str]] = []
+        for index in range(min(self._library.device_count(), _GPUS_MAX)):
+            found = None if str(index) in left_alone else self._ask(index)
+            if found is not None:
+                listed.append((index, *found))
+        return listed
 
     @staticmethod
     def _ask(index: int) -> tuple[Any, str] | None:
@@ -105,6 +118,26 @@ class DeviceLookout:
             raise
         except NvmlError:
             return None
+
+    @staticmethod
+    def _predecessor(
+        handle: Any, gpus: Sequence[SampledGpu], listed_uuids: frozenset[str]
+    ) -> SampledGpu | None:
+        """The GPU that had this one's place on the bus, and that the driver lists nowhere any more."""
+        places = {
+            gpu.identity.pci_bus_id: gpu
+            for gpu in gpus
+            if gpu.identity.pci_bus_id is not None and gpu.uuid not in listed_uuids
+        }
+        if not places:
+            return None
+        try:
+            bus_id = call("nvmlDeviceGetPciInfo", handle).busId
+        except (DriverGone, DriverMismatch):
+            raise
+        except NvmlError:
+            return None
+        return places.get(bus_id.decode(errors="replace") if isinstance(bus_id, bytes) else bus_id)
 
     def _welcome(self, index: int, uuid: str, gpus: Sequence[SampledGpu]) -> None:
         """Begin to sample a GPU that is new here: by one that still waits for its own, if any does."""
@@ -119,24 +152,17 @@ class DeviceLookout:
             log.warning("gpu_not_sampled", gpu=index, uuid=uuid, most=_GPUS_MAX)
 
     def _forget_replaced(self, gpus: Sequence[SampledGpu], listed: Sequence[SampledGpu]) -> None:
-        """Forget those that are gone, and whose place on the bus another has had for long enough."""
-        at_place: Mapping[str | None, SampledGpu] = {
-            gpu.identity.pci_bus_id: gpu for gpu in listed if gpu.handle is not None
-        }
-        now = self._clock()
-        waited = self._replaced_since
-        self._replaced_since = {}
+        """Forget those that are gone, and whose place on the bus another answers from."""
+        at_place = {gpu.identity.pci_bus_id: gpu for gpu in listed if gpu.handle is not None}
         for gpu in gpus:
             bus_id = gpu.identity.pci_bus_id
             successor = at_place.get(bus_id) if bus_id is not None else None
-            if gpu in listed or gpu.handle is not None or successor is None:
-                continue
-            since = waited.get(gpu.uuid, now)
-            if now - since < REPLACED_SECONDS:
-                self._replaced_since[gpu.uuid] = since
-                continue
-            log.info("gpu_replaced", uuid=gpu.uuid, pci_bus_id=bus_id, by=successor.uuid)
-            self._forget(gpu)
+            if gpu not in listed and gpu.handle is None and successor is not None:
+                self._replace(gpu, successor.uuid)
+
+    def _replace(self, old: SampledGpu, by: str) -> None:
+        log.info("gpu_replaced", uuid=old.uuid, pci_bus_id=old.identity.pci_bus_id, by=by)
+        self._forget(old)
 
     @staticmethod
     def _holders(gpus: Sequence[SampledGpu], handle: object) -> list[SampledGpu]:

@@ -168,6 +168,10 @@ class SampledGpu:
         state = device.account(fast, window, settings)
         return replace(state, instances=instances, **self._statistics(ticks))
 
+    def revived(self) -> bool:
+        """Whether the driver was initialised anew since the device was last open."""
+        return self._context.library.epoch != self._epoch
+
     def failed(self, error: NvmlError, ticks: TickStatistics) -> DeviceState:
         """Detach a lost device. Initialise the library again if that is what failed."""
         if isinstance(error, DriverMismatch):

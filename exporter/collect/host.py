@@ -13,10 +13,16 @@ from exporter.collect.dcgm.source import DcgmSource
 from exporter.collect.discovery import DeviceLookout
 from exporter.collect.gpu import SampledGpu
 from exporter.collect.host_cpu import SampledCpu
+from exporter.collect.machine import expected_gpus
 from exporter.collect.nvml.errors import DriverMismatch, NvmlError
 from exporter.collect.nvml.events import XidWatcher
-from exporter.collect.nvml.library import DriverLibrary
-from exporter.collect.sampler import BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS, Sampler
+from exporter.collect.nvml.library import DriverLibrary, running_call
+from exporter.collect.sampler import (
+    BACKOFF_FIRST_SECONDS,
+    BACKOFF_LAST_SECONDS,
+    DRIVER_BACKOFF_SECONDS,
+    Sampler,
+)
 from exporter.collect.settings import SamplingSettings
 from exporter.collect.source import GpuContext
 from exporter.readings import DeviceIdentity
@@ -31,8 +37,8 @@ log = structlog.get_logger(__name__)
 _WATCH_SECONDS = 0.5
 # nvmlShutdown takes milliseconds; a process that ends does not wait longer for it.
 _CLOSE_SECONDS = 0.2
-# Why there is no GPU to watch, so that the processor stands in. Any other reason says that there are
-# GPUs, and that something keeps this process from them: that must be seen.
+# Why there is no GPU to watch, so that the processor stands in, unless the PCI bus knows better. Any
+# other reason says that there are GPUs, and that something keeps this process from them.
 _NO_GPU = frozenset({"turned_off", "no_devices", "library_not_found", "driver_not_loaded"})
 
 
@@ -61,6 +67,7 @@ class HostSampling:
         self._stop = threading.Event()
         self._found = threading.Event()
         self._finding_since: float | None = None
+        self._finding_reported: float | None = None
         self._driver_error: str | None = None
         self._started_at = time.monotonic()
         self._mismatch = threading.Event()
@@ -105,7 +112,22 @@ class HostSampling:
         hung = tuple(key for key, sampler in samplers if sampler.hung(now))
         finding = self._finding_since
         driver_hung = finding is not None and now - finding > self._settings().deadline
-        return self._version, hung, driver_hung, self._found.is_set(), self._driver_error
+        found = self._found.is_set()
+        return self._version, hung, driver_hung, found, self._driver_error
+
+    def report_hangs(self, now: float) -> None:
+        """Log each driver call that has passed its deadline, once. Makes no driver call itself."""
+        with self._lock:
+            samplers = tuple(self._samplers.values())
+        for sampler in samplers:
+            sampler.report_hang(now)
+        since = self._finding_since
+        if since is None or since == self._finding_reported:
+            return
+        if now - since > self._settings().deadline:
+            self._finding_reported = since
+            function = running_call(self._finder.ident) or "unknown"
+            log.warning("driver_call_hung", function=function, seconds=round(now - since, 1))
 
     def published(self, now: float) -> SampledHost:
         """What the samplers last said; a device that has not ticked yet is there, and not up."""
@@ -171,11 +193,12 @@ class HostSampling:
     def _look(self) -> None:
         """Look for GPUs until there are some, with backoff; then keep their events registered."""
         backoff = BACKOFF_FIRST_SECONDS
-        absent_logged = False
+        told: object = None
         while not self._stop.is_set():
             modes = self._settings().modes
             if modes["cpu"] == "on":
                 self._start_cpu()
+            expected = expected_gpus() or 0
             count, reason = self._count_gpus() if modes["nvml"] != "off" else (0, "turned_off")
             if count:
                 self._start_gpus(count)
@@ -184,14 +207,28 @@ class HostSampling:
                 return
             if self._mismatch.is_set():
                 return  # the GPUs are there, but not for this process
-            if modes["cpu"] == "auto" and modes["nvml"] != "on" and reason in _NO_GPU:
-                self._start_cpu()
-            if not absent_logged:
-                log.info("no_gpu_found", reason=reason, sampled=sorted(self._samplers))
-                absent_logged = True
+            absent = reason == "turned_off" or (reason in _NO_GPU and not expected)
+            if modes["cpu"] == "auto":
+                # A processor that stands in for GPUs that are there would pass for a healthy host.
+                if absent and modes["nvml"] != "on":
+                    self._start_cpu()
+                elif not absent:
+                    self._remove(SampledCpu.key)
+            if told != (reason, expected):
+                told = (reason, expected)
+                report = log.info if absent else log.warning
+                report(
+                    "no_gpu_found",
+                    reason=reason,
+                    expected=expected,
+                    sampled=sorted(self._samplers),
+                )
             self._found.set()
             self._stop.wait(backoff)
-            backoff = min(2 * backoff, BACKOFF_LAST_SECONDS)
+            longest = BACKOFF_LAST_SECONDS if absent else DRIVER_BACKOFF_SECONDS
+            if reason == "driver_not_loaded":
+                longest = DRIVER_BACKOFF_SECONDS
+            backoff = min(2 * backoff, longest)
 
     def _count_gpus(self) -> tuple[int, str]:
         self._finding_since = time.monotonic()

@@ -77,6 +77,10 @@ class SampledCpu:
         flop = {(work, "perf"): value for work, value in counted.items()}
         return replace(counters, flop={**counters.flop, **flop})
 
+    def revived(self) -> bool:
+        """It needs no driver."""
+        return False
+
     def failed(self, error: NvmlError | None, ticks: TickStatistics) -> DeviceState:
         """What is known of it without a reading."""
         return DeviceState(

@@ -8,7 +8,14 @@ from typing import Protocol, TypeVar
 import structlog
 
 from exporter.accounting.counters import TICK_DURATION_BOUNDS, Histogram, HistogramValue
-from exporter.collect.nvml.errors import UNKNOWN_CODE, NvmlError, Transient
+from exporter.collect.nvml.errors import (
+    UNKNOWN_CODE,
+    DriverAbsent,
+    DriverGone,
+    NvmlError,
+    Transient,
+)
+from exporter.collect.nvml.library import running_call
 from exporter.collect.settings import SamplingSettings
 from exporter.state import DeviceState
 from flopwatch.threads import BoundedThread
@@ -18,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_LAST_SECONDS = 60.0
+# All devices are back within ten seconds of their driver.
+DRIVER_BACKOFF_SECONDS = 5.0
+_LOOK_SECONDS = 0.5  # how soon a device that waits notices that its driver is back
 # A thread that waits for nothing but its own clock moves at least this often, the longest backoff aside.
 _STALLED_SECONDS = 30.0
 # What is measured between two ticks is there this long after the first one, and not a whole interval
@@ -47,6 +57,9 @@ class SampledDevice(Protocol):
 
     def skip_gap(self) -> None:
         """Count nothing of the time since the last tick: it was not watched."""
+
+    def revived(self) -> bool:
+        """Whether the driver was initialised anew since the device was last open. Cheap."""
 
     def failed(self, error: NvmlError, ticks: "TickStatistics") -> DeviceState:
         """Let go of the device and say what is known without it."""
@@ -89,6 +102,7 @@ class Sampler:
         self._stop = threading.Event()
         self._ticks = TickStatistics()
         self._busy_since: float | None = None
+        self._reported: float | None = None
         self._moved_at = time.monotonic()
         self._thread = BoundedThread(target=self._run, name=f"gpu-{device.key}")
 
@@ -138,9 +152,35 @@ class Sampler:
             # flaps faster is waited for longer and longer.
             if well_since is not None and time.monotonic() - well_since > backoff:
                 backoff = BACKOFF_FIRST_SECONDS
+            if isinstance(failure, (DriverGone, DriverAbsent)):
+                # Nothing is wrong with the device: it is back as soon as its driver is.
+                backoff = min(backoff, DRIVER_BACKOFF_SECONDS)
             self._let_go(failure, backoff)
-            self._stop.wait(backoff)
-            backoff = min(2 * backoff, BACKOFF_LAST_SECONDS)
+            revived = self._wait(backoff)
+            backoff = BACKOFF_FIRST_SECONDS if revived else min(2 * backoff, BACKOFF_LAST_SECONDS)
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait for so long, or until the driver has come back; whether it has."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._stop.wait(min(left, _LOOK_SECONDS)):
+                return False
+            if self.device.revived():
+                return True
+        return False
+
+    def report_hang(self, now: float) -> None:
+        """Log a driver call that passes its deadline, once, by the name of the call."""
+        since = self._busy_since
+        if since is None or since == self._reported or not self.hung(now):
+            return
+        self._reported = since
+        log.warning(
+            "driver_call_hung",
+            gpu=self.device.key,
+            function=running_call(self._thread.ident) or "unknown",
+            seconds=round(now - since, 1),
+        )
 
     def _let_go(self, failure: NvmlError, backoff: float) -> None:
         self._busy_since = time.monotonic()

@@ -53,11 +53,13 @@ SOURCE_FIELD_MISSING = SUBJECT.gauge(
     "flopwatch_source_field_missing",
     labels=("source", "field"),
     help=(
-        "Field that FLOPS or the time split need and that the source does not report for this "
-        "device, always 1. Absent if nothing is missing."
+        "Reading that the source does not have for this device, always 1: of dcgm a field that FLOPS "
+        "or the time split need, of nvml a capability that the driver does not offer. Absent if "
+        "nothing is missing."
     ),
     interpretation=(
-        "The fields to add to the counters file of dcgm-exporter (-f, DCGM_EXPORTER_COLLECTORS)."
+        "dcgm: the fields to add to the counters file of dcgm-exporter (-f, "
+        "DCGM_EXPORTER_COLLECTORS). nvml: what this driver or GPU does not tell."
     ),
 )
 SOURCE_HUNG = SUBJECT.gauge(

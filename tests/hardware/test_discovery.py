@@ -1,13 +1,14 @@
 """The driver's list of GPUs against those that are sampled, in lists that a bus seldom gives."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pynvml
 import pytest
 
 from exporter.collect import discovery
-from exporter.collect.discovery import REPLACED_SECONDS, DeviceLookout
+from exporter.collect.discovery import DeviceLookout
 from exporter.collect.nvml.errors import NoPermission, NvmlError
 from exporter.readings import DeviceIdentity
 
@@ -25,8 +26,9 @@ class Driver:
 
     epoch = EPOCH
 
-    def __init__(self, *gpus: tuple[int, str] | NvmlError) -> None:
+    def __init__(self, *gpus: tuple[int, str] | NvmlError, bus: str = "elsewhere") -> None:
         self.gpus = gpus
+        self.bus = bus
 
     def device_count(self) -> int:
         return len(self.gpus)
@@ -37,6 +39,8 @@ class Driver:
             if isinstance(entry, NvmlError):
                 raise entry
             return handle_of(entry[0])
+        if function == "nvmlDeviceGetPciInfo":
+            return SimpleNamespace(busId=self.bus)
         assert function == "nvmlDeviceGetUUID"
         address = pynvml.cast(argument, pynvml.c_void_p).value
         return next(
@@ -156,20 +160,18 @@ def test_the_gpu_that_one_waits_for_is_not_added_beside_it(look: Look) -> None:
 
 
 class Replacing:
-    """Looks again and again, with a clock of its own; what was forgotten leaves the list."""
+    """Looks again and again; what was forgotten leaves the list, what is new joins it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *sampled: Sampled) -> None:
         self.sampled = list(sampled)
-        self.now = 1000.0
         self._patch = monkeypatch
         self._driver: Any = Driver()
         self._discovery = DeviceLookout(
             self,  # type: ignore[arg-type]
-            gpus=lambda: list(self.sampled),  # type: ignore[arg-type]
-            add=lambda index, uuid: None,
+            gpus=lambda: list(self.sampled),  # type: ignore[arg-type,return-value]
+            add=lambda index, uuid: self.sampled.append(Sampled(index, uuid, None)),
             forget=self.sampled.remove,  # type: ignore[arg-type]
             hung=frozenset,
-            clock=lambda: self.now,
         )
 
     epoch = EPOCH
@@ -177,28 +179,49 @@ class Replacing:
     def device_count(self) -> int:
         return int(self._driver.device_count())
 
-    def look(self, driver: Driver, after_seconds: float = 0.0) -> list[str]:
+    def look(self, driver: Driver) -> list[str]:
         """The UUIDs that are sampled after one more look."""
-        self.now += after_seconds
         self._driver = driver
         self._patch.setattr(discovery, "call", driver.call)
-        self._discovery.look()
+        self.again = self._discovery.look()
         return [gpu.uuid for gpu in self.sampled]
 
 
 OLD_PLACE = "00000000:0F:00.0"
 
 
-def test_a_gpu_whose_place_another_has_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After five minutes in which the new one answered, and not one look earlier."""
+def test_a_successor_comes_when_the_gpu_before_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never are there more GPUs than places on the bus, not for one scrape."""
+    old = Sampled(0, "GPU-old", None, bus=OLD_PLACE)
+    host = Replacing(monkeypatch, old)
+
+    assert host.look(Driver((0x20, "GPU-new"), bus=OLD_PLACE)) == ["GPU-new"]
+
+
+def test_one_that_has_not_noticed_that_it_is_gone_is_told_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its sampler lets go in its next tick; the successor comes with the next look, which is soon."""
+    old = Sampled(0, "GPU-old", 0x10, bus=OLD_PLACE)
+    host = Replacing(monkeypatch, old)
+    there = Driver((0x20, "GPU-new"), bus=OLD_PLACE)
+
+    assert host.look(there) == ["GPU-old"]
+    assert host.again
+    assert old.told == [("handle_reassigned", EPOCH)]
+    old.handle = None
+    assert host.look(there) == ["GPU-new"]
+    assert not host.again
+
+
+def test_a_gpu_that_did_not_tell_its_place_at_first_goes_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The successor is sampled already, and answers from the place of the one that is gone."""
     old = Sampled(0, "GPU-old", None, bus=OLD_PLACE)
     new = Sampled(0, "GPU-new", 0x20, bus=OLD_PLACE)
-    there = Driver((0x20, "GPU-new"))
-    host = Replacing(monkeypatch, old, new)
 
-    assert host.look(there) == ["GPU-old", "GPU-new"]
-    assert host.look(there, REPLACED_SECONDS - 1) == ["GPU-old", "GPU-new"]
-    assert host.look(there, 1) == ["GPU-new"]
+    assert Replacing(monkeypatch, old, new).look(Driver((0x20, "GPU-new"))) == ["GPU-new"]
 
 
 def test_a_lost_gpu_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,29 +235,24 @@ def test_a_lost_gpu_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         Driver(NoPermission("nvmlDeviceGetHandleByIndex", 4), (0x20, "GPU-other")),
         Driver((0x10, "GPU-lost"), (0x20, "GPU-other")),
     ):
-        assert host.look(driver) == host.look(driver, 100 * REPLACED_SECONDS)
-        assert lost in host.sampled
+        for _look in range(3):
+            assert host.look(driver) == ["GPU-lost", "GPU-other"]
 
 
 def test_a_successor_that_is_lost_too_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The five minutes begin anew when the new one is back."""
+    """Only one that answers has taken the place."""
     old = Sampled(0, "GPU-old", None, bus=OLD_PLACE)
-    new = Sampled(0, "GPU-new", 0x20, bus=OLD_PLACE)
-    there = Driver((0x20, "GPU-new"))
+    new = Sampled(0, "GPU-new", None, bus=OLD_PLACE)
     host = Replacing(monkeypatch, old, new)
 
-    host.look(there)
-    host.look(Driver(), REPLACED_SECONDS / 2)
-    assert host.look(there, REPLACED_SECONDS / 2) == ["GPU-old", "GPU-new"]
-    assert host.look(there, REPLACED_SECONDS) == ["GPU-new"]
+    assert host.look(Driver((0x20, "GPU-new"))) == ["GPU-old", "GPU-new"]
 
 
 def test_a_gpu_that_moved_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another has its old place, and it is listed itself: it is being opened where it is now."""
     moved = Sampled(0, "GPU-moved", None, bus=OLD_PLACE)
-    new = Sampled(0, "GPU-new", 0x20, bus=OLD_PLACE)
-    host = Replacing(monkeypatch, moved, new)
-    both = Driver((0x20, "GPU-new"), (0x10, "GPU-moved"))
+    host = Replacing(monkeypatch, moved)
+    both = Driver((0x20, "GPU-new"), (0x10, "GPU-moved"), bus=OLD_PLACE)
 
-    host.look(both)
-    assert host.look(both, 2 * REPLACED_SECONDS) == ["GPU-moved", "GPU-new"]
+    assert host.look(both) == ["GPU-moved", "GPU-new"]
+    assert host.look(both) == ["GPU-moved", "GPU-new"]

@@ -4,6 +4,7 @@ pynvml is imported in this package only. ctypes releases the interpreter lock du
 call that hangs holds up its own thread and no other.
 """
 
+import errno
 import os
 import threading
 import time
@@ -16,7 +17,9 @@ import pynvml
 import structlog
 
 from exporter.collect.nvml.errors import (
-    UNKNOWN_CODE,
+    DriverAbsent,
+    DriverGone,
+    DriverMismatch,
     NoPermission,
     NotSupported,
     NvmlError,
@@ -30,15 +33,27 @@ log = structlog.get_logger(__name__)
 # With this variable set, NVML shows MPS locality domains, and nearly every call answers
 # NOT_SUPPORTED (nvml.h of CUDA 13.5).
 _MPS_VARIABLE = "NVML_MPS_DEVICE_ENUMERATION"
-# Initialisations refused with 'Unknown Error', and for how long, before it is taken for final: a
-# driver that is being reset or updated is done by then.
+# Initialisations refused, and for how long, before it is taken for final: a driver that is being
+# reset or updated is done by then.
 BARRED_TIMES = 5
-BARRED_SECONDS = 60.0
+BARRED_SECONDS = 30.0
+# GPUs that wait for the driver one by one do not try it one by one: it may load its module each time.
+_RETRY_SECONDS = 1.0
+_CONTROL_NODE = "/dev/nvidiactl"
 # A call that never answered anything but NOT_SUPPORTED is asked again this often.
 CLAIM_SECONDS = 600.0
 
 FIELD_VALUES = "nvmlDeviceGetFieldValues"
 Key = tuple[Any, ...]  # a call: its function, and what it was asked for
+
+
+# The driver call that each thread is in, by thread: what hangs, if one does.
+_running: dict[int, str] = {}
+
+
+def running_call(thread: int | None) -> str | None:
+    """The driver call that a thread is in now, by the thread's identifier."""
+    return None if thread is None else _running.get(thread)
 
 
 def call(function: str, *arguments: Any) -> Any:
@@ -49,6 +64,8 @@ def call(function: str, *arguments: Any) -> Any:
     implementation = getattr(pynvml, function, None)
     if implementation is None:
         raise NotSupported(function, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+    thread = threading.get_ident()
+    _running[thread] = function
     try:
         return implementation(*arguments)
     except pynvml.NVMLError as error:
@@ -59,6 +76,8 @@ def call(function: str, *arguments: Any) -> Any:
     except (ValueError, TypeError, UnicodeDecodeError):
         # pynvml could not make sense of what the driver answered.
         raise Transient(function, pynvml.NVML_ERROR_UNKNOWN) from None
+    finally:
+        _running.pop(thread, None)
 
 
 def call_symbol(symbol: str, *arguments: Any) -> int:
@@ -66,15 +85,28 @@ def call_symbol(symbol: str, *arguments: Any) -> int:
 
     For what pynvml has no wrapper for. A missing symbol answers FUNCTION_NOT_FOUND.
     """
+    thread = threading.get_ident()
+    _running[thread] = symbol
     try:
         return int(pynvml._nvmlGetFunctionPointer(symbol)(*arguments))  # noqa: SLF001
     except pynvml.NVMLError as error:
         return int(error.value)
+    finally:
+        _running.pop(thread, None)
 
 
 def handle_address(handle: Any) -> int:
     """What a handle points to: pynvml makes a new pointer object for each answer."""
     return int(pynvml.cast(handle, pynvml.c_void_p).value or 0)
+
+
+def node_is_barred(node: str = _CONTROL_NODE) -> bool:
+    """Whether the device cgroup keeps this process from the driver: EPERM, where rights give EACCES."""
+    try:
+        os.close(os.open(node, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return False
 
 
 class DriverLibrary:
@@ -87,7 +119,9 @@ class DriverLibrary:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._epoch = 0
+        self._was_absent = False
         self._refusals: list[float] = []
+        self._failure: tuple[float, NvmlError] | None = None
 
     @property
     def epoch(self) -> int:
@@ -103,6 +137,8 @@ class DriverLibrary:
         with self._lock:
             if self._epoch != seen_epoch:
                 return
+            if self._failure is not None and time.monotonic() - self._failure[0] < _RETRY_SECONDS:
+                raise self._failure[1]
             os.environ.pop(_MPS_VARIABLE, None)
             if self._epoch:
                 try:
@@ -113,22 +149,29 @@ class DriverLibrary:
                 call("nvmlInit")
             except NvmlError as error:
                 self._note_refusal(error)
+                self._failure = (time.monotonic(), error)
                 raise
+            self._failure = None
             self._refusals.clear()
             self._epoch += 1
 
     @property
     def barred(self) -> bool:
-        """Whether this process had the driver, and cannot get it again while the driver itself is there.
+        """Whether the driver is there, and this process, begun before that, cannot get at it.
 
         So it is in a container whose devices were taken away (a reload of systemd does that to some
-        runtimes): NVML answers 'Unknown Error' from then on, and only a new container has them again.
+        runtimes), and in a service whose device filter was made when there was no driver yet: NVML
+        answers one error or another from then on, and only a new process has the devices. A process
+        that was refused from its beginning is not barred: another one would fare no better.
         """
         refusals = self._refusals
         return len(refusals) >= BARRED_TIMES and refusals[-1] - refusals[0] >= BARRED_SECONDS
 
     def _note_refusal(self, error: NvmlError) -> None:
-        if not self._epoch or error.code != UNKNOWN_CODE:
+        absent = isinstance(error, (DriverGone, DriverAbsent)) and not node_is_barred()
+        began_before = self._epoch > 0 or self._was_absent
+        self._was_absent |= absent
+        if absent or not began_before or isinstance(error, DriverMismatch):
             self._refusals.clear()  # not there yet, or unloaded: that may pass
             return
         # The first one, and the newest: as many as are needed to judge.
