@@ -27,7 +27,8 @@ unless it says so. `flopwatch check` tells the same of the host it runs on.
 
 Support is found out by live samples when a device is opened, never by its name, and found out again after
 the driver was reloaded or the MIG mode has changed. GPM that is there and has no value (a GPU that sleeps) is
-tried again every minute, as where the driver keeps it from the daemon; `dcgm` stands in meanwhile. The table of
+tried again every minute, as where the driver keeps it from the daemon; `dcgm` stands in meanwhile. GPM that was
+delivering and is refused is tried again at once, and then from second to second up to once a minute. The table of
 models below only decides the peaks.
 
 ## By family

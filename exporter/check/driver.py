@@ -25,6 +25,7 @@ from exporter.collect.nvml.reading import (
     read_fast,
     read_identity,
     read_memory,
+    unsupported_capabilities,
 )
 from exporter.logging_setup import set_up_logging
 
@@ -110,18 +111,14 @@ def _describe(library: DriverLibrary, device: dict[str, Any]) -> None:
         mig=mig_enabled(calls),
     )
     device["instances"] = _instances(calls, identity.sm_clock_max_hertz) if device["mig"] else []
-    fast = read_fast(calls, read_clock(calls, time.monotonic), traffic=True)
-    device["missing"] = sorted(
-        name
-        for name in ("power_watts", "energy_joules", "temperature_celsius", "gpu_utilization")
-        if getattr(fast, name) is None
-    )
+    read_fast(calls, read_clock(calls, time.monotonic), traffic=True)
     for group in SLOW_GROUPS:
         slow = group(calls)
         if "compute_mode" in slow:
             device["compute_mode"] = slow["compute_mode"]
         if slow.get("processes") is not None:
             device["processes"] = len(slow["processes"])
+    device["missing"] = list(unsupported_capabilities(calls))
     device["refused"] = dict(calls.errors)
     device["gpm"] = _gpm(calls, identity.sm_count, identity.sm_clock_max_hertz)
 

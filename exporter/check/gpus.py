@@ -149,7 +149,9 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
     elif peaks["origin"] == "derived":
         yield CheckResult(area, Level.NOTE, f"its peak is derived ({doubt})")
     if device["missing"]:
-        yield CheckResult(area, Level.NOTE, f"does not tell {', '.join(device['missing'])}")
+        yield CheckResult(
+            area, Level.NOTE, f"the driver does not report {', '.join(device['missing'])}"
+        )
     if device["refused"].get("no_permission"):
         yield CheckResult(
             area, Level.WARNING, "refuses calls for lack of permission", "run as root, or see dmesg"

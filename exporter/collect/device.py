@@ -18,6 +18,7 @@ from exporter.accounting.plausibility import (
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH
 from exporter.collect.nvml.gpm import GpmSession
 from exporter.collect.nvml.library import DeviceCalls
+from exporter.collect.nvml.reading import unsupported_capabilities
 from exporter.collect.settings import SamplingSettings
 from exporter.collect.source import ActivitySource, GpuContext
 from exporter.collect.sources import SOURCES
@@ -198,7 +199,10 @@ class Device:
 
     def state(self, *, up: bool, **fields: Any) -> DeviceState:
         """The state of the device. `fields` are the fields of DeviceState that a tick fills."""
-        sources = {NVML: SourceHealth(up, self._succeeded, dict(self._errors))}
+        missing: tuple[str, ...] = ()
+        if up and self.calls is not None and self.gpu is None:
+            missing = unsupported_capabilities(self.calls)
+        sources = {NVML: SourceHealth(up, self._succeeded, dict(self._errors), missing)}
         for source in self.sources:
             sources.update(source.health(up=up))
         fields.setdefault("at_seconds", time.monotonic())

@@ -25,8 +25,12 @@ from exporter.state import SourceHealth
 
 log = structlog.get_logger(__name__)
 
-# GPM may fail for a while (another process initialises the driver anew): try again this often.
+# GPM may have no value for a while (a GPU that sleeps), or be kept from us: try again this often.
 RETRY_SECONDS = 60.0
+# Where it has delivered before, sooner: another process may have turned its stream off and on.
+_FIRST_RETRY_SECONDS = 1.0
+# So many readings in a row may fail with the samples kept: cycles of the time between are not lost.
+_FAILURES_MAX = 3
 # A device that has no GPM may have it after a change of the driver that nobody announces.
 UNSUPPORTED_RETRY_SECONDS = 600.0
 IMPLAUSIBLE = "implausible"
@@ -45,7 +49,10 @@ class Gpm(ActivitySource):
         self._windows: GpmWindows | None = None
         self._name = PERCENT
         self._retry_at = -math.inf
+        self._retry_seconds = _FIRST_RETRY_SECONDS
         self._anew_at = -math.inf
+        self._failures = 0
+        self._has_delivered = False
         self._unsupported = False
         self._delivered = False
         self._failure: str | None = None
@@ -92,10 +99,15 @@ class Gpm(ActivitySource):
             self.failed(error)
             if isinstance(error, (DeviceLost, DriverGone, DriverMismatch)):
                 raise
-            if isinstance(error, NotSupported):
+            self._failures += 1
+            # A MIG instance may have been made again at its place with the same name.
+            is_instance = self.device.gpu is not None
+            if isinstance(error, NotSupported) and (is_instance or self._failures >= _FAILURES_MAX):
                 self._begin_anew()
             return None
+        self._failures = 0
         if window is not None:
+            self._has_delivered = True
             self._succeeded = time.time()
             self._delivered = True
             if self._failure is not None:
@@ -123,9 +135,11 @@ class Gpm(ActivitySource):
         if self._windows is not None and not driver_is_gone:
             self._windows.close()
         self._windows = None
-        self._delivered = False
+        self._delivered = self._has_delivered = False
         self._unsupported = False
+        self._failures = 0
         self._retry_at = -math.inf
+        self._retry_seconds = _FIRST_RETRY_SECONDS
 
     def implausible(self) -> None:
         """Count a window, or a value in it, that cannot be true."""
@@ -173,6 +187,10 @@ class Gpm(ActivitySource):
             self._delivered = True
             self._failure = None
             self._unsupported = False
+        elif self._has_delivered:
+            # NOT_SUPPORTED, too, is no fact of a device that has GPM.
+            self.failed(error)
+            self._wait()
         elif isinstance(error, NotSupported):
             self._retry_at = time.monotonic() + UNSUPPORTED_RETRY_SECONDS
             if not self._unsupported:
@@ -191,17 +209,24 @@ class Gpm(ActivitySource):
         self._failure = error.reason
 
     def _begin_anew(self) -> None:
-        """Drop the samples of a device that answered before and now reports NOT_SUPPORTED.
+        """Drop the samples of a device that answered before and now refuses.
 
         A MIG instance may have been replaced by another one with the same name. GPM is tried again
-        at once, but at most once a minute.
+        at once. Where that happens repeatedly, it waits up to a minute: a trial delays all devices.
         """
         now = time.monotonic()
-        at_once = now - self._anew_at >= RETRY_SECONDS
+        is_first = now - self._anew_at >= RETRY_SECONDS
+        wait = _FIRST_RETRY_SECONDS if is_first else self._retry_seconds
         self.close()
-        self._retry_at = now if at_once else now + RETRY_SECONDS
-        if at_once:
-            self._anew_at = now
+        self._has_delivered = True
+        self._anew_at = self._retry_at = now
+        self._retry_seconds = wait
+        if not is_first:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._retry_at = time.monotonic() + self._retry_seconds
+        self._retry_seconds = min(2 * self._retry_seconds, RETRY_SECONDS)
 
     def _value_implausible(self, what: str) -> None:
         if not self._errors[IMPLAUSIBLE]:

@@ -34,6 +34,23 @@ from exporter.state import UNKNOWN, DeviceState
 log = structlog.get_logger(__name__)
 
 
+# What a GPU says of itself apart from who it is, and what of it every GPU says.
+_TOLD = (
+    "architecture",
+    "compute_capability",
+    "pci_bus_id",
+    "serial",
+    "sm_count",
+    "sm_clock_max_hertz",
+    "memory_clock_max_hertz",
+    "memory_bus_width_bits",
+    "memory_size_bytes",
+    "c2c_link_count",
+    "minor",
+)
+_TOLD_BY_ALL = ("compute_capability", "sm_count", "sm_clock_max_hertz", "memory_clock_max_hertz")
+
+
 class SampledGpu:
     """One GPU by NVML index, and by UUID once that is known, with its MIG instances."""
 
@@ -53,6 +70,7 @@ class SampledGpu:
         self._rules: tuple[GpuRule, ...] = ()
         self._slow_due = [0.0] * len(SLOW_GROUPS)
         self._utilization = ProcessUtilization()
+        self._identity_due = 0.0
 
     @property
     def uuid(self) -> str:
@@ -113,9 +131,10 @@ class SampledGpu:
         self._rules = self._context.settings().gpus
         peaks = find_peaks(identity, peak_override(self._rules, identity))
         self._device.attach(identity, peaks, calls)
-        self._device.mig_enabled = mig_enabled(calls)
+        self._device.mig_enabled = mig_enabled(calls, before=self._device.mig_enabled)
         self._enumerated = None
         self._slow_due = [0.0] * len(SLOW_GROUPS)
+        self._identity_due = time.monotonic() + self._context.settings().slow_interval
         self._prepare_sources()
         source = self._device.choose_source()
         log.info(
@@ -149,6 +168,7 @@ class SampledGpu:
         settings = self._context.settings()
         self._note_tick(settings)
         self._follow_mig_mode(calls)
+        self._follow_identity(calls, settings)
         self._follow_rules(settings)
         self._instances.sync(calls, peak_override(self._rules, self.identity))
         self._prepare_sources()
@@ -225,6 +245,27 @@ class SampledGpu:
         self._device.mig_enabled = enabled
         log.info("mig_mode_changed", gpu=self.key, enabled=enabled)
         self._device.forget_support()
+        self._identity_due = 0.0
+
+    def _follow_identity(self, calls: DeviceCalls, settings: SamplingSettings) -> None:
+        """Ask again for what the GPU would not tell of itself when it was opened, or in MIG mode."""
+        now = time.monotonic()
+        if now < self._identity_due:
+            return
+        first, self._identity_due = self._identity_due, now + settings.slow_interval
+        old = self.identity
+        if first and all(getattr(old, name) is not None for name in _TOLD_BY_ALL):
+            return
+        told = read_identity(calls, self._index, old.driver_version)
+        new = {name: getattr(told, name) for name in _TOLD if getattr(told, name) is not None}
+        identity = replace(old, **new)
+        if identity == old:
+            return
+        log.info("device_identified", gpu=self.key, uuid=identity.uuid, name=identity.name)
+        self._device.identity = identity
+        override = peak_override(self._rules, identity)
+        self._device.revalue(find_peaks(identity, override))
+        self._instances.revalue(override)
 
     def _follow_rules(self, settings: SamplingSettings) -> None:
         """Apply the peaks of a reloaded configuration."""

@@ -16,7 +16,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 # Series of the exporter's own process, and of time itself: no hardware shows in them.
 _NOT_OF_THE_HARDWARE = re.compile(
     r"(process_|python_|flopwatch_(build_info|config_|series|tick_duration|ticks_missed|probe_|holder_"
-    r"|finding|time_seconds|boot_time|gpu_reset_timestamp))"
+    r"|finding|time_seconds|boot_time|gpu_reset_timestamp|expected_gpus))"
 )
 _DCGM_FIELDS = {"default": DEFAULT_FIELDS, "all": ALL_FIELDS}
 _LOAD_OF_FIELD = {

@@ -14,7 +14,7 @@ from typing import Any
 import pynvml
 
 from exporter.collect.nvml.errors import NotSupported, NvmlError, Transient, error_for
-from exporter.collect.nvml.library import call
+from exporter.collect.nvml.library import CLAIM_SECONDS, call
 
 
 # Metric ids (nvml.h, nvmlGpmMetricId_t).
@@ -79,7 +79,9 @@ class GpmSession:
         self._sampled_at: list[float] = []
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
-        self._refused: set[int] = set()
+        # Metrics that answered NOT_SUPPORTED and nothing else: when to ask for each again.
+        self._claims: dict[int, float] = {}
+        self._answered: set[int] = set()
         self._proofs = 0
         # Why a metric of the last reading has no value, though the device has it; None if all have.
         self.failure: NvmlError | None = None
@@ -128,11 +130,13 @@ class GpmSession:
     def metrics(self, ids: Iterable[int]) -> dict[int, float]:
         """Values of the metrics over the last window; those that the driver refuses are left out.
 
-        So are those that it has, but no value of now: `failure` says why. Raises NvmlError when the
-        driver refuses the call as a whole.
+        So are those that it has, but no value of now: `failure` says why. One that answered before
+        and is not supported now has failed; one that never did is asked for again every ten minutes.
+        Raises NvmlError when the driver refuses the call as a whole.
         """
         self.failure = None
-        wanted = [metric for metric in ids if metric not in self._refused]
+        now = time.monotonic()
+        wanted = [metric for metric in ids if self._claims.get(metric, now) <= now]
         if self._proofs >= _PROOFS_NEEDED:
             return self._get(wanted)
         values: dict[int, float] = {}
@@ -155,6 +159,8 @@ class GpmSession:
         for position, metric in enumerate(ids):
             answer = metrics[position]
             if answer.nvmlReturn == 0:
+                self._answered.add(metric)
+                self._claims.pop(metric, None)
                 value = answer.value
                 if math.isfinite(value):
                     values[metric] = value
@@ -162,8 +168,8 @@ class GpmSession:
                     self.failure = error_for(METRICS_GET, pynvml.NVML_ERROR_NO_DATA)
                 continue
             error = error_for(METRICS_GET, answer.nvmlReturn)
-            if isinstance(error, NotSupported):
-                self._refused.add(metric)
+            if isinstance(error, NotSupported) and metric not in self._answered:
+                self._claims[metric] = time.monotonic() + CLAIM_SECONDS
             else:
                 self.failure = error
         return values
