@@ -69,8 +69,8 @@ def test_a_gpu_index_that_this_host_does_not_have(start) -> None:
     _fake, daemon = start([H100], config=passive("gpus: [{match: {index: 7}, precision: fp8}]\n"))
 
     assert daemon.scrape().value("flopwatch_gpu_up", gpu="0") == 1
-    daemon.wait_for(lambda: "configuration_problem" in daemon.log)
-    assert "gpus[0].match.index: no GPU 7 on this host" in daemon.log
+    daemon.wait_for(lambda: "gpu_not_on_this_host" in daemon.log)
+    assert "key=gpus[0].match.index gpu=7 known=0" in daemon.log
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:
