@@ -88,6 +88,12 @@ class DaemonProcess:
         self._environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("FLOPWATCH_")},
             "XDG_STATE_HOME": str(directory),
+            # Root would share one file between the daemons of all tests, and their GPUs' memories.
+            **(
+                {}
+                if "state_file" in config
+                else {"FLOPWATCH_STATE_FILE": f"{directory}/state.json"}
+            ),
             **(environment or {}),
         }
         self._address = ""
