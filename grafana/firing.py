@@ -10,7 +10,7 @@ from grafana.tables import Column, rows
 
 
 RUNBOOKS = "https://github.com/flopwatch/flopwatch/blob/main/docs/runbooks"
-OURS = 'alertname=~"(GPU|NVLink|PCIe|Probe|Model|Workload|Flopwatch).+"'
+OURS = 'alertname=~"(GPU|NVLink|PCIe|Probe|Model|Workload|Flopwatch|Host|PrefixCache).+"'
 RANKS = {"3": "critical", "2": "warning", "1": "info"}
 # A capped rack fires for each of its GPUs; one row a host leaves room for what else is wrong.
 ROW = "by (alertname, cluster, instance)"

@@ -357,3 +357,19 @@ def test_every_variable_filters_every_panel(target: Target) -> None:
         pytest.skip("a constant to compare with, or what a GPU's peers have in common")
     for name in ("cluster", "instance"):
         assert f"${name}" in target.expr, target
+
+
+def test_the_table_of_alerts_shows_every_alert() -> None:
+    """The dashboards' pattern of alert names matches each alert that is shipped."""
+    from grafana.firing import OURS
+
+    pattern = OURS.split('"')[1]
+    names = {
+        rule["alert"]
+        for path in (FOLDER.parents[1] / "deploy" / "prometheus" / "alerts").glob("*.yml")
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+
+    assert {name for name in names if not re.fullmatch(pattern, name)} == set()
