@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-import pynvml
 import structlog
 
 from exporter.collect.nvml.errors import NvmlError
-from exporter.collect.nvml.library import call, handle_address
+from exporter.collect.nvml.event_sets import EventSet
 from exporter.state import XidCounts
 from flopwatch.threads import BoundedThread
 
@@ -98,42 +97,24 @@ class XidWatcher:
             self._stop.wait(_RETRY_SECONDS)
 
     def _collect(self, handles: Mapping[str, Any], generation: int) -> None:
-        events = call("nvmlEventSetCreate")
+        events = EventSet()
         try:
-            addresses = {}
             for uuid, handle in handles.items():
                 if self._open.get(uuid) is not handle:
                     continue
                 try:
-                    call(
-                        "nvmlDeviceRegisterEvents",
-                        handle,
-                        pynvml.nvmlEventTypeXidCriticalError,
-                        events,
-                    )
+                    events.register(uuid, handle)
                 except NvmlError as error:
                     log.info("xid_events_not_available", uuid=uuid, reason=error.reason)
-                    continue
-                addresses[handle_address(handle)] = uuid
-            while addresses and self._watches(generation):
-                self._wait(events, addresses, generation)
+            while events and self._watches(generation):
+                for uuid, xid in events.wait(_WAIT_MILLISECONDS):
+                    if self._watches(generation, uuid):
+                        self._count(uuid, xid)
         finally:
             try:
-                call("nvmlEventSetFree", events)
+                events.free()
             except NvmlError as error:
                 log.debug("xid_event_set_not_freed", reason=error.reason)
-
-    def _wait(self, events: Any, addresses: Mapping[int, str], generation: int) -> None:
-        try:
-            event = call("nvmlEventSetWait", events, _WAIT_MILLISECONDS)
-        except NvmlError as error:
-            if error.reason == "timeout":
-                return
-            raise
-        if event.eventType & pynvml.nvmlEventTypeXidCriticalError:
-            uuid = addresses.get(handle_address(event.device))
-            if uuid is not None and self._watches(generation, uuid):
-                self._count(uuid, int(event.eventData))
 
     def _count(self, uuid: str, xid: int) -> None:
         with self._lock:
