@@ -56,14 +56,16 @@ def test_xids_come_by_any_wait(tmp_path: Path, missing: tuple[str, ...], code: i
 
 def test_xids_come_as_operational_events_where_there_are_no_event_bits(tmp_path: Path) -> None:
     """One GPU has only the successor, the other has both and tells each incident in both formats."""
-    with FakeNvml([SUCCESSOR, BOTH], tmp_path) as fake:
-        with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
-            daemon.wait_until(lambda s: s.total("flopwatch_gpu_up") == 2)
-            daemon.wait_for(lambda: fake.calls("nvmlEventSetWait_v3") > 0)
-            for gpu, xid in ((0, 79), (0, 79), (1, 48)):
-                fake.xid(gpu, xid)
-            scrape = daemon.wait_until(lambda s: s.total(XIDS) >= 3)
-            log = daemon.log
+    with (
+        FakeNvml([SUCCESSOR, BOTH], tmp_path) as fake,
+        DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon,
+    ):
+        daemon.wait_until(lambda s: s.total("flopwatch_gpu_up") == 2)
+        daemon.wait_for(lambda: fake.calls("nvmlEventSetWait_v3") > 0)
+        for gpu, xid in ((0, 79), (0, 79), (1, 48)):
+            fake.xid(gpu, xid)
+        scrape = daemon.wait_until(lambda s: s.total(XIDS) >= 3)
+        log = daemon.log
 
     assert counted(scrape) == {("0", "79"): 2, ("1", "48"): 1}
     assert "xid_events_not_available" not in log
@@ -72,11 +74,13 @@ def test_xids_come_as_operational_events_where_there_are_no_event_bits(tmp_path:
 def test_a_gpu_without_either_is_named_in_the_log(tmp_path: Path) -> None:
     """It costs the other GPUs nothing."""
     neither = replace(H100, supported_event_types=H100.supported_event_types & ~XID_BIT)
-    with FakeNvml([neither, BITS], tmp_path) as fake:
-        with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
-            daemon.wait_for(lambda: "event=xid_events_not_available" in daemon.log)
-            daemon.wait_for(lambda: fake.calls("nvmlEventSetWait_v2") > 0)
-            fake.xid(1, 13)
-            scrape = daemon.wait_until(lambda s: s.total(XIDS) >= 1)
+    with (
+        FakeNvml([neither, BITS], tmp_path) as fake,
+        DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon,
+    ):
+        daemon.wait_for(lambda: "event=xid_events_not_available" in daemon.log)
+        daemon.wait_for(lambda: fake.calls("nvmlEventSetWait_v2") > 0)
+        fake.xid(1, 13)
+        scrape = daemon.wait_until(lambda s: s.total(XIDS) >= 1)
 
     assert counted(scrape) == {("1", "13"): 1}
