@@ -15,14 +15,15 @@ from typing import Any
 import msgspec
 import pynvml
 
+from benchmarks.gpu_acceptance_parts.call_recorder import CallRecorder
 from benchmarks.gpu_acceptance_parts.logs import log_to_stderr
 from benchmarks.gpu_acceptance_parts.privileges import USERS, User, become
 from benchmarks.gpu_acceptance_parts.recording import FORMAT, Recording
-from benchmarks.gpu_acceptance_parts.tape import Tape
 from exporter.collect.nvml import gpm
 from exporter.collect.nvml.errors import NvmlError
 from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
 from exporter.collect.nvml.mig import list_instances
+from exporter.collect.nvml.process_utilization import ProcessUtilization
 from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity
 
 
@@ -52,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def record(index: int, user: User, bindings: str) -> Recording:
     """Ask everything that the daemon asks, several times, and note it. Never raises for the driver's sake."""
-    tape = Tape()
-    tape.install()
+    recorder = CallRecorder()
+    recorder.install()
     library = DriverLibrary()
     speed: tuple[float | None, float | None] = (None, None)
     driver = None
@@ -68,16 +69,16 @@ def record(index: int, user: User, bindings: str) -> Recording:
             speed = _read_gpm(handle, calls)
         _events(handle)
     except NvmlError:
-        pass  # the tape has its code
+        pass  # the recorder has its code
     library.close()
     return Recording(
         format=FORMAT,
         user=user,
         driver=driver or "unknown",
         nvidia_ml_py=bindings,
-        calls=tape.records(),
-        fields=tuple(tape.fields[key] for key in sorted(tape.fields)),
-        metrics=tuple(tape.metrics[key] for key in sorted(tape.metrics)),
+        calls=recorder.records(),
+        fields=tuple(recorder.fields[key] for key in sorted(recorder.fields)),
+        metrics=tuple(recorder.metrics[key] for key in sorted(recorder.metrics)),
         cycles_per_second=speed[0],
         sm_clock_hertz=speed[1],
     )
@@ -86,7 +87,7 @@ def record(index: int, user: User, bindings: str) -> Recording:
 def _read_all(calls: DeviceCalls, index: int, driver: str | None) -> None:
     uuid = read_identity(calls, index, driver).uuid
     sample = read_clock(calls, time.monotonic)
-    read_fast(calls, sample, traffic=True)
+    read_fast(calls, sample, traffic=True, utilization_of=ProcessUtilization())
     for group in SLOW_GROUPS:
         group(calls)
     list_instances(calls)
@@ -133,7 +134,7 @@ def _quietly(ask: Callable[[], Any]) -> None:
     try:
         ask()
     except NvmlError:
-        return  # its code is on the tape
+        return  # its code is in the recording
 
 
 if __name__ == "__main__":

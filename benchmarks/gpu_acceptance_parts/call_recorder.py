@@ -23,6 +23,8 @@ _PRIVATE = frozenset(
         "nvmlDeviceGetPciInfo",
         "nvmlDeviceGetHandleByUUID",
         "nvmlDeviceGetComputeRunningProcesses",
+        "nvmlDeviceGetProcessUtilization",
+        "nvmlDeviceGetProcessesUtilizationInfo",
         "nvmlSystemGetProcessName",
     }
 )
@@ -33,7 +35,7 @@ _MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 _Key = tuple[str, tuple[Any, ...]]
 
 
-class Tape:
+class CallRecorder:
     """Records from `install` on, for the life of the process."""
 
     def __init__(self) -> None:
@@ -50,9 +52,11 @@ class Tape:
         find = module._nvmlGetFunctionPointer
 
         def found(name: str) -> Any:
-            if self._current is not None:
-                self._symbols[self._current].add(name)
-            return find(name)
+            function = find(name)
+            if self._current is None:  # called by its symbol, without a function of pynvml's
+                return self._timed(name, function)
+            self._symbols[self._current].add(name)
+            return function
 
         module._nvmlGetFunctionPointer = found
         for name, value in list(vars(module).items()):
@@ -78,6 +82,18 @@ class Tape:
                 )
             )
         return tuple(made)
+
+    def _timed(self, symbol: str, function: Callable[..., int]) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            key: _Key = (symbol, ())
+            self._symbols.setdefault(key, set()).add(symbol)
+            began = time.perf_counter()
+            code = int(function(*arguments))
+            self._times.setdefault(key, []).append(time.perf_counter() - began)
+            self._last[key] = (code, None)
+            return code
+
+        return call
 
     def _wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
