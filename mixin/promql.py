@@ -15,9 +15,9 @@ TARGET = "on (%{host}) last_over_time(instance:flopwatch_up:recent[1h])"
 LISTED = "on (%{gpu}) last_over_time(gpu:flopwatch_gpu_up:recent[1h])"
 
 
-def remembered(name: str) -> str:
-    """What the rule itself said last, across gaps of an hour."""
-    return f"last_over_time({name}[1h])"
+def remembered(name: str, by: str) -> str:
+    """What the rule itself said last, across gaps of an hour; without labels that a store adds to what it records."""
+    return f"max by ({by}) (last_over_time({name}[1h]))"
 
 
 def labelled(name: str, value: str, expr: str) -> str:
@@ -29,6 +29,6 @@ def highest(name: str, by: str, **sources: str) -> Record:
     """A maximum that is never forgotten while the host is a target."""
     parts = "\n    or ".join(
         labelled("from", origin, expr)
-        for origin, expr in {**sources, "memory": remembered(name)}.items()
+        for origin, expr in {**sources, "memory": remembered(name, by)}.items()
     )
     return Record(name, f"max by ({by}) (\n    {parts})\n  and {TARGET}")

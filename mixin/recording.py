@@ -46,8 +46,11 @@ def _gpu() -> RuleFile:
         ),
         Record(
             "gpu_workload:flopwatch_workload_gpu:info",
-            recent("flopwatch_workload_gpu_info", "%{gpu}, workload"),
-            why="Which engine uses which GPU.",
+            recent("flopwatch_workload_gpu_info", "%{gpu}, workload")
+            + "\n  or ("
+            + remembered("gpu_workload:flopwatch_workload_gpu:info", "%{gpu}, workload")
+            + "\n    and on (%{host}, workload) last_over_time(flopwatch_workload_up[5m]) == 0)",
+            why="Which engine uses which GPU; of one that is down, which it used.",
         ),
         Record(
             "gpu:flopwatch_sm_active:avg5m",
@@ -117,7 +120,7 @@ def _memory() -> RuleFile:
         Record(
             "instance:flopwatch_scraped:ever",
             "max by (%{host}) (up{%{selector}} == 1)\n"
-            f"  or ({remembered('instance:flopwatch_scraped:ever')} and on (%{{host}}) up{{%{{selector}}}})",
+            f"  or ({remembered('instance:flopwatch_scraped:ever', '%{host}')} and on (%{{host}}) up{{%{{selector}}}})",
             why="1 from the first good scrape of a host on, for as long as the host is a target.",
         ),
         Record(
@@ -165,7 +168,9 @@ def _memory() -> RuleFile:
                         "      + on (%{host}) group_left () "
                         + recent("flopwatch_boot_time_seconds", "%{host}"),
                     ),
-                    labelled("from", "memory", remembered("gpu:flopwatch_reset:timestamp")),
+                    labelled(
+                        "from", "memory", remembered("gpu:flopwatch_reset:timestamp", "%{gpu}")
+                    ),
                 )
             )
             + f")\n  and {TARGET}",
@@ -174,7 +179,7 @@ def _memory() -> RuleFile:
         Record(
             "gpu_xid:flopwatch_xid:timestamp",
             'max by (%{gpu}, xid) (flopwatch_xid_last_timestamp_seconds{xid=~"%{xidCritical}|%{xidWarning}"})\n'
-            f"  or ({remembered('gpu_xid:flopwatch_xid:timestamp')} and {TARGET})",
+            f"  or ({remembered('gpu_xid:flopwatch_xid:timestamp', '%{gpu}, xid')} and {TARGET})",
             why="When an XID last came, remembered when the exporter forgets it.",
         ),
         *_events(
@@ -203,14 +208,14 @@ def _memory() -> RuleFile:
 def _events(name: str, counter: str, by: str, *, from_zero: bool) -> tuple[Record, Record]:
     """When a counter last grew, and what it was; the order matters."""
     seen, event = f"{name}:seen", f"{name}:timestamp"
-    before = remembered(seen)
+    before = remembered(seen, by)
     grew = f"({counter} > {before})"
     if from_zero:
         grew += f" or (({counter} > 0) unless {before})"
     return (
         Record(
             event,
-            f"(({grew}) * 0 + time())\n  or ({remembered(event)} and {TARGET})",
+            f"(({grew}) * 0 + time())\n  or ({remembered(event, by)} and {TARGET})",
             why="When it last grew.",
         ),
         Record(seen, f"{counter}\n  or ({before} and {TARGET})"),

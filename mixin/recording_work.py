@@ -16,7 +16,7 @@ def models_file() -> RuleFile:
         return Record(
             name,
             f"(avg_over_time({hours}) and count_over_time({hours}) > 60\n    unless ({name} and {held}))\n"
-            f"  or (last_over_time({name}[1h]) and {held})",
+            f"  or ({remembered(name, on)} and {held})",
             why,
         )
 
@@ -254,7 +254,7 @@ def probes_file() -> RuleFile:
             slow,
             f"(\n    {ratio} < %{{peersWarning}}\n      <= {beside} {line}\n"
             "      and on (%{peers}) name:flopwatch_gpu:count >= %{peersMinimum}\n  )\n"
-            f"  or ({remembered(slow)}\n"
+            f"  or ({remembered(slow, '%{gpu}, name, unit')}\n"
             f"    unless on (%{{gpu}}, unit) ({ratio} >= %{{peersWarning}} or {ratio} > {beside} {line})\n"
             f"    and {LISTED})",
             why="Stragglers, remembered until a measurement says otherwise.",
@@ -262,7 +262,7 @@ def probes_file() -> RuleFile:
         Record(
             slower,
             f"({lowest} < %{{baselineWarning}})\n"
-            f"  or ({remembered(slower)} unless on (%{{gpu}}, mig) {lowest} and {LISTED})",
+            f"  or ({remembered(slower, '%{gpu}, mig')} unless on (%{{gpu}}, mig) {lowest} and {LISTED})",
         ),
     ]
     lost = [

@@ -37,7 +37,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "gpu_workload:flopwatch_workload_gpu:info",
-            "expr": "max by (" + text($._config.gpu) + ", workload) (last_over_time(flopwatch_workload_gpu_info[5m]))",
+            "expr": "max by (" + text($._config.gpu) + ", workload) (last_over_time(flopwatch_workload_gpu_info[5m]))\n  or (max by (" + text($._config.gpu) + ", workload) (last_over_time(gpu_workload:flopwatch_workload_gpu:info[1h]))\n    and on (" + text($._config.host) + ", workload) last_over_time(flopwatch_workload_up[5m]) == 0)",
           },
           {
             "record": "gpu:flopwatch_sm_active:avg5m",
@@ -63,7 +63,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "instance:flopwatch_scraped:ever",
-            "expr": "max by (" + text($._config.host) + ") (up{" + text($._config.selector) + "} == 1)\n  or (last_over_time(instance:flopwatch_scraped:ever[1h]) and on (" + text($._config.host) + ") up{" + text($._config.selector) + "})",
+            "expr": "max by (" + text($._config.host) + ") (up{" + text($._config.selector) + "} == 1)\n  or (max by (" + text($._config.host) + ") (last_over_time(instance:flopwatch_scraped:ever[1h])) and on (" + text($._config.host) + ") up{" + text($._config.selector) + "})",
           },
           {
             "record": "gpu:flopwatch_gpu_up:recent",
@@ -75,43 +75,43 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "instance:flopwatch_gpus:expected",
-            "expr": "max by (" + text($._config.host) + ") (\n    label_replace(instance:flopwatch_gpus:listed, \"from\", \"listed\", \"\", \"\")\n    or label_replace(max by (" + text($._config.host) + ") (last_over_time(flopwatch_expected_gpus[5m])), \"from\", \"bus\", \"\", \"\")\n    or label_replace(last_over_time(instance:flopwatch_gpus:expected[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
+            "expr": "max by (" + text($._config.host) + ") (\n    label_replace(instance:flopwatch_gpus:listed, \"from\", \"listed\", \"\", \"\")\n    or label_replace(max by (" + text($._config.host) + ") (last_over_time(flopwatch_expected_gpus[5m])), \"from\", \"bus\", \"\", \"\")\n    or label_replace(max by (" + text($._config.host) + ") (last_over_time(instance:flopwatch_gpus:expected[1h])), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
           {
             "record": "gpu:flopwatch_nvlinks_up:expected",
-            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(max by (" + text($._config.gpu) + ") (flopwatch_nvlinks_up{mig=\"\"}), \"from\", \"now\", \"\", \"\")\n    or label_replace(last_over_time(gpu:flopwatch_nvlinks_up:expected[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
+            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(max by (" + text($._config.gpu) + ") (flopwatch_nvlinks_up{mig=\"\"}), \"from\", \"now\", \"\", \"\")\n    or label_replace(max by (" + text($._config.gpu) + ") (last_over_time(gpu:flopwatch_nvlinks_up:expected[1h])), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
           {
             "record": "gpu:flopwatch_power_limit_watts:usual",
-            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(max by (" + text($._config.gpu) + ") (flopwatch_power_limit_watts{mig=\"\"}), \"from\", \"now\", \"\", \"\")\n    or label_replace(last_over_time(gpu:flopwatch_power_limit_watts:usual[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
+            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(max by (" + text($._config.gpu) + ") (flopwatch_power_limit_watts{mig=\"\"}), \"from\", \"now\", \"\", \"\")\n    or label_replace(max by (" + text($._config.gpu) + ") (last_over_time(gpu:flopwatch_power_limit_watts:usual[1h])), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
           {
             "record": "gpu:flopwatch_peak_flops:installed",
-            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(max by (" + text($._config.gpu) + ") (flopwatch_headline_peak_flops{mig=\"\"}), \"from\", \"now\", \"\", \"\")\n    or label_replace(last_over_time(gpu:flopwatch_peak_flops:installed[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
+            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(max by (" + text($._config.gpu) + ") (flopwatch_headline_peak_flops{mig=\"\"}), \"from\", \"now\", \"\", \"\")\n    or label_replace(max by (" + text($._config.gpu) + ") (last_over_time(gpu:flopwatch_peak_flops:installed[1h])), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
           {
             "record": "gpu:flopwatch_reset:timestamp",
-            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(last_over_time(flopwatch_gpu_reset_timestamp_seconds[5m]), \"from\", \"reset\", \"\", \"\")\n    or label_replace((0 * gpu:flopwatch_gpu_up:recent or 0 * last_over_time(gpu:flopwatch_reset:timestamp[1h]))\n      + on (" + text($._config.host) + ") group_left () max by (" + text($._config.host) + ") (last_over_time(flopwatch_boot_time_seconds[5m])), \"from\", \"boot\", \"\", \"\")\n    or label_replace(last_over_time(gpu:flopwatch_reset:timestamp[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
+            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(last_over_time(flopwatch_gpu_reset_timestamp_seconds[5m]), \"from\", \"reset\", \"\", \"\")\n    or label_replace((0 * gpu:flopwatch_gpu_up:recent or 0 * last_over_time(gpu:flopwatch_reset:timestamp[1h]))\n      + on (" + text($._config.host) + ") group_left () max by (" + text($._config.host) + ") (last_over_time(flopwatch_boot_time_seconds[5m])), \"from\", \"boot\", \"\", \"\")\n    or label_replace(max by (" + text($._config.gpu) + ") (last_over_time(gpu:flopwatch_reset:timestamp[1h])), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
           {
             "record": "gpu_xid:flopwatch_xid:timestamp",
-            "expr": "max by (" + text($._config.gpu) + ", xid) (flopwatch_xid_last_timestamp_seconds{xid=~\"" + text($._config.xidCritical) + "|" + text($._config.xidWarning) + "\"})\n  or (last_over_time(gpu_xid:flopwatch_xid:timestamp[1h]) and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h]))",
+            "expr": "max by (" + text($._config.gpu) + ", xid) (flopwatch_xid_last_timestamp_seconds{xid=~\"" + text($._config.xidCritical) + "|" + text($._config.xidWarning) + "\"})\n  or (max by (" + text($._config.gpu) + ", xid) (last_over_time(gpu_xid:flopwatch_xid:timestamp[1h])) and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h]))",
           },
           {
             "record": "gpu:flopwatch_ecc_uncorrected:timestamp",
-            "expr": "(((max by (" + text($._config.gpu) + ") (flopwatch_ecc_errors_total{mig=\"\", kind=\"uncorrected\"}) > last_over_time(gpu:flopwatch_ecc_uncorrected:seen[1h]))) * 0 + time())\n  or (last_over_time(gpu:flopwatch_ecc_uncorrected:timestamp[1h]) and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h]))",
+            "expr": "(((max by (" + text($._config.gpu) + ") (flopwatch_ecc_errors_total{mig=\"\", kind=\"uncorrected\"}) > max by (" + text($._config.gpu) + ") (last_over_time(gpu:flopwatch_ecc_uncorrected:seen[1h])))) * 0 + time())\n  or (max by (" + text($._config.gpu) + ") (last_over_time(gpu:flopwatch_ecc_uncorrected:timestamp[1h])) and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h]))",
           },
           {
             "record": "gpu:flopwatch_ecc_uncorrected:seen",
-            "expr": "max by (" + text($._config.gpu) + ") (flopwatch_ecc_errors_total{mig=\"\", kind=\"uncorrected\"})\n  or (last_over_time(gpu:flopwatch_ecc_uncorrected:seen[1h]) and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h]))",
+            "expr": "max by (" + text($._config.gpu) + ") (flopwatch_ecc_errors_total{mig=\"\", kind=\"uncorrected\"})\n  or (max by (" + text($._config.gpu) + ") (last_over_time(gpu:flopwatch_ecc_uncorrected:seen[1h])) and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h]))",
           },
           {
             "record": "gpu:flopwatch_probe_wrong_results:timestamp",
-            "expr": "(((max by (" + text($._config.gpu) + ", mig) (flopwatch_probe_wrong_results_total) > last_over_time(gpu:flopwatch_probe_wrong_results:seen[1h])) or ((max by (" + text($._config.gpu) + ", mig) (flopwatch_probe_wrong_results_total) > 0) unless last_over_time(gpu:flopwatch_probe_wrong_results:seen[1h]))) * 0 + time())\n  or (last_over_time(gpu:flopwatch_probe_wrong_results:timestamp[1h]) and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h]))",
+            "expr": "(((max by (" + text($._config.gpu) + ", mig) (flopwatch_probe_wrong_results_total) > max by (" + text($._config.gpu) + ", mig) (last_over_time(gpu:flopwatch_probe_wrong_results:seen[1h]))) or ((max by (" + text($._config.gpu) + ", mig) (flopwatch_probe_wrong_results_total) > 0) unless max by (" + text($._config.gpu) + ", mig) (last_over_time(gpu:flopwatch_probe_wrong_results:seen[1h])))) * 0 + time())\n  or (max by (" + text($._config.gpu) + ", mig) (last_over_time(gpu:flopwatch_probe_wrong_results:timestamp[1h])) and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h]))",
           },
           {
             "record": "gpu:flopwatch_probe_wrong_results:seen",
-            "expr": "max by (" + text($._config.gpu) + ", mig) (flopwatch_probe_wrong_results_total)\n  or (last_over_time(gpu:flopwatch_probe_wrong_results:seen[1h]) and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h]))",
+            "expr": "max by (" + text($._config.gpu) + ", mig) (flopwatch_probe_wrong_results_total)\n  or (max by (" + text($._config.gpu) + ", mig) (last_over_time(gpu:flopwatch_probe_wrong_results:seen[1h])) and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h]))",
           },
         ],
       },
@@ -329,7 +329,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "workload:flopwatch_model_cached_tokens:usual",
-            "expr": "(avg_over_time(workload:flopwatch_model_cached_tokens:ratio_rate5m[6h] offset 30m) and count_over_time(workload:flopwatch_model_cached_tokens:ratio_rate5m[6h] offset 30m) > 60\n    unless (workload:flopwatch_model_cached_tokens:usual and on (" + text($._config.host) + ", workload, model) ALERTS{alertname=\"PrefixCacheCollapsed\", alertstate=\"firing\"}\n      and on (" + text($._config.host) + ", workload, model) (ALERTS_FOR_STATE{alertname=\"PrefixCacheCollapsed\"} > time() - 1209600)))\n  or (last_over_time(workload:flopwatch_model_cached_tokens:usual[1h]) and on (" + text($._config.host) + ", workload, model) ALERTS{alertname=\"PrefixCacheCollapsed\", alertstate=\"firing\"}\n      and on (" + text($._config.host) + ", workload, model) (ALERTS_FOR_STATE{alertname=\"PrefixCacheCollapsed\"} > time() - 1209600))",
+            "expr": "(avg_over_time(workload:flopwatch_model_cached_tokens:ratio_rate5m[6h] offset 30m) and count_over_time(workload:flopwatch_model_cached_tokens:ratio_rate5m[6h] offset 30m) > 60\n    unless (workload:flopwatch_model_cached_tokens:usual and on (" + text($._config.host) + ", workload, model) ALERTS{alertname=\"PrefixCacheCollapsed\", alertstate=\"firing\"}\n      and on (" + text($._config.host) + ", workload, model) (ALERTS_FOR_STATE{alertname=\"PrefixCacheCollapsed\"} > time() - 1209600)))\n  or (max by (" + text($._config.host) + ", workload, model) (last_over_time(workload:flopwatch_model_cached_tokens:usual[1h])) and on (" + text($._config.host) + ", workload, model) ALERTS{alertname=\"PrefixCacheCollapsed\", alertstate=\"firing\"}\n      and on (" + text($._config.host) + ", workload, model) (ALERTS_FOR_STATE{alertname=\"PrefixCacheCollapsed\"} > time() - 1209600))",
           },
           {
             "record": "workload:flopwatch_tokens:rate5m",
@@ -345,7 +345,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "workload:flopwatch_model_tokens:usual",
-            "expr": "(avg_over_time(workload:flopwatch_model_tokens:rate5m[6h] offset 30m) and count_over_time(workload:flopwatch_model_tokens:rate5m[6h] offset 30m) > 60\n    unless (workload:flopwatch_model_tokens:usual and on (" + text($._config.host) + ", workload, model) ALERTS{alertname=\"ModelThroughputFell\", alertstate=\"firing\"}\n      and on (" + text($._config.host) + ", workload, model) (ALERTS_FOR_STATE{alertname=\"ModelThroughputFell\"} > time() - 1209600)))\n  or (last_over_time(workload:flopwatch_model_tokens:usual[1h]) and on (" + text($._config.host) + ", workload, model) ALERTS{alertname=\"ModelThroughputFell\", alertstate=\"firing\"}\n      and on (" + text($._config.host) + ", workload, model) (ALERTS_FOR_STATE{alertname=\"ModelThroughputFell\"} > time() - 1209600))",
+            "expr": "(avg_over_time(workload:flopwatch_model_tokens:rate5m[6h] offset 30m) and count_over_time(workload:flopwatch_model_tokens:rate5m[6h] offset 30m) > 60\n    unless (workload:flopwatch_model_tokens:usual and on (" + text($._config.host) + ", workload, model) ALERTS{alertname=\"ModelThroughputFell\", alertstate=\"firing\"}\n      and on (" + text($._config.host) + ", workload, model) (ALERTS_FOR_STATE{alertname=\"ModelThroughputFell\"} > time() - 1209600)))\n  or (max by (" + text($._config.host) + ", workload, model) (last_over_time(workload:flopwatch_model_tokens:usual[1h])) and on (" + text($._config.host) + ", workload, model) ALERTS{alertname=\"ModelThroughputFell\", alertstate=\"firing\"}\n      and on (" + text($._config.host) + ", workload, model) (ALERTS_FOR_STATE{alertname=\"ModelThroughputFell\"} > time() - 1209600))",
           },
           {
             "record": "workload:flopwatch_peak_flops:headline",
@@ -393,7 +393,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "model:flopwatch_useful_flop:usual",
-            "expr": "(avg_over_time(model:flopwatch_useful_flop:ratio_rate5m[6h] offset 30m) and count_over_time(model:flopwatch_useful_flop:ratio_rate5m[6h] offset 30m) > 60\n    unless (model:flopwatch_useful_flop:usual and on (" + text($._config.cluster) + ", model) ALERTS{alertname=\"ModelUsefulShareFell\", alertstate=\"firing\"}\n      and on (" + text($._config.cluster) + ", model) (ALERTS_FOR_STATE{alertname=\"ModelUsefulShareFell\"} > time() - 1209600)))\n  or (last_over_time(model:flopwatch_useful_flop:usual[1h]) and on (" + text($._config.cluster) + ", model) ALERTS{alertname=\"ModelUsefulShareFell\", alertstate=\"firing\"}\n      and on (" + text($._config.cluster) + ", model) (ALERTS_FOR_STATE{alertname=\"ModelUsefulShareFell\"} > time() - 1209600))",
+            "expr": "(avg_over_time(model:flopwatch_useful_flop:ratio_rate5m[6h] offset 30m) and count_over_time(model:flopwatch_useful_flop:ratio_rate5m[6h] offset 30m) > 60\n    unless (model:flopwatch_useful_flop:usual and on (" + text($._config.cluster) + ", model) ALERTS{alertname=\"ModelUsefulShareFell\", alertstate=\"firing\"}\n      and on (" + text($._config.cluster) + ", model) (ALERTS_FOR_STATE{alertname=\"ModelUsefulShareFell\"} > time() - 1209600)))\n  or (max by (" + text($._config.cluster) + ", model) (last_over_time(model:flopwatch_useful_flop:usual[1h])) and on (" + text($._config.cluster) + ", model) ALERTS{alertname=\"ModelUsefulShareFell\", alertstate=\"firing\"}\n      and on (" + text($._config.cluster) + ", model) (ALERTS_FOR_STATE{alertname=\"ModelUsefulShareFell\"} > time() - 1209600))",
           },
           {
             "record": "model:flopwatch_arithmetic_intensity:ratio_rate5m",
@@ -547,11 +547,11 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "gpu_unit:flopwatch_probe_measure:slow_peer_ratio",
-            "expr": "(\n    gpu_unit:flopwatch_probe_measure:peer_ratio < " + text($._config.peersWarning) + "\n      <= on (" + text($._config.peers) + ", unit) group_left () name_unit:flopwatch_probe_measure:straggler_peer_ratio\n      and on (" + text($._config.peers) + ") name:flopwatch_gpu:count >= " + text($._config.peersMinimum) + "\n  )\n  or (last_over_time(gpu_unit:flopwatch_probe_measure:slow_peer_ratio[1h])\n    unless on (" + text($._config.gpu) + ", unit) (gpu_unit:flopwatch_probe_measure:peer_ratio >= " + text($._config.peersWarning) + " or gpu_unit:flopwatch_probe_measure:peer_ratio > on (" + text($._config.peers) + ", unit) group_left () name_unit:flopwatch_probe_measure:straggler_peer_ratio)\n    and on (" + text($._config.gpu) + ") last_over_time(gpu:flopwatch_gpu_up:recent[1h]))",
+            "expr": "(\n    gpu_unit:flopwatch_probe_measure:peer_ratio < " + text($._config.peersWarning) + "\n      <= on (" + text($._config.peers) + ", unit) group_left () name_unit:flopwatch_probe_measure:straggler_peer_ratio\n      and on (" + text($._config.peers) + ") name:flopwatch_gpu:count >= " + text($._config.peersMinimum) + "\n  )\n  or (max by (" + text($._config.gpu) + ", name, unit) (last_over_time(gpu_unit:flopwatch_probe_measure:slow_peer_ratio[1h]))\n    unless on (" + text($._config.gpu) + ", unit) (gpu_unit:flopwatch_probe_measure:peer_ratio >= " + text($._config.peersWarning) + " or gpu_unit:flopwatch_probe_measure:peer_ratio > on (" + text($._config.peers) + ", unit) group_left () name_unit:flopwatch_probe_measure:straggler_peer_ratio)\n    and on (" + text($._config.gpu) + ") last_over_time(gpu:flopwatch_gpu_up:recent[1h]))",
           },
           {
             "record": "gpu:flopwatch_probe_baseline_ratio:slow",
-            "expr": "(max by (" + text($._config.gpu) + ", mig) (flopwatch_probe_lowest_baseline_ratio) < " + text($._config.baselineWarning) + ")\n  or (last_over_time(gpu:flopwatch_probe_baseline_ratio:slow[1h]) unless on (" + text($._config.gpu) + ", mig) max by (" + text($._config.gpu) + ", mig) (flopwatch_probe_lowest_baseline_ratio) and on (" + text($._config.gpu) + ") last_over_time(gpu:flopwatch_gpu_up:recent[1h]))",
+            "expr": "(max by (" + text($._config.gpu) + ", mig) (flopwatch_probe_lowest_baseline_ratio) < " + text($._config.baselineWarning) + ")\n  or (max by (" + text($._config.gpu) + ", mig) (last_over_time(gpu:flopwatch_probe_baseline_ratio:slow[1h])) unless on (" + text($._config.gpu) + ", mig) max by (" + text($._config.gpu) + ", mig) (flopwatch_probe_lowest_baseline_ratio) and on (" + text($._config.gpu) + ") last_over_time(gpu:flopwatch_gpu_up:recent[1h]))",
           },
         ],
       },

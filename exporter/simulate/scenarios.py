@@ -119,14 +119,14 @@ _ALL = (
         "the cooling of GPU 5 of the first host fails at minute 5",
         _steady(prefill, 0.9),
         faults=(Fault(gpu=5, begins=_BEGIN, heat_celsius=38),),
-        alerts=frozenset({"GPUClocksHeldDownByHeat"}),
+        alerts=frozenset({"GPUClocksHeldDownByHeat", "GPUMemoryHot"}),
     ),
     Scenario(
         "power-cap",
         "the first host is capped to 45 % of its power at minute 5",
         _steady(prefill, 0.9),
         faults=(Fault(gpu=None, begins=_BEGIN, power_limit=0.45),),
-        alerts=frozenset({"GPUClocksHeldDownByPower"}),
+        alerts=frozenset({"GPUClocksHeldDownByPower", "GPUPowerLimitLowered"}),
     ),
     Scenario(
         "lost-gpu",

@@ -281,7 +281,7 @@ FAULTS = (
             gauge("flopwatch_memory_used_bytes", 75e9, 75e9, 0.5e9),
             seconds("idle", 0.1, 1, 1),
             seconds("tensor", 0.9, 0, 0),
-            gauge("flopwatch_workload_gpu_info", 1, 1, 1, labels=f'{G0}, workload="chat"'),
+            gauge("flopwatch_workload_gpu_info", 1, None, 1, labels=f'{G0}, workload="chat"'),
             gauge("flopwatch_workload_up", 1, 0, 1, labels='workload="chat"'),
         ),
         also=("WorkloadDown", {"workload": "chat"}),
