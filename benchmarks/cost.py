@@ -1,6 +1,6 @@
 """What the daemon costs, beside nvitop-exporter on the same simulated GPUs and machine.
 
-    python -m benchmarks.cost [--gpus 1,8,16,64] [--seconds 15] [--json]
+    python -m benchmarks.cost [--gpus 1,8,64] [--seconds 15] [--json]
 
 Both run on the fake driver library of the tests, one after the other, so that the ratios hold where
 the numbers do not: they are this machine's. The fake's own time is in both; it is said below.
@@ -295,7 +295,7 @@ def aims_table(costs: list[Cost]) -> str:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
-    parser.add_argument("--gpus", default="1,8,16,64", help="numbers of GPUs, comma-separated")
+    parser.add_argument("--gpus", default="1,8,64", help="numbers of GPUs, comma-separated")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each measurement")
     parser.add_argument("--only", choices=("flopwatch", "nvitop-exporter"))
     parser.add_argument("--no-mig", action="store_true", help="leave out 64 MIG instances")
@@ -310,6 +310,7 @@ def main() -> int:
                     continue
                 print(f"measuring {program.name} on {gpus} GPUs …", file=sys.stderr)
                 costs.append(measure(program, gpus, options.seconds, directory))
+                print(json.dumps(asdict(costs[-1])), file=sys.stderr)  # a run is long
     if not options.no_mig and options.only != "nvitop-exporter":
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)

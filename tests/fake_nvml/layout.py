@@ -8,7 +8,7 @@ from ctypes import c_char, c_double, c_int32, c_uint32, c_uint64
 from tests.fake_nvml.loads import CYCLE_WEIGHTED, LOAD_FIELDS, REASON_COUNT
 
 
-MAX_GPUS = 16
+MAX_GPUS = 64
 MAX_INSTANCES = 7  # MIG GPU instances of one GPU
 MAX_SEGMENTS = 4096
 MAX_FUNCTIONS = 512
