@@ -13,7 +13,10 @@ _SLACK_SECONDS = 1.0
 
 HEALTH = frozenset(
     {
+        "flopwatch_finding",
+        "flopwatch_finding_since_timestamp_seconds",
         "flopwatch_gpu_info",
+        "flopwatch_gpu_reset_timestamp_seconds",
         "flopwatch_gpu_up",
         "flopwatch_source_up",
         "flopwatch_source_hung",
