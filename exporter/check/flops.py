@@ -81,7 +81,7 @@ def flops_source(gpu: Mapping[str, Any], dcgm: DcgmAnswer, config: Config) -> Fl
     if _may_use_dcgm(gpu, config) and dcgm.tells_flops(gpu["uuid"]):
         return FlopsSource("dcgm")
     if gpu.get("mig"):
-        why = "no FLOPS of the whole GPU by itself in MIG mode; see its instances"
+        why = "in MIG mode the GPU itself reports no FLOPS; see its instances"
         return FlopsSource(None, why, level=Level.NOTE)
     if off:
         return FlopsSource(None, "GPM is turned off by sources.gpm", level=Level.NOTE)
@@ -89,8 +89,8 @@ def flops_source(gpu: Mapping[str, Any], dcgm: DcgmAnswer, config: Config) -> Fl
         return FlopsSource(
             None,
             f"GPM fails: {gpm['error']}",
-            "look for another profiler on this GPU; the daemon tries again every minute, and takes "
-            "what a dcgm-exporter has meanwhile",
+            "look for another profiler on this GPU; the daemon tries again every minute and uses "
+            "a dcgm-exporter, if there is one, until then",
         )
     return _without_gpm(gpu, config)
 
@@ -197,8 +197,8 @@ def _without_gpm(gpu: Mapping[str, Any], config: Config) -> FlopsSource:
         return FlopsSource(None, why, level=Level.NOTE)
     return FlopsSource(
         None,
-        "no FLOPS: the driver refuses GPM for this GPU, and DCGM has nothing else",
-        "a newer driver may have it; confidential computing closes it (see nvidia-smi conf-compute -q)",
+        "no FLOPS: the driver refuses GPM for this GPU, and DCGM has no other source",
+        "a newer driver may support it; confidential computing disables it (see nvidia-smi conf-compute -q)",
     )
 
 
@@ -207,7 +207,7 @@ def _dcgm_finding(name: str, sample: DeviceSample | None) -> CheckResult:
         return CheckResult(
             "dcgm",
             Level.WARNING,
-            f"knows nothing of {name}",
+            f"has no metrics of {name}",
             "let dcgm-exporter see all GPUs (-d f), or set dcgm.url to this node's",
         )
     if sample.missing_fields:

@@ -13,7 +13,7 @@ from exporter.config.model import Config
 
 _ERRORS = {
     "library_not_found": (
-        "the driver library libnvidia-ml.so.1 is not there",
+        "the driver library libnvidia-ml.so.1 was not found",
         (
             "install the NVIDIA driver; in a container use the NVIDIA runtime with "
             "NVIDIA_DRIVER_CAPABILITIES=utility"
@@ -31,7 +31,7 @@ _ERRORS = {
     "unknown": (
         "the driver library does not initialise",
         (
-            "in a container this is lost device access: create the container anew (after `systemctl "
+            "in a container this means lost device access: create the container again (after `systemctl "
             "daemon-reload`, list the device nodes explicitly)"
         ),
     ),
@@ -41,7 +41,7 @@ _ERRORS = {
     ),
     "gpu_is_lost": ("the GPU has fallen off the bus", "drain the node and reset or replace it"),
     "internal_error": (
-        "flopwatch itself failed on what this GPU answers",
+        "flopwatch itself failed on an answer of this GPU",
         "report it, with the output of flopwatch check --json",
     ),
     "reset_required": ("the GPU needs a reset", "drain the node: nvidia-smi --gpu-reset"),
@@ -71,11 +71,11 @@ def driver_findings(answer: Answer, config: Config) -> Iterator[CheckResult]:
     nodes = _device_nodes()
     if error == "library_not_found" and not nodes and not wanted:
         yield CheckResult(
-            "driver", Level.NOTE, "no NVIDIA driver here: the host processor is watched"
+            "driver", Level.NOTE, "no NVIDIA driver here: the host processor is monitored"
         )
         return
     yield CheckResult("driver", Level.FAILURE, text, remedy)
-    yield from _permissions(Level.FAILURE, "nothing works without")
+    yield from _permissions(Level.FAILURE, "nothing works without it")
 
 
 def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[CheckResult]:
@@ -163,7 +163,7 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
             Level.WARNING,
             f"compute mode {mode}: "
             + (
-                "no CUDA program can use the GPU, nor can probes"
+                "neither CUDA programs nor probes can use the GPU"
                 if mode == "prohibited"
                 else "probes hold off while another process has the GPU"
             ),
@@ -190,7 +190,7 @@ def _instances(
     yield CheckResult(
         area,
         Level.OK if instances else Level.WARNING,
-        f"MIG instances: {sizes}" if instances else "MIG mode without instances to be seen",
+        f"MIG instances: {sizes}" if instances else "MIG mode, but no instances are visible",
         None if instances else "in a container set NVIDIA_MIG_MONITOR_DEVICES=all",
     )
     if config.probes.enabled and config.probes.mig == "skip":

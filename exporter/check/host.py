@@ -76,8 +76,8 @@ def state_findings(config: Config) -> Iterator[CheckResult]:
     yield CheckResult(
         "state file",
         Level.WARNING,
-        f"{path}: {obstacle}: baselines end with the process",
-        "free some space, or set state_file to a file that can be written",
+        f"{path}: {obstacle}: baselines are lost when the process ends",
+        "free some space, or set state_file to a writable file",
     )
 
 
@@ -143,7 +143,7 @@ def kubernetes_findings(config: Config) -> Iterator[CheckResult]:
     except OSError:
         if config.holders.pod_resources == "on":
             yield CheckResult(
-                "kubernetes", Level.FAILURE, f"{socket} is not there", "mount it into the pod"
+                "kubernetes", Level.FAILURE, f"{socket} does not exist", "mount it into the pod"
             )
         else:
             yield CheckResult("kubernetes", Level.NOTE, f"no kubelet here ({socket})")
@@ -199,7 +199,7 @@ def perf_findings(
             "perf", level, f"the processor's FLOP are not counted: {error}", error.remedy
         )
     else:
-        yield CheckResult("perf", Level.OK, "the processor counts its FLOP")
+        yield CheckResult("perf", Level.OK, "the processor's FLOP are counted")
 
 
 def probe_findings(
@@ -227,7 +227,7 @@ def probe_findings(
             "probes",
             Level.WARNING,
             f"torch {torch['version']}, {built}, finds no GPU",
-            "install a torch whose CUDA the driver supports",
+            "install a torch build for a CUDA version that the driver supports",
         )
     else:
         cuda = f", CUDA {torch['cuda']}" if torch["cuda"] else ""

@@ -34,10 +34,12 @@ def add_parser(subparsers: Any) -> None:
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--url", metavar="URL", help=f"a daemon, with user:password@ if need be ({_DEFAULT_URL})"
+        "--url", metavar="URL", help=f"a daemon, with user:password@ if needed ({_DEFAULT_URL})"
     )
     source.add_argument(
-        "--prometheus", metavar="URL", help="a Prometheus: the whole fleet, without evidence"
+        "--prometheus",
+        metavar="URL",
+        help="a Prometheus server: sums over the whole fleet, without evidence",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -77,10 +79,10 @@ def fetch_document(url: str) -> "AdviceDocument":
     except ScrapeError as error:
         raise FlopwatchError(f"{shown}: {error}; is it the address of a flopwatch?") from None
     except msgspec.DecodeError:
-        raise FlopwatchError(f"{shown}: the answer is no advice of flopwatch") from None
+        raise FlopwatchError(f"{shown}: the answer is not flopwatch advice") from None
     if document.api_version != API_VERSION:
         raise FlopwatchError(
-            f"{shown}: speaks version {document.api_version} of the advice, this one {API_VERSION}"
+            f"{shown}: serves advice version {document.api_version}, but this program reads version {API_VERSION}"
         )
     return document
 

@@ -70,7 +70,10 @@ def add_parser(subparsers: Any) -> None:
         "--to", dest="end", default="now", metavar="TIME", help="end, likewise (default now)"
     )
     parser.add_argument(
-        "--by", choices=_GROUPS, default="namespace", help="a row for each (default namespace)"
+        "--by",
+        choices=_GROUPS,
+        default="namespace",
+        help="one row for each of these (default namespace)",
     )
     parser.add_argument(
         "--match",
@@ -172,7 +175,7 @@ def parse_time(text: str, now: float) -> float:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise FlopwatchError(
-            f"{text!r} is no time; write 2026-11-01, 2026-11-01T08:00, 24h or now"
+            f"{text!r} is not a time; write 2026-11-01, 2026-11-01T08:00, 24h or now"
         ) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 

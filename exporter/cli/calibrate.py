@@ -201,7 +201,7 @@ class Calibrator:
                 return now
             last = now
         raise CalibrationError(
-            f"GPU {self._facts.key} is not idle: its FLOP counter does not come to rest"
+            f"GPU {self._facts.key} is not idle: its FLOP counter keeps changing"
         )
 
 

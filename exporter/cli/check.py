@@ -23,8 +23,8 @@ def add_parser(subparsers: Any) -> None:
         "check",
         help="examine this host and configuration: what works, and what to do about the rest",
         description=(
-            "Examine driver, GPUs, torch, sockets, files and services. Exit code 1 if anything "
-            "fails that the daemon needs."
+            "Examine driver, GPUs, torch, sockets, files and services. Exit code 1 if something "
+            "that the daemon needs fails."
         ),
     )
     add_config_flags(parser)

@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
         help="measure what the GPUs can do, once",
         description=(
             "Run every probe kernel at full length and compare with peak and baseline."
-            " For bringing up a node: it takes the GPUs wholly while it runs."
+            " For bringing up a node: it uses the GPUs fully while it runs."
             f" Exit code {EXIT_BELOW_THRESHOLD} when a device is below the thresholds."
         ),
     )
@@ -144,9 +144,7 @@ def select_devices(
             raise ProbeError(f"--gpu {name}: no such device; there are: {known}")
         chosen += [facts for facts in found if facts not in chosen]
     if len(chosen) > 1 and any(facts.instance is not None for facts in chosen):
-        raise ProbeError(
-            "--gpu: a process can use one MIG instance only; probe one after the other"
-        )
+        raise ProbeError("--gpu: a process can use only one MIG instance; probe them one at a time")
     return chosen
 
 
@@ -160,16 +158,16 @@ def check_device(facts: DeviceFacts, config: Config) -> None:
     if facts.compute_mode == "prohibited":
         raise ProbeError(f"{where}: its compute mode prohibits contexts (nvidia-smi -c DEFAULT)")
     if facts.compute_mode != "default" and facts.processes:
-        raise ProbeError(f"{where}: its compute mode is exclusive and another process has it")
+        raise ProbeError(f"{where}: its compute mode is exclusive and another process is using it")
     if (facts.free_memory_bytes or 0) < config.probes.min_free_memory_bytes:
         raise ProbeError(f"{where}: too little free memory; stop what uses it first")
     if facts.clock_event_reasons & HOT_REASONS:
-        raise ProbeError(f"{where}: it is slowed down by heat or power already")
+        raise ProbeError(f"{where}: it is already throttled by heat or power")
     if facts.processes:
         count = len(facts.processes)
         print(
             f"flopwatch: {where} is in use by {count} process{'es' if count > 1 else ''}:"
-            " they slow down meanwhile, and the figures are not the hardware's alone",
+            " they will slow down during the probes, and the figures are not those of the hardware alone",
             file=sys.stderr,
         )
 

@@ -21,19 +21,19 @@ def add_parser(subparsers: Any) -> None:
     listed = "\n".join(f"  {name:20}{scenario.summary}" for name, scenario in SCENARIOS.items())
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "simulate",
-        help="serve a made-up fleet",
+        help="serve a simulated fleet",
         description="Serve a fleet of simulated GPUs: /hosts/<name>/metrics for each host, /sd for Prometheus's\n"
         "HTTP service discovery. Only the readings are made up.",
         epilog=f"scenarios:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--hosts", type=_positive, default=2, help="hosts a scenario (default 2)")
+    parser.add_argument("--hosts", type=_positive, default=2, help="hosts per scenario (default 2)")
     parser.add_argument("--gpus", type=_positive, default=8, help="GPUs a host (default 8)")
     parser.add_argument(
         "--scenario",
         action="append",
         metavar="NAME",
-        help="what happens (default steady-decode); repeat it for several, each a cluster of its own; `all` for all",
+        help="what happens (default steady-decode); repeat it for several, each in its own cluster; `all` for all",
     )
     parser.add_argument(
         "--listen-address",
@@ -57,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
         "--history",
         type=_duration,
         metavar="DURATION",
-        help="write the past this long as OpenMetrics to standard output, for promtool, and end",
+        help="write this much history to standard output as OpenMetrics, for promtool, and exit",
     )
     parser.add_argument(
         "--step",

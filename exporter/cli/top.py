@@ -32,13 +32,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--url", default=_DEFAULT_URL, metavar="URL", help=f"the daemon (default {_DEFAULT_URL})"
     )
-    parser.add_argument("--once", action="store_true", help="print the status once and end")
+    parser.add_argument("--once", action="store_true", help="print the status once and exit")
     parser.add_argument(
         "--interval",
         type=float,
         default=2.0,
         metavar="SECONDS",
-        help="time between two looks (default 2)",
+        help="time between two refreshes (default 2)",
     )
     parser.add_argument(
         "--user",
@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--ca-file", metavar="FILE", help="certificates to trust for https, in PEM")
     parser.add_argument(
-        "--insecure", action="store_true", help="accept any certificate of the daemon"
+        "--insecure", action="store_true", help="accept any certificate from the daemon"
     )
     parser.set_defaults(run=run)
 

@@ -175,7 +175,7 @@ def test_a_table_for_people(prometheus: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--from", "yesterday"), "'yesterday' is no time; write 2026-11-01"),
+        (("--from", "yesterday"), "'yesterday' is not a time; write 2026-11-01"),
         (("--from", "now", "--to", "1h"), "must be after --from"),
         (("--from", "2020-01-01", "--to", "2020-01-02"), "no flopwatch_holder_gpu_seconds_total"),
     ],

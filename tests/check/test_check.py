@@ -78,7 +78,7 @@ def test_a_host_without_a_driver_is_healthy(check: Check) -> None:
 
     assert (code, report["healthy"]) == (0, True)
     assert found(report, "driver") == [
-        ("note", "no NVIDIA driver here: the host processor is watched")
+        ("note", "no NVIDIA driver here: the host processor is monitored")
     ]
 
 
@@ -138,7 +138,7 @@ def test_instances_before_hopper_are_looked_for_in_dcgms_rows(check: Check, tmp_
     )
     assert found(report, "dcgm") == [
         ("ok", "GPU 0, MIG instance 1: all fields that FLOPS need"),
-        ("warning", "knows nothing of GPU 0, MIG instance 7"),
+        ("warning", "has no metrics of GPU 0, MIG instance 7"),
     ]
 
 
@@ -157,7 +157,7 @@ ADVICE: dict[str, tuple[str | None, set[str]]] = {
         None,
         {
             (
-                "a newer driver may have it; confidential computing closes it "
+                "a newer driver may support it; confidential computing disables it "
                 "(see nvidia-smi conf-compute -q)"
             ),
         },
@@ -272,7 +272,7 @@ def test_a_gpu_that_nobody_expected_costs_only_its_own_lines(check: Check, tmp_p
 
     assert code == 1
     assert found(report, "gpu 0") == [
-        ("failure", "unknown: flopwatch itself failed on what this GPU answers")
+        ("failure", "unknown: flopwatch itself failed on an answer of this GPU")
     ]
     assert found(report, "gpu 1")[0][0] == "ok"
     assert report["gpus"][0]["fault"] == "TypeError: strange"
@@ -581,7 +581,7 @@ def test_a_folder_is_no_state_file(check: Check, tmp_path: Path) -> None:
 
     assert code == 0
     assert found(report, "state file") == [
-        ("warning", f"{tmp_path}: is a folder: baselines end with the process")
+        ("warning", f"{tmp_path}: is a folder: baselines are lost when the process ends")
     ]
 
 
