@@ -568,8 +568,8 @@ def test_a_disk_without_space_keeps_no_state(tmp_path: Path) -> None:
         (
             "warning",
             (
-                f"{disk}/state.json: {disk} cannot be written: no space left on device: baselines end "
-                "with the process"
+                f"{disk}/state.json: {disk} cannot be written: no space left on device: baselines are "
+                "lost when the process ends"
             ),
         )
     ]
