@@ -85,7 +85,7 @@ class Daemon:
         self._scraped_at = 0.0
         self._stalled_logged = False
         self._machine = Machine()
-        self._missing: tuple[tuple[str, int], ...] = ()
+        self._missing: tuple[tuple[str, int | str], ...] = ()
         self._ledger = HostLedger()
         self._live = LiveState(self._parts, self._mark, charge=self._charge)
         self._process_memory = process_memory(process_name)
@@ -254,15 +254,16 @@ class Daemon:
         add_lifecycle(router, lifecycle, guard, enabled=self._config.web.enable_lifecycle)
         return router
 
-    def _missing_gpus(self, state: State) -> Iterator[tuple[str, int]]:
-        """Each GPU index of the configuration that this host does not have, and where it stands.
+    def _missing_gpus(self, state: State) -> Iterator[tuple[str, int | str]]:
+        """Each GPU index, or UUID of a workload, of the configuration that this host does not have, and where it stands.
 
         It may be a mistake, or a GPU that has not come up: the others are watched all the same.
         """
         if state.pending:
             return  # the driver has not said yet which there are
         known = {device.identity.index for device in state.devices}
-        wanted = [
+        known |= {device.identity.uuid for device in state.devices}
+        wanted: list[tuple[str, int | str | None]] = [
             (f"gpus[{position}].match.index", rule.index)
             for position, rule in enumerate(self._config.sampling.gpus)
         ]
@@ -270,7 +271,6 @@ class Daemon:
             (f"workloads[{position}].gpus", gpu)
             for position, workload in enumerate(self._config.workloads)
             for gpu in workload.gpus
-            if isinstance(gpu, int)
         ]
         for place, index in wanted:
             if index is not None and str(index) not in known:
