@@ -165,6 +165,8 @@ class Probe:
                 shape=self.shapes.get(kernel, ()),
             )
         )
+        if report.short_of_allowance:
+            return None  # so many runs were preempted that the allowance ended
         if report.result is None:
             sys.exit(f"{kernel}: {report.failure} {report.text}")
         verdict = judge(

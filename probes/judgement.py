@@ -21,6 +21,8 @@ AGREEING_SPREAD: Final = 0.03
 # A launch on a GPU that is shared, and of which the median is that much above the fastest, has waited
 # for a tenant's time slices; of an idle GPU's they differ by the host's jitter.
 DISTURBED_LATENCY: Final = 2.0
+# A GEMM over all cores of a processor that takes less time is too small to show their speed.
+CPU_RUN_SECONDS_MIN: Final = 0.00005
 # NVBench drops a sample below this share of the clock.
 CLOCK_SHARE_MIN: Final = 0.75
 
@@ -111,6 +113,15 @@ def efficiency(
     return flops / (rate * units * clock_hertz)
 
 
+def too_short(kernel: KernelInfo, result: Result, facts: DeviceFacts) -> bool:
+    """Whether a GEMM on the processor is too small to show the speed of its cores."""
+    return (
+        facts.kind == "cpu"
+        and kernel.quantity == "flops"
+        and min(result.run_seconds) < CPU_RUN_SECONDS_MIN
+    )
+
+
 def _value(kernel: KernelInfo, result: Result, run_seconds: float) -> float:
     if kernel.quantity == "latency":
         return run_seconds
@@ -159,6 +170,9 @@ def judge(
     elif facts.kind == "cpu" or beside.share < SHARE_MIN:
         # A processor is shared at all times: with its scheduler, and unseen with a sibling thread.
         span = undisturbed_run(undisturbed(result))
+        if too_short(kernel, result, facts):
+            # Its size was chosen while others used the cores: it measures its threads' start.
+            span = None
     else:
         span = statistics.median(runs)
     wrong = (

@@ -13,7 +13,7 @@ from probes.baseline import Baseline
 from probes.config import ProbeConfig
 from probes.device_states import DeviceStates, ProbedDevice
 from probes.facts import DeviceFacts
-from probes.judgement import Contention, Judgement, judge
+from probes.judgement import Contention, Judgement, judge, too_short
 from probes.protocol import Described, KernelInfo, Result, Run
 from probes.supervisor import RunReport, WorkerFailedError
 from probes.worker_pool import PooledWorker
@@ -222,7 +222,8 @@ class Prober:
             and subject.kernel.name not in state.record.last_success
         )
         if first and state.credit_taken < whole:
-            return whole - state.credit_taken
+            # Half of it each, so that a copy has its try where the GEMM was preempted.
+            return min(whole - state.credit_taken, whole / 2)
         # Saved over an hour, so that the last of its intervals have their budget as well.
         return -(whole + limits.usable_seconds) * limits.interval_seconds / limits.horizon_seconds
 
@@ -263,7 +264,9 @@ class Prober:
         state = self._states[facts.uuid]
         if report.short_of_allowance:
             self._states.skip(facts.uuid, "budget")
-            self._note_misfit(state, kernel, allowance)
+            if facts.kind != "cpu":
+                # On a processor, programs that preempt its runs use up an allowance as well.
+                self._note_misfit(state, kernel, allowance)
             if baseline is not None:
                 cost = max(baseline.device_seconds or 0.0, report.device_seconds) * RAISE_FACTOR
                 state.baselines[kernel.name] = msgspec.structs.replace(
@@ -326,7 +329,9 @@ class Prober:
                 higher_is_better=kernel.quantity != "latency",
             )
         ratio = None
-        if baseline is not None:
+        if too_short(kernel, result, facts):
+            state.baselines.pop(kernel.name, None)  # the next run looks for a size again
+        elif baseline is not None:
             baseline, ratio = _measured(baseline, verdict, device_seconds)
             state.baselines[kernel.name] = baseline
         clock = self._states.clock

@@ -207,7 +207,7 @@ class Gemm(Kernel):
     def _choose_on_cpu(self, device: "ProbeDevice", allowance: "Allowance") -> Shape:
         """The fastest cube that is short enough to run without an interruption on a busy host."""
         rates: dict[Shape, float] = {}
-        tried, flops = CPU_SHAPES[0], 0.0
+        shortest, flops = CPU_SHAPES[0], 0.0
         for shape in CPU_SHAPES:
             expected = gemm_flop(shape) / flops if flops else 0.0
             # Half of the allowance stays for the measurement itself.
@@ -216,14 +216,19 @@ class Gemm(Kernel):
                 break
             if flops and expected < CPU_TRIAL_SECONDS:
                 continue
-            tried = shape
             chunk, work = self._trial(device, allowance, shape, TRIAL_RUNS)
             flops = max(flops, work / min(chunk.run_seconds))
-            if chunk.undisturbed_seconds:
-                rates[shape] = work / min(chunk.undisturbed_seconds)
+            spans = chunk.undisturbed_seconds
+            if min(spans or chunk.run_seconds) < CPU_TRIAL_SECONDS:
+                continue
+            if not spans:
+                # The shortest that is worth a trial was preempted; longer ones are more often.
+                shortest = shape if not rates else shortest
+                break
+            rates[shape] = work / min(spans)
         best = max(rates.values(), default=0.0)
         # Among equals the smaller one: it is the least likely to be interrupted.
-        return min((s for s, rate in rates.items() if rate >= EQUAL_SHARE * best), default=tried)
+        return min((s for s, rate in rates.items() if rate >= EQUAL_SHARE * best), default=shortest)
 
     def prepare(
         self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, peer: int | None

@@ -87,6 +87,11 @@ def test_the_value_is_that_of_the_undisturbed_runs():
     assert judged(mixed).value == pytest.approx(2e11)
 
 
+def test_a_gemm_that_is_too_small_is_no_value():
+    """Seven runs of 3 microseconds agree; they show the start of the threads, not the cores' speed."""
+    assert judged(result((0.000003,) * 7)).outcome == "contended"
+
+
 def test_two_undisturbed_runs_are_too_few():
     """Three must agree."""
     assert judged(result((0.001,) * 4, (True, True, False, False))).outcome == "contended"

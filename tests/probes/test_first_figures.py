@@ -82,6 +82,21 @@ class TestFirstCycle:
 
 
 class TestMisfits:
+    @pytest.fixture
+    def host(self, tmp_path):
+        """A GPU: on a processor an allowance may also end because other programs took the cores."""
+        return Host(tmp_path)
+
+    def test_a_processor_that_is_busy_loses_no_kernel(self, tmp_path):
+        """Its runs were preempted until the allowance ended; the kernel is tried again."""
+        busy = Host(tmp_path, [processor()])
+        busy.kernels = (FP64,)
+        busy.script.extend([Ending("allowance", share=0.9)] * 4)
+        for _ in range(4):
+            busy.cycle()
+
+        assert names(busy) == ["gemm_fp64"] * 4
+
     def test_a_kernel_that_cannot_fit_is_left_out_by_name_once(self, host):
         """Twice a whole interval was too small for it: one warning, and no third try."""
         host.kernels = (FP64,)
