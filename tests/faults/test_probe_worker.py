@@ -79,25 +79,24 @@ def corrupt(worker: int) -> None:
 
 
 def test_a_worker_that_is_killed(node: Probing) -> None:
-    """One run is an error, then the probes wait; the processor is watched all the while."""
-    before = node.witness.scrape()
-    kill(node.worker)
-    lost = node.failed(before)
-
-    assert bad(lost) == bad(before) + 1
-    waiting = node.witness.until(
-        lambda scrape: scrape.total("flopwatch_probe_skips_total", reason="backoff") > 1
+    """Idle, it is replaced at once and no run is lost; in a run, that one is. The processor is watched."""
+    before, worker = node.witness.scrape(), node.worker
+    kill(worker)
+    again = node.witness.until(
+        lambda scrape: (
+            scrape.value(RESTARTS) == 1 and runs(scrape, outcome="ok") > runs(before, outcome="ok")
+        ),
+        2 * BACKOFF_SECONDS + 60,
     )
-    assert not waiting.has("flopwatch_probe_worker_memory_bytes")
-    assert node.daemon.log.count("probe_worker_failed") == 1
+
+    assert bad(again) <= bad(before) + 1
+    assert node.worker != worker
     assert node.daemon.get("/-/ready")[0] == 200
     assert "Traceback" not in node.daemon.log
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("harm", "outcome"), [(kill, "error"), (hang, "timeout"), (corrupt, "error")]
-)
+@pytest.mark.parametrize(("harm", "outcome"), [(hang, "timeout"), (corrupt, "error")])
 def test_a_worker_is_replaced(node: Probing, harm: Callable[[int], None], outcome: str) -> None:
     """Killed, hung or talking nonsense: reaped, counted, and after the backoff there is another."""
     before, worker = node.witness.scrape(), node.worker

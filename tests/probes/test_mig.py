@@ -303,7 +303,7 @@ class TestByHand:
 
     def test_one_at_a_time(self):
         """Two in one process cannot be; the message says what to do."""
-        with pytest.raises(ProbeError, match="one after the other"):
+        with pytest.raises(ProbeError, match="one at a time"):
             select_devices([instance(7), instance(8)], ["MIG-7", "MIG-8"])
 
     def test_its_partitioned_gpu_points_to_it(self):
