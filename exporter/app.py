@@ -26,7 +26,7 @@ from exporter.errors import EXIT_TRANSIENT, FlopwatchError
 from exporter.metrics.device import process_memory
 from exporter.metrics.exporter import OWN
 from exporter.metrics.findings import CONFIGURATION_PROBLEMS, FINDINGS, HOST_FACTS
-from exporter.metrics.holders import holder_labels
+from exporter.metrics.holders import PRICES, holder_labels
 from exporter.metrics.host import state_parts
 from exporter.metrics.levers import LEVER_SAMPLES
 from exporter.metrics.render import Exposition
@@ -218,6 +218,7 @@ class Daemon:
             [f"{place}: no GPU {index} on this host" for place, index in self._missing_gpus(state)]
         )
         yield from state_parts(state)
+        yield PRICES.of((state, self._config.prices))
         yield LEVER_SAMPLES.of(self._advice())
         if self._config.process_memory:
             yield self._process_memory.of(state)

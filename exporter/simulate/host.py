@@ -2,12 +2,16 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from exporter.attribution.bill import HostLedger
+from exporter.attribution.settings import PriceRule
+from exporter.attribution.snapshot import Allocation, DeviceKey, HoldersSnapshot
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.exporter import SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS, own_samples
 from exporter.metrics.family import Sample
 from exporter.metrics.findings import finding_samples, host_fact_samples
+from exporter.metrics.holders import price_samples
 from exporter.metrics.host import state_parts
 from exporter.metrics.render import Exposition
 from exporter.metrics.rows import Part, Samples, part_samples
@@ -27,6 +31,7 @@ from probes.records import ProbesSnapshot
 # A host that was not looked at for long catches up in this many steps, however long they are.
 _CATCH_UP_TICKS = 300
 _SERIES_LIMIT = 20_000
+_PRICES = (PriceRule(per_gpu_hour=2.5, currency="USD"),)
 # A token costs 2 FLOP a parameter of the served model; the rest of what the tensor pipes do is wasted.
 _FLOP_PER_PARAMETER = 2
 _USEFUL_SHARE = 0.88
@@ -66,6 +71,7 @@ class SimulatedHost:
         self._timing = timing
         self._clock = clock
         self._lock = threading.Lock()
+        self._ledger = HostLedger()
         self._now = timing.began
         product = scenario.products[position % len(scenario.products)]
         self._product = product
@@ -115,8 +121,10 @@ class SimulatedHost:
     def samples(self) -> Iterator[Sample]:
         """Everything that this host exports, as of the last advance."""
         state = self._state_now()
+        state = replace(state, bill=self._ledger.charge(state))
         skew = self._fault_of_host.clock_skew
         yield from own_samples(ReloadStatus(True, self._timing.began))
+        yield from price_samples(state, _PRICES)
         yield from host_fact_samples((self._facts(), self._now + skew))
         yield from finding_samples(self.status.findings())
         for sample in part_samples(state_parts(state)):
@@ -136,9 +144,23 @@ class SimulatedHost:
             host=SampledHost(devices, driver_error="driver_not_loaded" if gone else None),
             probes=ProbesSnapshot(True, False, results),
             workloads=WorkloadsSnapshot() if gone else self._workloads(),
+            holders=self._holders(),
             reload=ReloadStatus(True, self._timing.began),
         )
         return build_state(parts, self._now)
+
+    def _holders(self) -> HoldersSnapshot:
+        """One pod serves on most GPUs, another team's notebook holds the last one."""
+        allocations = [
+            Allocation(DeviceKey(uuid=gpu.identity.uuid), namespace, pod, "main")
+            for position, gpu in enumerate(self._gpus)
+            for namespace, pod in (
+                ("research", "notebook-0")
+                if position and position == len(self._gpus) - 1
+                else ("serving", f"chat-{self.name}"),
+            )
+        ]
+        return HoldersSnapshot(tuple(allocations))
 
     def _live_samples(self, _now: float) -> list[Sample]:
         with self._lock:

@@ -126,6 +126,25 @@ def test_jobs_whose_processes_cannot_be_told_apart_share_equally(start, tmp_path
     assert_sums_are_exact(later, "0")
 
 
+def test_prices_come_from_the_configuration(start) -> None:
+    """By GPU; the first match applies, and a reload changes it. A GPU without a match has no price."""
+    prices = "prices: [{match: {index: 0}, per_gpu_hour: 2.5, currency: eur}]\n"
+    _fake, daemon = start([H100, H100], config=CONFIG + prices)
+    name = "flopwatch_price_per_gpu_hour"
+
+    scrape = daemon.wait_until(lambda scrape: scrape.has(name))
+    assert scrape.value(name, gpu="0", currency="EUR") == 2.5
+    assert not scrape.has(name, gpu="1")
+
+    daemon.config_file.write_text(CONFIG + "prices: [{per_gpu_hour: 3}]\n")
+    daemon.reload()
+    daemon.wait_until(
+        lambda scrape: (
+            scrape.series(name, currency="USD").values() and len(scrape.series(name)) == 2
+        )
+    )
+
+
 def test_a_lost_gpu_is_not_charged_and_the_sums_hold_after(start) -> None:
     """Its holders show nothing while it is away, and go on where they were."""
     fake, daemon = start([H100], config=CONFIG)

@@ -30,6 +30,7 @@ EMPTY_WHEN_HEALTHY = {
     "XIDs",  # the chosen GPU has none
     "Instances",  # no MIG instance is simulated
     "Delivered by instance",  # the same
+    "What would help",  # the simulator gives no advice
 }
 # Parts of queries that need days of history, or a state that this hardware's counters never leave open.
 EMPTY_HERE = (":same_hour", "[1d:1h]", "[7d:1h]", "offset 7d", 'state="unresolved"')
