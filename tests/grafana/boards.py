@@ -28,6 +28,7 @@ VARIABLES = {
     "$gpu": ".+",
     "$name": ".+",
     "$model": ".+",
+    "$namespace": ".*",
 }
 
 
