@@ -71,7 +71,8 @@ def targets() -> list[Target]:
 
 def substituted(expr: str) -> str:
     """The expression with a value for each variable."""
-    for name, value in VARIABLES.items():
+    # The longest name first: `$name` is the beginning of `$namespace`.
+    for name, value in sorted(VARIABLES.items(), key=lambda item: -len(item[0])):
         expr = expr.replace(name, value)
     return expr
 

@@ -31,7 +31,7 @@ EMPTY_WHEN_HEALTHY = {
     "Instances",  # no MIG instance is simulated
     "Delivered by instance",  # the same
     "What would help",  # the simulator gives no advice
-    # Holders of simulated GPUs are not seen by this stack yet.
+    # Not yet run with the namespace variable filled in rightly.
     "Paid for and not used",
     "Idle GPUs",
     "Cost",
