@@ -11,14 +11,21 @@ from tests.grafana.boards import Target, substituted, targets
 from tests.prometheus.stack import ALERTMANAGER, INTERVAL_SECONDS, PROMETHEUS, Stack, running
 
 
-pytestmark = pytest.mark.skipif(
-    PROMETHEUS is None or ALERTMANAGER is None, reason="Prometheus or Alertmanager is not installed"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        PROMETHEUS is None or ALERTMANAGER is None,
+        reason="Prometheus or Alertmanager is not installed",
+    ),
+    # Whichever test comes first waits for the stack.
+    pytest.mark.timeout(900),
+]
 
 # Three quarters of an hour of rule time: five before the faults begin, the longest `for` with its window, and some.
 SHORT_SECONDS = 130.0
 # Two and a half hours: the whole ebb of traffic-ebb, down and up again.
 LONG_SECONDS = 480.0
+# How much longer a busy machine may take to evaluate what makes the scenarios' alerts fire.
+PATIENCE_SECONDS = 300.0
 
 # Panels that show nothing on a fleet without what they look for.
 EMPTY_WHEN_HEALTHY = {
@@ -54,19 +61,24 @@ EMPTY_HERE = (
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Every scenario as a cluster of its own, watched until all `for` have passed."""
+    """Every scenario as a cluster of its own, watched until all `for` have passed and each alert had its time."""
     folder = tmp_path_factory.mktemp("stack")
     with running(folder, tuple(SCENARIOS.values()), hosts=1) as running_stack:
         time.sleep(SHORT_SECONDS)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline and any(
+            wanted(scenario) - ever_fired(running_stack, scenario)
+            for scenario in SCENARIOS.values()
+        ):
+            time.sleep(INTERVAL_SECONDS)
         yield running_stack
 
 
-def ever_fired(stack: Stack, scenario: Scenario, seconds: float) -> set[tuple[str, str]]:
-    """Names and GPUs of the alerts that fired at any time."""
-    span = f"{int(seconds)}s"
+def ever_fired(stack: Stack, scenario: Scenario) -> set[tuple[str, str]]:
+    """Names and GPUs of the alerts that fired at any time of this stack's life."""
     fired = stack.ask(
         "query",
-        query=f'max_over_time(ALERTS{{alertstate="firing", cluster="sim-{scenario.name}"}}[{span}])',
+        query=f'max_over_time(ALERTS{{alertstate="firing", cluster="sim-{scenario.name}"}}[1h])',
     )["result"]
     return {(series["metric"]["alertname"], series["metric"].get("gpu", "")) for series in fired}
 
@@ -83,11 +95,10 @@ def wanted(scenario: Scenario) -> set[tuple[str, str]]:
     }
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda scenario: scenario.name)
 def test_scenario_raises_its_alerts_and_no_others(stack: Stack, scenario: Scenario) -> None:
     """Exactly the alerts that the scenario names fired at any time, on exactly the GPUs with a fault."""
-    assert ever_fired(stack, scenario, SHORT_SECONDS + 120) == wanted(scenario)
+    assert ever_fired(stack, scenario) == wanted(scenario)
 
 
 def test_no_rule_fails(stack: Stack) -> None:
@@ -144,12 +155,11 @@ def test_panel_query_returns_data(stack: Stack, target: Target) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(700)
 def test_nothing_fires_through_a_whole_ebb(tmp_path: Path) -> None:
     """Healthy fleets raise nothing while traffic falls to a twentieth and comes back."""
     healthy = tuple(scenario for scenario in SCENARIOS.values() if not scenario.faults)
     with running(tmp_path, healthy, hosts=2) as watched:
         time.sleep(LONG_SECONDS)
-        fired = {scenario.name: ever_fired(watched, scenario, LONG_SECONDS) for scenario in healthy}
+        fired = {scenario.name: ever_fired(watched, scenario) for scenario in healthy}
 
     assert fired == {scenario.name: set() for scenario in healthy}

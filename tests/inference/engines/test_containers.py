@@ -182,16 +182,19 @@ def test_a_real_process_of_this_host():
         stdout=subprocess.PIPE,
         text=True,
     )
+    # What a daemon started itself is not looked at: a sibling of the engine stands for the daemon.
+    daemon = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         engine.stdin.write(exposition("vllm-current"))
         engine.stdin.close()
         port = int(engine.stdout.readline())
-        # It is our child, and what is ours is not looked at: as its sibling would see it.
-        (endpoint,) = ContainerDiscovery(own_pid=engine.pid + 1).look({engine.pid})
+        (endpoint,) = ContainerDiscovery(own_pid=daemon.pid).look({engine.pid})
     finally:
-        engine.kill()
-        engine.wait()
+        for process in (engine, daemon):
+            process.kill()
+            process.wait()
         engine.stdout.close()
+        daemon.stdin.close()
 
     assert endpoint.url == f"http://127.0.0.1:{port}/metrics"
     assert endpoint.engine == "vllm"
