@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -197,6 +198,13 @@ class Device:
             counters=accounts.counters(),
         )
 
+    def _identity_in_use(self) -> DeviceIdentity:
+        """The identity with the SM count that the accounting uses, which the configuration may set."""
+        count = self.sm_count
+        if count == self.identity.sm_count:
+            return self.identity
+        return replace(self.identity, sm_count=count)
+
     def state(self, *, up: bool, **fields: Any) -> DeviceState:
         """The state of the device. `fields` are the fields of DeviceState that a tick fills."""
         missing: tuple[str, ...] = ()
@@ -207,7 +215,7 @@ class Device:
             sources.update(source.health(up=up))
         fields.setdefault("at_seconds", time.monotonic())
         return DeviceState(
-            identity=self.identity,
+            identity=self._identity_in_use(),
             up=up,
             max_age_seconds=self.context.settings().max_age,
             sources=sources,

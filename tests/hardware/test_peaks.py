@@ -14,6 +14,7 @@ sources: {cpu: "off", dcgm: "off"}
 probes: {enabled: false}
 sampling: {interval: 250ms}
 """
+GPU_INFO = "flopwatch_gpu_info"
 PEAK, INFO = "flopwatch_peak_flops", "flopwatch_peak_info"
 DRAM = "flopwatch_peak_dram_bandwidth_bytes_per_second"
 
@@ -104,6 +105,7 @@ def test_the_configuration_has_the_last_word(tmp_path: Path) -> None:
     for gpu, bf16 in (("0", 4e14), ("1", 9e14)):
         assert scrape.value(INFO, gpu=gpu, origin="config") == 1
         assert scrape.value(PEAK, gpu=gpu, precision="bf16") == bf16
+    assert scrape.value(GPU_INFO, gpu="0", sm_count="100") == 1
     assert scrape.value(DRAM, gpu="0") == 3e12
     assert scrape.value(DRAM, gpu="1") == 3.35e12
     assert scrape.value(PEAK, gpu="1", precision="fp8") == 1978.9e12
