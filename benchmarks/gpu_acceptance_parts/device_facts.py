@@ -2,8 +2,8 @@
 
 from exporter.accounting.peaks import Peaks, find_peaks
 from exporter.cli.probe import read_devices
+from exporter.collect.nvml.identity import read_identity
 from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
-from exporter.collect.nvml.reading import read_identity
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.readings import DeviceIdentity
 from probes.facts import DeviceFacts

@@ -21,10 +21,11 @@ from benchmarks.gpu_acceptance_parts.privileges import USERS, User, become
 from benchmarks.gpu_acceptance_parts.recording import FORMAT, Recording
 from exporter.collect.nvml import gpm
 from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.nvml.identity import read_identity
 from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
 from exporter.collect.nvml.mig import list_instances
 from exporter.collect.nvml.process_utilization import ProcessUtilization
-from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_identity
+from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast
 
 
 ROUNDS = 5

@@ -13,8 +13,9 @@ from benchmarks.gpu_acceptance_parts.context import Survey
 from benchmarks.gpu_acceptance_parts.logs import log_to_stderr
 from benchmarks.gpu_acceptance_parts.schema import Machine
 from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.nvml.identity import read_identity
 from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
-from exporter.collect.nvml.reading import read_identity, read_processes
+from exporter.collect.nvml.reading import read_processes
 from exporter.version import VERSION
 
 

@@ -17,13 +17,13 @@ from exporter.accounting.peaks import find_peaks
 from exporter.collect.gpm_windows import GpmWindows, open_together
 from exporter.collect.nvml.errors import NvmlError
 from exporter.collect.nvml.gpm import GpmSession
+from exporter.collect.nvml.identity import read_identity
 from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
 from exporter.collect.nvml.mig import gpm_sample_methods, list_instances, mig_enabled, read_instance
 from exporter.collect.nvml.reading import (
     SLOW_GROUPS,
     read_clock,
     read_fast,
-    read_identity,
     read_memory,
     unsupported_capabilities,
 )

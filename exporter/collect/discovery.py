@@ -14,8 +14,8 @@ import structlog
 
 from exporter.collect.gpu import SampledGpu
 from exporter.collect.nvml.errors import DriverGone, DriverMismatch, NvmlError
+from exporter.collect.nvml.identity import NO_UUID
 from exporter.collect.nvml.library import DriverLibrary, call, handle_address
-from exporter.collect.nvml.reading import NO_UUID
 from exporter.state import UNKNOWN
 
 
@@ -26,7 +26,7 @@ _GPUS_MAX = 64
 _SOON_SECONDS = 1.0
 
 
-class DeviceLookout:
+class DeviceDiscovery:
     """Compares the driver's list of GPUs with those that are sampled, once a slow interval."""
 
     def __init__(
@@ -58,9 +58,9 @@ class DeviceLookout:
             try:
                 again = self.look()
             except NvmlError as error:  # the driver is away: the samplers bring it back
-                log.debug("device_lookout_failed", reason=error.reason)
+                log.debug("device_discovery_failed", reason=error.reason)
             except Exception:  # a fault of ours must not end the looking for good
-                log.exception("device_lookout_fault")
+                log.exception("device_discovery_fault")
 
     def look(self) -> bool:
         """Compare once; whether to look again soon. Raises NvmlError when the driver gives no list."""

@@ -11,17 +11,11 @@ from exporter.accounting.peaks import find_peaks
 from exporter.collect.device import NVML, Device
 from exporter.collect.instances import MigInstances
 from exporter.collect.nvml.errors import DeviceLost, DriverGone, DriverMismatch, NvmlError
+from exporter.collect.nvml.identity import NO_UUID, read_identity
 from exporter.collect.nvml.library import DeviceCalls, call, handle_address
 from exporter.collect.nvml.mig import mig_enabled
 from exporter.collect.nvml.process_utilization import ProcessUtilization
-from exporter.collect.nvml.reading import (
-    NO_UUID,
-    SLOW_GROUPS,
-    read_clock,
-    read_fast,
-    read_identity,
-    read_pcie,
-)
+from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_pcie
 from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import GpuRule, SamplingSettings
 from exporter.collect.source import GpuContext

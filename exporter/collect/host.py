@@ -10,7 +10,7 @@ import structlog
 
 from exporter.collect.cpu import CpuSource
 from exporter.collect.dcgm.source import DcgmSource
-from exporter.collect.discovery import DeviceLookout
+from exporter.collect.discovery import DeviceDiscovery
 from exporter.collect.gpu import SampledGpu
 from exporter.collect.host_cpu import SampledCpu
 from exporter.collect.machine import expected_gpus
@@ -253,7 +253,7 @@ class HostSampling:
         for index in range(count):
             if str(index) not in self._samplers:
                 self._start(SampledGpu(index, self._context()))
-        lookout = DeviceLookout(
+        discovery = DeviceDiscovery(
             self._library,
             gpus=self._gpus,
             add=self._add_gpu,
@@ -261,9 +261,9 @@ class HostSampling:
             hung=lambda: self.published(time.monotonic()).hung,
         )
         BoundedThread(
-            target=lookout.run,
+            target=discovery.run,
             args=(self._stop, lambda: self._settings().slow_interval),
-            name="device-lookout",
+            name="device-discovery",
         ).start()
 
     def _add_gpu(self, index: int, uuid: str) -> None:

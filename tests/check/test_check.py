@@ -260,12 +260,12 @@ def test_a_gpu_that_nobody_expected_costs_only_its_own_lines(check: Check, tmp_p
     """flopwatch itself fails on one GPU's answers: said in a line, and the others are examined."""
     patch = tmp_path / "sitecustomize.py"
     patch.write_text(
-        "from exporter.collect.nvml import reading\n"
-        "real = reading.read_identity\n"
+        "from exporter.collect.nvml import identity\n"
+        "real = identity.read_identity\n"
         "def read_identity(calls, index, version):\n"
         "    if index == 0: raise TypeError('strange')\n"
         "    return real(calls, index, version)\n"
-        "reading.read_identity = read_identity\n"
+        "identity.read_identity = read_identity\n"
     )
     with FakeNvml([H100, H100], tmp_path) as fake:
         code, report = check(fake, PYTHONPATH=str(tmp_path))

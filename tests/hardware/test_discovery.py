@@ -8,7 +8,7 @@ import pynvml
 import pytest
 
 from exporter.collect import discovery
-from exporter.collect.discovery import DeviceLookout
+from exporter.collect.discovery import DeviceDiscovery
 from exporter.collect.nvml.errors import NoPermission, NvmlError
 from exporter.readings import DeviceIdentity
 
@@ -88,7 +88,7 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Look:
     ) -> list[tuple[int, str]]:
         monkeypatch.setattr(discovery, "call", driver.call)
         added: list[tuple[int, str]] = []
-        found: Any = DeviceLookout(
+        found: Any = DeviceDiscovery(
             driver,  # type: ignore[arg-type]
             gpus=lambda: sampled,  # type: ignore[arg-type,return-value]
             add=lambda index, uuid: added.append((index, uuid)),
@@ -166,7 +166,7 @@ class Replacing:
         self.sampled = list(sampled)
         self._patch = monkeypatch
         self._driver: Any = Driver()
-        self._discovery = DeviceLookout(
+        self._discovery = DeviceDiscovery(
             self,  # type: ignore[arg-type]
             gpus=lambda: list(self.sampled),  # type: ignore[arg-type,return-value]
             add=lambda index, uuid: self.sampled.append(Sampled(index, uuid, None)),

@@ -5,37 +5,17 @@ from typing import Any
 
 import pynvml
 
-from exporter.collect.nvml import fields
+from exporter.collect.nvml import checked, fields
 from exporter.collect.nvml.fields import is_refused, read_fields
 from exporter.collect.nvml.library import DeviceCalls, Key
 from exporter.collect.nvml.process_utilization import ProcessUtilization
 from exporter.collect.nvml.processes import SYMBOLS, read_processes
-from exporter.readings import ClockSample, DeviceIdentity, FastReading
+from exporter.readings import ClockSample, FastReading
 
 
-# Begins the stand-in for the UUID of a device that does not tell it: its PCI address follows.
-NO_UUID = "PCI-"
-_ARCHITECTURES = {
-    2: "kepler",
-    3: "maxwell",
-    4: "pascal",
-    5: "volta",
-    6: "turing",
-    7: "ampere",
-    8: "ada",
-    9: "hopper",
-    10: "blackwell",
-    13: "rubin",
-}
-# Cores per SM by compute capability; 128 for all others up to 12.x (CUDA C++ Programming Guide).
-_CORES_PER_SM = {(6, 0): 64, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
 _COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
-_SWITCH = {0: False, 1: True}  # nvmlEnableState_t; anything else is a blank
 _NVLINKS_MAX = 72  # NVML_NVLINK_MAX_LINKS of the newest header
 _MEGA = 1e6
-_CLOCK_MAX_MHZ = 1e5  # no clock of the next years: more is a blank
-_SMS_MAX, _BUS_WIDTH_MAX, _CAPABILITY_MAX = 1024, 2**16, 99  # likewise
-_MINOR_MAX = 255  # /dev/nvidiactl is number 255 of the same kind
 _EVENT_REASONS_MAX = 2**32 - 1  # a mask of a dozen bits; more are all set, which is a blank
 _PCIE_GENERATION_MAX, _PCIE_WIDTH_MAX = 16, 64
 _MEMORY_MAX = 2**50  # no device has a pebibyte: more is a blank
@@ -86,37 +66,9 @@ _NVLINK_ERROR_FIELDS: dict[fields.Field, str] = {
 }
 
 
-def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) -> DeviceIdentity:
-    """Who the device is. Missing answers are None; the UUID falls back to the PCI address."""
-    capability = _capability(calls)
-    architecture = calls.ask("nvmlDeviceGetArchitecture")
-    pci = calls.ask("nvmlDeviceGetPciInfo")
-    bus_id = _text(pci.busId) if pci is not None else None
-    memory = read_memory(calls)
-    return DeviceIdentity(
-        index=str(index),
-        uuid=_text(calls.ask("nvmlDeviceGetUUID")) or f"{NO_UUID}{bus_id or index}",
-        name=_text(calls.ask("nvmlDeviceGetName")) or "unknown",
-        architecture=_architecture(architecture),
-        compute_capability=capability,
-        pci_bus_id=bus_id,
-        driver_version=driver_version,
-        serial=_text(calls.ask("nvmlDeviceGetSerial")),
-        sm_count=_sm_count(calls, capability),
-        sm_clock_max_hertz=_hertz(calls, "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
-        memory_clock_max_hertz=_hertz(calls, "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_MEM),
-        memory_bus_width_bits=_whole(
-            calls, "memory bus width", calls.ask("nvmlDeviceGetMemoryBusWidth"), _BUS_WIDTH_MAX
-        ),
-        memory_size_bytes=int(memory["memory_size_bytes"]) if memory else None,
-        c2c_link_count=_c2c_link_count(calls) or None,
-        minor=_minor(calls),
-    )
-
-
 def read_clock(calls: DeviceCalls, clock: Callable[[], float]) -> ClockSample:
     """The SM clock and what holds it, now."""
-    hertz = _hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM)
+    hertz = checked.hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM)
     return ClockSample(clock(), hertz, _event_reasons(calls))
 
 
@@ -148,32 +100,36 @@ def read_fast(
     return FastReading(
         at_seconds=sample.at_seconds,
         sm_clock_hertz=sample.sm_clock_hertz,
-        memory_clock_hertz=_hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
+        memory_clock_hertz=checked.hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
         event_reasons=sample.event_reasons,
         event_reason_seconds={
             name: values[field] / 1e9 for field, name in _REASON_FIELDS.items() if field in values
         },
-        power_watts=_plausible(
-            calls, "power", _scaled(calls.ask("nvmlDeviceGetPowerUsage"), 1e-3), 10e3
+        power_watts=checked.plausible(
+            calls, "power", checked.scaled(calls.ask("nvmlDeviceGetPowerUsage"), 1e-3), 10e3
         ),
-        energy_joules=_scaled(_count(calls, "energy", energy), 1e-3),
+        energy_joules=checked.scaled(checked.count(calls, "energy", energy), 1e-3),
         temperature_celsius=_temperature(calls),
-        memory_temperature_celsius=_plausible(
+        memory_temperature_celsius=checked.plausible(
             calls, "memory temperature", values.get(fields.MEMORY_TEMPERATURE), 200
         ),
-        gpu_utilization=_percent(calls, "gpu utilization", getattr(utilization, "gpu", None)),
-        memory_utilization=_percent(
+        gpu_utilization=checked.percent(
+            calls, "gpu utilization", getattr(utilization, "gpu", None)
+        ),
+        memory_utilization=checked.percent(
             calls, "memory utilization", getattr(utilization, "memory", None)
         ),
         performance_state=state if state is not None and 0 <= state <= 15 else None,
-        tensor_stall=_percent(calls, "mma stall", values.get(fields.MMA_STALL)),
+        tensor_stall=checked.percent(calls, "mma stall", values.get(fields.MMA_STALL)),
         recovery_action=int(action) if action is not None else None,
         pcie_receive_bytes=values.get(fields.PCIE_RECEIVE),
         pcie_transmit_bytes=values.get(fields.PCIE_TRANSMIT),
-        nvlink_receive_bytes=_scaled(values.get(_NVLINK_RECEIVE), _KIB),
-        nvlink_transmit_bytes=_scaled(values.get(_NVLINK_TRANSMIT), _KIB),
-        module_energy_joules=_scaled(values.get(_MODULE_ENERGY), 1e-3),
-        module_power_watts=_plausible(calls, "module power", _scaled(module_power, 1e-3), 20e3),
+        nvlink_receive_bytes=checked.scaled(values.get(_NVLINK_RECEIVE), _KIB),
+        nvlink_transmit_bytes=checked.scaled(values.get(_NVLINK_TRANSMIT), _KIB),
+        module_energy_joules=checked.scaled(values.get(_MODULE_ENERGY), 1e-3),
+        module_power_watts=checked.plausible(
+            calls, "module power", checked.scaled(module_power, 1e-3), 20e3
+        ),
         process_sm_seconds=None if utilization_of is None else utilization_of.read(calls),
         **read_memory(calls),
     )
@@ -209,19 +165,22 @@ def read_limits(calls: DeviceCalls) -> Mapping[str, Any]:
     mode = calls.ask("nvmlDeviceGetComputeMode")
     mig = calls.ask("nvmlDeviceGetMigMode")
     return {
-        "power_limit_watts": _plausible(
-            calls, "power limit", _scaled(calls.ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3), 10e3
+        "power_limit_watts": checked.plausible(
+            calls,
+            "power limit",
+            checked.scaled(calls.ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3),
+            10e3,
         ),
         "compute_mode": _COMPUTE_MODES.get(mode) if mode is not None else None,
-        "mig_enabled": _switch(calls, "MIG mode", mig[0] if mig is not None else None),
-        "fan_speed": _percent(calls, "fan speed", calls.ask("nvmlDeviceGetFanSpeed"), 200),
+        "mig_enabled": checked.switch(calls, "MIG mode", mig[0] if mig is not None else None),
+        "fan_speed": checked.percent(calls, "fan speed", calls.ask("nvmlDeviceGetFanSpeed"), 200),
     }
 
 
 def read_health(calls: DeviceCalls) -> Mapping[str, Any]:
     """ECC errors, remapped rows, retired pages."""
     ecc = {
-        kind: _count(
+        kind: checked.count(
             calls,
             f"{kind} ECC errors",
             calls.ask("nvmlDeviceGetTotalEccErrors", error_type, pynvml.NVML_AGGREGATE_ECC),
@@ -233,7 +192,7 @@ def read_health(calls: DeviceCalls) -> Mapping[str, Any]:
     }
     rows = calls.ask("nvmlDeviceGetRemappedRows")
     remapped = {
-        kind: _count(calls, f"{kind} remapped rows", rows[position])
+        kind: checked.count(calls, f"{kind} remapped rows", rows[position])
         for position, kind in enumerate(("corrected", "uncorrected"))
         if rows is not None
     }
@@ -249,8 +208,8 @@ def read_health(calls: DeviceCalls) -> Mapping[str, Any]:
     return {
         "ecc_errors": {kind: count for kind, count in ecc.items() if count is not None},
         "remapped_rows": {kind: count for kind, count in remapped.items() if count is not None},
-        "row_remap_pending": _switch(calls, "row remap pending", rows[2] if rows else None),
-        "row_remap_failed": _switch(calls, "row remap failed", rows[3] if rows else None),
+        "row_remap_pending": checked.switch(calls, "row remap pending", rows[2] if rows else None),
+        "row_remap_failed": checked.switch(calls, "row remap failed", rows[3] if rows else None),
         "retired_pages": retired,
     }
 
@@ -265,7 +224,7 @@ def read_engines(calls: DeviceCalls) -> Mapping[str, Any]:
         ("ofa", "nvmlDeviceGetOfaUtilization"),
     ):
         answer = calls.ask(function)
-        share = _percent(calls, engine, answer[0] if answer is not None else None)
+        share = checked.percent(calls, engine, answer[0] if answer is not None else None)
         if share is not None:
             utilization[engine] = share
     return {"engine_utilization": utilization}
@@ -275,7 +234,7 @@ def read_pcie(calls: DeviceCalls) -> Mapping[str, Any]:
     """The PCIe link and its replays."""
     replays = calls.ask("nvmlDeviceGetPcieReplayCounter")
     link = {
-        name: _plausible(calls, name, calls.ask(function), maximum)
+        name: checked.plausible(calls, name, calls.ask(function), maximum)
         for name, function, maximum in (
             ("pcie_link_generation", "nvmlDeviceGetCurrPcieLinkGeneration", _PCIE_GENERATION_MAX),
             (
@@ -289,7 +248,7 @@ def read_pcie(calls: DeviceCalls) -> Mapping[str, Any]:
     }
     return {
         **{name: None if value is None else int(value) for name, value in link.items()},
-        "pcie_replays": _count(calls, "PCIe replays", replays),
+        "pcie_replays": checked.count(calls, "PCIe replays", replays),
     }
 
 
@@ -305,8 +264,8 @@ def read_nvlink(calls: DeviceCalls) -> Mapping[str, Any]:
         state = calls.ask("nvmlDeviceGetNvLinkState", link)
         if state is None:
             unknown += calls.has_answered("nvmlDeviceGetNvLinkState", link)
-        elif state in _SWITCH:
-            states[str(link)] = _SWITCH[state]
+        elif state in checked.SWITCH:
+            states[str(link)] = checked.SWITCH[state]
         else:
             calls.implausible(f"state of NVLink {link}")
             unknown += 1
@@ -323,7 +282,7 @@ def read_c2c(calls: DeviceCalls) -> Mapping[str, Any]:
 
     Nothing where there are none. Each link has a scope of its own, as NCCL and UCX read them.
     """
-    links = range(_c2c_link_count(calls))
+    links = range(c2c_link_count(calls))
     asked = [
         (field, link)
         for link in links
@@ -348,7 +307,7 @@ def read_c2c(calls: DeviceCalls) -> Mapping[str, Any]:
         "c2c_low_power": {link: value == 1 for link, value in each(fields.C2C_POWER_STATE).items()},
         "c2c_errors": {kind: sum(counts) for kind, counts in errors.items() if counts},
         "c2c_bandwidth_bytes_per_second": sum(speeds) * _MEGA if speeds else None,
-        "module_power_limit_watts": _scaled(values.get(_MODULE_POWER_LIMIT), 1e-3),
+        "module_power_limit_watts": checked.scaled(values.get(_MODULE_POWER_LIMIT), 1e-3),
     }
 
 
@@ -406,37 +365,8 @@ SLOW_GROUPS: tuple[Callable[[DeviceCalls], Mapping[str, Any]], ...] = (
 )
 
 
-def _architecture(code: int | None) -> str | None:
-    if code is None or code == pynvml.NVML_DEVICE_ARCH_UNKNOWN:
-        return None
-    return _ARCHITECTURES.get(code, f"architecture_{code}")
-
-
-def _minor(calls: DeviceCalls) -> int | None:
-    number = _plausible(calls, "minor number", calls.ask("nvmlDeviceGetMinorNumber"), _MINOR_MAX)
-    return None if number is None else int(number)
-
-
-def _capability(calls: DeviceCalls) -> tuple[int, int] | None:
-    answer = calls.ask("nvmlDeviceGetCudaComputeCapability")
-    if answer is None:
-        return None
-    major, minor = int(answer[0]), int(answer[1])
-    if not (0 < major <= _CAPABILITY_MAX and 0 <= minor <= _CAPABILITY_MAX):
-        calls.implausible("compute capability")
-        return None
-    return major, minor
-
-
-def _sm_count(calls: DeviceCalls, capability: tuple[int, int] | None) -> int | None:
-    cores = calls.ask("nvmlDeviceGetNumGpuCores")
-    if cores is None or capability is None:
-        return None
-    per_sm = _CORES_PER_SM.get(capability, 128)
-    return _whole(calls, "number of SMs", int(cores) // per_sm, _SMS_MAX)
-
-
-def _c2c_link_count(calls: DeviceCalls) -> int:
+def c2c_link_count(calls: DeviceCalls) -> int:
+    """How many NVLink-C2C links the device has; 0 where it does not say."""
     count = read_fields(calls, (fields.C2C_LINK_COUNT,)).get(fields.C2C_LINK_COUNT, 0)
     return int(count) if 0 < count <= _C2C_LINKS_MAX else 0
 
@@ -445,68 +375,12 @@ def _temperature(calls: DeviceCalls) -> float | None:
     celsius = calls.ask("nvmlDeviceGetTemperatureV", pynvml.NVML_TEMPERATURE_GPU)
     if celsius is None:  # drivers before 565 know only the older call
         celsius = calls.ask("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU)
-    return _plausible(calls, "temperature", celsius, 200)
+    return checked.plausible(calls, "temperature", celsius, 200)
 
 
 def _event_reasons(calls: DeviceCalls) -> int | None:
     reasons = calls.ask("nvmlDeviceGetCurrentClocksEventReasons")
     if reasons is None:  # drivers before 535 know only the older name
         reasons = calls.ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-    value = _plausible(calls, "clock event reasons", reasons, _EVENT_REASONS_MAX - 1)
+    value = checked.plausible(calls, "clock event reasons", reasons, _EVENT_REASONS_MAX - 1)
     return None if value is None else int(value)
-
-
-def _hertz(calls: DeviceCalls, function: str, clock: int) -> float | None:
-    # A zero is a blank, where there is no such clock: one that runs has none.
-    megahertz = _plausible(calls, f"{function} {clock}", calls.ask(function, clock), _CLOCK_MAX_MHZ)
-    return megahertz * _MEGA if megahertz else None
-
-
-def _count(calls: DeviceCalls, what: str, value: Any) -> float | None:
-    """A count if it is none of the driver's blanks, which are as large as a register can hold."""
-    if value is None:
-        return None
-    if value < 0 or fields.is_blank(value):
-        calls.implausible(what)
-        return None
-    return float(value)
-
-
-def _scaled(value: Any, factor: float) -> float | None:
-    return None if value is None else float(value) * factor
-
-
-def _percent(calls: DeviceCalls, what: str, value: Any, maximum: float = 100) -> float | None:
-    return _scaled(_plausible(calls, what, value, maximum), 0.01)
-
-
-def _plausible(calls: DeviceCalls, what: str, value: Any, maximum: float) -> float | None:
-    """The value if it can be true, else None and a note in the books."""
-    if value is None:
-        return None
-    if not 0 <= value <= maximum:
-        calls.implausible(what)
-        return None
-    return float(value)
-
-
-def _whole(calls: DeviceCalls, what: str, value: Any, maximum: int) -> int | None:
-    """A number of things that the device has at least one of."""
-    known = _plausible(calls, what, value, maximum)
-    return int(known) if known else None
-
-
-def _switch(calls: DeviceCalls, what: str, value: Any) -> bool | None:
-    """A flag that is 0 or 1; anything else is a blank, and no 'yes'."""
-    if value is None:
-        return None
-    if value not in _SWITCH:
-        calls.implausible(what)
-        return None
-    return _SWITCH[value]
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    return value or None
