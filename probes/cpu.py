@@ -1,9 +1,10 @@
 # ruff: noqa: D102 - what a method does is documented where it is declared
 """The host processor as a device of the kernels: all of its cores together, timed and watched.
 
-Worker only: this imports torch. A kernel's work is split over a thread for each core, and a run is
-as slow as its slowest thread. A thread that had to wait for another program therefore makes a
-machine look slow that is not: such runs are marked and never make a value.
+Worker only: this imports torch. A GEMM runs on each core on its own, timed by its thread's processor
+time, and the rates are added up: other programs cannot slow down what they only delay. A copy is
+split over a thread for each core, because the cores share the memory, and is as slow as its slowest
+thread. Runs in which a thread had to wait for another program are marked and never make a value.
 """
 
 import itertools
@@ -12,6 +13,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ from flopwatch.processor import clock_hertz
 from probes.allowance import Allowance
 from probes.arena import Arena
 from probes.device import ARENA_BYTES_MIN, CACHE_MULTIPLE, Chunk, Enqueue, ProbeDevice
+from probes.judgement import undisturbed_run
 from probes.protocol import Device as DeviceSpec
 
 
@@ -41,13 +44,16 @@ class CpuDevice(ProbeDevice):
     preemptible = True
     beside_bytes = 64 * 2**20
 
-    def __init__(self, spec: DeviceSpec, threads: int) -> None:
+    def __init__(self, spec: DeviceSpec, threads: int, cores: Sequence[int] = ()) -> None:
+        """`cores` are the logical CPUs for the threads, one each; empty: the scheduler places them."""
         # Per-core L2 for the operands of GEMMs; copies go past the last level by themselves.
         cache = spec.l2_bytes or cache_size_bytes(2) or 2**20
         self.last_level_bytes = last_level_bytes()
         size = max(ARENA_BYTES_MIN, min(CACHE_MULTIPLE * self.last_level_bytes, _arena_limit()))
         super().__init__(torch.device("cpu"), Arena(torch.device("cpu"), size), cache)
         self.units = threads
+        self._cores = tuple(cores)
+        self._threads: list[ThreadPoolExecutor] = []
 
     def load(self, allowance: Allowance, enqueue: Enqueue) -> None:
         # The first call generates code for a while, which is no kernel's time.
@@ -66,6 +72,24 @@ class CpuDevice(ProbeDevice):
         # Its scheduler takes the processor away for milliseconds, but nobody waits for a launch.
         return self._timed(allowance, lambda _: launch(), 0, count, team=1)
 
+    def core_by_core(self, allowance: Allowance, enqueue: Enqueue, least: int, most: int) -> Chunk:
+        threads = self._core_threads()
+        allowance.busy()
+        before = ThreadTimes()
+        pieces = [
+            thread.submit(_pieces, enqueue, core, least, most)
+            for core, thread in enumerate(threads)
+        ]
+        done = [piece.result() for piece in pieces]
+        by_core = [sorted(spans) for spans, _ in done]
+        clocks = [clock for _, clock in done if clock is not None]
+        clock = statistics.fmean(clocks) if clocks else None
+        seconds = before.seconds_since() / self.units
+        allowance.idle(seconds)
+        # The rates add up, so the machine's time for a run on each core is the harmonic mean.
+        spans = [statistics.harmonic_mean(times) for times in zip(*by_core, strict=False)]
+        return Chunk(spans, seconds, clock)
+
     def work(self, allowance: Allowance, task: Callable[[], Any]) -> Any:
         allowance.busy()
         before = ThreadTimes()
@@ -81,6 +105,19 @@ class CpuDevice(ProbeDevice):
     def versions(self) -> str:
         capability = torch.backends.cpu.get_cpu_capability()
         return f"torch {torch.__version__} cpu {capability} threads {self.units}"
+
+    def _core_threads(self) -> list[ThreadPoolExecutor]:
+        """A thread for each core, bound to it, in which torch itself starts no others."""
+        if not self._threads:
+            self._threads = [
+                ThreadPoolExecutor(1, "core", _bind, self._cores[core : core + 1])
+                for core in range(self.units)
+            ]
+            for thread in self._threads:
+                thread.submit(int).result()
+            # The setting is each thread's own, but those that start later inherit the last one.
+            torch.set_num_threads(self.units)
+        return self._threads
 
     def _timed(
         self, allowance: Allowance, enqueue: Enqueue, first: int, count: int, *, team: int
@@ -109,6 +146,32 @@ class CpuDevice(ProbeDevice):
         clock = clock_hertz() or kernel_clock_hertz()
         allowance.idle(seconds)
         return Chunk([span / 1e9 for span in spans], seconds, clock, preempted)
+
+
+def _bind(*core: int) -> None:
+    """Make the calling thread one that works on this core and alone."""
+    if core:
+        os.sched_setaffinity(0, core)
+    torch.set_num_threads(1)
+
+
+def _pieces(enqueue: Enqueue, core: int, least: int, most: int) -> tuple[list[float], float | None]:
+    """The processor time of runs on this core, until enough agree, and its clock.
+
+    Left out are those in which the thread had to leave the core: it came back to foreign caches.
+    """
+    spans: list[float] = []
+    for number in range(1 + most):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+        start = time.thread_time_ns()
+        enqueue(core)
+        span = time.thread_time_ns() - start
+        # The first run fills the caches.
+        if number and resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw == before:
+            spans.append(span / 1e9)
+            if len(spans) >= least and undisturbed_run(spans) is not None:
+                break
+    return spans, clock_hertz() or kernel_clock_hertz()
 
 
 class ThreadTimes:

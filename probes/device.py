@@ -12,7 +12,6 @@ import torch
 
 from probes.allowance import Allowance
 from probes.arena import Arena
-from probes.protocol import Device as DeviceSpec
 
 
 # Rotating operands over this many times the cache leaves nothing of a run for the next one.
@@ -95,6 +94,14 @@ class ProbeDevice(ABC):
         None is begun after `seconds`: on a busy device each waits for a tenant's time slice.
         """
 
+    def core_by_core(self, allowance: Allowance, enqueue: Enqueue, least: int, most: int) -> Chunk:
+        """On all cores at once, run `i` on core `i`: once to fill the caches, then until runs agree.
+
+        A core does `least` runs that were not interrupted, and `most` runs altogether at most.
+        The times are those in which the machine does one run on each core, the fastest first.
+        """
+        raise NotImplementedError(self.kind)
+
     @abstractmethod
     def work(self, allowance: Allowance, task: Callable[[], Any]) -> Any:
         """Do some untimed work on the device and wait for it; its time is accounted for."""
@@ -119,19 +126,6 @@ class ProbeDevice(ABC):
     @abstractmethod
     def versions(self) -> str:
         """The software that decides a kernel's speed and bits."""
-
-
-def open_device(
-    spec: DeviceSpec, ordinal: int, threads: int, memory_limit_bytes: int
-) -> ProbeDevice:
-    """The device behind `spec`; `ordinal` counts the visible CUDA devices."""
-    if spec.kind == "cpu":
-        from probes.cpu import CpuDevice
-
-        return CpuDevice(spec, threads)
-    from probes.cuda import CudaDevice
-
-    return CudaDevice(spec, ordinal, memory_limit_bytes)
 
 
 def is_out_of_memory(error: Exception) -> bool:

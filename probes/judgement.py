@@ -21,7 +21,11 @@ AGREEING_SPREAD: Final = 0.03
 # A launch on a GPU that is shared, and of which the median is that much above the fastest, has waited
 # for a tenant's time slices; of an idle GPU's they differ by the host's jitter.
 DISTURBED_LATENCY: Final = 2.0
-# A GEMM over all cores of a processor that takes less time is too small to show their speed.
+# On a processor that others use, a value below this part of the baseline is theirs: they take a
+# share of memory and of sibling threads that the times of the probe's own threads do not show.
+BESIDE_OTHERS_MIN: Final = 0.8
+BUSY_UTILIZATION: Final = 0.1
+# A GEMM on a core of a processor that takes less time is too small to show its speed.
 CPU_RUN_SECONDS_MIN: Final = 0.00005
 # NVBench drops a sample below this share of the clock.
 CLOCK_SHARE_MIN: Final = 0.75
@@ -114,12 +118,22 @@ def efficiency(
 
 
 def too_short(kernel: KernelInfo, result: Result, facts: DeviceFacts) -> bool:
-    """Whether a GEMM on the processor is too small to show the speed of its cores."""
+    """Whether a GEMM on the processor is too small to show the speed of a core."""
     return (
         facts.kind == "cpu"
         and kernel.quantity == "flops"
         and min(result.run_seconds) < CPU_RUN_SECONDS_MIN
     )
+
+
+def _is_others_doing(
+    kernel: KernelInfo, result: Result, facts: DeviceFacts, value: float, baseline: float | None
+) -> bool:
+    """Whether a processor is slow because of the other programs on it."""
+    if facts.kind != "cpu" or kernel.quantity == "latency" or baseline is None:
+        return False
+    busy = facts.utilization_ratio is not None and facts.utilization_ratio > BUSY_UTILIZATION
+    return busy and normalise(kernel, value, result.clock_hertz) < BESIDE_OTHERS_MIN * baseline
 
 
 def _value(kernel: KernelInfo, result: Result, run_seconds: float) -> float:
@@ -171,7 +185,7 @@ def judge(
         # A processor is shared at all times: with its scheduler, and unseen with a sibling thread.
         span = undisturbed_run(undisturbed(result))
         if too_short(kernel, result, facts):
-            # Its size was chosen while others used the cores: it measures its threads' start.
+            # Its size was chosen while others used the cores.
             span = None
     else:
         span = statistics.median(runs)
@@ -190,6 +204,8 @@ def judge(
         and result.clock_hertz < CLOCK_SHARE_MIN * facts.sm_clock_max_hertz
     )
     value = None if span is None else _value(kernel, result, span)
+    if value is not None and _is_others_doing(kernel, result, facts, value, baseline):
+        value = None
     reached = (
         efficiency(value, result.clock_hertz, facts, kernel.label, units)
         if value is not None and kernel.quantity == "flops"

@@ -1,4 +1,4 @@
-"""The course of a measurement, the same for every kernel: load, drop, time in chunks, verify.
+"""How a kernel is measured: load, drop the first runs, time the others, verify.
 
 Worker only.
 """
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from probes.allowance import MARGIN, Allowance, AllowanceError, pause
 from probes.arena import ArenaFullError
-from probes.device import Chunk, Enqueue, ProbeDevice
+from probes.device import Chunk, ProbeDevice
 from probes.judgement import undisturbed_run
 from probes.kernels.base import Kernel, Prepared, Verification
 from probes.protocol import Result, Run
@@ -20,10 +20,11 @@ from probes.sizing import Shape
 # Fewer say nothing about how the runs agree.
 TIMED_RUNS_MIN: Final = 3
 RUNS_PER_CHUNK_MAX: Final = 64
-# Where others preempt the runs, as many times the runs asked for until enough of them agree.
-DISTURBED_FACTOR: Final = 3
-# And so long without a word to the daemon, which takes a chunk of 250 ms for hung; two runs are the
-# least, of which each takes less than half of a chunk's time.
+# On a processor, where other programs preempt runs: up to this many times the runs asked for, until
+# enough of them agree.
+DISTURBED_FACTOR: Final = 6
+# Longest stretch without a message to the daemon, which takes a chunk of 250 ms for hung. A stretch
+# has at least two runs.
 STRETCH_SECONDS: Final = 0.020
 LAUNCHES_WARM: Final = 10
 LAUNCHES_PER_CHUNK: Final = 50
@@ -70,9 +71,12 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance
     prepared, new = _prepared(bench, kernel, request, allowance)
     prepared.activate()
     counted = _Counted(prepared)
-    if new:
+    core_by_core = device.preemptible and kernel.core_by_core
+    if new and not core_by_core:
         device.load(allowance, counted.run)
-    if kernel.quantity == "latency":
+    if core_by_core:
+        timed = _core_by_core(device, counted, request, allowance)
+    elif kernel.quantity == "latency":
         timed = _launches(device, counted, request, allowance)
     elif device.preemptible:
         timed = _stretches(device, counted, request, allowance)
@@ -85,7 +89,7 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance
     return Result(
         identifier=request.identifier,
         shape=prepared.shape,
-        work_per_run=prepared.work_per_run,
+        work_per_run=prepared.work_per_run * (device.units if core_by_core else 1),
         run_seconds=tuple(runs),
         executed_runs=counted.runs,
         clock_hertz=device.clock_hertz(timed.clocks),
@@ -137,18 +141,18 @@ class _Counted:
 
     def __init__(self, prepared: Prepared) -> None:
         self._start = prepared.run
-        self.runs = 0
+        # Appending is atomic: the threads of all cores count here.
+        self._numbers: list[int] = []
 
-        self.rotates_by_stretch = prepared.rotates_by_stretch
+    @property
+    def runs(self) -> int:
+        """How many runs there were."""
+        return len(self._numbers)
 
     def run(self, number: int) -> None:
         """Pass run `number` on."""
-        self.runs += 1
+        self._numbers.append(number)
         self._start(number)
-
-    def in_stretch(self, stretch: int) -> Enqueue:
-        """How to start the runs of this stretch, which share operands where the kernel asks for it."""
-        return (lambda _: self.run(stretch)) if self.rotates_by_stretch else self.run
 
 
 def _chunks(device: ProbeDevice, prepared: _Counted, request: Run, allowance: Allowance) -> _Timed:
@@ -185,23 +189,43 @@ def _stretches(
     A processor's scheduler takes it away in the middle of a run, so gaps protect no other
     program. They would only let the core go to sleep: its first milliseconds after that are slow.
     """
-    expected = min(device.chunk(allowance, prepared.in_stretch(0), 0, 2).run_seconds)
-    number, stretches = 2, 1
+    first = device.chunk(allowance, prepared.run, 0, 2)
+    expected, cost = min(first.run_seconds), first.device_seconds / 2
+    number = 2
     timed = _Timed()
     while not timed.run_seconds or (
         len(timed.run_seconds) < DISTURBED_FACTOR * request.timed_runs
         and undisturbed_run(timed.undisturbed_seconds) is None
     ):
         # Of each stretch the first run is dropped: it fills the caches.
-        if not allowance.fits(2 * expected):
+        # A preempted run takes long, but what it costs is processor time.
+        if not allowance.fits(2 * cost):
             break
-        seconds = min(STRETCH_SECONDS, allowance.left_seconds / MARGIN)
-        count = max(2, min(request.timed_runs + 1, int(seconds / expected)))
-        stretch = device.chunk(allowance, prepared.in_stretch(stretches), number, count)
+        fitting = min(STRETCH_SECONDS / expected, allowance.left_seconds / MARGIN / cost)
+        count = max(2, min(request.timed_runs + 1, int(fitting)))
+        stretch = device.chunk(allowance, prepared.run, number, count)
         number += count
-        stretches += 1
         timed.add(stretch, 1)
         expected = min(timed.undisturbed_seconds or timed.run_seconds)
+        cost = stretch.device_seconds / count
+    return timed
+
+
+def _core_by_core(
+    device: ProbeDevice, prepared: _Counted, request: Run, allowance: Allowance
+) -> _Timed:
+    """Measure all cores at once, each on its own.
+
+    On a busy processor all cores are hardly ever free at the same moment, but each of them does a
+    short run between two preemptions.
+    """
+    timed = _Timed()
+    first = device.core_by_core(allowance, prepared.run, 1, 1)
+    # Each of the cores did two runs.
+    fitting = int(allowance.left_seconds / MARGIN / (first.device_seconds / 2)) - 1
+    most = min(DISTURBED_FACTOR * request.timed_runs, fitting)
+    if most >= TIMED_RUNS_MIN:
+        timed.add(device.core_by_core(allowance, prepared.run, request.timed_runs, most))
     return timed
 
 

@@ -343,7 +343,11 @@ class Prober:
             if result.clock_hertz is not None:
                 record.clocked(result.clock_hertz, now)
             record.judged(kernel, verdict, ratio, subject.peer_key, now=now, unix_time=clock.time())
-        return None if kernel.quantity == "latency" else verdict.contention
+        # On a processor a GEMM's times are free of what others take.
+        silent = kernel.quantity == "latency" or (
+            facts.kind == "cpu" and kernel.quantity == "flops"
+        )
+        return None if silent else verdict.contention
 
 
 def _headline_rank(kernel: KernelInfo, facts: DeviceFacts) -> int:

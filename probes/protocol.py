@@ -44,6 +44,8 @@ class Open(Message, frozen=True, tag=True):
     devices: tuple[Device, ...]
     cpu_threads: int
     memory_limit_bytes: int
+    cores: tuple[int, ...] = ()
+    """The logical CPUs for the threads, one each; empty: the scheduler places them."""
 
 
 class Describe(Message, frozen=True, tag=True):

@@ -23,15 +23,12 @@ K_STEP: Final = 512
 RUN_SHARE: Final = 0.2
 # Of a pipe so slow that nothing else fits, two runs share a chunk.
 SLOW_RUN_SHARE: Final = 0.45
-# On the host processor the scheduler's slice (about 3 ms) bounds a run, not a chunk; and below the
-# shorter time a GEMM measures the start of its threads more than their speed.
-CPU_RUN_SECONDS: Final = 0.0015
-CPU_TRIAL_SECONDS: Final = 0.0001
+# A core of the host processor is measured with a cube whose run is far shorter than the scheduler's
+# slice (about 3 ms) and whose operands fit its L2 cache.
+CORE_RUN_SECONDS: Final = 0.00025
+CORE_TRIAL_SHAPE: Final[Shape] = (192, 192, 192)
 # For pipes so slow that whole waves take too long: multiples of every tile and alignment.
 CUBE_SIZES: Final = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-# Multiples of 64 up to what some hundred cores do in that time.
-CPU_SIZES: Final = (*CUBE_SIZES, 1280, 1536, 1792, 2048, 2560, 3072, 4096)
-CPU_SHAPES: Final[tuple[Shape, ...]] = tuple((n, n, n) for n in CPU_SIZES)
 
 
 def gemm_flop(shape: Shape) -> float:
@@ -92,6 +89,13 @@ def slow_shapes(units: int, flops: float, seconds: float) -> tuple[Shape, ...]:
         if m <= n and SMALL_K_MIN <= k <= K_MAX:
             waves.append((m, n, k))
     return (*waves[:1], *_largest_cubes(CUBE_SIZES, flops, seconds)[-1:])
+
+
+def core_shape(trial_seconds: float) -> Shape:
+    """The cube whose run takes a core about `CORE_RUN_SECONDS`, given the time of the trial shape."""
+    wanted = CORE_TRIAL_SHAPE[0] * math.cbrt(CORE_RUN_SECONDS / trial_seconds)
+    n = min(CUBE_SIZES, key=lambda size: abs(size - wanted))
+    return (n, n, n)
 
 
 def _largest_cubes(sizes: Sequence[int], flops: float, seconds: float) -> tuple[Shape, ...]:

@@ -137,12 +137,12 @@ class WorkerProcess:
         processor = read_processor() if self._on_cpu else None
         self._threads = 1 if processor is None else config.cpu_threads or processor.threads
         cores = () if processor is None else processor.cores
-        bound = cores if len(cores) == self._threads else ()
+        self._cores = cores if len(cores) == self._threads else ()
         self._command = tuple(command or (sys.executable, "-P", "-m", "probes.worker"))
         self._environment = dict(
             environment
             if environment is not None
-            else worker_environment(visible, self._threads, bound)
+            else worker_environment(visible, self._threads, self._cores)
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._to_worker = self._from_worker = self._stderr = -1
@@ -178,6 +178,7 @@ class WorkerProcess:
             protocol=PROTOCOL_VERSION,
             devices=self._devices,
             cpu_threads=self._threads,
+            cores=self._cores,
             memory_limit_bytes=self._config.memory_limit_bytes,
         )
         answer, _ = self._ask(request, self._config.start_deadline_seconds)

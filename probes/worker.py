@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from probes.allowance import Allowance, AllowanceError
 from probes.kernels import all_kernels
@@ -21,6 +21,7 @@ from probes.protocol import (
     PROTOCOL_VERSION,
     Describe,
     Described,
+    Device,
     Exit,
     Failure,
     FrameReader,
@@ -32,6 +33,10 @@ from probes.protocol import (
     decode_to_worker,
     encode,
 )
+
+
+if TYPE_CHECKING:  # these import torch
+    from probes.device import ProbeDevice
 
 
 PR_SET_PDEATHSIG: Final = 1
@@ -79,17 +84,12 @@ class Devices:
 
     def describe(self, index: int) -> Described:
         """Open a device, and find out which kernels it has."""
-        from probes.device import open_device
         from probes.measure import Workbench
 
         spec = self._request.devices[index]
         allowance = Allowance(self._channel.send, float("inf"))
         bench = self._benches.get(index)
-        device = (
-            open_device(spec, index, self._request.cpu_threads, self._request.memory_limit_bytes)
-            if bench is None
-            else bench.device
-        )
+        device = self._opened(spec, index) if bench is None else bench.device
         device.select()
         found = [k.info for k in all_kernels().values() if k.available(device, allowance)]
         if bench is None:
@@ -105,6 +105,17 @@ class Devices:
             memory_bytes=device.memory_bytes(),
             device_seconds=allowance.spent_seconds,
         )
+
+    def _opened(self, spec: Device, ordinal: int) -> "ProbeDevice":
+        """The device behind `spec`; `ordinal` counts the visible CUDA devices."""
+        request = self._request
+        if spec.kind == "cpu":
+            from probes.cpu import CpuDevice
+
+            return CpuDevice(spec, request.cpu_threads, request.cores)
+        from probes.cuda import CudaDevice
+
+        return CudaDevice(spec, ordinal, request.memory_limit_bytes)
 
     def run(self, request: Run) -> FromWorker:
         """Measure one kernel."""

@@ -31,8 +31,6 @@ class Prepared(ABC):
     shape: Shape
     work_per_run: float
     """FLOP or bytes."""
-    rotates_by_stretch: bool = False
-    """Whether all runs of a stretch work on one set of operands, else each on the next one."""
 
     @abstractmethod
     def run(self, number: int) -> None:
@@ -53,6 +51,11 @@ class Kernel(ABC):
     quantity: Quantity
     label: str = ""
     """What its metric is labelled with: the precision or the path."""
+    core_by_core: bool = False
+    """On a processor each core is measured on its own, and the rates are added up.
+
+    Runs with different numbers must be able to run at once then, as many as there are cores.
+    """
 
     @property
     def info(self) -> KernelInfo:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 from flopwatch.processor import read_processor
 from probes.kernels.base import Kernel, Prepared, Verification, column_sums, digest
 from probes.sizing import (
-    CPU_RUN_SECONDS,
-    CPU_SHAPES,
-    CPU_TRIAL_SECONDS,
+    CORE_TRIAL_SHAPE,
     RUN_SHARE,
     SLOW_RUN_SHARE,
     Shape,
+    core_shape,
     depth,
     gemm_flop,
     outputs,
@@ -95,10 +94,6 @@ class PreparedGemm(Prepared):
     ) -> None:
         self.shape = shape
         self.work_per_run = gemm_flop(shape)
-        # On a processor a GEMM below a millisecond is so small that operands from an outer cache
-        # cost it a tenth (192³ on a Zen core: 31 instead of 34 GFLOP/s). There the runs of a stretch
-        # share a set, of which the dropped first one fills the cache.
-        self.rotates_by_stretch = not sets[0].a.is_cuda
         self.exact_sums: Any = None
         """Column sums of the exact result, for int8."""
         self._precision = precision
@@ -156,6 +151,7 @@ class Gemm(Kernel):
     name: str = field(init=False)
     label: str = field(init=False)
     quantity = "flops"
+    core_by_core = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", f"gemm_{self.precision.name}")
@@ -191,7 +187,7 @@ class Gemm(Kernel):
         self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float
     ) -> Shape:
         if device.kind == "cpu":
-            return self._choose_on_cpu(device, allowance)
+            return self._choose_for_a_core(device, allowance)
         room = device.arena.size_bytes // 2
         flops = TRIAL_FACTOR * self._trial_rate(device, allowance, max_chunk_seconds, room)
         candidates = self._cuda_shapes(device, flops, max_chunk_seconds, room)
@@ -204,35 +200,20 @@ class Gemm(Kernel):
             rates |= self._rates(device, allowance, [deeper], best)
         return max(rates, key=lambda shape: rates[shape])
 
-    def _choose_on_cpu(self, device: "ProbeDevice", allowance: "Allowance") -> Shape:
-        """The fastest cube that is short enough to run without an interruption on a busy host."""
-        rates: dict[Shape, float] = {}
-        shortest, flops = CPU_SHAPES[0], 0.0
-        for shape in CPU_SHAPES:
-            expected = gemm_flop(shape) / flops if flops else 0.0
-            # Half of the allowance stays for the measurement itself.
-            cost = (TRIAL_RUNS + LOADING_RUNS) * expected
-            if expected > CPU_RUN_SECONDS or cost > allowance.left_seconds / 2:
-                break
-            if flops and expected < CPU_TRIAL_SECONDS:
-                continue
-            chunk, work = self._trial(device, allowance, shape, TRIAL_RUNS)
-            flops = max(flops, work / min(chunk.run_seconds))
-            spans = chunk.undisturbed_seconds
-            if min(spans or chunk.run_seconds) < CPU_TRIAL_SECONDS:
-                continue
-            if not spans:
-                # The shortest that is worth a trial was preempted; longer ones are more often.
-                shortest = shape if not rates else shortest
-                break
-            rates[shape] = work / min(spans)
-        best = max(rates.values(), default=0.0)
-        # Among equals the smaller one: it is the least likely to be interrupted.
-        return min((s for s, rate in rates.items() if rate >= EQUAL_SHARE * best), default=shortest)
+    def _choose_for_a_core(self, device: "ProbeDevice", allowance: "Allowance") -> Shape:
+        """A cube that a core finishes between two preemptions."""
+        device.arena.reset()
+        prepared = self._filled(device, allowance, CORE_TRIAL_SHAPE, sets=device.units)
+        prepared.activate()
+        chunk = device.core_by_core(allowance, prepared.run, 1, TRIAL_RUNS)
+        return core_shape(min(chunk.run_seconds)) if chunk.run_seconds else CORE_TRIAL_SHAPE
 
     def prepare(
         self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, peer: int | None
     ) -> PreparedGemm:
+        if device.kind == "cpu":
+            # One for each core. A processor's GEMMs live in its caches; the first run fills them.
+            return self._filled(device, allowance, shape, max(2, device.units))
         size = self._set_bytes(shape)
         sets = max(2, min(64, -(-device.rotation_bytes // size)))
         # Memory may allow fewer than the cache would want, but two show whether repeats agree.

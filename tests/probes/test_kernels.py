@@ -83,7 +83,7 @@ class TestRegistry:
 class TestMeasurement:
     @pytest.mark.parametrize("precision", GEMMS)
     def test_a_gemm_is_measured_and_checked(self, device, allowance, precision):
-        """Five timed runs or three times as many, until some agree; FLOP = 2·64³; int8 exact."""
+        """Five timed runs or six times as many, until some agree; FLOP = 2·64³; int8 exact."""
         kernel = all_kernels()[f"gemm_{precision}"]
         if not kernel.available(device, allowance):
             pytest.skip("this torch has no such GEMM on the host processor")
@@ -91,7 +91,7 @@ class TestMeasurement:
             Workbench(device), kernel, request(kernel.name, shape=(64, 64, 64)), allowance
         )
 
-        assert 5 <= len(result.run_seconds) <= 3 * 5
+        assert 3 <= len(result.run_seconds) <= 6 * 5
         assert result.executed_runs > 5
         assert result.work_per_run == 524_288
         assert result.repeats_agree

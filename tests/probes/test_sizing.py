@@ -1,10 +1,8 @@
 """Shapes, worked by hand."""
 
-from itertools import pairwise
-
 import pytest
 
-from probes.sizing import CPU_SHAPES, CUBE_SIZES, TILES, depth, gemm_flop, outputs, slow_shapes
+from probes.sizing import CUBE_SIZES, TILES, core_shape, depth, gemm_flop, outputs, slow_shapes
 
 
 def test_flop_of_a_gemm():
@@ -82,8 +80,17 @@ def test_depth_has_a_floor():
     assert depth(4096, 4096, 1e12, 0.0002, bytes_max=10**9, element_bytes=8, output_bytes=8) == 1024
 
 
-def test_a_processors_sizes_reach_from_one_slow_core_to_a_hundred_fast_ones():
-    """64^3 is 0.5 MFLOP, 4096^3 is 137 GFLOP: 1.5 ms of 0.35 GFLOP/s and of 92 TFLOP/s."""
-    assert CPU_SHAPES[0] == (64, 64, 64)
-    assert CPU_SHAPES[-1] == (4096, 4096, 4096)
-    assert all(a < b for a, b in pairwise(CPU_SHAPES))
+@pytest.mark.parametrize(
+    ("trial_seconds", "n"),
+    [
+        (0.00025, 192),  # the trial takes the time that is wanted
+        (0.00013, 256),  # 192·(250/130)^⅓ = 239: fp32 with AVX2 at 4 GHz
+        (0.00003, 384),  # 192·(250/30)^⅓ = 389: bf16 with AVX-512
+        (0.000007, 640),  # 192·(250/7)^⅓ = 632: AMX
+        (0.002, 64),  # 192·(1/8)^⅓ = 96, as near to 64 as to 128: the smaller one
+        (1.0, 64),
+    ],
+)
+def test_a_core_is_measured_with_a_cube_of_a_quarter_millisecond(trial_seconds, n):
+    """The time grows with the third power of the size; 192³ was tried."""
+    assert core_shape(trial_seconds) == (n, n, n)
