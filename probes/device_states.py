@@ -12,12 +12,11 @@ import structlog
 from flopwatch.state_file import StateFile
 from probes.baseline import Baseline, Seconds
 from probes.budget import BudgetLimits, Charge, Ledger, limits
-from probes.clock import Clock
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
 from probes.gates import Reason
 from probes.records import DeviceRecord, ProbeResults
-from probes.schedule import Backoff
+from probes.schedule import Backoff, Clock
 from probes.supervisor import outcome_of
 
 

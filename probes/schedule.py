@@ -1,8 +1,14 @@
-"""When the next cycle is due: evenly, at a moment of the interval that the host's name decides."""
+# ruff: noqa: D102 - the methods of SystemClock are documented in Clock
+"""The clock, when the next cycle is due, and how long to wait after failures.
+
+Cycles are evenly spaced. The host's name decides the moment within the interval.
+"""
 
 import hashlib
 import math
-from typing import Final
+import threading
+import time
+from typing import Final, Protocol
 
 
 # The first cycle after a start comes this soon, at most, so that a new node shows figures at once.
@@ -11,6 +17,32 @@ FIRST_CYCLE_SECONDS: Final = 10.0
 FIRST_TICK_SECONDS: Final = 1.0
 # Of the interval; a cycle that took some time itself still meets its next moment.
 CLOSEST: Final = 0.5
+
+
+class Clock(Protocol):
+    """Where the time comes from and how it is waited for."""
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary start, never backwards."""
+
+    def time(self) -> float:
+        """Unix time, seconds."""
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        """Wait until `event` is set (True) or `seconds` have passed (False)."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def time(self) -> float:
+        return time.time()
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        return event.wait(max(0.0, seconds))
 
 
 def host_fraction(hostname: str) -> float:

@@ -14,12 +14,12 @@ from flopwatch.remedies import torch_remedy
 from flopwatch.state_file import StateFile
 from flopwatch.threads import BoundedThread
 from probes import gates
-from probes.clock import Clock
 from probes.config import ProbeConfig
 from probes.device_states import DeviceStates
 from probes.facts import DeviceFacts
 from probes.prober import Prober
 from probes.records import ProbesSnapshot
+from probes.schedule import Clock
 from probes.supervisor import WorkerFailedError
 from probes.worker_pool import PooledWorker, WorkerFactory, WorkerPool, real_worker
 

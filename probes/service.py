@@ -10,10 +10,9 @@ import structlog
 
 from flopwatch.state_file import StateFile
 from flopwatch.threads import BoundedThread
-from probes.clock import Clock, SystemClock
 from probes.config import ProbeConfig
 from probes.records import ProbesSnapshot
-from probes.schedule import first_delay, host_fraction, next_delay
+from probes.schedule import Clock, SystemClock, first_delay, host_fraction, next_delay
 from probes.scheduler import FactsSource, Scheduler
 from probes.worker_pool import WorkerFactory, real_worker
 

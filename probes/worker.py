@@ -45,7 +45,7 @@ NICENESS: Final = 5
 # The kernel ends this process before any other when the host or the container has no memory left.
 OOM_SCORE_ADJUSTMENT: Final = 1000
 # Part of every baseline's versions: raise it when a kernel's operands or method change.
-KERNELS_REVISION: Final = 1
+KERNELS_REVISION: Final = 2
 TEXT_LENGTH_MAX: Final = 500
 ENDED_BY_DAEMON: Final = 0
 

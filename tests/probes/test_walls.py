@@ -12,7 +12,6 @@ TORCH_FREE = (
     "probes.baseline",
     "probes.device_states",
     "probes.budget",
-    "probes.clock",
     "probes.config",
     "probes.facts",
     "probes.gates",
