@@ -1,9 +1,12 @@
 """The bill of the host: a ledger for each device, charged whenever a State is built."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from exporter.attribution.ledger import NOBODY, Bill, Charges, DeviceLedger, Holder, totals_of
 from exporter.attribution.snapshot import ProcessOwner
+from exporter.attribution.usefulness import UsefulnessLedger
+from exporter.inference.snapshot import WorkloadSnapshot, WorkloadsSnapshot
 from exporter.state import DeviceState, State
 
 
@@ -18,6 +21,7 @@ class HostLedger:
 
     def __init__(self) -> None:
         self._ledgers: dict[str, DeviceLedger] = {}
+        self._usefulness = UsefulnessLedger()
 
     def charge(self, state: State, *, by_process: bool = False) -> Bill:
         """Charge what the devices have counted since the last State.
@@ -26,6 +30,7 @@ class HostLedger:
         """
         holders = holders_by_device(state)
         owners = state.holders.processes
+        serving = _serving(state.workloads)
         charges: dict[str, Charges] = {}
         unresolved: set[str] = set()
         for device in state.devices:
@@ -36,7 +41,7 @@ class HostLedger:
             present = holders.get(uuid, ())
             if not present and by_process:
                 present = process_holders(_processes(device), owners)
-            assigned = assign_processes(present, seconds or (), owners)
+            assigned = assign_processes(present, seconds or (), owners, serving)
             ledger = self._ledgers.setdefault(uuid, DeviceLedger())
             ledger.charge(
                 totals_of(device.counters),
@@ -49,7 +54,60 @@ class HostLedger:
             charges[uuid] = ledger.charges()
             if len(present) > 1 and not device.instances and seconds and not assigned:
                 unresolved.add(uuid)
-        return Bill(charges, frozenset(unresolved))
+        uses = {
+            workload.name: self._usefulness.enter(
+                workload,
+                workload_holders(workload, state, holders, charges),
+                charges,
+                state.at_seconds,
+            )
+            for workload in state.workloads.workloads
+        }
+        self._usefulness.forget_others(state.at_seconds)
+        return Bill(charges, frozenset(unresolved), uses)
+
+
+def workload_holders(
+    workload: WorkloadSnapshot,
+    state: State,
+    holders: Mapping[str, Sequence[Holder]],
+    charges: Mapping[str, Charges],
+) -> dict[str, Holder] | None:
+    """The holder that stands for an engine on each of its devices, by UUID.
+
+    None where one of its devices is not read, is cut into instances, or is shared in a way that does not
+    tell the engine from others.
+    """
+    others = [each for each in state.workloads.workloads if each.name != workload.name]
+    found: dict[str, Holder] = {}
+    for gpu in workload.gpus:
+        device, present = state.fresh(gpu.uuid), holders.get(gpu.uuid, ())
+        if device is None or device.instances or gpu.uuid not in charges:
+            return None
+        beside = [each for each in others if any(use.uuid == gpu.uuid for use in each.gpus)]
+        mine = _standing_for(workload, present, state)
+        if mine is None or any(
+            _standing_for(each, present, state) in (mine, None) for each in beside
+        ):
+            return None
+        if len(present) > 1 and charges[gpu.uuid].basis.get(mine) != "process_utilization":
+            return None
+        found[gpu.uuid] = mine
+    return found or None
+
+
+def _standing_for(
+    workload: WorkloadSnapshot, present: Sequence[Holder], state: State
+) -> Holder | None:
+    """Which of a device's holders the engine is, or runs in; None if that cannot be told."""
+    if len(present) == 1:
+        return present[0]
+    own = Holder("workload", workload=workload.name)
+    if own in present:
+        return own
+    assigned = assign_processes(present, workload.processes, state.holders.processes)
+    candidates = set(assigned.values())
+    return candidates.pop() if len(candidates) == 1 else None
 
 
 def holders_by_device(state: State) -> dict[str, tuple[Holder, ...]]:
@@ -102,11 +160,23 @@ def instance_weights(
 
 
 def assign_processes(
-    holders: Sequence[Holder], pids: Iterable[int], owners: Mapping[int, ProcessOwner]
+    holders: Sequence[Holder],
+    pids: Iterable[int],
+    owners: Mapping[int, ProcessOwner],
+    serving: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[int, Holder]:
-    """Which of a device's holders each process belongs to; those of none, or of several, are left out."""
+    """Which of a device's holders each process belongs to; those of none, or of several, are left out.
+
+    `serving` has the engines that processes belong to, by name.
+    """
     assigned: dict[int, Holder] = {}
     for pid in pids:
+        engine = serving.get(pid)
+        if engine is not None:
+            own = Holder("workload", workload=engine)
+            if own in holders:
+                assigned[pid] = own
+                continue
         owner = owners.get(pid)
         if owner is None:
             continue
@@ -123,6 +193,17 @@ def process_holders(pids: Iterable[int], owners: Mapping[int, ProcessOwner]) -> 
     """Processes as holders, by their names: for devices that nobody else holds."""
     names = dict.fromkeys(owners[pid].name for pid in pids if pid in owners and owners[pid].name)
     return tuple(Holder("process", workload=name) for name in list(names)[:_PROCESS_NAMES_MAX])
+
+
+def _serving(workloads: WorkloadsSnapshot) -> dict[int, str]:
+    """The engine that each process belongs to; processes that several name are left out."""
+    names: dict[int, str] = {}
+    several: set[int] = set()
+    for workload in workloads.workloads:
+        for pid in workload.processes:
+            if names.setdefault(pid, workload.name) != workload.name:
+                several.add(pid)
+    return {pid: name for pid, name in names.items() if pid not in several}
 
 
 def _processes(device: DeviceState) -> list[int]:

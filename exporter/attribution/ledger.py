@@ -77,14 +77,33 @@ class Charges:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkloadUse:
+    """What an engine was charged, and what of it became tokens; None where it is not known.
+
+    Shares are of executed FLOP in the last ten busy minutes. `useful_share` is what tokens needed,
+    without prompts that the cache usually has; `explained_share` adds all waste that the engine
+    counts, so that 1 less it is the signed rest. `explained_spread` is how far its minutes are
+    apart, over their mean.
+    """
+
+    executed_flop: float | None = None
+    useful_share: float | None = None
+    usual_useful_share: float | None = None
+    explained_share: float | None = None
+    explained_spread: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Bill:
     """The accounts of the devices whose readings are fresh, by UUID.
 
-    `unresolved` are those that several hold, and none of whose processes could be told apart.
+    `unresolved` are those that several hold, and none of whose processes could be told apart although
+    the driver reports their SM time. `workloads` has the engines by name.
     """
 
     devices: Mapping[str, Charges] = field(default_factory=dict)
     unresolved: frozenset[str] = frozenset()
+    workloads: Mapping[str, WorkloadUse] = field(default_factory=dict)
 
 
 def totals_of(counters: Counters) -> Totals:

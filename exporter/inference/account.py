@@ -15,6 +15,7 @@ from exporter.inference.models.locate import locate_config
 from exporter.inference.models.work import Cost, Work, cost_of
 from exporter.inference.progress import Progress, Server
 from exporter.inference.reading import EngineReading, ModelReading
+from exporter.inference.waste import WasteBooks
 
 
 # A model's file may appear later, when the engine has downloaded it.
@@ -56,6 +57,7 @@ class ModelBooks:
     # The most that it has been: counters never fall.
     shown_cost: Cost = field(default_factory=Cost)
     engine_flop: float = 0.0
+    waste: WasteBooks = field(default_factory=WasteBooks)
     cache_share: CacheShare = field(default_factory=CacheShare)
     # The last window: its length and what it cost.
     window_seconds: float | None = None
@@ -196,7 +198,15 @@ def _enter(
     books.window_cost = None
     cached = (reading.cached_tokens or 0.0) + (reading.external_tokens or 0.0)
     books.cache_share.observe(books.window_seconds or 0.0, cached, work.prefill_tokens)
-    if cost is not None:
+    if cost is not None and books.description is not None:
+        books.waste.enter(
+            books.description,
+            reading,
+            work,
+            cost,
+            context_tokens=books.progress.context,
+            lost_tokens=books.cache_share.lost(cached, work.prefill_tokens),
+        )
         books.cost += cost
         before, after = books.shown_cost, books.cost
         books.shown_cost = Cost(

@@ -49,6 +49,14 @@ class CacheShare:
         self.usual_total = self.usual_total * fade + total
         self.watched_seconds += seconds
 
+    def lost(self, cached: float, computed: float) -> float:
+        """Prompt tokens of a window that are usually cached, and were not; 0 unless the cache collapsed."""
+        usual = self.usual
+        if usual is None or not 0 < self.fallen_seconds < LONGEST_FALL_SECONDS:
+            return 0.0
+        computed = max(0.0, computed)
+        return min(computed, max(0.0, usual * (cached + computed) - cached))
+
     @property
     def recent(self) -> float | None:
         """Share of the last five minutes; None with too little traffic."""

@@ -52,6 +52,14 @@ def present(
         role=reading.role or split.role,
         prefill_flop=cost.prefill_flops if description and prefilled else None,
         decode_flop=cost.decode_flops if description else None,
+        wasted_flop=books.waste.known(
+            reading,
+            preemptions=books.preemptions,
+            usual_share_known=books.cache_share.usual is not None,
+        )
+        if description and prefilled
+        else {},
+        all_gpus_here=share == 1.0,
         # A pass is one of prompts and answers: without the prompts the bytes are not known.
         dram_bytes=cost.dram_bytes if description and prefilled else None,
         engine_flop=estimate,

@@ -219,6 +219,7 @@ class WorkloadService:
             up=scrape.up,
             reason=scrape.reason.value if scrape.reason else None,
             gpus=gpus,
+            processes=workload.processes,
             models=tuple(self._shown(workload, books, state) for books in workload.account.models())
             if scrape.up
             else (),

@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
+
+
+# Why FLOP were computed in vain, where an engine counts them: see exporter/inference/waste.py.
+WasteCause = Literal["preemption", "rejected_drafts", "lost_cache_hits"]
+WASTE_CAUSES: Final[tuple[WasteCause, ...]] = ("preemption", "rejected_drafts", "lost_cache_hits")
 
 
 class GpuRef(NamedTuple):
@@ -20,7 +25,8 @@ class ModelSnapshot:
 
     Token counts are None where the engine does not tell them; FLOPs and bytes are None where the
     model cannot be described (`problem` says why), ratios also where a GPU's peak is not known or
-    no window has passed.
+    no window has passed. `wasted_flop` has the causes that the engine counts. `all_gpus_here` says that
+    all GPUs of the engine are known to be on this host.
     """
 
     model: str
@@ -40,6 +46,8 @@ class ModelSnapshot:
     prefill_flop: float | None = None
     decode_flop: float | None = None
     dram_bytes: float | None = None
+    wasted_flop: Mapping[WasteCause, float] = field(default_factory=lambda: MappingProxyType({}))
+    all_gpus_here: bool = False
     # The engine's own estimate, of all its GPUs together.
     engine_flop: float | None = None
     flops_utilization: float | None = None
@@ -56,13 +64,17 @@ class ModelSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadSnapshot:
-    """One engine. `models` is empty unless its last scrape succeeded."""
+    """One engine. `models` is empty unless its last scrape succeeded.
+
+    `processes` are those behind its address; empty where they cannot be seen.
+    """
 
     name: str
     engine: str
     up: bool
     reason: str | None = None
     gpus: tuple[GpuRef, ...] = ()
+    processes: frozenset[int] = frozenset()
     models: tuple[ModelSnapshot, ...] = ()
     errors: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     malformed_lines: int = 0

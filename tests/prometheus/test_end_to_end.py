@@ -38,15 +38,6 @@ EMPTY_WHEN_HEALTHY = {
     "Instances",  # no MIG instance is simulated
     "Delivered by instance",  # the same
     "What would help",  # the simulator gives no advice
-    # Not yet run with the namespace variable filled in rightly.
-    "Paid for and not used",
-    "Idle GPUs",
-    "Cost",
-    "Power",
-    "Who uses the fleet",
-    "The ten with the most idle GPUs",
-    "Idle GPUs by namespace",
-    "GPUs held by namespace",
 }
 # Parts of queries that need days of history, or a state that this hardware's counters never leave open.
 EMPTY_HERE = (

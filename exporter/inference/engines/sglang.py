@@ -99,6 +99,7 @@ def read(samples: Samples) -> ModelReading:
         prefill_passes=0.0 if role == "decode" else _passes(samples, "prefill"),
         decode_passes=_passes(samples, "decode"),
         preemptions=samples.sum("sglang:num_retracted_requests_total"),
+        recomputed_tokens=_recomputed(samples) if role != "decode" else None,
         finished=_finished(samples, role) if finished is not None else None,
         in_flight=_in_flight(samples, role) if real_time else InFlight(0.0, 0.0, 0.0),
         running_requests=samples.sum("sglang:num_running_reqs"),
@@ -133,6 +134,16 @@ def _prompt_tokens(
         )
     cached = _cached(samples)
     return positive_difference(prompt, cached), cached, None
+
+
+def _recomputed(samples: Samples) -> float | None:
+    """Tokens computed again after a retraction: in the real-time counter, not in the effective one."""
+    again = samples.sum("sglang:realtime_tokens_total", mode="prefill_compute")
+    once = samples.sum("sglang:prefill_effective_tokens_total", mode="input")
+    # Where nothing maintains the effective counter it stays 0.
+    if again is None or once is None or not samples.total("sglang:prefill_effective_tokens_total"):
+        return None
+    return again - once
 
 
 def _hit_modes(samples: Samples) -> list[str]:

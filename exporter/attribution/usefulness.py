@@ -1,0 +1,195 @@
+"""What of the executed FLOP became tokens: each engine's executed, useful and wasted FLOP. Pure.
+
+An engine's executed FLOP are those that its holder is charged on each of its devices. They are known
+only where that holder is charged for nothing else: no other engine on the device, and no share that
+is assumed (basis `equal`). Useful FLOP come from the engine's tokens; both are compared between
+scrapes of the engine, over windows of a minute.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from exporter.attribution.ledger import Charges, Holder, WorkloadUse
+from exporter.findings import limit
+from exporter.inference.snapshot import WorkloadSnapshot
+
+
+WINDOW_SECONDS = 60.0
+# Windows that a judgement needs, and of which it is made.
+RECENT_WINDOWS = 10
+USUAL_SECONDS = 6 * 3600.0
+# Windows before those, without which nothing is usual.
+LEAST_USUAL_WINDOWS = 30
+# While the useful share is far below the usual one, it does not become usual; after so long it has.
+LONGEST_FALL_SECONDS = 14 * 86_400.0
+# Below this a GPU did next to nothing in the window, and the probes may have done most of it.
+_LEAST_FLOP_PER_SECOND = 1e9
+# Workloads that are not listed any more are forgotten after this.
+_FORGET_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What an engine's tokens needed so far: FLOP for tokens, and those of them that explain more.
+
+    `explained` is useful FLOP and those that the engine counts as computed in vain on top of them.
+    """
+
+    useful: float
+    explained: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    seconds: float
+    executed: float
+    useful: float
+    explained: float
+
+
+@dataclass(slots=True)
+class _Books:
+    executed: float = 0.0
+    known: bool = False
+    # By device: the holder, and what it had been charged when last seen.
+    charged: dict[str, tuple[Holder, float]] = field(default_factory=dict)
+    scraped_at: float | None = None
+    # Where the present window began: monotonic time, executed FLOP, and what was needed.
+    start: tuple[float, float, Needed] | None = None
+    recent: deque[_Window] = field(default_factory=deque)
+    usual_useful: float = 0.0
+    usual_executed: float = 0.0
+    usual_windows: int = 0
+    fallen_seconds: float = 0.0
+    seen_at: float = 0.0
+
+    def usual(self) -> float | None:
+        if self.usual_windows < LEAST_USUAL_WINDOWS or self.usual_executed <= 0:
+            return None
+        return self.usual_useful / self.usual_executed
+
+
+class UsefulnessLedger:
+    """Keeps the books of the engines. Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._books: dict[str, _Books] = {}
+
+    def enter(
+        self,
+        workload: WorkloadSnapshot,
+        holders: Mapping[str, Holder] | None,
+        charges: Mapping[str, Charges],
+        now: float,
+    ) -> WorkloadUse:
+        """Take what a workload was charged and what it reports, at `now` in monotonic seconds.
+
+        `holders` are those that stand for it on each of its devices, by UUID; None where one of
+        them is not known.
+        """
+        books = self._books.setdefault(workload.name, _Books())
+        books.seen_at = now
+        self._add_executed(books, holders, charges)
+        needed = needed_by(workload) if books.known else None
+        if needed is None:
+            books.start = None
+        elif books.scraped_at != workload.last_success_timestamp_seconds:
+            books.scraped_at = workload.last_success_timestamp_seconds
+            _scraped(books, needed, now)
+        return _use(books, needed)
+
+    def forget_others(self, now: float) -> None:
+        """Drop the books of workloads that were not entered for an hour."""
+        for name, books in list(self._books.items()):
+            if now - books.seen_at > _FORGET_SECONDS:
+                del self._books[name]
+
+    @staticmethod
+    def _add_executed(
+        books: _Books, holders: Mapping[str, Holder] | None, charges: Mapping[str, Charges]
+    ) -> None:
+        flop: dict[str, tuple[Holder, float]] = {}
+        for uuid, holder in (holders or {}).items():
+            account = charges[uuid].accounts.get(holder) if uuid in charges else None
+            if account is not None and account.flop is not None:
+                flop[uuid] = holder, account.flop
+        known = bool(holders) and len(flop) == len(holders or {})
+        for uuid, (holder, total) in flop.items():
+            before = books.charged.get(uuid)
+            if before is not None and before[0] == holder:
+                books.executed += max(0.0, total - before[1])
+            else:
+                known = False  # from here on
+        books.charged = flop
+        if not known or not books.known:
+            books.start = None
+        books.known = known
+
+
+def needed_by(workload: WorkloadSnapshot) -> Needed | None:
+    """What the tokens of all of its models needed; None unless it is known of each of them."""
+    useful = explained = 0.0
+    for model in workload.models:
+        if model.prefill_flop is None or model.decode_flop is None or not model.all_gpus_here:
+            return None
+        flop = model.prefill_flop + model.decode_flop
+        wasted = model.wasted_flop
+        useful += flop - wasted.get("lost_cache_hits", 0.0)
+        explained += flop + wasted.get("preemption", 0.0) + wasted.get("rejected_drafts", 0.0)
+    return Needed(useful, explained) if workload.up and workload.models else None
+
+
+def _scraped(books: _Books, needed: Needed, now: float) -> None:
+    """The engine was scraped: begin a window, or end it when it is long enough."""
+    if books.start is None:
+        books.start = now, books.executed, needed
+        return
+    began, executed, before = books.start
+    window = _Window(
+        seconds=now - began,
+        executed=books.executed - executed,
+        useful=needed.useful - before.useful,
+        explained=needed.explained - before.explained,
+    )
+    if window.seconds < WINDOW_SECONDS:
+        return
+    books.start = now, books.executed, needed
+    busy = window.executed >= _LEAST_FLOP_PER_SECOND * window.seconds
+    if not busy or window.useful < 0 or window.explained <= 0:
+        return
+    books.recent.append(window)
+    recent = _ratio(books.recent, "useful")
+    usual = books.usual()
+    fallen = usual is not None and recent < limit("usefulDrop") * usual
+    books.fallen_seconds = books.fallen_seconds + window.seconds if fallen else 0.0
+    while len(books.recent) > RECENT_WINDOWS:
+        past = books.recent.popleft()
+        if fallen and books.fallen_seconds < LONGEST_FALL_SECONDS:
+            continue
+        fade = math.exp(-past.seconds / USUAL_SECONDS)
+        books.usual_useful = books.usual_useful * fade + past.useful
+        books.usual_executed = books.usual_executed * fade + past.executed
+        books.usual_windows += 1
+
+
+def _use(books: _Books, needed: Needed | None) -> WorkloadUse:
+    if not books.known:
+        return WorkloadUse()
+    if needed is None or len(books.recent) < RECENT_WINDOWS:
+        return WorkloadUse(executed_flop=books.executed)
+    shares = [window.explained / window.executed for window in books.recent]
+    explained = _ratio(books.recent, "explained")
+    return WorkloadUse(
+        executed_flop=books.executed,
+        useful_share=_ratio(books.recent, "useful"),
+        usual_useful_share=books.usual(),
+        explained_share=explained,
+        explained_spread=(max(shares) - min(shares)) / explained,
+    )
+
+
+def _ratio(windows: Sequence[_Window] | deque[_Window], name: str) -> float:
+    executed = sum(window.executed for window in windows)
+    return float(sum(getattr(window, name) for window in windows)) / executed

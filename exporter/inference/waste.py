@@ -1,0 +1,78 @@
+"""What an engine computed in vain, in FLOP by cause, as far as the engine counts it. Pure.
+
+* `preemption`: tokens computed again after a preemption. SGLang counts them; other engines count the
+  preemptions alone, so that the FLOP are known, and zero, until the first one.
+* `rejected_drafts`: draft tokens that were verified and thrown away, on the model itself. What the
+  draft model computed is not in it.
+* `lost_cache_hits`: prompt tokens that the prefix cache usually has, and that were computed while it
+  had collapsed. They are part of the model's FLOP; the others come on top of those.
+"""
+
+from dataclasses import dataclass
+
+from exporter.inference.models.description import ModelDescription
+from exporter.inference.models.flops import (
+    decode_attention_flops,
+    head_flops_per_token,
+    linear_flops_per_token,
+    prefill_attention_flops,
+)
+from exporter.inference.models.work import Cost, Work
+from exporter.inference.reading import ModelReading
+from exporter.inference.snapshot import WasteCause
+
+
+@dataclass(slots=True)
+class WasteBooks:
+    """FLOP wasted by one model so far, by cause. Counters: they never fall."""
+
+    preemption: float = 0.0
+    rejected_drafts: float = 0.0
+    lost_cache_hits: float = 0.0
+    # Tokens computed again that were taken back: two counters that are not written at once.
+    debt: float = 0.0
+
+    def enter(
+        self,
+        model: ModelDescription,
+        reading: ModelReading,
+        work: Work,
+        cost: Cost,
+        *,
+        context_tokens: float | None,
+        lost_tokens: float,
+    ) -> None:
+        """Add a window. `context_tokens` is the mean context of a decoded token.
+
+        `lost_tokens` of the window's prompt tokens would usually have been cached.
+        """
+        context = context_tokens or 0.0
+        again = (reading.recomputed_tokens or 0.0) + self.debt
+        self.debt = min(0.0, again)
+        if again > 0:
+            attention = prefill_attention_flops(model, context) / context if context else 0.0
+            self.preemption += again * (linear_flops_per_token(model) + attention)
+        if work.rejected_tokens > 0:
+            per_token = (
+                linear_flops_per_token(model)
+                + head_flops_per_token(model)
+                + decode_attention_flops(model, context)
+            )
+            self.rejected_drafts += work.rejected_tokens * per_token
+        if lost_tokens > 0 and work.prefill_tokens > 0:
+            share = min(1.0, lost_tokens / work.prefill_tokens)
+            self.lost_cache_hits += share * max(0.0, cost.prefill_flops)
+
+    def known(
+        self, reading: ModelReading, *, preemptions: float, usual_share_known: bool
+    ) -> dict[WasteCause, float]:
+        """FLOP by cause, without the causes that the engine does not count."""
+        known: dict[WasteCause, float] = {}
+        never = reading.preemptions is not None and preemptions == 0
+        if reading.recomputed_tokens is not None or never:
+            known["preemption"] = self.preemption
+        if reading.draft_tokens is not None:
+            known["rejected_drafts"] = self.rejected_drafts
+        if reading.cached_tokens is not None and usual_share_known:
+            known["lost_cache_hits"] = self.lost_cache_hits
+        return known
