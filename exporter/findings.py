@@ -106,6 +106,14 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = {
 }
 
 
+# Limits of findings on the useful share that no alert has. What tokens and known waste need cannot be
+# more than was executed; a counter that is wrong by two shows half of a usual share, or twice it.
+USEFUL_EXCESS: Final = 1.05
+HALF_COUNTED: Final = (0.40, 0.55)
+# Minutes of one load lie this close together, over their mean.
+STEADY_SPREAD: Final = 0.1
+
+
 def limit(name: str) -> float:
     """The threshold's value. Raises KeyError for a name that is not declared."""
     return THRESHOLDS[name].value
@@ -256,6 +264,23 @@ KINDS: Final[Mapping[str, Kind]] = {
         "computes prompts that its engine used to take from the prefix cache",
         "a restart, a router that scatters sessions, a changed prompt template, or a KV cache that is too small",
         "FLOP/s and MFU rise while answers become fewer. Compare flopwatch_model_cached_tokens_total with deployments.",
+    ),
+    "precision_or_product_mismatch": Kind(
+        "executes another amount of work than its engine's tokens need",
+        "the engine computes in another precision than the one at which its work is counted, the product or its"
+        " number of SMs is not the assumed one, or the model's file is not the one that is served",
+        "Compare flopwatch_headline_precision_info and flopwatch_gpu_info with the engine, and correct gpus[].precision,"
+        " gpus[].sm_count or the workload's model.",
+    ),
+    "useful_share_fell": Kind(
+        "turns less of its work into tokens than usual",
+        "smaller batches, recomputed prompts, rejected drafts, another precision, or somebody else on the GPU",
+        "flopwatch_model_wasted_flop_total says what the engine counts of it.",
+    ),
+    "shares_not_measured": Kind(
+        "is shared, and what each holder did is assumed, not measured",
+        "the exporter cannot see the host's processes, or the driver reports no SM time per process",
+        "Run the exporter in the host's PID namespace (hostPID: true), with CAP_SYS_PTRACE or as root.",
     ),
     # Probes.
     "slower_than_baseline": Kind(

@@ -85,6 +85,7 @@ _MODELS = (
         " Likely: padding, recomputed prompts, rejected draft tokens, another precision, or somebody else on its GPUs.",
         "models",
         "30m",
+        finding="useful_share_fell",
         why="Useful over executed work: what the tokens needed, of what the tensor pipes did.",
     ),
 )

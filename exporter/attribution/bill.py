@@ -3,7 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from exporter.attribution.ledger import NOBODY, Bill, Charges, DeviceLedger, Holder, totals_of
+from exporter.attribution.ledger import (
+    NOBODY,
+    Bill,
+    Charges,
+    DeviceLedger,
+    Holder,
+    Unresolved,
+    totals_of,
+)
 from exporter.attribution.snapshot import ProcessOwner
 from exporter.attribution.usefulness import UsefulnessLedger
 from exporter.inference.snapshot import WorkloadSnapshot, WorkloadsSnapshot
@@ -32,7 +40,7 @@ class HostLedger:
         owners = state.holders.processes
         serving = _serving(state.workloads)
         charges: dict[str, Charges] = {}
-        unresolved: set[str] = set()
+        unresolved: dict[str, Unresolved] = {}
         for device in state.devices:
             if not device.up or device.fast is None:
                 continue
@@ -52,8 +60,10 @@ class HostLedger:
                 weights=instance_weights(device, holders) if device.instances else None,
             )
             charges[uuid] = ledger.charges()
-            if len(present) > 1 and not device.instances and seconds and not assigned:
-                unresolved.add(uuid)
+            if len(present) > 1 and not device.instances and not assigned:
+                why = _unresolved(seconds, host_processes=state.holders.host_processes)
+                if why is not None:
+                    unresolved[uuid] = why
         uses = {
             workload.name: self._usefulness.enter(
                 workload,
@@ -64,7 +74,7 @@ class HostLedger:
             for workload in state.workloads.workloads
         }
         self._usefulness.forget_others(state.at_seconds)
-        return Bill(charges, frozenset(unresolved), uses)
+        return Bill(charges, unresolved, uses)
 
 
 def workload_holders(
@@ -193,6 +203,15 @@ def process_holders(pids: Iterable[int], owners: Mapping[int, ProcessOwner]) -> 
     """Processes as holders, by their names: for devices that nobody else holds."""
     names = dict.fromkeys(owners[pid].name for pid in pids if pid in owners and owners[pid].name)
     return tuple(Holder("process", workload=name) for name in list(names)[:_PROCESS_NAMES_MAX])
+
+
+def _unresolved(seconds: Mapping[int, float] | None, *, host_processes: bool) -> Unresolved | None:
+    """Why no process of a shared device was assigned; None where none has worked."""
+    if seconds is None:
+        return "driver"
+    if not host_processes:
+        return "namespace"
+    return "owners" if seconds else None
 
 
 def _serving(workloads: WorkloadsSnapshot) -> dict[int, str]:

@@ -14,6 +14,7 @@ Convention, with the sources of each share:
   time of the tick in which it was used: the idle part equally, the busy part by SM time.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -23,12 +24,16 @@ from exporter.accounting.device import Counters
 
 HolderKind = Literal["pod", "job", "workload", "process", "none"]
 Basis = Literal["exclusive", "process_utilization", "equal"]
+Unresolved = Literal["driver", "namespace", "owners"]
 
 IDLE_STATE = "idle"
 # A holder that left is shown for this long, so that its last charges are scraped and summed up.
 DEPARTED_SECONDS = 3600.0
 # SM time older than this says nothing about what runs now.
 _USAGE_SECONDS = 10.0
+# Marks of what was charged, for what each holder did lately: how many, and how far apart.
+_MARKS = 7
+_MARK_SECONDS = 10.0
 
 
 class Holder(NamedTuple):
@@ -67,13 +72,58 @@ class Account:
     state_seconds: dict[str, float] = field(default_factory=dict)
     last_held_seconds: float = 0.0
 
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds of all states but idle."""
+        return sum(self.state_seconds.values()) - self.state_seconds.get(IDLE_STATE, 0.0)
+
+
+class Mark(NamedTuple):
+    """What each holder had been charged at one time: seconds that were watched, FLOP and busy seconds."""
+
+    at_seconds: float
+    watched_seconds: float
+    charged: Mapping[Holder, tuple[float | None, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class RecentUse:
+    """A holder's part of the last minute: FLOP per second, and its share of the busy time."""
+
+    flops: float | None
+    share: float | None
+
 
 @dataclass(frozen=True, slots=True)
 class Charges:
-    """The accounts of one device as of now, and how its present shares are found."""
+    """The accounts of one device as of now, and how its present shares are found.
+
+    `before` is what they were about a minute ago; `watched_seconds` how long the device has been watched.
+    """
 
     accounts: Mapping[Holder, Account]
     basis: Mapping[Holder, Basis]
+    before: Mark | None = None
+    watched_seconds: float = 0.0
+
+    def recent(self) -> dict[Holder, RecentUse]:
+        """What each holder did in the last minute; empty where nothing was watched."""
+        seconds = self.watched_seconds - self.before.watched_seconds if self.before else 0.0
+        if self.before is None or seconds <= 0:
+            return {}
+        grown: dict[Holder, tuple[float | None, float]] = {}
+        for holder, account in self.accounts.items():
+            flop, busy = self.before.charged.get(holder, (None, 0.0))
+            more = None if account.flop is None else account.flop - (flop or 0.0)
+            grown[holder] = more, account.busy_seconds - busy
+        whole = sum(busy for _flop, busy in grown.values())
+        return {
+            holder: RecentUse(
+                flops=None if flop is None else flop / seconds,
+                share=busy / whole if whole > 0 else None,
+            )
+            for holder, (flop, busy) in grown.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +147,13 @@ class WorkloadUse:
 class Bill:
     """The accounts of the devices whose readings are fresh, by UUID.
 
-    `unresolved` are those that several hold, and none of whose processes could be told apart although
-    the driver reports their SM time. `workloads` has the engines by name.
+    `unresolved` says of devices that several hold why their shares are not measured: the `driver` reports
+    no SM time per process, the host's processes are in another PID `namespace`, or those with SM time
+    could not be assigned to a holder (`owners`). `workloads` has the engines by name.
     """
 
     devices: Mapping[str, Charges] = field(default_factory=dict)
-    unresolved: frozenset[str] = frozenset()
+    unresolved: Mapping[str, Unresolved] = field(default_factory=dict)
     workloads: Mapping[str, WorkloadUse] = field(default_factory=dict)
 
 
@@ -148,6 +199,7 @@ class DeviceLedger:
         self._usage: Mapping[Holder, float] = {}
         self._usage_at = 0.0
         self._basis: dict[Holder, Basis] = {}
+        self._marks: deque[Mark] = deque(maxlen=_MARKS)
 
     def charge(
         self,
@@ -199,6 +251,8 @@ class DeviceLedger:
         for state, spent in seconds.items():
             self._share_seconds(state, spent, held if state == IDLE_STATE else work)
         self._drop_departed(now)
+        if not self._marks or now - self._marks[-1].at_seconds >= _MARK_SECONDS:
+            self._marks.append(self._mark(now))
 
     def charges(self) -> Charges:
         """Copies of the accounts."""
@@ -214,7 +268,16 @@ class DeviceLedger:
                 for holder, account in self._accounts.items()
             },
             basis=dict(self._basis),
+            before=self._marks[0] if self._marks else None,
+            watched_seconds=sum(self._totals.state_seconds.values()),
         )
+
+    def _mark(self, now: float) -> Mark:
+        charged = {
+            holder: (account.flop, account.busy_seconds)
+            for holder, account in self._accounts.items()
+        }
+        return Mark(now, sum(self._totals.state_seconds.values()), charged)
 
     def _take_usage(
         self,

@@ -21,6 +21,18 @@ _CONTAINER = re.compile(r"/pods/[0-9a-f-]{8,36}/containers/([a-z0-9-]{1,63})/")
 _PROCESSES_MAX = 4096
 
 
+# The inode of the first PID namespace (PROC_PID_INIT_INO in include/linux/proc_ns.h).
+_HOST_PID_NAMESPACE = "pid:[4026531836]"
+
+
+def sees_host_processes(proc: Path = PROC) -> bool:
+    """Whether this process is in the host's PID namespace; True where that cannot be read."""
+    try:
+        return str((proc / "self/ns/pid").readlink()) == _HOST_PID_NAMESPACE
+    except OSError:
+        return True
+
+
 class ProcessOwners:
     """Finds the owners of processes, and remembers them for as long as the process lives."""
 

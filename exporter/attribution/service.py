@@ -11,7 +11,7 @@ import structlog
 from exporter.attribution.job_mapping import change_mark, read_jobs
 from exporter.attribution.job_processes import device_processes, is_sluid, slurm_jobs
 from exporter.attribution.pod_resources import list_allocations
-from exporter.attribution.process_owners import ProcessOwners
+from exporter.attribution.process_owners import ProcessOwners, sees_host_processes
 from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, HoldersSnapshot, JobUse
 from exporter.attribution.source import Source
@@ -62,6 +62,7 @@ class HolderService:
         self._sources = self._build(settings)
         self._built_for = settings
         self._process_owners = ProcessOwners()
+        self._host_processes = sees_host_processes()
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -113,6 +114,7 @@ class HolderService:
             jobs=jobs,
             sources={s.name: s.state for s in self._sources if s.state is not None},
             processes=self._process_owners.find(self._pids()),
+            host_processes=self._host_processes,
         )
         if snapshot != self._snapshot:
             self._snapshot = snapshot

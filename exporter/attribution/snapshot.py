@@ -65,10 +65,12 @@ class HoldersSnapshot:
     """All holders as last read. What was read too long ago is left out.
 
     `sources` holds those that are in use: `pod_resources`, `job_mapping`, `job_processes`.
-    `processes` says by process id whose the processes on shared devices are.
+    `processes` says by process id whose the processes on shared devices are. `host_processes` is False
+    where the exporter has a PID namespace of its own, and so cannot see the host's.
     """
 
     allocations: tuple[Allocation, ...] = ()
     jobs: tuple[JobUse, ...] = ()
     sources: Mapping[str, SourceState] = field(default_factory=dict)
     processes: Mapping[int, ProcessOwner] = field(default_factory=dict)
+    host_processes: bool = True

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 
 # Why FLOP were computed in vain, where an engine counts them: see exporter/inference/waste.py.
-WasteCause = Literal["preemption", "rejected_drafts", "lost_cache_hits"]
-WASTE_CAUSES: Final[tuple[WasteCause, ...]] = ("preemption", "rejected_drafts", "lost_cache_hits")
+WASTE_CAUSES: Final = ("preemption", "rejected_drafts", "lost_cache_hits")
 
 
 class GpuRef(NamedTuple):
@@ -46,7 +45,7 @@ class ModelSnapshot:
     prefill_flop: float | None = None
     decode_flop: float | None = None
     dram_bytes: float | None = None
-    wasted_flop: Mapping[WasteCause, float] = field(default_factory=lambda: MappingProxyType({}))
+    wasted_flop: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     all_gpus_here: bool = False
     # The engine's own estimate, of all its GPUs together.
     engine_flop: float | None = None

@@ -19,7 +19,6 @@ from exporter.inference.models.flops import (
 )
 from exporter.inference.models.work import Cost, Work
 from exporter.inference.reading import ModelReading
-from exporter.inference.snapshot import WasteCause
 
 
 @dataclass(slots=True)
@@ -65,9 +64,9 @@ class WasteBooks:
 
     def known(
         self, reading: ModelReading, *, preemptions: float, usual_share_known: bool
-    ) -> dict[WasteCause, float]:
+    ) -> dict[str, float]:
         """FLOP by cause, without the causes that the engine does not count."""
-        known: dict[WasteCause, float] = {}
+        known: dict[str, float] = {}
         never = reading.preemptions is not None and preemptions == 0
         if reading.recomputed_tokens is not None or never:
             known["preemption"] = self.preemption

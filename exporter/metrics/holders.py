@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from exporter.attribution.ledger import Account, Charges, Holder
+from exporter.attribution.ledger import Account, Charges, Holder, WorkloadUse
 from exporter.attribution.settings import PriceRule
 from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
 from exporter.metrics.family import Family, Label, Sample, Subject
@@ -120,6 +120,27 @@ HOLDER_BASIS_INFO = SUBJECT.gauge(
 )
 
 
+WORKLOAD_EXECUTED_FLOP_TOTAL = SUBJECT.counter(
+    "flopwatch_workload_executed_flop_total",
+    unit="FLOP",
+    labels=("workload",),
+    help=(
+        "Executed FLOP of the tensor pipes that the engine's holders are charged. Absent where the engine "
+        "shares a GPU and cannot be told from others, or uses GPUs of other hosts."
+    ),
+    interpretation="Less flopwatch_model_flop_total, it is what became no token.",
+)
+WORKLOAD_UNEXPLAINED_FLOP_RATIO = SUBJECT.gauge(
+    "flopwatch_workload_unexplained_flop_ratio",
+    labels=("workload",),
+    help=(
+        "Share of the executed FLOP of the last ten busy minutes that neither tokens nor "
+        "flopwatch_model_wasted_flop_total explain. Negative where they need more than was counted."
+    ),
+    interpretation=(
+        "0.05 to 0.2: padding. Near 0.5 or below -0.05: another precision, product or model than assumed."
+    ),
+)
 PRICE_PER_GPU_HOUR = SUBJECT.gauge(
     "flopwatch_price_per_gpu_hour",
     labels=("currency",),
@@ -173,8 +194,19 @@ BASIS_ROWS = Rows[Charges](
 )
 
 
+WORKLOAD_ROWS = Rows[WorkloadUse](
+    Value(WORKLOAD_EXECUTED_FLOP_TOTAL, lambda use: use.executed_flop),
+    Value(
+        WORKLOAD_UNEXPLAINED_FLOP_RATIO,
+        lambda use: None if use.explained_share is None else 1 - use.explained_share,
+    ),
+)
+
+
 def bill_parts(state: State) -> Iterator[Part]:
-    """What each holder used of each device that is fresh."""
+    """What each holder used of each device that is fresh, and what of it became tokens."""
+    for workload, use in state.bill.workloads.items():
+        yield WORKLOAD_ROWS.of((("workload", workload),), use)
     for device in state.devices:
         charges = state.bill.devices.get(device.identity.uuid)
         if charges is None:

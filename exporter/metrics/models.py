@@ -2,7 +2,12 @@
 
 from collections.abc import Iterator
 
-from exporter.inference.snapshot import ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.inference.snapshot import (
+    WASTE_CAUSES,
+    ModelSnapshot,
+    WorkloadSnapshot,
+    WorkloadsSnapshot,
+)
 from exporter.metrics.family import MIG_LABEL, Family, Label, Sample, Subject
 from exporter.metrics.rows import Samples
 from exporter.metrics.samples import Labels, by_label, optional
@@ -154,6 +159,24 @@ MODEL_REJECTED_TOKENS_TOTAL = SUBJECT.counter(
     help="Draft tokens of speculative decoding that were verified and rejected.",
     interpretation="Work that became no output.",
 )
+MODEL_WASTED_FLOP_TOTAL = SUBJECT.counter(
+    "flopwatch_model_wasted_flop_total",
+    unit="FLOP",
+    labels=("workload", "model", "cause"),
+    help=(
+        "FLOP computed in vain by cause, estimated from what the engine counts: preemption (tokens computed "
+        "again), rejected_drafts (without the draft model), lost_cache_hits (prompt tokens that the prefix "
+        "cache usually has, while it had collapsed; these are part of flopwatch_model_flop_total). A cause "
+        "that the engine does not count is absent."
+    ),
+    interpretation="What of the difference between executed and useful work the engine itself explains.",
+)
+MODEL_WASTE_COUNTED = SUBJECT.gauge(
+    "flopwatch_model_waste_counted",
+    labels=("workload", "model", "cause"),
+    help="Whether the FLOP wasted by this cause are known, 1 or 0.",
+    interpretation="0: the engine does not count it, and it is part of what is unexplained.",
+)
 MODEL_PREEMPTIONS_TOTAL = SUBJECT.counter(
     "flopwatch_model_preemptions_total",
     unit="preemptions",
@@ -230,6 +253,10 @@ def _work(model: ModelSnapshot, labels: Labels) -> Iterator[Sample]:
         yield from optional(MODEL_CACHED_TOKENS_TOTAL, (*labels, ("origin", origin)), tokens)
     yield from optional(MODEL_REJECTED_TOKENS_TOTAL, labels, model.rejected_tokens)
     yield from optional(MODEL_PREEMPTIONS_TOTAL, labels, model.preemptions)
+    yield from by_label(MODEL_WASTED_FLOP_TOTAL, labels, "cause", model.wasted_flop)
+    for cause in WASTE_CAUSES:
+        counted = float(cause in model.wasted_flop)
+        yield Sample(MODEL_WASTE_COUNTED, (*labels, ("cause", cause)), counted)
     yield from optional(MODEL_ENGINE_FLOP_TOTAL, labels, model.engine_flop)
     yield from optional(MODEL_FLOPS_UTILIZATION_RATIO, labels, model.flops_utilization)
     yield from optional(MODEL_BANDWIDTH_UTILIZATION_RATIO, labels, model.bandwidth_utilization)

@@ -35,6 +35,8 @@ _PRICES = (PriceRule(per_gpu_hour=2.5, currency="USD"),)
 # A token costs 2 FLOP a parameter of the served model; the rest of what the tensor pipes do is wasted.
 _FLOP_PER_PARAMETER = 2
 _USEFUL_SHARE = 0.88
+# What the engine counts of that waste, by cause, of what the tensor pipes do.
+_WASTED_SHARES = {"rejected_drafts": 0.04, "preemption": 0.01}
 # Prompt tokens that a healthy prefix cache has, of all.
 _CACHE_HITS = 0.6
 # The hosts have been up for a week when a scenario begins.
@@ -82,6 +84,7 @@ class SimulatedHost:
         ]
         self._probes = [SimulatedProbes(gpu) for gpu in self._gpus]
         self._tokens = {"prefill": 0.0, "decode": 0.0}
+        self._wasted = dict.fromkeys(_WASTED_SHARES, 0.0)
         self._requests = 0.0
         self._all_samples = Samples(self._live_samples)
         self._engine_up = True
@@ -221,6 +224,8 @@ class SimulatedHost:
         hits = _CACHE_HITS if hits is None else hits
         self._cached += prefill_share * tokens * hits / (1 - hits)
         self._tokens["decode"] += (1 - prefill_share) * tokens
+        for cause, share in _WASTED_SHARES.items():
+            self._wasted[cause] += share * delivered * seconds
 
     def _workloads(self) -> WorkloadsSnapshot:
         precision = self._product.precision
@@ -233,6 +238,8 @@ class SimulatedHost:
             decode_flop=self._tokens["decode"] * self._flop_per_token,
             dram_bytes=0.9
             * sum(sum(gpu.accounts.counters().dram_bytes.values()) for gpu in self._gpus),
+            wasted_flop=dict(self._wasted),
+            all_gpus_here=True,
             running_requests=self._requests,
             waiting_requests=0.0,
             cached_tokens=self._cached,

@@ -8,18 +8,21 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from exporter.advice.advise import best_sentence
+from exporter.attribution.ledger import Holder
 from exporter.attribution.snapshot import DeviceKey
 from exporter.findings import Finding, Severity
 from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import DeviceIdentity
 from exporter.state import UNKNOWN, State
-from exporter.status import document
+from exporter.status import document, verdict
 from exporter.status.devices import build_device
 from exporter.status.history import Histories
 from exporter.status.inputs import Inputs
 from exporter.status.probes import comparable, probe_rows
-from exporter.status.verdict import host_summary, missing_gpus, prefix_cache_collapsed
+from exporter.status.verdict import host_summary, missing_gpus
 from exporter.version import REVISION, VERSION
 from probes.records import ProbeResults
 
@@ -56,7 +59,7 @@ def build_status(inputs: Inputs, histories: Histories, *, charts: bool = True) -
                     limits=limits[identity.name],
                     silent=_silent(inputs.state.workloads, identity.uuid),
                     charts=charts,
-                    caches=_caches(inputs.state.workloads, identity.uuid),
+                    company=_company(inputs.state, identity.uuid),
                 )
             )
     # Sorting is stable: within one health the host's own order stays.
@@ -110,16 +113,33 @@ def _silent(workloads: WorkloadsSnapshot, uuid: str) -> str | None:
     return None if True in names else names.get(False)
 
 
-def _caches(workloads: WorkloadsSnapshot, uuid: str) -> list[Finding]:
-    """What is to be said of the prefix caches of the engines that use the device."""
-    found = [
-        prefix_cache_collapsed(
-            workload.name, recent=model.cached_share, usual=model.usual_cached_share
+def _company(state: State, uuid: str) -> list[Finding]:
+    """What is to be said of the engines that use the device, and of its holders."""
+    found: list[Finding | None] = []
+    for workload in state.workloads.workloads:
+        if not workload.up or not any(gpu.uuid == uuid for gpu in workload.gpus):
+            continue
+        found += [
+            verdict.prefix_cache_collapsed(
+                workload.name, recent=model.cached_share, usual=model.usual_cached_share
+            )
+            for model in workload.models
+        ]
+        use = state.bill.workloads.get(workload.name)
+        if use is not None:
+            found += [
+                verdict.precision_or_product_mismatch(
+                    workload.name, explained=use.explained_share, spread=use.explained_spread
+                ),
+                verdict.useful_share_fell(
+                    workload.name, recent=use.useful_share, usual=use.usual_useful_share
+                ),
+            ]
+    charges = state.bill.devices.get(uuid)
+    if charges is not None:
+        found.append(
+            verdict.shares_not_measured(len(charges.basis), state.bill.unresolved.get(uuid))
         )
-        for workload in workloads.workloads
-        if workload.up and any(gpu.uuid == uuid for gpu in workload.gpus)
-        for model in workload.models
-    ]
     return [finding for finding in found if finding is not None]
 
 
@@ -140,19 +160,34 @@ def _models(workloads: WorkloadsSnapshot, uuid: str) -> list[document.Model]:
 
 
 def _holders(state: State, identity: DeviceIdentity) -> list[document.Holder]:
-    """Who holds the device, found as for the metrics."""
+    """Who holds the device, found as for the metrics; on a shared one, with what each of them did."""
 
     def holds(key: DeviceKey) -> bool:
         found = state.held(key)
         return found is not None and found.identity.key == identity.key
 
-    containers = [
-        document.Holder(namespace=held.namespace, pod=held.pod, container=held.container)
-        for held in state.holders.allocations
-        if holds(held.device)
-    ]
-    jobs = [document.Holder(job=use.job) for use in state.holders.jobs if holds(use.device)]
-    return containers + jobs
+    held: dict[Holder, document.Holder] = {}
+    for each in state.holders.allocations:
+        if holds(each.device):
+            holder = Holder("pod", each.namespace, each.pod, each.container)
+            held[holder] = document.Holder(
+                namespace=each.namespace, pod=each.pod, container=each.container
+            )
+    for use in state.holders.jobs:
+        if holds(use.device):
+            held[Holder("job", hpc_job=use.job)] = document.Holder(job=use.job)
+    charges = state.bill.devices.get(identity.uuid)
+    if charges is not None and len(charges.basis) > 1:
+        for holder, did in charges.recent().items():
+            if holder not in charges.basis and not did.share:
+                continue
+            held[holder] = msgspec.structs.replace(
+                held.get(holder, document.Holder(workload=holder.workload or None)),
+                basis=charges.basis.get(holder),
+                share_ratio=did.share,
+                achieved_flops=did.flops,
+            )
+    return list(held.values())
 
 
 def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:

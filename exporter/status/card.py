@@ -5,7 +5,7 @@ from html import escape
 from typing import Final
 from urllib.parse import quote
 
-from exporter.status.document import Attainable, Device, Flops, Health, Probe
+from exporter.status.document import Attainable, Device, Flops, Health, Holder, Probe
 from exporter.status.figures import STATES, bar, strip, word
 from exporter.status.units import SPACE, binary, count, megahertz, percent, quantity, span
 
@@ -26,6 +26,11 @@ REASONS: Final = {
     "hw_thermal_slowdown": "heat (hardware)",
     "hw_power_brake_slowdown": "power brake",
     "display_clock_setting": "display clock",
+}
+_BASIS: Final = {
+    "process_utilization": "by SM time",
+    "equal": "divided equally, not measured",
+    "exclusive": "not shared",
 }
 _SEVERITY: Final = {"critical": "✖", "warning": "▲", "info": ""}
 _LEGEND_MIN: Final = 0.005
@@ -168,10 +173,26 @@ def _company(device: Device) -> Iterable[tuple[str, str]]:
         served = ", ".join([model.engine, *([model.precision] if model.precision else []), *ratios])
         yield "Model", f"{model.model} ({served})"
     for holder in device.holders:
-        if holder.pod is not None:
-            yield "Pod", f"{holder.namespace}/{holder.pod} ({holder.container})"
-        if holder.job is not None:
-            yield "Job", holder.job
+        yield holder_words(holder)
+
+
+def holder_words(holder: Holder) -> tuple[str, str]:
+    """What kind of holder it is, and its name; on a shared device with what it did in the last minute."""
+    kind, name = "No holder", ""
+    if holder.pod is not None:
+        kind, name = "Pod", f"{holder.namespace}/{holder.pod} ({holder.container})"
+    elif holder.job is not None:
+        kind, name = "Job", holder.job
+    elif holder.workload is not None:
+        kind, name = "Holder", holder.workload
+    did = []
+    if holder.share_ratio is not None:
+        did.append(f"{percent(holder.share_ratio)} of the work")
+    if holder.achieved_flops is not None:
+        did.append(quantity(holder.achieved_flops, "FLOP/s"))
+    if holder.basis is not None:
+        did.append(_BASIS.get(holder.basis, holder.basis))
+    return kind, ": ".join(part for part in (name, ", ".join(did)) if part)
 
 
 def _details(device: Device, unix_seconds: float, anchor: str) -> str:

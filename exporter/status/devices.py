@@ -36,12 +36,12 @@ def build_device(
     limits: Sequence[float] = (),
     silent: str | None = None,
     charts: bool = True,
-    caches: Sequence[Finding] = (),
+    company: Sequence[Finding] = (),
 ) -> document.Device:
     """Everything about one device. `siblings` are probe results by kernel of all of its model.
 
     `limits` are the power limits of all of its model, in watts; `silent` is an engine that uses the
-    device and does not answer; `caches` are findings on the prefix caches of its engines. `since`
+    device and does not answer; `company` are findings on its engines and holders. `since`
     says from when on each kind of finding holds. `charts` are the states of the last hour by minute.
     """
     identity = snapshot.identity
@@ -64,7 +64,7 @@ def build_device(
         *_health_findings(snapshot, events, slow, minute),
         *_power_findings(clock, slow, memory, limits),
         *_held_findings(snapshot, history, now_seconds, silent),
-        *caches,
+        *company,
         *probe_findings(probes, probed, siblings),
     ]
     findings.sort(key=lambda finding: _RANK[finding.severity])

@@ -86,12 +86,20 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """Who holds the device: a container of Kubernetes, or a batch job."""
+    """Who holds the device: a container of Kubernetes, a batch job, an engine or a process (`workload`).
+
+    On a shared device also what it did in the last minute: its share of the busy time, its FLOP per
+    second, and how that was found. A holder without a name is the work that no holder could be charged for.
+    """
 
     namespace: str | None = None
     pod: str | None = None
     container: str | None = None
     job: str | None = None
+    workload: str | None = None
+    basis: str | None = None
+    share_ratio: float | None = None
+    achieved_flops: float | None = None
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):

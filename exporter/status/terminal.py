@@ -7,7 +7,7 @@ from typing import Final
 from rich.console import Group
 from rich.text import Text
 
-from exporter.status.card import HEALTH, REASONS
+from exporter.status.card import HEALTH, REASONS, holder_words
 from exporter.status.document import Device, Status
 from exporter.status.figures import STATES
 from exporter.status.units import SPACE, binary, megahertz, percent, quantity
@@ -128,6 +128,10 @@ def _block(device: Device, width: int) -> Iterable[Text]:
     company = " · ".join(plain(text) for text in _company(device))
     if company:
         yield _line((f"  {company}", "dim"))
+    for holder in device.holders:
+        if holder.basis is not None or holder.share_ratio is not None:
+            kind, words = holder_words(holder)
+            yield _line((f"  {plain(f'{kind.lower()} {words}')}", "dim"))
 
 
 def _row(device: Device, width: int) -> Text:
@@ -201,6 +205,8 @@ def _company(device: Device) -> Iterable[str]:
     for model in device.models:
         yield f"{model.model} ({model.engine})"
     for holder in device.holders:
+        if holder.basis is not None or holder.share_ratio is not None:
+            continue  # a line each
         if holder.pod is not None:
             yield f"pod {holder.namespace}/{holder.pod}"
         if holder.job is not None:

@@ -7,9 +7,13 @@ agree. Each sentence begins in lower case and stands alone.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from exporter.attribution.ledger import Unresolved
 from exporter.findings import (
     CRITICAL,
+    HALF_COUNTED,
     INFO,
+    STEADY_SPREAD,
+    USEFUL_EXCESS,
     WARNING,
     XID_CRITICAL,
     XID_PROGRAM,
@@ -347,6 +351,50 @@ def prefix_cache_collapsed(
         f"{percent(usual)}: prompts are computed again"
     )
     return Finding(WARNING, "prefix_cache_collapsed", text)
+
+
+def precision_or_product_mismatch(
+    workload: str, *, explained: float | None, spread: float | None
+) -> Finding | None:
+    """An engine that needs more than was executed, or steadily half of it.
+
+    `explained` is what its tokens and the waste that it counts need, over the executed FLOP; `spread`
+    is how far the minutes lie apart, over their mean.
+    """
+    if explained is None or spread is None:
+        return None
+    needs = f"{workload} needs {percent(explained)} of the FLOP that were counted"
+    causes = "precision, product or model is not the assumed one"
+    if explained > USEFUL_EXCESS:
+        return Finding(WARNING, "precision_or_product_mismatch", f"{needs}: {causes}")
+    low, high = HALF_COUNTED
+    if low <= explained <= high and spread <= STEADY_SPREAD:
+        text = f"{needs}, steadily: {causes}, or half of the work is padding"
+        return Finding(INFO, "precision_or_product_mismatch", text)
+    return None
+
+
+def useful_share_fell(
+    workload: str, *, recent: float | None, usual: float | None
+) -> Finding | None:
+    """An engine that turns far less of the executed FLOP into tokens than usual."""
+    if recent is None or usual is None or recent >= limit("usefulDrop") * usual:
+        return None
+    text = f"{percent(recent)} of what {workload} executes becomes tokens, usually {percent(usual)}"
+    return Finding(INFO, "useful_share_fell", text)
+
+
+def shares_not_measured(holders: int, why: Unresolved | None) -> Finding | None:
+    """A shared device whose work is divided equally, and what would help."""
+    if why is None:
+        return None
+    reason = {
+        "namespace": "the exporter does not see the host's processes; hostPID: true would help",
+        "owners": "none of its processes could be assigned to one; CAP_SYS_PTRACE or root would help",
+        "driver": "the driver reports no SM time per process",
+    }[why]
+    text = f"its work is divided equally among {holders} holders: {reason}"
+    return Finding(INFO, "shares_not_measured", text)
 
 
 # ---- probes ----

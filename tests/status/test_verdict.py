@@ -343,3 +343,61 @@ class TestPrefixCache:
     def test_no_collapse(self, recent, usual):
         """A smaller fall, a cache that never mattered, too little known, a rise."""
         assert verdict.prefix_cache_collapsed("chat", recent=recent, usual=usual) is None
+
+
+class TestUsefulShare:
+    """Useful over executed FLOP: on a recorded GPU 0.85, the rest is padding."""
+
+    def test_more_useful_than_executed(self):
+        """1.7 times: fp8 work that was counted at bf16's rate, 0.85 × 2."""
+        finding = verdict.precision_or_product_mismatch("chat", explained=1.7, spread=0.3)
+
+        assert finding is not None
+        assert (finding.kind, finding.severity) == ("precision_or_product_mismatch", "warning")
+        assert "170" in finding.text
+
+    def test_a_steady_half(self):
+        """0.425: bf16 work that was counted at fp8's rate, 0.85 / 2. It may be padding, so it is a note."""
+        finding = verdict.precision_or_product_mismatch("chat", explained=0.425, spread=0.02)
+
+        assert finding is not None
+        assert finding.severity == "info"
+        assert "padding" in finding.text
+
+    @pytest.mark.parametrize(
+        ("explained", "spread"),
+        [(0.85, 0.02), (1.02, 0.02), (0.425, 0.2), (0.2, 0.02), (None, None)],
+    )
+    def test_no_mismatch(self, explained, spread):
+        """Padding, noise, a half that moves with the batch, a fifth, nothing known."""
+        assert (
+            verdict.precision_or_product_mismatch("chat", explained=explained, spread=spread)
+            is None
+        )
+
+    def test_a_fall(self):
+        """0.5 of a usual 0.8 is 62 %, below 70 %."""
+        finding = verdict.useful_share_fell("chat", recent=0.5, usual=0.8)
+
+        assert finding is not None
+        assert (finding.kind, finding.severity) == ("useful_share_fell", "info")
+
+    @pytest.mark.parametrize(("recent", "usual"), [(0.57, 0.8), (None, 0.8), (0.5, None)])
+    def test_no_fall(self, recent, usual):
+        """71 % of it; little known."""
+        assert verdict.useful_share_fell("chat", recent=recent, usual=usual) is None
+
+
+@pytest.mark.parametrize(
+    ("why", "words"),
+    [("namespace", "hostPID: true"), ("owners", "CAP_SYS_PTRACE"), ("driver", "no SM time")],
+)
+def test_shares_that_are_not_measured(why, words):
+    """It says what would help, where anything would."""
+    finding = verdict.shares_not_measured(3, why)
+
+    assert finding is not None
+    assert finding.severity == "info"
+    assert "3 holders" in finding.text
+    assert words in finding.text
+    assert verdict.shares_not_measured(3, None) is None

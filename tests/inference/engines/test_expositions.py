@@ -93,6 +93,16 @@ class TestSglang:
         assert (model.generated_tokens, model.finished.requests) == (60, 6)
         assert (model.decode_context, model.cache_used_tokens) == (None, 600)
 
+    def test_tokens_computed_again(self):
+        """700 were computed, 620 of them for the first time: 80 after a retraction."""
+        text = exposition("sglang-current")
+        effective = (
+            'sglang:prefill_effective_tokens_total{model_name="acme/tiny",mode="input"} 620\n'
+        )
+
+        assert read_all("sglang", text)["acme/tiny"].recomputed_tokens is None
+        assert read_all("sglang", text + effective)["acme/tiny"].recomputed_tokens == 80
+
     def test_cached_tokens_by_source(self):
         """The source called total is not added to its parts."""
         text = exposition("sglang-current").replace("sglang:realtime_tokens", "sglang:other")

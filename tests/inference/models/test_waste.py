@@ -1,0 +1,117 @@
+"""What engines compute in vain, in FLOP worked by hand."""
+
+import pytest
+
+from exporter.inference.cache_share import CacheShare
+from exporter.inference.models.work import Cost, Work
+from exporter.inference.reading import ModelReading
+from exporter.inference.waste import WasteBooks
+from tests.inference.models.shapes import TINY
+
+
+NOTHING = ModelReading()
+
+
+def entered(
+    reading: ModelReading = NOTHING,
+    work: Work | None = None,
+    cost: Cost | None = None,
+    lost: float = 0.0,
+) -> WasteBooks:
+    """Books after one window at a mean context of 10 tokens."""
+    books = WasteBooks()
+    enter(books, reading, work, cost, lost)
+    return books
+
+
+def enter(
+    books: WasteBooks,
+    reading: ModelReading = NOTHING,
+    work: Work | None = None,
+    cost: Cost | None = None,
+    lost: float = 0.0,
+) -> None:
+    books.enter(
+        TINY, reading, work or Work(), cost or Cost(), context_tokens=10.0, lost_tokens=lost
+    )
+
+
+def test_a_rejected_draft_costs_a_token_with_its_logits() -> None:
+    """2 layers of 576 parameters are 2,304 FLOP, the head 160, attention to 10 keys 2 × 32 × 10: 3,104 each."""
+    books = entered(work=Work(rejected_tokens=3.0))
+
+    assert books.rejected_drafts == 3 * (2304 + 160 + 640)
+    assert (books.preemption, books.lost_cache_hits) == (0.0, 0.0)
+
+
+def test_a_token_computed_again_is_a_prompts() -> None:
+    """Without logits; of the 55 pairs of 10 tokens, 64 FLOP each, every token has a tenth: 352."""
+    assert entered(ModelReading(recomputed_tokens=5.0)).preemption == 5 * (2304 + 352)
+
+
+def test_counters_that_are_not_written_at_once() -> None:
+    """Two tokens too few in one scrape are taken off the five of the next; the counter never falls."""
+    books = entered(ModelReading(recomputed_tokens=-2.0))
+    assert books.preemption == 0.0
+
+    enter(books, ModelReading(recomputed_tokens=5.0))
+    assert books.preemption == 3 * (2304 + 352)
+
+
+def test_lost_hits_are_their_part_of_the_prompts() -> None:
+    """40 of 100 computed prompt tokens: 40 % of the window's prefill FLOP, and never more than all of it."""
+    work, cost = Work(prefill_tokens=100.0), Cost(prefill_flops=10_000.0)
+
+    assert entered(work=work, cost=cost, lost=40.0).lost_cache_hits == 4000.0
+    assert entered(work=work, cost=cost, lost=150.0).lost_cache_hits == 10_000.0
+
+
+def test_hits_are_lost_while_the_cache_has_collapsed() -> None:
+    """From 80 %: when the fall is plain 75 % are usual, and of 1,000 prompt tokens with 100 hits 650 are lost."""
+    share = CacheShare()
+    for _ in range(240):
+        share.observe(15, 800, 200)
+    assert share.lost(700, 300) == 0.0
+    while share.fallen_seconds == 0:
+        share.observe(15, 100, 900)
+
+    assert share.lost(100, 900) == pytest.approx(650, abs=10)
+    assert share.lost(900, 100) == 0.0
+
+
+class TestWhatIsKnown:
+    """True or absent: a cause that the engine does not count is left out."""
+
+    def test_an_engine_that_counts_nothing(self) -> None:
+        """llama.cpp: neither preemptions nor drafts nor hits."""
+        assert WasteBooks().known(NOTHING, preemptions=0.0, usual_share_known=True) == {}
+
+    def test_preemptions_alone(self) -> None:
+        """vLLM counts preemptions, but not the tokens: none is nothing wasted, one is not known."""
+        reading = ModelReading(preemptions=0.0)
+        books = WasteBooks()
+
+        assert books.known(reading, preemptions=0.0, usual_share_known=False) == {"preemption": 0.0}
+        assert books.known(reading, preemptions=1.0, usual_share_known=False) == {}
+
+    def test_tokens_computed_again(self) -> None:
+        """SGLang counts them."""
+        reading = ModelReading(preemptions=1.0, recomputed_tokens=5.0)
+        books = entered(reading)
+
+        assert books.known(reading, preemptions=7.0, usual_share_known=False) == {
+            "preemption": books.preemption
+        }
+
+    def test_drafts_and_hits(self) -> None:
+        """With speculative decoding and a prefix cache, once its usual share is known."""
+        reading = ModelReading(draft_tokens=4.0, cached_tokens=9.0)
+        books = entered(work=Work(rejected_tokens=1.0))
+
+        assert books.known(reading, preemptions=0.0, usual_share_known=False) == {
+            "rejected_drafts": 3104.0
+        }
+        assert books.known(reading, preemptions=0.0, usual_share_known=True) == {
+            "rejected_drafts": 3104.0,
+            "lost_cache_hits": 0.0,
+        }
