@@ -20,7 +20,7 @@ from typing import Any, Final
 import torch
 
 from flopwatch.processor import clock_hertz
-from probes.allowance import Allowance
+from probes.allowance import MARGIN, Allowance
 from probes.arena import Arena
 from probes.device import ARENA_BYTES_MIN, CACHE_MULTIPLE, Chunk, Enqueue, ProbeDevice
 from probes.judgement import undisturbed_run
@@ -76,8 +76,9 @@ class CpuDevice(ProbeDevice):
         threads = self._core_threads()
         allowance.busy()
         before = ThreadTimes()
+        limit = allowance.left_seconds / MARGIN
         pieces = [
-            thread.submit(_pieces, enqueue, core, least, most)
+            thread.submit(_pieces, enqueue, core, least, most, limit)
             for core, thread in enumerate(threads)
         ]
         done = [piece.result() for piece in pieces]
@@ -94,7 +95,8 @@ class CpuDevice(ProbeDevice):
         allowance.busy()
         before = ThreadTimes()
         try:
-            return task()
+            # On one core: a team of threads would wait awake for one that others keep from working.
+            return self._core_threads()[0].submit(task).result()
         finally:
             allowance.idle(before.seconds_since() / self.units)
 
@@ -155,13 +157,18 @@ def _bind(*core: int) -> None:
     torch.set_num_threads(1)
 
 
-def _pieces(enqueue: Enqueue, core: int, least: int, most: int) -> tuple[list[float], float | None]:
+def _pieces(
+    enqueue: Enqueue, core: int, least: int, most: int, limit_seconds: float
+) -> tuple[list[float], float | None]:
     """The processor time of runs on this core, until enough agree, and its clock.
 
     Left out are those in which the thread had to leave the core: it came back to foreign caches.
     """
     spans: list[float] = []
+    begun = time.thread_time()
     for number in range(1 + most):
+        if time.thread_time() - begun >= limit_seconds:
+            break
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
         start = time.thread_time_ns()
         enqueue(core)

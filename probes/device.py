@@ -97,7 +97,8 @@ class ProbeDevice(ABC):
     def core_by_core(self, allowance: Allowance, enqueue: Enqueue, least: int, most: int) -> Chunk:
         """On all cores at once, run `i` on core `i`: once to fill the caches, then until runs agree.
 
-        A core does `least` runs that were not interrupted, and `most` runs altogether at most.
+        A core does `least` runs that were not interrupted, and `most` runs altogether at most; it
+        ends early when its part of the allowance is used up.
         The times are those in which the machine does one run on each core, the fastest first.
         """
         raise NotImplementedError(self.kind)

@@ -220,12 +220,8 @@ def _core_by_core(
     short run between two preemptions.
     """
     timed = _Timed()
-    first = device.core_by_core(allowance, prepared.run, 1, 1)
-    # Each of the cores did two runs.
-    fitting = int(allowance.left_seconds / MARGIN / (first.device_seconds / 2)) - 1
-    most = min(DISTURBED_FACTOR * request.timed_runs, fitting)
-    if most >= TIMED_RUNS_MIN:
-        timed.add(device.core_by_core(allowance, prepared.run, request.timed_runs, most))
+    most = DISTURBED_FACTOR * request.timed_runs
+    timed.add(device.core_by_core(allowance, prepared.run, request.timed_runs, most))
     return timed
 
 
