@@ -1,4 +1,4 @@
-"""The daemon: everything put together, started, reloaded and ended."""
+"""The daemon: assembles, starts, reloads and stops everything."""
 
 import contextlib
 import os
@@ -57,7 +57,7 @@ _Part = TypeVar("_Part")
 # The first scrape should find the devices: the server waits this long for their first tick, and
 # listens all the same when the driver is slower.
 _FIRST_TICK_SECONDS = 0.8
-# SIGTERM ends the process within two seconds; these are its parts.
+# SIGTERM ends the process within two seconds, split into these parts.
 _SERVER_GRACE_SECONDS = 0.5
 _SAMPLING_GRACE_SECONDS = 0.3
 _SERVICES_GRACE_SECONDS = 0.3
@@ -68,7 +68,7 @@ _END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 # A mismatch of library and kernel module is shown to one scrape, or for this long, before the
 # process ends so that its supervisor starts one that loads the new library.
 _MISMATCH_SECONDS = 60.0
-# The driver is there, but not for this process: its supervisor shall start another one.
+# The driver works, but not for this process: its supervisor should start a new one.
 EXIT_DRIVER = EXIT_TRANSIENT
 
 
@@ -143,9 +143,9 @@ class Daemon:
             self._stop()
 
     def reload(self) -> str:
-        """Read configuration and web configuration again; returns what became of it, in words.
+        """Read configuration and web configuration again; returns the outcome as text.
 
-        Raises FlopwatchError; all stays as it was.
+        Raises FlopwatchError, and then nothing changes.
         """
         with self._reload_lock:
             try:
@@ -170,7 +170,7 @@ class Daemon:
             return f"configuration reloaded; restart to change {', '.join(waiting)}"
 
     def _mark(self, now: float) -> object:
-        """Differs whenever there is something new to build a State of."""
+        """Changes whenever there is something new to build a State from."""
         return self._host.mark(now), self._reload_status, self._config.sampling
 
     def _parts(self, now: float) -> Parts:
@@ -191,7 +191,7 @@ class Daemon:
         )
 
     def _charge(self, state: State) -> Bill:
-        """A bill that fails is empty, and takes nothing else with it."""
+        """A bill that fails is empty, and affects nothing else."""
         by_process = self._config.holders.by_process
         return self._part("bill", lambda: self._ledger.charge(state, by_process=by_process), Bill())
 
@@ -210,7 +210,7 @@ class Daemon:
         return part
 
     def _exposed(self, state: State) -> Iterator[Part]:
-        """Everything that a scrape shows, in the order in which it counts for the limit."""
+        """Everything that a scrape shows, in the order in which it counts towards the series limit."""
         yield OWN.of(state.reload)
         yield HOST_FACTS.of((self._machine.facts(), time.time()))
         yield FINDINGS.of(self._status.findings())
@@ -258,10 +258,10 @@ class Daemon:
     def _missing_gpus(self, state: State) -> Iterator[tuple[str, int | str]]:
         """Each GPU index, or UUID of a workload, of the configuration that this host does not have, and where it stands.
 
-        It may be a mistake, or a GPU that has not come up: the others are watched all the same.
+        It may be a mistake, or a GPU that has not come up: the others are watched anyway.
         """
         if state.pending:
-            return  # the driver has not said yet which there are
+            return  # the driver has not listed the GPUs yet
         known = {device.identity.index for device in state.devices}
         known |= {device.identity.uuid for device in state.devices}
         wanted: list[tuple[str, int | str | None]] = [
@@ -278,7 +278,7 @@ class Daemon:
                 yield place, index
 
     def _warn_of_missing_gpus(self) -> None:
-        """Once for each, also for one that goes missing later."""
+        """Log each once, including one that goes missing later."""
         state = self._live.now()
         known = ",".join(device.identity.index for device in state.devices)
         missing = tuple(self._missing_gpus(state))
@@ -326,9 +326,9 @@ class Daemon:
                     return EXIT_DRIVER
 
     def _feed_watchdog(self) -> None:
-        """Tell systemd that all is well, unless a sampler stands still by a fault of ours.
+        """Send the watchdog message, unless a sampler is stuck through a bug of ours.
 
-        A device whose driver call hangs is no such fault: a new process would hang as well.
+        A hanging driver call is no such bug: a new process would hang as well.
         """
         stalled = self._host.stalled(time.monotonic())
         if not stalled:
@@ -342,7 +342,7 @@ class Daemon:
             self.reload()
         except FlopwatchError:
             log.debug("reload_refused_by_signal")
-        except Exception:  # no memory, no thread: as it is, it goes on
+        except Exception:  # no memory or no thread: it continues as it is
             self._reload_status = replace(self._reload_status, successful=False)
             log.exception("reload_failed")
 
@@ -354,7 +354,7 @@ class Daemon:
 
 
 def end_process(code: int) -> None:
-    """End now. Threads in driver calls that never return would keep the interpreter from it."""
+    """Exit at once: threads in driver calls that never return would keep the interpreter alive."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, at start or since
             stream.flush()

@@ -24,7 +24,7 @@ Calibrations = dict[str, dict[str, Calibration]]
 
 
 def read_calibrations(file: StateFile) -> Calibrations:
-    """All that was measured; empty when there is nothing or it cannot be used."""
+    """All measurements; empty when there are none or they are unusable."""
     return file.read(_SECTION, Calibrations) or {}
 
 

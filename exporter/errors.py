@@ -17,7 +17,7 @@ EXIT_USAGE = 2
 
 
 class FlopwatchError(Exception):
-    """A failure with a message made for people: one line, naming the place and the remedy."""
+    """A failure with a message for people: one line, naming the place and the remedy."""
 
     exit_code: ClassVar[int] = EXIT_USAGE
 
@@ -35,10 +35,10 @@ class WebConfigError(FlopwatchError):
 
 
 class ListenError(FlopwatchError):
-    """An address is malformed, or not ours to bind."""
+    """An address is malformed, or may never be bound."""
 
 
 class AddressUnavailableError(ListenError):
-    """An address that cannot be bound now: in use, not this machine's yet, or not resolved yet."""
+    """An address that cannot be bound now: in use, not assigned yet, or not resolved yet."""
 
     exit_code = EXIT_TRANSIENT

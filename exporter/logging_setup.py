@@ -16,7 +16,7 @@ import structlog
 from flopwatch.threads import BoundedThread
 
 
-# A start on 16 GPUs logs some 50 lines. A reader that is this far behind has stopped reading.
+# A start on 16 GPUs logs some 50 lines. A reader this far behind has stopped reading.
 _LINES_MAX: Final = 1000
 _EXIT_SECONDS: Final = 1.0
 _STANDARD_ERROR: Final = 2

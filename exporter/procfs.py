@@ -52,7 +52,7 @@ def process_name(pid: int, proc: Path = PROC) -> str:
 
 
 def process(pid: int, proc: Path = PROC) -> Process | None:
-    """The process of this id now; None if there is none to be seen."""
+    """The process with this id now; None if there is none or it is hidden."""
     # The name, in parentheses, may hold spaces and parentheses.
     fields = read(pid, "stat", proc).rpartition(")")[2].split()
     try:
@@ -81,14 +81,14 @@ def owner(pid: int, proc: Path = PROC) -> int | None:
 
 
 def processes(proc: Path = PROC) -> list[Process]:
-    """All processes that can be seen."""
+    """All visible processes."""
     return [found for pid in _pids(proc) if (found := process(pid, proc)) is not None]
 
 
 def with_descendants(roots: Collection[int], proc: Path = PROC) -> frozenset[int]:
-    """The processes `roots` and all that they have started, at any depth.
+    """The processes `roots` and all their descendants.
 
-    A process that is older than its parent is none of its children: the parent's id is another's now.
+    A process older than its parent is not its child: the parent's id has been reused.
     """
     if not roots:
         return frozenset()
@@ -109,7 +109,7 @@ def with_descendants(roots: Collection[int], proc: Path = PROC) -> frozenset[int
 
 
 def ancestors(pid: int, proc: Path = PROC, most: int = 16) -> tuple[int, ...]:
-    """The parent of a process, its parent and so on, without the first process of all."""
+    """The ancestors of a process, without process 1."""
     found: list[int] = []
     while len(found) < most:
         here = process(pid, proc)
@@ -121,7 +121,7 @@ def ancestors(pid: int, proc: Path = PROC, most: int = 16) -> tuple[int, ...]:
 
 
 def network_namespace(pid: int | str, proc: Path = PROC) -> str | None:
-    """The network namespace of a process (or `self`); None if it is not ours to see."""
+    """The network namespace of a process (or `self`); None without permission."""
     try:
         return os.readlink(f"{proc}/{pid}/ns/net")  # noqa: PTH115
     except OSError:
@@ -142,7 +142,7 @@ def addresses(pid: int, proc: Path = PROC) -> tuple[str, ...]:
 
 
 def listening(pid: int, proc: Path = PROC) -> tuple[Listener, ...]:
-    """All TCP sockets that are listened on in the network namespace of a process."""
+    """All listening TCP sockets in the network namespace of a process."""
     return tuple(_listening(f"{proc}/{pid}/net"))
 
 

@@ -1,4 +1,4 @@
-"""Prometheus' HTTP API, as far as the commands need it: instant queries."""
+"""Prometheus' HTTP API, as far as the commands use it: instant queries."""
 
 import json
 import urllib.parse
@@ -18,7 +18,7 @@ class Series:
 
 
 class PrometheusApi:
-    """Asks one Prometheus, or whatever speaks its API. `url` may carry a user name and a password."""
+    """Queries a Prometheus-compatible API. `url` may carry a user name and a password."""
 
     def __init__(self, url: str, *, timeout_seconds: float = 60.0) -> None:
         self._url = url.rstrip("/")

@@ -1,4 +1,4 @@
-"""What sources hand over: frozen values in SI units, `None` where a value could not be read.
+"""What sources return: frozen values in SI units, `None` where a value could not be read.
 
 Instants are seconds on the monotonic clock and come with the reading: accounting has no clock.
 """
@@ -24,11 +24,11 @@ RECOVERY_ACTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class DeviceIdentity:
-    """A device that can be monitored: a GPU, a MIG instance, or the host processor.
+    """A monitored device: a GPU, a MIG instance, or the host processor.
 
-    `index` is the NVML index ("0"), or "cpu0"; `minor` the number of the device node, which need not
-    be the index; `mig` the GPU instance id of a MIG instance, `placement` the id of its profile and
-    its first memory slice, where the driver tells them.
+    `index` is the NVML index ("0"), or "cpu0"; `minor` the number of the device node, which need
+    not be the index; `mig` the GPU instance id of a MIG instance, `placement` the id of its profile
+    and its first memory slice, where the driver reports them.
     """
 
     index: str
@@ -92,7 +92,7 @@ class FastReading:
     nvlink_transmit_bytes: float | None = None
     module_power_watts: float | None = None
     module_energy_joules: float | None = None
-    # SM seconds by process id since the device was opened; None where the driver tells none.
+    # SM seconds by process id since the device was opened; None where the driver reports none.
     process_sm_seconds: Mapping[int, float] | None = None
 
 
@@ -108,8 +108,8 @@ class ProcessUse:
 class SlowReading:
     """What is read every slow interval: health, links, limits, processes.
 
-    `nvlinks_unknown` counts links that did not answer this time, and `processes_incomplete` says that
-    the driver's list had entries that cannot be processes: sums over either are not known then.
+    `nvlinks_unknown` counts links that did not answer this time, and `processes_incomplete` says
+    that the driver's list had impossible entries: sums over either are unknown then.
     """
 
     at_seconds: float
@@ -181,7 +181,7 @@ class ActivityWindow:
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What the host says of itself; None where it cannot be read."""
+    """What the host reports about itself; None where it cannot be read."""
 
     expected_gpus: int | None = None
     boot_unix_seconds: float | None = None

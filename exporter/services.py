@@ -1,7 +1,7 @@
 """What runs beside the sampling: probes, inference engines, holders of the GPUs, calibration, advice.
 
-Each has threads or processes of its own, asks only the State, and answers with a frozen value that
-becomes a part of the next one.
+Each has its own threads or processes, reads only the State, and returns a frozen value that becomes
+a part of the next State.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Services:
     def __init__(
         self, config: Config, *, now: Callable[[], State], latest: Callable[[], State]
     ) -> None:
-        """`now` gives the State of now, `latest` the last one built: for use while one is built."""
+        """`now` returns the current State, `latest` the last one built."""
         state_path = usable_state_path(config.state_file)
         self.calibration = CalibrationFile(state_path)
         self.probes = ProbeService(
@@ -47,14 +47,14 @@ class Services:
         self.advisor.start()
 
     def stop(self, timeout_seconds: float) -> None:
-        """End all services; none gets longer than this."""
+        """Stop all services; each has at most this long."""
         self.probes.stop(timeout_seconds)
         self.workloads.stop(timeout_seconds)
         self.holders.stop(timeout_seconds)
         self.advisor.stop(timeout_seconds)
 
     def configure(self, config: Config) -> None:
-        """Go on with another configuration."""
+        """Apply another configuration."""
         self.probes.configure(config.probes)
         self.workloads.configure(config.workloads)
         self.holders.configure(config.holders)

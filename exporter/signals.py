@@ -1,4 +1,4 @@
-"""Signals, read by the main thread where it waits and nowhere else.
+"""Signals, read only where the main thread waits.
 
 The handlers do nothing: a thousand signals a second must not nest one handler in another. The
 interpreter writes each signal's number to a socket, and the main thread waits for that.
@@ -22,14 +22,14 @@ class SignalWaiter:
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
         theirs.setblocking(False)
-        # A full socket loses numbers of which earlier ones are still there to be read.
+        # A full socket drops numbers, of which earlier ones are still unread.
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         self._theirs = theirs  # kept open
         for number in signals:
             signal.signal(number, _nothing)
 
     def wait(self, seconds: float) -> frozenset[int]:
-        """The signals that came, each once; empty after `seconds` without any."""
+        """The signals received, each once; empty after `seconds` without any."""
         readable, _, _ = select.select([self._ours], [], [], seconds)
         if not readable:
             return frozenset()

@@ -1,4 +1,4 @@
-"""The State: one frozen snapshot of everything that is known about the host.
+"""The State: one frozen snapshot of everything known about the host.
 
 Samplers and services publish their parts. `build_state` combines them into a State and applies the
 freshness rule, which is applied nowhere else: a device that is lost, hung or stale has no readings
@@ -26,7 +26,7 @@ from probes.records import ProbeResults, ProbesSnapshot
 # Stands for the UUID of a device that has not answered yet.
 UNKNOWN = "unknown"
 
-# Probes, workloads and holders change at their own pace: their parts are taken this often.
+# Probes, workloads and holders change at their own pace: their parts are collected this often.
 _PARTS_SECONDS = 1.0
 # A copy probe that reached less than half of the theoretical bandwidth, or more than all of it, says
 # something about the probe and not about the memory.
@@ -42,7 +42,7 @@ DeviceName = tuple[str, str]  # index and UUID: a device that has not answered h
 class SourceHealth:
     """Health of a source on one device. Errors are counted by reason since the daemon started.
 
-    `missing_fields` are fields that the source does not deliver now, and should.
+    `missing_fields` are fields that the source should deliver and does not.
     """
 
     up: bool
@@ -93,7 +93,7 @@ class DeviceState:
         return self.identity.index.startswith("cpu")
 
     def without_readings(self, why: Absence) -> "DeviceState":
-        """The device with its identity and health, and nothing that was read from it."""
+        """The device with its identity and health, without readings."""
         sources = {
             name: replace(health, up=False, missing_fields=())
             for name, health in self.sources.items()
@@ -129,7 +129,7 @@ class SampledHost:
 
 @dataclass(frozen=True, slots=True)
 class ReloadStatus:
-    """How the last load of the configuration went, and when one last succeeded (Unix time)."""
+    """Whether the last load of the configuration succeeded, and when one last did (Unix time)."""
 
     successful: bool
     last_success_unix_seconds: float
@@ -201,7 +201,7 @@ class State:
         return self._by_key.get((found.identity.index, mig))
 
     def held(self, key: DeviceKey) -> DeviceState | None:
-        """The device that a holder's name means; None where this host does not list it."""
+        """The device that a holder names; None where this host does not list it."""
         if key.minor is not None:
             gpu = self._by_minor(key.minor)
         else:
@@ -311,7 +311,7 @@ class LiveState:
 
 
 def _fresh(device: DeviceState, hung: frozenset[DeviceName], now: float) -> DeviceState:
-    """The device as it may be shown at `now`."""
+    """The device as shown at `now`."""
     if device.identity.key in hung:
         return device.without_readings("hung")
     if not device.up:

@@ -1,4 +1,4 @@
-"""YAML without its traps.
+"""Strict YAML.
 
 PyYAML's safe loader speaks YAML 1.1 and forgives: the last of two equal keys wins silently, `on`
 is true, `1e3` is a string, `1:30` is 90, `2024-01-01` a date. This one resolves scalars by the

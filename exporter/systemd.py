@@ -1,6 +1,6 @@
 """systemd's notification protocol, by the socket alone: sd_notify(3).
 
-Outside of systemd there is no socket, and every call does nothing.
+Outside systemd there is no socket, and every call does nothing.
 """
 
 import os
@@ -31,11 +31,11 @@ class Notifier:
 
     @property
     def is_supervised(self) -> bool:
-        """Whether somebody listens."""
+        """Whether there is a socket."""
         return self._address is not None
 
     def ready(self, status: str = "") -> None:
-        """The daemon serves; with `Type=notify` the start is complete. Also ends a reload."""
+        """The daemon is serving; with `Type=notify` the start is complete. Also ends a reload."""
         self._send("READY=1", status)
 
     def reloading(self, monotonic_seconds: float | None = None) -> None:
@@ -44,11 +44,11 @@ class Notifier:
         self._send(f"RELOADING=1\nMONOTONIC_USEC={int(now * _MICROSECONDS)}")
 
     def stopping(self, status: str = "") -> None:
-        """The daemon ends."""
+        """The daemon is stopping."""
         self._send("STOPPING=1", status)
 
     def status(self, text: str) -> None:
-        """A line for `systemctl status`."""
+        """Set the line that `systemctl status` shows."""
         self._send("", text)
 
     def watchdog(self) -> None:
@@ -73,7 +73,7 @@ class Notifier:
 
 
 def watchdog_interval_seconds(environ: Mapping[str, str] = os.environ) -> float | None:
-    """How often to send `watchdog`: half of what systemd allows. None when it does not watch us."""
+    """How often to send `watchdog`: half of what systemd allows. None without a watchdog."""
     microseconds = environ.get("WATCHDOG_USEC", "")
     watched = environ.get("WATCHDOG_PID", "")
     if watched and watched != str(os.getpid()):
@@ -87,5 +87,5 @@ def _address(text: str) -> str | None:
     """The socket's address: a path, or with `@` a name in the abstract namespace."""
     if text.startswith("@"):
         return "\0" + text[1:]
-    # Others, such as vsock for virtual machines, are not for a service.
+    # Others, such as vsock for virtual machines, do not occur for a service.
     return text if text.startswith("/") else None

@@ -1,4 +1,4 @@
-"""The SM clock over a window, and what held it below its maximum.
+"""The SM clock over a window, and what kept it below its maximum.
 
 Clock event reasons are NVML's bit mask (nvml.h, nvmlClocksEventReasons).
 """
@@ -49,8 +49,8 @@ def summarise_clocks(
 ) -> ClockWindow:
     """Mean clock over the window, and the causes of the clock below `max_hertz`.
 
-    Each sample stands for the time nearer to it than to its neighbours. A cause weighs with the
-    clock that was missing while its reason bits were set; without any loss, with time.
+    Each sample stands for the time nearer to it than to its neighbours. A cause is weighted with
+    the clock lost while its reason bits were set, or with time where no clock was lost.
     """
     total = clocked = idle = power = thermal = other = 0.0
     for weight, sample in _weights(samples, start_seconds, end_seconds):

@@ -1,4 +1,4 @@
-"""Counters that only grow, whatever the device does."""
+"""Counters that never fall, whatever the device does."""
 
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ TICK_DURATION_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 
 
 class DeviceCounter:
-    """Follows a counter of the device, and stays monotonic when the device starts it anew.
+    """Follows a counter of the device, and stays monotonic when the device restarts it.
 
-    The first reading is taken as it is, unless something was added before; then it is only where
-    the next one is counted from. A reading below the last one means that the device was reset or
-    the driver reloaded: what it counted meanwhile was not seen and is not counted.
+    The first reading is the value, unless something was added before; then it is only the base of
+    the next one. A reading below the last one means that the device was reset or the driver
+    reloaded: what it counted meanwhile was not seen and is not counted.
     """
 
     __slots__ = ("_last", "value")
@@ -26,11 +26,11 @@ class DeviceCounter:
 
     @property
     def followed(self) -> bool:
-        """Whether the device has ever told its counter."""
+        """Whether the device has ever reported its counter."""
         return self._last is not None
 
     def add(self, amount: float) -> None:
-        """Count what was found out otherwise, as long as the device does not count itself."""
+        """Add an amount known from elsewhere, as long as the device does not count itself."""
         self.value = (self.value or 0.0) + amount
 
     def follow(self, reading: float | None) -> None:
@@ -47,8 +47,8 @@ class DeviceCounter:
 class SpanCounter:
     """A counter with two sources that come and go: the device's own, and sums over spans of time.
 
-    It never falls, and no instant is counted twice: what the device's counter has covered is taken
-    out of a span, and after a span the device's counter only says where it stands.
+    It never falls, and no instant is counted twice: what the device's counter has covered is
+    deducted from a span, and after a span the device's next reading is only a new base.
     """
 
     __slots__ = ("_counted_until", "_last", "value")
@@ -69,7 +69,7 @@ class SpanCounter:
         self._last = reading
 
     def add(self, amount: float, start_seconds: float, end_seconds: float) -> None:
-        """Take what a span brought, evenly spread over it."""
+        """Add the amount of a span, spread evenly over it."""
         begin = max(start_seconds, self._counted_until)
         if end_seconds <= begin:
             return

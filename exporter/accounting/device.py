@@ -1,4 +1,4 @@
-"""The books of one device: readings in, counters and last-tick gauges out.
+"""The accounts of one device: readings in, counters and last-tick gauges out.
 
 Time is accounted in windows that tile it: a window starts where the last one ended, so that no
 span is counted twice; a span longer than the caller's limit was not watched and is left out.
@@ -22,13 +22,13 @@ from exporter.accounting.time_split import REACHABLE_BANDWIDTH, STATE_NAMES, spl
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, FastReading
 
 
-# A window that rests on NVML's utilization alone: graphics activity is known, nothing inside it.
+# A window based on NVML's utilization alone: graphics activity is known, and nothing more detailed.
 COARSE_SOURCE = "nvml"
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Everything cumulative of one device at one instant. None: never read."""
+    """All counters of one device at one instant. None: never read."""
 
     flop: Mapping[tuple[PipeWork, str], float] = field(default_factory=dict)
     state_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class LastWindow:
 
 
 class DeviceAccounts:
-    """Keeps the books of one device. Used by one thread."""
+    """Keeps the accounts of one device. Used by one thread."""
 
     def __init__(self, identity: DeviceIdentity, peaks: Peaks) -> None:
         self._identity = identity
@@ -80,19 +80,19 @@ class DeviceAccounts:
         self._ticks: dict[str, Histogram] = {}
 
     def revalue(self, identity: DeviceIdentity, peaks: Peaks) -> None:
-        """From now on the device is this, and its peaks are these; what was counted stays."""
+        """Use this identity and these peaks from now on; counters are kept."""
         self._identity = identity
         self._peaks = peaks
 
     def observe_clock(self, sample: ClockSample) -> None:
-        """Take one sample of the clock; those of a window decide its mean clock."""
+        """Take one sample of the clock; the samples of a window give its mean clock."""
         self._clocks_passed += 1
         if self._clocks_passed < self._clock_stride:
             return
         self._clocks_passed = 0
         self._clocks.append(sample)
         if len(self._clocks) > _CLOCK_SAMPLES_MAX:
-            # Fewer of all, and not the newest alone: the mean is of the whole window.
+            # Thin out all of them and keep not only the newest: the mean is of the whole window.
             del self._clocks[1::2]
             self._clock_stride *= 2
 
@@ -109,8 +109,8 @@ class DeviceAccounts:
         """Account one tick and return the window that it closed, if any.
 
         `window` is the activity window that ended with this tick; `window_started_seconds` the
-        start of the one now open, so that time that it will cover is not booked coarsely. What no
-        window has covered and none will is booked by utilization alone.
+        start of the one now open, so that the time it will cover is not accounted for coarsely.
+        Time that no window covers, now or later, is accounted for by utilization alone.
         """
         self._watch(fast, max_window_seconds)
         self._energy.follow(fast.energy_joules)
@@ -132,14 +132,14 @@ class DeviceAccounts:
         return last
 
     def forget_open_spans(self) -> None:
-        """After a gap (device lost, call hung): start anew, count nothing of what was not seen."""
+        """After a gap (device lost, call hung): start over and count nothing of the gap."""
         self._last_fast_at = None
         self._forget_utilization()
         self._clocks.clear()
         self._clock_stride = 1
 
     def counters(self) -> Counters:
-        """The books as they stand."""
+        """The current counters."""
         return Counters(
             flop=dict(self._flop),
             state_seconds=dict(self._states),
@@ -163,7 +163,7 @@ class DeviceAccounts:
     def without_falls(self, slow: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of a SlowReading just read, with their counters as they may be shown.
 
-        The device's own counters begin anew with a reset; none is shown below what it was before.
+        The device's own counters restart at a reset; none is shown below its earlier value.
         """
         shown = dict(slow)
         for name in ("ecc_errors", "nvlink_errors", "c2c_errors"):
@@ -198,7 +198,7 @@ class DeviceAccounts:
     def _coarse_window(
         self, fast: FastReading, open_since_seconds: float | None
     ) -> ActivityWindow | None:
-        """The time that no activity window covers, known by NVML's utilization alone.
+        """Account for the time that no activity window covers, by NVML's utilization alone.
 
         Mostly it is the last tick's; more where a window that was open has been given up.
         """
@@ -243,7 +243,7 @@ class DeviceAccounts:
         )
         for state in STATE_NAMES:
             seconds = getattr(split, state)
-            # `unresolved` stays away from devices on which everything can be told apart.
+            # Devices on which every state is known have no `unresolved`.
             if seconds or state != "unresolved" or state in self._states:
                 self._states[state] = self._states.get(state, 0.0) + seconds
         achieved: dict[str, float] = {}
@@ -292,7 +292,7 @@ class DeviceAccounts:
             return
         for name, bit in EVENT_REASONS.items():
             counter = self._reason_counters[name]
-            if not counter.followed:  # no counter of the device's: by its mask, tick by tick
+            if not counter.followed:  # the device has no counter: by its mask, tick by tick
                 counter.add(elapsed if fast.event_reasons & bit else 0.0)
 
     def _follow_traffic(self, fast: FastReading, window: ActivityWindow | None) -> None:
@@ -314,7 +314,7 @@ _TRAFFIC_NAMES = (
     "c2c_receive_bytes",
     "c2c_transmit_bytes",
 )
-# One tick has a handful, a minute of DCGM's some hundreds; a bound for windows that never close.
+# One tick has a handful, a minute of DCGM's a few hundred; a bound for windows that never close.
 _CLOCK_SAMPLES_MAX = 256
 # Windows are timed by two clock readings around a driver call: an overlap of a microsecond is rounding.
 _OVERLAP_TOLERANCE_SECONDS = 1e-6

@@ -1,8 +1,8 @@
 """Operations done in a window, from pipe activities.
 
-activity x SM cycles x SM count x dense FLOP per cycle and SM. The tensor activity of GPM's HMMA
-metric says how long the half-precision matrix pipe worked, not in which precision: its work is
-valued at the headline precision. Integer matrix work is IMMA, FP64 matrix work DMMA or DFMA.
+activity x SM cycles x SM count x dense FLOP per cycle and SM. GPM's HMMA metric says how long the
+half-precision matrix pipe was active, not in which precision: its work is valued at the headline
+precision. Integer matrix work is IMMA, FP64 matrix work DMMA or DFMA.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from exporter.readings import ActivityWindow
 PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "fp6", "fp4", "int8", "int4")
 INTEGER_PRECISIONS = frozenset({"int8", "int4"})
 # Precisions for which NVIDIA documents no GPM metric. Field reports disagree whether Hopper's FP8
-# moves HMMA or only ANY_TENSOR, so tensor time that no named pipe claims is theirs.
+# moves HMMA or only ANY_TENSOR, so tensor time of no named pipe is attributed to them.
 _UNDOCUMENTED_PIPE = frozenset({"fp8", "fp6", "fp4"})
 
 

@@ -7,8 +7,8 @@ from exporter.accounting.peaks import PeakOverride, Peaks, find_peaks
 from exporter.readings import ActivityWindow, DeviceIdentity
 
 
-# Memory and its bandwidth are handed out in eighths of the GPU (quarters on smaller boards, which
-# are eighths too). Source: MIG User Guide, tables of supported profiles.
+# Memory and its bandwidth are assigned in eighths of the GPU (quarters on smaller boards, which are
+# eighths too). Source: MIG User Guide, tables of supported profiles.
 _MEMORY_SLICES = 8
 
 _ACTIVITIES = (
@@ -40,7 +40,7 @@ def instance_peaks(
 ) -> Peaks:
     """Peaks of an instance: the GPU's by its share of the SMs and of the memory slices.
 
-    Instances have no NVLink. Without an SM count there are no FLOP/s: better none than wrong ones.
+    Instances have no NVLink. Without an SM count there are no FLOP/s rather than wrong ones.
     `override` is what the configuration says of the whole GPU.
     """
     whole = find_peaks(gpu, override)
@@ -55,7 +55,7 @@ def instance_peaks(
     if instance.sm_count is None:
         return replace(peaks, flops={})
     if whole.sm_count is None:
-        # A GPU in MIG mode does not say how many SMs it has, so it has no FLOP/s to share.
+        # A GPU in MIG mode does not report its SM count, so it has no FLOP/s to share.
         part = find_peaks(replace(gpu, sm_count=instance.sm_count))
         return replace(
             peaks, flops=part.flops, tensor_rate=part.tensor_rate, plain_rate=part.plain_rate
@@ -77,7 +77,7 @@ def whole_gpu_window(parts: Sequence[InstanceWindow]) -> ActivityWindow | None:
     """The GPU's window from those of all its instances; SMs that no instance has stand idle.
 
     For GPUs that answer for their instances but not for themselves. An activity that one instance
-    does not know is not known of the GPU. None without parts.
+    does not report is unknown for the GPU. None without parts.
     """
     if not parts:
         return None

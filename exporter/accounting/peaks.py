@@ -34,7 +34,7 @@ _TENSOR_KEYS = {
 }
 _PLAIN_KEYS = {"fp64": "fp64", "fp32": "fp32", "fp16": "fp16"}
 _FIRST_WITH_BF16 = (8, 0)
-# Where a compute capability has one class of boards alone.
+# Compute capabilities with a single class of boards.
 _ONE_CLASS = {
     "7.0": "7.0/dc",
     "8.0": "8.0/dc",
@@ -46,13 +46,13 @@ _ONE_CLASS = {
 }
 _FULL_HOPPER = re.compile(r"H(100|200|800)")  # H20 and its like have a quarter of the rate
 _FULL_HOPPER_SMS = 100
-# Mining boards and those with a D behind their number are cut down in ways that no rate tells.
+# Mining boards and those with a D suffix are cut down in ways that no rate describes.
 _CAPPED = re.compile(r"CMP|\d ?D\b")
 _NOT_IN_TABLE = "not in the table of models: derived from its silicon"
 # Share of the maximum clock at which data sheets rate the tensor pipe.
 _CLASS_TENSOR_SHARE = {"9.0/dc": 0.924, "10.0/dc": 0.944, "10.3/dc": 0.913}
-# Boards that NVML gives a higher maximum clock than their data sheet: 2100 of 1695 MHz (RTX A5000),
-# 3105 of 2520 (RTX 4090); of a laptop's GPU the sheet depends on its cooling.
+# Boards for which NVML reports a higher maximum clock than their data sheet: 2100 of 1695 MHz (RTX
+# A5000), 3105 of 2520 (RTX 4090); of a laptop's GPU the sheet depends on its cooling.
 _CLOCKS_ABOVE_SHEET = ("RTX", "GeForce", "TITAN", "Quadro", "Laptop", "Max-Q", "Mobile")
 # NVML's memory in GiB over the sheet's gigabytes: ECC and the driver take up to an eighth.
 _SIZE_SHARES = (0.86, 1.06)
@@ -99,7 +99,7 @@ class Peaks:
 
     @property
     def default_precision(self) -> str | None:
-        """The precision at which tensor work is valued when nobody says better."""
+        """The precision at which tensor work is valued when nothing more specific is known."""
         for precision in ("bf16", "fp16", "fp32"):
             if precision in self.flops or precision in self.tensor_rate:
                 return precision
@@ -108,7 +108,7 @@ class Peaks:
 
 @dataclass(frozen=True, slots=True)
 class PeakOverride:
-    """What the configuration says of a GPU's peaks: it overrules the table and the driver.
+    """A GPU's configured peaks, which override the table and the driver.
 
     `flops` is dense FLOP/s by precision, `dram_bytes_per_second` the device memory's bandwidth.
     """
@@ -118,7 +118,7 @@ class PeakOverride:
     dram_bytes_per_second: float | None = None
 
     def __bool__(self) -> bool:
-        """Whether it says anything."""
+        """Whether it sets anything."""
         return (
             bool(self.flops) or self.sm_count is not None or self.dram_bytes_per_second is not None
         )
@@ -138,10 +138,10 @@ def pcie_bytes_per_second(generation: int, width: int) -> float | None:
 def find_peaks(identity: DeviceIdentity, override: PeakOverride | None = None) -> Peaks:
     """Peaks of a GPU: what the configuration says, else its data sheet, else its silicon.
 
-    A name alone proves little: a row of the table counts only where nothing that the driver says
-    of the board (compute capability, SMs, memory size and bandwidth) contradicts it. A GPU that
-    can be placed neither by name nor by compute capability has no peaks at all: better none than
-    wrong ones.
+    A name alone proves little: a row of the table is used only where nothing that the driver
+    reports about the board (compute capability, SMs, memory size and bandwidth) contradicts it. A
+    GPU that neither its name nor its compute capability identifies has no peaks rather than wrong
+    ones.
     """
     if override:
         identity = replace(identity, sm_count=override.sm_count or identity.sm_count)
@@ -175,7 +175,7 @@ def _found(identity: DeviceIdentity) -> Peaks:
 
 
 def _is_like(gpu: Mapping[str, Any], name: str) -> bool:
-    """Whether the name is of the row's family: by its patterns, or a part of it as a vGPU."""
+    """Whether the name belongs to the row's family: by its patterns, or as a vGPU of it."""
     return any(fnmatchcase(name, pattern) for pattern in gpu.get("like", ())) or any(
         name.startswith(f"{known}-") for known in gpu["names"]
     )
@@ -186,7 +186,7 @@ def _fits_capability(gpu: Mapping[str, Any], identity: DeviceIdentity) -> bool:
 
 
 def _contradiction(gpu: Mapping[str, Any], identity: DeviceIdentity) -> str | None:
-    """What the driver says of the board that cannot be true of the row's model; None if nothing."""
+    """What the driver reports about the board that contradicts the row's model; None if nothing."""
     if not _fits_capability(gpu, identity):
         assert identity.compute_capability is not None
         major, minor = identity.compute_capability
@@ -256,8 +256,8 @@ def _derived(
 ) -> Peaks:
     """SMs x rate x maximum clock; the tensor pipe at the share of it that data sheets rate it at.
 
-    Boards for the desk or the lap may clock higher than their sheet says, by a quarter: of those
-    the rates are known, and so their FLOP, but no peak.
+    Desktop and laptop boards may clock a quarter higher than their sheet says: their rates, and so
+    their FLOP, are known, but no peak.
     """
     peaks = Peaks(
         origin="derived",
@@ -297,10 +297,10 @@ def _derived(
 
 
 def _overruled(peaks: Peaks, identity: DeviceIdentity, override: PeakOverride) -> Peaks:
-    """The peaks with what the configuration says in their place.
+    """The peaks with the configured figures in their place.
 
-    A figure that the silicon's known rate cannot explain changes the rate with it, so that FLOP
-    and peak stay of one piece.
+    A figure that the silicon's known rate does not explain changes the rate too, so that FLOP and
+    peak stay consistent.
     """
     flops = {**peaks.flops, **override.flops}
     tensor_rate, plain_rate = dict(peaks.tensor_rate), dict(peaks.plain_rate)
@@ -360,7 +360,7 @@ def _class_capability(gpu_class: str) -> tuple[int, int]:
 
 
 def _class_of(identity: DeviceIdentity) -> tuple[str | None, str | None]:
-    """Row of the rate table for a GPU whose name says nothing, and why it is a guess or none.
+    """Row of the rate table for a GPU with an unknown name, and why it is a guess or there is none.
 
     Boards of one compute capability differ by two (GeForce, L40) or four (H20): a class is taken
     only where the name or the silicon leaves no choice.

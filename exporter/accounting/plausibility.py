@@ -1,4 +1,4 @@
-"""Values that a driver gives in good faith and that cannot be true.
+"""Finds values that a driver reports and that cannot be true.
 
 Seen in the field: utilization latched at 100 % after work has ended (GSP firmware), profiling
 counters that answer only zeros after an Xid or under another profiler, counters that stand still
@@ -16,7 +16,7 @@ from exporter.readings import ActivityWindow, FastReading
 
 
 class Inconsistency(StrEnum):
-    """What was found to be false."""
+    """A contradiction between the values of a device."""
 
     UTILIZATION_LATCHED = "utilization_latched"
     ACTIVITY_SILENT = "activity_silent"
@@ -28,7 +28,7 @@ class Inconsistency(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PlausibleTick:
-    """A tick without what is false in it, and what that was, by name of the value."""
+    """A tick without its false values, and these by the name of the value."""
 
     fast: FastReading
     window: ActivityWindow | None
@@ -85,7 +85,7 @@ class Plausibility:
         self._counters: dict[str, _WatchedCounter] = {}
 
     def restart(self) -> None:
-        """After a gap: what was seen before it proves nothing."""
+        """After a gap: earlier observations prove nothing."""
         self._utilizations.clear()
         self._powers.clear()
         self._readings = self._streak_readings = 0
@@ -99,7 +99,7 @@ class Plausibility:
         window: ActivityWindow | None,
         power_limit_watts: float | None,
     ) -> PlausibleTick:
-        """Take out of a tick what cannot be true. `window` is the one that ended with it, if any."""
+        """Remove impossible values from a tick. `window` is the one that ended with it, if any."""
         false: dict[str, Inconsistency] = {}
         fast = self._without_false_counters(fast, power_limit_watts, false)
         self._readings += 1
@@ -129,7 +129,7 @@ class Plausibility:
     def _weigh(
         self, window: ActivityWindow, utilization: float | None, power_limit_watts: float | None
     ) -> None:
-        """Decide by this window, and those before it, whether somebody lies, and who."""
+        """Decide by this window and earlier ones whether a value is false, and which."""
         power = _mean(self._powers)
         share = power / power_limit_watts if power is not None and power_limit_watts else None
         if not (is_silent(window) and _at_work(utilization, share)):
@@ -180,9 +180,9 @@ class Plausibility:
 
 
 class _WatchedCounter:
-    """The last value of a counter that was believed, and since when it has stood still.
+    """The last accepted value of a counter, and since when it has not moved.
 
-    One that is lower than before is a reset of the device, or a reading gone wrong: the next tells.
+    A lower value is a reset of the device or a wrong reading: the next one decides.
     """
 
     __slots__ = ("_at", "_fell", "_moved_at", "_value")
@@ -221,14 +221,14 @@ def is_silent(window: ActivityWindow) -> bool:
 
 
 def _at_work(utilization: float | None, power_share: float | None) -> bool:
-    """Whether utilization says that kernels run; without it, whether power leaves no other way."""
+    """Whether utilization says that kernels run; without it, whether power proves it."""
     if utilization is None:
         return power_share is not None and power_share >= _POWER_WORKING_ALONE
     return utilization >= _BUSY
 
 
 def without_activity(window: ActivityWindow, utilization: float | None) -> ActivityWindow:
-    """The window without what is false: only its time, if graphics activity is zero too."""
+    """The window without false values: only its time, if graphics activity is zero too."""
     nothing: dict[str, Any] = dict.fromkeys(_OF_THE_SMS)
     if window.graphics is not None and window.graphics > _NOTHING:
         return replace(window, **nothing)

@@ -1,8 +1,8 @@
 """Peak rates of host processors: cores x FLOP per cycle and core x clock, held against measurements.
 
-FLOP per cycle and core is the width of the vectors over that of the precision, times the units
-that multiply and add at once, times 2 for a fused multiply-add. What no source below states is
-left out: then the peak is the highest rate that was measured.
+FLOP per cycle and core is the width of the vectors over that of the precision, times the units that
+multiply and add at once, times 2 for a fused multiply-add. Where no source below states it, the
+peak is the highest measured rate.
 
 - AMD: Software Optimization Guides for families 17h (55723, 56305), 19h (56665: Zen 3; 57647: Zen 4)
   and 1Ah (58455: Zen 5). Zen 4 sends 512 bits through units of 256 in two passes.

@@ -14,7 +14,7 @@ _HEAD = """# Support matrix
 
 What flopwatch measures on which GPU, how exactly, and what is an estimate. The tables are generated from the
 table of GPU models by `python -m exporter.accounting.support_matrix`; nothing here was measured on hardware
-unless it says so. `flopwatch check` tells the same of the host it runs on.
+unless it says so. `flopwatch check` reports the same for the host it runs on.
 
 ## Where the FLOPS come from
 
@@ -25,11 +25,10 @@ unless it says so. `flopwatch check` tells the same of the host it runs on.
 | `dcgm` | Volta to Ada data-centre GPUs, with a dcgm-exporter on the node | means of DCGM's collection interval (30 s by default), fields as its counters file has them | As `gpm`, at DCGM's interval. Where two passes of counters are needed, DCGM multiplexes them. |
 | none | GeForce before the 50 series, vGPU that shares a GPU, Jetson, confidential computing | NVML's utilization, clocks, power | No FLOPS. Time is `idle`, `clock_*` or `unresolved`. |
 
-Support is found out by live samples when a device is opened, never by its name, and found out again after
-the driver was reloaded or the MIG mode has changed. GPM that is there and has no value (a GPU that sleeps) is
-tried again every minute, as where the driver keeps it from the daemon; `dcgm` stands in meanwhile. GPM that was
-delivering and is refused is tried again at once, and then from second to second up to once a minute. The table of
-models below only decides the peaks.
+Support is detected by live samples when a device is opened, never by its name, and again after the driver was
+reloaded or the MIG mode has changed. GPM without values (a sleeping GPU), or refused by the driver, is tried again
+every minute; `dcgm` is used meanwhile. GPM that worked and is refused is tried again at once, then every second,
+and finally once a minute. The table of models below only decides the peaks.
 
 ## By family
 
@@ -45,8 +44,8 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "`gpm`",
         "all states",
         (
-            "FP8, FP6 and FP4 have no counter of their own: they are taken to be counted with HMMA, or where "
-            "only the union of tensor pipes moves, from that. Set the precision, or let an engine say it. "
+            "FP8, FP6 and FP4 have no counter of their own: they are counted with HMMA, or by the union of the "
+            "tensor pipes where only that moves. Set the precision, or let it be detected from an engine. "
             "NVLink recoveries come from new fields."
         ),
     ),
@@ -68,8 +67,8 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         (
             "C2C links to the processor: traffic, state, speed, errors (newer drivers). Power, energy and power limit "
             "of the module beside those of the GPU; the GPUs of one module show the same. Energy is asked for with "
-            "the GPU's scope, where the driver has it: without one, GH200 has been reported to tell the module's "
-            "(zeus#172). Memory is the GPU's own as NVML gives it: the processor's is memory of the host."
+            "the GPU's scope, where the driver has it: without one, GH200 has been reported to return the module's "
+            "(zeus#172). Memory is the GPU's own as NVML reports it; the processor's memory is not included."
         ),
     ),
     (
@@ -90,8 +89,8 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "as the fields allow",
         (
             "SM count, memory and peaks by the instance's profile. The GPU itself: its own row where dcgm-exporter "
-            "has one, else put together from its instances' rows by their share of the SMs (bandwidth: of the memory "
-            "slices); an activity that one instance does not tell is unknown for the GPU. With instances of different "
+            "has one, otherwise assembled from its instances' rows by their share of the SMs (bandwidth: of the memory "
+            "slices); an activity that one instance does not report is unknown for the GPU. With instances of different "
             "sizes DCGM has been reported to show the larger ones too low (DCGM#138, DCGM#248), and values above 1 "
             "(DCGM#152), which are left out."
         ),
@@ -102,8 +101,8 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "`dcgm`",
         "all states with all fields; with dcgm-exporter's default fields tensor and idle only, the rest `unresolved`",
         (
-            "Profiling needs a dcgm-exporter with SYS_ADMIN and nobody else's profiler on the GPU. What its counters "
-            "file lacks is named by `flopwatch_source_field_missing`."
+            "Profiling needs a dcgm-exporter with SYS_ADMIN and no other profiler on the GPU. Fields missing from its "
+            "counters file are named by `flopwatch_source_field_missing`."
         ),
     ),
     (
@@ -111,7 +110,7 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "`dcgm`",
         "`dcgm`",
         "as above",
-        "No BF16: tensor work is valued as FP16. HMMA and IMMA are not told apart. Pages retire instead of rows.",
+        "No BF16: tensor work is valued as FP16. HMMA and IMMA are not distinguished. Pages are retired where newer GPUs remap rows.",
     ),
     (
         "GeForce from the 50 series, RTX PRO Blackwell",
@@ -124,11 +123,11 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         ),
     ),
     (
-        "GeForce before, TITAN",
+        "GeForce before the 50 series, TITAN",
         "none",
         "none",
         "`idle`, `clock_*`, `unresolved`",
-        "Neither GPM nor DCGM's profiling.",
+        "Neither GPM nor DCGM profiling.",
     ),
     (
         "GB10 (DGX Spark), Thor, Orin",
@@ -149,7 +148,7 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "none",
         "none",
         "`idle`, `unresolved`",
-        "Peaks are those of the whole GPU, of which the guest has a time slice. Watch the host.",
+        "Peaks are those of the whole GPU, of which the guest has a time slice. Monitor the host instead.",
     ),
     (
         "Confidential computing",
@@ -163,7 +162,7 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "as the GPU",
         "as the GPU",
         "as the GPU",
-        "Reading needs no CUDA context. Probes hold off and say so.",
+        "Reading needs no CUDA context. Probes are held back and report why.",
     ),
 )
 
@@ -173,18 +172,18 @@ _ESTIMATES = """
 | figure | of what | how good |
 | --- | --- | --- |
 | `flopwatch_flop_total{pipe="tensor"}` | operations, from the time the pipe was active | An upper bound by up to the pipe's issue gaps while active; `flopwatch calibrate` measures the error of a device, `flopwatch_estimator_error_ratio` exports it. Structured sparsity counts as dense. |
-| `flopwatch_flop_total{pipe="fp64|fp32|fp16"}` | operations, every instruction taken for a fused multiply-add | An upper bound: additions and multiplications alone are half of it. |
-| `flopwatch_dram_bytes_total` | share of the theoretical bandwidth x time | As good as the theoretical bandwidth; within some per cent. |
-| state `memory` | waiting that bandwidth explains | A model: DRAM activity over what a copy reaches (measured by the probe, else 92 %). |
-| `flopwatch_peak_flops` of `flopwatch_peak_info{origin="derived"}` | SMs x rate x maximum clock | Within about 10 % of a data sheet; where that cannot be promised (laptops, boards for the desk that the table lacks, boards with a D) there is no peak. |
+| `flopwatch_flop_total{pipe="fp64|fp32|fp16"}` | operations, every instruction counted as a fused multiply-add | An upper bound: a plain addition or multiplication is half of that. |
+| `flopwatch_dram_bytes_total` | share of the theoretical bandwidth x time | As good as the theoretical bandwidth; within a few percent. |
+| state `memory` | waiting explained by bandwidth | A model: DRAM activity over what a copy reaches (measured by the probe, else 92 %). |
+| `flopwatch_peak_flops` of `flopwatch_peak_info{origin="derived"}` | SMs x rate x maximum clock | Within about 10 % of a data sheet; where that cannot be guaranteed (laptop boards, desktop boards that are not in the table, boards with a D suffix) there is no peak. |
 
-## What is found to be false
+## Implausible values
 
-A utilization of 100 % without any SM active at idle power, activities of zero at working power, counters that
-stand still, jump, or fall for one reading: left out, counted in
-`flopwatch_source_errors_total{reason="implausible"}`; what time that makes unknown goes to `unresolved`.
-Contradictions must last three seconds. MIG instances that show nothing at all while the power of their GPU
-leaves no other way than work are left out with it: which of them lies cannot be told.
+A utilization of 100 % without an active SM at idle power, activities of zero at working power, and counters that
+get stuck, jump, or fall for one reading are left out and counted in
+`flopwatch_source_errors_total{reason="implausible"}`; time that becomes unknown goes to `unresolved`.
+Contradictions must last three seconds. If all MIG instances report no activity while the power of their GPU
+proves work, all of them are left out: which one is wrong is unknown.
 
 ## Peaks by model
 
@@ -192,12 +191,11 @@ Dense data-sheet figures in TFLOP/s (TOP/s for int8), from NVIDIA's data sheets 
 sheet leaves out are SMs x rate x its clock. 'Tensor clock' is the clock at which the sheet rates the tensor
 pipe: at the boost clock, ratios reach boost over tensor clock.
 
-A row counts only for a board that it can be: compute capability, SM count, memory size (86 to 106 % of the
-sheet's) and memory clock x bus width (92 to 109 % of its bandwidth) as NVML tells them must agree. A board that
-contradicts its row, or fits only a pattern (`*`) and contradicts it, is derived from its
-silicon, and `flopwatch check` says why. Boards of one compute capability differ by two (GeForce, L40, L20) or by
-four (H20): where neither name nor silicon decides, there is no peak and no FLOP, rather than a wrong one. `gpus` in the
-configuration overrules all of it: `peaks`, `sm_count`, `dram_bandwidth`.
+A row is used only for a board that agrees with it: compute capability, SM count, memory size (86 to 106 % of the
+sheet's) and memory clock x bus width (92 to 109 % of its bandwidth) as reported by NVML. The peaks of a board that
+contradicts its row are derived from its silicon, and `flopwatch check` says why. Boards of one compute capability differ by two (GeForce, L40, L20) or by
+four (H20): where neither name nor silicon decides, there is no peak and no FLOP rather than a wrong one. `gpus` in the
+configuration overrides everything: `peaks`, `sm_count`, `dram_bandwidth`.
 
 | model | NVML names | class | SMs | boost / tensor clock MHz | fp64 | fp32 | fp16 | bf16 | fp8 | fp4 | int8 | memory GB | memory GB/s |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -206,8 +204,8 @@ configuration overrules all of it: `peaks`, `sm_count`, `dram_bandwidth`.
 _RATES_HEAD = """
 ## Rates by class
 
-Dense operations per clock and SM, a fused multiply-add counted as two: what a GPU is valued with that is not among
-the models above. `dc` data centre and professional boards, `gf` GeForce, `a10g`, `l40` and `h20` boards of their own.
+Dense operations per clock and SM, a fused multiply-add counted as two: used for GPUs that are not among the
+models above. `dc` data centre and professional boards, `gf` GeForce, `a10g`, `l40` and `h20` boards of their own.
 CUDA C++ Programming Guide and Best Practices Guide, architecture whitepapers.
 
 """

@@ -115,7 +115,7 @@ def _busy_states(window: ActivityWindow, running: float, reachable_bandwidth: fl
 
 
 def _memory_share(dram: float | None, sm: float, reachable_bandwidth: float) -> float | None:
-    """Share of the SMs' waiting that memory explains: how near DRAM was to its reach while busy."""
+    """Share of the SMs' waiting explained by memory: DRAM's share of its reachable bandwidth."""
     if dram is None:
         return None
     if sm <= 0:

@@ -1,7 +1,7 @@
 """Source `cpu`: the host processor, standing in for a GPU where there is none.
 
-Utilization, clock, memory and energy come from /proc and /sys. What it could do comes from the
-micro-probes; what it does, from its own counters (`perf`) where the kernel lets us read them.
+Utilization, clock, memory and energy come from /proc and /sys. The micro-probes measure what it can
+do; its own counters (`perf`) what it does, where the kernel allows reading them.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ class CpuSource:
         return ClockSample(self._clock(), self._hertz(), None)
 
     def read(self) -> FastReading:
-        """Utilization since the reading before, clock, memory, energy where it may be read."""
+        """Utilization since the previous reading, clock, memory, and energy where it is readable."""
         memory = self._memory()
         size, free = memory.get("MemTotal"), memory.get("MemAvailable")
         sample = self.read_clock()
@@ -86,7 +86,7 @@ class CpuSource:
         return min(1.0, max(0.0, share))
 
     def _cpu_times(self) -> _Times | None:
-        """Clock ticks of the processors that may be used, together: columns user to steal of /proc/stat."""
+        """Clock ticks of all usable processors together: columns user to steal of /proc/stat."""
         names = {f"cpu{number}" for number in self.processor.allowed}
         lines = [line.split() for line in (self._text("proc/stat") or "").splitlines()]
         rows = [line[1:9] for line in lines if line and line[0] in names and len(line) >= 6]
@@ -140,8 +140,8 @@ class CpuSource:
     def _energy_joules(self) -> float | None:
         """Sum over packages (Intel RAPL); readable for root only on most kernels.
 
-        None while one of them does not answer: when it did again, all that it ever used would be
-        counted as used since.
+        None while one of them does not answer: the sum would jump by its whole counter when it came
+        back.
         """
         known = [_number(_read(path)) for path in self._energy_paths]
         numbers = [number for number in known if number is not None]
@@ -159,7 +159,7 @@ def _read(path: Path) -> str | None:
 
 
 def _number(text: str | None) -> float | None:
-    """The number in a file of /sys; some kernels write '<unknown>' where they know none."""
+    """The number in a file of /sys; some kernels write '<unknown>' instead."""
     try:
         return float(text) if text else None
     except ValueError:

@@ -92,7 +92,7 @@ class Device:
         self.calls = self.in_use = self.window = None
 
     def revalue(self, peaks: Peaks) -> None:
-        """Its peaks are these from now on; what was counted stays."""
+        """Use these peaks from now on; counters are kept."""
         self.peaks = peaks
         if self._accounts is not None:
             self._accounts.revalue(self.identity, peaks)
@@ -110,7 +110,7 @@ class Device:
 
     @property
     def sm_count(self) -> int | None:
-        """Number of SMs, as the driver tells it or else as the model has them."""
+        """Number of SMs: as configured, as the driver reports it, or as the model has."""
         return self.peaks.sm_count if self.peaks is not None else self.identity.sm_count
 
     @property
@@ -155,7 +155,7 @@ class Device:
     def measure(
         self, fast: FastReading, settings: SamplingSettings
     ) -> tuple[FastReading, ActivityWindow | None]:
-        """Read the source in use, and leave out what cannot be true. Raises NvmlError."""
+        """Read the source in use and drop impossible values. Raises NvmlError."""
         self._succeeded = time.time()
         self.window = None if self.in_use is None else self.in_use.read(fast, settings)
         if self.gpu is not None:
@@ -227,7 +227,7 @@ class Device:
     ) -> ActivityWindow | None:
         """The window of an instance, without an activity of zero that its GPU contradicts.
 
-        An instance has no power reading of its own, so only the GPU's power can show that it works.
+        An instance has no power reading of its own, so only the GPU's power shows that it is busy.
         """
         if not gpu_is_silent or window is None or not is_silent(window):
             return window
@@ -236,7 +236,7 @@ class Device:
         return without_activity(window, None)
 
     def _count_false(self, false: Mapping[str, Inconsistency]) -> None:
-        """Count what was left out of this tick; one log line for each change."""
+        """Count the values dropped in this tick; one log line for each change."""
         for name in false:
             if name != _ACTIVITY:
                 self._errors["implausible"] += 1

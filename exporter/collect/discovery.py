@@ -1,4 +1,4 @@
-"""Looks for GPUs that came while the daemon runs: hot-plugged, replaced, or back under another UUID.
+"""Finds GPUs that appear while the daemon runs: hot-plugged, replaced, or back under another UUID.
 
 It has a thread of its own: a driver call that hangs here holds up nothing but the finding of new
 GPUs. A GPU that left is found out by its own sampler, and stays down: somebody must see to it. One
@@ -21,13 +21,13 @@ from exporter.state import UNKNOWN
 
 log = structlog.get_logger(__name__)
 
-# More GPUs than any host has, those that left counted in: a bound for a driver that makes up UUIDs.
+# More GPUs than any host has, including those that left: a bound for a driver that makes up UUIDs.
 _GPUS_MAX = 64
 _SOON_SECONDS = 1.0
 
 
 class DeviceDiscovery:
-    """Compares the driver's list of GPUs with those that are sampled, once a slow interval."""
+    """Compares the driver's list of GPUs with the sampled ones, once a slow interval."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class DeviceDiscovery:
                 again = self.look()
             except NvmlError as error:  # the driver is away: the samplers bring it back
                 log.debug("device_discovery_failed", reason=error.reason)
-            except Exception:  # a fault of ours must not end the looking for good
+            except Exception:  # a bug of ours must not end discovery permanently
                 log.exception("device_discovery_fault")
 
     def look(self) -> bool:
@@ -75,7 +75,7 @@ class DeviceDiscovery:
             gpu = known.get(uuid)
             for holder in self._holders(gpus, handle):
                 if gpu is None and holder.uuid.startswith(NO_UUID):
-                    gpu = holder  # it would not tell its UUID when it was opened
+                    gpu = holder  # it did not report its UUID when it was opened
                 elif holder is not gpu:
                     holder.handle_reassigned(epoch)
             if gpu is not None:
@@ -96,7 +96,7 @@ class DeviceDiscovery:
         return again
 
     def _listed(self, gpus: Sequence[SampledGpu]) -> list[tuple[int, Any, str]]:
-        """Index, handle and UUID of what the driver lists, but for those that hang or never answered."""
+        """Index, handle and UUID of the listed GPUs, except those that hang or never answered."""
         # One that has never answered is found by its own sampler, by its index.
         left_alone = {index for index, _uuid in self._hung()} | {
             gpu.identity.index for gpu in gpus if gpu.uuid == UNKNOWN and not gpu.index_taken
@@ -123,7 +123,7 @@ class DeviceDiscovery:
     def _predecessor(
         handle: Any, gpus: Sequence[SampledGpu], listed_uuids: frozenset[str]
     ) -> SampledGpu | None:
-        """The GPU that had this one's place on the bus, and that the driver lists nowhere any more."""
+        """The GPU that was at this one's bus address and that the driver no longer lists."""
         places = {
             gpu.identity.pci_bus_id: gpu
             for gpu in gpus
@@ -140,7 +140,7 @@ class DeviceDiscovery:
         return places.get(bus_id.decode(errors="replace") if isinstance(bus_id, bytes) else bus_id)
 
     def _welcome(self, index: int, uuid: str, gpus: Sequence[SampledGpu]) -> None:
-        """Begin to sample a GPU that is new here: by one that still waits for its own, if any does."""
+        """Begin to sample a new GPU, with a sampler that still waits for a GPU if there is one."""
         waiting = next((gpu for gpu in gpus if gpu.index_taken), None)
         if waiting is not None:
             log.info("gpu_found", gpu=index, uuid=uuid)
@@ -152,7 +152,7 @@ class DeviceDiscovery:
             log.warning("gpu_not_sampled", gpu=index, uuid=uuid, most=_GPUS_MAX)
 
     def _forget_replaced(self, gpus: Sequence[SampledGpu], listed: Sequence[SampledGpu]) -> None:
-        """Forget those that are gone, and whose place on the bus another answers from."""
+        """Forget GPUs that are gone and whose bus address another GPU answers from."""
         at_place = {gpu.identity.pci_bus_id: gpu for gpu in listed if gpu.handle is not None}
         for gpu in gpus:
             bus_id = gpu.identity.pci_bus_id
@@ -166,7 +166,7 @@ class DeviceDiscovery:
 
     @staticmethod
     def _holders(gpus: Sequence[SampledGpu], handle: object) -> list[SampledGpu]:
-        """The GPUs that are read through this very handle; the driver may use it for another now."""
+        """The GPUs read through this handle, which the driver may have given to another GPU."""
         address = handle_address(handle)
         opened = [(gpu, gpu.handle) for gpu in gpus]
         return [gpu for gpu, held in opened if held is not None and handle_address(held) == address]

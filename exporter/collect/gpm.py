@@ -25,13 +25,13 @@ from exporter.state import SourceHealth
 
 log = structlog.get_logger(__name__)
 
-# GPM may have no value for a while (a GPU that sleeps), or be kept from us: try again this often.
+# GPM may have no value for a while (a sleeping GPU), or be refused: try again this often.
 RETRY_SECONDS = 60.0
 # Where it has delivered before, sooner: another process may have turned its stream off and on.
 _FIRST_RETRY_SECONDS = 1.0
-# So many readings in a row may fail with the samples kept: cycles of the time between are not lost.
+# The samples survive so many failed readings in a row: no cycles in between are lost.
 _FAILURES_MAX = 3
-# A device that has no GPM may have it after a change of the driver that nobody announces.
+# A device without GPM may get it from a driver update that nobody announces.
 UNSUPPORTED_RETRY_SECONDS = 600.0
 IMPLAUSIBLE = "implausible"
 _CLOCK_SAMPLES = 4
@@ -61,7 +61,7 @@ class Gpm(ActivitySource):
 
     @classmethod
     def prepare(cls, sources: Sequence["Gpm"]) -> None:
-        """Try GPM on all devices where that is due. One trial for all takes a third of a second."""
+        """Try GPM on all devices where a trial is due. One trial for all takes a third of a second."""
         trials = {windows: source for source in sources if (windows := source.to_try())}
         if not trials:
             return
@@ -100,7 +100,7 @@ class Gpm(ActivitySource):
             if isinstance(error, (DeviceLost, DriverGone, DriverMismatch)):
                 raise
             self._failures += 1
-            # A MIG instance may have been made again at its place with the same name.
+            # A MIG instance may have been recreated in its place with the same name.
             is_instance = self.device.gpu is not None
             if isinstance(error, NotSupported) and (is_instance or self._failures >= _FAILURES_MAX):
                 self._begin_anew()
@@ -144,7 +144,7 @@ class Gpm(ActivitySource):
     def implausible(self) -> None:
         """Count a window, or a value in it, that cannot be true."""
         self._errors[IMPLAUSIBLE] += 1
-        self._delivered = False  # until a window comes out of this reading all the same
+        self._delivered = False  # unless this reading yields a window anyway
 
     def health(self, *, up: bool) -> dict[str, SourceHealth]:
         """Health under the name of the source last in use; empty while GPM is turned off."""
@@ -188,7 +188,7 @@ class Gpm(ActivitySource):
             self._failure = None
             self._unsupported = False
         elif self._has_delivered:
-            # NOT_SUPPORTED, too, is no fact of a device that has GPM.
+            # Even NOT_SUPPORTED is not final for a device that has GPM.
             self.failed(error)
             self._wait()
         elif isinstance(error, NotSupported):
@@ -212,7 +212,7 @@ class Gpm(ActivitySource):
         """Drop the samples of a device that answered before and now refuses.
 
         A MIG instance may have been replaced by another one with the same name. GPM is tried again
-        at once. Where that happens repeatedly, it waits up to a minute: a trial delays all devices.
+        at once, or after up to a minute where this happens repeatedly: a trial delays all devices.
         """
         now = time.monotonic()
         is_first = now - self._anew_at >= RETRY_SECONDS

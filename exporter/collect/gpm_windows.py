@@ -1,4 +1,4 @@
-"""GPM's samples of one GPU or MIG instance, made into activity windows.
+"""Turns GPM samples of one GPU or MIG instance into activity windows.
 
 `gpm_cycles` counts SM cycles since boot (drivers of the 595 branch and newer); it is used where a
 live trial shows that the counter runs at the SM clock. `gpm` knows percentages of each window.
@@ -35,7 +35,7 @@ _TRIAL_WINDOWS = 3
 _CLOCK_TOLERANCE = 0.3
 # GPUs idle at 5 % of their maximum clock or above (H100: 345 of 1980 MHz, GeForce: 180 of 2900).
 _LOWEST_CLOCK_SHARE = 0.05
-# No clock is this slow: a counter that moves less stands still.
+# No clock is this slow: a counter that moves less is stuck.
 _STANDING_CLOCK_SHARE = 0.01
 _MIB = 2**20
 # GPM answers up to 100 %; rounding may pass it by a trace. More is a blank or garbage.
@@ -90,7 +90,7 @@ class CycleScale:
 
 @dataclass(slots=True)
 class _Trial:
-    """What the first windows showed: elapsed cycles by instant, and the clock at each, if it is told."""
+    """What the first windows showed: elapsed cycles by instant, and the clock at each, if known."""
 
     counts: list[tuple[float, float]] = field(default_factory=list)
     hertz: list[float | None] = field(default_factory=list)
@@ -118,7 +118,8 @@ class GpmWindows:
         self._rate_ids = (*gpm.RATE_IDS, *gpm.C2C_IDS) if has_c2c else gpm.RATE_IDS
         self._sessions = list(sessions)
         self._session = self._sessions[0]
-        # An instance does not tell its clock, and its GPU's may be read between two of its loads.
+        # An instance does not report its clock, and its GPU's may be read between two bursts of its
+        # load.
         self._is_instance = is_instance
         self._sm_count = sm_count
         self._max_hertz = max_hertz
@@ -139,7 +140,7 @@ class GpmWindows:
         return None if self._after_gap else self._session.open_since_seconds
 
     def begin(self) -> None:
-        """Take the first sample, by the first way that the device supports. Raises NvmlError."""
+        """Take the first sample, with the first method that the device supports. Raises NvmlError."""
         self._trial = _Trial()
         while True:
             self._session = self._sessions[0]
@@ -158,7 +159,7 @@ class GpmWindows:
                 return
 
     def take_next_session(self) -> bool:
-        """Give up the way in use; whether there is another."""
+        """Give up the current method; whether there is another."""
         if len(self._sessions) == 1:
             return False
         self._sessions.pop(0)
@@ -217,9 +218,9 @@ class GpmWindows:
             self._cycles = values
 
     def conclude(self) -> NvmlError | None:
-        """End the trial: use the cycle counters if they ran true; None if GPM answered at all.
+        """End the trial: use the cycle counters if they kept time; None if GPM answered at all.
 
-        Else why not: NotSupported where there is none, another error where it may answer later.
+        Otherwise the reason: NotSupported without GPM, another error where it may answer later.
         """
         known = [clock for clock in self._trial.hertz if clock is not None]
         blind = len(known) < len(self._trial.hertz)

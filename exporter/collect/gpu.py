@@ -28,7 +28,7 @@ from exporter.state import UNKNOWN, DeviceState
 log = structlog.get_logger(__name__)
 
 
-# What a GPU says of itself apart from who it is, and what of it every GPU says.
+# What a GPU reports about itself beside its UUID and name, and which of that every GPU reports.
 _TOLD = (
     "architecture",
     "compute_capability",
@@ -99,11 +99,11 @@ class SampledGpu:
         self._index_taken = False
 
     def enumerated(self, index: int, handle: Any, epoch: int) -> None:
-        """Note where the driver lists the device. Called from another thread; handled in a tick."""
+        """Record where the driver lists the device. Called from another thread; handled in a tick."""
         self._enumerated = (index, handle_address(handle), epoch)
 
     def handle_reassigned(self, epoch: int) -> None:
-        """Note that its handle now belongs to another device. Called from another thread."""
+        """Record that its handle now belongs to another device. Called from another thread."""
         self._enumerated = (self._index, 0, epoch)
 
     def open(self) -> None:
@@ -141,7 +141,7 @@ class SampledGpu:
         )
 
     def sample_clock(self) -> None:
-        """One more sample of the clock for the window that is open."""
+        """Take one more sample of the clock for the open window."""
         self._check_epoch()
         assert self._device.calls is not None
         sample = read_clock(self._device.calls, time.monotonic)
@@ -207,13 +207,13 @@ class SampledGpu:
         yield from self._device.instances
 
     def _prepare_sources(self) -> None:
-        """Let each kind of source look at those of the GPU and of all its instances. Raises NvmlError."""
+        """Let each kind of source prepare for the GPU and all its instances. Raises NvmlError."""
         devices = tuple(self._devices())
         for position, kind in enumerate(SOURCES):
             kind.prepare([device.sources[position] for device in devices])
 
     def _find(self) -> Any:
-        """The device's handle, by the best name that is known of it. Raises NvmlError."""
+        """The device's handle, by the most specific name known. Raises NvmlError."""
         uuid, bus_id = self.uuid, self.identity.pci_bus_id
         if uuid == UNKNOWN:
             return call("nvmlDeviceGetHandleByIndex", self._index)
@@ -225,7 +225,7 @@ class SampledGpu:
         return handle
 
     def _note_tick(self, settings: SamplingSettings) -> None:
-        """Count nothing of a span without ticks: the process was stopped, or the machine asleep."""
+        """Count nothing of a span without ticks: the process was stopped, or the machine suspended."""
         now = time.monotonic()
         if self._ticked_at is not None and now - self._ticked_at > settings.max_window:
             self.skip_gap()
@@ -242,7 +242,7 @@ class SampledGpu:
         self._identity_due = 0.0
 
     def _follow_identity(self, calls: DeviceCalls, settings: SamplingSettings) -> None:
-        """Ask again for what the GPU would not tell of itself when it was opened, or in MIG mode."""
+        """Ask again for what the GPU did not report when it was opened, or in MIG mode."""
         now = time.monotonic()
         if now < self._identity_due:
             return
@@ -274,7 +274,7 @@ class SampledGpu:
         """GPUs that come or go move the indices of others, and may make their handles invalid.
 
         Raises DeviceLost for a handle that is not the device's any more (nvmlDeviceDiscoverGpus in
-        nvml.h): opened again, it goes on with the same accounts.
+        nvml.h): reopened, it continues with the same accounts.
         """
         seen, self._enumerated = self._enumerated, None
         if seen is None or self.handle is None or seen[2] != self._epoch:
@@ -308,7 +308,7 @@ class SampledGpu:
             if now < due:
                 continue
             if group is read_pcie and self.identity.memory_size_bytes is None:
-                continue  # unified memory (GB10, Thor): the PCIe link that NVML tells of is none
+                continue  # unified memory (GB10, Thor): the PCIe link that NVML reports does not exist
             values = self._device.without_falls(group(calls))
             slow = replace(slow, at_seconds=now, **values)
             share = settings.slow_interval * (position + 1) / len(SLOW_GROUPS)

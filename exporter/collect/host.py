@@ -37,8 +37,8 @@ log = structlog.get_logger(__name__)
 _WATCH_SECONDS = 0.5
 # nvmlShutdown takes milliseconds; a process that ends does not wait longer for it.
 _CLOSE_SECONDS = 0.2
-# Why there is no GPU to watch, so that the processor stands in, unless the PCI bus knows better. Any
-# other reason says that there are GPUs, and that something keeps this process from them.
+# Reasons for which there is no GPU to watch and the processor stands in, unless the PCI bus lists
+# GPUs. Any other reason means that there are GPUs and that something keeps this process from them.
 _NO_GPU = frozenset({"turned_off", "no_devices", "library_not_found", "driver_not_loaded"})
 
 
@@ -74,7 +74,7 @@ class HostSampling:
         self._finder = threading.Thread(target=self._find, name="device-finder", daemon=True)
 
     def start(self) -> None:
-        """Begin to look for devices and to sample them."""
+        """Begin to find and sample devices."""
         self._finder.start()
 
     def wait_for_devices(self, timeout_seconds: float) -> bool:
@@ -91,16 +91,16 @@ class HostSampling:
 
     @property
     def mismatched(self) -> bool:
-        """Whether library and kernel module differ: only a new process can heal that."""
+        """Whether library and kernel module differ: only a new process can fix that."""
         return self._mismatch.is_set()
 
     @property
     def barred(self) -> bool:
-        """Whether the driver is there, but no longer for this process."""
+        """Whether the driver works, but no longer for this process."""
         return self._library.barred
 
     def stalled(self, now: float) -> tuple[str, ...]:
-        """Devices whose sampler has ended or stands still by a fault of ours, not of the driver."""
+        """Devices whose sampler has ended or is stuck through a bug of ours, not of the driver."""
         with self._lock:
             samplers = tuple(self._samplers.items())
         return tuple(key for key, sampler in samplers if sampler.stalled(now))
@@ -130,7 +130,7 @@ class HostSampling:
             log.warning("driver_call_hung", function=function, seconds=round(now - since, 1))
 
     def published(self, now: float) -> SampledHost:
-        """What the samplers last said; a device that has not ticked yet is there, and not up."""
+        """What the samplers last published; a device that has not ticked yet is listed and not up."""
         with self._lock:
             devices = dict(self._published)
             samplers = tuple(self._samplers.items())
@@ -163,7 +163,7 @@ class HostSampling:
             self._close_library(max(_CLOSE_SECONDS, deadline - time.monotonic()))
 
     def _close_library(self, timeout_seconds: float) -> None:
-        """Shut it down, unless it hangs in that, too, or still in its initialisation."""
+        """Shut it down, unless it hangs in that or in its initialisation."""
         closer = BoundedThread(target=self._library.close, name="library-closer")
         with contextlib.suppress(RuntimeError):  # no thread can start: the process ends without
             closer.start()
@@ -180,7 +180,7 @@ class HostSampling:
             self._on_device(each)
 
     def _find(self) -> None:
-        """Find the devices; where a thread for one cannot start, later."""
+        """Find the devices; where a thread cannot start, try again later."""
         while not self._stop.is_set():
             try:
                 self._look()
@@ -206,10 +206,10 @@ class HostSampling:
                 self._watch()
                 return
             if self._mismatch.is_set():
-                return  # the GPUs are there, but not for this process
+                return  # the GPUs exist, but this process has no access
             absent = reason == "turned_off" or (reason in _NO_GPU and not expected)
             if modes["cpu"] == "auto":
-                # A processor that stands in for GPUs that are there would pass for a healthy host.
+                # With the processor in place of unreachable GPUs, the host would look healthy.
                 if absent and modes["nvml"] != "on":
                     self._start_cpu()
                 elif not absent:
@@ -282,14 +282,14 @@ class HostSampling:
             raise
 
     def _forget_gpu(self, gpu: SampledGpu) -> None:
-        """Show nothing any more of a GPU that is gone for good."""
+        """Stop showing a GPU that is permanently gone."""
         self._remove(gpu.key)
         self._release(gpu)
         self._xids.forget(gpu.uuid)
         self._dcgm.forget_gpu(gpu.uuid)
 
     def _claim(self, uuid: str, gpu: SampledGpu) -> bool:
-        """Whether the GPU of this UUID is this one's to sample: no two may keep books of one."""
+        """Whether this sampler may sample the GPU with this UUID: no two may account for one GPU."""
         with self._lock:
             return self._owners.setdefault(uuid, gpu) is gpu
 
@@ -320,7 +320,7 @@ class HostSampling:
             self._version += 1
         try:
             sampler.start()
-        except RuntimeError:  # no thread left: the finder tries again
+        except RuntimeError:  # no thread available: the finder tries again
             with self._lock:
                 del self._samplers[device.key]
             raise

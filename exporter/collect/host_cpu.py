@@ -29,7 +29,7 @@ class SampledCpu:
         self._perf: PerfCounters | None = None
 
     def open(self) -> None:
-        """A processor is always there; its own counters only where the kernel shows them."""
+        """A processor is always present; its counters only where the kernel exposes them."""
         if self._perf is None:
             mode = self._settings().modes["perf"]
             self._perf = open_counters(self._source.processor, mode)
@@ -63,7 +63,7 @@ class SampledCpu:
         )
 
     def _counters(self, sources: dict[str, SourceHealth]) -> Counters:
-        """The books, with what the processor counted itself."""
+        """The counters, including what the processor counted itself."""
         counters = self._accounts.counters()
         if self._perf is None:
             return counters
@@ -82,7 +82,7 @@ class SampledCpu:
         return False
 
     def failed(self, error: NvmlError | None, ticks: TickStatistics) -> DeviceState:
-        """What is known of it without a reading."""
+        """What is known without a reading."""
         return DeviceState(
             identity=self.identity,
             at_seconds=time.monotonic(),

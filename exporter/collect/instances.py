@@ -1,7 +1,7 @@
-"""The MIG instances of one GPU: found again every tick, each a device with accounts of its own.
+"""The MIG instances of one GPU: enumerated every tick, each a device with its own accounts.
 
-An instance is known by its UUID, GPU instance id and size together: ids are handed out again after
-a reconfiguration, and an instance that comes back as another starts its counters anew.
+An instance is identified by its UUID, GPU instance id and size together: ids are reused after a
+reconfiguration, and a different instance starts its counters from zero.
 """
 
 from dataclasses import replace
@@ -88,14 +88,14 @@ class MigInstances:
         return tuple(states)
 
     def lost(self, *, driver_is_gone: bool) -> tuple[DeviceState, ...]:
-        """Let go of the instances with their GPU, but keep their accounts."""
+        """Detach the instances with their GPU, but keep their accounts."""
         for instance in self._instances.values():
             instance.detach(driver_is_gone=driver_is_gone)
         self._listed = {}
         return tuple(instance.state(up=False) for instance in self._instances.values())
 
     def revalue(self, override: PeakOverride | None) -> None:
-        """The configuration says something else of the GPU's peaks."""
+        """Apply other configured peaks of the GPU."""
         for instance in self._instances.values():
             instance.revalue(instance_peaks(self._gpu.identity, instance.identity, override))
 
@@ -106,7 +106,7 @@ class MigInstances:
         listed: ListedInstance,
         override: PeakOverride | None,
     ) -> None:
-        """Take the instance's handle of now; its GPM samples begin anew."""
+        """Use the instance's current handle; its GPM samples start over."""
         gpu = self._gpu
         assert gpu.calls is not None
         instance.detach()

@@ -1,4 +1,4 @@
-"""What the host itself says of its boot and of the GPUs on its PCI bus, whether or not a driver is loaded."""
+"""The host's boot, and the GPUs on its PCI bus whether or not a driver is loaded."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from exporter.readings import HostFacts
 
 _NVIDIA: Final = "0x10de"
 _DISPLAY_CLASS: Final = "0x03"
-# GPUs are plugged in and handed over rarely.
+# GPUs are rarely plugged in or handed over.
 _BUS_SECONDS: Final = 60.0
 
 
@@ -37,7 +37,7 @@ def boot_id(proc: Path = Path("/proc")) -> str | None:
 def expected_gpus(sys: Path = Path("/sys")) -> int | None:
     """NVIDIA display controllers on the PCI bus; None where there is no bus to read.
 
-    Not counted are virtual functions, and devices that were handed to a virtual machine (vfio-pci).
+    Virtual functions and devices handed to a virtual machine (vfio-pci) are not counted.
     """
     try:
         devices = list((sys / "bus/pci/devices").iterdir())
@@ -73,7 +73,7 @@ class Machine:
         self._facts = HostFacts()
 
     def facts(self) -> HostFacts:
-        """What the host says of itself."""
+        """What the host reports about itself."""
         now = self._clock()
         if now - self._read_at >= _BUS_SECONDS:
             self._facts = HostFacts(expected_gpus(self._sys), boot_time_seconds(self._proc))

@@ -1,4 +1,4 @@
-"""A GPU in MIG mode, put together from the GPM windows of its instances."""
+"""A GPU in MIG mode, assembled from the GPM windows of its instances."""
 
 from exporter.accounting.mig import InstanceWindow, memory_share, whole_gpu_window
 from exporter.collect.gpm import Gpm
@@ -8,7 +8,7 @@ from exporter.readings import ActivityWindow, FastReading
 
 
 class MigParts(ActivitySource):
-    """A whole GPU from the GPM of all its instances, where it answers for them and not for itself."""
+    """A whole GPU from the GPM of all its instances, where GPM works only for these."""
 
     def open(self) -> bool:
         """Whether every instance has GPM: DCGM's windows do not end in the same tick for all."""

@@ -56,7 +56,7 @@ class Event:
 
     @property
     def config(self) -> int:
-        """As the kernel takes raw events of x86."""
+        """The kernel's format of raw x86 events."""
         return self.event | self.mask << 8
 
 
@@ -77,7 +77,7 @@ _INTEL_AMX: Final = (
 )
 # The first family 6 model with FP_ARITH_INST_RETIRED is Broadwell (61).
 _INTEL_FIRST_MODEL: Final = 61
-_INTEL_WITHOUT: Final = frozenset({63, 69, 70})  # Haswell has it not
+_INTEL_WITHOUT: Final = frozenset({63, 69, 70})  # Haswell does not have it
 _AMD_ZEN: Final = (Event(0x03, 0xFF, _ANY, 1),)
 _AMD_ZEN_2: Final = (Event(0x03, 0x0F, _ANY, 1),)
 _AMD_ZEN_4: Final = (Event(0x03, 0x1F, _ANY, 1),)
@@ -93,7 +93,7 @@ class Kernel(Protocol):
         """Count, nanoseconds enabled, nanoseconds running; raises OSError."""
 
     def close(self, descriptor: int) -> None:
-        """Let an event go."""
+        """Close an event."""
 
 
 class LinuxKernel:
@@ -136,7 +136,7 @@ class PerfUnavailableError(Exception):
 
 
 class PerfCounters:
-    """The FLOP of all programs since it was opened. Used by one thread."""
+    """FLOP of all programs since the events were opened. Used by one thread."""
 
     def __init__(self, processor: Processor, kernel: Kernel, root: Path = Path("/")) -> None:
         """Open the events; raises PerfUnavailableError."""
@@ -173,7 +173,7 @@ class PerfCounters:
         return dict(self._flop)
 
     def close(self) -> None:
-        """Let all events go."""
+        """Close all events."""
         for _, descriptor in self._opened:
             self._kernel.close(descriptor)
         self._opened.clear()
@@ -182,7 +182,7 @@ class PerfCounters:
 def open_counters(
     processor: Processor, mode: str, kernel: Kernel | None = None
 ) -> PerfCounters | None:
-    """The counters, as `sources.perf` wants them; None, and the reason in the log, where there are none."""
+    """The counters that `sources.perf` asks for; None where there are none, which is logged."""
     if mode == "off":
         return None
     try:

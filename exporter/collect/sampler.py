@@ -1,4 +1,4 @@
-"""One thread per device: ticks on the monotonic clock, and nothing that a slow device does reaches another."""
+"""One thread per device that ticks on the monotonic clock: a slow device does not delay another."""
 
 import threading
 import time
@@ -27,11 +27,11 @@ BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_LAST_SECONDS = 60.0
 # All devices are back within ten seconds of their driver.
 DRIVER_BACKOFF_SECONDS = 5.0
-_LOOK_SECONDS = 0.5  # how soon a device that waits notices that its driver is back
-# A thread that waits for nothing but its own clock moves at least this often, the longest backoff aside.
+_LOOK_SECONDS = 0.5  # how soon a waiting device notices that its driver is back
+# A healthy thread makes progress at least this often, apart from the longest backoff.
 _STALLED_SECONDS = 30.0
-# What is measured between two ticks is there this long after the first one, and not a whole interval
-# later: a little more than the shortest window of GPM.
+# The second tick follows the first after this time and not after a whole interval, so that what
+# takes two ticks is available early. A little more than GPM's shortest window.
 _FIRST_WINDOW_SECONDS = 0.12
 
 _Result = TypeVar("_Result")
@@ -47,13 +47,13 @@ class SampledDevice(Protocol):
         """How many samples of the clock a tick needs, its own included."""
 
     def open(self) -> None:
-        """Get hold of the device. Raises NvmlError."""
+        """Open the device. Raises NvmlError."""
 
     def sample_clock(self) -> None:
         """Sample the clock between ticks. Raises NvmlError when the device is lost."""
 
     def tick(self, ticks: "TickStatistics") -> DeviceState:
-        """Read, account, and say what is known. Raises NvmlError when the device is lost."""
+        """Read, account, and return the state. Raises NvmlError when the device is lost."""
 
     def skip_gap(self) -> None:
         """Count nothing of the time since the last tick: it was not watched."""
@@ -62,7 +62,7 @@ class SampledDevice(Protocol):
         """Whether the driver was initialised anew since the device was last open. Cheap."""
 
     def failed(self, error: NvmlError, ticks: "TickStatistics") -> DeviceState:
-        """Let go of the device and say what is known without it."""
+        """Close the device and return what is known without it."""
 
 
 class TickStatistics:
@@ -125,7 +125,7 @@ class Sampler:
         return since is not None and now - since > self._settings().deadline
 
     def stalled(self, now: float) -> bool:
-        """Whether the thread has ended, or stands still, and no driver call is to blame."""
+        """Whether the thread has ended or is stuck, and not in a driver call."""
         if self._stop.is_set():
             return False
         longest = max(self._settings().interval, BACKOFF_LAST_SECONDS) + _STALLED_SECONDS
@@ -145,22 +145,22 @@ class Sampler:
             except NvmlError as error:
                 failure = error
             except Exception:
-                # A mistake of ours must not end the sampling of a device for good, nor in silence.
+                # A bug of ours must not end the sampling of a device permanently, nor silently.
                 log.exception("sampler_failed", gpu=self.device.key)
                 failure = Transient("internal_error", UNKNOWN_CODE)
-            # A device that was well for longer than it was last waited for begins anew; one that
-            # flaps faster is waited for longer and longer.
+            # The backoff starts over for a device that stayed up for longer than the last wait; it
+            # grows for one that flaps faster.
             if well_since is not None and time.monotonic() - well_since > backoff:
                 backoff = BACKOFF_FIRST_SECONDS
             if isinstance(failure, (DriverGone, DriverAbsent)):
-                # Nothing is wrong with the device: it is back as soon as its driver is.
+                # The device itself is fine: it is back as soon as its driver is.
                 backoff = min(backoff, DRIVER_BACKOFF_SECONDS)
             self._let_go(failure, backoff)
             revived = self._wait(backoff)
             backoff = BACKOFF_FIRST_SECONDS if revived else min(2 * backoff, BACKOFF_LAST_SECONDS)
 
     def _wait(self, seconds: float) -> bool:
-        """Wait for so long, or until the driver has come back; whether it has."""
+        """Wait for so long, or until the driver is back; whether it is."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if self._stop.wait(min(left, _LOOK_SECONDS)):
@@ -242,8 +242,7 @@ class Sampler:
     def _watched(self, work: Callable[[], _Result]) -> _Result | None:
         """Do driver work under the deadline; its result, or None when it was late.
 
-        What a late call brought may be as old as the hang: nothing of it is shown, and none of the
-        time is counted.
+        A late answer may be as old as the hang: it is not shown, and none of the time is counted.
         """
         if self._busy_since is None:
             self._busy_since = time.monotonic()

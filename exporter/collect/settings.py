@@ -1,4 +1,4 @@
-"""What can be configured of the sampling: intervals, sources, and what is known of the GPUs."""
+"""The configuration of sampling: intervals, sources, and what is known about the GPUs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ _MODE = choice("auto", "on", "off")
 class GpuRule:
     """One entry of `gpus`: a device fits when all given patterns do.
 
-    `peaks` is dense FLOP/s by precision, `dram_bandwidth` bytes/s; with `sm_count` they overrule
-    what table and driver say.
+    `peaks` is dense FLOP/s by precision, `dram_bandwidth` bytes/s; with `sm_count` they override
+    the table and the driver.
     """
 
     uuid: str | None = option("match.uuid", optional(text()), None, "Device UUID (glob).", "GPU-*")

@@ -1,4 +1,4 @@
-"""What a source of activities is, and what it may know of its device.
+"""What an activity source is, and what it may know about its device.
 
 `exporter/collect/sources.py` lists the sources, the best first.
 """
@@ -22,11 +22,11 @@ class GpuContext:
 
     library: DriverLibrary
     settings: Callable[[], SamplingSettings]
-    # The last State, for what was found out about the device elsewhere.
+    # The last State, for what is known about the device from elsewhere.
     state: Callable[[], State]
     xids: Callable[[str], XidCounts]
     on_mismatch: Callable[[], None]
-    # Whether the GPU of a UUID is the caller's to sample, and no other's already.
+    # Whether the caller may sample the GPU with a UUID: no other does so already.
     claim: Callable[[str, Any], bool]
     dcgm: DcgmSource
 
@@ -52,7 +52,7 @@ class MeasuredDevice(Protocol):
 
     @property
     def gpm_sessions(self) -> Sequence[GpmSession]:
-        """The ways to take GPM samples of a MIG instance; empty for a GPU, which has one."""
+        """The methods of taking GPM samples of a MIG instance; empty for a GPU."""
 
     @property
     def gpu(self) -> "MeasuredDevice | None":
@@ -76,11 +76,11 @@ class MeasuredDevice(Protocol):
 
 
 class ActivitySource(Protocol):
-    """Says how busy the parts of one device were.
+    """Reports how busy the parts of one device were.
 
     In every tick the device takes its first source that opens; those behind it stand by. The thread
-    of the GPU calls all methods. Each may raise NvmlError, but only when the device or the driver is
-    gone: whatever else fails is the source's to count, to log once, and to try again.
+    of the GPU calls all methods. Each may raise NvmlError, but only when the device or the driver
+    is gone: any other failure is counted, logged once and retried by the source.
     """
 
     # Whether windows carry the bytes that the links moved, so that NVML need not be asked for them.
@@ -92,14 +92,14 @@ class ActivitySource(Protocol):
 
     @classmethod
     def prepare(cls, sources: Sequence[Self]) -> None:
-        """Look at all sources of this kind of a GPU and of its instances, before each tick.
+        """Prepare all sources of this kind of a GPU and its instances, before each tick.
 
-        For what costs less when it is done for all at once than in each one's `open`.
+        For work that is cheaper for all at once than in each one's `open`.
         """
 
     @abstractmethod
     def open(self) -> bool:
-        """Get ready if that can be; whether the source can be read in this tick."""
+        """Get ready if possible; whether the source can be read in this tick."""
 
     @abstractmethod
     def read(self, fast: FastReading, settings: SamplingSettings) -> ActivityWindow | None:
@@ -121,13 +121,13 @@ class ActivitySource(Protocol):
         return 4
 
     def stand_by(self) -> None:
-        """A better source is in use: keep nothing that costs."""
+        """A better source is in use: release everything that has a cost."""
 
     def restart(self) -> None:
         """Count nothing of the time since the last window: it was not watched."""
 
     def close(self, *, driver_is_gone: bool = False) -> None:
-        """Let go of everything, without a driver call if the driver is gone. It may open again."""
+        """Release everything, without a driver call if the driver is gone. It may open again."""
 
     def implausible(self) -> None:
         """Count a window that cannot be true."""

@@ -1,7 +1,7 @@
 """The sources of activities, the best first: one file each, and one line here.
 
-Where none opens, accounting falls back on NVML's utilization: it knows when kernels ran, and
-nothing of the inside.
+Where none opens, accounting falls back on NVML's utilization: it knows when kernels ran, and not
+what they did.
 """
 
 from exporter.collect.dcgm.activity import DcgmActivity

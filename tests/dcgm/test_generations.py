@@ -144,7 +144,7 @@ def test_an_answer_of_broken_lines_alone_is_not_an_absent_exporter(tmp_path: Pat
             log = daemon.log
 
     assert scrape.value(UP, source="dcgm") == 0
-    assert "it answers, but with nothing that can be used" in log
+    assert "it answers, but with no usable metric" in log
     assert "run dcgm-exporter" not in log
 
 

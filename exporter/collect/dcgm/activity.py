@@ -20,7 +20,7 @@ class DcgmActivity(ActivitySource):
     def open(self) -> bool:
         """Ask for the device; not for a GPU in MIG mode unless DCGM is asked for its instances, too.
 
-        Also where GPM is there and not for us: DCGM's own daemon may have what is kept from us.
+        Also where GPM exists but is refused to us: DCGM's own daemon may have the permission.
         """
         device, source = self.device, self.device.context.dcgm
         shares = self._shares()
@@ -35,7 +35,7 @@ class DcgmActivity(ActivitySource):
         return True
 
     def read(self, fast: FastReading, settings: SamplingSettings) -> ActivityWindow | None:
-        """The oldest window that closed and was not taken yet."""
+        """The oldest closed window that was not taken yet."""
         assert self._reader is not None
         window, self._open_since = self._reader.take(fast)
         return window
@@ -51,7 +51,7 @@ class DcgmActivity(ActivitySource):
         return 0.0 if self._reader is None else self._reader.max_window_seconds
 
     def stand_by(self) -> None:
-        """Ask no more."""
+        """Stop asking."""
         if self._reader is not None:
             self.device.context.dcgm.forget(self._reader)
             self._reader = self._open_since = None
@@ -62,7 +62,7 @@ class DcgmActivity(ActivitySource):
             self._reader.restart()
 
     def close(self, *, driver_is_gone: bool = False) -> None:
-        """A GPU goes on being asked for while it is away; an instance that is gone is not."""
+        """A GPU is still asked for while it is away; an instance that is gone is not."""
         if self.device.gpu is not None:
             self.stand_by()
 
@@ -72,11 +72,11 @@ class DcgmActivity(ActivitySource):
             self._reader.failed("implausible")
 
     def health(self, *, up: bool) -> dict[str, SourceHealth]:
-        """Shown while it is asked."""
+        """Shown while it is in use."""
         return {} if self._reader is None else {self._reader.name: self._reader.health(up=up)}
 
     def _shares(self) -> Shares:
-        """What the instances have of the GPU, where DCGM stands in for all of them; else nothing."""
+        """The instances' shares of the GPU; empty unless DCGM is the source of all of them."""
         shares: dict[str, InstanceShare] = {}
         gpu = self.device.identity
         for instance in self.device.instances:

@@ -1,4 +1,4 @@
-"""What a dcgm-exporter exposes, by device: the profiling fields of DCGM, old and new names.
+"""Parses what a dcgm-exporter exposes, by device: the profiling fields of DCGM, old and new names.
 
 Names and units: dcgm_fields.h (ratios 0..1; PCIe and NVLink in bytes per second, whatever the
 exposition's TYPE says; cycles and bytes since boot in `…_TOTAL`). dcgm-exporter 4.9 exposes the new
@@ -40,7 +40,7 @@ _RATES: tuple[tuple[str, str], ...] = (
     ("nvlink_receive_bytes", "NVLINK_RX_BYTES"),
 )
 ELAPSED = "elapsed"
-# What the device has counted since boot, with DCGM 4.6 and a GPU that counts cycles.
+# Counters since boot, with DCGM 4.6 and a GPU that counts cycles.
 _TOTALS: tuple[tuple[str, str], ...] = (
     (ELAPSED, "SM_CYCLES_ELAPSED_TOTAL"),
     ("sm", "SM_CYCLES_ACTIVE_TOTAL"),
@@ -78,7 +78,7 @@ _RATE_MAX = 1e13
 # Ratios may pass 1 by rounding.
 _RATIO_MAX = 1.01
 # 16 GPUs of seven instances, each shared by dozens of pods, with all fields, stay far below these:
-# bounds for an answer that somebody else has written.
+# bounds for an answer that another program has written.
 _DEVICES_MAX = 1024
 _LINES_MAX = 50_000
 
@@ -86,7 +86,7 @@ _LINE = re.compile(rf"^{_PREFIX}[^\n]*", re.MULTILINE)
 _SAMPLE = re.compile(r"(\w+)[ \t]*(?:\{(.*)\})?[ \t]+([^ \t]+)(?:[ \t]+-?\d+)?[ \t\r]*")
 _LABEL = re.compile(r'[ \t]*(\w+)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(,|\Z)')
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|[Ii]nf|[Nn]a[Nn])")
-# Finds the device that a broken line speaks of.
+# Finds the device that a malformed line is about.
 _UUID = re.compile(r'uuid="((?:GPU|MIG)-[0-9A-Za-z-]{1,64})"', re.IGNORECASE)
 
 
@@ -116,7 +116,7 @@ class DeviceSample:
 
     @property
     def idle(self) -> bool:
-        """Whether no activity was seen at all."""
+        """Whether it has no activity at all."""
         return not any(self.activities.values())
 
     @property
@@ -126,7 +126,7 @@ class DeviceSample:
 
     @property
     def known(self) -> frozenset[str]:
-        """The activities that it tells, as means or by cycles."""
+        """The activities that it has, as means or by cycles."""
         cycles = self.totals.keys() - _OF_LINKS if self.counts_cycles else ()
         return frozenset(self.activities).union(cycles)
 
@@ -137,7 +137,7 @@ class DeviceSample:
 
     @property
     def missing_fields(self) -> tuple[str, ...]:
-        """DCGM's names of the wanted fields that are not there."""
+        """DCGM's names of the wanted fields that are missing."""
         known = self.known
         return tuple(name for activity, name in WANTED_FIELDS.items() if activity not in known)
 
@@ -151,15 +151,17 @@ class DcgmExposition(dict[DcgmDevice, DeviceSample]):
 def parse(text: str) -> DcgmExposition:
     """All devices of an exposition; empty where it is none.
 
-    Lines of DCGM alone are looked at, one by one, and no more than a bound: memory and time do not
-    grow with what else the answer holds.
+    Only lines of DCGM are parsed, one by one and up to a bound: memory and time do not grow with
+    the rest of the answer.
     """
     values: dict[DcgmDevice, dict[str, float]] = {}
     others: dict[DcgmDevice, int] = {}
     malformed: dict[DcgmDevice | None, int] = {}
     for count, found in enumerate(_LINE.finditer(text)):
         if count >= _LINES_MAX:
-            malformed[None] = malformed.get(None, 0) + 1  # what follows is not read: that is said
+            malformed[None] = (
+                malformed.get(None, 0) + 1
+            )  # the rest is not read, and counted as malformed
             break
         line = found[0]
         sample = _SAMPLE.fullmatch(line)
@@ -189,7 +191,7 @@ def parse(text: str) -> DcgmExposition:
 
 
 def _labels(text: str) -> dict[str, str] | None:
-    """Labels by name in lower case; None where they are not written as labels are."""
+    """Labels by name in lower case; None where they are malformed."""
     labels: dict[str, str] = {}
     position = 0
     while position < len(text):
@@ -231,7 +233,7 @@ def _device(
             else:
                 implausible += 1
         elif key.gpu_instance_id is not None:
-            continue  # links are the GPU's: what stands in its instances' rows is not theirs
+            continue  # links belong to the GPU: values in the instances' rows are not theirs
         elif 0 <= value <= _RATE_MAX:
             rates[_RATE_BY_FIELD[name]] = value
         else:

@@ -1,7 +1,7 @@
-"""A GPU in MIG mode, put together from the rows that a dcgm-exporter has of its instances.
+"""A GPU in MIG mode, assembled from the rows that a dcgm-exporter has of its instances.
 
 DCGM gives each instance's activities as shares of the instance itself, and dcgm-exporter has by
-default no row of the whole GPU then. SMs and memory slices that no instance has stand idle.
+default no row of the whole GPU then. SMs and memory slices of no instance are idle.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _OF_MEMORY = "dram"
 
 @dataclass(frozen=True, slots=True)
 class InstanceShare:
-    """What an instance has of its GPU's SMs and of its memory bandwidth; None: not known."""
+    """An instance's share of its GPU's SMs and memory bandwidth; None: not known."""
 
     sm: float
     memory: float | None
@@ -31,8 +31,8 @@ def whole_gpu_sample(
     """The GPU's sample: its own row, its activities from its instances' rows where it has none.
 
     `graphics` becomes the SMs' share of the time in which their instance's engine was active. An
-    activity that one instance does not tell is not known of the GPU. None where nothing is: no
-    row at all, or an instance without one.
+    activity that one instance does not report is unknown for the GPU. None without a row, or with
+    an instance without one.
     """
     own = devices.get(DcgmDevice(uuid))
     if own is not None and own.known:

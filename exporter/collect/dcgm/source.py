@@ -30,7 +30,7 @@ _TIMEOUT_SECONDS = 5.0
 _LIMIT_BYTES = 8 * 2**20
 _BACKOFF_FIRST_SECONDS = 1.0
 _BACKOFF_LAST_SECONDS = 30.0
-# Nobody asked for this long: every GPU has GPM by now, or is gone.
+# Nobody has asked for this long: every GPU has GPM by now, or is gone.
 _UNUSED_SECONDS = 30.0
 # Windows wait here for the device's next tick; more than a few mean that it is not ticking.
 _WINDOWS_MAX = 8
@@ -47,7 +47,8 @@ class DcgmReader:
         self.shares: Shares = {}
         self._source = source
         self._lock = threading.Lock()
-        # An instance may have as few SMs as the clock may fall to a part of its maximum.
+        # An instance may have so few SMs that cycles of one and of all cannot be told apart by the
+        # clock.
         self._windows = DeviceWindows(tells_clock=key.gpu_instance_id is None)
         self._closed: deque[ActivityWindow] = deque(maxlen=_WINDOWS_MAX)
         self._errors: Counter[str] = Counter()
@@ -84,7 +85,7 @@ class DcgmReader:
             return (replace(window, **own) if own else window), following
 
     def reshape(self, shares: Shares) -> None:
-        """The GPU's instances are these now; what the window saw of others is not to be mixed in."""
+        """Set the GPU's instances; a window that saw others is discarded."""
         with self._lock:
             if shares == self.shares:
                 return
@@ -101,7 +102,7 @@ class DcgmReader:
             self._windows.restart()
 
     def health(self, *, up: bool) -> SourceHealth:
-        """How the source fares for this device."""
+        """The health of the source for this device."""
         with self._lock:
             fresh = self._windows.fresh(time.monotonic(), self._source.stale_seconds)
             delivers = fresh and self._tells_flops
@@ -127,7 +128,8 @@ class DcgmReader:
                 self._errors["no_fields"] += 1
             if sample.implausible:
                 self._errors["implausible"] += sample.implausible
-            # Now, and not when the scrape began: a tick in between has booked its time already.
+            # Now, and not when the scrape began: a tick in between has already accounted for its
+            # time.
             new, windows = self._windows.observe(sample, time.monotonic(), interval_seconds)
             self._closed.extend(windows)
             if new or windows:
@@ -136,7 +138,7 @@ class DcgmReader:
             return new
 
     def _judge(self, sample: DeviceSample) -> None:
-        """Count activities that stand still: a GPU at work never shows the same ones for so long."""
+        """Count stuck activities: a busy GPU never shows the same ones for so long."""
         fresh = self._windows.fresh(time.monotonic(), self._source.stale_seconds)
         stands_still = not fresh and not sample.idle
         if stands_still:
@@ -156,7 +158,7 @@ class DcgmReader:
             self._errors[reason] += 1
 
     def lost(self) -> None:
-        """No scrape succeeds: what is missing cannot be told."""
+        """No scrape succeeds: the missing fields are unknown."""
         with self._lock:
             self._missing = ()
 
@@ -204,14 +206,14 @@ class DcgmSource:
         return reader
 
     def ask(self) -> None:
-        """Scrape for somebody who waits for it, and go on as long as this is called."""
+        """Scrape for a waiting caller, and continue as long as this is called."""
         self.asked_at = now = time.monotonic()
         with self._lock:
             if self._started or now < self._start_after:
                 return
             self._started = True
-        # Outside of the lock: a thread that finds no memory is waited for, and that must cost one
-        # device a tick now and then, not all of them each one.
+        # Outside of the lock: starting a thread waits when memory is short, which must cost one
+        # device a tick now and then, not every device each tick.
         try:
             BoundedThread(target=self._run, name="dcgm").start()
         except RuntimeError:
@@ -220,12 +222,12 @@ class DcgmSource:
                 self._started = False
 
     def forget(self, reader: DcgmReader) -> None:
-        """A device that is gone, or has GPM after all."""
+        """Remove a device that is gone, or that has GPM after all."""
         with self._lock:
             self._readers.pop(reader.key, None)
 
     def forget_gpu(self, uuid: str) -> None:
-        """A GPU that is gone for good, with its instances."""
+        """Remove a GPU that is permanently gone, with its instances."""
         with self._lock:
             for key in [key for key in self._readers if key.uuid == uuid]:
                 del self._readers[key]
@@ -252,7 +254,7 @@ class DcgmSource:
     def _scrape_safely(self) -> bool:
         try:
             return self.scrape()
-        except Exception:  # the thread's top: a fault of ours must not end the source for good
+        except Exception:  # the top of the thread: a bug of ours must not end the source
             log.exception("dcgm_scrape_fault")
             self._failed(Reason.INTERNAL.value)
             return False
@@ -289,7 +291,7 @@ class DcgmSource:
 
     def _failed(self, reason: str) -> None:
         self._interval.forget()
-        # With `auto`, nobody promised that there is a dcgm-exporter.
+        # With `auto`, there need not be a dcgm-exporter.
         absent = self._mode() == "auto" and not self._reached and reason == Reason.CONNECTION
         for reader in self._all_readers():
             reader.lost()
@@ -305,11 +307,11 @@ class DcgmSource:
                 remedy="GPUs before Hopper need it for FLOPS: run dcgm-exporter, set dcgm.url, "
                 "or set sources.dcgm to off"
                 if reason == Reason.CONNECTION
-                else "it answers, but with nothing that can be used: see its log, and dcgm.url",
+                else "it answers, but with no usable metric: check its log and dcgm.url",
             )
 
     def _note_malformed(self, devices: DcgmExposition) -> None:
-        """Lines that are no samples cost themselves only; those of nobody in particular count for all."""
+        """A malformed line costs only itself; one that names no device counts for all devices."""
         if devices.malformed:
             for reader in self._all_readers():
                 reader.failed("malformed")

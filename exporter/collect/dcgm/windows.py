@@ -1,4 +1,4 @@
-"""From scrapes to windows: which samples are new, how often they come, what time they stand for.
+"""Turns scrapes into windows: which samples are new, how often they come, which time they cover.
 
 dcgm-exporter shows the mean of DCGM's last collection (30 s by default) without a timestamp, the
 same one in every scrape until the next collection. A window lies between the instants at which two
@@ -32,7 +32,7 @@ _CLOCKS = (5e7, 3.5e9)
 
 
 class CollectInterval:
-    """Learns how often samples change, and says when it is worth looking again."""
+    """Learns how often samples change, and when to scrape next."""
 
     def __init__(self, began_seconds: float) -> None:
         self._seen: list[float] = []
@@ -45,7 +45,7 @@ class CollectInterval:
         """The interval: dcgm-exporter's default until it is known."""
         if not self.known:
             return DEFAULT_INTERVAL_SECONDS
-        import statistics  # noqa: PLC0415  1 MB, for those who have a dcgm-exporter
+        import statistics  # noqa: PLC0415  1 MB, only for hosts with a dcgm-exporter
 
         return statistics.median(self._seen)
 
@@ -66,7 +66,7 @@ class CollectInterval:
             return
         if self._changed_at is not None:
             if self.known and not self._looked_since_change and self.seconds > 2 * _POLL_SECONDS:
-                # The change came before it was expected: it may have come long ago.
+                # The change came earlier than expected: it may have happened long ago.
                 self._seen.clear()
             else:
                 self._seen = [*self._seen, at_seconds - self._changed_at][-_INTERVALS_KEPT:]
@@ -74,7 +74,7 @@ class CollectInterval:
         self._looked_since_change = False
 
     def forget(self) -> None:
-        """After an outage: what comes next says nothing about the interval."""
+        """After an outage: the next change says nothing about the interval."""
         self._changed_at = None
 
     def next_look(self, now: float) -> float:
@@ -123,7 +123,7 @@ class DeviceWindows:
         if opened is None:
             self.open_since = at_seconds
         elif at_seconds - opened >= 2 * interval_seconds:
-            # One interval is left open: the next sample will be the mean of its own.
+            # One interval stays open: the next sample is the mean over it.
             self.open_since = opened + interval_seconds
             return False, (_window(sample, opened, self.open_since),)
         return False, ()
@@ -131,14 +131,14 @@ class DeviceWindows:
     def expire(
         self, now: float, stale_seconds: float, utilization: float | None
     ) -> ActivityWindow | None:
-        """Give up a window that nothing closes any more; its time is known only coarsely."""
+        """Give up a window that nothing will close; its time is known only coarsely."""
         if self.open_since is None or self.fresh(now, stale_seconds):
             return None
         opened, self.open_since = self.open_since, None
         return ActivityWindow(COARSE_SOURCE, opened, now, graphics=utilization)
 
     def abandon(self, now: float) -> ActivityWindow | None:
-        """Begin anew with the next sample; nothing is known of the time of the open window."""
+        """Start over with the next sample; the time of the open window is unknown."""
         opened, self.open_since, self._sample = self.open_since, None, None
         return None if opened is None else ActivityWindow(COARSE_SOURCE, opened, now)
 

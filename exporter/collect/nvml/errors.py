@@ -63,11 +63,11 @@ class NvmlError(Exception):
 
 
 class NotSupported(NvmlError):
-    """The device or driver has no such call."""
+    """The device or driver does not support the call."""
 
 
 class NoPermission(NvmlError):
-    """The call needs a privilege that this process has not."""
+    """The call needs a privilege that this process lacks."""
 
 
 class Transient(NvmlError):
@@ -75,7 +75,7 @@ class Transient(NvmlError):
 
 
 class DeviceLost(NvmlError):
-    """The device is gone or needs a reset; its handle is dead."""
+    """The device is gone or needs a reset; its handle is invalid."""
 
 
 class DriverGone(NvmlError):
@@ -92,7 +92,7 @@ class DriverAbsent(NvmlError):
 
 _KINDS: dict[int, type[NvmlError]] = {
     1: DriverGone,
-    2: NotSupported,  # our arguments are constants: what this device refuses once it refuses always
+    2: NotSupported,  # our arguments are constants: the device would refuse them again
     3: NotSupported,
     4: NoPermission,
     9: DriverGone,

@@ -19,7 +19,7 @@ from exporter.collect.nvml.library import call, call_symbol, handle_address
 _UUID_BYTES = 96
 _STRUCTURED = 1
 _LEGACY_XID = 1
-# More contexts than this are no contexts of one event.
+# One event has no more contexts than this.
 _CONTEXTS_MAX = 64
 _SEEN_MAX = 4096
 
@@ -130,14 +130,14 @@ class EventSet:
                 raise
 
     def free(self) -> None:
-        """Give the set back."""
+        """Free the set."""
         call("nvmlEventSetFree", self._set)
 
     def _wait_v2(self, timeout_ms: int) -> list[tuple[str, int]]:
         return self._of_bits(call("nvmlEventSetWait", self._set, timeout_ms))
 
     def _wait_v1(self, timeout_ms: int) -> list[tuple[str, int]]:
-        event = pynvml.c_nvmlEventData_t()  # begins with what the first version fills
+        event = pynvml.c_nvmlEventData_t()  # begins with the fields of the first version
         self._checked("nvmlEventSetWait", byref(event), c_uint(timeout_ms))
         return self._of_bits(event)
 

@@ -19,15 +19,16 @@ log = structlog.get_logger(__name__)
 
 _WAIT_MILLISECONDS = 1000
 _RETRY_SECONDS = 5.0
-# Codes are small integers; a driver that invents new ones must not grow the exposition for ever.
+# Codes are small integers; a driver that invents new ones must not grow the exposition without
+# bound.
 _CODES_MAX = 64
 
 
 class XidWatcher:
     """Collects XID events of all devices.
 
-    A device is watched as long as its handle is the same: registering it anew would lose what comes
-    meanwhile, or count it twice. Those that come together share a set of events and a thread.
+    A device is watched as long as its handle is the same: registering it again would lose events in
+    between, or count them twice. Devices registered together share an event set and a thread.
     """
 
     def __init__(self) -> None:
@@ -36,8 +37,8 @@ class XidWatcher:
         self._last: dict[str, dict[int, float]] = {}
         self._stop = threading.Event()
         self._generation = 0
-        # The handle of each device, and the generation that watches it. One that was lost keeps
-        # both: its last words may still come.
+        # The handle of each device, and the generation that watches it. A lost device keeps both:
+        # its last events may still come.
         self._watched: dict[str, tuple[Any, int]] = {}
         self._open: Mapping[str, Any] = {}
 
@@ -57,7 +58,7 @@ class XidWatcher:
             generation = self._generation
             self._watched.update({uuid: (handle, generation) for uuid, handle in new.items()})
         if new:
-            with suppress(RuntimeError):  # no thread left: as if the driver told of no events
+            with suppress(RuntimeError):  # no thread available: as if the driver reported no events
                 BoundedThread(target=self._run, args=(new, generation), name="xid-events").start()
 
     def stop(self) -> None:
@@ -65,12 +66,12 @@ class XidWatcher:
         self._stop.set()
 
     def counts(self, uuid: str) -> XidCounts:
-        """What was seen of one device."""
+        """The events of one device."""
         with self._lock:
             return XidCounts(dict(self._counts.get(uuid, {})), dict(self._last.get(uuid, {})))
 
     def forget(self, uuid: str) -> None:
-        """A device that is gone for good."""
+        """Forget a device that is permanently gone."""
         with self._lock:
             for kept in (self._counts, self._last, self._watched):
                 kept.pop(uuid, None)

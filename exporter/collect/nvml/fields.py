@@ -53,8 +53,8 @@ Field = int | tuple[int, int]
 
 # nvmlValueType_t: which member of the union holds the value.
 _MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
-# Values with which drivers and DCGM say 'no value': the largest of each register, signed and
-# unsigned, and 2^47, DCGM's for a double. As whole numbers, so that none is rounded into another.
+# Values that drivers and DCGM use for 'no value': the largest of each register, signed and
+# unsigned, and 2^47, DCGM's for a double. As integers, so that none is rounded into another.
 _BLANKS = frozenset({2**31 - 1, 2**32 - 1, 2**47, 2**63 - 1, 2**63, 2**64 - 1, 2**64})
 
 
@@ -68,9 +68,9 @@ def is_blank(value: float) -> bool:
 
 
 def read_fields(calls: DeviceCalls, fields: Sequence[Field]) -> dict[Field, float]:
-    """The values of those fields that the device has, in one call.
+    """The values of the fields that the device has, in one call.
 
-    A field that is not supported or has no value is left out.
+    Fields that are not supported or have no value are left out.
     """
     whole = (FIELD_VALUES,)
     wanted = [field for field in fields if calls.may_ask((FIELD_VALUES, field))]
@@ -107,7 +107,7 @@ def key(field: Field) -> Key:
 
 
 def _value_of(answer: Any) -> float | None:
-    """The value as the driver gave it: whole numbers stay whole, so that blanks can be told."""
+    """The value as the driver gave it: integers stay integers, so that blanks can be recognized."""
     if not 0 <= answer.valueType < len(_MEMBERS):
         return None
     value: float = getattr(answer.value, _MEMBERS[answer.valueType])

@@ -1,7 +1,8 @@
 """GPM, NVML's performance monitoring of Hopper and newer: pairs of samples, one pair a window.
 
 Calls for several devices at once have crashed drivers in the field, so one lock serialises them,
-with a bounded wait: a device whose call hangs costs the others their GPM values, never their tick.
+with a bounded wait: a device whose call hangs costs the others their GPM values, but never their
+tick.
 """
 
 import math
@@ -48,8 +49,8 @@ CYCLE_IDS = (
 # One tick of eight GPUs takes about 11 ms (1.06 ms a sample and 0.3 ms for its metrics, reported for
 # 8 x H100); half a second is forty times that, and still well inside a tick.
 LOCK_WAIT_SECONDS = 0.5
-# Several metrics in one call have come back collapsed to the first one's value on some drivers: they
-# are trusted after this many samples in which they equalled single calls with values that differ.
+# Some drivers return the first metric's value for all metrics of one call. Combined calls are
+# trusted after this many samples in which they equalled single calls with differing values.
 _PROOFS_NEEDED = 3
 
 METRICS_GET = "nvmlGpmMetricsGet"
@@ -79,7 +80,7 @@ class GpmSession:
         self._sampled_at: list[float] = []
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
-        # Metrics that answered NOT_SUPPORTED and nothing else: when to ask for each again.
+        # Metrics that only ever answered NOT_SUPPORTED: when to ask for each again.
         self._claims: dict[int, float] = {}
         self._answered: set[int] = set()
         self._proofs = 0
@@ -100,7 +101,7 @@ class GpmSession:
             try:
                 call("nvmlGpmSampleFree", sample)
             except NvmlError:
-                return  # the library is gone, and its samples with it
+                return  # the library is gone, and the samples with it
 
     @property
     def open_since_seconds(self) -> float | None:
@@ -128,11 +129,11 @@ class GpmSession:
         call("nvmlGpmSampleGet", self._handle, sample)
 
     def metrics(self, ids: Iterable[int]) -> dict[int, float]:
-        """Values of the metrics over the last window; those that the driver refuses are left out.
+        """Values of the metrics over the last window, without those that the driver refuses.
 
-        So are those that it has, but no value of now: `failure` says why. One that answered before
-        and is not supported now has failed; one that never did is asked for again every ten minutes.
-        Raises NvmlError when the driver refuses the call as a whole.
+        Metrics without a current value are left out too: `failure` says why. A metric that answered
+        before and is not supported now has failed; one that never answered is asked for again every
+        ten minutes. Raises NvmlError when the driver refuses the call as a whole.
         """
         self.failure = None
         now = time.monotonic()
@@ -164,7 +165,7 @@ class GpmSession:
                 value = answer.value
                 if math.isfinite(value):
                     values[metric] = value
-                else:  # so a GPU that sleeps answers
+                else:  # the answer of a sleeping GPU
                     self.failure = error_for(METRICS_GET, pynvml.NVML_ERROR_NO_DATA)
                 continue
             error = error_for(METRICS_GET, answer.nvmlReturn)

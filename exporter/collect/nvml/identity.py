@@ -1,4 +1,4 @@
-"""Who a device is: its name, its place and its fixed properties."""
+"""The identity of a device: its name, its place and its fixed properties."""
 
 import pynvml
 
@@ -8,7 +8,7 @@ from exporter.collect.nvml.reading import c2c_link_count, read_memory
 from exporter.readings import DeviceIdentity
 
 
-# Begins the stand-in for the UUID of a device that does not tell it: its PCI address follows.
+# Prefix of the substitute for a UUID that the device does not report: the PCI address follows.
 NO_UUID = "PCI-"
 _ARCHITECTURES = {
     2: "kepler",
@@ -29,7 +29,7 @@ _MINOR_MAX = 255  # /dev/nvidiactl is number 255 of the same kind
 
 
 def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) -> DeviceIdentity:
-    """Who the device is. Missing answers are None; the UUID falls back to the PCI address."""
+    """Identify the device. Missing answers are None; the UUID falls back to the PCI address."""
     capability = _capability(calls)
     architecture = calls.ask("nvmlDeviceGetArchitecture")
     pci = calls.ask("nvmlDeviceGetPciInfo")

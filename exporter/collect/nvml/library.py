@@ -33,11 +33,11 @@ log = structlog.get_logger(__name__)
 # With this variable set, NVML shows MPS locality domains, and nearly every call answers
 # NOT_SUPPORTED (nvml.h of CUDA 13.5).
 _MPS_VARIABLE = "NVML_MPS_DEVICE_ENUMERATION"
-# Initialisations refused, and for how long, before it is taken for final: a driver that is being
-# reset or updated is done by then.
+# How many initialisations must be refused, and over how long, before that counts as final: a driver
+# reset or update is done by then.
 BARRED_TIMES = 5
 BARRED_SECONDS = 30.0
-# GPUs that wait for the driver one by one do not try it one by one: it may load its module each time.
+# All waiting GPUs share one attempt: each may make the driver load its module.
 _RETRY_SECONDS = 1.0
 _CONTROL_NODE = "/dev/nvidiactl"
 # A call that never answered anything but NOT_SUPPORTED is asked again this often.
@@ -47,7 +47,7 @@ FIELD_VALUES = "nvmlDeviceGetFieldValues"
 Key = tuple[Any, ...]  # a call: its function, and what it was asked for
 
 
-# The driver call that each thread is in, by thread: what hangs, if one does.
+# The current driver call of each thread: the one that hangs, if one does.
 _running: dict[int, str] = {}
 
 
@@ -71,7 +71,7 @@ def call(function: str, *arguments: Any) -> Any:
     except pynvml.NVMLError as error:
         raise error_for(function, error.value) from None
     except pynvml.NVMLLibraryMismatchError:
-        # The driver is older than pynvml and has not this version of the function.
+        # The driver is older than pynvml and lacks this version of the function.
         raise NotSupported(function, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND) from None
     except (ValueError, TypeError, UnicodeDecodeError):
         # pynvml could not make sense of what the driver answered.
@@ -101,7 +101,7 @@ def handle_address(handle: Any) -> int:
 
 
 def node_is_barred(node: str = _CONTROL_NODE) -> bool:
-    """Whether the device cgroup keeps this process from the driver: EPERM, where rights give EACCES."""
+    """Whether the device cgroup denies the driver: EPERM, where missing permissions give EACCES."""
     try:
         os.close(os.open(node, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -113,7 +113,7 @@ class DriverLibrary:
     """The library's initialisation, shared by all devices.
 
     `epoch` grows with every initialisation: a device that saw an error in an older epoch need not
-    initialise again what another already has.
+    initialise again.
     """
 
     def __init__(self) -> None:
@@ -172,9 +172,9 @@ class DriverLibrary:
         began_before = self._epoch > 0 or self._was_absent
         self._was_absent |= absent
         if absent or not began_before or isinstance(error, DriverMismatch):
-            self._refusals.clear()  # not there yet, or unloaded: that may pass
+            self._refusals.clear()  # not loaded yet, or unloaded: that may pass
             return
-        # The first one, and the newest: as many as are needed to judge.
+        # The first one and the newest ones: as many as the verdict needs.
         if len(self._refusals) >= BARRED_TIMES:
             del self._refusals[1]
         self._refusals.append(time.monotonic())
@@ -251,7 +251,7 @@ class DeviceCalls:
         return due is None or self._clock() >= due
 
     def answered(self, key: Key) -> None:
-        """Book a call that was answered."""
+        """Record an answered call."""
         self._answered.add(key)
         self._claims.pop(key, None)
         self._lost.discard(key)
@@ -261,7 +261,7 @@ class DeviceCalls:
                 log.info("nvml_call_answers_again", device=self._device, function=_spoken(key))
 
     def refuse(self, key: Key, error: NvmlError) -> None:
-        """Book a failed call, or raise it again if the device or the driver is gone."""
+        """Record a failed call, or raise it again if the device or the driver is gone."""
         if isinstance(error, NotSupported):
             if key not in self._answered:
                 if key not in self._claims:
@@ -292,7 +292,7 @@ class DeviceCalls:
         return any(_spoken(key) == spoken for key in self._failing)
 
     def is_refused(self, *key: Any) -> bool:
-        """Whether this call, or field, has never answered anything but 'not supported'."""
+        """Whether this call, or field, has only ever answered 'not supported'."""
         return key in self._claims
 
     def has_answered(self, *key: Any) -> bool:
@@ -300,17 +300,17 @@ class DeviceCalls:
         return key in self._answered
 
     def unsupported(self, *key: Any) -> bool:
-        """Whether the driver's last word on this call, or field, was 'not supported'."""
+        """Whether the last answer to this call, or field, was 'not supported'."""
         return key in self._claims or key in self._lost
 
     def forget_claims(self) -> None:
-        """Ask everything anew: the MIG mode has changed, and with it what the device supports."""
+        """Ask for everything again: the MIG mode has changed, and with it what the device supports."""
         self._claims.clear()
         self._answered.clear()
         self._lost.clear()
 
     def implausible(self, what: str) -> None:
-        """Book a value that cannot be true; it is left out."""
+        """Count an impossible value; it is left out."""
         self.errors["implausible"] += 1
         if what not in self._false:
             self._false.add(what)

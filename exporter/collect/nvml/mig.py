@@ -24,7 +24,7 @@ _SMS_MAX, _MEMORY_MAX = 1024, 2**50  # more are blanks
 
 @dataclass(frozen=True, slots=True)
 class ListedInstance:
-    """A GPU instance as enumeration finds it. `address` tells a handle from one made anew."""
+    """A GPU instance as enumerated. `address` distinguishes a handle from a recreated one."""
 
     uuid: str
     gpu_instance_id: int
@@ -34,9 +34,9 @@ class ListedInstance:
 
 @dataclass(frozen=True, slots=True)
 class InstanceFacts:
-    """What a GPU instance has. None where the driver will not say.
+    """The resources of a GPU instance. None where the driver does not report them.
 
-    `placement` is the id of its profile and its first memory slice; it takes privileges to know.
+    `placement` is the id of its profile and its first memory slice; it takes privileges to read.
     """
 
     name: str | None
@@ -46,7 +46,7 @@ class InstanceFacts:
 
 
 def mig_enabled(calls: DeviceCalls, *, before: bool = False) -> bool:
-    """Whether MIG mode is on now; as `before` where the driver does not say this time."""
+    """Whether MIG mode is on; `before` where the driver does not answer this time."""
     modes = calls.ask("nvmlDeviceGetMigMode")
     if modes is None:
         return before
@@ -61,7 +61,7 @@ def list_instances(
 ) -> tuple[ListedInstance, ...]:
     """The GPU instances that this process may see, by id. Raises NvmlError if the GPU is gone.
 
-    `known` keeps the ids of what was seen by handle and UUID, so that they are asked once.
+    `known` caches ids by handle and UUID, so that each is asked for once.
     """
     known = {} if known is None else known
     seen: dict[tuple[int, str], Ids] = {}
@@ -147,5 +147,5 @@ class _ByInstanceId(GpmSession):
 
 
 def gpm_sample_methods(parent: Any, instance: ListedInstance) -> tuple[GpmSession, ...]:
-    """How GPM samples of an instance can be had: by its id, or with newer drivers by its handle."""
+    """How to take GPM samples of an instance: by its id, or with newer drivers by its handle."""
     return (_ByInstanceId(parent, instance.gpu_instance_id), GpmSession(instance.handle))

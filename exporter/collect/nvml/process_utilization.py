@@ -1,8 +1,8 @@
 """SM time by process, from the samples that the driver keeps of each process on a device.
 
-The driver samples a few times a second and keeps some seconds of it; a process that did nothing has
-no samples, and a device on which nobody worked answers NOT_FOUND. Each sample counts once, by its
-timestamp. The samples say which share of the SMs' time a process had since its last sample (nvml.h,
+The driver samples a few times a second and keeps some seconds of it; an idle process has no
+samples, and an idle device answers NOT_FOUND. Each sample counts once, by its timestamp. The
+samples say which share of the SMs' time a process had since its last sample (nvml.h,
 nvmlProcessUtilizationSample_t and nvmlProcessUtilizationInfo_v1_t).
 """
 
@@ -17,12 +17,12 @@ from exporter.collect.nvml.library import DeviceCalls, call
 SYMBOLS = ("nvmlDeviceGetProcessesUtilizationInfo", "nvmlDeviceGetProcessUtilization")
 _NOT_FOUND = 6
 _MICROSECONDS = 1e6
-# Drivers sample at 1 Hz or faster. A longer span between two samples of a process is one in which it
-# rested, for which there are none.
+# Drivers sample at 1 Hz or faster. A longer span between two samples means that the process was
+# idle: there are none for idle time.
 _SAMPLE_SECONDS_MAX = 1.0
 _PERCENT_MAX = 100
 _PID_MAX = 2**22  # PID_MAX_LIMIT of Linux on 64-bit machines
-# Processes of the last hours; those that were not seen for the longest go first.
+# Processes of the last hours; the least recently seen are dropped first.
 _PROCESSES_MAX = 1024
 
 
@@ -35,7 +35,7 @@ class ProcessUtilization:
         self._seconds: dict[int, float] = {}
 
     def read(self, calls: DeviceCalls) -> Mapping[int, float] | None:
-        """SM seconds by process id since this object was made; None where the driver tells none.
+        """SM seconds by process id since this object was made; None where the driver reports none.
 
         A value never falls. Raises DeviceLost, DriverGone or DriverMismatch.
         """

@@ -38,7 +38,7 @@ _SYMBOLS: tuple[tuple[str, type[Structure]], ...] = (
 SYMBOLS = tuple(symbol for symbol, _entry in _SYMBOLS)
 # No GPU has more: 48 MPS clients, or 64 replicas of seven instances. A bound for a count of garbage.
 _PROCESSES_MAX = 1024
-_ROOM = 16  # for processes that come between the two calls
+_ROOM = 16  # for processes that start between the two calls
 _PID_MAX = 2**22  # PID_MAX_LIMIT of Linux on 64-bit machines
 _MEMORY_MAX = 2**50  # where the device does not say how much it has
 _NOT_AVAILABLE = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE
@@ -48,7 +48,7 @@ def read_processes(calls: DeviceCalls) -> Mapping[str, Any]:
     """Processes with a compute context: None where the driver does not list them.
 
     An entry with an impossible pid is left out, and the list marked as incomplete; a process that
-    claims more memory than the device has is listed without it. Both are booked as implausible.
+    claims more memory than the device has is listed without it. Both are counted as implausible.
     """
     entries: list[Any] | None = None
     for symbol, kind in _SYMBOLS:

@@ -1,4 +1,4 @@
-"""What the daemon asks of one device, as readings in SI units."""
+"""Reads one device through NVML, in SI units."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -67,7 +67,7 @@ _NVLINK_ERROR_FIELDS: dict[fields.Field, str] = {
 
 
 def read_clock(calls: DeviceCalls, clock: Callable[[], float]) -> ClockSample:
-    """The SM clock and what holds it, now."""
+    """The SM clock and its clock event reasons, now."""
     hertz = checked.hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM)
     return ClockSample(clock(), hertz, _event_reasons(calls))
 
@@ -255,8 +255,8 @@ def read_pcie(calls: DeviceCalls) -> Mapping[str, Any]:
 def read_nvlink(calls: DeviceCalls) -> Mapping[str, Any]:
     """State of every NVLink, and the errors over all links.
 
-    A link that has answered before and does not now is left out and counted in `nvlinks_unknown`:
-    whoever counts links must not take it for one that is down.
+    A link that answered before and does not now is left out and counted in `nvlinks_unknown`: it
+    must not be taken for a link that is down.
     """
     states: dict[str, bool] = {}
     unknown = 0
@@ -311,8 +311,8 @@ def read_c2c(calls: DeviceCalls) -> Mapping[str, Any]:
     }
 
 
-# What the daemon reads of a device, by the calls that can tell it: the driver lacks a capability
-# when it has answered NOT_SUPPORTED to all of them.
+# What the daemon reads of a device, by the calls that can report it: a capability is missing when
+# all of its calls have answered NOT_SUPPORTED.
 _CAPABILITIES: Mapping[str, tuple[Key, ...]] = {
     "utilization": (("nvmlDeviceGetUtilizationRates",),),
     "sm_clock": (("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),),
@@ -348,7 +348,7 @@ _CAPABILITIES: Mapping[str, tuple[Key, ...]] = {
 
 
 def unsupported_capabilities(calls: DeviceCalls) -> tuple[str, ...]:
-    """What the driver does not tell of this device, by its last word on every call that could."""
+    """The capabilities that the driver does not support here, by its last answer to each call."""
     return tuple(
         name for name, keys in _CAPABILITIES.items() if all(calls.unsupported(*key) for key in keys)
     )
