@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.counters import TICK_DURATION_BOUNDS, Histogram
-from exporter.accounting.device import DeviceAccounts, LastWindow
+from exporter.accounting.device import COARSE_SOURCE, DeviceAccounts, LastWindow
 from exporter.accounting.peaks import find_peaks
 from exporter.readings import (
     ActivityWindow,
@@ -75,16 +75,15 @@ class SimulatedGpu:
         self._ticks = Histogram(TICK_DURATION_BOUNDS)
         self._succeeded: float | None = None
         self._watts = product.idle_watts
+        # What the engine makes of the GPU, whether or not a source counts it: FLOP/s of the tensor pipe in the
+        # last tick, and all bytes of device memory.
+        self.delivered_flops = 0.0
+        self.dram_bytes = 0.0
 
     @property
     def throttled(self) -> bool:
         """Whether heat holds the clock down now."""
         return self.temperature_celsius > _THROTTLE_CELSIUS
-
-    @property
-    def delivered_flops(self) -> float:
-        """FLOP/s of the tensor pipe in the last tick."""
-        return 0.0 if self._last is None or self.lost else sum(self._last.achieved_flops.values())
 
     @property
     def lost(self) -> bool:
@@ -104,15 +103,20 @@ class SimulatedGpu:
         self._report_xid(end, fault, conditions.pace)
         if fault.lost:
             self.accounts.forget_open_spans()
+            self.delivered_flops = 0.0
             return
         reasons = self._regulate(end - start, load, fault, conditions.pace)
         self._energy_joules += self._watts * (end - start)
         window = self._window(start, end, load, fault)
+        self._work(window)
         self._fast = self._fast_reading(end, load, fault, reasons)
         for at in (start, end):
             self.accounts.observe_clock(ClockSample(at, self.clock_hertz, reasons))
         self._last = self.accounts.observe(
-            self._fast, window, precision=self.product.precision, max_window_seconds=math.inf
+            self._fast,
+            None if self.product.source == COARSE_SOURCE else window,
+            precision=self.product.precision,
+            max_window_seconds=math.inf,
         )
         self._ticks.observe(self.random.lognormvariate(-5.3, 0.35))
         self._succeeded = end
@@ -207,6 +211,17 @@ class SimulatedGpu:
             pcie_transmit_bytes=0.4 * pcie,
             nvlink_receive_bytes=nvlink if self.product.nvlinks else None,
             nvlink_transmit_bytes=nvlink if self.product.nvlinks else None,
+        )
+
+    def _work(self, window: ActivityWindow) -> None:
+        product, peaks = self.product, self.peaks
+        rate = peaks.tensor_rate[product.precision]
+        self.delivered_flops = (
+            (window.hmma_tensor or 0.0) * product.sm_count * self.clock_hertz * rate
+        )
+        bandwidth = peaks.dram_bytes_per_second or 0.0
+        self.dram_bytes += (
+            (window.dram or 0.0) * bandwidth * (window.end_seconds - window.start_seconds)
         )
 
     def _fast_reading(self, at: float, load: Load, fault: Fault, reasons: int) -> FastReading:

@@ -236,8 +236,7 @@ class SimulatedHost:
             decode_tokens=self._tokens["decode"],
             prefill_flop=self._tokens["prefill"] * self._flop_per_token,
             decode_flop=self._tokens["decode"] * self._flop_per_token,
-            dram_bytes=0.9
-            * sum(sum(gpu.accounts.counters().dram_bytes.values()) for gpu in self._gpus),
+            dram_bytes=0.9 * sum(gpu.dram_bytes for gpu in self._gpus),
             wasted_flop=dict(self._wasted),
             all_gpus_here=True,
             running_requests=self._requests,

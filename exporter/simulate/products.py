@@ -1,6 +1,8 @@
 """The products that can be simulated, with what their data sheets say."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from exporter.accounting.device import COARSE_SOURCE
 
 
 _MEGA = 1e6
@@ -9,7 +11,10 @@ _GIBI = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One GPU product. `source` is the one that tells its pipe activity apart; `model` is what its hosts serve."""
+    """One GPU product. `model` is what its hosts serve.
+
+    `source` is the one that tells its pipe activity apart; with COARSE_SOURCE nothing does.
+    """
 
     name: str
     architecture: str
@@ -87,3 +92,7 @@ L4 = Product(
     model="llama-3.1-8b-instruct",
     model_parameters=8e9,
 )
+
+# Without a dcgm-exporter these have no activity counters: NVML knows their utilization and no more.
+A100_COARSE = replace(A100, source=COARSE_SOURCE)
+L4_COARSE = replace(L4, source=COARSE_SOURCE)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from exporter.simulate.loads import IDLE, Load, decode, mixed, prefill
-from exporter.simulate.products import A100, H100, L4, Product
+from exporter.simulate.products import A100, A100_COARSE, H100, L4, L4_COARSE, Product
 
 
 _MINUTE = 60.0
@@ -162,6 +162,12 @@ _ALL = (
         "H100, A100 and L4 hosts in turn, each with its own kind of work",
         _by_host,
         products=(H100, A100, L4),
+    ),
+    Scenario(
+        "no-activity-counters",
+        "A100 and L4 hosts in turn without dcgm-exporter: nobody counts FLOP, and nothing is wrong",
+        _steady(mixed, 0.8),
+        products=(A100_COARSE, L4_COARSE),
     ),
     Scenario(
         "noisy-neighbour",
