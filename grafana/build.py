@@ -8,6 +8,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ BOARDS: dict[str, Callable[[], Dashboard]] = {
 # Grafana's smallest step for rates: with it $__rate_interval is two minutes or more, so that a data source that
 # is set to 15 s has rates of targets that are scraped every 60 s.
 RATE_STEP = "30s"
+COLUMNS = 24  # of Grafana's grid
 ALERTS = 'ALERTS{alertstate="firing", job=~"$job|", cluster=~"$cluster", instance=~"$instance|"}'
 
 
@@ -47,6 +49,7 @@ def render(name: str) -> str:
 def _finish(board: dict[str, Any]) -> None:
     """What the builders leave out: panels' ids by their titles, visible links, steps, alert annotations."""
     board["annotations"] = {"list": [_alert_annotation()]}
+    _pack(board["panels"])
     for link in board["links"]:
         link.pop("placement", None)  # inControlsMenu, the builder's default, hides it in a menu
     for panel in _panels(board):
@@ -56,6 +59,29 @@ def _finish(board: dict[str, Any]) -> None:
         for target in panel.get("targets", []):
             if "$__rate_interval" in target["expr"]:
                 target["interval"] = RATE_STEP
+
+
+def _pack(panels: list[dict[str, Any]]) -> None:
+    """Put each panel where it fits first, from the left, below the row that it belongs to."""
+    taken: set[tuple[int, int]] = set()
+    top = bottom = 0
+    for panel in panels:
+        place = panel["gridPos"]
+        if panel["type"] == "row":
+            top = bottom
+        size = list(product(range(place["h"]), range(place["w"])))
+        place["y"], place["x"] = next(
+            (y, x)
+            for y in count(top)
+            for x in range(COLUMNS - place["w"] + 1)
+            if not any((y + down, x + right) in taken for down, right in size)
+        )
+        taken |= {(place["y"] + down, place["x"] + right) for down, right in size}
+        bottom = max(bottom, place["y"] + place["h"])
+        if panel["type"] == "row":
+            top = bottom
+            for inner in panel.get("panels", []):
+                inner["gridPos"]["y"] = bottom
 
 
 def _panels(board: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -56,18 +56,18 @@ def firing(
             Query(f"1000 * min {ROW} ({since})"),
         ],
         [
-            Column("A", "Severity", width=85, mappings=severities),
+            Column("A", "Severity", width=75, mappings=severities),
             Column(
                 "alertname",
                 "Alert",
+                width=215,
                 link=f"{RUNBOOKS}/${{__value.text}}.md",
                 link_title="Open the runbook",
             ),
             *where,
-            Column("C", "Since", "dateTimeFromNow", width=140),
+            Column("C", "Since", "dateTimeFromNow", width=120),
         ],
         sort_by="Severity",
         span=span,
         height=height,
-        no_value="-",
     )

@@ -21,6 +21,12 @@ from grafana_foundation_sdk.models import heatmap as mh
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 
+# What an empty panel says. It never names a cause: Prometheus cannot know why a series is not there. What a panel
+# needs stands in its description (`needs`).
+NO_DATA = "no data"
+NONE_REPORTED = "none reported"
+NO_CELL = "-"  # of a table: it stands in each empty cell, too
+
 DATASOURCE = md.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 # Apart on dark as on light ground; the hues are those of the status page.
@@ -115,6 +121,11 @@ def _link(title: str, url: str) -> DashboardLink:
     return DashboardLink(title).url(url)
 
 
+def with_needs(description: str, needs: str) -> str:
+    """The description, with what the panel has to have before it can show anything."""
+    return f"{description} Needs {needs}." if needs else description
+
+
 def fixed_color(color: str) -> md.DynamicConfigValue:
     """An override that paints a field in one colour."""
     return override("color", {"mode": "fixed", "fixedColor": color})
@@ -132,21 +143,24 @@ def number(
     decimals: int | None = None,
     spark: bool = True,
     name_only: bool = False,
+    named: bool = False,
     mappings: Mapping[str, tuple[str, str]] | None = None,
-    no_value: str | None = None,
+    no_value: str = NO_DATA,
+    needs: str = "",
 ) -> stat.Panel:
-    """One big number, with its course behind it."""
+    """One big number, with its course behind it. `named` shows what it is called, for a query with a substitute."""
     panel = (
         stat.Panel()
         .title(title)
-        .description(description)
+        .description(with_needs(description, needs))
         .datasource(DATASOURCE)
+        .no_value(no_value)
         .targets(_targets(queries, instant=not spark, tabular=False))
         .unit(unit)
         .thresholds(_thresholds(thresholds))
         .color_mode(mc.BigValueColorMode.VALUE)
         .graph_mode(mc.BigValueGraphMode.AREA if spark else mc.BigValueGraphMode.NONE)
-        .text_mode(_text_mode(spark=spark, name_only=name_only))
+        .text_mode(_text_mode(named=spark or named, name_only=name_only))
         # Grafana's own choice of size follows each panel's width, and the row looks ragged.
         .text(common.VizTextDisplayOptions().title_size(12).value_size(14 if name_only else 26))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
@@ -158,18 +172,16 @@ def number(
         panel = panel.min(0)
     if decimals is not None:
         panel = panel.decimals(decimals)
-    if no_value is not None:
-        panel = panel.no_value(no_value)
     if mappings:
         panel = panel.mappings([_value_map(mappings)])
     return panel
 
 
-def _text_mode(*, spark: bool, name_only: bool) -> mc.BigValueTextMode:
+def _text_mode(*, named: bool, name_only: bool) -> mc.BigValueTextMode:
     if name_only:
         return mc.BigValueTextMode.NAME
     # Without a name the number stands in the middle, and its own course strikes it through.
-    return mc.BigValueTextMode.VALUE_AND_NAME if spark else mc.BigValueTextMode.AUTO
+    return mc.BigValueTextMode.VALUE_AND_NAME if named else mc.BigValueTextMode.AUTO
 
 
 def _value_map(mappings: Mapping[str, tuple[str, str]]) -> md.ValueMap:
@@ -200,7 +212,8 @@ def lines(
     thresholds: Sequence[Threshold] | None = None,
     legend_side: bool = False,
     calcs: Sequence[str] = ("lastNotNull",),
-    no_value: str | None = None,
+    no_value: str = NO_DATA,
+    needs: str = "",
     points: int | None = None,
     link: str | None = None,
     right: Mapping[str, str] | None = None,
@@ -220,8 +233,9 @@ def lines(
     panel = (
         timeseries.Panel()
         .title(title)
-        .description(description)
+        .description(with_needs(description, needs))
         .datasource(DATASOURCE)
+        .no_value(no_value)
         .targets(_targets(queries, instant=False, tabular=False))
         .unit(unit)
         .legend(legend)
@@ -246,8 +260,6 @@ def lines(
         panel = panel.axis_soft_min(soft_minimum)
     if soft_maximum is not None:
         panel = panel.axis_soft_max(soft_maximum)
-    if no_value is not None:
-        panel = panel.no_value(no_value)
     if thresholds is not None:
         panel = panel.thresholds(_thresholds(thresholds)).thresholds_style(
             common.GraphThresholdsStyleConfig().mode(mc.GraphThresholdsStyleMode.DASHED)
@@ -287,7 +299,7 @@ def state_stack(
         description,
         [
             # Rounded: the rest of a difference of floats is no share.
-            Query(f"round({by_state.replace('STATE', state)}, 0.0001)", state)
+            Query(f"round({by_state.replace('STATE', state)}, 0.001)", state)
             for state in STATE_COLORS
         ],
         unit="percentunit",
@@ -313,7 +325,8 @@ def bars(
     maximum: float | None = None,
     long_names: bool = False,
     link: tuple[str, str] | None = None,
-    no_value: str | None = None,
+    no_value: str = NO_DATA,
+    needs: str = "",
 ) -> bargauge.Panel:
     """The present values, longest bar first as the query sorts them; `labels` name a bar, above it if long.
 
@@ -322,8 +335,9 @@ def bars(
     panel = (
         bargauge.Panel()
         .title(title)
-        .description(description)
+        .description(with_needs(description, needs))
         .datasource(DATASOURCE)
+        .no_value(no_value)
         .targets(_targets(queries, instant=True, tabular=False))
         .unit(unit)
         .min(0)
@@ -348,8 +362,6 @@ def bars(
     )
     if link is not None:
         panel = panel.data_links([_link(*link)])
-    if no_value is not None:
-        panel = panel.no_value(no_value)
     return panel if maximum is None else panel.max(maximum)
 
 
@@ -362,14 +374,16 @@ def bucket_heatmap(
     span: int = 12,
     height: int = 8,
     cumulative: bool = True,
-    no_value: str | None = None,
+    no_value: str = NO_DATA,
+    needs: str = "",
 ) -> heatmap.Panel:
     """Buckets over time: a Prometheus histogram's, which are cumulative, or plain counts by upper edge."""
     panel = (
         heatmap.Panel()
         .title(title)
-        .description(description)
+        .description(with_needs(description, needs))
         .datasource(DATASOURCE)
+        .no_value(no_value)
         .color(
             heatmap.HeatmapColorOptions()
             .mode(mh.HeatmapColorMode.SCHEME)
@@ -394,8 +408,6 @@ def bucket_heatmap(
         .range()
         .format(PromQueryFormat.HEATMAP if cumulative else PromQueryFormat.TIME_SERIES)
     )
-    if no_value is not None:
-        panel = panel.no_value(no_value)
     return panel.with_target(target)
 
 
@@ -407,14 +419,16 @@ def states_over_time(
     *,
     span: int = 12,
     height: int = 8,
-    no_value: str | None = None,
+    no_value: str = NO_DATA,
+    needs: str = "",
 ) -> statetimeline.Panel:
     """One coloured band a series."""
-    panel = (
+    return (
         statetimeline.Panel()
         .title(title)
-        .description(description)
+        .description(with_needs(description, needs))
         .datasource(DATASOURCE)
+        .no_value(no_value)
         .targets(_targets(queries, instant=False, tabular=False))
         .unit("none")
         .mappings([_value_map(mappings)])
@@ -424,4 +438,3 @@ def states_over_time(
         .span(span)
         .height(height)
     )
-    return panel if no_value is None else panel.no_value(no_value)

@@ -7,14 +7,23 @@ from grafana_foundation_sdk.builders import common, table
 from grafana_foundation_sdk.models import common as mc
 from grafana_foundation_sdk.models import dashboard as md
 
-from grafana.panels import DATASOURCE, Query, Threshold, instant_tables, override
+from grafana.panels import (
+    DATASOURCE,
+    NO_CELL,
+    Query,
+    Threshold,
+    instant_tables,
+    override,
+    with_needs,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table: where it comes from, what it is called and how it looks.
 
-    `source` is a label's name, or the letter of the query whose value it shows.
+    `source` is a label's name, or the letter of the query whose value it shows. A hidden column is there for links
+    of its row. `names` are texts for values, in the colour of the others.
     """
 
     source: str
@@ -27,6 +36,8 @@ class Column:
     link: str | None = None
     link_title: str = "Open the GPU"
     mappings: Mapping[str, tuple[str, str]] | None = None
+    names: Mapping[str, str] | None = None
+    hidden: bool = False
 
     def field(self, queries: int) -> str:
         """The field's name after the frames are merged; the value of a lone query has no letter."""
@@ -45,14 +56,16 @@ def rows(
     descending: bool = True,
     span: int = 24,
     height: int = 8,
-    no_value: str | None = None,
+    no_value: str = NO_CELL,
+    needs: str = "",
 ) -> table.Panel:
     """A table: one row a label set, one column a label or query."""
     panel = (
         table.Panel()
         .title(title)
-        .description(description)
+        .description(with_needs(description, needs))
         .datasource(DATASOURCE)
+        .no_value(no_value)
         .targets(instant_tables(queries))
         .unit("none")
         .filterable(False)
@@ -81,8 +94,6 @@ def rows(
             )
         )
     )
-    if no_value is not None:
-        panel = panel.no_value(no_value)
     for column in columns:
         panel = panel.override_by_name(column.title, _column_look(column))
     return panel
@@ -114,6 +125,15 @@ def _column_look(column: Column) -> list[md.DynamicConfigValue]:
                 [{"title": column.link_title, "url": column.link, "targetBlank": False}],
             )
         )
+    if column.hidden:
+        look.append(override("custom.hidden", True))  # to Grafana 12.1
+        look.append(override("custom.hideFrom", {"viz": True, "legend": False, "tooltip": False}))
+    if column.names:
+        named = {
+            value: {"text": name, "index": index}
+            for index, (value, name) in enumerate(column.names.items())
+        }
+        look.append(override("mappings", [{"type": "value", "options": named}]))
     if column.mappings:
         options = {
             value: {"text": text, "color": color, "index": index}

@@ -4,9 +4,15 @@ from collections.abc import Sequence
 
 from grafana_foundation_sdk.builders import table
 
-from exporter.findings import limit
+from exporter.findings import KINDS, limit
 from grafana.frame import NODE
-from grafana.panels import NEUTRAL, SEVERITY_COLORS, Query, bad_above, good_above
+from grafana.panels import (
+    NEUTRAL,
+    SEVERITY_COLORS,
+    Query,
+    bad_above,
+    good_above,
+)
 from grafana.tables import Column, rows
 
 
@@ -19,6 +25,8 @@ PAST = good_above(limit("baselineCritical"), limit("baselineWarning"))
 CLOCKS = bad_above(limit("powerLossWarning"), 0.5)
 BY = "cluster, instance, gpu"
 RANKS = {"3": "critical", "2": "warning"}
+# Kinds that cost speed: of the others the speed lost to clocks and slow silicon says nothing.
+SLOW = 'kind=~"clock_held_by_.+|power_brake|power_limit_lowered|slower_than_.+"'
 
 
 def verdicts(
@@ -27,40 +35,63 @@ def verdicts(
     *,
     selection: str = NODE,
     where: Sequence[Column] = (),
+    by_host: bool = False,
+    brief: bool = False,
     span: int,
     height: int,
 ) -> table.Panel:
     """One row for each device and kind of finding that is more than an explanation, the worst first.
 
-    `where` are columns that say which device. The same kinds and thresholds are on the status page and in the alerts.
+    `where` are columns that say which device. `by_host` makes it one row a host and kind: `gpu` is the first of its
+    GPUs, the letter D how many there are. `brief` leaves out speed and holder. The same kinds, words and thresholds
+    are on the status page and in the alerts.
     """
-    ranked = " or ".join(
+    every = " or ".join(
         f'{rank} * max by ({BY}, kind) (flopwatch_finding{{{selection}, severity="{name}"}})'
         for rank, name in RANKS.items()
     )
+    ranked = f"(topk by (cluster, instance, kind) (1, {every}))" if by_host else f"({every})"
     holder = f"max by ({BY}, holder) (topk by ({BY}) (1, gpu:flopwatch_holder:info{{{selection}}}))"
-    held = f"({ranked}) * on ({BY}) group_left (holder) {holder} or ({ranked}) unless on ({BY}) {holder}"
+    held = (
+        f"{ranked} * on ({BY}) group_left (holder) {holder} or {ranked} unless on ({BY}) {holder}"
+    )
     # What the clocks and the slowest probe cost, where that can be said.
-    lost = f"({ranked}) * 0 + on ({BY}) group_left () max by ({BY}) (gpu:flopwatch_lost_speed:ratio{{{selection}}})"
+    slow = ranked.replace("severity=", f"{SLOW}, severity=")
+    lost = f"{slow} * 0 + on ({BY}) group_left () max by ({BY}) (gpu:flopwatch_lost_speed:ratio{{{selection}}})"
     since = (
         f"1000 * max by ({BY}, kind) (flopwatch_finding_since_timestamp_seconds{{{selection}}})"
-        f" and on ({BY}, kind) ({ranked})"
+        f" and on ({BY}, kind) {ranked}"
     )
+    # The first GPU stands for the row, so the count has its labels.
+    count = f"{ranked} * 0 + on (cluster, instance, kind) group_left () count by (cluster, instance, kind) ({every})"
     severities = {rank: (name, SEVERITY_COLORS[name]) for rank, name in RANKS.items()}
+    columns = [
+        Column("A", "Severity", width=75, mappings=severities),
+        Column(
+            "kind",
+            "Finding",
+            width=260,
+            names={name: kind.symptom for name, kind in KINDS.items()},
+            link=STATUS_PAGE,
+            link_title="What it means",
+        ),
+        *where,
+        Column("C", "Lost speed", "percentunit", NEUTRAL, 1, 85),
+        Column("holder", "Held by"),
+        Column("B", "Since", "dateTimeFromNow", width=120),
+    ]
+    queries = [Query(f"topk(40, {held})"), Query(since), Query(lost)]
+    if by_host:
+        queries.append(Query(count))
+    if brief:
+        columns = [column for column in columns if column.source not in {"C", "holder"}]
+        queries = [Query(f"topk(40, {every})"), Query(since)]
     return rows(
         title,
         description,
-        [Query(f"topk(40, {held})"), Query(since), Query(lost)],
-        [
-            Column("A", "Severity", width=85, mappings=severities),
-            Column("kind", "Finding", link=STATUS_PAGE, link_title="What it means"),
-            *where,
-            Column("C", "Lost speed", "percentunit", NEUTRAL, 1, 95),
-            Column("holder", "Held by"),
-            Column("B", "Since", "dateTimeFromNow", width=130),
-        ],
+        queries,
+        columns,
         sort_by="Severity",
         span=span,
         height=height,
-        no_value="-",
     )

@@ -8,7 +8,7 @@ from grafana.frame import (
     board,
     explained,
 )
-from grafana.panels import BLUE, Query, bad_above, extremes, lines, number
+from grafana.panels import BLUE, NONE_REPORTED, Query, bad_above, extremes, lines, number
 from grafana.tables import Column, rows
 
 
@@ -165,7 +165,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 right={"restarts .*": "none"},
                 fill=0,
                 span=6,
-                no_value="no data; needs probes",
+                needs="probes",
             )
         )
     )
@@ -244,7 +244,7 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
                 unit="none",
                 soft_maximum=1,
                 span=10,
-                no_value="none found",
+                no_value=NONE_REPORTED,
             )
         )
         .with_panel(

@@ -23,6 +23,7 @@ from grafana.panels import (
     Threshold,
     bars,
     bucket_heatmap,
+    extremes,
     good_above,
     lines,
     number,
@@ -34,8 +35,9 @@ from grafana.verdicts import CLOCKS, PAST, PEERS, verdicts
 
 # Hosts of the chosen GPU models; where All are chosen, the join changes nothing.
 OF_NAME = f'and on (cluster, job, instance) gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}}'
-# Older GPUs without dcgm-exporter, and processors: there is a peak, and no count of what was done.
-UNCOUNTED = "no data; needs activity counters"
+# Older GPUs without dcgm-exporter, and processors, have a peak and nobody who counts what was done. So a share of a
+# peak divides by the peak of the hosts that count, and what engines and probes know stands in where nobody does.
+COUNTERS = "activity counters"
 # Worst first: slow beside the peers, or clocks held down. Two of a host, lest one capped rack fill the table; all where
 # there are fewer than four hosts.
 HOST = "by (cluster, job, instance)"
@@ -49,12 +51,48 @@ OF_A_HOST = (
 OF_HOST = f"(gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} {OF_NAME})"
 BESIDE_HOST = f"{OF_HOST} / on (cluster, job, instance) group_left () (quantile {HOST} (0.5, {OF_HOST}) > 0.005)"
 STATE = ', state="STATE"'
+IDLE = ', state="idle"'
+COUNTED = "and on (cluster, job, instance) instance:flopwatch_tensor_flop:rate5m"
+ENERGY_OF_CLUSTER = (
+    f"(1e15 * sum by (cluster, job) (instance:flopwatch_energy_joules:rate5m{{{NODE}}}@@ {COUNTED}{{{NODE}}}@@)"
+    f" / (sum by (cluster, job) (instance:flopwatch_tensor_flop:rate5m{{{NODE}}}@@) > 0))"
+)
 WORST = f"topk(20, topk {HOST} ({OF_A_HOST}, {LOST}))"
 
 
-def total(metric: str, more: str = "") -> str:
+def total(metric: str, more: str = "", at: str = "") -> str:
     """The sum of a recorded series of hosts, over what the variables select."""
-    return f"sum({metric}{{{NODE}{more}}} {OF_NAME})"
+    return f"sum({metric}{{{NODE}{more}}}{at} {OF_NAME})"
+
+
+def counted(metric: str, counter: str) -> str:
+    """`total`, of the hosts that have `counter`."""
+    on = "and on (cluster, job, instance)"
+    return f"sum({metric}{{{NODE}}} {OF_NAME} {on} {counter}{{{NODE}}})"
+
+
+def instead(substitute: str, *of: str) -> str:
+    """`substitute` where none of the recorded series has a value at the end of the time range."""
+    have = " or ".join(total(metric, at=" @ end()") for metric in of)
+    return f"({substitute}) unless on () ({have})"
+
+
+TENSOR = "instance:flopwatch_tensor_flop:rate5m"
+MODEL = "workload:flopwatch_model_flop:rate5m"
+DELIVERED = total(TENSOR)
+PEAK = counted("instance:flopwatch_peak_flops:headline", "instance:flopwatch_tensor_flop:rate5m")
+MOVED = total("instance:flopwatch_dram_bytes:rate5m")
+BANDWIDTH = counted(
+    "instance:flopwatch_peak_dram_bandwidth_bytes_per_second:sum",
+    "instance:flopwatch_dram_bytes:rate5m",
+)
+ENERGY = total("instance:flopwatch_energy_joules:rate5m")
+USEFUL = total(MODEL)
+PROBED = f'sum(max by (cluster, job, instance, gpu) (flopwatch_probe_flops{{{NODE}, mig="", precision!~"int.+"}}) {OF_NAME})'
+BUSY = (
+    f"1 - {total('instance_state:flopwatch_peak_flops:rate5m', IDLE)}"
+    f" / {total('instance_state:flopwatch_peak_flops:rate5m')}"
+)
 
 
 def by_name(metric: str) -> str:
@@ -79,7 +117,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 [
                     Query(total("instance:flopwatch_gpu_up:sum"), "answering"),
                     Query(
-                        f"sum(instance:flopwatch_gpus:expected{{{NODE}}})",
+                        f"sum(instance:flopwatch_gpus:expected{{{NODE}}} > 0 or instance:flopwatch_gpu_up:count{{{NODE}}})",
                         "expected",
                     ),
                 ],
@@ -91,50 +129,64 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Delivered",
-                "FLOP/s of all tensor pipes, valued at each GPU's headline precision. It follows the traffic; if it falls while requests queue, read `Where the peak goes` below.",
-                [Query(f"{total('instance:flopwatch_tensor_flop:rate5m')}", "delivered")],
+                "FLOP/s of all tensor pipes, valued at each GPU's headline precision; where nobody counts them, what the engines' tokens took, or else what probes reached. It follows the traffic; if it falls while requests queue, read `Where the peak goes` below.",
+                [
+                    Query(DELIVERED, "delivered"),
+                    Query(instead(USEFUL, TENSOR), "useful, of engines"),
+                    Query(instead(PROBED, TENSOR, MODEL), "reached by probes"),
+                ],
                 unit="flops",
                 thresholds=BLUE,
                 span=4,
-                no_value=UNCOUNTED,
+                needs="activity counters, an engine or probes",
             )
         )
         .with_panel(
             explained(
                 number(
                     "Of peak",
-                    "Delivered over the summed data-sheet peak. 30-60 % is good for prefill and training-like loads, 2-10 % is normal for decode: compare with its own past, not with 100 %.",
+                    "Delivered over the summed data-sheet peak of the hosts that count it; where none does, useful FLOPS over the peak of the engines' GPUs. 30-60 % is good for prefill and training-like loads, 2-10 % is normal for decode: compare with its own past, not with 100 %.",
                     [
+                        Query(f"{DELIVERED} / {PEAK}", "of peak"),
                         Query(
-                            f"{total('instance:flopwatch_tensor_flop:rate5m')} / {total('instance:flopwatch_peak_flops:headline')}",
-                            "of peak",
-                        )
+                            instead(
+                                f"{USEFUL} / {total('workload:flopwatch_model_peak_flops:headline')}",
+                                TENSOR,
+                            ),
+                            "useful (MFU)",
+                        ),
                     ],
                     unit="percentunit",
                     decimals=1,
                     thresholds=BLUE,
                     span=4,
-                    no_value=UNCOUNTED,
+                    needs="activity counters or an engine",
                 ),
                 NORMAL,
             )
         )
         .with_panel(
+            number(
+                "Busy",
+                "Share of the time in which GPUs do anything at all. High with low FLOPS is work that waits for memory, or for itself; low is no traffic.",
+                [Query(BUSY, "busy")],
+                unit="percentunit",
+                decimals=0,
+                thresholds=BLUE,
+                span=3,
+            )
+        )
+        .with_panel(
             explained(
                 number(
-                    "Memory bandwidth used",
-                    "Of the theoretical bandwidth of all device memory. High with low FLOPS means decode at small batch: larger batches, quantised weights or KV cache make more of it.",
-                    [
-                        Query(
-                            f"{total('instance:flopwatch_dram_bytes:rate5m')} / {total('instance:flopwatch_peak_dram_bandwidth_bytes_per_second:sum')}",
-                            "of bandwidth",
-                        )
-                    ],
+                    "Bandwidth used",
+                    "Of the theoretical bandwidth of the device memory of hosts that count it. High with low FLOPS means decode at small batch: larger batches, quantised weights or KV cache make more of it.",
+                    [Query(f"{MOVED} / {BANDWIDTH}", "of bandwidth")],
                     unit="percentunit",
                     decimals=1,
                     thresholds=BLUE,
-                    span=4,
-                    no_value=UNCOUNTED,
+                    span=3,
+                    needs=COUNTERS,
                 ),
                 CHOICES,
             )
@@ -143,28 +195,27 @@ def _now(dashboard: Dashboard) -> Dashboard:
             number(
                 "Power",
                 "Of all GPUs, from their energy counters. High at low FLOPS: GPUs that idle at full clocks, or decode at tiny batches.",
-                [Query(f"{total('instance:flopwatch_energy_joules:rate5m')}", "power")],
+                [Query(ENERGY, "power")],
                 unit="watt",
                 thresholds=BLUE,
-                span=4,
-                no_value="no data",
+                span=3,
             )
         )
         .with_panel(
             explained(
                 number(
                     "Energy per PFLOP",
-                    "Joules for 10^15 delivered operations: what a unit of work costs. It rises when GPUs idle or wait for memory; consolidate replicas or grow the batch.",
+                    "Joules for 10^15 delivered operations, of the hosts that count both: what a unit of work costs. It rises when GPUs idle or wait for memory; consolidate replicas or grow the batch.",
                     [
                         Query(
-                            f"1e15 * {total('instance:flopwatch_energy_joules:rate5m')} / ({total('instance:flopwatch_tensor_flop:rate5m')} > 0)",
+                            f"1e15 * {counted('instance:flopwatch_energy_joules:rate5m', 'instance:flopwatch_tensor_flop:rate5m')} / ({DELIVERED} > 0)",
                             "per PFLOP",
                         )
                     ],
                     unit="joule",
                     thresholds=BLUE,
-                    span=4,
-                    no_value="no data",
+                    span=3,
+                    needs=COUNTERS,
                 ),
                 CHOICES,
             )
@@ -177,21 +228,15 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
         explained(
             firing(
                 "What is wrong now",
-                "Firing alerts of this project, worst first, one row an alert and host. The alert's name opens its runbook, which says what to do; the number opens the GPU (the first of `Count`). Empty is good.",
+                "Firing alerts of this project, worst first, one row an alert and host. The alert's name opens its runbook, which says what to do; the number opens the GPU (the first of `GPUs`). Empty is good.",
                 'instance=~"$instance|"',  # some alerts are of no instance
                 where=[
-                    Column("cluster", "Cluster", width=110),
-                    Column(
-                        "instance",
-                        "Instance",
-                        width=150,
-                        link=HOST_LINK,
-                        link_title="Open the host",
-                    ),
-                    Column("gpu", "GPU", width=50, link=GPU_LINK),
-                    Column("B", "Count", decimals=0, width=60),
+                    Column("instance", "Instance", link=HOST_LINK, link_title="Open the host"),
+                    Column("cluster", "Cluster", width=120),
+                    Column("gpu", "GPU", width=45, link=GPU_LINK),
+                    Column("B", "GPUs", decimals=0, width=50),
                 ],
-                span=10,
+                span=11,
                 height=10,
             ),
             FLEET,
@@ -200,19 +245,21 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
         explained(
             verdicts(
                 "Verdicts",
-                "What each exporter finds on its devices, worst first, with what it costs in speed, who holds the GPU and since when: the sentences of the status page. The host and the GPU open their dashboards. Empty is good.",
+                "What each exporter finds on its devices, worst first, one row a host and finding, with what it costs in speed, who holds the GPU and since when: the sentences of the status page. The host and the GPU open their dashboards. Empty is good.",
+                by_host=True,
                 where=[
                     Column(
                         "instance",
                         "Instance",
-                        width=165,
+                        width=170,
                         link=HOST_LINK,
                         link_title="Open the host",
                     ),
-                    Column("cluster", "Cluster", width=120),
-                    Column("gpu", "GPU", width=50, link=GPU_LINK),
+                    Column("cluster", "Cluster", hidden=True),
+                    Column("gpu", "GPU", width=45, link=GPU_LINK),
+                    Column("D", "GPUs", decimals=0, width=50),
                 ],
-                span=14,
+                span=13,
                 height=10,
             ),
             FLEET,
@@ -239,12 +286,14 @@ def _states(dashboard: Dashboard) -> Dashboard:
                 "Demand beside supply",
                 "Requests in flight and queued (right axis), and FLOP/s delivered. Demand that grows while supply falls is trouble; both falling is an ebb.",
                 [
-                    Query(total("instance:flopwatch_tensor_flop:rate5m"), "delivered"),
+                    Query(DELIVERED, "delivered"),
                     Query(f'sum(flopwatch_model_requests{{{NODE}, state="running"}})', "running"),
                     Query(f'sum(flopwatch_model_requests{{{NODE}, state="waiting"}})', "waiting"),
                 ],
                 unit="flops",
                 right={"running|waiting": "short"},
+                colors={"delivered": "green", "running": "blue", "waiting": "orange"},
+                fill=0,
                 span=6,
                 height=8,
             )
@@ -342,7 +391,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     ],
                     unit="percentunit",
                     span=8,
-                    no_value=UNCOUNTED,
+                    needs=COUNTERS,
                 ),
                 NORMAL,
             )
@@ -359,7 +408,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     unit="percentunit",
                     cumulative=False,
                     span=8,
-                    no_value=UNCOUNTED,
+                    needs=COUNTERS,
                 ),
                 NORMAL,
             )
@@ -367,17 +416,17 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Energy per PFLOP by cluster",
-                "Joules for 10^15 delivered operations, by cluster. Rising: idle GPUs, smaller batches, or GPUs held by heat. Use it to decide what runs where.",
+                "Joules for 10^15 delivered operations, five dearest clusters. Rising: idle GPUs, smaller batches, or GPUs held by heat. Use it to decide what runs where.",
                 [
                     Query(
-                        f"1e15 * sum by (cluster) (instance:flopwatch_energy_joules:rate5m{{{NODE}}} {OF_NAME})"
-                        f" / (sum by (cluster) (instance:flopwatch_tensor_flop:rate5m{{{NODE}}} {OF_NAME}) > 0)",
+                        extremes("topk", 5, ENERGY_OF_CLUSTER, on="cluster, job"),
                         "cluster {{cluster}}",
                     )
                 ],
                 unit="joule",
+                fill=0,
                 span=6,
-                no_value=UNCOUNTED,
+                needs=COUNTERS,
             )
         )
         .with_panel(
@@ -393,7 +442,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                 unit="percentunit",
                 labels=["instance"],
                 link=("Open the host", NODE_OF_BAR),
-                no_value=UNCOUNTED,
+                needs=COUNTERS,
                 span=6,
             )
         )
@@ -409,7 +458,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     maximum=1,
                     long_names=True,
                     link=("Open the GPU", GPU_OF_LINE),
-                    no_value=UNCOUNTED,
+                    needs=COUNTERS,
                     span=6,
                 ),
                 CHOICES,
@@ -429,7 +478,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     unit="percentunit",
                     thresholds=[Threshold(None, "green")],
                     labels=["model"],
-                    no_value="no data; needs an inference engine",
+                    needs="an inference engine",
                     span=6,
                 ),
                 MODELS,
@@ -467,7 +516,7 @@ def _levers(dashboard: Dashboard) -> Dashboard:
                     Column("C", "Worth a day", decimals=0, width=150),
                 ],
                 sort_by="Useful at least",
-                no_value="no data; needs an inference engine, see docs/levers.md",
+                needs="an inference engine; docs/levers.md says which",
                 height=7,
             ),
             MODELS,
@@ -483,5 +532,5 @@ def dashboard() -> Dashboard:
         "Achieved FLOPS of the fleet, where the rest of the peak goes, and which GPU is sick.",
         narrow=("name",),
     )
-    made = _levers(_worst(_states(_wrong(_now(made)))))
-    return _course(made.with_row(Row("How it got there")))
+    made = _worst(_states(_wrong(_now(made))))
+    return _levers(_course(made.with_row(Row("How it got there"))))

@@ -25,11 +25,15 @@ from grafana.panels import (
     number,
     state_stack,
 )
-from grafana.verdicts import PAST, PEERS
+from grafana.verdicts import PAST, PEERS, verdicts
 
 
 UP = {"0": ("LOST", "red"), "1": ("up", "green")}
 RATE = "$__rate_interval"
+DELIVERED = (
+    f'sum by (instance, gpu) (rate(flopwatch_flop_total{{{WHOLE_GPU}, pipe="tensor"}}[{RATE}]))'
+)
+OF_PEAK = f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{GPU}}}"
 
 
 def _now(dashboard: Dashboard) -> Dashboard:
@@ -64,17 +68,19 @@ def _now(dashboard: Dashboard) -> Dashboard:
             explained(
                 number(
                     "Delivered",
-                    "FLOP/s of the tensor pipe at the headline precision. Low with much `memory` in the stack: batch; low with much `idle`: traffic.",
+                    "FLOP/s of the tensor pipe at the headline precision; where nobody counts them, what a probe reached. Low with much `memory` in the stack: batch; low with much `idle`: traffic.",
                     [
+                        Query(DELIVERED, "GPU {{gpu}}"),
                         Query(
-                            f'sum by (instance, gpu) (rate(flopwatch_flop_total{{{WHOLE_GPU}, pipe="tensor"}}[{RATE}]))',
-                            "GPU {{gpu}}",
-                        )
+                            f'topk(1, flopwatch_probe_flops{{{WHOLE_GPU}, precision!~"int.+"}}) unless on () {DELIVERED}',
+                            "{{precision}} probe",
+                        ),
                     ],
-                    no_value="no data; needs activity counters",
+                    needs="activity counters or probes",
                     unit="flops",
                     thresholds=BLUE,
                     spark=False,
+                    named=True,
                     span=3,
                 ),
                 WORDS,
@@ -84,17 +90,19 @@ def _now(dashboard: Dashboard) -> Dashboard:
             explained(
                 number(
                     "Of peak",
-                    "Of the data sheet's dense peak. 2-10 % is normal for decode. Compare with the GPU's own week below before you worry.",
+                    "Of the data sheet's dense peak; where nobody counts, the share of time in which it does anything. 2-10 % is normal for decode. Compare with the GPU's own week below before you worry.",
                     [
+                        Query(OF_PEAK, "GPU {{gpu}}"),
                         Query(
-                            f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{GPU}}}", "GPU {{gpu}}"
-                        )
+                            f"gpu:flopwatch_busy:ratio_rate5m{{{GPU}}} unless on () {OF_PEAK}",
+                            "busy",
+                        ),
                     ],
-                    no_value="no data; needs activity counters",
                     unit="percentunit",
                     decimals=1,
                     thresholds=BLUE,
                     spark=False,
+                    named=True,
                     span=3,
                 ),
                 NORMAL,
@@ -114,7 +122,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     unit="percentunit",
                     decimals=1,
                     thresholds=PAST,
-                    no_value="no data; needs probes",
+                    needs="probes",
                     spark=False,
                     span=3,
                 ),
@@ -130,7 +138,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     unit="percentunit",
                     decimals=1,
                     thresholds=PEERS,
-                    no_value="no data; needs probes",
+                    needs="probes",
                     spark=False,
                     span=3,
                 ),
@@ -147,7 +155,6 @@ def _now(dashboard: Dashboard) -> Dashboard:
                         "GPU {{gpu}}",
                     )
                 ],
-                no_value="no data",
                 unit="celsius",
                 decimals=0,
                 spark=False,
@@ -159,7 +166,6 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 "Power",
                 "Draw now. At the limit with clocks below their maximum, the limit costs FLOPS.",
                 [Query(f"flopwatch_power_watts{{{WHOLE_GPU}}}", "GPU {{gpu}}")],
-                no_value="no data",
                 unit="watt",
                 decimals=0,
                 thresholds=BLUE,
@@ -180,7 +186,7 @@ def _where(dashboard: Dashboard) -> Dashboard:
                     "Alerts that fire for this GPU or its host, worst first. The name opens the runbook, which says what to do. Empty is good.",
                     'instance=~"$instance", gpu=~"$gpu|"',  # those of its host too
                     span=8,
-                    height=10,
+                    height=5,
                 ),
                 CHOICES,
             )
@@ -217,42 +223,63 @@ def _where(dashboard: Dashboard) -> Dashboard:
                             "week",
                         ),
                     ],
-                    no_value="no data; needs activity counters",
+                    needs="activity counters",
                     unit="percentunit",
                     dashed=["same hour before|day|week"],
                     span=6,
-                    height=10,
+                    height=5,
                 ),
                 CHOICES,
             )
         )
         .with_panel(
-            explained(
-                lines(
-                    "Pipes",
-                    "Share of cycles in which each pipe worked; hmma, imma, dmma are parts of `tensor` (floating point, integer, fp64). fp32 high and tensor low: a model or kernel that does not use the tensor cores.",
-                    [Query(f"flopwatch_pipe_active_ratio{{{WHOLE_GPU}}}", "{{pipe}}")],
-                    no_value="no data",
-                    unit="percentunit",
-                    span=6,
-                ),
-                STATES,
+            verdicts(
+                "Verdicts",
+                "What the exporter finds on this GPU, worst first: the sentences of its status page, which are there some minutes before their alerts. Empty is good.",
+                selection=GPU,
+                brief=True,
+                span=8,
+                height=5,
             )
         )
         .with_panel(
             explained(
                 lines(
                     "Activity",
-                    "Graphics engine, SMs, warps. `gpu` at 100 % with `SM` far lower is a GPU that looks busy and is not: small grids.",
+                    "Any work at all, graphics engine, SMs, warps. `gpu` at 100 % with `SM` far lower is a GPU that looks busy and is not: small grids.",
                     [
+                        Query(
+                            f'1 - sum(rate(flopwatch_gpu_seconds_total{{{WHOLE_GPU}, state="idle"}}[{RATE}]))',
+                            "busy",
+                        ),
                         Query(f"flopwatch_gpu_active_ratio{{{WHOLE_GPU}}}", "gpu"),
                         Query(f"flopwatch_sm_active_ratio{{{WHOLE_GPU}}}", "SM"),
                         Query(f"flopwatch_sm_occupancy_ratio{{{WHOLE_GPU}}}", "occupancy"),
                     ],
-                    no_value="no data",
                     unit="percentunit",
                     maximum=1,
                     span=6,
+                    height=5,
+                ),
+                STATES,
+            )
+        )
+    )
+
+
+def _inside(dashboard: Dashboard) -> Dashboard:
+    """What only activity counters tell, in a row that is closed until somebody wants it."""
+    row = (
+        Row("Inside the SMs")
+        .collapsed(True)
+        .with_panel(
+            explained(
+                lines(
+                    "Pipes",
+                    "Share of cycles in which each pipe worked; hmma, imma, dmma are parts of `tensor` (floating point, integer, fp64). fp32 high and tensor low: a model or kernel that does not use the tensor cores.",
+                    [Query(f"flopwatch_pipe_active_ratio{{{WHOLE_GPU}}}", "{{pipe}}")],
+                    unit="percentunit",
+                    span=8,
                 ),
                 STATES,
             )
@@ -265,9 +292,9 @@ def _where(dashboard: Dashboard) -> Dashboard:
                     f"sum by (le) (rate(flopwatch_tick_flops_utilization_ratio_bucket{{{WHOLE_GPU}}}[{RATE}]))",
                     "{{le}}",
                 ),
-                no_value="no data; needs activity counters",
+                needs="activity counters",
                 unit="percentunit",
-                span=6,
+                span=8,
             )
         )
         .with_panel(
@@ -285,14 +312,15 @@ def _where(dashboard: Dashboard) -> Dashboard:
                             "plain {{precision}}",
                         ),
                     ],
-                    no_value="no data; needs activity counters",
+                    needs="activity counters",
                     unit="flops",
-                    span=6,
+                    span=8,
                 ),
                 WORDS,
             )
         )
     )
+    return dashboard.with_row(row)
 
 
 def _clocks(dashboard: Dashboard) -> Dashboard:
@@ -307,7 +335,6 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
                     Query(f"flopwatch_sm_clock_max_hertz{{{WHOLE_GPU}}}", "maximum"),
                     Query(f"flopwatch_probe_sm_clock_hertz{{{WHOLE_GPU}}}", "probe"),
                 ],
-                no_value="no data",
                 unit="hertz",
                 dashed=["maximum"],
                 span=6,
@@ -327,7 +354,6 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
                     unit="percentunit",
                     maximum=1,
                     span=6,
-                    no_value="no data",
                 ),
                 CHOICES,
             )
@@ -340,7 +366,6 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
                     Query(f"flopwatch_power_watts{{{WHOLE_GPU}}}", "draw"),
                     Query(f"flopwatch_power_limit_watts{{{WHOLE_GPU}}}", "limit"),
                 ],
-                no_value="no data",
                 unit="watt",
                 dashed=["limit"],
                 span=6,
@@ -351,7 +376,6 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
                 "Temperature",
                 "Core and memory; the dashed line is for the core, memory may be 10 degrees hotter. Hot while idle, or hotter than its neighbours at equal power: cooling of this slot.",
                 [Query(f"flopwatch_temperature_celsius{{{WHOLE_GPU}}}", "{{sensor}}")],
-                no_value="no data",
                 unit="celsius",
                 thresholds=[Threshold(None, "transparent"), Threshold(87, "red")],
                 span=6,
@@ -369,4 +393,4 @@ def dashboard() -> Dashboard:
         narrow=("gpu",),
         one_gpu=True,
     )
-    return instances(health(probes(memory_and_links(_clocks(_where(_now(made)))))))
+    return instances(health(probes(memory_and_links(_inside(_clocks(_where(_now(made))))))))

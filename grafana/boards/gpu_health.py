@@ -37,7 +37,6 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                             "roof",
                         ),
                     ],
-                    no_value="no data",
                     unit="Bps",
                     dashed=["roof"],
                     span=6,
@@ -53,7 +52,6 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                     Query(f"flopwatch_memory_used_bytes{{{WHOLE_GPU}}}", "used"),
                     Query(f"flopwatch_memory_size_bytes{{{WHOLE_GPU}}}", "size"),
                 ],
-                no_value="no data",
                 unit="bytes",
                 dashed=["size"],
                 span=6,
@@ -77,7 +75,6 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                         "roof",
                     ),
                 ],
-                no_value="no data",
                 unit="Bps",
                 dashed=["roof"],
                 span=6,
@@ -100,7 +97,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                     ],
                     unit="Bps",
                     span=6,
-                    no_value="no data; needs NVLink",
+                    needs="NVLink",
                 ),
                 CHOICES,
             )
@@ -124,7 +121,7 @@ def probes(dashboard: Dashboard) -> Dashboard:
                     soft_maximum=1.05,
                     thresholds=[Threshold(None, "red"), Threshold(0.9, "transparent")],
                     span=8,
-                    no_value="no data; needs probes",
+                    needs="probes",
                 ),
                 PROBES,
             )
@@ -138,7 +135,7 @@ def probes(dashboard: Dashboard) -> Dashboard:
                     fill=0,
                     unit="percentunit",
                     span=8,
-                    no_value="no data; needs probes",
+                    needs="probes",
                 ),
                 PROBES,
             )
@@ -155,7 +152,7 @@ def probes(dashboard: Dashboard) -> Dashboard:
                 ],
                 unit="Bps",
                 span=8,
-                no_value="no data; needs probes",
+                needs="probes",
             )
         )
     )
@@ -208,7 +205,6 @@ def health(dashboard: Dashboard) -> Dashboard:
                 ],
                 sort_by="Last",
                 span=6,
-                no_value="none found",
             )
         )
         .with_panel(
@@ -229,7 +225,6 @@ def health(dashboard: Dashboard) -> Dashboard:
                         "PCIe replays",
                     ),
                 ],
-                no_value="no data; needs activity counters",
                 unit="none",
                 span=6,
                 soft_maximum=1,
@@ -257,7 +252,6 @@ def health(dashboard: Dashboard) -> Dashboard:
                 sort_by="Instance",
                 span=12,
                 height=6,
-                no_value="no data",
             )
         )
         .with_panel(
@@ -316,7 +310,7 @@ def instances(dashboard: Dashboard) -> Dashboard:
                     ],
                     sort_by="Delivered",
                     span=12,
-                    no_value="no data; needs MIG instances",
+                    needs="MIG instances",
                 ),
                 STATES,
             )
@@ -333,7 +327,7 @@ def instances(dashboard: Dashboard) -> Dashboard:
                 ],
                 unit="flops",
                 span=12,
-                no_value="no data; needs MIG instances",
+                needs="MIG instances",
             )
         )
     )

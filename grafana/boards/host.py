@@ -12,6 +12,9 @@ from grafana.verdicts import CLOCKS, PAST, PEERS, verdicts
 
 WHOLE = f'{NODE}, mig=""'
 BY = "by (cluster, instance, gpu)"
+DELIVERED = f"sum(instance:flopwatch_tensor_flop:rate5m{{{NODE}}})"
+USEFUL = f"sum(workload:flopwatch_model_flop:rate5m{{{NODE}}})"
+OF_PEAK = f"sum(instance:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}})"
 WHO = "GPU {{gpu}}"
 HOT_MEMORY_TEXT = [Threshold(None, "text"), Threshold(limit("memoryHotCelsius"), "orange")]
 HOT_MEMORY = [Threshold(None, "transparent"), Threshold(limit("memoryHotCelsius"), "red")]
@@ -24,22 +27,37 @@ def _now(dashboard: Dashboard) -> Dashboard:
             "GPUs whose driver answers, and those that should: listed before, or on the PCI bus. Fewer: see the GPULost, GPUMissing and GPUDriverNotLoaded runbooks.",
             [
                 Query(f"sum(instance:flopwatch_gpu_up:sum{{{NODE}}})", "answering"),
-                Query(f"sum(instance:flopwatch_gpus:expected{{{NODE}}})", "expected"),
+                Query(
+                    f"sum(instance:flopwatch_gpus:expected{{{NODE}}} > 0 or instance:flopwatch_gpu_up:count{{{NODE}}})",
+                    "expected",
+                ),
             ],
             "none",
             None,
         ),
         (
             "Delivered",
-            "FLOP/s of the tensor pipes of all its GPUs. It follows the traffic: compare the GPUs below with each other first.",
-            [Query(f"sum(instance:flopwatch_tensor_flop:rate5m{{{NODE}}})", "delivered")],
+            "FLOP/s of the tensor pipes of all its GPUs; where nobody counts them, what the engines' tokens took, or else what probes reached. It follows the traffic: compare the GPUs below with each other first.",
+            [
+                Query(DELIVERED, "delivered"),
+                Query(f"{USEFUL} unless on () {DELIVERED}", "useful, of engines"),
+                Query(
+                    f'sum(max by (gpu) (flopwatch_probe_flops{{{WHOLE}, precision!~"int.+"}})) unless on () ({DELIVERED} or {USEFUL})',
+                    "reached by probes",
+                ),
+            ],
             "flops",
             None,
         ),
         (
             "Of peak",
-            "Delivered over the data-sheet peak of the GPUs that answer. 2-10 % is normal for decode, 30-60 % for prefill.",
-            [Query(f"sum(instance:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}})", "of peak")],
+            "Delivered over the data-sheet peak of the GPUs that answer; where nobody counts, the share of time in which they do anything. 2-10 % is normal for decode, 30-60 % for prefill.",
+            [
+                Query(OF_PEAK, "of peak"),
+                Query(
+                    f"avg(gpu:flopwatch_busy:ratio_rate5m{{{NODE}}}) unless on () {OF_PEAK}", "busy"
+                ),
+            ],
             "percentunit",
             1,
         ),
@@ -75,8 +93,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 decimals=decimals,
                 thresholds=BLUE,
                 spark=False,
+                named=True,
                 span=4,
-                no_value="no data",
             )
         )
     return dashboard
@@ -90,8 +108,8 @@ def _findings(dashboard: Dashboard) -> Dashboard:
                 "What the exporter finds on each GPU, worst first, with who holds it and since when: the sentences of its status page. The GPU opens its dashboard. Empty is good.",
                 where=[
                     Column("gpu", "GPU", width=50, link=GPU_LINK),
-                    Column("instance", "Instance", width=150),
-                    Column("cluster", "Cluster", width=110),
+                    Column("instance", "Instance", hidden=True),
+                    Column("cluster", "Cluster", hidden=True),
                 ],
                 span=14,
                 height=8,
@@ -105,9 +123,9 @@ def _findings(dashboard: Dashboard) -> Dashboard:
             'instance=~"$instance"',
             where=[
                 Column("gpu", "GPU", width=50, link=GPU_LINK),
-                Column("B", "Count", decimals=0, width=65),
-                Column("instance", "Instance", width=150),
-                Column("cluster", "Cluster", width=110),
+                Column("B", "GPUs", decimals=0, width=65),
+                Column("instance", "Instance", hidden=True),
+                Column("cluster", "Cluster", hidden=True),
             ],
             span=10,
             height=8,
@@ -143,8 +161,8 @@ def _side_by_side(dashboard: Dashboard) -> Dashboard:
                 ],
                 [
                     Column("gpu", "GPU", width=50, link=GPU_LINK),
-                    Column("instance", "Instance", width=150),
-                    Column("cluster", "Cluster", width=110),
+                    Column("instance", "Instance", hidden=True),
+                    Column("cluster", "Cluster", hidden=True),
                     Column(
                         "A",
                         "State",
@@ -230,7 +248,6 @@ def _course(dashboard: Dashboard) -> Dashboard:
                 minimum=None,
                 fill=0,
                 thresholds=thresholds,
-                no_value="no data",
                 link=GPU_OF_LINE,
                 span=8,
             )

@@ -11,7 +11,16 @@ from grafana.frame import (
     board,
     explained,
 )
-from grafana.panels import BLUE, Query, bars, extremes, good_above, lines, number, states_over_time
+from grafana.panels import (
+    BLUE,
+    Query,
+    bars,
+    extremes,
+    good_above,
+    lines,
+    number,
+    states_over_time,
+)
 from grafana.tables import Column, rows
 
 
@@ -25,7 +34,7 @@ BYTES = f"sum by (model) (workload:flopwatch_model_dram_bytes:rate5m{{{MODEL}}})
 TOKENS = f"workload_phase:flopwatch_model_tokens:rate5m{{{MODEL}"
 # Engines tell no model while they are down, so these follow the instance alone.
 REPLICA = "by (cluster, instance, workload)"
-NO_ENGINE = "no data; needs an inference engine"
+ENGINE = "an inference engine"
 
 
 def _now(dashboard: Dashboard) -> Dashboard:
@@ -38,7 +47,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     Query(f"sum(flopwatch_workload_up{{{NODE}}})", "up"),
                     Query(f"count(flopwatch_workload_up{{{NODE}}})", "configured"),
                 ],
-                no_value="no data; needs an inference engine",
+                needs="an inference engine",
                 unit="none",
                 spark=False,
                 span=6,
@@ -52,7 +61,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     Query(f'sum({TOKENS}, phase="prefill"}})', "prefill"),
                     Query(f'sum({TOKENS}, phase="decode"}})', "decode"),
                 ],
-                no_value="no data; needs an inference engine",
+                needs="an inference engine",
                 unit=TOKENS_A_SECOND,
                 thresholds=BLUE,
                 span=6,
@@ -69,7 +78,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                             "MFU",
                         )
                     ],
-                    no_value="no data; needs an inference engine",
+                    needs="an inference engine",
                     unit="percentunit",
                     decimals=1,
                     thresholds=BLUE,
@@ -89,7 +98,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                             "useful",
                         )
                     ],
-                    no_value="no data; needs an inference engine",
+                    needs="an inference engine",
                     unit="percentunit",
                     decimals=0,
                     thresholds=BLUE,
@@ -127,7 +136,6 @@ def _table(dashboard: Dashboard) -> Dashboard:
                     Column("E", "Decode tokens", TOKENS_A_SECOND, decimals=0, width=140),
                 ],
                 sort_by="Useful",
-                no_value="-",
                 height=7,
             ),
             MODELS,
@@ -177,7 +185,6 @@ def _replicas(dashboard: Dashboard) -> Dashboard:
                 ],
                 sort_by="State",
                 descending=False,
-                no_value="-",
                 height=7,
             ),
             MODELS,
@@ -202,7 +209,7 @@ def _engine(dashboard: Dashboard) -> Dashboard:
                         "{{workload}} {{instance}}",
                     )
                 ],
-                no_value=NO_ENGINE,
+                needs=ENGINE,
                 unit="percentunit",
                 maximum=1,
                 fill=0,
@@ -212,19 +219,19 @@ def _engine(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Prompt tokens from the cache",
-                "Share of prompt tokens that the prefix cache or another server saved, by workload, ten lowest. A fall: prompts are computed again, so useful FLOPS and MFU rise while answers become fewer.",
+                "Share of prompt tokens that the prefix cache or another server saved, by workload, five lowest. A fall: prompts are computed again, so useful FLOPS and MFU rise while answers become fewer.",
                 [
                     Query(
                         extremes(
                             "bottomk",
-                            10,
+                            5,
                             f"workload:flopwatch_model_cached_tokens:ratio_rate5m{{{NODE}}}@@",
                             on=WORKLOAD,
                         ),
                         "{{workload}} {{instance}}",
                     )
                 ],
-                no_value="no data; needs an engine that counts cache hits",
+                needs="an engine that counts cache hits",
                 unit="percentunit",
                 fill=0,
                 span=8,
@@ -240,7 +247,7 @@ def _engine(dashboard: Dashboard) -> Dashboard:
                         "{{state}} {{model}}",
                     )
                 ],
-                no_value=NO_ENGINE,
+                needs=ENGINE,
                 unit="none",
                 fill=0,
                 span=8,
@@ -262,7 +269,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                         "{{phase}} {{model}}",
                     )
                 ],
-                no_value="no data; needs an inference engine",
+                needs="an inference engine",
                 unit=TOKENS_A_SECOND,
                 span=12,
             )
@@ -277,7 +284,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                         Query(EXECUTED, "executed {{model}}"),
                         Query(PEAK, "peak {{model}}"),
                     ],
-                    no_value="no data; needs an inference engine",
+                    needs="an inference engine",
                     unit="flops",
                     dashed=["peak .*"],
                     span=12,
@@ -290,7 +297,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                 "Of peak (MFU)",
                 "By model. Compare with the same hour of other days; a step at a deployment is the deployment.",
                 [Query(f"{USEFUL} / {PEAK}", "{{model}}")],
-                no_value="no data; needs an inference engine",
+                needs="an inference engine",
                 unit="percentunit",
                 span=8,
             )
@@ -307,7 +314,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                         "{{workload}} {{instance}}",
                     )
                 ],
-                no_value="no data; needs an inference engine",
+                needs="an inference engine",
                 unit="none",
                 fill=0,
                 span=8,
@@ -319,7 +326,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     "Memory that tokens needed",
                     "Bytes of weights and KV cache by model, a second. Against the bandwidth of its GPUs it is MBU: high MBU and low MFU is decode at small batch.",
                     [Query(f"sort_desc({BYTES})", "{{model}}")],
-                    no_value="no data; needs an inference engine",
+                    needs="an inference engine",
                     unit="Bps",
                     span=8,
                     labels=["model"],
@@ -338,7 +345,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 {"0": ("down", "red"), "1": ("up", "green")},
-                no_value="no data; needs an inference engine",
+                needs="an inference engine",
                 span=24,
                 height=9,
             )
@@ -371,7 +378,7 @@ def _levers(dashboard: Dashboard) -> Dashboard:
                     Column("D", "up to", "percentunit", decimals=0, width=100),
                 ],
                 sort_by="Throughput at least",
-                no_value="no data; needs an inference engine, see docs/levers.md",
+                needs="an inference engine; docs/levers.md says which",
                 height=7,
             ),
             MODELS,

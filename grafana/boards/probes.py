@@ -14,7 +14,17 @@ from grafana.frame import (
     board,
     explained,
 )
-from grafana.panels import Query, Threshold, bad_above, bars, extremes, good_above, lines, number
+from grafana.panels import (
+    NONE_REPORTED,
+    Query,
+    Threshold,
+    bad_above,
+    bars,
+    extremes,
+    good_above,
+    lines,
+    number,
+)
 from grafana.tables import Column, rows
 from grafana.verdicts import PAST, PEERS
 
@@ -48,7 +58,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 "GPUs with a measurement in the last 15 minutes. Fewer than there are: see `Runs held back` for the reason.",
                 [
                     Query(
-                        f"count(time() - gpu:flopwatch_probe_last_success_timestamp_seconds:max{{{GPU}}} < 900) or vector(0)",
+                        f"count(time() - gpu:flopwatch_probe_last_success_timestamp_seconds:max{{{GPU}}} < 900 and on (cluster, job, instance, gpu) flopwatch_gpu_up{{{WHOLE_GPU}}} == 1) or vector(0)",
                         "fresh",
                     ),
                     Query(f"count(flopwatch_gpu_up{{{WHOLE_GPU}}} == 1)", "GPUs"),
@@ -198,7 +208,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     minimum=None,
                     soft_minimum=-5,
                     soft_maximum=1,
-                    no_value="no data; needs probes",
+                    needs="probes",
                     thresholds=[Threshold(None, "red"), Threshold(-3.5, "transparent")],
                     fill=0,
                     span=8,
@@ -224,7 +234,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     unit="percentunit",
                     minimum=None,
                     soft_maximum=1.02,
-                    no_value="no data; needs probes",
+                    needs="probes",
                     thresholds=[Threshold(None, "red"), Threshold(0.9, "transparent")],
                     fill=0,
                     span=8,
@@ -252,7 +262,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                 minimum=None,
                 fill=0,
                 span=8,
-                no_value="no data; needs a week of history",
+                needs="a week of history",
                 points=STEPS,
                 link=GPU_OF_LINE,
             )
@@ -272,7 +282,8 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     span=6,
                     labels=["unit", "name"],
                     long_names=True,
-                    no_value="no data; needs two probed GPUs",
+                    maximum=0.1,
+                    needs="two probed GPUs",
                 ),
                 PROBES,
             )
@@ -293,7 +304,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     fill=0,
                     legend_side=True,
                     span=11,
-                    no_value="no data; needs probes",
+                    needs="probes",
                 ),
                 PROBES,
             )
@@ -318,7 +329,6 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     ],
                     sort_by="Wrong",
                     span=7,
-                    no_value="none found",
                 ),
                 PROBES,
             )
@@ -349,7 +359,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                     "timeout": "purple",
                     "out_of_memory": "yellow",
                 },
-                no_value="none found",
+                no_value=NONE_REPORTED,
                 span=6,
             )
         )
@@ -366,7 +376,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 unit="none",
                 stacked=True,
                 span=6,
-                no_value="none found",
+                no_value=NONE_REPORTED,
             )
         )
         .with_panel(
@@ -387,7 +397,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
                 soft_maximum=0.1,
                 fill=0,
                 span=6,
-                no_value="no data; needs probes",
+                needs="probes",
                 points=STEPS,
                 link=GPU_OF_LINE,
             )

@@ -8,6 +8,7 @@ from grafana_foundation_sdk.models import common as mc
 from grafana_foundation_sdk.models import dashboard as md
 from grafana_foundation_sdk.models import xychart as mx
 
+from exporter.findings import limit
 from grafana.frame import (
     CHOICES,
     GPU,
@@ -20,12 +21,12 @@ from grafana.frame import (
 )
 from grafana.panels import (
     DATASOURCE,
+    NO_DATA,
     Query,
     Threshold,
     bars,
     extremes,
     fixed_color,
-    good_above,
     instant_tables,
     lines,
     override,
@@ -35,6 +36,13 @@ from grafana.tables import Column, rows
 
 NAME = 'name=~"$name"'
 NAMED = f"gpu:flopwatch_gpu:info{{{GPU}, {NAME}}}"
+# No green: a GPU that reaches half of its roof with its clocks held down is not well.
+OF_ROOF_COLORS = [Threshold(None, "red"), Threshold(0.15, "orange"), Threshold(0.3, "text")]
+LOST_COLORS = [
+    Threshold(None, "text"),
+    Threshold(limit("heatLossWarning"), "orange"),
+    Threshold(limit("powerLossWarning"), "red"),
+]
 MOST = 300  # points: more hide each other, and a browser draws them slowly
 LEFT, RIGHT = 1, 10_000  # FLOP per byte, ends of the roofs
 JOIN = "* on (cluster, job, instance, gpu) group_left (name)"
@@ -59,6 +67,13 @@ _OF_BANDWIDTH_OF_CLUSTER = (
 INTENSITY_OF_CLUSTER = f"({_OF_PEAK_OF_CLUSTER} / ({_OF_BANDWIDTH_OF_CLUSTER} > 0))"
 OF_ROOF_OF_CLUSTER = (
     f"({_OF_PEAK_OF_CLUSTER} > {_OF_BANDWIDTH_OF_CLUSTER} or {_OF_BANDWIDTH_OF_CLUSTER})"
+)
+# Clocks that take as much as the findings warn of, or that a finding is about: the roof of such a GPU is lower than
+# its data sheet says, and it is not well even where it reaches what is left.
+CLOCK_LOSS = f"gpu:flopwatch_clock_loss:ratio_rate5m{{{GPU}}}"
+HELD_DOWN = (
+    f"({CLOCK_LOSS} > {limit('heatLossWarning'):g} or {ON_GPU} max by (cluster, job, instance, gpu)"
+    f' (flopwatch_finding{{{GPU}, kind=~"clock_held_by_.+|power_brake|power_limit_lowered"}}))'
 )
 # One choice for all columns and both axes, or a point would lack one of its two.
 FARTHEST = f"bottomk({MOST}, {OF_ROOF} and {ON_GPU} {NAMED})"
@@ -128,6 +143,7 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
         "Value #D": "Delivered",
         "Value #E": "model: FLOP per byte",
         "Value #F": "Model, useful",
+        "Value #G": "Delivered, held down",
     }
     return (
         xychart.Panel()
@@ -149,6 +165,7 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
             [
                 _series("Roof of each GPU model", "roof: FLOP per byte", "Roof"),
                 _series("GPUs, delivered", "FLOP per byte", "Delivered"),
+                _series("GPUs whose clocks are held down", "FLOP per byte", "Delivered, held down"),
                 _series(
                     "Served models, useful FLOPS a GPU", "model: FLOP per byte", "Model, useful"
                 ),
@@ -156,7 +173,7 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
         )
         .show(mx.XYShowMode.POINTS)
         .unit("flops")
-        .no_value("no data; needs activity counters")
+        .no_value(NO_DATA)
         .scale_distribution(log_scale)
         .legend(
             common.VizLegendOptions()
@@ -184,7 +201,11 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
             "Delivered", [fixed_color("green"), override("custom.pointSize", {"fixed": 7})]
         )
         .override_by_name(
-            "Model, useful", [fixed_color("orange"), override("custom.pointSize", {"fixed": 11})]
+            "Delivered, held down",
+            [fixed_color("orange"), override("custom.pointSize", {"fixed": 9})],
+        )
+        .override_by_name(
+            "Model, useful", [fixed_color("blue"), override("custom.pointSize", {"fixed": 11})]
         )
         .span(12)
         .height(14)
@@ -205,17 +226,18 @@ def dashboard() -> Dashboard:
             explained(
                 _scatter(
                     "Roofline",
-                    f"Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: grow the batch or quantise to move right. Far below the line: stalls, small grids or clocks, see the table. The {MOST} GPUs farthest below their roof are drawn; models with useful FLOPS only.",
+                    f"Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: grow the batch or quantise to move right. Far below the line: stalls, small grids or clocks, see the table. Orange GPUs lose 5 % or more to power, heat or limits: their roof is that much lower. The {MOST} GPUs farthest below their roof are drawn; models with useful FLOPS only. Needs activity counters.",
                     [
                         Query(roof_x),
                         Query(roof_y),
                         Query(_named(INTENSITY)),
-                        Query(_named(DELIVERED)),
+                        Query(_named(f"{DELIVERED} unless {ON_GPU} {HELD_DOWN}")),
                         Query(
                             f'sum by (model) (workload:flopwatch_model_flop:rate5m{{{NODE}, model=~"$model"}})'
                             f' / sum by (model) (workload:flopwatch_model_dram_bytes:rate5m{{{NODE}, model=~"$model"}})'
                         ),
                         Query(_per_gpu_of_model("workload:flopwatch_model_flop:rate5m")),
+                        Query(_named(f"{DELIVERED} and {ON_GPU} {HELD_DOWN}")),
                     ],
                 ),
                 NORMAL,
@@ -225,18 +247,20 @@ def dashboard() -> Dashboard:
             explained(
                 rows(
                     "Where each GPU stands",
-                    "Farthest below its roof first. Under 30 % of the roof the memory is not the reason: see the GPU's stack for stalls, small grids, clocks or idling.",
+                    "Farthest below its roof first. Under 30 % of the roof the memory is not the reason: see the GPU's stack for stalls, small grids or idling. `Clocks lost` is what power, heat and limits take of the roof itself.",
                     [
                         Query(_named(OF_ROOF)),
                         Query(_named(INTENSITY)),
                         Query(_named(f"{PEAK} / {ON_GPU} {BANDWIDTH}")),
                         Query(_named(DELIVERED)),
+                        Query(_named(CLOCK_LOSS)),
                     ],
                     [
                         Column("cluster", "Cluster"),
                         Column("instance", "Instance"),
                         Column("gpu", "GPU", width=50, link=GPU_LINK),
-                        Column("A", "Of roof", "percentunit", good_above(0.15, 0.3), 0, 75),
+                        Column("A", "Of roof", "percentunit", OF_ROOF_COLORS, 0, 75),
+                        Column("E", "Clocks lost", "percentunit", LOST_COLORS, 0, 95),
                         Column("B", "FLOP/byte", decimals=1, width=90),
                         Column("C", "Bend at", decimals=0, width=75),
                         Column("D", "Delivered", "flops", decimals=1, width=120),
@@ -267,7 +291,7 @@ def dashboard() -> Dashboard:
                     fill=0,
                     span=8,
                     height=9,
-                    no_value="no data; needs activity counters",
+                    needs="activity counters",
                 ),
                 NORMAL,
             )
@@ -287,7 +311,7 @@ def dashboard() -> Dashboard:
                     fill=0,
                     span=8,
                     height=9,
-                    no_value="no data; needs activity counters",
+                    needs="activity counters",
                 ),
                 CHOICES,
             )

@@ -4,14 +4,14 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
 from grafana.frame import NODE, board, explained
 from grafana.frame import TENANTS as SECTION
-from grafana.panels import BLUE, NEUTRAL, Query, bad_above, bars, lines, number
+from grafana.panels import BLUE, NEUTRAL, NONE_REPORTED, Query, bad_above, bars, lines, number
 from grafana.tables import Column, rows
 
 
 TENANTS = f'{NODE}, namespace=~"$namespace"'
 HOLDER = "cluster, job, instance, holder, namespace, pod, hpc_job, workload"
-NO_HOLDERS = "no exporter shares out its counters"
-NO_PRICE = "no prices are configured"
+HOLDERS = "exporters that know who holds their GPUs"
+PRICES = "prices in the exporters' configuration"
 HELD = f"holder:flopwatch_holder_gpu_seconds:rate5m{{{TENANTS}}}"
 IDLE = f'holder_state:flopwatch_holder_gpu_seconds:rate5m{{{TENANTS}, state="idle"}}'
 COST = f"holder:flopwatch_cost:rate5m{{{TENANTS}}}"
@@ -30,7 +30,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 unit="none",
                 decimals=0,
                 thresholds=[*NEUTRAL],
-                no_value=NO_PRICE,
+                needs=PRICES,
                 span=6,
             )
         )
@@ -44,7 +44,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 ],
                 unit="none",
                 decimals=1,
-                no_value=NO_HOLDERS,
+                needs=HOLDERS,
                 span=6,
             )
         )
@@ -56,7 +56,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 unit="none",
                 decimals=0,
                 thresholds=BLUE,
-                no_value=NO_PRICE,
+                needs=PRICES,
                 span=6,
             )
         )
@@ -67,7 +67,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 [Query(f"sum(holder:flopwatch_holder_energy_joules:rate5m{{{TENANTS}}})", "power")],
                 unit="watt",
                 thresholds=BLUE,
-                no_value=NO_HOLDERS,
+                needs=HOLDERS,
                 span=6,
             )
         )
@@ -114,7 +114,7 @@ def _who(dashboard: Dashboard) -> Dashboard:
                 ],
                 sort_by="GPUs held",
                 height=10,
-                no_value=NO_HOLDERS,
+                needs=HOLDERS,
             ),
             SECTION,
         )
@@ -138,7 +138,7 @@ def _waste(dashboard: Dashboard) -> Dashboard:
                 labels=("namespace", "pod", "hpc_job", "workload"),
                 long_names=True,
                 span=12,
-                no_value="none found",
+                no_value=NONE_REPORTED,
             )
         )
         .with_panel(
@@ -150,7 +150,7 @@ def _waste(dashboard: Dashboard) -> Dashboard:
                     Query(f"sum(workload:flopwatch_model_flop:rate5m{{{NODE}}})", "useful"),
                 ],
                 unit="flops",
-                no_value="no data; needs an inference engine",
+                needs="an inference engine",
             )
         )
         .with_panel(
@@ -164,7 +164,7 @@ def _waste(dashboard: Dashboard) -> Dashboard:
                 unit="none",
                 stacked=True,
                 fill=40,
-                no_value=NO_HOLDERS,
+                needs=HOLDERS,
             )
         )
         .with_panel(
@@ -178,7 +178,7 @@ def _waste(dashboard: Dashboard) -> Dashboard:
                 unit="none",
                 stacked=True,
                 fill=40,
-                no_value=NO_HOLDERS,
+                needs=HOLDERS,
             )
         )
     )
@@ -198,7 +198,7 @@ def _tokens(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 unit="none",
-                no_value=NO_PRICE,
+                needs=PRICES,
             )
         )
         .with_panel(
@@ -212,7 +212,7 @@ def _tokens(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 unit="joule",
-                no_value="no data; needs an inference engine",
+                needs="an inference engine",
             )
         )
     )

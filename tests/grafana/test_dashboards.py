@@ -171,6 +171,23 @@ def test_panels_are_complete(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BOARDS)
+def test_an_empty_panel_names_no_cause(name: str) -> None:
+    """A panel without data says only that: Prometheus cannot know whether a GPU, an engine or a scrape is missing."""
+    for panel in panels(BOARDS[name]):
+        wanted = {"-"} if panel["type"] == "table" else {"no data", "none reported"}
+        assert panel["fieldConfig"]["defaults"]["noValue"] in wanted, panel["title"]
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_hidden_columns_are_hidden_in_every_version(name: str) -> None:
+    """A column that is only there for the links of its row is hidden by the name of Grafana 10 and by that of 12.2."""
+    for panel in panels(BOARDS[name]):
+        for column in panel["fieldConfig"].get("overrides", []):
+            look = {each["id"]: each["value"] for each in column["properties"]}
+            assert ("custom.hidden" in look) == ("custom.hideFrom" in look), panel["title"]
+
+
+@pytest.mark.parametrize("name", BOARDS)
 def test_dashboard_frame(name: str) -> None:
     """Read-only, an own address, and links to its siblings that keep selection and time."""
     board = BOARDS[name]
@@ -255,10 +272,27 @@ def test_scatter_series_name_their_frame() -> None:
         for one in panel["options"]["series"]
     ]
 
-    assert len(series) == 3
+    assert len(series) == 4
     for one in series:
         assert one["frame"]["matcher"] == {"id": "byIndex", "options": 0}
         assert one["x"]["matcher"]["options"] != one["y"]["matcher"]["options"]
+
+
+def test_a_gpu_that_is_held_down_is_not_green() -> None:
+    """On the roofline a GPU is in one of two series: green, or, with clocks held down by power or heat, orange."""
+    (panel,) = [p for p in panels(BOARDS["roofline"]) if p["type"] == "xychart"]
+    by_ref = {target["refId"]: target["expr"] for target in panel["targets"]}
+    colors = {
+        override["matcher"]["options"]: each["value"]["fixedColor"]
+        for override in panel["fieldConfig"]["overrides"]
+        for each in override["properties"]
+        if each["id"] == "color"
+    }
+    held = r"gpu:flopwatch_clock_loss:ratio_rate5m\{[^}]*\} > 0\.05 or "
+
+    assert re.search(r"unless on \(cluster, job, instance, gpu\) \(" + held, by_ref["D"])
+    assert re.search(r"and on \(cluster, job, instance, gpu\) \(" + held, by_ref["G"])
+    assert (colors["Delivered"], colors["Delivered, held down"]) == ("green", "orange")
 
 
 def test_columns_of_the_roofline_are_of_the_same_gpus() -> None:
