@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,8 @@ import structlog
 from benchmarks.meter import descriptors, memory, threads
 from benchmarks.programs import SERVICE_ENVIRONMENT, Program, running
 from benchmarks.scraping import scrape
-from benchmarks.soak_node import SLOW_TICKS, XIDS, Node
+from benchmarks.soak_host import Played, SoakedHost
+from benchmarks.soak_node import SLOW_TICKS, XIDS
 from exporter.metrics.render import Exposition
 from exporter.metrics.text import Format
 from tests.attribution.kubelet import Held, Kubelet
@@ -75,9 +76,36 @@ class Growth:
         )
 
 
-def soak_accounts(ticks: int, seed: int = 1) -> Growth:
-    """Account and render so many ticks of one GPU on a simulated clock."""
-    node = Node(random.Random(seed))
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the process uses at one moment of the simulated clock."""
+
+    day: float
+    bytes: int
+    descriptors: int
+    threads: int
+    state_file_bytes: int
+    series: int
+
+    def __str__(self) -> str:
+        return (
+            f"day {self.day:5.2f}  resident {self.bytes / 1e6:6.2f} MB  descriptors "
+            f"{self.descriptors}  threads {self.threads}  state file {self.state_file_bytes / 1e3:5.1f} kB  "
+            f"series {self.series}"
+        )
+
+
+def soak_accounts(
+    ticks: int,
+    directory: Path,
+    seed: int = 1,
+    each_day: Callable[[Usage], None] = lambda _usage: None,
+) -> tuple[Growth, Played]:
+    """All of the daemon but its sampling of devices, so many ticks of one GPU, on a simulated clock.
+
+    `each_day` is given what is used after each day.
+    """
+    node = SoakedHost(random.Random(seed), directory)
     exposition = Exposition(
         node.parts,
         series_limit=lambda: 20_000,
@@ -93,9 +121,20 @@ def soak_accounts(ticks: int, seed: int = 1) -> Growth:
             exposition.render(Format.OPENMETRICS, compressed=True)
         if tick == warm:
             before = _usage()
+        if (tick + 1) % DAY_TICKS == 0:
+            each_day(_used(node, exposition, directory))
     assert before is not None
     after = _usage()
-    return Growth(before[0], after[0], before[1], after[1], before[2], after[2])
+    grown = Growth(before[0], after[0], before[1], after[1], before[2], after[2])
+    return grown, node.played
+
+
+def _used(node: SoakedHost, exposition: Exposition, directory: Path) -> Usage:
+    text = exposition.render(Format.OPENMETRICS, compressed=False)
+    series = sum(1 for line in text.splitlines() if not line.startswith(b"#"))
+    return Usage(
+        node.ticks / DAY_TICKS, *_usage(), (directory / "state.json").stat().st_size, series
+    )
 
 
 def _usage() -> tuple[int, int, int]:
@@ -234,7 +273,13 @@ def main() -> int:
     parser.add_argument("--daemon-minutes", type=float, default=0.0)
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    grown = soak_accounts(int(options.days * DAY_TICKS))
+    with tempfile.TemporaryDirectory() as directory:
+        grown, played = soak_accounts(
+            int(options.days * DAY_TICKS),
+            Path(directory),
+            each_day=lambda used: print(used, flush=True),
+        )
+    print(f"played: {played}")
     print(f"{options.days:g} days of ticks: {grown}")
     failed = grown.is_leak
     if options.daemon_minutes:

@@ -20,6 +20,7 @@ from exporter.inference.config import WorkloadConfig
 from exporter.inference.engines.registry import ENGINES
 from exporter.inference.present import Split, present
 from exporter.inference.scraper import Scraper
+from exporter.inference.served import Served
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.device import process_memory
 from exporter.metrics.exporter import OWN
@@ -54,9 +55,13 @@ XIDS = (13, 31, 43, 45, 48, 63, 74, 79, 94, 119)
 SLOW_TICKS = 15
 # A MIG instance that is made anew has a new UUID. Hourly is more often than anybody does it.
 _NEW_INSTANCE_TICKS = 3_600
-_ENGINE_TICKS = 900
-# Engines, models and pods have names that nobody has had before.
+# As often as the daemon scrapes an engine.
+_ENGINE_TICKS = 15
+# Pods and models have names that nobody has had before: every 20th look at the pods finds another one, and a new
+# engine with another model comes about five times a day.
 _NEW_NAME_CHANCE = 0.05
+_NEW_MODEL_CHANCE = 1 / 1200
+_FAILED_SCRAPE_CHANCE = 0.05
 _TESTS = Path(__file__).parent.parent / "tests"
 _VLLM = (_TESTS / "inference" / "engines" / "expositions" / "vllm-current.txt").read_text()
 _MODEL = _TESTS / "inference" / "engines" / "tiny.json"
@@ -78,13 +83,13 @@ class Node:
         self._process_memory = process_memory(process_name)
         self._begin()
         self._pods = _Pods(self)
-        self._engine = _Engine(self)
+        self.engine = _Engine(self)
         self._facts = ProbeFacts(self.state, clock=lambda: self.seconds)
 
     @property
     def uuid(self) -> str:
         """The instance that is there now."""
-        return self._identity.uuid
+        return self.identity.uuid
 
     def word(self) -> str:
         """A name that was never given before."""
@@ -126,17 +131,20 @@ class Node:
         )
         if self.ticks % SLOW_TICKS == 0:
             self._happen()
-        self._histories.observe(self._device())
+        self._histories.observe(self.device())
 
     def state(self) -> State:
         """The State as the daemon would build it."""
-        parts = Parts(
-            host=SampledHost((self._device(),)),
-            workloads=self._engine.snapshot(),
+        return build_state(self.published(), self.seconds)
+
+    def published(self) -> Parts:
+        """What the parts have published."""
+        return Parts(
+            host=SampledHost((self.device(),)),
+            workloads=self.engine.snapshot(),
             holders=self._pods.service.snapshot(),
             reload=self._reload,
         )
-        return build_state(parts, self.seconds)
 
     def parts(self, state: State) -> Iterator[Part]:
         """What the daemon would expose."""
@@ -150,7 +158,7 @@ class Node:
 
     def _begin(self) -> None:
         """Another device in the same place."""
-        self._identity = DeviceIdentity(
+        self.identity = DeviceIdentity(
             index="0",
             uuid=f"MIG-{self.word()}",
             name="NVIDIA H100 80GB HBM3",
@@ -160,8 +168,8 @@ class Node:
             sm_clock_max_hertz=1.98e9,
             memory_size_bytes=85_520_809_984,
         )
-        self._peaks = find_peaks(self._identity)
-        self._accounts = DeviceAccounts(self._identity, self._peaks)
+        self._peaks = find_peaks(self.identity)
+        self._accounts = DeviceAccounts(self.identity, self._peaks)
 
     def _happen(self) -> None:
         """Processes come and go; now and then something fails."""
@@ -181,12 +189,13 @@ class Node:
             self._reload = ReloadStatus(chance.random() < 0.5, self.seconds)
         self._pods.tick()
         if self.ticks % _ENGINE_TICKS == 0:
-            self._engine.tick()
+            self.engine.tick()
             self._facts()
 
-    def _device(self) -> DeviceState:
+    def device(self) -> DeviceState:
+        """The instance as its sampler publishes it."""
         return DeviceState(
-            identity=self._identity,
+            identity=self.identity,
             at_seconds=self.seconds,
             up=True,
             max_age_seconds=4.0,
@@ -233,6 +242,7 @@ class _Engine:
         self._model = node.word()
         self._scale = 1
         self._started = 0.0
+        self.scrapes = 0
         self._account = Account("chat", ModelSettings(path=_MODEL))
         self._config = WorkloadConfig("chat", "vllm", "http://127.0.0.1:8000/metrics", gpus=(0,))
         self._scraper = Scraper(
@@ -246,12 +256,34 @@ class _Engine:
         )
 
     def tick(self) -> None:
+        """One scrape of the engine."""
         self._scale += 1
-        if self._node.chance.random() < _NEW_NAME_CHANCE:
+        self.scrapes += 1
+        if self._node.chance.random() < _NEW_MODEL_CHANCE:
             self._model, self._scale, self._started = self._node.word(), 1, self._node.seconds
         self._scraper.scrape()
 
+    def served(self, state: State) -> tuple[Served, ...]:
+        """What advice needs of the models."""
+        gpus = (GpuRef("0", self._node.uuid),)
+        return tuple(
+            Served(
+                workload="chat",
+                engine="vllm",
+                shown=present(self._config, books, gpus, state, Split()),
+                gpus=gpus,
+                gpu_count=1,
+                tensor_parallel=1,
+                description=books.description,
+                passes=books.passes,
+                passes_missed=books.passes_missed,
+                prompts=books.prompts,
+            )
+            for books in self._account.models()
+        )
+
     def snapshot(self) -> WorkloadsSnapshot:
+        """What the engine's scraper publishes."""
         state = self._scraper.state()
         gpus = (GpuRef("0", self._node.uuid),)
         models = tuple(
@@ -263,7 +295,7 @@ class _Engine:
         )
 
     def _answer(self) -> str:
-        if self._node.chance.random() < _NEW_NAME_CHANCE:
+        if self._node.chance.random() < _FAILED_SCRAPE_CHANCE:
             raise ScrapeError(Reason.CONNECTION, "no answer")
         tokens = 'vllm:prompt_tokens_total{engine="0",model_name="acme/tiny"} '
         text = _VLLM.replace(tokens + "1000.0", f"{tokens}{1000.0 * self._scale}")

@@ -63,6 +63,12 @@ class Ledger:
         merged = sorted(itertools.chain(self.charges(), charges))
         self._charges = deque(Charge(at, seconds) for at, seconds in merged)
 
+    def forget_old(self, now: float) -> None:
+        """Let go of charges that no window can reach any more."""
+        # Twice the horizon, so that widening the interval at a reload finds its past.
+        while self._charges and self._charges[0].at < now - 2 * self.limits.horizon_seconds:
+            self._charges.popleft()
+
     def charges(self) -> tuple[tuple[float, float], ...]:
         """All (at, seconds) still remembered, oldest first."""
         return tuple((charge.at, charge.seconds) for charge in self._charges)
@@ -91,7 +97,7 @@ class Ledger:
 
     def precharge(self, now: float, allowance: float) -> Charge:
         """Charge the worst a run can take: its allowance, and a chunk that hangs."""
-        self._forget(now)
+        self.forget_old(now)
         charge = Charge(now, allowance + self.limits.chunk_deadline_seconds)
         self._charges.append(charge)
         return charge
@@ -102,10 +108,5 @@ class Ledger:
 
     def add(self, now: float, seconds: float) -> None:
         """Charge what was taken without asking (opening a device)."""
-        self._forget(now)
+        self.forget_old(now)
         self._charges.append(Charge(now, seconds))
-
-    def _forget(self, now: float) -> None:
-        # Twice the horizon, so that widening the interval at a reload finds its past.
-        while self._charges and self._charges[0].at < now - 2 * self.limits.horizon_seconds:
-            self._charges.popleft()

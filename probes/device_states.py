@@ -208,6 +208,8 @@ class DeviceStates:
         instances = [u for u in baselines if u.startswith("MIG-") and u not in self._devices]
         for uuid in instances[:-INSTANCES_KEPT]:
             del baselines[uuid]
+        for state in states.values():
+            state.ledger.forget_old(now)
         charges = {
             uuid: [(unix_time - (now - at), seconds) for at, seconds in state.ledger.charges()]
             for uuid, state in states.items()

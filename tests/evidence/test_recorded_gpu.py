@@ -6,18 +6,16 @@ executed is a little below 1, and what is missing is tile padding of a batch of 
 number of SMs or another rate per clock does not close.
 """
 
-import csv
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 
 from tests.daemon.process import DaemonProcess, Scrape, passive
+from tests.evidence.tables import FOLDER, table
 from tests.fake_nvml import RTX_5090, GpuProfile, Load
 from tests.inference.engines.server import serving, text
 
 
-FOLDER = Path(__file__).parent
 RTX_5080 = replace(
     RTX_5090,
     name="NVIDIA GeForce RTX 5080",
@@ -44,7 +42,6 @@ class Window:
 
 
 def windows() -> list[Window]:
-    lines = (FOLDER / "recorded-windows.csv").read_text().splitlines()
     return [
         Window(
             row["seconds"],
@@ -61,7 +58,7 @@ def windows() -> list[Window]:
             float(row["generated_tokens_per_second"]),
             float(row["requests_per_second"]),
         )
-        for row in csv.DictReader(line for line in lines if not line.startswith("#"))
+        for row in table("recorded-windows")
     ]
 
 
@@ -100,13 +97,13 @@ def executed_flops(before: Scrape, after: Scrape) -> float:
     return (flop[1] - flop[0]) / (seconds[1] - seconds[0])
 
 
-def played(start, profile: GpuProfile, window: Window) -> tuple[float, float]:
+def played(start, profile: GpuProfile, window: Window, settings: str = "") -> tuple[float, float]:
     """Useful and executed FLOP per second that the daemon finds."""
     with serving(text(page(window, 0.0))) as engine:
         config = passive(
             "sampling: {interval: 250ms}\n"
             f"workloads: [{{name: chat, engine: vllm, url: '{engine.url}', interval: 1s, gpus: [0], "
-            f"model: {FOLDER / 'qwen3-4b.json'}}}]\n"
+            f"model: {FOLDER / 'qwen3-4b.json'}}}]\n{settings}"
         )
         fake, daemon = start([profile], config=config)
         fake.gpu(0).set_load(window.load)
@@ -138,9 +135,12 @@ def _useful(daemon: DaemonProcess, engine, window: Window) -> float:
     return (after - before) / PLAYED_SECONDS
 
 
-@pytest.mark.parametrize("window", windows()[:3], ids=lambda window: window.name)
+@pytest.mark.parametrize("window", windows(), ids=lambda window: window.name)
 def test_useful_and_executed_close(start, window: Window) -> None:
-    """31.7 useful of 37.3 executed TFLOP/s over the run: 0.85, within 2 points in each window."""
+    """31.7 useful of 37.3 executed TFLOP/s over the run: 0.85, and within 2 points in each window.
+
+    What the tokens do not explain is steady, as padding is: it does not drift with the load.
+    """
     useful, executed = played(start, RTX_5080, window)
 
     # By hand: tensor activity × 84 SMs × 512 dense bf16 FLOP per clock and SM × clock.
@@ -162,3 +162,14 @@ def test_another_number_of_sms_does_not_close(start) -> None:
     useful, executed = played(start, other, windows()[0])
 
     assert useful / executed == pytest.approx(1.023, abs=0.025)
+
+
+def test_another_rate_per_clock_does_not_close(start) -> None:
+    """At 1024 FLOP per clock and SM, as on a board for servers, 0.43 would be left of the work.
+
+    84 SMs x 1024 x 3.09 GHz are 265.8 TFLOP/s: the configuration gives that peak.
+    """
+    settings = "gpus: [{match: {index: 0}, peaks: {bf16: 2.658e+14}}]\n"
+    useful, executed = played(start, RTX_5080, windows()[0], settings)
+
+    assert useful / executed == pytest.approx(0.43, abs=0.015)

@@ -49,11 +49,15 @@ def test_devices_that_are_gone_are_let_go(traced: None, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_half_a_day_of_ticks_grows_nothing() -> None:
+def test_half_a_day_of_ticks_grows_nothing(tmp_path: Path) -> None:
     """Everything that the daemon keeps, while all that it watches comes and goes."""
-    grown = soak_accounts(43_200)
+    grown, played = soak_accounts(43_200, tmp_path)
 
     assert not grown.is_leak, grown
+    assert played.scrapes >= 43_200 // 15
+    assert played.engine_scrapes == 43_200 // 15
+    assert played.probe_runs > 1_000
+    assert played.devices == played.reloads == 12
 
 
 @pytest.mark.slow

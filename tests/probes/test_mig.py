@@ -265,6 +265,20 @@ class TestReconfiguration:
         assert saved.baselines.keys() == {"MIG-6", "MIG-7", "MIG-8", "MIG-9"}
         assert len(results(host)) == 1
 
+    def test_what_an_instance_spent_is_forgotten_with_the_hours_that_it_counts_for(self, tmp_path):
+        """Two hours after it went its charges bound nothing, and the state file has them no more."""
+        host = Host(tmp_path, [PARTITIONED, instance(7)], mig="run")
+        host.cycle()
+        host.devices = [PARTITIONED]
+        host.cycle()
+        assert saved_probes(StateFile(host.path)).charges["MIG-7"]
+
+        host.cycle(after=2 * 3600)
+
+        saved = saved_probes(StateFile(host.path))
+        assert not saved.charges["MIG-7"]
+        assert saved.baselines["MIG-7"]
+
 
 class TestEnvironment:
     def test_a_worker_sees_its_instance_and_nothing_else(self):
