@@ -1,6 +1,6 @@
 """The bill of the host: a ledger for each device, charged whenever a State is built."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from exporter.attribution.ledger import (
@@ -41,6 +41,7 @@ class HostLedger:
         serving = _serving(state.workloads)
         charges: dict[str, Charges] = {}
         unresolved: dict[str, Unresolved] = {}
+        self._forget_instances({device.identity.uuid for device in state.devices})
         for device in state.devices:
             if not device.up or device.fast is None:
                 continue
@@ -75,6 +76,12 @@ class HostLedger:
         }
         self._usefulness.forget_others(state.at_seconds)
         return Bill(charges, unresolved, uses)
+
+    def _forget_instances(self, listed: Container[str]) -> None:
+        """Let go of MIG instances that are gone: one that is made anew begins its counters anew."""
+        gone = [uuid for uuid in self._ledgers if uuid.startswith("MIG-") and uuid not in listed]
+        for uuid in gone:
+            del self._ledgers[uuid]
 
 
 def workload_holders(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from exporter.attribution.bill import assign_processes, instance_weights
+from exporter.accounting.device import Counters
+from exporter.attribution.bill import HostLedger, assign_processes, instance_weights
 from exporter.attribution.ledger import NOBODY, Holder
 from exporter.attribution.process_owners import ProcessOwners, process_owner
 from exporter.attribution.snapshot import ProcessOwner
-from exporter.readings import DeviceIdentity
-from exporter.state import DeviceState
+from exporter.readings import DeviceIdentity, FastReading
+from exporter.state import DeviceState, State
 from tests.daemon.process import Scrape, passive
 from tests.fake_nvml import H100, Load
 
@@ -255,3 +256,26 @@ def test_a_partitioned_gpu_is_shared_by_the_sms_of_its_instances() -> None:
 
     assert weights == pytest.approx({a: 68 / 132, b: 8 / 132, NOBODY: 56 / 132})
     assert instance_weights(device("GPU", None), {}) is None
+
+
+def test_an_instance_that_is_made_anew_begins_its_accounts_anew() -> None:
+    """Instances come and go, each with counters from zero: what was charged before is no part of them."""
+
+    def state(uuid: str, tensor_seconds: float) -> State:
+        identity = DeviceIdentity(index="0", uuid=uuid, name="H100", sm_count=16, mig="1")
+        device = DeviceState(
+            identity,
+            0.0,
+            up=True,
+            max_age_seconds=1.0,
+            fast=FastReading(at_seconds=0.0),
+            counters=Counters(state_seconds={"tensor": tensor_seconds}),
+        )
+        return State(at_seconds=0.0, devices=(device,))
+
+    ledger = HostLedger()
+    ledger.charge(state("MIG-1", 100.0))
+    ledger.charge(state("MIG-2", 5.0))
+    again = ledger.charge(state("MIG-1", 30.0))
+
+    assert again.devices["MIG-1"].accounts[NOBODY].state_seconds == {"tensor": 30.0}
