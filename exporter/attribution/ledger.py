@@ -29,6 +29,9 @@ Unresolved = Literal["driver", "namespace", "owners"]
 IDLE_STATE = "idle"
 # A holder that left is shown for this long, so that its last charges are scraped and summed up.
 DEPARTED_SECONDS = 3600.0
+# Pods that crash and start again every second must not fill memory and the exposition: of those
+# that left, the last ones are shown. On a real node one or two an hour leave a device.
+DEPARTED_MAX = 64
 # SM time older than this says nothing about what runs now.
 _USAGE_SECONDS = 10.0
 # Marks of what was charged, for what each holder did lately: how many, and how far apart.
@@ -320,9 +323,17 @@ class DeviceLedger:
             seconds[state] = seconds.get(state, 0.0) + part
 
     def _drop_departed(self, now: float) -> None:
-        for holder, account in list(self._accounts.items()):
-            if holder is not NOBODY and now - account.last_held_seconds > DEPARTED_SECONDS:
+        departed = {
+            holder: account.last_held_seconds
+            for holder, account in self._accounts.items()
+            if account.last_held_seconds < now and holder is not NOBODY
+        }
+        for holder, last_held in departed.items():
+            if now - last_held > DEPARTED_SECONDS:
                 del self._accounts[holder]
+        if len(departed) > DEPARTED_MAX:
+            for holder in sorted(departed, key=departed.__getitem__)[:-DEPARTED_MAX]:
+                self._accounts.pop(holder, None)
 
 
 def _parts(amount: float, shares: Mapping[Holder, float]) -> Iterable[tuple[Holder, float]]:

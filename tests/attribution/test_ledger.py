@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.attribution.ledger import (
+    DEPARTED_MAX,
     DEPARTED_SECONDS,
     NOBODY,
     Account,
@@ -162,6 +163,22 @@ class TestCharges:
         after = ledger.charges().accounts
         assert A not in after
         assert after[B].flop == before.flop
+
+    def test_of_many_that_left_the_last_are_shown(self) -> None:
+        """A pod that crashes and starts anew every second, under another name each time, fills no memory."""
+        ledger = DeviceLedger()
+        pods = [Holder("pod", "team", f"crash-{number}", "main") for number in range(200)]
+        for number, pod in enumerate(pods):
+            ledger.charge(
+                totals(number + 1.0, 0.0, 0.0, idle=1.0),
+                [pod],
+                process_seconds=None,
+                owners={},
+                now=float(number),
+            )
+
+        shown = [holder for holder in ledger.charges().accounts if holder is not NOBODY]
+        assert shown == pods[-1 - DEPARTED_MAX :]
 
 
 HOLDERS = st.lists(st.sampled_from([A, B, C]), unique=True, max_size=3)
