@@ -94,8 +94,8 @@ class Exposition(Generic[_State]):
         if layout is None or not same:
             layout = Layout(self._blocks.blocks, CATALOGUE, limit=limit, always=_ALWAYS)
         self._dropped += layout.dropped
-        counts = (layout.count, self._dropped)
-        self._blocks.blocks[0].update(counts, extra)
+        self._blocks.update_first((layout.count, self._dropped), extra)
+        layout.update(self._blocks.take_changed())
         return layout
 
     def _all_parts(self, state: _State, counts: tuple[int, int]) -> Iterable[Part]:
@@ -106,7 +106,7 @@ class Exposition(Generic[_State]):
     def _plain(self, layout: Layout, format_: Format) -> bytes:
         plain = self._rendered.get((format_, False))
         if plain is None:
-            text = layout.write(self._blocks.blocks, format_)
+            text = layout.write(format_)
             if format_ is Format.OPENMETRICS:
                 text += "# EOF\n"
             plain = self._rendered[(format_, False)] = text.encode(errors="replace")

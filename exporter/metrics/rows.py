@@ -33,7 +33,10 @@ class Reader(ABC, Generic[T]):
 
     @abstractmethod
     def read(self, labels: Labels, source: T) -> tuple[Hashable, list[float]]:
-        """The shape of the source's series, and their values in the order of `series`."""
+        """The shape of the source's series, and their values in the order of `series`.
+
+        Values may be integers or booleans: whoever shows them makes floats of them.
+        """
 
     @abstractmethod
     def series(self, labels: Labels, shape: Any) -> list[Series]:
@@ -53,7 +56,7 @@ def part_samples(parts: Iterable[Part]) -> Iterator[Sample]:
     for reader, labels, source in parts:
         shape, values = reader.read(labels, source)
         for series, value in zip(reader.series(labels, shape), values, strict=True):
-            yield Sample(series.family, series.labels, value, series.suffix)
+            yield Sample(series.family, series.labels, float(value), series.suffix)
 
 
 class Samples(Reader[T]):
@@ -240,15 +243,13 @@ class Rows(Reader[T]):
     def read(self, labels: Labels, source: T) -> tuple[Hashable, list[float]]:
         """Which values there are, and the shapes of the other rows."""
         singles = [read(source) for read in self._accessors]
-        values = [float(value) for value in singles if value is not None]
+        values = [value for value in singles if value is not None]
         present: Hashable = None  # all of them, as nearly always
         if len(values) < len(singles):
             present = tuple([value is not None for value in singles])
         if not self._others:
             return present, values
-        others: list[float] = []
-        shapes = [row.read(source, others) for row in self._others]
-        values += map(float, others)
+        shapes = [row.read(source, values) for row in self._others]
         return (present, *shapes), values
 
     def series(self, labels: Labels, shape: Any) -> list[Series]:

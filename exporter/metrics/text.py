@@ -1,15 +1,18 @@
 """The text of an exposition, byte for byte as prometheus_client writes it."""
 
+import math
+from collections.abc import Iterable
 from enum import Enum
 
-from prometheus_client.utils import floatToGoString
+import msgspec
 
 from exporter.metrics.family import Family, Label, MetricType
 
 
-# Between these repr() is what prometheus_client writes; above it writes an exponent.
-_PLAIN_FROM, _PLAIN_BELOW = -1e15, 1e6
-_EXPONENT_BELOW = 1e16
+# Between these, and for 0, msgspec writes a number as prometheus_client does, in an eighth of the time
+# of repr(). From a million on Go has an exponent, which msgspec writes from 1e16 on.
+_PLAIN_FROM, _PLAIN_BELOW, _DIGITS_BELOW = 1e-4, 1e6, 1e16
+_ENCODER = msgspec.json.Encoder()
 
 
 class Format(Enum):
@@ -38,29 +41,27 @@ def series_text(family: Family, labels: tuple[Label, ...], suffix: str) -> str:
     return f"{family.name}{suffix}{{{text}}} "
 
 
-def number_texts(values: list[float]) -> list[str]:
+def number_texts(values: Iterable[float]) -> list[str]:
     """The numbers as Go writes them: with an exponent from a million on."""
+    numbers = list(map(float, values))
+    if not numbers:
+        return []
+    texts = _ENCODER.encode(numbers)[1:-1].decode().split(",")
     return [
-        repr(value) if _PLAIN_FROM < value < _PLAIN_BELOW else _large(value) for value in values
+        text if _PLAIN_FROM <= number < _PLAIN_BELOW or number == 0 else _unusual(number, text)
+        for number, text in zip(numbers, texts, strict=True)
     ]
 
 
-def renewed_texts(values: list[float], before: list[float], texts: list[str]) -> list[str]:
-    """Like `number_texts`, given the values before and their texts: most values have not changed."""
-    return [
-        text
-        if value == old
-        else (repr(value) if _PLAIN_FROM < value < _PLAIN_BELOW else _large(value))
-        for value, old, text in zip(values, before, texts, strict=True)
-    ]
-
-
-def _large(value: float) -> str:
-    if not _PLAIN_BELOW <= value < _EXPONENT_BELOW:
-        return str(floatToGoString(value))  # type: ignore[no-untyped-call]
-    whole, _, fraction = repr(value).partition(".")
-    digits = f"{whole[0]}.{whole[1:]}{fraction}".rstrip("0.")
-    return f"{digits}e+{len(whole) - 1:02d}"
+def _unusual(number: float, text: str) -> str:
+    """A number that is large, small, negative, or none. `text` is what msgspec has written."""
+    if _PLAIN_BELOW <= number < _DIGITS_BELOW:
+        whole, _, fraction = text.partition(".")
+        digits = f"{whole[0]}.{whole[1:]}{fraction}".rstrip("0.")
+        return f"{digits}e+{len(whole) - 1:02d}"
+    if math.isfinite(number):
+        return repr(number)
+    return "NaN" if math.isnan(number) else "+Inf" if number > 0 else "-Inf"
 
 
 def _escaped(value: str) -> str:

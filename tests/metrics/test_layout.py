@@ -110,7 +110,7 @@ class TestLayout:
         layout = Layout(blocks.blocks, CATALOGUE, limit=3, always={health})
 
         assert (layout.count, layout.dropped) == (4, 2)
-        text = layout.write(blocks.blocks, Format.TEXT)
+        text = layout.write(Format.TEXT)
         assert text.count(f"\n{first.name}{{") == 3
         assert text.endswith(f"\n{health.name} 1.0\n")
 
@@ -137,7 +137,7 @@ class TestLayout:
             assert not blocks.update([ROWS.of(labels, Reading())], HolderLabels())
 
         assert len(blocks.blocks) == 1
-        assert 'uuid="MIG-999"' in blocks.blocks[0].lines[0][1]
+        assert 'uuid="MIG-999"' in blocks.blocks[0].texts[0]
 
     def test_a_device_between_others_may_vanish(self) -> None:
         """The others keep their values under their own labels."""
@@ -151,7 +151,53 @@ class TestLayout:
 
         layout = Layout(blocks.blocks, (POWER,), limit=9, always=())
 
-        assert layout.write(blocks.blocks, Format.TEXT).splitlines()[2:] == [
+        assert layout.write(Format.TEXT).splitlines()[2:] == [
             'flopwatch_power{uuid="GPU-a"} 0.0',
             'flopwatch_power{uuid="GPU-c"} 2.0',
+        ]
+
+    def test_only_values_that_move_are_written_again(self) -> None:
+        """Of two devices' values one moves: it has a place on both, and all others are fixed text."""
+        blocks, layout = Blocks(), None
+        names = ("GPU-a", "GPU-b")
+
+        def scrape(power: float, clock: float) -> list[str]:
+            nonlocal layout
+            parts = [ROWS.of((("uuid", name),), Reading(power, clock)) for name in names]
+            if not blocks.update(parts, HolderLabels()) or layout is None:
+                layout = Layout(blocks.blocks, (POWER, CLOCK), limit=9, always=())
+            layout.update(blocks.take_changed())
+            lines = layout.write(Format.TEXT).splitlines()
+            return [line for line in lines if "GPU-a" in line]
+
+        for power in (100.0, 200.0, 300.0):
+            assert scrape(power, 2.0)[0] == f'flopwatch_power{{uuid="GPU-a"}} {power}'
+        assert [block.moving for block in blocks.blocks] == [{0}, {0}]
+        assert scrape(300.0, 1.0)[1] == 'flopwatch_clock{kind="sm",uuid="GPU-a"} 1.0'
+        assert [block.moving for block in blocks.blocks] == [{0, 1}, {0, 1}]
+
+    def test_a_part_that_changes_and_goes_writes_nothing(self) -> None:
+        """Its value would stand in the place of another one's."""
+        blocks = Blocks()
+        one, two = (("uuid", "GPU-a"),), (("uuid", "GPU-b"),)
+
+        def parts(*powers: float) -> list[tuple]:
+            return [
+                ROWS.of(labels, Reading(power))
+                for labels, power in zip((one, two), powers, strict=False)
+            ]
+
+        blocks.update(parts(1.0, 2.0), HolderLabels())
+        layout = Layout(blocks.blocks, (POWER, CLOCK), limit=9, always=())
+        for power in (3.0, 4.0):
+            assert blocks.update(parts(power, power), HolderLabels())
+            layout.update(blocks.take_changed())
+        assert blocks.update(parts(5.0, 6.0), HolderLabels())
+        assert not blocks.update(parts(7.0), HolderLabels())
+        layout = Layout(blocks.blocks, (POWER, CLOCK), limit=9, always=())
+        layout.update(blocks.take_changed())
+
+        assert layout.write(Format.TEXT).splitlines()[2::3] == [
+            'flopwatch_power{uuid="GPU-a"} 7.0',
+            'flopwatch_clock{kind="sm",uuid="GPU-a"} 2.0',
         ]

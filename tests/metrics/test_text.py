@@ -17,7 +17,7 @@ from exporter.metrics.family import Family, MetricType, Sample
 from exporter.metrics.holders import HolderLabels
 from exporter.metrics.layout import Blocks, Layout
 from exporter.metrics.rows import Samples
-from exporter.metrics.text import Format, number_texts, renewed_texts
+from exporter.metrics.text import Format, number_texts
 
 
 class Reference(Collector):
@@ -66,7 +66,8 @@ class Writer:
             families: Iterable[Family] = dict.fromkeys(sample.family for sample in samples)
             self.layout = Layout(self.blocks.blocks, families, limit=len(samples), always=())
             self.layouts += 1
-        return self.layout.write(self.blocks.blocks, format_).encode()
+        self.layout.update(self.blocks.take_changed())
+        return self.layout.write(format_).encode()
 
 
 # No sum of non-negative readings is -0.0, and Prometheus knows one zero only.
@@ -155,9 +156,3 @@ NUMBERS = [
 def test_numbers_are_written_as_go_would(value: float, text: str) -> None:
     """Exponents from a million on, and the three names of what is no number."""
     assert number_texts([value]) == [text]
-    assert renewed_texts([value], [0.25], ["0.25"]) == [text]
-
-
-def test_the_text_of_a_value_that_has_not_changed_is_kept() -> None:
-    """Only the second value is written anew."""
-    assert renewed_texts([1.0, 2.5], [1.0, 2.0], ["kept", "old"]) == ["kept", "2.5"]
