@@ -6,9 +6,9 @@ never changed are part of the fixed text, and a scrape writes only those that mo
 for the first time makes the fixed text anew, as does a series that appears or vanishes.
 """
 
-from collections.abc import Container, Hashable, Iterable, Sequence
-from itertools import compress, count
-from operator import ne
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from itertools import count
+from operator import itemgetter
 from typing import Any, Protocol
 
 from exporter.metrics.family import Family
@@ -29,20 +29,25 @@ class ExtraLabels(Protocol):
         """The labels to add to a series of this family that has these labels."""
 
 
+Picker = Callable[[list[Any]], tuple[Any, ...]]
+
+
 class Block:
-    """The series of one part and their values: as they are, and as a layout has last written them."""
+    """The series of one part and their values, and which of them the layout writes every time."""
 
     __slots__ = (
         "families",
         "labels",
+        "move",
         "moving",
-        "places",
+        "place",
         "reader",
         "shape",
         "source",
+        "stay",
+        "stayed",
         "texts",
         "values",
-        "written",
     )
 
     def __init__(self, part: Part, extra: ExtraLabels) -> None:
@@ -50,15 +55,26 @@ class Block:
         self.reader, self.labels, self.source = part
         self.shape: Hashable
         self.shape, self.values = self.reader.read(self.labels, self.source)
-        self.written = self.values
         # Positions of the values that have changed; one set for all parts of this reader and shape.
         self.moving: set[int] = set()
-        # Where the layout keeps the text of each value.
-        self.places: list[int] = []
+        # The layout's: pick the values that move and those that stay, and where the former are kept.
+        self.move: Picker = tuple
+        self.stay: Picker = tuple
+        self.stayed: tuple[Any, ...] = ()
+        self.place = slice(0, 0)
         # Of each series, its family, and the text before its value.
         self.families: list[Family] = []
         self.texts: list[str] = []
         self.set_extra_labels(extra)
+
+    def find_moving(self) -> None:
+        """Note which of the values that stayed have changed."""
+        positions = self.stay(list(range(len(self.values))))
+        self.moving.update(
+            position
+            for position, before in zip(positions, self.stayed, strict=True)
+            if self.values[position] != before
+        )
 
     def set_extra_labels(self, extra: ExtraLabels) -> None:
         """Make the text before the values."""
@@ -170,53 +186,53 @@ class Layout:
         self._blocks = blocks
         self._families = [(family, kept[family]) for family in families if family in kept]
         self._texts: dict[Format, list[str]] = {}
-        self._values: list[str] = []
+        self._numbers: list[float] = []
+        self._in_order: Picker = tuple
         self._fold()
 
     def update(self, changed: Iterable[Block]) -> None:
-        """Write the values of these blocks that are not as they were."""
-        numbers: list[float] = []
-        places: list[int] = []
-        newly_moving = False
+        """Take the values of these blocks."""
+        numbers = self._numbers
+        is_folded = True
         for block in changed:
             values = block.values
-            positions = list(compress(count(), map(ne, block.written, values)))
-            block.written = values
-            if not block.moving.issuperset(positions):
-                block.moving.update(positions)
-                newly_moving = True
-            if not newly_moving:
-                numbers += [values[position] for position in positions]
-                at = block.places
-                places += [at[position] for position in positions]
-        if newly_moving:
+            if block.stay(values) == block.stayed:
+                numbers[block.place] = block.move(values)
+            else:
+                block.find_moving()
+                is_folded = False
+        if not is_folded:
             self._fold()
-            return
-        texts = self._values
-        for place, text in zip(places, number_texts(numbers), strict=True):
-            texts[place] = text
 
     def write(self, format_: Format) -> str:
         """The whole exposition."""
         text = self._texts.get(format_)
         if text is None:
             text = self._texts[format_] = self._fixed(format_)
-        text[1::2] = self._values[1:]
+        text[1::2] = self._in_order(number_texts(self._numbers))
         return "".join(text)
 
     def _fold(self) -> None:
-        """Give each moving value a place, and all others to the fixed text."""
+        """Give each value that moves a place, and all others to the fixed text."""
         self._texts.clear()
-        for block in self._blocks:
-            block.written = block.values
-            block.places = [0] * len(block.values)  # where what nobody sees is written
-        numbers = [0.0]
+        self._numbers = []
+        shown: dict[Block, list[int]] = {block: [] for block in self._blocks}
         for _, series in self._families:
             for block, position in series:
-                if position in block.moving:
-                    block.places[position] = len(numbers)
-                    numbers.append(block.values[position])
-        self._values = number_texts(numbers)
+                shown[block].append(position)
+        places: dict[tuple[Block, int], int] = {}
+        for block, positions in shown.items():
+            moving = [position for position in positions if position in block.moving]
+            first = len(self._numbers)
+            places.update(zip(((block, position) for position in moving), count(first)))
+            block.place = slice(first, first + len(moving))
+            block.move = _picker(moving)
+            block.stay = _picker([each for each in positions if each not in block.moving])
+            block.stayed = block.stay(block.values)
+            self._numbers += block.move(block.values)
+        self._in_order = _picker(
+            [places[each] for _, series in self._families for each in series if each in places]
+        )
 
     def _fixed(self, format_: Format) -> list[str]:
         """Text and room for a moving value in turn, and the text after the last one."""
@@ -224,13 +240,20 @@ class Layout:
         pieces: list[str] = []
         for family, series in self._families:
             pieces.append(header(family, format_))
-            texts = number_texts([block.written[position] for block, position in series])
+            texts = number_texts([block.values[position] for block, position in series])
             for (block, position), text in zip(series, texts, strict=True):
                 pieces.append(block.texts[position])
-                if block.places[position]:
+                if position in block.moving:
                     fixed += ("".join(pieces), "")
                     pieces = ["\n"]
                 else:
                     pieces += (text, "\n")
         fixed.append("".join(pieces))
         return fixed
+
+
+def _picker(positions: Sequence[int]) -> Picker:
+    """Picks the values at these positions."""
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    return lambda values: tuple([values[position] for position in positions])
