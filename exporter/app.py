@@ -260,8 +260,8 @@ class Daemon:
 
         It may be a mistake, or a GPU that has not come up: the others are watched anyway.
         """
-        if state.pending:
-            return  # the driver has not listed the GPUs yet
+        if state.pending or not (self._config.sampling.gpus or self._config.workloads):
+            return  # the driver has not listed the GPUs yet, or nothing names one
         known = {device.identity.index for device in state.devices}
         known |= {device.identity.uuid for device in state.devices}
         wanted: list[tuple[str, int | str | None]] = [

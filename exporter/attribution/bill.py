@@ -29,6 +29,8 @@ class HostLedger:
 
     def __init__(self) -> None:
         self._ledgers: dict[str, DeviceLedger] = {}
+        # What each device was last charged for: nothing is new until it ticks or changes hands.
+        self._charged: dict[str, tuple[DeviceState, tuple[Holder, ...], Charges]] = {}
         self._usefulness = UsefulnessLedger()
 
     def charge(self, state: State, *, by_process: bool = False) -> Bill:
@@ -51,16 +53,21 @@ class HostLedger:
             if not present and by_process:
                 present = process_holders(_processes(device), owners)
             assigned = assign_processes(present, seconds or (), owners, serving)
-            ledger = self._ledgers.setdefault(uuid, DeviceLedger())
-            ledger.charge(
-                totals_of(device.counters),
-                present,
-                process_seconds=seconds,
-                owners=assigned,
-                now=device.at_seconds,
-                weights=instance_weights(device, holders) if device.instances else None,
-            )
-            charges[uuid] = ledger.charges()
+            last = self._charged.get(uuid)
+            if last and last[0] is device and last[1] == present and not device.instances:
+                charges[uuid] = last[2]
+            else:
+                ledger = self._ledgers.setdefault(uuid, DeviceLedger())
+                ledger.charge(
+                    totals_of(device.counters),
+                    present,
+                    process_seconds=seconds,
+                    owners=assigned,
+                    now=device.at_seconds,
+                    weights=instance_weights(device, holders) if device.instances else None,
+                )
+                charges[uuid] = ledger.charges()
+                self._charged[uuid] = (device, present, charges[uuid])
             if len(present) > 1 and not device.instances and not assigned:
                 why = _unresolved(seconds, host_processes=state.holders.host_processes)
                 if why is not None:
@@ -82,6 +89,7 @@ class HostLedger:
         gone = [uuid for uuid in self._ledgers if uuid.startswith("MIG-") and uuid not in listed]
         for uuid in gone:
             del self._ledgers[uuid]
+            self._charged.pop(uuid, None)
 
 
 def workload_holders(

@@ -99,8 +99,8 @@ class ProcessReader:
     """Reads what this process uses, at a tenth of the cost of prometheus_client's collector."""
 
     def __init__(self, proc: Path = _PROC) -> None:
-        self._memory = proc / "self" / "statm"
-        self._descriptors = proc / "self" / "fd"
+        self._memory = str(proc / "self" / "statm")
+        self._descriptors = str(proc / "self" / "fd")
         self._page_bytes = resource.getpagesize()
         self._start_seconds = _start_seconds(proc)
 
@@ -108,7 +108,7 @@ class ProcessReader:
         """What it uses now."""
         virtual = resident = descriptors = None
         try:
-            pages = self._memory.read_bytes().split()
+            pages = _read(self._memory).split()
             virtual = float(int(pages[0]) * self._page_bytes)
             resident = float(int(pages[1]) * self._page_bytes)
             descriptors = len(os.listdir(self._descriptors)) - 1  # noqa: PTH208  counted, less the listing's own
@@ -128,6 +128,15 @@ class ProcessReader:
             },
             collections={number: each["collections"] for number, each in enumerate(generations)},
         )
+
+
+def _read(path: str) -> bytes:
+    """A small file of /proc, for a fifth of what a file object takes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
 
 
 def _start_seconds(proc: Path) -> float | None:

@@ -194,7 +194,8 @@ class SimulatedHost:
             probes.advance(end, elapsed, fault)
             self.status.observe(gpu.state(end))
         self._serve(end - start, load.prefill_share)
-        self.status.findings()  # judged by its own clock, however often somebody looks
+        self.status.findings()
+        self.status.tend()  # judged by its own clock, however often somebody looks
 
     def _answers(self, elapsed: float) -> bool:
         """Whether the engine's metrics can be read: not for the first two fifths after a crash."""

@@ -30,9 +30,12 @@ TEXT = "text/plain; charset=utf-8"
 PAGE_PATH = "/"
 # A page is reused for as long as no tick can have brought anything new, and a second at most.
 _REUSE_SECONDS = 1.0
-# The findings of a scrape may be this old, and are judged this often when nobody looks.
-_FINDINGS_REUSE_SECONDS = 5.0
+# While somebody scrapes, findings are judged this often by the daemon's main loop, so that no scrape
+# waits for it; a scrape does it itself only when they are much older. Else they are judged each minute.
+_FINDINGS_SECONDS = 5.0
+_FINDINGS_REUSE_SECONDS = 10.0
 _TEND_SECONDS = 60.0
+_SCRAPED_SECONDS = 150.0
 _GZIP_LEVEL = 4
 # Single-device pages are kept for the tick too, but not more than there can be devices.
 _BODIES_MAX = 256
@@ -59,6 +62,7 @@ class StatusService:
         self._bodies: dict[str, bytes] = {}
         self._findings: list[DeviceFindings] = []
         self._judged_at: float | None = None
+        self._scraped_at: float | None = None
 
     def observe(self, snapshot: DeviceState) -> None:
         """Take a device's next snapshot: microseconds, constant memory, never raises.
@@ -112,15 +116,18 @@ class StatusService:
             return self._current()
 
     def findings(self) -> list[DeviceFindings]:
-        """What holds of each device, for the metrics; at most a few seconds old."""
+        """What holds of each device, for the metrics; at most ten seconds old."""
         with self._lock:
+            self._scraped_at = self._clock()
             self._judge(_FINDINGS_REUSE_SECONDS)
             return self._findings
 
     def tend(self) -> None:
         """Keep what must outlive the exporter. Called by the daemon's main loop; cheap."""
         with self._lock:
-            self._judge(_TEND_SECONDS)
+            scraped = self._scraped_at
+            is_scraped = scraped is not None and self._clock() - scraped < _SCRAPED_SECONDS
+            self._judge(_FINDINGS_SECONDS if is_scraped else _TEND_SECONDS)
         with self._histories.lock:
             self._histories.memory.save()
 

@@ -279,3 +279,24 @@ def test_an_instance_that_is_made_anew_begins_its_accounts_anew() -> None:
     again = ledger.charge(state("MIG-1", 30.0))
 
     assert again.devices["MIG-1"].accounts[NOBODY].state_seconds == {"tensor": 30.0}
+
+
+def test_a_device_that_has_not_ticked_is_charged_for_nothing_new() -> None:
+    """Several States a tick have one and the same account; the next tick has another one."""
+
+    def ticked(at_seconds: float) -> DeviceState:
+        return DeviceState(
+            identity=DeviceIdentity(index="0", uuid="GPU-a", name="GPU"),
+            at_seconds=at_seconds,
+            up=True,
+            max_age_seconds=4.0,
+            fast=FastReading(at_seconds=at_seconds),
+            counters=Counters(energy_joules=at_seconds),
+        )
+
+    ledger, first, second = HostLedger(), ticked(5.0), ticked(6.0)
+    bills = [ledger.charge(State(6.0, (device,))) for device in (first, first, second)]
+
+    accounts = [bill.devices["GPU-a"].accounts[NOBODY] for bill in bills]
+    assert accounts[0] is accounts[1]
+    assert [account.energy_joules for account in accounts] == [5.0, 5.0, 6.0]
