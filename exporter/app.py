@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -37,17 +37,19 @@ from exporter.signals import SignalWaiter
 from exporter.state import LiveState, Parts, ReloadStatus, State, build_state
 from exporter.status.inputs import StatusSources
 from exporter.status.memory import Memory
-from exporter.status.page import SECURITY_HEADERS
-from exporter.status.service import JSON, StatusService
+from exporter.status.service import JSON, StatusService, security_headers
 from exporter.systemd import Notifier
 from exporter.version import VERSION
-from exporter.web.config import load_web_config
 from exporter.web.cross_site import CrossSiteGuard
 from exporter.web.http import Request, Response
 from exporter.web.routes import Lifecycle, add_lifecycle, health_handlers, metrics_handler
 from exporter.web.routing import Router
 from exporter.web.server import Server
 from flopwatch.state_file import StateFile, usable_state_path
+
+
+if TYPE_CHECKING:
+    from exporter.web.config import WebConfig
 
 
 log = structlog.get_logger(__name__)
@@ -114,11 +116,10 @@ class Daemon:
             on_device=self._status.observe,
         )
         self._services = Services(config, now=self._live.now, latest=lambda: self._live.latest)
-        web_file = config.web.config_file
         self._server = Server(
             config.web.listen_address,
             self._router(),
-            web_config=load_web_config(Path(web_file)) if web_file else None,
+            web_config=_web_config(config.web.config_file),
             systemd_socket=config.web.systemd_socket,
         )
 
@@ -238,7 +239,7 @@ class Daemon:
             ADVICE_PATH,
             "GET",
             lambda _request: Response(
-                200, self._services.advisor.document(), JSON, SECURITY_HEADERS
+                200, self._services.advisor.document(), JSON, security_headers()
             ),
         )
         healthy, ready = health_handlers(
@@ -351,6 +352,14 @@ class Daemon:
         self._server.close(_SERVER_GRACE_SECONDS)
         self._services.stop(_SERVICES_GRACE_SECONDS)
         self._host.stop(_SAMPLING_GRACE_SECONDS)
+
+
+def _web_config(file: str | None) -> "WebConfig | None":
+    if not file:
+        return None
+    from exporter.web.config import load_web_config  # noqa: PLC0415  6 MB, for those who have one
+
+    return load_web_config(Path(file))
 
 
 def end_process(code: int) -> None:

@@ -1,4 +1,4 @@
-"""The errors that reach a user, as one tree.
+"""The errors that reach a user, as one tree, and why a scrape of another program failed.
 
 * FlopwatchError             anything a command reports in one line, with its exit code
   + ConfigError              a configuration file, flag or environment variable is wrong
@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import ClassVar
 
 
@@ -42,3 +43,27 @@ class AddressUnavailableError(ListenError):
     """An address that cannot be bound now: in use, not assigned yet, or not resolved yet."""
 
     exit_code = EXIT_TRANSIENT
+
+
+class Reason(StrEnum):
+    """Values of the `reason` label of `flopwatch_workload_errors_total`."""
+
+    CONNECTION = "connection"  # refused, reset, no route, no such host
+    TIMEOUT = "timeout"  # the whole answer was not there within the deadline
+    HTTP_STATUS = "http_status"  # an answer other than 200
+    REDIRECT = "redirect"  # never followed: an engine has no reason to send us elsewhere
+    TOO_LARGE = "too_large"
+    PROTOCOL = "protocol"  # not HTTP, or an answer cut short
+    ENCODING = "encoding"  # broken compression, or not UTF-8
+    WRONG_ENGINE = "wrong_engine"  # metrics of another program, or no metrics at all
+    BAD_URL = "bad_url"
+    HUNG = "hung"  # the scraping thread itself has not come back
+    INTERNAL = "internal"  # a fault of ours
+
+
+class ScrapeError(Exception):
+    """A scrape failed for `reason`; the text is for logs."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(detail or reason.value)
+        self.reason = reason

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median
 
 from exporter.advice.window import GpuWindow, Price, Reference, WorkloadWindow
 from exporter.inference.served import Served
@@ -159,6 +158,8 @@ def _probes(state: State, uuid: str) -> tuple[float | None, Mapping[str, float],
 
 def _reference(state: State, gpus: Sequence[GpuWindow]) -> Reference | None:
     """The medians of all GPUs of the same product on this host."""
+    from statistics import median  # noqa: PLC0415  1 MB, for those who have an engine
+
     names = {gpu.name for gpu in gpus}
     if len(names) != 1:
         return None
@@ -200,7 +201,7 @@ def _price(gpus: Sequence[GpuWindow], prices: Mapping[str, Price]) -> Price | No
     currencies = {price.currency for price in found}
     if not gpus or len(found) != len(gpus) or len(currencies) != 1:
         return None
-    return Price(fmean(price.per_gpu_hour for price in found), currencies.pop())
+    return Price(sum(price.per_gpu_hour for price in found) / len(found), currencies.pop())
 
 
 def _useful(before: ModelSnapshot, now: ModelSnapshot, seconds: float) -> float | None:
@@ -216,9 +217,12 @@ def _grown(before: float | None, after: float | None) -> float | None:
 def _mean(values: Iterable[float | None]) -> float | None:
     """The mean; None where one is missing."""
     known = list(values)
-    if not known or None in known:
-        return None
-    return fmean(value for value in known if value is not None)
+    total = 0.0
+    for value in known:
+        if value is None:
+            return None
+        total += value
+    return total / len(known) if known else None
 
 
 def _total(values: Mapping[str, float]) -> float | None:

@@ -56,10 +56,10 @@ def load_startable(origin: ConfigOrigin) -> Config:
 
     Raises FlopwatchError. What a host can change by itself, such as a port in use, is not looked at.
     """
-    from exporter.web.config import load_web_config
-
     config = load_config(origin)
     if config.web.config_file:
+        from exporter.web.config import load_web_config
+
         load_web_config(Path(config.web.config_file))
     return config
 

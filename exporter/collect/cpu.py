@@ -4,7 +4,6 @@ Utilization, clock, memory and energy come from /proc and /sys. The micro-probes
 do; its own counters (`perf`) what it does, where the kernel allows reading them.
 """
 
-import hashlib
 import os
 import re
 import socket
@@ -43,6 +42,8 @@ class CpuSource:
     def identity(self) -> DeviceIdentity:
         """The processor as a device: `cpu0`, with a UUID that is stable for this host."""
         machine = self._text("etc/machine-id") or socket.gethostname()
+        import hashlib  # noqa: PLC0415  brings OpenSSL along, 4 MB that hosts with GPUs are spared
+
         digest = hashlib.sha256(f"flopwatch {machine}".encode()).hexdigest()
         return DeviceIdentity(
             index="cpu0",

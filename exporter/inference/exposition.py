@@ -6,8 +6,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from prometheus_client.parser import text_string_to_metric_families
-
 
 # What a sample line looks like; enough to count the lines that are none.
 # Possessive, so that no line, however long its blanks, takes more than one pass.
@@ -111,6 +109,9 @@ def _scan(
 
 
 def _samples(line: str, rename: Callable[[str], str], in_blocks: set[str]) -> Iterator[Sample]:
+    # 2 MB, for those who have an engine.
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
+
     for family in text_string_to_metric_families(line + "\n"):
         for sample in family.samples:
             value = float(sample.value)

@@ -182,7 +182,7 @@ class Progress:
 
     def _under_way(self, told: InFlight, reading: ModelReading) -> tuple[InFlight, InFlight]:
         """The sequences under way, and those found to have been aborted."""
-        if told.requests < self.aborted.requests:
+        if max(0.0, told.requests) < self.aborted.requests:
             # Some of them ended after all: what is left of them is at most what is left.
             share = max(0.0, told.requests) / self.aborted.requests
             self.aborted = _share_of(self.aborted, share)

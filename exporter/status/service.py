@@ -8,17 +8,13 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from exporter.config.documentation import configuration_page
-from exporter.metrics.documentation import metrics_page
 from exporter.metrics.findings import DeviceFindings
 from exporter.state import UNKNOWN, DeviceState
 from exporter.status.build import build_status
 from exporter.status.document import STATUS_PATH, Device, Status
 from exporter.status.history import Histories
 from exporter.status.inputs import Inputs, StatusSources
-from exporter.status.masking import configuration_text
 from exporter.status.memory import Memory
-from exporter.status.page import SECURITY_HEADERS, render_page
 from exporter.web.http import Request, Response
 from exporter.web.negotiation import accepts_gzip
 from exporter.web.routing import Router
@@ -78,8 +74,8 @@ class StatusService:
             (PAGE_PATH, self.page),
             (STATUS_PATH, self.document),
             ("/config", self.configuration),
-            ("/docs/metrics", _documentation(metrics_page)),
-            ("/docs/configuration", _documentation(configuration_page)),
+            ("/docs/metrics", _documentation(_metrics_page)),
+            ("/docs/configuration", _documentation(_configuration_page)),
         ):
             if path != self._sources.telemetry_path:
                 router.add(path, "GET", handler)
@@ -91,11 +87,9 @@ class StatusService:
         with self._lock:
             status = self._current()
             if only is not None and only not in {device.gpu for device in status.devices}:
-                return Response(
-                    404, render_page(status, only=only).encode(), HTML, SECURITY_HEADERS
-                )
+                return Response(404, _page(status, only), HTML, security_headers())
             key = f"page {only or ''}"
-            body = self._body(key, lambda: render_page(status, only=only).encode())
+            body = self._body(key, lambda: _page(status, only))
             return self._response(key, body, HTML, request)
 
     def document(self, request: Request) -> Response:
@@ -107,8 +101,10 @@ class StatusService:
 
     def configuration(self, request: Request) -> Response:
         """`/config`: the active configuration as YAML, secrets masked."""
+        from exporter.status.masking import configuration_text  # noqa: PLC0415  as `_page`
+
         text = configuration_text(self._sources.configuration())
-        return Response(200, text.encode(), TEXT, SECURITY_HEADERS)
+        return Response(200, text.encode(), TEXT, security_headers())
 
     def status(self) -> Status:
         """The document as of now; at most a tick old."""
@@ -181,11 +177,37 @@ class StatusService:
         return body
 
     def _response(self, key: str, body: bytes, content_type: str, request: Request) -> Response:
-        headers: tuple[tuple[str, str], ...] = (*SECURITY_HEADERS, ("Vary", "Accept-Encoding"))
+        headers: tuple[tuple[str, str], ...] = (*security_headers(), ("Vary", "Accept-Encoding"))
         if accepts_gzip(request.headers.get("accept-encoding")):
             body = self._body(f"{key} gzip", lambda: gzip.compress(body, _GZIP_LEVEL, mtime=0))
             headers = (*headers, ("Content-Encoding", "gzip"))
         return Response(200, body, content_type, headers)
+
+
+def security_headers() -> tuple[tuple[str, str], ...]:
+    """The headers of everything that a browser may show."""
+    from exporter.status.page import SECURITY_HEADERS  # noqa: PLC0415  as `_page`
+
+    return SECURITY_HEADERS
+
+
+def _page(status: Status, only: str | None) -> bytes:
+    # 5 MB, for those who look at it.
+    from exporter.status.page import render_page  # noqa: PLC0415
+
+    return render_page(status, only=only).encode()
+
+
+def _metrics_page() -> str:
+    from exporter.metrics.documentation import metrics_page  # noqa: PLC0415
+
+    return metrics_page()
+
+
+def _configuration_page() -> str:
+    from exporter.config.documentation import configuration_page  # noqa: PLC0415
+
+    return configuration_page()
 
 
 def _labels(device: Device) -> tuple[tuple[str, str], ...]:
@@ -198,6 +220,6 @@ def _documentation(page: Callable[[], str]) -> Callable[[Request], Response]:
     """A page of the documentation of exactly this version, in Markdown."""
 
     def handle(_request: Request) -> Response:
-        return Response(200, page().encode(), TEXT, SECURITY_HEADERS)
+        return Response(200, page().encode(), TEXT, security_headers())
 
     return handle

@@ -1,15 +1,18 @@
 import contextlib
 import select
 import socket
-import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Collection
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from exporter.web.limits import Limits
+
+
+if TYPE_CHECKING:
+    import ssl
 
 
 # How long the accept loop waits for an evicted connection's thread to end: it is woken by the
@@ -32,10 +35,11 @@ class Phase(Enum):
 class Connection:
     """A client's socket. One worker thread talks on it; any thread may cut it off."""
 
-    __slots__ = ("_gate", "client", "phase", "served", "since", "socket")
+    __slots__ = ("_gate", "client", "is_secured", "phase", "served", "since", "socket")
 
     def __init__(self, sock: socket.socket, client: str) -> None:
         self.socket = sock
+        self.is_secured = False
         self.client = client
         self.served = 0
         self.phase = Phase.WAITING
@@ -47,13 +51,13 @@ class Connection:
         self.since = time.monotonic()
         self.phase = phase
 
-    def wrap(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+    def wrap(self, context: "ssl.SSLContext") -> "ssl.SSLSocket":
         """Put TLS around the socket; the handshake is still to be done."""
         with self._gate:
             secured = context.wrap_socket(
                 self.socket, server_side=True, do_handshake_on_connect=False
             )
-            self.socket = secured
+            self.socket, self.is_secured = secured, True
             return secured
 
     def cut(self) -> None:

@@ -1,9 +1,8 @@
 import contextlib
 import socket
-import ssl
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import structlog
 
@@ -13,10 +12,14 @@ from exporter.web.limits import Limits
 from exporter.web.protocol import CONTINUE, Head, HttpProtocol, RefusedError
 
 
+if TYPE_CHECKING:
+    import ssl  # 5 MB, for those who serve TLS
+
+
 log = structlog.get_logger(__name__)
 
 _RECEIVE_BYTES: Final = 16 * 1024  # one TLS record
-_JOINED_BYTES: Final = 64 * 1024  # up to here one copy is cheaper than a second packet
+_JOINED_BYTES: Final = 64 * 1024  # up to here one copy is cheaper than a second piece
 _TLS_HANDSHAKE: Final = b"\x16"  # content type of a TLS record that opens a handshake
 
 
@@ -27,14 +30,42 @@ class Security(Protocol):
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Headers added to every response."""
 
-    def tls_context(self) -> ssl.SSLContext | None:
+    @property
+    def authenticates(self) -> bool:
+        """Whether a request needs a password or a client certificate."""
+
+    def reloaded(self) -> "Security":
+        """What the files behind it now say; itself where there are none. Raises WebConfigError."""
+
+    def tls_context(self) -> "ssl.SSLContext | None":
         """The context for a new connection, with the newest certificates; None for plain HTTP."""
 
-    def admits_peer(self, secured: ssl.SSLSocket) -> bool:
+    def admits_peer(self, secured: "ssl.SSLSocket") -> bool:
         """Whether the client certificate names an allowed client; after the handshake."""
 
     def refusal(self, request: Request) -> Response | None:
         """The answer for a request that may not go on to the handler, or None."""
+
+
+class NoSecurity:
+    """Without a web configuration: plain HTTP for everybody."""
+
+    headers: tuple[tuple[str, str], ...] = ()
+    authenticates = False
+
+    def reloaded(self) -> "NoSecurity":
+        """Itself."""
+        return self
+
+    def tls_context(self) -> None:
+        """None."""
+
+    def admits_peer(self, _secured: "ssl.SSLSocket") -> bool:
+        """True."""
+        return True
+
+    def refusal(self, _request: Request) -> None:
+        """None."""
 
 
 class _ClosedError(Exception):
@@ -190,13 +221,14 @@ class Conversation:
         )
         self._connection.enter(Phase.WRITING)
         deadline = time.monotonic() + self._limits.response_seconds
-        if len(body) <= _JOINED_BYTES:
+        if len(body) <= _JOINED_BYTES or self._connection.is_secured:
             self._send(head + body, deadline)
         else:
-            self._send(head, deadline)
-            self._send(body, deadline)
+            sent = self._within(deadline).sendmsg((head, body))
+            self._send(memoryview(head)[sent:], deadline)
+            self._send(memoryview(body)[max(0, sent - len(head)) :], deadline)
 
-    def _send(self, data: bytes, deadline: float) -> None:
+    def _send(self, data: bytes | memoryview, deadline: float) -> None:
         rest = memoryview(data)
         while rest:
             sent = self._within(deadline).send(rest)
@@ -218,8 +250,8 @@ class Conversation:
 
     def _say_goodbye(self) -> None:
         """Tell a TLS client that the end is meant, without waiting for its reply."""
-        sock = self._connection.socket
-        if isinstance(sock, ssl.SSLSocket):
+        if self._connection.is_secured:
+            sock = cast("ssl.SSLSocket", self._connection.socket)
             with contextlib.suppress(OSError, ValueError):
                 sock.settimeout(0)
                 sock.unwrap()

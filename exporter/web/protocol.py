@@ -1,9 +1,9 @@
-"""HTTP/1.1 as bytes: h11 parses and writes, under this server's limits. No I/O here."""
+"""HTTP/1.1 as bytes: h11 parses requests, under this server's limits. No I/O here."""
 
+import time
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
@@ -42,9 +42,10 @@ class HttpProtocol:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
+        self._connection = _parser(limits)
         self._body_bytes = 0
         self._is_head = False
+        self._keeps_alive = False
 
     @property
     def has_received(self) -> bool:
@@ -67,12 +68,14 @@ class HttpProtocol:
 
     def head(self) -> Head | None:
         """The next request's head; None until all of it is here. Raises RefusedError."""
-        self._body_bytes, self._is_head = 0, False
+        self._body_bytes, self._is_head, self._keeps_alive = 0, False, False
         event = self._next_event()
         if not isinstance(event, h11.Request):
             return None
         self._is_head = event.method == b"HEAD"
-        return _head(event, self._limits)
+        head = _head(event, self._limits)
+        self._keeps_alive = event.http_version == b"1.1" and not _says_close(head)
+        return head
 
     def body_is_complete(self) -> bool:
         """Drop what is here of the request's body; whether that was all. Raises RefusedError."""
@@ -96,37 +99,35 @@ class HttpProtocol:
         close: bool,
         unix_seconds: float,
     ) -> tuple[bytes, bytes]:
-        """Head and body of the response as bytes. Raises h11.LocalProtocolError on a bad header."""
+        """Head and body of the response as bytes. Raises ValueError on a header that is not one line.
+
+        The connection ends after it if `close` is true, or the client cannot or will not go on.
+        """
         has_body = response.status not in {204, 304}  # RFC 9110, section 6.4.1
-        headers = [("Date", formatdate(unix_seconds, usegmt=True))]
+        headers = [("Date", _date(unix_seconds))]
         if has_body:
             headers.append(("Content-Type", response.content_type))
             headers.append(("Content-Length", str(len(response.body))))
         headers += extra_headers
         headers += response.headers
-        if close:
+        if close or not self._keeps_alive:
             headers.append(("Connection", "close"))
-        connection = self._connection
-        head = connection.send(
-            h11.Response(
-                status_code=response.status,
-                headers=[(n.encode("latin-1"), v.encode("latin-1")) for n, v in headers],
-                reason=_phrase(response.status),
-            )
+        lines = [f"{name}: {value}" for name, value in headers]
+        if any(mark in line for line in lines for mark in "\r\n\0"):
+            raise ValueError("a header of the response is not one line")
+        head = "\r\n".join(
+            (f"HTTP/1.1 {response.status} {_phrase(response.status)}", *lines, "\r\n")
         )
         body = response.body if has_body and not self._is_head else b""
-        if body:
-            body = connection.send(h11.Data(data=body)) or b""
-        connection.send(h11.EndOfMessage())  # no bytes: the length was announced
-        return head or b"", body
+        return head.encode("latin-1"), body
 
     def next_request(self) -> bool:
         """Prepare for the next request; False where the connection must close instead."""
-        if self._connection.our_state is not h11.DONE:
+        if not self._keeps_alive:
             return False
-        if self._connection.their_state is not h11.DONE:
-            return False
-        self._connection.start_next_cycle()
+        received = self._connection.trailing_data[0]
+        self._connection = _parser(self._limits)
+        self.feed(received)
         return True
 
     def _next_event(self) -> object:
@@ -142,6 +143,15 @@ _REASONS: Final = {
     431: "the head is too large",
     501: "the only transfer coding spoken here is chunked",
 }
+
+
+def _parser(limits: Limits) -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
+
+
+def _says_close(head: Head) -> bool:
+    options = head.headers.get("connection", "").lower().split(",")
+    return "close" in map(str.strip, options)
 
 
 def _head(request: h11.Request, limits: Limits) -> Head:
@@ -192,6 +202,21 @@ def _origin(target: str) -> tuple[str, str]:
 def _check_body(size: int, limits: Limits) -> None:
     if size > limits.body_bytes:
         raise RefusedError(413, f"the body is larger than {limits.body_bytes} bytes")
+
+
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = (
+    *("Jan", "Feb", "Mar", "Apr", "May", "Jun"),
+    *("Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
+)
+
+
+def _date(unix_seconds: float) -> str:
+    """The time as HTTP has it, whatever the locale (RFC 9110, section 5.6.7)."""
+    at = time.gmtime(unix_seconds)
+    day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
+    clock = f"{at.tm_hour:02d}:{at.tm_min:02d}:{at.tm_sec:02d}"
+    return f"{day}, {at.tm_mday:02d} {month} {at.tm_year} {clock} GMT"
 
 
 def _phrase(status: int) -> str:

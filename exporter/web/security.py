@@ -3,7 +3,7 @@ import ssl
 import structlog
 
 from exporter.web.authentication import BasicAuthenticator, Verdict, VerdictMemory
-from exporter.web.config import WebConfig
+from exporter.web.config import WebConfig, load_web_config
 from exporter.web.http import Request, Response, plain
 from exporter.web.rate_limit import RateLimiter
 from exporter.web.tls import ContextSource, names_allowed_client
@@ -15,29 +15,36 @@ _CHALLENGE = (("WWW-Authenticate", 'Basic realm="flopwatch", charset="UTF-8"'),)
 
 
 class WebSecurity:
-    """A web configuration at work: certificates, passwords, rate limit. None means plain and open.
+    """A web configuration at work: certificates, passwords, rate limit.
 
     Raises WebConfigError when the certificates cannot be used.
     """
 
     def __init__(
         self,
-        config: WebConfig | None,
+        config: WebConfig,
         unauthenticated_paths: frozenset[str],
         verdicts: VerdictMemory | None = None,
     ) -> None:
-        self.config = config
-        self.headers: tuple[tuple[str, str], ...] = config.headers if config else ()
+        self._config = config
+        self.headers: tuple[tuple[str, str], ...] = config.headers
         self._unauthenticated_paths = unauthenticated_paths
-        tls = config.tls if config else None
+        self._verdicts = verdicts or VerdictMemory()
+        tls = config.tls
         self._contexts = ContextSource(tls) if tls else None
         self._allowed_sans = tls.allowed_sans if tls else frozenset()
-        users = dict(config.users) if config else {}
-        self._authenticator = BasicAuthenticator(users, verdicts) if users else None
-        rate = config.rate_limit if config else None
+        users = dict(config.users)
+        self._authenticator = BasicAuthenticator(users, self._verdicts) if users else None
+        rate = config.rate_limit
         self._limiter = RateLimiter(rate.interval_seconds, rate.burst) if rate else None
-        for warning in config.warnings if config else ():
+        for warning in config.warnings:
             log.warning("web_config_not_honoured", what=warning)
+
+    def reloaded(self) -> "WebSecurity":
+        """The same with its files read again; verdicts on unchanged hashes stay. Raises WebConfigError."""
+        return WebSecurity(
+            load_web_config(self._config.path), self._unauthenticated_paths, self._verdicts
+        )
 
     def tls_context(self) -> ssl.SSLContext | None:
         """The context for a new connection, with the newest certificates; None for plain HTTP."""
@@ -52,7 +59,7 @@ class WebSecurity:
     @property
     def authenticates(self) -> bool:
         """Whether a request needs a password or a client certificate."""
-        tls = self.config.tls if self.config else None
+        tls = self._config.tls
         by_certificate = tls is not None and tls.client_verification is ssl.CERT_REQUIRED
         return self._authenticator is not None or by_certificate
 

@@ -4,19 +4,21 @@ import time
 from _thread import start_new_thread
 from collections.abc import Sequence
 from socket import socket
+from typing import TYPE_CHECKING
 
 import structlog
 
 from exporter.errors import ListenError
 from exporter.web.acceptor import Acceptor
 from exporter.web.addresses import inherited_listeners
-from exporter.web.authentication import VerdictMemory
-from exporter.web.config import WebConfig, load_web_config
 from exporter.web.connections import Connection, ConnectionTable, Phase
-from exporter.web.conversation import Conversation
+from exporter.web.conversation import Conversation, NoSecurity, Security
 from exporter.web.http import Handler
 from exporter.web.limits import DEFAULT_LIMITS, Limits
-from exporter.web.security import WebSecurity
+
+
+if TYPE_CHECKING:
+    from exporter.web.config import WebConfig
 
 
 log = structlog.get_logger(__name__)
@@ -37,7 +39,7 @@ class Server:
         addresses: Sequence[str],
         handler: Handler,
         *,
-        web_config: WebConfig | None = None,
+        web_config: "WebConfig | None" = None,
         limits: Limits = DEFAULT_LIMITS,
         systemd_socket: bool = False,
         unauthenticated_paths: frozenset[str] = frozenset({"/-/healthy", "/-/ready"}),
@@ -46,9 +48,12 @@ class Server:
         self._systemd_socket = systemd_socket
         self._handler = handler
         self._limits = limits
-        self._unauthenticated_paths = unauthenticated_paths
-        self._verdicts = VerdictMemory()
-        self._security = WebSecurity(web_config, unauthenticated_paths, self._verdicts)
+        self._security: Security = NoSecurity()
+        if web_config is not None:
+            # 6 MB, for those who have a web configuration.
+            from exporter.web.security import WebSecurity  # noqa: PLC0415
+
+            self._security = WebSecurity(web_config, unauthenticated_paths)
         self._reloading = threading.Lock()
         self._closing = threading.Event()
         self._table = ConnectionTable(limits)
@@ -78,13 +83,10 @@ class Server:
         when the file cannot be used; the old configuration then stays. Nothing happens without one.
         """
         with self._reloading:
-            config = self._security.config
-            if config is None:
-                return
-            self._security = WebSecurity(
-                load_web_config(config.path), self._unauthenticated_paths, self._verdicts
-            )
-            self._table.cut({Phase.WAITING})
+            security = self._security.reloaded()
+            if security is not self._security:
+                self._security = security
+                self._table.cut({Phase.WAITING})
 
     def close(self, grace_seconds: float) -> None:
         """Stop accepting at once, let answers in flight end, return after the grace at the latest."""

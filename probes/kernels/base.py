@@ -1,6 +1,5 @@
 """What a kernel is."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,4 +92,6 @@ def column_sums(tensor: Any) -> Any:
 
 def digest(sums: Any) -> str:
     """A short name for the sums, equal only for equal ones."""
+    import hashlib  # brings OpenSSL along, 4 MB that only the worker needs
+
     return hashlib.blake2b(sums.cpu().numpy().tobytes(), digest_size=16).hexdigest()

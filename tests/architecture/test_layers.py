@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 # part may import itself and all parts of the layers below, none beside it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("exporter.errors",),
+    ("exporter.http_exchange",),
     (
         "exporter.findings",
         "exporter.http_client",
@@ -147,6 +148,9 @@ def test_the_daemon_loads_no_other_command() -> None:
     assert "exporter.app" in loaded
     others = ("exporter.check", "exporter.simulate", "torch", "numpy", "rich", "difflib")
     assert [name for name in loaded if name.startswith(others)] == []
+    # 15 MB that a host needs only with TLS, an engine, or somebody who looks at the page.
+    spared = {"ssl", "_hashlib", "http.client", "email", "html", "prometheus_client", "statistics"}
+    assert spared & set(loaded) == set()
     assert {name for name in loaded if name.startswith("exporter.cli.")} == {
         "exporter.cli.main",
         "exporter.cli.options",

@@ -16,7 +16,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 
 from benchmarks.engine_accuracy.gguf_file import write_gguf
-from exporter import http_client as http
+from exporter import http_exchange
 from exporter.attribution import grpc, pod_resources
 from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.job_mapping import read_jobs
@@ -193,14 +193,14 @@ def read_control_groups(data: bytes) -> None:
 def read_engine_answer(data: bytes) -> None:
     """All that comes over the connection to an engine: HTTP, and what it packs."""
 
-    class Connection(http._Connection):
+    class Connection(http_exchange._Connection):
         def connect(self) -> None:
-            self.sock = http._DeadlineSocket(_Socket(data), lambda: 60.0)  # type: ignore[arg-type]
+            self.sock = http_exchange._DeadlineSocket(_Socket(data), lambda: 60.0)  # type: ignore[arg-type]
 
     connection = Connection("127.0.0.1", 8000, tls=False, deadline=0.0, clock=lambda: 0.0)
     # Those that `fetch` turns into reasons, but for what only sockets raise.
     with suppress(ScrapeError, HTTPException, ValueError):
-        http._exchange(connection, "/metrics", {}, 1 << 20)
+        http_exchange._get(connection, "/metrics", {}, 1 << 20)
 
 
 class _Socket:
