@@ -120,7 +120,7 @@ class Node:
             recovery_action=0,
         )
         window = ActivityWindow(
-            "gpm", start, self.seconds, graphics=busy, sm=busy * 0.9, any_tensor=busy * 0.5,
+            "gpm", start, self.seconds, graphics=busy, sm=busy * 0.9, tensor=busy * 0.5,
             hmma_tensor=busy * 0.5, dram=busy * 0.6, fp32=busy * 0.1,
         )  # fmt: skip
         self._last = self._accounts.observe(

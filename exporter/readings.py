@@ -140,6 +140,22 @@ class SlowReading:
     processes_incomplete: bool = False
 
 
+# The fields of ActivityWindow that are shares of the SMs' cycles.
+SM_ACTIVITIES = (
+    "sm",
+    "occupancy",
+    "integer",
+    "tensor",
+    "dfma_tensor",
+    "hmma_tensor",
+    "dmma_tensor",
+    "imma_tensor",
+    "fp64",
+    "fp32",
+    "fp16",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ActivityWindow:
     """Mean activities over one window, as shares 0..1 of elapsed SM cycles.
@@ -156,7 +172,7 @@ class ActivityWindow:
     sm: float | None = None
     occupancy: float | None = None
     integer: float | None = None
-    any_tensor: float | None = None
+    tensor: float | None = None
     dfma_tensor: float | None = None
     hmma_tensor: float | None = None
     dmma_tensor: float | None = None

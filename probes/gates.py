@@ -1,7 +1,7 @@
 """When not to probe: pure functions from facts to the reason that holds a run back."""
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts, ProcessFacts
@@ -20,19 +20,7 @@ Reason = Literal[
     "no_facts",
     "torch_missing",
 ]
-REASONS: Final[tuple[Reason, ...]] = (
-    "paused",
-    "mig",
-    "compute_mode",
-    "new_process",
-    "free_memory",
-    "throttled_hot",
-    "budget",
-    "turn",
-    "backoff",
-    "no_facts",
-    "torch_missing",
-)
+REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
 # NVML's clock event reasons that mean heat; a power cap is normal under load and is no reason.
 HOT_REASONS: Final = frozenset(

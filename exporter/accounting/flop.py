@@ -69,10 +69,10 @@ def tensor_activities(
     fp64 = _largest(window.dmma_tensor, window.dfma_tensor)
     if hmma is None:
         # Only the union is known (DCGM's default field set): all of it at the headline precision.
-        return ((precision, window.any_tensor),)
-    if precision in _UNDOCUMENTED_PIPE and window.any_tensor is not None:
+        return ((precision, window.tensor),)
+    if precision in _UNDOCUMENTED_PIPE and window.tensor is not None:
         named = hmma + (window.imma_tensor or 0.0) + (fp64 or 0.0)
-        hmma += max(0.0, window.any_tensor - named)
+        hmma += max(0.0, window.tensor - named)
     activities: list[tuple[str, float | None]] = [(integer, window.imma_tensor), ("fp64", fp64)]
     if floating is not None:
         activities.insert(0, (floating, hmma))

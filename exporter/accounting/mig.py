@@ -4,27 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from exporter.accounting.peaks import PeakOverride, Peaks, find_peaks
-from exporter.readings import ActivityWindow, DeviceIdentity
+from exporter.readings import SM_ACTIVITIES, ActivityWindow, DeviceIdentity
 
 
 # Memory and its bandwidth are assigned in eighths of the GPU (quarters on smaller boards, which are
 # eighths too). Source: MIG User Guide, tables of supported profiles.
 _MEMORY_SLICES = 8
-
-_ACTIVITIES = (
-    "graphics",
-    "sm",
-    "occupancy",
-    "integer",
-    "any_tensor",
-    "dfma_tensor",
-    "hmma_tensor",
-    "dmma_tensor",
-    "imma_tensor",
-    "fp64",
-    "fp32",
-    "fp16",
-)
 
 
 def memory_share(gpu_bytes: float | None, instance_bytes: float | None) -> float | None:
@@ -83,7 +68,7 @@ def whole_gpu_window(parts: Sequence[InstanceWindow]) -> ActivityWindow | None:
         return None
     first = parts[0].window
     shares: dict[str, float | None] = {}
-    for name in _ACTIVITIES:
+    for name in ("graphics", *SM_ACTIVITIES):
         values = [(getattr(part.window, name), part.sm_share) for part in parts]
         known = [value * share for value, share in values if value is not None]
         shares[name] = sum(known) if len(known) == len(values) else None

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from exporter.accounting.device import COARSE_SOURCE
-from exporter.readings import ActivityWindow, FastReading
+from exporter.readings import SM_ACTIVITIES, ActivityWindow, FastReading
 
 
 class Inconsistency(StrEnum):
@@ -56,19 +56,6 @@ _TRAFFIC = (
     "pcie_transmit_bytes",
     "nvlink_receive_bytes",
     "nvlink_transmit_bytes",
-)
-_OF_THE_SMS = (
-    "sm",
-    "occupancy",
-    "integer",
-    "any_tensor",
-    "dfma_tensor",
-    "hmma_tensor",
-    "dmma_tensor",
-    "imma_tensor",
-    "fp64",
-    "fp32",
-    "fp16",
 )
 
 
@@ -217,7 +204,7 @@ class _WatchedCounter:
 def is_silent(window: ActivityWindow) -> bool:
     """Whether a window shows no work at all on the SMs."""
     busiest = window.sm if window.sm is not None else window.graphics
-    return busiest is not None and max(busiest, window.any_tensor or 0.0) <= _NOTHING
+    return busiest is not None and max(busiest, window.tensor or 0.0) <= _NOTHING
 
 
 def _at_work(utilization: float | None, power_share: float | None) -> bool:
@@ -229,7 +216,7 @@ def _at_work(utilization: float | None, power_share: float | None) -> bool:
 
 def without_activity(window: ActivityWindow, utilization: float | None) -> ActivityWindow:
     """The window without false values: only its time, if graphics activity is zero too."""
-    nothing: dict[str, Any] = dict.fromkeys(_OF_THE_SMS)
+    nothing: dict[str, Any] = dict.fromkeys(SM_ACTIVITIES)
     if window.graphics is not None and window.graphics > _NOTHING:
         return replace(window, **nothing)
     return replace(window, **nothing, source=COARSE_SOURCE, graphics=utilization, dram=None)

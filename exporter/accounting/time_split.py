@@ -80,7 +80,7 @@ def _busy_states(window: ActivityWindow, running: float, reachable_bandwidth: fl
     """Split `running` seconds (those at full clock) by activity; the parts sum to `running`."""
     graphics = _share(window.graphics)
     sm = _share(window.sm)
-    tensor = _share(window.any_tensor)
+    tensor = _share(window.tensor)
     # An inner activity bounds the outer ones from below. `graphics` is a share of time, the others
     # are shares of cycles: in a window that was idle at a low clock and busy at a high one, the
     # share of cycles is rightly the larger, and the one that the clock factor belongs to.

@@ -47,7 +47,7 @@ _PERCENT_FIELDS = {
     "sm": gpm.SM,
     "occupancy": gpm.OCCUPANCY,
     "integer": gpm.INTEGER,
-    "any_tensor": gpm.ANY_TENSOR,
+    "tensor": gpm.ANY_TENSOR,
     "dfma_tensor": gpm.DFMA_TENSOR,
     "hmma_tensor": gpm.HMMA_TENSOR,
     "dmma_tensor": gpm.DMMA_TENSOR,
@@ -59,7 +59,7 @@ _PERCENT_FIELDS = {
 }
 _CYCLE_FIELDS = {
     "sm": gpm.SM_CYCLES_ACTIVE,
-    "any_tensor": gpm.MMA_CYCLES,
+    "tensor": gpm.MMA_CYCLES,
     "dmma_tensor": gpm.DMMA_CYCLES,
     "hmma_tensor": gpm.HMMA_CYCLES,
     "imma_tensor": gpm.IMMA_CYCLES,

@@ -350,7 +350,7 @@ ACTIVITY_ROWS = Rows[ActivityWindow](
     Value(GPU_ACTIVE_RATIO, lambda window: window.graphics),
     Value(SM_ACTIVE_RATIO, lambda window: window.sm),
     Value(SM_OCCUPANCY_RATIO, lambda window: window.occupancy),
-    Value(PIPE_ACTIVE_RATIO, lambda window: window.any_tensor, pipe="tensor"),
+    Value(PIPE_ACTIVE_RATIO, lambda window: window.tensor, pipe="tensor"),
     Value(PIPE_ACTIVE_RATIO, lambda window: window.fp64, pipe="fp64"),
     Value(PIPE_ACTIVE_RATIO, lambda window: window.fp32, pipe="fp32"),
     Value(PIPE_ACTIVE_RATIO, lambda window: window.fp16, pipe="fp16"),

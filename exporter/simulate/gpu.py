@@ -198,7 +198,7 @@ class SimulatedGpu:
             sm=sm,
             occupancy=0.3 * sm,
             integer=0.5 * load.fp32,
-            any_tensor=tensor,
+            tensor=tensor,
             hmma_tensor=tensor,
             imma_tensor=0.0,
             dmma_tensor=0.0,

@@ -98,7 +98,7 @@ class Machine:
         if window and self.open_since is not None:
             moved = dict.fromkeys(LINKS, RATE * (self.now - self.open_since))
             closed = ActivityWindow(
-                self.source, self.open_since, self.now, graphics=1, sm=1, any_tensor=0.5,
+                self.source, self.open_since, self.now, graphics=1, sm=1, tensor=0.5,
                 hmma_tensor=0.5, dram=0.5, **moved,
             )  # fmt: skip
         if window:

@@ -52,7 +52,7 @@ class Books:
 
 def busy(start: float, end: float) -> ActivityWindow:
     return ActivityWindow(
-        "gpm", start, end, graphics=1, sm=1, any_tensor=0.5, hmma_tensor=0.5, dram=0.5
+        "gpm", start, end, graphics=1, sm=1, tensor=0.5, hmma_tensor=0.5, dram=0.5
     )
 
 

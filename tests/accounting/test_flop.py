@@ -36,7 +36,7 @@ def test_the_same_time_is_worth_twice_as_much_in_fp8() -> None:
 
 def test_fp8_work_that_only_the_union_shows_is_counted() -> None:
     """Tensor time that no named pipe claims is FP8's when FP8 is what the GPU serves in."""
-    seen = window(any_tensor=0.4, hmma_tensor=0.1, imma_tensor=0.0, dmma_tensor=0.0)
+    seen = window(tensor=0.4, hmma_tensor=0.1, imma_tensor=0.0, dmma_tensor=0.0)
 
     fp8 = count_flop(seen, H100, "fp8", 1e9)
     bf16 = count_flop(seen, H100, "bf16", 1e9)
@@ -85,7 +85,7 @@ def test_counted_cycles_replace_clock_and_time() -> None:
 
 def test_a_device_that_knows_only_the_union_is_counted_at_the_headline_precision() -> None:
     """dcgm-exporter's default fields have no split by pipe."""
-    flop = count_flop(window(any_tensor=0.5), A100, "bf16", 1e9)
+    flop = count_flop(window(tensor=0.5), A100, "bf16", 1e9)
 
     assert dict(flop) == {PipeWork("tensor", "bf16"): pytest.approx(0.5 * 108 * 2e9 * 2048)}
 

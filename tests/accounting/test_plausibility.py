@@ -27,7 +27,7 @@ def tick(
     """One tick whose window has this activity."""
     fast = FastReading(second, gpu_utilization=utilization, power_watts=power, energy_joules=energy)
     window = ActivityWindow(
-        "gpm", second - seconds, second, graphics=graphics, sm=sm, any_tensor=sm, dram=0.0
+        "gpm", second - seconds, second, graphics=graphics, sm=sm, tensor=sm, dram=0.0
     )
     return judge.judge(fast, window, LIMIT)
 

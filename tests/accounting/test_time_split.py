@@ -23,7 +23,7 @@ windows = st.builds(
     end_seconds=st.floats(min_value=100.001, max_value=200),
     graphics=activity,
     sm=activity,
-    any_tensor=activity,
+    tensor=activity,
     dram=activity,
 )
 
@@ -43,7 +43,7 @@ def window(**shares: float | None) -> ActivityWindow:
 
 def test_a_decode_step_at_full_clock() -> None:
     """97 % busy, SMs 84 %, tensor 11 %, DRAM 71 % of theoretical: worked by hand over 10 s."""
-    split = split_time(window(graphics=0.97, sm=0.84, any_tensor=0.11, dram=0.71), AT_MAX, MAX)
+    split = split_time(window(graphics=0.97, sm=0.84, tensor=0.11, dram=0.71), AT_MAX, MAX)
 
     # memory: (0.84 - 0.11) x min(1, 0.71 / 0.84 / 0.92) = 0.73 x 0.918737
     assert split.tensor == pytest.approx(1.1)
@@ -58,7 +58,7 @@ def test_a_clock_held_down_takes_its_share_of_everything() -> None:
     """At three quarters of the clock a quarter of the time is lost to what held it."""
     clock = ClockWindow(mean_hertz=1.5e9, idle=0, power=0.8, thermal=0.2, other=0)
 
-    split = split_time(window(graphics=1, sm=1, any_tensor=1, dram=0), clock, MAX)
+    split = split_time(window(graphics=1, sm=1, tensor=1, dram=0), clock, MAX)
 
     assert split.tensor == pytest.approx(7.5)
     assert split.clock_power == pytest.approx(2.0)
@@ -69,7 +69,7 @@ def test_an_idle_gpu_that_lowered_its_clock_is_idle() -> None:
     """The clock that an idle GPU gave up is not lost to anything."""
     clock = ClockWindow(mean_hertz=0.2e9, idle=1, power=0, thermal=0, other=0)
 
-    split = split_time(window(graphics=0, sm=0, any_tensor=0, dram=0), clock, MAX)
+    split = split_time(window(graphics=0, sm=0, tensor=0, dram=0), clock, MAX)
 
     assert split.idle == pytest.approx(10)
 
@@ -78,7 +78,7 @@ def test_a_clock_above_the_maximum_loses_nothing() -> None:
     """NVML's maximum is below the real boost on some boards."""
     clock = ClockWindow(mean_hertz=2.1e9, idle=0, power=1, thermal=0, other=0)
 
-    split = split_time(window(graphics=1, sm=1, any_tensor=0.5, dram=0), clock, MAX)
+    split = split_time(window(graphics=1, sm=1, tensor=0.5, dram=0), clock, MAX)
 
     assert split.tensor == pytest.approx(5)
     assert split.clock_power == 0
@@ -87,7 +87,7 @@ def test_a_clock_above_the_maximum_loses_nothing() -> None:
 def test_reachable_bandwidth_measured_by_a_probe_replaces_the_default() -> None:
     """A board that reaches only 80 % of its bandwidth is memory-bound at 80 %."""
     split = split_time(
-        window(graphics=1, sm=1, any_tensor=0, dram=0.8), AT_MAX, MAX, reachable_bandwidth=0.8
+        window(graphics=1, sm=1, tensor=0, dram=0.8), AT_MAX, MAX, reachable_bandwidth=0.8
     )
 
     assert split.memory == pytest.approx(10)
@@ -100,9 +100,9 @@ def test_reachable_bandwidth_measured_by_a_probe_replaces_the_default() -> None:
         ({}, 10.0, 0.0),
         ({"graphics": 0.6}, 6.0, 4.0),
         ({"graphics": 0.6, "sm": 0.5}, 5.0, 4.0),
-        ({"graphics": 0.6, "sm": 0.5, "any_tensor": 0.2}, 3.0, 4.0),
-        ({"graphics": 0.6, "any_tensor": 0.2, "dram": 0.5}, 4.0, 4.0),
-        ({"sm": 0.5, "any_tensor": 0.2, "dram": 0.0}, 5.0, 0.0),
+        ({"graphics": 0.6, "sm": 0.5, "tensor": 0.2}, 3.0, 4.0),
+        ({"graphics": 0.6, "tensor": 0.2, "dram": 0.5}, 4.0, 4.0),
+        ({"sm": 0.5, "tensor": 0.2, "dram": 0.0}, 5.0, 0.0),
     ],
     ids=["nothing", "graphics", "no tensor", "no dram", "no sm", "no graphics"],
 )
@@ -126,7 +126,7 @@ def test_a_burst_at_a_high_clock_between_rest_at_a_low_one() -> None:
     weight = lost_idle / (lost_idle + lost_busy)
     clock = ClockWindow(mean, idle=weight, power=1 - weight, thermal=0, other=0)
 
-    split = split_time(window(graphics=0.5, sm=0.8, any_tensor=0.4, dram=0), clock, MAX)
+    split = split_time(window(graphics=0.5, sm=0.8, tensor=0.4, dram=0), clock, MAX)
 
     assert split.tensor == pytest.approx(5 * 0.5 * 0.8)
     assert split.idle == pytest.approx(5)
@@ -151,7 +151,7 @@ def test_a_window_cut_in_two_gives_the_same_sums(
 ) -> None:
     """Accounting more often changes nothing when nothing changed meanwhile."""
     middle = window.start_seconds + cut * window.seconds
-    shares = {name: getattr(window, name) for name in ("graphics", "sm", "any_tensor", "dram")}
+    shares = {name: getattr(window, name) for name in ("graphics", "sm", "tensor", "dram")}
     first = split_time(ActivityWindow("gpm", window.start_seconds, middle, **shares), clock, MAX)
     second = split_time(ActivityWindow("gpm", middle, window.end_seconds, **shares), clock, MAX)
 

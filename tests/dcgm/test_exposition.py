@@ -19,7 +19,7 @@ def test_old_and_new_names_mean_the_same() -> None:
     new = parse(row("DCGM_FI_PROF_TENSOR_UTIL_RATIO", 0.25, UUID=GPU))
 
     assert old == new
-    assert old[DcgmDevice(GPU)].activities == {"any_tensor": 0.25}
+    assert old[DcgmDevice(GPU)].activities == {"tensor": 0.25}
 
 
 @pytest.mark.parametrize("label", ["UUID", "uuid", "Uuid"])

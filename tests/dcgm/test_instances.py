@@ -26,7 +26,7 @@ def rows(**samples: DeviceSample) -> dict[DcgmDevice, DeviceSample]:
 
 
 def busy(sm: float, tensor: float, dram: float) -> DeviceSample:
-    return DeviceSample({"sm": sm, "any_tensor": tensor, "dram": dram})
+    return DeviceSample({"sm": sm, "tensor": tensor, "dram": dram})
 
 
 def test_sms_weigh_with_their_number_and_memory_with_its_slices() -> None:
@@ -38,21 +38,19 @@ def test_sms_weigh_with_their_number_and_memory_with_its_slices() -> None:
     )
 
     assert whole is not None
-    assert whole.activities == pytest.approx(
-        {"any_tensor": 23.8 / 108, "sm": 44.8 / 108, "dram": 0.25}
-    )
+    assert whole.activities == pytest.approx({"tensor": 23.8 / 108, "sm": 44.8 / 108, "dram": 0.25})
 
 
 def test_what_one_instance_does_not_tell_is_not_known_of_the_gpu() -> None:
     """An instance without SM activity leaves the GPU without it; the others' shares still add up."""
-    silent = DeviceSample({"any_tensor": 0.5, "dram": 0.0})
+    silent = DeviceSample({"tensor": 0.5, "dram": 0.0})
     whole = whole_gpu_sample(
         GPU, rows(mig1=busy(0.8, 0.5, 0.4), mig3=silent, mig7=busy(0, 0, 0)), SHARES
     )
 
     assert whole is not None
     assert "sm" not in whole.activities
-    assert whole.activities["any_tensor"] == pytest.approx((0.5 * 42 + 0.5 * 28) / 108)
+    assert whole.activities["tensor"] == pytest.approx((0.5 * 42 + 0.5 * 28) / 108)
 
 
 def test_memory_of_unknown_size_is_not_weighed() -> None:
@@ -62,7 +60,7 @@ def test_memory_of_unknown_size_is_not_weighed() -> None:
     whole = whole_gpu_sample(GPU, rows(mig1=one, mig3=one, mig7=one), shares)
 
     assert whole is not None
-    assert whole.activities == pytest.approx({"sm": 0.9 * 84 / 108, "any_tensor": 0.9 * 84 / 108})
+    assert whole.activities == pytest.approx({"sm": 0.9 * 84 / 108, "tensor": 0.9 * 84 / 108})
 
 
 def test_an_instance_without_a_row_leaves_the_gpu_unknown() -> None:

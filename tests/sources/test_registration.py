@@ -31,7 +31,7 @@ class Example(ActivitySource):
         before, self._since = self._since, fast.at_seconds
         if before is None:
             return None
-        shares = dict(graphics=1.0, sm=0.5, any_tensor=0.5, hmma_tensor=0.5, dram=0.0)
+        shares = dict(graphics=1.0, sm=0.5, tensor=0.5, hmma_tensor=0.5, dram=0.0)
         return ActivityWindow("example", before, fast.at_seconds, **shares)
 
     @property

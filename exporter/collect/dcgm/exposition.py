@@ -23,7 +23,7 @@ _ACTIVITIES: tuple[tuple[str, str, str], ...] = (
     ("graphics", "GR_ENGINE_ACTIVE", "GR_ENGINE_UTIL_RATIO"),
     ("sm", "SM_ACTIVE", "SM_UTIL_RATIO"),
     ("occupancy", "SM_OCCUPANCY", "SM_OCCUPANCY_RATIO"),
-    ("any_tensor", "PIPE_TENSOR_ACTIVE", "TENSOR_UTIL_RATIO"),
+    ("tensor", "PIPE_TENSOR_ACTIVE", "TENSOR_UTIL_RATIO"),
     ("dram", "DRAM_ACTIVE", "DRAM_UTIL_RATIO"),
     ("fp64", "PIPE_FP64_ACTIVE", "FP64_UTIL_RATIO"),
     ("fp32", "PIPE_FP32_ACTIVE", "FP32_UTIL_RATIO"),
@@ -44,7 +44,7 @@ ELAPSED = "elapsed"
 _TOTALS: tuple[tuple[str, str], ...] = (
     (ELAPSED, "SM_CYCLES_ELAPSED_TOTAL"),
     ("sm", "SM_CYCLES_ACTIVE_TOTAL"),
-    ("any_tensor", "MMA_CYCLES_ACTIVE_TOTAL"),
+    ("tensor", "MMA_CYCLES_ACTIVE_TOTAL"),
     ("dmma_tensor", "DMMA_CYCLES_ACTIVE_TOTAL"),
     ("hmma_tensor", "HMMA_CYCLES_ACTIVE_TOTAL"),
     ("imma_tensor", "IMMA_CYCLES_ACTIVE_TOTAL"),
@@ -68,12 +68,12 @@ _OF_LINKS = frozenset(rate for rate, _name in _RATES)
 WANTED_FIELDS: Mapping[str, str] = {
     activity: _PROFILING + old
     for activity, old, _new in _ACTIVITIES
-    if activity in {"graphics", "sm", "any_tensor", "dram", "fp64", "fp32", "fp16"}
+    if activity in {"graphics", "sm", "tensor", "dram", "fp64", "fp32", "fp16"}
 }
 
 
 # Without any of these there are no FLOPS, whatever else the counters file has.
-_PIPES = frozenset({"any_tensor", "hmma_tensor", "fp64", "fp32", "fp16"})
+_PIPES = frozenset({"tensor", "hmma_tensor", "fp64", "fp32", "fp16"})
 _RATE_MAX = 1e13
 # Ratios may pass 1 by rounding.
 _RATIO_MAX = 1.01
