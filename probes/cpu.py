@@ -1,8 +1,8 @@
 # ruff: noqa: D102 - what a method does is documented where it is declared
 """The host processor as a device of the kernels: all of its cores together, timed and watched.
 
-Worker only: this imports torch. A GEMM runs on each core on its own, timed by its thread's processor
-time, and the rates are added up: other programs cannot slow down what they only delay. A copy is
+Worker only: this imports torch. A GEMM runs on each core on its own, and the rates are added up: some
+of its runs fit between two interruptions, however busy the core is. A copy is
 split over a thread for each core, because the cores share the memory, and is as slow as its slowest
 thread. Runs in which a thread had to wait for another program are marked and never make a value.
 """
@@ -117,7 +117,7 @@ class CpuDevice(ProbeDevice):
             ]
             for thread in self._threads:
                 thread.submit(int).result()
-            # The setting is each thread's own, but those that start later inherit the last one.
+            # For the threads that start later.
             torch.set_num_threads(self.units)
         return self._threads
 
@@ -155,14 +155,16 @@ def _bind(*core: int) -> None:
     if core:
         os.sched_setaffinity(0, core)
     torch.set_num_threads(1)
+    # A thread takes over the setting of the last one that made it, unless it has asked for it itself.
+    torch.get_num_threads()
 
 
 def _pieces(
     enqueue: Enqueue, core: int, least: int, most: int, limit_seconds: float
 ) -> tuple[list[float], float | None]:
-    """The processor time of runs on this core, until enough agree, and its clock.
+    """The times of runs on this core that nobody interrupted, until enough agree, and its clock.
 
-    Left out are those in which the thread had to leave the core: it came back to foreign caches.
+    In these the thread never had to leave the core, and its processor time is the time that passed.
     """
     spans: list[float] = []
     begun = time.thread_time()
@@ -170,11 +172,13 @@ def _pieces(
         if time.thread_time() - begun >= limit_seconds:
             break
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-        start = time.thread_time_ns()
+        taken = time.thread_time_ns()
+        start = time.perf_counter_ns()
         enqueue(core)
-        span = time.thread_time_ns() - start
+        span = time.perf_counter_ns() - start
+        present = time.thread_time_ns() - taken >= PRESENT_SHARE * span
         # The first run fills the caches.
-        if number and resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw == before:
+        if number and present and resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw == before:
             spans.append(span / 1e9)
             if len(spans) >= least and undisturbed_run(spans) is not None:
                 break

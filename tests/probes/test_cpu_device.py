@@ -14,7 +14,7 @@ from probes.kernels import all_kernels
 from probes.protocol import KernelInfo, Result
 
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from probes.allowance import Allowance
 from probes.cpu import CpuDevice, ThreadTimes, _all_present
@@ -166,11 +166,28 @@ class TestCoreByCore:
         assert len(seen) == len(cores)
         assert threading.get_native_id() not in {thread for _, _, thread in seen}
 
-    def test_busy_cores_are_measured_as_well(self):
-        """With three endless loops on each core, a GEMM is accepted within a few tries.
+    def test_a_core_gets_no_help_from_other_threads(self):
+        """torch splits nothing of a core's run, not even after others have set the number of threads."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            device = CpuDevice(self.SPEC, 2)
+            matrix, seen = torch.ones(256, 256), set()
 
-        By its own processor time: had it been timed by the clock, it would be a quarter as fast.
-        """
+            def run(_):
+                torch.mm(matrix, matrix).sum()
+                seen.add(torch.get_num_threads())
+
+            for _ in range(2):
+                device.core_by_core(Allowance(lambda _: None, 1.0), run, 2, 5)
+
+            assert seen == {1}
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(before)
+
+    def test_busy_cores_are_measured_as_well(self):
+        """With three endless loops on each core, a GEMM is accepted after some tries."""
         device = CpuDevice(self.SPEC, 1)
         loops = [
             subprocess.Popen([sys.executable, "-c", "while True: pass"])
