@@ -14,7 +14,7 @@ from probes.kernels import all_kernels
 from probes.protocol import KernelInfo, Result
 
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
 from probes.allowance import Allowance
 from probes.cpu import CpuDevice, ThreadTimes, _all_present
@@ -168,6 +168,8 @@ class TestCoreByCore:
 
     def test_a_core_gets_no_help_from_other_threads(self):
         """torch splits nothing of a core's run, not even after others have set the number of threads."""
+        import torch
+
         before = torch.get_num_threads()
         torch.set_num_threads(2)
         try:
