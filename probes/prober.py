@@ -263,9 +263,12 @@ class Prober:
         facts, kernel = subject.facts, subject.kernel
         state = self._states[facts.uuid]
         if report.short_of_allowance:
-            self._states.skip(facts.uuid, "budget")
-            if facts.kind != "cpu":
-                # On a processor, programs that preempt its runs use up an allowance as well.
+            if facts.kind == "cpu":
+                # Its kernels are sized to fit: other programs interrupted so many runs.
+                with self._states.lock:
+                    state.record.ended(kernel.name, "contended")
+            else:
+                self._states.skip(facts.uuid, "budget")
                 self._note_misfit(state, kernel, allowance)
             if baseline is not None:
                 cost = max(baseline.device_seconds or 0.0, report.device_seconds) * RAISE_FACTOR

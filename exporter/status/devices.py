@@ -65,7 +65,9 @@ def build_device(
         *_power_findings(clock, slow, memory, limits),
         *_held_findings(snapshot, history, now_seconds, silent),
         *company,
-        *probe_findings(probes, probed, siblings),
+        *probe_findings(
+            probes, probed, siblings, busy=fast.gpu_utilization if fast and fresh else None
+        ),
     ]
     findings.sort(key=lambda finding: _RANK[finding.severity])
     return document.Device(
@@ -180,8 +182,14 @@ def _why_coarse(snapshot: DeviceState) -> str | None:
         return None
     if snapshot.is_processor:
         return "the kernel or the hypervisor hides its counters (`flopwatch check` says why)"
-    has_gpm = any(name.startswith(("gpm", "dcgm")) for name in snapshot.sources)
-    return "its activity counters are silent" if has_gpm else "it has no activity counters"
+    counting = [
+        health
+        for name, health in snapshot.sources.items()
+        if name.startswith(("gpm", "dcgm")) and (health.last_success_unix_seconds or health.errors)
+    ]
+    if counting:
+        return "its activity counters are silent"
+    return "only DCGM reads its activity counters, and no dcgm-exporter answers on this node"
 
 
 def _span_words(seconds: float) -> str:

@@ -81,6 +81,20 @@ def attainable(
     )
 
 
+def _contended(probes: Sequence[document.Probe], probed: ProbeResults) -> list[str]:
+    """Which headline figures are missing because all of their runs met other programs."""
+    have = {probe.kernel for probe in probes if probe.value is not None}
+    tried = {kernel for (kernel, outcome), runs in probed.runs.items() if outcome == "contended"}
+    missing = []
+    if not any(kernel.startswith("gemm_") for kernel in have) and any(
+        kernel.startswith("gemm_") for kernel in tried
+    ):
+        missing.append("FLOPS")
+    if "copy_device" in tried - have:
+        missing.append("memory bandwidth")
+    return missing
+
+
 def comparable(probes: Sequence[document.Probe]) -> dict[str, float]:
     """What siblings are compared by: GEMMs with the clock divided out where it is known, copies."""
     values: dict[str, float] = {}
@@ -97,8 +111,13 @@ def probe_findings(
     probes: Sequence[document.Probe],
     probed: ProbeResults | None,
     siblings: Mapping[str, Sequence[float]],
+    *,
+    busy: float | None = None,
 ) -> list[Finding]:
-    """What the probes say. `siblings` holds the comparable values of all devices of the model."""
+    """What the probes say. `siblings` holds the comparable values of all devices of the model.
+
+    `busy` is the utilization of the device.
+    """
     if probed is None:
         return []
     found = [
@@ -112,7 +131,9 @@ def probe_findings(
     # One sentence is enough: a sick GPU is slow in every precision.
     slower = [finding for finding in beside if finding is not None]
     found += sorted(slower, key=lambda finding: finding.severity)[:1]
-    if not any(probe.value is not None for probe in probes) and probed.skips:
+    missing = _contended(probes, probed)
+    found.append(verdict.contended(missing, busy=busy))
+    if not missing and not any(probe.value is not None for probe in probes) and probed.skips:
         reason = max(probed.skips, key=lambda name: probed.skips[name])
         found.append(verdict.not_probed(reason))
     return [finding for finding in found if finding is not None]

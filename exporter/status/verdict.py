@@ -447,6 +447,19 @@ def not_probed(reason: str) -> Finding:
     return Finding(INFO, "not_probed", f"not probed: {_GATES.get(reason, reason)}")
 
 
+def contended(missing: Sequence[str], *, busy: float | None) -> Finding | None:
+    """Why probes have measured nothing `missing` (FLOPS, memory bandwidth): others use the device."""
+    if not missing:
+        return None
+    share = "" if busy is None else f" (busy {percent(busy)})"
+    return Finding(
+        INFO,
+        "not_probed",
+        f"{' and '.join(missing)} not measured: other programs use the device{share},"
+        " and the probes wait for a free moment",
+    )
+
+
 # ---- the host ----
 
 

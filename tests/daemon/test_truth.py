@@ -1,12 +1,14 @@
 """What the counters say is what the GPU did."""
 
+import json
 import random
+import re
 import time
 from dataclasses import replace
 
 import pytest
 
-from tests.fake_nvml import A100, H100, H100_NO_CYCLES, FakeNvml, GpuProfile, Load
+from tests.fake_nvml import A100, H100, H100_NO_CYCLES, L4, FakeNvml, GpuProfile, Load
 
 
 SMS = 132
@@ -145,6 +147,28 @@ def test_a_gpu_without_gpm_says_what_it_knows(start) -> None:
     assert scrape.value("flopwatch_source_up", source="nvml") == 1
     assert scrape.value("flopwatch_peak_flops", precision="bf16") == 312e12
     assert not scrape.has("flopwatch_peak_flops", precision="fp8")
+
+
+@pytest.mark.parametrize("profile", [A100, L4], ids=lambda profile: profile.name)
+def test_the_page_is_useful_without_counters(start, profile: GpuProfile) -> None:
+    """It shows busy and idle time, clock and peak, and says which counters are missing."""
+    fake, daemon = start([profile])
+    fake.gpu(0).set_load(Load.decode())
+    daemon.wait_until(
+        lambda scrape: scrape.total("flopwatch_gpu_seconds_total", state="unresolved") > 1
+    )
+    (device,) = json.loads(daemon.get("/api/v1/status")[-1])["devices"]
+    page = str(daemon.get("/")[-1])
+
+    (finding,) = [each for each in device["findings"] if each["kind"] == "coarse"]
+    assert re.fullmatch(
+        r"busy \d+\s%; how many FLOPS it does is not known:"
+        r" only DCGM reads its activity counters, and no dcgm-exporter answers on this node",
+        finding["text"],
+    )
+    assert device["flops"]["peak_flops"] == {A100.name: 312e12, L4.name: 121e12}[profile.name]
+    assert "</i>busy" in page
+    assert "not known 100" not in page
 
 
 def test_the_headline_precision_comes_from_the_configuration(start) -> None:

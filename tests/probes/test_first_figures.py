@@ -96,6 +96,7 @@ class TestMisfits:
             busy.cycle()
 
         assert names(busy) == ["gemm_fp64"] * 4
+        assert busy.snapshot().runs["gemm_fp64", "contended"] == 4
 
     def test_a_kernel_that_cannot_fit_is_left_out_by_name_once(self, host):
         """Twice a whole interval was too small for it: one warning, and no third try."""

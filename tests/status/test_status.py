@@ -9,6 +9,7 @@ from exporter.state import UNKNOWN, DeviceState, SourceHealth, XidCounts
 from exporter.status.document import Device, Status
 from exporter.status.page import render_page
 from exporter.web.http import Request
+from probes.protocol import Outcome
 from probes.records import ProbesSnapshot
 from tests.status.examples import (
     COARSE,
@@ -102,6 +103,21 @@ class TestAttainable:
         processor.probes = ProbesSnapshot(True, False, ())
 
         assert device_of(processor, "cpu0").attainable is None
+
+    def test_what_a_busy_processor_does_not_show_is_explained(self, processor: Machine) -> None:
+        """Its copies were contended: FLOPS are there, and the sentence says why bandwidth is not."""
+        measured = processor.probes.devices[0]
+        runs: dict[tuple[str, Outcome], int] = {
+            ("gemm_fp32", "contended"): 1,
+            ("gemm_fp32", "ok"): 1,
+            ("copy_device", "contended"): 3,
+        }
+        results = replace(measured, bandwidth_bytes_per_second={}, runs=runs)
+        processor.probes = ProbesSnapshot(True, False, (results,))
+        said = [f.text for f in device_of(processor, "cpu0").findings if f.kind == "not_probed"]
+
+        assert len(said) == 1
+        assert said[0].startswith("memory bandwidth not measured: other programs use the device")
 
     def test_a_gpu_whose_work_is_counted_keeps_its_headline(self, machine: Machine) -> None:
         """What it does comes before what it could do."""

@@ -295,6 +295,17 @@ class TestProbes:
         """The gate in words."""
         assert spoken(verdict.not_probed("free_memory")) == "not probed: too little memory is free"
 
+    def test_why_a_busy_device_is_not_measured(self) -> None:
+        """Which figures are missing, and how busy it is where that is known."""
+        finding = verdict.contended(["FLOPS", "memory bandwidth"], busy=0.97)
+
+        assert spoken(finding) == (
+            "FLOPS and memory bandwidth not measured: other programs use the device (busy 97 %),"
+            " and the probes wait for a free moment"
+        )
+        assert "device, and" in spoken(verdict.contended(["FLOPS"], busy=None))
+        assert verdict.contended([], busy=0.97) is None
+
 
 class TestHost:
     def test_all_is_well(self) -> None:
