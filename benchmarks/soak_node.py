@@ -291,7 +291,11 @@ class _Engine:
             for books in self._account.models()
         )
         return WorkloadsSnapshot(
-            (WorkloadSnapshot("chat", "vllm", state.up, None, gpus, models, state.errors),)
+            (
+                WorkloadSnapshot(
+                    "chat", "vllm", state.up, gpus=gpus, models=models, errors=state.errors
+                ),
+            )
         )
 
     def _answer(self) -> str:

@@ -139,6 +139,14 @@ class SampledGpu:
             source=next(iter(source.health(up=True)), NVML) if source is not None else NVML,
             peaks=peaks.origin,
         )
+        if not peaks.flops:
+            log.warning(
+                "peak_unknown",
+                gpu=identity.index,
+                name=identity.name,
+                why=peaks.doubt,
+                remedy="set gpus[].sm_count or gpus[].peaks",
+            )
 
     def sample_clock(self) -> None:
         """Take one more sample of the clock for the open window."""

@@ -168,6 +168,8 @@ class Gpu(ctypes.Structure):
         ("power_average_ns", c_uint64),
         # Added to the integral of power to give the energy counter.
         ("energy_offset_joules", c_double),
+        # 1: the energy counter answers, and never moves.
+        ("energy_stands_still", c_uint32),
         ("temperature_shutdown_c", c_uint32),
         ("temperature_slowdown_c", c_uint32),
         ("temperature_memory_max_c", c_uint32),

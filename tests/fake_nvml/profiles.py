@@ -85,6 +85,7 @@ class GpuProfile:
     c2c_link_mbps: int = 0
     module_power_limit_watts: int = 0
     total_energy_is_modules: bool = False
+    energy_stands_still: bool = False
     gpm_support: Literal["cycles", "percent", "none"] = "cycles"
     cycles_mode: Literal["mean", "sum"] = "mean"
     cycles_at_boot: int = 1_500_000_000_000_000

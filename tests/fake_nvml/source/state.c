@@ -119,7 +119,8 @@ double fake_power_watts(const struct target *target) {
 }
 
 uint64_t fake_energy_mj(const struct target *target, const struct totals *totals) {
-    double joules = target->gpu->energy_offset_joules + totals->integrals[VALUE_power_watts];
+    double counted = target->gpu->energy_stands_still ? 0.0 : totals->integrals[VALUE_power_watts];
+    double joules = target->gpu->energy_offset_joules + counted;
     return joules > 0 ? (uint64_t)(joules * 1e3) : 0;
 }
 
