@@ -59,8 +59,9 @@ in less than nine minutes and without a network:
 It prints a table, and leaves its figures in `benchmarks/results/` and the driver's answers in
 `benchmarks/results/recordings/`. A claim below without figures is {NOT_MEASURED}.
 
-What is proven without silicon stands beside it: by recordings of real GPUs that others have published, and by the
-project's own fake driver, whose truth is exact. `python -m pytest FILE -k TEST` runs a proof.
+What is proven without silicon stands beside it: by recordings and figures of real GPUs that others have published or a
+third party's driver, and by the project's own fake driver, whose truth is exact, a simulation, or the processor.
+`python -m pytest FILE -k TEST` runs a proof.
 
 A verdict is `undecided` where the goal lies inside the figure's 95 % confidence interval.
 """
@@ -99,7 +100,7 @@ def accuracy_page(results: list[Results]) -> str:
 def _overview(newest: dict[str, Results]) -> list[str]:
     """What is proven of each claim, and by what."""
     lines = [
-        "\n| claim | on silicon | on recordings of real GPUs | on the fake driver or the processor |",
+        "\n| claim | on silicon | on recordings or third-party drivers | on the fake driver or the processor |",
         "| --- | --- | --- | --- |",
     ]
     texts = [claim.text for claim in CLAIMS]

@@ -1,5 +1,6 @@
 """Figures and their verdicts, the results' file, the table, and the page that is made of them."""
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from benchmarks.gpu_acceptance_parts.document import (
     accuracy_page,
     read_results,
 )
-from benchmarks.gpu_acceptance_parts.evidence import EVIDENCE
+from benchmarks.gpu_acceptance_parts.evidence import EVIDENCE, Evidence
 from benchmarks.gpu_acceptance_parts.schema import (
     FORMAT,
     Figure,
@@ -25,6 +26,7 @@ from benchmarks.gpu_acceptance_parts.table import number, render
 
 
 ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT / "benchmarks" / "levers" / "published"
 MACHINE = Machine("Test GPU", "600.1", "9.0", 132, {"torch": "2.13"})
 
 
@@ -150,6 +152,47 @@ def test_every_proof_exists() -> None:
     for evidence in EVIDENCE.values():
         for proof in (*evidence.recorded, *evidence.fake):
             assert f"def {proof.test}(" in (ROOT / proof.file).read_text(), proof
+
+
+def test_a_recording_is_a_table_with_its_source() -> None:
+    """The column of recordings has only tests that play a published table, or a third party's driver.
+
+    Each table says where it comes from, and no test of our own making can stand there.
+    """
+    files = {proof.file for evidence in EVIDENCE.values() for proof in evidence.recorded}
+    for file in files - {"tests/hardware/test_third_party.py"}:
+        source = (ROOT / file).read_text()
+        tables = [
+            path
+            for path in (*ROOT.glob("tests/evidence/*.csv"), *PUBLISHED.glob("*.csv"))
+            if f'"{path.stem}"' in source or "published" in source
+        ]
+        assert tables, file
+        for path in tables:
+            assert re.search(r"[\w-]+/[\w-]+|arXiv", path.read_text().splitlines()[0]), path
+    third_party = (ROOT / "tests/fake_nvml/third_party.py").read_text()
+    assert "NVIDIA/k8s-test-infra" in third_party
+
+
+def test_nothing_moves_a_column_without_its_evidence() -> None:
+    """Silicon needs figures of that very claim from a run on a GPU; a proof elsewhere moves nothing there."""
+    page = accuracy_page([results(PartReport("accuracy", "done", figures=(ERROR,)))])
+    overview = {
+        cells[1].strip(): cells[2:5]
+        for line in page.partition("\n## ")[0].splitlines()
+        if line.startswith("| ") and len(cells := line.split(" | ")) == 4
+        for cells in [["", *cells]]
+    }
+    overview = {text.removeprefix("| "): cells for text, cells in overview.items()}
+
+    measured = [text for text, cells in overview.items() if cells[0].startswith("measured on")]
+    assert measured == ["FLOP of GEMMs are counted within 2 %"]
+    for text, (_silicon, recorded, fake) in overview.items():
+        if text == "claim" or set(text) == {"-"}:
+            continue
+        evidence = EVIDENCE.get(text, Evidence())
+        for cell, proofs in ((recorded, evidence.recorded), (fake, evidence.fake)):
+            assert cell.count("`: `") == len(proofs), text
 
 
 def test_a_rehearsal_never_becomes_documentation(tmp_path: Path) -> None:
