@@ -18,7 +18,10 @@ def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
     from exporter.simulate.scenarios import SCENARIOS
 
-    listed = "\n".join(f"  {name:20}{scenario.summary}" for name, scenario in SCENARIOS.items())
+    width = max(map(len, SCENARIOS)) + 2
+    listed = "\n".join(
+        f"  {name:{width}}{scenario.summary}" for name, scenario in SCENARIOS.items()
+    )
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "simulate",
         help="serve a simulated fleet",
