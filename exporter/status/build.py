@@ -33,7 +33,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def build_status(inputs: Inputs, histories: Histories, *, charts: bool = True) -> document.Status:
-    """Devices in trouble stand first, then those to look at, then by index.
+    """Critical devices first, then those with warnings, then by index.
 
     Without `charts` the states of the last hour by minute are left out: half of the work.
     """

@@ -12,9 +12,9 @@ from exporter.status.units import SPACE, binary, count, megahertz, percent, quan
 
 # A shape and a word beside each colour.
 HEALTH: Final = {
-    "critical": ("✖", "in trouble"),
-    "warning": ("▲", "to look at"),
-    "ok": ("✔", "fine"),
+    "critical": ("✖", "critical"),
+    "warning": ("▲", "warning"),
+    "ok": ("✔", "OK"),
 }
 REASONS: Final = {
     "gpu_idle": "idle",

@@ -235,7 +235,7 @@ class Exporter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole document. Devices stand with those in trouble first."""
+    """The whole document. Devices with problems come first."""
 
     api_version: int = API_VERSION
     unix_seconds: float

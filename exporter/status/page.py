@@ -27,7 +27,7 @@ _ICON: Final = (
     "%3Crect width='16' height='16' rx='3' fill='%231a8a50'/%3E"
     "%3Cpath d='M3 13V9h2v4zm4 0V3h2v10zm4 0V6h2v7z' fill='%23fff'/%3E%3C/svg%3E"
 )
-# Devices beyond this are shown without their details, unless they are in trouble.
+# Devices beyond this are shown without their details, unless they have problems.
 FULL_CARDS: Final = 16
 _REFRESH_SECONDS_MIN: Final = 2.0
 _NO_SCRIPT_REFRESH_SECONDS: Final = 10
@@ -74,7 +74,7 @@ def render_page(status: Status, *, only: str | None = None) -> str:
     if only is not None and not devices:
         cards = f"<p>There is no device {escape(only)} on this host.</p>"
     refresh = max(_REFRESH_SECONDS_MIN, exporter.interval_seconds)
-    title = f"{host.name}: {host.summary}" if host.health != "ok" else f"{host.name} is fine"
+    title = f"{host.name}: {host.summary}" if host.health != "ok" else f"{host.name} is OK"
     back = '<p><a href="?">All devices</a></p>' if only is not None else ""
     return (
         f'<!doctype html><html lang="en" data-refresh-seconds="{refresh:g}"><head>'

@@ -54,7 +54,7 @@ def render(status: Status, *, width: int, height: int | None = None) -> Group:
     full = list(_lines(status, width=width, full=True))
     if height is not None and len(full) > height:
         short = list(_lines(status, width=width, full=False))
-        # Those in trouble stand first: what does not fit is what matters least.
+        # Devices with problems come first: what does not fit matters least.
         if len(short) > height:
             left = len(short) - height + 1
             short = [*short[: height - 1], Text(f"… and {left} more", style="dim")]

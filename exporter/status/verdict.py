@@ -481,13 +481,13 @@ def host_summary(severities: Iterable[Severity | None], noun: str = "GPU") -> st
         return "No device to watch: no GPU was found, and the host processor is not sampled."
     critical = sum(severity is CRITICAL for severity in worst)
     warned = sum(severity is WARNING for severity in worst)
-    fine = len(worst) - critical - warned
-    if fine == len(worst):
-        return "The device is fine." if fine == 1 else f"All {count(fine, noun)} are fine."
-    parts = [f"{critical} in trouble"] if critical else []
-    parts += [f"{warned} to look at"] if warned else []
-    parts += [f"{fine} fine"] if fine else []
-    return f"Of {count(len(worst), noun)}: {', '.join(parts)}."
+    healthy = len(worst) - critical - warned
+    if healthy == len(worst):
+        return "The device is OK." if healthy == 1 else f"All {count(healthy, noun)} are OK."
+    parts = [f"{critical} critical"] if critical else []
+    parts += [f"{warned} warning"] if warned else []
+    parts += [f"{healthy} OK"] if healthy else []
+    return f"{count(len(worst), noun)}: {', '.join(parts)}."
 
 
 def worst(findings: Iterable[Finding]) -> Severity | None:

@@ -181,7 +181,7 @@ def test_a_gpu_that_falls_sick_moves_up(browser: Browser, serve: Serve) -> None:
 
     browser.until("document.querySelector('article').id === 'gpu-1-'")
     assert browser.evaluate("document.querySelectorAll('article').length") == 2
-    assert "1 in trouble" in browser.evaluate("document.title")
+    assert "1 critical" in browser.evaluate("document.title")
 
 
 def test_it_can_be_paused_from_the_keyboard(browser: Browser, serve: Serve) -> None:

@@ -268,7 +268,7 @@ class TestTrouble:
 
 class TestOrder:
     def test_the_sick_stand_first(self) -> None:
-        """Lost, then those to look at, then the fine ones by index."""
+        """Lost ones, then those with warnings, then the others by index."""
         status = fleet(8).service.status()
 
         assert [device.gpu for device in status.devices] == ["3", "4", "5", "0", "1", "2", "6", "7"]

@@ -310,20 +310,19 @@ class TestProbes:
 class TestHost:
     def test_all_is_well(self) -> None:
         """One device is not called all."""
-        assert host_summary([None] * 8).replace("\xa0", " ") == "All 8 GPUs are fine."
-        assert host_summary([None]) == "The device is fine."
+        assert host_summary([None] * 8).replace("\xa0", " ") == "All 8 GPUs are OK."
+        assert host_summary([None]) == "The device is OK."
 
     def test_trouble_is_counted(self) -> None:
-        """A note is fine."""
+        """A note changes nothing."""
         severities = [Severity.CRITICAL, Severity.WARNING, Severity.INFO, None]
 
         assert (
-            host_summary(severities).replace("\xa0", " ")
-            == "Of 4 GPUs: 1 in trouble, 1 to look at, 2 fine."
+            host_summary(severities).replace("\xa0", " ") == "4 GPUs: 1 critical, 1 warning, 2 OK."
         )
 
     def test_no_device_is_said(self) -> None:
-        """An empty host is not a fine one."""
+        """An empty host is not a healthy one."""
         assert host_summary([]).startswith("No device to watch")
 
     @given(st.lists(st.sampled_from(Severity)))
