@@ -17,7 +17,7 @@ from exporter.accounting.peaks import Peaks
 from exporter.advice.levers import LEVERS
 from exporter.advice.prediction import Interval
 from exporter.advice.window import GpuWindow, WorkloadWindow
-from exporter.inference.models.flops import linear_flops_per_token
+from exporter.inference.models.flops import linear_flop_per_token
 
 
 BATCHES = (2, 4, 8)
@@ -125,7 +125,7 @@ def _prefill_flops(binaries: Path, model: Path, shape: Llama) -> float:
         min(_bench(binaries, model, 1, tokens, 1) for _ in range(_REPEATS))
         for tokens in (_PREFILL, 3 * _PREFILL)
     )
-    return 2 * _PREFILL * linear_flops_per_token(shape.description()) / (long - short)
+    return 2 * _PREFILL * linear_flop_per_token(shape.description()) / (long - short)
 
 
 def _bench(binaries: Path, model: Path, batch: int, prompt: int, answer: int) -> float:

@@ -25,10 +25,10 @@ from exporter.advice.prediction import Inapplicable, Interval
 from exporter.advice.window import GpuWindow, WorkloadWindow
 from exporter.inference.models.description import ModelDescription
 from exporter.inference.models.flops import (
-    decode_attention_flops,
-    head_flops_per_token,
-    linear_flops_per_token,
-    prefill_attention_flops,
+    decode_attention_flop,
+    head_flop_per_token,
+    linear_flop_per_token,
+    prefill_attention_flop,
 )
 from exporter.inference.models.memory import (
     cache_bytes_per_token,
@@ -153,8 +153,8 @@ class Step:
 
     def _flops_per_token(self) -> tuple[float, float]:
         return (
-            linear_flops_per_token(self.model) / self.tensor_parallel,
-            head_flops_per_token(self.model) / self.tensor_parallel,
+            linear_flop_per_token(self.model) / self.tensor_parallel,
+            head_flop_per_token(self.model) / self.tensor_parallel,
         )
 
     def _kernels(self, prefill: float, prompts: float, corner: "Corner") -> float:
@@ -169,7 +169,7 @@ class Step:
             (tokens * linear + (decode + prompts) * head) / (share * rates.linear_flops),
             hidden,
         )
-        attention = decode_attention_flops(self.model, self.context) / self.tensor_parallel
+        attention = decode_attention_flop(self.model, self.context) / self.tensor_parallel
         seconds += _blend(
             decode * self.cache_bytes_per_decode / rates.bytes_per_second,
             decode * attention / rates.attention_flops,
@@ -177,7 +177,7 @@ class Step:
         )
         if prompts > 0 and prefill > 0:
             new = prefill / prompts
-            flops = prompts * prefill_attention_flops(self.model, new, self.cached_per_prompt)
+            flops = prompts * prefill_attention_flop(self.model, new, self.cached_per_prompt)
             seconds += flops / self.tensor_parallel / rates.attention_flops
         return seconds + tokens * self.link_seconds_per_token * corner.links
 

@@ -193,7 +193,7 @@ def _enter(
     else:
         # Ranks count their common passes each.
         books.passes += (work.prefill_passes + work.decode_passes) / max(1, work.ranks)
-    books.engine_flop += reading.engine_flops or 0.0
+    books.engine_flop += reading.engine_flop or 0.0
     books.window_seconds = seconds if seconds and seconds > 0 else None
     books.window_cost = None
     cached = (reading.cached_tokens or 0.0) + (reading.external_tokens or 0.0)
@@ -210,13 +210,13 @@ def _enter(
         books.cost += cost
         before, after = books.shown_cost, books.cost
         books.shown_cost = Cost(
-            max(before.prefill_flops, after.prefill_flops),
-            max(before.decode_flops, after.decode_flops),
+            max(before.prefill_flop, after.prefill_flop),
+            max(before.decode_flop, after.decode_flop),
             max(before.dram_bytes, after.dram_bytes),
         )
         books.window_cost = Cost(
-            books.shown_cost.prefill_flops - before.prefill_flops,
-            books.shown_cost.decode_flops - before.decode_flops,
+            books.shown_cost.prefill_flop - before.prefill_flop,
+            books.shown_cost.decode_flop - before.decode_flop,
             books.shown_cost.dram_bytes - before.dram_bytes,
         )
 

@@ -35,9 +35,9 @@ def present(
     prefilled = reading.computed_tokens is not None
     share = _share_here(config, books, gpus, split)
     known = prefilled and window is not None
-    flops = window.flops / seconds if window and known and seconds else None
+    flops = window.flop / seconds if window and known and seconds else None
     bandwidth = window.dram_bytes / seconds if window and known and seconds else None
-    estimate = None if reading.engine_flops is None else books.engine_flop * split.gpus_per_replica
+    estimate = None if reading.engine_flop is None else books.engine_flop * split.gpus_per_replica
     return ModelSnapshot(
         model=reading.model or _model_name(config),
         precision=precision,
@@ -50,8 +50,8 @@ def present(
         rejected_tokens=None if reading.draft_tokens is None else books.rejected_tokens,
         preemptions=None if reading.preemptions is None else books.preemptions,
         role=reading.role or split.role,
-        prefill_flop=cost.prefill_flops if description and prefilled else None,
-        decode_flop=cost.decode_flops if description else None,
+        prefill_flop=cost.prefill_flop if description and prefilled else None,
+        decode_flop=cost.decode_flop if description else None,
         wasted_flop=books.waste.known(
             reading,
             preemptions=books.preemptions,

@@ -82,7 +82,7 @@ class ModelReading:
     accepted_tokens: float | None = None
     preemptions: float | None = None
     recomputed_tokens: float | None = None  # computed again after a preemption
-    engine_flops: float | None = None  # the engine's own estimate, per GPU
+    engine_flop: float | None = None  # the engine's own estimate, per GPU
     # Requests that ended, where only their number is known; and the longest sequence ever.
     ended: float | None = None
     longest_sequence: float | None = None

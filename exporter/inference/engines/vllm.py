@@ -72,7 +72,7 @@ def read(samples: Samples) -> ModelReading:
         accepted_tokens=samples.sum("vllm:spec_decode_num_accepted_tokens_total"),
         preemptions=samples.sum("vllm:num_preemptions_total"),
         # The counter is there and stays 0 where the estimate is off, or vLLM cannot make one.
-        engine_flops=samples.sum("vllm:estimated_flops_per_gpu_total")
+        engine_flop=samples.sum("vllm:estimated_flops_per_gpu_total")
         if samples.total("vllm:estimated_flops_per_gpu_total")
         else None,
         finished=_finished(samples, sums=not ray),

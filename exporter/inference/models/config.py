@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from exporter.inference.models.description import (
+from exporter.inference.models.attention import (
     Attention,
     GroupedAttention,
     Indexer,
     LatentAttention,
+)
+from exporter.inference.models.description import (
     LayerGroup,
     MixtureOfExperts,
     ModelDescription,

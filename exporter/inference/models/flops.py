@@ -10,46 +10,33 @@ spread the same FLOPs over more GPUs: nothing here depends on them.
 
 from functools import lru_cache
 
+from exporter.inference.models.attention import Attention
 from exporter.inference.models.description import ModelDescription
 from exporter.inference.models.parameters import count_parameters
 
 
-def causal_pairs(
-    new_tokens: float, cached_tokens: float = 0.0, window: float | None = None
-) -> float:
-    """Return the query-key pairs when `new_tokens` are computed after `cached_tokens`.
-
-    Token j (from 1) attends to the `cached_tokens` before it, to the new ones before it and to
-    itself: cached + j keys, at most `window`. Summed: n·c + n(n+1)/2 without a window; the half of
-    n² is the causal mask. Takes means as well as counts, so arguments may be fractions.
-    """
-    new, cached = new_tokens, cached_tokens
-    if window is None or cached + new <= window:
-        return new * cached + new * (new + 1) / 2
-    if cached >= window:
-        return new * window
-    growing = window - cached
-    return growing * cached + growing * (growing + 1) / 2 + (new - growing) * window
-
-
 @lru_cache(maxsize=256)
-def linear_flops_per_token(model: ModelDescription) -> int:
+def linear_flop_per_token(model: ModelDescription) -> int:
     """Return 2·N FLOPs, N the matrix parameters one token meets, without attention and head.
 
-    Layers that carry a state add their work on it, which no context changes.
+    Layers that carry a state add their work on it, which no context changes, and so do products
+    without parameters, such as those that mix the streams of a residual.
 
     Source: Kaplan et al., arXiv 2001.08361, section 2.1; active experts only, arXiv 2401.04088.
     """
-    states = sum(group.count * group.attention.token_flops for group in model.layers)
-    return 2 * count_parameters(model).matrices_per_token + states
+    others = model.beside.token_flop + sum(
+        group.count * (group.attention.token_flop + group.beside.token_flop)
+        for group in model.layers
+    )
+    return 2 * count_parameters(model).matrices_per_token + others
 
 
-def head_flops_per_token(model: ModelDescription) -> int:
+def head_flop_per_token(model: ModelDescription) -> int:
     """Return 2·D·V FLOPs: the logits of one token."""
     return 2 * model.hidden_size * model.vocabulary_size
 
 
-def prefill_attention_flops(
+def prefill_attention_flop(
     model: ModelDescription, new_tokens: float, cached_tokens: float = 0.0
 ) -> float:
     """Return the attention FLOPs of one prompt of which `cached_tokens` came from a cache.
@@ -59,30 +46,29 @@ def prefill_attention_flops(
     attention also scores all keys to choose the window's. In an encoder every token attends to all.
     """
     if not model.causal:
-        return _encoder_attention_flops(model, new_tokens, cached_tokens)
-    whole = causal_pairs(new_tokens, cached_tokens)
+        return _encoder_attention_flop(model, new_tokens, cached_tokens)
     return sum(
         group.count
         * (
-            group.attention.prefill_pair_flops
-            * causal_pairs(new_tokens, cached_tokens, group.window)
-            + group.attention.index_pair_flops * whole
+            group.attention.prefill_pair_flop
+            * group.attention.pairs(new_tokens, cached_tokens, group.window)
+            + _index_flop(group.attention, new_tokens, cached_tokens)
         )
         for group in model.layers
     )
 
 
-def _encoder_attention_flops(
+def _encoder_attention_flop(
     model: ModelDescription, new_tokens: float, cached_tokens: float
 ) -> float:
     whole = new_tokens + cached_tokens
     return sum(
-        group.count * group.attention.prefill_pair_flops * new_tokens * _within(group.window, whole)
+        group.count * group.attention.prefill_pair_flop * new_tokens * _within(group.window, whole)
         for group in model.layers
     )
 
 
-def decode_attention_flops(model: ModelDescription, context_tokens: float) -> float:
+def decode_attention_flop(model: ModelDescription, context_tokens: float) -> float:
     """Return the attention FLOPs of one decoded token that attends to `context_tokens` keys.
 
     The token itself is one of them.
@@ -90,32 +76,32 @@ def decode_attention_flops(model: ModelDescription, context_tokens: float) -> fl
     return sum(
         group.count
         * (
-            group.attention.decode_pair_flops * _within(group.window, context_tokens)
-            + group.attention.index_pair_flops * context_tokens
+            group.attention.decode_pair_flop * group.attention.keys(context_tokens, group.window)
+            + group.attention.index_pair_flop * group.attention.index_keys(context_tokens)
         )
         for group in model.layers
     )
 
 
-def decode_attention_flops_after(
+def decode_attention_flop_after(
     model: ModelDescription, tokens: float, context_tokens: float
 ) -> float:
     """Return the attention FLOPs of one sequence's `tokens` decoded after `context_tokens` others.
 
     The j-th of them attends to context + j keys, itself included: the same pairs as in a prompt.
     """
-    whole = causal_pairs(tokens, context_tokens)
     return sum(
         group.count
         * (
-            group.attention.decode_pair_flops * causal_pairs(tokens, context_tokens, group.window)
-            + group.attention.index_pair_flops * whole
+            group.attention.decode_pair_flop
+            * group.attention.pairs(tokens, context_tokens, group.window)
+            + _index_flop(group.attention, tokens, context_tokens)
         )
         for group in model.layers
     )
 
 
-def prefill_flops(
+def prefill_flop(
     model: ModelDescription,
     new_tokens: float,
     cached_tokens: float = 0.0,
@@ -127,23 +113,30 @@ def prefill_flops(
     that is not the last.
     """
     return (
-        new_tokens * linear_flops_per_token(model)
-        + prefill_attention_flops(model, new_tokens, cached_tokens)
-        + logits * head_flops_per_token(model)
+        new_tokens * linear_flop_per_token(model)
+        + prefill_attention_flop(model, new_tokens, cached_tokens)
+        + logits * head_flop_per_token(model)
     )
 
 
-def decode_flops(model: ModelDescription, tokens: float, context_tokens: float) -> float:
+def decode_flop(model: ModelDescription, tokens: float, context_tokens: float) -> float:
     """Return the FLOPs of decoding `tokens` at a mean context of `context_tokens` each.
 
     With speculative decoding `tokens` are the accepted ones: rejected drafts are work, but not
     useful work.
     """
     return tokens * (
-        linear_flops_per_token(model)
-        + head_flops_per_token(model)
-        + decode_attention_flops(model, context_tokens)
+        linear_flop_per_token(model)
+        + head_flop_per_token(model)
+        + decode_attention_flop(model, context_tokens)
     )
+
+
+def _index_flop(attention: Attention, new_tokens: float, cached_tokens: float) -> float:
+    """FLOPs of the scores that choose keys."""
+    if not attention.index_pair_flop:
+        return 0.0
+    return attention.index_pair_flop * attention.index_pairs(new_tokens, cached_tokens)
 
 
 def _within(window: int | None, tokens: float) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from exporter.inference.models.description import NO_MIXER, RecurrentMixer
+from exporter.inference.models.attention import NO_MIXER, RecurrentMixer
 from exporter.inference.models.families import ModelFamily
 from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields
 
@@ -97,7 +97,7 @@ def _gated_delta(fields: ConfigFields) -> RecurrentMixer:
         + convolved * fields.require("linear_conv_kernel_dim"),
         vectors=2 * value_heads + value_size,
         state_values=state,
-        token_flops=6 * state,
+        token_flop=6 * state,
     )
 
 
@@ -120,7 +120,7 @@ def _kimi_delta(fields: ConfigFields) -> RecurrentMixer:
         + hidden * heads,
         vectors=wide + heads + size,
         state_values=state,
-        token_flops=6 * state,
+        token_flop=6 * state,
     )
 
 
@@ -138,5 +138,5 @@ def _mamba2(fields: ConfigFields) -> RecurrentMixer:
         + convolved * fields.require("conv_kernel"),
         vectors=convolved * fields.flag("use_conv_bias", default=True) + 3 * heads + inner,
         state_values=inner * states,
-        token_flops=4 * inner * states,
+        token_flop=4 * inner * states,
     )

@@ -6,8 +6,7 @@ the MBU numerator of Databricks ("LLM Inference Performance Engineering: Best Pr
 a lower bound of what the memory counters show.
 """
 
-from exporter.inference.models.description import ModelDescription
-from exporter.inference.models.flops import causal_pairs
+from exporter.inference.models.description import Beside, ModelDescription
 from exporter.inference.models.parameters import count_parameters, feed_forward_parameters
 
 
@@ -47,8 +46,10 @@ def weight_bytes_per_pass(
         + counts.dense * weights.dense
         + counts.shared_experts * weights.shared_experts
         + counts.router * weights.other
+        + _beside_bytes(model.beside, model)
     )
     for group in model.layers:
+        total += group.count * _beside_bytes(group.beside, model)
         if group.mixture is not None:
             mixture = group.mixture
             expert = feed_forward_parameters(model, mixture.intermediate_size)
@@ -57,11 +58,24 @@ def weight_bytes_per_pass(
     return total + counts.head * weights.head * with_head
 
 
+def _beside_bytes(beside: Beside, model: ModelDescription) -> float:
+    size = model.weights.other if beside.value_bytes is None else beside.value_bytes
+    return beside.matrices * size
+
+
+def prologue_bytes_per_pass(model: ModelDescription) -> float:
+    """Return the bytes of weights that a pass reads when a prompt begins in it (an encoder's)."""
+    return model.prologue.matrices * model.weights.dense if model.prologue else 0.0
+
+
 def stored_weight_bytes(model: ModelDescription) -> float:
     """Return the bytes of all stored weights: what the model occupies, without any cache."""
     counts = count_parameters(model)
     weights = model.weights
-    other = counts.embedding + counts.router + counts.vectors
+    other = counts.embedding + counts.looked_up + counts.router + counts.vectors + counts.prologue
+    beside = _beside_bytes(model.beside, model) + sum(
+        group.count * _beside_bytes(group.beside, model) for group in model.layers
+    )
     head = 0 if model.tied_embeddings else counts.head
     return (
         counts.attention * weights.attention
@@ -70,6 +84,7 @@ def stored_weight_bytes(model: ModelDescription) -> float:
         + counts.shared_experts * weights.shared_experts
         + head * weights.head
         + other * weights.other
+        + beside
     )
 
 
@@ -83,8 +98,8 @@ def cache_bytes_per_token(model: ModelDescription, tensor_parallel: int = 1) -> 
         group.count
         * group.attention.cache_copies(tensor_parallel)
         * (
-            group.attention.cached_values * model.cache_value_bytes
-            + group.attention.index_cache_bytes
+            group.attention.written_values * model.cache_value_bytes
+            + group.attention.index_cache_bytes * group.attention.index_keys_per_token
         )
         for group in model.layers
     )
@@ -101,16 +116,15 @@ def cache_bytes_read(
     """
     total = 0.0
     for group in model.layers:
-        tokens = context_tokens if group.window is None else min(context_tokens, group.window)
-        copies = group.attention.cache_copies(tensor_parallel)
-        values = group.attention.cached_values * tokens * model.cache_value_bytes
-        index = group.attention.index_cache_bytes * context_tokens
+        attention = group.attention
+        tokens = attention.keys(context_tokens, group.window)
+        copies = attention.cache_copies(tensor_parallel)
+        values = attention.cached_values * tokens * model.cache_value_bytes
+        index = attention.index_cache_bytes * attention.index_keys(context_tokens)
         # A state that an earlier pass left is read and written back.
-        state = (
-            2 * group.attention.state_values * model.state_value_bytes if context_tokens else 0.0
-        )
+        state = 2 * attention.state_values * model.state_value_bytes if context_tokens else 0.0
         total += group.count * (copies * (values + index) + state)
-    return total
+    return total + (_prologue_read(model) if context_tokens else 0.0)
 
 
 def cache_bytes_read_by(
@@ -120,13 +134,25 @@ def cache_bytes_read_by(
 
     Each token is a pass of its own and reads what it attends to, itself included.
     """
-    whole = causal_pairs(tokens, context_tokens)
     total = 0.0
     for group in model.layers:
-        copies = group.attention.cache_copies(tensor_parallel)
-        pairs = causal_pairs(tokens, context_tokens, group.window)
-        values = group.attention.cached_values * pairs * model.cache_value_bytes
-        state = 2 * group.attention.state_values * model.state_value_bytes * tokens
-        index = group.attention.index_cache_bytes * whole
+        attention = group.attention
+        copies = attention.cache_copies(tensor_parallel)
+        pairs = attention.pairs(tokens, context_tokens, group.window)
+        values = attention.cached_values * pairs * model.cache_value_bytes
+        state = 2 * attention.state_values * model.state_value_bytes * tokens
+        index = 0.0
+        if attention.index_cache_bytes:
+            scored = attention.index_pairs(tokens, context_tokens)
+            index = attention.index_cache_bytes * scored
         total += group.count * (copies * (values + index) + state)
-    return total
+    return total + _prologue_read(model) * tokens
+
+
+def prologue_bytes_written(model: ModelDescription) -> float:
+    """Return the bytes that a prompt's prologue leaves in the cache, read by every later pass."""
+    return _prologue_read(model)
+
+
+def _prologue_read(model: ModelDescription) -> float:
+    return model.prologue.cached_values * model.cache_value_bytes if model.prologue else 0.0

@@ -21,33 +21,41 @@ class ParameterCounts:
     vectors: int  # norms and biases
     idle_expert_vectors: int  # biases of the experts that a token is not routed to
     tied_embeddings: bool
+    beside: int = 0  # matrices beside attention and feed-forward parts
+    looked_up: int = 0  # tables of which a token reads a row, beside the embedding
+    # Stored, and met by no token of the decoder: an encoder, whose work is counted per prompt.
+    prologue: int = 0
 
     @property
     def total(self) -> int:
         """All stored parameters."""
         stored_head = 0 if self.tied_embeddings else self.head
-        return self.embedding + self._body(self.experts) + stored_head
+        tables = self.embedding + self.looked_up
+        return tables + self._body(self.experts) + stored_head + self.prologue
 
     @property
     def active(self) -> int:
         """Parameters that one token uses: all but the experts it is not routed to."""
-        return self.total - self.experts + self.active_experts - self.idle_expert_vectors
+        idle = self.experts - self.active_experts + self.idle_expert_vectors
+        return self.total - idle - self.prologue
 
     @property
     def active_without_embedding(self) -> int:
         """As `active`, without the input embedding, which is looked up and not multiplied."""
         stored_embedding = 0 if self.tied_embeddings else self.embedding
-        return self.active - stored_embedding
+        return self.active - stored_embedding - self.looked_up
 
     @property
     def matrices_per_token(self) -> int:
         """Parameters that one token is multiplied with, without the output head."""
-        return self.attention + self.dense + self.active_experts + self.shared_experts + self.router
+        return self._matrices(self.active_experts)
 
     def _body(self, experts: int) -> int:
-        return (
-            self.attention + self.dense + experts + self.shared_experts + self.router + self.vectors
-        )
+        return self._matrices(experts) + self.vectors
+
+    def _matrices(self, experts: int) -> int:
+        parts = self.attention + self.dense + self.shared_experts + self.router + self.beside
+        return parts + experts
 
 
 @lru_cache(maxsize=256)
@@ -59,8 +67,10 @@ def count_parameters(model: ModelDescription) -> ParameterCounts:
     """
     hidden = model.hidden_size
     table = model.vocabulary_size * hidden
-    attention = dense = experts = active = shared = router = vectors = idle_vectors = 0
+    attention = dense = experts = active = shared = router = idle_vectors = 0
+    beside, vectors = model.beside.matrices, model.beside.vectors
     for group in model.layers:
+        beside += group.count * group.beside.matrices
         attention += group.count * group.attention.matrix_parameters(hidden)
         dense += group.count * feed_forward_parameters(model, group.intermediate_size)
         vectors += group.count * _layer_vectors(model, group)
@@ -71,7 +81,9 @@ def count_parameters(model: ModelDescription) -> ParameterCounts:
         experts += group.count * mixture.experts * expert
         active += group.count * mixture.active_experts * expert
         shared += group.count * feed_forward_parameters(model, mixture.shared_intermediate_size)
-        router += group.count * hidden * (mixture.experts + mixture.shared_gate)
+        router += (
+            group.count * hidden * (mixture.experts + mixture.zero_experts + mixture.shared_gate)
+        )
         if mixture.expert_bias:
             idle = mixture.experts - mixture.active_experts
             idle_vectors += (
@@ -91,6 +103,9 @@ def count_parameters(model: ModelDescription) -> ParameterCounts:
         vectors=vectors + final_norm,
         idle_expert_vectors=idle_vectors,
         tied_embeddings=model.tied_embeddings,
+        beside=beside,
+        looked_up=model.looked_up,
+        prologue=model.prologue.matrices + model.prologue.vectors if model.prologue else 0,
     )
 
 
@@ -103,7 +118,7 @@ def _layer_vectors(model: ModelDescription, group: LayerGroup) -> int:
     """Norms and biases of one layer."""
     hidden = model.hidden_size
     norms = model.norms_per_layer * hidden * (1 + model.norm_bias)
-    vectors = norms + group.attention.vector_parameters(hidden)
+    vectors = norms + group.attention.vector_parameters(hidden) + group.beside.vectors
     if model.feed_forward_bias and group.intermediate_size:
         vectors += _feed_forward_bias(model, group.intermediate_size)
     if group.mixture is not None:
@@ -111,7 +126,7 @@ def _layer_vectors(model: ModelDescription, group: LayerGroup) -> int:
         if mixture.expert_bias:
             vectors += mixture.experts * _feed_forward_bias(model, mixture.intermediate_size)
         if mixture.router_bias:
-            vectors += mixture.experts
+            vectors += mixture.experts + mixture.zero_experts
     return vectors
 
 

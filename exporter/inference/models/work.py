@@ -5,15 +5,17 @@ from dataclasses import dataclass
 
 from exporter.inference.models.description import ModelDescription
 from exporter.inference.models.flops import (
-    decode_attention_flops_after,
-    head_flops_per_token,
-    linear_flops_per_token,
-    prefill_attention_flops,
+    decode_attention_flop_after,
+    head_flop_per_token,
+    linear_flop_per_token,
+    prefill_attention_flop,
 )
 from exporter.inference.models.memory import (
     cache_bytes_per_token,
     cache_bytes_read,
     cache_bytes_read_by,
+    prologue_bytes_per_pass,
+    prologue_bytes_written,
     weight_bytes_per_pass,
 )
 
@@ -65,20 +67,20 @@ class Cost:
     May be negative in a window that takes back an estimate; sums over windows are what counts.
     """
 
-    prefill_flops: float = 0.0
-    decode_flops: float = 0.0
+    prefill_flop: float = 0.0
+    decode_flop: float = 0.0
     dram_bytes: float = 0.0
 
     @property
-    def flops(self) -> float:
+    def flop(self) -> float:
         """FLOPs of both phases."""
-        return self.prefill_flops + self.decode_flops
+        return self.prefill_flop + self.decode_flop
 
     def __add__(self, other: "Cost") -> "Cost":
         """Both together."""
         return Cost(
-            self.prefill_flops + other.prefill_flops,
-            self.decode_flops + other.decode_flops,
+            self.prefill_flop + other.prefill_flop,
+            self.decode_flop + other.decode_flop,
             self.dram_bytes + other.dram_bytes,
         )
 
@@ -90,8 +92,8 @@ def cost_of(model: ModelDescription, work: Work, tensor_parallel: int = 1) -> Co
     prefill's, and one token per prompt needs no decode pass.
     """
     return Cost(
-        prefill_flops=_prefill_flops(model, work),
-        decode_flops=_decode_flops(model, work),
+        prefill_flop=_prefill_flop(model, work),
+        decode_flop=_decode_flop(model, work),
         dram_bytes=_weight_bytes(model, work) + _cache_bytes(model, work, tensor_parallel),
     )
 
@@ -106,25 +108,29 @@ def chunk_count(new_tokens: float, chunk_tokens: float) -> float:
     return float(-(-new_tokens // chunk_tokens)) if new_tokens > 0 else 0.0
 
 
-def _prefill_flops(model: ModelDescription, work: Work) -> float:
-    # An encoder answers with no token: there are no logits then.
-    logits = work.first_tokens
-    if logits is None or logits == work.prompts:
-        logits = min(work.prompts, work.decode_tokens)
+def _first_tokens(work: Work) -> float:
+    """Prompts whose last position was computed. An encoder answers with no token: none then."""
+    if work.first_tokens is None or work.first_tokens == work.prompts:
+        return min(work.prompts, work.decode_tokens)
+    return work.first_tokens
+
+
+def _prefill_flop(model: ModelDescription, work: Work) -> float:
+    begun = model.prologue.flop if model.prologue else 0
     return (
-        work.prefill_tokens * linear_flops_per_token(model)
-        + logits * head_flops_per_token(model)
+        work.prefill_tokens * linear_flop_per_token(model)
+        + _first_tokens(work) * (head_flop_per_token(model) + begun)
         + sum(
-            stretch.weight * prefill_attention_flops(model, stretch.new, stretch.cached)
+            stretch.weight * prefill_attention_flop(model, stretch.new, stretch.cached)
             for stretch in work.prefills
         )
     )
 
 
-def _decode_flops(model: ModelDescription, work: Work) -> float:
-    per_token = linear_flops_per_token(model) + head_flops_per_token(model)
+def _decode_flop(model: ModelDescription, work: Work) -> float:
+    per_token = linear_flop_per_token(model) + head_flop_per_token(model)
     return decoded_tokens(work) * per_token + sum(
-        stretch.weight * decode_attention_flops_after(model, stretch.new, stretch.cached)
+        stretch.weight * decode_attention_flop_after(model, stretch.new, stretch.cached)
         for stretch in work.decodes
     )
 
@@ -134,7 +140,9 @@ def _weight_bytes(model: ModelDescription, work: Work) -> float:
     verified = decoded_tokens(work) + work.rejected_tokens
     # Embeddings are made without the output head.
     head = work.decode_tokens > 0 or not work.prompts
-    prefill = _passes(model, work.prefill_passes or 0.0, work.prefill_tokens, work.ranks, head=head)
+    passes = work.prefill_passes or 0.0
+    prefill = _passes(model, passes, work.prefill_tokens, work.ranks, head=head)
+    prefill += passes * prologue_bytes_per_pass(model)
     return prefill + _passes(model, work.decode_passes or 0.0, verified, work.ranks, head=True)
 
 
@@ -161,7 +169,8 @@ def _cache_bytes(model: ModelDescription, work: Work, tensor_parallel: int) -> f
         weight * cache_bytes_read(model, context, tensor_parallel)
         for weight, context in _chunk_contexts(work.prefills, work.chunk_tokens)
     )
-    return written * cache_bytes_per_token(model, tensor_parallel) + reads
+    begun = _first_tokens(work) * prologue_bytes_written(model)
+    return written * cache_bytes_per_token(model, tensor_parallel) + begun + reads
 
 
 def _chunk_contexts(

@@ -41,7 +41,7 @@ class TestVllm:
         assert (model.finished.requests, model.finished.prompt_tokens) == (10, 1000)
         assert (model.running_requests, model.waiting_requests) == (8, 2)
         assert (model.cache_usage_ratio, model.cache_used_tokens) == (0.25, 4000)
-        assert model.engine_flops == 1e6
+        assert model.engine_flop == 1e6
         assert model.cache_data_type == "auto"
 
     def test_version_0_8(self):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from exporter.inference.lengths import LengthModel
-from exporter.inference.models.flops import decode_attention_flops_after, prefill_attention_flops
+from exporter.inference.models.flops import decode_attention_flop_after, prefill_attention_flop
 from exporter.inference.passes import true_passes
 from exporter.inference.progress import Progress, Server
 from exporter.inference.reading import Buckets, Finished, InFlight, ModelReading
@@ -24,8 +24,8 @@ def reading(**said):
 def attention(work):
     """Attention FLOPs of prompts and answers."""
     return (
-        sum(s.weight * prefill_attention_flops(TINY, s.new, s.cached) for s in work.prefills),
-        sum(s.weight * decode_attention_flops_after(TINY, s.new, s.cached) for s in work.decodes),
+        sum(s.weight * prefill_attention_flop(TINY, s.new, s.cached) for s in work.prefills),
+        sum(s.weight * decode_attention_flop_after(TINY, s.new, s.cached) for s in work.decodes),
     )
 
 

@@ -69,8 +69,8 @@ class TestVllm:
 
         prefill, decode, dram_bytes = requests(16, 100, 200, passes)
         assert (books.prefill_tokens, books.decode_tokens) == (1600, 3200)
-        assert books.cost.prefill_flops == pytest.approx(prefill, rel=1e-3)
-        assert books.cost.decode_flops == pytest.approx(decode, rel=1e-3)
+        assert books.cost.prefill_flop == pytest.approx(prefill, rel=1e-3)
+        assert books.cost.decode_flop == pytest.approx(decode, rel=1e-3)
         assert books.cost.dram_bytes == pytest.approx(dram_bytes, rel=0.01)
 
     def test_speculation(self):
@@ -85,7 +85,7 @@ class TestVllm:
         assert (books.prefill_tokens, books.decode_tokens) == (320, 250)
         assert books.rejected_tokens == 72
         prefill, _decode, _bytes = requests(2, 160, 125, 84)
-        assert books.cost.prefill_flops == pytest.approx(prefill, rel=0.01)
+        assert books.cost.prefill_flop == pytest.approx(prefill, rel=0.01)
 
     def test_embeddings(self):
         """10 texts of 200 tokens and no answer: no logits, no decoding."""
@@ -98,8 +98,8 @@ class TestVllm:
 
         assert (books.prefill_tokens, books.decode_tokens) == (2000, 0)
         right = 2000 * LINEAR + 10 * 200 * 201 // 2 * PAIR
-        assert books.cost.prefill_flops == pytest.approx(right, rel=0.01)
-        assert books.cost.decode_flops == 0
+        assert books.cost.prefill_flop == pytest.approx(right, rel=0.01)
+        assert books.cost.decode_flop == 0
 
     def test_an_aborted_request(self):
         """One prompt of 200 tokens never ended; nothing runs: nothing is under way."""
@@ -120,7 +120,7 @@ class TestVllm:
         replay = Replay()
         (books,) = replay.scrape("vllm-0.32.0-cpu-idle")
 
-        assert books.reading.engine_flops is None
+        assert books.reading.engine_flop is None
 
     def test_behind_ray(self):
         """The sums of its histograms are made of midpoints: counters are read, lengths are not."""
@@ -157,7 +157,7 @@ class TestSglang:
 
         assert (books.prefill_tokens, books.external_tokens) == (0, 1000)
         assert books.reading.role == "decode"
-        assert books.cost.prefill_flops == 4 * LOGITS
+        assert books.cost.prefill_flop == 4 * LOGITS
 
     def test_retracted_requests_are_computed_once(self):
         """The effective counter leaves out what is computed again, and wins once it counts."""

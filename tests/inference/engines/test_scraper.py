@@ -74,7 +74,7 @@ class TestStates:
         assert (model.computed_tokens, model.cached_tokens) == (800, 400)
         assert (model.generated_tokens, model.prompts, model.observed_passes) == (100, 4, 30)
         assert (model.finished.requests, model.finished.prompt_tokens) == (4, 1200)
-        assert model.engine_flops == 2e6
+        assert model.engine_flop == 2e6
 
     def test_a_restarted_engine(self):
         """The new process's counts are new, even those that already passed the old ones."""

@@ -1,7 +1,7 @@
 """Small models whose FLOPs and bytes can be worked out on paper."""
 
+from exporter.inference.models.attention import GroupedAttention
 from exporter.inference.models.description import (
-    GroupedAttention,
     LayerGroup,
     MixtureOfExperts,
     ModelDescription,

@@ -6,7 +6,7 @@ from benchmarks.model_parameters import BOUND, rows
 from exporter.inference.models.config import describe
 from exporter.inference.models.errors import UnknownArchitectureError
 from exporter.inference.models.families import FAMILIES
-from exporter.inference.models.flops import linear_flops_per_token, prefill_attention_flops
+from exporter.inference.models.flops import linear_flop_per_token, prefill_attention_flop
 from exporter.inference.models.memory import cache_bytes_per_token, cache_bytes_read_by
 from exporter.inference.models.parameters import count_parameters
 
@@ -57,11 +57,11 @@ class TestHybrid:
 
     def test_work_per_token(self):
         """2·(256 + 248 + 2·384) for the matrices, 6·12 on the state."""
-        assert linear_flops_per_token(describe(HYBRID)) == 2 * (256 + 248 + 768) + 72
+        assert linear_flop_per_token(describe(HYBRID)) == 2 * (256 + 248 + 768) + 72
 
     def test_only_attention_looks_back(self):
         """10 pairs of a prompt of 4 tokens, 4·2·4 FLOPs each, in one layer."""
-        assert prefill_attention_flops(describe(HYBRID), 4) == 10 * 32
+        assert prefill_attention_flop(describe(HYBRID), 4) == 10 * 32
 
     def test_only_attention_caches(self):
         """2·4 numbers a token; the state is read and written once a token instead."""
@@ -118,7 +118,7 @@ class TestNemotronH:
         # Mamba-2: 8·(16 + 6 + 2) + 8·8 + 14·4 = 312; attention 8·(16 + 8) = 192.
         assert (counts.attention, counts.dense) == (2 * 312 + 192, 2 * 8 * 16)
         # Two states of 24 numbers, 4 FLOPs each.
-        assert linear_flops_per_token(model) == 2 * (2 * 312 + 192 + 256) + 2 * 96
+        assert linear_flop_per_token(model) == 2 * (2 * 312 + 192 + 256) + 2 * 96
 
 
 class TestEncoders:
@@ -136,5 +136,5 @@ class TestEncoders:
 
         model = describe(config)
 
-        assert prefill_attention_flops(model, 4) == 16 * 4 * 8
+        assert prefill_attention_flop(model, 4) == 16 * 4 * 8
         assert count_parameters(model).head == 0

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import FlopwatchError
+from exporter.inference.models.attention import GroupedAttention, LatentAttention
 from exporter.inference.models.config import describe, load_description
-from exporter.inference.models.description import GroupedAttention, LatentAttention
 from exporter.inference.models.errors import ModelDescriptionError, UnknownArchitectureError
 from exporter.inference.models.memory import stored_weight_bytes
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from exporter.inference.models.config import describe
 from exporter.inference.models.errors import UnknownArchitectureError
 from exporter.inference.models.families import FAMILIES
-from exporter.inference.models.flops import decode_flops, prefill_flops
+from exporter.inference.models.flops import decode_flop, prefill_flop
 from exporter.inference.models.memory import stored_weight_bytes, weight_bytes_per_pass
 from exporter.inference.models.parameters import count_parameters
 
@@ -73,7 +73,7 @@ def test_described_or_refused(base, changes, model_type, quantized):
 
     counts = count_parameters(model)
     assert 0 < counts.active <= counts.total
-    assert prefill_flops(model, 10, 5) > 0
-    assert decode_flops(model, 10, 100) > 0
+    assert prefill_flop(model, 10, 5) > 0
+    assert decode_flop(model, 10, 100) > 0
     assert weight_bytes_per_pass(model, 3, with_head=False) > 0
     assert stored_weight_bytes(model) > 0

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.inference.models.attention import GroupedAttention
 from exporter.inference.models.config import load_description
-from exporter.inference.models.description import GroupedAttention, LayerGroup, ModelDescription
+from exporter.inference.models.description import LayerGroup, ModelDescription
 from exporter.inference.models.flops import (
-    causal_pairs,
-    decode_attention_flops,
-    decode_flops,
-    head_flops_per_token,
-    linear_flops_per_token,
-    prefill_attention_flops,
-    prefill_flops,
+    decode_attention_flop,
+    decode_flop,
+    head_flop_per_token,
+    linear_flop_per_token,
+    prefill_attention_flop,
+    prefill_flop,
 )
 from exporter.inference.models.memory import (
     cache_bytes_per_token,
@@ -24,6 +24,7 @@ from exporter.inference.models.memory import (
     stored_weight_bytes,
     weight_bytes_per_pass,
 )
+from exporter.inference.models.pairs import causal_pairs
 from tests.inference.models.shapes import MIXTURE, TINY, WINDOWED
 
 
@@ -69,24 +70,24 @@ class TestCausalPairs:
 class TestByHand:
     def test_prefill(self):
         """3 tokens: 3·2·1152 linear, 6 pairs · 2 layers · 4·2·4, logits 2·8·10: 7456."""
-        assert prefill_flops(TINY, 3) == 6912 + 384 + 160
+        assert prefill_flop(TINY, 3) == 6912 + 384 + 160
 
     def test_prefill_after_a_prefix_cache_hit(self):
         """2 tokens after 3 cached: 2·2304 + 9·64 + 160; the cached ones are no work."""
-        assert prefill_flops(TINY, 2, 3) == 4608 + 576 + 160
+        assert prefill_flop(TINY, 2, 3) == 4608 + 576 + 160
 
     def test_decode(self):
         """One token at context 5: 2304 + 160 + 5·64 = 2784; ten cost ten times that."""
-        assert decode_flops(TINY, 1, 5) == 2784
-        assert decode_flops(TINY, 10, 5) == 27840
+        assert decode_flop(TINY, 1, 5) == 2784
+        assert decode_flop(TINY, 10, 5) == 27840
 
     def test_windowed_decode(self):
         """At context 10 the full layer sees 10 keys, the windowed one 4: 14·32."""
-        assert decode_attention_flops(WINDOWED, 10) == 448
+        assert decode_attention_flop(WINDOWED, 10) == 448
 
     def test_experts(self):
         """192 + 2 of 4 experts (240) + router 32 = 464 multiply-adds a token."""
-        assert linear_flops_per_token(MIXTURE) == 928
+        assert linear_flop_per_token(MIXTURE) == 928
 
     def test_sparse_attention(self):
         """DeepSeek-V3.2 at 10 000 tokens: 2048 keys attended, all of them scored by 64 heads."""
@@ -94,15 +95,13 @@ class TestByHand:
         attended = 2 * 128 * (2 * 512 + 64) * 2048
         scored = (2 * 64 * 128 + 2 * 64) * 10_000
 
-        assert decode_attention_flops(SPARSE, 10_000) == layers * (attended + scored)
+        assert decode_attention_flop(SPARSE, 10_000) == layers * (attended + scored)
 
     def test_sparse_attention_below_its_choice_adds_only_the_scores(self):
         """At 1000 tokens there is nothing to choose from."""
         scores = 61 * (2 * 64 * 128 + 2 * 64) * 1000
 
-        assert decode_attention_flops(SPARSE, 1000) == scores + decode_attention_flops(
-            DEEPSEEK, 1000
-        )
+        assert decode_attention_flop(SPARSE, 1000) == scores + decode_attention_flop(DEEPSEEK, 1000)
 
 
 class TestBytesByHand:
@@ -162,7 +161,7 @@ class TestAgainstVllm:
         feed_forward = 2 * 4096 * 3 * 14336 * 32
         unembed = 2 * 4096 * 128256
 
-        assert decode_flops(LLAMA, 1, 1024) == (
+        assert decode_flop(LLAMA, 1, 1024) == (
             qkv + scores_and_values + out + feed_forward + unembed
         )
 
@@ -170,7 +169,7 @@ class TestAgainstVllm:
         """vLLM charges n² pairs for a fresh prompt, we n(n+1)/2: the causal mask."""
         vllm = 2 * (2 * 32 * 2048 * 2048 * 128 * 32)
 
-        assert prefill_attention_flops(LLAMA, 2048) == vllm * 2049 / 4096
+        assert prefill_attention_flop(LLAMA, 2048) == vllm * 2049 / 4096
 
     def test_latent_projections(self):
         """DeepSeek-V3: q_a, q_b, kv_a, kv_b and out, 2·T·rows·columns each."""
@@ -182,11 +181,11 @@ class TestAgainstVllm:
 
     def test_expanded_latent_pairs(self):
         """Prefill: per pair and head 192 for the scores and 128 for the values, twice."""
-        assert DEEPSEEK.layers[0].attention.prefill_pair_flops == 2 * 128 * (192 + 128)
+        assert DEEPSEEK.layers[0].attention.prefill_pair_flop == 2 * 128 * (192 + 128)
 
     def test_absorbed_latent_pairs(self):
         """Decode: scores over 512 + 64, values over 512, where vLLM's formula stays expanded."""
-        assert DEEPSEEK.layers[0].attention.decode_pair_flops == 2 * 128 * (576 + 512)
+        assert DEEPSEEK.layers[0].attention.decode_pair_flop == 2 * 128 * (576 + 512)
 
     def test_cache_writes(self):
         """vLLM's own test: 100 tokens of 128 heads of 128, one layer, bf16: 6 553 600 bytes."""
@@ -201,7 +200,7 @@ class TestAgainstVllm:
         layers = (LayerGroup(2, attention, None, 1), LayerGroup(2, attention, 1024, 1))
         model = ModelDescription("hybrid", 2048, 1, layers)
 
-        assert decode_attention_flops(model, 4096) == 4 * 16 * 128 * 10_240
+        assert decode_attention_flop(model, 4096) == 4 * 16 * 128 * 10_240
 
     @given(count=st.integers(1, 4096))
     def test_experts_touched_never_exceed_vllms_bound(self, count):
@@ -216,21 +215,21 @@ class TestProperties:
     @given(new=tokens, cached=st.integers(0, 5000))
     def test_more_cache_never_makes_a_prompt_dearer(self, new, cached):
         """Of a prompt of fixed length, the more is cached the less is computed."""
-        whole = prefill_flops(LLAMA, new + cached, 0)
+        whole = prefill_flop(LLAMA, new + cached, 0)
 
-        assert prefill_flops(LLAMA, new, cached) <= whole
+        assert prefill_flop(LLAMA, new, cached) <= whole
 
     @given(count=tokens, first=tokens, second=tokens)
     def test_decode_grows_with_context(self, count, first, second):
         """Attention is paid per key."""
         low, high = sorted((first, second))
 
-        assert decode_flops(LLAMA, count, low) <= decode_flops(LLAMA, count, high)
+        assert decode_flop(LLAMA, count, low) <= decode_flop(LLAMA, count, high)
 
     @given(length=st.integers(1, 300), cached=st.integers(0, 300))
     def test_one_by_one_costs_what_a_prefill_costs(self, length, cached):
         """Decoding tokens at growing context needs the FLOPs of prefilling them, logits apart."""
-        decoded = sum(decode_flops(TINY, 1, cached + token) for token in range(1, length + 1))
-        logits = (length - 1) * head_flops_per_token(TINY)
+        decoded = sum(decode_flop(TINY, 1, cached + token) for token in range(1, length + 1))
+        logits = (length - 1) * head_flop_per_token(TINY)
 
-        assert decoded - logits == prefill_flops(TINY, length, cached)
+        assert decoded - logits == prefill_flop(TINY, length, cached)

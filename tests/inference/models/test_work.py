@@ -28,13 +28,13 @@ WORK = Work(
 
 
 class TestByHand:
-    def test_prefill_flops(self):
+    def test_prefill_flop(self):
         """8·2304 linear, 2 prompts of (4 new after 2 cached: 18 pairs)·64, 2·160 for logits."""
-        assert cost_of(TINY, WORK).prefill_flops == 18432 + 2 * 18 * 64 + 320
+        assert cost_of(TINY, WORK).prefill_flop == 18432 + 2 * 18 * 64 + 320
 
-    def test_decode_flops(self):
+    def test_decode_flop(self):
         """8 tokens of 2304 + 160; each answer attends to 7 + 8 + 9 + 10 = 34 keys."""
-        assert cost_of(TINY, WORK).decode_flops == 8 * (2304 + 160) + 2 * 34 * 64
+        assert cost_of(TINY, WORK).decode_flop == 8 * (2304 + 160) + 2 * 34 * 64
 
     def test_bytes(self):
         """6 passes of 2464; 16 tokens written of 32; 2·34 read; 2 prefixes of 2."""
@@ -44,7 +44,7 @@ class TestByHand:
         """One full layer (32 FLOPs a pair) and one of 4 keys: 34 and 16 pairs; each half the cache."""
         cost = cost_of(WINDOWED, dataclasses.replace(WORK, prefills=()))
 
-        assert cost.decode_flops == 8 * (2304 + 160) + 2 * (34 + 16) * 32
+        assert cost.decode_flop == 8 * (2304 + 160) + 2 * (34 + 16) * 32
         assert cost.dram_bytes == 6 * 2464 + 16 * 32 + 2 * (34 + 16) * 16
 
     def test_speculation_reads_the_cache_once_for_several_tokens(self):
@@ -53,7 +53,7 @@ class TestByHand:
 
         cost = cost_of(TINY, work)
 
-        assert cost.decode_flops == cost_of(TINY, WORK).decode_flops
+        assert cost.decode_flop == cost_of(TINY, WORK).decode_flop
         assert cost.dram_bytes == 6 * 2464 + (20 + 34 + 4) * 32
 
     def test_chunks_read_what_the_chunks_before_them_wrote(self):
@@ -66,7 +66,7 @@ class TestByHand:
         """No token was generated: the head is not multiplied."""
         work = Work(prefill_tokens=4, prompts=1, prefills=(Stretch(1, 0, 4),))
 
-        assert cost_of(TINY, work).prefill_flops == 4 * 2304 + 10 * 64
+        assert cost_of(TINY, work).prefill_flop == 4 * 2304 + 10 * 64
 
     def test_ranks_share_the_experts(self):
         """Two ranks of a pass each, a token each: the experts of two tokens, read once for both."""
@@ -82,7 +82,7 @@ class TestByHand:
         """What an estimate had too much is negative in a later window."""
         half = Stretch(-1, 6, 4)
 
-        assert cost_of(TINY, Work(decodes=(half,))).decode_flops == -34 * 64
+        assert cost_of(TINY, Work(decodes=(half,))).decode_flop == -34 * 64
 
     def test_an_idle_window_costs_nothing(self):
         """No tokens, no FLOPs, no bytes."""
@@ -103,8 +103,8 @@ class TestProperties:
             pieces.append(Stretch(1, before, new))
             before += new
 
-        one = cost_of(LLAMA, Work(prefills=(Stretch(1, 0, whole),))).prefill_flops
-        many = cost_of(LLAMA, Work(prefills=tuple(pieces))).prefill_flops
+        one = cost_of(LLAMA, Work(prefills=(Stretch(1, 0, whole),))).prefill_flop
+        many = cost_of(LLAMA, Work(prefills=tuple(pieces))).prefill_flop
 
         assert many == pytest.approx(one)
 
@@ -118,7 +118,7 @@ class TestProperties:
         """Whatever counters an engine shows, nothing runs backwards."""
         cost = cost_of(LLAMA, Work(computed, generated, prompts, decode_passes=passes))
 
-        assert min(cost.prefill_flops, cost.decode_flops, cost.dram_bytes) >= 0
+        assert min(cost.prefill_flop, cost.decode_flop, cost.dram_bytes) >= 0
 
 
 class TestLocate:

@@ -1,0 +1,432 @@
+"""The mixers of a layer: what each kind of attention multiplies, caches and reads.
+
+Every kind answers the same questions: its parameters, the FLOPs of one query-key pair, which keys
+a query sees, and how many numbers the cache holds for a token.
+"""
+
+from dataclasses import dataclass
+
+from exporter.inference.models.pairs import block_pairs, causal_pairs, compressed_pairs
+
+
+class _Causal:
+    """What holds unless a kind says otherwise: every key within the window, and nothing chosen."""
+
+    __slots__ = ()
+
+    # FLOPs of the score that chooses keys, for one query and one key that may be chosen.
+    index_pair_flop = 0
+    # Bytes of one cached index key, and how many of them each token adds.
+    index_cache_bytes = 0
+    index_keys_per_token = 1.0
+    # FLOPs of a token whatever its context, beside those of the parameters.
+    token_flop = 0
+    # Numbers carried from token to token in place of a cache.
+    state_values = 0
+
+    def pairs(self, new: float, cached: float, window: int | None) -> float:
+        """Query-key pairs of `new` tokens after `cached` ones."""
+        return causal_pairs(new, cached, window)
+
+    def index_pairs(self, new: float, cached: float) -> float:
+        """Pairs that are scored to choose among."""
+        return causal_pairs(new, cached)
+
+    def keys(self, context: float, window: int | None) -> float:
+        """Keys that one token sees at a context of so many tokens, itself included."""
+        return context if window is None else min(context, window)
+
+    def index_keys(self, context: float) -> float:
+        """Index keys that one token is scored against."""
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class Indexer:
+    """Chooses the keys that a query attends to, by a cheap score of all of them.
+
+    Source: DeepSeek-AI, "DeepSeek-V3.2" (technical report, 2025), DeepSeek Sparse Attention.
+    """
+
+    heads: int
+    head_size: int
+
+    def matrix_parameters(self, hidden_size: int, query_rank: int) -> int:
+        """Parameters of the index query, the index key and the weights of the heads."""
+        query = query_rank * self.heads * self.head_size
+        return query + hidden_size * (self.head_size + self.heads)
+
+    @property
+    def pair_flop(self) -> int:
+        """FLOPs for the score of one query and key: a dot product per head, and their sum."""
+        return 2 * self.heads * self.head_size + 2 * self.heads
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of one cached index key: fp8 with a 32-bit scale per 128 numbers."""
+        return self.head_size + 4 * (self.head_size // 128)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSelector:
+    """Chooses blocks of keys by the best score in each, one choice per key-value head (MiniMax-M3).
+
+    `blocks` includes the block of the query itself, which is always seen.
+    """
+
+    heads: int
+    head_size: int
+    block_tokens: int
+    blocks: int
+
+    def matrix_parameters(self, hidden_size: int) -> int:
+        """Parameters of the index queries and the one index key."""
+        return hidden_size * (self.heads + 1) * self.head_size
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedAttention(_Causal):
+    """Multi-head attention with grouped keys and values (GQA; MQA with one group, MHA with all).
+
+    Source: Ainslie et al., "GQA", arXiv 2305.13245.
+    """
+
+    query_heads: int
+    key_value_heads: int
+    head_size: int
+    query_key_value_bias: bool = False
+    output_bias: bool = False
+    # Size of the RMS norms over queries and keys, both together; 0 without them.
+    query_key_norm_size: int = 0
+    # One learned logit per head (attention sinks, as in GPT-OSS).
+    sinks: bool = False
+    # The output is gated by another projection of the input: as wide as the output (Qwen3-Next),
+    # or one number a head (Step 3.5).
+    gated_output: bool = False
+    head_gate: bool = False
+    # Size of a value where it is not that of a key (MiMo-V2); 0: the same.
+    value_head_size: int = 0
+    # Values are projected apart from keys; Gemma 4 takes the keys' projection for both.
+    value_projection: bool = True
+    # Keys and values are another layer's: none are projected and none cached (Gemma 3n).
+    shared_cache: bool = False
+    selector: BlockSelector | None = None
+
+    @property
+    def _value_size(self) -> int:
+        return self.value_head_size or self.head_size
+
+    def matrix_parameters(self, hidden_size: int) -> int:
+        """Parameters of the projections: query, key, value, output, gates and index."""
+        query = self.query_heads * self.head_size
+        output = self.query_heads * self._value_size
+        keys_and_values = self.key_value_heads * (
+            self.head_size + self._value_size * self.value_projection
+        )
+        sizes = (
+            query
+            + output * (1 + self.gated_output)
+            + self.query_heads * self.head_gate
+            + keys_and_values * (not self.shared_cache)
+        )
+        index = self.selector.matrix_parameters(hidden_size) if self.selector else 0
+        return hidden_size * sizes + index
+
+    def vector_parameters(self, hidden_size: int) -> int:
+        """Parameters of biases and norms, which do no matrix work."""
+        query_size = self.query_heads * self.head_size
+        bias = query_size + self.key_value_heads * (self.head_size + self._value_size)
+        return (
+            self.query_key_value_bias * bias
+            + self.output_bias * hidden_size
+            + self.query_key_norm_size
+            + self.sinks * self.query_heads
+            + (2 * self.selector.head_size if self.selector else 0)
+        )
+
+    @property
+    def prefill_pair_flop(self) -> int:
+        """FLOPs for one query attending to one key: a dot product and a weighted sum per head."""
+        return 2 * self.query_heads * (self.head_size + self._value_size)
+
+    @property
+    def decode_pair_flop(self) -> int:
+        """As in prefill."""
+        return self.prefill_pair_flop
+
+    @property
+    def cached_values(self) -> int:
+        """Numbers of a key and its value in the KV cache."""
+        return self.key_value_heads * (self.head_size + self._value_size)
+
+    @property
+    def written_values(self) -> float:
+        """Numbers that a token adds to the KV cache."""
+        return 0.0 if self.shared_cache else float(self.cached_values)
+
+    def cache_copies(self, tensor_parallel: int) -> float:
+        """How many GPUs of a tensor-parallel group hold (and read) each cached number.
+
+        Key-value heads are split over the group; with more GPUs than heads they are replicated.
+        """
+        return max(1.0, tensor_parallel / self.key_value_heads)
+
+    @property
+    def index_pair_flop(self) -> int:  # type: ignore[override]  # a constant elsewhere
+        """FLOPs for the score of one query and key: a dot product per index head."""
+        return 2 * self.selector.heads * self.selector.head_size if self.selector else 0
+
+    @property
+    def index_cache_bytes(self) -> int:  # type: ignore[override]
+        """Bytes of one cached index key, in 16 bits."""
+        return 2 * self.selector.head_size if self.selector else 0
+
+    def pairs(self, new: float, cached: float, window: int | None) -> float:
+        """Query-key pairs of `new` tokens after `cached` ones."""
+        if self.selector:
+            return block_pairs(new, cached, self.selector.block_tokens, self.selector.blocks)
+        return causal_pairs(new, cached, window)
+
+    def keys(self, context: float, window: int | None) -> float:
+        """Keys that one token sees; of its own block half, on average."""
+        if self.selector:
+            size = self.selector.block_tokens
+            most = size * (self.selector.blocks - 1) + (size + 1) / 2
+            return context if context <= size * self.selector.blocks else most
+        return context if window is None else min(context, window)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentAttention(_Causal):
+    """Multi-head latent attention (MLA): keys and values compressed into one latent per token.
+
+    Source: DeepSeek-V2, arXiv 2405.04434, section 2.1; DeepSeek-V3, arXiv 2412.19437.
+    """
+
+    query_heads: int
+    query_rank: int  # 0: queries are not compressed
+    latent_rank: int
+    plain_head_size: int  # "nope": without rotary embedding
+    rotary_head_size: int
+    value_head_size: int
+    # With sparse attention, the window of the layer is the number of keys that are chosen.
+    indexer: Indexer | None = None
+
+    def matrix_parameters(self, hidden_size: int) -> int:
+        """Parameters of the down and up projections, the output projection and the indexer."""
+        query_size = self.query_heads * (self.plain_head_size + self.rotary_head_size)
+        query = (
+            hidden_size * self.query_rank + self.query_rank * query_size
+            if self.query_rank
+            else hidden_size * query_size
+        )
+        down = hidden_size * (self.latent_rank + self.rotary_head_size)
+        up = self.latent_rank * self.query_heads * (self.plain_head_size + self.value_head_size)
+        output = self.query_heads * self.value_head_size * hidden_size
+        index = self.indexer.matrix_parameters(hidden_size, self.query_rank) if self.indexer else 0
+        return query + down + up + output + index
+
+    def vector_parameters(self, hidden_size: int) -> int:
+        """Parameters of the norms over the compressed query, the latent and the index key."""
+        index = 2 * self.indexer.head_size if self.indexer else 0
+        return self.query_rank + self.latent_rank + index
+
+    @property
+    def prefill_pair_flop(self) -> int:
+        """FLOPs for one query and key with keys and values expanded, as engines run prefill."""
+        return (
+            2
+            * self.query_heads
+            * (self.plain_head_size + self.rotary_head_size + self.value_head_size)
+        )
+
+    @property
+    def decode_pair_flop(self) -> int:
+        """FLOPs for one query and key in the absorbed form, as engines run decode.
+
+        The query is projected into the latent space, so the dot product runs over the latent and
+        the rotary part, and the weighted sum over the latent. DeepSeek-V2, section 2.1.2.
+        """
+        return 2 * self.query_heads * (2 * self.latent_rank + self.rotary_head_size)
+
+    @property
+    def index_pair_flop(self) -> int:  # type: ignore[override]  # a constant elsewhere
+        """FLOPs for the index score of one query and key, over the whole context."""
+        return self.indexer.pair_flop if self.indexer else 0
+
+    @property
+    def index_cache_bytes(self) -> int:  # type: ignore[override]
+        """Bytes of the index key kept per token and layer, and read for every new token."""
+        return self.indexer.cache_bytes if self.indexer else 0
+
+    @property
+    def cached_values(self) -> int:
+        """Numbers kept in the cache per token and layer: the latent and the rotary key."""
+        return self.latent_rank + self.rotary_head_size
+
+    @property
+    def written_values(self) -> float:
+        """Numbers that a token adds to the cache."""
+        return float(self.cached_values)
+
+    def cache_copies(self, tensor_parallel: int) -> float:
+        """Every GPU of a tensor-parallel group holds and reads the whole latent."""
+        return float(tensor_parallel)
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedAttention(_Causal):
+    """DeepSeek-V4: one key that is its own value, a window, and compressed entries beyond it.
+
+    A query sees the window and one entry for each full group of `ratio` tokens: all of them
+    (heavily compressed attention) or the `chosen` ones that an indexer prefers (compressed sparse
+    attention). The output is projected group by group, through a low rank. Source: DeepSeek-AI,
+    "DeepSeek-V4" (2026), section 2.3, and the class in Hugging Face transformers.
+    """
+
+    query_heads: int
+    head_size: int
+    query_rank: int
+    output_groups: int
+    output_rank: int
+    ratio: int = 0  # 0: the window alone
+    chosen: int = 0  # 0: every entry
+    index_heads: int = 0
+    index_head_size: int = 0
+
+    def matrix_parameters(self, hidden_size: int) -> int:
+        """Parameters of the projections of queries, the key and the output; see `compressor`."""
+        query_size = self.query_heads * self.head_size
+        query = hidden_size * self.query_rank + self.query_rank * query_size
+        output = query_size * self.output_rank
+        return (
+            query
+            + hidden_size * self.head_size
+            + output
+            + self.output_groups * self.output_rank * hidden_size
+            + self.query_rank * self.index_heads * self.index_head_size
+        )
+
+    def compressor_parameters(self, hidden_size: int) -> int:
+        """Parameters that make the entries, their index keys and the heads' weights.
+
+        Sparse entries overlap: each token goes into two of them, and is projected twice.
+        """
+        if not self.ratio:
+            return 0
+        overlap = 2 if self.chosen else 1
+        sizes = 2 * overlap * (self.head_size + self.index_head_size) + self.index_heads
+        return hidden_size * sizes
+
+    def vector_parameters(self, hidden_size: int) -> int:
+        """Parameters of norms, sinks and the positions within a group."""
+        vectors = self.query_rank + self.head_size + self.query_heads
+        if self.ratio:
+            overlap = 2 if self.chosen else 1
+            vectors += (self.ratio * overlap + 1) * (self.head_size + self.index_head_size)
+        return vectors
+
+    @property
+    def prefill_pair_flop(self) -> int:
+        """FLOPs for one query and one key or entry: a dot product and a weighted sum per head."""
+        return 4 * self.query_heads * self.head_size
+
+    @property
+    def decode_pair_flop(self) -> int:
+        """As in prefill."""
+        return self.prefill_pair_flop
+
+    @property
+    def index_pair_flop(self) -> int:  # type: ignore[override]  # a constant elsewhere
+        """FLOPs for the score of one query and entry: a dot product per head, and their sum."""
+        return 2 * self.index_heads * (self.index_head_size + 1)
+
+    @property
+    def index_cache_bytes(self) -> int:  # type: ignore[override]
+        """Bytes of one cached index key: fp8 with a 32-bit scale per 128 numbers."""
+        return self.index_head_size + 4 * (self.index_head_size // 128)
+
+    @property
+    def index_keys_per_token(self) -> float:  # type: ignore[override]
+        """An index key for each group of tokens."""
+        return 1 / self.ratio if self.chosen else 0.0
+
+    @property
+    def cached_values(self) -> int:
+        """Numbers of one cached key or entry: it is its own value."""
+        return self.head_size
+
+    @property
+    def written_values(self) -> float:
+        """Numbers that a token adds: its key, and its share of an entry."""
+        return self.head_size * (1 + (1 / self.ratio if self.ratio else 0.0))
+
+    def cache_copies(self, tensor_parallel: int) -> float:
+        """Every GPU of a tensor-parallel group holds and reads the one key."""
+        return float(tensor_parallel)
+
+    def pairs(self, new: float, cached: float, window: int | None) -> float:
+        """Query-key pairs: within the window, and with the entries."""
+        near = causal_pairs(new, cached, window)
+        if not self.ratio:
+            return near
+        return near + compressed_pairs(new, cached, self.ratio, self.chosen or None)
+
+    def index_pairs(self, new: float, cached: float) -> float:
+        """Pairs that are scored: with all entries."""
+        return compressed_pairs(new, cached, self.ratio) if self.chosen else 0.0
+
+    def keys(self, context: float, window: int | None) -> float:
+        """Keys and entries that one token sees."""
+        near = context if window is None else min(context, window)
+        if not self.ratio:
+            return near
+        entries = context // self.ratio
+        return near + (min(entries, self.chosen) if self.chosen else entries)
+
+    def index_keys(self, context: float) -> float:
+        """Entries that one token is scored against."""
+        return context // self.ratio if self.chosen else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentMixer(_Causal):
+    """A layer that carries a state of fixed size instead of attending to its context.
+
+    Gated delta networks (Yang et al., arXiv 2412.06464), Kimi delta attention (arXiv 2510.26692),
+    Mamba (Gu and Dao, arXiv 2312.00752), Mamba-2 (Dao and Gu, arXiv 2405.21060). Work per token
+    does not depend on the context; it is counted in the recurrent form, whatever chunks an engine
+    computes a prompt in.
+    """
+
+    # Projections and the short convolution before the state.
+    matrices: int
+    vectors: int
+    # Numbers of the state of one sequence, in this layer.
+    state_values: int = 0
+    # FLOPs of one token against the state: what is read from it and written to it.
+    token_flop: int = 0
+
+    def matrix_parameters(self, hidden_size: int) -> int:
+        """Parameters of projections and convolution; the sizes are in them already."""
+        return self.matrices
+
+    def vector_parameters(self, hidden_size: int) -> int:
+        """Parameters of biases, decays and norms."""
+        return self.vectors
+
+    # It looks at no other token and caches none.
+    prefill_pair_flop = 0
+    decode_pair_flop = 0
+    cached_values = 0
+    written_values = 0.0
+
+    def cache_copies(self, tensor_parallel: int) -> float:
+        """The state is split over the heads."""
+        return 1.0
+
+
+# A layer that has a feed-forward part and nothing else (Nemotron-H, Nemotron-NAS).
+NO_MIXER = RecurrentMixer(matrices=0, vectors=0)
+
+Attention = GroupedAttention | LatentAttention | CompressedAttention | RecurrentMixer
