@@ -44,6 +44,38 @@ _SIZES: Mapping[str, Mapping[str, Any]] = {
         ]
     },
     "ministral": {"head_dim": 128},
+    "gemma4_text": {
+        "num_kv_shared_layers": 12,
+        "use_double_wide_mlp": True,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 2,
+        "enable_moe_block": True,
+        "num_experts": 8,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 704,
+    },
+    "minimax_m3_vl_text": {
+        "sparse_attention_config": {"sparse_attention_freq": [0, 0, 0] + [1] * 57},
+        "moe_layer_freq": [0, 0, 0] + [1] * 57,
+    },
+    "step3p5": {
+        "num_hidden_layers": 12,
+        "layer_types": ["full_attention", *["sliding_attention"] * 3] * 3,
+        "attention_other_setting": {"num_attention_heads": 96},
+        "sliding_window": 512,
+        "moe_layers_enum": "3,4,5,6,7,8,9,10,11",
+    },
+}
+# Built by the class, and held by no checkpoint: it also sizes one part of LongCat's experts for
+# those that compute nothing.
+_NOT_STORED = {
+    "longcat_flash": lambda config: (
+        config.num_layers
+        * config.zero_expert_num
+        * 2
+        * config.expert_ffn_hidden_size
+        * config.hidden_size
+    ),
 }
 
 
@@ -65,8 +97,9 @@ def rows(names: list[str]) -> Iterator[Row]:
     """The architectures that transformers has a class for."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSpeechSeq2Seq
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.step3p7.modeling_step3p7 import Step3p7TextModel
 
     for name in names:
         if name not in CONFIG_MAPPING:
@@ -77,9 +110,14 @@ def rows(names: list[str]) -> Iterator[Row]:
             print(f"{name}: a language model and a tower, see its part", file=sys.stderr)
             continue
         bare = FAMILIES[name].encoder
+        if (
+            name == "step3p5"
+        ):  # the text part of Step 3.7 in transformers, without a class of its own
+            AutoModel.register(type(config), Step3p7TextModel, exist_ok=True)
+        whole = AutoModelForSpeechSeq2Seq if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
             try:
-                model = (AutoModel if bare else AutoModelForCausalLM).from_config(config)
+                model = (AutoModel if bare else whole).from_config(config)
             except ValueError:  # a part of a multimodal model, without an output head
                 bare = True
                 try:
@@ -93,6 +131,8 @@ def rows(names: list[str]) -> Iterator[Row]:
             # Engines that make embeddings leave BERT's pooler out.
             if not path.startswith("pooler.")
         )
+        if name in _NOT_STORED:
+            true -= _NOT_STORED[name](config)
         counts = count_parameters(describe(config.to_dict()))
         head = 0 if counts.tied_embeddings or not bare else counts.head
         yield Row(name, true, counts.total - head)

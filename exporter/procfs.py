@@ -85,14 +85,18 @@ def processes(proc: Path = PROC) -> list[Process]:
     return [found for pid in _pids(proc) if (found := process(pid, proc)) is not None]
 
 
-def with_descendants(roots: Collection[int], proc: Path = PROC) -> frozenset[int]:
+def with_descendants(
+    roots: Collection[int], proc: Path = PROC, known: Collection[Process] | None = None
+) -> frozenset[int]:
     """The processes `roots` and all their descendants.
 
-    A process older than its parent is not its child: the parent's id has been reused.
+    A process older than its parent is not its child: the parent's id has been reused. `known`
+    saves reading all of /proc again.
     """
     if not roots:
         return frozenset()
-    known = processes(proc)
+    if known is None:
+        known = processes(proc)
     by_pid = {each.pid: each for each in known}
     children: dict[int, list[Process]] = {}
     for each in known:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from exporter.inference.models.attention import GroupedAttention
 from exporter.inference.models.description import (
-    GroupedAttention,
     LayerGroup,
     ModelDescription,
     WeightBytes,

@@ -13,8 +13,8 @@ from exporter.accounting.peaks import Peaks
 from exporter.advice.advise import Advice, advise
 from exporter.advice.prediction import Prediction
 from exporter.advice.window import GpuWindow, Reference, WorkloadWindow
+from exporter.inference.models.attention import GroupedAttention
 from exporter.inference.models.description import (
-    GroupedAttention,
     LayerGroup,
     ModelDescription,
     WeightBytes,

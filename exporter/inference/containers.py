@@ -6,10 +6,12 @@ Kubernetes that needs the host's process ids (`hostPID`) and the right to look a
 processes (root with CAP_SYS_PTRACE). Only GET requests for metrics are sent, and few of them.
 """
 
+import itertools
 import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from exporter import procfs
@@ -25,6 +27,11 @@ ASK_AGAIN_SECONDS = 600.0
 LARGEST_MEMORY = 4096
 
 _EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared
+# Command names of programs that start whatever they are told: what they started is not related.
+_STARTERS = re.compile(
+    r"(?:ba|da|fi|k|tc|z)?sh|su|sudo|login|init|sshd.*|tmux.*|screen.*|systemd.*|supervisord"
+    r"|slurmstepd.*|containerd-shim.*|docker-init|tini"
+)
 _NO_PIDS = "the processes that hold GPUs are not to be seen: it needs the host's process ids"
 _NO_RIGHT = "the processes that hold GPUs are not ours to look at: it needs root and CAP_SYS_PTRACE"
 
@@ -72,31 +79,78 @@ class ContainerDiscovery:
             return
         here = procfs.network_namespace("self", self._proc)
         for namespace, group in groups.items():
-            yield from self._in_namespace(group, shared=namespace == here)
+            yield from self._on_this_host(group) if namespace == here else self._in_pod(group)
 
-    def _in_namespace(self, pids: list[int], *, shared: bool) -> Iterator[Endpoint]:
-        """Engines of one network namespace; of one that we share only those of these processes."""
+    def _in_pod(self, pids: list[int]) -> Iterator[Endpoint]:
+        """Engines of a network namespace that is not ours: a pod's or a container's."""
         related = self._related(pids)
-        reachable = ("127.0.0.1",) if shared else procfs.addresses(pids[0], self._proc)[:1]
+        reachable = procfs.addresses(pids[0], self._proc)[:1]
         found: list[Endpoint] = []
-        for socket in self._sockets(pids[0], reachable):
+        for socket in self._sockets(pids[0], reachable)[:LARGEST_SOCKET_COUNT]:
             listeners = procfs.holders(socket.inode, related, self._proc)
-            if shared and not listeners:
-                continue  # another service of the host
             address = socket.address if socket.address in reachable else reachable[0]
             answer = self._ask(f"{address}:{socket.port}")
             if answer is not None:
                 engine, url = answer
                 behind = procfs.with_descendants(listeners, self._proc) or frozenset(pids)
                 found.append(Endpoint(f"{engine}-{socket.port}", engine, url, behind))
-        name = "" if shared else self._host_name(pids[0])
+        name = self._host_name(pids[0])
         for endpoint in found:
             own = name if len(found) == 1 else f"{name}-{endpoint.url.split(':')[2].split('/')[0]}"
-            yield (
-                endpoint
-                if not name
-                else Endpoint(own, endpoint.engine, endpoint.url, endpoint.processes)
-            )
+            yield replace(endpoint, name=own) if name else endpoint
+
+    def _on_this_host(self, pids: list[int]) -> Iterator[Endpoint]:
+        """Engines in our own network namespace, where every service of the host listens.
+
+        A socket belongs to a process that holds a GPU if that process or one that it started holds
+        it; else if its parent or another child of its parent does, and so on upwards. The nearest
+        engine is the one: an API server above its workers, a router beside them.
+        """
+        known = procfs.processes(self._proc)
+        sockets = self._sockets(pids[0], ("127.0.0.1",))
+        behind: dict[tuple[str, str, int], frozenset[int]] = {}
+        for pid in pids:
+            for root in (pid, *self._above(pid)):
+                engines = self._engines_of(
+                    procfs.with_descendants({root}, self._proc, known), sockets
+                )
+                for place, listeners in engines.items():
+                    family = procfs.with_descendants(listeners, self._proc, known)
+                    behind[place] = behind.get(place, frozenset()) | family | {pid}
+                if engines:
+                    break
+        for (engine, url, port), processes in behind.items():
+            yield Endpoint(f"{engine}-{port}", engine, url, processes)
+
+    def _engines_of(
+        self, family: frozenset[int], sockets: Iterable[procfs.Listener]
+    ) -> dict[tuple[str, str, int], frozenset[int]]:
+        """The engines among the sockets that these processes hold, each with who holds it."""
+        held = (
+            (socket, listeners)
+            for socket in sockets
+            if (listeners := procfs.holders(socket.inode, family, self._proc))
+        )
+        found = {}
+        for socket, listeners in itertools.islice(held, LARGEST_SOCKET_COUNT):
+            answer = self._ask(f"127.0.0.1:{socket.port}")
+            if answer is not None:
+                found[(*answer, socket.port)] = listeners
+        return found
+
+    def _above(self, pid: int) -> Iterator[int]:
+        """What started a process, up to a shell or a manager of services, which start anything."""
+        ours = {self._own_pid, *procfs.ancestors(self._own_pid, self._proc)}
+        group = procfs.read(pid, "cgroup", self._proc)
+        for parent in procfs.ancestors(pid, self._proc):
+            name = procfs.process_name(parent, self._proc)
+            if (
+                parent in ours
+                or _STARTERS.fullmatch(name)
+                or procfs.read(parent, "cgroup", self._proc) != group
+            ):
+                return
+            yield parent
 
     def _related(self, pids: Iterable[int]) -> frozenset[int]:
         """The processes, those that started them, and all that these started."""
@@ -120,8 +174,7 @@ class ContainerDiscovery:
         }
         if not reachable:
             return []
-        order = sorted(usable.values(), key=lambda one: (one.port not in DEFAULT_PORTS, one.port))
-        return order[:LARGEST_SOCKET_COUNT]
+        return sorted(usable.values(), key=lambda one: (one.port not in DEFAULT_PORTS, one.port))
 
     def _ask(self, place: str) -> tuple[str, str] | None:
         """The engine at an address and port, and its URL; None for one that was no engine's lately."""

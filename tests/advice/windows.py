@@ -5,8 +5,8 @@ from typing import Any
 
 from exporter.accounting.peaks import Peaks
 from exporter.advice.window import GpuWindow, WorkloadWindow
+from exporter.inference.models.attention import GroupedAttention
 from exporter.inference.models.description import (
-    GroupedAttention,
     LayerGroup,
     ModelDescription,
 )

@@ -110,6 +110,8 @@ class GroupedAttention(_Causal):
     value_projection: bool = True
     # Keys and values are another layer's: none are projected and none cached (Gemma 3n).
     shared_cache: bool = False
+    # Queries come through a low rank with a norm (Step 3); 0: straight from the input.
+    query_rank: int = 0
     selector: BlockSelector | None = None
 
     @property
@@ -123,14 +125,15 @@ class GroupedAttention(_Causal):
         keys_and_values = self.key_value_heads * (
             self.head_size + self._value_size * self.value_projection
         )
+        through = self.query_rank * query
         sizes = (
-            query
+            (self.query_rank or query)
             + output * (1 + self.gated_output)
             + self.query_heads * self.head_gate
             + keys_and_values * (not self.shared_cache)
         )
         index = self.selector.matrix_parameters(hidden_size) if self.selector else 0
-        return hidden_size * sizes + index
+        return hidden_size * sizes + through + index
 
     def vector_parameters(self, hidden_size: int) -> int:
         """Parameters of biases and norms, which do no matrix work."""
@@ -140,6 +143,7 @@ class GroupedAttention(_Causal):
             self.query_key_value_bias * bias
             + self.output_bias * hidden_size
             + self.query_key_norm_size
+            + self.query_rank
             + self.sinks * self.query_heads
             + (2 * self.selector.head_size if self.selector else 0)
         )

@@ -1,18 +1,20 @@
 """A model description from a Hugging Face config.json."""
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from exporter.inference.models.attention import (
+    NO_MIXER,
     Attention,
+    CompressedAttention,
     GroupedAttention,
     Indexer,
     LatentAttention,
 )
+from exporter.inference.models.deepseek_v4 import deepseek_v4_stack
 from exporter.inference.models.description import (
     LayerGroup,
     MixtureOfExperts,
@@ -22,10 +24,19 @@ from exporter.inference.models.description import (
 from exporter.inference.models.errors import ModelDescriptionError, UnknownArchitectureError
 from exporter.inference.models.families import FOREIGN_FIELDS, REFUSED, ModelFamily, family_of
 from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields, language_model
+from exporter.inference.models.gemma import gemma_stack
 from exporter.inference.models.hybrid import FULL_ATTENTION, MLP, MOE, layer_kinds, mixer_of
+from exporter.inference.models.irregular import (
+    longcat_stack,
+    minimax_m3_stack,
+    nemotron_nas_stack,
+    step3_stack,
+    windowed_heads_stack,
+)
 from exporter.inference.models.layers import mixtures, windows
 from exporter.inference.models.quantization import (
     BYTES_PER_VALUE,
+    MXFP4_BYTES,
     LayerKinds,
     cache_scheme,
     cache_value_bytes,
@@ -33,8 +44,11 @@ from exporter.inference.models.quantization import (
     weight_bytes,
     weight_scheme,
 )
+from exporter.inference.models.stack import Stack
+from exporter.inference.models.whisper import whisper_stack
 
 
+_V4_ENTRY_BYTES, _V4_ENTRY_VALUES = 584, 512
 # Real files have a few kilobytes; the largest lists of unquantized modules, some hundred.
 LARGEST_FILE_BYTES = 4 * 1024 * 1024
 
@@ -96,55 +110,83 @@ def describe(
 
     Raises UnknownArchitectureError, naming the missing fields, where the formulas do not apply.
     """
+    outer = str(config.get("model_type") or "unknown")
+    if outer in REFUSED:
+        raise UnknownArchitectureError(outer, reason=REFUSED[outer])
     values = language_model(config)
     family = _family(str(values.get("model_type") or "unknown"))
     fields = ConfigFields(values, family.defaults)
     _refuse_foreign(fields, family)
 
-    kinds = layer_kinds(fields, family)
-    hidden = fields.require("hidden_size")
-    layer_count = len(kinds) if kinds else fields.require("num_hidden_layers")
-    vocabulary = fields.require("vocab_size")
-    attention = _attention(fields, family)
-    chosen = fields.integer("index_topk")
-    experts = mixtures(fields, family, min(layer_count, LARGEST_LAYER_COUNT), kinds)
-    denses = _dense_sizes(fields, hidden, experts, kinds)
+    hidden, vocabulary = fields.require("hidden_size"), fields.require("vocab_size")
+    stack = STACKS[family.stack](fields, family)
     fields.check()
-    if layer_count > LARGEST_LAYER_COUNT:
-        raise fields.error(f"num_hidden_layers is {layer_count}")
-
-    spans = (chosen,) * layer_count if chosen else windows(fields, family, layer_count, kinds)
-    mixers = tuple(
-        mixer_of(fields, family, kinds[layer])
-        if kinds and kinds[layer] != FULL_ATTENTION
-        else _of_layer(fields, attention, layer)
-        for layer in range(layer_count)
-    )
-    groups = Counter(zip(mixers, spans, denses, experts, strict=True))
+    traits = {
+        "feed_forward_bias": fields.flag("mlp_bias", default=family.feed_forward_bias),
+        "tied_embeddings": fields.flag("tie_word_embeddings", default=family.tied_embeddings),
+        "learned_positions": _positions(fields) if family.learned_positions else 0,
+        "other_vectors": _encoder_vectors(fields, family, hidden),
+        **stack.traits,
+    }
     model = ModelDescription(
         model_type=fields.model_type,
         hidden_size=hidden,
         vocabulary_size=vocabulary,
-        layers=tuple(
-            LayerGroup(count, own, window, dense, mixture)
-            for (own, window, dense, mixture), count in groups.items()
-        ),
+        layers=stack.groups(),
         feed_forward_matrices=3 if family.gated else 2,
-        feed_forward_bias=fields.flag("mlp_bias", default=family.feed_forward_bias),
         norms_per_layer=family.norms_per_layer,
         norm_bias=family.norm_bias,
-        tied_embeddings=fields.flag("tie_word_embeddings", default=family.tied_embeddings),
-        learned_positions=_positions(fields) if family.learned_positions else 0,
         causal=not family.encoder,
         output_head=not family.encoder,
-        other_vectors=_encoder_vectors(fields, family, hidden),
+        **traits,
     )
-    layers = LayerKinds(
-        layer_count,
-        tuple(number for number, dense in enumerate(denses) if dense),
-        tuple(number for number, mixture in enumerate(experts) if mixture is not None),
-    )
+    layers = LayerKinds(len(stack.layers), stack.dense, stack.experts)
     return _with_formats(model, fields, layers, cache_data_type, precision)
+
+
+def _common_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
+    """The layers of a family whose layers follow the common rules."""
+    kinds = layer_kinds(fields, family)
+    hidden = fields.require("hidden_size")
+    layer_count = len(kinds) if kinds else fields.require("num_hidden_layers")
+    attends = not kinds or FULL_ATTENTION in kinds
+    attention = _attention(fields, family) if attends else NO_MIXER
+    chosen = fields.integer("index_topk")
+    experts = mixtures(fields, family, min(layer_count, LARGEST_LAYER_COUNT), kinds)
+    denses = (
+        _dense_sizes(fields, hidden, experts, kinds) if family.feed_forward else (0,) * layer_count
+    )
+    fields.check()
+    if layer_count > LARGEST_LAYER_COUNT:
+        raise fields.error(f"num_hidden_layers is {layer_count}")
+    spans = (chosen,) * layer_count if chosen else windows(fields, family, layer_count, kinds)
+    return Stack(
+        tuple(
+            LayerGroup(
+                1,
+                mixer_of(fields, family, kinds[layer])
+                if kinds and kinds[layer] != FULL_ATTENTION
+                else _of_layer(fields, attention, layer),
+                spans[layer],
+                denses[layer],
+                experts[layer],
+            )
+            for layer in range(layer_count)
+        )
+    )
+
+
+STACKS: Mapping[str, Callable[[ConfigFields, ModelFamily], Stack]] = {
+    "": _common_stack,
+    "gemma": gemma_stack,
+    "deepseek_v4": deepseek_v4_stack,
+    "longcat": longcat_stack,
+    "minimax_m3": minimax_m3_stack,
+    "nemotron_nas": nemotron_nas_stack,
+    "step3": step3_stack,
+    "windowed_heads": windowed_heads_stack,
+    "whisper": whisper_stack,
+}
 
 
 def _family(model_type: str) -> ModelFamily:
@@ -192,7 +234,8 @@ def _refuse_foreign(fields: ConfigFields, family: ModelFamily) -> None:
     if isinstance(kinds, list) and not all(kinds):
         # MiniMax marks its linear-attention layers with 0.
         raise fields.error("layers that the formulas do not cover (attn_type_list)")
-    if fields.integer("index_topk") and not fields.integer("kv_lora_rank"):
+    latent = fields.integer("kv_lora_rank") or family.stack
+    if fields.integer("index_topk") and not latent:
         raise fields.error("sparse attention is covered for latent attention only (index_topk)")
 
 
@@ -296,15 +339,44 @@ def _with_formats(
             raise fields.error(f"quantization {method[:60]!r} is not known")
         weights = weight_bytes(scheme, quantization, plain, layers)
         compute = scheme.compute or own
+        if _four_bit_experts(fields, quantization):
+            weights = replace(weights, experts=MXFP4_BYTES)
     chosen = cache_data_type if cache_data_type and cache_data_type != "auto" else cache
     return replace(
         model,
         weights=weights,
         data_type=own,
         compute_precision=precision or compute,
-        cache_value_bytes=cache_value_bytes(chosen, own),
+        cache_value_bytes=_cache_bytes(model, chosen, own),
         state_value_bytes=4.0 if _full_states(fields) else 2.0,
     )
+
+
+def _four_bit_experts(fields: ConfigFields, quantization: Mapping[str, Any]) -> bool:
+    """Whether experts are stored in fewer bits than all else (DeepSeek-V4: fp8 with MXFP4)."""
+    return str(fields.raw("expert_dtype") or quantization.get("expert_dtype")).lower() == "fp4"
+
+
+def _cache_bytes(model: ModelDescription, chosen: object, own: str) -> float:
+    """Bytes of a cached number. Sparse attention in fp8 has a layout of its own in vLLM and SGLang.
+
+    DeepSeek-V3.2: 512 numbers in fp8 with 4 scales of 32 bits, 64 rotary ones in bf16. DeepSeek-V4,
+    which engines keep in fp8 unless told otherwise: 448 in fp8, 64 in bf16, 8 bytes of scales.
+    """
+    plain = cache_value_bytes(chosen, own)
+    kinds = {type(group.attention) for group in model.layers}
+    if CompressedAttention in kinds and (plain == 1.0 or chosen in (None, "auto")):
+        return _V4_ENTRY_BYTES / _V4_ENTRY_VALUES
+    latent = next((g.attention for g in model.layers if type(g.attention) is LatentAttention), None)
+    if plain == 1.0 and latent is not None and any(_is_sparse(group) for group in model.layers):
+        scales = 4 * (latent.latent_rank // 128)
+        stored = latent.latent_rank + scales + 2 * latent.rotary_head_size
+        return stored / latent.cached_values
+    return plain
+
+
+def _is_sparse(group: LayerGroup) -> bool:
+    return isinstance(group.attention, LatentAttention) and group.attention.indexer is not None
 
 
 def _full_states(fields: ConfigFields) -> bool:

@@ -29,9 +29,15 @@ class ModelFamily:
     learned_positions: bool = False
     # A projection of the input gates the output of attention.
     gated_output: bool = False
-    # Layers beside attention: "delta" (gated delta network), "kimi" (Kimi delta attention) or
-    # "mamba2"; and the fields that belong to them.
+    # One number a head gates the output (Step 3.5).
+    head_gate: bool = False
+    # What describes the layers of a family that the common rules do not (see config.py).
+    stack: str = ""
+    # Layers beside attention: "delta" (gated delta network), "kimi" (Kimi delta attention),
+    # "mamba" or "mamba2"; and the fields that belong to them.
     recurrent: str = ""
+    # Whether layers have a feed-forward part at all.
+    feed_forward: bool = True
     own_fields: frozenset[str] = frozenset()
     # Attends to all tokens and generates none.
     encoder: bool = False
@@ -84,6 +90,57 @@ _GEMMA3_SIZES = MappingProxyType(
     }
 )
 
+_GEMMA3N_SIZES = MappingProxyType(
+    {
+        "hidden_size": 2048,
+        "intermediate_size": 16384,
+        "num_hidden_layers": 35,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "vocab_size": 262_400,
+        "sliding_window": 512,
+        "vocab_size_per_layer_input": 262_144,
+        "hidden_size_per_layer_input": 256,
+        "altup_num_inputs": 4,
+        "num_kv_shared_layers": 15,
+        "laurel_rank": 64,
+    }
+)
+_GEMMA4_SIZES = MappingProxyType(
+    {
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262_144,
+        "sliding_window": 512,
+        "vocab_size_per_layer_input": 262_144,
+        "hidden_size_per_layer_input": 256,
+    }
+)
+_JAMBA_SIZES = MappingProxyType(
+    {
+        "attn_layer_period": 8,
+        "attn_layer_offset": 4,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "num_experts": 16,
+        "num_experts_per_tok": 2,
+        "mamba_d_state": 16,
+        "mamba_d_conv": 4,
+        "mamba_expand": 2,
+    }
+)
+_MAMBA = ModelFamily(
+    norms_per_layer=1,
+    tied_embeddings=True,
+    recurrent="mamba",
+    feed_forward=False,
+    own_fields=frozenset({"state_size"}),
+)
 _DELTA_FIELDS = frozenset({"linear_num_key_heads"})
 _BERT = ModelFamily(
     gated=False,
@@ -269,6 +326,49 @@ FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
         "roberta": _BERT,
         "xlm-roberta": _BERT,
         "camembert": _BERT,
+        "gemma3n_text": ModelFamily(
+            norms_per_layer=4,
+            tied_embeddings=True,
+            stack="gemma",
+            defaults=_GEMMA3N_SIZES,
+            own_fields=frozenset({"altup_num_inputs", "num_kv_shared_layers"}),
+        ),
+        "gemma4_text": ModelFamily(
+            norms_per_layer=4,
+            tied_embeddings=True,
+            stack="gemma",
+            defaults=_GEMMA4_SIZES,
+            own_fields=frozenset({"global_head_dim", "num_kv_shared_layers"}),
+        ),
+        "deepseek_v4": ModelFamily(stack="deepseek_v4", own_fields=frozenset({"compress_ratios"})),
+        "longcat_flash": ModelFamily(stack="longcat"),
+        "minimax_m3_vl_text": ModelFamily(stack="minimax_m3"),
+        "nemotron-nas": ModelFamily(stack="nemotron_nas"),
+        "step3p5": ModelFamily(query_key_norm="head", head_gate=True, stack="windowed_heads"),
+        "step3_text": ModelFamily(stack="step3"),
+        "mimo_v2_flash": ModelFamily(
+            sinks=True, stack="windowed_heads", own_fields=frozenset({"hybrid_layer_pattern"})
+        ),
+        "whisper": ModelFamily(
+            gated=False,
+            feed_forward_bias=True,
+            norm_bias=True,
+            tied_embeddings=True,
+            stack="whisper",
+        ),
+        "mamba": _MAMBA,
+        "falcon_mamba": _MAMBA,
+        "mamba2": ModelFamily(
+            norms_per_layer=1,
+            recurrent="mamba2",
+            feed_forward=False,
+            own_fields=frozenset({"state_size"}),
+        ),
+        "jamba": ModelFamily(
+            recurrent="mamba",
+            own_fields=frozenset({"attn_layer_period", "mamba_d_state"}),
+            defaults=_JAMBA_SIZES,
+        ),
         "modernbert": ModelFamily(
             encoder=True, tied_embeddings=True, outer_norms=2, windows="file"
         ),
@@ -278,6 +378,9 @@ FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
 # Fields and field values of layers that are no plain attention: state-space, linear, convolution
 # or sparse-index attention. Their FLOPs follow other formulas, so they are refused by name.
 FOREIGN_FIELDS = (
+    "routed_expert_hidden_size",
+    "attn_res_block_size",
+    "mla_use_output_gate",
     "altup_num_inputs",
     "attn_layer_period",
     "compress_ratios",
@@ -301,23 +404,12 @@ FOREIGN_FIELDS = (
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
         "arctic": "a dense feed-forward part beside the experts is not described",
-        "deepseek_v4": "its compressed sparse attention is not described",
         "falcon_h1": "attention and a state-space layer side by side are not described",
-        "gemma3n_text": "its alternating updates and shared caches are not described",
-        "gemma4_text": "its per-layer embeddings are not described",
-        "jamba": "state-space layers of Mamba-1 are not described",
+        "kimi_k3": "attention over residuals and experts behind a latent projection are not described",
         "lfm2": "convolution layers are not described",
-        "longcat_flash": "two blocks a layer and experts that compute nothing are not described",
-        "mamba": "state-space layers of Mamba-1 are not described",
         "minimax": "lightning attention is not described",
-        "minimax_m3_vl_text": "its block-sparse attention is not described",
-        "mimo_v2_flash": "layers with other head counts in their windows are not described",
-        "nemotron-nas": "layers that differ one by one are not described",
         "recurrent_gemma": "recurrent layers of Griffin are not described",
-        "step3p5": "layers with other head counts in their windows are not described",
-        "step3_text": "multi-matrix factorization attention is not described",
         "t5": "an encoder beside a decoder is not described",
-        "whisper": "an encoder beside a decoder is not described",
     }
 )
 

@@ -11,7 +11,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "hidden_size": ("n_embd", "d_model"),
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
     "num_attention_heads": ("n_head", "n_heads"),
-    "num_key_value_heads": ("num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num"),
+    "num_key_value_heads": (
+        "num_kv_heads",
+        "n_head_kv",
+        "kv_n_heads",
+        "multi_query_group_num",
+        "num_attention_groups",
+    ),
     "head_dim": ("kv_channels", "attention_head_dim"),
     "intermediate_size": ("ffn_dim", "n_inner", "ffn_hidden_size"),
     "vocab_size": ("padded_vocab_size",),
@@ -24,6 +30,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "moe_k",
     ),
     "moe_intermediate_size": ("expert_intermediate_size", "expert_ffn_hidden_size"),
+    "share_expert_dim": ("share_expert_dims",),
     "n_shared_experts": ("num_shared_experts", "num_shared_expert", "moe_num_shared_experts"),
 }
 # Wrappers that multimodal models put around their language model.

@@ -32,6 +32,8 @@ def layer_kinds(fields: ConfigFields, family: ModelFamily) -> tuple[str, ...]:
         every = fields.integer("full_attention_interval") or 4
         layers = range(min(count or 0, LARGEST_LAYER_COUNT))
         kinds = [FULL_ATTENTION if (layer + 1) % every == 0 else RECURRENT for layer in layers]
+    if kinds is None and family.recurrent in {"mamba", "mamba2"} and count:
+        kinds = _attending(fields, min(count, LARGEST_LAYER_COUNT))
     if not kinds:
         raise fields.error("nothing says which of its layers are recurrent")
     if count and len(kinds) < count:
@@ -45,6 +47,8 @@ def mixer_of(fields: ConfigFields, family: ModelFamily, kind: str) -> RecurrentM
         return NO_MIXER
     if family.recurrent == "delta":
         return _gated_delta(fields)
+    if family.recurrent == "mamba":
+        return _mamba(fields)
     return _kimi_delta(fields) if family.recurrent == "kimi" else _mamba2(fields)
 
 
@@ -73,6 +77,15 @@ def _kimi(fields: ConfigFields, count: int) -> list[str] | None:
     if not isinstance(full, list) or count > LARGEST_LAYER_COUNT:
         return None
     return [FULL_ATTENTION if layer + 1 in full else RECURRENT for layer in range(count)]
+
+
+def _attending(fields: ConfigFields, count: int) -> list[str]:
+    """Jamba gives a period and an offset of the layers that attend; Mamba has none."""
+    period = fields.integer("attn_layer_period")
+    if not period:
+        return [RECURRENT] * count
+    offset = fields.integer("attn_layer_offset") or 0
+    return [FULL_ATTENTION if layer % period == offset else RECURRENT for layer in range(count)]
 
 
 def _gated_delta(fields: ConfigFields) -> RecurrentMixer:
@@ -124,12 +137,44 @@ def _kimi_delta(fields: ConfigFields) -> RecurrentMixer:
     )
 
 
+def _mamba(fields: ConfigFields) -> RecurrentMixer:
+    """Mamba-1: each channel has a state of its own, written and read once a token.
+
+    The time step comes through a low rank. Jamba normalizes it and what goes in and out.
+    """
+    hidden = fields.require("hidden_size")
+    inner = fields.integer("mamba_expand") or fields.integer("expand") or 2
+    inner *= hidden
+    if fields.model_type != "jamba" and fields.integer("intermediate_size"):
+        inner = fields.require("intermediate_size")
+    states = fields.integer("mamba_d_state") or fields.require("state_size")
+    kernel = fields.integer("mamba_d_conv") or fields.require("conv_kernel")
+    rank = -(-hidden // 16)
+    for name in ("mamba_dt_rank", "time_step_rank"):
+        if fields.raw(name) not in (None, "auto"):
+            rank = fields.require(name)
+    norms = rank + 2 * states if fields.model_type == "jamba" else 0
+    bias = fields.flag("mamba_proj_bias") or fields.flag("use_bias")
+    convolved = fields.flag("mamba_conv_bias", default=fields.flag("use_conv_bias", default=True))
+    return RecurrentMixer(
+        matrices=hidden * 2 * inner
+        + inner * kernel
+        + inner * (rank + 2 * states)
+        + rank * inner
+        + inner * hidden,
+        # Decays and skips, the bias of the time step, and those of the file.
+        vectors=inner * (states + 2) + norms + inner * convolved + (2 * inner + hidden) * bias,
+        state_values=inner * states,
+        token_flop=4 * inner * states,
+    )
+
+
 def _mamba2(fields: ConfigFields) -> RecurrentMixer:
     """Mamba-2: per head a state of head size by state size, written and read once a token."""
     hidden = fields.require("hidden_size")
-    heads = fields.require("mamba_num_heads")
-    inner = heads * fields.require("mamba_head_dim")
-    states = fields.require("ssm_state_size")
+    heads = fields.integer("mamba_num_heads") or fields.require("num_heads")
+    inner = heads * (fields.integer("mamba_head_dim") or fields.require("head_dim"))
+    states = fields.integer("ssm_state_size") or fields.require("state_size")
     groups = fields.require("n_groups") * states
     convolved = inner + 2 * groups
     return RecurrentMixer(

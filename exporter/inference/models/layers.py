@@ -144,6 +144,9 @@ def _holds_experts(fields: ConfigFields, layer: int) -> bool:
     dense_only = fields.raw("mlp_only_layers")
     if isinstance(dense_only, list) and layer in dense_only:
         return False
+    period = fields.integer("expert_layer_period")
+    if period:  # Jamba
+        return layer % period == (fields.integer("expert_layer_offset") or 0)
     step = fields.integer("interleave_moe_layer_step") or fields.integer("decoder_sparse_step")
     if step:
         return (layer + 1) % step == 0

@@ -36,6 +36,7 @@ _GROUP_OVERHEAD_BITS = (16 + 4) / 128
 # OCP Microscaling: one 8-bit scale per 32 weights. NVFP4: one 8-bit scale per 16.
 _MX_OVERHEAD_BITS = 8 / 32
 _NVFP4_OVERHEAD_BITS = 8 / 16
+MXFP4_BYTES = (4 + _MX_OVERHEAD_BITS) / 8
 
 _MODELOPT = frozenset({"modelopt", "modelopt_fp4", "modelopt_mixed", "nvfp4", "w4a8_nvfp4_fp8"})
 _DATA_TYPE_NAMES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}

@@ -42,13 +42,25 @@ class Proc:
         (folder / "self/ns/net").symlink_to("net:[1]")
 
     def add(
-        self, pid, *, parent=1, namespace=2, hidden=False, host="", address="10.0.0.7", ports=()
+        self,
+        pid,
+        *,
+        parent=1,
+        namespace=2,
+        hidden=False,
+        host="",
+        address="10.0.0.7",
+        ports=(),
+        command="python",
+        cgroup="0::/serving",
     ):
         """A process; `ports` are (port, inode) that its namespace listens on and it holds."""
         home = self.folder / str(pid)
         for name in ("ns", "net", "fd", "root/etc"):
             (home / name).mkdir(parents=True)
         (home / "stat").write_text(f"{pid} (engine) S {parent} " + "0 " * 17 + f"{pid} 0\n")
+        (home / "comm").write_text(f"{command}\n")
+        (home / "cgroup").write_text(f"{cgroup}\n")
         if not hidden:
             (home / "ns/net").symlink_to(f"net:[{namespace}]")
         lines = [
@@ -147,6 +159,67 @@ def test_few_sockets_are_asked(proc):
     looked(proc, network, {100})
 
     assert len({url.split("/")[2] for url in network.asked}) == LARGEST_SOCKET_COUNT
+
+
+class TestOnThisHost:
+    """Every service of the host listens in one network namespace: the nearest engine is the one."""
+
+    PORTS = ((8000, 55), (8001, 66), (8002, 77))
+
+    @pytest.fixture(name="network")
+    def _network(self):
+        network = Network()
+        network.answers = {
+            f"127.0.0.1:{port}": exposition("vllm-current") for port, _inode in self.PORTS
+        }
+        return network
+
+    def add(self, proc, pid, parent, **options):
+        """A process of the host."""
+        return proc.add(pid, parent=parent, namespace=1, ports=self.PORTS, **options)
+
+    def urls(self, proc, network, pids):
+        """The addresses that are found, each with its processes."""
+        found, _discovery = looked(proc, network, pids)
+        return {int(endpoint.url.split(":")[2].split("/")[0]): endpoint for endpoint in found}
+
+    def test_two_engines_of_one_launcher(self, proc, network):
+        """Each process that holds a GPU serves by itself: its own socket, and not its sibling's."""
+        self.add(proc, 100, 1)
+        self.add(proc, 101, 100).holds(101, 55)
+        self.add(proc, 102, 100).holds(102, 66)
+
+        found = self.urls(proc, network, {101})
+
+        assert {port: endpoint.processes for port, endpoint in found.items()} == {
+            8000: frozenset({101})
+        }
+
+    def test_a_router_beside_its_worker(self, proc, network):
+        """A launcher started both (Text Generation Inference): the worker's GPU is the router's."""
+        self.add(proc, 100, 1)
+        self.add(proc, 101, 100).holds(101, 55)
+        self.add(proc, 102, 100)
+
+        found = self.urls(proc, network, {102})
+
+        assert found[8000].processes == frozenset({101, 102})
+
+    def test_an_engine_without_a_gpu_from_the_same_shell(self, proc, network):
+        """Training on the GPU is not served by the engine that runs on the processor beside it."""
+        self.add(proc, 100, 1, command="bash")
+        self.add(proc, 101, 100).holds(101, 55)
+        self.add(proc, 102, 100)
+
+        assert self.urls(proc, network, {102}) == {}
+
+    def test_an_engine_of_another_service(self, proc, network):
+        """A common parent in another control group starts many services."""
+        self.add(proc, 100, 1, cgroup="0::/system.slice/nodes.service")
+        self.add(proc, 101, 100, cgroup="0::/system.slice/other.service").holds(101, 55)
+        self.add(proc, 102, 100)
+
+        assert self.urls(proc, network, {102}) == {}
 
 
 def test_without_the_hosts_process_ids(proc):

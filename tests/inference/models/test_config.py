@@ -268,10 +268,9 @@ class TestRefusals:
         ("name", "reason"),
         [
             ("marvel", "not one that is known exactly"),
-            ("longcat_flash", "two blocks a layer"),
-            ("minimax_m3_vl_text", "block-sparse attention"),
+            ("minimax", "lightning attention"),
             ("recurrent_gemma", "recurrent layers"),
-            ("whisper", "an encoder beside a decoder"),
+            ("t5", "an encoder beside a decoder"),
         ],
     )
     def test_what_is_not_known_exactly_is_refused_by_name(self, name, reason):

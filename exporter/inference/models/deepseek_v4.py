@@ -1,0 +1,106 @@
+"""DeepSeek-V4: compressed attention, hyper-connections, experts in every layer.
+
+Source: DeepSeek-AI, "DeepSeek-V4" (2026), and the class in Hugging Face transformers.
+"""
+
+from collections.abc import Mapping
+
+from exporter.inference.models.attention import CompressedAttention
+from exporter.inference.models.description import Beside, LayerGroup, MixtureOfExperts
+from exporter.inference.models.families import ModelFamily
+from exporter.inference.models.fields import ConfigFields
+from exporter.inference.models.stack import Stack, kinds_of, layer_total
+
+
+_WINDOW, _SPARSE, _HEAVY = (
+    "sliding_attention",
+    "compressed_sparse_attention",
+    "heavily_compressed_attention",
+)
+# Older files give the ratio of each layer instead of its kind.
+_KIND_OF_RATIO = {0: _WINDOW, 4: _SPARSE, 128: _HEAVY}
+_RATIOS = {_SPARSE: 4, _HEAVY: 128}
+# Hyper-connections are kept and multiplied in 32 bits.
+_CONNECTION_BYTES = 4.0
+
+
+def deepseek_v4_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
+    """Return the layers of a DeepSeek-V4 model."""
+    count = layer_total(fields)
+    hidden = fields.require("hidden_size")
+    window = fields.require("sliding_window")
+    kinds = _kinds(fields, count)
+    mixture = MixtureOfExperts(
+        experts=fields.require("num_experts"),
+        active_experts=fields.require("num_experts_per_tok"),
+        intermediate_size=fields.require("moe_intermediate_size"),
+        shared_intermediate_size=(fields.integer("n_shared_experts") or 0)
+        * fields.require("moe_intermediate_size"),
+    )
+    streams = fields.require("hc_mult")
+    attentions = {kind: _attention(fields, kind) for kind in dict.fromkeys(kinds)}
+    fields.check()
+    layers = tuple(
+        LayerGroup(
+            count=1,
+            attention=attentions[kind],
+            window=window,
+            intermediate_size=0,
+            mixture=mixture,
+            beside=_beside(attentions[kind], hidden, streams),
+        )
+        for kind in kinds
+    )
+    # At the end the streams are joined by one more projection.
+    head = Beside(streams * streams * hidden, streams + 1, 2 * streams * hidden, _CONNECTION_BYTES)
+    return Stack(layers, {"beside": head})
+
+
+def _kinds(fields: ConfigFields, count: int) -> tuple[str, ...]:
+    kinds = kinds_of(fields, "layer_types", count, (_WINDOW, _SPARSE, _HEAVY))
+    if kinds is not None:
+        return kinds
+    ratios = fields.raw("compress_ratios")
+    if isinstance(ratios, list) and len(ratios) >= count:
+        if not all(ratio in _KIND_OF_RATIO for ratio in ratios[:count]):
+            raise fields.error("compress_ratios has ratios other than 0, 4 and 128")
+        return tuple(_KIND_OF_RATIO[ratio] for ratio in ratios[:count])
+    raise fields.error("nothing says how each of its layers attends")
+
+
+def _attention(fields: ConfigFields, kind: str) -> CompressedAttention:
+    rates = fields.raw("compress_rates")
+    ratio = _RATIOS.get(kind, 0)
+    if isinstance(rates, Mapping) and isinstance(rates.get(kind), int):
+        ratio = int(rates[kind])
+    sparse = kind == _SPARSE
+    return CompressedAttention(
+        query_heads=fields.require("num_attention_heads"),
+        head_size=fields.require("head_dim"),
+        query_rank=fields.require("q_lora_rank"),
+        output_groups=fields.require("o_groups"),
+        output_rank=fields.require("o_lora_rank"),
+        ratio=ratio,
+        chosen=fields.require("index_topk") if sparse else 0,
+        index_heads=fields.require("index_n_heads") if sparse else 0,
+        index_head_size=fields.require("index_head_dim") if sparse else 0,
+    )
+
+
+def _beside(attention: CompressedAttention, hidden: int, streams: int) -> Beside:
+    """The compressor, and a hyper-connection before attention and one before the experts.
+
+    Each projects all streams to the weights that join them into one input and mix them with its
+    output: `streams` weights to join, as many to spread, `streams` squared to mix.
+    """
+    connection = (2 + streams) * streams
+    compressor = attention.compressor_parameters(hidden)
+    matrices = 2 * connection * streams * hidden
+    mean_bytes = (2.0 * compressor + _CONNECTION_BYTES * matrices) / (compressor + matrices)
+    return Beside(
+        matrices=compressor + matrices,
+        vectors=2 * (connection + 3),
+        # Joining the streams, and mixing them.
+        token_flop=2 * (2 * streams * hidden + 2 * streams**2 * hidden),
+        value_bytes=mean_bytes,
+    )

@@ -1,0 +1,318 @@
+"""Families whose layers differ one by one: skipped parts, other heads, two blocks in a layer.
+
+Nemotron-NAS (arXiv 2411.19146), LongCat-Flash (arXiv 2509.01322), MiniMax-M3, Step 3.5 and
+MiMo-V2. Source: the classes in Hugging Face transformers, for Nemotron-NAS the modelling code of
+its repository.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from exporter.inference.models.attention import (
+    NO_MIXER,
+    Attention,
+    BlockSelector,
+    GroupedAttention,
+    LatentAttention,
+    RecurrentMixer,
+)
+from exporter.inference.models.description import (
+    NOTHING_BESIDE,
+    Beside,
+    LayerGroup,
+    MixtureOfExperts,
+)
+from exporter.inference.models.families import ModelFamily
+from exporter.inference.models.fields import ConfigFields
+from exporter.inference.models.stack import Stack, kinds_of, layer_override, layer_total
+
+
+_FULL, _SLIDING, _BLOCKS = "full_attention", "sliding_attention", "minimax_m3_sparse"
+# Sizes of Nemotron-NAS's feed-forward parts are rounded up to this.
+_ROUNDED_TO = 256
+
+
+def nemotron_nas_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
+    """Return the layers of a Nemotron-NAS (DeciLM) model: its file describes each."""
+    count = layer_total(fields)
+    hidden = fields.require("hidden_size")
+    blocks = fields.raw("block_configs")
+    if not isinstance(blocks, list) or len(blocks) < count:
+        raise fields.error(f"block_configs does not describe {count} layers")
+    layers = tuple(_nas_layer(fields, block, hidden) for block in blocks[:count])
+    fields.check()
+    return Stack(layers)
+
+
+def _nas_layer(fields: ConfigFields, block: Any, hidden: int) -> LayerGroup:
+    said = block if isinstance(block, Mapping) else {}
+    attention, feed_forward = said.get("attention"), said.get("ffn")
+    if not isinstance(attention, Mapping) or not isinstance(feed_forward, Mapping):
+        raise fields.error("block_configs lacks attention or ffn")
+    unknown = [
+        name
+        for part, names in (
+            (attention, ("window_length", "sparsify", "mamba")),
+            (feed_forward, ("sparsify", "moe")),
+        )
+        for name in names
+        if part.get(name)
+    ]
+    if unknown:
+        raise fields.error(f"block_configs with {', '.join(unknown)} is not described")
+    mixer: Attention = NO_MIXER
+    matrices = vectors = size = 0
+    if attention.get("replace_with_linear"):
+        mixer = RecurrentMixer(matrices=hidden * hidden, vectors=0)
+    elif attention.get("no_op"):
+        vectors -= hidden  # its norm goes with it
+    else:
+        mixer = _nas_attention(fields, attention, hidden)
+    if feed_forward.get("replace_with_linear"):
+        matrices = hidden * hidden
+    elif feed_forward.get("no_op"):
+        vectors -= hidden
+    else:
+        size = _nas_size(fields, feed_forward, hidden)
+    return LayerGroup(1, mixer, None, size, beside=Beside(matrices, vectors))
+
+
+def _nas_attention(fields: ConfigFields, said: Mapping[str, Any], hidden: int) -> GroupedAttention:
+    heads = fields.require("num_attention_heads")
+    fields.check()
+    group, listed = said.get("n_heads_in_group"), said.get("num_key_value_heads")
+    if isinstance(listed, int) and listed > 0:
+        key_value_heads = listed
+    elif isinstance(group, int) and group > 0 and heads % group == 0:
+        key_value_heads = heads // group
+    else:
+        raise fields.error(f"n_heads_in_group is {group!r} for {heads} heads")
+    return GroupedAttention(heads, key_value_heads, fields.integer("head_dim") or hidden // heads)
+
+
+def _nas_size(fields: ConfigFields, said: Mapping[str, Any], hidden: int) -> int:
+    size, factor = said.get("intermediate_size"), said.get("ffn_mult")
+    if isinstance(size, int) and size > 0:
+        return size
+    if not isinstance(factor, int | float) or not 0 < factor <= 64:
+        raise fields.error(f"ffn_mult is {factor!r}")
+    return -(-int(2 * factor * hidden / 3) // _ROUNDED_TO) * _ROUNDED_TO
+
+
+def longcat_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
+    """Return the blocks of a LongCat-Flash model: two a layer, the first with experts beside.
+
+    A token is routed to `moe_topk` of the experts that compute and those that do not. Which is up
+    to the token; the mean is what the model's own load control holds it to, the same share of each.
+    """
+    count = layer_total(fields)
+    real, zero = fields.require("num_experts"), fields.integer("zero_expert_num") or 0
+    chosen = fields.require("num_experts_per_tok")
+    kind = fields.raw("zero_expert_type")
+    if kind not in (None, "identity"):
+        raise fields.error(f"zero_expert_type {kind!r} is not described")
+    attention = LatentAttention(
+        query_heads=fields.require("num_attention_heads"),
+        query_rank=fields.integer("q_lora_rank") or 0,
+        latent_rank=fields.require("kv_lora_rank"),
+        plain_head_size=fields.require("qk_nope_head_dim"),
+        rotary_head_size=fields.require("qk_rope_head_dim"),
+        value_head_size=fields.require("v_head_dim"),
+    )
+    size = fields.require("intermediate_size")
+    expert_size = fields.require("moe_intermediate_size")
+    fields.check()
+    if chosen * real % (real + zero):
+        raise fields.error(f"{chosen} of {real} + {zero} experts is no whole number that compute")
+    mixture = MixtureOfExperts(
+        experts=real,
+        active_experts=chosen * real // (real + zero),
+        intermediate_size=expert_size,
+        router_bias=family.router_bias,
+        zero_experts=zero,
+    )
+    first = LayerGroup(1, attention, None, size, mixture)
+    second = LayerGroup(1, attention, None, size)
+    return Stack((first, second) * count)
+
+
+def minimax_m3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
+    """Return the layers of a MiniMax-M3 text model: blocks of keys are chosen in most of them."""
+    count = layer_total(fields)
+    said = fields.raw("sparse_attention_config")
+    sparse: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
+    kinds = kinds_of(fields, "layer_types", count, (_FULL, _BLOCKS))
+    if kinds is None:
+        marks = sparse.get("sparse_attention_freq")
+        listed = marks if isinstance(marks, list) and len(marks) >= count else [0] * count
+        kinds = tuple(_BLOCKS if mark else _FULL for mark in listed[:count])
+
+    def setting(name: str, older: str) -> int:
+        value = sparse.get(older)
+        return value if isinstance(value, int) and value > 0 else fields.require(name)
+
+    plain = GroupedAttention(
+        query_heads=fields.require("num_attention_heads"),
+        key_value_heads=fields.require("num_key_value_heads"),
+        head_size=fields.require("head_dim"),
+        query_key_norm_size=2 * fields.require("head_dim"),
+    )
+    chooser = None
+    if _BLOCKS in kinds:
+        chooser = BlockSelector(
+            heads=setting("index_n_heads", "sparse_num_index_heads"),
+            head_size=setting("index_head_dim", "sparse_index_dim"),
+            block_tokens=setting("index_block_size", "sparse_block_size"),
+            blocks=setting("index_topk_blocks", "sparse_topk_blocks"),
+        )
+        if not setting("index_local_blocks", "sparse_local_block"):
+            raise fields.error("a query that may not see its own block is not described")
+    mixture = MixtureOfExperts(
+        experts=fields.require("num_experts"),
+        active_experts=fields.require("num_experts_per_tok"),
+        intermediate_size=fields.require("intermediate_size"),
+        shared_intermediate_size=fields.integer("shared_intermediate_size") or 0,
+        router_bias=family.router_bias,
+    )
+    fields.check()
+    sizes = _dense_or_experts(fields, count, "dense_intermediate_size")
+    layers = tuple(
+        LayerGroup(
+            1,
+            _with_selector(plain, chooser if kinds[layer] == _BLOCKS else None),
+            None,
+            sizes[layer],
+            None if sizes[layer] else mixture,
+        )
+        for layer in range(count)
+    )
+    fields.check()
+    return Stack(layers)
+
+
+def _with_selector(plain: GroupedAttention, chooser: BlockSelector | None) -> GroupedAttention:
+    return GroupedAttention(
+        plain.query_heads,
+        plain.key_value_heads,
+        plain.head_size,
+        query_key_norm_size=plain.query_key_norm_size,
+        selector=chooser,
+    )
+
+
+def _dense_or_experts(fields: ConfigFields, count: int, dense_name: str) -> tuple[int, ...]:
+    """The size of each layer's dense feed-forward part; 0 where it has experts."""
+    kinds = kinds_of(fields, "mlp_layer_types", count, ("dense", "sparse"))
+    if kinds is not None:
+        dense = [kind == "dense" for kind in kinds]
+    else:
+        marks = fields.raw("moe_layer_freq")
+        listed = marks if isinstance(marks, list) and len(marks) >= count else [1] * count
+        dense = [not mark for mark in listed[:count]]
+    size = fields.require(dense_name) if any(dense) else 0
+    return tuple(size if is_dense else 0 for is_dense in dense)
+
+
+def windowed_heads_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
+    """Return the layers of Step 3.5 or MiMo-V2: windowed layers have other heads than full ones."""
+    count = layer_total(fields)
+    kinds = kinds_of(fields, "layer_types", count, (_FULL, _SLIDING))
+    marks = fields.raw("hybrid_layer_pattern")
+    if kinds is None and isinstance(marks, list) and len(marks) >= count:
+        kinds = tuple(_SLIDING if mark else _FULL for mark in marks[:count])
+    if kinds is None:
+        raise fields.error("nothing says which of its layers have a window")
+    window = fields.require("sliding_window") if _SLIDING in kinds else 0
+    mixture = MixtureOfExperts(
+        experts=fields.require("num_experts"),
+        active_experts=fields.require("num_experts_per_tok"),
+        intermediate_size=fields.require("moe_intermediate_size"),
+        shared_intermediate_size=fields.integer("share_expert_dim") or 0,
+        router_bias=family.router_bias,
+    )
+    sizes = _sizes_by_list(fields, count)
+    layers = tuple(
+        LayerGroup(
+            1,
+            _windowed_attention(fields, family, layer, windowed=kind == _SLIDING),
+            window if kind == _SLIDING else None,
+            sizes[layer],
+            None if sizes[layer] else mixture,
+            NOTHING_BESIDE,
+        )
+        for layer, kind in enumerate(kinds)
+    )
+    fields.check()
+    return Stack(layers)
+
+
+def step3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
+    """Return the layers of a Step 3 text model: multi-matrix factorization attention.
+
+    All query heads share one key and value head, and a low rank. Source: StepFun, arXiv 2507.19427.
+    """
+    count = layer_total(fields)
+    attention = GroupedAttention(
+        query_heads=fields.require("num_attention_heads"),
+        key_value_heads=fields.integer("num_key_value_heads") or 1,
+        head_size=fields.require("head_dim"),
+        query_rank=fields.require("share_q_dim"),
+    )
+    mixture = MixtureOfExperts(
+        experts=fields.require("num_experts"),
+        active_experts=fields.require("num_experts_per_tok"),
+        intermediate_size=fields.require("moe_intermediate_size"),
+        shared_intermediate_size=fields.require("share_expert_dim"),
+    )
+    fields.check()
+    sizes = _sizes_by_list(fields, count)
+    fields.check()
+    return Stack(
+        tuple(LayerGroup(1, attention, None, size, None if size else mixture) for size in sizes)
+    )
+
+
+def _sizes_by_list(fields: ConfigFields, count: int) -> tuple[int, ...]:
+    listed = fields.raw("moe_layers_enum")
+    if listed is None:
+        return _dense_or_experts(fields, count, "intermediate_size")
+    numbers = listed.split(",") if isinstance(listed, str) else listed
+    try:
+        experts = {int(number) for number in numbers}
+    except (TypeError, ValueError):
+        raise fields.error(f"moe_layers_enum is {listed!r}") from None
+    size = fields.require("intermediate_size")
+    return tuple(0 if layer in experts else size for layer in range(count))
+
+
+def _windowed_attention(
+    fields: ConfigFields, family: ModelFamily, layer: int, *, windowed: bool
+) -> GroupedAttention:
+    said = fields.raw("attention_other_setting")
+    other: Mapping[str, Any] = said if windowed and isinstance(said, Mapping) else {}
+
+    def size(name: str, older: str, swa: str) -> int:
+        own = layer_override(fields, layer, name) or other.get(name) or other.get(older)
+        if windowed and not own:
+            own = fields.integer(swa)
+            if not own and name == "num_key_value_heads" and family.sinks:
+                own = 2 * fields.require(name)  # MiMo-V2's class doubles them
+        return own if isinstance(own, int) and own > 0 else fields.require(name)
+
+    head_size = size("head_dim", "head_dim", "swa_head_dim")
+    heads = size("num_attention_heads", "num_attention_heads", "swa_num_attention_heads")
+    gate = fields.flag("use_head_wise_attn_gate", default=family.head_gate)
+    sinks = "add_swa_attention_sink_bias" if windowed else "add_full_attention_sink_bias"
+    return GroupedAttention(
+        query_heads=heads,
+        key_value_heads=size(
+            "num_key_value_heads", "num_attention_groups", "swa_num_key_value_heads"
+        ),
+        head_size=head_size,
+        value_head_size=size("v_head_dim", "v_head_dim", "swa_v_head_dim")
+        if fields.integer("v_head_dim")
+        else 0,
+        query_key_norm_size=2 * head_size if family.query_key_norm == "head" else 0,
+        sinks=fields.flag(sinks, default=family.sinks and windowed),
+        head_gate=gate,
+    )
