@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Case:
     name: str
     load: Load
     aborted: int = 0
+    embeddings: bool = False
 
 
 def _requests(*parts: tuple[int, int, int], seed: int, workers: int = 4, copies: int = 1) -> Load:
@@ -42,6 +43,15 @@ def _requests(*parts: tuple[int, int, int], seed: int, workers: int = 4, copies:
             for _ in range(count)
         ]
         send_all(server, made, sent, workers)
+
+    return load
+
+
+def _embeddings(count: int, prompt: int, seed: int) -> Load:
+    def load(server: Server, sent: Sent) -> None:
+        prompts = Prompts(seed)
+        made = [Request(prompts.fresh(prompt), 0, embedding=True) for _ in range(count)]
+        send_all(server, made, sent, 4)
 
     return load
 
@@ -124,7 +134,20 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[Case, ...]]] = {
             Case("two ranks, random", _random(52, 20, (10, 800), (5, 100))),
         ),
     ),
+    "vllm-embeddings": (
+        ("--max-num-batched-tokens=2048", "--runner=pooling", "--convert=embed"),
+        (
+            Case("embeddings, one of 300", _embeddings(1, 300, seed=71), embeddings=True),
+            Case("embeddings, 40 of 200", _embeddings(40, 200, seed=72), embeddings=True),
+        ),
+    ),
 }
+_RESTART_OPTIONS = ("--max-num-batched-tokens=2048",)
+# Before the engine is stopped, and after it was started again on the same port.
+_RESTART_LOADS = (
+    _requests((4, 300, 100), seed=81),
+    _requests((4, 500, 60), seed=82),
+)
 
 
 LLAMA_CASES = {
@@ -137,7 +160,7 @@ LLAMA_CASES = {
 
 def names() -> list[str]:
     """All groups."""
-    return [*GROUPS, "llama.cpp"]
+    return [*GROUPS, "vllm-restart", "llama.cpp"]
 
 
 def run_group(name: str, folder: Path) -> Iterator[Row]:
@@ -145,10 +168,44 @@ def run_group(name: str, folder: Path) -> Iterator[Row]:
     if name == "llama.cpp":
         yield from _run_llama(folder / name)
         return
+    if name == "vllm-restart":
+        yield from _run_restart(folder / name)
+        return
     options, cases = GROUPS[name]
     with vllm(folder / name, *options) as server, _watched(server, "vllm") as watch:
         for case in cases:
             yield from _run(case, server, watch)
+
+
+def _run_restart(folder: Path) -> Iterator[Row]:
+    """One load before the engine restarts and one after it, seen by the same two workloads.
+
+    What a process did after its last scrape is lost with it: so all is scraped before it ends.
+    """
+    sent, seconds = Sent(), 0.0
+    with ExitStack() as watching:
+        watch: Watch | None = None
+        before: dict[float, ModelSnapshot] = {}
+        port = None
+        for load in _RESTART_LOADS:
+            with vllm(folder, *_RESTART_OPTIONS, port=port) as server:
+                if watch is None:
+                    port = server.port
+                    watch = watching.enter_context(_watched(server, "vllm"))
+                    before = watch.after(time.time())
+                started = time.monotonic()
+                load(server, sent)
+                seconds += time.monotonic() - started
+                after = watch.after(time.time() + 1.0)
+                passes = read_passes(server.folder)
+        if sent.failures:
+            raise RuntimeError(f"restart: {sent.failures[0]}")
+        truth = sum_up(passes, sent.lengths)
+        for interval in INTERVALS:
+            snapshots = (before[interval], after[interval])
+            yield _row(
+                "vLLM", "the engine restarts between loads", interval, seconds, snapshots, truth
+            )
 
 
 def _run_llama(folder: Path) -> Iterator[Row]:
@@ -220,7 +277,8 @@ def _run(case: Case, server: Server, watch: Watch) -> Iterator[Row]:
     if sent.failures:
         raise RuntimeError(f"{case.name}: {sent.failures[0]}")
     after = watch.after(time.time() + 1.0)
-    truth = sum_up(read_passes(server.folder)[passes:], sent.lengths)
+    made = read_passes(server.folder)[passes:]
+    truth = sum_up(made, sent.lengths, embeddings=case.embeddings)
     for interval in INTERVALS:
         snapshots = (before[interval], after[interval])
         yield _row("vLLM", case.name, interval, seconds, snapshots, truth, case.aborted)

@@ -21,6 +21,8 @@ class Request:
     copies: int = 1
     # Hang up after so long; None: wait for the answer.
     abort_after_seconds: float | None = None
+    # Ask for the prompt's embedding, and no answer.
+    embedding: bool = False
 
 
 @dataclass(slots=True)
@@ -104,17 +106,18 @@ def _send(server: Server, request: Request, sent: Sent) -> None:
         "temperature": 0.0 if request.copies == 1 else 1.0,
         "stream": request.abort_after_seconds is not None,
     }
+    path = "/v1/completions"
+    if request.embedding:
+        path, body = "/v1/embeddings", {"model": server.model, "input": list(request.prompt)}
     timeout = request.abort_after_seconds or 600
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)
     try:
-        connection.request(
-            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
-        )
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         if request.abort_after_seconds is not None:
             time.sleep(request.abort_after_seconds)
             return
         answer = json.loads(connection.getresponse().read())
-        length = len(request.prompt) + request.answer - 1
+        length = len(request.prompt) + max(0, request.answer - 1)
         with sent.lock:
             sent.lengths[answer["id"]] = length
             for copy in range(request.copies):

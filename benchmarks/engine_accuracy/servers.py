@@ -60,13 +60,13 @@ def write_model(folder: Path) -> Path:
 
 
 @contextmanager
-def vllm(folder: Path, *options: str) -> Iterator[Server]:
-    """Serve the tiny model with vLLM on the CPU."""
+def vllm(folder: Path, *options: str, port: int | None = None) -> Iterator[Server]:
+    """Serve the tiny model with vLLM on the CPU; twice in one folder it is a restart."""
     folder.mkdir(parents=True, exist_ok=True)
     model = write_model(folder / "model")
     steps = folder / "steps"
-    steps.mkdir()
-    port = free_port()
+    steps.mkdir(exist_ok=True)
+    port = port or free_port()
     command = [
         str(vllm_python()),
         "-m",

@@ -17,7 +17,11 @@ LINEAR_FLOP = 2 * LAYERS * _LAYER  # of one token, without attention
 LOGITS_FLOP = 2 * HIDDEN * WORDS
 PAIR_FLOP = LAYERS * 4 * HEADS * HEAD  # of one query and one key
 CACHE_BYTES = LAYERS * 2 * GROUPS * HEAD * 2  # of one token, bf16
-WEIGHT_BYTES = 2 * (LAYERS * _LAYER + HIDDEN * WORDS)  # of one pass, the output head included
+HEAD_BYTES = 2 * HIDDEN * WORDS
+WEIGHT_BYTES = 2 * LAYERS * _LAYER + HEAD_BYTES  # of one pass, the output head included
+
+# Passes of vLLM that are under way at any moment: it schedules one ahead.
+_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +68,22 @@ def read_passes(folder: Path) -> list[Pass]:
     return sorted(passes, key=lambda entry: entry.at_seconds)
 
 
-def sum_up(passes: Sequence[Pass], lengths: Mapping[str, int]) -> Truth:
+def sum_up(
+    passes: Sequence[Pass], lengths: Mapping[str, int], *, embeddings: bool = False
+) -> Truth:
     """Sum over passes.
 
     A position that is computed again (after a preemption, or where a draft was rejected) counts
     once. `lengths` says how many positions a sequence has in all, by the start of its name; beyond
-    them lie drafts that nobody asked for. A sequence without a length was aborted: the token of its
-    last pass came out after nobody listened, and the engine counts it nowhere.
+    them lie drafts that nobody asked for. A sequence without a length was aborted: vLLM schedules
+    a pass ahead, so two are in flight when a client hangs up. Their tokens come out after the API
+    server has forgotten the request, and it counts them nowhere. `embeddings` have no logits.
     """
-    last = {step.sequence: step.before for entry in passes for step in entry.steps}
+    starts: dict[str, list[int]] = defaultdict(list)
+    for entry in passes:
+        for step in entry.steps:
+            starts[step.sequence].append(step.before)
+    last = {sequence: found[-_IN_FLIGHT:][0] for sequence, found in starts.items()}
     seen: dict[str, int] = defaultdict(int)
     sums: Counter[str] = Counter()
     for entry in passes:
@@ -87,7 +98,7 @@ def sum_up(passes: Sequence[Pass], lengths: Mapping[str, int]) -> Truth:
                 sums["prefill"] += prompt_end - start
                 sums["prefill_pairs"] += _pairs(start, prompt_end)
                 sums["read"] += start
-                sums["prompts"] += prompt_end == step.prompt
+                sums["prompts"] += prompt_end == step.prompt and not embeddings
             if end > answer_start:
                 sums["decoded"] += end - answer_start
                 sums["decode_pairs"] += _pairs(answer_start, end)
@@ -101,7 +112,8 @@ def sum_up(passes: Sequence[Pass], lengths: Mapping[str, int]) -> Truth:
         + sums["prompts"] * LOGITS_FLOP,
         decode_flop=sums["decoded"] * (LINEAR_FLOP + LOGITS_FLOP)
         + sums["decode_pairs"] * PAIR_FLOP,
-        dram_bytes=len(passes) * WEIGHT_BYTES + (sums["written"] + sums["read"]) * CACHE_BYTES,
+        dram_bytes=len(passes) * (WEIGHT_BYTES - embeddings * HEAD_BYTES)
+        + (sums["written"] + sums["read"]) * CACHE_BYTES,
         passes=len(passes),
     )
 
