@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from exporter.inference.models.description import ModelDescription
 from exporter.inference.models.flops import (
-    decode_attention_flops,
-    head_flops_per_token,
-    linear_flops_per_token,
-    prefill_attention_flops,
+    decode_attention_flop,
+    head_flop_per_token,
+    linear_flop_per_token,
+    prefill_attention_flop,
 )
 from exporter.inference.models.work import Cost, Work
 from exporter.inference.reading import ModelReading
@@ -49,18 +49,18 @@ class WasteBooks:
         again = (reading.recomputed_tokens or 0.0) + self.debt
         self.debt = min(0.0, again)
         if again > 0:
-            attention = prefill_attention_flops(model, context) / context if context else 0.0
-            self.preemption += again * (linear_flops_per_token(model) + attention)
+            attention = prefill_attention_flop(model, context) / context if context else 0.0
+            self.preemption += again * (linear_flop_per_token(model) + attention)
         if work.rejected_tokens > 0:
             per_token = (
-                linear_flops_per_token(model)
-                + head_flops_per_token(model)
-                + decode_attention_flops(model, context)
+                linear_flop_per_token(model)
+                + head_flop_per_token(model)
+                + decode_attention_flop(model, context)
             )
             self.rejected_drafts += work.rejected_tokens * per_token
         if lost_tokens > 0 and work.prefill_tokens > 0:
             share = min(1.0, lost_tokens / work.prefill_tokens)
-            self.lost_cache_hits += share * max(0.0, cost.prefill_flops)
+            self.lost_cache_hits += share * max(0.0, cost.prefill_flop)
 
     def known(
         self, reading: ModelReading, *, preemptions: float, usual_share_known: bool

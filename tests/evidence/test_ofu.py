@@ -11,7 +11,7 @@ import pytest
 
 from exporter.inference.models.config import describe
 from exporter.inference.models.errors import ModelDescriptionError
-from exporter.inference.models.flops import prefill_attention_flops
+from exporter.inference.models.flops import prefill_attention_flop
 from tests.daemon.process import passive
 from tests.evidence.tables import table
 from tests.fake_nvml import B200, H100, Load
@@ -106,7 +106,7 @@ def test_a_state_space_layer_is_not_counted_as_attention() -> None:
         }
     )
 
-    assert prefill_attention_flops(model, 1000) == 4 * 2 * 4 * 1000 * 1001 / 2
+    assert prefill_attention_flop(model, 1000) == 4 * 2 * 4 * 1000 * 1001 / 2
 
 
 def test_experts_behind_a_latent_projection_are_refused() -> None:

@@ -60,7 +60,7 @@ def test_counters_that_are_not_written_at_once() -> None:
 
 def test_lost_hits_are_their_part_of_the_prompts() -> None:
     """40 of 100 computed prompt tokens: 40 % of the window's prefill FLOP, and never more than all of it."""
-    work, cost = Work(prefill_tokens=100.0), Cost(prefill_flops=10_000.0)
+    work, cost = Work(prefill_tokens=100.0), Cost(prefill_flop=10_000.0)
 
     assert entered(work=work, cost=cost, lost=40.0).lost_cache_hits == 4000.0
     assert entered(work=work, cost=cost, lost=150.0).lost_cache_hits == 10_000.0
