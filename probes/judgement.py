@@ -204,7 +204,8 @@ def judge(
         and result.clock_hertz < CLOCK_SHARE_MIN * facts.sm_clock_max_hertz
     )
     value = None if span is None else _value(kernel, result, span)
-    if value is not None and _is_others_doing(kernel, result, facts, value, baseline):
+    others = value is not None and _is_others_doing(kernel, result, facts, value, baseline)
+    if others and kernel.quantity == "flops":
         value = None
     reached = (
         efficiency(value, result.clock_hertz, facts, kernel.label, units)
@@ -225,6 +226,9 @@ def judge(
         # The efficiency has the clock divided out: it separates throttling from slow silicon.
         return Judgement(outcome, None, None, reached, beside, checked)
     per_clock: float | None = normalise(kernel, value, result.clock_hertz)
+    if others:
+        # What memory is left by others is true, but says nothing of the memory itself.
+        per_clock = None
     if facts.kind == "cuda" and kernel.quantity == "flops" and result.clock_hertz is None:
         # The clock could not be told this once: FLOP/s are nothing to compare FLOP per clock with.
         per_clock = None

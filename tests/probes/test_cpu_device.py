@@ -244,3 +244,20 @@ def test_a_busy_processor_is_not_slow(utilization, seconds, outcome):
     )
 
     assert verdict.outcome == outcome
+
+
+@pytest.mark.parametrize(("utilization", "normalised"), [(0.9, None), (0.05, 1e11)])
+def test_the_bandwidth_that_others_leave_is_no_fault_of_the_memory(utilization, normalised):
+    """3.4e7 bytes in 0.34 ms are 100 GB/s, half of the baseline: it is exported and not compared."""
+    verdict = judge(
+        KernelInfo(name="copy_device", quantity="bandwidth", label="device"),
+        result((0.00034,) * 7),
+        replace(PROCESSOR, utilization_ratio=utilization),
+        units=2,
+        baseline=2e11,
+        expected_digest=None,
+        shared=False,
+    )
+
+    assert verdict.value == pytest.approx(1e11)
+    assert verdict.normalised == (None if normalised is None else pytest.approx(normalised))
