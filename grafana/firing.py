@@ -28,6 +28,7 @@ def firing(
     selection: str,
     *,
     where: Sequence[Column] = (),
+    alert_width: int | None = None,
     span: int,
     height: int,
 ) -> table.Panel:
@@ -56,11 +57,11 @@ def firing(
             Query(f"1000 * min {ROW} ({since})"),
         ],
         [
-            Column("A", "Severity", width=75, mappings=severities),
+            Column("A", "Severity", width=85, mappings=severities),
             Column(
                 "alertname",
                 "Alert",
-                width=215,
+                width=alert_width,
                 link=f"{RUNBOOKS}/${{__value.text}}.md",
                 link_title="Open the runbook",
             ),

@@ -66,11 +66,11 @@ def verdicts(
     count = f"{ranked} * 0 + on (cluster, instance, kind) group_left () count by (cluster, instance, kind) ({every})"
     severities = {rank: (name, SEVERITY_COLORS[name]) for rank, name in RANKS.items()}
     columns = [
-        Column("A", "Severity", width=75, mappings=severities),
+        Column("A", "Severity", width=85, mappings=severities),
         Column(
             "kind",
             "Finding",
-            width=260,
+            width=None if brief else 230,
             names={name: kind.symptom for name, kind in KINDS.items()},
             link=STATUS_PAGE,
             link_title="What it means",

@@ -235,9 +235,7 @@ def health(dashboard: Dashboard) -> Dashboard:
                 "Who holds it",
                 "Pod or job on the GPU, and the workload joined to it. Nobody here and memory in use: a process outside the scheduler.",
                 [
-                    Query(
-                        f"max by (instance, gpu, namespace, pod, container) (flopwatch_gpu_allocation_info{{{GPU}}})"
-                    ),
+                    Query(f"max by (instance, gpu, holder) (gpu:flopwatch_holder:info{{{GPU}}})"),
                     Query(
                         f"max by (instance, gpu, workload) (flopwatch_workload_gpu_info{{{GPU}}})"
                     ),
@@ -245,8 +243,7 @@ def health(dashboard: Dashboard) -> Dashboard:
                 [
                     Column("instance", "Instance"),
                     Column("gpu", "GPU", width=60),
-                    Column("namespace", "Namespace"),
-                    Column("pod", "Pod"),
+                    Column("holder", "Held by", width=450),
                     Column("workload", "Workload"),
                 ],
                 sort_by="Instance",
