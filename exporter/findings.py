@@ -8,7 +8,10 @@ the alerts in deploy/prometheus all read these. `symptom` continues "GPU 3 of no
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
+
+from flopwatch.option_parsers import integer, number
+from flopwatch.options import option
 
 
 class Severity(StrEnum):
@@ -50,11 +53,15 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = {
     "baselineWarning": Threshold(
         0.9, "Probe result over the GPU's own baseline below which it is a warning."
     ),
-    "baselineCritical": Threshold(0.75, "The same, below which it is critical."),
+    "baselineCritical": Threshold(
+        0.75, "Probe result over the GPU's own baseline below which it is critical."
+    ),
     "peersWarning": Threshold(
         0.95, "Probe result over the median of the peers below which it is a warning."
     ),
-    "peersCritical": Threshold(0.75, "The same, below which it is critical."),
+    "peersCritical": Threshold(
+        0.75, "Probe result over the median of the peers below which it is critical."
+    ),
     "peersMinimum": Threshold(4, "GPUs of one model below which there is no comparison."),
     "peersDeviations": Threshold(
         3.5, "Robust standard deviations below the median that make a GPU a straggler."
@@ -118,6 +125,49 @@ def limit(name: str) -> float:
     """The threshold's value. Raises KeyError for a name that is not declared."""
     return THRESHOLDS[name].value
 
+
+def _share(name: str, path: str) -> Any:
+    return _option(name, path, number(above=0, at_most=1))
+
+
+def _celsius(name: str, path: str) -> Any:
+    return _option(name, path, number(above=0, at_most=150))
+
+
+def _option(name: str, path: str, parse: Any) -> Any:
+    threshold = THRESHOLDS[name]
+    text = f"{threshold.help} In the rules `{name}`."
+    return option(f"findings.{path}", parse, threshold.value, text, f"{threshold.value:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The thresholds of the findings, as the configuration may set them.
+
+    The rules have a setting of the same meaning for each: whoever changes one changes both.
+    """
+
+    power_loss_warning: float = _share("powerLossWarning", "power_loss_warning")
+    heat_loss_warning: float = _share("heatLossWarning", "heat_loss_warning")
+    baseline_warning: float = _share("baselineWarning", "baseline_warning")
+    baseline_critical: float = _share("baselineCritical", "baseline_critical")
+    peers_warning: float = _share("peersWarning", "peers_warning")
+    peers_critical: float = _share("peersCritical", "peers_critical")
+    peers_minimum: float = _option(
+        "peersMinimum", "peers_minimum", integer(at_least=2, at_most=10_000)
+    )
+    memory_hot_celsius: float = _celsius("memoryHotCelsius", "memory_hot_celsius")
+    idle_hot_celsius: float = _celsius("idleHotCelsius", "idle_hot_celsius")
+    idle_busy_ratio: float = _share("idleBusyRatio", "idle_busy_ratio")
+    corrected_errors: float = _option(
+        "correctedErrors", "corrected_errors", integer(at_least=1, at_most=1_000_000_000)
+    )
+    power_limit_ratio: float = _share("powerLimitRatio", "power_limit_ratio")
+    memory_held_ratio: float = _share("memoryHeldRatio", "memory_held_ratio")
+    prefix_cache_ratio: float = _share("prefixCacheRatio", "prefix_cache_ratio")
+
+
+DEFAULT_LIMITS: Final = Limits()
 
 # By the actions in NVIDIA's XID catalogue: reset, reboot or replace; contained, or mended by the next
 # reset; and those that a program causes.

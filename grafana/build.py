@@ -1,4 +1,4 @@
-"""Writes the dashboards: `python -m grafana.build [--check]`.
+"""Writes the dashboards: `python -m grafana.build [--check | --share FOLDER]`.
 
 The JSON under grafana/dashboards/ is the product and is committed; `--check` says whether it is fresh.
 """
@@ -34,6 +34,9 @@ BOARDS: dict[str, Callable[[], Dashboard]] = {
 # Grafana's smallest step for rates: with it $__rate_interval is two minutes or more, so that a data source that
 # is set to 15 s has rates of targets that are scraped every 60 s.
 RATE_STEP = "30s"
+# From here on the dashboards work, and the panels' options are in the form that this version writes: without a
+# version Grafana takes them for its first form, migrates them, and the roofline is empty.
+LEAST_GRAFANA = "11.1.0"
 COLUMNS = 24  # of Grafana's grid
 ALERTS = 'ALERTS{alertstate="firing", job=~"$job|", cluster=~"$cluster", instance=~"$instance|"}'
 
@@ -43,7 +46,41 @@ def render(name: str) -> str:
     text = JSONEncoder(sort_keys=True, indent=2).encode(BOARDS[name]().build())
     board = json.loads(text)
     _finish(board)
+    return _text(board)
+
+
+def _text(board: dict[str, Any]) -> str:
     return json.dumps(board, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+
+def shared(name: str) -> str:
+    """The dashboard in the form of grafana.com: the importer is asked for the data source."""
+    board = json.loads(render(name))
+    source = "${DS_PROMETHEUS}"
+    for variable in board["templating"]["list"]:
+        if variable["type"] == "datasource":
+            variable["current"] = {"selected": False, "text": source, "value": source}
+    kinds = sorted({panel["type"] for panel in _panels(board["panels"])} - {"row"})
+    board |= {
+        "__elements": {},
+        "__inputs": [
+            {
+                "name": "DS_PROMETHEUS",
+                "label": "Prometheus",
+                "description": "Scrapes the exporters and evaluates flopwatch's rules.",
+                "type": "datasource",
+                "pluginId": "prometheus",
+                "pluginName": "Prometheus",
+            }
+        ],
+        "__requires": [
+            {"type": "grafana", "id": "grafana", "name": "Grafana", "version": LEAST_GRAFANA},
+            {"type": "datasource", "id": "prometheus", "name": "Prometheus", "version": "1.0.0"},
+            *({"type": "panel", "id": kind, "name": kind, "version": ""} for kind in kinds),
+        ],
+        "id": None,
+    }
+    return _text(board)
 
 
 def _finish(board: dict[str, Any]) -> None:
@@ -52,7 +89,9 @@ def _finish(board: dict[str, Any]) -> None:
     _pack(board["panels"])
     for link in board["links"]:
         link.pop("placement", None)  # inControlsMenu, the builder's default, hides it in a menu
-    for panel in _panels(board):
+    for panel in _panels(board["panels"]):
+        if panel["type"] != "row":
+            panel["pluginVersion"] = LEAST_GRAFANA
         panel["id"] = zlib.crc32(f"{panel['type']}/{panel['title']}".encode()) % 2**31
         for link in panel.get("links", []):
             link.pop("placement", None)
@@ -84,8 +123,9 @@ def _pack(panels: list[dict[str, Any]]) -> None:
                 inner["gridPos"]["y"] = bottom
 
 
-def _panels(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for panel in board["panels"]:
+def _panels(panels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """All panels and rows, those inside rows too."""
+    for panel in panels:
         yield panel
         yield from panel.get("panels", [])
 
@@ -116,7 +156,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Write all dashboards, or with --check write none and fail if one is stale."""
     parser = argparse.ArgumentParser(prog="python -m grafana.build", description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail when the JSON is stale")
-    if parser.parse_args(arguments).check:
+    parser.add_argument(
+        "--share", metavar="FOLDER", type=Path, help="write them in the form of grafana.com"
+    )
+    asked = parser.parse_args(arguments)
+    if asked.share:
+        asked.share.mkdir(parents=True, exist_ok=True)
+        for name in BOARDS:
+            (asked.share / f"{name}.json").write_text(shared(name))
+        return 0
+    if asked.check:
         names = stale()
         for name in names:
             print(f"stale: grafana/dashboards/{name}.json: run `python -m grafana.build`")

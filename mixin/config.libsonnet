@@ -27,11 +27,11 @@
     heatLossWarning: 0.05,
     // Probe result over the GPU's own baseline below which it is a warning.
     baselineWarning: 0.9,
-    // The same, below which it is critical.
+    // Probe result over the GPU's own baseline below which it is critical.
     baselineCritical: 0.75,
     // Probe result over the median of the peers below which it is a warning.
     peersWarning: 0.95,
-    // The same, below which it is critical.
+    // Probe result over the median of the peers below which it is critical.
     peersCritical: 0.75,
     // GPUs of one model below which there is no comparison.
     peersMinimum: 4,

@@ -67,7 +67,7 @@ def models_file() -> RuleFile:
         Record(
             "workload:flopwatch_demand:sum",
             "sum by (%{host}, workload) (avg_over_time(flopwatch_model_requests[5m]))\n"
-            "  or workload:flopwatch_tokens:rate5m",
+            "  or on (%{host}, workload) workload:flopwatch_tokens:rate5m",
             why="Demand: requests in flight and queued, or tokens where the engine does not report its requests.",
         ),
         usual(
@@ -252,7 +252,7 @@ def probes_file() -> RuleFile:
         Record("gpu:flopwatch_probe_measure:min_peer_ratio", f"min by (%{{gpu}}, name) ({ratio})"),
         Record(
             slow,
-            f"(\n    {ratio} < %{{peersWarning}}\n      <= {beside} {line}\n"
+            f"max by (%{{gpu}}, name, unit) (\n    {ratio} < %{{peersWarning}}\n      <= {beside} {line}\n"
             "      and on (%{peers}) name:flopwatch_gpu:count >= %{peersMinimum}\n  )\n"
             f"  or ({remembered(slow, '%{gpu}, name, unit')}\n"
             f"    unless on (%{{gpu}}, unit) ({ratio} >= %{{peersWarning}} or {ratio} > {beside} {line})\n"
@@ -270,7 +270,7 @@ def probes_file() -> RuleFile:
             "gpu:flopwatch_lost_speed:ratio",
             "gpu:flopwatch_clock_loss:ratio_rate5m\n"
             "    + on (%{gpu}) max by (%{gpu}) (clamp_min(1 - gpu:flopwatch_probe_measure:min_peer_ratio, 0))\n"
-            "  or gpu:flopwatch_clock_loss:ratio_rate5m",
+            "  or on (%{gpu}) gpu:flopwatch_clock_loss:ratio_rate5m",
             why="One number to sort GPUs by: what the slowest probe lacks beside its peers, and what the clocks lose.",
         )
     ]

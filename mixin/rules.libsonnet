@@ -341,7 +341,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "workload:flopwatch_demand:sum",
-            "expr": "sum by (" + text($._config.host) + ", workload) (avg_over_time(flopwatch_model_requests[5m]))\n  or workload:flopwatch_tokens:rate5m",
+            "expr": "sum by (" + text($._config.host) + ", workload) (avg_over_time(flopwatch_model_requests[5m]))\n  or on (" + text($._config.host) + ", workload) workload:flopwatch_tokens:rate5m",
           },
           {
             "record": "workload:flopwatch_model_tokens:usual",
@@ -547,7 +547,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "gpu_unit:flopwatch_probe_measure:slow_peer_ratio",
-            "expr": "(\n    gpu_unit:flopwatch_probe_measure:peer_ratio < " + text($._config.peersWarning) + "\n      <= on (" + text($._config.peers) + ", unit) group_left () name_unit:flopwatch_probe_measure:straggler_peer_ratio\n      and on (" + text($._config.peers) + ") name:flopwatch_gpu:count >= " + text($._config.peersMinimum) + "\n  )\n  or (max by (" + text($._config.gpu) + ", name, unit) (last_over_time(gpu_unit:flopwatch_probe_measure:slow_peer_ratio[1h]))\n    unless on (" + text($._config.gpu) + ", unit) (gpu_unit:flopwatch_probe_measure:peer_ratio >= " + text($._config.peersWarning) + " or gpu_unit:flopwatch_probe_measure:peer_ratio > on (" + text($._config.peers) + ", unit) group_left () name_unit:flopwatch_probe_measure:straggler_peer_ratio)\n    and on (" + text($._config.gpu) + ") last_over_time(gpu:flopwatch_gpu_up:recent[1h]))",
+            "expr": "max by (" + text($._config.gpu) + ", name, unit) (\n    gpu_unit:flopwatch_probe_measure:peer_ratio < " + text($._config.peersWarning) + "\n      <= on (" + text($._config.peers) + ", unit) group_left () name_unit:flopwatch_probe_measure:straggler_peer_ratio\n      and on (" + text($._config.peers) + ") name:flopwatch_gpu:count >= " + text($._config.peersMinimum) + "\n  )\n  or (max by (" + text($._config.gpu) + ", name, unit) (last_over_time(gpu_unit:flopwatch_probe_measure:slow_peer_ratio[1h]))\n    unless on (" + text($._config.gpu) + ", unit) (gpu_unit:flopwatch_probe_measure:peer_ratio >= " + text($._config.peersWarning) + " or gpu_unit:flopwatch_probe_measure:peer_ratio > on (" + text($._config.peers) + ", unit) group_left () name_unit:flopwatch_probe_measure:straggler_peer_ratio)\n    and on (" + text($._config.gpu) + ") last_over_time(gpu:flopwatch_gpu_up:recent[1h]))",
           },
           {
             "record": "gpu:flopwatch_probe_baseline_ratio:slow",
@@ -561,7 +561,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
         "rules": [
           {
             "record": "gpu:flopwatch_lost_speed:ratio",
-            "expr": "gpu:flopwatch_clock_loss:ratio_rate5m\n    + on (" + text($._config.gpu) + ") max by (" + text($._config.gpu) + ") (clamp_min(1 - gpu:flopwatch_probe_measure:min_peer_ratio, 0))\n  or gpu:flopwatch_clock_loss:ratio_rate5m",
+            "expr": "gpu:flopwatch_clock_loss:ratio_rate5m\n    + on (" + text($._config.gpu) + ") max by (" + text($._config.gpu) + ") (clamp_min(1 - gpu:flopwatch_probe_measure:min_peer_ratio, 0))\n  or on (" + text($._config.gpu) + ") gpu:flopwatch_clock_loss:ratio_rate5m",
           },
         ],
       },

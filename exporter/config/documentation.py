@@ -76,21 +76,24 @@ def _rows(section: Section, path: str) -> list[str]:
 
 
 def _row(path: str, key: Option) -> str:
-    default = "required" if key.required else f"`{_shown(key.default)}`"
+    default = "required" if key.required else f"`{_shown(key)}`"
     variable = "" if "[]" in path else f"`{variable_of(path)}`"
     change = "reload" if key.reload else "restart"
     cells = (f"`{path}`", default, f"`{key.example}`", key.help, variable, change)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _shown(value: object) -> str:
-    """A default as one would write it."""
+def _shown(key: Option) -> str:
+    """A default as one would write it: a number of seconds as a duration, as in the example."""
+    value: object = key.default
     if value is None or value in ((), {}):
         return "not given"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
         return ", ".join(str(item) for item in value)
+    if isinstance(value, float) and not key.example[-1:].isalpha():
+        return f"{value:g}"
     if isinstance(value, float):
         return f"{value:g}s" if value >= 1 else f"{value * 1000:g}ms"
     return str(value)

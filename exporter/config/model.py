@@ -8,6 +8,7 @@ from typing import Any
 from exporter.attribution.settings import HolderSettings, PriceRule
 from exporter.collect.settings import SamplingSettings
 from exporter.config.schema import Section, Values, schema_of
+from exporter.findings import Limits
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig
 from exporter.metrics.catalogue import CATALOGUE
 from exporter.web.addresses import listen_addresses
@@ -120,6 +121,7 @@ class Config:
         "[flopwatch_achieved_flops]",
         convert=frozenset,
     )
+    limits: Limits = settings(Limits)
     process_memory: bool = option(
         "processes.memory",
         boolean(),
@@ -179,6 +181,7 @@ _SECTIONS: Mapping[str, str] = {
     "kubernetes": "Which pods hold the GPUs.",
     "hpc": "Which batch jobs hold the GPUs.",
     "processes": "Per-process series.",
+    "findings": "From which values on the exporter reports what it finds on a device. The alert rules have a setting of the same meaning for each: [change both](dashboards.md#thresholds).",
     "state_file": "",
     "limits": "Bounds on what is exported.",
     "web": "The web server.",

@@ -13,7 +13,7 @@ import msgspec
 from exporter.advice.advise import best_sentence
 from exporter.attribution.ledger import Holder
 from exporter.attribution.snapshot import DeviceKey
-from exporter.findings import Finding, Severity
+from exporter.findings import Finding, Limits, Severity
 from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import DeviceIdentity
 from exporter.state import UNKNOWN, State
@@ -39,7 +39,7 @@ def build_status(inputs: Inputs, histories: Histories, *, charts: bool = True) -
     """
     probed = {results.uuid: results for results in inputs.state.probes.devices}
     siblings = _siblings(inputs, probed)
-    limits = _power_limits(inputs.state)
+    power_limits = _power_limits(inputs.state)
     devices: list[document.Device] = []
     for snapshot in inputs.state.devices:
         identity = snapshot.identity
@@ -56,10 +56,11 @@ def build_status(inputs: Inputs, histories: Histories, *, charts: bool = True) -
                     holders=_holders(inputs.state, identity),
                     memory=histories.memory.of(identity.uuid),
                     since=partial(histories.memory.judged, identity.uuid),
-                    limits=limits[identity.name],
+                    power_limits=power_limits[identity.name],
+                    limits=inputs.limits,
                     silent=_silent(inputs.state.workloads, identity.uuid),
                     charts=charts,
-                    company=_company(inputs.state, identity.uuid),
+                    company=_company(inputs.state, identity.uuid, inputs.limits),
                 )
             )
     # Sorting is stable: within one health the host's own order stays.
@@ -113,7 +114,7 @@ def _silent(workloads: WorkloadsSnapshot, uuid: str) -> str | None:
     return None if True in names else names.get(False)
 
 
-def _company(state: State, uuid: str) -> list[Finding]:
+def _company(state: State, uuid: str, limits: Limits) -> list[Finding]:
     """What is to be said of the engines that use the device, and of its holders."""
     found: list[Finding | None] = []
     for workload in state.workloads.workloads:
@@ -121,7 +122,10 @@ def _company(state: State, uuid: str) -> list[Finding]:
             continue
         found += [
             verdict.prefix_cache_collapsed(
-                workload.name, recent=model.cached_share, usual=model.usual_cached_share
+                workload.name,
+                recent=model.cached_share,
+                usual=model.usual_cached_share,
+                limits=limits,
             )
             for model in workload.models
         ]

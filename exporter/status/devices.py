@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE
-from exporter.findings import Finding, Severity
+from exporter.findings import DEFAULT_LIMITS, Finding, Limits, Severity
 from exporter.readings import RECOVERY_ACTIONS, SlowReading
 from exporter.state import DeviceState
 from exporter.status import document, verdict
@@ -33,14 +33,15 @@ def build_device(
     holders: list[document.Holder],
     memory: DeviceMemory,
     since: Callable[[Sequence[Finding]], dict[str, float]] = lambda _: {},
-    limits: Sequence[float] = (),
+    power_limits: Sequence[float] = (),
+    limits: Limits = DEFAULT_LIMITS,
     silent: str | None = None,
     charts: bool = True,
     company: Sequence[Finding] = (),
 ) -> document.Device:
     """Everything about one device. `siblings` are probe results by kernel of all of its model.
 
-    `limits` are the power limits of all of its model, in watts; `silent` is an engine that uses the
+    `power_limits` are those of all of its model, in watts; `limits` the thresholds of the findings; `silent` is an engine that uses the
     device and does not answer; `company` are findings on its engines and holders. `since`
     says from when on each kind of finding holds. `charts` are the states of the last hour by minute.
     """
@@ -55,18 +56,22 @@ def build_device(
     could = attainable(probes, snapshot.precision) if fresh else None
     findings = [
         *(
-            _working(snapshot, minute, hour, could)
+            _working(snapshot, minute, hour, could, limits)
             if fresh
             else [_absent(snapshot, history, age=age, unix_seconds=unix_seconds)]
         ),
         *_source_findings(snapshot, unix_seconds=unix_seconds),
         *_xid_findings(events, memory, unix_seconds),
-        *_health_findings(snapshot, events, slow, minute),
-        *_power_findings(clock, slow, memory, limits),
-        *_held_findings(snapshot, history, now_seconds, silent),
+        *_health_findings(snapshot, events, slow, minute, limits),
+        *_power_findings(clock, slow, memory, power_limits, limits),
+        *_held_findings(snapshot, history, now_seconds, silent, limits),
         *company,
         *probe_findings(
-            probes, probed, siblings, busy=fast.gpu_utilization if fast and fresh else None
+            probes,
+            probed,
+            siblings,
+            busy=fast.gpu_utilization if fast and fresh else None,
+            limits=limits,
         ),
     ]
     findings.sort(key=lambda finding: _RANK[finding.severity])
@@ -142,7 +147,11 @@ def _absent(
 
 
 def _working(
-    snapshot: DeviceState, minute: Summary, hour: Summary, could: document.Attainable | None
+    snapshot: DeviceState,
+    minute: Summary,
+    hour: Summary,
+    could: document.Attainable | None,
+    limits: Limits,
 ) -> list[Finding]:
     """Where the FLOPS of a device that answers go."""
     found: list[Finding | None] = []
@@ -170,6 +179,7 @@ def _working(
                 max_hertz=_max_clock(snapshot),
                 lost_share=hour.states.get(state, 0.0),
                 over=_span_words(hour.seconds),
+                limits=limits,
             )
         )
     return [finding for finding in found if finding is not None]
@@ -220,11 +230,13 @@ def _health_findings(
     events: document.Health,
     slow: SlowReading | None,
     minute: Summary,
+    limits: Limits,
 ) -> list[Finding]:
     found = [
         verdict.memory_errors(
             uncorrected=events.new_ecc_errors.get("uncorrected", 0.0),
             corrected=events.new_ecc_errors.get("corrected", 0.0),
+            limits=limits,
         ),
         verdict.row_remap(pending=events.row_remap_pending, failed=events.row_remap_failed),
         verdict.recovery(events.recovery_action),
@@ -240,6 +252,7 @@ def _health_findings(
                 temperature_celsius=snapshot.fast.temperature_celsius,
                 memory_celsius=snapshot.fast.memory_temperature_celsius,
                 idle_share=minute.states.get("idle", 0.0),
+                limits=limits,
             )
         )
     return [finding for finding in found if finding is not None]
@@ -263,21 +276,27 @@ def _power_findings(
     clock: document.Clock,
     slow: SlowReading | None,
     memory: DeviceMemory,
-    limits: Sequence[float],
+    power_limits: Sequence[float],
+    limits: Limits,
 ) -> list[Finding]:
     found = [
         verdict.power_brake(clock.reasons),
         verdict.power_limit(
             watts=slow.power_limit_watts if slow else None,
             usual_watts=memory.power_limit_watts,
-            siblings=limits if len(limits) > 1 else (),
+            siblings=power_limits if len(power_limits) > 1 else (),
+            limits=limits,
         ),
     ]
     return [finding for finding in found if finding is not None]
 
 
 def _held_findings(
-    snapshot: DeviceState, history: DeviceHistory, now_seconds: float, silent: str | None
+    snapshot: DeviceState,
+    history: DeviceHistory,
+    now_seconds: float,
+    silent: str | None,
+    limits: Limits,
 ) -> list[Finding]:
     fast = snapshot.fast
     if silent is None or fast is None or fast.memory_used_bytes is None:
@@ -291,6 +310,7 @@ def _held_findings(
         idle_share=min(idle, default=0.0),
         watched_seconds=float(COLUMN_SECONDS * len(idle)),
         workload=silent,
+        limits=limits,
     )
     return [] if held is None else [held]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from exporter.accounting.peaks import Peaks
-from exporter.findings import Finding
+from exporter.findings import DEFAULT_LIMITS, Finding, Limits
 from exporter.status import document, verdict
 from probes.records import ProbeResults
 
@@ -113,6 +113,7 @@ def probe_findings(
     siblings: Mapping[str, Sequence[float]],
     *,
     busy: float | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> list[Finding]:
     """What the probes say. `siblings` holds the comparable values of all devices of the model.
 
@@ -122,10 +123,10 @@ def probe_findings(
         return []
     found = [
         verdict.wrong_results(probed.mismatches),
-        verdict.slower_than_baseline(probed.baseline_ratio),
+        verdict.slower_than_baseline(probed.baseline_ratio, limits),
     ]
     beside = [
-        verdict.slower_than_siblings(kernel, value, siblings.get(kernel, ()))
+        verdict.slower_than_siblings(kernel, value, siblings.get(kernel, ()), limits)
         for kernel, value in comparable(probes).items()
     ]
     # One sentence is enough: a sick GPU is slow in every precision.

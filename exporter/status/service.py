@@ -166,6 +166,7 @@ class StatusService:
             uptime_seconds=now - self._started_at,
             facts=sources.facts(),
             advice=sources.advice(),
+            limits=sources.limits(),
         )
 
     def _body(self, key: str, render: Callable[[], bytes]) -> bytes:

@@ -1,13 +1,15 @@
 """The mixin is the shipped rules, dashboards and thresholds, in the language in which mixins are shared."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import _jsonnet
 import yaml
 
-from exporter.findings import KINDS, THRESHOLDS
+from exporter.findings import KINDS, THRESHOLDS, Limits
 from mixin.build import main, outputs, rule_files, stale
 from mixin.config import SETTINGS
 from mixin.source import Alert, Record
@@ -109,6 +111,18 @@ def test_no_rule_aggregates_without() -> None:
                 assert "ignoring (" not in rule.expr, rule.name
 
 
+def test_no_alternative_depends_on_labels_that_an_engine_adds() -> None:
+    """A recorded series after `or` is matched by declared labels: vmalert adds its external labels to what it records.
+
+    Without `on` such a series would stand beside the one that it replaces, and vmalert refuses both.
+    """
+    for file in rule_files():
+        for group in file.groups:
+            for rule in group.rules:
+                assert not re.search(r"(?m)^\s*or [a-z_]+:flopwatch", rule.expr), rule.name
+                assert not re.match(r"\(\s*[a-z_]+:flopwatch", rule.expr), rule.name
+
+
 def test_outputs_have_no_placeholder_left() -> None:
     """Every setting of the shipped YAML is filled in."""
     for path, text in outputs().items():
@@ -158,3 +172,38 @@ def test_thresholds_are_values_of_the_chart() -> None:
     assert found["GPUClocksHeldDownByHeat"]["expr"].endswith("> 0.1")
     assert found["GPULost"]["annotations"]["dashboard"].startswith("https://g.example/d/")
     assert settings["propertyNames"]["enum"] == list(SETTINGS)
+
+
+def chart_config(values: dict[str, Any]) -> dict[str, Any]:
+    """The daemon's configuration as the chart writes it; empty where it writes none."""
+    from helm_python import Chart
+
+    with Chart.load(ROOT / "deploy" / "helm" / "flopwatch") as chart:
+        manifest = chart.render(values, name="flopwatch", namespace="flopwatch")
+    texts = [text for path, text in manifest.items() if path.endswith("templates/configmap.yaml")]
+    documents = [document for text in texts for document in yaml.safe_load_all(text) if document]
+    return dict(yaml.safe_load(documents[0]["data"]["config.yml"])) if documents else {}
+
+
+def test_the_daemon_has_the_rules_thresholds_as_options() -> None:
+    """Each option of `findings` is a setting of the rules, with the same default, and in camel case the same name."""
+    defaults = Limits()
+    for field in dataclasses.fields(defaults):
+        first, *rest = field.name.split("_")
+        setting = first + "".join(word.title() for word in rest)
+        assert SETTINGS[setting].default == getattr(defaults, field.name), setting
+
+
+def test_a_threshold_of_the_chart_reaches_rules_and_daemon() -> None:
+    """The chart writes a shared threshold into the configuration too; what `config` says stays, and no other setting goes there."""
+    rules = {"heatLossWarning": 0.1, "memoryHotCelsius": 90, "usefulDrop": 0.5}
+    config = {"findings": {"memory_hot_celsius": 92}, "log": {"level": "debug"}}
+
+    assert chart_config({"prometheusRule": {"settings": rules}, "config": config}) == {
+        "findings": {"heat_loss_warning": 0.1, "memory_hot_celsius": 92},
+        "log": {"level": "debug"},
+    }
+    assert chart_config({}) == {}
+    every = {setting: threshold.value for setting, threshold in THRESHOLDS.items()}
+    found = chart_config({"prometheusRule": {"settings": every}})["findings"]
+    assert set(found) == {field.name for field in dataclasses.fields(Limits)}

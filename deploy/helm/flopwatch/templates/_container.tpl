@@ -25,7 +25,7 @@
 {{- end }}
 - name: FLOPWATCH_STATE_FILE
   value: /var/lib/flopwatch/state.json
-{{- if .Values.config }}
+{{- if include "flopwatch.config" . }}
 - name: FLOPWATCH_CONFIG_FILE
   value: /etc/flopwatch/config/config.yml
 {{- end }}
@@ -95,7 +95,7 @@ httpGet:
   mountPath: /var/run/flopwatch/jobs
   readOnly: true
 {{- end }}
-{{- if .Values.config }}
+{{- if include "flopwatch.config" . }}
 - name: config
   mountPath: /etc/flopwatch/config
   readOnly: true
@@ -149,7 +149,7 @@ httpGet:
     path: {{ . }}
     type: DirectoryOrCreate
 {{- end }}
-{{- if .Values.config }}
+{{- if include "flopwatch.config" . }}
 - name: config
   configMap:
     name: {{ include "flopwatch.fullname" . }}

@@ -161,3 +161,15 @@ relabelings:
 metricRelabelings: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{/* The daemon's configuration. A threshold of the rules that the daemon has too reaches both, unless `config` says otherwise. */}}
+{{- define "flopwatch.config" -}}
+{{- $shared := list "power_loss_warning" "heat_loss_warning" "baseline_warning" "baseline_critical" "peers_warning" "peers_critical" "peers_minimum" "memory_hot_celsius" "idle_hot_celsius" "idle_busy_ratio" "corrected_errors" "power_limit_ratio" "memory_held_ratio" "prefix_cache_ratio" }}
+{{- $findings := dict }}
+{{- range $name, $value := .Values.prometheusRule.settings }}
+{{- if has (snakecase $name) $shared }}{{ $_ := set $findings (snakecase $name) $value }}{{ end }}
+{{- end }}
+{{- $config := deepCopy .Values.config }}
+{{- if $findings }}{{ $config = merge $config (dict "findings" $findings) }}{{ end }}
+{{- if $config }}{{ toYaml $config }}{{ end }}
+{{- end }}
