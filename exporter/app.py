@@ -107,7 +107,7 @@ class Daemon:
                 telemetry_path=config.web.telemetry_path,
                 facts=self._machine.facts,
                 advice=self._advice,
-                limits=lambda: self._config.limits,
+                thresholds=lambda: self._config.thresholds,
             ),
             memory=Memory(StateFile(usable_state_path(config.state_file)), boot_id()),
         )

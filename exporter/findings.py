@@ -113,7 +113,7 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = {
 }
 
 
-# Limits of findings on the useful share that no alert has. What tokens and known waste need cannot be
+# Thresholds of findings on the useful share that no alert has. What tokens and known waste need cannot be
 # more than was executed; a counter that is wrong by two shows half of a usual share, or twice it.
 USEFUL_EXCESS: Final = 1.05
 HALF_COUNTED: Final = (0.40, 0.55)
@@ -141,7 +141,7 @@ def _option(name: str, path: str, parse: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Thresholds:
     """The thresholds of the findings, as the configuration may set them.
 
     The rules have a setting of the same meaning for each: whoever changes one changes both.
@@ -167,7 +167,7 @@ class Limits:
     prefix_cache_ratio: float = _share("prefixCacheRatio", "prefix_cache_ratio")
 
 
-DEFAULT_LIMITS: Final = Limits()
+DEFAULT_THRESHOLDS: Final = Thresholds()
 
 # By the actions in NVIDIA's XID catalogue: reset, reboot or replace; contained, or mended by the next
 # reset; and those that a program causes.

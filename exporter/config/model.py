@@ -8,7 +8,7 @@ from typing import Any
 from exporter.attribution.settings import HolderSettings, PriceRule
 from exporter.collect.settings import SamplingSettings
 from exporter.config.schema import Section, Values, schema_of
-from exporter.findings import Limits
+from exporter.findings import Thresholds
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig
 from exporter.metrics.catalogue import CATALOGUE
 from exporter.web.addresses import listen_addresses
@@ -121,7 +121,7 @@ class Config:
         "[flopwatch_achieved_flops]",
         convert=frozenset,
     )
-    limits: Limits = settings(Limits)
+    thresholds: Thresholds = settings(Thresholds)
     process_memory: bool = option(
         "processes.memory",
         boolean(),

@@ -13,7 +13,7 @@ import msgspec
 from exporter.advice.advise import best_sentence
 from exporter.attribution.ledger import Holder
 from exporter.attribution.snapshot import DeviceKey
-from exporter.findings import Finding, Limits, Severity
+from exporter.findings import Finding, Severity, Thresholds
 from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import DeviceIdentity
 from exporter.state import UNKNOWN, State
@@ -57,10 +57,10 @@ def build_status(inputs: Inputs, histories: Histories, *, charts: bool = True) -
                     memory=histories.memory.of(identity.uuid),
                     since=partial(histories.memory.judged, identity.uuid),
                     power_limits=power_limits[identity.name],
-                    limits=inputs.limits,
+                    thresholds=inputs.thresholds,
                     silent=_silent(inputs.state.workloads, identity.uuid),
                     charts=charts,
-                    company=_company(inputs.state, identity.uuid, inputs.limits),
+                    company=_company(inputs.state, identity.uuid, inputs.thresholds),
                 )
             )
     # Sorting is stable: within one health the host's own order stays.
@@ -114,7 +114,7 @@ def _silent(workloads: WorkloadsSnapshot, uuid: str) -> str | None:
     return None if True in names else names.get(False)
 
 
-def _company(state: State, uuid: str, limits: Limits) -> list[Finding]:
+def _company(state: State, uuid: str, thresholds: Thresholds) -> list[Finding]:
     """What is to be said of the engines that use the device, and of its holders."""
     found: list[Finding | None] = []
     for workload in state.workloads.workloads:
@@ -125,7 +125,7 @@ def _company(state: State, uuid: str, limits: Limits) -> list[Finding]:
                 workload.name,
                 recent=model.cached_share,
                 usual=model.usual_cached_share,
-                limits=limits,
+                thresholds=thresholds,
             )
             for model in workload.models
         ]

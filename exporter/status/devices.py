@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE
-from exporter.findings import DEFAULT_LIMITS, Finding, Limits, Severity
+from exporter.findings import DEFAULT_THRESHOLDS, Finding, Severity, Thresholds
 from exporter.readings import RECOVERY_ACTIONS, SlowReading
 from exporter.state import DeviceState
 from exporter.status import document, verdict
@@ -34,14 +34,14 @@ def build_device(
     memory: DeviceMemory,
     since: Callable[[Sequence[Finding]], dict[str, float]] = lambda _: {},
     power_limits: Sequence[float] = (),
-    limits: Limits = DEFAULT_LIMITS,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
     silent: str | None = None,
     charts: bool = True,
     company: Sequence[Finding] = (),
 ) -> document.Device:
     """Everything about one device. `siblings` are probe results by kernel of all of its model.
 
-    `power_limits` are those of all of its model, in watts; `limits` the thresholds of the findings; `silent` is an engine that uses the
+    `power_limits` are those of all of its model, in watts; `thresholds` the thresholds of the findings; `silent` is an engine that uses the
     device and does not answer; `company` are findings on its engines and holders. `since`
     says from when on each kind of finding holds. `charts` are the states of the last hour by minute.
     """
@@ -56,22 +56,22 @@ def build_device(
     could = attainable(probes, snapshot.precision) if fresh else None
     findings = [
         *(
-            _working(snapshot, minute, hour, could, limits)
+            _working(snapshot, minute, hour, could, thresholds)
             if fresh
             else [_absent(snapshot, history, age=age, unix_seconds=unix_seconds)]
         ),
         *_source_findings(snapshot, unix_seconds=unix_seconds),
         *_xid_findings(events, memory, unix_seconds),
-        *_health_findings(snapshot, events, slow, minute, limits),
-        *_power_findings(clock, slow, memory, power_limits, limits),
-        *_held_findings(snapshot, history, now_seconds, silent, limits),
+        *_health_findings(snapshot, events, slow, minute, thresholds),
+        *_power_findings(clock, slow, memory, power_limits, thresholds),
+        *_held_findings(snapshot, history, now_seconds, silent, thresholds),
         *company,
         *probe_findings(
             probes,
             probed,
             siblings,
             busy=fast.gpu_utilization if fast and fresh else None,
-            limits=limits,
+            thresholds=thresholds,
         ),
     ]
     findings.sort(key=lambda finding: _RANK[finding.severity])
@@ -151,7 +151,7 @@ def _working(
     minute: Summary,
     hour: Summary,
     could: document.Attainable | None,
-    limits: Limits,
+    thresholds: Thresholds,
 ) -> list[Finding]:
     """Where the FLOPS of a device that answers go."""
     found: list[Finding | None] = []
@@ -179,7 +179,7 @@ def _working(
                 max_hertz=_max_clock(snapshot),
                 lost_share=hour.states.get(state, 0.0),
                 over=_span_words(hour.seconds),
-                limits=limits,
+                thresholds=thresholds,
             )
         )
     return [finding for finding in found if finding is not None]
@@ -230,13 +230,13 @@ def _health_findings(
     events: document.Health,
     slow: SlowReading | None,
     minute: Summary,
-    limits: Limits,
+    thresholds: Thresholds,
 ) -> list[Finding]:
     found = [
         verdict.memory_errors(
             uncorrected=events.new_ecc_errors.get("uncorrected", 0.0),
             corrected=events.new_ecc_errors.get("corrected", 0.0),
-            limits=limits,
+            thresholds=thresholds,
         ),
         verdict.row_remap(pending=events.row_remap_pending, failed=events.row_remap_failed),
         verdict.recovery(events.recovery_action),
@@ -252,7 +252,7 @@ def _health_findings(
                 temperature_celsius=snapshot.fast.temperature_celsius,
                 memory_celsius=snapshot.fast.memory_temperature_celsius,
                 idle_share=minute.states.get("idle", 0.0),
-                limits=limits,
+                thresholds=thresholds,
             )
         )
     return [finding for finding in found if finding is not None]
@@ -277,7 +277,7 @@ def _power_findings(
     slow: SlowReading | None,
     memory: DeviceMemory,
     power_limits: Sequence[float],
-    limits: Limits,
+    thresholds: Thresholds,
 ) -> list[Finding]:
     found = [
         verdict.power_brake(clock.reasons),
@@ -285,7 +285,7 @@ def _power_findings(
             watts=slow.power_limit_watts if slow else None,
             usual_watts=memory.power_limit_watts,
             siblings=power_limits if len(power_limits) > 1 else (),
-            limits=limits,
+            thresholds=thresholds,
         ),
     ]
     return [finding for finding in found if finding is not None]
@@ -296,7 +296,7 @@ def _held_findings(
     history: DeviceHistory,
     now_seconds: float,
     silent: str | None,
-    limits: Limits,
+    thresholds: Thresholds,
 ) -> list[Finding]:
     fast = snapshot.fast
     if silent is None or fast is None or fast.memory_used_bytes is None:
@@ -310,7 +310,7 @@ def _held_findings(
         idle_share=min(idle, default=0.0),
         watched_seconds=float(COLUMN_SECONDS * len(idle)),
         workload=silent,
-        limits=limits,
+        thresholds=thresholds,
     )
     return [] if held is None else [held]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exporter.advice.advise import AdviceSnapshot
-from exporter.findings import DEFAULT_LIMITS, Limits
+from exporter.findings import DEFAULT_THRESHOLDS, Thresholds
 from exporter.readings import HostFacts
 from exporter.state import State
 
@@ -27,7 +27,7 @@ class StatusSources:
     wall_clock: Callable[[], float] = time.time
     facts: Callable[[], HostFacts] = HostFacts
     advice: Callable[[], AdviceSnapshot] = AdviceSnapshot
-    limits: Callable[[], Limits] = Limits
+    thresholds: Callable[[], Thresholds] = Thresholds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,4 +43,4 @@ class Inputs:
     uptime_seconds: float
     facts: HostFacts = field(default_factory=HostFacts)
     advice: AdviceSnapshot = field(default_factory=AdviceSnapshot)
-    limits: Limits = DEFAULT_LIMITS
+    thresholds: Thresholds = DEFAULT_THRESHOLDS

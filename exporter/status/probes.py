@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from exporter.accounting.peaks import Peaks
-from exporter.findings import DEFAULT_LIMITS, Finding, Limits
+from exporter.findings import DEFAULT_THRESHOLDS, Finding, Thresholds
 from exporter.status import document, verdict
 from probes.records import ProbeResults
 
@@ -113,7 +113,7 @@ def probe_findings(
     siblings: Mapping[str, Sequence[float]],
     *,
     busy: float | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> list[Finding]:
     """What the probes say. `siblings` holds the comparable values of all devices of the model.
 
@@ -123,10 +123,10 @@ def probe_findings(
         return []
     found = [
         verdict.wrong_results(probed.mismatches),
-        verdict.slower_than_baseline(probed.baseline_ratio, limits),
+        verdict.slower_than_baseline(probed.baseline_ratio, thresholds),
     ]
     beside = [
-        verdict.slower_than_siblings(kernel, value, siblings.get(kernel, ()), limits)
+        verdict.slower_than_siblings(kernel, value, siblings.get(kernel, ()), thresholds)
         for kernel, value in comparable(probes).items()
     ]
     # One sentence is enough: a sick GPU is slow in every precision.

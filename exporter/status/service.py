@@ -166,7 +166,7 @@ class StatusService:
             uptime_seconds=now - self._started_at,
             facts=sources.facts(),
             advice=sources.advice(),
-            limits=sources.limits(),
+            thresholds=sources.thresholds(),
         )
 
     def _body(self, key: str, render: Callable[[], bytes]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Final
 from exporter.attribution.ledger import Unresolved
 from exporter.findings import (
     CRITICAL,
-    DEFAULT_LIMITS,
+    DEFAULT_THRESHOLDS,
     HALF_COUNTED,
     INFO,
     STEADY_SPREAD,
@@ -19,8 +19,8 @@ from exporter.findings import (
     XID_CRITICAL,
     XID_PROGRAM,
     Finding,
-    Limits,
     Severity,
+    Thresholds,
     limit,
 )
 from exporter.status.units import SPACE, count, megahertz, percent, quantity, span
@@ -204,7 +204,7 @@ def clock_held(
     max_hertz: float | None,
     lost_share: float,
     over: str,
-    limits: Limits = DEFAULT_LIMITS,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Finding | None:
     """Power or heat (`cause`) held the clock for a share of the time, and at what clock.
 
@@ -212,7 +212,7 @@ def clock_held(
     """
     if lost_share < _CLOCK_LOSS_MIN or held <= 0 or mean_hertz is None or max_hertz is None:
         return None
-    bound = limits.heat_loss_warning if cause == "heat" else limits.power_loss_warning
+    bound = thresholds.heat_loss_warning if cause == "heat" else thresholds.power_loss_warning
     return Finding(
         WARNING if lost_share > bound else INFO,
         "clock_held_by_heat" if cause == "heat" else "clock_held_by_power",
@@ -236,14 +236,14 @@ def xid(code: int, *, times: int, age_seconds: float | None) -> Finding | None:
 
 
 def memory_errors(
-    *, uncorrected: float, corrected: float, limits: Limits = DEFAULT_LIMITS
+    *, uncorrected: float, corrected: float, thresholds: Thresholds = DEFAULT_THRESHOLDS
 ) -> Finding | None:
     """ECC errors: uncorrected ones since the last reset, corrected ones since the exporter started."""
     if uncorrected > 0:
         return Finding(
             CRITICAL, "ecc_uncorrected", f"{count(uncorrected, 'new uncorrected memory error')}"
         )
-    if corrected > limits.corrected_errors:
+    if corrected > thresholds.corrected_errors:
         return Finding(
             WARNING, "ecc_corrected", f"{count(corrected, 'new corrected memory error')}"
         )
@@ -293,15 +293,15 @@ def hot(
     temperature_celsius: float | None,
     memory_celsius: float | None,
     idle_share: float,
-    limits: Limits = DEFAULT_LIMITS,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Finding | None:
     """Memory where it throttles, or a GPU that is hot for no reason of its own."""
-    if memory_celsius is not None and memory_celsius >= limits.memory_hot_celsius:
+    if memory_celsius is not None and memory_celsius >= thresholds.memory_hot_celsius:
         return Finding(WARNING, "memory_hot", f"memory at {memory_celsius:.0f}{SPACE}°C")
     if (
         temperature_celsius is not None
-        and temperature_celsius > limits.idle_hot_celsius
-        and idle_share > 1 - limits.idle_busy_ratio
+        and temperature_celsius > thresholds.idle_hot_celsius
+        and idle_share > 1 - thresholds.idle_busy_ratio
     ):
         return Finding(
             WARNING, "hot_while_idle", f"{temperature_celsius:.0f}{SPACE}°C while idle: cooling?"
@@ -314,12 +314,12 @@ def power_limit(
     watts: float | None,
     usual_watts: float | None,
     siblings: Sequence[float],
-    limits: Limits = DEFAULT_LIMITS,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Finding | None:
     """A limit below the highest that the GPU had, or below the median of its model on this host."""
     if watts is None:
         return None
-    ratio = limits.power_limit_ratio
+    ratio = thresholds.power_limit_ratio
     if usual_watts is not None and watts < ratio * usual_watts:
         than = f"{usual_watts:.0f}{SPACE}W before"
     elif siblings and watts < ratio * sorted(siblings)[len(siblings) // 2]:
@@ -345,10 +345,10 @@ def memory_held(
     idle_share: float,
     watched_seconds: float,
     workload: str | None,
-    limits: Limits = DEFAULT_LIMITS,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Finding | None:
     """Memory taken on an idle GPU whose engine (`workload`) does not answer."""
-    if workload is None or used_ratio is None or used_ratio <= limits.memory_held_ratio:
+    if workload is None or used_ratio is None or used_ratio <= thresholds.memory_held_ratio:
         return None
     if watched_seconds < _HELD_SECONDS or idle_share < 0.99:
         return None
@@ -357,12 +357,16 @@ def memory_held(
 
 
 def prefix_cache_collapsed(
-    workload: str, *, recent: float | None, usual: float | None, limits: Limits = DEFAULT_LIMITS
+    workload: str,
+    *,
+    recent: float | None,
+    usual: float | None,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Finding | None:
     """A prefix cache that saves far less than usual."""
     if recent is None or usual is None or usual < _CACHE_MATTERS:
         return None
-    if recent >= limits.prefix_cache_ratio * usual:
+    if recent >= thresholds.prefix_cache_ratio * usual:
         return None
     text = (
         f"{percent(recent)} of {workload}'s prompt tokens come from the prefix cache, usually "
@@ -419,7 +423,7 @@ def shares_not_measured(holders: int, why: Unresolved | None) -> Finding | None:
 
 
 def slower_than_baseline(
-    ratios: Mapping[str, float], limits: Limits = DEFAULT_LIMITS
+    ratios: Mapping[str, float], thresholds: Thresholds = DEFAULT_THRESHOLDS
 ) -> Finding | None:
     """The kernel that fell furthest below this device's own baseline."""
     judged = {k: r for k, r in ratios.items() if k.startswith("gemm_") or k == "copy_device"}
@@ -427,26 +431,29 @@ def slower_than_baseline(
         return None
     kernel = min(judged, key=lambda name: judged[name])
     ratio = judged[kernel]
-    if ratio >= limits.baseline_warning:
+    if ratio >= thresholds.baseline_warning:
         return None
-    severity = CRITICAL if ratio < limits.baseline_critical else WARNING
+    severity = CRITICAL if ratio < thresholds.baseline_critical else WARNING
     text = f"slower than it was: {kernel} at {percent(ratio)} of its own baseline"
     return Finding(severity, "slower_than_baseline", text)
 
 
 def slower_than_siblings(
-    kernel: str, value: float, siblings: Sequence[float], limits: Limits = DEFAULT_LIMITS
+    kernel: str,
+    value: float,
+    siblings: Sequence[float],
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Finding | None:
     """A device beside the median of those of its model on this host, itself included."""
-    if len(siblings) < limits.peers_minimum:
+    if len(siblings) < thresholds.peers_minimum:
         return None
     import statistics  # noqa: PLC0415  1 MB, for those who look at the page of probed devices
 
     middle = statistics.median(siblings)
     ratio = value / middle if middle > 0 else 1.0
-    if ratio >= limits.peers_warning:
+    if ratio >= thresholds.peers_warning:
         return None
-    severity = CRITICAL if ratio < limits.peers_critical else WARNING
+    severity = CRITICAL if ratio < thresholds.peers_critical else WARNING
     return Finding(
         severity,
         "slower_than_siblings",

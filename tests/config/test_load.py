@@ -158,3 +158,15 @@ class TestReload:
         active = load("sources: {gpm: off}", tmp_path)
 
         assert after_reload(active, load("sources: {gpm: off}", tmp_path)) == (active, ())
+
+
+def test_thresholds_of_the_findings_can_be_set_by_file_and_environment(tmp_path: Path) -> None:
+    """A file sets one, a variable another, the others keep the rules' defaults; a percentage is refused in one line."""
+    found = load(
+        "findings: {heat_loss_warning: 0.1}", tmp_path, FLOPWATCH_FINDINGS_PEERS_MINIMUM="2"
+    ).thresholds
+
+    assert (found.heat_loss_warning, found.peers_minimum) == (0.1, 2)
+    assert found.power_loss_warning == 0.25
+    with pytest.raises(ConfigError, match=r"findings\.heat_loss_warning.*at most 1"):
+        load("findings: {heat_loss_warning: 10}", tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 import _jsonnet
 import yaml
 
-from exporter.findings import KINDS, THRESHOLDS, Limits
+from exporter.findings import KINDS, THRESHOLDS, Thresholds
 from mixin.build import main, outputs, rule_files, stale
 from mixin.config import SETTINGS
 from mixin.source import Alert, Record
@@ -187,7 +187,7 @@ def chart_config(values: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_daemon_has_the_rules_thresholds_as_options() -> None:
     """Each option of `findings` is a setting of the rules, with the same default, and in camel case the same name."""
-    defaults = Limits()
+    defaults = Thresholds()
     for field in dataclasses.fields(defaults):
         first, *rest = field.name.split("_")
         setting = first + "".join(word.title() for word in rest)
@@ -206,4 +206,4 @@ def test_a_threshold_of_the_chart_reaches_rules_and_daemon() -> None:
     assert chart_config({}) == {}
     every = {setting: threshold.value for setting, threshold in THRESHOLDS.items()}
     found = chart_config({"prometheusRule": {"settings": every}})["findings"]
-    assert set(found) == {field.name for field in dataclasses.fields(Limits)}
+    assert set(found) == {field.name for field in dataclasses.fields(Thresholds)}

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.findings import Thresholds
 from exporter.status import verdict
 from exporter.status.verdict import Severity, bottleneck, clock_held, host_summary, worst
 
@@ -411,3 +412,16 @@ def test_shares_that_are_not_measured(why, words):
     assert "3 holders" in finding.text
     assert words in finding.text
     assert verdict.shares_not_measured(3, None) is None
+
+
+def test_it_judges_by_the_thresholds_that_it_is_given():
+    """A tenth of the peak lost to heat is a warning by default, and none where the operator allows two tenths."""
+    held = {"held": 0.5, "mean_hertz": 1.7e9, "max_hertz": 1.98e9, "lost_share": 0.1, "over": "x"}
+    allowed = Thresholds(heat_loss_warning=0.2, baseline_warning=0.8, peers_minimum=2)
+
+    assert clock_held("heat", **held).severity is Severity.WARNING
+    assert clock_held("heat", **held, thresholds=allowed).severity is Severity.INFO
+    assert verdict.slower_than_baseline({"gemm_bf16": 0.85}) is not None
+    assert verdict.slower_than_baseline({"gemm_bf16": 0.85}, allowed) is None
+    assert verdict.slower_than_siblings("gemm_bf16", 0.5, [0.5, 0.9]) is None
+    assert verdict.slower_than_siblings("gemm_bf16", 0.5, [0.5, 0.9], allowed) is not None
