@@ -25,6 +25,7 @@ from exporter.inference.served import Served
 from exporter.precision import matches
 from exporter.state import State
 from flopwatch.state_file import StateFile
+from flopwatch.threads import ThreadGuard
 
 
 LOOK_SECONDS: Final = 15.0
@@ -75,12 +76,15 @@ class Advisor:
         self._snapshot = AdviceSnapshot()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._guard = ThreadGuard()
         self._failed = False
 
     def start(self) -> None:
         """Begin to look."""
         self._load()
-        self._thread = threading.Thread(target=self._run, name="advisor", daemon=True)
+        self._thread = threading.Thread(
+            target=self._guard.run, args=(self._run,), name="advisor", daemon=True
+        )
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
@@ -88,6 +92,10 @@ class Advisor:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout_seconds)
+
+    def stalled(self, now: float) -> tuple[str, ...]:
+        """The thread's name, if it has ended or stands still by a fault of ours."""
+        return ("advisor",) if self._guard.stalled(now) else ()
 
     def configure(self, prices: Sequence[PriceRule]) -> None:
         """Go on with other prices."""
@@ -179,10 +187,16 @@ class Advisor:
 
     def _save(self) -> None:
         hits = tuple((*key, tuple(each.by_day.items())) for key, each in self._hits.items())
-        self._file.save(_SECTION, LeversState(self._records, hits))
+        with self._guard.waiting():  # for the file system
+            self._file.save(_SECTION, LeversState(self._records, hits))
+
+    def _wait(self) -> bool:
+        """Wait for the next look; whether to end."""
+        with self._guard.waiting():
+            return self._stop.wait(LOOK_SECONDS)
 
     def _run(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS):
+        while not self._wait():
             try:
                 self.look()
                 self._failed = False

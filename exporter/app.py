@@ -328,15 +328,18 @@ class Daemon:
                     return EXIT_DRIVER
 
     def _feed_watchdog(self) -> None:
-        """Send the watchdog message, unless a sampler is stuck through a bug of ours.
+        """Send the watchdog message, unless a thread has ended or is stuck through a bug of ours.
 
-        A hanging driver call is no such bug: a new process would hang as well.
+        A driver, a kubelet or an engine that hangs is no such bug: a new process would wait for it as well.
         """
-        stalled = self._host.stalled(time.monotonic())
+        now = time.monotonic()
+        stalled = [f"gpu-{key}" for key in self._host.stalled(now)]
+        stalled += ["web-accept"] if self._server.stalled(now) else []
+        stalled += self._services.stalled(now)
         if not stalled:
             self._notifier.watchdog()
         elif not self._stalled_logged:
-            log.error("sampler_stalled", devices=",".join(stalled))
+            log.error("threads_stalled", threads=",".join(stalled))
         self._stalled_logged = bool(stalled)
 
     def _reload_by_signal(self) -> None:

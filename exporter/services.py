@@ -53,6 +53,15 @@ class Services:
         self.holders.stop(timeout_seconds)
         self.advisor.stop(timeout_seconds)
 
+    def stalled(self, now: float) -> tuple[str, ...]:
+        """Names of the threads that have ended or stand still by a fault of ours."""
+        return (
+            *self.probes.stalled(now),
+            *self.workloads.stalled(now),
+            *self.holders.stalled(now),
+            *self.advisor.stalled(now),
+        )
+
     def configure(self, config: Config) -> None:
         """Apply another configuration."""
         self.probes.configure(config.probes)

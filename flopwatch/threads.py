@@ -1,15 +1,18 @@
-"""Threads whose start does not wait for ever."""
+"""Threads whose start does not wait for ever, and a guard that notices when one stands still."""
 
 import _thread
 import contextlib
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 
 # A thread begins within milliseconds; on a machine that is short of everything, within a second.
 START_SECONDS: Final = 5.0
+# No round of a thread's own work takes minutes, however busy the machine is.
+STALLED_SECONDS: Final = 300.0
 
 
 class BoundedThread:
@@ -71,3 +74,43 @@ class BoundedThread:
                 threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), None)))
         finally:
             self._ended.set()
+
+
+class ThreadGuard:
+    """Whether a thread still does its work, for the watchdog.
+
+    The thread calls `run` with its work, and does inside `waiting` whatever others may delay: the next round, a
+    socket, a driver, a file system. It has stalled when the work ended by an exception, or when it was outside of
+    `waiting` for STALLED_SECONDS: a bug of ours, which a new process does not have at first.
+    """
+
+    def __init__(self) -> None:
+        self._running = False
+        self._failed = False
+        self._busy_since: float | None = None
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Do the work of the thread, to its end."""
+        self._running, self._busy_since = True, time.monotonic()
+        try:
+            work()
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            self._running, self._busy_since = False, None
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in which the thread waits for others. Does nothing outside of `run`."""
+        self._busy_since = None
+        try:
+            yield
+        finally:
+            if self._running:
+                self._busy_since = time.monotonic()
+
+    def stalled(self, now: float) -> bool:
+        """Whether the work has failed or stands still; `now` is of the monotonic clock."""
+        since = self._busy_since
+        return self._failed or (since is not None and now - since > STALLED_SECONDS)

@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from flopwatch.state_file import StateFile
-from flopwatch.threads import BoundedThread
+from flopwatch.threads import BoundedThread, ThreadGuard
 from probes.config import ProbeConfig
 from probes.records import ProbesSnapshot
 from probes.schedule import Clock, SystemClock, first_delay, host_fraction, next_delay
@@ -46,6 +46,7 @@ class ProbeService:
         )
         self._fraction = host_fraction(hostname or socket.gethostname())
         self._thread: BoundedThread | None = None
+        self._guard = ThreadGuard()
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -57,7 +58,8 @@ class ProbeService:
                 self._scheduler.note_torch_missing()
                 return
             self._scheduler.stopping.clear()
-            thread = BoundedThread(target=self._loop, name="probes")
+            self._guard = ThreadGuard()
+            thread = BoundedThread(target=self._guard.run, args=(self._loop,), name="probes")
             thread.start()
             self._thread = thread
 
@@ -92,6 +94,10 @@ class ProbeService:
             self._scheduler.reconfigure(config)
         self.start()
 
+    def stalled(self, now: float) -> tuple[str, ...]:
+        """The thread's name, if it has ended or stands still by a fault of ours."""
+        return ("probes",) if self._guard.stalled(now) else ()
+
     def snapshot(self) -> ProbesSnapshot:
         """What is known now."""
         return self._scheduler.snapshot(running=self._thread is not None)
@@ -101,7 +107,8 @@ class ProbeService:
         delay = first_delay(scheduler.config.interval_seconds, self._fraction)
         while not self._wait(delay):
             try:
-                scheduler.cycle()
+                with self._guard.waiting():  # for workers and drivers, which have deadlines
+                    scheduler.cycle()
             except Exception:  # the daemon goes on, whatever is wrong with the probes
                 log.exception("probe_cycle_failed")
             delay = next_delay(clock.time(), scheduler.config.interval_seconds, self._fraction)
@@ -113,12 +120,15 @@ class ProbeService:
         until = clock.monotonic() + seconds
         while True:
             left = until - clock.monotonic()
-            if clock.wait(scheduler.stopping, min(left, WATCH_SECONDS)):
+            with self._guard.waiting():
+                stopping = clock.wait(scheduler.stopping, min(left, WATCH_SECONDS))
+            if stopping:
                 return True
             if left <= WATCH_SECONDS:
                 return False
             try:
-                scheduler.revive()
+                with self._guard.waiting():
+                    scheduler.revive()
             except Exception:  # as above
                 log.exception("probe_worker_watch_failed")
 

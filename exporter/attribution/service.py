@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from exporter.attribution.job_processes import device_processes, is_sluid, slurm
 from exporter.attribution.pod_resources import list_allocations
 from exporter.attribution.process_owners import ProcessOwners, sees_host_processes
 from exporter.attribution.settings import HolderSettings
-from exporter.attribution.snapshot import Allocation, HoldersSnapshot, JobUse
+from exporter.attribution.snapshot import Allocation, HoldersSnapshot, JobUse, ProcessOwner
 from exporter.attribution.source import Source
 from exporter.state import State
+from flopwatch.threads import ThreadGuard
 
 
 log = structlog.get_logger(__name__)
@@ -66,11 +67,15 @@ class HolderService:
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._guard = ThreadGuard()
 
     def start(self) -> None:
         """Begin to read."""
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="holders", daemon=True)
+        self._guard = ThreadGuard()
+        self._thread = threading.Thread(
+            target=self._guard.run, args=(self._run,), name="holders", daemon=True
+        )
         self._thread.start()
 
     def stop(self, timeout_seconds: float = 0.5) -> None:
@@ -85,6 +90,10 @@ class HolderService:
         """Read by these settings from now on; answers of sources that change are forgotten."""
         self._settings = settings
         self._wake.set()
+
+    def stalled(self, now: float) -> tuple[str, ...]:
+        """The thread's name, if it has ended or stands still by a fault of ours."""
+        return ("holders",) if self._guard.stalled(now) else ()
 
     @property
     def version(self) -> int:
@@ -101,7 +110,8 @@ class HolderService:
             self._built_for = self._settings
             self._sources = self._build(self._built_for)
         for source in self._sources:
-            source.poll(self._built_for.interval_seconds)
+            with self._guard.waiting():  # for the kubelet, for file systems
+                source.poll(self._built_for.interval_seconds)
         by_name = {source.name: source for source in self._sources}
         jobs = merged(
             *(
@@ -113,12 +123,16 @@ class HolderService:
             allocations=by_name[POD_RESOURCES].items if POD_RESOURCES in by_name else (),
             jobs=jobs,
             sources={s.name: s.state for s in self._sources if s.state is not None},
-            processes=self._process_owners.find(self._pids()),
+            processes=self._owners_of(tuple(self._pids())),
             host_processes=self._host_processes,
         )
         if snapshot != self._snapshot:
             self._snapshot = snapshot
             self._version += 1
+
+    def _owners_of(self, pids: tuple[int, ...]) -> Mapping[int, ProcessOwner]:
+        with self._guard.waiting():
+            return self._process_owners.find(pids)
 
     def _pids(self) -> Iterator[int]:
         """Processes whose owners are asked for: those on devices that are shared or nobody's."""
@@ -135,7 +149,8 @@ class HolderService:
                 self.poll()
             except Exception as error:
                 log.exception("holders_failed", error=repr(error))
-            self._wake.wait(_LOOK_SECONDS)
+            with self._guard.waiting():
+                self._wake.wait(_LOOK_SECONDS)
             self._wake.clear()
 
     def _build(self, settings: HolderSettings) -> tuple[Source[Any], ...]:

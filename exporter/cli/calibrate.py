@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.calibration import Calibration, save_calibrations
-from exporter.cli.options import add_config_flags, config_origin
+from exporter.cli.config import add_config_flags, config_origin
 from exporter.cli.probe import (
     ProbeError,
     add_device_flags,

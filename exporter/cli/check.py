@@ -6,7 +6,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from exporter.cli.options import add_config_flags, config_origin, load_startable
+from exporter.cli.config import add_config_flags, config_origin, load_startable
 from exporter.errors import FlopwatchError
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from exporter.cli.options import add_config_flags, config_origin
+from exporter.cli.config import add_config_flags, config_origin
 from exporter.config.load import load_config
 from exporter.config.model import Config
 from exporter.errors import FlopwatchError

@@ -4,7 +4,7 @@ import argparse
 import gc
 from typing import Any
 
-from exporter.cli.options import add_config_flags, config_origin, load_startable
+from exporter.cli.config import add_config_flags, config_origin, load_startable
 
 
 # The last lines go to a reader that still reads; one that does not is not waited for.

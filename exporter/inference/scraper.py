@@ -15,7 +15,7 @@ from exporter.inference.engines.registry import PREFIXES, speaks
 from exporter.inference.exposition import parse
 from exporter.inference.reading import Engine, EngineReading, by_model
 from exporter.inference.reading import Samples as ModelSamples
-from flopwatch.threads import BoundedThread
+from flopwatch.threads import BoundedThread, ThreadGuard
 
 
 EPOCH = "process_start_time_seconds"
@@ -84,10 +84,11 @@ class Scraper:
         self._state = ScrapeState()
         self._stop = threading.Event()
         self._thread: BoundedThread | None = None
+        self.guard = ThreadGuard()
 
     def start(self) -> None:
         """Begin to scrape, at once and then at every interval. Raises RuntimeError: no thread left."""
-        thread = BoundedThread(target=self._run, name=f"engine-{self.name}")
+        thread = BoundedThread(target=self.guard.run, args=(self._run,), name=f"engine-{self.name}")
         thread.start()
         self._thread = thread
 
@@ -116,7 +117,8 @@ class Scraper:
         self._state = replace(self._state, under_way_since_seconds=started)
         try:
             reading = self._read()
-            self._on_reading(reading)
+            with self.guard.waiting():  # for file systems that have the model
+                self._on_reading(reading)
         except ScrapeError as error:
             self._fail(error.reason, str(error))
         except Exception as error:  # noqa: BLE001 - another program's bytes must not end the thread
@@ -139,10 +141,12 @@ class Scraper:
             started = self._clock()
             self.scrape()
             spent = self._clock() - started
-            self._stop.wait(max(0.0, self.delay_seconds() - spent))
+            with self.guard.waiting():
+                self._stop.wait(max(0.0, self.delay_seconds() - spent))
 
     def _read(self) -> EngineReading:
-        text = self._fetch(self._url, self._timeout_seconds)
+        with self.guard.waiting():
+            text = self._fetch(self._url, self._timeout_seconds)
         seconds, timestamp = self._clock(), self._wall_clock()
         exposition = parse(text, {*self.engine.names, EPOCH}, PREFIXES, self.engine.rename)
         if not speaks(self.engine, exposition.prefixes) and not (

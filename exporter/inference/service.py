@@ -33,6 +33,7 @@ from exporter.inference.snapshot import (
     WorkloadsSnapshot,
 )
 from exporter.state import DeviceState, State
+from flopwatch.threads import ThreadGuard
 
 
 # Engines beyond this are not scraped: a host serves a few, a runaway discovery finds more.
@@ -91,6 +92,7 @@ class WorkloadService:
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._finder: threading.Thread | None = None
+        self._finder_guard = ThreadGuard()
         self._containers = ContainerDiscovery(fetch=fetch)
         self._unavailable: str | None = None
 
@@ -100,7 +102,13 @@ class WorkloadService:
         self.configure(self._config)
         discovery = self._discovery
         if discovery.ports or discovery.list_pods or discovery.processes != "off":
-            self._finder = threading.Thread(target=self._look, name="engine-discovery", daemon=True)
+            self._finder_guard = ThreadGuard()
+            self._finder = threading.Thread(
+                target=self._finder_guard.run,
+                args=(self._look,),
+                name="engine-discovery",
+                daemon=True,
+            )
             self._finder.start()
 
     def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
@@ -136,6 +144,16 @@ class WorkloadService:
                     self._remove(entry.name)
                 if entry.name not in self._workloads:
                     self._add(entry, found=False)
+
+    def stalled(self, now: float) -> tuple[str, ...]:
+        """Names of the threads that have ended or stand still by a fault of ours."""
+        with self._lock:
+            guards = {
+                f"engine-{name}": workload.scraper.guard
+                for name, workload in sorted(self._workloads.items())
+            }
+        guards["engine-discovery"] = self._finder_guard
+        return tuple(name for name, guard in guards.items() if guard.stalled(now))
 
     def snapshot(self, state: State | None = None) -> WorkloadsSnapshot:
         """Return all workloads as of now. Ratios divide by the peaks of the devices in `state`."""
@@ -299,11 +317,14 @@ class WorkloadService:
     def _look(self) -> None:
         while not self._stop.is_set():
             try:
-                self._adopt(self._found())
+                with self._finder_guard.waiting():  # for engines, and other processes' files
+                    found = tuple(self._found())
+                self._adopt(found)
             except Exception as error:  # noqa: BLE001 - a hook of others must not end the thread
                 log.warning("workload_discovery_failed", error=f"{type(error).__name__}: {error}")
             soon = self._discovery.processes != "off" and not self._gpu_processes()
-            self._stop.wait(FIRST_LOOK_SECONDS if soon else self._discovery.interval_seconds)
+            with self._finder_guard.waiting():
+                self._stop.wait(FIRST_LOOK_SECONDS if soon else self._discovery.interval_seconds)
 
     def _found(self) -> Iterable[Endpoint]:
         if self._discovery.ports:

@@ -11,6 +11,7 @@ import structlog
 from exporter.errors import AddressUnavailableError
 from exporter.web.addresses import is_exhaustion, open_listener
 from exporter.web.limits import Limits
+from flopwatch.threads import ThreadGuard
 
 
 log = structlog.get_logger(__name__)
@@ -41,6 +42,7 @@ class Acceptor:
         self._stopping = threading.Event()
         self._wake: socket.socket | None = None
         self._thread: threading.Thread | None = None
+        self.guard = ThreadGuard()
         self._failure_logged_at: float | None = None
 
     def start(self, addresses: Sequence[str], inherited: Sequence[socket.socket] = ()) -> None:
@@ -63,7 +65,10 @@ class Acceptor:
         selector.register(woken, selectors.EVENT_READ)
         self._listeners, self._wake = listeners, wake
         self._thread = threading.Thread(
-            target=self._run, args=(selector, woken), name="web-accept", daemon=True
+            target=self.guard.run,
+            args=(lambda: self._run(selector, woken),),
+            name="web-accept",
+            daemon=True,
         )
         self._thread.start()
 
@@ -86,7 +91,9 @@ class Acceptor:
     def _run(self, selector: selectors.BaseSelector, woken: socket.socket) -> None:
         with selector, woken:
             while not self._stopping.is_set():
-                for key, _ in selector.select():
+                with self.guard.waiting():
+                    ready = selector.select()
+                for key, _ in ready:
                     if key.data is not None:
                         self._accept(key.data)
 

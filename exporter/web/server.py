@@ -76,6 +76,10 @@ class Server:
         """Host and port of each listening socket; empty before `start` and after `close`."""
         return self._acceptor.addresses
 
+    def stalled(self, now: float) -> bool:
+        """Whether the thread that accepts connections has ended or stands still by a fault of ours."""
+        return self._acceptor.guard.stalled(now)
+
     def reload_web_config(self) -> None:
         """Read the web configuration and its certificates again, for the next connections.
 

@@ -20,6 +20,7 @@ CACHE = Path.home() / ".cache" / "flopwatch-tests"
 RUN = Path("/run/flopwatch-tests")
 SUITES = {"3.11": "bookworm", "3.13": "trixie"}
 TOOLS = ("podman", "runc", "debootstrap")
+NETAVARK = Path("/usr/lib/podman/netavark")
 _LIMIT = 16384
 # Whatever is in a base changes its name.
 _BASE_REVISION = 1
@@ -56,7 +57,7 @@ class Engine:
             'runtime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
             f'tmp_dir = "{RUN}/tmp"\nnetwork_cmd_path = ""\n'
             "[containers]\n"
-            f"default_ulimits = [{_limits()}]\n"
+            f"default_ulimits = [{_limits()}]\n" + _network(folder)
         )
         (folder / "storage.conf").write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = "{CACHE}/podman"\nrunroot = "{RUN}/run"\n'
@@ -101,6 +102,13 @@ class Engine:
             "--build-arg", f"PYTHON_IMAGE={base}", "--tag", tag, *options, context,
             seconds=600,
         )  # fmt: skip
+
+
+def _network(folder: Path) -> str:
+    """Containers find each other by name where netavark and aardvark-dns are installed."""
+    if not NETAVARK.exists():
+        return ""
+    return f'[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "{folder}/networks"\n'
 
 
 def _limits() -> str:

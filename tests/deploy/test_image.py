@@ -30,7 +30,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 @pytest.fixture(scope="module")
 def image(engine: Engine) -> str:
-    """The slim image, upon a base with the name that the Dockerfile gives it."""
+    """The slim image."""
+    return image_of(engine)
+
+
+def image_of(engine: Engine) -> str:
+    """Build the slim image, upon a base with the name that the Dockerfile gives it."""
     base = f"docker.io/library/{base_of(ROOT / 'Dockerfile')}"
     engine.base(base)
     engine.build("flopwatch:slim", "--build-arg", f"REVISION={REVISION}", base=base)

@@ -64,11 +64,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 
-{{- /* Whether an option that may be `auto` is on; `auto` asks for the Prometheus operator. */}}
+{{- /* Whether an option that may be `auto` is on; `auto` asks for an API, that of the Prometheus operator by default. */}}
 {{- define "flopwatch.wanted" -}}
 {{- $enabled := index . 1 }}
 {{- if eq (toString $enabled) "auto" }}
-{{- if (index . 0).Capabilities.APIVersions.Has "monitoring.coreos.com/v1" }}true{{ end }}
+{{- $api := ternary (last .) "monitoring.coreos.com/v1" (eq (len .) 3) }}
+{{- if (index . 0).Capabilities.APIVersions.Has $api }}true{{ end }}
 {{- else if $enabled }}true{{ end }}
 {{- end }}
 
@@ -137,7 +138,7 @@ scheme: {{ ternary "https" "http" .Values.web.tls }}
 interval: {{ .Values.monitor.interval }}
 scrapeTimeout: {{ .Values.monitor.scrapeTimeout }}
 # namespace, pod, container and job of the info series are those of the GPU's holder.
-honorLabels: true
+honorLabels: {{ .Values.monitor.honorLabels }}
 {{- with .Values.monitor.tlsConfig }}
 tlsConfig: {{- toYaml . | nindent 2 }}
 {{- end }}

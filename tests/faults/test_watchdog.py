@@ -1,0 +1,240 @@
+"""The watchdog gets no sign of life when a thread of the daemon has ended or stands still, and one while others hang."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from exporter.advisor import Advisor
+from exporter.attribution.service import HolderService
+from exporter.attribution.settings import HolderSettings
+from exporter.inference.config import WorkloadConfig
+from exporter.inference.service import WorkloadService
+from exporter.state import State
+from exporter.web.acceptor import Acceptor
+from exporter.web.limits import DEFAULT_LIMITS
+from flopwatch.threads import STALLED_SECONDS, BoundedThread, ThreadGuard
+from tests.daemon.process import DaemonProcess
+
+
+# A bug that ends a thread at the first connection, or at its first round. SystemExit is what no handler catches.
+PROGRAM = """
+import sys
+from {module} import {owner}
+
+def broken(*_):
+    raise SystemExit
+
+setattr({owner}, "{method}", broken)
+from exporter.cli.main import main
+sys.exit(main())
+"""
+
+
+def later() -> float:
+    """More than the limit after now."""
+    return time.monotonic() + STALLED_SECONDS + 1
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+@contextmanager
+def guarded(work: Callable[[ThreadGuard], None]) -> Iterator[tuple[ThreadGuard, BoundedThread]]:
+    guard = ThreadGuard()
+    thread = BoundedThread(target=guard.run, args=(lambda: work(guard),), name="guarded")
+    thread.start()
+    yield guard, thread
+    thread.join(60)
+
+
+def test_a_thread_that_stands_still_has_stalled() -> None:
+    """After five minutes in its own code, and not before."""
+    reached, release = threading.Event(), threading.Event()
+
+    def work(_guard: ThreadGuard) -> None:
+        reached.set()
+        release.wait(60)
+
+    with guarded(work) as (guard, _thread):
+        assert reached.wait(60)
+
+        assert not guard.stalled(time.monotonic())
+        assert guard.stalled(later())
+        release.set()
+
+
+def test_a_thread_that_waits_for_others_has_not() -> None:
+    """However long they take: a new process would wait for them, too."""
+    reached, release = threading.Event(), threading.Event()
+
+    def work(guard: ThreadGuard) -> None:
+        with guard.waiting():
+            reached.set()
+            release.wait(60)
+
+    with guarded(work) as (guard, _thread):
+        assert reached.wait(60)
+
+        assert not guard.stalled(later())
+        release.set()
+
+
+def test_a_thread_that_ended_as_it_was_told_has_not() -> None:
+    """And one that failed has, at once."""
+
+    def fail(_guard: ThreadGuard) -> None:
+        raise SystemExit
+
+    with guarded(lambda _guard: None) as (ended, thread):
+        thread.join(60)
+    with guarded(fail) as (failed, thread):
+        thread.join(60)
+
+    assert not ended.stalled(later())
+    assert failed.stalled(time.monotonic())
+    assert not ThreadGuard().stalled(later())
+
+
+def test_nobody_who_connects_is_no_stall_of_the_server() -> None:
+    """The thread that accepts sleeps until somebody does; one that cannot hand a connection on has stalled."""
+    taken, release = threading.Event(), threading.Event()
+
+    def take(connection: socket.socket, _client: str) -> None:
+        taken.set()
+        release.wait(60)
+        connection.close()
+
+    acceptor = Acceptor(DEFAULT_LIMITS, take, lambda: None)
+    acceptor.start(["127.0.0.1:0"])
+    assert not acceptor.guard.stalled(later())
+    with socket.create_connection(acceptor.addresses[0]):
+        assert taken.wait(60)
+        assert acceptor.guard.stalled(later())
+        release.set()
+        wait_for(lambda: not acceptor.guard.stalled(later()))
+    acceptor.stop(60)
+
+    assert not acceptor.guard.stalled(later())
+
+
+def test_a_kubelet_that_hangs_is_no_stall_of_the_holders(tmp_path: Path) -> None:
+    """It accepts, and never answers."""
+    with socket.socket(socket.AF_UNIX) as kubelet:
+        kubelet.bind(str(tmp_path / "kubelet.sock"))
+        kubelet.listen()
+        kubelet.settimeout(60)
+        settings = HolderSettings(
+            pod_resources="on", socket=tmp_path / "kubelet.sock", timeout_seconds=60
+        )
+        service = HolderService(settings, lambda: State(at_seconds=0.0))
+        service.start()
+        asked, _ = kubelet.accept()
+        with asked:
+            assert asked.recv(1)
+
+            assert service.stalled(later()) == ()
+        service.stop(60)
+
+
+def test_a_state_that_never_comes_is_a_stall_of_who_asks() -> None:
+    """A deadlock inside the process: the holders and the advisor wait for it without an end."""
+    asked, release = threading.Semaphore(0), threading.Event()
+
+    def state() -> State:
+        asked.release()
+        release.wait(60)
+        return State(at_seconds=0.0)
+
+    service = HolderService(HolderSettings(pod_resources="off", job_processes=False), state)
+    service.start()
+    assert asked.acquire(timeout=60)
+
+    assert service.stalled(time.monotonic()) == ()
+    assert service.stalled(later()) == ("holders",)
+    release.set()
+    wait_for(lambda: service.stalled(later()) == ())
+    service.stop(60)
+
+
+def test_an_engine_that_hangs_is_no_stall_of_its_scraper() -> None:
+    """It is shown as hung; a thread that died is a stall, by the engine's name."""
+    asked, release = threading.Event(), threading.Event()
+
+    def fetch(_url: str, _timeout_seconds: float) -> str:
+        asked.set()
+        release.wait(60)
+        raise SystemExit
+
+    service = WorkloadService(
+        [WorkloadConfig(name="chat", engine="vllm", url="http://127.0.0.1:1/metrics")], fetch=fetch
+    )
+    service.start()
+    assert asked.wait(60)
+    assert service.stalled(later()) == ()
+    release.set()
+
+    wait_for(lambda: service.stalled(time.monotonic()) == ("engine-chat",))
+    service.stop(60)
+
+
+def test_an_advisor_that_was_stopped_has_not_stalled(tmp_path: Path) -> None:
+    """The end of the process is no stall."""
+    advisor = Advisor(lambda: State(at_seconds=0.0), lambda _state: (), state_path=tmp_path / "s")
+    advisor.start()
+    assert advisor.stalled(later()) == ()
+    advisor.stop(60)
+
+    assert advisor.stalled(later()) == ()
+
+
+@pytest.mark.parametrize(
+    ("module", "owner", "method", "thread"),
+    [
+        ("exporter.web.acceptor", "Acceptor", "_accept", "web-accept"),
+        ("exporter.attribution.service", "HolderService", "poll", "holders"),
+    ],
+)
+def test_systemd_hears_nothing_more_of_a_daemon_that_lost_a_thread(
+    tmp_path: Path, module: str, owner: str, method: str, thread: str
+) -> None:
+    """So that it starts another one; the log says which thread it was.
+
+    The main loop goes on: it still answers signals, and between two of them sends no WATCHDOG=1.
+    """
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(module=module, owner=owner, method=method))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        environment = {
+            "NOTIFY_SOCKET": str(tmp_path / "notify"),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        with DaemonProcess(tmp_path, environment=environment, program=[str(program)]) as daemon:
+            host, _, port = daemon.address.removeprefix("http://").rpartition(":")
+            with socket.create_connection((host, int(port))):
+                daemon.wait_for(lambda: f"event=threads_stalled threads={thread}" in daemon.log)
+            told_by_reload(daemon, manager)
+            told = told_by_reload(daemon, manager)
+
+    assert told == [b"RELOADING=1", b"READY=1"]
+
+
+def told_by_reload(daemon: DaemonProcess, manager: socket.socket) -> list[bytes]:
+    """What the daemon tells its manager until it has reloaded, by the first line of each message."""
+    told: list[bytes] = []
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    while b"RELOADING=1" not in told or told[-1] != b"READY=1":
+        told.append(manager.recv(1000).splitlines()[0])
+    return told
