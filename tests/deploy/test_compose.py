@@ -89,9 +89,11 @@ class Project:
 
     def _run(self, *command: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["nsenter", "--net", "--mount", f"--target={self._network.pid}", *map(str, command)],
+            [
+                *("nsenter", "--net", "--mount", f"--target={self._network.pid}", f"--wd={ROOT}"),
+                *map(str, command),
+            ],
             env=self._engine.environment,
-            cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=300,
