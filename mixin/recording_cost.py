@@ -1,5 +1,6 @@
 """Recording rules of the FLOP bill: who holds and uses the GPUs, and what it costs."""
 
+from mixin.promql import labelled, recent
 from mixin.source import Group, Record, RuleFile
 
 
@@ -135,5 +136,122 @@ def cost_file() -> RuleFile:
             Group("flopwatch-holder", holder, "1m"),
             Group("flopwatch-workload-cost", workload, "1m"),
             Group("flopwatch-model-cost", model, "1m"),
+            Group("flopwatch-phase-cost", _phases(model_of), "1m"),
+            Group("flopwatch-waste", _waste(), "1m"),
         ],
     )
+
+
+def _phases(model_of: str) -> list[Record]:
+    """Cost of prompt and of output tokens apart, by the time that each phase needs at least."""
+
+    def per_token(level: str, by: str) -> Record:
+        rate = f"{level}_phase:flopwatch_model_tokens:rate5m"
+        return Record(
+            f"{level}_phase:flopwatch_cost_per_million_tokens:ratio_rate5m",
+            f"1e6 * {level}_phase:flopwatch_cost:rate5m\n"
+            f"  / on ({by}, phase) group_left () (sum by ({by}, phase) ({rate}) > 0)",
+        )
+
+    def of_phase(phase: str) -> str:
+        share = f'workload_phase:flopwatch_time_share:ratio_rate5m{{phase="{phase}"}}'
+        cost = f"workload:flopwatch_cost:rate5m * on (%{{host}}, workload) group_left () {share}"
+        return labelled("phase", phase, cost)
+
+    flop = (
+        "sum by (%{host}, workload, phase) (rate(flopwatch_model_flop_total[5m]))\n"
+        "    / on (%{host}, workload) group_left () workload:flopwatch_peak_flops:headline"
+    )
+    moved = (
+        "sum by (%{host}, workload, phase) (rate(flopwatch_model_phase_dram_bytes_total[5m]))\n"
+        "    / on (%{host}, workload) group_left () workload:flopwatch_peak_dram_bandwidth:sum"
+    )
+    allocated = "group by (%{gpu}, namespace) (last_over_time(flopwatch_gpu_allocation_info[5m]))"
+    namespaces = "gpu_workload:flopwatch_workload_namespace:info"
+    namespace_of = (
+        "on (%{host}, workload) group_left (namespace) namespace_workload:flopwatch_workload:info"
+    )
+    return [
+        Record(
+            "workload:flopwatch_peak_dram_bandwidth:sum",
+            "sum by (%{host}, workload) (\n"
+            "    gpu_workload:flopwatch_workload_gpu:info * on (%{gpu}) group_left ()\n"
+            f"      {recent('flopwatch_peak_dram_bandwidth_bytes_per_second', '%{gpu}')})",
+        ),
+        Record(
+            "workload_phase:flopwatch_least_seconds:rate5m",
+            f"(\n    {flop}\n  >=\n    {moved}\n  )\n  or\n  (\n    {moved}\n  >\n    {flop}\n  )",
+            why="Roofline: seconds per second that a phase needs at least, by its FLOP at the peak or its bytes at the\n"
+            "bandwidth, whichever takes longer.",
+        ),
+        Record(
+            "workload_phase:flopwatch_time_share:ratio_rate5m",
+            "workload_phase:flopwatch_least_seconds:rate5m\n"
+            "  / on (%{host}, workload) group_left ()\n"
+            "    (sum by (%{host}, workload) (workload_phase:flopwatch_least_seconds:rate5m) > 0)",
+            why="The phases' shares of the engine's time, as far as the roofline tells: an estimate.",
+        ),
+        Record(
+            "workload_phase:flopwatch_cost:rate5m",
+            f"{of_phase('prefill')}\n  or {of_phase('decode')}",
+        ),
+        Record(
+            namespaces,
+            "gpu_workload:flopwatch_workload_gpu:info\n"
+            "  * on (%{gpu}) group_left (namespace)\n"
+            f"    ({allocated}\n"
+            f"      and on (%{{gpu}}) count by (%{{gpu}}) ({allocated}) == 1)",
+            why="The namespace of an engine's GPU, where pods of only one hold it.",
+        ),
+        Record(
+            "namespace_workload:flopwatch_workload:info",
+            f"group by (%{{host}}, workload, namespace) ({namespaces})\n"
+            "  and on (%{host}, workload)\n"
+            f"    count by (%{{host}}, workload) (group by (%{{host}}, workload, namespace) ({namespaces})) == 1\n"
+            "  and on (%{host}, workload)\n"
+            f"    count by (%{{host}}, workload) ({namespaces})\n"
+            "      == on (%{host}, workload) count by (%{host}, workload) (gpu_workload:flopwatch_workload_gpu:info)",
+            why="The namespace that holds all GPUs of an engine; engines in several have none.",
+        ),
+        Record(
+            "model_phase:flopwatch_cost:rate5m",
+            "sum by (%{cluster}, model, currency, phase) (\n"
+            f"    workload_phase:flopwatch_cost:rate5m * {model_of})",
+        ),
+        Record(
+            "namespace_phase:flopwatch_cost:rate5m",
+            "sum by (%{cluster}, namespace, currency, phase) (\n"
+            f"    workload_phase:flopwatch_cost:rate5m * {namespace_of})",
+        ),
+        Record(
+            "namespace_phase:flopwatch_model_tokens:rate5m",
+            "sum by (%{cluster}, namespace, phase) (\n"
+            f"    workload_phase:flopwatch_model_tokens:rate5m * {namespace_of})",
+        ),
+        Record(
+            "cluster_phase:flopwatch_cost:rate5m",
+            "sum by (%{cluster}, currency, phase) (workload_phase:flopwatch_cost:rate5m)",
+        ),
+        Record(
+            "cluster_phase:flopwatch_model_tokens:rate5m",
+            "sum by (%{cluster}, phase) (workload_phase:flopwatch_model_tokens:rate5m)",
+        ),
+        per_token("workload", "%{host}, workload"),
+        per_token("model", "%{cluster}, model"),
+        per_token("namespace", "%{cluster}, namespace"),
+        per_token("cluster", "%{cluster}"),
+    ]
+
+
+def _waste() -> list[Record]:
+    return [
+        Record(
+            "workload:flopwatch_executed_flop:rate5m",
+            "sum by (%{host}, workload) (rate(flopwatch_workload_executed_flop_total[5m]))",
+        ),
+        Record(
+            "workload_cause:flopwatch_wasted_flop:rate5m",
+            "sum by (%{host}, workload, cause) (rate(flopwatch_model_wasted_flop_total[5m]))",
+            why="What engines count as computed in vain. lost_cache_hits are part of the model's FLOP.",
+        ),
+    ]

@@ -502,6 +502,86 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
         ],
       },
       {
+        "name": "flopwatch-phase-cost",
+        "interval": "1m",
+        "rules": [
+          {
+            "record": "workload:flopwatch_peak_dram_bandwidth:sum",
+            "expr": "sum by (" + text($._config.host) + ", workload) (\n    gpu_workload:flopwatch_workload_gpu:info * on (" + text($._config.gpu) + ") group_left ()\n      max by (" + text($._config.gpu) + ") (last_over_time(flopwatch_peak_dram_bandwidth_bytes_per_second[5m])))",
+          },
+          {
+            "record": "workload_phase:flopwatch_least_seconds:rate5m",
+            "expr": "(\n    sum by (" + text($._config.host) + ", workload, phase) (rate(flopwatch_model_flop_total[5m]))\n    / on (" + text($._config.host) + ", workload) group_left () workload:flopwatch_peak_flops:headline\n  >=\n    sum by (" + text($._config.host) + ", workload, phase) (rate(flopwatch_model_phase_dram_bytes_total[5m]))\n    / on (" + text($._config.host) + ", workload) group_left () workload:flopwatch_peak_dram_bandwidth:sum\n  )\n  or\n  (\n    sum by (" + text($._config.host) + ", workload, phase) (rate(flopwatch_model_phase_dram_bytes_total[5m]))\n    / on (" + text($._config.host) + ", workload) group_left () workload:flopwatch_peak_dram_bandwidth:sum\n  >\n    sum by (" + text($._config.host) + ", workload, phase) (rate(flopwatch_model_flop_total[5m]))\n    / on (" + text($._config.host) + ", workload) group_left () workload:flopwatch_peak_flops:headline\n  )",
+          },
+          {
+            "record": "workload_phase:flopwatch_time_share:ratio_rate5m",
+            "expr": "workload_phase:flopwatch_least_seconds:rate5m\n  / on (" + text($._config.host) + ", workload) group_left ()\n    (sum by (" + text($._config.host) + ", workload) (workload_phase:flopwatch_least_seconds:rate5m) > 0)",
+          },
+          {
+            "record": "workload_phase:flopwatch_cost:rate5m",
+            "expr": "label_replace(workload:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left () workload_phase:flopwatch_time_share:ratio_rate5m{phase=\"prefill\"}, \"phase\", \"prefill\", \"\", \"\")\n  or label_replace(workload:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left () workload_phase:flopwatch_time_share:ratio_rate5m{phase=\"decode\"}, \"phase\", \"decode\", \"\", \"\")",
+          },
+          {
+            "record": "gpu_workload:flopwatch_workload_namespace:info",
+            "expr": "gpu_workload:flopwatch_workload_gpu:info\n  * on (" + text($._config.gpu) + ") group_left (namespace)\n    (group by (" + text($._config.gpu) + ", namespace) (last_over_time(flopwatch_gpu_allocation_info[5m]))\n      and on (" + text($._config.gpu) + ") count by (" + text($._config.gpu) + ") (group by (" + text($._config.gpu) + ", namespace) (last_over_time(flopwatch_gpu_allocation_info[5m]))) == 1)",
+          },
+          {
+            "record": "namespace_workload:flopwatch_workload:info",
+            "expr": "group by (" + text($._config.host) + ", workload, namespace) (gpu_workload:flopwatch_workload_namespace:info)\n  and on (" + text($._config.host) + ", workload)\n    count by (" + text($._config.host) + ", workload) (group by (" + text($._config.host) + ", workload, namespace) (gpu_workload:flopwatch_workload_namespace:info)) == 1\n  and on (" + text($._config.host) + ", workload)\n    count by (" + text($._config.host) + ", workload) (gpu_workload:flopwatch_workload_namespace:info)\n      == on (" + text($._config.host) + ", workload) count by (" + text($._config.host) + ", workload) (gpu_workload:flopwatch_workload_gpu:info)",
+          },
+          {
+            "record": "model_phase:flopwatch_cost:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", model, currency, phase) (\n    workload_phase:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))))",
+          },
+          {
+            "record": "namespace_phase:flopwatch_cost:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", namespace, currency, phase) (\n    workload_phase:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left (namespace) namespace_workload:flopwatch_workload:info)",
+          },
+          {
+            "record": "namespace_phase:flopwatch_model_tokens:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", namespace, phase) (\n    workload_phase:flopwatch_model_tokens:rate5m * on (" + text($._config.host) + ", workload) group_left (namespace) namespace_workload:flopwatch_workload:info)",
+          },
+          {
+            "record": "cluster_phase:flopwatch_cost:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", currency, phase) (workload_phase:flopwatch_cost:rate5m)",
+          },
+          {
+            "record": "cluster_phase:flopwatch_model_tokens:rate5m",
+            "expr": "sum by (" + text($._config.cluster) + ", phase) (workload_phase:flopwatch_model_tokens:rate5m)",
+          },
+          {
+            "record": "workload_phase:flopwatch_cost_per_million_tokens:ratio_rate5m",
+            "expr": "1e6 * workload_phase:flopwatch_cost:rate5m\n  / on (" + text($._config.host) + ", workload, phase) group_left () (sum by (" + text($._config.host) + ", workload, phase) (workload_phase:flopwatch_model_tokens:rate5m) > 0)",
+          },
+          {
+            "record": "model_phase:flopwatch_cost_per_million_tokens:ratio_rate5m",
+            "expr": "1e6 * model_phase:flopwatch_cost:rate5m\n  / on (" + text($._config.cluster) + ", model, phase) group_left () (sum by (" + text($._config.cluster) + ", model, phase) (model_phase:flopwatch_model_tokens:rate5m) > 0)",
+          },
+          {
+            "record": "namespace_phase:flopwatch_cost_per_million_tokens:ratio_rate5m",
+            "expr": "1e6 * namespace_phase:flopwatch_cost:rate5m\n  / on (" + text($._config.cluster) + ", namespace, phase) group_left () (sum by (" + text($._config.cluster) + ", namespace, phase) (namespace_phase:flopwatch_model_tokens:rate5m) > 0)",
+          },
+          {
+            "record": "cluster_phase:flopwatch_cost_per_million_tokens:ratio_rate5m",
+            "expr": "1e6 * cluster_phase:flopwatch_cost:rate5m\n  / on (" + text($._config.cluster) + ", phase) group_left () (sum by (" + text($._config.cluster) + ", phase) (cluster_phase:flopwatch_model_tokens:rate5m) > 0)",
+          },
+        ],
+      },
+      {
+        "name": "flopwatch-waste",
+        "interval": "1m",
+        "rules": [
+          {
+            "record": "workload:flopwatch_executed_flop:rate5m",
+            "expr": "sum by (" + text($._config.host) + ", workload) (rate(flopwatch_workload_executed_flop_total[5m]))",
+          },
+          {
+            "record": "workload_cause:flopwatch_wasted_flop:rate5m",
+            "expr": "sum by (" + text($._config.host) + ", workload, cause) (rate(flopwatch_model_wasted_flop_total[5m]))",
+          },
+        ],
+      },
+      {
         "name": "flopwatch-probes-recorded",
         "interval": "1m",
         "rules": [

@@ -212,12 +212,14 @@ def _enter(
         books.shown_cost = Cost(
             max(before.prefill_flop, after.prefill_flop),
             max(before.decode_flop, after.decode_flop),
-            max(before.dram_bytes, after.dram_bytes),
+            max(before.prefill_bytes, after.prefill_bytes),
+            max(before.decode_bytes, after.decode_bytes),
         )
         books.window_cost = Cost(
             books.shown_cost.prefill_flop - before.prefill_flop,
             books.shown_cost.decode_flop - before.decode_flop,
-            books.shown_cost.dram_bytes - before.dram_bytes,
+            books.shown_cost.prefill_bytes - before.prefill_bytes,
+            books.shown_cost.decode_bytes - before.decode_bytes,
         )
 
 

@@ -62,6 +62,9 @@ def present(
         all_gpus_here=share == 1.0,
         # A pass is one of prompts and answers: without the prompts the bytes are not known.
         dram_bytes=cost.dram_bytes if description and prefilled else None,
+        phase_bytes={"prefill": cost.prefill_bytes, "decode": cost.decode_bytes}
+        if description and prefilled
+        else {},
         engine_flop=estimate,
         flops_utilization=_ratio(flops, _whole(_peak(gpus, precision, state), share)),
         bandwidth_utilization=_ratio(

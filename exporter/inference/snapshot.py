@@ -24,8 +24,8 @@ class ModelSnapshot:
 
     Token counts are None where the engine does not tell them; FLOPs and bytes are None where the
     model cannot be described (`problem` says why), ratios also where a GPU's peak is not known or
-    no window has passed. `wasted_flop` has the causes that the engine counts. `all_gpus_here` says that
-    all GPUs of the engine are known to be on this host.
+    no window has passed. `phase_bytes` are `dram_bytes` by phase, `wasted_flop` has the causes that the
+    engine counts, and `all_gpus_here` says that all GPUs of the engine are known to be on this host.
     """
 
     model: str
@@ -45,6 +45,7 @@ class ModelSnapshot:
     prefill_flop: float | None = None
     decode_flop: float | None = None
     dram_bytes: float | None = None
+    phase_bytes: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     wasted_flop: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     all_gpus_here: bool = False
     # The engine's own estimate, of all its GPUs together.

@@ -52,6 +52,16 @@ MODEL_DRAM_BYTES_TOTAL = SUBJECT.counter(
     ),
     interpretation="Minimum memory traffic.",
 )
+MODEL_PHASE_DRAM_BYTES_TOTAL = SUBJECT.counter(
+    "flopwatch_model_phase_dram_bytes_total",
+    unit="bytes",
+    labels=("workload", "model", "phase"),
+    help=(
+        "Bytes of flopwatch_model_dram_bytes_total by phase: prefill, decode. A pass with prompts in it "
+        "counts for prefill."
+    ),
+    interpretation="With the FLOPs of each phase, the least time that it needs: its share of the cost.",
+)
 MODEL_TOKENS_TOTAL = SUBJECT.counter(
     "flopwatch_model_tokens_total",
     unit="tokens",
@@ -249,6 +259,7 @@ def _work(model: ModelSnapshot, labels: Labels) -> Iterator[Sample]:
     yield from _phases(MODEL_TOKENS_TOTAL, labels, model.prefill_tokens, model.decode_tokens)
     yield from _phases(MODEL_FLOP_TOTAL, labels, model.prefill_flop, model.decode_flop)
     yield from optional(MODEL_DRAM_BYTES_TOTAL, labels, model.dram_bytes)
+    yield from by_label(MODEL_PHASE_DRAM_BYTES_TOTAL, labels, "phase", model.phase_bytes)
     for origin, tokens in (("local", model.cached_tokens), ("external", model.external_tokens)):
         yield from optional(MODEL_CACHED_TOKENS_TOTAL, (*labels, ("origin", origin)), tokens)
     yield from optional(MODEL_REJECTED_TOKENS_TOTAL, labels, model.rejected_tokens)

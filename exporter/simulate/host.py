@@ -37,6 +37,8 @@ _FLOP_PER_PARAMETER = 2
 _USEFUL_SHARE = 0.88
 # What the engine counts of that waste, by cause, of what the tensor pipes do.
 _WASTED_SHARES = {"rejected_drafts": 0.04, "preemption": 0.01}
+# The bytes that tokens needed, of those moved, and prefill's part of them: decode reads the cache.
+_NEEDED_BYTES, _PREFILL_BYTES = 0.9, 0.1
 # Prompt tokens that a healthy prefix cache has, of all.
 _CACHE_HITS = 0.6
 # The hosts have been up for a week when a scenario begins.
@@ -230,6 +232,7 @@ class SimulatedHost:
 
     def _workloads(self) -> WorkloadsSnapshot:
         precision = self._product.precision
+        dram_bytes = _NEEDED_BYTES * sum(gpu.dram_bytes for gpu in self._gpus)
         model = ModelSnapshot(
             model=self._product.model,
             precision=precision,
@@ -237,7 +240,11 @@ class SimulatedHost:
             decode_tokens=self._tokens["decode"],
             prefill_flop=self._tokens["prefill"] * self._flop_per_token,
             decode_flop=self._tokens["decode"] * self._flop_per_token,
-            dram_bytes=0.9 * sum(gpu.dram_bytes for gpu in self._gpus),
+            dram_bytes=dram_bytes,
+            phase_bytes={
+                "prefill": _PREFILL_BYTES * dram_bytes,
+                "decode": (1 - _PREFILL_BYTES) * dram_bytes,
+            },
             wasted_flop=dict(self._wasted),
             all_gpus_here=True,
             running_requests=self._requests,

@@ -61,6 +61,96 @@ def test_the_bill_of_one_gpu(tmp_path: Path) -> None:
         'model:flopwatch_cost_per_million_tokens:ratio_rate5m{job="flopwatch", model="llama", currency="EUR"}': 1.25,
         'model:flopwatch_joules_per_token:ratio_rate5m{job="flopwatch", model="llama"}': 0.375,
     }  # fmt: skip
+    evaluate(tmp_path, series, expected)
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+def test_prompt_and_output_tokens_cost_by_their_time(tmp_path: Path) -> None:
+    """A GPU of 1 PFLOP/s and 4 TB/s. Prompts need 0.3 s of a second for their FLOP and 0.1 s for their bytes.
+
+    Answers need 0.04 s for FLOP and 0.6 s for bytes: a third and two thirds of the time. At 0.001 a second
+    that is 1e6 × 0.001 / 3 / 600 for a million prompt tokens, and 1e6 × 0.002 / 3 / 200 for generated ones.
+    A second engine's GPUs are held by two namespaces, and one GPU by both: it has none. The peaks of its
+    GPUs are not known, and so is its time.
+    """
+    second = GPU.replace('"0"', '"1"').replace("GPU-0", "GPU-1")
+    third = GPU.replace('"0"', '"2"').replace("GPU-0", "GPU-2")
+    chat = f'{TARGET}, workload="chat", model="llama"'
+    mixed = chat.replace("chat", "mixed")
+    series = {
+        f"flopwatch_headline_peak_flops{{{GPU}}}": "1e15x40",
+        f"flopwatch_peak_dram_bandwidth_bytes_per_second{{{GPU}}}": "4e12x40",
+        f'flopwatch_price_per_gpu_hour{{{GPU}, currency="EUR"}}': "3.6x40",
+        f'flopwatch_workload_gpu_info{{{GPU}, workload="chat"}}': "1x40",
+        f'flopwatch_workload_gpu_info{{{second}, workload="mixed"}}': "1x40",
+        f'flopwatch_workload_gpu_info{{{third}, workload="mixed"}}': "1x40",
+        f'flopwatch_gpu_allocation_info{{{GPU}, namespace="red", pod="a", container="c"}}': "1x40",
+        f'flopwatch_gpu_allocation_info{{{second}, namespace="red", pod="b", container="c"}}': "1x40",
+        f'flopwatch_gpu_allocation_info{{{third}, namespace="red", pod="c", container="c"}}': "1x40",
+        f'flopwatch_gpu_allocation_info{{{third}, namespace="blue", pod="d", container="c"}}': "1x40",
+        f'flopwatch_model_flop_total{{{mixed}, phase="prefill"}}': rate(3e14),
+        f'flopwatch_model_phase_dram_bytes_total{{{mixed}, phase="prefill"}}': rate(4e11),
+        f'flopwatch_model_info{{{chat}, engine="vllm"}}': "1x40",
+        f'flopwatch_model_tokens_total{{{chat}, phase="prefill"}}': rate(600),
+        f'flopwatch_model_tokens_total{{{chat}, phase="decode"}}': rate(200),
+        f'flopwatch_model_flop_total{{{chat}, phase="prefill"}}': rate(3e14),
+        f'flopwatch_model_flop_total{{{chat}, phase="decode"}}': rate(4e13),
+        f'flopwatch_model_phase_dram_bytes_total{{{chat}, phase="prefill"}}': rate(4e11),
+        f'flopwatch_model_phase_dram_bytes_total{{{chat}, phase="decode"}}': rate(2.4e12),
+    }  # fmt: skip
+    expected = {}
+    for labels, level in (
+        ('instance="n1", job="flopwatch", workload="chat"', "workload"),
+        ('job="flopwatch", model="llama"', "model"),
+        ('job="flopwatch", namespace="red"', "namespace"),
+        ('job="flopwatch"', "cluster"),
+    ):
+        name = f"{level}_phase:flopwatch_cost_per_million_tokens:ratio_rate5m"
+        for phase, cost in (("prefill", 1e3 / 3 / 600), ("decode", 2e3 / 3 / 200)):
+            expected[f'{name}{{{labels}, phase="{phase}", currency="EUR"}}'] = cost
+    chat = '{instance="n1", job="flopwatch", workload="chat"'
+    expected[f'workload_phase:flopwatch_time_share:ratio_rate5m{chat}, phase="prefill"}}'] = 1 / 3
+    expected[f'workload_phase:flopwatch_time_share:ratio_rate5m{chat}, phase="decode"}}'] = 2 / 3
+    evaluate(
+        tmp_path,
+        series,
+        expected,
+        {
+            "count(namespace_workload:flopwatch_workload:info)": 1,
+            "count(workload_phase:flopwatch_least_seconds:rate5m)": 2,
+        },
+    )
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+def test_what_became_no_token(tmp_path: Path) -> None:
+    """100 TFLOP/s were executed for the engine, and its models wasted 3 and 4 of them on rejected drafts."""
+    wasted = (
+        f'flopwatch_model_wasted_flop_total{{{TARGET}, workload="chat", cause="rejected_drafts"'
+    )
+    series = {
+        f'flopwatch_workload_executed_flop_total{{{TARGET}, workload="chat"}}': rate(1e14),
+        f'{wasted}, model="llama"}}': rate(3e12),
+        f'{wasted}, model="adapter"}}': rate(4e12),
+    }  # fmt: skip
+    chat = '{instance="n1", job="flopwatch", workload="chat"'
+    evaluate(
+        tmp_path,
+        series,
+        {
+            f"workload:flopwatch_executed_flop:rate5m{chat}}}": 1e14,
+            f'workload_cause:flopwatch_wasted_flop:rate5m{chat}, cause="rejected_drafts"}}': 7e12,
+        },
+    )
+
+
+def evaluate(
+    tmp_path: Path,
+    series: dict[str, str],
+    expected: dict[str, float],
+    totals: dict[str, float] | None = None,
+) -> None:
+    """Feed the series to promtool for ten minutes, and compare; `totals` have no labels."""
     tests = [
         {
             # promtool compares to the last bit.
@@ -71,6 +161,10 @@ def test_the_bill_of_one_gpu(tmp_path: Path) -> None:
             ],
         }
         for selector, value in expected.items()
+    ]
+    tests += [
+        {"expr": expr, "eval_time": "10m", "exp_samples": [{"labels": "{}", "value": value}]}
+        for expr, value in (totals or {}).items()
     ]
     file = tmp_path / "test.yml"
     file.write_text(

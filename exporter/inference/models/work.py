@@ -69,7 +69,13 @@ class Cost:
 
     prefill_flop: float = 0.0
     decode_flop: float = 0.0
-    dram_bytes: float = 0.0
+    prefill_bytes: float = 0.0
+    decode_bytes: float = 0.0
+
+    @property
+    def dram_bytes(self) -> float:
+        """Bytes of both phases."""
+        return self.prefill_bytes + self.decode_bytes
 
     @property
     def flop(self) -> float:
@@ -81,7 +87,8 @@ class Cost:
         return Cost(
             self.prefill_flop + other.prefill_flop,
             self.decode_flop + other.decode_flop,
-            self.dram_bytes + other.dram_bytes,
+            self.prefill_bytes + other.prefill_bytes,
+            self.decode_bytes + other.decode_bytes,
         )
 
 
@@ -94,7 +101,8 @@ def cost_of(model: ModelDescription, work: Work, tensor_parallel: int = 1) -> Co
     return Cost(
         prefill_flop=_prefill_flop(model, work),
         decode_flop=_decode_flop(model, work),
-        dram_bytes=_weight_bytes(model, work) + _cache_bytes(model, work, tensor_parallel),
+        prefill_bytes=_prefill_bytes(model, work, tensor_parallel),
+        decode_bytes=_decode_bytes(model, work, tensor_parallel),
     )
 
 
@@ -135,15 +143,36 @@ def _decode_flop(model: ModelDescription, work: Work) -> float:
     )
 
 
-def _weight_bytes(model: ModelDescription, work: Work) -> float:
-    """Weights once per pass; passes with a prompt in them read more experts than the others."""
-    verified = decoded_tokens(work) + work.rejected_tokens
+def _prefill_bytes(model: ModelDescription, work: Work, tensor_parallel: int) -> float:
+    """Weights once per pass, writes of every new token, and the contexts that chunks read.
+
+    Passes with a prompt in them read more experts than the others.
+    """
     # Embeddings are made without the output head.
     head = work.decode_tokens > 0 or not work.prompts
     passes = work.prefill_passes or 0.0
-    prefill = _passes(model, passes, work.prefill_tokens, work.ranks, head=head)
-    prefill += passes * prologue_bytes_per_pass(model)
-    return prefill + _passes(model, work.decode_passes or 0.0, verified, work.ranks, head=True)
+    weights = _passes(model, passes, work.prefill_tokens, work.ranks, head=head)
+    weights += passes * prologue_bytes_per_pass(model)
+    reads = sum(
+        weight * cache_bytes_read(model, context, tensor_parallel)
+        for weight, context in _chunk_contexts(work.prefills, work.chunk_tokens)
+    )
+    written = work.prefill_tokens * cache_bytes_per_token(model, tensor_parallel)
+    written += _first_tokens(work) * prologue_bytes_written(model)
+    return weights + written + reads
+
+
+def _decode_bytes(model: ModelDescription, work: Work, tensor_parallel: int) -> float:
+    """Weights once per pass, writes of every verified token, and the contexts that passes read."""
+    verified = decoded_tokens(work) + work.rejected_tokens
+    weights = _passes(model, work.decode_passes or 0.0, verified, work.ranks, head=True)
+    reads = sum(
+        stretch.weight * cache_bytes_read_by(model, stretch.new, stretch.cached, tensor_parallel)
+        for stretch in work.decodes
+    )
+    # A speculative pass verifies several tokens of a sequence and reads its context once.
+    reads /= work.acceptance_length
+    return weights + verified * cache_bytes_per_token(model, tensor_parallel) + reads
 
 
 def _passes(
@@ -154,23 +183,6 @@ def _passes(
     # Where passes are counted while they run and answers when they end, a token each is the least.
     each = max(1.0, tokens / passes)
     return passes * weight_bytes_per_pass(model, each, with_head=head, ranks=ranks)
-
-
-def _cache_bytes(model: ModelDescription, work: Work, tensor_parallel: int) -> float:
-    """Writes of every new token, and the contexts that prefill chunks and decode passes read."""
-    written = work.prefill_tokens + decoded_tokens(work) + work.rejected_tokens
-    reads = sum(
-        stretch.weight * cache_bytes_read_by(model, stretch.new, stretch.cached, tensor_parallel)
-        for stretch in work.decodes
-    )
-    # A speculative pass verifies several tokens of a sequence and reads its context once.
-    reads /= work.acceptance_length
-    reads += sum(
-        weight * cache_bytes_read(model, context, tensor_parallel)
-        for weight, context in _chunk_contexts(work.prefills, work.chunk_tokens)
-    )
-    begun = _first_tokens(work) * prologue_bytes_written(model)
-    return written * cache_bytes_per_token(model, tensor_parallel) + begun + reads
 
 
 def _chunk_contexts(
