@@ -74,6 +74,10 @@ test: apt-test lint type check-generated rules ## install what tests need and ru
 test-slow: apt-test $(VENV)/.installed-dev ## the long matrices, scenarios and soaks
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m slow $(ARGS)
 
+.PHONY: soak
+soak: $(VENV)/.installed-dev ## the daemon for 20 minutes while everything around it churns (before a release: MINUTES=60)
+	$(BIN)/python -m benchmarks.soak --days 0 --daemon-minutes $(or $(MINUTES),20)
+
 .PHONY: test-engines
 test-engines: $(VENV)/.installed-dev ## compare tokens, FLOPs and bytes with real engines (downloads vLLM, builds llama.cpp)
 	$(BIN)/python -m benchmarks.engine_accuracy --document $(ARGS)

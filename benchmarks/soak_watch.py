@@ -1,0 +1,129 @@
+"""What must hold of every scrape of a daemon around which everything churns, checked from outside."""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from tests.daemon.process import Labels, Scrape
+from tests.faults.invariants import HEALTH
+
+
+_COUNTER_SUFFIXES = ("_total", "_bucket", "_sum", "_count")
+# Tick, scrape and this process each take their time, and more on a busy machine.
+_SLACK_SECONDS = 3.0
+# After a GPU is back, or has another MIG mode, it is opened anew: with the backoff, the trial of GPM and
+# the first window.
+_REOPENING_SECONDS = 6.0
+# A reading may be this old: 2 ticks and the deadline of the soak's configuration, and a scrape.
+_FRESH_SECONDS = 2.2 + _SLACK_SECONDS
+# Everything a GPU has of its own goes on for as long as it is there; of engines and holders not.
+_LASTING = ("flopwatch_gpu_", "flopwatch_flop_", "flopwatch_dram_", "flopwatch_energy_")
+
+
+class BrokenPromiseError(AssertionError):
+    """A scrape that no daemon may answer with."""
+
+
+@dataclass(slots=True)
+class _Gap:
+    """A time in which a GPU could not be watched: documented as a gap of its counters."""
+
+    began: float
+    ended: float | None = None
+
+
+@dataclass(slots=True)
+class Watch:
+    """Holds each scrape against those before it, and against what was done to the GPUs meanwhile.
+
+    Raises BrokenPromiseError: a counter falls, a series is there twice, states sum to more time than
+    has passed or to less than passed without the gaps, a GPU that is down has readings, or one that
+    is up has old ones.
+    """
+
+    scrapes: int = 0
+    series: int = 0
+    _counters: dict[tuple[str, Labels], float] = field(default_factory=dict)
+    _seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _gaps: defaultdict[str, list[_Gap]] = field(default_factory=lambda: defaultdict(list))
+
+    def lost(self, uuid: str) -> None:
+        """From now on the GPU cannot be watched."""
+        gaps = self._gaps[uuid]
+        if not gaps or gaps[-1].ended is not None:
+            gaps.append(_Gap(time.monotonic()))
+
+    def found(self, uuid: str) -> None:
+        """From now on it can be watched again."""
+        gaps = self._gaps[uuid]
+        if gaps and gaps[-1].ended is None:
+            gaps[-1].ended = time.monotonic()
+
+    def check(self, text: str, before: float, after: float) -> None:
+        """A scrape that was made between these instants (monotonic)."""
+        try:
+            scrape = Scrape(text)  # refuses a series that is there twice
+        except AssertionError as error:
+            raise BrokenPromiseError(str(error)) from None
+        self.scrapes, self.series = self.scrapes + 1, len(scrape.samples)
+        self._no_counter_fell(scrape)
+        self._seconds_are_those_that_passed(scrape, before, after)
+        self._nothing_stale(scrape)
+
+    def _no_counter_fell(self, scrape: Scrape) -> None:
+        counters = {
+            key: value
+            for key, value in scrape.samples.items()
+            if key[0].startswith("flopwatch_") and key[0].endswith(_COUNTER_SUFFIXES)
+        }
+        for (name, labels), value in counters.items():
+            last = self._counters.get((name, labels), 0.0)
+            if value < last:
+                raise BrokenPromiseError(f"{name} {dict(labels)} fell from {last} to {value}")
+        # An engine or a pod that comes again is another one; a GPU is the same.
+        kept = {
+            key: value
+            for key, value in self._counters.items()
+            if key[0].startswith(_LASTING) and not any(label == "mig" for label, _ in key[1])
+        }
+        self._counters = kept | counters
+
+    def _seconds_are_those_that_passed(self, scrape: Scrape, before: float, after: float) -> None:
+        """Since its first scrape, the states of each GPU have grown by the time without the gaps."""
+        sums: defaultdict[str, float] = defaultdict(float)
+        for labels, value in scrape.series("flopwatch_gpu_seconds_total").items():
+            named = dict(labels)
+            if "mig" not in named:
+                sums[named["uuid"]] += value
+        for uuid, seconds in sums.items():
+            began, at_first = self._seconds.setdefault(uuid, (before, seconds))
+            grown, passed = seconds - at_first, after - began
+            if grown > passed + _SLACK_SECONDS:
+                raise BrokenPromiseError(f"{uuid}: {grown:.1f} s counted in {passed:.1f} s")
+            gaps = sum(
+                (gap.ended or after) + _REOPENING_SECONDS - max(gap.began, began)
+                for gap in self._gaps[uuid]
+                if (gap.ended or after) + _REOPENING_SECONDS > began
+            )
+            if grown < passed - gaps - _SLACK_SECONDS:
+                raise BrokenPromiseError(
+                    f"{uuid}: {grown:.1f} s counted in {passed:.1f} s with gaps of {gaps:.1f} s"
+                )
+
+    @staticmethod
+    def _nothing_stale(scrape: Scrape) -> None:
+        up = scrape.series("flopwatch_gpu_up")
+        devices = {_device(labels): value for labels, value in up.items()}
+        for name, labels in scrape.samples:
+            if name not in HEALTH and devices.get(_device(labels)) == 0:
+                raise BrokenPromiseError(f"{name} of {dict(labels)}, which is down")
+        now = scrape.value("flopwatch_time_seconds")
+        last = scrape.series("flopwatch_source_last_success_timestamp_seconds", source="nvml")
+        for labels, at in last.items():
+            if devices.get(_device(labels)) and now - at > _FRESH_SECONDS:
+                raise BrokenPromiseError(f"{dict(labels)} is up, read {now - at:.1f} s ago")
+
+
+def _device(labels: Labels) -> tuple[str | None, str | None]:
+    named = dict(labels)
+    return named.get("uuid"), named.get("mig")
