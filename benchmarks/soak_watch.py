@@ -16,6 +16,8 @@ _SLACK_SECONDS = 3.0
 _REOPENING_SECONDS = 6.0
 # A reading may be this old: 2 ticks and the deadline of the soak's configuration, and a scrape.
 _FRESH_SECONDS = 2.2 + _SLACK_SECONDS
+# Shown of a GPU that is down: its health, and who holds it, which the kubelet knows.
+_SHOWN_WHEN_DOWN = HEALTH | {"flopwatch_gpu_allocation_info", "flopwatch_gpu_job_info"}
 # Everything a GPU has of its own goes on for as long as it is there; of engines and holders not.
 _LASTING = ("flopwatch_gpu_", "flopwatch_flop_", "flopwatch_dram_", "flopwatch_energy_")
 
@@ -115,7 +117,7 @@ class Watch:
         up = scrape.series("flopwatch_gpu_up")
         devices = {_device(labels): value for labels, value in up.items()}
         for name, labels in scrape.samples:
-            if name not in HEALTH and devices.get(_device(labels)) == 0:
+            if name not in _SHOWN_WHEN_DOWN and devices.get(_device(labels)) == 0:
                 raise BrokenPromiseError(f"{name} of {dict(labels)}, which is down")
         now = scrape.value("flopwatch_time_seconds")
         last = scrape.series("flopwatch_source_last_success_timestamp_seconds", source="nvml")
