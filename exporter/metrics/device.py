@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.metrics.family import Sample, Subject
-from exporter.metrics.rows import ByLabel, Info, Part, Rows, Samples, Value
-from exporter.metrics.samples import Labels, device_labels
+from exporter.metrics.rows import ByLabel, Info, Rows, Samples, Value
+from exporter.metrics.samples import device_labels
 from exporter.readings import DCGM_SOURCE, RECOVERY_ACTIONS, FastReading, SlowReading
 from exporter.state import DeviceState, State
 
@@ -376,15 +376,6 @@ SLOW_ROWS = Rows[SlowReading](
         lambda slow: None if slow.compute_mode is None else (("mode", slow.compute_mode),),
     ),
 )
-
-
-def reading_parts(labels: Labels, device: DeviceState) -> Iterator[Part]:
-    """What the device reports of itself; for a device that answers."""
-    yield DEVICE_ROWS.of(labels, device)
-    if device.fast is not None:
-        yield FAST_ROWS.of(labels, device.fast)
-    if device.slow is not None:
-        yield SLOW_ROWS.of(labels, device.slow)
 
 
 def process_samples(state: State, name_of: Callable[[int], str]) -> Iterator[Sample]:

@@ -12,7 +12,6 @@ from exporter.metrics.rows import (
     ByLabel,
     HistogramRow,
     Info,
-    Part,
     Rows,
     Samples,
     Value,
@@ -362,18 +361,10 @@ ACTIVITY_ROWS = Rows[ActivityWindow](
 )
 
 
-def flops_parts(labels: Labels, device: DeviceState) -> Iterator[Part]:
-    """Peaks, counters and activity of a device that answers."""
-    if device.peaks is not None:
-        yield PEAK_ROWS.of(labels, device.peaks)
-    if device.slow is not None:
-        yield LINK_ROWS.of(labels, device.slow)
-    yield COUNTER_ROWS.of(labels, device)
+def last_activity(device: DeviceState) -> ActivityWindow | None:
+    """The activity of the last window, where it is more than what nvidia-smi shows."""
     last = device.last
-    if last is not None:
-        yield WINDOW_ROWS.of(labels, last)
-        if last.activity.source != COARSE_SOURCE:
-            yield ACTIVITY_ROWS.of(labels, last.activity)
+    return None if last is None or last.activity.source == COARSE_SOURCE else last.activity
 
 
 def calibration_samples(state: State) -> Iterator[Sample]:

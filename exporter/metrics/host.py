@@ -2,16 +2,34 @@
 
 from collections.abc import Iterable, Iterator
 
-from exporter.metrics.device import reading_parts
+from exporter.metrics.device import DEVICE_ROWS, FAST_ROWS, SLOW_ROWS
 from exporter.metrics.exporter import NO_DEVICE, health_parts
 from exporter.metrics.family import Sample
-from exporter.metrics.flops import CALIBRATION, flops_parts
+from exporter.metrics.flops import (
+    ACTIVITY_ROWS,
+    CALIBRATION,
+    COUNTER_ROWS,
+    LINK_ROWS,
+    PEAK_ROWS,
+    WINDOW_ROWS,
+    last_activity,
+)
 from exporter.metrics.holders import HOLDERS, bill_parts
 from exporter.metrics.models import WORKLOADS
 from exporter.metrics.probes import PROBES
-from exporter.metrics.rows import Part, part_samples
+from exporter.metrics.rows import Joined, Part, part_samples
 from exporter.metrics.samples import device_labels
-from exporter.state import State
+from exporter.state import DeviceState, State
+
+
+# All that is new with every tick.
+TICK_ROWS = Joined[DeviceState](
+    (lambda device: device, COUNTER_ROWS),
+    (lambda device: device.last, WINDOW_ROWS),
+    (last_activity, ACTIVITY_ROWS),
+    (lambda device: device, DEVICE_ROWS),
+    (lambda device: device.fast, FAST_ROWS),
+)
 
 
 def device_parts(state: State) -> Iterator[Part]:
@@ -20,8 +38,12 @@ def device_parts(state: State) -> Iterator[Part]:
         labels = device_labels(device.identity)
         yield from health_parts(labels, device)
         if device.up:
-            yield from flops_parts(labels, device)
-            yield from reading_parts(labels, device)
+            if device.peaks is not None:
+                yield PEAK_ROWS.of(labels, device.peaks)
+            yield TICK_ROWS.of(labels, device)
+            if device.slow is not None:
+                yield LINK_ROWS.of(labels, device.slow)
+                yield SLOW_ROWS.of(labels, device.slow)
     if state.pending or not state.devices:
         yield NO_DEVICE.of(state)
 

@@ -241,16 +241,21 @@ class Rows(Reader[T]):
         return (self, labels, source)
 
     def read(self, labels: Labels, source: T) -> tuple[Hashable, list[float]]:
-        """Which values there are, and the shapes of the other rows."""
+        """The values of the source and their shape."""
+        values: list[float] = []
+        return self.read_into(source, values), values
+
+    def read_into(self, source: T, values: list[float]) -> Hashable:
+        """Append the values, and return which there are and the shapes of the other rows."""
         singles = [read(source) for read in self._accessors]
-        values = [value for value in singles if value is not None]
+        known = [value for value in singles if value is not None]
+        values += known
         present: Hashable = None  # all of them, as nearly always
-        if len(values) < len(singles):
+        if len(known) < len(singles):
             present = tuple([value is not None for value in singles])
         if not self._others:
-            return present, values
-        shapes = [row.read(source, values) for row in self._others]
-        return (present, *shapes), values
+            return present
+        return (present, *[row.read(source, values) for row in self._others])
 
     def series(self, labels: Labels, shape: Any) -> list[Series]:
         """The series of all rows."""
@@ -264,6 +269,43 @@ class Rows(Reader[T]):
         for row, its_shape in zip(self._others, shape[1:] if self._others else (), strict=True):
             found += row.series(labels, its_shape)
         return found
+
+    def same(self, before: T, now: T) -> bool:
+        """Whether it is the same object: sources are frozen."""
+        return before is now
+
+
+_NO_SOURCE = "no source"
+
+
+class Joined(Reader[T]):
+    """Rows that read different parts of one source which all change every tick, as one: that is cheaper."""
+
+    def __init__(self, *joined: tuple[Callable[[T], Any], Rows[Any]]) -> None:
+        """Each with the part that it reads, None where there is none."""
+        self._joined = joined
+
+    def of(self, labels: Labels, source: T) -> Part:
+        """The part that this source is, under these labels."""
+        return (self, labels, source)
+
+    def read(self, labels: Labels, source: T) -> tuple[Hashable, list[float]]:
+        """The values of all rows, and their shapes."""
+        values: list[float] = []
+        shapes: list[Hashable] = []
+        for part_of, rows in self._joined:
+            part = part_of(source)
+            shapes.append(_NO_SOURCE if part is None else rows.read_into(part, values))
+        return tuple(shapes), values
+
+    def series(self, labels: Labels, shape: tuple[Any, ...]) -> list[Series]:
+        """The series of all rows."""
+        return [
+            series
+            for (_, rows), its_shape in zip(self._joined, shape, strict=True)
+            if its_shape is not _NO_SOURCE
+            for series in rows.series(labels, its_shape)
+        ]
 
     def same(self, before: T, now: T) -> bool:
         """Whether it is the same object: sources are frozen."""
