@@ -16,8 +16,12 @@ _SLACK_SECONDS = 3.0
 _REOPENING_SECONDS = 6.0
 # A reading may be this old: 2 ticks and the deadline of the soak's configuration, and a scrape.
 _FRESH_SECONDS = 2.2 + _SLACK_SECONDS
-# Shown of a GPU that is down: its health, and who holds it, which the kubelet knows.
-_SHOWN_WHEN_DOWN = HEALTH | {"flopwatch_gpu_allocation_info", "flopwatch_gpu_job_info"}
+# Shown of a GPU that is down: its health, and who uses it, as kubelet and configuration say.
+_SHOWN_WHEN_DOWN = HEALTH | {
+    "flopwatch_gpu_allocation_info",
+    "flopwatch_gpu_job_info",
+    "flopwatch_workload_gpu_info",
+}
 # Everything a GPU has of its own goes on for as long as it is there; of engines and holders not.
 _LASTING = ("flopwatch_gpu_", "flopwatch_flop_", "flopwatch_dram_", "flopwatch_energy_")
 

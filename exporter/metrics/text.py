@@ -12,6 +12,8 @@ from exporter.metrics.family import Family, Label, MetricType
 # Between these, and for 0, msgspec writes a number as prometheus_client does, in an eighth of the time
 # of repr(). From a million on Go has an exponent, which msgspec writes from 1e16 on.
 _PLAIN_FROM, _PLAIN_BELOW, _DIGITS_BELOW = 1e-4, 1e6, 1e16
+# By the number of digits before the point.
+_EXPONENTS = tuple(f"e+{digits - 1:02d}" for digits in range(18))
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -56,9 +58,9 @@ def number_texts(values: Iterable[float]) -> list[str]:
 def _unusual(number: float, text: str) -> str:
     """A number that is large, small, negative, or none. `text` is what msgspec has written."""
     if _PLAIN_BELOW <= number < _DIGITS_BELOW:
-        whole, _, fraction = text.partition(".")
-        digits = f"{whole[0]}.{whole[1:]}{fraction}".rstrip("0.")
-        return f"{digits}e+{len(whole) - 1:02d}"
+        point = text.index(".")
+        digits = f"{text[0]}.{text[1:point]}{text[point + 1 :]}".rstrip("0.")
+        return digits + _EXPONENTS[point]
     if math.isfinite(number):
         return repr(number)
     return "NaN" if math.isnan(number) else "+Inf" if number > 0 else "-Inf"

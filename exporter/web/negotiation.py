@@ -7,6 +7,7 @@ Prometheus 3 fails a scrape whose Content-Type it does not know. Hence a table o
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from exporter.metrics.text import Format
@@ -61,6 +62,11 @@ class _Offer:
 _UNWANTED: Final = _Offer(0.0, 0, 0, "")
 
 
+# A scraper sends the same headers each time. A head has 16 KiB at most, so that these stay small.
+_HEADERS_MAX: Final = 16
+
+
+@lru_cache(_HEADERS_MAX)
 def choose_format(accept: str | None) -> tuple[Format, str]:
     """The format for an Accept header, and the exact Content-Type of the answer.
 
@@ -77,6 +83,7 @@ def choose_format(accept: str | None) -> tuple[Format, str]:
     return chosen, f"{chosen.value}; escaping={escaping}" if escaping else chosen.value
 
 
+@lru_cache(_HEADERS_MAX)
 def accepts_gzip(accept_encoding: str | None) -> bool:
     """Whether a gzip-encoded answer is welcome; `gzip;q=0` says no, also beside a `*`."""
     wishes = _wishes(accept_encoding or "", _CODING)
