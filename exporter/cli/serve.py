@@ -37,8 +37,8 @@ def run(parsed: argparse.Namespace) -> int:
 
     daemon = Daemon(config, origin)
     # What was loaded so far stays: the collector need not look at it again every few seconds.
-    gc.collect()
     gc.freeze()
+    gc.enable()
     code = daemon.run()
     log_writer.drain(_LOG_GRACE_SECONDS)
     end_process(code)

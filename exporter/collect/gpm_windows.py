@@ -96,6 +96,10 @@ class _Trial:
     hertz: list[float | None] = field(default_factory=list)
     answered: bool = False
     failure: NvmlError | None = None
+    # The last window: its start and end, the values at its end, and the cycle counts at its start.
+    span: tuple[float, float] | None = None
+    values: Mapping[int, float] = field(default_factory=dict)
+    cycles_before: Mapping[int, float] = field(default_factory=dict)
 
 
 class GpmWindows:
@@ -176,13 +180,21 @@ class GpmWindows:
     def restart(self) -> None:
         """Forget the open window: the next reading only opens a new one."""
         self._after_gap = True
+        self._trial.span = None
 
     def read(self) -> ActivityWindow | None:
         """Close the open window and open the next; None where it was not watched, or is too short.
 
+        Right after a trial it is the trial's last window, so that nobody waits for another one.
+
         Raises NvmlError, also where no activity has a value; the window then stays open and the next
         reading covers it.
         """
+        span, self._trial.span = self._trial.span, None
+        if span is not None:
+            if self._scale is not None:
+                self._cycles = self._trial.cycles_before
+            return self._window(self._trial.values, *span)
         opened = self._session.open_since_seconds
         if opened is not None and time.monotonic() - opened < MIN_WINDOW_SECONDS:
             return None
@@ -209,6 +221,8 @@ class GpmWindows:
             if span is None:
                 return
             values = self._session.metrics((*gpm.PERCENT_IDS, *gpm.CYCLE_IDS))
+        self._trial.span, self._trial.values = span, values
+        self._trial.cycles_before = self._cycles
         self._trial.answered |= any(metric in values for metric in gpm.PERCENT_IDS)
         self._trial.failure = self._session.failure or self._trial.failure
         clock = read_clock_hertz()
@@ -232,6 +246,7 @@ class GpmWindows:
             self._cycles = {}
         if self._trial.answered:
             return None
+        self._trial.span = None
         self.close()
         return self._trial.failure or NotSupported(METRICS_GET, 3)
 
