@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.engine_accuracy.llama_cases import llama_cpp, one_by_one, send
 from benchmarks.engine_accuracy.load import Maker, Prompts, Request, Sent, send_all, send_for
 from benchmarks.engine_accuracy.report import Row
-from benchmarks.engine_accuracy.servers import Server, vllm
+from benchmarks.engine_accuracy.servers import POOLING, Server, vllm
 from benchmarks.engine_accuracy.truth import Truth, read_passes, sum_up
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.service import WorkloadService
@@ -135,7 +135,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[Case, ...]]] = {
         ),
     ),
     "vllm-embeddings": (
-        ("--max-num-batched-tokens=2048", "--runner=pooling", "--convert=embed"),
+        ("--max-num-batched-tokens=2048", POOLING, "--convert=embed"),
         (
             Case("embeddings, one of 300", _embeddings(1, 300, seed=71), embeddings=True),
             Case("embeddings, 40 of 200", _embeddings(40, 200, seed=72), embeddings=True),

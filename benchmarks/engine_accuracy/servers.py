@@ -17,6 +17,8 @@ from benchmarks.engine_accuracy.environments import vllm_python
 
 
 START_SECONDS = 300.0
+# The option of vLLM for models that make embeddings.
+POOLING = "--runner=pooling"
 _POLL_SECONDS = 0.5
 
 
@@ -56,6 +58,17 @@ def write_model(folder: Path) -> Path:
         "eos_token_id": 2,
     }
     (folder / "config.json").write_text(json.dumps(config))
+    # Prompts are token numbers; only the server of embeddings insists on a tokenizer.
+    words = {str(number): number for number in range(truth.WORDS)}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "0"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "0"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 
@@ -74,7 +87,7 @@ def vllm(folder: Path, *options: str, port: int | None = None) -> Iterator[Serve
         "serve",
         str(model),
         "--load-format=dummy",
-        "--skip-tokenizer-init",
+        *([] if POOLING in options else ["--skip-tokenizer-init"]),
         "--enforce-eager",
         f"--port={port}",
         "--max-model-len=4096",

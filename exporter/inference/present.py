@@ -78,6 +78,7 @@ def present(
         active_parameters=counts.active if counts else None,
         weight_bytes=stored_weight_bytes(description) if description else None,
         problem=books.problem,
+        not_counted=description.not_counted if description else (),
     )
 
 

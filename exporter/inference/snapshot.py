@@ -60,6 +60,8 @@ class ModelSnapshot:
     active_parameters: float | None = None
     weight_bytes: float | None = None
     problem: str | None = None
+    # Parts of the model that its FLOPs and bytes leave out, such as a vision tower.
+    not_counted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,7 @@ def _models(workloads: WorkloadsSnapshot, uuid: str) -> list[document.Model]:
             precision=model.precision,
             flops_utilization_ratio=model.flops_utilization,
             bandwidth_utilization_ratio=model.bandwidth_utilization,
+            not_counted=list(model.not_counted),
         )
         for workload in workloads.workloads
         if any(gpu.uuid == uuid for gpu in workload.gpus)

@@ -170,7 +170,9 @@ def _company(device: Device) -> Iterable[tuple[str, str]]:
         ratios = [
             f"{name} {percent(ratio)}" for name, ratio in (("MFU", mfu), ("MBU", mbu)) if ratio
         ]
-        served = ", ".join([model.engine, *([model.precision] if model.precision else []), *ratios])
+        left_out = [f"{part} not counted" for part in model.not_counted]
+        precision = [model.precision] if model.precision else []
+        served = ", ".join([model.engine, *precision, *ratios, *left_out])
         yield "Model", f"{model.model} ({served})"
     for holder in device.holders:
         yield holder_words(holder)

@@ -75,7 +75,10 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that an inference engine serves on the device."""
+    """A model that an inference engine serves on the device.
+
+    `not_counted` names parts of it, such as a vision tower, that its MFU and MBU leave out.
+    """
 
     workload: str
     model: str
@@ -83,6 +86,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     precision: str | None = None
     flops_utilization_ratio: float | None = None
     bandwidth_utilization_ratio: float | None = None
+    not_counted: list[str] = []
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):

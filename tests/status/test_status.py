@@ -5,7 +5,9 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.state import UNKNOWN, DeviceState, SourceHealth, XidCounts
+from exporter.status.card import card
 from exporter.status.document import Device, Status
 from exporter.status.page import render_page
 from exporter.web.http import Request
@@ -293,6 +295,17 @@ class TestCompany:
         assert [holder.job for holder in first.holders] == ["4711"]
         assert [holder.pod for holder in second.holders] == ["chat-7d9f8b5c4-x2x9p"]
         assert second.models == []
+
+    def test_what_mfu_leaves_out_is_said_beside_it(self, machine: Machine) -> None:
+        """A vision tower's work is in no engine's metrics."""
+        (workload, _down) = served([0]).workloads
+        (model,) = workload.models
+        seeing = replace(model, not_counted=("vision tower",))
+        machine.workloads = WorkloadsSnapshot((replace(workload, models=(seeing,)),))
+
+        shown = card(device_of(machine, "0"), 0.0, full=True).replace("\u202f", " ")
+
+        assert "vision tower not counted)" in shown
 
     def test_engines_that_do_not_answer_are_the_host_s(self, machine: Machine) -> None:
         """The summary knows which engine is down, and why."""

@@ -1,7 +1,8 @@
-"""LMDeploy. Source: lmdeploy/metrics/loggers.py.
+"""LMDeploy. Source: lmdeploy/metrics/loggers.py of version 0.18.
 
-Names as vLLM's with its own prefix. Its histogram of iterations has one entry per request, so it
-says nothing of forward passes.
+Names are vLLM's with its own prefix. Prompts count whole when their first token comes, and what the
+prefix cache had of them when the request ends. The histogram of iterations has one entry per
+request, so it says nothing of forward passes.
 """
 
 from dataclasses import replace
@@ -11,6 +12,8 @@ from exporter.inference.reading import Engine, ModelReading, Samples
 
 
 _PREFIX, _THEIRS = "lmdeploy:", "vllm:"
+_CACHED = "vllm:cached_tokens_total"
+_HIT_RATE = "vllm:prefix_cache_hit_rate"
 
 
 def rename(name: str) -> str:
@@ -20,19 +23,31 @@ def rename(name: str) -> str:
 
 def read(samples: Samples) -> ModelReading:
     """Return what LMDeploy says of one model."""
-    return replace(vllm.read(samples), passes=None, observed_passes=None)
+    reading = vllm.read(samples)
+    cached, computed = samples.sum(_CACHED), reading.computed_tokens
+    if cached is None and samples.mean(_HIT_RATE):
+        computed = None  # an older version: some were computed, and nothing says how many
+    elif cached is not None and computed is not None:
+        computed -= cached
+    return replace(
+        reading,
+        computed_tokens=computed,
+        cached_tokens=cached,
+        passes=None,
+        observed_passes=None,
+    )
 
 
 ENGINE = Engine(
     "lmdeploy",
     (_PREFIX,),
-    vllm.COUNTERS,
-    vllm.GAUGES,
+    vllm.COUNTERS | {_CACHED},
+    vllm.GAUGES | {_HIT_RATE},
     read,
     ports=(23333,),
     histograms=vllm.HISTOGRAMS,
     title="LMDeploy",
     enable="`--enable-metrics`",
-    tells="tokens while requests run, lengths as they end; no forward passes",
+    tells="tokens while requests run, lengths and cache hits as they end; no forward passes",
     rename=rename,
 )

@@ -138,6 +138,7 @@ def describe(
         norm_bias=family.norm_bias,
         causal=not family.encoder,
         output_head=not family.encoder,
+        not_counted=_towers(config),
         **traits,
     )
     layers = LayerKinds(len(stack.layers), stack.dense, stack.experts)
@@ -196,6 +197,18 @@ def _family(model_type: str) -> ModelFamily:
         reason = REFUSED.get(model_type, "not one that is known exactly")
         raise UnknownArchitectureError(model_type, reason=reason)
     return family
+
+
+def _towers(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The towers beside the language model. How much they encode is not in any engine's metrics."""
+    found = {
+        name
+        for part in (config, config.get("thinker_config"))
+        if isinstance(part, Mapping)
+        for key, name in (("vision_config", "vision tower"), ("audio_config", "audio tower"))
+        if isinstance(part.get(key), Mapping)
+    }
+    return tuple(sorted(found))
 
 
 def _encoder_vectors(fields: ConfigFields, family: ModelFamily, hidden: int) -> int:

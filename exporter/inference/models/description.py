@@ -109,6 +109,8 @@ class ModelDescription:
     # Parameters of tables beside the embedding, of which a token reads a row (Gemma 3n).
     looked_up: int = 0
     prologue: Prologue | None = None
+    # Parts of the served model whose work no engine tells enough of to count it.
+    not_counted: tuple[str, ...] = ()
 
     @property
     def layer_count(self) -> int:

@@ -168,6 +168,30 @@ class TestOthers:
         assert model["acme/tiny"].generated_tokens == 5000
         assert model["acme/tiny"].observed_passes is None
 
+    def lmdeploy(self, **values):
+        """LMDeploy's own names, as its source writes them."""
+        labels = 'model_name="acme/tiny",engine="0"'
+        text = "".join(
+            f"# TYPE lmdeploy:{name} {'gauge' if name.endswith('rate') else 'counter'}\n"
+            f"lmdeploy:{name}{{{labels}}} {value}\n"
+            for name, value in {"generation_tokens_total": 50, **values}.items()
+        )
+        model = read_all("lmdeploy", text)["acme/tiny"]
+        return model.computed_tokens, model.cached_tokens
+
+    def test_lmdeploy_counts_cached_prompts_whole(self):
+        """1000 prompt tokens of which the prefix cache had 400: 600 were computed."""
+        found = self.lmdeploy(prompt_tokens_total=1000, cached_tokens_total=400)
+
+        assert found == (600, 400)
+
+    @pytest.mark.parametrize(("rate", "computed"), [(0.0, 1000), (0.4, None)])
+    def test_lmdeploy_without_that_counter(self, rate, computed):
+        """Older versions give a rate of hits alone: above zero, nothing says how many tokens."""
+        found = self.lmdeploy(prompt_tokens_total=1000, prefix_cache_hit_rate=rate)
+
+        assert found == (computed, None)
+
     def test_triton_tells_no_cache_hits(self):
         """How many of the prompt's tokens were computed is not known: absent."""
         text = "".join(

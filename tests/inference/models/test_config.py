@@ -79,6 +79,14 @@ class TestShapes:
         assert model.vocabulary_size == 262_208
         assert model.tied_embeddings
 
+    def test_towers_beside_it(self):
+        """Their work is not known, so what is left out is named."""
+        config = json.loads((CONFIGS / "gemma-3-27b.json").read_text())
+        seeing = {**config, "vision_config": {"hidden_size": 1152}}
+
+        assert describe(seeing).not_counted == ("vision tower",)
+        assert describe(LLAMA).not_counted == ()
+
 
 class TestWindows:
     @pytest.mark.parametrize(

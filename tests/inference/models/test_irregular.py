@@ -1,5 +1,7 @@
 """Families whose layers differ, one by one, worked by hand on tiny models."""
 
+import json
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -22,6 +24,9 @@ from exporter.inference.models.memory import (
 )
 from exporter.inference.models.parameters import count_parameters
 from exporter.inference.models.work import Stretch, Work, cost_of
+
+
+CONFIGS = Path(__file__).parent / "configs"
 
 
 def flop_and_parameters(model):
@@ -431,6 +436,13 @@ class TestDeepSeekV4:
         """Refused: nothing says what they mean."""
         with pytest.raises(UnknownArchitectureError, match="compress_ratios"):
             describe({**self.CONFIG, "compress_ratios": [0, 8, 128]})
+
+
+def test_deepseek_v32_in_fp8():
+    """512 numbers of one byte, 4 scales of 4 and 64 rotary numbers of 2: 656 bytes for 576 numbers."""
+    config = json.loads((CONFIGS / "deepseek-v3.2.json").read_text())
+
+    assert describe(config, cache_data_type="fp8").cache_value_bytes == 656 / 576
 
 
 class TestWhisper:
