@@ -8,10 +8,8 @@ from pathlib import Path
 import structlog
 
 from exporter.inference.cache_share import CacheShare
-from exporter.inference.models.description import ModelDescription
-from exporter.inference.models.errors import ModelDescriptionError
-from exporter.inference.models.load import load_model
-from exporter.inference.models.locate import locate_config
+from exporter.inference.models.description import ModelDescription, ModelDescriptionError
+from exporter.inference.models.locate import load_model, locate_config
 from exporter.inference.models.work import Cost, Work, cost_of
 from exporter.inference.progress import Progress, Server
 from exporter.inference.reading import EngineReading, ModelReading

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from exporter.inference.models.config import describe
-from exporter.inference.models.errors import ModelDescriptionError
+from exporter.inference.models.description import ModelDescriptionError
 from exporter.inference.models.flops import prefill_attention_flop
 from tests.daemon.process import passive
 from tests.evidence.tables import table

@@ -31,7 +31,7 @@ from exporter.inference.counters import CounterTracker
 from exporter.inference.engines.registry import ENGINES, PREFIXES
 from exporter.inference.launch import parse as parse_command
 from exporter.inference.models.config import load_description
-from exporter.inference.models.errors import ModelDescriptionError
+from exporter.inference.models.description import ModelDescriptionError
 from exporter.inference.models.gguf import describe_gguf, read_header
 from exporter.inference.models.work import cost_of
 from exporter.inference.progress import Progress

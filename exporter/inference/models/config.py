@@ -19,9 +19,10 @@ from exporter.inference.models.description import (
     LayerGroup,
     MixtureOfExperts,
     ModelDescription,
+    ModelDescriptionError,
+    UnknownArchitectureError,
     WeightBytes,
 )
-from exporter.inference.models.errors import ModelDescriptionError, UnknownArchitectureError
 from exporter.inference.models.families import FOREIGN_FIELDS, REFUSED, ModelFamily, family_of
 from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields, language_model
 from exporter.inference.models.gemma import gemma_stack

@@ -62,17 +62,19 @@ def _kinds(fields: ConfigFields, count: int) -> tuple[str, ...]:
         return kinds
     ratios = fields.raw("compress_ratios")
     if isinstance(ratios, list) and len(ratios) >= count:
-        if not all(ratio in _KIND_OF_RATIO for ratio in ratios[:count]):
+        whole = [fields.whole("compress_ratios", ratio) for ratio in ratios[:count]]
+        kinds = tuple(_KIND_OF_RATIO.get(-1 if ratio is None else ratio, "") for ratio in whole)
+        if not all(kinds):
             raise fields.error("compress_ratios has ratios other than 0, 4 and 128")
-        return tuple(_KIND_OF_RATIO[ratio] for ratio in ratios[:count])
+        return kinds
     raise fields.error("nothing says how each of its layers attends")
 
 
 def _attention(fields: ConfigFields, kind: str) -> CompressedAttention:
     rates = fields.raw("compress_rates")
     ratio = _RATIOS.get(kind, 0)
-    if isinstance(rates, Mapping) and isinstance(rates.get(kind), int):
-        ratio = int(rates[kind])
+    if ratio and isinstance(rates, Mapping):
+        ratio = fields.whole("compress_rates", rates.get(kind)) or ratio
     sparse = kind == _SPARSE
     return CompressedAttention(
         query_heads=fields.require("num_attention_heads"),

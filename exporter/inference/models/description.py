@@ -1,7 +1,9 @@
 """The shape of a transformer: all that its FLOPs and bytes depend on, and nothing else."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from exporter.errors import FlopwatchError
 from exporter.inference.models.attention import Attention
 
 
@@ -116,3 +118,23 @@ class ModelDescription:
     def layer_count(self) -> int:
         """Layers of the decoder."""
         return sum(group.count for group in self.layers)
+
+
+class ModelDescriptionError(FlopwatchError):
+    """A model cannot be described: its tokens are still counted, its FLOPs are not."""
+
+
+class UnknownArchitectureError(ModelDescriptionError):
+    """A config.json lacks fields that the formulas need, or uses layers that they do not know."""
+
+    def __init__(
+        self,
+        model_type: str,
+        *,
+        missing_fields: Sequence[str] = (),
+        reason: str = "",
+    ) -> None:
+        self.model_type = model_type
+        self.missing_fields = tuple(missing_fields)
+        what = f"missing fields: {', '.join(self.missing_fields)}" if missing_fields else reason
+        super().__init__(f"cannot describe architecture {model_type!r}: {what}")

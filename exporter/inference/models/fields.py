@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from exporter.inference.models.errors import UnknownArchitectureError
+from exporter.inference.models.description import UnknownArchitectureError
 
 
 # Canonical name: other names of the same field, in the order in which they are tried.
@@ -61,10 +61,14 @@ class ConfigFields:
     def integer(self, name: str) -> int | None:
         """The field as a non-negative whole number, or None where it is not given."""
         value = self.raw(name)
-        if value is None or isinstance(value, bool):
-            return None
         if name in LISTED and isinstance(value, list) and len(set(map(str, value))) == 1:
             value = value[0]  # one and the same for every layer
+        return self.whole(name, value)
+
+    def whole(self, name: str, value: Any) -> int | None:
+        """`value` as a non-negative whole number in range, called `name` in errors; else None."""
+        if value is None or isinstance(value, bool):
+            return None
         # Some exporters write 0.0 and 8.0, and some families list one value per layer.
         whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
         if not whole:

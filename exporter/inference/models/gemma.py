@@ -78,9 +78,10 @@ def _attention(fields: ConfigFields, layer: int, kind: str, *, shared: bool) -> 
 def _feed_forward_sizes(fields: ConfigFields, count: int, first_shared: int) -> tuple[int, ...]:
     listed = fields.raw("intermediate_size")
     if isinstance(listed, list):  # Gemma 3n may name one a layer
-        if len(listed) < count or not all(isinstance(size, int) for size in listed):
-            raise fields.error(f"intermediate_size has {len(listed)} entries for {count} layers")
-        return tuple(listed[:count])
+        sizes = [fields.whole("intermediate_size", size) for size in listed[:count]]
+        if len(sizes) < count or not all(sizes):
+            raise fields.error(f"intermediate_size does not have a size for {count} layers")
+        return tuple(size or 0 for size in sizes)
     size = fields.require("intermediate_size")
     wide = 2 if fields.flag("use_double_wide_mlp") else 1
     return tuple(size * (wide if layer >= first_shared else 1) for layer in range(count))

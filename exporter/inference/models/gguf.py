@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from exporter.inference.models.config import describe
-from exporter.inference.models.description import ModelDescription, WeightBytes
-from exporter.inference.models.errors import ModelDescriptionError, UnknownArchitectureError
+from exporter.inference.models.description import (
+    ModelDescription,
+    ModelDescriptionError,
+    UnknownArchitectureError,
+    WeightBytes,
+)
 from exporter.inference.models.parameters import count_parameters
 from exporter.inference.models.quantization import cache_value_bytes
 

@@ -80,19 +80,21 @@ def _nas_layer(fields: ConfigFields, block: Any, hidden: int) -> LayerGroup:
 def _nas_attention(fields: ConfigFields, said: Mapping[str, Any], hidden: int) -> GroupedAttention:
     heads = fields.require("num_attention_heads")
     fields.check()
-    group, listed = said.get("n_heads_in_group"), said.get("num_key_value_heads")
-    if isinstance(listed, int) and listed > 0:
-        key_value_heads = listed
-    elif isinstance(group, int) and group > 0 and heads % group == 0:
+    group = fields.whole("n_heads_in_group", said.get("n_heads_in_group"))
+    key_value_heads = fields.whole("num_key_value_heads", said.get("num_key_value_heads"))
+    if not key_value_heads:
+        if not group or heads % group:
+            raise fields.error(f"n_heads_in_group is {group!r} for {heads} heads")
         key_value_heads = heads // group
-    else:
-        raise fields.error(f"n_heads_in_group is {group!r} for {heads} heads")
     return GroupedAttention(heads, key_value_heads, fields.integer("head_dim") or hidden // heads)
 
 
 def _nas_size(fields: ConfigFields, said: Mapping[str, Any], hidden: int) -> int:
-    size, factor = said.get("intermediate_size"), said.get("ffn_mult")
-    if isinstance(size, int) and size > 0:
+    size, factor = (
+        fields.whole("intermediate_size", said.get("intermediate_size")),
+        said.get("ffn_mult"),
+    )
+    if size:
         return size
     if not isinstance(factor, int | float) or not 0 < factor <= 64:
         raise fields.error(f"ffn_mult is {factor!r}")
@@ -148,8 +150,7 @@ def minimax_m3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
         kinds = tuple(_BLOCKS if mark else _FULL for mark in listed[:count])
 
     def setting(name: str, older: str) -> int:
-        value = sparse.get(older)
-        return value if isinstance(value, int) and value > 0 else fields.require(name)
+        return fields.whole(older, sparse.get(older)) or fields.require(name)
 
     plain = GroupedAttention(
         query_heads=fields.require("num_attention_heads"),
@@ -292,12 +293,13 @@ def _windowed_attention(
     other: Mapping[str, Any] = said if windowed and isinstance(said, Mapping) else {}
 
     def size(name: str, older: str, swa: str) -> int:
-        own = layer_override(fields, layer, name) or other.get(name) or other.get(older)
+        own = layer_override(fields, layer, name)
+        own = own or fields.whole(name, other.get(name) or other.get(older))
         if windowed and not own:
             own = fields.integer(swa)
             if not own and name == "num_key_value_heads" and family.sinks:
                 own = 2 * fields.require(name)  # MiMo-V2's class doubles them
-        return own if isinstance(own, int) and own > 0 else fields.require(name)
+        return own or fields.require(name)
 
     head_size = size("head_dim", "head_dim", "swa_head_dim")
     heads = size("num_attention_heads", "num_attention_heads", "swa_num_attention_heads")

@@ -1,4 +1,4 @@
-"""Finds the file of a model that an engine names, where the daemon can read it.
+"""Finds the file of a model that an engine names, where the daemon can read it, and describes it.
 
 Names come from another program. Nothing but a config.json or a GGUF file is ever opened, nothing is
 downloaded, and no link leads out of the root that is looked under.
@@ -9,6 +9,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from exporter.inference.models.config import load_description
+from exporter.inference.models.description import ModelDescription
+from exporter.inference.models.gguf import is_gguf, load_gguf
+
 
 # A repository id of the Hugging Face hub: owner/name.
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -17,6 +21,19 @@ LARGEST_LINK_COUNT = 40
 LARGEST_SNAPSHOT_COUNT = 64
 LONGEST_ENVIRONMENT_BYTES = 256 * 1024
 _HUB_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "HOME")
+
+
+def load_model(
+    path: Path | str, *, cache_data_type: str | None = None, precision: str | None = None
+) -> ModelDescription:
+    """Return the description of the model that `path` describes.
+
+    `cache_data_type` (as the engine names it) and `precision` override what the file says.
+    Raises ModelDescriptionError with one line naming the file and what is wrong.
+    """
+    place = Path(path)
+    load = load_gguf if is_gguf(place) else load_description
+    return load(place, cache_data_type=cache_data_type, precision=precision)
 
 
 def locate_config(model_name: str, environment: Mapping[str, str] | None = None) -> Path | None:

@@ -70,6 +70,6 @@ def layer_override(fields: ConfigFields, layer: int, name: str) -> int | None:
         return None
     for key in (str(layer), f"{layer:02d}", layer):
         entry = table.get(key)
-        if isinstance(entry, Mapping) and isinstance(entry.get(name), int):
-            return int(entry[name])
+        if isinstance(entry, Mapping):
+            return fields.whole(name, entry.get(name))
     return None

@@ -7,7 +7,7 @@ is padded to 30 seconds and longer audio is cut, so that each prompt costs the e
 from exporter.inference.models.attention import GroupedAttention
 from exporter.inference.models.description import Beside, LayerGroup, Prologue
 from exporter.inference.models.families import ModelFamily
-from exporter.inference.models.fields import ConfigFields
+from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields
 from exporter.inference.models.stack import Stack
 
 
@@ -23,6 +23,8 @@ def whisper_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     size = fields.require("decoder_ffn_dim")
     prologue = _prologue(fields, hidden, heard, count)
     fields.check()
+    if count > LARGEST_LAYER_COUNT:
+        raise fields.error(f"decoder_layers is {count}")
     attention = GroupedAttention(
         query_heads=heads,
         key_value_heads=heads,

@@ -6,8 +6,7 @@ import pytest
 
 from exporter.inference.lengths import LengthModel
 from exporter.inference.models.flops import decode_attention_flop_after, prefill_attention_flop
-from exporter.inference.passes import true_passes
-from exporter.inference.progress import Progress, Server
+from exporter.inference.progress import Progress, Server, true_passes
 from exporter.inference.reading import Buckets, Finished, InFlight, ModelReading
 from tests.inference.models.shapes import TINY
 

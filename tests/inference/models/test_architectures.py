@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.model_parameters import BOUND, rows
 from exporter.inference.models.config import describe
-from exporter.inference.models.errors import UnknownArchitectureError
+from exporter.inference.models.description import UnknownArchitectureError
 from exporter.inference.models.families import FAMILIES
 from exporter.inference.models.flops import linear_flop_per_token, prefill_attention_flop
 from exporter.inference.models.memory import cache_bytes_per_token, cache_bytes_read_by

@@ -8,7 +8,7 @@ import pytest
 from exporter.errors import FlopwatchError
 from exporter.inference.models.attention import GroupedAttention, LatentAttention
 from exporter.inference.models.config import describe, load_description
-from exporter.inference.models.errors import ModelDescriptionError, UnknownArchitectureError
+from exporter.inference.models.description import ModelDescriptionError, UnknownArchitectureError
 from exporter.inference.models.memory import stored_weight_bytes
 
 

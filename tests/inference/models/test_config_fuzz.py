@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.inference.models.config import describe
-from exporter.inference.models.errors import UnknownArchitectureError
+from exporter.inference.models.description import UnknownArchitectureError
 from exporter.inference.models.families import FAMILIES
 from exporter.inference.models.flops import decode_flop, prefill_flop
 from exporter.inference.models.memory import stored_weight_bytes, weight_bytes_per_pass
 from exporter.inference.models.parameters import count_parameters
+from tests.inference.models import test_irregular
 
 
 CONFIGS = [
@@ -36,6 +37,9 @@ MORE = [
     "weights",
 ]
 METHODS = ["gptq", "awq", "fp8", "mxfp4", "bitsandbytes", "modelopt", "compressed-tensors", 3, None]
+
+# Families whose files say more than numbers: each key with any value.
+IRREGULAR = [member.CONFIG for member in vars(test_irregular).values() if hasattr(member, "CONFIG")]
 
 small = st.none() | st.booleans() | st.integers(-2, 40) | st.floats(0, 4) | st.text(max_size=4)
 values = st.recursive(
@@ -67,6 +71,25 @@ def test_described_or_refused(base, changes, model_type, quantized):
     """Real files with a few fields exchanged: sane numbers or a refusal, never a crash."""
     config = {**base.get("text_config", base), "quantization_config": quantized, **changes}
     config["model_type"] = model_type
+    check_sanity(config)
+
+
+@given(data=st.data(), base=st.sampled_from(IRREGULAR))
+def test_irregular_families_described_or_refused(data, base):
+    """As above, for the families that describe each layer; parts of their lists change too."""
+    config = json.loads(json.dumps(base))
+    for key in data.draw(st.lists(st.sampled_from(sorted(config)), max_size=3)):
+        held = config[key]
+        if isinstance(held, list | dict) and held and data.draw(st.booleans()):
+            places = range(len(held)) if isinstance(held, list) else sorted(held)
+            held[data.draw(st.sampled_from(list(places)))] = data.draw(values)
+        elif key != "model_type":
+            config[key] = data.draw(values)
+    check_sanity(config)
+
+
+def check_sanity(config):
+    """A refusal, or numbers that can be."""
     model = described_or_none(config)
     if model is None:
         return

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.engine_accuracy.gguf_file import write_gguf
 from exporter.inference.models.attention import GroupedAttention
-from exporter.inference.models.errors import ModelDescriptionError
-from exporter.inference.models.load import load_model
+from exporter.inference.models.description import ModelDescriptionError
+from exporter.inference.models.locate import load_model
 from exporter.inference.models.memory import stored_weight_bytes
 from exporter.inference.models.parameters import count_parameters
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from exporter.inference.models.config import describe
-from exporter.inference.models.errors import UnknownArchitectureError
+from exporter.inference.models.description import UnknownArchitectureError
 from exporter.inference.models.flops import (
     decode_attention_flop,
     decode_attention_flop_after,
