@@ -20,7 +20,8 @@ from exporter.inference.config import WorkloadConfig
 from exporter.inference.engines.registry import ENGINES
 from exporter.inference.present import Split, present
 from exporter.inference.scraper import Scraper
-from exporter.inference.snapshot import GpuRef, Served, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.inference.served import Served
+from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.device import process_memory
 from exporter.metrics.exporter import OWN
 from exporter.metrics.flops import FLOP_TOTAL

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from exporter.advice.window import GpuWindow, Price, Reference, WorkloadWindow
-from exporter.inference.snapshot import ModelSnapshot, Served
+from exporter.inference.served import Served
+from exporter.inference.snapshot import ModelSnapshot
 from exporter.state import DeviceState, State
 
 

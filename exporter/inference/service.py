@@ -25,13 +25,8 @@ from exporter.inference.models.locate import locate_config, locate_in_process
 from exporter.inference.present import Split, precision_of, present
 from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text
-from exporter.inference.snapshot import (
-    GpuRef,
-    ModelSnapshot,
-    Served,
-    WorkloadSnapshot,
-    WorkloadsSnapshot,
-)
+from exporter.inference.served import Served
+from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.state import DeviceState, State
 from flopwatch.threads import ThreadGuard
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from exporter.inference.models.description import ModelDescription
-
 
 # Why FLOP were computed in vain, where an engine counts them: see exporter/inference/waste.py.
 WASTE_CAUSES: Final = ("preemption", "rejected_drafts", "lost_cache_hits")
@@ -90,23 +88,3 @@ class WorkloadsSnapshot:
     """All workloads. Two snapshots compare equal when nothing has changed between them."""
 
     workloads: tuple[WorkloadSnapshot, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One model that an engine serves now, with what advice needs beside what is exposed of it.
-
-    `passes` and `prompts` are cumulative like the counts of `shown`; `passes_missed` counts the
-    scrapes whose passes were not known. `gpu_count` is of all GPUs, those of other hosts included.
-    """
-
-    workload: str
-    engine: str
-    shown: ModelSnapshot
-    gpus: tuple[GpuRef, ...]
-    gpu_count: int
-    tensor_parallel: int
-    description: ModelDescription | None = None
-    passes: float = 0.0
-    passes_missed: int = 0
-    prompts: float = 0.0

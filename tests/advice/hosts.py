@@ -5,7 +5,8 @@ from typing import Any
 
 from exporter.accounting.device import Counters
 from exporter.advice.observe import Look, look_at
-from exporter.inference.snapshot import GpuRef, ModelSnapshot, Served
+from exporter.inference.served import Served
+from exporter.inference.snapshot import GpuRef, ModelSnapshot
 from exporter.readings import DeviceIdentity, FastReading, SlowReading
 from exporter.state import DeviceState, State
 from probes.records import ProbeResults, ProbesSnapshot
