@@ -1,13 +1,15 @@
 """The service that gives advice: looks at the State now and then, away from the sampling threads.
 
 A window is made of the looks of the last minutes; from it come predictions, and the back-test of
-earlier ones. The track record and the best hit rates outlive a restart in the state file.
+earlier ones. The track record, the best hit rates and a change that is being waited out outlive a
+restart in the state file.
 """
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,20 +21,23 @@ from exporter.advice.advise import AdviceSnapshot, advise
 from exporter.advice.backtest import HitHistory, Record, Watch
 from exporter.advice.document import document_of
 from exporter.advice.observe import LEAST_TOKENS, Key, Look, look_at, windows
+from exporter.advice.saved import SavedTrial, restored_trial, saved_trial
 from exporter.advice.window import Price, WorkloadWindow
 from exporter.attribution.settings import PriceRule
 from exporter.inference.served import Served
 from exporter.precision import matches
 from exporter.state import State
+from flopwatch.option_parsers import duration
+from flopwatch.options import option
 from flopwatch.state_file import StateFile
 from flopwatch.threads import ThreadGuard
 
 
-LOOK_SECONDS: Final = 15.0
-WINDOW_SECONDS: Final = 300.0
-# Two minutes are enough for advice; a back-test waits for whole windows.
-LEAST_WINDOW_SECONDS: Final = 120.0
-ADVISE_SECONDS: Final = 60.0
+# Shares of the window: the time between looks and between advice, and the part of a window that is
+# enough for advice; a back-test waits for whole windows.
+_LOOK_SHARE: Final = 0.05
+_ADVISE_SHARE: Final = 0.2
+_LEAST_SHARE: Final = 0.4
 _DAY_SECONDS: Final = 86400.0
 _SECTION: Final = "levers"
 _HISTORIES_MAX: Final = 64
@@ -42,16 +47,44 @@ _SAVE_SECONDS: Final = 900.0
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class AdviceSettings:
+    """The window that advice rests on, and how long a change must be stable to be compared."""
+
+    window_seconds: float = option(
+        "advice.window",
+        duration(at_least=5.0, at_most=3600.0),
+        300.0,
+        "Time that advice rests on. Shorter windows follow changes sooner and scatter more.",
+        "5m",
+        reload=False,
+    )
+    stable_seconds: float = option(
+        "advice.stable",
+        duration(at_least=5.0, at_most=3600.0),
+        600.0,
+        "Time for which a change must be stable before its prediction is compared with what came.",
+        "10m",
+        reload=False,
+    )
+
+    @property
+    def look_seconds(self) -> float:
+        """Time from one look at the State to the next."""
+        return _LOOK_SHARE * self.window_seconds
+
+
 class LeversState(msgspec.Struct, frozen=True):
-    """The section `levers` of the state file: back-tests, and the best hit rate of each day."""
+    """The section `levers` of the state file: back-tests, the best hit rate of each day, trials."""
 
     records: dict[str, dict[str, Record]] = {}
     hits: tuple[tuple[str, str, tuple[tuple[int, float], ...]], ...] = ()
     """Workload, model, and pairs of day and rate."""
+    trials: tuple[SavedTrial, ...] = ()
 
 
 class Advisor:
-    """Owns one thread. `snapshot` and `document` may be called from any thread."""
+    """Owns one thread; without a state file nothing outlives it. `snapshot` and `document` may be called from any thread."""
 
     def __init__(
         self,
@@ -59,13 +92,15 @@ class Advisor:
         served: Callable[[State], Sequence[Served]],
         *,
         prices: Sequence[PriceRule] = (),
-        state_path: Path,
+        state_path: Path | None = None,
+        settings: AdviceSettings = AdviceSettings(),
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._state = state
         self._served = served
         self._prices = tuple(prices)
-        self._file = StateFile(state_path)
+        self._settings = settings
+        self._file = None if state_path is None else StateFile(state_path)
         self._wall_clock = wall_clock
         self._looks: deque[Look] = deque()
         self._advised_seconds: float | None = None
@@ -114,12 +149,14 @@ class Advisor:
         state = self._state()
         self._looks.append(look_at(state, self._served(state)))
         now = state.at_seconds
-        while self._looks and now - self._looks[0].at_seconds > WINDOW_SECONDS + LOOK_SECONDS / 2:
+        window, look = self._settings.window_seconds, self._settings.look_seconds
+        while self._looks and now - self._looks[0].at_seconds > window + look / 2:
             self._looks.popleft()
-        if now - self._looks[0].at_seconds < LEAST_WINDOW_SECONDS:
+        if now - self._looks[0].at_seconds < _LEAST_SHARE * window:
             self._snapshot = AdviceSnapshot(records=self._records)
             return
-        if self._advised_seconds is not None and now - self._advised_seconds < ADVISE_SECONDS:
+        advised = self._advised_seconds
+        if advised is not None and now - advised < _ADVISE_SHARE * window:
             return
         self._advised_seconds = now
         self._advise(state, now)
@@ -132,18 +169,24 @@ class Advisor:
             prices=self._prices_of(state),
         )
         self._remember_hits(found, now)
-        whole = [each for each in found if each.seconds >= WINDOW_SECONDS - LOOK_SECONDS]
-        for window in whole:
-            self._back_test(window, now)
-        present = {(window.workload, window.model) for window in found}
-        self._watches = {key: watch for key, watch in self._watches.items() if key in present}
+        least = self._settings.window_seconds - self._settings.look_seconds
+        for window in found:
+            if window.seconds >= least:
+                self._back_test(window, now)
+        # An engine that restarts is away for a while: what it did before is what counts.
+        self._watches = {key: w for key, w in self._watches.items() if not w.stale(now)}
         self._snapshot = AdviceSnapshot(tuple(advise(each) for each in found), self._records)
 
     def _back_test(self, window: WorkloadWindow, now: float) -> None:
         key = (window.workload, window.model)
-        watch, comparison = backtest.observe(self._watches.get(key, Watch()), window, now)
+        before = self._watches.pop(key, Watch())
+        watch, comparison = backtest.observe(before, window, now, self._settings.stable_seconds)
         self._watches[key] = watch
+        while len(self._watches) > _HISTORIES_MAX:
+            del self._watches[next(iter(self._watches))]
         if comparison is None:
+            if watch.trial != before.trial:
+                self._save()
             return
         log.info(
             "prediction_compared",
@@ -179,21 +222,40 @@ class Advisor:
         return prices
 
     def _load(self) -> None:
+        if self._file is None:
+            return
         section = self._file.read(_SECTION, LeversState) or LeversState()
         self._records = section.records
         for workload, model, days in section.hits:
             self._hits[workload, model] = HitHistory(dict(days))
+        for saved in section.trials:
+            try:
+                trial = restored_trial(saved, self._clock_offset())
+            except msgspec.ValidationError as error:
+                log.warning("trial_not_restored", workload=saved.workload, error=str(error))
+                continue
+            self._watches[saved.workload, saved.model] = Watch(trial=trial)
         self._snapshot = AdviceSnapshot(records=self._records)
 
     def _save(self) -> None:
+        if self._file is None:
+            return
         hits = tuple((*key, tuple(each.by_day.items())) for key, each in self._hits.items())
+        offset = self._clock_offset()
+        trials = tuple(
+            saved_trial(watch.trial, offset) for watch in self._watches.values() if watch.trial
+        )
         with self._guard.waiting():  # for the file system
-            self._file.save(_SECTION, LeversState(self._records, hits))
+            self._file.save(_SECTION, LeversState(self._records, hits, trials))
+
+    def _clock_offset(self) -> float:
+        """Unix time minus the clock of the State."""
+        return self._wall_clock() - self._state().at_seconds
 
     def _wait(self) -> bool:
         """Wait for the next look; whether to end."""
         with self._guard.waiting():
-            return self._stop.wait(LOOK_SECONDS)
+            return self._stop.wait(self._settings.look_seconds)
 
     def _run(self) -> None:
         while not self._wait():

@@ -36,7 +36,11 @@ class Services:
         )
         self.holders = HolderService(config.holders, now)
         self.advisor = Advisor(
-            now, self.workloads.served, prices=config.prices, state_path=state_path
+            now,
+            self.workloads.served,
+            prices=config.prices,
+            settings=config.advice,
+            state_path=state_path,
         )
 
     def start(self) -> None:

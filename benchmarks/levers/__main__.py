@@ -1,6 +1,6 @@
 """Prints how predictions of levers compare with a simulated engine, published figures, a real engine.
 
-    python -m benchmarks.levers [--workloads N] [--seed N] [--no-engine]
+    python -m benchmarks.levers [--workloads N] [--seed N] [--no-engine | --only-engine]
 
 Fails if a bound of the predictions is missed (docs/levers.md).
 """
@@ -23,41 +23,56 @@ def main() -> int:
     parser.add_argument("--workloads", type=int, default=200, help="simulated (default 200)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-engine", action="store_true", help="leave llama.cpp out")
+    parser.add_argument("--only-engine", action="store_true", help="llama.cpp alone")
+    parser.add_argument("--experiment", help="of llama.cpp: first, second, third or fourth")
     options = parser.parse_args()
     missed: list[str] = []
-
-    print(f"a simulated engine, {options.workloads} random workloads with a queue", flush=True)
-    outcome = simulated.compare(options.workloads, options.seed)
-    print(simulated.table(outcome), flush=True)
-    missed += simulated.missed(outcome, inside=INSIDE, best=BEST, width=WIDTH)
-
-    print("\nH100 under a power cap, predicted from its row at 700 W", flush=True)
-    caps = published.rows()
-    print(published.table(caps), flush=True)
-    missed += [
-        f"{row.workload} at {row.cap_watts} W: error {row.error:+.1%}"
-        for row in caps
-        if row.cap_watts in published.JUDGED_WATTS and abs(row.error) > PUBLISHED_ERROR
-    ]
-
+    if not options.only_engine:
+        missed += _simulated(options.workloads, options.seed) + _published()
     if not options.no_engine:
-        missed += _engine()
+        missed += _engine(options.experiment)
     for line in missed:
         print(f"missed: {line}")
     return 1 if missed else 0
 
 
-def _engine() -> list[str]:
+def _simulated(workloads: int, seed: int) -> list[str]:
+    print(f"a simulated engine, {workloads} random workloads with a queue", flush=True)
+    outcome = simulated.compare(workloads, seed)
+    print(simulated.table(outcome), flush=True)
+    return simulated.missed(outcome, inside=INSIDE, best=BEST, width=WIDTH)
+
+
+def _published() -> list[str]:
+    print("\nH100 under a power cap, predicted from its row at 700 W", flush=True)
+    caps = published.rows()
+    print(published.table(caps), flush=True)
+    return [
+        f"{row.workload} at {row.cap_watts} W: error {row.error:+.1%}"
+        for row in caps
+        if row.cap_watts in published.JUDGED_WATTS and abs(row.error) > PUBLISHED_ERROR
+    ]
+
+
+def _engine(only: str | None) -> list[str]:
     from benchmarks.engine_accuracy.environments import llama_server
     from benchmarks.levers import engine
 
-    print("\nllama.cpp on this processor, one thread, predicted from batch 1 in bf16", flush=True)
-    with tempfile.TemporaryDirectory(prefix="flopwatch-levers-") as folder:
-        found = engine.rows(llama_server().parent, Path(folder))
-    print(engine.table(found), flush=True)
-    return [
-        f"{row.change}: error {row.error:+.1%}" for row in found if abs(row.error) > ENGINE_ERROR
-    ]
+    missed = []
+    binaries = llama_server().parent
+    for name, experiment in engine.EXPERIMENTS.items():
+        if only not in {None, name}:
+            continue
+        print(f"\nllama.cpp on this processor, one thread: {experiment.title}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="flopwatch-levers-") as folder:
+            found = engine.rows(binaries, Path(folder), experiment)
+        print(engine.table(found), flush=True)
+        missed += [
+            f"{row.change}: error {row.error:+.1%}"
+            for row in found
+            if row.error is not None and abs(row.error) > ENGINE_ERROR
+        ]
+    return missed
 
 
 if __name__ == "__main__":

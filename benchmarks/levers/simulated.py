@@ -4,6 +4,7 @@ The predictor is given what the exporter would see of the simulated engine (coun
 the model's description); the truth is a second run of the engine with the lever's field changed.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,19 +14,13 @@ from exporter.accounting.peaks import Peaks
 from exporter.advice.advise import Advice, advise
 from exporter.advice.prediction import Prediction
 from exporter.advice.window import GpuWindow, Reference, WorkloadWindow
-from exporter.inference.models.attention import GroupedAttention
-from exporter.inference.models.description import (
-    LayerGroup,
-    ModelDescription,
-    WeightBytes,
-)
+from exporter.simulate.engine import SHAPES, describe
 from exporter.simulate.serving import (
     Behaviour,
     Counters,
     Engine,
     Member,
     Setup,
-    Shape,
     Silicon,
     Traffic,
 )
@@ -39,17 +34,15 @@ SILICON: dict[str, Silicon] = {
     "NVIDIA L40S": Silicon({"bf16": 362e12, "fp8": 733e12}, 0.864e12, 32e9, 48e9),
     "NVIDIA B200": Silicon({"bf16": 2250e12, "fp8": 4500e12, "fp4": 9000e12}, 8e12, 900e9, 180e9),
 }
-# Hidden size, layers, heads, key-value heads, head size, intermediate size, vocabulary: the dense
-# models that are served most, by their config.json.
-SHAPES: dict[str, Shape] = {
-    "llama-3.2-3b": Shape(3072, 28, 24, 8, 128, 8192, 128256),
-    "llama-3.1-8b": Shape(4096, 32, 32, 8, 128, 14336, 128256),
-    "qwen-2.5-14b": Shape(5120, 48, 40, 8, 128, 13824, 152064),
-    "qwen-2.5-32b": Shape(5120, 64, 40, 8, 128, 27648, 152064),
-    "llama-3.3-70b": Shape(8192, 80, 64, 8, 128, 28672, 128256),
-}
+# The load over today's that fewer replicas must be able to serve.
+RESERVE = 1.3
+# For each workload with a queue, so many without: requests come at 0.1 to 0.7 of the rate that the
+# engine can serve.
+LIGHT_SHARE = 0.5
 # How much two runs of the simulator differ with nothing changed but the lengths drawn.
 NOISE = 0.01
+# The same where requests come at a rate of their own: some are under way when a run ends.
+LIGHT_NOISE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +56,12 @@ class Case:
     probe_bandwidth: float  # share of the peak that the copy probe reached on a healthy GPU
     probe_flops: float  # the same of the GEMM probe
     lost_to: str
+    replicas: int = 1  # engines of the model on the host, all alike
+
+    @property
+    def light(self) -> bool:
+        """Whether requests come at a rate that the engine can serve: nobody waits."""
+        return self.setup.traffic.arrivals_per_second > 0
 
 
 @dataclass(slots=True)
@@ -72,33 +71,39 @@ class Comparison:
     case: int
     prediction: Prediction
     true_gain: float
-    true_cost: float
+    noise: float = NOISE
 
     @property
     def inside(self) -> bool:
         """Whether the true gain lies in the interval, give or take the simulator's noise."""
         gain = self.prediction.gain
-        return gain.low - NOISE <= self.true_gain <= gain.high + NOISE
+        return gain.low - self.noise <= self.true_gain <= gain.high + self.noise
 
     @property
     def wrong_sign(self) -> bool:
         """An interval that excludes 1, and a truth on the other side of 1 by more than noise."""
         gain = self.prediction.gain
-        return (gain.low > 1.0 and self.true_gain < 1.0 - NOISE) or (
-            gain.high < 1.0 and self.true_gain > 1.0 + NOISE
+        return (gain.low > 1.0 and self.true_gain < 1.0 - self.noise) or (
+            gain.high < 1.0 and self.true_gain > 1.0 + self.noise
         )
 
 
 @dataclass(slots=True)
 class Outcome:
-    """All comparisons, and for each case with two levers or more whether the first was right."""
+    """All comparisons, and for each case with two levers or more whether the first was right.
+
+    `comparisons` are of workloads with a queue, `light` of those without, for which gains of 1 are
+    predicted. `released` is what the replicas that remain serve of 1.3 times the demand.
+    """
 
     comparisons: list[Comparison] = field(default_factory=list)
+    light: list[Comparison] = field(default_factory=list)
+    released: list[float] = field(default_factory=list)
     best_among_two: list[bool] = field(default_factory=list)
     absent: dict[str, int] = field(default_factory=dict)
 
 
-def random_case(stream: random.Random) -> Case:
+def random_case(stream: random.Random, *, light: bool = False) -> Case:
     """A workload as fleets have them; what hides in Behaviour is drawn anew each time."""
     while True:
         gpu = stream.choice(list(SILICON))
@@ -121,6 +126,7 @@ def random_case(stream: random.Random) -> Case:
         answer_sigma=stream.uniform(0.3, 0.9),
         seed=stream.randrange(1 << 30),
     )
+    replicas = stream.choice((1, 1, 2, 4))
     limit = stream.choice((4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256))
     hits = stream.choice((0.0, 0.0, 0.1, 0.3, 0.5))
     best_hits = stream.choice((None, hits, min(0.9, hits + stream.uniform(0.1, 0.5))))
@@ -134,7 +140,12 @@ def random_case(stream: random.Random) -> Case:
         chunk_tokens=stream.choice((2048, 4096, 8192)),
         hit_ratio=hits,
     )
-    return Case(gpu, model, setup, best_hits, bandwidth, flops, lost_to)
+    if light:
+        first = max(30, 5 * limit)
+        most = throughput(setup, first, first + 4 * limit)
+        rate = most * stream.uniform(0.1, 0.7)
+        setup = replace(setup, traffic=replace(traffic, arrivals_per_second=rate))
+    return Case(gpu, model, setup, best_hits, bandwidth, flops, lost_to, replicas)
 
 
 def _behaviour(stream: random.Random) -> tuple[Behaviour, float, float]:
@@ -181,21 +192,6 @@ def _members(stream: random.Random, group: int) -> tuple[tuple[Member, ...], str
         )
         return (slow, *healthy[1:]), "other"
     return healthy, "other"
-
-
-def describe(shape: Shape) -> ModelDescription:
-    """The description that the exporter would read from the model's config.json."""
-    stored = shape.weight_bytes
-    attention = GroupedAttention(shape.heads, shape.key_value_heads, shape.head_size)
-    return ModelDescription(
-        model_type="llama",
-        hidden_size=shape.hidden,
-        vocabulary_size=shape.vocabulary,
-        layers=(LayerGroup(shape.layers, attention, None, shape.intermediate),),
-        weights=WeightBytes(attention=stored, dense=stored, experts=stored, shared_experts=stored),
-        compute_precision=shape.arithmetic,
-        cache_value_bytes=shape.cache_bytes,
-    )
 
 
 def throughput(setup: Setup, first: int, last: int) -> float:
@@ -255,6 +251,7 @@ def observe(case: Case, counters: Counters, stream: random.Random) -> WorkloadWi
         gpus=gpus,
         gpu_count=len(gpus),
         tensor_parallel=len(gpus),
+        replicas=case.replicas,
         description=describe(setup.shape),
         precision=setup.shape.arithmetic,
         prefill_tokens=counters.prefill_tokens,
@@ -332,13 +329,35 @@ def _hits(setup: Setup, _prediction: Prediction, case: Case, _stream: random.Ran
     return replace(setup, hit_ratio=case.best_hit_ratio)
 
 
-def _split(setup: Setup, *_: object) -> Setup:
-    """One of two engines on half of the GPUs, with half of the clients."""
+def _regroup(setup: Setup, prediction: Prediction, _case: Case, _stream: random.Random) -> Setup:
+    """One of two engines on half of the GPUs with half of the clients, or one that takes two's."""
+    assert prediction.target is not None
+    factor = prediction.target / len(setup.members)
+    members = (setup.members * 2)[: int(prediction.target)]
+    traffic = setup.traffic
     return replace(
         setup,
-        members=setup.members[: len(setup.members) // 2],
-        batch_limit=max(1, setup.batch_limit // 2),
-        traffic=replace(setup.traffic, clients=max(1, setup.traffic.clients // 2)),
+        members=members,
+        batch_limit=max(1, int(setup.batch_limit * factor)),
+        traffic=replace(
+            traffic,
+            clients=traffic.clients and max(1, int(traffic.clients * factor)),
+            arrivals_per_second=traffic.arrivals_per_second * factor,
+        ),
+    )
+
+
+def _fewer_replicas(
+    setup: Setup, prediction: Prediction, case: Case, _stream: random.Random
+) -> Setup:
+    """One of the replicas that remain, with its share of the requests and a reserve of 30 %.
+
+    As the action says, as many requests run as that takes.
+    """
+    assert prediction.target is not None
+    rate = setup.traffic.arrivals_per_second * RESERVE * case.replicas / prediction.target
+    return replace(
+        setup, batch_limit=1024, traffic=replace(setup.traffic, arrivals_per_second=rate)
     )
 
 
@@ -351,31 +370,60 @@ PULLS: Mapping[str, Pull] = {
     "fewer_launch_gaps": _gaps,
     "replace_slow_gpu": _replace_gpu,
     "restore_prefix_cache": _hits,
-    "tensor_parallel": _split,
+    "tensor_parallel": _regroup,
+    "release_idle": _fewer_replicas,
 }
 
 
 def compare(count: int, seed: int = 1) -> Outcome:
-    """So many random workloads, every lever that has a prediction pulled in each."""
+    """So many random workloads with a queue and half as many without, every lever pulled in each."""
     outcome = Outcome()
-    for number in range(count):
-        stream = random.Random(f"{seed}/{number}")
-        case = random_case(stream)
-        advice, today, span = _advice(case, stream)
-        for absent in advice.absent:
-            outcome.absent[absent.lever] = outcome.absent.get(absent.lever, 0) + 1
-        truths: dict[str, float] = {}
-        for prediction in advice.predictions:
-            pulled = PULLS[prediction.lever](case.setup, prediction, case, stream)
-            replicas = 2 if prediction.lever == "tensor_parallel" else 1
-            gain = replicas * throughput(pulled, *span) / today
-            truths[prediction.lever] = gain
-            outcome.comparisons.append(Comparison(number, prediction, gain, 1.0 / gain))
-        if len(truths) >= 2:
-            two = sorted(truths.values(), reverse=True)[1]
-            first = truths[advice.predictions[0].lever]
-            outcome.best_among_two.append(first >= two - NOISE)
+    for number in range(count + int(LIGHT_SHARE * count)):
+        add_workload(outcome, seed, number, light=number >= count)
     return outcome
+
+
+def add_workload(outcome: Outcome, seed: int, number: int, *, light: bool) -> None:
+    """Draw one workload and pull every lever that has a prediction."""
+    stream = random.Random(f"{seed}/{number}")
+    case = random_case(stream, light=light)
+    advice, today, span = _advice(case, stream)
+    for absent in advice.absent:
+        outcome.absent[absent.lever] = outcome.absent.get(absent.lever, 0) + 1
+    truths: dict[str, float] = {}
+    for prediction in advice.predictions:
+        gain = _truth(case, prediction, today, span, stream)
+        if prediction.lever == "release_idle":
+            outcome.released.append(gain)
+            continue
+        found = Comparison(number, prediction, gain, LIGHT_NOISE if light else NOISE)
+        (outcome.light if light else outcome.comparisons).append(found)
+        truths[prediction.lever] = gain
+    if len(truths) >= 2 and not light:
+        two = sorted(truths.values(), reverse=True)[1]
+        first = truths[advice.predictions[0].lever]
+        outcome.best_among_two.append(first >= two - NOISE)
+
+
+def _truth(
+    case: Case,
+    prediction: Prediction,
+    today: float,
+    span: tuple[int, int],
+    stream: random.Random,
+) -> float:
+    """Throughput of all GPUs over today's with the lever pulled; of release_idle, over the demand."""
+    pulled = PULLS[prediction.lever](case.setup, prediction, case, stream)
+    served = throughput(pulled, *span)
+    if prediction.lever == "release_idle":
+        return served / _arrivals(pulled, *span)
+    return served / today * len(case.setup.members) / len(pulled.members)
+
+
+def _arrivals(setup: Setup, first: int, last: int) -> float:
+    """Requests that come per second between two of them."""
+    gaps = [gap for _, _, gap in itertools.islice(setup.traffic.requests(), first, last)]
+    return len(gaps) / sum(gaps)
 
 
 def _advice(case: Case, stream: random.Random) -> tuple[Advice, float, tuple[int, int]]:
@@ -413,7 +461,22 @@ def table(outcome: Outcome) -> str:
             f"{len(outcome.best_among_two)} workloads ({_share(outcome.best_among_two):.1%})"
         ),
     ]
+    lines += [
+        (
+            f"nobody waits: {len(outcome.light)} predictions of no gain, "
+            f"{sum(c.inside for c in outcome.light)} true within {LIGHT_NOISE:.0%}"
+        ),
+        (
+            f"release_idle: {len(outcome.released)} predictions, with the replicas that remain "
+            f"{sum(map(_kept_up, outcome.released))} keep up with {RESERVE} times the demand"
+        ),
+    ]
     return "\n".join(lines)
+
+
+def _kept_up(served: float) -> bool:
+    """Whether as much was served as was asked for, give or take what is still under way."""
+    return served >= 0.97
 
 
 def missed(outcome: Outcome, *, inside: float, best: float, width: float) -> list[str]:
@@ -432,6 +495,12 @@ def missed(outcome: Outcome, *, inside: float, best: float, width: float) -> lis
             widths > width * (quantile(true, 0.95) - quantile(true, 0.05))
         ),
         "a wrong sign with an interval that excludes 1": any(c.wrong_sign for c in comparisons),
+        f"a gain where nobody waits, in more than {1 - inside:.0%}": (
+            _share([c.inside for c in outcome.light] or [True]) < inside
+        ),
+        f"released replicas that were needed, in more than {1 - inside:.0%}": (
+            _share([_kept_up(each) for each in outcome.released] or [True]) < inside
+        ),
     }
     return [words for words, bad in found.items() if bad]
 

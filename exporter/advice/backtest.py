@@ -12,18 +12,20 @@ from dataclasses import dataclass, field, replace
 
 from exporter.advice.demand import LEAST_WAITING
 from exporter.advice.levers import LEVERS
-from exporter.advice.prediction import Inapplicable
+from exporter.advice.prediction import Inapplicable, Interval
 from exporter.advice.window import WorkloadWindow
 
 
 OUTCOMES = ("inside", "below", "above")
 STABLE_SECONDS = 600.0
-# A change that does not settle within an hour is none.
+# A change that does not settle within an hour is none; nor is one of an engine that was away so long.
 LONGEST_TRIAL_SECONDS = 3600.0
 # Requests whose prompts, answers or contexts differ by more are other work.
 _SIMILAR = 0.2
 # Changing these also changes the batch: the lever's prediction covers it.
-_CHANGES_THE_BATCH = frozenset({"kv_cache_fp8", "weights_fp8"})
+_CHANGES_THE_BATCH = frozenset({"kv_cache_fp8", "weights_fp8", "weights_fp4", "tensor_parallel"})
+# Two windows of the same engine differ by as much with nothing changed.
+_NOISE = 0.01
 _WORKLOADS_MAX = 64
 
 
@@ -68,6 +70,12 @@ class Watch:
     history: tuple[tuple[float, WorkloadWindow], ...] = ()
     trial: Trial | None = None
 
+    def stale(self, at_seconds: float) -> bool:
+        """Whether what it remembers is too old to be compared with: the engine was away for long."""
+        if self.trial is not None:
+            return at_seconds - self.trial.began_seconds > LONGEST_TRIAL_SECONDS
+        return not self.history or at_seconds - self.history[-1][0] > LONGEST_TRIAL_SECONDS
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -80,11 +88,19 @@ class Comparison:
 
 
 def observe(
-    watch: Watch, window: WorkloadWindow, at_seconds: float
+    watch: Watch,
+    window: WorkloadWindow,
+    at_seconds: float,
+    stable_seconds: float = STABLE_SECONDS,
 ) -> tuple[Watch, Comparison | None]:
-    """Enter the window that ended at `at_seconds`; windows may overlap."""
+    """Enter the window that ended at `at_seconds`; windows may overlap.
+
+    There may be none for a while, as when the engine restarts: what it was before is remembered.
+    """
+    if watch.stale(at_seconds):
+        watch = Watch()
     if watch.trial is not None:
-        return _follow(watch.trial, window, at_seconds)
+        return _follow(watch.trial, window, at_seconds, stable_seconds)
     history = (*watch.history, (at_seconds, window))
     before = [each for at, each in history if at <= at_seconds - window.seconds]
     if before and _moved(variables(before[-1]), variables(window), 1.0):
@@ -114,22 +130,24 @@ def record(records: Records, comparison: Comparison) -> dict[str, dict[str, Reco
 
 
 def _follow(
-    trial: Trial, window: WorkloadWindow, at_seconds: float
+    trial: Trial, window: WorkloadWindow, at_seconds: float, stable_seconds: float
 ) -> tuple[Watch, Comparison | None]:
-    if at_seconds - trial.began_seconds > LONGEST_TRIAL_SECONDS:
-        return Watch(), None
     values = variables(window)
     if _moved(trial.values, values, 0.5) or set(values) != set(trial.values):
         return Watch(trial=replace(trial, values=values, settled_seconds=at_seconds)), None
     # The whole of the window lies in the stable time.
-    if at_seconds - trial.settled_seconds < max(STABLE_SECONDS, window.seconds):
+    if at_seconds - trial.settled_seconds < max(stable_seconds, window.seconds):
         return Watch(trial=trial), None
     return Watch(), _compare(trial.before, window)
 
 
 def _compare(before: WorkloadWindow, now: WorkloadWindow) -> Comparison | None:
     """The comparison, or None where it would not be a fair one."""
-    moved = _moved(variables(before), variables(now), 1.0)
+    moved = {
+        name
+        for name in _moved(variables(before), variables(now), 1.0)
+        if LEVERS[name].concerns(before, now)
+    }
     causes = moved - {"larger_batch"} if moved & _CHANGES_THE_BATCH else moved
     if len(causes) != 1 or not _similar(before, now):
         return None
@@ -142,7 +160,7 @@ def _compare(before: WorkloadWindow, now: WorkloadWindow) -> Comparison | None:
         return None
     measured = (now.tokens / now.seconds) / (before.tokens / before.seconds)
     outcome = "inside"
-    if not predicted.holds(measured):
+    if not Interval(predicted.low - _NOISE, predicted.high + _NOISE).holds(measured):
         outcome = "below" if measured < predicted.low else "above"
     error = predicted.middle / measured - 1.0
     return Comparison(now.workload, lever.name, outcome, error)

@@ -68,5 +68,9 @@ class Lever:
     predict: Callable[[WorkloadWindow], Prediction]
     variable: Callable[[WorkloadWindow], float | None] = field(default=lambda _window: None)
     after: Callable[[WorkloadWindow, WorkloadWindow], Interval] | None = None
+    # Of several levers with the same variable: whether a change of it was this one's.
+    concerns: Callable[[WorkloadWindow, WorkloadWindow], bool] = field(
+        default=lambda _before, _now: True
+    )
     # How far the variable must move, in relation, before it counts as a change.
     least_change: float = 0.15

@@ -51,13 +51,18 @@ _TOKENS_PER_REQUEST = 1.3
 # of threads that wait for memory while others multiply; a core loads and multiplies in one stream.
 _HIDDEN_ON_GPU = (1.0, 0.5)
 _HIDDEN_ON_CPU = (0.3, 0.0)
-# Share of the rate of large matrix products that those with few rows reach: tiles are not full.
+# Share of the rate of large matrix products that those with few rows reach: tiles are not full, and
+# some kernels of processors take two or three rows one by one.
 _FEW_ROWS = 64
-_FEW_ROWS_SHARE = (1.0, 0.6)
+_FEW_ROWS_ON_GPU = (1.0, 0.6)
+_FEW_ROWS_ON_CPU = (1.0, 0.35)
 # Whether the time above the roofline is a constant (0) or in proportion to it (1).
 _PROPORTIONAL = (0.0, 1.0)
 # How much longer collectives may take on the links than their probe or data sheet says.
 _LINKS = (1.0, 1.5)
+_UNQUANTIZED_BYTES = 2.0
+# Share of the span of all corners that is left out at each end.
+_TRIMMED = 0.14
 # Bounds of the search for the bandwidth that explains a pass shorter than the roofline.
 _FASTEST_MEMORY = 3.0
 _BISECTIONS = 24
@@ -70,6 +75,7 @@ class Rates:
     bytes_per_second: float
     linear_flops: float
     attention_flops: float
+    link_bytes_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +210,12 @@ def step_of(window: WorkloadWindow) -> Step:
     if running is not None and decoded > _TOKENS_PER_REQUEST * max(1.0, running):
         raise Inapplicable("requests gain several tokens a pass: speculation is not modelled")
     gpu = slowest(window)
+    on_cpu = gpu.gpu.startswith("cpu")
+    if on_cpu and model.weights.dense < _UNQUANTIZED_BYTES:
+        raise Inapplicable(
+            "the weights are quantized, and on a processor it depends on the kernel of the format "
+            "whether requests of one pass share the reading of them"
+        )
     if gpu.graphics is None:
         raise Inapplicable(f"{gpu.title} does not tell how long kernels run on it")
     period = window.seconds / window.passes
@@ -220,7 +232,7 @@ def step_of(window: WorkloadWindow) -> Step:
         context=window.decode_context,
         gap_seconds=period - busy,
         busy_seconds=busy,
-        on_cpu=gpu.gpu.startswith("cpu"),
+        on_cpu=on_cpu,
     )
     if step.decode_tokens <= 0:
         raise Inapplicable("nothing is decoded here, and a pass is modelled by its decoding")
@@ -234,9 +246,7 @@ def _measured(gpu: GpuWindow, step: Step, period: float) -> Step:
         beyond = gpu.dram * peak * period - step.weight_bytes - step.cache_bytes
         step = replace(step, other_bytes=max(0.0, beyond) / step.tokens)
     if step.tensor_parallel > 1 and gpu.link_bytes_per_second:
-        reach = gpu.reachable_link_bytes_per_second
-        if reach is None and gpu.peaks.nvlink_bytes_per_second:
-            reach = REACHABLE_LINK * gpu.peaks.nvlink_bytes_per_second
+        reach = step.rates.link_bytes_per_second
         if reach:
             seconds = gpu.link_bytes_per_second * period / reach
             step = replace(step, link_seconds_per_token=seconds / step.tokens)
@@ -280,7 +290,11 @@ def rates_of(gpu: GpuWindow, model: ModelDescription) -> Rates:
         if not peak:
             raise Inapplicable(f"no probe or data sheet tells the memory bandwidth of {gpu.title}")
         bandwidth = REACHABLE_BANDWIDTH * peak
+    links = gpu.reachable_link_bytes_per_second
+    if links is None and gpu.peaks.nvlink_bytes_per_second:
+        links = REACHABLE_LINK * gpu.peaks.nvlink_bytes_per_second
     return Rates(
+        link_bytes_per_second=links,
         bytes_per_second=bandwidth,
         linear_flops=reachable_flops(gpu, model.compute_precision),
         attention_flops=reachable_flops(gpu, model.data_type),
@@ -312,7 +326,7 @@ class Change:
 
     `produced` is how many times the tokens of today's pass it produces, over all replicas.
     `busy_factor` and `gap_factor` multiply what the model gives; `excess_factor` the time above the
-    roofline where that is a constant.
+    roofline where that is a constant. `added_seconds` come on top of it.
     """
 
     step: Step
@@ -320,6 +334,7 @@ class Change:
     busy_factor: float = 1.0
     gap_factor: float = 1.0
     excess_factor: float = 1.0
+    added_seconds: float = 0.0
 
 
 class Corner(NamedTuple):
@@ -334,16 +349,23 @@ class Corner(NamedTuple):
 def throughput_ratio(today: Step, changes: Iterable[Change]) -> Interval:
     """Throughput over today's: the span over all changes given and over what is unknown."""
     hidden = _HIDDEN_ON_CPU if today.on_cpu else _HIDDEN_ON_GPU
-    links = _LINKS if today.link_seconds_per_token else (1.0,)
+    few_rows = _FEW_ROWS_ON_CPU if today.on_cpu else _FEW_ROWS_ON_GPU
+    changes = tuple(changes)
+    linked = any(each.step.link_seconds_per_token for each in changes)
+    links = _LINKS if linked or today.link_seconds_per_token else (1.0,)
     fits = [
         (corner, _fitted(today, corner))
-        for corner in (
-            Corner(*each) for each in product(hidden, _PROPORTIONAL, _FEW_ROWS_SHARE, links)
-        )
+        for corner in (Corner(*each) for each in product(hidden, _PROPORTIONAL, few_rows, links))
     ]
-    changes = tuple(changes)
-    ratios = [_ratio(today, change, *fit) for change in changes for fit in fits]
-    return Interval(min(ratios), max(ratios))
+    spans = [_span([_ratio(today, change, *fit) for fit in fits]) for change in changes]
+    return Interval(min(span.low for span in spans), max(span.high for span in spans))
+
+
+def _span(ratios: list[float]) -> Interval:
+    """The span of the corners without its outermost parts: not all unknowns are extreme at once."""
+    low, high = min(ratios), max(ratios)
+    trimmed = _TRIMMED * (high - low)
+    return Interval(low + trimmed, high - trimmed)
 
 
 def _fitted(today: Step, corner: Corner) -> float:
@@ -380,7 +402,8 @@ def _ratio(today: Step, change: Change, corner: Corner, memory: float) -> float:
         busy = after * today.busy_seconds / ideal
     else:
         busy = after + excess * change.excess_factor
-    seconds = busy * change.busy_factor + change.step.gap_seconds * change.gap_factor
+    busy = busy * change.busy_factor + change.added_seconds
+    seconds = busy + change.step.gap_seconds * change.gap_factor
     return change.produced * today.seconds / seconds
 
 

@@ -54,6 +54,16 @@ def add_parser(subparsers: Any) -> None:
         help="how fast the scenario's clock runs (default 1): at 60 its hours are minutes",
     )
     parser.add_argument(
+        "--pull",
+        type=_pull,
+        action="append",
+        default=[],
+        metavar="LEVER=DURATION",
+        help="pull a lever that long after the start, in the scenario's time (scenarios serving-*): "
+        "larger_batch=30m; repeat it for several. `flopwatch advise --url` of a host shows what was "
+        "predicted and, ten stable minutes later, how it came",
+    )
+    parser.add_argument(
         "--tick", type=_duration, default=1.0, metavar="DURATION", help="sampling tick (default 1s)"
     )
     parser.add_argument(
@@ -77,11 +87,12 @@ def run(parsed: argparse.Namespace) -> int:
     from exporter.logging_setup import set_up_logging
     from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios
     from exporter.simulate.history import history
-    from exporter.simulate.host import Timing
+    from exporter.simulate.host import Pull, Timing
 
     set_up_logging("info", "auto")
     scenarios = find_scenarios(parsed.scenario or ["steady-decode"])
-    plan = FleetPlan(scenarios, parsed.hosts, parsed.gpus, parsed.seed)
+    pulls = tuple(Pull(lever, seconds) for lever, seconds in parsed.pull)
+    plan = FleetPlan(scenarios, parsed.hosts, parsed.gpus, parsed.seed, pulls)
     now = time.time()
     began = now if parsed.history is None else now - parsed.history
     hosts = build_fleet(plan, Timing(began, parsed.tick, parsed.pace))
@@ -125,6 +136,21 @@ def _factor(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
     return value
+
+
+def _pull(text: str) -> tuple[str, float]:
+    """Lever and seconds of `larger_batch=30m`."""
+    from exporter.simulate.engine import ENGINE_LEVERS, GPU_LEVERS
+
+    lever, _, after = text.partition("=")
+    known = (*ENGINE_LEVERS, *GPU_LEVERS)
+    if lever not in known:
+        raise argparse.ArgumentTypeError(
+            f"'{lever}' is not a lever that can be pulled here; there are: {', '.join(known)}"
+        )
+    if not after:
+        raise argparse.ArgumentTypeError(f"'{text}' has no time; for example {lever}=30m")
+    return lever, _duration(after)
 
 
 def _duration(text: str) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.advisor import AdviceSettings
 from exporter.attribution.settings import HolderSettings, PriceRule
 from exporter.collect.settings import SamplingSettings
 from exporter.config.schema import Section, Values, schema_of
@@ -112,6 +113,7 @@ class Config:
         "One price. A GPU must fit all given patterns; without any, all GPUs fit.",
         '[{match: {name: "NVIDIA H100*"}, per_gpu_hour: 2.50, currency: USD}]',
     )
+    advice: AdviceSettings = settings(AdviceSettings)
     holder_labels: frozenset[str] = option(
         "kubernetes.labels",
         items(choice(*_DEVICE_FAMILIES)),
@@ -177,6 +179,7 @@ _SECTIONS: Mapping[str, str] = {
     "gpus[].match": "Which GPUs: all given patterns must fit; without any, all GPUs fit.",
     "probes": "The micro-probes. They need torch ([install.md](install.md)).",
     "workloads": "",
+    "advice": "What `flopwatch advise` rests on ([levers.md](levers.md)).",
     "workload_discovery": "Engines of this host that `workloads` does not name.",
     "kubernetes": "Which pods hold the GPUs.",
     "hpc": "Which batch jobs hold the GPUs.",

@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from exporter.advice.document import ADVICE_PATH
 from exporter.errors import FlopwatchError
-from exporter.simulate.host import SimulatedHost, Timing
+from exporter.simulate.host import Pull, SimulatedHost, Timing
 from exporter.simulate.scenarios import SCENARIOS, Scenario
 from exporter.status.document import STATUS_PATH
 from exporter.web.http import Request, Response, plain
@@ -23,6 +24,7 @@ class FleetPlan:
     hosts: int = 2
     gpus: int = 8
     seed: int = 1
+    pulls: Sequence[Pull] = ()
 
 
 def find_scenarios(names: Sequence[str]) -> tuple[Scenario, ...]:
@@ -52,6 +54,7 @@ def build_fleet(
             seed=plan.seed,
             timing=timing,
             clock=clock,
+            pulls=plan.pulls,
         )
         for scenario in plan.scenarios
         for position in range(plan.hosts)
@@ -64,13 +67,14 @@ def fleet_limits(hosts: Sequence[SimulatedHost]) -> Limits:
 
 
 def fleet_router(hosts: Sequence[SimulatedHost]) -> Router:
-    """Metrics and status page of each host below `/hosts/<name>`, `/sd` for Prometheus, health, and a page that says so."""
+    """Metrics, status page and advice of each host below `/hosts/<name>`, `/sd` for Prometheus, health, and a page that says so."""
     router = Router()
     for host in hosts:
         base = f"/hosts/{host.name}"
         router.add(f"{base}/metrics", "GET", metrics_handler(host.exposition))
         router.add(base, "GET", host.page(host.status.page))
         router.add(f"{base}{STATUS_PATH}", "GET", host.page(host.status.document))
+        router.add(f"{base}{ADVICE_PATH}", "GET", host.page(host.advice))
     router.add("/sd", "GET", lambda request: _discovery(request, hosts))
     for path in ("/-/healthy", "/-/ready"):
         router.add(path, "GET", lambda _request: plain(200, "simulated"))
@@ -78,11 +82,11 @@ def fleet_router(hosts: Sequence[SimulatedHost]) -> Router:
         [
             "flopwatch simulate: nothing here is real",
             "service discovery for Prometheus: /sd",
-            "for each host its metrics, status page and status document:",
+            "for each host its metrics, status page, status document and advice:",
             *(
                 f"/hosts/{host.name}{path}"
                 for host in hosts
-                for path in ("/metrics", "", STATUS_PATH)
+                for path in ("/metrics", "", STATUS_PATH, ADVICE_PATH)
             ),
         ]
     )

@@ -86,6 +86,11 @@ class SimulatedGpu:
         return self.temperature_celsius > _THROTTLE_CELSIUS
 
     @property
+    def working(self) -> bool:
+        """Whether its clock is that of a load, not that of idling."""
+        return self.clock_hertz > self.product.sm_clock_idle_hertz
+
+    @property
     def lost(self) -> bool:
         """Whether the driver has given it up."""
         return self._fault.lost

@@ -1,22 +1,28 @@
 """A simulated host: its GPUs, their probes, the engine that they serve, and its exposition."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from exporter.advisor import AdviceSettings, Advisor
 from exporter.attribution.bill import HostLedger
 from exporter.attribution.settings import PriceRule
 from exporter.attribution.snapshot import Allocation, DeviceKey, HoldersSnapshot
+from exporter.errors import FlopwatchError
+from exporter.inference.served import Served
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.exporter import SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS, own_samples
 from exporter.metrics.family import Sample
 from exporter.metrics.findings import finding_samples, host_fact_samples
 from exporter.metrics.holders import price_samples
 from exporter.metrics.host import state_parts
+from exporter.metrics.levers import lever_samples
 from exporter.metrics.render import Exposition
 from exporter.metrics.rows import Part, Samples, part_samples
 from exporter.readings import DeviceIdentity, HostFacts
+from exporter.simulate.engine import GPU_LEVERS, Hardware, SimulatedEngine
 from exporter.simulate.gpu import Conditions, SimulatedGpu, healthy
+from exporter.simulate.loads import Load
 from exporter.simulate.probes import SimulatedProbes
 from exporter.simulate.products import Product
 from exporter.simulate.scenarios import Fault, Scenario
@@ -54,6 +60,14 @@ class Timing:
     pace: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A lever that is pulled so many seconds after the scenario began."""
+
+    lever: str
+    at_seconds: float
+
+
 class SimulatedHost:
     """Lives as far as it is asked to. Thread-safe."""
 
@@ -67,6 +81,7 @@ class SimulatedHost:
         seed: int,
         timing: Timing,
         clock: Callable[[], float],
+        pulls: Sequence[Pull] = (),
     ) -> None:
         self.name = name
         self.cluster = f"sim-{scenario.name}"
@@ -92,6 +107,19 @@ class SimulatedHost:
         self._engine_up = True
         self._cached = 0.0
         self._fault_of_host = healthy(None)
+        self._pulls = sorted(pulls, key=lambda pull: pull.at_seconds)
+        self._pulled: set[str] = set()
+        self._engine = self._serving_engine(f"{seed}/{name}/engine")
+        self._advisor = Advisor(
+            self._state_now,
+            self._served,
+            prices=_PRICES,
+            settings=AdviceSettings(
+                AdviceSettings().window_seconds / timing.pace,
+                AdviceSettings().stable_seconds / timing.pace,
+            ),
+        )
+        self._looked = timing.began
         self.exposition = Exposition(
             self._live_parts, series_limit=lambda: _SERIES_LIMIT, state=self._live_state
         )
@@ -104,6 +132,7 @@ class SimulatedHost:
                 telemetry_path=f"/hosts/{name}/metrics",
                 wall_clock=lambda: self._now,
                 facts=self._facts,
+                advice=self._advisor.snapshot,
             ),
             clock=lambda: self._now,
             memory=Memory(wall_clock=lambda: self._now),
@@ -123,6 +152,10 @@ class SimulatedHost:
 
         return handle
 
+    def advice(self, _request: Request) -> Response:
+        """What `flopwatch advise` reads."""
+        return Response(200, self._advisor.document(), "application/json")
+
     def samples(self) -> Iterator[Sample]:
         """Everything that this host exports, as of the last advance."""
         state = self._state_now()
@@ -132,6 +165,7 @@ class SimulatedHost:
         yield from price_samples(state, _PRICES)
         yield from host_fact_samples((self._facts(), self._now + skew))
         yield from finding_samples(self.status.findings())
+        yield from lever_samples(self._advisor.snapshot())
         for sample in part_samples(state_parts(state)):
             if skew and sample.family is SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS:
                 yield sample._replace(value=sample.value + skew)
@@ -186,18 +220,74 @@ class SimulatedHost:
 
     def _tick(self, start: float, end: float) -> None:
         elapsed = (end - self._timing.began) * self._timing.pace
-        load = self._scenario.load(elapsed, self._position)
+        self._pull(elapsed)
+        load = self._load(end - start, elapsed)
         self._requests = load.requests
         self._fault_of_host = healthy(self._fault(None, elapsed))
         self._engine_up = self._answers(elapsed)
         for index, (gpu, probes) in enumerate(zip(self._gpus, self._probes, strict=True)):
             fault = healthy(self._fault(index, elapsed))
-            gpu.tick(start, end, Conditions(load, fault, self._timing.pace))
+            seen = fault if self._engine is None else replace(fault, speed=1.0, memory_speed=1.0)
+            gpu.tick(start, end, Conditions(load, seen, self._timing.pace))
             probes.advance(end, elapsed, fault)
             self.status.observe(gpu.state(end))
         self._serve(end - start, load.prefill_share)
+        if self._engine is not None and end - self._looked >= self._look_seconds:
+            self._looked = end
+            self._advisor.look()
         self.status.findings()
         self.status.tend()  # judged by its own clock, however often somebody looks
+
+    def _serving_engine(self, seed: str) -> SimulatedEngine | None:
+        plan = self._scenario.serving
+        if plan is None:
+            for pull in self._pulls:
+                raise FlopwatchError(
+                    f"no lever can be pulled in scenario '{self._scenario.name}': use serving-queue "
+                    f"or serving-capped for {pull.lever}"
+                )
+            return None
+        engine = SimulatedEngine(
+            plan, self._gpus[0].peaks, self._product.memory_bytes, len(self._gpus), seed
+        )
+        for pull in self._pulls:
+            if reason := engine.can_pull(pull.lever):
+                raise FlopwatchError(f"{pull.lever} cannot be pulled on {self.name}: {reason}")
+        for gpu in self._gpus:
+            gpu.product = replace(gpu.product, precision=engine.arithmetic)
+        return engine
+
+    @property
+    def _look_seconds(self) -> float:
+        return AdviceSettings().look_seconds / self._timing.pace
+
+    def _pull(self, elapsed: float) -> None:
+        """Pull the levers whose time has come."""
+        while self._engine is not None and self._pulls and elapsed >= self._pulls[0].at_seconds:
+            lever = self._pulls.pop(0).lever
+            self._pulled.add(lever)
+            if lever not in GPU_LEVERS:
+                self._engine.pull(lever)
+            for gpu in self._gpus:
+                gpu.product = replace(gpu.product, precision=self._engine.arithmetic)
+
+    def _load(self, seconds: float, elapsed: float) -> Load:
+        if self._engine is None:
+            return self._scenario.load(elapsed, self._position)
+        hardware = []
+        for index, gpu in enumerate(self._gpus):
+            fault = healthy(self._fault(index, elapsed))
+            clock = gpu.clock_hertz / gpu.product.sm_clock_max_hertz if gpu.working else 1.0
+            hardware.append(Hardware(clock, min(fault.memory_speed, fault.speed), fault.speed))
+        return self._engine.advance(seconds, hardware)
+
+    def _served(self, _state: State) -> tuple[Served, ...]:
+        if self._engine is None or not self._engine_up:
+            return ()
+        return (self._engine.served(self._references()),)
+
+    def _references(self) -> list[GpuRef]:
+        return [GpuRef(gpu.identity.index, gpu.identity.uuid) for gpu in self._gpus]
 
     def _answers(self, elapsed: float) -> bool:
         """Whether the engine's metrics can be read: not for the first two fifths after a crash."""
@@ -213,8 +303,16 @@ class SimulatedHost:
                 and (fault.gpu is None or fault.gpu == gpu)
                 and elapsed >= fault.begins
             ):
-                return fault
+                return self._repaired(fault)
         return None
+
+    def _repaired(self, fault: Fault) -> Fault:
+        """The fault without what a lever that was pulled has done away with."""
+        if "full_clocks" in self._pulled:
+            fault = replace(fault, power_limit=1.0, heat_celsius=0.0)
+        if "replace_slow_gpu" in self._pulled:
+            fault = replace(fault, speed=1.0, memory_speed=1.0)
+        return fault
 
     def _serve(self, seconds: float, prefill_share: float) -> None:
         """Turn what the tensor pipes did in the last tick into tokens."""
@@ -231,9 +329,22 @@ class SimulatedHost:
             self._wasted[cause] += share * delivered * seconds
 
     def _workloads(self) -> WorkloadsSnapshot:
+        model = self._engine.snapshot() if self._engine is not None else self._model()
+        count = len(self._gpus) if self._engine is None else self._engine.group
+        workload = WorkloadSnapshot(
+            name="chat",
+            engine="simulated",
+            up=self._engine_up,
+            gpus=tuple(self._references()[:count]),
+            models=(model,) if self._engine_up else (),
+            last_success_timestamp_seconds=self._now,
+        )
+        return WorkloadsSnapshot((workload,))
+
+    def _model(self) -> ModelSnapshot:
         precision = self._product.precision
         dram_bytes = _NEEDED_BYTES * sum(gpu.dram_bytes for gpu in self._gpus)
-        model = ModelSnapshot(
+        return ModelSnapshot(
             model=self._product.model,
             precision=precision,
             prefill_tokens=self._tokens["prefill"],
@@ -254,16 +365,6 @@ class SimulatedHost:
             parameters=self._product.model_parameters,
             active_parameters=self._product.model_parameters,
         )
-        gpus = tuple(GpuRef(gpu.identity.index, gpu.identity.uuid) for gpu in self._gpus)
-        workload = WorkloadSnapshot(
-            name="chat",
-            engine="simulated",
-            up=self._engine_up,
-            gpus=gpus,
-            models=(model,) if self._engine_up else (),
-            last_success_timestamp_seconds=self._now,
-        )
-        return WorkloadsSnapshot((workload,))
 
     def _identity(self, product: Product, index: int) -> DeviceIdentity:
         return DeviceIdentity(

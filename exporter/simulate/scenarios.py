@@ -54,10 +54,26 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Serving:
+    """An engine that is simulated pass by pass, with mean lengths in tokens.
+
+    `clients` always have a request under way, of which `batch` run at once; `hits` is the share of
+    each prompt that the prefix cache has.
+    """
+
+    batch: int
+    clients: int
+    prompt: int
+    answer: int
+    hits: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """A fleet's load, its products in turn by host, its faults, and the alerts that these must raise.
 
-    `alerts` are on the GPUs with a fault, `host_alerts` on their host.
+    `alerts` are on the GPUs with a fault, `host_alerts` on their host. With `serving`, an engine is
+    simulated pass by pass and `load` is not asked.
     """
 
     name: str
@@ -67,6 +83,7 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
     alerts: frozenset[str] = frozenset()
     host_alerts: frozenset[str] = frozenset()
+    serving: Serving | None = None
 
 
 def _steady(kind: Callable[[float], Load], traffic: float) -> LoadAt:
@@ -236,6 +253,20 @@ _ALL = (
         "at minute 5 a new version needs half of the FLOPS for the same tokens: nothing is wrong",
         _steady(mixed, 0.8),
         faults=(Fault(gpu=None, begins=_BEGIN, waste=0.5),),
+    ),
+    Scenario(
+        "serving-queue",
+        "an engine simulated pass by pass, and more requests than it may take at once; try --pull",
+        _idle,
+        serving=Serving(batch=16, clients=40, prompt=600, answer=250),
+    ),
+    Scenario(
+        "serving-capped",
+        "the same with long prompts, and the first host capped to 45 % of its power all the time",
+        _idle,
+        faults=(Fault(gpu=None, begins=0.0, power_limit=0.45),),
+        alerts=frozenset({"GPUClocksHeldDownByPower", "GPUPowerLimitLowered"}),
+        serving=Serving(batch=24, clients=60, prompt=3000, answer=100),
     ),
 )
 

@@ -30,8 +30,17 @@ class Silicon:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts in place of the dense feed-forward part; `intermediate` is one expert's."""
+
+    count: int
+    active: int
+    intermediate: int
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
-    """A dense transformer with grouped attention, and how its numbers are stored."""
+    """A transformer with grouped attention, and how its numbers are stored."""
 
     hidden: int
     layers: int
@@ -43,23 +52,30 @@ class Shape:
     weight_bytes: float = 2.0
     cache_bytes: float = 2.0
     arithmetic: str = "bf16"
+    experts: Experts | None = None
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of the weight matrices of a layer: qkv, output, gate and up, down."""
+        """Rows and columns of the dense matrices of a layer: qkv, output, gate and up, down."""
         query = self.heads * self.head_size
         cached = 2 * self.key_value_heads * self.head_size
-        return (
-            (self.hidden, query + cached),
-            (query, self.hidden),
-            (self.hidden, 2 * self.intermediate),
-            (self.intermediate, self.hidden),
-        )
+        attention = ((self.hidden, query + cached), (query, self.hidden))
+        return attention if self.experts else attention + self._feed_forward(self.intermediate)
+
+    @property
+    def expert_matrices(self) -> tuple[tuple[int, int], ...]:
+        """The same of one expert; none in a dense model."""
+        return self._feed_forward(self.experts.intermediate) if self.experts else ()
+
+    def _feed_forward(self, intermediate: int) -> tuple[tuple[int, int], ...]:
+        return ((self.hidden, 2 * intermediate), (intermediate, self.hidden))
 
     @property
     def stored_bytes(self) -> float:
         """Bytes of all weights; embedding and head are stored in 16 bits."""
         layer = sum(rows * columns for rows, columns in self.matrices)
+        if self.experts:
+            layer += self.experts.count * sum(r * c for r, c in self.expert_matrices)
         return self.layers * layer * self.weight_bytes + 4.0 * self.hidden * self.vocabulary
 
     @property
@@ -93,6 +109,8 @@ class Behaviour:
     link_efficiency: float = 0.7
     link_latency_seconds: float = 8e-6
     filled: float = 0.85  # share of the SMs that a running kernel keeps busy
+    expert_skew: float = 0.3  # popularity of the n-th expert goes with n to minus this
+    expert_tile_rows: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +254,8 @@ class Kernels:
         self._cache = bandwidth * hidden.cache_streaming
         self._latency = hidden.kernel_latency_seconds / (0.5 + 0.5 * member.clock)
         self._link = silicon.link_bandwidth * hidden.link_efficiency
+        self._routed: dict[int, tuple[float, float]] = {}
+        self._popularity = _popularity(shape.experts, hidden.expert_skew)
 
     def cost(self, work: Pass) -> Cost:
         """The cost of a pass: all layers, then the head for the tokens that need logits."""
@@ -243,6 +263,8 @@ class Kernels:
         rows = work.decoded + work.prefilled
         for matrix in self._shape.matrices:
             self._product(layer, rows, matrix, self._shape.weight_bytes, low=self._low)
+        if self._shape.experts:
+            self._experts(layer, rows, self._shape.experts)
         self._attention(layer, work)
         self._elementwise(layer, rows)
         if self._group > 1:
@@ -285,6 +307,33 @@ class Kernels:
         cost.tensor += flops / peak
         cost.dram += moved
 
+    def _experts(self, cost: Cost, rows: int, experts: Experts) -> None:
+        """Grouped products: the weights of the experts that are asked, whole tiles for each of them."""
+        touched, padded = self._routed.get(rows) or self._route(rows)
+        for inputs, outputs in self._shape.expert_matrices:
+            size = inputs * outputs / self._group
+            routed = rows * experts.active
+            moved = touched * size * self._shape.weight_bytes
+            moved += 2.0 * routed * (inputs + outputs) / self._group
+            flops = 2.0 * padded * size
+            compute = flops / self._matrix_rate * (1.0 + self._hidden.half_rows / max(padded, 1.0))
+            if self._low:
+                compute *= 1.0 + self._hidden.quantization
+            self._end(cost, moved / self._weights, compute)
+            cost.tensor += flops / self._peak
+            cost.dram += moved
+
+    def _route(self, rows: int) -> tuple[float, float]:
+        """Experts that so many tokens ask, and the rows of all their tiles."""
+        asked = [1.0 - (1.0 - share) ** rows for share in self._popularity]
+        tile = self._hidden.expert_tile_rows
+        padded = tile * sum(
+            some * max(1.0, math.ceil(rows * share / tile / max(some, 1e-9)))
+            for some, share in zip(asked, self._popularity, strict=True)
+        )
+        self._routed[rows] = sum(asked), padded
+        return self._routed[rows]
+
     def _attention(self, cost: Cost, work: Pass) -> None:
         shape, group = self._shape, self._group
         key = 2 * shape.key_value_heads * shape.head_size * shape.cache_bytes
@@ -317,6 +366,14 @@ class Kernels:
         latency = self._hidden.link_latency_seconds * (1.0 + 0.25 * (group - 2))
         cost.seconds += 2.0 * (sent / self._link + latency)
         cost.link += 2.0 * sent
+
+
+def _popularity(experts: Experts | None, skew: float) -> tuple[float, ...]:
+    """The chance of each expert to be one of those that a token asks."""
+    if experts is None:
+        return ()
+    drawn = [rank**-skew for rank in range(1, experts.count + 1)]
+    return tuple(min(1.0, experts.active * each / sum(drawn)) for each in drawn)
 
 
 @dataclass(slots=True)
@@ -353,18 +410,28 @@ class Engine:
             self._one_pass()
         return self.counters.minus(before or Counters())
 
+    def run_until(self, seconds: float) -> None:
+        """Run passes until this time of the engine's clock; the last pass may end after it."""
+        while self.counters.seconds < seconds:
+            self._one_pass(seconds)
+
+    def reconfigure(self, setup: Setup) -> None:
+        """Go on with the same requests under another setup."""
+        self._setup = setup
+        self._kernels = [Kernels(setup, member) for member in dict.fromkeys(setup.members)]
+
     @property
     def admitted(self) -> int:
         """Requests taken into the batch so far."""
         return self._admitted
 
-    def _one_pass(self) -> None:
+    def _one_pass(self, until: float = math.inf) -> None:
         counters = self.counters
         self._arrive()
         running = len(self._decoding) + len(self._prefilling)
         if not running and not self._queue:
             # Nothing to do until somebody comes.
-            counters.seconds = max(counters.seconds, self._next_at)
+            counters.seconds = min(until, max(counters.seconds, self._next_at))
             return
         work = Pass(decoded=len(self._decoding), keys=self._keys + len(self._decoding))
         self._keys = work.keys

@@ -112,6 +112,36 @@ def test_a_change_is_counted_and_the_count_survives_a_restart(tmp_path: Path) ->
     assert set(counted) == {"inside", "below", "above"}
 
 
+def test_a_change_that_is_being_waited_out_survives_a_restart(tmp_path: Path) -> None:
+    """The batch grows at 2000 s, the daemon restarts at 2400 s: compared at about 2700 s all the same.
+
+    Without the state file the new daemon would know nothing of the batch before.
+    """
+    host = Host(changed_seconds=2000.0)
+    service = advisor(host, tmp_path)
+    watch(service, host, 1400.0)
+    assert not service.snapshot().records
+
+    again = advisor(host, tmp_path)
+    again.start()
+    again.stop(5.0)
+    watch(again, host, 700.0)
+    assert again.snapshot().records["chat"]["larger_batch"].total == 1
+
+
+def test_a_damaged_trial_in_the_state_file_is_left_out(tmp_path: Path) -> None:
+    host = Host(changed_seconds=2000.0)
+    watch(advisor(host, tmp_path), host, 1400.0)
+    file = tmp_path / "state.json"
+    file.write_text(file.read_text().replace('"uuid"', '"not_a_uuid"'))
+
+    again = advisor(host, tmp_path)
+    again.start()
+    again.stop(5.0)
+    watch(again, host, 700.0)
+    assert not again.snapshot().records
+
+
 def test_the_document_is_what_the_command_prints(tmp_path: Path) -> None:
     host = Host()
     service = advisor(host, tmp_path)

@@ -3,22 +3,32 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from exporter.advice.backtest import (
     Comparison,
     HitHistory,
     Record,
+    Trial,
     Watch,
     observe,
     record,
 )
 from exporter.advice.levers._precision import with_weights
-from exporter.advice.window import WorkloadWindow
+from exporter.advice.saved import SavedTrial, restored_trial, saved_trial
+from exporter.advice.window import Price, Reference, WorkloadWindow
+from exporter.inference.models.attention import (
+    GroupedAttention,
+    LatentAttention,
+    RecurrentMixer,
+)
+from exporter.inference.models.description import LayerGroup, MixtureOfExperts
 from tests.advice.windows import MODEL, gpu, window
 
 
 MINUTE = 60.0
+FP4 = gpu(peaks=replace(gpu().peaks, flops={"bf16": 1e12, "fp8": 2e12, "fp4": 4e12}))
 BEFORE = window(seconds=300.0, passes=12_000.0, decode_tokens=120_000.0, cache_usage_ratio=0.1)
 # Fifteen requests instead of ten in passes of 25.6 ms: 1.46 times the tokens.
 AFTER = replace(BEFORE, running_requests=15.0, waiting_requests=5.0, decode_tokens=1.46 * 120_000.0)
@@ -68,6 +78,95 @@ def test_fp8_weights_after_a_restart_are_compared_with_their_prediction() -> Non
     ((_, comparison),) = comparisons(change(after), 40)
 
     assert (comparison.lever, comparison.outcome) == ("weights_fp8", "inside")
+
+
+def test_fp4_weights_are_counted_as_fp4() -> None:
+    """From fp8 to fp4, 4.5 bits a weight with scales: the change is not one to fp8."""
+    before = replace(BEFORE, description=with_weights(MODEL, 1.0, "fp8"), gpus=(FP4,))
+    after = replace(
+        before,
+        description=with_weights(MODEL, 4.5 / 8, "fp4"),
+        decode_tokens=1.2 * 120_000.0,
+    )
+    ((_, comparison),) = comparisons(change(after, before), 40)
+
+    assert comparison.lever == "weights_fp4"
+
+
+def test_an_engine_that_was_away_to_restart_is_compared_with_what_it_was_before() -> None:
+    """It had no window for a quarter of an hour, and came back with 15 places in its batch."""
+    watch, found = Watch(), []
+    for minute in (*range(10), *range(25, 50)):
+        window = BEFORE if minute < 10 else AFTER
+        watch, comparison = observe(watch, window, minute * MINUTE)
+        found += [(minute, comparison)] if comparison else []
+
+    ((minute, comparison),) = found
+    assert minute == 35
+    assert comparison.lever == "larger_batch"
+
+
+def test_an_engine_that_was_away_for_hours_is_not_compared() -> None:
+    watch = Watch()
+    for minute in (*range(10), *range(200, 230)):
+        window = BEFORE if minute < 10 else AFTER
+        watch, comparison = observe(watch, window, minute * MINUTE)
+
+        assert comparison is None
+
+
+def test_a_group_of_half_the_gpus_is_compared_with_its_prediction() -> None:
+    """Each GPU of two reads 11 MB a pass; one alone reads 22 MB, in 22 of 25 ms instead of 11 of 14."""
+    pair = replace(
+        BEFORE,
+        gpus=(gpu(link_bytes_per_second=1e6), gpu(gpu="1", uuid="GPU-1")),
+        gpu_count=2,
+        tensor_parallel=2,
+        seconds=300.0,
+        passes=300.0 / 0.014,
+        decode_tokens=10 * 300.0 / 0.014,
+    )
+    peaks = replace(pair.gpus[0].peaks, nvlink_bytes_per_second=1e9)
+    pair = replace(
+        pair,
+        gpus=tuple(replace(each, peaks=peaks, link_bytes_per_second=1e6) for each in pair.gpus),
+    )
+    ((_, comparison),) = comparisons(change(BEFORE, pair), 40)
+
+    assert (comparison.lever, comparison.outcome) == ("tensor_parallel", "inside")
+
+
+def test_a_trial_survives_as_plain_data() -> None:
+    """What is restored equals what was saved, on a clock that began anew; layers of every kind."""
+    layers = tuple(
+        LayerGroup(2, attention, None, 2000, mixture)
+        for attention, mixture in (
+            (GroupedAttention(10, 10, 100), None),
+            (LatentAttention(8, 0, 64, 32, 16, 32), MixtureOfExperts(8, 2, 100)),
+            (RecurrentMixer(matrices=10, vectors=10), None),
+        )
+    )
+    reference = Reference(8, 1e9, {"bf16": 1e12})
+    before = replace(
+        BEFORE,
+        description=replace(MODEL, layers=layers),
+        reference=reference,
+        price=Price(2, "EUR"),
+    )
+    trial = Trial(before, 1000.0, {"larger_batch": 10.0}, 1300.0)
+    data = msgspec.json.encode(saved_trial(trial, 1e9))
+    restored = restored_trial(msgspec.json.decode(data, type=SavedTrial), 1e9 + 900.0)
+
+    assert restored == replace(trial, began_seconds=100.0, settled_seconds=400.0)
+
+
+@pytest.mark.parametrize("key", ["seconds", "gpus", "workload"])
+def test_a_damaged_trial_is_refused(key: str) -> None:
+    saved = saved_trial(Trial(BEFORE, 0.0, {}, 0.0), 0.0)
+    damaged = msgspec.structs.replace(saved, window={**saved.window, key: None})
+
+    with pytest.raises(msgspec.ValidationError):
+        restored_trial(damaged, 0.0)
 
 
 def test_clocks_that_come_back_are_compared() -> None:

@@ -1,5 +1,6 @@
 """What each lever predicts for a pass that can be worked out by hand, and when it says nothing."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,6 +111,29 @@ def test_no_fp8_where_the_silicon_has_none() -> None:
 
     assert "has no fp8 arithmetic" in reason("weights_fp8", window(gpus=(a100,)))
     assert "has no fp8 arithmetic" in reason("kv_cache_fp8", window(gpus=(a100,)))
+
+
+def test_a_processor_with_quantized_weights_gets_no_advice() -> None:
+    """llama.cpp's q8_0 kernels take two requests one by one: its batch of two brought nothing."""
+    weights = replace(MODEL.weights, attention=1.0625, dense=1.0625)
+    given = window(gpus=(gpu(gpu="cpu0"),), description=replace(MODEL, weights=weights))
+
+    assert "weights are quantized" in reason("larger_batch", given)
+    assert LEVERS["larger_batch"].predict(replace(given, description=MODEL)).gain.low > 1.0
+
+
+def test_quantizing_on_a_processor_is_predicted_for_passes_of_one_request() -> None:
+    """With ten requests a pass it depends on the kernel; with one, memory decides: 22 MB to 11.7."""
+    after = LEVERS["weights_fp8"].after
+    assert after is not None
+    weights = replace(MODEL.weights, attention=1.0625, dense=1.0625, head=1.0625)
+    many = window(gpus=(gpu(gpu="cpu0"),), running_requests=10.0)
+    one = replace(many, running_requests=1.0, decode_tokens=1000.0)
+
+    with pytest.raises(Inapplicable, match="several requests share a pass"):
+        after(many, replace(many, description=replace(MODEL, weights=weights)))
+    predicted = after(one, replace(one, description=replace(MODEL, weights=weights)))
+    assert 25 / (25 - 10.4) * 0.95 < predicted.low < predicted.high < 22 / 11.6
 
 
 def test_a_sick_gpu_gets_no_advice() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from exporter.simulate.fleet import FleetPlan, build_fleet, fleet_limits, fleet_router
-from exporter.simulate.host import Timing
+from exporter.simulate.host import Pull, Timing
 from exporter.simulate.scenarios import Scenario
 from exporter.web.server import Server
 
@@ -95,10 +95,13 @@ class Stack:
 
 
 @contextmanager
-def running(folder: Path, scenarios: tuple[Scenario, ...], hosts: int) -> Iterator[Stack]:
+def running(
+    folder: Path, scenarios: tuple[Scenario, ...], hosts: int, pulls: tuple[Pull, ...] = ()
+) -> Iterator[Stack]:
     """The whole stack, until the block ends."""
     fleet = build_fleet(
-        FleetPlan(scenarios, hosts=hosts), Timing(time.time(), tick_seconds=1.0, pace=SPEED)
+        FleetPlan(scenarios, hosts=hosts, pulls=pulls),
+        Timing(time.time(), tick_seconds=1.0, pace=SPEED),
     )
     server = Server(["127.0.0.1:0"], fleet_router(fleet), limits=fleet_limits(fleet))
     server.start()

@@ -37,7 +37,6 @@ EMPTY_WHEN_HEALTHY = {
     "XIDs",  # the chosen GPU has none
     "Instances",  # no MIG instance is simulated
     "Delivered by instance",  # the same
-    "What would help",  # the simulator gives no advice
 }
 # Parts of queries that need days of history, or a state that this hardware's counters never leave open.
 EMPTY_HERE = (

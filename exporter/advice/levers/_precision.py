@@ -22,6 +22,7 @@ from exporter.inference.models.memory import stored_weight_bytes
 _KERNEL_SHARE = (0.85, 1.0)
 # Activations are quantized before each product: an extra pass over them.
 _QUANTIZATION = (1.0, 1.03)
+_ONE_REQUEST = 1.3
 
 
 def with_weights(model: ModelDescription, value_bytes: float, precision: str) -> ModelDescription:
@@ -62,7 +63,16 @@ def predict_weights(
 
 
 def capacity_with(window: WorkloadWindow, today: Step, lower: ModelDescription) -> Interval:
-    """Throughput with another description of the weights, and the batch that freed memory allows."""
+    """Throughput with another description of the weights, and the batch that freed memory allows.
+
+    On a processor only for passes of one request: llama.cpp's kernels of q8_0 multiply request by
+    request, so that two in a pass took 2.5 times as long as in bf16 (benchmarks/levers/engine.py).
+    """
+    if today.on_cpu and today.tokens > _ONE_REQUEST:
+        raise Inapplicable(
+            "several requests share a pass on a processor, and it depends on the kernel of the "
+            "format whether they share the reading of the weights"
+        )
     gpu = slowest(window)
     rate = reachable_flops(gpu, lower.compute_precision)
     changes = []
@@ -83,3 +93,24 @@ def _cache_factor(window: WorkloadWindow, today: Step, lower: ModelDescription) 
     cache = running * today.cache_bytes_per_decode / usage
     freed = stored_weight_bytes(today.model) - stored_weight_bytes(lower)
     return 1.0 + freed / today.tensor_parallel / cache if cache > 0 else 1.0
+
+
+def weight_value_bytes(window: WorkloadWindow) -> float | None:
+    """Bytes per weight of the linear layers; of a mixture, of its experts."""
+    model = window.description
+    if model is None:
+        return None
+    mixture = any(group.mixture for group in model.layers)
+    return model.weights.experts if mixture else model.weights.dense
+
+
+def reaches_four_bits(before: WorkloadWindow, now: WorkloadWindow) -> bool:
+    """Whether the weights of either window take less than six bits: fp4's change, not fp8's."""
+    return any((weight_value_bytes(each) or 2.0) < 6 / 8 for each in (before, now))
+
+
+def after_weights(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
+    """Throughput ratio for the weights of the later window."""
+    if now.description is None:
+        raise Inapplicable("the model is not described, so its bytes and FLOPs are not known")
+    return capacity_with(before, step_of(before), now.description)

@@ -1,5 +1,7 @@
 """Release idle capacity: fewer replicas can serve what is asked for."""
 
+import math
+
 from exporter.advice.demand import USABLE_CACHE, waits, with_batch
 from exporter.advice.prediction import Inapplicable, Interval, Lever, Prediction
 from exporter.advice.step import Change, step_of, throughput_ratio
@@ -33,7 +35,11 @@ def _predict(window: WorkloadWindow) -> Prediction:
         f"nobody waits, {running:.1f} requests run in each of {window.replicas} replicas with "
         f"{usage:.0%} of the KV cache; {needed} can serve the same with a reserve of 30 %"
     )
-    action = f"stop {released} of {window.replicas} replicas, or send them other traffic"
+    most = math.ceil(_HEADROOM * running * window.replicas / needed)
+    action = (
+        f"stop {released} of {window.replicas} replicas, or send them other traffic; the others must "
+        f"be allowed {most} requests at once (vLLM: --max-num-seqs)"
+    )
     one = Interval(1.0, 1.0)
     return Prediction(
         "release_idle", one, Interval(cost, cost), one, evidence, action, float(needed)

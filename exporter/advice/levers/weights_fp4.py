@@ -1,6 +1,11 @@
 """Weights in fp4 (NVFP4, MXFP4): a quarter of bf16's bytes, where the silicon multiplies fp4."""
 
-from exporter.advice.levers._precision import predict_weights
+from exporter.advice.levers._precision import (
+    after_weights,
+    predict_weights,
+    reaches_four_bits,
+    weight_value_bytes,
+)
 from exporter.advice.prediction import Lever, Prediction
 from exporter.advice.window import WorkloadWindow
 
@@ -19,5 +24,11 @@ def _predict(window: WorkloadWindow) -> Prediction:
     )
 
 
-# Its changes are back-tested by weights_fp8, which takes any two storage formats.
-LEVER = Lever(name="weights_fp4", title="Weights in fp4", predict=_predict)
+LEVER = Lever(
+    name="weights_fp4",
+    title="Weights in fp4",
+    predict=_predict,
+    variable=weight_value_bytes,
+    after=after_weights,
+    concerns=reaches_four_bits,
+)
