@@ -421,6 +421,11 @@ class Engine:
         self._kernels = [Kernels(setup, member) for member in dict.fromkeys(setup.members)]
 
     @property
+    def running(self) -> int:
+        """Requests in the batch."""
+        return len(self._decoding) + len(self._prefilling)
+
+    @property
     def admitted(self) -> int:
         """Requests taken into the batch so far."""
         return self._admitted

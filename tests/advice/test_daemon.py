@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.process import passive
+from exporter.simulate.serving import Engine, Setup, Shape, Silicon, Traffic
+from tests.daemon.process import DaemonProcess, passive
 from tests.fake_nvml import H100, Load
 
 
@@ -27,50 +28,84 @@ MODEL = {
     "vocab_size": 128256,
     "torch_dtype": "bfloat16",
 }
-PASSES_A_SECOND = 150.0
+SILICON = Silicon({"bf16": 989e12, "fp8": 1979e12}, 3.35e12, 450e9, 80e9)
+SHAPE = Shape(4096, 32, 32, 8, 128, 14336, 128256)
 
 
-class Metrics(BaseHTTPRequestHandler):
-    """vLLM's metrics: 8 requests of 500 prompt and 250 answer tokens decode, 20 wait."""
+def setup(batch: int) -> Setup:
+    """The engine with so many places in its batch, and 28 clients."""
+    traffic = Traffic(500, 0.3, 250, 0.3, clients=28)
+    return Setup(SILICON, SHAPE, traffic, batch_limit=batch)
 
-    began = 0.0
 
-    def do_GET(self) -> None:
-        passed = PASSES_A_SECOND * (time.monotonic() - self.began)
-        prompts = passed * 8 / 250
+def load(batch: int) -> Load:
+    """What such a batch is for the GPU, in the mean."""
+    window = Engine(setup(batch)).run(100, 300)
+    tensor = window.tensor_seconds / window.seconds
+    return Load(
+        graphics=window.kernel_seconds / window.seconds,
+        sm=window.sm_seconds / window.seconds,
+        any_tensor=tensor,
+        hmma_tensor=tensor,
+        dram=window.dram_bytes / window.seconds / SILICON.bandwidth,
+        sm_clock_mhz=1980,
+    )
+
+
+class Vllm:
+    """vLLM's metrics of an engine that is simulated pass by pass, as fast as time goes."""
+
+    def __init__(self) -> None:
+        self.engine = Engine(setup(8))
+        self.lock = threading.Lock()
+        self.began = time.monotonic()
+
+    def exposition(self) -> str:
+        """What the engine shows now."""
+        with self.lock:
+            self.engine.run_until(time.monotonic() - self.began)
+            now, running = self.engine.counters.copy(), self.engine.running
         label = '{model_name="llama",engine="0"}'
         values = {
-            "vllm:prompt_tokens_total": 500 * prompts,
-            "vllm:generation_tokens_total": 8 * passed,
-            "vllm:iteration_tokens_total_count": passed,
-            "vllm:iteration_tokens_total_sum": 8 * passed + 500 * prompts,
-            "vllm:time_to_first_token_seconds_count": prompts,
-            "vllm:request_prompt_tokens_sum": 500 * prompts,
-            "vllm:request_prompt_tokens_count": prompts,
-            "vllm:request_generation_tokens_sum": 250 * prompts,
-            "vllm:request_generation_tokens_count": prompts,
-            "vllm:num_requests_running": 8,
-            "vllm:num_requests_waiting": 20,
+            "vllm:prompt_tokens_total": now.prompt_tokens,
+            "vllm:generation_tokens_total": now.decode_tokens,
+            "vllm:iteration_tokens_total_count": now.passes,
+            "vllm:iteration_tokens_total_sum": now.prefill_tokens + now.decode_tokens,
+            "vllm:time_to_first_token_seconds_count": now.prompts,
+            "vllm:request_prompt_tokens_sum": 500 * now.answers,
+            "vllm:request_prompt_tokens_count": now.answers,
+            "vllm:request_generation_tokens_sum": now.answer_tokens,
+            "vllm:request_generation_tokens_count": now.answers,
+            "vllm:num_requests_running": running,
+            "vllm:num_requests_waiting": 28 - running,
             "vllm:kv_cache_usage_perc": 0.05,
         }
-        body = "".join(f"{name}{label} {value:.0f}\n" for name, value in values.items())
-        body += "process_start_time_seconds 1000\n"  # of one process: it counts every pass
-        body = body.replace(f"usage_perc{label} 0\n", f"usage_perc{label} 0.05\n")
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(body.encode())
+        body = "".join(f"{name}{label} {value:.6g}\n" for name, value in values.items())
+        return body + "process_start_time_seconds 1000\n"  # of one process: it counts every pass
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+    def take_more(self) -> None:
+        """Sixteen places in the batch instead of eight."""
+        with self.lock:
+            self.engine.reconfigure(setup(16))
 
 
 @pytest.fixture
-def engine() -> Iterator[str]:
-    Metrics.began = time.monotonic()
+def vllm() -> Iterator[tuple[Vllm, str]]:
+    engine = Vllm()
+
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(engine.exposition().encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), Metrics)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/metrics"
+    yield engine, f"http://127.0.0.1:{server.server_address[1]}/metrics"
     server.shutdown()
     thread.join()
     server.server_close()
@@ -89,23 +124,42 @@ def test_a_daemon_without_engines_says_what_advice_needs(start) -> None:
     assert not daemon.scrape().has("flopwatch_lever_gain_ratio")
 
 
+def has_whole_windows(daemon: DaemonProcess) -> bool:
+    """Whether the advice rests on whole windows of twenty seconds."""
+    workloads = json.loads(daemon.get("/api/v1/advice")[1])["workloads"]
+    return bool(workloads) and workloads[0]["window_seconds"] >= 19.5
+
+
+def trials(folder: Path) -> list[object]:
+    """Changes that are being waited out, in the state file."""
+    file = folder / "state.json"
+    if not file.exists():
+        return []
+    return list(json.loads(file.read_text()).get("levers", {}).get("trials", []))
+
+
 @pytest.mark.slow
-def test_two_minutes_after_its_start_a_daemon_advises(start, engine: str, tmp_path: Path) -> None:
-    """Eight of 28 requests run in a cache that is 5 % full: the batch can double."""
+@pytest.mark.timeout(900)
+def test_a_daemon_books_how_its_prediction_held(
+    start, vllm: tuple[Vllm, str], tmp_path: Path
+) -> None:
+    """Eight of 28 requests run, and the batch can double; then it does, and the daemon compares.
+
+    It is ended while it waits the change out and again afterwards: neither the trial nor the record
+    is lost. Windows are of twenty seconds here, of five minutes by default.
+    """
+    engine, url = vllm
     (tmp_path / "config.json").write_text(json.dumps(MODEL))
-    workload = f"{{name: chat, engine: vllm, url: '{engine}', model: {tmp_path}, gpus: [0]}}"
-    load = Load(graphics=0.9, sm=0.85, any_tensor=0.1, hmma_tensor=0.1, dram=0.7, sm_clock_mhz=1980)
-    _, daemon = start(
-        [H100],
-        config=passive(
-            f"sampling: {{interval: 250ms, slow_interval: 1s}}\nworkloads: [{workload}]\n"
-            "prices: [{per_gpu_hour: 2.5, currency: USD}]\n"
-        ),
-        prepare=lambda fake: fake.gpu(0).set_load(load),
+    workload = (
+        f"{{name: chat, engine: vllm, url: '{url}', model: {tmp_path}, gpus: [0], interval: 1s}}"
     )
-    scrape = daemon.wait_until(
-        lambda each: each.has("flopwatch_lever_gain_ratio", lever="larger_batch"), seconds=240.0
+    config = passive(
+        f"sampling: {{interval: 250ms, slow_interval: 1s}}\nworkloads: [{workload}]\n"
+        "prices: [{per_gpu_hour: 2.5, currency: USD}]\nadvice: {window: 20s, stable: 20s}\n"
     )
+    fake, daemon = start([H100], config=config, prepare=lambda f: f.gpu(0).set_load(load(8)))
+    daemon.wait_for(lambda: has_whole_windows(daemon), seconds=240.0)
+    scrape = daemon.scrape()
     text = advise(daemon.address)
 
     low = scrape.value("flopwatch_lever_gain_ratio", lever="larger_batch", bound="low")
@@ -115,3 +169,26 @@ def test_two_minutes_after_its_start_a_daemon_advises(start, engine: str, tmp_pa
     assert "USD a day" in text
     assert "no track record yet" in text
     assert "What would help chat (llama)" in daemon.get("/")[1]
+
+    engine.take_more()
+    fake.gpu(0).set_load(load(16))
+    daemon.wait_for(lambda: trials(tmp_path), seconds=240.0)
+    daemon.terminate()
+    with DaemonProcess(tmp_path, config=config, environment=fake.env) as second:
+        booked = second.wait_until(
+            lambda each: each.total("flopwatch_lever_backtests_total", lever="larger_batch") == 1,
+            seconds=300.0,
+        )
+        error = booked.value("flopwatch_lever_backtest_error_ratio", lever="larger_batch")
+        held = booked.value(
+            "flopwatch_lever_backtests_total", lever="larger_batch", outcome="inside"
+        )
+        assert abs(error) < 0.3
+        second.terminate()
+    with DaemonProcess(tmp_path, config=config, environment=fake.env) as third:
+        after = third.wait_until(
+            lambda each: each.has("flopwatch_lever_gain_ratio", lever="larger_batch"),
+            seconds=240.0,
+        )
+        assert after.total("flopwatch_lever_backtests_total", lever="larger_batch") == 1
+        assert f"{held:.0f} of 1 predictions held here" in advise(third.address)
