@@ -4,10 +4,16 @@ Counted on every logical CPU that the daemon may use, over all programs. That ta
 counters the kernel, or the hypervisor, does not hide, and the right to read them: CAP_PERFMON, or
 kernel.perf_event_paranoid at 0 or below.
 
-Intel's FP_ARITH_INST_RETIRED counts instructions by precision and width, a fused multiply-add as
-two; AMX_OPS_RETIRED counts tile operations (Intel, perfmon event lists). AMD's
-FpRetSseAvxOps counts operations and does not tell their precision (Processor Programming
-References of families 17h and 19h). What a source does not state is not counted.
+The events are those of Linux (tools/perf/pmu-events/arch/…), which come from the vendors. What these
+lists do not state is not counted.
+
+- Intel (x86/*/floating-point.json): FP_ARITH_INST_RETIRED, by precision and width, a fused multiply-add
+  as two. AMX_OPS_RETIRED was in the lists of Sapphire and Emerald Rapids, and Intel has withdrawn it.
+- AMD (x86/amdzen1 to amdzen5/floating-point.json): fp_ret_sse_avx_ops counts operations, a fused
+  multiply-add as two. Only Zen and Zen+ tell the precision of all of them.
+- Arm (arm64/arm/neoverse-v1 and neoverse-n2-v2/fp_operation.json, metrics.json): FP_FIXED_OPS_SPEC, and
+  FP_SCALE_OPS_SPEC per 128 bits of an SVE vector, a fused multiply-add as two. They count what is
+  executed, also after a branch that was predicted wrongly. Neoverse N1 has neither.
 
 Where more events than counters are wanted, the kernel lets them take turns and says for how long each
 counted: the value is scaled up by that, as `perf stat` does.
@@ -38,7 +44,10 @@ _READ_FORMAT: Final = 1 | 2  # PERF_FORMAT_TOTAL_TIME_ENABLED | PERF_FORMAT_TOTA
 _READING: Final = struct.Struct("=QQQ")
 _EXCLUDE_KERNEL: Final = 1 << 5
 _CLOSE_ON_EXEC: Final = 8  # PERF_FLAG_FD_CLOEXEC
-_SYSTEM_CALL: Final = {"x86_64": 298}
+# arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h.
+_SYSTEM_CALL: Final = {"x86_64": 298, "aarch64": 241}
+# The kernel's names of a processor's counters. Arm's have the core in their name, or a number.
+_UNITS: Final = ("cpu", "armv8_*", "armv9_*")
 # Eight events on each: beyond this a tick would spend milliseconds on reading them.
 _CPUS_MAX: Final = 256
 _FP64, _FP32 = PipeWork("fp64", "fp64"), PipeWork("fp32", "fp32")
@@ -56,7 +65,7 @@ class Event:
 
     @property
     def config(self) -> int:
-        """The kernel's format of raw x86 events."""
+        """The kernel's format of raw events; Arm's have no mask."""
         return self.event | self.mask << 8
 
 
@@ -70,17 +79,19 @@ _INTEL: Final = (
     Event(0xC7, 0x20, _FP32, 8),
 )
 _INTEL_512: Final = (Event(0xC7, 0x40, _FP64, 8), Event(0xC7, 0x80, _FP32, 16))
-# "SW to use operation multiplier of 4" and of 8.
-_INTEL_AMX: Final = (
-    Event(0xCE, 0x02, PipeWork("tensor", "bf16"), 4),
-    Event(0xCE, 0x01, PipeWork("tensor", "int8"), 8),
-)
 # The first family 6 model with FP_ARITH_INST_RETIRED is Broadwell (61).
 _INTEL_FIRST_MODEL: Final = 61
 _INTEL_WITHOUT: Final = frozenset({63, 69, 70})  # Haswell does not have it
-_AMD_ZEN: Final = (Event(0x03, 0xFF, _ANY, 1),)
+# Zen and Zen+: four bits for each precision, one for each of add, multiply, divide, multiply-add.
+_AMD_ZEN: Final = (Event(0x03, 0x0F, _FP32, 1), Event(0x03, 0xF0, _FP64, 1))
+# From Zen 2 on the four bits are for all precisions. Zen 4 has a fifth one for bf16's multiply-adds; on
+# Zen 5 the upper bits select a data type, and none is all of them.
 _AMD_ZEN_2: Final = (Event(0x03, 0x0F, _ANY, 1),)
 _AMD_ZEN_4: Final = (Event(0x03, 0x1F, _ANY, 1),)
+_AMD_ZEN_5: Final = (Event(0x03, 0x0F, _ANY, 1),)
+_ARM: Final = 0x41
+# By part number, the width of the SVE vectors over 128 bits: V1, N2, V2.
+_ARM_VECTORS: Final = {0xD40: 2, 0xD49: 1, 0xD4F: 1}
 
 
 class Kernel(Protocol):
@@ -194,31 +205,37 @@ def open_counters(
 
 
 def events_of(processor: Processor) -> Sequence[Event]:
-    """The events that count all its floating-point operations; raises PerfUnavailableError."""
+    """The events that count its floating-point operations; raises PerfUnavailableError."""
     family, model = processor.family or 0, processor.model or 0
     if processor.vendor == "GenuineIntel" and family == 6:
         if "avx512f" not in processor.flags and (
             model < _INTEL_FIRST_MODEL or model in _INTEL_WITHOUT
         ):
             raise PerfUnavailableError("this processor has no counter of floating-point operations")
-        wide = _INTEL_512 if "avx512f" in processor.flags else ()
-        tiles = _INTEL_AMX if "amx_bf16" in processor.flags else ()
-        return (*_INTEL, *wide, *tiles)
+        return (*_INTEL, *_INTEL_512) if "avx512f" in processor.flags else _INTEL
     if processor.vendor == "AuthenticAMD" and family == 23:
         return _AMD_ZEN if model < 0x30 else _AMD_ZEN_2
     if processor.vendor == "AuthenticAMD" and family == 25:
         return _AMD_ZEN_4 if "avx512f" in processor.flags else _AMD_ZEN_2
+    if processor.vendor == "AuthenticAMD" and family == 26:
+        return _AMD_ZEN_5
+    if processor.implementer == _ARM and processor.part in _ARM_VECTORS:
+        vectors = _ARM_VECTORS[processor.part]
+        return (Event(0x80C1, 0, _ANY, 1), Event(0x80C0, 0, _ANY, vectors))
     raise PerfUnavailableError(f"the counters of this processor are not known ({processor.name})")
 
 
 def _unit(root: Path) -> int:
     """The kernel's number of the processor's counters; raises PerfUnavailableError."""
-    try:
-        return int((root / "sys/bus/event_source/devices/cpu/type").read_text().strip())
-    except (OSError, ValueError):
-        raise PerfUnavailableError(
-            "the kernel shows no hardware counters: the virtual machine hides them"
-        ) from None
+    devices = root / "sys/bus/event_source/devices"
+    for path in (path for name in _UNITS for path in sorted(devices.glob(f"{name}/type"))):
+        try:
+            return int(path.read_text().strip())
+        except (OSError, ValueError):
+            continue
+    raise PerfUnavailableError(
+        "the kernel shows no hardware counters: the virtual machine hides them"
+    )
 
 
 def _attributes(unit: int, event: Event) -> bytes:
