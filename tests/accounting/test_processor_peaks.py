@@ -56,6 +56,12 @@ def x86(vendor: str, family: int, model: int, flags: str = "", name: str = "") -
             {"fp64": 16, "fp32": 32, "int8": 128},
             id="Cascade Lake with one unit",
         ),
+        *(
+            pytest.param(
+                x86(INTEL, 6, 85, "avx512_vnni", f"Intel(R) {name} @ 3.80GHz"), {}, id=f"{name}: ?"
+            )
+            for name in ("Xeon(R) Gold 5222 CPU", "Xeon(R) Gold 5318H CPU", "Core(TM) i9-7900X CPU")
+        ),
         pytest.param(
             Processor(cores=(0,), implementer=0x41, part=0xD0C, flags=frozenset({"asimd"})),
             {"fp64": 8, "fp32": 16},
