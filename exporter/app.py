@@ -179,10 +179,12 @@ class Daemon:
         """What has been published; a service that fails leaves its part empty, and no other."""
         services, nothing = self._services, Parts()
         host = self._host.published(now)
-        devices = build_state(Parts(host=host), now)  # MFU divides by the peaks of fresh ones
+        probes = self._part("probes", services.probes.snapshot, nothing.probes)
+        # MFU and MBU divide by the peaks of fresh devices; those of a processor come from the probes.
+        devices = build_state(Parts(host=host, probes=probes), now)
         return Parts(
             host=host,
-            probes=self._part("probes", services.probes.snapshot, nothing.probes),
+            probes=probes,
             workloads=self._part(
                 "workloads", lambda: services.workloads.snapshot(devices), nothing.workloads
             ),

@@ -21,6 +21,7 @@ from exporter.inference.models.description import (
 
 _F32, _BF16 = 0, 30  # enum ggml_type
 _UINT32, _FLOAT32, _STRING = 4, 6, 8  # enum gguf_metadata_value_type
+_INT32, _ARRAY = 5, 9
 _ALIGNMENT = 32
 
 
@@ -75,8 +76,11 @@ class Llama:
         return tensors
 
 
-def write(path: Path, model: Llama, seed: int = 1) -> None:
-    """Write the model in bf16; vectors stay in 32 bits, as converters leave them."""
+def write(path: Path, model: Llama, seed: int = 1, *, words: bool = False) -> None:
+    """Write the model in bf16; vectors stay in 32 bits, as converters leave them.
+
+    llama.cpp's server needs `words`, a made-up vocabulary; its library does not.
+    """
     stream = np.random.default_rng(seed)
     tensors = model.tensors()
     head, offset = b"", 0
@@ -86,7 +90,7 @@ def write(path: Path, model: Llama, seed: int = 1) -> None:
         head += _string(name) + struct.pack("<I", len(shape)) + sizes
         head += struct.pack("<IQ", kind, offset)
         offset += _padded(prod(shape) * (4 if kind == _F32 else 2))
-    facts = _facts(model)
+    facts = _facts(model, _vocabulary(model) if words else _NO_VOCABULARY)
     with path.open("wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(facts)))
         file.write(b"".join(facts) + head)
@@ -100,7 +104,7 @@ def write(path: Path, model: Llama, seed: int = 1) -> None:
             file.write(data + bytes(-len(data) % _ALIGNMENT))
 
 
-def _facts(model: Llama) -> Sequence[bytes]:
+def _facts(model: Llama, vocabulary: Sequence[bytes]) -> Sequence[bytes]:
     numbers = {
         "llama.context_length": 4096,
         "llama.embedding_length": model.hidden,
@@ -112,18 +116,49 @@ def _facts(model: Llama) -> Sequence[bytes]:
         "llama.rope.dimension_count": model.head_size,
         "general.file_type": 32,  # mostly bf16
     }
-    texts = {"general.architecture": "llama", "tokenizer.ggml.model": "no_vocab"}
+    texts = {"general.architecture": "llama"}
     epsilon = struct.pack("<If", _FLOAT32, 1e-5)
     return [
         *(_string(key) + struct.pack("<I", _STRING) + _string(text) for key, text in texts.items()),
         *(_string(key) + struct.pack("<II", _UINT32, value) for key, value in numbers.items()),
         _string("llama.attention.layer_norm_rms_epsilon") + epsilon,
+        *vocabulary,
+    ]
+
+
+def _vocabulary(model: Llama) -> Sequence[bytes]:
+    """Three special words, all bytes, and numbered words, as SentencePiece has them."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256))]
+    words += [f"w{n}" for n in range(model.vocabulary - len(words))]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * (model.vocabulary - 259)
+    count = struct.pack("<Q", model.vocabulary)
+    arrays = {
+        "tokens": (_STRING, b"".join(map(_string, words))),
+        "scores": (_FLOAT32, bytes(4 * model.vocabulary)),
+        "token_type": (_INT32, struct.pack(f"<{len(kinds)}i", *kinds)),
+    }
+    special = {"bos_token_id": 1, "eos_token_id": 2}
+    return [
+        _string("tokenizer.ggml.model") + struct.pack("<I", _STRING) + _string("llama"),
+        *(
+            _string(f"tokenizer.ggml.{name}") + struct.pack("<II", _ARRAY, kind) + count + data
+            for name, (kind, data) in arrays.items()
+        ),
+        *(
+            _string(f"tokenizer.ggml.{name}") + struct.pack("<II", _UINT32, value)
+            for name, value in special.items()
+        ),
     ]
 
 
 def _string(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
+
+
+_NO_VOCABULARY = (
+    _string("tokenizer.ggml.model") + struct.pack("<I", _STRING) + _string("no_vocab"),
+)
 
 
 def _padded(size: int) -> int:

@@ -4,12 +4,19 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.process import passive
 from tests.fake_nvml import H100
+from tests.inference.engines.server import exposition
+
+
+TINY = Path(__file__).parents[1] / "inference" / "engines" / "tiny.json"
 
 
 def flopwatch(
@@ -197,6 +204,49 @@ def test_a_host_without_driver_is_its_own_device(start_on_cpu) -> None:
     maps = Path(f"/proc/{daemon.process.pid}/maps").read_text()
     assert "torch" not in maps
     assert "libcuda" not in maps
+
+
+@pytest.fixture
+def engine_url() -> Iterator[str]:
+    """A vLLM that has served some requests at the first look, and more from the second on."""
+    answers = iter([exposition("vllm-current"), *[exposition("vllm-current-later")] * 10_000])
+
+    class Engine(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = next(answers).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing on the terminal."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/metrics"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_an_engine_on_the_processor_has_mfu_and_mbu(start_on_cpu, engine_url: str) -> None:
+    """It divides by what the probes measured: the peak bandwidth of a processor comes from nowhere else."""
+    pytest.importorskip("torch")
+    daemon = start_on_cpu(
+        config=(
+            "probes: {kernels: [copy_device], interval: 1s, budget: 200ms, pause_file: null}\n"
+            f"workloads: [{{name: chat, url: '{engine_url}', model: '{TINY}', gpus: [cpu0]}}]\n"
+        )
+    )
+    scrape = daemon.wait_until(
+        lambda scrape: scrape.has("flopwatch_model_bandwidth_utilization_ratio")
+    )
+
+    assert scrape.has("flopwatch_peak_dram_bandwidth_bytes_per_second", gpu="cpu0")
+    assert scrape.has("flopwatch_model_flops_utilization_ratio", workload="chat")
+    assert scrape.value("flopwatch_workload_gpu_info", gpu="cpu0") == 1
 
 
 def test_a_driver_that_appears_later_is_found(start) -> None:
