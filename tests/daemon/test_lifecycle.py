@@ -237,7 +237,7 @@ def test_an_engine_on_the_processor_has_mfu_and_mbu(start_on_cpu, engine_url: st
     daemon = start_on_cpu(
         config=(
             "probes: {kernels: [copy_device], interval: 1s, budget: 200ms, pause_file: null}\n"
-            f"workloads: [{{name: chat, url: '{engine_url}', model: '{TINY}', gpus: [cpu0]}}]\n"
+            f"workloads: [{{name: chat, engine: vllm, url: '{engine_url}', model: '{TINY}', gpus: [cpu0]}}]\n"
         )
     )
     scrape = daemon.wait_until(
