@@ -76,6 +76,9 @@ class Scraper:
         self._fetch = fetch
         self._clock = clock
         self._wall_clock = wall_clock
+        # The highest time that the wall clock has shown at a scrape. After a step backwards, a process that
+        # has run for long would seem to have begun since the last one.
+        self._newest_timestamp: float | None = None
         self._tracker = CounterTracker(engine.series)
         self._errors: Counter[str] = Counter()
         self._failures = 0
@@ -162,9 +165,10 @@ class Scraper:
             ),
             epochs[0] if epochs else None,
             complete=not exposition.malformed_lines,
-            previous_scrape=before.last_success_timestamp_seconds,
+            previous_scrape=self._newest_timestamp,
             failed_between=before.reason is not None,
         )
+        self._newest_timestamp = max(timestamp, self._newest_timestamp or timestamp)
         models = tuple(
             replace(self.engine.read(ModelSamples(own)), model=model)
             for model, own in by_model(samples).items()

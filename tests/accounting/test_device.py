@@ -282,3 +282,40 @@ def test_counters_never_fall_and_never_exceed_elapsed_time(
         before = after
 
     assert books.seconds <= now + 1e-6
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(min_value=0.05, max_value=MAX_WINDOW),  # watched seconds to the next tick
+            st.sampled_from([0.0, 0.0, 5.0, 3600.0, 86_400.0]),  # asleep after them
+            st.booleans(),  # whether the driver answers with a window
+            st.floats(min_value=0, max_value=1),
+        ),
+        max_size=40,
+    )
+)
+def test_a_suspended_machine_counts_nothing_of_its_sleep(
+    steps: list[tuple[float, float, bool, float]],
+) -> None:
+    """The monotonic clock jumps: the tick in which it does is not counted, all others are in full."""
+    books = Books()
+    now = opened = awake = 0.0
+    books.tick(now, open_since=now, gpu_utilization=0.5)
+    before = 0.0
+    for seconds, asleep, answers, activity in steps:
+        now += seconds + asleep
+        awake += 0.0 if asleep else seconds
+        window = None
+        if answers:
+            window = ActivityWindow(
+                "gpm", opened, now, graphics=activity, sm=activity, hmma_tensor=activity
+            )
+            opened = now
+        books.tick(now, window, open_since=opened, gpu_utilization=activity)
+        assert books.seconds >= before
+        before = books.seconds
+
+    # A window that a sleep has made too long is dropped with its watched part, which is at most one window.
+    sleeps = sum(asleep > 0 for _, asleep, _, _ in steps)
+    assert books.seconds <= awake + sleeps * MAX_WINDOW + 1e-6

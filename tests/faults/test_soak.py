@@ -62,8 +62,13 @@ def test_half_a_day_of_ticks_grows_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_daemon_grows_nothing_while_all_around_it_churns(tmp_path: Path) -> None:
-    """Ten ticks a second, scrapes, reloads, XIDs, processes, lost GPUs: five minutes' worth of ticks."""
-    grown = soak_daemon(35, tmp_path)
+def test_the_daemon_keeps_its_promises_while_all_around_it_churns(tmp_path: Path) -> None:
+    """Ten ticks a second, scrapes, reloads, XIDs, processes, lost GPUs: every scrape is right.
 
-    assert not grown.is_leak, grown
+    Descriptors and threads stay. Memory still fills its bounds: `make soak` waits for that.
+    """
+    grown = soak_daemon(40, tmp_path)
+
+    assert grown.descriptors_after <= grown.descriptors_before, grown
+    assert grown.threads_after <= grown.threads_before + grown.threads_to_spare, grown
+    assert grown.bytes < 10_000_000, grown

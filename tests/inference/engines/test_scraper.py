@@ -4,6 +4,8 @@ import threading
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exporter.http_client import Reason, ScrapeError
 from exporter.inference.engines.registry import ENGINES
@@ -233,3 +235,61 @@ class TestThread:
             scraper.join(30)
 
         assert not scraper._thread.is_alive()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [0.0, 0.0, -5.0, 5.0, -3600.0, 3600.0, -86_400.0]
+            ),  # NTP, before the scrape
+            st.sampled_from([0, 0, 1, 2]),  # the replica that answers
+            st.integers(0, 1000),  # tokens of each since the last scrape
+            st.sampled_from([None, None, None, 0, 1, 2]),  # a replica that was restarted meanwhile
+        ),
+        max_size=30,
+    )
+)
+def test_steps_of_the_wall_clock_count_nothing_twice(steps) -> None:
+    """Three replicas behind one address: at most what they generated while we watched, however NTP steps."""
+    true_seconds, offset, watched = 10_000.0, 0.0, 0
+    started = [100.0, 4000.0, 9990.0]  # as each replica's clock said then
+    counted = [80_000, 5000, 70_000]
+    answers = []
+    readings = []
+
+    def fetch(_url, _timeout):
+        number = answers.pop()
+        return (
+            "# TYPE process_start_time_seconds gauge\n"
+            f"process_start_time_seconds {started[number]}\n"
+            "# TYPE vllm:generation_tokens_total counter\n"
+            f'vllm:generation_tokens_total{{model_name="m"}} {counted[number]}\n'
+        )
+
+    scraper = Scraper(
+        "chat",
+        ENGINES["vllm"],
+        "http://127.0.0.1:1/metrics",
+        readings.append,
+        fetch=fetch,
+        clock=lambda: true_seconds,
+        wall_clock=lambda: true_seconds + offset,
+    )
+    answers.append(0)
+    scraper.scrape()
+    for step, replica, tokens, restarted in steps:
+        true_seconds += 15.0
+        offset += step
+        for number in range(3):
+            counted[number] += tokens
+            watched += tokens
+        if restarted is not None:
+            started[restarted], counted[restarted] = true_seconds + offset - 1, 0
+        answers.append(replica)
+        scraper.scrape()
+
+    windows = [reading.models[0].generated_tokens for reading in readings]
+    assert len(windows) == len(steps) + 1
+    assert all(window >= 0 for window in windows)
+    assert sum(windows) <= watched
