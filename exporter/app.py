@@ -24,7 +24,7 @@ from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config, after_reload
 from exporter.errors import EXIT_TRANSIENT, FlopwatchError
 from exporter.metrics.device import process_memory
-from exporter.metrics.exporter import OWN
+from exporter.metrics.exporter import LOG_ROWS, OWN
 from exporter.metrics.findings import CONFIGURATION_PROBLEMS, FINDINGS, HOST_FACTS
 from exporter.metrics.holders import PRICES, holder_labels
 from exporter.metrics.host import state_parts
@@ -77,7 +77,14 @@ EXIT_DRIVER = EXIT_TRANSIENT
 class Daemon:
     """One run of `flopwatch serve`."""
 
-    def __init__(self, config: Config, origin: ConfigOrigin) -> None:
+    def __init__(
+        self,
+        config: Config,
+        origin: ConfigOrigin,
+        *,
+        log_lines_dropped: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._log_lines_dropped = log_lines_dropped
         self._config = config
         self._origin = origin
         self._reload_lock = threading.Lock()
@@ -216,6 +223,7 @@ class Daemon:
     def _exposed(self, state: State) -> Iterator[Part]:
         """Everything that a scrape shows, in the order in which it counts towards the series limit."""
         yield OWN.of(state.reload)
+        yield LOG_ROWS.of((), self._log_lines_dropped())
         yield HOST_FACTS.of((self._machine.facts(), time.time()))
         yield FINDINGS.of(self._status.findings())
         yield CONFIGURATION_PROBLEMS.of(

@@ -35,7 +35,7 @@ def run(parsed: argparse.Namespace) -> int:
         )
     from exporter.app import Daemon, end_process
 
-    daemon = Daemon(config, origin)
+    daemon = Daemon(config, origin, log_lines_dropped=lambda: log_writer.dropped)
     # What was loaded so far stays: the collector need not look at it again every few seconds.
     gc.freeze()
     gc.enable()

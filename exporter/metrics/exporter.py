@@ -93,6 +93,13 @@ SERIES_DROPPED_TOTAL = SUBJECT.counter(
     help="Series dropped because of limits.series, one per series and exposition.",
     interpretation="Raise limits.series, or find the label that multiplies.",
 )
+LOG_LINES_DROPPED_TOTAL = SUBJECT.counter(
+    "flopwatch_log_lines_dropped_total",
+    unit="lines",
+    per_device=False,
+    help="Log lines dropped because standard error was not read in time.",
+    interpretation="Grows when the reader of the log is stuck. Sampling and scrapes go on.",
+)
 CONFIG_LAST_RELOAD_SUCCESSFUL = SUBJECT.gauge(
     "flopwatch_config_last_reload_successful",
     per_device=False,
@@ -123,6 +130,8 @@ def own_samples(reload: ReloadStatus) -> Iterator[Sample]:
 
 
 OWN = Samples(own_samples)
+
+LOG_ROWS = Rows[int](Value(LOG_LINES_DROPPED_TOTAL, lambda dropped: dropped))
 
 HEALTH_ROWS = Rows[DeviceState](
     Value(GPU_UP, lambda device: device.up),

@@ -217,7 +217,7 @@ class UndrainedDaemon(DaemonProcess):
 
 
 def test_nobody_drains_the_log(tmp_path: Path) -> None:
-    """A full pipe stops neither the sampling nor SIGTERM; lines beyond the queue are lost."""
+    """A full pipe stops neither the sampling nor SIGTERM; lines beyond the queue are lost and counted."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(Load.decode())
         with UndrainedDaemon(
@@ -230,6 +230,7 @@ def test_nobody_drains_the_log(tmp_path: Path) -> None:
             daemon.wait_until(
                 lambda scrape: scrape.total("flopwatch_gpu_seconds_total", gpu="0") > before + 1
             )
+            daemon.wait_until(lambda scrape: scrape.total("flopwatch_log_lines_dropped_total") > 0)
             code, _seconds = daemon.terminate()
 
     assert code == 0

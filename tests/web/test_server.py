@@ -198,6 +198,21 @@ class TestRefusals:
                 400,
             ),
             (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n", 501),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n", 400),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\nx", 400),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x1\r\n\r\nx", 400),
+            (
+                b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nx\r\n0\r\n\r\n",
+                400,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+                + b"F" * 30
+                + b"\r\n",
+                400,
+            ),
+            (b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", 400),
             (
                 b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10001\r\n"
                 + b"x" * 65537,
@@ -226,6 +241,33 @@ class TestRefusals:
             assert answer.headers["Connection"] == "close"
             assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
             assert client.is_closed_by_peer()
+
+    @pytest.mark.parametrize(
+        ("body", "answers"),
+        [
+            # A length twice, the same each time, is one length (RFC 9110, section 8.6).
+            ("Content-Length: 3\r\nContent-Length: 3\r\n\r\nGET", [b"GET /1 \n", b"GET /2 \n"]),
+            # A body on a GET is read as such, and is no second request.
+            ("Content-Length: 24\r\n\r\nGET /3 HTTP/1.1\r\nHost: a", [b"GET /1 \n", b"GET /2 \n"]),
+            (
+                "Transfer-Encoding: chunked\r\n\r\n18;x=y\r\nGET /3 HTTP/1.1\r\nHost: a\r\n0\r\n\r\n",
+                [b"GET /1 \n", b"GET /2 \n"],
+            ),
+            # A folded line belongs to the header before it.
+            ("A: b\r\n Content-Length: 5\r\n\r\n", [b"GET /1 \n", b"GET /2 \n"]),
+        ],
+        ids=["length-twice", "length-on-get", "chunks-on-get", "folded-line"],
+    )
+    def test_no_second_request_hides_in_the_first(
+        self, serve: Serve, body: str, answers: list[bytes]
+    ) -> None:
+        """Whoever stands before us may have counted otherwise: each request is answered once, and no other."""
+        with RawClient(serve()) as client:
+            client.send(
+                b"GET /1 HTTP/1.1\r\nHost: a\r\n" + body.encode() + request_bytes("GET", "/2")
+            )
+
+            assert [client.read_answer().body for _ in answers] == answers
 
     def test_the_largest_allowed_request_is_served(self, serve: Serve) -> None:
         """The limits are inclusive: 64 headers and a body of 64 KiB are fine."""
