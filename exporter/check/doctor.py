@@ -69,6 +69,15 @@ def examine(
         CheckResult("configuration", Level.FAILURE, mistake, "correct it; defaults are used below")
         for mistake in mistakes
     ] or [CheckResult("configuration", Level.OK, "valid")]
+    look.findings += [
+        CheckResult(
+            "configuration",
+            Level.WARNING,
+            f"environment: {variable.name} {variable.remark}",
+            "rename or remove it",
+        )
+        for variable in config.unknown_variables
+    ]
     look.at("port", lambda: port_findings(config))
     look.at("state file", lambda: state_findings(config))
     look.at("clock", clock_findings)

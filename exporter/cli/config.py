@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def run(parsed: argparse.Namespace) -> int:
         print(configuration_page(), end="")
         return 0
     config = load_startable(config_origin(parsed))
+    for variable in config.unknown_variables:
+        print(f"flopwatch: warning: {variable.name} {variable.remark}", file=sys.stderr)
     if parsed.check:
         return 0
     import yaml

@@ -88,6 +88,12 @@ class UnknownVariable:
     name: str
     nearest: str | None
 
+    @property
+    def remark(self) -> str:
+        """What is wrong with it, after its name."""
+        meant = f"; did you mean {self.nearest}?" if self.nearest else ""
+        return f"is set, and no option has this name{meant}"
+
 
 @dataclass(frozen=True, slots=True)
 class Config:

@@ -10,11 +10,13 @@ import pytest
 
 from deploy.packages import build
 from exporter.version import VERSION
+from tests.deploy.documents import commands
 from tests.deploy.engine import ROOT, Engine, needs_engine
 from tests.deploy.host.machine import Machine
 
 
 pytestmark = [needs_engine, pytest.mark.slow, pytest.mark.timeout(900)]
+DEB_INSTALL, DEB_REMOVE, RPM_INSTALL, RPM_REMOVE = commands("install.md", "Packages")
 SERVES = "curl -sf http://127.0.0.1:9907/metrics | grep '^flopwatch_gpu_up{gpu=\"cpu0\"'"
 LEFT = (
     "find / -xdev -iname '*flopwatch*' -not -path '/root/*' -not -path '/proc/*' -not -path '/dist*' "
@@ -34,7 +36,24 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ready(machine: Machine, dist: Path) -> Machine:
     """A machine with the release at /dist."""
     machine.engine("cp", dist, f"{machine.name}:/dist")
+    machine.type("ln -s /dist dist")
     return machine
+
+
+def installation(block: str) -> str:
+    """What follows `make release`, whose recipe has made the folder that is here."""
+    release, install = block.splitlines()
+    assert release == "make release"
+    assert "-m deploy.packages.build dist" in (ROOT / "Makefile").read_text()
+    return install
+
+
+def by_rpm(command: str, **words: str) -> str:
+    """A documented command for this machine, whose rpm knows nothing of Debian's systemd and Python."""
+    assert command.startswith("sudo rpm --")
+    for word, other in words.items():
+        command = command.replace(f"--{word}", other)
+    return f"{command.strip()} --nodeps"
 
 
 def test_the_release_is_complete_and_its_checksums_hold(ready: Machine, dist: Path) -> None:
@@ -55,8 +74,8 @@ def test_the_release_is_complete_and_its_checksums_hold(ready: Machine, dist: Pa
 
 
 def test_the_deb_installs_serves_and_goes(ready: Machine) -> None:
-    """Installed it serves, with manual and completion; purged it leaves nothing."""
-    ready.type(f"dpkg -i /dist/flopwatch_{VERSION}_amd64.deb")
+    """By the commands of docs/install.md: installed it serves, with manual and completion; purged it leaves nothing."""
+    ready.type(installation(DEB_INSTALL))
     ready.wait_for(SERVES)
     assert ready.type("stat -c %U /proc/$(systemctl show -P MainPID flopwatch)") == "flopwatch"
     assert ready.type("flopwatch --version").startswith(f"flopwatch {VERSION} (revision ")
@@ -69,11 +88,11 @@ def test_the_deb_installs_serves_and_goes(ready: Machine) -> None:
     assert report["healthy"], report["findings"]
 
     ready.type("echo FLOPWATCH_LOG_LEVEL=debug >>/etc/default/flopwatch")
-    ready.type(f"dpkg -i /dist/flopwatch_{VERSION}_amd64.deb")
+    ready.type(installation(DEB_INSTALL))
     assert "FLOPWATCH_LOG_LEVEL=debug" in ready.type("cat /etc/default/flopwatch")
     ready.wait_for(SERVES)
 
-    ready.type("dpkg --purge flopwatch")
+    ready.type(DEB_REMOVE)
     assert ready.type(LEFT) == ""
 
 
@@ -89,13 +108,13 @@ def test_the_bill_is_what_is_inside(ready: Machine, dist: Path) -> None:
 
 
 def test_the_rpm_installs_serves_and_goes(ready: Machine) -> None:
-    """By rpm itself; its database here knows nothing of Debian's systemd, so without dependencies."""
-    ready.type(f"rpm --install --nodeps /dist/flopwatch-{VERSION}-1.x86_64.rpm")
+    """By the commands of docs/install.md, and by rpm itself."""
+    ready.type(by_rpm(installation(RPM_INSTALL)))
     ready.wait_for(SERVES)
-    ready.type(f"rpm --upgrade --force --nodeps /dist/flopwatch-{VERSION}-1.x86_64.rpm")
+    ready.type(by_rpm(installation(RPM_INSTALL), install="--upgrade --force"))
     ready.wait_for(SERVES)
 
-    ready.type("rpm --erase --nodeps flopwatch")
+    ready.type(by_rpm(RPM_REMOVE))
     assert ready.run("systemctl is-active flopwatch").returncode != 0
     assert ready.run("test -e /usr/bin/flopwatch || test -e /usr/lib/flopwatch").returncode == 1
 
