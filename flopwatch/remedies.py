@@ -11,6 +11,13 @@ TORCH_REQUIREMENTS = ("numpy>=1.26", "torch>=2.5,<3")
 _IMAGE_VARIABLE = "FLOPWATCH_IMAGE"
 
 
+def state_remedy() -> str:
+    """What makes a place for the state file."""
+    if os.environ.get(_IMAGE_VARIABLE):
+        return "mount a volume at /var/lib/flopwatch that this user may write to"
+    return "make it writable for this user, free some space, or set state_file to a writable file"
+
+
 def torch_remedy() -> str:
     """What brings torch into this environment."""
     if os.environ.get(_IMAGE_VARIABLE):

@@ -23,7 +23,7 @@ from exporter.inference.engines.registry import ENGINES, PREFIXES, identify, spe
 from exporter.inference.exposition import parse
 from exporter.web.addresses import open_listener, parse_listen_address
 from flopwatch.processor import read_processor
-from flopwatch.remedies import torch_remedy
+from flopwatch.remedies import state_remedy, torch_remedy
 from flopwatch.state_file import usable_state_path
 
 
@@ -77,7 +77,7 @@ def state_findings(config: Config) -> Iterator[CheckResult]:
         "state file",
         Level.WARNING,
         f"{path}: {obstacle}: baselines are lost when the process ends",
-        "free some space, or set state_file to a writable file",
+        state_remedy(),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flopwatch.remedies import TORCH_REQUIREMENTS, torch_remedy
+from flopwatch.remedies import TORCH_REQUIREMENTS, state_remedy, torch_remedy
 
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +42,14 @@ def test_an_environment_without_pip_gets_it_from_outside(monkeypatch: pytest.Mon
     ).stdout
     assert words[:3] == ["uv", "pip", "install"]
     assert "--python" in help_text
+
+
+def test_an_image_keeps_its_state_in_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its root is read-only; elsewhere a folder can be made writable, or another be named."""
+    assert "set state_file" in state_remedy()
+    monkeypatch.setenv("FLOPWATCH_IMAGE", "slim")
+
+    assert state_remedy() == "mount a volume at /var/lib/flopwatch that this user may write to"
 
 
 def test_nothing_is_installed_into_an_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,13 +94,15 @@ class Engine:
         if self.run("image", "exists", name).returncode:
             self("import", archive, name)
 
-    def build(self, tag: str, *options: object, base: str, context: Path = ROOT) -> None:
+    def build(
+        self, tag: str, *options: object, base: str, context: Path = ROOT, seconds: float = 600
+    ) -> None:
         """Build the Dockerfile upon that base, as `docker build` does."""
         self(
             "build", "--format", "docker", "--isolation", "chroot", "--network", "host",
             "--pull=never", "--quiet", *_pip_volumes(self.folder),
             "--build-arg", f"PYTHON_IMAGE={base}", "--tag", tag, *options, context,
-            seconds=600,
+            seconds=seconds,
         )  # fmt: skip
 
 
