@@ -22,6 +22,7 @@ SUITES = {"3.11": "bookworm", "3.13": "trixie"}
 TOOLS = ("podman", "runc", "debootstrap")
 NETAVARK = Path("/usr/lib/podman/netavark")
 _LIMIT = 16384
+_KEPT_HOURS = 24
 # Whatever is in a base changes its name.
 _BASE_REVISION = 1
 _PACKAGES = {
@@ -104,6 +105,8 @@ class Engine:
             "--build-arg", f"PYTHON_IMAGE={base}", "--tag", tag, *options, context,
             seconds=seconds,
         )  # fmt: skip
+        # Stages of builds that are a day old: each change of a file leaves some.
+        self.run("image", "prune", "--force", "--filter", f"until={_KEPT_HOURS}h")
 
 
 def _network(folder: Path) -> str:
