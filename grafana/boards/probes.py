@@ -86,10 +86,10 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Slower than they were",
-                "GPUs with a kernel more than 5 % below their own baseline. All at once: new software or a heat wave. One alone: that GPU.",
+                "GPUs with a kernel at less than 90 % of their own baseline. All at once: new software or a heat wave. One alone: that GPU.",
                 [
                     Query(
-                        f"count(gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}} < 0.95) or vector(0)",
+                        f"count(gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}} < {limit('baselineWarning'):g}) or vector(0)",
                         "slower",
                     )
                 ],

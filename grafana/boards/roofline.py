@@ -53,7 +53,8 @@ INTENSITY = f"({DELIVERED} / (gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} > 0))"
 BANDWIDTH = f'flopwatch_peak_dram_bandwidth_bytes_per_second{{{GPU}, mig=""}}'
 PEAK = f"gpu:flopwatch_peak_flops:headline{{{GPU}}}"
 OF_PEAK = f"(gpu:flopwatch_flops_utilization:ratio_rate5m{{{GPU}}} > 0)"
-OF_BANDWIDTH = f"(gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} / {BANDWIDTH})"
+# Exported families carry the labels of their target (pod, node, …), which recorded series do not have.
+OF_BANDWIDTH = f"(gpu:flopwatch_dram_bytes:rate5m{{{GPU}}} / on (cluster, job, instance, gpu, uuid) {BANDWIDTH})"
 # Delivered over min(peak, intensity x bandwidth) is the larger of what is used of the peak and of the bandwidth.
 OF_ROOF = f"({OF_PEAK} > {OF_BANDWIDTH} or ({OF_BANDWIDTH} and {OF_PEAK}))"
 _OF_PEAK_OF_CLUSTER = (

@@ -216,6 +216,18 @@ def test_form_of_grafana_com(name: str, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("target", targets(), ids=str)
+def test_recorded_and_exported_series_are_matched_by_name(target: Target) -> None:
+    """An exported series carries its target's labels (pod, node, rack), a recorded one does not: they meet by `on` alone."""
+    operator = r"\s*(?:[-+*/<>]|==|<=|>=|and|or|unless)\s*(?:bool\s*)?\(*"
+    recorded_series, exported_series = r"\w+:flopwatch_[\w:]+\{[^}]*\}", r"flopwatch_\w+\{"
+
+    assert not re.search(recorded_series + operator + exported_series, target.expr)
+    assert not re.search(
+        r"\b" + exported_series + r"[^}]*\}" + operator + recorded_series, target.expr
+    )
+
+
 @pytest.mark.parametrize("name", BOARDS)
 def test_dashboard_frame(name: str) -> None:
     """Read-only, an own address, and links to its siblings that keep selection and time."""
