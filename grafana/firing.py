@@ -28,7 +28,6 @@ def firing(
     selection: str,
     *,
     where: Sequence[Column] = (),
-    alert_width: int | None = None,
     span: int,
     height: int,
 ) -> table.Panel:
@@ -61,7 +60,6 @@ def firing(
             Column(
                 "alertname",
                 "Alert",
-                width=alert_width,
                 link=f"{RUNBOOKS}/${{__value.text}}.md",
                 link_title="Open the runbook",
             ),

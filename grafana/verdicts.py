@@ -70,7 +70,6 @@ def verdicts(
         Column(
             "kind",
             "Finding",
-            width=None if brief else 230,
             names={name: kind.symptom for name, kind in KINDS.items()},
             link=STATUS_PAGE,
             link_title="What it means",

@@ -235,7 +235,9 @@ def health(dashboard: Dashboard) -> Dashboard:
                 "Who holds it",
                 "Pod or job on the GPU, and the workload joined to it. Nobody here and memory in use: a process outside the scheduler.",
                 [
-                    Query(f"max by (instance, gpu, holder) (gpu:flopwatch_holder:info{{{GPU}}})"),
+                    Query(
+                        f'max by (instance, gpu, holder) (gpu:flopwatch_holder:info{{{GPU}, holder!~"workload .+"}})'
+                    ),
                     Query(
                         f"max by (instance, gpu, workload) (flopwatch_workload_gpu_info{{{GPU}}})"
                     ),

@@ -394,4 +394,4 @@ def dashboard() -> Dashboard:
         "Served models: useful FLOPS and bandwidth by the engines' own token counts, beside what the hardware did.",
         narrow=("model",),
     )
-    return _engine(_course(_levers(_replicas(_table(_now(made))))))
+    return _levers(_engine(_course(_replicas(_table(_now(made))))))
