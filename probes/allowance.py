@@ -1,4 +1,8 @@
-"""The worker's own account of a request: device time taken, allowance left, Busy and Idle sent."""
+"""Device time of a request, counted in the worker.
+
+The worker tells the daemon when the device becomes busy and idle, and starts nothing that would
+exceed the allowance.
+"""
 
 import time
 from collections.abc import Callable
@@ -7,16 +11,16 @@ from typing import Final
 from probes.protocol import Busy, FromWorker, Idle
 
 
-# The last chunk's span times this must still fit before another like it may start.
+# A chunk starts only if this many times its expected duration still fits the allowance.
 MARGIN: Final = 1.2
 
 
 class AllowanceError(Exception):
-    """The allowance ends before the kernel can be measured."""
+    """The allowance is too small to measure the kernel."""
 
 
 class Allowance:
-    """Tells the daemon when the device is busy, and adds up for how long."""
+    """Tells the daemon when the device is busy, and adds up how long it was."""
 
     def __init__(self, send: Callable[[FromWorker], None], allowance_seconds: float) -> None:
         self._send = send
@@ -25,7 +29,7 @@ class Allowance:
 
     @property
     def left_seconds(self) -> float:
-        """What remains of the allowance."""
+        """Device time left of the allowance."""
         return self._allowance - self.spent_seconds
 
     def fits(self, seconds: float) -> bool:
@@ -41,16 +45,16 @@ class Allowance:
             )
 
     def busy(self) -> None:
-        """Say that work is on the device from now on."""
+        """Tell the daemon that the device is busy from now on."""
         self._send(Busy())
 
     def idle(self, seconds: float) -> None:
-        """Say that the device has done `seconds` of work and is free again."""
+        """Tell the daemon that the device has worked for `seconds` and is idle again."""
         self.spent_seconds += seconds
         self._send(Idle(device_seconds=seconds))
 
 
 def pause(seconds: float) -> None:
-    """Leave the device to others between two chunks."""
+    """Leave the device to other processes between two chunks."""
     if seconds > 0:
         time.sleep(seconds)

@@ -1,5 +1,5 @@
 # ruff: noqa: D102 - what a method does is documented where it is declared
-"""The host processor as a device of the kernels: all of its cores together, timed and watched.
+"""The host processor as a device of the kernels: all of its cores.
 
 Worker only: this imports torch. A GEMM runs on each core on its own, and the rates are added up: some
 of its runs fit between two interruptions, however busy the core is. A copy is
@@ -27,11 +27,11 @@ from probes.judgement import undisturbed_run
 from probes.protocol import Device as DeviceSpec
 
 
-# A thread that had less processor time than this part of a run's time was kept from working. Threads
-# that are done early wait for the others in a loop, which takes processor time as well.
+# A thread that had less processor time than this share of a run's time was interrupted. Threads that
+# finish early wait for the others in a loop, which takes processor time as well.
 PRESENT_SHARE: Final = 0.95
 CLOCK_CPUTIME_THREAD: Final = 6  # CPUCLOCK_SCHED | CPUCLOCK_PERTHREAD_MASK (linux/posix-timers.h)
-# Operands for copies that no cache holds: so much of the host's memory at most, or this much.
+# Operands for copies, larger than the caches: at most this share of the host's memory, or this much.
 ARENA_SHARE: Final = 1 / 64
 ARENA_BYTES_MAX: Final = 320 * 2**20
 
@@ -56,7 +56,7 @@ class CpuDevice(ProbeDevice):
         self._threads: list[ThreadPoolExecutor] = []
 
     def load(self, allowance: Allowance, enqueue: Enqueue) -> None:
-        # The first call generates code for a while, which is no kernel's time.
+        # The first call generates code, which is not part of a kernel's time.
         enqueue(0)
         self.chunk(allowance, enqueue, 0, 1)
 
@@ -69,7 +69,7 @@ class CpuDevice(ProbeDevice):
     def launches(
         self, allowance: Allowance, launch: Callable[[], None], count: int, seconds: float
     ) -> Chunk:
-        # Its scheduler takes the processor away for milliseconds, but nobody waits for a launch.
+        # Interruptions do not matter: the median of many launches counts.
         return self._timed(allowance, lambda _: launch(), 0, count, team=1)
 
     def core_by_core(self, allowance: Allowance, enqueue: Enqueue, least: int, most: int) -> Chunk:
@@ -124,9 +124,9 @@ class CpuDevice(ProbeDevice):
     def _timed(
         self, allowance: Allowance, enqueue: Enqueue, first: int, count: int, *, team: int
     ) -> Chunk:
-        """Time each run, and watch whether `team` threads were at work in it without a break.
+        """Time each run, and see whether `team` threads worked during all of it.
 
-        Charged is the processor time taken over the cores, not how long others kept them meanwhile.
+        Processor time over the number of cores is charged, not the time that other programs took.
         """
         now = time.perf_counter_ns
         allowance.busy()
@@ -151,7 +151,7 @@ class CpuDevice(ProbeDevice):
 
 
 def _bind(*core: int) -> None:
-    """Make the calling thread one that works on this core and alone."""
+    """Bind the calling thread to this core, and let torch use no other thread for it."""
     if core:
         os.sched_setaffinity(0, core)
     torch.set_num_threads(1)
@@ -188,8 +188,8 @@ def _pieces(
 class ThreadTimes:
     """The processor time of each thread of this process, exact to the nanosecond.
 
-    The process's own clock is not: of threads that run on other cores it knows what they had at
-    their last timer tick.
+    The process's own clock is less exact: for threads on other cores it is as old as their last timer
+    tick.
     """
 
     def __init__(self) -> None:
@@ -197,16 +197,16 @@ class ThreadTimes:
         self._start = sum(self.now())
 
     def now(self) -> list[int]:
-        """Nanoseconds by thread; a thread that has ended since counts 0."""
+        """Nanoseconds by thread; 0 for a thread that has ended."""
         return [_clock_nanoseconds(clock) for clock in self._clocks]
 
     def seconds_since(self) -> float:
-        """What all threads together took since this was made."""
+        """Processor time of all threads together since this object was made."""
         return max(0, sum(self.now()) - self._start) / 1e9
 
 
 def _all_present(before: Sequence[int], after: Sequence[int], span: int, team: int) -> bool:
-    """Whether `team` threads worked, or waited for each other awake, for the whole of a run."""
+    """Whether `team` threads worked, or waited for each other in a loop, during the whole run."""
     taken = sorted((b - a for a, b in zip(before, after, strict=True)), reverse=True)
     return len(taken) >= team and taken[team - 1] >= PRESENT_SHARE * span
 
@@ -223,7 +223,7 @@ def _thread_ids() -> list[str]:
 
 
 def _involuntary_switches() -> int:
-    """How often any of this process's threads had to leave its core to another program."""
+    """How often a thread of this process had to leave its core to another program."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
@@ -263,7 +263,7 @@ def _arena_limit() -> int:
 
 
 def kernel_clock_hertz() -> float | None:
-    """The clock of the core this runs on, as the kernel reports it; None where it does not."""
+    """The clock of the current core as the kernel reports it; None if it does not."""
     try:
         # Field 39 of stat, counted from 1: the processor last run on; the name may hold spaces.
         stat = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")

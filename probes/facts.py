@@ -1,4 +1,8 @@
-"""What the daemon tells the probes about a device before they touch it."""
+"""What the daemon tells the probes about a device before they use it.
+
+The probes never ask the driver themselves. The facts come from the daemon's last readings, and a
+device whose readings are not fresh has none.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +14,7 @@ ComputeMode = Literal["default", "exclusive_process", "exclusive_thread", "prohi
 
 @dataclass(frozen=True, slots=True)
 class ProcessFacts:
-    """Another process that holds a context on the device."""
+    """A process that holds a context on the device, our own worker included."""
 
     pid: int
     age_seconds: float

@@ -17,7 +17,7 @@ from probes.protocol import Result, Run
 from probes.sizing import Shape
 
 
-# Fewer say nothing about how the runs agree.
+# Fewer runs do not show whether they agree.
 TIMED_RUNS_MIN: Final = 3
 RUNS_PER_CHUNK_MAX: Final = 64
 # On a processor, where other programs preempt runs: up to this many times the runs asked for, until
@@ -32,7 +32,7 @@ LAUNCHES_PER_CHUNK: Final = 50
 
 @dataclass(slots=True)
 class Workbench:
-    """What stays prepared between requests, as long as the arena still holds it."""
+    """Kernels that stay prepared between requests, until the arena is reset."""
 
     device: ProbeDevice
     _prepared: dict[tuple[str, Shape, int | None], tuple[int, Prepared]] = field(
@@ -42,7 +42,7 @@ class Workbench:
     def prepared(
         self, kernel: Kernel, shape: Shape, peer: int | None, allowance: Allowance
     ) -> tuple[Prepared, bool]:
-        """The kernel with its operands, and whether it is new and was never run."""
+        """The kernel with its operands, and whether it is new, that is, was never run."""
         key = (kernel.name, shape, peer)
         arena = self.device.arena
         known = self._prepared.get(key)
@@ -58,7 +58,7 @@ class Workbench:
         return made, True
 
     def choose(self, kernel: Kernel, allowance: Allowance, max_chunk_seconds: float) -> Shape:
-        """The shape to measure with; what was prepared is gone afterwards."""
+        """Choose the shape to measure with. Nothing stays prepared."""
         shape = kernel.choose(self.device, allowance, max_chunk_seconds)
         self.device.arena.reset()
         self._prepared.clear()
@@ -66,7 +66,7 @@ class Workbench:
 
 
 def measure(bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance) -> Result:
-    """Measure `kernel` within the request's allowance; raises AllowanceError when it is too small."""
+    """Measure `kernel` within the request's allowance; raises AllowanceError if it is too small."""
     device = bench.device
     prepared, new = _prepared(bench, kernel, request, allowance)
     prepared.activate()
@@ -104,9 +104,9 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance
 def _prepared(
     bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance
 ) -> tuple[Prepared, bool]:
-    """The kernel in the requested shape, or in another one where that no longer fits the device.
+    """The kernel in the requested shape, or in another one if that does not fit the device any more.
 
-    The daemon sees by the result's shape that what it knows of the old one says nothing of it.
+    The daemon recognizes the new shape by the result.
     """
     if request.shape:
         with contextlib.suppress(ArenaFullError, ValueError):
@@ -124,7 +124,7 @@ class _Timed:
     clocks: list[Any] = field(default_factory=list)
 
     def add(self, chunk: Chunk, dropped: int = 0) -> None:
-        """Take over a chunk, less its first runs."""
+        """Add a chunk without its first `dropped` runs."""
         self.run_seconds += chunk.run_seconds[dropped:]
         self.preempted += chunk.preempted[dropped:]
         if chunk.clock is not None:
@@ -137,7 +137,7 @@ class _Timed:
 
 
 class _Counted:
-    """Counts the runs it passes on."""
+    """A prepared kernel that counts its runs."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._start = prepared.run
@@ -150,25 +150,24 @@ class _Counted:
         return len(self._numbers)
 
     def run(self, number: int) -> None:
-        """Pass run `number` on."""
+        """Start run `number` and count it."""
         self._numbers.append(number)
         self._start(number)
 
 
 def _chunks(device: ProbeDevice, prepared: _Counted, request: Run, allowance: Allowance) -> _Timed:
-    """Time the runs over as many chunks as it takes.
+    """Time the runs in chunks with gaps between them.
 
-    With gaps between them: on a GPU nothing preempts a kernel within a time slice.
+    Within a time slice nothing preempts a kernel on a GPU, so the gaps let other processes in.
     """
-    # Dropped: the first run meets cold caches and clocks, the second one says how long a run takes.
+    # These two do not count: the first has cold caches, the second shows how long a run takes.
     expected = min(device.chunk(allowance, prepared.run, 0, 2).run_seconds)
     number = 2
     timed = _Timed()
     while len(timed.run_seconds) < request.timed_runs:
         room = request.max_chunk_seconds - device.overhead_seconds
         count = max(1, min(RUNS_PER_CHUNK_MAX, int(room / expected)))
-        # After a gap the first run finds cold caches: it is dropped where a second one fits into
-        # the chunk.
+        # After a gap, the first run has cold caches. It is dropped if a second one fits the chunk.
         dropped = 1 if count > 1 else 0
         count = min(count, request.timed_runs - len(timed.run_seconds) + dropped)
         if not allowance.fits(count * expected + device.overhead_seconds):
@@ -186,8 +185,8 @@ def _stretches(
 ) -> _Timed:
     """Time the runs back to back, until enough of the fastest agree.
 
-    A processor's scheduler takes it away in the middle of a run, so gaps protect no other
-    program. They would only let the core go to sleep: its first milliseconds after that are slow.
+    The scheduler can take a core away in the middle of a run, so other programs need no gaps. In a
+    gap, a core would go to sleep and be slow for its first milliseconds.
     """
     first = device.chunk(allowance, prepared.run, 0, 2)
     expected, cost = min(first.run_seconds), first.device_seconds / 2
@@ -197,7 +196,7 @@ def _stretches(
         len(timed.run_seconds) < DISTURBED_FACTOR * request.timed_runs
         and undisturbed_run(timed.undisturbed_seconds) is None
     ):
-        # Of each stretch the first run is dropped: it fills the caches.
+        # The first run of each stretch fills the caches and is dropped.
         # A preempted run takes long, but what it costs is processor time.
         if not allowance.fits(2 * cost):
             break
@@ -238,7 +237,7 @@ def _launches(
     expected = statistics.median(warm.run_seconds)
     count = max(1, min(LAUNCHES_PER_CHUNK, int(limit / expected)))
     timed = _Timed()
-    # On a busy device one launch may take longer than a chunk should; a few are needed all the same.
+    # On a busy device, one launch may take longer than a chunk should. A few are needed anyway.
     while len(timed.run_seconds) < TIMED_RUNS_MIN:
         allowance.require(count * expected)
         pause(request.gap_seconds)

@@ -1,4 +1,4 @@
-"""One device's turn in a cycle: its kernels one after the other, until all ran or the budget ends."""
+"""Probes one device in a cycle: kernel after kernel, until all have run or the budget is spent."""
 
 import math
 import threading
@@ -20,24 +20,24 @@ from probes.worker_pool import PooledWorker
 
 
 TIMED_RUNS: Final = 7
-# A kernel measured before is allowed this much more than it took then.
+# A kernel gets this many times the device time that it took before.
 ALLOWANCE_FACTOR: Final = 1.5
-# One that was never measured has to find its size first and starts only with this part of the
-# interval's budget left.
+# A kernel that was never measured must first find its size. It starts only if this share of the
+# interval's budget is left.
 NEW_KERNEL_SHARE: Final = 0.45
-# And takes about this part of its first run's time afterwards.
+# After that, a run takes about this share of the time of the first one.
 FIRST_RUN_SHARE: Final = 0.6
-# The kernels that a host is judged by at first sight are due every interval, the others less often.
+# The headline GEMM and this copy are due every interval, the others every third.
 HEADLINE_COPY: Final = "copy_device"
 OTHERS_PERIOD: Final = 3.0
-# On the host processor the first headline figures may take so many intervals' budget at once: a user
-# waits for them, and the size of their kernels has to be found. The hour's bound holds all the same.
+# On the host processor, the first headline figures may spend the budget of this many intervals at once,
+# because a user waits for them. The limit per hour still holds.
 FIRST_CREDIT_INTERVALS: Final = 4.0
-# A kernel that found a whole interval's budget too small so often is left out.
+# A kernel is left out after a whole interval's budget was too small for it this many times.
 MISFITS_MAX: Final = 2
 WHOLE_SHARE: Final = 0.8
 OTHERS_RANK: Final = 2
-# An allowance that proved too small is raised by this much.
+# The factor by which an allowance that was too small is raised.
 RAISE_FACTOR: Final = 1.2
 
 log = structlog.get_logger(__name__)
@@ -51,7 +51,7 @@ class Subject:
     described: Described
     kernel: KernelInfo
     shared: bool
-    """Others hold the device as well."""
+    """Other processes use the device."""
     peer: int | None = None
     """Index in the worker's devices."""
     peer_key: str = ""
@@ -59,7 +59,7 @@ class Subject:
 
     @property
     def versions(self) -> str:
-        """What its baseline holds for."""
+        """The versions that its baseline is valid for."""
         peer = f" peer {self.peer_uuid}" if self.peer_uuid else ""
         # A MIG instance's UUID can return for an instance of another size; its name shows the size.
         size = f" on {self.facts.name}" if self.facts.instance is not None else ""
@@ -67,7 +67,7 @@ class Subject:
 
 
 class Prober:
-    """Runs turns; one thread per worker."""
+    """Probes the devices of one worker. Each worker has its own thread."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Prober:
     def turn(
         self, pooled: PooledWorker, index: int, ready: Mapping[str, DeviceFacts], *, shared: bool
     ) -> None:
-        """Probe device `index` of a worker that lives; `ready` are the devices of this cycle."""
+        """Probe device `index` of a running worker. `ready` are the devices of this cycle."""
         uuid = pooled.uuids[index]
         state = self._states[uuid]
         described = self._describe(pooled, index)
@@ -122,7 +122,7 @@ class Prober:
                 pooled.note_end()
                 if not self._stopping.is_set():
                     self._states.back_off(uuid, kernel.name, report.text)
-                    # One kernel that always ends the worker must not keep the others from their turn.
+                    # A kernel that always ends the worker must not block the others.
                     state.hold_back(kernel.name, self._states.clock.monotonic())
                 break
         if total.observed_seconds > 0:
@@ -157,7 +157,7 @@ class Prober:
         return described
 
     def _check_memory(self, state: ProbedDevice, described: Described) -> None:
-        """Warn once when CUDA itself leaves too little of the limit for operands."""
+        """Warn once if CUDA itself takes so much memory that the limit is passed."""
         limit = self._config.memory_limit_bytes
         if described.memory_bytes > limit and not state.memory_logged:
             log.warning(
@@ -172,9 +172,9 @@ class Prober:
     def _order(
         self, state: ProbedDevice, described: Described, facts: DeviceFacts
     ) -> list[KernelInfo]:
-        """The kernels to run, by need: how long ago each was tried, over how often it is due.
+        """The kernels in the order in which they are due: time since the last try over the period.
 
-        What was never tried comes first, and of equals the headline GEMM and the copy.
+        Kernels that were never tried come first. Ties go to the headline GEMM, then to the copy.
         """
         kernels = list(described.kernels)
         if self._config.kernels is not None:
@@ -191,7 +191,7 @@ class Prober:
         now = self._states.clock.monotonic()
 
         def need(kernel: KernelInfo) -> tuple[float, int]:
-            # An operator who names kernels has said which of them matter.
+            # An operator who names the kernels also gives their order.
             named = self._config.kernels is not None
             rank = OTHERS_RANK if named else _headline_rank(kernel, facts)
             age = now - state.attempted.get(kernel.name, -math.inf)
@@ -200,19 +200,19 @@ class Prober:
         return sorted(kernels, key=need)
 
     def _allowance(self, state: ProbedDevice, subject: Subject, baseline: Baseline | None) -> float:
-        """What the next run may take; 0 when it has to wait for the budget."""
+        """The device time that the next run may take; 0 if it must wait for the budget."""
         credit = self._credit(state, subject)
         left = state.ledger.allowance(self._states.clock.monotonic(), credit)
         usable = state.ledger.limits.usable_seconds + min(0.0, credit)
         if baseline is None or baseline.device_seconds is None:
             return left if left >= NEW_KERNEL_SHARE * usable else 0.0
         wanted = ALLOWANCE_FACTOR * baseline.device_seconds + self._config.max_chunk_seconds
-        # One that takes more than all there is gets all there is.
+        # A kernel that wants more than an interval's budget gets all of it.
         wanted = min(wanted, usable)
         return wanted if left >= wanted else 0.0
 
     def _credit(self, state: ProbedDevice, subject: Subject) -> float:
-        """What may be spent on top of an interval's budget; below 0 what is to be saved of it."""
+        """Device time on top of the interval's budget; negative while an advance is paid back."""
         if subject.facts.kind != "cpu":
             return 0.0
         limits = state.ledger.limits
@@ -222,9 +222,9 @@ class Prober:
             and subject.kernel.name not in state.record.last_success
         )
         if first and state.credit_taken < whole:
-            # Half of it each, so that a copy has its try where the GEMM was preempted.
+            # Half of it each: a preempted GEMM must not take the copy's share.
             return min(whole - state.credit_taken, whole / 2)
-        # Saved over an hour, so that the last of its intervals have their budget as well.
+        # Paid back over an hour, so that its last intervals still have a budget.
         return -(whole + limits.usable_seconds) * limits.interval_seconds / limits.horizon_seconds
 
     def _run(
@@ -257,14 +257,14 @@ class Prober:
     def _settle(
         self, subject: Subject, baseline: Baseline | None, report: RunReport, allowance: float
     ) -> Contention | None:
-        """Book a run's end: exactly one outcome, or a skip when the allowance was too small."""
+        """Record how a run ended: one outcome, or a skip if the allowance was too small."""
         if report.result is not None:
             return self._judge(subject, baseline, report.result, report.device_seconds)
         facts, kernel = subject.facts, subject.kernel
         state = self._states[facts.uuid]
         if report.short_of_allowance:
             if facts.kind == "cpu":
-                # Its kernels are sized to fit: other programs interrupted so many runs.
+                # The kernels of a processor fit, so other programs must have interrupted the runs.
                 with self._states.lock:
                     state.record.ended(kernel.name, "contended")
             else:
@@ -290,7 +290,7 @@ class Prober:
         return None
 
     def _note_misfit(self, state: ProbedDevice, kernel: KernelInfo, allowance: float) -> None:
-        """Leave out a kernel that a whole interval's budget was too small for, and say so once."""
+        """Leave out a kernel that does not fit into an interval's budget, and log it once."""
         if allowance < WHOLE_SHARE * state.ledger.limits.usable_seconds:
             return
         state.misfits[kernel.name] += 1
@@ -311,7 +311,7 @@ class Prober:
         state.backoff.succeeded()
         state.held_back.pop(kernel.name, None)
         if baseline is not None and baseline.shape != result.shape:
-            baseline = None  # its size no longer fits the memory: what was known is of another one
+            baseline = None  # the old size no longer fits the memory, and this is another one
         verdict = judge(
             kernel,
             result,
@@ -324,7 +324,7 @@ class Prober:
         if verdict.outcome == "mismatch":
             _log_mismatch(subject, baseline, result)
         elif baseline is None and not (facts.kind == "cpu" and verdict.outcome == "contended"):
-            # A size chosen on a processor that others used is no good one: it is chosen again.
+            # A size that was chosen on a busy processor may be a bad one: choose again.
             baseline = Baseline(
                 versions=subject.versions,
                 shape=result.shape,
@@ -333,7 +333,7 @@ class Prober:
             )
         ratio = None
         if too_short(kernel, result, facts):
-            state.baselines.pop(kernel.name, None)  # the next run looks for a size again
+            state.baselines.pop(kernel.name, None)  # the next run chooses a size again
         elif baseline is not None:
             baseline, ratio = _measured(baseline, verdict, device_seconds)
             state.baselines[kernel.name] = baseline
@@ -346,7 +346,7 @@ class Prober:
             if result.clock_hertz is not None:
                 record.clocked(result.clock_hertz, now)
             record.judged(kernel, verdict, ratio, subject.peer_key, now=now, unix_time=clock.time())
-        # On a processor a GEMM's times are free of what others take.
+        # A processor's GEMM runs do not include the time that others take.
         silent = kernel.quantity == "latency" or (
             facts.kind == "cpu" and kernel.quantity == "flops"
         )
@@ -369,11 +369,11 @@ def _subject(
     *,
     shared: bool,
 ) -> Subject | None:
-    """The kernel on one of the worker's devices; None for a peer copy that has no peer in this cycle."""
+    """The kernel on one of the worker's devices; None for a peer copy without a peer in this cycle."""
     facts = ready[pooled.uuids[index]]
     if kernel.name != "copy_peer":
         return Subject(facts, described, kernel, shared)
-    # A ring: every link of a fully connected node is not probed, but every GPU's port is.
+    # In a ring: not every link of a fully connected node is probed, but every GPU's port.
     peer = (index + 1) % len(pooled.uuids)
     other = ready.get(pooled.uuids[peer])
     if peer == index or other is None:
@@ -384,7 +384,7 @@ def _subject(
 def _measured(
     baseline: Baseline, verdict: Judgement, device_seconds: float
 ) -> tuple[Baseline, float | None]:
-    """The baseline after a run, and the run's ratio to it where it was accepted."""
+    """The baseline after a run, and the run's ratio to it if it was accepted."""
     before = baseline.device_seconds
     # The very first run also looked for its size.
     cost = device_seconds * FIRST_RUN_SHARE if before is None else (before + device_seconds) / 2
