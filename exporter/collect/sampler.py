@@ -200,10 +200,11 @@ class Sampler:
         self._tick()
         if self._stop.wait(min(_FIRST_WINDOW_SECONDS, self._settings().interval)):
             return
-        self._tick()
         interval = self._settings().interval
-        # A tick that is due sooner than a window can close would have nothing to show.
+        # A tick that is due sooner than a window can close would have nothing to show. Before the tick: those
+        # that it holds up are missed.
         done = int((time.monotonic() + _FIRST_WINDOW_SECONDS - self._origin) / interval)
+        self._tick()
         while not self._stop.is_set():
             if interval != self._settings().interval:  # reloaded: ticks are numbered anew
                 interval = self._settings().interval

@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -146,7 +145,8 @@ def test_no_descriptor_for_a_worker(node: Probing) -> None:
     node.daemon.wait_for(lambda: "the worker cannot be started" in node.daemon.log, 60)
     resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (soft, hard))
 
-    time.sleep(1)
-    assert len(list(Path(f"/proc/{node.pid}/fd").iterdir())) <= descriptors + 1
+    node.daemon.wait_for(
+        lambda: len(list(Path(f"/proc/{node.pid}/fd").iterdir())) <= descriptors + 1
+    )
     node.back(lost)
     assert "Traceback" not in node.daemon.log
