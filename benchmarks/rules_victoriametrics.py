@@ -10,8 +10,10 @@ Needs Debian's packages prometheus and victoria-metrics.
 
 import argparse
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -47,7 +49,6 @@ HOSTS = 3  # H100, A100 and L4: what is recorded, is copied from these
 STEP_SECONDS = 30
 SPAN_SECONDS = 660
 REPEATS = 3
-PROMETHEUS_PORT, VICTORIA_PORT = 19290, 19291
 
 Series = tuple[dict[str, str], str]  # labels, value
 
@@ -58,16 +59,31 @@ def main() -> int:
     )
     parser.add_argument("--gpus", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=4.0, help="of recording, before the copy")
+    parser.add_argument(
+        "--recorded", type=Path, help="file with what was recorded; written where it is not there"
+    )
     arguments = parser.parse_args()
     for command in ("prometheus", "victoria-metrics"):
         if shutil.which(command) is None:
             raise SystemExit(f"{command} is not installed: apt-get install {command}")
     set_up_logging("error", "auto")
     with tempfile.TemporaryDirectory() as folder:
-        found = recorded(Path(folder), arguments.minutes)
+        kept: Path = arguments.recorded or Path(folder) / "recorded.json"
+        if not kept.exists():
+            kept.write_text(json.dumps(recorded(Path(folder), arguments.minutes)))
+            if arguments.recorded:
+                print(f"recorded in {kept}; run again to measure")
+                return 0
+        found = [(labels, value) for labels, value in json.loads(kept.read_text())]
         with victoria(Path(folder)) as url:
             report(url, found, arguments.gpus)
     return 0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def recorded(folder: Path, minutes: float) -> list[Series]:
@@ -89,13 +105,14 @@ def recorded(folder: Path, minutes: float) -> list[Series]:
         ],
     }
     (folder / "prometheus.yml").write_text(json.dumps(configuration))
+    port = free_port()
     command = ["prometheus", f"--config.file={folder}/prometheus.yml"]
     command += [f"--storage.tsdb.path={folder}/data", "--log.level=error"]
-    command += [f"--web.listen-address=127.0.0.1:{PROMETHEUS_PORT}"]
+    command += [f"--web.listen-address=127.0.0.1:{port}"]
     process = subprocess.Popen(command)
     try:
         time.sleep(60 * minutes)
-        rows = ask(f"http://127.0.0.1:{PROMETHEUS_PORT}", '{__name__=~".+:flopwatch_.+"}')
+        rows = ask(f"http://127.0.0.1:{port}", '{__name__=~".+:flopwatch_.+"}')
         return [(row["metric"], row["value"][1]) for row in rows]
     finally:
         process.terminate()
@@ -106,12 +123,13 @@ def recorded(folder: Path, minutes: float) -> list[Series]:
 @contextmanager
 def victoria(folder: Path) -> Iterator[str]:
     """A VictoriaMetrics of its own."""
+    port = free_port()
     command = ["victoria-metrics", f"-storageDataPath={folder}/vm", "-loggerLevel=ERROR"]
-    command += [f"-httpListenAddr=127.0.0.1:{VICTORIA_PORT}", "-search.maxUniqueTimeseries=5000000"]
+    command += [f"-httpListenAddr=127.0.0.1:{port}", "-search.maxUniqueTimeseries=5000000"]
     command += ["-search.maxQueryDuration=120s", "-search.latencyOffset=0s"]
     process = subprocess.Popen(command)
     try:
-        url = f"http://127.0.0.1:{VICTORIA_PORT}"
+        url = f"http://127.0.0.1:{port}"
         for _ in range(60):
             try:
                 urllib.request.urlopen(f"{url}/health", timeout=5).close()
@@ -168,6 +186,7 @@ def report(url: str, found: list[Series], gpus: int) -> None:
     series, seconds = ingest(url, found, copies)
     samples = series * (SPAN_SECONDS // STEP_SECONDS + 1)
     print(f"{copies * HOSTS * GPUS_A_HOST} GPUs, VictoriaMetrics with {series:,} recorded series")
+    print(f"  {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"  ingested {samples:,} samples in {seconds:.0f} s")
     rows, failed = [], []
     for name, expr in own_rules():

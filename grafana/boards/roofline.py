@@ -260,7 +260,7 @@ def dashboard() -> Dashboard:
                         Column("cluster", "Cluster"),
                         Column("instance", "Instance"),
                         Column("gpu", "GPU", width=50, link=GPU_LINK),
-                        Column("A", "Of roof", "percentunit", OF_ROOF_COLORS, 0, 70),
+                        Column("A", "Of roof", "percentunit", OF_ROOF_COLORS, 0, 80),
                         Column("E", "Clocks lost", "percentunit", LOST_COLORS, 0, 90),
                         Column("B", "FLOP/byte", decimals=0, width=85),
                         Column("C", "Bend at", decimals=0, width=70),

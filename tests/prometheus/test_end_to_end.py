@@ -37,6 +37,7 @@ EMPTY_WHEN_HEALTHY = {
     "XIDs",  # the chosen GPU has none
     "Instances",  # no MIG instance is simulated
     "Delivered by instance",  # the same
+    "What would help",  # no simulated engine has a description that levers need
 }
 # Parts of queries that need days of history, or a state that this hardware's counters never leave open.
 EMPTY_HERE = (
@@ -45,6 +46,7 @@ EMPTY_HERE = (
     "[7d:1h]",
     "offset 7d",
     'state="unresolved"',
+    "unless on ()",  # stands in where nobody counts FLOP
     'holder="none"',  # somebody holds every simulated GPU
 )
 
