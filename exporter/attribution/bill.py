@@ -22,6 +22,8 @@ from exporter.state import DeviceState, State
 _HOST_NAME_CHARACTERS_MAX = 63
 # Processes that hold a device, by their names; more are nobody's.
 _PROCESS_NAMES_MAX = 16
+# A process that the driver does not list holds the device for so long after its last SM time.
+_SAMPLED_SECONDS = 60.0
 
 
 class HostLedger:
@@ -31,6 +33,8 @@ class HostLedger:
         self._ledgers: dict[str, DeviceLedger] = {}
         # What each device was last charged for: nothing is new until it ticks or changes hands.
         self._charged: dict[str, tuple[DeviceState, tuple[Holder, ...], Charges]] = {}
+        # By device and process: SM seconds, and when they last grew.
+        self._sampled: dict[str, dict[int, tuple[float, float]]] = {}
         self._usefulness = UsefulnessLedger()
 
     def charge(self, state: State, *, by_process: bool = False) -> Bill:
@@ -51,7 +55,7 @@ class HostLedger:
             seconds = device.fast.process_sm_seconds
             present = holders.get(uuid, ())
             if not present and by_process:
-                present = process_holders(_processes(device), owners)
+                present = process_holders(self._processes(device), owners)
             assigned = assign_processes(present, seconds or (), owners, serving)
             last = self._charged.get(uuid)
             if last and last[0] is device and last[1] == present and not device.instances:
@@ -90,6 +94,24 @@ class HostLedger:
         for uuid in gone:
             del self._ledgers[uuid]
             self._charged.pop(uuid, None)
+            self._sampled.pop(uuid, None)
+
+    def _processes(self, device: DeviceState) -> list[int]:
+        """Processes on a device: those that the driver lists, and those with SM time in the last minute.
+
+        Clients of MPS are not in the driver's list.
+        """
+        listed = () if device.slow is None else device.slow.processes or ()
+        sampled = {} if device.fast is None else device.fast.process_sm_seconds or {}
+        before = self._sampled.get(device.identity.uuid, {})
+        now: dict[int, tuple[float, float]] = {}
+        for pid in sampled:
+            seconds, at = before.get(pid, (0.0, device.at_seconds))
+            grown = sampled[pid] > seconds
+            now[pid] = sampled[pid], device.at_seconds if grown else at
+        self._sampled[device.identity.uuid] = now
+        recent = (pid for pid, (_, at) in now.items() if device.at_seconds - at < _SAMPLED_SECONDS)
+        return list(dict.fromkeys([*(process.pid for process in listed), *recent]))
 
 
 def workload_holders(
@@ -238,11 +260,6 @@ def _serving(workloads: WorkloadsSnapshot) -> dict[int, str]:
             if names.setdefault(pid, workload.name) != workload.name:
                 several.add(pid)
     return {pid: name for pid, name in names.items() if pid not in several}
-
-
-def _processes(device: DeviceState) -> list[int]:
-    listed = () if device.slow is None else device.slow.processes or ()
-    return [process.pid for process in listed]
 
 
 def _may_own(holder: Holder, owner: ProcessOwner) -> bool:

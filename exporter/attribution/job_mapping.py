@@ -13,8 +13,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.snapshot import DeviceKey, JobUse
+from exporter.attribution.source import HolderSourceError
 
 
 _FILES_MAX = 1024

@@ -10,6 +10,9 @@ plugin resources"). Of its List response these messages and fields are read:
     DynamicResource           4 claim_resources
     ClaimResource             1 cdi_devices, 2 driver_name, 4 device_name
     CDIDevice                 1 name
+
+The wire format is that of the encoding page of the protocol buffers documentation: a field is a varint
+tag, number times eight plus wire type, and a value. Numbers that one does not know are skipped.
 """
 
 from collections.abc import Iterator
@@ -23,14 +26,17 @@ from exporter.attribution.device_ids import (
     parse_device_id,
     parse_dra_device,
 )
-from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.snapshot import Allocation, DeviceKey
-from exporter.attribution.wire import length_delimited, text
+from exporter.attribution.source import HolderSourceError
 
 
 LIST_METHOD = "/v1.PodResourcesLister/List"
 # 16 GPUs of 7 MIG instances, each in 64 replicas, are 7,168 holders; nobody reads more.
 ALLOCATIONS_MAX = 8192
+# Wire types of protocol buffers, and the bytes of those of fixed length.
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
+_VARINT_BYTES_MAX = 10
 
 
 def list_allocations(socket: Path, timeout_seconds: float) -> tuple[Allocation, ...]:
@@ -115,3 +121,47 @@ def _devices(message: memoryview) -> tuple[str, list[str]]:
         elif number == 2:
             ids.append(text(content))
     return resource, ids
+
+
+def length_delimited(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and content of each length-delimited field (strings, bytes, messages), in order.
+
+    Fields of other wire types are skipped. Raises ValueError where the message is not well-formed.
+    """
+    position, end = 0, len(message)
+    while position < end:
+        tag, position = _varint(message, position)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _LENGTH:
+            length, position = _varint(message, position)
+            if length > end - position:
+                raise ValueError(f"field {number} is longer than its message")
+            yield number, message[position : position + length]
+            position += length
+        elif wire_type == _VARINT:
+            _, position = _varint(message, position)
+        elif wire_type in _FIXED_BYTES:
+            position += _FIXED_BYTES[wire_type]
+        else:
+            raise ValueError(f"field {number} has wire type {wire_type}")
+    if position > end:
+        raise ValueError("the message ends within a field")
+
+
+def text(content: memoryview) -> str:
+    """A string field. Raises ValueError where it is not UTF-8."""
+    return str(content, "utf-8")
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """The number at this position, and the position behind it."""
+    value = 0
+    for count in range(_VARINT_BYTES_MAX):
+        if position >= len(message):
+            raise ValueError("the message ends within a number")
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << (7 * count)
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a number has more than ten bytes")

@@ -6,7 +6,6 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.snapshot import SourceState
 
 
@@ -18,6 +17,15 @@ KEEP_INTERVALS = 3
 
 Item = TypeVar("Item")
 Clock = Callable[[], float]
+
+
+class HolderSourceError(Exception):
+    """A source could not be read. `reason` is one of a few words, fit for a label."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
 
 
 class Source(Generic[Item]):

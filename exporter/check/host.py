@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.pod_resources import list_allocations
+from exporter.attribution.source import HolderSourceError
 from exporter.check.finding import CheckResult, Level
 from exporter.check.subprocesses import Answer
 from exporter.collect.perf import Kernel, LinuxKernel, PerfCounters, PerfUnavailableError

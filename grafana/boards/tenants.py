@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana.frame import NODE, board, explained
+from grafana.frame import CLUSTER, NODE, board, explained
 from grafana.frame import TENANTS as SECTION
 from grafana.panels import BLUE, NEUTRAL, NONE_REPORTED, Query, bad_above, bars, lines, number
 from grafana.tables import Column, rows
@@ -17,6 +17,17 @@ IDLE = f'holder_state:flopwatch_holder_gpu_seconds:rate5m{{{TENANTS}, state="idl
 COST = f"holder:flopwatch_cost:rate5m{{{TENANTS}}}"
 IDLE_COST = f"holder:flopwatch_idle_cost:rate5m{{{TENANTS}}}"
 DAY = 86400
+EXECUTED = f"workload:flopwatch_executed_flop:rate5m{{{NODE}}}"
+USEFUL = f"sum by (cluster, job, instance, workload) (workload:flopwatch_model_flop:rate5m{{{NODE}}}) and {EXECUTED}"
+LOST = f'workload_cause:flopwatch_wasted_flop:rate5m{{{NODE}, cause="lost_cache_hits"}}'
+IN_VAIN = f'workload_cause:flopwatch_wasted_flop:rate5m{{{NODE}, cause!="lost_cache_hits"}}'
+WASTE_COLORS = {
+    "useful": "#56A64B",
+    "rejected_drafts": "#FF780A",
+    "preemption": "#E02F44",
+    "lost_cache_hits": "#A352CC",
+    "the rest": "#B7B7B7",
+}
 
 
 def _now(dashboard: Dashboard) -> Dashboard:
@@ -143,13 +154,23 @@ def _waste(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             lines(
-                "Useful and executed",
-                "Executed FLOPS of all GPUs that engines use, and what of it became tokens. The difference is padding, recomputation and rejected drafts, or a wrong precision.",
+                "Useful and wasted",
+                "Executed FLOPS of the engines' GPUs, stacked: what became tokens, what the engines count as computed in vain, and the rest. The rest is mostly padding; a rest that is large, or missing because tokens need more than was executed, is a wrong precision or product.",
                 [
-                    Query(f"sum(workload:flopwatch_tensor_flop:rate5m{{{NODE}}})", "executed"),
-                    Query(f"sum(workload:flopwatch_model_flop:rate5m{{{NODE}}})", "useful"),
+                    Query(f"sum({USEFUL}) - (sum({LOST}) or vector(0))", "useful"),
+                    Query(
+                        f"sum by (cause) (workload_cause:flopwatch_wasted_flop:rate5m{{{NODE}}})",
+                        "{{cause}}",
+                    ),
+                    Query(
+                        f"clamp_min(sum({EXECUTED}) - sum({USEFUL}) - (sum({IN_VAIN}) or vector(0)), 0)",
+                        "the rest",
+                    ),
                 ],
                 unit="flops",
+                stacked=True,
+                fill=40,
+                colors=WASTE_COLORS,
                 needs="an inference engine",
             )
         )
@@ -195,6 +216,20 @@ def _tokens(dashboard: Dashboard) -> Dashboard:
                     Query(
                         f"1e6 * sum by (model, currency) (workload_model:flopwatch_cost:rate5m{{{NODE}}}) / on (model) group_left () (sum by (model) (workload:flopwatch_model_tokens:rate5m{{{NODE}}}) > 0)",
                         "{{model}} ({{currency}})",
+                    )
+                ],
+                unit="none",
+                needs=PRICES,
+            )
+        )
+        .with_panel(
+            lines(
+                "Prompt and output tokens apart",
+                "Cost of a million computed prompt tokens and of a million generated ones by model. The GPUs' cost is divided by the time that each phase needs at least (roofline): an estimate.",
+                [
+                    Query(
+                        f"model_phase:flopwatch_cost_per_million_tokens:ratio_rate5m{{{CLUSTER}}}",
+                        "{{cluster}} {{model}} {{phase}} ({{currency}})",
                     )
                 ],
                 unit="none",

@@ -17,6 +17,7 @@ from exporter.readings import DeviceIdentity, FastReading
 from exporter.state import DeviceState, State
 from tests.daemon.process import Scrape, passive
 from tests.fake_nvml import H100, Load
+from tests.inference.engines.server import serving, text
 
 
 CONFIG = passive("sampling: {interval: 250ms, slow_interval: 1s}\n")
@@ -164,6 +165,70 @@ def test_a_lost_gpu_is_not_charged_and_the_sums_hold_after(start) -> None:
     assert_sums_are_exact(after, "0")
 
 
+ENGINE_PAGE = """
+process_start_time_seconds 1774942000
+vllm:prompt_tokens_total{{model_name="tiny"}} {prompts}
+vllm:generation_tokens_total{{model_name="tiny"}} {answers}
+vllm:num_preemptions_total{{model_name="tiny"}} {preemptions}
+vllm:spec_decode_num_draft_tokens_total{{model_name="tiny"}} {drafts}
+vllm:spec_decode_num_accepted_tokens_total{{model_name="tiny"}} {accepted}
+vllm:num_requests_running{{model_name="tiny"}} 1
+"""
+
+
+def test_what_an_engine_executed_and_wasted(start) -> None:
+    """It has the GPU to itself: all FLOP are its own. 40 of 100 drafts were rejected, nothing was preempted.
+
+    After a preemption vLLM does not say how much was computed again, and the cause is absent.
+    """
+    model = Path(__file__).parents[1] / "inference/engines/tiny.json"
+    wasted, counted = "flopwatch_model_wasted_flop_total", "flopwatch_model_waste_counted"
+
+    def page(**counts: int) -> str:
+        return ENGINE_PAGE.format(
+            **{"prompts": 0, "answers": 0, "preemptions": 0, "drafts": 0, "accepted": 0, **counts}
+        )
+
+    with serving(text(page())) as engine:
+        config = CONFIG + (
+            f"workloads: [{{name: chat, engine: vllm, url: '{engine.url}', interval: 1s, gpus: [0], "
+            f"model: {model}}}]\n"
+        )
+        fake, daemon = start([H100], config=config)
+        fake.gpu(0).set_load(Load.decode())
+        before = daemon.wait_until(
+            lambda scrape: (
+                scrape.has("flopwatch_workload_executed_flop_total", workload="chat")
+                and scrape.has(wasted, cause="rejected_drafts")
+            ),
+            seconds=120,
+        )
+        assert before.value(wasted, cause="preemption") == 0
+        assert before.value(counted, cause="preemption") == 1
+        assert before.value(counted, cause="lost_cache_hits") == 0
+        assert not before.has(wasted, cause="lost_cache_hits")
+
+        engine.answer = text(page(prompts=1000, answers=200, drafts=100, accepted=60))
+        after = daemon.wait_until(
+            lambda scrape: scrape.total(wasted, cause="rejected_drafts") > 0, seconds=120
+        )
+        engine.answer = text(
+            page(prompts=1000, answers=200, drafts=100, accepted=60, preemptions=1)
+        )
+        daemon.wait_until(
+            lambda scrape: scrape.total(counted, cause="preemption") == 0, seconds=120
+        )
+    executed, flop = (
+        after.total(name, **labels) - before.total(name, **labels)
+        for name, labels in (
+            ("flopwatch_workload_executed_flop_total", {}),
+            ("flopwatch_flop_total", {"pipe": "tensor"}),
+        )
+    )
+    assert executed > 0
+    assert executed == pytest.approx(flop, rel=1e-6)
+
+
 class TestWhoseAProcessIs:
     POD_A = Holder("pod", "team", "chat-7d4b", "vllm")
     POD_B = Holder("pod", "team", "search-5c2a", "vllm")
@@ -193,8 +258,8 @@ class TestWhoseAProcessIs:
         (folder / "root/etc/hostname").write_text(hostname)
         (folder / "comm").write_text("python\n")
         (folder / "stat").write_text(f"{pid} (python) S 1 " + "0 " * 17 + f"{start} 0\n")
-        for name, text in files.items():
-            (folder / name).write_text(text)
+        for name, content in files.items():
+            (folder / name).write_text(content)
 
     def test_pod_and_container(self, proc: Path) -> None:
         """By the host name that the container has, and the mount that the kubelet gives it."""

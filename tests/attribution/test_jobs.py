@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.job_mapping import change_mark, read_jobs
 from exporter.attribution.job_processes import (
     device_processes,
@@ -16,6 +15,7 @@ from exporter.attribution.job_processes import (
 )
 from exporter.attribution.service import merged
 from exporter.attribution.snapshot import DeviceKey, JobUse
+from exporter.attribution.source import HolderSourceError
 from tests.attribution.hosts import gpu, host
 
 

@@ -13,11 +13,10 @@ from h2.connection import H2Connection
 from h2.events import StreamEnded
 from hypothesis import given, strategies
 
-from exporter.attribution.errors import HolderSourceError
 from exporter.attribution.grpc import call
-from exporter.attribution.pod_resources import LIST_METHOD, list_allocations
+from exporter.attribution.pod_resources import LIST_METHOD, length_delimited, list_allocations
 from exporter.attribution.snapshot import Allocation, DeviceKey
-from exporter.attribution.wire import length_delimited
+from exporter.attribution.source import HolderSourceError
 from tests.attribution.kubelet import Claimed, Held, Kubelet, RawServer, response
 
 
