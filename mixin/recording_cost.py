@@ -214,9 +214,12 @@ def _phases(model_of: str) -> list[Record]:
             why="The namespace that holds all GPUs of an engine; engines in several have none.",
         ),
         Record(
+            "workload_model_phase:flopwatch_cost:rate5m",
+            f"workload_phase:flopwatch_cost:rate5m * {model_of}",
+        ),
+        Record(
             "model_phase:flopwatch_cost:rate5m",
-            "sum by (%{cluster}, model, currency, phase) (\n"
-            f"    workload_phase:flopwatch_cost:rate5m * {model_of})",
+            "sum by (%{cluster}, model, currency, phase) (workload_model_phase:flopwatch_cost:rate5m)",
         ),
         Record(
             "namespace_phase:flopwatch_cost:rate5m",

@@ -530,8 +530,12 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             "expr": "group by (" + text($._config.host) + ", workload, namespace) (gpu_workload:flopwatch_workload_namespace:info)\n  and on (" + text($._config.host) + ", workload)\n    count by (" + text($._config.host) + ", workload) (group by (" + text($._config.host) + ", workload, namespace) (gpu_workload:flopwatch_workload_namespace:info)) == 1\n  and on (" + text($._config.host) + ", workload)\n    count by (" + text($._config.host) + ", workload) (gpu_workload:flopwatch_workload_namespace:info)\n      == on (" + text($._config.host) + ", workload) count by (" + text($._config.host) + ", workload) (gpu_workload:flopwatch_workload_gpu:info)",
           },
           {
+            "record": "workload_model_phase:flopwatch_cost:rate5m",
+            "expr": "workload_phase:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m])))",
+          },
+          {
             "record": "model_phase:flopwatch_cost:rate5m",
-            "expr": "sum by (" + text($._config.cluster) + ", model, currency, phase) (\n    workload_phase:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))))",
+            "expr": "sum by (" + text($._config.cluster) + ", model, currency, phase) (workload_model_phase:flopwatch_cost:rate5m)",
           },
           {
             "record": "namespace_phase:flopwatch_cost:rate5m",

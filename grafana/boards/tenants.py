@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana.frame import CLUSTER, NODE, board, explained
+from grafana.frame import NODE, board, explained
 from grafana.frame import TENANTS as SECTION
 from grafana.panels import BLUE, NEUTRAL, NONE_REPORTED, Query, bad_above, bars, lines, number
 from grafana.tables import Column, rows
@@ -228,8 +228,8 @@ def _tokens(dashboard: Dashboard) -> Dashboard:
                 "Cost of a million computed prompt tokens and of a million generated ones by model. The GPUs' cost is divided by the time that each phase needs at least (roofline): an estimate.",
                 [
                     Query(
-                        f"model_phase:flopwatch_cost_per_million_tokens:ratio_rate5m{{{CLUSTER}}}",
-                        "{{cluster}} {{model}} {{phase}} ({{currency}})",
+                        f"1e6 * sum by (model, currency, phase) (workload_model_phase:flopwatch_cost:rate5m{{{NODE}}}) / on (model, phase) group_left () (sum by (model, phase) (workload_phase:flopwatch_model_tokens:rate5m{{{NODE}}}) > 0)",
+                        "{{model}} {{phase}} ({{currency}})",
                     )
                 ],
                 unit="none",
