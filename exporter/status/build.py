@@ -105,7 +105,7 @@ def _power_limits(state: State) -> defaultdict[str, list[float]]:
 
 
 def _silent(workloads: WorkloadsSnapshot, uuid: str) -> str | None:
-    """The name of an engine that uses the device and does not answer, if none that does uses it."""
+    """An engine that uses the device and does not answer, unless another one answers."""
     names = {
         workload.up: workload.name
         for workload in workloads.workloads
@@ -115,7 +115,7 @@ def _silent(workloads: WorkloadsSnapshot, uuid: str) -> str | None:
 
 
 def _company(state: State, uuid: str, thresholds: Thresholds) -> list[Finding]:
-    """What is to be said of the engines that use the device, and of its holders."""
+    """Findings about the engines that use the device, and about its holders."""
     found: list[Finding | None] = []
     for workload in state.workloads.workloads:
         if not workload.up or not any(gpu.uuid == uuid for gpu in workload.gpus):
@@ -165,7 +165,7 @@ def _models(workloads: WorkloadsSnapshot, uuid: str) -> list[document.Model]:
 
 
 def _holders(state: State, identity: DeviceIdentity) -> list[document.Holder]:
-    """Who holds the device, found as for the metrics; on a shared one, with what each of them did."""
+    """The holders of the device, found as for the metrics; on a shared one, with what each did."""
 
     def holds(key: DeviceKey) -> bool:
         found = state.held(key)
@@ -220,7 +220,7 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
         devices=len(devices),
         devices_up=sum(device.up for device in devices),
         searching=inputs.state.pending,
-        # Why there is no GPU; where there is one, an older answer says nothing.
+        # Why there is no GPU; where there is one, an older answer is irrelevant.
         driver_error=inputs.state.driver_error if not devices or not gpus else None,
         driver_version=", ".join(sorted(drivers)) or None,
         achieved_flops=achieved,
@@ -279,7 +279,7 @@ def _delivered(
 
 
 def _attainable(devices: list[document.Device], achieved: dict[str, float]) -> dict[str, float]:
-    """What the probes measured by precision, over the devices; not where FLOPS are counted."""
+    """What the probes measured by precision, over the devices; empty where FLOPS are counted."""
     sums: defaultdict[str, float] = defaultdict(float)
     for device in devices:
         could = device.attainable

@@ -112,7 +112,7 @@ def _measured(could: Attainable, flops: Flops) -> str:
 
 
 def _legend(device: Device) -> str:
-    """The bar in words: it needs neither eyes nor colours."""
+    """The bar in words, for screen readers and without colours."""
     shown = [
         f'<li><i class="{state}"></i>{word(state, device)} {escape(percent(device.minute.states[state]))}</li>'
         for state in STATES
@@ -179,7 +179,7 @@ def _company(device: Device) -> Iterable[tuple[str, str]]:
 
 
 def holder_words(holder: Holder) -> tuple[str, str]:
-    """What kind of holder it is, and its name; on a shared device with what it did in the last minute."""
+    """The kind of holder and its name; on a shared device with what it did in the last minute."""
     kind, name = "No holder", ""
     if holder.pod is not None:
         kind, name = "Pod", f"{holder.namespace}/{holder.pod} ({holder.container})"
@@ -198,7 +198,7 @@ def holder_words(holder: Holder) -> tuple[str, str]:
 
 
 def _details(device: Device, unix_seconds: float, anchor: str) -> str:
-    """What few look for: behind a disclosure that stays open over refreshes."""
+    """Rarely needed details, behind a disclosure that stays open over refreshes."""
     ratios = [probe.baseline_ratio for probe in device.probes if probe.baseline_ratio is not None]
     probes = count(len(device.probes), "probe") if device.probes else "no probe results"
     lowest = f" (from {percent(min(ratios))} of baseline)" if ratios else ""
@@ -244,7 +244,7 @@ def _probes(device: Device, unix_seconds: float, anchor: str) -> str:
         return ""
     rows = "".join(_probe_row(probe, unix_seconds) for probe in device.probes)
     return (
-        # On a narrow screen it scrolls: the keyboard must be able to get there.
+        # On a narrow screen it scrolls, so it must be focusable by keyboard.
         f'<div class="scroll" id="{anchor}-t" tabindex="0" role="group" aria-labelledby="{anchor}-h">'
         '<table><thead><tr><th scope="col">Kernel</th><th scope="col">Result</th>'
         '<th scope="col">of peak</th><th scope="col">of baseline</th><th scope="col">Age</th></tr>'

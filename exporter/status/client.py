@@ -1,4 +1,4 @@
-"""Reads the status document of a daemon, near or far."""
+"""Reads the status document of a local or remote daemon."""
 
 import base64
 import http.client
@@ -17,12 +17,12 @@ _LIMIT_BYTES = 16 * 1024 * 1024
 
 
 class StatusError(FlopwatchError):
-    """The document could not be had; the message names the daemon and the reason."""
+    """The document could not be read; the message names the daemon and the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How to get at a daemon. `password` is not shown in messages."""
+    """How to reach a daemon. `password` is not shown in messages."""
 
     url: str
     user: str | None = None
@@ -48,7 +48,7 @@ class _Target:
 
 
 def fetch_status(access: Access) -> Status:
-    """The document as it is now. Raises StatusError with one line for people."""
+    """The current document. Raises StatusError with one line for people."""
     target = _target(access)
     try:
         status, body = _get(target, access)
@@ -58,7 +58,11 @@ def fetch_status(access: Access) -> Status:
         ) from None
     except TimeoutError:
         raise StatusError(f"{target.shown}: no answer in {access.timeout_seconds:g} s") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:  # a host name may be no name
+    except (
+        OSError,
+        http.client.HTTPException,
+        ValueError,
+    ) as error:  # the host name may be malformed
         raise StatusError(f"{target.shown}: {_reason(error)}") from None
     if status == http.client.UNAUTHORIZED:
         raise StatusError(f"{target.shown}: user or password not accepted (see --user)")
@@ -68,7 +72,7 @@ def fetch_status(access: Access) -> Status:
 
 
 def _target(access: Access) -> _Target:
-    """Take the address apart: a bare `host:port` is plain HTTP."""
+    """Parse the address: a bare `host:port` is plain HTTP."""
     text = access.url if "://" in access.url else f"http://{access.url}"
     try:
         parts = urlsplit(text)
@@ -128,7 +132,7 @@ def _context(access: Access) -> ssl.SSLContext:
 
 
 def _decode(body: bytes, shown: str) -> Status:
-    """The version is read first: a document of another one may look like anything."""
+    """The version is read first: a document of another version may have any form."""
     try:
         version = msgspec.json.decode(body, type=_Version).api_version
     except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""From one device's snapshot, history and company to its part of the status document."""
+"""Builds one device's part of the status document from its state, history and surroundings."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,7 +15,7 @@ from exporter.status.ring import COLUMN_SECONDS, Summary
 from probes.records import ProbeResults
 
 
-# A source is late, not failing, for this many of the spans for which a reading may be shown.
+# A source is late and not failing for this many times the span for which a reading may be shown.
 _SOURCE_PATIENCE = 3
 # An engine that loads its weights is idle for minutes, too.
 _HELD_MINUTES = 15
@@ -130,7 +130,7 @@ def _absent(
     age: float,
     unix_seconds: float,
 ) -> Finding:
-    """Why nothing of the device can be shown."""
+    """Why the device has no readings."""
     if snapshot.absent == "hung":
         return verdict.hung(age_seconds=age)
     if snapshot.absent == "stale":
@@ -153,7 +153,7 @@ def _working(
     could: document.Attainable | None,
     thresholds: Thresholds,
 ) -> list[Finding]:
-    """Where the FLOPS of a device that answers go."""
+    """Where the FLOPS of an answering device go."""
     found: list[Finding | None] = []
     if snapshot.last is not None and snapshot.last.activity.source == COARSE_SOURCE:
         busy = snapshot.fast.gpu_utilization if snapshot.fast else None
@@ -203,7 +203,7 @@ def _why_coarse(snapshot: DeviceState) -> str | None:
 
 
 def _span_words(seconds: float) -> str:
-    """The span that the ring covers: an hour, or as long as the exporter has watched."""
+    """The span that the ring covers: an hour, or the exporter's uptime."""
     minutes = round(seconds / 60)
     if minutes >= 59:
         return "the last hour"

@@ -27,7 +27,7 @@ STATES: Final[Mapping[str, str]] = {
 _WIDTH: Final = 600
 _BAR_HEIGHT: Final = 10
 _STRIP_HEIGHT: Final = 40
-# Shares below this are not worth the bytes of a rectangle.
+# Smaller shares are not drawn.
 _VISIBLE: Final = 0.002
 
 
@@ -76,7 +76,7 @@ def strip(hour: Hour, words: Callable[[str], str] = STATES.__getitem__) -> str:
             )
             if outline:
                 parts.append(f'<path class="{state}" d="{outline}"/>')
-    # The largest area first: each next one is painted over it, and needs no floor of its own.
+    # The largest area first: each next one is painted over it and needs no lower edge.
     return (
         f'<svg class="strip" viewBox="0 0 {step * columns} {_STRIP_HEIGHT}"'
         f' preserveAspectRatio="none" role="img" aria-label="{escape(strip_text(hour, words))}">'
@@ -85,7 +85,7 @@ def strip(hour: Hour, words: Callable[[str], str] = STATES.__getitem__) -> str:
 
 
 def strip_text(hour: Hour, words: Callable[[str], str] = STATES.__getitem__) -> str:
-    """The strip for those who do not see it: means over what was watched."""
+    """The strip in words, for screen readers: means over the watched minutes."""
     means: dict[str, float] = {}
     for state, shares in hour.states.items():
         known = [share for share in shares if share is not None]

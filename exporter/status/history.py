@@ -1,4 +1,4 @@
-"""What the status page must remember of each device between two looks."""
+"""What the status page remembers about each device between two requests."""
 
 import threading
 import time
@@ -63,10 +63,10 @@ class Histories:
         self._failed_at = float("-inf")
 
     def observe(self, snapshot: DeviceState) -> None:
-        """Take a snapshot of any device; never raises, for sampling must go on whatever is wrong here."""
+        """Take a snapshot of any device; never raises, because sampling must continue."""
         try:
             self._observe(snapshot)
-        except Exception:  # a broken page must not cost a reading
+        except Exception:  # a bug of the page must not cost a reading
             now = time.monotonic()
             if now - self._failed_at > _FORGET_SECONDS:
                 self._failed_at = now
@@ -81,7 +81,7 @@ class Histories:
 
     @property
     def size_bytes(self) -> int:
-        """What the rings take."""
+        """Size of all rings in bytes."""
         return sum(history.ring.size_bytes for history in self._by_uuid.values())
 
     def _observe(self, snapshot: DeviceState) -> None:
@@ -99,7 +99,7 @@ class Histories:
             self.memory.observe(snapshot)
 
     def _forget(self, now_seconds: float) -> None:
-        """Let go of devices that have been away for long."""
+        """Forget devices that have been away for long."""
         for uuid, history in tuple(self._by_uuid.items()):
             if now_seconds - history.seen_at_seconds > _FORGET_SECONDS:
                 del self._by_uuid[uuid]

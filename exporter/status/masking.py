@@ -1,4 +1,4 @@
-"""The configuration with everything that may be a secret replaced, for eyes that are not the owner's."""
+"""The configuration with everything that may be a secret replaced, to be shown to anyone."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ def mask_url(text: str) -> str:
     try:
         parts = urlsplit(text)
     except ValueError:
-        return MASK  # what cannot be taken apart cannot be shown in part
+        return MASK  # a malformed URL cannot be shown in part
     host = parts.netloc.rpartition("@")[2]
     netloc = f"{MASK}@{host}" if "@" in parts.netloc else host
     query = "&".join(

@@ -1,4 +1,4 @@
-"""What must outlive the exporter: faults that nobody has repaired, and since when findings hold.
+"""What must survive a restart of the exporter: unrepaired faults, and the start times of findings.
 
 A fault stays until there is evidence of a repair: another boot of the host, or a reset of the GPU. That
 a GPU was reset shows in its energy counter, which the driver begins again, and in a pending row
@@ -19,7 +19,7 @@ SECTION = "findings"
 # The state file is written when something changed, and this often for the energy counters.
 _SAVE_SECONDS = 30.0
 _REFRESH_SECONDS = 600.0
-# A finding that was gone for less than this has not ended: a reading failed in between.
+# A finding that was absent for less than this has not ended: a reading failed in between.
 _GONE_SECONDS = 120.0
 # Rounding and a driver's own smoothing; a reset takes away thousands.
 _ENERGY_NOISE_JOULES = 10.0
@@ -38,7 +38,7 @@ class DeviceMemory(msgspec.Struct):
     seen: dict[str, float] = {}
 
     def repaired(self, at: float) -> None:
-        """The GPU was reset: what was wrong before is news no more."""
+        """The GPU was reset: forget earlier faults."""
         self.reset_at = at
         self.xids = {}
         self.uncorrected = None
@@ -76,7 +76,7 @@ class Memory:
         return self._section.devices.setdefault(uuid, DeviceMemory())
 
     def forget(self, uuid: str) -> None:
-        """The device is gone for good."""
+        """Forget a device that is permanently gone."""
         self._changed |= self._section.devices.pop(uuid, None) is not None
 
     def observe(self, device: DeviceState) -> None:
@@ -126,7 +126,7 @@ class Memory:
             del memory.since[kind]
             memory.seen.pop(kind, None)
             self._changed = True
-        for kind in memory.since:  # as loaded from the file: its time to come back begins now
+        for kind in memory.since:  # as loaded from the file: its grace period begins now
             memory.seen.setdefault(kind, now)
         return {kind: memory.since[kind] for kind in held}
 

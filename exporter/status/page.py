@@ -1,7 +1,7 @@
 """The status page: one HTML document, rendered from the status document.
 
-Everything that is not written here goes through `escape`. Styles and script are inline and allowed
-by their hashes alone.
+All text that is not from this module goes through `escape`. Styles and script are inline and
+allowed by their hashes alone.
 """
 
 import base64
@@ -122,7 +122,7 @@ def _tiles(host: Host) -> str:
 
 
 def _missing(host: Host) -> str:
-    """GPUs and engines that do not answer; engines that do stand with their GPUs."""
+    """GPUs and engines that do not answer; answering engines are shown with their GPUs."""
     down = [workload for workload in host.workloads if not workload.up]
     no_driver = f"<p>{escape(no_gpu(host.driver_error))}</p>" if host.driver_error else ""
     return no_driver + "".join(
@@ -149,7 +149,7 @@ def _pairs(name: str, pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def _footer(status: Status) -> str:
-    """The exporter's own health, and where to go from here."""
+    """The exporter's own health, and links."""
     links = "".join(
         f'<li><a href="{escape(status.links[name])}">{text}</a></li>'
         for name, text in _LINKS

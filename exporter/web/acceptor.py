@@ -16,7 +16,7 @@ from flopwatch.threads import ThreadGuard
 
 log = structlog.get_logger(__name__)
 
-# A flood that exhausts the machine must not fill the disk with its own report.
+# A flood that exhausts the machine must not also fill the disk with log lines.
 _FAILURE_LOG_SECONDS: Final = 60.0
 _IPV4_MAPPED: Final = "::ffff:"
 
@@ -54,7 +54,7 @@ class Acceptor:
                     for address in addresses
                 ]
                 wake, woken = map(opened.enter_context, socket.socketpair())
-                # Made here, as the thread must not need a descriptor that it may not get.
+                # Made here: the thread might not get a descriptor when it needs one.
                 selector = opened.enter_context(selectors.DefaultSelector())
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
@@ -84,7 +84,7 @@ class Acceptor:
         for listener in listeners:
             listener.close()
         if self._wake is not None:
-            self._wake.close()  # its other end becomes readable
+            self._wake.close()  # makes its other end readable
         if self._thread is not None:
             self._thread.join(max(0.0, wait_seconds))
 
@@ -101,7 +101,7 @@ class Acceptor:
         try:
             sock, address = listener.accept()
         except (OSError, MemoryError) as error:
-            # The client may have gone again; only exhaustion would make the loop spin.
+            # The client may be gone already; only exhaustion would make the loop spin.
             if isinstance(error, MemoryError) or is_exhaustion(error):
                 self._report("accept_failed", error)
                 self._make_room()

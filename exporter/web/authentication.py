@@ -18,7 +18,7 @@ from typing import Final
 BCRYPT_HASH: Final = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 
 _PASSWORD_BYTES_MAX: Final = 72  # bcrypt reads no more, and its newer versions raise
-_VERDICTS_MAX: Final = 100  # a handful of scrapers and the passwords that were mistyped lately
+_VERDICTS_MAX: Final = 100  # a handful of scrapers, and recently mistyped passwords
 # A Prometheus pair behind one address needs two at a restart. An address with more is guessing.
 _WAITING_PER_ADDRESS_MAX: Final = 4
 # Providers hand a host a whole IPv6 subnet of this size.
@@ -47,8 +47,8 @@ class BasicAuthenticator:
         """`memory` outlives a reload: verdicts on unchanged hashes stay valid."""
         self._hashes = {name: text.encode("ascii") for name, text in users.items()}
         cost = max(int(found[1]) for text in users.values() if (found := BCRYPT_HASH.match(text)))
-        # A well-formed hash of nothing known; made of random characters, as a real one would take
-        # as long to make as a comparison.
+        # A well-formed hash of no known password, made of random characters: computing a real one
+        # would take as long as a comparison.
         self._decoy = f"$2b${cost:02d}${_characters(21)}.{_characters(31)}".encode()
         self._memory = VerdictMemory() if memory is None else memory
         self._turns = _Turns()
@@ -74,9 +74,9 @@ class BasicAuthenticator:
         import bcrypt  # noqa: PLC0415  only where there are users: it takes 1 MB
 
         remembered = self._memory.get(key)
-        if remembered is not None:  # another thread has compared the same meanwhile
+        if remembered is not None:  # another thread has compared the same in the meantime
             return remembered
-        # A password beyond bcrypt's reach is wrong, but takes as long to be found so.
+        # A password longer than bcrypt reads is wrong, and refusing it takes as long.
         short = password[:_PASSWORD_BYTES_MAX]
         matches = bcrypt.checkpw(short, hashed) and short == password
         self._memory.remember(key, matches=matches)
@@ -101,7 +101,7 @@ class VerdictMemory:
         return self._verdicts.get(key)
 
     def remember(self, key: bytes, *, matches: bool) -> None:
-        """Keep a verdict; a full memory forgets a refusal first, so guesses displace no scraper."""
+        """Keep a verdict; a full memory forgets refusals first, so guesses displace no scraper."""
         if len(self._verdicts) >= _VERDICTS_MAX:
             refusals = [old for old, matched in self._verdicts.items() if not matched]
             del self._verdicts[random.choice(refusals or list(self._verdicts))]

@@ -22,13 +22,13 @@ _GENERALIZED_TIME: Final = 0x18
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """The time in which a certificate is valid, both ends included."""
+    """The validity period of a certificate, both ends included."""
 
     not_before: datetime
     not_after: datetime
 
     def fault(self, now: datetime) -> str | None:
-        """What is wrong with the certificate now, if anything."""
+        """Why the certificate is not valid now, or None."""
         if now > self.not_after:
             return f"the certificate expired on {_readable(self.not_after)}"
         if now < self.not_before:

@@ -25,7 +25,7 @@ _JUST_COME_SECONDS: Final = 0.2
 
 
 class Phase(Enum):
-    """What a connection is doing."""
+    """The phase of a connection."""
 
     WAITING = "waiting"  # for the client: handshake, head, body, or the next request
     ANSWERING = "answering"  # in the handler
@@ -47,7 +47,7 @@ class Connection:
         self._gate = threading.Lock()
 
     def enter(self, phase: Phase) -> None:
-        """Note what the worker does from now on."""
+        """Record the worker's new phase."""
         self.since = time.monotonic()
         self.phase = phase
 
@@ -68,7 +68,7 @@ class Connection:
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
     def has_asked(self) -> bool:
-        """Whether bytes have come that the worker has not read yet: then not the client is late."""
+        """Whether bytes have arrived that the worker has not read yet: then the client is not late."""
         with self._gate, contextlib.suppress(OSError, ValueError):  # closed meanwhile
             readable = select.poll()
             readable.register(self.socket, select.POLLIN)
@@ -98,7 +98,7 @@ class ConnectionTable:
         return len(self._open)
 
     def admit(self, connection: Connection) -> bool:
-        """Take a connection in, if need be in another's place; False when all are at work."""
+        """Add a connection, in another's place if needed; False when all are busy."""
         with self._changed:
             if len(self._open) >= self._limits.connections:
                 self._make_room()
@@ -114,9 +114,9 @@ class ConnectionTable:
             self._changed.notify_all()
 
     def evict(self, *, waiting_seconds: float = 0.0) -> bool:
-        """Cut off the connection that can best be spared; False when there is none.
+        """Cut off the most expendable connection; False when there is none.
 
-        One that has waited for less than `waiting_seconds` is not spared.
+        One that has waited for less than `waiting_seconds` is kept.
         """
         with self._changed:
             held = Counter(connection.client for connection in self._open)
@@ -154,7 +154,7 @@ class ConnectionTable:
 
     def _make_room(self) -> None:
         if not self.evict(waiting_seconds=_JUST_COME_SECONDS):
-            # All are at work, or about to ask: a crowd of scrapers is served in turn.
+            # All are busy or about to send a request: a crowd of scrapers is served in turn.
             if self._changed.wait_for(self._has_room, _JUST_COME_SECONDS):
                 return
             self.evict()

@@ -13,7 +13,7 @@ from exporter.web.protocol import CONTINUE, Head, HttpProtocol, RefusedError
 
 
 if TYPE_CHECKING:
-    import ssl  # 5 MB, for those who serve TLS
+    import ssl  # 5 MB, only for servers with TLS
 
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ class Security(Protocol):
         """Whether a request needs a password or a client certificate."""
 
     def reloaded(self) -> "Security":
-        """What the files behind it now say; itself where there are none. Raises WebConfigError."""
+        """The same with its files read again; itself where there are none. Raises WebConfigError."""
 
     def tls_context(self) -> "ssl.SSLContext | None":
         """The context for a new connection, with the newest certificates; None for plain HTTP."""
@@ -98,7 +98,7 @@ class Conversation:
         self._protocol = HttpProtocol(limits)
 
     def run(self) -> None:
-        """Talk until either side has had enough; the socket is closed afterwards."""
+        """Serve requests until either side ends the connection; the socket is closed afterwards."""
         try:
             deadline = time.monotonic() + self._limits.head_seconds
             if self._secure(deadline) and self._exchange(deadline):
@@ -190,7 +190,7 @@ class Conversation:
                 raise RefusedError(408, "the body did not arrive in time") from None
 
     def _refuse(self, refused: RefusedError) -> None:
-        """Answer a request that cannot be understood, and wait for the client to read that."""
+        """Answer a malformed request, and wait until the client has read the answer."""
         self._note("request_refused", status=refused.status, reason=refused.text)
         self._write(plain(refused.status, refused.text), close=True)
         self._say_goodbye()
@@ -198,9 +198,9 @@ class Conversation:
             self._linger()
 
     def _linger(self) -> None:
-        """Drop what the client still sends: closing on unread data would reset the connection."""
+        """Discard what the client still sends: closing with unread data would reset the connection."""
         sock = self._connection.socket
-        self._connection.enter(Phase.WAITING)  # from now on it can be spared
+        self._connection.enter(Phase.WAITING)  # from now on it may be cut off
         deadline = time.monotonic() + self._limits.linger_seconds
         socket.socket.shutdown(sock, socket.SHUT_WR)
         dropped = 0
@@ -241,7 +241,7 @@ class Conversation:
         self._protocol.feed(data)
 
     def _within(self, deadline: float) -> socket.socket:
-        """The socket, its next call limited to what is left until the deadline."""
+        """The socket, with its timeout set to the time left until the deadline."""
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("deadline passed")
@@ -249,7 +249,7 @@ class Conversation:
         return self._connection.socket
 
     def _say_goodbye(self) -> None:
-        """Tell a TLS client that the end is meant, without waiting for its reply."""
+        """Send TLS's close_notify without waiting for the reply."""
         if self._connection.is_secured:
             sock = cast("ssl.SSLSocket", self._connection.socket)
             with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a web page of another site may not do: change the daemon through a visitor's browser.
+"""Keeps web pages of other sites from changing the daemon through a visitor's browser.
 
 A browser names the page's site in `Origin` (Fetch standard, section 3.2), and sends a form with one
 of three content types. Against DNS rebinding, where the page's own name resolves to this host, the
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from exporter.web.http import Handler, Request, Response, plain
 
 
-# What a form can send without asking first (Fetch standard, section 2.2.2).
+# What a form can send without a preflight request (Fetch standard, section 2.2.2).
 _FORM_TYPES: Final = frozenset(
     {"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"}
 )
@@ -81,5 +81,5 @@ def _without_port(host: str) -> str:
 
 def _own_names() -> frozenset[str]:
     own = socket.gethostname()
-    # The node's name, which a pod is told by the downward API.
+    # The node's name, which a pod gets from the downward API.
     return frozenset({"localhost", own, own.partition(".")[0], os.environ.get("NODE_NAME") or own})

@@ -1,4 +1,4 @@
-"""What the web server and the routes say to each other: a request in, a response out."""
+"""The interface of the web server and the routes: a request in, a response out."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What goes back; the server adds Date, Content-Length and, when it closes, Connection."""
+    """The response; the server adds Date, Content-Length and, when it closes, Connection."""
 
     status: int
     body: bytes = b""
@@ -51,6 +51,6 @@ def respond(handler: Handler, request: Request) -> Response:
     """Call a handler; one that raises is logged with its traceback and answered by a bare 500."""
     try:
         return handler(request)
-    except Exception:  # one broken page must not take the others, nor show its traceback
+    except Exception:  # one broken page must not affect the others, nor show its traceback
         log.exception("request_failed", method=request.method, path=request.path)
         return plain(500)

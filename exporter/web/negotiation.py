@@ -93,7 +93,7 @@ def accepts_gzip(accept_encoding: str | None) -> bool:
 
 
 def _offer(kind: Format, wishes: list[_Wish]) -> _Offer:
-    """The best offer among the most precise ranges that cover the format."""
+    """The best offer among the most specific ranges that cover the format."""
     best = _UNWANTED
     for position, wish in enumerate(wishes):
         precision = _precision(kind, wish)
@@ -120,7 +120,7 @@ def _precision(kind: Format, wish: _Wish) -> int:
 
 
 def _wishes(header: str, element: re.Pattern[str]) -> list[_Wish]:
-    """The header's well-formed elements; a malformed one is as if it had not been sent."""
+    """The header's well-formed elements; malformed ones are ignored."""
     found: list[_Wish] = []
     if not _BALANCED.fullmatch(header):
         return found

@@ -49,7 +49,7 @@ class HttpProtocol:
 
     @property
     def has_received(self) -> bool:
-        """Whether bytes of the next request are here already."""
+        """Whether bytes of the next request have arrived."""
         return bool(self._connection.trailing_data[0])
 
     @property
@@ -67,7 +67,7 @@ class HttpProtocol:
             self._connection.receive_data(data)
 
     def head(self) -> Head | None:
-        """The next request's head; None until all of it is here. Raises RefusedError."""
+        """The next request's head; None until it is complete. Raises RefusedError."""
         self._body_bytes, self._is_head, self._keeps_alive = 0, False, False
         event = self._next_event()
         if not isinstance(event, h11.Request):
@@ -78,7 +78,7 @@ class HttpProtocol:
         return head
 
     def body_is_complete(self) -> bool:
-        """Drop what is here of the request's body; whether that was all. Raises RefusedError."""
+        """Discard what has arrived of the body; whether it is complete. Raises RefusedError."""
         while True:
             event = self._next_event()
             if event is h11.NEED_DATA:
@@ -138,7 +138,7 @@ class HttpProtocol:
             raise RefusedError(status, _REASONS.get(status, str(error))) from None
 
 
-# What h11 says of these names its own internals.
+# h11's messages about these name its own internals.
 _REASONS: Final = {
     431: "the head is too large",
     501: "the only transfer coding spoken here is chunked",

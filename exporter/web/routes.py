@@ -1,4 +1,4 @@
-"""What the daemon answers over HTTP."""
+"""The daemon's HTTP endpoints."""
 
 import urllib.parse
 from collections.abc import Callable, Collection
@@ -20,7 +20,7 @@ _CLIENT_LIBRARY_PREFIXES = ("process_", "python_")
 
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    """What may be asked of the daemon over HTTP. Each raises FlopwatchError with the reason."""
+    """The daemon's actions behind the POST endpoints. Each raises FlopwatchError with the reason."""
 
     reload: Callable[[], str]
     pause_probes: Callable[[], None]

@@ -23,7 +23,7 @@ class Router:
             routes[method] = handler
 
     def __call__(self, request: Request) -> Response:
-        """Answer a request; this makes the router itself a Handler."""
+        """Answer a request: the router is itself a Handler."""
         path = request.path
         routes = self._routes.get(path) or self._routes.get(path.rstrip("/") or "/")
         if routes is None:

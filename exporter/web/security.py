@@ -15,7 +15,7 @@ _CHALLENGE = (("WWW-Authenticate", 'Basic realm="flopwatch", charset="UTF-8"'),)
 
 
 class WebSecurity:
-    """A web configuration at work: certificates, passwords, rate limit.
+    """An active web configuration: certificates, passwords, rate limit.
 
     Raises WebConfigError when the certificates cannot be used.
     """

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 class Server:
-    """An HTTP/1.1 server for a handful of scrapers, made to withstand everybody else.
+    """An HTTP/1.1 server for a handful of scrapers that withstands hostile clients.
 
     One thread accepts on all addresses; each connection has a thread of its own, of which there are
     at most `limits.connections`. Only the standard library is used, and of that not http.server:
@@ -77,7 +77,7 @@ class Server:
         return self._acceptor.addresses
 
     def stalled(self, now: float) -> bool:
-        """Whether the thread that accepts connections has ended or stands still by a fault of ours."""
+        """Whether the thread that accepts connections has ended or is stuck through a bug of ours."""
         return self._acceptor.guard.stalled(now)
 
     def reload_web_config(self) -> None:
@@ -93,7 +93,7 @@ class Server:
                 self._table.cut({Phase.WAITING})
 
     def close(self, grace_seconds: float) -> None:
-        """Stop accepting at once, let answers in flight end, return after the grace at the latest."""
+        """Stop accepting, let answers in flight finish, and return within the grace period."""
         deadline = time.monotonic() + grace_seconds
         self._closing.set()
         self._acceptor.stop(grace_seconds)

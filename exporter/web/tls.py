@@ -146,7 +146,7 @@ def _load_certificate(context: ssl.SSLContext, settings: TlsSettings, now: datet
 
 
 class _PassphraseError(Exception):
-    """OpenSSL asks for a passphrase; without a callback it would ask on the terminal."""
+    """Called when OpenSSL wants a passphrase; without a callback it would ask on the terminal."""
 
 
 def _no_passphrase() -> NoReturn:
@@ -200,7 +200,7 @@ class ContextSource:
         self._context = build_context(settings, clock())
 
     def context(self) -> ssl.SSLContext:
-        """The newest context that could be made; costs a look at each file's status."""
+        """The newest context that could be made; costs one stat of each file."""
         stamps = self._read_stamps()
         if stamps == self._stamps:
             return self._context

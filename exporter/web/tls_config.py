@@ -23,7 +23,7 @@ _CLIENT_AUTH: Final = {
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
-# These ask for a certificate and trust whatever comes.
+# These request a certificate and trust any.
 _UNVERIFIED_CLIENT_AUTH: Final = frozenset(
     {"RequestClientCert", "RequireAnyClientCert", "RequireClientCert"}
 )
@@ -53,7 +53,7 @@ _CURVES: Final = {
 
 
 class TlsServerConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """The section as it is written."""
+    """The section as written."""
 
     cert: str = ""
     key: str = ""
@@ -71,7 +71,7 @@ class TlsServerConfig(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def tls_settings(config: TlsServerConfig, path: Path) -> tuple[TlsSettings | None, list[str]]:
-    """The settings of a section, None when it is empty, and what of it is not honoured.
+    """The settings of a section, None when it is empty, and warnings about keys without effect.
 
     Relative file names are relative to the folder of `path`. Raises WebConfigError.
     """
