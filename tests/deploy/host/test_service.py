@@ -5,12 +5,12 @@ import json
 import pytest
 
 from tests.deploy.documents import commands
-from tests.deploy.engine import needs_engine
+from tests.deploy.engine import ROOT, needs_engine
 from tests.deploy.host.machine import Machine
 
 
 pytestmark = [needs_engine, pytest.mark.slow, pytest.mark.timeout(900)]
-INSTALL, REMOVE = commands("install.md", "Bare metal")[:2]
+INSTALL, INSTALL_LOCKED, REMOVE = commands("install.md", "Bare metal")
 SERVES = "curl -sf http://127.0.0.1:9907/metrics | grep '^flopwatch_gpu_up{gpu=\"cpu0\"'"
 CONFIG = "/etc/flopwatch.yml"
 
@@ -142,6 +142,19 @@ def test_an_upgrade_and_a_downgrade_keep_what_is_the_operators(installed: Machin
     assert installed.run(f"test -e {gone}").returncode == 1
     assert installed.type("/opt/flopwatch/bin/flopwatch --version").startswith("flopwatch 0.0.9 ")
     assert f"FLOPWATCH_CONFIG_FILE={CONFIG}" in installed.type("cat /etc/default/flopwatch")
+
+
+def test_the_locked_versions_are_installed_by_hash(installed: Machine) -> None:
+    """By the other block of the page, upon what is there: no package is of another version than the lock's."""
+    installed.type(f"set -e\n{INSTALL_LOCKED}")
+    installed.wait_for(SERVES)
+    listed = json.loads(installed.type("/opt/flopwatch/bin/pip list --format json"))
+    lock = (ROOT / "deploy/requirements/slim.txt").read_text()
+
+    for each in listed:
+        if each["name"] not in ("flopwatch", "pip", "setuptools"):
+            name = each["name"].lower().replace("_", "-")
+            assert f"{name}=={each['version']} " in lock, each
 
 
 def test_nothing_is_left_after_its_removal(installed: Machine) -> None:
