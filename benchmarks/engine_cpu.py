@@ -2,8 +2,8 @@
 
     python benchmarks/engine_cpu.py        about two minutes; the first time it also builds llama.cpp
 
-* flopwatch gets the engine's port (`workload_discovery.ports`) and nothing else: it finds the model by the
-  engine's process, and the processor as its device;
+* flopwatch gets no address: it finds the engine and its model by the engine's process, and the
+  processor as its device;
 * useful FLOP and bytes against the sum over every token, as llama.cpp's answers say: within 3 % and 5 %;
 * MFU and MBU over the whole load: those FLOP and bytes over the time, over the peaks that flopwatch
   exports. The gauges' largest values meanwhile are printed beside them.
@@ -74,15 +74,14 @@ class Truth:
 
 
 class Watched:
-    """A daemon with a default configuration but for the port to look at."""
+    """A daemon with a default configuration."""
 
-    def __init__(self, folder: Path, engine_port: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self._port = free_port()
         config = folder / "flopwatch.yaml"
         settings = {
             "state_file": str(folder / "state.json"),
             "sources": {"nvml": "off"},
-            "workload_discovery": {"ports": [engine_port], "interval": "5s"},
         }
         config.write_text(json.dumps(settings))
         self._process = subprocess.Popen(
@@ -238,7 +237,7 @@ def main() -> int:
         with running(command, dict(os.environ), folder / "llama.log") as process:
             server = Server(port, str(model), folder, folder / "llama.log", process)
             wait_for(server, "/health")
-            watched = Watched(folder, port)
+            watched = Watched(folder)
             try:
                 took = until_ready(watched)
                 if took is None:

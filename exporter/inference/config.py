@@ -122,7 +122,8 @@ class DiscoveryConfig:
         "workload_discovery.processes",
         choice("auto", "on", "off"),
         "auto",
-        "Look for engines behind the processes that hold a GPU, in containers too. "
+        "Look for engines behind the processes that hold a GPU, in containers too; on a host without "
+        "one, behind those that look like an engine. "
         "`auto`: where they can be seen. `on`: and warn where they cannot.",
         "off",
         reload=False,

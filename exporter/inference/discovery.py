@@ -1,5 +1,6 @@
 """Finds engines that nobody configured: on local ports, or among pods that someone lists."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ DEFAULT_PORTS: tuple[int, ...] = (
 )
 PATHS: tuple[str, ...] = tuple(dict.fromkeys(engine.path for engine in ENGINES.values()))
 PORT_TIMEOUT_SECONDS = 1.0
+# Words in the command lines and titles of engines. A process that has one is asked only if it listens.
+_ENGINE_WORDS = re.compile(
+    r"llama[-_]server|llama_cpp|vllm|sglang|lmdeploy|text-generation|trtllm|dynamo|tritonserver",
+    re.IGNORECASE,
+)
 _LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1", "0.0.0.0"})  # noqa: S104 - compared
 
 # Lists endpoints as pairs of a name and a metrics address, for instance of Kubernetes pods.
@@ -75,6 +81,18 @@ def identify(url: str, *, fetch: Fetch = fetch_text) -> str | None:
     except ScrapeError:
         return None
     return identify_prefixes(parse(text, (), PREFIXES).prefixes)
+
+
+def engine_processes(proc: Path = procfs.PROC) -> frozenset[int]:
+    """Return the processes that look like engines by their command line.
+
+    For hosts without a GPU, where no driver says which processes compute.
+    """
+    return frozenset(
+        process.pid
+        for process in procfs.processes(proc)
+        if _ENGINE_WORDS.search(procfs.read(process.pid, "cmdline", proc))
+    )
 
 
 def serving_processes(url: str, proc: Path = procfs.PROC) -> frozenset[int]:

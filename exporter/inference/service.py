@@ -16,6 +16,7 @@ from exporter.inference.discovery import (
     Endpoint,
     discover_pods,
     discover_ports,
+    engine_processes,
     place,
     serving_processes,
 )
@@ -288,12 +289,15 @@ class WorkloadService:
     def _process_gpus(self, processes: frozenset[int]) -> tuple[GpuRef, ...]:
         if not processes:
             return ()
-        devices = self._state().devices
-        if devices and all(device.is_processor for device in devices):
-            # No GPU is here to compute on.
-            return tuple(_reference(device) for device in devices)
+        if self._on_processor():
+            return tuple(_reference(device) for device in self._state().devices)
         found = (gpu for gpu, pids in self._gpu_processes().items() if pids & processes)
         return tuple(sorted(found, key=lambda gpu: (gpu.gpu, gpu.uuid)))
+
+    def _on_processor(self) -> bool:
+        """Whether no GPU is here to compute on, but the processor."""
+        devices = self._state().devices
+        return bool(devices) and all(device.is_processor for device in devices)
 
     def _tensor_parallel(self, workload: _Workload) -> int:
         """As configured or started, else as if all GPUs of the workload were one group."""
@@ -311,13 +315,18 @@ class WorkloadService:
 
     def _look(self) -> None:
         while not self._stop.is_set():
+            on_processor = self._on_processor()
             try:
                 with self._finder_guard.waiting():  # for engines, and other processes' files
                     found = tuple(self._found())
                 self._adopt(found)
             except Exception as error:  # noqa: BLE001 - a hook of others must not end the thread
                 log.warning("workload_discovery_failed", error=f"{type(error).__name__}: {error}")
-            soon = self._discovery.processes != "off" and not self._gpu_processes()
+            soon = (
+                self._discovery.processes != "off"
+                and not self._gpu_processes()
+                and not on_processor
+            )
             with self._finder_guard.waiting():
                 self._stop.wait(FIRST_LOOK_SECONDS if soon else self._discovery.interval_seconds)
 
@@ -325,8 +334,10 @@ class WorkloadService:
         if self._discovery.ports:
             yield from discover_ports(self._discovery.ports, fetch=self._fetch)
         if self._discovery.processes != "off":
-            pids = frozenset().union(*self._gpu_processes().values())
-            yield from self._containers.look(pids)
+            holding = frozenset().union(*self._gpu_processes().values())
+            yield from self._containers.look(
+                engine_processes() if self._on_processor() else holding
+            )
             self._say_unavailable(self._containers.unavailable)
         if self._discovery.list_pods is not None:
             yield from discover_pods(self._discovery.list_pods, fetch=self._fetch)

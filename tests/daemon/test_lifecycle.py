@@ -249,6 +249,37 @@ def test_an_engine_on_the_processor_has_mfu_and_mbu(start_on_cpu, engine_url: st
     assert scrape.value("flopwatch_workload_gpu_info", gpu="cpu0") == 1
 
 
+def test_an_engine_on_the_processor_is_found_by_itself(start_on_cpu, tmp_path: Path) -> None:
+    """A program that is called llama-server and answers like one, on a port that nobody named."""
+    recordings = Path(__file__).parents[1] / "inference" / "engines" / "recordings"
+    text = (recordings / "llama.cpp-b11434-loaded.prom").read_text()
+    program = tmp_path / "llama-server"
+    program.write_text(
+        "import http.server\n"
+        "class Engine(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200 if self.path == '/metrics' else 404)\n"
+        "        self.end_headers()\n"
+        f"        self.wfile.write({text.encode()!r})\n"
+        "server = http.server.HTTPServer(('127.0.0.1', 0), Engine)\n"
+        "print(server.server_port, flush=True)\n"
+        "server.serve_forever()\n"
+    )
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True) as engine:
+        try:
+            assert engine.stdout is not None
+            port = int(engine.stdout.readline())
+            daemon = start_on_cpu(config="probes: {enabled: false}\n")
+            daemon.wait_until(
+                lambda scrape: scrape.has(
+                    "flopwatch_workload_gpu_info", gpu="cpu0", workload=f"llama_cpp-{port}"
+                ),
+                seconds=120.0,
+            )
+        finally:
+            engine.kill()
+
+
 def test_a_driver_that_appears_later_is_found(start) -> None:
     """Started before the driver: the processor first, the GPUs as soon as there are any."""
     fake, daemon = start([H100], prepare=lambda fake: fake.unload_driver())
