@@ -6,6 +6,7 @@ facts that their gates and their judgement need.
 
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,7 @@ from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
 from exporter.readings import FastReading, SlowReading
 from exporter.state import UNKNOWN, DeviceState, State
 from probes.facts import ComputeMode, DeviceFacts, ProcessFacts
+from probes.model_shapes import ModelGemm
 
 
 _COMPUTE_MODES = frozenset({"default", "exclusive_process", "exclusive_thread", "prohibited"})
@@ -67,17 +69,23 @@ class ProbeFacts:
         clock: Callable[[], float] = time.monotonic,
         ages: ProcessAges | None = None,
         instances: bool = False,
+        model_gemms: Callable[[State], Mapping[str, tuple[ModelGemm, ...]]] = lambda _state: {},
     ) -> None:
-        """`instances`: tell of MIG instances as well, beside their GPUs."""
+        """`instances`: tell of MIG instances as well, beside their GPUs.
+
+        `model_gemms` gives the matrix products of the models that are served, by device UUID.
+        """
         self._state = state
         self._clock = clock
         self._ages = ages or ProcessAges()
         self._instances = instances
+        self._model_gemms = model_gemms
 
     def __call__(self) -> list[DeviceFacts]:
         """The facts of all devices that the driver tells of now."""
         state = self._state()
         self._ages.forget_all_but({device.identity.uuid for device in state.devices})
+        gemms = self._model_gemms(state)
         facts: list[DeviceFacts] = []
         for device in state.devices:
             identity = device.identity
@@ -87,7 +95,7 @@ class ProbeFacts:
             facts.append(self._facts(device, gpu=None))
             if self._instances:
                 facts += [self._facts(i, gpu=device) for i in device.instances if i.up]
-        return facts
+        return [replace(each, model_gemms=gemms.get(each.uuid, ())) for each in facts]
 
     def _facts(self, device: DeviceState, *, gpu: DeviceState | None) -> DeviceFacts:
         """A device's facts; `gpu` is the one that a MIG instance is cut from."""

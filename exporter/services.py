@@ -10,10 +10,12 @@ from exporter.advisor import Advisor
 from exporter.attribution.service import HolderService
 from exporter.calibration import CalibrationFile
 from exporter.config.model import Config
+from exporter.inference.models.products import matrix_products
 from exporter.inference.service import WorkloadService
 from exporter.probe_facts import ProbeFacts
 from exporter.state import State
 from flopwatch.state_file import usable_state_path
+from probes.model_shapes import ModelGemm
 from probes.service import ProbeService
 
 
@@ -26,13 +28,15 @@ class Services:
         """`now` returns the current State, `latest` the last one built."""
         state_path = usable_state_path(config.state_file)
         self.calibration = CalibrationFile(state_path)
-        self.probes = ProbeService(
-            config.probes, ProbeFacts(now, instances=True), state_path=state_path
-        )
         self.workloads = WorkloadService(
             config.workloads,
             state=latest,
             discovery=config.discovery,
+        )
+        self.probes = ProbeService(
+            config.probes,
+            ProbeFacts(now, instances=True, model_gemms=self._model_gemms),
+            state_path=state_path,
         )
         self.holders = HolderService(config.holders, now)
         self.advisor = Advisor(
@@ -42,6 +46,18 @@ class Services:
             settings=config.advice,
             state_path=state_path,
         )
+
+    def _model_gemms(self, state: State) -> dict[str, tuple[ModelGemm, ...]]:
+        """The matrix products of the served models, by the UUID of the devices that compute them."""
+        found: dict[str, tuple[ModelGemm, ...]] = {}
+        for served in self.workloads.served(state):
+            if served.description is None:
+                continue
+            products = matrix_products(served.description, served.tensor_parallel)
+            gemms = tuple(ModelGemm(each.precision, each.n, each.k) for each in products)
+            for gpu in served.gpus:
+                found[gpu.uuid] = tuple(dict.fromkeys((*found.get(gpu.uuid, ()), *gemms)))
+        return found
 
     def start(self) -> None:
         """Start all services."""

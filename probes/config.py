@@ -37,6 +37,14 @@ class ProbeConfig:
         "Which kernels to run; not given: all that the device has.",
         "[gemm_bf16, gemm_fp8, copy_device]",
     )
+    # Faults can hide from all but the kernels and data paths of the model that meets them.
+    shapes: Literal["fixed", "auto"] = option(
+        "probes.shapes",
+        choice("fixed", "auto"),
+        "fixed",
+        "Shapes of GEMMs: fixed ones alone, or also those of the model that is served on the device.",
+        "auto",
+    )
     pause_file: Path | None = option(
         "probes.pause_file",
         optional(text()),
@@ -126,6 +134,8 @@ class ProbeConfig:
                 raise ValueError(f"{name} must not be negative")
         if self.cpu_threads is not None and self.cpu_threads < 1:
             raise ValueError("cpu_threads must be greater than 0")
+        if self.shapes not in ("fixed", "auto"):
+            raise ValueError("shapes must be fixed or auto")
         if self.mig not in ("skip", "run"):
             raise ValueError("mig must be skip or run")
         if self.budget_seconds > self.interval_seconds:

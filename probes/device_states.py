@@ -113,6 +113,7 @@ class DeviceStates:
                 self._devices[facts.uuid] = state
             # The index of a GPU can change under the same UUID.
             state.record.device = facts.key
+            state.record.model_gemms = tuple(gemm.name for gemm in facts.model_gemms)
 
     def leave(self, uuid: str) -> None:
         """Close the page of a MIG instance that is gone: what was measured on it is shown no more.
@@ -189,11 +190,13 @@ class DeviceStates:
 
     def snapshots(self, interval: float) -> tuple[ProbeResults, ...]:
         """Every device's results now."""
-        now = self.clock.monotonic()
+        now, unix_time = self.clock.monotonic(), self.clock.time()
         with self.lock:
             return tuple(
                 state.record.snapshot(
-                    now, interval if state.record.instance is None else interval * self.turns
+                    now,
+                    interval if state.record.instance is None else interval * self.turns,
+                    unix_time=unix_time,
                 )
                 for state in self._devices.values()
             )

@@ -6,7 +6,11 @@ device whose readings are not fresh has none.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+
+if TYPE_CHECKING:  # which reads the facts itself
+    from probes.model_shapes import ModelGemm
 
 
 ComputeMode = Literal["default", "exclusive_process", "exclusive_thread", "prohibited"]
@@ -56,5 +60,7 @@ class DeviceFacts:
     """Active reasons by NVML's names in snake case, such as `sw_thermal_slowdown`."""
     utilization_ratio: float | None = None
     driver_version: str = ""
+    model_gemms: "tuple[ModelGemm, ...]" = ()
+    """The matrix products of the models that are served on the device."""
     headline_precision: str = ""
     """The precision that the device's FLOPS are shown in; its GEMM comes first."""

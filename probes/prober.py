@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,9 @@ from probes.config import ProbeConfig
 from probes.device_states import DeviceStates, ProbedDevice
 from probes.facts import DeviceFacts
 from probes.judgement import Contention, Judgement, judge, too_short
+from probes.model_shapes import PRODUCTS_MAX, ModelGemm, shape_of
 from probes.protocol import Described, KernelInfo, Result, Run
+from probes.sizing import Shape
 from probes.supervisor import RunReport, WorkerFailedError
 from probes.worker_pool import PooledWorker
 
@@ -56,6 +58,10 @@ class Subject:
     """Index in the worker's devices."""
     peer_key: str = ""
     peer_uuid: str = ""
+    gemm: ModelGemm | None = None
+    """The served model's product, of a kernel that is one."""
+    shape: Shape = ()
+    """The shape to measure a model's product with."""
 
     @property
     def versions(self) -> str:
@@ -102,7 +108,7 @@ class Prober:
             if self._paused():
                 self._states.skip(uuid, "paused", len(order) - position)
                 break
-            subject = _subject(pooled, index, ready, described, kernel, shared=shared)
+            subject = self._subject(pooled, index, ready, described, kernel, shared=shared)
             if subject is None:
                 continue
             if state.holds_back(kernel.name, self._states.clock.monotonic()):
@@ -187,6 +193,7 @@ class Prober:
             if missing and not state.missing_logged:
                 log.info("probe_kernels_absent", gpu=state.record.device, kernels=sorted(missing))
             state.missing_logged = True
+        kernels += _model_kernels(state, facts, {kernel.name for kernel in kernels})
         kernels = [kernel for kernel in kernels if state.misfits[kernel.name] < MISFITS_MAX]
         now = self._states.clock.monotonic()
 
@@ -238,13 +245,13 @@ class Prober:
         uuid = pooled.uuids[index]
         request = Run(
             identifier=self._next_identifier(),
-            kernel=subject.kernel.name,
+            kernel=subject.kernel.name if subject.gemm is None else subject.gemm.base,
             device=index,
             allowance_seconds=allowance,
             max_chunk_seconds=self._config.max_chunk_seconds,
             gap_seconds=self._config.gap_seconds,
             timed_runs=TIMED_RUNS,
-            shape=() if baseline is None else baseline.shape,
+            shape=subject.shape if baseline is None else baseline.shape,
             peer=subject.peer,
         )
         charge = self._states[uuid].ledger.precharge(self._states.clock.monotonic(), allowance)
@@ -258,10 +265,15 @@ class Prober:
         self, subject: Subject, baseline: Baseline | None, report: RunReport, allowance: float
     ) -> Contention | None:
         """Record how a run ended: one outcome, or a skip if the allowance was too small."""
-        if report.result is not None:
-            return self._judge(subject, baseline, report.result, report.device_seconds)
         facts, kernel = subject.facts, subject.kernel
         state = self._states[facts.uuid]
+        if report.result is not None:
+            if subject.gemm is not None and report.result.shape[2] != subject.gemm.k:
+                # The worker took the kernel's own shape: the model's did not fit the memory.
+                self._leave_out(state, kernel, "its operands do not fit", "probes.memory_limit")
+                self._states.skip(facts.uuid, "free_memory")
+                return None
+            return self._judge(subject, baseline, report.result, report.device_seconds)
         if report.short_of_allowance:
             if facts.kind == "cpu":
                 # The kernels of a processor fit, so other programs must have interrupted the runs.
@@ -295,13 +307,42 @@ class Prober:
             return
         state.misfits[kernel.name] += 1
         if state.misfits[kernel.name] == MISFITS_MAX:
-            log.warning(
-                "probe_kernel_left_out",
-                gpu=state.record.device,
-                kernel=kernel.name,
-                why="it does not fit the budget of an interval",
-                remedy="raise probes.budget",
+            self._leave_out(
+                state, kernel, "it does not fit the budget of an interval", "probes.budget"
             )
+
+    def _leave_out(self, state: ProbedDevice, kernel: KernelInfo, why: str, option: str) -> None:
+        state.misfits[kernel.name] = MISFITS_MAX
+        log.warning(
+            "probe_kernel_left_out",
+            gpu=state.record.device,
+            kernel=kernel.name,
+            why=why,
+            remedy=f"raise {option}",
+        )
+
+    def _subject(
+        self,
+        pooled: PooledWorker,
+        index: int,
+        ready: Mapping[str, DeviceFacts],
+        described: Described,
+        kernel: KernelInfo,
+        *,
+        shared: bool,
+    ) -> Subject | None:
+        """The kernel on one of the worker's devices; None for a peer copy without a peer in this cycle."""
+        facts = ready[pooled.uuids[index]]
+        if kernel.name != "copy_peer":
+            gemm = next((each for each in facts.model_gemms if each.name == kernel.name), None)
+            shape = () if gemm is None else shape_of(gemm, facts, self._config.max_chunk_seconds)
+            return Subject(facts, described, kernel, shared, gemm=gemm, shape=shape)
+        # In a ring: not every link of a fully connected node is probed, but every GPU's port.
+        peer = (index + 1) % len(pooled.uuids)
+        other = ready.get(pooled.uuids[peer])
+        if peer == index or other is None:
+            return None
+        return Subject(facts, described, kernel, shared, peer, other.key, other.uuid)
 
     def _judge(
         self, subject: Subject, baseline: Baseline | None, result: Result, device_seconds: float
@@ -355,30 +396,21 @@ class Prober:
 
 def _headline_rank(kernel: KernelInfo, facts: DeviceFacts) -> int:
     """0 for the GEMM of the headline precision, 1 for the memory copy, OTHERS_RANK for the others."""
-    if kernel.quantity == "flops" and kernel.label == facts.headline_precision:
+    if kernel.name == f"gemm_{facts.headline_precision}":
         return 0
     return 1 if kernel.name == HEADLINE_COPY else OTHERS_RANK
 
 
-def _subject(
-    pooled: PooledWorker,
-    index: int,
-    ready: Mapping[str, DeviceFacts],
-    described: Described,
-    kernel: KernelInfo,
-    *,
-    shared: bool,
-) -> Subject | None:
-    """The kernel on one of the worker's devices; None for a peer copy without a peer in this cycle."""
-    facts = ready[pooled.uuids[index]]
-    if kernel.name != "copy_peer":
-        return Subject(facts, described, kernel, shared)
-    # In a ring: not every link of a fully connected node is probed, but every GPU's port.
-    peer = (index + 1) % len(pooled.uuids)
-    other = ready.get(pooled.uuids[peer])
-    if peer == index or other is None:
-        return None
-    return Subject(facts, described, kernel, shared, peer, other.key, other.uuid)
+def _model_kernels(
+    state: ProbedDevice, facts: DeviceFacts, present: Container[str]
+) -> list[KernelInfo]:
+    """The products of the served models that a kernel of the device can measure."""
+    shown = sum("x" in name for name in state.attempted)
+    return [
+        gemm.kernel
+        for gemm in facts.model_gemms
+        if gemm.base in present and (gemm.name in state.attempted or shown < PRODUCTS_MAX)
+    ]
 
 
 def _measured(

@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 
 from probes.gates import Reason
 from probes.judgement import Contention, Judgement
+from probes.model_shapes import DAY_SECONDS, is_model_gemm
 from probes.protocol import KernelInfo, Outcome
 
 
@@ -64,6 +65,8 @@ class ProbeResults:
     """The highest clock of a probe since the start."""
     failures_in_a_row: Mapping[str, int] = field(default_factory=dict)
     """Failed runs since the last accepted one, by kernel; of those that ever failed."""
+    coverage_ratio: float | None = None
+    """Of the served models' matrix products, those that were probed in the last day. None: none are known."""
 
     def without_values(self) -> "ProbeResults":
         """The same without what was measured: for a device that does not answer now.
@@ -79,6 +82,7 @@ class ProbeResults:
             launch_latency_seconds=None,
             baseline_ratio={},
             tenant_busy_ratio=None,
+            coverage_ratio=None,
         )
 
 
@@ -141,6 +145,8 @@ class DeviceRecord:
     worker_restarts: int = 0
     worker_memory_bytes: int | None = None
     worker_pid: int | None = None
+    model_gemms: tuple[str, ...] = ()
+    """Names of the products of the models that are served now."""
 
     def ended(self, kernel: str, outcome: Outcome) -> None:
         """Count a run of the kernel by how it ended."""
@@ -164,13 +170,16 @@ class DeviceRecord:
         elif judgement.checked:
             # Present at 0, so that the first mismatch is an increase.
             self.mismatches.setdefault(kernel.name, 0)
-        if judgement.efficiency is not None:
+        of_a_model = is_model_gemm(kernel)
+        if judgement.efficiency is not None and not of_a_model:
             before = self.efficiency.get(kernel.label)
             self.efficiency[kernel.label] = _next(before, judgement.efficiency, now)
         if judgement.value is None:
             return
         number, label = judgement.value, kernel.label
-        if kernel.quantity == "flops":
+        if of_a_model:
+            pass  # it is compared with its own baseline, and says nothing of the precision
+        elif kernel.quantity == "flops":
             self.flops[label] = _next(self.flops.get(label), number, now)
             self.flops_max[label] = max(number, self.flops_max.get(label, 0.0))
         elif kernel.quantity == "bandwidth":
@@ -196,7 +205,15 @@ class DeviceRecord:
         self.clock = _next(self.clock, hertz, now)
         self.clock_max = max(hertz, self.clock_max or 0.0)
 
-    def snapshot(self, now: float, interval: float) -> ProbeResults:
+    def coverage(self, unix_time: float) -> float | None:
+        """The share of the served models' products that were probed within a day; None where there are none."""
+        if not self.model_gemms:
+            return None
+        since = unix_time - DAY_SECONDS
+        seen = sum(self.last_success.get(name, 0.0) >= since for name in self.model_gemms)
+        return seen / len(self.model_gemms)
+
+    def snapshot(self, now: float, interval: float, *, unix_time: float = 0.0) -> ProbeResults:
         """A frozen copy, stale values left out. `interval` is the time between the device's turns."""
 
         def fresh(value: Value | None) -> float | None:
@@ -229,4 +246,5 @@ class DeviceRecord:
             bandwidth_max_bytes_per_second=self.bandwidth_max,
             clock_max_hertz=self.clock_max,
             failures_in_a_row=dict(self.failures_in_a_row),
+            coverage_ratio=self.coverage(unix_time),
         )

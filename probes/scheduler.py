@@ -103,6 +103,8 @@ class Scheduler:
             devices = []
         told = {facts.uuid for facts in devices}
         devices = self._wanted(devices)
+        if self.config.shapes == "fixed":
+            devices = [replace(facts, model_gemms=()) for facts in devices]
         for facts in devices:
             self._states.enter(facts)
         for uuid in self._states.uuids() - {facts.uuid for facts in devices}:

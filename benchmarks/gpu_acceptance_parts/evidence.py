@@ -175,6 +175,20 @@ EVIDENCE: dict[str, Evidence] = {
             ),
         )
     ),
+    "Products of the served model are probed in its own shapes": Evidence(
+        fake=(
+            _proof(
+                "tests/daemon/test_model_probes.py",
+                "test_the_products_of_the_served_model_are_probed",
+                "from an engine's model to the exposition, on a processor",
+            ),
+            _proof(
+                "tests/probes/test_fault_classes.py",
+                "test_each_kind_finds_what_the_other_misses",
+                "of 7 injected classes of faults the fixed shapes find 6 and the model's 5, together all",
+            ),
+        )
+    ),
     "The busy estimate brackets a tenant": Evidence(
         fake=(
             _proof(

@@ -55,7 +55,10 @@ class Request:
 
 
 def look_around(request: Request) -> Survey:
-    """What the machine has; never raises: a driver that hangs or crashes is a finding."""
+    """What the machine has; never raises: a driver that hangs or crashes is a finding.
+
+    Where torch is slow to import the driver's own answer is enough: the parts will see about torch.
+    """
     unknown = Machine("unknown", "unknown", "unknown", None, {})
     try:
         done = subprocess.run(
@@ -65,13 +68,25 @@ def look_around(request: Request) -> Survey:
             cwd=ROOT,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return Survey(unknown, no_gpu="the driver did not answer", no_cuda="no GPU was found")
-    try:
-        return msgspec.json.decode(done.stdout, type=Survey)
-    except msgspec.MsgspecError:
+    except subprocess.TimeoutExpired as late:
+        found = _last_survey(late.stdout or b"")
+        return found or Survey(
+            unknown, no_gpu="the driver did not answer", no_cuda="no GPU was found"
+        )
+    found = _last_survey(done.stdout)
+    if found is None or done.returncode != 0:
         why = f"the survey ended with {done.returncode}: {_last_line(done.stderr.decode(errors='replace'))}"
         return Survey(unknown, no_gpu=why, no_cuda=why)
+    return found
+
+
+def _last_survey(lines: bytes) -> Survey | None:
+    """The newest of the surveys that were written whole."""
+    found = None
+    for line in lines.splitlines():
+        with contextlib.suppress(msgspec.MsgspecError):
+            found = msgspec.json.decode(line, type=Survey)
+    return found
 
 
 def obstacle(part: str, survey: Survey, *, rehearsal: bool) -> str:

@@ -1,11 +1,13 @@
-"""What the machine has: `python -m benchmarks.gpu_acceptance_parts.survey INDEX`, answer as JSON.
+"""What the machine has: `python -m benchmarks.gpu_acceptance_parts.survey INDEX`, answers as lines of JSON.
 
-A process of its own: a driver that hangs or crashes here costs nobody else anything.
+A process of its own: a driver that hangs or crashes here costs nobody else anything. The first line is what
+the driver says, the second adds what torch says: a cold import of torch can take a minute and more.
 """
 
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Iterator
 
 import msgspec
 
@@ -19,12 +21,18 @@ from exporter.collect.nvml.reading import read_processes
 from exporter.version import VERSION
 
 
-def main(index: int) -> Survey:
-    """The survey of the GPU with this NVML index."""
+def surveys(index: int) -> Iterator[Survey]:
+    """The survey of the GPU with this NVML index, without torch and then with it."""
     versions = {"python": platform.python_version(), "flopwatch": VERSION}
     versions["nvidia-ml-py"] = _version_of("nvidia-ml-py")
+    found = _driver_survey(index, versions)
+    yield found
     no_cuda = _torch_obstacle(versions)
-    unknown = Machine("unknown", "unknown", "unknown", None, versions)
+    machine = msgspec.structs.replace(found.machine, versions=versions)
+    yield msgspec.structs.replace(found, machine=machine, no_cuda=no_cuda or found.no_gpu)
+
+
+def _driver_survey(index: int, versions: dict[str, str]) -> Survey:
     library = DriverLibrary()
     try:
         library.open()
@@ -34,7 +42,9 @@ def main(index: int) -> Survey:
         processes = read_processes(calls)["processes"] or ()
     except NvmlError as error:
         why = f"no GPU {index}: {error}"
-        return Survey(unknown, no_gpu=why, no_cuda=no_cuda or why)
+        return Survey(
+            Machine("unknown", "unknown", "unknown", None, versions), no_gpu=why, no_cuda=why
+        )
     capability = identity.compute_capability
     machine = Machine(
         gpu=identity.name,
@@ -43,7 +53,7 @@ def main(index: int) -> Survey:
         sm_count=identity.sm_count,
         versions=versions,
     )
-    return Survey(machine, identity.uuid, no_cuda=no_cuda, in_use_by=len(processes))
+    return Survey(machine, identity.uuid, in_use_by=len(processes))
 
 
 def _version_of(package: str) -> str:
@@ -65,4 +75,6 @@ def _torch_obstacle(versions: dict[str, str]) -> str:
 
 if __name__ == "__main__":
     log_to_stderr()
-    sys.stdout.buffer.write(msgspec.json.encode(main(int(sys.argv[1]))))
+    for survey in surveys(int(sys.argv[1])):
+        sys.stdout.buffer.write(msgspec.json.encode(survey) + b"\n")
+        sys.stdout.buffer.flush()

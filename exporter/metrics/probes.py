@@ -124,6 +124,17 @@ PROBE_NEWEST_SUCCESS_TIMESTAMP_SECONDS = SUBJECT.gauge(
     help=("Unix time of the last accepted probe of the device, of its GEMMs and its device copy."),
     interpretation="Age of the latest result of any kernel.",
 )
+PROBE_COVERAGE_RATIO = SUBJECT.gauge(
+    "flopwatch_probe_coverage_ratio",
+    help=(
+        "Share of the served models' matrix products (shape and precision) that were probed in the "
+        "last day. Absent unless probes.shapes is auto and a described model is served."
+    ),
+    interpretation=(
+        "Below 1 some products are not probed: the budget is too small, or torch or the device has no "
+        "GEMM in their precision."
+    ),
+)
 PROBE_WORKER_RESTARTS_TOTAL = SUBJECT.counter(
     "flopwatch_probe_worker_restarts_total",
     unit="restarts",
@@ -202,6 +213,7 @@ def _device_samples(device: ProbeResults) -> Iterator[Sample]:
     yield from summary_samples(
         labels, device.baseline_ratio, device.mismatches, device.last_success_seconds
     )
+    yield from optional(PROBE_COVERAGE_RATIO, labels, device.coverage_ratio)
     yield Sample(PROBE_WORKER_RESTARTS_TOTAL, labels, float(device.worker_restarts))
     memory = device.worker_memory_bytes
     yield from optional(

@@ -12,8 +12,15 @@ from benchmarks import gpu_acceptance
 from benchmarks.gpu_acceptance_parts.budget import TimeBox, share_out
 from benchmarks.gpu_acceptance_parts.context import Survey
 from benchmarks.gpu_acceptance_parts.report import Reporter, collect
-from benchmarks.gpu_acceptance_parts.runner import PARTS, Request, obstacle, run_parts
+from benchmarks.gpu_acceptance_parts.runner import (
+    PARTS,
+    Request,
+    look_around,
+    obstacle,
+    run_parts,
+)
 from benchmarks.gpu_acceptance_parts.schema import Machine, PartReport
+from tests.fake_nvml import H100, FakeNvml
 
 
 MACHINE = Machine("Test GPU", "600.1", "9.0", 132, {})
@@ -146,6 +153,24 @@ def test_without_a_gpu_it_says_so_and_leaves_no_results(
     assert table.count("not run") == len(PARTS)
     assert "library_not_found" in table
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torch_that_is_slow_to_import_hides_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cold import from a slow disk passes the survey's time: what the driver said is enough to go on."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "torch.py").write_text("import time; time.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{gpu_acceptance.ROOT}")
+    request = Request(("facts",), 60.0, 0, rehearsal=False, out=tmp_path, scratch=tmp_path)
+    with FakeNvml([H100], tmp_path) as fake:
+        for name, value in fake.env.items():
+            monkeypatch.setenv(name, value)
+        survey = look_around(request)
+
+    assert survey.machine.gpu == H100.name
+    assert survey.uuid == fake.gpu(0).uuid
+    assert (survey.no_gpu, survey.no_cuda) == ("", "")
 
 
 @pytest.mark.parametrize(

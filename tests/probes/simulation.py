@@ -98,6 +98,7 @@ class FakeWorker:
     def run(self, request):
         self.host.requests.append(request)
         ending = self.host.script.popleft() if self.host.script else Ending()
+        changes = self.host.changes_of(request) | ending.changes
         seconds = request.allowance_seconds * ending.share
         if ending.how in ("hang", "crash_late"):
             seconds = request.allowance_seconds + self.config.chunk_deadline_seconds
@@ -105,11 +106,11 @@ class FakeWorker:
         if self.host.after_run is not None:
             self.host.after_run()
         if ending.how == "ok":
-            return RunReport(self._result(request, **ending.changes), seconds)
+            return RunReport(self._result(request, **changes), seconds)
         if ending.how == "allowance":
             return RunReport(None, seconds, short_of_allowance=True)
         if ending.how.startswith("dies in ") and request.kernel not in ending.how:
-            return RunReport(self._result(request, **ending.changes), seconds)
+            return RunReport(self._result(request, **changes), seconds)
         self.alive = False
         outcome = {"hang": "timeout", "out_of_memory": "out_of_memory"}.get(ending.how, "error")
         return RunReport(None, seconds, outcome, text=ending.how)
@@ -164,10 +165,23 @@ class Host:
         self.describe_fails = {}
         self.memory_bytes = 500_000_000
         self.after_run = None
+        # Depth of the products that are slow, or wrong; and whether requested shapes are not taken.
+        self.slow_depth = self.corrupt_depth = None
+        self.own_shape = False
         self.started, self.closed, self.requests, self.used = [], [], [], []
         self.path = folder / "state.json"
         self.config = ProbeConfig(**({"pause_file": None} | config))
         self.scheduler = self.boot()
+
+    def changes_of(self, request):
+        """What is different about a run of this shape."""
+        if not request.shape:
+            return {}
+        if self.own_shape:
+            return {"shape": (2048, 2048, 11920)}
+        if request.shape[2] == self.slow_depth:
+            return {"run_seconds": (0.00025,) * 7}
+        return {"digest": "bb"} if request.shape[2] == self.corrupt_depth else {}
 
     def boot(self):
         """A scheduler as after a start of the daemon."""
@@ -185,6 +199,11 @@ class Host:
         self.clock.now += after
         self.scheduler.cycle()
         return self.snapshot()
+
+    def snapshot_or_none(self):
+        """The first device's snapshot, if a cycle has seen a device."""
+        devices = self.scheduler.snapshot(running=True).devices
+        return devices[0] if devices else None
 
     def snapshot(self):
         """The first device's snapshot."""

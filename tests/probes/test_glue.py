@@ -196,6 +196,7 @@ FULL = records.ProbeResults(
     worker_memory_bytes=5 * 10**8,
     worker_pid=1,
     failures_in_a_row={"gemm_bf16": 2},
+    coverage_ratio=0.75,
 )
 
 

@@ -1,0 +1,79 @@
+"""The matrix products of the model that is served, and the shapes in which they are probed.
+
+A product's depth K is probed as it is: it decides how a kernel accumulates. The weights are cut along their width N, and
+few tokens are multiplied, so that a run stays as short as any probe and the operands fit the worker's memory.
+What N leaves over a whole tile is kept, so that the kernel's path for edges runs as it does for the model.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from probes.facts import DeviceFacts
+from probes.protocol import KernelInfo
+from probes.sizing import CORE_RUN_SECONDS, RUN_SHARE, Shape, gemm_flop
+
+
+# Tokens that are multiplied at once, as many as fit.
+TOKENS: Final = (512, 256, 128, 64, 32)
+TILE: Final = 256
+SMALL_TILE: Final = 64
+# Of a set of operands: two sets fit the smallest arena (64 MiB).
+BYTES_MAX: Final = 30 * 2**20
+# Of the data sheet: what short products reach at least, once they are large enough to matter.
+REACHED_SHARE: Final = 0.5
+# A device that serves one model after the other shows so many products in its life.
+PRODUCTS_MAX: Final = 64
+DAY_SECONDS: Final = 86_400.0
+_ELEMENT_BYTES: Final = {"fp64": 8, "fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelGemm:
+    """One product of the served model: `n` columns of weights, `k` deep, on one device of its group."""
+
+    precision: str
+    n: int
+    k: int
+
+    @property
+    def name(self) -> str:
+        """The kernel's name in metrics and baselines."""
+        return f"gemm_{self.precision}_{self.n}x{self.k}"
+
+    @property
+    def base(self) -> str:
+        """The kernel that measures it."""
+        return f"gemm_{self.precision}"
+
+    @property
+    def kernel(self) -> KernelInfo:
+        """It as a kernel."""
+        return KernelInfo(name=self.name, quantity="flops", label=self.precision)
+
+
+def is_model_gemm(kernel: KernelInfo) -> bool:
+    """Whether a kernel is a product of a model: its speed is its own, not the device's in that precision."""
+    return kernel.quantity == "flops" and kernel.name != f"gemm_{kernel.label}"
+
+
+def shape_of(gemm: ModelGemm, facts: DeviceFacts, max_chunk_seconds: float) -> Shape:
+    """The shape (M, N, K) in which a product is probed on this device."""
+    peak = facts.peak_flops.get(gemm.precision, 0.0)
+    seconds = RUN_SHARE * max_chunk_seconds
+    if facts.kind == "cpu":
+        peak /= facts.sm_count or 1
+        seconds = CORE_RUN_SECONDS
+    flop_max = seconds * REACHED_SHARE * peak
+    width = _ELEMENT_BYTES.get(gemm.precision, 1)
+    for tile in (TILE, SMALL_TILE):
+        for tokens in TOKENS:
+            by_flop = flop_max / gemm_flop((tokens, 1, gemm.k))
+            by_bytes = (BYTES_MAX - tokens * gemm.k * width) / (gemm.k * width + 4 * tokens)
+            fitting = int(min(by_flop, by_bytes))
+            if gemm.n <= fitting:
+                return (tokens, gemm.n, gemm.k)
+            cut = (fitting - gemm.n % tile) // tile * tile + gemm.n % tile
+            if cut >= tile:
+                return (tokens, cut, gemm.k)
+    # Too deep for this device in the time of a run: the least that a kernel takes.
+    return (TOKENS[-1], min(gemm.n, SMALL_TILE + gemm.n % SMALL_TILE), gemm.k)
