@@ -25,10 +25,10 @@ from exporter.inference.models.locate import load_model
 from exporter.inference.models.products import matrix_products
 from probes.allowance import Allowance
 from probes.cpu import CpuDevice
-from probes.facts import DeviceFacts
+from probes.facts import DeviceFacts, ModelGemm
 from probes.kernels import all_kernels
 from probes.kernels.gemm import PreparedGemm
-from probes.model_shapes import ModelGemm, shape_of
+from probes.model_shapes import shape_of
 from probes.protocol import Device
 from probes.sizing import Shape
 

@@ -15,8 +15,7 @@ from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
 from exporter.readings import FastReading, SlowReading
 from exporter.state import UNKNOWN, DeviceState, State
-from probes.facts import ComputeMode, DeviceFacts, ProcessFacts
-from probes.model_shapes import ModelGemm
+from probes.facts import ComputeMode, DeviceFacts, ModelGemm, ProcessFacts
 
 
 _COMPUTE_MODES = frozenset({"default", "exclusive_process", "exclusive_thread", "prohibited"})

@@ -15,7 +15,7 @@ from exporter.inference.service import WorkloadService
 from exporter.probe_facts import ProbeFacts
 from exporter.state import State
 from flopwatch.state_file import usable_state_path
-from probes.model_shapes import ModelGemm
+from probes.facts import ModelGemm
 from probes.service import ProbeService
 
 

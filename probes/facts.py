@@ -6,11 +6,7 @@ device whose readings are not fresh has none.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
-
-
-if TYPE_CHECKING:  # which reads the facts itself
-    from probes.model_shapes import ModelGemm
+from typing import Literal
 
 
 ComputeMode = Literal["default", "exclusive_process", "exclusive_thread", "prohibited"]
@@ -23,6 +19,25 @@ class ProcessFacts:
     pid: int
     age_seconds: float
     """Since the process started, or since it was first seen here, whichever is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelGemm:
+    """A matrix product of the served model: `n` columns of weights, `k` deep, on one device of its group."""
+
+    precision: str
+    n: int
+    k: int
+
+    @property
+    def name(self) -> str:
+        """The kernel's name in metrics and baselines."""
+        return f"gemm_{self.precision}_{self.n}x{self.k}"
+
+    @property
+    def base(self) -> str:
+        """The kernel that measures it."""
+        return f"gemm_{self.precision}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +75,7 @@ class DeviceFacts:
     """Active reasons by NVML's names in snake case, such as `sw_thermal_slowdown`."""
     utilization_ratio: float | None = None
     driver_version: str = ""
-    model_gemms: "tuple[ModelGemm, ...]" = ()
+    model_gemms: tuple[ModelGemm, ...] = ()
     """The matrix products of the models that are served on the device."""
     headline_precision: str = ""
     """The precision that the device's FLOPS are shown in; its GEMM comes first."""

@@ -5,10 +5,9 @@ few tokens are multiplied, so that a run stays as short as any probe and the ope
 What N leaves over a whole tile is kept, so that the kernel's path for edges runs as it does for the model.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
-from probes.facts import DeviceFacts
+from probes.facts import DeviceFacts, ModelGemm
 from probes.protocol import KernelInfo
 from probes.sizing import CORE_RUN_SECONDS, RUN_SHARE, Shape, gemm_flop
 
@@ -27,28 +26,9 @@ DAY_SECONDS: Final = 86_400.0
 _ELEMENT_BYTES: Final = {"fp64": 8, "fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class ModelGemm:
-    """One product of the served model: `n` columns of weights, `k` deep, on one device of its group."""
-
-    precision: str
-    n: int
-    k: int
-
-    @property
-    def name(self) -> str:
-        """The kernel's name in metrics and baselines."""
-        return f"gemm_{self.precision}_{self.n}x{self.k}"
-
-    @property
-    def base(self) -> str:
-        """The kernel that measures it."""
-        return f"gemm_{self.precision}"
-
-    @property
-    def kernel(self) -> KernelInfo:
-        """It as a kernel."""
-        return KernelInfo(name=self.name, quantity="flops", label=self.precision)
+def kernel_of(gemm: ModelGemm) -> KernelInfo:
+    """A product as a kernel."""
+    return KernelInfo(name=gemm.name, quantity="flops", label=gemm.precision)
 
 
 def is_model_gemm(kernel: KernelInfo) -> bool:

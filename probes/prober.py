@@ -12,9 +12,9 @@ import structlog
 from probes.baseline import Baseline
 from probes.config import ProbeConfig
 from probes.device_states import DeviceStates, ProbedDevice
-from probes.facts import DeviceFacts
+from probes.facts import DeviceFacts, ModelGemm
 from probes.judgement import Contention, Judgement, judge, too_short
-from probes.model_shapes import PRODUCTS_MAX, ModelGemm, shape_of
+from probes.model_shapes import PRODUCTS_MAX, kernel_of, shape_of
 from probes.protocol import Described, KernelInfo, Result, Run
 from probes.sizing import Shape
 from probes.supervisor import RunReport, WorkerFailedError
@@ -407,7 +407,7 @@ def _model_kernels(
     """The products of the served models that a kernel of the device can measure."""
     shown = sum("x" in name for name in state.attempted)
     return [
-        gemm.kernel
+        kernel_of(gemm)
         for gemm in facts.model_gemms
         if gemm.base in present and (gemm.name in state.attempted or shown < PRODUCTS_MAX)
     ]

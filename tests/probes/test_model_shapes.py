@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from probes.config import ProbeConfig
-from probes.model_shapes import BYTES_MAX, PRODUCTS_MAX, ModelGemm, shape_of
+from probes.facts import ModelGemm
+from probes.model_shapes import BYTES_MAX, PRODUCTS_MAX, shape_of
 from probes.sizing import gemm_flop
 from tests.probes.simulation import COPY, GEMM, Ending, Host, gpu
 
