@@ -38,7 +38,7 @@ class Services:
             ProbeFacts(now, instances=True, model_gemms=self._model_gemms),
             state_path=state_path,
         )
-        self.holders = HolderService(config.holders, now)
+        self.holders = HolderService(config.holders, latest)
         self.advisor = Advisor(
             now,
             self.workloads.served,

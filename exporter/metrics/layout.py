@@ -68,12 +68,19 @@ class Block:
         self.set_extra_labels(extra)
 
     def find_moving(self) -> None:
-        """Note which of the values that stayed have changed."""
+        """Note which of the values that stayed have changed, and all others of their families.
+
+        Where the temperature of one sensor moves, that of the other will, too: to learn that one by
+        one would make the fixed text anew each time.
+        """
         positions = self.stay(list(range(len(self.values))))
-        self.moving.update(
-            position
+        families = {
+            self.families[position]
             for position, before in zip(positions, self.stayed, strict=True)
             if self.values[position] != before
+        }
+        self.moving.update(
+            position for position, family in enumerate(self.families) if family in families
         )
 
     def set_extra_labels(self, extra: ExtraLabels) -> None:

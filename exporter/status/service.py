@@ -28,8 +28,8 @@ PAGE_PATH = "/"
 _REUSE_SECONDS = 1.0
 # While somebody scrapes, findings are judged this often by the daemon's main loop, so that no scrape
 # waits for it; a scrape does it itself only when they are much older. Else they are judged each minute.
-_FINDINGS_SECONDS = 5.0
-_FINDINGS_REUSE_SECONDS = 10.0
+_FINDINGS_SECONDS = 10.0
+_FINDINGS_REUSE_SECONDS = 15.0
 _TEND_SECONDS = 60.0
 _SCRAPED_SECONDS = 150.0
 _GZIP_LEVEL = 4
@@ -112,7 +112,7 @@ class StatusService:
             return self._current()
 
     def findings(self) -> list[DeviceFindings]:
-        """What holds of each device, for the metrics; at most ten seconds old."""
+        """What holds of each device, for the metrics; at most 15 seconds old."""
         with self._lock:
             self._scraped_at = self._clock()
             self._judge(_FINDINGS_REUSE_SECONDS)
