@@ -75,3 +75,21 @@ def test_serves_until_told_to_end() -> None:
     assert said.startswith("simulating 1 hosts at http://127.0.0.1:")
     assert groups[0]["labels"]["instance"] == "steady-decode-000"
     assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("pull", "words"),
+    [
+        ("larger_batch", "for example larger_batch=30m"),
+        ("release_idle=1m", "'release_idle' is not a lever that can be pulled here"),
+        ("full_clocks=soon", "'soon'"),
+    ],
+)
+def test_a_pull_that_cannot_be_is_refused(
+    pull: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a time, of a lever that one engine does not have, or at no time."""
+    with pytest.raises(SystemExit):
+        parse("--pull", pull)
+
+    assert words in capsys.readouterr().err

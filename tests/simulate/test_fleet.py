@@ -11,7 +11,7 @@ from exporter.errors import FlopwatchError
 from exporter.metrics.family import Sample
 from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios, fleet_router
 from exporter.simulate.history import history
-from exporter.simulate.host import SimulatedHost, Timing
+from exporter.simulate.host import Pull, SimulatedHost, Timing
 from exporter.simulate.scenarios import SCENARIOS
 from exporter.status.document import Status
 from exporter.web.http import Request
@@ -279,3 +279,37 @@ def test_a_host_without_its_driver_says_so() -> None:
     assert status.host.health == "critical"
     assert status.host.summary.startswith("The PCI bus shows 8\u00a0GPUs, the driver lists none.")
     assert value(host, "flopwatch_expected_gpus") == 8
+
+
+def test_a_lever_that_is_pulled_changes_what_is_delivered_and_is_booked() -> None:
+    """Twice the batch at minute 20, ten times as fast: more tokens a second, and one comparison."""
+    plan = FleetPlan(
+        find_scenarios(["serving-queue"]), hosts=1, gpus=2, pulls=(Pull("larger_batch", 1200.0),)
+    )
+    clock = Clock()
+    (host,) = build_fleet(plan, Timing(BEGAN, pace=10.0), clock)
+
+    def tokens() -> float:
+        return value(host, "flopwatch_model_tokens_total", phase="decode")
+
+    def at(second: float) -> float:
+        clock.now = BEGAN + second
+        host.advance(clock.now)
+        return tokens()
+
+    before = -at(60.0) + at(100.0)
+    advice = json.loads(get(fleet_router([host]), f"/hosts/{host.name}/api/v1/advice"))
+    assert "larger_batch" in {lever["lever"] for lever in advice["workloads"][0]["levers"]}
+    for second in range(101, 260):
+        at(float(second))
+    after = -at(260.0) + at(300.0)
+    assert after > 1.2 * before
+    counted = samples(host, "flopwatch_lever_backtests_total", lever="larger_batch")
+    assert sum(sample.value for sample in counted) == 1
+
+
+def test_a_lever_needs_a_scenario_with_an_engine() -> None:
+    plan = FleetPlan(find_scenarios(["steady-decode"]), pulls=(Pull("larger_batch", 60.0),))
+
+    with pytest.raises(FlopwatchError, match="use serving-queue or serving-capped"):
+        build_fleet(plan, Timing(BEGAN), Clock())
