@@ -1,5 +1,8 @@
 """What all tests share."""
 
+import sys
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -14,3 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write golden files anew instead of comparing"
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """Say how far the collection is: on a busy machine each worker takes a while for its six thousand tests."""
+    print(f"{node.gateway.id} has collected {len(ids)} tests", file=sys.stderr, flush=True)
