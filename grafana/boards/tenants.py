@@ -141,12 +141,12 @@ def _waste(dashboard: Dashboard) -> Dashboard:
                 "GPUs' worth of idle time that each holder keeps. A value near the GPUs that it holds: it could give them back.",
                 [
                     Query(
-                        f'topk(10, sum by (namespace, pod, hpc_job, workload) ({IDLE[:-1]}, holder!="none"}}))',
-                        "{{namespace}} {{pod}}{{hpc_job}}{{workload}}",
+                        f'topk(10, sum by (cluster, namespace, pod, hpc_job, workload) ({IDLE[:-1]}, holder!="none"}}))',
+                        "{{cluster}} {{namespace}} {{pod}}{{hpc_job}}{{workload}}",
                     )
                 ],
                 unit="none",
-                labels=("namespace", "pod", "hpc_job", "workload"),
+                labels=("cluster", "namespace", "pod", "hpc_job", "workload"),
                 long_names=True,
                 span=12,
                 no_value=NONE_REPORTED,
@@ -247,6 +247,7 @@ def _tokens(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 unit="joule",
+                span=24,
                 needs="an inference engine",
             )
         )
