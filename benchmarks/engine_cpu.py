@@ -76,7 +76,9 @@ class Truth:
 class Watched:
     """A daemon with a default configuration."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine_port: int) -> None:
+        # Other engines of this host are found as well.
+        self._workload = f'workload="llama_cpp-{engine_port}"'
         self._port = free_port()
         config = folder / "flopwatch.yaml"
         settings = {
@@ -93,11 +95,12 @@ class Watched:
         )
 
     def series(self) -> dict[str, dict[str, float]]:
-        """All samples: labels as written, by family."""
+        """All samples but those of other engines: labels as written, by family."""
         found: dict[str, dict[str, float]] = {}
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=10) as answer:
             for line in answer.read().decode().splitlines():
-                if not line.startswith("#"):
+                foreign = 'workload="' in line and self._workload not in line
+                if not line.startswith("#") and not foreign:
                     name, _, value = line.rpartition(" ")
                     family, _, labels = name.partition("{")
                     found.setdefault(family, {})[labels] = float(value)
@@ -237,7 +240,7 @@ def main() -> int:
         with running(command, dict(os.environ), folder / "llama.log") as process:
             server = Server(port, str(model), folder, folder / "llama.log", process)
             wait_for(server, "/health")
-            watched = Watched(folder)
+            watched = Watched(folder, port)
             try:
                 took = until_ready(watched)
                 if took is None:
