@@ -47,7 +47,7 @@ PAIR_FLOP = MODEL.layers * 4 * _QUERIES
 WEIGHT_BYTES = 2 * (MODEL.layers * _LAYER + MODEL.hidden * MODEL.vocabulary)
 CACHE_BYTES = MODEL.layers * 2 * _CACHED * 2
 UBATCH = 512  # llama.cpp's default: a longer prompt takes several passes
-REQUESTS = ((900, 40), (30, 200), (500, 100), (200, 160), (1200, 30))
+REQUESTS = ((400, 20), (30, 60), (600, 15))
 FLOP_TOLERANCE, BYTES_TOLERANCE = 0.03, 0.05
 FIND_SECONDS = 180.0
 
