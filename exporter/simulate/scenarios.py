@@ -262,10 +262,9 @@ _ALL = (
     ),
     Scenario(
         "serving-capped",
-        "the same with long prompts, and the first host capped to 45 % of its power all the time",
+        "the same with long prompts, and the first host capped to 45 % of its power from the start",
         _idle,
         faults=(Fault(gpu=None, begins=0.0, power_limit=0.45),),
-        alerts=frozenset({"GPUClocksHeldDownByPower", "GPUPowerLimitLowered"}),
         serving=Serving(batch=24, clients=60, prompt=3000, answer=100),
     ),
 )
