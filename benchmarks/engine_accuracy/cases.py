@@ -132,7 +132,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[Case, ...]]] = {
         ("--max-num-batched-tokens=2048", "--api-server-count=2"),
         (
             Case("two API servers, 16 at once", _requests((16, 100, 200), seed=41, workers=16)),
-            Case("two API servers, random", _random(42, 20, (10, 800), (5, 100))),
+            Case("two API servers, random, one minute", _random(42, 62, (10, 800), (5, 100))),
         ),
     ),
     "vllm-data-parallel": (
