@@ -137,7 +137,8 @@ def _celsius(name: str, path: str) -> Any:
 def _option(name: str, path: str, parse: Any) -> Any:
     threshold = THRESHOLDS[name]
     text = f"{threshold.help} In the rules `{name}`."
-    return option(f"findings.{path}", parse, threshold.value, text, f"{threshold.value:g}")
+    # As a file would give it, so that a configuration reads the same after it was printed.
+    return option(f"findings.{path}", parse, parse(threshold.value), text, f"{threshold.value:g}")
 
 
 @dataclass(frozen=True, slots=True)
