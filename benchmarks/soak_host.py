@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.soak_node import Node
-from exporter.advisor import LOOK_SECONDS, Advisor
+from exporter.advisor import AdviceSettings, Advisor
 from exporter.attribution.bill import HostLedger
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.metrics.findings import FINDINGS
@@ -90,7 +90,7 @@ class SoakedHost(Node):
         self._status.observe(self.device())
         if self.ticks % PROBE_SECONDS == 0:
             self._probe()
-        if self.ticks % int(LOOK_SECONDS) == 0:
+        if self.ticks % int(AdviceSettings().look_seconds) == 0:
             self._advisor.look()
             self.played.advice += 1
         if self.ticks % PAGE_SECONDS == 0:
