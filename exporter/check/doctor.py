@@ -1,4 +1,4 @@
-"""All checks of a host and a configuration, in the order of the report."""
+"""Runs all checks of a host and a configuration, in report order."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -21,14 +21,14 @@ from exporter.check.subprocesses import Answer, Question, ask_driver, ask_torch
 from exporter.config.model import Config
 
 
-# A healthy driver answers for eight GPUs within a second or two, a cold one within six.
+# A healthy driver answers for eight GPUs within one or two seconds, a cold one within six.
 DRIVER_SECONDS = 15.0
 TORCH_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that was found; `driver`, `gpus` and `torch` are what they said themselves."""
+    """All findings. `driver`, `gpus` and `torch` hold the raw answers."""
 
     findings: tuple[CheckResult, ...]
     driver: dict[str, Any]
@@ -37,11 +37,11 @@ class Report:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing failed."""
+        """Whether no check failed."""
         return not any(finding.level is Level.FAILURE for finding in self.findings)
 
     def document(self) -> dict[str, Any]:
-        """As plain data, for --json."""
+        """The report as plain data, for --json."""
         return {
             "healthy": self.healthy,
             "findings": [finding.document() for finding in self.findings],
@@ -58,7 +58,7 @@ def examine(
     driver_seconds: float = DRIVER_SECONDS,
     torch_seconds: float = TORCH_SECONDS,
 ) -> Report:
-    """Examine this host. `mistakes` are those of the configuration, which is then the default one."""
+    """Examine this host. If the configuration has `mistakes`, `config` is the default one."""
     look = _Looker()
     driver_question = torch_question = None
     if config.sampling.modes["nvml"] != "off":
@@ -117,20 +117,20 @@ _Answered = TypeVar("_Answered")
 
 
 class _Looker:
-    """Collects findings. What cannot be examined is a finding, too: a checker never crashes."""
+    """Collects findings. A check that cannot run is itself a finding: the checker never crashes."""
 
     def __init__(self) -> None:
         self.findings: list[CheckResult] = []
 
     def at(self, area: str, examine_area: Callable[[], Iterable[CheckResult]]) -> None:
-        """Add what there is to say of an area, as far as it can be examined."""
+        """Add the findings of an area, as far as it can be examined."""
         try:
             self.findings.extend(examine_area())
-        except Exception as fault:  # noqa: BLE001  one area's fault must not cost the report
+        except Exception as fault:  # noqa: BLE001  a bug in one area must not cost the report
             self.findings.append(_not_examined(area, fault))
 
     def ask(self, area: str, question: Callable[[], _Answered]) -> _Answered | None:
-        """What the question gives; None where it cannot be asked."""
+        """The result of the question, or None where it cannot be asked."""
         try:
             return question()
         except Exception as fault:  # noqa: BLE001  the same
@@ -138,7 +138,7 @@ class _Looker:
             return None
 
     def answer(self, question: Question | None) -> Answer:
-        """What a process answers; nothing where it was not asked."""
+        """The answer of a process; empty if it was not asked."""
         if question is None:
             return Answer(())
         return self.ask("driver", question.answer) or Answer(())

@@ -1,8 +1,8 @@
-"""Asks the driver, in a process of its own: `python -m exporter.check.driver SECONDS`.
+"""Queries the driver in a separate process: `python -m exporter.check.driver SECONDS`.
 
-A driver call can hang for good and cannot be interrupted, so every GPU has a thread here, what is
-known is written when the time is up, and the process ends without waiting for anybody. One line of
-JSON for the driver, then one per GPU.
+A driver call can hang forever and cannot be interrupted. Every GPU therefore has its own thread
+here; when the time is up, the process writes what is known and exits without waiting for any
+thread. The output is one line of JSON for the driver, then one per GPU.
 """
 
 import json
@@ -34,7 +34,7 @@ _VIRTUALIZATION = {0: "none", 1: "passthrough", 2: "vgpu", 3: "host_vgpu", 4: "h
 
 
 def main() -> None:
-    """Write what the driver says, within the seconds given as argument."""
+    """Write the driver's answers within the number of seconds given as argument."""
     set_up_logging("error", "logfmt")
     deadline = time.monotonic() + float(sys.argv[1])
     driver: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def _ask_device(library: DriverLibrary, device: dict[str, Any]) -> None:
         _describe(library, device)
     except NvmlError as error:
         device["error"] = error.reason
-    except Exception as fault:  # noqa: BLE001  what nobody expected must not cost the report
+    except Exception as fault:  # noqa: BLE001  an unexpected error must not cost the report
         device["error"] = "internal_error"
         device["fault"] = f"{type(fault).__name__}: {fault}"
 
@@ -124,7 +124,7 @@ def _describe(library: DriverLibrary, device: dict[str, Any]) -> None:
 
 
 def _instances(calls: DeviceCalls, max_hertz: float | None) -> list[dict[str, Any]]:
-    """The MIG instances, and whether GPM answers for each."""
+    """The MIG instances, each with whether GPM answers for it."""
     instances: list[dict[str, Any]] = []
     sources: list[GpmWindows] = []
     for listed in list_instances(calls):

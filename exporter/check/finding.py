@@ -1,4 +1,4 @@
-"""What `flopwatch check` found, one fact a line."""
+"""The findings of `flopwatch check`, one fact per line."""
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -9,14 +9,14 @@ class Level(StrEnum):
     """How much a finding matters. Only a failure makes the exit code 1."""
 
     OK = "ok"
-    NOTE = "note"  # absent, and nobody asked for it
-    WARNING = "warning"  # the daemon runs, but with less
+    NOTE = "note"  # absent, and not configured
+    WARNING = "warning"  # the daemon runs, with reduced function
     FAILURE = "failure"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One fact about this host. `remedy` says what to do, where something can be done."""
+    """One fact about this host. `remedy` says what to do, if anything can be done."""
 
     area: str
     level: Level
@@ -24,5 +24,5 @@ class CheckResult:
     remedy: str | None = None
 
     def document(self) -> dict[str, Any]:
-        """As plain data, for --json."""
+        """The fact as plain data, for --json."""
         return {**asdict(self), "level": self.level.value}

@@ -1,7 +1,7 @@
-"""Where the FLOPS of a GPU come from on this host; where from nowhere, why, and what would help.
+"""Where a GPU's FLOPS come from on this host; if there is no source, why, and the remedy.
 
-GPM begins with Hopper. Before it, DCGM profiles data-centre and professional boards alone, and from
-Hopper on it reads GPM itself: what GPM refuses there, no dcgm-exporter has.
+GPM is available from Hopper on. On older GPUs, DCGM profiles only data-centre and professional
+boards. From Hopper on DCGM reads GPM itself, so a dcgm-exporter has nothing that GPM refuses.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ _DENIED = "no_permission"
 
 @dataclass(frozen=True, slots=True)
 class FlopsSource:
-    """The source (`gpm_cycles`, `gpm`, `dcgm`), or None and why there is none."""
+    """The source (`gpm_cycles`, `gpm`, `dcgm`), or None and the reason."""
 
     name: str | None
     why: str = ""
@@ -32,9 +32,9 @@ class FlopsSource:
 
 @dataclass(frozen=True, slots=True)
 class DcgmAnswer:
-    """What the dcgm-exporter of this node shows; nothing where nobody needs one. `error`: why not.
+    """What this node's dcgm-exporter exposes; empty if no GPU needs one. `error`: why it failed.
 
-    `answers`: there is one all the same, and its answer is at fault.
+    `answers` with an `error`: a dcgm-exporter is running, but its answer is unusable.
     """
 
     asked: bool = False
@@ -43,7 +43,7 @@ class DcgmAnswer:
     answers: bool = False
 
     def tells_flops(self, uuid: str, gpu_instance_id: Any = None) -> bool:
-        """Whether it has a pipe's activity of the device."""
+        """Whether it exposes the activity of any pipe of the device."""
         key = DcgmDevice(uuid, None if gpu_instance_id is None else str(gpu_instance_id))
         sample = self.devices.get(key)
         return sample is not None and sample.tells_flops
@@ -73,7 +73,7 @@ def ask_dcgm(config: Config, gpus: Sequence[Mapping[str, Any]]) -> DcgmAnswer:
 
 
 def flops_source(gpu: Mapping[str, Any], dcgm: DcgmAnswer, config: Config) -> FlopsSource:
-    """Where the FLOPS of a GPU come from, its instances aside."""
+    """Where the FLOPS of a GPU come from, not counting its MIG instances."""
     gpm = gpu["gpm"]
     off = config.sampling.modes["gpm"] == "off"
     if "source" in gpm and not off:
@@ -98,7 +98,7 @@ def flops_source(gpu: Mapping[str, Any], dcgm: DcgmAnswer, config: Config) -> Fl
 def instance_source(
     instance: Mapping[str, Any], uuid: str, dcgm: DcgmAnswer, config: Config
 ) -> str:
-    """The same of a MIG instance, in few words; `uuid` is its GPU's."""
+    """The same for a MIG instance, in a few words; `uuid` is that of its GPU."""
     gpm: Mapping[str, str] = instance["gpm"]
     if "source" in gpm and config.sampling.modes["gpm"] != "off":
         return f"FLOPS from {gpm['source']}"
@@ -112,7 +112,7 @@ def instance_source(
 def dcgm_findings(
     dcgm: DcgmAnswer, config: Config, gpus: Sequence[Mapping[str, Any]]
 ) -> Iterator[CheckResult]:
-    """Whether a dcgm-exporter answers for the GPUs that need it, and with what."""
+    """Whether a dcgm-exporter answers for the GPUs that need it, and with which metrics."""
     if not dcgm.asked:
         return
     if dcgm.error is not None:
@@ -128,7 +128,7 @@ def dcgm_findings(
     for gpu in gpus:
         if not _may_use_dcgm(gpu, config):
             continue
-        # Of a GPU in MIG mode there are rows of its instances.
+        # For a GPU in MIG mode the rows are those of its instances.
         wanted = [(f"GPU {gpu['index']}", DcgmDevice(gpu["uuid"]))]
         if gpu["instances"]:
             wanted = [
@@ -141,7 +141,7 @@ def dcgm_findings(
 
 
 def _may_use_dcgm(gpu: Mapping[str, Any], config: Config) -> bool:
-    """Whether the daemon would ask a dcgm-exporter for this GPU, and that could have an answer."""
+    """Whether the daemon would ask a dcgm-exporter about this GPU and could get an answer."""
     if "gpm" not in gpu or config.sampling.modes["dcgm"] == "off":
         return False
     if config.sampling.modes["gpm"] == "off":
@@ -155,7 +155,7 @@ def _may_use_dcgm(gpu: Mapping[str, Any], config: Config) -> bool:
 
 
 def _is_profiled(gpu: Mapping[str, Any]) -> bool:
-    """Whether DCGM profiles such GPUs without GPM."""
+    """Whether DCGM can profile this GPU model without GPM."""
     capability = tuple(gpu.get("compute_capability") or ())
     consumer = any(word in gpu.get("name", "") for word in _CONSUMER)
     return (

@@ -79,7 +79,7 @@ def driver_findings(answer: Answer, config: Config) -> Iterator[CheckResult]:
 
 
 def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[CheckResult]:
-    """Each GPU: what it is, where its FLOPS come from, what stands in the way."""
+    """For each GPU: the product, the source of its FLOPS, and any obstacles."""
     for device in answer.documents[1:]:
         area = f"gpu {device['index']}"
         name = f"{device.get('name', 'unknown')}: "
@@ -95,7 +95,7 @@ def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[C
 
 
 def missing_gpu_findings(answer: Answer, config: Config) -> Iterator[CheckResult]:
-    """GPUs that the configuration names by an index that this host does not have."""
+    """GPU indices in the configuration that do not exist on this host."""
     if not answer.documents or answer.documents[0].get("error") is not None:
         return
     known = {str(device["index"]) for device in answer.documents[1:]}
@@ -198,4 +198,4 @@ def _instances(
 
 
 def _device_nodes() -> list[str]:
-    return [node for node in sorted(glob.glob("/dev/nvidia*")) if not os.path.isdir(node)]  # noqa: PTH112, PTH207  pathlib raises where a node may not be looked at
+    return [node for node in sorted(glob.glob("/dev/nvidia*")) if not os.path.isdir(node)]  # noqa: PTH112, PTH207  pathlib raises if access to a node is denied

@@ -28,25 +28,26 @@ from flopwatch.state_file import usable_state_path
 
 
 _TIMEOUT_SECONDS = 3.0
-# adjtimex(2): the return value that says that nothing disciplines the clock.
+# adjtimex(2): the return value for a clock that is not synchronized.
 _TIME_ERROR = 5
 _TIMEX_BYTES = 256  # struct timex is 208 bytes on 64-bit Linux
 # Longs before `maxerror`: modes (padded), offset, freq. In microseconds.
 _TIMEX_MAXERROR = struct.Struct("@lll l")
 # torch.cuda.get_arch_list: sm_80, sm_90a, compute_120.
 _BUILT = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[af]?")
-# As much as a state file of sixteen GPUs takes.
+# The size of a state file for sixteen GPUs.
 _STATE_TRIAL_BYTES = 64 * 1024
-# Scrapes are a second apart or more: timestamps that are further off mislead.
+# Scrapes are at least a second apart: a larger clock error makes timestamps misleading.
 _CLOCK_ERROR_SECONDS = 1.0
 
 
 def port_findings(config: Config) -> Iterator[CheckResult]:
-    """Whether the daemon could listen, or does already."""
+    """Whether the daemon could listen, or already does."""
     with contextlib.ExitStack() as listening:
         for address in config.web.listen_address:
             try:
-                # Kept open until the end: an address that is given twice is in use the second time.
+                # Kept open until the end, so that an address given twice is found in use the second
+                # time.
                 listening.enter_context(open_listener(address, 1))
             except ListenError as error:
                 host, port = parse_listen_address(address)
@@ -67,7 +68,7 @@ def state_findings(config: Config) -> Iterator[CheckResult]:
     if obstacle is None:
         yield CheckResult("state file", Level.OK, str(path))
         return
-    other = usable_state_path(path)  # the user's, where the other's folder cannot be written
+    other = usable_state_path(path)  # the user's path, if the default folder is not writable
     if other != path and _obstacle(other) is None:
         yield CheckResult("state file", Level.NOTE, f"{path}: {obstacle}; {other} is used")
         return
@@ -82,14 +83,14 @@ def state_findings(config: Config) -> Iterator[CheckResult]:
 
 
 def _obstacle(path: Path) -> str | None:
-    """Why a state file cannot be written there; None where it can. Folders may be made for it."""
-    if os.path.isdir(path):  # noqa: PTH112  pathlib raises where it may not look
+    """Why a state file cannot be written there, or None if it can. May create folders."""
+    if os.path.isdir(path):  # noqa: PTH112  pathlib raises if access is denied
         return "is a folder"
     folder = path.parent
     while not os.path.isdir(folder) and folder != folder.parent:  # noqa: PTH112
         folder = folder.parent
     try:
-        # Only a byte on the disk tells that the disk takes one: a full one lets files be made.
+        # Only a written byte proves that the disk has space: a full disk still allows empty files.
         with tempfile.TemporaryFile(dir=folder) as trial:
             trial.write(bytes(_STATE_TRIAL_BYTES))
     except OSError as error:
@@ -126,7 +127,7 @@ def _answer_finding(name: str, engine: str, url: str, text: str) -> CheckResult:
 
 
 def kubernetes_findings(config: Config) -> Iterator[CheckResult]:
-    """Whether the kubelet tells which pods hold the GPUs."""
+    """Whether the kubelet reports which pods hold the GPUs."""
     if config.holders.pod_resources == "off":
         return
     socket = Path(config.holders.socket)
@@ -159,7 +160,7 @@ def kubernetes_findings(config: Config) -> Iterator[CheckResult]:
 
 
 def clock_findings() -> Iterator[CheckResult]:
-    """Whether anything keeps the clock: timestamps of a host that drifts mislead."""
+    """Whether the clock is synchronized: a drifting host exports misleading timestamps."""
     found = _clock()
     if found is None:
         return
@@ -187,7 +188,7 @@ def clock_findings() -> Iterator[CheckResult]:
 def perf_findings(
     config: Config, gpus: Sequence[Mapping[str, Any]], kernel: Kernel | None = None
 ) -> Iterator[CheckResult]:
-    """Whether the processor's own count of operations can be read, where it is watched."""
+    """Whether the CPU's own operation counters can be read, if CPU monitoring is on."""
     modes = config.sampling.modes
     if modes["perf"] == "off" or modes["cpu"] == "off" or (gpus and modes["cpu"] != "on"):
         return
@@ -208,12 +209,12 @@ def probe_findings(
     gpus: Sequence[Mapping[str, Any]],
     driver: Mapping[str, Any] | None = None,
 ) -> Iterator[CheckResult]:
-    """Whether the probes have a torch, and one that can use these GPUs."""
+    """Whether torch is installed for the probes and can use these GPUs."""
     if not config.probes.enabled or answer is None:
         yield CheckResult("probes", Level.NOTE, "turned off by probes.enabled")
         return
     pause = config.probes.pause_file
-    if pause is not None and os.path.exists(pause):  # noqa: PTH110  pathlib raises where it may not look
+    if pause is not None and os.path.exists(pause):  # noqa: PTH110  pathlib raises if access is denied
         yield CheckResult("probes", Level.NOTE, f"paused: {pause} exists")
     torch = answer.documents[-1] if answer.documents else {"error": answer.error or "no answer"}
     if "error" in torch:
@@ -237,9 +238,10 @@ def probe_findings(
 
 
 def _newer_cuda(torch: Mapping[str, Any], driver: Mapping[str, Any]) -> Iterator[CheckResult]:
-    """A torch of a newer major version of CUDA than the driver's; within one, any runs on any.
+    """A finding if torch is built for a newer CUDA major version than the driver's.
 
-    CUDA Compatibility Guide, minor version compatibility.
+    Within a major version every torch runs on every driver (CUDA Compatibility Guide, minor version
+    compatibility).
     """
     built, runs = torch["cuda"], driver.get("cuda_driver_version")
     if not built or not runs or int(built.partition(".")[0]) <= runs // 1000:
@@ -261,7 +263,8 @@ def _foreign_gpus(
         return
     for gpu in gpus:
         major, minor = gpu.get("compute_capability") or (0, 0)
-        # Machine code for 8.0 runs on 8.6 and on no other major version; PTX on all that are newer.
+        # Machine code for 8.0 also runs on 8.6, but on no other major version. PTX runs on all
+        # newer ones.
         usable = any(
             (int(match["major"]), int(match["minor"])) <= (major, minor)
             and (match["kind"] == "compute" or int(match["major"]) == major)
@@ -277,7 +280,7 @@ def _foreign_gpus(
 
 
 def _is_flopwatch(host: str, port: int) -> bool:
-    """Whether a flopwatch answers there; one behind TLS or a password is not recognised."""
+    """Whether a flopwatch answers there; one behind TLS or a password is not recognized."""
     name = host if host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104  compared, not bound
     try:
         text = fetch(f"http://{name}:{port}/metrics", timeout_seconds=_TIMEOUT_SECONDS)
@@ -287,7 +290,7 @@ def _is_flopwatch(host: str, port: int) -> bool:
 
 
 def _clock() -> tuple[int, float] | None:
-    """The kernel's clock state and the most that it may be off in seconds; None if it will not say."""
+    """The kernel's clock state and its maximum error in seconds; None if the call fails."""
     try:
         adjtimex = ctypes.CDLL(None, use_errno=True).adjtimex
     except (OSError, AttributeError):

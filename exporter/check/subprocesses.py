@@ -1,4 +1,4 @@
-"""Questions that may hang or cost much, asked in processes that can be left behind."""
+"""Queries that may hang or be expensive, run in subprocesses that can be abandoned."""
 
 import json
 import os
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
-# Time for an interpreter to start and end, beside the time that the question itself gets.
+# Time for an interpreter to start and exit, on top of the time that the query itself gets.
 _MARGIN_SECONDS = 5.0
 
-# Asks through NVML, not CUDA: a check must not make a context on a GPU that somebody serves from.
+# Uses NVML, not CUDA: a check must not create a CUDA context on a GPU that serves traffic.
 _TORCH = """
 import json, os
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
@@ -32,7 +32,7 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Lines of JSON that a process wrote; `late` if it had to be killed, `error` its last words."""
+    """Lines of JSON from a process. `late`: it was killed. `error`: the end of its stderr."""
 
     documents: tuple[dict[str, Any], ...]
     late: bool = False
@@ -40,11 +40,11 @@ class Answer:
 
 
 class Question:
-    """A process that was asked and has not been heard yet."""
+    """A running process whose answer has not been read yet."""
 
     def __init__(self, command: Sequence[str], seconds: float) -> None:
         self._seconds = seconds + _MARGIN_SECONDS
-        self._process = subprocess.Popen(  # noqa: S603  our own interpreter and our own words
+        self._process = subprocess.Popen(  # noqa: S603  our own interpreter and arguments
             [sys.executable, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -54,25 +54,25 @@ class Question:
         )
 
     def answer(self) -> Answer:
-        """Wait for it, but never longer than its time."""
+        """Wait for the answer, but never longer than the time allowed."""
         late = False
         try:
             output, errors = self._process.communicate(timeout=self._seconds)
         except subprocess.TimeoutExpired as expired:
             late = True
-            self._process.kill()  # in a driver call it dies when that returns; nobody waits for it
+            self._process.kill()  # inside a driver call it dies when the call returns; do not wait for it
             output, errors = _text(expired.stdout), _text(expired.stderr)
         lines = errors.strip().splitlines()
         return Answer(tuple(_documents(output)), late, lines[-1] if lines else "")
 
 
 def ask_driver(seconds: float) -> Question:
-    """What the driver says of itself and its GPUs."""
+    """Query the driver about itself and its GPUs."""
     return Question(["-m", "exporter.check.driver", str(seconds)], seconds)
 
 
 def ask_torch(seconds: float) -> Question:
-    """Which torch the probes would use."""
+    """Query which torch the probes would use."""
     return Question(["-c", _TORCH], seconds)
 
 
