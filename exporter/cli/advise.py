@@ -1,4 +1,4 @@
-"""`flopwatch advise`: which change would help each workload, and by how much."""
+"""`flopwatch advise`: which changes would help each workload, and by how much."""
 
 import argparse
 import math
@@ -65,7 +65,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def fetch_document(url: str) -> "AdviceDocument":
-    """The advice of a daemon. Raises FlopwatchError with one line for people."""
+    """The advice of a daemon. Raises FlopwatchError with a one-line message for the user."""
     import msgspec
 
     from exporter.advice.document import ADVICE_PATH, API_VERSION, AdviceDocument
@@ -88,7 +88,7 @@ def fetch_document(url: str) -> "AdviceDocument":
 
 
 def text_of(document: "AdviceDocument") -> str:
-    """The advice as people read it."""
+    """The advice as text for a terminal."""
     if not document.workloads:
         return (
             "No advice: no served model has been watched for two minutes. Levers need an engine's "
@@ -126,7 +126,7 @@ def _lever_lines(lever: "LeverAdvice") -> list[str]:
 
 
 def record_text(record: "TrackRecord") -> str:
-    """The track record in words."""
+    """The track record as text."""
     if record.compared_here:
         return f"{record.held_here} of {record.compared_here} predictions held here"
     if record.compared:
@@ -147,7 +147,7 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 @dataclass(slots=True)
 class FleetRow:
-    """One lever over the fleet. FLOP/s and money are sums over workloads, of the ranges' ends."""
+    """One lever across the fleet. FLOP/s and money are sums of the range ends over all workloads."""
 
     lever: str
     workloads: int = 0
@@ -159,7 +159,7 @@ class FleetRow:
 
 
 def read_fleet(api: "PrometheusApi", at_unix_seconds: float) -> list[FleetRow]:
-    """The levers of all workloads that a Prometheus has, those that save most first."""
+    """The levers of all workloads in a Prometheus, the largest savings first."""
     rows: dict[str, FleetRow] = defaultdict(lambda: FleetRow(""))
 
     def row(lever: str) -> FleetRow:
@@ -195,7 +195,7 @@ def read_fleet(api: "PrometheusApi", at_unix_seconds: float) -> list[FleetRow]:
 
 
 def _saved_query() -> str:
-    """Money a day, in the middle of each range: price of the workload's GPUs x 24 h x saved share."""
+    """Money per day at the middle of each range: price of the workload's GPUs x 24 h x saved share."""
     saved = f"1 - avg by ({_WORKLOAD}, lever) (flopwatch_lever_cost_ratio)"
     price = (
         "sum by (cluster, job, instance, workload, currency) (flopwatch_workload_gpu_info "
@@ -209,7 +209,7 @@ def _saved_query() -> str:
 
 
 def fleet_table(rows: list[FleetRow]) -> str:
-    """The fleet's levers as people read them."""
+    """The fleet's levers as text for a terminal."""
     lines = [f"{'lever':22} {'workloads':>9} {'useful PFLOPS':>18} {'worth a day':>18}  record"]
     for each in rows:
         flops = f"{each.flops_low / 1e15:+.2f} to {each.flops_high / 1e15:+.2f}"

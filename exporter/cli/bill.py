@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # A query over more would load weeks of samples at once.
 _STEP_SECONDS = 86400.0
 _DEVICE = "cluster, job, instance, gpu, uuid"
-# What stands beside a holder that has no such label: capacity that nobody held is a row of its own.
+# Shown for a holder without such a label. Capacity without a holder has its own row.
 _NOBODY = "(nobody)"
 _NO_LABEL = "(none)"
 _GROUPS = ("namespace", "pod", "hpc_job", "workload", "model")
@@ -37,7 +37,7 @@ class Row:
     costs: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: "Row") -> None:
-        """Add another one's amounts."""
+        """Add the amounts of another row."""
         self.flop += other.flop
         self.held_seconds += other.held_seconds
         self.idle_seconds += other.idle_seconds
@@ -157,7 +157,7 @@ def read_rows(
 
 
 def row_name(by: str, labels: Mapping[str, str]) -> str:
-    """The row that a series belongs to."""
+    """The name of the row that a series belongs to."""
     if labels.get("holder") == "none":
         return _NOBODY
     return labels.get(by) or _NO_LABEL
@@ -181,11 +181,11 @@ def parse_time(text: str, now: float) -> float:
 
 
 def _grouped(by: str, expression: str, window: str, *more: str) -> str:
-    """The expression summed for each row."""
+    """The expression summed per row."""
     labels = ", ".join(("holder", by, *more))
     if by != "model":
         return f"sum by ({labels}) ({expression})"
-    # The model that a GPU serves; of several the one whose name comes last, so that nothing counts twice.
+    # The model that a GPU serves. If several, the last by name, so that nothing is counted twice.
     served = (
         f"topk by ({_DEVICE}) (1, last_over_time(flopwatch_workload_gpu_info{window}) "
         "* on (cluster, job, instance, workload) group_left (model) "
@@ -199,7 +199,7 @@ def _grouped(by: str, expression: str, window: str, *more: str) -> str:
 
 
 def _steps(start: float, end: float) -> Iterator[tuple[float, float]]:
-    """End and length of each part of the period."""
+    """The end and length of each step of the period."""
     while start < end:
         step_end = min(start + _STEP_SECONDS, end)
         yield step_end, step_end - start
@@ -207,7 +207,7 @@ def _steps(start: float, end: float) -> Iterator[tuple[float, float]]:
 
 
 def _with_progress(steps: Sequence[tuple[float, float]]) -> Iterable[tuple[float, float]]:
-    """The steps, with a bar on standard error where there are several and somebody looks."""
+    """The steps, with a progress bar on standard error if there are several and it is a terminal."""
     if len(steps) < 2 or not sys.stderr.isatty():
         return steps
     from rich.console import Console

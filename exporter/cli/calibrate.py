@@ -36,13 +36,13 @@ _FAMILY = "flopwatch_flop_total"
 _DEFAULT_URL = "http://127.0.0.1:9907/metrics"
 _SECONDS_PER_PRECISION = 2.0
 _SCRAPE_SECONDS = 5.0
-# The counter has settled when it did not move over this time: more than one tick of a second.
+# The counter has settled when it has not moved for this long: more than one tick of one second.
 _SETTLE_SECONDS = 1.6
 _SETTLE_ATTEMPTS = 12
-# Which counter sees a GEMM: the tensor pipe, but for fp32, which is not its work.
+# The counter that sees a GEMM: the tensor pipe, except for fp32, which runs elsewhere.
 _PLAIN_PIPES = {"fp32": "fp32"}
 _TENSOR = "tensor"
-# On an idle device a counter that differs by more than this was not counting this work at all.
+# On an idle device, a counter that is off by more than this did not count this work at all.
 _IMPLAUSIBLE = 0.9
 
 CounterKey = tuple[str, str]
@@ -54,20 +54,20 @@ class CalibrationError(ProbeError):
 
 
 class FlopCounter(Protocol):
-    """Where the FLOP are counted that the calibration compares with."""
+    """The FLOP counter that the calibration compares with."""
 
     def read(self, uuid: str) -> Mapping[CounterKey, float]:
         """FLOP since start by pipe and precision. Raises CalibrationError."""
 
 
 class ScrapedCounter:
-    """The counter as a running daemon serves it."""
+    """The counter as served by a running daemon."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def read(self, uuid: str) -> Mapping[CounterKey, float]:
-        """All series of the device, sources added up. Raises CalibrationError."""
+        """All series of the device, summed over sources. Raises CalibrationError."""
         try:
             text = fetch(self._url, timeout_seconds=_SCRAPE_SECONDS)
             families = list(text_string_to_metric_families(text))
@@ -89,7 +89,7 @@ class ScrapedCounter:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One precision on one device: FLOP that were done and FLOP that were counted."""
+    """One precision on one device: FLOP executed and FLOP counted."""
 
     gpu: str
     uuid: str
@@ -118,7 +118,7 @@ class Calibrator:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._facts = facts
-        # Long chunks: nobody else is there, and the pipe should be busy without gaps.
+        # Long chunks: the device is idle otherwise, and the pipe should be busy without gaps.
         self._config = replace(config, chunk_deadline_seconds=10.0, request_deadline_seconds=120.0)
         self._counter = counter
         self._factory = factory
@@ -127,9 +127,9 @@ class Calibrator:
         self._identifier = 0
 
     def compare(self, seconds: float) -> Iterator[Comparison]:
-        """One comparison for each precision that the device has.
+        """One comparison for each precision that the device supports.
 
-        Raises CalibrationError when the counter cannot be read or never rests, and
+        Raises CalibrationError when the counter cannot be read or never settles, and
         WorkerFailedError when the worker fails.
         """
         worker = self._factory((self._facts,), self._config)
@@ -139,7 +139,7 @@ class Calibrator:
             for kernel in described.kernels:
                 if kernel.quantity != "flops":
                     continue
-                # The size is chosen first, so that only known work lies between the readings.
+                # Choose the size first, so that only known work runs between the readings.
                 shape = self._run(worker, kernel, (), self._config.max_chunk_seconds)[0]
                 before = self._settled()
                 true_flop = self._work(worker, kernel, shape, seconds)
@@ -157,7 +157,7 @@ class Calibrator:
         key = (_PLAIN_PIPES.get(precision, _TENSOR), precision)
         counted: float | None = after.get(key, 0.0) - before.get(key, 0.0)
         if counted is not None and abs(counted / true_flop - 1) > _IMPLAUSIBLE:
-            # The tensor pipe is valued in the headline precision, and only in that.
+            # Work of the tensor pipe is counted in the headline precision only.
             counted = None
         return Comparison(self._facts.key, self._facts.uuid, precision, true_flop, counted)
 
@@ -192,7 +192,7 @@ class Calibrator:
         return report.result.shape, report.result.executed_runs * report.result.work_per_run
 
     def _settled(self) -> Mapping[CounterKey, float]:
-        """The counter once it rests: the daemon's ticks have taken in what was done."""
+        """The counter once it has settled: the daemon's ticks have counted all the work."""
         last = self._counter.read(self._facts.uuid)
         for _ in range(_SETTLE_ATTEMPTS):
             self._sleep(_SETTLE_SECONDS)
@@ -225,7 +225,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Calibrate every idle GPU; 0 when at least one error could be stated."""
+    """Calibrate every idle GPU; 0 if at least one error could be determined."""
     from exporter.logging_setup import set_up_logging
 
     config = load_config(config_origin(parsed))
@@ -245,7 +245,7 @@ def run(parsed: argparse.Namespace) -> int:
         for facts in devices:
             calibrator = Calibrator(facts, config.probes, counter)
             try:
-                # Each is kept as it comes: a later precision may end the worker.
+                # Keep each result at once: a later precision may crash the worker.
                 for comparison in calibrator.compare(_SECONDS_PER_PRECISION):
                     stated += report([comparison], state, time.time())
             except WorkerFailedError as error:
@@ -275,11 +275,11 @@ def report(comparisons: Sequence[Comparison], state: StateFile, unix_time: float
 
 @contextlib.contextmanager
 def probes_held_off(pause_file: Path | None) -> Iterator[None]:
-    """Keep the daemon's own probes from adding work meanwhile, by the pause file.
+    """Use the pause file to keep the daemon's own probes from adding work meanwhile.
 
-    Where the file cannot be made the calibration goes on: the probes' 20 ms a minute are below its
-    own uncertainty. A file that was there before stays. One that was made goes also when the
-    process is told to end: left behind it would hold the probes off for good.
+    If the file cannot be created, the calibration continues: the probes' 20 ms per minute are below
+    its own uncertainty. A file that existed before stays. A file created here is also removed when
+    the process is terminated: left behind, it would pause the probes permanently.
     """
     made = False
     signals = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}

@@ -1,4 +1,4 @@
-"""`flopwatch check`: what works on this host, what does not, and what to do."""
+"""`flopwatch check`: what works on this host, what does not, and how to fix it."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Print the findings; 0 if nothing failed, else 1."""
+    """Print the findings. Returns 0 if nothing failed, else 1."""
     from exporter.check.doctor import examine
     from exporter.config.load import ConfigOrigin, load_config
     from exporter.logging_setup import set_up_logging
@@ -54,7 +54,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def print_table(report: "Report", *, colour: bool) -> None:
-    """One line a finding, its remedy below."""
+    """Print one line per finding, with its remedy below."""
     area_width = max(len(finding.area) for finding in report.findings)
     indent = " " * (len("warning") + area_width + 4)
     for finding in report.findings:

@@ -10,7 +10,7 @@ from exporter.config.load import CONFIG_FILE_VARIABLE, ConfigOrigin, load_config
 from exporter.config.model import SCHEMA, Config
 
 
-# Options that a bare flag switches on, and those that may be given several times.
+# Options that a bare flag enables, and options that may be repeated.
 _SWITCHES = frozenset({"--web.enable-lifecycle", "--web.systemd-socket"})
 _REPEATED = frozenset({"--web.listen-address"})
 
@@ -54,7 +54,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every command with a configuration has."""
+    """Add the flags shared by all commands that read a configuration."""
     parser.add_argument(
         "--config.file",
         dest="config_file",
@@ -64,7 +64,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     for path, option in SCHEMA.options():
         if option.flag is None:
             continue
-        # Percent signs are argparse's own.
+        # argparse interprets percent signs.
         help_ = f"{option.help} Default: {_shown(option.default)}.".replace("%", "%%")
         if option.flag in _SWITCHES:
             parser.add_argument(
@@ -77,7 +77,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def config_origin(parsed: argparse.Namespace) -> ConfigOrigin:
-    """Where the configuration comes from, by the flags that were given."""
+    """The source of the configuration, from the given flags."""
     environment = dict(os.environ)
     given = vars(parsed)
     return ConfigOrigin(
@@ -92,9 +92,10 @@ def config_origin(parsed: argparse.Namespace) -> ConfigOrigin:
 
 
 def load_startable(origin: ConfigOrigin) -> Config:
-    """The configuration, with everything checked that `serve` would refuse to start with.
+    """The configuration, after all checks that could make `serve` refuse to start.
 
-    Raises FlopwatchError. What a host can change by itself, such as a port in use, is not looked at.
+    Raises FlopwatchError. Conditions of the host that can change, such as a port in use, are not
+    checked.
     """
     config = load_config(origin)
     if config.web.config_file:
@@ -105,7 +106,7 @@ def load_startable(origin: ConfigOrigin) -> Config:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
+    """The value with tuples as lists, for YAML."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):

@@ -28,21 +28,21 @@ COMMANDS = (
     "config",
     "metrics",
 )
-# Those that run for months beside a server.
+# Commands that run for months beside a server.
 _LEAN_COMMANDS = ("serve",)
-# What writing to a full disk, or to a terminal that has gone, ends with.
+# Errors from writing to a full disk or to a closed terminal.
 _OUTPUT_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EBADF})
 
 _STANDARD_ERROR = 2
 
 EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 EXIT_OUTPUT = 74  # EX_IOERR
-EXIT_INTERRUPTED = 130  # as a shell says of SIGINT
+EXIT_INTERRUPTED = 130  # the shell's exit code for SIGINT
 _TRACEBACK_VARIABLE = "FLOPWATCH_TRACEBACK"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; a mistake of the user's is one line on standard error, with its exit code."""
+    """Run a subcommand. A user error is one line on standard error, with its exit code."""
     try:
         _prepare_streams()
         code = _run(arguments)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone (`flopwatch metrics | head`).
+        # The reader has closed the pipe (`flopwatch metrics | head`).
         _let_go_of_output()
         return 0
     except OSError as error:
@@ -69,14 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that does not hide that its help could not be written."""
+    """A parser that reports when its help could not be written."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         (file or sys.stderr).write(message)
 
 
 def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
-    """The parser of these subcommands. A daemon does not carry the modules of the others."""
+    """The parser for these subcommands. A daemon does not load the modules of the others."""
     parser = _Parser(
         prog="flopwatch",
         description="How many FLOPS each GPU delivers, and where the rest of the peak is lost.",
@@ -92,12 +92,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     given = next((word for word in words if word[:1] != "-"), "")
     if given in _LEAN_COMMANDS:
-        gc.disable()  # until all is loaded: looking for garbage among modules takes a third of that time
+        gc.disable()  # until all is loaded: garbage collection would take a third of the import time
         _load_structlog_alone()
     parser = build_parser((given,) if given in COMMANDS else COMMANDS)
     try:
         parsed = parser.parse_args(arguments)
-    finally:  # a help text that cannot be written is found out now, and not at the interpreter's end
+    finally:  # a failed write of the help text surfaces now, not at interpreter exit
         sys.stdout.flush()
     return int(parsed.run(parsed))
 
@@ -114,33 +114,34 @@ def _internal(error: Exception) -> int:
 
 
 def _prepare_streams() -> None:
-    """Make standard output and error writable whatever they are: closed, or of another encoding."""
-    # Else the first socket would take the number of a closed stream, and get what is written to it.
+    """Make standard output and error writable even if they are closed or not UTF-8."""
+    # Otherwise the first socket would reuse the descriptor of a closed stream and receive its
+    # output.
     descriptor = os.open(os.devnull, os.O_RDWR)
     while descriptor <= _STANDARD_ERROR:
         descriptor = os.dup(descriptor)
     os.close(descriptor)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  for the whole run
+        if stream is None:  # closed by the parent process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  stays open for the whole run
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def _let_go_of_output() -> None:
-    """Say no more to standard output, also at the interpreter's end."""
+    """Write nothing more to standard output, not even at interpreter exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _load_structlog_alone() -> None:
-    """Load structlog without what it needs for nothing here: rich and greenlet where they are installed, and TLS for asyncio.
+    """Load structlog without imports unused here: rich, greenlet, and TLS for asyncio.
 
-    They take 11 MB. Each can be imported afterwards.
+    They take 11 MB. Each can still be imported later.
     """
     hidden = [name for name in ("rich", "greenlet", "ssl") if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: not to be imported
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None blocks the import
     importlib.import_module("structlog")
     for name in hidden:
         del sys.modules[name]

@@ -1,4 +1,4 @@
-"""`flopwatch probe`: every kernel at full length, once, against peak and baseline."""
+"""`flopwatch probe`: run every kernel once at full length and compare with peak and baseline."""
 
 import argparse
 import json
@@ -25,12 +25,12 @@ from probes.thresholds import FAILING, Row, compare_siblings
 
 EXIT_BELOW_THRESHOLD = 1
 _SECONDS_PER_KERNEL = 1.0
-# A driver that does not answer within this will not answer.
+# A driver that has not answered within this time is taken as hung.
 _FACTS_SECONDS = 15.0
 
 
 class ProbeError(FlopwatchError):
-    """The probes cannot run here, or not now."""
+    """The probes cannot run here, or cannot run now."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -64,7 +64,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that names devices."""
+    """Add the flag that selects devices."""
     parser.add_argument(
         "--gpu",
         action="append",
@@ -74,7 +74,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Measure, print, and say by the exit code whether all is well."""
+    """Measure and print the results. The exit code says whether all devices are healthy."""
     from exporter.logging_setup import set_up_logging
 
     config = load_config(config_origin(parsed))
@@ -102,7 +102,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def read_devices(config: Config, *, instances: bool = False) -> list[DeviceFacts]:
-    """The facts of all devices, read once; with `instances`, MIG instances as well.
+    """The facts about all devices, read once; with `instances`, also MIG instances.
 
     Raises ProbeError when the driver does not answer.
     """
@@ -124,9 +124,9 @@ def read_devices(config: Config, *, instances: bool = False) -> list[DeviceFacts
 def select_devices(
     devices: Sequence[DeviceFacts], names: Sequence[str] | None
 ) -> list[DeviceFacts]:
-    """The devices by index or UUID; without names all but MIG instances.
+    """The devices by index or UUID; without names, all except MIG instances.
 
-    Raises ProbeError for one that is not there, and for an instance beside another device.
+    Raises ProbeError for an unknown device, and for a MIG instance together with another device.
     """
     gpus = [facts for facts in devices if facts.instance is None]
     if not devices:
@@ -149,7 +149,7 @@ def select_devices(
 
 
 def check_device(facts: DeviceFacts, config: Config) -> None:
-    """Raise ProbeError where a probe would fail or take from a server what it needs."""
+    """Raise ProbeError if a probe would fail or take resources that a server needs."""
     if facts.kind == "cpu":
         return
     where = f"GPU {facts.key}"
@@ -180,7 +180,7 @@ def describe_failure(error: WorkerFailedError) -> str:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """The results in columns, one kernel a line."""
+    """Print the results in columns, one kernel per line."""
     header = ("gpu", "kernel", "measured", "of peak", "efficiency", "of baseline", "clock", "")
     lines = [header, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -245,7 +245,7 @@ def _check_precisions(wanted: frozenset[str]) -> None:
 
 @contextmanager
 def _progress(devices: int, *, show: bool) -> Iterator[Callable[[Step], None]]:
-    """A function to call before each kernel: a bar with rich on a terminal, else a line."""
+    """A function to call before each kernel: a rich progress bar on a terminal, else a line."""
     if not show:
         yield lambda _step: None
         return

@@ -7,7 +7,7 @@ from typing import Any
 from exporter.cli.config import add_config_flags, config_origin, load_startable
 
 
-# The last lines go to a reader that still reads; one that does not is not waited for.
+# The last log lines are for readers that still read; a stuck reader is not waited for.
 _LOG_GRACE_SECONDS = 0.3
 
 
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Serve until told to end."""
+    """Serve until terminated."""
     import structlog
 
     from exporter.logging_setup import set_up_logging
@@ -36,7 +36,7 @@ def run(parsed: argparse.Namespace) -> int:
     from exporter.app import Daemon, end_process
 
     daemon = Daemon(config, origin, log_lines_dropped=lambda: log_writer.dropped)
-    # What was loaded so far stays: the collector need not look at it again every few seconds.
+    # Everything loaded so far stays: the garbage collector need not scan it every few seconds.
     gc.freeze()
     gc.enable()
     code = daemon.run()

@@ -1,4 +1,4 @@
-"""`flopwatch simulate`: serve a made-up fleet."""
+"""`flopwatch simulate`: serve a simulated fleet."""
 
 import argparse
 import math
@@ -83,7 +83,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Serve until told to end, or write the history."""
+    """Serve until terminated, or write the history."""
     from exporter.logging_setup import set_up_logging
     from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios
     from exporter.simulate.history import history
@@ -139,7 +139,7 @@ def _factor(text: str) -> float:
 
 
 def _pull(text: str) -> tuple[str, float]:
-    """Lever and seconds of `larger_batch=30m`."""
+    """The lever and the seconds in a value such as `larger_batch=30m`."""
     from exporter.simulate.engine import ENGINE_LEVERS, GPU_LEVERS
 
     lever, _, after = text.partition("=")
@@ -154,7 +154,7 @@ def _pull(text: str) -> tuple[str, float]:
 
 
 def _duration(text: str) -> float:
-    """Seconds of `250ms`, `15s`, `2h`, `1d`."""
+    """The seconds in a duration such as `250ms`, `15s`, `2h`, `1d`."""
     from flopwatch.option_parsers import duration
 
     try:

@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Show the status until Ctrl-C; once where that was asked for, or where nobody looks."""
+    """Show the status until Ctrl-C, or once if requested or if the output is not a terminal."""
     from rich.console import Console
 
     from exporter.status.client import Access, fetch_status
@@ -87,7 +87,7 @@ def _password(user: str | None) -> str | None:
 
 
 def _follow(console: "Console", access: "Access", status: "Status", interval: float) -> None:
-    """Look again and again. A daemon that goes away leaves its last picture, with a line on top."""
+    """Refresh the view. When the daemon is unreachable, keep its last status, with a line on top."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
