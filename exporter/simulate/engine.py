@@ -1,7 +1,7 @@
-"""The engine of a simulated host, simulated pass by pass: its counters, and the load that it is for the GPUs.
+"""The engine of a simulated host, pass by pass: its counters, and its load on the GPUs.
 
 The levers of `flopwatch simulate --pull` change the hidden setup; the host's advisor sees what the
-daemon's would see of an engine: tokens, passes, queue, the model's description, and the GPUs.
+daemon's advisor would see: tokens, passes, queue, the model's description, and the GPUs.
 """
 
 import random
@@ -35,8 +35,8 @@ from exporter.simulate.serving import (
 )
 
 
-# Hidden size, layers, heads, key-value heads, head size, intermediate size, vocabulary: models that
-# are served often, by their config.json.
+# Hidden size, layers, heads, key-value heads, head size, intermediate size, vocabulary: widely
+# served models, from their config.json.
 SHAPES: dict[str, Shape] = {
     "llama-3.2-3b": Shape(3072, 28, 24, 8, 128, 8192, 128256),
     "llama-3.1-8b": Shape(4096, 32, 32, 8, 128, 14336, 128256),
@@ -47,17 +47,17 @@ SHAPES: dict[str, Shape] = {
     "qwen-3-30b-a3b": Shape(2048, 48, 32, 4, 128, 0, 151936, experts=Experts(128, 8, 768)),
     "qwen-3-235b-a22b": Shape(4096, 94, 64, 4, 128, 0, 151936, experts=Experts(128, 8, 1536)),
 }
-# The largest that fits is served.
+# The largest model that fits is served.
 _SERVED = ("llama-3.3-70b", "qwen-2.5-32b", "llama-3.1-8b", "llama-3.2-3b")
 _GROUPS = (8, 4, 2, 1)
-# Of a tick, so many seconds are simulated and stand for the rest: a host that nobody looked at for an
-# hour must not take minutes to catch up.
+# At most this many seconds of a tick are simulated and stand for the rest: a host that was not
+# scraped for an hour must not take minutes to catch up.
 _LONGEST_SECONDS = 2.0
 _WARM_UP_SECONDS = 30.0
-# A clock that moved by less is the same.
+# A clock that moved by less counts as unchanged.
 _CLOCK_STEP = 0.01
 _FULL_HITS, _FEWER_GAPS, _FEWER_HOST_SECONDS = 0.6, 0.1, 0.3
-# Those that change the engine, and those that change its GPUs (SimulatedHost).
+# Levers that change the engine, and levers that change its GPUs (SimulatedHost).
 ENGINE_LEVERS = (
     "larger_batch",
     "weights_fp8",
@@ -71,7 +71,7 @@ GPU_LEVERS = ("full_clocks", "replace_slow_gpu")
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """One GPU as the engine finds it: its clock over the maximum, and what a fault leaves of it."""
+    """One GPU as the engine sees it: clock over maximum, and the share of speed a fault leaves."""
 
     clock: float = 1.0
     memory_speed: float = 1.0
@@ -117,23 +117,23 @@ class SimulatedEngine:
 
     @property
     def arithmetic(self) -> str:
-        """The precision of its matrix products."""
+        """The precision of the engine's matrix products."""
         return self._setup.shape.arithmetic
 
     @property
     def description(self) -> ModelDescription:
-        """What the model's config.json would say."""
+        """The contents of the model's config.json."""
         return describe(self._setup.shape)
 
     def can_pull(self, lever: str) -> str | None:
-        """Why the lever cannot be pulled here; None where it can."""
+        """Why the lever cannot be pulled here, or None if it can."""
         precision = lever.removeprefix("weights_")
         if lever.startswith("weights_") and precision not in self._silicon.flops:
             return f"the GPUs have no {precision} arithmetic"
         return None
 
     def pull(self, lever: str) -> None:
-        """Change the hidden setup as the lever says."""
+        """Change the hidden setup according to the lever."""
         setup, shape, hidden = self._setup, self._setup.shape, self._setup.behaviour
         if lever == "larger_batch":
             setup = replace(setup, batch_limit=2 * setup.batch_limit)
@@ -155,7 +155,7 @@ class SimulatedEngine:
         self._reconfigure(setup)
 
     def advance(self, seconds: float, hardware: Sequence[Hardware]) -> Load:
-        """Serve for so long on these GPUs; returns the load that this is for each of them."""
+        """Serve for this long on these GPUs; returns the resulting load of each."""
         members = tuple(
             Member(
                 round(each.clock / _CLOCK_STEP) * _CLOCK_STEP, each.memory_speed, each.compute_speed
@@ -177,7 +177,7 @@ class SimulatedEngine:
         return self._load
 
     def served(self, gpus: Sequence[GpuRef]) -> Served:
-        """What the daemon would know of it."""
+        """What the daemon would know about the engine."""
         total = self._total
         return Served(
             workload="chat",
@@ -192,7 +192,7 @@ class SimulatedEngine:
         )
 
     def snapshot(self) -> ModelSnapshot:
-        """What it shows of the model."""
+        """What the engine exposes about the model."""
         total, window = self._total, self._window
         seconds = window.seconds or 1.0
         counts = count_parameters(self.description)
@@ -244,7 +244,7 @@ class SimulatedEngine:
         )
 
     def _cost_of(self, window: Counters) -> Cost:
-        """Useful FLOPs and bytes of a window, from the mean lengths so far."""
+        """Useful FLOPs and bytes in a window, from the mean lengths so far."""
         context = self._context(self._total) or 0.0
         prompts = max(window.prompts, 1e-9)
         work = Work(

@@ -18,7 +18,7 @@ from exporter.web.routing import Router
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
-    """How large a fleet, of which scenarios (each gets its own hosts and cluster), from which seed."""
+    """The fleet's size, scenarios (each with its own hosts and cluster) and seed."""
 
     scenarios: Sequence[Scenario]
     hosts: int = 2
@@ -28,7 +28,7 @@ class FleetPlan:
 
 
 def find_scenarios(names: Sequence[str]) -> tuple[Scenario, ...]:
-    """Scenarios by name, `all` for all. Raises FlopwatchError for a name that there is not."""
+    """Scenarios by name, `all` for all. Raises FlopwatchError for an unknown name."""
     found: list[Scenario] = []
     for name in names:
         if name == "all":
@@ -62,12 +62,12 @@ def build_fleet(
 
 
 def fleet_limits(hosts: Sequence[SimulatedHost]) -> Limits:
-    """The server's limits, with a connection for each host: Prometheus keeps one a target."""
+    """The server's limits, with a connection for each host: Prometheus keeps one per target."""
     return Limits(connections=DEFAULT_LIMITS.connections + len(hosts))
 
 
 def fleet_router(hosts: Sequence[SimulatedHost]) -> Router:
-    """Metrics, status page and advice of each host below `/hosts/<name>`, `/sd` for Prometheus, health, and a page that says so."""
+    """Routes: each host below `/hosts/<name>`, `/sd` for Prometheus, health, and an index page."""
     router = Router()
     for host in hosts:
         base = f"/hosts/{host.name}"
@@ -95,7 +95,7 @@ def fleet_router(hosts: Sequence[SimulatedHost]) -> Router:
 
 
 def _discovery(request: Request, hosts: Sequence[SimulatedHost]) -> Response:
-    """Prometheus HTTP service discovery; targets are at the address under which we were asked."""
+    """Prometheus HTTP service discovery; targets use the address of the request."""
     target = request.headers.get("host", "localhost")
     groups = [
         {

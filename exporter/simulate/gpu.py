@@ -1,4 +1,4 @@
-"""One simulated GPU: a little physics makes the readings, the daemon's accounting does the rest."""
+"""One simulated GPU: simple physics produces the readings, the daemon's accounting does the rest."""
 
 import math
 import random
@@ -24,7 +24,7 @@ from exporter.state import DeviceState, SourceHealth, XidCounts
 
 # Dynamic power at full clock and load, as a share of the limit, by unit.
 _SM_POWER, _TENSOR_POWER, _DRAM_POWER = 0.22, 0.95, 0.28
-# Dynamic power grows with the clock and with the square of the voltage that it needs.
+# Dynamic power grows with the clock and with the square of the voltage required at that clock.
 _POWER_EXPONENT = 2.2
 _INLET_CELSIUS = 32.0
 _CELSIUS_AT_LIMIT = 42.0
@@ -37,13 +37,13 @@ _MAX_AGE_SECONDS = 60.0
 
 
 def healthy(fault: Fault | None) -> Fault:
-    """A fault that is none, where there is none."""
+    """A null fault, for a GPU without one."""
     return fault if fault is not None else Fault(gpu=None, begins=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a tick finds: the load, what is wrong, and how fast the scenario's clock runs."""
+    """The conditions of a tick: the load, the fault, and the speed of the scenario's clock."""
 
     load: Load
     fault: Fault
@@ -51,7 +51,7 @@ class Conditions:
 
 
 class SimulatedGpu:
-    """A GPU that is told its load and answers with a snapshot. Not thread-safe."""
+    """A GPU that takes a load and returns a snapshot. Not thread-safe."""
 
     def __init__(self, product: Product, identity: DeviceIdentity, seed: str) -> None:
         self.product = product
@@ -60,7 +60,7 @@ class SimulatedGpu:
         self.peaks = find_peaks(plain)
         self.accounts = DeviceAccounts(identity, self.peaks)
         self.random = random.Random(seed)
-        # The silicon lottery: parts of one product differ by a percent or two.
+        # The silicon lottery: units of one product differ by one or two percent.
         self.quality = 1 + self.random.gauss(0, 0.008)
         self.place_celsius = self.random.uniform(-3, 3)
         self.clock_hertz = product.sm_clock_idle_hertz
@@ -75,28 +75,28 @@ class SimulatedGpu:
         self._ticks = Histogram(TICK_DURATION_BOUNDS)
         self._succeeded: float | None = None
         self._watts = product.idle_watts
-        # What the engine makes of the GPU, whether or not a source counts it: FLOP/s of the tensor pipe in the
-        # last tick, and all bytes of device memory.
+        # The true activity of the GPU, whether or not a source counts it: FLOP/s of the tensor pipe
+        # in the last tick, and all bytes moved in device memory.
         self.delivered_flops = 0.0
         self.dram_bytes = 0.0
 
     @property
     def throttled(self) -> bool:
-        """Whether heat holds the clock down now."""
+        """Whether heat currently limits the clock."""
         return self.temperature_celsius > _THROTTLE_CELSIUS
 
     @property
     def working(self) -> bool:
-        """Whether its clock is that of a load, not that of idling."""
+        """Whether its clock is a load clock, not the idle clock."""
         return self.clock_hertz > self.product.sm_clock_idle_hertz
 
     @property
     def lost(self) -> bool:
-        """Whether the driver has given it up."""
+        """Whether the driver has lost it."""
         return self._fault.lost
 
     def tick(self, start: float, end: float, conditions: Conditions) -> None:
-        """Live from `start` to `end` (Unix seconds)."""
+        """Simulate the time from `start` to `end` (Unix seconds)."""
         load, fault = conditions.load, conditions.fault
         if fault.engine_down:
             load = IDLE
@@ -185,7 +185,7 @@ class SimulatedGpu:
 
     def _window(self, start: float, end: float, load: Load, fault: Fault) -> ActivityWindow:
         seconds = end - start
-        # A neighbour in another time slice takes its share of everything, and keeps the SMs busy.
+        # A neighbour in another time slice takes a share of all units, and keeps the SMs busy.
         own = 1 - fault.neighbour
         tensor = min(1.0, load.tensor * own * fault.speed * self._jitter(0.06))
         dram = min(

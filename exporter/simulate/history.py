@@ -13,7 +13,7 @@ JOB = "flopwatch"
 def history(
     hosts: Sequence[SimulatedHost], *, begins: float, ends: float, step_seconds: float
 ) -> Iterator[str]:
-    """Lines of all series of all hosts, as a Prometheus would have scraped them, and the end mark."""
+    """All series of all hosts, as Prometheus would have scraped them, and the EOF marker."""
     now = begins + step_seconds
     while now <= ends:
         for host in hosts:

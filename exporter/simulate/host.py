@@ -34,18 +34,19 @@ from exporter.web.http import Request, Response
 from probes.records import ProbesSnapshot
 
 
-# A host that was not looked at for long catches up in this many steps, however long they are.
+# A host that was not scraped for a long time catches up in this many steps, however long they are.
 _CATCH_UP_TICKS = 300
 _SERIES_LIMIT = 20_000
 _PRICES = (PriceRule(per_gpu_hour=2.5, currency="USD"),)
-# A token costs 2 FLOP a parameter of the served model; the rest of what the tensor pipes do is wasted.
+# A token costs 2 FLOP per parameter of the served model; the rest of the tensor pipes' work is
+# waste.
 _FLOP_PER_PARAMETER = 2
 _USEFUL_SHARE = 0.88
-# What the engine counts of that waste, by cause, of what the tensor pipes do.
+# The part of that waste that the engine counts, by cause, as a share of the tensor pipes' work.
 _WASTED_SHARES = {"rejected_drafts": 0.04, "preemption": 0.01}
-# The bytes that tokens needed, of those moved, and prefill's part of them: decode reads the cache.
+# The share of the moved bytes that tokens needed, and prefill's part of it: decode reads the cache.
 _NEEDED_BYTES, _PREFILL_BYTES = 0.9, 0.1
-# Prompt tokens that a healthy prefix cache has, of all.
+# The share of prompt tokens found in a healthy prefix cache.
 _CACHE_HITS = 0.6
 # The hosts have been up for a week when a scenario begins.
 _UPTIME_SECONDS = 7 * 86400.0
@@ -53,7 +54,7 @@ _UPTIME_SECONDS = 7 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When the fleet began (Unix seconds), how long a tick is, how fast the scenario's clock runs."""
+    """The fleet's start (Unix seconds), the tick length, and the speed of the scenario's clock."""
 
     began: float
     tick_seconds: float = 1.0
@@ -62,14 +63,14 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """A lever that is pulled so many seconds after the scenario began."""
+    """A lever that is pulled a number of seconds after the start of the scenario."""
 
     lever: str
     at_seconds: float
 
 
 class SimulatedHost:
-    """Lives as far as it is asked to. Thread-safe."""
+    """One simulated host, advanced on demand. Thread-safe."""
 
     def __init__(
         self,
@@ -139,12 +140,12 @@ class SimulatedHost:
         )
 
     def advance(self, now: float) -> None:
-        """Live on to `now` (Unix seconds); time does not go back."""
+        """Simulate up to `now` (Unix seconds); time does not go back."""
         with self._lock:
             self._advance(now)
 
     def page(self, handler: Callable[[Request], Response]) -> Callable[[Request], Response]:
-        """A handler of the status service, of a host that has lived on to now."""
+        """A handler of the status service that first advances the host to now."""
 
         def handle(request: Request) -> Response:
             self.advance(self._clock())
@@ -153,7 +154,7 @@ class SimulatedHost:
         return handle
 
     def advice(self, _request: Request) -> Response:
-        """What `flopwatch advise` reads."""
+        """The document that `flopwatch advise` reads."""
         return Response(200, self._advisor.document(), "application/json")
 
     def samples(self) -> Iterator[Sample]:
@@ -189,7 +190,7 @@ class SimulatedHost:
         return build_state(parts, self._now)
 
     def _holders(self) -> HoldersSnapshot:
-        """One pod serves on most GPUs, another team's notebook holds the last one."""
+        """One pod serves on most GPUs; another team's notebook holds the last one."""
         allocations = [
             Allocation(DeviceKey(uuid=gpu.identity.uuid), namespace, pod, "main")
             for position, gpu in enumerate(self._gpus)
@@ -236,7 +237,7 @@ class SimulatedHost:
             self._looked = end
             self._advisor.look()
         self.status.findings()
-        self.status.tend()  # judged by its own clock, however often somebody looks
+        self.status.tend()  # judged on its own schedule, regardless of the scrape interval
 
     def _serving_engine(self, seed: str) -> SimulatedEngine | None:
         plan = self._scenario.serving
@@ -262,7 +263,7 @@ class SimulatedHost:
         return AdviceSettings().look_seconds / self._timing.pace
 
     def _pull(self, elapsed: float) -> None:
-        """Pull the levers whose time has come."""
+        """Pull the levers that are due."""
         while self._engine is not None and self._pulls and elapsed >= self._pulls[0].at_seconds:
             lever = self._pulls.pop(0).lever
             self._pulled.add(lever)
@@ -290,7 +291,7 @@ class SimulatedHost:
         return [GpuRef(gpu.identity.index, gpu.identity.uuid) for gpu in self._gpus]
 
     def _answers(self, elapsed: float) -> bool:
-        """Whether the engine's metrics can be read: not for the first two fifths after a crash."""
+        """Whether the engine answers: not in the first two fifths of the period after a crash."""
         fault = self._fault_of_host
         if fault.engine_period is None:
             return not fault.engine_down
@@ -307,7 +308,7 @@ class SimulatedHost:
         return None
 
     def _repaired(self, fault: Fault) -> Fault:
-        """The fault without what a lever that was pulled has done away with."""
+        """The fault, without the parts that a pulled lever has removed."""
         if "full_clocks" in self._pulled:
             fault = replace(fault, power_limit=1.0, heat_celsius=0.0)
         if "replace_slow_gpu" in self._pulled:
@@ -315,7 +316,7 @@ class SimulatedHost:
         return fault
 
     def _serve(self, seconds: float, prefill_share: float) -> None:
-        """Turn what the tensor pipes did in the last tick into tokens."""
+        """Turn the work of the tensor pipes in the last tick into tokens."""
         delivered = sum(gpu.delivered_flops for gpu in self._gpus)
         tokens = (
             _USEFUL_SHARE * delivered * seconds / self._flop_per_token / self._fault_of_host.waste

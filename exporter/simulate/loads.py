@@ -1,4 +1,4 @@
-"""What a GPU is asked to do, as shares of its time and units at full clock."""
+"""The load on a GPU, as shares of its time and units at full clock."""
 
 from dataclasses import dataclass
 
@@ -24,10 +24,10 @@ IDLE = Load()
 
 
 def decode(traffic: float) -> Load:
-    """Token by token: SMs busy with reading weights, however few requests there are.
+    """Decode: SMs are busy reading weights, however few the requests.
 
-    The tensor pipe follows the batch, the memory traffic hardly does: the weights are read for each
-    step, be it for one request or for sixty-four.
+    Tensor pipe activity follows the batch size, memory traffic hardly does: each step reads all
+    weights, whether for one request or for sixty-four.
     """
     if traffic <= 0:
         return IDLE
@@ -44,7 +44,7 @@ def decode(traffic: float) -> Load:
 
 
 def prefill(traffic: float) -> Load:
-    """Whole prompts: the tensor pipe is the limit, and idles when there are none."""
+    """Prefill: the tensor pipe is the limit, and idles when there are no prompts."""
     if traffic <= 0:
         return IDLE
     return Load(
@@ -60,7 +60,7 @@ def prefill(traffic: float) -> Load:
 
 
 def mixed(traffic: float) -> Load:
-    """Prompts and tokens in the same batches (chunked prefill)."""
+    """Prefill and decode in the same batches (chunked prefill)."""
     if traffic <= 0:
         return IDLE
     return Load(

@@ -1,4 +1,4 @@
-"""What the micro-probes of a simulated GPU would report."""
+"""The results of the micro-probes on a simulated GPU."""
 
 from exporter.accounting.peaks import pcie_bytes_per_second
 from exporter.simulate.gpu import SimulatedGpu
@@ -7,7 +7,7 @@ from probes.protocol import Outcome
 from probes.records import ProbeResults
 
 
-# What healthy hardware reaches: shares of FLOP per clock, of memory bandwidth, of the PCIe link.
+# What healthy hardware achieves: shares of FLOP per clock, of memory bandwidth, of the PCIe link.
 _EFFICIENCY = {
     "fp64": 0.86,
     "fp32": 0.89,
@@ -27,7 +27,7 @@ INTERVAL_SECONDS = 60.0
 
 
 class SimulatedProbes:
-    """Probes one GPU every interval of the scenario's clock. Not thread-safe."""
+    """Probes one GPU once per interval of the scenario's clock. Not thread-safe."""
 
     def __init__(self, gpu: SimulatedGpu) -> None:
         self._gpu = gpu
@@ -54,7 +54,7 @@ class SimulatedProbes:
             self._run(at, kernel, healthy, fault)
 
     def results(self) -> ProbeResults:
-        """What the probe service would publish of the GPU."""
+        """What the probe service would publish about the GPU."""
         flops: dict[str, float] = {}
         efficiency: dict[str, float] = {}
         bandwidth: dict[tuple[str, str], float] = {}

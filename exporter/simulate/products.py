@@ -1,4 +1,4 @@
-"""The products that can be simulated, with what their data sheets say."""
+"""The products that can be simulated, with their data-sheet values."""
 
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ _GIBI = 2**30
 class Product:
     """One GPU product. `model` is what its hosts serve.
 
-    `source` is the one that tells its pipe activity apart; with COARSE_SOURCE nothing does.
+    `source` is the one that reports activity per pipe; with COARSE_SOURCE there is none.
     """
 
     name: str
@@ -93,6 +93,6 @@ L4 = Product(
     model_parameters=8e9,
 )
 
-# Without a dcgm-exporter these have no activity counters: NVML knows their utilization and no more.
+# Without a dcgm-exporter these have no activity counters: NVML reports only their utilization.
 A100_COARSE = replace(A100, source=COARSE_SOURCE)
 L4_COARSE = replace(L4, source=COARSE_SOURCE)

@@ -1,4 +1,4 @@
-"""The scenarios: short descriptions of loads over time and of what goes wrong where."""
+"""The scenarios: short descriptions of loads over time and of faults."""
 
 import math
 from collections.abc import Callable
@@ -11,22 +11,22 @@ from exporter.simulate.products import A100, A100_COARSE, H100, L4, L4_COARSE, P
 _MINUTE = 60.0
 _HOUR = 3600.0
 
-# Seconds since the scenario began, and the position of the host in the fleet.
+# Arguments: seconds since the start of the scenario, and the host's position in the fleet.
 LoadAt = Callable[[float, int], Load]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something wrong with one GPU (`gpu` None: all of the host) from `begins` seconds on.
+    """A fault of one GPU (all GPUs of the host if `gpu` is None) from `begins` seconds on.
 
-    `speed` and `memory_speed` are what is left of tensor pipe and device memory; `heat_celsius` is
-    added to the temperature; `power_limit` is what is left of the limit; `xid` comes every
-    `xid_period` seconds, or once; `neighbour` is the share of the GPU that someone else takes.
-    `memory_celsius` is added to the memory's temperature. Of the host: `driver_gone` leaves GPUs on the
-    PCI bus alone, `clock_skew` is added to its clock, `hangs` lets the engine wait for a collective,
-    `engine_down` lets it die with its memory held, `engine_period` lets it crash that often, and
-    `cache_hits` is the share of prompt tokens that its cache still has, and `waste` multiplies the FLOPs
-    that its tokens take.
+    `speed` and `memory_speed` are the remaining shares of tensor pipe and device memory speed;
+    `heat_celsius` is added to the temperature and `memory_celsius` to the memory temperature;
+    `power_limit` is the remaining share of the limit; `xid` occurs every `xid_period` seconds, or
+    once; `neighbour` is the share of the GPU that another tenant takes. For the host: `driver_gone`
+    leaves the GPUs visible on the PCI bus only, `clock_skew` is added to its clock, `hangs` makes
+    the engine hang in a collective, `engine_down` kills it with its memory held, `engine_period`
+    makes it crash at that interval, `cache_hits` is the remaining prefix cache hit ratio for prompt
+    tokens, and `waste` multiplies the FLOPs that its tokens take.
     """
 
     gpu: int | None
@@ -55,10 +55,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """An engine that is simulated pass by pass, with mean lengths in tokens.
+    """An engine simulated pass by pass, with mean lengths in tokens.
 
-    `clients` always have a request under way, of which `batch` run at once; `hits` is the share of
-    each prompt that the prefix cache has.
+    `clients` always have a request in flight; `batch` requests run at once. `hits` is the share of
+    each prompt found in the prefix cache.
     """
 
     batch: int
@@ -72,8 +72,8 @@ class Serving:
 class Scenario:
     """A fleet's load, its products in turn by host, its faults, and the alerts that these must raise.
 
-    `alerts` are on the GPUs with a fault, `host_alerts` on their host. With `serving`, an engine is
-    simulated pass by pass and `load` is not asked.
+    `alerts` fire on the GPUs with a fault, `host_alerts` on their host. With `serving`, an engine
+    is simulated pass by pass and `load` is not used.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Scenario:
 
 
 def _steady(kind: Callable[[float], Load], traffic: float) -> LoadAt:
-    """The same traffic for ever, breathing a little over ten minutes, each host at its own time."""
+    """Steady traffic with a small ten-minute oscillation, out of phase between hosts."""
 
     def load(seconds: float, host: int) -> Load:
         return kind(traffic * (1 + 0.08 * math.sin(2 * math.pi * seconds / (10 * _MINUTE) + host)))
@@ -96,12 +96,12 @@ def _steady(kind: Callable[[float], Load], traffic: float) -> LoadAt:
 
 
 def _ebb(seconds: float, _host: int) -> Load:
-    """Full traffic, an hour's way down to a twentieth, and back: a night in two hours and a half."""
+    """Full traffic, down to a twentieth within an hour, and back: a night in two and a half hours."""
     return decode(0.525 + 0.475 * math.cos(2 * math.pi * seconds / (2.5 * _HOUR)))
 
 
 def _by_host(seconds: float, host: int) -> Load:
-    """Every product has its own kind of work."""
+    """Give every product its own kind of load."""
     kinds = (_steady(mixed, 0.9), _steady(decode, 0.7), _steady(prefill, 0.6))
     return kinds[host % len(kinds)](seconds, host)
 

@@ -1,14 +1,14 @@
-"""An inference engine simulated pass by pass: the truth that the levers are tested against.
+"""An inference engine simulated pass by pass: the ground truth for testing the levers.
 
 Requests arrive, wait for a place in the batch and for room in the KV cache, are prefilled in chunks
-and decoded one token a pass. A pass runs kernel after kernel; each takes the larger of its memory and
-its compute time, plus a share of the smaller one (`Behaviour.exposed`), plus a latency. Matrix products
-compute whole tiles and reach less of the peak with few rows; the host leaves gaps between kernels
-and between passes; a tensor-parallel group waits for its slowest GPU twice a layer.
+and decoded one token a pass. A pass runs kernel after kernel; each takes the larger of its memory
+time and its compute time, plus a share of the smaller one (`Behaviour.exposed`), plus a latency.
+Matrix products compute whole tiles and reach less of the peak with few rows; the host leaves gaps
+between kernels and between passes; a tensor-parallel group waits for its slowest GPU twice a layer.
 
 Nothing here is imported from `exporter.advice` or from `exporter.inference`: FLOPs and bytes are
-worked out anew from the matrices. What a lever changes is a field of Setup, and what the exporter
-would see of it is in Counters.
+derived independently from the matrices. What a lever changes is a field of Setup, and what the
+exporter would see is in Counters.
 """
 
 import heapq
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields
 
 @dataclass(frozen=True, slots=True)
 class Silicon:
-    """A GPU at its best: FLOP/s by precision at the maximum clock, bytes/s, bytes."""
+    """The peak of a GPU: FLOP/s by precision at the maximum clock, memory bytes/s, memory bytes."""
 
     flops: Mapping[str, float]
     bandwidth: float
@@ -56,7 +56,7 @@ class Shape:
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of the dense matrices of a layer: qkv, output, gate and up, down."""
+        """Rows and columns of the dense matrices of a layer: qkv, output, gate-and-up, down."""
         query = self.heads * self.head_size
         cached = 2 * self.key_value_heads * self.head_size
         attention = ((self.hidden, query + cached), (query, self.hidden))
@@ -64,7 +64,7 @@ class Shape:
 
     @property
     def expert_matrices(self) -> tuple[tuple[int, int], ...]:
-        """The same of one expert; none in a dense model."""
+        """The same for one expert; empty in a dense model."""
         return self._feed_forward(self.experts.intermediate) if self.experts else ()
 
     def _feed_forward(self, intermediate: int) -> tuple[tuple[int, int], ...]:
@@ -80,28 +80,28 @@ class Shape:
 
     @property
     def cache_bytes_per_token(self) -> float:
-        """Bytes of the keys and values of one token, in all layers."""
+        """Bytes of the keys and values of one token, over all layers."""
         return self.layers * 2 * self.key_value_heads * self.head_size * self.cache_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What nobody outside can see: how well the kernels and the host do."""
+    """Hidden parameters: the efficiency of the kernels and the host."""
 
     exposed: float = 0.2  # share of the smaller of memory and compute time that is not hidden
-    matrix_efficiency: float = 0.7  # of the peak, with many rows
-    low_precision_efficiency: float = 0.9  # of that, in fp8 and fp4
-    half_rows: float = 40.0  # rows at which a product reaches half of its rate
+    matrix_efficiency: float = 0.7  # share of the peak, with many rows
+    low_precision_efficiency: float = 0.9  # share of that, in fp8 and fp4
+    half_rows: float = 40.0  # rows at which a product reaches half its rate
     tile_rows: int = 64
-    weight_streaming: float = 0.82  # of the theoretical bandwidth
+    weight_streaming: float = 0.82  # share of the theoretical bandwidth
     cache_streaming: float = 0.75
     attention_efficiency: float = 0.5
-    bandwidth_clock: float = 0.5  # below this clock the SMs cannot ask for all the bandwidth
+    bandwidth_clock: float = 0.5  # below this clock the SMs cannot use the full bandwidth
     activation_passes: float = (
-        6.0  # times that activations of the hidden size cross memory, a layer
+        6.0  # transfers of hidden-size activations to or from memory per layer
     )
-    cache_expansion: float = 0.08  # of the attention time, where the cache is not in 16 bits
-    quantization: float = 0.015  # of a product's time, where activations are quantized first
+    cache_expansion: float = 0.08  # share of the attention time, if the cache is not in 16 bits
+    quantization: float = 0.015  # share of a product's time, if activations are quantized first
     kernel_latency_seconds: float = 2.5e-6
     kernel_gap_seconds: float = 0.5e-6
     host_seconds: float = 0.6e-3
@@ -109,13 +109,15 @@ class Behaviour:
     link_efficiency: float = 0.7
     link_latency_seconds: float = 8e-6
     filled: float = 0.85  # share of the SMs that a running kernel keeps busy
-    expert_skew: float = 0.3  # popularity of the n-th expert goes with n to minus this
+    expert_skew: float = (
+        0.3  # the popularity of the n-th expert is proportional to n to the power of minus this
+    )
     expert_tile_rows: int = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One GPU of the group: its clock over the maximum, and how it compares with its siblings."""
+    """One GPU of the group: its clock over the maximum, and its speed relative to its siblings."""
 
     clock: float = 1.0
     memory_speed: float = 1.0
@@ -124,10 +126,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What is asked for, with lognormal lengths.
+    """The request traffic, with lognormal lengths.
 
-    Either `clients` that always have one request under way, or `arrivals_per_second` that come
-    whether or not anything is served.
+    Either `clients` that always have one request in flight (closed loop), or `arrivals_per_second`
+    independent of the service rate (open loop).
     """
 
     prompt_mean: float
@@ -139,7 +141,7 @@ class Traffic:
     seed: int = 1
 
     def requests(self) -> Iterator[tuple[int, int, float]]:
-        """Prompt tokens, answer tokens and seconds since the last arrival, for ever."""
+        """An endless iterator of prompt tokens, answer tokens and seconds since the last arrival."""
         stream = random.Random(self.seed)
         rate = self.arrivals_per_second
         while True:
@@ -166,7 +168,7 @@ class Setup:
     members: tuple[Member, ...] = (Member(),)
     batch_limit: int = 64
     chunk_tokens: int = 4096
-    hit_ratio: float = 0.0  # share of each prompt that the prefix cache has
+    hit_ratio: float = 0.0  # share of each prompt found in the prefix cache
 
     @property
     def cache_tokens(self) -> float:
@@ -178,7 +180,7 @@ class Setup:
 
 @dataclass(slots=True)
 class Counters:
-    """What the exporter could see, cumulative; the means of queue and cache as integrals."""
+    """The cumulative counters that the exporter could see; queue and cache are time integrals."""
 
     seconds: float = 0.0
     kernel_seconds: float = 0.0
@@ -205,7 +207,7 @@ class Counters:
         )
 
     def copy(self) -> "Counters":
-        """A copy that stays."""
+        """An independent copy."""
         return Counters(**{f.name: getattr(self, f.name) for f in fields(Counters)})
 
 
@@ -222,7 +224,7 @@ class Pass:
 
 @dataclass(slots=True)
 class Cost:
-    """What a pass took on one GPU."""
+    """The cost of a pass on one GPU."""
 
     seconds: float = 0.0
     gaps: float = 0.0
@@ -232,7 +234,7 @@ class Cost:
 
 
 class Kernels:
-    """Times of the kernels of one pass on one GPU of the group."""
+    """Kernel times of one pass on one GPU of the group."""
 
     def __init__(self, setup: Setup, member: Member) -> None:
         hidden, shape, silicon = setup.behaviour, setup.shape, setup.silicon
@@ -308,7 +310,7 @@ class Kernels:
         cost.dram += moved
 
     def _experts(self, cost: Cost, rows: int, experts: Experts) -> None:
-        """Grouped products: the weights of the experts that are asked, whole tiles for each of them."""
+        """Grouped products: the weights of the selected experts, whole tiles for each."""
         touched, padded = self._routed.get(rows) or self._route(rows)
         for inputs, outputs in self._shape.expert_matrices:
             size = inputs * outputs / self._group
@@ -324,7 +326,7 @@ class Kernels:
             cost.dram += moved
 
     def _route(self, rows: int) -> tuple[float, float]:
-        """Experts that so many tokens ask, and the rows of all their tiles."""
+        """The number of experts selected by this many tokens, and the rows of all their tiles."""
         asked = [1.0 - (1.0 - share) ** rows for share in self._popularity]
         tile = self._hidden.expert_tile_rows
         padded = tile * sum(
@@ -360,7 +362,7 @@ class Kernels:
         cost.dram += moved
 
     def _all_reduce(self, cost: Cost, rows: int) -> None:
-        """Two ring all-reduces a layer: each GPU sends 2 (n - 1) / n of the data, twice a hop."""
+        """Two ring all-reduces a layer: each GPU sends 2 (n - 1) / n of the data, twice per hop."""
         group = self._group
         sent = 2.0 * rows * self._shape.hidden * 2.0 * (group - 1) / group
         latency = self._hidden.link_latency_seconds * (1.0 + 0.25 * (group - 2))
@@ -369,7 +371,7 @@ class Kernels:
 
 
 def _popularity(experts: Experts | None, skew: float) -> tuple[float, ...]:
-    """The chance of each expert to be one of those that a token asks."""
+    """The probability of each expert to be among those selected by a token."""
     if experts is None:
         return ()
     drawn = [rank**-skew for rank in range(1, experts.count + 1)]
@@ -385,7 +387,7 @@ class _Sequence:
 
 
 class Engine:
-    """Runs passes until so many requests were taken into the batch."""
+    """Runs passes until a number of requests have been admitted to the batch."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -395,14 +397,14 @@ class Engine:
         self._next = next(self._requests)
         self._next_at = self._next[2]
         self._prefilling: deque[_Sequence] = deque()
-        self._decoding: list[tuple[int, int, int]] = []  # ending pass, keys then, answer
-        self._keys = 0.0  # of all decoding sequences, as of now
+        self._decoding: list[tuple[int, int, int]] = []  # last pass, keys at that point, answer
+        self._keys = 0.0  # of all decoding sequences, at present
         self._admitted = 0
         self._step = 0
         self.counters = Counters()
 
     def run(self, first: int, last: int) -> Counters:
-        """The counters between the admissions of the requests `first` and `last`."""
+        """The counters between the admission of request `first` and that of request `last`."""
         before: Counters | None = None
         while self._admitted < last:
             if before is None and self._admitted >= first:
@@ -416,7 +418,7 @@ class Engine:
             self._one_pass(seconds)
 
     def reconfigure(self, setup: Setup) -> None:
-        """Go on with the same requests under another setup."""
+        """Continue with the same requests under another setup."""
         self._setup = setup
         self._kernels = [Kernels(setup, member) for member in dict.fromkeys(setup.members)]
 
@@ -427,7 +429,7 @@ class Engine:
 
     @property
     def admitted(self) -> int:
-        """Requests taken into the batch so far."""
+        """Requests admitted to the batch so far."""
         return self._admitted
 
     def _one_pass(self, until: float = math.inf) -> None:
@@ -435,7 +437,7 @@ class Engine:
         self._arrive()
         running = len(self._decoding) + len(self._prefilling)
         if not running and not self._queue:
-            # Nothing to do until somebody comes.
+            # Nothing to do until the next request arrives.
             counters.seconds = min(until, max(counters.seconds, self._next_at))
             return
         work = Pass(decoded=len(self._decoding), keys=self._keys + len(self._decoding))
@@ -483,7 +485,7 @@ class Engine:
             self._next_at += self._next[2]
 
     def _prefill(self, work: Pass) -> None:
-        """Fill the chunk: prompts that have begun, then new ones that find a place."""
+        """Fill the chunk: prompts already started, then new ones that fit."""
         budget = self._setup.chunk_tokens
         position = 0
         while budget > 0:
@@ -521,7 +523,7 @@ class Engine:
         return True
 
     def _start(self, sequence: _Sequence) -> None:
-        """The prompt's last chunk gave the first token; the others are decoded, one a pass."""
+        """The prompt's last chunk produced the first token; the rest are decoded, one per pass."""
         self.counters.prompts += 1
         self.counters.decode_tokens += 1
         left = sequence.answer - 1
