@@ -1,1 +1,1 @@
-"""What the exporter and its probes share. Both import it; it imports neither."""
+"""Code shared by the exporter and its probes. Both import it; it imports neither."""

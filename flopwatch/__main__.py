@@ -5,8 +5,8 @@ import sys
 
 
 def main() -> int:
-    """Run the command. Ctrl-C at any moment ends it without a word of Python's."""
-    # While modules load, and once the command is done, the default of the system: the process ends.
+    """Run the command. Ctrl-C ends it at any moment without a traceback."""
+    # While modules load, and after the command is done, use the system default: the process ends.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from exporter.cli.main import main as run
 

@@ -1,6 +1,7 @@
-"""How one configuration value is read: from YAML or from an environment variable, to a typed value.
+"""Parsers of one configuration value, from YAML or an environment variable to a typed value.
 
-A parser raises ValueError with what is wrong, without the place: the caller knows it.
+A parser raises ValueError with a description of the mistake, without its place, which the caller
+knows.
 """
 
 import math
@@ -95,7 +96,7 @@ def integer(*, at_least: int, at_most: int = 2**31) -> Parser:
 
 
 def number(*, above: float, at_most: float) -> Parser:
-    """A number within bounds; `2.5e15` too, which YAML 1.1 takes for a string."""
+    """A number within bounds; also `2.5e15`, which YAML 1.1 reads as a string."""
 
     def parse(value: Any) -> float:
         try:
@@ -114,7 +115,7 @@ def number(*, above: float, at_most: float) -> Parser:
 
 
 def mapping(keys: Sequence[str], parse_value: Parser) -> Parser:
-    """A mapping from some of these words to values of one kind."""
+    """A mapping from some of these words to values of one type."""
 
     def parse(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -151,9 +152,9 @@ def boolean() -> Parser:
 
 
 def choice(*allowed: str, aliases: Mapping[str, str] | None = None) -> Parser:
-    """One of a few words. YAML 1.1 writers turn `on` and `off` into booleans: both are taken.
+    """One of a few words. YAML 1.1 reads `on` and `off` as booleans: both forms are accepted.
 
-    `aliases` are other spellings; where there are any, upper and lower case are alike.
+    `aliases` are other spellings. With aliases, matching ignores case.
     """
 
     def parse(value: Any) -> str:
@@ -185,7 +186,7 @@ def text(*, empty: bool = False) -> Parser:
 
 
 def currency_code() -> Parser:
-    """Three capital letters, as ISO 4217 has them."""
+    """Three capital letters, as in ISO 4217."""
 
     def parse(value: Any) -> str:
         if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z]{3}", value):
@@ -209,7 +210,7 @@ def http_url() -> Parser:
 
 
 def items(parse_item: Parser, *, at_most: int = 10_000) -> Parser:
-    """A list; from an environment variable, the items with commas between them."""
+    """A list; in an environment variable, the items are separated by commas."""
 
     def parse(value: Any) -> tuple[Any, ...]:
         if isinstance(value, str):
@@ -224,7 +225,7 @@ def items(parse_item: Parser, *, at_most: int = 10_000) -> Parser:
 
 
 def one_of(*parsers: Parser, otherwise: str) -> Parser:
-    """The first parser that takes the value."""
+    """The result of the first parser that accepts the value."""
 
     def parse(value: Any) -> Any:
         for parser in parsers:
@@ -238,7 +239,7 @@ def one_of(*parsers: Parser, otherwise: str) -> Parser:
 
 
 def optional(parser: Parser) -> Parser:
-    """Null, or what the parser takes."""
+    """Null, or a value that the parser accepts."""
 
     def parse(value: Any) -> Any:
         return None if value is None else parser(value)
@@ -251,7 +252,7 @@ def _show(number: float) -> str:
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The known name most like `name`; None where none is like it by `cutoff` (0 to 1)."""
+    """The known name most like `name`; None if none reaches the similarity `cutoff` (0 to 1)."""
     import difflib
 
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)

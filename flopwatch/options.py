@@ -1,4 +1,4 @@
-"""One declaration of a configuration option: the field that holds it.
+"""Declares each configuration option once, at the field that holds it.
 
 A settings dataclass declares its fields by `option`, `option_list` and `settings`. The file's schema,
 environment variables, flags, documentation and the typed configuration all derive from that.
@@ -20,10 +20,10 @@ _Settings = TypeVar("_Settings")
 class Option:
     """One value of the configuration.
 
-    `path` is its place in the file (`probes.budget`; in an item of a list, relative to the item).
-    `default` and what `parse` returns are plain data; `convert` makes the field's type of it.
-    `example` is how one writes it in YAML. With `reload` False a change needs a restart. `flag` is
-    the command-line flag that sets it.
+    `path` is its place in the file (`probes.budget`; within a list item, relative to the item).
+    `default` and the result of `parse` are plain data; `convert` turns them into the field's type.
+    `example` is an example in YAML. With `reload` False a change needs a restart. `flag` is the
+    command-line flag that sets it.
     """
 
     path: str
@@ -39,14 +39,14 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class OptionGroup:
-    """Several options in one field, a mapping by their last names."""
+    """Several options in one field, a mapping keyed by the last part of their paths."""
 
     options: Mapping[str, Option]
 
 
 @dataclass(frozen=True, slots=True)
 class OptionList:
-    """A list of settings of one class; `help` is of the list, `item_help` of one of them."""
+    """A list of settings of one class; `help` describes the list, `item_help` one item."""
 
     path: str
     item: type
@@ -58,7 +58,7 @@ class OptionList:
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """Settings of another class, with options of their own."""
+    """Settings of another class, which declares its own options."""
 
     item: type
 
@@ -70,7 +70,7 @@ def option(
     path: str,
     parse: Parser,
     default: Any,
-    help: str,  # noqa: A002  the word for it
+    help: str,  # noqa: A002  the natural name
     example: str,
     *,
     required: bool = False,
@@ -84,7 +84,7 @@ def option(
 
 
 def option_group(*options: Option) -> Any:
-    """A dataclass field that holds several options, by the last part of their paths."""
+    """A dataclass field that holds several options, keyed by the last part of their paths."""
     declared = OptionGroup({each.path.rpartition(".")[2]: each for each in options})
     return _field(declared, lambda: {name: each.default for name, each in declared.options.items()})
 
@@ -92,7 +92,7 @@ def option_group(*options: Option) -> Any:
 def option_list(
     path: str,
     item: type,
-    help: str,  # noqa: A002  the word for it
+    help: str,  # noqa: A002  the natural name
     item_help: str,
     example: str,
     *,
@@ -108,7 +108,7 @@ def settings(item: type) -> Any:
 
 
 def declarations(cls: type) -> Mapping[str, Declaration]:
-    """What the fields of a settings class declare, by field name; other fields are left out."""
+    """The declarations of a settings class, by field name; fields without one are left out."""
     return {
         field.name: field.metadata[_METADATA]
         for field in dataclasses.fields(cls)
@@ -117,9 +117,9 @@ def declarations(cls: type) -> Mapping[str, Declaration]:
 
 
 def build(cls: type[_Settings], values: Mapping[str, Any], /, **others: Any) -> _Settings:
-    """Settings from parsed values, by path; `others` are fields that are no options.
+    """Settings built from parsed values, by path; `others` are fields that are not options.
 
-    Raises ValueError where the class refuses values that cannot work together.
+    Raises ValueError if the class rejects the combination of values.
     """
     fields: dict[str, Any] = dict(others)
     for name, declared in declarations(cls).items():

@@ -1,6 +1,6 @@
-"""The host processor as this process may use it: its cores, its quota, its instruction sets, its clock.
+"""The host processor as available to this process: cores, quota, instruction sets, clock.
 
-Reads /proc and /sys only; the daemon and the probes' worker see the same machine through it.
+Reads /proc and /sys only; the daemon and the probes' worker thus agree on the machine.
 """
 
 import ctypes
@@ -18,10 +18,10 @@ from typing import Final
 
 
 _ROOT: Final = Path("/")
-# A quota of 1.99 cores is one of two, written by somebody who divides.
+# A quota of 1.99 cores means two: a rounding error of whoever computed it.
 _QUOTA_SLACK: Final = 0.02
-# The instruction sets (names of /proc/cpuinfo) that multiply in a precision, rather than convert to
-# another one: Intel 64 SDM and AMD APM (x86), Arm Architecture Reference Manual (Arm).
+# The instruction sets (names of /proc/cpuinfo) that multiply natively in a precision, without
+# conversion: Intel 64 SDM and AMD APM (x86), Arm Architecture Reference Manual (Arm).
 _NATIVE: Final = {
     "bf16": frozenset({"avx512_bf16", "amx_bf16", "bf16"}),
     "fp16": frozenset({"avx512_fp16", "amx_fp16", "asimdhp"}),
@@ -29,8 +29,9 @@ _NATIVE: Final = {
 }
 _ALWAYS: Final = frozenset({"fp32", "fp64"})
 
-# A chain of multiplications that wait for each other. A 64-bit integer multiplication takes 3 cycles
-# on every x86-64 processor with FMA (Agner Fog, Instruction tables), and no renamer removes it.
+# A chain of dependent multiplications. A 64-bit integer multiplication takes 3 cycles on every
+# x86-64 processor with FMA (Agner Fog, Instruction tables), and register renaming does not
+# eliminate it.
 _CHAIN: Final = 32
 _CHAIN_CYCLES: Final = 3 * _CHAIN
 _CHAIN_LOOPS: Final = 1000
@@ -41,8 +42,9 @@ _CHAIN_TRIES: Final = 5
 class Processor:
     """The processor of this host. `cores` are the logical CPUs to use, one for each physical core.
 
-    `allowed` are all logical CPUs that may be used, `quota` is the cgroup's limit in cores, None where there is none. `vendor`, `family`, `model`
-    are x86's, `implementer` and `part` Arm's; `flags` are the instruction sets by the kernel's names.
+    `allowed` are all logical CPUs that may be used. `quota` is the cgroup's limit in cores, or None
+    without one. `vendor`, `family` and `model` are set on x86, `implementer` and `part` on Arm.
+    `flags` are the instruction sets under the kernel's names.
     """
 
     cores: tuple[int, ...]
@@ -58,21 +60,21 @@ class Processor:
 
     @property
     def threads(self) -> int:
-        """How many cores a computation can keep busy at once: affinity and quota respected."""
+        """The number of cores that a computation can keep busy, within affinity and quota."""
         if self.quota is None:
             return max(1, len(self.cores))
         return max(1, min(len(self.cores), math.floor(self.quota + _QUOTA_SLACK)))
 
     @property
     def native_precisions(self) -> frozenset[str]:
-        """The precisions that it multiplies in itself."""
+        """The precisions in which it multiplies natively."""
         return _ALWAYS | {name for name, sets in _NATIVE.items() if sets & self.flags}
 
 
 def read_processor(root: Path = _ROOT, allowed: Iterable[int] | None = None) -> Processor:
     """The processor; `allowed` are the logical CPUs that may be used, by default this process's own.
 
-    Under another `root` (a recorded /proc and /sys) all of them may.
+    Under another `root` (a recorded /proc and /sys) all CPUs are allowed.
     """
     blocks = [_pairs(block) for block in (_text(root / "proc/cpuinfo") or "").split("\n\n")]
     blocks = [block for block in blocks if block.get("processor", "").isdigit()]
@@ -104,10 +106,10 @@ def read_processor(root: Path = _ROOT, allowed: Iterable[int] | None = None) -> 
 
 
 def clock_hertz() -> float | None:
-    """The clock of the core this runs on, measured in about 0.1 ms; None where it cannot be.
+    """The clock of the core this runs on, measured in about 0.1 ms; None if that is not possible.
 
-    It counts the time of a known number of cycles, so a virtual machine's true clock shows as well.
-    An interruption only lengthens a try, hence the fastest of several counts.
+    It times a known number of cycles, which gives the true clock in a virtual machine too. An
+    interruption only makes a try longer, so the fastest of several tries is used.
     """
     chain = _chain()
     if chain is None:
@@ -121,7 +123,7 @@ def clock_hertz() -> float | None:
             spans.append(time.perf_counter_ns() - start)
         return min(spans)
 
-    # The difference leaves out what a call itself takes.
+    # The difference cancels the overhead of the call.
     nanoseconds = fastest(_CHAIN_LOOPS) - fastest(1)
     if nanoseconds <= 0:
         return None
@@ -130,7 +132,7 @@ def clock_hertz() -> float | None:
 
 @functools.cache
 def _chain() -> Callable[[int], int] | None:
-    """Machine code: loop over `imul rax, rax`; None on other machines, or where it may not be."""
+    """Machine code: a loop of `imul rax, rax`; None on other machines or without executable memory."""
     if platform.machine() != "x86_64":
         return None
     body = bytes.fromhex("480fafc0") * _CHAIN  # imul rax, rax
@@ -156,20 +158,20 @@ def _chain() -> Callable[[int], int] | None:
 
 
 def _core(root: Path, block: dict[str, str], number: int) -> tuple[str, str]:
-    """What the siblings of one physical core have in common: its package and its number there."""
+    """The identity of a physical core, shared by its siblings: package and core number."""
     if "core id" in block:
         return block.get("physical id", ""), block["core id"]
     topology = root / f"sys/devices/system/cpu/cpu{number}/topology"
     core = _text(topology / "core_id")
     if core is None:
         return "", f"cpu{number}"
-    # Arm numbers its cores within a cluster.
+    # Arm numbers cores within a cluster.
     cluster = _text(topology / "cluster_id") or ""
     return f"{_text(topology / 'physical_package_id') or ''}/{cluster}", core
 
 
 def _quota(root: Path) -> float | None:
-    """The tightest CPU limit of this process's cgroups, in cores; None where nothing limits it."""
+    """The tightest CPU limit of this process's cgroups, in cores; None without a limit."""
     limits: list[float] = []
     for line in (_text(root / "proc/self/cgroup") or "").splitlines():
         _number, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -182,7 +184,7 @@ def _quota(root: Path) -> float | None:
 
 
 def _limits(top: Path, path: str, read: Callable[[Path], float | None]) -> list[float]:
-    """The limits of a cgroup and of all that it is in; in a container the path may not be there."""
+    """The limits of a cgroup and its ancestors; in a container the path may not exist."""
     parts = [part for part in path.split("/") if part not in ("", "..")]
     folders = [top.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
     return [limit for folder in folders if (limit := read(folder)) is not None]

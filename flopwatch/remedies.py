@@ -1,4 +1,4 @@
-"""What to type on this machine to install what is missing."""
+"""Commands that install missing parts on this machine."""
 
 import importlib.util
 import os
@@ -7,19 +7,19 @@ import sys
 
 # The extra `probes` of pyproject.toml.
 TORCH_REQUIREMENTS = ("numpy>=1.26", "torch>=2.5,<3")
-# Set in the container images, where nothing can be installed.
+# Set in the container images, in which nothing can be installed.
 _IMAGE_VARIABLE = "FLOPWATCH_IMAGE"
 
 
 def state_remedy() -> str:
-    """What makes a place for the state file."""
+    """How to provide a place for the state file."""
     if os.environ.get(_IMAGE_VARIABLE):
         return "mount a volume at /var/lib/flopwatch that this user may write to"
     return "make it writable for this user, free some space, or set state_file to a writable file"
 
 
 def torch_remedy() -> str:
-    """What brings torch into this environment."""
+    """How to install torch in this environment."""
     if os.environ.get(_IMAGE_VARIABLE):
         return "use the image that is built with --target full"
     wanted = " ".join(f"'{requirement}'" for requirement in TORCH_REQUIREMENTS)

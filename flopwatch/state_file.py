@@ -1,9 +1,9 @@
-"""The state file: what must be known across restarts, and by several processes.
+"""The state file: data that must survive restarts and be shared between processes.
 
 One JSON object with a version and named sections. Each section has one owner; an update replaces
 its own section and keeps the others, under a lock, through a temporary file that is synced and
-renamed, so a reader or a crash sees the old file or the new one. A file that cannot be read as
-such is moved aside to `<name>.broken-<timestamp>`.
+renamed, so readers, even after a crash, find either the old file or the new one. A corrupt file is
+moved aside to `<name>.broken-<timestamp>`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import structlog
 STATE_VERSION: Final = 1
 # A fleet host has 16 GPUs at most, with a few kilobytes each.
 STATE_BYTES_MAX: Final = 8 * 2**20
-# An update takes milliseconds; whoever holds the lock for longer is stopped or stuck.
+# An update takes milliseconds; a process that holds the lock longer is stopped or stuck.
 LOCK_SECONDS: Final = 2.0
 _LOCK_RETRY_SECONDS: Final = 0.02
 
@@ -36,23 +36,23 @@ _Section = TypeVar("_Section")
 
 
 def usable_state_path(preferred: Path) -> Path:
-    """`preferred` when its folder can be written, else the same name in the user's state folder.
+    """`preferred` if its folder is writable, else the same name in the user's state folder.
 
-    Folders are created if need be; the user's is `$XDG_STATE_HOME/flopwatch`, by default
+    Folders are created as needed; the user's is `$XDG_STATE_HOME/flopwatch`, by default
     `~/.local/state/flopwatch`.
     """
     with contextlib.suppress(OSError):
         preferred.parent.mkdir(parents=True, exist_ok=True)
         if os.access(preferred.parent, os.W_OK | os.X_OK):
             return preferred
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111 - no exception where there is no home
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111 - no exception without a home directory
     return Path(home) / "flopwatch" / preferred.name
 
 
 class StateFile:
-    """Access to the file's sections; never raises for a bad file or disk, warns once instead.
+    """Access to the file's sections. Bad files and disk errors raise nothing; they are logged once.
 
-    When the disk refuses, the sections live on in memory and every later update tries again.
+    On a disk error, the sections are kept in memory and every later update tries again.
     Thread-safe.
     """
 
@@ -63,7 +63,7 @@ class StateFile:
         self._warned = False
 
     def read(self, name: str, kind: type[_Section]) -> _Section | None:
-        """A section as a value of this type; None when there is none or it cannot be used."""
+        """A section as a value of this type; None if it is missing or invalid."""
         with self._lock:
             document = self._read()
             if name not in document:
@@ -75,11 +75,11 @@ class StateFile:
                 return None
 
     def save(self, name: str, section: Any) -> None:
-        """Replace a section by a value that msgspec can encode."""
+        """Replace a section with a value that msgspec can encode."""
         self.update(name, lambda _before: msgspec.to_builtins(section))
 
     def update(self, name: str, change: Callable[[Any], Any]) -> None:
-        """Replace a section, as plain data, by `change` of it; None stands for no section."""
+        """Replace a section (plain data) with the result of `change`; None stands for no section."""
         with self._lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,13 +97,13 @@ class StateFile:
                 return
             if self._warned:
                 log.info("state_saved_again", path=str(self.path))
-            # The file has it now; what another process writes into it must not be overwritten.
+            # The file has it now: do not overwrite later writes of another process.
             self._memory.clear()
             self._warned = False
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Keep other processes from updating at the same time."""
+        """Prevent concurrent updates by other processes."""
         lock = self.path.with_name(self.path.name + ".lock")
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -113,7 +113,7 @@ class StateFile:
             os.close(descriptor)
 
     def _read(self) -> dict[str, Any]:
-        """The file's sections and those that are only in memory."""
+        """The file's sections, together with those held only in memory."""
         try:
             # Without O_NONBLOCK, opening a named pipe would wait for its writer.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -147,7 +147,7 @@ class StateFile:
     def _write(self, document: dict[str, Any]) -> None:
         temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
-            _require_regular(self.path.stat().st_mode)  # a device would be replaced by a file
+            _require_regular(self.path.stat().st_mode)  # or the rename would replace a device
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(_text(document))
@@ -158,7 +158,7 @@ class StateFile:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
-        # The rename itself lasts only once the folder is synced.
+        # The rename is durable only after the folder is synced.
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
@@ -167,7 +167,7 @@ class StateFile:
 
 
 def _text(document: dict[str, Any]) -> str:
-    """The document in lines. `json` would indent it in Python: 50 ms where this takes 3."""
+    """The document as indented text. `json` indents in Python, which takes 50 ms instead of 3."""
     text = json.dumps(document)
     try:
         return msgspec.json.format(text, indent=1)
@@ -182,7 +182,7 @@ def _require_regular(mode: int) -> None:
 
 
 def _lock(descriptor: int) -> None:
-    """Wait for the lock, but not for ever: its holder may be stopped. Raises OSError."""
+    """Wait for the lock up to a limit, since its holder may be stopped. Raises OSError."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -196,16 +196,16 @@ def _lock(descriptor: int) -> None:
 
 
 def _refuse(name: str) -> float:
-    """JSON has no NaN and no infinities, and a sum with one is lost for good."""
+    """JSON has no NaN or infinity, and a sum that contains one never recovers."""
     raise ValueError(f"{name} is no number")
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    """The document in a state file; raises ValueError when it is none."""
+    """The document in a state file; raises ValueError if it is invalid."""
     if len(data) > STATE_BYTES_MAX:
         raise ValueError(f"longer than {STATE_BYTES_MAX} bytes")
     document = json.loads(data, parse_constant=_refuse)
-    json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is a ValueError
+    json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate is a ValueError
     if not isinstance(document, dict) or document.get("version") != STATE_VERSION:
         raise ValueError(f"not a state file of version {STATE_VERSION}")
     return document

@@ -1,4 +1,4 @@
-"""Threads whose start does not wait for ever, and a guard that notices when one stands still."""
+"""Threads whose start cannot block forever, and a guard that detects a stuck thread."""
 
 import _thread
 import contextlib
@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 
-# A thread begins within milliseconds; on a machine that is short of everything, within a second.
+# A thread starts within milliseconds; on an overloaded machine, within a second.
 START_SECONDS: Final = 5.0
-# No round of a thread's own work takes minutes, however busy the machine is.
+# No round of a thread's own work takes minutes, even on an overloaded machine.
 STALLED_SECONDS: Final = 300.0
 
 
 class BoundedThread:
-    """A daemon thread. Where it finds no memory to begin with, `start` raises RuntimeError.
+    """A daemon thread. If it cannot start for lack of memory, `start` raises RuntimeError.
 
-    threading.Thread would wait there for a sign of life that never comes, and with it whoever waits
-    for a lock that the starter holds: its `start` has no limit. So this begins its thread by the
-    interpreter's own call, and waits itself. One that begins after all ends at once. `ident` is its
-    identifier, None before it has begun.
+    threading.Thread.start has no timeout: it would wait forever for the new thread to report in,
+    and so would everything that waits for a lock held by the caller. This class starts the thread
+    with the interpreter's low-level call and waits with a limit. A thread that starts after the
+    limit ends at once. `ident` is the thread's identifier, None before it has started.
     """
 
     def __init__(
@@ -37,22 +37,22 @@ class BoundedThread:
         self._ended = threading.Event()
 
     def start(self) -> None:
-        """Begin; raises RuntimeError where that is not possible."""
+        """Start the thread. Raises RuntimeError if that is not possible."""
         _thread.start_new_thread(self._main, ())
         if self._begun.wait(START_SECONDS):
             return
         with self._gate:
-            # It may have begun between the wait's end and the gate.
+            # It may have started between the end of the wait and the gate.
             self._given_up = not self._begun.is_set()
         if self._given_up:
             raise RuntimeError("can't start new thread: it never began")
 
     def is_alive(self) -> bool:
-        """Whether it has begun and not ended."""
+        """Whether it has started and not ended."""
         return self._begun.is_set() and not self._ended.is_set()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, `timeout` seconds at most; at once for one that never began."""
+        """Wait until it has ended, at most `timeout` seconds; returns at once if it never started."""
         if self._begun.is_set():
             self._ended.wait(timeout)
 
@@ -64,12 +64,13 @@ class BoundedThread:
             self._begun.set()
         try:
             if sys.version_info >= (3, 13):
-                # So that a dump of the threads names it. Before, its entry would outlive the thread.
+                # So that thread dumps show its name. Registered earlier, its entry would outlive
+                # the thread.
                 threading.current_thread().name = self.name
             self._target(*self._arguments)
         except SystemExit:
             pass
-        except BaseException:  # noqa: BLE001 - said on standard error, as threading.Thread does
+        except BaseException:  # noqa: BLE001 - reported on standard error, as threading.Thread does
             with contextlib.suppress(Exception):
                 threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), None)))
         finally:
@@ -77,11 +78,12 @@ class BoundedThread:
 
 
 class ThreadGuard:
-    """Whether a thread still does its work, for the watchdog.
+    """Tells the watchdog whether a thread still works.
 
-    The thread calls `run` with its work, and does inside `waiting` whatever others may delay: the next round, a
-    socket, a driver, a file system. It has stalled when the work ended by an exception, or when it was outside of
-    `waiting` for STALLED_SECONDS: a bug of ours, which a new process does not have at first.
+    The thread calls `run` with its work and enters `waiting` around everything that may be delayed
+    from outside: the next round, a socket, a driver, a file system. It has stalled if the work
+    ended with an exception, or if it spent STALLED_SECONDS outside `waiting`. Both are bugs of
+    ours, which a restart clears for a while.
     """
 
     def __init__(self) -> None:
@@ -90,7 +92,7 @@ class ThreadGuard:
         self._busy_since: float | None = None
 
     def run(self, work: Callable[[], object]) -> None:
-        """Do the work of the thread, to its end."""
+        """Run the thread's work to its end."""
         self._running, self._busy_since = True, time.monotonic()
         try:
             work()
@@ -102,7 +104,7 @@ class ThreadGuard:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time in which the thread waits for others. Does nothing outside of `run`."""
+        """A context in which the thread waits for something external. Does nothing outside `run`."""
         self._busy_since = None
         try:
             yield
@@ -111,6 +113,6 @@ class ThreadGuard:
                 self._busy_since = time.monotonic()
 
     def stalled(self, now: float) -> bool:
-        """Whether the work has failed or stands still; `now` is of the monotonic clock."""
+        """Whether the work has failed or is stuck; `now` is monotonic time."""
         since = self._busy_since
         return self._failed or (since is not None and now - since > STALLED_SECONDS)
