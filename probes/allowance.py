@@ -1,7 +1,7 @@
 """Device time of a request, counted in the worker.
 
-The worker tells the daemon when the device becomes busy and idle, and starts nothing that would
-exceed the allowance.
+The worker reports to the daemon when the device becomes busy and idle, and starts no work that
+would exceed the allowance.
 """
 
 import time
@@ -20,7 +20,7 @@ class AllowanceError(Exception):
 
 
 class Allowance:
-    """Tells the daemon when the device is busy, and adds up how long it was."""
+    """Reports to the daemon when the device is busy, and adds up the busy time."""
 
     def __init__(self, send: Callable[[FromWorker], None], allowance_seconds: float) -> None:
         self._send = send
@@ -29,7 +29,7 @@ class Allowance:
 
     @property
     def left_seconds(self) -> float:
-        """Device time left of the allowance."""
+        """Remaining device time of the allowance."""
         return self._allowance - self.spent_seconds
 
     def fits(self, seconds: float) -> bool:
@@ -45,11 +45,11 @@ class Allowance:
             )
 
     def busy(self) -> None:
-        """Tell the daemon that the device is busy from now on."""
+        """Report that the device is busy from now on."""
         self._send(Busy())
 
     def idle(self, seconds: float) -> None:
-        """Tell the daemon that the device has worked for `seconds` and is idle again."""
+        """Report that the device was busy for `seconds` and is idle again."""
         self.spent_seconds += seconds
         self._send(Idle(device_seconds=seconds))
 

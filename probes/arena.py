@@ -1,7 +1,7 @@
-"""One block of device memory that all kernels share, so that the footprint never changes.
+"""One block of device memory shared by all kernels, so that the footprint never changes.
 
-Worker only: this imports torch. Servers size their caches by the free memory they find; a worker
-that allocated and freed as it goes would take it away under them.
+Worker only: this imports torch. Servers size their caches by the free memory that they find; a
+worker that allocated on demand could take that memory away from them.
 """
 
 import math
@@ -11,22 +11,22 @@ import torch
 
 
 SEED: Final = 20_240_229
-# A prime number of elements: repeating the pattern never lines up with a matrix's rows.
+# A prime number of elements, so that the repeated pattern never lines up with a matrix's rows.
 PATTERN_LENGTH: Final = 1_000_003
 # Kernels and copies run at full speed only on well aligned operands.
 ALIGNMENT_BYTES: Final = 4096
 
 
 class ArenaFullError(Exception):
-    """The block has not that much left; `reset` it first."""
+    """The block has too little space left; `reset` it first."""
 
 
 class Arena:
-    """A bump allocator over one block. `epoch` grows when everything handed out became invalid."""
+    """A bump allocator over one block. `epoch` grows when all tensors handed out become invalid."""
 
     def __init__(self, torch_device: Any, size_bytes: int, *, pinned: bool = False) -> None:
         self.size_bytes = size_bytes
-        # Zeros, not empty: on the host a page that was never written exists only on paper.
+        # Zeros, not empty: on the host, a page never written has no physical memory.
         self._block = torch.zeros(
             size_bytes + ALIGNMENT_BYTES, dtype=torch.uint8, device=torch_device, pin_memory=pinned
         )
@@ -36,11 +36,11 @@ class Arena:
 
     @property
     def free_bytes(self) -> int:
-        """What can still be taken."""
+        """Bytes still available."""
         return self.size_bytes - self._used
 
     def reset(self) -> None:
-        """Take everything back."""
+        """Release everything."""
         self._used = 0
         self.epoch += 1
 
@@ -64,8 +64,8 @@ def footprint(shape: tuple[int, ...], dtype: Any) -> int:
 def pattern(dtype: Any, seed: int) -> Any:
     """Random numbers on the host, the same for every device and run.
 
-    Random data, because zeros or constants toggle few wires, draw less power and read up to 15 %
-    too fast on a power-limited GPU.
+    Random data, because zeros and constants toggle few wires and draw less power, so that a
+    power-limited GPU would appear up to 15 % too fast.
     """
     generator = torch.Generator().manual_seed(SEED + seed)
     if dtype == torch.int8:
@@ -74,22 +74,22 @@ def pattern(dtype: Any, seed: int) -> Any:
 
 
 def fill(tensor: Any, values: Any) -> None:
-    """Fill a contiguous tensor with `values`, repeated, by copies that double each time.
+    """Fill a contiguous tensor with repeated `values`, by copies that double in size each time.
 
-    Bytes are copied, so that every data type is filled alike.
+    Bytes are copied, so that every data type is filled the same way.
     """
     target = tensor.view(-1).view(torch.uint8)
     source = values.view(torch.uint8)
     done = min(target.numel(), source.numel())
     target[:done].copy_(source[:done])
     while done < target.numel():
-        # Only whole repetitions are copied on, which keeps the period.
+        # Copy only whole repetitions, to keep the period.
         step = min(done, target.numel() - done)
         target[done : done + step].copy_(target[:step])
         done += step
 
 
 def repeated(values: Any, count: int) -> Any:
-    """What `fill` writes into `count` elements, on the host."""
+    """The values that `fill` writes into `count` elements, on the host."""
     times = -(-count // values.numel())
     return values.repeat(times)[:count]

@@ -1,4 +1,4 @@
-"""What a device has shown it can do: one baseline per kernel and software versions."""
+"""Baselines: the best performance seen on a device, per kernel and software versions."""
 
 from typing import Annotated, Final
 
@@ -6,11 +6,11 @@ import msgspec
 from msgspec import Meta
 
 
-# Five rounds make one slow or lucky measurement harmless.
+# With five rounds, one slow or lucky measurement does no harm.
 WINDOW: Final = 5
 SHAPE_LENGTH_MAX: Final = 3
 
-# What a state file may say: anything else is a broken one.
+# Plausible values in a state file: anything else means that it is corrupt.
 Size = Annotated[int, Meta(ge=1, le=2**40)]
 Shape = Annotated[tuple[Size, ...], Meta(min_length=1, max_length=SHAPE_LENGTH_MAX)]
 Speed = Annotated[float, Meta(gt=0, le=1e18)]
@@ -43,7 +43,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         return self.best is not None
 
     def ratio(self, measured: float) -> float | None:
-        """`measured` over the baseline; None while there is none."""
+        """`measured` over the baseline; None without a baseline."""
         reference = self.value
         return measured / reference if reference else None
 
@@ -59,6 +59,6 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _median(values: tuple[float, ...]) -> float:
-    import statistics  # brings 1 MB along, which a daemon that does not probe is spared
+    import statistics  # takes 1 MB, which a daemon without probes saves
 
     return statistics.median(values)

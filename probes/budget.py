@@ -1,10 +1,10 @@
-"""The probes' budget per device: taken in advance at its worst, given back when less was used.
+"""The probes' budget per device: charged in advance for the worst case, refunded if less was used.
 
-Two windows bound it. Over any interval (four fifths of one, so that a cycle that comes a little
-earlier than the last one ended still finds its budget) a run may start only if what was charged
-and what it is allowed fit the usable part of the budget. Over any hour (or interval, when that is longer) it may
-start only if, even should it hang until the worker is killed, the sum stays within the budget.
-The second bound costs the first a little: one chunk deadline of every hour is kept in reserve.
+Two windows bound it. Over any interval, a run may start only if earlier charges plus its allowance
+fit the usable part of the budget (the window is four fifths of an interval, so that a cycle that
+starts slightly early still has its budget). Over any hour (or interval, if that is longer), it may
+start only if the sum stays within the budget even if it hangs until the worker is killed. The
+second bound reduces the first slightly: one chunk deadline per hour is kept in reserve.
 """
 
 import itertools
@@ -22,7 +22,7 @@ INTERVAL_SHARE: Final = 0.8
 
 @dataclass(frozen=True, slots=True)
 class BudgetLimits:
-    """The budget's numbers, all seconds."""
+    """The limits that follow from a budget, all in seconds."""
 
     interval_seconds: float
     horizon_seconds: float
@@ -36,7 +36,7 @@ class BudgetLimits:
 def limits(interval: float, budget: float, chunk_deadline: float) -> BudgetLimits:
     """The limits for a budget of `budget` seconds per `interval` seconds."""
     horizon = max(HOUR_SECONDS, interval)
-    # Whole intervals only: an hour that holds 3.5 intervals gets the budget of 3.
+    # Whole intervals only: an hour of 3.5 intervals gets the budget of 3.
     intervals = int(horizon / interval + 1e-9)
     total = intervals * budget
     reserve = min(chunk_deadline, RESERVE_SHARE_MAX * total)
@@ -45,7 +45,7 @@ def limits(interval: float, budget: float, chunk_deadline: float) -> BudgetLimit
 
 @dataclass(slots=True)
 class Charge:
-    """Device time taken, or possibly to be taken, at one moment."""
+    """Device time that was used, or may be used, at one moment."""
 
     at: float
     seconds: float
@@ -59,18 +59,18 @@ class Ledger:
         self._charges: deque[Charge] = deque()
 
     def restore(self, charges: Iterable[tuple[float, float]]) -> None:
-        """Take over charges (at, seconds) of an earlier life of the daemon."""
+        """Restore charges (at, seconds) from before a restart of the daemon."""
         merged = sorted(itertools.chain(self.charges(), charges))
         self._charges = deque(Charge(at, seconds) for at, seconds in merged)
 
     def forget_old(self, now: float) -> None:
-        """Let go of charges that no window can reach any more."""
-        # Twice the horizon, so that widening the interval at a reload finds its past.
+        """Drop charges that no window can reach any more."""
+        # Twice the horizon, so that an interval widened at a reload still finds its past charges.
         while self._charges and self._charges[0].at < now - 2 * self.limits.horizon_seconds:
             self._charges.popleft()
 
     def charges(self) -> tuple[tuple[float, float], ...]:
-        """All (at, seconds) still remembered, oldest first."""
+        """All charges (at, seconds) still kept, oldest first."""
         return tuple((charge.at, charge.seconds) for charge in self._charges)
 
     def spent(self, now: float, window_seconds: float) -> float:
@@ -78,9 +78,9 @@ class Ledger:
         return sum(c.seconds for c in self._charges if c.at > now - window_seconds)
 
     def allowance(self, now: float, credit: float = 0.0) -> float:
-        """The longest device time a run may be allowed now; 0 when it must wait.
+        """The longest device time that a run may use now; 0 if it must wait.
 
-        `credit` is what may be spent on top of one interval's budget. The hour's bound stays.
+        `credit` may be spent on top of one interval's budget. The hourly bound still holds.
         """
         bounds = self.limits
         in_interval = (
@@ -96,17 +96,17 @@ class Ledger:
         return max(0.0, min(in_interval, in_horizon))
 
     def precharge(self, now: float, allowance: float) -> Charge:
-        """Charge the worst a run can take: its allowance, and a chunk that hangs."""
+        """Charge the worst case of a run: its allowance plus a chunk that hangs."""
         self.forget_old(now)
         charge = Charge(now, allowance + self.limits.chunk_deadline_seconds)
         self._charges.append(charge)
         return charge
 
     def settle(self, charge: Charge, now: float, seconds: float) -> None:
-        """Replace a pre-charge by what was really taken, dated to the run's end."""
+        """Replace a pre-charge with the device time actually used, dated to the run's end."""
         charge.at, charge.seconds = now, seconds
 
     def add(self, now: float, seconds: float) -> None:
-        """Charge what was taken without asking (opening a device)."""
+        """Charge device time that had no pre-charge (opening a device)."""
         self.forget_old(now)
         self._charges.append(Charge(now, seconds))

@@ -1,4 +1,4 @@
-"""The kernels at full length, once: for bringing up a node, not beside a server."""
+"""Runs all kernels once at full length: for bringing up a node, not beside a server."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,16 +16,16 @@ from probes.thresholds import Row, grade, peak_of
 from probes.worker_pool import WorkerFactory, real_worker
 
 
-# One request's runs; requests follow each other until the time is over, and the last one counts:
-# by then clocks and power have settled.
+# One request's runs; requests repeat until the time is over, and the last one counts: by then
+# clocks and power have settled.
 TIMED_RUNS: Final = 100
 CHUNK_SECONDS: Final = 0.02
-# Half a minute of allowance ends only what hangs.
+# An allowance of half a minute ends only hung requests.
 ALLOWANCE_SECONDS: Final = 30.0
 CHUNK_DEADLINE_SECONDS: Final = 10.0
 REQUEST_DEADLINE_SECONDS: Final = 120.0
 
-# Stands in the table where no kernel could be run.
+# Shown in the table if no kernel could be run.
 OPENING: Final = KernelInfo(name="open", quantity="latency", label="")
 
 Baselines = Mapping[str, Mapping[str, Baseline]]
@@ -70,9 +70,9 @@ class BurnIn:
     def rows(
         self, wanted: Callable[[KernelInfo], bool], on_step: Callable[[Step], None]
     ) -> Iterator[Row]:
-        """One graded row for each kernel that `wanted` accepts; a worker that dies is replaced.
+        """One graded row for each kernel that `wanted` accepts; a worker that dies is restarted.
 
-        A device that cannot be opened, or not again, has one row that says so, and the others are
+        A device that cannot be opened or reopened has one row with the reason; the others are still
         measured. Raises WorkerFailedError when no worker can be started.
         """
         worker = self._factory(self._devices, self._config)
@@ -146,10 +146,10 @@ class BurnIn:
         kernel: KernelInfo,
         baseline: Baseline | None,
     ) -> RunReport:
-        """The last report of requests repeated until the time is over; the shape stays."""
+        """The last report of requests repeated until the time is over, all with the same shape."""
         shape = () if baseline is None else baseline.shape
         if not shape:
-            # The size is chosen as the daemon chooses it, so that their figures compare.
+            # The size is chosen as in the daemon, so that the figures are comparable.
             first = worker.run(
                 self._request(index, peer, kernel, (), self._config.max_chunk_seconds)
             )
@@ -161,7 +161,7 @@ class BurnIn:
             report = worker.run(self._request(index, peer, kernel, shape, CHUNK_SECONDS))
             if report.result is None or self._monotonic() >= until:
                 return report
-            # The worker chose another shape where the requested one no longer fits the memory.
+            # The worker chose another shape because the requested one no longer fits the memory.
             shape = report.result.shape
 
     def _request(

@@ -1,4 +1,4 @@
-"""How the probes behave: the single place of every default."""
+"""The probes' settings and all their defaults."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ MIB = 2**20
 class ProbeConfig:
     """The probes' settings; every duration in seconds, every size in bytes.
 
-    Raises ValueError, with a text made for people, on values that cannot work together.
+    Raises ValueError, with a message for the user, for values that cannot work together.
     """
 
     enabled: bool = option("probes.enabled", boolean(), True, "Run probes.", "true")
@@ -37,7 +37,7 @@ class ProbeConfig:
         "Which kernels to run; not given: all that the device has.",
         "[gemm_bf16, gemm_fp8, copy_device]",
     )
-    # Faults can hide from all but the kernels and data paths of the model that meets them.
+    # Some faults show only in the kernels and data paths of the model itself.
     shapes: Literal["fixed", "auto"] = option(
         "probes.shapes",
         choice("fixed", "auto"),
@@ -53,7 +53,7 @@ class ProbeConfig:
         "/run/flopwatch/pause",
         convert=Path,
     )
-    # Tensor-parallel groups lose one step rather than one per GPU.
+    # A tensor-parallel group then loses one step instead of one per GPU.
     together: bool = option(
         "probes.together",
         boolean(),
@@ -61,7 +61,7 @@ class ProbeConfig:
         "Probe the GPUs of a host at the same moment instead of one after the other.",
         "false",
     )
-    # A worker takes memory of its instance, which is often planned to the last MiB.
+    # A worker takes memory from its MIG instance, which is often planned to the last MiB.
     mig: Literal["skip", "run"] = option(
         "probes.mig",
         choice("skip", "run"),
@@ -69,7 +69,7 @@ class ProbeConfig:
         "Partitioned GPUs: leave them alone, or probe each MIG instance (a worker each, in turn).",
         "skip",
     )
-    # Servers size their KV cache by the free memory they find at start.
+    # Servers size their KV cache by the free memory at their start.
     hold_off_seconds: float = option(
         "probes.hold_off",
         duration(),
@@ -98,7 +98,7 @@ class ProbeConfig:
         "Longest uninterrupted device time of a probe.",
         "1ms",
     )
-    # A decode step loses one chunk at most.
+    # A decode step is delayed by one chunk at most.
     gap_seconds: float = option(
         "probes.gap", duration(at_most=10), 0.010, "Pause between two chunks.", "10ms"
     )

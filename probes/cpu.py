@@ -1,10 +1,10 @@
 # ruff: noqa: D102 - what a method does is documented where it is declared
 """The host processor as a device of the kernels: all of its cores.
 
-Worker only: this imports torch. A GEMM runs on each core on its own, and the rates are added up: some
-of its runs fit between two interruptions, however busy the core is. A copy is
-split over a thread for each core, because the cores share the memory, and is as slow as its slowest
-thread. Runs in which a thread had to wait for another program are marked and never make a value.
+Worker only: this imports torch. A GEMM runs on each core separately, and the rates are added up:
+even on a busy core some runs fit between two interruptions. A copy is split over one thread per
+core, because the cores share the memory, and is as slow as its slowest thread. Runs in which a
+thread had to wait for another program are marked and never used for a value.
 """
 
 import itertools
@@ -27,8 +27,8 @@ from probes.judgement import undisturbed_run
 from probes.protocol import Device as DeviceSpec
 
 
-# A thread that had less processor time than this share of a run's time was interrupted. Threads that
-# finish early wait for the others in a loop, which takes processor time as well.
+# A thread with less processor time than this share of a run's time was interrupted. Threads that
+# finish early spin until the others are done, which also counts as processor time.
 PRESENT_SHARE: Final = 0.95
 CLOCK_CPUTIME_THREAD: Final = 6  # CPUCLOCK_SCHED | CPUCLOCK_PERTHREAD_MASK (linux/posix-timers.h)
 # Operands for copies, larger than the caches: at most this share of the host's memory, or this much.
@@ -45,8 +45,8 @@ class CpuDevice(ProbeDevice):
     beside_bytes = 64 * 2**20
 
     def __init__(self, spec: DeviceSpec, threads: int, cores: Sequence[int] = ()) -> None:
-        """`cores` are the logical CPUs for the threads, one each; empty: the scheduler places them."""
-        # Per-core L2 for the operands of GEMMs; copies go past the last level by themselves.
+        """`cores`: the logical CPUs for the threads, one each; if empty, the scheduler decides."""
+        # Per-core L2 for the operands of GEMMs; copies exceed the last level anyway.
         cache = spec.l2_bytes or cache_size_bytes(2) or 2**20
         self.last_level_bytes = last_level_bytes()
         size = max(ARENA_BYTES_MIN, min(CACHE_MULTIPLE * self.last_level_bytes, _arena_limit()))
@@ -56,7 +56,7 @@ class CpuDevice(ProbeDevice):
         self._threads: list[ThreadPoolExecutor] = []
 
     def load(self, allowance: Allowance, enqueue: Enqueue) -> None:
-        # The first call generates code, which is not part of a kernel's time.
+        # The first call generates code, which must not count as kernel time.
         enqueue(0)
         self.chunk(allowance, enqueue, 0, 1)
 
@@ -69,7 +69,7 @@ class CpuDevice(ProbeDevice):
     def launches(
         self, allowance: Allowance, launch: Callable[[], None], count: int, seconds: float
     ) -> Chunk:
-        # Interruptions do not matter: the median of many launches counts.
+        # Interruptions do not matter: the median of many launches is used.
         return self._timed(allowance, lambda _: launch(), 0, count, team=1)
 
     def core_by_core(self, allowance: Allowance, enqueue: Enqueue, least: int, most: int) -> Chunk:
@@ -95,7 +95,7 @@ class CpuDevice(ProbeDevice):
         allowance.busy()
         before = ThreadTimes()
         try:
-            # On one core: a team of threads would wait awake for one that others keep from working.
+            # On one core: a team of threads would spin for a member that other programs preempt.
             return self._core_threads()[0].submit(task).result()
         finally:
             allowance.idle(before.seconds_since() / self.units)
@@ -109,7 +109,7 @@ class CpuDevice(ProbeDevice):
         return f"torch {torch.__version__} cpu {capability} threads {self.units}"
 
     def _core_threads(self) -> list[ThreadPoolExecutor]:
-        """A thread for each core, bound to it, in which torch itself starts no others."""
+        """One thread per core, bound to it, in which torch starts no threads of its own."""
         if not self._threads:
             self._threads = [
                 ThreadPoolExecutor(1, "core", _bind, self._cores[core : core + 1])
@@ -117,16 +117,17 @@ class CpuDevice(ProbeDevice):
             ]
             for thread in self._threads:
                 thread.submit(int).result()
-            # For the threads that start later.
+            # For threads that start later.
             torch.set_num_threads(self.units)
         return self._threads
 
     def _timed(
         self, allowance: Allowance, enqueue: Enqueue, first: int, count: int, *, team: int
     ) -> Chunk:
-        """Time each run, and see whether `team` threads worked during all of it.
+        """Time each run, and check whether `team` threads worked throughout.
 
-        Processor time over the number of cores is charged, not the time that other programs took.
+        The charge is processor time divided by the number of cores, without the time of other
+        programs.
         """
         now = time.perf_counter_ns
         allowance.busy()
@@ -155,16 +156,16 @@ def _bind(*core: int) -> None:
     if core:
         os.sched_setaffinity(0, core)
     torch.set_num_threads(1)
-    # A thread takes over the setting of the last one that made it, unless it has asked for it itself.
+    # A thread inherits the last value set by any thread, unless it has read the setting itself.
     torch.get_num_threads()
 
 
 def _pieces(
     enqueue: Enqueue, core: int, least: int, most: int, limit_seconds: float
 ) -> tuple[list[float], float | None]:
-    """The times of runs on this core that nobody interrupted, until enough agree, and its clock.
+    """Times of uninterrupted runs on this core, until enough agree, and the core's clock.
 
-    In these the thread never had to leave the core, and its processor time is the time that passed.
+    In such a run the thread never leaves the core, and its processor time equals the elapsed time.
     """
     spans: list[float] = []
     begun = time.thread_time()
@@ -188,7 +189,7 @@ def _pieces(
 class ThreadTimes:
     """The processor time of each thread of this process, exact to the nanosecond.
 
-    The process's own clock is less exact: for threads on other cores it is as old as their last timer
+    The process's own clock is less exact: for threads on other cores it lags by up to one timer
     tick.
     """
 
@@ -197,16 +198,16 @@ class ThreadTimes:
         self._start = sum(self.now())
 
     def now(self) -> list[int]:
-        """Nanoseconds by thread; 0 for a thread that has ended."""
+        """Nanoseconds per thread; 0 for a thread that has ended."""
         return [_clock_nanoseconds(clock) for clock in self._clocks]
 
     def seconds_since(self) -> float:
-        """Processor time of all threads together since this object was made."""
+        """Processor time of all threads together since this object was created."""
         return max(0, sum(self.now()) - self._start) / 1e9
 
 
 def _all_present(before: Sequence[int], after: Sequence[int], span: int, team: int) -> bool:
-    """Whether `team` threads worked, or waited for each other in a loop, during the whole run."""
+    """Whether `team` threads worked, or spun waiting for each other, during the whole run."""
     taken = sorted((b - a for a, b in zip(before, after, strict=True)), reverse=True)
     return len(taken) >= team and taken[team - 1] >= PRESENT_SHARE * span
 
@@ -223,12 +224,12 @@ def _thread_ids() -> list[str]:
 
 
 def _involuntary_switches() -> int:
-    """How often a thread of this process had to leave its core to another program."""
+    """How often a thread of this process was preempted by another program."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def last_level_bytes() -> int:
-    """All of the last-level caches of the processors that this process may use."""
+    """Total size of the last-level caches of the processors that this process may use."""
     caches: dict[str, int] = {}
     for number in os.sched_getaffinity(0):
         for index in Path(f"/sys/devices/system/cpu/cpu{number}/cache").glob("index*"):
@@ -265,7 +266,8 @@ def _arena_limit() -> int:
 def kernel_clock_hertz() -> float | None:
     """The clock of the current core as the kernel reports it; None if it does not."""
     try:
-        # Field 39 of stat, counted from 1: the processor last run on; the name may hold spaces.
+        # Field 39 of stat, counted from 1: the processor last run on. The command name may contain
+        # spaces.
         stat = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
         core = int(stat.rsplit(")", 1)[1].split()[36])
         scaling = Path(f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq")

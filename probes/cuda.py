@@ -1,8 +1,8 @@
 # ruff: noqa: D102 - what a method does is documented where it is declared
 """A CUDA GPU as the kernels see it. Worker only: this imports torch.
 
-All work is on the default stream, whose priority is the lowest that CUDA has. That orders the
-work of one process only: between processes the driver gives time slices.
+All work is on the default stream, which has the lowest CUDA priority. Priorities order only the
+work of one process: between processes the driver uses time slices.
 """
 
 import contextlib
@@ -22,29 +22,29 @@ from probes.device import CACHE_MULTIPLE, Chunk, Enqueue, ProbeDevice
 from probes.protocol import Device as DeviceSpec
 
 
-# For the tiny operands that tell which kernels there are; the rest is taken when they are loaded.
-# Freed then, it is the segment that the patterns pass through which operands are filled from.
+# For the tiny operands that show which kernels are available; the rest is taken after they are
+# loaded. Once freed, this segment holds the patterns that operands are filled from.
 OPENING_BYTES: Final = 8 * 2**20
-# With less, the only GEMMs of which two sets fit are so small that they say nothing of the silicon.
-# Where CUDA itself leaves less of the limit, the limit is passed, and the daemon warns.
+# With less, the only GEMMs of which two sets fit are too small to characterize the silicon. If CUDA
+# itself leaves less than this below the limit, the limit is exceeded and the daemon warns.
 ARENA_BYTES_MIN: Final = 64 * 2**20
-# Kept free below the limit, for what is loaded after the arena was taken: the code of larger GEMMs.
+# Kept free below the limit for the code of larger GEMMs, loaded after the arena was taken.
 SLACK_BYTES: Final = 16 * 2**20
-# Of the host's pinned memory for either direction, which is taken from everybody there, and of a
+# The limit per direction of pinned host memory, which is lost to all other programs, and of a
 # peer's memory, which counts against the limit.
 BESIDE_BYTES: Final = 32 * 2**20
-# The least that a context with torch's kernels was seen to take (pytorch#86509); a smaller figure
-# means that somebody else freed memory in the same moment.
+# The smallest observed size of a context with torch's kernels (pytorch#86509); a smaller figure
+# means that another process freed memory at the same moment.
 CONTEXT_BYTES_MIN: Final = 280_000_000
-# Three spins. The first one only gives the host the time to enqueue the other two: 90,000 cycles
-# are 45 µs at 2 GHz, and five calls of a few microseconds take half of it. The difference of the others has
-# the launch overhead divided out: 300,000 cycles are about 150 µs, of which an event's resolution
-# of 0.5 µs is 0.3 %.
+# Three spins. The first one only gives the host time to enqueue the other two: 90,000 cycles are 45
+# µs at 2 GHz, and five calls of a few microseconds take half of it. The difference of the other two
+# cancels the launch overhead: 300,000 cycles are about 150 µs, of which an event's resolution of
+# 0.5 µs is 0.3 %.
 SPIN_CYCLES_LEAD: Final = 90_000
 SPIN_CYCLES_SHORT: Final = 20_000
 SPIN_CYCLES_LONG: Final = 320_000
 SPIN_SECONDS: Final = 0.00023
-# A spin that a tenant's time slice cut into looks like a far lower clock.
+# A spin interrupted by a tenant's time slice looks like a far lower clock.
 CLOCK_SPREAD: Final = 0.10
 
 Spins = tuple[float, float]
@@ -55,7 +55,7 @@ class CudaDevice(ProbeDevice):
     """A CUDA GPU, timed by events."""
 
     kind = "cuda"
-    # At two thirds of the clock the spins take that much longer; three runs still fit beside them.
+    # At two thirds of the clock the spins take 1.5 times as long; three runs still fit beside them.
     overhead_seconds = 1.5 * SPIN_SECONDS
     preemptible = False
     beside_bytes = BESIDE_BYTES
@@ -65,7 +65,7 @@ class CudaDevice(ProbeDevice):
             raise RuntimeError(
                 "this torch is built without CUDA; install one that has it (pytorch.org/get-started)"
             )
-        # First of all: what else would be made on the first visible GPU may not be wanted there.
+        # Must come first: anything created before would land on the first visible GPU.
         torch.cuda.set_device(ordinal)
         torch.cuda.init()
         properties = torch.cuda.get_device_properties(ordinal)
@@ -98,8 +98,9 @@ class CudaDevice(ProbeDevice):
         torch.cuda.current_stream(self._ordinal).synchronize()
 
     def settle(self) -> None:
-        # Context, libraries and their kernels are not the allocator's. What others take or free in
-        # the same seconds is counted in; there is no other way to see them from inside.
+        # The allocator does not count the context, the libraries and their kernels. Memory that
+        # other processes take or free in the same seconds is included; it cannot be told apart from
+        # inside.
         free, _ = torch.cuda.mem_get_info(self._ordinal)
         reserved = int(torch.cuda.memory_reserved(self._ordinal))
         taken = 0 if self._free_before is None else self._free_before - free - reserved
@@ -111,8 +112,8 @@ class CudaDevice(ProbeDevice):
         self.arena = Arena(self.torch_device, size)
 
     def load(self, allowance: Allowance, enqueue: Enqueue) -> None:
-        # The first call may load code for a while, on the host: the device is said to be busy
-        # only from then on, and the second run says how long the first took.
+        # The first call may spend time loading code on the host: the device is reported busy only
+        # after that, and the second run shows how long the first took.
         start, end = self._marks(2)
         enqueue(0)
         start.record()
@@ -127,15 +128,16 @@ class CudaDevice(ProbeDevice):
         marks = self._marks(count + 4)
         marks[0].record()
         began = now()
-        # The first work on an idle stream begins a launch gap late; the gap must not lie between the
-        # marks of a spin that the clock is measured by.
+        # The first work on an idle stream starts a launch gap late; the gap must not fall between
+        # the marks of a spin that measures the clock.
         torch.cuda._sleep(SPIN_CYCLES_LEAD)  # noqa: SLF001 - the only spin torch has
         marks[1].record()
         torch.cuda._sleep(SPIN_CYCLES_SHORT)  # noqa: SLF001
         marks[2].record()
         torch.cuda._sleep(SPIN_CYCLES_LONG)  # noqa: SLF001
         enqueued = now()
-        # While this one spins, the host enqueues the rest: no launch gap lies between the marks.
+        # While this one spins, the host enqueues the rest: there is no launch gap between the
+        # marks.
         marks[3].record()
         for index in range(count):
             enqueue(first + index)
@@ -146,14 +148,14 @@ class CudaDevice(ProbeDevice):
         allowance.idle(sum(spans))
         _, short, long, *runs = spans
         lead = long * SPIN_CYCLES_LEAD / SPIN_CYCLES_LONG
-        # A host that was kept from enqueuing the spins in time has left a gap between their marks.
+        # A host that was too late in enqueuing the spins has left a gap between their marks.
         spins = (short, long) if enqueued - began < lead else None
         return Chunk(runs, sum(spans), spins)
 
     def clock_hertz(self, readings: Sequence[Spins]) -> float | None:
-        """Cycles over seconds: SM cycles of `clock64`, which is what torch's spin counts.
+        """Cycles over seconds: SM cycles of `clock64`, which torch's spin counts.
 
-        The shortest of the short spins stands for all: it was not cut into by a tenant's slice.
+        The shortest of the short spins is used: no tenant's slice interrupted it.
         """
         if not readings:
             return None
@@ -180,7 +182,7 @@ class CudaDevice(ProbeDevice):
             launch()
             stream.synchronize()
             spans.append((now() - start) / 1e9)
-        # Charged by the wall: on a shared device the tenant may have waited all that time.
+        # Charged by wall time: on a shared device the tenant may have waited that long.
         allowance.idle(sum(spans))
         return Chunk(spans, sum(spans), None)
 
@@ -213,13 +215,13 @@ class CudaDevice(ProbeDevice):
 
 
 def cublas_version(cuda: str | None) -> str:
-    """The version of the cuBLASLt that torch has loaded, as a number; "unknown" where it has none.
+    """The version of the cuBLASLt that torch has loaded, as a number; "unknown" if none is loaded.
 
-    It can be exchanged without torch, and chooses the algorithms that decide a GEMM's bits.
+    It can be replaced independently of torch, and its choice of algorithm decides a GEMM's bits.
     """
     major = (cuda or "").split(".", maxsplit=1)[0]
     with contextlib.suppress(OSError, AttributeError):
-        # By its soname: the loader gives the library that is there already.
+        # By soname: the loader returns the library that is already loaded.
         version = ctypes.CDLL(f"libcublasLt.so.{major}").cublasLtGetVersion
         version.restype = ctypes.c_size_t
         return str(version())

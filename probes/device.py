@@ -1,7 +1,7 @@
-"""A device as the kernels see it, CUDA or host processor: where memory is and how time is told.
+"""A device as the kernels see it, CUDA GPU or host processor: its memory and its timing.
 
-Worker only: this imports torch. The same kernel code runs on both. `cpu` has the host processor,
-`cuda` the GPU.
+Worker only: this imports torch. The same kernel code runs on both. `cpu` implements the host
+processor, `cuda` the GPU.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from probes.allowance import Allowance
 from probes.arena import Arena
 
 
-# Rotating operands over this many times the cache leaves nothing of a run for the next one.
+# Operands rotate over this many times the cache size, so that no run finds its operands cached.
 CACHE_MULTIPLE: Final = 5
 ARENA_BYTES_MIN: Final = 64 * 2**20
 
@@ -23,7 +23,7 @@ Enqueue = Callable[[int], None]
 
 
 class Chunk:
-    """The times of one chunk's runs, seconds."""
+    """The times of one chunk's runs, in seconds."""
 
     __slots__ = ("clock", "device_seconds", "preempted", "run_seconds")
 
@@ -43,12 +43,12 @@ class Chunk:
 
     @property
     def undisturbed_seconds(self) -> list[float]:
-        """The times of the runs in which no thread had to wait."""
+        """Times of the runs in which no thread had to wait."""
         return [s for s, gone in zip(self.run_seconds, self.preempted, strict=True) if not gone]
 
 
 class ProbeDevice(ABC):
-    """One device, opened."""
+    """An open device."""
 
     kind: str
     units: int
@@ -67,15 +67,15 @@ class ProbeDevice(ABC):
 
     @property
     def rotation_bytes(self) -> int:
-        """How many bytes of operands to rotate over, as far as memory allows."""
+        """Bytes of operands to rotate over, as far as memory allows."""
         return min(CACHE_MULTIPLE * self.cache_bytes, self.arena.size_bytes)
 
-    def select(self) -> None:  # noqa: B027 - there is only one host processor
-        """Make this the device that the next calls are about."""
+    def select(self) -> None:  # noqa: B027 - the host has only one processor device
+        """Make this the current device of the next calls."""
 
     @abstractmethod
     def load(self, allowance: Allowance, enqueue: Enqueue) -> None:
-        """Run twice what was never run before; libraries may load their code meanwhile."""
+        """Run new work twice; libraries may load their code meanwhile."""
 
     @abstractmethod
     def chunk(self, allowance: Allowance, enqueue: Enqueue, first: int, count: int) -> Chunk:
@@ -83,7 +83,7 @@ class ProbeDevice(ABC):
 
     @abstractmethod
     def clock_hertz(self, readings: Sequence[Any]) -> float | None:
-        """The clock during the chunks whose `clock` is given; None where it cannot be told."""
+        """The clock during the chunks whose `clock` is given; None if it cannot be determined."""
 
     @abstractmethod
     def launches(
@@ -91,15 +91,15 @@ class ProbeDevice(ABC):
     ) -> Chunk:
         """Launch up to `count` times, each time waiting for completion, timed on the host.
 
-        None is begun after `seconds`: on a busy device each waits for a tenant's time slice.
+        Starts no launch after `seconds`: on a busy device each waits for a tenant's time slice.
         """
 
     def core_by_core(self, allowance: Allowance, enqueue: Enqueue, least: int, most: int) -> Chunk:
         """On all cores at once, run `i` on core `i`: once to fill the caches, then until runs agree.
 
-        A core does `least` runs that were not interrupted, and `most` runs altogether at most; it
-        ends early when its part of the allowance is used up.
-        The times are those in which the machine does one run on each core, the fastest first.
+        A core does at least `least` uninterrupted runs and at most `most` runs in all; it stops
+        early when its part of the allowance is used up. The result holds the times in which the
+        machine does one run on each core, the fastest first.
         """
         raise NotImplementedError(self.kind)
 
@@ -108,29 +108,29 @@ class ProbeDevice(ABC):
         """Do some untimed work on the device and wait for it; its time is accounted for."""
 
     def beside(self, path: str, peer: int | None) -> Arena:
-        """The block outside of it that copies along `path` use: of pinned host memory, or a peer's.
+        """The other block of copies along `path`: in pinned host memory or in a peer's memory.
 
-        Taken once, of `beside_bytes`. Without a peer named it is the next device.
+        Allocated once, of `beside_bytes`. The default peer is the next device.
         """
         raise NotImplementedError(path)
 
-    def check(self) -> None:  # noqa: B027 - a processor has no errors of its own
-        """Raise what is wrong with the device, if anything: an error there outlives its cause."""
+    def check(self) -> None:  # noqa: B027 - a processor has no pending errors
+        """Raise any pending error of the device: an error there persists after its cause."""
 
-    def settle(self) -> None:  # noqa: B027 - host memory is taken at once
-        """Take the arena's memory, now that everything else the kernels need is loaded."""
+    def settle(self) -> None:  # noqa: B027 - host memory is allocated at the start
+        """Allocate the arena, now that everything else that the kernels need is loaded."""
 
     @abstractmethod
     def memory_bytes(self) -> int:
-        """What the worker occupies: on CUDA device memory, else the resident set."""
+        """Memory that the worker occupies: device memory on CUDA, else the resident set."""
 
     @abstractmethod
     def versions(self) -> str:
-        """The software that decides a kernel's speed and bits."""
+        """Versions of the software that determines a kernel's speed and bits."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device or the host had no memory left; torch has no one type for that."""
+    """Whether the device or the host ran out of memory; torch has no single type for that."""
     text = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError)

@@ -1,4 +1,4 @@
-"""The states over all devices: results, budgets, baselines, and what of them is kept on disk."""
+"""The state of all devices: results, budgets and baselines, and the part saved on disk."""
 
 import math
 import threading
@@ -21,18 +21,18 @@ from probes.supervisor import outcome_of
 
 
 SECTION: Final = "probes"  # of the state file
-# MIG instances that are away and may come back: several partitions of a node of 16 GPUs.
+# Absent MIG instances that may return: several partitionings of a node of 16 GPUs.
 INSTANCES_KEPT: Final = 256
 # A worker that ends while idle twice within this time is restarted with a delay.
 IDLE_DEATH_SECONDS: Final = 300.0
-# Every device has it; it stands for the run that was to come when nothing is known of the device.
+# Every device has it; it represents the planned run when nothing is known about the device.
 FIRST_KERNEL: Final = "launch"
 
 log = structlog.get_logger(__name__)
 
 
 class SavedProbes(msgspec.Struct, frozen=True):
-    """The section `probes` of the state file: what the probe service keeps."""
+    """The section `probes` of the state file: the data that the probe service keeps."""
 
     baselines: dict[str, dict[str, Baseline]] = {}
     """By device UUID and kernel."""
@@ -41,13 +41,13 @@ class SavedProbes(msgspec.Struct, frozen=True):
 
 
 def saved_probes(file: StateFile) -> SavedProbes:
-    """What was saved; empty when there is nothing or it cannot be used."""
+    """The saved section; empty if it is missing or invalid."""
     return file.read(SECTION, SavedProbes) or SavedProbes()
 
 
 @dataclass(slots=True)
 class ProbedDevice:
-    """What is remembered of a device."""
+    """The state kept for a device."""
 
     record: DeviceRecord
     ledger: Ledger
@@ -71,7 +71,7 @@ class ProbedDevice:
     memory_logged: bool = False
 
     def hold_back(self, kernel: str, now: float) -> None:
-        """Leave a kernel out for a while, longer each time: it ended the worker."""
+        """Leave out a kernel that ended the worker for a while, longer each time."""
         self.held_back.setdefault(kernel, Backoff()).failed(now)
 
     def holds_back(self, kernel: str, now: float) -> bool:
@@ -101,11 +101,11 @@ class DeviceStates:
         return set(self._devices)
 
     def enter(self, facts: DeviceFacts) -> None:
-        """Open a page for a device, with what was saved of it, unless there is one."""
+        """Add a device with its saved state, unless it is known already."""
         with self.lock:
             state = self._devices.get(facts.uuid)
             if state is not None and facts.instance is not None and state.name != facts.name:
-                # The driver gave the UUID to an instance of another size.
+                # The driver assigned the UUID to an instance of another size.
                 self._put_away(facts.uuid)
                 state = None
             if state is None:
@@ -116,15 +116,15 @@ class DeviceStates:
             state.record.model_gemms = tuple(gemm.name for gemm in facts.model_gemms)
 
     def leave(self, uuid: str) -> None:
-        """Close the page of a MIG instance that is gone: what was measured on it is shown no more.
+        """Remove a MIG instance that is gone: its measurements are no longer shown.
 
-        Its baselines and what it has spent of its budget are kept for its return.
+        Its baselines and budget charges are kept for its return.
         """
         with self.lock:
             self._put_away(uuid)
 
     def configure(self, config: ProbeConfig) -> BudgetLimits:
-        """Use another budget; what was charged stays charged."""
+        """Use another budget; earlier charges remain."""
         with self.lock:
             self.limits = _limits(config)
             for state in (*self._devices.values(), *self._away.values()):
@@ -133,26 +133,26 @@ class DeviceStates:
         return self.limits
 
     def skip(self, uuid: str, reason: Reason, count: int = 1) -> None:
-        """Count runs that a gate held back."""
+        """Count the runs that a gate held back."""
         with self.lock:
             self._devices[uuid].record.skips[reason] += count
 
     def settle(self, uuid: str, charge: Charge, seconds: float) -> None:
-        """Book the device time a pre-charged request really took."""
+        """Record the device time that a pre-charged request actually used."""
         state = self._devices[uuid]
         state.ledger.settle(charge, self.clock.monotonic(), seconds)
         with self.lock:
             state.record.gpu_seconds += seconds
 
     def never_ran(self, uuid: str, config: ProbeConfig, word: str) -> None:
-        """Count the run that was to come, when the worker could not even be made ready for it."""
+        """Count the planned run, if the worker could not even be prepared for it."""
         state = self._devices[uuid]
         first = config.kernels[0] if config.kernels else FIRST_KERNEL
         with self.lock:
             state.record.ended(first, outcome_of(word))
 
     def back_off(self, uuid: str, doing: str, text: str) -> None:
-        """Note that a device's worker died, and wait before the next."""
+        """Record that a device's worker died, and wait before starting the next."""
         state = self._devices[uuid]
         state.died = True
         wait = state.backoff.failed(self.clock.monotonic())
@@ -165,9 +165,9 @@ class DeviceStates:
         )
 
     def died_idle(self, uuid: str) -> bool:
-        """Note that a device's worker ended between two requests; whether to start it at once.
+        """Record that a worker ended between two requests. Returns whether to start it at once.
 
-        Somebody ended it, or the kernel did when memory ran out: no kernel failed. One that ends
+        It was killed from outside, or by the OOM killer: no probe kernel failed. A worker that ends
         again soon is started after a wait.
         """
         state = self._devices[uuid]
@@ -182,7 +182,7 @@ class DeviceStates:
         return not again
 
     def restarting(self, uuid: str) -> None:
-        """Note that a worker is started for a device; after a death that is a restart."""
+        """Record the start of a device's worker; after a death it counts as a restart."""
         state = self._devices[uuid]
         with self.lock:
             state.record.worker_restarts += state.died
@@ -202,10 +202,10 @@ class DeviceStates:
             )
 
     def save(self) -> None:
-        """Keep baselines and charges on disk."""
+        """Save baselines and charges to disk."""
         now, unix_time = self.clock.monotonic(), self.clock.time()
         old = self._read_saved()
-        # Devices that are away for now keep what was saved of them.
+        # Absent devices keep their saved state.
         states = {**self._away, **self._devices}
         baselines = {**old.baselines, **{u: s.baselines for u, s in states.items()}}
         instances = [u for u in baselines if u.startswith("MIG-") and u not in self._devices]
@@ -249,7 +249,7 @@ class DeviceStates:
         saved = self._read_saved()
         state.baselines = dict(saved.baselines.get(uuid, {}))
         now, unix_time = self.clock.monotonic(), self.clock.time()
-        # A charge of the future is one from before the clock was set: it counts as just made.
+        # A charge in the future is from before a clock step: treat it as made now.
         state.ledger.restore(
             (now - max(0.0, unix_time - at), seconds) for at, seconds in saved.charges.get(uuid, [])
         )

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Final
 
 
-# What an operator, a container image or a job script may have set for others, and what would decide
-# a kernel's speed, its bits or the worker's memory: TF32 for fp32 (NVIDIA_TF32_OVERRIDE), launches
-# that wait (CUDA_LAUNCH_BLOCKING), another allocator or workspace, emulation, a profiler, MPS.
+# Variables that an operator, a container image or a job script may have set for other programs, and
+# that would change a kernel's speed, its bits or the worker's memory: TF32 for fp32
+# (NVIDIA_TF32_OVERRIDE), launches that wait (CUDA_LAUNCH_BLOCKING), another allocator or workspace,
+# emulation, a profiler, MPS.
 FOREIGN_PREFIXES: Final = (
     "ATEN_",
     "CUBLAS",
@@ -23,8 +24,8 @@ FOREIGN_PREFIXES: Final = (
     "PYTORCH_",
     "TORCH_",
 )
-# Only where files are (the driver's cache of compiled kernels, the toolkit), and what an installation
-# with two OpenMP libraries does not even start without.
+# Only file locations (the driver's cache of compiled kernels, the toolkit), and the variables
+# without which an installation with two OpenMP libraries does not start.
 KEPT: Final = (
     "CUDA_CACHE_PATH",
     "CUDA_HOME",
@@ -39,8 +40,8 @@ def worker_environment(
 ) -> dict[str, str]:
     """The worker's environment: with only `devices` (UUIDs; none for the CPU) visible.
 
-    Ours, without what would make its figures and its bits another installation's. `cores` are the
-    logical CPUs that its threads are bound to, one each; empty: the scheduler places them.
+    The daemon's environment, without variables that would change figures or bits. `cores` are the
+    logical CPUs that its threads are bound to, one each; if empty, the scheduler places them.
     """
     environment = {
         name: value
@@ -53,11 +54,12 @@ def worker_environment(
         "CUDA_VISIBLE_DEVICES": ",".join(devices),
         # Loads only the kernels that run: 290 MB of context instead of 670 MB (pytorch#86509).
         "CUDA_MODULE_LOADING": "LAZY",
-        # Never a client of the server's MPS: a fault of one client can take down the others.
+        # Never a client of the server's MPS: a fault in one client can take down the others.
         "CUDA_MPS_PIPE_DIRECTORY": "/dev/null",
         "OMP_NUM_THREADS": str(threads),
         "OMP_DYNAMIC": "false",
-        # A thread that is done early waits for the others awake, and sleeps after about a millisecond.
+        # A thread that finishes early spins until the others are done, and sleeps after about a
+        # millisecond.
         "GOMP_SPINCOUNT": "100000",
         "KMP_BLOCKTIME": "1",
         "MKL_NUM_THREADS": str(threads),
@@ -66,7 +68,8 @@ def worker_environment(
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     if cores:
-        # Two threads on one core wait for each other, and the machine looks a tenth as fast as it is.
+        # Two threads on one core wait for each other, which makes the machine look ten times
+        # slower.
         places = ",".join(f"{{{core}}}" for core in cores)
         environment |= {"OMP_PROC_BIND": "close", "OMP_PLACES": places}
     return environment

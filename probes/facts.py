@@ -1,6 +1,6 @@
-"""What the daemon tells the probes about a device before they use it.
+"""Facts about a device that the daemon passes to the probes.
 
-The probes never ask the driver themselves. The facts come from the daemon's last readings, and a
+The probes never query the driver themselves. The facts come from the daemon's last readings, and a
 device whose readings are not fresh has none.
 """
 
@@ -14,7 +14,7 @@ ComputeMode = Literal["default", "exclusive_process", "exclusive_thread", "prohi
 
 @dataclass(frozen=True, slots=True)
 class ProcessFacts:
-    """A process that holds a context on the device, our own worker included."""
+    """A process with a context on the device, including our own worker."""
 
     pid: int
     age_seconds: float
@@ -42,9 +42,9 @@ class ModelGemm:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """One device as the driver describes it now; None is "not known", never zero.
+    """One device as the driver describes it now; None means unknown, never zero.
 
-    `precision` keys are those of the metrics: fp64 fp32 tf32 fp16 bf16 fp8 int8.
+    The `precision` keys are those of the metrics: fp64 fp32 tf32 fp16 bf16 fp8 int8.
     """
 
     key: str

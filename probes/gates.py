@@ -1,4 +1,4 @@
-"""When not to probe: pure functions from facts to the reason that holds a run back."""
+"""Conditions for not probing: pure functions from facts to the reason that holds a run back."""
 
 from collections.abc import Sequence
 from typing import Final, Literal, get_args
@@ -22,11 +22,12 @@ Reason = Literal[
 ]
 REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
-# NVML's clock event reasons that mean heat; a power cap is normal under load and is no reason.
+# NVML's clock event reasons that indicate heat. A power cap is normal under load and no reason to
+# skip.
 HOT_REASONS: Final = frozenset(
     {"sw_thermal_slowdown", "hw_thermal_slowdown", "hw_slowdown", "hw_power_brake_slowdown"}
 )
-# How far a process's age as the driver's listing shows it may be off: it is listed every 15 s.
+# The error of a process's age in the driver's list, which is read every 15 s.
 AGE_TOLERANCE_SECONDS: Final = 20.0
 
 
@@ -36,8 +37,8 @@ def other_processes(
     """The processes on a device that are not our worker.
 
     In a container the driver may list the worker under its host process id, which is not visible
-    inside. So when the worker is open and its own id is not listed, the process nearest to it in
-    age, if it is near enough, is taken for it.
+    inside. So if the worker is open and its own id is not listed, the process closest to it in age
+    is taken for the worker, if it is close enough.
     """
     others = tuple(process for process in processes if process.pid != worker_pid)
     if worker_pid is None or worker_age_seconds is None or len(others) < len(processes):
@@ -53,12 +54,12 @@ def other_processes(
 def device_gate(
     facts: DeviceFacts, others: Sequence[ProcessFacts], config: ProbeConfig, *, worker_open: bool
 ) -> Reason | None:
-    """Why the device must not be probed now; None when it may be.
+    """Why the device must not be probed now, or None if it may be.
 
-    `worker_open`: our worker already holds its memory there, so it takes no more of it.
+    `worker_open`: our worker already holds its memory there and takes no more.
     """
     if facts.kind == "cpu":
-        # Host memory is asked for once and is not what a server's KV cache is sized by.
+        # Host memory is allocated once, and servers do not size their KV cache by it.
         short = (facts.free_memory_bytes or config.memory_limit_bytes) < config.memory_limit_bytes
         return "free_memory" if short and not worker_open else None
     if facts.mig:
@@ -70,7 +71,7 @@ def device_gate(
     if any(process.age_seconds < config.hold_off_seconds for process in others):
         return "new_process"
     if not worker_open and (facts.free_memory_bytes or 0) < config.min_free_memory_bytes:
-        # Unknown free memory is taken for too little: the server beside comes first.
+        # Unknown free memory counts as too little: the inference server comes first.
         return "free_memory"
     if facts.clock_event_reasons & HOT_REASONS:
         return "throttled_hot"
@@ -78,11 +79,11 @@ def device_gate(
 
 
 def paused(config: ProbeConfig, *, by_operator: bool) -> bool:
-    """Whether an operator or the pause file holds the probes off."""
+    """Whether an operator or the pause file has paused the probes."""
     if by_operator:
         return True
     try:
         return config.pause_file is not None and config.pause_file.exists()
     except OSError:
-        # A file that cannot be looked at may be there.
+        # A file that cannot be checked may exist.
         return True

@@ -1,7 +1,8 @@
-"""What a measurement is worth: contention bracket, acceptance, clock-normalised efficiency.
+"""Judges measurements: contention bracket, acceptance, clock-normalized efficiency.
 
-Pure functions. The standard library's statistics bring 1 MB of fractions and decimals along: a
-daemon that does not probe is spared them. T is the time the timed runs took, W the time they would have taken alone.
+Pure functions. The standard library's statistics module would load 1 MB of fractions and decimals,
+which a daemon without probes should not pay for. T is the time that the timed runs took, W the time
+that they would have taken alone.
 """
 
 from collections.abc import Sequence
@@ -12,28 +13,29 @@ from probes.facts import DeviceFacts
 from probes.protocol import KernelInfo, Outcome, Result
 
 
-# Hardware is judged by the median only when the probe had nearly all of the device.
+# Hardware is judged by the median only if the probe had nearly all of the device.
 SHARE_MIN: Final = 0.9
-# Otherwise by its fastest runs, when as many as this lie as close together as that: runs that
-# fit into one time slice whole are undisturbed.
+# Otherwise it is judged by its fastest runs, if at least this many are within this spread: runs
+# that fit entirely into one time slice are undisturbed.
 AGREEING_RUNS_MIN: Final = 3
 AGREEING_SPREAD: Final = 0.03
-# A launch on a GPU that is shared, and of which the median is that much above the fastest, has waited
-# for a tenant's time slices; of an idle GPU's they differ by the host's jitter.
+# On a shared GPU, launches whose median is this far above the fastest have waited for a tenant's
+# time slices; on an idle GPU they differ only by the host's jitter.
 DISTURBED_LATENCY: Final = 2.0
-# On a processor that others use, a value below this part of the baseline is theirs: they take a
-# share of memory and of sibling threads that the times of the probe's own threads do not show.
+# On a shared processor, a value below this share of the baseline is attributed to other programs:
+# they use memory bandwidth and sibling threads, which the times of the probe's own threads do not
+# show.
 BESIDE_OTHERS_MIN: Final = 0.8
 BUSY_UTILIZATION: Final = 0.1
-# A GEMM on a core of a processor that takes less time is too small to show its speed.
+# A GEMM that takes a processor core less time than this is too small to show its speed.
 CPU_RUN_SECONDS_MIN: Final = 0.00005
-# NVBench drops a sample below this share of the clock.
+# NVBench drops samples below this share of the clock.
 CLOCK_SHARE_MIN: Final = 0.75
 
 
 @dataclass(frozen=True, slots=True)
 class Contention:
-    """How much of the device others took while the probe ran."""
+    """The share of the device that other processes used while the probe ran."""
 
     intrinsic_seconds: float
     """W"""
@@ -47,12 +49,12 @@ class Contention:
 
     @property
     def low(self) -> float:
-        """Busy share of an open-loop tenant, whose work queues up regardless: 1 − W/T."""
+        """Busy share of an open-loop tenant, whose work queues up independently: 1 − W/T."""
         return max(0.0, 1 - self.share)
 
     @property
     def high(self) -> float:
-        """Busy share of a closed-loop tenant, which waits for its steps: T/W − 1, 1 at most."""
+        """Busy share of a closed-loop tenant, which waits for its steps: T/W − 1, at most 1."""
         return min(1.0, max(0.0, 1 / self.share - 1))
 
 
@@ -77,8 +79,8 @@ def contention(
 ) -> Contention:
     """T and W of the timed runs.
 
-    W comes from the fastest run. On a device that others hold too, a baseline lets W be smaller:
-    when slices are shorter than a run, even the fastest run was interrupted.
+    W comes from the fastest run. On a shared device, the baseline can make W smaller: if slices are
+    shorter than a run, even the fastest run was interrupted.
     """
     intrinsic = min(run_seconds)
     if shared and baseline_run_seconds is not None:
@@ -97,7 +99,7 @@ def undisturbed(result: Result) -> tuple[float, ...]:
 
 
 def undisturbed_run(run_seconds: Sequence[float]) -> float | None:
-    """Mean of the fastest runs that agree with each other; None when too few do."""
+    """Mean of the fastest runs that agree with each other; None if too few do."""
     import statistics
 
     if not run_seconds:
@@ -110,7 +112,7 @@ def undisturbed_run(run_seconds: Sequence[float]) -> float | None:
 def efficiency(
     flops: float, clock_hertz: float | None, facts: DeviceFacts, precision: str, units: int
 ) -> float | None:
-    """`flops` over what `units` SMs could do at the clock that was measured."""
+    """`flops` over the peak of `units` SMs at the measured clock."""
     rate = facts.flop_per_clock_per_sm.get(precision)
     if not rate or not clock_hertz or not units:
         return None
@@ -118,7 +120,7 @@ def efficiency(
 
 
 def too_short(kernel: KernelInfo, result: Result, facts: DeviceFacts) -> bool:
-    """Whether a GEMM on the processor is too small to show the speed of a core."""
+    """Whether a processor GEMM is too small to show the speed of a core."""
     return (
         facts.kind == "cpu"
         and kernel.quantity == "flops"
@@ -129,7 +131,7 @@ def too_short(kernel: KernelInfo, result: Result, facts: DeviceFacts) -> bool:
 def _is_others_doing(
     kernel: KernelInfo, result: Result, facts: DeviceFacts, value: float, baseline: float | None
 ) -> bool:
-    """Whether a processor is slow because of the other programs on it."""
+    """Whether a processor is slow because of other programs on it."""
     if facts.kind != "cpu" or kernel.quantity == "latency" or baseline is None:
         return False
     busy = facts.utilization_ratio is not None and facts.utilization_ratio > BUSY_UTILIZATION
@@ -143,7 +145,7 @@ def _value(kernel: KernelInfo, result: Result, run_seconds: float) -> float:
 
 
 def normalise(kernel: KernelInfo, value: float, clock_hertz: float | None) -> float:
-    """What a baseline compares: FLOP per clock where the clock is known, else the value."""
+    """The figure that baselines compare: FLOP per clock if the clock is known, else the value."""
     if kernel.quantity == "flops" and clock_hertz:
         return value / clock_hertz
     return value
@@ -152,7 +154,7 @@ def normalise(kernel: KernelInfo, value: float, clock_hertz: float | None) -> fl
 def baseline_run_seconds(
     kernel: KernelInfo, result: Result, baseline: float | None
 ) -> float | None:
-    """How long one run takes on this device at its baseline, at the clock of `result`."""
+    """Seconds of one run at this device's baseline, at the clock of `result`."""
     if baseline is None or kernel.quantity == "latency":
         return None
     per_second = baseline
@@ -171,21 +173,21 @@ def judge(
     expected_digest: str | None,
     shared: bool,
 ) -> Judgement:
-    """The verdict on `result`; `shared`: others hold the device as well."""
+    """The verdict on `result`; `shared`: other processes use the device as well."""
     import statistics
 
     runs = result.run_seconds
     beside = contention(runs, baseline_run_seconds(kernel, result, baseline), shared=shared)
     if kernel.quantity == "latency":
-        # A median of many launches; their own jitter is no sign of a tenant.
+        # A median of many launches; their jitter alone is no sign of a tenant.
         span: float | None = statistics.median(runs)
         if shared and facts.kind == "cuda" and span is not None:
             span = span if span <= DISTURBED_LATENCY * min(runs) else None
     elif facts.kind == "cpu" or beside.share < SHARE_MIN:
-        # A processor is shared at all times: with its scheduler, and unseen with a sibling thread.
+        # A processor is always shared: through its scheduler and, invisibly, with sibling threads.
         span = undisturbed_run(undisturbed(result))
         if too_short(kernel, result, facts):
-            # Its size was chosen while others used the cores.
+            # Its size was chosen while other programs used the cores.
             span = None
     else:
         span = statistics.median(runs)
@@ -223,13 +225,13 @@ def judge(
     if outcome in ("mismatch", "contended") or value is None:
         return Judgement(outcome, None, None, None, beside, checked)
     if outcome == "throttled":
-        # The efficiency has the clock divided out: it separates throttling from slow silicon.
+        # Efficiency is normalized by the clock: it separates throttling from slow silicon.
         return Judgement(outcome, None, None, reached, beside, checked)
     per_clock: float | None = normalise(kernel, value, result.clock_hertz)
     if others:
-        # What memory is left by others is true, but says nothing of the memory itself.
+        # The bandwidth left by other programs is real, but says nothing about the memory itself.
         per_clock = None
     if facts.kind == "cuda" and kernel.quantity == "flops" and result.clock_hertz is None:
-        # The clock could not be told this once: FLOP/s are nothing to compare FLOP per clock with.
+        # The clock is unknown for this run: FLOP/s cannot be compared with FLOP per clock.
         per_clock = None
     return Judgement(outcome, value, per_clock, reached, beside, checked)

@@ -1,4 +1,4 @@
-"""How a kernel is measured: load, drop the first runs, time the others, verify.
+"""Measures a kernel: load, drop the first runs, time the others, verify.
 
 Worker only.
 """
@@ -23,7 +23,7 @@ RUNS_PER_CHUNK_MAX: Final = 64
 # On a processor, where other programs preempt runs: up to this many times the runs asked for, until
 # enough of them agree.
 DISTURBED_FACTOR: Final = 6
-# Longest stretch without a message to the daemon, which takes a chunk of 250 ms for hung. A stretch
+# Longest stretch without a message to the daemon, which treats a chunk of 250 ms as hung. A stretch
 # has at least two runs.
 STRETCH_SECONDS: Final = 0.020
 LAUNCHES_WARM: Final = 10
@@ -42,7 +42,7 @@ class Workbench:
     def prepared(
         self, kernel: Kernel, shape: Shape, peer: int | None, allowance: Allowance
     ) -> tuple[Prepared, bool]:
-        """The kernel with its operands, and whether it is new, that is, was never run."""
+        """The kernel with its operands, and whether it is new (never run)."""
         key = (kernel.name, shape, peer)
         arena = self.device.arena
         known = self._prepared.get(key)
@@ -146,7 +146,7 @@ class _Counted:
 
     @property
     def runs(self) -> int:
-        """How many runs there were."""
+        """The number of runs."""
         return len(self._numbers)
 
     def run(self, number: int) -> None:

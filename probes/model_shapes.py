@@ -1,8 +1,9 @@
-"""The matrix products of the model that is served, and the shapes in which they are probed.
+"""The matrix products of the served model, and the shapes in which they are probed.
 
-A product's depth K is probed as it is: it decides how a kernel accumulates. The weights are cut along their width N, and
-few tokens are multiplied, so that a run stays as short as any probe and the operands fit the worker's memory.
-What N leaves over a whole tile is kept, so that the kernel's path for edges runs as it does for the model.
+A product's depth K is kept, because it decides how a kernel accumulates. The weights are cut along
+their width N, and few tokens are multiplied, so that a run is as short as any probe and the
+operands fit the worker's memory. The remainder of N over a whole tile is kept, so that the kernel's
+edge path runs as it does for the model.
 """
 
 from typing import Final
@@ -12,15 +13,16 @@ from probes.protocol import KernelInfo
 from probes.sizing import CORE_RUN_SECONDS, RUN_SHARE, Shape, gemm_flop
 
 
-# Tokens that are multiplied at once, as many as fit.
+# Tokens multiplied at once; the largest count that fits is used.
 TOKENS: Final = (512, 256, 128, 64, 32)
 TILE: Final = 256
 SMALL_TILE: Final = 64
-# Of a set of operands: two sets fit the smallest arena (64 MiB).
+# Size limit of a set of operands: two sets fit the smallest arena (64 MiB).
 BYTES_MAX: Final = 30 * 2**20
-# Of the data sheet: what short products reach at least, once they are large enough to matter.
+# The least share of the data-sheet peak that short products reach, once they are large enough to
+# matter.
 REACHED_SHARE: Final = 0.5
-# A device that serves one model after the other shows so many products in its life.
+# The limit of products per device, for a device that serves one model after another.
 PRODUCTS_MAX: Final = 64
 DAY_SECONDS: Final = 86_400.0
 _ELEMENT_BYTES: Final = {"fp64": 8, "fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
@@ -32,7 +34,7 @@ def kernel_of(gemm: ModelGemm) -> KernelInfo:
 
 
 def is_model_gemm(kernel: KernelInfo) -> bool:
-    """Whether a kernel is a product of a model: its speed is its own, not the device's in that precision."""
+    """Whether a kernel is a model's product: its speed is not the device's speed in that precision."""
     return kernel.quantity == "flops" and kernel.name != f"gemm_{kernel.label}"
 
 
@@ -55,5 +57,5 @@ def shape_of(gemm: ModelGemm, facts: DeviceFacts, max_chunk_seconds: float) -> S
             cut = (fitting - gemm.n % tile) // tile * tile + gemm.n % tile
             if cut >= tile:
                 return (tokens, cut, gemm.k)
-    # Too deep for this device in the time of a run: the least that a kernel takes.
+    # Too deep for this device in the time of a run: use the smallest size that a kernel accepts.
     return (TOKENS[-1], min(gemm.n, SMALL_TILE + gemm.n % SMALL_TILE), gemm.k)

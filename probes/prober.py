@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured: one kernel on one device, to one peer where it takes two."""
+    """The subject of a measurement: one kernel on one device, with a peer if it needs two."""
 
     facts: DeviceFacts
     described: Described

@@ -1,7 +1,7 @@
-"""What daemon and worker say to each other: typed, versioned, length-limited messages.
+"""The messages between daemon and worker: typed, versioned, length-limited.
 
-A frame is a 4-byte big-endian length and that many bytes of MessagePack. The worker is trusted
-with nothing: a frame too long, cut short, or of another shape is a `ProtocolError`.
+A frame is a 4-byte big-endian length and that many bytes of MessagePack. The worker is not trusted:
+a frame that is too long, truncated or malformed is a `ProtocolError`.
 """
 
 from typing import Final, Literal
@@ -20,15 +20,15 @@ Quantity = Literal["flops", "bandwidth", "latency"]
 
 
 class ProtocolError(Exception):
-    """The other side broke the protocol."""
+    """The other side violated the protocol."""
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A message; subclasses are told apart by their tag."""
+    """A message; the tag identifies the subclass."""
 
 
 class Device(Message, frozen=True):
-    """One device the worker may use, in the order of CUDA_VISIBLE_DEVICES."""
+    """One device that the worker may use, in the order of CUDA_VISIBLE_DEVICES."""
 
     kind: Literal["cuda", "cpu"]
     key: str
@@ -49,7 +49,7 @@ class Open(Message, frozen=True, tag=True):
 
 
 class Describe(Message, frozen=True, tag=True):
-    """Open this device and say which kernels it has."""
+    """Open this device and list its kernels."""
 
     device: int
 
@@ -75,7 +75,7 @@ class Exit(Message, frozen=True, tag=True):
 
 
 class Hello(Message, frozen=True, tag=True):
-    """The worker is up, torch is imported, no device is touched yet."""
+    """The worker is up, torch is imported, no device has been touched yet."""
 
     protocol: int
     pid: int
@@ -105,7 +105,7 @@ class Described(Message, frozen=True, tag=True):
 
 
 class Busy(Message, frozen=True, tag=True):
-    """A chunk is on the device from now on."""
+    """A chunk is running on the device from now on."""
 
 
 class Idle(Message, frozen=True, tag=True):
@@ -138,7 +138,7 @@ class Result(Message, frozen=True, tag=True):
 
 
 class Failure(Message, frozen=True, tag=True):
-    """A request or the start failed."""
+    """A request, or the start, failed."""
 
     outcome: Literal["out_of_memory", "error", "torch_missing", "allowance"]
     text: str
@@ -155,7 +155,7 @@ _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(From
 
 
 def encode(message: ToWorker | FromWorker) -> bytes:
-    """One frame, header included; raises ProtocolError when it would be too long."""
+    """One frame, header included; raises ProtocolError if it would be too long."""
     body = _encoder.encode(message)
     if len(body) > FRAME_BYTES_MAX:
         raise ProtocolError(f"a message of {len(body)} bytes passes the limit of {FRAME_BYTES_MAX}")
@@ -169,11 +169,11 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Add bytes as they came."""
+        """Add received bytes."""
         self._buffer += data
 
     def next_body(self) -> bytes | None:
-        """The next whole frame's body, or None until more bytes come."""
+        """The body of the next complete frame, or None until more bytes arrive."""
         if len(self._buffer) < HEADER_BYTES:
             return None
         length = int.from_bytes(self._buffer[:HEADER_BYTES], "big")

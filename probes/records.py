@@ -1,4 +1,4 @@
-"""What the probes found out, per device: gathered by the scheduler, read as a frozen snapshot."""
+"""Probe results per device: collected by the scheduler, read as a frozen snapshot."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from probes.model_shapes import DAY_SECONDS, is_model_gemm
 from probes.protocol import KernelInfo, Outcome
 
 
-# A value whose kernel has missed a turn by this much of its own cycle says nothing about now. Kernels
-# take turns when the budget does not hold them all, so each has its cycle: the time between its last
-# two values.
+# A value is stale after this many cycles of its kernel, that is, once a turn was clearly missed. If
+# the budget does not cover all kernels, they take turns, so each has its own cycle: the time
+# between its last two values.
 STALE_CYCLES: Final = 2.5
-# In intervals: a gate may hold a device back for some, and no value is shown for longer than many.
+# In intervals: a gate may hold a device back for a few; beyond the limit no value is shown.
 STALE_INTERVALS_MIN: Final = 5
 STALE_INTERVALS_MAX: Final = 15
-# Outcomes of a run that came to no end of its own.
+# Outcomes of a run that did not finish by itself.
 FAILURES: Final = frozenset({"error", "timeout", "out_of_memory"})
 
 _Key = TypeVar("_Key")
@@ -26,7 +26,7 @@ _Key = TypeVar("_Key")
 
 @dataclass(frozen=True, slots=True)
 class ProbeResults:
-    """One device's probe results; mappings hold only what is known."""
+    """One device's probe results; mappings hold only known values."""
 
     device: str
     """The `gpu` label."""
@@ -69,7 +69,7 @@ class ProbeResults:
     """Of the served models' matrix products, those that were probed in the last day. None: none are known."""
 
     def without_values(self) -> "ProbeResults":
-        """The same without what was measured: for a device that does not answer now.
+        """A copy without measured values, for a device that does not answer now.
 
         Counters and the times of the last successes stay.
         """
@@ -98,14 +98,14 @@ class ProbesSnapshot:
 
 @dataclass(slots=True)
 class Value:
-    """A gauge's value, when it was measured (monotonic), and how long after the one before."""
+    """A gauge's value, its time (monotonic), and the time since the previous value."""
 
     number: float
     at: float
     cycle: float | None = None
 
     def fresh(self, now: float, interval: float) -> bool:
-        """Whether it still says something about `now`, with a turn of the device every `interval`."""
+        """Whether it is still valid at `now`, if the device has a turn every `interval`."""
         most = STALE_INTERVALS_MAX * interval
         if self.cycle is None:
             return now - self.at <= most
@@ -114,13 +114,13 @@ class Value:
 
 
 def _next(before: Value | None, number: float, now: float) -> Value:
-    """The value that follows another, or the first one."""
+    """The value after `before`, or the first one."""
     return Value(number, now, None if before is None else now - before.at)
 
 
 @dataclass(slots=True)
 class DeviceRecord:
-    """One device's results as they come in. Guarded by its owner's lock."""
+    """One device's results, updated as they arrive. Guarded by its owner's lock."""
 
     device: str
     uuid: str
@@ -149,7 +149,7 @@ class DeviceRecord:
     """Names of the products of the models that are served now."""
 
     def ended(self, kernel: str, outcome: Outcome) -> None:
-        """Count a run of the kernel by how it ended."""
+        """Count a run of the kernel by its outcome."""
         self.runs[kernel, outcome] += 1
         if outcome in FAILURES:
             self.failures_in_a_row[kernel] = self.failures_in_a_row.get(kernel, 0) + 1
@@ -164,7 +164,7 @@ class DeviceRecord:
         now: float,
         unix_time: float,
     ) -> None:
-        """Take over what a judgement says; `ratio` is over the baseline."""
+        """Record a judgement; `ratio` is relative to the baseline."""
         if judgement.outcome == "mismatch":
             self.mismatches[kernel.name] += 1
         elif judgement.checked:
@@ -178,7 +178,7 @@ class DeviceRecord:
             return
         number, label = judgement.value, kernel.label
         if of_a_model:
-            pass  # it is compared with its own baseline, and says nothing of the precision
+            pass  # compared only with its own baseline: it says nothing about the precision
         elif kernel.quantity == "flops":
             self.flops[label] = _next(self.flops.get(label), number, now)
             self.flops_max[label] = max(number, self.flops_max.get(label, 0.0))
@@ -196,17 +196,17 @@ class DeviceRecord:
             self.failures_in_a_row[kernel.name] = 0
 
     def contended(self, cycle: Contention, now: float) -> None:
-        """Take over the bracket of a whole cycle."""
+        """Record the contention bracket of a whole cycle."""
         self.busy_low = _next(self.busy_low, cycle.low, now)
         self.busy_high = _next(self.busy_high, cycle.high, now)
 
     def clocked(self, hertz: float, now: float) -> None:
-        """Take over the SM clock during a run."""
+        """Record the SM clock during a run."""
         self.clock = _next(self.clock, hertz, now)
         self.clock_max = max(hertz, self.clock_max or 0.0)
 
     def coverage(self, unix_time: float) -> float | None:
-        """The share of the served models' products that were probed within a day; None where there are none."""
+        """The share of the served models' products probed within a day; None without products."""
         if not self.model_gemms:
             return None
         since = unix_time - DAY_SECONDS
@@ -214,7 +214,7 @@ class DeviceRecord:
         return seen / len(self.model_gemms)
 
     def snapshot(self, now: float, interval: float, *, unix_time: float = 0.0) -> ProbeResults:
-        """A frozen copy, stale values left out. `interval` is the time between the device's turns."""
+        """A frozen copy without stale values. `interval` is the time between the device's turns."""
 
         def fresh(value: Value | None) -> float | None:
             return value.number if value is not None and value.fresh(now, interval) else None

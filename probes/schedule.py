@@ -1,5 +1,5 @@
 # ruff: noqa: D102 - the methods of SystemClock are documented in Clock
-"""The clock, when the next cycle is due, and how long to wait after failures.
+"""The clock, the time of the next cycle, and the wait after failures.
 
 Cycles are evenly spaced. The host's name decides the moment within the interval.
 """
@@ -11,16 +11,16 @@ import zlib
 from typing import Final, Protocol
 
 
-# The first cycle after a start comes this soon, at most, so that a new node shows figures at once.
+# Latest start of the first cycle, so that a new node shows figures soon.
 FIRST_CYCLE_SECONDS: Final = 10.0
-# And not before this, for the devices to have been read once.
+# Earliest start of the first cycle, so that the devices have been read once.
 FIRST_TICK_SECONDS: Final = 1.0
-# Of the interval; a cycle that took some time itself still meets its next moment.
+# A share of the interval: a cycle that took some time must not miss its next moment.
 CLOSEST: Final = 0.5
 
 
 class Clock(Protocol):
-    """Where the time comes from and how it is waited for."""
+    """Source of time, and waiting."""
 
     def monotonic(self) -> float:
         """Seconds from an arbitrary start, never backwards."""
@@ -46,7 +46,7 @@ class SystemClock:
 
 
 def host_fraction(hostname: str) -> float:
-    """A number in 0..1 that is a host's own and spreads evenly over a fleet."""
+    """A number in 0..1 that is fixed per host and evenly distributed over a fleet."""
     return zlib.crc32(hostname.encode()) / 2**32
 
 
@@ -56,18 +56,18 @@ def first_delay(interval: float, fraction: float) -> float:
 
 
 def next_delay(unix_time: float, interval: float, fraction: float) -> float:
-    """Seconds until the host's next moment that is not too near.
+    """Seconds until the host's next moment that is not too close.
 
-    It hangs on the wall clock, so that hosts restarted together do not stay together.
+    It follows the wall clock, so that hosts restarted together do not stay in step.
     """
     phase = unix_time / interval - fraction
     delay = (math.floor(phase) + 1 - phase) * interval
-    # Never two cycles closer than this: after the first one, or when a clock was set a little.
+    # The minimum time between two cycles, after the first one or after a small clock step.
     return delay if delay >= CLOSEST * interval else delay + interval
 
 
 class Backoff:
-    """Doubling waits after failures in a row."""
+    """Waits that double with each consecutive failure."""
 
     FIRST_SECONDS: Final = 30.0
     LAST_SECONDS: Final = 3600.0
@@ -77,7 +77,7 @@ class Backoff:
         self._until = -math.inf
 
     def failed(self, now: float) -> float:
-        """Note a failure; returns the seconds to wait."""
+        """Record a failure. Returns the seconds to wait."""
         wait = min(self.LAST_SECONDS, self.FIRST_SECONDS * 2.0 ** min(self._failures, 30))
         self._failures += 1
         self._until = now + wait
@@ -89,5 +89,5 @@ class Backoff:
         self._until = -math.inf
 
     def active(self, now: float) -> bool:
-        """Whether to wait still."""
+        """Whether the wait is still on."""
         return now < self._until

@@ -1,6 +1,6 @@
-"""One cycle over the devices of a host: gates, workers, and each device's turn.
+"""One cycle over the devices of a host: gates, workers, and the turn of each device.
 
-The scheduler has no thread and no clock of its own; `service` gives it both.
+The scheduler has no thread or clock of its own; `service` provides both.
 """
 
 import itertools
@@ -30,7 +30,7 @@ FactsSource = Callable[[], Sequence[DeviceFacts]]
 
 
 class Scheduler:
-    """Runs cycles; `snapshot`, `interrupt` and `paused_by_operator` are for other threads too."""
+    """Runs cycles. `snapshot`, `interrupt` and `paused_by_operator` may be used from other threads."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Scheduler:
         self._turns: dict[str, int] = {}
 
     def cycle(self) -> None:
-        """Probe every device that its gates and budget allow. Never raises for a device's sake."""
+        """Probe every device whose gates and budget allow it. No device error is raised."""
         devices = self._read_facts()
         if self._paused():
             for facts in devices:
@@ -68,13 +68,13 @@ class Scheduler:
         self._states.save()
 
     def close(self) -> None:
-        """End all workers and keep the state."""
+        """End all workers and save the state."""
         self._pool.close()
         self._note_workers()
         self._states.save()
 
     def interrupt(self) -> None:
-        """Make a running cycle end soon."""
+        """End a running cycle soon."""
         self.stopping.set()
         self._pool.interrupt()
 
@@ -85,20 +85,20 @@ class Scheduler:
         self._states.configure(config)
 
     def note_torch_missing(self) -> None:
-        """Count the cycle that cannot be, and say so once."""
+        """Count the cycle that cannot run, and log it once."""
         for facts in self._read_facts():
             self._states.skip(facts.uuid, "torch_missing")
         self._log_torch_missing("torch is not installed")
 
     def snapshot(self, *, running: bool) -> ProbesSnapshot:
-        """What is known now."""
+        """The current results."""
         devices = self._states.snapshots(self.config.interval_seconds)
         return ProbesSnapshot(running=running, paused=self._paused(), devices=devices)
 
     def _read_facts(self) -> list[DeviceFacts]:
         try:
             devices = list(self._facts())
-        except Exception as error:  # noqa: BLE001 - whatever a driver does, the next cycle asks again
+        except Exception as error:  # noqa: BLE001 - whatever the driver does, the next cycle tries again
             log.warning("probe_facts_failed", error=str(error))
             devices = []
         told = {facts.uuid for facts in devices}
@@ -109,24 +109,24 @@ class Scheduler:
             self._states.enter(facts)
         for uuid in self._states.uuids() - {facts.uuid for facts in devices}:
             if self._states[uuid].gpu_uuid in told:
-                self._states.leave(uuid)  # its GPU answers, and has no such instance
+                self._states.leave(uuid)  # its GPU answers and has no such instance
                 self._turns.pop(uuid, None)
             elif uuid not in told:
                 self._states.skip(uuid, "no_facts")
         return devices
 
     def _wanted(self, devices: Sequence[DeviceFacts]) -> list[DeviceFacts]:
-        """Partitioned GPUs, or their instances in place of them, as the configuration says."""
+        """Partitioned GPUs or, if so configured, their MIG instances instead."""
         if self.config.mig == "skip":
             return [facts for facts in devices if facts.instance is None]
         partitioned = {facts.gpu_uuid for facts in devices}
         return [facts for facts in devices if facts.uuid not in partitioned]
 
     def _take_turns(self, ready: dict[str, DeviceFacts]) -> None:
-        """Of the MIG instances that need a worker started, leave in `ready` the one whose turn it is.
+        """Of the MIG instances that need a new worker, keep in `ready` only the next one.
 
-        Each needs a process of its own, and starting one takes seconds of a core: one a cycle costs no
-        more than the one for all idle GPUs does.
+        Each needs its own process, and starting one takes seconds of CPU time: one per cycle costs
+        no more than the shared worker of all idle GPUs.
         """
         self._cycles += 1
         waiting = sorted(
@@ -163,9 +163,9 @@ class Scheduler:
     def _started_workers(
         self, devices: Sequence[DeviceFacts], ready: Mapping[str, DeviceFacts]
     ) -> list[PooledWorker]:
-        """The workers to use now, started."""
-        # A GPU held back keeps its worker as it is: memory taken or freed beside a server that
-        # is starting would end up in its KV cache's size.
+        """The workers of this cycle, started."""
+        # A GPU held back keeps its worker unchanged: memory taken or freed while a server is
+        # starting would change the size of its KV cache.
         kept = [
             facts
             for facts in devices
@@ -173,8 +173,8 @@ class Scheduler:
         ]
         deadline = self._states.limits.chunk_deadline_seconds
         workers = self._pool.arrange(kept, replace(self.config, chunk_deadline_seconds=deadline))
-        # All are started before any kernel runs, and from this thread: a worker dies with the
-        # thread that started it, and those that probe together do so at the same moment.
+        # Start all workers before any kernel runs, and from this thread: a worker dies with the
+        # thread that started it, and workers that probe together must do so at the same moment.
         return [
             pooled
             for pooled in workers
@@ -184,7 +184,7 @@ class Scheduler:
         ]
 
     def revive(self) -> None:
-        """Start the workers again that ended between two cycles though they were to stay."""
+        """Restart the workers that ended between two cycles although they should have stayed."""
         if self._paused() or self.stopping.is_set():
             return
         for pooled in self._pool.stopped():
@@ -197,7 +197,7 @@ class Scheduler:
     def _started(self, pooled: PooledWorker) -> bool:
         if pooled.worker.alive:
             return True
-        # Nobody knows of its end: it came between two requests.
+        # Its end was not noticed: it came between two requests.
         waits = pooled.started and [
             uuid for uuid in pooled.uuids if not self._states.died_idle(uuid)
         ]
@@ -237,7 +237,7 @@ class Scheduler:
             try:
                 thread.start()
             except RuntimeError:
-                self._run_one(pooled, ready)  # no thread to be had: in turn, then
+                self._run_one(pooled, ready)  # no thread available: run one after another
             else:
                 threads.append(thread)
         for thread in threads:

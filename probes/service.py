@@ -1,4 +1,4 @@
-"""The probes as the daemon holds them: one thread that runs a cycle every interval."""
+"""The probe service of the daemon: one thread that runs a cycle every interval."""
 
 import importlib.util
 import socket
@@ -17,17 +17,17 @@ from probes.scheduler import FactsSource, Scheduler
 from probes.worker_pool import WorkerFactory, real_worker
 
 
-# How often it is looked whether the workers are still there.
+# How often to check that the workers are still alive.
 WATCH_SECONDS: Final = 3.0
 
 log = structlog.get_logger(__name__)
 
 
 class ProbeService:
-    """Probes every device `facts` names, while it is started, enabled and not paused.
+    """Probes every device listed by `facts` while started, enabled and not paused.
 
-    All methods may be called from any thread. Without torch, or when not enabled, it has no
-    thread and no process, and `snapshot` says so.
+    All methods may be called from any thread. Without torch, or if not enabled, it has no thread
+    and no process, and `snapshot` shows that.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ProbeService:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start probing; does nothing when not enabled or already started."""
+        """Start probing; does nothing if not enabled or already started."""
         with self._lock:
             if not self._scheduler.config.enabled or self._thread is not None:
                 return
@@ -78,12 +78,12 @@ class ProbeService:
             self._thread = None
 
     def pause(self) -> None:
-        """Hold the probes off; a kernel that runs ends first. Workers stay as they are."""
+        """Pause the probes; a running kernel finishes first. Workers stay as they are."""
         self._scheduler.paused_by_operator = True
         log.info("probes_paused")
 
     def resume(self) -> None:
-        """Let the probes go on, unless the pause file still holds them off."""
+        """Resume the probes, unless the pause file still pauses them."""
         self._scheduler.paused_by_operator = False
         log.info("probes_resumed")
 
@@ -95,11 +95,11 @@ class ProbeService:
         self.start()
 
     def stalled(self, now: float) -> tuple[str, ...]:
-        """The thread's name, if it has ended or stands still by a fault of ours."""
+        """The thread's name, if it has died or is stuck because of a bug of ours."""
         return ("probes",) if self._guard.stalled(now) else ()
 
     def snapshot(self) -> ProbesSnapshot:
-        """What is known now."""
+        """The current results."""
         return self._scheduler.snapshot(running=self._thread is not None)
 
     def _loop(self) -> None:
@@ -109,13 +109,13 @@ class ProbeService:
             try:
                 with self._guard.waiting():  # for workers and drivers, which have deadlines
                     scheduler.cycle()
-            except Exception:  # the daemon goes on, whatever is wrong with the probes
+            except Exception:  # the daemon continues, whatever is wrong with the probes
                 log.exception("probe_cycle_failed")
             delay = next_delay(clock.time(), scheduler.config.interval_seconds, self._fraction)
         scheduler.close()
 
     def _wait(self, seconds: float) -> bool:
-        """Wait for the next cycle and meanwhile look after the workers; True: stop."""
+        """Wait for the next cycle and check on the workers meanwhile. Returns True to stop."""
         clock, scheduler = self._clock, self._scheduler
         until = clock.monotonic() + seconds
         while True:
@@ -134,7 +134,7 @@ class ProbeService:
 
 
 def _torch_is_there() -> bool:
-    """Whether torch is installed, found out without importing it."""
+    """Whether torch is installed, without importing it."""
     try:
         return importlib.util.find_spec("torch") is not None
     except (ImportError, ValueError):

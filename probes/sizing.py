@@ -1,4 +1,4 @@
-"""Which shapes a GEMM is tried with, so that one run is short and still fills the device.
+"""Candidate GEMM shapes whose runs are short and still fill the device.
 
 Pure functions. A shape is (M, N, K); FLOP = 2MNK.
 """
@@ -12,16 +12,16 @@ Shape = tuple[int, ...]
 
 # The output tiles that cuBLAS prefers on the tensor pipe, larger first.
 TILES: Final = ((128, 256), (256, 128), (128, 128))
-# And on pipes so slow that whole waves of those would take too long.
+# The tiles for pipes so slow that whole waves of those would take too long.
 SMALL_TILES: Final = ((64, 64), (128, 64), (64, 128))
 SMALL_K_MIN: Final = 128
 SMALL_K_STEP: Final = 64
 K_MIN: Final = 1024
 K_MAX: Final = 16384
 K_STEP: Final = 512
-# A run takes this part of a chunk: several of them and the spins fit into one.
+# A run takes this share of a chunk: several runs and the spins fit into one.
 RUN_SHARE: Final = 0.2
-# Of a pipe so slow that nothing else fits, two runs share a chunk.
+# On a pipe so slow that nothing else fits, two runs share a chunk.
 SLOW_RUN_SHARE: Final = 0.45
 # A core of the host processor is measured with a cube whose run is far shorter than the scheduler's
 # slice (about 3 ms) and whose operands fit its L2 cache.
@@ -41,7 +41,7 @@ def outputs(
 ) -> tuple[tuple[int, int], ...]:
     """Output sizes (M, N) whose tiles fill `units` SMs for whole waves, squarest and fullest first.
 
-    A wave is one tile on every SM; a last wave half full halves the speed of a small GEMM.
+    A wave is one tile on every SM; a half-empty last wave can halve the speed of a small GEMM.
     """
     scored: dict[tuple[int, int], tuple[float, float]] = {}
     for tile_m, tile_n in tiles:
@@ -70,7 +70,7 @@ def depth(
     element_bytes: int,
     output_bytes: int,
 ) -> int:
-    """The K for which an (M, N, K) GEMM takes about `seconds` at `flops`, its operands fitting."""
+    """The K at which an (M, N, K) GEMM takes about `seconds` at `flops` and its operands fit."""
     wanted = seconds * flops / (2.0 * m * n)
     fitting = (bytes_max - output_bytes * m * n) / ((m + n) * element_bytes)
     k = int(min(wanted, fitting, K_MAX)) // K_STEP * K_STEP
@@ -80,8 +80,8 @@ def depth(
 def slow_shapes(units: int, flops: float, seconds: float) -> tuple[Shape, ...]:
     """One wave of small tiles, and the largest cube, that take at most `seconds` at `flops`.
 
-    For a pipe on which whole waves of large tiles would take too long. It leaves no time either to
-    try many.
+    For a pipe on which whole waves of large tiles would take too long. There is no time to try many
+    shapes either.
     """
     waves = []
     for m, n in outputs(units, 1, SMALL_TILES):

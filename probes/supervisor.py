@@ -1,10 +1,10 @@
 # ruff: noqa: D102 - what a method does is documented where it is declared
-"""The worker process as the daemon sees it: started, asked, timed, killed, reaped.
+"""The daemon's side of the worker process: start, requests, deadlines, kill, reaping.
 
-Every wait has a deadline. Whatever the worker does (dies, hangs, writes garbage), a call here
-returns a report in bounded time and leaves neither a stuck thread nor a zombie.
-Not thread-safe: one thread at a time per worker. Start it from a thread that lives as long as
-the worker should: the kernel kills the worker when the thread that spawned it ends.
+Every wait has a deadline. Whatever the worker does (dies, hangs, writes garbage), every call
+returns a report in bounded time and leaves neither a stuck thread nor a zombie. Not thread-safe:
+one thread at a time per worker. Start it from a thread that lives as long as the worker should: the
+kernel kills the worker when the thread that spawned it ends.
 """
 
 import contextlib
@@ -50,22 +50,22 @@ from probes.protocol import (
 )
 
 
-# Standard error kept for the log: enough for a line.
+# Standard error kept for the log: enough for one line.
 STDERR_BYTES_MAX: Final = 4096
 READ_BYTES: Final = 65536
-# Longest text of the worker that is kept with a baseline.
+# Longest text from the worker that is kept with a baseline.
 TEXT_LENGTH_MAX: Final = 500
-# On the host processor a worker gives way to every other program: this long it may take for a chunk.
-# Its processor time is bounded as on a GPU.
+# On the host processor a worker yields to every other program, so a chunk may take this long. Its
+# processor time is bounded as on a GPU.
 CPU_CHUNK_SECONDS_MAX: Final = 10.0
-# A worker that is asked to leave only has to close its context.
+# A worker that is asked to exit only has to close its context.
 EXIT_GRACE_SECONDS: Final = 2.0
 
 log = structlog.get_logger(__name__)
 
 
 class WorkerFailedError(Exception):
-    """The worker could not start or answer; it is dead by the time this is raised."""
+    """The worker could not start or answer; it is dead when this is raised."""
 
     def __init__(self, outcome: str, text: str, device_seconds: float = 0.0) -> None:
         super().__init__(text)
@@ -77,7 +77,7 @@ class WorkerFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """How a run ended: with a result, or with an outcome and a text."""
+    """The end of a run: a result, or an outcome with a text."""
 
     result: Result | None
     device_seconds: float
@@ -88,19 +88,19 @@ class RunReport:
 
 
 class Worker(Protocol):
-    """What the scheduler needs of a worker; tests give it a fake."""
+    """The worker interface that the scheduler needs; tests use a fake."""
 
     @property
     def alive(self) -> bool:
-        """Whether it can take a request."""
+        """Whether it can accept a request."""
 
     @property
     def pid(self) -> int | None:
-        """Its process, while it lives."""
+        """Its process id, while it is alive."""
 
     @property
     def age_seconds(self) -> float | None:
-        """Since it was started, while it lives."""
+        """Seconds since its start, while it is alive."""
 
     def start(self) -> Hello:
         """Start it; raises WorkerFailedError."""
@@ -112,14 +112,14 @@ class Worker(Protocol):
         """Run one kernel; never raises."""
 
     def close(self) -> None:
-        """Ask it to exit, kill it if it does not, and reap it."""
+        """Ask it to exit, kill it if it does not exit, and reap it."""
 
     def interrupt(self) -> None:
-        """Kill it from another thread: a call that waits for it returns at once."""
+        """Kill it from another thread; a call waiting for it returns at once."""
 
 
 class WorkerProcess:
-    """A worker in a session of its own, spoken to over two pipes."""
+    """A worker in its own session, connected by two pipes."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class WorkerProcess:
         self._devices = devices
         self._config = config
         self._on_cpu = all(device.kind == "cpu" for device in devices)
-        # On a GPU the host's threads only launch.
+        # With a GPU, host threads only launch work.
         processor = read_processor() if self._on_cpu else None
         self._threads = 1 if processor is None else config.cpu_threads or processor.threads
         cores = () if processor is None else processor.cores
@@ -189,8 +189,9 @@ class WorkerProcess:
         return answer
 
     def describe(self, device: int) -> Described:
-        # Opening runs one tiny kernel of each kind: together they get one chunk's time. Until then the
-        # driver may wake the GPU, and libraries of a gigabyte are read: that is part of the start.
+        # Opening a device runs one tiny kernel of each kind, which together get one chunk's time.
+        # Before that the driver may wake the GPU and a gigabyte of libraries is read: that is part
+        # of the start.
         answer, spent = self._ask(
             Describe(device=device), self._config.start_deadline_seconds, allowance=0.0
         )
@@ -231,7 +232,7 @@ class WorkerProcess:
     def interrupt(self) -> None:
         process = self._process
         if process is not None:
-            # Popen's own lock keeps this from hitting a process id that was reaped and reused.
+            # Popen's own lock prevents hitting a process id that was reaped and reused.
             with contextlib.suppress(OSError):
                 process.kill()
 
@@ -265,7 +266,7 @@ class WorkerProcess:
     def _ask(
         self, request: ToWorker, deadline_seconds: float, allowance: float = math.inf
     ) -> tuple[FromWorker, float]:
-        """Send `request` and wait for what is not a `Busy` or `Idle`; also the device time."""
+        """Send `request`; return the first answer but for `Busy` and `Idle`, and the device time."""
         if self._process is None:
             raise WorkerFailedError("error", "the worker is not running")
         try:
@@ -292,12 +293,12 @@ class WorkerProcess:
                 return message, spent
 
     def _receive(self, until: float, spent: float, busy_since: float | None) -> FromWorker:
-        """The next message; raises WorkerFailedError at `until` or when the worker is gone."""
+        """The next message; raises WorkerFailedError at `until` or if the worker is gone."""
 
         def charge() -> float:
             return spent + self._chunk_seconds(busy_since)
 
-        # Not epoll: that would need a descriptor of its own, when there may be none left.
+        # Not epoll: it needs a file descriptor, and there may be none left.
         with selectors.PollSelector() as selector:
             selector.register(self._from_worker, selectors.EVENT_READ)
             selector.register(self._stderr, selectors.EVENT_READ)
@@ -326,7 +327,7 @@ class WorkerProcess:
                         raise self._died(charge())
 
     def _chunk_seconds(self, busy_since: float | None) -> float:
-        """Device time of the chunk that has not ended yet: on a processor what was taken of it."""
+        """Device time of the chunk still running; on a processor, the processor time used."""
         if busy_since is None:
             return 0.0
         if not self._on_cpu:
@@ -334,18 +335,18 @@ class WorkerProcess:
         return max(0.0, self._processor_seconds() - self._processor_mark) / self._threads
 
     def _spins(self, busy_since: float | None) -> bool:
-        """Whether a chunk on the processor has taken more of it than a chunk may."""
+        """Whether a chunk on the processor has used more processor time than allowed."""
         return self._on_cpu and (
             self._chunk_seconds(busy_since) > self._config.chunk_deadline_seconds
         )
 
     def _processor_seconds(self) -> float:
-        """The worker's processor time so far; 0 where it is gone, or of a GPU's worker."""
+        """The worker's processor time so far; 0 if it is gone, or for a GPU's worker."""
         if not self._on_cpu or self._process is None:
             return 0.0
         try:
             stat = Path(f"/proc/{self._process.pid}/stat").read_text(errors="replace")
-            # utime and stime, fields 14 and 15; what follows the name begins with field 3.
+            # utime and stime, fields 14 and 15; the text after the name starts with field 3.
             user, system = stat.rsplit(")", 1)[1].split()[11:13]
         except (OSError, ValueError, IndexError):
             return self._processor_mark
@@ -368,7 +369,7 @@ class WorkerProcess:
         return WorkerFailedError(outcome, text, spent)
 
     def _died(self, spent: float) -> WorkerFailedError:
-        """The error for a worker that went away by itself."""
+        """The error for a worker that ended by itself."""
         process = self._process
         code: int | None = None
         if process is not None:
@@ -387,11 +388,11 @@ class WorkerProcess:
     def _kill(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            # The whole session: nothing the worker started outlives it.
+            # The whole session: no child of the worker outlives it.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             # SIGKILL cannot be refused, but a process stuck in the driver dies only when the call
-            # returns; Popen's own reaper collects it later then.
+            # returns; then Popen's own reaper collects it later.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(EXIT_GRACE_SECONDS)
         self._close_pipes()
@@ -404,7 +405,7 @@ class WorkerProcess:
 
 
 def _sane_description(described: Described) -> bool:
-    """Kernels that there are, each of which becomes a series, and numbers to go on with."""
+    """Whether a description has only known kernels (each becomes a series) and usable numbers."""
     known = {kernel.info for kernel in all_kernels().values()}
     return (
         known.issuperset(described.kernels)
@@ -417,7 +418,7 @@ def _sane_description(described: Described) -> bool:
 
 
 def _sane(result: Result) -> bool:
-    """A result that arithmetic can be done with."""
+    """Whether a result has numbers that are valid for arithmetic."""
     spans = result.run_seconds
     return (
         bool(result.shape)
@@ -438,7 +439,7 @@ def _sane(result: Result) -> bool:
 
 
 def outcome_of(word: str) -> Outcome:
-    """The outcome that a worker's word for its failure is counted under."""
+    """The outcome under which a failure reported by the worker is counted."""
     if word == "out_of_memory":
         return "out_of_memory"
     return "timeout" if word == "timeout" else "error"

@@ -1,8 +1,9 @@
-"""When a device that was probed at full length is not what it should be.
+"""Limits below which a device that was probed at full length is graded low.
 
-The references are what others measured and accept: mamf-finder's sweeps and gpu-fryer's (62 to 86.9 %
-of the data sheet on NVIDIA GPUs), DCGM's diagnostics (75 % of a measured reference), gpu-fryer (10 % below
-the best GPU of a node), SuperBench (5 % below the own baseline), Azure's node checks (PCIe).
+The references are published measurements and acceptance limits: mamf-finder's sweeps and
+gpu-fryer's (62 to 86.9 % of the data sheet on NVIDIA GPUs), DCGM's diagnostics (75 % of a measured
+reference), gpu-fryer (10 % below the best GPU of a node), SuperBench (5 % below the node's own
+baseline), Azure's node checks (PCIe).
 """
 
 import statistics
@@ -20,10 +21,10 @@ FAILING: Final[frozenset[Grade]] = frozenset({"low", "corrupt", "throttled", "fa
 
 # DCGM fails a GPU below this share of its reference.
 CRITICAL_SHARE: Final = 0.75
-# The lowest share of the data sheet that a sound NVIDIA GPU was seen to sustain with a GEMM: 1550 of
-# 2500 TFLOP/s in bf16 on a GB200 (gpu-fryer). At the clock of the measurement it is higher.
+# The lowest share of the data-sheet peak that a sound NVIDIA GPU was seen to sustain in a GEMM:
+# 1550 of 2500 TFLOP/s in bf16 on a GB200 (gpu-fryer). At the clock of the measurement it is higher.
 GEMM_REFERENCE: Final = 0.62
-# What DCGM's reference for an H100's memory is of the data sheet: 2.54 of 3.35 TB/s.
+# DCGM's reference for an H100's memory, as a share of the data sheet: 2.54 of 3.35 TB/s.
 MEMORY_REFERENCE: Final = 0.76
 # Azure's limits for pinned copies, by the link's own bandwidth in bytes/s per direction.
 PCIE_LIMITS: Final = ((60e9, 48e9), (30e9, 21e9))
@@ -35,7 +36,7 @@ SIBLING_LOW: Final = 0.90
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kernel's result on one device, graded; None where it is not known."""
+    """One kernel's result on one device, graded; None if unknown."""
 
     gpu: str
     uuid: str
@@ -55,12 +56,12 @@ class Row:
 
     @property
     def peak_ratio(self) -> float | None:
-        """The value over the data sheet's peak."""
+        """The value over the data-sheet peak."""
         return None if not self.peak or self.value is None else self.value / self.peak
 
 
 def peak_of(kernel: KernelInfo, facts: DeviceFacts, units: int) -> float | None:
-    """The data sheet's figure; of a host processor only for the cores the probe uses."""
+    """The data-sheet figure; for a host processor, only of the cores that the probe uses."""
     if kernel.quantity == "flops":
         peak = facts.peak_flops.get(kernel.label)
         if peak is not None and facts.kind == "cpu" and facts.sm_count:
@@ -103,7 +104,7 @@ def grade(
 
 
 def compare_siblings(rows: Sequence[Row]) -> list[Row]:
-    """The rows, those that lag behind the same kernel on the same model's median marked low."""
+    """The rows; those below the median of the same kernel on the same GPU model are marked low."""
     groups: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if row.value is not None and row.quantity != "latency":
@@ -128,7 +129,7 @@ def compare_siblings(rows: Sequence[Row]) -> list[Row]:
 
 
 def _limit(kernel: KernelInfo, facts: DeviceFacts, peak: float | None) -> float | None:
-    """The value below which a kernel is low on any device of its kind; None: no such limit.
+    """The value below which a kernel is low on any device of its kind; None without such a limit.
 
     Host processors have none: their low precisions are often emulated, their memory is shared.
     """

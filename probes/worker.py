@@ -1,6 +1,6 @@
 """The worker process: `python -m probes.worker <read fd> <write fd>`.
 
-The only process that imports torch or touches CUDA. It answers one request at a time, and ends
+The only process that imports torch or touches CUDA. It answers one request at a time, and exits
 when the daemon asks it to, closes its pipe, or dies.
 """
 
@@ -40,11 +40,11 @@ if TYPE_CHECKING:  # these import torch
 
 
 PR_SET_PDEATHSIG: Final = 1
-# Behind the server's own threads when the host is short of cores.
+# Yield to the server's threads when the host is short of cores.
 NICENESS: Final = 5
-# The kernel ends this process before any other when the host or the container has no memory left.
+# The OOM killer ends this process first when the host or the container runs out of memory.
 OOM_SCORE_ADJUSTMENT: Final = 1000
-# Part of every baseline's versions: raise it when a kernel's operands or method change.
+# Part of every baseline's versions: increment it when a kernel's operands or method change.
 KERNELS_REVISION: Final = 2
 TEXT_LENGTH_MAX: Final = 500
 ENDED_BY_DAEMON: Final = 0
@@ -75,7 +75,7 @@ class Channel:
 
 
 class Devices:
-    """The worker's devices and what is prepared on them."""
+    """The worker's devices and the kernels prepared on them."""
 
     def __init__(self, channel: Channel, request: Open) -> None:
         self._channel = channel
@@ -83,7 +83,7 @@ class Devices:
         self._benches: dict[int, Any] = {}
 
     def describe(self, index: int) -> Described:
-        """Open a device, and find out which kernels it has."""
+        """Open a device and determine which kernels it supports."""
         from probes.measure import Workbench
 
         spec = self._request.devices[index]
@@ -93,7 +93,7 @@ class Devices:
         device.select()
         found = [k.info for k in all_kernels().values() if k.available(device, allowance)]
         if bench is None:
-            # Their libraries and code are loaded by now: what is left of the limit is known.
+            # Libraries and code are loaded by now: the memory left below the limit is known.
             device.settle()
             self._benches[index] = Workbench(device)
         device.arena.reset()
@@ -131,7 +131,7 @@ class Devices:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve requests until told to leave; the exit status is for the log only."""
+    """Serve requests until asked to exit; the exit status is for the log only."""
     _die_with_parent()
     _give_way()
     channel = Channel(int(arguments[0]), int(arguments[1]))
@@ -142,7 +142,7 @@ def main(arguments: list[str]) -> int:
         import torch
     except ModuleNotFoundError as error:
         if error.name != "torch":
-            raise  # torch is there, and broken: the last line on standard error says why
+            raise  # torch is installed but broken: the last line on standard error says why
         channel.send(
             Failure(outcome="torch_missing", text=str(error)[:TEXT_LENGTH_MAX], fatal=True)
         )
@@ -153,7 +153,7 @@ def main(arguments: list[str]) -> int:
     channel.send(
         Hello(protocol=PROTOCOL_VERSION, pid=os.getpid(), torch_version=str(torch.__version__))
     )
-    # A collection in the middle of a chunk would be timed with it.
+    # A garbage collection within a chunk would be part of its time.
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -178,7 +178,7 @@ def _guarded(devices: Devices, message: ToWorker) -> FromWorker:
         return Failure(outcome="error", text="unexpected request", fatal=True)
     except AllowanceError as error:
         return Failure(outcome="allowance", text=str(error))
-    except Exception as error:  # noqa: BLE001 - the daemon must learn of it, and the context may be lost
+    except Exception as error:  # noqa: BLE001 - the daemon must be informed, and the context may be lost
         # Out of memory can leave the context unusable as well: start a new process.
         return Failure(
             outcome="out_of_memory" if is_out_of_memory(error) else "error",
@@ -193,18 +193,19 @@ def _text(error: BaseException) -> str:
 
 
 def _give_way() -> None:
-    """Come after the server in everything: in processor time, and first when memory runs out."""
+    """Yield to the server: last for processor time, first to be killed when memory runs out."""
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT), encoding="ascii")
     with contextlib.suppress(OSError, ValueError):
-        # A dump would be of gigabytes. Of one byte, because 0 does not hold for a pipe's dumps.
+        # A core dump would take gigabytes. The limit is one byte, because 0 does not apply to dumps
+        # into a pipe.
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process when the daemon's thread that started it ends."""
+    """Have the kernel kill this process when the daemon thread that started it ends."""
     parent = os.getppid()
     with contextlib.suppress(OSError, AttributeError):
         prctl: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl

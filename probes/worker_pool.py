@@ -1,9 +1,9 @@
-"""Which worker serves which devices: one for each device in use, one for all that are idle.
+"""Assigns workers to devices: one for each device in use, one for all idle devices.
 
-A worker that stays keeps its context, and its memory, constant beside a server. Idle GPUs share
-one worker that lives for a cycle: an open context alone costs 26–66 W each
-(arXiv 2605.23918), and one process can also copy between them. A MIG instance always has a worker of
-its own: CUDA shows a process one instance only (MIG User Guide, "CUDA device enumeration").
+A permanent worker keeps its context and memory constant beside a server. Idle GPUs share one worker
+that lives for a cycle: an open context alone costs 26–66 W per GPU (arXiv 2605.23918), and one
+process can also copy between GPUs. A MIG instance always has its own worker: CUDA shows a process
+one instance only (MIG User Guide, "CUDA device enumeration").
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ def real_worker(devices: Sequence[DeviceFacts], config: ProbeConfig) -> Worker:
 
 @dataclass(slots=True)
 class PooledWorker:
-    """A worker, the devices it was made for in their order, and what it said of them."""
+    """A worker, its devices in order, and its descriptions of them."""
 
     worker: Worker
     uuids: tuple[str, ...]
@@ -48,12 +48,12 @@ class PooledWorker:
     """It was started and not stopped by us: if it is gone, it ended by itself or was killed."""
 
     def note_end(self) -> None:
-        """The worker has ended, for a reason that is known."""
+        """Record that the worker has ended for a known reason."""
         self.started = False
         self.described.clear()
 
     def holds(self, uuid: str) -> bool:
-        """Whether the worker has the device open, and so its memory."""
+        """Whether the worker has the device open, and thus its memory."""
         return self.worker.alive and uuid in self.described
 
 
@@ -65,7 +65,7 @@ class WorkerPool:
         self._pool: list[PooledWorker] = []
 
     def of(self, uuid: str) -> PooledWorker | None:
-        """The worker that serves a device now."""
+        """The current worker of a device."""
         return next((pooled for pooled in self._pool if uuid in pooled.uuids), None)
 
     def others(self, facts: DeviceFacts) -> tuple[ProcessFacts, ...]:
@@ -101,7 +101,7 @@ class WorkerPool:
         return list(wanted)
 
     def stopped(self) -> list[PooledWorker]:
-        """The workers that were to stay and have ended by themselves."""
+        """Permanent workers that have ended by themselves."""
         return [
             pooled
             for pooled in self._pool

@@ -1,4 +1,4 @@
-"""What a kernel is."""
+"""The kernel interface."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from probes.protocol import KernelInfo, Quantity
 from probes.sizing import Shape
 
 
-if TYPE_CHECKING:  # the registry is read where there is no torch
+if TYPE_CHECKING:  # the registry is also read without torch
     from probes.allowance import Allowance
     from probes.device import ProbeDevice
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What the bits of the results say."""
+    """The outcome of checking the results' bits."""
 
     digest: str = ""
     """Equal inputs and versions give equal digests; empty: not checked."""
@@ -25,7 +25,7 @@ class Verification:
 
 
 class Prepared(ABC):
-    """A kernel with its operands in place: everything the timed path needs is allocated."""
+    """A kernel with its operands in place: everything that the timed path needs is allocated."""
 
     shape: Shape
     work_per_run: float
@@ -33,10 +33,10 @@ class Prepared(ABC):
 
     @abstractmethod
     def run(self, number: int) -> None:
-        """Start run `number` on the next set of operands; allocates nothing."""
+        """Start run `number` on the next set of operands. Allocates nothing."""
 
     def activate(self) -> None:  # noqa: B027 - most kernels need none
-        """Set library switches this kernel needs; called before its runs."""
+        """Set the library switches that this kernel needs; called before its runs."""
 
     def verify(self, device: "ProbeDevice", allowance: "Allowance") -> Verification:
         """Check the results of the runs so far."""
@@ -58,31 +58,31 @@ class Kernel(ABC):
 
     @property
     def info(self) -> KernelInfo:
-        """For the other side of the protocol."""
+        """The kernel's description for the protocol."""
         return KernelInfo(name=self.name, quantity=self.quantity, label=self.label)
 
     @abstractmethod
     def available(self, device: "ProbeDevice", allowance: "Allowance") -> bool:
-        """Whether the device has it; where only the device knows, by running a tiny one."""
+        """Whether the device supports the kernel; if necessary, found by running a tiny one."""
 
     @abstractmethod
     def choose(
         self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float
     ) -> Shape:
-        """The shape to measure with on this device; may run candidates within the allowance."""
+        """Choose the shape to measure with on this device; may run candidates within the allowance."""
 
     @abstractmethod
     def prepare(
         self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, peer: int | None
     ) -> Prepared:
-        """Operands in the device's arena; raises ArenaFullError when they do not fit what is left."""
+        """Place the operands in the device's arena. Raises ArenaFullError if they do not fit."""
 
 
 def column_sums(tensor: Any) -> Any:
     """The sum of each column of a matrix's bits, as integers, on the tensor's device.
 
-    A flipped bit changes its column's sum for certain, several flips do but for the rare case
-    that they cancel out; unlike a copy it takes no memory to speak of.
+    A single flipped bit always changes its column's sum; several flips do too, except in the rare
+    case that they cancel out. Unlike a copy, the sums take almost no memory.
     """
     import torch
 
@@ -91,7 +91,7 @@ def column_sums(tensor: Any) -> Any:
 
 
 def digest(sums: Any) -> str:
-    """A short name for the sums, equal only for equal ones."""
-    import hashlib  # brings OpenSSL along, 4 MB that only the worker needs
+    """A short digest of the sums, equal only for equal sums."""
+    import hashlib  # loads OpenSSL, 4 MB that only the worker needs
 
     return hashlib.blake2b(sums.cpu().numpy().tobytes(), digest_size=16).hexdigest()

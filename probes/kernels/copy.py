@@ -1,5 +1,5 @@
 # ruff: noqa: D102 - what a method does is documented where it is declared
-"""Copies: device memory, host to device and back over pinned memory, and GPU to GPU."""
+"""Copies: within device memory, between host and device over pinned memory, and GPU to GPU."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -18,13 +18,13 @@ CopyPath = Literal["device", "host_to_device", "device_to_host", "peer"]
 
 MIB: Final = 2**20
 SIZES: Final = tuple(size * MIB for size in (1, 2, 4, 8, 16, 32, 64))
-# Large enough that a launch does not matter, and several, so that the rate is not the cache's.
+# Large enough that launch overhead does not matter, and several, so that caches do not help.
 TRIAL_BYTES: Final = 2 * MIB
 TRIAL_PIECES: Final = 8
-# A copy takes this part of a chunk at most, so that two fit; larger ones come closer to the
-# bus's full speed.
+# A copy takes at most this share of a chunk, so that two fit; larger ones come closer to the bus's
+# full speed.
 RUN_SHARE: Final = 0.45
-# On a processor a short copy is more often free of preemptions.
+# On a processor, short copies are less often preempted.
 CPU_RUN_SHARE: Final = 0.25
 SEED: Final = 3
 # Pieces are summed as matrices of this many 8-byte columns; every size is a multiple of a row.
@@ -32,7 +32,7 @@ COLUMNS: Final = 1024
 
 
 class PreparedCopy(Prepared):
-    """Pieces copied in turn, so many that the caches hold nothing of the next one."""
+    """Pieces copied in turn, enough of them that the next one is never cached."""
 
     def __init__(self, sources: list[Any], targets: list[Any], factor: int) -> None:
         size = sources[0].numel()
@@ -50,14 +50,14 @@ class PreparedCopy(Prepared):
     def verify(self, device: "ProbeDevice", allowance: "Allowance") -> Verification:
         import torch
 
-        # One piece, the last written: checking all would take as long as copying them.
+        # One piece, the last one written: checking all would take as long as copying them.
         expected, got = (_sums(piece, device, allowance) for piece in self._pairs[self._last])
         return Verification(digest=digest(got), exact=torch.equal(expected, got))
 
 
 @dataclass(frozen=True, slots=True)
 class Copy(Kernel):
-    """Copying one piece of memory along a path."""
+    """Copies one piece of memory along a path."""
 
     path: CopyPath
     name: str = field(init=False)
@@ -72,7 +72,8 @@ class Copy(Kernel):
         import torch
 
         if device.kind == "cpu":
-            # Where memory is too short for operands that no cache holds, the rate would be the cache's.
+            # If memory is too small for operands larger than the cache, the rate would be the
+            # cache's.
             return self.path == "device" and device.arena.size_bytes >= 2 * _last_level(device)
         if self.path == "device":
             return True
@@ -149,14 +150,14 @@ class Copy(Kernel):
 
 
 def _sums(piece: Any, device: "ProbeDevice", allowance: "Allowance") -> Any:
-    """The sums of a piece's bits; added up where it lies, which for host memory is no device's time."""
+    """The sums of a piece's bits, computed where it is stored; host memory takes no device time."""
     if piece.device != device.torch_device:
         return column_sums(_matrix(piece)).cpu()
     return device.work(allowance, lambda: column_sums(_matrix(piece))).cpu()
 
 
 def _last_level(device: "ProbeDevice") -> int:
-    """On the host processor memory lies behind the last level, not the core's own cache."""
+    """The size of the last cache before memory: on the host processor, not the core's own cache."""
     return int(getattr(device, "last_level_bytes", device.cache_bytes))
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: D102 - what a method does is documented where it is declared
-"""GEMM in every precision: what the tensor and plain pipes deliver now."""
+"""GEMM in every precision: the present speed of the tensor and plain pipes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from probes.device import Chunk, ProbeDevice
 
 
-# Each tells which of the larger ones is short enough: between the pipes of one GPU, and between
+# Each shows which of the larger ones is short enough. Between the pipes of one GPU, and between
 # GPUs, rates differ by a factor of a thousand (fp64 on an inference GPU is 1/64 of its fp32).
 TRIALS_CUDA: Final[tuple[Shape, ...]] = (
     (256, 256, 256),
@@ -33,18 +33,19 @@ TRIALS_CUDA: Final[tuple[Shape, ...]] = (
     (1024, 1024, 1024),
     (2048, 2048, 1024),
 )
-# On a busy host the fastest of several runs decides the shape that all later probes keep.
+# On a busy host, the fastest of several runs decides the shape of all later probes.
 TRIAL_RUNS: Final = 4
-# Before these, a kernel that was never run is run so often.
+# Warm-up runs before these, for a kernel that was never run.
 LOADING_RUNS: Final = 2
 TINY: Final[Shape] = (64, 64, 64)
-# Sizes that did well in mamf-finder's published sweeps, beside those computed for the SM count.
+# Sizes that did well in mamf-finder's published sweeps, in addition to those computed for the SM
+# count.
 SWEPT_OUTPUTS: Final = ((2048, 2048), (4096, 4096))
 COMPUTED_OUTPUTS: Final = 3
-# A larger GEMM is faster than the trial by about this factor.
+# A larger GEMM is about this much faster than the trial.
 TRIAL_FACTOR: Final = 1.4
 EQUAL_SHARE: Final = 0.96
-# Of a chunk: the longest that one run may take and still share it with another one.
+# The longest run that may share a chunk with another run, as a share of the chunk.
 LONGEST_SHARE: Final = 0.6
 # Rows of B converted at once for the exact check: 256 × 16384 × 8 bytes are 32 MiB of host memory.
 EXACT_BLOCK: Final = 256
@@ -54,7 +55,7 @@ SEED_B: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How torch is asked for a GEMM of one precision."""
+    """How to request a GEMM of one precision from torch."""
 
     name: str
     inputs: str
@@ -78,7 +79,7 @@ PRECISIONS: Final = (
 
 @dataclass(slots=True)
 class Operands:
-    """One set: C = A · Bᵀ, with B kept as it is in an inference engine's linear layers."""
+    """One set: C = A · Bᵀ, with B stored as in an inference engine's linear layers."""
 
     a: Any
     b_transposed: Any
@@ -87,7 +88,7 @@ class Operands:
 
 
 class PreparedGemm(Prepared):
-    """Sets of equal operands that the runs rotate over, so that each finds a cold cache."""
+    """Sets of equal operands that the runs rotate over, so that each run has a cold cache."""
 
     def __init__(
         self, precision: Precision, shape: Shape, sets: list[Operands], scale: Any
@@ -161,13 +162,13 @@ class Gemm(Kernel):
         from probes.device import is_out_of_memory
 
         if device.kind == "cpu":
-            # torch would emulate it: a number, but not of silicon.
+            # torch would emulate it: the result would not show the silicon.
             if self.name.removeprefix("gemm_") not in read_processor().native_precisions:
                 return False
         elif self.precision.capability is not None and (
             getattr(device, "capability", (0, 0)) < self.precision.capability
         ):
-            # cuBLAS would emulate it: a number, but not of silicon.
+            # cuBLAS would emulate it: the result would not show the silicon.
             return False
         try:
             device.arena.reset()
@@ -177,8 +178,8 @@ class Gemm(Kernel):
         except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
             if is_out_of_memory(error):
                 raise
-            # What torch says where the device, or this torch, does not have the data type. An error
-            # of the device itself is of the same type, and stays: then this raises it.
+            # torch's error if the device, or this torch, does not support the data type. A device
+            # error has the same type, but persists: then this raises it.
             device.check()
             return False
         return True
@@ -192,7 +193,7 @@ class Gemm(Kernel):
         flops = TRIAL_FACTOR * self._trial_rate(device, allowance, max_chunk_seconds, room)
         candidates = self._cuda_shapes(device, flops, max_chunk_seconds, room)
         rates = self._rates(device, allowance, candidates, flops)
-        # Small GEMMs are slow: at the speed found now the best output may go deeper.
+        # Small GEMMs are slow: at the speed found now, the best output size allows a larger depth.
         best = max(rates.values())
         m, n, _ = max(rates, key=lambda shape: rates[shape])
         deeper = self._deep(m, n, best, RUN_SHARE * max_chunk_seconds, room)
@@ -201,7 +202,7 @@ class Gemm(Kernel):
         return max(rates, key=lambda shape: rates[shape])
 
     def _choose_for_a_core(self, device: "ProbeDevice", allowance: "Allowance") -> Shape:
-        """A cube that a core finishes between two preemptions."""
+        """Choose a cube that a core finishes between two preemptions."""
         device.arena.reset()
         prepared = self._filled(device, allowance, CORE_TRIAL_SHAPE, sets=device.units)
         prepared.activate()
@@ -212,11 +213,12 @@ class Gemm(Kernel):
         self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, peer: int | None
     ) -> PreparedGemm:
         if device.kind == "cpu":
-            # One for each core. A processor's GEMMs live in its caches; the first run fills them.
+            # One set per core. A processor's GEMMs stay in its caches; the first run fills them.
             return self._filled(device, allowance, shape, max(2, device.units))
         size = self._set_bytes(shape)
         sets = max(2, min(64, -(-device.rotation_bytes // size)))
-        # Memory may allow fewer than the cache would want, but two show whether repeats agree.
+        # Memory may allow fewer sets than the cache size calls for, but two show whether repeats
+        # agree.
         while sets > 1 and sets * size > device.arena.size_bytes:
             sets -= 1
         return self._filled(device, allowance, shape, sets)
@@ -224,11 +226,11 @@ class Gemm(Kernel):
     def _trial_rate(
         self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float, room: int
     ) -> float:
-        """FLOP/s of the largest trial that is sure to take no longer than a chunk, or of the first."""
+        """FLOP/s of the largest trial that surely fits into a chunk, or of the first trial."""
         trials = self._fitting(TRIALS_CUDA, room) or TRIALS_CUDA[:1]
         flops, shape = self._rate(device, allowance, trials[0]), trials[0]
         while True:
-            # A larger one is faster, if anything, so it takes less than this rate says.
+            # A larger one is faster, if anything, so it takes no longer than this rate implies.
             short = [each for each in trials if gemm_flop(each) <= max_chunk_seconds * flops]
             if not short or short[-1] <= shape:
                 return flops
@@ -238,7 +240,7 @@ class Gemm(Kernel):
     def _cuda_shapes(
         self, device: "ProbeDevice", flops: float, max_chunk_seconds: float, room: int
     ) -> tuple[Shape, ...]:
-        """Shapes to try; where whole waves of large tiles would take too long, those of small ones."""
+        """Shapes to try; if whole waves of large tiles would take too long, shapes of small tiles."""
         sizes = (*outputs(device.units)[:COMPUTED_OUTPUTS], *SWEPT_OUTPUTS)
         seconds = RUN_SHARE * max_chunk_seconds
         shapes = [self._deep(m, n, flops, seconds, room) for m, n in sizes]
@@ -253,13 +255,13 @@ class Gemm(Kernel):
         return (m, n, k)
 
     def _fitting(self, shapes: Sequence[Shape], room: int) -> tuple[Shape, ...]:
-        """Those of which two sets fit the arena: that many show whether repeats agree."""
+        """The shapes of which two sets fit the arena: two are needed to show whether repeats agree."""
         return tuple(shape for shape in shapes if self._set_bytes(shape) <= room)
 
     def _rates(
         self, device: "ProbeDevice", allowance: "Allowance", shapes: Sequence[Shape], flops: float
     ) -> dict[Shape, float]:
-        """The speed of each shape, as far as half of the allowance reaches; of one at least."""
+        """The speed of each shape, as far as half of the allowance lasts; of at least one."""
         rates: dict[Shape, float] = {}
         for shape in shapes:
             # Two to load and two to time; the other half stays for the measurement itself.
@@ -303,7 +305,7 @@ class Gemm(Kernel):
                 fill(operands.b_transposed.t(), on_device[1])
 
         if device.kind == "cpu":
-            # Host work, like importing torch: no kernel under test, and no device's time.
+            # Host work, like importing torch: no kernel under test and no device time.
             fill_all()
         else:
             device.work(allowance, fill_all)

@@ -1,5 +1,5 @@
 # ruff: noqa: D102 - what a method does is documented where it is declared
-"""Launch latency: from the host's call to the completion of a kernel that does nothing."""
+"""Launch latency: from the host's call to the completion of an empty kernel."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PreparedLaunch(Prepared):
-    """An empty kernel; on the host processor the shortest operation torch has."""
+    """An empty kernel; on the host processor, the shortest operation in torch."""
 
     shape: Shape = (1,)
     work_per_run = 1.0
