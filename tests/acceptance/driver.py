@@ -1,4 +1,4 @@
-"""Runs a piece of the acceptance in a process of its own on a fake driver: pynvml loads its library once a process."""
+"""Runs part of the acceptance in its own process on a fake driver: pynvml loads its library once."""
 
 import json
 import os

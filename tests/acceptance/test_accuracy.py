@@ -1,4 +1,4 @@
-"""The comparison of counters with known work, where the work is known because the fake driver did it."""
+"""Compares the counters with known work: the fake driver did it, so it is known exactly."""
 
 import json
 import time
@@ -22,8 +22,8 @@ from tests.fake_nvml import H100, FakeNvml, Load
 
 
 CLOCK_MHZ, SMS = 1500, 132
-# At rest the clock stays: a window that is half at rest at another clock would be split by the
-# daemon's own rules, which are not under test here.
+# The clock stays the same when idle: a window that is half idle at another clock would be split by
+# the daemon's own rules, which are not under test here.
 REST = replace(Load.idle(), dram=0.0, sm_clock_mhz=CLOCK_MHZ)
 # FLOP per clock and SM of Hopper's tensor pipe (H100 whitepaper).
 RATES = {"bf16": 4096, "fp8": 8192}
@@ -112,14 +112,14 @@ def test_true_counters_meet_the_goals(surroundings: tuple[FakeNvml, Context]) ->
     assert expected <= found.keys()
     verdicts = {name: found[name].verdict for name in expected}
     assert set(verdicts.values()) == {"pass"}, {n: found[n].value for n in expected}
-    # Counted lies inside of what is known: linear layers alone, or attention as well.
+    # The counted work is within the known range: linear layers alone, or attention as well.
     assert found["error of FLOP, transformer decode"].value == 0
     kept = {row["name"]: row for row in comparison.values}
     assert kept[fp8]["flop"]["tensor fp8"] == pytest.approx(kept[fp8]["done"]["flop"], rel=0.02)
 
 
 def test_a_counter_that_is_off_misses_its_goal(surroundings: tuple[FakeNvml, Context]) -> None:
-    """A tenth more claimed than done: the counter reads 9 % low. A precision never counted has no value."""
+    """A claim 10 % too high reads as a counter 9 % low; a precision never counted has no value."""
     fake, context = surroundings
     with start_daemon(context.scratch, settings(precision="bf16")) as daemon:
         wait_for_gpu(daemon, 0)
@@ -136,7 +136,7 @@ def test_a_counter_that_is_off_misses_its_goal(surroundings: tuple[FakeNvml, Con
 
 
 def test_only_a_headline_that_matters_is_changed(tmp_path: Path) -> None:
-    """The settings are a configuration that the daemon takes: JSON is YAML."""
+    """The settings are a configuration that the daemon accepts: JSON is YAML."""
     made = json.loads(json.dumps(settings(precision="fp8")))
 
     assert made == {

@@ -1,4 +1,4 @@
-"""The trials of GPM tell apart what a driver may do, on drivers that do it."""
+"""The GPM trials distinguish the known driver behaviours, tested on drivers that show each of them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ LOAD = replace(Load.prefill(), sm_clock_mhz=1500)
 
 
 def test_multi_metric_calls_that_collapse_are_found_out(tmp_path: Path) -> None:
-    """A true driver differs in none; one that gives every metric the first one's value in nearly all."""
+    """A correct driver differs in none, one that repeats the first metric's value in nearly all."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(LOAD)
         trial = "asdict(trials.multi_equals_single(handle, 3, 0.12))"
@@ -80,7 +80,7 @@ def test_the_cost_of_a_tick_is_told_by_its_calls(tmp_path: Path) -> None:
 
 
 def test_which_metrics_a_load_moved() -> None:
-    """By more than the points given, over what it was at rest; rates in bytes are no percentages."""
+    """By more than the given points above its idle value; rates in bytes are not percentages."""
     idle = {gpm.SM: 1.0, gpm.HMMA_TENSOR: 0.0, gpm.PCIE_RECEIVE_MIB: 0.0}
     loaded = {
         gpm.SM: 99.0,

@@ -54,7 +54,7 @@ def test_tokens_per_second_by_condition() -> None:
 
 
 def test_the_probes_share_of_the_loss_is_scaled_to_their_default_schedule() -> None:
-    """0.05 % passive and 1.25 % at a cycle every 2 s: 1.2 % are the probes', at 60 s a thirtieth of it."""
+    """0.05 % passive, 1.25 % with a cycle every 2 s: the probes cost 1.2 %, at 60 s 1/30 of it."""
     assert neighbour.at_default_schedule([0.0005], [0.0125], 2.0) == pytest.approx([0.0009])
 
 
@@ -67,7 +67,7 @@ def test_a_probe_is_compared_with_its_clock_divided_out() -> None:
 
 
 def test_the_bracket_of_a_tenants_share() -> None:
-    """Runs that take 1.5 times as long as alone: between a third and a half; alone it is nothing."""
+    """Runs 1.5 times as long as alone: the tenant has a third to a half; equal runs mean none."""
     alone = [result([1e-3, 1e-3])]
 
     assert busy_bracket([result([1.5e-3, 1.5e-3])], alone) == pytest.approx((1 / 3, 1 / 2))
@@ -93,7 +93,7 @@ def test_a_scrape_is_what_prometheus_would_get(tmp_path: Path) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("part", ["facts", "accuracy", "probes", "neighbour", "end_to_end"])
 def test_a_rehearsal_runs_every_part(tmp_path: Path, part: str) -> None:
-    """On a fake GPU, workloads on the processor: every step runs, and the results say what they are."""
+    """With a fake GPU and workloads on the CPU every step runs; the results say it is a rehearsal."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(Load.decode())
         done = subprocess.run(
@@ -120,7 +120,7 @@ def test_a_rehearsal_runs_every_part(tmp_path: Path, part: str) -> None:
 
 
 def only_results(folder: Path) -> Results:
-    """The one file of results in a folder."""
+    """The only results file in a folder."""
     (path,) = folder.glob("*.json")
     assert path.name.endswith(".rehearsal.json")
     return decode(path.read_bytes())

@@ -29,7 +29,8 @@ from tests.fake_nvml import (
 RECORDINGS = ROOT / "benchmarks" / "results" / "recordings"
 KEPT = sorted(RECORDINGS.glob("*.profile.json"))
 NOT_SUPPORTED, NO_PERMISSION = 3, 4
-# What no standard profile has: a refused function, field and metric, and counters summed over the SMs.
+# Found in no standard profile: a refused function, field and metric, and counters summed over the
+# SMs.
 ODD = replace(
     H100,
     name="NVIDIA Odd",
@@ -113,7 +114,7 @@ def test_every_call_has_its_time_and_its_count(h100: recording.Recording) -> Non
 
 
 def test_fields_and_metrics_have_codes_of_their_own(h100: recording.Recording) -> None:
-    """Ids as the daemon asks them, with values of the load."""
+    """The ids that the daemon reads, with values of the load."""
     codes = {record.id: record.code for record in h100.metrics}
     assert set(codes) == {*gpm.PERCENT_IDS, *gpm.RATE_IDS, *gpm.CYCLE_IDS}
     assert set(codes.values()) == {0}
@@ -124,7 +125,7 @@ def test_fields_and_metrics_have_codes_of_their_own(h100: recording.Recording) -
 
 
 def test_nothing_names_the_one_device_or_its_processes(tmp_path: Path) -> None:
-    """UUID, serial number, PCI address and processes are asked for, timed, and not kept."""
+    """UUID, serial number, PCI address and processes are read and timed, but not stored."""
     secret = replace(H100, uuid="GPU-11111111-2222-3333-4444-555555555555", serial="1650522000042")
     with FakeNvml([secret], tmp_path) as fake:
         fake.set_processes(0, [(4711, 1 << 30, "compute")], {4711: "secret-model"})
@@ -138,7 +139,7 @@ def test_nothing_names_the_one_device_or_its_processes(tmp_path: Path) -> None:
 
 
 def test_a_recording_without_capabilities_has_none(tmp_path: Path) -> None:
-    """The process that gives up its privileges has empty sets, and cannot gain any."""
+    """A process that gives up its privileges has empty capability sets and cannot regain any."""
     code = (
         "from benchmarks.gpu_acceptance_parts.privileges import become\n"
         "become('no-capabilities')\n"
@@ -156,7 +157,7 @@ def test_a_recording_without_capabilities_has_none(tmp_path: Path) -> None:
 
 
 def test_what_another_user_is_refused_is_told(tmp_path: Path) -> None:
-    """A call that answers one and not the other shows up with both codes."""
+    """A call that succeeds for one and fails for the other is listed with both codes."""
     with FakeNvml([H100], tmp_path) as fake:
         first = record(fake)
         fake.fail("nvmlGpmSampleGet", NO_PERMISSION)
@@ -184,7 +185,7 @@ def test_nobody_is_nobody(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_is_not_there_is_recorded_as_that(tmp_path: Path) -> None:
-    """The one call that failed, with its code; a profile cannot be made of it."""
+    """The one call that failed, with its code; no profile can be built from it."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.unload_driver()
         recorded = record(fake)

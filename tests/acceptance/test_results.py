@@ -1,4 +1,4 @@
-"""Figures and their verdicts, the results' file, the table, and the page that is made of them."""
+"""Figures and their verdicts, the results file, the table, and the page generated from them."""
 
 import re
 from pathlib import Path
@@ -54,12 +54,12 @@ ERROR = Figure("error of FLOP, bf16 4096x4096x4096 at 100%", 0.013, "ratio", goa
     ],
 )
 def test_a_verdict_needs_the_whole_interval(figure: Figure, verdict: str) -> None:
-    """Where the goal's bound lies inside of the interval nothing is decided."""
+    """When the goal's bound is inside the interval there is no verdict."""
     assert figure.verdict == verdict
 
 
 def test_results_survive_their_file() -> None:
-    """Written and read again they are the same; another format is refused."""
+    """Results are the same after writing and reading; another format is rejected."""
     run = results(PartReport("accuracy", "done", 3.0, (ERROR,), details={"values": [1, 2]}))
 
     assert schema.decode(schema.encode(run)) == run
@@ -69,7 +69,7 @@ def test_results_survive_their_file() -> None:
 
 
 def test_a_run_is_sound_when_all_parts_ran() -> None:
-    """What there was no time for is no error; what could not run, or failed, is."""
+    """A part that there was no time for is not an error; one that could not run, or failed, is."""
     assert results(PartReport("facts", "partial", left_out=("x: no time",))).sound
     assert not results(PartReport("facts", "done"), PartReport("accuracy", "not_run")).sound
     assert not results(PartReport("facts", "timed_out")).sound
@@ -86,7 +86,7 @@ def test_files_are_named_by_gpu_and_day(tmp_path: Path) -> None:
 
 
 def test_the_table_shows_figures_goals_and_what_is_missing() -> None:
-    """Everything a reader needs to judge the run, and a rehearsal says that it is one."""
+    """Everything a reader needs to judge the run; a rehearsal is marked as one."""
     part = PartReport(
         "accuracy", "failed", 12.0, (ERROR,), ("copies: no time",), ("fp8: TenantError: no",)
     )
@@ -118,7 +118,7 @@ def test_numbers_for_people(value: float, unit: str, text: str) -> None:
 
 
 def test_without_results_every_claim_is_not_measured_yet() -> None:
-    """And the page names the command that would measure it."""
+    """The page names the command that would measure it."""
     page = accuracy_page([])
 
     for claim in CLAIMS:
@@ -127,7 +127,7 @@ def test_without_results_every_claim_is_not_measured_yet() -> None:
 
 
 def test_a_claim_shows_its_figures_or_why_it_has_none() -> None:
-    """Newest run of each GPU; a part that failed says so in place of figures."""
+    """The newest run of each GPU; a failed part is reported as failed instead of showing figures."""
     old = results(PartReport("accuracy", "done"), started="2026-01-01T00:00:00")
     new = results(
         PartReport("accuracy", "done", figures=(ERROR,)),
@@ -148,16 +148,16 @@ def test_a_claim_shows_its_figures_or_why_it_has_none() -> None:
 
 
 def test_every_proof_exists() -> None:
-    """A claim moves to another column by a test, and the test is there."""
+    """A claim moves to another column only through a test, and the test exists."""
     for evidence in EVIDENCE.values():
         for proof in (*evidence.recorded, *evidence.fake):
             assert f"def {proof.test}(" in (ROOT / proof.file).read_text(), proof
 
 
 def test_a_recording_is_a_table_with_its_source() -> None:
-    """The column of recordings has only tests that play a published table, or a third party's driver.
+    """The recordings column has only tests that replay a published table or a third party's driver.
 
-    Each table says where it comes from, and no test of our own making can stand there.
+    Each table names its source; a test based on our own assumptions cannot be listed there.
     """
     files = {proof.file for evidence in EVIDENCE.values() for proof in evidence.recorded}
     for file in files - {"tests/hardware/test_third_party.py"}:
@@ -175,7 +175,7 @@ def test_a_recording_is_a_table_with_its_source() -> None:
 
 
 def test_nothing_moves_a_column_without_its_evidence() -> None:
-    """Silicon needs figures of that very claim from a run on a GPU; a proof elsewhere moves nothing there."""
+    """ "Silicon" needs figures for that claim from a run on a GPU; other evidence does not count."""
     page = accuracy_page([results(PartReport("accuracy", "done", figures=(ERROR,)))])
     table = page.partition("\n## ")[0].splitlines()
     rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in table]
@@ -191,7 +191,7 @@ def test_nothing_moves_a_column_without_its_evidence() -> None:
 
 
 def test_a_rehearsal_never_becomes_documentation(tmp_path: Path) -> None:
-    """Neither by its name nor by its content; a file that is none is named."""
+    """Neither by name nor by content; a file that is not a results file is named in the error."""
     rehearsal = results(PartReport("facts", "done"), rehearsal=True)
     (tmp_path / "a.rehearsal.json").write_bytes(schema.encode(rehearsal))
     (tmp_path / "b.json").write_bytes(schema.encode(rehearsal))
@@ -204,7 +204,7 @@ def test_a_rehearsal_never_becomes_documentation(tmp_path: Path) -> None:
 
 
 def test_the_page_in_the_repository_is_fresh() -> None:
-    """It is what the results in the repository make; else: python -m benchmarks.gpu_acceptance --document."""
+    """Else run `python -m benchmarks.gpu_acceptance --document`."""
     page = accuracy_page(read_results(ROOT / "benchmarks" / "results"))
 
     assert (ROOT / "docs" / "accuracy.md").read_text() == page

@@ -1,4 +1,4 @@
-"""Parts in time boxes and processes of their own: none takes another with it."""
+"""Each part has its own time box and process: a failing part does not affect the others."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ from tests.fake_nvml import H100, FakeNvml
 
 MACHINE = Machine("Test GPU", "600.1", "9.0", 132, {})
 WHOLE = Survey(MACHINE, uuid="GPU-1")
-# A part's process that reads its order and leaves one figure, and then does what the test wants.
+# A part's process that reads its order, writes one figure, and then does what the test wants.
 PART = """
 import json, os, signal, sys, time
 order = json.load(sys.stdin)
@@ -35,7 +35,7 @@ with open(order["lines"], "a") as file:
 
 
 def run(tmp_path: Path, endings: dict[str, str], seconds: float = 60) -> dict[str, PartReport]:
-    """The reports of parts that end like this."""
+    """The reports of parts that end this way."""
 
     def command(part: str) -> list[str]:
         return [sys.executable, "-c", PART + endings[part]]
@@ -60,13 +60,13 @@ def test_time_is_shared_by_weight_and_left_over_time_goes_on() -> None:
 
 
 def test_the_default_run_stays_below_nine_minutes() -> None:
-    """Every part has a share, and the sum of them is all there is."""
+    """Every part has a share, and the shares sum to the whole time."""
     assert gpu_acceptance.MINUTES == 9
     assert sum(PARTS.values()) == pytest.approx(1)
 
 
 def test_a_box_ends() -> None:
-    """What would end later no longer fits."""
+    """A step that would end later no longer fits."""
     now = [100.0]
     box = TimeBox(10, clock=lambda: now[0])
 
@@ -79,7 +79,7 @@ def test_a_box_ends() -> None:
 
 
 def test_a_part_that_crashes_keeps_what_it_found_and_the_next_one_runs(tmp_path: Path) -> None:
-    """Killed by a signal in the middle of everything: its figure is there, and so is the other part."""
+    """A part killed by a signal keeps its figure, and the other part still runs."""
     reports = run(tmp_path, {"facts": "os.kill(os.getpid(), signal.SIGSEGV)", "accuracy": ""})
 
     assert reports["facts"].status == "failed"
@@ -89,7 +89,7 @@ def test_a_part_that_crashes_keeps_what_it_found_and_the_next_one_runs(tmp_path:
 
 
 def test_a_part_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
-    """Its box is all it gets; its children do not outlive it."""
+    """It gets no more than its time box, and its children do not outlive it."""
     hanging = (
         "import subprocess\n"
         f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
@@ -102,7 +102,7 @@ def test_a_part_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path) ->
     assert reports["facts"].status == "timed_out"
     assert len(reports["facts"].figures) == 1
     child = Path("/proc") / (tmp_path / "pid").read_text()
-    # Killed is not yet gone: the kernel takes its time on a busy machine.
+    # A killed process may exist a little longer: the kernel can be slow on a busy machine.
     deadline = time.monotonic() + 20
     while state_of(child) not in ("gone", "Z"):
         assert time.monotonic() < deadline
@@ -117,7 +117,7 @@ def state_of(process: Path) -> str:
 
 
 def test_a_part_that_raises_says_where(tmp_path: Path) -> None:
-    """The last line of what it said becomes its error."""
+    """The last line of its output becomes its error."""
     reports = run(tmp_path, {"facts": "raise ValueError('no such register')"})
 
     assert reports["facts"].errors == ("its process ended with 1: ValueError: no such register",)
@@ -158,7 +158,7 @@ def test_without_a_gpu_it_says_so_and_leaves_no_results(
 def test_a_torch_that_is_slow_to_import_hides_no_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cold import from a slow disk passes the survey's time: what the driver said is enough to go on."""
+    """A cold import from a slow disk exceeds the survey's limit: the driver's facts are enough."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "torch.py").write_text("import time; time.sleep(600)\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{gpu_acceptance.ROOT}")
@@ -179,7 +179,7 @@ def test_a_torch_that_is_slow_to_import_hides_no_gpu(
 def test_a_mistake_on_the_command_line_is_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, and the last line says what is wrong."""
+    """Exit code 2, and the last line states the problem."""
     with pytest.raises(SystemExit) as ended:
         gpu_acceptance.main(arguments)
 
@@ -193,7 +193,7 @@ def reporter(tmp_path: Path) -> Callable[[float], Reporter]:
 
 
 def test_a_step_that_fails_ends_only_itself(tmp_path: Path, reporter) -> None:
-    """Its error is kept with its place; a step that no longer fits is left out with both times."""
+    """Its error is kept with its location; a step that no longer fits is skipped with both times."""
     report = reporter(10)
 
     def fail() -> None:

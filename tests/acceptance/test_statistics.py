@@ -1,4 +1,4 @@
-"""Few, noisy numbers, and what may be said of them."""
+"""What can be concluded from few, noisy numbers."""
 
 import random
 from collections import Counter
@@ -11,7 +11,7 @@ from benchmarks.gpu_acceptance_parts import statistics_of as stats
 
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says() -> None:
-    """Of 200 samples of 20 from a normal distribution some 95 % of the intervals hold its mean."""
+    """For 200 samples of 20 from a normal distribution about 95 % of intervals contain its mean."""
     chance = random.Random(3)
     held = 0
     for number in range(200):
@@ -24,7 +24,7 @@ def test_the_interval_holds_the_true_mean_about_as_often_as_it_says() -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12))
 def test_the_interval_holds_its_own_mean(values: list[float]) -> None:
-    """And lies within the values."""
+    """The interval is within the range of the values."""
     interval = stats.bootstrap_mean(values, resamples=80)
 
     room = 1e-6 + 1e-9 * max(abs(value) for value in values)
@@ -43,7 +43,7 @@ def test_losses_are_relative_to_the_same_round() -> None:
 
 
 def test_every_condition_comes_equally_often_in_every_place() -> None:
-    """Over a whole lap; and each round has all of them."""
+    """Over a full lap; each round contains all of them."""
     rounds = stats.interleaved(["a", "b", "c"], 6)
 
     assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
@@ -75,7 +75,7 @@ def test_spread() -> None:
     ids=["ramp", "steady", "steady again after a dip", "never", "too few to say"],
 )
 def test_when_a_clock_is_steady(values: list[float], seconds: float | None) -> None:
-    """Samples every tenth of a second; within 2 % of where they end, for good."""
+    """Samples every 0.1 s: settled once they stay within 2 % of their final value."""
     samples = [(0.1 * number, value) for number, value in enumerate(values)]
 
     assert stats.seconds_to_steady(samples) == (None if seconds is None else pytest.approx(seconds))
@@ -91,7 +91,7 @@ def test_when_a_clock_is_steady(values: list[float], seconds: float | None) -> N
     ],
 )
 def test_what_a_count_counts(first: float, second: float, both: float, kind: str) -> None:
-    """Since boot the later sample alone decides; counts of windows add up."""
+    """For counters since boot only the later sample counts; counts per window add up."""
     assert stats.kind_of_count(first, second, both) == kind
 
 

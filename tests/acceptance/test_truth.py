@@ -1,4 +1,4 @@
-"""What the workloads do, by arithmetic alone, and by torch's own count of it."""
+"""The work of the workloads, by arithmetic alone and by torch's own count."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def test_a_token_of_each_sequence() -> None:
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_torch_counts_the_same(phase: str) -> None:
-    """torch's FLOP counter sees in the workload's own code exactly the products that the truth has."""
+    """torch's FLOP counter finds exactly the expected products in the workload's own code."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks.gpu_acceptance_parts.torch_device import TorchDevice
@@ -76,7 +76,7 @@ def test_torch_counts_the_same(phase: str) -> None:
 
 
 def test_errors_are_signed() -> None:
-    """Counted too much is positive; inside a range that the truth is known to lie in there is none."""
+    """Counting too much is a positive error; inside the range of the true value there is no error."""
     assert truth.error_ratio(102, 100) == pytest.approx(0.02)
     assert truth.error_outside(95, 100, 110) == pytest.approx(-0.05)
     assert truth.error_outside(105, 100, 110) == 0

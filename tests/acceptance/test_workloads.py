@@ -1,4 +1,4 @@
-"""The workloads' process: what it says it did is what it did, and a failure is one request's."""
+"""The workload process: it reports the work that it did, and a failure affects one request only."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def test_every_precision_is_worked_in(tenant: Tenant, precision: str) -> None:
 
 
 def test_a_duty_cycle_rests(tenant: Tenant) -> None:
-    """A quarter of the time busy: far from always, however slow the machine is."""
+    """Busy a quarter of the time: far from all of it, however slow the machine is."""
     done = tenant.ask(
         "gemm", precision="fp32", shape=[64, 64, 64], seconds=0.5, duty=0.25, period=0.02
     )
@@ -48,7 +48,7 @@ def test_copies_count_both_ways(tenant: Tenant) -> None:
 
 
 def test_decoding_counts_every_step_it_made(tenant: Tenant, tmp_path: Path) -> None:
-    """Steps in the loop have their end noted, and three before it are work as well; a file ends it."""
+    """Every step's end is recorded; three steps before the loop count as work; a file ends it."""
     stop = tmp_path / "stop"
     tenant.begin("transformer", model=TINY_MODEL, prefills=0, decodes=1, seconds=60, stop=str(stop))
     threading.Timer(0.3, stop.touch).start()
@@ -58,7 +58,7 @@ def test_decoding_counts_every_step_it_made(tenant: Tenant, tmp_path: Path) -> N
     step = decode_step(
         TransformerShape(**TINY_MODEL["shape"]), TINY_MODEL["batch"], TINY_MODEL["context_tokens"]
     )
-    steps = len(done["ends"]) + 1  # one is run before the loop: there is one in a round
+    steps = len(done["ends"]) + 1  # one runs before the loop: there is one in each round
     assert done["linear_flop"] == steps * step.linear_flop
     assert done["attention_flop"] == steps * step.attention_flop
     assert done["bytes"] == steps * step.dram_bytes
@@ -76,7 +76,7 @@ def test_a_sweep_covers_its_sizes(tenant: Tenant) -> None:
 
 
 def test_a_request_that_fails_says_why_and_the_next_one_runs(tenant: Tenant) -> None:
-    """torch's own words, on one line."""
+    """torch's own message, on one line."""
     with pytest.raises(TenantError, match="KeyError"):
         tenant.ask("gemm", precision="fp3", shape=[8, 8, 8], seconds=0.01, duty=1.0, period=0.01)
 
@@ -96,7 +96,7 @@ def test_a_workload_that_dies_or_hangs_is_an_error() -> None:
 
 
 def test_every_precision_comes_first_and_then_sizes_and_duties() -> None:
-    """So that little time covers all precisions; four sizes and duty cycles follow for the common ones."""
+    """So a short run covers all precisions; four sizes and duty cycles follow for the common ones."""
     cases = gemm_cases(rehearsal=False)
 
     assert [case.precision for case in cases[: len(GEMM_PRECISIONS)]] == list(GEMM_PRECISIONS)

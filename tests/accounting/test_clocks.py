@@ -1,4 +1,4 @@
-"""The mean clock of a window, and what held it."""
+"""The mean clock of a window, and what limited it."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_causes_weigh_with_the_clock_that_they_cost() -> None:
 
 
 def test_heat_and_power_together_share_the_blame() -> None:
-    """Both bits set: half each; idleness does not count beside them."""
+    """With both bits set each gets half; the idle bit does not count beside them."""
     clock = summarise_clocks([ClockSample(0, 1e9, HEAT | POWER | IDLE)], 0, 1, 2e9)
 
     assert (clock.power, clock.thermal, clock.idle) == (0.5, 0.5, 0.0)
@@ -50,11 +50,11 @@ def test_heat_and_power_together_share_the_blame() -> None:
     "reasons", [0, None, EVENT_REASONS["applications_clocks_setting"]], ids=["none", "?", "set"]
 )
 def test_anything_else_is_other(reasons: int | None) -> None:
-    """No reason, an unknown one, or clocks that somebody set."""
+    """No reason, an unknown reason, or clocks that a user set."""
     assert summarise_clocks([ClockSample(0, 1e9, reasons)], 0, 1, 2e9).other == 1
 
 
 def test_without_samples_there_is_no_clock() -> None:
-    """And none is made up."""
+    """No clock is invented."""
     assert summarise_clocks([], 0, 1, 2e9).mean_hertz is None
     assert summarise_clocks([ClockSample(0, None, 0)], 0, 1, 2e9).mean_hertz is None

@@ -1,4 +1,4 @@
-"""No counter falls, and none counts an instant twice, whatever its sources do."""
+"""No counter decreases or counts the same time twice, whatever its sources do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ AT_BOOT = 5e6
 
 
 def test_windows_that_come_after_the_devices_counter_go_on_from_it() -> None:
-    """GPM wakes after a start without data: 5 MB by the device, then 1000 bytes a second by windows."""
+    """GPM data comes late: 5 MB from the device's counter, then 1000 bytes a second from windows."""
     counter = SpanCounter()
     counter.follow(5e6, 10.0)
     counter.follow(5.001e6, 11.0)
@@ -38,7 +38,7 @@ def test_windows_that_come_after_the_devices_counter_go_on_from_it() -> None:
 
 
 def test_the_devices_counter_after_windows_only_says_where_it_stands() -> None:
-    """What it counted while windows did is not counted again."""
+    """Traffic that it counted while windows were counted is not counted again."""
     counter = SpanCounter()
     counter.add(1000.0, 10.0, 11.0)
     counter.follow(5e6, 11.5)
@@ -48,7 +48,7 @@ def test_the_devices_counter_after_windows_only_says_where_it_stands() -> None:
 
 
 def test_a_window_that_the_devices_counter_has_covered_adds_the_rest() -> None:
-    """Thirty seconds of DCGM's, of which the device's counter told the first twenty-nine."""
+    """A DCGM window of 30 s, of which the device's counter has already counted the first 29."""
     counter = SpanCounter()
     counter.follow(0.0, 0.0)
     counter.follow(29e3, 29.0)
@@ -58,7 +58,7 @@ def test_a_window_that_the_devices_counter_has_covered_adds_the_rest() -> None:
 
 
 def test_ticks_counted_by_hand_end_where_the_device_counts() -> None:
-    """Three seconds by the mask of event reasons, then a device whose counter stands at one."""
+    """Three seconds from the mask of event reasons, then a device whose counter is at one second."""
     counter = DeviceCounter()
     counter.add(3.0)
     counter.follow(1.0)
@@ -69,7 +69,7 @@ def test_ticks_counted_by_hand_end_where_the_device_counts() -> None:
 
 @dataclass
 class Machine:
-    """A GPU with links at work, whose sources come and go; time is in seconds since it was watched."""
+    """A GPU with busy links, whose sources come and go; time is in seconds since watching began."""
 
     accounts: DeviceAccounts = field(
         default_factory=lambda: DeviceAccounts(IDENTITY, find_peaks(IDENTITY))
@@ -120,7 +120,7 @@ class Machine:
         self.open_since = None
 
     def check(self) -> None:
-        """Nothing has fallen or gone; no link has moved more than it did."""
+        """No counter has decreased or vanished; no link counts more bytes than it moved."""
         values = dict(flat(self.accounts.counters()))
         for name, before in self.seen.items():
             assert values[name] >= before, name
@@ -171,7 +171,7 @@ def test_no_counter_falls_however_sources_come_and_go(
 ) -> None:
     """Sources appear, fail and return, the driver is reloaded, ticks are missed: every counter only grows.
 
-    And no link has moved more bytes than it really did, no state lasted longer than time.
+    No link counts more bytes than it really moved, and no state lasts longer than the elapsed time.
     """
     machine = Machine()
     for step in steps:
@@ -180,7 +180,7 @@ def test_no_counter_falls_however_sources_come_and_go(
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1e9)), max_size=20))
 def test_the_devices_own_error_counters_never_fall(readings: list[float | None]) -> None:
-    """ECC and link errors begin anew with a reset; what is shown does not."""
+    """ECC and link errors restart from zero at a reset; the exported counters do not."""
     accounts = DeviceAccounts(IDENTITY, find_peaks(IDENTITY))
     shown = 0.0
     for reading in readings:

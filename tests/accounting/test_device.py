@@ -82,7 +82,7 @@ def test_a_missed_tick_loses_nothing() -> None:
 
 
 def test_a_gap_is_not_counted() -> None:
-    """A window longer than the daemon can have watched stays out, in FLOP and in seconds."""
+    """A window longer than the daemon can have watched is dropped, in FLOP and in seconds."""
     books = Books()
     books.tick(0.0)
     books.tick(1.0, busy(0, 1), open_since=1.0)
@@ -93,7 +93,7 @@ def test_a_gap_is_not_counted() -> None:
 
 
 def test_no_span_is_counted_twice() -> None:
-    """A window that reaches back into accounted time is refused."""
+    """A window that overlaps time already accounted is rejected."""
     books = Books()
     books.tick(0.0)
     books.tick(1.0, busy(0, 1), open_since=1.0)
@@ -109,7 +109,7 @@ def test_without_activity_the_tick_is_known_coarsely() -> None:
     books.tick(2.0, gpu_utilization=0.75)
 
     states = books.accounts.counters().state_seconds
-    # The clock runs at half its maximum: of the other half, three quarters of the time ran.
+    # The clock is at half its maximum; the GPU was busy for three quarters of the other half.
     assert states["unresolved"] == pytest.approx(0.75)
     assert states["idle"] == pytest.approx(0.25)
     assert states["clock_other"] + states["clock_power"] == pytest.approx(1.0)
@@ -117,7 +117,7 @@ def test_without_activity_the_tick_is_known_coarsely() -> None:
 
 
 def test_the_change_from_coarse_to_activity_leaves_neither_hole_nor_overlap() -> None:
-    """GPM's first sample falls into a tick: before it coarse, after it by activity."""
+    """GPM's first sample is in the middle of a tick: coarse before it, by activity after it."""
     books = Books()
     books.tick(0.0, gpu_utilization=0.5)
     books.tick(1.0, open_since=0.6, gpu_utilization=0.5)
@@ -128,7 +128,7 @@ def test_the_change_from_coarse_to_activity_leaves_neither_hole_nor_overlap() ->
 
 
 def test_a_failed_activity_reading_waits_for_the_next() -> None:
-    """While GPM's window is open, nothing is booked coarsely over it."""
+    """While GPM's window is open, none of its time is accounted coarsely."""
     books = Books()
     books.tick(0.0, open_since=0.0)
     books.tick(1.0, open_since=0.0, gpu_utilization=0.5)
@@ -139,7 +139,7 @@ def test_a_failed_activity_reading_waits_for_the_next() -> None:
 
 
 def test_a_window_that_is_given_up_is_booked_by_utilization() -> None:
-    """GPM fails from 1 s on and is begun anew at 5 s: four seconds of which a quarter was busy."""
+    """GPM fails at 1 s and restarts at 5 s: four seconds, of which a quarter was busy."""
     books = Books()
     for second in range(6):
         books.tick(
@@ -168,7 +168,7 @@ def test_time_before_a_windows_start_is_not_lost() -> None:
 
 
 def test_a_window_that_is_given_up_after_a_gap_begins_after_it() -> None:
-    """Nothing was seen between 1 s and 9 s: what was open over it is not booked, coarsely or not."""
+    """Nothing was observed from 1 s to 9 s: a window open over it is not accounted in any way."""
     books = Books()
     books.tick(0.0)
     books.tick(1.0, open_since=1.0)
@@ -197,7 +197,7 @@ def test_the_clock_of_a_long_window_is_the_whole_windows() -> None:
 
 
 def test_after_a_gap_time_starts_anew() -> None:
-    """What was not watched is in no counter; what follows is."""
+    """Unwatched time is in no counter; the time after it is."""
     books = Books()
     books.tick(0.0, gpu_utilization=0.5)
     books.tick(1.0, gpu_utilization=0.5)
@@ -211,7 +211,7 @@ def test_after_a_gap_time_starts_anew() -> None:
 
 
 def test_energy_stays_monotonic_over_a_driver_reload() -> None:
-    """The device starts at zero again; the counter goes on from where it was."""
+    """The device restarts at zero; the counter continues from its last value."""
     books = Books()
     for at, joules in enumerate((1000.0, 1100.0, 5.0, 25.0)):
         books.tick(at, energy_joules=joules)
@@ -256,7 +256,7 @@ def test_the_last_window_gives_the_gauges() -> None:
 def test_counters_never_fall_and_never_exceed_elapsed_time(
     ticks: list[tuple[float, float, str]],
 ) -> None:
-    """Whatever a device does, no counter falls and no second is counted that did not pass."""
+    """Whatever a device does, no counter decreases and no time is counted that did not elapse."""
     books = Books()
     now = opened = 0.0
     books.tick(now, open_since=now)
@@ -298,7 +298,7 @@ def test_counters_never_fall_and_never_exceed_elapsed_time(
 def test_a_suspended_machine_counts_nothing_of_its_sleep(
     steps: list[tuple[float, float, bool, float]],
 ) -> None:
-    """The monotonic clock jumps: the tick in which it does is not counted, all others are in full."""
+    """The monotonic clock jumps: the tick of the jump is not counted, all others are in full."""
     books = Books()
     now = opened = awake = 0.0
     books.tick(now, open_since=now, gpu_utilization=0.5)
@@ -316,6 +316,7 @@ def test_a_suspended_machine_counts_nothing_of_its_sleep(
         assert books.seconds >= before
         before = books.seconds
 
-    # A window that a sleep has made too long is dropped with its watched part, which is at most one window.
+    # A window that a sleep made too long is dropped with its watched part, which is at most one
+    # window.
     sleeps = sum(asleep > 0 for _, asleep, _, _ in steps)
     assert books.seconds <= awake + sleeps * MAX_WINDOW + 1e-6

@@ -27,7 +27,7 @@ def test_bf16_work_on_an_h100() -> None:
 
 
 def test_the_same_time_is_worth_twice_as_much_in_fp8() -> None:
-    """HMMA time does not say its precision; the headline precision values it."""
+    """HMMA time has no precision of its own: it is counted in the headline precision."""
     bf16 = count_flop(window(hmma_tensor=0.5), H100, "bf16", 1.5e9)
     fp8 = count_flop(window(hmma_tensor=0.5), H100, "fp8", 1.5e9)
 
@@ -35,7 +35,7 @@ def test_the_same_time_is_worth_twice_as_much_in_fp8() -> None:
 
 
 def test_fp8_work_that_only_the_union_shows_is_counted() -> None:
-    """Tensor time that no named pipe claims is FP8's when FP8 is what the GPU serves in."""
+    """Tensor time that belongs to no named pipe counts as FP8 when the GPU serves in FP8."""
     seen = window(tensor=0.4, hmma_tensor=0.1, imma_tensor=0.0, dmma_tensor=0.0)
 
     fp8 = count_flop(seen, H100, "fp8", 1e9)
@@ -99,7 +99,7 @@ def test_an_integer_headline_values_integer_work() -> None:
 
 
 def test_nothing_is_counted_without_a_clock_or_an_sm_count() -> None:
-    """A guess would be a number that nobody measured."""
+    """A guess would be a number that was never measured."""
     assert not count_flop(window(hmma_tensor=0.5), H100, "bf16", None)
     assert not count_flop(window(hmma_tensor=0.5), Peaks("derived", "?"), "bf16", 1e9)
 

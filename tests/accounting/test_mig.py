@@ -44,7 +44,7 @@ def test_memory_comes_in_eighths() -> None:
 
 
 def test_an_unknown_model_is_derived_from_the_instances_sms() -> None:
-    """16 SMs x 4096 FLOP per clock x 92.4 % of 1.98 GHz, although the GPU in MIG mode tells no SM count."""
+    """16 SMs x 4096 FLOP per clock x 92.4 % of 1.98 GHz: a GPU in MIG mode reports no SM count."""
     unknown = replace(GPU, name="NVIDIA H100 SXM6")
 
     assert instance_peaks(unknown, SMALL).flops["bf16"] == pytest.approx(16 * 4096 * 1.98e9 * 0.924)
@@ -61,7 +61,7 @@ def test_what_the_configuration_says_of_the_gpu_is_shared_too() -> None:
 
 
 def test_without_an_sm_count_there_is_no_peak() -> None:
-    """Better none than a wrong one."""
+    """No value is better than a wrong one."""
     assert instance_peaks(GPU, replace(SMALL, sm_count=None)).flops == {}
 
 
@@ -98,5 +98,5 @@ def test_what_one_instance_does_not_know_the_gpu_does_not_know() -> None:
 
 
 def test_no_instances_no_window() -> None:
-    """Nothing is known of a GPU that is cut into nothing."""
+    """Nothing is known about a GPU in MIG mode without instances."""
     assert whole_gpu_window([]) is None

@@ -1,4 +1,4 @@
-"""Peak rates: the data sheet where the GPU is known, else what its silicon says."""
+"""Peak rates: from the data sheet for a known GPU, else derived from its compute capability."""
 
 import json
 from importlib.resources import files
@@ -101,7 +101,7 @@ def test_an_l20_has_its_sheet_and_not_twice_of_it() -> None:
     assert l20.origin == "datasheet"
     assert l20.flops["bf16"] == 119.5e12
     assert l20.tensor_rate["bf16"] == 512
-    # A sibling that nobody has described: its silicon leaves a factor of two open.
+    # An undescribed sibling: its compute capability leaves a factor of two open.
     l22 = peaks_of("NVIDIA L22", **facts)
     assert not l22.flops
     assert not l22.tensor_rate
@@ -119,7 +119,7 @@ HOPPER = {
 
 
 def test_an_h20_3e_is_no_h20() -> None:
-    """141 GB at 4.8 TB/s; and a variant that the table does not have is not taken for one that it has."""
+    """141 GB at 4.8 TB/s; a variant missing from the table is not taken for one in the table."""
     big = {**HOPPER, "memory_clock_max_hertz": 3.201e9, "memory_size_bytes": 143771 << 20}
     known = peaks_of("NVIDIA H20-3e", **big)
     unknown = peaks_of("NVIDIA H20-5x", **big)
@@ -145,7 +145,7 @@ def test_an_h20_3e_is_no_h20() -> None:
     ],
 )
 def test_a_board_that_cannot_be_its_row_is_derived_with_a_word(facts: dict, word: str) -> None:
-    """The name says H20; each of NVML's facts can say that it is none."""
+    """The name says H20; any one of NVML's facts can contradict it."""
     true = {**HOPPER, "memory_clock_max_hertz": 2.619e9, "memory_size_bytes": 97871 << 20}
     assert peaks_of("NVIDIA H20", **true).origin == "datasheet"
 
@@ -157,7 +157,7 @@ def test_a_board_that_cannot_be_its_row_is_derived_with_a_word(facts: dict, word
 
 
 def test_a_gb300_nvl_without_a_core_count_has_its_sheet() -> None:
-    """The table knows its SMs where the driver does not tell them."""
+    """The table has the SM count when the driver does not report it."""
     peaks = peaks_of("NVIDIA GB300 NVL", compute_capability=(10, 3))
 
     assert peaks.origin == "datasheet"
@@ -165,7 +165,7 @@ def test_a_gb300_nvl_without_a_core_count_has_its_sheet() -> None:
 
 
 def test_a_board_without_a_core_count_says_what_is_missing() -> None:
-    """Rates are known, peaks are not; the configuration can say the number."""
+    """Rates are known, peaks are not; the configuration can supply the SM count."""
     facts = {"compute_capability": (10, 0), "sm_clock_max_hertz": 2e9}
     blind = peaks_of("NVIDIA B250", **facts)
     told = find_peaks(
@@ -256,7 +256,7 @@ def test_a_vgpu_is_of_its_boards_class() -> None:
 
 
 def test_a_gpu_that_nobody_knows_has_no_peak() -> None:
-    """Better none than a wrong one."""
+    """No value is better than a wrong one."""
     assert not peaks_of("NVIDIA X1", compute_capability=(42, 0), sm_count=9).flops
 
 
@@ -278,7 +278,7 @@ def test_data_sheets_agree_with_the_silicon(gpu: dict) -> None:
 
 
 def test_every_name_in_the_table_finds_its_own_model() -> None:
-    """No row shadows another, given what the driver says of the board."""
+    """No row shadows another, given what the driver reports about the board."""
     for gpu in TABLE["gpus"]:
         major, minor = gpu["class"].partition("/")[0].split(".")
         for name in gpu["names"]:

@@ -1,4 +1,4 @@
-"""What a driver says in good faith and cannot be true."""
+"""Driver readings that are well-formed but cannot be true."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def test_who_lies_is_not_known_between() -> None:
 
 
 def test_only_the_sms_are_silent() -> None:
-    """Where graphics activity still counts, it is kept and only what the SMs say is left out."""
+    """When graphics activity still works, it is kept and only the SM activities are left out."""
     judge = Plausibility()
     judged = [tick(judge, at, power=490.0, graphics=0.9) for at in (1.0, 2.0, 3.0)][-1]
 
@@ -87,7 +87,7 @@ def test_power_alone_convicts_where_utilization_is_not_told() -> None:
 
 
 def test_utilization_that_lags_is_no_lie() -> None:
-    """Work has just ended: utilization says so a second later, and nothing is left out."""
+    """Work has just ended: utilization follows a second later, and nothing is left out."""
     judge = Plausibility()
     tick(judge, 1.0, sm=0.8, graphics=0.9, power=450.0)
     after = [tick(judge, 2.0, power=120.0), tick(judge, 3.0, utilization=0.0, power=80.0)]
@@ -146,7 +146,7 @@ def test_an_energy_counter_that_jumps_is_left_out() -> None:
 
 
 def test_a_counter_may_start_anew() -> None:
-    """After a reset the device counts from zero: believed with the second reading that says so."""
+    """After a reset the device counts from zero: accepted once a second reading confirms it."""
     judge = Plausibility()
     tick(judge, 1.0, sm=0.5, energy=1e6)
 
@@ -159,7 +159,7 @@ def test_a_counter_may_start_anew() -> None:
 
 
 def test_a_counter_that_falls_for_one_reading_is_left_out() -> None:
-    """Else all that it ever counted would be counted once more when it is back."""
+    """Otherwise its whole count would be added again when it returns."""
     judge = Plausibility()
     tick(judge, 1.0, sm=0.5, energy=1e6)
     dip = tick(judge, 2.0, sm=0.5, energy=0.0)
@@ -172,7 +172,7 @@ def test_a_counter_that_falls_for_one_reading_is_left_out() -> None:
 
 
 def test_bytes_over_a_link_may_wrap() -> None:
-    """Their registers are small: a count that is lower than before is not held against it."""
+    """Their registers are small: a lower count than before is not implausible."""
     judge = Plausibility()
     for at, counted in ((1.0, 4e9), (2.0, 1e9), (3.0, 3e9), (4.0, 5e8)):
         fast = FastReading(at, pcie_receive_bytes=counted)
@@ -182,7 +182,7 @@ def test_bytes_over_a_link_may_wrap() -> None:
 
 
 def test_a_restart_forgets_the_evidence() -> None:
-    """What was seen before a gap proves nothing after it."""
+    """Observations from before a gap prove nothing after it."""
     judge = Plausibility()
     tick(judge, 1.0)
     tick(judge, 2.0)
@@ -200,7 +200,7 @@ shares = st.none() | st.floats(0, 1)
     )
 )
 def test_time_is_never_lost(ticks: list[tuple[float | None, ...]]) -> None:
-    """Whatever is judged, a window keeps its span, and nothing is made up that was not said."""
+    """Whatever the judgement, a window keeps its span, and no value is invented."""
     judge = Plausibility()
     for second, (sm, graphics, utilization, power) in enumerate(ticks, 1):
         judged = tick(

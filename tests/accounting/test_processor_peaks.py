@@ -1,4 +1,4 @@
-"""What a host processor could do at best: by family, by hand, and held against measurements."""
+"""Peaks of host processors: by family, worked by hand, and compared with measurements."""
 
 import pytest
 
@@ -116,7 +116,7 @@ def held(clock: float | None = None, **measured: float):
 
 
 def test_a_probe_at_a_higher_clock_raises_the_peak() -> None:
-    """4.2 GHz were measured: 2 * 64 * 4.2e9; and the derivation stands."""
+    """4.2 GHz was measured: 2 * 64 * 4.2e9, and the derivation still holds."""
     peaks = held(clock=4.2e9, fp32=5.2e11)
 
     assert peaks.flops["fp32"] == pytest.approx(537.6e9)
@@ -125,7 +125,7 @@ def test_a_probe_at_a_higher_clock_raises_the_peak() -> None:
 
 
 def test_a_measurement_that_passes_the_peak_proves_it_wrong() -> None:
-    """614.4 of 512 GFLOP/s are 120 %: the measured maximum is the peak, with a word."""
+    """614.4 of 512 GFLOP/s is 120 %: the measured maximum becomes the peak, with a note."""
     peaks = held(fp32=614.4e9)
 
     assert peaks.flops["fp32"] == 614.4e9
@@ -136,11 +136,11 @@ def test_a_measurement_that_passes_the_peak_proves_it_wrong() -> None:
 
 
 def test_a_precision_without_a_source_has_the_measured_peak() -> None:
-    """No table says what this processor does in fp16."""
+    """No table has this processor's fp16 rate."""
     assert held(fp16=1e11).flops["fp16"] == 1e11
     assert held(fp16=1e11).origin == "derived"
 
 
 def test_memory_bandwidth_is_the_highest_copy() -> None:
-    """A processor does not name its memory's bandwidth."""
+    """A processor does not report its memory bandwidth."""
     assert held().dram_bytes_per_second == 4e10

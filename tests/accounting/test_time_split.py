@@ -66,7 +66,7 @@ def test_a_clock_held_down_takes_its_share_of_everything() -> None:
 
 
 def test_an_idle_gpu_that_lowered_its_clock_is_idle() -> None:
-    """The clock that an idle GPU gave up is not lost to anything."""
+    """A clock that is low because the GPU is idle is not counted as a loss."""
     clock = ClockWindow(mean_hertz=0.2e9, idle=1, power=0, thermal=0, other=0)
 
     split = split_time(window(graphics=0, sm=0, tensor=0, dram=0), clock, MAX)
@@ -117,7 +117,7 @@ def test_what_cannot_be_told_apart_is_unresolved(
 
 
 def test_a_burst_at_a_high_clock_between_rest_at_a_low_one() -> None:
-    """Half the time idle at 0.4 GHz, half at work at 1.6 GHz: 80 % of the cycles in 50 % of the time.
+    """Half the time idle at 0.4 GHz, half busy at 1.6 GHz: 80 % of the cycles in 50 % of the time.
 
     The tensor pipe worked in half of the busy cycles: 0.5 x 1.6 / 2 of 5 s; idle is the idle half.
     """
@@ -138,7 +138,7 @@ def test_a_burst_at_a_high_clock_between_rest_at_a_low_one() -> None:
 def test_states_sum_to_the_window_for_any_input(
     window: ActivityWindow, clock: ClockWindow, max_hertz: float | None
 ) -> None:
-    """No state is negative, and together they are the window."""
+    """No state is negative, and they sum to the window."""
     split = split_time(window, clock, max_hertz)
 
     assert all(seconds >= -1e-9 for seconds in astuple(split))

@@ -19,7 +19,7 @@ STATES = {"tensor": 0.5, "memory": 0.2, "idle": 0.1, "clock_power": 0.1, "clock_
 
 
 def state_at(seconds: float, **fast: Any) -> State:
-    """The State after so many seconds of the load."""
+    """The State after this many seconds of the load."""
     identity = DeviceIdentity(index="0", uuid="GPU-0", name=GPU.name)
     device = DeviceState(
         identity=identity,
@@ -61,7 +61,7 @@ def state_at(seconds: float, **fast: Any) -> State:
 
 
 def served_at(seconds: float, **facts: Any) -> Served:
-    """What the engine has served after so many seconds: 40 passes a second of ten requests each."""
+    """What the engine has served after this many seconds: 40 passes a second of ten requests each."""
     shown = ModelSnapshot(
         model="tiny",
         precision="bf16",
@@ -90,5 +90,5 @@ def served_at(seconds: float, **facts: Any) -> Served:
 
 
 def look(seconds: float) -> Look:
-    """A look after so many seconds."""
+    """A look after this many seconds."""
     return look_at(state_at(seconds), [served_at(seconds)])

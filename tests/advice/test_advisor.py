@@ -113,7 +113,7 @@ def test_a_change_is_counted_and_the_count_survives_a_restart(tmp_path: Path) ->
 
 
 def test_a_change_that_is_being_waited_out_survives_a_restart(tmp_path: Path) -> None:
-    """The batch grows at 2000 s, the daemon restarts at 2400 s: compared at about 2700 s all the same.
+    """The batch grows at 2000 s, the daemon restarts at 2400 s: still compared at about 2700 s.
 
     Without the state file the new daemon would know nothing of the batch before.
     """

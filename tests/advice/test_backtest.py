@@ -53,7 +53,7 @@ def change(
 
 
 def test_a_larger_batch_is_compared_after_ten_stable_minutes() -> None:
-    """It changed at minute 10 and was stable from then on: compared at minute 20."""
+    """The load changes at minute 10 and is stable afterwards: compared at minute 20."""
     ((minute, comparison),) = comparisons(change(AFTER), 40)
 
     assert minute == 20
@@ -94,7 +94,7 @@ def test_fp4_weights_are_counted_as_fp4() -> None:
 
 
 def test_an_engine_that_was_away_to_restart_is_compared_with_what_it_was_before() -> None:
-    """It had no window for a quarter of an hour, and came back with 15 places in its batch."""
+    """The engine had no window for a quarter of an hour and came back with a batch limit of 15."""
     watch, found = Watch(), []
     for minute in (*range(10), *range(25, 50)):
         window = BEFORE if minute < 10 else AFTER
@@ -137,7 +137,7 @@ def test_a_group_of_half_the_gpus_is_compared_with_its_prediction() -> None:
 
 
 def test_a_trial_survives_as_plain_data() -> None:
-    """What is restored equals what was saved, on a clock that began anew; layers of every kind."""
+    """The restored record equals the saved one on a restarted clock, for every kind of layer."""
     layers = tuple(
         LayerGroup(2, attention, None, 2000, mixture)
         for attention, mixture in (
@@ -170,7 +170,7 @@ def test_a_damaged_trial_is_refused(key: str) -> None:
 
 
 def test_clocks_that_come_back_are_compared() -> None:
-    """Memory takes 22 of 25 ms: from 0.7 of the clock to all of it next to nothing is won."""
+    """Memory takes 22 of 25 ms: raising the clock from 0.7 to its maximum gains almost nothing."""
     slow = replace(BEFORE, gpus=(gpu(clock_ratio=0.7, clock_lost_to={"power": 1.0}),))
     ((_, comparison),) = comparisons(change(BEFORE, slow), 40)
 

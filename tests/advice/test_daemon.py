@@ -33,7 +33,7 @@ SHAPE = Shape(4096, 32, 32, 8, 128, 14336, 128256)
 
 
 def setup(batch: int) -> Setup:
-    """The engine with so many places in its batch, and 28 clients."""
+    """The engine with this batch limit and 28 clients."""
     traffic = Traffic(500, 0.3, 250, 0.3, clients=28)
     return Setup(SILICON, SHAPE, traffic, batch_limit=batch)
 
@@ -53,7 +53,7 @@ def load(batch: int) -> Load:
 
 
 class Vllm:
-    """vLLM's metrics of an engine that is simulated pass by pass, as fast as time goes."""
+    """vLLM's metrics of an engine that is simulated pass by pass in real time."""
 
     def __init__(self) -> None:
         self.engine = Engine(setup(8))
@@ -131,7 +131,7 @@ def has_whole_windows(daemon: DaemonProcess) -> bool:
 
 
 def trials(folder: Path) -> list[object]:
-    """Changes that are being waited out, in the state file."""
+    """Changes in the state file that have not been stable for long enough yet."""
     file = folder / "state.json"
     if not file.exists():
         return []
@@ -145,8 +145,8 @@ def test_a_daemon_books_how_its_prediction_held(
 ) -> None:
     """Eight of 28 requests run, and the batch can double; then it does, and the daemon compares.
 
-    It is ended while it waits the change out and again afterwards: neither the trial nor the record
-    is lost. Windows are of twenty seconds here, of five minutes by default.
+    The daemon is stopped while it waits for the change to settle and again afterwards: neither the
+    trial nor the record is lost. Windows are of twenty seconds here, of five minutes by default.
     """
     engine, url = vllm
     (tmp_path / "config.json").write_text(json.dumps(MODEL))

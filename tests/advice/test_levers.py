@@ -1,4 +1,4 @@
-"""What each lever predicts for a pass that can be worked out by hand, and when it says nothing."""
+"""What each lever predicts for a pass worked out by hand, and when it has no prediction."""
 
 from dataclasses import replace
 from typing import Any
@@ -35,7 +35,7 @@ def test_all_levers_of_the_contract_are_there() -> None:
 
 
 def test_twice_the_batch_of_a_memory_bound_pass_is_nearly_twice_the_throughput() -> None:
-    """22 of 25 ms read weights. With 20 requests the weights are read once as before: 2x less margins."""
+    """22 of 25 ms read weights. With 20 requests they are still read once: 2x, minus margins."""
     prediction = LEVERS["larger_batch"].predict(window())
 
     assert prediction.target == 20
@@ -67,7 +67,7 @@ def test_the_larger_batch_is_bounded_by_the_kv_cache() -> None:
 
 
 def test_without_a_queue_a_lever_brings_no_throughput() -> None:
-    """Clients get what they ask for already: the gain is 1, the capacity is what it would be."""
+    """Clients already get what they ask for: the gain is 1, and only the capacity would grow."""
     prediction = LEVERS["weights_fp8"].predict(window(waiting_requests=0.0))
 
     assert prediction.gain == (1.0, 1.0)
@@ -137,7 +137,7 @@ def test_quantizing_on_a_processor_is_predicted_for_passes_of_one_request() -> N
 
 
 def test_a_sick_gpu_gets_no_advice() -> None:
-    """First it is repaired: what it does now says nothing about what it could do."""
+    """A fault must be repaired first: the present rate does not show what the GPU could do."""
     advice = advise(window(gpus=(gpu(sick="Xid 79, fallen off the bus"),)))
 
     assert advice.predictions == ()

@@ -18,9 +18,9 @@ def test_a_limit_above_what_full_clocks_draw_gives_full_clocks() -> None:
 
 
 def test_the_lower_end_is_the_highest_idle_power_and_the_steepest_dynamic_power() -> None:
-    """700 W board, 140 W at rest, voltage nearly constant (v0 = 0.7): at 640 W 500 W are dynamic.
+    """700 W board, 140 W idle, voltage nearly constant (v0 = 0.7): at 640 W 500 W are dynamic.
 
-    250 W of them at half the dynamic power: f (0.7 + 0.3 f)² = 0.5 gives f = 0.6319; with 70 W at rest
+    250 W of them at half the dynamic power: f (0.7 + 0.3 f)² = 0.5 gives f = 0.6319; with 70 W idle
     and v0 = 0.5, 320 of 570 W: f (0.5 + 0.5 f)² = 0.5614 gives 0.7409. The span holds both.
     """
     clocks = clock_at(390.0, draw_watts=640.0, clock_ratio=1.0, board_watts=700.0)

@@ -1,4 +1,4 @@
-"""Alerts about throughput, clocks and slow GPUs lead to the advice."""
+"""Alerts about throughput, clocks and slow GPUs link to the advice."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ ALERTS = (
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_the_runbook_points_to_the_advice(name: str) -> None:
-    """The alert's runbook_url is of a page that names the command."""
+    """The alert's runbook_url points to a page that names the command."""
     rules = [
         rule
         for path in (ROOT / "deploy/prometheus").rglob("*.yml")

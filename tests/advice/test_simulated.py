@@ -1,4 +1,4 @@
-"""Predictions against the simulated engine: what is promised holds for workloads drawn at random."""
+"""Predictions compared with the simulated engine: the spans hold for random workloads."""
 
 import ast
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_the_simulator_and_the_predictor_share_no_code() -> None:
 
 
 def test_the_levers_are_pure() -> None:
-    """No I/O and no clock: what they say depends on the window alone."""
+    """No I/O and no clock: the predictions depend on the window alone."""
     impure = {"time", "os", "pathlib", "socket", "random", "subprocess", "structlog", "threading"}
     found = set()
     for path in (ROOT / "exporter/advice").rglob("*.py"):

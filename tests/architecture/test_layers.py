@@ -1,4 +1,4 @@
-"""The import graph of the daemon: layers, one upon the other, and nothing that goes round."""
+"""The daemon's import graph: layers on top of each other, without cycles."""
 
 import ast
 import subprocess
@@ -84,13 +84,13 @@ def part_of(module: str) -> str | None:
 
 
 def test_every_module_has_its_layer() -> None:
-    """A new part is put into the list before it is used."""
+    """A new part must be added to the list before it is used."""
     assert [name for name in modules() if part_of(name) is None and name != "exporter"] == []
 
 
 @pytest.mark.parametrize("module", modules())
 def test_nothing_imports_upwards(module: str) -> None:
-    """A module imports its own part and the layers below: never one above, never one beside."""
+    """A module imports its own part and the layers below, never one above or beside it."""
     own = part_of(module)
     upwards = [
         name
@@ -106,7 +106,7 @@ def test_nothing_imports_upwards(module: str) -> None:
 
 @pytest.mark.parametrize("package", ["exporter", "flopwatch", "probes"])
 def test_the_import_graph_has_no_circle(package: str) -> None:
-    """Not within a part either: every module can be read before those that use it."""
+    """No cycles within a part either: every module can be read before the modules that use it."""
     graph = {name: imported(name) for name in modules(package)}
     try:
         list(TopologicalSorter(graph).static_order())
@@ -131,7 +131,7 @@ def test_a_word_that_is_used_everywhere_has_one_meaning(name: str) -> None:
 
 
 def test_the_daemon_loads_no_other_command() -> None:
-    """`flopwatch serve` runs for months beside a server: of the others it carries nothing."""
+    """`flopwatch serve` runs for months beside a server: it loads nothing of the other subcommands."""
     code = (
         "import sys\n"
         "from exporter.cli.main import main\n"
@@ -148,7 +148,7 @@ def test_the_daemon_loads_no_other_command() -> None:
     assert "exporter.app" in loaded
     others = ("exporter.check", "exporter.simulate", "torch", "numpy", "rich", "difflib")
     assert [name for name in loaded if name.startswith(others)] == []
-    # 15 MB that a host needs only with TLS, an engine, or somebody who looks at the page.
+    # 15 MB that a host needs only with TLS, an engine, or a viewer of the status page.
     spared = {"ssl", "_hashlib", "http.client", "email", "html", "prometheus_client", "statistics"}
     assert spared & set(loaded) == set()
     assert {name for name in loaded if name.startswith("exporter.cli.")} == {

@@ -42,7 +42,7 @@ def test_the_driver_library_is_called_from_one_package() -> None:
 
 
 def test_importing_every_module_of_the_daemon_loads_no_torch() -> None:
-    """Said by the interpreter, not by reading the source; what it takes of the probes is light."""
+    """Checked in the interpreter, not in the source; the parts of probes that it loads are light."""
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in sorted((ROOT / "exporter").rglob("*.py"))

@@ -1,4 +1,4 @@
-"""Daemons on fake GPUs, as the daemon's own tests start them, and a kubelet of our own."""
+"""Daemons on fake GPUs, as the daemon's own tests start them, and a fake kubelet."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """A kubelet's pod-resources service: real gRPC on a real Unix socket, messages by protobuf itself.
 
-The decoder under test shares nothing with this: the messages are declared here as descriptors, from
-the Kubernetes documentation, with fields that the exporter does not read, too.
+The decoder under test shares no code with it: the messages are declared here as descriptors, from
+the Kubernetes documentation, including fields that the exporter does not read.
 """
 
 import os
@@ -127,12 +127,12 @@ class Kubelet:
         self._server: grpc.Server | None = None
 
     def holds(self, *held: Held) -> None:
-        """Answer with these from now on."""
+        """Answer with these containers from now on."""
         encoded = response(held)
         self.answer = lambda: encoded
 
     def start(self) -> None:
-        """Serve, as a kubelet that has just come up: on a new socket."""
+        """Serve on a new socket, as a kubelet does after a start."""
         self.path.unlink(missing_ok=True)
         self._server = grpc.server(
             futures.ThreadPoolExecutor(2),
@@ -162,7 +162,7 @@ class Kubelet:
 
 
 class RawServer:
-    """Accepts one connection on a socket and does with it what it is told: no gRPC, or bad one."""
+    """Accepts one connection on a socket and handles it as the test wants: no gRPC, or bad gRPC."""
 
     def __init__(self, path: Path, talk: Callable[[socket.socket], None]) -> None:
         self._listener = socket.socket(socket.AF_UNIX)

@@ -1,4 +1,4 @@
-"""Who used a GPU, told by a daemon on a fake driver with tenants of known shares."""
+"""Who used a GPU, as a daemon on a fake driver reports it for tenants with known shares."""
 
 import shutil
 import subprocess
@@ -108,7 +108,7 @@ def test_jobs_whose_processes_cannot_be_told_apart_share_equally(start, tmp_path
     )
     assert_sums_are_exact(shared, "0")
     assert_sums_are_exact(shared, "1")
-    # Nobody holds the other GPU: its capacity is nobody's.
+    # The other GPU has no holder: its capacity is charged to none.
     assert shared.total("flopwatch_holder_flop_total", gpu="1", holder="none") == shared.total(
         "flopwatch_flop_total", gpu="1", pipe="tensor"
     )
@@ -148,7 +148,7 @@ def test_prices_come_from_the_configuration(start) -> None:
 
 
 def test_a_lost_gpu_is_not_charged_and_the_sums_hold_after(start) -> None:
-    """Its holders show nothing while it is away, and go on where they were."""
+    """Its holders have no series while it is away, and continue from their last values."""
     fake, daemon = start([H100], config=CONFIG)
     fake.gpu(0).set_load(Load.decode())
     before = daemon.wait_until(lambda s: s.total("flopwatch_holder_flop_total", gpu="0") > 0)
@@ -270,11 +270,11 @@ class TestWhoseAProcessIs:
         assert process_owner(200, proc) == ProcessOwner("", "", "42", "python")
 
     def test_a_daemon_of_the_host_is_nobodys(self, proc: Path) -> None:
-        """Its host name is the node's, which is no pod's."""
+        """Its host name is the node's, which belongs to no pod."""
         assert process_owner(300, proc) == ProcessOwner("", "", "", "python")
 
     def test_processes_find_their_holders(self, proc: Path) -> None:
-        """Containers of one name are told apart by the pod; a stranger is left out."""
+        """Containers with the same name are distinguished by pod; an unknown process is left out."""
         owners = ProcessOwners(proc).find([100, 200, 300, 400])
 
         assert assign_processes([self.POD_A, self.POD_B, self.JOB], [100, 200, 300], owners) == {
@@ -283,7 +283,7 @@ class TestWhoseAProcessIs:
         }
 
     def test_a_pod_in_the_hosts_network_is_found_by_its_container(self) -> None:
-        """Its host name is the node's; where two containers have one name it stays open."""
+        """Its host name is the node's; when two containers share a name the owner stays unknown."""
         owner = {1: ProcessOwner("node-7", "vllm", "", "python")}
         other = Holder("pod", "team", "search-5c2a", "triton")
 
@@ -324,7 +324,7 @@ def test_a_partitioned_gpu_is_shared_by_the_sms_of_its_instances() -> None:
 
 
 def test_an_instance_that_is_made_anew_begins_its_accounts_anew() -> None:
-    """Instances come and go, each with counters from zero: what was charged before is no part of them."""
+    """Instances come and go, each with counters from zero: earlier charges are not part of them."""
 
     def state(uuid: str, tensor_seconds: float) -> State:
         identity = DeviceIdentity(index="0", uuid=uuid, name="H100", sm_count=16, mig="1")
@@ -347,7 +347,7 @@ def test_an_instance_that_is_made_anew_begins_its_accounts_anew() -> None:
 
 
 def test_a_device_that_has_not_ticked_is_charged_for_nothing_new() -> None:
-    """Several States a tick have one and the same account; the next tick has another one."""
+    """All States of one tick share the same account; the next tick has another one."""
 
     def ticked(at_seconds: float) -> DeviceState:
         return DeviceState(

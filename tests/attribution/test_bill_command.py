@@ -151,7 +151,7 @@ def test_two_days_by_namespace(prometheus: str) -> None:
 
 
 def test_by_model(prometheus: str) -> None:
-    """What the GPUs of a model used, and the rest by its own name; nothing counts twice."""
+    """What the GPUs of each model used, with the rest under its own name; nothing counts twice."""
     found = rows(prometheus, "--by", "model")
 
     assert set(found) == {"llama", "(nobody)"}
@@ -164,7 +164,7 @@ def test_part_of_the_fleet(prometheus: str) -> None:
 
 
 def test_a_table_for_people(prometheus: str) -> None:
-    """With the total, in units that one reads."""
+    """With the total, in readable units."""
     result = bill(prometheus, "--from", "2026-11-01", "--to", "2026-11-02", "--by", "pod")
 
     assert result.returncode == 0

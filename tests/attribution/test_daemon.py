@@ -53,7 +53,7 @@ def test_pods_and_jobs_stand_in_the_metrics(kubelet: Kubelet, tmp_path: Path):
 def test_claims_name_gpus_by_their_device_nodes(kubelet: Kubelet, tmp_path: Path):
     """DRA without a device plugin: `gpu-4` is the GPU of /dev/nvidia4, whatever NVML's index of it is.
 
-    Page and metrics say the same of a MIG instance, and of the GPU that it is cut from.
+    The page and the metrics agree about a MIG instance and about the GPU that it is part of.
     """
     kubelet.holds(
         Claimed("gpu-4", pod="whole"),

@@ -86,7 +86,7 @@ class TestInfoSeries:
         ]
 
     def test_a_device_that_nobody_sees_is_counted(self):
-        """Held GPUs that are hidden from the exporter have no series, but a number."""
+        """Held GPUs that are hidden from the exporter have no series, but are counted."""
         snapshot = HoldersSnapshot(
             allocations=(allocation(DeviceKey(uuid="GPU-zz")),),
             jobs=(JobUse(DeviceKey(index="9"), "1"),),
@@ -118,7 +118,7 @@ class TestInfoSeries:
         assert samples[(name, (("reason", "absent"),))] == 1.0
 
     def test_before_the_driver_has_answered_nothing_is_unknown(self):
-        """While devices are being looked for, none is called hidden."""
+        """While devices are still being discovered, none is reported as hidden."""
         pending = State(at_seconds=0.0, pending=True)
         snapshot = HoldersSnapshot(
             allocations=(allocation(DeviceKey(uuid="GPU-aa")),),
@@ -144,7 +144,7 @@ class TestLabels:
         return tuple(f"{name}={value}" for name, value in added)
 
     def test_a_sole_pod_and_job_are_put_on_the_series(self):
-        """Pod and job each, where there is one of each."""
+        """Both pod and job labels, when there is one of each."""
         snapshot = HoldersSnapshot(
             allocations=(allocation(DeviceKey(uuid="GPU-aa")),),
             jobs=(JobUse(DeviceKey(index="0"), "42"),),

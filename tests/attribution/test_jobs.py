@@ -23,7 +23,7 @@ SLUID = "s5K1KKYAYG5D00"
 
 
 def process(proc: Path, pid: int, *, parent: int, title: str, owner: int = 1000) -> None:
-    """A process in a /proc of the test's own."""
+    """A process in the test's own /proc."""
     (proc / str(pid)).mkdir()
     (proc / str(pid) / "stat").write_text(f"{pid} (x) S {parent} {'0 ' * 17}{pid} 0")
     (proc / str(pid) / "status").write_text(f"Name:\tx\nUid:\t{owner}\t{owner}\t{owner}\t{owner}\n")
@@ -67,7 +67,7 @@ class TestMappingDirectory:
         )
 
     def test_files_with_other_names_are_left_alone(self, tmp_path: Path):
-        """Temporary files of a prolog, and folders, are no GPUs."""
+        """Temporary files of a prolog, and folders, are not GPUs."""
         (tmp_path / "0.tmp").write_text("1\n")
         (tmp_path / ".0").write_text("1\n")
         (tmp_path / "gpu0").write_text("1\n")
@@ -76,7 +76,7 @@ class TestMappingDirectory:
         assert read_jobs(tmp_path) == ()
 
     def test_links_and_pipes_are_not_opened(self, tmp_path: Path):
-        """Who may write there must not make a secret file's lines into labels, or stop the thread."""
+        """A user who can write there must not turn a secret file into labels, or stop the thread."""
         secret = tmp_path / "secret"
         secret.write_text("root:x:0:0\n")
         jobs = tmp_path / "jobs"
@@ -87,7 +87,7 @@ class TestMappingDirectory:
         assert read_jobs(jobs) == ()
 
     def test_what_cannot_be_a_job_name_is_left_out(self, tmp_path: Path):
-        """Control characters and lines longer than 128 characters are no job names."""
+        """Lines with control characters or more than 128 characters are not job names."""
         (tmp_path / "0").write_bytes(
             b"good\nbad\x00name\n" + b"x" * 129 + b"\n" + b"y" * 128 + b"\n"
         )
@@ -101,14 +101,14 @@ class TestMappingDirectory:
         assert [use.job for use in read_jobs(tmp_path)] == [str(number) for number in range(64)]
 
     def test_a_directory_that_is_not_there_says_so(self, tmp_path: Path):
-        """The reason is `absent`, which hosts without a batch system have."""
+        """The reason is `absent`, as on hosts without a batch system."""
         with pytest.raises(HolderSourceError) as caught:
             read_jobs(tmp_path / "none")
 
         assert caught.value.reason == "absent"
 
     def test_a_path_that_is_no_directory_says_so(self, tmp_path: Path):
-        """A file in the directory's place is unreadable as one."""
+        """A file in place of the directory is reported as unreadable."""
         (tmp_path / "file").write_text("")
 
         with pytest.raises(HolderSourceError) as caught:
@@ -176,7 +176,7 @@ class TestSlurmProcesses:
 
     @pytest.mark.parametrize("title", ["slurmstepd: [4242.batch]\0", ""])
     def test_a_sluid_is_a_name_too(self, tmp_path: Path, title: str):
-        """Where no daemon of root's tells a number, squeue finds the job by its SLUID all the same."""
+        """Where no daemon run by root has the number, squeue still finds the job by its SLUID."""
         process(tmp_path, 30, parent=10, title="python\0")
         process(tmp_path, 10, parent=1, title=title, owner=1000)
         (tmp_path / "30" / "cgroup").write_text(
@@ -202,7 +202,7 @@ class TestSlurmProcesses:
         assert merged((), found[1:2]) == found[1:2]
 
     def test_a_process_that_has_gone_is_in_no_job(self, tmp_path: Path):
-        """Between the driver's list and our look a process may end."""
+        """A process may end between the driver's list and our look."""
         assert process_job(4711, tmp_path) is None
 
     def test_jobs_are_listed_once_per_device(self, tmp_path: Path):
@@ -221,7 +221,7 @@ class TestSlurmProcesses:
     def test_process_ids_leave_nothing_behind(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        """What the interpreter interns it never gives back, and ids of processes come and go."""
+        """The interpreter never frees interned strings, and process ids come and go."""
         interned: list[str] = []
         process(tmp_path, 4711, parent=1, title="python\0")
         (tmp_path / "4711" / "cgroup").write_text("0::/system.slice/slurmstepd.scope/job_7/step_0")
@@ -234,7 +234,7 @@ class TestSlurmProcesses:
         assert "4711" not in interned
 
     def test_this_process_can_be_looked_at(self):
-        """The real /proc is read without a fault; this test runs in no Slurm job."""
+        """The real /proc is read without an error; this test does not run in a Slurm job."""
         view = host(gpu("0", "GPU-aa", pids=(os.getpid(),)))
 
         expected = slurm_job(Path("/proc/self/cgroup").read_text())

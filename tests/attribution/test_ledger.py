@@ -27,15 +27,15 @@ def totals(flop: float, dram: float, energy: float, **seconds: float) -> Totals:
 
 class TestShares:
     def test_one_holder_has_everything(self) -> None:
-        """Whatever the driver says of its processes."""
+        """Whatever the driver reports about its processes."""
         assert shares_of([A], {B: 3.0}) == ({A: 1.0}, "exclusive")
 
     def test_nobody_has_what_no_one_holds(self) -> None:
-        """Capacity that nobody claimed."""
+        """Capacity without a holder."""
         assert shares_of([], {}) == ({NOBODY: 1.0}, "exclusive")
 
     def test_several_share_by_their_sm_time(self) -> None:
-        """3 and 1 seconds are three quarters and one quarter; who did nothing is charged nothing."""
+        """3 and 1 seconds are three quarters and one quarter; an idle holder is charged nothing."""
         assert shares_of([A, B, C], {A: 3.0, B: 1.0}) == (
             {A: 0.75, B: 0.25, C: 0.0},
             "process_utilization",
@@ -50,7 +50,7 @@ class TestShares:
 
     @pytest.mark.parametrize("usage", [{}, {NOBODY: 5.0}])
     def test_without_a_word_of_the_driver_shares_are_equal(self, usage) -> None:
-        """No samples, or processes that cannot be told apart: a pod's namespace hides them."""
+        """No samples, or processes that cannot be distinguished: a pod's namespace hides them."""
         assert shares_of([A, B], usage) == ({A: 0.5, B: 0.5}, "equal")
 
 
@@ -85,12 +85,12 @@ class TestCharges:
         assert accounts[B].state_seconds == pytest.approx({"tensor": 2.0, "idle": 2.0})
         assert accounts[A].energy_joules == pytest.approx(600 + 1200)
         assert accounts[B].energy_joules == pytest.approx(600 + 600)
-        # What the device had used before anybody was watched.
+        # What the device had used before any holder was watched.
         assert accounts[NOBODY].energy_joules == 50.0
         assert ledger.charges().basis == {A: "process_utilization", B: "process_utilization"}
 
     def test_idle_capacity_is_its_holders_or_nobodys(self) -> None:
-        """A GPU that a pod holds and does not use is the pod's; without a pod it is nobody's."""
+        """An unused GPU that a pod holds is charged to the pod; without a pod, to no one."""
         ledger = DeviceLedger()
         for now, holders in ((0.0, [A]), (10.0, [A]), (30.0, [])):
             ledger.charge(
@@ -119,7 +119,7 @@ class TestCharges:
         assert ledger.charges().accounts[B].flop == 0.0
 
     def test_a_short_pause_of_samples_keeps_the_last_shares(self) -> None:
-        """The driver's samples come late; after ten seconds they say nothing of now."""
+        """The driver's samples come late; after ten seconds they are too old to use."""
         ledger = DeviceLedger()
         owners = {1: A, 2: B}
         seconds = {1: 0.0, 2: 0.0}
@@ -141,7 +141,7 @@ class TestCharges:
         assert flop_of_a(30.0, 20.0) == 25.0
 
     def test_who_left_is_shown_for_an_hour(self) -> None:
-        """Then its accounts are dropped; nobody else's counter changes by that."""
+        """Then its accounts are dropped; no other counter changes."""
         ledger = DeviceLedger()
         ledger.charge(
             totals(1.0, 1.0, 1.0, idle=1.0), [A], process_seconds=None, owners={}, now=0.0
@@ -165,7 +165,7 @@ class TestCharges:
         assert after[B].flop == before.flop
 
     def test_of_many_that_left_the_last_are_shown(self) -> None:
-        """A pod that crashes and starts anew every second, under another name each time, fills no memory."""
+        """A pod that crashes and restarts every second under a new name does not fill the memory."""
         ledger = DeviceLedger()
         pods = [Holder("pod", "team", f"crash-{number}", "main") for number in range(200)]
         for number, pod in enumerate(pods):

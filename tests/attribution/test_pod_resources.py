@@ -32,7 +32,7 @@ def reason_of(path: Path, timeout_seconds: float = TIMEOUT) -> str:
 
 class TestAnswers:
     def test_a_whole_gpu_is_named_by_its_uuid(self, kubelet: Kubelet):
-        """A device id of NVIDIA's plugin is the GPU's UUID; pod, namespace and container come along."""
+        """A device id of NVIDIA's plugin is the GPU's UUID, with pod, namespace and container."""
         kubelet.holds(Held(("GPU-aa",), pod="chat-0", namespace="serving", container="engine"))
         kubelet.start()
 
@@ -165,7 +165,7 @@ class TestAnswers:
         assert len(list_allocations(kubelet.path, TIMEOUT)) == 8192
 
     def test_no_pods_is_an_answer_too(self, kubelet: Kubelet):
-        """An empty message is nobody, not a failure."""
+        """An empty message means no holders, not a failure."""
         kubelet.start()
 
         assert list_allocations(kubelet.path, TIMEOUT) == ()
@@ -238,7 +238,7 @@ class TestFailures:
             assert reason_of(socket_path, 0.2) == "timeout"
 
     def test_a_server_that_is_no_http2(self, socket_path: Path):
-        """What an HTTP/1 server says is the head of a frame that never ends: it hangs up first."""
+        """An HTTP/1 answer looks like the head of an endless frame: the server hangs up first."""
 
         def refuse(connection: socket.socket) -> None:
             connection.recv(65536)
@@ -266,7 +266,7 @@ class TestFailures:
 def answer_with(
     body: bytes, *, status: str = "200", grpc_status: str | None = "0", then_reset: bool = False
 ) -> Callable[[socket.socket], None]:
-    """A server that speaks HTTP/2 as told, whatever gRPC thinks of it."""
+    """A server that speaks HTTP/2 as the test wants, valid gRPC or not."""
 
     def talk(connection: socket.socket) -> None:
         protocol = H2Connection(H2Configuration(client_side=False))
@@ -296,12 +296,12 @@ class TestOddAnswers:
         )
 
     def test_a_server_that_closes_right_after_its_answer(self, socket_path: Path):
-        """A farewell in the same packet does not spoil the answer before it."""
+        """A GOAWAY in the same packet does not invalidate the answer before it."""
         with RawServer(socket_path, answer_with(self.framed(), then_reset=True)):
             assert len(list_allocations(socket_path, TIMEOUT)) == 1
 
     def test_a_compressed_message_is_refused(self, socket_path: Path):
-        """Nobody asked for compression; what is not understood is not guessed at."""
+        """Compression was not requested; a message that is not understood is not guessed at."""
         with RawServer(socket_path, answer_with(self.framed(compressed=1))):
             assert reason_of(socket_path) == "protocol"
 
@@ -326,7 +326,7 @@ class TestOddAnswers:
 
 class TestWire:
     def test_fields_of_other_types_are_skipped(self):
-        """Varint 300, fixed64 and fixed32 stand before a string, which alone is returned."""
+        """Varint 300, fixed64 and fixed32 precede a string; only the string is returned."""
         message = bytes.fromhex("08ac0211" + "00" * 8 + "1d" + "00" * 4 + "2203616263")
 
         assert [(n, bytes(c)) for n, c in length_delimited(memoryview(message))] == [(4, b"abc")]
@@ -341,7 +341,7 @@ class TestWire:
 
     @given(strategies.binary(max_size=200))
     def test_no_bytes_raise_anything_else(self, message: bytes):
-        """Whatever comes, it is read or refused."""
+        """Any bytes are either decoded or rejected."""
         try:
             list(length_delimited(memoryview(message)))
         except ValueError:

@@ -1,4 +1,4 @@
-"""SM time by process: every sample of the driver counts once, and garbage not at all."""
+"""SM time by process: every driver sample counts once, and garbage is ignored."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ def sample(pid: int, at_us: int, percent: int) -> SimpleNamespace:
 
 
 class Driver:
-    """Answers each call with what stands next in its list; a number is an error code."""
+    """Answers each call with the next entry of its list; a number is an error code."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: list) -> None:
         self.answers = answers
@@ -40,7 +40,7 @@ def calls() -> DeviceCalls:
 
 
 def test_samples_add_up_by_their_timestamps(monkeypatch, calls) -> None:
-    """50 % for 0.5 s and 25 % for 1 s are 0.5 SM seconds; a sample that comes again adds nothing."""
+    """50 % for 0.5 s and 25 % for 1 s are 0.5 SM seconds; a repeated sample adds nothing."""
     again = sample(7, 10 * SECOND, 50)
     Driver(
         monkeypatch,
@@ -60,7 +60,7 @@ def test_samples_add_up_by_their_timestamps(monkeypatch, calls) -> None:
 
 
 def test_a_process_that_rested_is_charged_for_its_last_sample_alone(monkeypatch, calls) -> None:
-    """Nobody samples an idle process: 80 % after an hour without samples is at most one second."""
+    """The driver does not sample idle processes: 80 % after an hour without samples is at most 1 s."""
     Driver(
         monkeypatch,
         **{NEWER: [[sample(7, SECOND, 0)], [sample(7, 3600 * SECOND, 80)]]},
@@ -83,7 +83,7 @@ def test_nobody_worked(monkeypatch, calls) -> None:
 
 
 def test_an_older_driver_is_asked_by_its_older_call(monkeypatch, calls) -> None:
-    """And one that has neither tells nothing."""
+    """A driver that has neither call reports nothing."""
     driver = Driver(
         monkeypatch,
         **{
@@ -102,7 +102,7 @@ def test_an_older_driver_is_asked_by_its_older_call(monkeypatch, calls) -> None:
 
 
 def test_garbage_is_left_out_and_counted(monkeypatch, calls) -> None:
-    """Pid 0, pids beyond Linux' limit, and more than 100 %."""
+    """Pid 0, pids beyond Linux's limit, and more than 100 %."""
     Driver(
         monkeypatch,
         **{

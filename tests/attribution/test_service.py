@@ -1,4 +1,4 @@
-"""The service: late sockets, restarts, changes, and what is shown meanwhile."""
+"""The service: late sockets, restarts, changes, and what is exported meanwhile."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from tests.attribution.kubelet import Held, Kubelet
 
 
 class Clock:
-    """Time that passes when told to."""
+    """Time that passes only when the test says so."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -57,7 +57,7 @@ def settings(socket_path: Path, tmp_path: Path) -> HolderSettings:
 
 
 def test_a_host_without_kubelet_and_batch_system_says_nothing(settings: HolderSettings):
-    """No socket, no directory: with `auto` that is no fault, and nothing is exported of it."""
+    """No socket, no directory: with `auto` that is not an error, and nothing is exported."""
     world = World(settings)
 
     world.pass_time(0)
@@ -119,7 +119,7 @@ def test_a_new_process_on_a_gpu_is_a_reason_to_ask(settings: HolderSettings, kub
 
 
 def test_a_restart_of_the_kubelet_takes_no_pod_away(settings: HolderSettings, kubelet: Kubelet):
-    """While it is down for ten seconds the pods stay; after it they are as it says."""
+    """While the kubelet is down for ten seconds the pods stay; afterwards its new answer applies."""
     kubelet.holds(Held(("GPU-aa",), pod="before"))
     kubelet.start()
     world = World(settings)
@@ -138,7 +138,7 @@ def test_a_restart_of_the_kubelet_takes_no_pod_away(settings: HolderSettings, ku
 def test_a_kubelet_that_stays_away_takes_its_pods_with_it(
     settings: HolderSettings, kubelet: Kubelet
 ):
-    """After three intervals without an answer nobody is named: old is not shown as new."""
+    """After three intervals without an answer no holder is exported: old data is not current."""
     kubelet.holds(Held(("GPU-aa",), pod="gone"))
     kubelet.start()
     world = World(settings)
@@ -168,7 +168,7 @@ def test_an_epilog_is_seen_at_the_next_look(settings: HolderSettings):
 
 
 def test_the_version_grows_with_each_change_only(settings: HolderSettings):
-    """An unchanged world renders nothing anew."""
+    """Without a change nothing is rendered again."""
     folder = settings.job_mapping_dir
     assert folder is not None
     folder.mkdir()
@@ -225,7 +225,7 @@ def test_the_thread_follows_a_kubelet(settings: HolderSettings, kubelet: Kubelet
 
 
 def test_a_hook_that_fails_does_not_end_the_thread(settings: HolderSettings):
-    """A fault in the devices' view is logged, and the next look is taken all the same."""
+    """An error in the view of the devices is logged, and the next look still happens."""
     looks = []
 
     def broken() -> State:

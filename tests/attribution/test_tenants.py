@@ -1,4 +1,4 @@
-"""A minute of a host whose GPUs are shared in every way, on the fake driver: who is charged what.
+"""A minute of a host whose GPUs are shared in every way, on the fake driver: what each is charged.
 
 The daemon sees real processes. GPU 0 has three tenants, GPU 1 three clients of MPS, GPU 2 three engines
 that take turns, GPU 3 MIG instances with a job each, GPU 4 two tenants and processes that end before the
@@ -89,7 +89,7 @@ def serving(stack: ExitStack) -> tuple[int, int]:
 
 
 def ended() -> int:
-    """The id of a process that has ended before anybody could look at it."""
+    """The id of a process that ended before the daemon could look at it."""
     with subprocess.Popen(["/bin/true"]) as process:
         return process.pid
 
@@ -135,7 +135,7 @@ def minute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Minute]:
         first = daemon.wait_until(everybody_is_known, seconds=120)
 
         def watched(scrape: Scrape) -> bool:
-            """Meanwhile a process comes and is gone at once: the driver remembers it for a tick or two."""
+            """A process starts and ends at once: the driver remembers it for a tick or two."""
             put(fake, 4, {**staying, ended(): SHORT_PERCENT})
             daemon.wait_for(lambda: seconds(daemon.scrape()) > seconds(scrape) + 0.6)
             put(fake, 4, staying)
@@ -151,7 +151,7 @@ def seconds(scrape: Scrape) -> float:
 
 
 def everybody_is_known(scrape: Scrape) -> bool:
-    """All tenants have been told apart, and have done something."""
+    """All tenants have been distinguished, and have done some work."""
     names = [*(name for shares in SHARED.values() for name in shares), *STAYING]
     return all(
         scrape.has("flopwatch_holder_basis_info", workload=name, basis="process_utilization")
@@ -204,7 +204,7 @@ def test_processes_that_nobody_saw_are_charged_to_nobody(minute: Minute) -> None
     flop = minute.grown("flopwatch_flop_total", gpu="4", pipe="tensor")
 
     assert long == pytest.approx(2 * longer, rel=0.02)
-    # A fifth of the work is the most, were there one at every time.
+    # A fifth of the work is the most, even if there were one at any time.
     assert 0 < short < flop * SHORT_PERCENT / (sum(STAYING.values()) + SHORT_PERCENT)
     assert long + longer + short == pytest.approx(flop, rel=1e-9)
 

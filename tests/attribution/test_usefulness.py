@@ -1,4 +1,4 @@
-"""Executed, useful and wasted FLOP of engines: what is known, and what is made of it."""
+"""Executed, useful and wasted FLOP of engines: what is known and what is concluded from it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -97,7 +97,7 @@ def test_a_negative_rest() -> None:
 
 
 def test_ten_busy_minutes_are_needed() -> None:
-    """After five of them only the counter is there; idle minutes do not count, and say nothing."""
+    """Until five minutes have passed only the counter is exported; idle minutes do not count."""
     played = Played()
 
     assert played.minutes(5, 100, 80).useful_share is None
@@ -128,7 +128,7 @@ def test_minutes_that_lie_apart() -> None:
 
 
 def test_an_engine_that_does_not_answer_ends_the_window() -> None:
-    """What it executed meanwhile is not held against the tokens that nobody saw."""
+    """Work executed meanwhile is not compared with tokens that were not observed."""
     played = Played()
     played.minutes(12, 100, 80)
     for _ in range(600):
@@ -145,7 +145,7 @@ def test_an_engine_that_does_not_answer_ends_the_window() -> None:
 
 
 def test_unknown_holders_have_no_counter() -> None:
-    """And the counter goes on where it was, without what was not seen."""
+    """The counter continues from its last value, without the unobserved part."""
     played = Played()
     before = played.minutes(2, 100, 80).executed_flop
     played.executed += 1e15
@@ -181,7 +181,7 @@ class TestWhoStandsForAnEngine:
     def stands(
         self, holders: tuple[Holder, ...], *workloads: WorkloadSnapshot, basis: str = ""
     ) -> dict[str, Holder] | None:
-        """Who stands for the first workload on GPU-0."""
+        """The holder that is taken as the first workload on GPU-0."""
         found = basis or ("exclusive" if len(holders) == 1 else "process_utilization")
         state = State(
             at_seconds=0.0,
@@ -206,7 +206,7 @@ class TestWhoStandsForAnEngine:
         assert self.stands(both, engine(pids=(1,)), basis="equal") is None
 
     def test_two_engines(self) -> None:
-        """In pods of their own, or as holders; not in one pod, nor where the other is nowhere."""
+        """In separate pods, or as holders; not in one pod, nor when the other engine is not found."""
         other = engine(name="search", pids=(2,))
         both = (self.POD_A, self.POD_B)
         search = Holder("workload", workload="search")
