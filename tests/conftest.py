@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and options for all tests."""
 
 import sys
 from typing import Any
@@ -21,5 +21,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
-    """Say how far the collection is: on a busy machine each worker takes a while for its six thousand tests."""
+    """Report the progress of collection: each worker collects six thousand tests on a busy machine."""
     print(f"{node.gateway.id} has collected {len(ids)} tests", file=sys.stderr, flush=True)

@@ -48,7 +48,7 @@ def check(tmp_path: Path) -> Check:
 
 
 def found(report: dict[str, Any], area: str) -> list[tuple[str, str]]:
-    """Level and text of an area's findings."""
+    """Level and text of the findings in one area."""
     return [
         (finding["level"], finding["text"])
         for finding in report["findings"]

@@ -1,4 +1,4 @@
-"""What `flopwatch check` says of where the FLOPS of each GPU come from."""
+"""What `flopwatch check` reports about the source of each GPU's FLOPS."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.hardware.scenario import NAMES, Scenario
 
 
 def test_each_gpu_says_where_its_flops_come_from(check: Check, tmp_path: Path) -> None:
-    """Cycle counters on an H100, DCGM's turn on an A100, instances of a GPU in MIG mode."""
+    """Cycle counters on an H100, DCGM on an A100, instances of a GPU in MIG mode."""
     with FakeNvml([H100, A100, H100], tmp_path) as fake:
         fake.gpu(2).set_mig([H100_3G_40GB])
         code, report = check(fake, "dcgm: {url: 'http://127.0.0.1:1/metrics'}\n")
@@ -70,8 +70,8 @@ def test_instances_before_hopper_are_looked_for_in_dcgms_rows(check: Check, tmp_
     ]
 
 
-# Of each kind of GPU: where its FLOPS come from, and the remedies that may be named. None stands
-# for GPUs of which nobody can say more; nothing is then to be done.
+# For each kind of GPU: where its FLOPS come from (None: from nowhere yet), and the remedies that
+# may be named; an empty set where nothing can be done.
 ADVICE: dict[str, tuple[str | None, set[str]]] = {
     "a100": ("dcgm", set()),
     "a100-mig": (None, set()),
@@ -124,7 +124,7 @@ ADVICE: dict[str, tuple[str | None, set[str]]] = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_gpu_gets_advice_that_helps(name: str, check: Check, tmp_path: Path) -> None:
-    """Nobody is sent to a dcgm-exporter that has nothing for the GPU, nor warned where all is well."""
+    """No one is sent to a dcgm-exporter that has nothing for the GPU, or warned when all is well."""
     source, remedies = ADVICE[name]
     scenario = Scenario.read(name)
     dcgm_config = "dcgm: {url: 'http://127.0.0.1:1/metrics'}\n"
@@ -143,12 +143,12 @@ def test_every_kind_of_gpu_gets_advice_that_helps(name: str, check: Check, tmp_p
     assert {gpu["flops_source"] for gpu in report["gpus"]} == {source}
     of_gpus = [f for f in report["findings"] if f["area"].startswith(("gpu", "dcgm"))]
     assert {f["remedy"] for f in of_gpus if f["remedy"]} == remedies
-    # Only who can do something is warned.
+    # A warning appears only when the user can do something.
     assert not [f for f in of_gpus if f["level"] == "warning" and not f["remedy"]]
 
 
 def test_dcgm_is_asked_where_gpm_is_turned_off(check: Check, tmp_path: Path) -> None:
-    """As the daemon does; a GPU with GPM is then none with it."""
+    """As in the daemon: a GPU with GPM then counts as one without."""
     with FakeNvml([H100], tmp_path) as fake, DcgmExporter() as dcgm:
         labels = {"gpu": "0", "UUID": fake.gpu(0).uuid}
         dcgm.show(device_rows(dict.fromkeys(ALL_FIELDS, 0.5), **labels))
@@ -159,7 +159,7 @@ def test_dcgm_is_asked_where_gpm_is_turned_off(check: Check, tmp_path: Path) -> 
 
 
 def test_where_gpm_is_not_permitted_dcgm_may_have_it(check: Check, tmp_path: Path) -> None:
-    """The remedy names both ways out."""
+    """The remedy names both solutions."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.fail("nvmlGpmSampleGet", 4)
         _code, report = check(fake, "dcgm: {url: 'http://127.0.0.1:1/metrics'}\n")
@@ -170,7 +170,7 @@ def test_where_gpm_is_not_permitted_dcgm_may_have_it(check: Check, tmp_path: Pat
 
 
 def test_a_board_whose_peak_nobody_knows_says_what_to_set(check: Check, tmp_path: Path) -> None:
-    """No SM count from the driver and no row in the table: GPM answers, and yet there are no FLOPS."""
+    """No SM count from the driver and no row in the table: GPM answers, but there are no FLOPS."""
     unknown = replace(H100, name="NVIDIA H30", num_gpu_cores=0)
     cut = replace(H100, name="NVIDIA H20", num_gpu_cores=78 * 128)
     with FakeNvml([unknown, cut], tmp_path) as fake:

@@ -1,4 +1,4 @@
-"""What `flopwatch check` says of the driver, the GPUs and torch."""
+"""What `flopwatch check` reports about the driver, the GPUs and torch."""
 
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_a_host_without_a_driver_is_healthy(check: Check) -> None:
 
 
 def test_a_driver_that_must_be_there_and_is_not_fails(check: Check) -> None:
-    """`sources.nvml: on` says that there are GPUs here."""
+    """`sources.nvml: on` states that this host has GPUs."""
     code, report = check(config="sources: {nvml: 'on'}\n")
 
     assert code == 1
@@ -40,7 +40,7 @@ def test_a_driver_that_must_be_there_and_is_not_fails(check: Check) -> None:
     ("built", "known"), [("13.0", True), ("12.8", False), ("12.1", False), (None, False)]
 )
 def test_a_torch_of_a_newer_cuda_than_the_drivers_is_named(built: str | None, known: bool) -> None:
-    """A driver for CUDA 12.4 runs any 12 and no 13, and torch finds its GPUs all the same."""
+    """A driver for CUDA 12.4 runs any 12 and no 13, although torch finds its GPUs."""
     torch = {"version": "2.9", "cuda": built, "cuda_available": True, "architectures": []}
     config = load_config(ConfigOrigin(file=None, flags={}, environment={}))
 
@@ -52,7 +52,7 @@ def test_a_torch_of_a_newer_cuda_than_the_drivers_is_named(built: str | None, kn
 
 
 def test_a_gpu_that_nobody_expected_costs_only_its_own_lines(check: Check, tmp_path: Path) -> None:
-    """flopwatch itself fails on one GPU's answers: said in a line, and the others are examined."""
+    """flopwatch itself fails on one GPU's answers: one line reports it, the others are examined."""
     patch = tmp_path / "sitecustomize.py"
     patch.write_text(
         "from exporter.collect.nvml import identity\n"
@@ -103,7 +103,7 @@ def test_a_torch_without_code_for_a_gpu_is_named(built: list[str], known: bool) 
 
 
 def test_partitioned_gpus_say_that_they_are_not_probed(check: Check, tmp_path: Path) -> None:
-    """With the default, and no more once the instances are probed."""
+    """With the default; no longer once the instances are probed."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_mig([H100_3G_40GB])
         _code, report = check(fake, FLOPWATCH_PROBES_ENABLED="true")
@@ -114,7 +114,7 @@ def test_partitioned_gpus_say_that_they_are_not_probed(check: Check, tmp_path: P
 
 
 def test_a_lost_gpu_fails_and_the_others_are_examined(check: Check, tmp_path: Path) -> None:
-    """One GPU off the bus makes the exit code 1, and costs the report of no other."""
+    """One GPU off the bus makes the exit code 1, and the others are still reported."""
     with FakeNvml([H100, H100], tmp_path) as fake:
         fake.lose(0)
         code, report = check(fake)
@@ -125,7 +125,7 @@ def test_a_lost_gpu_fails_and_the_others_are_examined(check: Check, tmp_path: Pa
 
 
 def test_a_hanging_driver_is_left_behind(tmp_path: Path) -> None:
-    """A call that never returns ends the question at its time, with what was known until then."""
+    """A call that never returns ends at its deadline, and what was known until then is reported."""
     with FakeNvml([H100, H100], tmp_path) as fake, pytest.MonkeyPatch.context() as patch:
         for name, value in fake.env.items():
             patch.setenv(name, value)
@@ -152,7 +152,7 @@ def test_a_mismatched_driver_says_what_to_do(check: Check, tmp_path: Path) -> No
 
 
 def test_without_torch_the_probes_are_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    """Metrics do not need torch: its absence is said, with the remedy, and is no failure."""
+    """Metrics do not need torch: its absence is reported with the remedy, and is not a failure."""
     blocked = tmp_path / "torch"
     blocked.mkdir()
     (blocked / "__init__.py").write_text("raise ImportError('no torch here')")
@@ -182,7 +182,7 @@ def test_a_driver_mismatch_is_called_by_its_name(check: Check, tmp_path: Path) -
 
 
 def test_a_gpu_that_is_not_there_is_named(check: Check, tmp_path: Path) -> None:
-    """It may be a mistake, or a GPU that has not come up; the daemon serves the others."""
+    """It may be a mistake, or a GPU that is not up yet; the daemon serves the others."""
     with FakeNvml([H100], tmp_path) as fake:
         code, report = check(fake, "gpus: [{match: {index: 7}, precision: fp8}]\n")
 

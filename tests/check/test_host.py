@@ -1,4 +1,4 @@
-"""What `flopwatch check` says of the host: configuration, addresses, files, engines, privileges."""
+"""What `flopwatch check` reports: configuration, addresses, files, engines, privileges."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_an_engine_that_does_not_answer_is_named(check: Check) -> None:
 
 
 def test_an_engine_that_is_another_is_named(check: Check) -> None:
-    """llama.cpp under an address configured as vLLM: a warning that names both."""
+    """llama.cpp at an address configured as vLLM: a warning that names both."""
     metrics = "# TYPE llamacpp:prompt_tokens_total counter\nllamacpp:prompt_tokens_total 1\n"
     with engines.serving(engines.text(metrics)) as engine:
         _code, report = check(
@@ -59,7 +59,7 @@ def test_an_engine_that_is_another_is_named(check: Check) -> None:
     assert "metrics of llama_cpp, not vllm's" in said
 
 
-# Who may run a check: somebody else than root, and root without its privileges.
+# Who may run a check: a user other than root, and root without its privileges.
 UNPRIVILEGED = {
     "another user": ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"],
     "root without capabilities": ["setpriv", "--bounding-set=-all", "--inh-caps=-all"],
@@ -69,13 +69,13 @@ UNPRIVILEGED = {
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes privileges away: needs root")
 @pytest.mark.parametrize("who", UNPRIVILEGED)
 def test_without_privileges_each_finding_is_a_finding(who: str, tmp_path: Path) -> None:
-    """A kubelet's folder and a state folder that may not be looked into: said, and no crash."""
+    """A kubelet folder and a state folder without read permission: reported, no crash."""
     closed = tmp_path / "closed"
     closed.mkdir()
     (closed / "kubelet.sock").touch()
     (closed / "pause").touch()
     closed.chmod(0o700)
-    os.chown(closed, 1, 1)  # not root's: without capabilities root is nobody special
+    os.chown(closed, 1, 1)  # not root's: without capabilities root has no special rights
     for folder in (tmp_path, *tmp_path.parents[:-2]):
         folder.chmod(0o755)
     finished = subprocess.run(
@@ -104,7 +104,7 @@ def test_without_privileges_each_finding_is_a_finding(who: str, tmp_path: Path) 
 
 
 def test_a_fault_of_the_checker_costs_one_area(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody expected is a finding that asks to be reported; all others are there."""
+    """An unexpected error becomes a finding that asks to be reported; all others are still there."""
 
     def fail() -> None:
         raise ZeroDivisionError("a bug")
@@ -120,7 +120,7 @@ def test_a_fault_of_the_checker_costs_one_area(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_address_that_is_given_twice_is_in_use_the_second_time(check: Check) -> None:
-    """Serve would not start with it either."""
+    """`serve` would not start with it either."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     code, report = check(FLOPWATCH_WEB_LISTEN_ADDRESS=f"{address},{address}")
@@ -163,7 +163,7 @@ def test_a_disk_without_space_keeps_no_state(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_state_file(check: Check, tmp_path: Path) -> None:
-    """The daemon serves without it, and says so; the check does, too."""
+    """The daemon serves without it and reports that; so does the check."""
     code, report = check(FLOPWATCH_STATE_FILE=str(tmp_path))
 
     assert code == 0
@@ -172,7 +172,7 @@ def test_a_folder_is_no_state_file(check: Check, tmp_path: Path) -> None:
     ]
 
 
-# Configurations that can never work, by what is wrong with them: files, and flags.
+# Configurations that can never work, by their mistake: files, and flags.
 NEVER: dict[str, tuple[dict[str, str], list[str]]] = {
     "address without a port": ({}, ["--web.listen-address", "9907"]),
     "address of another kind": ({}, ["--web.listen-address", "[::1"]),
@@ -196,7 +196,7 @@ NEVER: dict[str, tuple[dict[str, str], list[str]]] = {
 
 @pytest.mark.parametrize("what", NEVER)
 def test_serve_check_and_config_refuse_the_same(what: str, tmp_path: Path) -> None:
-    """By the same words, with 2 for what serve would never start with, and 1 of a check."""
+    """With the same words; exit code 2 from `serve`, which could never start, and 1 from `check`."""
     files, flags = NEVER[what]
     for name, content in files.items():
         (tmp_path / name).write_text(content)
@@ -226,7 +226,7 @@ def test_serve_check_and_config_refuse_the_same(what: str, tmp_path: Path) -> No
 
 
 def test_the_clock_says_how_far_it_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody keeps it, it is kept badly, it is kept well."""
+    """Not synchronised, poorly synchronised, well synchronised."""
     for clock, level, text in (
         ((5, 16.0), "warning", "not synchronised"),
         ((0, 2.5), "warning", "synchronised, but may be 2.5 s off"),

@@ -1,4 +1,4 @@
-"""The command as a shell sees it: whatever becomes of its streams, one line and an exit code."""
+"""The command as a shell sees it: whatever happens to its streams, one line and an exit code."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def shell(words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `flopwatch WORDS` by a shell, so that it may redirect."""
+    """Run `flopwatch WORDS` in a shell, so that redirections work."""
     return subprocess.run(
         ["/bin/sh", "-c", f'"$PYTHON" -m flopwatch {words}'],
         env={**os.environ, "PYTHON": sys.executable, **environment},
@@ -31,7 +31,7 @@ def shell(words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("words", ["metrics", "config", "--version", "--help"])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_disk_is_said_in_one_line(words: str, unbuffered: str) -> None:
-    """EX_IOERR, whichever layer of Python finds it out."""
+    """EX_IOERR, whichever layer of Python notices it."""
     result = shell(f"{words} >/dev/full", PYTHONUNBUFFERED=unbuffered)
 
     assert (result.returncode, result.stderr) == (
@@ -42,7 +42,7 @@ def test_a_full_disk_is_said_in_one_line(words: str, unbuffered: str) -> None:
 
 @pytest.mark.parametrize("words", ["metrics", "config", "check", "--version"])
 def test_a_closed_standard_output_is_no_fault(words: str) -> None:
-    """Nobody wanted to read it."""
+    """The reader closed the pipe."""
     result = shell(f"{words} >&-", FLOPWATCH_PROBES_ENABLED="false")
 
     assert (result.returncode, result.stderr) == (0, "")
@@ -56,7 +56,7 @@ def test_a_reader_that_goes_is_no_fault() -> None:
 
 
 def test_a_terminal_that_knows_few_letters_gets_a_stand_in() -> None:
-    """A micro sign and a dash are not in ASCII: what is meant can still be read."""
+    """A micro sign and a dash are not in ASCII: the text stays readable."""
     result = shell("config --markdown", PYTHONIOENCODING="ascii")
 
     assert (result.returncode, result.stderr) == (0, "")
@@ -76,7 +76,7 @@ def test_ctrl_c_at_any_moment_ends_it_without_a_word(after_seconds: float, tmp_p
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
 
-    # Python's own start, before a line of ours, is not ours to silence.
+    # Python's own start, before any of our code runs, cannot be silenced by us.
     assert "exporter" not in errors
     assert process.returncode in (0, 130, -signal.SIGINT) or "site" in errors
 
@@ -114,12 +114,12 @@ class TestRevision:
         assert find_revision(tmp_path / "w/exporter") == COMMIT
 
     def test_a_build_notes_it(self, tmp_path: Path) -> None:
-        """What a wheel notes wins over a checkout that it may lie in."""
+        """The commit recorded in a wheel wins over a checkout that surrounds it."""
         (tmp_path / "exporter").mkdir()
         (tmp_path / "exporter/revision.txt").write_text("1.2.3-dirty\n")
 
         assert find_revision(tmp_path / "exporter") == "1.2.3-dirty"
 
     def test_without_either_it_is_unknown(self, tmp_path: Path) -> None:
-        """A folder of modules says nothing of where it came from."""
+        """A folder of modules does not show where it came from."""
         assert find_revision(tmp_path / "exporter") == "unknown"

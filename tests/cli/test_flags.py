@@ -1,4 +1,4 @@
-"""What people type: each spelling is understood, or refused in one line that says what to type instead."""
+"""What people type: each spelling is accepted, or rejected in one line with the right spelling."""
 
 import os
 import subprocess
@@ -86,7 +86,7 @@ def test_what_is_refused(words: list[str], line: str) -> None:
 
 
 def test_a_variable_that_sets_nothing_is_named() -> None:
-    """With the nearest that does; it is no reason not to start."""
+    """With the nearest name that does; it does not prevent a start."""
     result = flopwatch("config", "--check", FLOPWATCH_SAMPLING_INTERVALL="1s")
 
     assert (result.returncode, result.stderr) == (

@@ -30,7 +30,7 @@ def test_it_goes_into_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_environment_without_pip_gets_it_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made by uv, it has none: uv fills it."""
+    """An environment made by uv has no pip: uv installs into it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     words = shlex.split(torch_remedy())
 
@@ -45,7 +45,7 @@ def test_an_environment_without_pip_gets_it_from_outside(monkeypatch: pytest.Mon
 
 
 def test_an_image_keeps_its_state_in_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its root is read-only; elsewhere a folder can be made writable, or another be named."""
+    """Its root is read-only; elsewhere a folder can be made writable, or another can be named."""
     assert "set state_file" in state_remedy()
     monkeypatch.setenv("FLOPWATCH_IMAGE", "slim")
 

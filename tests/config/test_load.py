@@ -1,4 +1,4 @@
-"""Where a configuration comes from, and what is refused with which words."""
+"""Where a configuration comes from, and what is rejected with which message."""
 
 import os
 from pathlib import Path
@@ -62,7 +62,7 @@ class TestFlags:
 
     @pytest.mark.parametrize("path", ["/-/healthy", "/-/anything", "/config", "/api/v1/status"])
     def test_the_servers_own_paths_are_not_for_metrics(self, path: str) -> None:
-        """The mistake names the path and a good one."""
+        """The error names the path and a valid one."""
         origin = ConfigOrigin(
             flags={"web.telemetry_path": ("--web.telemetry-path", path)}, environment={}
         )
@@ -72,7 +72,7 @@ class TestFlags:
 
 class TestEnvironment:
     def test_an_unknown_variable_is_named_with_the_nearest_known_one(self, tmp_path: Path) -> None:
-        """A typing mistake is not silent."""
+        """A typo is reported."""
         config = load("", tmp_path, FLOPWATCH_SAMPLNG_INTERVAL="1s", FLOPWATCH_XYZZY="1")
 
         assert config.unknown_variables == (

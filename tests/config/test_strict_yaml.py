@@ -48,7 +48,7 @@ from exporter.strict_yaml import load_strict, locate
     ],
 )
 def test_scalars_mean_what_yaml_1_2_says(text: str, expected: object) -> None:
-    """Null, true, false and numbers; everything else is the string that one reads."""
+    """Null, true, false and numbers; everything else is a string as written."""
     assert load_strict(text, source="c.yaml") == expected
 
 
@@ -84,7 +84,7 @@ def test_scalars_mean_what_yaml_1_2_says(text: str, expected: object) -> None:
     ],
 )
 def test_mistakes_are_placed(text: str, message: str) -> None:
-    """One line says where and what; it never depends on luck which of two keys wins."""
+    """One line says where and what; it is never left to chance which of two keys wins."""
     with pytest.raises(ConfigError) as raised:
         load_strict(text, source="c.yaml")
 
@@ -150,7 +150,7 @@ gpus:
         (["gpus", 0, "match", "index"], 4),
         (["gpus", 1], 5),
         (["gpus", 1, "match", "name"], 6),
-        # What is not there is placed at the deepest part that is.
+        # A missing key is placed at its deepest existing parent.
         (["sampling", "slow_interval"], 1),
         (["gpus", 7, "match"], 3),
         (["gpus", -1], 3),
@@ -166,7 +166,7 @@ def test_a_path_has_a_line(path: list[str | int], line: int | None) -> None:
 
 @given(st.text(max_size=40))
 def test_any_text_can_be_searched(text: str) -> None:
-    """Searching what is no YAML finds nothing and raises nothing."""
+    """Searching text that is not YAML finds nothing and raises nothing."""
     with contextlib.suppress(ConfigError):
         load_strict(text, source="c.yaml")
     assert locate(text, ["no such key here"]) is None

@@ -33,7 +33,7 @@ def test_durations(text: object, seconds: float) -> None:
     "text", ["", "soon", "1x", "s", "1s2", "-1s", True, None, [], "nan", "inf"]
 )
 def test_what_is_no_duration(text: object) -> None:
-    """Said with an example of what would be one."""
+    """The error gives an example of a valid duration."""
     with pytest.raises(ValueError, match="must be"):
         duration()(text)
 
@@ -81,7 +81,7 @@ def test_any_value_is_a_configuration_or_a_list_of_mistakes(raw: object) -> None
 
 
 def test_the_slow_interval_follows_a_longer_interval() -> None:
-    """Its default gives way; a value that somebody wrote does not."""
+    """Its default is adjusted; a value that a user wrote is not."""
     settings = load_config(ConfigOrigin(environment={"FLOPWATCH_SAMPLING_INTERVAL": "30s"}))
     assert settings.sampling.slow_interval == 30
 

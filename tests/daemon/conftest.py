@@ -1,4 +1,4 @@
-"""Daemons on fake GPUs, ended with their tests."""
+"""Daemons on fake GPUs, stopped with their tests."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack

@@ -21,7 +21,7 @@ Labels = frozenset[tuple[str, str]]
 
 
 class Scrape:
-    """One exposition, asked by name and labels."""
+    """One exposition, queried by name and labels."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -88,7 +88,8 @@ class DaemonProcess:
         self._environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("FLOPWATCH_")},
             "XDG_STATE_HOME": str(directory),
-            # Root would share one file between the daemons of all tests, and their GPUs' memories.
+            # Run as root, the daemons of all tests would share one state file, and the memory of
+            # their GPUs.
             **(
                 {}
                 if "state_file" in config

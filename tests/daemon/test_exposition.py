@@ -65,7 +65,7 @@ def test_promtool_has_nothing_to_say(busy_daemon) -> None:
 
 
 def test_every_series_is_in_the_catalogue_with_its_labels(busy_daemon) -> None:
-    """A sample that the catalogue does not know is a bug."""
+    """A sample that is not in the catalogue is a bug."""
     for name, labels in busy_daemon.scrape().samples:
         if not name.startswith("flopwatch_"):
             continue
@@ -79,14 +79,14 @@ def test_every_series_is_in_the_catalogue_with_its_labels(busy_daemon) -> None:
 
 
 def test_an_h100_has_at_most_260_series(busy_daemon) -> None:
-    """Cardinality is a cost that somebody else pays."""
+    """Cardinality is a cost that the user pays."""
     scrape = busy_daemon.scrape()
 
     assert len([1 for _name, labels in scrape.samples if ("gpu", "0") in labels]) <= 260
 
 
 def test_gzip_when_asked(busy_daemon) -> None:
-    """And plain text otherwise."""
+    """Plain text otherwise."""
     headers, body = fetch(busy_daemon.address, Accept_Encoding="gzip")
 
     assert headers["Content-Encoding"] == "gzip"

@@ -30,7 +30,7 @@ def ticks(scrape: Scrape, gpu: int) -> float:
 
 
 def assert_only_health(scrape: Scrape, gpu: int) -> None:
-    """A device that does not answer shows who it is and how it fares, and no reading."""
+    """A device that does not answer shows its identity and health, and no reading."""
     shown = {name for name, labels in scrape.samples if ("gpu", str(gpu)) in labels}
     assert shown <= HEALTH
 
@@ -106,7 +106,7 @@ def test_what_is_not_supported_is_asked_once(start) -> None:
 
 
 def test_a_hung_call_stops_its_own_gpu_only(start) -> None:
-    """The others tick on, scrapes stay fast, the hang is said, the gap stays a gap, and it heals."""
+    """The others tick on, scrapes stay fast, the hang is reported, the gap stays, and it recovers."""
     fake, daemon = start([H100, H100], config=FAST)
     for gpu in (0, 1):
         fake.gpu(gpu).set_load(Load.decode())
@@ -180,7 +180,7 @@ def test_a_hung_gpm_call_costs_the_others_their_activity_only(start) -> None:
 
 
 def test_a_lost_gpu_goes_down_alone_and_comes_back(start) -> None:
-    """Fallen off the bus: up 0, no old values, the others go on; found again by its UUID."""
+    """Fallen off the bus: up 0, no old values, the others continue; found again by its UUID."""
     fake, daemon = start([H100, H100], config=FAST)
     fake.gpu(1).set_load(Load.decode())
     before = wait_for_gpus(daemon, 0, 1)
@@ -224,7 +224,7 @@ def test_a_driver_reload_is_survived(start) -> None:
 
 
 def test_a_driver_of_another_version_ends_the_process_after_it_was_shown(start) -> None:
-    """It cannot heal inside this process: said once in the metrics, then exit code 1."""
+    """This process cannot recover: it is shown in the metrics once, then exit code 1."""
     fake, daemon = start([H100], config=FAST)
     wait_for_gpus(daemon, 0)
 
@@ -258,7 +258,7 @@ def test_sigterm_ends_within_two_seconds_also_while_a_call_hangs(start) -> None:
 
 
 def test_a_driver_that_hangs_at_start_leaves_the_metrics_reachable(start) -> None:
-    """nvmlInit never returns: /metrics says so at once, and all is well when it does return."""
+    """nvmlInit never returns: /metrics shows it at once, and all is well once it does return."""
     fake, daemon = start([H100], config=FAST, prepare=lambda fake: fake.hang("nvmlInitWithFlags"))
 
     scrape = daemon.scrape()
@@ -305,7 +305,7 @@ def test_xids_are_counted_by_code_with_their_time(start) -> None:
 
 
 def test_blanks_and_nonsense_are_left_out(start) -> None:
-    """A GPM value of 140737488355328 is no percentage; the rest of the window stands."""
+    """A GPM value of 140737488355328 is not a percentage; the rest of the window is kept."""
     fake, daemon = start([H100], config=FAST)
     fake.gpu(0).set_load(Load.decode())
     wait_for_gpus(daemon, 0)
@@ -327,12 +327,12 @@ def test_the_environment_cannot_turn_nvml_into_mps_mode(start, monkeypatch) -> N
     wait_for_gpus(daemon, 0)
 
     environment = Path(f"/proc/{daemon.process.pid}/environ").read_bytes()
-    assert b"NVML_MPS_DEVICE_ENUMERATION" in environment  # as it was handed over
+    assert b"NVML_MPS_DEVICE_ENUMERATION" in environment  # as the caller set it
     assert daemon.scrape().has("flopwatch_power_watts")
 
 
 def test_a_storm_of_signals_changes_nothing(start) -> None:
-    """A hundred SIGHUPs: the configuration is read again, the counters go on."""
+    """A hundred SIGHUPs: the configuration is read again, the counters continue."""
     _fake, daemon = start([H100], config=FAST)
     before = wait_for_gpus(daemon, 0)
     for _ in range(100):
@@ -347,7 +347,7 @@ def test_a_storm_of_signals_changes_nothing(start) -> None:
 
 
 def test_a_driver_of_another_version_at_start(start) -> None:
-    """The GPUs are there but not for this process: said in the metrics, then exit code 1."""
+    """The GPUs exist, but not for this process: shown in the metrics, then exit code 1."""
     _fake, daemon = start([H100], config=FAST, prepare=lambda fake: fake.mismatch_driver())
 
     scrape = daemon.scrape()
@@ -365,7 +365,7 @@ def test_a_driver_of_another_version_at_start(start) -> None:
 
 
 def test_no_driver_where_one_is_demanded(start_on_cpu) -> None:
-    """With nvml on, a host without driver is a fault and not a processor."""
+    """With `nvml: on`, a host without a driver is a fault; the CPU does not stand in."""
     daemon = start_on_cpu(config=passive("sources: {nvml: on}\n"))
 
     scrape = daemon.scrape()

@@ -72,7 +72,7 @@ def test_the_first_window_is_not_a_whole_interval_long(start) -> None:
 
 
 def test_a_gpu_index_that_this_host_does_not_have(start) -> None:
-    """It may not have come up: it is named with its place, and the other GPUs are watched."""
+    """It may not be up yet: the error names it and its place, and the other GPUs are watched."""
     _fake, daemon = start([H100], config=passive("gpus: [{match: {index: 7}, precision: fp8}]\n"))
 
     assert daemon.scrape().value("flopwatch_gpu_up", gpu="0") == 1
@@ -97,7 +97,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_resolved_yet(tmp_path: Path) -> None:
-    """At boot a resolver may come later than the daemon: it is started again."""
+    """At boot the resolver may start later than the daemon: the daemon is restarted."""
     file = tmp_path / "config.yaml"
     file.write_text(passive(""))
     result = flopwatch(
@@ -208,7 +208,7 @@ def test_a_host_without_driver_is_its_own_device(start_on_cpu) -> None:
 
 @pytest.fixture
 def engine_url() -> Iterator[str]:
-    """A vLLM that has served some requests at the first look, and more from the second on."""
+    """A vLLM that has served some requests at the first scrape, and more from the second on."""
     answers = iter([exposition("vllm-current"), *[exposition("vllm-current-later")] * 10_000])
 
     class Engine(BaseHTTPRequestHandler):
@@ -232,7 +232,7 @@ def engine_url() -> Iterator[str]:
 
 
 def test_an_engine_on_the_processor_has_mfu_and_mbu(start_on_cpu, engine_url: str) -> None:
-    """It divides by what the probes measured: the peak bandwidth of a processor comes from nowhere else."""
+    """It divides by what the probes measured: the only source of a processor's peak bandwidth."""
     pytest.importorskip("torch")
     daemon = start_on_cpu(
         config=(
@@ -292,7 +292,7 @@ def test_a_driver_that_appears_later_is_found(start) -> None:
 
 
 def test_reload_takes_a_good_configuration_and_refuses_a_bad_one(start) -> None:
-    """SIGHUP with a mistake: said in log and metrics, and the old one stays active."""
+    """SIGHUP with a mistake: reported in log and metrics, and the old configuration stays active."""
     _fake, daemon = start([H100], config=passive("sampling: {interval: 250ms}\n"))
     daemon.wait_until(lambda scrape: scrape.has("flopwatch_flop_total", precision="bf16"))
 
@@ -337,7 +337,7 @@ def test_reload_over_http_only_where_it_is_enabled(start) -> None:
 
 
 def test_the_landing_page_leads_to_the_metrics(start_on_cpu) -> None:
-    """A person who opens the port finds the way."""
+    """A person who opens the port finds the pages."""
     daemon = start_on_cpu(arguments=["--web.telemetry-path", "/flops"])
 
     status, page = daemon.get("/")

@@ -1,4 +1,4 @@
-"""What the counters say is what the GPU did."""
+"""The counters report what the GPU did."""
 
 import json
 import random
@@ -86,7 +86,7 @@ def test_flop_and_bytes_follow_a_varying_load(
     assert grown("flopwatch_flop_total", pipe="fp32") == pytest.approx(
         truth.fp32_cycles * SMS * FP32, rel=tolerance
     )
-    # At rest a little memory and link traffic goes on: the truth of the rest is in the truth.
+    # An idle GPU still has a little memory and link traffic: the truth includes it.
     rest = fake.gpu(0).truth(end, end + 3_000_000_000)
     assert grown("flopwatch_dram_bytes_total") == pytest.approx(
         (truth.dram_fraction_seconds + rest.dram_fraction_seconds) * 3.35e12, rel=tolerance
@@ -133,7 +133,7 @@ def test_states_sum_to_elapsed_time(start) -> None:
 
 
 def test_a_gpu_without_gpm_says_what_it_knows(start) -> None:
-    """An A100 alone has no FLOP counter: idle time, clocks, and the rest unresolved."""
+    """An A100 alone has no FLOP counter: only idle time and clocks; the rest is unresolved."""
     fake, daemon = start([A100])
     fake.gpu(0).set_load(Load.decode())
 
@@ -197,7 +197,7 @@ def test_two_counts_of_cycles_are_told_apart(start) -> None:
     for gpu in (0, 1):
         fake.gpu(gpu).set_load(Load.prefill())
 
-    # Windows that began before the load did are through when both GPUs say the same.
+    # Windows that began before the load have ended when both GPUs agree.
     scrape = daemon.wait_until(
         lambda scrape: (
             scrape.total("flopwatch_achieved_flops", gpu="0", precision="bf16") > 1e14

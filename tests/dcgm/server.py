@@ -45,7 +45,7 @@ class Device:
 
 
 class DcgmExporter:
-    """Serves `rows` on a free port of this host until closed; counts the scrapes."""
+    """Serves `rows` on a free local port until closed; counts the scrapes."""
 
     def __init__(self) -> None:
         self.rows: list[str] = []
@@ -93,7 +93,7 @@ class DcgmExporter:
 
 @contextmanager
 def collecting(dcgm: DcgmExporter, devices: Iterable[Device], seconds: float) -> Iterator[None]:
-    """Show a new collection every so many seconds.
+    """Show a new collection at this interval in seconds.
 
     Activities differ in the ninth digit, as real ones do; those of an idle device stay zero.
     """

@@ -76,9 +76,9 @@ def accounted(scrape: Scrape) -> float:
 
 
 def test_default_fields_leave_the_rest_unresolved(tmp_path: Path) -> None:
-    """Without SM activity, what is neither tensor nor idle cannot be told apart; what is missing is named.
+    """Without SM activity, time that is neither tensor nor idle is unresolved; the field is named.
 
-    In the log once, and in /metrics until the counters file has it.
+    Once in the log, and in /metrics until the counters file has it.
     """
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
@@ -137,7 +137,7 @@ def test_gpus_with_gpm_do_not_ask(tmp_path: Path) -> None:
 
 
 def test_rubbish_is_an_error_of_the_source(tmp_path: Path) -> None:
-    """Another program on the port is not taken for a dcgm-exporter."""
+    """Another program on the port is not mistaken for a dcgm-exporter."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         dcgm.show(["<html>hello</html>"])
         with DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon:
@@ -151,7 +151,7 @@ def test_rubbish_is_an_error_of_the_source(tmp_path: Path) -> None:
 
 
 def test_a_counters_file_without_pipes_is_not_up(tmp_path: Path) -> None:
-    """Memory and engine activity alone give no FLOPS: the source says so, and what it has is used."""
+    """Memory and engine activity alone give no FLOPS: the source reports it, and uses what it has."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
         values = {
@@ -174,7 +174,7 @@ def test_a_counters_file_without_pipes_is_not_up(tmp_path: Path) -> None:
 
 
 def test_a_profiler_that_stands_still_is_found_out(tmp_path: Path) -> None:
-    """The same activities for 2.5 intervals of a GPU at work: counted, left out, and said once."""
+    """The same activities for 2.5 intervals of a busy GPU: counted, left out, and logged once."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
         with DaemonProcess(
@@ -182,10 +182,10 @@ def test_a_profiler_that_stands_still_is_found_out(tmp_path: Path) -> None:
         ) as daemon:
             with collecting(dcgm, one_gpu(fake.gpu(0).uuid, WORK), 1.0):
                 daemon.wait_until(lambda s: s.total(FLOP) > 0)
-                # The interval is learned from two changes more.
+                # The interval is learned from two more changes.
                 known = daemon.scrape().total(SECONDS)
                 daemon.wait_until(lambda s: s.total(SECONDS) >= known + 3)
-            # Nobody collects any more, and the last collection is shown for ever.
+            # Collection has stopped, and the last collection is shown forever.
             still = daemon.wait_until(
                 lambda s: s.total(ERRORS, source="dcgm", reason="implausible") > 1
             )
@@ -212,7 +212,7 @@ def test_a_profiler_that_answers_only_zeros_is_found_out(tmp_path: Path) -> None
         ) as daemon:
             with collecting(dcgm, one_gpu(fake.gpu(0).uuid, WORK), 1.0):
                 daemon.wait_until(lambda s: s.total(FLOP) > 0)
-                # The interval is learned from two changes more.
+                # The interval is learned from two more changes.
                 known = daemon.scrape().total(SECONDS)
                 daemon.wait_until(lambda s: s.total(SECONDS) >= known + 3)
             with collecting(dcgm, silent, 1.0):

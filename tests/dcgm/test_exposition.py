@@ -1,4 +1,4 @@
-"""What is read out of a dcgm-exporter's text."""
+"""What is read from a dcgm-exporter's text."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_mig_instances_are_devices_of_their_own() -> None:
     ],
 )
 def test_blanks_are_no_values(blank: float) -> None:
-    """DCGM's blanks of every type leave their field out, and are counted; NaN says itself that it is none."""
+    """DCGM's blanks of every type are left out and counted; NaN is left out without a count."""
     text = "\n".join(
         [
             row("DCGM_FI_PROF_SM_ACTIVE", blank, UUID=GPU),
@@ -85,7 +85,7 @@ def test_ratios_out_of_range_are_implausible() -> None:
 
 
 def test_missing_fields_have_dcgms_names() -> None:
-    """What the log tells an operator to add to the counters file."""
+    """The fields that the log asks an operator to add to the counters file."""
     sample = parse(row("DCGM_FI_PROF_SM_ACTIVE", 0.5, UUID=GPU))[DcgmDevice(GPU)]
 
     assert "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE" in sample.missing_fields
@@ -102,7 +102,7 @@ def test_a_gpu_shared_by_pods_is_one_device() -> None:
 
 
 def test_other_metrics_are_not_even_parsed() -> None:
-    """A line of somebody else's may be as broken as it likes."""
+    """Broken lines of other metrics do not matter."""
     text = "go_gc{ broken\n" + row("DCGM_FI_PROF_SM_ACTIVE", 0.5, UUID=GPU)
 
     assert parse(text)[DcgmDevice(GPU)].activities == {"sm": 0.5}

@@ -53,7 +53,7 @@ def config(url: str) -> str:
 
 @contextmanager
 def showing(dcgm: DcgmExporter, rows: object, seconds: float = 1.0) -> Iterator[None]:
-    """Show what `rows(number)` gives, anew every so many seconds."""
+    """Show what `rows(number)` returns, renewed at this interval in seconds."""
     done = threading.Event()
 
     def collect() -> None:
@@ -104,7 +104,7 @@ def test_the_new_names_give_the_same_flops(tmp_path: Path) -> None:
 
 
 def test_a_broken_line_costs_nothing_but_itself(tmp_path: Path) -> None:
-    """Both GPUs keep their FLOPS; the lines are counted where they belong, and said once."""
+    """Both GPUs keep their FLOPS; the broken lines are counted per device and logged once."""
     with FakeNvml([A100, A100], tmp_path) as fake, DcgmExporter() as dcgm:
         for gpu in fake.gpus:
             gpu.set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
@@ -136,7 +136,7 @@ def test_a_broken_line_costs_nothing_but_itself(tmp_path: Path) -> None:
 
 
 def test_an_answer_of_broken_lines_alone_is_not_an_absent_exporter(tmp_path: Path) -> None:
-    """The remedy is not to run what runs."""
+    """The remedy does not ask for a dcgm-exporter that already runs."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         dcgm.show([line.format(fake.gpu(0).uuid) for line in BROKEN])
         with DaemonProcess(tmp_path, config=config(dcgm.url), environment=fake.env) as daemon:
@@ -149,7 +149,7 @@ def test_an_answer_of_broken_lines_alone_is_not_an_absent_exporter(tmp_path: Pat
 
 
 def test_cycle_totals_are_exact(tmp_path: Path) -> None:
-    """132 SMs x 4096 FLOP x the cycles that the HMMA pipe was active, whatever the means beside them say.
+    """132 SMs x 4096 FLOP x the HMMA pipe's active cycles, whatever the means show.
 
     Half of the cycles at 1.2 GHz, although NVML shows a clock of 1.98 GHz between.
     """
@@ -192,7 +192,7 @@ def test_cycle_totals_are_exact(tmp_path: Path) -> None:
     grown = last.value(FLOP, pipe="tensor", precision="bf16") - first.value(
         FLOP, pipe="tensor", precision="bf16"
     )
-    # A window lies between the looks that saw two collections: up to a look off at either end.
+    # A window lies between the looks that saw two collections: each end may be off by one look.
     assert grown / seconds == pytest.approx(132 * 4096 * hertz * share, rel=0.2)
     assert last.value("flopwatch_pipe_active_ratio", pipe="hmma") == pytest.approx(share, rel=1e-6)
     assert last.value("flopwatch_sm_active_ratio") == pytest.approx(0.8, rel=1e-6)
@@ -230,7 +230,7 @@ def test_totals_that_fall_are_a_reset() -> None:
     ],
 )
 def test_an_answer_of_eight_megabytes_is_read_in_a_bound(line: str) -> None:
-    """Whatever fills it, reading it takes less than 4 MiB beside the text itself."""
+    """Whatever it contains, reading it takes less than 4 MiB in addition to the text itself."""
     lines = 8 * 2**20 // (len(line) + 5)
     text = "\n".join(line % number if "%d" in line else line for number in range(lines))
     text += "\n" + row("DCGM_FI_PROF_DRAM_ACTIVE", 0.5, UUID="GPU-1")

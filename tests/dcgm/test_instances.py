@@ -9,7 +9,8 @@ from tests.dcgm.server import row
 
 
 GPU = "GPU-1"
-# 3g.40gb, 2g.20gb and 1g.10gb: 42, 28 and 14 SMs; 4, 2 and 1 of 8 memory slices. 24 SMs have nobody.
+# 3g.40gb, 2g.20gb and 1g.10gb: 42, 28 and 14 SMs; 4, 2 and 1 of 8 memory slices. 24 SMs belong to
+# no instance.
 SHARES = {
     "1": InstanceShare(42 / 108, 4 / 8),
     "3": InstanceShare(28 / 108, 2 / 8),
@@ -54,7 +55,7 @@ def test_what_one_instance_does_not_tell_is_not_known_of_the_gpu() -> None:
 
 
 def test_memory_of_unknown_size_is_not_weighed() -> None:
-    """Where the driver does not say an instance's memory, bandwidth is unknown and SMs are not."""
+    """If the driver does not report an instance's memory, bandwidth is unknown, SM activity known."""
     shares = {**SHARES, "7": InstanceShare(14 / 108, None)}
     one = busy(0.9, 0.9, 0.9)
     whole = whole_gpu_sample(GPU, rows(mig1=one, mig3=one, mig7=one), shares)
@@ -64,7 +65,7 @@ def test_memory_of_unknown_size_is_not_weighed() -> None:
 
 
 def test_an_instance_without_a_row_leaves_the_gpu_unknown() -> None:
-    """What it did is not known: half a GPU must not be shown as a whole one."""
+    """Its work is not known: half a GPU must not be shown as a whole one."""
     assert whole_gpu_sample(GPU, rows(mig1=busy(1, 1, 1), mig3=busy(1, 1, 1)), SHARES) is None
 
 
@@ -94,7 +95,7 @@ def test_links_come_from_the_gpus_own_row() -> None:
 
 
 def test_a_new_partition_ends_the_open_window_without_a_verdict() -> None:
-    """The time so far is booked as unknown, and the next sample only opens a window."""
+    """The time so far is accounted as unknown, and the next sample only opens a window."""
     windows = DeviceWindows()
     windows.observe(DeviceSample({"sm": 0.2}), 100.0, 30.0)
 

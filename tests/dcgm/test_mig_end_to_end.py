@@ -57,7 +57,7 @@ def of_instance(scrape: Scrape, name: str, **labels: str) -> float:
 
 
 def test_instances_and_their_gpu(tmp_path: Path) -> None:
-    """Each instance by its own SMs; the GPU by theirs of 108, of which 24 belong to nobody."""
+    """Each instance by its own SMs; the GPU by theirs of 108, of which 24 are unassigned."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         fake.gpu(0).set_load(Load(sm_clock_mhz=1410, power_watts=300))
         fake.gpu(0).set_mig(PARTITION)
@@ -99,7 +99,7 @@ def test_instances_and_their_gpu(tmp_path: Path) -> None:
 
 
 def test_default_fields_leave_the_rest_of_the_gpu_unresolved(tmp_path: Path) -> None:
-    """Without SM activity: tensor 23.8/108, idle 1 - 51.8/108, and what lies between is not told apart."""
+    """Without SM activity: tensor 23.8/108, idle 1 - 51.8/108, and the time between is unresolved."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         fake.gpu(0).set_load(Load(sm_clock_mhz=1410, power_watts=300))
         fake.gpu(0).set_mig(PARTITION)
@@ -122,7 +122,7 @@ def test_default_fields_leave_the_rest_of_the_gpu_unresolved(tmp_path: Path) -> 
 
 
 def test_a_new_partition_begins_anew(tmp_path: Path) -> None:
-    """Two instances become one while the daemon runs: the GPU's work is then that one's alone."""
+    """Two instances become one while the daemon runs: the GPU's work is then that of the one alone."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         gpu = fake.gpu(0)
         gpu.set_load(Load(sm_clock_mhz=1410, power_watts=300))

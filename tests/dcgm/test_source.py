@@ -1,4 +1,4 @@
-"""The source beside the sampling threads: what becomes of it must not become of them."""
+"""The source runs beside the sampling threads: its faults must not affect them."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from flopwatch.threads import BoundedThread
 
 
 def test_no_thread_to_scrape_with_costs_no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU ticks on without activities; half a minute later scraping begins, if it finds a thread."""
+    """The GPU ticks on without activities; scraping begins 30 s later, if a thread can be started."""
     begun: list[bool] = []
     seconds = [1000.0]
 
@@ -32,6 +32,6 @@ def test_no_thread_to_scrape_with_costs_no_tick(monkeypatch: pytest.MonkeyPatch)
         assert reader.take(FastReading(seconds[0])) == (None, None)
         attempts += [seconds[0]] * (len(begun) - before)
 
-    # Two attempts in vain, one that held; then it runs.
+    # Two failed attempts, then one that succeeds; then it runs.
     assert begun == [False, False, True]
     assert attempts == [1001.0, 1031.0, 1061.0]

@@ -1,4 +1,4 @@
-"""Samples told apart, and the time that each stands for."""
+"""New samples are recognised, and the time that each of them covers."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_a_repeated_sample_is_counted_once() -> None:
 
 
 def test_the_first_sample_only_opens_a_window() -> None:
-    """Since when it had been shown is not known, so none of that time is counted."""
+    """How long it had been shown is not known, so none of that time is counted."""
     windows = DeviceWindows()
 
     assert windows.observe(sample(0.2), 100.0, 30.0) == (False, ())
@@ -54,7 +54,7 @@ def test_other_fields_do_not_make_a_new_sample() -> None:
 
 
 def test_an_idle_gpu_is_counted_idle() -> None:
-    """Zeros repeat for ever: while energy moves they are new, and count an interval at a time."""
+    """Zeros repeat forever: while energy moves they are new, and each counts one interval."""
     windows = DeviceWindows()
     windows.observe(sample(0.0, energy=1), 100.0, 30.0)
 
@@ -78,7 +78,7 @@ def test_work_after_idleness_counts_for_its_own_interval_only() -> None:
 
 
 def test_a_profiler_that_stands_still_is_given_up() -> None:
-    """The same busy sample for 2.5 intervals is no measurement: its time is known only coarsely."""
+    """The same busy sample for 2.5 intervals is not a measurement: its time is known only coarsely."""
     windows = DeviceWindows()
     windows.observe(sample(0.7, energy=1), 100.0, 30.0)
     for second in range(1, 80):
@@ -117,7 +117,7 @@ def test_link_rates_become_bytes() -> None:
 
 
 def test_the_interval_is_learned() -> None:
-    """Changes ten seconds apart: then nobody looks until shortly before the next one."""
+    """Changes ten seconds apart: the next look is shortly before the next change."""
     interval = CollectInterval(0.0)
     assert (interval.seconds, interval.known) == (30.0, False)
     for second in range(31):
@@ -130,7 +130,7 @@ def test_the_interval_is_learned() -> None:
 
 
 def test_a_shorter_interval_is_learned_anew() -> None:
-    """A change at the first look of a pause may be long past: looks become frequent again."""
+    """A change found at the first look after a pause may be old: looks become frequent again."""
     interval = CollectInterval(0.0)
     for second in range(61):
         interval.looked(float(second), changed=second % 20 == 0)
@@ -143,7 +143,7 @@ def test_a_shorter_interval_is_learned_anew() -> None:
 
 
 def test_nothing_changes_nothing_is_asked_often() -> None:
-    """An idle host is asked every five seconds once two intervals have passed."""
+    """An idle host is scraped every five seconds once two intervals have passed."""
     interval = CollectInterval(0.0)
 
     assert interval.next_look(10.0) == 1.0

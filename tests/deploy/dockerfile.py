@@ -39,7 +39,7 @@ def base_of(path: Path) -> str:
 
 
 def lineage(found: dict[str, Stage], name: str) -> list[tuple[str, str]]:
-    """The instructions of a stage and of those that it builds upon, first ones first."""
+    """The instructions of a stage and of its base stages, base stages first."""
     stage = found[name]
     before = lineage(found, stage.base) if stage.base in found else []
     return [*before, *stage.instructions]

@@ -1,4 +1,4 @@
-"""Commands as the documentation has them, for tests that type them."""
+"""Commands from the documentation, for tests that run them."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def commands(page: str, heading: str) -> list[str]:
-    """The shell blocks below a heading, in their order, up to the next heading of its level."""
+    """The shell blocks below a heading, in order, up to the next heading of its level."""
     text = (DOCS / page).read_text()
     level = re.search(rf"^(#+) {re.escape(heading)}$", text, re.MULTILINE)
     assert level is not None, f"{page} has no heading {heading!r}"

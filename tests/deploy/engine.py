@@ -1,7 +1,7 @@
 """A container engine without a registry: podman and runc, and a base that debootstrap makes.
 
-Needs root, and the Debian packages of `make apt-test`. What takes long, the base, is kept below
-~/.cache/flopwatch-tests: about two minutes the first time on a machine.
+Needs root, and the Debian packages of `make apt-test`. The base, which takes about two minutes to
+build, is cached below ~/.cache/flopwatch-tests.
 """
 
 import os
@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path.home() / ".cache" / "flopwatch-tests"
-# podman notes in its database where it runs: the same place in every session.
+# podman records its location in its database: it must be the same in every session.
 RUN = Path("/run/flopwatch-tests")
 SUITES = {"3.11": "bookworm", "3.13": "trixie"}
 TOOLS = ("podman", "runc", "debootstrap")
@@ -49,7 +49,7 @@ needs_engine = pytest.mark.skipif(
 
 
 class Engine:
-    """podman with a storage and a configuration of its own. Nothing of the machine's is touched."""
+    """podman with its own storage and configuration. The machine's own setup is not touched."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,7 +76,7 @@ class Engine:
         return result.stdout.strip()
 
     def run(self, *arguments: object, seconds: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run podman and see what becomes of it."""
+        """Run podman; the completed process."""
         return subprocess.run(
             ["podman", *map(str, arguments)],
             env=self.environment,
@@ -98,14 +98,14 @@ class Engine:
     def build(
         self, tag: str, *options: object, base: str, context: Path = ROOT, seconds: float = 600
     ) -> None:
-        """Build the Dockerfile upon that base, as `docker build` does."""
+        """Build the Dockerfile on that base, as `docker build` does."""
         self(
             "build", "--format", "docker", "--isolation", "chroot", "--network", "host",
             "--pull=never", "--quiet", *_pip_volumes(self.folder),
             "--build-arg", f"PYTHON_IMAGE={base}", "--tag", tag, *options, context,
             seconds=seconds,
         )  # fmt: skip
-        # Stages of builds that are a day old: each change of a file leaves some.
+        # Stages of builds older than a day: every changed file leaves some.
         self.run("image", "prune", "--force", "--filter", f"until={_KEPT_HOURS}h")
 
 
@@ -147,7 +147,7 @@ def _make_base(archive: Path, python: str) -> None:
 
 
 def _pip_volumes(folder: Path) -> Sequence[str]:
-    """This machine's way to packages, for the build alone: settings of pip, and the files they name."""
+    """How the build reaches packages on this machine: pip's settings and the files they name."""
     listed = subprocess.run(
         ["python3", "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     ).stdout

@@ -1,4 +1,4 @@
-"""The chart rendered by Helm's own engine, and what Kubernetes says of the result."""
+"""The chart rendered by Helm's own engine, and Kubernetes' validation of the result."""
 
 import functools
 import json

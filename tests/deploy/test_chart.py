@@ -101,7 +101,7 @@ class TestValues:
         assert name in self.refusal(values)
 
     def test_defaults_and_options_pass(self):
-        """What the chart ships is what it accepts."""
+        """The chart accepts what it ships."""
         with Chart.load(CHART) as chart:
             chart.validate_schema({})
             for values_file in OPTIONS:
@@ -158,7 +158,7 @@ class TestFreshness:
         assert present == expected, "stale: run `python deploy/helm/sync.py`"
 
     def test_the_plain_manifests_are_what_kubernetes_takes(self):
-        """Each document of deploy/kubernetes fits the schemas, and nothing of Helm is left in it."""
+        """Each document of deploy/kubernetes fits the schemas, and no Helm template is left in it."""
         files = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
 
         assert [path.name for path in files] == [
@@ -174,7 +174,7 @@ class TestFreshness:
 
 class TestUmbrella:
     def test_a_chart_that_depends_on_it_can_turn_it_off(self, tmp_path: Path):
-        """`condition: flopwatch.enabled`: on by default, and off without a complaint of the schema."""
+        """`condition: flopwatch.enabled`: on by default, and off without a schema error."""
         umbrella = tmp_path / "platform"
         shutil.copytree(CHART, umbrella / "charts" / "flopwatch")
         (umbrella / "Chart.yaml").write_text(

@@ -52,7 +52,7 @@ class TestMonitoring:
         assert spec["jobLabel"] == "app.kubernetes.io/name"
 
     def test_a_node_that_is_not_ready_is_scraped(self):
-        """A hung driver makes the pod unready, and its metrics are what tells of it."""
+        """A hung driver makes the pod unready, and only its metrics report that."""
         (service,) = of_kind(render(), "Service")
 
         assert service["spec"]["publishNotReadyAddresses"] is True
@@ -159,14 +159,14 @@ class TestService:
         assert service["metadata"]["labels"]["a"] == "b"
 
     def test_it_may_be_left_out(self):
-        """With a PodMonitor nobody needs it; the test of it goes, too."""
+        """With a PodMonitor it is not needed; its test is removed as well."""
         objects = render({"service": {"enabled": False}, "monitor": {"kind": "PodMonitor"}})
 
         assert of_kind(objects, "Service") == []
         assert of_kind(objects, "Pod") == []
 
     def test_helm_test_asks_the_service(self):
-        """A pod of the same image, that the service does not select, checks the health."""
+        """A pod of the same image, not selected by the service, checks the health."""
         (test,) = of_kind(render(), "Pod")
         (service,) = of_kind(render(), "Service")
         (only,) = test["spec"]["containers"]

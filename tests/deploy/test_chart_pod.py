@@ -97,7 +97,7 @@ class TestPrivileges:
 class TestPod:
     @each_option
     def test_each_variable_is_one_that_the_daemon_reads(self, values_file: Path):
-        """A key that is renamed in the daemon cannot be forgotten here."""
+        """A key renamed in the daemon must be renamed here as well."""
         known = {variable_of(path) for path, _key in SCHEMA.options()}
         known.add("FLOPWATCH_CONFIG_FILE")
         named = environment(render(yaml.safe_load(values_file.read_text())))
@@ -210,7 +210,7 @@ class TestCollisions:
         assert annotations["kubectl.kubernetes.io/default-container"] == "mine"
 
     def test_variables_of_users(self):
-        """The log level is there once, and the user's."""
+        """The log level appears once, with the user's value."""
         names = [entry["name"] for entry in container(render(option("pods")))["env"]]
 
         assert len(names) == len(set(names))
@@ -246,7 +246,7 @@ class TestOptionsOfThePod:
         assert {found["metadata"].get("namespace") for found in objects} <= {"gpus", None}
 
     def test_devices_by_dynamic_resource_allocation(self):
-        """The pod claims, the container uses; today's Kubernetes takes it."""
+        """The pod has the claim, the container uses it; current Kubernetes accepts it."""
         objects = render(
             {
                 "resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": "all"}],
@@ -261,7 +261,7 @@ class TestOptionsOfThePod:
         validate(of_kind(objects, "DaemonSet")[0], KUBERNETES_VERSIONS[-1:])
 
     def test_further_objects_may_be_templates(self):
-        """As maps, and as text that knows the release."""
+        """As maps, and as text that uses the release."""
         names = [
             found["metadata"]["name"] for found in of_kind(render(option("pods")), "ConfigMap")
         ]

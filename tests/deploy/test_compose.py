@@ -49,9 +49,9 @@ exec sleep infinity
 
 
 class Project:
-    """The project in a network of its own: its ports are the documented ones, and nobody else's.
+    """The project in its own network namespace: the documented ports are free there.
 
-    podman's notes on networks and its name server belong to that network, so they are kept apart, too.
+    podman's network records and name server belong to that namespace, so they are separate as well.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -77,7 +77,7 @@ class Project:
         return self._run("podman", *arguments)
 
     def get(self, address: str) -> Any:
-        """JSON from an address on the host; None while nobody answers."""
+        """JSON from an address on the host; None while there is no answer."""
         result = self._run("curl", "--silent", "--fail", "--max-time", "5", address)
         return json.loads(result.stdout) if result.returncode == 0 else None
 
@@ -142,7 +142,7 @@ def project(engine: Engine) -> Iterator[Project]:
     """Up, as documented; down in the end."""
     project = Project(engine)
     try:
-        project.type(DOWN)  # of a run that was cut off
+        project.type(DOWN)  # of an interrupted run
         project.type(UP)
         yield project
     finally:
@@ -187,7 +187,7 @@ def _healthy(project: Project, service: str) -> bool:
 
 
 def test_every_rule_is_loaded_and_none_fails(project: Project) -> None:
-    """As many as the files have, each evaluated without an error."""
+    """As many as in the files, each evaluated without an error."""
     written = sum(
         len(group["rules"])
         for folder in ("rules", "alerts")

@@ -43,7 +43,7 @@ class TestDockerfile:
         assert (result.returncode, result.stdout) == (0, "")
 
     def test_the_base_is_pinned(self, built: dict[str, Stage]):
-        """Every stage builds upon the one base, and that is a full version, not `latest`."""
+        """Every stage builds on the one base, which has a full version, not `latest`."""
         (base,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
 
         assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", base)
@@ -85,7 +85,7 @@ class TestDockerfile:
         assert f"NVIDIA_DRIVER_CAPABILITIES={capabilities} " in f"{environment} "
 
     def test_what_is_installed_is_locked_by_hash(self, built: dict[str, Stage]):
-        """No install step may reach for a package whose hash is not known beforehand."""
+        """No install step may fetch a package whose hash is not known in advance."""
         installs = [
             step.strip()
             for stage in built.values()
@@ -137,7 +137,7 @@ class TestLocks:
 
     @pytest.mark.parametrize("name", ["slim", "full", "build"])
     def test_each_pin_has_hashes_and_no_address(self, name: str):
-        """A lock names versions and hashes, never where this machine gets them from."""
+        """A lock file names versions and hashes, never this machine's package index."""
         text = (LOCKS / f"{name}.txt").read_text()
         entries = re.split(r"^(?=[a-z])", text, flags=re.MULTILINE)[1:]
 
@@ -160,7 +160,7 @@ def test_the_build_steps_make_a_small_environment_that_runs(
     """The RUN lines of the stages behind `slim`, in order, in a folder in the place of `/`."""
     _copy_sources(built["build"], tmp_path / "build")
     _copy_sources(built["environment-slim"], tmp_path / "environment")
-    # The base image's python and pip are on PATH: here they are those of a new environment.
+    # The base image's python and pip are on PATH: here a new environment provides them.
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "python"], check=True)
 
     _run_steps(built["build"], tmp_path, tmp_path / "build")
@@ -252,7 +252,7 @@ class TestHealthCheck:
 
     @pytest.mark.parametrize("client_certificates", [False, True])
     def test_https_is_healthy_too(self, server: HTTPServer, *, client_certificates: bool):
-        """Whatever the certificate; a server that wants one of the client serves as well."""
+        """Whatever the certificate; a server that requires a client certificate counts as serving."""
         authority = trustme.CA()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("gpu-node-1.example.com").configure_cert(context)

@@ -1,4 +1,4 @@
-"""The pages for operators: what they name exists, and their queries do what they say."""
+"""The pages for operators: everything they name exists, and their queries work as described."""
 
 import re
 import subprocess
@@ -42,7 +42,7 @@ def test_every_metric_exists(page: str):
 
 @each_page
 def test_every_link_leads_somewhere(page: str):
-    """Files and headings that are linked to are there."""
+    """All linked files and headings exist."""
     headings: dict[Path, set[str]] = {}
     for target in re.findall(r"\]\(([^)]+)\)", text(page)):
         if "://" in target:
@@ -74,7 +74,7 @@ def test_every_value_of_the_chart_exists():
     for name in ours:
         node: Any = values
         for part in name.split("."):
-            # Maps such as labels are open: what stands in them is the user's.
+            # Maps such as labels are open: their keys are the user's.
             if node in ({}, None):
                 break
             assert part in node, name

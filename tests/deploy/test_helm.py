@@ -56,7 +56,7 @@ def template(path: str, chart: Path, values_file: Path) -> str:
 
 @each_option
 def test_helm_renders_what_the_engine_in_the_tests_renders(path: str, values_file: Path) -> None:
-    """So that what the other tests say of the chart holds for Helm."""
+    """So the results of the other chart tests hold for Helm."""
     rendered = objects(template(path, CHART, values_file))
     by_engine = render(yaml.safe_load(values_file.read_text()))
 
@@ -71,7 +71,7 @@ def test_helm_has_no_complaint(path: str, values_file: Path) -> None:
 
 @each_option
 def test_kubectl_reads_every_object(path: str, values_file: Path) -> None:
-    """It decodes each into the type of its API, and labels it; nothing is asked of a cluster."""
+    """It decodes each into its API type and labels it; no cluster is contacted."""
     text = template(path, CHART, values_file)
     labelled = run(
         path, ["kubectl", "label", "--local", "--output", "yaml", "--filename", "-", "seen=yes"], text

@@ -64,7 +64,8 @@ def container(engine: Engine, image: str, fake: FakeNvml, tmp_path: Path) -> Ite
 def documented(name: str, *here: str) -> list[str]:
     """`docker run` as docs/install.md has it, in this machine's terms.
 
-    NVIDIA's runtime and the published port are not here: the test brings a driver, and asks from inside.
+    There is no NVIDIA runtime and no published port: the test mounts a driver and queries from
+    inside.
     """
     build, run = commands("install.md", "Container")[0].replace("\\\n", " ").splitlines()
     assert build.startswith("docker build ")
@@ -144,13 +145,13 @@ def test_it_watches_gpus_with_nothing_but_the_driver(engine: Engine, container: 
 
 
 def test_its_root_is_read_only_and_its_state_is_kept(engine: Engine, container: str) -> None:
-    """What it writes goes into the volume."""
+    """Its state is written to the volume."""
     assert engine.run("exec", container, "touch", "/opt/flopwatch/x").returncode == 1
     assert engine.run("exec", container, "touch", "/var/lib/flopwatch/x").returncode == 0
 
 
 def test_it_does_not_warn_of_what_it_cannot_have(engine: Engine, container: str) -> None:
-    """The slim image has no torch, and does not ask for it; check says where it is."""
+    """The slim image has no torch and does not need it; `check` says where to get it."""
     wait_for(lambda: "serving" in engine.run("logs", container).stderr)
 
     assert "probes_off" not in engine.run("logs", container).stderr
@@ -198,7 +199,7 @@ def test_what_is_in_it_is_what_is_locked(engine: Engine, image: str) -> None:
 
 @pytest.mark.parametrize("service", ["simulator", "exporter"])
 def test_the_services_of_compose_are_healthy(engine: Engine, image: str, service: str) -> None:
-    """With the command and the environment that stand in compose.yml, by the image's own check."""
+    """With the command and environment of compose.yml, checked by the image itself."""
     compose = yaml.safe_load((ROOT / "deploy/compose/compose.yml").read_text())
     wanted = compose["services"][service]
     name = f"flopwatch-{service}-{os.getpid()}"
@@ -215,7 +216,7 @@ def test_the_services_of_compose_are_healthy(engine: Engine, image: str, service
 
 @pytest.mark.slow
 def test_it_builds_upon_the_newest_python(engine: Engine) -> None:
-    """The same Dockerfile and the same locks, upon Python 3.13."""
+    """The same Dockerfile and the same locks on Python 3.13."""
     base = "localhost/flopwatch-test-base-3.13"
     engine.base(base, "3.13")
     engine.build("flopwatch:slim-3.13", base=base)

@@ -1,7 +1,7 @@
-"""`make run` on a host without an NVIDIA GPU: what it says, and which torch it takes.
+"""`make run` on a host without an NVIDIA GPU: what it prints, and which torch it installs.
 
-pip is real and asks a package index on the loopback interface. The index has nothing but torch, so the
-installation of flopwatch itself fails at the end: only what comes before is looked at.
+pip is real and asks a package index on the loopback interface. The index has nothing but torch, so
+the installation of flopwatch itself fails at the end: only the steps before it are checked.
 """
 
 import functools

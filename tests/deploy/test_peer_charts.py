@@ -1,4 +1,4 @@
-"""Whoever comes from another exporter's chart finds each of its values in docs/migrating.md."""
+"""Users of another exporter's chart find each of its values in docs/migrating.md."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def rows(peer: str) -> list[tuple[list[str], list[str]]]:
 
 @each_peer
 def test_each_value_of_the_other_chart_has_a_row(peer: str) -> None:
-    """By its own name, or by that of the map it is in; and no row names a value that is not there."""
+    """By its own name or by that of its map; and no row names a value that does not exist."""
     named = {name for theirs, _ours in rows(peer) for name in theirs}
 
     missing = [

@@ -23,7 +23,7 @@ GPU_A, GPU_B = (
 
 @pytest.fixture
 def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the scripts say through logger(1), which is the only place where they may."""
+    """What the scripts write through logger(1), the only output that they may use."""
     log = tmp_path / "log"
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -65,7 +65,7 @@ def jobs(tmp_path: Path) -> Path:
 
 
 def run(script: str, folder: Path, **environment: str) -> int:
-    """Run a script as slurmd does; it must be silent, since slurmd shows its output to nobody."""
+    """Run a script as slurmd does; it must be silent, since slurmd discards its output."""
     finished = subprocess.run(
         [SLURM / script],
         check=False,
@@ -136,7 +136,7 @@ def test_a_driver_that_hides_uuids_leaves_the_minor_number(jobs: Path, tmp_path:
 
 
 def test_a_mig_instance_is_named_by_its_uuid(jobs: Path):
-    """Slurm hands instances out by UUID; its number of an instance is unique on no node."""
+    """Slurm allocates instances by UUID; its own number for an instance is not unique on a node."""
     mig = "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f"
 
     run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0", CUDA_VISIBLE_DEVICES=mig)
@@ -197,7 +197,7 @@ def test_the_daemon_reads_what_the_prolog_writes(jobs: Path, tmp_path: Path):
 
 
 def test_a_prolog_that_runs_twice_notes_once(jobs: Path):
-    """A job that is requeued on the same node is one holder."""
+    """A job requeued on the same node is one holder."""
     for _ in range(2):
         run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0")
 
@@ -205,7 +205,7 @@ def test_a_prolog_that_runs_twice_notes_once(jobs: Path):
 
 
 def test_a_job_without_gpus_leaves_no_trace(jobs: Path, logged: Path):
-    """Most jobs of a cluster hold no GPU: nothing is made for them, and nothing is said."""
+    """Most jobs of a cluster hold no GPU: nothing is created for them, and nothing is logged."""
     assert run("prolog.sh", jobs, SLURM_JOB_ID="41") == 0
     assert run("epilog.sh", jobs, SLURM_JOB_ID="41") == 0
 
@@ -265,7 +265,7 @@ def test_a_folder_that_cannot_be_made_stops_no_job(script: str, tmp_path: Path, 
 
 @both
 def test_without_a_log_it_is_silent_and_succeeds(script: str, tmp_path: Path):
-    """No logger(1) that works, nothing to write to: the job starts all the same."""
+    """No working logger(1), nothing to write to: the job still starts."""
     (tmp_path / "logger").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "logger").chmod(0o755)
     (tmp_path / "jobs").write_text("")
@@ -316,7 +316,7 @@ def test_a_read_only_folder_stops_no_job(script: str, jobs: Path, logged: Path):
 
 @needs_mounts
 def test_a_full_folder_stops_no_prolog(jobs: Path, logged: Path):
-    """Not a byte is left: the job is not noted, and the log says why."""
+    """The disk is full: the job is not recorded, and the log says why."""
     spoil = f"dd if=/dev/zero of={jobs}/fill bs=4k 2>/dev/null || true"
 
     assert run_on("-o size=64k", spoil, jobs, "prolog.sh") == 0

@@ -83,7 +83,7 @@ def complaints(root: Path) -> list[str]:
 
 
 def test_systemd_knows_every_directive(root: Path):
-    """The unit and its drop-in are read without a complaint; a misspelt key would have one."""
+    """The unit and its drop-in are read without a warning; a misspelt key would cause one."""
     assert install(root, "--probes").returncode == 0
 
     assert complaints(root) == []
@@ -109,7 +109,7 @@ def test_with_probes_it_is_hardened_too(root: Path):
 
 
 def test_only_the_drivers_devices_are_open():
-    """The policy is closed, and each exception is a node of the NVIDIA driver."""
+    """The policy is closed, and each exception is a device node of the NVIDIA driver."""
     service = settings(UNIT)
 
     assert service["DevicePolicy"] == ["closed"]
@@ -118,7 +118,7 @@ def test_only_the_drivers_devices_are_open():
 
 
 def test_readiness_watchdog_and_restart_are_systemds_business():
-    """The daemon says when it serves and that it lives; a refused configuration is not retried."""
+    """The daemon reports readiness and liveness; a rejected configuration is not retried."""
     service = settings(UNIT)
 
     assert service["Type"] == ["notify"]
@@ -205,7 +205,7 @@ def test_without_root_nothing_is_installed(tmp_path: Path):
 
 
 def members(group: str) -> set[str]:
-    """The system calls of one of systemd's groups, of the groups in it, too."""
+    """The system calls of one of systemd's groups, including nested groups."""
     listed = subprocess.run(
         ["systemd-analyze", "syscall-filter", group], check=True, capture_output=True, text=True
     ).stdout

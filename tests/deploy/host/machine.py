@@ -38,7 +38,7 @@ Epilog=/etc/slurm/epilog.d/*
 
 
 class Machine:
-    """One container. Everything in it is typed as a person would, by root's shell in the checkout."""
+    """One container. Commands run as a person would type them, in root's shell in the checkout."""
 
     def __init__(self, engine: Engine, name: str, folder: Path) -> None:
         self.engine = engine
@@ -65,25 +65,25 @@ class Machine:
         )
 
     def stop(self) -> None:
-        """Throw it away."""
+        """Remove it."""
         self.engine("rm", "--force", "--time", "1", self.name, check=False)
 
     def type(self, words: str, *, check: bool = True, user: str = "root") -> str:
-        """Type this in the checkout; what it prints."""
+        """Run this command in the checkout; its output."""
         result = self.run(words, user=user)
         said = result.stdout + result.stderr
         assert not check or result.returncode == 0, f"{words}: {result.returncode}: {said}"
         return said.strip()
 
     def run(self, words: str, *, user: str = "root") -> subprocess.CompletedProcess[str]:
-        """Type this, and see what becomes of it."""
+        """Run this command; the completed process."""
         folder = "/root/flopwatch" if user == "root" else "/tmp"
         return self.engine.run(
             "exec", "--user", user, "--workdir", folder, self.name, "bash", "-c", words
         )
 
     def wait_for(self, words: str, seconds: float = 60, *, user: str = "root") -> None:
-        """Type this until it succeeds."""
+        """Run this command until it succeeds."""
         wait_for(lambda: self.run(words, user=user).returncode == 0, words, seconds)
 
     def property(self, name: str) -> str:
@@ -122,7 +122,7 @@ def _have_image(engine: Engine) -> None:
 
 
 def _download(wheels: Path) -> None:
-    """What the locks name, so that the machine needs no network."""
+    """The packages in the lock files, so that the machine needs no network."""
     kept = CACHE / "wheels"
     for name in ("slim", "build"):
         result = subprocess.run(
@@ -135,7 +135,7 @@ def _download(wheels: Path) -> None:
 
 
 def _copy_project(checkout: Path) -> None:
-    """The files as they stand, and the commit that they are of."""
+    """The files as they are, and the commit that they belong to."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,

@@ -12,7 +12,7 @@ from tests.deploy.test_image import ask
 
 
 pytestmark = [needs_engine, pytest.mark.slow, pytest.mark.timeout(1800)]
-# As a container of docs/install.md, but for the network.
+# As a container of docs/install.md, except for the network.
 OPTIONS = ("--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL")
 NAME = "flopwatch-full"
 
@@ -63,7 +63,7 @@ def test_the_probes_run(engine: Engine, container: str) -> None:
 
 
 def test_it_is_told_apart_from_the_slim_one(engine: Engine) -> None:
-    """By a variable that remedies look at."""
+    """Through a variable that the remedies read."""
     assert "FLOPWATCH_IMAGE=full" in engine(
         "inspect", "--format", "{{.Config.Env}}", "localhost/flopwatch:full"
     )

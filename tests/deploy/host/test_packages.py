@@ -1,4 +1,4 @@
-"""What `make release` builds: installed on a machine with systemd, and taken away again."""
+"""What `make release` builds: installed on a machine with systemd, and removed again."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def ready(machine: Machine, dist: Path) -> Machine:
 
 
 def installation(block: str) -> str:
-    """What follows `make release`, whose recipe has made the folder that is here."""
+    """Everything after `make release`, which has already built the folder used here."""
     release, install = block.splitlines()
     assert release == "make release"
     assert "-m deploy.packages.build dist" in (ROOT / "Makefile").read_text()
@@ -120,7 +120,7 @@ def test_the_rpm_installs_serves_and_goes(ready: Machine) -> None:
 
 
 def test_the_source_builds_and_knows_its_revision(ready: Machine) -> None:
-    """An sdist has no git folder: what it was made of stands in it."""
+    """An sdist has no git folder: its commit is recorded in it."""
     ready.type(f"rm -rf /tmp/s && python3 -m venv /tmp/s && /tmp/s/bin/pip install -q /dist/flopwatch-{VERSION}.tar.gz")  # fmt: skip
 
     head = ready.type("cat .git/HEAD")
@@ -158,9 +158,9 @@ def test_the_modules_run_on_the_newest_python(ready: Machine, dist: Path, tmp_pa
 def test_the_modules_run_on_each_python_of_this_machine(
     dist: Path, tmp_path: Path, version: str
 ) -> None:
-    """Native modules of each version lie in one folder."""
+    """Native modules of every version are in one folder."""
     command = shutil.which(f"python{version}")
-    # A version manager's stand-in answers only with its own environment: the interpreter itself is asked for.
+    # A version manager's shim works only in its own environment: use the interpreter itself.
     asked = subprocess.run(
         [command or "false", "-c", "import sys; print(sys.executable)"],
         capture_output=True,

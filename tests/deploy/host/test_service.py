@@ -59,7 +59,7 @@ def test_a_reload_is_visible(installed: Machine) -> None:
         "curl -s http://127.0.0.1:9907/metrics | grep '^flopwatch_config_last_reload_successful 0'"
     )
     assert main_pid(installed) == pid
-    # The journal knows how much it matters.
+    # The journal has the priority.
     assert "configuration_refused" in installed.type("journalctl -u flopwatch -p err")
     assert "event=serving" not in installed.type("journalctl -u flopwatch -p warning")
 
@@ -95,7 +95,7 @@ def test_a_process_that_stands_still_is_replaced(installed: Machine) -> None:
 
 
 def test_a_port_in_use_is_waited_for(installed: Machine) -> None:
-    """Another process has it: the service tries again until it is free."""
+    """Another process uses the port: the service retries until it is free."""
     installed.type("systemctl stop flopwatch")
     installed.type("systemd-run --quiet --unit=other python3 -m http.server --bind 0.0.0.0 9907\n")
     installed.wait_for("curl -s http://127.0.0.1:9907/ >/dev/null")
@@ -107,7 +107,7 @@ def test_a_port_in_use_is_waited_for(installed: Machine) -> None:
 
 
 def test_a_configuration_that_can_never_work_is_final(installed: Machine) -> None:
-    """No restart mends it: failed, with the reason in the journal, and started again by hand."""
+    """No restart helps: failed, with the reason in the journal, and started again by hand."""
     installed.type(f"echo 'nonsense: 1' >{CONFIG}")
     assert installed.run("systemctl restart flopwatch").returncode != 0
     installed.wait_for("systemctl is-failed flopwatch")
@@ -145,7 +145,7 @@ def test_an_upgrade_and_a_downgrade_keep_what_is_the_operators(installed: Machin
 
 
 def test_the_locked_versions_are_installed_by_hash(installed: Machine) -> None:
-    """By the other block of the page, upon what is there: no package is of another version than the lock's."""
+    """By the page's other block, over the existing installation: every package is as locked."""
     installed.type(f"set -e\n{INSTALL_LOCKED}")
     installed.wait_for(SERVES)
     listed = json.loads(installed.type("/opt/flopwatch/bin/pip list --format json"))
@@ -158,7 +158,7 @@ def test_the_locked_versions_are_installed_by_hash(installed: Machine) -> None:
 
 
 def test_nothing_is_left_after_its_removal(installed: Machine) -> None:
-    """The commands of the documentation; the manager knows no such unit any more."""
+    """The commands of the documentation; afterwards systemd has no such unit."""
     installed.type(f"set -e\n{REMOVE}")
 
     left = installed.type(

@@ -72,7 +72,7 @@ def test_array_tasks_have_the_names_that_users_know(slurm: Machine) -> None:
 
 
 def test_a_full_file_system_drains_nothing(slurm: Machine) -> None:
-    """The job runs, the node stays, and the log says what was not noted."""
+    """The job runs, the node stays in service, and the log says what was not recorded."""
     slurm.type(
         "mount -t tmpfs -o size=4k tmpfs /run/flopwatch/jobs\n"
         "dd if=/dev/zero of=/run/flopwatch/jobs/fill bs=4k 2>/dev/null; true"
@@ -92,7 +92,7 @@ def test_a_user_cannot_hold_the_lock(slurm: Machine) -> None:
 
 
 def test_a_lock_that_is_held_stops_no_job(slurm: Machine) -> None:
-    """By whoever is root: the job starts after a few seconds, and the log says so."""
+    """By a process of root: the job starts after a few seconds, and the log says so."""
     slurm.type("systemd-run --quiet --unit=holder flock /run/flopwatch/jobs/.lock sleep 600")
     submit(slurm, "--gres=gpu:1 --wrap true", "bob")
     all_done(slurm)
