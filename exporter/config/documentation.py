@@ -84,7 +84,7 @@ def _row(path: str, key: Option) -> str:
 
 
 def _shown(key: Option) -> str:
-    """A default as one would write it: a number of seconds as a duration, as in the example."""
+    """A default as written in YAML: seconds as a duration if the example is one."""
     value: object = key.default
     if value is None or value in ((), {}):
         return "not given"

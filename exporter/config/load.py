@@ -1,4 +1,4 @@
-"""Where a configuration comes from: flag over environment over file over default."""
+"""Loads the configuration. Flags override the environment, which overrides the file and defaults."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from flopwatch.option_parsers import nearest
 
 ENVIRONMENT_PREFIX = "FLOPWATCH_"
 CONFIG_FILE_VARIABLE = "FLOPWATCH_CONFIG_FILE"
-# Variables that set no option.
+# Variables with our prefix that set no option.
 _OTHER_VARIABLES = frozenset(
     {
         CONFIG_FILE_VARIABLE,
@@ -27,22 +27,22 @@ _OTHER_VARIABLES = frozenset(
         "FLOPWATCH_TRACEBACK",
     }
 )
-# What the kubelet sets for a Service that is called flopwatch, or flopwatch-something.
+# Variables that the kubelet sets for a Service called flopwatch or flopwatch-something.
 _SERVICE_VARIABLE = re.compile(
     r"FLOPWATCH_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)"
 )
-# A configuration of thousands of GPUs has 100 kB.
+# A configuration for thousands of GPUs takes 100 kB.
 _FILE_BYTES_MAX = 1 << 20
-# Paths that the server answers itself; at / the status page gives way to the metrics.
+# Paths that the server uses itself; at / the metrics replace the status page.
 _RESERVED_PATHS = frozenset({"/config"})
 _RESERVED_PREFIXES = ("/-/", "/api/", "/docs/")
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigOrigin:
-    """Everything that a configuration is read from, so that it can be read again at a reload.
+    """The sources of a configuration, kept to read it again at a reload.
 
-    `flags` are values given on the command line, by path (`log.level`), with the flag as given.
+    `flags` are values given on the command line, by path (`log.level`), with the flag as typed.
     """
 
     file: str | None = None
@@ -51,7 +51,7 @@ class ConfigOrigin:
 
 
 def load_config(origin: ConfigOrigin) -> Config:
-    """Read the whole configuration. Raises ConfigError with every mistake that was found."""
+    """Read the whole configuration. Raises ConfigError with every mistake found."""
     source = origin.file or "configuration"
     reader = Reader(source)
     values = reader.section(SCHEMA, _file_content(origin.file))
@@ -94,12 +94,12 @@ def _file_content(file: str | None) -> Any:
 
 
 def _read_bounded(file: str) -> bytes:
-    """The file's content. Raises ConfigError for what never ends, or might never begin."""
+    """The file's content. Raises ConfigError for files that never end or could block."""
     # Without O_NONBLOCK, opening a named pipe would wait for its writer.
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as opened:  # noqa: PTH123  a descriptor, not a path
         kind = os.fstat(descriptor).st_mode
-        # A shell's <(…) is a pipe, too, and its writer is there.
+        # A shell's <(…) is a pipe too, and its writer exists.
         of_shell = stat.S_ISFIFO(kind) and file.startswith(("/dev/fd/", "/proc/self/fd/"))
         if of_shell:
             os.set_blocking(descriptor, True)
@@ -112,7 +112,7 @@ def _read_bounded(file: str) -> bytes:
 
 
 def _override(values: Values, path: str, place: str, given: Any, mistakes: list[str]) -> None:
-    """Set one value from the environment or a flag; `place` names it in a mistake."""
+    """Set one value from the environment or a flag; `place` identifies it in a mistake."""
     section: Any = SCHEMA
     target = values
     *parents, name = path.split(".")
@@ -126,14 +126,14 @@ def _override(values: Values, path: str, place: str, given: Any, mistakes: list[
 
 
 def _nearest_variable(name: str, variables: Iterable[str]) -> str | None:
-    """By what follows the prefix, which all have in common."""
+    """The nearest known variable, compared without the common prefix."""
     known = [variable.removeprefix(ENVIRONMENT_PREFIX) for variable in variables]
     found = nearest(name.removeprefix(ENVIRONMENT_PREFIX), known)
     return None if found is None else ENVIRONMENT_PREFIX + found
 
 
 def _sets_nothing(name: str) -> bool:
-    """Whether a variable looks like one of ours and is none."""
+    """Whether a variable looks like one of ours but is not."""
     return (
         name.startswith(ENVIRONMENT_PREFIX)
         and name not in _OTHER_VARIABLES
@@ -142,11 +142,11 @@ def _sets_nothing(name: str) -> bool:
 
 
 def _cross_check(values: Values) -> Iterator[str]:
-    """What no single value can tell; settles defaults that depend on another value."""
+    """Checks across several values; sets defaults that depend on another value."""
     sampling, probes = values["sampling"], values["probes"]
     if sampling["slow_interval"] < sampling["interval"]:
         if sampling["slow_interval"] == SamplingSettings().slow_interval:
-            # The default gives way to a longer interval that somebody chose.
+            # A longer configured interval overrides the default.
             sampling["slow_interval"] = sampling["interval"]
         else:
             yield (

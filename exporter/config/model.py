@@ -1,4 +1,4 @@
-"""The configuration as the daemon uses it, and the schema that its declarations add up to."""
+"""The configuration as the daemon uses it, and the schema built from its declarations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _DEVICE_FAMILIES = tuple(family.name for family in CATALOGUE if family.per_devic
 
 @dataclass(frozen=True, slots=True)
 class WebSettings:
-    """Where and how the daemon listens."""
+    """The daemon's listening addresses and server settings."""
 
     listen_address: tuple[str, ...] = option(
         "web.listen_address",
@@ -83,21 +83,21 @@ class WebSettings:
 
 @dataclass(frozen=True, slots=True)
 class UnknownVariable:
-    """An environment variable with our prefix that sets nothing, and the nearest that does."""
+    """An environment variable with our prefix that sets nothing, and the nearest valid one."""
 
     name: str
     nearest: str | None
 
     @property
     def remark(self) -> str:
-        """What is wrong with it, after its name."""
+        """The text that follows its name in a warning."""
         meant = f"; did you mean {self.nearest}?" if self.nearest else ""
         return f"is set, and no option has this name{meant}"
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole configuration. `values` is the same as plain data, for `flopwatch config`."""
+    """A whole configuration. `values` holds the same as plain data, for `flopwatch config`."""
 
     values: Values
     unknown_variables: tuple[UnknownVariable, ...] = ()
@@ -205,12 +205,12 @@ SCHEMA: Section = schema_of(
 
 
 def build_config(values: Values, unknown_variables: tuple[UnknownVariable, ...] = ()) -> Config:
-    """The typed configuration. Raises ValueError where values cannot work together."""
+    """The typed configuration. Raises ValueError if values cannot work together."""
     return build(Config, values, values=values, unknown_variables=unknown_variables)
 
 
 def after_reload(active: Config, loaded: Config) -> tuple[Config, tuple[str, ...]]:
-    """The configuration that a reload makes active, and the changed keys that wait for a restart."""
+    """The configuration after a reload, and the changed keys that need a restart."""
     values: Values = _copy(loaded.values)
     waiting: list[str] = []
     for path, declared in SCHEMA.options():

@@ -1,4 +1,4 @@
-"""The shape of a configuration file, derived from what the settings classes declare.
+"""The schema of the configuration file, derived from the settings classes.
 
 One declaration serves validation, environment variables, flags, `flopwatch config` and the
 documentation.
@@ -20,7 +20,7 @@ class Section:
     keys: dict[str, "Node"] = field(default_factory=dict)
 
     def options(self, path: str = "") -> Iterator[tuple[str, Option]]:
-        """Path and declaration of every key outside of lists."""
+        """The path and declaration of every key outside lists."""
         for name, node in self.keys.items():
             here = _join(path, name)
             if isinstance(node, Option):
@@ -31,7 +31,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class SectionList:
-    """A list of mappings of one shape."""
+    """A list of mappings with the same keys."""
 
     help: str
     item: Section
@@ -52,7 +52,7 @@ class Reader:
         self.mistakes: list[str] = []
 
     def section(self, schema: Section, raw: Any, path: str = "") -> Values:
-        """Values of a section; what is missing or wrong has its default."""
+        """Values of a section; missing or invalid values get their default."""
         if raw is None:
             raw = {}
         if not isinstance(raw, Mapping):
@@ -75,7 +75,7 @@ class Reader:
             if node.required:
                 self._mistake(path, f"is required, for example {node.example}")
             return node.default
-        if raw is None:  # `key:` with nothing after it says nothing
+        if raw is None:  # `key:` with no value sets nothing
             return node.default
         try:
             return node.parse(raw)
@@ -105,7 +105,7 @@ class Reader:
 def schema_of(cls: type, help_: str, sections: Mapping[str, str]) -> Section:
     """The schema of a settings class; `sections` has help by path, in the order of the file."""
     schema = Section(help_)
-    for path in sections:  # the order first
+    for path in sections:  # first fix the order
         if "[]" not in path:
             schema.keys[path] = Section(sections[path])
     _add(schema, cls, sections, "")
@@ -113,7 +113,7 @@ def schema_of(cls: type, help_: str, sections: Mapping[str, str]) -> Section:
 
 
 def _add(schema: Section, cls: type, sections: Mapping[str, str], path: str) -> None:
-    """Put what a class declares into its places in a section, which is at `path`."""
+    """Add the declarations of a class to the section at `path`."""
     for declared in declarations(cls).values():
         if isinstance(declared, Nested):
             _add(schema, declared.item, sections, path)
