@@ -1,4 +1,4 @@
-"""The bill of the host: a ledger for each device, charged whenever a State is built."""
+"""The bill of the host: one ledger per device, charged whenever a State is built."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -18,29 +18,30 @@ from exporter.inference.snapshot import WorkloadSnapshot, WorkloadsSnapshot
 from exporter.state import DeviceState, State
 
 
-# Host names are at most this long: a longer pod name is cut.
+# Host names have at most this length: a longer pod name is truncated.
 _HOST_NAME_CHARACTERS_MAX = 63
-# Processes that hold a device, by their names; more are nobody's.
+# The limit of processes billed by name per device; further ones have no holder.
 _PROCESS_NAMES_MAX = 16
-# A process that the driver does not list holds the device for so long after its last SM time.
+# A process that the driver does not list counts as a holder for this long after its last SM time.
 _SAMPLED_SECONDS = 60.0
 
 
 class HostLedger:
-    """Keeps the ledgers. Used by one thread at a time; it makes no driver call and reads no file."""
+    """Keeps the ledgers. Used by one thread at a time. Makes no driver call and reads no file."""
 
     def __init__(self) -> None:
         self._ledgers: dict[str, DeviceLedger] = {}
-        # What each device was last charged for: nothing is new until it ticks or changes hands.
+        # The state at each device's last charge: nothing is charged until it ticks or its holders
+        # change.
         self._charged: dict[str, tuple[DeviceState, tuple[Holder, ...], Charges]] = {}
-        # By device and process: SM seconds, and when they last grew.
+        # By device and process: SM seconds, and the time of their last increase.
         self._sampled: dict[str, dict[int, tuple[float, float]]] = {}
         self._usefulness = UsefulnessLedger()
 
     def charge(self, state: State, *, by_process: bool = False) -> Bill:
-        """Charge what the devices have counted since the last State.
+        """Charge the increase of the devices' counters since the last State.
 
-        `by_process`: processes hold a device that nobody else holds, by their names.
+        `by_process`: if a device has no other holder, bill its processes by name.
         """
         holders = holders_by_device(state)
         owners = state.holders.processes
@@ -89,7 +90,7 @@ class HostLedger:
         return Bill(charges, unresolved, uses)
 
     def _forget_instances(self, listed: Container[str]) -> None:
-        """Let go of MIG instances that are gone: one that is made anew begins its counters anew."""
+        """Drop MIG instances that are gone: a re-created instance starts its counters at zero."""
         gone = [uuid for uuid in self._ledgers if uuid.startswith("MIG-") and uuid not in listed]
         for uuid in gone:
             del self._ledgers[uuid]
@@ -97,9 +98,9 @@ class HostLedger:
             self._sampled.pop(uuid, None)
 
     def _processes(self, device: DeviceState) -> list[int]:
-        """Processes on a device: those that the driver lists, and those with SM time in the last minute.
+        """Processes on a device: those listed by the driver or with SM time in the last minute.
 
-        Clients of MPS are not in the driver's list.
+        MPS clients are not in the driver's list.
         """
         listed = () if device.slow is None else device.slow.processes or ()
         sampled = {} if device.fast is None else device.fast.process_sm_seconds or {}
@@ -120,10 +121,10 @@ def workload_holders(
     holders: Mapping[str, Sequence[Holder]],
     charges: Mapping[str, Charges],
 ) -> dict[str, Holder] | None:
-    """The holder that stands for an engine on each of its devices, by UUID.
+    """The holder that represents an engine on each of its devices, by UUID.
 
-    None where one of its devices is not read, is cut into instances, or is shared in a way that does not
-    tell the engine from others.
+    None if one of its devices is not read, is partitioned, or is shared in a way that does not
+    separate the engine from others.
     """
     others = [each for each in state.workloads.workloads if each.name != workload.name]
     found: dict[str, Holder] = {}
@@ -146,7 +147,7 @@ def workload_holders(
 def _standing_for(
     workload: WorkloadSnapshot, present: Sequence[Holder], state: State
 ) -> Holder | None:
-    """Which of a device's holders the engine is, or runs in; None if that cannot be told."""
+    """The holder on a device that is the engine or contains it; None if that is ambiguous."""
     if len(present) == 1:
         return present[0]
     own = Holder("workload", workload=workload.name)
@@ -158,7 +159,7 @@ def _standing_for(
 
 
 def holders_by_device(state: State) -> dict[str, tuple[Holder, ...]]:
-    """Who holds each device, by UUID: its pods, else its jobs, else the engines that serve on it."""
+    """The holders of each device, by UUID: its pods, else its jobs, else the engines serving on it."""
     pods: dict[str, list[Holder]] = {}
     jobs: dict[str, list[Holder]] = {}
     workloads: dict[str, list[Holder]] = {}
@@ -185,8 +186,8 @@ def instance_weights(
 ) -> dict[Holder, float] | None:
     """The shares of a partitioned GPU: SMs of each holder's instances over those of the GPU.
 
-    SMs that belong to no instance, or to one that nobody holds, are nobody's. None where the driver
-    does not tell how many SMs an instance has.
+    SMs of no instance, or of an instance without a holder, are not attributed. None if the driver
+    does not report the SM count of an instance.
     """
     whole = gpu.identity.sm_count
     if not whole:
@@ -212,9 +213,9 @@ def assign_processes(
     owners: Mapping[int, ProcessOwner],
     serving: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[int, Holder]:
-    """Which of a device's holders each process belongs to; those of none, or of several, are left out.
+    """The holder of each process on a device; processes of none or several are left out.
 
-    `serving` has the engines that processes belong to, by name.
+    `serving` maps processes to the names of their engines.
     """
     assigned: dict[int, Holder] = {}
     for pid in pids:
@@ -229,7 +230,7 @@ def assign_processes(
             continue
         candidates = [holder for holder in holders if _may_own(holder, owner)]
         if len(candidates) > 1:
-            # A host name decides where containers of several pods have one name.
+            # The host name decides if containers of several pods share a name.
             candidates = [each for each in candidates if _is_pod(each, owner)] or candidates
         if len(candidates) == 1:
             assigned[pid] = candidates[0]
@@ -237,13 +238,13 @@ def assign_processes(
 
 
 def process_holders(pids: Iterable[int], owners: Mapping[int, ProcessOwner]) -> tuple[Holder, ...]:
-    """Processes as holders, by their names: for devices that nobody else holds."""
+    """Processes as holders, by name: for devices without any other holder."""
     names = dict.fromkeys(owners[pid].name for pid in pids if pid in owners and owners[pid].name)
     return tuple(Holder("process", workload=name) for name in list(names)[:_PROCESS_NAMES_MAX])
 
 
 def _unresolved(seconds: Mapping[int, float] | None, *, host_processes: bool) -> Unresolved | None:
-    """Why no process of a shared device was assigned; None where none has worked."""
+    """Why no process of a shared device was assigned; None if none has run anything."""
     if seconds is None:
         return "driver"
     if not host_processes:
@@ -252,7 +253,7 @@ def _unresolved(seconds: Mapping[int, float] | None, *, host_processes: bool) ->
 
 
 def _serving(workloads: WorkloadsSnapshot) -> dict[int, str]:
-    """The engine that each process belongs to; processes that several name are left out."""
+    """The engine of each process; processes claimed by several engines are left out."""
     names: dict[int, str] = {}
     several: set[int] = set()
     for workload in workloads.workloads:

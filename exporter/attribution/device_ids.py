@@ -9,8 +9,8 @@
 | `nvidia0`, `nvidia0/gi1` | GKE's device plugin, whole GPU and MIG instance |
 | `nvidia0/vgpu2`, `nvidia0/gi1/vgpu2` | the same with time-sharing: a replica |
 
-NVIDIA's DRA driver names its devices by the number of the device node, and MIG instances by what
-they are cut from:
+NVIDIA's DRA driver names devices by the number of the device node, and MIG instances by parent,
+profile and placement:
 
 | device | from |
 | --- | --- |
@@ -35,10 +35,10 @@ _DRA = re.compile(r"gpu-(\d{1,4})(?:-mig-(\d+)-(\d+)-\d+|-mig-\d*[a-z].*-(\d+)-(
 
 
 def parse_device_id(resource: str, device_id: str) -> DeviceKey | None:
-    """The device behind an id, without the number of its replica; None where it is no GPU's.
+    """The device behind an id, without the number of its replica; None if it is not a GPU's.
 
-    A UUID is taken whatever the resource is called (device plugins may rename `nvidia.com/gpu`),
-    a number only of a resource of NVIDIA's, for it says nothing by itself.
+    A UUID is accepted for any resource name (device plugins may rename `nvidia.com/gpu`), a number
+    only for a resource of NVIDIA, because it is ambiguous on its own.
     """
     base = device_id.partition("::")[0]
     old = _OLD_MIG.fullmatch(base)
@@ -56,7 +56,7 @@ def parse_device_id(resource: str, device_id: str) -> DeviceKey | None:
 
 
 def parse_dra_device(device: str) -> DeviceKey | None:
-    """The device of NVIDIA's DRA driver by its name; None where it is no GPU that computes here."""
+    """The device of NVIDIA's DRA driver by its name; None if it is not a GPU for computing."""
     found = _DRA.fullmatch(device)
     if not found:
         return parse_device_id("", device)
@@ -68,7 +68,7 @@ def parse_dra_device(device: str) -> DeviceKey | None:
 def parse_cdi_device(name: str) -> DeviceKey | None:
     """The device behind a CDI name of that driver: `k8s.gpu.nvidia.com/claim=<claim>-gpu-0`.
 
-    Kubelets before 1.31 tell nothing else of a dynamic resource.
+    Kubelets before 1.31 report nothing else about a dynamic resource.
     """
     kind, _separator, device = name.partition("=")
     if not kind.partition("/")[0].endswith(GPU_DRIVER):

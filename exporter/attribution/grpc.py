@@ -1,9 +1,9 @@
-"""One gRPC call over a Unix socket: HTTP/2 by the h2 package, a request, a response, done.
+"""One gRPC call over a Unix socket: one request and one response over HTTP/2, with the h2 package.
 
 Why not grpcio: for one small message every ten seconds it adds 15 MB of resident memory and six
-threads; this adds 1.6 MB and none (`python -m tests.attribution.client_memory`, CPython 3.11 on
-x86-64). h2 and its two parts are pure Python and are imported by the first call, so that a host
-without a kubelet never pays for them.
+threads; this module adds 1.6 MB and no thread (`python -m tests.attribution.client_memory`, CPython
+3.11 on x86-64). h2 and its two parts are pure Python and are imported at the first call, so that a
+host without a kubelet does not load them.
 
 Source of the protocol: "gRPC over HTTP2" (PROTOCOL-HTTP2.md of the gRPC documentation).
 """
@@ -22,12 +22,12 @@ from exporter.attribution.source import HolderSourceError
 if TYPE_CHECKING:
     from h2.connection import H2Connection
 
-# The kubelet's own limit for this API (16 MiB): what is larger, it does not send.
+# The kubelet's own limit for this API (16 MiB): it sends nothing larger.
 RESPONSE_BYTES_MAX = 16 * 1024 * 1024
 _READ_BYTES = 256 * 1024
-# Flow control is for links with a delay; here it only must not be in the way.
+# Flow control matters on links with latency; here it only must not get in the way.
 _WINDOW_BYTES = 4 * 1024 * 1024
-_PREFIX_BYTES = 5  # compressed or not, length: before each message
+_PREFIX_BYTES = 5  # prefix of each message: compression flag, length
 _STATUS_NAMES = (
     "ok", "cancelled", "unknown", "invalid_argument", "deadline_exceeded", "not_found",
     "already_exists", "permission_denied", "resource_exhausted", "failed_precondition", "aborted",
@@ -38,7 +38,7 @@ _STATUS_NAMES = (
 def call(path: Path, method: str, request: bytes, timeout_seconds: float) -> bytes:
     """The response to a unary call of `method` (`/package.Service/Method`).
 
-    It takes at most `timeout_seconds`, however slowly the server talks. Raises HolderSourceError.
+    Takes at most `timeout_seconds`, however slowly the server sends. Raises HolderSourceError.
     """
     deadline = time.monotonic() + timeout_seconds
     try:
@@ -61,7 +61,7 @@ def call(path: Path, method: str, request: bytes, timeout_seconds: float) -> byt
 def _converse(
     connection: socket.socket, deadline: float, method: str, request: bytes, timeout_seconds: float
 ) -> bytes:
-    import h2.exceptions  # noqa: PLC0415  only where somebody listens
+    import h2.exceptions  # noqa: PLC0415  only if a server listens
 
     try:
         return _Call(connection, deadline).run(method, request, timeout_seconds)
@@ -84,7 +84,9 @@ class _Call:
         while not self._ended:
             self._connection.settimeout(max(self._deadline - time.monotonic(), 1e-3))
             received = self._connection.recv(_READ_BYTES)
-            if time.monotonic() > self._deadline:  # a server that dribbles never times out in recv
+            if (
+                time.monotonic() > self._deadline
+            ):  # a server that sends byte by byte never times out in recv
                 raise TimeoutError
             if not received:
                 raise HolderSourceError("connection", "the server closed it within the answer")
@@ -106,7 +108,7 @@ class _Call:
                 self._headers.update(event.headers or ())
             case events.StreamEnded():
                 self._ended = True
-            # After the end of the answer a server may say what it likes.
+            # Ignore anything after the end of the answer.
             case events.StreamReset() | events.ConnectionTerminated() if not self._ended:
                 raise HolderSourceError("reset", f"HTTP/2 error code {event.error_code}")
             case _:
@@ -116,7 +118,7 @@ class _Call:
         status = self._headers.get(b"grpc-status", b"").decode("ascii", "replace")
         if status != "0":
             http = self._headers.get(b":status", b"?").decode("ascii", "replace")
-            # Longer digits than int() takes would be an error of another kind.
+            # More digits than int() accepts would raise a different error.
             known = len(status) <= 2 and status.isdecimal() and int(status) < len(_STATUS_NAMES)
             detail = unquote(self._headers.get(b"grpc-message", b"").decode("utf-8", "replace"))
             raise HolderSourceError(
@@ -137,7 +139,7 @@ class _Call:
 
 
 def _open(method: str, timeout_seconds: float) -> "H2Connection":
-    """A connection with the request's headers on their way, in stream 1."""
+    """A connection that has sent the request's headers, in stream 1."""
     from h2.config import H2Configuration  # noqa: PLC0415
     from h2.connection import H2Connection  # noqa: PLC0415
     from h2.settings import SettingCodes  # noqa: PLC0415

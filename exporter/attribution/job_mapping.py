@@ -1,10 +1,11 @@
-"""Which batch jobs hold GPUs: a directory that the scheduler's prolog and epilog keep.
+"""Finds the batch jobs that hold GPUs in a directory kept by the scheduler's prolog and epilog.
 
-The format is dcgm-exporter's: a file per GPU, named by its index (`0`), or by index and GPU instance
-(`0.3`) for MIG; each line is a job. Files may also be named by a UUID, or by a device node
+The format is dcgm-exporter's: a file per GPU, named by its index (`0`), or by index and GPU
+instance (`0.3`) for MIG; each line is a job. Files may also be named by a UUID, or by a device node
 (`nvidia4`), as flopwatch's own Slurm prolog does: Slurm's index of a GPU is not always NVML's. A
-line may give an array task's job id and its name, `1235 1234_7`: the name is shown.
-The directory's writers are not trusted with more than job names: links and special files are not opened, and all is bounded.
+line may give an array task's job id and its name, `1235 1234_7`: the name is shown. The directory's
+writers are trusted only with job names: links and special files are not opened, and all sizes are
+bounded.
 """
 
 import os
@@ -28,7 +29,7 @@ _UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z-]{1,64}")
 
 
 def read_jobs(folder: Path) -> tuple[JobUse, ...]:
-    """All jobs of all devices. Raises HolderSourceError where the directory cannot be read."""
+    """All jobs of all devices. Raises HolderSourceError if the directory cannot be read."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry, _ in zip(entries, range(_FILES_MAX), strict=False))
@@ -44,7 +45,7 @@ def read_jobs(folder: Path) -> tuple[JobUse, ...]:
 
 
 def change_mark(folder: Path) -> object:
-    """Differs whenever a file has come, gone or been written; None without the directory."""
+    """A value that changes when a file is added, removed or written; None without the directory."""
     try:
         with os.scandir(folder) as entries:
             return frozenset(
@@ -76,10 +77,10 @@ def _device(name: str) -> DeviceKey | None:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a regular file that can be job names. A file that has just gone has none."""
+    """The lines of a regular file that can be job names. A file that was just removed has none."""
     try:
-        # O_NOFOLLOW: a link to another file must not turn its lines into labels. O_NONBLOCK: a
-        # named pipe must not stop the thread.
+        # O_NOFOLLOW: a link must not turn the lines of another file into labels. O_NONBLOCK: a
+        # named pipe must not block the thread.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return []

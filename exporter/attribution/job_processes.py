@@ -1,12 +1,12 @@
-"""Which Slurm jobs hold GPUs: the control groups of the processes that NVML lists.
+"""Finds the Slurm jobs that hold GPUs by the control groups of the processes that NVML lists.
 
 Slurm's cgroup plugin puts each step below `…/job_<id>/step_<id>`: with cgroup v1
 `/slurm/uid_1000/job_42/step_0/task_0`, with v2
 `/system.slice/slurmstepd.scope/job_42/step_0/user/task_0`. From 26.05 on, unless
 `CgroupJobIdPaths=yes` is set, the job's directory is its SLUID (an `s` and 13 characters of
 Crockford's base 32): `/system.slice/slurmstepd.scope/s5K1KKYAYG5D00/step_0/user/task_0`. The number
-then stands in the title of the step's daemon, `slurmstepd: [42.0]`. (Slurm documentation,
-cgroup.conf and cgroup v2 pages.) It needs neither root nor a prolog, but sees only jobs that have
+is then in the process title of the step's daemon, `slurmstepd: [42.0]`. (Slurm documentation,
+cgroup.conf and cgroup v2 pages.) This needs neither root nor a prolog, but sees only jobs that have
 opened the GPU.
 """
 
@@ -25,13 +25,13 @@ _SLURM_JOB = re.compile(
     re.MULTILINE,
 )
 _SLUID = re.compile(r"s[0-9A-HJKMNP-TV-Z]{13}")
-# A task may be a script that starts another; a bound for what cannot be a tree.
+# A task may be a script that starts others; a bound against loops in the ancestry.
 _ANCESTORS_MAX = 64
 _STEP_DAEMON = re.compile(r"slurmstepd: \[(\d{1,18})[.+\]]")
 
 
 def device_processes(state: State) -> dict[DeviceKey, frozenset[int]]:
-    """Process ids by device, of those devices that have any."""
+    """Process ids by device, for the devices that have any."""
     found = {}
     for device in state.devices:
         if device.slow is not None and device.slow.processes:
@@ -44,7 +44,7 @@ def device_processes(state: State) -> dict[DeviceKey, frozenset[int]]:
 def slurm_jobs(
     processes: Mapping[DeviceKey, frozenset[int]], proc: Path = procfs.PROC
 ) -> tuple[JobUse, ...]:
-    """The jobs of these processes, each once per device."""
+    """The jobs of these processes, once per device."""
     return tuple(dict.fromkeys(_jobs(processes, proc)))
 
 
@@ -57,9 +57,9 @@ def _jobs(processes: Mapping[DeviceKey, frozenset[int]], proc: Path) -> Iterator
 
 
 def process_job(pid: int, proc: Path = procfs.PROC) -> str | None:
-    """The Slurm job of a process; None where it is in none, gone, or not ours to see.
+    """The Slurm job of a process; None if it has none, has ended, or is not visible to us.
 
-    The job's number, or its SLUID where nothing on this host tells the number.
+    The job's number, or its SLUID if nothing on this host gives the number.
     """
     process = procfs.process(pid, proc)
     job = slurm_job(procfs.read(pid, "cgroup", proc))
@@ -67,25 +67,25 @@ def process_job(pid: int, proc: Path = procfs.PROC) -> str | None:
         return None
     if _SLUID.fullmatch(job):
         job = _number_by_ancestors(process, proc) or job
-    # Had it ended meanwhile, the answers might be of two processes.
+    # If it has ended meanwhile, the answers may be from two processes.
     return job if procfs.process(pid, proc) == process else None
 
 
 def slurm_job(groups: str) -> str | None:
-    """The job in the text of a process' cgroup file, by number or SLUID; None where there is none."""
+    """The job in the text of a process's cgroup file, by number or SLUID; None without a job."""
     found = _SLURM_JOB.search(groups)
     return (found[1] or found[2]) if found else None
 
 
 def is_sluid(job: str) -> bool:
-    """Whether a job goes by its SLUID, which `squeue` takes in place of its number."""
+    """Whether a job is named by its SLUID, which `squeue` accepts in place of its number."""
     return _SLUID.fullmatch(job) is not None
 
 
 def _number_by_ancestors(process: procfs.Process, proc: Path) -> str | None:
-    """The job's number in the title of the slurmstepd that started the process.
+    """The job's number in the process title of the slurmstepd that started the process.
 
-    Only a process of root's is believed: everybody may call himself slurmstepd.
+    Only a root process is trusted: any process can use the title slurmstepd.
     """
     for _generation in range(_ANCESTORS_MAX):
         parent = procfs.process(process.parent, proc)

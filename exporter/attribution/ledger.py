@@ -1,17 +1,16 @@
-"""Who used a device: its FLOP, bytes, joules and seconds, shared out among its holders.
+"""Divides a device's FLOP, bytes, joules and seconds among its holders.
 
 The device's counters are divided as they grow, so that the shares sum to them: what one holder is
-not charged for, another one is, and what nobody can be charged for goes to `NOBODY`. Pure: no clock
-and no I/O.
+not charged, another one is, and what no holder can be charged goes to `NOBODY`. Pure: no clock and
+no I/O.
 
 Convention, with the sources of each share:
 
 * One holder: everything is its own (`exclusive`).
 * Several: work, and the time and energy in which the device was busy, in proportion to the SM time
   that the driver reports per process (`process_utilization`; NVML, nvmlDeviceGetProcessUtilization);
-  equally where the driver reports none, or no process can be told apart (`equal`).
-* Idle time belongs to whoever holds the device, equally, or to nobody. Energy is divided like the
-  time of the tick in which it was used: the idle part equally, the busy part by SM time.
+  equally if the driver reports none, or if processes cannot be assigned (`equal`).
+* Idle time is divided equally among the holders, or goes to `NOBODY`. Energy is divided like the time of its tick: the idle part equally, the busy part by SM time.
 """
 
 from collections import deque
@@ -27,20 +26,20 @@ Basis = Literal["exclusive", "process_utilization", "equal"]
 Unresolved = Literal["driver", "namespace", "owners"]
 
 IDLE_STATE = "idle"
-# A holder that left is shown for this long, so that its last charges are scraped and summed up.
+# A holder that left is shown for this long, so that its last charges are scraped.
 DEPARTED_SECONDS = 3600.0
-# Pods that crash and start again every second must not fill memory and the exposition: of those
-# that left, the last ones are shown. On a real node one or two an hour leave a device.
+# Pods that crash and restart every second must not fill memory and the exposition: of the holders
+# that left, only the last ones are shown. On a real node, one or two per hour leave a device.
 DEPARTED_MAX = 64
-# SM time older than this says nothing about what runs now.
+# SM time older than this says nothing about present use.
 _USAGE_SECONDS = 10.0
-# Marks of what was charged, for what each holder did lately: how many, and how far apart.
+# Marks of past charges, for recent use per holder: their number and spacing.
 _MARKS = 7
 _MARK_SECONDS = 10.0
 
 
 class Holder(NamedTuple):
-    """Whoever can be charged. What does not apply is empty."""
+    """A holder that can be charged. Fields that do not apply are empty."""
 
     kind: HolderKind
     namespace: str = ""
@@ -54,9 +53,9 @@ NOBODY = Holder("none")
 
 
 class Totals(NamedTuple):
-    """What a device has counted so far: FLOP of the tensor pipe, bytes, joules, seconds by state.
+    """A device's counters so far: FLOP of the tensor pipe, bytes, joules, seconds by state.
 
-    None: never counted.
+    None means never counted.
     """
 
     flop: float | None
@@ -67,7 +66,7 @@ class Totals(NamedTuple):
 
 @dataclass(slots=True)
 class Account:
-    """One holder's part of one device, cumulative. None: the device never counted it."""
+    """One holder's part of one device, cumulative. None means that the device never counted it."""
 
     flop: float | None = None
     dram_bytes: float | None = None
@@ -77,12 +76,12 @@ class Account:
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds of all states but idle."""
+        """Seconds in all states except idle."""
         return sum(self.state_seconds.values()) - self.state_seconds.get(IDLE_STATE, 0.0)
 
 
 class Mark(NamedTuple):
-    """What each holder had been charged at one time: seconds that were watched, FLOP and busy seconds."""
+    """Each holder's charges at one time: seconds watched, FLOP and busy seconds."""
 
     at_seconds: float
     watched_seconds: float
@@ -99,9 +98,10 @@ class RecentUse:
 
 @dataclass(frozen=True, slots=True)
 class Charges:
-    """The accounts of one device as of now, and how its present shares are found.
+    """The current accounts of one device, and the basis of its present shares.
 
-    `before` is what they were about a minute ago; `watched_seconds` how long the device has been watched.
+    `before` holds the accounts of about a minute ago; `watched_seconds` is how long the device has
+    been watched.
     """
 
     accounts: Mapping[Holder, Account]
@@ -110,7 +110,7 @@ class Charges:
     watched_seconds: float = 0.0
 
     def recent(self) -> dict[Holder, RecentUse]:
-        """What each holder did in the last minute; empty where nothing was watched."""
+        """Each holder's use in the last minute; empty if nothing was watched."""
         seconds = self.watched_seconds - self.before.watched_seconds if self.before else 0.0
         if self.before is None or seconds <= 0:
             return {}
@@ -131,12 +131,12 @@ class Charges:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadUse:
-    """What an engine was charged, and what of it became tokens; None where it is not known.
+    """An engine's charges, and the shares that became tokens; None if not known.
 
     Shares are of executed FLOP in the last ten busy minutes. `useful_share` is what tokens needed,
-    without prompts that the cache usually has; `explained_share` adds all waste that the engine
-    counts, so that 1 less it is the signed rest. `explained_spread` is how far its minutes are
-    apart, over their mean.
+    without prompts that are usually cached. `explained_share` adds all waste that the engine
+    counts, so that 1 minus it is the signed rest. `explained_spread` is the spread of its
+    per-minute values over their mean.
     """
 
     executed_flop: float | None = None
@@ -150,9 +150,10 @@ class WorkloadUse:
 class Bill:
     """The accounts of the devices whose readings are fresh, by UUID.
 
-    `unresolved` says of devices that several hold why their shares are not measured: the `driver` reports
-    no SM time per process, the host's processes are in another PID `namespace`, or those with SM time
-    could not be assigned to a holder (`owners`). `workloads` has the engines by name.
+    `unresolved` gives, for devices with several holders, the reason why their shares are not
+    measured: the `driver` reports no SM time per process, the host's processes are in another PID
+    `namespace`, or those with SM time could not be assigned to a holder (`owners`). `workloads` has
+    the engines by name.
     """
 
     devices: Mapping[str, Charges] = field(default_factory=dict)
@@ -161,7 +162,7 @@ class Bill:
 
 
 def totals_of(counters: Counters) -> Totals:
-    """The device's counters that are shared out."""
+    """The device's counters that are divided."""
     tensor = [flop for (work, _source), flop in counters.flop.items() if work.pipe == "tensor"]
     return Totals(
         flop=sum(tensor) if tensor else None,
@@ -174,9 +175,9 @@ def totals_of(counters: Counters) -> Totals:
 def shares_of(
     holders: Sequence[Holder], usage: Mapping[Holder, float]
 ) -> tuple[Mapping[Holder, float], Basis]:
-    """Each holder's part of the work, summing to 1, and its basis.
+    """Each holder's share of the work, summing to 1, and its basis.
 
-    `usage` is SM time by holder, of any unit; what belongs to no known holder stands at `NOBODY`.
+    `usage` is SM time by holder, in any unit; SM time of no known holder is under `NOBODY`.
     """
     if not holders:
         return {NOBODY: 1.0}, "exclusive"
@@ -214,12 +215,12 @@ class DeviceLedger:
         now: float,
         weights: Mapping[Holder, float] | None = None,
     ) -> None:
-        """Share out what the device has counted since the last call.
+        """Divide the increase of the device's counters since the last call.
 
-        `process_seconds` is the SM time that the driver has reported so far, by process id; None
-        where it reports none. `owners` says which holder a process belongs to. `now` is in seconds
-        of any clock that does not go back. `weights`, which sum to 1, are shares that
-        are known otherwise: those of a partitioned GPU's instances.
+        `process_seconds` is the SM time that the driver has reported so far, by process id; None if
+        it reports none. `owners` maps processes to holders. `now` is in seconds of any monotonic
+        clock. `weights`, which sum to 1, are shares known from elsewhere: those of a partitioned
+        GPU's instances.
         """
         present = tuple(dict.fromkeys(holders))
         usage = self._take_usage(process_seconds, owners, now)
@@ -238,7 +239,7 @@ class DeviceLedger:
         idle = seconds.get(IDLE_STATE, 0.0) / elapsed if elapsed > 0 else 1.0
         for holder in {**held, **work}:
             self._accounts.setdefault(holder, Account()).last_held_seconds = now
-        # A device's own energy counter starts long before anybody was watched.
+        # A device's own energy counter started long before the first holder was watched.
         first_energy = before.energy_joules is None
         self._share("flop", _delta(totals.flop, before.flop), work)
         self._share("dram_bytes", _delta(totals.dram_bytes, before.dram_bytes), work)
@@ -288,7 +289,7 @@ class DeviceLedger:
         owners: Mapping[int, Holder],
         now: float,
     ) -> Mapping[Holder, float]:
-        """SM time by holder since the last call; the latest known where there is none since."""
+        """SM time by holder since the last call; without any, the latest known."""
         if process_seconds is None:
             self._process_seconds, self._usage = {}, {}
             return {}
@@ -337,7 +338,7 @@ class DeviceLedger:
 
 
 def _parts(amount: float, shares: Mapping[Holder, float]) -> Iterable[tuple[Holder, float]]:
-    """The amount divided; the last one gets what the others leave, so that nothing is lost."""
+    """The divided amount; the last holder gets the remainder, so that nothing is lost."""
     left = amount
     *others, last = shares
     for holder in others:

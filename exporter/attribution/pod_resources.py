@@ -1,7 +1,7 @@
-"""Which containers hold GPUs: the kubelet's pod-resources API, version 1.
+"""Finds the containers that hold GPUs through the kubelet's pod-resources API, version 1.
 
 Source: the `v1` PodResourcesLister service in the Kubernetes documentation ("Monitoring device
-plugin resources"). Of its List response these messages and fields are read:
+plugin resources"). These messages and fields of its List response are read:
 
     ListPodResourcesResponse  1 pod_resources
     PodResources              1 name, 2 namespace, 3 containers
@@ -11,8 +11,8 @@ plugin resources"). Of its List response these messages and fields are read:
     ClaimResource             1 cdi_devices, 2 driver_name, 4 device_name
     CDIDevice                 1 name
 
-The wire format is that of the encoding page of the protocol buffers documentation: a field is a varint
-tag, number times eight plus wire type, and a value. Numbers that one does not know are skipped.
+The wire format is that of the encoding page of the protocol buffers documentation: a field is a
+varint tag, number times eight plus wire type, and a value. Unknown numbers are skipped.
 """
 
 from collections.abc import Iterator
@@ -31,9 +31,9 @@ from exporter.attribution.source import HolderSourceError
 
 
 LIST_METHOD = "/v1.PodResourcesLister/List"
-# 16 GPUs of 7 MIG instances, each in 64 replicas, are 7,168 holders; nobody reads more.
+# 16 GPUs of 7 MIG instances, each in 64 replicas, are 7,168 holders; no more are read.
 ALLOCATIONS_MAX = 8192
-# Wire types of protocol buffers, and the bytes of those of fixed length.
+# Wire types of protocol buffers, and the sizes of fixed-length ones.
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _VARINT_BYTES_MAX = 10
@@ -95,7 +95,7 @@ def _of_container(message: memoryview, namespace: str, pod: str) -> Iterator[All
 
 
 def _claimed(message: memoryview) -> Iterator[DeviceKey]:
-    """The GPUs of one claim: by driver and device, or where an old kubelet tells neither, by CDI names."""
+    """The GPUs of one claim: by driver and device, or by CDI name from an old kubelet."""
     driver = device = ""
     cdi: list[str] = []
     for number, content in length_delimited(message):
@@ -124,9 +124,9 @@ def _devices(message: memoryview) -> tuple[str, list[str]]:
 
 
 def length_delimited(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of each length-delimited field (strings, bytes, messages), in order.
+    """The number and content of each length-delimited field (strings, bytes, messages), in order.
 
-    Fields of other wire types are skipped. Raises ValueError where the message is not well-formed.
+    Fields of other wire types are skipped. Raises ValueError if the message is malformed.
     """
     position, end = 0, len(message)
     while position < end:
@@ -149,12 +149,12 @@ def length_delimited(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def text(content: memoryview) -> str:
-    """A string field. Raises ValueError where it is not UTF-8."""
+    """A string field. Raises ValueError if it is not UTF-8."""
     return str(content, "utf-8")
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """The number at this position, and the position behind it."""
+    """The number at this position, and the position after it."""
     value = 0
     for count in range(_VARINT_BYTES_MAX):
         if position >= len(message):

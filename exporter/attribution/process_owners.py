@@ -1,10 +1,10 @@
-"""Whose a process is, as /proc tells it: control group, host name, mounts.
+"""Finds the owner of a process from /proc: control group, host name, mounts.
 
-In a pod, `/etc/hostname` holds the pod's name (cut at 63 characters), unless it uses the host's
-network. The kubelet mounts the container's termination log from
-`/var/lib/kubelet/pods/<uid>/containers/<container>/…`, which names the container. Both need the right
-to look into another user's process (CAP_SYS_PTRACE, or root); without it only the control group is
-there. Slurm jobs are found by their control groups (job_processes).
+In a pod, `/etc/hostname` holds the pod's name (truncated to 63 characters), unless it uses the
+host's network. The kubelet mounts the container's termination log from
+`/var/lib/kubelet/pods/<uid>/containers/<container>/…`, which names the container. Both need
+permission to inspect another user's process (CAP_SYS_PTRACE, or root); without it only the control
+group is readable. Slurm jobs are found by their control groups (job_processes).
 """
 
 import re
@@ -26,7 +26,7 @@ _HOST_PID_NAMESPACE = "pid:[4026531836]"
 
 
 def sees_host_processes(proc: Path = PROC) -> bool:
-    """Whether this process is in the host's PID namespace; True where that cannot be read."""
+    """Whether this process is in the host's PID namespace; True if that cannot be read."""
     try:
         return str((proc / "self/ns/pid").readlink()) == _HOST_PID_NAMESPACE
     except OSError:
@@ -34,19 +34,19 @@ def sees_host_processes(proc: Path = PROC) -> bool:
 
 
 class ProcessOwners:
-    """Finds the owners of processes, and remembers them for as long as the process lives."""
+    """Finds the owners of processes, and caches them while the processes live."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
         self._known: dict[int, tuple[int, ProcessOwner]] = {}
 
     def find(self, pids: Iterable[int]) -> Mapping[int, ProcessOwner]:
-        """The owners of those processes that are there. Ids that are handed out again are read again."""
+        """The owners of the processes that exist. A reused process id is read again."""
         found: dict[int, tuple[int, ProcessOwner]] = {}
         for pid in list(dict.fromkeys(pids))[:_PROCESSES_MAX]:
             now = process(pid, self._proc)
             if now is None:
-                # It has ended; what it did in its last tick is still its owner's.
+                # It has ended; its work in the last tick still belongs to its owner.
                 if pid in self._known:
                     found[pid] = self._known[pid]
                 continue
@@ -59,7 +59,7 @@ class ProcessOwners:
 
 
 def process_owner(pid: int, proc: Path = PROC) -> ProcessOwner:
-    """What /proc says of a process; empty strings where it says nothing."""
+    """The owner of a process from /proc; strings are empty where /proc has no answer."""
     host_name = container = ""
     if _POD in read(pid, "cgroup", proc):
         host_name = read(pid, "root/etc/hostname", proc).strip()

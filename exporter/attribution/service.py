@@ -1,4 +1,4 @@
-"""Reads off the scrape path who holds the GPUs: one thread, three sources, a frozen answer."""
+"""Reads the GPUs' holders outside the scrape path: one thread, three sources, frozen snapshots."""
 
 import threading
 import time
@@ -21,17 +21,17 @@ from flopwatch.threads import ThreadGuard
 
 log = structlog.get_logger(__name__)
 
-# How often it is looked whether something has changed: a stat of the socket, a listing of the
-# directory, a look at the last snapshot.
+# How often to check for changes: a stat of the socket, a directory listing, a look at the last
+# snapshot.
 _LOOK_SECONDS = 1.0
 POD_RESOURCES, JOB_MAPPING, JOB_PROCESSES = "pod_resources", "job_mapping", "job_processes"
 
 
 def merged(mapped: tuple[JobUse, ...], found: tuple[JobUse, ...]) -> tuple[JobUse, ...]:
-    """Jobs by the scheduler's word and by their processes, each once and by one name.
+    """Jobs reported by the scheduler and found by processes, each once and under one name.
 
-    An array task goes by the name that its prolog wrote. A job whose number its processes do not
-    tell is left out where the scheduler names a job on any device: it is that one.
+    An array task uses the name that its prolog wrote. A job whose processes do not give its number
+    is left out if the scheduler names a job on any device: it is the same job.
     """
     names = {use.job_id: use.job for use in mapped if use.job_id is not None}
     renamed = [
@@ -44,7 +44,7 @@ def merged(mapped: tuple[JobUse, ...], found: tuple[JobUse, ...]) -> tuple[JobUs
 
 
 class HolderService:
-    """Owns the thread that asks. `snapshot` is cheap and may be called from any thread."""
+    """Owns the reading thread. `snapshot` is cheap and may be called from any thread."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class HolderService:
         self._guard = ThreadGuard()
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         self._stopping = False
         self._guard = ThreadGuard()
         self._thread = threading.Thread(
@@ -79,7 +79,7 @@ class HolderService:
         self._thread.start()
 
     def stop(self, timeout_seconds: float = 0.5) -> None:
-        """End the thread; one that waits for a kubelet is left to its own time limit."""
+        """Stop the thread; if it waits for a kubelet, it ends at its own time limit."""
         self._stopping = True
         self._wake.set()
         if self._thread is not None:
@@ -87,25 +87,25 @@ class HolderService:
             self._thread = None
 
     def configure(self, settings: HolderSettings) -> None:
-        """Read by these settings from now on; answers of sources that change are forgotten."""
+        """Use these settings from now on; answers of changed sources are dropped."""
         self._settings = settings
         self._wake.set()
 
     def stalled(self, now: float) -> tuple[str, ...]:
-        """The thread's name, if it has ended or stands still by a fault of ours."""
+        """The thread's name, if it has died or is stuck because of a bug of ours."""
         return ("holders",) if self._guard.stalled(now) else ()
 
     @property
     def version(self) -> int:
-        """Grows whenever the snapshot would be exposed differently."""
+        """A number that increases whenever the snapshot would be exposed differently."""
         return self._version
 
     def snapshot(self) -> HoldersSnapshot:
-        """Who holds what, as last read."""
+        """The holders as last read."""
         return self._snapshot
 
     def poll(self) -> None:
-        """Read what is due. Called by the service's own thread; for tests without it."""
+        """Read the sources that are due. Called by the service's thread, or directly by tests."""
         if self._settings != self._built_for:
             self._built_for = self._settings
             self._sources = self._build(self._built_for)
@@ -135,7 +135,7 @@ class HolderService:
             return self._process_owners.find(pids)
 
     def _pids(self) -> Iterator[int]:
-        """Processes whose owners are asked for: those on devices that are shared or nobody's."""
+        """Processes whose owners are needed: those on devices with several holders or none."""
         for device in self._state().devices:
             listed = () if device.slow is None else device.slow.processes or ()
             sampled = () if device.fast is None else device.fast.process_sm_seconds or ()
@@ -183,7 +183,7 @@ class HolderService:
 
     def _pod_resources(self, settings: HolderSettings) -> Source[Allocation]:
         def mark() -> object:
-            """Differs after a kubelet's restart, and when a process appears on a GPU or ends."""
+            """A value that changes when the kubelet restarts or a process on a GPU starts or ends."""
             try:
                 status = settings.socket.stat()
                 socket = (status.st_ino, status.st_ctime_ns)

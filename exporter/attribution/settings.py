@@ -1,4 +1,4 @@
-"""What can be configured of the holders."""
+"""The settings of holders and prices."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from flopwatch.options import option
 
 @dataclass(frozen=True, slots=True)
 class PriceRule:
-    """One entry of `prices`: what an hour of a device costs that fits all given patterns."""
+    """One entry of `prices`: the hourly cost of devices that match all given patterns."""
 
     uuid: str | None = option("match.uuid", optional(text()), None, "Device UUID (glob).", "GPU-*")
     index: int | None = option(
@@ -33,10 +33,10 @@ class PriceRule:
 
 @dataclass(frozen=True, slots=True)
 class HolderSettings:
-    """`pod_resources` is auto (where the socket is), on or off; None turns the directory off.
+    """`pod_resources` is auto (on if the socket exists), on or off; None turns the directory off.
 
-    `interval_seconds` is the time between readings of one source; a change that can be seen
-    from outside (a new socket, a written file, a new process on a GPU) is read within a second.
+    `interval_seconds` is the time between reads of one source; a visible change (a new socket, a
+    written file, a new process on a GPU) is read within a second.
     """
 
     pod_resources: str = option(

@@ -1,4 +1,4 @@
-"""Who holds what, as frozen values."""
+"""The holders of devices, as frozen values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class DeviceKey:
-    """A device as whoever hands it out names it: by UUID, by index, or by the number of its device node.
+    """A device as its allocator names it: by UUID, by index, or by the number of its device node.
 
-    With `mig` (the GPU instance id) or `placement` (its profile's id and its first memory slice) it
-    is that instance of the GPU, else the GPU as a whole, or the MIG instance that the UUID names.
+    With `mig` (the GPU instance id) or `placement` (its profile id and first memory slice), it is
+    that instance of the GPU; otherwise the whole GPU, or the MIG instance that the UUID names.
     """
 
     uuid: str | None = None
@@ -31,7 +31,7 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class JobUse:
-    """A batch job holds a device. `job_id` is the scheduler's number where `job` is another name of it."""
+    """A batch job holds a device. `job_id` is the scheduler's number if `job` is another name."""
 
     device: DeviceKey
     job: str
@@ -40,9 +40,9 @@ class JobUse:
 
 @dataclass(frozen=True, slots=True)
 class ProcessOwner:
-    """What is known of a process: its pod's host name and container, its Slurm job, its own name.
+    """Facts about a process: its pod's host name and container, its Slurm job, its own name.
 
-    Empty where it does not apply, or cannot be read.
+    Fields that do not apply or cannot be read are empty.
     """
 
     host_name: str = ""
@@ -53,7 +53,7 @@ class ProcessOwner:
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """How a source fares. Errors are counted by reason since the daemon started."""
+    """The health of a source. Errors are counted by reason since the daemon started."""
 
     up: bool
     last_success_unix_seconds: float | None = None
@@ -62,11 +62,11 @@ class SourceState:
 
 @dataclass(frozen=True, slots=True)
 class HoldersSnapshot:
-    """All holders as last read. What was read too long ago is left out.
+    """All holders as last read. Stale answers are left out.
 
-    `sources` holds those that are in use: `pod_resources`, `job_mapping`, `job_processes`.
-    `processes` says by process id whose the processes on shared devices are. `host_processes` is False
-    where the exporter has a PID namespace of its own, and so cannot see the host's.
+    `sources` holds the sources in use: `pod_resources`, `job_mapping`, `job_processes`. `processes`
+    maps process ids on shared devices to their owners. `host_processes` is False if the exporter
+    has its own PID namespace and thus cannot see the host's processes.
     """
 
     allocations: tuple[Allocation, ...] = ()

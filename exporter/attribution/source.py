@@ -1,4 +1,4 @@
-"""One source of holders: read when due, with its health, and its last answer while that holds."""
+"""One source of holders: read when due, with its health and its last answer while valid."""
 
 import time
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from exporter.attribution.snapshot import SourceState
 
 log = structlog.get_logger(__name__)
 
-# An answer is shown for so many intervals without a newer one: a kubelet that restarts takes
-# nothing away from its pods, but one that stays away may have.
+# An answer is valid for this many intervals: a kubelet restart does not change its pods' devices,
+# but after a long outage they may have changed.
 KEEP_INTERVALS = 3
 
 Item = TypeVar("Item")
@@ -20,7 +20,7 @@ Clock = Callable[[], float]
 
 
 class HolderSourceError(Exception):
-    """A source could not be read. `reason` is one of a few words, fit for a label."""
+    """A source could not be read. `reason` is one of a few words, usable as a label value."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -29,10 +29,10 @@ class HolderSourceError(Exception):
 
 
 class Source(Generic[Item]):
-    """Used by the service's thread alone, but for `state` and `items`, which are replaced whole.
+    """Used only by the service's thread, except `state` and `items`, which are replaced whole.
 
-    `quiet` holds reasons that are no fault before the first success: a socket or directory that
-    a host of another kind never has.
+    `quiet` holds reasons that are no error before the first success: a socket or directory that
+    does not exist on other kinds of hosts.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Source(Generic[Item]):
         self._answered_at: float | None = None
 
     def poll(self, interval_seconds: float) -> None:
-        """Read if the interval has passed or something has changed; forget what is too old."""
+        """Read if the interval has passed or something has changed; drop answers that are too old."""
         mark = self._mark()
         now = self._clock()
         due = self._read_at is None or now - self._read_at >= interval_seconds

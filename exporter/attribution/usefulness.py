@@ -1,9 +1,9 @@
-"""What of the executed FLOP became tokens: each engine's executed, useful and wasted FLOP. Pure.
+"""Compares each engine's executed FLOP with the useful and wasted ones. Pure.
 
-An engine's executed FLOP are those that its holder is charged on each of its devices. They are known
-only where that holder is charged for nothing else: no other engine on the device, and no share that
-is assumed (basis `equal`). Useful FLOP come from the engine's tokens; both are compared between
-scrapes of the engine, over windows of a minute.
+An engine's executed FLOP are those charged to its holder on each of its devices. They are known
+only if that holder is charged for nothing else: no other engine on the device, and no assumed share
+(basis `equal`). Useful FLOP come from the engine's tokens; both are compared between scrapes of the
+engine, over windows of a minute.
 """
 
 import math
@@ -17,24 +17,24 @@ from exporter.inference.snapshot import WorkloadSnapshot
 
 
 WINDOW_SECONDS = 60.0
-# Windows that a judgement needs, and of which it is made.
+# The windows that a judgement needs and uses.
 RECENT_WINDOWS = 10
 USUAL_SECONDS = 6 * 3600.0
-# Windows before those, without which nothing is usual.
+# Windows before those that are needed to know the usual share.
 LEAST_USUAL_WINDOWS = 30
-# While the useful share is far below the usual one, it does not become usual; after so long it has.
+# A useful share far below the usual one becomes the usual one only after this long.
 LONGEST_FALL_SECONDS = 14 * 86_400.0
-# Below this a GPU did next to nothing in the window, and the probes may have done most of it.
+# Below this a GPU did almost nothing in the window, and the probes may account for most of it.
 _LEAST_FLOP_PER_SECOND = 1e9
-# Workloads that are not listed any more are forgotten after this.
+# Workloads that are no longer listed are forgotten after this time.
 _FORGET_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """What an engine's tokens needed so far: FLOP for tokens, and those of them that explain more.
+    """FLOP that an engine's tokens needed so far: useful FLOP, and all that are explained.
 
-    `explained` is useful FLOP and those that the engine counts as computed in vain on top of them.
+    `explained` is useful FLOP plus those that the engine counts as wasted.
     """
 
     useful: float
@@ -53,10 +53,10 @@ class _Window:
 class _Books:
     executed: float = 0.0
     known: bool = False
-    # By device: the holder, and what it had been charged when last seen.
+    # By device: the holder, and its charges when last seen.
     charged: dict[str, tuple[Holder, float]] = field(default_factory=dict)
     scraped_at: float | None = None
-    # Where the present window began: monotonic time, executed FLOP, and what was needed.
+    # The start of the present window: monotonic time, executed FLOP, and needed FLOP.
     start: tuple[float, float, Needed] | None = None
     recent: deque[_Window] = field(default_factory=deque)
     usual_useful: float = 0.0
@@ -72,7 +72,7 @@ class _Books:
 
 
 class UsefulnessLedger:
-    """Keeps the books of the engines. Used by one thread at a time."""
+    """Keeps the usefulness records of the engines. Used by one thread at a time."""
 
     def __init__(self) -> None:
         self._books: dict[str, _Books] = {}
@@ -84,10 +84,9 @@ class UsefulnessLedger:
         charges: Mapping[str, Charges],
         now: float,
     ) -> WorkloadUse:
-        """Take what a workload was charged and what it reports, at `now` in monotonic seconds.
+        """Record a workload's charges and reports at `now`, in monotonic seconds.
 
-        `holders` are those that stand for it on each of its devices, by UUID; None where one of
-        them is not known.
+        `holders` are its holders on each of its devices, by UUID; None if one of them is not known.
         """
         books = self._books.setdefault(workload.name, _Books())
         books.seen_at = now
@@ -101,7 +100,7 @@ class UsefulnessLedger:
         return _use(books, needed)
 
     def forget_others(self, now: float) -> None:
-        """Drop the books of workloads that were not entered for an hour."""
+        """Drop the records of workloads that were not updated for an hour."""
         for name, books in list(self._books.items()):
             if now - books.seen_at > _FORGET_SECONDS:
                 del self._books[name]
@@ -129,7 +128,7 @@ class UsefulnessLedger:
 
 
 def needed_by(workload: WorkloadSnapshot) -> Needed | None:
-    """What the tokens of all of its models needed; None unless it is known of each of them."""
+    """FLOP needed by the tokens of all its models; None unless known for every model."""
     useful = explained = 0.0
     for model in workload.models:
         if model.prefill_flop is None or model.decode_flop is None or not model.all_gpus_here:
@@ -142,7 +141,7 @@ def needed_by(workload: WorkloadSnapshot) -> Needed | None:
 
 
 def _scraped(books: _Books, needed: Needed, now: float) -> None:
-    """The engine was scraped: begin a window, or end it when it is long enough."""
+    """The engine was scraped: start a window, or end one that is long enough."""
     if books.start is None:
         books.start = now, books.executed, needed
         return
