@@ -1,1 +1,1 @@
-"""Levers: which change would raise a workload's throughput or lower its cost, and by how much."""
+"""Levers: changes that would raise a workload's throughput or lower its cost, with predictions."""

@@ -11,7 +11,7 @@ from exporter.advice.window import WorkloadWindow
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The predictions of one workload, best first, and the levers that have none."""
+    """The predictions of one workload, best first, and the levers without one."""
 
     window: WorkloadWindow
     predictions: tuple[Prediction, ...]
@@ -19,7 +19,7 @@ class Advice:
 
 
 def advise(window: WorkloadWindow) -> Advice:
-    """Ask every lever about the window."""
+    """Evaluate every lever on the window."""
     predictions: list[Prediction] = []
     absent: list[Absent] = []
     for lever in LEVERS.values():
@@ -31,12 +31,12 @@ def advise(window: WorkloadWindow) -> Advice:
 
 
 def ranked(predictions: Iterable[Prediction]) -> tuple[Prediction, ...]:
-    """By what a token would cost, in the middle of the interval; then by throughput."""
+    """Sorted by cost per token at the middle of the interval, then by throughput."""
     return tuple(sorted(predictions, key=lambda p: (p.cost.middle, -p.gain.middle, p.lever)))
 
 
 def best(advice: Advice) -> Prediction | None:
-    """The first lever that surely helps, if any does."""
+    """The first lever that is certain to help, if any."""
     for prediction in advice.predictions:
         if prediction.cost.high < 1.0 or prediction.gain.low > 1.0:
             return prediction
@@ -44,7 +44,7 @@ def best(advice: Advice) -> Prediction | None:
 
 
 def best_sentence(advice: Advice) -> str | None:
-    """The best lever as one sentence for people; None where none surely helps."""
+    """The best lever as a readable sentence; None if no lever is certain to help."""
     first = best(advice)
     if first is None:
         return None

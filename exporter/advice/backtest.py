@@ -1,10 +1,10 @@
-"""The track record: a prediction made from the window before a change against what came after it.
+"""The track record: predictions from the window before a change, compared with the result.
 
-When the variable of one lever changes by itself (the batch, the clock, the precision after a restart,
-a GPU replaced, the hit rate), the throughput that the old window predicts for the new value is
+When only the variable of one lever changes (the batch, the clock, the precision after a restart, a
+GPU replaced, the hit rate), the throughput that the old window predicts for the new value is
 compared with the throughput after ten stable minutes. A comparison needs a queue before and after,
-requests of about the same shape, and no second variable that moved: else it is dropped and counted
-nowhere. Pure: windows and instants are handed in.
+requests of about the same shape, and no other variable that moved; otherwise it is dropped and not
+counted. Pure: windows and times are arguments.
 """
 
 from collections.abc import Mapping
@@ -18,20 +18,21 @@ from exporter.advice.window import WorkloadWindow
 
 OUTCOMES = ("inside", "below", "above")
 STABLE_SECONDS = 600.0
-# A change that does not settle within an hour is none; nor is one of an engine that was away so long.
+# A change that does not settle within an hour is ignored, as is one of an engine absent for so
+# long.
 LONGEST_TRIAL_SECONDS = 3600.0
-# Requests whose prompts, answers or contexts differ by more are other work.
+# Requests whose prompts, answers or contexts differ by more are a different workload.
 _SIMILAR = 0.2
 # Changing these also changes the batch: the lever's prediction covers it.
 _CHANGES_THE_BATCH = frozenset({"kv_cache_fp8", "weights_fp8", "weights_fp4", "tensor_parallel"})
-# Two windows of the same engine differ by as much with nothing changed.
+# Two windows of the same engine differ by this much even if nothing has changed.
 _NOISE = 0.01
 _WORKLOADS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """How predictions of a lever fared: counts by outcome, and the last signed error."""
+    """The track record of a lever: counts by outcome, and the last signed error."""
 
     inside: int = 0
     below: int = 0
@@ -55,7 +56,7 @@ Records = Mapping[str, Mapping[str, Record]]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A change that is being waited out. `values` are the variables as they settled, since when."""
+    """A change under observation. `values`: the new variables, stable since `settled_seconds`."""
 
     before: WorkloadWindow
     began_seconds: float
@@ -65,13 +66,13 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """One workload under watch: windows that follow each other, oldest first, and a trial."""
+    """One watched workload: consecutive windows, oldest first, and a trial."""
 
     history: tuple[tuple[float, WorkloadWindow], ...] = ()
     trial: Trial | None = None
 
     def stale(self, at_seconds: float) -> bool:
-        """Whether what it remembers is too old to be compared with: the engine was away for long."""
+        """Whether its windows are too old for a comparison: the engine was absent for too long."""
         if self.trial is not None:
             return at_seconds - self.trial.began_seconds > LONGEST_TRIAL_SECONDS
         return not self.history or at_seconds - self.history[-1][0] > LONGEST_TRIAL_SECONDS
@@ -79,7 +80,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A back-test: what was predicted, what came."""
+    """A back-test: the prediction and the outcome."""
 
     workload: str
     lever: str
@@ -93,9 +94,9 @@ def observe(
     at_seconds: float,
     stable_seconds: float = STABLE_SECONDS,
 ) -> tuple[Watch, Comparison | None]:
-    """Enter the window that ended at `at_seconds`; windows may overlap.
+    """Record the window that ended at `at_seconds`; windows may overlap.
 
-    There may be none for a while, as when the engine restarts: what it was before is remembered.
+    Windows may be missing for a while, as during an engine restart: the earlier state is kept.
     """
     if watch.stale(at_seconds):
         watch = Watch()
@@ -104,7 +105,7 @@ def observe(
     history = (*watch.history, (at_seconds, window))
     before = [each for at, each in history if at <= at_seconds - window.seconds]
     if before and _moved(variables(before[-1]), variables(window), 1.0):
-        # What came meanwhile is a mix of before and after: the trial begins with the next window.
+        # Windows in between mix before and after: the trial starts with the next window.
         trial = Trial(before[-1], at_seconds, variables(window), at_seconds)
         return Watch(trial=trial), None
     oldest = at_seconds - 2 * window.seconds
@@ -112,13 +113,13 @@ def observe(
 
 
 def variables(window: WorkloadWindow) -> dict[str, float]:
-    """The variables of all levers that have one and that the window knows."""
+    """The variables of all levers that have one with a value in the window."""
     found = {name: lever.variable(window) for name, lever in LEVERS.items() if lever.after}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def record(records: Records, comparison: Comparison) -> dict[str, dict[str, Record]]:
-    """The records with one more comparison; of a bounded number of workloads."""
+    """The records with one more comparison; the number of workloads is bounded."""
     changed = {workload: dict(levers) for workload, levers in records.items()}
     levers = changed.pop(comparison.workload, {})
     before = levers.get(comparison.lever, Record())
@@ -135,14 +136,14 @@ def _follow(
     values = variables(window)
     if _moved(trial.values, values, 0.5) or set(values) != set(trial.values):
         return Watch(trial=replace(trial, values=values, settled_seconds=at_seconds)), None
-    # The whole of the window lies in the stable time.
+    # The whole window lies in the stable time.
     if at_seconds - trial.settled_seconds < max(stable_seconds, window.seconds):
         return Watch(trial=trial), None
     return Watch(), _compare(trial.before, window)
 
 
 def _compare(before: WorkloadWindow, now: WorkloadWindow) -> Comparison | None:
-    """The comparison, or None where it would not be a fair one."""
+    """The comparison, or None if it would not be fair."""
     moved = {
         name
         for name in _moved(variables(before), variables(now), 1.0)
@@ -167,7 +168,7 @@ def _compare(before: WorkloadWindow, now: WorkloadWindow) -> Comparison | None:
 
 
 def _moved(before: Mapping[str, float], now: Mapping[str, float], share: float) -> set[str]:
-    """The levers whose variable moved by at least `share` of what counts as a change."""
+    """The levers whose variable moved by at least `share` of its change threshold."""
     return {
         name
         for name in before.keys() & now.keys()
@@ -177,7 +178,7 @@ def _moved(before: Mapping[str, float], now: Mapping[str, float], share: float) 
 
 
 def _similar(before: WorkloadWindow, now: WorkloadWindow) -> bool:
-    """Whether requests waited in both windows, and asked for about the same work."""
+    """Whether requests waited in both windows and needed about the same work."""
     for window in (before, now):
         if not window.tokens or (window.waiting_requests or 0.0) < LEAST_WAITING:
             return False
@@ -203,17 +204,17 @@ def _close(before: float | None, now: float | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HitHistory:
-    """The best hit rate of the prefix cache by day, of the last week."""
+    """The best prefix cache hit rate of each day in the last week."""
 
     by_day: Mapping[int, float] = field(default_factory=dict)
 
     def entered(self, hits: float, day: int) -> "HitHistory":
-        """With the hit rate of a window of `day` (days of Unix time)."""
+        """The history with the hit rate of a window on `day` (days of Unix time)."""
         kept = {each: best for each, best in self.by_day.items() if day - 7 <= each <= day}
         kept[day] = max(hits, kept.get(day, 0.0))
         return HitHistory(kept)
 
     @property
     def best(self) -> float | None:
-        """The best of all days."""
+        """The best hit rate of all days."""
         return max(self.by_day.values(), default=None)

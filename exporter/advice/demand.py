@@ -1,4 +1,4 @@
-"""What demand makes of capacity: throughput rises only if somebody waits for it."""
+"""The effect of demand: more capacity raises throughput only if requests wait."""
 
 from dataclasses import replace
 
@@ -7,32 +7,32 @@ from exporter.advice.step import Step
 from exporter.advice.window import WorkloadWindow
 
 
-# A queue that is empty for most of the window is no demand.
+# A queue that is empty for most of the window is not unmet demand.
 LEAST_WAITING = 0.5
 # From this usage on, requests wait for room in the KV cache rather than for a place in the batch.
 FULL_CACHE = 0.88
-# Engines keep some room for the growth of running requests.
+# Engines reserve some room for the growth of running requests.
 USABLE_CACHE = 0.95
 
 
 def waits(window: WorkloadWindow) -> bool:
-    """Whether requests waited through the window. Raises Inapplicable if the engine does not tell."""
+    """Whether requests waited during the window. Raises Inapplicable if that is not known."""
     if window.waiting_requests is None:
         raise Inapplicable("the engine does not tell how many requests wait")
     return window.waiting_requests >= LEAST_WAITING
 
 
 def cache_is_full(window: WorkloadWindow) -> bool:
-    """Whether the batch is held down by the KV cache."""
+    """Whether the KV cache limits the batch."""
     usage = window.cache_usage_ratio
     return waits(window) and usage is not None and usage >= FULL_CACHE
 
 
 def cache_room(window: WorkloadWindow, factor: float) -> Interval:
-    """How many times today's requests run once the cache holds `factor` times as many tokens.
+    """The growth of the running requests if the cache holds `factor` times as many tokens.
 
-    1 unless the cache holds the batch down now; never more than those that wait. The lower end
-    allows for a limit on the batch that the exporter does not see.
+    1 unless the cache limits the batch now; never more than the waiting requests allow. The lower
+    end allows for a batch limit that the exporter does not see.
     """
     if not cache_is_full(window) or not window.running_requests:
         return Interval(1.0, 1.0)
@@ -63,9 +63,9 @@ def outcome(
 ) -> Prediction:
     """The prediction for a lever that changes what the same GPUs can deliver.
 
-    While requests wait, capacity becomes throughput and the cost per token falls with it. If nobody
-    waits, the throughput is what the clients ask for and stays; the cost falls only as far as GPUs
-    are given to others for the time that becomes free, hence an upper end of 1.
+    While requests wait, capacity becomes throughput and the cost per token falls with it. If none
+    wait, throughput is set by the clients and does not change; the cost falls only if the freed GPU
+    time is given to other work, hence an upper end of 1.
     """
     if waits(window):
         cost = Interval(1.0 / capacity.high, 1.0 / capacity.low)
@@ -76,5 +76,5 @@ def outcome(
 
 
 def percent(interval: Interval) -> str:
-    """The interval as people read it: `+38 to +52 %`."""
+    """The interval as readable text: `+38 to +52 %`."""
     return f"{100 * (interval.low - 1):+.0f} to {100 * (interval.high - 1):+.0f} %"

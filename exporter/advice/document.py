@@ -1,4 +1,4 @@
-"""The advice as JSON: what `flopwatch advise` prints, and other programs may read."""
+"""The advice as JSON, as printed by `flopwatch advise`, and for other programs."""
 
 from typing import Final
 
@@ -15,14 +15,14 @@ ADVICE_PATH: Final = "/api/v1/advice"
 
 
 class Range(msgspec.Struct, frozen=True):
-    """A predicted ratio over today's."""
+    """A predicted ratio over today's value."""
 
     low: float
     high: float
 
 
 class TrackRecord(msgspec.Struct, frozen=True):
-    """How many predictions of the lever held for this workload, and for all of this host."""
+    """How many predictions of the lever held, for this workload and for all workloads of this host."""
 
     held_here: int
     compared_here: int
@@ -31,7 +31,7 @@ class TrackRecord(msgspec.Struct, frozen=True):
 
 
 class LeverAdvice(msgspec.Struct, frozen=True):
-    """One option, predicted. Money is saved per day at today's tokens, in the middle of the range."""
+    """One option, predicted. Savings: money per day at today's tokens, mid-range."""
 
     lever: str
     throughput: Range
@@ -63,7 +63,7 @@ class WorkloadAdvice(msgspec.Struct, frozen=True):
 
 
 class AdviceDocument(msgspec.Struct, frozen=True):
-    """Everything that is advised on this host."""
+    """All advice for this host."""
 
     workloads: tuple[WorkloadAdvice, ...] = ()
     api_version: int = API_VERSION
@@ -105,7 +105,7 @@ def _lever(prediction: Prediction, advice: Advice, records: Records) -> LeverAdv
 
 
 def track_record(records: Records, workload: str, lever: str) -> TrackRecord:
-    """How the lever's predictions held, here and everywhere on this host."""
+    """The track record of the lever, for this workload and for the whole host."""
     here = records.get(workload, {}).get(lever, Record())
     every = [levers[lever] for levers in records.values() if lever in levers]
     return TrackRecord(

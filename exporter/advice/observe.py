@@ -1,4 +1,4 @@
-"""From two looks at the State to the window of a workload: differences of counters, means of gauges."""
+"""Builds the window of a workload from looks at the State: counter differences, gauge means."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from exporter.inference.snapshot import ModelSnapshot
 from exporter.state import DeviceState, State
 
 
-# A hit rate or a batch over less than this says little.
+# A hit rate or a batch over a shorter time says little.
 LEAST_TOKENS = 100.0
 _LOST = ("power", "thermal", "other")
 _BUSY = ("tensor", "memory", "stall", "underfill", "unresolved")
@@ -26,7 +26,7 @@ class Look:
 
     @property
     def at_seconds(self) -> float:
-        """When it was."""
+        """The time of the look."""
         return self.state.at_seconds
 
 
@@ -41,7 +41,7 @@ def windows(
     best_hits: Mapping[Key, float],
     prices: Mapping[str, Price],
 ) -> tuple[WorkloadWindow, ...]:
-    """The windows of all models that every look shows. `prices` are by device UUID."""
+    """The windows of all models present in every look. `prices` are by device UUID."""
     if len(looks) < 2:
         return ()
     keys = [key for key in looks[-1].served if all(key in look.served for look in looks)]
@@ -89,7 +89,7 @@ def _window(
 
 
 def _gpu(looks: Sequence[Look], uuid: str) -> GpuWindow | None:
-    """One GPU over the looks; None where it was away in one of them."""
+    """One GPU over the looks; None if it is missing in one of them."""
     devices = [look.state.fresh(uuid) for look in looks]
     first, last = devices[0], devices[-1]
     if first is None or last is None or None in devices or last.peaks is None:
@@ -129,7 +129,7 @@ def _gpu(looks: Sequence[Look], uuid: str) -> GpuWindow | None:
 
 
 def _state_shares(first: DeviceState, last: DeviceState) -> dict[str, float]:
-    """Shares of the time between by state; empty where nothing was accounted."""
+    """Shares of the time in between by state; empty if nothing was accounted."""
     before = first.counters.state_seconds
     spent = {
         name: max(0.0, seconds - before.get(name, 0.0))
@@ -147,7 +147,7 @@ def _busy(states: Mapping[str, float], clock: float | None) -> float | None:
 
 
 def _probes(state: State, uuid: str) -> tuple[float | None, Mapping[str, float], float | None]:
-    """Bandwidth, FLOP/s by precision and link bandwidth that the probes reached."""
+    """Bandwidth, FLOP/s by precision and link bandwidth measured by the probes."""
     for results in state.probes.devices:
         if results.uuid == uuid and results.instance is None:
             paths = results.bandwidth_bytes_per_second
@@ -158,7 +158,7 @@ def _probes(state: State, uuid: str) -> tuple[float | None, Mapping[str, float],
 
 def _reference(state: State, gpus: Sequence[GpuWindow]) -> Reference | None:
     """The medians of all GPUs of the same product on this host."""
-    from statistics import median  # noqa: PLC0415  1 MB, for those who have an engine
+    from statistics import median  # noqa: PLC0415  1 MB, needed only with an engine
 
     names = {gpu.name for gpu in gpus}
     if len(names) != 1:
@@ -186,7 +186,7 @@ def _reference(state: State, gpus: Sequence[GpuWindow]) -> Reference | None:
 
 
 def _sickness(device: DeviceState) -> str | None:
-    """Why the device needs repair before any advice makes sense; None for a healthy one."""
+    """Why the device needs repair before any advice makes sense; None for a healthy device."""
     fast, slow = device.fast, device.slow
     if fast is not None and fast.recovery_action:
         return f"the driver asks for a recovery (action {fast.recovery_action})"
@@ -215,7 +215,7 @@ def _grown(before: float | None, after: float | None) -> float | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean; None where one is missing."""
+    """The mean; None if a value is missing."""
     known = list(values)
     total = 0.0
     for value in known:

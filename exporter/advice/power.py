@@ -1,13 +1,13 @@
-"""How far a power limit lets the SM clock rise: idle power, and f V² above it.
+"""The SM clock that a power limit allows: idle power, plus dynamic power that follows f V².
 
     P(f) = P_idle + (P_now - P_idle) (f V(f)²) / (f_now V(f_now)²)
 
 Dynamic power of CMOS logic is C V² f. The voltage follows the clock: V(f) = v0 + (1 - v0) f, with f
-and V over their maxima, and v0 between 0.5 and 0.7: NVIDIA's parts of the last decade run from about
-0.7 V at their lowest useful clock to about 1.05 V at their highest. What the board draws beside the
-SMs (leakage, memory at rest, regulators) is between 0.1 and 0.2 of its design power: H100 SXM idles
-at about 70 W of 700, and at about 120 W with a context open. Nothing is fitted to a measured
-sweep; `make test-levers` compares with a published one.
+and V over their maxima, and v0 between 0.5 and 0.7: NVIDIA's parts of the last decade run from
+about 0.7 V at their lowest useful clock to about 1.05 V at their highest. The board's draw apart
+from the SMs (leakage, memory at rest, regulators) is between 0.1 and 0.2 of its design power: H100
+SXM idles at about 70 W of 700, and at about 120 W with a context open. The model is not fitted to a
+measured sweep; `make test-levers` compares it with a published one.
 """
 
 from exporter.advice.prediction import Inapplicable, Interval
@@ -24,7 +24,7 @@ def clock_at(
     """The clock over its maximum at which the same work draws `limit_watts`, at most 1.
 
     `draw_watts` and `clock_ratio` are today's, `board_watts` the board's design power. Raises
-    Inapplicable where a limit or a draw lies below idle power.
+    Inapplicable if the limit or the draw is below idle power.
     """
     clocks = [
         _clock(limit_watts, draw_watts, clock_ratio, idle * board_watts, rest)
@@ -52,9 +52,9 @@ def _clock(limit: float, draw: float, clock: float, idle: float, rest: float) ->
 
 
 def throughput_at_clock(clock_ratio: float, scaling_share: Interval) -> Interval:
-    """Throughput over that at full clock, when `scaling_share` of the time goes with the clock.
+    """Throughput relative to full clock, if `scaling_share` of the time scales with the clock.
 
-    The rest (memory, links, host) takes as long as before.
+    The rest (memory, links, host) does not change.
     """
     ratios = [1.0 / (share / clock_ratio + 1.0 - share) for share in scaling_share]
     return Interval(min(ratios), max(ratios))

@@ -1,4 +1,4 @@
-"""What a lever says: a prediction with its evidence, or why there is none."""
+"""The result of a lever: a prediction with its evidence, or the reason why there is none."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from exporter.advice.window import WorkloadWindow
 
 
 class Interval(NamedTuple):
-    """A range in which a ratio is expected; 1.0 is no change."""
+    """The expected range of a ratio; 1.0 means no change."""
 
     low: float
     high: float
@@ -19,7 +19,7 @@ class Interval(NamedTuple):
         return (self.low + self.high) / 2
 
     def holds(self, value: float) -> bool:
-        """Whether the value lies in the range, its ends included."""
+        """Whether the value lies in the range, including its ends."""
         return self.low <= value <= self.high
 
 
@@ -29,12 +29,12 @@ class Inapplicable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What pulling the lever would do to this workload.
+    """The predicted effect of the lever on this workload.
 
     `gain` is the throughput over today's, `cost` the cost per token over today's. `capacity` is the
     throughput that the GPUs could deliver with unlimited demand; it equals `gain` while requests
-    wait. `evidence` is a sentence with the numbers that the prediction rests on, `action` what to
-    type or change. `target` is the value of the lever's variable for which this was predicted.
+    wait. `evidence` is a sentence with the numbers behind the prediction, `action` is the command
+    or change. `target` is the value of the lever's variable for which the prediction was made.
     """
 
     lever: str
@@ -58,8 +58,8 @@ class Absent:
 class Lever:
     """One option. Each file of `levers/` declares one as LEVER.
 
-    `predict` raises Inapplicable where it cannot say. `variable` gives the value that the lever
-    would change, for the back-test: a change of it by itself is a test of the prediction;
+    `predict` raises Inapplicable if it cannot predict. `variable` gives the value that the lever
+    would change, for the back-test: if only that value changes, the prediction can be tested.
     `after` predicts the throughput ratio for a given new value of the variable from the old window.
     """
 
@@ -68,9 +68,9 @@ class Lever:
     predict: Callable[[WorkloadWindow], Prediction]
     variable: Callable[[WorkloadWindow], float | None] = field(default=lambda _window: None)
     after: Callable[[WorkloadWindow, WorkloadWindow], Interval] | None = None
-    # Of several levers with the same variable: whether a change of it was this one's.
+    # For levers that share a variable: whether a change of it belongs to this lever.
     concerns: Callable[[WorkloadWindow, WorkloadWindow], bool] = field(
         default=lambda _before, _now: True
     )
-    # How far the variable must move, in relation, before it counts as a change.
+    # The relative move of the variable that counts as a change.
     least_change: float = 0.15

@@ -1,7 +1,8 @@
-"""A change that is being waited out, as plain data for the state file, and back.
+"""Converts a pending trial to plain data for the state file, and back.
 
-Values are checked against the types of their fields, so that a damaged file cannot bring anything
-else into a comparison. Clocks that stop with the process are not written: instants are Unix seconds.
+Values are checked against the types of their fields, so that a damaged file cannot bring invalid
+data into a comparison. Monotonic times are not stored, since they are lost with the process: all
+times are Unix seconds.
 """
 
 from dataclasses import MISSING, fields, replace
@@ -30,7 +31,7 @@ _ATTENTION: dict[str, type[Attention]] = {
 
 
 def _without(cls: type, left_out: str) -> type[msgspec.Struct]:
-    """A type with the fields of a dataclass but one."""
+    """A type with all fields of a dataclass except one."""
     kept: list[Any] = []
     for each in fields(cls):
         if each.name == left_out:
@@ -44,14 +45,14 @@ def _without(cls: type, left_out: str) -> type[msgspec.Struct]:
     return msgspec.defstruct(f"Saved{cls.__name__}", kept, kw_only=True)
 
 
-# msgspec does not tell the kinds of attention apart: their layers carry the kind by name.
+# msgspec cannot distinguish the kinds of attention, so layers store the kind by name.
 _Layer = _without(LayerGroup, "attention")
 _Model = _without(ModelDescription, "layers")
 _Window = _without(WorkloadWindow, "description")
 
 
 class SavedTrial(msgspec.Struct, frozen=True):
-    """A trial and the workload's model, its instants in Unix seconds."""
+    """A trial and the workload's model, with times in Unix seconds."""
 
     workload: str
     model: str
@@ -64,7 +65,7 @@ class SavedTrial(msgspec.Struct, frozen=True):
 
 
 def saved_trial(trial: Trial, clock_offset_seconds: float) -> SavedTrial:
-    """The trial as data. The offset is Unix time minus the clock of the windows."""
+    """The trial as data. The offset is Unix time minus the windows' clock."""
     window = trial.before
     model = window.description
     return SavedTrial(
@@ -80,7 +81,7 @@ def saved_trial(trial: Trial, clock_offset_seconds: float) -> SavedTrial:
 
 
 def restored_trial(saved: SavedTrial, clock_offset_seconds: float) -> Trial:
-    """The trial of the data. Raises msgspec.ValidationError where it is damaged."""
+    """The trial from saved data. Raises msgspec.ValidationError if the data is damaged."""
     model = None
     if saved.description is not None:
         facts = _convert(saved.description, _Model)

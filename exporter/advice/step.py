@@ -1,17 +1,17 @@
-"""The step-time model: what one forward pass costs, part by part, and what of it is known.
+"""The step-time model: the cost of one forward pass, part by part, with its unknowns.
 
 A pass reads the weights once, reads the KV cache of every running sequence, multiplies, sends its
 partial sums over the links, and leaves gaps in which no kernel runs. The bytes and FLOPs of each
-part follow from the tokens and the model's description; how fast they go, from the probes. Each part
-takes at least the larger of its memory and its compute time (roofline: Williams et al., CACM 52(4),
-2009). Two things are unknown, and they make the width of every prediction:
+part follow from the tokens and the model's description, their rates from the probes. Each part
+takes at least the larger of its memory time and its compute time (roofline: Williams et al., CACM
+52(4), 2009). Two quantities are unknown and determine the width of every prediction:
 
 - how much of the smaller of the two times hides behind the larger one (`hidden`, 0..1);
 - why the measured busy time is longer than the roofline: a constant (small kernels, latencies) or
   each part in proportion (kernels that miss the roofline).
 
-Every prediction is evaluated for the corners of both, after the model was fitted to the measured
-pass under the same assumption; the interval spans the results.
+Every prediction is evaluated at the extremes of both, with the model fitted to the measured pass
+under the same assumption; the interval spans the results.
 """
 
 import math
@@ -37,31 +37,32 @@ from exporter.inference.models.memory import (
 )
 
 
-# Share of the tensor peak that large matrix products reach where no probe has measured it: 0.71 to
-# 0.87 on A100 to B200 (mamf-finder, stas00/ml-engineering).
+# Share of the tensor peak that large matrix products reach, used if no probe has measured it: 0.71
+# to 0.87 on A100 to B200 (mamf-finder, stas00/ml-engineering).
 REACHABLE_FLOPS = 0.78
 # Share of the theoretical link bandwidth that collectives reach: 0.74 to 0.8 of NVLink 4 in
 # all-reduce (Azure's node checks: 460 GB/s bus bandwidth on H100, 2 x 450 / 2 theoretical).
 REACHABLE_LINK = 0.8
-# Tokens of one prefill pass at most: the common default chunk of engines is 2048 to 8192.
+# Maximum tokens of one prefill pass: the common default chunk of engines is 2048 to 8192.
 PREFILL_CHUNK_TOKENS = 4096.0
-# Without speculative decoding a request gains one token a pass.
+# Without speculative decoding a request gains one token per pass.
 _TOKENS_PER_REQUEST = 1.3
-# How much of the shorter of memory and compute time hides behind the longer one. A GPU has thousands
-# of threads that wait for memory while others multiply; a core loads and multiplies in one stream.
+# How much of the shorter of memory and compute time is hidden behind the longer one. A GPU has
+# thousands of threads that wait for memory while others multiply; a CPU core loads and multiplies
+# in one instruction stream.
 _HIDDEN_ON_GPU = (1.0, 0.5)
 _HIDDEN_ON_CPU = (0.3, 0.0)
-# Share of the rate of large matrix products that those with few rows reach: tiles are not full, and
-# some kernels of processors take two or three rows one by one.
+# Share of the rate of large matrix products that products with few rows reach: tiles are not full,
+# and some CPU kernels process two or three rows one by one.
 _FEW_ROWS = 64
 _FEW_ROWS_ON_GPU = (1.0, 0.6)
 _FEW_ROWS_ON_CPU = (1.0, 0.35)
-# Whether the time above the roofline is a constant (0) or in proportion to it (1).
+# Whether the time above the roofline is constant (0) or proportional to it (1).
 _PROPORTIONAL = (0.0, 1.0)
-# How much longer collectives may take on the links than their probe or data sheet says.
+# How much longer collectives may take on the links than the probe or data sheet implies.
 _LINKS = (1.0, 1.5)
 _UNQUANTIZED_BYTES = 2.0
-# Share of the span of all corners that is left out at each end.
+# Share of the span of all corners that is cut off at each end.
 _TRIMMED = 0.14
 # Bounds of the search for the bandwidth that explains a pass shorter than the roofline.
 _FASTEST_MEMORY = 3.0
@@ -70,7 +71,7 @@ _BISECTIONS = 24
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the slowest GPU of the workload reaches now."""
+    """The rates that the slowest GPU of the workload reaches now."""
 
     bytes_per_second: float
     linear_flops: float
@@ -82,8 +83,8 @@ class Rates:
 class Step:
     """The mean forward pass of the window, per GPU. Tokens and requests are per pass.
 
-    `mixed_share` is the share of passes that prefill anything. `gap_seconds` is the time of a pass
-    in which no kernel runs, `busy_seconds` the rest. `other_bytes` are measured bytes beyond weights
+    `mixed_share` is the share of passes with any prefill. `gap_seconds` is the time of a pass in
+    which no kernel runs, `busy_seconds` the rest. `other_bytes` are measured bytes beyond weights
     and cache (activations), per token.
     """
 
@@ -103,17 +104,17 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """Mean time from one pass to the next."""
+        """Mean time from the start of one pass to the next."""
         return self.gap_seconds + self.busy_seconds
 
     @property
     def tokens(self) -> float:
-        """Tokens that a pass computes."""
+        """Tokens computed per pass."""
         return self.decode_tokens + self.prefill_tokens
 
     @property
     def mixed_share(self) -> float:
-        """Share of passes with some prefill, were prompts to arrive independently of each other."""
+        """Share of passes with any prefill, assuming that prompts arrive independently."""
         if self.prompts <= 0 or self.prefill_tokens <= 0:
             return 0.0
         chunks = max(1.0, self.prefill_tokens / self.prompts / PREFILL_CHUNK_TOKENS)
@@ -138,7 +139,7 @@ class Step:
         return self.decode_tokens * self.cache_bytes_per_decode + self.tokens * written
 
     def roofline(self, corner: "Corner") -> float:
-        """Seconds of a mean pass were every kernel on its roofline, under the given assumptions."""
+        """Seconds of a mean pass with every kernel at its roofline, under the given assumptions."""
         mixed = self.mixed_share
         plain = self._kernels(0.0, 0.0, corner)
         if mixed <= 0:
@@ -164,7 +165,7 @@ class Step:
         )
 
     def _kernels(self, prefill: float, prompts: float, corner: "Corner") -> float:
-        """One pass that decodes and prefills so many tokens."""
+        """One pass that decodes and prefills the given numbers of tokens."""
         rates, decode, hidden = self.rates, self.decode_tokens, corner.hidden
         linear, head = self._flops_per_token()
         tokens = decode + prefill
@@ -193,7 +194,7 @@ def _blend(memory: float, compute: float, hidden: float) -> float:
 
 
 def step_of(window: WorkloadWindow) -> Step:
-    """The mean pass of the window. Raises Inapplicable where a part of it is not known."""
+    """The mean pass of the window. Raises Inapplicable if a part of it is not known."""
     model = window.description
     if model is None:
         raise Inapplicable("the model is not described, so its bytes and FLOPs are not known")
@@ -240,7 +241,7 @@ def step_of(window: WorkloadWindow) -> Step:
 
 
 def _measured(gpu: GpuWindow, step: Step, period: float) -> Step:
-    """The step with what counters add to it: bytes beyond weights and cache, time on the links."""
+    """The step with measured parts added: bytes beyond weights and cache, time on the links."""
     peak = gpu.peaks.dram_bytes_per_second
     if gpu.dram is not None and peak:
         beyond = gpu.dram * peak * period - step.weight_bytes - step.cache_bytes
@@ -254,9 +255,9 @@ def _measured(gpu: GpuWindow, step: Step, period: float) -> Step:
 
 
 def slowest(window: WorkloadWindow) -> GpuWindow:
-    """The GPU that the others of its group wait for: the one that reaches least.
+    """The GPU that the others of its group wait for: the slowest one.
 
-    Raises Inapplicable where there is none, or a GPU needs repair first.
+    Raises Inapplicable if there is no GPU, or if one needs repair first.
     """
     if not window.gpus:
         raise Inapplicable("no GPU of this workload is known on this host")
@@ -283,7 +284,7 @@ def slowest(window: WorkloadWindow) -> GpuWindow:
 
 
 def rates_of(gpu: GpuWindow, model: ModelDescription) -> Rates:
-    """What the GPU reaches in this model's precision. Raises Inapplicable without any peak."""
+    """The GPU's rates in this model's precision. Raises Inapplicable without any peak."""
     peak = gpu.peaks.dram_bytes_per_second
     bandwidth = gpu.reachable_bandwidth_bytes_per_second
     if bandwidth is None:
@@ -302,9 +303,9 @@ def rates_of(gpu: GpuWindow, model: ModelDescription) -> Rates:
 
 
 def reachable_flops(gpu: GpuWindow, precision: str) -> float:
-    """FLOP/s that matrix products reach in a precision: probed, else inferred from another's probe.
+    """FLOP/s of matrix products in a precision: probed, else inferred from the probe of another.
 
-    Raises Inapplicable where the silicon has no such precision.
+    Raises Inapplicable if the silicon does not support the precision.
     """
     peak = gpu.peaks.flops.get(precision)
     probed = gpu.reachable_flops.get(precision)
@@ -322,11 +323,11 @@ def reachable_flops(gpu: GpuWindow, precision: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A pass after the lever was pulled: the new step and what is known to differ beside it.
+    """A pass after the lever was pulled: the new step and other known differences.
 
-    `produced` is how many times the tokens of today's pass it produces, over all replicas.
-    `busy_factor` and `gap_factor` multiply what the model gives; `excess_factor` the time above the
-    roofline where that is a constant. `added_seconds` come on top of it.
+    `produced` is its tokens over those of today's pass, over all replicas. `busy_factor` and
+    `gap_factor` multiply the model's busy time and gaps; `excess_factor` multiplies the time above
+    the roofline if that is constant. `added_seconds` are added on top.
     """
 
     step: Step
@@ -347,7 +348,7 @@ class Corner(NamedTuple):
 
 
 def throughput_ratio(today: Step, changes: Iterable[Change]) -> Interval:
-    """Throughput over today's: the span over all changes given and over what is unknown."""
+    """Throughput over today's: the span over all given changes and all unknowns."""
     hidden = _HIDDEN_ON_CPU if today.on_cpu else _HIDDEN_ON_GPU
     few_rows = _FEW_ROWS_ON_CPU if today.on_cpu else _FEW_ROWS_ON_GPU
     changes = tuple(changes)
@@ -362,18 +363,19 @@ def throughput_ratio(today: Step, changes: Iterable[Change]) -> Interval:
 
 
 def _span(ratios: list[float]) -> Interval:
-    """The span of the corners without its outermost parts: not all unknowns are extreme at once."""
+    """The span of the corners without its outer ends: not all unknowns are extreme at once."""
     low, high = min(ratios), max(ratios)
     trimmed = _TRIMMED * (high - low)
     return Interval(low + trimmed, high - trimmed)
 
 
 def _fitted(today: Step, corner: Corner) -> float:
-    """By how much memory must be faster than its probe says for the pass to take what it took.
+    """How much faster than probed memory must be to explain the measured time of the pass.
 
-    1 unless the roofline is longer than the measured time, which refutes one of its rates. That is
-    memory's: a probe on a busy machine reads less than an engine does, while the FLOPS of large matrix
-    products are rarely exceeded. 0 where even infinite bandwidth would not do.
+    1 unless the roofline is longer than the measured time, which means that one of its rates is too
+    low. The memory rate is corrected: a probe on a busy machine reads less than an engine does,
+    while the FLOPS of large matrix products are rarely exceeded. 0 if even infinite bandwidth would
+    not explain it.
     """
     if today.roofline(corner) <= today.busy_seconds:
         return 1.0
@@ -408,5 +410,5 @@ def _ratio(today: Step, change: Change, corner: Corner, memory: float) -> float:
 
 
 def margin(interval: Interval, share: float) -> Interval:
-    """The interval, wider by `share` on both sides."""
+    """The interval, widened by `share` on both sides."""
     return Interval(interval.low * (1.0 - share), interval.high * (1.0 + share))

@@ -1,7 +1,7 @@
-"""What advice is given from: the means of one workload over some minutes, as the exporter sees them.
+"""The input of advice: the means of one workload over some minutes, as seen by the exporter.
 
-Nothing here is a guess: a value that the exporter could not read is None, and a lever that needs it
-says so instead of predicting.
+Nothing is guessed: a value that the exporter could not read is None, and a lever that needs it
+reports that instead of predicting.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,12 @@ from exporter.inference.models.description import ModelDescription
 
 @dataclass(frozen=True, slots=True)
 class GpuWindow:
-    """One GPU of the workload. Activities are shares 0..1 of the window, at the clock that it had.
+    """One GPU of the workload. Activities are shares 0..1 of the window, at its actual clock.
 
     `clock_ratio` is the mean SM clock over its maximum, `clock_lost_to` the share of the missing
-    clock by cause. `sm_busy`, `tensor` and `dram` are as GPM has them. Probe results are what the
-    device reaches now, in bytes/s and FLOP/s by precision; `sick` says why it needs repair first.
+    clock by cause. `sm_busy`, `tensor` and `dram` are GPM's values. Probe results are the device's
+    present rates in bytes/s and FLOP/s by precision; `sick` is the reason why it needs repair
+    first.
     """
 
     gpu: str
@@ -42,13 +43,13 @@ class GpuWindow:
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """The name for display."""
         return "the processor" if self.gpu.startswith("cpu") else f"GPU {self.gpu}"
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What healthy GPUs of the same product on this host reach: medians of their probe results."""
+    """Medians of the probe results of healthy GPUs of the same product on this host."""
 
     devices: int
     bandwidth_bytes_per_second: float | None = None
@@ -57,7 +58,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Money for one GPU and hour."""
+    """The price of one GPU-hour."""
 
     per_gpu_hour: float
     currency: str
@@ -67,9 +68,10 @@ class Price:
 class WorkloadWindow:
     """One served model of one engine over `seconds`.
 
-    Counts are of the window; `running_requests`, `waiting_requests` and `cache_usage_ratio` its
-    means. `gpu_count` is of all GPUs that the engine uses, `gpus` those that this host sees.
-    `replicas` are engines on this host that serve the same model, this one included.
+    Counts are totals of the window; `running_requests`, `waiting_requests` and `cache_usage_ratio`
+    are means. `gpu_count` counts all GPUs that the engine uses, `gpus` are those visible on this
+    host. `replicas` is the number of engines on this host that serve the same model, including this
+    one.
     """
 
     workload: str
@@ -99,7 +101,7 @@ class WorkloadWindow:
 
     @property
     def tokens(self) -> float:
-        """Tokens that the window produced: the throughput that levers raise."""
+        """Tokens produced in the window: the throughput that levers raise."""
         return self.decode_tokens or 0.0
 
     @property

@@ -1,4 +1,4 @@
-"""All levers. A file of this package that declares LEVER is one; nothing else needs to be told."""
+"""All levers. Every module of this package that declares LEVER is one; no registration is needed."""
 
 import importlib
 import pkgutil

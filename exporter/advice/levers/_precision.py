@@ -1,4 +1,6 @@
-"""Weights in a lower precision: fewer bytes a pass, and faster matrix products where the silicon has them."""
+"""Weights in a lower precision: fewer bytes per pass, and faster products if the silicon supports
+them.
+"""
 
 from dataclasses import replace
 
@@ -17,8 +19,8 @@ from exporter.inference.models.description import ModelDescription, WeightBytes
 from exporter.inference.models.memory import stored_weight_bytes
 
 
-# Of the doubled rate, kernels of the lower precision reach this share: fp8 GEMMs 0.88 to 0.98 of
-# what bf16 GEMMs reach of their peak on H100 to B300 (mamf-finder).
+# The share of the doubled rate that kernels of the lower precision reach: relative to their peaks,
+# fp8 GEMMs reach 0.88 to 0.98 of what bf16 GEMMs reach on H100 to B300 (mamf-finder).
 _KERNEL_SHARE = (0.85, 1.0)
 # Activations are quantized before each product: an extra pass over them.
 _QUANTIZATION = (1.0, 1.03)
@@ -28,7 +30,7 @@ _ONE_REQUEST = 1.3
 def with_weights(model: ModelDescription, value_bytes: float, precision: str) -> ModelDescription:
     """The model with its linear layers stored and multiplied in `precision`.
 
-    Embedding, output head, router and norms stay as they are: quantizers leave them out.
+    Embedding, output head, router and norms are unchanged: quantizers leave them out.
     """
     weights = model.weights
     lower = WeightBytes(
@@ -45,7 +47,9 @@ def with_weights(model: ModelDescription, value_bytes: float, precision: str) ->
 def predict_weights(
     window: WorkloadWindow, lever: str, precision: str, value_bytes: float, action: str
 ) -> Prediction:
-    """The prediction for the linear layers in `precision`, `value_bytes` a weight with its scales."""
+    """The prediction for linear layers in `precision`, with `value_bytes` per weight and its
+    scales.
+    """
     today = step_of(window)
     model = today.model
     lower = with_weights(model, value_bytes, precision)
@@ -63,9 +67,9 @@ def predict_weights(
 
 
 def capacity_with(window: WorkloadWindow, today: Step, lower: ModelDescription) -> Interval:
-    """Throughput with another description of the weights, and the batch that freed memory allows.
+    """Throughput with other weights, and the batch that the freed memory allows.
 
-    On a processor only for passes of one request: llama.cpp's kernels of q8_0 multiply request by
+    On a processor only for passes of one request: llama.cpp's q8_0 kernels multiply request by
     request, so that two in a pass took 2.5 times as long as in bf16 (benchmarks/levers/engine.py).
     """
     if today.on_cpu and today.tokens > _ONE_REQUEST:
@@ -86,7 +90,7 @@ def capacity_with(window: WorkloadWindow, today: Step, lower: ModelDescription) 
 
 
 def _cache_factor(window: WorkloadWindow, today: Step, lower: ModelDescription) -> float:
-    """How many times the KV cache grows if the freed weight memory is given to it."""
+    """The growth factor of the KV cache if it gets the freed weight memory."""
     usage, running = window.cache_usage_ratio, window.running_requests
     if not usage or not running:
         return 1.0
@@ -96,7 +100,7 @@ def _cache_factor(window: WorkloadWindow, today: Step, lower: ModelDescription) 
 
 
 def weight_value_bytes(window: WorkloadWindow) -> float | None:
-    """Bytes per weight of the linear layers; of a mixture, of its experts."""
+    """Bytes per weight of the linear layers; for a mixture of experts, of the experts."""
     model = window.description
     if model is None:
         return None
@@ -105,7 +109,7 @@ def weight_value_bytes(window: WorkloadWindow) -> float | None:
 
 
 def reaches_four_bits(before: WorkloadWindow, now: WorkloadWindow) -> bool:
-    """Whether the weights of either window take less than six bits: fp4's change, not fp8's."""
+    """Whether the weights of either window take less than six bits: then the change is to fp4."""
     return any((weight_value_bytes(each) or 2.0) < 6 / 8 for each in (before, now))
 
 

@@ -10,7 +10,7 @@ from exporter.advice.step import Change, Step, slowest, step_of, throughput_rati
 from exporter.advice.window import GpuWindow, WorkloadWindow
 
 
-# Less than this is the ordinary play of the clock.
+# Less than this is normal variation of the clock.
 _LEAST_LOSS = 0.03
 _ACTIONS = {
     "power": "raise the power limit to {limit:.0f} W (nvidia-smi --power-limit {limit:.0f})",
@@ -65,7 +65,7 @@ def _by_power(gpu: GpuWindow, clock: float) -> tuple[Interval, float]:
 
 
 def _at_clock(gpu: GpuWindow, today: Step, target: Interval) -> Interval:
-    """Throughput at another clock: tensor work scales with it, memory hardly, links and gaps not."""
+    """Throughput at another clock: tensor work scales with it, memory hardly, links and gaps don't."""
     clock = _clock(gpu)
     changes = []
     for reached in target:
@@ -75,7 +75,7 @@ def _at_clock(gpu: GpuWindow, today: Step, target: Interval) -> Interval:
             linear_flops=today.rates.linear_flops * speed,
             attention_flops=today.rates.attention_flops * speed,
         )
-        # A low SM clock may also have kept the SMs from asking for all the bandwidth there is.
+        # A low SM clock may also have kept the SMs from using the full bandwidth.
         most = REACHABLE_BANDWIDTH * (gpu.peaks.dram_bytes_per_second or 0.0)
         faster = max(rates.bytes_per_second, min(most, rates.bytes_per_second * speed))
         for bandwidth in (rates.bytes_per_second, faster):

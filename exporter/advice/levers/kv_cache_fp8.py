@@ -8,7 +8,7 @@ from exporter.advice.step import Change, Step, slowest, step_of, throughput_rati
 from exporter.advice.window import WorkloadWindow
 
 
-# Attention kernels expand fp8 to bf16 on the way: up to a tenth of the saved time is lost.
+# Attention kernels expand fp8 to bf16, which costs up to a tenth of the saved time.
 _EXPANSION = (0.0, 0.15)
 
 

@@ -1,4 +1,4 @@
-"""A larger batch: the weights are read once a pass, whoever shares the pass."""
+"""A larger batch: the weights are read once per pass, however many requests share it."""
 
 from exporter.advice.demand import FULL_CACHE, USABLE_CACHE, outcome, percent, waits, with_batch
 from exporter.advice.prediction import Inapplicable, Interval, Lever, Prediction
@@ -6,12 +6,12 @@ from exporter.advice.step import Change, Step, margin, step_of, throughput_ratio
 from exporter.advice.window import WorkloadWindow
 
 
-# Twice the batch is one step of a cautious operator; latency rises with it.
+# Doubling the batch is one cautious step for an operator; latency rises with it.
 _LARGEST_FACTOR = 2.0
-# Engines compute 2048 tokens a pass at most by default, or more: passes that are nearly that full
+# The default limit of tokens per pass in engines is 2048 or more: passes that are nearly that full
 # have no room for more requests.
 _PREFILL_BOUND_TOKENS = 1200.0
-# The next size of a batch may suit the kernels' tiles better or worse.
+# The new batch size may suit the kernels' tiles better or worse.
 _OTHERWISE = 0.02
 
 
@@ -60,7 +60,7 @@ def _predict(window: WorkloadWindow) -> Prediction:
 def _grown(today: Step, factor: float) -> Interval:
     """Throughput with `factor` times the batch.
 
-    The host's work between passes may grow with the batch, or not.
+    The host's work between passes may or may not grow with the batch.
     """
     step = with_batch(today, factor)
     slower_host = 1.0 + 0.5 * max(0.0, factor - 1.0)

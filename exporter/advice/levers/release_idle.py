@@ -1,4 +1,4 @@
-"""Release idle capacity: fewer replicas can serve what is asked for."""
+"""Release idle capacity: fewer replicas can serve the demand."""
 
 import math
 
@@ -8,7 +8,7 @@ from exporter.advice.step import Change, step_of, throughput_ratio
 from exporter.advice.window import WorkloadWindow
 
 
-# What remains must be able to serve this much more than today's mean.
+# The remaining replicas must be able to serve this much more than today's mean.
 _HEADROOM = 1.3
 
 

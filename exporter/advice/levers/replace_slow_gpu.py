@@ -1,4 +1,4 @@
-"""Replace a slow GPU: one that reaches less than its siblings holds its whole group back."""
+"""Replace a slow GPU: one that is slower than its siblings holds back its whole group."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from exporter.advice.step import Change, slowest, step_of, throughput_ratio
 from exporter.advice.window import GpuWindow, Reference, WorkloadWindow
 
 
-# Siblings of one product differ by 5 % (mamf-finder) to 8 % (SC'22, arXiv 2208.11035) in good health.
+# Healthy GPUs of one product differ by 5 % (mamf-finder) to 8 % (SC'22, arXiv 2208.11035).
 _SLOW = 0.93
 _FEWEST_SIBLINGS = 3
 
@@ -40,7 +40,7 @@ def _predict(window: WorkloadWindow) -> Prediction:
 
 
 def speed_of(gpu: GpuWindow, reference: Reference) -> tuple[float, float]:
-    """Memory and compute speed over the siblings' medians, at most 1; 1 where nothing tells."""
+    """Memory and compute speed over the siblings' medians, at most 1; 1 if not measured."""
     memory = compute = 1.0
     if gpu.reachable_bandwidth_bytes_per_second and reference.bandwidth_bytes_per_second:
         memory = gpu.reachable_bandwidth_bytes_per_second / reference.bandwidth_bytes_per_second
@@ -55,7 +55,7 @@ def speed_of(gpu: GpuWindow, reference: Reference) -> tuple[float, float]:
 
 
 def _variable(window: WorkloadWindow) -> float | None:
-    """The speed of the slowest GPU: it rises when that one is replaced."""
+    """The speed of the slowest GPU, which rises when that GPU is replaced."""
     if window.reference is None:
         return None
     return min((min(speed_of(gpu, window.reference)) for gpu in window.gpus), default=None)

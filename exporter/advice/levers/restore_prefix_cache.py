@@ -1,4 +1,4 @@
-"""Restore the prefix cache: prompts that were found in it before are computed anew."""
+"""Restore the prefix cache: prompts that used to be cached are now computed again."""
 
 from dataclasses import replace
 
@@ -59,7 +59,7 @@ LEVER = Lever(
     name="restore_prefix_cache",
     title="Restore the prefix cache",
     predict=_predict,
-    # The share that misses: a change from 0.1 to 0.2 of hits is little, one from 0.8 to 0.9 much.
+    # The miss ratio: a hit ratio change from 0.1 to 0.2 matters little, one from 0.8 to 0.9 much.
     variable=lambda w: None if w.cache_hit_ratio is None else 1.0 - w.cache_hit_ratio,
     after=_after,
 )

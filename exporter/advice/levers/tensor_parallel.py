@@ -1,4 +1,5 @@
-"""The size of the tensor-parallel group: fewer GPUs each send less, more GPUs read the weights once.
+"""The size of the tensor-parallel group: fewer GPUs send less, more GPUs share one read of the
+weights.
 
 Smaller: two engines on half of the GPUs each. Larger: two engines of this host become one.
 """
@@ -20,12 +21,12 @@ from exporter.inference.models.memory import stored_weight_bytes
 
 
 _LEVER = "tensor_parallel"
-# Memory that engines leave to activations and graphs.
+# Memory that engines reserve for activations and graphs.
 _USABLE_MEMORY = 0.9
-# Kernels of another shape reach another share of the roofline.
+# Kernels of another shape reach a different share of the roofline.
 _OTHERWISE = 0.05
-# One all-reduce of few tokens over NVLink: 4 us with two GPUs to some 20 us with eight (NCCL's
-# published all_reduce_perf results on DGX A100 and H100).
+# One all-reduce of few tokens over NVLink: from 4 us with two GPUs to about 20 us with eight
+# (NCCL's published all_reduce_perf results on DGX A100 and H100).
 _LATENCY_SECONDS = (4e-6, 20e-6)
 # Partial sums are exchanged in 16 bits, after attention and after the feed-forward part.
 _EXCHANGED_BYTES, _EXCHANGES_PER_LAYER = 2.0, 2
@@ -33,7 +34,7 @@ _LARGEST_GROUP = 8
 
 
 def _predict(window: WorkloadWindow) -> Prediction:
-    """The better of the two sizes next to today's, of those that can be predicted."""
+    """The better of the two sizes next to today's, as far as they can be predicted."""
     group = window.tensor_parallel
     if window.gpu_count != group:
         raise Inapplicable("the engine combines tensor parallelism with another kind")
@@ -108,21 +109,21 @@ def _check_memory(window: WorkloadWindow, today: Step, group: int) -> None:
 
 
 def _of_size(today: Step, group: int, size: int) -> Step:
-    """The step on a group of another size. A ring sends 2 (n - 1) / n of its data from each GPU."""
+    """The step on a group of another size. In a ring each GPU sends 2 (n - 1) / n of the data."""
     volume = ((size - 1) / size) / ((group - 1) / group) if group > 1 else 0.0
     link = today.link_seconds_per_token * volume
     return replace(today, tensor_parallel=size, link_seconds_per_token=link)
 
 
 def _hops(group: int, size: int) -> tuple[float, ...]:
-    """How the time above the roofline changes: it stays, or falls with the latency of the hops."""
+    """Factors on the time above the roofline: unchanged, or shorter with the hops' latency."""
     if size >= group:
         return (1.0,)
     return (1.0, 0.4 if size == 1 else 0.6)
 
 
 def _grown(step: Step, group: int, size: int, *, produced: float) -> list[Change]:
-    """The changes of a larger group: other volume on the links, and more or slower exchanges."""
+    """The changes with a larger group: a different link volume, and more or slower exchanges."""
     exchanges = _EXCHANGES_PER_LAYER * step.model.layer_count
     low, high = _LATENCY_SECONDS
     if group > 1:
@@ -144,7 +145,7 @@ def _grown(step: Step, group: int, size: int, *, produced: float) -> list[Change
 
 
 def _after(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
-    """One engine on another number of GPUs, with the batch that it runs there."""
+    """One engine on a different number of GPUs, with its batch there."""
     group, size = before.tensor_parallel, now.tensor_parallel
     if now.gpu_count != size or not before.running_requests or not now.running_requests:
         raise Inapplicable("the number of running requests or the kind of parallelism is not known")

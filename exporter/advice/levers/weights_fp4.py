@@ -1,4 +1,4 @@
-"""Weights in fp4 (NVFP4, MXFP4): a quarter of bf16's bytes, where the silicon multiplies fp4."""
+"""Weights in fp4 (NVFP4, MXFP4): a quarter of bf16's bytes, on silicon that multiplies fp4."""
 
 from exporter.advice.levers._precision import (
     after_weights,
@@ -10,7 +10,7 @@ from exporter.advice.prediction import Lever, Prediction
 from exporter.advice.window import WorkloadWindow
 
 
-# Four bits and an 8-bit scale for each 16 of them.
+# Four bits per weight, and an 8-bit scale per 16 weights.
 _VALUE_BYTES = (4 + 8 / 16) / 8
 
 
