@@ -1,6 +1,4 @@
-"""Weights in a lower precision: fewer bytes per pass, and faster products if the silicon supports
-them.
-"""
+"""Weights in a lower precision: fewer bytes per pass, faster products where supported."""
 
 from dataclasses import replace
 
@@ -47,9 +45,7 @@ def with_weights(model: ModelDescription, value_bytes: float, precision: str) ->
 def predict_weights(
     window: WorkloadWindow, lever: str, precision: str, value_bytes: float, action: str
 ) -> Prediction:
-    """The prediction for linear layers in `precision`, with `value_bytes` per weight and its
-    scales.
-    """
+    """The prediction for linear layers in `precision`; `value_bytes` per weight include scales."""
     today = step_of(window)
     model = today.model
     lower = with_weights(model, value_bytes, precision)

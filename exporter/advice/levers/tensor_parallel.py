@@ -1,5 +1,4 @@
-"""The size of the tensor-parallel group: fewer GPUs send less, more GPUs share one read of the
-weights.
+"""The size of the tensor-parallel group: fewer GPUs send less, more GPUs share the weights.
 
 Smaller: two engines on half of the GPUs each. Larger: two engines of this host become one.
 """
