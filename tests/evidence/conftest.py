@@ -1,4 +1,4 @@
-"""Daemons on fake GPUs, as the daemon's own tests start them, and a kubelet of our own."""
+"""Daemons on fake GPUs, as the daemon's own tests start them, and a fake kubelet."""
 
 from tests.attribution.conftest import kubelet, socket_path
 from tests.daemon.conftest import start

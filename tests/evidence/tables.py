@@ -1,4 +1,4 @@
-"""The tables of this folder: figures that others published of real GPUs, with their sources."""
+"""The tables of this folder: figures that others published about real GPUs, with their sources."""
 
 import csv
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ FOLDER = Path(__file__).parent
 
 
 def table(name: str, folder: Path = FOLDER) -> list[dict[str, str]]:
-    """The rows of a table; lines that begin with # say where it comes from."""
+    """The rows of a table; lines that begin with # name its source."""
     lines = (folder / f"{name}.csv").read_text().splitlines()
     return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
 def sources(name: str, folder: Path = FOLDER) -> Iterable[str]:
-    """The lines that say where a table comes from."""
+    """The lines that name a table's source."""
     lines = (folder / f"{name}.csv").read_text().splitlines()
     return [line for line in lines if line.startswith("#")]

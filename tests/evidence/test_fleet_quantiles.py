@@ -33,7 +33,7 @@ EXPECTED = (
 
 
 def load(row: dict[str, str], sm_clock_mhz: float) -> Load:
-    """A GPU at this quantile at its full clock."""
+    """A GPU at this quantile, at its full clock."""
     tensor = float(row["tensor_active"]) / 100
     return Load(
         graphics=float(row["gpu_utilization"]) / 100,
@@ -86,7 +86,7 @@ def test_full_utilization_is_mostly_empty_sms(start) -> None:
 
 
 def test_the_boards_themselves_say_the_same(start, tmp_path: Path) -> None:
-    """As it was recorded: A100s without GPM, whose activities come from a dcgm-exporter on the node."""
+    """As recorded: A100s without GPM, whose activities come from a dcgm-exporter on the node."""
     with DcgmExporter() as dcgm:
         fake, daemon = start(
             [A100] * len(ROWS),

@@ -1,4 +1,4 @@
-"""What the OFU study found on real fleets, and that the product counts by the same definition.
+"""What the OFU study found on real fleets; flopwatch counts by the same definition.
 
 Pedersen et al., arXiv 2605.20799 (read second-hand): on H100 and GB200 tensor activity times SM clock over
 the tensor clock is within 1.2 to 3.5 points of the FLOPS that an application counts, over GEMMs of all
@@ -76,7 +76,7 @@ def test_utilization_is_ofu(start) -> None:
 
 
 def test_the_studys_miscounts_were_factors() -> None:
-    """The applications claimed 2.12 and 1.58 of what the counters saw: no padding explains that."""
+    """The applications claimed 2.12 and 1.58 times the counted work: padding cannot explain it."""
     claimed = [float(row["application_mfu"]) / float(row["ofu"]) for row in table("ofu")]
 
     assert claimed == pytest.approx([2.12, 1.58], abs=0.005)

@@ -26,7 +26,7 @@ RTX_5080 = replace(
     max_sm_clock_mhz=3090,
     power_limit_watts=360,
 )
-# Tokens are handed to the engine's page at once, as if so much time had passed.
+# The engine's page gets the tokens of a whole window at once, as if its time had passed.
 PLAYED_SECONDS = 30.0
 
 
@@ -63,7 +63,7 @@ def windows() -> list[Window]:
 
 
 def page(window: Window, seconds: float) -> str:
-    """vLLM's exposition after so much time of the window; lengths are the window's means."""
+    """vLLM's exposition after this much time of the window; lengths are the window's means."""
     prompts = window.prompt_tokens * seconds
     generated = window.generated_tokens * seconds
     requests = round(window.requests * seconds)

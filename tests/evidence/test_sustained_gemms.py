@@ -1,4 +1,4 @@
-"""No sound GPU is called slow: what others sustain lies above every limit of the probes."""
+"""No healthy GPU is reported as slow: rates that others sustain are above every probe limit."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_the_sheet_is_the_one_that_the_figure_is_of(row: dict[str, str]) -> None
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
 def test_a_probe_that_reaches_it_is_well(row: dict[str, str]) -> None:
-    """At a power-capped clock the efficiency is higher still: this is the least that it can be."""
+    """At a power-capped clock the efficiency is higher still: this is its minimum."""
     share = float(row["sustained"]) / float(row["sheet"])
     kernel = KernelInfo(name=f"gemm_{row['precision']}", quantity="flops", label=row["precision"])
     facts = DeviceFacts(key="0", uuid="GPU-0", name=row["name"], kind="cuda")

@@ -47,7 +47,7 @@ def declared_functions(header: str) -> dict[str, str]:
 
 
 def stubs(declared: dict[str, str], implemented: set[str]) -> str:
-    """C code for the functions nobody wrote by hand: counted, faultable, and not supported."""
+    """C code for the functions not written by hand: counted, faultable, and not supported."""
     lines = ['#include "stub.h"', ""]
     for name, parameters in sorted(declared.items()):
         if name in implemented:

@@ -16,7 +16,7 @@ from tests.fake_nvml.control import FakeNvml
 
 
 class NvmlError(Exception):
-    """The NVML return code that an expression ended with."""
+    """The NVML return code of a failed expression."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"NVML return code {code}")

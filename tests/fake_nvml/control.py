@@ -76,17 +76,17 @@ class FakeNvml(Functions):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.release()  # nobody stays hung in a library whose test is over
+        self.release()  # no call stays hung in the library after its test
 
     @property
     def env(self) -> dict[str, str]:
-        """What the process under test needs in its environment."""
+        """The environment variables of the process under test."""
         path = [str(self._library), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
         return {"LD_LIBRARY_PATH": ":".join(path), "FAKE_NVML_CONTROL": str(self._path)}
 
     @property
     def library_directory(self) -> Path:
-        """Where libnvidia-ml.so.1 lies."""
+        """The folder of libnvidia-ml.so.1."""
         return self._library
 
     def gpu(self, slot: int) -> FakeGpu:
@@ -118,7 +118,7 @@ class FakeNvml(Functions):
         self.control.driver_loaded = 0
 
     def load_driver(self) -> None:
-        """The driver is there again; every process must initialise anew, and energy counts from zero."""
+        """The driver is back; every process must initialise again, and energy counts from zero."""
         for gpu in self.gpus:
             gpu.restart_energy()
         self.control.driver_generation += 1
@@ -201,7 +201,7 @@ class FakeNvml(Functions):
         self.event(gpu, _MIG_CONFIG_CHANGE)
 
     def event(self, gpu: int, event_type: int, data: int = 0, gpu_instance_id: int = _WHOLE_GPU, compute_instance_id: int = _WHOLE_GPU) -> None:  # fmt: skip
-        """Deliver an event to everybody who registered its type on this GPU before."""
+        """Deliver an event to every waiter that has registered its type on this GPU."""
         number = self.control.event_count
         self.control.events[number % layout.MAX_EVENTS] = layout.Event(gpu, gpu_instance_id, compute_instance_id, event_type, data)  # fmt: skip
         self.control.event_count = number + 1

@@ -11,7 +11,7 @@ from tests.fake_nvml import layout
 class Functions:
     """The NVML functions of a fake library, by their exported C names or by patterns (`nvmlDeviceSet*`).
 
-    `gpu` None means calls for whatever GPU, and calls that concern none.
+    `gpu` None means calls for any GPU, and calls that concern none.
     """
 
     def __init__(self, control: layout.Control, numbers: dict[str, int]) -> None:
@@ -19,7 +19,7 @@ class Functions:
         self._functions = numbers
 
     def calls(self, function: str, gpu: int | None = None) -> int:
-        """How often a function was called, in all processes; for one GPU or altogether."""
+        """How often a function was called, in all processes; for one GPU or in total."""
         return sum(int(entry.calls[_column(gpu)]) for entry in self._matching(function))
 
     def functions_called(self) -> dict[str, int]:
@@ -66,7 +66,7 @@ class Functions:
         )
 
     def release(self, function: str | None = None, gpu: int | None = None) -> None:
-        """Let the blocked calls go on, and later ones pass."""
+        """Let the blocked calls continue and later ones pass."""
         columns = range(layout.COLUMNS) if gpu is None else (_column(gpu),)
         for entry in self._matching(function or "*"):
             for column in columns:

@@ -28,7 +28,7 @@ POWER_VIOLATION_NS, MEMORY_TEMPERATURE, ENERGY_MJ, NVLINK_DATA_TX = 74, 82, 83, 
 NVLINK_STATE, PCIE_TX_BYTES, RECOVERY_ACTION, MMA_STALL, GPU_TEMPERATURE = 165, 197, 230, 297, 308
 ALL_LINKS = 0xFFFFFFFF
 
-# A GPU at rest whose clock stands still: nothing is integrated, so samples may be taken at any moment of it.
+# An idle GPU whose clock is stopped: nothing is integrated, so samples may be taken at any moment.
 STANDSTILL = Load(sm_clock_mhz=0, power_watts=0)
 
 
@@ -39,7 +39,7 @@ def wait_until(moment_ns: int) -> None:
 
 
 def wait_for_hang(fake: FakeNvml, function: str) -> None:
-    """Sleep until somebody hangs in a function."""
+    """Sleep until a call hangs in a function."""
     while not fake.hanging(function):
         time.sleep(0.005)
 

@@ -69,7 +69,7 @@ class Function(ctypes.Structure):
 
     _fields_ = [
         ("calls", c_uint64 * COLUMNS),
-        ("hanging", c_uint32 * COLUMNS),  # calls that sit in a hang right now
+        ("hanging", c_uint32 * COLUMNS),  # calls that hang right now
         ("faults", Fault * COLUMNS),
         ("profile_code", c_int32 * COLUMNS),
     ]
@@ -93,7 +93,7 @@ class Instance(ctypes.Structure):
 
     _fields_ = [
         ("in_use", c_uint32),
-        # Changes with every reconfiguration, so that old handles are found out.
+        # Changes with every reconfiguration, so that old handles are detected.
         ("generation", c_uint32),
         ("gpu_instance_id", c_uint32),
         ("compute_instance_id", c_uint32),

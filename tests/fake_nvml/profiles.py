@@ -1,4 +1,4 @@
-"""What a simulated GPU is. Numbers as the boards' data sheets and NVML on them give."""
+"""What a simulated GPU is. Numbers from the boards' data sheets and from NVML on them."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class GpuProfile:
     metric_codes: dict[int, int] = field(default_factory=dict)
 
     def idle(self) -> Load:
-        """Nothing to do, at this board's own clocks and power."""
+        """An idle load at this board's own clocks and power."""
         return replace(
             Load.idle(),
             memory_clock_mhz=self.max_memory_clock_mhz,
@@ -115,7 +115,7 @@ class GpuProfile:
         )
 
     def fit(self, load: Load) -> Load:
-        """A load of an H100, as the examples of `Load` are, brought to this board's clocks, power, memory and links."""
+        """A load of an H100, scaled to this board's clocks, power, memory and links."""
         return replace(
             load,
             sm_clock_mhz=round(load.sm_clock_mhz * self.max_sm_clock_mhz / _H100_SM_CLOCK_MHZ),

@@ -1,4 +1,4 @@
-"""The other side of `client.py`: reads expressions, writes their values as JSON. Imports nothing of the project."""
+"""The other side of `client.py`: reads expressions, writes JSON. Imports nothing of the project."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 import pynvml
 
 
-KEPT: dict[Any, Any] = {}  # what an expression wants to find again in a later one
+KEPT: dict[Any, Any] = {}  # values that a later expression needs
 
 
 def keep(name: object, value: object) -> None:

@@ -70,7 +70,7 @@ class Truth:
 
 
 class LoadSchedule:
-    """Piecewise-constant loads on CLOCK_MONOTONIC. The last one lasts for ever."""
+    """Piecewise-constant loads on CLOCK_MONOTONIC. The last one lasts forever."""
 
     def __init__(self, shared: layout.Schedule, initial: Load, begin_ns: int) -> None:
         self._shared = shared
@@ -83,7 +83,8 @@ class LoadSchedule:
     def set_load(self, load: Load, at_monotonic_ns: int | None = None) -> int:
         """Change to `load` now, or at a later moment; whatever was scheduled after it is dropped.
 
-        Returns the moment. Exact even while the library reads: now is taken after readers are held off.
+        Returns the moment. Exact even while the library reads: the time is taken after readers are
+        locked out.
         """
         with self._lock:
             self._shared.sequence += 1

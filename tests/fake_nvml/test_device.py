@@ -87,7 +87,7 @@ def test_an_l4_reaches_its_300_gigabytes_per_second(tmp_path: Path) -> None:
 
 
 def test_every_declared_function_exists(fake: FakeNvml, client: Client) -> None:
-    """A caller of any function in nvml.h finds it; the ones not written by hand say that they are not supported."""
+    """Every function of nvml.h exists; those not written by hand answer NOT_SUPPORTED."""
     names = list(function_names(fake.library_directory))
     assert len(names) > 400
     client.ask("keep('library', __import__('ctypes').CDLL('libnvidia-ml.so.1'))")

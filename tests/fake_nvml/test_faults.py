@@ -1,4 +1,4 @@
-"""Faults: failing, slow, hung and deadly calls, lost GPUs, reloaded and upgraded drivers."""
+"""Faults: failing, slow, hung and crashing calls, lost GPUs, reloaded and upgraded drivers."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_slow_call_takes_its_time(fake: FakeNvml, client: Client) -> None:
 def test_a_call_can_kill_its_process(
     fake: FakeNvml, client: Client, kind: Literal["segfault", "abort"], number: int
 ) -> None:
-    """As drivers do: the caller is gone, with the signal as its status."""
+    """As real drivers do: the caller dies, with the signal as its status."""
     fake.crash("nvmlGpmSampleGet", kind, gpu=1)
     client.ask("sample('a', device(0))")
     with pytest.raises(EOFError):
@@ -166,14 +166,14 @@ def test_a_removed_gpu_moves_the_others_up(fake: FakeNvml, client: Client) -> No
 
 
 def test_a_control_file_of_another_build_is_refused(fake: FakeNvml) -> None:
-    """Library and test never read one file in two ways."""
+    """Library and test never interpret the file differently."""
     fake.control.layout += 1
     with Client(fake) as client:
         assert client.code("pynvml.nvmlInit()") == LIBRARY_NOT_FOUND
 
 
 def test_the_mps_view_answers_little(fake: FakeNvml) -> None:
-    """With NVML_MPS_DEVICE_ENUMERATION=1 NVML enumerates, and hardly anything else."""
+    """With NVML_MPS_DEVICE_ENUMERATION=1 NVML enumerates devices and does hardly anything else."""
     with Client(fake, environment={"NVML_MPS_DEVICE_ENUMERATION": "1"}) as client:
         client.ask("pynvml.nvmlInit()")
         assert client.code("pynvml.nvmlDeviceGetName(device(0))") == 0

@@ -45,7 +45,7 @@ def test_gpm_answers_the_exact_average_of_its_window(fake: FakeNvml, client: Cli
     assert elapsed_after > 1e15  # raw counters count from boot, not from the first sample
     client.ask("sample('c', device(0))")
     (_, elapsed_again), (_, hmma_again) = client.ask(f"metrics('b', 'c', {ids})")
-    assert (elapsed_again, hmma_again) == (elapsed_after, hmma_after)  # it stands still again
+    assert (elapsed_again, hmma_again) == (elapsed_after, hmma_after)  # the clock is stopped again
 
 
 def test_raw_counters_advance_by_the_cycles_of_the_window(fake: FakeNvml, client: Client) -> None:
@@ -66,7 +66,7 @@ def test_raw_counters_advance_by_the_cycles_of_the_window(fake: FakeNvml, client
 
 
 def test_raw_counters_can_be_sums_over_the_sms(tmp_path: Path) -> None:
-    """Whether NVIDIA counts the mean or the sum is unknown; both exist here."""
+    """Whether NVIDIA counts the mean or the sum is unknown; the fake has both."""
     profiles = [replace(H100, cycles_mode=mode) for mode in ("mean", "sum")]
     with FakeNvml(profiles, tmp_path) as fake, Client(fake) as client:
         client.ask("pynvml.nvmlInit()")

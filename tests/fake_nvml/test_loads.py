@@ -73,7 +73,7 @@ def test_the_truth_is_worked_out_by_the_same_schedule(fake: FakeNvml) -> None:
 
 
 def test_a_load_cannot_change_the_past(fake: FakeNvml) -> None:
-    """What the daemon has read must stay true."""
+    """Values that the daemon has read must stay valid."""
     with pytest.raises(ValueError, match="past"):
         fake.gpu(0).set_load(Load.decode(), time.monotonic_ns() - 1)
 
@@ -128,7 +128,7 @@ def test_power_can_be_a_mean_over_time(tmp_path: Path) -> None:
 
 
 def test_pcie_throughput_blocks_for_its_20_milliseconds(fake: FakeNvml, client: Client) -> None:
-    """The call measures, as the real one does: nobody gets it for free."""
+    """The call measures, as the real one does: it takes time."""
     fake.gpu(0).set_load(Load(pcie_tx_bytes_per_second=5e6))
     took, kilobytes = client.ask(
         "(lambda t, v: (time.monotonic() - t, v))"

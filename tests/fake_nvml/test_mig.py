@@ -40,7 +40,7 @@ def test_a_mig_gpu_answers_less(fake: FakeNvml, client: Client) -> None:
 
 
 def test_reconfigured_instances_are_new_ones(fake: FakeNvml, client: Client) -> None:
-    """A handle or a sample from before does not work for what has taken its place, and waiters hear of it."""
+    """An old handle or sample does not work for the new instance, and waiters are notified."""
     fake.set(0, supported_event_types=0x108)
     client.ask("watch(0, 0x100)")
     fake.set_mig(0, [H100_3G_40GB])

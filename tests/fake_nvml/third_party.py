@@ -1,4 +1,4 @@
-"""Boards as a driver made by others plays them, and in what it differs from what we knew.
+"""Boards as a third party's driver simulates them, and how it differs from what we knew.
 
 NVIDIA's own mock of NVML (repository NVIDIA/k8s-test-infra, pkg/gpu/mocknvml) was tried from outside with
 the daemon; none of its code is here. It tells no core count, its energy counter answers and does not move, it has no GPM

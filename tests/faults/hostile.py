@@ -1,4 +1,4 @@
-"""Clients that mean harm, from an address of their own, for as long as a test wants them."""
+"""Hostile clients, from their own address, for as long as a test wants them."""
 
 import socket
 import struct
@@ -11,7 +11,7 @@ from typing import Self
 _REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n"
 # Closing with this resets the connection instead of ending it.
 _RESET = struct.pack("ii", 1, 0)
-# Moments between two deeds of one client, and how often all of them are looked at.
+# Seconds between two actions of one client, and how often all of them are polled.
 _DEED_SECONDS = 0.3
 _LOOK_SECONDS = 0.05
 
@@ -31,7 +31,7 @@ class _Client:
         self.due = time.monotonic() + _DEED_SECONDS
 
     def act(self) -> bool:
-        """Do harm once; False when the connection is over."""
+        """Act once; False when the connection is closed."""
         self.due = time.monotonic() + _DEED_SECONDS
         try:
             if self.kind == "dribbling":
@@ -65,7 +65,7 @@ class _Client:
 
 
 class Hostile:
-    """Keeps so many clients of every kind connected; who is thrown out comes back at once."""
+    """Keeps this many clients of every kind connected; one that is cut off reconnects at once."""
 
     KINDS = ("silent", "dribbling", "slow", "greedy", "resetting")
 

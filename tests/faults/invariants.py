@@ -6,9 +6,9 @@ import time
 from tests.daemon.process import DaemonProcess, Labels, Scrape
 
 
-# Counters are those that the catalogue says so; sums and counts of histograms are counters, too.
+# The counters are those of the catalogue, plus sums and counts of histograms.
 _COUNTER_SUFFIXES = ("_total", "_bucket", "_sum", "_count")
-# A scrape may be answered with the bytes of one 0.2 s before, and a tick may just have ended.
+# A scrape may get the bytes of one from 0.2 s before, and a tick may just have ended.
 _SLACK_SECONDS = 1.0
 
 HEALTH = frozenset(
@@ -33,17 +33,17 @@ HEALTH = frozenset(
 
 
 class Witness:
-    """Scrapes a daemon and holds every scrape against those before it."""
+    """Scrapes a daemon and compares every scrape with those before it."""
 
     def __init__(self, daemon: DaemonProcess, *, window_seconds: float = 0.0) -> None:
-        """`window_seconds`: the longest window that may be booked at once, when its tick ends."""
+        """`window_seconds`: the longest window that may be accounted at once, when its tick ends."""
         self._daemon = daemon
         self._window_seconds = window_seconds
         self._counters: dict[tuple[str, Labels], float] = {}
         self._seconds: dict[str, tuple[float, float]] = {}
 
     def scrape(self) -> Scrape:
-        """Scrape; fails when a counter fell, a span was counted twice, or a down GPU shows readings."""
+        """Scrape; fails if a counter decreased, time was counted twice, or a down GPU has readings."""
         before = time.monotonic()
         scrape = self._daemon.scrape()
         self._no_counter_fell(scrape)
@@ -94,7 +94,7 @@ class Witness:
         return found[0]
 
     def watch(self, seconds: float, every: float = 0.25) -> Scrape:
-        """Scrape for so long; the last scrape."""
+        """Scrape for this long; the last scrape."""
         until = time.monotonic() + seconds
         while True:
             scrape = self.scrape()

@@ -9,9 +9,9 @@ from tests.daemon.process import DaemonProcess, Scrape
 
 INTERVAL_SECONDS = 1
 KERNELS = ("launch", "gemm_fp32")
-# A worker that died is started again after this (probes.schedule.Backoff).
+# A dead worker is restarted after this (probes.schedule.Backoff).
 BACKOFF_SECONDS = 30
-# What the probes measured, as opposed to what they did.
+# What the probes measured, as opposed to how they ran.
 MEASURED = (
     "flopwatch_probe_flops",
     "flopwatch_probe_launch_latency_seconds",

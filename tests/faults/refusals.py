@@ -1,4 +1,4 @@
-"""A node that starts no more processes, or threads, by a preloaded library."""
+"""A node that refuses to start processes or threads, simulated by a preloaded library."""
 
 import subprocess
 from pathlib import Path
@@ -26,11 +26,11 @@ class Refusals:
         }
 
     def refuse(self, what: What) -> None:
-        """As when the limit on tasks is reached."""
+        """Refuse, as when the limit on tasks is reached."""
         self._file(what).touch()
 
     def allow(self, what: What) -> None:
-        """There is room again."""
+        """Stop refusing."""
         self._file(what).unlink()
 
     def _file(self, what: What) -> Path:

@@ -49,11 +49,11 @@ class Supervisor:
 
     @property
     def log(self) -> str:
-        """What all runs have logged."""
+        """The log of all runs."""
         return self._log.read_text()
 
     def until(self, condition: Callable[[Scrape], object], seconds: float = 40.0) -> Scrape:
-        """Scrape whatever runs now until the condition holds."""
+        """Scrape the current run until the condition holds."""
         deadline = time.monotonic() + seconds
         while True:
             try:

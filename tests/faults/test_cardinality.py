@@ -31,7 +31,7 @@ def test_the_cap_on_series_holds(start) -> None:
     ]
     assert len(others) <= LIMIT
     assert later.value("flopwatch_series") < 2 * LIMIT
-    # Health stands however small the cap.
+    # Health is exported however small the cap.
     for gpu in ("0", "1"):
         assert later.value("flopwatch_gpu_up", gpu=gpu) == 1
         assert later.has("flopwatch_tick_duration_seconds_count", gpu=gpu)

@@ -1,4 +1,4 @@
-"""Drivers that cost the process: by a crash, by another version, by being taken away from it."""
+"""Drivers that end the process: by a crash, a version change, or lost access."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ LIB_RM_VERSION_MISMATCH, UNKNOWN = 18, 999
 def test_a_crash_inside_the_driver_costs_a_restart(
     tmp_path: Path, function: str, kind: str, ended_by: int
 ) -> None:
-    """The supervisor starts it again, and it serves all GPUs: nothing on disk keeps it from it."""
+    """The supervisor restarts it, and it serves all GPUs: nothing on disk prevents that."""
     with FakeNvml([H100, H100], tmp_path) as fake:
         for gpu in fake.gpus:
             gpu.set_load(Load.decode())
@@ -72,14 +72,14 @@ def test_whichever_function_tells_of_another_version(tmp_path: Path) -> None:
         fake.gpu(0).set_load(Load.decode())
         with Supervisor(tmp_path, {**os.environ, **fake.env}) as supervisor:
             supervisor.until(lambda scrape: scrape.has("flopwatch_processes"))
-            # XIDs are watched beside the sampling, which is told soon enough.
+            # XIDs are watched in parallel with the sampling, which learns of it soon enough.
             others = (*OF_THE_HOST, "nvmlDeviceRegisterEvents")
             functions = [name for name in fake.functions_called() if not name.startswith(others)]
             assert len(functions) > 30
             for function in functions:
                 exits = len(supervisor.exits)
                 fake.fail(function, LIB_RM_VERSION_MISMATCH)
-                fake.lose(0)  # so that those are called, too, that are called once at the start
+                fake.lose(0)  # so that functions called once at the start are called, too
                 supervisor.until(
                     lambda scrape: scrape.total("flopwatch_gpu_up") == 0 or supervisor.exits[exits:]  # noqa: B023
                 )
@@ -93,7 +93,7 @@ def test_whichever_function_tells_of_another_version(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_container_whose_devices_were_taken_away(tmp_path: Path) -> None:
-    """«Unknown Error» for a minute costs one restart; where that does not help either, it waits and says so."""
+    """ "Unknown Error" for a minute causes one restart; if that does not help, it waits and says so."""
     with FakeNvml([H100, H100], tmp_path) as fake:
         for gpu in fake.gpus:
             gpu.set_load(Load.decode())

@@ -64,14 +64,14 @@ class Kept:
         daemon.wait_for(file.exists)
 
     def goes_on(self) -> None:
-        """Three more good runs of the probes, and the processor is watched all the while."""
+        """Three more good runs of the probes, with the processor watched all the time."""
         before = runs(self.witness.scrape(), outcome="ok")
         scrape = self.witness.until(lambda scrape: runs(scrape, outcome="ok") >= before + 3, 120)
         assert scrape.value("flopwatch_gpu_up", gpu="cpu0") == 1
         assert runs(scrape) == runs(scrape, outcome="ok") + runs(scrape, outcome="contended")
 
     def saves(self) -> None:
-        """The file is written anew, and whole."""
+        """The file is rewritten completely."""
         before = self.file.stat().st_mtime_ns if self.file.exists() else 0
         self.daemon.wait_for(
             lambda: self.file.exists() and self.file.stat().st_mtime_ns > before, 60
@@ -79,7 +79,7 @@ class Kept:
         assert json.loads(self.file.read_text())["probes"]["charges"]
 
     def not_saved(self, times: int) -> None:
-        """So many changes from well to not saved were logged, and none had a traceback."""
+        """This many changes from saved to not saved were logged, none with a traceback."""
         assert self.daemon.log.count("state_not_saved") == times
         assert "Traceback" not in self.daemon.log
 
@@ -103,7 +103,7 @@ def kept(tmp_path: Path, disk: Disk) -> Iterator[Kept]:
 
 @pytest.mark.timeout(300)
 def test_nothing_can_be_written(tmp_path: Path, disk: Disk) -> None:
-    """Every write fails (a limit on file sizes stands in for the disk): said once, and saved when it ends."""
+    """Every write fails (by a limit on file sizes): logged once, and saved when it ends."""
     with kept(tmp_path, disk) as state:
         whole = state.file.read_bytes()
         pid = state.daemon.process.pid
@@ -112,7 +112,7 @@ def test_nothing_can_be_written(tmp_path: Path, disk: Disk) -> None:
         state.daemon.wait_for(lambda: "state_not_saved" in state.daemon.log)
         state.goes_on()
         state.not_saved(1)
-        # The last good file stands, and nothing of the attempts.
+        # The last good file remains, and nothing of the attempts.
         assert json.loads(state.file.read_text())["version"] == json.loads(whole)["version"]
         assert not list(disk.folder.glob("*.tmp-*"))
 
@@ -123,7 +123,7 @@ def test_nothing_can_be_written(tmp_path: Path, disk: Disk) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path, disk: Disk) -> None:
-    """ENOSPC and EROFS: each said once, the last good file stands, and it is saved when they end."""
+    """ENOSPC and EROFS: each logged once, the last good file remains, saved when they end."""
     disk.mount()
     with kept(tmp_path, disk) as state:
         ballast = disk.folder / "ballast"
@@ -146,7 +146,7 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path, disk: Dis
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_folder_that_vanishes_and_a_lock_that_is_never_let_go(tmp_path: Path, disk: Disk) -> None:
-    """The folder is made anew; a lock that another process keeps costs the saving and nothing else."""
+    """The folder is recreated; a lock held by another process prevents saving and nothing else."""
     with kept(tmp_path, disk) as state:
         shutil.rmtree(disk.folder)
         state.saves()

@@ -1,4 +1,4 @@
-"""docs/faults.md: what it calls a proof is one."""
+"""docs/faults.md: everything that it cites as proof is one."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ TEXT = (ROOT / "docs" / "faults.md").read_text()
 
 
 def test_every_proof_exists() -> None:
-    """Each file and each test that the page names; and slow ones are called so."""
+    """Each file and test that the page names exists, and slow ones are marked as slow."""
     proofs = re.findall(r"`([a-z_/]+\.py)`: ((?:`test_\w+`(?: \([^)]*\))?(?:, )?)+)", TEXT)
     assert len(proofs) > 30
     for file, named in proofs:
@@ -40,6 +40,6 @@ def test_every_metric_exists() -> None:
 
 
 def test_every_link_leads_somewhere() -> None:
-    """Files that are linked to are there."""
+    """All linked files exist."""
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXT):
         assert (ROOT / "docs" / target).exists(), target

@@ -12,7 +12,7 @@ from tests.faults.invariants import Witness, families
 
 CONFIG = passive("sampling: {interval: 250ms, slow_interval: 1s, deadline: 1s}\n")
 GPUS = 12
-# The last one is never given a fault: what happens to the others must not reach it.
+# The last one never gets a fault: the faults of the others must not reach it.
 CONTROL = GPUS - 1
 
 # Every code of nvml.h (nvmlReturn_t) by what it means to the daemon; LIB_RM_VERSION_MISMATCH, which
@@ -78,7 +78,7 @@ class Machine:
 
     @staticmethod
     def whole(scrape) -> bool:
-        """Every GPU shows a window of GPM, and what is read seldom."""
+        """Every GPU has a GPM window and the slow readings."""
         return all(
             scrape.has("flopwatch_sm_active_ratio", gpu=str(gpu))
             and scrape.has("flopwatch_processes", gpu=str(gpu))
@@ -87,7 +87,7 @@ class Machine:
         )
 
     def heal(self) -> None:
-        """End all faults, and let every GPU be found anew: what it refused is asked again."""
+        """End all faults, and let every GPU be rediscovered: calls that it refused are made again."""
         self.fake.clear()
         for gpu in range(GPUS):
             self.fake.lose(gpu)
@@ -138,7 +138,7 @@ def test_every_function_answering_an_error(machine: Machine, meaning: str) -> No
     assert fake.calls("nvmlDeviceSet*") == 0
 
 
-# Function and what it alone feeds: gone while it fails, back afterwards.
+# Function and the families that it alone feeds: absent while it fails, back afterwards.
 FEEDS = {
     "nvmlDeviceGetPowerUsage": "flopwatch_power_watts",
     "nvmlDeviceGetEnforcedPowerLimit": "flopwatch_power_limit_watts",
@@ -162,7 +162,7 @@ FEEDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("meaning", ["timeout", "no_permission"])
 def test_a_value_that_fails_is_absent(machine: Machine, meaning: str) -> None:
-    """Never zero, never the old value: the family is gone, on that GPU only, until it is read again."""
+    """Never zero, never the old value: the family is absent, on that GPU only, until read again."""
     fake, witness, code = machine.fake, machine.witness, CODES[meaning]
     for start in range(0, len(FEEDS), GPUS - 1):
         cells = list(FEEDS.items())[start : start + GPUS - 1]
@@ -187,7 +187,7 @@ def test_a_value_that_fails_is_absent(machine: Machine, meaning: str) -> None:
 
 @pytest.mark.slow
 def test_a_call_that_keeps_failing_is_logged_once(machine: Machine) -> None:
-    """One line for each change of state, also of a call whose older version still answers."""
+    """One line for each change of state, also for a call whose older version still answers."""
     before = machine.daemon.log.count("nvml_call_failed")
     machine.fake.fail("nvmlDeviceGetMemoryInfo_v2", CODES["unknown"], gpu=0)
     machine.fake.fail("nvmlDeviceGetPowerUsage", CODES["unknown"], gpu=0)

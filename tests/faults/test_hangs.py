@@ -1,4 +1,4 @@
-"""Driver calls that return late, or never: of one GPU, of all, in the middle of its life and at a new beginning."""
+"""Driver calls that return late or never: on one GPU, on all, in normal operation and at a restart."""
 
 import time
 
@@ -27,7 +27,7 @@ def whole(scrape, count: int = 2) -> bool:
 
 @pytest.fixture
 def node(start):
-    """Two GPUs at work: fake library, daemon, witness."""
+    """Two busy GPUs: fake library, daemon, witness."""
     fake, daemon = start([H100, H100], config=CONFIG)
     for gpu in fake.gpus:
         gpu.set_load(Load.decode())
@@ -41,7 +41,7 @@ def seconds_of(scrape, gpu: int) -> float:
 
 
 def test_calls_that_are_slow_but_in_time(node) -> None:
-    """Half a second for a call of every tick: ticks are missed, windows are longer, no time is lost."""
+    """A call of every tick takes 0.5 s: ticks are missed, windows are longer, no time is lost."""
     fake, _daemon, witness = node
     before, began = witness.scrape(), time.monotonic()
     fake.delay(POWER, 0.5, gpu=1)
@@ -61,7 +61,7 @@ def test_calls_that_are_slow_but_in_time(node) -> None:
     "seconds", [1.5, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(200)])]
 )
 def test_a_call_that_returns_after_the_deadline(node, seconds: float) -> None:
-    """Said while it lasts, nothing of what it brought is shown, its time is in no counter; the other goes on."""
+    """Reported while it lasts, with no readings and no counted time; the other GPU continues."""
     fake, daemon, witness = node
     before, began = witness.scrape(), time.monotonic()
     fake.delay(POWER, seconds, gpu=1)
@@ -82,7 +82,7 @@ def test_a_call_that_returns_after_the_deadline(node, seconds: float) -> None:
 
 
 def test_every_gpu_hangs(node) -> None:
-    """Health stays visible, no reading is; alive but not ready; all come back without a restart."""
+    """Health stays visible, readings do not; live but not ready; all come back without a restart."""
     fake, daemon, witness = node
     fake.hang(POWER)
     hung = witness.until(lambda scrape: scrape.total("flopwatch_source_hung") == 2)
@@ -103,7 +103,7 @@ def test_every_gpu_hangs(node) -> None:
 
 @pytest.mark.timeout(200)
 def test_a_driver_that_hangs_when_it_is_initialised_again(node) -> None:
-    """Unloaded and loaded, and nvmlInit never returns: said of all GPUs, and over when it returns."""
+    """The driver is reloaded and nvmlInit hangs: reported for all GPUs, and over when it returns."""
     fake, daemon, witness = node
     fake.hang(INIT)
     fake.unload_driver()
@@ -145,7 +145,7 @@ def test_it_ends_while_nvmlshutdown_hangs(node) -> None:
 
 
 def test_gpm_hangs_on_every_gpu(node) -> None:
-    """One holds GPM's lock and is down; the others go on without activity, and none waits for it for ever."""
+    """One holds GPM's lock and is down; the others continue without activity; none waits forever."""
     fake, daemon, witness = node
     fake.hang("nvmlGpmSampleGet")
     hung = witness.until(
@@ -169,13 +169,13 @@ def test_gpm_hangs_on_every_gpu(node) -> None:
     "function", ["nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2"]
 )
 def test_xid_events_that_hang(start, function: str) -> None:
-    """They have a thread of their own: every GPU is read as ever, and the process ends in time."""
+    """They have their own thread: every GPU is read as usual, and the process ends in time."""
     fake, daemon = start([H100, H100], config=CONFIG, prepare=lambda fake: fake.hang(function))
     for gpu in fake.gpus:
         gpu.set_load(Load.decode())
     witness = Witness(daemon, window_seconds=WINDOW_SECONDS)
     witness.until(whole)
-    # GPUs that opened together share a thread; on a busy machine they may come one by one.
+    # GPUs that opened together share a thread; on a busy machine they may open one by one.
     daemon.wait_for(lambda: 1 <= fake.hanging(function) <= len(fake.gpus))
     assert whole(witness.watch(2))
 

@@ -62,7 +62,7 @@ def test_what_keeps_a_gpu_from_being_opened_heals(start, function: str, code: in
     ],
 )
 def test_what_a_gpu_can_do_without(start, function: str, code: int, missing: str) -> None:
-    """Only what the call itself brings is missing."""
+    """Only the readings of the call itself are missing."""
     _fake, daemon = start([H100], config=CONFIG, prepare=fail(function, code))
     witness = Witness(daemon, window_seconds=1.5)
 
@@ -82,7 +82,7 @@ def test_what_a_gpu_can_do_without(start, function: str, code: int, missing: str
 
 @pytest.mark.slow
 def test_every_function_hanging_for_a_while(start) -> None:
-    """Each GPU hangs in a call of its own: all are said to hang, nothing is shown of them, all come back."""
+    """Each GPU hangs in a different call: all are hung and have no readings; all come back."""
     count = 12
     fake, daemon = start([H100] * count, config=CONFIG)
     for gpu in fake.gpus:
@@ -103,7 +103,7 @@ def test_every_function_hanging_for_a_while(start) -> None:
         for name in fake.functions_called()
         if name.startswith("nvmlDeviceGet")
         and not name.startswith(("nvmlDeviceGetHandle", "nvmlDeviceGetCount"))
-        and fake.calls(name) > 2 * count  # asked again and again, not once at the start
+        and fake.calls(name) > 2 * count  # called repeatedly, not once at the start
     ]
     for first in range(0, len(functions), count - 1):
         cells = dict(enumerate(functions[first : first + count - 1]))
@@ -123,7 +123,7 @@ def all_hang(cells, scrape) -> bool:
 
 @pytest.mark.parametrize("code", [UNKNOWN, NO_PERMISSION], ids=["unknown", "no_permission"])
 def test_gpus_that_are_kept_from_the_daemon_are_not_taken_for_none(start, code: int) -> None:
-    """Also where a host without GPU would watch its processor: what is there and cannot be read is down."""
+    """Also where a host without a GPU would watch its processor: a GPU that cannot be read is down."""
     fake, daemon = start(
         [H100],
         config=passive("sampling: {interval: 250ms}\n"),

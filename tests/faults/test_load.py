@@ -1,4 +1,4 @@
-"""Crowds, and clients that mean harm, against the real daemon; the rightful scraper beside them."""
+"""Crowds and hostile clients against the real daemon, with the legitimate scraper beside them."""
 
 import http.client
 import socket
@@ -23,14 +23,14 @@ GPUS = 8
 # What connections may add to the daemon's memory: 64 threads and an answer on the way to each.
 LOAD_BYTES_MAX = 12_000_000
 CONNECTIONS_MAX = 64
-# Threads whose connection was cut for another one, and that are about to end.
+# Threads that are about to end because their connection was cut in favour of another.
 ENDING_MAX = 16
-# Resident memory breathes by as much between two measurements under the same load.
+# Resident memory varies by this much between two measurements under the same load.
 STEADY_BYTES_MAX = 2_000_000
 
 
 class Loaded:
-    """A daemon on eight GPUs, and what it used before the load."""
+    """A daemon on eight GPUs, and its usage before the load."""
 
     def __init__(self, daemon: DaemonProcess) -> None:
         self.daemon = daemon
@@ -57,7 +57,7 @@ class Loaded:
         assert threads(self.pid) <= self.threads + CONNECTIONS_MAX + ENDING_MAX
 
     def assert_over(self) -> None:
-        """After the load: nothing of it is left, and sampling went on all the time."""
+        """After the load: no trace of it is left, and sampling never stopped."""
         self.daemon.wait_for(lambda: threads(self.pid) <= self.threads + 1)
         self.daemon.wait_for(lambda: descriptors(self.pid) <= self.descriptors + 1)
         scrape = self.witness.scrape()
@@ -78,7 +78,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
 
 @contextmanager
 def rightful_scraper(loaded: Loaded) -> Iterator[None]:
-    """Scrapes all the while, as Prometheus does: on one connection, made again where it was cut."""
+    """Scrapes all the time as Prometheus does: on one connection, reopened when it is cut."""
     ended = threading.Event()
     failures: list[Exception] = []
     served = []
@@ -113,7 +113,7 @@ def rightful_scraper(loaded: Loaded) -> Iterator[None]:
 
 
 def test_a_thousand_connections(loaded: Loaded) -> None:
-    """Most are cut, the rightful client is served, and threads and memory stay bounded."""
+    """Most are cut, the legitimate client is served, and threads and memory stay bounded."""
     with rightful_scraper(loaded), ExitStack() as stack:
         for _ in range(1000):
             stack.enter_context(loaded.connect())
@@ -136,10 +136,10 @@ def test_a_hundred_scrapers(loaded: Loaded) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_hundred_scrapers_for_two_minutes(loaded: Loaded) -> None:
-    """What the daemon holds is the same in the second minute as in the first, and all are served.
+    """The daemon's usage is the same in the second minute as in the first, and all are served.
 
-    All but one in a thousand: at the cap, a client that does not ask for 0.2 s after it has connected
-    gives way to the next, and on a busy machine some of these clients are that slow.
+    All but one in a thousand: at the cap, a client that sends no request within 0.2 s after
+    connecting gives way to the next, and on a busy machine some of these clients are that slow.
     """
     first = scrape_crowded([loaded.address[1]], 100, 60)
     after_first = memory(loaded.pid, "fake-nvml-control").own
@@ -156,7 +156,7 @@ def test_a_hundred_scrapers_for_two_minutes(loaded: Loaded) -> None:
     "seconds", [8, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
 )
 def test_more_hostile_clients_than_connections(loaded: Loaded, seconds: int) -> None:
-    """Silent, dribbling, slow, greedy and resetting ones, a hundred together: the scraper beside them is served."""
+    """A hundred silent, dribbling, slow, greedy and resetting clients: the scraper is served."""
     with rightful_scraper(loaded), Hostile(loaded.address, each=20) as hostile:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -167,7 +167,7 @@ def test_more_hostile_clients_than_connections(loaded: Loaded, seconds: int) -> 
 
 
 def test_slow_readers_and_dribblers(loaded: Loaded) -> None:
-    """Clients that ask and never read, that send a byte now and then, that leave half-way."""
+    """Clients that never read the answer, that send a byte now and then, that leave half-way."""
     with rightful_scraper(loaded), ExitStack() as stack:
         for number in range(60):
             client = stack.enter_context(loaded.connect())
@@ -202,7 +202,7 @@ def test_slow_readers_and_dribblers(loaded: Loaded) -> None:
     ids=lambda data: repr(data[:24]),
 )
 def test_malformed_and_oversized_requests(loaded: Loaded, request_bytes: bytes) -> None:
-    """Refused or closed; nothing of it is an error of ours, and no metrics leak to it by accident."""
+    """Rejected or closed; no internal error, and no metrics leak by accident."""
     for _ in range(20):
         with loaded.connect() as client:
             received = b""
@@ -212,7 +212,7 @@ def test_malformed_and_oversized_requests(loaded: Loaded, request_bytes: bytes) 
                 while data := client.recv(65536):
                     received += data
             except OSError:
-                pass  # closed on what it had not read
+                pass  # closed before it had read everything
             assert not received.startswith(b"HTTP/1.1 200")
             assert b"Traceback" not in received
     loaded.assert_bounded()
@@ -220,7 +220,7 @@ def test_malformed_and_oversized_requests(loaded: Loaded, request_bytes: bytes) 
 
 
 def test_pipelined_requests(loaded: Loaded) -> None:
-    """Fifty requests in one go get fifty answers, in order, each whole."""
+    """Fifty requests sent at once get fifty complete answers, in order."""
     with loaded.connect() as client:
         client.sendall(
             b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n" * 49

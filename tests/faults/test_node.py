@@ -52,7 +52,7 @@ class Node:
         return self.daemon.process.pid
 
     def counted(self) -> float:
-        """Seconds booked for GPU 0 so far."""
+        """Seconds accounted for GPU 0 so far."""
         return self.witness.scrape().total("flopwatch_gpu_seconds_total", gpu="0")
 
 
@@ -70,7 +70,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 def test_the_wall_clock_may_jump(node: Node) -> None:
-    """An hour ahead and an hour behind: time is booked as it passes, and timestamps are the new clock's."""
+    """An hour ahead and behind: time is counted as it elapses, timestamps use the new clock."""
     for jump in (HOUR, -HOUR, 0):
         began, counted = time.monotonic(), node.counted()
         node.clock.jump(jump)
@@ -88,7 +88,7 @@ def test_the_wall_clock_may_jump(node: Node) -> None:
 
 
 def test_a_process_that_was_stopped_books_none_of_it(node: Node) -> None:
-    """Suspended for five seconds, as by a debugger or a freezer: a gap in the counters, and on it goes."""
+    """Suspended for five seconds, as by a debugger: a gap in the counters, then it continues."""
     began, counted = time.monotonic(), node.counted()
     os.kill(node.pid, signal.SIGSTOP)
     time.sleep(5)
@@ -107,7 +107,7 @@ def test_a_process_that_was_stopped_books_none_of_it(node: Node) -> None:
 
 
 def test_no_descriptors_left(node: Node) -> None:
-    """Connections eat every descriptor: sampling goes on, and the next scraper is served again."""
+    """Connections use every descriptor: sampling continues, and the next scraper is served again."""
     before = node.counted()
     used = len(list(Path(f"/proc/{node.pid}/fd").iterdir()))
     soft, hard = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
@@ -128,7 +128,7 @@ def test_no_descriptors_left(node: Node) -> None:
 
 
 def test_no_memory_left(node: Node) -> None:
-    """No thread can start and nothing can be mapped: it lives on, and serves again when there is some."""
+    """No thread can start and no memory can be mapped: it survives, and serves again afterwards."""
     before = node.counted()
     size = int(Path(f"/proc/{node.pid}/statm").read_text().split()[0]) * resource.getpagesize()
     unlimited = resource.prlimit(node.pid, resource.RLIMIT_AS)
@@ -151,7 +151,7 @@ def test_no_memory_left(node: Node) -> None:
 
 
 def test_a_reload_without_memory(node: Node, tmp_path: Path) -> None:
-    """The configuration may be refused, or be taken in part: the daemon lives, and the next reload does it all."""
+    """The configuration may be rejected or applied in part: the next reload completes it."""
     size = int(Path(f"/proc/{node.pid}/statm").read_text().split()[0]) * resource.getpagesize()
     unlimited = resource.prlimit(node.pid, resource.RLIMIT_AS)
     with serving(text(exposition("vllm-current"))) as engine:
@@ -176,7 +176,7 @@ def test_a_reload_without_memory(node: Node, tmp_path: Path) -> None:
 
 
 class UnheardDaemon(DaemonProcess):
-    """A daemon whose log nobody reads from the moment it serves: the pipe is closed."""
+    """A daemon whose log pipe is closed from the moment it serves."""
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None
@@ -188,7 +188,7 @@ class UnheardDaemon(DaemonProcess):
 
 
 def test_nobody_hears_the_log(tmp_path: Path) -> None:
-    """Whatever there is to log, a closed standard error does not stop the sampling."""
+    """A closed standard error does not stop the sampling."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(Load.decode())
         with UnheardDaemon(tmp_path, config=CONFIG, environment=fake.env) as daemon:
@@ -205,7 +205,7 @@ def test_nobody_hears_the_log(tmp_path: Path) -> None:
 
 
 class UndrainedDaemon(DaemonProcess):
-    """A daemon whose log is a pipe that nobody drains from the moment it serves."""
+    """A daemon whose log pipe is not drained from the moment it serves."""
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None
@@ -237,7 +237,7 @@ def test_nobody_drains_the_log(tmp_path: Path) -> None:
 
 
 def test_the_standard_streams_are_closed_at_start(tmp_path: Path) -> None:
-    """No socket of the daemon takes the place of standard error, and it serves."""
+    """No socket of the daemon gets the descriptor of standard error, and it serves."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = f"exec {sys.executable} -m exporter serve --web.listen-address 127.0.0.1:{port} <&- >&- 2>&-"
@@ -268,7 +268,7 @@ def test_the_standard_streams_are_closed_at_start(tmp_path: Path) -> None:
 
 
 def test_journald_learns_the_severity(tmp_path: Path) -> None:
-    """Where standard error is the journal's, each line begins with its severity, as sd-daemon(3) says."""
+    """When standard error is the journal, each line begins with its severity, as in sd-daemon(3)."""
     journal = tmp_path / "journal"
     with journal.open("wb") as file:
         status = os.fstat(file.fileno())
@@ -312,7 +312,7 @@ def test_a_flood_of_reloads(tmp_path: Path) -> None:
 
 
 def test_the_state_file_is_a_named_pipe(tmp_path: Path) -> None:
-    """The daemon serves, and obeys SIGTERM; what it would remember stays in memory."""
+    """The daemon serves, and obeys SIGTERM; its state stays in memory."""
     os.mkfifo(tmp_path / "state.json")
     config = (
         f"state_file: {tmp_path}/state.json\nsources: {{cpu: off}}\nprobes: {{kernels: [launch]}}\n"

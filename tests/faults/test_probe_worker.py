@@ -1,4 +1,4 @@
-"""Whatever happens to the process that probes: the daemon beside it goes on, and says so."""
+"""Whatever happens to the probe process, the daemon continues and reports it."""
 
 import os
 import resource
@@ -36,7 +36,7 @@ class Probing:
         return worker
 
     def failed(self, before: Scrape, seconds: float = 60.0) -> Scrape:
-        """Wait until a run was lost; the processor is still watched and nothing is left of the worker."""
+        """Wait until a run was lost; the processor is still watched, the worker completely gone."""
         lost = self.witness.until(lambda scrape: bad(scrape) > bad(before), seconds)
         assert lost.value("flopwatch_gpu_up", gpu="cpu0") == 1
         self.daemon.wait_for(lambda: not children(self.pid))
@@ -51,7 +51,7 @@ class Probing:
 
 
 def bad(scrape: Scrape) -> float:
-    """Runs that the worker did not bring to an end."""
+    """Runs that the worker did not finish."""
     return runs(scrape, outcome="error") + runs(scrape, outcome="timeout")
 
 
@@ -71,14 +71,14 @@ def hang(worker: int) -> None:
 
 
 def corrupt(worker: int) -> None:
-    """Write into the worker's own pipe to the daemon, in its name."""
+    """Write into the worker's pipe to the daemon, pretending to be the worker."""
     arguments = Path(f"/proc/{worker}/cmdline").read_bytes().split(b"\0")
     with Path(f"/proc/{worker}/fd/{int(arguments[-2])}").open("wb", buffering=0) as pipe:
         pipe.write(b"\x00\x00\x00\x05hello" * 100)
 
 
 def test_a_worker_that_is_killed(node: Probing) -> None:
-    """Idle, it is replaced at once and no run is lost; in a run, that one is. The processor is watched."""
+    """If idle, it is replaced at once and no run is lost; during a run, only that run is lost."""
     before, worker = node.witness.scrape(), node.worker
     kill(worker)
     again = node.witness.until(
@@ -97,7 +97,7 @@ def test_a_worker_that_is_killed(node: Probing) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("harm", "outcome"), [(hang, "timeout"), (corrupt, "error")])
 def test_a_worker_is_replaced(node: Probing, harm: Callable[[int], None], outcome: str) -> None:
-    """Killed, hung or talking nonsense: reaped, counted, and after the backoff there is another."""
+    """Killed, hung or sending garbage: reaped, counted, and replaced after the backoff."""
     before, worker = node.witness.scrape(), node.worker
     harm(worker)
     lost = node.failed(before)
@@ -114,7 +114,7 @@ def test_a_worker_is_replaced(node: Probing, harm: Callable[[int], None], outcom
 
 @pytest.mark.slow
 def test_no_process_can_be_started(tmp_path: Path) -> None:
-    """Fork answers EAGAIN: a failed start, counted and tried again; all else goes on."""
+    """fork returns EAGAIN: a failed start, counted and retried; everything else continues."""
     node_limits = Refusals(tmp_path)
     with probing(tmp_path, tmp_path / "state.json", node_limits.env) as daemon:
         node = Probing(daemon)
@@ -134,7 +134,7 @@ def test_no_process_can_be_started(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_no_descriptor_for_a_worker(node: Probing) -> None:
-    """Too many open files: a failed start, nothing of it stays open, and it is tried again."""
+    """Too many open files: a failed start that leaves nothing open, and is retried."""
     before = node.witness.scrape()
     kill(node.worker)
     lost = node.failed(before)

@@ -1,4 +1,4 @@
-"""Files of /proc and /sys that are not there, or hold something else than a number."""
+"""Files of /proc and /sys that are missing or do not contain a number."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def host(tmp_path: Path) -> Host:
 
 
 def test_a_clock_that_the_kernel_does_not_know(host: Host) -> None:
-    """«<unknown>» is no clock: the mean is of the others, and there is none when all say so."""
+    """ "<unknown>" is not a clock: the mean is over the others, and absent when all are unknown."""
     assert host.source().read().sm_clock_hertz == 2.5e9
 
     host.write(f"{CPUS}/cpu0/cpufreq/scaling_cur_freq", "<unknown>\n")
@@ -54,7 +54,7 @@ def test_a_clock_that_the_kernel_does_not_know(host: Host) -> None:
 
 
 def test_energy_is_that_of_all_packages_or_of_none(host: Host) -> None:
-    """A package that is silent for one tick must not be counted anew in the next."""
+    """The energy of a package that is missing for one tick must not be counted again in the next."""
     source = host.source()
     assert source.read().energy_joules == 12
 

@@ -16,14 +16,14 @@ from exporter.metrics.text import Format
 
 @pytest.fixture
 def traced() -> Iterator[None]:
-    """Memory that Python takes is counted."""
+    """Memory that Python allocates is counted."""
     tracemalloc.start()
     yield
     tracemalloc.stop()
 
 
 def test_devices_that_are_gone_are_let_go(traced: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MIG instances one after the other: many more leave no more behind than the ones before."""
+    """MIG instances one after the other: memory does not grow with their number."""
     monkeypatch.setattr(soak_node, "_NEW_INSTANCE_TICKS", 60)
     node = Node(random.Random(1))
     exposition = Exposition(
@@ -50,7 +50,7 @@ def test_devices_that_are_gone_are_let_go(traced: None, monkeypatch: pytest.Monk
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_half_a_day_of_ticks_grows_nothing(tmp_path: Path) -> None:
-    """Everything that the daemon keeps, while all that it watches comes and goes."""
+    """All memory that the daemon keeps, while everything that it watches comes and goes."""
     grown, played = soak_accounts(43_200, tmp_path)
 
     assert not grown.is_leak, grown
@@ -65,7 +65,8 @@ def test_half_a_day_of_ticks_grows_nothing(tmp_path: Path) -> None:
 def test_the_daemon_keeps_its_promises_while_all_around_it_churns(tmp_path: Path) -> None:
     """Ten ticks a second, scrapes, reloads, XIDs, processes, lost GPUs: every scrape is right.
 
-    Descriptors and threads stay. Memory still fills its bounds: `make soak` waits for that.
+    Descriptors and threads stay. Memory is still growing to its bounds here: `make soak` waits for
+    that.
     """
     grown = soak_daemon(40, tmp_path)
 

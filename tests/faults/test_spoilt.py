@@ -1,4 +1,4 @@
-"""A hundred spoilt inputs through each door of the real daemon: it says nothing but that it refuses them."""
+"""A hundred corrupted messages to each input of the real daemon: it only logs that it rejects them."""
 
 import random
 import socket
@@ -18,7 +18,7 @@ from tests.inference.engines.server import EngineServer, serving, text
 
 
 INPUTS = 100
-# Each is asked more and more rarely while it talks nonsense: many get a hundred answers sooner.
+# An endpoint that sends garbage is scraped less and less often: many get a hundred answers sooner.
 WORKLOADS = 60
 GAUGE = "flopwatch_power_watts"
 
@@ -31,7 +31,7 @@ def spoilt(target: str) -> Iterator[bytes]:
 
 
 class Doors:
-    """A daemon on one GPU, whose engine and dcgm-exporter say what the test wants."""
+    """A daemon on one GPU, whose engine and dcgm-exporter answer as the test wants."""
 
     def __init__(self, daemon: DaemonProcess, server: EngineServer) -> None:
         self.daemon = daemon
@@ -40,7 +40,7 @@ class Doors:
         self.witness.until(lambda scrape: scrape.has(GAUGE))
 
     def stands(self) -> None:
-        """It serves the GPU, and nothing that it met was a mistake of its own."""
+        """It serves the GPU, and logged no internal error."""
         assert self.daemon.process.poll() is None
         assert self.witness.scrape().has(GAUGE)
         assert "Traceback" not in self.daemon.log
@@ -49,7 +49,7 @@ class Doors:
 
 @pytest.fixture
 def doors(tmp_path: Path) -> Iterator[Doors]:
-    """All asked as often as can be configured."""
+    """All scraped as often as can be configured."""
     with FakeNvml([A100], tmp_path) as fake, serving(text("")) as server:
         fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
         config = passive(
@@ -86,7 +86,7 @@ def test_requests(doors: Doors) -> None:
 
 
 def test_configurations(doors: Doors) -> None:
-    """Each is taken or refused as a whole, with a line for each mistake."""
+    """Each is accepted or rejected as a whole, with a line for each mistake."""
     good = doors.daemon.config_file.read_text()
     refused = 0
     for data in spoilt("config"):
@@ -102,7 +102,7 @@ def test_configurations(doors: Doors) -> None:
 
 @pytest.mark.parametrize("target", ["engine_exposition", "engine_answer", "dcgm_exposition"])
 def test_answers_of_others(doors: Doors, target: str) -> None:
-    """Sixty engines and a dcgm-exporter, who all answer as one: nonsense, packed well or badly."""
+    """Sixty engines and a dcgm-exporter that all send the same garbage, well or badly compressed."""
     inputs = list(spoilt(target))
     served: list[int] = []
 
@@ -120,7 +120,7 @@ def test_answers_of_others(doors: Doors, target: str) -> None:
 
 
 def test_job_mappings(doors: Doors, tmp_path: Path) -> None:
-    """Whatever stands in the files, only printable names become labels."""
+    """Whatever the files contain, only printable names become labels."""
     jobs = tmp_path / "jobs"
     jobs.mkdir()
     for number, data in enumerate(spoilt("job_mapping")):

@@ -1,4 +1,4 @@
-"""Threads that cannot begin."""
+"""Threads that cannot start."""
 
 import _thread
 import sys
@@ -37,7 +37,7 @@ def test_a_thread_that_begins() -> None:
 
 
 def test_a_thread_that_was_not_started() -> None:
-    """Is not alive, and nobody waits for it."""
+    """It is not alive, and nothing waits for it."""
     thread = BoundedThread(target=lambda: None, name="never")
     thread.join(None)
 
@@ -74,7 +74,7 @@ def test_a_thread_that_exits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_thread_that_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its starter is told within the limit, and does not wait for ever."""
+    """Its starter gets an error within the limit, and does not wait forever."""
     monkeypatch.setattr(threads, "START_SECONDS", 0.05)
     # What happens where there is no memory for the thread's first frame.
     monkeypatch.setattr(_thread, "start_new_thread", lambda function, arguments: 1)
@@ -86,7 +86,7 @@ def test_a_thread_that_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_thread_that_begins_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ends without having done anything: somebody else may have been started in its place."""
+    """It ends without having done anything: another may have been started in its place."""
     monkeypatch.setattr(threads, "START_SECONDS", 0.05)
     may_begin, ended, ran = threading.Event(), threading.Event(), threading.Event()
     begin = _thread.start_new_thread
@@ -111,7 +111,7 @@ def test_a_thread_that_begins_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_thread_for_the_gpus_that_come(tmp_path: Path) -> None:
-    """The driver appears while the node starts no thread: they are sampled as soon as it does again."""
+    """The driver appears while no thread can start: the GPUs are sampled as soon as one can."""
     node_limits = Refusals(tmp_path)
     with FakeNvml([H100, H100], tmp_path) as fake:
         fake.unload_driver()

@@ -1,4 +1,4 @@
-"""The watchdog gets no sign of life when a thread of the daemon has ended or stands still, and one while others hang."""
+"""The watchdog gets no notification when a thread ended or is stuck, but while others hang."""
 
 import os
 import signal
@@ -23,7 +23,8 @@ from flopwatch.threads import STALLED_SECONDS, BoundedThread, ThreadGuard
 from tests.daemon.process import DaemonProcess
 
 
-# A bug that ends a thread at the first connection, or at its first round. SystemExit is what no handler catches.
+# A bug that ends a thread at the first connection, or at its first round. No handler catches
+# SystemExit.
 PROGRAM = """
 import sys
 from {module} import {owner}
@@ -38,7 +39,7 @@ sys.exit(main())
 
 
 def later() -> float:
-    """More than the limit after now."""
+    """A moment past the limit."""
     return time.monotonic() + STALLED_SECONDS + 1
 
 
@@ -59,7 +60,7 @@ def guarded(work: Callable[[ThreadGuard], None]) -> Iterator[tuple[ThreadGuard, 
 
 
 def test_a_thread_that_stands_still_has_stalled() -> None:
-    """After five minutes in its own code, and not before."""
+    """After five minutes in its own code, not before."""
     reached, release = threading.Event(), threading.Event()
 
     def work(_guard: ThreadGuard) -> None:
@@ -75,7 +76,7 @@ def test_a_thread_that_stands_still_has_stalled() -> None:
 
 
 def test_a_thread_that_waits_for_others_has_not() -> None:
-    """However long they take: a new process would wait for them, too."""
+    """However long they take: a new process would have to wait as well."""
     reached, release = threading.Event(), threading.Event()
 
     def work(guard: ThreadGuard) -> None:
@@ -107,7 +108,7 @@ def test_a_thread_that_ended_as_it_was_told_has_not() -> None:
 
 
 def test_nobody_who_connects_is_no_stall_of_the_server() -> None:
-    """The thread that accepts sleeps until somebody does; one that cannot hand a connection on has stalled."""
+    """The accepting thread may sleep; one that cannot hand a connection on has stalled."""
     taken, release = threading.Event(), threading.Event()
 
     def take(connection: socket.socket, _client: str) -> None:
@@ -148,7 +149,7 @@ def test_a_kubelet_that_hangs_is_no_stall_of_the_holders(tmp_path: Path) -> None
 
 
 def test_a_state_that_never_comes_is_a_stall_of_who_asks() -> None:
-    """A deadlock inside the process: the holders and the advisor wait for it without an end."""
+    """A deadlock inside the process: the holders and the advisor wait forever."""
     asked, release = threading.Semaphore(0), threading.Event()
 
     def state() -> State:
@@ -189,7 +190,7 @@ def test_an_engine_that_hangs_is_no_stall_of_its_scraper() -> None:
 
 
 def test_an_advisor_that_was_stopped_has_not_stalled(tmp_path: Path) -> None:
-    """The end of the process is no stall."""
+    """The end of the process is not a stall."""
     advisor = Advisor(lambda: State(at_seconds=0.0), lambda _state: (), state_path=tmp_path / "s")
     advisor.start()
     assert advisor.stalled(later()) == ()
@@ -208,9 +209,9 @@ def test_an_advisor_that_was_stopped_has_not_stalled(tmp_path: Path) -> None:
 def test_systemd_hears_nothing_more_of_a_daemon_that_lost_a_thread(
     tmp_path: Path, module: str, owner: str, method: str, thread: str
 ) -> None:
-    """So that it starts another one; the log says which thread it was.
+    """So that it restarts the daemon; the log says which thread it was.
 
-    The main loop goes on: it still answers signals, and between two of them sends no WATCHDOG=1.
+    The main loop continues: it still handles signals, and sends no WATCHDOG=1 between them.
     """
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(module=module, owner=owner, method=method))
@@ -232,7 +233,7 @@ def test_systemd_hears_nothing_more_of_a_daemon_that_lost_a_thread(
 
 
 def told_by_reload(daemon: DaemonProcess, manager: socket.socket) -> list[bytes]:
-    """What the daemon tells its manager until it has reloaded, by the first line of each message."""
+    """What the daemon sends its manager until it has reloaded: the first line of each message."""
     told: list[bytes] = []
     os.kill(daemon.process.pid, signal.SIGHUP)
     while b"RELOADING=1" not in told or told[-1] != b"READY=1":

@@ -1,6 +1,6 @@
-"""Spoils inputs for as long as one likes: `python -m tests.fuzz --minutes 30 [--target config]`.
+"""Corrupts inputs for a given time: `python -m tests.fuzz --minutes 30 [--target config]`.
 
-What breaks a parser is written to tests/fuzz/findings, from where the tests run it again.
+Inputs that break a parser are written to tests/fuzz/findings, and the tests run them again.
 """
 
 import argparse
@@ -21,7 +21,7 @@ _REPORT_SECONDS = 10.0
 
 
 def edits(source: random.Random) -> list[Edit]:
-    """A few edits by chance."""
+    """A few random edits."""
     return [
         Edit(
             source.choice(list(Kind)),
@@ -34,7 +34,7 @@ def edits(source: random.Random) -> list[Edit]:
 
 
 def break_one(target: Target, source: random.Random) -> bool:
-    """Run one spoilt input; True when it broke the parser."""
+    """Run one corrupted input; True when it broke the parser."""
     data = spoil(source.choice(target.seeds), edits(source))
     try:
         target.run(data)
@@ -49,7 +49,7 @@ def break_one(target: Target, source: random.Random) -> bool:
 
 
 def main() -> int:
-    """Spoil until the time is up; 1 when anything broke."""
+    """Corrupt inputs until the time is up; 1 when anything broke."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--target", choices=sorted(TARGETS), action="append")

@@ -1,4 +1,4 @@
-"""How an input is spoilt: a few edits of a real one."""
+"""How an input is corrupted: a few edits of a real one."""
 
 from collections.abc import Sequence
 from enum import IntEnum
@@ -30,7 +30,7 @@ EDITS_MAX = 6
 _REPEATS = 200
 _INPUT_BYTES_MAX = 1 << 20
 
-# What parsers stumble over more often than over noise.
+# Payloads that break parsers more often than noise does.
 TOKENS: tuple[bytes, ...] = (
     b"\x00",
     b"\xff\xfe",

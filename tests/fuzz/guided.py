@@ -1,7 +1,8 @@
-"""Spoils inputs where the code's coverage leads: `pip install atheris`, then `python -m tests.fuzz.guided config`.
+"""Corrupts inputs, guided by code coverage: `python -m tests.fuzz.guided config`.
 
-Slower by input than `python -m tests.fuzz`, but it learns what opens a branch. More arguments are
-libFuzzer's: `-max_total_time=600`, a folder to keep the corpus in. It stops at the first finding.
+Needs `pip install atheris`. Slower per input than `python -m tests.fuzz`, but it learns which
+inputs reach a new branch. More arguments are libFuzzer's: `-max_total_time=600`, a folder to keep
+the corpus in. It stops at the first finding.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Every parser that reads what others wrote: what it may raise, and real inputs to begin from."""
+"""Every parser of foreign input: what it may raise, and real inputs to start from."""
 
 import gzip
 import io
@@ -68,7 +68,7 @@ _GGUF = _gguf()
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A parser: `run` lets through what it may not raise."""
+    """A parser: `run` lets exceptions through that it may not raise."""
 
     name: str
     run: Callable[[bytes], None]
@@ -103,13 +103,13 @@ def read_request(data: bytes) -> None:
 
 
 def read_engine_exposition(data: bytes) -> None:
-    """What an inference engine answers: bad lines are counted, never raised."""
+    """An inference engine's answer: bad lines are counted, never raised."""
     names = {"vllm:prompt_tokens_total", "sglang:prompt_tokens_total", "tgi_request_count"}
     engines.parse(data.decode(errors="replace"), names, PREFIXES)
 
 
 def read_engine_counts(data: bytes) -> None:
-    """The same twice, through every engine's reading and the books that follow."""
+    """The same answer twice, through every engine's reader and the accounting behind it."""
     for engine in ENGINES.values():
         parsed = engines.parse(data.decode(errors="replace"), engine.names, PREFIXES, engine.rename)
         tracker, progress = CounterTracker(engine.series), Progress()
@@ -127,12 +127,12 @@ def read_gguf(data: bytes) -> None:
 
 
 def read_command_line(data: bytes) -> None:
-    """How another program was started."""
+    """Another program's command line."""
     parse_command(data.decode(errors="replace").split("\0"))
 
 
 def read_dcgm_exposition(data: bytes) -> None:
-    """What a dcgm-exporter answers."""
+    """A dcgm-exporter's answer."""
     with suppress(ValueError):
         dcgm.parse(data.decode(errors="replace"))
 
@@ -144,7 +144,7 @@ def read_model_config(data: bytes) -> None:
 
 
 def read_worker_bytes(data: bytes) -> None:
-    """What comes through the pipes between daemon and probe worker."""
+    """The bytes in the pipes between daemon and probe worker."""
     reader = FrameReader()
     with suppress(ProtocolError):
         for start in range(0, len(data), 7):
@@ -157,7 +157,7 @@ def read_worker_bytes(data: bytes) -> None:
 
 
 def read_state(data: bytes) -> None:
-    """The state file; whatever stood in it, the next one can be written and read."""
+    """The state file; whatever it contained, the next one can be written and read."""
     with _file(data, "state.json") as path:
         state = StateFile(path)
         saved_probes(state)
@@ -173,13 +173,13 @@ def read_pod_resources(data: bytes) -> None:
 
 
 def read_kubelet_stream(data: bytes) -> None:
-    """All that comes over the kubelet's socket: HTTP/2, gRPC, and the message in it."""
+    """All bytes from the kubelet's socket: HTTP/2, gRPC, and the message in it."""
     with suppress(HolderSourceError):
         grpc._converse(_Socket(data), time.monotonic() + 60, "/v1.Lister/List", b"", 60)  # type: ignore[arg-type]
 
 
 def read_job_mapping(data: bytes) -> None:
-    """A file of the batch system's."""
+    """A file of the batch system."""
     with _file(data, "0") as path, suppress(HolderSourceError):
         assert all(use.job.isprintable() for use in read_jobs(path.parent))
 
@@ -191,20 +191,20 @@ def read_control_groups(data: bytes) -> None:
 
 
 def read_engine_answer(data: bytes) -> None:
-    """All that comes over the connection to an engine: HTTP, and what it packs."""
+    """All bytes of a connection to an engine: HTTP, and its compressed content."""
 
     class Connection(http_exchange._Connection):
         def connect(self) -> None:
             self.sock = http_exchange._DeadlineSocket(_Socket(data), lambda: 60.0)  # type: ignore[arg-type]
 
     connection = Connection("127.0.0.1", 8000, tls=False, deadline=0.0, clock=lambda: 0.0)
-    # Those that `fetch` turns into reasons, but for what only sockets raise.
+    # Those that `fetch` turns into reasons, except those that only sockets raise.
     with suppress(ScrapeError, HTTPException, ValueError):
         http_exchange._get(connection, "/metrics", {}, 1 << 20)
 
 
 class _Socket:
-    """A peer that has said all this at once, in pieces of 100 bytes, and hung up."""
+    """A peer that has sent all this at once, in pieces of 100 bytes, and closed the connection."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -213,7 +213,7 @@ class _Socket:
         """Nothing here waits."""
 
     def sendall(self, _data: bytes) -> None:
-        """It does not listen, either."""
+        """It does not read, either."""
 
     def recv(self, count: int) -> bytes:
         piece, self._data = self._data[: min(count, 100)], self._data[min(count, 100) :]

@@ -1,4 +1,4 @@
-"""Parsers of what others wrote meet spoilt input: a value or their own error, nothing else."""
+"""Parsers of foreign input return a value or raise their own error, whatever the input."""
 
 from pathlib import Path
 
