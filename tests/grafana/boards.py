@@ -1,4 +1,4 @@
-"""The committed dashboards, as the tests look at them."""
+"""The committed dashboards, prepared for the tests."""
 
 import json
 import re
@@ -124,7 +124,7 @@ def exported() -> dict[str, MetricType]:
     ):
         names[gauge] = MetricType.GAUGE
     names["process_cpu_seconds_total"] = MetricType.COUNTER
-    # From engines that tell of their requests; rules have the tokens to fall back on.
+    # Only engines that report their requests have these; rules fall back on tokens.
     names["flopwatch_model_requests"] = MetricType.GAUGE
     # A user's own: deploy/prometheus/objectives.example.yml.
     names["flopwatch_objective"] = MetricType.GAUGE

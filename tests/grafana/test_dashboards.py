@@ -162,7 +162,7 @@ def test_template_variables(name: str) -> None:
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_panels_are_complete(name: str) -> None:
-    """Every panel has a title, a query, a unit, and a description that says what to do."""
+    """Every panel has a title, a query, a unit, and a description that says what to do about it."""
     for panel in panels(BOARDS[name]):
         assert panel["title"]
         assert len(panel["description"]) > 40, panel["title"]
@@ -180,7 +180,7 @@ def test_an_empty_panel_names_no_cause(name: str) -> None:
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_hidden_columns_are_hidden_in_every_version(name: str) -> None:
-    """A column that is only there for the links of its row is hidden by the name of Grafana 10 and by that of 12.2."""
+    """A column only for its row's links is hidden by its names in Grafana 10 and in 12.2."""
     for panel in panels(BOARDS[name]):
         for column in panel["fieldConfig"].get("overrides", []):
             look = {each["id"]: each["value"] for each in column["properties"]}
@@ -230,7 +230,7 @@ def test_recorded_and_exported_series_are_matched_by_name(target: Target) -> Non
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_dashboard_frame(name: str) -> None:
-    """Read-only, an own address, and links to its siblings that keep selection and time."""
+    """Read-only, with its own address, and links to its siblings that keep selection and time."""
     board = BOARDS[name]
     links = board["links"]
 
@@ -297,7 +297,7 @@ def test_clicks_keep_the_selection(name: str) -> None:
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_worst_of_all_gpus_are_asked_for_at_few_moments(name: str) -> None:
-    """A line chosen among all GPUs has Prometheus read each of them at every step: the steps are bounded."""
+    """Choosing lines among all GPUs reads each of them at every step: the steps are bounded."""
     for panel in panels(BOARDS[name]):
         for target in panel["targets"]:
             if target.get("range") and "instance, gpu) bottomk(" in target["expr"]:
@@ -379,7 +379,7 @@ def test_pages_name_only_series_that_are_recorded() -> None:
 
 
 def test_runbooks_name_panels_that_exist() -> None:
-    """What a runbook calls a panel of a dashboard is one."""
+    """Every panel that a runbook names exists on its dashboard."""
     titles = {panel["title"] for board in BOARDS.values() for panel in board["panels"]} | {
         panel["title"] for board in BOARDS.values() for panel in panels(board)
     }
@@ -398,7 +398,7 @@ def test_links_stay_visible(name: str) -> None:
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_panels_have_ids_of_their_own(name: str) -> None:
-    """A panel's id comes from its title: links to a panel survive a panel that is put before it."""
+    """A panel's id comes from its title: links still work after a panel is inserted before it."""
     everything = {id(panel): panel for panel in [*BOARDS[name]["panels"], *panels(BOARDS[name])]}
     ids = [panel["id"] for panel in everything.values()]
 

@@ -1,4 +1,4 @@
-"""Odd hardware as files: what each answers differently from the board that it is like."""
+"""Unusual hardware as files: how its answers differ from those of a similar standard board."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tests.fake_nvml import FakeNvml, GpuProfile, Load
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 
-# Series of the exporter's own process, and of time itself: no hardware shows in them.
+# Series of the exporter's own process and of time: they do not depend on the hardware.
 _NOT_OF_THE_HARDWARE = re.compile(
     r"(process_|python_|flopwatch_(build_info|config_|series|tick_duration|ticks_missed|probe_|holder_"
     r"|finding|time_seconds|boot_time|gpu_reset_timestamp|expected_gpus))"
@@ -34,7 +34,7 @@ _GROWS = re.compile(r"_(total|bucket|sum|count|created)$|timestamp")
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """GPUs of one host and what they are cut into. `about` says what is odd, and how it is known.
+    """The GPUs of one host and their MIG instances. `about` says what is unusual and how we know.
 
     `dcgm` is the counters file of a dcgm-exporter beside them: "default", "all", or "" for none.
     """
@@ -60,7 +60,7 @@ class Scenario:
         )
 
     def put_to_work(self, fake: FakeNvml) -> None:
-        """Cut the GPUs, and load them and their instances as token generation does."""
+        """Create the MIG instances, and load GPUs and instances with token generation."""
         for gpu in fake.gpus:
             load = at_work(gpu.profile)
             if self.mig:
@@ -89,7 +89,7 @@ class Scenario:
 
 
 def at_work(profile: GpuProfile) -> Load:
-    """Token generation within what the board has."""
+    """Token generation, limited to the activities that the board has."""
     return replace(
         Load.decode(),
         sm_clock_mhz=profile.max_sm_clock_mhz * 0.95 // 1,

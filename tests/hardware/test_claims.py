@@ -1,4 +1,4 @@
-"""NOT_SUPPORTED is a claim: drivers say it for a while and mean it for a while. Through the real daemon."""
+"""NOT_SUPPORTED is not final: drivers may answer it for a while only. Through the real daemon."""
 
 from pathlib import Path
 
@@ -23,13 +23,13 @@ LINKS = 18  # NVLinks of an H100 SXM
 
 
 def every_family(scrape: Scrape, gpu: int) -> set[str]:
-    """Names of everything that is exposed of a GPU."""
+    """Names of all families exported for a GPU."""
     return {name for name, labels in scrape.samples if ("gpu", str(gpu)) in labels}
 
 
 @pytest.mark.parametrize("code", [NOT_SUPPORTED, INVALID_ARGUMENT])
 def test_what_answered_before_is_asked_again(tmp_path: Path, code: int) -> None:
-    """A GPU that refuses its readings for a while has all of them back, each refusal counted and logged once."""
+    """Readings that a GPU refuses for a while all return; each is counted and logged once."""
     functions = (
         "nvmlDeviceGetClockInfo",
         "nvmlDeviceGetPowerUsage",
@@ -141,9 +141,9 @@ def test_old_drivers_list_processes_by_their_own_calls(
 
 
 def test_processes_that_cannot_be_are_left_out(tmp_path: Path) -> None:
-    """Pids beyond Linux's largest, memory beyond the GPU's: left out and counted, and the good ones stay.
+    """Pids beyond Linux's maximum, memory beyond the GPU's: left out and counted; valid ones stay.
 
-    With an entry that is no process, how many there are is not known.
+    With an entry that is not a process, the number of processes is unknown.
     """
     with FakeNvml([H100, H100], tmp_path) as fake:
         fake.set_processes(

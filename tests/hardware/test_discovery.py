@@ -1,4 +1,4 @@
-"""The driver's list of GPUs against those that are sampled, in lists that a bus seldom gives."""
+"""The driver's list of GPUs compared with the sampled ones, in unusual lists."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ class Driver:
 
 
 class Sampled:
-    """A GPU that is sampled, as the discovery knows it; it notes what it is told."""
+    """A sampled GPU as the discovery sees it; it records what it is told."""
 
     def __init__(
         self, index: int, uuid: str, address: int | None, *, bus: str | None = None
@@ -110,7 +110,7 @@ def test_a_list_that_is_known_adds_nothing(look: Look) -> None:
 
 
 def test_a_new_uuid_behind_a_known_handle_is_a_new_gpu(look: Look) -> None:
-    """The driver reuses the replaced GPU's handle: whoever reads through it must let go of it."""
+    """The driver reuses the replaced GPU's handle: its sampler must give it up."""
     replaced = Sampled(0, "GPU-a", 0x10)
 
     assert look(Driver((0x10, "GPU-z")), replaced) == [(0, "GPU-z")]
@@ -118,7 +118,7 @@ def test_a_new_uuid_behind_a_known_handle_is_a_new_gpu(look: Look) -> None:
 
 
 def test_one_that_would_not_tell_its_uuid_is_not_taken_for_another(look: Look) -> None:
-    """It was opened under its PCI address, and tells its UUID now: the same GPU."""
+    """It was opened under its PCI address and now reports its UUID: the same GPU."""
     shy = Sampled(0, "PCI-00000000:0F:00.0", 0x10)
 
     assert look(Driver((0x10, "GPU-a")), shy) == []
@@ -146,7 +146,7 @@ def test_a_driver_that_makes_up_uuids_is_not_followed_for_ever(
 
 
 def test_the_gpu_that_one_waits_for_is_not_added_beside_it(look: Look) -> None:
-    """It was lost before it ever answered, and comes back behind others: whoever waits is told whom for."""
+    """Lost before it ever answered, it returns at another place: its sampler is told its UUID."""
     waiting, known = Sampled(0, "unknown", None), Sampled(0, "GPU-b", 0x20)
     waiting.index_taken = True
 
@@ -155,12 +155,12 @@ def test_the_gpu_that_one_waits_for_is_not_added_beside_it(look: Look) -> None:
     ]
     assert waiting.told == [("named", "GPU-c")]
     assert known.told == [("at", 0, EPOCH)]
-    # Until it has opened the GPU it is waited for, and nobody else is sent.
+    # Until it has opened the GPU the discovery waits for it, and starts no other sampler.
     assert look(Driver((0x20, "GPU-b"), (0x30, "GPU-c")), waiting, known) == []
 
 
 class Replacing:
-    """Looks again and again; what was forgotten leaves the list, what is new joins it."""
+    """Repeated looks: forgotten GPUs leave the list, new ones join it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *sampled: Sampled) -> None:
         self.sampled = list(sampled)
@@ -191,7 +191,7 @@ OLD_PLACE = "00000000:0F:00.0"
 
 
 def test_a_successor_comes_when_the_gpu_before_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never are there more GPUs than places on the bus, not for one scrape."""
+    """There are never more GPUs than places on the bus, not even for one scrape."""
     old = Sampled(0, "GPU-old", None, bus=OLD_PLACE)
     host = Replacing(monkeypatch, old)
 
@@ -225,7 +225,7 @@ def test_a_gpu_that_did_not_tell_its_place_at_first_goes_later(
 
 
 def test_a_lost_gpu_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its place is empty, or it is still listed and only does not answer: somebody must see to it."""
+    """Its place is empty, or it is still listed but does not answer: an operator must act."""
     lost = Sampled(0, "GPU-lost", None, bus=OLD_PLACE)
     other = Sampled(1, "GPU-other", 0x20, bus="00000000:1F:00.0")
     host = Replacing(monkeypatch, lost, other)
@@ -249,7 +249,7 @@ def test_a_successor_that_is_lost_too_proves_nothing(monkeypatch: pytest.MonkeyP
 
 
 def test_a_gpu_that_moved_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another has its old place, and it is listed itself: it is being opened where it is now."""
+    """Another GPU has its old place, and it is listed itself: it is being opened at its new place."""
     moved = Sampled(0, "GPU-moved", None, bus=OLD_PLACE)
     host = Replacing(monkeypatch, moved)
     both = Driver((0x20, "GPU-new"), (0x10, "GPU-moved"), bus=OLD_PLACE)

@@ -1,4 +1,4 @@
-"""Drivers that go, come, come late and come barred: through the real daemon."""
+"""Drivers that disappear, return, start late or deny access: through the real daemon."""
 
 import time
 from pathlib import Path
@@ -23,7 +23,7 @@ BACK_SECONDS = 10.0  # from the driver's return to every device's
 
 
 def patched(*statements: str) -> tuple[str, str]:
-    """The daemon with other constants: what takes minutes takes seconds, or the other way round."""
+    """The daemon with other constants: minutes become seconds, or the other way round."""
     return "-c", "\n".join(
         ("import sys", *statements, "from exporter.cli.main import main", "sys.exit(main())")
     )
@@ -62,7 +62,7 @@ def test_the_drivers_return_ends_every_backoff(tmp_path: Path) -> None:
 
 
 def test_one_gpu_comes_back_with_its_driver(tmp_path: Path) -> None:
-    """No sibling tells it of the driver's return: it looks often enough itself."""
+    """No other GPU announces the driver's return: it looks often enough itself."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(Load.decode())
         with DaemonProcess(
@@ -77,7 +77,7 @@ def test_one_gpu_comes_back_with_its_driver(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_is_loaded_after_the_start_is_found(tmp_path: Path) -> None:
-    """The processor stood in for nobody; it goes when the GPUs come."""
+    """The processor stands in for the missing GPUs, and is gone once they appear."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.unload_driver()
         with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
@@ -92,7 +92,7 @@ def test_a_driver_that_is_loaded_after_the_start_is_found(tmp_path: Path) -> Non
 def test_a_driver_that_came_late_and_keeps_the_daemon_out_ends_it(
     tmp_path: Path, code: int
 ) -> None:
-    """A device filter that was made before the driver: only a new process gets at it, and that is said."""
+    """A device filter older than the driver: only a new process gets access; the log says so."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.unload_driver()
         with DaemonProcess(
@@ -136,7 +136,7 @@ def failing(code: int):
 
 
 def test_nodes_that_the_device_cgroup_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EPERM is the cgroup's answer; rights that are missing give EACCES, and a node that is, ENOENT."""
+    """EPERM comes from the cgroup; missing permissions give EACCES, a missing node ENOENT."""
     node = tmp_path / "nvidiactl"
     assert not library.node_is_barred(str(node))
     node.write_text("")
@@ -197,7 +197,7 @@ def test_a_call_that_hangs_is_logged_when_its_deadline_passes(tmp_path: Path) ->
 
 
 def test_a_gpu_that_is_missing_at_the_start_is_a_problem_and_no_end(tmp_path: Path) -> None:
-    """The others are watched; what is missing is a series and a line of the log, until it is there."""
+    """The others are watched; the missing GPU has a series and a log line until it appears."""
     wanted = "gpus: [{match: {index: 1}, precision: fp8}, {match: {index: 0}}]\n"
     problem = "gpus[0].match.index: no GPU 1 on this host"
     with FakeNvml([H100, H100], tmp_path) as fake:

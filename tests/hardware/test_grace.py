@@ -40,7 +40,7 @@ def test_traffic_to_the_processor_is_counted(name: str, tmp_path: Path) -> None:
 
 
 def test_energy_is_the_gpus_and_the_modules_stands_beside_it(tmp_path: Path) -> None:
-    """585 W of 700 W are the GPU's, though the counter without a scope is the module's here."""
+    """585 W of 700 W are the GPU's, although the counter without a scope is the module's here."""
     scenario = Scenario.read("gh200")
     with FakeNvml(scenario.gpus, tmp_path, driver_version=scenario.driver_version) as fake:
         scenario.put_to_work(fake)

@@ -47,7 +47,7 @@ def is_up(scrape: Scrape, uuid: str) -> bool:
 
 
 def test_a_gpu_that_is_plugged_in_is_sampled(fake: FakeNvml, tmp_path: Path) -> None:
-    """It appears by itself, and the one beside it ticks on: no tick missed, no window lost."""
+    """It appears by itself, and the other GPU ticks on: no tick missed, no window lost."""
     first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
     with run(fake, tmp_path) as daemon:
         before = daemon.wait_until(lambda s: s.total(FLOP, uuid=first) > 0)
@@ -65,7 +65,7 @@ def test_a_gpu_that_is_plugged_in_is_sampled(fake: FakeNvml, tmp_path: Path) -> 
 
 
 def test_a_gpu_in_front_moves_the_others(fake: FakeNvml, tmp_path: Path) -> None:
-    """NVML counts in the order of the bus: the known GPU goes on under its new index, with its books."""
+    """NVML numbers GPUs in bus order: the known GPU keeps its counters under its new index."""
     first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
     with run(fake, tmp_path) as daemon:
         before = daemon.wait_until(lambda s: s.total(SECONDS, uuid=first) >= 2)
@@ -80,7 +80,7 @@ def test_a_gpu_in_front_moves_the_others(fake: FakeNvml, tmp_path: Path) -> None
 
 
 def test_a_replaced_gpu_is_another_one(fake: FakeNvml, tmp_path: Path) -> None:
-    """Its place is the same and its UUID is not: new books for it, and the old one stays down."""
+    """The same place but another UUID: it gets new counters, and the old one stays down."""
     first, replacement = fake.gpu(0).uuid, fake.gpu(2).uuid
     with run(fake, tmp_path) as daemon:
         before = daemon.wait_until(lambda s: s.total(SECONDS, uuid=first) >= 3)
@@ -99,7 +99,7 @@ def test_a_swapped_gpu_is_never_counted_beside_its_successor(
 ) -> None:
     """A GPU in another's place on the bus: it comes when the other goes, and no scrape shows both.
 
-    One that is lost without a successor is still told of.
+    One lost without a successor is still reported.
     """
     first, second, replacement = (gpu.uuid for gpu in fake.gpus)
     fake.set(2, pci_bus=fake.gpu(0).shared.pci_bus)
@@ -116,13 +116,14 @@ def test_a_swapped_gpu_is_never_counted_beside_its_successor(
         fake.remove_gpu(0)
         fake.add_gpu(2)
         after = daemon.wait_until(swapped)
-        # What is lost without a successor is still told of, and the log says what was given up.
+        # A GPU lost without a successor is still reported, and the log names the one that was given
+        # up.
         assert after.value(UP, uuid=second) == 0
         assert not after.has(UP, uuid=first)
         (told,) = [line for line in daemon.log.splitlines() if "event=gpu_replaced" in line]
         assert f"uuid={first}" in told
         assert f"by={replacement}" in told
-        # It comes back after all, at another place: a GPU that is new here.
+        # It comes back after all, at another place: it counts as a new GPU.
         fake.set(0, pci_bus=0x7F)
         fake.add_gpu(0)
         daemon.wait_until(lambda s: is_up(s, first) and s.has(SECONDS, uuid=first))
@@ -131,7 +132,7 @@ def test_a_swapped_gpu_is_never_counted_beside_its_successor(
 
 
 def test_a_call_that_hangs_is_the_hung_gpus_alone(fake: FakeNvml, tmp_path: Path) -> None:
-    """The GPU that was replaced had the same index as its successor has: only the UUID tells them apart."""
+    """The replaced GPU had the same index as its successor: only the UUID distinguishes them."""
     first, replacement = fake.gpu(0).uuid, fake.gpu(2).uuid
     with run(fake, tmp_path) as daemon:
         daemon.wait_until(lambda s: is_up(s, first))
@@ -149,7 +150,7 @@ def test_a_call_that_hangs_is_the_hung_gpus_alone(fake: FakeNvml, tmp_path: Path
 
 
 def test_a_gpu_that_never_answered_is_not_taken_for_another(fake: FakeNvml, tmp_path: Path) -> None:
-    """Its index is another's now: no series stands twice, and when it comes back there is no ghost of it."""
+    """Its index is another's now: no duplicate series, and no ghost when it returns."""
     first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
     fake.add_gpu(1)
     fake.lose(0)
@@ -157,7 +158,7 @@ def test_a_gpu_that_never_answered_is_not_taken_for_another(fake: FakeNvml, tmp_
         daemon.wait_until(lambda s: is_up(s, second) and s.value(UP, gpu="0") == 0)
         fake.remove_gpu(0)
         moved = daemon.wait_until(lambda s: s.total(UP, uuid=second, gpu="0") == 1)
-        # Its sampler looked at index 0 again, and found it taken.
+        # Its sampler looked at index 0 again and found it taken.
         waiting = daemon.wait_until(
             lambda s: s.total(ERRORS, uuid="unknown", reason="gpu_not_found") > 0
         )
@@ -176,7 +177,7 @@ def test_a_gpu_that_never_answered_is_not_taken_for_another(fake: FakeNvml, tmp_
 
 
 def test_a_gpu_that_tells_no_uuid_is_found_by_its_place(fake: FakeNvml, tmp_path: Path) -> None:
-    """It is known by its PCI address, lost, and found again with its books."""
+    """It is known by its PCI address, lost, and found again with its counters."""
     fake.fail("nvmlDeviceGetUUID", 4, gpu=0)
     with run(fake, tmp_path) as daemon:
         before = daemon.wait_until(lambda s: s.total(FLOP) > 0)
@@ -225,7 +226,7 @@ def test_handles_that_a_rediscovery_made_invalid_are_taken_anew(
 
 
 def test_a_driver_that_hangs_while_looking_hurts_nobody(fake: FakeNvml, tmp_path: Path) -> None:
-    """The list of GPUs never comes: those that are known tick on, and the new one waits."""
+    """The list of GPUs never arrives: known GPUs tick on, and the new one waits."""
     first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
     with run(fake, tmp_path) as daemon:
         daemon.wait_until(lambda s: s.total(FLOP, uuid=first) > 0)
@@ -247,7 +248,7 @@ def test_a_driver_that_hangs_while_looking_hurts_nobody(fake: FakeNvml, tmp_path
 def test_xids_are_counted_once_while_events_are_registered_anew(
     fake: FakeNvml, tmp_path: Path
 ) -> None:
-    """A GPU that comes has all events registered anew: of sixty meanwhile none is lost or doubled."""
+    """When a GPU appears all events are registered again: of sixty events none is lost or doubled."""
     first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
     with run(fake, tmp_path) as daemon:
         daemon.wait_until(lambda s: s.total(FLOP, uuid=first) > 0)

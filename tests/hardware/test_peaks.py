@@ -88,7 +88,7 @@ def test_boards_get_their_own_peak_or_none(tmp_path: Path) -> None:
 
 
 def test_the_configuration_has_the_last_word(tmp_path: Path) -> None:
-    """A board that no release knows gets its peaks from the file, and one that it knows wrongly, too."""
+    """A board missing from the table, or wrong in it, gets its peaks from the configuration."""
     unknown = replace(H100, name="NVIDIA H30", num_gpu_cores=0)
     rules = """gpus:
   - {match: {name: "NVIDIA H30"}, sm_count: 100, peaks: {bf16: 4e14, fp8: 8e14}, dram_bandwidth: 3e12}

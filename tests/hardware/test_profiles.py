@@ -1,4 +1,4 @@
-"""Every kind of NVIDIA GPU through the real daemon: what is true is exported, and nothing else."""
+"""Every kind of NVIDIA GPU through the real daemon: it exports true values and nothing else."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ sources: {cpu: "off", dcgm: "off"}
 probes: {enabled: false}
 kubernetes: {pod_resources: "off"}
 """
-# A tick is a quarter of a second: after this many, slow readings and GPM's proofs are through.
+# A tick is 0.25 s: after this many, slow readings and GPM's trials are complete.
 TICKS = 16
 COLLECT_SECONDS = 1.0
 BLANKS = (140737488355328.0, float(2**32 - 1), float(2**64 - 1), float(2**63 - 1))
@@ -107,7 +107,7 @@ def every_device(scrape: Scrape, condition: Callable[[Scrape, str], bool]) -> bo
 
 
 def counted(times: int) -> Callable[[Scrape, str], bool]:
-    """Whether a device's books span this many ticks of a quarter of a second."""
+    """Whether a device has accounted this many ticks of 0.25 s."""
     return lambda scrape, uuid: (
         scrape.total("flopwatch_gpu_seconds_total", uuid=uuid) >= times * 0.25 - 0.1
     )
@@ -152,5 +152,5 @@ def accounted_until(scrape: Scrape, uuid: str) -> float:
 
 
 def test_every_profile_has_its_golden_file() -> None:
-    """No golden file is left of a profile that is gone, and none is missing."""
+    """No golden file is left from a removed profile, and none is missing."""
     assert sorted(path.stem for path in (FOLDER / "golden").glob("*.prom")) == NAMES

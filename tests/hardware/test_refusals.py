@@ -30,9 +30,9 @@ def grown(daemon: DaemonProcess, gpu: str, since: Scrape) -> Callable[[Scrape], 
 def test_gpm_that_is_refused_for_a_while_is_back_at_once(
     tmp_path: Path, function: str, code: int
 ) -> None:
-    """Another process that turns GPM's stream off and on costs the FLOPS of that time at most.
+    """Another process that turns GPM's stream off and on costs at most the FLOPS of that time.
 
-    Refused for a second and a half: counted, said once, and FLOPS within seconds of its end.
+    Refused for 1.5 s: counted, logged once, and FLOPS return within seconds of its end.
     """
     with FakeNvml([H100, H100_NO_CYCLES, H100], tmp_path) as fake:
         for gpu in fake.gpus:
@@ -59,7 +59,7 @@ def test_gpm_that_is_refused_for_a_while_is_back_at_once(
 
 @pytest.mark.parametrize("code", [NOT_SUPPORTED, INVALID_ARGUMENT])
 def test_metrics_that_are_refused_for_a_while_are_asked_again(tmp_path: Path, code: int) -> None:
-    """The call answers and every metric in it does not."""
+    """The call succeeds, but every metric in it fails."""
     with FakeNvml([H100, H100_NO_CYCLES], tmp_path) as fake:
         for gpu in fake.gpus:
             gpu.set_load(Load.decode())
@@ -91,7 +91,7 @@ def test_gpm_metrics_missing_beside_others_come_back(tmp_path: Path) -> None:
 
 
 def test_mig_mode_that_is_turned_off_gives_everything_back(tmp_path: Path) -> None:
-    """Utilization, remapped rows and the SM count, which a GPU in MIG mode does not tell, are asked again at once."""
+    """Utilization, remapped rows and SM count, unavailable in MIG mode, are read again at once."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.set_mig(0, [H100_3G_40GB, H100_1G_10GB])
         for function in (
@@ -125,7 +125,7 @@ def test_mig_mode_that_is_turned_off_gives_everything_back(tmp_path: Path) -> No
 
 
 def test_a_mig_mode_that_is_not_told_for_a_while_is_as_it_was(tmp_path: Path) -> None:
-    """The instances, and their counters, go on: one refused question is no reconfiguration."""
+    """The instances and their counters continue: one refused call is not a reconfiguration."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.set_mig(0, [H100_3G_40GB])
         fake.gpu(0).instance_loads(1).set_load(Load.decode())
@@ -145,7 +145,7 @@ def test_a_mig_mode_that_is_not_told_for_a_while_is_as_it_was(tmp_path: Path) ->
 
 
 def test_what_the_driver_does_not_tell_is_named(tmp_path: Path) -> None:
-    """A capability that no call can tell is a series; one that an older call tells is none."""
+    """A capability that no call provides gets a series; one that an older call provides does not."""
     with FakeNvml([H100], tmp_path) as fake:
         for function in ("_v3", "_v2", ""):
             fake.fail(f"nvmlDeviceGetComputeRunningProcesses{function}", 13)

@@ -1,4 +1,4 @@
-"""A driver that answers, and lies: found out through the real daemon."""
+"""A driver that answers with wrong values: detected by the real daemon."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ SECONDS = "flopwatch_gpu_seconds_total"
 FLOP = "flopwatch_flop_total"
 UP, SUCCEEDED = "flopwatch_source_up", "flopwatch_source_last_success_timestamp_seconds"
 ENERGY_FIELD = 83
-# A daemon that tries GPM again every second, and not every minute.
+# A daemon that retries GPM every second instead of every minute.
 EAGER = (
     "-c",
     (
@@ -33,7 +33,7 @@ EAGER = (
 
 
 def lies(scrape: Scrape, gpu: int, source: str) -> float:
-    """Implausible values of a source that were counted."""
+    """The number of implausible values counted for a source."""
     return scrape.total(ERRORS, gpu=str(gpu), source=source, reason="implausible")
 
 
@@ -145,7 +145,7 @@ def test_blanks_of_every_register_are_left_out(tmp_path: Path) -> None:
 
 
 def test_gpm_that_has_no_value_is_down_until_it_has(tmp_path: Path) -> None:
-    """NaN for every metric: said once in the log, counted, and no second of the time is lost."""
+    """NaN for every metric: logged once, counted, and no time is lost."""
     with FakeNvml([H100_NO_CYCLES], tmp_path) as fake:
         fake.gpu(0).set_load(Load.decode())
         with DaemonProcess(tmp_path, config=CONFIG + FAST, environment=fake.env) as daemon:
@@ -167,7 +167,7 @@ def test_gpm_that_has_no_value_is_down_until_it_has(tmp_path: Path) -> None:
 
 
 def test_a_gpu_that_sleeps_when_it_is_opened_has_gpm_once_it_wakes(tmp_path: Path) -> None:
-    """NaN in the trial does not mean that there is none: it is tried again."""
+    """NaN in the trial does not mean that GPM is unsupported: it is tried again."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.set(0, gpm_nan=1)
         with DaemonProcess(
@@ -198,7 +198,7 @@ def test_cycles_count_where_no_clock_is_told(tmp_path: Path) -> None:
 
 
 def test_where_gpm_is_kept_from_the_daemon_dcgm_stands_in(tmp_path: Path) -> None:
-    """Until GPM answers; what DCGM's open window had of the time is not lost then."""
+    """Until GPM answers; the time in DCGM's open window is not lost then."""
     with FakeNvml([H100], tmp_path) as fake, DcgmExporter() as dcgm:
         gpu = fake.gpu(0)
         gpu.set_load(Load.decode())

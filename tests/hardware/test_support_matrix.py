@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_fresh() -> None:
-    """`python -m exporter.accounting.support_matrix > docs/support-matrix.md` writes it."""
+    """`python -m exporter.accounting.support_matrix > docs/support-matrix.md` generates it."""
     assert (ROOT / "docs/support-matrix.md").read_text() == support_page()
 
 

@@ -1,4 +1,4 @@
-"""Boards as a driver made by others plays them (NVIDIA's mock of NVML): right, or absent with a count and a word."""
+"""Boards as NVIDIA's mock of NVML simulates them: values are right, or absent and explained."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ FLOP, SECONDS, ENERGY = (
     "flopwatch_energy_joules_total",
 )
 ERRORS = "flopwatch_source_errors_total"
-# Busy, at the clock of a GPU that rests.
+# Busy, at the clock of an idle GPU.
 BUSY = Load(
     graphics=0.9,
     sm=0.6,
@@ -43,7 +43,7 @@ def rate(before: Scrape, after: Scrape, gpu: int) -> float:
 
 
 def test_a_busy_h100_at_a_resting_clock(tmp_path: Path) -> None:
-    """0.32 x 132 SMs x 4096 FLOP per clock x 345 MHz = 5.969e13 FLOP/s, though no core count is told.
+    """0.32 x 132 SMs x 4096 FLOP per clock x 345 MHz = 5.969e13 FLOP/s, without a core count.
 
     The SM count is the data sheet's. The raw cycle counters are above the last metric: percentages do.
     """
@@ -64,7 +64,7 @@ def test_a_busy_h100_at_a_resting_clock(tmp_path: Path) -> None:
 
 
 def test_an_energy_counter_that_does_not_move(tmp_path: Path) -> None:
-    """At 350 W a counter that stands still for ten seconds is false: counted, named, and shown no more."""
+    """At 350 W a counter stuck for ten seconds is wrong: counted, named, and no longer exported."""
     with FakeNvml([MOCKED_H100], tmp_path) as fake:
         fake.gpu(0).set_load(BUSY)
         with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
@@ -75,16 +75,17 @@ def test_an_energy_counter_that_does_not_move(tmp_path: Path) -> None:
             absent = daemon.wait_until(lambda s: not s.has(ENERGY), 60)
             daemon.wait_for(lambda: "counter_frozen" in daemon.log)
 
-    # It stood where the driver's counter stands.
+    # It still had the value of the driver's counter.
     assert first.value(ENERGY) == pytest.approx(512_345.678)
     assert scrape.total(ERRORS, source="nvml", reason="implausible") > 0
     assert absent.value("flopwatch_power_watts") == 350
 
 
 def test_a_gb300_of_another_compute_capability(tmp_path: Path) -> None:
-    """By name a GB300, by its capability a B200, without a core count: no FLOP and no peak, and the log says why.
+    """By name a GB300, by its capability a B200, no core count: no FLOP and no peak, and the log
+    says why.
 
-    So for a board that nobody knows. What needs no SM count is there: where the time went, clock, power.
+    The same for an unknown board. Values that need no SM count remain: time by state, clock, power.
     """
     with FakeNvml([MOCKED_GB300, MOCKED_UNKNOWN], tmp_path) as fake:
         for gpu in fake.gpus:

@@ -1,4 +1,4 @@
-"""XIDs by whichever calls the driver has for them: through the real daemon."""
+"""XIDs through whichever calls the driver has: with the real daemon."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ def counted(scrape: Scrape) -> dict[tuple[str, str], float]:
     ],
 )
 def test_xids_come_by_any_wait(tmp_path: Path, missing: tuple[str, ...], code: int) -> None:
-    """Of old drivers and new ones; no incident counts twice."""
+    """From old drivers and new ones; no incident counts twice."""
     with FakeNvml([BITS, BOTH], tmp_path) as fake:
         for function in missing:
             fake.fail(function, code)
@@ -55,7 +55,7 @@ def test_xids_come_by_any_wait(tmp_path: Path, missing: tuple[str, ...], code: i
 
 
 def test_xids_come_as_operational_events_where_there_are_no_event_bits(tmp_path: Path) -> None:
-    """One GPU has only the successor, the other has both and tells each incident in both formats."""
+    """One GPU has only the new call, the other has both and reports each incident in both formats."""
     with (
         FakeNvml([SUCCESSOR, BOTH], tmp_path) as fake,
         DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon,
@@ -72,7 +72,7 @@ def test_xids_come_as_operational_events_where_there_are_no_event_bits(tmp_path:
 
 
 def test_a_gpu_without_either_is_named_in_the_log(tmp_path: Path) -> None:
-    """It costs the other GPUs nothing."""
+    """It does not affect the other GPUs."""
     neither = replace(H100, supported_event_types=H100.supported_event_types & ~XID_BIT)
     with (
         FakeNvml([neither, BITS], tmp_path) as fake,

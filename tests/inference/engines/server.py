@@ -1,4 +1,4 @@
-"""A local engine that answers as told: well, badly, slowly, endlessly or not at all."""
+"""A local engine that answers as the test wants: well, badly, slowly, endlessly or not at all."""
 
 import gzip
 import socketserver
@@ -84,7 +84,7 @@ def text(body: str, *, status: str = "200 OK", headers: str = "") -> Answer:
 
 
 def gzipped(body: str | bytes) -> Answer:
-    """A complete answer that nobody asked to be compressed."""
+    """A complete answer, compressed without being asked to."""
     data = gzip.compress(body if isinstance(body, bytes) else body.encode())
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(data)}\r\n\r\n"
     return lambda exchange: exchange.send(head.encode() + data)
@@ -123,7 +123,7 @@ def cut_short(exchange: Exchange) -> None:
 
 
 def garbage(exchange: Exchange) -> None:
-    """Something that is no HTTP."""
+    """Something that is not HTTP."""
     exchange.send(b"\x16\x03\x01 hello\r\n\r\n")
 
 

@@ -1,4 +1,4 @@
-"""When a prefix cache has collapsed, and when traffic only changed."""
+"""When a prefix cache has collapsed, and when only the traffic has changed."""
 
 import pytest
 
@@ -12,17 +12,17 @@ def after(share, *, minutes, cached, computed):
 
 
 def test_the_recorded_collapse():
-    """80 % of prompt tokens were cached; then 10 %: five minutes later it is plain to see."""
+    """80 % of prompt tokens were cached; then 10 %: five minutes later the fall is detected."""
     share = after(CacheShare(), minutes=60, cached=800, computed=200)
     after(share, minutes=10, cached=100, computed=900)
 
-    # A few minutes pass before the fall is plain, and they count as usual.
+    # A few minutes pass before the fall is detected, and they count as usual.
     assert share.usual == pytest.approx(0.75, abs=0.05)
     assert share.recent < 0.3
 
 
 def test_the_collapse_does_not_become_usual():
-    """A day later it still shows; after two weeks it is how things are."""
+    """A day later it is still reported; after two weeks it has become usual."""
     share = after(CacheShare(), minutes=60, cached=800, computed=200)
     after(share, minutes=24 * 60, cached=100, computed=900)
     usual = share.usual
@@ -35,7 +35,7 @@ def test_the_collapse_does_not_become_usual():
 
 
 def test_a_young_engine_has_no_usual_share():
-    """Half an hour at least."""
+    """At least half an hour."""
     assert after(CacheShare(), minutes=20, cached=800, computed=200).usual is None
 
 

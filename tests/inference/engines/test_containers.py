@@ -1,4 +1,4 @@
-"""Engines found by the processes that hold GPUs: in pods, on the host, and where that is barred."""
+"""Engines found by the processes that hold GPUs: in pods, on the host, and without access."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ ENGINE = textwrap.dedent(
 
 
 class Proc:
-    """A /proc of our own making."""
+    """A fake /proc."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -105,7 +105,7 @@ def looked(proc, network, pids):
 
 
 def test_a_pod(proc):
-    """The worker holds the GPU, its parent listens; the pod's name and address, all processes."""
+    """The worker holds the GPU, its parent listens: the pod's name and address, and all processes."""
     proc.add(100, host="chat-0", ports=[(8000, 55)]).holds(100, 55)
     proc.add(101, parent=100, host="chat-0", ports=[(8000, 55)])
     network = Network()
@@ -138,7 +138,7 @@ def test_two_engines_in_a_pod_are_told_apart_by_port(proc):
 
 
 def test_a_socket_that_is_no_engine_is_left_alone_for_a_while(proc):
-    """Asked once, at each path, and not at every look."""
+    """Probed once at each path, not at every look."""
     proc.add(100, host="web", ports=[(9999, 55)]).holds(100, 55)
     network = Network()
     found = ContainerDiscovery(fetch=network, proc=proc.folder, clock=lambda: 1.0)
@@ -223,7 +223,7 @@ class TestOnThisHost:
 
 
 def test_without_the_hosts_process_ids(proc):
-    """The driver names processes that are not there: it says what it needs."""
+    """The driver names processes that do not exist here: the log says what is needed."""
     found, seen = looked(proc, Network(), {4242})
 
     assert found == ()
@@ -241,7 +241,7 @@ def test_without_the_right_to_look(proc):
 
 
 def test_an_idle_host_lacks_nothing(proc):
-    """No process holds a GPU: nothing to say."""
+    """No process holds a GPU: nothing to report."""
     found, seen = looked(proc, Network(), set())
 
     assert (found, seen.unavailable) == ((), None)
@@ -255,7 +255,7 @@ def test_a_real_process_of_this_host():
         stdout=subprocess.PIPE,
         text=True,
     )
-    # What a daemon started itself is not looked at: a sibling of the engine stands for the daemon.
+    # A daemon ignores its own children, so a sibling of the engine plays the daemon.
     daemon = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         engine.stdin.write(exposition("vllm-current"))

@@ -1,4 +1,4 @@
-"""Finding engines that nobody configured, and the GPUs that their processes hold."""
+"""Finding engines that are not configured, and the GPUs that their processes hold."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ from tests.inference.engines.server import exposition, serving
 
 class TestPorts:
     def test_an_engine_is_known_by_its_metrics(self):
-        """What answers is asked who it is; another program is left alone."""
+        """An endpoint that answers is identified; other programs are left alone."""
         with (
             serving(server.text(exposition("sglang-current"))) as engine,
             serving(server.text(exposition("node-exporter"))) as other,
@@ -42,7 +42,7 @@ class TestPorts:
         assert found == (Endpoint(f"tensorrt_llm-{engine.port}", "tensorrt_llm", url),)
 
     def test_closed_ports_are_no_error(self):
-        """Nobody there is nobody found."""
+        """Without an engine none is found."""
         with serving(server.text("")) as engine:
             port = engine.port
 
@@ -98,7 +98,7 @@ class TestProcesses:
         assert serving_processes("http://127.0.0.1:8000/metrics", tmp_path) == {10, 11, 12}
 
     def test_process_ids_leave_nothing_behind(self, tmp_path, monkeypatch):
-        """What the interpreter interns it never gives back, and ids of processes come and go."""
+        """The interpreter never frees interned strings, and process ids come and go."""
         interned = []
         (tmp_path / "4711" / "fd").mkdir(parents=True)
         (tmp_path / "4711" / "fd" / "3").symlink_to("socket:[777]")

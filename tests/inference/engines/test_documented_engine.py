@@ -1,4 +1,4 @@
-"""The engine of `docs/how-to-add-an-engine.md`, added as it says: one file, and no other line."""
+"""The engine of `docs/how-to-add-an-engine.md`, added as described: one file, and no other change."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 
-# In a process of its own: the registry looks once.
+# In its own process: the registry is read once.
 PROGRAM = """
 import json, sys
 from exporter.inference import engines

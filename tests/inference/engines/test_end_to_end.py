@@ -75,7 +75,7 @@ def test_bad_neighbours_affect_nobody():
 
 
 def test_a_restart_is_lived_through():
-    """Up, gone, and back as a new process: tokens add up and never fall."""
+    """Up, gone, and back as a new process: tokens add up and never decrease."""
     with serving(server.text(exposition("vllm-current"))) as engine:
         service = WorkloadService([entry("chat", engine.url)], state=lambda: HOST)
         try:

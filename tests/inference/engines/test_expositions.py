@@ -1,4 +1,4 @@
-"""What each engine's exposition, current and old, is read as."""
+"""How each engine's exposition, current and old, is read."""
 
 from pathlib import Path
 
@@ -193,7 +193,7 @@ class TestOthers:
         assert found == (computed, None)
 
     def test_triton_tells_no_cache_hits(self):
-        """How many of the prompt's tokens were computed is not known: absent."""
+        """The number of computed prompt tokens is not known: absent."""
         text = "".join(
             line + "\n"
             for line in exposition("vllm-current").splitlines()
@@ -229,7 +229,7 @@ class TestOthers:
 
 class TestParsing:
     def test_malformed_lines_are_counted_and_passed_over(self):
-        """Four bad lines; the good ones around them are read. NaN is no value."""
+        """Four bad lines; the good ones around them are read. NaN is not a value."""
         parsed = parse(exposition("vllm-malformed"), ENGINES["vllm"].names, PREFIXES)
 
         assert parsed.malformed_lines == 4
@@ -258,12 +258,12 @@ class TestParsing:
         ],
     )
     def test_names_without_colons(self, name, canonical):
-        """Proxies that know no colons are seen through."""
+        """Names rewritten by proxies without colons are recognised."""
         assert canonical_name(name) == canonical
 
     @pytest.mark.parametrize("line", ["a{}1 x", "a {} }", "vllm:prompt_tokens_total {} x"])
     def test_endless_blanks_take_one_pass(self, line):
-        """Eight megabytes of blanks in one line, or in many, are read as fast as anything."""
+        """Eight megabytes of blanks in one line, or in many, are read as fast as other text."""
         one = line.replace(" ", " " * 8_000_000)
         many = "\n".join([line.replace(" ", " " * 8_000)] * 500)
 
@@ -272,12 +272,12 @@ class TestParsing:
 
     @given(st.text(max_size=300))
     def test_nothing_makes_it_raise(self, text):
-        """Whatever an endpoint sends is an exposition, if an empty one."""
+        """Whatever an endpoint sends is read as an exposition, maybe an empty one."""
         parse(text, ENGINES["vllm"].names, PREFIXES)
 
     @given(st.text(max_size=60))
     def test_nothing_after_a_wanted_name_makes_it_raise(self, tail):
-        """Not even right behind a name that we look for."""
+        """Not even directly after a name that we look for."""
         parse("vllm:prompt_tokens_total" + tail, ENGINES["vllm"].names, PREFIXES)
 
 
@@ -302,7 +302,7 @@ class TestCounters:
         assert [increases(tracker, value) for value in (1000, 1010, 1010)] == [[0], [10], [0]]
 
     def test_a_restart_without_an_epoch(self):
-        """A value that fell after a failed scrape counted from zero again."""
+        """A value that decreased after a failed scrape has restarted from zero."""
         tracker = CounterTracker({"c"})
 
         assert increases(tracker, 100) == [0]
@@ -320,7 +320,7 @@ class TestCounters:
         assert counts == [0, 1, 1, 1, 1, 1, 1, 1 + 30, 1]
 
     def test_replicas_behind_a_load_balancer(self):
-        """Two processes that take turns: what each did while we watched, and no lifetime of either."""
+        """Two alternating processes: the work of each while watched, without their lifetime totals."""
         tracker = CounterTracker({"c"})
 
         counts = [
@@ -347,14 +347,14 @@ class TestCounters:
         assert increases(tracker, 70, epoch=1005, previous_scrape=1000.0) == [70]
 
     def test_a_restart_that_has_already_passed_the_old_value(self):
-        """A new start time says what the value cannot: all of it is new."""
+        """A new start time shows that the whole value is new."""
         tracker = CounterTracker({"c"})
         increases(tracker, 100, epoch=1)
 
         assert increases(tracker, 250, epoch=2) == [250]
 
     def test_a_counter_that_falls_without_a_restart(self):
-        """The same start time: a flaw of the engine's, no work; it goes on from there."""
+        """The same start time: an engine bug, not work; counting continues from there."""
         tracker = CounterTracker({"c"})
         increases(tracker, 100, epoch=1)
 
@@ -369,7 +369,7 @@ class TestCounters:
         assert increases(tracker, 7) == [7]
 
     def test_after_lost_lines_a_new_series_may_be_an_old_one(self):
-        """Its history is not taken for news."""
+        """Its history does not count as new work."""
         tracker = CounterTracker({"c"})
         tracker.update([], complete=False)
 

@@ -1,4 +1,4 @@
-"""What the command line of an engine says."""
+"""What an engine's command line tells about it."""
 
 from exporter.inference.launch import Launch, launch_of, parse
 
@@ -54,7 +54,7 @@ def test_llama_cpp():
 
 
 def test_a_kv_producer():
-    """vLLM's prefill server says so in its transfer configuration; kv_both says nothing."""
+    """vLLM's prefill server is recognised by its transfer configuration; kv_both decides nothing."""
     option = "--kv-transfer-config"
 
     assert parse(["vllm", option, '{"kv_role": "kv_producer"}']).role == "prefill"
@@ -79,5 +79,5 @@ def test_processes(tmp_path):
 
 
 def test_nothing_to_be_read():
-    """A remote engine, or one that is not ours to see."""
+    """A remote engine, or one that we may not read."""
     assert launch_of(()) == Launch()

@@ -104,7 +104,7 @@ class TestRequests:
         assert attention(work) == (pairs((0, 100)), pairs((100, 10)))
 
     def test_an_aborted_request(self):
-        """It is never told to have ended: with nothing running it has, and what it did stays."""
+        """Its end is never reported: once nothing runs it has ended, and its work stays counted."""
         progress = Progress()
         work = progress.work_of(
             reading(in_flight=InFlight(1, 300, 41), running_requests=0, waiting_requests=0)
@@ -117,7 +117,7 @@ class TestRequests:
         assert attention(idle) == (0, 0)
 
     def test_requests_that_were_only_thought_to_be_aborted(self):
-        """A gauge that lags said that nothing ran: when they have ended, nothing is left of that."""
+        """A lagging gauge showed that nothing ran: once the requests have ended, no error remains."""
         progress = Progress()
         progress.work_of(
             reading(in_flight=InFlight(1, 300, 41), running_requests=0, waiting_requests=0)
@@ -222,5 +222,5 @@ class TestSpeculation:
         assert (work.acceptance_length, work.rejected_tokens) == (2.5, 60)
 
     def test_from_a_gauge(self):
-        """SGLang tells the length itself."""
+        """SGLang reports the length itself."""
         assert Progress().work_of(reading(acceptance_length=2.5)).acceptance_length == 2.5

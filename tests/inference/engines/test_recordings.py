@@ -21,7 +21,7 @@ LINEAR, LOGITS, PAIR, WEIGHTS, CACHE = 5_636_096, 524_288, 4096, 6_160_384, 1024
 
 
 class Replay:
-    """Scrapes recordings in turn and keeps the books."""
+    """Scrapes recordings in turn and accounts for them."""
 
     def __init__(self, engine="vllm"):
         self.account = Account("chat", ModelSettings(MODEL), locate=lambda _name: MODEL)
@@ -123,7 +123,7 @@ class TestVllm:
         assert books.reading.engine_flop is None
 
     def test_behind_ray(self):
-        """The sums of its histograms are made of midpoints: counters are read, lengths are not."""
+        """The sums of its histograms are built from midpoints: counters are read, lengths are not."""
         (books,) = Replay("vllm").scrape("ray-2.60.0-vllm-names")
 
         assert books.reading.in_flight is None

@@ -15,7 +15,7 @@ from tests.inference.engines.server import exposition, serving
 
 
 class Clock:
-    """Time that passes when told."""
+    """Time that passes only when the test says so."""
 
     def __init__(self):
         self.now = 100.0
@@ -105,7 +105,7 @@ class TestStates:
 
     @pytest.mark.parametrize("name", ["node-exporter", "sglang-current"])
     def test_another_programs_metrics(self, name):
-        """Neither another exporter nor another engine is taken for vLLM."""
+        """Neither another exporter nor another engine is mistaken for vLLM."""
         scraper, readings = scraper_of(exposition(name))
 
         scraper.scrape()

@@ -32,7 +32,7 @@ class Time:
 
 
 class Stage:
-    """A service whose scrapes happen when told, over a real local server or a script."""
+    """A service that scrapes only when the test says so, over a real local server or a script."""
 
     def __init__(self, *entries, gpus=HOST, fetch=None, **options):
         self.clock = Time()
@@ -56,7 +56,7 @@ class Stage:
 
 @pytest.fixture(autouse=True)
 def no_threads(monkeypatch):
-    """Scrapes happen when a test says so."""
+    """Scrapes happen only when a test says so."""
     monkeypatch.setattr("exporter.inference.scraper.Scraper.start", lambda _self: None)
 
 
@@ -244,13 +244,13 @@ class TestPrecision:
         assert self.precision()[0] == "bf16"
 
     def test_the_configuration_is_believed(self):
-        """An operator's word stands, even without a peak to compare with."""
+        """The operator's setting is kept, even without a peak to compare with."""
         assert self.precision(precision="int8")[0] == "int8"
 
 
 class TestGpus:
     def test_unknown_ones_are_left_out(self):
-        """A GPU that is gone costs its own label only."""
+        """A GPU that is gone loses only its own label."""
         stage = Stage(chat(gpus=(1, 7)))
         (workload,) = stage.scrape(exposition("vllm-current")).workloads
 
@@ -278,7 +278,7 @@ class TestGpus:
 
 
 class TestOnAProcessor:
-    """A host without a GPU: what its probes measured is the whole that MFU and MBU divide by."""
+    """A host without a GPU: MFU and MBU divide by what its probes measured."""
 
     PROCESSOR = host(gpu("cpu0", "CPU-a", {"fp32": 2e6}, bandwidth=1e6))
 
@@ -431,7 +431,7 @@ class TestPoints:
         assert ("flopwatch_model_bandwidth_utilization_ratio", "chat", "acme/tiny") in samples
 
     def test_an_engine_that_is_down(self):
-        """Down, why, and nothing else."""
+        """Down, the reason, and nothing else."""
         stage = Stage(chat())
         samples = self.samples(stage.scrape(exposition("node-exporter")))
 

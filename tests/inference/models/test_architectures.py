@@ -78,7 +78,7 @@ class TestHybrid:
         assert cache_bytes_read_by(model, 1, 4) == 5 * 16 + 96
 
     def test_layers_by_interval(self):
-        """Older files give every how manieth layer attends."""
+        """Older files give the interval between layers with attention."""
         config = {**HYBRID, "num_hidden_layers": 8, "full_attention_interval": 4}
         del config["layer_types"]
 

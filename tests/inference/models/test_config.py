@@ -1,4 +1,4 @@
-"""From config.json to a description, and what is said where that is impossible."""
+"""From config.json to a description, and the error when that is impossible."""
 
 import json
 from pathlib import Path
@@ -200,7 +200,7 @@ class TestFormats:
         assert model.weights.attention == 1.0
 
     def test_an_unknown_method_is_refused(self):
-        """Nobody knows what its weights take, nor what they are multiplied in."""
+        """Neither the size of its weights nor their compute precision is known."""
         with pytest.raises(UnknownArchitectureError, match="'zip8' is not known"):
             self.quantized(quant_method="zip8")
 
@@ -232,7 +232,7 @@ class TestFormats:
         assert describe(LLAMA, cache_data_type=name).cache_value_bytes == size
 
     def test_the_precision_can_be_overridden(self):
-        """An operator who knows better is believed."""
+        """The operator's setting wins."""
         assert describe(LLAMA, precision="fp8").compute_precision == "fp8"
 
     def test_thirty_two_bit_checkpoints_are_served_in_bf16(self):
@@ -282,19 +282,19 @@ class TestRefusals:
         ],
     )
     def test_what_is_not_known_exactly_is_refused_by_name(self, name, reason):
-        """However much it looks like a Llama."""
+        """However similar to a Llama it looks."""
         with pytest.raises(UnknownArchitectureError, match=f"'{name}': .*{reason}"):
             describe({**LLAMA, "model_type": name})
 
     @pytest.mark.parametrize("value", ["4096", 1.5, -1, 10**12, [4096]])
     def test_nonsense_is_refused(self, value):
-        """A field that is no whole number in range is an error in one line."""
+        """A field that is not a whole number in range is an error in one line."""
         with pytest.raises(UnknownArchitectureError, match="hidden_size"):
             describe({**LLAMA, "hidden_size": value})
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "\x00", '{"a":' * 100_000])
     def test_a_broken_file_is_one_line(self, tmp_path, text):
-        """Whatever is in the file, the error is ours, one line, and names it."""
+        """Whatever is in the file, the error is our own, in one line, and names the file."""
         path = tmp_path / "config.json"
         path.write_text(text)
 

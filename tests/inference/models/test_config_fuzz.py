@@ -1,4 +1,4 @@
-"""Whatever stands in a config.json, the answer is a description or one line."""
+"""Whatever a config.json contains, the result is a description or a one-line error."""
 
 import json
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_irregular_families_described_or_refused(data, base):
 
 
 def check_sanity(config):
-    """A refusal, or numbers that can be."""
+    """A rejection, or plausible numbers."""
     model = described_or_none(config)
     if model is None:
         return

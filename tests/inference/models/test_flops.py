@@ -98,7 +98,7 @@ class TestByHand:
         assert decode_attention_flop(SPARSE, 10_000) == layers * (attended + scored)
 
     def test_sparse_attention_below_its_choice_adds_only_the_scores(self):
-        """At 1000 tokens there is nothing to choose from."""
+        """At 1000 tokens every key is attended."""
         scores = 61 * (2 * 64 * 128 + 2 * 64) * 1000
 
         assert decode_attention_flop(SPARSE, 1000) == scores + decode_attention_flop(DEEPSEEK, 1000)
@@ -214,7 +214,7 @@ class TestAgainstVllm:
 class TestProperties:
     @given(new=tokens, cached=st.integers(0, 5000))
     def test_more_cache_never_makes_a_prompt_dearer(self, new, cached):
-        """Of a prompt of fixed length, the more is cached the less is computed."""
+        """For a prompt of fixed length, more cached tokens mean less computation."""
         whole = prefill_flop(LLAMA, new + cached, 0)
 
         assert prefill_flop(LLAMA, new, cached) <= whole

@@ -66,7 +66,7 @@ def test_a_file_cut_short(file, tmp_path, size):
 
 @pytest.mark.parametrize("position", range(4, 200, 7))
 def test_broken_headers_are_refused_or_read(file, tmp_path, position):
-    """Whatever a byte is changed to, nothing but our own error comes out."""
+    """Whatever byte is changed, only our own error is raised."""
     data = bytearray(file.read_bytes()[:30_000])
     data[position] ^= 0xFF
     other = tmp_path / "broken.gguf"

@@ -30,7 +30,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def flop_and_parameters(model):
-    """FLOPs of a token without attention, and what it is multiplied with."""
+    """FLOPs of a token without attention, and the number of weights that it is multiplied with."""
     return linear_flop_per_token(model), count_parameters(model).matrices_per_token
 
 
@@ -555,7 +555,7 @@ class TestMamba:
 
 class TestRefusedByName:
     def test_kimi_k3(self):
-        """Its language model says that it is Kimi Linear, which it is not."""
+        """Its language model claims to be Kimi Linear, but is not."""
         config = {"model_type": "kimi_k3", "text_config": {"model_type": "kimi_linear"}}
 
         with pytest.raises(UnknownArchitectureError, match=r"kimi_k3.*latent projection"):

@@ -49,7 +49,7 @@ class TestBlocks:
 
 
 def test_fractions_lie_between_whole_tokens():
-    """Means of lengths are no whole numbers."""
+    """Mean lengths are not whole numbers."""
     middle = (compressed_pairs(8, 0, 4) + compressed_pairs(9, 0, 4)) / 2
 
     assert compressed_pairs(8.5, 0, 4) == pytest.approx(middle)

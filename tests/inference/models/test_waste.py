@@ -1,4 +1,4 @@
-"""What engines compute in vain, in FLOP worked by hand."""
+"""Work that engines waste, in FLOP worked by hand."""
 
 import pytest
 
@@ -67,7 +67,7 @@ def test_lost_hits_are_their_part_of_the_prompts() -> None:
 
 
 def test_hits_are_lost_while_the_cache_has_collapsed() -> None:
-    """From 80 %: when the fall is plain 75 % are usual, and of 1,000 prompt tokens with 100 hits 650 are lost."""
+    """From 80 %: once the fall is detected 75 % is usual: 1,000 prompt tokens, 100 hits, 650 lost."""
     share = CacheShare()
     for _ in range(240):
         share.observe(15, 800, 200)

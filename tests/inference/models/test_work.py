@@ -79,7 +79,7 @@ class TestByHand:
         ).dram_bytes == pytest.approx((2 * 2 - 3) * 240)
 
     def test_work_that_is_taken_back(self):
-        """What an estimate had too much is negative in a later window."""
+        """The excess of an estimate is subtracted in a later window."""
         half = Stretch(-1, 6, 4)
 
         assert cost_of(TINY, Work(decodes=(half,))).decode_flop == -34 * 64
@@ -115,7 +115,7 @@ class TestProperties:
         passes=st.floats(0, 1e6),
     )
     def test_costs_of_whole_requests_are_never_negative(self, computed, generated, prompts, passes):
-        """Whatever counters an engine shows, nothing runs backwards."""
+        """Whatever counters an engine shows, nothing decreases."""
         cost = cost_of(LLAMA, Work(computed, generated, prompts, decode_passes=passes))
 
         assert min(cost.prefill_flop, cost.decode_flop, cost.dram_bytes) >= 0
@@ -145,7 +145,7 @@ class TestLocate:
 
 
 class TestLocateInAProcess:
-    """A container's files are looked at as its own process sees them."""
+    """A container's files are read as its own process sees them."""
 
     def process(self, tmp_path, **environment):
         root = tmp_path / "7" / "root"
@@ -198,7 +198,7 @@ class TestLocateInAProcess:
         assert locate_in_process(7, "/up", str(tmp_path)) is None
 
     def test_a_link_to_itself(self, tmp_path):
-        """Followed a while, then given up."""
+        """Followed for a while, then given up."""
         root = self.process(tmp_path)
         (root / "loop").symlink_to("loop")
 
