@@ -1,1 +1,1 @@
-"""Inference engines: one file each, and the scraper that they share."""
+"""Inference engines: one module per engine, and a shared scraper."""

@@ -1,4 +1,4 @@
-"""Keeps the books of one workload: from readings to cumulative tokens, FLOPs and bytes."""
+"""The account of one workload: turns readings into cumulative tokens, FLOPs and bytes."""
 
 import threading
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from exporter.inference.reading import EngineReading, ModelReading
 from exporter.inference.waste import WasteBooks
 
 
-# A model's file may appear later, when the engine has downloaded it.
+# A model's file may appear later, after the engine has downloaded it.
 RETRY_SECONDS = 600.0
-# Models whose books are kept, those that an endpoint no longer shows included.
+# The limit of models with records, including those that an endpoint no longer shows.
 LARGEST_BOOK_COUNT = 64
 
 Locate = Callable[[str], Path | None]
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """What the configuration says of a workload's model; None leaves it to engine and file."""
+    """The configured properties of a workload's model; None takes them from engine and file."""
 
     path: Path | None = None
     precision: str | None = None
@@ -36,7 +36,7 @@ class ModelSettings:
 
 @dataclass(slots=True)
 class ModelBooks:
-    """The books of one model. Mutated under the account's lock."""
+    """The records of one model. Mutated under the account's lock."""
 
     reading: ModelReading
     progress: Progress = field(default_factory=Progress)
@@ -50,14 +50,14 @@ class ModelBooks:
     passes: float = 0.0
     # Windows whose passes were not known.
     passes_missed: int = 0
-    # What the work done so far cost; estimates may take back a little of it.
+    # The cost of the work so far; estimates may reduce it slightly.
     cost: Cost = field(default_factory=Cost)
-    # The most that it has been: counters never fall.
+    # Its maximum so far: counters never fall.
     shown_cost: Cost = field(default_factory=Cost)
     engine_flop: float = 0.0
     waste: WasteBooks = field(default_factory=WasteBooks)
     cache_share: CacheShare = field(default_factory=CacheShare)
-    # The last window: its length and what it cost.
+    # The last window: its length and cost.
     window_seconds: float | None = None
     window_cost: Cost | None = None
     description: ModelDescription | None = None
@@ -67,7 +67,7 @@ class ModelBooks:
 
 
 class Account:
-    """Books of all models of one workload. Readings come from its scraper's thread alone."""
+    """Records of all models of one workload. Readings come only from its scraper's thread."""
 
     def __init__(
         self, workload: str, settings: ModelSettings, *, locate: Locate = locate_config
@@ -85,7 +85,7 @@ class Account:
     def add(
         self, reading: EngineReading, tensor_parallel: int, server: Server | None = None
     ) -> None:
-        """Enter one reading; the window is the time since the one before."""
+        """Add one reading; the window is the time since the previous one."""
         server = server or Server()
         seconds = None if self._last_seconds is None else reading.seconds - self._last_seconds
         self._last_seconds = reading.seconds
@@ -120,7 +120,7 @@ class Account:
                 del self._books[next(iter(self._books))]
 
     def models(self) -> tuple[ModelBooks, ...]:
-        """Copies of the books of the models that the last reading showed, by name."""
+        """Copies of the records of the models in the last reading, by name."""
         with self._lock:
             return tuple(_copy(self._books[name]) for name in self._shown)
 
@@ -131,9 +131,9 @@ class Account:
         now_seconds: float,
         launched_cache: str | None,
     ) -> None:
-        """Describe the model once per name and cache type, and again when the engine restarted.
+        """Describe the model once per name and cache type, and again after an engine restart.
 
-        After a failure it is tried again now and then: the engine may still be downloading.
+        After a failure it is retried periodically: the engine may still be downloading.
         """
         cache = self._settings.cache_data_type or model.cache_data_type or launched_cache
         wanted = (model.model, cache)
@@ -165,10 +165,10 @@ class Account:
 
 
 def _api_servers(server: Server, reading: EngineReading, model: ModelReading) -> Server:
-    """Add how many API servers count the passes, where nothing but the exposition says it.
+    """Add the number of API servers that count passes, if only the exposition shows it.
 
-    One that several processes wrote has no start time of a process. vLLM then starts one API
-    server per data-parallel rank unless told otherwise, and never less than two.
+    An exposition written by several processes has no process start time. vLLM then runs one API
+    server per data-parallel rank by default, and at least two.
     """
     if server.api_servers is not None or not reading.multiprocess:
         return server
@@ -189,7 +189,7 @@ def _enter(
     if work.prefill_passes is None or work.decode_passes is None:
         books.passes_missed += 1
     else:
-        # Ranks count their common passes each.
+        # Each rank counts the passes that the ranks run together.
         books.passes += (work.prefill_passes + work.decode_passes) / max(1, work.ranks)
     books.engine_flop += reading.engine_flop or 0.0
     books.window_seconds = seconds if seconds and seconds > 0 else None

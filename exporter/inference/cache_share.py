@@ -1,7 +1,7 @@
-"""The share of prompt tokens that a cache saved: lately, and usually. Pure: time is handed in.
+"""The recent and the usual share of prompt tokens saved by a cache. Pure: time is an argument.
 
-A prefix cache that stops working raises model FLOP/s and MFU, for prompts are computed again, while
-answers become fewer: only this share shows it.
+If a prefix cache stops working, model FLOP/s and MFU rise because prompts are computed again, while
+fewer answers are generated: only this share shows the problem.
 """
 
 import math
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 RECENT_SECONDS = 300.0
 USUAL_SECONDS = 6 * 3600.0
-# Below these the shares say nothing: too young, or too little traffic.
+# Below these limits the shares are not meaningful: too short a time, or too little traffic.
 LEAST_USUAL_SECONDS = 1800.0
 LEAST_USUAL_TOKENS = 20_000.0
 LEAST_RECENT_TOKENS = 2_000.0
-# While the recent share is below this part of the usual one, it does not become usual.
+# A recent share below this fraction of the usual one does not change the usual share.
 FALLEN = 0.5
-# After so long it has: what changed two weeks ago is how things are.
+# After this long it does: a change that lasts two weeks is the new normal.
 LONGEST_FALL_SECONDS = 14 * 86_400.0
 
 
 @dataclass(slots=True)
 class CacheShare:
-    """Two fading averages, each by tokens. Owned by one model's books."""
+    """Two exponentially fading averages, weighted by tokens. Owned by one model's records."""
 
     recent_cached: float = 0.0
     recent_total: float = 0.0
@@ -32,7 +32,7 @@ class CacheShare:
     fallen_seconds: float = 0.0
 
     def observe(self, seconds: float, cached: float, computed: float) -> None:
-        """Enter a window of so many seconds."""
+        """Add a window of the given seconds."""
         if seconds <= 0:
             return
         fade = math.exp(-seconds / RECENT_SECONDS)
@@ -50,7 +50,7 @@ class CacheShare:
         self.watched_seconds += seconds
 
     def lost(self, cached: float, computed: float) -> float:
-        """Prompt tokens of a window that are usually cached, and were not; 0 unless the cache collapsed."""
+        """Prompt tokens of a window that are usually cached but were not; 0 without a collapse."""
         usual = self.usual
         if usual is None or not 0 < self.fallen_seconds < LONGEST_FALL_SECONDS:
             return 0.0
@@ -59,14 +59,14 @@ class CacheShare:
 
     @property
     def recent(self) -> float | None:
-        """Share of the last five minutes; None with too little traffic."""
+        """The share of the last five minutes; None with too little traffic."""
         if self.recent_total < LEAST_RECENT_TOKENS:
             return None
         return self.recent_cached / self.recent_total
 
     @property
     def usual(self) -> float | None:
-        """Share of the last six hours without a collapse; None before half an hour."""
+        """The share of the last six hours without a collapse; None in the first half hour."""
         if self.watched_seconds < LEAST_USUAL_SECONDS or self.usual_total < LEAST_USUAL_TOKENS:
             return None
         return self.usual_cached / self.usual_total

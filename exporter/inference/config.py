@@ -1,4 +1,4 @@
-"""What can be configured of workloads, and what they ask of the rest of the daemon."""
+"""The settings of workloads and of engine discovery."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ _GPU = one_of(integer(at_least=0, at_most=10_000), text(), otherwise="a GPU inde
 
 @dataclass(frozen=True, slots=True)
 class WorkloadConfig:
-    """One engine to scrape. What is None is left to the engine, the model's file or the driver.
+    """One engine to scrape. None values are taken from the engine, the model's file or the driver.
 
-    `gpus` are NVML indices or UUIDs; without any, the GPUs that the engine's processes use.
+    `gpus` are NVML indices or UUIDs; if empty, the GPUs that the engine's processes use.
     """
 
     name: str = option("name", text(), "", "Name of the workload.", "chat", required=True)
@@ -100,7 +100,7 @@ class WorkloadConfig:
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryConfig:
-    """How to look for engines that nobody configured."""
+    """How to look for engines that are not configured."""
 
     ports: tuple[int, ...] = option(
         "workload_discovery.ports",
@@ -132,7 +132,7 @@ class DiscoveryConfig:
 
 
 def check_names(config: Sequence[WorkloadConfig]) -> None:
-    """Raise ConfigError where two workloads have one name: their series would be the same."""
+    """Raise ConfigError if two workloads have the same name: their series would collide."""
     names = Counter(entry.name for entry in config)
     mistakes = [
         f"workloads: name {name!r} is used {count} times"

@@ -1,8 +1,8 @@
 """Finds engines by the processes that hold GPUs, through their network namespaces.
 
-No API server is asked: a process that holds a GPU has a network namespace; its sockets are in
-/proc/<pid>/net, and so are its addresses. What listens there is asked for an engine's metrics. In
-Kubernetes that needs the host's process ids (`hostPID`) and the right to look at other users'
+No API server is queried: a process that holds a GPU has a network namespace, whose sockets and
+addresses are in /proc/<pid>/net. Listening sockets there are queried for an engine's metrics. In
+Kubernetes that needs the host's process ids (`hostPID`) and permission to inspect other users'
 processes (root with CAP_SYS_PTRACE). Only GET requests for metrics are sent, and few of them.
 """
 
@@ -19,15 +19,15 @@ from exporter.inference.discovery import DEFAULT_PORTS, PATHS, Endpoint, identif
 from exporter.inference.scraper import Fetch, fetch_text
 
 
-# Bounds of one look: processes that hold GPUs, and sockets asked in one network namespace.
+# Limits of one pass: processes that hold GPUs, and sockets queried per network namespace.
 LARGEST_PROCESS_COUNT = 1024
 LARGEST_SOCKET_COUNT = 16
-# A socket that was no engine's is asked again after so long.
+# A socket that did not belong to an engine is queried again after this time.
 ASK_AGAIN_SECONDS = 600.0
 LARGEST_MEMORY = 4096
 
 _EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared
-# Command names of programs that start whatever they are told: what they started is not related.
+# Command names of programs that start arbitrary programs: their children are not related.
 _STARTERS = re.compile(
     r"(?:ba|da|fi|k|tc|z)?sh|su|sudo|login|init|sshd.*|tmux.*|screen.*|systemd.*|supervisord"
     r"|slurmstepd.*|containerd-shim.*|docker-init|tini"
@@ -37,7 +37,7 @@ _NO_RIGHT = "the processes that hold GPUs are not ours to look at: it needs root
 
 
 class ContainerDiscovery:
-    """Remembers what was asked, so that each look costs little. Not thread-safe."""
+    """Remembers earlier queries, so that each pass is cheap. Not thread-safe."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ContainerDiscovery:
         self._clock = clock
         self._engines: dict[str, str] = {}
         self._asked: dict[str, float] = {}
-        # Why nothing can be found; None while it can, or no process holds a GPU.
+        # Why discovery is not possible; None if it is, or if no process holds a GPU.
         self.unavailable: str | None = None
 
     def look(self, pids: Collection[int]) -> Iterator[Endpoint]:
@@ -82,7 +82,7 @@ class ContainerDiscovery:
             yield from self._on_this_host(group) if namespace == here else self._in_pod(group)
 
     def _in_pod(self, pids: list[int]) -> Iterator[Endpoint]:
-        """Engines of a network namespace that is not ours: a pod's or a container's."""
+        """Engines in another network namespace: a pod's or a container's."""
         related = self._related(pids)
         reachable = procfs.addresses(pids[0], self._proc)[:1]
         found: list[Endpoint] = []
@@ -102,9 +102,9 @@ class ContainerDiscovery:
     def _on_this_host(self, pids: list[int]) -> Iterator[Endpoint]:
         """Engines in our own network namespace, where every service of the host listens.
 
-        A socket belongs to a process that holds a GPU if that process or one that it started holds
-        it; else if its parent or another child of its parent does, and so on upwards. The nearest
-        engine is the one: an API server above its workers, a router beside them.
+        A socket belongs to a process that holds a GPU if that process or one of its descendants
+        holds it; else if its parent or another child of its parent does, and so on upwards. The
+        nearest engine is used: an API server above its workers, or a router beside them.
         """
         known = procfs.processes(self._proc)
         sockets = self._sockets(pids[0], ("127.0.0.1",))
@@ -125,7 +125,7 @@ class ContainerDiscovery:
     def _engines_of(
         self, family: frozenset[int], sockets: Iterable[procfs.Listener]
     ) -> dict[tuple[str, str, int], frozenset[int]]:
-        """The engines among the sockets that these processes hold, each with who holds it."""
+        """The engines among the sockets of these processes, each with the process that holds it."""
         held = (
             (socket, listeners)
             for socket in sockets
@@ -139,7 +139,7 @@ class ContainerDiscovery:
         return found
 
     def _above(self, pid: int) -> Iterator[int]:
-        """What started a process, up to a shell or a manager of services, which start anything."""
+        """The ancestors of a process, up to a shell or a service manager."""
         ours = {self._own_pid, *procfs.ancestors(self._own_pid, self._proc)}
         group = procfs.read(pid, "cgroup", self._proc)
         for parent in procfs.ancestors(pid, self._proc):
@@ -153,20 +153,20 @@ class ContainerDiscovery:
             yield parent
 
     def _related(self, pids: Iterable[int]) -> frozenset[int]:
-        """The processes, those that started them, and all that these started."""
+        """The processes, their ancestors, and all descendants of those."""
         namespace = {procfs.network_namespace(pid, self._proc) for pid in pids}
         ours = {self._own_pid, *procfs.ancestors(self._own_pid, self._proc)}
         above = {
             parent
             for pid in pids
             for parent in procfs.ancestors(pid, self._proc)
-            # Up to what started the container, or what started us too.
+            # Excludes ancestors outside the container, and our own ancestors.
             if parent not in ours and procfs.network_namespace(parent, self._proc) in namespace
         }
         return procfs.with_descendants({*pids, *above}, self._proc)
 
     def _sockets(self, pid: int, reachable: Collection[str]) -> list[procfs.Listener]:
-        """Sockets that can be reached from here; the usual ports of engines first."""
+        """Sockets that are reachable from here; the usual ports of engines first."""
         usable = {
             listener.port: listener
             for listener in procfs.listening(pid, self._proc)
@@ -177,7 +177,7 @@ class ContainerDiscovery:
         return sorted(usable.values(), key=lambda one: (one.port not in DEFAULT_PORTS, one.port))
 
     def _ask(self, place: str) -> tuple[str, str] | None:
-        """The engine at an address and port, and its URL; None for one that was no engine's lately."""
+        """The engine at an address and port, and its URL; None for a recent non-engine."""
         known = self._engines.get(place)
         if known is not None:
             engine, _, url = known.partition(" ")
@@ -198,6 +198,6 @@ class ContainerDiscovery:
         return None
 
     def _host_name(self, pid: int) -> str:
-        """The host name of a container, which is its pod's name in Kubernetes."""
+        """The host name of a container; in Kubernetes, its pod's name."""
         text = procfs.read(pid, "root/etc/hostname", self._proc).strip()
         return re.sub(r"[^A-Za-z0-9.-]", "-", text)[:200]

@@ -1,4 +1,4 @@
-"""What an engine counted since the last scrape, over its restarts, nothing counted twice."""
+"""Counter increases of an engine since the last scrape, across restarts, without double counting."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -8,21 +8,21 @@ from exporter.inference.exposition import Sample
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
-# Series remembered per engine. An engine has some hundred; one with more is making them up, and the
-# ones seen longest ago are forgotten.
+# Series remembered per engine. An engine has about a hundred. Beyond the limit, the series seen
+# longest ago are forgotten.
 LARGEST_SERIES_COUNT = 10_000
 # Processes remembered behind one address: the replicas behind a load balancer.
 LARGEST_PROCESS_COUNT = 32
-# Two processes that restart within this much of each other's clocks are told apart no more.
+# Two processes whose start times are closer than this are not distinguished.
 CLOCK_TOLERANCE_SECONDS = 1.0
-# A process that tells no start time and whose counters fell is taken for a new one after it
-# answered so many scrapes in a row; until then it may be another replica behind the same address.
+# A process without a start time whose counters fell is taken as a new one after it answered this
+# many scrapes in a row; until then it may be another replica behind the same address.
 CONFIRMING_SCRAPES = 8
 
 
 @dataclass(slots=True)
 class _Process:
-    """The counters of one process. `pending` is what it had counted when it was first seen."""
+    """The counters of one process. `pending` holds its counters when it was first seen."""
 
     last: dict[Key, float] = field(default_factory=dict)
     pending: dict[Key, float] = field(default_factory=dict)
@@ -33,14 +33,16 @@ class _Process:
 class CounterTracker:
     """Follows every counter series of one engine. Not thread-safe: one scraper owns it.
 
-    What an engine counted before we first saw it is not ours. A series that appears later began
-    at zero, for engines create them on first use; one that comes back goes on where it was.
+    Counts from before the engine was first seen are not included. A series that appears later began
+    at zero, because engines create them on first use; a series that comes back continues from its
+    last value.
 
     `epoch` is the start time of the process that answered. A process that began after the previous
-    scrape is a restart: all that it counted is new. One that began earlier was running all along,
-    behind a load balancer: its past is not ours either, and each process is followed on its own.
-    Where an engine tells no start time, most counters must have fallen for another process, and
-    either a scrape failed in between (it was restarted) or it must answer for a while.
+    scrape is a restart: all that it counted is new. One that began earlier was already running
+    behind a load balancer: its past counts are not included either, and each process is tracked
+    separately. If an engine reports no start time, a different process is assumed only if most
+    counters have fallen, and either a scrape failed in between (a restart) or the process has
+    answered for a while.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -49,7 +51,8 @@ class CounterTracker:
         self._current: float | int | None = None
         self._complete = False
         self._unnamed = 0
-        # Restarts and other changes of the process that answers: the requests in flight are others.
+        # Restarts and other changes of the answering process: the requests in flight are different
+        # ones.
         self.restarts = 0
         self.switches = 0
 
@@ -62,10 +65,10 @@ class CounterTracker:
         previous_scrape: float | None = None,
         failed_between: bool = False,
     ) -> tuple[Sample, ...]:
-        """Return `samples`, the value of each counter replaced by its increase since last time.
+        """Return `samples` with each counter replaced by its increase since the last call.
 
-        `complete` False says that lines were lost: a series that appears after such a scrape may
-        be an old one, so its history is not taken for news. `previous_scrape` is the wall-clock
+        `complete` False means that lines were lost: a series that appears after such a scrape may
+        be an old one, so its history is not counted as new. `previous_scrape` is the wall-clock
         time of the previous successful scrape, `failed_between` whether one failed since.
         """
         found = tuple(samples)
@@ -85,7 +88,7 @@ class CounterTracker:
             for sample in found
         )
         for key in values:
-            process.last[key] = process.last.pop(key)  # the ones seen most recently at the end
+            process.last[key] = process.last.pop(key)  # most recently seen at the end
         while len(process.last) > LARGEST_SERIES_COUNT:
             del process.last[next(iter(process.last))]
         while len(self._processes) > LARGEST_PROCESS_COUNT:
@@ -100,7 +103,7 @@ class CounterTracker:
         previous_scrape: float | None,
         failed_between: bool,
     ) -> tuple[_Process, bool]:
-        """Return the process that answered, and whether a new one counted from zero for us."""
+        """Return the answering process, and whether it is a new one that counts from zero."""
         first = not self._processes
         name = float(epoch) if epoch is not None else self._unnamed_process(values)
         known = name in self._processes
@@ -131,7 +134,7 @@ class CounterTracker:
     def _unnamed_process(self, values: dict[Key, float]) -> int:
         """The process without a start time whose counters these continue; else a new number.
 
-        Of several that they may continue, the one that they have moved least from.
+        If several match, the one with the smallest increase.
         """
         candidates = {
             name: sum(values.get(key, value) - value for key, value in process.last.items())
@@ -144,7 +147,7 @@ class CounterTracker:
         return self._unnamed
 
     def _confirm(self, process: _Process) -> dict[Key, float]:
-        """What a process had counted when it was first seen, once it is sure to be a new one."""
+        """The counters of a process when it was first seen, once it is certain to be a new one."""
         if not process.pending or process.seen_in_a_row < CONFIRMING_SCRAPES:
             return {}
         confirmed, process.pending = process.pending, {}
@@ -167,7 +170,7 @@ class CounterTracker:
             return value if counts_from_zero or began_at_zero else 0.0
         if value >= before:
             return value - before
-        # The same process: a flaw of the engine's. Without a start time, this series restarted alone.
+        # The same process: a bug in the engine. Without a start time, only this series restarted.
         return 0.0 if epoch is not None else value
 
 
@@ -176,6 +179,6 @@ def _key(sample: Sample) -> Key:
 
 
 def _fell(before: dict[Key, float], now: dict[Key, float]) -> bool:
-    """Whether most counters that had counted something now say less: another process's."""
+    """Whether most nonzero counters have fallen, as for a different process."""
     counted = [(value, now[key]) for key, value in before.items() if value > 0 and key in now]
     return sum(after < value for value, after in counted) * 2 > len(counted)

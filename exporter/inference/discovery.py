@@ -1,4 +1,4 @@
-"""Finds engines that nobody configured: on local ports, or among pods that someone lists."""
+"""Finds engines that are not configured: on local ports, or among listed pods."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from exporter.inference.exposition import parse
 from exporter.inference.scraper import Fetch, fetch_text
 
 
-# Where the engines listen by default, and the usual neighbours when several share a host.
+# Default ports of the engines, and the next ones, used when several share a host.
 DEFAULT_PORTS: tuple[int, ...] = (
     *sorted({port for engine in ENGINES.values() for port in engine.ports}),
     8001,
@@ -24,7 +24,8 @@ DEFAULT_PORTS: tuple[int, ...] = (
 )
 PATHS: tuple[str, ...] = tuple(dict.fromkeys(engine.path for engine in ENGINES.values()))
 PORT_TIMEOUT_SECONDS = 1.0
-# Words in the command lines and titles of engines. A process that has one is asked only if it listens.
+# Words in the command lines and titles of engines. A process that matches is queried only if it
+# listens.
 _ENGINE_WORDS = re.compile(
     r"llama[-_]server|llama_cpp|vllm|sglang|lmdeploy|text-generation|trtllm|dynamo|tritonserver",
     re.IGNORECASE,
@@ -37,7 +38,7 @@ ListPods = Callable[[], Iterable[tuple[str, str]]]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An engine that was found, and its processes where it was found by them."""
+    """A discovered engine, with its processes if it was found through them."""
 
     name: str
     engine: str
@@ -61,13 +62,13 @@ def discover_ports(
 
 
 def discover_pods(list_pods: ListPods, *, fetch: Fetch = fetch_text) -> tuple[Endpoint, ...]:
-    """Return those of the listed endpoints that are engines."""
+    """Return the listed endpoints that are engines."""
     named = ((name, url, identify(url, fetch=fetch)) for name, url in list_pods())
     return tuple(Endpoint(name, engine, url) for name, url, engine in named if engine is not None)
 
 
 def place(url: str) -> tuple[str, int]:
-    """Host and port of an address, one name for all addresses of this host."""
+    """Host and port of an address, with one name for all addresses of this host."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     default = 443 if parts.scheme == "https" else 80
@@ -86,7 +87,7 @@ def identify(url: str, *, fetch: Fetch = fetch_text) -> str | None:
 def engine_processes(proc: Path = procfs.PROC) -> frozenset[int]:
     """Return the processes that look like engines by their command line.
 
-    For hosts without a GPU, where no driver says which processes compute.
+    For hosts without a GPU, where no driver lists the computing processes.
     """
     return frozenset(
         process.pid
@@ -96,10 +97,10 @@ def engine_processes(proc: Path = procfs.PROC) -> frozenset[int]:
 
 
 def serving_processes(url: str, proc: Path = procfs.PROC) -> frozenset[int]:
-    """Return the processes behind a local address; empty where it is remote or not ours to see.
+    """Return the processes behind a local address; empty if it is remote or not visible to us.
 
-    An engine's API server listens and its workers hold the GPUs: all that the listener has started
-    belongs to it.
+    An engine's API server listens and its workers hold the GPUs: all descendants of the listener
+    belong to it.
     """
     parts = urlsplit(url)
     if parts.hostname not in _LOCAL_HOSTS:

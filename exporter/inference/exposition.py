@@ -1,4 +1,4 @@
-"""Takes the few samples that matter out of an engine's exposition, whatever else is in it."""
+"""Extracts the relevant samples from an engine's exposition, whatever else it contains."""
 
 import math
 import re
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-# What a sample line looks like; enough to count the lines that are none.
-# Possessive, so that no line, however long its blanks, takes more than one pass.
+# The form of a sample line, to count malformed lines. Possessive quantifiers, so that no line,
+# however many blanks it has, takes more than one pass.
 _SAMPLE_LINE = re.compile(r"[A-Za-z_:][\w:]*+(?:\s*+\{.*\})?\s++[-+\w.]++(?:\s++-?\d++)?+\s*+")
 _NAME = re.compile(r"(?:#\s+(?:HELP|TYPE)\s+)?([A-Za-z_:][\w:]*)")
-# Engines behind a proxy that knows no colons (Ray Serve adds its own prefix too).
+# Engines behind a proxy that does not support colons (Ray Serve adds its own prefix too).
 _COLON_PREFIXES = ("vllm_", "sglang_")
 # Old versions of vLLM count cache hits in blocks under the name that later ones use for tokens; the
 # samples of a counter whose help text says so carry this label.
@@ -19,12 +19,12 @@ IN_BLOCKS = ("unit", "blocks")
 _BLOCKS_HELP = re.compile(r"#\s+HELP\s+\S+\s.*\bin terms of number of (?:cached|queried) blocks")
 # The longest real lines are configuration infos of some two thousand characters.
 LONGEST_LINE = 16 * 1024
-# More series of the wanted names than any engine has; beyond, the exposition is not one.
+# More wanted series than any engine has; beyond this the exposition is rejected.
 LARGEST_SAMPLE_COUNT = 20_000
 
 
 class Sample(NamedTuple):
-    """One sample; `value` is cumulative since we watch, `raw` as the engine says it."""
+    """One sample; `value` is cumulative since the daemon first saw it, `raw` is the engine's value."""
 
     name: str
     labels: Mapping[str, str]
@@ -37,7 +37,7 @@ class EngineExposition:
     """The wanted samples of one scrape."""
 
     samples: tuple[Sample, ...]
-    # Prefixes of metric names seen anywhere, comments included: who is speaking.
+    # Prefixes of metric names seen anywhere, including comments: they identify the engine.
     prefixes: frozenset[str] = frozenset()
     malformed_lines: int = 0
 
@@ -56,18 +56,19 @@ def parse(
     prefixes: Iterable[str],
     rename: Callable[[str], str] = str,
 ) -> EngineExposition:
-    """Return the samples called `names`, and which of `prefixes` occur.
+    """Return the samples named `names`, and the `prefixes` that occur.
 
     `rename` gives the name under which an engine's samples are looked up.
 
-    Lines that are no samples are counted and passed over; they never cost the good ones.
+    Malformed lines are counted and skipped; they never affect the valid ones.
     """
     scan = _scan(text, names, tuple(prefixes), rename)
     samples: list[Sample] = []
     for line in scan.wanted[:LARGEST_SAMPLE_COUNT]:
         try:
             samples.extend(_samples(line, rename, scan.in_blocks))
-        # What prometheus_client raises on a malformed line; a whole number may be beyond all floats.
+        # The errors of prometheus_client on a malformed line; an integer may be too large for a
+        # float.
         except (ValueError, IndexError, OverflowError):
             scan.malformed += 1
     return EngineExposition(tuple(samples), frozenset(scan.prefixes), scan.malformed)
@@ -84,7 +85,7 @@ def canonical_name(name: str) -> str:
 def _scan(
     text: str, names: Collection[str], prefixes: tuple[str, ...], rename: Callable[[str], str]
 ) -> _Scan:
-    """Sort lines in one cheap pass: an exposition has thousands, and few of them matter."""
+    """Sort lines in one cheap pass: an exposition has thousands, of which few matter."""
     scan = _Scan()
     for line in text.split("\n"):
         stripped = line.strip()
@@ -109,7 +110,7 @@ def _scan(
 
 
 def _samples(line: str, rename: Callable[[str], str], in_blocks: set[str]) -> Iterator[Sample]:
-    # 2 MB, for those who have an engine.
+    # 2 MB, needed only with an engine.
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
 
     for family in text_string_to_metric_families(line + "\n"):

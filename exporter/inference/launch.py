@@ -1,7 +1,7 @@
-"""How an engine was started: what its command line says and its metrics do not.
+"""How an engine was started: settings from its command line that its metrics do not have.
 
-Read from /proc/<pid>/cmdline of the processes that serve an address of this host. Values only; a
-command line is never logged nor exported, for it may hold secrets.
+Read from /proc/<pid>/cmdline of the processes that serve an address of this host. Only parsed
+values are used; a command line is never logged or exported, because it may contain secrets.
 """
 
 import json
@@ -15,7 +15,7 @@ from exporter.inference.progress import Server
 
 
 LONGEST_COMMAND_BYTES = 64 * 1024
-# Processes looked at behind one address: a parent, API servers, engine cores and workers.
+# The limit of processes examined per address: a parent, API servers, engine cores and workers.
 LARGEST_PROCESS_COUNT = 256
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -32,14 +32,14 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "disaggregation": ("disaggregation-mode",),
 }
 _NAMES = {name: key for key, names in _OPTIONS.items() for name in names}
-# vLLM gives its processes titles in place of their command lines.
+# vLLM replaces the command lines of its processes with titles.
 _API_SERVER = re.compile(r"VLLM::APIServer(?:_\d+)?\b")
 _KV_ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a command line says; None where it says nothing."""
+    """The settings from a command line; None if not given."""
 
     model: str | None = None
     served_name: str | None = None
@@ -55,7 +55,7 @@ class Launch:
 
     @property
     def gpus(self) -> int | None:
-        """GPUs of the whole engine, on all hosts; None where the command line does not say."""
+        """GPUs of the whole engine, on all hosts; None if the command line does not give it."""
         sizes = (self.tensor_parallel, self.pipeline_parallel, self.data_parallel)
         if all(size is None for size in sizes):
             return None
@@ -63,12 +63,12 @@ class Launch:
 
     @property
     def server(self) -> Server:
-        """What the books need of it."""
+        """The part that the account needs."""
         return Server(self.api_servers, self.chunk_tokens, self.cache_data_type)
 
 
 def launch_of(processes: Iterable[int], proc: Path = procfs.PROC) -> Launch:
-    """Return how the engine behind `processes` was started; empty where that cannot be read."""
+    """Return how the engine behind `processes` was started; empty if that cannot be read."""
     found, titled = Launch(), 0
     for pid in sorted(processes)[:LARGEST_PROCESS_COUNT]:
         arguments = _arguments(pid, proc)
@@ -79,13 +79,13 @@ def launch_of(processes: Iterable[int], proc: Path = procfs.PROC) -> Launch:
                 found = replace(found, pid=pid)
     servers = titled or found.api_servers
     if servers is None and found.data_parallel:
-        # `vllm serve` starts as many API servers as data-parallel ranks unless told otherwise.
+        # By default, `vllm serve` starts as many API servers as data-parallel ranks.
         servers = found.data_parallel
     return replace(found, api_servers=servers)
 
 
 def parse(arguments: Sequence[str]) -> Launch:
-    """Return what a command line says, in the words of vLLM, SGLang or llama.cpp."""
+    """Parse a command line with the options of vLLM, SGLang or llama.cpp."""
     values = _values(arguments)
     serve = list(arguments).index("serve") + 1 if "serve" in arguments else 0
     positional = (
@@ -122,7 +122,7 @@ def _values(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _role(values: Mapping[str, str]) -> str | None:
-    """The role in a prefill/decode split, where the command line fixes it."""
+    """The role in a prefill/decode split, if the command line sets it."""
     mode = values.get("disaggregation")
     if mode in {"prefill", "decode"}:
         return mode

@@ -1,8 +1,9 @@
-"""How long requests are: from an engine's histograms to points that stand for them.
+"""Request lengths: represents an engine's histograms by a few points.
 
-Attention costs grow with the square of a length, so a mean says too little: 90 % of prompts at 500
-tokens and 10 % at 32,000 need nine times the attention of as many prompts of their mean length. A
-histogram's buckets, its sum and what earlier windows taught about each bucket say more.
+Attention costs grow with the square of a length, so a mean is not enough: 90 % of prompts at 500
+tokens and 10 % at 32,000 need nine times the attention of as many prompts of their mean length. The
+buckets and the sum of a histogram, and what was learned about each bucket in earlier windows, give
+a better estimate.
 """
 
 import math
@@ -12,13 +13,13 @@ from dataclasses import dataclass, field
 from exporter.inference.reading import Buckets
 
 
-# Windows' worth of belief in the spread that a bucket is taken for before requests were seen in it.
+# The weight, in windows, of the prior spread of a bucket in which no requests were seen yet.
 PRIOR_WINDOWS = 2.0
-# What was learned of a bucket is trusted this much less with each window: traffic changes.
+# The trust in what was learned about a bucket decays by this much per window: traffic changes.
 FORGETTING = 0.98
-# Requests in a window from which its densities say something.
+# The number of requests from which a window's densities are meaningful.
 FEWEST_FOR_DENSITY = 12
-# A last bucket without an upper bound is taken to reach this many times its lower one.
+# A last bucket without an upper bound is assumed to reach this many times its lower bound.
 OPEN_BUCKET_FACTOR = 4.0
 
 
@@ -28,22 +29,22 @@ class Point:
 
     weight: float
     length: float
-    # Number of the bucket that it stands for; -1 where there is none.
+    # The number of the bucket that it represents; -1 without one.
     bucket: int = -1
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """What is believed of the lengths within one bucket."""
+    """The estimate of the lengths within one bucket."""
 
     low: float
     high: float
     mean: float
-    # Whether a reading has moved the mean; before, it follows the densities.
+    # Whether a reading has moved the mean; until then, it follows the densities.
     learned: bool = False
 
     def spread(self, mean: float) -> float:
-        """Variance of the lengths, where their mean is `mean` and nothing else is known.
+        """Variance of the lengths if only their mean is known.
 
         That of the most even distribution over the bucket with this mean (a cut-off exponential
         one; within 5 % of its variance).
@@ -52,7 +53,7 @@ class _Bucket:
         return (self.high - self.low) ** 2 / 12 * (4 * position * (1 - position)) ** 2
 
     def follow(self, slope: float | None) -> None:
-        """Before anything else is known of the mean, believe that density changes evenly."""
+        """Until more is known about the mean, assume that the density changes linearly."""
         if slope is not None and not self.learned:
             self.mean = self.low + (self.high - self.low) * (0.5 + slope)
 
@@ -62,27 +63,27 @@ Key = tuple[float, float]
 
 @dataclass(slots=True)
 class LengthModel:
-    """Learns the distribution of one length from windows. Owned by one workload's books.
+    """Learns the distribution of one length from windows. Owned by one model's records.
 
-    A Kalman filter over the means within the buckets. Its one reading per window is the sum of
-    lengths: that of the means, each by its count, and of the chance in it, the spread of as many
-    lengths. How much chance there is it learns from how far its forecasts are off.
+    A Kalman filter over the means within the buckets. Its single observation per window is the sum
+    of lengths: the sum of the means, weighted by their counts, plus noise, which is the spread of
+    that many lengths. The filter learns the noise level from the errors of its forecasts.
     """
 
     buckets: dict[Key, _Bucket] = field(default_factory=dict)
-    # Covariance of the beliefs in two means; without an entry, 0.
+    # Covariance of the estimates of two means; without an entry, 0.
     doubts: dict[tuple[Key, Key], float] = field(default_factory=dict)
-    # Spread within buckets over that of an even distribution, and the windows it was learned from.
+    # The spread within buckets over that of an even distribution, and its number of windows.
     evenness: float = 1.0
     windows: float = PRIOR_WINDOWS
-    # Variance over the squared mean, of the requests that ended lately.
+    # Variance over the squared mean, for recently ended requests.
     relative_variance: float = 0.0
 
     def points(self, total: float | None, count: float, buckets: Buckets | None) -> list[Point]:
-        """Return points for `count` requests of `total` tokens together.
+        """Return points for `count` requests with `total` tokens together.
 
-        With one request, or without buckets, the mean stands for all. A `total` that is None is
-        taken from the buckets alone.
+        With one request, or without buckets, the mean represents all. If `total` is None, it is
+        estimated from the buckets.
         """
         if count <= 0:
             return []
@@ -98,7 +99,7 @@ class LengthModel:
             means = self._with_sum(occupied, total)
         points: list[Point] = []
         for position, ((bucket, number), mean) in enumerate(zip(occupied, means, strict=True)):
-            # The sum fixes the mean of these few, so the variance around it is smaller.
+            # The sum fixes the mean of these few requests, so the variance around it is smaller.
             variance = self.evenness * bucket.spread(mean) * max(0.0, 1 - 1 / number)
             spread = math.sqrt(max(0.0, min(variance, (mean - bucket.low) * (bucket.high - mean))))
             if spread > 0:
@@ -112,7 +113,7 @@ class LengthModel:
         return points
 
     def _occupied(self, buckets: Buckets) -> list[tuple[_Bucket, float]]:
-        """The buckets that hold something, and how much."""
+        """The nonempty buckets with their counts."""
         occupied, low = [], 0.0
         for position, (bound, count) in enumerate(zip(buckets.bounds, buckets.counts, strict=True)):
             if count > 0:
@@ -127,7 +128,7 @@ class LengthModel:
         return occupied
 
     def _learn(self, occupied: Sequence[tuple[_Bucket, float]], total: float) -> None:
-        """Move the beliefs towards what makes the sum right."""
+        """Move the estimates towards values that match the sum."""
         if not occupied:
             return
         counts = {(bucket.low, bucket.high): count for bucket, count in occupied}
@@ -161,7 +162,7 @@ class LengthModel:
     def _with_sum(self, occupied: Sequence[tuple[_Bucket, float]], total: float) -> list[float]:
         """Return the most likely mean in each bucket, given that all lengths add up to `total`.
 
-        What chance there is in a mean grows with the width of its bucket. None leaves its bucket.
+        The uncertainty of a mean grows with the width of its bucket. No mean leaves its bucket.
         """
         means = [bucket.mean for bucket, _count in occupied]
         variances = [bucket.spread(bucket.mean) + 1e-6 for bucket, _count in occupied]
@@ -204,7 +205,7 @@ def spread_out(count: float, total: float, relative_variance: float) -> list[Poi
     share = math.sqrt(max(0.0, relative_variance) * max(0.0, 1 - 1 / count))
     if share == 0:
         return [Point(count, mean)]
-    # A short and a long kind, with the given variance and no length below zero.
+    # One short and one long length, with the given variance and neither below zero.
     if share <= 1:
         return [Point(count / 2, mean * (1 - share)), Point(count / 2, mean * (1 + share))]
     long_share = 1 / (1 + share * share)
@@ -212,7 +213,7 @@ def spread_out(count: float, total: float, relative_variance: float) -> list[Poi
 
 
 def joined(points: Sequence[Point]) -> list[Point]:
-    """Return the points with each pair of a bucket (see `LengthModel.points`) made one again."""
+    """Return the points with each pair from one bucket (see `LengthModel.points`) merged."""
     merged: list[Point] = []
     for point in points:
         if merged and merged[-1].weight == point.weight and merged[-1].bucket == point.bucket:
@@ -225,7 +226,7 @@ def joined(points: Sequence[Point]) -> list[Point]:
 
 
 def paired(first: Sequence[Point], second: Sequence[Point]) -> list[tuple[float, float, float]]:
-    """Return (weight, first, second) with the longest of one belonging to the longest of the other."""
+    """Return (weight, first, second), pairing the longest of one with the longest of the other."""
     pairs: list[tuple[float, float, float]] = []
     left = sorted(first, key=lambda point: point.length)
     right = sorted(second, key=lambda point: point.length)
@@ -248,17 +249,17 @@ def paired(first: Sequence[Point], second: Sequence[Point]) -> list[tuple[float,
 
 
 def _even_mean(low: float, high: float) -> float:
-    """Mean of a distribution even over orders of magnitude, as lengths are before one knows more."""
+    """Mean of a log-uniform distribution, the prior for lengths."""
     if low <= 0:
         return high if high <= 1 else (low + high) / 2
     return (high - low) / math.log(high / low)
 
 
 def _slope(buckets: Buckets, position: int) -> float | None:
-    """How far a bucket's mean lies from its middle, in widths, if density runs straight through it.
+    """The offset of a bucket's mean from its middle, in widths, if the density is linear.
 
-    From the densities of its neighbours. A straight density that is nowhere below zero moves the
-    mean by a sixth of the width at most.
+    Derived from the densities of its neighbours. A linear density that is nowhere negative moves
+    the mean by at most a sixth of the width.
     """
     if sum(buckets.counts) < FEWEST_FOR_DENSITY or not math.isfinite(buckets.bounds[position]):
         return None

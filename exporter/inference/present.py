@@ -1,4 +1,4 @@
-"""Shows a model's books: ratios to the peaks of its GPUs, and the precision it is served in."""
+"""Presents a model's records: ratios to the peaks of its GPUs, and the served precision."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from exporter.state import State
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How an engine is spread: GPUs of one replica, GPUs in all as its command line says, role."""
+    """How an engine is distributed: GPUs of one replica, GPUs in total by its command line, role."""
 
     gpus_per_replica: int = 1
     launched_gpus: int | None = None
@@ -27,7 +27,7 @@ def present(
     state: State,
     split: Split,
 ) -> ModelSnapshot:
-    """Return what is shown of one model. A ratio needs the peaks of all of its GPUs."""
+    """Return the snapshot of one model. A ratio needs the peaks of all of its GPUs."""
     reading, description, cost = books.reading, books.description, books.shown_cost
     window, seconds = books.window_cost, books.window_seconds
     counts = count_parameters(description) if description else None
@@ -60,7 +60,7 @@ def present(
         if description and prefilled
         else {},
         all_gpus_here=share == 1.0,
-        # A pass is one of prompts and answers: without the prompts the bytes are not known.
+        # A pass covers prompts and answers: without the prompts the bytes are not known.
         dram_bytes=cost.dram_bytes if description and prefilled else None,
         phase_bytes={"prefill": cost.prefill_bytes, "decode": cost.decode_bytes}
         if description and prefilled
@@ -85,10 +85,11 @@ def present(
 def _share_here(
     config: WorkloadConfig, books: ModelBooks, gpus: Sequence[GpuRef], split: Split
 ) -> float | None:
-    """The share of the engine's GPUs that is on this host; None where the others are not known.
+    """The share of the engine's GPUs on this host; None if the others are not known.
 
-    `gpus_total` says how many there are in all, and that they are alike. Otherwise all GPUs that
-    the engine uses must be here, as far as the engine, its command line or the configuration tell.
+    `gpus_total` gives their total number and implies that they are all alike. Otherwise all GPUs
+    that the engine uses must be on this host, as far as the engine, its command line or the
+    configuration show.
     """
     if config.gpus_total:
         return min(1.0, len(gpus) / config.gpus_total)
@@ -110,9 +111,9 @@ def _whole(part: float | None, share: float | None) -> float | None:
 def precision_of(
     config: WorkloadConfig, books: ModelBooks, gpus: Sequence[GpuRef], state: State
 ) -> str | None:
-    """Return the precision of the matrix products: what was said, if the GPUs have such a unit.
+    """Return the precision of the matrix products: the stated one, if the GPUs support it.
 
-    The configuration is believed; else the engine, then the model's file. A GPU without the unit
+    The configuration has priority, then the engine, then the model's file. A GPU without support
     (fp8 weights on Ampere) expands weights to the model's own data type before it multiplies, a
     processor to fp32.
     """
@@ -159,7 +160,7 @@ def _model_name(config: WorkloadConfig) -> str:
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    """The sum; None if there is nothing to sum, or a part is not known."""
+    """The sum; None if there is nothing to sum or a part is unknown."""
     total = 0.0
     for value in values:
         if value is None:

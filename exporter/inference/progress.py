@@ -1,10 +1,9 @@
-"""From an engine's readings to the work of each window: what is told, and what is estimated.
+"""Derives the work of each window from an engine's readings, with estimates where needed.
 
-Attention depends on how tokens are spread over sequences. Of requests that ended, engines tell the
-lengths; of those under way, how many there are and how many tokens they have together. So the work
-done until now is that of the ended requests and that of the ones under way, and the work of a
-window is the difference of two such sums. Whatever an estimate of running requests missed is put
-right when they end, and nothing is counted twice.
+Attention depends on the distribution of tokens over sequences. Engines report the lengths of ended
+requests, and the number and total tokens of running ones. The work so far is thus the sum over
+ended and running requests, and the work of a window is the difference of two such sums. Errors in
+the estimate of running requests are corrected when they end, and nothing is counted twice.
 """
 
 from collections.abc import Sequence
@@ -15,17 +14,17 @@ from exporter.inference.models.work import PREFILL_CHUNK_TOKENS, Stretch, Work, 
 from exporter.inference.reading import Finished, InFlight, ModelReading
 
 
-# Scrapes in a row that must show more sequences started than running, before the difference is
-# taken for requests that were aborted: engines count those as started and never as ended.
+# The number of consecutive scrapes with more sequences started than running after which the
+# difference counts as aborted requests: engines count those as started and never as ended.
 ABORTED_AFTER_SCRAPES = 3
-# Above this share of computed tokens, a prompt's computed part is its length.
+# Above this share of computed tokens, the whole prompt counts as computed.
 _UNCACHED = 0.99
 _NOTHING = InFlight(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What is known of a server beside its metrics. None: not known."""
+    """Facts about a server from sources other than its metrics. None: not known."""
 
     api_servers: int | None = None
     chunk_tokens: float | None = None
@@ -34,27 +33,27 @@ class Server:
 
 @dataclass(slots=True)
 class Progress:
-    """What outlives a window of one model. Owned by its books; not thread-safe."""
+    """The state of one model across windows. Owned by its records; not thread-safe."""
 
     prompts: LengthModel = field(default_factory=LengthModel)
     computed: LengthModel = field(default_factory=LengthModel)
     answers: LengthModel = field(default_factory=LengthModel)
-    # Stretches of the sequences that were under way at the last reading.
+    # Stretches of the sequences that were running at the last reading.
     prefills: tuple[Stretch, ...] = ()
     decodes: tuple[Stretch, ...] = ()
     running: float = 0.0
-    # Sequences that were started and will never be told to have ended.
+    # Sequences that were started and will never be reported as ended.
     aborted: InFlight = _NOTHING
     surplus: list[float] = field(default_factory=list)
     mean_prompt: float | None = None
     mean_answer: float | None = None
     context: float | None = None
     computed_share: float = 1.0
-    # Where an engine counts no requests: those that run and whose prompt was not seen yet, and the
-    # prompt of those that ended.
+    # If an engine counts no requests: the running ones whose prompt was not seen yet, and the
+    # prompt of ended ones.
     unprompted: float = 0.0
     ended_prompt: float | None = None
-    # Prompt tokens computed cannot be negative: hits that were counted before their prompt.
+    # Cache hits that were counted before their prompt: computed prompt tokens cannot be negative.
     debt: float = 0.0
 
     def work_of(
@@ -67,8 +66,8 @@ class Progress:
     ) -> Work:
         """Return the work since the last reading.
 
-        `changed` says that another process answered than last time, or none before: what is under
-        way in it began before our time, unless it `restarted` since.
+        `changed` means that a different process answered than last time, or the first one: its
+        running sequences began before it was tracked, unless it has `restarted` since.
         """
         server = server or Server()
         told = reading.finished is not None and reading.in_flight is not None
@@ -103,7 +102,7 @@ class Progress:
         return work
 
     def _computed(self, reading: ModelReading) -> float:
-        """Prompt tokens computed; where hits came before their prompts, the rest is carried over."""
+        """Computed prompt tokens; hits counted before their prompts are carried over as a debt."""
         tokens = (reading.computed_tokens or 0.0) + self.debt
         self.debt = min(0.0, tokens)
         return max(0.0, tokens)
@@ -111,7 +110,7 @@ class Progress:
     def _by_request(
         self, reading: ModelReading, *, changed: bool, restarted: bool
     ) -> tuple[tuple[Stretch, ...], tuple[Stretch, ...], float]:
-        """Stretches from the requests that ended and the sequences under way."""
+        """Stretches from the ended requests and the running sequences."""
         assert reading.finished is not None
         assert reading.in_flight is not None
         prefills, decodes = self._ended(reading.finished, reading)
@@ -120,11 +119,11 @@ class Progress:
         lost_prefills, lost_decodes = self._running(lost)
         before = (self.prefills, self.decodes)
         if restarted:
-            before = ((), ())  # all of it is new; what the last process had under way stays counted
+            before = ((), ())  # all of it is new; the last process's running work stays counted
         elif changed:
             before = (tuple(now_prefills), tuple(now_decodes))
         if not changed or restarted:
-            prefills += lost_prefills  # they ended here: what they did stays counted
+            prefills += lost_prefills  # they ended here: their work stays counted
             decodes += lost_decodes
         prefills += [*now_prefills, *map(_taken_back, before[0])]
         decodes += [*now_decodes, *map(_taken_back, before[1])]
@@ -157,18 +156,18 @@ class Progress:
     def _parts(
         self, finished: Finished, prompts: Sequence[Point], reading: ModelReading
     ) -> list[tuple[float, float, float]]:
-        """(weight, tokens, computed tokens) of prompts: the longest computed the most."""
+        """(weight, tokens, computed tokens) of prompts, assuming that longer ones computed more."""
         computed = self._computed_points(finished, prompts, reading)
         new = sum(point.weight * point.length for point in computed)
         if new < _UNCACHED * sum(point.weight * point.length for point in prompts):
-            # Which of the lengths within a bucket were cached is not known: their mean, then.
+            # Which lengths within a bucket were cached is not known: use their mean.
             prompts = joined(prompts)
         return paired(prompts, computed)
 
     def _computed_points(
         self, finished: Finished, prompts: Sequence[Point], reading: ModelReading
     ) -> list[Point]:
-        """Computed tokens of the prompts that ended: told, else the window's share of each."""
+        """Computed tokens of the ended prompts: as reported, else the window's share of each."""
         if finished.computed_tokens is not None:
             return self.computed.points(
                 finished.computed_tokens, finished.requests, finished.computed
@@ -180,9 +179,9 @@ class Progress:
         return [replace(point, length=point.length * self.computed_share) for point in prompts]
 
     def _under_way(self, told: InFlight, reading: ModelReading) -> tuple[InFlight, InFlight]:
-        """The sequences under way, and those found to have been aborted."""
+        """The running sequences, and those found to be aborted."""
         if max(0.0, told.requests) < self.aborted.requests:
-            # Some of them ended after all: what is left of them is at most what is left.
+            # Some of them ended after all: there cannot be more of them than sequences remaining.
             share = max(0.0, told.requests) / self.aborted.requests
             self.aborted = _share_of(self.aborted, share)
         flight = _less(told, self.aborted)
@@ -203,10 +202,10 @@ class Progress:
         return _less(flight, lost), lost
 
     def _running(self, flight: InFlight) -> tuple[list[Stretch], list[Stretch]]:
-        """Stretches of the sequences under way, as if all were alike.
+        """Stretches of the running sequences, assuming equal lengths.
 
-        That errs low, never high: a counter cannot take back what it showed too much, and what is
-        missing is added when the requests end.
+        The result errs low, never high: a counter cannot decrease, and missing work is added when
+        the requests end.
         """
         count = flight.requests
         if count <= 0 or flight.prompt_tokens <= 0:
@@ -219,11 +218,12 @@ class Progress:
         return prefills, [Stretch(count, length, decoded)] if decoded > 0 else []
 
     def _counted(self, reading: ModelReading, *, changed: bool) -> ModelReading:
-        """Add how many requests began and ended, where an engine counts none (llama.cpp).
+        """Add the numbers of requests started and ended, if the engine counts none (llama.cpp).
 
-        From how many run now and ran before, and from what must be: tokens of a prompt belong to
-        one at least, and to more than one if no sequence ever was that long. Requests that began
-        and ended between two scrapes are taken for one where nothing says more.
+        They follow from the running requests now and before, and from lower limits: prompt tokens
+        belong to at least one request, and to more than one if no sequence was ever that long.
+        Requests that began and ended between two scrapes count as one if there is no other
+        evidence.
         """
         running = reading.running_requests or 0.0
         before = running if changed else self.running
@@ -240,12 +240,12 @@ class Progress:
             self.unprompted = 0.0
         if reading.generated_tokens:
             ended = max(1.0, before + began - running)
-        # What ends was under way before, unless nothing was.
+        # An ended request was running before, unless none was.
         self.ended_prompt = self.mean_prompt if before >= 1 else None
         return replace(reading, prompts=began, ended=ended)
 
     def _by_token(self, reading: ModelReading) -> tuple[tuple[Stretch, ...], tuple[Stretch, ...]]:
-        """Stretches where an engine tells tokens alone: the means of the window stand for all."""
+        """Stretches if an engine reports only tokens: the means of the window represent all."""
         new = reading.computed_tokens or 0.0
         cached = (reading.cached_tokens or 0.0) + (reading.external_tokens or 0.0)
         prompts = _prompts(reading)
@@ -285,9 +285,9 @@ class Progress:
     def _decode_context(self, reading: ModelReading) -> float | None:
         """Mean keys that a decoded token attends to.
 
-        Told by the engine, or the larger of two estimates that both err low: the mean prompt and
-        half of the mean answer, and the used cache over the running requests (a shared prefix is
-        stored once). Without any, what the last window had.
+        Reported by the engine, or the larger of two estimates that both err low: the mean prompt
+        plus half of the mean answer, and the used cache divided by the running requests (a shared
+        prefix is stored once). Without either, the value of the last window.
         """
         if reading.decode_context is not None:
             return reading.decode_context
@@ -302,11 +302,11 @@ class Progress:
 def _with_passes(
     work: Work, reading: ModelReading, server: Server, running: tuple[float, float]
 ) -> Work:
-    """Add the forward passes: told by the engine, or estimated from its tokens.
+    """Add the forward passes: reported by the engine, or estimated from its tokens.
 
-    Prefill: as many as chunks. Decode: every running sequence gains `acceptance_length` tokens a
-    pass. Steps that put out no token (all but the last chunk of a prompt, when nothing else runs)
-    are in no engine's count of all passes.
+    Prefill: one per chunk. Decode: every running sequence gains `acceptance_length` tokens per
+    pass. Steps without an output token (all but the last chunk of a prompt, if nothing else runs)
+    are not in any engine's count of all passes.
     """
     decoded = max(0.0, work.decode_tokens - work.prompts)
     prompts = work.prompts if work.first_tokens is None else work.first_tokens
@@ -320,8 +320,8 @@ def _with_passes(
     if told is None and reading.observed_passes is not None:
         advanced = sequence_passes + prompts
         told = true_passes(reading.observed_passes, server.api_servers or 1, advanced)
-        # A pass advances no more sequences than there were and came; requests need not be spread
-        # evenly over the API servers.
+        # A pass advances at most the sequences that were running or arrived; requests need not be
+        # spread evenly over the API servers.
         most = running[0] + prompts
         if most > 0:
             told = min(reading.observed_passes, max(told, advanced / most))
@@ -332,7 +332,7 @@ def _with_passes(
             alone = (running[0] < 1) / 2 + (running[1] < 1) / 2
         silent = max(0.0, chunks - prompts) * alone / max(1.0, together)
         passes = max(told + silent, least)
-        # Prompts that came out of fewer passes than there are of them shared those.
+        # If there were fewer passes than prompts, prompts shared passes.
         prefill = min(passes, max(min(prompts, told), least) + silent)
         return replace(work, prefill_passes=prefill, decode_passes=passes - prefill)
     prefill_passes = reading.prefill_passes
@@ -346,7 +346,7 @@ def _with_passes(
 
 
 def _mean_context(work: Work) -> float | None:
-    """Mean keys of the window's decoded tokens, for show."""
+    """Mean keys of the window's decoded tokens, for display."""
     tokens = sum(stretch.weight * stretch.new for stretch in work.decodes)
     if tokens <= 0:
         return None
@@ -371,7 +371,7 @@ def _prompts(reading: ModelReading) -> float:
 def _acceptance_length(reading: ModelReading) -> float:
     """Tokens that one sequence gains per pass: accepted drafts and the one after them.
 
-    Sequences that nothing was drafted for in a pass gain one token in it.
+    Sequences without drafts in a pass gain one token.
     """
     accepted = reading.accepted_tokens
     decoded = (reading.generated_tokens or 0.0) - _prompts(reading)
@@ -425,7 +425,7 @@ def _share_of(flight: InFlight, share: float) -> InFlight:
 def true_passes(observed: float, api_servers: int, sequence_passes: float) -> float:
     """Return the passes behind `observed` counts, summed over `api_servers` that share an engine.
 
-    An API server counts a pass when one of its own requests gains a token in it. A pass over R
+    An API server counts a pass if one of its own requests gains a token in it. A pass over R
     sequences that are spread at random over A servers is seen by A·(1 - (1 - 1/A)^R) of them on
     average, so p passes over `sequence_passes` in all are counted p·A·(1 - (1 - 1/A)^(s/p)) times:
     solved for p, which lies between observed / A and observed.

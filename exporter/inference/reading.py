@@ -1,4 +1,4 @@
-"""What one scrape of an engine says, in one vocabulary for all engines."""
+"""The result of one scrape of an engine, in a common vocabulary for all engines."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from exporter.inference.exposition import Sample
 
 
-# Models told apart behind one endpoint: an engine serves one, a router some.
+# The limit of models per endpoint: an engine serves one, a router several.
 LARGEST_MODEL_COUNT = 32
 LONGEST_MODEL_NAME = 200
 
@@ -25,40 +25,40 @@ class Buckets:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Requests that ended in the window, and their tokens; lengths where the engine tells them.
+    """Requests that ended in the window, and their tokens; with lengths if the engine reports them.
 
-    Tokens that are None are only known to lie in the buckets.
+    Token counts that are None are known only through the buckets.
     """
 
     requests: float
     prompt_tokens: float | None
     answer_tokens: float | None = 0.0
-    # Prompt tokens computed here, without cache hits; None: as the window's tokens have it.
+    # Prompt tokens computed here, without cache hits; None: derived from the window's tokens.
     computed_tokens: float | None = None
     prompts: Buckets | None = None
     answers: Buckets | None = None
     computed: Buckets | None = None
-    # Prompts that the prompt tokens belong to, where they are not those of the ended requests.
+    # Prompts to which the prompt tokens belong, if not those of the ended requests.
     accepted: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """Sequences whose first token is out and which have not ended, and their tokens so far."""
+    """Sequences that have produced their first token and not ended, and their tokens so far."""
 
     requests: float
     prompt_tokens: float
     answer_tokens: float
-    # Of the prompt, what was computed here; None where the engine does not tell.
+    # The part of the prompt computed here; None if the engine does not report it.
     computed_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReading:
-    """One model behind an endpoint: what happened since the last scrape, and what is now.
+    """One model behind an endpoint: counts since the last scrape, and present values.
 
-    Counts are increases since the last scrape of the same engine; None where the engine does not
-    tell. An empty `model` means that the engine does not name it.
+    Counts are increases since the last scrape of the same engine; None if the engine does not
+    report them. An empty `model` means that the engine does not name it.
     """
 
     model: str = ""
@@ -67,13 +67,15 @@ class ModelReading:
     cached_tokens: float | None = None  # prompt tokens taken from a cache of this server
     external_tokens: float | None = None  # prompt tokens that another server or store computed
     generated_tokens: float | None = None
-    prompts: float | None = None  # requests whose first token came out
+    prompts: float | None = None  # requests that produced their first token
     passes: float | None = None  # forward passes of any kind, once per rank and pass
-    observed_passes: float | None = None  # the same, once per API server that saw a token of it
+    observed_passes: float | None = (
+        None  # the same, counted by each API server that saw a token of it
+    )
     prefill_passes: float | None = None
     decode_passes: float | None = None
-    # Tokens of one prefill pass unless the server was started with others; and whether the passes
-    # above count all chunks of a prompt that are computed together as one.
+    # Default tokens of one prefill pass, if the server was not started with another number; and
+    # whether the passes above count all chunks of a prompt that are computed together as one.
     chunk_tokens: float | None = None
     chunks_as_one: bool = False
     ranks: int = 1  # data-parallel ranks behind the counts
@@ -83,10 +85,10 @@ class ModelReading:
     preemptions: float | None = None
     recomputed_tokens: float | None = None  # computed again after a preemption
     engine_flop: float | None = None  # the engine's own estimate, per GPU
-    # Requests that ended, where only their number is known; and the longest sequence ever.
+    # Requests that ended, if only their number is known; and the longest sequence ever.
     ended: float | None = None
     longest_sequence: float | None = None
-    # Requests that ended, and those that go on.
+    # Requests that ended, and those still running.
     finished: Finished | None = None
     in_flight: InFlight | None = None
     # Now.
@@ -94,8 +96,8 @@ class ModelReading:
     waiting_requests: float | None = None
     cache_usage_ratio: float | None = None
     cache_used_tokens: float | None = None
-    decode_context: float | None = None  # mean, told by the engine
-    acceptance_length: float | None = None  # tokens per sequence and pass, told by the engine
+    decode_context: float | None = None  # mean, reported by the engine
+    acceptance_length: float | None = None  # tokens per sequence and pass, reported by the engine
     # Settings.
     cache_data_type: str | None = None
     precision: str | None = None
@@ -114,18 +116,18 @@ class EngineReading:
     timestamp_seconds: float
     models: tuple[ModelReading, ...]
     malformed_lines: int = 0
-    # The first scrape of an engine is the base of the counts: all of them are zero.
+    # The first scrape of an engine is the baseline of the counts: all of them are zero.
     first: bool = False
-    # Restarts of the engine seen so far: it may serve something else since.
+    # Restarts of the engine seen so far: it may serve a different model now.
     restarts: int = 0
-    # Changes of the process that answers, restarts included.
+    # Changes of the answering process, including restarts.
     switches: int = 0
-    # The exposition names no start time of a process: several API servers wrote it.
+    # The exposition has no process start time: several API servers wrote it.
     multiprocess: bool = False
 
 
 class Samples:
-    """The samples of one model, with the sums that engines need. A missing name gives None."""
+    """The samples of one model, with the sums that engine modules need. A missing name gives None."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         self._by_name: dict[str, list[Sample]] = {}
@@ -143,7 +145,7 @@ class Samples:
         return any(name in self._by_name for name in names)
 
     def sum(self, *names: str, **labels: str) -> float | None:
-        """The sum over the series of the first of `names` that is there."""
+        """The sum over the series of the first of `names` that exists."""
         for name in names:
             values = [sample.value for sample in self.all(name, **labels)]
             if values:
@@ -151,7 +153,7 @@ class Samples:
         return None
 
     def total(self, *names: str, **labels: str) -> float | None:
-        """As `sum`, of what the engine has counted since it started."""
+        """Like `sum`, but of the engine's counts since it started."""
         for name in names:
             values = [sample.raw for sample in self.all(name, **labels)]
             if values:
@@ -159,7 +161,7 @@ class Samples:
         return None
 
     def mean(self, *names: str) -> float | None:
-        """The mean over the series of the first of `names` that is there."""
+        """The mean over the series of the first of `names` that exists."""
         for name in names:
             values = [sample.value for sample in self.all(name)]
             if values:
@@ -167,7 +169,7 @@ class Samples:
         return None
 
     def label(self, name: str, *labels: str) -> str | None:
-        """The first of `labels` that a series of `name` has; None where it says nothing."""
+        """The first of `labels` that a series of `name` has; None if it is empty."""
         for sample in self.all(name):
             for label in labels:
                 value = sample.labels.get(label, "")
@@ -195,7 +197,7 @@ class Samples:
             bound = _number(sample.labels.get("le"))
             if bound is not None:
                 cumulative[bound] = cumulative.get(bound, 0.0) + sample.value
-        if len(cumulative) < 2:  # a lone +Inf says no more than the count
+        if len(cumulative) < 2:  # a lone +Inf adds nothing to the count
             return None
         bounds = tuple(sorted(cumulative))
         below, counts = 0.0, []
@@ -211,7 +213,7 @@ def _same_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """How one engine's metrics are read. Adding an engine is adding one file with one of these."""
+    """How to read one engine's metrics. To add an engine, add one module with an instance."""
 
     name: str
     # Its metric names start with one of these.
@@ -219,25 +221,26 @@ class Engine:
     counters: frozenset[str]
     gauges: frozenset[str]
     read: Callable[[Samples], ModelReading]
-    # Where it serves metrics by default, for discovery.
+    # Default metrics ports, for discovery.
     ports: tuple[int, ...]
     # Histograms whose buckets, sums and counts are read.
     histograms: frozenset[str] = frozenset()
     path: str = "/metrics"
-    # For the documentation: what to turn on, and what it tells.
+    # For the documentation: what to enable, and what the engine reports.
     title: str = ""
     enable: str = "nothing"
     tells: str = ""
-    # Scraped at least this often, whatever the configured interval: where the number of requests
-    # must be seen, for no counter tells it.
+    # Scraped at least this often, whatever the configured interval, if the number of requests must
+    # be observed because there is no counter for it.
     longest_interval_seconds: float = math.inf
     # An engine that has served nothing yet may expose nothing at all.
     silent_at_start: bool = False
-    # Keeps of several series that say the same thing only one.
+    # Keeps only one of several redundant series.
     deduplicate: Callable[[Iterable[Sample]], Iterable[Sample]] = tuple
     # The name under which a sample is read: NIM drops vLLM's prefix.
     rename: Callable[[str], str] = _same_name
-    # Metrics that show who passes another engine's names through; discovery asks for them first.
+    # Metrics that identify an engine which also exposes another engine's names; discovery checks
+    # these first.
     marker: str = ""
     rank: int = 0
     # All names that the reading uses.
@@ -249,7 +252,7 @@ class Engine:
 
     @property
     def series(self) -> frozenset[str]:
-        """All names that count up."""
+        """The names of all counter series."""
         parts = ("_bucket", "_sum", "_count")
         return self.counters | {name + part for name in self.histograms for part in parts}
 
@@ -260,7 +263,7 @@ def positive_difference(total: float | None, part: float | None) -> float | None
 
 
 def by_model(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
-    """Group samples by the model they name; those that name none belong to every model."""
+    """Group samples by model; those without a model belong to every model."""
     named: dict[str, list[Sample]] = {}
     common: list[Sample] = []
     for sample in samples:
@@ -272,7 +275,7 @@ def by_model(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
         if model in named or len(named) < LARGEST_MODEL_COUNT:
             named.setdefault(model, []).append(sample)
     if not named:
-        # An engine that has served nothing yet may not have said whom it serves.
+        # An engine that has not served any request may not report its model yet.
         return {"": common} if common else {}
     return {model: [*own, *common] for model, own in named.items()}
 

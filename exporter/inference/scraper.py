@@ -1,4 +1,4 @@
-"""Scrapes one engine on a thread of its own: late, dead or lying, it affects nothing else."""
+"""Scrapes one engine in its own thread: a slow, dead or faulty engine affects nothing else."""
 
 import threading
 import time
@@ -19,11 +19,11 @@ from flopwatch.threads import BoundedThread, ThreadGuard
 
 
 EPOCH = "process_start_time_seconds"
-# A dead engine is asked more rarely, but soon enough to see it come back: a refused connection
-# costs next to nothing.
+# A dead engine is scraped less often, but often enough to notice its return: a refused connection
+# costs almost nothing.
 LONGEST_BACKOFF_SECONDS = 60.0
 LONGEST_BACKOFF_INTERVALS = 4.0
-# A scrape ends within its timeout; one that has not after this many is hung in the system.
+# A scrape ends within its timeout; after this many timeouts it is taken as hung in a system call.
 HUNG_TIMEOUTS = 3.0
 
 Fetch = Callable[[str, float], str]
@@ -38,7 +38,7 @@ def fetch_text(url: str, timeout_seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ScrapeState:
-    """What a scraper has seen so far. Replaced as a whole, so that any thread may read it."""
+    """The state of a scraper. Replaced as a whole, so that any thread may read it."""
 
     up: bool = False
     attempted: bool = False
@@ -47,7 +47,7 @@ class ScrapeState:
     errors: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     malformed_lines: int = 0
     last_success_timestamp_seconds: float | None = None
-    # When the scrape now under way began (monotonic), None between scrapes.
+    # The start of the current scrape (monotonic); None between scrapes.
     under_way_since_seconds: float | None = None
 
 
@@ -76,8 +76,8 @@ class Scraper:
         self._fetch = fetch
         self._clock = clock
         self._wall_clock = wall_clock
-        # The highest time that the wall clock has shown at a scrape. After a step backwards, a process that
-        # has run for long would seem to have begun since the last one.
+        # The latest wall-clock time at a scrape. After a step backwards, a process that has run for
+        # a long time would seem to have started since the last scrape.
         self._newest_timestamp: float | None = None
         self._tracker = CounterTracker(engine.series)
         self._errors: Counter[str] = Counter()
@@ -90,22 +90,22 @@ class Scraper:
         self.guard = ThreadGuard()
 
     def start(self) -> None:
-        """Begin to scrape, at once and then at every interval. Raises RuntimeError: no thread left."""
+        """Start scraping, now and at every interval. Raises RuntimeError if no thread can start."""
         thread = BoundedThread(target=self.guard.run, args=(self._run,), name=f"engine-{self.name}")
         thread.start()
         self._thread = thread
 
     def stop(self) -> None:
-        """Tell the thread to end; it does so after the scrape under way, if any."""
+        """Tell the thread to stop; it ends after the current scrape, if any."""
         self._stop.set()
 
     def join(self, seconds: float) -> None:
-        """Wait at most `seconds` for the thread to end. It is a daemon and holds up no exit."""
+        """Wait at most `seconds` for the thread to end. It is a daemon thread and delays no exit."""
         if self._thread is not None:
             self._thread.join(seconds)
 
     def state(self) -> ScrapeState:
-        """Return the state now; a scrape that does not come back shows as `hung`."""
+        """Return the current state; a scrape that does not return shows as `hung`."""
         state = self._state
         since = state.under_way_since_seconds
         limit = self._timeout_seconds * HUNG_TIMEOUTS
@@ -120,21 +120,21 @@ class Scraper:
         self._state = replace(self._state, under_way_since_seconds=started)
         try:
             reading = self._read()
-            with self.guard.waiting():  # for file systems that have the model
+            with self.guard.waiting():  # for file systems that hold the model
                 self._on_reading(reading)
         except ScrapeError as error:
             self._fail(error.reason, str(error))
-        except Exception as error:  # noqa: BLE001 - another program's bytes must not end the thread
+        except Exception as error:  # noqa: BLE001 - another program's output must not end the thread
             self._fail(Reason.INTERNAL, f"{type(error).__name__}: {error}")
         else:
             self._succeed(reading)
         if self._clock() - started > self._timeout_seconds * HUNG_TIMEOUTS:
-            # It was shown as hung meanwhile; the counter must not go back on that.
+            # It was shown as hung meanwhile; the counter must not decrease again.
             self._errors[Reason.HUNG] += 1
             self._publish_errors()
 
     def delay_seconds(self) -> float:
-        """How long to wait before the next scrape: the interval, up to four times after failures."""
+        """Seconds until the next scrape: the interval, or up to four times that after failures."""
         longest = min(self._interval_seconds * LONGEST_BACKOFF_INTERVALS, LONGEST_BACKOFF_SECONDS)
         backoff = self._interval_seconds * 2.0 ** min(self._failures, 10)
         return max(self._interval_seconds, min(backoff, longest))

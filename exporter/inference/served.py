@@ -1,4 +1,4 @@
-"""What advice needs to know of a served model beside what is exposed of it."""
+"""Facts about a served model that advice needs in addition to the exposed ones."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from exporter.inference.snapshot import GpuRef, ModelSnapshot
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One model that an engine serves now.
+    """One model that an engine currently serves.
 
     `passes` and `prompts` are cumulative like the counts of `shown`; `passes_missed` counts the
-    scrapes whose passes were not known. `gpu_count` is of all GPUs, those of other hosts included.
+    scrapes whose passes were not known. `gpu_count` includes GPUs on other hosts.
     """
 
     workload: str

@@ -32,15 +32,15 @@ from exporter.state import DeviceState, State
 from flopwatch.threads import ThreadGuard
 
 
-# Engines beyond this are not scraped: a host serves a few, a runaway discovery finds more.
+# The limit of scraped engines: a host serves a few; more come from a runaway discovery.
 LARGEST_WORKLOAD_COUNT = 64
-# An engine that was found, not configured, and has not answered for so long is gone for good.
+# A discovered engine that has not answered for this long is removed permanently.
 FORGET_SECONDS = 600.0
-# How long stopping may take: an engine that hangs must not hold up the daemon's exit.
+# How long stopping may take: a hung engine must not delay the daemon's exit.
 STOP_SECONDS = 2.0
 # The processes behind an address are looked up this often: it walks all of /proc.
 PROCESSES_SECONDS = 15.0
-# Until the driver has said which processes hold GPUs, discovery looks this often.
+# Discovery runs this often until the driver has listed the processes that hold GPUs.
 FIRST_LOOK_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
@@ -52,10 +52,10 @@ class _Workload:
     scraper: Scraper
     account: Account
     found: bool  # by discovery
-    # Its processes, where it was found by them.
+    # Its processes, if it was found through them.
     found_processes: frozenset[int]
     added_seconds: float
-    # The processes behind the address, and what they say; looked at now and then.
+    # The processes behind the address and their settings; refreshed periodically.
     processes: frozenset[int] = frozenset()
     process_gpus: tuple[GpuRef, ...] = ()
     launch: Launch = field(default_factory=Launch)
@@ -64,7 +64,7 @@ class _Workload:
 
 
 class WorkloadService:
-    """Owns one scraper per workload, and the discovery. Its methods may come from any thread."""
+    """Owns one scraper per workload, and the discovery. Its methods may be called from any thread."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class WorkloadService:
         self._unavailable: str | None = None
 
     def start(self) -> None:
-        """Begin to scrape the configured engines and, if asked, to look for others."""
+        """Start scraping the configured engines and, if enabled, discovering others."""
         self._stop.clear()
         self.configure(self._config)
         discovery = self._discovery
@@ -123,9 +123,9 @@ class WorkloadService:
             self._finder = None
 
     def configure(self, config: Sequence[WorkloadConfig]) -> None:
-        """Scrape what `config` names from now on. What it does not change goes on undisturbed.
+        """Scrape the engines in `config` from now on. Unchanged ones continue undisturbed.
 
-        Raises ConfigError, and changes nothing, where two workloads have one name.
+        Raises ConfigError, and changes nothing, if two workloads have the same name.
         """
         check_names(config)
         with self._lock:
@@ -142,7 +142,7 @@ class WorkloadService:
                     self._add(entry, found=False)
 
     def stalled(self, now: float) -> tuple[str, ...]:
-        """Names of the threads that have ended or stand still by a fault of ours."""
+        """Names of the threads that have died or are stuck because of a bug of ours."""
         with self._lock:
             guards = {
                 f"engine-{name}": workload.scraper.guard
@@ -161,7 +161,7 @@ class WorkloadService:
         )
 
     def served(self, state: State) -> tuple[Served, ...]:
-        """Return what advice needs of every model that answers now."""
+        """Return the facts that advice needs, for every model that currently answers."""
         with self._lock:
             workloads = sorted(self._workloads.items())
         return tuple(
@@ -172,9 +172,9 @@ class WorkloadService:
         )
 
     def precisions(self, state: State | None = None) -> Mapping[str, str]:
-        """Return the precision served on each GPU by its UUID, as the engines and models say.
+        """Return the precision served on each GPU by its UUID, according to engines and models.
 
-        It outlives an engine's failure: the value of past work does not change with it.
+        It is kept when an engine fails: the value of past work does not change.
         """
         served: dict[str, str] = {}
         state = state or self._state()
@@ -218,7 +218,7 @@ class WorkloadService:
             wall_clock=self._wall_clock,
         )
         workload = _Workload(config, scraper, account, found, processes, self._wall_clock())
-        scraper.start()  # where no thread can start, there is no workload either
+        scraper.start()  # without a thread there is no workload either
         self._workloads[config.name] = workload
 
     def _remove(self, name: str) -> None:
@@ -269,7 +269,7 @@ class WorkloadService:
         return tuple(dict.fromkeys(_reference(device) for device in found if device is not None))
 
     def _look_at_processes(self, workload: _Workload, reading: EngineReading) -> None:
-        """Find the processes behind the address again, after a restart and now and then."""
+        """Find the processes behind the address again, after a restart and periodically."""
         looked = workload.looked_seconds
         again = looked is None or reading.seconds - looked >= PROCESSES_SECONDS
         if not again and reading.restarts == workload.looked_restarts:
@@ -295,12 +295,12 @@ class WorkloadService:
         return tuple(sorted(found, key=lambda gpu: (gpu.gpu, gpu.uuid)))
 
     def _on_processor(self) -> bool:
-        """Whether no GPU is here to compute on, but the processor."""
+        """Whether this host computes on its processor, without a GPU."""
         devices = self._state().devices
         return bool(devices) and all(device.is_processor for device in devices)
 
     def _tensor_parallel(self, workload: _Workload) -> int:
-        """As configured or started, else as if all GPUs of the workload were one group."""
+        """As configured or started; else all GPUs of the workload count as one group."""
         config = workload.config
         told = config.tensor_parallel or workload.launch.tensor_parallel
         if told:
@@ -310,17 +310,17 @@ class WorkloadService:
         )
 
     def _split(self, workload: _Workload) -> int:
-        """GPUs over which one engine splits its model, for estimates that it gives per GPU."""
+        """The number of GPUs over which one engine splits its model, for its per-GPU estimates."""
         return self._tensor_parallel(workload) * (workload.config.pipeline_parallel or 1)
 
     def _look(self) -> None:
         while not self._stop.is_set():
             on_processor = self._on_processor()
             try:
-                with self._finder_guard.waiting():  # for engines, and other processes' files
+                with self._finder_guard.waiting():  # for engines, and files of other processes
                     found = tuple(self._found())
                 self._adopt(found)
-            except Exception as error:  # noqa: BLE001 - a hook of others must not end the thread
+            except Exception as error:  # noqa: BLE001 - a caller's hook must not end the thread
                 log.warning("workload_discovery_failed", error=f"{type(error).__name__}: {error}")
             soon = (
                 self._discovery.processes != "off"
@@ -352,7 +352,7 @@ class WorkloadService:
             say("process_discovery_unavailable", reason=reason)
 
     def _adopt(self, endpoints: Iterable[Endpoint]) -> None:
-        """Scrape what was found, unless it is known already; forget what has long been silent."""
+        """Scrape newly found engines; forget those that have long been silent."""
         for endpoint in tuple(endpoints):
             with self._lock:
                 if self._stop.is_set():
@@ -380,7 +380,7 @@ class WorkloadService:
                     self._remove(name)
 
     def _is_known(self, endpoint: Endpoint) -> bool:
-        """Whether a workload scrapes this engine, under whatever address: it must count once."""
+        """Whether a workload already scrapes this engine, under any address: it must count once."""
         return any(
             place(workload.config.url) == place(endpoint.url)
             or bool(workload.processes & endpoint.processes)
@@ -389,7 +389,7 @@ class WorkloadService:
 
 
 def _launched_model(launch: Launch) -> Path | None:
-    """The file of the model that the engine's command line names, as its process sees it."""
+    """The model file named by the engine's command line, as seen by its process."""
     if launch.pid is None or launch.model is None:
         return None
     return locate_in_process(launch.pid, launch.model)

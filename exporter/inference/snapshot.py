@@ -1,4 +1,4 @@
-"""What the workloads hand to the exposition: frozen values, with None for what is not known."""
+"""The values that workloads pass to the exposition: frozen, with None for unknown."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,12 +6,12 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 
-# Why FLOP were computed in vain, where an engine counts them: see exporter/inference/waste.py.
+# Causes of wasted FLOP, as far as an engine counts them: see exporter/inference/waste.py.
 WASTE_CAUSES: Final = ("preemption", "rejected_drafts", "lost_cache_hits")
 
 
 class GpuRef(NamedTuple):
-    """A GPU, or a MIG instance of one, as the labels `gpu`, `uuid` and `mig` have it."""
+    """A GPU, or one of its MIG instances, as in the labels `gpu`, `uuid` and `mig`."""
 
     gpu: str
     uuid: str
@@ -22,10 +22,11 @@ class GpuRef(NamedTuple):
 class ModelSnapshot:
     """One served model. Counts are cumulative since the daemon first saw the engine.
 
-    Token counts are None where the engine does not tell them; FLOPs and bytes are None where the
-    model cannot be described (`problem` says why), ratios also where a GPU's peak is not known or
-    no window has passed. `phase_bytes` are `dram_bytes` by phase, `wasted_flop` has the causes that the
-    engine counts, and `all_gpus_here` says that all GPUs of the engine are known to be on this host.
+    Token counts are None if the engine does not report them; FLOPs and bytes are None if the model
+    cannot be described (`problem` says why); ratios are also None if a GPU's peak is not known or
+    no window has passed. `phase_bytes` are `dram_bytes` by phase, `wasted_flop` has the causes that
+    the engine counts, and `all_gpus_here` means that all GPUs of the engine are known to be on this
+    host.
     """
 
     model: str
@@ -35,7 +36,7 @@ class ModelSnapshot:
     # Prompt tokens from this server's cache, and computed by another server or store.
     cached_tokens: float | None = None
     external_tokens: float | None = None
-    # Share of prompt tokens from caches, lately and usually.
+    # Recent and usual share of prompt tokens from caches.
     cached_share: float | None = None
     usual_cached_share: float | None = None
     rejected_tokens: float | None = None
@@ -68,7 +69,7 @@ class ModelSnapshot:
 class WorkloadSnapshot:
     """One engine. `models` is empty unless its last scrape succeeded.
 
-    `processes` are those behind its address; empty where they cannot be seen.
+    `processes` are those behind its address; empty if they are not visible.
     """
 
     name: str
@@ -85,6 +86,6 @@ class WorkloadSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadsSnapshot:
-    """All workloads. Two snapshots compare equal when nothing has changed between them."""
+    """All workloads. Two snapshots compare equal if nothing has changed between them."""
 
     workloads: tuple[WorkloadSnapshot, ...] = ()

@@ -1,4 +1,4 @@
-"""What an engine computed in vain, in FLOP by cause, as far as the engine counts it. Pure.
+"""FLOP wasted by an engine, by cause, as far as the engine counts them. Pure.
 
 * `preemption`: tokens computed again after a preemption. SGLang counts them; other engines count the
   preemptions alone, so that the FLOP are known, and zero, until the first one.
@@ -23,12 +23,12 @@ from exporter.inference.reading import ModelReading
 
 @dataclass(slots=True)
 class WasteBooks:
-    """FLOP wasted by one model so far, by cause. Counters: they never fall."""
+    """FLOP wasted by one model so far, by cause. They are counters and never fall."""
 
     preemption: float = 0.0
     rejected_drafts: float = 0.0
     lost_cache_hits: float = 0.0
-    # Tokens computed again that were taken back: two counters that are not written at once.
+    # Recomputed tokens to subtract later: the two counters are not updated at the same time.
     debt: float = 0.0
 
     def enter(
@@ -43,7 +43,8 @@ class WasteBooks:
     ) -> None:
         """Add a window. `context_tokens` is the mean context of a decoded token.
 
-        `lost_tokens` of the window's prompt tokens would usually have been cached.
+        `lost_tokens` is the number of the window's prompt tokens that would usually have been
+        cached.
         """
         context = context_tokens or 0.0
         again = (reading.recomputed_tokens or 0.0) + self.debt
@@ -65,7 +66,7 @@ class WasteBooks:
     def known(
         self, reading: ModelReading, *, preemptions: float, usual_share_known: bool
     ) -> dict[str, float]:
-        """FLOP by cause, without the causes that the engine does not count."""
+        """FLOP by cause, only for the causes that the engine counts."""
         known: dict[str, float] = {}
         never = reading.preemptions is not None and preemptions == 0
         if reading.recomputed_tokens is not None or never:

@@ -1,6 +1,7 @@
-"""NVIDIA Dynamo: passes the metrics of the engine that a worker runs through, beside its own.
+"""NVIDIA Dynamo: exposes the metrics of the engine inside a worker next to its own.
 
-Source: docs.nvidia.com/dynamo, "Metrics". Each worker is one address, in a prefill/decode split too.
+Source: docs.nvidia.com/dynamo, "Metrics". Each worker has its own address, also in a prefill/decode
+split.
 """
 
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ _ROLES = {"prefill": "prefill", "decode": "decode"}
 
 
 def read(samples: Samples) -> ModelReading:
-    """Return what the engine inside the worker says."""
+    """Return the reading of the engine inside the worker."""
     for engine in _INNER:
         if any(samples.has(name) for name in engine.names):
             said = engine.read(samples)
@@ -33,7 +34,7 @@ def read(samples: Samples) -> ModelReading:
 
 
 def deduplicate(samples: Iterable[Sample]) -> Iterable[Sample]:
-    """As the engines inside do."""
+    """Deduplicate like the engine inside."""
     return sglang.deduplicate(samples)
 
 

@@ -1,8 +1,8 @@
 """llama.cpp's server. Source: tools/server of ggml-org/llama.cpp.
 
-Needs `--metrics`. Counters carry no labels, no start time and six significant digits: beyond a
-million tokens they move in steps. It counts prompts when they were processed, answers when they
-end, and no requests.
+Needs `--metrics`. Counters have no labels, no start time and only six significant digits: beyond a
+million tokens they move in steps. Prompts are counted after processing, answers at their end, and
+requests not at all.
 """
 
 from exporter.inference.reading import Engine, ModelReading, Samples
@@ -25,7 +25,7 @@ GAUGES = frozenset(
 
 
 def read(samples: Samples) -> ModelReading:
-    """Return what llama.cpp says of its model."""
+    """Return llama.cpp's reading of its model."""
     return ModelReading(
         computed_tokens=samples.sum("llamacpp:prompt_tokens_total"),
         cached_tokens=samples.sum("llamacpp:prompt_tokens_cached_total"),

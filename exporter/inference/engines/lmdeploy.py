@@ -1,8 +1,8 @@
 """LMDeploy. Source: lmdeploy/metrics/loggers.py of version 0.18.
 
-Names are vLLM's with its own prefix. Prompts count whole when their first token comes, and what the
-prefix cache had of them when the request ends. The histogram of iterations has one entry per
-request, so it says nothing of forward passes.
+Names are vLLM's with its own prefix. A whole prompt is counted at its first token, its cached part
+when the request ends. The histogram of iterations has one entry per request, so it says nothing
+about forward passes.
 """
 
 from dataclasses import replace
@@ -22,11 +22,11 @@ def rename(name: str) -> str:
 
 
 def read(samples: Samples) -> ModelReading:
-    """Return what LMDeploy says of one model."""
+    """Return LMDeploy's reading of one model."""
     reading = vllm.read(samples)
     cached, computed = samples.sum(_CACHED), reading.computed_tokens
     if cached is None and samples.mean(_HIT_RATE):
-        computed = None  # an older version: some were computed, and nothing says how many
+        computed = None  # an older version, which does not report how many were computed
     elif cached is not None and computed is not None:
         computed -= cached
     return replace(

@@ -1,7 +1,7 @@
 """vLLM behind Ray Serve LLM. Source: ray/llm; docs.ray.io, "Observability".
 
-Ray's agent writes vLLM's names with its own prefix and without colons, and makes the sums of
-histograms of the midpoints of their buckets: counters are right, lengths from sums are not.
+Ray's agent writes vLLM's names with its own prefix and without colons, and computes histogram sums
+from bucket midpoints: counters are correct, lengths from sums are not.
 """
 
 from exporter.inference.engines import vllm

@@ -1,4 +1,4 @@
-"""All engines that we can read: every module of this package that has an ENGINE."""
+"""All supported engines: every module of this package that defines ENGINE."""
 
 import importlib
 import pkgutil
@@ -30,7 +30,7 @@ PREFIXES: tuple[str, ...] = tuple(
 
 
 def speaks(engine: Engine, prefixes: Collection[str]) -> bool:
-    """Whether metrics with these prefixes are what `engine` exposes."""
+    """Whether `engine` exposes metrics with these prefixes."""
     return any(prefix in prefixes for prefix in engine.prefixes)
 
 

@@ -1,7 +1,7 @@
 """SGLang. Source: python/sglang/srt/metrics/collector.py and docs.sglang.ai, "Production Metrics".
 
-Needs `--enable-metrics`. Its own FLOP estimates (`--enable-mfu-metrics`) are not read: they charge
-the weights to every token of a batch and know neither experts nor quantization.
+Needs `--enable-metrics`. Its own FLOP estimates (`--enable-mfu-metrics`) are not used: they charge
+the weights to every token of a batch and ignore experts and quantization.
 """
 
 from collections.abc import Iterable
@@ -47,18 +47,18 @@ GAUGES = frozenset(
         "sglang:token_usage",
     }
 )
-# Ranks of one scheduler group: with `--enable-metrics-for-all-schedulers` each of them repeats
-# what the first one says.
+# Ranks of one scheduler group: with `--enable-metrics-for-all-schedulers` each of them repeats the
+# values of the first one.
 _RANKS = ("pp_rank", "tp_rank", "moe_ep_rank")
-# Label values that add up others: `total` beside device, host and storage.
+# Label values that are sums of others: `total` next to device, host and storage.
 _SUMS = frozenset({"total", "all"})
 _ROLES = {"unified": "both", "null": "both", "prefill": "prefill", "decode": "decode"}
 
 
 def deduplicate(samples: Iterable[Sample]) -> Iterable[Sample]:
-    """Keep of the tensor- and pipeline-parallel ranks the first one; data-parallel ones add up.
+    """Keep only the first tensor- and pipeline-parallel rank; data-parallel ranks add up.
 
-    With priority scheduling a gauge has one series per priority, and their sum without one.
+    With priority scheduling a gauge has one series per priority, and one without for the sum.
     """
     best: dict[tuple[object, ...], tuple[tuple[int, ...], Sample]] = {}
     for sample in samples:
@@ -77,7 +77,7 @@ def deduplicate(samples: Iterable[Sample]) -> Iterable[Sample]:
 
 
 def read(samples: Samples) -> ModelReading:
-    """Return what SGLang says of one model."""
+    """Return SGLang's reading of one model."""
     answers = samples.sum("sglang:generation_tokens_total")
     finished = samples.sum("sglang:num_requests_total")
     first_tokens = samples.sum("sglang:time_to_first_token_seconds_count")
@@ -86,7 +86,7 @@ def read(samples: Samples) -> ModelReading:
     generated = answers
     real_time = samples.has("sglang:realtime_tokens_total")
     if real_time:
-        # Told while requests run, not when they end; decode leaves out each first token.
+        # Updated while requests run, not at their end; decode leaves out each first token.
         decoded = samples.sum("sglang:realtime_tokens_total", mode="decode") or 0.0
         generated = decoded + (first_tokens or 0.0)
     acceptance = samples.mean("sglang:spec_accept_length")
@@ -116,8 +116,8 @@ def _prompt_tokens(
 ) -> tuple[float | None, float | None, float | None]:
     """Prompt tokens computed here, from this server's cache, and from elsewhere.
 
-    A decode server takes over what a prefill server computed. The effective counter leaves out
-    what is computed again after a retraction, the real-time one does not.
+    A decode server receives the results of a prefill server. The effective counter excludes tokens
+    computed again after a retraction, the real-time one includes them.
     """
     prompt = samples.sum("sglang:prompt_tokens_total")
     if role == "decode":
@@ -137,10 +137,10 @@ def _prompt_tokens(
 
 
 def _recomputed(samples: Samples) -> float | None:
-    """Tokens computed again after a retraction: in the real-time counter, not in the effective one."""
+    """Tokens computed again after a retraction: the real-time counter minus the effective one."""
     again = samples.sum("sglang:realtime_tokens_total", mode="prefill_compute")
     once = samples.sum("sglang:prefill_effective_tokens_total", mode="input")
-    # Where nothing maintains the effective counter it stays 0.
+    # In versions that do not maintain the effective counter it stays 0.
     if again is None or once is None or not samples.total("sglang:prefill_effective_tokens_total"):
         return None
     return again - once
@@ -166,7 +166,7 @@ def _finished(samples: Samples, role: str | None) -> Finished:
 
 
 def _in_flight(samples: Samples, role: str | None) -> InFlight:
-    """What was started and has not ended. Prompts and answers are counted when a request ends."""
+    """Requests started and not ended. Prompts and answers are counted when a request ends."""
     started = samples.total("sglang:time_to_first_token_seconds_count") or 0.0
     ended = samples.total("sglang:num_requests_total") or 0.0
     decoded = samples.total("sglang:realtime_tokens_total", mode="decode") or 0.0
@@ -181,7 +181,8 @@ def _in_flight(samples: Samples, role: str | None) -> InFlight:
     answered = samples.total("sglang:generation_tokens_total") or 0.0
     new = samples.total("sglang:uncached_prompt_tokens_histogram_sum")
     if role == "decode":
-        # Prompts are not computed here and so not counted while they run: as long as the ended.
+        # Prompts are not computed here and thus not counted while they run: assume the length of
+        # ended ones.
         length = prompt / ended if ended else 0.0
         return InFlight(
             started - ended,
@@ -198,7 +199,7 @@ def _in_flight(samples: Samples, role: str | None) -> InFlight:
 
 
 def _passes(samples: Samples, phase: str) -> float | None:
-    """Forward passes with and without a CUDA graph; those of prefill only newer versions count."""
+    """Forward passes with and without a CUDA graph; only newer versions count those of prefill."""
     modes = [
         sample.value
         for sample in samples.all("sglang:cuda_graph_passes_total")

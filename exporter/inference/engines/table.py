@@ -27,7 +27,7 @@ def table() -> str:
 
 
 def with_table(page: str) -> str:
-    """The page with the table between its marks."""
+    """The page with the table between its markers."""
     before, _, rest = page.partition(_BEGIN)
     return before + _BEGIN + "\n" + table() + "\n" + _END + rest.partition(_END)[2]
 

@@ -41,7 +41,7 @@ GAUGES = frozenset(
         "trtllm_parallel_config_info",
     }
 )
-# What `quantization` may say, in lower case, and the precision of its matrix products.
+# Values of `quantization`, in lower case, and the precision of the matrix products.
 _PRECISIONS = {
     "fp8": "fp8",
     "fp8_pb_wo": "fp8",
@@ -53,7 +53,7 @@ _PRECISIONS = {
 
 
 def read(samples: Samples) -> ModelReading:
-    """Return what TensorRT-LLM says of its model."""
+    """Return TensorRT-LLM's reading of its model."""
     prompt = samples.sum("trtllm_prompt_tokens_total")
     cached = samples.sum("trtllm_prompt_cached_tokens_total")
     answers = samples.sum("trtllm_generation_tokens_total")
@@ -76,7 +76,7 @@ def read(samples: Samples) -> ModelReading:
         )
         if requests is not None
         else None,
-        # All is counted when a request ends.
+        # Everything is counted when a request ends.
         in_flight=InFlight(0.0, 0.0, 0.0),
         running_requests=samples.sum(
             "trtllm_num_generation_requests", "trtllm_num_requests_running"

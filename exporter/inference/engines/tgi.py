@@ -1,8 +1,8 @@
 """Text Generation Inference. Source: docs/source/reference/metrics.md of the project.
 
-Prompts are counted when a request is accepted, before it waits for its turn; answers when it ends.
-Prompt tokens include those that a prefix cache saved, which TGI does not tell apart. It names no
-model and no use of the KV cache.
+Prompts are counted when a request is accepted, before it waits in the queue; answers when it ends.
+Prompt tokens include those that a prefix cache saved, which TGI does not report separately. It
+reports neither the model's name nor the KV cache usage.
 """
 
 from exporter.inference.reading import Engine, Finished, InFlight, ModelReading, Samples
@@ -20,7 +20,7 @@ GAUGES = frozenset({"tgi_batch_current_size", "tgi_queue_size"})
 
 
 def read(samples: Samples) -> ModelReading:
-    """Return what TGI says of its model."""
+    """Return TGI's reading of its model."""
     prompt = samples.sum("tgi_request_input_length_sum")
     accepted = samples.sum("tgi_request_input_length_count")
     answers = samples.sum("tgi_request_generated_tokens_sum")
@@ -32,7 +32,7 @@ def read(samples: Samples) -> ModelReading:
         prefill_passes=_passes(samples, "prefill"),
         decode_passes=_passes(samples, "decode"),
         finished=_finished(samples) if accepted is not None else None,
-        # Accepted requests may still wait: what they will need is counted with their prompts.
+        # Accepted requests may still wait: their work is counted together with their prompts.
         in_flight=InFlight(0.0, 0.0, 0.0),
         running_requests=samples.sum("tgi_batch_current_size"),
         waiting_requests=samples.sum("tgi_queue_size"),
@@ -61,7 +61,7 @@ def _passes(samples: Samples, method: str) -> float | None:
 
 
 def _acceptance_length(samples: Samples, answers: float | None) -> float | None:
-    """Tokens per pass: those that speculation guessed right needed no pass of their own."""
+    """Tokens per pass: correctly speculated tokens needed no pass of their own."""
     skipped = samples.sum("tgi_request_skipped_tokens_sum")
     if not skipped or not answers or skipped >= answers:
         return None

@@ -1,7 +1,7 @@
 """Triton Inference Server with the vLLM backend. Source: github.com/triton-inference-server/vllm_backend.
 
-It exposes a part of vLLM's names beside its own. Cache hits are not among them, and vLLM caches
-prefixes unless told otherwise: how many prompt tokens were computed is not known.
+It exposes some of vLLM's metrics next to its own. Cache hits are not among them, and vLLM caches
+prefixes by default: the number of computed prompt tokens is not known.
 """
 
 from dataclasses import replace
@@ -11,11 +11,11 @@ from exporter.inference.reading import Engine, ModelReading, Samples
 
 
 def read(samples: Samples) -> ModelReading:
-    """Return what vLLM says of one model through Triton."""
+    """Return vLLM's reading of one model through Triton."""
     said = vllm.read(samples)
     if said.cached_tokens is None and said.external_tokens is None:
         said = replace(said, computed_tokens=None)
-    # One process, whatever the exposition says of its start.
+    # One process, whatever start time the exposition shows.
     return replace(said, passes=said.observed_passes, observed_passes=None)
 
 

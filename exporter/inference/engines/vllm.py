@@ -1,7 +1,7 @@
 """vLLM. Source: vllm/v1/metrics/loggers.py and stats.py; docs.vllm.ai, "Production Metrics".
 
-Best with versions that count prompt tokens by where they came from. Before, cache hits are taken
-from the hit counters, which count a blocked request again at each try.
+Works best with versions that count prompt tokens by source. In older ones, cache hits come from the
+hit counters, which count a blocked request again at each attempt.
 """
 
 from exporter.inference.reading import (
@@ -52,9 +52,9 @@ _HITS = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")
 
 
 def read(samples: Samples) -> ModelReading:
-    """Return what vLLM says of one model, over all of its data-parallel engines."""
+    """Return vLLM's reading of one model, over all of its data-parallel engines."""
     cached, external = _cached(samples)
-    # Ray's agent makes the sum of a histogram of the midpoints of its buckets.
+    # Ray's agent computes the sum of a histogram from bucket midpoints.
     ray = samples.label("vllm:generation_tokens_total", "SessionName") is not None
     passes = samples.sum("vllm:iteration_tokens_total_count")
     return ModelReading(
@@ -71,7 +71,7 @@ def read(samples: Samples) -> ModelReading:
         draft_tokens=samples.sum("vllm:spec_decode_num_draft_tokens_total"),
         accepted_tokens=samples.sum("vllm:spec_decode_num_accepted_tokens_total"),
         preemptions=samples.sum("vllm:num_preemptions_total"),
-        # The counter is there and stays 0 where the estimate is off, or vLLM cannot make one.
+        # The counter exists and stays 0 if the estimate is off or vLLM cannot make one.
         engine_flop=samples.sum("vllm:estimated_flops_per_gpu_total")
         if samples.total("vllm:estimated_flops_per_gpu_total")
         else None,
@@ -96,7 +96,7 @@ def _computed(samples: Samples, elsewhere: float) -> float | None:
     if samples.has("vllm:prompt_tokens_cached_total", *_HITS) and _block_size(samples) is not None:
         return prompt - elsewhere
     if samples.label("vllm:cache_config_info", "enable_prefix_caching") == "True":
-        return None  # some of them were computed, and nothing says how many
+        return None  # an unknown number of them was computed
     return None if samples.has(*_HITS) else prompt
 
 
@@ -115,7 +115,7 @@ def _cached(samples: Samples) -> tuple[float | None, float | None]:
 
 
 def _block_size(samples: Samples) -> float | None:
-    """Tokens of one hit: 1, or a block's where the version counts blocks and tells their size."""
+    """Tokens of one hit: 1, or the block size in versions that count blocks and report it."""
     if not any(list(samples.all(name, unit="blocks")) for name in _HITS):
         return 1.0
     return _number(samples.label("vllm:cache_config_info", "block_size"))
@@ -138,7 +138,7 @@ def _finished(samples: Samples, *, sums: bool) -> Finished | None:
 
 
 def _in_flight(samples: Samples) -> InFlight | None:
-    """What was started and has not ended: the difference of two kinds of counters."""
+    """Requests started and not ended: the difference of two kinds of counters."""
     started = samples.total("vllm:time_to_first_token_seconds_count")
     ended = samples.total("vllm:request_prompt_tokens_count")
     if started is None or ended is None:
@@ -168,7 +168,7 @@ def _difference(first: float | None, second: float | None) -> float | None:
 
 
 def _cache_used_tokens(samples: Samples) -> float | None:
-    """Used share times the capacity of each engine; blocks and their size stand in the labels."""
+    """Used share times the capacity of each engine; the labels have the block count and size."""
     usage = samples.sum("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
     size = _number(samples.label("vllm:cache_config_info", "kv_cache_size_tokens"))
     if size is None:

@@ -1,1 +1,1 @@
-"""Models as arithmetic: from a config.json and tokens to FLOPs and bytes. No I/O but one file."""
+"""Model arithmetic: from a config.json and tokens to FLOPs and bytes. The only I/O is that file."""

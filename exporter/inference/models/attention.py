@@ -1,7 +1,7 @@
-"""The mixers of a layer: what each kind of attention multiplies, caches and reads.
+"""The mixers of a layer: the products, cache and reads of each kind of attention.
 
-Every kind answers the same questions: its parameters, the FLOPs of one query-key pair, which keys
-a query sees, and how many numbers the cache holds for a token.
+Every kind provides its parameters, the FLOPs of one query-key pair, the keys that a query sees, and
+the count of cached numbers per token.
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from exporter.inference.models.pairs import block_pairs, causal_pairs, compresse
 
 
 class _Causal:
-    """What holds unless a kind says otherwise: every key within the window, and nothing chosen."""
+    """The default: a query sees every key within the window, and no keys are selected."""
 
     __slots__ = ()
 
-    # FLOPs of the score that chooses keys, for one query and one key that may be chosen.
+    # FLOPs of the selection score of one query and one candidate key.
     index_pair_flop = 0
-    # Bytes of one cached index key, and how many of them each token adds.
+    # Bytes of one cached index key, and the index keys added per token.
     index_cache_bytes = 0
     index_keys_per_token = 1.0
-    # FLOPs of a token whatever its context, beside those of the parameters.
+    # FLOPs of a token that do not depend on its context, in addition to those of the parameters.
     token_flop = 0
-    # Numbers carried from token to token in place of a cache.
+    # Numbers of the state that is carried from token to token instead of a cache.
     state_values = 0
 
     def pairs(self, new: float, cached: float, window: int | None) -> float:
@@ -29,11 +29,11 @@ class _Causal:
         return causal_pairs(new, cached, window)
 
     def index_pairs(self, new: float, cached: float) -> float:
-        """Pairs that are scored to choose among."""
+        """Candidate pairs that are scored for selection."""
         return causal_pairs(new, cached)
 
     def keys(self, context: float, window: int | None) -> float:
-        """Keys that one token sees at a context of so many tokens, itself included."""
+        """Keys that one token sees at a context of that many tokens, itself included."""
         return context if window is None else min(context, window)
 
     def index_keys(self, context: float) -> float:
@@ -43,7 +43,7 @@ class _Causal:
 
 @dataclass(frozen=True, slots=True)
 class Indexer:
-    """Chooses the keys that a query attends to, by a cheap score of all of them.
+    """Selects the keys that a query attends to, by a cheap score over all keys.
 
     Source: DeepSeek-AI, "DeepSeek-V3.2" (technical report, 2025), DeepSeek Sparse Attention.
     """
@@ -58,7 +58,7 @@ class Indexer:
 
     @property
     def pair_flop(self) -> int:
-        """FLOPs for the score of one query and key: a dot product per head, and their sum."""
+        """FLOPs for the score of one query and key: one dot product per head, and their sum."""
         return 2 * self.heads * self.head_size + 2 * self.heads
 
     @property
@@ -69,7 +69,7 @@ class Indexer:
 
 @dataclass(frozen=True, slots=True)
 class BlockSelector:
-    """Chooses blocks of keys by the best score in each, one choice per key-value head (MiniMax-M3).
+    """Selects blocks of keys by the best score in each, separately per key-value head (MiniMax-M3).
 
     `blocks` includes the block of the query itself, which is always seen.
     """
@@ -96,21 +96,21 @@ class GroupedAttention(_Causal):
     head_size: int
     query_key_value_bias: bool = False
     output_bias: bool = False
-    # Size of the RMS norms over queries and keys, both together; 0 without them.
+    # Total size of the RMS norms over queries and keys; 0 without them.
     query_key_norm_size: int = 0
     # One learned logit per head (attention sinks, as in GPT-OSS).
     sinks: bool = False
-    # The output is gated by another projection of the input: as wide as the output (Qwen3-Next),
-    # or one number a head (Step 3.5).
+    # The output is gated by another projection of the input: as wide as the output (Qwen3-Next), or
+    # one number per head (Step 3.5).
     gated_output: bool = False
     head_gate: bool = False
-    # Size of a value where it is not that of a key (MiMo-V2); 0: the same.
+    # Size of a value if it differs from that of a key (MiMo-V2); 0 means the same.
     value_head_size: int = 0
-    # Values are projected apart from keys; Gemma 4 takes the keys' projection for both.
+    # Whether values have their own projection; Gemma 4 uses the keys' projection for both.
     value_projection: bool = True
-    # Keys and values are another layer's: none are projected and none cached (Gemma 3n).
+    # Keys and values come from another layer: none are projected or cached (Gemma 3n).
     shared_cache: bool = False
-    # Queries come through a low rank with a norm (Step 3); 0: straight from the input.
+    # Queries come through a low rank with a norm (Step 3); 0: directly from the input.
     query_rank: int = 0
     selector: BlockSelector | None = None
 
@@ -136,7 +136,7 @@ class GroupedAttention(_Causal):
         return hidden_size * sizes + through + index
 
     def vector_parameters(self, hidden_size: int) -> int:
-        """Parameters of biases and norms, which do no matrix work."""
+        """Parameters of biases and norms, which are not in matrix products."""
         query_size = self.query_heads * self.head_size
         bias = query_size + self.key_value_heads * (self.head_size + self._value_size)
         return (
@@ -169,7 +169,7 @@ class GroupedAttention(_Causal):
         return 0.0 if self.shared_cache else float(self.cached_values)
 
     def cache_copies(self, tensor_parallel: int) -> float:
-        """How many GPUs of a tensor-parallel group hold (and read) each cached number.
+        """The number of GPUs of a tensor-parallel group that hold (and read) each cached number.
 
         Key-value heads are split over the group; with more GPUs than heads they are replicated.
         """
@@ -192,7 +192,7 @@ class GroupedAttention(_Causal):
         return causal_pairs(new, cached, window)
 
     def keys(self, context: float, window: int | None) -> float:
-        """Keys that one token sees; of its own block half, on average."""
+        """Keys that one token sees; on average half of its own block."""
         if self.selector:
             size = self.selector.block_tokens
             most = size * (self.selector.blocks - 1) + (size + 1) / 2
@@ -213,7 +213,7 @@ class LatentAttention(_Causal):
     plain_head_size: int  # "nope": without rotary embedding
     rotary_head_size: int
     value_head_size: int
-    # With sparse attention, the window of the layer is the number of keys that are chosen.
+    # With sparse attention, the window of the layer is the number of selected keys.
     indexer: Indexer | None = None
 
     def matrix_parameters(self, hidden_size: int) -> int:
@@ -260,7 +260,7 @@ class LatentAttention(_Causal):
 
     @property
     def index_cache_bytes(self) -> int:  # type: ignore[override]
-        """Bytes of the index key kept per token and layer, and read for every new token."""
+        """Bytes of the index key, kept per token and layer and read for every new token."""
         return self.indexer.cache_bytes if self.indexer else 0
 
     @property
@@ -282,8 +282,8 @@ class LatentAttention(_Causal):
 class CompressedAttention(_Causal):
     """DeepSeek-V4: one key that is its own value, a window, and compressed entries beyond it.
 
-    A query sees the window and one entry for each full group of `ratio` tokens: all of them
-    (heavily compressed attention) or the `chosen` ones that an indexer prefers (compressed sparse
+    A query sees the window and one entry for each full group of `ratio` tokens: all entries
+    (heavily compressed attention) or the best `chosen` ones by an indexer (compressed sparse
     attention). The output is projected group by group, through a low rank. Source: DeepSeek-AI,
     "DeepSeek-V4" (2026), section 2.3, and the class in Hugging Face transformers.
     """
@@ -293,7 +293,7 @@ class CompressedAttention(_Causal):
     query_rank: int
     output_groups: int
     output_rank: int
-    ratio: int = 0  # 0: the window alone
+    ratio: int = 0  # 0: only the window
     chosen: int = 0  # 0: every entry
     index_heads: int = 0
     index_head_size: int = 0
@@ -312,9 +312,9 @@ class CompressedAttention(_Causal):
         )
 
     def compressor_parameters(self, hidden_size: int) -> int:
-        """Parameters that make the entries, their index keys and the heads' weights.
+        """Parameters that produce the entries, their index keys and the heads' weights.
 
-        Sparse entries overlap: each token goes into two of them, and is projected twice.
+        Sparse entries overlap: each token is part of two entries and is projected twice.
         """
         if not self.ratio:
             return 0
@@ -389,18 +389,18 @@ class CompressedAttention(_Causal):
         return near + (min(entries, self.chosen) if self.chosen else entries)
 
     def index_keys(self, context: float) -> float:
-        """Entries that one token is scored against."""
+        """Entries against which one token is scored."""
         return context // self.ratio if self.chosen else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RecurrentMixer(_Causal):
-    """A layer that carries a state of fixed size instead of attending to its context.
+    """A layer with a state of fixed size instead of attention to its context.
 
     Gated delta networks (Yang et al., arXiv 2412.06464), Kimi delta attention (arXiv 2510.26692),
     Mamba (Gu and Dao, arXiv 2312.00752), Mamba-2 (Dao and Gu, arXiv 2405.21060). Work per token
-    does not depend on the context; it is counted in the recurrent form, whatever chunks an engine
-    computes a prompt in.
+    does not depend on the context; it is counted in the recurrent form, whatever chunk size an
+    engine uses for prompts.
     """
 
     # Projections and the short convolution before the state.
@@ -408,7 +408,7 @@ class RecurrentMixer(_Causal):
     vectors: int
     # Numbers of the state of one sequence, in this layer.
     state_values: int = 0
-    # FLOPs of one token against the state: what is read from it and written to it.
+    # FLOPs of one token's reads and writes of the state.
     token_flop: int = 0
 
     def matrix_parameters(self, hidden_size: int) -> int:
@@ -419,7 +419,7 @@ class RecurrentMixer(_Causal):
         """Parameters of biases, decays and norms."""
         return self.vectors
 
-    # It looks at no other token and caches none.
+    # It attends to no other token and caches none.
     prefill_pair_flop = 0
     decode_pair_flop = 0
     cached_values = 0
@@ -430,7 +430,7 @@ class RecurrentMixer(_Causal):
         return 1.0
 
 
-# A layer that has a feed-forward part and nothing else (Nemotron-H, Nemotron-NAS).
+# A layer with only a feed-forward part (Nemotron-H, Nemotron-NAS).
 NO_MIXER = RecurrentMixer(matrices=0, vectors=0)
 
 Attention = GroupedAttention | LatentAttention | CompressedAttention | RecurrentMixer

@@ -50,7 +50,7 @@ from exporter.inference.models.whisper import whisper_stack
 
 
 _V4_ENTRY_BYTES, _V4_ENTRY_VALUES = 584, 512
-# Real files have a few kilobytes; the largest lists of unquantized modules, some hundred.
+# Real files take a few kilobytes; with the longest lists of unquantized modules, a few hundred.
 LARGEST_FILE_BYTES = 4 * 1024 * 1024
 
 
@@ -87,10 +87,10 @@ def _read_json(place: Path) -> Any:
 
 
 def _beside(place: Path) -> dict[str, Any]:
-    """What ModelOpt writes beside config.json, where that says nothing of quantization.
+    """ModelOpt's file next to config.json, used if the latter has no quantization settings.
 
-    Raises ModelDescriptionError where the file is there and cannot be read: the weights are then
-    quantized in some way, and nothing says how.
+    Raises ModelDescriptionError if the file exists but cannot be read: the weights are then
+    quantized in an unknown way.
     """
     file = place.parent / "hf_quant_config.json"
     try:
@@ -109,7 +109,7 @@ def describe(
 ) -> ModelDescription:
     """Return the description of a parsed config.json.
 
-    Raises UnknownArchitectureError, naming the missing fields, where the formulas do not apply.
+    Raises UnknownArchitectureError, naming the missing fields, if the formulas do not apply.
     """
     outer = str(config.get("model_type") or "unknown")
     if outer in REFUSED:
@@ -147,7 +147,7 @@ def describe(
 
 
 def _common_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
-    """The layers of a family whose layers follow the common rules."""
+    """The layers of a family that follows the common rules."""
     kinds = layer_kinds(fields, family)
     hidden = fields.require("hidden_size")
     layer_count = len(kinds) if kinds else fields.require("num_hidden_layers")
@@ -201,7 +201,7 @@ def _family(model_type: str) -> ModelFamily:
 
 
 def _towers(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The towers beside the language model. How much they encode is not in any engine's metrics."""
+    """The towers next to the language model. No engine's metrics show how much they encode."""
     found = {
         name
         for part in (config, config.get("thinker_config"))
@@ -213,7 +213,7 @@ def _towers(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _encoder_vectors(fields: ConfigFields, family: ModelFamily, hidden: int) -> int:
-    """Vectors of an encoder beside its layers: the norm, and the two kinds of segments (BERT)."""
+    """Vectors of an encoder outside its layers: the norm, and the two segment types (BERT)."""
     if not family.encoder:
         return 0
     segments = (fields.integer("type_vocab_size") or 0) * hidden
@@ -226,8 +226,8 @@ def _dense_sizes(
     experts: Sequence[MixtureOfExperts | None],
     kinds: Sequence[str],
 ) -> tuple[int, ...]:
-    """Intermediate size of each layer's dense feed-forward part; 0 where it has none."""
-    if kinds and set(kinds) & {MLP, MOE}:  # each layer is one thing only
+    """Intermediate size of each layer's dense feed-forward part; 0 without one."""
+    if kinds and set(kinds) & {MLP, MOE}:  # each layer has only one part
         size = fields.require("intermediate_size") if MLP in kinds else 0
         return tuple(size if kind == MLP else 0 for kind in kinds)
     if experts and all(mixture is not None for mixture in experts):
@@ -280,7 +280,7 @@ def _attention(fields: ConfigFields, family: ModelFamily) -> Attention:
         key_value_heads=key_value_heads,
         head_size=head_size,
         query_key_value_bias=family.query_key_value_bias if bias is None else bool(bias),
-        # GLM 4 MoE and Seed OSS set attention_bias for queries, keys and values alone.
+        # GLM 4 MoE and Seed OSS apply attention_bias only to queries, keys and values.
         output_bias=family.output_bias
         or (bool(bias) and fields.model_type in {"llama", "mistral", "qwen3", "granite"}),
         query_key_norm_size=norm.get(query_key_norm, 0),
@@ -290,7 +290,7 @@ def _attention(fields: ConfigFields, family: ModelFamily) -> Attention:
 
 
 def _indexer(fields: ConfigFields) -> Indexer | None:
-    """The indexer of sparse attention (DeepSeek-V3.2 and its kin)."""
+    """The indexer of sparse attention (DeepSeek-V3.2 and related models)."""
     if not fields.integer("index_topk"):
         return None
     return Indexer(fields.require("index_n_heads"), fields.require("index_head_dim"))
@@ -313,7 +313,7 @@ def _key_value_heads(fields: ConfigFields, heads: int) -> int:
 
 
 def _dense_size(fields: ConfigFields, hidden: int) -> int:
-    """Intermediate size of a dense feed-forward part; old families leave it at four times."""
+    """Intermediate size of a dense feed-forward part; in old families four times the hidden size."""
     size = (
         fields.integer("intermediate_size_mlp")
         or fields.integer("dense_intermediate_size")
@@ -339,7 +339,7 @@ def _with_formats(
     cache_data_type: str | None,
     precision: str | None,
 ) -> ModelDescription:
-    """Add how weights and cache are stored and multiplied."""
+    """Add the storage formats of weights and cache, and the precision of the products."""
     own = data_type(fields.raw("torch_dtype") or fields.raw("dtype"))
     plain = BYTES_PER_VALUE[own]
     weights = WeightBytes(plain, plain, plain, plain, plain, plain)
@@ -367,15 +367,15 @@ def _with_formats(
 
 
 def _four_bit_experts(fields: ConfigFields, quantization: Mapping[str, Any]) -> bool:
-    """Whether experts are stored in fewer bits than all else (DeepSeek-V4: fp8 with MXFP4)."""
+    """Whether experts are stored in fewer bits than the rest (DeepSeek-V4: fp8 with MXFP4)."""
     return str(fields.raw("expert_dtype") or quantization.get("expert_dtype")).lower() == "fp4"
 
 
 def _cache_bytes(model: ModelDescription, chosen: object, own: str) -> float:
-    """Bytes of a cached number. Sparse attention in fp8 has a layout of its own in vLLM and SGLang.
+    """Bytes of a cached number. Sparse attention in fp8 has a special layout in vLLM and SGLang.
 
-    DeepSeek-V3.2: 512 numbers in fp8 with 4 scales of 32 bits, 64 rotary ones in bf16. DeepSeek-V4,
-    which engines keep in fp8 unless told otherwise: 448 in fp8, 64 in bf16, 8 bytes of scales.
+    DeepSeek-V3.2: 512 numbers in fp8 with 4 scales of 32 bits, 64 rotary numbers in bf16.
+    DeepSeek-V4, which engines keep in fp8 by default: 448 in fp8, 64 in bf16, 8 bytes of scales.
     """
     plain = cache_value_bytes(chosen, own)
     kinds = {type(group.attention) for group in model.layers}
@@ -394,7 +394,7 @@ def _is_sparse(group: LayerGroup) -> bool:
 
 
 def _full_states(fields: ConfigFields) -> bool:
-    """Whether the states of recurrent layers are kept in 32 bits, which some files say."""
+    """Whether the states of recurrent layers are kept in 32 bits, as set in some files."""
     said = fields.raw("mamba_ssm_dtype") or fields.raw("mamba_ssm_cache_dtype")
     return str(said).removeprefix("torch.") == "float32"
 

@@ -17,10 +17,10 @@ _WINDOW, _SPARSE, _HEAVY = (
     "compressed_sparse_attention",
     "heavily_compressed_attention",
 )
-# Older files give the ratio of each layer instead of its kind.
+# Older files list the ratio of each layer instead of its kind.
 _KIND_OF_RATIO = {0: _WINDOW, 4: _SPARSE, 128: _HEAVY}
 _RATIOS = {_SPARSE: 4, _HEAVY: 128}
-# Hyper-connections are kept and multiplied in 32 bits.
+# Hyper-connections are stored and multiplied in 32 bits.
 _CONNECTION_BYTES = 4.0
 
 
@@ -51,7 +51,7 @@ def deepseek_v4_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
         )
         for kind in kinds
     )
-    # At the end the streams are joined by one more projection.
+    # At the end one more projection joins the streams.
     head = Beside(streams * streams * hidden, streams + 1, 2 * streams * hidden, _CONNECTION_BYTES)
     return Stack(layers, {"beside": head})
 
@@ -92,8 +92,8 @@ def _attention(fields: ConfigFields, kind: str) -> CompressedAttention:
 def _beside(attention: CompressedAttention, hidden: int, streams: int) -> Beside:
     """The compressor, and a hyper-connection before attention and one before the experts.
 
-    Each projects all streams to the weights that join them into one input and mix them with its
-    output: `streams` weights to join, as many to spread, `streams` squared to mix.
+    Each projects all streams to the weights that join them into one input and mix them with the
+    output: `streams` weights to join, as many to distribute, and `streams` squared to mix.
     """
     connection = (2 + streams) * streams
     compressor = attention.compressor_parameters(hidden)

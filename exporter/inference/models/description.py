@@ -1,4 +1,4 @@
-"""The shape of a transformer: all that its FLOPs and bytes depend on, and nothing else."""
+"""The shape of a transformer: exactly the facts on which its FLOPs and bytes depend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,15 +9,15 @@ from exporter.inference.models.attention import Attention
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What a layer, or the model, holds beside attention and feed-forward parts."""
+    """Parts of a layer, or of the model, other than attention and feed-forward parts."""
 
-    # Parameters that every token is multiplied with.
+    # Parameters multiplied with every token.
     matrices: int = 0
-    # Norms, biases and scales; negative where the family's usual norms are missing.
+    # Norms, biases and scales; negative if the family's usual norms are missing.
     vectors: int = 0
     # FLOPs of a token in products without parameters.
     token_flop: int = 0
-    # Bytes per parameter where they are not those of the model's data type.
+    # Bytes per parameter if they differ from the model's data type.
     value_bytes: float | None = None
 
 
@@ -26,13 +26,13 @@ NOTHING_BESIDE = Beside()
 
 @dataclass(frozen=True, slots=True)
 class Prologue:
-    """Work of each prompt before its first token: the audio that Whisper's encoder hears.
+    """Work of each prompt before its first token, such as audio for Whisper's encoder.
 
-    It is of one size whatever the audio, because shorter audio is padded.
+    Its size is constant, because shorter audio is padded.
     """
 
     flop: int
-    # Parameters, those of them that are vectors, and numbers that the decoder reads ever after.
+    # Parameters, the vectors among them, and numbers that the decoder reads in every later pass.
     matrices: int
     vectors: int
     cached_values: int
@@ -45,7 +45,7 @@ class MixtureOfExperts:
     experts: int
     active_experts: int
     intermediate_size: int
-    # All shared experts together, 0 without.
+    # All shared experts together; 0 without any.
     shared_intermediate_size: int = 0
     shared_gate: bool = False
     expert_bias: bool = False
@@ -60,7 +60,7 @@ class LayerGroup:
 
     count: int
     attention: Attention
-    # Tokens that a query may look back at, itself included; None: all.
+    # Tokens that a query may attend to, itself included; None means all.
     window: int | None
     # The dense feed-forward part; 0 in a layer of experts.
     intermediate_size: int
@@ -83,7 +83,7 @@ class WeightBytes:
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """A model that generates tokens, as far as its FLOPs and bytes are concerned."""
+    """A model that generates tokens, reduced to what determines its FLOPs and bytes."""
 
     model_type: str
     hidden_size: int
@@ -102,16 +102,17 @@ class ModelDescription:
     compute_precision: str = "bf16"
     cache_value_bytes: float = 2.0
     state_value_bytes: float = 2.0
-    # Encoders attend to the tokens after them too, and have no output head.
+    # Encoders also attend to later tokens and have no output head.
     causal: bool = True
     output_head: bool = True
-    # Vectors beside the layers, where they are more than a final norm.
+    # Vectors outside the layers, if more than a final norm.
     other_vectors: int = 0
     beside: Beside = NOTHING_BESIDE
-    # Parameters of tables beside the embedding, of which a token reads a row (Gemma 3n).
+    # Parameters of further tables of which a token reads one row (Gemma 3n).
     looked_up: int = 0
     prologue: Prologue | None = None
-    # Parts of the served model whose work no engine tells enough of to count it.
+    # Parts of the served model whose work is not counted, because no engine reports enough about
+    # it.
     not_counted: tuple[str, ...] = ()
 
     @property
@@ -121,11 +122,11 @@ class ModelDescription:
 
 
 class ModelDescriptionError(FlopwatchError):
-    """A model cannot be described: its tokens are still counted, its FLOPs are not."""
+    """A model cannot be described: its tokens are still counted, but not its FLOPs."""
 
 
 class UnknownArchitectureError(ModelDescriptionError):
-    """A config.json lacks fields that the formulas need, or uses layers that they do not know."""
+    """A config.json lacks fields that the formulas need, or uses layers that they do not cover."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a model's family fixes and its config.json does not say.
+"""Properties fixed by a model's family and not given in its config.json.
 
 Source: the modelling code of Hugging Face transformers for each family, and the papers and
 model cards of the models themselves.
@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """The traits of one `model_type`, as the class of that name in transformers has them."""
+    """The traits of one `model_type`, as in the class of that name in transformers."""
 
     gated: bool = True
     query_key_value_bias: bool = False
@@ -29,12 +29,12 @@ class ModelFamily:
     learned_positions: bool = False
     # A projection of the input gates the output of attention.
     gated_output: bool = False
-    # One number a head gates the output (Step 3.5).
+    # One number per head gates the output (Step 3.5).
     head_gate: bool = False
-    # What describes the layers of a family that the common rules do not (see config.py).
+    # The builder of the layers, for a family that the common rules do not cover (see config.py).
     stack: str = ""
-    # Layers beside attention: "delta" (gated delta network), "kimi" (Kimi delta attention),
-    # "mamba" or "mamba2"; and the fields that belong to them.
+    # Layers other than attention: "delta" (gated delta network), "kimi" (Kimi delta attention),
+    # "mamba" or "mamba2"; and their fields.
     recurrent: str = ""
     # Whether layers have a feed-forward part at all.
     feed_forward: bool = True
@@ -42,8 +42,8 @@ class ModelFamily:
     # Attends to all tokens and generates none.
     encoder: bool = False
     outer_norms: int = 1
-    # How sliding windows are laid out where the file has no `layer_types`:
-    # all, none, even (every other layer, the first one windowed), or a number n: one in n is full.
+    # The layout of sliding windows in files without `layer_types`: all, none, even (every other
+    # layer, starting with the first), or a number n: one layer in n is full.
     windows: str | int = "none"
     # The class's own defaults, for files that leave them out.
     defaults: Mapping[str, int | bool] = field(default_factory=lambda: MappingProxyType({}))
@@ -375,8 +375,8 @@ FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
     }
 )
 
-# Fields and field values of layers that are no plain attention: state-space, linear, convolution
-# or sparse-index attention. Their FLOPs follow other formulas, so they are refused by name.
+# Fields and field values of layers other than plain attention: state-space, linear, convolution or
+# sparse-index attention. Their FLOPs follow other formulas, so they are rejected by name.
 FOREIGN_FIELDS = (
     "routed_expert_hidden_size",
     "attn_res_block_size",
@@ -400,7 +400,7 @@ FOREIGN_FIELDS = (
 )
 
 
-# Architectures that are known, and known to need other formulas: why they are refused.
+# Known architectures that need other formulas, with the reason for rejecting them.
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
         "arctic": "a dense feed-forward part beside the experts is not described",

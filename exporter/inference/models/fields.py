@@ -1,4 +1,4 @@
-"""Reads the fields of a Hugging Face config.json, under the names that each family gave them."""
+"""Reads the fields of a Hugging Face config.json under the names used by each family."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,11 +33,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "share_expert_dim": ("share_expert_dims",),
     "n_shared_experts": ("num_shared_experts", "num_shared_expert", "moe_num_shared_experts"),
 }
-# Wrappers that multimodal models put around their language model.
+# Keys under which multimodal models nest their language model.
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
-# Fields that some families list once per layer (Hunyuan); a list of one and the same is that one.
+# Fields that some families list once per layer (Hunyuan); a list of equal values counts as that
+# value.
 LISTED = frozenset({"num_experts_per_tok", "n_shared_experts", "moe_intermediate_size"})
-# Larger than any real model; a value beyond is a broken file, not a big model.
+# Larger than in any real model; a larger value means a broken file.
 LARGEST_FIELD = 10**9
 LARGEST_LAYER_COUNT = 10_000
 
@@ -59,10 +60,10 @@ class ConfigFields:
         return self._defaults.get(name)
 
     def integer(self, name: str) -> int | None:
-        """The field as a non-negative whole number, or None where it is not given."""
+        """The field as a non-negative whole number, or None if it is missing."""
         value = self.raw(name)
         if name in LISTED and isinstance(value, list) and len(set(map(str, value))) == 1:
-            value = value[0]  # one and the same for every layer
+            value = value[0]  # the same for every layer
         return self.whole(name, value)
 
     def whole(self, name: str, value: Any) -> int | None:
@@ -78,7 +79,7 @@ class ConfigFields:
         return int(value)
 
     def require(self, name: str) -> int:
-        """The field as a positive whole number; where it is missing, 0, and it is noted."""
+        """The field as a positive whole number; if it is missing, 0, and the name is recorded."""
         value = self.integer(name)
         if not value:
             self.missing.append(name)
@@ -86,7 +87,7 @@ class ConfigFields:
         return value
 
     def flag(self, name: str, *, default: bool = False) -> bool:
-        """The field as a truth value."""
+        """The field as a boolean."""
         value = self.raw(name)
         return default if value is None else bool(value)
 
@@ -101,9 +102,9 @@ class ConfigFields:
 
 
 def language_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the language model's part of a config.json, which multimodal models nest.
+    """Return the language model's part of a config.json, which is nested in multimodal models.
 
-    What only the outer object says (quantization, data type) is carried into the inner one.
+    Settings only in the outer object (quantization, data type) are copied into the inner one.
     """
     for name in NESTED:
         inner = config.get(name)
@@ -113,6 +114,6 @@ def language_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
                 for key in ("quantization_config", "torch_dtype", "dtype", "tie_word_embeddings")
                 if key in config
             }
-            # Twice nested: a thinker around a text model.
+            # Nested twice: a thinker around a text model.
             return language_model({**carried, **inner})
     return config

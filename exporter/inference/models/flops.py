@@ -1,11 +1,11 @@
-"""Model FLOPs of prefill and decode: what the tokens needed, however the engine computed them.
+"""Model FLOPs of prefill and decode: the work that tokens need, however the engine computes them.
 
 Counted are matrix products (two FLOPs per multiply-add): projections, feed-forward parts, routers,
 attention over the real context, the output head where logits are computed. Not counted, as in the
 definitions of MFU by PaLM (arXiv 2204.02311, appendix B) and Megatron (arXiv 2104.04473): norms,
-activations, softmax, embedding look-ups, and whatever an engine computes in vain (padding,
-recomputation after preemption, rejected drafts). Tensor, pipeline, expert and data parallelism
-spread the same FLOPs over more GPUs: nothing here depends on them.
+activations, softmax, embedding look-ups, and work that an engine wastes (padding, recomputation
+after preemption, rejected drafts). Tensor, pipeline, expert and data parallelism spread the same
+FLOPs over more GPUs: nothing here depends on them.
 """
 
 from functools import lru_cache
@@ -17,9 +17,9 @@ from exporter.inference.models.parameters import count_parameters
 
 @lru_cache(maxsize=256)
 def linear_flop_per_token(model: ModelDescription) -> int:
-    """Return 2·N FLOPs, N the matrix parameters one token meets, without attention and head.
+    """Return 2·N FLOPs, with N the matrix parameters per token, without attention and head.
 
-    Layers that carry a state add their work on it, which no context changes, and so do products
+    Layers with a state add their work on it, which does not depend on the context; so do products
     without parameters, such as those that mix the streams of a residual.
 
     Source: Kaplan et al., arXiv 2001.08361, section 2.1; active experts only, arXiv 2401.04088.
@@ -43,7 +43,7 @@ def prefill_attention_flop(
 
     Per layer 4·heads·head_size per query-key pair: the product with the keys and the one with the
     values (PaLM, appendix B, forward pass), over causal pairs within the layer's window. Sparse
-    attention also scores all keys to choose the window's. In an encoder every token attends to all.
+    attention also scores all keys for selection. In an encoder every token attends to all.
     """
     if not model.causal:
         return _encoder_attention_flop(model, new_tokens, cached_tokens)
@@ -71,7 +71,7 @@ def _encoder_attention_flop(
 def decode_attention_flop(model: ModelDescription, context_tokens: float) -> float:
     """Return the attention FLOPs of one decoded token that attends to `context_tokens` keys.
 
-    The token itself is one of them.
+    The token itself is included.
     """
     return sum(
         group.count
@@ -133,7 +133,7 @@ def decode_flop(model: ModelDescription, tokens: float, context_tokens: float) -
 
 
 def _index_flop(attention: Attention, new_tokens: float, cached_tokens: float) -> float:
-    """FLOPs of the scores that choose keys."""
+    """FLOPs of the scores that select keys."""
     if not attention.index_pair_flop:
         return 0.0
     return attention.index_pair_flop * attention.index_pairs(new_tokens, cached_tokens)

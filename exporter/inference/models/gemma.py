@@ -12,7 +12,7 @@ from exporter.inference.models.stack import Stack, kinds_of, layer_override, lay
 
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-# Every how manieth layer attends to all, where the file lists no kinds.
+# One layer in this many attends to all tokens, if the file lists no layer types.
 _PERIOD = {"gemma3n_text": 5, "gemma4_text": 6}
 _GLOBAL_HEAD_SIZE = 512
 
@@ -77,7 +77,7 @@ def _attention(fields: ConfigFields, layer: int, kind: str, *, shared: bool) -> 
 
 def _feed_forward_sizes(fields: ConfigFields, count: int, first_shared: int) -> tuple[int, ...]:
     listed = fields.raw("intermediate_size")
-    if isinstance(listed, list):  # Gemma 3n may name one a layer
+    if isinstance(listed, list):  # Gemma 3n may list one per layer
         sizes = [fields.whole("intermediate_size", size) for size in listed[:count]]
         if len(sizes) < count or not all(sizes):
             raise fields.error(f"intermediate_size does not have a size for {count} layers")
@@ -88,7 +88,7 @@ def _feed_forward_sizes(fields: ConfigFields, count: int, first_shared: int) -> 
 
 
 def _mixture(fields: ConfigFields) -> MixtureOfExperts | None:
-    """Experts beside the dense part of every layer (Gemma 4 26B-A4B)."""
+    """Experts in parallel with the dense part of every layer (Gemma 4 26B-A4B)."""
     if not fields.flag("enable_moe_block"):
         return None
     return MixtureOfExperts(
@@ -102,15 +102,15 @@ def _beside_layer(fields: ConfigFields, hidden: int, mixture: MixtureOfExperts |
     """Per-layer embeddings; in Gemma 3n also alternating updates and the learned residual."""
     width = fields.integer("hidden_size_per_layer_input") or 0
     matrices, vectors, token_flop = 2 * hidden * width, hidden * bool(width), 0
-    if mixture is not None:  # three more norms, the router's scale and one number an expert
+    if mixture is not None:  # three more norms, the router's scale and one number per expert
         vectors += 4 * hidden + mixture.experts
     streams = fields.integer("altup_num_inputs") or 0
     if streams:
         rank = fields.require("laurel_rank")
         matrices += 2 * hidden * rank + streams * hidden + streams**2 * (streams + 1)
         vectors += 3 * hidden
-        # The router looks twice, before the layer and after; the streams are mixed by a matrix
-        # of their own for each token.
+        # The router runs twice, before and after the layer; the streams are mixed by a separate
+        # matrix for each token.
         token_flop = 2 * streams * hidden + 2 * streams**2 * hidden
     return Beside(matrices, vectors, token_flop)
 
@@ -119,7 +119,7 @@ def _beside_model(fields: ConfigFields, hidden: int, count: int) -> dict[str, ob
     width = fields.integer("hidden_size_per_layer_input") or 0
     streams = fields.integer("altup_num_inputs") or 1
     words = fields.integer("vocab_size_per_layer_input") or fields.integer("vocab_size") or 0
-    # Streams beside the first are made from it at the start and joined to it at the end.
+    # The other streams are derived from the first at the start and joined to it at the end.
     matrices = hidden * width * count + 2 * (streams - 1) * hidden * hidden
     return {
         "beside": Beside(matrices, width),

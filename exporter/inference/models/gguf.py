@@ -1,7 +1,8 @@
 """A model description from the header of a GGUF file, as llama.cpp serves it.
 
-Source: ggml-org/ggml, docs/gguf.md. The header says the model's sizes and every tensor's shape and
-type; weights are never read. What the formulas count must agree with the tensors that are there.
+Source: ggml-org/ggml, docs/gguf.md. The header has the model's sizes and every tensor's shape and
+type; weights are never read. The parameters counted by the formulas must agree with the tensors in
+the file.
 """
 
 import math
@@ -24,11 +25,11 @@ from exporter.inference.models.quantization import cache_value_bytes
 
 
 MAGIC = b"GGUF"
-# Headers are some ten megabytes, most of it the vocabulary; more is no header.
+# Headers take about ten megabytes, mostly the vocabulary; anything larger is invalid.
 LARGEST_HEADER_BYTES = 128 * 1024 * 1024
 LARGEST_COUNT = 1_000_000
 LONGEST_TEXT = 1024 * 1024
-# Share by which counted parameters may differ from those of the tensors.
+# The share by which counted parameters may differ from those of the tensors.
 TOLERANCE = 0.001
 
 # Bytes of a block and numbers in it, by ggml's type number.
@@ -40,7 +41,7 @@ _TYPES: Mapping[int, tuple[int, int]] = {
     27: (8, 1), 28: (8, 1), 29: (56, 256), 30: (2, 1), 34: (54, 256), 35: (66, 256),
     39: (17, 32),
 }  # fmt: skip
-# Types that are multiplied as they are. All others are multiplied with activations in 8 bits.
+# Types that are multiplied directly. All others are multiplied with activations in 8 bits.
 _PLAIN = {0: "fp32", 1: "fp16", 30: "bf16"}
 _SCALARS = {
     0: "<B",
@@ -57,7 +58,7 @@ _SCALARS = {
 }
 _TEXT, _ARRAY = 8, 9
 
-# ggml's names of architectures whose tensors are those of a Hugging Face family.
+# ggml's names of architectures with the same tensors as a Hugging Face family.
 _FAMILIES = {
     "llama": "llama",
     "qwen2": "qwen2",
@@ -108,7 +109,7 @@ class Tensor:
 
     @property
     def stored_bytes(self) -> float:
-        """Bytes that it takes."""
+        """Its size in bytes."""
         size, numbers = _TYPES[self.type_number]
         return self.parameters * size / numbers
 
@@ -122,7 +123,7 @@ class Header:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the file begins as a GGUF file does."""
+    """Whether the file starts like a GGUF file."""
     try:
         with path.open("rb") as file:
             return file.read(4) == MAGIC
@@ -149,7 +150,7 @@ def load_gguf(
 
 
 def read_header(file: BinaryIO) -> Header:
-    """Read the metadata and the tensors' shapes. Raises ValueError where that is no GGUF header."""
+    """Read the metadata and the tensors' shapes. Raises ValueError if it is not a GGUF header."""
     reader = _Reader(file)
     if reader.take(4) != MAGIC:
         raise ValueError("not a GGUF file")
@@ -222,7 +223,7 @@ def _config(header: Header, architecture: str, names: set[str]) -> dict[str, Any
 
 
 def _check(model: ModelDescription, header: Header, architecture: str) -> None:
-    """Refuse a model whose tensors are not those that the formulas count."""
+    """Reject a model whose tensors do not match the formulas."""
     counted = count_parameters(model).total
     there = sum(t.parameters for t in header.tensors if not t.name.startswith("rope_"))
     if there <= 0 or abs(counted / there - 1) > TOLERANCE:
@@ -272,7 +273,7 @@ def _part(name: str, own_head: bool) -> str:
 
 
 class _Reader:
-    """Reads numbers and texts, and no more than a header has."""
+    """Reads numbers and strings, up to the size limit of a header."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -294,21 +295,21 @@ class _Reader:
         return value
 
     def count(self) -> int:
-        """A number of things that follow."""
+        """The number of items that follow."""
         value = int(self.number("<Q"))
         if value > LARGEST_COUNT:
             raise ValueError(f"a count of {value}")
         return value
 
     def text(self) -> str:
-        """The next text."""
+        """The next string."""
         size = int(self.number("<Q"))
         if size > LONGEST_TEXT:
             raise ValueError(f"a text of {size} bytes")
         return self.take(size).decode(errors="replace")
 
     def value(self, kind: int) -> Any:
-        """The next value; of a long array, only that it is one."""
+        """The next value; the contents of long arrays and of string arrays are skipped."""
         if kind == _TEXT:
             return self.text()
         if kind in _SCALARS:

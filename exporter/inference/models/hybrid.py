@@ -1,4 +1,4 @@
-"""Models whose layers are not all attention: which layer is what, and what a recurrent one holds."""
+"""Models with other layers than attention: the kind of each layer, and recurrent mixers."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields
 
 
 FULL_ATTENTION, RECURRENT, MLP, MOE = "full_attention", "linear_attention", "mlp", "moe"
-# Nemotron-H writes its layers as a word; and the names that older files use.
+# The letters of Nemotron-H's layer string, and the names used in older files.
 _LETTERS = {"M": RECURRENT, "*": FULL_ATTENTION, "-": MLP, "E": MOE}
 _NAMES = {
     "mamba": RECURRENT,
@@ -21,7 +21,7 @@ _NAMES = {
 
 
 def layer_kinds(fields: ConfigFields, family: ModelFamily) -> tuple[str, ...]:
-    """Return what each layer is; empty for a family whose layers all attend."""
+    """Return the kind of each layer; empty for a family with attention in all layers."""
     if not family.recurrent:
         return ()
     count = fields.integer("num_hidden_layers")
@@ -42,7 +42,7 @@ def layer_kinds(fields: ConfigFields, family: ModelFamily) -> tuple[str, ...]:
 
 
 def mixer_of(fields: ConfigFields, family: ModelFamily, kind: str) -> RecurrentMixer:
-    """Return the mixer of a layer that does not attend."""
+    """Return the mixer of a layer without attention."""
     if kind in {MLP, MOE}:
         return NO_MIXER
     if family.recurrent == "delta":
@@ -53,7 +53,7 @@ def mixer_of(fields: ConfigFields, family: ModelFamily, kind: str) -> RecurrentM
 
 
 def _written(fields: ConfigFields) -> list[str] | None:
-    """The kinds where the file lists them."""
+    """The kinds, if the file lists them."""
     pattern = fields.raw("hybrid_override_pattern")
     if isinstance(pattern, str) and pattern:
         letters = [letter for letter in pattern if letter != "|"]
@@ -80,7 +80,7 @@ def _kimi(fields: ConfigFields, count: int) -> list[str] | None:
 
 
 def _attending(fields: ConfigFields, count: int) -> list[str]:
-    """Jamba gives a period and an offset of the layers that attend; Mamba has none."""
+    """Jamba gives a period and an offset of its attention layers; Mamba has none."""
     period = fields.integer("attn_layer_period")
     if not period:
         return [RECURRENT] * count
@@ -89,7 +89,7 @@ def _attending(fields: ConfigFields, count: int) -> list[str]:
 
 
 def _gated_delta(fields: ConfigFields) -> RecurrentMixer:
-    """Gated delta network: queries, keys and values convolved, a state of key by value size a head.
+    """Gated delta network: convolved queries, keys, values; per head a state of key by value size.
 
     Per value head the state is read with the key, corrected by an outer product, and read with the
     query: three products of key size by value size.
@@ -138,9 +138,9 @@ def _kimi_delta(fields: ConfigFields) -> RecurrentMixer:
 
 
 def _mamba(fields: ConfigFields) -> RecurrentMixer:
-    """Mamba-1: each channel has a state of its own, written and read once a token.
+    """Mamba-1: each channel has its own state, written and read once per token.
 
-    The time step comes through a low rank. Jamba normalizes it and what goes in and out.
+    The time step has a low-rank projection. Jamba normalizes it, and the input and output.
     """
     hidden = fields.require("hidden_size")
     inner = fields.integer("mamba_expand") or fields.integer("expand") or 2
@@ -162,7 +162,7 @@ def _mamba(fields: ConfigFields) -> RecurrentMixer:
         + inner * (rank + 2 * states)
         + rank * inner
         + inner * hidden,
-        # Decays and skips, the bias of the time step, and those of the file.
+        # Decays and skips, the bias of the time step, and the biases set in the file.
         vectors=inner * (states + 2) + norms + inner * convolved + (2 * inner + hidden) * bias,
         state_values=inner * states,
         token_flop=4 * inner * states,
@@ -170,7 +170,7 @@ def _mamba(fields: ConfigFields) -> RecurrentMixer:
 
 
 def _mamba2(fields: ConfigFields) -> RecurrentMixer:
-    """Mamba-2: per head a state of head size by state size, written and read once a token."""
+    """Mamba-2: per head a state of head size by state size, written and read once per token."""
     hidden = fields.require("hidden_size")
     heads = fields.integer("mamba_num_heads") or fields.require("num_heads")
     inner = heads * (fields.integer("mamba_head_dim") or fields.require("head_dim"))

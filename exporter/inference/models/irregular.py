@@ -1,4 +1,4 @@
-"""Families whose layers differ one by one: skipped parts, other heads, two blocks in a layer.
+"""Families with irregular layers: skipped parts, different heads, two blocks per layer.
 
 Nemotron-NAS (arXiv 2411.19146), LongCat-Flash (arXiv 2509.01322), MiniMax-M3, Step 3.5 and
 MiMo-V2. Source: the classes in Hugging Face transformers, for Nemotron-NAS the modelling code of
@@ -33,7 +33,7 @@ _ROUNDED_TO = 256
 
 
 def nemotron_nas_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
-    """Return the layers of a Nemotron-NAS (DeciLM) model: its file describes each."""
+    """Return the layers of a Nemotron-NAS (DeciLM) model: its file describes each one."""
     count = layer_total(fields)
     hidden = fields.require("hidden_size")
     blocks = fields.raw("block_configs")
@@ -65,7 +65,7 @@ def _nas_layer(fields: ConfigFields, block: Any, hidden: int) -> LayerGroup:
     if attention.get("replace_with_linear"):
         mixer = RecurrentMixer(matrices=hidden * hidden, vectors=0)
     elif attention.get("no_op"):
-        vectors -= hidden  # its norm goes with it
+        vectors -= hidden  # its norm is skipped too
     else:
         mixer = _nas_attention(fields, attention, hidden)
     if feed_forward.get("replace_with_linear"):
@@ -102,10 +102,10 @@ def _nas_size(fields: ConfigFields, said: Mapping[str, Any], hidden: int) -> int
 
 
 def longcat_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
-    """Return the blocks of a LongCat-Flash model: two a layer, the first with experts beside.
+    """Return the blocks of a LongCat-Flash model: two per layer, the first also with experts.
 
-    A token is routed to `moe_topk` of the experts that compute and those that do not. Which is up
-    to the token; the mean is what the model's own load control holds it to, the same share of each.
+    A token is routed to `moe_topk` of all experts, both computing and identity experts. The split
+    depends on the token; on average the model's load control makes it use all experts equally.
     """
     count = layer_total(fields)
     real, zero = fields.require("num_experts"), fields.integer("zero_expert_num") or 0
@@ -139,7 +139,7 @@ def longcat_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
 
 
 def minimax_m3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
-    """Return the layers of a MiniMax-M3 text model: blocks of keys are chosen in most of them."""
+    """Return the layers of a MiniMax-M3 text model: most of them select blocks of keys."""
     count = layer_total(fields)
     said = fields.raw("sparse_attention_config")
     sparse: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
@@ -202,7 +202,7 @@ def _with_selector(plain: GroupedAttention, chooser: BlockSelector | None) -> Gr
 
 
 def _dense_or_experts(fields: ConfigFields, count: int, dense_name: str) -> tuple[int, ...]:
-    """The size of each layer's dense feed-forward part; 0 where it has experts."""
+    """The size of each layer's dense feed-forward part; 0 in layers with experts."""
     kinds = kinds_of(fields, "mlp_layer_types", count, ("dense", "sparse"))
     if kinds is not None:
         dense = [kind == "dense" for kind in kinds]
@@ -215,7 +215,7 @@ def _dense_or_experts(fields: ConfigFields, count: int, dense_name: str) -> tupl
 
 
 def windowed_heads_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
-    """Return the layers of Step 3.5 or MiMo-V2: windowed layers have other heads than full ones."""
+    """Return the layers of Step 3.5 or MiMo-V2: windowed and full layers have different heads."""
     count = layer_total(fields)
     kinds = kinds_of(fields, "layer_types", count, (_FULL, _SLIDING))
     marks = fields.raw("hybrid_layer_pattern")
@@ -250,7 +250,8 @@ def windowed_heads_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
 def step3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     """Return the layers of a Step 3 text model: multi-matrix factorization attention.
 
-    All query heads share one key and value head, and a low rank. Source: StepFun, arXiv 2507.19427.
+    All query heads share one key and value head and a low-rank projection. Source: StepFun, arXiv
+    2507.19427.
     """
     count = layer_total(fields)
     attention = GroupedAttention(

@@ -1,4 +1,4 @@
-"""The layers of a model: which attend through a window, and which hold experts."""
+"""The layers of a model: which ones have a window, and which ones have experts."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ CHUNKED = ("chunked_attention",)
 def windows(
     fields: ConfigFields, family: ModelFamily, layer_count: int, hybrid: Sequence[str] = ()
 ) -> tuple[int | None, ...]:
-    """Return each layer's window in tokens, None where it attends to the whole context.
+    """Return each layer's window in tokens; None if it attends to the whole context.
 
     A chunked layer (Llama 4) attends to its own chunk, on average half of it; the chunk is taken
     as its window, an upper bound.
     """
-    if hybrid:  # full attention and layers that attend to nothing
+    if hybrid:  # full attention, and layers without attention
         return (None,) * layer_count
     if family.windows == "file":
         return _modern_bert(fields, layer_count)
@@ -41,7 +41,7 @@ def windows(
 
 
 def _modern_bert(fields: ConfigFields, layer_count: int) -> tuple[int | None, ...]:
-    """Every third layer attends to all; the others to half of `local_attention` on either side."""
+    """Every third layer attends to all, the others to half of `local_attention` on each side."""
     window = fields.require("local_attention") + 1
     every = fields.integer("global_attn_every_n_layers") or 3
     return tuple(None if layer % every == 0 else window for layer in range(layer_count))
@@ -68,7 +68,7 @@ def mixtures(
         raise fields.error(
             f"num_experts_per_tok {mixture.active_experts} exceeds {mixture.experts} experts"
         )
-    if "moe" in hybrid:  # each layer is one thing only
+    if "moe" in hybrid:  # each layer has only one part
         return tuple(mixture if kind == "moe" else None for kind in hybrid)
     if set(hybrid) & {"mlp", "moe"}:
         return (None,) * layer_count
@@ -90,10 +90,10 @@ def _window_of(
 def _laid_out(
     fields: ConfigFields, family: ModelFamily, layer_count: int, window: int
 ) -> tuple[int | None, ...]:
-    """Windows where the file has no list of layer types: by the pattern, else by the family."""
+    """Windows for files without a list of layer types: by the pattern, else by the family."""
     pattern = fields.raw("sliding_window_pattern") or fields.raw("_sliding_window_pattern")
     if isinstance(pattern, str) and pattern and not pattern.strip("LG"):
-        # EXAONE 4 writes one period of local and global layers: LLLG.
+        # EXAONE 4 gives one period of local and global layers: LLLG.
         period = len(pattern)
         return tuple(
             window if pattern[layer % period] == "L" else None for layer in range(layer_count)
@@ -113,7 +113,7 @@ def _laid_out(
 
 
 def _expert_size(fields: ConfigFields) -> int:
-    """Intermediate size of one expert; Mixtral and Llama 4 use the plain field for it."""
+    """Intermediate size of one expert; Mixtral and Llama 4 use the general field."""
     size = fields.integer("moe_intermediate_size")
     return size or fields.require("intermediate_size")
 
@@ -134,7 +134,7 @@ def _shared_size(fields: ConfigFields) -> int:
 
 
 def _holds_experts(fields: ConfigFields, layer: int) -> bool:
-    """Whether a layer is one of experts, by the rule that its family writes down."""
+    """Whether a layer has experts, by the rule of its family."""
     listed = fields.raw("moe_layers")
     if isinstance(listed, list) and listed:
         return layer in listed

@@ -1,7 +1,7 @@
-"""Finds the file of a model that an engine names, where the daemon can read it, and describes it.
+"""Finds and describes the file of a model named by an engine, if the daemon can read it.
 
-Names come from another program. Nothing but a config.json or a GGUF file is ever opened, nothing is
-downloaded, and no link leads out of the root that is looked under.
+Names come from another program and are not trusted. Only a config.json or a GGUF file is ever
+opened, nothing is downloaded, and links are not followed out of the search root.
 """
 
 import os
@@ -39,18 +39,18 @@ def load_model(
 def locate_config(model_name: str, environment: Mapping[str, str] | None = None) -> Path | None:
     """Return the config.json or GGUF file of `model_name` on this host, or None.
 
-    A name is an absolute path, as engines report for local models, or a hub id looked up in the
-    hub's cache (`HF_HUB_CACHE`, `HF_HOME`).
+    A name is an absolute path, as reported by engines for local models, or a hub id, which is
+    looked up in the hub's cache (`HF_HUB_CACHE`, `HF_HOME`).
     """
     variables = os.environ if environment is None else environment
     return _locate(Path("/"), model_name, variables, PurePosixPath("/"))
 
 
 def locate_in_process(pid: int, model: str, proc: str = "/proc") -> Path | None:
-    """Return the model file that the command line of process `pid` names, seen from there.
+    """Return the model file named by the command line of process `pid`, as seen by the process.
 
-    Through the process's root, so that a container's file system is looked at as it sees it. Needs
-    the right to follow /proc/<pid>/root: the same user, or CAP_SYS_PTRACE.
+    The path is resolved through the process's root, so that it is read in the container's file
+    system. Needs permission to follow /proc/<pid>/root: the same user, or CAP_SYS_PTRACE.
     """
     try:
         folder = PurePosixPath(os.readlink(f"{proc}/{pid}/cwd"))  # noqa: PTH115
@@ -60,7 +60,7 @@ def locate_in_process(pid: int, model: str, proc: str = "/proc") -> Path | None:
 
 
 def resolve_under(root: Path, path: PurePosixPath) -> Path | None:
-    """Return `path` under `root` with every link followed as if `root` were /; None if it is not there."""
+    """Return `path` below `root`, following links as if `root` were /; None if it does not exist."""
     parts = list(reversed(path.parts))
     done: list[str] = []
     links = 0
@@ -97,7 +97,7 @@ def _locate(
         return None
     if name.startswith("/"):
         return _model_file(root, PurePosixPath(name))
-    if root != Path("/"):  # a path from where the process was started
+    if root != Path("/"):  # relative to the working directory of the process
         found = _model_file(root, folder / name)
         if found is not None:
             return found
@@ -133,7 +133,7 @@ def _newest_snapshot(root: Path, cache: PurePosixPath, name: str) -> Path | None
 
 
 def _variables(pid: int, proc: str) -> dict[str, str]:
-    """Where the process keeps its hub cache; nothing else of its environment is kept."""
+    """The variables that locate the process's hub cache; the rest of its environment is dropped."""
     try:
         with open(f"{proc}/{pid}/environ", "rb") as file:  # noqa: PTH123
             entries = file.read(LONGEST_ENVIRONMENT_BYTES).split(b"\0")

@@ -1,9 +1,9 @@
-"""Bytes that must cross device memory for the tokens: weights once a pass, and the KV cache.
+"""Device memory traffic that tokens require: weights once per pass, and the KV cache.
 
-Activations are left out: fused kernels and the L2 cache keep most of them off device memory, and
-in decode they are small beside weights and cache. So these are the bytes a perfect engine moves,
-the MBU numerator of Databricks ("LLM Inference Performance Engineering: Best Practices", 2023),
-a lower bound of what the memory counters show.
+Activations are left out: fused kernels and the L2 cache keep most of them off device memory, and in
+decode they are small compared with weights and cache. The result is the traffic of a perfect
+engine, the MBU numerator of Databricks ("LLM Inference Performance Engineering: Best Practices",
+2023), and a lower bound of the values of the memory counters.
 """
 
 from exporter.inference.models.description import Beside, ModelDescription
@@ -11,11 +11,11 @@ from exporter.inference.models.parameters import count_parameters, feed_forward_
 
 
 def experts_touched(experts: int, active_experts: int, tokens: float) -> float:
-    """Return how many distinct experts of a layer a pass over `tokens` reads, on average.
+    """Return the mean number of distinct experts of a layer that a pass over `tokens` reads.
 
-    Each token picks `active_experts` of `experts`; were the picks uniform and independent, an
-    expert stays untouched with probability (1 - k/E)^T, so E·(1 - (1 - k/E)^T) are touched.
-    Never more than min(T·k, E). Real routers are uneven, so the true number is a little lower.
+    Each token picks `active_experts` of `experts`; if the picks are uniform and independent, an
+    expert stays untouched with probability (1 - k/E)^T, so E·(1 - (1 - k/E)^T) are touched. Never
+    more than min(T·k, E). Real routers are uneven, so the true number is a little lower.
     """
     if tokens <= 0:
         return 0.0
@@ -31,13 +31,13 @@ def weight_bytes_per_pass(
 ) -> float:
     """Return the weight bytes that one forward pass over `tokens` reads from all GPUs together.
 
-    Dense weights are read once whatever the batch; experts only where a token is routed to them.
+    Dense weights are read once for any batch size; experts only if a token is routed to them.
     Tensor and pipeline parallelism split the same bytes over more GPUs. The embedding is a look-up
-    of a few rows and not counted; the output head is read where logits are computed.
+    of a few rows and not counted; the output head is read if logits are computed.
 
     With `ranks` data-parallel ranks each reads its own copy of the dense weights, but the experts
-    are spread over all of them: the pass is one of `ranks` that run together, whose tokens meet
-    the same experts.
+    are spread over all of them: the pass is one of `ranks` that run together, whose tokens use the
+    same experts.
     """
     counts = count_parameters(model)
     weights = model.weights
@@ -64,12 +64,12 @@ def _beside_bytes(beside: Beside, model: ModelDescription) -> float:
 
 
 def prologue_bytes_per_pass(model: ModelDescription) -> float:
-    """Return the bytes of weights that a pass reads when a prompt begins in it (an encoder's)."""
+    """Return the weight bytes of the prologue (encoder), read by a pass in which a prompt starts."""
     return model.prologue.matrices * model.weights.dense if model.prologue else 0.0
 
 
 def stored_weight_bytes(model: ModelDescription) -> float:
-    """Return the bytes of all stored weights: what the model occupies, without any cache."""
+    """Return the bytes of all stored weights: the memory of the model without any cache."""
     counts = count_parameters(model)
     weights = model.weights
     other = counts.embedding + counts.looked_up + counts.router + counts.vectors + counts.prologue
@@ -110,9 +110,9 @@ def cache_bytes_read(
 ) -> float:
     """Return the KV-cache bytes that one sequence reads in one pass over its context.
 
-    A windowed layer reads its window at most, a sparse one the keys it chose and the index of all.
-    A speculative pass verifies several tokens of one
-    sequence and reads the cache once for all of them.
+    A windowed layer reads at most its window, a sparse one the selected keys and the whole index. A
+    speculative pass verifies several tokens of one sequence and reads the cache once for all of
+    them.
     """
     total = 0.0
     for group in model.layers:
@@ -121,7 +121,7 @@ def cache_bytes_read(
         copies = attention.cache_copies(tensor_parallel)
         values = attention.cached_values * tokens * model.cache_value_bytes
         index = attention.index_cache_bytes * attention.index_keys(context_tokens)
-        # A state that an earlier pass left is read and written back.
+        # A state left by an earlier pass is read and written back.
         state = 2 * attention.state_values * model.state_value_bytes if context_tokens else 0.0
         total += group.count * (copies * (values + index) + state)
     return total + (_prologue_read(model) if context_tokens else 0.0)
@@ -132,7 +132,7 @@ def cache_bytes_read_by(
 ) -> float:
     """Return the KV-cache bytes that `tokens` decoded after `context_tokens` others read.
 
-    Each token is a pass of its own and reads what it attends to, itself included.
+    Each token takes its own pass and reads what it attends to, including itself.
     """
     total = 0.0
     for group in model.layers:
@@ -150,7 +150,7 @@ def cache_bytes_read_by(
 
 
 def prologue_bytes_written(model: ModelDescription) -> float:
-    """Return the bytes that a prompt's prologue leaves in the cache, read by every later pass."""
+    """Return the bytes that a prompt's prologue stores in the cache, read by every later pass."""
     return _prologue_read(model)
 
 

@@ -1,7 +1,7 @@
-"""How many query-key pairs attention forms, for each rule of which keys a query may see. Pure.
+"""Counts query-key pairs of attention, for each rule of which keys a query may see. Pure.
 
 All functions take means as well as counts, so their arguments may be fractions: a sum over tokens
-is taken at whole numbers and is linear in between.
+is exact at whole numbers and linear in between.
 """
 
 import math
@@ -49,7 +49,7 @@ def compressed_pairs(
 
 
 def block_pairs(new_tokens: float, cached_tokens: float, block_tokens: int, blocks: int) -> float:
-    """Return the pairs when each query sees `blocks` blocks of keys, its own always among them.
+    """Return the pairs if each query sees `blocks` blocks of keys, always including its own.
 
     Blocks hold `block_tokens` keys. The token at position t (from 1) sees all t keys while they
     fill no more than `blocks`; then blocks - 1 full ones and its own up to itself.

@@ -8,7 +8,7 @@ from exporter.inference.models.description import LayerGroup, ModelDescription
 
 @dataclass(frozen=True, slots=True)
 class ParameterCounts:
-    """Parameters of a model by part; matrices apart from what does no matrix work."""
+    """Parameters of a model by part; matrices are separate from other parameters."""
 
     embedding: int
     attention: int
@@ -17,13 +17,13 @@ class ParameterCounts:
     active_experts: int
     shared_experts: int
     router: int
-    head: int  # as a matrix; stored once with the embedding where the two are tied
+    head: int  # as a matrix; stored once with the embedding if the two are tied
     vectors: int  # norms and biases
-    idle_expert_vectors: int  # biases of the experts that a token is not routed to
+    idle_expert_vectors: int  # biases of experts to which a token is not routed
     tied_embeddings: bool
-    beside: int = 0  # matrices beside attention and feed-forward parts
-    looked_up: int = 0  # tables of which a token reads a row, beside the embedding
-    # Stored, and met by no token of the decoder: an encoder, whose work is counted per prompt.
+    beside: int = 0  # matrices other than attention and feed-forward parts
+    looked_up: int = 0  # other tables of which a token reads one row
+    # Stored, but not used by tokens of the decoder: an encoder, whose work is counted per prompt.
     prologue: int = 0
 
     @property
@@ -35,7 +35,7 @@ class ParameterCounts:
 
     @property
     def active(self) -> int:
-        """Parameters that one token uses: all but the experts it is not routed to."""
+        """Parameters that one token uses: all except the experts to which it is not routed."""
         idle = self.experts - self.active_experts + self.idle_expert_vectors
         return self.total - idle - self.prologue
 
@@ -47,7 +47,7 @@ class ParameterCounts:
 
     @property
     def matrices_per_token(self) -> int:
-        """Parameters that one token is multiplied with, without the output head."""
+        """Parameters multiplied with one token, without the output head."""
         return self._matrices(self.active_experts)
 
     def _body(self, experts: int) -> int:

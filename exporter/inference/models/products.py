@@ -1,7 +1,8 @@
-"""The matrix products that a model's layers are made of, on one GPU of a tensor-parallel group.
+"""The matrix products of a model's layers, on one GPU of a tensor-parallel group.
 
-Weights are split as Megatron-LM does (Shoeybi et al., arXiv 1909.08053): those that widen by columns, those
-that narrow by rows. Projections that engines compute in one call (query, key and value; gate and up) are one product.
+Weights are split as Megatron-LM does (Shoeybi et al., arXiv 1909.08053): expanding projections by
+columns, reducing ones by rows. Projections that engines compute in one call (query, key and value;
+gate and up) count as one product.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from exporter.inference.models.description import LayerGroup, ModelDescription
 
 @dataclass(frozen=True, slots=True)
 class MatrixProduct:
-    """Tokens by weights: `n` columns of weights, `k` rows. `part` is what it is for."""
+    """Tokens by weights: `n` columns of weights, `k` rows. `part` is its purpose."""
 
     part: str
     precision: str
@@ -22,10 +23,10 @@ class MatrixProduct:
 
 
 def matrix_products(model: ModelDescription, tensor_parallel: int = 1) -> tuple[MatrixProduct, ...]:
-    """Return the different products of a model, the head last.
+    """Return the distinct products of a model, the output head last.
 
-    Left out are the projections of layers that carry a state or attend to compressed keys, which the description
-    does not tell apart, and those whose products are tiny: routers, indexers, gates of experts.
+    Not included are the projections of layers with a state or with compressed keys, which the
+    description does not separate, and tiny products: routers, indexers, gates of experts.
     """
     degree = max(1, tensor_parallel)
     found: dict[tuple[int, int, str], MatrixProduct] = {}
@@ -51,7 +52,7 @@ def _attention(
         heads = attention.query_heads / degree
         query = heads * attention.head_size
         value_size = attention.value_head_size or attention.head_size
-        # Key-value heads are replicated where there are fewer than GPUs.
+        # Key-value heads are replicated if there are fewer than GPUs.
         key_value = max(attention.key_value_heads / degree, 1) * (
             attention.head_size + value_size * attention.value_projection
         )

@@ -1,4 +1,4 @@
-"""What `quantization_config` says about stored weights, arithmetic and the KV cache."""
+"""Reads weight storage, arithmetic and KV cache type from `quantization_config`."""
 
 import re
 from collections import Counter
@@ -11,7 +11,7 @@ from exporter.inference.models.description import WeightBytes
 
 @dataclass(frozen=True, slots=True)
 class LayerKinds:
-    """Numbers of the layers with a dense feed-forward part, and of those with experts."""
+    """Indices of the layers with a dense feed-forward part, and of those with experts."""
 
     count: int
     dense: tuple[int, ...] = ()
@@ -23,7 +23,7 @@ class WeightScheme:
     """How one quantization method stores a weight and multiplies with it.
 
     `bits` includes scales and zero points. `compute` is the precision of the matrix product, None
-    where weights are expanded to the model's own data type first (weight-only quantization).
+    if weights are first expanded to the model's own data type (weight-only quantization).
     """
 
     bits: float
@@ -56,10 +56,10 @@ BYTES_PER_VALUE = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 
 
 def data_type(name: object) -> str:
-    """Return our name of the data type in which engines serve weights stored as `name`.
+    """Return our name for the data type in which engines serve weights stored as `name`.
 
-    bf16 where the file is silent, and for 32-bit checkpoints, which every engine here halves
-    unless told otherwise (vLLM: `--dtype auto`).
+    bf16 if the file does not say, and for 32-bit checkpoints, which every engine here halves by
+    default (vLLM: `--dtype auto`).
     """
     text = str(name or "bfloat16").removeprefix("torch.").lower()
     return "fp16" if _DATA_TYPE_NAMES.get(text) == "fp16" else "bf16"
@@ -81,7 +81,7 @@ def cache_value_bytes(name: object, model_data_type: str) -> float:
 
 
 def weight_scheme(config: Mapping[str, Any]) -> WeightScheme | None:
-    """Return the scheme of a `quantization_config`, None for one that we do not know."""
+    """Return the scheme of a `quantization_config`; None if it is unknown."""
     method = str(config.get("quant_method") or config.get("quant_algo") or "").lower()
     if method in {"gptq", "awq", "auto-round", "intel/auto-round", "hqq", "aqlm", "gptq_marlin"}:
         bits = _bits(config.get("bits") or config.get("w_bit")) or 4
@@ -102,7 +102,7 @@ def weight_scheme(config: Mapping[str, Any]) -> WeightScheme | None:
 
 
 def cache_scheme(config: Mapping[str, Any]) -> str | None:
-    """Return the KV-cache data type that a `quantization_config` fixes, or None."""
+    """Return the KV-cache data type set by a `quantization_config`, or None."""
     inner = _inner(config)
     for name in ("kv_cache_quant_algo", "kv_cache_scheme"):
         said = inner.get(name) or config.get(name)
@@ -116,7 +116,7 @@ def cache_scheme(config: Mapping[str, Any]) -> str | None:
 def weight_bytes(
     scheme: WeightScheme, config: Mapping[str, Any], plain_bytes: float, layers: LayerKinds
 ) -> WeightBytes:
-    """Return the bytes per parameter of each part, given what the file leaves unquantized."""
+    """Return the bytes per parameter of each part, allowing for unquantized modules."""
     quantized = scheme.bits / 8
     patterns = _patterns(config)
     listed = _listed_layers(config)
@@ -136,7 +136,7 @@ def weight_bytes(
         dense=part("dense", layers.dense, quantizable=whole),
         experts=part("experts", layers.experts),
         shared_experts=part("shared_experts", layers.experts, quantizable=whole),
-        # Engines keep the output head in the model's data type unless a file says otherwise.
+        # By default, engines keep the output head in the model's data type.
         head=quantized if config.get("lm_head") is True else plain_bytes,
         other=plain_bytes,
     )
@@ -202,13 +202,13 @@ def _compressed_tensors(config: Mapping[str, Any]) -> WeightScheme | None:
 
 
 def _bits(value: object) -> int | None:
-    """A width of a weight in bits, None for what is none."""
+    """The width of a weight in bits; None if invalid."""
     return value if isinstance(value, int) and 2 <= value <= 16 else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """Modules whose algorithm a file lists one by one; all others are not quantized."""
+    """Modules with individually listed algorithms; all others are not quantized."""
 
     schemes: Mapping[str, WeightScheme]
 
@@ -226,7 +226,7 @@ class _Listed:
         return sum(sizes) / len(sizes) if sizes else plain_bytes
 
     def most_common(self) -> WeightScheme | None:
-        """The scheme of most modules."""
+        """The most common scheme of the modules."""
         counted = Counter(self.schemes.values()).most_common(1)
         return counted[0][0] if counted else None
 
@@ -254,7 +254,7 @@ def _listed_layers(config: Mapping[str, Any]) -> _Listed | None:
     return _Listed(schemes)
 
 
-# Modules of each part, as Hugging Face names them; the alternatives of one part are families'.
+# Module names of each part in Hugging Face; alternatives are for different families.
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 _MODULES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "attention": (
@@ -274,7 +274,7 @@ _MODULES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         tuple(f"mlp.shared_experts.{name}" for name in _PROJECTIONS),
     ),
 }
-# More patterns than any file has: one for every module of the largest models.
+# The limit of patterns: one for every module of the largest models.
 LARGEST_PATTERN_COUNT = 20_000
 LONGEST_PATTERN = 300
 
@@ -284,14 +284,14 @@ def _module_names(kind: str, number: int) -> list[list[str]]:
 
 
 def _canonical(name: str) -> str:
-    """A module's name without the wrappers of multimodal models."""
+    """A module's name without the prefixes of multimodal models."""
     return re.sub(
         r"^(?:model\.)?(?:language_model\.)?(?:model|backbone)\.layers\b", "model.layers", name
     )
 
 
 def _patterns(config: Mapping[str, Any]) -> tuple[re.Pattern[str], ...]:
-    """Regular expressions of what the file leaves unquantized, whatever way it names that."""
+    """Regular expressions of the modules left unquantized, for all notations in files."""
     names: list[str] = []
     for settings in (config, _inner(config)):
         for key in ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules"):
@@ -303,12 +303,12 @@ def _patterns(config: Mapping[str, Any]) -> tuple[re.Pattern[str], ...]:
         try:
             compiled.append(re.compile(_expression(name[:LONGEST_PATTERN])))
         except re.error:
-            continue  # no module is named so
+            continue  # no module has such a name
     return tuple(compiled)
 
 
 def _expression(name: str) -> str:
-    """The expression for one entry: a regular one, one with stars, or a part of a module's path."""
+    """The expression for one entry: a regular expression, a glob, or a part of a module's path."""
     if name.startswith("re:"):
         return _canonical(name.removeprefix("re:"))
     plain = re.escape(_canonical(name)).replace(r"\*", ".*")
@@ -316,7 +316,7 @@ def _expression(name: str) -> str:
 
 
 def _plain_share(patterns: Sequence[re.Pattern[str]], kind: str, numbers: Sequence[int]) -> float:
-    """Return the share of a part's modules that stays unquantized."""
+    """Return the share of a part's modules that are not quantized."""
     if not patterns or not numbers:
         return 0.0
     shares = []

@@ -1,4 +1,4 @@
-"""The layers of a model one by one, as the builders of irregular families return them."""
+"""The individual layers of a model, as returned by the builders of irregular families."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,30 +12,30 @@ from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Every layer, from the first to the last, and what the model has beside them."""
+    """Every layer, from first to last, and the other parts of the model."""
 
     layers: tuple[LayerGroup, ...]
-    # Fields of ModelDescription that differ from the usual.
+    # Fields of ModelDescription that differ from the default.
     traits: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def groups(self) -> tuple[LayerGroup, ...]:
-        """The layers, alike ones together."""
+        """The layers, grouped by kind."""
         counted = Counter(self.layers)
         return tuple(replace(layer, count=count) for layer, count in counted.items())
 
     @property
     def dense(self) -> tuple[int, ...]:
-        """Numbers of the layers with a dense feed-forward part."""
+        """Indices of the layers with a dense feed-forward part."""
         return tuple(n for n, layer in enumerate(self.layers) if layer.intermediate_size)
 
     @property
     def experts(self) -> tuple[int, ...]:
-        """Numbers of the layers with experts."""
+        """Indices of the layers with experts."""
         return tuple(n for n, layer in enumerate(self.layers) if layer.mixture is not None)
 
 
 def layer_total(fields: ConfigFields) -> int:
-    """The number of layers; raises UnknownArchitectureError where it is absurd or missing."""
+    """The number of layers; raises UnknownArchitectureError if it is implausible or missing."""
     count = fields.require("num_hidden_layers")
     fields.check()
     if count > LARGEST_LAYER_COUNT:
@@ -46,7 +46,7 @@ def layer_total(fields: ConfigFields) -> int:
 def kinds_of(
     fields: ConfigFields, name: str, count: int, allowed: Sequence[str]
 ) -> tuple[str, ...] | None:
-    """The entries of a list of one kind a layer, or None where the file has none.
+    """The entries of a list with one kind per layer, or None if the file has no such list.
 
     Files may list draft layers after the model's own. Raises UnknownArchitectureError for kinds
     that are not `allowed`.

@@ -1,7 +1,8 @@
-"""Whisper: an encoder that hears 30 seconds of audio, and a decoder that attends to what it heard.
+"""Whisper: an encoder of 30 seconds of audio, and a decoder that attends to its output.
 
 Source: Radford et al., arXiv 2212.04356, and the class in Hugging Face transformers. Shorter audio
-is padded to 30 seconds and longer audio is cut, so that each prompt costs the encoder the same.
+is padded to 30 seconds and longer audio is cut, so that the encoder's work is the same for every
+prompt.
 """
 
 from exporter.inference.models.attention import GroupedAttention
@@ -15,7 +16,7 @@ _KERNEL = 3
 
 
 def whisper_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
-    """Return the decoder's layers; the encoder is work of each prompt."""
+    """Return the decoder's layers; the encoder is counted per prompt."""
     hidden = fields.require("hidden_size")
     heard = fields.require("max_source_positions")
     count = fields.require("decoder_layers")
@@ -32,7 +33,7 @@ def whisper_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
         query_key_value_bias=True,
         output_bias=True,
     )
-    # Attention to what was heard: its own queries, output and norm. Keys have no bias.
+    # Cross-attention: its own queries, output and norm. Keys have no bias.
     beside = Beside(
         matrices=2 * hidden * hidden,
         vectors=4 * hidden - hidden,
@@ -56,7 +57,7 @@ def _prologue(fields: ConfigFields, hidden: int, heard: int, decoder_layers: int
     layer = 4 * hidden * hidden + 2 * hidden * size
     crossed = decoder_layers * 2 * hidden * hidden
     first, second = _KERNEL * sounds * hidden, _KERNEL * hidden * hidden
-    # The second convolution takes every other position.
+    # The second convolution has stride 2.
     flop = 2 * first * 2 * heard + 2 * second * heard
     flop += heard * 2 * (layers * layer + crossed) + layers * 4 * hidden * heard * heard
     return Prologue(

@@ -1,4 +1,4 @@
-"""What an engine did between two scrapes, and what it cost: from tokens to FLOPs and bytes."""
+"""An engine's work between two scrapes, and its cost: from tokens to FLOPs and bytes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ from exporter.inference.models.memory import (
 )
 
 
-# Tokens of one prefill pass where nothing says it: the common default chunk of vLLM on data-center
-# GPUs, SGLang and TensorRT-LLM.
+# Tokens of one prefill pass, if unknown: the common default chunk of vLLM on data-center GPUs,
+# SGLang and TensorRT-LLM.
 PREFILL_CHUNK_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """`weight` sequences that computed `new` tokens after `cached` ones were there.
+    """`weight` sequences that computed `new` tokens after `cached` existing ones.
 
-    A prompt is one stretch, its answer another. A negative weight takes back what an earlier
-    window had counted for sequences under way.
+    A prompt is one stretch, its answer another. A negative weight subtracts what an earlier window
+    had counted for running sequences.
     """
 
     weight: float
@@ -40,19 +40,17 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The tokens of one window, and the stretches that their attention depends on."""
+    """The tokens of one window, and the stretches that determine their attention."""
 
     prefill_tokens: float = 0.0  # prompt tokens computed here, without cache hits
-    decode_tokens: float = 0.0  # tokens generated, the first of each prompt included
-    prompts: float = 0.0  # first tokens of answers among the above: not a decode pass's
-    first_tokens: float | None = (
-        None  # logits of prompts, where they are counted apart from answers
-    )
-    rejected_tokens: float = 0.0  # drafts that were verified and thrown away
+    decode_tokens: float = 0.0  # tokens generated, including the first of each prompt
+    prompts: float = 0.0  # first tokens of answers among the above: not from a decode pass
+    first_tokens: float | None = None  # logits of prompts, if counted separately from answers
+    rejected_tokens: float = 0.0  # drafts that were verified and rejected
     acceptance_length: float = 1.0  # tokens that one sequence gains per pass
     prefills: tuple[Stretch, ...] = ()
     decodes: tuple[Stretch, ...] = ()
-    # Forward passes, each rank's counted; None: not known, and so neither are the bytes.
+    # Forward passes, summed over ranks. None: unknown, and thus the bytes are unknown too.
     prefill_passes: float | None = None
     decode_passes: float | None = None
     # Data-parallel ranks that run their passes together: they share the experts of a layer.
@@ -62,9 +60,9 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Useful FLOPs and necessary bytes of a window, of all GPUs of the workload together.
+    """Useful FLOPs and necessary bytes of a window, over all GPUs of the workload.
 
-    May be negative in a window that takes back an estimate; sums over windows are what counts.
+    May be negative in a window that corrects an earlier estimate; only sums over windows matter.
     """
 
     prefill_flop: float = 0.0
@@ -83,7 +81,7 @@ class Cost:
         return self.prefill_flop + self.decode_flop
 
     def __add__(self, other: "Cost") -> "Cost":
-        """Both together."""
+        """The sum of both."""
         return Cost(
             self.prefill_flop + other.prefill_flop,
             self.decode_flop + other.decode_flop,
@@ -93,10 +91,10 @@ class Cost:
 
 
 def cost_of(model: ModelDescription, work: Work, tensor_parallel: int = 1) -> Cost:
-    """Return what `work` cost on `model`.
+    """Return the cost of `work` on `model`.
 
-    A prompt's first token comes out of its prefill pass, so its FLOPs beyond the logits are
-    prefill's, and one token per prompt needs no decode pass.
+    A prompt's first token is produced by its prefill pass, so its FLOPs beyond the logits belong to
+    prefill, and one token per prompt needs no decode pass.
     """
     return Cost(
         prefill_flop=_prefill_flop(model, work),
@@ -107,17 +105,17 @@ def cost_of(model: ModelDescription, work: Work, tensor_parallel: int = 1) -> Co
 
 
 def decoded_tokens(work: Work) -> float:
-    """Tokens that came out of decode passes."""
+    """Tokens produced by decode passes."""
     return max(0.0, work.decode_tokens - work.prompts)
 
 
 def chunk_count(new_tokens: float, chunk_tokens: float) -> float:
-    """Return the passes that a prompt of `new_tokens` takes, at most `chunk_tokens` in each."""
+    """Return the number of passes for a prompt of `new_tokens`, at most `chunk_tokens` in each."""
     return float(-(-new_tokens // chunk_tokens)) if new_tokens > 0 else 0.0
 
 
 def _first_tokens(work: Work) -> float:
-    """Prompts whose last position was computed. An encoder answers with no token: none then."""
+    """Prompts whose last position was computed. None for an encoder, which generates no tokens."""
     if work.first_tokens is None or work.first_tokens == work.prompts:
         return min(work.prompts, work.decode_tokens)
     return work.first_tokens
@@ -146,9 +144,9 @@ def _decode_flop(model: ModelDescription, work: Work) -> float:
 def _prefill_bytes(model: ModelDescription, work: Work, tensor_parallel: int) -> float:
     """Weights once per pass, writes of every new token, and the contexts that chunks read.
 
-    Passes with a prompt in them read more experts than the others.
+    Passes that include a prompt read more experts than the others.
     """
-    # Embeddings are made without the output head.
+    # Embeddings are computed without the output head.
     head = work.decode_tokens > 0 or not work.prompts
     passes = work.prefill_passes or 0.0
     weights = _passes(model, passes, work.prefill_tokens, work.ranks, head=head)
@@ -180,7 +178,8 @@ def _passes(
 ) -> float:
     if passes <= 0:
         return 0.0
-    # Where passes are counted while they run and answers when they end, a token each is the least.
+    # If passes are counted while they run and answers when they end, assume at least one token
+    # each.
     each = max(1.0, tokens / passes)
     return passes * weight_bytes_per_pass(model, each, with_head=head, ranks=ranks)
 
@@ -188,12 +187,12 @@ def _passes(
 def _chunk_contexts(
     prefills: Iterable[Stretch], chunk_tokens: float
 ) -> Iterable[tuple[float, float]]:
-    """(weight, context) of every chunk: what was cached, and the chunks before it."""
+    """(weight, context) of every chunk: the cached tokens and the chunks before it."""
     for stretch in prefills:
         chunks = int(chunk_count(stretch.new, chunk_tokens))
         if chunks <= 1:
             yield stretch.weight, stretch.cached
         else:
-            # As many chunks at the mean context: windows apart, the same sum.
+            # That many chunks at the mean context: except for windowed layers, the sum is the same.
             mean = stretch.cached + chunk_tokens * (chunks - 1) / 2
             yield stretch.weight * chunks, mean
