@@ -45,7 +45,7 @@ class Arena:
         self.epoch += 1
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An uninitialised tensor inside the block; raises ArenaFullError."""
+        """An uninitialized tensor inside the block; raises ArenaFullError."""
         bytes_needed = footprint(shape, dtype)
         if bytes_needed > self.free_bytes:
             raise ArenaFullError(f"{bytes_needed} bytes wanted, {self.free_bytes} left")

@@ -196,8 +196,8 @@ def _stretches(
         len(timed.run_seconds) < DISTURBED_FACTOR * request.timed_runs
         and undisturbed_run(timed.undisturbed_seconds) is None
     ):
-        # The first run of each stretch fills the caches and is dropped.
-        # A preempted run takes long, but what it costs is processor time.
+        # The first run of each stretch fills the caches and is dropped. A preempted run takes
+        # longer, but its cost is only its processor time.
         if not allowance.fits(2 * cost):
             break
         fitting = min(STRETCH_SECONDS / expected, allowance.left_seconds / MARGIN / cost)

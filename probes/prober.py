@@ -418,7 +418,7 @@ def _measured(
 ) -> tuple[Baseline, float | None]:
     """The baseline after a run, and the run's ratio to it if it was accepted."""
     before = baseline.device_seconds
-    # The very first run also looked for its size.
+    # The first run also searched for its size.
     cost = device_seconds * FIRST_RUN_SHARE if before is None else (before + device_seconds) / 2
     baseline = msgspec.structs.replace(baseline, device_seconds=cost)
     if verdict.normalised is None:

@@ -108,7 +108,7 @@ class WorkloadService:
             self._finder.start()
 
     def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
-        """End all scraping; scrapes still under way after the timeout end by themselves."""
+        """End all scraping; scrapes still running after the timeout end by themselves."""
         self._stop.set()
         with self._lock:
             workloads = tuple(self._workloads.values())
