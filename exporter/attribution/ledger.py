@@ -10,7 +10,8 @@ Convention, with the sources of each share:
 * Several: work, and the time and energy in which the device was busy, in proportion to the SM time
   that the driver reports per process (`process_utilization`; NVML, nvmlDeviceGetProcessUtilization);
   equally if the driver reports none, or if processes cannot be assigned (`equal`).
-* Idle time is divided equally among the holders, or goes to `NOBODY`. Energy is divided like the time of its tick: the idle part equally, the busy part by SM time.
+* Idle time is divided equally among the holders, or goes to `NOBODY`. Energy is divided
+  like the time of its tick: the idle part equally, the busy part by SM time.
 """
 
 from collections import deque

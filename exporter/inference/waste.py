@@ -1,11 +1,11 @@
 """FLOP wasted by an engine, by cause, as far as the engine counts them. Pure.
 
-* `preemption`: tokens computed again after a preemption. SGLang counts them; other engines count the
-  preemptions alone, so that the FLOP are known, and zero, until the first one.
-* `rejected_drafts`: draft tokens that were verified and thrown away, on the model itself. What the
-  draft model computed is not in it.
-* `lost_cache_hits`: prompt tokens that the prefix cache usually has, and that were computed while it
-  had collapsed. They are part of the model's FLOP; the others come on top of those.
+* `preemption`: tokens computed again after a preemption. SGLang counts them; other engines count only
+  the preemptions, so that the FLOP are known (zero) only until the first one.
+* `rejected_drafts`: draft tokens that the served model verified and rejected. The work of the draft
+  model is not included.
+* `lost_cache_hits`: prompt tokens that are usually in the prefix cache but were computed while its
+  hit rate had collapsed. They are part of the model's FLOP; the other causes come on top of it.
 """
 
 from dataclasses import dataclass
