@@ -82,8 +82,7 @@ def test_an_energy_counter_that_does_not_move(tmp_path: Path) -> None:
 
 
 def test_a_gb300_of_another_compute_capability(tmp_path: Path) -> None:
-    """By name a GB300, by its capability a B200, no core count: no FLOP and no peak, and the log
-    says why.
+    """By name a GB300, by capability a B200, no core count: no FLOP, no peak, and a log line.
 
     The same for an unknown board. Values that need no SM count remain: time by state, clock, power.
     """

@@ -1,4 +1,4 @@
-"""The catalogue keeps the conventions, and the documentation is what it says."""
+"""The catalogue follows the conventions, and the documentation matches it."""
 
 import re
 from pathlib import Path
@@ -27,8 +27,8 @@ FORBIDDEN = re.compile(r"_(mhz|percent|teraflops|tflops|mib|kb|ms|milliseconds|c
 
 @pytest.mark.parametrize("family", CATALOGUE, ids=lambda family: family.name)
 def test_conventions(family: Family) -> None:
-    """Prefix, characters, suffix by type, base units, a help that says something."""
-    # The process has the names that Prometheus' client libraries give it.
+    """Prefix, characters, suffix by type, base units, a meaningful help text."""
+    # The process metrics have the names of Prometheus' client libraries.
     assert re.fullmatch(r"(flopwatch|process|python_gc)_[a-z][a-z0-9_]*", family.name)
     assert (family.type is MetricType.COUNTER) == family.name.endswith("_total")
     assert not FORBIDDEN.search(family.name)
@@ -49,5 +49,5 @@ def test_names_are_unique() -> None:
 
 
 def test_the_page_is_generated_from_the_catalogue() -> None:
-    """docs/metrics.md says what the catalogue says (`make generate` writes it)."""
+    """docs/metrics.md matches the catalogue (`make generate` writes it)."""
     assert (ROOT / "docs/metrics.md").read_text() == metrics_page()

@@ -1,4 +1,4 @@
-"""Rows and layout: which series there are, and what is kept from one scrape to the next."""
+"""Rows and layout: which series exist, and what is kept from one scrape to the next."""
 
 from dataclasses import dataclass, field
 
@@ -31,7 +31,7 @@ GPU = (("gpu", "0"), ("uuid", "GPU-a"))
 
 @dataclass(frozen=True)
 class Reading:
-    """What a device said."""
+    """A device's reading."""
 
     power: float | None = 1
     clock: float | None = 2.0
@@ -76,7 +76,7 @@ class TestRows:
         ]
 
     def test_an_info_is_one_and_says_it_by_labels(self) -> None:
-        """And is absent where there is nothing to say."""
+        """And is absent when there is no value."""
         assert samples_of(Reading(None, None, mode="default")) == [
             Sample(MODE, (*GPU, ("mode", "default")), 1.0)
         ]
@@ -130,7 +130,7 @@ class TestLayout:
         assert asked == [1, 2]
 
     def test_parts_that_are_gone_leave_nothing(self) -> None:
-        """A thousand devices, one after the other, are one block."""
+        """A thousand devices, one after the other, reuse one block."""
         blocks = Blocks()
         for number in range(1000):
             labels = (("gpu", "0"), ("uuid", f"MIG-{number}"))
@@ -157,7 +157,7 @@ class TestLayout:
         ]
 
     def test_only_values_that_move_are_written_again(self) -> None:
-        """Of two devices' values one moves: it has a place on both, and all others are fixed text."""
+        """One of two devices' values changes: both get a slot for it, all others are fixed text."""
         blocks, layout = Blocks(), None
         names = ("GPU-a", "GPU-b")
 
@@ -177,7 +177,7 @@ class TestLayout:
         assert [block.moving for block in blocks.blocks] == [{0, 1}, {0, 1}]
 
     def test_a_part_that_changes_and_goes_writes_nothing(self) -> None:
-        """Its value would stand in the place of another one's."""
+        """Its value would appear in the slot of another."""
         blocks = Blocks()
         one, two = (("uuid", "GPU-a"),), (("uuid", "GPU-b"),)
 

@@ -1,4 +1,4 @@
-"""The exporter's own process under the names of Prometheus' client libraries, held against theirs."""
+"""The exporter's own process under the names of Prometheus' client libraries, compared with theirs."""
 
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ def theirs() -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 
 def test_it_has_the_series_of_the_client_library() -> None:
-    """Names, labels and help texts are the same; so are values that stand still meanwhile."""
+    """Names, labels and help texts are the same; so are values that do not change meanwhile."""
     reference, found = theirs(), ours(ProcessReader())
 
     assert set(found) == set(reference)
@@ -60,7 +60,7 @@ def test_processor_time_grows_with_work() -> None:
 
 
 def test_without_proc_its_values_are_absent(tmp_path: Path) -> None:
-    """A container may hide it: memory, descriptors and start are then not there, and not 0."""
+    """A container may hide it: memory, descriptors and start time are then absent, not 0."""
     found = ours(ProcessReader(tmp_path))
 
     assert ("process_cpu_seconds_total", ()) in found

@@ -1,4 +1,4 @@
-"""Our own writer of the exposition formats, held against prometheus_client's."""
+"""Our writer of the exposition formats, compared with prometheus_client's."""
 
 import math
 from collections.abc import Iterable
@@ -52,7 +52,7 @@ PASS_THROUGH: Samples[list[Sample]] = Samples(iter)
 
 
 class Writer:
-    """Writes scrapes of samples, given in two parts, as the daemon writes those of a State."""
+    """Writes scrapes of samples, given in two parts, as the daemon writes the samples of a State."""
 
     def __init__(self) -> None:
         self.blocks = Blocks()
@@ -154,5 +154,5 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("value", "text"), NUMBERS)
 def test_numbers_are_written_as_go_would(value: float, text: str) -> None:
-    """Exponents from a million on, and the three names of what is no number."""
+    """Exponents from a million on, and the names of infinities and NaN."""
     assert number_texts([value]) == [text]

@@ -34,7 +34,7 @@ DECODE = replace(Load.decode(), memory_used_bytes=2**30)
 
 
 def cut(gpu: FakeGpu, instances: Sequence[MigInstance], load: Load = DECODE) -> None:
-    """Cut a GPU into instances, all under this load."""
+    """Create instances on a GPU, all under this load."""
     gpu.set_mig(instances)
     for instance in instances:
         gpu.instance_loads(instance.gpu_instance_id).set_load(load)
@@ -85,7 +85,7 @@ def test_the_gpu_keeps_its_own_counters(tmp_path: Path) -> None:
 
 
 def test_instances_come_and_go_while_the_daemon_runs(tmp_path: Path) -> None:
-    """Mode on, instances made, changed, unmade, mode off: no restart, and what is gone is absent."""
+    """Mode on, instances created, changed, removed, mode off: no restart; what is gone is absent."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(DECODE)
         with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
@@ -108,7 +108,7 @@ def test_instances_come_and_go_while_the_daemon_runs(tmp_path: Path) -> None:
 
 
 def test_an_id_that_is_used_again_begins_anew(tmp_path: Path) -> None:
-    """Instance 1 becomes a smaller one with another UUID: its books start at zero, none are mixed."""
+    """Instance 1 becomes smaller, with another UUID: its counters start at zero, none are mixed."""
     small = replace(H100_1G_10GB, gpu_instance_id=1, uuid="MIG-the-small-one")
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(DECODE)
@@ -153,7 +153,7 @@ def test_instances_that_show_nothing_while_their_gpu_works_are_left_out(tmp_path
 
 
 def test_an_instance_that_rests_while_another_works_is_idle(tmp_path: Path) -> None:
-    """Only where nothing is seen of the whole GPU may an instance's zeros be lies."""
+    """An instance's zeros are doubted only when the whole GPU shows no activity."""
     with FakeNvml([H100], tmp_path) as fake:
         gpu = fake.gpu(0)
         gpu.set_load(replace(DECODE, power_watts=630.0))
@@ -169,12 +169,12 @@ def test_an_instance_that_rests_while_another_works_is_idle(tmp_path: Path) -> N
 
 
 def lies(scrape: Scrape, mig: str) -> float:
-    """Implausible values of an instance that were counted."""
+    """The number of implausible values counted for an instance."""
     return scrape.total(ERRORS, mig=mig, reason="implausible")
 
 
 def test_samples_that_do_not_go_together_are_taken_anew(tmp_path: Path) -> None:
-    """An instance that is made again in the middle of a tick: refused once, and begun anew at once."""
+    """An instance recreated in the middle of a tick: refused once, and restarted at once."""
     without_own_gpm = replace(
         H100, function_codes={**H100.function_codes, "nvmlGpmSampleGet": NOT_SUPPORTED}
     )
@@ -188,7 +188,7 @@ def test_samples_that_do_not_go_together_are_taken_anew(tmp_path: Path) -> None:
             )
             counted = refused.total(FLOP, mig="1")
             daemon.wait_until(lambda s: s.total(FLOP, mig="1") > counted, seconds=20)
-            # What is refused again waits a moment, and comes back all the same.
+            # An instance refused a second time waits a moment, and still comes back.
             fake.fail("nvmlGpmMetricsGet", INVALID_ARGUMENT, count=1)
             refused = daemon.wait_until(
                 lambda s: s.total(ERRORS, mig="1", reason="invalid_argument") == 2
@@ -200,7 +200,7 @@ def test_samples_that_do_not_go_together_are_taken_anew(tmp_path: Path) -> None:
 
 
 def test_counters_of_instances_survive_a_lost_gpu(tmp_path: Path) -> None:
-    """The GPU falls off the bus and comes back: its instances go on where they were."""
+    """The GPU falls off the bus and comes back: its instances' counters continue."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(DECODE)
         cut(fake.gpu(0), [H100_1G_10GB])
@@ -215,7 +215,7 @@ def test_counters_of_instances_survive_a_lost_gpu(tmp_path: Path) -> None:
 
 
 def test_newer_drivers_take_the_instances_handle(tmp_path: Path) -> None:
-    """Where nvmlGpmMigSampleGet is gone, the MIG handle gives the samples."""
+    """Without nvmlGpmMigSampleGet the samples come through the MIG handle."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(DECODE)
         cut(fake.gpu(0), [H100_1G_10GB])

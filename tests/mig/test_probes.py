@@ -14,7 +14,7 @@ from tests.fake_nvml import H100, H100_1G_10GB, H100_2G_20GB, H100_3G_40GB, Fake
 GIB = 2**30
 SKIPS = "flopwatch_probe_skips_total"
 INSTANCES = (H100_3G_40GB, H100_2G_20GB, H100_1G_10GB)
-# Stands where torch would be: notes which devices the worker's process may see, and is no torch.
+# Takes the place of torch: records which devices the worker's process may see, then fails.
 TORCH = """
 import os
 import sys
@@ -35,7 +35,7 @@ probes: {{interval: 1s, hold_off: 0s, mig: {mig}}}
 
 
 def environment(fake: FakeNvml, folder: Path) -> dict[str, str]:
-    """What the daemon needs for a worker that tells what it sees."""
+    """The environment that makes a worker record what it sees."""
     (folder / "torch").mkdir()
     (folder / "torch" / "__init__.py").write_text(TORCH)
     return {**fake.env, "PYTHONPATH": str(folder), "SEEN": str(folder / "seen")}
@@ -51,7 +51,7 @@ def skipped(scrape: Scrape) -> dict[str, set[str]]:
 
 
 def test_each_instance_gets_a_process_that_sees_it_alone(tmp_path: Path) -> None:
-    """Three instances in turn: CUDA_VISIBLE_DEVICES is one MIG UUID, and each of them comes."""
+    """Three instances in turn: CUDA_VISIBLE_DEVICES is one MIG UUID, and each has its turn."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_mig(INSTANCES)
         variables = environment(fake, tmp_path)
@@ -88,7 +88,7 @@ def test_by_default_no_process_is_started(tmp_path: Path) -> None:
 
 
 def test_an_instance_that_is_gone_leaves_no_series(tmp_path: Path) -> None:
-    """The GPU is cut anew while the daemon runs: the old instances' probe series end with them."""
+    """The GPU is repartitioned while the daemon runs: old instances' probe series end with them."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_mig(INSTANCES)
         variables = environment(fake, tmp_path)

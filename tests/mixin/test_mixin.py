@@ -1,4 +1,4 @@
-"""The mixin is the shipped rules, dashboards and thresholds, in the language in which mixins are shared."""
+"""The mixin is the shipped rules, dashboards and thresholds in Jsonnet, the language of mixins."""
 
 import dataclasses
 import json
@@ -82,7 +82,7 @@ def test_every_dashboard_is_in_the_mixin() -> None:
 
 
 def test_every_setting_is_used() -> None:
-    """A threshold that no rule reads would promise what it does not do; those of the page alone are named."""
+    """A threshold that no rule reads would have no effect; the page's own thresholds are listed."""
     text = "".join(
         str(rule) for file in rule_files() for group in file.groups for rule in group.rules
     )
@@ -93,7 +93,7 @@ def test_every_setting_is_used() -> None:
 
 
 def test_alerts_speak_of_findings_that_exist() -> None:
-    """The words of an alert on a GPU are those of the page's finding."""
+    """An alert on a GPU uses the same words as the page's finding."""
     for file in rule_files():
         for group in file.groups:
             for rule in group.rules:
@@ -102,7 +102,7 @@ def test_alerts_speak_of_findings_that_exist() -> None:
 
 
 def test_no_rule_aggregates_without() -> None:
-    """`without` keeps labels that nobody declared, and every one of them splits the groups."""
+    """`without` keeps undeclared labels, and every one of them splits the groups."""
     for file in rule_files():
         for group in file.groups:
             for rule in group.rules:
@@ -148,7 +148,7 @@ def chart_rules(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_chart_renders_what_is_shipped() -> None:
-    """By default the chart's expressions and texts are those of deploy/prometheus."""
+    """By default the chart has the expressions and texts of deploy/prometheus."""
     shipped_alerts = {
         rule["alert"]: rule for group in shipped("alerts").values() for rule in group["rules"]
     }

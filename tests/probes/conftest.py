@@ -1,4 +1,4 @@
-"""Logging as these tests need it, whatever the tests before them have set up."""
+"""Logging as these tests need it, whatever earlier tests have configured."""
 
 import sys
 

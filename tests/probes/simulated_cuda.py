@@ -1,7 +1,7 @@
 """CUDA as `probes.cuda` sees it, on a host and a device whose times are known. No GPU is touched.
 
-The host enqueues, and each call takes it 3 µs; the device works off what is enqueued, in order. What
-the events say on a real GPU is tested there only (`-m gpu`).
+The host enqueues work, 3 µs a call; the device executes it in order. What the events say on a real
+GPU is tested there only (`-m gpu`).
 """
 
 import types
@@ -10,7 +10,7 @@ import torch
 
 
 CALL_SECONDS = 3e-6
-# From a call on an idle stream to the beginning of its work.
+# From a call on an idle stream to the start of its work.
 START_SECONDS = 6e-6
 # Between two pieces of work that are enqueued already.
 GAP_SECONDS = 1e-6
@@ -27,7 +27,7 @@ class SimulatedCuda:
         self.longest = 0.0
         # Moments at which a tenant takes the device, and for how long; each happens once.
         self.slices = []
-        # Names of calls before which the host is kept from going on for so many seconds.
+        # Names of calls before which the host is delayed, with the seconds.
         self.stalls = []
         self.broken = None
         self.selected = []
@@ -59,7 +59,7 @@ class SimulatedCuda:
         self.host += CALL_SECONDS
 
     def enqueue(self, seconds, name="launch"):
-        """Work of so many seconds, after what is enqueued already."""
+        """Work of this many seconds, after what is enqueued already."""
         self.call(name)
         start = max(self.free_at + GAP_SECONDS, self.host + START_SECONDS)
         self.longest = max(self.longest, seconds)
@@ -111,7 +111,7 @@ class SimulatedCuda:
         self.enqueue(cycles / self.clock_hertz, "spin")
 
     def install(self, monkeypatch, module):
-        """Make `module` see this CUDA, and tensors that lie on the host."""
+        """Make `module` see this CUDA, and tensors in host memory."""
         stub = types.SimpleNamespace(
             cuda=self,
             device=lambda kind, ordinal=0: torch.device("cpu"),

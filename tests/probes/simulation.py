@@ -33,7 +33,7 @@ def gpu(number=0, **fields):
 
 
 class SimulatedClock:
-    """Time passes only when somebody says so."""
+    """Time passes only when the test says so."""
 
     def __init__(self):
         self.now = 1000.0
@@ -51,7 +51,7 @@ class SimulatedClock:
 
 @dataclass
 class Ending:
-    """How a run ends, and which share of its allowance it uses."""
+    """How a run ends, and what share of its allowance it uses."""
 
     how: str = "ok"
     share: float = 0.2
@@ -59,7 +59,7 @@ class Ending:
 
 
 class FakeWorker:
-    """Ends its runs as the host's script says, and lets time pass meanwhile."""
+    """Ends its runs as scripted, and lets time pass meanwhile."""
 
     pids = itertools.count(50_000)
 
@@ -151,7 +151,7 @@ LAUNCH = KernelInfo(name="launch", quantity="latency", label="")
 
 
 class Host:
-    """Everything around a scheduler, simulated but for the state file."""
+    """Everything around a scheduler, simulated except for the state file."""
 
     def __init__(self, folder, devices=None, **config):
         self.clock = SimulatedClock()

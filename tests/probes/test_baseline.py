@@ -36,7 +36,7 @@ def test_one_lucky_measurement_does_not_raise_it():
 
 
 def test_it_rises_but_never_falls():
-    """A device that was at 10 and is at 5 now is at half its baseline."""
+    """A device that was at 10 and is now at 5 is at half its baseline."""
     worn = after(*[10.0] * 5, *[5.0] * 20)
 
     assert worn.value == 10.0
@@ -44,7 +44,7 @@ def test_it_rises_but_never_falls():
 
 
 def test_of_a_latency_lower_is_better():
-    """Once at 4 µs, the 6 µs of now are 1.5 of the baseline."""
+    """A latency that was 4 µs and is now 6 µs is 1.5 of the baseline."""
     slow = after(*[4e-6] * 5, *[6e-6] * 5, higher_is_better=False)
 
     assert slow.value == 4e-6

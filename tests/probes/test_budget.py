@@ -67,7 +67,7 @@ class TestLedger:
         assert ledger.allowance(3600.0) > 0.0
 
     def test_charges_of_an_earlier_life_count(self):
-        """A daemon that restarts finds what it spent before."""
+        """A restarted daemon finds what it spent before."""
         before = Ledger(limits(60.0, 0.020, 0.250))
         before.add(10.0, 0.015)
         after = Ledger(limits(60.0, 0.020, 0.250))

@@ -33,7 +33,7 @@ REQUEST_FLOP = 1.2e12
 
 
 class Daemon:
-    """Serves `flopwatch_flop_total` as a daemon would that sees the simulated work."""
+    """Serves `flopwatch_flop_total` like a daemon that sees the simulated work."""
 
     def __init__(self, host, share=1.0):
         self.host, self.share = host, share
@@ -106,7 +106,7 @@ def compare(host, daemon, kernels):
 
 
 def test_an_exact_counter_has_no_error(host, daemon):
-    """What was done between the readings is what was counted, the search for a size left out."""
+    """The work between the readings is what was counted, without the search for a size."""
     (seen,) = compare(host, daemon, (BF16,))
 
     assert seen.true_flop == pytest.approx(REQUEST_FLOP * (len(host.requests) - 1))
@@ -130,14 +130,14 @@ def test_copies_are_no_flop_and_fp32_is_no_tensor_work(host, daemon):
 
 
 def test_work_valued_in_another_precision_has_no_error(host, daemon):
-    """The counter knows the tensor pipe's work as bf16 only: of fp8 nothing can be said."""
+    """The counter has the tensor pipe's work as bf16 only: fp8 cannot be compared."""
     (seen,) = compare(host, daemon, (FP8,))
 
     assert seen.error_ratio is None
 
 
 def test_a_counter_that_never_rests(host, daemon):
-    """Somebody else is at work: no figure rather than a wrong one."""
+    """Another process uses the GPU: no figure rather than a wrong one."""
     daemon.background = 1e9
 
     with pytest.raises(CalibrationError, match="not idle"):
@@ -206,7 +206,7 @@ def test_what_was_calibrated_before_a_worker_died_is_kept(host, daemon, monkeypa
 
 class TestPauseFile:
     def test_it_is_there_meanwhile(self, tmp_path):
-        """And gone afterwards, also after an error."""
+        """And removed afterwards, also after an error."""
         file = tmp_path / "run" / "pause"
 
         def work():
@@ -220,7 +220,7 @@ class TestPauseFile:
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
     def test_it_goes_when_the_command_is_ended(self, tmp_path, number):
-        """By a supervisor, or with its terminal: left behind it would hold the probes off for good."""
+        """By a supervisor or its terminal: a leftover file would pause the probes permanently."""
         file = tmp_path / "pause"
         before = signal.getsignal(number)
 
@@ -235,7 +235,7 @@ class TestPauseFile:
         assert signal.getsignal(number) == before
 
     def test_an_operators_file_stays(self, tmp_path):
-        """Who paused the probes before still wants them paused."""
+        """An operator who paused the probes before still wants them paused."""
         file = tmp_path / "pause"
         file.touch()
         with probes_held_off(file):

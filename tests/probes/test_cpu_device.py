@@ -30,7 +30,7 @@ PROCESSOR = DeviceFacts(key="cpu0", uuid="CPU-0", name="", kind="cpu")
 @pytest.mark.parametrize(
     ("taken", "team", "present"),
     [
-        ((1.00, 1.00), 2, True),  # both worked, or waited awake, for the whole millisecond
+        ((1.00, 1.00), 2, True),  # both worked, or busy-waited, for the whole millisecond
         ((1.00, 0.96), 2, True),  # clocks are read one after the other
         ((1.00, 0.90), 2, False),  # the second thread had to wait a tenth of the run
         ((1.00, 0.00), 2, False),  # the other program kept its core

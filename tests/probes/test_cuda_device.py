@@ -1,4 +1,4 @@
-"""The bookkeeping around CUDA events, with a CUDA whose clocks are known. No GPU is touched.
+"""The bookkeeping around CUDA events, with a CUDA whose clocks are known. No GPU is used.
 
 What the events say on a real GPU is tested there only (`-m gpu`).
 """
@@ -282,7 +282,7 @@ class TestMeasurement:
         assert not PreparedCopy([source], [target], 1).verify(device, silent()).exact
 
     def test_what_lies_on_the_device_is_summed_there(self):
-        """And accounted for."""
+        """And its time is charged."""
         works = []
         device = types.SimpleNamespace(
             torch_device=torch.device("cpu"),
@@ -409,7 +409,7 @@ class TestAvailability:
             all_kernels()["gemm_bf16"].available(opened(), silent())
 
     def test_a_device_that_is_broken_is_no_absent_precision(self, cuda, monkeypatch):
-        """An error of the device is of the same type, but it stays: it is told, not taken for a lack."""
+        """A device error has the same type but persists: it is raised, not taken for a lack."""
         cuda.broken = RuntimeError("CUDA error: uncorrectable ECC error encountered")
 
         def fail(self, number):
@@ -426,7 +426,7 @@ def test_the_versions_name_all_that_decides_bits(cuda):
 
 
 def test_the_version_of_cublas_is_asked_of_the_loaded_library(monkeypatch):
-    """By the name it was loaded under: libcublasLt.so.13 with CUDA 13."""
+    """By the name it was loaded as: libcublasLt.so.13 with CUDA 13."""
     asked = []
 
     class Library:
@@ -443,7 +443,7 @@ def test_the_version_of_cublas_is_asked_of_the_loaded_library(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 class TestOnAGpu:
-    """What only a GPU can show."""
+    """Needs a real GPU."""
 
     @pytest.fixture
     def device(self):

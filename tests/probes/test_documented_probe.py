@@ -1,4 +1,4 @@
-"""The probe of `docs/how-to-add-a-probe.md`, added as it says: one file, and no other line."""
+"""The probe of `docs/how-to-add-a-probe.md`, added as described: one file, and no other change."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.probe_faults` in small: injected faults, and which probes find them."""
+"""A small `python -m benchmarks.probe_faults`: injected faults, and which probes find them."""
 
 import random
 
@@ -24,7 +24,7 @@ def device():
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_fault_that_is_met_changes_the_result_and_is_found(device, name):
-    """And a good result is not called wrong."""
+    """And a good result is not reported as wrong."""
     met = []
     for precision, shape in (*FIXED, *SHAPED):
         probe = prepared(precision, shape, device)

@@ -1,4 +1,4 @@
-"""What is measured first and how often, and how a worker that goes away comes back."""
+"""What is measured first and how often, and how a vanished worker comes back."""
 
 from dataclasses import replace
 
@@ -125,7 +125,7 @@ class TestMisfits:
 
 class TestIdleDeath:
     def test_a_worker_that_was_ended_between_two_cycles_is_back_at_once(self, host):
-        """Nobody's kernel failed: no failed run, no wait, one restart."""
+        """No kernel failed: no failed run, no wait, one restart."""
         host.cycle()
         host.workers[-1].alive = False
         host.scheduler.revive()
@@ -137,7 +137,7 @@ class TestIdleDeath:
         assert "backoff" not in seen.skips
 
     def test_one_that_is_ended_again_waits(self, host):
-        """Within five minutes: somebody, or memory that is short, does not want it there."""
+        """Within five minutes: an operator, or a lack of memory, keeps ending it."""
         host.cycle()
         for _ in range(2):
             host.workers[-1].alive = False

@@ -65,7 +65,7 @@ class TestGrades:
         [("mismatch", "corrupt"), ("contended", "contended"), ("throttled", "throttled")],
     )
     def test_outcomes(self, outcome, expected):
-        """What was not accepted has its own grade."""
+        """A measurement that was not accepted has its own grade."""
         assert grade(GEMM, gpu(), judged(None, outcome=outcome), None, None)[0] == expected
 
     def test_a_host_processor_is_only_held_to_itself(self):
@@ -107,7 +107,7 @@ class TestSiblings:
         assert [row.grade for row in rows] == ["ok", "ok", "low", "ok"]
 
     def test_two_do_not_make_a_median(self):
-        """Who of them is right?"""
+        """Two devices alone do not show which of them is right."""
         rows = compare_siblings([self.row("0", 100), self.row("1", 50)])
 
         assert [row.grade for row in rows] == ["ok", "ok"]
@@ -181,7 +181,7 @@ class TestFullProbe:
         assert len(host.started) == 2
 
     def test_a_device_that_cannot_be_opened_is_told_beside_the_others(self, tmp_path):
-        """One GPU of a node has fallen off its bus: it has a row, and so have the sound ones."""
+        """One GPU of a node has fallen off the bus: it has a row, and so have the healthy ones."""
         host = Host(tmp_path)
         host.describe_fails = {"GPU-0": "CUDA error: unknown error"}
         rows = self.rows(host, [gpu(0), gpu(1)])
@@ -213,7 +213,7 @@ class TestFullProbe:
         ]
 
     def test_without_a_worker_there_is_no_table(self, tmp_path):
-        """torch is missing, say: that is no row of a device."""
+        """For example torch is missing: that is not a device's row."""
         host = Host(tmp_path)
         host.start_fails = "torch_missing"
         with pytest.raises(WorkerFailedError):
@@ -335,7 +335,7 @@ class TestCommand:
         assert f"--seconds: {seconds}: must be a number of seconds" in last
 
     def test_a_gpu_in_use_is_probed_with_a_warning(self, capsys):
-        """Who runs the command decides."""
+        """The user who runs the command decides."""
         config = load_config(ConfigOrigin(file=None, flags={}, environment={}))
         check_device(gpu(processes=(ProcessFacts(1, 1e6),)), config)
 

@@ -22,7 +22,7 @@ def gate(facts=GPU, others=(), *, worker_open=False):
 
 class TestDeviceGate:
     def test_an_idle_gpu_with_memory_is_probed(self):
-        """Nothing speaks against it."""
+        """No gate holds it back."""
         assert gate() is None
 
     def test_a_gpu_with_an_old_server_is_probed(self):
@@ -53,7 +53,7 @@ class TestDeviceGate:
         assert gate(others=(OLD, replace(NEW, age_seconds=300.0))) is None
 
     def test_a_new_process_holds_off_an_open_worker_too(self):
-        """Not to free memory either: the worker stays as it is and does nothing."""
+        """Not even to free memory: the worker stays as it is and does nothing."""
         assert gate(others=(NEW,), worker_open=True) == "new_process"
 
     def test_too_little_free_memory(self):
@@ -92,7 +92,7 @@ class TestOtherProcesses:
         assert other_processes((OLD, self.WORKER), 55, 40.0) == (OLD,)
 
     def test_without_a_worker_all_are_others(self):
-        """Nobody of them is ours."""
+        """None of them is ours."""
         assert other_processes((OLD, NEW), None, None) == (OLD, NEW)
 
     def test_in_a_container_the_worker_is_known_by_its_age(self):
@@ -102,7 +102,7 @@ class TestOtherProcesses:
         assert other_processes((OLD, near, nearer), 55, 40.0) == (OLD, near)
 
     def test_nobody_near_in_age_is_the_worker(self):
-        """The driver hides it; the others are all others."""
+        """The driver hides it; all listed processes are others."""
         assert other_processes((OLD, NEW), 55, 40.0) == (OLD, NEW)
 
 
@@ -121,7 +121,7 @@ class TestPause:
         assert paused(ProbeConfig(pause_file=None), by_operator=True)
 
     def test_a_file_that_cannot_be_looked_at_pauses(self):
-        """It may be there: hold off rather than hurt."""
+        """It may exist: hold off rather than disturb the server."""
         config = ProbeConfig(
             pause_file=type(
                 "Path", (), {"exists": lambda _: (_ for _ in ()).throw(PermissionError())}

@@ -49,7 +49,7 @@ def facts(*devices, **fields):
 
 class TestFacts:
     def test_a_gpu(self):
-        """Everything the gates and the judgement need."""
+        """Everything that the gates and the judgement need."""
         slow = SlowReading(
             at_seconds=100.0,
             compute_mode="exclusive_process",
@@ -100,7 +100,7 @@ class TestFacts:
         assert seen.free_memory_bytes is None
 
     def test_processes_come_with_their_age(self):
-        """A process that /proc does not show is new at first sight."""
+        """A process that /proc does not show counts as new when first seen."""
         slow = SlowReading(at_seconds=100.0, processes=(ProcessUse(2**30, None),))
         (seen,) = facts(device(slow=slow))
 
@@ -122,7 +122,7 @@ class TestAges:
         (proc / str(pid) / "stat").write_text(f"{pid} (a (server) x) {fields}")
 
     def test_a_process_from_before_us_is_as_old_as_proc_says(self, proc):
-        """600 s, at first sight."""
+        """600 s, when first seen."""
         assert ProcessAges(proc).ages("GPU-0", [7], 50.0) == (ProcessFacts(7, 600.0),)
 
     def test_one_that_appears_is_new_on_the_gpu_however_old_it_is(self, proc):
@@ -167,7 +167,7 @@ class TestAges:
         assert ages.ages("GPU-1", [8], 70.0) == (ProcessFacts(8, 0.0),)
 
     def test_devices_that_are_gone_are_forgotten(self, proc):
-        """MIG instances are made anew for months; one that comes back is seen for the first time."""
+        """MIG instances are recreated for months; one that comes back is seen for the first time."""
         ages = ProcessAges(proc)
         ages.ages("MIG-1", [8], 50.0)
         ages.ages("GPU-0", [8], 50.0)
@@ -264,7 +264,7 @@ class TestPoints:
         assert "flopwatch_probe_newest_success_timestamp_seconds" not in names
 
     def test_nothing_known_is_nothing_shown(self):
-        """But for the two counters that are 0 from the start."""
+        """Except for the two counters that are 0 from the start."""
         empty = records.DeviceRecord("0", "GPU-0").snapshot(0.0, 60.0)
 
         assert {point.family.name: point.value for point in self.samples(empty)} == {

@@ -71,7 +71,7 @@ class TestAccepted:
         )
 
     def test_an_efficiency_above_one_stands(self):
-        """A wrong table shows as such: nothing is clamped."""
+        """A wrong table is visible: nothing is clamped."""
         assert verdict(changed(run_seconds=(0.0001,) * 7)).efficiency == pytest.approx(
             1.0539, abs=1e-4
         )
@@ -110,7 +110,7 @@ class TestAccepted:
         assert judged.efficiency is None
 
     def test_a_latency_is_its_median(self):
-        """Jitter of launches is no sign of a tenant."""
+        """Launch jitter is not a sign of a tenant."""
         launches = changed(
             work_per_run=1.0, run_seconds=(4e-6, 5e-6, 2e-5), clock_hertz=None, digest=""
         )
@@ -163,7 +163,7 @@ class TestContention:
         assert (beside.low, beside.high) == (0.5, 1.0)
 
     def test_alone_a_slow_run_is_the_hardware(self):
-        """Without others on the GPU nobody took the time."""
+        """Without other processes on the GPU none took the time."""
         assert contention((0.002, 0.002), 0.001, shared=False).low == 0.0
 
     def test_a_faster_run_than_the_baseline_is_no_negative_tenant(self):
@@ -171,7 +171,7 @@ class TestContention:
         assert contention((0.001, 0.001), 0.002, shared=True).low == 0.0
 
     def test_the_baseline_scales_with_the_clock(self):
-        """455,840 FLOP per clock at half the clock take 250 µs: nobody was beside."""
+        """455,840 FLOP per clock at half the clock take 250 µs: no other tenant."""
         slow = changed(run_seconds=(0.00025,) * 7, clock_hertz=1.755e9 / 2)
 
         assert verdict(slow, baseline=455_840.0, shared=True).contention.low == pytest.approx(
@@ -212,7 +212,7 @@ class TestRejected:
         assert judged.efficiency == pytest.approx(0.8415, abs=1e-3)
 
     def test_a_host_processor_may_run_slower_than_its_turbo(self):
-        """The turbo of one core is no promise."""
+        """The turbo clock of a single core is not guaranteed."""
         cpu = replace(H100, kind="cpu")
 
         assert verdict(changed(clock_hertz=1.0e9), facts=cpu).outcome == "ok"
@@ -234,13 +234,13 @@ class TestRejected:
         assert judged.value is None
 
     def test_a_mismatch_outweighs_contention(self):
-        """Every run has one outcome, and corruption is the one to know of."""
+        """Every run has one outcome, and corruption takes precedence."""
         torn = changed(run_seconds=(0.000125, 0.0002, 0.0003), repeats_agree=False)
 
         assert verdict(torn).outcome == "mismatch"
 
     def test_the_same_bits_again(self):
-        """What was expected came."""
+        """The expected result arrived."""
         judged = verdict(digest="aa")
 
         assert judged.outcome == "ok"

@@ -210,7 +210,7 @@ class TestCorruption:
         assert bad.digest != good.digest
 
     def test_integers_are_exact_without_an_earlier_result(self, device, allowance):
-        """A multiplier that is wrong from the first day on is seen by the host's integers."""
+        """A multiplier that was always wrong is detected by the host's integers."""
         made = self.prepared(device, allowance, "int8")
         for operands in made.sets:
             operands.c[10, 20] += 1
@@ -249,7 +249,7 @@ class TestArena:
             arena.take((8193,), torch.uint8)
 
     def test_a_reset_takes_all_back(self):
-        """And says so by its epoch."""
+        """And a new epoch shows it."""
         arena = Arena(torch.device("cpu"), 4096)
         arena.take((1,), torch.uint8)
         arena.reset()

@@ -1,4 +1,4 @@
-"""Probing MIG instances: whose turn it is, what a worker sees, what is kept of one that goes."""
+"""Probing MIG instances: whose turn it is, what a worker sees, what is kept of a removed one."""
 
 import sys
 from dataclasses import replace
@@ -65,7 +65,7 @@ class TestChoice:
         assert results(host)["MIG-7"].device == "0"
 
     def test_a_gpu_without_instances_has_nothing_to_probe(self, tmp_path):
-        """Mode on, nothing cut yet: held back as ever."""
+        """Mode on, no instances yet: held back as before."""
         host = Host(tmp_path, [PARTITIONED], mig="run")
 
         assert host.cycle().skips == {"mig": 1}
@@ -80,7 +80,7 @@ class TestChoice:
         assert results(host).keys() == {"GPU-0"}
 
     def test_another_word_is_refused(self):
-        """One line, for people."""
+        """One line for people."""
         with pytest.raises(ValueError, match="mig must be skip or run"):
             ProbeConfig(mig="maybe")
 
@@ -146,7 +146,7 @@ class TestTurns:
         assert all(seen.flops for seen in results(host).values())
 
     def test_whole_gpus_beside_them_are_probed_together_in_every_cycle(self, tmp_path):
-        """They share one worker, as ever."""
+        """They share one worker, as without MIG."""
         devices = [PARTITIONED, instance(7), gpu(1), gpu(2)]
         host = Host(tmp_path, devices, mig="run")
         host.cycle()
@@ -160,7 +160,7 @@ class TestTurns:
         ]
 
     def test_an_instance_has_no_peer(self, tmp_path):
-        """Its process sees nothing beside it."""
+        """Its process sees no other device."""
         host = Host(tmp_path, [PARTITIONED, instance(7), instance(8)], mig="run")
         host.kernels = (PEER,)
         host.cycle()
@@ -182,7 +182,7 @@ class TestTurns:
 
 class TestReconfiguration:
     def test_what_is_gone_is_shown_no_more(self, tmp_path):
-        """Its GPU answers and does not tell of it: no results, no skips, no ghost."""
+        """Its GPU answers and does not list it: no results, no skips, no ghost."""
         host = Host(tmp_path, [PARTITIONED, instance(7), instance(8)], mig="run")
         host.cycle()
         host.devices = [PARTITIONED, instance(8)]
@@ -201,7 +201,7 @@ class TestReconfiguration:
         assert results(host)["MIG-7"].skips == {"no_facts": 1}
 
     def test_one_that_comes_back_is_compared_with_itself(self, tmp_path):
-        """Its counters begin anew; baseline and bits are those of before."""
+        """Its counters restart at zero; baseline and bits are those of before."""
         host = Host(tmp_path, [PARTITIONED, instance(7)], mig="run")
         for _ in range(5):
             host.cycle()
@@ -254,7 +254,7 @@ class TestReconfiguration:
         assert host.cycle().baseline_ratio == {"gemm_bf16": pytest.approx(0.5)}
 
     def test_a_node_that_is_cut_anew_for_ever_stays_small(self, tmp_path, monkeypatch):
-        """Of instances that are away, so many are remembered, the newest ones."""
+        """Only this many absent instances are remembered, the newest ones."""
         monkeypatch.setattr("probes.device_states.INSTANCES_KEPT", 3)
         host = Host(tmp_path, mig="run")
         for number in range(10):
@@ -301,7 +301,7 @@ class TestEnvironment:
         assert seen == "MIG-7"
 
     def test_two_instances_in_one_process_are_refused(self):
-        """CUDA would show it the first of them only: better none than the wrong one."""
+        """CUDA would show only the first of them: no probe is better than the wrong one."""
         with pytest.raises(ValueError, match="one MIG instance"):
             real_worker([instance(7), instance(8)], ProbeConfig())
 
@@ -316,7 +316,7 @@ class TestByHand:
         assert select_devices(devices, ["0"]) == [PARTITIONED]
 
     def test_one_at_a_time(self):
-        """Two in one process cannot be; the message says what to do."""
+        """Two in one process are impossible; the message says what to do."""
         with pytest.raises(ProbeError, match="one at a time"):
             select_devices([instance(7), instance(8)], ["MIG-7", "MIG-8"])
 

@@ -1,4 +1,4 @@
-"""GEMMs in the shapes of the model that is served: which, in what budget, and how their results are kept."""
+"""GEMMs in the served model's shapes: which shapes, within which budget, and how results are kept."""
 
 from collections import Counter
 from dataclasses import replace
@@ -135,7 +135,7 @@ class TestTurns:
         assert seen.mismatches["gemm_bf16"] == seen.mismatches[DOWN.name] == 0
 
     def test_operands_that_do_not_fit_are_left_out_by_name(self, tmp_path, capsys):
-        """The worker then measures its own shape: that is no result of the product."""
+        """The worker then measures its own shape: that is not a result for the product."""
         made = host(tmp_path)
         made.own_shape = True
         for _ in range(12):
@@ -171,7 +171,7 @@ class TestCoverage:
         assert seen.coverage_ratio == pytest.approx(2 / 3)
 
     def test_a_day_later_it_is_none(self, tmp_path):
-        """What was probed more than a day ago covers nothing now."""
+        """A product probed more than a day ago no longer counts as covered."""
         made = host(tmp_path)
         for _ in range(12):
             made.cycle()

@@ -94,6 +94,6 @@ def test_unknown_fields_are_refused():
 
 @given(st.binary(max_size=200))
 def test_no_bytes_crash_the_decoder(data):
-    """Whatever comes is a message or a ProtocolError."""
+    """Any bytes give a message or a ProtocolError."""
     with contextlib.suppress(ProtocolError):
         decode_from_worker(data)

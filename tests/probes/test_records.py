@@ -46,7 +46,7 @@ def record(kernel: KernelInfo, *instants: float) -> DeviceRecord:
 def test_a_value_lives_as_long_as_its_kernels_cycle_allows(
     instants: tuple[float, ...], last_shown: float
 ) -> None:
-    """Then it is gone from every gauge; when it last succeeded is told for ever."""
+    """Then it is gone from every gauge; the time of the last success stays forever."""
     made = record(GEMM, *instants)
     shown = made.snapshot(last_shown, INTERVAL)
     gone = made.snapshot(last_shown + 0.1, INTERVAL)

@@ -128,7 +128,7 @@ class TestOutcomes:
         assert after.runs["gemm_bf16", "ok"] == 2
 
     def test_bits_are_remembered_over_a_restart(self, host):
-        """The daemon's next life still knows what the result must be."""
+        """After a restart the daemon still knows what the result must be."""
         host.cycle()
         host.boot()
         host.script.append(Ending(changes={"digest": "ab"}))
@@ -197,21 +197,21 @@ class TestGates:
         assert host.cycle().runs == {("gemm_bf16", "ok"): 1}
 
     def test_a_gpu_that_went_away(self, host):
-        """Its counters stay, and say that nothing is known of it."""
+        """Its counters stay, and its skips have the reason `no_facts`."""
         host.cycle()
         host.devices = []
 
         assert host.cycle().skips == {"no_facts": 1}
 
     def test_facts_that_fail(self, host):
-        """A driver in trouble ends no cycle: the next one asks again."""
+        """A failing driver does not end the cycles: the next one asks again."""
         host.cycle()
         host.scheduler._facts = lambda: 1 / 0
 
         assert host.cycle().skips == {"no_facts": 1}
 
     def test_a_torch_that_cannot_be_imported(self, host):
-        """Said once in the log, counted every time, and never backed off."""
+        """Logged once, counted every time, and without backoff."""
         host.start_fails = "torch_missing"
         with structlog.testing.capture_logs() as logs:
             host.cycle()
@@ -277,7 +277,7 @@ class TestHoldingBack:
         assert seen.runs["gemm_bf16", "ok"] == 2
 
     def test_a_shape_that_fits_no_more_begins_a_new_baseline(self, host):
-        """The memory limit was lowered: the worker chose another shape, and other bits are no fault."""
+        """The memory limit was lowered: the worker chose another shape, so other bits are no error."""
         host.cycle()
         host.script.append(Ending(changes={"shape": (1024, 1024, 1024), "digest": "ab"}))
         seen = host.cycle()
@@ -414,7 +414,7 @@ class TestWorkers:
 
 class TestTurns:
     def test_only_the_configured_kernels_run_in_their_order(self, tmp_path):
-        """What the device does not have is said once and left out."""
+        """A kernel that the device does not support is logged once and left out."""
         host = Host(tmp_path, kernels=("launch", "gemm_fp8", "gemm_bf16"))
         host.kernels = (COPY, GEMM, LAUNCH)
         with structlog.testing.capture_logs() as logs:

@@ -1,4 +1,4 @@
-"""The budget on a simulated host: what was spent stays spent, and no hour sees more than its share."""
+"""The budget on a simulated host: what was spent stays spent, and no hour exceeds its share."""
 
 import tempfile
 from dataclasses import replace

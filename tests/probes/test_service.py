@@ -71,7 +71,7 @@ def test_it_probes_every_interval(make):
 
 
 def test_not_enabled_there_is_no_thread(make):
-    """And no result, and nothing to stop."""
+    """No result, and nothing to stop."""
     before = threads()
     service = make(enabled=False)
     service.start()
@@ -121,7 +121,7 @@ def test_pause_and_resume(make):
 
 
 def test_a_new_configuration_keeps_the_results(make):
-    """Turned off, what was measured stays and nothing runs; turned on, it goes on."""
+    """Turned off, the measurements stay and nothing runs; turned on, probing continues."""
     before = threads()
     service = make()
     service.start()
@@ -166,6 +166,6 @@ def test_a_fault_in_a_cycle_does_not_end_the_probes(make, monkeypatch):
     ],
 )
 def test_a_configuration_that_cannot_be(fields, text):
-    """Is refused in words."""
+    """It is rejected with a message."""
     with pytest.raises(ValueError, match=text):
         ProbeConfig(**fields)

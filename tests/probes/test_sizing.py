@@ -76,14 +76,14 @@ def test_depth_fits_the_memory():
 
 
 def test_depth_has_a_floor():
-    """Below 1024 the operands' tiles do not pay."""
+    """Below 1024 the operands' tiles are not worth it."""
     assert depth(4096, 4096, 1e12, 0.0002, bytes_max=10**9, element_bytes=8, output_bytes=8) == 1024
 
 
 @pytest.mark.parametrize(
     ("trial_seconds", "n"),
     [
-        (0.00025, 192),  # the trial takes the time that is wanted
+        (0.00025, 192),  # the trial takes the wanted time
         (0.00013, 256),  # 192·(250/130)^⅓ = 239: fp32 with AVX2 at 4 GHz
         (0.00003, 384),  # 192·(250/30)^⅓ = 389: bf16 with AVX-512
         (0.000007, 640),  # 192·(250/7)^⅓ = 632: AMX

@@ -98,7 +98,7 @@ class TestWellBehaved:
         assert fine.pid is None
 
     def test_a_deaf_worker_is_killed(self, started, monkeypatch):
-        """One that ignores Exit and holds on is killed all the same."""
+        """A worker that ignores Exit and keeps running is killed."""
         monkeypatch.setattr("probes.supervisor.EXIT_GRACE_SECONDS", 0.3)
         deaf = started("deaf")
         os.kill(deaf.pid, 19)  # SIGSTOP: it does not even notice its pipe closing
@@ -160,7 +160,7 @@ class TestFaults:
         assert descriptors() == before
 
     def test_opening_a_device_may_take_as_long_as_a_start(self):
-        """1 s, where a request has 0.5 s: a driver that wakes its GPUs is no hang."""
+        """1 s, where a request has 0.5 s: a driver that wakes its GPUs is not a hang."""
         slow = worker(
             "slow_opening", ProbeConfig(request_deadline_seconds=0.5, start_deadline_seconds=20)
         )
@@ -181,7 +181,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("mode", ["unknown_kernel", "negative_memory", "nan_seconds"])
     def test_a_description_that_makes_no_sense(self, started, mode):
-        """A kernel that there is not would become a series; numbers are added up."""
+        """An unknown kernel would become a series; numbers are added up."""
         opening = started(mode)
         with pytest.raises(WorkerFailedError, match="is invalid") as caught:
             opening.describe(0)

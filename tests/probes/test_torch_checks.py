@@ -85,7 +85,7 @@ def test_fp8_in_another_layout_is_refused(cuda):
 
 
 def test_fp8_of_an_odd_depth_is_refused(cuda):
-    """K has to be a multiple of 16."""
+    """K must be a multiple of 16."""
     with pytest.raises(RuntimeError, match="divisible by 16"):
         gemm(cuda, "fp8", (64, 128, 72))._runs[0]()
 

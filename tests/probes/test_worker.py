@@ -76,7 +76,7 @@ def test_it_measures_a_gemm(worker):
 
 
 def test_a_second_worker_gets_the_same_bits(worker):
-    """Silent corruption is told from chance, because there is no chance."""
+    """Silent corruption can be detected because results are deterministic."""
     first = worker.run(request(shape=(96, 96, 96))).result
     other = WorkerProcess(CPU, (), ProbeConfig(chunk_deadline_seconds=2.0))
     try:
@@ -123,7 +123,7 @@ def test_it_comes_after_the_server_in_everything(worker):
     ],
 )
 def test_a_torch_that_is_broken_is_not_a_torch_that_is_missing(tmp_path, module, outcome, words):
-    """Installing it again would not help: its own words are told, and the worker backs off."""
+    """Installing it again would not help: its own message is shown, and the worker backs off."""
     (tmp_path / "torch.py").write_text(module)
     environment = worker_environment((), 1)
     environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"

@@ -31,7 +31,7 @@ class Case:
 
     @property
     def lasts_a_day(self) -> bool:
-        """Whether it goes so long that promtool needs ten seconds and more with all rules."""
+        """Whether it is so long that promtool needs ten seconds or more with all rules."""
         return max(self.fires_at + self.quiet_at) >= DAY
 
 
@@ -72,7 +72,7 @@ def workload(tokens: str, requests: str = f"60x{2 * DAY}") -> dict[str, str]:
 
 
 def sibling() -> dict[str, str]:
-    """A second GPU of the same engine that goes on at 40 %."""
+    """A second GPU of the same engine that stays at 40 %."""
     who = f'{HOST}, gpu="1", uuid="GPU-1"'
     return {
         f"flopwatch_gpu_up{{{who}}}": f"1x{2 * DAY}",

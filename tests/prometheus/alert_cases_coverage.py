@@ -1,4 +1,4 @@
-"""Histories of what nobody watches, of what restarts again and again, and of objectives; see alert_cases."""
+"""Histories of unwatched GPUs, of repeated restarts, and of objectives; see alert_cases."""
 
 from .alert_cases import HOST, HOUR, ON_HOST, Case, gpu_series
 

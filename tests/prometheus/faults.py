@@ -59,7 +59,7 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Once:
-    """A value that changes when the fault begins and then stays, whatever is repaired."""
+    """A value that changes when the fault begins and then stays, even after the repair."""
 
     metric: str
     labels: str
@@ -131,7 +131,7 @@ def _repeated(word: str | None, times: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What one host shows, and the labels of the alert that it must raise beside those of the host."""
+    """One host's series, and the labels of the alert that it must raise in addition to the host's."""
 
     alert: str
     series: tuple[Series, ...]
@@ -480,7 +480,7 @@ FAULTS = (
 def host_series(
     fault: Fault, phases: Phases, extra: str, *, goes_down: bool
 ) -> Iterator[tuple[str, str]]:
-    """Selector and values of everything that the fault's host shows; a fault's own series replace healthy ones."""
+    """Selector and values of all series of the fault's host; its own series replace healthy ones."""
     own = {(series.metric, series.labels) for series in fault.series}
     for series in (*fault.series, *(one for one in HEALTHY if (one.metric, one.labels) not in own)):
         labels = ", ".join(

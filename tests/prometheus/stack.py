@@ -1,4 +1,4 @@
-"""A real Prometheus and Alertmanager beside a simulated fleet, with time made short.
+"""A real Prometheus and Alertmanager beside a simulated fleet, with shortened time.
 
 Durations of the rules are divided by SPEED and the scenarios' clock runs as many times faster, so that
 fifteen minutes of rule time take three quarters of one. Bounds in seconds inside expressions stay as they are.
@@ -43,7 +43,7 @@ def shorter(duration: str) -> str:
 
 
 def shorten_rules(source: Path, target: Path) -> None:
-    """Copy rule files with all their durations made short."""
+    """Copy rule files with all their durations shortened."""
     target.mkdir()
     for path in source.glob("*.yml"):
         content = yaml.safe_load(path.read_text())
@@ -71,7 +71,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Where to ask."""
+    """The base URL."""
 
     prometheus: str
     alertmanager: str

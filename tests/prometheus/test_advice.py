@@ -46,7 +46,7 @@ def ready(stack: Stack) -> bool:
 
 
 def wait_for(found: Callable[[], Any]) -> Any:
-    """What is found, once it is anything."""
+    """What is found, once there is any."""
     deadline = time.monotonic() + _DEADLINE_SECONDS
     while not (value := found()):
         assert time.monotonic() < deadline, "nothing was found in time"
@@ -100,7 +100,7 @@ def test_the_panels_have_data(stack: Stack, target: Target) -> None:
 def test_a_lever_that_is_pulled_is_booked(stack: Stack) -> None:
     """Both engines get twice the batch; ten stable minutes later the fleet has two comparisons.
 
-    With time made short a window is of 15 s, so that one of them may miss its interval.
+    With shortened time a window is 15 s, so one of them may miss its interval.
     """
     counted = 'sum(flopwatch_lever_backtests_total{lever="larger_batch"}) >= 2'
     wait_for(lambda: values(stack, counted, time.time()))

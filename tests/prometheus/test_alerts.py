@@ -1,4 +1,4 @@
-"""Every alert fires when it should, is quiet when it should be, and resolves: judged by promtool's own evaluation."""
+"""Every alert fires and resolves when it should and is quiet otherwise, as promtool evaluates it."""
 
 import re
 import shutil
@@ -132,7 +132,7 @@ def test_alert_fires_and_resolves(case: Case, tmp_path: Path) -> None:
 
 
 def test_every_alert_has_a_case_that_fires_and_one_that_ends() -> None:
-    """No alert is without proof that it fires and that it is quiet before or after."""
+    """Every alert is proven to fire, and to be quiet before or after."""
     held = {fault.alert for fault in FAULTS}
     fire = held | {case.alert for case in CASES if case.fires_at}
     end = held | {

@@ -1,4 +1,4 @@
-"""The files of deploy/prometheus and deploy/compose fit together, as far as that shows without a container engine."""
+"""The files of deploy/prometheus and deploy/compose fit together, checked without an engine."""
 
 import shutil
 import subprocess

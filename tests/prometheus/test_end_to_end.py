@@ -53,7 +53,7 @@ EMPTY_HERE = (
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Every scenario as a cluster of its own, watched until all `for` have passed and each alert had its time."""
+    """Every scenario as its own cluster, watched until every `for` has passed."""
     folder = tmp_path_factory.mktemp("stack")
     with running(folder, tuple(SCENARIOS.values()), hosts=1) as running_stack:
         time.sleep(SHORT_SECONDS)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 WEEK = 7 * 24 * 60
-# What a Prometheus operator puts on targets, and what people add.
+# Labels that a Prometheus operator puts on targets, and that people add.
 KUBERNETES = 'namespace="monitoring", pod="flopwatch-{0}", container="exporter", endpoint="metrics", service="flopwatch", node="{0}"'
 LABELS = {
     "plain": "",
@@ -56,7 +56,7 @@ def expected(faults: list[Fault]) -> list[dict[str, Any]]:
 
 
 def difference(output: str) -> str:
-    """What of promtool's output is not as expected, alert by alert."""
+    """Where promtool's output differs from the expectation, alert by alert."""
     lines = []
     for minute, wanted, got in re.findall(r"time: (\S+),\s+exp: ?(.*)\n\s+got: ?(.*)", output):
         missing, surplus = (

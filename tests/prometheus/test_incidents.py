@@ -38,7 +38,7 @@ Alertmanager: https://alerts.example"""
 
 
 class Inbox:
-    """A webhook receiver: what each receiver was told, in order."""
+    """A webhook receiver: the notifications of each receiver, in order."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
@@ -63,7 +63,7 @@ class Inbox:
 
 @contextmanager
 def alertmanager(folder: Path) -> Iterator[tuple[str, Inbox]]:
-    """The shipped configuration, its receivers pointed at an inbox and its waits made short."""
+    """The shipped configuration, with its receivers pointed at an inbox and its waits shortened."""
     inbox = Inbox()
     config = yaml.safe_load((DEPLOY / "alertmanager.yml").read_text())
     config["templates"] = [str(DEPLOY / "templates" / "*.tmpl")]
@@ -152,7 +152,7 @@ def test_a_sick_host_is_one_page_with_a_count(tmp_path: Path) -> None:
 
 
 def test_a_down_host_silences_its_other_alerts(tmp_path: Path) -> None:
-    """FlopwatchDown is the only page; what it inhibits is not news."""
+    """FlopwatchDown is the only page; the alerts that it inhibits send nothing."""
     with alertmanager(tmp_path) as (url, inbox):
         send(url, [alert("FlopwatchDown", "critical"), alert("GPULost", "critical", "3")])
         until(lambda: inbox.of("pager"))

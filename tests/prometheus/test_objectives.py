@@ -1,4 +1,4 @@
-"""Objectives that a user sets for a workload page by how fast they use up their budget."""
+"""Objectives that a user sets for a workload page by their burn rate."""
 
 import shutil
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_a_miss_of_an_hour_pages_and_ends(tmp_path: Path) -> None:
                 10 * HOUR + 30: {},
                 11 * HOUR: {"1h": "critical"},
                 12 * HOUR + 15: {"6h": "critical", "3d": "warning"},
-                13 * HOUR: {"3d": "warning"},  # of the hours that there are
+                13 * HOUR: {"3d": "warning"},  # of the existing hours
             },
         ),
     )
