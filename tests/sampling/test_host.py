@@ -1,4 +1,4 @@
-"""What the host's view holds, and what it must not."""
+"""What the host's view contains, and what it must not contain."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ def host() -> HostSampling:
 def test_the_last_words_of_a_device_that_was_removed_are_not_heard(
     host: HostSampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its thread may be in the middle of a tick when it goes: nothing of it comes back."""
+    """Its thread may be in the middle of a tick when it is removed: none of its readings come back."""
     monkeypatch.setattr(Sampler, "start", lambda _self: None)
     host._start_cpu()
     (sampler,) = host._samplers.values()
@@ -38,7 +38,7 @@ def test_the_last_words_of_a_device_that_was_removed_are_not_heard(
 def test_a_device_without_a_thread_is_not_listed(
     host: HostSampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where none can start, the device is found again later, and not shown as down until then."""
+    """If none can start, the device is found again later, and is not shown as down until then."""
 
     def refuse(_self: Sampler) -> None:
         raise RuntimeError("can't start new thread")

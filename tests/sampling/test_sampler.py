@@ -1,4 +1,4 @@
-"""What the watchdog is told of a sampler: its own faults, and not those of a driver."""
+"""What a sampler reports to the watchdog: its own faults, not those of a driver."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ MINUTES_LATER = 600.0
 
 
 class Device:
-    """A device whose ticks do what a test wants."""
+    """A device whose ticks do what the test wants."""
 
     key = "0"
     clock_samples = 1
@@ -37,7 +37,7 @@ class Device:
         """Nothing is counted."""
 
     def failed(self, error: Exception, ticks: TickStatistics) -> Any:
-        raise SystemExit  # whatever ends a thread that nothing should end
+        raise SystemExit  # any exception that ends the thread
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def sampling(
 
 
 def test_a_sampler_that_ticks_is_well() -> None:
-    """It has moved since the last tick."""
+    """It has made progress since the last tick."""
     ticked = threading.Event()
     with sampling(Device(ticked.set)) as sampler:
         assert ticked.wait(30)
@@ -83,7 +83,7 @@ def test_a_driver_call_that_hangs_is_no_fault_of_the_sampler() -> None:
 
 
 def test_a_sampler_that_waits_for_anything_else_has_stalled() -> None:
-    """Outside of the driver nothing may take minutes: that is a deadlock of ours."""
+    """Outside the driver nothing may take minutes: that would be a deadlock of our own."""
     reached, release = threading.Event(), threading.Event()
 
     def publish(_state: Any) -> None:
@@ -98,7 +98,7 @@ def test_a_sampler_that_waits_for_anything_else_has_stalled() -> None:
 
 
 def test_a_sampler_whose_thread_has_ended_has_stalled() -> None:
-    """Nobody reads this GPU any more, and nothing else would say so."""
+    """This GPU is no longer read, and nothing else would report it."""
 
     def fail() -> None:
         raise ZeroDivisionError
@@ -110,7 +110,7 @@ def test_a_sampler_whose_thread_has_ended_has_stalled() -> None:
 
 
 def test_a_sampler_that_was_stopped_is_well() -> None:
-    """The end of the process is no stall."""
+    """The end of the process is not a stall."""
     with sampling(Device()) as sampler:
         sampler.stop()
         assert sampler.join(30)

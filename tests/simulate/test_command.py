@@ -25,7 +25,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 def test_nonsense_is_refused(
     arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A number that makes no fleet is a usage error that names the value."""
+    """A number that cannot describe a fleet is a usage error that names the value."""
     with pytest.raises(SystemExit) as ended:
         parse(*arguments)
 
@@ -88,7 +88,7 @@ def test_serves_until_told_to_end() -> None:
 def test_a_pull_that_cannot_be_is_refused(
     pull: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a time, of a lever that one engine does not have, or at no time."""
+    """Without a time, of a lever that an engine does not have, or with an invalid time."""
     with pytest.raises(SystemExit):
         parse("--pull", pull)
 

@@ -1,4 +1,4 @@
-"""The simulated fleet: honest about being one, deterministic, and exposed as the daemon exposes."""
+"""The simulated fleet: marked as simulated, deterministic, and exported as the daemon exports."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ MINUTE = 60.0
 
 
 class Clock:
-    """A clock that stands still until it is told the time."""
+    """A clock that does not move until it is set."""
 
     def __init__(self, now: float = BEGAN) -> None:
         self.now = now
@@ -58,7 +58,7 @@ def get(router: object, path: str, **headers: str) -> bytes:
 
 
 def test_devices_say_that_they_are_simulated() -> None:
-    """Every device has `simulated` in its name and its UUID: nobody takes it for hardware."""
+    """Every device has `simulated` in its name and its UUID: it cannot be mistaken for hardware."""
     (host,) = fleet("steady-decode", gpus=2)
     host.advance(BEGAN + 5)
 
@@ -81,7 +81,7 @@ def test_same_seed_same_fleet() -> None:
 
 
 def test_looking_more_often_changes_nothing() -> None:
-    """A host lives in ticks of its own: scraped every 5 s or once in a minute, it counts the same."""
+    """A host has its own ticks: scraped every 5 s or once a minute, it counts the same."""
     (often,), (seldom,) = fleet("straggler", gpus=2), fleet("straggler", gpus=2)
     for second in range(5, 65, 5):
         often.advance(BEGAN + second)
@@ -137,7 +137,7 @@ def test_straggler_probes_slower_by_its_fault() -> None:
 
 
 def test_lost_gpu_keeps_only_its_health() -> None:
-    """A lost GPU is down, its XID is told, and no reading of it remains; its neighbour goes on."""
+    """A lost GPU is down, its XID is exported, and no reading remains; its neighbour continues."""
     (host,) = fleet("lost-gpu")
     host.advance(BEGAN + 6 * MINUTE)
 
@@ -149,7 +149,7 @@ def test_lost_gpu_keeps_only_its_health() -> None:
 
 
 def test_xid_burst_counts_every_half_minute() -> None:
-    """First at minute 5, then every 30 s: by minute 10 there were eleven."""
+    """First at minute 5, then every 30 s: eleven by minute 10."""
     (host,) = fleet("xid-burst")
     host.advance(BEGAN + 10 * MINUTE + 1)
 
@@ -219,7 +219,7 @@ def test_unknown_scenario_is_named_with_the_known_ones() -> None:
 
 
 def test_history_is_openmetrics_with_timestamps() -> None:
-    """The past comes as one sample a series and step, with Prometheus's target labels, and an end mark."""
+    """The past has one sample per series and step, Prometheus's target labels, and an end marker."""
     hosts = fleet("steady-decode", gpus=1)
     lines = list(history(hosts, begins=BEGAN, ends=BEGAN + 60, step_seconds=30))
     ups = [line for line in lines if line.startswith("flopwatch_gpu_up{")]

@@ -1,4 +1,4 @@
-"""The host processor standing in for a GPU: what its peak is taken to be, from its own /proc."""
+"""The host processor standing in for a GPU: its assumed peak, from its own /proc."""
 
 from pathlib import Path
 
@@ -46,14 +46,14 @@ def test_the_peak_follows_from_the_widest_vectors(
 
 @pytest.mark.parametrize(("family", "fp32"), [("25", 32), ("26", 64)], ids=["Zen 4", "Zen 5"])
 def test_zen_4_takes_two_passes_for_512_bits(tmp_path: Path, family: str, fp32: int) -> None:
-    """It does no more FLOP a cycle than with 256 bits; its successor does."""
+    """It has no more FLOP per cycle than with 256 bits; its successor does."""
     source = processor(tmp_path, "sse2 fma avx2 avx512f", vendor="AuthenticAMD", family=family)
 
     assert source.peaks(source.identity()).flops["fp32"] == fp32 * 5e9
 
 
 def test_a_processor_that_names_no_instruction_set_has_no_peak(tmp_path: Path) -> None:
-    """Not known is not zero."""
+    """Unknown is not zero."""
     source = processor(tmp_path, "")
 
     assert source.peaks(source.identity()).flops == {}

@@ -1,4 +1,4 @@
-"""What GPM answers, made into windows."""
+"""GPM's answers as windows."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -39,7 +39,7 @@ def read(session: Any) -> tuple[ActivityWindow | None, list[str]]:
 
 
 def test_blanks_among_the_rates_are_counted_and_left_out() -> None:
-    """The activities beside them stand."""
+    """The other activities are kept."""
     window, false = read(
         Session({gpm.SM: 50.0, gpm.PCIE_TRANSMIT_MIB: 2.0**47, gpm.PCIE_RECEIVE_MIB: 100.0})
     )
@@ -54,13 +54,13 @@ def test_blanks_among_the_rates_are_counted_and_left_out() -> None:
     ("failure", "raised"),
     [
         (Transient("nvmlGpmMetricsGet", 21), Transient),
-        (None, NotSupported),  # every metric was refused: the device has none of them any more
+        (None, NotSupported),  # every metric was refused: the device no longer has any of them
     ],
 )
 def test_a_reading_without_activities_is_none(
     failure: NvmlError | None, raised: type[NvmlError]
 ) -> None:
-    """Rates alone say nothing of the SMs: the window stays open for the next reading."""
+    """Rates alone do not show the SMs' activity: the window stays open for the next reading."""
     session = Session({gpm.PCIE_RECEIVE_MIB: 100.0}, failure)
 
     with pytest.raises(raised):

@@ -1,4 +1,4 @@
-"""What the host says of its boot and of the GPUs on its PCI bus."""
+"""What the host reports about its boot and about the GPUs on its PCI bus."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_gpus_are_counted_whether_or_not_a_driver_has_them(tmp_path: Path) -> No
 
 
 def test_no_bus_is_not_no_gpu(tmp_path: Path) -> None:
-    """Where there is nothing to read, nothing is said."""
+    """With nothing to read there is no value."""
     assert expected_gpus(tmp_path) is None
 
 

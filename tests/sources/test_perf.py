@@ -1,7 +1,7 @@
-"""The processor's own count of operations, through a kernel that the test plays.
+"""The processor's own count of operations, through a simulated kernel.
 
-No machine of ours shows its counters: what is tested is that the events asked for are the documented ones,
-and that counts become FLOP.
+None of our machines exposes its counters: the tests check that the requested events are the
+documented ones, and that counts become FLOP.
 """
 
 import errno
@@ -145,7 +145,7 @@ def test_events_that_took_turns_are_scaled_up(root: Path) -> None:
 
 
 def test_an_event_that_was_never_counted_is_no_zero(root: Path) -> None:
-    """It had no turn yet: nothing is said."""
+    """It was not scheduled yet: no value."""
     assert PerfCounters(ZEN_3, PlayedKernel(running=0), root).read() is None
 
 
@@ -167,7 +167,7 @@ def test_a_virtual_machine_hides_its_counters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("refusal", [errno.EACCES, errno.EPERM])
 def test_without_the_right_it_says_how_to_get_it(root: Path, refusal: int) -> None:
-    """And lets go of what it had opened."""
+    """And closes what it had opened."""
     kernel = PlayedKernel(refusal=refusal)
     with pytest.raises(PerfUnavailableError, match="perf_event_paranoid is 2") as caught:
         PerfCounters(XEON, kernel, root)
@@ -187,13 +187,13 @@ def test_without_the_right_it_says_how_to_get_it(root: Path, refusal: int) -> No
     ],
 )
 def test_a_processor_whose_events_are_not_known_is_not_counted(processor: Processor) -> None:
-    """Better none than wrong ones."""
+    """No value is better than a wrong one."""
     with pytest.raises(PerfUnavailableError):
         events_of(processor)
 
 
 def test_check_says_why_nothing_is_counted() -> None:
-    """On any host: that it counts, or one line with the reason."""
+    """On any host: it counts, or there is one line with the reason."""
     (result,) = perf_findings(DEFAULTS, [])
 
     assert result.area == "perf"

@@ -8,7 +8,7 @@ from flopwatch.processor import clock_hertz, read_processor
 
 
 def x86(root: Path, *, packages: int = 1, cores: int = 2, siblings: int = 2) -> Path:
-    """A recorded /proc/cpuinfo: siblings of one core are numbered far apart, as Linux does."""
+    """A recorded /proc/cpuinfo: the siblings of one core are numbered far apart, as on Linux."""
     blocks = []
     for sibling in range(siblings):
         for package in range(packages):
@@ -30,7 +30,7 @@ def test_one_logical_processor_stands_for_each_physical_core(tmp_path: Path) -> 
 
 
 def test_affinity_is_respected(tmp_path: Path) -> None:
-    """Of cores 0 and 1 with the siblings 2 and 3, 1 to 3 are allowed: 1 and 2, for 3 is 1's."""
+    """Of cores 0 and 1 with siblings 2 and 3, 1 to 3 are allowed: 1 and 2, as 3 belongs to 1."""
     assert read_processor(x86(tmp_path), allowed=(1, 2, 3)).cores == (1, 2)
 
 
@@ -45,7 +45,7 @@ def test_affinity_is_respected(tmp_path: Path) -> None:
     ],
 )
 def test_a_cgroups_quota_is_respected(tmp_path: Path, limit: str, threads: int) -> None:
-    """Four cores: as many threads as the quota keeps busy, one at least."""
+    """Four cores: as many threads as the quota keeps busy, at least one."""
     root = x86(tmp_path, cores=4, siblings=1)
     (root / "proc/self/cgroup").write_text("0::/pod/container\n")
     folder = root / "sys/fs/cgroup/pod/container"
@@ -108,7 +108,7 @@ def test_precisions_that_would_be_emulated_are_not_native(tmp_path: Path) -> Non
 
 
 def test_the_clock_is_that_of_a_processor() -> None:
-    """Between 0.4 and 7 GHz, or not known."""
+    """Between 0.4 and 7 GHz, or unknown."""
     clock = clock_hertz()
 
     assert clock is None or 0.4e9 < clock < 7e9

@@ -1,4 +1,4 @@
-"""A source of one's own: one file and one line, as docs/how-to-add-a-source.md says."""
+"""A custom source: one file and one line, as docs/how-to-add-a-source.md says."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Example(ActivitySource):
     def health(self, *, up: bool) -> dict[str, SourceHealth]:
         return {"example": SourceHealth(up and self._since is not None, time.time())}
 '''
-# The line of exporter/collect/sources.py, put in front of all others.
+# The line of exporter/collect/sources.py, before all others.
 REGISTERED = (
     "-c",
     (
@@ -59,7 +59,7 @@ REGISTERED = (
 
 
 def test_a_registered_source_is_used_counted_and_shown(tmp_path: Path) -> None:
-    """It comes before GPM where it opens: its FLOP and its health are there, and GPM's on GPU 1."""
+    """It takes precedence over GPM where it opens; GPU 1 still uses GPM."""
     (tmp_path / "example.py").write_text(EXAMPLE)
     config = 'sources: {cpu: "off", dcgm: "off"}\nprobes: {enabled: false}\n'
     with FakeNvml([H100, H100], tmp_path) as fake:

@@ -1,4 +1,4 @@
-"""The freshness rule through the real daemon: nothing green is left of a GPU that is lost."""
+"""The freshness rule through the real daemon: a lost GPU leaves no healthy-looking values."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The State: what it holds of a device in every condition, and when it is built."""
+"""The State: what it contains for a device in every condition, and when it is built."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def gpu(index: str = "0", *, mig: str | None = None, at: float = 100.0) -> Devic
 
 
 def results(uuid: str = "GPU-0") -> ProbeResults:
-    """Everything that a probe may have found out."""
+    """Every result that a probe can have."""
     return ProbeResults(
         device="0",
         uuid=uuid,
@@ -90,7 +90,7 @@ def test_a_fresh_device_has_its_readings_and_its_probe_values() -> None:
 
 @pytest.mark.parametrize("why", NOT_FRESH)
 def test_a_device_that_is_not_fresh_has_neither(why: str) -> None:
-    """Lost, hung or stale: identity and health are left, and the probes' counters."""
+    """Lost, hung or stale: identity and health remain, and the probes' counters."""
     state = build_state(*NOT_FRESH[why])
     device = state.find("GPU-0")
 
@@ -110,7 +110,7 @@ def test_a_device_that_is_not_fresh_has_neither(why: str) -> None:
 
 
 def test_probe_values_of_a_device_that_is_gone_are_not_shown() -> None:
-    """It was replaced: nobody samples it any more."""
+    """It was replaced: it is no longer sampled."""
     (probed,) = build_state(parts(gpu("1")), 101.0).probes.devices
 
     assert probed.flops == {}
@@ -118,7 +118,7 @@ def test_probe_values_of_a_device_that_is_gone_are_not_shown() -> None:
 
 
 def test_a_device_that_has_not_answered_yet_is_waited_for() -> None:
-    """No UUID, no source: nothing has failed so far, and nobody finds it."""
+    """No UUID, no source: nothing has failed so far, and it cannot be looked up."""
     nameless = DeviceState(
         DeviceIdentity(index="0", uuid=UNKNOWN, name=UNKNOWN), 100.0, up=False, max_age_seconds=0.0
     )
@@ -129,7 +129,7 @@ def test_a_device_that_has_not_answered_yet_is_waited_for() -> None:
 
 
 def test_devices_are_found_by_index_uuid_and_instance() -> None:
-    """An index means the whole GPU, unless the GPU instance is told."""
+    """An index means the whole GPU, unless the GPU instance is given."""
     cut = replace(gpu("1"), instances=(gpu("1", mig="3"), gpu("1", mig="5")))
     state = build_state(parts(gpu("0"), cut), 101.0)
 
@@ -176,7 +176,7 @@ class TestLive:
         assert live.now() is live.latest
 
     def test_readings_become_stale_without_a_change(self) -> None:
-        """Just after 104 s, four after the tick; parts beside the sampling are taken each second."""
+        """Just after 104 s, four after the tick; parts outside the sampling refresh every second."""
         live, world = self.live()
         for now in (100.0, 101.0, 102.0, 103.5, 104.0):
             world["now"] = now

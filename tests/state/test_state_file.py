@@ -14,7 +14,7 @@ from probes.device_states import SECTION, SavedProbes, saved_probes
 
 
 BASELINE = Baseline(versions="v1", shape=(64, 64, 64), digest="aa", best=2.0, recent=(1.0, 2.0))
-# Numbers that would take the budget's limit away, or divide by zero, or be no operands' size.
+# Numbers that would lift the budget's limit, divide by zero, or be invalid operand sizes.
 BROKEN_BASELINE = (
     b'{"version": 1, "probes": {"baselines": {"GPU-0": {"g": {"versions": "v", %s}}}}}'
 )
@@ -38,7 +38,7 @@ def broken_files(path):
 
 
 def test_what_is_saved_is_read_again(path):
-    """All of it, by another process that reads the file anew."""
+    """All of it, by another process that reads the file again."""
     StateFile(path).save(SECTION, STATE)
 
     assert saved_probes(StateFile(path)) == STATE
@@ -74,7 +74,7 @@ def test_a_missing_file_is_an_empty_state(path, events):
     ],
 )
 def test_a_broken_file_is_moved_aside(path, events, content):
-    """It is kept for people to look at, warned of once, and a new one takes its place."""
+    """It is kept for inspection, with one warning, and replaced by a new one."""
     path.write_bytes(content)
     file = StateFile(path)
 
@@ -120,7 +120,7 @@ def test_many_writers_lose_nothing(path):
 
 
 def test_a_disk_that_refuses_is_warned_of_once(path, events, monkeypatch):
-    """The state lives on in memory, and is written when the disk is well again."""
+    """The state stays in memory, and is written when the disk works again."""
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_written_falls_back(tmp_path, monkeypatch):
 
 
 def test_a_path_below_a_file_falls_back(tmp_path, monkeypatch):
-    """What cannot be a folder cannot hold the state."""
+    """A path that cannot be a folder cannot hold the state."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
 
@@ -180,7 +180,7 @@ def test_a_path_below_a_file_falls_back(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_can_be_written_is_used(tmp_path):
-    """It is made when it is not there."""
+    """It is created when it does not exist."""
     wanted = tmp_path / "new" / "state.json"
 
     assert usable_state_path(wanted) == wanted
@@ -189,7 +189,7 @@ def test_a_folder_that_can_be_written_is_used(tmp_path):
 
 @pytest.mark.parametrize("special", ["pipe", "device", "folder"])
 def test_what_is_no_file_is_neither_waited_for_nor_replaced(tmp_path, special):
-    """A named pipe has no writer, and a device that a rename replaced is gone for everybody."""
+    """A named pipe has no writer, and a rename would replace a device for the whole host."""
     path = tmp_path / "state.json"
     if special == "pipe":
         os.mkfifo(path)

@@ -94,7 +94,7 @@ class Browser:
             time.sleep(0.05)
 
     def look(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Set the window and the wish for colours."""
+        """Set the window size and the preferred colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,

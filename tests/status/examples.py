@@ -1,4 +1,4 @@
-"""Hosts for the tests of the status page: devices with a load, ticked through an hour in no time."""
+"""Hosts for the tests of the status page: devices with a load, ticked through an hour at once."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -35,7 +35,7 @@ MAX_HERTZ = 1980e6
 
 @dataclass(frozen=True)
 class Load:
-    """Shares of time by state, and what the device reads meanwhile."""
+    """Shares of time by state, and the device's readings meanwhile."""
 
     states: Mapping[str, float]
     flops: float | None = 0.0
@@ -77,7 +77,7 @@ COARSE = Load({"idle": 0.4, "unresolved": 0.6}, flops=None, dram=None)
 
 @dataclass
 class Machine:
-    """A host whose devices tick when told to."""
+    """A host whose devices tick only when the test says so."""
 
     devices: dict[str, DeviceState] = field(default_factory=dict)
     hung: frozenset[tuple[str, str]] = frozenset()
@@ -325,7 +325,7 @@ def held(indices: Iterable[int], pod: str = "chat-7d9f8b5c4-x2x9p") -> HoldersSn
 
 
 def busy_hour(index: str, now: float) -> Load:
-    """Traffic that comes and goes, differently on each device: the worst case for the strip's size."""
+    """Traffic that varies, differently on each device: the worst case for the strip's size."""
     phase = int(now / 60) * 7 + hash_of(index)
     loads = (DECODE, PREFILL, DECODE, IDLE, HOT if index == "5" else DECODE)
     load = loads[phase % len(loads)]
@@ -368,7 +368,7 @@ def hash_of(index: str) -> int:
 def fleet(
     count: int, load: Callable[[str, float], Load] = traffic, *, seconds: float = 3600.0
 ) -> Machine:
-    """A node after an hour (or other `seconds`): one lost GPU, one hot, one slow, one with XIDs, the others at work."""
+    """A node after `seconds`: one lost GPU, one hot, one slow, one with XIDs, the others busy."""
     machine = Machine()
     for index in range(count):
         machine.add(gpu(index))

@@ -68,7 +68,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 class Site:
-    """A machine behind a real server; what it answers can be cut off."""
+    """A machine behind a real server; its answers can be cut off."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -98,7 +98,7 @@ Serve = Callable[[Machine], Site]
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_host_fits_every_window(browser: Browser, serve: Serve, host: str, view: str) -> None:
-    """Nothing runs over the side, nothing breaks the policy, and the checker finds nothing."""
+    """Nothing overflows, nothing breaks the policy, and the checker finds nothing."""
     if view != "light" and host == "sixty-four":
         pytest.skip("as eight, and slow")
     site = serve(HOSTS[host]())
@@ -124,7 +124,7 @@ def axe_finds(browser: Browser, axe: Path) -> list[Any]:
 
 
 def test_the_checker_would_find_something(browser: Browser, serve: Serve) -> None:
-    """Text that is nearly white on white is reported: silence of the checker means something."""
+    """Nearly white text on white is reported: so an empty report is meaningful."""
     assert AXE is not None
     browser.look()
     browser.open(serve(two_gpus()).url)
@@ -146,7 +146,7 @@ def test_colours_follow_the_wish(browser: Browser, serve: Serve) -> None:
 
 
 def test_it_refreshes_and_keeps_what_the_reader_did(browser: Browser, serve: Serve) -> None:
-    """New numbers come; open details, focus, selection and scrolling stay."""
+    """Numbers are updated; open details, focus, selection and scroll position stay."""
     machine = two_gpus()
     machine.probes = ProbesSnapshot(True, False, (probed(0), probed(1)))
     site = serve(machine)
@@ -169,7 +169,7 @@ def test_it_refreshes_and_keeps_what_the_reader_did(browser: Browser, serve: Ser
 
 
 def test_a_gpu_that_falls_sick_moves_up(browser: Browser, serve: Serve) -> None:
-    """Its card goes to the front with the next refresh, and the title says so."""
+    """Its card moves to the front at the next refresh, and the title shows it."""
     machine = two_gpus()
     site = serve(machine)
     browser.look()
@@ -212,7 +212,7 @@ def press(browser: Browser, key: str, code: int) -> None:
 
 
 def test_a_daemon_that_is_gone_is_said(browser: Browser, serve: Serve) -> None:
-    """The last picture stays, greyed, with the time that it is of."""
+    """The last data stays, greyed out, with its time."""
     site = serve(two_gpus())
     browser.look()
     browser.open(site.url)
@@ -226,7 +226,7 @@ def test_a_daemon_that_is_gone_is_said(browser: Browser, serve: Serve) -> None:
 
 
 def test_without_javascript_it_is_complete(browser: Browser, serve: Serve) -> None:
-    """All numbers are there, the button that would do nothing is not."""
+    """All numbers are shown; the button, which would do nothing, is not."""
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.look()

@@ -1,4 +1,4 @@
-"""docs/status-page.md says all that there is."""
+"""docs/status-page.md is complete."""
 
 import inspect
 import re
@@ -20,14 +20,14 @@ STRUCTS = [
 
 @pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
 def test_every_field_is_described(struct: type[msgspec.Struct]) -> None:
-    """A field that is not there is a field that nobody finds."""
+    """An undocumented field would not be found."""
     missing = [name for name in struct.__struct_fields__ if f"`{name}`" not in PAGE]
 
     assert missing == []
 
 
 def test_every_finding_is_described() -> None:
-    """The kinds are made for machines, and people write those machines."""
+    """The kinds are for programs, and their authors need the documentation."""
     source = inspect.getsource(verdict)
     kinds = set(re.findall(r"(?:Finding\(\s*\w+,\s*|else )\"([a-z_]+)\"", source))
     kinds.discard("s")

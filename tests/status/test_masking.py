@@ -1,4 +1,4 @@
-"""What the configuration shows to others."""
+"""What the shown configuration reveals."""
 
 import pytest
 from hypothesis import given
@@ -20,12 +20,12 @@ from exporter.status.masking import MASK, configuration_text, mask, mask_url
     ],
 )
 def test_urls(url: str, shown: str) -> None:
-    """Who and where stays, what may open a door goes."""
+    """Users and addresses stay, secrets are masked."""
     assert mask_url(url) == shown
 
 
 def test_keys_that_name_a_secret() -> None:
-    """At any depth; an empty one is no secret."""
+    """At any depth; an empty one is not a secret."""
     values = {"a": [{"password": "x", "api_key": "y", "name": "z"}], "token": None}
 
     assert mask(values) == {
@@ -41,7 +41,7 @@ def test_the_text_is_yaml() -> None:
 
 @given(st.from_regex(r"[A-Za-z0-9]{8,20}", fullmatch=True))
 def test_a_password_never_shows(secret: str) -> None:
-    """Whatever it is, wherever in an address it stands."""
+    """Whatever it is, wherever it appears in an address."""
     secret = f"Q{secret}Q"
     values = {
         "url": f"http://user:{secret}@host/path?key={secret}#{secret}",

@@ -1,4 +1,4 @@
-"""What outlives the exporter: faults until there is evidence of a repair, and since when findings hold."""
+"""What survives a restart: faults until evidence of a repair, and since when findings hold."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +50,7 @@ def memory(tmp_path: Path, wall: Wall, boot: str = "boot-a") -> Memory:
 
 
 def test_an_xid_survives_the_exporters_restart(tmp_path: Path) -> None:
-    """The new process has seen no event, and knows of it all the same."""
+    """The new process has seen no event, but still knows of it."""
     wall = Wall()
     before = memory(tmp_path, wall)
     before.observe(gpu(xids={79: 990.0}))
@@ -63,7 +63,7 @@ def test_an_xid_survives_the_exporters_restart(tmp_path: Path) -> None:
 
 
 def test_another_boot_is_a_repair(tmp_path: Path) -> None:
-    """XIDs and memory errors of the boot before are news no more; counting begins with what is there."""
+    """XIDs and memory errors of the previous boot are old; counting starts at the present values."""
     wall = Wall()
     before = memory(tmp_path, wall)
     before.observe(gpu(xids={79: 990.0}, errors=1))
@@ -110,7 +110,7 @@ def test_a_remapping_that_is_done_is_a_reset(tmp_path: Path) -> None:
 
 
 def test_a_reset_while_the_exporter_was_away(tmp_path: Path) -> None:
-    """The counter in the state file is higher than the device's: it was reset in between."""
+    """The counter in the state file is higher than the device's: it was reset meanwhile."""
     wall = Wall()
     before = memory(tmp_path, wall)
     before.observe(gpu(xids={48: 990.0}))
@@ -125,7 +125,7 @@ def test_a_reset_while_the_exporter_was_away(tmp_path: Path) -> None:
 
 
 def test_a_finding_keeps_its_beginning(tmp_path: Path) -> None:
-    """Through a failed reading, and through a restart; gone for longer it begins anew."""
+    """Through a failed reading and through a restart; after a longer gap it restarts."""
     wall = Wall()
     kept = memory(tmp_path, wall)
     kept.observe(gpu())
@@ -145,7 +145,7 @@ def test_a_finding_keeps_its_beginning(tmp_path: Path) -> None:
 
 
 def test_the_highest_power_limit_is_remembered(tmp_path: Path) -> None:
-    """A limit that creeps down is compared with it for ever."""
+    """A limit that is lowered step by step is always compared with the highest one."""
     kept = memory(tmp_path, Wall())
     kept.observe(gpu())
     low = gpu()

@@ -1,4 +1,4 @@
-"""The page as text: complete, escaped, small, and nothing in it that its policy forbids."""
+"""The page as text: complete, escaped, small, and within its content policy."""
 
 import base64
 import gzip
@@ -68,7 +68,7 @@ class Outline(HTMLParser):
 
 class TestContent:
     def test_it_answers_the_question(self) -> None:
-        """Delivered, of how much, where the rest goes, and the state of the board."""
+        """Delivered FLOPS, the peak, where the rest goes, and the state of the board."""
         machine = Machine()
         machine.add(gpu(0))
         machine.run(120, {"0": DECODE}, step=1.0)
@@ -95,20 +95,20 @@ class TestContent:
         assert "No GPU: the driver says driver not loaded." in words
 
     def test_an_old_answer_of_the_driver_is_forgotten(self) -> None:
-        """Once there are GPUs, why there were none is history."""
+        """Once there are GPUs, the reason why there were none is dropped."""
         machine = Machine(driver_error="driver_not_loaded")
         machine.add(gpu(0))
 
         assert "No GPU" not in Outline(machine.page()).words
 
     def test_while_the_driver_is_silent_it_says_so(self) -> None:
-        """Waiting is no trouble yet."""
+        """Waiting is not a problem yet."""
         words = Outline(Machine(pending=True).page()).words
 
         assert "Waiting for the driver" in words
 
     def test_a_processor_makes_a_page(self) -> None:
-        """The embedded default has no GPU words in it."""
+        """The page of a processor does not call it a GPU."""
         machine = Machine()
         machine.add(cpu())
         machine.run(60, {"cpu0": COARSE})
@@ -125,7 +125,7 @@ class TestContent:
         assert "All devices" in page.words
 
     def test_an_unknown_device_is_404(self) -> None:
-        """And says which one was asked for, escaped."""
+        """And names the requested one, escaped."""
         answer = Machine().service.page(Request("GET", "/", "gpu=%3Cb%3E", {}, "::1"))
 
         assert answer.status == 404
@@ -143,7 +143,7 @@ class TestContent:
 class TestSize:
     @pytest.mark.parametrize("load", [None, busy_hour])
     def test_eight_gpus_stay_below_60_kilobytes(self, load: object) -> None:
-        """Also when every minute of the hour was another load."""
+        """Even when every minute of the hour had a different load."""
         machine = fleet(8) if load is None else fleet(8, busy_hour)
 
         assert len(machine.page().encode()) < 60_000
@@ -207,7 +207,7 @@ class TestServing:
         assert ("Content-Encoding", "gzip") not in plain.headers
 
     def test_metrics_keep_the_path_that_they_were_given(self) -> None:
-        """With metrics at `/` the page gives way, and the rest stays."""
+        """With metrics at `/` the page is not served there, and the rest stays."""
         router = Router()
         Machine(telemetry_path="/").service.add_routes(router)
 
@@ -215,7 +215,7 @@ class TestServing:
         assert router(Request("GET", "/api/v1/status", "", {}, "::1")).status == 200
 
     def test_the_configuration_is_masked(self) -> None:
-        """A password in an address is not for everyone who may see the page."""
+        """A password in an address must not be shown to every viewer of the page."""
         machine = Machine(configuration={"dcgm": {"url": "http://a:b@host/"}})
         answer = machine.service.configuration(Request("GET", "/config", "", {}, "::1"))
 

@@ -75,7 +75,7 @@ class TestMinute:
         assert clock.ring.minute(clock.now).achieved_flops is None
 
     def test_flop_of_another_precision_do_not_count(self) -> None:
-        """When the headline changes from bf16 to fp8 and back, no FLOP is booked twice."""
+        """When the headline changes from bf16 to fp8 and back, no FLOP is counted twice."""
         clock = Clockwork()
         load = Load({"tensor": 1.0}, flops=10e12)
         clock.tick(load, times=10)
@@ -89,7 +89,7 @@ class TestMinute:
 
 class TestObserve:
     def test_the_same_snapshot_twice_counts_once(self) -> None:
-        """Whoever looks more often than the device ticks does no harm."""
+        """Looking more often than the device ticks changes nothing."""
         clock = Clockwork()
         clock.tick(DECODE, times=5)
         for _ in range(10):
@@ -98,7 +98,7 @@ class TestObserve:
         assert pytest.approx(clock.ring.minute(clock.now).seconds) == 5.0
 
     def test_a_missed_snapshot_loses_nothing(self) -> None:
-        """Counters go on: the next snapshot brings what the missed one would have."""
+        """Counters continue: the next snapshot includes the missed one."""
         clock = Clockwork()
         clock.now += 1
         clock.device = ticked(clock.device, DECODE, clock.now, 1.0, 0.0)
@@ -119,7 +119,7 @@ class TestObserve:
         assert late.hour(clock.now).seconds == 0.0
 
     def test_counters_that_went_back_start_anew(self) -> None:
-        """A device that was re-created counts from zero: the fall is no time."""
+        """A re-created device counts from zero: the decrease is not counted as time."""
         clock = Clockwork()
         clock.tick(DECODE, times=10)
         clock.device = ticked(gpu(0), IDLE, clock.now + 1, 1.0, 0.0)
@@ -155,7 +155,7 @@ class TestObserve:
 
 class TestHour:
     def test_it_holds_an_hour_and_no_more(self) -> None:
-        """After two hours the ring sums 3600 seconds, to a slot."""
+        """After two hours the ring sums 3600 seconds, within one slot."""
         clock = Clockwork()
         clock.tick(DECODE, seconds=5.0, times=1440)
 
@@ -197,7 +197,7 @@ class TestHour:
         assert pytest.approx(held.mean_hertz) == 1200e6
 
     def test_overlapping_reasons_are_not_added_up(self) -> None:
-        """Cap and brake at the same time held the clock once."""
+        """Cap and brake at the same time count once."""
         both = EVENT_REASONS["sw_power_cap"] | EVENT_REASONS["hw_power_brake_slowdown"]
         clock = Clockwork()
         clock.tick(replace(PREFILL, reasons=both), times=20)

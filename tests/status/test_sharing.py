@@ -120,7 +120,7 @@ def test_an_exclusive_gpu_has_no_shares() -> None:
 
 
 def findings(bill: Bill) -> dict[str, Finding]:
-    """The device's findings by kind, as the page and the series have them."""
+    """The device's findings by kind, as on the page and in the series."""
     status = service(bill)
     page = {found.kind: found for found in status.status().devices[0].findings}
     (series,) = status.findings()
@@ -129,7 +129,7 @@ def findings(bill: Bill) -> dict[str, Finding]:
 
 
 def test_equal_shares_say_what_would_help() -> None:
-    """The exporter has a PID namespace of its own: hostPID would help."""
+    """The exporter has its own PID namespace: hostPID would help."""
     found = findings(Bill({UUID: shared()}, unresolved={UUID: "namespace"}))
 
     assert "2 holders" in found["shares_not_measured"].text

@@ -1,4 +1,4 @@
-"""The document: what it says of devices in every state, and in which order."""
+"""The document: what it says about devices in every state, and in which order."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ def machine() -> Machine:
 
 
 class TestAttainable:
-    """A device whose work nobody counts: its headline is what the probes measured."""
+    """A device whose work is not counted: its headline is what the probes measured."""
 
     @pytest.fixture
     def processor(self) -> Machine:
@@ -82,14 +82,14 @@ class TestAttainable:
         assert could.bandwidth_bytes_per_second == 40e9
 
     def test_the_host_shows_it_too(self, processor: Machine) -> None:
-        """One processor: its sum is its own."""
+        """One processor: the sum is its own value."""
         host = status_of(processor).host
 
         assert host.attainable_flops == {"fp32": 300e9}
         assert host.attainable_bandwidth_bytes_per_second == 40e9
 
     def test_the_page_shows_it_with_busy_and_idle_time(self, processor: Machine) -> None:
-        """And nowhere that something is not known."""
+        """And nothing is reported as unknown."""
         page = render_page(status_of(processor))
 
         assert (
@@ -122,7 +122,7 @@ class TestAttainable:
         assert said[0].startswith("memory bandwidth not measured: other programs use the device")
 
     def test_a_gpu_whose_work_is_counted_keeps_its_headline(self, machine: Machine) -> None:
-        """What it does comes before what it could do."""
+        """Its actual rate comes before its possible rate."""
         machine.probes = ProbesSnapshot(True, False, (probed(0), probed(1)))
 
         assert status_of(machine).host.attainable_flops == {}
@@ -172,7 +172,7 @@ class TestFlops:
 
 class TestTrouble:
     def test_a_lost_gpu_shows_no_old_readings(self, machine: Machine) -> None:
-        """What cannot be read is absent; why, and the hour before, are there."""
+        """Unreadable values are absent; the reason and the past hour are shown."""
         machine.lose("1")
         device = device_of(machine, "1")
 
@@ -197,7 +197,7 @@ class TestTrouble:
         assert (device.up, kinds(device)) == (False, ["stale"])
 
     def test_a_device_without_an_answer_yet(self) -> None:
-        """The driver has not said who it is."""
+        """The driver has not identified it."""
         machine = Machine()
         waiting = replace(gpu(0), up=False, sources={}, peaks=None, precision=None)
         machine.add(replace(waiting, identity=replace(waiting.identity, uuid=UNKNOWN)))
@@ -205,7 +205,7 @@ class TestTrouble:
         assert kinds(device_of(machine)) == ["waiting"]
 
     def test_a_gpu_that_comes_back_is_fine_again(self, machine: Machine) -> None:
-        """No trace of the failure is left in its findings."""
+        """Its findings show no trace of the failure."""
         before = machine.devices["1"]
         machine.lose("1")
         machine.devices["1"] = before
@@ -224,7 +224,7 @@ class TestTrouble:
         assert kinds(device)[0] == "source_down"
 
     def test_new_ecc_errors_count_from_the_first_look(self, machine: Machine) -> None:
-        """A board's two old errors are history; the third is news."""
+        """A board's two old errors are history; the third is reported."""
         slow = machine.devices["0"].slow
         assert slow is not None
         machine.change("0", slow=replace(slow, ecc_errors={"corrected": 2.0, "uncorrected": 1.0}))
@@ -286,7 +286,7 @@ class TestOrder:
 
 class TestCompany:
     def test_models_and_pods_stand_with_their_gpus(self, machine: Machine) -> None:
-        """By UUID; a job that names the index means that device alone."""
+        """By UUID; a job that names an index means that device alone."""
         machine.workloads = served([0])
         machine.holders = held([1])
         first, second = device_of(machine, "0"), device_of(machine, "1")
@@ -369,7 +369,7 @@ class TestJson:
         assert hour.states["tensor"].count(None) in (57, 58)
 
     def test_what_is_not_known_is_null(self) -> None:
-        """A device that was never read has no zeros in it."""
+        """A device that was never read shows no zeros."""
         machine = Machine()
         machine.add(replace(gpu(0), up=False))
         answer = machine.service.document(Request("GET", "/api/v1/status", "", {}, "::1"))
@@ -382,7 +382,7 @@ class TestJson:
 
 class TestSafety:
     def test_a_broken_snapshot_never_reaches_the_sampling(self) -> None:
-        """`observe` swallows what it cannot digest, and goes on with the next."""
+        """`observe` skips a device that raises an error, and continues with the next."""
         machine = Machine()
         broken = replace(gpu(0), counters=None)
         machine.service.observe(broken)

@@ -24,7 +24,7 @@ from tests.status.examples import DECODE, Machine, fleet, gpu
 
 
 class Daemon:
-    """A web server with routes of the test's own making."""
+    """A web server with the test's own routes."""
 
     def __init__(self) -> None:
         self.router = Router()
@@ -75,7 +75,7 @@ class TestPicture:
         assert text.count("M") >= 30
 
     def test_the_bar_has_a_letter_for_each_share(self) -> None:
-        """Of 50 letters 31 wait for memory (0.62): no colour is needed to read it."""
+        """Of 50 letters 31 stand for memory (0.62): readable without colour."""
         machine = Machine()
         machine.add(gpu(0))
         machine.run(120, {"0": DECODE}, step=1.0)
@@ -186,18 +186,18 @@ class TestFetch:
         ],
     )
     def test_what_is_no_address_is_refused(self, url: str) -> None:
-        """Before anything is asked of the network."""
+        """Before any network access."""
         with pytest.raises(StatusError, match="--url must be an address"):
             fetch_status(Access(url=url))
 
     def test_a_password_never_shows_in_a_message(self, closed_port: int) -> None:
-        """It may stand in a log."""
+        """It might be logged."""
         with pytest.raises(StatusError) as caught:
             fetch_status(Access(url=f"http://bob:hunter2@127.0.0.1:{closed_port}"))
         assert "hunter2" not in str(caught.value)
 
     def test_a_missing_ca_file_is_named(self, tmp_path: Any) -> None:
-        """With the flag that it came by."""
+        """With the flag that it came from."""
         with pytest.raises(StatusError, match=r"--ca-file .*: no such file"):
             fetch_status(Access(url="https://127.0.0.1:1", ca_file=str(tmp_path / "none.pem")))
 
@@ -232,6 +232,6 @@ class TestCommand:
     def test_an_interval_that_makes_no_sense(
         self, interval: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """It would ask the daemon without a pause."""
+        """It would poll the daemon without a pause."""
         assert main(["top", "--interval", interval]) == 2
         assert "--interval must be at least" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def test_percent(ratio: float, text: str) -> None:
     ],
 )
 def test_quantity(value: float, text: str) -> None:
-    """Three digits and an SI prefix; no 1,000 of a smaller one."""
+    """Three digits and an SI prefix; never 1,000 of a smaller unit."""
     assert text == words(quantity(value, "FLOP/s"))
 
 

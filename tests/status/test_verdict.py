@@ -10,7 +10,7 @@ from exporter.status.verdict import Severity, bottleneck, clock_held, host_summa
 
 
 def spoken(finding: verdict.Finding | None) -> str:
-    """The text with plain spaces, as one would type it."""
+    """The text with plain spaces, as typed."""
     assert finding is not None
     return finding.text.replace("\N{NO-BREAK SPACE}", " ")
 
@@ -51,7 +51,7 @@ class TestBottleneck:
     def test_the_largest_state_is_named(
         self, states: dict[str, float], kind: str, text: str
     ) -> None:
-        """What took most of the minute is what the sentence is about."""
+        """The sentence is about what took most of the minute."""
         finding = bottleneck(states, dram=0.91)
 
         assert finding is not None
@@ -127,7 +127,7 @@ class TestClockHeld:
     def test_no_loss_or_no_clock_is_no_finding(
         self, held: float, mean: float | None, top: float | None, lost: float
     ) -> None:
-        """A cap that costs nothing is not worth a sentence, and no clock is made up."""
+        """A cap that costs nothing gets no sentence, and no clock is invented."""
         assert (
             clock_held(
                 "power", held=held, mean_hertz=mean, max_hertz=top, lost_share=lost, over="x"
@@ -147,14 +147,14 @@ class TestReachability:
         )
 
     def test_an_unknown_reason_is_passed_on(self) -> None:
-        """What the driver says is better than nothing."""
+        """The driver's own text is better than nothing."""
         assert (
             spoken(verdict.lost(reason="timeout", since_seconds=None))
             == "down: the driver says timeout"
         )
 
     def test_hung_and_stale_are_critical(self) -> None:
-        """A device that does not answer needs a person."""
+        """A device that does not answer needs an operator."""
         hung, stale = verdict.hung(age_seconds=34), verdict.stale(age_seconds=34)
 
         assert spoken(hung) == "hung: a driver call does not return; last reading 34 s ago"
@@ -167,7 +167,7 @@ class TestReachability:
         assert verdict.waiting(since_seconds=11).severity is Severity.WARNING
 
     def test_a_source_that_stopped_is_a_warning_one_that_never_was_a_note(self) -> None:
-        """A GPU without the counters is not sick."""
+        """A GPU without the counters is not unhealthy."""
         stopped = verdict.source_down("gpm", since_seconds=75, reason="unknown_error")
         never = verdict.source_down("dcgm", since_seconds=None, reason=None)
 
@@ -187,14 +187,14 @@ class TestHealth:
         ],
     )
     def test_an_xid_is_as_bad_as_its_action(self, code: int, severity: Severity) -> None:
-        """Reset or replace is critical, a program's own fault a note, the unknown a warning."""
+        """Reset or replace is critical, a program's own fault a note, an unknown code a warning."""
         finding = verdict.xid(code, times=1, age_seconds=40)
 
         assert finding is not None
         assert severity is finding.severity
 
     def test_an_xid_says_what_it_means(self) -> None:
-        """Nobody knows the numbers by heart."""
+        """Few people know the numbers by heart."""
         assert (
             spoken(verdict.xid(79, times=3, age_seconds=40))
             == "XID 79, the GPU fell off the bus, 40 s ago (3 times)"
@@ -202,13 +202,15 @@ class TestHealth:
         assert spoken(verdict.xid(999, times=1, age_seconds=40)) == "XID 999, 40 s ago"
 
     def test_only_a_programs_xid_is_soon_history(self) -> None:
-        """After an hour a program's fault is in the details only; the hardware's stays until repaired."""
+        """After an hour a program's fault is in the details only; hardware faults stay until
+        repaired.
+        """
         assert verdict.xid(31, times=1, age_seconds=3601) is None
         assert verdict.xid(79, times=1, age_seconds=7 * 86400) is not None
         assert verdict.xid(79, times=1, age_seconds=None) is None
 
     def test_new_memory_errors(self) -> None:
-        """One uncorrected error counts, a thousand corrected ones do not yet."""
+        """One uncorrected error counts; a thousand corrected ones do not."""
         found = verdict.memory_errors(uncorrected=1, corrected=5000)
 
         assert spoken(found) == "1 new uncorrected memory error"
@@ -219,7 +221,7 @@ class TestHealth:
         )
 
     def test_row_remapping(self) -> None:
-        """Failed outweighs pending; not known is not bad."""
+        """Failed outweighs pending; unknown is not bad."""
         failed = verdict.row_remap(pending=True, failed=True)
         pending = verdict.row_remap(pending=True, failed=False)
 
@@ -245,7 +247,7 @@ class TestHealth:
         assert verdict.links_down({}) is None
 
     def test_pcie_width(self) -> None:
-        """Eight of sixteen lanes is a bad slot; nothing known is nothing."""
+        """Eight of sixteen lanes is a bad slot; without data there is no finding."""
         assert spoken(verdict.narrow_pcie(width=8, width_max=16)) == "PCIe runs on 8 of 16 lanes"
         assert verdict.narrow_pcie(width=16, width_max=16) is None
         assert verdict.narrow_pcie(width=None, width_max=16) is None
@@ -278,7 +280,7 @@ class TestProbes:
         assert severity == (finding.severity if finding else None)
 
     def test_siblings_need_company(self) -> None:
-        """A median of three says nothing."""
+        """A median of three is not meaningful."""
         assert verdict.slower_than_siblings("gemm_bf16", 0.5, [0.5, 1.0, 1.0]) is None
         assert (
             spoken(verdict.slower_than_siblings("gemm_bf16", 0.8, [0.8, 1.0, 1.0, 1.0]))
@@ -310,12 +312,12 @@ class TestProbes:
 
 class TestHost:
     def test_all_is_well(self) -> None:
-        """One device is not called all."""
+        """A single device is not called "all"."""
         assert host_summary([None] * 8).replace("\xa0", " ") == "All 8 GPUs are OK."
         assert host_summary([None]) == "The device is OK."
 
     def test_trouble_is_counted(self) -> None:
-        """A note changes nothing."""
+        """A note does not change the state."""
         severities = [Severity.CRITICAL, Severity.WARNING, Severity.INFO, None]
 
         assert (
@@ -328,7 +330,7 @@ class TestHost:
 
     @given(st.lists(st.sampled_from(Severity)))
     def test_the_worst_of_findings(self, severities: list[Severity]) -> None:
-        """Critical before warning, and notes are no trouble."""
+        """Critical before warning; notes do not count as problems."""
         found = [verdict.Finding(severity, "x", "y") for severity in severities]
         order = [Severity.CRITICAL, Severity.WARNING]
 

@@ -1,4 +1,4 @@
-"""What the container brings along: locked, listed, audited."""
+"""The container's dependencies: locked, listed, audited."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_every_locked_package_has_hashes() -> None:
 
 
 def test_the_page_of_licences_lists_what_is_locked() -> None:
-    """A dependency that is added or moved to another version is listed, too."""
+    """A dependency that is added or changes its version is listed, too."""
     text = PAGE.read_text()
     for lock in LOCKS.values():
         for package in packages(lock):
@@ -53,7 +53,7 @@ def test_a_licence_is_what_the_package_declares(fields, expected: str) -> None:
 
 
 def test_an_audit_names_what_is_vulnerable_and_what_was_not_looked_up() -> None:
-    """A package that the service does not know was not audited, and is not called safe."""
+    """A package unknown to the service was not audited, and is not reported as safe."""
     document = {
         "dependencies": [
             {"name": "good", "version": "1", "vulns": []},
@@ -70,7 +70,7 @@ def test_an_audit_names_what_is_vulnerable_and_what_was_not_looked_up() -> None:
 
 
 def test_a_finding_that_was_accepted_fails_nothing() -> None:
-    """It is said with the reason why it does not reach this program."""
+    """It is listed with the reason why it does not affect this program."""
     vulnerable = {"name": "bad", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": []}]}
 
     assert judge({"dependencies": [vulnerable]}, {"CVE-1": "Windows only"}) == Verdict(
@@ -106,7 +106,7 @@ UNKNOWN = '{"dependencies": [{"name": "a", "skip_reason": "not found"}]}'
 
 
 def test_a_vulnerability_fails_the_check(service: Service, capsys) -> None:
-    """And is named."""
+    """And it is named."""
     service.answers(BAD, code=1)
 
     assert audit.main([]) == 1
@@ -114,7 +114,7 @@ def test_a_vulnerability_fails_the_check(service: Service, capsys) -> None:
 
 
 def test_all_well(service: Service, capsys) -> None:
-    """So many packages, nothing found."""
+    """The number of packages, nothing found."""
     service.answers(GOOD)
 
     assert audit.main(["--require"]) == 0
@@ -128,7 +128,7 @@ def test_all_well(service: Service, capsys) -> None:
 def test_a_service_out_of_reach_is_said_and_fails_only_a_release(
     service: Service, capsys, document: str, why: str
 ) -> None:
-    """A check without network must not fail, nor may anybody think that it audited anything."""
+    """A check without network must not fail, and must not look like an audit."""
     service.answers(document, "Name or service not known", code=1)
 
     assert audit.main([]) == 0
@@ -166,7 +166,7 @@ def test_the_bill_of_materials_lists_what_is_locked() -> None:
 
 
 def test_the_bill_of_a_folder_lists_python_and_debian_packages(tmp_path: Path) -> None:
-    """What is there, with versions: not what a lock says, nor what was removed again."""
+    """The installed packages with versions: not those of a lock file, nor those removed again."""
     metadata = tmp_path / "opt/x/site-packages/Some_Thing-1.2.dist-info/METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text("Name: Some_Thing\nVersion: 1.2\nLicense-Expression: MIT\n\nText\n")

@@ -1,4 +1,4 @@
-"""Certificates for the tests, made anew in each run."""
+"""Certificates for the tests, created in each run."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -87,7 +87,7 @@ class TestCost:
     def test_an_unknown_user_costs_as_much_as_a_known_one(
         self, authenticator: BasicAuthenticator, comparisons: list[bytes]
     ) -> None:
-        """Either pays one comparison of the same cost, and as little when it is repeated."""
+        """Either takes one comparison of the same cost, and none when it is repeated."""
         for user in ("alice", "mallory"):
             for _ in range(2):
                 assert authenticator.check(basic(user, "wrong"), CLIENT) is Verdict.REFUSED
@@ -146,7 +146,7 @@ class TestCost:
         assert len(comparisons) == compared == 1001
 
     def test_no_password_is_kept(self, authenticator: BasicAuthenticator) -> None:
-        """The memory holds keyed hashes of 32 bytes, different in each process."""
+        """The cache holds keyed hashes of 32 bytes, different in each process."""
         other = BasicAuthenticator(HASHES)
         for one in (authenticator, other):
             one.check(basic("alice", "secret"), CLIENT)
@@ -158,7 +158,7 @@ class TestCost:
     def test_one_comparison_runs_at_a_time_and_four_wait_per_address(
         self, authenticator: BasicAuthenticator, bcrypt_gate: "BcryptGate"
     ) -> None:
-        """Guessing in parallel gets nowhere faster; beyond its queue an address is turned away."""
+        """Guessing in parallel is not faster; beyond its queue an address is turned away."""
         guesses = Guesses(authenticator)
         guesses.start(5, CLIENT)
         bcrypt_gate.wait_until_busy()
@@ -204,7 +204,7 @@ class TestCost:
     def test_a_reload_keeps_the_verdicts_on_unchanged_hashes(
         self, comparisons: list[bytes]
     ) -> None:
-        """A reload does not make every scraper stand in the queue again."""
+        """A reload does not make every scraper queue again."""
         memory = VerdictMemory()
         BasicAuthenticator(HASHES, memory).check(basic("alice", "secret"), CLIENT)
         successor = BasicAuthenticator({**HASHES, "long": hash_of("y")}, memory)
@@ -214,7 +214,7 @@ class TestCost:
 
 
 class BcryptGate:
-    """bcrypt's place: comparisons begin at once and end when the test says so."""
+    """Replaces bcrypt: comparisons begin at once and end when the test says so."""
 
     def __init__(self) -> None:
         self.at_once: list[int] = []

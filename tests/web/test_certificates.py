@@ -22,7 +22,7 @@ LEAF = split_pem(AUTHORITY.issue_cert("localhost").cert_chain_pems[0].bytes())[0
     ],
 )
 def test_the_dates_are_those_of_issue(not_before: datetime, not_after: datetime) -> None:
-    """What the authority wrote is what is read."""
+    """The dates that the authority wrote are the ones read."""
     issued = AUTHORITY.issue_cert("localhost", not_before=not_before, not_after=not_after)
 
     (der,) = split_pem(issued.cert_chain_pems[0].bytes())
@@ -66,6 +66,6 @@ def test_a_damaged_certificate_is_read_or_refused(position: int, byte: int) -> N
 
 @given(st.binary(max_size=64))
 def test_noise_is_refused(noise: bytes) -> None:
-    """Nothing short is a certificate."""
+    """Short input is never a certificate."""
     with pytest.raises(ValueError):
         read_validity(noise)

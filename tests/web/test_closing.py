@@ -14,7 +14,7 @@ Serve = Callable[..., Server]
 
 
 class Gate:
-    """A handler that says when it was entered and answers when it is let go."""
+    """A handler that signals when it was entered and answers when it is released."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -34,7 +34,7 @@ def gate() -> Iterator[Gate]:
 
 
 def test_an_answer_in_flight_is_finished(serve: Serve, gate: Gate) -> None:
-    """Closing waits for a handler at work and its answer; the client is told that it was the last."""
+    """Closing waits for a running handler and its answer; the client learns that it was the last."""
     server = serve(gate)
     address = server.addresses[0]
     with RawClient(server) as client:
@@ -54,7 +54,7 @@ def test_an_answer_in_flight_is_finished(serve: Serve, gate: Gate) -> None:
 
 
 def test_waiting_connections_end_at_once(serve: Serve) -> None:
-    """Silent and idle connections do not hold the server up."""
+    """Silent and idle connections do not delay the server."""
     server = serve()
     with RawClient(server) as idle, RawClient(server) as silent, RawClient(server) as half:
         idle.get("/")

@@ -1,4 +1,4 @@
-"""A page of another site cannot change the daemon through a visitor's browser."""
+"""A page of another site cannot control the daemon through a visitor's browser."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""What a client can do to the others: nothing."""
+"""A client cannot affect the others."""
 
 import contextlib
 import os
@@ -73,7 +73,7 @@ def test_idle_connections_outlive_the_deadline_of_a_request(serve: Serve) -> Non
 
 
 def test_a_client_that_does_not_read_is_cut_off(serve: Serve) -> None:
-    """An answer that is not taken within its deadline ends the connection half way."""
+    """An answer not read within its deadline ends the connection half way."""
     body = b"x" * 50_000_000
     server = serve(lambda _: Response(200, body), limits=Limits(response_seconds=0.2))
     with RawClient(server) as client:
@@ -218,7 +218,7 @@ def test_the_server_outlives_a_lack_of_descriptors(
 def test_an_idle_connection_gives_its_descriptor_to_a_newcomer(
     serve: Serve, no_descriptors_left: Callable[[], contextlib.AbstractContextManager[None]]
 ) -> None:
-    """When the descriptors are all taken, the server frees one of its own."""
+    """When all descriptors are in use, the server frees one of its own."""
     server = serve(limits=Limits(accept_pause_seconds=0.01))
     with RawClient(server) as idle, LateClient(server) as newcomer:
         idle.get("/")

@@ -55,7 +55,7 @@ class TestBadAnswers:
         assert reason_of(server.flood, timeout=30) is Reason.TOO_LARGE
 
     def test_a_length_beyond_the_limit_is_not_even_read(self):
-        """Content-Length is believed when it is bad news."""
+        """A Content-Length above the limit is believed."""
         assert reason_of(server.text("x" * 200), limit=100) is Reason.TOO_LARGE
 
     def test_a_small_answer_that_unfolds(self):

@@ -34,7 +34,7 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
         (PROMETHEUS_3, f"{OPENMETRICS}; escaping=allow-utf-8"),
         (PROMETHEUS_2, OPENMETRICS),
         (PROMETHEUS_2_5, TEXT),
-        # Named without a version, it is the one we speak.
+        # Without a version, it is the one that we support.
         ("application/openmetrics-text", OPENMETRICS),
         ("Application/OpenMetrics-Text; Version=1.0.0", OPENMETRICS),
         ('application/openmetrics-text; version="1.0.0"', OPENMETRICS),
@@ -60,7 +60,7 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
         # OpenMetrics is never given to a client that did not name it.
         ("text/plain;q=0.1, */*;q=0.9", TEXT),
         ("application/*", TEXT),
-        # What we do not speak is not promised.
+        # Versions that we do not support are not promised.
         ("application/openmetrics-text;version=2.0.0", TEXT),
         ("application/openmetrics-text;version=abc", TEXT),
         ("text/plain;version=9.9.9", TEXT),
@@ -96,7 +96,7 @@ def test_the_format_follows_the_accept_header(accept: str | None, expected: str)
 
 @given(st.one_of(st.text(), st.from_regex(r"([a-z*/;=q.0-9,\" ]|openmetrics-text|version){0,60}")))
 def test_any_header_gets_one_of_the_two_formats(accept: str) -> None:
-    """No header raises, and no part of it comes back but a known escaping scheme."""
+    """No header raises, and no part of it is returned except a known escaping scheme."""
     chosen, content_type = choose_format(accept)
 
     schemes = {"", "; escaping=allow-utf-8", "; escaping=underscores", "; escaping=values"}

@@ -1,4 +1,4 @@
-"""A real Prometheus is content with the server."""
+"""A real Prometheus scrapes the server without problems."""
 
 import json
 import shutil

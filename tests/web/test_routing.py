@@ -37,7 +37,7 @@ def router() -> Router:
 def test_requests_find_their_handler(
     router: Router, method: str, path: str, expected: Response
 ) -> None:
-    """Paths match but for a trailing slash, methods exactly; HEAD is served from GET; 405 names what is allowed."""
+    """Paths match except for a trailing slash; HEAD is served from GET; 405 names the methods."""
     assert router(request(method, path)) == expected
 
 
@@ -50,7 +50,7 @@ def test_refusals_are_plain_text(router: Router) -> None:
 
 
 def test_a_failing_handler_answers_500_and_is_logged_once(router: Router) -> None:
-    """The client learns nothing of the fault, the log everything but the request's headers."""
+    """The client learns nothing about the bug; the log has everything but the request's headers."""
 
     def fail(_: Request) -> Response:
         raise RuntimeError("secret of the trade")

@@ -90,7 +90,7 @@ class TestAnswers:
             assert client.read_answer().body == b"GET /slow \n"
 
     def test_the_client_says_close(self, serve: Serve) -> None:
-        """`Connection: close` is honoured and said back."""
+        """`Connection: close` is honoured and confirmed."""
         with RawClient(serve()) as client:
             answer = client.get("/", "Connection: Close")
 
@@ -98,7 +98,7 @@ class TestAnswers:
             assert client.is_closed_by_peer()
 
     def test_http_1_0_is_answered_and_closed(self, serve: Serve) -> None:
-        """An old client gets its answer without having named a host."""
+        """An old client gets its answer without a Host header."""
         with RawClient(serve()) as client:
             client.send(b"GET /old HTTP/1.0\r\n\r\n")
 
@@ -142,7 +142,7 @@ class TestAnswers:
             assert client.get("http://elsewhere").body == b"GET / \n"
 
     def test_a_failing_handler_answers_500(self, serve: Serve) -> None:
-        """A handler that raises, be it an OSError, costs this answer and not the connection."""
+        """A handler that raises, even an OSError, costs this answer, not the connection."""
 
         def fail(request: Request) -> Response:
             if request.path == "/broken":
@@ -232,7 +232,7 @@ class TestRefusals:
     def test_malformed_requests_are_refused_and_closed(
         self, serve: Serve, sent: bytes, status: int
     ) -> None:
-        """What is no request gets its status as plain text, and the connection ends."""
+        """An invalid request gets its status as plain text, and the connection ends."""
         with RawClient(serve()) as client:
             client.send(sent)
             answer = client.read_answer()
@@ -261,7 +261,7 @@ class TestRefusals:
     def test_no_second_request_hides_in_the_first(
         self, serve: Serve, body: str, answers: list[bytes]
     ) -> None:
-        """Whoever stands before us may have counted otherwise: each request is answered once, and no other."""
+        """A proxy may have counted differently: each request is answered exactly once."""
         with RawClient(serve()) as client:
             client.send(
                 b"GET /1 HTTP/1.1\r\nHost: a\r\n" + body.encode() + request_bytes("GET", "/2")
@@ -290,7 +290,7 @@ class TestRefusals:
             assert [client.read_answer().body for _ in range(2)] == [b"POST /1 \n", b"GET /2 \n"]
 
     def test_a_refusal_survives_a_body_on_its_way(self, serve: Serve) -> None:
-        """A client that sends too much reads why, instead of finding its connection reset."""
+        """A client that sends too much gets the reason instead of a connection reset."""
         with RawClient(serve()) as client:
             client.send(request_bytes("POST", "/", "Content-Length: 200000"))
             client.socket.recv(1, socket.MSG_PEEK)

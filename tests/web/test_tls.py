@@ -109,7 +109,7 @@ class TestServing:
         assert cipher[:2] == ("ECDHE-ECDSA-CHACHA20-POLY1305", "TLSv1.2")
 
     def test_http_2_is_not_promised(self, serve_tls: Serve, authority: Authority) -> None:
-        """A client that offers both protocols learns that it is HTTP/1.1."""
+        """A client that offers both protocols is told HTTP/1.1."""
         context = trusting(authority)
         context.set_alpn_protocols(["h2", "http/1.1"])
         with RawClient(serve_tls(), tls=context) as client:
@@ -159,7 +159,7 @@ class TestHostileClients:
             stalled.send(b"\x16\x03\x01\x02\x00")
 
             def is_served() -> bool:
-                # Turned away as long as the server had no time yet to see how the first one stalls.
+                # Turned away until the server has had time to see that the first one stalls.
                 with contextlib.suppress(ConnectionError, ssl.SSLError):
                     return scrape(server, trusting(authority)).status == 200
                 return False
@@ -196,7 +196,7 @@ class TestHostileClients:
             assert eventually(lambda: connection_threads() == 0)
 
     def test_a_bad_handshake_is_no_error_of_ours(self, serve_tls: Serve) -> None:
-        """Noise instead of a handshake is noted at debug, as anybody can cause it."""
+        """Noise instead of a handshake is logged at debug, as any client can cause it."""
         with capture_logs() as logs, RawClient(serve_tls()) as client:
             client.send(b"\x16\x03\x01\x00\x05noise")
             client.is_closed_by_peer()
@@ -227,7 +227,7 @@ class TestClientCertificates:
     def test_a_client_of_another_authority_is_refused(
         self, serve_tls: Serve, authority: Authority
     ) -> None:
-        """A certificate of somebody else's authority is worth nothing."""
+        """A certificate of another authority is rejected."""
         context = trusting(authority)
         trustme.CA().issue_cert("prometheus.example.com").configure_cert(context)
 
@@ -373,7 +373,7 @@ class TestReload:
     def test_idle_connections_of_the_old_file_end(
         self, serve_tls: Serve, authority: Authority
     ) -> None:
-        """Who was let in by the old file must come in again by the new one."""
+        """A client admitted by the old file must authenticate again with the new one."""
         server = serve_tls()
         with RawClient(server, tls=trusting(authority)) as client:
             client.get("/")
@@ -406,7 +406,7 @@ class TestReload:
     def test_a_connection_that_took_its_answer_during_a_reload_ends(
         self, serve_tls: Serve, authority: Authority
     ) -> None:
-        """The reload found it writing, and did not cut it; it does not wait for another request."""
+        """The reload did not cut it while it was writing; it does not wait for another request."""
         body = b"x" * 20_000_000
         server = serve_tls(handler=lambda _: Response(200, body))
         with RawClient(server, tls=trusting(authority)) as client:
@@ -427,7 +427,7 @@ class TestReload:
             assert client.get("/").status == 200
 
     def test_without_a_web_configuration_nothing_happens(self, serve: Serve) -> None:
-        """Reloading what was never configured is no error and closes nothing."""
+        """Reloading without a configuration is not an error and closes nothing."""
         server = serve()
         with RawClient(server) as client:
             client.get("/")

@@ -1,4 +1,4 @@
-"""The corpus: each file is named for what it shows; a bad one says in its first line why."""
+"""The corpus: each file is named after what it shows; the first line of a bad one says why."""
 
 import shutil
 import ssl
@@ -54,7 +54,7 @@ def test_bad_files_are_refused(folder: Path, path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """The message names the file that is not there."""
+    """The message names the missing file."""
     with pytest.raises(WebConfigError) as raised:
         load_web_config(tmp_path / "web.yml")
 
@@ -62,7 +62,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_passwords_are_never_shown(folder: Path) -> None:
-    """Neither a refused password nor the hash of an accepted one is in any text we make."""
+    """Neither a rejected password nor the hash of an accepted one appears in any output."""
     with pytest.raises(WebConfigError) as raised:
         load_web_config(folder / "password_clear.bad.yml")
 
@@ -138,7 +138,7 @@ def test_the_rate_limits_interval_is_a_duration(
 def test_what_is_done_differently_is_said(
     folder: Path, text: str, warnings: tuple[str, ...]
 ) -> None:
-    """Settings that are valid elsewhere and safely handled otherwise here are warned of."""
+    """Settings that are valid elsewhere but handled differently (safely) here cause a warning."""
     path = folder / "warned.yml"
     path.write_text(text)
 

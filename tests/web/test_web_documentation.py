@@ -1,4 +1,4 @@
-"""docs/web-configuration.md says what is."""
+"""docs/web-configuration.md is correct and complete."""
 
 import re
 import shutil
