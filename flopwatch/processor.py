@@ -132,7 +132,7 @@ def clock_hertz() -> float | None:
 
 @functools.cache
 def _chain() -> Callable[[int], int] | None:
-    """Machine code: a loop of `imul rax, rax`; None on other machines or without executable memory."""
+    """Machine code: a loop of `imul rax, rax`; None if unsupported or not allowed here."""
     if platform.machine() != "x86_64":
         return None
     body = bytes.fromhex("480fafc0") * _CHAIN  # imul rax, rax

@@ -79,7 +79,7 @@ class StateFile:
         self.update(name, lambda _before: msgspec.to_builtins(section))
 
     def update(self, name: str, change: Callable[[Any], Any]) -> None:
-        """Replace a section (plain data) with the result of `change`; None stands for no section."""
+        """Replace a section (plain data) with the result of `change`; None means no section."""
         with self._lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ class BoundedThread:
         return self._begun.is_set() and not self._ended.is_set()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, at most `timeout` seconds; returns at once if it never started."""
+        """Wait at most `timeout` seconds for its end; returns at once if it never started."""
         if self._begun.is_set():
             self._ended.wait(timeout)
 
@@ -104,7 +104,7 @@ class ThreadGuard:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """A context in which the thread waits for something external. Does nothing outside `run`."""
+        """A context for waiting on something external. Does nothing outside `run`."""
         self._busy_since = None
         try:
             yield

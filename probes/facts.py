@@ -23,7 +23,7 @@ class ProcessFacts:
 
 @dataclass(frozen=True, slots=True)
 class ModelGemm:
-    """A matrix product of the served model: `n` columns of weights, `k` deep, on one device of its group."""
+    """A matrix product of the served model on one device: `n` columns of weights, `k` deep."""
 
     precision: str
     n: int

@@ -104,7 +104,7 @@ def measure(bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance
 def _prepared(
     bench: Workbench, kernel: Kernel, request: Run, allowance: Allowance
 ) -> tuple[Prepared, bool]:
-    """The kernel in the requested shape, or in another one if that does not fit the device any more.
+    """The kernel in the requested shape, or in another one if that no longer fits the device.
 
     The daemon recognizes the new shape by the result.
     """

@@ -34,7 +34,7 @@ def kernel_of(gemm: ModelGemm) -> KernelInfo:
 
 
 def is_model_gemm(kernel: KernelInfo) -> bool:
-    """Whether a kernel is a model's product: its speed is not the device's speed in that precision."""
+    """Whether a kernel is a model's product: its speed is not the device's in that precision."""
     return kernel.quantity == "flops" and kernel.name != f"gemm_{kernel.label}"
 
 

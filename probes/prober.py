@@ -32,7 +32,7 @@ FIRST_RUN_SHARE: Final = 0.6
 # The headline GEMM and this copy are due every interval, the others every third.
 HEADLINE_COPY: Final = "copy_device"
 OTHERS_PERIOD: Final = 3.0
-# On the host processor, the first headline figures may spend the budget of this many intervals at once,
+# On the host processor, the first headline figures may spend this many intervals' budget at once,
 # because a user waits for them. The limit per hour still holds.
 FIRST_CREDIT_INTERVALS: Final = 4.0
 # A kernel is left out after a whole interval's budget was too small for it this many times.
@@ -331,7 +331,7 @@ class Prober:
         *,
         shared: bool,
     ) -> Subject | None:
-        """The kernel on one of the worker's devices; None for a peer copy without a peer in this cycle."""
+        """The kernel on one of the worker's devices; None for a peer copy without a peer now."""
         facts = ready[pooled.uuids[index]]
         if kernel.name != "copy_peer":
             gemm = next((each for each in facts.model_gemms if each.name == kernel.name), None)
@@ -395,7 +395,7 @@ class Prober:
 
 
 def _headline_rank(kernel: KernelInfo, facts: DeviceFacts) -> int:
-    """0 for the GEMM of the headline precision, 1 for the memory copy, OTHERS_RANK for the others."""
+    """0 for the GEMM of the headline precision, 1 for the memory copy, else OTHERS_RANK."""
     if kernel.name == f"gemm_{facts.headline_precision}":
         return 0
     return 1 if kernel.name == HEADLINE_COPY else OTHERS_RANK

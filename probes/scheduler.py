@@ -30,7 +30,7 @@ FactsSource = Callable[[], Sequence[DeviceFacts]]
 
 
 class Scheduler:
-    """Runs cycles. `snapshot`, `interrupt` and `paused_by_operator` may be used from other threads."""
+    """Runs cycles. `snapshot`, `interrupt` and `paused_by_operator` are safe in other threads."""
 
     def __init__(
         self,

@@ -92,7 +92,7 @@ def slow_shapes(units: int, flops: float, seconds: float) -> tuple[Shape, ...]:
 
 
 def core_shape(trial_seconds: float) -> Shape:
-    """The cube whose run takes a core about `CORE_RUN_SECONDS`, given the time of the trial shape."""
+    """The cube that takes a core about `CORE_RUN_SECONDS`, given the time of the trial shape."""
     wanted = CORE_TRIAL_SHAPE[0] * math.cbrt(CORE_RUN_SECONDS / trial_seconds)
     n = min(CUBE_SIZES, key=lambda size: abs(size - wanted))
     return (n, n, n)

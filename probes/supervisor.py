@@ -266,7 +266,7 @@ class WorkerProcess:
     def _ask(
         self, request: ToWorker, deadline_seconds: float, allowance: float = math.inf
     ) -> tuple[FromWorker, float]:
-        """Send `request`; return the first answer but for `Busy` and `Idle`, and the device time."""
+        """Send `request`; return the first answer except `Busy` and `Idle`, and device time."""
         if self._process is None:
             raise WorkerFailedError("error", "the worker is not running")
         try:

@@ -22,7 +22,7 @@ class Range(msgspec.Struct, frozen=True):
 
 
 class TrackRecord(msgspec.Struct, frozen=True):
-    """How many predictions of the lever held, for this workload and for all workloads of this host."""
+    """How many predictions of the lever held, for this workload and for the whole host."""
 
     held_here: int
     compared_here: int

@@ -159,7 +159,7 @@ def _standing_for(
 
 
 def holders_by_device(state: State) -> dict[str, tuple[Holder, ...]]:
-    """The holders of each device, by UUID: its pods, else its jobs, else the engines serving on it."""
+    """The holders of each device, by UUID: its pods, else its jobs, else its engines."""
     pods: dict[str, list[Holder]] = {}
     jobs: dict[str, list[Holder]] = {}
     workloads: dict[str, list[Holder]] = {}

@@ -183,7 +183,7 @@ class HolderService:
 
     def _pod_resources(self, settings: HolderSettings) -> Source[Allocation]:
         def mark() -> object:
-            """A value that changes when the kubelet restarts or a process on a GPU starts or ends."""
+            """Changes when the kubelet restarts or a process on a GPU starts or ends."""
             try:
                 status = settings.socket.stat()
                 socket = (status.st_ino, status.st_ctime_ns)

@@ -58,7 +58,7 @@ class Source(Generic[Item]):
         self._answered_at: float | None = None
 
     def poll(self, interval_seconds: float) -> None:
-        """Read if the interval has passed or something has changed; drop answers that are too old."""
+        """Read if the interval has passed or something has changed; drop outdated answers."""
         mark = self._mark()
         now = self._clock()
         due = self._read_at is None or now - self._read_at >= interval_seconds

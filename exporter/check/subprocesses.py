@@ -60,7 +60,7 @@ class Question:
             output, errors = self._process.communicate(timeout=self._seconds)
         except subprocess.TimeoutExpired as expired:
             late = True
-            self._process.kill()  # inside a driver call it dies when the call returns; do not wait for it
+            self._process.kill()  # dies when its driver call returns; do not wait for it
             output, errors = _text(expired.stdout), _text(expired.stderr)
         lines = errors.strip().splitlines()
         return Answer(tuple(_documents(output)), late, lines[-1] if lines else "")

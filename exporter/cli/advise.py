@@ -147,7 +147,7 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 @dataclass(slots=True)
 class FleetRow:
-    """One lever across the fleet. FLOP/s and money are sums of the range ends over all workloads."""
+    """One lever across the fleet. FLOP/s and money are sums of range ends over all workloads."""
 
     lever: str
     workloads: int = 0
@@ -195,7 +195,7 @@ def read_fleet(api: "PrometheusApi", at_unix_seconds: float) -> list[FleetRow]:
 
 
 def _saved_query() -> str:
-    """Money per day at the middle of each range: price of the workload's GPUs x 24 h x saved share."""
+    """Money per day at mid-range: price of the workload's GPUs x 24 h x saved share."""
     saved = f"1 - avg by ({_WORKLOAD}, lever) (flopwatch_lever_cost_ratio)"
     price = (
         "sum by (cluster, job, instance, workload, currency) (flopwatch_workload_gpu_info "

@@ -164,7 +164,7 @@ def row_name(by: str, labels: Mapping[str, str]) -> str:
 
 
 def parse_time(text: str, now: float) -> float:
-    """Unix time of `now`, `7d` (ago), or a date with or without a time in UTC. Raises FlopwatchError."""
+    """Unix time of `now`, `7d` (ago), or a date with optional UTC time. Raises FlopwatchError."""
     from flopwatch.option_parsers import duration
 
     if text == "now":
@@ -207,7 +207,7 @@ def _steps(start: float, end: float) -> Iterator[tuple[float, float]]:
 
 
 def _with_progress(steps: Sequence[tuple[float, float]]) -> Iterable[tuple[float, float]]:
-    """The steps, with a progress bar on standard error if there are several and it is a terminal."""
+    """The steps, with a progress bar on standard error if it is a terminal and there are several."""
     if len(steps) < 2 or not sys.stderr.isatty():
         return steps
     from rich.console import Console

@@ -92,7 +92,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     given = next((word for word in words if word[:1] != "-"), "")
     if given in _LEAN_COMMANDS:
-        gc.disable()  # until all is loaded: garbage collection would take a third of the import time
+        gc.disable()  # until all is loaded: collections would take a third of the import time
         _load_structlog_alone()
     parser = build_parser((given,) if given in COMMANDS else COMMANDS)
     try:

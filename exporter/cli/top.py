@@ -87,7 +87,7 @@ def _password(user: str | None) -> str | None:
 
 
 def _follow(console: "Console", access: "Access", status: "Status", interval: float) -> None:
-    """Refresh the view. When the daemon is unreachable, keep its last status, with a line on top."""
+    """Refresh the view. If the daemon is unreachable, keep its last status, with a line on top."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text

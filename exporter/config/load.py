@@ -1,4 +1,4 @@
-"""Loads the configuration. Flags override the environment, which overrides the file and defaults."""
+"""Loads the configuration. Flags override the environment, which overrides file and defaults."""
 
 import os
 import re

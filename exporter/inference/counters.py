@@ -1,4 +1,4 @@
-"""Counter increases of an engine since the last scrape, across restarts, without double counting."""
+"""Counter increases since an engine's last scrape, across restarts, without double counting."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field

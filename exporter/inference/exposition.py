@@ -24,7 +24,7 @@ LARGEST_SAMPLE_COUNT = 20_000
 
 
 class Sample(NamedTuple):
-    """One sample; `value` is cumulative since the daemon first saw it, `raw` is the engine's value."""
+    """One sample; `value` accumulates since the daemon first saw it, `raw` is the engine's."""
 
     name: str
     labels: Mapping[str, str]

@@ -13,7 +13,7 @@ from exporter.state import State
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How an engine is distributed: GPUs of one replica, GPUs in total by its command line, role."""
+    """How an engine is distributed: GPUs per replica, total GPUs by its command line, role."""
 
     gpus_per_replica: int = 1
     launched_gpus: int | None = None

@@ -127,7 +127,7 @@ class EngineReading:
 
 
 class Samples:
-    """The samples of one model, with the sums that engine modules need. A missing name gives None."""
+    """The samples of one model, with sums for the engine modules. A missing name gives None."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         self._by_name: dict[str, list[Sample]] = {}

@@ -100,7 +100,7 @@ class Scraper:
         self._stop.set()
 
     def join(self, seconds: float) -> None:
-        """Wait at most `seconds` for the thread to end. It is a daemon thread and delays no exit."""
+        """Wait at most `seconds` for the thread to end. A daemon thread, it never delays exit."""
         if self._thread is not None:
             self._thread.join(seconds)
 

@@ -64,7 +64,7 @@ class _Workload:
 
 
 class WorkloadService:
-    """Owns one scraper per workload, and the discovery. Its methods may be called from any thread."""
+    """Owns one scraper per workload, and the discovery. Methods may be called from any thread."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""One simulated GPU: simple physics produces the readings, the daemon's accounting does the rest."""
+"""One simulated GPU: simple physics makes the readings, the daemon's accounting does the rest."""
 
 import math
 import random

@@ -70,7 +70,7 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A fleet's load, its products in turn by host, its faults, and the alerts that these must raise.
+    """A fleet's load, products (in turn by host), faults, and the alerts that these must raise.
 
     `alerts` fire on the GPUs with a fault, `host_alerts` on their host. With `serving`, an engine
     is simulated pass by pass and `load` is not used.
@@ -96,7 +96,7 @@ def _steady(kind: Callable[[float], Load], traffic: float) -> LoadAt:
 
 
 def _ebb(seconds: float, _host: int) -> Load:
-    """Full traffic, down to a twentieth within an hour, and back: a night in two and a half hours."""
+    """Full traffic, down to a twentieth within an hour, and back: a night in 2.5 hours."""
     return decode(0.525 + 0.475 * math.cos(2 * math.pi * seconds / (2.5 * _HOUR)))
 
 

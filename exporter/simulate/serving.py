@@ -31,7 +31,7 @@ class Silicon:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A mixture of experts in place of the dense feed-forward part; `intermediate` is one expert's."""
+    """A mixture of experts instead of a dense feed-forward part; `intermediate` is per expert."""
 
     count: int
     active: int
@@ -141,7 +141,7 @@ class Traffic:
     seed: int = 1
 
     def requests(self) -> Iterator[tuple[int, int, float]]:
-        """An endless iterator of prompt tokens, answer tokens and seconds since the last arrival."""
+        """Endless tuples of prompt tokens, answer tokens and seconds since the last arrival."""
         stream = random.Random(self.seed)
         rate = self.arrivals_per_second
         while True:
@@ -213,7 +213,7 @@ class Counters:
 
 @dataclass(slots=True)
 class Pass:
-    """The work of one forward pass: decoded sequences and their keys, prefilled tokens and pairs."""
+    """The work of a forward pass: decoded sequences and their keys, prefilled tokens and pairs."""
 
     decoded: int
     keys: float

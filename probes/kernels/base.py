@@ -69,7 +69,7 @@ class Kernel(ABC):
     def choose(
         self, device: "ProbeDevice", allowance: "Allowance", max_chunk_seconds: float
     ) -> Shape:
-        """Choose the shape to measure with on this device; may run candidates within the allowance."""
+        """Choose the shape for this device; may run candidates within the allowance."""
 
     @abstractmethod
     def prepare(

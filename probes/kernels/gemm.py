@@ -240,7 +240,7 @@ class Gemm(Kernel):
     def _cuda_shapes(
         self, device: "ProbeDevice", flops: float, max_chunk_seconds: float, room: int
     ) -> tuple[Shape, ...]:
-        """Shapes to try; if whole waves of large tiles would take too long, shapes of small tiles."""
+        """Shapes to try: whole waves of large tiles or, if those take too long, of small ones."""
         sizes = (*outputs(device.units)[:COMPUTED_OUTPUTS], *SWEPT_OUTPUTS)
         seconds = RUN_SHARE * max_chunk_seconds
         shapes = [self._deep(m, n, flops, seconds, room) for m, n in sizes]
@@ -255,7 +255,7 @@ class Gemm(Kernel):
         return (m, n, k)
 
     def _fitting(self, shapes: Sequence[Shape], room: int) -> tuple[Shape, ...]:
-        """The shapes of which two sets fit the arena: two are needed to show whether repeats agree."""
+        """The shapes of which two sets fit the arena: two show whether repeats agree."""
         return tuple(shape for shape in shapes if self._set_bytes(shape) <= room)
 
     def _rates(

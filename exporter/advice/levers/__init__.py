@@ -1,4 +1,4 @@
-"""All levers. Every module of this package that declares LEVER is one; no registration is needed."""
+"""All levers: every module of this package that declares LEVER. No registration is needed."""
 
 import importlib
 import pkgutil

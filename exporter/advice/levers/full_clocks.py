@@ -65,7 +65,7 @@ def _by_power(gpu: GpuWindow, clock: float) -> tuple[Interval, float]:
 
 
 def _at_clock(gpu: GpuWindow, today: Step, target: Interval) -> Interval:
-    """Throughput at another clock: tensor work scales with it, memory hardly, links and gaps don't."""
+    """Throughput at another clock: tensor work scales, memory hardly, links and gaps do not."""
     clock = _clock(gpu)
     changes = []
     for reached in target:

@@ -313,7 +313,7 @@ def _key_value_heads(fields: ConfigFields, heads: int) -> int:
 
 
 def _dense_size(fields: ConfigFields, hidden: int) -> int:
-    """Intermediate size of a dense feed-forward part; in old families four times the hidden size."""
+    """Intermediate size of a dense feed-forward part; in old families 4 times the hidden size."""
     size = (
         fields.integer("intermediate_size_mlp")
         or fields.integer("dense_intermediate_size")

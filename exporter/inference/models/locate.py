@@ -60,7 +60,7 @@ def locate_in_process(pid: int, model: str, proc: str = "/proc") -> Path | None:
 
 
 def resolve_under(root: Path, path: PurePosixPath) -> Path | None:
-    """Return `path` below `root`, following links as if `root` were /; None if it does not exist."""
+    """Return `path` below `root`, following links as if `root` were /; None if it is missing."""
     parts = list(reversed(path.parts))
     done: list[str] = []
     links = 0

@@ -64,7 +64,7 @@ def _beside_bytes(beside: Beside, model: ModelDescription) -> float:
 
 
 def prologue_bytes_per_pass(model: ModelDescription) -> float:
-    """Return the weight bytes of the prologue (encoder), read by a pass in which a prompt starts."""
+    """Return the weight bytes of the prologue (encoder) that a pass reads when a prompt starts."""
     return model.prologue.matrices * model.weights.dense if model.prologue else 0.0
 
 
