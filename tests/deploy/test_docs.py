@@ -114,8 +114,8 @@ def test_flops_are_given_to_pods_and_jobs(tmp_path: Path):
         f'flopwatch_gpu_allocation_info{{{gpu_0},namespace="s",pod="one",container="c"}}': "1",
         f'flopwatch_gpu_allocation_info{{{gpu_1},namespace="s",pod="two",container="c"}}': "1",
         f'flopwatch_gpu_allocation_info{{{gpu_1},namespace="s",pod="three",container="c"}}': "1",
-        f'flopwatch_gpu_job_info{{{gpu_0},job="42"}}': "1",
-        f'flopwatch_gpu_job_info{{{gpu_1},job="42"}}': "1",
+        f'flopwatch_gpu_job_info{{{gpu_0},hpc_job="42"}}': "1",
+        f'flopwatch_gpu_job_info{{{gpu_1},hpc_job="42"}}': "1",
     }
     test = {
         "rule_files": ["none.yml"],
@@ -135,7 +135,7 @@ def test_flops_are_given_to_pods_and_jobs(tmp_path: Path):
                     {
                         "expr": by_job,
                         "eval_time": "0s",
-                        "exp_samples": [{"labels": '{job="42"}', "value": 180}],
+                        "exp_samples": [{"labels": '{hpc_job="42"}', "value": 180}],
                     },
                 ],
             }
