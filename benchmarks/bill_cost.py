@@ -2,8 +2,8 @@
 
     python -m benchmarks.bill_cost [--seconds 60]
 
-Both daemons run at the same time on the same machine, on fake drivers, each scraped every 5 s. The one
-without knows no holder, and its driver reports no SM time of processes. The aim is at most 1.20.
+Both daemons run at the same time on the same machine, on fake drivers, each scraped every 5 s. The
+one without has no holders, and its driver reports no SM time by process. The aim is at most 1.20.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m benchmarks.cost [--gpus 1,8,64] [--seconds 15] [--json]
 
 Both run on the fake driver library of the tests, one after the other, so that the ratios hold where
-the numbers do not: they are this machine's. The fake's own time is in both; it is said below.
+the numbers do not: they are this machine's. The fake's own time is in both; it is printed below.
 """
 
 import argparse
@@ -68,7 +68,7 @@ class Cost:
 def measure(
     program: Program, gpus: int, seconds: float, directory: Path, *, mig: bool = False
 ) -> Cost:
-    """Run one program on so many H100 under load, and measure it at rest and under scrapes.
+    """Run one program on this many H100s under load, and measure it idle and under scrapes.
 
     `mig`: each GPU is split into four instances.
     """
@@ -173,7 +173,7 @@ def _cpu_per_second_scraped(exporter: Running, seconds: float) -> float:
 
 
 def _scrapes(exporter: Running, rest: float, *, compressed: bool) -> tuple[Outcome, float]:
-    """Scrape without pause, and say what CPU a scrape took in milliseconds beyond that at rest."""
+    """Scrape without pause; the CPU time of a scrape in milliseconds beyond the idle usage."""
     before, began = cpu_seconds(exporter.pid), time.monotonic()
     outcome = scrape_paced(exporter.port, _BURST, 0.0, compressed=compressed)
     used = cpu_seconds(exporter.pid) - before - rest * (time.monotonic() - began)
@@ -181,10 +181,10 @@ def _scrapes(exporter: Running, rest: float, *, compressed: bool) -> tuple[Outco
 
 
 def _fresh_scrapes(exporter: Running, seconds: float, *, compressed: bool) -> float:
-    """What CPU a scrape takes, in milliseconds, that is the only one of its tick.
+    """CPU milliseconds of a scrape that is the only one of its tick.
 
-    One second with a scrape and one without in turn: what others do to the machine meanwhile, and
-    to the exporter's own pace, is in both.
+    Seconds with and without a scrape alternate, so the effect of other processes on the machine,
+    and on the exporter's own pace, is in both.
     """
     pairs = max(5, round(seconds))
     difference = 0.0
@@ -198,7 +198,7 @@ def _fresh_scrapes(exporter: Running, seconds: float, *, compressed: bool) -> fl
     return _MILLI * difference / pairs
 
 
-# Title, member of Cost, format, and whether a ratio of the two columns says something.
+# Title, member of Cost, format, and whether a ratio of the two columns is meaningful.
 _ROWS = (
     ("CPU at rest, % of a core", "rest_cpu_percent", ".2f", True),
     ("  of it inside the fake driver, %", "rest_driver_cpu_percent", ".2f", False),
@@ -225,7 +225,7 @@ _ROWS = (
 
 
 def table(costs: list[Cost]) -> str:
-    """The costs as a Markdown table: both programs side by side, and how many times less ours is."""
+    """The costs as a Markdown table: both programs side by side, and the ratio of the two."""
     columns: list[tuple[str, list[Cost]]] = []
     for machine in dict.fromkeys((cost.gpus, cost.mig_instances) for cost in costs):
         together = [cost for cost in costs if (cost.gpus, cost.mig_instances) == machine]
@@ -252,7 +252,7 @@ def table(costs: list[Cost]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What the project promises, at eight GPUs: at most `limit`, as a ratio to the peer or as it is."""
+    """A promise of the project at eight GPUs: at most `limit`, as a ratio to the peer or absolute."""
 
     what: str
     member: str
@@ -273,7 +273,7 @@ _MIG_AIM = Aim("64 MIG instances at rest, % of a core", "rest_cpu_percent", 3.0)
 
 
 def aims_table(costs: list[Cost]) -> str:
-    """Each aim, what it asks for, and what this run has reached."""
+    """Each aim, its limit, and what this run has reached."""
     ours = {(cost.gpus, cost.mig_instances): cost for cost in costs if cost.program == "flopwatch"}
     peer = next(
         (cost for cost in costs if cost.program != "flopwatch" and cost.gpus == _AIMS_GPUS), None

@@ -1,4 +1,4 @@
-"""How much CPU the fake driver library itself takes of the calls that an exporter makes.
+"""How much CPU time an exporter's calls take in the fake driver library itself.
 
 A child process loads the library and times each function in a loop of bare ctypes calls; what a
 ctypes call of an empty function takes is subtracted.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 _CALLS = 2000
 _GPM_SAMPLES = 2
-# Functions that answer one number, or a small struct, to (device, pointer).
+# Functions (device, pointer) that return one number or a small struct.
 _SCRATCH_BYTES = 1 << 16
 
 

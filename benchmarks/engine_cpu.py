@@ -53,7 +53,7 @@ FIND_SECONDS = 180.0
 
 
 class Truth:
-    """What the answers say was computed."""
+    """The work that the answers report."""
 
     def __init__(self) -> None:
         self.tokens = self.flop = self.bytes = 0.0
@@ -95,7 +95,7 @@ class Watched:
         )
 
     def series(self) -> dict[str, dict[str, float]]:
-        """All samples but those of other engines: labels as written, by family."""
+        """All samples except those of other engines: labels as written, by family."""
         found: dict[str, dict[str, float]] = {}
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=10) as answer:
             for line in answer.read().decode().splitlines():
@@ -138,7 +138,7 @@ def ready(series: dict[str, dict[str, float]]) -> bool:
 
 
 def until_ready(watched: Watched) -> float | None:
-    """Seconds until flopwatch has found everything by itself; None if it does not."""
+    """Seconds until flopwatch has discovered everything; None if it does not."""
     started = time.monotonic()
     while time.monotonic() - started < FIND_SECONDS:
         try:
@@ -151,7 +151,7 @@ def until_ready(watched: Watched) -> float | None:
 
 
 def measured(server: Server, watched: Watched, seconds: float) -> list[tuple[str, str, str, str]]:
-    """Load the engine for so long, one request at a time, and compare."""
+    """Load the engine for this many seconds, one request at a time, and compare."""
     truth, source, mfu, mbu = Truth(), random.Random(1), [], []
     ended = threading.Event()
 

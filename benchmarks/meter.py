@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-# CPUCLOCK_SCHED of a process other than the own (linux/posix-timers.h): its threads, dead ones too.
+# CPUCLOCK_SCHED of another process (linux/posix-timers.h): its threads, including dead ones.
 _SCHEDULER_CLOCK = 2
 
 

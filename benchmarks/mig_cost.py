@@ -55,7 +55,7 @@ def node(gpus: int, instances: int, port: int, seconds: float) -> float:
 
 
 def measure(fake: FakeNvml, port: int, seconds: float) -> tuple[float, int]:
-    """CPU time over wall time of the daemon at work, and the number of series of a scrape."""
+    """CPU time over wall time of the busy daemon, and the number of series in a scrape."""
     daemon = subprocess.Popen(
         [sys.executable, "-m", "exporter", "serve", "--web.listen-address", f"127.0.0.1:{port}"],
         env={**os.environ, **fake.env},

@@ -1,4 +1,4 @@
-"""Counts parameters of every architecture that is known, and compares with its Hugging Face class.
+"""Counts the parameters of every known architecture, and compares with its Hugging Face class.
 
     python -m benchmarks.model_parameters [--document] [MODEL_TYPE ...]
 
@@ -66,8 +66,8 @@ _SIZES: Mapping[str, Mapping[str, Any]] = {
         "moe_layers_enum": "3,4,5,6,7,8,9,10,11",
     },
 }
-# Built by the class, and held by no checkpoint: it also sizes one part of LongCat's experts for
-# those that compute nothing.
+# Built by the class but in no checkpoint: it also allocates a part of LongCat's experts for those
+# that compute nothing.
 _NOT_STORED = {
     "longcat_flash": lambda config: (
         config.num_layers

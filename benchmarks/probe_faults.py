@@ -53,7 +53,7 @@ H100 = DeviceFacts(
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A GEMM that ran well, and what its checks knew then."""
+    """A GEMM that ran correctly, and what its checks knew then."""
 
     precision: str
     shape: Shape
@@ -173,7 +173,7 @@ CLASSES: dict[str, Fault] = {
 
 
 def prepared(precision: str, shape: Shape, device: CpuDevice) -> Probe:
-    """A GEMM of two repetitions that has run well."""
+    """A GEMM of two repetitions that has run correctly."""
     allowance = Allowance(lambda _message: None, float("inf"))
     device.arena.reset()
     kernel = all_kernels()[f"gemm_{precision}"]
@@ -189,7 +189,7 @@ def prepared(precision: str, shape: Shape, device: CpuDevice) -> Probe:
 
 
 def is_found(probe: Probe, device: CpuDevice) -> bool:
-    """Whether the probes' checks see that something is wrong with the results as they are."""
+    """Whether the probes' checks detect that the present results are wrong."""
     allowance = Allowance(lambda _message: None, float("inf"))
     probe.made._written = set(range(len(probe.made.sets)))
     seen = probe.made.verify(device, allowance)

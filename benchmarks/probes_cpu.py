@@ -1,4 +1,4 @@
-"""The probes on this host's processor against what they have to reach, as one table.
+"""The probes on this host's processor against their goals, as one table.
 
     python benchmarks/probes_cpu.py               about three minutes
     python benchmarks/probes_cpu.py --cycles 120  as many cycles as two hours have, shortened to 2 s
@@ -116,7 +116,7 @@ print(json.dumps([len(threading.enumerate()) - 1, len(children), "torch" in sys.
 
 
 class Reference:
-    """torch alone, in its own process, asked line by line."""
+    """torch alone, in its own process, driven line by line."""
 
     def __init__(self) -> None:
         processor = read_processor()
@@ -170,7 +170,7 @@ class Probe:
             )
         )
         if report.short_of_allowance:
-            return None  # so many runs were preempted that the allowance ended
+            return None  # the allowance ended because too many runs were preempted
         if report.result is None:
             sys.exit(f"{kernel}: {report.failure} {report.text}")
         verdict = judge(
@@ -194,7 +194,7 @@ class Probe:
 
 
 class Daemon:
-    """flopwatch as a user starts it, on a port and with a state file of its own."""
+    """flopwatch as a user starts it, with its own port and state file."""
 
     def __init__(self, folder, probes) -> None:
         path = Path(folder, "flopwatch.yaml")
@@ -390,7 +390,7 @@ def steady_rows(folder, cycles):
 
 
 def long_rows(folder, hours):
-    """A default daemon for hours, looked at as often as a Prometheus would."""
+    """A default daemon for hours, scraped as often as by a Prometheus."""
     daemon = Daemon(folder, {})
     loads = []
     try:

@@ -20,7 +20,7 @@ _START_TIMEOUT_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """An exporter: how to start it on a port, and the label by which it tells GPUs apart."""
+    """An exporter: how to start it on a port, and the label that identifies its GPUs."""
 
     name: str
     command: tuple[str, ...]
@@ -30,15 +30,15 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-# As its systemd unit and its image set it: one heap for all threads, or each would keep its own.
+# As set by its systemd unit and image: one heap for all threads instead of one each.
 SERVICE_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 
 def flopwatch(directory: Path) -> Program:
     """This project's daemon, without probes: the fake library cannot run kernels.
 
-    Its modules are compiled beforehand, as they are wherever pip installed them: a process that
-    compiles at its start keeps more memory for good.
+    Its modules are compiled beforehand, as pip does at installation: a process that compiles them
+    at its start permanently keeps more memory.
     """
     subprocess.run([sys.executable, "-m", "compileall", "-q", "exporter", "probes"], check=True)
     config = directory / "flopwatch.yaml"
@@ -56,7 +56,7 @@ def flopwatch(directory: Path) -> Program:
 
 
 def nvitop_exporter() -> Program:
-    """The peer, installed into an environment of its own the first time."""
+    """The peer, installed into its own environment on first use."""
     environment = _CACHE / "nvitop"
     executable = environment / "bin" / "nvitop-exporter"
     if not executable.exists():

@@ -1,6 +1,6 @@
-"""A past for a Prometheus that was started just now: what rules with long windows read of a simulated fleet, as blocks.
+"""A history for a new Prometheus, as blocks: what rules with long windows read of a fleet.
 
-Which metrics these are, and how far back each is read, is found in the rules themselves.
+The metrics, and how far back each is read, are taken from the rules themselves.
 """
 
 import math
@@ -21,18 +21,18 @@ from exporter.simulate.host import SimulatedHost
 
 
 DAY_SECONDS = 86400
-LIVE_SECONDS = 300.0  # what is read of the last five minutes, the run itself fills
-RUN_SECONDS = 1800.0  # a run lasts no longer
+LIVE_SECONDS = 300.0  # the run itself fills the last five minutes
+RUN_SECONDS = 1800.0  # the maximum length of a run
 DEFAULT_INTERVAL_SECONDS = 30
 SCRAPE_SECONDS = 15
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-# Selector, window, step of a subquery, offset: what stands in the rules.
+# Selector, window, step of a subquery, offset, as written in the rules.
 _READ = re.compile(
     r"(?P<name>[a-z_][\w:]*)(?:\{(?P<matchers>[^}]*)\})?"
     r"(?:\[(?P<window>\d+[smhd])(?::\w+)?\])?(?: offset (?P<offset>\d+[smhd]))?"
 )
 _MATCHER = re.compile(r'(\w+)\s*(=~|!=|=)\s*"([^"]*)"')
-# Recorded only while something is wrong.
+# Recorded only during a fault.
 _SELDOM = {
     "gpu:flopwatch_probe_mismatches:sum",
     "gpu_xid:flopwatch_xid:timestamp",
@@ -49,12 +49,12 @@ _WITHOUT_ENGINE = {
     "gpu:flopwatch_dram_bytes_without_engine:rate5m",
     "gpu:flopwatch_dram_bytes:avg1h",
 }
-# Series of no host.
+# Series without a host.
 _WIDE = ("model:", "cluster:")
 # Low enough that the present never looks like a drop, and above what the rules leave out as idle.
 _RECORDED_VALUE = 0.5
 _RECORDED_RATIO = 0.02
-# Labels of recorded series beside cluster, job and instance, by the beginning of their names; the longest wins.
+# Labels of recorded series besides cluster, job and instance, by name prefix; the longest wins.
 _RECORDED_LABELS = {
     "gpu:": ("gpu", "uuid"),
     "instance:": (),
@@ -114,7 +114,7 @@ def _reads(expr: str, steps: dict[str, int]) -> Iterator[Read]:
         if not (found["window"] or found["offset"]):
             continue
         offset = seconds_of(found["offset"]) if found["offset"] else 0
-        # An instant value is looked for in the last five minutes.
+        # An instant value is looked up in the last five minutes.
         window = seconds_of(found["window"]) if found["window"] else LIVE_SECONDS
         name = found["name"]
         matchers = tuple(_MATCHER.findall(found["matchers"] or ""))
@@ -150,7 +150,7 @@ def _lines(
 ) -> Iterator[str]:
     samples = {host.name: list(host.samples()) for host in hosts}
     for name in dict.fromkeys(read.name for read in reads):
-        # A model is served by many hosts; its series is one.
+        # A model is served by many hosts but has one series.
         for host in hosts[:1] if name.startswith(_WIDE) else hosts:
             for labels, value, wanted in _series(host, samples[host.name], name, reads):
                 times = sorted({at for read in wanted for at in _times(read, now, begins, ends)})
@@ -163,7 +163,7 @@ def _lines(
 
 def _times(read: Read, now: float, begins: float, ends: float) -> range:
     """When a read's samples lie between two instants, at multiples of its step."""
-    # What is read with an offset moves on while the run lasts; the newest block goes up to the moment of its writing.
+    # Reads with an offset advance during the run; the newest block goes up to the time of writing.
     newest = time.time() - (max(0.0, read.ends - RUN_SECONDS))
     first = math.ceil(max(now - read.begins, begins) / read.step) * int(read.step)
     return range(first, int(min(newest, ends)), int(read.step))
@@ -200,7 +200,7 @@ def _recorded(
 ) -> Iterator[tuple[tuple[tuple[str, str], ...], float]]:
     prefix = max((prefix for prefix in _RECORDED_LABELS if name.startswith(prefix)), key=len)
     wanted = _RECORDED_LABELS[prefix]
-    # A family that has these labels: what the series is recorded from, where that is exported.
+    # A family that has these labels: the series' source, if it is exported.
     own = name.split(":")[1]
     if own not in {family.name for family in CATALOGUE}:
         own = {

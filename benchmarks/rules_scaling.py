@@ -75,13 +75,13 @@ class StoppableClock:
         return time.time() if self._stopped_at is None else self._stopped_at
 
     def stop(self) -> None:
-        """Let it be now for ever."""
+        """Stop the clock at the present time."""
         self._stopped_at = time.time()
 
 
 @dataclass(frozen=True, slots=True)
 class RuleCost:
-    """What one evaluation of one rule takes by itself."""
+    """The cost of one evaluation of one rule alone."""
 
     group: str
     interval_seconds: int
@@ -187,7 +187,7 @@ def measure(
 
 
 def observe_live(url: str, pid: int) -> dict[str, Any]:
-    """Evaluations as they come, with scrapes going on and a simulator that only repeats itself."""
+    """Regular evaluations, while scrapes continue and the simulator repeats the same values."""
     time.sleep(DEFAULT_INTERVAL_SECONDS)
     began, used = time.monotonic(), process_seconds(pid)
     totals = []
@@ -210,7 +210,7 @@ def cores_over(pid: int, evaluations: int) -> float:
 
 
 def reload(url: str, folder: Path, configuration: dict[str, Any]) -> None:
-    """Let Prometheus go on with another configuration."""
+    """Make Prometheus continue with another configuration."""
     (folder / "prometheus.yml").write_text(json.dumps(configuration))
     urllib.request.urlopen(
         urllib.request.Request(f"{url}/-/reload", method="POST"), timeout=60
@@ -218,7 +218,7 @@ def reload(url: str, folder: Path, configuration: dict[str, Any]) -> None:
 
 
 def take_stock(url: str, hosts: list[SimulatedHost]) -> dict[str, Any]:
-    """What there is in Prometheus, and the instant (Unix seconds) of which it is true."""
+    """The contents of Prometheus, and the instant (Unix seconds) at which they are valid."""
     at = time.time() - SCRAPE_SECONDS
     plain = hosts[0].exposition.render(Format.TEXT, compressed=False)
     exported = sum(
@@ -243,7 +243,7 @@ def take_stock(url: str, hosts: list[SimulatedHost]) -> dict[str, Any]:
 
 
 def strays(url: str, reads: Sequence[Read], at: float) -> list[str]:
-    """Metrics whose history is not that of the series that there are now: it would be measured in vain."""
+    """Metrics whose history does not match the present series: measuring them would be pointless."""
     return [
         name
         for name in dict.fromkeys(read.name for read in reads)
@@ -253,7 +253,7 @@ def strays(url: str, reads: Sequence[Read], at: float) -> list[str]:
 
 def rule_costs(url: str, pid: int, groups: Sequence[dict[str, Any]], at: float) -> list[RuleCost]:
     """Each rule alone, at the instant `at`."""
-    # What an empty query costs, HTTP and the idle process included, is not the rule's.
+    # The cost of an empty query, including HTTP and the idle process, is subtracted.
     empty = [evaluate(url, pid, "vector(0)", at) for _ in range(2 * REPEATS)]
     idle_processor, idle_wall = min(row[0] for row in empty), min(row[1] for row in empty)
     costs = []
@@ -275,7 +275,7 @@ def rule_costs(url: str, pid: int, groups: Sequence[dict[str, Any]], at: float) 
 
 
 def evaluate(url: str, pid: int, query: str, at: float) -> tuple[float, float, float]:
-    """Processor seconds, wall seconds and samples of one query. Counted, so that rendering the result as JSON does not weigh in."""
+    """Processor seconds, wall seconds and samples of a query, in count(): no JSON to render."""
     form = {"query": f"count({query})", "time": at, "stats": "all"}
     used, began = process_seconds(pid), time.monotonic()
     try:

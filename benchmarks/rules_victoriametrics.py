@@ -1,4 +1,6 @@
-"""What the rules above recorded series cost a VictoriaMetrics: `python benchmarks/rules_victoriametrics.py [--gpus 10000] [--minutes 4]`.
+"""What the rules above recorded series cost a VictoriaMetrics.
+
+python benchmarks/rules_victoriametrics.py [--gpus 10000] [--minutes 4]
 
 A real Prometheus scrapes simulated hosts and evaluates deploy/prometheus, until the rules have recorded what they record. That output is copied,
 host by host, to the number of GPUs, and ingested into a real VictoriaMetrics as eleven minutes of samples, one every 30 s. Then each rule that
@@ -45,7 +47,7 @@ from exporter.web.server import Server  # noqa: E402
 
 RULES = ROOT / "deploy" / "prometheus"
 GPUS_A_HOST = 8
-HOSTS = 3  # H100, A100 and L4: what is recorded, is copied from these
+HOSTS = 3  # H100, A100 and L4: recorded series are copied from these
 STEP_SECONDS = 30
 SPAN_SECONDS = 660
 REPEATS = 3
@@ -87,7 +89,7 @@ def free_port() -> int:
 
 
 def recorded(folder: Path, minutes: float) -> list[Series]:
-    """What the rules record of a few simulated hosts."""
+    """What the rules record for a few simulated hosts."""
     hosts = build_fleet(
         FleetPlan(find_scenarios(["mixed-fleet"]), hosts=HOSTS, gpus=GPUS_A_HOST),
         Timing(time.time() - 120, tick_seconds=5.0),
@@ -151,7 +153,7 @@ def ingest(url: str, found: list[Series], copies: int) -> tuple[int, float]:
         lines = []
         for labels, value in found:
             if copy and "instance" not in labels:
-                continue  # of a cluster, a model: one, however many hosts
+                continue  # per cluster or model: one, however many hosts
             named = {key: text for key, text in labels.items() if key != "__name__"}
             if "instance" in named:
                 named["instance"] += f"-{copy}"
@@ -205,7 +207,7 @@ def report(url: str, found: list[Series], gpus: int) -> None:
 
 
 def evaluate(url: str, expr: str) -> float:
-    """Wall seconds of one evaluation, past VictoriaMetrics' cache of results."""
+    """Wall seconds of one evaluation, bypassing VictoriaMetrics' result cache."""
     form = urllib.parse.urlencode({"query": expr, "time": time.time() - 15, "nocache": 1})
     began = time.monotonic()
     with urllib.request.urlopen(f"{url}/api/v1/query", data=form.encode(), timeout=120) as answer:

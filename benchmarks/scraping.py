@@ -1,4 +1,4 @@
-"""Scrapers: one after another, paced, or fifty at once, on plain sockets that cost little themselves."""
+"""Scrapers: one after another, paced, or fifty at once, on plain sockets that cost little."""
 
 import gzip
 import selectors
@@ -28,7 +28,7 @@ class Outcome:
 
 
 class ScrapeError(Exception):
-    """The answer was not a whole 200."""
+    """The answer was not a complete 200."""
 
 
 def request(host: str, *, compressed: bool, keep: bool) -> bytes:
@@ -41,7 +41,7 @@ def request(host: str, *, compressed: bool, keep: bool) -> bytes:
 
 
 def scrape(port: int, *, compressed: bool = False) -> bytes:
-    """One scrape on a connection of its own; the body, unpacked. Raises OSError or ScrapeError."""
+    """One scrape on its own connection; the decompressed body. Raises OSError or ScrapeError."""
     with socket.create_connection(("127.0.0.1", port), TIMEOUT_SECONDS) as client:
         client.sendall(request("localhost", compressed=compressed, keep=False))
         received = bytearray()
@@ -52,7 +52,7 @@ def scrape(port: int, *, compressed: bool = False) -> bytes:
 
 
 def whole_body(received: bytes | bytearray) -> bytes:
-    """The body of an answer that was read to its end. Raises ScrapeError unless it is a whole 200."""
+    """The body of an answer read to its end. Raises ScrapeError unless it is a complete 200."""
     head, separator, body = bytes(received).partition(b"\r\n\r\n")
     if not separator or b" 200 " not in head.split(b"\r\n", 1)[0]:
         raise ScrapeError(bytes(received[:100]))

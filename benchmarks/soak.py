@@ -1,4 +1,4 @@
-"""Whether memory, descriptors and threads stay where they are, however long the daemon runs.
+"""Whether memory, descriptors and threads stay constant, however long the daemon runs.
 
     python -m benchmarks.soak                                # 30 days of ticks in one process, on a simulated clock
     python -m benchmarks.soak --days 0 --daemon-minutes 20   # and the real daemon at ten ticks a second (make soak)
@@ -30,8 +30,8 @@ from exporter.metrics.text import Format
 
 
 DAY_TICKS = 86_400
-# Of MIG instances that are gone 256 are remembered, and one a hour goes: after eleven days all that is kept is
-# full. A shorter run is judged from its first fifth on.
+# 256 removed MIG instances are remembered, and one is removed every hour: after eleven days all
+# bounds are reached. A shorter run is judged after its first fifth.
 _WARM_UP_TICKS = 11 * DAY_TICKS
 _WARM_UP_SHARE = 0.2
 
@@ -42,9 +42,9 @@ def soak_accounts(
     seed: int = 1,
     each_day: Callable[[Usage], None] = lambda _usage: None,
 ) -> tuple[Growth, Played]:
-    """All of the daemon but its sampling of devices, so many ticks of one GPU, on a simulated clock.
+    """All of the daemon but the sampling, for this many ticks of one GPU, on a simulated clock.
 
-    `each_day` is given what is used after each day.
+    `each_day` gets the usage after each day.
     """
     node = SoakedHost(random.Random(seed), directory)
     exposition = Exposition(
@@ -85,7 +85,7 @@ def _usage() -> tuple[int, int, int]:
 
 
 def main() -> int:
-    """Soak and say what grew; 1 when it was too much, or when a scrape was wrong."""
+    """Soak and report the growth; 1 when it was too much, or when a scrape was wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.soak",
         description=__doc__,

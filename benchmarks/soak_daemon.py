@@ -21,8 +21,8 @@ from tests.fake_nvml import H100, H100_1G_10GB, FakeNvml, Load
 from tests.inference.engines.server import EngineServer, exposition, serving, text
 
 
-# In 20 minutes all that is kept for a while has come to its bound after half of them: holders that left,
-# devices that are gone, pools of memory.
+# In a run of 20 minutes everything that is kept for a while reaches its bound by half time:
+# departed holders, removed devices, memory pools.
 _WARM_UP_SHARE = 0.5
 _LEAST_OF = 120
 _STEP_SECONDS = 0.2
@@ -37,9 +37,9 @@ def soak_daemon(
     report: Callable[[str], None] = lambda _line: None,
     report_seconds: float = 60.0,
 ) -> Growth:
-    """Run it for so long. `report` gets a line on memory, descriptors and threads now and then.
+    """Run it for this long. `report` occasionally gets a line on memory, descriptors and threads.
 
-    Raises BrokenPromiseError when a scrape shows what none may show.
+    Raises BrokenPromiseError when a scrape breaks an invariant.
     """
     program = Program(
         "flopwatch",
@@ -60,8 +60,8 @@ def soak_daemon(
 
         def usage() -> tuple[int, int, int]:
             around.settle(pid)
-            # Connections end, and so do the threads of scrapers and watchers that were replaced: what
-            # stays is the least of some seconds.
+            # Connections end, and so do the threads of scrapers and watchers that were replaced:
+            # the lasting value is the minimum over some seconds.
             open_files, tasks = descriptors(pid), threads(pid)
             for _ in range(_LEAST_OF):
                 time.sleep(0.05)
@@ -105,7 +105,7 @@ def _surroundings(directory: Path, gpus: int) -> Iterator["_Surroundings"]:
 
 
 class _Surroundings:
-    """GPUs, a kubelet, an engine, an operator and a scraper, none of whom ever rests."""
+    """GPUs, a kubelet, an engine, an operator and a scraper, all constantly active."""
 
     def __init__(
         self, directory: Path, fake: FakeNvml, engine: EngineServer, kubelet: Kubelet
@@ -121,7 +121,7 @@ class _Surroundings:
         self._configure()
 
     def churn(self, pid: int) -> None:
-        """One step of everything, by chance."""
+        """One random step of everything."""
         chance = self._chance
         self._work()
         victim = chance.randrange(len(self.fake.gpus))
@@ -139,13 +139,13 @@ class _Surroundings:
             os.kill(pid, signal.SIGHUP)
 
     def scrape(self, port: int) -> None:
-        """One scrape, held against those before."""
+        """One scrape, compared with those before."""
         before = time.monotonic()
         body = scrape(port, compressed=self._chance.random() < 0.5)
         self.watch.check(body.decode(), before, time.monotonic())
 
     def settle(self, pid: int) -> None:
-        """Everything is well and as at the beginning, and connections have ended."""
+        """Everything is healthy and as at the beginning, and connections have ended."""
         self._restore()
         for gpu in self.fake.gpus:
             self._set_mig(gpu.slot, None)
@@ -190,7 +190,7 @@ class _Surroundings:
             self._engine.answer = text(body, status=chance.choice(("200 OK", "500 No")))
 
     def _configure(self) -> None:
-        """Another name for the engine's workload, and so another scraper for it."""
+        """Rename the engine's workload, which starts another scraper for it."""
         self._configurations += 1
         self._config.write_text(
             "probes: {enabled: false}\n"

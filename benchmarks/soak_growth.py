@@ -1,4 +1,4 @@
-"""What a soak has grown by, and how much of it is a leak."""
+"""The growth during a soak, and how much of it is a leak."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Growth:
 
     @property
     def is_leak(self) -> bool:
-        """Whether anything is more than it was, memory beyond what it breathes by."""
+        """Whether anything has grown, memory by more than its normal variation."""
         return (
             self.bytes > GROWTH_MAX_BYTES
             or self.descriptors_after > self.descriptors_before

@@ -1,7 +1,7 @@
 """The rest of the daemon around a soaked node: probes, bill, status page, advice, reloads.
 
-Everything here is the daemon's own code on the node's simulated clock. Only what would need a device, a
-process or a network answers by a script.
+Everything here is the daemon's own code on the node's simulated clock. Only parts that need a
+device, a process or a network are scripted.
 """
 
 import random
@@ -121,7 +121,7 @@ class SoakedHost(Node):
         return _UNIX_SECONDS + self.seconds
 
     def _probe(self) -> None:
-        """A cycle over a whole GPU and the MIG instance that is there now; some runs fail."""
+        """A cycle over a whole GPU and the present MIG instance; some runs fail."""
         host, chance = self._probes, self.chance
         host.devices = [
             gpu(0),
@@ -133,12 +133,12 @@ class SoakedHost(Node):
             host.script.append(Ending(chance.choice(_BAD_ENDINGS)))
         host.scheduler.cycle()
         self.played.probe_runs += len(host.requests)
-        # The script's own notes would be the only thing here that grows.
+        # The script's own records would be the only thing here that grows.
         for notes in (host.requests, host.used, host.started, host.closed, host.workers):
             notes.clear()
 
     def _reload_configuration(self) -> None:
-        """Read a configuration that changed, and have the probes go on with it."""
+        """Read a changed configuration, and let the probes continue with it."""
         path = self._directory / "soak.yaml"
         budget = self.chance.choice(("15ms", "20ms"))
         path.write_text(f"probes: {{budget: {budget}, mig: run, pause_file: null}}\n")

@@ -1,6 +1,6 @@
-"""A node over months in one process, on a simulated clock: everything that comes and goes, comes and goes.
+"""A node over months in one process, on a simulated clock: everything that can come and go does so.
 
-A GPU instance under load whose power, clock and activity never stand still, and around it processes,
+A GPU instance under load whose power, clock and activity always change, and around it processes,
 pods, an engine, XIDs, errors, hangs and reloads, each through the daemon's own code.
 """
 
@@ -53,12 +53,12 @@ from exporter.status.history import Histories
 
 XIDS = (13, 31, 43, 45, 48, 63, 74, 79, 94, 119)
 SLOW_TICKS = 15
-# A MIG instance that is made anew has a new UUID. Hourly is more often than anybody does it.
+# A recreated MIG instance has a new UUID. Hourly is more often than in practice.
 _NEW_INSTANCE_TICKS = 3_600
 # As often as the daemon scrapes an engine.
 _ENGINE_TICKS = 15
-# Pods and models have names that nobody has had before: every 20th look at the pods finds another one, and a new
-# engine with another model comes about five times a day.
+# Pods and models have names that were never used before: every 20th look at the pods finds another
+# one, and a new engine with another model comes about five times a day.
 _NEW_NAME_CHANCE = 0.05
 _NEW_MODEL_CHANCE = 1 / 1200
 _FAILED_SCRAPE_CHANCE = 0.05
@@ -88,11 +88,11 @@ class Node:
 
     @property
     def uuid(self) -> str:
-        """The instance that is there now."""
+        """The present instance."""
         return self.identity.uuid
 
     def word(self) -> str:
-        """A name that was never given before."""
+        """A name that was never used before."""
         return f"{self.chance.getrandbits(64):016x}"
 
     def tick(self) -> None:
@@ -157,7 +157,7 @@ class Node:
         return holder_labels(state, frozenset({FLOP_TOTAL.name}))
 
     def _begin(self) -> None:
-        """Another device in the same place."""
+        """Another device at the same place."""
         self.identity = DeviceIdentity(
             index="0",
             uuid=f"MIG-{self.word()}",

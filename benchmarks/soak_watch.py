@@ -1,4 +1,4 @@
-"""What must hold of every scrape of a daemon around which everything churns, checked from outside."""
+"""Invariants of every scrape while everything around the daemon churns, checked from outside."""
 
 import time
 from collections import defaultdict
@@ -11,8 +11,8 @@ from tests.faults.invariants import HEALTH
 _COUNTER_SUFFIXES = ("_total", "_bucket", "_sum", "_count")
 # Tick, scrape and this process each take their time, and more on a busy machine.
 _SLACK_SECONDS = 3.0
-# After a GPU is back, or has another MIG mode, it is opened anew: with the backoff, the trial of GPM and
-# the first window.
+# After a GPU is back, or has another MIG mode, it is reopened: with the backoff, the trial of GPM
+# and the first window.
 _REOPENING_SECONDS = 6.0
 # A reading may be this old: 2 ticks and the deadline of the soak's configuration, and a scrape.
 _FRESH_SECONDS = 2.2 + _SLACK_SECONDS
@@ -22,12 +22,12 @@ _SHOWN_WHEN_DOWN = HEALTH | {
     "flopwatch_gpu_job_info",
     "flopwatch_workload_gpu_info",
 }
-# Everything a GPU has of its own goes on for as long as it is there; of engines and holders not.
+# A GPU's own series continue for as long as it exists; those of engines and holders may not.
 _LASTING = ("flopwatch_gpu_", "flopwatch_flop_", "flopwatch_dram_", "flopwatch_energy_")
 
 
 class BrokenPromiseError(AssertionError):
-    """A scrape that no daemon may answer with."""
+    """A scrape that breaks an invariant."""
 
 
 @dataclass(slots=True)
@@ -40,9 +40,9 @@ class _Gap:
 
 @dataclass(slots=True)
 class Watch:
-    """Holds each scrape against those before it, and against what was done to the GPUs meanwhile.
+    """Compares each scrape with those before it, and with what was done to the GPUs meanwhile.
 
-    Raises BrokenPromiseError: a counter falls, a series is there twice, states sum to more time than
+    Raises BrokenPromiseError: a counter falls, a series is duplicated, states sum to more time than
     has passed or to less than passed without the gaps, a GPU that is down has readings, or one that
     is up has old ones.
     """
@@ -68,7 +68,7 @@ class Watch:
     def check(self, text: str, before: float, after: float) -> None:
         """A scrape that was made between these instants (monotonic)."""
         try:
-            scrape = Scrape(text)  # refuses a series that is there twice
+            scrape = Scrape(text)  # rejects duplicate series
         except AssertionError as error:
             raise BrokenPromiseError(str(error)) from None
         self.scrapes, self.series = self.scrapes + 1, len(scrape.samples)
@@ -86,7 +86,7 @@ class Watch:
             last = self._counters.get((name, labels), 0.0)
             if value < last:
                 raise BrokenPromiseError(f"{name} {dict(labels)} fell from {last} to {value}")
-        # An engine or a pod that comes again is another one; a GPU is the same.
+        # An engine or a pod that returns is a new one; a GPU is the same.
         kept = {
             key: value
             for key, value in self._counters.items()

@@ -81,7 +81,7 @@ def ring_memory(count: int) -> None:
                 snapshot, busy_hour(str(place), second), 1000.0 + second, 20.0, 0.0
             )
             histories.observe(snapshots[place])
-    # What the devices' own snapshots take is not the page's.
+    # The memory of the devices' own snapshots does not count for the page.
     snapshots.clear()
     gc.collect()
     taken, _peak = tracemalloc.get_traced_memory()

@@ -1,4 +1,4 @@
-"""What a scrape costs over plain HTTP, with a password, and over TLS; and what a flood does to it.
+"""What a scrape costs over plain HTTP, with a password, and over TLS; and under a flood.
 
     python -m benchmarks.web_server
 

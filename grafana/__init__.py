@@ -3,5 +3,5 @@
 import warnings
 
 
-# The classic dashboard model is wanted: every Grafana in the field can load it, v2 needs the newest.
+# The classic dashboard model on purpose: every Grafana can load it; v2 needs the newest.
 warnings.filterwarnings("ignore", "Prefer using dashboardv2", DeprecationWarning)

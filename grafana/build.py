@@ -1,6 +1,7 @@
 """Writes the dashboards: `python -m grafana.build [--check | --share FOLDER]`.
 
-The JSON under grafana/dashboards/ is the product and is committed; `--check` says whether it is fresh.
+The JSON under grafana/dashboards/ is the product and is committed; `--check` tells whether it is up
+to date.
 """
 
 import argparse
@@ -31,8 +32,8 @@ BOARDS: dict[str, Callable[[], Dashboard]] = {
 }
 
 
-# Grafana's smallest step for rates: with it $__rate_interval is two minutes or more, so that a data source that
-# is set to 15 s has rates of targets that are scraped every 60 s.
+# Grafana's smallest step for rates: with it $__rate_interval is two minutes or more, so that a data
+# source that is set to 15 s has rates for targets scraped every 60 s.
 RATE_STEP = "30s"
 # From here on the dashboards work, and the panels' options are in the form that this version writes: without a
 # version Grafana takes them for its first form, migrates them, and the roofline is empty.
@@ -84,7 +85,7 @@ def shared(name: str) -> str:
 
 
 def _finish(board: dict[str, Any]) -> None:
-    """What the builders leave out: panels' ids by their titles, visible links, steps, alert annotations."""
+    """Add what the builders omit: panel ids from titles, visible links, steps, alert annotations."""
     board["annotations"] = {"list": [_alert_annotation()]}
     _pack(board["panels"])
     for link in board["links"]:
@@ -101,7 +102,7 @@ def _finish(board: dict[str, Any]) -> None:
 
 
 def _pack(panels: list[dict[str, Any]]) -> None:
-    """Put each panel where it fits first, from the left, below the row that it belongs to."""
+    """Place each panel at the first free position, from the left, below its row."""
     taken: set[tuple[int, int]] = set()
     top = bottom = 0
     for panel in panels:
@@ -146,7 +147,7 @@ def _alert_annotation() -> dict[str, Any]:
 
 
 def stale() -> list[str]:
-    """Names of the dashboards whose committed JSON is not what the code writes, or that no code writes."""
+    """Names of the dashboards whose committed JSON differs from the generated one, or has no code."""
     written = {path.stem: path.read_text() for path in FOLDER.glob("*.json")}
     wanted = {name: render(name) for name in BOARDS}
     return sorted(name for name in written | wanted if written.get(name) != wanted.get(name))

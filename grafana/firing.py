@@ -12,12 +12,12 @@ from grafana.tables import Column, rows
 RUNBOOKS = "https://github.com/flopwatch/flopwatch/blob/main/docs/runbooks"
 OURS = 'alertname=~"(GPU|NVLink|PCIe|Probe|Model|Workload|Flopwatch|Host|PrefixCache).+"'
 RANKS = {"3": "critical", "2": "warning", "1": "info"}
-# A capped rack fires for each of its GPUs; one row a host leaves room for what else is wrong.
+# A capped rack fires for each of its GPUs; one row per host leaves room for other alerts.
 ROW = "by (alertname, cluster, instance)"
 
 
 def _named(alerts: str) -> str:
-    """One series an alert and GPU; an alert of a model alone, of no instance, has the model's name there."""
+    """One series per alert and GPU; an alert on a model has the model's name there."""
     joined = f'label_join({alerts}, "who", ";", "instance", "model")'
     return f'label_replace({joined}, "instance", "$1", "who", ";(.+)")'
 

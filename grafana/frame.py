@@ -12,13 +12,14 @@ from grafana.panels import DATASOURCE
 TAG = "flopwatch"
 DOCS = "https://github.com/flopwatch/flopwatch/blob/main/docs/reading-flops.md"
 
-# Selectors, from wide to narrow. `cluster` may be a label that nobody set, so its All matches the empty one.
+# Selectors, from wide to narrow. `cluster` may be a label that is not set, so its All matches the
+# empty one.
 CLUSTER = 'job=~"$job", cluster=~"$cluster"'
 NODE = f'{CLUSTER}, instance=~"$instance"'
 GPU = f'{NODE}, gpu=~"$gpu"'
 WHOLE_GPU = f'{GPU}, mig=""'
 
-# Sections of the page on how to read the panels.
+# Sections of the documentation page on reading the panels.
 WORDS = "peak-executed-useful"
 NORMAL = "what-is-normal"
 STATES = "where-the-peak-goes"

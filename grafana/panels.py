@@ -1,4 +1,4 @@
-"""Panels in this project's manner: every one has a description, a unit and the data source variable."""
+"""Panels in this project's style: each has a description, a unit and the data source variable."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ from grafana_foundation_sdk.models import heatmap as mh
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 
-# What an empty panel says. It never names a cause: Prometheus cannot know why a series is not there. What a panel
-# needs stands in its description (`needs`).
+# What an empty panel says. It never names a cause: Prometheus cannot know why a series is missing.
+# What a panel needs is in its description (`needs`).
 NO_DATA = "no data"
 NONE_REPORTED = "none reported"
-NO_CELL = "-"  # of a table: it stands in each empty cell, too
+NO_CELL = "-"  # of a table: it appears in each empty cell, too
 
 DATASOURCE = md.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
-# Apart on dark as on light ground; the hues are those of the status page.
+# Distinct on dark and light backgrounds; the hues are those of the status page.
 STATE_COLORS = {
     "tensor": "#56A64B",
     "memory": "#3274D9",
@@ -55,9 +55,9 @@ class Query:
 def extremes(
     function: str, count: int, expr: str, *, on: str = "cluster, job, instance, gpu"
 ) -> str:
-    """The course of the `count` series that are lowest (`bottomk`) or highest (`topk`) at the end of the time range.
+    """The history of the `count` series lowest (`bottomk`) or highest (`topk`) at the range's end.
 
-    Chosen once, so that no line comes and goes. `@@` in `expr` stands behind each selector and range.
+    Chosen once, so that no line comes and goes. `@@` in `expr` follows each selector and range.
     """
     return f"{expr.replace('@@', '')} and on ({on}) {function}({count}, {expr.replace('@@', ' @ end()')})"
 
@@ -108,12 +108,12 @@ def _targets(queries: Sequence[Query], *, instant: bool, tabular: bool) -> list[
 
 
 def instant_tables(queries: Sequence[Query]) -> list[Builder[Dataquery]]:
-    """Targets whose present values come as one table each."""
+    """Targets whose present values are returned as one table each."""
     return _targets(queries, instant=True, tabular=True)
 
 
 def override(name: str, value: object) -> md.DynamicConfigValue:
-    """One property of a field, set beside the panel's defaults."""
+    """One property of a field, set in addition to the panel's defaults."""
     return md.DynamicConfigValue(id_val=name, value=value)
 
 
@@ -122,7 +122,7 @@ def _link(title: str, url: str) -> DashboardLink:
 
 
 def with_needs(description: str, needs: str) -> str:
-    """The description, with what the panel has to have before it can show anything."""
+    """The description, with what the panel needs before it can show anything."""
     return f"{description} Needs {needs}." if needs else description
 
 
@@ -148,7 +148,7 @@ def number(
     no_value: str = NO_DATA,
     needs: str = "",
 ) -> stat.Panel:
-    """One big number, with its course behind it. `named` shows what it is called, for a query with a substitute."""
+    """One big number over its history. `named` shows its name, for a query with a substitute."""
     panel = (
         stat.Panel()
         .title(title)
@@ -161,14 +161,14 @@ def number(
         .color_mode(mc.BigValueColorMode.VALUE)
         .graph_mode(mc.BigValueGraphMode.AREA if spark else mc.BigValueGraphMode.NONE)
         .text_mode(_text_mode(named=spark or named, name_only=name_only))
-        # Grafana's own choice of size follows each panel's width, and the row looks ragged.
+        # Grafana's own size depends on each panel's width, and the row would look ragged.
         .text(common.VizTextDisplayOptions().title_size(12).value_size(14 if name_only else 26))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .span(span)
         .height(height)
     )
     if spark:
-        # From zero on: else the breathing of a steady load fills the panel.
+        # Start at zero: otherwise the small variation of a steady load fills the panel.
         panel = panel.min(0)
     if decimals is not None:
         panel = panel.decimals(decimals)
@@ -180,7 +180,7 @@ def number(
 def _text_mode(*, named: bool, name_only: bool) -> mc.BigValueTextMode:
     if name_only:
         return mc.BigValueTextMode.NAME
-    # Without a name the number stands in the middle, and its own course strikes it through.
+    # Without a name the number is in the middle, and the line of its history crosses it.
     return mc.BigValueTextMode.VALUE_AND_NAME if named else mc.BigValueTextMode.AUTO
 
 
@@ -290,7 +290,7 @@ def lines(
 def state_stack(
     title: str, description: str, by_state: str, *, span: int, height: int
 ) -> timeseries.Panel:
-    """The states of the GPU's time, filling 0 to 100 %: work at the bottom, idleness on top.
+    """The states of the GPU's time, filling 0 to 100 %: work at the bottom, idle time on top.
 
     `by_state` is a query with STATE where the state's name goes; one target a state keeps the order.
     """
@@ -298,7 +298,7 @@ def state_stack(
         title,
         description,
         [
-            # Rounded: the rest of a difference of floats is no share.
+            # Rounded: the remainder of a float difference is not a share.
             Query(f"round({by_state.replace('STATE', state)}, 0.001)", state)
             for state in STATE_COLORS
         ],
@@ -351,7 +351,7 @@ def bars(
         .min_viz_height(16)
         .max_viz_height(32)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-        # A lone bar has no name otherwise.
+        # Otherwise a single bar has no name.
         .display_name(
             " ".join(
                 f"{'GPU ' if label == 'gpu' else ''}${{__field.labels.{label}}}" for label in labels
@@ -387,7 +387,8 @@ def bucket_heatmap(
         .color(
             heatmap.HeatmapColorOptions()
             .mode(mh.HeatmapColorMode.SCHEME)
-            # A lone GPU must show on dark and on light ground: other schemes begin with the ground's own colour.
+            # A single GPU must be visible on dark and light backgrounds: other schemes begin with
+            # the background colour.
             .scheme("Cool")
             .steps(64)
         )
@@ -422,7 +423,7 @@ def states_over_time(
     no_value: str = NO_DATA,
     needs: str = "",
 ) -> statetimeline.Panel:
-    """One coloured band a series."""
+    """One coloured band per series."""
     return (
         statetimeline.Panel()
         .title(title)

@@ -1,4 +1,4 @@
-"""Tables in this project's manner: one row a label set, one column a label or query."""
+"""Tables in this project's style: one row per label set, one column per label or query."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from grafana.panels import (
 class Column:
     """A column of a table: where it comes from, what it is called and how it looks.
 
-    `source` is a label's name, or the letter of the query whose value it shows. A hidden column is there for links
-    of its row. `names` are texts for values, in the colour of the others.
+    `source` is a label's name, or the letter of the query whose value it shows. A hidden column
+    exists for its row's links. `names` are texts for values, in the colour of the others.
     """
 
     source: str
@@ -59,7 +59,7 @@ def rows(
     no_value: str = NO_CELL,
     needs: str = "",
 ) -> table.Panel:
-    """A table: one row a label set, one column a label or query."""
+    """A table: one row per label set, one column per label or query."""
     panel = (
         table.Panel()
         .title(title)

@@ -1,4 +1,4 @@
-"""The exporters' own verdicts: findings by device, with magnitude, holder and since when."""
+"""The exporters' own verdicts: findings by device, with magnitude, holder and start time."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ PAST = good_above(limit("baselineCritical"), limit("baselineWarning"))
 CLOCKS = bad_above(limit("powerLossWarning"), 0.5)
 BY = "cluster, instance, gpu"
 RANKS = {"3": "critical", "2": "warning"}
-# Kinds that cost speed: of the others the speed lost to clocks and slow silicon says nothing.
+# Kinds that cost speed: for the others the speed lost to clocks and slow silicon is not relevant.
 SLOW = 'kind=~"clock_held_by_.+|power_brake|power_limit_lowered|slower_than_.+"'
 
 
@@ -55,7 +55,7 @@ def verdicts(
     held = (
         f"{ranked} * on ({BY}) group_left (holder) {holder} or {ranked} unless on ({BY}) {holder}"
     )
-    # What the clocks and the slowest probe cost, where that can be said.
+    # What the clocks and the slowest probe cost, where that is known.
     slow = ranked.replace("severity=", f"{SLOW}, severity=")
     lost = f"{slow} * 0 + on ({BY}) group_left () max by ({BY}) (gpu:flopwatch_lost_speed:ratio{{{selection}}})"
     since = (

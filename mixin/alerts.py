@@ -25,7 +25,7 @@ def on_gpu(
     labels: dict[str, str] | None = None,
     symptom: str = "",
 ) -> Alert:
-    """An alert on one GPU: its words are those of the finding, `value` says the number."""
+    """An alert on one GPU: it uses the finding's words, `value` gives the number."""
     kind = KINDS[finding]
     return Alert(
         name,
@@ -42,7 +42,7 @@ def on_gpu(
 
 
 def _unrepaired(event: str) -> str:
-    """The event's series of which no reset or boot is newer."""
+    """The event's series, unless a reset or boot is newer."""
     return (
         f"{event}\n  unless ({event} <= on (%{{gpu}}) group_left () gpu:flopwatch_reset:timestamp)"
     )

@@ -1,7 +1,8 @@
 """Writes the rules: `python -m mixin.build [--check]`.
 
-deploy/prometheus/{rules,alerts}/*.yml are the product for Prometheus as it stands; mixin/*.libsonnet is the same
-for those who render Jsonnet; `chart_files` is the same for the Helm chart, settings not yet filled in.
+deploy/prometheus/{rules,alerts}/*.yml are for plain Prometheus; mixin/*.libsonnet is the same for
+users of Jsonnet; `chart_files` is the same for the Helm chart, with its settings still to be filled
+in.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def outputs() -> dict[Path, str]:
 
 
 def stale() -> list[str]:
-    """Paths whose committed text is not what the code writes, or that no code writes."""
+    """Paths whose committed text differs from the generated text, or that no code writes."""
     wanted = outputs()
     there = {path for pattern in ("rules/*.yml", "alerts/*.yml") for path in RULES.glob(pattern)}
     return sorted(

@@ -47,11 +47,11 @@ PLACEHOLDER = re.compile(r"%\{(\w+)\}")
 
 
 def text(value: str | float) -> str:
-    """A setting as it stands in a rule."""
+    """A setting as it is written in a rule."""
     return value if isinstance(value, str) else f"{value:g}"
 
 
 def substituted(rule_text: str, value: Callable[[str], str] | None = None) -> str:
-    """The text with every setting's default, or with what `value` gives. Raises KeyError for an unknown one."""
+    """The text with every setting's default, or the result of `value`. Raises KeyError if unknown."""
     find = value or (lambda name: text(SETTINGS[name].default))
     return PLACEHOLDER.sub(lambda match: find(match[1]), rule_text)

@@ -9,14 +9,14 @@ def recent(selector: str, by: str, function: str = "max") -> str:
     return f"{function} by ({by}) (last_over_time({selector}[5m]))"
 
 
-# The host is still a target: memory of its faults ends with it.
+# The host is still a target: its faults are forgotten with it.
 TARGET = "on (%{host}) last_over_time(instance:flopwatch_up:recent[1h])"
 # Its driver lists the device.
 LISTED = "on (%{gpu}) last_over_time(gpu:flopwatch_gpu_up:recent[1h])"
 
 
 def remembered(name: str, by: str) -> str:
-    """What the rule itself said last, across gaps of an hour; without labels that a store adds to what it records."""
+    """The rule's own last value, across gaps of an hour, without labels that a store adds."""
     return f"max by ({by}) (last_over_time({name}[1h]))"
 
 

@@ -1,4 +1,4 @@
-"""Recording rules of GPUs, hosts and clusters, and what must be remembered of them.
+"""Recording rules of GPUs, hosts and clusters, and of the state that must be remembered.
 
 Each rule aggregates `by` the levels that mixin.config declares, so that no label of a target can
 split a group or break a join.
@@ -206,7 +206,7 @@ def _memory() -> RuleFile:
 
 
 def _events(name: str, counter: str, by: str, *, from_zero: bool) -> tuple[Record, Record]:
-    """When a counter last grew, and what it was; the order matters."""
+    """When a counter last grew, and its value; the order matters."""
     seen, event = f"{name}:seen", f"{name}:timestamp"
     before = remembered(seen, by)
     grew = f"({counter} > {before})"
@@ -462,5 +462,5 @@ def _fleet() -> RuleFile:
 
 
 def recording_files() -> list[RuleFile]:
-    """All files of recording rules. Their names sort memory and GPUs before what reads them."""
+    """All files of recording rules, named so that memory and GPUs sort before their readers."""
     return [_gpu(), _memory(), _fleet(), models_file(), cost_file(), probes_file(), _baselines()]

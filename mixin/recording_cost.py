@@ -93,7 +93,7 @@ def cost_file() -> RuleFile:
             "    (sum by (%{host}, workload) (workload:flopwatch_model_flop:rate5m) > 0)",
         ),
     ]
-    # An engine that serves several models is booked under the one whose name comes last.
+    # An engine that serves several models is charged under the model whose name sorts last.
     model_of = (
         "on (%{host}, workload) group_left (model)\n"
         "      topk by (%{host}, workload) (1, max by (%{host}, workload, model) (last_over_time(flopwatch_model_info[5m])))"
@@ -143,7 +143,7 @@ def cost_file() -> RuleFile:
 
 
 def _phases(model_of: str) -> list[Record]:
-    """Cost of prompt and of output tokens apart, by the time that each phase needs at least."""
+    """Separate costs of prompt and output tokens, by the minimum time that each phase needs."""
 
     def per_token(level: str, by: str) -> Record:
         rate = f"{level}_phase:flopwatch_model_tokens:rate5m"

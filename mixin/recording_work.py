@@ -1,4 +1,4 @@
-"""Recording rules of served models, of objectives, and of probes beside their peers."""
+"""Recording rules of served models, of objectives, and of probes compared with their peers."""
 
 from mixin.promql import LISTED, labelled, recent, remembered
 from mixin.source import Group, Record, RuleFile
@@ -187,7 +187,7 @@ def _objectives() -> Group:
 
 
 def probes_file() -> RuleFile:
-    """Rules of probes, and of each GPU beside its peers."""
+    """Rules of probes, and of each GPU compared with its peers."""
     efficiency = 'flopwatch_probe_efficiency_ratio{mig=""}'
     copy = 'flopwatch_probe_bandwidth_bytes_per_second{mig="", path="device"}'
     joined = " * on (%{gpu}) group_left (name) gpu:flopwatch_gpu:info"

@@ -37,7 +37,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rules that are evaluated one after another; a later one sees what an earlier one wrote."""
+    """Rules that are evaluated one after another; a later rule sees the results of earlier ones."""
 
     name: str
     rules: Sequence[Record | Alert]
@@ -85,7 +85,7 @@ def annotations(alert: Alert) -> dict[str, str]:
 
 
 def as_rule(rule: Record | Alert) -> dict[str, object]:
-    """The rule as Prometheus reads it, settings not yet filled in."""
+    """The rule as Prometheus reads it, with settings still to be filled in."""
     if isinstance(rule, Record):
         return {"record": rule.name, "expr": rule.expr.strip()}
     made: dict[str, object] = {"alert": rule.name, "expr": rule.expr.strip()}
@@ -97,7 +97,7 @@ def as_rule(rule: Record | Alert) -> dict[str, object]:
 
 
 def as_yaml(file: RuleFile) -> str:
-    """The file as YAML with comments, settings not yet filled in."""
+    """The file as YAML with comments, with settings still to be filled in."""
     lines = [
         "# Written by `python -m mixin.build` from mixin/. Do not edit.",
         *_comment(file.why, ""),
@@ -133,7 +133,7 @@ def _mapping(rule: dict[str, object], indent: str) -> list[str]:
 
 
 def _scalar(lead: str, text: str, indent: str) -> list[str]:
-    # A block where a setting may bring quotes of its own, and where there are some already.
+    # A block scalar where a setting may contain quotes, and where the text already has some.
     if "\n" in text.strip() or '"' in text or "%{" in text:
         style = "|-" if not text.endswith("\n") else "|"
         return [
@@ -170,7 +170,7 @@ def as_jsonnet(value: object, indent: str = "") -> str:
 
 
 def as_groups(file: RuleFile) -> list[dict[str, object]]:
-    """The file's groups as Prometheus reads them, settings not yet filled in."""
+    """The file's groups as Prometheus reads them, with settings still to be filled in."""
     return [
         {"name": group.name}
         | ({"interval": group.interval} if group.interval else {})

@@ -1,4 +1,4 @@
-"""The cases: what is sent to which engine, and how flopwatch's books compare with the truth."""
+"""The cases: what is sent to which engine, and how flopwatch's accounting compares with the truth."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ class Case:
     load: Load
     aborted: int = 0
     embeddings: bool = False
-    # Where the usual bound cannot hold; the page says why.
+    # A bound of its own where the usual one cannot hold; the page says why.
     flop_bound: float | None = None
 
 
@@ -79,11 +79,11 @@ def _random(
 
 
 def _aborted(seed: int) -> Load:
-    """Requests that nobody waits for, among others."""
+    """Aborted requests among others."""
 
     def load(server: Server, sent: Sent) -> None:
         prompts = Prompts(seed)
-        # Answers far longer than what is made of them before the client hangs up.
+        # Answers far longer than the part that is generated before the client hangs up.
         gone = [Request(prompts.fresh(300), 3000, 1, 1.5) for _ in range(2)]
         stay = [Request(prompts.fresh(100), 60) for _ in range(6)]
         send_all(server, [*gone, *stay], sent, 4)
@@ -237,7 +237,7 @@ class Watch:
         self._service = service
 
     def now(self) -> dict[float, tuple[float, ModelSnapshot | None]]:
-        """By interval: when the workload was scraped last, and its model."""
+        """By interval: when the workload was last scraped, and its model."""
         found = {}
         for workload in self._service.snapshot().workloads:
             model = workload.models[0] if workload.models else None

@@ -1,4 +1,4 @@
-"""The engines' own environments, apart from flopwatch's: made once, used again."""
+"""The engines' own environments, separate from flopwatch's: created once and reused."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ _PLUGIN = Path(__file__).with_name("vllm_steps.py")
 
 
 def root() -> Path:
-    """Where the environments lie: `FLOPWATCH_ENGINES`, else .cache/engines of the working folder."""
+    """The environments' folder: `FLOPWATCH_ENGINES`, else .cache/engines in the working folder."""
     return Path(os.environ.get("FLOPWATCH_ENGINES", ".cache/engines")).absolute()
 
 
@@ -57,7 +57,7 @@ def _packages(python: Path) -> Path:
 
 
 def _pip(python: Path, *arguments: str) -> None:
-    # pip unpacks wheels of gigabytes: beside the environment, not in a small /tmp.
+    # pip unpacks wheels of gigabytes: do so next to the environment, not in a small /tmp.
     with tempfile.TemporaryDirectory(dir=root()) as folder:
         subprocess.run(
             [python, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments],

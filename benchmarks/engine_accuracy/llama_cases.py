@@ -1,4 +1,4 @@
-"""The cases of llama.cpp: its answers say what it computed, cached and generated."""
+"""The cases of llama.cpp: its answers report what it computed, cached and generated."""
 
 import http.client
 import json
@@ -58,7 +58,7 @@ def passes(server: Server) -> int:
 
 
 def send(server: Server, requests: Sequence[Request], workers: int) -> Truth:
-    """Send all requests and return what they needed, as the answers say."""
+    """Send all requests and return the work that the answers report."""
     queue, truths, lock = list(reversed(requests)), [Truth()], threading.Lock()
 
     def work() -> None:

@@ -19,9 +19,9 @@ class Request:
     prompt: tuple[int, ...]
     answer: int
     copies: int = 1
-    # Hang up after so long; None: wait for the answer.
+    # Hang up after this many seconds; None: wait for the answer.
     abort_after_seconds: float | None = None
-    # Ask for the prompt's embedding, and no answer.
+    # Ask for the prompt's embedding instead of an answer.
     embedding: bool = False
 
 
@@ -35,7 +35,7 @@ class Sent:
 
 
 class Prompts:
-    """Makes prompts; each has other tokens, so that no cache knows it."""
+    """Makes prompts; each has different tokens, so that no cache contains it."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -65,7 +65,7 @@ def send_all(server: Server, requests: Sequence[Request], sent: Sent, workers: i
 
 
 def send_for(server: Server, make: "Maker", sent: Sent, *, workers: int, seconds: float) -> None:
-    """Keep `workers` requests under way for so long, and wait for the last ones."""
+    """Keep `workers` requests in flight for this long, and wait for the last ones."""
     end = time.monotonic() + seconds
 
     def work() -> None:

@@ -26,8 +26,7 @@ class Row:
     prefill_error: float | None
     decode_error: float | None
     bytes_error: float | None
-    # Requests that nobody waited for: whether the token of their last pass counts is a matter of
-    # microseconds.
+    # Aborted requests: whether the token of their last pass counts is a matter of microseconds.
     aborted: int = 0
     own_bound: float | None = None
 
@@ -56,7 +55,7 @@ def table(rows: Sequence[Row], *, head: bool = True) -> str:
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
-    """Which figures are above their bounds."""
+    """The figures above their bounds."""
     found = []
     for row in rows:
         name = f"{row.engine}, {row.case}, interval {row.interval_seconds:g} s"

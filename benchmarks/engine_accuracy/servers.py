@@ -1,4 +1,4 @@
-"""Starts the engines on a tiny random-weight model made on the spot, and ends them."""
+"""Starts the engines on a tiny generated random-weight model, and stops them."""
 
 import http.client
 import json
@@ -146,7 +146,7 @@ def wait_for(server: Server, path: str) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,6 +1,6 @@
-"""What a window of work needed, summed token by token over the steps that an engine wrote down.
+"""What a window of work needed, summed token by token over the steps that an engine recorded.
 
-The formulas stand here a second time, for the one small model that is served, so that a mistake in
+The formulas are repeated here for the one small model that is served, so that a mistake in
 flopwatch's cannot hide in its own truth.
 """
 
@@ -55,7 +55,7 @@ class Pass:
 
 
 def read_passes(folder: Path) -> list[Pass]:
-    """All passes that the engines behind one server wrote down."""
+    """All passes that the engines behind one server recorded."""
     passes = []
     for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text().splitlines():
@@ -75,9 +75,9 @@ def sum_up(
 
     A position that is computed again (after a preemption, or where a draft was rejected) counts
     once. `lengths` says how many positions a sequence has in all, by the start of its name; beyond
-    them lie drafts that nobody asked for. A sequence without a length was aborted: vLLM schedules
-    a pass ahead, so two are in flight when a client hangs up. Their tokens come out after the API
-    server has forgotten the request, and it counts them nowhere. `embeddings` have no logits.
+    them are surplus drafts. A sequence without a length was aborted: vLLM schedules a pass ahead,
+    so two are in flight when a client hangs up. Their tokens come out after the API server has
+    forgotten the request, and it counts them nowhere. `embeddings` have no logits.
     """
     starts: dict[str, list[int]] = defaultdict(list)
     for entry in passes:

@@ -1,4 +1,4 @@
-"""A vLLM plugin that writes down every forward pass: the truth that flopwatch is compared with.
+"""A vLLM plugin that records every forward pass: the truth that flopwatch is compared with.
 
 Copied into vLLM's environment, it runs in its engine core. One JSON line per step: the process, the
 wall-clock time, and for every sequence in the step its name, the tokens computed before it, the

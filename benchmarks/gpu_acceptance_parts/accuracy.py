@@ -80,7 +80,7 @@ class GemmCase:
 
 
 def gemm_cases(*, rehearsal: bool) -> list[GemmCase]:
-    """Every precision once first, so that little time still covers all; then sizes and duty cycles."""
+    """Every precision once first, so a short time still covers all; then sizes and duty cycles."""
     if rehearsal:
         return [GemmCase(precision, (64, 64, 64), 1.0) for precision in ("bf16", "fp32")]
     first = [GemmCase(p, _shape(MEDIUM), 1.0) for p in GEMM_PRECISIONS]
@@ -107,13 +107,13 @@ class Comparison:
     def value_tensor_work_in(self, precision: str) -> None:
         """Make `precision` the daemon's headline, which its counter of HMMA time needs to know."""
         if precision in ("fp64", "fp32", "int8") or precision == self._headline:
-            return  # pipes of their own: no headline values them
+            return  # they have their own pipes: the headline does not matter
         reconfigure(self._daemon, settings(precision=precision))
         self._headline = precision
         self.before = settled(self._daemon, self.context.gpu)
 
     def work(self, request: str, **arguments: Any) -> tuple[dict[str, Any], Counters, Counters]:
-        """Have the tenant work; its answer, and the counters before and after."""
+        """Make the tenant work; its answer, and the counters before and after."""
         done = self._tenant.ask(request, **arguments)
         before, self.before = self.before, settled(self._daemon, self.context.gpu)
         return done, before, self.before
@@ -239,7 +239,7 @@ class Comparison:
 
 
 def run(context: Context) -> None:
-    """A daemon and a tenant; GEMMs, copies, the transformer, as far as the time goes."""
+    """A daemon and a tenant; GEMMs, copies and the transformer, as far as time permits."""
     report = context.report
     with (
         start_daemon(context.scratch, settings(precision="bf16")) as daemon,
@@ -268,7 +268,7 @@ def run(context: Context) -> None:
         ]
         for name, task in steps:
             if not report.step(name, needed, task) and report.box.fits(needed):
-                # What a failed piece of work left behind must not be the next one's.
+                # What a failed piece of work left behind must not affect the next one.
                 comparison.before = settled(daemon, context.gpu)
         report.detail("growth of the counters", comparison.values)
 

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Sequence
 
 
-# Kept back for ending processes and writing the results.
+# Reserved for ending processes and writing the results.
 RESERVE_SECONDS = 15.0
 
 
 def share_out(left_seconds: float, weights: Sequence[float]) -> float:
-    """Seconds for the first of the parts that are left; what one leaves over goes to the later ones."""
+    """Seconds for the first of the remaining parts; unused time goes to the later ones."""
     return max(0.0, left_seconds) * weights[0] / sum(weights)
 
 
@@ -26,5 +26,5 @@ class TimeBox:
         return max(0.0, self._end - self._clock())
 
     def fits(self, seconds: float) -> bool:
-        """Whether something that takes so long ends in time."""
+        """Whether something that takes this long ends in time."""
         return seconds <= self.left_seconds

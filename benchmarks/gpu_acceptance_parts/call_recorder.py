@@ -1,6 +1,6 @@
-"""Notes every call that passes pynvml: the library's own name of it, its code, answer and time.
+"""Records every call through pynvml: its name in the library, its code, answer and time.
 
-The daemon's own reading code runs on top, so that what is recorded is what the daemon asks.
+The daemon's own reading code runs on top, so the recorded calls are the daemon's.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import pynvml
 from benchmarks.gpu_acceptance_parts.recording import CallRecord, FieldRecord, MetricRecord
 
 
-# Answers that name the one device, or somebody's processes, are not kept.
+# Answers that identify the device, or processes on it, are not kept.
 _PRIVATE = frozenset(
     {
         "nvmlDeviceGetUUID",
@@ -64,7 +64,7 @@ class CallRecorder:
                 setattr(module, name, self._wrapped(name, value))
 
     def records(self) -> tuple[CallRecord, ...]:
-        """Everything called so far, in the order of the first calls."""
+        """All calls so far, in the order of the first calls."""
         made = []
         for key, times in self._times.items():
             code, answer = self._last[key]
@@ -142,7 +142,7 @@ class CallRecorder:
 
 
 def plain(value: Any) -> Any:
-    """An answer as JSON can hold it; handles and the like become their type's name."""
+    """An answer as a JSON value; handles and the like become their type's name."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, bytes):
@@ -158,7 +158,7 @@ def plain(value: Any) -> Any:
 
 
 def _arguments(name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What tells calls apart: plain arguments; of GPM requests their number of metrics."""
+    """What distinguishes calls: plain arguments; for GPM requests their number of metrics."""
     if name == _METRICS_GET:
         return (int(arguments[0].numMetrics),)
     if name in _PRIVATE:

@@ -14,11 +14,11 @@ from benchmarks.gpu_acceptance_parts.report import Reporter
 
 
 def main() -> int:
-    """Run the part; its failures are in its file, and this ends with 0 all the same."""
+    """Run the part; its failures are in its file, and this still ends with 0."""
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
     log_to_stderr()
     if order.survey.uuid and not order.rehearsal:
-        # The one GPU, by the name that its index cannot change; workloads inherit it.
+        # The one GPU by its UUID, which does not change with its index; workloads inherit it.
         os.environ["CUDA_VISIBLE_DEVICES"] = order.survey.uuid
     report = Reporter(Path(order.lines), TimeBox(order.seconds))
     context = Context(

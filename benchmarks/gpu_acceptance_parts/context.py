@@ -10,7 +10,7 @@ from benchmarks.gpu_acceptance_parts.schema import Machine
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """What the machine has, found out in a process of its own."""
+    """What the machine has, determined in a separate process."""
 
     machine: Machine
     uuid: str = ""

@@ -10,7 +10,7 @@ from typing import Any
 from tests.daemon.process import DaemonProcess, Scrape
 
 
-# A tick of a second and a little; the next tick has everything that was done before.
+# A little more than a tick of one second: the next tick includes all earlier work.
 SETTLE_SECONDS = 1.3
 _TICK_SECONDS, _POLL_SECONDS = 3.0, 0.02
 _START_SECONDS = 40.0
@@ -70,7 +70,7 @@ class Counters:
     def at(self) -> float:
         """Unix time of the reading that the counters end with.
 
-        The daemon's own word: when a poll saw them depends on how busy this machine is.
+        It comes from the daemon: when a poll sees the counters depends on how busy this machine is.
         """
         name = "flopwatch_source_last_success_timestamp_seconds"
         for source in ("gpm_cycles", "gpm", "nvml"):
@@ -79,7 +79,7 @@ class Counters:
         raise ValueError(f"the daemon does not say when it read GPU {self._gpu}")
 
     def flop(self, pipe: str, precision: str) -> float | None:
-        """FLOP of one pipe and precision; None where the daemon counts none."""
+        """FLOP of one pipe and precision; None when the daemon counts none."""
         return self._total("flopwatch_flop_total", pipe=pipe, precision=precision)
 
     def pipes(self) -> dict[str, float]:
@@ -107,7 +107,7 @@ class Counters:
 
 
 def settled(daemon: DaemonProcess, gpu: int) -> Counters:
-    """The counters right after the tick that took in what was done. Raises TimeoutError without ticks."""
+    """The counters right after the tick that includes the work. Raises TimeoutError without ticks."""
     time.sleep(SETTLE_SECONDS)
     before = sum(Counters(daemon.scrape(), gpu).states().values())
     deadline = time.monotonic() + _TICK_SECONDS
@@ -120,5 +120,5 @@ def settled(daemon: DaemonProcess, gpu: int) -> Counters:
 
 
 def grown(before: float | None, after: float | None) -> float | None:
-    """What was added; a counter that began in between began at 0. None: there is none."""
+    """The increase; a counter that appeared in between started at 0. None: it does not exist."""
     return None if after is None else after - (before or 0.0)

@@ -1,4 +1,4 @@
-"""What the product itself takes the GPU for: its peaks, and its facts for the probes."""
+"""What the product itself knows about the GPU: its peaks, and its facts for the probes."""
 
 from exporter.accounting.peaks import Peaks, find_peaks
 from exporter.cli.probe import read_devices
@@ -10,7 +10,7 @@ from probes.facts import DeviceFacts
 
 
 def identity_and_peaks(index: int) -> tuple[DeviceIdentity, Peaks]:
-    """Who the GPU is and what it could do at best. Raises NvmlError."""
+    """The GPU's identity and peaks. Raises NvmlError."""
     library = DriverLibrary()
     library.open()
     try:

@@ -14,7 +14,7 @@ NOT_MEASURED = "not measured yet"
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Something the product promises or assumes of a GPU, and the figures that show it."""
+    """Something the product promises or assumes about a GPU, and the figures that show it."""
 
     text: str
     part: str
@@ -74,7 +74,7 @@ def write_page(results_folder: Path, page: Path) -> Path:
 
 
 def read_results(folder: Path) -> list[Results]:
-    """The results of real runs, oldest first. Raises ValueError for a file that is none."""
+    """The results of real runs, oldest first. Raises ValueError for any other file."""
     found = []
     for path in sorted(folder.glob("*.json")):
         if path.name.endswith(".rehearsal.json"):
@@ -155,7 +155,7 @@ def _figures_of(run: Results, claim: Claim) -> list[Figure]:
 
 
 def _why(run: Results, claim: Claim) -> str:
-    """Why a part has nothing to say."""
+    """Why a part has no figures."""
     for part in run.parts:
         if part.name == claim.part:
             return "; ".join([*part.errors, *part.left_out])[:300]

@@ -1,8 +1,8 @@
-"""What is proven of each claim without silicon: by recordings and third parties, and by our own fake driver.
+"""Proof of each claim without a GPU: by recordings and third parties, and by our fake driver.
 
-A proof is a test, by file and name, which `python -m pytest FILE -k NAME` runs. Nothing stands here that
-no test shows; tests/acceptance/test_results.py looks whether each of them exists, and whether those of the
-recordings play a published table or a third party's driver.
+A proof is a test, by file and name, which `python -m pytest FILE -k NAME` runs. Only what a test
+shows is listed; tests/acceptance/test_results.py checks that each test exists, and that those of
+the recordings replay a published table or use a third party's driver.
 """
 
 from dataclasses import dataclass

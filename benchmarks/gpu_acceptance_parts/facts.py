@@ -1,4 +1,4 @@
-"""Part 1: what the driver answers, to whom, in what time; what GPM's values are; the worker's memory."""
+"""Part 1: the driver's answers by user, their time; the meaning of GPM's values; worker memory."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ from probes.supervisor import WorkerProcess
 
 
 LOAD_SHAPE, LOAD_SHAPE_SMALL = [8192, 8192, 4096], [64, 64, 64]
-# A metric counts as moved when a load raises it by so many points of a hundred.
+# A metric counts as moved when a load raises it by this many percentage points.
 MOVED_POINTS = 5.0
 RECORDER_SECONDS = 30.0
 MEMORY_GOAL_BYTES = 600e6
@@ -34,7 +34,7 @@ _WINDOWS = 8
 
 
 def run(context: Context) -> None:
-    """All steps; those that need work on the device say so where torch cannot use it."""
+    """All steps; those that need work on the device report it where torch cannot use it."""
     report = context.report
     report.step("recordings", 12, partial(_recordings, context))
     library = DriverLibrary()

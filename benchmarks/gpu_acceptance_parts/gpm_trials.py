@@ -1,4 +1,4 @@
-"""What GPM's values are, found out by sampling: one device, raw calls, nothing of the daemon's accounting."""
+"""What GPM's values mean, determined by sampling: one device, raw calls, no accounting."""
 
 import math
 import statistics
@@ -92,7 +92,7 @@ def multi_equals_single(handle: Any, windows: int, seconds: float) -> MultiTrial
 
 @dataclass(frozen=True, slots=True)
 class CycleTrial:
-    """Three samples' worth of the cycle counters."""
+    """The cycle counters of three samples."""
 
     first: Values
     second: Values

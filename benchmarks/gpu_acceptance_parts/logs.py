@@ -9,7 +9,7 @@ _WARNING = 30
 
 
 def log_to_stderr() -> None:
-    """Set it so."""
+    """Configure logging that way."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(_WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -1,8 +1,8 @@
 """Part 4: tokens per second of a decoding tenant with the daemon absent, passive and probing.
 
-Blocks of the three conditions follow each other while the tenant runs on: what drifts, drifts under
-all of them. In the blocks "absent" the daemon is stopped (SIGSTOP) and calls nobody; two longer
-blocks before its start and after its end show whether that is the same as not being there.
+Blocks of the three conditions alternate while the tenant keeps running, so drift affects all of
+them. In "absent" blocks the daemon is stopped (SIGSTOP) and makes no calls; two longer blocks
+before its start and after its end show whether that equals its absence.
 """
 
 import signal
@@ -29,14 +29,14 @@ from tests.daemon.process import DaemonProcess
 
 GOAL = Goal(high=0.001)
 CONDITIONS = ("absent", "passive", "probing")
-# Probes come so often that every block has its share; the loss is then scaled to the default.
+# Probes run so often that every block has its share; the loss is then scaled to the default.
 PROBE_INTERVAL_SECONDS = 2.0
 BLOCK_SECONDS, GUARD_SECONDS = 2.0, 0.7
 OUTER_SECONDS = 3.0
 # Tenant and daemon starting, the probes choosing their sizes, the end.
 OVERHEAD_SECONDS = 45.0
 ROUNDS_MIN, ROUNDS_MAX = 3, 30
-_FOREVER = 3600.0  # the part is ended long before
+_FOREVER = 3600.0  # the part ends long before
 
 
 class Block(NamedTuple):

@@ -1,4 +1,4 @@
-"""Giving up privileges inside a process, to see what the driver says to those who have none."""
+"""Giving up privileges inside a process, to see what the driver answers without them."""
 
 import ctypes
 import os
@@ -25,7 +25,7 @@ class _Sets(ctypes.Structure):
 
 
 def become(user: User) -> None:
-    """Go on as `user`; what was given up does not come back. Raises OSError where that is refused."""
+    """Continue as `user`, permanently. Raises OSError where that is refused."""
     if user == "nobody":
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)

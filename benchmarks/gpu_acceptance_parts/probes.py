@@ -30,7 +30,7 @@ from probes.facts import DeviceFacts
 
 SWEEP_GOAL = Goal(low=0.97)
 SPREAD_GOAL = Goal(high=0.01)
-# How far outside of its bracket the tenant's true share may lie before the bracket is wrong.
+# How far outside its bracket the tenant's true share may be before the bracket counts as wrong.
 BRACKET_TOLERANCE = 0.05
 DUTIES, DUTIES_SMALL = (0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.5)
 TENANT_PERIOD_SECONDS = 0.008
@@ -38,12 +38,12 @@ SWEEP_SIZES = [1024, 2048, 3072, 4096, 6144, 8192, 12288, 16384]
 SWEEP_SIZES_SMALL = [64, 128, 256]
 _PROBES = 10
 _BESIDE = 12
-# The budget is watched over so many seconds, at this interval between cycles.
+# The budget is watched over this many seconds, at this interval between cycles.
 _BUDGET_INTERVAL_SECONDS = 5.0
 
 
 def run(context: Context) -> None:
-    """All steps; the cheap and telling ones first."""
+    """All steps; the cheap and informative ones first."""
     report = context.report
     facts = facts_of(context.gpu, rehearsal=context.rehearsal)
     sweep = 1.0 if context.rehearsal else 18.0
@@ -166,7 +166,7 @@ def _ramp(context: Context) -> None:
 
 
 def _zeros(context: Context) -> None:
-    """How much faster zeros read than random data, in a short window and a long one."""
+    """How much faster GEMMs of zeros are than of random data, in a short window and a long one."""
     precision = "fp32" if context.rehearsal else "bf16"
     shape = [256] * 3 if context.rehearsal else [8192] * 3
     windows = (0.05,) if context.rehearsal else (0.05, 2.0)
@@ -189,7 +189,7 @@ def _zeros(context: Context) -> None:
 
 
 def _budget(context: Context, seconds: float) -> None:
-    """Device time of the daemon's probes: what it says, what GPM saw, what the budget allows."""
+    """Device time of the daemon's probes: as exported, as seen by GPM, as allowed by the budget."""
     if seconds < 10:
         context.report.left_out("GPU time against budget", "no time left")
         return
@@ -209,13 +209,13 @@ def _budget(context: Context, seconds: float) -> None:
         begin = time.monotonic()
         seen = _active_seconds(context, seconds)
         passed = time.monotonic() - begin
-        if passed < seconds:  # no GPM to wait with
+        if passed < seconds:  # without GPM there was no wait
             time.sleep(seconds - passed)
             passed = time.monotonic() - begin
         scrape = daemon.scrape()
         claimed = scrape.total(name, gpu=gpu)
         runs = scrape.total("flopwatch_probe_runs_total", gpu=gpu)
-    # A cycle at each end may fall into the time; each may spend its whole budget.
+    # A cycle may overlap each end of the time; each may spend its whole budget.
     allowed = config.budget_seconds * (passed / interval + 2)
     context.report.figure(
         "probes' GPU time, as exported, of what the budget allows",

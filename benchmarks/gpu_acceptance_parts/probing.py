@@ -1,4 +1,4 @@
-"""The product's worker, asked directly: the same requests as the daemon makes."""
+"""The product's worker, used directly with the same requests as the daemon makes."""
 
 from dataclasses import replace
 from types import TracebackType
@@ -24,7 +24,7 @@ class ProbeError(Exception):
 def run_request(
     kernel: str, identifier: int, config: ProbeConfig | None = None, shape: tuple[int, ...] = ()
 ) -> Run:
-    """A run as the daemon asks for it, but for the allowance."""
+    """A run as the daemon requests it, except for the allowance."""
     config = config or ProbeConfig()
     return Run(
         identifier=identifier,
@@ -89,7 +89,7 @@ def spread_per_clock(results: list[Result]) -> float:
 
 
 def busy_bracket(results: list[Result], alone: list[Result]) -> tuple[float, float]:
-    """Mean low and high estimate of the tenant's busy share, beside baselines taken alone.
+    """Mean low and high estimate of the tenant's busy share, relative to baselines measured alone.
 
     All runs are put together, as the daemon does over the kernels of a cycle.
     """

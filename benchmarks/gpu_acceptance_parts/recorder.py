@@ -1,4 +1,4 @@
-"""Records what the daemon asks of one GPU, with every answer, code and time.
+"""Records the daemon's calls on one GPU, with every answer, code and time.
 
     python -m benchmarks.gpu_acceptance_parts.recorder --gpu 0 --as nobody > recording.json
 
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--as", dest="user", choices=USERS, default="current")
     parsed = parser.parse_args(arguments)
     log_to_stderr()
-    # Asked for first: afterwards the interpreter's own files may be out of reach.
+    # Read first: afterwards the interpreter's own files may be unreadable.
     bindings = importlib.metadata.version("nvidia-ml-py")
     try:
         become(parsed.user)
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def record(index: int, user: User, bindings: str) -> Recording:
-    """Ask everything that the daemon asks, several times, and note it. Never raises for the driver's sake."""
+    """Make all of the daemon's calls several times and record them. Driver errors are never raised."""
     recorder = CallRecorder()
     recorder.install()
     library = DriverLibrary()
@@ -92,7 +92,7 @@ def _read_all(calls: DeviceCalls, index: int, driver: str | None) -> None:
     for group in SLOW_GROUPS:
         group(calls)
     list_instances(calls)
-    # How a device is found again after a reload.
+    # The calls that find a device again after a reload.
     _quietly(lambda: call("nvmlDeviceGetHandleByUUID", uuid))
     _quietly(lambda: call("nvmlDeviceGetIndex", calls.handle))
 

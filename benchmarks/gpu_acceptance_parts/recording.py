@@ -46,7 +46,7 @@ class MetricRecord(msgspec.Struct, frozen=True):
 
 
 class Recording(msgspec.Struct, frozen=True):
-    """Everything that the daemon asks of one GPU, as one user."""
+    """All of the daemon's calls on one GPU, as one user."""
 
     format: int
     user: str

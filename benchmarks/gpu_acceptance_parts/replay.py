@@ -1,4 +1,4 @@
-"""A recording as a profile of the fake driver library, so that the tests meet the GPU that was recorded."""
+"""A recording as a profile of the fake driver library, so that the tests run on the recorded GPU."""
 
 from collections import defaultdict
 from typing import Any
@@ -14,12 +14,12 @@ from tests.fake_nvml.profiles import ARCHITECTURES, GpuProfile
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2
 _CORES_PER_SM = 128
 _NOT_SUPPORTED = 3
-# Calls that need no profile: what they answer follows from the others.
+# Calls that need no profile: their answers follow from the others.
 _SYSTEM = ("nvmlInit", "nvmlShutdown", "nvmlSystem", "nvmlEventSet")
 
 
 def profile_of(recording: Recording) -> GpuProfile:
-    """The profile that answers as the recorded device did. Raises ValueError where it said too little.
+    """The profile that answers as the recorded device did. Raises ValueError if it is incomplete.
 
     What changes with the load (clocks, power, memory in use) is the fake's load, not its profile.
     """

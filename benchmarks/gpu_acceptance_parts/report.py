@@ -1,4 +1,4 @@
-"""How a part tells what it finds: line by line into a file, so that nothing is lost when it dies."""
+"""How a part reports its findings: line by line into a file, so that nothing is lost when it dies."""
 
 import json
 import traceback
@@ -50,7 +50,7 @@ class Reporter:
         self._write("error", f"{what}: {type(error).__name__}: {text[:2000]}{where}")
 
     def step(self, name: str, seconds: float, task: Callable[[], None]) -> bool:
-        """Do `task` if its `seconds` still fit; its failure is noted and ends only the step."""
+        """Run `task` if its `seconds` still fit; a failure is recorded and ends only this step."""
         if not self.box.fits(seconds):
             left = self.box.left_seconds
             self.left_out(name, f"needs about {seconds:.0f} s, {left:.0f} s were left")

@@ -1,4 +1,4 @@
-"""Runs the parts, each in a process of its own, each in its time box."""
+"""Runs the parts, each in its own process and time box."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from benchmarks.gpu_acceptance_parts.schema import FORMAT, Machine, PartReport, 
 
 
 ROOT = Path(__file__).resolve().parents[2]
-# Share of the time, by what each has to do; what a part leaves over goes to the later ones.
+# Shares of the time, by the amount of work; time that a part does not use goes to the later ones.
 PARTS: Mapping[str, float] = {
     "facts": 0.14,
     "accuracy": 0.33,
@@ -28,7 +28,7 @@ PARTS: Mapping[str, float] = {
     "neighbour": 0.17,
     "end_to_end": 0.16,
 }
-# A part sees its box's end itself; this much later it is killed.
+# A part watches the end of its box itself; this much later it is killed.
 GRACE_SECONDS = 5.0
 SURVEY_SECONDS = 90.0
 STDERR_CHARACTERS = 400
@@ -57,7 +57,7 @@ class Request:
 def look_around(request: Request) -> Survey:
     """What the machine has; never raises: a driver that hangs or crashes is a finding.
 
-    Where torch is slow to import the driver's own answer is enough: the parts will see about torch.
+    If torch is slow to import, the driver's answer is enough: the parts check torch themselves.
     """
     unknown = Machine("unknown", "unknown", "unknown", None, {})
     try:
@@ -81,7 +81,7 @@ def look_around(request: Request) -> Survey:
 
 
 def _last_survey(lines: bytes) -> Survey | None:
-    """The newest of the surveys that were written whole."""
+    """The newest completely written survey."""
     found = None
     for line in lines.splitlines():
         with contextlib.suppress(msgspec.MsgspecError):
@@ -162,7 +162,7 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
     """End the part and everything it started: daemons and tenants are of its session."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    # A process stuck in the driver cannot be killed; it is left behind rather than waited for.
+    # A process stuck in the driver cannot be killed; it is abandoned rather than waited for.
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(2.0)
 

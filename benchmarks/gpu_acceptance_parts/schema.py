@@ -1,4 +1,4 @@
-"""What a run of the acceptance leaves behind, as JSON and as values."""
+"""The results of an acceptance run, as JSON and as values."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ class Goal(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One figure. `low` and `high` are its 95 % confidence interval where one was found."""
+    """One figure. `low` and `high` are its 95 % confidence interval, if there is one."""
 
     name: str
     value: float | None
@@ -51,7 +51,7 @@ class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PartReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One part: what it found, what it had no time for, what went wrong."""
+    """One part: its figures, what it had no time for, and its errors."""
 
     name: str
     status: Status
@@ -63,12 +63,12 @@ class PartReport(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def sound(self) -> bool:
-        """Whether nothing went wrong in it; what there was no time for is no error."""
+        """Whether it had no error; a step that there was no time for is not an error."""
         return self.status in ("done", "partial")
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """Where it ran. Versions by name: python, torch, cuda, nvidia-ml-py, flopwatch."""
+    """The machine it ran on. Versions by name: python, torch, cuda, nvidia-ml-py, flopwatch."""
 
     gpu: str
     driver: str

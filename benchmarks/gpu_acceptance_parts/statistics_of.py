@@ -40,14 +40,14 @@ def bootstrap_mean(
 
 
 def relative_losses(reference: Sequence[float], other: Sequence[float]) -> list[float]:
-    """1 − other/reference of each round: what is lost beside the reference of the same round."""
+    """1 − other/reference of each round: the loss against the reference of the same round."""
     return [1 - mine / alone for alone, mine in zip(reference, other, strict=True)]
 
 
 def interleaved(conditions: Sequence[str], rounds: int) -> list[list[str]]:
     """The order of the conditions in each round, so that each comes equally often in each place.
 
-    Rotation, every second lap backwards: a drift of the machine then falls on all alike.
+    Rotation, every second lap backwards: a drift of the machine then affects all equally.
     """
     orders = []
     for number in range(rounds):
@@ -75,9 +75,9 @@ def spread(values: Sequence[float]) -> float:
 
 
 def seconds_to_steady(samples: Sequence[tuple[float, float]]) -> float | None:
-    """When values (seconds, value) came within 2 % of where they ended, for good; None if never.
+    """From when on values (seconds, value) stay within 2 % of their final value; None if never.
 
-    Where they ended is the median of the last third.
+    The final value is the median of the last third.
     """
     if len(samples) < 6:
         return None
@@ -96,7 +96,7 @@ Kind = Literal["since_boot", "per_window", "unclear"]
 
 
 def kind_of_count(first_window: float, second_window: float, both_windows: float) -> Kind:
-    """Whether a GPM count is since boot, or of its window.
+    """Whether a GPM count is since boot or for its window.
 
     Of samples 1, 2, 3: the values for (1, 2), (2, 3) and (1, 3). One since boot depends on the later
     sample only; one of the window adds up.

@@ -1,7 +1,7 @@
 """What the machine has: `python -m benchmarks.gpu_acceptance_parts.survey INDEX`, answers as lines of JSON.
 
-A process of its own: a driver that hangs or crashes here costs nobody else anything. The first line is what
-the driver says, the second adds what torch says: a cold import of torch can take a minute and more.
+A separate process: a driver that hangs or crashes here affects nothing else. The first line has the
+driver's answer, the second adds torch's: a cold import of torch can take a minute and more.
 """
 
 import importlib.metadata

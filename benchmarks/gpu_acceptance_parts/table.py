@@ -4,7 +4,7 @@ from benchmarks.gpu_acceptance_parts.schema import Figure, Goal, Results
 
 
 def render(results: Results) -> str:
-    """Every figure with its goal and verdict, then what is missing and what went wrong."""
+    """Every figure with its goal and verdict, then what is missing and the errors."""
     machine = results.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     lines = [f"{machine.gpu}, driver {machine.driver}, {versions}"]

@@ -1,4 +1,4 @@
-"""The workloads' process as the parts see it."""
+"""The workload process as the parts see it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from benchmarks.gpu_acceptance_parts.runner import ROOT
 
 # A cold import of torch can take a minute.
 START_SECONDS = 90.0
-# What a request takes beyond the seconds it was asked to work: operands, code being loaded.
+# What a request takes beyond the seconds of work: operands, loading code.
 SLACK_SECONDS = 45.0
 
 
@@ -23,7 +23,7 @@ class TenantError(Exception):
 
 
 class Tenant:
-    """A process that works on the device when asked to. Use it as a context manager."""
+    """A process that works on the device on request. Use it as a context manager."""
 
     def __init__(self, device: str) -> None:
         self._command = [sys.executable, "-m", f"{__package__}.workload", device]

@@ -25,7 +25,7 @@ class TorchDevice:
         self._flush: Any = None
 
     def properties(self) -> dict[str, Any]:
-        """Name, SM count and versions as torch tells them; opens the context."""
+        """Name, SM count and versions as torch reports them; opens the context."""
         found: dict[str, Any] = {"torch": str(torch.__version__), "cuda": str(torch.version.cuda)}
         if self.is_cuda:
             properties = torch.cuda.get_device_properties(0)
@@ -38,7 +38,7 @@ class TorchDevice:
         return found
 
     def wait(self) -> None:
-        """Until everything enqueued is done."""
+        """Wait until everything enqueued is done."""
         if self.is_cuda:
             torch.cuda.synchronize()
 
@@ -48,7 +48,7 @@ class TorchDevice:
             torch.cuda.empty_cache()
 
     def seconds_of(self, runs: Sequence[Callable[[], object]], *, cold: bool) -> list[float]:
-        """Time of each run on the device; `cold`: the last-level cache is written over before each."""
+        """Time of each run on the device; `cold`: the last-level cache is overwritten before each."""
         if not self.is_cuda:
             return [_on_host(run) for run in runs]
         if cold and self._flush is None:
@@ -71,7 +71,8 @@ class TorchDevice:
         if not self.is_cuda:
             return None
         short, long = _SPIN_CYCLES
-        # While the first one spins, the host enqueues the others: no launch gap is timed with them.
+        # While the first one spins, the host enqueues the others: no launch gap is included in
+        # their time.
         spins = [_spin(cycles) for cycles in (long, short, long)]
         _, brief, lengthy = self.seconds_of(spins, cold=False)
         return (long - short) / (lengthy - brief) if lengthy > brief else None

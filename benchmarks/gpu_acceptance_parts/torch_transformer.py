@@ -1,7 +1,7 @@
 """A decoder of matrix products whose FLOP are counted in `truth`. Imports torch.
 
-Attention is written out as two products and a softmax: a fused kernel would skip what a causal
-mask hides, in blocks of its own choosing, and nobody could say how many FLOP it did.
+Attention is written out as two products and a softmax: a fused kernel would skip what a causal mask
+hides, in blocks of its own choosing, and its FLOP would be unknown.
 """
 
 from typing import Any

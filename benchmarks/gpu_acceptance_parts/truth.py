@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 GEMM_PRECISIONS = ("bf16", "fp16", "tf32", "fp8", "int8", "fp64", "fp32")
-# Which pipe does a GEMM of a precision: the tensor pipe, but for fp32, which is not its work.
+# The pipe that runs a GEMM of a precision: the tensor pipe, except for fp32.
 PLAIN_PIPES = {"fp32": "fp32"}
 WEIGHT_BYTES = 2  # the transformers are in bf16
 
@@ -49,7 +49,7 @@ class TransformerShape:
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
-    """What one step does. Attention is apart: in decoding cuBLAS decides which pipe does it."""
+    """The work of one step. Attention is separate: in decoding cuBLAS chooses its pipe."""
 
     linear_flop: float
     attention_flop: float
@@ -93,14 +93,14 @@ def error_ratio(counted: float, true: float) -> float:
 
 
 def error_outside(counted: float, lowest: float, highest: float) -> float:
-    """Signed error against a truth that is known as a range: 0 inside of it."""
+    """Signed error against a true value known as a range: 0 inside it."""
     if counted < lowest:
         return error_ratio(counted, lowest)
     return error_ratio(counted, highest) if counted > highest else 0.0
 
 
 def tensor_seconds(flop: float, rate: float, sm_count: int, max_hertz: float) -> float:
-    """Seconds that `flop` take off the peak: what the state `tensor` has to count.
+    """Seconds of the peak that `flop` use up: what the state `tensor` must count.
 
     `rate` is FLOP per clock and SM; the state is tensor activity times clock over maximum clock.
     """

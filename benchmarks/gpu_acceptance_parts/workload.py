@@ -1,7 +1,7 @@
 """The workloads' process: `python -m benchmarks.gpu_acceptance_parts.workload cuda|cpu`.
 
-One request a line on standard input, one answer a line on standard output, both JSON. The only
-process of the acceptance that runs torch on the device, but for the product's own worker.
+One request a line on standard input, one answer a line on standard output, both JSON. Apart from
+the product's own worker, it is the only process of the acceptance that runs torch on the device.
 Instants in answers are those of the monotonic clock, which all processes of a host share.
 """
 
@@ -48,7 +48,7 @@ class Workloads:
         return self.device.properties()
 
     def stage(self, precision: str, shape: list[int]) -> dict[str, Any]:
-        """Run one GEMM of a precision and keep only what the libraries keep."""
+        """Run one GEMM of a precision, and keep only the memory that the libraries keep."""
         run = make_gemm(self.device, precision, _shape(shape))
         run()
         self.device.wait()
@@ -78,7 +78,7 @@ class Workloads:
     def transformer(
         self, model: dict[str, Any], prefills: int, decodes: int, seconds: float, stop: str = ""
     ) -> dict[str, Any]:
-        """Rounds of prefill and decode steps for some seconds, or until the file `stop` is there."""
+        """Rounds of prefill and decode steps for some seconds, or until the file `stop` exists."""
         shape = TransformerShape(**model["shape"])
         built = self._built(model, shape)
         prompt = built.prompt(model["prompt_tokens"])
@@ -103,7 +103,7 @@ class Workloads:
             "end": ends[-1],
             "ends": ends if prefills == 0 else [],
             "tokens_per_step": decode.tokens,
-            # The steps before the loop are work as well, and were counted by whoever counts.
+            # The steps before the loop are work as well, and the counters have counted them.
             "linear_flop": _total(
                 prefills, decodes, rounds, prefill.linear_flop, decode.linear_flop
             ),
@@ -141,7 +141,7 @@ class Workloads:
         return {"flops": count * gemm_flop(*shape) / total, "hertz": clock, "seconds": total}
 
     def ramp(self, shape: list[int], rest: float, seconds: float) -> dict[str, Any]:
-        """After a rest, the clock every few milliseconds of bf16 work."""
+        """After an idle time, the clock every few milliseconds of bf16 work."""
         run = make_gemm(self.device, "bf16", _shape(shape))
         once = self._once(run)
         batch = [run] * max(1, round(0.002 / once))
@@ -178,7 +178,7 @@ class Workloads:
     def _loop(
         self, run: Callable[[], object], seconds: float, duty: float, period: float
     ) -> dict[str, Any]:
-        """Batches of runs, each waited for, with rests; all runs are counted, warm ones too."""
+        """Batches of runs, each waited for, with pauses; all runs are counted, warm-up included."""
         once = self._once(run)
         busy = _BATCH_SECONDS if duty >= 1 else duty * period
         count = max(1, round(busy / once))

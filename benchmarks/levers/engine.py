@@ -1,8 +1,8 @@
 """Predictions against llama.cpp on the host processor: a larger batch, and weights in fewer bits.
 
-Times are processor time of one thread, which is what the work takes however busy the machine is. The
-prediction has the window before the change, the bandwidth at which memory is read, and the FLOP/s that
-the engine itself reaches in prefill.
+Times are processor time of one thread, which does not depend on how busy the machine is. The
+prediction has the window before the change, the bandwidth at which memory is read, and the FLOP/s
+that the engine itself reaches in prefill.
 """
 
 import os
@@ -165,7 +165,7 @@ def _predict(lever: str, before: WorkloadWindow, after: WorkloadWindow) -> Inter
 def _window(
     experiment: Experiment, seconds: float, flops: float, bandwidth: float
 ) -> WorkloadWindow:
-    """What the exporter would see of decoding before the change."""
+    """What the exporter would observe of decoding before the change."""
     batch = float(experiment.batch)
     processor = GpuWindow(
         gpu="cpu0",
@@ -198,7 +198,7 @@ def _window(
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """Times what the engine's own benchmark does, of prompts of this length."""
+    """Times the engine's own benchmark with prompts of this length."""
 
     binaries: Path
     prompt: int
@@ -244,7 +244,7 @@ def _run(binaries: Path, program: str, *arguments: str) -> float:
 
 
 def _bandwidth() -> float:
-    """Bytes per second that one thread reads: the C library looks for a byte that is not there."""
+    """Bytes per second that one thread reads: the C library searches for an absent byte."""
     memory = bytearray(_READ_BYTES)
     best = float("inf")
     for _ in range(8):

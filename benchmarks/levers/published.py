@@ -1,8 +1,8 @@
 """Predictions against published measurements: H100 under a power cap.
 
-From the row at 700 W alone (draw, clock, throughput) the throughput at lower caps is predicted. How
-much of the time goes with the clock is not published; it is at least the time that the tensor cores
-need for the model's FLOPs at the rate that they reach, and at most all of it.
+From the row at 700 W alone (draw, clock, throughput) the throughput at lower caps is predicted. The
+share of the time that scales with the clock is not published; it is at least the time that the
+tensor cores need for the model's FLOPs at the rate that they reach, and at most all of it.
 """
 
 import csv
@@ -16,7 +16,7 @@ from exporter.advice.prediction import Interval
 FIGURES = Path(__file__).with_name("published") / "h100-power-cap.csv"
 GPUS = 4
 BOARD_WATTS = 700.0
-# The caps by which the predictions are judged; the others are printed beside them.
+# The caps by which the predictions are judged; the others are only printed.
 JUDGED_WATTS = (300, 400)
 # Training FLOPs of one unit of work: 6 per parameter and token for Llama 3 8B (8.03e9 parameters),
 # and three forward passes of 123.2 GFLOP (61.6 G multiply-adds at 224 x 224) for ViT-L/16.

@@ -36,12 +36,12 @@ SILICON: dict[str, Silicon] = {
 }
 # The load over today's that fewer replicas must be able to serve.
 RESERVE = 1.3
-# For each workload with a queue, so many without: requests come at 0.1 to 0.7 of the rate that the
-# engine can serve.
+# The number of workloads without a queue for each one with a queue: requests arrive at 0.1 to 0.7
+# of the rate that the engine can serve.
 LIGHT_SHARE = 0.5
 # How much two runs of the simulator differ with nothing changed but the lengths drawn.
 NOISE = 0.01
-# The same where requests come at a rate of their own: some are under way when a run ends.
+# The same where requests arrive at their own rate: some are in flight when a run ends.
 LIGHT_NOISE = 0.02
 
 
@@ -60,7 +60,7 @@ class Case:
 
     @property
     def light(self) -> bool:
-        """Whether requests come at a rate that the engine can serve: nobody waits."""
+        """Whether requests arrive at a rate that the engine can serve: none waits."""
         return self.setup.traffic.arrivals_per_second > 0
 
 
@@ -104,7 +104,7 @@ class Outcome:
 
 
 def random_case(stream: random.Random, *, light: bool = False) -> Case:
-    """A workload as fleets have them; what hides in Behaviour is drawn anew each time."""
+    """A realistic workload; the hidden values in Behaviour are drawn again each time."""
     while True:
         gpu = stream.choice(list(SILICON))
         model = stream.choice(list(SHAPES))
@@ -376,7 +376,7 @@ PULLS: Mapping[str, Pull] = {
 
 
 def compare(count: int, seed: int = 1) -> Outcome:
-    """So many random workloads with a queue and half as many without, every lever pulled in each."""
+    """This many random workloads with a queue and half as many without, every lever pulled in each."""
     outcome = Outcome()
     for number in range(count + int(LIGHT_SHARE * count)):
         add_workload(outcome, seed, number, light=number >= count)
@@ -421,7 +421,7 @@ def _truth(
 
 
 def _arrivals(setup: Setup, first: int, last: int) -> float:
-    """Requests that come per second between two of them."""
+    """Requests that arrive per second between two of them."""
     gaps = [gap for _, _, gap in itertools.islice(setup.traffic.requests(), first, last)]
     return len(gaps) / sum(gaps)
 

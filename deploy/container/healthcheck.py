@@ -1,8 +1,8 @@
 """The container's health check: exit 0 when `/-/healthy` answers 200.
 
-It asks the port of the first listen address in the environment (default 9907), by HTTP, and by
-HTTPS where that is what is spoken there. The certificate is not verified: this asks whether the
-process serves, not who it is. A server that wants a certificate of the client says so: it serves.
+It probes the port of the first listen address in the environment (default 9907) by HTTP, and by
+HTTPS where the server uses TLS. The certificate is not verified: the question is whether the
+process serves, not who it is. A server that requires a client certificate counts as serving.
 """
 # ruff: noqa: INP001  a script, not a package
 
@@ -17,7 +17,7 @@ TIMEOUT_SECONDS = 3.0
 
 
 def main() -> int:
-    """Ask once; the exit code is the answer."""
+    """Probe once; the exit code is the answer."""
     first = os.environ.get("FLOPWATCH_WEB_LISTEN_ADDRESS", "").split(",")[0].strip(" []\"'")
     port = first.rpartition(":")[2]
     number = int(port) if port.isdecimal() else DEFAULT_PORT
@@ -44,8 +44,8 @@ def _healthy(host: str, port: int, *, tls: bool) -> bool:
         connection.request("GET", "/-/healthy")
         return connection.getresponse().status == http.HTTPStatus.OK
     except (ssl.SSLError, ConnectionResetError, BrokenPipeError) as error:
-        # By TLS 1.3 a server refuses a client without certificate after the handshake, and its alert
-        # races with the end of the connection: a handshake that came through says that it serves.
+        # With TLS 1.3 a server refuses a client without a certificate after the handshake, and its
+        # alert races with the end of the connection: a completed handshake shows that it serves.
         return shaken or (tls and "ALERT" in (getattr(error, "reason", None) or ""))
     except (OSError, http.client.HTTPException):
         return False

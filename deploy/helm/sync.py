@@ -1,7 +1,7 @@
 """Copy rules, alerts and dashboards into the chart, and render the plain manifests from it.
 
 `python deploy/helm/sync.py` writes deploy/helm/flopwatch/files/ and deploy/kubernetes/; both are
-committed, and a test proves that they are fresh. Rendering needs helm-python-sdk.
+committed, and a test checks that they are up to date. Rendering needs helm-python-sdk.
 """
 # ruff: noqa: INP001  a script, not a package
 
@@ -21,7 +21,7 @@ from mixin import build as rules  # noqa: E402
 CHART = ROOT / "deploy" / "helm" / "flopwatch"
 MANIFESTS = ROOT / "deploy" / "kubernetes"
 SOURCES = (("grafana/dashboards", "*.json", "dashboards"),)
-# File, and the values that it is rendered with.
+# Each file, and the values that it is rendered with.
 PLAIN: dict[str, dict[str, Any]] = {
     "flopwatch.yaml": {
         "gpu": {"runtimeClassName": "nvidia"},
@@ -50,7 +50,7 @@ NAMESPACE = "flopwatch"
 
 
 def chart_files() -> dict[Path, str]:
-    """What belongs into the chart's files/, by path."""
+    """The contents of the chart's files/, by path."""
     return {
         CHART / "files" / target / source.name: source.read_text()
         for folder, pattern, target in SOURCES
@@ -59,7 +59,7 @@ def chart_files() -> dict[Path, str]:
 
 
 def manifests() -> dict[Path, str]:
-    """The plain manifests by path, rendered from the chart as it stands."""
+    """The plain manifests by path, rendered from the present chart."""
     with Chart.load(CHART) as chart:
         return {
             MANIFESTS / name: _manifest(

@@ -1,4 +1,4 @@
-"""Everything of a release but the images: `python -m deploy.packages.build dist` (make release).
+"""Everything in a release except the images: `python -m deploy.packages.build dist` (make release).
 
 Wheel and sdist, a deb and an rpm for each architecture, the man page, shell completion, the chart, a bill
 of materials of each package's content, and the checksums of all. The same commit gives the same bytes.
@@ -74,7 +74,7 @@ the driver of NVIDIA; on a host without a GPU it watches the processor.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build all of it into a folder, which is emptied first."""
+    """Build everything into a folder, which is emptied first."""
     parser = argparse.ArgumentParser(prog="python -m deploy.packages.build")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_distributions(dist: Path) -> Path:
-    """Wheel and sdist, as the package index takes them; the wheel's path."""
+    """Wheel and sdist for the package index; the wheel's path."""
     _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, ROOT)
     (source,) = dist.glob("*.tar.gz")
     _repack(source)
@@ -114,7 +114,7 @@ def make_tree(tree: Path, wheel: Path, platform: str) -> None:
     """The files of a package below their root: modules, launcher, service, man page, completion."""
     library = tree / "usr/lib/flopwatch"
     for python in PYTHONS:
-        # Native modules carry the version that they are for in their names: all fit into one folder.
+        # Native modules have their Python version in their names: all fit into one folder.
         alone = tree.with_name(f"{tree.name}-{python}")
         _install(alone, python, platform, "--require-hashes", "--requirement", ROOT / "deploy/requirements/slim.txt")  # fmt: skip
         shutil.copytree(alone, library, dirs_exist_ok=True)
@@ -149,7 +149,7 @@ def make_tree(tree: Path, wheel: Path, platform: str) -> None:
 
 
 def _remove_unwanted(library: Path) -> None:
-    """What differs from build to build, or is of no use beside the modules."""
+    """Files that differ from build to build, or are not needed with the modules."""
     notes = ("direct_url.json", "uv_cache.json", "REQUESTED", "RECORD", "INSTALLER")
     files = [path for name in notes for path in library.glob(f"*.dist-info/{name}")]
     files += [library / ".lock", library / "example.py"]  # nvidia-ml-py's, at the top of everything
@@ -171,7 +171,7 @@ def man_page() -> str:
 
 
 def completion(shell: str) -> str:
-    """Words that the shell completes, from the parser."""
+    """Words for shell completion, from the parser."""
     return _run(
         sys.executable, "-m", "shtab", f"--shell={shell}", "--prog=flopwatch",
         "exporter.cli.main.build_parser",
@@ -237,7 +237,7 @@ def build_chart(dist: Path) -> None:
 
 
 def _repack(archive: Path) -> None:
-    """The same files with the commit's time: setuptools notes when it ran."""
+    """The same files with the commit's time: setuptools records when it ran."""
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
@@ -247,7 +247,7 @@ def _repack(archive: Path) -> None:
 
 
 def _archive(target: Path, files: Mapping[str, Path]) -> None:
-    """A compressed archive whose bytes depend on nothing but names and contents."""
+    """A compressed archive whose bytes depend only on names and contents."""
 
     def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.uid = member.gid = 0
@@ -284,7 +284,7 @@ def _install(library: Path, python: str, platform: str, *what: object) -> None:
 
 
 def _copied(tree: Path, target: Path) -> Path:
-    """Rpmbuild takes its build root away when it is done."""
+    """The build root is removed by rpmbuild when it is done."""
     shutil.copytree(tree, target, symlinks=True)
     return target
 
@@ -302,7 +302,7 @@ def _clamp(folder: Path, epoch: int) -> None:
 
 
 def _run(*command: object) -> str:
-    # What this machine's pip is set up to use is no matter of a release.
+    # The pip configuration of this machine must not affect a release.
     result = subprocess.run(
         list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False
     )

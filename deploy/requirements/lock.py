@@ -1,4 +1,4 @@
-"""Write the locked requirements anew: `python deploy/requirements/lock.py [UV OPTIONS]`.
+"""Regenerate the locked requirements: `python deploy/requirements/lock.py [UV OPTIONS]`.
 
 Needs uv. slim.txt is what the daemon needs, full.txt adds the probes' torch, build.txt is what builds
 the wheel; all with the hashes of every file of each version, for all platforms with Python 3.11.
@@ -37,7 +37,7 @@ def _lock(name: str, options: list[str], *arguments: str, given: str = "") -> No
         "--python-version=3.11", "--generate-hashes", "--no-header", "--no-annotate",
         "--no-emit-index-url", "--quiet", f"--output-file={target}", *options,
     ]  # fmt: skip
-    # What this machine's pip is set up to use must not find its way into the lock.
+    # The pip configuration of this machine must not get into the lock files.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
     subprocess.run(  # noqa: S603  arguments are our own
         command, check=True, cwd=ROOT, input=given, text=True, env=environment

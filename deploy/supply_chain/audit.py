@@ -1,7 +1,7 @@
-"""Known vulnerabilities of what the container is locked to: `python -m deploy.supply_chain.audit`.
+"""Known vulnerabilities in the container's locked packages: `python -m deploy.supply_chain.audit`.
 
-Exit code 1 when there is one. Where the advisory service cannot be reached nothing was audited:
-that is said, loudly, and is no failure unless --require is given. A release needs --require.
+Exit code 1 when there is one. When the advisory service cannot be reached nothing is audited: this
+is reported prominently, and is a failure only with --require. A release needs --require.
 """
 # ruff: noqa: S603, T201  a command line that runs fixed tools
 
@@ -17,8 +17,8 @@ from deploy.supply_chain.locked import LOCKS, ToolMissingError, tool
 
 
 _TIMEOUT_SECONDS = 300
-# Findings that do not reach this program, by id, each with the reason why. They are said, and fail
-# nothing; one that a newer version mends is taken out with that version.
+# Findings that do not affect this program, by id, each with the reason. They are reported but are
+# not failures; remove one when a newer version fixes it.
 ACCEPTED: Mapping[str, str] = {}
 
 
@@ -80,7 +80,7 @@ def audit(name: str) -> Verdict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Audit all locks and say what was found."""
+    """Audit all lock files and report the findings."""
     parser = argparse.ArgumentParser(prog="python -m deploy.supply_chain.audit")
     parser.add_argument("--require", action="store_true", help="fail when nothing could be audited")
     options = parser.parse_args(arguments)

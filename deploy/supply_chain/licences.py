@@ -22,7 +22,8 @@ from deploy.supply_chain.locked import LOCKS, ROOT, Package, packages
 PAGE = ROOT / "docs" / "licences.md"
 _CLASSIFIER = "License :: "
 _LONGEST_NAME = 60
-# The locks hold for every Python from 3.11 on, and some packages have versions of their own for these.
+# The lock files are valid for every Python from 3.11 on, and some packages have separate versions
+# for some of them.
 _NEWER_PYTHON = "3.13"
 
 HEAD = """\
@@ -38,7 +39,7 @@ Written by `python -m deploy.supply_chain.licences --write`.
 
 
 def licence(fields: Mapping[str, Any]) -> str:
-    """What a package's metadata say: the SPDX expression, else the classifiers, else the free text."""
+    """The licence in a package's metadata: SPDX expression, else classifiers, else free text."""
     if fields.get("license_expression"):
         return str(fields["license_expression"])
     names = [
@@ -69,7 +70,7 @@ def declared(wanted: Sequence[Package]) -> dict[Package, str]:
 
 
 def _from_index(wanted: Sequence[Package]) -> dict[Package, str]:
-    """Ask the index, one package at a time: one that has no file for this platform costs no other."""
+    """Ask the index for one package at a time: one that lacks this platform affects no other."""
     with tempfile.TemporaryDirectory() as folder:
         return {package: _asked(package, Path(folder)) for package in wanted}
 

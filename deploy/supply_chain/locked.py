@@ -16,7 +16,7 @@ _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 
 
 class ToolMissingError(Exception):
-    """A tool is neither installed nor can be: no network, most often."""
+    """A tool is not installed and cannot be, mostly for lack of a network."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -28,12 +28,12 @@ class Package:
 
 
 def packages(lock: Path) -> tuple[Package, ...]:
-    """Everything that a lock pins, in its order."""
+    """Everything that a lock file pins, in order."""
     return tuple(Package(*found) for found in _REQUIREMENT.findall(lock.read_text()))
 
 
 def tool(name: str) -> Path:
-    """A tool's executable, installed the first time it is asked for. Raises ToolMissingError."""
+    """A tool's executable, installed on first use. Raises ToolMissingError."""
     executable = _ENVIRONMENT / "bin" / name
     if executable.exists():
         return executable

@@ -1,4 +1,4 @@
-"""The software bill of materials, CycloneDX JSON, of what is really there or of what is locked.
+"""The software bill of materials, CycloneDX JSON, of installed or of locked packages.
 
     python -m deploy.supply_chain.sbom --root FOLDER     of an unpacked image or package
     python -m deploy.supply_chain.sbom slim              of a lock, with the hashes of its files

@@ -1,4 +1,4 @@
-"""Exporter: is the watching itself well, and what does it cost?"""
+"""Exporter: is the monitoring itself healthy, and what does it cost?"""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
@@ -16,7 +16,7 @@ RATE = "$__rate_interval"
 
 
 def highest(expr: str) -> str:
-    """The course of the five hosts that are highest now."""
+    """The history of the five hosts with the highest value now."""
     return extremes("topk", 5, expr, on="cluster, job, instance")
 
 

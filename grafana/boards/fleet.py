@@ -1,4 +1,4 @@
-"""Fleet: how many FLOPS are delivered, of how many, where the others go, and which GPU is sick."""
+"""Fleet: delivered and peak FLOPS, where the rest goes, and which GPU is unhealthy."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
@@ -33,13 +33,14 @@ from grafana.tables import Column, rows
 from grafana.verdicts import CLOCKS, PAST, PEERS, verdicts
 
 
-# Hosts of the chosen GPU models; where All are chosen, the join changes nothing.
+# Hosts of the chosen GPU models; with All the join changes nothing.
 OF_NAME = f'and on (cluster, job, instance) gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}}'
-# Older GPUs without dcgm-exporter, and processors, have a peak and nobody who counts what was done. So a share of a
-# peak divides by the peak of the hosts that count, and what engines and probes know stands in where nobody does.
+# Older GPUs without dcgm-exporter, and processors, have a peak but no counted work. So a share of a
+# peak divides by the peak of the hosts that count, and values from engines and probes stand in
+# elsewhere.
 COUNTERS = "activity counters"
-# Worst first: slow beside the peers, or clocks held down. Two of a host, lest one capped rack fill the table; all where
-# there are fewer than four hosts.
+# Worst first: slow beside the peers, or clocks held down. Two per host, so that one capped rack
+# does not fill the table; all of them with fewer than four hosts.
 HOST = "by (cluster, job, instance)"
 LOST = (
     f"gpu:flopwatch_lost_speed:ratio{{{NODE}}} and on (cluster, job, instance, gpu)"
@@ -66,7 +67,7 @@ def total(metric: str, more: str = "", at: str = "") -> str:
 
 
 def counted(metric: str, counter: str) -> str:
-    """`total`, of the hosts that have `counter`."""
+    """`total` of the hosts that have `counter`."""
     on = "and on (cluster, job, instance)"
     return f"sum({metric}{{{NODE}}} {OF_NAME} {on} {counter}{{{NODE}}})"
 
@@ -229,7 +230,7 @@ def _wrong(dashboard: Dashboard) -> Dashboard:
             firing(
                 "What is wrong now",
                 "Firing alerts of this project, worst first, one row an alert and host. The alert's name opens its runbook, which says what to do; the number opens the GPU (the first of `GPUs`). Empty is good.",
-                'instance=~"$instance|"',  # some alerts are of no instance
+                'instance=~"$instance|"',  # some alerts have no instance
                 where=[
                     Column("instance", "Instance", link=HOST_LINK, link_title="Open the host"),
                     Column("cluster", "Cluster"),

@@ -268,7 +268,7 @@ def _where(dashboard: Dashboard) -> Dashboard:
 
 
 def _inside(dashboard: Dashboard) -> Dashboard:
-    """What only activity counters tell, in a row that is closed until somebody wants it."""
+    """What only activity counters show, in a row that is collapsed by default."""
     row = (
         Row("Inside the SMs")
         .collapsed(True)

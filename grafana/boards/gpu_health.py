@@ -19,7 +19,7 @@ INSTANCES = f'{GPU}, mig!=""'
 
 
 def memory_and_links(dashboard: Dashboard) -> Dashboard:
-    """Device memory and the ways to it."""
+    """Device memory and the links to it."""
     return (
         dashboard.with_row(Row("Memory and links"))
         .with_panel(
@@ -159,7 +159,7 @@ def probes(dashboard: Dashboard) -> Dashboard:
 
 
 def health(dashboard: Dashboard) -> Dashboard:
-    """What the hardware says of itself, and who holds it."""
+    """What the hardware reports about itself, and who holds it."""
     return (
         dashboard.with_row(Row("Health events"))
         .with_panel(
@@ -278,7 +278,7 @@ def health(dashboard: Dashboard) -> Dashboard:
 
 
 def instances(dashboard: Dashboard) -> Dashboard:
-    """The GPU's MIG instances, in a row that is closed until somebody has some."""
+    """The GPU's MIG instances, in a row that is collapsed by default."""
     idle = f'flopwatch_gpu_seconds_total{{{INSTANCES}, state="idle"}}'
     row = (
         Row("MIG instances")

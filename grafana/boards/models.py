@@ -1,4 +1,4 @@
-"""Models: what is served, at what share of the peak, and what the hardware does beside it."""
+"""Models: what is served, at what share of the peak, and what the hardware does meanwhile."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
@@ -32,7 +32,7 @@ PEAK = f"sum by (model) (workload:flopwatch_model_peak_flops:headline{{{MODEL}}}
 EXECUTED = f"sum by (model) (workload:flopwatch_model_tensor_flop:rate5m{{{MODEL}}})"
 BYTES = f"sum by (model) (workload:flopwatch_model_dram_bytes:rate5m{{{MODEL}}})"
 TOKENS = f"workload_phase:flopwatch_model_tokens:rate5m{{{MODEL}"
-# Engines tell no model while they are down, so these follow the instance alone.
+# Engines report no model while they are down, so these use the instance alone.
 REPLICA = "by (cluster, instance, workload)"
 ENGINE = "an inference engine"
 

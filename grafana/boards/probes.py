@@ -1,4 +1,4 @@
-"""Probes and stragglers: who is slower than its peers or than it was, and what asking costs."""
+"""Probes and stragglers: which GPU is slower than its peers or than before, and what probing costs."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
@@ -32,7 +32,7 @@ from grafana.verdicts import PAST, PEERS
 NAME = 'name=~"$name"'
 JUDGED = 'kernel=~"gemm_.+|copy_device"'
 WHO = "{{instance}} GPU {{gpu}}"
-STEPS = 200  # of lines for which Prometheus reads every GPU at each step
+STEPS = 200  # for lines for which Prometheus reads every GPU at each step
 
 
 def _now(dashboard: Dashboard) -> Dashboard:
@@ -129,7 +129,7 @@ def _table(dashboard: Dashboard) -> Dashboard:
         )
 
     def of_fresh(expr: str) -> str:
-        """A stale result has no value, and so no colour."""
+        """A stale result has no value, so it has no colour."""
         return of_worst(f"({expr}) {fresh}")
 
     return dashboard.with_panel(

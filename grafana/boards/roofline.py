@@ -36,14 +36,14 @@ from grafana.tables import Column, rows
 
 NAME = 'name=~"$name"'
 NAMED = f"gpu:flopwatch_gpu:info{{{GPU}, {NAME}}}"
-# No green: a GPU that reaches half of its roof with its clocks held down is not well.
+# No green: a GPU that reaches half its roof with its clocks held down is not healthy.
 OF_ROOF_COLORS = [Threshold(None, "red"), Threshold(0.15, "orange"), Threshold(0.3, "text")]
 LOST_COLORS = [
     Threshold(None, "text"),
     Threshold(limit("heatLossWarning"), "orange"),
     Threshold(limit("powerLossWarning"), "red"),
 ]
-MOST = 300  # points: more hide each other, and a browser draws them slowly
+MOST = 300  # points: more would overlap, and a browser draws them slowly
 LEFT, RIGHT = 1, 10_000  # FLOP per byte, ends of the roofs
 JOIN = "* on (cluster, job, instance, gpu) group_left (name)"
 ON_GPU = "on (cluster, job, instance, gpu)"
@@ -69,8 +69,8 @@ INTENSITY_OF_CLUSTER = f"({_OF_PEAK_OF_CLUSTER} / ({_OF_BANDWIDTH_OF_CLUSTER} > 
 OF_ROOF_OF_CLUSTER = (
     f"({_OF_PEAK_OF_CLUSTER} > {_OF_BANDWIDTH_OF_CLUSTER} or {_OF_BANDWIDTH_OF_CLUSTER})"
 )
-# Clocks that take as much as the findings warn of, or that a finding is about: the roof of such a GPU is lower than
-# its data sheet says, and it is not well even where it reaches what is left.
+# Clocks that take as much as the findings warn of, or that a finding is about: the roof of such a
+# GPU is lower than its data sheet says, and it is unhealthy even when it reaches the rest.
 CLOCK_LOSS = f"gpu:flopwatch_clock_loss:ratio_rate5m{{{GPU}}}"
 HELD_DOWN = (
     f"({CLOCK_LOSS} > {limit('heatLossWarning'):g} or {ON_GPU} max by (cluster, job, instance, gpu)"
@@ -88,7 +88,7 @@ def _named(expr: str) -> str:
 
 
 def _per_gpu_of_model(numerator: str) -> str:
-    """A model's rate spread over its GPUs, so that it stands under the roof of one."""
+    """A model's rate divided by its GPUs, so that it fits under the roof of one."""
     return (
         f'sum by (model) ({numerator}{{{NODE}, model=~"$model"}}) / on (model) '
         f"count by (model) (flopwatch_workload_gpu_info{{{GPU}}} * on (cluster, job, instance, workload) "
@@ -124,7 +124,7 @@ def _series(name: str, x: str, y: str) -> xychart.XYSeriesConfig:
     return (
         xychart.XYSeriesConfig()
         .name(xychart.XychartXYSeriesConfigName().fixed(name))
-        # Grafana draws no series by hand without a frame; after the merge there is one.
+        # Grafana draws no manually mapped series without a frame; after the merge there is one.
         .frame(
             xychart.XychartXYSeriesConfigFrame().matcher(
                 xychart.MatcherConfig().id("byIndex").options(0)

@@ -1,4 +1,4 @@
-"""Cost and tenants: who used the fleet, what of it was useful, and what was paid for and not used."""
+"""Cost and tenants: who used the fleet, what of it was useful, what was paid for but unused."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
@@ -31,7 +31,7 @@ WASTE_COLORS = {
 
 
 def _now(dashboard: Dashboard) -> Dashboard:
-    """What did we pay for that nobody used?"""
+    """What was paid for but unused."""
     return (
         dashboard.with_panel(
             number(

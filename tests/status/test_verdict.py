@@ -202,9 +202,7 @@ class TestHealth:
         assert spoken(verdict.xid(999, times=1, age_seconds=40)) == "XID 999, 40 s ago"
 
     def test_only_a_programs_xid_is_soon_history(self) -> None:
-        """After an hour a program's fault is in the details only; hardware faults stay until
-        repaired.
-        """
+        """After an hour a program's fault is in the details only; hardware faults stay."""
         assert verdict.xid(31, times=1, age_seconds=3601) is None
         assert verdict.xid(79, times=1, age_seconds=7 * 86400) is not None
         assert verdict.xid(79, times=1, age_seconds=None) is None
