@@ -1,8 +1,8 @@
-"""The service that gives advice: looks at the State now and then, away from the sampling threads.
+"""The advice service: looks at the State periodically, outside the sampling threads.
 
-A window is made of the looks of the last minutes; from it come predictions, and the back-test of
-earlier ones. The track record, the best hit rates and a change that is being waited out outlive a
-restart in the state file.
+A window is built from the looks of the last minutes; it is the basis of predictions, and of the
+back-test of earlier ones. The track record, the best hit rates and a change that has not settled
+yet survive a restart in the state file.
 """
 
 import threading
@@ -84,7 +84,10 @@ class LeversState(msgspec.Struct, frozen=True):
 
 
 class Advisor:
-    """Owns one thread; without a state file nothing outlives it. `snapshot` and `document` may be called from any thread."""
+    """Owns one thread; `snapshot` and `document` may be called from any thread.
+
+    Without a state file nothing survives a restart.
+    """
 
     def __init__(
         self,
@@ -115,7 +118,7 @@ class Advisor:
         self._failed = False
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread."""
         self._load()
         self._thread = threading.Thread(
             target=self._guard.run, args=(self._run,), name="advisor", daemon=True
@@ -123,21 +126,21 @@ class Advisor:
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
-        """End; a look under way ends by itself."""
+        """Stop; a look in progress ends by itself."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout_seconds)
 
     def stalled(self, now: float) -> tuple[str, ...]:
-        """The thread's name, if it has ended or stands still by a fault of ours."""
+        """The thread's name, if it has ended or is stuck through a bug of ours."""
         return ("advisor",) if self._guard.stalled(now) else ()
 
     def configure(self, prices: Sequence[PriceRule]) -> None:
-        """Go on with other prices."""
+        """Use other prices from now on."""
         self._prices = tuple(prices)
 
     def snapshot(self) -> AdviceSnapshot:
-        """What is advised now."""
+        """The present advice."""
         return self._snapshot
 
     def document(self) -> bytes:
@@ -173,7 +176,7 @@ class Advisor:
         for window in found:
             if window.seconds >= least:
                 self._back_test(window, now)
-        # An engine that restarts is away for a while: what it did before is what counts.
+        # An engine that restarts is away for a while: its work before that counts.
         self._watches = {key: w for key, w in self._watches.items() if not w.stale(now)}
         self._snapshot = AdviceSnapshot(tuple(advise(each) for each in found), self._records)
 
@@ -262,7 +265,7 @@ class Advisor:
             try:
                 self.look()
                 self._failed = False
-            except Exception:  # the top of the thread: advice must never take the daemon with it
+            except Exception:  # the top of the thread: advice must never bring the daemon down
                 if not self._failed:
                     log.exception("advice_failed")
                 self._failed = True

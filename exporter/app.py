@@ -57,7 +57,7 @@ log = structlog.get_logger(__name__)
 _Part = TypeVar("_Part")
 
 # The first scrape should find the devices: the server waits this long for their first tick, and
-# listens all the same when the driver is slower.
+# listens anyway when the driver is slower.
 _FIRST_TICK_SECONDS = 0.8
 # SIGTERM ends the process within two seconds, split into these parts.
 _SERVER_GRACE_SECONDS = 0.5
@@ -109,7 +109,7 @@ class Daemon:
                 state=self._live.now,
                 configuration=lambda: self._config.values,
                 interval_seconds=lambda: self._config.sampling.interval,
-                # A pod's own name says nothing; the node's comes by the downward API.
+                # A pod's own name is of no use; the node's comes from the downward API.
                 host_name=os.environ.get("NODE_NAME") or socket.gethostname(),
                 telemetry_path=config.web.telemetry_path,
                 facts=self._machine.facts,
@@ -179,11 +179,11 @@ class Daemon:
             return f"configuration reloaded; restart to change {', '.join(waiting)}"
 
     def _mark(self, now: float) -> object:
-        """Changes whenever there is something new to build a State from."""
+        """Changes whenever a part of the State has changed."""
         return self._host.mark(now), self._reload_status, self._config.sampling
 
     def _parts(self, now: float) -> Parts:
-        """What has been published; a service that fails leaves its part empty, and no other."""
+        """The published parts; a service that fails leaves only its own part empty."""
         services, nothing = self._services, Parts()
         host = self._host.published(now)
         probes = self._part("probes", services.probes.snapshot, nothing.probes)
@@ -270,7 +270,7 @@ class Daemon:
     def _missing_gpus(self, state: State) -> Iterator[tuple[str, int | str]]:
         """Each GPU index, or UUID of a workload, of the configuration that this host does not have, and where it stands.
 
-        It may be a mistake, or a GPU that has not come up: the others are watched anyway.
+        It may be a mistake, or a GPU that is not up yet: the others are watched anyway.
         """
         if state.pending or not (self._config.sampling.gpus or self._config.workloads):
             return  # the driver has not listed the GPUs yet, or nothing names one
@@ -307,7 +307,7 @@ class Daemon:
             came = signals.wait(_LOOP_SECONDS)
             self._feed_watchdog()
             self._status.tend()
-            self._live.now()  # sampling reads the last one, also while nobody scrapes
+            self._live.now()  # sampling reads the last one, even when there are no scrapes
             self._warn_of_missing_gpus()
             self._host.report_hangs(time.monotonic())
             if came & _END_SIGNALS:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 
-# Exit codes. A supervisor starts the process again after the first, and not after the second.
+# Exit codes. A supervisor restarts the process after the first, and not after the second.
 EXIT_TRANSIENT = 1
 EXIT_USAGE = 2
 
@@ -49,7 +49,7 @@ class Reason(StrEnum):
     """Values of the `reason` label of `flopwatch_workload_errors_total`."""
 
     CONNECTION = "connection"  # refused, reset, no route, no such host
-    TIMEOUT = "timeout"  # the whole answer was not there within the deadline
+    TIMEOUT = "timeout"  # the answer was not complete within the deadline
     HTTP_STATUS = "http_status"  # an answer other than 200
     REDIRECT = "redirect"  # never followed: an engine has no reason to send us elsewhere
     TOO_LARGE = "too_large"
@@ -57,8 +57,8 @@ class Reason(StrEnum):
     ENCODING = "encoding"  # broken compression, or not UTF-8
     WRONG_ENGINE = "wrong_engine"  # metrics of another program, or no metrics at all
     BAD_URL = "bad_url"
-    HUNG = "hung"  # the scraping thread itself has not come back
-    INTERNAL = "internal"  # a fault of ours
+    HUNG = "hung"  # the scraping thread itself is stuck
+    INTERNAL = "internal"  # a bug of ours
 
 
 class ScrapeError(Exception):

@@ -15,7 +15,7 @@ from flopwatch.options import option
 
 
 class Severity(StrEnum):
-    """How bad it is: needs a person now, needs one soon, or only explains the number."""
+    """How bad it is: needs an operator now, needs one soon, or only explains the number."""
 
     CRITICAL = "critical"
     WARNING = "warning"
@@ -117,7 +117,7 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = {
 # more than was executed; a counter that is wrong by two shows half of a usual share, or twice it.
 USEFUL_EXCESS: Final = 1.05
 HALF_COUNTED: Final = (0.40, 0.55)
-# Minutes of one load lie this close together, over their mean.
+# Minutes of one load differ by at most this much, relative to their mean.
 STEADY_SPREAD: Final = 0.1
 
 
@@ -137,7 +137,7 @@ def _celsius(name: str, path: str) -> Any:
 def _option(name: str, path: str, parse: Any) -> Any:
     threshold = THRESHOLDS[name]
     text = f"{threshold.help} In the rules `{name}`."
-    # As a file would give it, so that a configuration reads the same after it was printed.
+    # As in a file, so that a printed configuration can be read again.
     return option(f"findings.{path}", parse, parse(threshold.value), text, f"{threshold.value:g}")
 
 
@@ -145,7 +145,7 @@ def _option(name: str, path: str, parse: Any) -> Any:
 class Thresholds:
     """The thresholds of the findings, as the configuration may set them.
 
-    The rules have a setting of the same meaning for each: whoever changes one changes both.
+    The rules have a corresponding setting for each: change both together.
     """
 
     power_loss_warning: float = _share("powerLossWarning", "power_loss_warning")
@@ -170,8 +170,8 @@ class Thresholds:
 
 DEFAULT_THRESHOLDS: Final = Thresholds()
 
-# By the actions in NVIDIA's XID catalogue: reset, reboot or replace; contained, or mended by the next
-# reset; and those that a program causes.
+# By the actions in NVIDIA's XID catalogue: reset, reboot or replace; contained, or fixed by the
+# next reset; and those that a program causes.
 XID_CRITICAL: Final = (46, 48, 61, 62, 64, 74, 79, 95, 119, 120, 140, 143)
 XID_WARNING: Final = (63, 92, 94, 121, 144, 145, 146, 147, 148, 149, 150)
 XID_PROGRAM: Final = (8, 13, 31, 32, 43, 45, 68, 69, 109)
@@ -187,7 +187,7 @@ class Kind:
 
     @property
     def advice(self) -> str:
-        """What it probably is and what to do, as an alert's description says it."""
+        """The likely cause and what to do, as in an alert's description."""
         likely = f"Likely: {self.likely}." if self.likely else ""
         return " ".join(part for part in (likely, self.action) if part)
 

@@ -24,9 +24,9 @@ def fetch(
 ) -> str:
     """Return the text at `url`, or raise ScrapeError within about `timeout_seconds`.
 
-    The deadline is for the whole exchange, so a server that drips a byte a second gains nothing.
-    Only name resolution, which the operating system bounds, stands outside it. `undecodable` says
-    what becomes of bytes that are not UTF-8: "strict" refuses the answer, "replace" marks them.
+    The deadline is for the whole exchange, so a server that sends a byte a second gains nothing.
+    Only name resolution, which the operating system bounds, is not covered. `undecodable` decides
+    about bytes that are not UTF-8: "strict" refuses the answer, "replace" marks them.
     """
     try:
         parts = urlsplit(url)
@@ -45,7 +45,7 @@ def fetch(
 
 
 def without_credentials(url: str) -> str:
-    """Return `url` as it may stand in a log: without user name and password."""
+    """Return `url` in a form that may be logged: without user name and password."""
     scheme, separator, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"

@@ -1,4 +1,4 @@
-"""One GET over a socket whose every wait ends at one deadline. Loaded when the first is made."""
+"""One GET over a socket whose every wait ends at one deadline. Loaded on first use."""
 
 import base64
 import http.client
@@ -18,7 +18,7 @@ _READ_BYTES = 64 * 1024
 def exchange(
     parts: SplitResult, deadline: float, limit_bytes: int, clock: Callable[[], float]
 ) -> bytes | bytearray:
-    """The body of the answer, unpacked. Raises ScrapeError, soon after `deadline` at the latest."""
+    """The decompressed body of the answer. Raises ScrapeError, soon after `deadline` at the latest."""
     path = (parts.path or "/metrics") + (f"?{parts.query}" if parts.query else "")
     seconds = deadline - clock()
     connection = _Connection(
@@ -39,7 +39,7 @@ def exchange(
 
 
 def _authorization(parts: SplitResult) -> dict[str, str]:
-    """Basic authentication, where the address carries a user name."""
+    """Basic authentication, if the address has a user name."""
     if parts.username is None:
         return {}
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -90,7 +90,7 @@ def _read(response: http.client.HTTPResponse, limit_bytes: int) -> bytes | bytea
 
 
 def _inflate(body: bytes | bytearray, limit_bytes: int) -> bytes:
-    """Decompress at most `limit_bytes`: a small answer can unfold into gigabytes."""
+    """Decompress at most `limit_bytes`: a small answer can expand into gigabytes."""
     inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
     try:
         text = inflater.decompress(body, limit_bytes)
@@ -116,7 +116,7 @@ class _Connection(http.client.HTTPConnection):
         self._plain: socket.socket | None = None
 
     def connect(self) -> None:
-        """Connect, and put the deadline between the socket and everyone who reads from it."""
+        """Connect, and apply the deadline to every read from the socket."""
         self._plain = socket.create_connection((self.host, self.port), self._remaining())
         if self._tls:
             self._plain.settimeout(self._remaining())

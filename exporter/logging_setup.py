@@ -31,11 +31,11 @@ _JOURNAL_PREFIXES: Final = {
 
 
 class LogWriter:
-    """Writes lines to a file descriptor on a thread of its own.
+    """Writes lines to a file descriptor on its own thread.
 
-    A pipe that nobody drains, or a terminal that is stopped, holds up this thread and nobody else:
-    lines beyond the queue are dropped and counted. When the reader comes back, one line says how
-    many were lost. Nothing is raised where nobody listens any more.
+    A pipe that is not drained, or a stopped terminal, blocks this thread and no other: lines beyond
+    the queue are dropped and counted. When the reader comes back, one line says how many were lost.
+    A closed descriptor raises nothing.
     """
 
     def __init__(self, descriptor: int, lines_max: int = _LINES_MAX) -> None:
@@ -49,7 +49,7 @@ class LogWriter:
         """Lines that were lost since the start."""
 
     def start(self) -> None:
-        """Begin to write. Where no thread can start, lines are dropped and counted."""
+        """Start writing. If no thread can start, lines are dropped and counted."""
         with contextlib.suppress(RuntimeError):
             BoundedThread(target=self._run, name="log-writer").start()
 

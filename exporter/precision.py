@@ -1,4 +1,4 @@
-"""What the configuration says of a GPU: its headline precision and its peaks. Pure functions."""
+"""The configuration of a GPU: its headline precision and its peaks. Pure functions."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -39,7 +39,7 @@ def headline_precision(
 
 
 def peak_override(rules: Iterable[GpuRule], identity: DeviceIdentity) -> PeakOverride | None:
-    """What the configuration says of the device's peaks; None where it says nothing."""
+    """The configured peaks of the device; None if there are none."""
     rule = next((rule for rule in rules if matches(rule, identity)), None)
     if rule is None:
         return None

@@ -1,7 +1,7 @@
-"""What the daemon tells the probes of its devices: facts from the last snapshots, no new readings.
+"""The daemon's facts for the probes: from the last snapshots, without new readings.
 
-The probes run in a process of their own (`probes/`); here is only the way from the State to the
-facts that their gates and their judgement need.
+The probes run in their own process (`probes/`); this module only converts the State into the facts
+that their gates and their judgement need.
 """
 
 import time
@@ -22,16 +22,16 @@ _COMPUTE_MODES = frozenset({"default", "exclusive_process", "exclusive_thread", 
 
 
 class ProcessAges:
-    """How long each process on a device has been there, as well as it can be known.
+    """How long each process has been on a device, as far as it can be known.
 
-    One that appears while we watch is as old as its first sight, or younger by its start time. One
-    that was there before us is as old as /proc says; in a container, where /proc does not show
-    it, it is taken for new, which is the careful side.
+    One that appears while we watch counts from its first sighting, or from its start time if that
+    is later. One that was there before us is as old as /proc says; in a container, where /proc does
+    not show it, it counts as new, which is the cautious choice.
     """
 
     def __init__(self, proc: Path = procfs.PROC) -> None:
         self._proc = proc
-        # First sight by device, process id and start time: ids are given out again.
+        # First sighting by device, process id and start time: ids are reused.
         self._first_seen: dict[tuple[str, int, int | None], float] = {}
         self._watched: set[str] = set()
 
@@ -53,7 +53,7 @@ class ProcessAges:
         return tuple(facts)
 
     def forget_all_but(self, uuids: Container[str]) -> None:
-        """Let go of devices that are gone: MIG instances are made anew with other UUIDs."""
+        """Forget devices that are gone: MIG instances are recreated with other UUIDs."""
         self._watched = {uuid for uuid in self._watched if uuid in uuids}
         self._first_seen = {key: at for key, at in self._first_seen.items() if key[0] in uuids}
 
@@ -70,7 +70,7 @@ class ProbeFacts:
         instances: bool = False,
         model_gemms: Callable[[State], Mapping[str, tuple[ModelGemm, ...]]] = lambda _state: {},
     ) -> None:
-        """`instances`: tell of MIG instances as well, beside their GPUs.
+        """`instances`: include MIG instances in addition to their GPUs.
 
         `model_gemms` gives the matrix products of the models that are served, by device UUID.
         """
@@ -81,7 +81,7 @@ class ProbeFacts:
         self._model_gemms = model_gemms
 
     def __call__(self) -> list[DeviceFacts]:
-        """The facts of all devices that the driver tells of now."""
+        """The facts of all devices that the driver lists now."""
         state = self._state()
         self._ages.forget_all_but({device.identity.uuid for device in state.devices})
         gemms = self._model_gemms(state)
@@ -97,11 +97,11 @@ class ProbeFacts:
         return [replace(each, model_gemms=gemms.get(each.uuid, ())) for each in facts]
 
     def _facts(self, device: DeviceState, *, gpu: DeviceState | None) -> DeviceFacts:
-        """A device's facts; `gpu` is the one that a MIG instance is cut from."""
+        """A device's facts; `gpu` is the one that a MIG instance belongs to."""
         identity = device.identity
         fast = device.fast or FastReading(at_seconds=device.at_seconds)
         slow = device.slow or SlowReading(at_seconds=device.at_seconds)
-        # What an instance has not of its own is its GPU's: clock, compute mode, links.
+        # What an instance does not have itself comes from its GPU: clock, compute mode, links.
         of_gpu = gpu or device
         gpu_fast = of_gpu.fast or FastReading(at_seconds=of_gpu.at_seconds)
         gpu_slow = of_gpu.slow or SlowReading(at_seconds=of_gpu.at_seconds)
@@ -140,7 +140,7 @@ def _rates(peaks: Peaks) -> Mapping[str, float]:
 
 
 def _pcie(slow: SlowReading) -> float | None:
-    """The link's bandwidth at its best: it may rest at a lower generation while nothing moves."""
+    """The link's maximum bandwidth: it may be at a lower generation while idle."""
     generation, width = slow.pcie_link_generation_max, slow.pcie_link_width
     if generation is None or width is None:
         return None

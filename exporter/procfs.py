@@ -1,9 +1,9 @@
 """Processes as /proc shows them: the one place that reads it.
 
-A process may end between any two readings, and its id be given to another: whoever remembers an id
-remembers the start time with it. Another user's files, and those of other pid namespaces, are not
-ours to see; all that cannot be read is as good as not there. Paths are strings: Path interns every
-part, and process ids come and go in the interpreter's table of these, which never shrinks.
+A process may end between any two readings, and its id may be reused: store the start time together
+with every id. Another user's files, and those of other pid namespaces, are not readable; what
+cannot be read is treated as absent. Paths are strings: Path interns every part, and process ids
+come and go in the interpreter's table of these, which never shrinks.
 """
 
 import ipaddress

@@ -25,7 +25,7 @@ class PrometheusApi:
         self._timeout_seconds = timeout_seconds
 
     def query(self, expression: str, at_unix_seconds: float) -> list[Series]:
-        """The instant vector of an expression. Raises FlopwatchError with what Prometheus says."""
+        """The instant vector of an expression. Raises FlopwatchError with Prometheus' message."""
         arguments = urllib.parse.urlencode({"query": expression, "time": f"{at_unix_seconds:.3f}"})
         shown = without_credentials(self._url)
         try:

@@ -1,4 +1,4 @@
-"""What runs beside the sampling: probes, inference engines, holders of the GPUs, calibration, advice.
+"""The services besides the sampling: probes, engines, GPU holders, calibration, advice.
 
 Each has its own threads or processes, reads only the State, and returns a frozen value that becomes
 a part of the next State.
@@ -74,7 +74,7 @@ class Services:
         self.advisor.stop(timeout_seconds)
 
     def stalled(self, now: float) -> tuple[str, ...]:
-        """Names of the threads that have ended or stand still by a fault of ours."""
+        """Names of the threads that have ended or are stuck through a bug of ours."""
         return (
             *self.probes.stalled(now),
             *self.workloads.stalled(now),

@@ -22,7 +22,7 @@ class SignalWaiter:
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
         theirs.setblocking(False)
-        # A full socket drops numbers, of which earlier ones are still unread.
+        # A full socket drops numbers while earlier ones are still unread.
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         self._theirs = theirs  # kept open
         for number in signals:

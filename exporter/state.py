@@ -23,13 +23,13 @@ from exporter.readings import DeviceIdentity, FastReading, SlowReading
 from probes.records import ProbeResults, ProbesSnapshot
 
 
-# Stands for the UUID of a device that has not answered yet.
+# The UUID of a device that has not answered yet.
 UNKNOWN = "unknown"
 
 # Probes, workloads and holders change at their own pace: their parts are collected this often.
 _PARTS_SECONDS = 1.0
-# A copy probe that reached less than half of the theoretical bandwidth, or more than all of it, says
-# something about the probe and not about the memory.
+# A copy probe that reached less than half of the theoretical bandwidth, or more than all of it,
+# reflects the probe and not the memory.
 _REACHABLE_BANDWIDTH_RANGE = (0.5, 1.0)
 
 # Why a device has no readings: the driver lost it, a call does not return, there was no tick for too
@@ -53,7 +53,7 @@ class SourceHealth:
 
 @dataclass(frozen=True, slots=True)
 class XidCounts:
-    """XID events of one device since the daemon started: how many by code, and when last."""
+    """XID events of one device since the daemon started: the count and the last time by code."""
 
     counts: Mapping[int, int] = field(default_factory=dict)
     last_unix_seconds: Mapping[int, float] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class DeviceState:
 
     @property
     def is_processor(self) -> bool:
-        """Whether it is the host processor, and no GPU."""
+        """Whether it is the host processor, not a GPU."""
         return self.identity.index.startswith("cpu")
 
     def without_readings(self, why: Absence) -> "DeviceState":
@@ -137,7 +137,7 @@ class ReloadStatus:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a State is built of. `precisions` are those that engines serve in, by device UUID.
+    """What a State is built from. `precisions` are those that engines serve in, by device UUID.
 
     `calibration` is the signed error of the FLOP counter by device UUID and precision.
     """
@@ -193,7 +193,7 @@ class State:
     def find(self, key: int | str, mig: str | None = None) -> DeviceState | None:
         """The device of an index or UUID; with `mig`, that GPU instance of it.
 
-        None if there is no such device, or none that has said who it is.
+        None if there is no such device, or it has not identified itself.
         """
         found = self._by_key.get((str(key), None))
         if mig is None or found is None or found.identity.mig == mig:
@@ -218,12 +218,13 @@ class State:
         for instance in instances:
             if instance.identity.placement == key.placement:
                 return instance
-        # Unprivileged, the driver does not tell placements: an only instance has none to mistake it for.
+        # Without privileges the driver does not report placements: a single instance cannot be
+        # mistaken.
         only = instances[0] if len(instances) == 1 else None
         return only if only is not None and only.identity.placement is None else None
 
     def _by_minor(self, minor: str) -> DeviceState | None:
-        """A GPU by its device node; by its index where the driver does not tell any device node."""
+        """A GPU by its device node; by its index if the driver reports no device node."""
         gpus = [device for device in self.devices if device.identity.mig is None]
         if all(device.identity.minor is None for device in gpus):
             return self.find(minor)
@@ -288,7 +289,7 @@ class LiveState:
     ) -> None:
         """`parts` collects what was published. `mark` is cheap, and changes whenever that changes.
 
-        `charge` shares out what the devices have counted since the State before.
+        `charge` distributes what the devices have counted since the previous State.
         """
         self._parts = parts
         self._charge = charge
@@ -323,7 +324,7 @@ def _fresh(device: DeviceState, hung: frozenset[DeviceName], now: float) -> Devi
 
 
 def _with_held_peaks(device: DeviceState, results: ProbeResults | None) -> DeviceState:
-    """A processor's peaks are derived from what is known of its family: probes may prove them wrong."""
+    """A processor's peaks are derived from what is known of its family: probes may correct them."""
     if device.peaks is None or results is None:
         return device
     peaks = held_peaks(

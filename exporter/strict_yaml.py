@@ -1,7 +1,7 @@
 """Strict YAML.
 
-PyYAML's safe loader speaks YAML 1.1 and forgives: the last of two equal keys wins silently, `on`
-is true, `1e3` is a string, `1:30` is 90, `2024-01-01` a date. This one resolves scalars by the
+PyYAML's safe loader implements YAML 1.1 and is lenient: the last of two equal keys wins silently,
+`on` is true, `1e3` is a string, `1:30` is 90, `2024-01-01` a date. This one resolves scalars by the
 YAML 1.2 core schema (null, true, false, integers, floats; all else is a string), allows each key
 once, allows only string keys, and says where a mistake is.
 """

@@ -19,7 +19,7 @@ _STATUS_CHARACTERS_MAX: Final = 200  # one line of `systemctl status`
 
 
 class Notifier:
-    """Tells systemd how the daemon is; safe to use from any thread.
+    """Reports the daemon's state to systemd; safe to use from any thread.
 
     A message that cannot be delivered is logged once and otherwise ignored: the service manager
     draws its own conclusions from silence.

@@ -17,7 +17,7 @@ def version_line() -> str:
 
 
 def find_revision(package: Path) -> str:
-    """The commit of this package folder: as its build noted it, else of its checkout, else `unknown`."""
+    """The commit of this package folder: of its build, else of its checkout, else `unknown`."""
     noted = _text(package / REVISION_FILE)
     return noted or _checked_out(package.parent) or "unknown"
 

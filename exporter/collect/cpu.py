@@ -1,7 +1,7 @@
 """Source `cpu`: the host processor, standing in for a GPU where there is none.
 
-Utilization, clock, memory and energy come from /proc and /sys. The micro-probes measure what it can
-do; its own counters (`perf`) what it does, where the kernel allows reading them.
+Utilization, clock, memory and energy come from /proc and /sys. The micro-probes measure its
+reachable rates; its own counters (`perf`) measure its work, where the kernel allows reading them.
 """
 
 import os
@@ -30,7 +30,7 @@ class _Times:
 
 
 class CpuSource:
-    """Reads the host processor. `root` lets tests lay a recorded /proc and /sys under it."""
+    """Reads the host processor. `root` lets tests use a recorded /proc and /sys."""
 
     def __init__(self, clock: Callable[[], float], root: Path = _ROOT) -> None:
         self._clock = clock
@@ -141,8 +141,8 @@ class CpuSource:
     def _energy_joules(self) -> float | None:
         """Sum over packages (Intel RAPL); readable for root only on most kernels.
 
-        None while one of them does not answer: the sum would jump by its whole counter when it came
-        back.
+        None while one of them does not answer: the sum would jump by its whole counter when it
+        returned.
         """
         known = [_number(_read(path)) for path in self._energy_paths]
         numbers = [number for number in known if number is not None]

@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 NVML = "nvml"
 _CLOCK_SAMPLES = 4  # in a tick, where no source says otherwise
-_ACTIVITY = "activity"  # Plausibility's name for what a source of activities says
+_ACTIVITY = "activity"  # the name under which implausible activities are counted
 
 
 class Device:
@@ -120,7 +120,7 @@ class Device:
 
     @property
     def is_silent(self) -> bool:
-        """Whether earlier ticks found that the device works while its source reports no activity."""
+        """Whether earlier ticks found the device busy while its source reported no activity."""
         return Inconsistency.ACTIVITY_SILENT in self._false
 
     def choose_source(self) -> ActivitySource | None:

@@ -1,9 +1,9 @@
 """Finds GPUs that appear while the daemon runs: hot-plugged, replaced, or back under another UUID.
 
-It has a thread of its own: a driver call that hangs here holds up nothing but the finding of new
-GPUs. A GPU that left is found out by its own sampler, and stays down: somebody must see to it. One
-at whose place on the bus another answers was replaced: it goes before the other comes, so that never
-more GPUs are shown than there are.
+It has a thread of its own: a driver call that hangs here delays only the discovery of new GPUs. A
+GPU that left is noticed by its own sampler, and stays down until an operator acts. One at whose
+place on the bus another answers was replaced: it goes before the other comes, so that never more
+GPUs are shown than there are.
 """
 
 import threading
@@ -21,7 +21,7 @@ from exporter.state import UNKNOWN
 
 log = structlog.get_logger(__name__)
 
-# More GPUs than any host has, including those that left: a bound for a driver that makes up UUIDs.
+# More GPUs than any host has, including those that left: a bound in case a driver invents UUIDs.
 _GPUS_MAX = 64
 _SOON_SECONDS = 1.0
 

@@ -29,13 +29,13 @@ log = structlog.get_logger(__name__)
 RETRY_SECONDS = 60.0
 # Where it has delivered before, sooner: another process may have turned its stream off and on.
 _FIRST_RETRY_SECONDS = 1.0
-# The samples survive so many failed readings in a row: no cycles in between are lost.
+# The samples survive this many failed readings in a row: no cycles in between are lost.
 _FAILURES_MAX = 3
-# A device without GPM may get it from a driver update that nobody announces.
+# A device without GPM may get it from a driver update, which is not announced.
 UNSUPPORTED_RETRY_SECONDS = 600.0
 IMPLAUSIBLE = "implausible"
 _CLOCK_SAMPLES = 4
-# Where the device counts cycles, samples of the clock only say what held it.
+# Where the device counts cycles, samples of the clock only show what limited it.
 _CLOCK_SAMPLES_BESIDE_CYCLES = 2
 
 

@@ -38,7 +38,7 @@ _LOWEST_CLOCK_SHARE = 0.05
 # No clock is this slow: a counter that moves less is stuck.
 _STANDING_CLOCK_SHARE = 0.01
 _MIB = 2**20
-# GPM answers up to 100 %; rounding may pass it by a trace. More is a blank or garbage.
+# GPM answers up to 100 %; rounding may exceed that slightly. More is a blank or garbage.
 _PERCENT_MAX = 101.0
 _RATE_MAX = 1e9  # MiB/s: no link is this fast
 
@@ -69,7 +69,7 @@ _CYCLE_FIELDS = {
     "fp32": gpm.FP32_CYCLES,
     "fp16": gpm.FP16_CYCLES,
 }
-# Beside cycle counters, these have no counter of their own and stay percentages.
+# These have no cycle counter of their own and stay percentages.
 _PERCENT_BESIDE_CYCLES = (gpm.GRAPHICS, gpm.OCCUPANCY, gpm.DRAM)
 _RATE_FIELDS = {
     "pcie_receive_bytes": gpm.PCIE_RECEIVE_MIB,
@@ -170,7 +170,7 @@ class GpmWindows:
         return True
 
     def close(self) -> None:
-        """Give the samples back."""
+        """Free the samples."""
         try:
             with gpm_lock():
                 self._session.close()
@@ -185,7 +185,7 @@ class GpmWindows:
     def read(self) -> ActivityWindow | None:
         """Close the open window and open the next; None where it was not watched, or is too short.
 
-        Right after a trial it is the trial's last window, so that nobody waits for another one.
+        Right after a trial it is the trial's last window, so that there is no wait for another one.
 
         Raises NvmlError, also where no activity has a value; the window then stays open and the next
         reading covers it.

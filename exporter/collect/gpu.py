@@ -28,7 +28,7 @@ from exporter.state import UNKNOWN, DeviceState
 log = structlog.get_logger(__name__)
 
 
-# What a GPU reports about itself beside its UUID and name, and which of that every GPU reports.
+# What a GPU reports about itself besides its UUID and name, and which of it every GPU reports.
 _TOLD = (
     "architecture",
     "compute_capability",
@@ -191,7 +191,7 @@ class SampledGpu:
         return replace(state, instances=instances, **self._statistics(ticks))
 
     def revived(self) -> bool:
-        """Whether the driver was initialised anew since the device was last open."""
+        """Whether the driver was initialised again since the device was last open."""
         return self._context.library.epoch != self._epoch
 
     def failed(self, error: NvmlError, ticks: TickStatistics) -> DeviceState:

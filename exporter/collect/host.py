@@ -32,7 +32,7 @@ from flopwatch.threads import BoundedThread
 
 log = structlog.get_logger(__name__)
 
-# How often the finder looks whether the library was initialised anew (XID events must then be
+# How often the finder checks whether the library was initialised again (XID events must then be
 # registered again, and GPUs may have come or gone).
 _WATCH_SECONDS = 0.5
 # nvmlShutdown takes milliseconds; a process that ends does not wait longer for it.
@@ -78,7 +78,7 @@ class HostSampling:
         self._finder.start()
 
     def wait_for_devices(self, timeout_seconds: float) -> bool:
-        """Wait until the driver has said what there is, and each device has ticked once."""
+        """Wait until the driver has listed its devices, and each device has ticked once."""
         deadline = time.monotonic() + timeout_seconds
         if not self._found.wait(timeout_seconds):
             return False
@@ -106,7 +106,7 @@ class HostSampling:
         return tuple(key for key, sampler in samplers if sampler.stalled(now))
 
     def mark(self, now: float) -> object:
-        """Cheap, and another one whenever `published` would give something else."""
+        """Cheap to read; changes whenever `published` would return something else."""
         with self._lock:
             samplers = tuple(self._samplers.items())
         hung = tuple(key for key, sampler in samplers if sampler.hung(now))
@@ -130,7 +130,7 @@ class HostSampling:
             log.warning("driver_call_hung", function=function, seconds=round(now - since, 1))
 
     def published(self, now: float) -> SampledHost:
-        """What the samplers last published; a device that has not ticked yet is listed and not up."""
+        """What the samplers last published; a device that has not ticked yet is listed as not up."""
         with self._lock:
             devices = dict(self._published)
             samplers = tuple(self._samplers.items())
@@ -273,7 +273,7 @@ class HostSampling:
             key = f"{index}/{uuid}"
         gpu = SampledGpu(index, self._context(), uuid=uuid, key=key)
         if not self._claim(uuid, gpu):
-            return  # one of those that are there has just found it
+            return  # an existing sampler has just found it
         log.info("gpu_found", gpu=index, uuid=uuid)
         try:
             self._start(gpu)

@@ -41,7 +41,7 @@ class MigInstances:
         self._slow_due: dict[_Key, float] = {}
 
     def sync(self, calls: DeviceCalls, override: PeakOverride | None) -> None:
-        """Find the instances that are there now. Raises NvmlError when the GPU is gone."""
+        """Find the present instances. Raises NvmlError when the GPU is gone."""
         gpu = self._gpu
         listed = list_instances(calls, self._known) if gpu.mig_enabled else ()
         kept: dict[_Key, Device] = {}

@@ -1,8 +1,8 @@
 """Source `perf`: the processor's own count of floating-point operations (Linux perf events).
 
-Counted on every logical CPU that the daemon may use, over all programs. That takes a processor whose
-counters the kernel, or the hypervisor, does not hide, and the right to read them: CAP_PERFMON, or
-kernel.perf_event_paranoid at 0 or below.
+Counted on every logical CPU that the daemon may use, over all programs. That requires a processor
+whose counters are not hidden by the kernel or the hypervisor, and the permission to read them:
+CAP_PERFMON, or kernel.perf_event_paranoid at 0 or below.
 
 The events are those of Linux (tools/perf/pmu-events/arch/…), which come from the vendors. What these
 lists do not state is not counted.
@@ -46,7 +46,7 @@ _EXCLUDE_KERNEL: Final = 1 << 5
 _CLOSE_ON_EXEC: Final = 8  # PERF_FLAG_FD_CLOEXEC
 # arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h.
 _SYSTEM_CALL: Final = {"x86_64": 298, "aarch64": 241}
-# The kernel's names of a processor's counters. Arm's have the core in their name, or a number.
+# The kernel's names for a processor's counters. Arm's include the core's name, or a number.
 _UNITS: Final = ("cpu", "armv8_*", "armv9_*")
 # Eight events on each: beyond this a tick would spend milliseconds on reading them.
 _CPUS_MAX: Final = 256
@@ -95,7 +95,7 @@ _ARM_VECTORS: Final = {0xD40: 2, 0xD49: 1, 0xD4F: 1}
 
 
 class Kernel(Protocol):
-    """The system calls that are needed; tests have their own."""
+    """The system calls in use; tests substitute their own."""
 
     def open(self, attributes: bytes, cpu: int) -> int:
         """Open an event on a CPU, for all programs; returns a descriptor, raises OSError."""
@@ -139,7 +139,7 @@ class LinuxKernel:
 
 
 class PerfUnavailableError(Exception):
-    """The operations cannot be counted; `remedy` says what to do, if anything can be done."""
+    """The operations cannot be counted; `remedy` says what to do, if there is a remedy."""
 
     def __init__(self, text: str, remedy: str | None = None) -> None:
         super().__init__(text)
@@ -178,7 +178,7 @@ class PerfCounters:
                 flop[event.work] = flop.get(event.work, 0.0) + value
         except OSError:
             return None
-        # Scaled counts are estimates, and may fall where a counter does not.
+        # Scaled counts are estimates and may decrease, which a counter must not.
         for work, value in flop.items():
             self._flop[work] = max(value, self._flop.get(work, 0.0))
         return dict(self._flop)
@@ -193,7 +193,7 @@ class PerfCounters:
 def open_counters(
     processor: Processor, mode: str, kernel: Kernel | None = None
 ) -> PerfCounters | None:
-    """The counters that `sources.perf` asks for; None where there are none, which is logged."""
+    """The counters that `sources.perf` requests; None if there are none, which is logged."""
     if mode == "off":
         return None
     try:

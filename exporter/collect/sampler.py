@@ -78,7 +78,7 @@ class TickStatistics:
         return self._durations.value()
 
     def observe(self, seconds: float) -> None:
-        """Book one tick."""
+        """Record one tick."""
         self._durations.observe(seconds)
 
 
@@ -160,7 +160,7 @@ class Sampler:
             backoff = BACKOFF_FIRST_SECONDS if revived else min(2 * backoff, BACKOFF_LAST_SECONDS)
 
     def _wait(self, seconds: float) -> bool:
-        """Wait for so long, or until the driver is back; whether it is."""
+        """Wait for this long, or until the driver is back; whether it is."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if self._stop.wait(min(left, _LOOK_SECONDS)):
@@ -201,12 +201,12 @@ class Sampler:
         if self._stop.wait(min(_FIRST_WINDOW_SECONDS, self._settings().interval)):
             return
         interval = self._settings().interval
-        # A tick that is due sooner than a window can close would have nothing to show. Before the tick: those
-        # that it holds up are missed.
+        # A tick that is due before a window can close would have nothing to show. Done before the
+        # tick: ticks that it delays are missed.
         done = int((time.monotonic() + _FIRST_WINDOW_SECONDS - self._origin) / interval)
         self._tick()
         while not self._stop.is_set():
-            if interval != self._settings().interval:  # reloaded: ticks are numbered anew
+            if interval != self._settings().interval:  # reloaded: the numbers of ticks restart
                 interval = self._settings().interval
                 done = self._position()
             number = max(self._position(), done) + 1
@@ -243,7 +243,8 @@ class Sampler:
     def _watched(self, work: Callable[[], _Result]) -> _Result | None:
         """Do driver work under the deadline; its result, or None when it was late.
 
-        A late answer may be as old as the hang: it is not shown, and none of the time is counted.
+        A late answer may be as old as the hang: it is not exported, and none of the time is
+        counted.
         """
         if self._busy_since is None:
             self._busy_since = time.monotonic()

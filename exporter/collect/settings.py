@@ -69,7 +69,7 @@ class GpuRule:
 class SamplingSettings:
     """Intervals in seconds. `deadline` is how long a driver call may take before it counts as hung.
 
-    `modes` says auto, on or off of each source. The first of `gpus` that fits a device applies.
+    `modes` is auto, on or off for each source. The first of `gpus` that fits a device applies.
     """
 
     interval: float = option(

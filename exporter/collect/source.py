@@ -1,4 +1,4 @@
-"""What an activity source is, and what it may know about its device.
+"""What an activity source is, and what it can learn about its device.
 
 `exporter/collect/sources.py` lists the sources, the best first.
 """
@@ -26,7 +26,7 @@ class GpuContext:
     state: Callable[[], State]
     xids: Callable[[str], XidCounts]
     on_mismatch: Callable[[], None]
-    # Whether the caller may sample the GPU with a UUID: no other does so already.
+    # Whether the caller may sample the GPU with a UUID, that is, no other caller does.
     claim: Callable[[str, Any], bool]
     dcgm: DcgmSource
 
@@ -36,19 +36,19 @@ class MeasuredDevice(Protocol):
 
     @property
     def context(self) -> GpuContext:
-        """What the daemon around it offers."""
+        """The services of the daemon around it."""
 
     @property
     def identity(self) -> DeviceIdentity:
-        """Who the device is."""
+        """The device's identity."""
 
     @property
     def sm_count(self) -> int | None:
-        """Number of SMs, as the driver tells it or else as the model has them."""
+        """Number of SMs: as the driver reports it, else as the model has them."""
 
     @property
     def calls(self) -> DeviceCalls | None:
-        """How to ask the driver; None while the device is away."""
+        """The driver's calls; None while the device is away."""
 
     @property
     def gpm_sessions(self) -> Sequence[GpmSession]:
@@ -56,7 +56,7 @@ class MeasuredDevice(Protocol):
 
     @property
     def gpu(self) -> "MeasuredDevice | None":
-        """The GPU that a MIG instance is cut from."""
+        """The GPU that a MIG instance belongs to."""
 
     @property
     def instances(self) -> "Sequence[MeasuredDevice]":
@@ -78,12 +78,13 @@ class MeasuredDevice(Protocol):
 class ActivitySource(Protocol):
     """Reports how busy the parts of one device were.
 
-    In every tick the device takes its first source that opens; those behind it stand by. The thread
+    In every tick the device takes its first source that opens; those after it stand by. The thread
     of the GPU calls all methods. Each may raise NvmlError, but only when the device or the driver
     is gone: any other failure is counted, logged once and retried by the source.
     """
 
-    # Whether windows carry the bytes that the links moved, so that NVML need not be asked for them.
+    # Whether windows include the bytes that the links moved, so that NVML need not be read for
+    # them.
     counts_traffic: ClassVar[bool] = False
     device: MeasuredDevice
 
@@ -121,7 +122,7 @@ class ActivitySource(Protocol):
         return 4
 
     def stand_by(self) -> None:
-        """A better source is in use: release everything that has a cost."""
+        """A better source is in use: release everything that costs something."""
 
     def restart(self) -> None:
         """Count nothing of the time since the last window: it was not watched."""

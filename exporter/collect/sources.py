@@ -1,6 +1,6 @@
 """The sources of activities, the best first: one file each, and one line here.
 
-Where none opens, accounting falls back on NVML's utilization: it knows when kernels ran, and not
+If none opens, accounting falls back on NVML's utilization, which shows when kernels ran but not
 what they did.
 """
 

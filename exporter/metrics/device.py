@@ -1,4 +1,4 @@
-"""The device's own counters, as NVML gives them."""
+"""The device's own counters, as NVML reports them."""
 
 from collections.abc import Callable, Iterator
 
@@ -285,7 +285,7 @@ PROCESS_MEMORY_BYTES = SUBJECT.gauge(
 
 
 def _sm_clock(device: DeviceState) -> float | None:
-    """The mean clock of the window where it is known, else the sampled one."""
+    """The mean clock of the window if it is known, else the sampled one."""
     last = device.last
     # A window of dcgm-exporter is older than this tick.
     if last is not None and last.activity.source != DCGM_SOURCE:
@@ -398,7 +398,7 @@ def process_samples(state: State, name_of: Callable[[int], str]) -> Iterator[Sam
 
 
 def process_memory(name_of: Callable[[int], str]) -> Samples[State]:
-    """Memory by process, read again for every State: an id may be another process's by now."""
+    """Memory by process, read again for every State: an id may belong to another process by now."""
     return Samples(
         lambda state: process_samples(state, name_of), key=lambda state: state.at_seconds
     )

@@ -1,4 +1,4 @@
-"""The exporter itself: its version and configuration, and how each device and source fares."""
+"""The exporter itself: its version and configuration, and the health of each device and source."""
 
 import platform
 from collections.abc import Iterator
@@ -157,7 +157,7 @@ SOURCE_ROWS = Rows[SourceHealth](
 
 
 def health_parts(labels: Labels, device: DeviceState) -> Iterator[Part]:
-    """What is shown of a device in any condition: its identity, and how its sources fare."""
+    """What is exported for a device in any condition: its identity, and its sources' health."""
     yield HEALTH_ROWS.of(labels, device)
     yield IDENTITY_ROWS.of(labels, device.identity)
     for source, health in device.sources.items():
@@ -173,7 +173,7 @@ def _no_device_samples(state: State) -> Iterator[Sample]:
         yield Sample(SOURCE_ERRORS_TOTAL, (*labels, *reason), 1.0)
 
 
-# While there is no device, its absence is exposed, so that it can be alerted on.
+# While there is no device, its absence is exported, so that it can be alerted on.
 NO_DEVICE = Samples(_no_device_samples, key=lambda state: (state.hung, state.driver_error))
 
 # Of the exposition itself: the number of its series, and of those dropped so far.

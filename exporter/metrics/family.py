@@ -1,6 +1,6 @@
-"""What a metric family is: the one declaration that exposition, documentation and tests read.
+"""A metric family: the single declaration that exposition, documentation and tests read.
 
-Each file of this package declares the families of one subject, beside the functions that yield
+Each file of this package declares the families of one subject, next to the functions that yield
 their samples.
 """
 
@@ -19,13 +19,13 @@ class MetricType(StrEnum):
 
 DEVICE_LABELS = ("gpu", "uuid")
 
-# Series of a MIG instance carry this label beside those of their GPU.
+# Series of a MIG instance have this label in addition to those of their GPU.
 MIG_LABEL = "mig"
 
 # A label as it appears in an exposition: name and value.
 Label = tuple[str, str]
 
-# The base unit that the end of a name states.
+# The base unit that a name's suffix states.
 _UNITS = (
     ("_bytes_per_second", "bytes/s"),
     ("_seconds", "seconds"),
@@ -69,10 +69,10 @@ class _Facts(TypedDict, total=False):
 
     help: Required[str]
     interpretation: Required[str]
-    # If not given, the base unit that the name states, or none.
+    # By default the base unit that the name states, or none.
     unit: str
     labels: tuple[str, ...]
-    # The subject's, if not given.
+    # By default the subject's.
     per_device: bool
 
 
@@ -129,7 +129,7 @@ def _unit_of(name: str) -> str:
 class Sample(NamedTuple):
     """One sample on its way to the exposition: a family, all of its labels, a value.
 
-    `suffix` is empty but for the parts of a histogram (`_bucket`, `_sum`, `_count`).
+    `suffix` is empty except for the parts of a histogram (`_bucket`, `_sum`, `_count`).
     """
 
     family: Family

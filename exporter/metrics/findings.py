@@ -1,4 +1,4 @@
-"""What the exporter itself makes of the devices, and what it needs to judge them over time."""
+"""The exporter's own judgement of the devices, and what it needs to judge them over time."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ TIME_SECONDS = SUBJECT.gauge(
 
 @dataclass(frozen=True, slots=True)
 class DeviceFindings:
-    """A device's labels, its findings, since when (by kind), and its last reset (Unix time)."""
+    """A device's labels, its findings, their start (by kind), and its last reset (Unix time)."""
 
     labels: tuple[Label, ...]
     findings: tuple[Finding, ...]
@@ -76,7 +76,7 @@ class DeviceFindings:
 
 
 def finding_samples(devices: Iterable[DeviceFindings]) -> Iterator[Sample]:
-    """The findings, each kind and severity once a device."""
+    """The findings, each kind and severity once per device."""
     for device in devices:
         held = dict.fromkeys((found.kind, found.severity) for found in device.findings)
         for kind, severity in held:
@@ -93,7 +93,7 @@ def finding_samples(devices: Iterable[DeviceFindings]) -> Iterator[Sample]:
 
 
 def host_fact_samples(told: tuple[HostFacts, float]) -> Iterator[Sample]:
-    """What the host reports of itself, and the Unix time on its clock."""
+    """What the host reports about itself, and the Unix time on its clock."""
     facts, unix_seconds = told
     yield Sample(TIME_SECONDS, (), unix_seconds)
     if facts.expected_gpus is not None:

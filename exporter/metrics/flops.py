@@ -362,7 +362,7 @@ ACTIVITY_ROWS = Rows[ActivityWindow](
 
 
 def last_activity(device: DeviceState) -> ActivityWindow | None:
-    """The activity of the last window, where it is more than what nvidia-smi shows."""
+    """The activity of the last window, if there is more than nvidia-smi shows."""
     last = device.last
     return None if last is None or last.activity.source == COARSE_SOURCE else last.activity
 

@@ -204,7 +204,7 @@ WORKLOAD_ROWS = Rows[WorkloadUse](
 
 
 def bill_parts(state: State) -> Iterator[Part]:
-    """What each holder used of each device that is fresh, and what of it became tokens."""
+    """Each holder's use of each fresh device, and how much of it became tokens."""
     for workload, use in state.bill.workloads.items():
         yield WORKLOAD_ROWS.of((("workload", workload),), use)
     for device in state.devices:
@@ -272,10 +272,10 @@ class HolderLabels:
 def holder_labels(state: State, chosen: AbstractSet[str]) -> HolderLabels:
     """Namespace, pod, container and hpc_job of each device, for the series of the chosen families.
 
-    Only where there is one holder: a device that is shared has no honest label, and a series per
+    Only where there is one holder: no single label is correct for a shared device, and a series per
     holder would count its work several times.
     """
-    # On most hosts no family is chosen, and there is nothing to find out.
+    # On most hosts no family is chosen, and there is nothing to do.
     return HolderLabels(_sole_holders(state), chosen) if chosen else HolderLabels()
 
 

@@ -1,4 +1,4 @@
-"""What is exposed of a State: the parts of an exposition, in the order in which they count for the limit."""
+"""What is exported of a State: the parts, in the order in which they count for the limit."""
 
 from collections.abc import Iterable, Iterator
 
@@ -22,7 +22,7 @@ from exporter.metrics.samples import device_labels
 from exporter.state import DeviceState, State
 
 
-# All that is new with every tick.
+# Everything that changes with every tick.
 TICK_ROWS = Joined[DeviceState](
     (lambda device: device, COUNTER_ROWS),
     (lambda device: device.last, WINDOW_ROWS),
@@ -49,7 +49,7 @@ def device_parts(state: State) -> Iterator[Part]:
 
 
 def state_parts(state: State) -> Iterator[Part]:
-    """All that a State says of its devices, their probes, the models that they serve and their holders."""
+    """Everything in a State about devices, their probes, the models that they serve, their holders."""
     yield from device_parts(state)
     for results in state.probes.devices:
         yield PROBES.of(results)

@@ -1,4 +1,4 @@
-"""The layout of an exposition: its text without the values that move, kept from one scrape to the next.
+"""The layout of an exposition: its text without the changing values, kept between scrapes.
 
 Each part of the State is a block, which keeps the series of the part and its values. Of some 1,500
 values of eight GPUs, a third changes with a tick and most of the others never do. So those that have
@@ -18,12 +18,12 @@ from exporter.metrics.text import Format, header, number_texts, series_text
 
 
 # Positions of moving values are remembered for each shape that a part has had, up to this many:
-# then those of shapes that no part has now are forgotten.
+# then those of unused shapes are forgotten.
 _SHAPES_MAX = 1024
 
 
 class ExtraLabels(Protocol):
-    """Labels that series carry beside those of their family. Compared by value."""
+    """Labels that series have besides those of their family. Compared by value."""
 
     def added_to(self, family: Family, labels: Labels) -> Labels:
         """The labels to add to a series of this family that has these labels."""
@@ -62,16 +62,16 @@ class Block:
         self.stay: Picker = tuple
         self.stayed: tuple[Any, ...] = ()
         self.place = slice(0, 0)
-        # Of each series, its family, and the text before its value.
+        # The family of each series, and the text before its value.
         self.families: list[Family] = []
         self.texts: list[str] = []
         self.set_extra_labels(extra)
 
     def find_moving(self) -> None:
-        """Note which of the values that stayed have changed, and all others of their families.
+        """Record which of the constant values have changed, and all others of their families.
 
-        Where the temperature of one sensor moves, that of the other will, too: to learn that one by
-        one would make the fixed text anew each time.
+        Where the temperature of one sensor moves, that of the other will, too: learning that one by
+        one would rebuild the fixed text each time.
         """
         positions = self.stay(list(range(len(self.values))))
         families = {
@@ -84,7 +84,7 @@ class Block:
         )
 
     def set_extra_labels(self, extra: ExtraLabels) -> None:
-        """Make the text before the values."""
+        """Build the text before the values."""
         series = self.reader.series(self.labels, self.shape)
         self.families = [family for family, _, _ in series]
         self.texts = [
@@ -113,7 +113,7 @@ class Blocks:
                     same &= self._renew(block, part[2], extra)
                     number += 1
                     continue
-                # From here on other parts: blocks are cheap, and this is rare.
+                # Different parts from here on: blocks are cheap, and this is rare.
                 del blocks[number:]
             block = Block(part, extra)
             self._set_moving(block)
@@ -124,15 +124,15 @@ class Blocks:
             del blocks[number:]
             same = False
         if not same:
-            self._changed.clear()  # a new layout takes all values as they are
+            self._changed.clear()  # a new layout reads all values
         return same
 
     def update_first(self, source: Any, extra: ExtraLabels) -> None:
-        """Take the first part again, whose values depend on all others and whose series do not."""
+        """Read the first part again: its values depend on all others, its series do not."""
         self._renew(self.blocks[0], source, extra)
 
     def set_extra_labels(self, extra: ExtraLabels) -> None:
-        """Make the text of all series again."""
+        """Rebuild the text of all series."""
         for block in self.blocks:
             block.set_extra_labels(extra)
 
@@ -169,7 +169,7 @@ class Blocks:
 
 
 class Layout:
-    """Where each value stands in the text. Holds for as long as the blocks have these series."""
+    """The place of each value in the text. Valid for as long as the blocks have these series."""
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ class Layout:
         return "".join(text)
 
     def _fold(self) -> None:
-        """Give each value that moves a place, and all others to the fixed text."""
+        """Give each changing value a place, and put all others into the fixed text."""
         self._texts.clear()
         self._numbers = []
         shown: dict[Block, list[int]] = {block: [] for block in self._blocks}
@@ -242,7 +242,7 @@ class Layout:
         )
 
     def _fixed(self, format_: Format) -> list[str]:
-        """Text and room for a moving value in turn, and the text after the last one."""
+        """Text and a slot for a changing value in turn, and the text after the last one."""
         fixed: list[str] = []
         pieces: list[str] = []
         for family, series in self._families:

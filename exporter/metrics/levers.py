@@ -1,4 +1,4 @@
-"""The levers: what a change would bring, and how such predictions have fared."""
+"""The levers: what a change would gain, and how accurate such predictions have been."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -219,7 +219,7 @@ MODEL_CONTEXT_TOKENS = SUBJECT.gauge(
 
 
 def workload_samples(snapshot: WorkloadsSnapshot) -> Iterator[Sample]:
-    """All samples of all workloads. Of an engine that is down only that, and why."""
+    """All samples of all workloads. For an engine that is down only that, and the reason."""
     for workload in snapshot.workloads:
         labels = (("workload", workload.name),)
         yield Sample(WORKLOAD_UP, labels, float(workload.up))

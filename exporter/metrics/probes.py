@@ -160,7 +160,7 @@ def summary_samples(
     mismatches: Mapping[str, int],
     last_success_seconds: Mapping[str, float],
 ) -> Iterator[Sample]:
-    """What a device's kernels say together: a series a device, where rules would read one a kernel.
+    """A device's kernels combined: one series per device, where rules would read one per kernel.
 
     Each argument is by kernel. Speed is judged by GEMMs and the device copy; host copies and launches depend on the host.
     """

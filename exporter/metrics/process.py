@@ -69,7 +69,7 @@ _STAT_AFTER_NAME = 19  # starttime, counted from the field after the name (proc(
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
-    """What the process uses now. None, or empty, where it cannot be read."""
+    """What the process uses now. None, or empty, if it cannot be read."""
 
     virtual_bytes: float | None = None
     resident_bytes: float | None = None

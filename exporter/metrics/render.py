@@ -25,7 +25,7 @@ _GZIP_LEVEL = 1
 
 _State = TypeVar("_State")
 
-# The exporter's own health is never dropped, or nobody would learn of the limit.
+# The exporter's own health is never dropped, so that the limit can be noticed.
 _ALWAYS = frozenset((*exporter.SUBJECT.families, *process.SUBJECT.families))
 
 
@@ -41,7 +41,7 @@ class Exposition(Generic[_State]):
         extra_labels: Callable[[_State], ExtraLabels] = lambda _state: HolderLabels(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`state` gives another object when a new rendering would differ; `parts` reads it."""
+        """`state` returns another object when a new rendering would differ; `parts` reads it."""
         self._parts = parts
         self._series_limit = series_limit
         self._state = state
@@ -67,7 +67,7 @@ class Exposition(Generic[_State]):
                 state is not self._rendered_state and now - self._rendered_at >= _REUSE_SECONDS
             ):
                 self._rendered.clear()
-                # None meanwhile: should a part fail, everything is laid out anew the next time.
+                # None meanwhile: if a part fails, everything is laid out again the next time.
                 layout, self._layout = self._layout, None
                 self._layout = self._update(state, layout)
                 self._rendered_state = state
@@ -81,7 +81,7 @@ class Exposition(Generic[_State]):
             return body
 
     def _update(self, state: _State, layout: Layout | None) -> Layout:
-        """Read all that is new, and keep the layout where it still holds."""
+        """Read everything that is new, and keep the layout if it is still valid."""
         extra = self._extra_labels(state)
         limit = self._series_limit()
         same = layout is not None and limit == self._limit

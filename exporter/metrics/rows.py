@@ -1,9 +1,9 @@
 """How the samples of a family are read: declared once, as rows of family and accessor.
 
 A scrape has the series of the scrape before, with other values. So reading is split in two: the
-values, read for every scrape, and the series that they belong to, made again only when the shape
-has changed (a value is missing, a label value is new). `Rows` does that for what changes every
-tick; `Samples` takes a plain generator for what seldom does.
+values, read for every scrape, and the series that they belong to, rebuilt only when the shape has
+changed (a value is missing, a label value is new). `Rows` does that for what changes every tick;
+`Samples` takes a plain generator for what seldom does.
 """
 
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ class Reader(ABC, Generic[T]):
     def read(self, labels: Labels, source: T) -> tuple[Hashable, list[float]]:
         """The shape of the source's series, and their values in the order of `series`.
 
-        Values may be integers or booleans: whoever shows them makes floats of them.
+        Values may be integers or booleans: the writer converts them to floats.
         """
 
     @abstractmethod
@@ -47,12 +47,12 @@ class Reader(ABC, Generic[T]):
         """Whether `now` certainly has the samples of `before`. Cheap."""
 
 
-# What is to be exposed: a reader, the labels that all of its series carry, and what it reads.
+# What is to be exported: a reader, the labels that all of its series have, and what it reads.
 Part = tuple[Reader[Any], Labels, Any]
 
 
 def part_samples(parts: Iterable[Part]) -> Iterator[Sample]:
-    """All samples of the parts, one by one: for whoever writes no exposition."""
+    """All samples of the parts, one by one, for uses other than an exposition."""
     for reader, labels, source in parts:
         shape, values = reader.read(labels, source)
         for series, value in zip(reader.series(labels, shape), values, strict=True):
@@ -175,7 +175,7 @@ class ByKey(Row[T], Generic[T, K]):
 
 
 class Info(Row[T]):
-    """One series that is always 1 and says something by its labels; absent where they are None."""
+    """One series that is always 1 and carries information in its labels; absent if they are None."""
 
     def __init__(self, family: Family, read: Callable[[T], tuple[Label, ...] | None]) -> None:
         self._family = family
@@ -231,7 +231,7 @@ class Rows(Reader[T]):
     """The rows of one kind of source, whose values change with every source."""
 
     def __init__(self, *rows: Row[T]) -> None:
-        # Values are by far the most: they are read in one go.
+        # Values are by far the most frequent: they are read together.
         self._accessors = [row.accessor for row in rows if isinstance(row, Value)]
         self._singles = [row for row in rows if isinstance(row, Value)]
         self._others = [row for row in rows if not isinstance(row, Value)]
@@ -246,7 +246,7 @@ class Rows(Reader[T]):
         return self.read_into(source, values), values
 
     def read_into(self, source: T, values: list[float]) -> Hashable:
-        """Append the values, and return which there are and the shapes of the other rows."""
+        """Append the values, and return which exist and the shapes of the other rows."""
         singles = [read(source) for read in self._accessors]
         known = [value for value in singles if value is not None]
         values += known

@@ -10,7 +10,7 @@ Labels = tuple[Label, ...]
 
 
 def device_labels(identity: DeviceIdentity) -> Labels:
-    """The labels that every series of a device carries."""
+    """The labels of every series of a device."""
     labels = (("gpu", identity.index), ("uuid", identity.uuid))
     return labels if identity.mig is None else (*labels, (MIG_LABEL, identity.mig))
 

@@ -56,7 +56,7 @@ def number_texts(values: Iterable[float]) -> list[str]:
 
 
 def _unusual(number: float, text: str) -> str:
-    """A number that is large, small, negative, or none. `text` is what msgspec has written."""
+    """A large, small or negative number, an infinity or NaN. `text` is msgspec's output."""
     if _PLAIN_BELOW <= number < _DIGITS_BELOW:
         point = text.index(".")
         digits = f"{text[0]}.{text[1:point]}{text[point + 1 :]}".rstrip("0.")
