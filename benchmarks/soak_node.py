@@ -270,16 +270,16 @@ class _Engine:
             Served(
                 workload="chat",
                 engine="vllm",
-                shown=present(self._config, books, gpus, state, Split()),
+                shown=present(self._config, totals, gpus, state, Split()),
                 gpus=gpus,
                 gpu_count=1,
                 tensor_parallel=1,
-                description=books.description,
-                passes=books.passes,
-                passes_missed=books.passes_missed,
-                prompts=books.prompts,
+                description=totals.description,
+                passes=totals.passes,
+                passes_missed=totals.passes_missed,
+                prompts=totals.prompts,
             )
-            for books in self._account.models()
+            for totals in self._account.models()
         )
 
     def snapshot(self) -> WorkloadsSnapshot:
@@ -287,8 +287,8 @@ class _Engine:
         state = self._scraper.state()
         gpus = (GpuRef("0", self._node.uuid),)
         models = tuple(
-            present(self._config, books, gpus, State(at_seconds=0.0), Split())
-            for books in self._account.models()
+            present(self._config, totals, gpus, State(at_seconds=0.0), Split())
+            for totals in self._account.models()
         )
         return WorkloadsSnapshot(
             (

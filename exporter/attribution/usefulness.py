@@ -75,7 +75,7 @@ class UsefulnessLedger:
     """Keeps the usefulness records of the engines. Used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._books: dict[str, _Books] = {}
+        self._totals: dict[str, _Books] = {}
 
     def enter(
         self,
@@ -88,26 +88,26 @@ class UsefulnessLedger:
 
         `holders` are its holders on each of its devices, by UUID; None if one of them is not known.
         """
-        books = self._books.setdefault(workload.name, _Books())
-        books.seen_at = now
-        self._add_executed(books, holders, charges)
-        needed = needed_by(workload) if books.known else None
+        totals = self._totals.setdefault(workload.name, _Books())
+        totals.seen_at = now
+        self._add_executed(totals, holders, charges)
+        needed = needed_by(workload) if totals.known else None
         if needed is None:
-            books.start = None
-        elif books.scraped_at != workload.last_success_timestamp_seconds:
-            books.scraped_at = workload.last_success_timestamp_seconds
-            _scraped(books, needed, now)
-        return _use(books, needed)
+            totals.start = None
+        elif totals.scraped_at != workload.last_success_timestamp_seconds:
+            totals.scraped_at = workload.last_success_timestamp_seconds
+            _scraped(totals, needed, now)
+        return _use(totals, needed)
 
     def forget_others(self, now: float) -> None:
         """Drop the records of workloads that were not updated for an hour."""
-        for name, books in list(self._books.items()):
-            if now - books.seen_at > _FORGET_SECONDS:
-                del self._books[name]
+        for name, totals in list(self._totals.items()):
+            if now - totals.seen_at > _FORGET_SECONDS:
+                del self._totals[name]
 
     @staticmethod
     def _add_executed(
-        books: _Books, holders: Mapping[str, Holder] | None, charges: Mapping[str, Charges]
+        totals: _Books, holders: Mapping[str, Holder] | None, charges: Mapping[str, Charges]
     ) -> None:
         flop: dict[str, tuple[Holder, float]] = {}
         for uuid, holder in (holders or {}).items():
@@ -116,15 +116,15 @@ class UsefulnessLedger:
                 flop[uuid] = holder, account.flop
         known = bool(holders) and len(flop) == len(holders or {})
         for uuid, (holder, total) in flop.items():
-            before = books.charged.get(uuid)
+            before = totals.charged.get(uuid)
             if before is not None and before[0] == holder:
-                books.executed += max(0.0, total - before[1])
+                totals.executed += max(0.0, total - before[1])
             else:
                 known = False  # from here on
-        books.charged = flop
-        if not known or not books.known:
-            books.start = None
-        books.known = known
+        totals.charged = flop
+        if not known or not totals.known:
+            totals.start = None
+        totals.known = known
 
 
 def needed_by(workload: WorkloadSnapshot) -> Needed | None:
@@ -140,50 +140,50 @@ def needed_by(workload: WorkloadSnapshot) -> Needed | None:
     return Needed(useful, explained) if workload.up and workload.models else None
 
 
-def _scraped(books: _Books, needed: Needed, now: float) -> None:
+def _scraped(totals: _Books, needed: Needed, now: float) -> None:
     """The engine was scraped: start a window, or end one that is long enough."""
-    if books.start is None:
-        books.start = now, books.executed, needed
+    if totals.start is None:
+        totals.start = now, totals.executed, needed
         return
-    began, executed, before = books.start
+    began, executed, before = totals.start
     window = _Window(
         seconds=now - began,
-        executed=books.executed - executed,
+        executed=totals.executed - executed,
         useful=needed.useful - before.useful,
         explained=needed.explained - before.explained,
     )
     if window.seconds < WINDOW_SECONDS:
         return
-    books.start = now, books.executed, needed
+    totals.start = now, totals.executed, needed
     busy = window.executed >= _LEAST_FLOP_PER_SECOND * window.seconds
     if not busy or window.useful < 0 or window.explained <= 0:
         return
-    books.recent.append(window)
-    recent = _ratio(books.recent, "useful")
-    usual = books.usual()
+    totals.recent.append(window)
+    recent = _ratio(totals.recent, "useful")
+    usual = totals.usual()
     fallen = usual is not None and recent < limit("usefulDrop") * usual
-    books.fallen_seconds = books.fallen_seconds + window.seconds if fallen else 0.0
-    while len(books.recent) > RECENT_WINDOWS:
-        past = books.recent.popleft()
-        if fallen and books.fallen_seconds < LONGEST_FALL_SECONDS:
+    totals.fallen_seconds = totals.fallen_seconds + window.seconds if fallen else 0.0
+    while len(totals.recent) > RECENT_WINDOWS:
+        past = totals.recent.popleft()
+        if fallen and totals.fallen_seconds < LONGEST_FALL_SECONDS:
             continue
         fade = math.exp(-past.seconds / USUAL_SECONDS)
-        books.usual_useful = books.usual_useful * fade + past.useful
-        books.usual_executed = books.usual_executed * fade + past.executed
-        books.usual_windows += 1
+        totals.usual_useful = totals.usual_useful * fade + past.useful
+        totals.usual_executed = totals.usual_executed * fade + past.executed
+        totals.usual_windows += 1
 
 
-def _use(books: _Books, needed: Needed | None) -> WorkloadUse:
-    if not books.known:
+def _use(totals: _Books, needed: Needed | None) -> WorkloadUse:
+    if not totals.known:
         return WorkloadUse()
-    if needed is None or len(books.recent) < RECENT_WINDOWS:
-        return WorkloadUse(executed_flop=books.executed)
-    shares = [window.explained / window.executed for window in books.recent]
-    explained = _ratio(books.recent, "explained")
+    if needed is None or len(totals.recent) < RECENT_WINDOWS:
+        return WorkloadUse(executed_flop=totals.executed)
+    shares = [window.explained / window.executed for window in totals.recent]
+    explained = _ratio(totals.recent, "explained")
     return WorkloadUse(
-        executed_flop=books.executed,
-        useful_share=_ratio(books.recent, "useful"),
-        usual_useful_share=books.usual(),
+        executed_flop=totals.executed,
+        useful_share=_ratio(totals.recent, "useful"),
+        usual_useful_share=totals.usual(),
         explained_share=explained,
         explained_spread=(max(shares) - min(shares)) / explained,
     )

@@ -13,13 +13,13 @@ from exporter.inference.models.locate import load_model, locate_config
 from exporter.inference.models.work import Cost, Work, cost_of
 from exporter.inference.progress import Progress, Server
 from exporter.inference.reading import EngineReading, ModelReading
-from exporter.inference.waste import WasteBooks
+from exporter.inference.waste import WasteTotals
 
 
 # A model's file may appear later, after the engine has downloaded it.
 RETRY_SECONDS = 600.0
 # The limit of models with records, including those that an endpoint no longer shows.
-LARGEST_BOOK_COUNT = 64
+LARGEST_TOTALS_COUNT = 64
 
 Locate = Callable[[str], Path | None]
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ class ModelSettings:
 
 
 @dataclass(slots=True)
-class ModelBooks:
+class ModelTotals:
     """The records of one model. Mutated under the account's lock."""
 
     reading: ModelReading
@@ -55,7 +55,7 @@ class ModelBooks:
     # Its maximum so far: counters never fall.
     shown_cost: Cost = field(default_factory=Cost)
     engine_flop: float = 0.0
-    waste: WasteBooks = field(default_factory=WasteBooks)
+    waste: WasteTotals = field(default_factory=WasteTotals)
     cache_share: CacheShare = field(default_factory=CacheShare)
     # The last window: its length and cost.
     window_seconds: float | None = None
@@ -75,7 +75,7 @@ class Account:
         self._workload = workload
         self._settings = settings
         self._locate = locate
-        self._books: dict[str, ModelBooks] = {}
+        self._totals: dict[str, ModelTotals] = {}
         self._shown: tuple[str, ...] = ()
         self._last_seconds: float | None = None
         self._restarts = 0
@@ -93,40 +93,40 @@ class Account:
         switched = restarted or reading.switches != self._switches
         self._restarts, self._switches = reading.restarts, reading.switches
         for model in reading.models:
-            new = model.model not in self._books
-            books = self._books.get(model.model) or ModelBooks(model)
+            new = model.model not in self._totals
+            totals = self._totals.get(model.model) or ModelTotals(model)
             if restarted:
-                books.described_as = None
-            self._describe(books, model, reading.seconds, server.cache_data_type)
-            work = books.progress.work_of(
+                totals.described_as = None
+            self._describe(totals, model, reading.seconds, server.cache_data_type)
+            work = totals.progress.work_of(
                 model,
                 _api_servers(server, reading, model),
                 changed=new or switched,
                 restarted=restarted,
             )
-            description = books.description
+            description = totals.description
             cost = (
                 cost_of(description, work, model.tensor_parallel or tensor_parallel)
                 if description
                 else None
             )
             with self._lock:
-                _enter(books, model, work, cost, None if reading.first else seconds)
-                self._books.pop(model.model, None)
-                self._books[model.model] = books
+                _enter(totals, model, work, cost, None if reading.first else seconds)
+                self._totals.pop(model.model, None)
+                self._totals[model.model] = totals
         with self._lock:
             self._shown = tuple(sorted(model.model for model in reading.models))
-            while len(self._books) > LARGEST_BOOK_COUNT:
-                del self._books[next(iter(self._books))]
+            while len(self._totals) > LARGEST_TOTALS_COUNT:
+                del self._totals[next(iter(self._totals))]
 
-    def models(self) -> tuple[ModelBooks, ...]:
+    def models(self) -> tuple[ModelTotals, ...]:
         """Copies of the records of the models in the last reading, by name."""
         with self._lock:
-            return tuple(_copy(self._books[name]) for name in self._shown)
+            return tuple(_copy(self._totals[name]) for name in self._shown)
 
     def _describe(
         self,
-        books: ModelBooks,
+        totals: ModelTotals,
         model: ModelReading,
         now_seconds: float,
         launched_cache: str | None,
@@ -137,8 +137,8 @@ class Account:
         """
         cache = self._settings.cache_data_type or model.cache_data_type or launched_cache
         wanted = (model.model, cache)
-        failed = books.problem is not None and now_seconds >= books.retry_at_seconds
-        if books.described_as == wanted and not failed:
+        failed = totals.problem is not None and now_seconds >= totals.retry_at_seconds
+        if totals.described_as == wanted and not failed:
             return
         description, problem = None, None
         path = self._settings.path or self._locate(model.model)
@@ -151,7 +151,7 @@ class Account:
                 )
             except ModelDescriptionError as error:
                 problem = str(error)
-        if problem is not None and problem != books.problem:
+        if problem is not None and problem != totals.problem:
             log.warning(
                 "model_not_described",
                 workload=self._workload,
@@ -159,9 +159,9 @@ class Account:
                 problem=problem,
             )
         with self._lock:
-            books.description, books.problem = description, problem
-        books.described_as = wanted
-        books.retry_at_seconds = now_seconds + RETRY_SECONDS
+            totals.description, totals.problem = description, problem
+        totals.described_as = wanted
+        totals.retry_at_seconds = now_seconds + RETRY_SECONDS
 
 
 def _api_servers(server: Server, reading: EngineReading, model: ModelReading) -> Server:
@@ -176,51 +176,51 @@ def _api_servers(server: Server, reading: EngineReading, model: ModelReading) ->
 
 
 def _enter(
-    books: ModelBooks, reading: ModelReading, work: Work, cost: Cost | None, seconds: float | None
+    totals: ModelTotals, reading: ModelReading, work: Work, cost: Cost | None, seconds: float | None
 ) -> None:
-    books.reading = reading
-    books.prefill_tokens += work.prefill_tokens
-    books.decode_tokens += work.decode_tokens
-    books.cached_tokens += reading.cached_tokens or 0.0
-    books.external_tokens += reading.external_tokens or 0.0
-    books.rejected_tokens += work.rejected_tokens
-    books.preemptions += reading.preemptions or 0.0
-    books.prompts += work.prompts
+    totals.reading = reading
+    totals.prefill_tokens += work.prefill_tokens
+    totals.decode_tokens += work.decode_tokens
+    totals.cached_tokens += reading.cached_tokens or 0.0
+    totals.external_tokens += reading.external_tokens or 0.0
+    totals.rejected_tokens += work.rejected_tokens
+    totals.preemptions += reading.preemptions or 0.0
+    totals.prompts += work.prompts
     if work.prefill_passes is None or work.decode_passes is None:
-        books.passes_missed += 1
+        totals.passes_missed += 1
     else:
         # Each rank counts the passes that the ranks run together.
-        books.passes += (work.prefill_passes + work.decode_passes) / max(1, work.ranks)
-    books.engine_flop += reading.engine_flop or 0.0
-    books.window_seconds = seconds if seconds and seconds > 0 else None
-    books.window_cost = None
+        totals.passes += (work.prefill_passes + work.decode_passes) / max(1, work.ranks)
+    totals.engine_flop += reading.engine_flop or 0.0
+    totals.window_seconds = seconds if seconds and seconds > 0 else None
+    totals.window_cost = None
     cached = (reading.cached_tokens or 0.0) + (reading.external_tokens or 0.0)
-    books.cache_share.observe(books.window_seconds or 0.0, cached, work.prefill_tokens)
-    if cost is not None and books.description is not None:
-        books.waste.enter(
-            books.description,
+    totals.cache_share.observe(totals.window_seconds or 0.0, cached, work.prefill_tokens)
+    if cost is not None and totals.description is not None:
+        totals.waste.enter(
+            totals.description,
             reading,
             work,
             cost,
-            context_tokens=books.progress.context,
-            lost_tokens=books.cache_share.lost(cached, work.prefill_tokens),
+            context_tokens=totals.progress.context,
+            lost_tokens=totals.cache_share.lost(cached, work.prefill_tokens),
         )
-        books.cost += cost
-        before, after = books.shown_cost, books.cost
-        books.shown_cost = Cost(
+        totals.cost += cost
+        before, after = totals.shown_cost, totals.cost
+        totals.shown_cost = Cost(
             max(before.prefill_flop, after.prefill_flop),
             max(before.decode_flop, after.decode_flop),
             max(before.prefill_bytes, after.prefill_bytes),
             max(before.decode_bytes, after.decode_bytes),
         )
-        books.window_cost = Cost(
-            books.shown_cost.prefill_flop - before.prefill_flop,
-            books.shown_cost.decode_flop - before.decode_flop,
-            books.shown_cost.prefill_bytes - before.prefill_bytes,
-            books.shown_cost.decode_bytes - before.decode_bytes,
+        totals.window_cost = Cost(
+            totals.shown_cost.prefill_flop - before.prefill_flop,
+            totals.shown_cost.decode_flop - before.decode_flop,
+            totals.shown_cost.prefill_bytes - before.prefill_bytes,
+            totals.shown_cost.decode_bytes - before.decode_bytes,
         )
 
 
-def _copy(books: ModelBooks) -> ModelBooks:
-    names = ModelBooks.__dataclass_fields__
-    return ModelBooks(**{name: getattr(books, name) for name in names})
+def _copy(totals: ModelTotals) -> ModelTotals:
+    names = ModelTotals.__dataclass_fields__
+    return ModelTotals(**{name: getattr(totals, name) for name in names})

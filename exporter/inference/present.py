@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from exporter.inference.account import ModelBooks
+from exporter.inference.account import ModelTotals
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.models.memory import stored_weight_bytes
 from exporter.inference.models.parameters import count_parameters
@@ -22,40 +22,40 @@ class Split:
 
 def present(
     config: WorkloadConfig,
-    books: ModelBooks,
+    totals: ModelTotals,
     gpus: Sequence[GpuRef],
     state: State,
     split: Split,
 ) -> ModelSnapshot:
     """Return the snapshot of one model. A ratio needs the peaks of all of its GPUs."""
-    reading, description, cost = books.reading, books.description, books.shown_cost
-    window, seconds = books.window_cost, books.window_seconds
+    reading, description, cost = totals.reading, totals.description, totals.shown_cost
+    window, seconds = totals.window_cost, totals.window_seconds
     counts = count_parameters(description) if description else None
-    precision = precision_of(config, books, gpus, state)
+    precision = precision_of(config, totals, gpus, state)
     prefilled = reading.computed_tokens is not None
-    share = _share_here(config, books, gpus, split)
+    share = _share_here(config, totals, gpus, split)
     known = prefilled and window is not None
     flops = window.flop / seconds if window and known and seconds else None
     bandwidth = window.dram_bytes / seconds if window and known and seconds else None
-    estimate = None if reading.engine_flop is None else books.engine_flop * split.gpus_per_replica
+    estimate = None if reading.engine_flop is None else totals.engine_flop * split.gpus_per_replica
     return ModelSnapshot(
         model=reading.model or _model_name(config),
         precision=precision,
-        prefill_tokens=None if reading.computed_tokens is None else books.prefill_tokens,
-        decode_tokens=None if reading.generated_tokens is None else books.decode_tokens,
-        cached_tokens=None if reading.cached_tokens is None else books.cached_tokens,
-        external_tokens=None if reading.external_tokens is None else books.external_tokens,
-        cached_share=books.cache_share.recent,
-        usual_cached_share=books.cache_share.usual,
-        rejected_tokens=None if reading.draft_tokens is None else books.rejected_tokens,
-        preemptions=None if reading.preemptions is None else books.preemptions,
+        prefill_tokens=None if reading.computed_tokens is None else totals.prefill_tokens,
+        decode_tokens=None if reading.generated_tokens is None else totals.decode_tokens,
+        cached_tokens=None if reading.cached_tokens is None else totals.cached_tokens,
+        external_tokens=None if reading.external_tokens is None else totals.external_tokens,
+        cached_share=totals.cache_share.recent,
+        usual_cached_share=totals.cache_share.usual,
+        rejected_tokens=None if reading.draft_tokens is None else totals.rejected_tokens,
+        preemptions=None if reading.preemptions is None else totals.preemptions,
         role=reading.role or split.role,
         prefill_flop=cost.prefill_flop if description and prefilled else None,
         decode_flop=cost.decode_flop if description else None,
-        wasted_flop=books.waste.known(
+        wasted_flop=totals.waste.known(
             reading,
-            preemptions=books.preemptions,
-            usual_share_known=books.cache_share.usual is not None,
+            preemptions=totals.preemptions,
+            usual_share_known=totals.cache_share.usual is not None,
         )
         if description and prefilled
         else {},
@@ -73,17 +73,17 @@ def present(
         running_requests=reading.running_requests,
         waiting_requests=reading.waiting_requests,
         cache_usage_ratio=reading.cache_usage_ratio,
-        decode_context_tokens=books.progress.context,
+        decode_context_tokens=totals.progress.context,
         parameters=counts.total if counts else None,
         active_parameters=counts.active if counts else None,
         weight_bytes=stored_weight_bytes(description) if description else None,
-        problem=books.problem,
+        problem=totals.problem,
         not_counted=description.not_counted if description else (),
     )
 
 
 def _share_here(
-    config: WorkloadConfig, books: ModelBooks, gpus: Sequence[GpuRef], split: Split
+    config: WorkloadConfig, totals: ModelTotals, gpus: Sequence[GpuRef], split: Split
 ) -> float | None:
     """The share of the engine's GPUs on this host; None if the others are not known.
 
@@ -93,7 +93,7 @@ def _share_here(
     """
     if config.gpus_total:
         return min(1.0, len(gpus) / config.gpus_total)
-    reading = books.reading
+    reading = totals.reading
     told = [
         reading.gpus,
         split.launched_gpus,
@@ -109,7 +109,7 @@ def _whole(part: float | None, share: float | None) -> float | None:
 
 
 def precision_of(
-    config: WorkloadConfig, books: ModelBooks, gpus: Sequence[GpuRef], state: State
+    config: WorkloadConfig, totals: ModelTotals, gpus: Sequence[GpuRef], state: State
 ) -> str | None:
     """Return the precision of the matrix products: the stated one, if the GPUs support it.
 
@@ -119,8 +119,8 @@ def precision_of(
     """
     if config.precision is not None:
         return config.precision
-    description = books.description
-    said = [books.reading.precision]
+    description = totals.description
+    said = [totals.reading.precision]
     said += [description.compute_precision, description.data_type] if description else []
     candidates = [precision for precision in said if precision is not None]
     for precision in candidates:

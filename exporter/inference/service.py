@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from exporter.http_client import without_credentials
-from exporter.inference.account import Account, Locate, ModelBooks, ModelSettings
+from exporter.inference.account import Account, Locate, ModelSettings, ModelTotals
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig, check_names
 from exporter.inference.containers import ContainerDiscovery
 from exporter.inference.discovery import (
@@ -165,10 +165,10 @@ class WorkloadService:
         with self._lock:
             workloads = sorted(self._workloads.items())
         return tuple(
-            self._served(workload, books, state)
+            self._served(workload, totals, state)
             for _name, workload in workloads
             if workload.scraper.state().up
-            for books in workload.account.models()
+            for totals in workload.account.models()
         )
 
     def precisions(self, state: State | None = None) -> Mapping[str, str]:
@@ -182,8 +182,8 @@ class WorkloadService:
             workloads = sorted(self._workloads.items())
         for _name, workload in workloads:
             gpus = self._gpus_of(workload, state)
-            for books in workload.account.models():
-                precision = precision_of(workload.config, books, gpus, state)
+            for totals in workload.account.models():
+                precision = precision_of(workload.config, totals, gpus, state)
                 if precision is not None:
                     for gpu in gpus:
                         served.setdefault(gpu.uuid, precision)
@@ -234,7 +234,9 @@ class WorkloadService:
             reason=scrape.reason.value if scrape.reason else None,
             gpus=gpus,
             processes=workload.processes,
-            models=tuple(self._shown(workload, books, state) for books in workload.account.models())
+            models=tuple(
+                self._shown(workload, totals, state) for totals in workload.account.models()
+            )
             if scrape.up
             else (),
             errors=scrape.errors,
@@ -242,24 +244,24 @@ class WorkloadService:
             last_success_timestamp_seconds=scrape.last_success_timestamp_seconds,
         )
 
-    def _shown(self, workload: _Workload, books: ModelBooks, state: State) -> ModelSnapshot:
+    def _shown(self, workload: _Workload, totals: ModelTotals, state: State) -> ModelSnapshot:
         split = Split(self._split(workload), workload.launch.gpus, workload.launch.role)
-        return present(workload.config, books, self._gpus_of(workload, state), state, split)
+        return present(workload.config, totals, self._gpus_of(workload, state), state, split)
 
-    def _served(self, workload: _Workload, books: ModelBooks, state: State) -> Served:
+    def _served(self, workload: _Workload, totals: ModelTotals, state: State) -> Served:
         gpus = self._gpus_of(workload, state)
-        told = books.reading.gpus or workload.launch.gpus
+        told = totals.reading.gpus or workload.launch.gpus
         return Served(
             workload=workload.config.name,
             engine=workload.config.engine,
-            shown=self._shown(workload, books, state),
+            shown=self._shown(workload, totals, state),
             gpus=gpus,
             gpu_count=workload.config.gpus_total or told or len(gpus),
-            tensor_parallel=books.reading.tensor_parallel or self._tensor_parallel(workload),
-            description=books.description,
-            passes=books.passes,
-            passes_missed=books.passes_missed,
-            prompts=books.prompts,
+            tensor_parallel=totals.reading.tensor_parallel or self._tensor_parallel(workload),
+            description=totals.description,
+            passes=totals.passes,
+            passes_missed=totals.passes_missed,
+            prompts=totals.prompts,
         )
 
     def _gpus_of(self, workload: _Workload, state: State) -> tuple[GpuRef, ...]:

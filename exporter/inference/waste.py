@@ -22,7 +22,7 @@ from exporter.inference.reading import ModelReading
 
 
 @dataclass(slots=True)
-class WasteBooks:
+class WasteTotals:
     """FLOP wasted by one model so far, by cause. They are counters and never fall."""
 
     preemption: float = 0.0

@@ -1,4 +1,4 @@
-"""The books of one device over its life: ticks, missed ticks, gaps, resets."""
+"""The accounts of one device over its life: ticks, missed ticks, gaps, resets."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ IDENTITY = DeviceIdentity(
 MAX_WINDOW = 4.0
 
 
-class Books:
+class Accounts:
     """Accounts driven by hand: a clock of 1 GHz, windows as the test says."""
 
     def __init__(self) -> None:
@@ -61,96 +61,96 @@ FLOP_PER_SECOND = 0.5 * 132 * 1e9 * 4096
 
 def test_windows_tile_time() -> None:
     """Three ticks of one second: three seconds, and the FLOP of three seconds."""
-    books = Books()
-    books.tick(0.0)
+    accounts = Accounts()
+    accounts.tick(0.0)
     for start in range(3):
-        books.tick(start + 1.0, busy(start, start + 1.0), open_since=start + 1.0)
+        accounts.tick(start + 1.0, busy(start, start + 1.0), open_since=start + 1.0)
 
-    assert books.seconds == pytest.approx(3)
-    assert books.tensor_flop == pytest.approx(3 * FLOP_PER_SECOND)
+    assert accounts.seconds == pytest.approx(3)
+    assert accounts.tensor_flop == pytest.approx(3 * FLOP_PER_SECOND)
 
 
 def test_a_missed_tick_loses_nothing() -> None:
     """The window after it is longer, and counts all of it."""
-    books = Books()
-    books.tick(0.0)
-    books.tick(1.0, busy(0, 1), open_since=1.0)
-    books.tick(3.0, busy(1, 3), open_since=3.0)
+    accounts = Accounts()
+    accounts.tick(0.0)
+    accounts.tick(1.0, busy(0, 1), open_since=1.0)
+    accounts.tick(3.0, busy(1, 3), open_since=3.0)
 
-    assert books.seconds == pytest.approx(3)
-    assert books.tensor_flop == pytest.approx(3 * FLOP_PER_SECOND)
+    assert accounts.seconds == pytest.approx(3)
+    assert accounts.tensor_flop == pytest.approx(3 * FLOP_PER_SECOND)
 
 
 def test_a_gap_is_not_counted() -> None:
     """A window longer than the daemon can have watched is dropped, in FLOP and in seconds."""
-    books = Books()
-    books.tick(0.0)
-    books.tick(1.0, busy(0, 1), open_since=1.0)
-    assert books.tick(60.0, busy(1, 60), open_since=60.0) is None
+    accounts = Accounts()
+    accounts.tick(0.0)
+    accounts.tick(1.0, busy(0, 1), open_since=1.0)
+    assert accounts.tick(60.0, busy(1, 60), open_since=60.0) is None
 
-    assert books.seconds == pytest.approx(1)
-    assert books.tensor_flop == pytest.approx(FLOP_PER_SECOND)
+    assert accounts.seconds == pytest.approx(1)
+    assert accounts.tensor_flop == pytest.approx(FLOP_PER_SECOND)
 
 
 def test_no_span_is_counted_twice() -> None:
     """A window that overlaps time already accounted is rejected."""
-    books = Books()
-    books.tick(0.0)
-    books.tick(1.0, busy(0, 1), open_since=1.0)
-    books.tick(2.0, busy(0.5, 2), open_since=2.0)
+    accounts = Accounts()
+    accounts.tick(0.0)
+    accounts.tick(1.0, busy(0, 1), open_since=1.0)
+    accounts.tick(2.0, busy(0.5, 2), open_since=2.0)
 
-    assert books.seconds == pytest.approx(1)
+    assert accounts.seconds == pytest.approx(1)
 
 
 def test_without_activity_the_tick_is_known_coarsely() -> None:
     """No GPM: NVML's utilization says how much was idle; the rest is unresolved, no FLOP."""
-    books = Books()
-    books.tick(0.0, gpu_utilization=0.75)
-    books.tick(2.0, gpu_utilization=0.75)
+    accounts = Accounts()
+    accounts.tick(0.0, gpu_utilization=0.75)
+    accounts.tick(2.0, gpu_utilization=0.75)
 
-    states = books.accounts.counters().state_seconds
+    states = accounts.accounts.counters().state_seconds
     # The clock is at half its maximum; the GPU was busy for three quarters of the other half.
     assert states["unresolved"] == pytest.approx(0.75)
     assert states["idle"] == pytest.approx(0.25)
     assert states["clock_other"] + states["clock_power"] == pytest.approx(1.0)
-    assert books.tensor_flop == 0
+    assert accounts.tensor_flop == 0
 
 
 def test_the_change_from_coarse_to_activity_leaves_neither_hole_nor_overlap() -> None:
     """GPM's first sample is in the middle of a tick: coarse before it, by activity after it."""
-    books = Books()
-    books.tick(0.0, gpu_utilization=0.5)
-    books.tick(1.0, open_since=0.6, gpu_utilization=0.5)
-    books.tick(2.0, busy(0.6, 2.0), open_since=2.0)
+    accounts = Accounts()
+    accounts.tick(0.0, gpu_utilization=0.5)
+    accounts.tick(1.0, open_since=0.6, gpu_utilization=0.5)
+    accounts.tick(2.0, busy(0.6, 2.0), open_since=2.0)
 
-    assert books.seconds == pytest.approx(2)
-    assert books.tensor_flop == pytest.approx(1.4 * FLOP_PER_SECOND)
+    assert accounts.seconds == pytest.approx(2)
+    assert accounts.tensor_flop == pytest.approx(1.4 * FLOP_PER_SECOND)
 
 
 def test_a_failed_activity_reading_waits_for_the_next() -> None:
     """While GPM's window is open, none of its time is accounted coarsely."""
-    books = Books()
-    books.tick(0.0, open_since=0.0)
-    books.tick(1.0, open_since=0.0, gpu_utilization=0.5)
-    books.tick(2.0, busy(0, 2), open_since=2.0)
+    accounts = Accounts()
+    accounts.tick(0.0, open_since=0.0)
+    accounts.tick(1.0, open_since=0.0, gpu_utilization=0.5)
+    accounts.tick(2.0, busy(0, 2), open_since=2.0)
 
-    assert books.seconds == pytest.approx(2)
-    assert books.tensor_flop == pytest.approx(2 * FLOP_PER_SECOND)
+    assert accounts.seconds == pytest.approx(2)
+    assert accounts.tensor_flop == pytest.approx(2 * FLOP_PER_SECOND)
 
 
 def test_a_window_that_is_given_up_is_booked_by_utilization() -> None:
     """GPM fails at 1 s and restarts at 5 s: four seconds, of which a quarter was busy."""
-    books = Books()
+    accounts = Accounts()
     for second in range(6):
-        books.tick(
+        accounts.tick(
             float(second),
             busy(0, 1) if second == 1 else None,
             open_since=float(second) if second in (0, 5) else 1.0,
             gpu_utilization=0.25,
         )
-    states = books.accounts.counters().state_seconds
+    states = accounts.accounts.counters().state_seconds
 
-    assert books.seconds == pytest.approx(5.0)
+    assert accounts.seconds == pytest.approx(5.0)
     # Half of each second is lost to the clock of 1 of 2 GHz; three quarters of the rest idle.
     assert states["idle"] == pytest.approx(4 * 0.5 * 0.75)
     assert states["unresolved"] == pytest.approx(4 * 0.5 * 0.25)
@@ -158,33 +158,33 @@ def test_a_window_that_is_given_up_is_booked_by_utilization() -> None:
 
 def test_time_before_a_windows_start_is_not_lost() -> None:
     """A trial of GPM took from 1 s to 1.4 s, and the first window begins where it ended."""
-    books = Books()
-    books.tick(0.0)
-    books.tick(1.0)
-    books.tick(2.0, busy(1.4, 2.0), open_since=2.0)
+    accounts = Accounts()
+    accounts.tick(0.0)
+    accounts.tick(1.0)
+    accounts.tick(2.0, busy(1.4, 2.0), open_since=2.0)
 
-    assert books.seconds == pytest.approx(2.0)
-    assert books.tensor_flop == pytest.approx(0.6 * FLOP_PER_SECOND)
+    assert accounts.seconds == pytest.approx(2.0)
+    assert accounts.tensor_flop == pytest.approx(0.6 * FLOP_PER_SECOND)
 
 
 def test_a_window_that_is_given_up_after_a_gap_begins_after_it() -> None:
     """Nothing was observed from 1 s to 9 s: a window open over it is not accounted in any way."""
-    books = Books()
-    books.tick(0.0)
-    books.tick(1.0, open_since=1.0)
-    books.tick(9.0)
-    books.tick(10.0)
+    accounts = Accounts()
+    accounts.tick(0.0)
+    accounts.tick(1.0, open_since=1.0)
+    accounts.tick(9.0)
+    accounts.tick(10.0)
 
-    assert books.seconds == pytest.approx(2.0)
+    assert accounts.seconds == pytest.approx(2.0)
 
 
 def test_the_clock_of_a_long_window_is_the_whole_windows() -> None:
     """Two minutes at 0.5 GHz and two at 1.5 GHz, eight samples a second, are a mean of 1 GHz."""
-    books = Books()
+    accounts = Accounts()
     for step in range(8 * 240 + 1):
         hertz = 0.5e9 if step < 8 * 120 else 1.5e9
-        books.accounts.observe_clock(ClockSample(step / 8, hertz, 0))
-    last = books.accounts.observe(
+        accounts.accounts.observe_clock(ClockSample(step / 8, hertz, 0))
+    last = accounts.accounts.observe(
         FastReading(240.0),
         busy(0, 240),
         precision="bf16",
@@ -198,35 +198,35 @@ def test_the_clock_of_a_long_window_is_the_whole_windows() -> None:
 
 def test_after_a_gap_time_starts_anew() -> None:
     """Unwatched time is in no counter; the time after it is."""
-    books = Books()
-    books.tick(0.0, gpu_utilization=0.5)
-    books.tick(1.0, gpu_utilization=0.5)
-    books.accounts.forget_open_spans()
-    books.tick(3.0, gpu_utilization=0.5)
-    books.tick(4.0, gpu_utilization=0.5)
+    accounts = Accounts()
+    accounts.tick(0.0, gpu_utilization=0.5)
+    accounts.tick(1.0, gpu_utilization=0.5)
+    accounts.accounts.forget_open_spans()
+    accounts.tick(3.0, gpu_utilization=0.5)
+    accounts.tick(4.0, gpu_utilization=0.5)
 
-    assert books.seconds == pytest.approx(2)
-    reasons = books.accounts.counters().event_reason_seconds
+    assert accounts.seconds == pytest.approx(2)
+    reasons = accounts.accounts.counters().event_reason_seconds
     assert reasons["sw_power_cap"] == pytest.approx(2)
 
 
 def test_energy_stays_monotonic_over_a_driver_reload() -> None:
     """The device restarts at zero; the counter continues from its last value."""
-    books = Books()
+    accounts = Accounts()
     for at, joules in enumerate((1000.0, 1100.0, 5.0, 25.0)):
-        books.tick(at, energy_joules=joules)
+        accounts.tick(at, energy_joules=joules)
 
-    assert books.accounts.counters().energy_joules == pytest.approx(1120)
+    assert accounts.accounts.counters().energy_joules == pytest.approx(1120)
 
 
 def test_every_tick_is_one_observation() -> None:
     """50 % of the tensor pipe at 1 GHz of the sheet's 1.83 GHz is 27 % of the data sheet."""
-    books = Books()
-    books.tick(0.0)
+    accounts = Accounts()
+    accounts.tick(0.0)
     for start in range(5):
-        books.tick(start + 1.0, busy(start, start + 1.0), open_since=start + 1.0)
+        accounts.tick(start + 1.0, busy(start, start + 1.0), open_since=start + 1.0)
 
-    ticks = books.accounts.counters().tick_utilization["bf16"]
+    ticks = accounts.accounts.counters().tick_utilization["bf16"]
     assert ticks.count == 5
     assert ticks.total == pytest.approx(5 * FLOP_PER_SECOND / 989.4e12)
     assert ticks.counts[ticks.bounds.index(0.3)] == 5
@@ -234,9 +234,9 @@ def test_every_tick_is_one_observation() -> None:
 
 def test_the_last_window_gives_the_gauges() -> None:
     """Achieved FLOP/s and their share of the data sheet, of that tick alone."""
-    books = Books()
-    books.tick(0.0)
-    last = books.tick(1.0, busy(0, 1), open_since=1.0)
+    accounts = Accounts()
+    accounts.tick(0.0)
+    last = accounts.tick(1.0, busy(0, 1), open_since=1.0)
 
     assert last is not None
     assert last.achieved_flops["bf16"] == pytest.approx(FLOP_PER_SECOND)
@@ -257,14 +257,14 @@ def test_counters_never_fall_and_never_exceed_elapsed_time(
     ticks: list[tuple[float, float, str]],
 ) -> None:
     """Whatever a device does, no counter decreases and no time is counted that did not elapse."""
-    books = Books()
+    accounts = Accounts()
     now = opened = 0.0
-    books.tick(now, open_since=now)
-    before = books.accounts.counters()
+    accounts.tick(now, open_since=now)
+    before = accounts.accounts.counters()
     for seconds, activity, outcome in ticks:
         now += seconds
         if outcome == "lost":
-            books.accounts.forget_open_spans()
+            accounts.accounts.forget_open_spans()
             opened = now
             continue
         closed = None
@@ -273,15 +273,15 @@ def test_counters_never_fall_and_never_exceed_elapsed_time(
                 "gpm", opened, now, graphics=activity, sm=activity, hmma_tensor=activity
             )
             opened = now
-        books.tick(now, closed, open_since=opened, gpu_utilization=activity)
-        after = books.accounts.counters()
+        accounts.tick(now, closed, open_since=opened, gpu_utilization=activity)
+        after = accounts.accounts.counters()
         for key, value in before.flop.items():
             assert after.flop[key] >= value
         for state, value in before.state_seconds.items():
             assert after.state_seconds[state] >= value
         before = after
 
-    assert books.seconds <= now + 1e-6
+    assert accounts.seconds <= now + 1e-6
 
 
 @given(
@@ -299,9 +299,9 @@ def test_a_suspended_machine_counts_nothing_of_its_sleep(
     steps: list[tuple[float, float, bool, float]],
 ) -> None:
     """The monotonic clock jumps: the tick of the jump is not counted, all others are in full."""
-    books = Books()
+    accounts = Accounts()
     now = opened = awake = 0.0
-    books.tick(now, open_since=now, gpu_utilization=0.5)
+    accounts.tick(now, open_since=now, gpu_utilization=0.5)
     before = 0.0
     for seconds, asleep, answers, activity in steps:
         now += seconds + asleep
@@ -312,11 +312,11 @@ def test_a_suspended_machine_counts_nothing_of_its_sleep(
                 "gpm", opened, now, graphics=activity, sm=activity, hmma_tensor=activity
             )
             opened = now
-        books.tick(now, window, open_since=opened, gpu_utilization=activity)
-        assert books.seconds >= before
-        before = books.seconds
+        accounts.tick(now, window, open_since=opened, gpu_utilization=activity)
+        assert accounts.seconds >= before
+        before = accounts.seconds
 
     # A window that a sleep made too long is dropped with its watched part, which is at most one
     # window.
     sleeps = sum(asleep > 0 for _, asleep, _, _ in steps)
-    assert books.seconds <= awake + sleeps * MAX_WINDOW + 1e-6
+    assert accounts.seconds <= awake + sleeps * MAX_WINDOW + 1e-6

@@ -65,41 +65,41 @@ class TestVllm:
         """16 requests of 100 and 200 tokens: 401 counts of 201 passes; 802 with two ranks."""
         replay = Replay()
         replay.scrape(f"vllm-0.32.0-{name}-idle")
-        (books,) = replay.scrape(f"vllm-0.32.0-{name}-loaded")
+        (totals,) = replay.scrape(f"vllm-0.32.0-{name}-loaded")
 
         prefill, decode, dram_bytes = requests(16, 100, 200, passes)
-        assert (books.prefill_tokens, books.decode_tokens) == (1600, 3200)
-        assert books.cost.prefill_flop == pytest.approx(prefill, rel=1e-3)
-        assert books.cost.decode_flop == pytest.approx(decode, rel=1e-3)
-        assert books.cost.dram_bytes == pytest.approx(dram_bytes, rel=0.01)
+        assert (totals.prefill_tokens, totals.decode_tokens) == (1600, 3200)
+        assert totals.cost.prefill_flop == pytest.approx(prefill, rel=1e-3)
+        assert totals.cost.decode_flop == pytest.approx(decode, rel=1e-3)
+        assert totals.cost.dram_bytes == pytest.approx(dram_bytes, rel=0.01)
 
     def test_speculation(self):
         """Two requests of 160 and 125 tokens; 245 drafts, 173 accepted, 72 thrown away."""
         replay = Replay()
         replay.scrape("vllm-0.32.0-cpu-idle", **{"/models/llama": "acme/tiny-llama"})
-        (books,) = replay.scrape(
+        (totals,) = replay.scrape(
             "vllm-0.32.0-ngram-spec-alias",
             **{"process_start_time_seconds 1.79601016118e+09": "process_start_time_seconds 1.9e9"},
         )
 
-        assert (books.prefill_tokens, books.decode_tokens) == (320, 250)
-        assert books.rejected_tokens == 72
+        assert (totals.prefill_tokens, totals.decode_tokens) == (320, 250)
+        assert totals.rejected_tokens == 72
         prefill, _decode, _bytes = requests(2, 160, 125, 84)
-        assert books.cost.prefill_flop == pytest.approx(prefill, rel=0.01)
+        assert totals.cost.prefill_flop == pytest.approx(prefill, rel=0.01)
 
     def test_embeddings(self):
         """10 texts of 200 tokens and no answer: no logits, no decoding."""
         replay = Replay()
         replay.scrape("vllm-0.32.0-cpu-idle", **{"/models/llama": "/models/qwen3"})
-        (books,) = replay.scrape(
+        (totals,) = replay.scrape(
             "vllm-0.32.0-embeddings",
             **{"process_start_time_seconds 1.79601038137e+09": "process_start_time_seconds 1.9e9"},
         )
 
-        assert (books.prefill_tokens, books.decode_tokens) == (2000, 0)
+        assert (totals.prefill_tokens, totals.decode_tokens) == (2000, 0)
         right = 2000 * LINEAR + 10 * 200 * 201 // 2 * PAIR
-        assert books.cost.prefill_flop == pytest.approx(right, rel=0.01)
-        assert books.cost.decode_flop == 0
+        assert totals.cost.prefill_flop == pytest.approx(right, rel=0.01)
+        assert totals.cost.decode_flop == 0
 
     def test_an_aborted_request(self):
         """One prompt of 200 tokens never ended; nothing runs: nothing is under way."""
@@ -109,55 +109,59 @@ class TestVllm:
             "vllm-0.32.0-cpu-after-load",
             **{"process_start_time_seconds 1.79600842126e+09": "process_start_time_seconds 1.9e9"},
         )
-        (books,) = replay.account.models()
+        (totals,) = replay.account.models()
 
-        assert (books.prefill_tokens, books.cached_tokens) == (20_362, 1408)
-        assert books.progress.aborted.requests == 1
-        assert books.progress.prefills == ()
+        assert (totals.prefill_tokens, totals.cached_tokens) == (20_362, 1408)
+        assert totals.progress.aborted.requests == 1
+        assert totals.progress.prefills == ()
 
     def test_an_estimate_that_stays_0_is_none(self):
         """The counter is exposed before anything was served, and where it is off."""
         replay = Replay()
-        (books,) = replay.scrape("vllm-0.32.0-cpu-idle")
+        (totals,) = replay.scrape("vllm-0.32.0-cpu-idle")
 
-        assert books.reading.engine_flop is None
+        assert totals.reading.engine_flop is None
 
     def test_behind_ray(self):
         """The sums of its histograms are built from midpoints: counters are read, lengths are not."""
-        (books,) = Replay("vllm").scrape("ray-2.60.0-vllm-names")
+        (totals,) = Replay("vllm").scrape("ray-2.60.0-vllm-names")
 
-        assert books.reading.in_flight is None
-        assert (books.reading.passes, books.reading.observed_passes) == (0, None)
+        assert totals.reading.in_flight is None
+        assert (totals.reading.passes, totals.reading.observed_passes) == (0, None)
 
 
 class TestSglang:
     def test_priorities_are_not_added_to_their_sum(self):
         """4 requests run: 3 of priority 0 and 1 of priority 1."""
-        (books,) = Replay("sglang").scrape("sglang-0.5.23-collector-priority-1")
+        (totals,) = Replay("sglang").scrape("sglang-0.5.23-collector-priority-1")
 
-        assert (books.reading.running_requests, books.reading.waiting_requests) == (4, 2)
+        assert (totals.reading.running_requests, totals.reading.waiting_requests) == (4, 2)
 
     def test_requests_that_ended(self):
         """4 requests of 1000 prompt tokens, 200 of them cached, and 200 answered; none is left."""
         replay = Replay("sglang")
         replay.scrape("sglang-0.5.23-collector-plain-0")
-        (books,) = replay.scrape("sglang-0.5.23-collector-plain-1")
+        (totals,) = replay.scrape("sglang-0.5.23-collector-plain-1")
 
-        assert (books.prefill_tokens, books.decode_tokens, books.cached_tokens) == (800, 200, 200)
-        assert (books.reading.finished.requests, books.reading.in_flight.requests) == (4, 0)
-        assert (books.reading.prefill_passes, books.reading.decode_passes) == (1, 49)
-        assert books.reading.role == "both"
+        assert (totals.prefill_tokens, totals.decode_tokens, totals.cached_tokens) == (
+            800,
+            200,
+            200,
+        )
+        assert (totals.reading.finished.requests, totals.reading.in_flight.requests) == (4, 0)
+        assert (totals.reading.prefill_passes, totals.reading.decode_passes) == (1, 49)
+        assert totals.reading.role == "both"
 
     def test_a_decode_server_prefills_nothing(self):
         """Its prompts were computed by another server."""
         replay = Replay("sglang")
         decode = {'engine_type="unified"': 'engine_type="decode"'}
         replay.scrape("sglang-0.5.23-collector-plain-0", **decode)
-        (books,) = replay.scrape("sglang-0.5.23-collector-plain-1", **decode)
+        (totals,) = replay.scrape("sglang-0.5.23-collector-plain-1", **decode)
 
-        assert (books.prefill_tokens, books.external_tokens) == (0, 1000)
-        assert books.reading.role == "decode"
-        assert books.cost.prefill_flop == 4 * LOGITS
+        assert (totals.prefill_tokens, totals.external_tokens) == (0, 1000)
+        assert totals.reading.role == "decode"
+        assert totals.cost.prefill_flop == 4 * LOGITS
 
     def test_retracted_requests_are_computed_once(self):
         """The effective counter leaves out what is computed again, and wins once it counts."""
@@ -165,7 +169,7 @@ class TestSglang:
         rest = ',model_name="/models/llama",moe_ep_rank="0",pp_rank="0",tp_rank="0"} '
         replay = Replay("sglang")
         replay.scrape("sglang-0.5.23-collector-plain-0")
-        (books,) = replay.scrape(
+        (totals,) = replay.scrape(
             "sglang-0.5.23-collector-plain-1",
             **{
                 f'{effective}"input"{rest}0.0': f'{effective}"input"{rest}700.0',
@@ -173,15 +177,15 @@ class TestSglang:
             },
         )
 
-        assert (books.prefill_tokens, books.cached_tokens) == (700, 200)
+        assert (totals.prefill_tokens, totals.cached_tokens) == (700, 200)
 
 
 class TestTensorRtLlm:
     def test_label_names_of_its_source(self):
         """8 GPUs, 8-way tensor parallel, fp8 weights and cache."""
-        (books,) = Replay("tensorrt_llm").scrape("trtllm-label-names-from-source")
+        (totals,) = Replay("tensorrt_llm").scrape("trtllm-label-names-from-source")
 
-        said = books.reading
+        said = totals.reading
         assert (said.tensor_parallel, said.pipeline_parallel, said.gpus) == (8, 1, 8)
         assert (said.precision, said.cache_data_type) == ("fp8", "fp8")
 

@@ -5,7 +5,7 @@ import pytest
 from exporter.inference.cache_share import CacheShare
 from exporter.inference.models.work import Cost, Work
 from exporter.inference.reading import ModelReading
-from exporter.inference.waste import WasteBooks
+from exporter.inference.waste import WasteTotals
 from tests.inference.models.shapes import TINY
 
 
@@ -17,31 +17,31 @@ def entered(
     work: Work | None = None,
     cost: Cost | None = None,
     lost: float = 0.0,
-) -> WasteBooks:
-    """Books after one window at a mean context of 10 tokens."""
-    books = WasteBooks()
-    enter(books, reading, work, cost, lost)
-    return books
+) -> WasteTotals:
+    """Totals after one window at a mean context of 10 tokens."""
+    totals = WasteTotals()
+    enter(totals, reading, work, cost, lost)
+    return totals
 
 
 def enter(
-    books: WasteBooks,
+    totals: WasteTotals,
     reading: ModelReading = NOTHING,
     work: Work | None = None,
     cost: Cost | None = None,
     lost: float = 0.0,
 ) -> None:
-    books.enter(
+    totals.enter(
         TINY, reading, work or Work(), cost or Cost(), context_tokens=10.0, lost_tokens=lost
     )
 
 
 def test_a_rejected_draft_costs_a_token_with_its_logits() -> None:
     """2 layers of 576 parameters are 2,304 FLOP, the head 160, attention to 10 keys 2 × 32 × 10: 3,104 each."""
-    books = entered(work=Work(rejected_tokens=3.0))
+    totals = entered(work=Work(rejected_tokens=3.0))
 
-    assert books.rejected_drafts == 3 * (2304 + 160 + 640)
-    assert (books.preemption, books.lost_cache_hits) == (0.0, 0.0)
+    assert totals.rejected_drafts == 3 * (2304 + 160 + 640)
+    assert (totals.preemption, totals.lost_cache_hits) == (0.0, 0.0)
 
 
 def test_a_token_computed_again_is_a_prompts() -> None:
@@ -51,11 +51,11 @@ def test_a_token_computed_again_is_a_prompts() -> None:
 
 def test_counters_that_are_not_written_at_once() -> None:
     """Two tokens too few in one scrape are taken off the five of the next; the counter never falls."""
-    books = entered(ModelReading(recomputed_tokens=-2.0))
-    assert books.preemption == 0.0
+    totals = entered(ModelReading(recomputed_tokens=-2.0))
+    assert totals.preemption == 0.0
 
-    enter(books, ModelReading(recomputed_tokens=5.0))
-    assert books.preemption == 3 * (2304 + 352)
+    enter(totals, ModelReading(recomputed_tokens=5.0))
+    assert totals.preemption == 3 * (2304 + 352)
 
 
 def test_lost_hits_are_their_part_of_the_prompts() -> None:
@@ -84,34 +84,36 @@ class TestWhatIsKnown:
 
     def test_an_engine_that_counts_nothing(self) -> None:
         """llama.cpp: neither preemptions nor drafts nor hits."""
-        assert WasteBooks().known(NOTHING, preemptions=0.0, usual_share_known=True) == {}
+        assert WasteTotals().known(NOTHING, preemptions=0.0, usual_share_known=True) == {}
 
     def test_preemptions_alone(self) -> None:
         """vLLM counts preemptions, but not the tokens: none is nothing wasted, one is not known."""
         reading = ModelReading(preemptions=0.0)
-        books = WasteBooks()
+        totals = WasteTotals()
 
-        assert books.known(reading, preemptions=0.0, usual_share_known=False) == {"preemption": 0.0}
-        assert books.known(reading, preemptions=1.0, usual_share_known=False) == {}
+        assert totals.known(reading, preemptions=0.0, usual_share_known=False) == {
+            "preemption": 0.0
+        }
+        assert totals.known(reading, preemptions=1.0, usual_share_known=False) == {}
 
     def test_tokens_computed_again(self) -> None:
         """SGLang counts them."""
         reading = ModelReading(preemptions=1.0, recomputed_tokens=5.0)
-        books = entered(reading)
+        totals = entered(reading)
 
-        assert books.known(reading, preemptions=7.0, usual_share_known=False) == {
-            "preemption": books.preemption
+        assert totals.known(reading, preemptions=7.0, usual_share_known=False) == {
+            "preemption": totals.preemption
         }
 
     def test_drafts_and_hits(self) -> None:
         """With speculative decoding and a prefix cache, once its usual share is known."""
         reading = ModelReading(draft_tokens=4.0, cached_tokens=9.0)
-        books = entered(work=Work(rejected_tokens=1.0))
+        totals = entered(work=Work(rejected_tokens=1.0))
 
-        assert books.known(reading, preemptions=0.0, usual_share_known=False) == {
+        assert totals.known(reading, preemptions=0.0, usual_share_known=False) == {
             "rejected_drafts": 3104.0
         }
-        assert books.known(reading, preemptions=0.0, usual_share_known=True) == {
+        assert totals.known(reading, preemptions=0.0, usual_share_known=True) == {
             "rejected_drafts": 3104.0,
             "lost_cache_hits": 0.0,
         }
