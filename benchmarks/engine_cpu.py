@@ -129,7 +129,7 @@ def total(series: dict[str, dict[str, float]], family: str) -> float:
 
 
 def ready(series: dict[str, dict[str, float]]) -> bool:
-    """Whether the model is described, and both peaks of the processor are there."""
+    """Whether the model is described, and both peaks of the processor are known."""
     return (
         total(series, "flopwatch_model_described") == 1
         and "flopwatch_peak_dram_bandwidth_bytes_per_second" in series

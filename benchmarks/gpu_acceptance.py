@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_acceptance [--only facts,accuracy,…] [--out DIR] [--minutes 9]
 
-Runs on a machine with an NVIDIA GPU that nobody uses, torch and this project's packages; needs no
+Runs on a machine with an otherwise unused NVIDIA GPU, torch and this project's packages; needs no
 network. Each part has a time box and a process of its own: one that fails or hangs costs its own
 figures only. Leaves <gpu>-<date>.json in the folder (default benchmarks/results) and the recordings
 of the driver's answers in its folder recordings, and prints a table.

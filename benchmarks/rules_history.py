@@ -162,7 +162,7 @@ def _lines(
 
 
 def _times(read: Read, now: float, begins: float, ends: float) -> range:
-    """When a read's samples lie between two instants, at multiples of its step."""
+    """The times of a read's samples between two instants, at multiples of its step."""
     # Reads with an offset advance during the run; the newest block goes up to the time of writing.
     newest = time.time() - (max(0.0, read.ends - RUN_SECONDS))
     first = math.ceil(max(now - read.begins, begins) / read.step) * int(read.step)

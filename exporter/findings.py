@@ -27,7 +27,7 @@ CRITICAL, WARNING, INFO = Severity.CRITICAL, Severity.WARNING, Severity.INFO
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is true of a device. `kind` is a key of KINDS; `text` stands alone."""
+    """One thing that is true of a device. `kind` is a key of KINDS; `text` is complete by itself."""
 
     severity: Severity
     kind: str

@@ -148,8 +148,8 @@ def _pcie(slow: SlowReading) -> float | None:
 
 
 def _compute_mode(name: str | None) -> ComputeMode:
-    # Unknown is taken for the default: hardly any driver hides it, and the gates look at
-    # processes and memory as well.
+    # Unknown counts as the default: hardly any driver hides it, and the gates look at processes and
+    # memory as well.
     return cast("ComputeMode", name) if name in _COMPUTE_MODES else "default"
 
 

@@ -116,8 +116,8 @@ class SampledHost:
     """The samplers' part: the last DeviceState of each GPU and of the processor, as published.
 
     `hung` holds index and UUID of devices whose driver call has passed its deadline. `driver_hung`
-    is True while the driver does not say which devices there are, `pending` until it first did;
-    `driver_error` is why it last said that there are none, in NVML's words.
+    is True while the driver does not list its devices, `pending` until it first has; `driver_error`
+    is why it last reported none, in NVML's words.
     """
 
     devices: tuple[DeviceState, ...] = ()
@@ -155,11 +155,10 @@ class Parts:
 class State:
     """The host at one instant, `at_seconds` on the monotonic clock.
 
-    `devices` has each GPU, followed by its MIG instances. `pending`: the driver has not said yet
-    which devices there are; `hung`: it does not answer that question; `driver_error`: it last said
-    that there are none, and why. `reachable_bandwidth` is the share of the theoretical DRAM
-    bandwidth that the copy probe reached, by UUID. Nothing in here is stale before
-    `valid_until_seconds`.
+    `devices` has each GPU, followed by its MIG instances. `pending`: the driver has not listed its
+    devices yet; `hung`: it does not answer that call; `driver_error`: why it last reported none.
+    `reachable_bandwidth` is the share of the theoretical DRAM bandwidth that the copy probe
+    reached, by UUID. Nothing in here is stale before `valid_until_seconds`.
     """
 
     at_seconds: float

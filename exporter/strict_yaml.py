@@ -16,7 +16,7 @@ from exporter.errors import ConfigError
 
 
 _SIZE_MAX: Final = 1 << 20  # characters; a configuration of thousands of GPUs has 100 kB
-_NODES_MAX: Final = 100_000  # with aliases expanded: a few lines of them can stand for billions
+_NODES_MAX: Final = 100_000  # with aliases expanded: a few lines of them can expand to billions
 _NULL_TAG: Final = "tag:yaml.org,2002:null"
 _BOOL_TAG: Final = "tag:yaml.org,2002:bool"
 _INT_TAG: Final = "tag:yaml.org,2002:int"
@@ -145,8 +145,8 @@ def load_strict(text: str, *, source: str) -> Any:
 def locate(text: str, path: Sequence[str | int]) -> int | None:
     """The line, from 1, of the deepest part of `path` that is in the document.
 
-    Keys are strings, list positions integers; None when not even the first part is there, or the
-    text is no YAML.
+    Keys are strings, list positions integers; None when not even the first part exists, or the text
+    is not YAML.
     """
     try:
         node = yaml.compose(text, Loader=_StrictLoader)

@@ -43,7 +43,7 @@ class Reporter:
         self._write("left_out", f"{what}: {why}")
 
     def error(self, what: str, error: BaseException) -> None:
-        """Something failed; the part goes on."""
+        """Something failed; the part continues."""
         last = traceback.extract_tb(error.__traceback__)[-1:]
         where = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
         text = str(error).strip() or "no message"

@@ -37,7 +37,7 @@ class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def verdict(self) -> Verdict:
-        """Empty without a goal; undecided where the goal's bound lies inside the interval."""
+        """Empty without a goal; undecided where the goal's bound is inside the interval."""
         if self.goal is None:
             return ""
         if self.value is None:

@@ -75,7 +75,7 @@ class Comparison:
 
     @property
     def inside(self) -> bool:
-        """Whether the true gain lies in the interval, give or take the simulator's noise."""
+        """Whether the true gain is in the interval, give or take the simulator's noise."""
         gain = self.prediction.gain
         return gain.low - self.noise <= self.true_gain <= gain.high + self.noise
 

@@ -59,7 +59,7 @@ class InstanceWindow:
 
 
 def whole_gpu_window(parts: Sequence[InstanceWindow]) -> ActivityWindow | None:
-    """The GPU's window from those of all its instances; SMs that no instance has stand idle.
+    """The GPU's window from those of all its instances; SMs that no instance has are idle.
 
     For GPUs that answer for their instances but not for themselves. An activity that one instance
     does not report is unknown for the GPU. None without parts.

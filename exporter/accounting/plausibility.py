@@ -1,7 +1,7 @@
 """Finds values that a driver reports and that cannot be true.
 
 Seen in the field: utilization latched at 100 % after work has ended (GSP firmware), profiling
-counters that answer only zeros after an Xid or under another profiler, counters that stand still
+counters that answer only zeros after an Xid or under another profiler, counters that are stuck
 while clocks run, counters that jump by the width of a register. One reading proves nothing, so
 contradictions count only when they last; what is then known to be false is left out.
 """
@@ -42,8 +42,8 @@ _LASTING_READINGS = 3
 _BUSY = 0.5
 # Below this, an activity is zero: one block on one of 200 SMs for a thousandth of the time is more.
 _NOTHING = 1e-6
-# Of the power limit. Idle boards draw 10 to 20 % (H100 70 of 700 W), small ones that hold a context up
-# to 40 % (L4, T4: 30 of 70 W); boards at work at their clocks draw half of the limit or more.
+# Of the power limit. Idle boards draw 10 to 20 % (H100 70 of 700 W), small ones that hold a context
+# up to 40 % (L4, T4: 30 of 70 W); busy boards at their usual clocks draw half of the limit or more.
 _POWER_IDLE, _POWER_WORKING, _POWER_WORKING_ALONE = 0.3, 0.5, 0.7
 
 _FROZEN_SECONDS = 10.0

@@ -136,7 +136,7 @@ def _follow(
     values = variables(window)
     if _moved(trial.values, values, 0.5) or set(values) != set(trial.values):
         return Watch(trial=replace(trial, values=values, settled_seconds=at_seconds)), None
-    # The whole window lies in the stable time.
+    # The whole window is within the stable time.
     if at_seconds - trial.settled_seconds < max(stable_seconds, window.seconds):
         return Watch(trial=trial), None
     return Watch(), _compare(trial.before, window)

@@ -19,7 +19,7 @@ class Interval(NamedTuple):
         return (self.low + self.high) / 2
 
     def holds(self, value: float) -> bool:
-        """Whether the value lies in the range, including its ends."""
+        """Whether the value is in the range, including its ends."""
         return self.low <= value <= self.high
 
 

@@ -356,7 +356,7 @@ def cycle_scale_in_range(
     """Like `cycle_scale` where no clock can be read: the count must run at a possible clock.
 
     The sum over the SMs of the smallest instance (14) at a GPU's lowest clock is above the highest
-    clock of one SM, so that mean and sum cannot be taken for each other.
+    clock of one SM, so mean and sum cannot be confused.
     """
     if not max_hertz or len(counts) < 3:
         return None

@@ -296,7 +296,7 @@ class SampledGpu:
             self._device.identity = replace(self.identity, index=str(index))
 
     def _check_epoch(self) -> None:
-        """A handle dies with its initialisation: another device's sampler may have begun a new one."""
+        """A handle dies with its initialisation: another device's sampler may have made a new one."""
         if self._context.library.epoch != self._epoch:
             raise DriverGone("nvmlInit", 1)
 

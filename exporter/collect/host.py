@@ -52,7 +52,7 @@ class HostSampling:
         *,
         on_device: Callable[[DeviceState], None] = lambda _device: None,
     ) -> None:
-        """`settings` and `state` give the current value, at once. `on_device` hears of each tick."""
+        """`settings` and `state` give the current value, at once. `on_device` gets each tick."""
         self._settings = settings
         self._state = state
         self._on_device = on_device

@@ -59,7 +59,7 @@ class SampledDevice(Protocol):
         """Count nothing of the time since the last tick: it was not watched."""
 
     def revived(self) -> bool:
-        """Whether the driver was initialised anew since the device was last open. Cheap."""
+        """Whether the driver was initialised again since the device was last open. Cheap."""
 
     def failed(self, error: NvmlError, ticks: "TickStatistics") -> DeviceState:
         """Close the device and return what is known without it."""

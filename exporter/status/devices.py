@@ -211,7 +211,7 @@ def _span_words(seconds: float) -> str:
 
 
 def _source_findings(snapshot: DeviceState, *, unix_seconds: float) -> list[Finding]:
-    """Sources that fail on a device that answers; of one that does not, that is said already."""
+    """Sources that fail on a device that answers; for one that does not, another finding says so."""
     if not snapshot.up:
         return []
     found = []

@@ -1,4 +1,4 @@
-"""The status page at work: follows the devices, and renders when somebody looks."""
+"""The status page's service: follows the devices, and renders on request."""
 
 import gzip
 import threading

@@ -28,7 +28,7 @@ from exporter.status.units import SPACE, count, megahertz, percent, quantity, sp
 
 # Lost clock below this share of the peak is not worth a sentence.
 _CLOCK_LOSS_MIN: Final = 0.01
-# A fault of a program is news for an hour; others stay until the GPU is repaired.
+# A program's fault is reported for an hour; others stay until the GPU is repaired.
 _PROGRAM_XID_SECONDS: Final = 3600.0
 # An engine that loads its weights is idle for minutes, too.
 # A cache that saves less than this share of the prompts never mattered.
@@ -90,7 +90,7 @@ _BOTTLENECKS: Final = ("tensor", "memory", "stall", "underfill", "idle")
 
 
 def waiting(*, since_seconds: float) -> Finding:
-    """The driver has not said yet which device this is."""
+    """The driver has not identified this device yet."""
     severity = WARNING if since_seconds > 10 else INFO
     return Finding(severity, "waiting", f"no answer yet, for {span(since_seconds)}")
 

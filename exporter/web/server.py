@@ -108,7 +108,7 @@ class Server:
             connection.close()
             return
         try:
-            # Not threading.Thread: its start() waits for a sign of life, for ever where the new
+            # Not threading.Thread: its start() waits for a sign of life, forever where the new
             # thread finds no memory, and the thread that accepts would wait with it.
             start_new_thread(self._converse, (connection,))
         except RuntimeError:  # the machine or the control group has no thread left

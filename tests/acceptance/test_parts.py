@@ -18,7 +18,7 @@ from tests.fake_nvml import H100, FakeNvml, Load
 
 
 def result(seconds: list[float], *, hertz: float = 1e9) -> Result:
-    """A probe's answer: runs of a GFLOP that took so long."""
+    """A probe's answer: runs of a GFLOP that took these seconds."""
     return Result(
         identifier=1,
         shape=(1, 1, 1),

@@ -302,7 +302,7 @@ class TestWhoseAProcessIs:
 
 
 def test_a_partitioned_gpu_is_shared_by_the_sms_of_its_instances() -> None:
-    """60 of 132 SMs are A's, 32 nobody's, 16 are held by two in halves, 24 are in no instance."""
+    """60 of 132 SMs are A's, 32 have no holder, two share 16 in halves, 24 are in no instance."""
 
     def device(uuid: str, sms: int | None, mig: str | None = None) -> DeviceState:
         identity = DeviceIdentity(index="0", uuid=uuid, name="H100", sm_count=sms, mig=mig)

@@ -64,7 +64,7 @@ def test_every_mistake_is_named_with_its_place(tmp_path: Path) -> None:
 
 
 def test_the_first_window_is_not_a_whole_interval_long(start) -> None:
-    """With a tick a minute, activities are there long before the second minute begins."""
+    """With one tick a minute, activities appear long before the second minute begins."""
     _fake, daemon = start([H100], config=passive("sampling: {interval: 60s}\n"))
 
     scrape = daemon.wait_until(lambda scrape: scrape.has("flopwatch_sm_active_ratio"), 30)
@@ -250,7 +250,7 @@ def test_an_engine_on_the_processor_has_mfu_and_mbu(start_on_cpu, engine_url: st
 
 
 def test_an_engine_on_the_processor_is_found_by_itself(start_on_cpu, tmp_path: Path) -> None:
-    """A program that is called llama-server and answers like one, on a port that nobody named."""
+    """A program that is called llama-server and answers like one, on an unconfigured port."""
     recordings = Path(__file__).parents[1] / "inference" / "engines" / "recordings"
     text = (recordings / "llama.cpp-b11434-loaded.prom").read_text()
     program = tmp_path / "llama-server"

@@ -52,7 +52,7 @@ def varying_load(fake: FakeNvml, begin_ns: int, seed: int) -> int:
 def test_flop_and_bytes_follow_a_varying_load(
     start, profile: GpuProfile, source: str, tolerance: float, slow_calls: bool
 ) -> None:
-    """Over ten seconds of a load that never rests, FLOP, bytes and time agree with the truth.
+    """Over ten seconds of a constantly changing load, FLOP, bytes and time agree with the truth.
 
     Also when driver calls take so long that ticks are missed: their windows are only longer.
     """

@@ -31,7 +31,7 @@ def test_devices_are_known_by_uuid(label: str) -> None:
 
 
 def test_mig_instances_are_devices_of_their_own() -> None:
-    """GPU_I_ID tells the instances of a GPU apart; empty, it is the GPU itself."""
+    """GPU_I_ID distinguishes the instances of a GPU; empty, it is the GPU itself."""
     text = "\n".join(
         row("DCGM_FI_PROF_SM_ACTIVE", value, UUID=GPU, GPU_I_ID=instance, GPU_I_PROFILE="1g.5gb")
         for value, instance in ((0.1, ""), (0.2, "3"), (0.3, "11"))

@@ -192,14 +192,14 @@ def test_cycle_totals_are_exact(tmp_path: Path) -> None:
     grown = last.value(FLOP, pipe="tensor", precision="bf16") - first.value(
         FLOP, pipe="tensor", precision="bf16"
     )
-    # A window lies between the looks that saw two collections: each end may be off by one look.
+    # A window spans the looks that saw two collections: each end may be off by one look.
     assert grown / seconds == pytest.approx(132 * 4096 * hertz * share, rel=0.2)
     assert last.value("flopwatch_pipe_active_ratio", pipe="hmma") == pytest.approx(share, rel=1e-6)
     assert last.value("flopwatch_sm_active_ratio") == pytest.approx(0.8, rel=1e-6)
 
 
 def test_totals_that_fall_are_a_reset() -> None:
-    """The mean of the collection stands in for the window in which the device was reset."""
+    """The mean of the collection is used for the window in which the device was reset."""
 
     def sample(elapsed: float, active: float, mean: float):
         text = "\n".join(

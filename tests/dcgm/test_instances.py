@@ -77,7 +77,7 @@ def test_a_row_of_the_whole_gpu_goes_before() -> None:
 
 
 def test_links_come_from_the_gpus_own_row() -> None:
-    """PCIe stands in a row of the GPU, without activities; in an instance's row it would be counted twice."""
+    """PCIe is in a row of the GPU, without activities; in an instance's it would count twice."""
     text = "\n".join(
         [
             row("DCGM_FI_PROF_PCIE_TX_BYTES", 3e7, UUID=GPU),

@@ -62,7 +62,7 @@ class TestDockerfile:
 
     @pytest.mark.parametrize("target", ["slim", "full"])
     def test_both_images_say_how_they_live(self, built: dict[str, Stage], target: str):
-        """Entry point, port, stop signal, health check, labels and revision are there."""
+        """Entry point, port, stop signal, health check, labels and revision exist."""
         instructions = dict(lineage(built, target))
         environment = " ".join(a for word, a in lineage(built, target) if word == "ENV")
 

@@ -51,7 +51,7 @@ def wheel(path: Path, version: str) -> None:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of torch's page in an index that is served; wheels that lie in it are offered."""
+    """The folder of torch's page in a served index; wheels in it are offered."""
     folder = tmp_path_factory.mktemp("index")
     page = folder / "torch"
     page.mkdir()

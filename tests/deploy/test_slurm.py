@@ -255,7 +255,7 @@ def test_the_lock_is_roots_alone(script: str, jobs: Path):
 
 @both
 def test_a_folder_that_cannot_be_made_stops_no_job(script: str, tmp_path: Path, logged: Path):
-    """A file stands in the folder's place."""
+    """There is a file in place of the folder."""
     (tmp_path / "jobs").write_text("")
 
     assert run(script, tmp_path / "jobs", SLURM_JOB_ID="41", SLURM_JOB_GPUS="0") == 0

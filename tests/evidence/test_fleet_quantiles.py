@@ -63,7 +63,7 @@ def least_seconds(scrape: Scrape) -> float:
 def test_full_utilization_is_mostly_empty_sms(start) -> None:
     """By GPM: at the median 64.5 % of the time the GPU was busy and most SMs were not.
 
-    DRAM activity was not recorded and the driver does not tell it here either: whether memory or
+    DRAM activity was not recorded and the driver does not report it here either: whether memory or
     something else held up the SMs stays unresolved, and no bytes are counted.
     """
     profile = replace(H100, metric_codes={DRAM_METRIC: NOT_SUPPORTED})

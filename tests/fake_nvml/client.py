@@ -50,7 +50,7 @@ class Client:
         self.process.stdin.flush()
 
     def result(self) -> Any:
-        """The value of the oldest expression begun; raises NvmlError, and EOFError when the process has died."""
+        """The value of the oldest expression; raises NvmlError, and EOFError if the process died."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:

@@ -75,7 +75,7 @@ class LoadSchedule:
     def __init__(self, shared: layout.Schedule, initial: Load, begin_ns: int) -> None:
         self._shared = shared
         self._lock = threading.Lock()
-        self._shared_from = 0  # the segment that stands first in the shared array
+        self._shared_from = 0  # the first segment in the shared array
         zero = (0.0,) * layout.VALUE_COUNT
         self._segments = [Totals(begin_ns, tuple(initial.values()), zero, (0.0,) * REASON_COUNT)]
         self._publish()

@@ -136,7 +136,7 @@ def test_a_reloaded_driver_wants_a_new_init(fake: FakeNvml, client: Client) -> N
 
 
 def test_init_and_shutdown_are_counted(fake: FakeNvml) -> None:
-    """NVML is there from the first init to the last shutdown."""
+    """NVML is available from the first init to the last shutdown."""
     with Client(fake) as client:
         assert client.code("pynvml.nvmlDeviceGetCount()") == UNINITIALIZED
         client.ask("pynvml.nvmlInit(), pynvml.nvmlInit(), pynvml.nvmlShutdown()")

@@ -1,8 +1,9 @@
 """Boards as a third party's driver simulates them, and how it differs from what we knew.
 
-NVIDIA's own mock of NVML (repository NVIDIA/k8s-test-infra, pkg/gpu/mocknvml) was tried from outside with
-the daemon; none of its code is here. It tells no core count, its energy counter answers and does not move, it has no GPM
-metric above the NVLink ones, and its GB300 has compute capability 10.0.
+NVIDIA's own mock of NVML (repository NVIDIA/k8s-test-infra, pkg/gpu/mocknvml) was tried from
+outside with the daemon; none of its code is here. It reports no core count, its energy counter
+answers and does not move, it has no GPM metric above the NVLink ones, and its GB300 has compute
+capability 10.0.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The disk under the state file: full, read-only, gone, locked. The daemon, probes included, goes on in memory."""
+"""The disk under the state file full, read-only, gone or locked: the daemon continues in memory."""
 
 import errno
 import fcntl

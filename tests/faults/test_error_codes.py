@@ -103,7 +103,7 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """The daemon on twelve GPUs at work."""
+    """The daemon on twelve busy GPUs."""
     directory: Path = tmp_path_factory.mktemp("matrix")
     with FakeNvml([H100] * GPUS, directory) as fake:
         for gpu in fake.gpus:

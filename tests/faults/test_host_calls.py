@@ -37,7 +37,7 @@ def fail(function: str, code: int) -> Callable[[FakeNvml], None]:
     ],
 )
 def test_what_keeps_a_gpu_from_being_opened_heals(start, function: str, code: int) -> None:
-    """/metrics answers meanwhile, without readings under a wrong name; then the GPU is there."""
+    """/metrics answers meanwhile, without readings under a wrong name; then the GPU appears."""
     fake, daemon = start([H100], config=CONFIG, prepare=fail(function, code))
     witness = Witness(daemon, window_seconds=1.5)
     early = witness.watch(2)

@@ -58,7 +58,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    """Two GPUs at work, under a wall clock that can be moved."""
+    """Two busy GPUs, under a wall clock that can be moved."""
     clock = WallClock(tmp_path)
     with FakeNvml([H100, H100], tmp_path) as fake:
         for gpu in fake.gpus:

@@ -9,7 +9,7 @@ class Kind(IntEnum):
     """What an edit does at its place."""
 
     CUT = 0  # everything behind the place
-    REMOVE = 1  # so many bytes
+    REMOVE = 1  # this many bytes
     REPEAT = 2  # the bytes at the place, often
     INSERT = 3  # the payload
     REPLACE = 4  # as many bytes as the payload has

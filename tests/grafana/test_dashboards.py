@@ -99,7 +99,7 @@ def test_every_recorded_series_is_made_of_known_metrics() -> None:
 
 @pytest.mark.parametrize("target", targets(), ids=str)
 def test_counters_are_seen_as_rates(target: Target) -> None:
-    """target-counter-agg: a counter stands under rate, irate or increase; raw totals say nothing over restarts."""
+    """target-counter-agg: counters are used with rate, irate or increase; raw totals restart."""
     if target.panel == "XIDs":
         pytest.skip("how often an XID came since the exporter's start is a count for people")
     kinds = exported()

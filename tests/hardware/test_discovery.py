@@ -22,7 +22,7 @@ def handle_of(address: int) -> Any:
 
 
 class Driver:
-    """Handles and UUIDs by index; an error stands for a GPU that does not answer."""
+    """Handles and UUIDs by index; an error means a GPU that does not answer."""
 
     epoch = EPOCH
 
@@ -102,7 +102,7 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Look:
 
 
 def test_a_list_that_is_known_adds_nothing(look: Look) -> None:
-    """Each is told where it stands."""
+    """Each is told its place."""
     first, second = Sampled(0, "GPU-a", 0x10), Sampled(1, "GPU-b", 0x20)
 
     assert look(Driver((0x10, "GPU-a"), (0x20, "GPU-b")), first, second) == []

@@ -67,7 +67,7 @@ class TestRows:
         assert samples_of(Reading(clock=None)) == [Sample(POWER, GPU, 1.0)]
 
     def test_a_mapping_is_a_series_for_each_key(self) -> None:
-        """By the key itself, or by the labels that it stands for."""
+        """By the key itself, or by the labels that belong to it."""
         reading = Reading(None, None, {"idle": 3.0}, {("tensor", "bf16"): 4.0})
 
         assert samples_of(reading) == [

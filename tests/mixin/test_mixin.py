@@ -114,7 +114,8 @@ def test_no_rule_aggregates_without() -> None:
 def test_no_alternative_depends_on_labels_that_an_engine_adds() -> None:
     """A recorded series after `or` is matched by declared labels: vmalert adds its external labels to what it records.
 
-    Without `on` such a series would stand beside the one that it replaces, and vmalert refuses both.
+    Without `on` such a series would exist beside the one that it replaces, and vmalert rejects
+    both.
     """
     for file in rule_files():
         for group in file.groups:

@@ -18,7 +18,7 @@ CONTEXT_BYTES = 400_000_000
 
 
 class SimulatedCuda:
-    """Stands in for `torch.cuda`."""
+    """Replaces `torch.cuda`."""
 
     def __init__(self, units=132, capability=(9, 0)):
         self.units, self.capability = units, capability

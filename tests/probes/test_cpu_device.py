@@ -225,8 +225,8 @@ RUN = Run(
     ("utilization", "seconds", "outcome"),
     [
         (0.9, 0.00021, "ok"),  # 81 % of the baseline's speed
-        (0.9, 0.00022, "contended"),  # 77 %, and others are there to be blamed
-        (0.05, 0.00022, "ok"),  # 77 %, and nobody else is: the processor is slow
+        (0.9, 0.00022, "contended"),  # 77 %, but other programs could be the cause
+        (0.05, 0.00022, "ok"),  # 77 %, and no other program is the cause: the processor is slow
         (None, 0.00022, "ok"),
     ],
 )

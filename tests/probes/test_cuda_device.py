@@ -138,7 +138,7 @@ class TestClock:
 
     @pytest.mark.parametrize("call", ["spin", "record"])
     def test_a_host_that_was_late_says_nothing(self, cuda, call):
-        """Kept off for 100 µs between the spins: a gap lies between their marks, and no clock is told."""
+        """Kept off for 100 µs between the spins: their marks have a gap, and no clock is reported."""
 
         def late(number):
             if number == 0:
@@ -187,7 +187,7 @@ class TestMemory:
         assert device.memory_bytes() > 450_000_000
 
     def test_what_others_freed_meanwhile_is_no_smaller_context(self, cuda):
-        """10 GB more are free than before: the context is taken for the smallest there is."""
+        """10 GB more are free than before: the context counts as the smallest possible one."""
         device = settled(free=70_000_000_000)
 
         assert device.memory_bytes() == CONTEXT_BYTES_MIN + cuda.reserved_bytes

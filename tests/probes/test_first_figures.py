@@ -151,7 +151,7 @@ class TestIdleDeath:
         assert host.workers[-1].alive
 
     def test_paused_it_stays_away(self, host):
-        """Starting one takes memory, which a pause is there to prevent."""
+        """Starting one takes memory, which a pause is meant to prevent."""
         host.cycle()
         host.scheduler.paused_by_operator = True
         host.workers[-1].alive = False

@@ -44,11 +44,11 @@ class TestDeviceGate:
         ],
     )
     def test_compute_mode(self, mode, others, expected):
-        """Prohibited always; exclusive only while another process is there."""
+        """Prohibited always; exclusive only while another process uses the GPU."""
         assert gate(replace(GPU, compute_mode=mode), others) == expected
 
     def test_a_new_process_holds_off(self):
-        """299 s old is too new by a second, 300 s is old enough, whoever else is there."""
+        """299 s old is too new by a second, 300 s is old enough, whatever other processes exist."""
         assert gate(others=(OLD, NEW)) == "new_process"
         assert gate(others=(OLD, replace(NEW, age_seconds=300.0))) is None
 

@@ -147,7 +147,7 @@ class TestTurns:
         assert run_names(made)["gemm_bf16", 4096] == 1
 
     def test_models_that_come_and_go_do_not_add_up_for_ever(self, tmp_path):
-        """After so many different products a device takes no new ones: series and state stay bounded."""
+        """After this many products a device accepts no new ones: series and state stay bounded."""
         made = host(tmp_path)
         for number in range(100):
             made.devices = [

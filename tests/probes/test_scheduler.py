@@ -188,7 +188,7 @@ class TestGates:
         assert seen.skips == {"paused": 2}
 
     def test_a_pause_file(self, tmp_path):
-        """While it is there."""
+        """While the file exists."""
         file = tmp_path / "pause"
         host = Host(tmp_path, pause_file=file)
         file.touch()

@@ -82,7 +82,7 @@ def test_not_enabled_there_is_no_thread(make):
 
 
 def test_without_torch_there_is_no_thread(make, monkeypatch):
-    """One log line that says how to get it, a skip with its reason, and the daemon goes on."""
+    """One log line that says how to get it, a skip with its reason, and the daemon continues."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     before = threads()
     service = make()

@@ -113,7 +113,7 @@ def test_runs_that_were_preempted_do_not_agree(opened):
 
 
 def test_long_runs_are_told_of_two_at_a_time(opened):
-    """Of 12 ms each: two go past 20 ms, and more would be taken for a kernel that hangs."""
+    """Of 12 ms each: two go past 20 ms, and more would look like a kernel that hangs."""
     processor = Scripted(opened, [0.013, 0.012, *[0.013, 0.012] * 3])
     result = processor.measured()
 

@@ -255,7 +255,7 @@ class TestFaults:
         assert started("hang_on_host").run(RUN).device_seconds == 0.002
 
     def test_death_after_a_result(self, started):
-        """The result counts; the next request finds the worker dead, and it can be started anew."""
+        """The result counts; the next request finds the worker dead, and it can be restarted."""
         dying = started("die_after_result")
         first = dying.run(RUN)
         second = dying.run(RUN)

@@ -37,7 +37,7 @@ UNITS = (14, 16, 28, 40, 42, 58, 72, 80, 108, 114, 132, 142, 148)
 def cuda():
     """A device with an arena in a GPU's memory, in a mode in which nothing is computed."""
     with fake_tensor.FakeTensorMode(), warnings.catch_warnings():
-        # The arena asks where its block lies; a fake one lies nowhere.
+        # The arena reads its block's address; a fake block has none.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         place = torch.device("cuda", 0)
         yield types.SimpleNamespace(

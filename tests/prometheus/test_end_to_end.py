@@ -46,8 +46,8 @@ EMPTY_HERE = (
     "[7d:1h]",
     "offset 7d",
     'state="unresolved"',
-    "unless on ()",  # stands in where nobody counts FLOP
-    'holder="none"',  # somebody holds every simulated GPU
+    "unless on ()",  # used where FLOP are not counted
+    'holder="none"',  # every simulated GPU has a holder
 )
 
 
@@ -120,7 +120,7 @@ def test_alertmanager_has_the_alerts_and_inhibits_doubles(stack: Stack) -> None:
 
 
 def with_selection(target: Target) -> str:
-    """The query with everything selected, but for the GPU dashboard, which shows one."""
+    """The query with everything selected, except for the GPU dashboard, which shows one GPU."""
     expr = target.expr
     if target.board.endswith("/ GPU"):
         expr = expr.replace("$instance", "straggler-000").replace("$gpu", "3")

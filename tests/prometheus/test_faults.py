@@ -139,7 +139,7 @@ def test_one_failed_scrape_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_no_alert_ends_in_a_week_without_repair(tmp_path: Path) -> None:
-    """After a day, after a week all faults that nobody repaired still page; repaired, they do not."""
+    """After a day and after a week all unrepaired faults still page; repaired, they do not."""
     begin = 25 * 60
     phases = Phases(before=begin, fault=WEEK, after=240, gap=0)
 

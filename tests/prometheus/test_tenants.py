@@ -24,7 +24,7 @@ def rate(per_second: float) -> str:
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_the_bill_of_one_gpu(tmp_path: Path) -> None:
-    """A GPU at 3.60 an hour is 0.001 a second. Red has it for 0.6, of which it rests for 0.2.
+    """A GPU at 3.60 an hour is 0.001 a second. Red has it for 0.6, of which it idles for 0.2.
 
     Its engine computes 600 prompt and 200 generated tokens a second from 40 TFLOP, at 300 W: 300 / 800
     J a token, and 1e6 × 0.001 / 800 money for a million tokens, four times that for generated ones.

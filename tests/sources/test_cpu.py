@@ -36,7 +36,7 @@ def processor(
 def test_the_peak_follows_from_the_widest_vectors(
     tmp_path: Path, flags: str, fp64: int, fp32: int
 ) -> None:
-    """FLOP per cycle and core times two cores at 2.5 GHz, and said to be derived."""
+    """FLOP per cycle and core times two cores at 2.5 GHz, marked as derived."""
     source = processor(tmp_path, flags)
     peaks = source.peaks(source.identity())
 

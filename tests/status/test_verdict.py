@@ -70,7 +70,7 @@ class TestBottleneck:
         assert bottleneck({"unresolved": 0.7, "idle": 0.3}, dram=None) is None
 
     def test_memory_bound_without_a_bandwidth(self) -> None:
-        """The share of time stands in for a bandwidth that is not known."""
+        """The share of time replaces an unknown bandwidth."""
         finding = bottleneck({"memory": 0.62}, dram=None)
 
         assert spoken(finding) == "memory-bound: for 62 % of the time, tensor pipe waits"

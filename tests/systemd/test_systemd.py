@@ -70,7 +70,7 @@ def test_without_a_manager_nothing_happens(environ: dict[str, str]) -> None:
 
 
 def test_a_vanished_manager_is_logged_once(tmp_path: Path) -> None:
-    """A socket that nobody reads costs one log line and no exception."""
+    """An unread socket causes one log line and no exception."""
     with capture_logs() as logs:
         notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")})
         notifier.watchdog()

@@ -182,7 +182,7 @@ class TestCost:
         scraper.start(1, CLIENT)
         guesses.wait_until_queued(5)
 
-        bcrypt_gate.open(3)  # the one at work, one more of its address, the scraper's
+        bcrypt_gate.open(3)  # the running one, one more of its address, the scraper's
         assert scraper.verdicts() == [Verdict.REFUSED]
         bcrypt_gate.open(3)
         assert len(guesses.verdicts()) == 5

@@ -76,7 +76,7 @@ class TestBadAnswers:
         ],
     )
     def test_each_has_its_reason(self, answer, reason):
-        """Status, redirect, protocol and encoding are told apart."""
+        """Status, redirect, protocol and encoding errors are distinguished."""
         assert reason_of(answer, timeout=5) is reason
 
     def test_bytes_that_are_no_text(self):

@@ -361,7 +361,7 @@ class TestReload:
     def test_a_bad_file_is_refused_and_the_old_one_stays(
         self, serve_tls: Serve, authority: Authority
     ) -> None:
-        """The error names the mistake; the server goes on as before."""
+        """The error names the mistake; the server continues as before."""
         server = serve_tls()
         (authority.folder / "web.yml").write_text("tls_server_config: {cert_file: nowhere.pem}")
 

@@ -146,7 +146,7 @@ def test_what_is_done_differently_is_said(
 
 
 def test_certificates_can_be_inline(folder: Path) -> None:
-    """Certificate, key and authority may stand in the file itself."""
+    """Certificate, key and authority may be in the file itself."""
 
     def indented(file: str) -> str:
         return "".join(f"    {line}\n" for line in (folder / file).read_text().splitlines())

@@ -102,8 +102,8 @@ class DcgmDevice:
 class DeviceSample:
     """One device in one scrape.
 
-    `totals` are cycles and bytes since boot. `others` stands for all its values that are not
-    profiling fields: it differs when one of them does. `malformed` counts its lines that are no
+    `totals` are cycles and bytes since boot. `others` represents all its values that are not
+    profiling fields: it differs when one of them does. `malformed` counts its lines that are not
     samples, `implausible` its values that cannot be true.
     """
 
@@ -246,5 +246,5 @@ _BLANK_TOTAL = 0x7FFFFFFFFFFFFFF0
 
 
 def _is_blank(value: float) -> bool:
-    """DCGM's blanks lie at the top of 32 bit, of 64 bit, and from 2^47 on for doubles."""
+    """DCGM's blanks are at the top of 32 bit, of 64 bit, and from 2^47 on for doubles."""
     return 0x7FFFFFF0 <= value <= 0x7FFFFFFF or value >= 2**47

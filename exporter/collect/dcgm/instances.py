@@ -50,7 +50,7 @@ def whole_gpu_sample(
         others=hash(tuple((mig, sample.others) for mig, sample in known.items())),
         malformed=sum(sample.malformed for sample in known.values()),
     )
-    # PCIe and NVLink are the GPU's, and so stand in its own row.
+    # PCIe and NVLink belong to the GPU, so they are in its own row.
     return composed if own is None else replace(composed, bytes_per_second=own.bytes_per_second)
 
 

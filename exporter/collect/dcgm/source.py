@@ -30,7 +30,7 @@ _TIMEOUT_SECONDS = 5.0
 _LIMIT_BYTES = 8 * 2**20
 _BACKOFF_FIRST_SECONDS = 1.0
 _BACKOFF_LAST_SECONDS = 30.0
-# Nobody has asked for this long: every GPU has GPM by now, or is gone.
+# No device has read it for this long: every GPU has GPM by now, or is gone.
 _UNUSED_SECONDS = 30.0
 # Windows wait here for the device's next tick; more than a few mean that it is not ticking.
 _WINDOWS_MAX = 8
@@ -47,8 +47,8 @@ class DcgmReader:
         self.shares: Shares = {}
         self._source = source
         self._lock = threading.Lock()
-        # An instance may have so few SMs that cycles of one and of all cannot be told apart by the
-        # clock.
+        # An instance may have so few SMs that cycles of one and of all cannot be distinguished by
+        # the clock.
         self._windows = DeviceWindows(tells_clock=key.gpu_instance_id is None)
         self._closed: deque[ActivityWindow] = deque(maxlen=_WINDOWS_MAX)
         self._errors: Counter[str] = Counter()
@@ -138,7 +138,7 @@ class DcgmReader:
             return new
 
     def _judge(self, sample: DeviceSample) -> None:
-        """Count stuck activities: a busy GPU never shows the same ones for so long."""
+        """Count stuck activities: a busy GPU never shows the same ones for this long."""
         fresh = self._windows.fresh(time.monotonic(), self._source.stale_seconds)
         stands_still = not fresh and not sample.idle
         if stands_still:

@@ -1,9 +1,9 @@
 """Turns scrapes into windows: which samples are new, how often they come, which time they cover.
 
 dcgm-exporter shows the mean of DCGM's last collection (30 s by default) without a timestamp, the
-same one in every scrape until the next collection. A window lies between the instants at which two
-different samples were first seen; its activities are those of the sample that closed it. Where
-DCGM exports the device's cycle totals, activities are their exact shares instead.
+same one in every scrape until the next collection. A window spans the instants at which two
+different samples were first seen; its activities are those of the sample that closed it. Where DCGM
+exports the device's cycle totals, activities are their exact shares instead.
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ class CollectInterval:
         return _STALE_INTERVALS * max(self.seconds, 2 * _POLL_SECONDS)
 
     def looked(self, at_seconds: float, *, changed: bool) -> None:
-        """Book one scrape."""
+        """Record one scrape."""
         if not changed:
             self._looked_since_change = True
             return
@@ -102,7 +102,7 @@ class DeviceWindows:
     ) -> tuple[bool, tuple[ActivityWindow, ...]]:
         """Take the device's sample of one scrape: whether it is new, and the windows it closed.
 
-        Only profiling fields tell samples apart: others may be refreshed more often for another of
+        Only profiling fields distinguish samples: others may be refreshed more often for another of
         DCGM's clients. An idle GPU's do not change: while its other fields do, its zeros count.
         """
         before, opened = self._sample, self.open_since

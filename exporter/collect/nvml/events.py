@@ -43,7 +43,7 @@ class XidWatcher:
         self._open: Mapping[str, Any] = {}
 
     def watch(self, handles: Mapping[str, Any]) -> None:
-        """Watch these devices, by UUID; those that are watched by the same handle go on as they are.
+        """Watch these devices, by UUID; those already watched by the same handle stay as they are.
 
         A handle that is not among them is dead, and will not be used again.
         """

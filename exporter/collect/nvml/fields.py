@@ -59,7 +59,7 @@ _BLANKS = frozenset({2**31 - 1, 2**32 - 1, 2**47, 2**63 - 1, 2**63, 2**64 - 1, 2
 
 
 def is_blank(value: float) -> bool:
-    """Whether a value as the driver gave it, not yet scaled, stands for 'no value'.
+    """Whether a value as the driver gave it, not yet scaled, means 'no value'.
 
     2^63 and 2^64 are the 64-bit blanks as doubles, DCGM's begin 16 below 2^63; -1 is a signed
     register with all bits set. No counter comes near 2^63: NVLink counts in KiB, the rest is slower.

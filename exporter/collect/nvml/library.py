@@ -133,7 +133,7 @@ class DriverLibrary:
         self.reopen(self._epoch)
 
     def reopen(self, seen_epoch: int) -> None:
-        """Initialise again, unless somebody has since `seen_epoch`. Raises NvmlError."""
+        """Initialise again, unless another thread has done so since `seen_epoch`. Raises NvmlError."""
         with self._lock:
             if self._epoch != seen_epoch:
                 return
@@ -157,7 +157,7 @@ class DriverLibrary:
 
     @property
     def barred(self) -> bool:
-        """Whether the driver is there, and this process, begun before that, cannot get at it.
+        """Whether the driver is present but this process, started before it, has no access to it.
 
         So it is in a container whose devices were taken away (a reload of systemd does that to some
         runtimes), and in a service whose device filter was made when there was no driver yet: NVML
@@ -234,7 +234,7 @@ class DeviceCalls:
         return self.ask_by((function, *arguments), partial(call, function, self.handle, *arguments))
 
     def ask_by(self, key: Key, question: Callable[[], Any]) -> Any:
-        """The same for a call that is more than a pynvml function; `key` stands for it."""
+        """The same for a call that is more than a pynvml function; `key` identifies it."""
         if not self.may_ask(key):
             return None
         try:

@@ -1,7 +1,8 @@
 """MIG: the GPU instances of a GPU, by the MIG devices that the driver lists.
 
 A MIG device is a compute instance inside a GPU instance. GPM and memory belong to the GPU instance,
-so of several MIG devices in one GPU instance that with the lowest compute instance id stands for it.
+so of several MIG devices in one GPU instance the one with the lowest compute instance id represents
+it.
 """
 
 from dataclasses import dataclass, field

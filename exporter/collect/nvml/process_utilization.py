@@ -46,7 +46,7 @@ class ProcessUtilization:
                 self._add(calls, samples)
                 return dict(self._seconds)
             if not calls.unsupported(symbol):
-                break  # the older call stands in for one that is missing, not for one that fails
+                break  # the older call replaces one that is missing, not one that fails
         return dict(self._seconds) if self._seconds else None
 
     def _add(self, calls: DeviceCalls, samples: list[Any]) -> None:
@@ -71,7 +71,7 @@ class ProcessUtilization:
 
 
 def _samples(symbol: str, handle: Any, seen_us: int) -> list[Any]:
-    """Samples newer than an instant; none where nobody worked. Raises NvmlError."""
+    """Samples newer than an instant; none where no process was busy. Raises NvmlError."""
     try:
         return list(call(symbol, handle, seen_us))
     except NvmlError as error:

@@ -54,7 +54,7 @@ def read_processes(calls: DeviceCalls) -> Mapping[str, Any]:
     for symbol, kind in _SYMBOLS:
         entries = calls.ask_by((symbol,), partial(_list, calls.handle, symbol, kind))
         if entries is not None or not calls.unsupported(symbol):
-            break  # older calls stand in for one that is missing, not for one that fails
+            break  # older calls replace one that is missing, not one that fails
     if entries is None:
         return {"processes": None, "processes_incomplete": False}
     incomplete = False

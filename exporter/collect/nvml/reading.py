@@ -256,7 +256,7 @@ def read_nvlink(calls: DeviceCalls) -> Mapping[str, Any]:
     """State of every NVLink, and the errors over all links.
 
     A link that answered before and does not now is left out and counted in `nvlinks_unknown`: it
-    must not be taken for a link that is down.
+    must not be confused with a link that is down.
     """
     states: dict[str, bool] = {}
     unknown = 0

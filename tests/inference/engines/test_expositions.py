@@ -332,7 +332,7 @@ class TestCounters:
         assert tracker.restarts == 0
 
     def test_replicas_that_tell_no_start_time(self):
-        """They are told apart by their counters."""
+        """Their counters distinguish them."""
         tracker = CounterTracker({"c"})
 
         counts = [increases(tracker, value)[0] for value in (80_000, 5000, 80_030, 5010, 80_040)]

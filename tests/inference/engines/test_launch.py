@@ -1,10 +1,10 @@
-"""What an engine's command line tells about it."""
+"""What an engine's command line reveals about it."""
 
 from exporter.inference.launch import Launch, launch_of, parse
 
 
 def test_vllm():
-    """Options in any spelling; the model stands after `serve`."""
+    """Options in any spelling; the model follows `serve`."""
     launch = parse(
         [
             "vllm",

@@ -253,7 +253,7 @@ class TestThread:
 def test_steps_of_the_wall_clock_count_nothing_twice(steps) -> None:
     """Three replicas behind one address: at most what they generated while we watched, however NTP steps."""
     true_seconds, offset, watched = 10_000.0, 0.0, 0
-    started = [100.0, 4000.0, 9990.0]  # as each replica's clock said then
+    started = [100.0, 4000.0, 9990.0]  # by each replica's clock then
     counted = [80_000, 5000, 70_000]
     answers = []
     readings = []

@@ -60,7 +60,7 @@ class TestNemotronNas:
         counts = count_parameters(describe(self.CONFIG))
 
         assert (counts.attention, counts.dense, counts.beside) == (192 + 256 + 64, 18432, 64)
-        # Two norms a layer but for the two that go with the missing parts, and the last one.
+        # Two norms a layer, without the two of the missing parts, plus the last one.
         assert counts.vectors == 6 * 8 + 8
 
     def test_only_two_layers_attend_and_cache(self):
