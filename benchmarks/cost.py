@@ -1,4 +1,4 @@
-"""What the daemon costs, beside nvitop-exporter on the same simulated GPUs and machine.
+"""What the daemon costs, compared with nvitop-exporter on the same simulated GPUs and machine.
 
     python -m benchmarks.cost [--gpus 1,8,64] [--seconds 15] [--json]
 

@@ -13,7 +13,7 @@ settings.load_profile("patient")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of ours."""
+    """Our own options."""
     parser.addoption(
         "--update-golden", action="store_true", help="write golden files anew instead of comparing"
     )

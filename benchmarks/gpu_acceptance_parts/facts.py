@@ -268,7 +268,7 @@ def _own_worker(context: Context, calls: DeviceCalls, used: Callable[[], float])
         described = worker.describe(0)
         opened = time.monotonic()
         at_open = used() - before
-        # Larger GEMMs load code of their own, and copies take blocks beside the arena.
+        # Larger GEMMs load additional code, and copies take blocks outside the arena.
         reported = described.memory_bytes
         for number, kernel in enumerate(described.kernels):
             measured = worker.run(run_request(kernel.name, number))

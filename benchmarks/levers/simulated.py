@@ -47,7 +47,7 @@ LIGHT_NOISE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A random workload: the engine as it is, and what the exporter knows beside its counters."""
+    """A random workload: the engine as it is, and what the exporter knows besides its counters."""
 
     gpu: str
     model: str
@@ -66,7 +66,7 @@ class Case:
 
 @dataclass(slots=True)
 class Comparison:
-    """One prediction beside the truth."""
+    """One prediction and the true value."""
 
     case: int
     prediction: Prediction

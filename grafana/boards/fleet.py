@@ -39,7 +39,7 @@ OF_NAME = f'and on (cluster, job, instance) gpu:flopwatch_gpu:info{{{NODE}, name
 # peak divides by the peak of the hosts that count, and values from engines and probes stand in
 # elsewhere.
 COUNTERS = "activity counters"
-# Worst first: slow beside the peers, or clocks held down. Two per host, so that one capped rack
+# Worst first: slower than the peers, or clocks held down. Two per host, so that one capped rack
 # does not fill the table; all of them with fewer than four hosts.
 HOST = "by (cluster, job, instance)"
 LOST = (

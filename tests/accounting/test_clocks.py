@@ -40,7 +40,7 @@ def test_causes_weigh_with_the_clock_that_they_cost() -> None:
 
 
 def test_heat_and_power_together_share_the_blame() -> None:
-    """With both bits set each gets half; the idle bit does not count beside them."""
+    """With both bits set each gets half; the idle bit does not count then."""
     clock = summarise_clocks([ClockSample(0, 1e9, HEAT | POWER | IDLE)], 0, 1, 2e9)
 
     assert (clock.power, clock.thermal, clock.idle) == (0.5, 0.5, 0.0)

@@ -79,7 +79,7 @@ def test_only_the_sms_are_silent() -> None:
 
 
 def test_power_alone_convicts_where_utilization_is_not_told() -> None:
-    """In MIG mode there is no utilization: zeros at three quarters of the power limit are false."""
+    """In MIG mode there is no utilization: zeros at three quarters of the power limit are wrong."""
     judge = Plausibility()
     judged = [tick(judge, at, utilization=None, power=525.0) for at in (1.0, 2.0, 3.0)][-1]
 

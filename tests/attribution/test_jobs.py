@@ -186,7 +186,7 @@ class TestSlurmProcesses:
         assert process_job(30, tmp_path) == SLUID
 
     def test_one_job_has_one_name(self):
-        """The prolog's name of an array task counts, and a SLUID adds no second job beside a number."""
+        """The prolog's name of an array task counts, and a SLUID adds no second job to a number."""
         mapped = (JobUse(DeviceKey(minor="4"), "1234_7", "1235"),)
         found = (
             JobUse(DeviceKey(uuid="GPU-aa"), "1235"),

@@ -319,7 +319,7 @@ class TestOddAnswers:
         ("grpc_status", "reason"), [(None, "protocol"), ("99", "protocol"), ("14", "unavailable")]
     )
     def test_the_status_decides(self, socket_path: Path, grpc_status: str | None, reason: str):
-        """A message without the status OK behind it is no answer."""
+        """A message that is not followed by the status OK is not an answer."""
         with RawServer(socket_path, answer_with(self.framed(), grpc_status=grpc_status)):
             assert reason_of(socket_path) == reason
 

@@ -51,7 +51,7 @@ server.serve_forever()
 
 @dataclass(frozen=True)
 class Minute:
-    """The first scrape in which everything was known, and one a minute of watched time later."""
+    """The first scrape with complete data, and one taken a minute of watched time later."""
 
     first: Scrape
     last: Scrape

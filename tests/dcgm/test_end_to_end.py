@@ -57,7 +57,7 @@ def test_flops_of_an_a100(tmp_path: Path) -> None:
         state: (last.value(SECONDS, state=state) - first.value(SECONDS, state=state)) / seconds
         for state in ("tensor", "memory", "stall", "underfill", "idle")
     }
-    # (0.8 - 0.5) of the time beside the tensor pipe; memory explains 0.4 / 0.8 / 0.92 of it.
+    # (0.8 - 0.5) of the time outside the tensor pipe; memory explains 0.4 / 0.8 / 0.92 of it.
     assert states == pytest.approx(
         {"tensor": 0.5, "memory": 0.163, "stall": 0.137, "underfill": 0.1, "idle": 0.1}, abs=0.01
     )

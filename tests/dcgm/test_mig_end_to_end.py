@@ -83,7 +83,7 @@ def test_instances_and_their_gpu(tmp_path: Path) -> None:
     assert rate(FLOP, pipe="tensor") == pytest.approx(23.8 * per_sm, rel=0.01)
     # 0.4 of 4/8 and 0.2 of 2/8 of 2039 GB/s.
     assert rate("flopwatch_dram_bytes_total") == pytest.approx(0.25 * 2039e9, rel=0.01)
-    # SMs busy beside the tensor pipe: 21/108; memory explains 0.25 / (44.8/108) / 0.92 of it.
+    # SMs busy outside the tensor pipe: 21/108; memory explains 0.25 / (44.8/108) / 0.92 of it.
     states = {
         state: rate(SECONDS, state=state)
         for state in ("tensor", "memory", "stall", "underfill", "idle")

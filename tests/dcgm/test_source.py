@@ -16,7 +16,7 @@ def test_no_thread_to_scrape_with_costs_no_tick(monkeypatch: pytest.MonkeyPatch)
     class NoThread(BoundedThread):
         def start(self) -> None:
             begun.append(len(begun) > 1)
-            # Beside the attempt, which may take seconds, another device ticks and makes none.
+            # During the attempt, which may take seconds, another device ticks and makes none.
             assert other.take(FastReading(seconds[0])) == (None, None)
             if not begun[-1]:
                 raise RuntimeError("can't start new thread")

@@ -162,7 +162,7 @@ def _pip_volumes(folder: Path) -> Sequence[str]:
     volumes = ["--volume", f"{folder}/pip.conf:/etc/pip.conf:ro"]
     words = [word.removeprefix("file://") for value in settings.values() for word in value.split()]
     paths = {Path(word) for word in words if word.startswith("/") and Path(word).exists()}
-    # An index on the disk has its files beside its pages.
+    # An index on disk has its files next to its pages.
     for path in sorted({path.parent if path.name == "simple" else path for path in paths}):
         volumes += ["--volume", f"{path}:{path}:ro"]
     return volumes

@@ -34,7 +34,7 @@ class TestMonitoring:
 
     @pytest.mark.parametrize("name", ["servicemonitor", "podmonitor"])
     def test_a_series_outlives_its_pod(self, name: str):
-        """The instance is the node; labels of the pod itself are dropped, so that restarts are no gaps."""
+        """The instance is the node; the pod's own labels are dropped, so restarts cause no gaps."""
         objects = render(option(name))
         (monitor,) = of_kind(objects, "ServiceMonitor") + of_kind(objects, "PodMonitor")
         spec = monitor["spec"]

@@ -71,7 +71,9 @@ class TestPrivileges:
 
         context = container(objects)["securityContext"]
         assert context["capabilities"] == {"drop": ["ALL"], "add": ["SYS_ADMIN"]}
-        assert context["allowPrivilegeEscalation"] is True  # the API refuses false beside SYS_ADMIN
+        assert (
+            context["allowPrivilegeEscalation"] is True
+        )  # the API rejects false together with SYS_ADMIN
         assert environment(objects)["NVIDIA_MIG_MONITOR_DEVICES"] == "all"
 
     def test_only_the_hosts_own_devices_need_a_privileged_container(self):

@@ -21,7 +21,8 @@ SECONDS = "flopwatch_gpu_seconds_total"
 DRAM_METRIC = 10
 COLLECT_SECONDS = 1.0
 ROWS = table("fleet-quantiles")
-# By hand, from g, s and t in percent: tensor t, beside it s - t, underfill g - s, idle 100 - g.
+# By hand, from g, s and t in percent: tensor t, other SM activity s - t, underfill g - s, idle 100
+# - g.
 EXPECTED = (
     {"tensor": 0.094, "unresolved": 0.241, "underfill": 0.645, "idle": 0.02},
     {"tensor": 0.206, "unresolved": 0.523, "underfill": 0.261, "idle": 0.01},
@@ -80,7 +81,7 @@ def test_full_utilization_is_mostly_empty_sms(start) -> None:
             {state: share for state, share in expected.items() if share}, abs=0.004
         ), row
         assert not after.has("flopwatch_dram_bytes_total", gpu=str(gpu))
-        # What dashboards show as "GPU utilization", beside it.
+        # What dashboards show as "GPU utilization" at the same time.
         utilization = after.value("flopwatch_engine_utilization_ratio", gpu=str(gpu), engine="gpu")
         assert utilization == pytest.approx(float(row["gpu_utilization"]) / 100, abs=0.006)
 

@@ -129,7 +129,7 @@ class FakeNvml(Functions):
         self.control.driver_mismatch = int(mismatched)
 
     def remove_gpu(self, gpu: int) -> None:
-        """The GPU is no longer enumerated; the indices behind it move up."""
+        """The GPU is no longer enumerated; the indices after it move up."""
         self.control.gpus[gpu].is_present = 0
         self._enumerate([slot for slot in self._visible() if slot != gpu])
 

@@ -62,7 +62,7 @@ def test_a_thread_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_thread_that_exits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By SystemExit, which is no error."""
+    """By SystemExit, which is not an error."""
     printed: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", printed.append)
     thread = BoundedThread(target=sys.exit, name="exits")
@@ -76,7 +76,7 @@ def test_a_thread_that_exits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_thread_that_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its starter gets an error within the limit, and does not wait forever."""
     monkeypatch.setattr(threads, "START_SECONDS", 0.05)
-    # What happens where there is no memory for the thread's first frame.
+    # What happens without memory for the thread's first frame.
     monkeypatch.setattr(_thread, "start_new_thread", lambda function, arguments: 1)
     thread = BoundedThread(target=lambda: None, name="never")
 

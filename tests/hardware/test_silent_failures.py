@@ -73,7 +73,7 @@ def test_lies_are_counted_and_left_out(tmp_path: Path) -> None:
     assert not scrape.has("flopwatch_flop_total", gpu="3")
     assert not [series for series in scrape.series(ERRORS, gpu="4") if dict(series)]
     assert scrape.total(SECONDS, gpu="4", state="unresolved") == 0
-    # One line a change, not one a tick.
+    # One line per change, not per tick.
     assert log.count("found=activity_silent") == 2
     assert log.count("event=implausible") == 3
 

@@ -18,7 +18,7 @@ class DcgmActivity(ActivitySource):
         self._open_since: float | None = None
 
     def open(self) -> bool:
-        """Ask for the device; not for a GPU in MIG mode unless DCGM is asked for its instances, too.
+        """Request the device; not a GPU in MIG mode unless DCGM is read for its instances, too.
 
         Also where GPM exists but is refused to us: DCGM's own daemon may have the permission.
         """
@@ -35,7 +35,7 @@ class DcgmActivity(ActivitySource):
         return True
 
     def read(self, fast: FastReading, settings: SamplingSettings) -> ActivityWindow | None:
-        """The oldest closed window that was not taken yet."""
+        """The oldest closed window that was not read yet."""
         assert self._reader is not None
         window, self._open_since = self._reader.take(fast)
         return window
@@ -51,7 +51,7 @@ class DcgmActivity(ActivitySource):
         return 0.0 if self._reader is None else self._reader.max_window_seconds
 
     def stand_by(self) -> None:
-        """Stop asking."""
+        """Stop requesting it."""
         if self._reader is not None:
             self.device.context.dcgm.forget(self._reader)
             self._reader = self._open_since = None
@@ -62,7 +62,7 @@ class DcgmActivity(ActivitySource):
             self._reader.restart()
 
     def close(self, *, driver_is_gone: bool = False) -> None:
-        """A GPU is still asked for while it is away; an instance that is gone is not."""
+        """A GPU is still requested while it is away; an instance that is gone is not."""
         if self.device.gpu is not None:
             self.stand_by()
 

@@ -2,10 +2,10 @@
 
 Names and units: dcgm_fields.h (ratios 0..1; PCIe and NVLink in bytes per second, whatever the
 exposition's TYPE says; cycles and bytes since boot in `…_TOTAL`). dcgm-exporter 4.9 exposes the new
-names, older ones those that their counters file is written in. Blank values: dcgm_structs.h,
-DCGM_INT32_BLANK and its like. Field strings that dcgm-exporter cannot convert stand in its answer
-as they are (`ERROR - FAILED TO CONVERT TO STRING`): each line is read for itself, and one that is
-no sample costs no other.
+names, older ones those used in their counters file. Blank values: dcgm_structs.h, DCGM_INT32_BLANK
+and its like. Field strings that dcgm-exporter cannot convert stand in its answer as they are
+(`ERROR - FAILED TO CONVERT TO STRING`): each line is read for itself, and one that is no sample
+costs no other.
 """
 
 import math
@@ -121,7 +121,7 @@ class DeviceSample:
 
     @property
     def counts_cycles(self) -> bool:
-        """Whether activities can be had as exact shares of elapsed cycles."""
+        """Whether activities are available as exact shares of elapsed cycles."""
         return ELAPSED in self.totals and len(self.totals) > 1
 
     @property
@@ -143,13 +143,13 @@ class DeviceSample:
 
 
 class DcgmExposition(dict[DcgmDevice, DeviceSample]):
-    """All devices of an exposition. `malformed` counts lines that are no samples and name no device."""
+    """All devices of an exposition. `malformed` counts invalid lines that name no device."""
 
     malformed: int = 0
 
 
 def parse(text: str) -> DcgmExposition:
-    """All devices of an exposition; empty where it is none.
+    """All devices of an exposition; empty for other text.
 
     Only lines of DCGM are parsed, one by one and up to a bound: memory and time do not grow with
     the rest of the answer.

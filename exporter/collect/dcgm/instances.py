@@ -1,4 +1,4 @@
-"""A GPU in MIG mode, assembled from the rows that a dcgm-exporter has of its instances.
+"""A GPU in MIG mode, assembled from a dcgm-exporter's rows of its instances.
 
 DCGM gives each instance's activities as shares of the instance itself, and dcgm-exporter has by
 default no row of the whole GPU then. SMs and memory slices of no instance are idle.

@@ -43,7 +43,7 @@ class DcgmReader:
 
     def __init__(self, source: "DcgmSource", key: DcgmDevice) -> None:
         self.key = key
-        # Of a GPU in MIG mode: what its instances have of it.
+        # For a GPU in MIG mode: its instances' shares.
         self.shares: Shares = {}
         self._source = source
         self._lock = threading.Lock()
@@ -59,7 +59,7 @@ class DcgmReader:
         self._stands_still = False
 
     def take(self, fast: FastReading) -> tuple[ActivityWindow | None, float | None]:
-        """The oldest window that was not taken yet, and the start of the one now open."""
+        """The oldest window that was not read yet, and the start of the open one."""
         self._source.ask()
         with self._lock:
             if fast.gpu_utilization is not None and self._windows.open_since is not None:
@@ -153,7 +153,7 @@ class DcgmReader:
             )
 
     def failed(self, reason: str) -> None:
-        """A scrape that failed, or what it brought cannot be true."""
+        """A scrape that failed, or returned values that cannot be true."""
         with self._lock:
             self._errors[reason] += 1
 

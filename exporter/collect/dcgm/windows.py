@@ -26,8 +26,8 @@ _POLL_SECONDS_MIN = 0.5
 _QUIET_POLL_SECONDS = 5.0  # nothing changes: all GPUs are idle
 _EARLY_SECONDS = 1.5
 _SHARE_MAX = 1.01  # of elapsed cycles: totals of one collection are read one after the other
-# Hertz at which one SM may run. Cycles summed over the SMs of a GPU are far above: of those the
-# shares are right, and the clock is not told.
+# Hertz at which one SM may run. Cycles summed over the SMs of a GPU are far above: for those the
+# shares are right, and the clock is left out.
 _CLOCKS = (5e7, 3.5e9)
 
 
@@ -74,7 +74,7 @@ class CollectInterval:
         self._looked_since_change = False
 
     def forget(self) -> None:
-        """After an outage: the next change says nothing about the interval."""
+        """After an outage the next change does not show the interval."""
         self._changed_at = None
 
     def next_look(self, now: float) -> float:

@@ -8,7 +8,7 @@ from exporter.collect.nvml.library import DeviceCalls
 
 SWITCH = {0: False, 1: True}  # nvmlEnableState_t; anything else is a blank
 _MEGA = 1e6
-_CLOCK_MAX_MHZ = 1e5  # no clock of the next years: more is a blank
+_CLOCK_MAX_MHZ = 1e5  # above any clock of the next years: more is a blank
 
 
 def plausible(calls: DeviceCalls, what: str, value: Any, maximum: float) -> float | None:
@@ -28,7 +28,7 @@ def whole(calls: DeviceCalls, what: str, value: Any, maximum: int) -> int | None
 
 
 def count(calls: DeviceCalls, what: str, value: Any) -> float | None:
-    """A count if it is none of the driver's blanks, which are as large as a register can hold."""
+    """A count, unless it is one of the driver's blanks, which are the largest values of a register."""
     if value is None:
         return None
     if value < 0 or fields.is_blank(value):
@@ -48,7 +48,7 @@ def percent(calls: DeviceCalls, what: str, value: Any, maximum: float = 100) -> 
 
 
 def switch(calls: DeviceCalls, what: str, value: Any) -> bool | None:
-    """A flag that is 0 or 1; anything else is a blank, and no 'yes'."""
+    """A flag that is 0 or 1; anything else is a blank, not a 'yes'."""
     if value is None:
         return None
     if value not in SWITCH:
@@ -59,7 +59,7 @@ def switch(calls: DeviceCalls, what: str, value: Any) -> bool | None:
 
 def hertz(calls: DeviceCalls, function: str, clock: int) -> float | None:
     """A clock in Hz; None where the device has no such clock."""
-    # A zero is a blank, where there is no such clock: one that runs has none.
+    # A zero means that there is no such clock: a running clock is never zero.
     megahertz = plausible(calls, f"{function} {clock}", calls.ask(function, clock), _CLOCK_MAX_MHZ)
     return megahertz * _MEGA if megahertz else None
 

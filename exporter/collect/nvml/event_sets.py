@@ -79,7 +79,7 @@ class _LegacyXid(Structure):
 
 
 class EventSet:
-    """A set of events. `wait` returns the XIDs that came, by UUID of the device."""
+    """A set of events. `wait` returns the XIDs that occurred, by UUID of the device."""
 
     def __init__(self) -> None:
         self._set = call("nvmlEventSetCreate")

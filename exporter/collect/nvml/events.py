@@ -1,4 +1,4 @@
-"""XID events: waited for on a thread of their own, counted by device and code."""
+"""XID events: waited for on a separate thread, counted by device and code."""
 
 import threading
 import time

@@ -102,12 +102,12 @@ def is_refused(calls: DeviceCalls, field: Field) -> bool:
 
 
 def key(field: Field) -> Key:
-    """The name by which DeviceCalls knows the question for a field."""
+    """The name under which DeviceCalls records the call for a field."""
     return (FIELD_VALUES, field)
 
 
 def _value_of(answer: Any) -> float | None:
-    """The value as the driver gave it: integers stay integers, so that blanks can be recognized."""
+    """The value as the driver returned it: integers stay integers, so blanks can be recognized."""
     if not 0 <= answer.valueType < len(_MEMBERS):
         return None
     value: float = getattr(answer.value, _MEMBERS[answer.valueType])

@@ -1,7 +1,7 @@
 """GPM, NVML's performance monitoring of Hopper and newer: pairs of samples, one pair a window.
 
 Calls for several devices at once have crashed drivers in the field, so one lock serialises them,
-with a bounded wait: a device whose call hangs costs the others their GPM values, but never their
+with a bounded wait: while one device's call hangs the others have no GPM values, but they still
 tick.
 """
 
@@ -80,7 +80,7 @@ class GpmSession:
         self._sampled_at: list[float] = []
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
-        # Metrics that only ever answered NOT_SUPPORTED: when to ask for each again.
+        # Metrics that only ever answered NOT_SUPPORTED: when to request each again.
         self._claims: dict[int, float] = {}
         self._answered: set[int] = set()
         self._proofs = 0

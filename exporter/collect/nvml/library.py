@@ -1,7 +1,7 @@
 """The driver library: opened once per process, called by name, its errors translated once.
 
 pynvml is imported in this package only. ctypes releases the interpreter lock during a call, so a
-call that hangs holds up its own thread and no other.
+call that hangs blocks its own thread and no other.
 """
 
 import errno
@@ -59,7 +59,7 @@ def running_call(thread: int | None) -> str | None:
 def call(function: str, *arguments: Any) -> Any:
     """Call a pynvml function by name.
 
-    Raises the NvmlError that fits. A function that pynvml does not have counts as not supported.
+    Raises the matching NvmlError. A function that pynvml does not have counts as not supported.
     """
     implementation = getattr(pynvml, function, None)
     if implementation is None:
@@ -74,7 +74,7 @@ def call(function: str, *arguments: Any) -> Any:
         # The driver is older than pynvml and lacks this version of the function.
         raise NotSupported(function, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND) from None
     except (ValueError, TypeError, UnicodeDecodeError):
-        # pynvml could not make sense of what the driver answered.
+        # pynvml could not interpret the driver's answer.
         raise Transient(function, pynvml.NVML_ERROR_UNKNOWN) from None
     finally:
         _running.pop(thread, None)
@@ -193,7 +193,7 @@ class DriverLibrary:
         return int(call("nvmlDeviceGetCount"))
 
     def driver_version(self) -> str | None:
-        """The driver's version, None where it will not say."""
+        """The driver's version, None if it does not report one."""
         try:
             return str(call("nvmlSystemGetDriverVersion"))
         except NvmlError:
@@ -203,8 +203,8 @@ class DriverLibrary:
 class DeviceCalls:
     """Calls on one device handle: remembers what is not supported, counts what fails.
 
-    NOT_SUPPORTED is a claim, not a fact: drivers say it for a while during a reset, and of a whole
-    GPU for as long as it is in MIG mode. A call that never answered is asked again every ten
+    NOT_SUPPORTED is a claim, not a fact: drivers answer it for a while during a reset, and for a
+    whole GPU as long as it is in MIG mode. A call that never answered is asked again every ten
     minutes; one that answered before has failed, is counted, and is asked again every time.
     `forget_claims` asks everything again at once.
 
@@ -229,7 +229,7 @@ class DeviceCalls:
     def ask(self, function: str, *arguments: Any) -> Any:
         """The call's answer, or None when it is refused or fails this time.
 
-        Raises DeviceLost, DriverGone or DriverMismatch: with those nothing more can be asked.
+        Raises DeviceLost, DriverGone or DriverMismatch: after those no further call is possible.
         """
         return self.ask_by((function, *arguments), partial(call, function, self.handle, *arguments))
 

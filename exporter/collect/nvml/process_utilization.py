@@ -2,7 +2,7 @@
 
 The driver samples a few times a second and keeps some seconds of it; an idle process has no
 samples, and an idle device answers NOT_FOUND. Each sample counts once, by its timestamp. The
-samples say which share of the SMs' time a process had since its last sample (nvml.h,
+samples give the share of the SMs' time that a process had since its last sample (nvml.h,
 nvmlProcessUtilizationSample_t and nvmlProcessUtilizationInfo_v1_t).
 """
 
@@ -35,9 +35,10 @@ class ProcessUtilization:
         self._seconds: dict[int, float] = {}
 
     def read(self, calls: DeviceCalls) -> Mapping[int, float] | None:
-        """SM seconds by process id since this object was made; None where the driver reports none.
+        """SM seconds by process id since this object was created; None where the driver reports
+        none.
 
-        A value never falls. Raises DeviceLost, DriverGone or DriverMismatch.
+        A value never decreases. Raises DeviceLost, DriverGone or DriverMismatch.
         """
         for symbol in SYMBOLS:
             question = partial(_samples, symbol, calls.handle, self._seen_us)
@@ -54,7 +55,7 @@ class ProcessUtilization:
         for sample in sorted(samples, key=lambda each: int(each.timeStamp)):
             pid, at_us, percent = int(sample.pid), int(sample.timeStamp), int(sample.smUtil)
             if at_us <= self._seen_us:
-                continue  # the driver's buffer begins before what was asked for
+                continue  # the driver's buffer begins before the requested time
             if not 0 < pid <= _PID_MAX or percent > _PERCENT_MAX:
                 calls.implausible("process utilization")
                 continue

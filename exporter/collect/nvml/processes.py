@@ -40,7 +40,7 @@ SYMBOLS = tuple(symbol for symbol, _entry in _SYMBOLS)
 _PROCESSES_MAX = 1024
 _ROOM = 16  # for processes that start between the two calls
 _PID_MAX = 2**22  # PID_MAX_LIMIT of Linux on 64-bit machines
-_MEMORY_MAX = 2**50  # where the device does not say how much it has
+_MEMORY_MAX = 2**50  # when the device does not report its memory size
 _NOT_AVAILABLE = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE
 
 

@@ -82,8 +82,8 @@ def read_fast(
 ) -> FastReading:
     """Everything that is read every tick. `traffic`: read link byte counters too.
 
-    `module`: the GPU shares a module with a Grace processor, whose power and energy are asked for.
-    Elsewhere they are not: a driver that knows no scopes would answer with the GPU's own.
+    `module`: the GPU shares a module with a Grace processor, whose power and energy are read.
+    Elsewhere they are not: a driver without scopes would answer with the GPU's own.
     `utilization_of`: add up the SM time of its processes there.
     """
     wanted = (*_FAST_FIELDS, *_TRAFFIC_FIELDS) if traffic else _FAST_FIELDS
@@ -136,7 +136,7 @@ def read_fast(
 
 
 def read_memory(calls: DeviceCalls) -> dict[str, Any]:
-    """Memory in bytes, what the driver reserves apart; the older call counts that as used.
+    """Memory in bytes, with the driver's reserve separate; the older call counts that as used.
 
     Empty where there is none of the GPU's own (unified memory: GB10, Thor, Jetson).
     """
@@ -280,7 +280,7 @@ def read_nvlink(calls: DeviceCalls) -> Mapping[str, Any]:
 def read_c2c(calls: DeviceCalls) -> Mapping[str, Any]:
     """State, speed and errors of the C2C links to a Grace processor, and their module's power limit.
 
-    Nothing where there are none. Each link has a scope of its own, as NCCL and UCX read them.
+    Empty without such links. Each link has its own scope, as NCCL and UCX read them.
     """
     links = range(c2c_link_count(calls))
     asked = [
@@ -366,7 +366,7 @@ SLOW_GROUPS: tuple[Callable[[DeviceCalls], Mapping[str, Any]], ...] = (
 
 
 def c2c_link_count(calls: DeviceCalls) -> int:
-    """How many NVLink-C2C links the device has; 0 where it does not say."""
+    """How many NVLink-C2C links the device has; 0 if it does not report any."""
     count = read_fields(calls, (fields.C2C_LINK_COUNT,)).get(fields.C2C_LINK_COUNT, 0)
     return int(count) if 0 < count <= _C2C_LINKS_MAX else 0
 

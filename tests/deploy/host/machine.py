@@ -15,7 +15,7 @@ _PACKAGES = (
     "systemd systemd-sysv dbus curl sudo procps util-linux bsdutils iproute2 python3-venv man-db "
     "bash-completion slurmctld slurmd slurm-client munge rpm"
 )
-# glibc resolves no name while there is no address but the loopback's.
+# glibc resolves no name while there is only the loopback address.
 ADDRESS = "10.99.0.1"
 _SLURM_CONF = f"""\
 ClusterName=test

@@ -206,7 +206,7 @@ class TestOnThisHost:
         assert found[8000].processes == frozenset({101, 102})
 
     def test_an_engine_without_a_gpu_from_the_same_shell(self, proc, network):
-        """Training on the GPU is not served by the engine that runs on the processor beside it."""
+        """Training on the GPU is not attributed to the engine that runs on the processor."""
         self.add(proc, 100, 1, command="bash")
         self.add(proc, 101, 100).holds(101, 55)
         self.add(proc, 102, 100)

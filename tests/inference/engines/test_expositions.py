@@ -433,5 +433,5 @@ class TestRegistry:
         ],
     )
     def test_engines_are_told_apart(self, prefixes, name):
-        """Those that pass another's names through have names of their own beside them."""
+        """Engines that pass another's names through have their own names as well."""
         assert identify(prefixes) == name

@@ -442,7 +442,7 @@ class TestPoints:
         }
 
     def test_a_mig_instance_has_its_label(self):
-        """As every series of a MIG instance."""
+        """Like every series of a MIG instance."""
         gpus = host(gpu("0", "MIG-a", {}, mig="3"))
         snapshot = Stage(chat(gpus=("MIG-a",)), gpus=gpus).scrape(exposition("vllm-current"))
 

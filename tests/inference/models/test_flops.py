@@ -73,7 +73,7 @@ class TestByHand:
         assert prefill_flop(TINY, 3) == 6912 + 384 + 160
 
     def test_prefill_after_a_prefix_cache_hit(self):
-        """2 tokens after 3 cached: 2·2304 + 9·64 + 160; the cached ones are no work."""
+        """2 tokens after 3 cached: 2·2304 + 9·64 + 160; the cached ones cost nothing."""
         assert prefill_flop(TINY, 2, 3) == 4608 + 576 + 160
 
     def test_decode(self):
