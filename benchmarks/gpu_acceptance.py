@@ -3,14 +3,14 @@
     python -m benchmarks.gpu_acceptance [--only facts,accuracy,…] [--out DIR] [--minutes 9]
 
 Runs on a machine with an otherwise unused NVIDIA GPU, torch and this project's packages; needs no
-network. Each part has a time box and a process of its own: one that fails or hangs costs its own
+network. Each part has its own time box and process: one that fails or hangs affects only its own
 figures only. Leaves <gpu>-<date>.json in the folder (default benchmarks/results) and the recordings
 of the driver's answers in its folder recordings, and prints a table.
 
 Exit code: 0 when every part that was asked for ran, 1 when one failed or could not run, 2 for a
 mistake on the command line. A goal that was missed is a row of the table, not a failure.
 
-    --rehearse    workloads on the host processor, in small; the figures are then of no GPU, and the
+    --rehearse    workloads on the host processor, in small; they are not figures of a GPU, and the
                   results are marked so and never become documentation
     --document    write docs/accuracy.md from the results in the folder, and do nothing else
 """

@@ -2,9 +2,10 @@
 
     python -m benchmarks.mig_cost [--seconds 20]
 
-A GPU has at most 7 instances: a node of 8 GPUs has 56 at most, and 64 need 10 GPUs. Both are measured. The
-bound is 10 % of a core at a tick of 1 s, with a scrape every 5 s. The fake library answers in about a
-microsecond: this is the cost of the daemon's own code, without that of a real driver's calls.
+A GPU has at most 7 instances: a node of 8 GPUs has 56 at most, and 64 need 10 GPUs. Both are
+measured. The bound is 10 % of a core at a tick of 1 s, with a scrape every 5 s. The fake library
+answers in about a microsecond: this is the cost of the daemon's own code, without a real driver's
+calls.
 """
 
 import argparse

@@ -2,13 +2,14 @@
 
     python -m benchmarks.probe_faults [--injections 40] [--model config.json]
 
-GEMMs run on the host processor through the probes' own kernels, in the shapes that an H100 gets. Faults are put
-into their results, and the probes' own checks look at them: repetitions against each other, the first
-result's digest, and the exact integers of int8. Printed is the share of the injected faults that each kind of
-probe finds.
+GEMMs run on the host processor through the probes' own kernels, in the shapes that an H100 gets.
+Faults are put into their results, and the probes' own checks look at them: repetitions against each
+other, the first result's digest, and the exact integers of int8. The output is the share of the
+injected faults that each kind of probe finds.
 
-What a fault may depend on is the tile of the result (128 x 256, as cuBLAS prefers), the SM that computes it (tile number
-modulo 132), and the precision. That faults of real GPUs divide up like these classes is an assumption.
+A fault may depend on the tile of the result (128 x 256, as cuBLAS prefers), the SM that computes it
+(tile number modulo 132), and the precision. It is an assumption that faults of real GPUs fall into
+these classes.
 """
 
 import argparse

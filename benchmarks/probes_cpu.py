@@ -10,12 +10,12 @@
 * a daemon as a user starts it: the headline in its status within 60 s, and its FLOPS also beside
   four busy loops on each core;
 * its idle worker, killed: another one within 10 s, and no failed kernel;
-* so many cycles of a daemon, or hours: no failed run, and no moment without headline figures after
+* the given cycles or hours of a daemon: no failed run, and no moment without headline figures after
   the first;
 * a daemon without probes: no thread, no process, no torch.
 
 torch's best is the mean of the three fastest runs at its fastest size: more than any median. The
-reference, in a process of its own, uses the same number of threads. The load of the host is printed, because it is
+reference, in its own process, uses the same number of threads. The load of the host is printed, because it is
 part of every figure. The exit code is 1 when a target is missed.
 """
 

@@ -3,13 +3,13 @@
 Serves a simulated fleet and lets a real Prometheus scrape it and evaluate deploy/prometheus. What the rules read of more than the last
 five minutes is written into Prometheus beforehand, so that every window is full. Then the simulator's clock stops, and two things are measured:
 
-- live: the time that all rule groups took, as Prometheus itself measures it (prometheus_rule_group_last_duration_seconds), with scrapes going on;
+- live: the time that all rule groups took, as Prometheus itself measures it (prometheus_rule_group_last_duration_seconds), while scrapes continue;
   and what processor time the rules took meanwhile: of all of Prometheus, less that of as long a time with scrapes and no rules before;
 - alone: every rule at one instant, without scrapes: samples touched, and the processor time and the wall clock of the best of fifteen.
 
-On a busy machine all but the samples suffer, the wall clocks most: the load is printed with them, and with `--first` Prometheus goes before
+On a busy machine all figures except the samples get worse, wall clocks most: the load is printed with them, and with `--first` Prometheus goes before
 other programs (which takes root).
-With it: series a GPU, bytes a scrape, and 10,000 GPUs, extrapolated linearly.
+Also printed: series per GPU, bytes per scrape, and 10,000 GPUs, extrapolated linearly.
 """
 
 import argparse

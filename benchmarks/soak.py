@@ -4,8 +4,8 @@
     python -m benchmarks.soak --days 0 --daemon-minutes 20   # and the real daemon at ten ticks a second (make soak)
 
 Everything that churns on a node churns here, faster: processes, pods, engines, MIG instances, XIDs, lost
-GPUs, reloads, scrapers. Each scrape of the daemon is held against those before it: no counter falls, no
-series is there twice, the states of a GPU sum to the time that passed without its gaps, nothing is stale.
+GPUs, reloads, scrapers. Each scrape of the daemon is compared with those before it: no counter decreases, no
+series is duplicated, the states of a GPU sum to the time that passed without its gaps, nothing is stale.
 """
 
 import argparse

@@ -158,7 +158,7 @@ class State:
     `devices` has each GPU, followed by its MIG instances. `pending`: the driver has not listed its
     devices yet; `hung`: it does not answer that call; `driver_error`: why it last reported none.
     `reachable_bandwidth` is the share of the theoretical DRAM bandwidth that the copy probe
-    reached, by UUID. Nothing in here is stale before `valid_until_seconds`.
+    reached, by UUID. Nothing in it is stale before `valid_until_seconds`.
     """
 
     at_seconds: float

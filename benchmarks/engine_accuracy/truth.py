@@ -77,7 +77,7 @@ def sum_up(
     once. `lengths` says how many positions a sequence has in all, by the start of its name; beyond
     them are surplus drafts. A sequence without a length was aborted: vLLM schedules a pass ahead,
     so two are in flight when a client hangs up. Their tokens come out after the API server has
-    forgotten the request, and it counts them nowhere. `embeddings` have no logits.
+    forgotten the request, and it does not count them. `embeddings` have no logits.
     """
     starts: dict[str, list[int]] = defaultdict(list)
     for entry in passes:

@@ -10,13 +10,13 @@ lists do not state is not counted.
 - Intel (x86/*/floating-point.json): FP_ARITH_INST_RETIRED, by precision and width, a fused multiply-add
   as two. AMX_OPS_RETIRED was in the lists of Sapphire and Emerald Rapids, and Intel has withdrawn it.
 - AMD (x86/amdzen1 to amdzen5/floating-point.json): fp_ret_sse_avx_ops counts operations, a fused
-  multiply-add as two. Only Zen and Zen+ tell the precision of all of them.
+  multiply-add as two. Only Zen and Zen+ report the precision of all of them.
 - Arm (arm64/arm/neoverse-v1 and neoverse-n2-v2/fp_operation.json, metrics.json): FP_FIXED_OPS_SPEC, and
-  FP_SCALE_OPS_SPEC per 128 bits of an SVE vector, a fused multiply-add as two. They count what is
-  executed, also after a branch that was predicted wrongly. Neoverse N1 has neither.
+  FP_SCALE_OPS_SPEC per 128 bits of an SVE vector, a fused multiply-add as two. They count executed
+  operations, including those after a mispredicted branch. Neoverse N1 has neither.
 
-Where more events than counters are wanted, the kernel lets them take turns and says for how long each
-counted: the value is scaled up by that, as `perf stat` does.
+If there are more events than counters, the kernel multiplexes them and reports for how long each
+counted: the value is scaled up by that, as in `perf stat`.
 """
 
 import ctypes

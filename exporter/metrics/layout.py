@@ -1,9 +1,9 @@
 """The layout of an exposition: its text without the changing values, kept between scrapes.
 
 Each part of the State is a block, which keeps the series of the part and its values. Of some 1,500
-values of eight GPUs, a third changes with a tick and most of the others never do. So those that have
-never changed are part of the fixed text, and a scrape writes only those that move. A value that moves
-for the first time makes the fixed text anew, as does a series that appears or vanishes.
+values of eight GPUs, a third changes with a tick and most of the others never do. So those that
+have never changed are part of the fixed text, and a scrape writes only those that move. A value
+that moves for the first time rebuilds the fixed text, as does a series that appears or vanishes.
 """
 
 from collections.abc import Callable, Container, Hashable, Iterable, Sequence

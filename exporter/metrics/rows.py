@@ -3,7 +3,7 @@
 A scrape has the series of the scrape before, with other values. So reading is split in two: the
 values, read for every scrape, and the series that they belong to, rebuilt only when the shape has
 changed (a value is missing, a label value is new). `Rows` does that for what changes every tick;
-`Samples` takes a plain generator for what seldom does.
+`Samples` takes a plain generator for values that seldom do.
 """
 
 from abc import ABC, abstractmethod

@@ -1,9 +1,9 @@
 """A published recording of a real GPU that serves a real model, played through the daemon.
 
-The recording pairs GPM's activities and clock with the engine's token counters, so the FLOP that the
-device executed and those that the tokens needed are found independently. They must close: useful over
-executed is a little below 1, and what is missing is tile padding of a batch of about 70. Another
-number of SMs or another rate per clock does not close.
+The recording pairs GPM's activities and clock with the engine's token counters, so the FLOP that
+the device executed and those that the tokens needed are found independently. They must close:
+useful over executed is a little below 1, and what is missing is tile padding of a batch of about
+70. With another number of SMs or another rate per clock they do not.
 """
 
 from dataclasses import dataclass, replace

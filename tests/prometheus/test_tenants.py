@@ -68,10 +68,10 @@ def test_the_bill_of_one_gpu(tmp_path: Path) -> None:
 def test_prompt_and_output_tokens_cost_by_their_time(tmp_path: Path) -> None:
     """A GPU of 1 PFLOP/s and 4 TB/s. Prompts need 0.3 s of a second for their FLOP and 0.1 s for their bytes.
 
-    Answers need 0.04 s for FLOP and 0.6 s for bytes: a third and two thirds of the time. At 0.001 a second
-    that is 1e6 × 0.001 / 3 / 600 for a million prompt tokens, and 1e6 × 0.002 / 3 / 200 for generated ones.
-    A second engine's GPUs are held by two namespaces, and one GPU by both: it has none. The peaks of its
-    GPUs are not known, and so is its time.
+    Answers need 0.04 s for FLOP and 0.6 s for bytes: a third and two thirds of the time. At 0.001 a
+    second that is 1e6 × 0.001 / 3 / 600 for a million prompt tokens, and 1e6 × 0.002 / 3 / 200 for
+    generated ones. A second engine's GPUs are held by two namespaces, and one GPU by both: it has
+    none. The peaks of its GPUs are not known, so its time is not known either.
     """
     second = GPU.replace('"0"', '"1"').replace("GPU-0", "GPU-1")
     third = GPU.replace('"0"', '"2"').replace("GPU-0", "GPU-2")

@@ -3,9 +3,8 @@
 Names and units: dcgm_fields.h (ratios 0..1; PCIe and NVLink in bytes per second, whatever the
 exposition's TYPE says; cycles and bytes since boot in `…_TOTAL`). dcgm-exporter 4.9 exposes the new
 names, older ones those used in their counters file. Blank values: dcgm_structs.h, DCGM_INT32_BLANK
-and its like. Field strings that dcgm-exporter cannot convert stand in its answer as they are
-(`ERROR - FAILED TO CONVERT TO STRING`): each line is read for itself, and one that is no sample
-costs no other.
+and its like. Field strings that dcgm-exporter cannot convert appear in its answer unchanged (`ERROR
+- FAILED TO CONVERT TO STRING`): each line is read separately, and an invalid one does not affect others.
 """
 
 import math

@@ -5,7 +5,7 @@
   + NoPermission         asked again, counted
   + Transient            skipped this time, counted
   + DeviceLost           the device's handle is dead: close it and come back with backoff
-  + DriverGone           the library's state is dead: initialise it anew, with backoff
+  + DriverGone           the library's state is dead: initialise it again, with backoff
   + DriverMismatch       library and kernel module differ: cannot heal in this process
   + DriverAbsent         no driver library, or no driver behind it
 

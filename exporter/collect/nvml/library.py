@@ -162,7 +162,7 @@ class DriverLibrary:
         So it is in a container whose devices were taken away (a reload of systemd does that to some
         runtimes), and in a service whose device filter was made when there was no driver yet: NVML
         answers one error or another from then on, and only a new process has the devices. A process
-        that was refused from its beginning is not barred: another one would fare no better.
+        that was refused from the start does not count: a new one would not be better off.
         """
         refusals = self._refusals
         return len(refusals) >= BARRED_TIMES and refusals[-1] - refusals[0] >= BARRED_SECONDS

@@ -35,8 +35,7 @@ class ProcessUtilization:
         self._seconds: dict[int, float] = {}
 
     def read(self, calls: DeviceCalls) -> Mapping[int, float] | None:
-        """SM seconds by process id since this object was created; None where the driver reports
-        none.
+        """SM seconds by process id since this object was created; None if the driver reports none.
 
         A value never decreases. Raises DeviceLost, DriverGone or DriverMismatch.
         """

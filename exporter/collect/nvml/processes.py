@@ -3,7 +3,7 @@
 nvmlDeviceGetComputeRunningProcesses_v3 came with driver 510; older ones have _v2, and those before
 450 the call without a suffix, whose entries lack the MIG instance (nvml.h, nvmlProcessInfo_v1_t).
 Drivers have also filled lists with entries of another size than they said, so that everything from
-the second one on is garbage; each entry is looked at before it is believed.
+the second one on is garbage; each entry is checked before it is used.
 """
 
 from collections.abc import Mapping
