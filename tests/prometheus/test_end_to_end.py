@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -51,26 +52,43 @@ EMPTY_HERE = (
 )
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A stack that has run for long enough; `short_at` is when SHORT_SECONDS had passed (Unix time)."""
+
+    stack: Stack
+    short_at: float
+
+
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Every scenario as its own cluster, watched until every `for` has passed."""
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """Every scenario as a cluster of its own, watched until all `for` have passed and each alert had its time."""
     folder = tmp_path_factory.mktemp("stack")
     with running(folder, tuple(SCENARIOS.values()), hosts=1) as running_stack:
         time.sleep(SHORT_SECONDS)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        short_at, deadline = time.time(), time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline and any(
             wanted(scenario) - ever_fired(running_stack, scenario)
             for scenario in SCENARIOS.values()
         ):
             time.sleep(INTERVAL_SECONDS)
-        yield running_stack
+        yield Watched(running_stack, short_at)
 
 
-def ever_fired(stack: Stack, scenario: Scenario) -> set[tuple[str, str]]:
-    """Names and GPUs of the alerts that fired at any time of this stack's life."""
+@pytest.fixture(scope="module")
+def stack(watched: Watched) -> Stack:
+    """Where to ask."""
+    return watched.stack
+
+
+def ever_fired(
+    stack: Stack, scenario: Scenario, until: float | None = None
+) -> set[tuple[str, str]]:
+    """Names and GPUs of the alerts that fired at any time, or until then (Unix time)."""
     fired = stack.ask(
         "query",
         query=f'max_over_time(ALERTS{{alertstate="firing", cluster="sim-{scenario.name}"}}[1h])',
+        time=str(time.time() if until is None else until),
     )["result"]
     return {(series["metric"]["alertname"], series["metric"].get("gpu", "")) for series in fired}
 
@@ -88,9 +106,14 @@ def wanted(scenario: Scenario) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda scenario: scenario.name)
-def test_scenario_raises_its_alerts_and_no_others(stack: Stack, scenario: Scenario) -> None:
-    """Exactly the alerts that the scenario names fired at any time, on exactly the GPUs with a fault."""
-    assert ever_fired(stack, scenario) == wanted(scenario)
+def test_scenario_raises_its_alerts_and_no_others(watched: Watched, scenario: Scenario) -> None:
+    """The alerts that the scenario names fired, on exactly the GPUs with a fault, and no others.
+
+    On a busy machine its own may come late. Others are looked for in the usual time only: in a longer
+    one, alerts fire that compare with the hours before.
+    """
+    assert wanted(scenario) <= ever_fired(watched.stack, scenario)
+    assert ever_fired(watched.stack, scenario, watched.short_at) <= wanted(scenario)
 
 
 def test_no_rule_fails(stack: Stack) -> None:
@@ -150,8 +173,8 @@ def test_panel_query_returns_data(stack: Stack, target: Target) -> None:
 def test_nothing_fires_through_a_whole_ebb(tmp_path: Path) -> None:
     """Healthy fleets raise nothing while traffic falls to a twentieth and comes back."""
     healthy = tuple(scenario for scenario in SCENARIOS.values() if not scenario.faults)
-    with running(tmp_path, healthy, hosts=2) as watched:
+    with running(tmp_path, healthy, hosts=2) as busy:
         time.sleep(LONG_SECONDS)
-        fired = {scenario.name: ever_fired(watched, scenario) for scenario in healthy}
+        fired = {scenario.name: ever_fired(busy, scenario) for scenario in healthy}
 
     assert fired == {scenario.name: set() for scenario in healthy}
