@@ -54,8 +54,11 @@ def test_flop_and_bytes_follow_a_varying_load(
 ) -> None:
     """Over ten seconds of a constantly changing load, FLOP, bytes and time agree with the truth.
 
-    Also when driver calls take so long that ticks are missed: their windows are only longer.
+    Also when driver calls take so long that ticks are missed: their windows are only longer. Where the
+    device counts no cycles, a longer window has fewer samples of its clock, so the bound is wider.
     """
+    if slow_calls and source == "gpm":
+        tolerance *= 2
     fake, daemon = start([profile], prepare=lambda fake: fake.gpu(0).set_load(REST))
     ticked = daemon.wait_until(lambda scrape: scrape.has("flopwatch_flop_total", source=source))
     # The first window is a short one between two ticks: begin with a whole one.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from structlog.testing import capture_logs
 
+from exporter.web.connections import _JUST_COME_SECONDS
 from exporter.web.http import Request, Response, plain
 from exporter.web.limits import Limits
 from exporter.web.server import Server
@@ -133,9 +134,10 @@ def test_a_full_table_closes_its_oldest_silent_connection(serve: Serve) -> None:
     server = serve(limits=Limits(connections=3, head_seconds=FOREVER_SECONDS))
     with RawClient(server) as scraper:
         assert scraper.get("/").status == 200
-        threading.Event().wait(0.1)  # the scraper is now idle, for longer than the others
         with RawClient(server) as oldest, RawClient(server) as younger:
             assert eventually(lambda: connection_threads() == 3)
+            # A connection that has just come is not the first to go: let that time pass.
+            threading.Event().wait(1.5 * _JUST_COME_SECONDS)
             with RawClient(server) as newcomer:
                 assert newcomer.get("/").status == 200
                 assert oldest.is_closed_by_peer()
