@@ -10,7 +10,7 @@ from grafana.panels import (
     NEUTRAL,
     SEVERITY_COLORS,
     Query,
-    bad_above,
+    Threshold,
     good_above,
 )
 from grafana.tables import Column, rows
@@ -22,7 +22,12 @@ STATUS_PAGE = (
 # Colours at the limits of the findings.
 PEERS = good_above(limit("peersCritical"), limit("peersWarning"))
 PAST = good_above(limit("baselineCritical"), limit("baselineWarning"))
-CLOCKS = bad_above(limit("powerLossWarning"), 0.5)
+# Below the limit of power, heat may still be a finding: no colour says that all is well there.
+CLOCKS = [
+    Threshold(None, "text"),
+    Threshold(limit("powerLossWarning"), "orange"),
+    Threshold(0.5, "red"),
+]
 BY = "cluster, instance, gpu"
 RANKS = {"3": "critical", "2": "warning"}
 # Kinds that cost speed: for the others the speed lost to clocks and slow silicon is not relevant.
