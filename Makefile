@@ -15,7 +15,7 @@ WORKERS ?= 4
 
 # What the tests need beside Python: a compiler for the fake driver library, a real Prometheus and
 # Alertmanager, a real browser, a container engine with a base made on this machine.
-APT_TEST := gcc libc6-dev prometheus prometheus-alertmanager chromium systemd strace util-linux podman runc netavark aardvark-dns iptables debootstrap rpm dpkg
+APT_TEST := gcc libc6-dev prometheus prometheus-alertmanager chromium systemd strace util-linux podman runc netavark aardvark-dns iptables iproute2 debootstrap rpm dpkg
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: help

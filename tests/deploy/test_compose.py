@@ -23,11 +23,25 @@ from tests.deploy.engine import NETAVARK, ROOT, Engine, needs_engine
 from tests.deploy.test_image import image_of
 
 
+# What netavark does in a network namespace: a bridge, and address translation.
+_BRIDGE = "ip link add name probe type bridge && iptables --table nat --list --numeric"
+
+
+def _has_bridges() -> bool:
+    """Whether this kernel, and this process's rights, allow a network of containers."""
+    command = ["unshare", "--net", "--mount", "sh", "-c", _BRIDGE]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 pytestmark = [
     needs_engine,
     pytest.mark.skipif(
         not NETAVARK.exists(),
         reason="SKIPPED COMPOSE: not installed: netavark, aardvark-dns (make apt-test)",
+    ),
+    pytest.mark.skipif(
+        not _has_bridges(),
+        reason="SKIPPED COMPOSE: no bridge or no NAT in a network namespace here",
     ),
     pytest.mark.timeout(900),
 ]
