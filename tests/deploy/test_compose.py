@@ -7,6 +7,7 @@ its stand-in serves files, which shows that provisioning and dashboards are moun
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ _BRIDGE = "ip link add name probe type bridge && iptables --table nat --list --n
 
 def _has_bridges() -> bool:
     """Whether this kernel, and this process's rights, allow a network of containers."""
+    if shutil.which("unshare") is None:
+        return False
     command = ["unshare", "--net", "--mount", "sh", "-c", _BRIDGE]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
