@@ -32,17 +32,13 @@ from grafana.panels import (
     override,
 )
 from grafana.tables import Column, rows
+from grafana.verdicts import CLOCKS
 
 
 NAME = 'name=~"$name"'
 NAMED = f"gpu:flopwatch_gpu:info{{{GPU}, {NAME}}}"
 # No green: a GPU that reaches half its roof with its clocks held down is not healthy.
 OF_ROOF_COLORS = [Threshold(None, "red"), Threshold(0.15, "orange"), Threshold(0.3, "text")]
-LOST_COLORS = [
-    Threshold(None, "text"),
-    Threshold(limit("heatLossWarning"), "orange"),
-    Threshold(limit("powerLossWarning"), "red"),
-]
 MOST = 300  # points: more would overlap, and a browser draws them slowly
 LEFT, RIGHT = 1, 10_000  # FLOP per byte, ends of the roofs
 JOIN = "* on (cluster, job, instance, gpu) group_left (name)"
@@ -261,7 +257,7 @@ def dashboard() -> Dashboard:
                         Column("instance", "Instance"),
                         Column("gpu", "GPU", width=50, link=GPU_LINK),
                         Column("A", "Of roof", "percentunit", OF_ROOF_COLORS, 0, 80),
-                        Column("E", "Clocks lost", "percentunit", LOST_COLORS, 0, 90),
+                        Column("E", "Clocks lost", "percentunit", CLOCKS, 0, 90),
                         Column("B", "FLOP/byte", decimals=0, width=85),
                         Column("C", "Bend at", decimals=0, width=70),
                         Column("D", "Delivered", "flops", decimals=1, width=110),
