@@ -15,6 +15,7 @@ from exporter.inference.models.flops import prefill_attention_flop
 from tests.daemon.process import passive
 from tests.evidence.tables import table
 from tests.fake_nvml import B200, H100, Load
+from tests.inference.models.test_architectures import NEMOTRON_H
 
 
 GB200 = replace(
@@ -87,24 +88,7 @@ def test_a_state_space_layer_is_not_counted_as_attention() -> None:
 
     4 x 2 heads x 4 FLOP for each of 1000 x 1001 / 2 pairs.
     """
-    model = describe(
-        {
-            "model_type": "nemotron_h",
-            "hidden_size": 8,
-            "num_hidden_layers": 4,
-            "hybrid_override_pattern": "M-M*",
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 4,
-            "intermediate_size": 16,
-            "vocab_size": 10,
-            "mamba_num_heads": 2,
-            "mamba_head_dim": 4,
-            "ssm_state_size": 3,
-            "n_groups": 1,
-            "conv_kernel": 4,
-        }
-    )
+    model = describe(NEMOTRON_H)
 
     assert prefill_attention_flop(model, 1000) == 4 * 2 * 4 * 1000 * 1001 / 2
 

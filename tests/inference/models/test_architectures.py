@@ -92,25 +92,29 @@ class TestHybrid:
             describe({**HYBRID, "layer_types": ["quantum_attention", "full_attention"]})
 
 
+# Of four layers, M-M*, two are Mamba-2, one is a feed-forward and one attends.
+NEMOTRON_H = {
+    "model_type": "nemotron_h",
+    "hidden_size": 8,
+    "num_hidden_layers": 4,
+    "hybrid_override_pattern": "M-M*",
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "intermediate_size": 16,
+    "vocab_size": 10,
+    "mamba_num_heads": 2,
+    "mamba_head_dim": 4,
+    "ssm_state_size": 3,
+    "n_groups": 1,
+    "conv_kernel": 4,
+}
+
+
 class TestNemotronH:
     def test_layers_as_a_word(self):
         """M Mamba-2, * attention, - feed-forward: each layer is one thing."""
-        config = {
-            "model_type": "nemotron_h",
-            "hidden_size": 8,
-            "num_hidden_layers": 4,
-            "hybrid_override_pattern": "M-M*",
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 4,
-            "intermediate_size": 16,
-            "vocab_size": 10,
-            "mamba_num_heads": 2,
-            "mamba_head_dim": 4,
-            "ssm_state_size": 3,
-            "n_groups": 1,
-            "conv_kernel": 4,
-        }
+        config = NEMOTRON_H
 
         model = describe(config)
         counts = count_parameters(model)
