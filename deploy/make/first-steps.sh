@@ -6,6 +6,7 @@ python=$1
 shift
 
 exec "$python" - "$@" <<'PYTHON'
+import importlib.util
 import sys
 import time
 import urllib.error
@@ -33,9 +34,11 @@ for _ in range(60):
         break
 else:
     sys.exit(0)  # its own log says why it does not serve
+has_torch = importlib.util.find_spec("torch") is not None
+first = "the first measured FLOPS appear within a minute" if has_torch else "it measures no FLOPS by probes without torch"
 print(
     f"\nflopwatch serves {url}\n"
-    f"  1. Open {url} or run `{folder}/flopwatch top --url {url}`: the first measured FLOPS appear within a minute.\n"
+    f"  1. Open {url} or run `{folder}/flopwatch top --url {url}`: {first}.\n"
     f"  2. Run `{folder}/flopwatch check`: what works on this host, and what to do about the rest.\n"
     f"  3. Let Prometheus scrape {url}metrics: deploy/prometheus/prometheus.yml has rules and alerts,\n"
     f"     grafana/dashboards/ the dashboards. `make demo` shows them on simulated GPUs.\n",
