@@ -204,8 +204,9 @@ def test_processes_that_nobody_saw_are_charged_to_nobody(minute: Minute) -> None
     flop = minute.grown("flopwatch_flop_total", gpu="4", pipe="tensor")
 
     assert long == pytest.approx(2 * longer, rel=0.02)
-    # A fifth of the work is the most, even if there were one at any time.
-    assert 0 < short < flop * SHORT_PERCENT / (sum(STAYING.values()) + SHORT_PERCENT)
+    # With one at any time, which a slow machine comes to, they have their share of all the work.
+    most = flop * SHORT_PERCENT / (sum(STAYING.values()) + SHORT_PERCENT)
+    assert 0 < short <= most * (1 + 1e-9)
     assert long + longer + short == pytest.approx(flop, rel=1e-9)
 
 

@@ -38,6 +38,7 @@ def busy_daemon(start):
     fake, daemon = start([H100, A100, L4], config=FAST)
     for gpu in range(3):
         fake.gpu(gpu).set_load(Load.decode())
+    daemon.wait_for(lambda: fake.registered_for_events(0))
     fake.xid(0, 79)
     daemon.wait_until(
         lambda scrape: all(

@@ -212,6 +212,10 @@ class FakeNvml(Functions):
 
     # ---- what the library saw ----
 
+    def registered_for_events(self, *gpus: int) -> bool:
+        """Whether somebody has registered for events of each of these GPUs; earlier events are not delivered."""
+        return all(self.control.event_registrations[gpu] for gpu in gpus)
+
     @property
     def gpm_overlaps(self) -> int:
         """GPM calls that began while another one ran in the same process: must stay 0."""

@@ -289,6 +289,7 @@ class Control(ctypes.Structure):
         ("gpm_samples_alive", c_uint64),
         ("stale_handles", c_uint64),  # calls with a handle from before the last nvmlInit
         ("initializations", c_uint64),
+        ("event_registrations", c_uint64 * MAX_GPUS),  # that took effect, in any process
         ("event_count", c_uint64),
         ("events", Event * MAX_EVENTS),
         ("functions", Function * MAX_FUNCTIONS),

@@ -252,7 +252,7 @@ def test_xids_are_counted_once_while_events_are_registered_anew(
     first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
     with run(fake, tmp_path) as daemon:
         daemon.wait_until(lambda s: s.total(FLOP, uuid=first) > 0)
-        daemon.wait_until(lambda s: xids_are_counted(fake, s, first))
+        daemon.wait_for(lambda: fake.registered_for_events(0))
         fake.add_gpu(1)
         for _ in range(60):
             fake.xid(0, 31)
@@ -265,8 +265,3 @@ def test_xids_are_counted_once_while_events_are_registered_anew(
 
     assert last.total(XIDS, uuid=first, xid="31") == 60
 
-
-def xids_are_counted(fake: FakeNvml, scrape: Scrape, uuid: str) -> bool:
-    """Whether events are registered: send one of another code until it is counted."""
-    fake.xid(0, 13)
-    return scrape.total(XIDS, uuid=uuid, xid="13") > 0

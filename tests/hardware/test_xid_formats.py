@@ -46,7 +46,7 @@ def test_xids_come_by_any_wait(tmp_path: Path, missing: tuple[str, ...], code: i
             fake.fail(function, code)
         with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
             daemon.wait_until(lambda s: s.total("flopwatch_gpu_up") == 2)
-            daemon.wait_for(lambda: fake.calls("nvmlDeviceRegisterEvents") >= 2)
+            daemon.wait_for(lambda: fake.registered_for_events(0, 1))
             for gpu, xid in ((0, 79), (1, 48), (1, 31), (1, 31)):
                 fake.xid(gpu, xid)
             scrape = daemon.wait_until(lambda s: s.total(XIDS) >= 4)
@@ -61,7 +61,7 @@ def test_xids_come_as_operational_events_where_there_are_no_event_bits(tmp_path:
         DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon,
     ):
         daemon.wait_until(lambda s: s.total("flopwatch_gpu_up") == 2)
-        daemon.wait_for(lambda: fake.calls("nvmlEventSetWait_v3") > 0)
+        daemon.wait_for(lambda: fake.registered_for_events(0, 1))
         for gpu, xid in ((0, 79), (0, 79), (1, 48)):
             fake.xid(gpu, xid)
         scrape = daemon.wait_until(lambda s: s.total(XIDS) >= 3)
@@ -79,7 +79,7 @@ def test_a_gpu_without_either_is_named_in_the_log(tmp_path: Path) -> None:
         DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon,
     ):
         daemon.wait_for(lambda: "event=xid_events_not_available" in daemon.log)
-        daemon.wait_for(lambda: fake.calls("nvmlEventSetWait_v2") > 0)
+        daemon.wait_for(lambda: fake.registered_for_events(1))
         fake.xid(1, 13)
         scrape = daemon.wait_until(lambda s: s.total(XIDS) >= 1)
 

@@ -57,6 +57,7 @@ API(nvmlDeviceRegisterEvents, nvmlDevice_t device, unsigned long long types, nvm
     if (!set->types[target.slot]) set->registered[target.slot] = event_count();
     set->types[target.slot] |= types;
     pthread_mutex_unlock(&set->lock);
+    __atomic_add_fetch(&fake_control->event_registrations[target.slot], 1, __ATOMIC_RELEASE);
     return NVML_SUCCESS;
 }
 
@@ -88,6 +89,7 @@ API(nvmlEventSetRegisterGpuOperationalEvents_v1, nvmlEventSet_t set, const nvmlG
         if (strcmp(gpu->uuid, config->uuid) != 0) continue;
         if (!(gpu->supported_event_types & OPERATIONAL)) return NVML_ERROR_NOT_SUPPORTED;
         if (!set->structured[slot]) set->structured[slot] = 1 + event_count();
+        __atomic_add_fetch(&fake_control->event_registrations[slot], 1, __ATOMIC_RELEASE);
         return NVML_SUCCESS;
     }
     return NVML_ERROR_INVALID_ARGUMENT;
