@@ -264,4 +264,3 @@ def test_xids_are_counted_once_while_events_are_registered_anew(
         last = daemon.wait_until(lambda s: s.total(SECONDS, uuid=first) >= until)
 
     assert last.total(XIDS, uuid=first, xid="31") == 60
-
