@@ -57,6 +57,7 @@ _RECORDED_RATIO = 0.02
 # Labels of recorded series besides cluster, job and instance, by name prefix; the longest wins.
 _RECORDED_LABELS = {
     "gpu:": ("gpu", "uuid"),
+    "gpu_workload:": ("gpu", "uuid", "workload"),
     "instance:": (),
     "cluster:": (),
     "workload:": ("workload",),
@@ -195,20 +196,31 @@ def _exported(
             yield tuple((key, value) for key, value in sample.labels if value), sample.value
 
 
+def recorded_level(name: str) -> str:
+    """The longest prefix of a recorded series' name whose labels are known; KeyError for a new level."""
+    known = [prefix for prefix in _RECORDED_LABELS if name.startswith(prefix)]
+    if not known:
+        raise KeyError(f"{name}: add the labels of its level to _RECORDED_LABELS")
+    return max(known, key=len)
+
+
 def _recorded(
     host: SimulatedHost, samples: Sequence[Sample], name: str
 ) -> Iterator[tuple[tuple[tuple[str, str], ...], float]]:
-    prefix = max((prefix for prefix in _RECORDED_LABELS if name.startswith(prefix)), key=len)
+    prefix = recorded_level(name)
     wanted = _RECORDED_LABELS[prefix]
     # A family that has these labels: the series' source, if it is exported.
     own = name.split(":")[1]
     if own not in {family.name for family in CATALOGUE}:
         own = {
             "gpu:": "flopwatch_gpu_up",
+            "gpu_workload:": "flopwatch_workload_gpu_info",
             "instance:": "flopwatch_build_info",
             "cluster:": "flopwatch_build_info",
         }.get(prefix, "flopwatch_model_info")
     value = _RECORDED_RATIO if "flops_utilization" in name else _RECORDED_VALUE
+    if name.endswith(":info"):
+        value = 1.0
     found = {
         tuple((key, text) for key, text in sample.labels if key in wanted): value
         for sample in samples

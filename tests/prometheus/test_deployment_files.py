@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.rules_history import long_reads, recorded_level, rule_groups
+
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy" / "compose"
@@ -115,3 +117,11 @@ def test_grafana_is_provisioned_with_what_is_mounted() -> None:
         "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"
     ]
     assert (ROOT / "grafana" / "dashboards" / Path(home).name).is_file()
+
+
+def test_the_scaling_benchmark_can_write_the_past_of_every_recorded_series() -> None:
+    """It knows the labels of each level that a rule looks back to."""
+    reads = long_reads(rule_groups(PROMETHEUS))
+    recorded = {read.name for read in reads if ":" in read.name}
+
+    assert {"gpu:", "gpu_workload:", "workload:"} <= {recorded_level(name) for name in recorded}
