@@ -63,7 +63,7 @@ EVIDENCE: dict[str, Evidence] = {
             _CLOSES,
             _proof(
                 _THIRD_PARTY,
-                "test_a_busy_h100_at_a_resting_clock",
+                "test_a_busy_h100_at_its_idle_clock",
                 "0.32 of an H100's cycles at 345 MHz on a third-party driver: 5.969e13 FLOP/s, within 0.1 %",
             ),
             _proof(
@@ -116,7 +116,7 @@ EVIDENCE: dict[str, Evidence] = {
         recorded=(
             _proof(
                 "tests/evidence/test_power_caps.py",
-                "test_the_cap_is_seen_as_what_it_is",
+                "test_the_cap_is_recognized_as_a_power_cap",
                 "six published caps of an H100: clock, draw and loss; FLOP follow the published throughput"
                 " within 6.5 points",
             ),
@@ -143,7 +143,7 @@ EVIDENCE: dict[str, Evidence] = {
         fake=(
             _proof(
                 "tests/hardware/test_silent_failures.py",
-                "test_lies_are_counted_and_left_out",
+                "test_implausible_values_are_counted_and_left_out",
                 "silent GPM, latched utilization, frozen counters, blanks",
             ),
         ),
@@ -161,7 +161,7 @@ EVIDENCE: dict[str, Evidence] = {
         recorded=(
             _proof(
                 "tests/evidence/test_sustained_gemms.py",
-                "test_a_probe_that_reaches_it_is_well",
+                "test_a_probe_that_reaches_it_is_healthy",
                 "19 published sustained GEMM figures, A100 to B300, lie above every limit",
             ),
         )
@@ -230,7 +230,7 @@ EVIDENCE: dict[str, Evidence] = {
         fake=(
             _proof(
                 "tests/advice/test_simulated.py",
-                "test_the_promises_hold_for_two_hundred_workloads",
+                "test_the_bounds_hold_for_two_hundred_workloads",
                 "in 200 simulated workloads, by a simulator that shares no code with the prediction",
             ),
         )

@@ -118,7 +118,7 @@ def test_true_counters_meet_the_goals(surroundings: tuple[FakeNvml, Context]) ->
     assert kept[fp8]["flop"]["tensor fp8"] == pytest.approx(kept[fp8]["done"]["flop"], rel=0.02)
 
 
-def test_a_counter_that_is_off_misses_its_goal(surroundings: tuple[FakeNvml, Context]) -> None:
+def test_an_inaccurate_counter_misses_its_goal(surroundings: tuple[FakeNvml, Context]) -> None:
     """A claim 10 % too high reads as a counter 9 % low; a precision never counted has no value."""
     fake, context = surroundings
     with start_daemon(context.scratch, settings(precision="bf16")) as daemon:

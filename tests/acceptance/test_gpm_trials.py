@@ -15,7 +15,7 @@ from tests.fake_nvml import H100, H100_NO_CYCLES, FakeNvml, Load
 LOAD = replace(Load.prefill(), sm_clock_mhz=1500)
 
 
-def test_multi_metric_calls_that_collapse_are_found_out(tmp_path: Path) -> None:
+def test_multi_metric_calls_that_collapse_are_detected(tmp_path: Path) -> None:
     """A correct driver differs in none, one that repeats the first metric's value in nearly all."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(LOAD)
@@ -67,7 +67,7 @@ def test_an_old_driver_has_no_cycles(tmp_path: Path) -> None:
     assert str(gpm.SM) in found
 
 
-def test_the_cost_of_a_tick_is_told_by_its_calls(tmp_path: Path) -> None:
+def test_the_cost_of_a_tick_is_listed_by_call(tmp_path: Path) -> None:
     """A GPM call of 10 ms: a sample takes one, four metrics take four calls alone and one together."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.set(0, gpm_call_ns=10_000_000)

@@ -156,7 +156,7 @@ def test_a_recording_without_capabilities_has_none(tmp_path: Path) -> None:
         assert replay.differences(record(fake), record(fake, "no-capabilities")) == []
 
 
-def test_what_another_user_is_refused_is_told(tmp_path: Path) -> None:
+def test_what_another_user_may_not_do_is_reported(tmp_path: Path) -> None:
     """A call that succeeds for one and fails for the other is listed with both codes."""
     with FakeNvml([H100], tmp_path) as fake:
         first = record(fake)
@@ -169,7 +169,7 @@ def test_what_another_user_is_refused_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
-def test_nobody_is_nobody(tmp_path: Path) -> None:
+def test_work_without_a_holder_has_no_name(tmp_path: Path) -> None:
     """All three user and group ids are 65534 and no group is left."""
     code = (
         "import os\n"
@@ -184,7 +184,7 @@ def test_nobody_is_nobody(tmp_path: Path) -> None:
     assert done.stdout.strip() == "(65534, 65534, 65534) (65534, 65534, 65534) []"
 
 
-def test_a_driver_that_is_not_there_is_recorded_as_that(tmp_path: Path) -> None:
+def test_a_missing_driver_is_recorded_as_missing(tmp_path: Path) -> None:
     """The one call that failed, with its code; no profile can be built from it."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.unload_driver()

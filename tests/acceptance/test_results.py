@@ -68,7 +68,7 @@ def test_results_survive_their_file() -> None:
         schema.decode(schema.encode(newer))
 
 
-def test_a_run_is_sound_when_all_parts_ran() -> None:
+def test_a_run_is_complete_when_all_parts_ran() -> None:
     """A part that there was no time for is not an error; one that could not run, or failed, is."""
     assert results(PartReport("facts", "partial", left_out=("x: no time",))).sound
     assert not results(PartReport("facts", "done"), PartReport("accuracy", "not_run")).sound

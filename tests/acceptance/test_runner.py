@@ -88,7 +88,7 @@ def test_a_part_that_crashes_keeps_what_it_found_and_the_next_one_runs(tmp_path:
     assert reports["accuracy"].status == "done"
 
 
-def test_a_part_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+def test_a_hanging_part_is_killed_with_its_children(tmp_path: Path) -> None:
     """It gets no more than its time box, and its children do not outlive it."""
     hanging = (
         "import subprocess\n"
@@ -192,7 +192,7 @@ def reporter(tmp_path: Path) -> Callable[[float], Reporter]:
     return lambda seconds: Reporter(tmp_path / "part.jsonl", TimeBox(seconds, clock=lambda: 0.0))
 
 
-def test_a_step_that_fails_ends_only_itself(tmp_path: Path, reporter) -> None:
+def test_a_failing_step_ends_only_itself(tmp_path: Path, reporter) -> None:
     """Its error is kept with its location; a step that no longer fits is skipped with both times."""
     report = reporter(10)
 
@@ -209,7 +209,7 @@ def test_a_step_that_fails_ends_only_itself(tmp_path: Path, reporter) -> None:
     assert [figure.value for figure in part.figures] == [2.0]
 
 
-def test_a_line_cut_in_the_middle_costs_only_itself(tmp_path: Path, reporter) -> None:
+def test_a_truncated_line_affects_no_other_line(tmp_path: Path, reporter) -> None:
     """A part killed while it wrote."""
     report = reporter(10)
     report.figure("one", 1.0, "count")

@@ -29,7 +29,7 @@ def test_a_sample_before_the_window_is_its_left_edge() -> None:
     assert clock.mean_hertz == pytest.approx(0.45 * 1e9 + 0.55 * 2e9)
 
 
-def test_causes_weigh_with_the_clock_that_they_cost() -> None:
+def test_causes_are_weighted_by_the_clock_that_they_cost() -> None:
     """Half the time idle at a tenth of the clock, half power-capped at nine tenths: 9 to 1."""
     samples = [ClockSample(0, 0.2e9, IDLE), ClockSample(10, 1.8e9, POWER)]
 

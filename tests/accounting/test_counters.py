@@ -27,7 +27,7 @@ RATE = 1000.0  # bytes per second on every link
 AT_BOOT = 5e6
 
 
-def test_windows_that_come_after_the_devices_counter_go_on_from_it() -> None:
+def test_windows_after_the_devices_counter_continue_from_it() -> None:
     """GPM data comes late: 5 MB from the device's counter, then 1000 bytes a second from windows."""
     counter = SpanCounter()
     counter.follow(5e6, 10.0)
@@ -37,7 +37,7 @@ def test_windows_that_come_after_the_devices_counter_go_on_from_it() -> None:
     assert counter.value == 5.002e6
 
 
-def test_the_devices_counter_after_windows_only_says_where_it_stands() -> None:
+def test_after_windows_the_devices_counter_only_sets_a_start() -> None:
     """Traffic that it counted while windows were counted is not counted again."""
     counter = SpanCounter()
     counter.add(1000.0, 10.0, 11.0)

@@ -196,7 +196,7 @@ def test_the_clock_of_a_long_window_is_the_whole_windows() -> None:
     assert last.clock.mean_hertz == pytest.approx(1e9, rel=0.01)
 
 
-def test_after_a_gap_time_starts_anew() -> None:
+def test_time_restarts_after_a_gap() -> None:
     """Unwatched time is in no counter; the time after it is."""
     accounts = Accounts()
     accounts.tick(0.0, gpu_utilization=0.5)
@@ -295,7 +295,7 @@ def test_counters_never_fall_and_never_exceed_elapsed_time(
         max_size=40,
     )
 )
-def test_a_suspended_machine_counts_nothing_of_its_sleep(
+def test_a_suspended_machine_does_not_count_the_suspension(
     steps: list[tuple[float, float, bool, float]],
 ) -> None:
     """The monotonic clock jumps: the tick of the jump is not counted, all others are in full."""

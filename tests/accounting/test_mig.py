@@ -50,7 +50,7 @@ def test_an_unknown_model_is_derived_from_the_instances_sms() -> None:
     assert instance_peaks(unknown, SMALL).flops["bf16"] == pytest.approx(16 * 4096 * 1.98e9 * 0.924)
 
 
-def test_what_the_configuration_says_of_the_gpu_is_shared_too() -> None:
+def test_configured_values_of_the_gpu_are_shared_among_instances() -> None:
     """16 of 128 SMs have an eighth of 2 PFLOP/s; 1g.10gb an eighth of 4 TB/s."""
     override = PeakOverride({"bf16": 2e15}, sm_count=128, dram_bytes_per_second=4e12)
     peaks = instance_peaks(GPU, SMALL, override)
@@ -84,7 +84,7 @@ def test_the_gpu_is_the_weighted_sum_of_its_instances() -> None:
     assert (whole.start_seconds, whole.end_seconds) == (10.0, 11.0)
 
 
-def test_what_one_instance_does_not_know_the_gpu_does_not_know() -> None:
+def test_what_one_instance_does_not_know_is_unknown_for_the_gpu() -> None:
     """An activity is summed only when every instance has it."""
     whole = whole_gpu_window(
         [

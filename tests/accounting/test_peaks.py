@@ -49,7 +49,7 @@ def test_l40_and_l40s_differ_by_two() -> None:
     assert l40s.tensor_rate["bf16"] == 2 * l40.tensor_rate["bf16"]
 
 
-def test_an_a10g_is_no_a10() -> None:
+def test_an_a10g_is_not_an_a10() -> None:
     """The cloud's A10G has more SMs and half their tensor rate: GEMMs reach 67 to 69 of its 70 TFLOP/s.
 
     By its compute capability alone it would be taken for 80 x 1024 x 1.71 GHz, twice as much.
@@ -118,7 +118,7 @@ HOPPER = {
 }
 
 
-def test_an_h20_3e_is_no_h20() -> None:
+def test_an_h20_3e_is_not_an_h20() -> None:
     """141 GB at 4.8 TB/s; a variant missing from the table is not taken for one in the table."""
     big = {**HOPPER, "memory_clock_max_hertz": 3.201e9, "memory_size_bytes": 143771 << 20}
     known = peaks_of("NVIDIA H20-3e", **big)
@@ -144,7 +144,9 @@ def test_an_h20_3e_is_no_h20() -> None:
         ({"compute_capability": (10, 0)}, "compute capability 10.0"),
     ],
 )
-def test_a_board_that_cannot_be_its_row_is_derived_with_a_word(facts: dict, word: str) -> None:
+def test_a_board_that_contradicts_its_table_row_is_derived_and_logged(
+    facts: dict, word: str
+) -> None:
     """The name says H20; any one of NVML's facts can contradict it."""
     true = {**HOPPER, "memory_clock_max_hertz": 2.619e9, "memory_size_bytes": 97871 << 20}
     assert peaks_of("NVIDIA H20", **true).origin == "datasheet"
@@ -255,7 +257,7 @@ def test_a_vgpu_is_of_its_boards_class() -> None:
     assert vgpu.flops["bf16"] == pytest.approx(149.7e12, rel=0.01)
 
 
-def test_a_gpu_that_nobody_knows_has_no_peak() -> None:
+def test_an_unknown_gpu_has_no_peak() -> None:
     """No value is better than a wrong one."""
     assert not peaks_of("NVIDIA X1", compute_capability=(42, 0), sm_count=9).flops
 

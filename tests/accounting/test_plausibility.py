@@ -57,7 +57,7 @@ def test_a_silent_gpm_is_left_out() -> None:
     assert (judged.window.graphics, judged.window.sm, judged.window.dram) == (1.0, None, None)
 
 
-def test_who_lies_is_not_known_between() -> None:
+def test_contradictory_values_are_both_left_out() -> None:
     """At 280 of 700 W either may be true: neither is shown, all of the time is unresolved."""
     judge = Plausibility()
     judged = [tick(judge, at, power=280.0) for at in (1.0, 2.0, 3.0)][-1]
@@ -78,7 +78,7 @@ def test_only_the_sms_are_silent() -> None:
     assert (judged.window.graphics, judged.window.sm) == (0.9, None)
 
 
-def test_power_alone_convicts_where_utilization_is_not_told() -> None:
+def test_power_alone_is_evidence_where_utilization_is_unknown() -> None:
     """In MIG mode there is no utilization: zeros at three quarters of the power limit are wrong."""
     judge = Plausibility()
     judged = [tick(judge, at, utilization=None, power=525.0) for at in (1.0, 2.0, 3.0)][-1]
@@ -86,7 +86,7 @@ def test_power_alone_convicts_where_utilization_is_not_told() -> None:
     assert judged.false == {"activity": Inconsistency.ACTIVITY_SILENT}
 
 
-def test_utilization_that_lags_is_no_lie() -> None:
+def test_lagging_utilization_is_plausible() -> None:
     """Work has just ended: utilization follows a second later, and nothing is left out."""
     judge = Plausibility()
     tick(judge, 1.0, sm=0.8, graphics=0.9, power=450.0)
@@ -95,7 +95,7 @@ def test_utilization_that_lags_is_no_lie() -> None:
     assert [judged.false for judged in after] == [{}, {}]
 
 
-def test_a_window_of_a_minute_convicts_at_once() -> None:
+def test_a_window_of_a_minute_is_evidence_at_once() -> None:
     """DCGM's windows are long: one of 30 s with 30 busy readings is proof enough."""
     judge = Plausibility()
     for second in range(29):
@@ -105,7 +105,7 @@ def test_a_window_of_a_minute_convicts_at_once() -> None:
     assert judged.false == {"activity": Inconsistency.ACTIVITY_SILENT}
 
 
-def test_it_is_believed_again() -> None:
+def test_a_source_becomes_plausible_again() -> None:
     """One window with activity clears the source."""
     judge = Plausibility()
     for at in (1.0, 2.0, 3.0):
@@ -117,7 +117,7 @@ def test_it_is_believed_again() -> None:
     assert judged.window.sm == 0.5
 
 
-def test_an_idle_gpu_is_believed() -> None:
+def test_idle_readings_of_an_idle_gpu_are_plausible() -> None:
     """No utilization, no activity, little power."""
     judge = Plausibility()
 
@@ -145,7 +145,7 @@ def test_an_energy_counter_that_jumps_is_left_out() -> None:
     assert (back.fast.energy_joules, back.false) == (1900.0, {})
 
 
-def test_a_counter_may_start_anew() -> None:
+def test_a_counter_may_restart() -> None:
     """After a reset the device counts from zero: accepted once a second reading confirms it."""
     judge = Plausibility()
     tick(judge, 1.0, sm=0.5, energy=1e6)
@@ -181,7 +181,7 @@ def test_bytes_over_a_link_may_wrap() -> None:
         assert judged.fast.pcie_receive_bytes == counted
 
 
-def test_a_restart_forgets_the_evidence() -> None:
+def test_a_restart_discards_the_samples() -> None:
     """Observations from before a gap prove nothing after it."""
     judge = Plausibility()
     tick(judge, 1.0)

@@ -106,7 +106,7 @@ def test_reachable_bandwidth_measured_by_a_probe_replaces_the_default() -> None:
     ],
     ids=["nothing", "graphics", "no tensor", "no dram", "no sm", "no graphics"],
 )
-def test_what_cannot_be_told_apart_is_unresolved(
+def test_indistinguishable_time_is_unresolved(
     shares: dict[str, float], unresolved: float, idle: float
 ) -> None:
     """A missing activity moves the time around it to `unresolved`, and no other."""

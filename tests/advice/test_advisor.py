@@ -112,7 +112,7 @@ def test_a_change_is_counted_and_the_count_survives_a_restart(tmp_path: Path) ->
     assert set(counted) == {"inside", "below", "above"}
 
 
-def test_a_change_that_is_being_waited_out_survives_a_restart(tmp_path: Path) -> None:
+def test_a_pending_comparison_survives_a_restart(tmp_path: Path) -> None:
     """The batch grows at 2000 s, the daemon restarts at 2400 s: still compared at about 2700 s.
 
     Without the state file the new daemon would know nothing of the batch before.
@@ -161,7 +161,7 @@ def test_the_document_is_what_the_command_prints(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_a_record_is_told_in_words() -> None:
+def test_a_track_record_is_described_in_words() -> None:
     assert command.record_text(TrackRecord(9, 11, 20, 30)) == "9 of 11 predictions held here"
     assert command.record_text(TrackRecord(0, 0, 20, 30)) == "none here; 20 of 30 held on this host"
     assert command.record_text(TrackRecord(0, 0, 0, 0)) == "no track record yet"

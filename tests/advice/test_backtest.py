@@ -93,7 +93,7 @@ def test_fp4_weights_are_counted_as_fp4() -> None:
     assert comparison.lever == "weights_fp4"
 
 
-def test_an_engine_that_was_away_to_restart_is_compared_with_what_it_was_before() -> None:
+def test_an_engine_that_restarted_is_compared_with_its_state_before() -> None:
     """The engine had no window for a quarter of an hour and came back with a batch limit of 15."""
     watch, found = Watch(), []
     for minute in (*range(10), *range(25, 50)):
@@ -106,7 +106,7 @@ def test_an_engine_that_was_away_to_restart_is_compared_with_what_it_was_before(
     assert comparison.lever == "larger_batch"
 
 
-def test_an_engine_that_was_away_for_hours_is_not_compared() -> None:
+def test_an_engine_that_was_down_for_hours_is_not_compared() -> None:
     watch = Watch()
     for minute in (*range(10), *range(200, 230)):
         window = BEFORE if minute < 10 else AFTER
@@ -197,7 +197,7 @@ def test_an_unfair_comparison_is_dropped(after: WorkloadWindow) -> None:
     assert list(comparisons(change(after), 40)) == []
 
 
-def test_a_steady_load_is_no_test() -> None:
+def test_a_steady_load_proves_nothing() -> None:
     assert list(comparisons(lambda _: BEFORE, 60)) == []
 
 

@@ -140,7 +140,7 @@ def trials(folder: Path) -> list[object]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_daemon_books_how_its_prediction_held(
+def test_a_daemon_records_whether_its_prediction_held(
     start, vllm: tuple[Vllm, str], tmp_path: Path
 ) -> None:
     """Eight of 28 requests run, and the batch can double; then it does, and the daemon compares.

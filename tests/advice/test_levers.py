@@ -136,7 +136,7 @@ def test_quantizing_on_a_processor_is_predicted_for_passes_of_one_request() -> N
     assert 25 / (25 - 10.4) * 0.95 < predicted.low < predicted.high < 22 / 11.6
 
 
-def test_a_sick_gpu_gets_no_advice() -> None:
+def test_a_gpu_that_needs_repair_gets_no_advice() -> None:
     """A fault must be repaired first: the present rate does not show what the GPU could do."""
     advice = advise(window(gpus=(gpu(sick="Xid 79, fallen off the bus"),)))
 
@@ -248,7 +248,7 @@ def _peaks(flops: dict[str, float]) -> Any:
     return type(peaks)("datasheet", "A100", flops=flops, dram_bytes_per_second=1e9)
 
 
-def test_the_window_tells_its_cache_hits() -> None:
+def test_the_window_reports_its_cache_hits() -> None:
     assert window(prefill_tokens=75.0, cached_tokens=25.0).cache_hit_ratio == 0.25
     assert window().cache_hit_ratio is None
     assert MODEL.layer_count == 1

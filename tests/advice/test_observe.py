@@ -43,14 +43,14 @@ def test_activities_come_from_the_seconds_by_state() -> None:
     assert gpu.sick is None
 
 
-def test_a_gpu_with_a_recovery_action_is_sick() -> None:
+def test_a_gpu_with_a_recovery_action_is_critical() -> None:
     looks = [look_at(state_at(t, recovery_action=1), [served_at(t)]) for t in (100.0, 200.0)]
     (window,) = windows(looks, best_hits={}, prices={})
 
     assert "recovery" in (window.gpus[0].sick or "")
 
 
-def test_a_model_that_was_away_meanwhile_has_no_window() -> None:
+def test_a_model_that_was_gone_in_between_has_no_window() -> None:
     away = look_at(state_at(150.0), [])
 
     assert windows([look(100.0), away, look(200.0)], best_hits={}, prices={}) == ()

@@ -18,13 +18,13 @@ def bounds_missed(count: int, seed: int) -> list[str]:
     return simulated.missed(outcome, inside=INSIDE, best=BEST, width=WIDTH)
 
 
-def test_the_promises_hold_for_a_few_workloads() -> None:
+def test_the_bounds_hold_for_a_few_workloads() -> None:
     assert bounds_missed(12, seed=11) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [21, 22])
-def test_the_promises_hold_for_two_hundred_workloads(seed: int) -> None:
+def test_the_bounds_hold_for_two_hundred_workloads(seed: int) -> None:
     assert bounds_missed(200, seed) == []
 
 
@@ -58,7 +58,7 @@ def setup(**traffic: float) -> Setup:
     return Setup(silicon, shape, Traffic(500, 0.5, 100, 0.5, **traffic), batch_limit=16)  # type: ignore[arg-type]
 
 
-def test_the_simulated_engine_keeps_its_books() -> None:
+def test_the_simulated_engine_accounts_for_everything() -> None:
     """Every answer's tokens are decoded once, and the batch is as full as its limit while they wait."""
     counters = Engine(setup(clients=40)).run(100, 400)
 

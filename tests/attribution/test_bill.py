@@ -269,7 +269,7 @@ class TestWhoseAProcessIs:
         """By the control group of its step."""
         assert process_owner(200, proc) == ProcessOwner("", "", "42", "python")
 
-    def test_a_daemon_of_the_host_is_nobodys(self, proc: Path) -> None:
+    def test_a_system_daemon_belongs_to_no_holder(self, proc: Path) -> None:
         """Its host name is the node's, which belongs to no pod."""
         assert process_owner(300, proc) == ProcessOwner("", "", "", "python")
 
@@ -290,7 +290,7 @@ class TestWhoseAProcessIs:
         assert assign_processes([self.POD_A, other], [1], owner) == {1: self.POD_A}
         assert assign_processes([self.POD_A, self.POD_B], [1], owner) == {}
 
-    def test_a_pid_that_is_handed_out_again_is_read_again(self, proc: Path) -> None:
+    def test_a_reused_pid_is_read_again(self, proc: Path) -> None:
         """The new process began later. One that has ended keeps its owner for its last samples."""
         owners = ProcessOwners(proc)
         assert owners.find([100])[100].container == "vllm"
@@ -323,7 +323,7 @@ def test_a_partitioned_gpu_is_shared_by_the_sms_of_its_instances() -> None:
     assert instance_weights(device("GPU", None), {}) is None
 
 
-def test_an_instance_that_is_made_anew_begins_its_accounts_anew() -> None:
+def test_a_recreated_instance_starts_from_zero() -> None:
     """Instances come and go, each with counters from zero: earlier charges are not part of them."""
 
     def state(uuid: str, tensor_seconds: float) -> State:

@@ -85,7 +85,7 @@ class TestInfoSeries:
             {"gpu": "0", "uuid": "GPU-aa", "hpc_job": "42", "job": "42"}
         ]
 
-    def test_a_device_that_nobody_sees_is_counted(self):
+    def test_a_held_device_that_is_not_visible_is_counted(self):
         """Held GPUs that are hidden from the exporter have no series, but are counted."""
         snapshot = HoldersSnapshot(
             allocations=(allocation(DeviceKey(uuid="GPU-zz")),),
@@ -117,7 +117,7 @@ class TestInfoSeries:
         assert samples[(name, (("reason", "timeout"),))] == 2.0
         assert samples[(name, (("reason", "absent"),))] == 1.0
 
-    def test_before_the_driver_has_answered_nothing_is_unknown(self):
+    def test_before_the_driver_answers_no_device_counts_as_unknown(self):
         """While devices are still being discovered, none is reported as hidden."""
         pending = State(at_seconds=0.0, pending=True)
         snapshot = HoldersSnapshot(

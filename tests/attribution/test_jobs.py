@@ -44,7 +44,7 @@ class TestMappingDirectory:
             JobUse(DeviceKey(uuid="MIG-cc"), "1237"),
         )
 
-    def test_blank_lines_repeats_and_spaces_are_no_jobs(self, tmp_path: Path):
+    def test_blank_lines_repeats_and_spaces_are_not_jobs(self, tmp_path: Path):
         """A prolog that appends twice, or leaves an empty line, changes nothing."""
         (tmp_path / "0").write_text("\n  1234 \n1234\r\n\n")
 
@@ -100,14 +100,14 @@ class TestMappingDirectory:
 
         assert [use.job for use in read_jobs(tmp_path)] == [str(number) for number in range(64)]
 
-    def test_a_directory_that_is_not_there_says_so(self, tmp_path: Path):
+    def test_a_missing_directory_is_reported(self, tmp_path: Path):
         """The reason is `absent`, as on hosts without a batch system."""
         with pytest.raises(HolderSourceError) as caught:
             read_jobs(tmp_path / "none")
 
         assert caught.value.reason == "absent"
 
-    def test_a_path_that_is_no_directory_says_so(self, tmp_path: Path):
+    def test_a_path_that_is_not_a_directory_is_reported(self, tmp_path: Path):
         """A file in place of the directory is reported as unreadable."""
         (tmp_path / "file").write_text("")
 
@@ -142,7 +142,7 @@ class TestSlurmProcesses:
             "0::/../../slurmstepd.scope/job_42\n",
         ],
     )
-    def test_the_job_stands_in_the_control_group(self, groups: str):
+    def test_the_job_is_named_by_the_control_group(self, groups: str):
         """Cgroup v1 and v2, one or several slurmd on a host, seen from inside a namespace."""
         assert slurm_job(groups) == "42"
 
@@ -163,7 +163,7 @@ class TestSlurmProcesses:
         """A user's session, a pod that calls itself job_42, and Slurm's own daemon."""
         assert slurm_job(groups) is None
 
-    def test_a_job_by_its_sluid_has_its_daemons_number(self, tmp_path: Path):
+    def test_a_job_known_by_its_sluid_gets_the_number_that_slurmd_knows(self, tmp_path: Path):
         """Slurm 26.05 names the control group by SLUID; the daemon above the process has the number."""
         process(tmp_path, 30, parent=20, title="python\0train.py\0")
         process(tmp_path, 20, parent=10, title="/bin/bash\0job.sh\0")
@@ -201,7 +201,7 @@ class TestSlurmProcesses:
         )
         assert merged((), found[1:2]) == found[1:2]
 
-    def test_a_process_that_has_gone_is_in_no_job(self, tmp_path: Path):
+    def test_a_process_that_ended_is_in_no_job(self, tmp_path: Path):
         """A process may end between the driver's list and our look."""
         assert process_job(4711, tmp_path) is None
 
@@ -233,7 +233,7 @@ class TestSlurmProcesses:
         )
         assert "4711" not in interned
 
-    def test_this_process_can_be_looked_at(self):
+    def test_this_process_can_be_inspected(self):
         """The real /proc is read without an error; this test does not run in a Slurm job."""
         view = host(gpu("0", "GPU-aa", pids=(os.getpid(),)))
 

@@ -30,7 +30,7 @@ class TestShares:
         """Whatever the driver reports about its processes."""
         assert shares_of([A], {B: 3.0}) == ({A: 1.0}, "exclusive")
 
-    def test_nobody_has_what_no_one_holds(self) -> None:
+    def test_what_no_one_holds_is_charged_to_nobody(self) -> None:
         """Capacity without a holder."""
         assert shares_of([], {}) == ({NOBODY: 1.0}, "exclusive")
 
@@ -41,7 +41,7 @@ class TestShares:
             "process_utilization",
         )
 
-    def test_a_process_of_nobody_is_nobodys(self) -> None:
+    def test_a_process_without_a_holder_is_charged_to_nobody(self) -> None:
         """1 of 4 seconds belongs to a process that no holder owns."""
         assert shares_of([A, B], {A: 2.0, B: 1.0, NOBODY: 1.0}) == (
             {A: 0.5, B: 0.25, NOBODY: 0.25},
@@ -49,7 +49,7 @@ class TestShares:
         )
 
     @pytest.mark.parametrize("usage", [{}, {NOBODY: 5.0}])
-    def test_without_a_word_of_the_driver_shares_are_equal(self, usage) -> None:
+    def test_without_driver_data_shares_are_equal(self, usage) -> None:
         """No samples, or processes that cannot be distinguished: a pod's namespace hides them."""
         assert shares_of([A, B], usage) == ({A: 0.5, B: 0.5}, "equal")
 
@@ -89,7 +89,7 @@ class TestCharges:
         assert accounts[NOBODY].energy_joules == 50.0
         assert ledger.charges().basis == {A: "process_utilization", B: "process_utilization"}
 
-    def test_idle_capacity_is_its_holders_or_nobodys(self) -> None:
+    def test_idle_capacity_is_charged_to_its_holder_or_to_nobody(self) -> None:
         """An unused GPU that a pod holds is charged to the pod; without a pod, to no one."""
         ledger = DeviceLedger()
         for now, holders in ((0.0, [A]), (10.0, [A]), (30.0, [])):
@@ -140,7 +140,7 @@ class TestCharges:
         assert flop_of_a(20.0, 2.0) == 20.0
         assert flop_of_a(30.0, 20.0) == 25.0
 
-    def test_who_left_is_shown_for_an_hour(self) -> None:
+    def test_a_departed_holder_is_shown_for_an_hour(self) -> None:
         """Then its accounts are dropped; no other counter changes."""
         ledger = DeviceLedger()
         ledger.charge(
@@ -164,7 +164,7 @@ class TestCharges:
         assert A not in after
         assert after[B].flop == before.flop
 
-    def test_of_many_that_left_the_last_are_shown(self) -> None:
+    def test_the_most_recent_departures_are_shown(self) -> None:
         """A pod that crashes and restarts every second under a new name does not fill the memory."""
         ledger = DeviceLedger()
         pods = [Holder("pod", "team", f"crash-{number}", "main") for number in range(200)]

@@ -78,7 +78,7 @@ class TestAnswers:
             ("nvidia.com/gpu", ""),
         ],
     )
-    def test_devices_that_are_no_gpus_are_left_out(
+    def test_devices_that_are_not_gpus_are_left_out(
         self, kubelet: Kubelet, resource: str, device_id: str
     ):
         """An index says nothing without NVIDIA's resource name, and other ids name other things."""
@@ -164,7 +164,7 @@ class TestAnswers:
 
         assert len(list_allocations(kubelet.path, TIMEOUT)) == 8192
 
-    def test_no_pods_is_an_answer_too(self, kubelet: Kubelet):
+    def test_an_empty_list_of_pods_is_an_answer(self, kubelet: Kubelet):
         """An empty message means no holders, not a failure."""
         kubelet.start()
 
@@ -172,11 +172,11 @@ class TestAnswers:
 
 
 class TestFailures:
-    def test_a_socket_that_is_not_there(self, socket_path: Path):
+    def test_a_missing_socket(self, socket_path: Path):
         """No file: the reason says so."""
         assert reason_of(socket_path) == "absent"
 
-    def test_a_socket_that_nobody_serves(self, socket_path: Path):
+    def test_a_socket_without_a_server(self, socket_path: Path):
         """A kubelet that was killed leaves its socket behind."""
         with socket.socket(socket.AF_UNIX) as left_behind:
             left_behind.bind(os.fspath(socket_path))
@@ -213,7 +213,7 @@ class TestFailures:
 
         assert reason_of(kubelet.path) == "too_large"
 
-    def test_a_response_that_is_no_message(self, kubelet: Kubelet):
+    def test_a_response_that_is_not_a_message(self, kubelet: Kubelet):
         """Garbage is a protocol error, never an exception of another kind."""
         kubelet.answer = lambda: b"\xff\xff\xff"
         kubelet.start()

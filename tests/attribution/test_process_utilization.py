@@ -71,7 +71,7 @@ def test_a_process_that_rested_is_charged_for_its_last_sample_alone(monkeypatch,
     assert utilization.read(calls) == pytest.approx({7: 0.8})
 
 
-def test_nobody_worked(monkeypatch, calls) -> None:
+def test_no_one_worked(monkeypatch, calls) -> None:
     """NOT_FOUND is an answer, not an error: nothing is added, and nothing is counted as failed."""
     not_found = Transient(NEWER, 6)
     Driver(monkeypatch, **{NEWER: [[sample(7, SECOND, 50)], not_found]})

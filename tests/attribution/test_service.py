@@ -68,7 +68,7 @@ def test_a_host_without_kubelet_and_batch_system_says_nothing(settings: HolderSe
     assert world.pods == []
 
 
-def test_a_socket_that_was_asked_for_and_is_not_there_is_a_fault(settings: HolderSettings):
+def test_a_configured_socket_that_is_missing_is_a_fault(settings: HolderSettings):
     """With `on` the source is down, and the reason is counted at each attempt."""
     world = World(HolderSettings(pod_resources="on", socket=settings.socket))
 
@@ -105,7 +105,7 @@ def test_between_intervals_the_kubelet_is_left_alone(settings: HolderSettings, k
     assert (calls_before, kubelet.calls) == (1, 2)
 
 
-def test_a_new_process_on_a_gpu_is_a_reason_to_ask(settings: HolderSettings, kubelet: Kubelet):
+def test_a_new_process_on_a_gpu_triggers_a_request(settings: HolderSettings, kubelet: Kubelet):
     """A pod that has just opened its GPU is named before the interval has passed."""
     kubelet.start()
     world = World(settings)
@@ -118,7 +118,7 @@ def test_a_new_process_on_a_gpu_is_a_reason_to_ask(settings: HolderSettings, kub
     assert world.pods == ["new"]
 
 
-def test_a_restart_of_the_kubelet_takes_no_pod_away(settings: HolderSettings, kubelet: Kubelet):
+def test_a_kubelet_restart_removes_no_pod(settings: HolderSettings, kubelet: Kubelet):
     """While the kubelet is down for ten seconds the pods stay; afterwards its new answer applies."""
     kubelet.holds(Held(("GPU-aa",), pod="before"))
     kubelet.start()
@@ -135,9 +135,7 @@ def test_a_restart_of_the_kubelet_takes_no_pod_away(settings: HolderSettings, ku
     assert (world.pods, world.up()) == (["after"], True)
 
 
-def test_a_kubelet_that_stays_away_takes_its_pods_with_it(
-    settings: HolderSettings, kubelet: Kubelet
-):
+def test_pods_are_dropped_when_the_kubelet_stays_away(settings: HolderSettings, kubelet: Kubelet):
     """After three intervals without an answer no holder is exported: old data is not current."""
     kubelet.holds(Held(("GPU-aa",), pod="gone"))
     kubelet.start()

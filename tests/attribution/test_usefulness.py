@@ -117,7 +117,7 @@ def test_a_fall_does_not_become_usual() -> None:
     assert use.usual_useful_share == pytest.approx(0.8, abs=0.05)
 
 
-def test_minutes_that_lie_apart() -> None:
+def test_minutes_that_are_apart() -> None:
     """A share that moves between 40 and 60 % with the batch is not steady: 0.2 / 0.5."""
     played = Played()
     for _ in range(8):
@@ -164,7 +164,7 @@ def test_unknown_holders_have_no_counter() -> None:
         replace(MODEL, all_gpus_here=False),
     ],
 )
-def test_what_tokens_needed_is_known_of_all_or_not_at_all(model: ModelSnapshot) -> None:
+def test_useful_flop_are_known_for_all_engines_or_absent(model: ModelSnapshot) -> None:
     """A model without a description, an engine that does not count prompts, GPUs on other hosts."""
     assert needed_by(engine(model)) is None
     assert needed_by(replace(engine(), models=(MODEL, model))) is None

@@ -158,7 +158,7 @@ def test_dcgm_is_asked_where_gpm_is_turned_off(check: Check, tmp_path: Path) -> 
     assert found(report, "dcgm") == [("ok", "GPU 0: all fields that FLOPS need")]
 
 
-def test_where_gpm_is_not_permitted_dcgm_may_have_it(check: Check, tmp_path: Path) -> None:
+def test_dcgm_is_read_where_gpm_is_not_permitted(check: Check, tmp_path: Path) -> None:
     """The remedy names both solutions."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.fail("nvmlGpmSampleGet", 4)
@@ -169,7 +169,7 @@ def test_where_gpm_is_not_permitted_dcgm_may_have_it(check: Check, tmp_path: Pat
     assert finding["remedy"] == "run as root, or run dcgm-exporter, see dcgm below"
 
 
-def test_a_board_whose_peak_nobody_knows_says_what_to_set(check: Check, tmp_path: Path) -> None:
+def test_a_board_without_a_known_peak_logs_what_to_configure(check: Check, tmp_path: Path) -> None:
     """No SM count from the driver and no row in the table: GPM answers, but there are no FLOPS."""
     unknown = replace(H100, name="NVIDIA H30", num_gpu_cores=0)
     cut = replace(H100, name="NVIDIA H20", num_gpu_cores=78 * 128)

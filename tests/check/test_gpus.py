@@ -51,7 +51,7 @@ def test_a_torch_of_a_newer_cuda_than_the_drivers_is_named(built: str | None, kn
         assert findings[1].text == "torch is built for CUDA 13.0, the driver runs CUDA 12.4"
 
 
-def test_a_gpu_that_nobody_expected_costs_only_its_own_lines(check: Check, tmp_path: Path) -> None:
+def test_an_unexpected_gpu_adds_only_its_own_lines(check: Check, tmp_path: Path) -> None:
     """flopwatch itself fails on one GPU's answers: one line reports it, the others are examined."""
     patch = tmp_path / "sitecustomize.py"
     patch.write_text(
@@ -73,7 +73,7 @@ def test_a_gpu_that_nobody_expected_costs_only_its_own_lines(check: Check, tmp_p
     assert report["gpus"][0]["fault"] == "TypeError: strange"
 
 
-def test_library_and_driver_tell_their_versions(check: Check, tmp_path: Path) -> None:
+def test_library_and_driver_report_their_versions(check: Check, tmp_path: Path) -> None:
     """Both, and the CUDA that the driver can run."""
     with FakeNvml([H100], tmp_path, driver_version="570.10", cuda_driver_version=12080) as fake:
         _code, report = check(fake)
@@ -124,7 +124,7 @@ def test_a_lost_gpu_fails_and_the_others_are_examined(check: Check, tmp_path: Pa
     assert found(report, "gpu 1")[0][0] == "ok"
 
 
-def test_a_hanging_driver_is_left_behind(tmp_path: Path) -> None:
+def test_a_hanging_driver_does_not_block_the_exit(tmp_path: Path) -> None:
     """A call that never returns ends at its deadline, and what was known until then is reported."""
     with FakeNvml([H100, H100], tmp_path) as fake, pytest.MonkeyPatch.context() as patch:
         for name, value in fake.env.items():
@@ -167,7 +167,7 @@ def test_without_torch_the_probes_are_a_warning(monkeypatch: pytest.MonkeyPatch,
     assert finding.level == "warning"
 
 
-def test_a_driver_mismatch_is_called_by_its_name(check: Check, tmp_path: Path) -> None:
+def test_a_driver_mismatch_is_reported_as_such(check: Check, tmp_path: Path) -> None:
     """The reason is `driver_mismatch`, as in the metrics."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.mismatch_driver()

@@ -46,7 +46,7 @@ def test_an_engine_that_does_not_answer_is_named(check: Check) -> None:
     assert [level for level, _text in found(report, "engine chat")] == ["warning"]
 
 
-def test_an_engine_that_is_another_is_named(check: Check) -> None:
+def test_a_different_engine_is_named(check: Check) -> None:
     """llama.cpp at an address configured as vLLM: a warning that names both."""
     metrics = "# TYPE llamacpp:prompt_tokens_total counter\nllamacpp:prompt_tokens_total 1\n"
     with engines.serving(engines.text(metrics)) as engine:
@@ -103,7 +103,7 @@ def test_without_privileges_each_finding_is_a_finding(who: str, tmp_path: Path) 
     assert (level, "permission denied" in text) == ("warning", True)
 
 
-def test_a_fault_of_the_checker_costs_one_area(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_of_check_affects_one_area(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unexpected error becomes a finding that asks to be reported; all others are still there."""
 
     def fail() -> None:
@@ -162,7 +162,7 @@ def test_a_disk_without_space_keeps_no_state(tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_is_no_state_file(check: Check, tmp_path: Path) -> None:
+def test_a_folder_is_rejected_as_state_file(check: Check, tmp_path: Path) -> None:
     """The daemon serves without it and reports that; so does the check."""
     code, report = check(FLOPWATCH_STATE_FILE=str(tmp_path))
 

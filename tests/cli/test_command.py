@@ -30,7 +30,7 @@ def shell(words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("words", ["metrics", "config", "--version", "--help"])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_is_said_in_one_line(words: str, unbuffered: str) -> None:
+def test_a_full_disk_is_reported_in_one_line(words: str, unbuffered: str) -> None:
     """EX_IOERR, whichever layer of Python notices it."""
     result = shell(f"{words} >/dev/full", PYTHONUNBUFFERED=unbuffered)
 
@@ -41,21 +41,21 @@ def test_a_full_disk_is_said_in_one_line(words: str, unbuffered: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["metrics", "config", "check", "--version"])
-def test_a_closed_standard_output_is_no_fault(words: str) -> None:
+def test_a_closed_standard_output_is_not_an_error(words: str) -> None:
     """The reader closed the pipe."""
     result = shell(f"{words} >&-", FLOPWATCH_PROBES_ENABLED="false")
 
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_a_reader_that_goes_is_no_fault() -> None:
+def test_a_reader_that_disconnects_is_not_a_fault() -> None:
     """`flopwatch metrics | head -1`."""
     result = shell("metrics | head -1")
 
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_a_terminal_that_knows_few_letters_gets_a_stand_in() -> None:
+def test_a_terminal_with_a_small_character_set_gets_substitutes() -> None:
     """A micro sign and a dash are not in ASCII: the text stays readable."""
     result = shell("config --markdown", PYTHONIOENCODING="ascii")
 
@@ -64,7 +64,7 @@ def test_a_terminal_that_knows_few_letters_gets_a_stand_in() -> None:
 
 
 @pytest.mark.parametrize("after_seconds", [0.05, 0.15, 0.3, 0.6])
-def test_ctrl_c_at_any_moment_ends_it_without_a_word(after_seconds: float, tmp_path: Path) -> None:
+def test_ctrl_c_at_any_moment_ends_it_silently(after_seconds: float, tmp_path: Path) -> None:
     """While modules load, and while it works: by the signal, or by its exit code."""
     process = subprocess.Popen(
         [*FLOPWATCH, "simulate", "--listen-address", "127.0.0.1:0", "--hosts", "1"],

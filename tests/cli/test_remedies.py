@@ -29,7 +29,7 @@ def test_it_goes_into_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (program, words) == (sys.executable, ["-m", "pip", "install", *TORCH_REQUIREMENTS])
 
 
-def test_an_environment_without_pip_gets_it_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_pip_uses_one_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment made by uv has no pip: uv installs into it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     words = shlex.split(torch_remedy())

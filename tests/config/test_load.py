@@ -97,7 +97,7 @@ class TestEnvironment:
 
 
 class TestFiles:
-    def test_what_never_ends_is_no_configuration(self) -> None:
+    def test_an_endless_file_is_not_a_configuration(self) -> None:
         """A device is refused before it is read."""
         assert mistake(ConfigOrigin("/dev/zero", environment={})) == (
             "/dev/zero: is not a regular file"
@@ -119,7 +119,7 @@ class TestFiles:
             ConfigOrigin(str(tmp_path / "big.yaml"), environment={})
         )
 
-    def test_a_pipe_of_the_shell_is_read(self) -> None:
+    def test_process_substitution_is_read(self) -> None:
         """`--config.file <(generate)` works."""
         reader, writer = os.pipe()
         os.write(writer, b"sampling: {interval: 3s}")

@@ -32,7 +32,7 @@ def test_durations(text: object, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", "soon", "1x", "s", "1s2", "-1s", True, None, [], "nan", "inf"]
 )
-def test_what_is_no_duration(text: object) -> None:
+def test_an_invalid_duration(text: object) -> None:
     """The error gives an example of a valid duration."""
     with pytest.raises(ValueError, match="must be"):
         duration()(text)

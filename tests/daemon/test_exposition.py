@@ -48,7 +48,7 @@ def busy_daemon(start):
     return daemon
 
 
-def test_promtool_has_nothing_to_say(busy_daemon) -> None:
+def test_promtool_reports_no_problem(busy_daemon) -> None:
     """`promtool check metrics` on the text format; OpenMetrics through its reference parser."""
     _headers, text = fetch(busy_daemon.address)
     result = subprocess.run(

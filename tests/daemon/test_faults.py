@@ -51,7 +51,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("code", [UNKNOWN, NO_PERMISSION], ids=["unknown", "no_permission"])
-def test_a_failing_call_costs_its_own_value_and_no_other(start, code: int) -> None:
+def test_a_failing_call_loses_only_its_own_value(start, code: int) -> None:
     """Every call fails at some time: the value is absent, the error counted, and it comes back."""
     fake, daemon = start([H100], config=FAST)
     whole = wait_for_gpus(daemon, 0)
@@ -157,7 +157,7 @@ def test_gpm_calls_are_never_concurrent(start) -> None:
     assert fake.calls("nvmlDeviceSet*") == 0
 
 
-def test_a_hung_gpm_call_costs_the_others_their_activity_only(start) -> None:
+def test_a_hung_gpm_call_costs_other_gpus_only_their_activity(start) -> None:
     """One GPU hangs in GPM and holds its lock: the others still tick, without GPM values."""
     fake, daemon = start([H100, H100], config=FAST)
     wait_for_gpus(daemon, 0, 1)
@@ -331,7 +331,7 @@ def test_the_environment_cannot_turn_nvml_into_mps_mode(start, monkeypatch) -> N
     assert daemon.scrape().has("flopwatch_power_watts")
 
 
-def test_a_storm_of_signals_changes_nothing(start) -> None:
+def test_a_burst_of_signals_changes_nothing(start) -> None:
     """A hundred SIGHUPs: the configuration is read again, the counters continue."""
     _fake, daemon = start([H100], config=FAST)
     before = wait_for_gpus(daemon, 0)
@@ -364,7 +364,7 @@ def test_a_driver_of_another_version_at_start(start) -> None:
     assert daemon.process.wait(timeout=10) == 1
 
 
-def test_no_driver_where_one_is_demanded(start_on_cpu) -> None:
+def test_a_missing_driver_where_one_is_required(start_on_cpu) -> None:
     """With `nvml: on`, a host without a driver is a fault; the CPU does not stand in."""
     daemon = start_on_cpu(config=passive("sources: {nvml: on}\n"))
 

@@ -118,7 +118,9 @@ def test_a_name_that_is_not_resolved_yet(tmp_path: Path) -> None:
     ],
     ids=["missing", "binary", "not yaml", "a list"],
 )
-def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_a_file_that_is_not_a_configuration(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
     """Whatever the file holds: one line, no traceback."""
     file = tmp_path / "config.yaml"
     if content is not None:
@@ -179,7 +181,7 @@ def test_version_and_help() -> None:
     assert "--web.listen-address" in flopwatch("serve", "--help").stdout
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_reader_that_disconnects_is_not_an_error() -> None:
     """`flopwatch metrics | head -1` ends quietly."""
     result = subprocess.run(
         f"{sys.executable} -m exporter metrics | head -1",

@@ -109,7 +109,7 @@ def test_default_fields_leave_the_rest_unresolved(tmp_path: Path) -> None:
     assert "DCGM_FI_PROF_SM_ACTIVE" in log
 
 
-def test_a_dead_dcgm_exporter_costs_nothing_else(tmp_path: Path) -> None:
+def test_a_dead_dcgm_exporter_affects_nothing_else(tmp_path: Path) -> None:
     """NVML's values go on, the time is unresolved, and `auto` counts no error for what never was."""
     with FakeNvml([A100], tmp_path) as fake:
         fake.gpu(0).set_load(Load.decode())
@@ -136,7 +136,7 @@ def test_gpus_with_gpm_do_not_ask(tmp_path: Path) -> None:
     assert not scrape.has("flopwatch_source_up", source="dcgm")
 
 
-def test_rubbish_is_an_error_of_the_source(tmp_path: Path) -> None:
+def test_garbage_is_an_error_of_the_source(tmp_path: Path) -> None:
     """Another program on the port is not mistaken for a dcgm-exporter."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         dcgm.show(["<html>hello</html>"])
@@ -173,7 +173,7 @@ def test_a_counters_file_without_pipes_is_not_up(tmp_path: Path) -> None:
     assert "DCGM_EXPORTER_COLLECTORS" in log
 
 
-def test_a_profiler_that_stands_still_is_found_out(tmp_path: Path) -> None:
+def test_a_frozen_profiler_is_implausible(tmp_path: Path) -> None:
     """The same activities for 2.5 intervals of a busy GPU: counted, left out, and logged once."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         fake.gpu(0).set_load(Load(sm_clock_mhz=1410, graphics=0.9, power_watts=300))
@@ -200,7 +200,7 @@ def test_a_profiler_that_stands_still_is_found_out(tmp_path: Path) -> None:
     assert log.count("event=dcgm_stands_still") == 1
 
 
-def test_a_profiler_that_answers_only_zeros_is_found_out(tmp_path: Path) -> None:
+def test_a_profiler_that_returns_only_zeros_is_implausible(tmp_path: Path) -> None:
     """Zeros at full utilization and 300 of 400 W (DCGM#303): left out, counted, the time unresolved."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         fake.gpu(0).set_load(

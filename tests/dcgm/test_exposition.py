@@ -55,7 +55,7 @@ def test_mig_instances_are_devices_of_their_own() -> None:
         140737488355331.0,
     ],
 )
-def test_blanks_are_no_values(blank: float) -> None:
+def test_blanks_are_not_values(blank: float) -> None:
     """DCGM's blanks of every type are left out and counted; NaN is left out without a count."""
     text = "\n".join(
         [

@@ -103,7 +103,7 @@ def test_the_new_names_give_the_same_flops(tmp_path: Path) -> None:
     assert not last.has(ERRORS, source="dcgm")
 
 
-def test_a_broken_line_costs_nothing_but_itself(tmp_path: Path) -> None:
+def test_a_malformed_line_affects_no_other_line(tmp_path: Path) -> None:
     """Both GPUs keep their FLOPS; the broken lines are counted per device and logged once."""
     with FakeNvml([A100, A100], tmp_path) as fake, DcgmExporter() as dcgm:
         for gpu in fake.gpus:
@@ -135,7 +135,7 @@ def test_a_broken_line_costs_nothing_but_itself(tmp_path: Path) -> None:
     assert "run dcgm-exporter" not in log
 
 
-def test_an_answer_of_broken_lines_alone_is_not_an_absent_exporter(tmp_path: Path) -> None:
+def test_an_answer_with_only_malformed_lines_is_not_a_missing_exporter(tmp_path: Path) -> None:
     """The remedy does not ask for a dcgm-exporter that already runs."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         dcgm.show([line.format(fake.gpu(0).uuid) for line in BROKEN])
@@ -229,7 +229,7 @@ def test_totals_that_fall_are_a_reset() -> None:
         'DCGM_FI_PROF_SM_ACTIVE{UUID="GPU-%d"} 0.5',
     ],
 )
-def test_an_answer_of_eight_megabytes_is_read_in_a_bound(line: str) -> None:
+def test_an_answer_of_eight_megabytes_takes_bounded_time(line: str) -> None:
     """Whatever it contains, reading it takes less than 4 MiB in addition to the text itself."""
     lines = 8 * 2**20 // (len(line) + 5)
     text = "\n".join(line % number if "%d" in line else line for number in range(lines))

@@ -42,7 +42,7 @@ def test_sms_weigh_with_their_number_and_memory_with_its_slices() -> None:
     assert whole.activities == pytest.approx({"tensor": 23.8 / 108, "sm": 44.8 / 108, "dram": 0.25})
 
 
-def test_what_one_instance_does_not_tell_is_not_known_of_the_gpu() -> None:
+def test_what_one_instance_does_not_report_is_unknown_for_the_gpu() -> None:
     """An instance without SM activity leaves the GPU without it; the others' shares still add up."""
     silent = DeviceSample({"tensor": 0.5, "dram": 0.0})
     whole = whole_gpu_sample(
@@ -69,7 +69,7 @@ def test_an_instance_without_a_row_leaves_the_gpu_unknown() -> None:
     assert whole_gpu_sample(GPU, rows(mig1=busy(1, 1, 1), mig3=busy(1, 1, 1)), SHARES) is None
 
 
-def test_a_row_of_the_whole_gpu_goes_before() -> None:
+def test_a_row_of_the_whole_gpu_takes_precedence() -> None:
     """With `-d g` the exporter has the GPU's own activities: they are taken as they are."""
     own = busy(0.5, 0.25, 0.5)
 
@@ -94,7 +94,7 @@ def test_links_come_from_the_gpus_own_row() -> None:
     assert whole.activities == pytest.approx({"sm": 42 / 108})
 
 
-def test_a_new_partition_ends_the_open_window_without_a_verdict() -> None:
+def test_a_new_partition_drops_the_open_window() -> None:
     """The time so far is accounted as unknown, and the next sample only opens a window."""
     windows = DeviceWindows()
     windows.observe(DeviceSample({"sm": 0.2}), 100.0, 30.0)

@@ -121,7 +121,7 @@ def test_default_fields_leave_the_rest_of_the_gpu_unresolved(tmp_path: Path) -> 
     )
 
 
-def test_a_new_partition_begins_anew(tmp_path: Path) -> None:
+def test_a_new_partition_starts_from_zero(tmp_path: Path) -> None:
     """Two instances become one while the daemon runs: the GPU's work is then that of the one alone."""
     with FakeNvml([A100], tmp_path) as fake, DcgmExporter() as dcgm:
         gpu = fake.gpu(0)

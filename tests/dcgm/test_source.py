@@ -8,7 +8,7 @@ from exporter.readings import FastReading
 from flopwatch.threads import BoundedThread
 
 
-def test_no_thread_to_scrape_with_costs_no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_scrape_thread_costs_no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU ticks on without activities; scraping begins 30 s later, if a thread can be started."""
     begun: list[bool] = []
     seconds = [1000.0]

@@ -77,7 +77,7 @@ def test_work_after_idleness_counts_for_its_own_interval_only() -> None:
     assert (work.start_seconds, work.end_seconds, work.sm) == (125.0, 155.0, 0.9)
 
 
-def test_a_profiler_that_stands_still_is_given_up() -> None:
+def test_a_frozen_profiler_is_abandoned() -> None:
     """The same busy sample for 2.5 intervals is not a measurement: its time is known only coarsely."""
     windows = DeviceWindows()
     windows.observe(sample(0.7, energy=1), 100.0, 30.0)
@@ -129,7 +129,7 @@ def test_the_interval_is_learned() -> None:
     assert interval.stale_seconds == 25.0
 
 
-def test_a_shorter_interval_is_learned_anew() -> None:
+def test_a_shorter_interval_is_learned_again() -> None:
     """A change found at the first look after a pause may be old: looks become frequent again."""
     interval = CollectInterval(0.0)
     for second in range(61):
@@ -142,7 +142,7 @@ def test_a_shorter_interval_is_learned_anew() -> None:
     assert interval.next_look(78.5) == 1.0
 
 
-def test_nothing_changes_nothing_is_asked_often() -> None:
+def test_without_changes_little_is_read() -> None:
     """An idle host is scraped every five seconds once two intervals have passed."""
     interval = CollectInterval(0.0)
 

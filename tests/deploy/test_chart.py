@@ -144,7 +144,7 @@ class TestValues:
 
 class TestFreshness:
     @pytest.mark.parametrize("folder", ["deploy/helm/flopwatch/files", "deploy/kubernetes"])
-    def test_what_is_generated_is_committed_fresh(self, folder: str):
+    def test_generated_files_are_up_to_date(self, folder: str):
         """Rules, dashboards and plain manifests are what deploy/helm/sync.py writes now."""
         sys.path.insert(0, os.fspath(ROOT / "deploy" / "helm"))
         try:

@@ -114,7 +114,7 @@ class TestMonitoring:
 
 
 class TestAlertOverrides:
-    def test_a_threshold_is_the_users(self):
+    def test_a_user_can_set_a_threshold(self):
         """Each field that is given replaces the alert's; the others, and other alerts, stay."""
         plain = self._alerts({})
         name = min(plain)
@@ -142,7 +142,7 @@ class TestAlertOverrides:
 
 
 class TestService:
-    def test_it_is_headless_unless_asked(self):
+    def test_it_is_headless_by_default(self):
         """One address for all nodes would scrape one of them by chance."""
         (service,) = of_kind(render(), "Service")
 

@@ -107,7 +107,7 @@ class TestPod:
         assert {name for name in named if name.startswith("FLOPWATCH_")} <= known
 
     @each_option
-    def test_the_daemon_accepts_what_it_is_given(self, values_file: Path, tmp_path: Path):
+    def test_the_daemon_accepts_its_arguments(self, values_file: Path, tmp_path: Path):
         """Config file and environment of the pod, through the daemon's own loader."""
         objects = render(yaml.safe_load(values_file.read_text()))
         given = environment(objects)

@@ -61,7 +61,7 @@ class TestDockerfile:
         assert users == ["65532:65532"]
 
     @pytest.mark.parametrize("target", ["slim", "full"])
-    def test_both_images_say_how_they_live(self, built: dict[str, Stage], target: str):
+    def test_both_images_declare_their_health_check(self, built: dict[str, Stage], target: str):
         """Entry point, port, stop signal, health check, labels and revision exist."""
         instructions = dict(lineage(built, target))
         environment = " ".join(a for word, a in lineage(built, target) if word == "ENV")
@@ -271,7 +271,7 @@ class TestHealthCheck:
 
         assert _check_health(f"127.0.0.1:{server.server_port}") == 1
 
-    def test_a_port_that_nobody_listens_on_is_not(self, server: HTTPServer):
+    def test_a_port_without_a_listener_is_not_an_engine(self, server: HTTPServer):
         """No connection, no health."""
         server.socket.close()
 

@@ -64,7 +64,7 @@ def test_helm_renders_what_the_engine_in_the_tests_renders(path: str, values_fil
 
 
 @each_option
-def test_helm_has_no_complaint(path: str, values_file: Path) -> None:
+def test_helm_reports_no_problem(path: str, values_file: Path) -> None:
     """Warnings count as errors."""
     run(path, ["helm", "lint", "--strict", CHART, "--values", values_file])
 

@@ -162,7 +162,7 @@ def test_it_does_not_warn_of_what_it_cannot_have(engine: Engine, container: str)
     assert "use the image that is built with --target full" in " ".join(with_probes.split())
 
 
-def test_it_ends_when_it_is_told(engine: Engine, container: str) -> None:
+def test_it_ends_on_request(engine: Engine, container: str) -> None:
     """SIGTERM as process 1: exit code 0, long before the engine would kill it."""
     wait_for(lambda: engine.run("healthcheck", "run", container).returncode == 0)
     engine("stop", "--time", "60", container)

@@ -56,7 +56,7 @@ def test_each_value_of_ours_exists(peer: str) -> None:
                 node = node[part]
 
 
-def test_what_was_missed_reaches_its_place() -> None:
+def test_late_samples_reach_their_slot() -> None:
     """A port of the node, traffic that stays on it, and a monitor of a managed Prometheus."""
     objects = render(
         {
@@ -78,7 +78,7 @@ def test_what_was_missed_reaches_its_place() -> None:
     assert monitor["spec"]["endpoints"][0]["honorLabels"] is False
 
 
-def test_by_default_nothing_of_it_is_there() -> None:
+def test_by_default_it_is_absent() -> None:
     """No port of the node, the cluster's own traffic policy, labels of the holders kept."""
     objects = render({"monitor": {"enabled": True}})
     (service,) = of_kind(objects, "Service")

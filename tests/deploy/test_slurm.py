@@ -102,7 +102,7 @@ def driver_tells(folder: Path, address: str, *, minor: int, uuid: str) -> None:
     )
 
 
-def test_a_job_is_noted_and_forgotten(jobs: Path, logged: Path):
+def test_a_job_is_recorded_and_removed(jobs: Path, logged: Path):
     """Lists and ranges of GPUs are understood; the epilog leaves other jobs alone."""
     run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0,2-3")
     run("prolog.sh", jobs, SLURM_JOB_ID="411", SLURM_JOB_GPUS="3")
@@ -113,7 +113,7 @@ def test_a_job_is_noted_and_forgotten(jobs: Path, logged: Path):
     assert logged.read_text() == ""
 
 
-def test_a_gpu_is_named_by_its_uuid_where_the_driver_tells_it(
+def test_a_gpu_is_named_by_its_uuid_where_the_driver_reports_it(
     jobs: Path, tmp_path: Path, slurm: Path
 ):
     """Slurm's GPUs 0 to 2 are minors 5, 6 and 4; minor 5 is the GPU whose page says so."""
@@ -144,7 +144,7 @@ def test_a_mig_instance_is_named_by_its_uuid(jobs: Path):
     assert noted(jobs) == {mig: ["41"]}
 
 
-def test_slurms_order_is_read_anew_when_its_configuration_changes(
+def test_slurms_device_order_is_read_again_when_its_configuration_changes(
     jobs: Path, tmp_path: Path, slurm: Path
 ):
     """`slurmd -G` is asked once, not for every job; a newer gres.conf makes it asked again."""
@@ -161,7 +161,7 @@ def test_slurms_order_is_read_anew_when_its_configuration_changes(
     assert noted(jobs) == {"nvidia0": ["1", "2"], "nvidia3": ["3"]}
 
 
-def test_a_gpu_that_slurm_does_not_tell_is_not_guessed(jobs: Path, slurm: Path, logged: Path):
+def test_a_gpu_that_slurm_does_not_report_is_not_guessed(jobs: Path, slurm: Path, logged: Path):
     """Without device files in Slurm's configuration its number says nothing: absent, and reported."""
     slurmd_tells(slurm, "(null)")
 
@@ -196,7 +196,7 @@ def test_the_daemon_reads_what_the_prolog_writes(jobs: Path, tmp_path: Path):
     ]
 
 
-def test_a_prolog_that_runs_twice_notes_once(jobs: Path):
+def test_a_prolog_that_runs_twice_records_the_job_once(jobs: Path):
     """A job requeued on the same node is one holder."""
     for _ in range(2):
         run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="0")
@@ -213,7 +213,7 @@ def test_a_job_without_gpus_leaves_no_trace(jobs: Path, logged: Path):
     assert logged.read_text() == ""
 
 
-def test_jobs_that_start_together_are_all_noted(jobs: Path):
+def test_jobs_that_start_together_are_all_recorded(jobs: Path):
     """Twenty prologs at once on one GPU lose none of their lines."""
     with ThreadPoolExecutor(20) as pool:
         list(
@@ -230,7 +230,9 @@ def test_jobs_that_start_together_are_all_noted(jobs: Path):
 
 
 @both
-def test_a_lock_that_somebody_holds_stops_no_job(script: str, jobs: Path, logged: Path):
+def test_a_lock_held_by_another_process_does_not_fail_the_job(
+    script: str, jobs: Path, logged: Path
+):
     """The script waits for a moment, reports, and lets the job go on."""
     run("prolog.sh", jobs, SLURM_JOB_ID="40", SLURM_JOB_GPUS="0")
     with (jobs / ".lock").open("w") as lock:
@@ -243,7 +245,7 @@ def test_a_lock_that_somebody_holds_stops_no_job(script: str, jobs: Path, logged
 
 
 @both
-def test_the_lock_is_roots_alone(script: str, jobs: Path):
+def test_only_root_can_take_the_lock(script: str, jobs: Path):
     """A user who can open the lock can hold it: it is 0600, also where an older version left 0644."""
     jobs.mkdir()
     (jobs / ".lock").touch(mode=0o644)
@@ -254,7 +256,9 @@ def test_the_lock_is_roots_alone(script: str, jobs: Path):
 
 
 @both
-def test_a_folder_that_cannot_be_made_stops_no_job(script: str, tmp_path: Path, logged: Path):
+def test_a_folder_that_cannot_be_created_does_not_fail_the_job(
+    script: str, tmp_path: Path, logged: Path
+):
     """There is a file in place of the folder."""
     (tmp_path / "jobs").write_text("")
 
@@ -274,7 +278,7 @@ def test_without_a_log_it_is_silent_and_succeeds(script: str, tmp_path: Path):
     assert run(script, tmp_path / "jobs", SLURM_JOB_ID="41", SLURM_JOB_GPUS="0", PATH=path) == 0
 
 
-def test_gpus_that_are_not_numbers_stop_no_job(jobs: Path, logged: Path):
+def test_malformed_gpu_numbers_do_not_fail_the_job(jobs: Path, logged: Path):
     """What this version of Slurm writes otherwise is reported as it is."""
     assert run("prolog.sh", jobs, SLURM_JOB_ID="41", SLURM_JOB_GPUS="gpu:a,1") == 0
 
@@ -305,7 +309,7 @@ def run_on(mount: str, spoil: str, folder: Path, script: str) -> int:
 
 @needs_mounts
 @both
-def test_a_read_only_folder_stops_no_job(script: str, jobs: Path, logged: Path):
+def test_a_read_only_folder_does_not_fail_the_job(script: str, jobs: Path, logged: Path):
     """The file system was mounted read-only after an error."""
     spoil = f"echo 41 >{jobs}/nvidia0 && mount -o remount,ro {jobs}"
 
@@ -315,7 +319,7 @@ def test_a_read_only_folder_stops_no_job(script: str, jobs: Path, logged: Path):
 
 
 @needs_mounts
-def test_a_full_folder_stops_no_prolog(jobs: Path, logged: Path):
+def test_a_full_folder_does_not_fail_the_prolog(jobs: Path, logged: Path):
     """The disk is full: the job is not recorded, and the log says why."""
     spoil = f"dd if=/dev/zero of={jobs}/fill bs=4k 2>/dev/null || true"
 
@@ -324,7 +328,7 @@ def test_a_full_folder_stops_no_prolog(jobs: Path, logged: Path):
 
 
 @needs_mounts
-def test_a_full_folder_keeps_no_job_that_has_ended(jobs: Path, tmp_path: Path):
+def test_a_full_folder_does_not_keep_ended_jobs(jobs: Path, tmp_path: Path):
     """The epilog needs no space: the other job stays, the ended one goes."""
     spoil = (
         f"printf '41\\n42\\n' >{jobs}/nvidia0; "

@@ -117,7 +117,7 @@ def test_only_the_drivers_devices_are_open():
     assert all(re.fullmatch(r"char-nvidia[a-z-]* rw", entry) for entry in service["DeviceAllow"])
 
 
-def test_readiness_watchdog_and_restart_are_systemds_business():
+def test_systemd_gets_readiness_watchdog_and_restart():
     """The daemon reports readiness and liveness; a rejected configuration is not retried."""
     service = settings(UNIT)
 
@@ -220,7 +220,7 @@ def members(group: str) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_the_filter_lets_the_daemon_work(tmp_path: Path):
+def test_the_system_call_filter_does_not_affect_the_daemon(tmp_path: Path):
     """All system calls of a start, ticks on simulated GPUs, a reload and an end are allowed."""
     traced = tmp_path / "calls"
     with FakeNvml([H100], tmp_path) as fake:

@@ -76,7 +76,7 @@ def test_utilization_is_ofu(start) -> None:
     )
 
 
-def test_the_studys_miscounts_were_factors() -> None:
+def test_the_studys_miscounts_are_reproduced() -> None:
     """The applications claimed 2.12 and 1.58 times the counted work: padding cannot explain it."""
     claimed = [float(row["application_mfu"]) / float(row["ofu"]) for row in table("ofu")]
 

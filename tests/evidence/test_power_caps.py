@@ -25,7 +25,7 @@ def least_seconds(scrape: Scrape) -> float:
     return min(scrape.total(SECONDS, gpu=str(gpu)) for gpu in range(len(ROWS)))
 
 
-def test_the_cap_is_seen_as_what_it_is(start) -> None:
+def test_the_cap_is_recognized_as_a_power_cap(start) -> None:
     """Draw and clock are the published ones; what the cap takes is lost to power, and to nothing else.
 
     FLOP follow the clock. So did the published throughput of a training that the tensor pipe limits:

@@ -23,7 +23,7 @@ def test_the_expected_share_of_the_peak_is_reached(row: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
-def test_the_sheet_is_the_one_that_the_figure_is_of(row: dict[str, str]) -> None:
+def test_the_data_sheet_matches_the_figures_gpu(row: dict[str, str]) -> None:
     """The product's own peak is the published table's, so the share means the same."""
     peaks = find_peaks(DeviceIdentity(index="0", uuid="GPU-0", name=row["name"]))
 
@@ -31,7 +31,7 @@ def test_the_sheet_is_the_one_that_the_figure_is_of(row: dict[str, str]) -> None
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
-def test_a_probe_that_reaches_it_is_well(row: dict[str, str]) -> None:
+def test_a_probe_that_reaches_it_is_healthy(row: dict[str, str]) -> None:
     """At a power-capped clock the efficiency is higher still: this is its minimum."""
     share = float(row["sustained"]) / float(row["sheet"])
     kernel = KernelInfo(name=f"gemm_{row['precision']}", quantity="flops", label=row["precision"])

@@ -52,7 +52,7 @@ def test_gpus_of_one_model_differ_in_uuid_serial_and_bus(fake: FakeNvml, client:
     assert len(set(serials)) == 2
 
 
-def test_boards_lack_what_real_ones_lack(tmp_path: Path) -> None:
+def test_boards_lack_the_same_features_as_real_ones(tmp_path: Path) -> None:
     """A100 has no GPM, L4 no NVLink and no memory sensor, GeForce no ECC, T4 retires pages."""
     with FakeNvml([A100, L4, RTX_5090, T4], tmp_path) as fake, Client(fake) as client:
         client.ask("pynvml.nvmlInit()")

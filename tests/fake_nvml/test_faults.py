@@ -85,7 +85,7 @@ def test_a_hung_call_returns_when_released(fake: FakeNvml, client: Client) -> No
     assert fake.hanging(gpu=0) == 0
 
 
-def test_a_slow_call_takes_its_time(fake: FakeNvml, client: Client) -> None:
+def test_a_slow_call_takes_as_long_as_set(fake: FakeNvml, client: Client) -> None:
     """A delay is added to every call."""
     fake.delay("nvmlDeviceGetName", 0.15, gpu=0)
     began = time.monotonic()
@@ -119,7 +119,7 @@ def test_a_lost_gpu_comes_back(fake: FakeNvml, client: Client) -> None:
     assert client.code("pynvml.nvmlDeviceGetPowerUsage(KEPT['gpu'])") == 0
 
 
-def test_a_reloaded_driver_wants_a_new_init(fake: FakeNvml, client: Client) -> None:
+def test_a_reloaded_driver_needs_a_new_init(fake: FakeNvml, client: Client) -> None:
     """Old handles are refused afterwards and counted, and energy counts from zero again."""
     client.ask("keep('gpu', device(0))")
     fake.unload_driver()
@@ -172,7 +172,7 @@ def test_a_control_file_of_another_build_is_refused(fake: FakeNvml) -> None:
         assert client.code("pynvml.nvmlInit()") == LIBRARY_NOT_FOUND
 
 
-def test_the_mps_view_answers_little(fake: FakeNvml) -> None:
+def test_the_mps_view_answers_few_calls(fake: FakeNvml) -> None:
     """With NVML_MPS_DEVICE_ENUMERATION=1 NVML enumerates devices and does hardly anything else."""
     with Client(fake, environment={"NVML_MPS_DEVICE_ENUMERATION": "1"}) as client:
         client.ask("pynvml.nvmlInit()")

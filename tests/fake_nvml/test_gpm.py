@@ -155,7 +155,7 @@ def test_parallel_gpm_calls_are_noticed(fake: FakeNvml, client: Client) -> None:
     assert fake.gpm_overlaps > 0
 
 
-def test_misused_samples_are_noticed(fake: FakeNvml, client: Client) -> None:
+def test_misused_samples_are_detected(fake: FakeNvml, client: Client) -> None:
     """Freed, never taken, swapped and mixed samples are refused and counted; leaks show."""
     client.ask("sample('a', device(0)), time.sleep(0.01), sample('b', device(0))")
     client.ask("sample('other', device(1)), keep('empty', pynvml.nvmlGpmSampleAlloc())")

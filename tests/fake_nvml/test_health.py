@@ -17,7 +17,7 @@ from tests.fake_nvml.known import (
 )
 
 
-def test_an_xid_reaches_those_who_wait_for_it(fake: FakeNvml, client: Client) -> None:
+def test_an_xid_reaches_its_waiters(fake: FakeNvml, client: Client) -> None:
     """Only from registration on, only for the registered GPU and type."""
     fake.xid(1, 13)
     client.ask("watch(1, pynvml.nvmlEventTypeXidCriticalError)")
@@ -88,7 +88,7 @@ def test_links_go_down_and_count_errors(fake: FakeNvml, client: Client) -> None:
     assert client.ask("fields(device(0), [(161, 18)])")[0][0] == NOT_SUPPORTED
 
 
-def test_blackwell_counts_its_links_anew(tmp_path: Path) -> None:
+def test_blackwell_uses_its_own_link_counters(tmp_path: Path) -> None:
     """NVLink 5 answers fields 201 to 222 and no longer 161 to 163."""
     with FakeNvml([B200, H100], tmp_path) as fake, Client(fake) as client:
         client.ask("pynvml.nvmlInit()")

@@ -72,7 +72,7 @@ def test_the_truth_is_worked_out_by_the_same_schedule(fake: FakeNvml) -> None:
     assert truth.event_reason_seconds[EventReason.SW_POWER_CAP] == pytest.approx(0.1)
 
 
-def test_a_load_cannot_change_the_past(fake: FakeNvml) -> None:
+def test_a_load_does_not_change_past_samples(fake: FakeNvml) -> None:
     """Values that the daemon has read must stay valid."""
     with pytest.raises(ValueError, match="past"):
         fake.gpu(0).set_load(Load.decode(), time.monotonic_ns() - 1)
@@ -138,7 +138,7 @@ def test_pcie_throughput_blocks_for_its_20_milliseconds(fake: FakeNvml, client: 
     assert kilobytes == 5000
 
 
-def test_the_driver_keeps_samples_of_the_last_seconds(fake: FakeNvml, client: Client) -> None:
+def test_the_driver_keeps_the_samples_of_the_last_seconds(fake: FakeNvml, client: Client) -> None:
     """Ten a second, and only those newer than the last one seen."""
     time.sleep(0.25)
     samples = "pynvml.nvmlDeviceGetSamples(device(0), 5, {})[1]"

@@ -30,7 +30,7 @@ def test_mig_instances_have_their_own_load(fake: FakeNvml, client: Client) -> No
     assert client.ask(f"metrics('c', 'd', [{SM_UTIL}])")[0][1] == pytest.approx(75)
 
 
-def test_a_mig_gpu_answers_less(fake: FakeNvml, client: Client) -> None:
+def test_a_mig_gpu_answers_fewer_calls(fake: FakeNvml, client: Client) -> None:
     """Utilization, remapped rows and the core count are gone while MIG is on, as on real H100s."""
     fake.set_mig(0, [H100_3G_40GB])
     for function in ("GetUtilizationRates", "GetRemappedRows", "GetNumGpuCores"):

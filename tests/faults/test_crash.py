@@ -66,7 +66,7 @@ def test_a_driver_that_is_replaced_by_another_version(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_whichever_function_tells_of_another_version(tmp_path: Path) -> None:
+def test_any_function_can_report_a_driver_mismatch(tmp_path: Path) -> None:
     """Every function of the matrix, alone: each ends the process with 1, and the next run serves again."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(Load.decode())
@@ -92,7 +92,7 @@ def test_whichever_function_tells_of_another_version(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_container_whose_devices_were_taken_away(tmp_path: Path) -> None:
+def test_a_container_that_lost_its_devices(tmp_path: Path) -> None:
     """ "Unknown Error" for a minute causes one restart; if that does not help, it waits and says so."""
     with FakeNvml([H100, H100], tmp_path) as fake:
         for gpu in fake.gpus:

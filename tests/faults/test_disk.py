@@ -145,7 +145,9 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(tmp_path: Path, disk: Dis
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_folder_that_vanishes_and_a_lock_that_is_never_let_go(tmp_path: Path, disk: Disk) -> None:
+def test_a_folder_that_vanishes_and_a_lock_that_is_never_released(
+    tmp_path: Path, disk: Disk
+) -> None:
     """The folder is recreated; a lock held by another process prevents saving and nothing else."""
     with kept(tmp_path, disk) as state:
         shutil.rmtree(disk.folder)

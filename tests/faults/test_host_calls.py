@@ -36,7 +36,7 @@ def fail(function: str, code: int) -> Callable[[FakeNvml], None]:
         ("nvmlDeviceGetUUID", UNKNOWN),
     ],
 )
-def test_what_keeps_a_gpu_from_being_opened_heals(start, function: str, code: int) -> None:
+def test_a_gpu_that_could_not_be_opened_recovers(start, function: str, code: int) -> None:
     """/metrics answers meanwhile, without readings under a wrong name; then the GPU appears."""
     fake, daemon = start([H100], config=CONFIG, prepare=fail(function, code))
     witness = Witness(daemon, window_seconds=1.5)
@@ -122,7 +122,7 @@ def all_hang(cells, scrape) -> bool:
 
 
 @pytest.mark.parametrize("code", [UNKNOWN, NO_PERMISSION], ids=["unknown", "no_permission"])
-def test_gpus_that_are_kept_from_the_daemon_are_not_taken_for_none(start, code: int) -> None:
+def test_inaccessible_gpus_are_not_mistaken_for_no_gpus(start, code: int) -> None:
     """Also where a host without a GPU would watch its processor: a GPU that cannot be read is down."""
     fake, daemon = start(
         [H100],

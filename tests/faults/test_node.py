@@ -87,7 +87,7 @@ def test_the_wall_clock_may_jump(node: Node) -> None:
         assert node.daemon.get("/-/ready")[0] == 200
 
 
-def test_a_process_that_was_stopped_books_none_of_it(node: Node) -> None:
+def test_a_stopped_process_counts_nothing_of_the_gap(node: Node) -> None:
     """Suspended for five seconds, as by a debugger: a gap in the counters, then it continues."""
     began, counted = time.monotonic(), node.counted()
     os.kill(node.pid, signal.SIGSTOP)
@@ -187,7 +187,7 @@ class UnheardDaemon(DaemonProcess):
         self.process.stderr.close()
 
 
-def test_nobody_hears_the_log(tmp_path: Path) -> None:
+def test_the_log_has_no_reader(tmp_path: Path) -> None:
     """A closed standard error does not stop the sampling."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(Load.decode())
@@ -216,7 +216,7 @@ class UndrainedDaemon(DaemonProcess):
                 break
 
 
-def test_nobody_drains_the_log(tmp_path: Path) -> None:
+def test_the_log_is_not_drained(tmp_path: Path) -> None:
     """A full pipe stops neither the sampling nor SIGTERM; lines beyond the queue are lost and counted."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.gpu(0).set_load(Load.decode())
@@ -267,7 +267,7 @@ def test_the_standard_streams_are_closed_at_start(tmp_path: Path) -> None:
         assert process.wait(30) == 0
 
 
-def test_journald_learns_the_severity(tmp_path: Path) -> None:
+def test_journald_receives_the_severity(tmp_path: Path) -> None:
     """When standard error is the journal, each line begins with its severity, as in sd-daemon(3)."""
     journal = tmp_path / "journal"
     with journal.open("wb") as file:

@@ -42,7 +42,7 @@ def host(tmp_path: Path) -> Host:
     return host
 
 
-def test_a_clock_that_the_kernel_does_not_know(host: Host) -> None:
+def test_a_clock_that_the_kernel_does_not_report(host: Host) -> None:
     """ "<unknown>" is not a clock: the mean is over the others, and absent when all are unknown."""
     assert host.source().read().sm_clock_hertz == 2.5e9
 
@@ -66,7 +66,7 @@ def test_energy_is_that_of_all_packages_or_of_none(host: Host) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "cpu\n", "cpu 1 2\n", "\x00\xff\n", "intr 1 2 3 4 5 6\n"])
-def test_a_strange_proc(host: Host, text: str) -> None:
+def test_an_unusual_proc(host: Host, text: str) -> None:
     """What cannot be read is absent."""
     host.write("proc/stat", text)
     host.write("proc/meminfo", text)

@@ -28,7 +28,7 @@ BAD = [
 ]
 
 
-def test_a_storm_of_bad_configurations(start) -> None:
+def test_a_burst_of_bad_configurations(start) -> None:
     """The old one stays active through every one of them, and a good one is taken again."""
     fake, daemon = start([H100], config=GOOD)
     fake.gpu(0).set_load(Load.decode())

@@ -22,7 +22,7 @@ def traced() -> Iterator[None]:
     tracemalloc.stop()
 
 
-def test_devices_that_are_gone_are_let_go(traced: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_devices_are_released(traced: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """MIG instances one after the other: memory does not grow with their number."""
     monkeypatch.setattr(soak_node, "_NEW_INSTANCE_TICKS", 60)
     node = Node(random.Random(1))
@@ -49,7 +49,7 @@ def test_devices_that_are_gone_are_let_go(traced: None, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_half_a_day_of_ticks_grows_nothing(tmp_path: Path) -> None:
+def test_nothing_grows_in_half_a_day_of_ticks(tmp_path: Path) -> None:
     """All memory that the daemon keeps, while everything that it watches comes and goes."""
     grown, played = soak_accounts(43_200, tmp_path)
 
@@ -62,7 +62,7 @@ def test_half_a_day_of_ticks_grows_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_daemon_keeps_its_promises_while_all_around_it_churns(tmp_path: Path) -> None:
+def test_the_daemon_stays_correct_under_churn(tmp_path: Path) -> None:
     """Ten ticks a second, scrapes, reloads, XIDs, processes, lost GPUs: every scrape is right.
 
     Descriptors and threads stay. Memory is still growing to its bounds here: `make soak` waits for

@@ -16,7 +16,7 @@ from tests.fake_nvml import H100, FakeNvml, Load
 from tests.faults.refusals import Refusals
 
 
-def test_a_thread_that_begins() -> None:
+def test_a_thread_that_starts() -> None:
     """Runs, ends, and is joined, like any other."""
     ran, go_on = threading.Event(), threading.Event()
 
@@ -73,7 +73,7 @@ def test_a_thread_that_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert printed == []
 
 
-def test_a_thread_that_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_never_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its starter gets an error within the limit, and does not wait forever."""
     monkeypatch.setattr(threads, "START_SECONDS", 0.05)
     # What happens without memory for the thread's first frame.
@@ -85,7 +85,7 @@ def test_a_thread_that_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not thread.is_alive()
 
 
-def test_a_thread_that_begins_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_starts_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends without having done anything: another may have been started in its place."""
     monkeypatch.setattr(threads, "START_SECONDS", 0.05)
     may_begin, ended, ran = threading.Event(), threading.Event(), threading.Event()

@@ -59,7 +59,7 @@ def guarded(work: Callable[[ThreadGuard], None]) -> Iterator[tuple[ThreadGuard, 
     thread.join(60)
 
 
-def test_a_thread_that_stands_still_has_stalled() -> None:
+def test_a_thread_that_makes_no_progress_has_stalled() -> None:
     """After five minutes in its own code, not before."""
     reached, release = threading.Event(), threading.Event()
 
@@ -75,7 +75,7 @@ def test_a_thread_that_stands_still_has_stalled() -> None:
         release.set()
 
 
-def test_a_thread_that_waits_for_others_has_not() -> None:
+def test_a_thread_that_waits_for_others_has_not_stalled() -> None:
     """However long they take: a new process would have to wait as well."""
     reached, release = threading.Event(), threading.Event()
 
@@ -91,7 +91,7 @@ def test_a_thread_that_waits_for_others_has_not() -> None:
         release.set()
 
 
-def test_a_thread_that_ended_as_it_was_told_has_not() -> None:
+def test_a_thread_that_was_told_to_end_has_not_stalled() -> None:
     """And one that failed has, at once."""
 
     def fail(_guard: ThreadGuard) -> None:
@@ -107,7 +107,7 @@ def test_a_thread_that_ended_as_it_was_told_has_not() -> None:
     assert not ThreadGuard().stalled(later())
 
 
-def test_nobody_who_connects_is_no_stall_of_the_server() -> None:
+def test_a_server_without_clients_has_not_stalled() -> None:
     """The accepting thread may sleep; one that cannot hand a connection on has stalled."""
     taken, release = threading.Event(), threading.Event()
 
@@ -129,7 +129,7 @@ def test_nobody_who_connects_is_no_stall_of_the_server() -> None:
     assert not acceptor.guard.stalled(later())
 
 
-def test_a_kubelet_that_hangs_is_no_stall_of_the_holders(tmp_path: Path) -> None:
+def test_a_hanging_kubelet_is_not_a_stall_of_the_holders_thread(tmp_path: Path) -> None:
     """It accepts, and never answers."""
     with socket.socket(socket.AF_UNIX) as kubelet:
         kubelet.bind(str(tmp_path / "kubelet.sock"))
@@ -148,7 +148,7 @@ def test_a_kubelet_that_hangs_is_no_stall_of_the_holders(tmp_path: Path) -> None
         service.stop(60)
 
 
-def test_a_state_that_never_comes_is_a_stall_of_who_asks() -> None:
+def test_a_state_that_never_comes_stalls_its_reader() -> None:
     """A deadlock inside the process: the holders and the advisor wait forever."""
     asked, release = threading.Semaphore(0), threading.Event()
 
@@ -168,7 +168,7 @@ def test_a_state_that_never_comes_is_a_stall_of_who_asks() -> None:
     service.stop(60)
 
 
-def test_an_engine_that_hangs_is_no_stall_of_its_scraper() -> None:
+def test_a_hanging_engine_is_not_a_stall_of_its_scraper() -> None:
     """It is shown as hung; a thread that died is a stall, by the engine's name."""
     asked, release = threading.Event(), threading.Event()
 
@@ -189,7 +189,7 @@ def test_an_engine_that_hangs_is_no_stall_of_its_scraper() -> None:
     service.stop(60)
 
 
-def test_an_advisor_that_was_stopped_has_not_stalled(tmp_path: Path) -> None:
+def test_a_stopped_advisor_has_not_stalled(tmp_path: Path) -> None:
     """The end of the process is not a stall."""
     advisor = Advisor(lambda: State(at_seconds=0.0), lambda _state: (), state_path=tmp_path / "s")
     advisor.start()
@@ -206,7 +206,7 @@ def test_an_advisor_that_was_stopped_has_not_stalled(tmp_path: Path) -> None:
         ("exporter.attribution.service", "HolderService", "poll", "holders"),
     ],
 )
-def test_systemd_hears_nothing_more_of_a_daemon_that_lost_a_thread(
+def test_a_daemon_that_lost_a_thread_stops_its_watchdog_messages(
     tmp_path: Path, module: str, owner: str, method: str, thread: str
 ) -> None:
     """So that it restarts the daemon; the log says which thread it was.

@@ -37,7 +37,7 @@ def test_real_inputs_are_read(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_spoilt_inputs_are_read_or_refused(name: str, data: st.DataObject) -> None:
+def test_corrupted_inputs_are_read_or_refused(name: str, data: st.DataObject) -> None:
     """Real inputs with a few edits."""
     target = TARGETS[name]
     target.run(spoil(data.draw(st.sampled_from(target.seeds)), data.draw(EDITS)))
@@ -52,6 +52,6 @@ def test_noise_is_read_or_refused(name: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("finding", sorted(FINDINGS.glob("*-*")), ids=lambda path: path.name)
-def test_what_was_found_stays_mended(finding: Path) -> None:
+def test_inputs_that_once_failed_are_handled(finding: Path) -> None:
     """Inputs that once broke a parser."""
     TARGETS[finding.name.split("-")[0]].run(finding.read_bytes())

@@ -106,7 +106,7 @@ def test_a_link_that_does_not_answer_is_not_down(tmp_path: Path) -> None:
     assert healed.value("flopwatch_nvlinks_up", gpu="0") == LINKS - 1
 
 
-def test_a_link_that_refuses_from_the_start_hides_no_other(tmp_path: Path) -> None:
+def test_a_link_without_an_answer_hides_no_other_link(tmp_path: Path) -> None:
     """The list of links does not end with the first that has no answer."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.fail_nvlink_state(0, 3, NOT_SUPPORTED)
@@ -140,7 +140,7 @@ def test_old_drivers_list_processes_by_their_own_calls(
     assert scrape.value(PROCESS_MEMORY, gpu="0", pid="4243") == 2**30
 
 
-def test_processes_that_cannot_be_are_left_out(tmp_path: Path) -> None:
+def test_impossible_processes_are_left_out(tmp_path: Path) -> None:
     """Pids beyond Linux's maximum, memory beyond the GPU's: left out and counted; valid ones stay.
 
     With an entry that is not a process, the number of processes is unknown.
@@ -169,7 +169,7 @@ def test_processes_that_cannot_be_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("blank", [2**31 - 1, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1])
-def test_a_blank_is_nobodys_first_value(tmp_path: Path, blank: int) -> None:
+def test_a_blank_is_never_a_first_value(tmp_path: Path, blank: int) -> None:
     """A counter that begins with a blank of any width is absent, and counts from its first true value on."""
     fields = (138, 139, 74, 83, 269)  # NVLink transmit and receive, two event reasons, energy
     with FakeNvml([H100], tmp_path) as fake:

@@ -117,7 +117,7 @@ def test_a_new_uuid_behind_a_known_handle_is_a_new_gpu(look: Look) -> None:
     assert replaced.told == [("handle_reassigned", EPOCH)]
 
 
-def test_one_that_would_not_tell_its_uuid_is_not_taken_for_another(look: Look) -> None:
+def test_a_gpu_without_a_uuid_is_not_mistaken_for_another(look: Look) -> None:
     """It was opened under its PCI address and now reports its UUID: the same GPU."""
     shy = Sampled(0, "PCI-00000000:0F:00.0", 0x10)
 
@@ -125,7 +125,7 @@ def test_one_that_would_not_tell_its_uuid_is_not_taken_for_another(look: Look) -
     assert shy.told == [("at", 0, EPOCH)]
 
 
-def test_those_that_do_not_answer_are_passed_over(look: Look) -> None:
+def test_devices_that_do_not_answer_are_skipped(look: Look) -> None:
     """One that is not for this process, one that hangs, one that its own sampler still looks for."""
     hanging, unnamed = Sampled(1, "GPU-b", None), Sampled(2, "unknown", None)
     driver = Driver(
@@ -135,7 +135,7 @@ def test_those_that_do_not_answer_are_passed_over(look: Look) -> None:
     assert look(driver, hanging, unnamed, hung=frozenset({hanging.identity.key})) == [(3, "GPU-d")]
 
 
-def test_a_driver_that_makes_up_uuids_is_not_followed_for_ever(
+def test_a_driver_that_invents_uuids_does_not_add_devices_forever(
     look: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that left count as well."""
@@ -145,7 +145,7 @@ def test_a_driver_that_makes_up_uuids_is_not_followed_for_ever(
     assert look(Driver((0x10, "GPU-c")), left, there) == []
 
 
-def test_the_gpu_that_one_waits_for_is_not_added_beside_it(look: Look) -> None:
+def test_an_expected_gpu_is_not_added_again(look: Look) -> None:
     """Lost before it ever answered, it returns at another place: its sampler is told its UUID."""
     waiting, known = Sampled(0, "unknown", None), Sampled(0, "GPU-b", 0x20)
     waiting.index_taken = True
@@ -190,7 +190,7 @@ class Replacing:
 OLD_PLACE = "00000000:0F:00.0"
 
 
-def test_a_successor_comes_when_the_gpu_before_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replacement_appears_when_the_old_gpu_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are never more GPUs than places on the bus, not even for one scrape."""
     old = Sampled(0, "GPU-old", None, bus=OLD_PLACE)
     host = Replacing(monkeypatch, old)
@@ -198,7 +198,7 @@ def test_a_successor_comes_when_the_gpu_before_it_goes(monkeypatch: pytest.Monke
     assert host.look(Driver((0x20, "GPU-new"), bus=OLD_PLACE)) == ["GPU-new"]
 
 
-def test_one_that_has_not_noticed_that_it_is_gone_is_told_first(
+def test_a_gpu_that_reports_itself_lost_is_named_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its sampler lets go in its next tick; the successor comes with the next look, which is soon."""
@@ -214,7 +214,7 @@ def test_one_that_has_not_noticed_that_it_is_gone_is_told_first(
     assert not host.again
 
 
-def test_a_gpu_that_did_not_tell_its_place_at_first_goes_later(
+def test_a_gpu_without_a_bus_id_at_first_is_removed_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The successor is sampled already, and answers from the place of the one that is gone."""
@@ -239,7 +239,7 @@ def test_a_lost_gpu_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
             assert host.look(driver) == ["GPU-lost", "GPU-other"]
 
 
-def test_a_successor_that_is_lost_too_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replacement_that_is_lost_too_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only one that answers has taken the place."""
     old = Sampled(0, "GPU-old", None, bus=OLD_PLACE)
     new = Sampled(0, "GPU-new", None, bus=OLD_PLACE)

@@ -43,7 +43,7 @@ def is_up(scrape: Scrape, gpu: str) -> bool:
     return scrape.total(UP, gpu=gpu) == 1
 
 
-def test_the_drivers_return_ends_every_backoff(tmp_path: Path) -> None:
+def test_a_returning_driver_ends_every_backoff(tmp_path: Path) -> None:
     """A GPU that was lost before the reload is back with its siblings, not a minute later."""
     with FakeNvml([H100, H100], tmp_path) as fake:
         for gpu in fake.gpus:
@@ -89,9 +89,7 @@ def test_a_driver_that_is_loaded_after_the_start_is_found(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("code", [UNKNOWN, NO_PERMISSION])
-def test_a_driver_that_came_late_and_keeps_the_daemon_out_ends_it(
-    tmp_path: Path, code: int
-) -> None:
+def test_a_late_driver_that_denies_access_ends_the_daemon(tmp_path: Path, code: int) -> None:
     """A device filter older than the driver: only a new process gets access; the log says so."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.unload_driver()
@@ -151,7 +149,7 @@ def raise_(error: OSError) -> int:
     raise error
 
 
-def test_a_gpu_host_without_its_driver_is_no_healthy_cpu_host(tmp_path: Path) -> None:
+def test_a_gpu_host_without_its_driver_is_not_a_healthy_cpu_host(tmp_path: Path) -> None:
     """The PCI bus has eight GPUs and the driver is not loaded: the processor does not stand in."""
     program = patched(
         "import exporter.collect.machine as machine",
@@ -196,7 +194,7 @@ def test_a_call_that_hangs_is_logged_when_its_deadline_passes(tmp_path: Path) ->
     assert "function=nvmlDeviceGetPowerUsage" in line
 
 
-def test_a_gpu_that_is_missing_at_the_start_is_a_problem_and_no_end(tmp_path: Path) -> None:
+def test_a_gpu_that_is_missing_at_start_is_a_problem_but_not_fatal(tmp_path: Path) -> None:
     """The others are watched; the missing GPU has a series and a log line until it appears."""
     wanted = "gpus: [{match: {index: 1}, precision: fp8}, {match: {index: 0}}]\n"
     problem = "gpus[0].match.index: no GPU 1 on this host"

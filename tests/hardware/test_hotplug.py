@@ -94,7 +94,7 @@ def test_a_replaced_gpu_is_another_one(fake: FakeNvml, tmp_path: Path) -> None:
     assert after.total(SECONDS, uuid=replacement) < before.total(SECONDS, uuid=first)
 
 
-def test_a_swapped_gpu_is_never_counted_beside_its_successor(
+def test_a_replaced_gpu_is_never_counted_beside_its_replacement(
     fake: FakeNvml, tmp_path: Path
 ) -> None:
     """A GPU in another's place on the bus: it comes when the other goes, and no scrape shows both.
@@ -131,7 +131,7 @@ def test_a_swapped_gpu_is_never_counted_beside_its_successor(
     assert max(shown) == 2
 
 
-def test_a_call_that_hangs_is_the_hung_gpus_alone(fake: FakeNvml, tmp_path: Path) -> None:
+def test_a_hanging_call_affects_only_its_own_gpu(fake: FakeNvml, tmp_path: Path) -> None:
     """The replaced GPU had the same index as its successor: only the UUID distinguishes them."""
     first, replacement = fake.gpu(0).uuid, fake.gpu(2).uuid
     with run(fake, tmp_path) as daemon:
@@ -149,7 +149,9 @@ def test_a_call_that_hangs_is_the_hung_gpus_alone(fake: FakeNvml, tmp_path: Path
     assert scrape.has("flopwatch_power_watts", uuid=replacement)
 
 
-def test_a_gpu_that_never_answered_is_not_taken_for_another(fake: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_that_never_answered_is_not_mistaken_for_another(
+    fake: FakeNvml, tmp_path: Path
+) -> None:
     """Its index is another's now: no duplicate series, and no ghost when it returns."""
     first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
     fake.add_gpu(1)
@@ -176,7 +178,7 @@ def test_a_gpu_that_never_answered_is_not_taken_for_another(fake: FakeNvml, tmp_
     assert not back.has(UP, uuid="unknown")
 
 
-def test_a_gpu_that_tells_no_uuid_is_found_by_its_place(fake: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_without_a_uuid_is_found_by_its_bus_id(fake: FakeNvml, tmp_path: Path) -> None:
     """It is known by its PCI address, lost, and found again with its counters."""
     fake.fail("nvmlDeviceGetUUID", 4, gpu=0)
     with run(fake, tmp_path) as daemon:
@@ -191,7 +193,7 @@ def test_a_gpu_that_tells_no_uuid_is_found_by_its_place(fake: FakeNvml, tmp_path
     assert after.total(FLOP) >= before.total(FLOP)
 
 
-def test_a_gpu_that_comes_back_goes_on(fake: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_that_comes_back_continues(fake: FakeNvml, tmp_path: Path) -> None:
     """The same UUID after a reset, behind another GPU: one device, counters from where they were."""
     first = fake.gpu(0).uuid
     with run(fake, tmp_path) as daemon:
@@ -206,7 +208,7 @@ def test_a_gpu_that_comes_back_goes_on(fake: FakeNvml, tmp_path: Path) -> None:
     assert after.total(FLOP, uuid=first) >= before.total(FLOP, uuid=first)
 
 
-def test_handles_that_a_rediscovery_made_invalid_are_taken_anew(
+def test_handles_invalidated_by_rediscovery_are_fetched_again(
     fake: FakeNvml, tmp_path: Path
 ) -> None:
     """Every call on the old handle is refused: the GPU is opened again, with nothing missing after."""
@@ -225,7 +227,9 @@ def test_handles_that_a_rediscovery_made_invalid_are_taken_anew(
     assert after.total(FLOP, uuid=first) >= before.total(FLOP, uuid=first)
 
 
-def test_a_driver_that_hangs_while_looking_hurts_nobody(fake: FakeNvml, tmp_path: Path) -> None:
+def test_a_driver_that_hangs_during_discovery_affects_no_other_gpu(
+    fake: FakeNvml, tmp_path: Path
+) -> None:
     """The list of GPUs never arrives: known GPUs tick on, and the new one waits."""
     first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
     with run(fake, tmp_path) as daemon:
@@ -245,9 +249,7 @@ def test_a_driver_that_hangs_while_looking_hurts_nobody(fake: FakeNvml, tmp_path
     assert later.value("flopwatch_source_hung", uuid=first) == 0
 
 
-def test_xids_are_counted_once_while_events_are_registered_anew(
-    fake: FakeNvml, tmp_path: Path
-) -> None:
+def test_xids_are_counted_once_during_reregistration(fake: FakeNvml, tmp_path: Path) -> None:
     """When a GPU appears all events are registered again: of sixty events none is lost or doubled."""
     first, second = fake.gpu(0).uuid, fake.gpu(1).uuid
     with run(fake, tmp_path) as daemon:

@@ -87,7 +87,7 @@ def test_boards_get_their_own_peak_or_none(tmp_path: Path) -> None:
     assert achieved == pytest.approx(active * clock * 92 * 512, rel=0.02)
 
 
-def test_the_configuration_has_the_last_word(tmp_path: Path) -> None:
+def test_the_configuration_takes_precedence(tmp_path: Path) -> None:
     """A board missing from the table, or wrong in it, gets its peaks from the configuration."""
     unknown = replace(H100, name="NVIDIA H30", num_gpu_cores=0)
     rules = """gpus:
@@ -127,7 +127,7 @@ def test_the_configuration_has_the_last_word(tmp_path: Path) -> None:
         ("dram_bandwidth: -1", "gpus[0].dram_bandwidth: must be above 0"),
     ],
 )
-def test_a_peak_that_is_none_is_refused(tmp_path: Path, rule: str, mistake: str) -> None:
+def test_an_invalid_peak_is_refused(tmp_path: Path, rule: str, mistake: str) -> None:
     """One line with the place of the mistake, and exit code 2."""
     with (
         FakeNvml([H100], tmp_path) as fake,

@@ -27,9 +27,7 @@ def grown(daemon: DaemonProcess, gpu: str, since: Scrape) -> Callable[[Scrape], 
 
 @pytest.mark.parametrize("code", [NOT_SUPPORTED, INVALID_ARGUMENT, INVALID_STATE, NO_DATA])
 @pytest.mark.parametrize("function", ["nvmlGpmSampleGet", "nvmlGpmMetricsGet"])
-def test_gpm_that_is_refused_for_a_while_is_back_at_once(
-    tmp_path: Path, function: str, code: int
-) -> None:
+def test_gpm_recovers_at_once_after_a_refusal(tmp_path: Path, function: str, code: int) -> None:
     """Another process that turns GPM's stream off and on costs at most the FLOPS of that time.
 
     Refused for 1.5 s: counted, logged once, and FLOPS return within seconds of its end.
@@ -90,7 +88,7 @@ def test_gpm_metrics_missing_beside_others_come_back(tmp_path: Path) -> None:
             daemon.wait_until(lambda s: s.has("flopwatch_dram_bandwidth_utilization_ratio"), 8)
 
 
-def test_mig_mode_that_is_turned_off_gives_everything_back(tmp_path: Path) -> None:
+def test_turning_mig_mode_off_restores_all_values(tmp_path: Path) -> None:
     """Utilization, remapped rows and SM count, unavailable in MIG mode, are read again at once."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.set_mig(0, [H100_3G_40GB, H100_1G_10GB])
@@ -124,7 +122,7 @@ def test_mig_mode_that_is_turned_off_gives_everything_back(tmp_path: Path) -> No
     assert whole.value("flopwatch_mig_mode", gpu="0") == 0
 
 
-def test_a_mig_mode_that_is_not_told_for_a_while_is_as_it_was(tmp_path: Path) -> None:
+def test_an_unreadable_mig_mode_is_taken_as_unchanged(tmp_path: Path) -> None:
     """The instances and their counters continue: one refused call is not a reconfiguration."""
     with FakeNvml([H100], tmp_path) as fake:
         fake.set_mig(0, [H100_3G_40GB])
@@ -144,7 +142,7 @@ def test_a_mig_mode_that_is_not_told_for_a_while_is_as_it_was(tmp_path: Path) ->
     assert "mig_instance_gone" not in log
 
 
-def test_what_the_driver_does_not_tell_is_named(tmp_path: Path) -> None:
+def test_what_the_driver_does_not_report_is_named(tmp_path: Path) -> None:
     """A capability that no call provides gets a series; one that an older call provides does not."""
     with FakeNvml([H100], tmp_path) as fake:
         for function in ("_v3", "_v2", ""):

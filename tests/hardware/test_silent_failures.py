@@ -37,7 +37,7 @@ def lies(scrape: Scrape, gpu: int, source: str) -> float:
     return scrape.total(ERRORS, gpu=str(gpu), source=source, reason="implausible")
 
 
-def test_lies_are_counted_and_left_out(tmp_path: Path) -> None:
+def test_implausible_values_are_counted_and_left_out(tmp_path: Path) -> None:
     """A silent GPM, a latched utilization, a frozen energy counter and blanks, each on its own GPU."""
     with FakeNvml([H100_NO_CYCLES, H100, H100, H100, H100], tmp_path) as fake:
         silent, latched, frozen, blank, honest = (fake.gpu(number) for number in range(5))
@@ -144,7 +144,7 @@ def test_blanks_of_every_register_are_left_out(tmp_path: Path) -> None:
     assert not scrape.series(ERRORS, gpu="1")
 
 
-def test_gpm_that_has_no_value_is_down_until_it_has(tmp_path: Path) -> None:
+def test_gpm_without_a_value_is_down_until_it_has_one(tmp_path: Path) -> None:
     """NaN for every metric: logged once, counted, and no time is lost."""
     with FakeNvml([H100_NO_CYCLES], tmp_path) as fake:
         fake.gpu(0).set_load(Load.decode())
@@ -184,7 +184,7 @@ def test_a_gpu_that_sleeps_when_it_is_opened_has_gpm_once_it_wakes(tmp_path: Pat
     assert log.count("event=gpm_failed") == 1
 
 
-def test_cycles_count_where_no_clock_is_told(tmp_path: Path) -> None:
+def test_cycles_count_where_no_clock_is_reported(tmp_path: Path) -> None:
     """The counter runs at a clock that the GPU may have: it is the clock."""
     blind = replace(H100, function_codes={**H100.function_codes, "nvmlDeviceGetClockInfo": 3})
     with FakeNvml([blind], tmp_path) as fake:
@@ -197,7 +197,7 @@ def test_cycles_count_where_no_clock_is_told(tmp_path: Path) -> None:
     assert scrape.value("flopwatch_sm_clock_hertz") == pytest.approx(1980e6, rel=0.01)
 
 
-def test_where_gpm_is_kept_from_the_daemon_dcgm_stands_in(tmp_path: Path) -> None:
+def test_dcgm_is_used_where_gpm_is_not_permitted(tmp_path: Path) -> None:
     """Until GPM answers; the time in DCGM's open window is not lost then."""
     with FakeNvml([H100], tmp_path) as fake, DcgmExporter() as dcgm:
         gpu = fake.gpu(0)

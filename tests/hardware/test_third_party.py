@@ -42,7 +42,7 @@ def rate(before: Scrape, after: Scrape, gpu: int) -> float:
     return flop / seconds
 
 
-def test_a_busy_h100_at_a_resting_clock(tmp_path: Path) -> None:
+def test_a_busy_h100_at_its_idle_clock(tmp_path: Path) -> None:
     """0.32 x 132 SMs x 4096 FLOP per clock x 345 MHz = 5.969e13 FLOP/s, without a core count.
 
     The SM count is the data sheet's. The raw cycle counters are above the last metric: percentages do.
@@ -121,7 +121,7 @@ def test_a_gb300_of_another_compute_capability(tmp_path: Path) -> None:
     assert log.count("the driver does not tell its number of SMs") == 2
 
 
-def test_the_configuration_supplies_what_the_driver_does_not_tell(tmp_path: Path) -> None:
+def test_the_configuration_supplies_what_the_driver_does_not_report(tmp_path: Path) -> None:
     """With 152 SMs set: 0.32 x 152 x 8192 FLOP per clock x 345 MHz = 1.375e14 FLOP/s."""
     with FakeNvml([MOCKED_GB300], tmp_path) as fake:
         fake.gpu(0).set_load(BUSY)

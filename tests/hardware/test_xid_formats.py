@@ -71,7 +71,7 @@ def test_xids_come_as_operational_events_where_there_are_no_event_bits(tmp_path:
     assert "xid_events_not_available" not in log
 
 
-def test_a_gpu_without_either_is_named_in_the_log(tmp_path: Path) -> None:
+def test_a_gpu_without_xid_events_is_named_in_the_log(tmp_path: Path) -> None:
     """It does not affect the other GPUs."""
     neither = replace(H100, supported_event_types=H100.supported_event_types & ~XID_BIT)
     with (

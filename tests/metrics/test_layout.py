@@ -75,7 +75,7 @@ class TestRows:
             Sample(WORK, (*GPU, ("pipe", "tensor"), ("precision", "bf16")), 4.0),
         ]
 
-    def test_an_info_is_one_and_says_it_by_labels(self) -> None:
+    def test_an_info_metric_is_one_with_labels(self) -> None:
         """And is absent when there is no value."""
         assert samples_of(Reading(None, None, mode="default")) == [
             Sample(MODE, (*GPU, ("mode", "default")), 1.0)
@@ -176,7 +176,7 @@ class TestLayout:
         assert scrape(300.0, 1.0)[1] == 'flopwatch_clock{kind="sm",uuid="GPU-a"} 1.0'
         assert [block.moving for block in blocks.blocks] == [{0, 1}, {0, 1}]
 
-    def test_a_part_that_changes_and_goes_writes_nothing(self) -> None:
+    def test_a_part_that_changes_and_disappears_writes_nothing(self) -> None:
         """Its value would appear in the slot of another."""
         blocks = Blocks()
         one, two = (("uuid", "GPU-a"),), (("uuid", "GPU-b"),)

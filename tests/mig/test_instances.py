@@ -107,7 +107,7 @@ def test_instances_come_and_go_while_the_daemon_runs(tmp_path: Path) -> None:
     assert not [labels for _name, labels in scrape.samples if "mig" in dict(labels)]
 
 
-def test_an_id_that_is_used_again_begins_anew(tmp_path: Path) -> None:
+def test_a_reused_id_starts_from_zero(tmp_path: Path) -> None:
     """Instance 1 becomes smaller, with another UUID: its counters start at zero, none are mixed."""
     small = replace(H100_1G_10GB, gpu_instance_id=1, uuid="MIG-the-small-one")
     with FakeNvml([H100], tmp_path) as fake:
@@ -127,7 +127,7 @@ def test_an_id_that_is_used_again_begins_anew(tmp_path: Path) -> None:
     assert dict(labels)["uuid"] == "MIG-the-small-one"
 
 
-def test_instances_that_show_nothing_while_their_gpu_works_are_left_out(tmp_path: Path) -> None:
+def test_silent_instances_of_a_busy_gpu_are_left_out(tmp_path: Path) -> None:
     """630 of 700 W and not one SM active: no instance is exported as idle, and its time is unresolved."""
     with FakeNvml([H100], tmp_path) as fake:
         gpu = fake.gpu(0)
@@ -152,7 +152,7 @@ def test_instances_that_show_nothing_while_their_gpu_works_are_left_out(tmp_path
         assert back.value(ACTIVE, mig=mig) > 0
 
 
-def test_an_instance_that_rests_while_another_works_is_idle(tmp_path: Path) -> None:
+def test_an_idle_instance_beside_a_busy_one_is_idle(tmp_path: Path) -> None:
     """An instance's zeros are doubted only when the whole GPU shows no activity."""
     with FakeNvml([H100], tmp_path) as fake:
         gpu = fake.gpu(0)
@@ -173,7 +173,7 @@ def lies(scrape: Scrape, mig: str) -> float:
     return scrape.total(ERRORS, mig=mig, reason="implausible")
 
 
-def test_samples_that_do_not_go_together_are_taken_anew(tmp_path: Path) -> None:
+def test_mismatched_samples_are_taken_again(tmp_path: Path) -> None:
     """An instance recreated in the middle of a tick: refused once, and restarted at once."""
     without_own_gpm = replace(
         H100, function_codes={**H100.function_codes, "nvmlGpmSampleGet": NOT_SUPPORTED}

@@ -12,7 +12,7 @@ def after(*values, **fields):
     return baseline
 
 
-def test_there_is_none_before_the_first():
+def test_before_the_first_reload_there_is_no_time():
     """No value and no ratio."""
     assert after().value is None
     assert after().ratio(5.0) is None
@@ -43,7 +43,7 @@ def test_it_rises_but_never_falls():
     assert worn.ratio(5.0) == 0.5
 
 
-def test_of_a_latency_lower_is_better():
+def test_lower_is_better_for_a_latency():
     """A latency that was 4 µs and is now 6 µs is 1.5 of the baseline."""
     slow = after(*[4e-6] * 5, *[6e-6] * 5, higher_is_better=False)
 

@@ -66,7 +66,7 @@ class TestLedger:
         assert ledger.allowance(600.0) == 0.0
         assert ledger.allowance(3600.0) > 0.0
 
-    def test_charges_of_an_earlier_life_count(self):
+    def test_charges_before_a_restart_count(self):
         """A restarted daemon finds what it spent before."""
         before = Ledger(limits(60.0, 0.020, 0.250))
         before.add(10.0, 0.015)

@@ -122,7 +122,7 @@ def test_the_error_is_signed(host, daemon):
     assert seen.error_ratio == pytest.approx(-0.04)
 
 
-def test_copies_are_no_flop_and_fp32_is_no_tensor_work(host, daemon):
+def test_copies_are_not_flop_and_fp32_is_not_tensor_work(host, daemon):
     """Only GEMMs are compared, fp32 with its own pipe."""
     seen = compare(host, daemon, (COPY, FP32))
 
@@ -219,7 +219,7 @@ class TestPauseFile:
         assert not file.exists()
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-    def test_it_goes_when_the_command_is_ended(self, tmp_path, number):
+    def test_it_ends_with_the_command(self, tmp_path, number):
         """By a supervisor or its terminal: a leftover file would pause the probes permanently."""
         file = tmp_path / "pause"
         before = signal.getsignal(number)
@@ -234,7 +234,7 @@ class TestPauseFile:
         assert not file.exists()
         assert signal.getsignal(number) == before
 
-    def test_an_operators_file_stays(self, tmp_path):
+    def test_the_operators_file_is_kept(self, tmp_path):
         """An operator who paused the probes before still wants them paused."""
         file = tmp_path / "pause"
         file.touch()
@@ -243,7 +243,7 @@ class TestPauseFile:
 
         assert file.exists()
 
-    def test_without_the_right_to_make_it_all_goes_on(self, tmp_path):
+    def test_without_permission_to_create_it_the_daemon_continues(self, tmp_path):
         """Below a file there can be no folder."""
         (tmp_path / "file").touch()
         with probes_held_off(tmp_path / "file" / "pause"):

@@ -40,7 +40,7 @@ PROCESSOR = DeviceFacts(key="cpu0", uuid="CPU-0", name="", kind="cpu")
         ((*[1.00] * 63, 0.50), 64, False),  # one of 64 halves the speed of all
     ],
 )
-def test_each_thread_of_the_team_must_have_been_at_work(taken, team, present):
+def test_every_thread_of_the_team_must_have_worked(taken, team, present):
     """By its own processor time over a run of 1 ms."""
     before = [5 * MS] * len(taken)
     after = [start + int(each * MS) for start, each in zip(before, taken, strict=True)]
@@ -76,7 +76,7 @@ def judged(measured):
     )
 
 
-def test_runs_that_agree_are_no_value_when_they_were_preempted():
+def test_agreeing_runs_give_no_value_when_they_were_preempted():
     """Ten times as slow, seven times alike, with a thread away each time: nothing is accepted."""
     slow = result((0.0017,) * 7, preempted=(True,) * 7)
 
@@ -94,7 +94,7 @@ def test_the_value_is_that_of_the_undisturbed_runs():
     assert judged(mixed).value == pytest.approx(2e11)
 
 
-def test_a_gemm_that_is_too_small_is_no_value():
+def test_a_gemm_that_is_too_small_has_no_value():
     """Seven runs of 3 microseconds agree; they show the start of the threads, not the cores' speed."""
     assert judged(result((0.000003,) * 7)).outcome == "contended"
 
@@ -104,7 +104,7 @@ def test_two_undisturbed_runs_are_too_few():
     assert judged(result((0.001,) * 4, (True, True, False, False))).outcome == "contended"
 
 
-def test_the_threads_own_clocks_go_on_within_a_tick():
+def test_process_cpu_time_advances_within_a_tick():
     """This thread's work of some 0.1 ms shows, where the process's clock may lag by a tick."""
     times = ThreadTimes()
     sum(range(20_000))
@@ -247,7 +247,7 @@ def test_a_busy_processor_is_not_slow(utilization, seconds, outcome):
 
 
 @pytest.mark.parametrize(("utilization", "normalised"), [(0.9, None), (0.05, 1e11)])
-def test_the_bandwidth_that_others_leave_is_no_fault_of_the_memory(utilization, normalised):
+def test_bandwidth_used_by_others_is_not_blamed_on_the_memory(utilization, normalised):
     """3.4e7 bytes in 0.34 ms are 100 GB/s, half of the baseline: it is exported and not compared."""
     verdict = judge(
         KernelInfo(name="copy_device", quantity="bandwidth", label="device"),

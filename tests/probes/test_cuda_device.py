@@ -158,7 +158,7 @@ class TestClock:
 
 
 class TestMemory:
-    def test_it_is_what_went_and_what_the_allocator_has(self, cuda):
+    def test_the_context_is_the_memory_gone_minus_the_allocators(self, cuda):
         """80.0 GB were free before. 400 MB of context and 70 of code that was loaded, and segments."""
         device = opened()
         cuda.outside_bytes += 70_000_000  # the libraries' kernels, while the device was tried out
@@ -175,7 +175,7 @@ class TestMemory:
         assert device.rotation_bytes == left
         assert device.memory_bytes() <= 600_000_000
 
-    def test_a_generous_limit_is_not_used_up(self, cuda):
+    def test_a_generous_limit_is_not_exhausted(self, cuda):
         """Five times the L2 cache of 50 MiB is enough."""
         assert settled(limit=2_000_000_000).arena.size_bytes == 250 * 2**20
 
@@ -186,7 +186,7 @@ class TestMemory:
         assert device.arena.size_bytes == ARENA_BYTES_MIN == 64 * 2**20
         assert device.memory_bytes() > 450_000_000
 
-    def test_what_others_freed_meanwhile_is_no_smaller_context(self, cuda):
+    def test_memory_freed_by_others_does_not_shrink_the_context(self, cuda):
         """10 GB more are free than before: the context counts as the smallest possible one."""
         device = settled(free=70_000_000_000)
 
@@ -217,7 +217,7 @@ class TestLaunches:
 
         assert len(result.run_seconds) == 50
 
-    def test_a_busy_device_is_not_held_for_fifty_slices(self, cuda):
+    def test_a_busy_device_is_not_used_for_fifty_time_slices(self, cuda):
         """Each launch waits 20 ms for a tenant: two to load, one to warm up, three to tell. Not sixty."""
         allowance = silent()
         result = measure(Workbench(settled()), *of_launches(cuda, wait=0.020), allowance)
@@ -270,7 +270,7 @@ class TestMeasurement:
         assert result.executed_runs == 13
         assert result.clock_hertz == pytest.approx(1.8e9)
 
-    def test_what_lies_in_host_memory_is_no_device_time(self):
+    def test_host_memory_counts_as_no_device_time(self):
         """A copy over the bus is checked on both sides; the host's side only by the host."""
         device = types.SimpleNamespace(torch_device=torch.device("cuda", 0), work=None)
         source = torch.arange(16384, dtype=torch.int32).view(torch.uint8)
@@ -293,7 +293,7 @@ class TestMeasurement:
         assert PreparedCopy([source], [source.clone()], 1).verify(device, silent()).exact
         assert len(works) == 2
 
-    def test_a_shape_that_fits_no_more_is_chosen_anew(self, cuda, monkeypatch):
+    def test_a_shape_that_no_longer_fits_is_chosen_again(self, cuda, monkeypatch):
         """4096³ in fp64 was measured under another memory limit: 384 MiB do not fit this one's arena."""
         rate_of(cuda, monkeypatch, 30e12)
         kernel = all_kernels()["gemm_fp64"]
@@ -398,7 +398,7 @@ class TestAvailability:
     @pytest.mark.parametrize(
         "text", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"]
     )
-    def test_memory_that_ran_out_is_no_absent_precision(self, cuda, monkeypatch, text):
+    def test_running_out_of_memory_is_not_a_missing_precision(self, cuda, monkeypatch, text):
         """Next time there may be enough."""
 
         def fail(self, number):
@@ -408,7 +408,7 @@ class TestAvailability:
         with pytest.raises(RuntimeError, match=text):
             all_kernels()["gemm_bf16"].available(opened(), silent())
 
-    def test_a_device_that_is_broken_is_no_absent_precision(self, cuda, monkeypatch):
+    def test_a_broken_device_is_not_taken_for_a_missing_precision(self, cuda, monkeypatch):
         """A device error has the same type but persists: it is raised, not taken for a lack."""
         cuda.broken = RuntimeError("CUDA error: uncorrectable ECC error encountered")
 

@@ -23,7 +23,7 @@ def device():
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_fault_that_is_met_changes_the_result_and_is_found(device, name):
+def test_a_fault_in_use_changes_the_result_and_is_detected(device, name):
     """And a good result is not reported as wrong."""
     met = []
     for precision, shape in (*FIXED, *SHAPED):

@@ -50,7 +50,7 @@ class TestOrder:
         assert counts["gemm_fp64"] >= 5
         assert counts["launch"] >= 5
 
-    def test_a_host_that_is_well_has_no_gap_in_two_hours(self, host):
+    def test_a_healthy_host_has_no_gap_in_two_hours(self, host):
         """Whatever of its allowance each run takes, the headline figures are never stale."""
         host.script.extend([Ending(share=0.7)] * 2000)
         host.cycle()
@@ -72,7 +72,7 @@ class TestFirstCycle:
         usable = 0.95 / 60
         assert usable < seen.gpu_seconds <= 5 * usable
 
-    def test_a_gpu_never_does(self, tmp_path):
+    def test_a_gpu_never_uses_this_rule(self, tmp_path):
         """20 ms a minute is a promise to the server beside it."""
         beside = Host(tmp_path)
         beside.kernels = (GEMM, COPY)
@@ -136,7 +136,7 @@ class TestIdleDeath:
         assert {outcome for _, outcome in seen.runs} == {"ok"}
         assert "backoff" not in seen.skips
 
-    def test_one_that_is_ended_again_waits(self, host):
+    def test_a_worker_that_is_killed_again_waits(self, host):
         """Within five minutes: an operator, or a lack of memory, keeps ending it."""
         host.cycle()
         for _ in range(2):

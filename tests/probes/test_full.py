@@ -42,7 +42,7 @@ class TestGrades:
         """Five per cent below is worth a note, ten are too many."""
         assert grade(GEMM, gpu(), judged(efficiency=0.8), ratio, None)[0] == expected
 
-    def test_of_a_latency_more_is_worse(self):
+    def test_higher_is_worse_for_a_latency(self):
         """1.12 of the baseline is 0.893 of its speed."""
         assert grade(LAUNCH, gpu(), judged(), 1.12, None)[0] == "low"
         assert grade(LAUNCH, gpu(), judged(), 0.5, None)[0] == "ok"
@@ -100,13 +100,13 @@ class TestSiblings:
             "ok",
         )
 
-    def test_one_that_lags_behind_is_low(self):
+    def test_a_lagging_value_is_low(self):
         """89 of a median of 100."""
         rows = compare_siblings([self.row(str(n), v) for n, v in enumerate((100, 101, 89, 100))])
 
         assert [row.grade for row in rows] == ["ok", "ok", "low", "ok"]
 
-    def test_two_do_not_make_a_median(self):
+    def test_two_values_have_no_median(self):
         """Two devices alone do not show which of them is right."""
         rows = compare_siblings([self.row("0", 100), self.row("1", 50)])
 
@@ -180,7 +180,7 @@ class TestFullProbe:
         assert rows[0].outcome == "timeout"
         assert len(host.started) == 2
 
-    def test_a_device_that_cannot_be_opened_is_told_beside_the_others(self, tmp_path):
+    def test_a_device_that_cannot_be_opened_is_reported_with_the_others(self, tmp_path):
         """One GPU of a node has fallen off the bus: it has a row, and so have the healthy ones."""
         host = Host(tmp_path)
         host.describe_fails = {"GPU-0": "CUDA error: unknown error"}
@@ -193,7 +193,7 @@ class TestFullProbe:
         assert rows[0].why == "CUDA error: unknown error"
         assert rows[0].value is None
 
-    def test_a_device_that_is_lost_on_the_way_keeps_its_rows(self, tmp_path):
+    def test_a_device_that_is_lost_midway_keeps_its_rows(self, tmp_path):
         """What was measured before stays; the rest is one row."""
         host = Host(tmp_path)
         host.kernels = (GEMM, LAUNCH, COPY)
@@ -219,7 +219,7 @@ class TestFullProbe:
         with pytest.raises(WorkerFailedError):
             self.rows(host, [gpu(0)])
 
-    def test_a_shape_that_fits_no_more_has_no_baseline(self, tmp_path):
+    def test_a_shape_that_no_longer_fits_has_no_baseline(self, tmp_path):
         """The worker chose another one: its bits and its speed are not the old one's."""
         host = Host(tmp_path)
         old = Baseline(
@@ -320,7 +320,7 @@ class TestCommand:
             ((), {"devices": (gpu(compute_mode="prohibited"),)}, "prohibits contexts"),
         ],
     )
-    def test_mistakes_are_told_in_a_line(self, flopwatch, arguments, options, text):
+    def test_mistakes_are_reported_in_one_line(self, flopwatch, arguments, options, text):
         """As FlopwatchErrors, which the command line prints without a traceback."""
         with pytest.raises(ProbeError, match=text):
             flopwatch(*arguments, **options)

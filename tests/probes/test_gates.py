@@ -91,7 +91,7 @@ class TestOtherProcesses:
         """Its own process id is left out."""
         assert other_processes((OLD, self.WORKER), 55, 40.0) == (OLD,)
 
-    def test_without_a_worker_all_are_others(self):
+    def test_without_a_worker_all_processes_are_other_tenants(self):
         """None of them is ours."""
         assert other_processes((OLD, NEW), None, None) == (OLD, NEW)
 
@@ -101,7 +101,7 @@ class TestOtherProcesses:
 
         assert other_processes((OLD, near, nearer), 55, 40.0) == (OLD, near)
 
-    def test_nobody_near_in_age_is_the_worker(self):
+    def test_no_process_of_another_age_is_the_worker(self):
         """The driver hides it; all listed processes are others."""
         assert other_processes((OLD, NEW), 55, 40.0) == (OLD, NEW)
 

@@ -79,14 +79,14 @@ class TestFacts:
 
         assert seen.kind == "cpu"
 
-    def test_mig_is_the_gpus_affair(self):
+    def test_mig_mode_belongs_to_the_gpu(self):
         """The instance is not a device to probe, its GPU says that it is partitioned."""
         partitioned = device(slow=SlowReading(at_seconds=100.0, mig_enabled=True))
         (seen,) = facts(partitioned, device(mig="7", uuid="MIG-7"))
 
         assert seen.mig
 
-    def test_devices_nothing_is_known_of_are_left_out(self):
+    def test_devices_without_information_are_left_out(self):
         """Down, hung, stale by more than 4 s, or not yet named."""
         assert facts(device(up=False)) == []
         assert facts(device(), hung=(device().identity.key,)) == []
@@ -121,7 +121,7 @@ class TestAges:
         fields = " ".join(["S", *["0"] * 18, str(at_seconds * 100), "0"])
         (proc / str(pid) / "stat").write_text(f"{pid} (a (server) x) {fields}")
 
-    def test_a_process_from_before_us_is_as_old_as_proc_says(self, proc):
+    def test_an_older_process_has_the_age_that_proc_reports(self, proc):
         """600 s, when first seen."""
         assert ProcessAges(proc).ages("GPU-0", [7], 50.0) == (ProcessFacts(7, 600.0),)
 
@@ -158,7 +158,7 @@ class TestAges:
 
         assert ages.ages("GPU-0", [7], 60.0) == (ProcessFacts(7, 0.0),)
 
-    def test_each_gpu_has_its_own_sight(self, proc):
+    def test_each_gpu_is_seen_separately(self, proc):
         """Opening a second GPU is new there."""
         ages = ProcessAges(proc)
         ages.ages("GPU-0", [8], 50.0)
@@ -253,7 +253,7 @@ class TestPoints:
             (("gpu", "0"), ("uuid", "GPU-0"), ("mig", "3"))
         }
 
-    def test_kernels_that_depend_on_the_host_do_not_judge_the_gpu(self):
+    def test_kernels_that_depend_on_the_host_are_not_used_to_judge_the_gpu(self):
         """Where neither a GEMM nor the device copy ran, there is no lowest ratio and no newest success."""
         host_alone = dataclasses.replace(
             FULL, baseline_ratio={"launch": 0.4}, last_success_seconds={"launch": 1.9e9}
@@ -263,7 +263,7 @@ class TestPoints:
         assert "flopwatch_probe_lowest_baseline_ratio" not in names
         assert "flopwatch_probe_newest_success_timestamp_seconds" not in names
 
-    def test_nothing_known_is_nothing_shown(self):
+    def test_unknown_values_are_not_shown(self):
         """Except for the two counters that are 0 from the start."""
         empty = records.DeviceRecord("0", "GPU-0").snapshot(0.0, 60.0)
 

@@ -85,7 +85,7 @@ class TestAccepted:
         assert judged.value == pytest.approx(8e14)
         assert judged.normalised is None
 
-    def test_a_processor_may_never_tell_its_clock(self):
+    def test_a_processor_may_never_report_its_clock(self):
         """Then its FLOP/s are compared with each other."""
         cpu = replace(H100, kind="cpu")
         judged = verdict(changed(clock_hertz=None), facts=cpu)
@@ -120,7 +120,7 @@ class TestAccepted:
         assert judged.value == 5e-6
         assert not judged.checked
 
-    def test_launches_that_waited_for_a_tenant_say_nothing(self):
+    def test_launches_that_waited_for_a_tenant_are_discarded(self):
         """On a shared GPU a median of 2 ms beside a fastest of 6 µs is the tenant's time slice."""
         waited = changed(
             work_per_run=1.0, run_seconds=(6e-6, 2e-3, 2e-3), clock_hertz=None, digest=""
@@ -150,7 +150,7 @@ class TestContention:
         """T/W = 4 means at least one tenant that is always busy."""
         assert contention((0.001, 0.007), None, shared=False).high == 1.0
 
-    def test_nobody_beside(self):
+    def test_alone_on_the_device(self):
         """Equal runs: 0 and 0."""
         beside = contention((0.001, 0.001), None, shared=False)
 

@@ -60,7 +60,7 @@ class TestRegistry:
             "launch",
         }
 
-    def test_the_cheap_and_the_asked_for_come_first(self):
+    def test_cheap_and_requested_kernels_come_first(self):
         """On a small budget the first cycle shows the latency and the FLOPS of fp32 and bf16."""
         assert kernel_names()[:3] == ("launch", "gemm_fp32", "gemm_bf16")
 
@@ -137,7 +137,7 @@ class TestMeasurement:
         assert result.work_per_run == 2.0 * result.shape[0] ** 3
         assert min(result.run_seconds) < 0.001
 
-    def test_the_device_time_is_told_as_it_passes(self, device, sent, allowance):
+    def test_the_device_time_is_reported_as_it_passes(self, device, sent, allowance):
         """Every Busy is followed by its Idle, and the Idles add up to what was spent."""
         measure(Workbench(device), all_kernels()["gemm_fp32"], request("gemm_fp32"), allowance)
         idles = sent[1::2]
@@ -146,7 +146,7 @@ class TestMeasurement:
         assert all(isinstance(each, Idle) for each in idles)
         assert sum(each.device_seconds for each in idles) == pytest.approx(allowance.spent_seconds)
 
-    def test_too_small_an_allowance_is_said(self, device, sent):
+    def test_an_allowance_that_is_too_small_is_reported(self, device, sent):
         """10 µs hold no measurement, and hardly anything was done about it."""
         small = Allowance(sent.append, 1e-5)
         with pytest.raises(AllowanceError):
@@ -237,7 +237,7 @@ class TestCorruption:
 
 
 class TestArena:
-    def test_everything_lies_aligned_inside_the_block(self):
+    def test_all_operands_are_aligned_and_inside_the_block(self):
         """At 4096 bytes, without overlap, until it is full."""
         arena = Arena(torch.device("cpu"), 16384)
         first, second = arena.take((10,), torch.float32), arena.take((3, 5), torch.int8)
@@ -248,7 +248,7 @@ class TestArena:
         with pytest.raises(ArenaFullError, match="8192 left"):
             arena.take((8193,), torch.uint8)
 
-    def test_a_reset_takes_all_back(self):
+    def test_a_reset_clears_everything(self):
         """And a new epoch shows it."""
         arena = Arena(torch.device("cpu"), 4096)
         arena.take((1,), torch.uint8)

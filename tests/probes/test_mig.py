@@ -79,7 +79,7 @@ class TestChoice:
 
         assert results(host).keys() == {"GPU-0"}
 
-    def test_another_word_is_refused(self):
+    def test_an_unknown_value_is_refused(self):
         """One line for people."""
         with pytest.raises(ValueError, match="mig must be skip or run"):
             ProbeConfig(mig="maybe")
@@ -95,7 +95,7 @@ class TestGates:
         assert host.started == [("MIG-8",)]
         assert results(host)["MIG-7"].skips == {"free_memory": 1}
 
-    def test_a_new_server_holds_back_its_own_instance(self, tmp_path):
+    def test_a_new_server_pauses_probes_of_its_own_instance(self, tmp_path):
         """A server that starts sizes its cache by its instance, not by its neighbours'."""
         starting = instance(7, processes=(ProcessFacts(pid=5, age_seconds=10.0),))
         host = Host(tmp_path, [PARTITIONED, starting, instance(8)], mig="run")
@@ -181,7 +181,7 @@ class TestTurns:
 
 
 class TestReconfiguration:
-    def test_what_is_gone_is_shown_no_more(self, tmp_path):
+    def test_removed_series_are_not_shown(self, tmp_path):
         """Its GPU answers and does not list it: no results, no skips, no ghost."""
         host = Host(tmp_path, [PARTITIONED, instance(7), instance(8)], mig="run")
         host.cycle()
@@ -215,7 +215,7 @@ class TestReconfiguration:
         assert seen.baseline_ratio == {"gemm_bf16": pytest.approx(0.5)}
         assert seen.runs == {("gemm_bf16", "ok"): 1}
 
-    def test_going_and_coming_is_no_way_to_a_larger_budget(self, tmp_path):
+    def test_removing_and_adding_a_device_does_not_enlarge_its_budget(self, tmp_path):
         """What was spent a second ago still counts."""
         host = Host(tmp_path, [PARTITIONED, instance(7)], mig="run")
         host.script.append(Ending(share=1.0))
@@ -253,7 +253,7 @@ class TestReconfiguration:
 
         assert host.cycle().baseline_ratio == {"gemm_bf16": pytest.approx(0.5)}
 
-    def test_a_node_that_is_cut_anew_for_ever_stays_small(self, tmp_path, monkeypatch):
+    def test_a_node_that_is_repartitioned_forever_stays_small(self, tmp_path, monkeypatch):
         """Only this many absent instances are remembered, the newest ones."""
         monkeypatch.setattr("probes.device_states.INSTANCES_KEPT", 3)
         host = Host(tmp_path, mig="run")
@@ -320,7 +320,7 @@ class TestByHand:
         with pytest.raises(ProbeError, match="one at a time"):
             select_devices([instance(7), instance(8)], ["MIG-7", "MIG-8"])
 
-    def test_its_partitioned_gpu_points_to_it(self):
+    def test_the_partitioned_gpu_points_to_its_instances(self):
         """Probing the GPU as one is refused with the way to its instances."""
         config = load_config(ConfigOrigin(file=None, flags={}, environment={}))
 

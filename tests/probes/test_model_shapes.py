@@ -96,7 +96,7 @@ class TestTurns:
 
         assert sum(seconds for _uuid, _at, seconds in made.used) <= 60 * 0.020
 
-    def test_what_they_reach_is_not_what_the_precision_reaches(self, tmp_path):
+    def test_model_shapes_do_not_set_the_precisions_rate(self, tmp_path):
         """A short product is slow: the GPU's FLOP/s and efficiency stay those of the fixed shape."""
         made = host(tmp_path)
         made.cycle()
@@ -161,7 +161,7 @@ class TestTurns:
 
 
 class TestCoverage:
-    def test_it_is_what_was_seen_of_what_is_used(self, tmp_path):
+    def test_coverage_is_the_share_of_used_products_that_were_probed(self, tmp_path):
         """Two products of three: nothing here has a GEMM in fp4."""
         made = host(tmp_path, replace(H100, model_gemms=(QKV, DOWN, FP4)))
         assert made.snapshot_or_none() is None
@@ -170,7 +170,7 @@ class TestCoverage:
 
         assert seen.coverage_ratio == pytest.approx(2 / 3)
 
-    def test_a_day_later_it_is_none(self, tmp_path):
+    def test_a_day_later_the_coverage_is_zero(self, tmp_path):
         """A product probed more than a day ago no longer counts as covered."""
         made = host(tmp_path)
         for _ in range(12):
@@ -191,7 +191,7 @@ class TestCoverage:
         assert made.cycle().coverage_ratio is None
 
 
-def test_another_word_is_refused():
+def test_an_unknown_value_is_refused():
     """Shapes are fixed or auto."""
     with pytest.raises(ValueError, match="fixed or auto"):
         ProbeConfig(shapes="model")

@@ -77,7 +77,7 @@ def test_a_message_over_the_limit_is_not_sent():
         encode(result)
 
 
-def test_a_request_is_no_answer():
+def test_a_request_is_not_a_response():
     """A worker that sends what only the daemon may send breaks the protocol."""
     with pytest.raises(ProtocolError):
         decode_from_worker(encode(RUN)[4:])

@@ -127,7 +127,7 @@ class TestOutcomes:
         assert (event["digest"], event["expected"], event["uuid"]) == ("ab", "aa", "GPU-0")
         assert after.runs["gemm_bf16", "ok"] == 2
 
-    def test_bits_are_remembered_over_a_restart(self, host):
+    def test_digests_survive_a_restart(self, host):
         """After a restart the daemon still knows what the result must be."""
         host.cycle()
         host.boot()
@@ -135,7 +135,7 @@ class TestOutcomes:
 
         assert host.cycle().runs == {("gemm_bf16", "mismatch"): 1}
 
-    def test_too_small_an_allowance_is_a_skip(self, host):
+    def test_an_allowance_that_is_too_small_is_a_skip(self, host):
         """No run was finished, so none is counted."""
         host.script.append(Ending("allowance"))
         seen = host.cycle()
@@ -232,7 +232,7 @@ class TestBackoff:
         assert host.cycle(after=60.0).worker_restarts == 2
         assert len(host.started) == 3
 
-    def test_a_planned_end_is_no_restart(self, host):
+    def test_a_planned_exit_is_not_a_restart(self, host):
         """On an idle GPU the worker ends after every cycle."""
         for _ in range(3):
             seen = host.cycle()
@@ -265,7 +265,7 @@ def test_a_kernel_that_ends_the_worker_is_left_out(host):
 
 
 class TestHoldingBack:
-    def test_it_is_tried_every_time_once_it_is_sound_again(self, host):
+    def test_it_runs_every_time_once_it_works_again(self, host):
         """A success forgets the failures."""
         host.kernels = (LAUNCH, GEMM)
         host.script.extend([Ending("dies in gemm_bf16")] * 2)
@@ -276,7 +276,7 @@ class TestHoldingBack:
         assert seen.runs["gemm_bf16", "error"] == 1
         assert seen.runs["gemm_bf16", "ok"] == 2
 
-    def test_a_shape_that_fits_no_more_begins_a_new_baseline(self, host):
+    def test_a_shape_that_no_longer_fits_starts_a_new_baseline(self, host):
         """The memory limit was lowered: the worker chose another shape, so other bits are no error."""
         host.cycle()
         host.script.append(Ending(changes={"shape": (1024, 1024, 1024), "digest": "ab"}))
@@ -288,7 +288,7 @@ class TestHoldingBack:
         assert after.runs == {("gemm_bf16", "ok"): 3}
         assert host.requests[-1].shape == (1024, 1024, 1024)
 
-    def test_a_worker_that_needs_more_memory_than_its_limit_is_told_of_once(self, host):
+    def test_a_worker_over_its_memory_limit_is_logged_once(self, host):
         """CUDA itself may take nearly all of it."""
         host.memory_bytes = 640_000_000
         with structlog.testing.capture_logs() as logs:
@@ -301,14 +301,14 @@ class TestHoldingBack:
 
 
 class TestWorkers:
-    def test_on_an_idle_gpu_it_lives_for_a_cycle(self, host):
+    def test_on_an_idle_gpu_it_runs_for_one_cycle(self, host):
         """An open context alone costs 26 to 66 W."""
         seen = host.cycle()
 
         assert host.closed == [("GPU-0",)]
         assert seen.worker_memory_bytes is None
 
-    def test_beside_a_server_it_stays(self, host):
+    def test_a_worker_beside_a_server_keeps_running(self, host):
         """Its memory never moves under the server."""
         host.devices = [gpu(processes=(SERVER,))]
         host.cycle()
@@ -318,7 +318,7 @@ class TestWorkers:
         assert host.closed == []
         assert seen.worker_memory_bytes == 550_000_000
 
-    def test_it_leaves_when_the_server_has_gone(self, host):
+    def test_it_exits_when_the_server_has_gone(self, host):
         """The GPU is idle again: one more cycle, then no context."""
         host.devices = [gpu(processes=(SERVER,))]
         host.cycle()
@@ -327,7 +327,7 @@ class TestWorkers:
 
         assert host.closed == [("GPU-0",), ("GPU-0",)]
 
-    def test_it_does_not_take_itself_for_a_server(self, host):
+    def test_it_does_not_mistake_itself_for_a_server(self, host):
         """Its own entry in the driver's list does not keep it."""
         host.devices = [gpu(processes=(SERVER,))]
         host.cycle()
@@ -337,7 +337,7 @@ class TestWorkers:
 
         assert host.snapshot().worker_memory_bytes is None
 
-    def test_a_gate_leaves_it_as_it_is(self, host):
+    def test_a_gate_leaves_the_worker_running(self, host):
         """A new server starts beside: the worker neither runs nor frees its memory."""
         host.devices = [gpu(processes=(SERVER,))]
         host.cycle()
@@ -372,7 +372,7 @@ class TestWorkers:
         host.cycle()
         assert host.requests == []
 
-    def test_a_death_on_one_gpu_spares_the_others_their_turn_only(self, tmp_path):
+    def test_a_worker_death_costs_other_gpus_only_their_turn(self, tmp_path):
         """The next idle GPU of the same worker waits a cycle, and keeps no backoff."""
         host = Host(tmp_path, [gpu(0), gpu(1)])
         host.script.append(Ending("crash"))
@@ -395,7 +395,7 @@ class TestWorkers:
             for each in host.scheduler.snapshot(running=True).devices
         )
 
-    def test_where_no_thread_can_be_had_they_take_turns(self, tmp_path, monkeypatch):
+    def test_without_threads_workers_run_in_turn(self, tmp_path, monkeypatch):
         """A node that is short of threads: every busy GPU is still probed."""
 
         def refuse(self):

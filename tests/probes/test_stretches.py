@@ -112,7 +112,7 @@ def test_runs_that_were_preempted_do_not_agree(opened):
     assert result.run_seconds == (0.004,) * 4 + (0.001,) * 4
 
 
-def test_long_runs_are_told_of_two_at_a_time(opened):
+def test_long_runs_are_reported_two_at_a_time(opened):
     """Of 12 ms each: two go past 20 ms, and more would look like a kernel that hangs."""
     processor = Scripted(opened, [0.013, 0.012, *[0.013, 0.012] * 3])
     result = processor.measured()
@@ -131,7 +131,7 @@ def test_the_allowance_ends_a_stretch_early(opened):
     assert len(result.run_seconds) == 2 + 3
 
 
-def test_less_than_three_runs_are_not_worth_a_result(opened):
+def test_fewer_than_three_runs_give_no_result(opened):
     """The allowance holds the first two runs and nothing more."""
     with pytest.raises(AllowanceError):
         Scripted(opened, [0.003, 0.001]).measured(allowance=0.0045)

@@ -87,7 +87,7 @@ class TestWellBehaved:
         assert report.result.run_seconds == (0.001, 0.001, 0.001)
         assert report.device_seconds == 0.002
 
-    def test_it_leaves_when_asked(self, started):
+    def test_it_exits_when_asked(self, started):
         """Closing ends the process and reaps it."""
         fine = started("fine")
         pid = fine.pid
@@ -97,7 +97,7 @@ class TestWellBehaved:
         assert not fine.alive
         assert fine.pid is None
 
-    def test_a_deaf_worker_is_killed(self, started, monkeypatch):
+    def test_an_unresponsive_worker_is_killed(self, started, monkeypatch):
         """A worker that ignores Exit and keeps running is killed."""
         monkeypatch.setattr("probes.supervisor.EXIT_GRACE_SECONDS", 0.3)
         deaf = started("deaf")
@@ -141,7 +141,7 @@ class TestFaults:
         assert words in caught.value.text
         assert not failing.alive
 
-    def test_a_worker_that_never_says_hello(self):
+    def test_a_worker_that_never_greets(self):
         """It is killed at the start deadline."""
         slow = worker("hang_before_hello", ProbeConfig(start_deadline_seconds=0.5))
         with pytest.raises(WorkerFailedError) as caught:
@@ -150,7 +150,7 @@ class TestFaults:
         assert caught.value.outcome == "timeout"
         assert not slow.alive
 
-    def test_a_program_that_is_not_there(self):
+    def test_a_missing_program(self):
         """A worker that cannot be executed is an error, and leaves no open pipe."""
         before = descriptors()
         missing = WorkerProcess(CPU, (), CONFIG, command=("/nonexistent/python",))
@@ -227,7 +227,7 @@ class TestFaults:
         """Busy since the chunk deadline of 0.3 s at least: that much was taken from the device."""
         assert started("hang").run(RUN).device_seconds >= 0.3
 
-    def test_a_processor_that_others_have_is_waited_for(self, started):
+    def test_the_probe_waits_for_a_busy_processor(self, started):
         """A chunk of 0.5 s, of which the worker slept nearly all: nothing hangs, the result counts."""
         report = started("starved", devices=CPU).run(RUN)
 
@@ -267,7 +267,7 @@ class TestFaults:
         assert "SIGKILL" in second.text
         assert third.result is not None
 
-    def test_too_small_an_allowance_is_no_failure(self, started):
+    def test_an_allowance_that_is_too_small_is_not_a_failure(self, started):
         """The worker says so and lives on."""
         small = started("allowance")
         report = small.run(RUN)
@@ -293,7 +293,7 @@ class TestSession:
         """Ctrl-C at the daemon's terminal does not reach it."""
         assert os.getsid(started("fine").pid) != os.getsid(0)
 
-    def test_what_it_started_dies_with_it(self, started):
+    def test_its_child_processes_end_with_it(self, started):
         """A kill reaches the whole session."""
         parent = started("child")
         parent.run(RUN)
@@ -328,7 +328,7 @@ class TestEnvironment:
             "OMP_PROC_BIND",
         ],
     )
-    def test_nobody_elses_settings_reach_it(self, monkeypatch, name):
+    def test_no_inherited_settings_reach_it(self, monkeypatch, name):
         """They would make fp32 tf32, change the bits, or the memory it takes."""
         monkeypatch.setenv(name, "1")
 

@@ -91,7 +91,7 @@ def test_fp8_of_an_odd_depth_is_refused(cuda):
 
 
 @pytest.mark.parametrize("units", UNITS)
-def test_all_sizes_are_those_that_the_kernels_want(units):
+def test_all_sizes_are_those_that_the_kernels_need(units):
     """`_scaled_mm` wants K and N in multiples of 16, `_int_mm` M above 16, K and N in multiples of 8."""
     shapes = [(m, n, k) for m, n in (*outputs(units), *SWEPT_OUTPUTS) for k in (K_MIN, K_MAX)]
     shapes += [(n, n, n) for n in CUBE_SIZES]
@@ -119,7 +119,7 @@ def test_a_gemm_is_checked_on_the_gpu(cuda):
         assert (sums.device.type, sums.dtype, sums.shape) == ("cuda", torch.int64, (128,))
 
 
-def test_torch_has_what_is_asked_of_it():
+def test_torch_has_the_functions_in_use():
     """Names that are not torch's public interface, and may go: the spin, and both small GEMMs."""
     assert callable(torch.cuda._sleep)
     assert "use_fast_accum" in str(torch.ops.aten._scaled_mm.out._schema)

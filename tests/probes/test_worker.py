@@ -89,7 +89,7 @@ def test_a_second_worker_gets_the_same_bits(worker):
     assert first.digest == second.digest
 
 
-def test_the_operators_settings_change_no_bits(worker, monkeypatch):
+def test_inherited_environment_settings_change_no_bits(worker, monkeypatch):
     """MKL_CBWR makes MKL take another path, with other bits: in the daemon's environment, not in ours."""
     first = worker.run(request(shape=(192, 192, 192))).result
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
@@ -144,7 +144,7 @@ def test_a_torch_without_cuda_says_so_on_a_gpu():
         without.describe(0)
 
 
-def test_an_unknown_kernel_is_refused_kindly(worker):
+def test_an_unknown_kernel_is_refused_with_a_hint(worker):
     """The worker says so and lives on."""
     report = worker.run(request("gemm_fp3"))
 

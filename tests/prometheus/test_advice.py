@@ -97,7 +97,7 @@ def test_the_panels_have_data(stack: Stack, target: Target) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_a_lever_that_is_pulled_is_booked(stack: Stack) -> None:
+def test_pulling_a_lever_is_recorded(stack: Stack) -> None:
     """Both engines get twice the batch; ten stable minutes later the fleet has two comparisons.
 
     With shortened time a window is 15 s, so one of them may miss its interval.

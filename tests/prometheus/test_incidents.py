@@ -135,7 +135,7 @@ def until(told: Any) -> None:
         time.sleep(0.1)
 
 
-def test_a_sick_host_is_one_page_with_a_count(tmp_path: Path) -> None:
+def test_a_faulty_host_is_one_page_with_a_count(tmp_path: Path) -> None:
     """Eight GPUs lose their links: the pager rings once, with all eight; another host's alert is another incident."""
     with alertmanager(tmp_path) as (url, inbox):
         send(
@@ -161,7 +161,7 @@ def test_a_down_host_silences_its_other_alerts(tmp_path: Path) -> None:
     assert names == ["FlopwatchDown"]
 
 
-def test_info_has_a_receiver_that_rings_nobody(tmp_path: Path) -> None:
+def test_info_alerts_go_to_a_receiver_that_notifies_no_one(tmp_path: Path) -> None:
     """An info alert reaches the digest, neither pager nor chat."""
     with alertmanager(tmp_path) as (url, inbox):
         send(url, [alert("GPUXidBurst", "info", "2")])
@@ -172,7 +172,7 @@ def test_info_has_a_receiver_that_rings_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("amtool") is None, reason="amtool is not installed")
-def test_the_text_says_how_many_who_and_where(tmp_path: Path) -> None:
+def test_the_text_names_number_cause_and_place(tmp_path: Path) -> None:
     """Title and text of two alerts, word for word: count, holder, absolute links."""
     alerts = [alert("GPULost", "critical", "3"), alert("GPUPowerBrake", "warning", "4")]
     data = tmp_path / "data.json"

@@ -123,7 +123,7 @@ def test_prompt_and_output_tokens_cost_by_their_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
-def test_what_became_no_token(tmp_path: Path) -> None:
+def test_flop_that_became_no_token(tmp_path: Path) -> None:
     """100 TFLOP/s were executed for the engine, and its models wasted 3 and 4 of them on rejected drafts."""
     wasted = (
         f'flopwatch_model_wasted_flop_total{{{TARGET}, workload="chat", cause="rejected_drafts"'

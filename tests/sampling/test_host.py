@@ -18,7 +18,7 @@ def host() -> HostSampling:
     return HostSampling(lambda: SamplingSettings(modes=MODES), lambda: State(at_seconds=0.0))
 
 
-def test_the_last_words_of_a_device_that_was_removed_are_not_heard(
+def test_late_messages_of_a_removed_device_are_ignored(
     host: HostSampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its thread may be in the middle of a tick when it is removed: none of its readings come back."""

@@ -57,7 +57,7 @@ def sampling(
         sampler.stop()
 
 
-def test_a_sampler_that_ticks_is_well() -> None:
+def test_a_sampler_that_ticks_has_not_stalled() -> None:
     """It has made progress since the last tick."""
     ticked = threading.Event()
     with sampling(Device(ticked.set)) as sampler:
@@ -66,7 +66,7 @@ def test_a_sampler_that_ticks_is_well() -> None:
         assert not sampler.stalled(time.monotonic())
 
 
-def test_a_driver_call_that_hangs_is_no_fault_of_the_sampler() -> None:
+def test_a_hanging_driver_call_is_not_a_stalled_sampler() -> None:
     """A new process would hang as well, and cost the other GPUs their counters."""
     called, release = threading.Event(), threading.Event()
 
@@ -109,7 +109,7 @@ def test_a_sampler_whose_thread_has_ended_has_stalled() -> None:
         assert sampler.stalled(time.monotonic())
 
 
-def test_a_sampler_that_was_stopped_is_well() -> None:
+def test_a_sampler_that_was_stopped_has_not_stalled() -> None:
     """The end of the process is not a stall."""
     with sampling(Device()) as sampler:
         sampler.stop()

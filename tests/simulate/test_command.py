@@ -85,7 +85,7 @@ def test_serves_until_told_to_end() -> None:
         ("full_clocks=soon", "'soon'"),
     ],
 )
-def test_a_pull_that_cannot_be_is_refused(
+def test_an_impossible_pull_is_refused(
     pull: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without a time, of a lever that an engine does not have, or with an invalid time."""

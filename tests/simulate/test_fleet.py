@@ -80,7 +80,7 @@ def test_same_seed_same_fleet() -> None:
     assert exported(seed=7) != exported(seed=8)
 
 
-def test_looking_more_often_changes_nothing() -> None:
+def test_more_frequent_readings_change_nothing() -> None:
     """A host has its own ticks: scraped every 5 s or once a minute, it counts the same."""
     (often,), (seldom,) = fleet("straggler", gpus=2), fleet("straggler", gpus=2)
     for second in range(5, 65, 5):
@@ -156,7 +156,7 @@ def test_xid_burst_counts_every_half_minute() -> None:
     assert value(host, "flopwatch_xid_errors_total", gpu="2", xid="31") == 11
 
 
-def test_wrong_results_are_told_and_nothing_else() -> None:
+def test_only_wrong_results_are_reported() -> None:
     """Silent corruption shows in the probes' comparison alone: no XID, no lower speed."""
     (host,) = fleet("silent-corruption")
     host.advance(BEGAN + 8 * MINUTE)
@@ -281,7 +281,7 @@ def test_a_host_without_its_driver_says_so() -> None:
     assert value(host, "flopwatch_expected_gpus") == 8
 
 
-def test_a_lever_that_is_pulled_changes_what_is_delivered_and_is_booked() -> None:
+def test_pulling_a_lever_changes_the_throughput_and_is_recorded() -> None:
     """Twice the batch at minute 20, ten times as fast: more tokens a second, and one comparison."""
     plan = FleetPlan(
         find_scenarios(["serving-queue"]), hosts=1, gpus=2, pulls=(Pull("larger_batch", 1200.0),)

@@ -52,7 +52,7 @@ def test_zen_4_takes_two_passes_for_512_bits(tmp_path: Path, family: str, fp32: 
     assert source.peaks(source.identity()).flops["fp32"] == fp32 * 5e9
 
 
-def test_a_processor_that_names_no_instruction_set_has_no_peak(tmp_path: Path) -> None:
+def test_a_processor_without_listed_instruction_sets_has_no_peak(tmp_path: Path) -> None:
     """Unknown is not zero."""
     source = processor(tmp_path, "")
 

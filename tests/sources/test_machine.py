@@ -27,7 +27,7 @@ def test_gpus_are_counted_whether_or_not_a_driver_has_them(tmp_path: Path) -> No
     assert expected_gpus(tmp_path) == 2
 
 
-def test_no_bus_is_not_no_gpu(tmp_path: Path) -> None:
+def test_an_unreadable_bus_is_not_a_host_without_gpus(tmp_path: Path) -> None:
     """With nothing to read there is no value."""
     assert expected_gpus(tmp_path) is None
 

@@ -144,7 +144,7 @@ def test_events_that_took_turns_are_scaled_up(root: Path) -> None:
     assert PerfCounters(ZEN_3, kernel, root).read() == {PipeWork("any", "any"): 4000}
 
 
-def test_an_event_that_was_never_counted_is_no_zero(root: Path) -> None:
+def test_an_event_that_was_never_counted_is_not_zero(root: Path) -> None:
     """It was not scheduled yet: no value."""
     assert PerfCounters(ZEN_3, PlayedKernel(running=0), root).read() is None
 
@@ -166,7 +166,7 @@ def test_a_virtual_machine_hides_its_counters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("refusal", [errno.EACCES, errno.EPERM])
-def test_without_the_right_it_says_how_to_get_it(root: Path, refusal: int) -> None:
+def test_without_permission_it_says_how_to_get_it(root: Path, refusal: int) -> None:
     """And closes what it had opened."""
     kernel = PlayedKernel(refusal=refusal)
     with pytest.raises(PerfUnavailableError, match="perf_event_paranoid is 2") as caught:
@@ -201,6 +201,6 @@ def test_check_says_why_nothing_is_counted() -> None:
     assert "FLOP" in result.text
 
 
-def test_check_says_nothing_where_gpus_are_watched() -> None:
+def test_check_says_nothing_where_gpus_are_monitored() -> None:
     """The processor is not sampled there."""
     assert list(perf_findings(DEFAULTS, [{"uuid": "GPU-0"}])) == []

@@ -80,7 +80,7 @@ def test_the_first_version_of_cgroups(tmp_path: Path) -> None:
     assert read_processor(root).quota == 3.0
 
 
-def test_arm_tells_its_cores_in_sys(tmp_path: Path) -> None:
+def test_arm_lists_its_cores_in_sys(tmp_path: Path) -> None:
     """/proc/cpuinfo has no core ids there; implementer and part are hexadecimal."""
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(

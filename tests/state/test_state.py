@@ -153,7 +153,7 @@ def test_devices_are_found_by_index_uuid_and_instance() -> None:
     assert state.find(7) is None
 
 
-def test_an_instance_hangs_with_its_gpu() -> None:
+def test_an_instance_is_hung_when_its_gpu_is() -> None:
     """The samplers name both."""
     cut = replace(gpu("1"), instances=(gpu("1", mig="3"),))
     hung = frozenset({("1", "GPU-1"), ("1", "MIG-1-3")})

@@ -119,7 +119,7 @@ def test_many_writers_lose_nothing(path):
     assert saved_probes(StateFile(path)) == STATE
 
 
-def test_a_disk_that_refuses_is_warned_of_once(path, events, monkeypatch):
+def test_a_disk_error_is_logged_once(path, events, monkeypatch):
     """The state stays in memory, and is written when the disk works again."""
 
     def full(*_):
@@ -188,7 +188,7 @@ def test_a_folder_that_can_be_written_is_used(tmp_path):
 
 
 @pytest.mark.parametrize("special", ["pipe", "device", "folder"])
-def test_what_is_no_file_is_neither_waited_for_nor_replaced(tmp_path, special):
+def test_a_pipe_or_device_is_neither_read_nor_replaced(tmp_path, special):
     """A named pipe has no writer, and a rename would replace a device for the whole host."""
     path = tmp_path / "state.json"
     if special == "pipe":

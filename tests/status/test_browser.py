@@ -133,7 +133,7 @@ def test_the_checker_would_find_something(browser: Browser, serve: Serve) -> Non
     assert "color-contrast" in [name for name, _html in axe_finds(browser, AXE)]
 
 
-def test_colours_follow_the_wish(browser: Browser, serve: Serve) -> None:
+def test_colours_can_be_forced_and_turned_off(browser: Browser, serve: Serve) -> None:
     """Light and dark are two backgrounds."""
     site = serve(two_gpus())
     grounds = []
@@ -168,7 +168,7 @@ def test_it_refreshes_and_keeps_what_the_reader_did(browser: Browser, serve: Ser
     assert browser.evaluate("window.card === document.getElementById('gpu-1-')")
 
 
-def test_a_gpu_that_falls_sick_moves_up(browser: Browser, serve: Serve) -> None:
+def test_a_gpu_with_a_new_problem_moves_to_the_top(browser: Browser, serve: Serve) -> None:
     """Its card moves to the front at the next refresh, and the title shows it."""
     machine = two_gpus()
     site = serve(machine)
@@ -211,7 +211,7 @@ def press(browser: Browser, key: str, code: int) -> None:
         )
 
 
-def test_a_daemon_that_is_gone_is_said(browser: Browser, serve: Serve) -> None:
+def test_a_daemon_that_stopped_answering_is_reported(browser: Browser, serve: Serve) -> None:
     """The last data stays, greyed out, with its time."""
     site = serve(two_gpus())
     browser.look()

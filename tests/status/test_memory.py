@@ -62,7 +62,7 @@ def test_an_xid_survives_the_exporters_restart(tmp_path: Path) -> None:
     assert after.of(UUID).xids == {"79": 990.0}
 
 
-def test_another_boot_is_a_repair(tmp_path: Path) -> None:
+def test_a_reboot_counts_as_a_repair(tmp_path: Path) -> None:
     """XIDs and memory errors of the previous boot are old; counting starts at the present values."""
     wall = Wall()
     before = memory(tmp_path, wall)
@@ -88,7 +88,7 @@ def test_an_energy_counter_that_begins_again_is_a_reset(tmp_path: Path) -> None:
     assert kept.of(UUID).xids == {}
 
 
-def test_energy_that_only_wavers_is_no_reset(tmp_path: Path) -> None:
+def test_small_fluctuations_of_energy_are_not_a_reset(tmp_path: Path) -> None:
     """A reading a few joules lower is the driver's own smoothing."""
     kept = memory(tmp_path, Wall())
     kept.observe(gpu(energy=5_000_000.0))
@@ -124,7 +124,7 @@ def test_a_reset_while_the_exporter_was_away(tmp_path: Path) -> None:
     assert after.of(UUID).xids == {}
 
 
-def test_a_finding_keeps_its_beginning(tmp_path: Path) -> None:
+def test_a_finding_keeps_its_start_time(tmp_path: Path) -> None:
     """Through a failed reading and through a restart; after a longer gap it restarts."""
     wall = Wall()
     kept = memory(tmp_path, wall)

@@ -94,14 +94,14 @@ class TestContent:
         assert "No device to watch" in words
         assert "No GPU: the driver says driver not loaded." in words
 
-    def test_an_old_answer_of_the_driver_is_forgotten(self) -> None:
+    def test_an_old_driver_error_is_forgotten(self) -> None:
         """Once there are GPUs, the reason why there were none is dropped."""
         machine = Machine(driver_error="driver_not_loaded")
         machine.add(gpu(0))
 
         assert "No GPU" not in Outline(machine.page()).words
 
-    def test_while_the_driver_is_silent_it_says_so(self) -> None:
+    def test_a_silent_driver_is_reported(self) -> None:
         """Waiting is not a problem yet."""
         words = Outline(Machine(pending=True).page()).words
 
@@ -161,7 +161,7 @@ class TestPolicy:
         assert "unsafe" not in policy
         assert policy.startswith("default-src 'none'")
 
-    def test_there_is_nothing_that_the_policy_would_block(self) -> None:
+    def test_the_content_security_policy_blocks_nothing(self) -> None:
         """No style attributes, no handlers, nothing from elsewhere."""
         for tag, attributes in Outline(fleet(8).page()).elements:
             assert "style" not in attributes
@@ -241,7 +241,7 @@ HOSTILE = st.one_of(
 class TestEscaping:
     @given(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     @settings(max_examples=60, deadline=None)
-    def test_names_of_others_never_become_markup(
+    def test_external_names_never_become_markup(
         self, device: str, host: str, model: str, pod: str
     ) -> None:
         """The elements are those of a page with harmless names, whatever the names are."""

@@ -29,7 +29,7 @@ class Clockwork:
 
 
 class TestMinute:
-    def test_an_empty_ring_knows_nothing(self) -> None:
+    def test_an_empty_ring_has_no_values(self) -> None:
         """Before the second tick there is no span, and no share of it."""
         summary = Clockwork().ring.minute(1000.0)
 
@@ -118,7 +118,7 @@ class TestObserve:
 
         assert late.hour(clock.now).seconds == 0.0
 
-    def test_counters_that_went_back_start_anew(self) -> None:
+    def test_counters_that_fell_restart(self) -> None:
         """A re-created device counts from zero: the decrease is not counted as time."""
         clock = Clockwork()
         clock.tick(DECODE, times=10)
@@ -161,7 +161,7 @@ class TestHour:
 
         assert 3589.9 < clock.ring.hour(clock.now).seconds <= 3600.1
 
-    def test_the_hour_fades_while_nothing_comes(self) -> None:
+    def test_the_hour_fades_without_new_samples(self) -> None:
         """Half an hour after the last tick half an hour is left; after an hour, nothing."""
         clock = Clockwork()
         clock.tick(DECODE, seconds=5.0, times=720)

@@ -137,7 +137,7 @@ def test_equal_shares_say_what_would_help() -> None:
     assert "shares_not_measured" not in findings(Bill({UUID: shared()}))
 
 
-def test_an_engine_whose_work_does_not_close() -> None:
+def test_an_engine_whose_flop_do_not_add_up() -> None:
     """On the GPU that it uses: more than was executed, and half of what was usual."""
     use = WorkloadUse(1e15, 0.4, 0.8, explained_share=1.7, explained_spread=0.02)
     found = findings(Bill({}, workloads={"chat": use, "elsewhere": use}))
@@ -147,7 +147,7 @@ def test_an_engine_whose_work_does_not_close() -> None:
     assert "elsewhere" not in str(found)
 
 
-def test_an_engine_whose_work_closes_is_no_finding() -> None:
+def test_an_engine_whose_flop_add_up_has_no_finding() -> None:
     """85 %, as usual."""
     use = WorkloadUse(1e15, 0.85, 0.85, explained_share=0.85, explained_spread=0.02)
 

@@ -158,7 +158,7 @@ class TestFlops:
         assert host.peak_flops["bf16"] == pytest.approx(989.4e12, rel=1e-3)
         assert host.power_watts == 120
 
-    def test_a_processor_has_a_peak_but_no_made_up_flops(self) -> None:
+    def test_a_processor_has_a_peak_but_no_invented_flops(self) -> None:
         """Where work is not counted, none is claimed."""
         machine = Machine()
         machine.add(cpu())
@@ -269,7 +269,7 @@ class TestTrouble:
 
 
 class TestOrder:
-    def test_the_sick_stand_first(self) -> None:
+    def test_devices_with_problems_come_first(self) -> None:
         """Lost ones, then those with warnings, then the others by index."""
         status = fleet(8).service.status()
 
@@ -296,7 +296,7 @@ class TestCompany:
         assert [holder.pod for holder in second.holders] == ["chat-7d9f8b5c4-x2x9p"]
         assert second.models == []
 
-    def test_what_mfu_leaves_out_is_said_beside_it(self, machine: Machine) -> None:
+    def test_what_mfu_leaves_out_is_stated_beside_it(self, machine: Machine) -> None:
         """A vision tower's work is in no engine's metrics."""
         (workload, _down) = served([0]).workloads
         (model,) = workload.models
@@ -307,7 +307,7 @@ class TestCompany:
 
         assert "vision tower not counted)" in shown
 
-    def test_engines_that_do_not_answer_are_the_host_s(self, machine: Machine) -> None:
+    def test_unanswering_engines_are_a_finding_of_the_host(self, machine: Machine) -> None:
         """The summary knows which engine is down, and why."""
         machine.workloads = served([0])
         down = [engine for engine in status_of(machine).host.workloads if not engine.up]
@@ -381,7 +381,7 @@ class TestJson:
 
 
 class TestSafety:
-    def test_a_broken_snapshot_never_reaches_the_sampling(self) -> None:
+    def test_a_failing_snapshot_does_not_affect_sampling(self) -> None:
         """`observe` skips a device that raises an error, and continues with the next."""
         machine = Machine()
         broken = replace(gpu(0), counters=None)
@@ -391,7 +391,7 @@ class TestSafety:
 
         assert device_of(machine).minute.seconds == pytest.approx(10.0)
 
-    def test_devices_without_end_do_not_fill_the_memory(self) -> None:
+    def test_an_endless_series_of_devices_does_not_fill_the_memory(self) -> None:
         """Beyond 128 devices in an hour, new ones have no history, and all else works."""
         machine = Machine()
         for index in range(200):

@@ -110,7 +110,7 @@ class TestPicture:
 
     @given(st.text(max_size=40))
     @settings(max_examples=60, deadline=None)
-    def test_names_of_others_cannot_steer_the_terminal(self, name: str) -> None:
+    def test_external_names_cannot_control_the_terminal(self, name: str) -> None:
         """No escape sequence, no bell, no line of its own; rich's markup stays text."""
         machine = Machine(name=name + "\x1b[2J[red]")
         snapshot = gpu(0)
@@ -185,7 +185,7 @@ class TestFetch:
             "http://x/ü",
         ],
     )
-    def test_what_is_no_address_is_refused(self, url: str) -> None:
+    def test_an_invalid_address_is_refused(self, url: str) -> None:
         """Before any network access."""
         with pytest.raises(StatusError, match="--url must be an address"):
             fetch_status(Access(url=url))
@@ -201,7 +201,7 @@ class TestFetch:
         with pytest.raises(StatusError, match=r"--ca-file .*: no such file"):
             fetch_status(Access(url="https://127.0.0.1:1", ca_file=str(tmp_path / "none.pem")))
 
-    def test_a_silent_daemon_is_given_up(self) -> None:
+    def test_a_silent_daemon_times_out(self) -> None:
         """After the time limit, with a line that says so."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -219,7 +219,7 @@ class TestCommand:
         assert main(["top", "--once", "--url", daemon.url]) == 0
         assert "GPU 3" in capsys.readouterr().out
 
-    def test_nobody_there_is_one_line_and_two(
+    def test_a_missing_daemon_is_one_line_and_exit_code_two(
         self, closed_port: int, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """No traceback, no screen of its own."""

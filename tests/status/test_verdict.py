@@ -58,13 +58,13 @@ class TestBottleneck:
         assert (kind, Severity.INFO) == (finding.kind, finding.severity)
         assert text == spoken(finding)
 
-    def test_lost_clocks_are_not_the_work_s_fault(self) -> None:
+    def test_lost_clocks_are_not_attributed_to_the_work(self) -> None:
         """At half the clock for heat, the work itself is still bound by memory."""
         finding = bottleneck({"clock_thermal": 0.5, "memory": 0.3, "tensor": 0.2}, dram=0.4)
 
         assert spoken(finding) == "memory-bound: DRAM at 40 %, tensor pipe waits"
 
-    def test_nothing_known_says_nothing(self) -> None:
+    def test_unknown_values_give_no_sentence(self) -> None:
         """Without a watched second, or where most is unresolved, there is no verdict."""
         assert bottleneck({}, dram=None) is None
         assert bottleneck({"unresolved": 0.7, "idle": 0.3}, dram=None) is None
@@ -166,7 +166,7 @@ class TestReachability:
         assert verdict.waiting(since_seconds=3).severity is Severity.INFO
         assert verdict.waiting(since_seconds=11).severity is Severity.WARNING
 
-    def test_a_source_that_stopped_is_a_warning_one_that_never_was_a_note(self) -> None:
+    def test_a_source_that_stopped_is_a_warning_one_that_never_worked_an_info(self) -> None:
         """A GPU without the counters is not unhealthy."""
         stopped = verdict.source_down("gpm", since_seconds=75, reason="unknown_error")
         never = verdict.source_down("dcgm", since_seconds=None, reason=None)
@@ -201,7 +201,7 @@ class TestHealth:
         )
         assert spoken(verdict.xid(999, times=1, age_seconds=40)) == "XID 999, 40 s ago"
 
-    def test_only_a_programs_xid_is_soon_history(self) -> None:
+    def test_only_application_xids_expire_soon(self) -> None:
         """After an hour a program's fault is in the details only; hardware faults stay."""
         assert verdict.xid(31, times=1, age_seconds=3601) is None
         assert verdict.xid(79, times=1, age_seconds=7 * 86400) is not None
@@ -309,12 +309,12 @@ class TestProbes:
 
 
 class TestHost:
-    def test_all_is_well(self) -> None:
+    def test_everything_is_healthy(self) -> None:
         """A single device is not called "all"."""
         assert host_summary([None] * 8).replace("\xa0", " ") == "All 8 GPUs are OK."
         assert host_summary([None]) == "The device is OK."
 
-    def test_trouble_is_counted(self) -> None:
+    def test_failures_are_counted(self) -> None:
         """A note does not change the state."""
         severities = [Severity.CRITICAL, Severity.WARNING, Severity.INFO, None]
 
@@ -322,7 +322,7 @@ class TestHost:
             host_summary(severities).replace("\xa0", " ") == "4 GPUs: 1 critical, 1 warning, 2 OK."
         )
 
-    def test_no_device_is_said(self) -> None:
+    def test_a_host_without_devices_is_reported(self) -> None:
         """An empty host is not a healthy one."""
         assert host_summary([]).startswith("No device to watch")
 

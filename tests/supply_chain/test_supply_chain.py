@@ -113,7 +113,7 @@ def test_a_vulnerability_fails_the_check(service: Service, capsys) -> None:
     assert "a 1: X, mended in no version yet" in capsys.readouterr().out
 
 
-def test_all_well(service: Service, capsys) -> None:
+def test_everything_is_healthy(service: Service, capsys) -> None:
     """The number of packages, nothing found."""
     service.answers(GOOD)
 

@@ -23,7 +23,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
         yield listener, name
 
 
-def test_each_state_is_told(manager: tuple[socket.socket, str]) -> None:
+def test_each_state_is_named(manager: tuple[socket.socket, str]) -> None:
     """The messages are those of sd_notify(3), one datagram each."""
     listener, name = manager
     notifier = Notifier({"NOTIFY_SOCKET": name})
@@ -46,7 +46,7 @@ def test_each_state_is_told(manager: tuple[socket.socket, str]) -> None:
     ]
 
 
-def test_a_reload_is_dated_by_the_monotonic_clock(manager: tuple[socket.socket, str]) -> None:
+def test_a_reload_is_timed_by_the_monotonic_clock(manager: tuple[socket.socket, str]) -> None:
     """Without a time given, it is now, in microseconds, as systemd compares it."""
     listener, name = manager
 
@@ -105,7 +105,7 @@ def test_a_manager_that_does_not_read_does_not_block(
         ({}, None),
     ],
 )
-def test_the_watchdog_is_fed_twice_as_often_as_it_bites(
+def test_the_watchdog_message_is_sent_at_twice_the_required_rate(
     environ: dict[str, str], expected: float | None
 ) -> None:
     """WATCHDOG_USEC counts when it is meant for this process."""

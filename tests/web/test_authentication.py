@@ -84,7 +84,7 @@ class TestVerdicts:
 
 
 class TestCost:
-    def test_an_unknown_user_costs_as_much_as_a_known_one(
+    def test_an_unknown_user_takes_as_long_as_a_known_one(
         self, authenticator: BasicAuthenticator, comparisons: list[bytes]
     ) -> None:
         """Either takes one comparison of the same cost, and none when it is repeated."""
@@ -132,7 +132,7 @@ class TestCost:
 
         assert len(comparisons) == 2
 
-    def test_the_memory_is_bounded_and_guesses_do_not_displace_a_scraper(
+    def test_memory_is_bounded_and_guesses_do_not_evict_a_scraper(
         self, authenticator: BasicAuthenticator, comparisons: list[bytes]
     ) -> None:
         """After 1,000 guesses at most 100 verdicts are kept, the scraper's among them."""
@@ -304,7 +304,7 @@ class TestServing:
         "path",
         ["/-/healthy/", "/-/healthy/../../metrics", "//-/healthy", "/-/HEALTHY", "/-/reload"],
     )
-    def test_nothing_like_health_is_free(self, server: Server, path: str) -> None:
+    def test_only_health_paths_need_no_password(self, server: Server, path: str) -> None:
         """Only the exact paths are; the handler sees the same path as the check."""
         with RawClient(server) as client:
             assert client.get(path).status == 401

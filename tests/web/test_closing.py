@@ -64,7 +64,7 @@ def test_waiting_connections_end_at_once(serve: Serve) -> None:
         assert all(client.is_closed_by_peer() for client in (idle, silent, half))
 
 
-def test_a_stuck_handler_does_not_hold_the_server_up(serve: Serve, gate: Gate) -> None:
+def test_a_stuck_handler_does_not_delay_the_servers_exit(serve: Serve, gate: Gate) -> None:
     """After the grace, closing returns though a handler hangs; its client sees the end."""
     server = serve(gate)
     with RawClient(server) as client:

@@ -61,7 +61,7 @@ def test_what_a_foreign_page_can_send_is_refused(headers: dict[str, str], status
     assert answer.status == status
 
 
-def test_a_password_makes_every_host_name_good() -> None:
+def test_with_a_password_every_host_name_is_accepted() -> None:
     """The page has no password; a proxy may use any name."""
     assert LOCKED.refusal(post(host="proxy.example")) is None
     assert LOCKED.refusal(post(origin="https://evil.example")) is not None

@@ -21,7 +21,7 @@ Serve = Callable[..., Server]
 FOREVER_SECONDS = 3600.0
 
 
-def test_silent_clients_lock_nobody_out(serve: Serve) -> None:
+def test_silent_clients_lock_no_one_out(serve: Serve) -> None:
     """With 300 silent connections that no deadline ends, a client is served, by at most 64 threads."""
     limits = Limits(head_seconds=FOREVER_SECONDS)
     server = serve(limits=limits)
@@ -89,7 +89,7 @@ def test_a_client_that_does_not_read_is_cut_off(serve: Serve) -> None:
     assert 0 < received < len(body)
 
 
-def test_a_client_that_does_not_read_gives_way(serve: Serve) -> None:
+def test_a_client_that_does_not_read_is_closed_for_a_new_one(serve: Serve) -> None:
     """When all connections are busy, one whose answer is stuck is closed for a newcomer."""
     body = b"x" * 50_000_000
     limits = Limits(connections=1, response_seconds=FOREVER_SECONDS, crowded_write_seconds=0.0)
@@ -111,7 +111,7 @@ def test_a_client_that_does_not_read_gives_way(serve: Serve) -> None:
         assert eventually(is_served)
 
 
-def test_a_refused_client_that_stays_gives_way(serve: Serve) -> None:
+def test_a_refused_client_that_stays_is_closed_for_a_new_one(serve: Serve) -> None:
     """A client that was refused and does not leave is the first to be displaced."""
     limits = Limits(
         connections=1, linger_seconds=FOREVER_SECONDS, crowded_write_seconds=FOREVER_SECONDS
@@ -156,7 +156,7 @@ def test_a_flood_displaces_itself(serve: Serve) -> None:
         assert victim.get("/").status == 200
 
 
-def test_answers_at_work_are_not_displaced(serve: Serve) -> None:
+def test_responses_in_progress_are_not_closed(serve: Serve) -> None:
     """When every connection is in a handler, a newcomer is closed and the answers arrive."""
     entered = threading.Semaphore(0)
     leave = threading.Event()
@@ -217,7 +217,7 @@ def test_the_server_outlives_a_lack_of_descriptors(
     assert [e["event"] for e in logs if e["log_level"] == "warning"] == ["accept_failed"]
 
 
-def test_an_idle_connection_gives_its_descriptor_to_a_newcomer(
+def test_an_idle_connection_is_closed_for_a_new_one(
     serve: Serve, no_descriptors_left: Callable[[], contextlib.AbstractContextManager[None]]
 ) -> None:
     """When all descriptors are in use, the server frees one of its own."""

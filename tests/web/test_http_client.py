@@ -75,17 +75,17 @@ class TestBadAnswers:
             (server.text("x", headers="Content-Encoding: br\r\n"), Reason.ENCODING),
         ],
     )
-    def test_each_has_its_reason(self, answer, reason):
+    def test_each_has_a_reason(self, answer, reason):
         """Status, redirect, protocol and encoding errors are distinguished."""
         assert reason_of(answer, timeout=5) is reason
 
-    def test_bytes_that_are_no_text(self):
+    def test_bytes_that_are_not_text(self):
         """Latin-1 in an exposition is refused."""
         raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xfe"
 
         assert reason_of(lambda exchange: exchange.send(raw), timeout=5) is Reason.ENCODING
 
-    def test_nobody_listens(self):
+    def test_no_listener(self):
         """A closed port is a connection error."""
         with serving(server.text("")) as engine:
             url = engine.url
@@ -98,7 +98,7 @@ class TestBadAnswers:
     @pytest.mark.parametrize(
         "url", ["ftp://host/", "file:///etc/passwd", "http://", "http://[::1", "http://a:b/", "x"]
     )
-    def test_addresses_that_are_none(self, url):
+    def test_invalid_addresses(self, url):
         """Nothing but http and https with a host is asked."""
         with pytest.raises(ScrapeError) as caught:
             fetch(url, timeout_seconds=1)

@@ -116,7 +116,7 @@ def test_a_response_head_has_the_lines_it_was_given(text: str) -> None:
 
 
 @given(st.integers(0, 4_102_444_800))
-def test_a_date_is_what_the_standard_library_writes(unix_seconds: int) -> None:
+def test_a_date_matches_the_standard_library(unix_seconds: int) -> None:
     """Up to the year 2100."""
     protocol = HttpProtocol(LIMITS)
     head, _ = protocol.encode(

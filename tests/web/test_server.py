@@ -105,7 +105,7 @@ class TestAnswers:
             assert client.read_answer().body == b"GET /old \n"
             assert client.is_closed_by_peer()
 
-    def test_a_client_that_waits_for_100_is_told_to_go_on(self, serve: Serve) -> None:
+    def test_a_client_that_expects_100_continue_receives_it(self, serve: Serve) -> None:
         """`Expect: 100-continue` gets its interim answer before the body is sent."""
         with RawClient(serve()) as client:
             client.send(request_bytes("POST", "/", "Content-Length: 2", "Expect: 100-continue"))
@@ -114,7 +114,7 @@ class TestAnswers:
 
             assert client.read_answer().body == b"POST / \n"
 
-    def test_the_handler_learns_who_asks_what(self, serve: Serve) -> None:
+    def test_the_handler_receives_client_and_path(self, serve: Serve) -> None:
         """Paths are decoded, header names lower-case, repeated headers joined."""
         seen: list[Request] = []
 
@@ -300,7 +300,7 @@ class TestRefusals:
 
             assert client.read_answer().body == b"the body is larger than 65536 bytes\n"
 
-    def test_a_half_sent_request_is_told_that_it_is_late(self, serve: Serve) -> None:
+    def test_a_half_sent_request_is_answered_with_a_timeout(self, serve: Serve) -> None:
         """408 after the deadline for the head."""
         with RawClient(serve(limits=Limits(head_seconds=0.5))) as client:
             client.send(b"GET / HTTP/1.1\r\nHo")
@@ -308,7 +308,7 @@ class TestRefusals:
             assert client.read_answer().status == 408
             assert client.is_closed_by_peer()
 
-    def test_a_half_sent_body_is_told_that_it_is_late(self, serve: Serve) -> None:
+    def test_a_half_sent_body_is_answered_with_a_timeout(self, serve: Serve) -> None:
         """408 also when the announced body does not come."""
         with RawClient(serve(limits=Limits(head_seconds=0.5))) as client:
             client.send(request_bytes("POST", "/", "Content-Length: 10") + b"half")

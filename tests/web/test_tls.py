@@ -134,7 +134,7 @@ class TestServing:
 
 
 class TestHostileClients:
-    def test_silent_clients_lock_nobody_out(self, serve_tls: Serve, authority: Authority) -> None:
+    def test_silent_clients_lock_no_one_out(self, serve_tls: Serve, authority: Authority) -> None:
         """200 connections that never begin their handshake do not keep a client from its own."""
         server = serve_tls(limits=Limits(connections=16, head_seconds=3600.0))
         silent = [RawClient(server) for _ in range(200)]
@@ -152,7 +152,9 @@ class TestHostileClients:
 
             assert client.is_closed_by_peer()
 
-    def test_a_stalled_handshake_gives_way(self, serve_tls: Serve, authority: Authority) -> None:
+    def test_a_stalled_handshake_is_closed_for_a_new_connection(
+        self, serve_tls: Serve, authority: Authority
+    ) -> None:
         """Half a handshake is a waiting connection and can be displaced."""
         server = serve_tls(limits=Limits(connections=1, head_seconds=3600.0))
         with RawClient(server) as stalled:
@@ -195,7 +197,7 @@ class TestHostileClients:
             client.send(request_bytes("GET", "/"))
             assert eventually(lambda: connection_threads() == 0)
 
-    def test_a_bad_handshake_is_no_error_of_ours(self, serve_tls: Serve) -> None:
+    def test_a_failed_handshake_is_not_logged_as_our_error(self, serve_tls: Serve) -> None:
         """Noise instead of a handshake is logged at debug, as any client can cause it."""
         with capture_logs() as logs, RawClient(serve_tls()) as client:
             client.send(b"\x16\x03\x01\x00\x05noise")
@@ -403,7 +405,7 @@ class TestReload:
             assert answer.body == b"done\n"
             assert answer.headers["Connection"] == "close"
 
-    def test_a_connection_that_took_its_answer_during_a_reload_ends(
+    def test_a_connection_answered_during_a_reload_is_closed(
         self, serve_tls: Serve, authority: Authority
     ) -> None:
         """The reload did not cut it while it was writing; it does not wait for another request."""

@@ -135,9 +135,7 @@ def test_the_rate_limits_interval_is_a_duration(
         ),
     ],
 )
-def test_what_is_done_differently_is_said(
-    folder: Path, text: str, warnings: tuple[str, ...]
-) -> None:
+def test_differences_are_logged(folder: Path, text: str, warnings: tuple[str, ...]) -> None:
     """Settings that are valid elsewhere but handled differently (safely) here cause a warning."""
     path = folder / "warned.yml"
     path.write_text(text)

@@ -62,7 +62,7 @@ def test_the_probes_run(engine: Engine, container: str) -> None:
     assert engine.run("exec", container, "touch", "/opt/flopwatch/x").returncode == 1
 
 
-def test_it_is_told_apart_from_the_slim_one(engine: Engine) -> None:
+def test_it_is_distinguished_from_the_slim_image(engine: Engine) -> None:
     """Through a variable that the remedies read."""
     assert "FLOPWATCH_IMAGE=full" in engine(
         "inspect", "--format", "{{.Config.Env}}", "localhost/flopwatch:full"

@@ -73,7 +73,7 @@ def test_the_release_is_complete_and_its_checksums_hold(ready: Machine, dist: Pa
     ready.type("cd /dist && sha256sum --check --strict --quiet SHA256SUMS")
 
 
-def test_the_deb_installs_serves_and_goes(ready: Machine) -> None:
+def test_the_deb_installs_serves_and_is_removed(ready: Machine) -> None:
     """By the commands of docs/install.md: installed it serves, with manual and completion; purged it leaves nothing."""
     ready.type(installation(DEB_INSTALL))
     ready.wait_for(SERVES)
@@ -107,7 +107,7 @@ def test_the_bill_is_what_is_inside(ready: Machine, dist: Path) -> None:
     }
 
 
-def test_the_rpm_installs_serves_and_goes(ready: Machine) -> None:
+def test_the_rpm_installs_serves_and_is_removed(ready: Machine) -> None:
     """By the commands of docs/install.md, and by rpm itself."""
     ready.type(by_rpm(installation(RPM_INSTALL)))
     ready.wait_for(SERVES)

@@ -69,7 +69,7 @@ def test_a_reload_is_visible(installed: Machine) -> None:
     )
 
 
-def test_a_crash_is_mended(installed: Machine) -> None:
+def test_a_crash_is_followed_by_a_restart(installed: Machine) -> None:
     """Killed, it is back with another process."""
     pid = main_pid(installed)
     installed.type(f"kill -KILL {pid}")
@@ -77,7 +77,7 @@ def test_a_crash_is_mended(installed: Machine) -> None:
     installed.wait_for(f"{SERVES} && test $(systemctl show -P MainPID flopwatch) != {pid}")
 
 
-def test_a_process_that_stands_still_is_replaced(installed: Machine) -> None:
+def test_a_stopped_process_is_replaced_by_systemd(installed: Machine) -> None:
     """The watchdog ends it; a shorter one here than the unit's 30 seconds."""
     installed.type(
         "mkdir -p /run/systemd/system/flopwatch.service.d\n"
@@ -127,7 +127,7 @@ def test_check_agrees_for_everybody(installed: Machine) -> None:
         assert report["healthy"], (user, report["findings"])
 
 
-def test_an_upgrade_and_a_downgrade_keep_what_is_the_operators(installed: Machine) -> None:
+def test_upgrade_and_downgrade_keep_the_operators_files(installed: Machine) -> None:
     """The second and third command again: what is gone from the checkout is gone from the machine."""
     upgrade = "\n".join(INSTALL.splitlines()[1:])
     installed.type("touch exporter/gone_next_time.py")

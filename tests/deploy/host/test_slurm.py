@@ -47,7 +47,7 @@ def all_done(slurm: Machine) -> None:
     slurm.wait_for(f'test -z "$(squeue --noheader)" && {IDLE}', 90)
 
 
-def test_jobs_of_two_users_are_noted_by_device_and_forgotten(slurm: Machine) -> None:
+def test_jobs_of_two_users_are_recorded_by_device_and_removed(slurm: Machine) -> None:
     """Slurm's GPU 0 is nvidia4: each job has devices of its own, and none when all has ended."""
     first = submit(slurm, "--gres=gpu:1 --wrap 'sleep 6'", "alice")
     second = submit(slurm, "--gres=gpu:2 --wrap 'sleep 6'", "bob")
@@ -71,7 +71,7 @@ def test_array_tasks_have_the_names_that_users_know(slurm: Machine) -> None:
     assert held(slurm) == {}
 
 
-def test_a_full_file_system_drains_nothing(slurm: Machine) -> None:
+def test_a_full_file_system_does_not_drain_the_node(slurm: Machine) -> None:
     """The job runs, the node stays in service, and the log says what was not recorded."""
     slurm.type(
         "mount -t tmpfs -o size=4k tmpfs /run/flopwatch/jobs\n"
@@ -91,7 +91,7 @@ def test_a_user_cannot_hold_the_lock(slurm: Machine) -> None:
     assert slurm.run("flock /run/flopwatch/jobs/.lock true", user="bob").returncode != 0
 
 
-def test_a_lock_that_is_held_stops_no_job(slurm: Machine) -> None:
+def test_a_held_lock_does_not_fail_the_job(slurm: Machine) -> None:
     """By a process of root: the job starts after a few seconds, and the log says so."""
     slurm.type("systemd-run --quiet --unit=holder flock /run/flopwatch/jobs/.lock sleep 600")
     submit(slurm, "--gres=gpu:1 --wrap true", "bob")

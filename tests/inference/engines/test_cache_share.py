@@ -34,12 +34,12 @@ def test_the_collapse_does_not_become_usual():
     assert share.usual == pytest.approx(0.1, abs=0.05)
 
 
-def test_a_young_engine_has_no_usual_share():
+def test_a_new_engine_has_no_usual_share():
     """At least half an hour."""
     assert after(CacheShare(), minutes=20, cached=800, computed=200).usual is None
 
 
-def test_little_traffic_says_nothing():
+def test_little_traffic_is_not_judged():
     """A few prompts in five minutes are chance."""
     share = after(CacheShare(), minutes=60, cached=800, computed=200)
 

@@ -137,7 +137,7 @@ def test_two_engines_in_a_pod_are_told_apart_by_port(proc):
     }
 
 
-def test_a_socket_that_is_no_engine_is_left_alone_for_a_while(proc):
+def test_a_socket_without_an_engine_is_not_retried_at_once(proc):
     """Probed once at each path, not at every look."""
     proc.add(100, host="web", ports=[(9999, 55)]).holds(100, 55)
     network = Network()
@@ -230,7 +230,7 @@ def test_without_the_hosts_process_ids(proc):
     assert "host's process ids" in seen.unavailable
 
 
-def test_without_the_right_to_look(proc):
+def test_without_permission_to_inspect(proc):
     """Another user's namespace cannot be read."""
     proc.add(100, hidden=True)
 
@@ -240,7 +240,7 @@ def test_without_the_right_to_look(proc):
     assert "CAP_SYS_PTRACE" in seen.unavailable
 
 
-def test_an_idle_host_lacks_nothing(proc):
+def test_an_idle_host_has_no_missing_values(proc):
     """No process holds a GPU: nothing to report."""
     found, seen = looked(proc, Network(), set())
 

@@ -48,7 +48,7 @@ class TestPorts:
 
         assert discover_ports([port]) == ()
 
-    def test_the_engines_own_ports_are_looked_at(self):
+    def test_the_engines_own_ports_are_checked(self):
         """vLLM and TensorRT-LLM on 8000, SGLang on 30000, TGI on 3000."""
         assert {8000, 30000, 3000} <= set(DEFAULT_PORTS)
 

@@ -44,7 +44,7 @@ def settled(service):
     return states if states["good"].up and all(state.errors for state in others) else None
 
 
-def test_bad_neighbours_affect_nobody():
+def test_misbehaving_clients_affect_no_one_else():
     """One hangs, one drips, one is broken, one floods, one is someone else; the good one is up."""
     answers = {
         "good": server.text(exposition("vllm-current")),
@@ -74,7 +74,7 @@ def test_bad_neighbours_affect_nobody():
     assert "redirect" in states["moved"].errors
 
 
-def test_a_restart_is_lived_through():
+def test_a_restart_is_survived():
     """Up, gone, and back as a new process: tokens add up and never decrease."""
     with serving(server.text(exposition("vllm-current"))) as engine:
         service = WorkloadService([entry("chat", engine.url)], state=lambda: HOST)

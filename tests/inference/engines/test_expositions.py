@@ -128,7 +128,7 @@ class TestTensorRtLlm:
         assert model.acceptance_length == 1.5
         assert (model.precision, model.tensor_parallel, model.pipeline_parallel) == ("fp8", 2, 1)
 
-    def test_version_1_1_tells_no_tokens(self):
+    def test_version_1_1_reports_no_tokens(self):
         """Latencies alone give no tokens: absent, not zero."""
         model = read("tensorrt_llm", "tensorrt-llm-1.1")
 
@@ -192,7 +192,7 @@ class TestOthers:
 
         assert found == (computed, None)
 
-    def test_triton_tells_no_cache_hits(self):
+    def test_triton_reports_no_cache_hits(self):
         """The number of computed prompt tokens is not known: absent."""
         text = "".join(
             line + "\n"
@@ -262,7 +262,7 @@ class TestParsing:
         assert canonical_name(name) == canonical
 
     @pytest.mark.parametrize("line", ["a{}1 x", "a {} }", "vllm:prompt_tokens_total {} x"])
-    def test_endless_blanks_take_one_pass(self, line):
+    def test_endless_whitespace_takes_one_pass(self, line):
         """Eight megabytes of blanks in one line, or in many, are read as fast as other text."""
         one = line.replace(" ", " " * 8_000_000)
         many = "\n".join([line.replace(" ", " " * 8_000)] * 500)
@@ -271,7 +271,7 @@ class TestParsing:
         assert parse(many, ENGINES["vllm"].names, PREFIXES).malformed_lines == 500
 
     @given(st.text(max_size=300))
-    def test_nothing_makes_it_raise(self, text):
+    def test_no_input_makes_it_raise(self, text):
         """Whatever an endpoint sends is read as an exposition, maybe an empty one."""
         parse(text, ENGINES["vllm"].names, PREFIXES)
 
@@ -295,7 +295,7 @@ def increases(tracker, *samples, epoch=None, complete=True, **known):
 
 
 class TestCounters:
-    def test_what_came_before_is_not_ours(self):
+    def test_earlier_work_is_not_counted(self):
         """The first value is the base; then increases count."""
         tracker = CounterTracker({"c"})
 
@@ -331,7 +331,7 @@ class TestCounters:
         assert counts == [0, 0, 10, 30, 0]
         assert tracker.restarts == 0
 
-    def test_replicas_that_tell_no_start_time(self):
+    def test_replicas_without_a_start_time(self):
         """Their counters distinguish them."""
         tracker = CounterTracker({"c"})
 
@@ -368,7 +368,7 @@ class TestCounters:
 
         assert increases(tracker, 7) == [7]
 
-    def test_after_lost_lines_a_new_series_may_be_an_old_one(self):
+    def test_after_dropped_lines_a_new_series_may_be_an_old_one(self):
         """Its history does not count as new work."""
         tracker = CounterTracker({"c"})
         tracker.update([], complete=False)

@@ -78,6 +78,6 @@ def test_processes(tmp_path):
     assert (launch.model, launch.api_servers, launch.pid) == ("/m", 2, 10)
 
 
-def test_nothing_to_be_read():
+def test_nothing_can_be_read():
     """A remote engine, or one that we may not read."""
     assert launch_of(()) == Launch()

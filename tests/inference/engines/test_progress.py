@@ -75,7 +75,7 @@ class TestRequests:
         assert attention(second) == (0, pairs((720, 100)))
         assert attention(last) == (0, pairs((820, 79)))
 
-    def test_what_was_under_way_before_we_looked_is_not_ours(self):
+    def test_work_in_progress_at_the_first_scrape_is_not_counted(self):
         """The first reading is a base for running requests too."""
         progress = Progress()
         base = progress.work_of(
@@ -116,7 +116,7 @@ class TestRequests:
         assert attention(work) == (pairs((0, 300)), pairs((300, 40)))
         assert attention(idle) == (0, 0)
 
-    def test_requests_that_were_only_thought_to_be_aborted(self):
+    def test_requests_that_were_wrongly_assumed_aborted(self):
         """A lagging gauge showed that nothing ran: once the requests have ended, no error remains."""
         progress = Progress()
         progress.work_of(

@@ -115,7 +115,7 @@ class TestVllm:
         assert totals.progress.aborted.requests == 1
         assert totals.progress.prefills == ()
 
-    def test_an_estimate_that_stays_0_is_none(self):
+    def test_an_estimate_that_stays_0_is_absent(self):
         """The counter is exposed before anything was served, and where it is off."""
         replay = Replay()
         (totals,) = replay.scrape("vllm-0.32.0-cpu-idle")

@@ -125,7 +125,7 @@ class TestStates:
         assert readings[0].models == ()
         assert vllm.state().reason is Reason.WRONG_ENGINE
 
-    def test_malformed_lines_cost_nothing_but_themselves(self):
+    def test_malformed_lines_affect_no_other_lines(self):
         """The engine is up, the lines are counted."""
         scraper, readings = scraper_of(exposition("vllm-malformed"))
 
@@ -135,7 +135,7 @@ class TestStates:
         assert scraper.state().malformed_lines == 4
         assert readings[0].malformed_lines == 4
 
-    def test_a_fault_of_ours_ends_nothing(self):
+    def test_an_internal_error_does_not_stop_the_daemon(self):
         """An exception in accounting is a failed scrape like any other."""
 
         def broken(_reading):
@@ -179,7 +179,7 @@ class TestHanging:
 
 
 class TestBackoff:
-    def test_a_dead_engine_is_asked_ever_more_rarely(self):
+    def test_a_dead_engine_is_scraped_less_and_less_often(self):
         """15 s, 30 s, then a minute at most; at once as usual after success."""
         failure = ScrapeError(Reason.CONNECTION)
         scraper, _readings = scraper_of(*[failure] * 40, exposition("vllm-current"))
@@ -211,7 +211,7 @@ class TestLogging:
             ("workload_scrape_recovered", None),
         ]
 
-    def test_malformed_lines_are_said_once(self):
+    def test_malformed_lines_are_logged_once(self):
         """Again only after a clean scrape."""
         bad, good = exposition("vllm-malformed"), exposition("vllm-current")
         scraper, _readings = scraper_of(bad, bad, good, bad)

@@ -147,7 +147,7 @@ class TestAccounting:
 
         assert workload.models[0].flops_utilization == 0
 
-    def test_an_engine_that_tells_no_tokens(self):
+    def test_an_engine_that_reports_no_tokens(self):
         """Up, with its model and GPUs, and no counters of tokens."""
         stage = Stage(chat(engine="tensorrt_llm"))
         (workload,) = stage.scrape(exposition("tensorrt-llm-1.1")).workloads
@@ -180,7 +180,7 @@ class TestModels:
         assert (model.prefill_flop, model.dram_bytes, model.flops_utilization) == (None,) * 3
         assert "missing fields: intermediate_size" in model.problem
 
-    def test_a_model_that_nobody_can_find(self):
+    def test_a_model_that_cannot_be_found(self):
         """Without a path, and not in the hub's cache: the remedy is named."""
         (model,) = two_scrapes(model=None).models
 
@@ -239,11 +239,11 @@ class TestPrecision:
 
         assert self.precision(gpus=gpus) == ("fp8", {"GPU-a": "fp8", "GPU-b": "fp8"})
 
-    def test_the_engine_says_fp8_and_the_gpus_have_it_not(self):
+    def test_the_engine_says_fp8_but_the_gpus_lack_it(self):
         """Weights are then expanded to the model's own type."""
         assert self.precision()[0] == "bf16"
 
-    def test_the_configuration_is_believed(self):
+    def test_the_configuration_is_trusted(self):
         """The operator's setting is kept, even without a peak to compare with."""
         assert self.precision(precision="int8")[0] == "int8"
 
@@ -316,7 +316,7 @@ class TestOnAProcessor:
 
 
 class TestConfiguration:
-    def test_what_does_not_change_goes_on(self):
+    def test_unaffected_parts_continue(self):
         """A reload keeps the counters of the workloads that it leaves alone."""
         stage = Stage(chat(), chat(name="old", url="http://127.0.0.1:8001/metrics"))
         stage.scrape(exposition("vllm-current"))
@@ -365,7 +365,7 @@ class TestDiscovery:
 
         assert [workload.name for workload in service.snapshot().workloads] == ["other"]
 
-    def test_an_engine_is_scraped_once_under_whatever_address(self):
+    def test_an_engine_with_several_addresses_is_scraped_once(self):
         """Configured as localhost, found as 127.0.0.1: it must not count twice."""
         service = WorkloadService()
         service.configure([chat(url="http://localhost:8000/v1/metrics")])

@@ -105,7 +105,7 @@ class TestWindows:
         """All layers, every other, five in six, by list, by chunk, or none."""
         assert windows_of(name) == windows
 
-    def test_a_written_period(self):
+    def test_a_period_in_words(self):
         """LLLG: three layers with a window, one without, over and over."""
         config = {**LLAMA, "model_type": "exaone4", "sliding_window": 4096}
         model = describe({**config, "sliding_window_pattern": "LLLG"})
@@ -267,7 +267,7 @@ class TestRefusals:
             {"index_topk": 2048},
         ],
     )
-    def test_layers_that_are_no_attention_are_refused(self, foreign):
+    def test_layers_without_attention_are_refused(self, foreign):
         """State-space and linear-attention layers follow other formulas."""
         with pytest.raises(UnknownArchitectureError):
             describe({**LLAMA, **foreign})

@@ -213,7 +213,7 @@ class TestAgainstVllm:
 
 class TestProperties:
     @given(new=tokens, cached=st.integers(0, 5000))
-    def test_more_cache_never_makes_a_prompt_dearer(self, new, cached):
+    def test_more_cache_never_makes_a_prompt_more_expensive(self, new, cached):
         """For a prompt of fixed length, more cached tokens mean less computation."""
         whole = prefill_flop(LLAMA, new + cached, 0)
 

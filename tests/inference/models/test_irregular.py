@@ -125,7 +125,7 @@ class TestLongCat:
             512 + 768 + 48 + 3 * 120
         )
 
-    def test_a_mean_that_is_no_whole_number(self):
+    def test_a_mean_that_is_not_an_integer(self):
         """Refused: nothing says how a fraction of an expert is meant."""
         with pytest.raises(UnknownArchitectureError, match="no whole number"):
             describe({**self.CONFIG, "moe_topk": 2})
@@ -406,7 +406,7 @@ class TestDeepSeekV4:
         """
         assert prefill_attention_flop(describe(self.CONFIG), 9) == (3 * 24 + 6) * 32 + 8 * 6
 
-    def test_a_token_far_on(self):
+    def test_a_token_after_a_long_context(self):
         """At token 256: 3 keys thrice, one chosen entry of 64, and two entries of 128."""
         model = describe(self.CONFIG, cache_data_type="bfloat16")
 

@@ -19,7 +19,7 @@ class TestCompressedEntries:
         """Tokens 8 and 9 alone: 4."""
         assert compressed_pairs(2, 7, 4) == 4
 
-    def test_at_most_the_chosen_ones(self):
+    def test_at_most_the_selected_keys(self):
         """Tokens 4 to 12 see one at most: 9."""
         assert compressed_pairs(12, 0, 4, 1) == 9
 

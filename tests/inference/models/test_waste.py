@@ -44,7 +44,7 @@ def test_a_rejected_draft_costs_a_token_with_its_logits() -> None:
     assert (totals.preemption, totals.lost_cache_hits) == (0.0, 0.0)
 
 
-def test_a_token_computed_again_is_a_prompts() -> None:
+def test_a_recomputed_token_counts_as_a_prompt_token() -> None:
     """Without logits; of the 55 pairs of 10 tokens, 64 FLOP each, every token has a tenth: 352."""
     assert entered(ModelReading(recomputed_tokens=5.0)).preemption == 5 * (2304 + 352)
 
