@@ -40,10 +40,13 @@ from exporter.status.memory import Memory
 from exporter.status.service import JSON, StatusService, security_headers
 from exporter.systemd import Notifier
 from exporter.version import VERSION
-from exporter.web.cross_site import CrossSiteGuard
-from exporter.web.http import Request, Response
-from exporter.web.routes import Lifecycle, add_lifecycle, health_handlers, metrics_handler
-from exporter.web.routing import Router
+from exporter.web.http import Request, Response, Router
+from exporter.web.routes import (
+    CrossSiteGuard,
+    add_health,
+    add_lifecycle,
+    metrics_handler,
+)
 from exporter.web.server import Server
 from flopwatch.state_file import StateFile, usable_state_path
 
@@ -253,18 +256,15 @@ class Daemon:
                 200, self._services.advisor.document(), JSON, security_headers()
             ),
         )
-        healthy, ready = health_handlers(
-            lambda: any(device.up for device in self._live.now().devices)
-        )
-        router.add("/-/healthy", "GET", healthy)
-        router.add("/-/ready", "GET", ready)
-        lifecycle = Lifecycle(
+        add_health(router, lambda: any(device.up for device in self._live.now().devices))
+        add_lifecycle(
+            router,
+            CrossSiteGuard(lambda: self._server.authenticates, self._config.web.allowed_hosts),
+            enabled=self._config.web.enable_lifecycle,
             reload=self.reload,
             pause_probes=self._services.probes.pause,
             resume_probes=self._services.probes.resume,
         )
-        guard = CrossSiteGuard(lambda: self._server.authenticates, self._config.web.allowed_hosts)
-        add_lifecycle(router, lifecycle, guard, enabled=self._config.web.enable_lifecycle)
         return router
 
     def _missing_gpus(self, state: State) -> Iterator[tuple[str, int | str]]:

@@ -10,10 +10,9 @@ from exporter.errors import FlopwatchError
 from exporter.simulate.host import Pull, SimulatedHost, Timing
 from exporter.simulate.scenarios import SCENARIOS, Scenario
 from exporter.status.document import STATUS_PATH
-from exporter.web.http import Request, Response, plain
-from exporter.web.limits import DEFAULT_LIMITS, Limits
+from exporter.web.connections import DEFAULT_LIMITS, Limits
+from exporter.web.http import Request, Response, Router, plain
 from exporter.web.routes import metrics_handler
-from exporter.web.routing import Router
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,8 @@ from exporter.status.document import STATUS_PATH, Device, Status
 from exporter.status.history import Histories
 from exporter.status.inputs import Inputs, StatusSources
 from exporter.status.memory import Memory
-from exporter.web.http import Request, Response
+from exporter.web.http import Request, Response, Router
 from exporter.web.negotiation import accepts_gzip
-from exporter.web.routing import Router
 
 
 HTML = "text/html; charset=utf-8"

@@ -1,3 +1,5 @@
+"""HTTP basic authentication against bcrypt hashes."""
+
 import base64
 import binascii
 import contextlib

@@ -1,15 +1,16 @@
+"""One connection from handshake to close."""
+
 import contextlib
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import structlog
 
-from exporter.web.connections import Connection, Phase
+from exporter.web.connections import Connection, Limits, Phase
 from exporter.web.http import Handler, Request, Response, plain, respond
-from exporter.web.limits import Limits
-from exporter.web.protocol import CONTINUE, Head, HttpProtocol, RefusedError
+from exporter.web.protocol import CONTINUE, HttpProtocol, RefusedError
 
 
 if TYPE_CHECKING:
@@ -23,49 +24,32 @@ _JOINED_BYTES: Final = 64 * 1024  # up to here one copy is cheaper than a second
 _TLS_HANDSHAKE: Final = b"\x16"  # content type of a TLS record that opens a handshake
 
 
-class Security(Protocol):
-    """What the web configuration adds to a conversation."""
+class Security:
+    """What the web configuration adds to a conversation. Without one: plain HTTP for everybody."""
 
-    @property
-    def headers(self) -> tuple[tuple[str, str], ...]:
-        """Headers added to every response."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Headers added to every response."""
 
     @property
     def authenticates(self) -> bool:
         """Whether a request needs a password or a client certificate."""
+        return False
 
     def reloaded(self) -> "Security":
-        """The same with its files read again; itself where there are none. Raises WebConfigError."""
+        """The same with its files read again; itself if there are none. Raises WebConfigError."""
+        return self
 
     def tls_context(self) -> "ssl.SSLContext | None":
         """The context for a new connection, with the newest certificates; None for plain HTTP."""
+        return None
 
     def admits_peer(self, secured: "ssl.SSLSocket") -> bool:
         """Whether the client certificate names an allowed client; after the handshake."""
-
-    def refusal(self, request: Request) -> Response | None:
-        """The answer for a request that may not go on to the handler, or None."""
-
-
-class NoSecurity:
-    """Without a web configuration: plain HTTP for everybody."""
-
-    headers: tuple[tuple[str, str], ...] = ()
-    authenticates = False
-
-    def reloaded(self) -> "NoSecurity":
-        """Itself."""
-        return self
-
-    def tls_context(self) -> None:
-        """None."""
-
-    def admits_peer(self, _secured: "ssl.SSLSocket") -> bool:
-        """True."""
         return True
 
-    def refusal(self, _request: Request) -> None:
-        """None."""
+    def refusal(self, request: Request) -> Response | None:
+        """The answer to a request that may not reach the handler, or None."""
+        return None
 
 
 class _ClosedError(Exception):
@@ -95,7 +79,7 @@ class Conversation:
         self._newest_security = security
         self._security = security()
         self._draining = draining
-        self._protocol = HttpProtocol(limits)
+        self._protocol = HttpProtocol(limits, connection.client)
 
     def run(self) -> None:
         """Serve requests until either side ends the connection; the socket is closed afterwards."""
@@ -141,25 +125,26 @@ class Conversation:
                 self._receive(time.monotonic() + self._limits.idle_seconds)
             deadline = time.monotonic() + self._limits.head_seconds
         try:
-            head = self._read_head(deadline)
+            request = self._read_request(deadline)
             self._skip_body(deadline)
         except RefusedError as refused:
             self._refuse(refused)
             return False
         if self._is_outdated():
             return False
-        return self._answer(head)
+        return self._answer(request)
 
-    def _answer(self, head: Head) -> bool:
+    def _answer(self, request: Request) -> bool:
         connection = self._connection
         connection.enter(Phase.ANSWERING)
-        request = Request(head.method, head.path, head.query, head.headers, connection.client)
         response = respond(self._permitted, request)
         close = self._draining() or self._is_outdated()
         self._write(response, close=close)
         connection.served += 1
         connection.enter(Phase.WAITING)
-        self._note("request_served", method=head.method, path=head.path, status=response.status)
+        self._note(
+            "request_served", method=request.method, path=request.path, status=response.status
+        )
         # Once more, as the server may have begun to close, or read its configuration again, after it
         # looked for waiting connections.
         return self._protocol.next_request() and not (self._draining() or self._is_outdated())
@@ -170,15 +155,15 @@ class Conversation:
     def _is_outdated(self) -> bool:
         return self._newest_security() is not self._security
 
-    def _read_head(self, deadline: float) -> Head:
-        while (head := self._protocol.head()) is None:
+    def _read_request(self, deadline: float) -> Request:
+        while (request := self._protocol.request()) is None:
             try:
                 self._receive(deadline)
             except TimeoutError:
                 if not self._protocol.has_received:
                     raise
                 raise RefusedError(408, "the request did not arrive in time") from None
-        return head
+        return request
 
     def _skip_body(self, deadline: float) -> None:
         if self._protocol.awaits_continue and not self._protocol.has_received:

@@ -1,6 +1,6 @@
-"""The interface of the web server and the routes: a request in, a response out."""
+"""Requests, responses and the router: what the server and the endpoints share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -54,3 +54,43 @@ def respond(handler: Handler, request: Request) -> Response:
     except Exception:  # one broken page must not affect the others, nor show its traceback
         log.exception("request_failed", method=request.method, path=request.path)
         return plain(500)
+
+
+class Router:
+    """Finds the handler of a path. Add all routes before serving; then it is thread-safe.
+
+    A trailing slash is ignored. Without a route the answer is 404, or 405 with Allow if the path
+    has other methods. HEAD calls the GET handler; the server drops the body.
+    """
+
+    def __init__(self) -> None:
+        self._routes: dict[str, dict[str, Handler]] = {}
+
+    def add(self, path: str, methods: str | Iterable[str], handler: Handler) -> None:
+        """Serve `path` for one or more methods; a second handler for the same two is an error."""
+        routes = self._routes.setdefault(path, {})
+        for method in (methods,) if isinstance(methods, str) else methods:
+            if method in routes:
+                raise ValueError(f"{method} {path} has a handler already")
+            routes[method] = handler
+
+    def __call__(self, request: Request) -> Response:
+        """Answer a request: the router is itself a Handler."""
+        path = request.path
+        routes = self._routes.get(path) or self._routes.get(path.rstrip("/") or "/")
+        if routes is None:
+            return plain(404)
+        method = request.method
+        if method == "HEAD" and method not in routes:
+            method = "GET"
+        handler = routes.get(method)
+        if handler is None:
+            return plain(405, headers=(("Allow", self._allowed(routes)),))
+        return respond(handler, request)
+
+    @staticmethod
+    def _allowed(routes: dict[str, Handler]) -> str:
+        methods = set(routes)
+        if "GET" in methods:
+            methods.add("HEAD")
+        return ", ".join(sorted(methods))

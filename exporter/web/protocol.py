@@ -2,15 +2,14 @@
 
 import time
 import urllib.parse
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
 import h11
 
-from exporter.web.http import Response
-from exporter.web.limits import Limits
+from exporter.web.connections import Limits
+from exporter.web.http import Request, Response
 
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -27,21 +26,13 @@ class RefusedError(Exception):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A request's line and headers. Header names are lower-case; repeated headers are joined by commas."""
-
-    method: str
-    path: str
-    query: str
-    headers: Mapping[str, str]
-
-
 class HttpProtocol:
     """One connection's requests and responses, one at a time."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, client: str) -> None:
+        """`client` is the peer's address, for the requests."""
         self._limits = limits
+        self._client = client
         self._connection = _parser(limits)
         self._body_bytes = 0
         self._is_head = False
@@ -66,16 +57,16 @@ class HttpProtocol:
         if data:
             self._connection.receive_data(data)
 
-    def head(self) -> Head | None:
-        """The next request's head; None until it is complete. Raises RefusedError."""
+    def request(self) -> Request | None:
+        """The next request; None until its head is complete. Raises RefusedError."""
         self._body_bytes, self._is_head, self._keeps_alive = 0, False, False
         event = self._next_event()
         if not isinstance(event, h11.Request):
             return None
         self._is_head = event.method == b"HEAD"
-        head = _head(event, self._limits)
-        self._keeps_alive = event.http_version == b"1.1" and not _says_close(head)
-        return head
+        request = _request(event, self._limits, self._client)
+        self._keeps_alive = event.http_version == b"1.1" and not _says_close(request)
+        return request
 
     def body_is_complete(self) -> bool:
         """Discard what has arrived of the body; whether it is complete. Raises RefusedError."""
@@ -149,12 +140,12 @@ def _parser(limits: Limits) -> h11.Connection:
     return h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
 
 
-def _says_close(head: Head) -> bool:
-    options = head.headers.get("connection", "").lower().split(",")
+def _says_close(request: Request) -> bool:
+    options = request.headers.get("connection", "").lower().split(",")
     return "close" in map(str.strip, options)
 
 
-def _head(request: h11.Request, limits: Limits) -> Head:
+def _request(request: h11.Request, limits: Limits, client: str) -> Request:
     if request.http_version not in {b"1.0", b"1.1"}:
         raise RefusedError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
     if len(request.target) > limits.target_bytes:
@@ -165,11 +156,12 @@ def _head(request: h11.Request, limits: Limits) -> Head:
         raise RefusedError(400, "Content-Length and Transfer-Encoding contradict each other")
     _check_body(int(length), limits)
     path, query = _origin(request.target.decode("latin-1"))
-    return Head(
+    return Request(
         method=request.method.decode("latin-1"),
         path=urllib.parse.unquote(path, errors="replace"),
         query=query,
         headers=headers,
+        client=client,
     )
 
 

@@ -1,20 +1,52 @@
+"""The active web configuration: TLS, authentication, rate limit."""
+
 import ssl
+import threading
+import time
+from collections.abc import Callable
 
 import structlog
 
 from exporter.web.authentication import BasicAuthenticator, Verdict, VerdictMemory
 from exporter.web.config import WebConfig, load_web_config
+from exporter.web.conversation import Security
 from exporter.web.http import Request, Response, plain
-from exporter.web.rate_limit import RateLimiter
 from exporter.web.tls import ContextSource, names_allowed_client
 
 
 log = structlog.get_logger(__name__)
 
+
+class RateLimiter:
+    """A token bucket: `burst` requests at once, then one each `interval_seconds`."""
+
+    def __init__(
+        self, interval_seconds: float, burst: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._interval_seconds = interval_seconds
+        self._burst = burst
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._tokens = float(burst)
+        self._counted_at = clock()
+
+    def allows(self) -> bool:
+        """Take a token; False when there is none."""
+        with self._lock:
+            now = self._clock()
+            earned = (now - self._counted_at) / self._interval_seconds
+            self._tokens = min(float(self._burst), self._tokens + earned)
+            self._counted_at = now
+            if self._tokens < 1:
+                return False
+            self._tokens -= 1
+            return True
+
+
 _CHALLENGE = (("WWW-Authenticate", 'Basic realm="flopwatch", charset="UTF-8"'),)
 
 
-class WebSecurity:
+class WebSecurity(Security):
     """An active web configuration: certificates, passwords, rate limit.
 
     Raises WebConfigError when the certificates cannot be used.
@@ -27,7 +59,7 @@ class WebSecurity:
         verdicts: VerdictMemory | None = None,
     ) -> None:
         self._config = config
-        self.headers: tuple[tuple[str, str], ...] = config.headers
+        self.headers = config.headers
         self._unauthenticated_paths = unauthenticated_paths
         self._verdicts = verdicts or VerdictMemory()
         tls = config.tls

@@ -17,8 +17,8 @@ from exporter.attribution.settings import HolderSettings
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.service import WorkloadService
 from exporter.state import State
-from exporter.web.acceptor import Acceptor
-from exporter.web.limits import DEFAULT_LIMITS
+from exporter.web.connections import DEFAULT_LIMITS
+from exporter.web.server import Acceptor
 from flopwatch.threads import STALLED_SECONDS, BoundedThread, ThreadGuard
 from tests.daemon.process import DaemonProcess
 
@@ -202,7 +202,7 @@ def test_a_stopped_advisor_has_not_stalled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "owner", "method", "thread"),
     [
-        ("exporter.web.acceptor", "Acceptor", "_accept", "web-accept"),
+        ("exporter.web.server", "Acceptor", "_accept", "web-accept"),
         ("exporter.attribution.service", "HolderService", "poll", "holders"),
     ],
 )

@@ -37,7 +37,7 @@ from exporter.inference.models.work import cost_of
 from exporter.inference.progress import Progress
 from exporter.inference.reading import Samples, by_model
 from exporter.web.config import load_web_config
-from exporter.web.limits import DEFAULT_LIMITS
+from exporter.web.connections import DEFAULT_LIMITS
 from exporter.web.negotiation import accepts_gzip, choose_format
 from exporter.web.protocol import HttpProtocol, RefusedError
 from flopwatch.state_file import StateFile
@@ -89,10 +89,10 @@ def read_web_config(data: bytes) -> None:
 
 def read_request(data: bytes) -> None:
     """A request's head, and the headers by which the answer's format is chosen."""
-    protocol = HttpProtocol(DEFAULT_LIMITS)
+    protocol = HttpProtocol(DEFAULT_LIMITS, "192.0.2.1")
     with suppress(RefusedError):
         protocol.feed(data)
-        head = protocol.head()
+        head = protocol.request()
         if head is None:
             return
         choose_format(head.headers.get("accept"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from exporter.web.routing import Router
+from exporter.web.http import Router
 from exporter.web.server import Server
 from probes.records import ProbesSnapshot
 from tests.status.browser import CHROMIUM, Browser

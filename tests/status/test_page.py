@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.status.page import FULL_CARDS, SECURITY_HEADERS
-from exporter.web.http import Request
-from exporter.web.routing import Router
+from exporter.web.http import Request, Router
 from tests.status.examples import (
     COARSE,
     DECODE,

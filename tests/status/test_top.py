@@ -16,9 +16,8 @@ from exporter.cli.main import main
 from exporter.status.client import Access, StatusError, fetch_status
 from exporter.status.document import STATUS_PATH, Status
 from exporter.status.terminal import plain, render
-from exporter.web.http import Request, Response
+from exporter.web.http import Request, Response, Router
 from exporter.web.http import plain as answer
-from exporter.web.routing import Router
 from exporter.web.server import Server
 from tests.status.examples import DECODE, Machine, fleet, gpu
 

@@ -8,7 +8,7 @@ import pytest
 
 from exporter.web.authentication import BCRYPT_HASH, BasicAuthenticator, Verdict, VerdictMemory
 from exporter.web.config import load_web_config
-from exporter.web.rate_limit import RateLimiter
+from exporter.web.security import RateLimiter
 from exporter.web.server import Server
 from tests.web.clients import RawClient, eventually
 

@@ -6,7 +6,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.web.certificates import Validity, read_validity, split_pem
+from exporter.web.tls import Validity, read_validity, split_pem
 
 
 AUTHORITY = trustme.CA()

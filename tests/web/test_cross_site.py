@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from exporter.web.cross_site import CrossSiteGuard
 from exporter.web.http import Request
+from exporter.web.routes import CrossSiteGuard
 
 
 def post(**headers: str) -> Request:

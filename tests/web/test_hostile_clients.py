@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from exporter.web.connections import _JUST_COME_SECONDS
+from exporter.web.connections import _JUST_COME_SECONDS, Limits
 from exporter.web.http import Request, Response, plain
-from exporter.web.limits import Limits
 from exporter.web.server import Server
 from tests.web.clients import RawClient, connection_threads, eventually, request_bytes
 

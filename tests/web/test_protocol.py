@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.web.http import Response
-from exporter.web.limits import Limits
-from exporter.web.protocol import Head, HttpProtocol, RefusedError
+from exporter.web.connections import Limits
+from exporter.web.http import Request, Response
+from exporter.web.protocol import HttpProtocol, RefusedError
 
 
 LIMITS = Limits()
@@ -18,10 +18,10 @@ value = st.text(
 ).map(str.strip)
 
 
-def read_head(data: bytes) -> Head | None:
-    protocol = HttpProtocol(LIMITS)
+def read_head(data: bytes) -> Request | None:
+    protocol = HttpProtocol(LIMITS, "192.0.2.1")
     protocol.feed(data)
-    return protocol.head()
+    return protocol.request()
 
 
 @given(st.binary(max_size=300))
@@ -59,10 +59,10 @@ def test_any_bytes_are_a_head_or_refused(data: bytes) -> None:
 )
 def test_nearly_a_request_is_a_request_or_refused(parts: list[bytes]) -> None:
     """No shuffling of a request's parts raises anything but RefusedError, its body included."""
-    protocol = HttpProtocol(LIMITS)
+    protocol = HttpProtocol(LIMITS, "192.0.2.1")
     with contextlib.suppress(RefusedError):
         protocol.feed(b"".join(parts))
-        head = protocol.head()
+        head = protocol.request()
         if head is not None:
             assert head.path.startswith("/")
             protocol.body_is_complete()
@@ -93,9 +93,9 @@ def test_whitespace_costs_linear_time() -> None:
 def test_a_response_head_has_the_lines_it_was_given(text: str) -> None:
     """No header value ends up as more than one line: it is written whole or refused."""
     response = Response(200, headers=(("A", text),))
-    protocol = HttpProtocol(LIMITS)
+    protocol = HttpProtocol(LIMITS, "192.0.2.1")
     protocol.feed(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    protocol.head()
+    protocol.request()
     protocol.body_is_complete()
     try:
         head, body = protocol.encode(response, extra_headers=(), close=True, unix_seconds=0.0)
@@ -118,7 +118,7 @@ def test_a_response_head_has_the_lines_it_was_given(text: str) -> None:
 @given(st.integers(0, 4_102_444_800))
 def test_a_date_matches_the_standard_library(unix_seconds: int) -> None:
     """Up to the year 2100."""
-    protocol = HttpProtocol(LIMITS)
+    protocol = HttpProtocol(LIMITS, "192.0.2.1")
     head, _ = protocol.encode(
         Response(204), extra_headers=(), close=True, unix_seconds=float(unix_seconds)
     )

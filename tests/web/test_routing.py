@@ -1,8 +1,7 @@
 import pytest
 from structlog.testing import capture_logs
 
-from exporter.web.http import Request, Response, plain
-from exporter.web.routing import Router
+from exporter.web.http import Request, Response, Router, plain
 
 
 def request(method: str, path: str) -> Request:

@@ -6,9 +6,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from exporter.errors import ListenError
-from exporter.web.http import Request, Response, plain
-from exporter.web.limits import Limits
-from exporter.web.routing import Router
+from exporter.web.connections import Limits
+from exporter.web.http import Request, Response, Router, plain
 from exporter.web.server import Server
 from tests.web.clients import RawClient, eventually, request_bytes
 

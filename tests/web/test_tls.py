@@ -10,8 +10,8 @@ from structlog.testing import capture_logs
 
 from exporter.errors import WebConfigError
 from exporter.web.config import load_web_config
+from exporter.web.connections import Limits
 from exporter.web.http import Response, plain
-from exporter.web.limits import Limits
 from exporter.web.server import Server
 from tests.web.certificates import Authority
 from tests.web.clients import Answer, RawClient, connection_threads, eventually, request_bytes

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exporter.web.config import WebConfig, load_web_config
-from exporter.web.limits import DEFAULT_LIMITS
+from exporter.web.connections import DEFAULT_LIMITS
 from exporter.web.tls_config import TlsServerConfig
 from tests.web.certificates import write_corpus_certificates
 
