@@ -18,8 +18,7 @@ from exporter.advice.advise import AdviceSnapshot
 from exporter.advice.document import ADVICE_PATH
 from exporter.attribution.bill import HostLedger
 from exporter.attribution.ledger import Bill
-from exporter.collect.host import HostSampling
-from exporter.collect.machine import Machine, boot_id
+from exporter.collect.host import HostSampling, Machine, boot_id
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config, after_reload
 from exporter.errors import EXIT_TRANSIENT, FlopwatchError

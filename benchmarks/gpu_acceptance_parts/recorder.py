@@ -24,7 +24,7 @@ from exporter.collect.nvml.errors import NvmlError
 from exporter.collect.nvml.identity import read_identity
 from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
 from exporter.collect.nvml.mig import list_instances
-from exporter.collect.nvml.process_utilization import ProcessUtilization
+from exporter.collect.nvml.processes import ProcessUtilization
 from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast
 
 

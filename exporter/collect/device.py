@@ -17,12 +17,13 @@ from exporter.accounting.plausibility import (
     without_activity,
 )
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH
+from exporter.collect.dcgm.activity import DcgmActivity
+from exporter.collect.gpm import Gpm, MigParts
 from exporter.collect.nvml.gpm import GpmSession
 from exporter.collect.nvml.library import DeviceCalls
 from exporter.collect.nvml.reading import unsupported_capabilities
 from exporter.collect.settings import SamplingSettings
 from exporter.collect.source import ActivitySource, GpuContext
-from exporter.collect.sources import SOURCES
 from exporter.precision import headline_precision
 from exporter.readings import (
     ActivityWindow,
@@ -36,6 +37,13 @@ from exporter.state import DeviceState, SourceHealth
 
 log = structlog.get_logger(__name__)
 
+# The sources of activities, the best first: one file each, and one line here. If none opens,
+# accounting falls back on NVML's utilization, which shows when kernels ran but not what they did.
+SOURCES: tuple[type[ActivitySource], ...] = (
+    Gpm,  # gpm_cycles, or gpm where the device counts no cycles
+    MigParts,  # a GPU in MIG mode, from the GPM of its instances
+    DcgmActivity,  # from a dcgm-exporter on the node
+)
 NVML = "nvml"
 _CLOCK_SAMPLES = 4  # in a tick, where no source says otherwise
 _ACTIVITY = "activity"  # the name under which implausible activities are counted

@@ -1,4 +1,7 @@
-"""Sources `gpm_cycles` and `gpm`: when GPM is tried, read and retried, and its health."""
+"""Sources `gpm_cycles` and `gpm`: when GPM is tried, read and retried, and its health.
+
+A GPU whose GPM works only for its MIG instances is assembled from their windows.
+"""
 
 import math
 import time
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from exporter.accounting.mig import InstanceWindow, memory_share, whole_gpu_window
 from exporter.collect.gpm_windows import CYCLES, PERCENT, GpmWindows, open_together
 from exporter.collect.nvml.errors import (
     DeviceLost,
@@ -232,3 +236,33 @@ class Gpm(ActivitySource):
         if not self._errors[IMPLAUSIBLE]:
             log.warning("gpm_value_implausible", **self._labels, value_of=what)
         self.implausible()
+
+
+class MigParts(ActivitySource):
+    """A GPU in MIG mode, assembled from the GPM windows of its instances."""
+
+    def open(self) -> bool:
+        """Whether every instance has GPM: DCGM's windows do not end in the same tick for all."""
+        instances = self.device.instances
+        return bool(instances) and all(isinstance(each.in_use, Gpm) for each in instances)
+
+    def read(self, fast: FastReading, settings: SamplingSettings) -> ActivityWindow | None:
+        """The GPU's window of this tick; None unless every instance has one, and a known size."""
+        gpu, sm_count = self.device.identity, self.device.sm_count
+        parts: list[InstanceWindow] = []
+        for instance in self.device.instances:
+            identity = instance.identity
+            if instance.window is None or not sm_count or not identity.sm_count:
+                return None
+            share = memory_share(gpu.memory_size_bytes, identity.memory_size_bytes)
+            parts.append(InstanceWindow(instance.window, identity.sm_count / sm_count, share))
+        return whole_gpu_window(parts)
+
+    @property
+    def open_since_seconds(self) -> float | None:
+        """Start of the window that the instances will close together."""
+        opened = [
+            each.in_use.open_since_seconds if each.in_use is not None else None
+            for each in self.device.instances
+        ]
+        return opened[0] if opened and None not in opened else None

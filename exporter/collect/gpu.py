@@ -14,12 +14,11 @@ from exporter.collect.nvml.errors import DeviceLost, DriverGone, DriverMismatch,
 from exporter.collect.nvml.identity import NO_UUID, read_identity
 from exporter.collect.nvml.library import DeviceCalls, call, handle_address
 from exporter.collect.nvml.mig import mig_enabled
-from exporter.collect.nvml.process_utilization import ProcessUtilization
+from exporter.collect.nvml.processes import ProcessUtilization
 from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_pcie
 from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import GpuRule, SamplingSettings
 from exporter.collect.source import GpuContext
-from exporter.collect.sources import SOURCES
 from exporter.precision import peak_override
 from exporter.readings import DeviceIdentity, SlowReading
 from exporter.state import UNKNOWN, DeviceState
@@ -217,8 +216,8 @@ class SampledGpu:
     def _prepare_sources(self) -> None:
         """Let each kind of source prepare for the GPU and all its instances. Raises NvmlError."""
         devices = tuple(self._devices())
-        for position, kind in enumerate(SOURCES):
-            kind.prepare([device.sources[position] for device in devices])
+        for position, source in enumerate(self._device.sources):
+            type(source).prepare([device.sources[position] for device in devices])
 
     def _find(self) -> Any:
         """The device's handle, by the most specific name known. Raises NvmlError."""

@@ -1,19 +1,22 @@
-"""All devices of a host: found, sampled, and found again when the driver comes back."""
+"""The host: its boot, its GPUs on the PCI bus, and its devices, found and sampled.
+
+GPUs are counted on the bus whether or not a driver is loaded.
+"""
 
 import contextlib
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Final
 
 import structlog
 
-from exporter.collect.cpu import CpuSource
+from exporter.collect.cpu import CpuSource, SampledCpu
 from exporter.collect.dcgm.source import DcgmSource
 from exporter.collect.discovery import DeviceDiscovery
 from exporter.collect.gpu import SampledGpu
-from exporter.collect.host_cpu import SampledCpu
-from exporter.collect.machine import expected_gpus
 from exporter.collect.nvml.errors import DriverMismatch, NvmlError
 from exporter.collect.nvml.events import XidWatcher
 from exporter.collect.nvml.library import DriverLibrary, running_call
@@ -25,7 +28,7 @@ from exporter.collect.sampler import (
 )
 from exporter.collect.settings import SamplingSettings
 from exporter.collect.source import GpuContext
-from exporter.readings import DeviceIdentity
+from exporter.readings import DeviceIdentity, HostFacts
 from exporter.state import UNKNOWN, DeviceName, DeviceState, SampledHost, State
 from flopwatch.threads import BoundedThread
 
@@ -40,6 +43,12 @@ _CLOSE_SECONDS = 0.2
 # Reasons for which there is no GPU to watch and the processor stands in, unless the PCI bus lists
 # GPUs. Any other reason means that there are GPUs and that something keeps this process from them.
 _NO_GPU = frozenset({"turned_off", "no_devices", "library_not_found", "driver_not_loaded"})
+
+
+_NVIDIA: Final = "0x10de"
+_DISPLAY_CLASS: Final = "0x03"
+# GPUs are rarely plugged in or handed over.
+_BUS_SECONDS: Final = 60.0
 
 
 class HostSampling:
@@ -365,3 +374,70 @@ def _not_yet(key: str, now: float) -> DeviceState:
         up=False,
         max_age_seconds=0.0,
     )
+
+
+def boot_time_seconds(proc: Path = Path("/proc")) -> float | None:
+    """Unix time of the host's boot (`btime` in /proc/stat); None where it cannot be read."""
+    try:
+        for line in (proc / "stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "btime":
+                return float(value)
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def boot_id(proc: Path = Path("/proc")) -> str | None:
+    """The kernel's random identity of this boot; None where it cannot be read."""
+    try:
+        return (proc / "sys/kernel/random/boot_id").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def expected_gpus(sys: Path = Path("/sys")) -> int | None:
+    """NVIDIA display controllers on the PCI bus; None where there is no bus to read.
+
+    Virtual functions and devices handed to a virtual machine (vfio-pci) are not counted.
+    """
+    try:
+        devices = list((sys / "bus/pci/devices").iterdir())
+    except OSError:
+        return None
+    return sum(_is_gpu(device) for device in devices)
+
+
+def _is_gpu(device: Path) -> bool:
+    try:
+        vendor = (device / "vendor").read_text().strip()
+        kind = (device / "class").read_text().strip()
+        if vendor != _NVIDIA or not kind.startswith(_DISPLAY_CLASS) or (device / "physfn").exists():
+            return False
+        driver = device / "driver"
+        return not (driver.exists() and driver.resolve().name.startswith("vfio"))
+    except OSError:
+        return False
+
+
+class Machine:
+    """The host's facts, the bus read again every minute. Any thread may ask."""
+
+    def __init__(
+        self,
+        *,
+        proc: Path = Path("/proc"),
+        sys: Path = Path("/sys"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._proc, self._sys, self._clock = proc, sys, clock
+        self._read_at = float("-inf")
+        self._facts = HostFacts()
+
+    def facts(self) -> HostFacts:
+        """What the host reports about itself."""
+        now = self._clock()
+        if now - self._read_at >= _BUS_SECONDS:
+            self._facts = HostFacts(expected_gpus(self._sys), boot_time_seconds(self._proc))
+            self._read_at = now
+        return self._facts

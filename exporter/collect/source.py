@@ -1,6 +1,6 @@
 """What an activity source is, and what it can learn about its device.
 
-`exporter/collect/sources.py` lists the sources, the best first.
+`SOURCES` in `exporter/collect/device.py` lists the sources, the best first.
 """
 
 from abc import abstractmethod

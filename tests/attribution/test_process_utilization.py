@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from exporter.collect.nvml import process_utilization
+from exporter.collect.nvml import processes
 from exporter.collect.nvml.errors import NotSupported, NvmlError, Transient
 from exporter.collect.nvml.library import DeviceCalls
-from exporter.collect.nvml.process_utilization import ProcessUtilization
+from exporter.collect.nvml.processes import ProcessUtilization
 
 
-NEWER, OLDER = process_utilization.SYMBOLS
+NEWER, OLDER = "nvmlDeviceGetProcessesUtilizationInfo", "nvmlDeviceGetProcessUtilization"
 SECOND = 1_000_000
 
 
@@ -24,7 +24,7 @@ class Driver:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: list) -> None:
         self.answers = answers
         self.asked: list[tuple[str, int]] = []
-        monkeypatch.setattr(process_utilization, "call", self.call)
+        monkeypatch.setattr(processes, "call", self.call)
 
     def call(self, symbol: str, _handle: object, seen_us: int) -> list:
         self.asked.append((symbol, seen_us))

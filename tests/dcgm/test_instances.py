@@ -2,8 +2,13 @@
 
 import pytest
 
-from exporter.collect.dcgm.exposition import DcgmDevice, DeviceSample, parse
-from exporter.collect.dcgm.instances import InstanceShare, whole_gpu_sample
+from exporter.collect.dcgm.exposition import (
+    DcgmDevice,
+    DeviceSample,
+    InstanceShare,
+    parse,
+    whole_gpu_sample,
+)
 from exporter.collect.dcgm.windows import DeviceWindows
 from tests.dcgm.server import row
 

@@ -152,8 +152,8 @@ def raise_(error: OSError) -> int:
 def test_a_gpu_host_without_its_driver_is_not_a_healthy_cpu_host(tmp_path: Path) -> None:
     """The PCI bus has eight GPUs and the driver is not loaded: the processor does not stand in."""
     program = patched(
-        "import exporter.collect.machine as machine",
-        "machine.expected_gpus = lambda *_folder: 8",
+        "import exporter.collect.host as host",
+        "host.expected_gpus = lambda *_folder: 8",
     )
     with FakeNvml([H100], tmp_path) as fake:
         fake.unload_driver()

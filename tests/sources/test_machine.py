@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from exporter.collect.machine import Machine, boot_id, boot_time_seconds, expected_gpus
+from exporter.collect.host import Machine, boot_id, boot_time_seconds, expected_gpus
 
 
 def device(sys: Path, address: str, *, vendor: str = "0x10de", kind: str = "0x030200") -> Path:

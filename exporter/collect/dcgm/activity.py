@@ -1,7 +1,7 @@
 """Source `dcgm` for one device: only as long as no better source has opened."""
 
 from exporter.accounting.mig import memory_share
-from exporter.collect.dcgm.instances import InstanceShare, Shares
+from exporter.collect.dcgm.exposition import InstanceShare, Shares
 from exporter.collect.dcgm.source import DcgmReader
 from exporter.collect.settings import SamplingSettings
 from exporter.collect.source import ActivitySource, MeasuredDevice

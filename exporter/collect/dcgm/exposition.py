@@ -5,12 +5,16 @@ exposition's TYPE says; cycles and bytes since boot in `…_TOTAL`). dcgm-export
 names, older ones those used in their counters file. Blank values: dcgm_structs.h, DCGM_INT32_BLANK
 and its like. Field strings that dcgm-exporter cannot convert appear in its answer unchanged (`ERROR
 - FAILED TO CONVERT TO STRING`): each line is read separately, and an invalid one does not affect others.
+
+A GPU in MIG mode is assembled from the rows of its instances: by default dcgm-exporter has no row of
+the whole GPU then. DCGM gives each instance's activities as shares of the instance itself; SMs and
+memory slices of no instance are idle.
 """
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 _PREFIX = "DCGM_FI_"
@@ -87,6 +91,10 @@ _LABEL = re.compile(r'[ \t]*(\w+)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(,|\Z)')
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|[Ii]nf|[Nn]a[Nn])")
 # Finds the device that a malformed line is about.
 _UUID = re.compile(r'uuid="((?:GPU|MIG)-[0-9A-Za-z-]{1,64})"', re.IGNORECASE)
+
+
+# Shares of the memory's bandwidth; all other activities are shares of SMs or of their time.
+_OF_MEMORY = "dram"
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,3 +255,54 @@ _BLANK_TOTAL = 0x7FFFFFFFFFFFFFF0
 def _is_blank(value: float) -> bool:
     """DCGM's blanks are at the top of 32 bit, of 64 bit, and from 2^47 on for doubles."""
     return 0x7FFFFFF0 <= value <= 0x7FFFFFFF or value >= 2**47
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceShare:
+    """An instance's share of its GPU's SMs and memory bandwidth; None: not known."""
+
+    sm: float
+    memory: float | None
+
+
+Shares = Mapping[str, InstanceShare]  # by GPU instance id
+
+
+def whole_gpu_sample(
+    uuid: str, devices: Mapping[DcgmDevice, DeviceSample], shares: Shares
+) -> DeviceSample | None:
+    """The GPU's sample: its own row, its activities from its instances' rows where it has none.
+
+    `graphics` becomes the SMs' share of the time in which their instance's engine was active. An
+    activity that one instance does not report is unknown for the GPU. None without a row, or with
+    an instance without one.
+    """
+    own = devices.get(DcgmDevice(uuid))
+    if own is not None and own.known:
+        return own
+    samples = {mig: devices.get(DcgmDevice(uuid, mig)) for mig in shares}
+    known = {mig: sample for mig, sample in samples.items() if sample is not None}
+    if not known or len(known) < len(shares):
+        return own
+    names = {name for sample in known.values() for name in sample.activities}
+    activities = {
+        name: value for name in names if (value := _weighted(name, known, shares)) is not None
+    }
+    composed = DeviceSample(
+        activities,
+        others=hash(tuple((mig, sample.others) for mig, sample in known.items())),
+        malformed=sum(sample.malformed for sample in known.values()),
+    )
+    # PCIe and NVLink belong to the GPU, so they are in its own row.
+    return composed if own is None else replace(composed, bytes_per_second=own.bytes_per_second)
+
+
+def _weighted(name: str, samples: Mapping[str, DeviceSample], shares: Shares) -> float | None:
+    total = 0.0
+    for mig, sample in samples.items():
+        share = shares[mig].memory if name == _OF_MEMORY else shares[mig].sm
+        value = sample.activities.get(name)
+        if value is None or share is None:
+            return None
+        total += value * share
+    return min(total, 1.0)

@@ -13,8 +13,14 @@ from typing import Any
 
 import structlog
 
-from exporter.collect.dcgm.exposition import DcgmDevice, DcgmExposition, DeviceSample, parse
-from exporter.collect.dcgm.instances import Shares, whole_gpu_sample
+from exporter.collect.dcgm.exposition import (
+    DcgmDevice,
+    DcgmExposition,
+    DeviceSample,
+    Shares,
+    parse,
+    whole_gpu_sample,
+)
 from exporter.collect.dcgm.windows import SOURCE, CollectInterval, DeviceWindows
 from exporter.http_client import Reason, ScrapeError, fetch
 from exporter.readings import ActivityWindow, FastReading

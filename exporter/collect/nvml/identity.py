@@ -2,7 +2,7 @@
 
 import pynvml
 
-from exporter.collect.nvml import checked
+from exporter.collect.nvml import answers
 from exporter.collect.nvml.library import DeviceCalls
 from exporter.collect.nvml.reading import c2c_link_count, read_memory
 from exporter.readings import DeviceIdentity
@@ -33,23 +33,23 @@ def read_identity(calls: DeviceCalls, index: int, driver_version: str | None) ->
     capability = _capability(calls)
     architecture = calls.ask("nvmlDeviceGetArchitecture")
     pci = calls.ask("nvmlDeviceGetPciInfo")
-    bus_id = checked.text(pci.busId) if pci is not None else None
+    bus_id = answers.text(pci.busId) if pci is not None else None
     memory = read_memory(calls)
     return DeviceIdentity(
         index=str(index),
-        uuid=checked.text(calls.ask("nvmlDeviceGetUUID")) or f"{NO_UUID}{bus_id or index}",
-        name=checked.text(calls.ask("nvmlDeviceGetName")) or "unknown",
+        uuid=answers.text(calls.ask("nvmlDeviceGetUUID")) or f"{NO_UUID}{bus_id or index}",
+        name=answers.text(calls.ask("nvmlDeviceGetName")) or "unknown",
         architecture=_architecture(architecture),
         compute_capability=capability,
         pci_bus_id=bus_id,
         driver_version=driver_version,
-        serial=checked.text(calls.ask("nvmlDeviceGetSerial")),
+        serial=answers.text(calls.ask("nvmlDeviceGetSerial")),
         sm_count=_sm_count(calls, capability),
-        sm_clock_max_hertz=checked.hertz(calls, "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
-        memory_clock_max_hertz=checked.hertz(
+        sm_clock_max_hertz=answers.hertz(calls, "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
+        memory_clock_max_hertz=answers.hertz(
             calls, "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_MEM
         ),
-        memory_bus_width_bits=checked.whole(
+        memory_bus_width_bits=answers.whole(
             calls, "memory bus width", calls.ask("nvmlDeviceGetMemoryBusWidth"), _BUS_WIDTH_MAX
         ),
         memory_size_bytes=int(memory["memory_size_bytes"]) if memory else None,
@@ -65,7 +65,7 @@ def _architecture(code: int | None) -> str | None:
 
 
 def _minor(calls: DeviceCalls) -> int | None:
-    number = checked.plausible(
+    number = answers.plausible(
         calls, "minor number", calls.ask("nvmlDeviceGetMinorNumber"), _MINOR_MAX
     )
     return None if number is None else int(number)
@@ -87,4 +87,4 @@ def _sm_count(calls: DeviceCalls, capability: tuple[int, int] | None) -> int | N
     if cores is None or capability is None:
         return None
     per_sm = _CORES_PER_SM.get(capability, 128)
-    return checked.whole(calls, "number of SMs", int(cores) // per_sm, _SMS_MAX)
+    return answers.whole(calls, "number of SMs", int(cores) // per_sm, _SMS_MAX)

@@ -1,9 +1,14 @@
-"""The processes that use a device, by the newest call that the driver has.
+"""The processes that use a device, and their SM time, by the newest call that the driver has.
 
 nvmlDeviceGetComputeRunningProcesses_v3 came with driver 510; older ones have _v2, and those before
 450 the call without a suffix, whose entries lack the MIG instance (nvml.h, nvmlProcessInfo_v1_t).
 Drivers have also filled lists with entries of another size than they said, so that everything from
 the second one on is garbage; each entry is checked before it is used.
+
+For SM time, the driver samples each process a few times a second and keeps some seconds of it; an idle
+process has no samples, and an idle device answers NOT_FOUND. A sample is the share of the SMs' time
+that a process had since its last one, and counts once, by its timestamp (nvml.h,
+nvmlProcessUtilizationSample_t and nvmlProcessUtilizationInfo_v1_t).
 """
 
 from collections.abc import Mapping
@@ -13,9 +18,20 @@ from typing import Any
 
 import pynvml
 
-from exporter.collect.nvml.errors import error_for
-from exporter.collect.nvml.library import DeviceCalls, call_symbol
+from exporter.collect.nvml.errors import NvmlError, error_for
+from exporter.collect.nvml.library import DeviceCalls, call, call_symbol
 from exporter.readings import ProcessUse
+
+
+_UTILIZATION_SYMBOLS = ("nvmlDeviceGetProcessesUtilizationInfo", "nvmlDeviceGetProcessUtilization")
+_NOT_FOUND = 6
+_MICROSECONDS = 1e6
+# Drivers sample at 1 Hz or faster. A longer span between two samples means that the process was
+# idle: there are none for idle time.
+_SAMPLE_SECONDS_MAX = 1.0
+_PERCENT_MAX = 100
+# Processes of the last hours; the least recently seen are dropped first.
+_REMEMBERED_MAX = 1024
 
 
 class _ProcessWithoutInstance(Structure):
@@ -30,12 +46,12 @@ class _Process(Structure):
     )
 
 
-_SYMBOLS: tuple[tuple[str, type[Structure]], ...] = (
+_LISTS: tuple[tuple[str, type[Structure]], ...] = (
     ("nvmlDeviceGetComputeRunningProcesses_v3", _Process),
     ("nvmlDeviceGetComputeRunningProcesses_v2", _Process),
     ("nvmlDeviceGetComputeRunningProcesses", _ProcessWithoutInstance),
 )
-SYMBOLS = tuple(symbol for symbol, _entry in _SYMBOLS)
+LIST_SYMBOLS = tuple(symbol for symbol, _entry in _LISTS)
 # No GPU has more: 48 MPS clients, or 64 replicas of seven instances. A bound for a count of garbage.
 _PROCESSES_MAX = 1024
 _ROOM = 16  # for processes that start between the two calls
@@ -51,7 +67,7 @@ def read_processes(calls: DeviceCalls) -> Mapping[str, Any]:
     claims more memory than the device has is listed without it. Both are counted as implausible.
     """
     entries: list[Any] | None = None
-    for symbol, kind in _SYMBOLS:
+    for symbol, kind in _LISTS:
         entries = calls.ask_by((symbol,), partial(_list, calls.handle, symbol, kind))
         if entries is not None or not calls.unsupported(symbol):
             break  # older calls replace one that is missing, not one that fails
@@ -93,3 +109,57 @@ def _list(handle: Any, symbol: str, kind: type[Structure]) -> list[Any]:
     if code != pynvml.NVML_SUCCESS:
         raise error_for(symbol, code)
     return list(entries[: min(int(count.value), room)])
+
+
+class ProcessUtilization:
+    """Adds up the samples of one device. One thread owns it."""
+
+    def __init__(self) -> None:
+        self._seen_us = 0
+        self._sampled_us: dict[int, int] = {}
+        self._seconds: dict[int, float] = {}
+
+    def read(self, calls: DeviceCalls) -> Mapping[int, float] | None:
+        """SM seconds by process id since this object was created; None if the driver reports none.
+
+        A value never decreases. Raises DeviceLost, DriverGone or DriverMismatch.
+        """
+        for symbol in _UTILIZATION_SYMBOLS:
+            question = partial(_samples, symbol, calls.handle, self._seen_us)
+            samples = calls.ask_by((symbol,), question)
+            if samples is not None:
+                self._add(calls, samples)
+                return dict(self._seconds)
+            if not calls.unsupported(symbol):
+                break  # the older call replaces one that is missing, not one that fails
+        return dict(self._seconds) if self._seconds else None
+
+    def _add(self, calls: DeviceCalls, samples: list[Any]) -> None:
+        newest = self._seen_us
+        for sample in sorted(samples, key=lambda each: int(each.timeStamp)):
+            pid, at_us, percent = int(sample.pid), int(sample.timeStamp), int(sample.smUtil)
+            if at_us <= self._seen_us:
+                continue  # the driver's buffer begins before the requested time
+            if not 0 < pid <= _PID_MAX or percent > _PERCENT_MAX:
+                calls.implausible("process utilization")
+                continue
+            before_us = self._sampled_us.pop(pid, self._seen_us)
+            seconds = min((at_us - before_us) / _MICROSECONDS, _SAMPLE_SECONDS_MAX)
+            self._sampled_us[pid] = at_us  # at the end: the order is that of the last sample
+            self._seconds[pid] = self._seconds.get(pid, 0.0) + max(0.0, seconds) * percent / 100
+            newest = max(newest, at_us)
+        self._seen_us = newest
+        while len(self._sampled_us) > _REMEMBERED_MAX:
+            oldest = next(iter(self._sampled_us))
+            del self._sampled_us[oldest]
+            del self._seconds[oldest]
+
+
+def _samples(symbol: str, handle: Any, seen_us: int) -> list[Any]:
+    """Samples newer than an instant; none where no process was busy. Raises NvmlError."""
+    try:
+        return list(call(symbol, handle, seen_us))
+    except NvmlError as error:
+        if error.code == _NOT_FOUND:
+            return []
+        raise

@@ -5,11 +5,10 @@ from typing import Any
 
 import pynvml
 
-from exporter.collect.nvml import checked, fields
-from exporter.collect.nvml.fields import is_refused, read_fields
+from exporter.collect.nvml import answers
+from exporter.collect.nvml.answers import is_refused, read_fields
 from exporter.collect.nvml.library import DeviceCalls, Key
-from exporter.collect.nvml.process_utilization import ProcessUtilization
-from exporter.collect.nvml.processes import SYMBOLS, read_processes
+from exporter.collect.nvml.processes import LIST_SYMBOLS, ProcessUtilization, read_processes
 from exporter.readings import ClockSample, FastReading
 
 
@@ -20,55 +19,55 @@ _EVENT_REASONS_MAX = 2**32 - 1  # a mask of a dozen bits; more are all set, whic
 _PCIE_GENERATION_MAX, _PCIE_WIDTH_MAX = 16, 64
 _MEMORY_MAX = 2**50  # no device has a pebibyte: more is a blank
 _KIB = 1024
-_REASON_FIELDS: dict[fields.Field, str] = {
-    fields.SW_POWER_CAP: "sw_power_cap",
-    fields.SYNC_BOOST: "sync_boost",
-    fields.SW_THERMAL_SLOWDOWN: "sw_thermal_slowdown",
-    fields.HW_THERMAL_SLOWDOWN: "hw_thermal_slowdown",
-    fields.HW_POWER_BRAKE: "hw_power_brake_slowdown",
+_REASON_FIELDS: dict[answers.Field, str] = {
+    answers.SW_POWER_CAP: "sw_power_cap",
+    answers.SYNC_BOOST: "sync_boost",
+    answers.SW_THERMAL_SLOWDOWN: "sw_thermal_slowdown",
+    answers.HW_THERMAL_SLOWDOWN: "hw_thermal_slowdown",
+    answers.HW_POWER_BRAKE: "hw_power_brake_slowdown",
 }
-_FAST_FIELDS: tuple[fields.Field, ...] = (
+_FAST_FIELDS: tuple[answers.Field, ...] = (
     *_REASON_FIELDS,
-    fields.ENERGY,
-    fields.MEMORY_TEMPERATURE,
-    fields.RECOVERY_ACTION,
-    fields.MMA_STALL,
+    answers.ENERGY,
+    answers.MEMORY_TEMPERATURE,
+    answers.RECOVERY_ACTION,
+    answers.MMA_STALL,
 )
-_NVLINK_RECEIVE: fields.Field = (fields.NVLINK_RECEIVE, fields.ALL_LINKS)
-_NVLINK_TRANSMIT: fields.Field = (fields.NVLINK_TRANSMIT, fields.ALL_LINKS)
-_TRAFFIC_FIELDS: tuple[fields.Field, ...] = (
-    fields.PCIE_RECEIVE,
-    fields.PCIE_TRANSMIT,
+_NVLINK_RECEIVE: answers.Field = (answers.NVLINK_RECEIVE, answers.ALL_LINKS)
+_NVLINK_TRANSMIT: answers.Field = (answers.NVLINK_TRANSMIT, answers.ALL_LINKS)
+_TRAFFIC_FIELDS: tuple[answers.Field, ...] = (
+    answers.PCIE_RECEIVE,
+    answers.PCIE_TRANSMIT,
     _NVLINK_RECEIVE,
     _NVLINK_TRANSMIT,
 )
-_MODULE_POWER: tuple[fields.Field, ...] = (
-    (fields.POWER_AVERAGE, fields.MODULE),
-    (fields.POWER_INSTANT, fields.MODULE),  # where there is no average
+_MODULE_POWER: tuple[answers.Field, ...] = (
+    (answers.POWER_AVERAGE, answers.MODULE),
+    (answers.POWER_INSTANT, answers.MODULE),  # where there is no average
 )
-_GPU_ENERGY: fields.Field = (fields.ENERGY_BY_SCOPE, fields.GPU_ALONE)
-_MODULE_ENERGY: fields.Field = (fields.ENERGY_BY_SCOPE, fields.MODULE)
+_GPU_ENERGY: answers.Field = (answers.ENERGY_BY_SCOPE, answers.GPU_ALONE)
+_MODULE_ENERGY: answers.Field = (answers.ENERGY_BY_SCOPE, answers.MODULE)
 _MODULE_FIELDS = (*_MODULE_POWER, _GPU_ENERGY, _MODULE_ENERGY)
-_MODULE_POWER_LIMIT: fields.Field = (fields.POWER_CURRENT_LIMIT, fields.MODULE)
+_MODULE_POWER_LIMIT: answers.Field = (answers.POWER_CURRENT_LIMIT, answers.MODULE)
 _C2C_LINKS_MAX = 14  # nvml.h has GPM metrics for links 0 to 13
 _C2C_ERROR_FIELDS = {
-    fields.C2C_CRC: "crc",
-    fields.C2C_REPLAY: "replay",
-    fields.C2C_REPLAY_BACK_TO_BACK: "replay_back_to_back",
+    answers.C2C_CRC: "crc",
+    answers.C2C_REPLAY: "replay",
+    answers.C2C_REPLAY_BACK_TO_BACK: "replay_back_to_back",
 }
-_NVLINK_ERROR_FIELDS: dict[fields.Field, str] = {
-    fields.NVLINK_ECC: "ecc",
-    fields.NVLINK_REPLAY: "replay",
-    fields.NVLINK_RECOVERY: "recovery",
-    fields.NVLINK_CRC: "crc",
-    fields.NVLINK_RECOVERY_SUCCESSFUL: "recovery_successful",
-    fields.NVLINK_RECOVERY_FAILED: "recovery_failed",
+_NVLINK_ERROR_FIELDS: dict[answers.Field, str] = {
+    answers.NVLINK_ECC: "ecc",
+    answers.NVLINK_REPLAY: "replay",
+    answers.NVLINK_RECOVERY: "recovery",
+    answers.NVLINK_CRC: "crc",
+    answers.NVLINK_RECOVERY_SUCCESSFUL: "recovery_successful",
+    answers.NVLINK_RECOVERY_FAILED: "recovery_failed",
 }
 
 
 def read_clock(calls: DeviceCalls, clock: Callable[[], float]) -> ClockSample:
     """The SM clock and its clock event reasons, now."""
-    hertz = checked.hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM)
+    hertz = answers.hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM)
     return ClockSample(clock(), hertz, _event_reasons(calls))
 
 
@@ -93,42 +92,42 @@ def read_fast(
     state = calls.ask("nvmlDeviceGetPerformanceState")
     # On GH200 the counter without a scope has been seen to be the module's (zeus#172).
     scoped = module and not is_refused(calls, _GPU_ENERGY)
-    energy = values.get(_GPU_ENERGY if scoped else fields.ENERGY)
+    energy = values.get(_GPU_ENERGY if scoped else answers.ENERGY)
     if energy is None and not scoped:
         energy = calls.ask("nvmlDeviceGetTotalEnergyConsumption")
-    action = values.get(fields.RECOVERY_ACTION)
+    action = values.get(answers.RECOVERY_ACTION)
     return FastReading(
         at_seconds=sample.at_seconds,
         sm_clock_hertz=sample.sm_clock_hertz,
-        memory_clock_hertz=checked.hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
+        memory_clock_hertz=answers.hertz(calls, "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
         event_reasons=sample.event_reasons,
         event_reason_seconds={
             name: values[field] / 1e9 for field, name in _REASON_FIELDS.items() if field in values
         },
-        power_watts=checked.plausible(
-            calls, "power", checked.scaled(calls.ask("nvmlDeviceGetPowerUsage"), 1e-3), 10e3
+        power_watts=answers.plausible(
+            calls, "power", answers.scaled(calls.ask("nvmlDeviceGetPowerUsage"), 1e-3), 10e3
         ),
-        energy_joules=checked.scaled(checked.count(calls, "energy", energy), 1e-3),
+        energy_joules=answers.scaled(answers.count(calls, "energy", energy), 1e-3),
         temperature_celsius=_temperature(calls),
-        memory_temperature_celsius=checked.plausible(
-            calls, "memory temperature", values.get(fields.MEMORY_TEMPERATURE), 200
+        memory_temperature_celsius=answers.plausible(
+            calls, "memory temperature", values.get(answers.MEMORY_TEMPERATURE), 200
         ),
-        gpu_utilization=checked.percent(
+        gpu_utilization=answers.percent(
             calls, "gpu utilization", getattr(utilization, "gpu", None)
         ),
-        memory_utilization=checked.percent(
+        memory_utilization=answers.percent(
             calls, "memory utilization", getattr(utilization, "memory", None)
         ),
         performance_state=state if state is not None and 0 <= state <= 15 else None,
-        tensor_stall=checked.percent(calls, "mma stall", values.get(fields.MMA_STALL)),
+        tensor_stall=answers.percent(calls, "mma stall", values.get(answers.MMA_STALL)),
         recovery_action=int(action) if action is not None else None,
-        pcie_receive_bytes=values.get(fields.PCIE_RECEIVE),
-        pcie_transmit_bytes=values.get(fields.PCIE_TRANSMIT),
-        nvlink_receive_bytes=checked.scaled(values.get(_NVLINK_RECEIVE), _KIB),
-        nvlink_transmit_bytes=checked.scaled(values.get(_NVLINK_TRANSMIT), _KIB),
-        module_energy_joules=checked.scaled(values.get(_MODULE_ENERGY), 1e-3),
-        module_power_watts=checked.plausible(
-            calls, "module power", checked.scaled(module_power, 1e-3), 20e3
+        pcie_receive_bytes=values.get(answers.PCIE_RECEIVE),
+        pcie_transmit_bytes=values.get(answers.PCIE_TRANSMIT),
+        nvlink_receive_bytes=answers.scaled(values.get(_NVLINK_RECEIVE), _KIB),
+        nvlink_transmit_bytes=answers.scaled(values.get(_NVLINK_TRANSMIT), _KIB),
+        module_energy_joules=answers.scaled(values.get(_MODULE_ENERGY), 1e-3),
+        module_power_watts=answers.plausible(
+            calls, "module power", answers.scaled(module_power, 1e-3), 20e3
         ),
         process_sm_seconds=None if utilization_of is None else utilization_of.read(calls),
         **read_memory(calls),
@@ -165,22 +164,22 @@ def read_limits(calls: DeviceCalls) -> Mapping[str, Any]:
     mode = calls.ask("nvmlDeviceGetComputeMode")
     mig = calls.ask("nvmlDeviceGetMigMode")
     return {
-        "power_limit_watts": checked.plausible(
+        "power_limit_watts": answers.plausible(
             calls,
             "power limit",
-            checked.scaled(calls.ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3),
+            answers.scaled(calls.ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3),
             10e3,
         ),
         "compute_mode": _COMPUTE_MODES.get(mode) if mode is not None else None,
-        "mig_enabled": checked.switch(calls, "MIG mode", mig[0] if mig is not None else None),
-        "fan_speed": checked.percent(calls, "fan speed", calls.ask("nvmlDeviceGetFanSpeed"), 200),
+        "mig_enabled": answers.switch(calls, "MIG mode", mig[0] if mig is not None else None),
+        "fan_speed": answers.percent(calls, "fan speed", calls.ask("nvmlDeviceGetFanSpeed"), 200),
     }
 
 
 def read_health(calls: DeviceCalls) -> Mapping[str, Any]:
     """ECC errors, remapped rows, retired pages."""
     ecc = {
-        kind: checked.count(
+        kind: answers.count(
             calls,
             f"{kind} ECC errors",
             calls.ask("nvmlDeviceGetTotalEccErrors", error_type, pynvml.NVML_AGGREGATE_ECC),
@@ -192,7 +191,7 @@ def read_health(calls: DeviceCalls) -> Mapping[str, Any]:
     }
     rows = calls.ask("nvmlDeviceGetRemappedRows")
     remapped = {
-        kind: checked.count(calls, f"{kind} remapped rows", rows[position])
+        kind: answers.count(calls, f"{kind} remapped rows", rows[position])
         for position, kind in enumerate(("corrected", "uncorrected"))
         if rows is not None
     }
@@ -208,8 +207,8 @@ def read_health(calls: DeviceCalls) -> Mapping[str, Any]:
     return {
         "ecc_errors": {kind: count for kind, count in ecc.items() if count is not None},
         "remapped_rows": {kind: count for kind, count in remapped.items() if count is not None},
-        "row_remap_pending": checked.switch(calls, "row remap pending", rows[2] if rows else None),
-        "row_remap_failed": checked.switch(calls, "row remap failed", rows[3] if rows else None),
+        "row_remap_pending": answers.switch(calls, "row remap pending", rows[2] if rows else None),
+        "row_remap_failed": answers.switch(calls, "row remap failed", rows[3] if rows else None),
         "retired_pages": retired,
     }
 
@@ -224,7 +223,7 @@ def read_engines(calls: DeviceCalls) -> Mapping[str, Any]:
         ("ofa", "nvmlDeviceGetOfaUtilization"),
     ):
         answer = calls.ask(function)
-        share = checked.percent(calls, engine, answer[0] if answer is not None else None)
+        share = answers.percent(calls, engine, answer[0] if answer is not None else None)
         if share is not None:
             utilization[engine] = share
     return {"engine_utilization": utilization}
@@ -234,7 +233,7 @@ def read_pcie(calls: DeviceCalls) -> Mapping[str, Any]:
     """The PCIe link and its replays."""
     replays = calls.ask("nvmlDeviceGetPcieReplayCounter")
     link = {
-        name: checked.plausible(calls, name, calls.ask(function), maximum)
+        name: answers.plausible(calls, name, calls.ask(function), maximum)
         for name, function, maximum in (
             ("pcie_link_generation", "nvmlDeviceGetCurrPcieLinkGeneration", _PCIE_GENERATION_MAX),
             (
@@ -248,7 +247,7 @@ def read_pcie(calls: DeviceCalls) -> Mapping[str, Any]:
     }
     return {
         **{name: None if value is None else int(value) for name, value in link.items()},
-        "pcie_replays": checked.count(calls, "PCIe replays", replays),
+        "pcie_replays": answers.count(calls, "PCIe replays", replays),
     }
 
 
@@ -264,8 +263,8 @@ def read_nvlink(calls: DeviceCalls) -> Mapping[str, Any]:
         state = calls.ask("nvmlDeviceGetNvLinkState", link)
         if state is None:
             unknown += calls.has_answered("nvmlDeviceGetNvLinkState", link)
-        elif state in checked.SWITCH:
-            states[str(link)] = checked.SWITCH[state]
+        elif state in answers.SWITCH:
+            states[str(link)] = answers.SWITCH[state]
         else:
             calls.implausible(f"state of NVLink {link}")
             unknown += 1
@@ -287,9 +286,9 @@ def read_c2c(calls: DeviceCalls) -> Mapping[str, Any]:
         (field, link)
         for link in links
         for field in (
-            fields.C2C_STATUS,
-            fields.C2C_BANDWIDTH,
-            fields.C2C_POWER_STATE,
+            answers.C2C_STATUS,
+            answers.C2C_BANDWIDTH,
+            answers.C2C_POWER_STATE,
             *_C2C_ERROR_FIELDS,
         )
     ]
@@ -299,15 +298,17 @@ def read_c2c(calls: DeviceCalls) -> Mapping[str, Any]:
         found = {str(link): values.get((field, link)) for link in links}
         return {link: value for link, value in found.items() if value is not None}
 
-    up = {link: value == 1 for link, value in each(fields.C2C_STATUS).items()}
-    speeds = [speed for link, speed in each(fields.C2C_BANDWIDTH).items() if up.get(link)]
+    up = {link: value == 1 for link, value in each(answers.C2C_STATUS).items()}
+    speeds = [speed for link, speed in each(answers.C2C_BANDWIDTH).items() if up.get(link)]
     errors = {kind: each(field).values() for field, kind in _C2C_ERROR_FIELDS.items()}
     return {
         "c2c_up": up,
-        "c2c_low_power": {link: value == 1 for link, value in each(fields.C2C_POWER_STATE).items()},
+        "c2c_low_power": {
+            link: value == 1 for link, value in each(answers.C2C_POWER_STATE).items()
+        },
         "c2c_errors": {kind: sum(counts) for kind, counts in errors.items() if counts},
         "c2c_bandwidth_bytes_per_second": sum(speeds) * _MEGA if speeds else None,
-        "module_power_limit_watts": checked.scaled(values.get(_MODULE_POWER_LIMIT), 1e-3),
+        "module_power_limit_watts": answers.scaled(values.get(_MODULE_POWER_LIMIT), 1e-3),
     }
 
 
@@ -322,7 +323,7 @@ _CAPABILITIES: Mapping[str, tuple[Key, ...]] = {
     ),
     "power": (("nvmlDeviceGetPowerUsage",),),
     "power_limit": (("nvmlDeviceGetEnforcedPowerLimit",),),
-    "energy": (fields.key(fields.ENERGY), ("nvmlDeviceGetTotalEnergyConsumption",)),
+    "energy": (answers.key(answers.ENERGY), ("nvmlDeviceGetTotalEnergyConsumption",)),
     "temperature": (
         ("nvmlDeviceGetTemperatureV", pynvml.NVML_TEMPERATURE_GPU),
         ("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU),
@@ -343,7 +344,7 @@ _CAPABILITIES: Mapping[str, tuple[Key, ...]] = {
         ),
     ),
     "pcie_link": (("nvmlDeviceGetCurrPcieLinkGeneration",),),
-    "processes": tuple((symbol,) for symbol in SYMBOLS),
+    "processes": tuple((symbol,) for symbol in LIST_SYMBOLS),
 }
 
 
@@ -367,7 +368,7 @@ SLOW_GROUPS: tuple[Callable[[DeviceCalls], Mapping[str, Any]], ...] = (
 
 def c2c_link_count(calls: DeviceCalls) -> int:
     """How many NVLink-C2C links the device has; 0 if it does not report any."""
-    count = read_fields(calls, (fields.C2C_LINK_COUNT,)).get(fields.C2C_LINK_COUNT, 0)
+    count = read_fields(calls, (answers.C2C_LINK_COUNT,)).get(answers.C2C_LINK_COUNT, 0)
     return int(count) if 0 < count <= _C2C_LINKS_MAX else 0
 
 
@@ -375,12 +376,12 @@ def _temperature(calls: DeviceCalls) -> float | None:
     celsius = calls.ask("nvmlDeviceGetTemperatureV", pynvml.NVML_TEMPERATURE_GPU)
     if celsius is None:  # drivers before 565 know only the older call
         celsius = calls.ask("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU)
-    return checked.plausible(calls, "temperature", celsius, 200)
+    return answers.plausible(calls, "temperature", celsius, 200)
 
 
 def _event_reasons(calls: DeviceCalls) -> int | None:
     reasons = calls.ask("nvmlDeviceGetCurrentClocksEventReasons")
     if reasons is None:  # drivers before 535 know only the older name
         reasons = calls.ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-    value = checked.plausible(calls, "clock event reasons", reasons, _EVENT_REASONS_MAX - 1)
+    value = answers.plausible(calls, "clock event reasons", reasons, _EVENT_REASONS_MAX - 1)
     return None if value is None else int(value)
