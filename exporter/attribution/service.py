@@ -9,9 +9,14 @@ from typing import Any
 import structlog
 
 from exporter.attribution.job_mapping import change_mark, read_jobs
-from exporter.attribution.job_processes import device_processes, is_sluid, slurm_jobs
 from exporter.attribution.pod_resources import list_allocations
-from exporter.attribution.process_owners import ProcessOwners, sees_host_processes
+from exporter.attribution.process_owners import (
+    ProcessOwners,
+    device_processes,
+    is_sluid,
+    sees_host_processes,
+    slurm_jobs,
+)
 from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, HoldersSnapshot, JobUse, ProcessOwner
 from exporter.attribution.source import Source

@@ -26,17 +26,17 @@ def add_parser(subparsers: Any) -> None:
         "simulate",
         help="serve a simulated fleet",
         description="Serve a fleet of simulated GPUs: /hosts/<name>/metrics for each host, /sd for Prometheus's\n"
-        "HTTP service discovery. Only the readings are made up.",
+        "HTTP service discovery. Only the readings are simulated.",
         epilog=f"scenarios:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--hosts", type=_positive, default=2, help="hosts per scenario (default 2)")
-    parser.add_argument("--gpus", type=_positive, default=8, help="GPUs a host (default 8)")
+    parser.add_argument("--gpus", type=_positive, default=8, help="GPUs per host (default 8)")
     parser.add_argument(
         "--scenario",
         action="append",
         metavar="NAME",
-        help="what happens (default steady-decode); repeat it for several, each in its own cluster; `all` for all",
+        help="scenario to simulate (default steady-decode); repeat for several, each in its own cluster; `all` for all",
     )
     parser.add_argument(
         "--listen-address",
@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
         "--pace",
         type=_factor,
         default=1.0,
-        help="how fast the scenario's clock runs (default 1): at 60 its hours are minutes",
+        help="speed of the scenario's clock (default 1): at 60, its hours pass in minutes",
     )
     parser.add_argument(
         "--pull",
@@ -59,9 +59,9 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="LEVER=DURATION",
-        help="pull a lever that long after the start, in the scenario's time (scenarios serving-*): "
-        "larger_batch=30m; repeat it for several. `flopwatch advise --url` of a host shows what was "
-        "predicted and, ten stable minutes later, how it came",
+        help="pull a lever at this time after the start, on the scenario's clock (scenarios serving-*): "
+        "larger_batch=30m; repeat for several. `flopwatch advise --url` of a host shows the prediction "
+        "and, ten stable minutes later, the outcome",
     )
     parser.add_argument(
         "--tick", type=_duration, default=1.0, metavar="DURATION", help="sampling tick (default 1s)"
@@ -77,7 +77,7 @@ def add_parser(subparsers: Any) -> None:
         type=_duration,
         default=15.0,
         metavar="DURATION",
-        help="of --history (default 15s)",
+        help="time between the samples of --history (default 15s)",
     )
     parser.set_defaults(run=run)
 
@@ -85,8 +85,7 @@ def add_parser(subparsers: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Serve until terminated, or write the history."""
     from exporter.logging_setup import set_up_logging
-    from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios
-    from exporter.simulate.history import history
+    from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios, history
     from exporter.simulate.host import Pull, Timing
 
     set_up_logging("info", "auto")

@@ -1,18 +1,23 @@
 """A simulated fleet behind one server: a metrics page for each host, and Prometheus's service discovery."""
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from exporter.advice.document import ADVICE_PATH
 from exporter.errors import FlopwatchError
+from exporter.metrics.family import Sample
 from exporter.simulate.host import Pull, SimulatedHost, Timing
 from exporter.simulate.scenarios import SCENARIOS, Scenario
 from exporter.status.document import STATUS_PATH
 from exporter.web.connections import DEFAULT_LIMITS, Limits
 from exporter.web.http import Request, Response, Router, plain
 from exporter.web.routes import metrics_handler
+
+
+_JOB = "flopwatch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ def fleet_router(hosts: Sequence[SimulatedHost]) -> Router:
         router.add(path, "GET", lambda _request: plain(200, "simulated"))
     index = "\n".join(
         [
-            "flopwatch simulate: nothing here is real",
+            "flopwatch simulate: all devices are simulated",
             "service discovery for Prometheus: /sd",
             "for each host its metrics, status page, status document and advice:",
             *(
@@ -108,3 +113,32 @@ def _discovery(request: Request, hosts: Sequence[SimulatedHost]) -> Response:
         for host in hosts
     ]
     return Response(200, json.dumps(groups).encode(), "application/json")
+
+
+def history(
+    hosts: Sequence[SimulatedHost], *, begins: float, ends: float, step_seconds: float
+) -> Iterator[str]:
+    """The past of a fleet as OpenMetrics with timestamps, for `promtool tsdb create-blocks-from openmetrics`.
+
+    All series of all hosts, as Prometheus would have scraped them, and the EOF marker.
+    """
+    now = begins + step_seconds
+    while now <= ends:
+        for host in hosts:
+            host.advance(now)
+            target = f'cluster="{host.cluster}",instance="{host.name}",job="{_JOB}"'
+            yield f"up{{{target}}} 1 {now:.3f}\n"
+            for sample in host.samples():
+                yield _line(sample, target, now)
+        now += step_seconds
+    yield "# EOF\n"
+
+
+def _line(sample: Sample, target: str, now: float) -> str:
+    labels = "".join(f',{name}="{_escape(value)}"' for name, value in sample.labels if value)
+    value = "NaN" if math.isnan(sample.value) else repr(float(sample.value))
+    return f"{sample.family.name}{sample.suffix}{{{target}{labels}}} {value} {now:.3f}\n"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

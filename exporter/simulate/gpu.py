@@ -16,9 +16,8 @@ from exporter.readings import (
     ProcessUse,
     SlowReading,
 )
-from exporter.simulate.loads import IDLE, Load
 from exporter.simulate.products import Product
-from exporter.simulate.scenarios import Fault
+from exporter.simulate.scenarios import IDLE, Fault, Load
 from exporter.state import DeviceState, SourceHealth, XidCounts
 
 

@@ -22,10 +22,9 @@ from exporter.metrics.rows import Part, Samples, part_samples
 from exporter.readings import DeviceIdentity, HostFacts
 from exporter.simulate.engine import GPU_LEVERS, Hardware, SimulatedEngine
 from exporter.simulate.gpu import Conditions, SimulatedGpu, healthy
-from exporter.simulate.loads import Load
 from exporter.simulate.probes import SimulatedProbes
 from exporter.simulate.products import Product
-from exporter.simulate.scenarios import Fault, Scenario
+from exporter.simulate.scenarios import Fault, Load, Scenario
 from exporter.state import Parts, ReloadStatus, SampledHost, State, build_state
 from exporter.status.inputs import StatusSources
 from exporter.status.memory import Memory

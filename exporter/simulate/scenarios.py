@@ -1,15 +1,88 @@
-"""The scenarios: short descriptions of loads over time and of faults."""
+"""The scenarios: loads over time, faults, and the alerts that these must raise."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from exporter.simulate.loads import IDLE, Load, decode, mixed, prefill
 from exporter.simulate.products import A100, A100_COARSE, H100, L4, L4_COARSE, Product
 
 
 _MINUTE = 60.0
 _HOUR = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The load on a GPU: shares of its time and units at full clock, each 0..1.
+
+    `graphics` is the graphics engine, `dram` memory bandwidth, `fp32` the plain pipe. `prefill_share`
+    is the share of tensor work that is prefill; `requests` are in flight.
+    """
+
+    graphics: float = 0.0
+    sm: float = 0.0
+    tensor: float = 0.0
+    dram: float = 0.0
+    fp32: float = 0.0
+    nvlink: float = 0.0
+    prefill_share: float = 0.0
+    requests: float = 0.0
+
+
+IDLE = Load()
+
+
+def decode(traffic: float) -> Load:
+    """Decode: SMs are busy reading weights, however few the requests.
+
+    Tensor pipe activity follows the batch size, memory traffic hardly does: each step reads all
+    weights, whether for one request or for sixty-four.
+    """
+    if traffic <= 0:
+        return IDLE
+    return Load(
+        graphics=0.97,
+        sm=0.90,
+        tensor=0.01 + 0.11 * traffic,
+        dram=0.62 + 0.12 * traffic,
+        fp32=0.06,
+        nvlink=0.05 + 0.05 * traffic,
+        prefill_share=0.25,
+        requests=64 * traffic,
+    )
+
+
+def prefill(traffic: float) -> Load:
+    """Prefill: the tensor pipe limits throughput, and is idle without prompts."""
+    if traffic <= 0:
+        return IDLE
+    return Load(
+        graphics=0.98 * traffic,
+        sm=0.92 * traffic,
+        tensor=0.57 * traffic,
+        dram=0.36 * traffic,
+        fp32=0.09 * traffic,
+        nvlink=0.22 * traffic,
+        prefill_share=0.92,
+        requests=24 * traffic,
+    )
+
+
+def mixed(traffic: float) -> Load:
+    """Prefill and decode in the same batches (chunked prefill)."""
+    if traffic <= 0:
+        return IDLE
+    return Load(
+        graphics=0.96,
+        sm=0.90,
+        tensor=0.03 + 0.28 * traffic,
+        dram=0.55 + 0.1 * traffic,
+        fp32=0.07,
+        nvlink=0.15 * traffic,
+        prefill_share=0.6,
+        requests=48 * traffic,
+    )
+
 
 # Arguments: seconds since the start of the scenario, and the host's position in the fleet.
 LoadAt = Callable[[float, int], Load]
@@ -87,7 +160,7 @@ class Scenario:
 
 
 def _steady(kind: Callable[[float], Load], traffic: float) -> LoadAt:
-    """Steady traffic with a small ten-minute oscillation, out of phase between hosts."""
+    """Steady traffic that varies by 8 % every ten minutes, out of phase between hosts."""
 
     def load(seconds: float, host: int) -> Load:
         return kind(traffic * (1 + 0.08 * math.sin(2 * math.pi * seconds / (10 * _MINUTE) + host)))
@@ -96,12 +169,12 @@ def _steady(kind: Callable[[float], Load], traffic: float) -> LoadAt:
 
 
 def _ebb(seconds: float, _host: int) -> Load:
-    """Full traffic, down to a twentieth within an hour, and back: a night in 2.5 hours."""
+    """Full traffic that falls to a twentieth and recovers within 2.5 hours."""
     return decode(0.525 + 0.475 * math.cos(2 * math.pi * seconds / (2.5 * _HOUR)))
 
 
 def _by_host(seconds: float, host: int) -> Load:
-    """Give every product its own kind of load."""
+    """A different kind of load for each product."""
     kinds = (_steady(mixed, 0.9), _steady(decode, 0.7), _steady(prefill, 0.6))
     return kinds[host % len(kinds)](seconds, host)
 
@@ -115,18 +188,18 @@ _BEGIN = 5 * _MINUTE
 _ALL = (
     Scenario(
         "steady-decode",
-        "every GPU decodes at a steady batch: memory-bound, a few percent of peak, and healthy",
+        "every GPU decodes at a steady batch size: memory-bound, at a few percent of peak, healthy",
         _steady(decode, 0.8),
     ),
     Scenario(
         "prefill-heavy",
-        "long prompts: the tensor pipe is the limit, the power limit is near, all is well",
+        "long prompts: the tensor pipe limits throughput, power is close to its limit; no fault",
         _steady(prefill, 0.9),
     ),
-    Scenario("traffic-ebb", "traffic falls to a twentieth and comes back: nothing is wrong", _ebb),
+    Scenario("traffic-ebb", "traffic falls to a twentieth and recovers; no fault", _ebb),
     Scenario(
         "straggler",
-        "GPU 3 of the first host computes 12 % slower from minute 5 on",
+        "GPU 3 of the first host computes 12 % slower than its peers from minute 5",
         _steady(mixed, 0.8),
         faults=(Fault(gpu=3, begins=_BEGIN, speed=0.88),),
         alerts=frozenset({"GPUSlowerThanPeers"}),
@@ -140,7 +213,7 @@ _ALL = (
     ),
     Scenario(
         "power-cap",
-        "the first host is capped to 45 % of its power at minute 5",
+        "the GPUs of the first host are limited to 45 % of their power from minute 5",
         _steady(prefill, 0.9),
         faults=(Fault(gpu=None, begins=_BEGIN, power_limit=0.45),),
         alerts=frozenset({"GPUClocksHeldDownByPower", "GPUPowerLimitLowered"}),
@@ -154,54 +227,54 @@ _ALL = (
     ),
     Scenario(
         "xid-burst",
-        "a program on GPU 2 of the first host faults every half minute from minute 5 on",
+        "a program on GPU 2 of the first host causes an XID every 30 seconds from minute 5",
         _steady(decode, 0.8),
         faults=(Fault(gpu=2, begins=_BEGIN, xid=31, xid_period=30),),
         alerts=frozenset({"GPUXidBurst"}),
     ),
     Scenario(
         "nvlink-down",
-        "two links of GPU 1 of the first host go down at minute 5",
+        "two NVLinks of GPU 1 of the first host go down at minute 5",
         _steady(mixed, 0.8),
         faults=(Fault(gpu=1, begins=_BEGIN, nvlinks_down=2, xid=74),),
         alerts=frozenset({"NVLinkDown", "GPUXidCritical"}),
     ),
     Scenario(
         "silent-corruption",
-        "GPU 4 of the first host computes wrong results from minute 5 on, and says nothing",
+        "GPU 4 of the first host computes wrong results from minute 5 and reports no error",
         _steady(mixed, 0.8),
         faults=(Fault(gpu=4, begins=_BEGIN, wrong_results=True),),
         alerts=frozenset({"GPUSilentDataCorruption"}),
     ),
-    Scenario("idle-fleet", "nothing to do anywhere", _idle),
+    Scenario("idle-fleet", "no GPU has any work", _idle),
     Scenario(
         "mixed-fleet",
-        "H100, A100 and L4 hosts in turn, each with its own kind of work",
+        "H100, A100 and L4 hosts, each product with a different kind of load",
         _by_host,
         products=(H100, A100, L4),
     ),
     Scenario(
         "no-activity-counters",
-        "A100 and L4 hosts in turn without dcgm-exporter: nobody counts FLOP, and nothing is wrong",
+        "A100 and L4 hosts without dcgm-exporter: FLOPs are not counted; no fault",
         _steady(mixed, 0.8),
         products=(A100_COARSE, L4_COARSE),
     ),
     Scenario(
         "noisy-neighbour",
-        "someone else takes half of GPU 0 of the first host: slower answers, healthy hardware",
+        "another tenant uses half of GPU 0 of the first host from minute 5: slower answers, healthy hardware",
         _steady(decode, 0.8),
         faults=(Fault(gpu=0, begins=_BEGIN, neighbour=0.5),),
     ),
     Scenario(
         "nccl-hang",
-        "at minute 5 a collective of the first host's engine hangs: requests run, no token comes out",
+        "the engine of the first host hangs in an NCCL collective from minute 5: requests run, but no tokens are generated",
         _steady(decode, 0.8),
         faults=(Fault(gpu=None, begins=_BEGIN, hangs=True),),
         host_alerts=frozenset({"WorkloadStuck"}),
     ),
     Scenario(
         "dead-engine",
-        "at minute 5 the first host's engine dies and its processes go on holding the memory",
+        "the engine of the first host dies at minute 5, and its processes still hold the GPU memory",
         _steady(decode, 0.8),
         faults=(Fault(gpu=None, begins=_BEGIN, engine_down=True),),
         alerts=frozenset({"GPUMemoryHeld"}),
@@ -209,60 +282,60 @@ _ALL = (
     ),
     Scenario(
         "engine-restarts",
-        "from minute 5 on the first host's engine crashes every five minutes",
+        "the engine of the first host crashes every five minutes from minute 5",
         _steady(decode, 0.8),
         faults=(Fault(gpu=None, begins=_BEGIN, engine_period=5 * _MINUTE),),
         host_alerts=frozenset({"WorkloadRestarting"}),
     ),
     Scenario(
         "driver-not-loaded",
-        "the first host has eight GPUs on its bus and no driver that lists them",
+        "the PCI bus of the first host has GPUs, but the driver is not loaded",
         _steady(decode, 0.8),
         faults=(Fault(gpu=None, begins=0.0, driver_gone=True),),
         host_alerts=frozenset({"GPUDriverNotLoaded"}),
     ),
     Scenario(
         "power-limit-lowered",
-        "GPU 2 of the first host is limited to 60 % of its siblings' power, and its load does not need more",
+        "the power limit of GPU 2 of the first host is 60 % of its peers' from minute 5, which its load stays below",
         _steady(decode, 0.3),
         faults=(Fault(gpu=2, begins=_BEGIN, power_limit=0.6),),
         alerts=frozenset({"GPUPowerLimitLowered"}),
     ),
     Scenario(
         "hot-memory",
-        "the memory of GPU 4 of the first host loses contact with its cooler at minute 5",
+        "the memory of GPU 4 of the first host overheats from minute 5",
         _steady(decode, 0.8),
         faults=(Fault(gpu=4, begins=_BEGIN, memory_celsius=45),),
         alerts=frozenset({"GPUMemoryHot"}),
     ),
     Scenario(
         "clock-skew",
-        "the first host's clock is ten minutes behind",
+        "the clock of the first host is ten minutes slow",
         _steady(decode, 0.8),
         faults=(Fault(gpu=None, begins=0.0, clock_skew=-600),),
         host_alerts=frozenset({"HostClockSkew"}),
     ),
     Scenario(
         "cache-collapse",
-        "at minute 5 the prefix cache of the first host's engine loses its hits: prompts are computed again",
+        "the prefix cache of the first host stops hitting at minute 5: prompts are recomputed",
         _steady(mixed, 0.8),
         faults=(Fault(gpu=None, begins=_BEGIN, cache_hits=0.02),),
     ),
     Scenario(
         "rollout",
-        "at minute 5 a new version needs half of the FLOPS for the same tokens: nothing is wrong",
+        "a new version on the first host needs half the FLOPs per token from minute 5; no fault",
         _steady(mixed, 0.8),
         faults=(Fault(gpu=None, begins=_BEGIN, waste=0.5),),
     ),
     Scenario(
         "serving-queue",
-        "an engine simulated pass by pass, and more requests than it may take at once; try --pull",
+        "an engine simulated pass by pass, with more requests than its batch limit; for use with --pull",
         _idle,
         serving=Serving(batch=16, clients=40, prompt=600, answer=250),
     ),
     Scenario(
         "serving-capped",
-        "the same with long prompts, and the first host capped to 45 % of its power from the start",
+        "like serving-queue, with long prompts and the first host limited to 45 % of its power",
         _idle,
         faults=(Fault(gpu=None, begins=0.0, power_limit=0.45),),
         serving=Serving(batch=24, clients=60, prompt=3000, answer=100),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exporter.attribution.job_mapping import change_mark, read_jobs
-from exporter.attribution.job_processes import (
+from exporter.attribution.process_owners import (
     device_processes,
     process_job,
     slurm_job,

@@ -19,7 +19,7 @@ from benchmarks.engine_accuracy.gguf_file import write_gguf
 from exporter import http_exchange
 from exporter.attribution import grpc, pod_resources
 from exporter.attribution.job_mapping import read_jobs
-from exporter.attribution.job_processes import is_sluid, slurm_job
+from exporter.attribution.process_owners import is_sluid, slurm_job
 from exporter.attribution.source import HolderSourceError
 from exporter.calibration import read_calibrations
 from exporter.collect.dcgm import exposition as dcgm

@@ -9,8 +9,7 @@ import pytest
 
 from exporter.errors import FlopwatchError
 from exporter.metrics.family import Sample
-from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios, fleet_router
-from exporter.simulate.history import history
+from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios, fleet_router, history
 from exporter.simulate.host import Pull, SimulatedHost, Timing
 from exporter.simulate.scenarios import SCENARIOS
 from exporter.status.document import Status
