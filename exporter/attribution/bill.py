@@ -4,11 +4,14 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from exporter.attribution.ledger import (
+    IDLE_STATE,
     NOBODY,
+    Account,
     Bill,
     Charges,
     DeviceLedger,
     Holder,
+    Partition,
     Unresolved,
     totals_of,
 )
@@ -24,6 +27,7 @@ _HOST_NAME_CHARACTERS_MAX = 63
 _PROCESS_NAMES_MAX = 16
 # A process that the driver does not list counts as a holder for this long after its last SM time.
 _SAMPLED_SECONDS = 60.0
+_CLOCK_STATES = "clock_"
 
 
 class HostLedger:
@@ -36,6 +40,9 @@ class HostLedger:
         self._charged: dict[str, tuple[DeviceState, tuple[Holder, ...], Charges]] = {}
         # By device and process: SM seconds, and the time of their last increase.
         self._sampled: dict[str, dict[int, tuple[float, float]]] = {}
+        # By GPU: what the holders of its instances had been charged at its last charge, and the
+        # last partition in which the instances reported.
+        self._instances: dict[str, _Instances] = {}
         self._usefulness = UsefulnessLedger()
 
     def charge(self, state: State, *, by_process: bool = False) -> Bill:
@@ -49,17 +56,23 @@ class HostLedger:
         charges: dict[str, Charges] = {}
         unresolved: dict[str, Unresolved] = {}
         self._forget_instances({device.identity.uuid for device in state.devices})
-        for device in state.devices:
+        held = dict(holders)
+        # Instances first: what they did divides their GPU.
+        for device in sorted(state.devices, key=lambda each: each.identity.mig is None):
             if not device.up or device.fast is None:
                 continue
             uuid = device.identity.uuid
             seconds = device.fast.process_sm_seconds
             present = holders.get(uuid, ())
-            if not present and by_process:
+            if not present and by_process and not device.instances:
                 present = process_holders(self._processes(device), owners)
+            present += tuple(
+                holder for each in device.instances for holder in held.get(each.identity.uuid, ())
+            )
+            held[uuid] = present
             assigned = assign_processes(present, seconds or (), owners, serving)
             last = self._charged.get(uuid)
-            if last and last[0] is device and last[1] == present and not device.instances:
+            if last and last[0] is device and last[1] == present:
                 charges[uuid] = last[2]
             else:
                 ledger = self._ledgers.setdefault(uuid, DeviceLedger())
@@ -69,7 +82,7 @@ class HostLedger:
                     process_seconds=seconds,
                     owners=assigned,
                     now=device.at_seconds,
-                    weights=instance_weights(device, holders) if device.instances else None,
+                    partition=self._partition(device, held, charges),
                 )
                 charges[uuid] = ledger.charges()
                 self._charged[uuid] = (device, present, charges[uuid])
@@ -97,6 +110,22 @@ class HostLedger:
             self._charged.pop(uuid, None)
             self._sampled.pop(uuid, None)
 
+    def _partition(
+        self,
+        gpu: DeviceState,
+        holders: Mapping[str, Sequence[Holder]],
+        charges: Mapping[str, Charges],
+    ) -> Partition | None:
+        """What the holders of a GPU's instances have of it, and did since its last charge."""
+        if not gpu.instances:
+            self._instances.pop(gpu.identity.uuid, None)
+            return None
+        sms = instance_weights(gpu, holders)
+        if sms is None:
+            return None
+        known = self._instances.setdefault(gpu.identity.uuid, _Instances())
+        return known.partition(gpu, sms, charges)
+
     def _processes(self, device: DeviceState) -> list[int]:
         """Processes on a device: those listed by the driver or with SM time in the last minute.
 
@@ -113,6 +142,85 @@ class HostLedger:
         self._sampled[device.identity.uuid] = now
         recent = (pid for pid, (_, at) in now.items() if device.at_seconds - at < _SAMPLED_SECONDS)
         return list(dict.fromkeys([*(process.pid for process in listed), *recent]))
+
+
+_NOTHING = Account()
+
+
+class _Instances:
+    """The accounts of a GPU's instances at its last charge."""
+
+    def __init__(self) -> None:
+        self._before: Mapping[str, Mapping[Holder, Account]] = {}
+        self._last: Partition | None = None
+
+    def partition(
+        self, gpu: DeviceState, sms: Mapping[Holder, float], charges: Mapping[str, Charges]
+    ) -> Partition:
+        """What the instances did since the last charge; without anything, what they did before."""
+        before, self._before = (
+            self._before,
+            {
+                instance.identity.uuid: charges[instance.identity.uuid].accounts
+                for instance in gpu.instances
+                if instance.identity.uuid in charges
+            },
+        )
+        done = Partition(sms)
+        grew = [
+            _add_instance(done, instance, gpu, charges[uuid], before[uuid])
+            for instance in gpu.instances
+            if (uuid := instance.identity.uuid) in self._before and uuid in before
+        ]
+        if len(grew) < len(gpu.instances):
+            self._last = None  # one of them does not report
+        elif all(grew):
+            self._last = done
+        elif self._last is not None and self._last.sms != sms:
+            self._last = None
+        return self._last or Partition(sms)
+
+
+def _add_instance(
+    done: Partition,
+    instance: DeviceState,
+    gpu: DeviceState,
+    charged: Charges,
+    before: Mapping[Holder, Account],
+) -> bool:
+    """Add what the holders of an instance were charged; False if no time was.
+
+    Time lost to low clocks is neither busy nor idle here: all instances have the GPU's clock.
+    """
+    part = (instance.identity.sm_count or 0) / (gpu.identity.sm_count or 1)
+    busy: dict[Holder, float] = {}
+    elapsed = 0.0
+    for holder, account in charged.accounts.items():
+        earlier = before.get(holder, _NOTHING)
+        spent = {
+            state: seconds - earlier.state_seconds.get(state, 0.0)
+            for state, seconds in account.state_seconds.items()
+            if not state.startswith(_CLOCK_STATES)
+        }
+        elapsed += sum(spent.values())
+        busy[holder] = sum(spent.values()) - spent.get(IDLE_STATE, 0.0)
+        _add(done.flop, holder, account.flop, earlier.flop)
+        _add(done.dram_bytes, holder, account.dram_bytes, earlier.dram_bytes)
+    if elapsed <= 0:
+        return False
+    for holder, seconds in busy.items():
+        _add(done.busy, holder, part * seconds / elapsed, None)
+    for holder, basis in charged.basis.items():
+        if done.basis.get(holder, "exclusive") == "exclusive":
+            done.basis[holder] = basis
+    return True
+
+
+def _add(
+    sums: dict[Holder, float], holder: Holder, amount: float | None, before: float | None
+) -> None:
+    if amount is not None:
+        sums[holder] = sums.get(holder, 0.0) + amount - (before or 0.0)
 
 
 def workload_holders(

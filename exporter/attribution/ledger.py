@@ -12,6 +12,8 @@ Convention, with the sources of each share:
   equally if the driver reports none, or if processes cannot be assigned (`equal`).
 * Idle time is divided equally among the holders, or goes to `NOBODY`. Energy is divided
   like the time of its tick: the idle part equally, the busy part by SM time.
+* A partitioned GPU: FLOP and bytes in proportion to those of the holders' instances. Each holder has
+  the time of its instances' SMs, of which the idle part follows the idle time of the instances.
 """
 
 from collections import deque
@@ -162,6 +164,60 @@ class Bill:
     workloads: Mapping[str, WorkloadUse] = field(default_factory=dict)
 
 
+class Division(NamedTuple):
+    """Each holder's shares of one tick, every mapping summing to 1, and how they were found."""
+
+    flop: Mapping[Holder, float]
+    dram_bytes: Mapping[Holder, float]
+    busy_energy: Mapping[Holder, float]
+    busy_seconds: Mapping[Holder, float]
+    idle: Mapping[Holder, float]
+    basis: Mapping[Holder, Basis]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """What the holders of a partitioned GPU have of it, and what their instances did in a tick.
+
+    `sms` are shares of the GPU's SMs and sum to 1, free ones under `NOBODY`. `busy` is the part of
+    them that was busy. `flop` and `dram_bytes` are in any unit. Without `basis` the instances did
+    not report: all shares are those of the SMs.
+    """
+
+    sms: Mapping[Holder, float]
+    flop: dict[Holder, float] = field(default_factory=dict)
+    dram_bytes: dict[Holder, float] = field(default_factory=dict)
+    busy: dict[Holder, float] = field(default_factory=dict)
+    basis: dict[Holder, Basis] = field(default_factory=dict)
+
+    def divided(self, idle: float) -> Division:
+        """The shares of a tick in which the GPU was idle for this part of the time.
+
+        Every holder has the time of its SMs. Where instances and GPU disagree about how much of it
+        was idle, the larger part of the instances' time is scaled down.
+        """
+        at_work = {holder: self.busy.get(holder, 0.0) for holder in self.sms}
+        busy = sum(at_work.values())
+        unused = 1.0 - busy
+        if busy > 0 and unused < idle:
+            at_work = {holder: part * (1 - idle) / busy for holder, part in at_work.items()}
+        elif unused > 0:
+            at_work = {
+                holder: held - (held - at_work[holder]) * idle / unused
+                for holder, held in self.sms.items()
+            }
+        resting = {holder: max(held - at_work[holder], 0.0) for holder, held in self.sms.items()}
+        assumed: Basis = "exclusive" if self.basis or len(self.sms) == 1 else "equal"
+        return Division(
+            flop=_shares(self.flop, self.sms),
+            dram_bytes=_shares(self.dram_bytes, self.sms),
+            busy_energy=_shares(self.busy, self.sms),
+            busy_seconds=_shares(at_work, self.sms),
+            idle=_shares(resting, self.sms),
+            basis={holder: self.basis.get(holder, assumed) for holder in self.sms},
+        )
+
+
 def totals_of(counters: Counters) -> Totals:
     """The device's counters that are divided."""
     tensor = [flop for (work, _source), flop in counters.flop.items() if work.pipe == "tensor"]
@@ -214,23 +270,15 @@ class DeviceLedger:
         process_seconds: Mapping[int, float] | None,
         owners: Mapping[int, Holder],
         now: float,
-        weights: Mapping[Holder, float] | None = None,
+        partition: Partition | None = None,
     ) -> None:
         """Divide the increase of the device's counters since the last call.
 
         `process_seconds` is the SM time that the driver has reported so far, by process id; None if
         it reports none. `owners` maps processes to holders. `now` is in seconds of any monotonic
-        clock. `weights`, which sum to 1, are shares known from elsewhere: those of a partitioned
-        GPU's instances.
+        clock. `partition` describes a GPU with MIG instances.
         """
-        present = tuple(dict.fromkeys(holders))
         usage = self._take_usage(process_seconds, owners, now)
-        work, basis = shares_of(present, usage)
-        held = dict.fromkeys(present, 1.0 / len(present)) if present else {NOBODY: 1.0}
-        if weights:
-            work = held = dict(weights)
-            basis = "exclusive" if len(weights) == 1 else "equal"
-        self._basis = dict.fromkeys(present or (NOBODY,), basis)
         before, self._totals = self._totals, totals
         seconds = {
             state: _grown(total, before.state_seconds.get(state))
@@ -238,23 +286,28 @@ class DeviceLedger:
         }
         elapsed = sum(seconds.values())
         idle = seconds.get(IDLE_STATE, 0.0) / elapsed if elapsed > 0 else 1.0
-        for holder in {**held, **work}:
+        if partition is not None:
+            division = partition.divided(idle)
+        else:
+            division = _division(tuple(dict.fromkeys(holders)), usage)
+        self._basis = dict(division.basis)
+        for holder in {**division.idle, **division.flop}:
             self._accounts.setdefault(holder, Account()).last_held_seconds = now
-        # A device's own energy counter started long before the first holder was watched.
-        first_energy = before.energy_joules is None
-        self._share("flop", _delta(totals.flop, before.flop), work)
-        self._share("dram_bytes", _delta(totals.dram_bytes, before.dram_bytes), work)
+        self._share("flop", _delta(totals.flop, before.flop), division.flop)
+        self._share("dram_bytes", _delta(totals.dram_bytes, before.dram_bytes), division.dram_bytes)
         energy = _delta(totals.energy_joules, before.energy_joules)
         if energy is not None:
-            if first_energy:
+            # A device's own energy counter started long before the first holder was watched.
+            if before.energy_joules is None:
                 self._accounts.setdefault(NOBODY, Account()).last_held_seconds = now
-                self._share("energy_joules", 0.0, held)
+                self._share("energy_joules", 0.0, division.idle)
                 self._share("energy_joules", energy, {NOBODY: 1.0})
             else:
-                self._share("energy_joules", energy * idle, held)
-                self._share("energy_joules", energy * (1 - idle), work)
+                self._share("energy_joules", energy * idle, division.idle)
+                self._share("energy_joules", energy * (1 - idle), division.busy_energy)
         for state, spent in seconds.items():
-            self._share_seconds(state, spent, held if state == IDLE_STATE else work)
+            shares = division.idle if state == IDLE_STATE else division.busy_seconds
+            self._share_seconds(state, spent, shares)
         self._drop_departed(now)
         if not self._marks or now - self._marks[-1].at_seconds >= _MARK_SECONDS:
             self._marks.append(self._mark(now))
@@ -336,6 +389,23 @@ class DeviceLedger:
         if len(departed) > DEPARTED_MAX:
             for holder in sorted(departed, key=departed.__getitem__)[:-DEPARTED_MAX]:
                 self._accounts.pop(holder, None)
+
+
+def _division(holders: Sequence[Holder], usage: Mapping[Holder, float]) -> Division:
+    """The shares of a whole device: work by SM time, idle time equally."""
+    work, basis = shares_of(holders, usage)
+    held = dict.fromkeys(holders or (NOBODY,), 1.0 / max(len(holders), 1))
+    return Division(work, work, work, work, held, dict.fromkeys(held, basis))
+
+
+def _shares(
+    amounts: Mapping[Holder, float], otherwise: Mapping[Holder, float]
+) -> Mapping[Holder, float]:
+    """The amounts as shares of their sum; without any, the other shares."""
+    whole = sum(amounts.values())
+    if whole <= 0:
+        return otherwise
+    return {holder: amounts.get(holder, 0.0) / whole for holder in otherwise}
 
 
 def _parts(amount: float, shares: Mapping[Holder, float]) -> Iterable[tuple[Holder, float]]:

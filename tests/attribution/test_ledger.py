@@ -13,6 +13,7 @@ from exporter.attribution.ledger import (
     Account,
     DeviceLedger,
     Holder,
+    Partition,
     Totals,
     shares_of,
 )
@@ -181,8 +182,91 @@ class TestCharges:
         assert shown == pods[-1 - DEPARTED_MAX :]
 
 
-HOLDERS = st.lists(st.sampled_from([A, B, C]), unique=True, max_size=3)
 AMOUNT = st.floats(0, 1e18, allow_nan=False)
+
+
+class TestPartitions:
+    """A GPU with MIG instances: work by what each instance did, time by the SMs that it has."""
+
+    @staticmethod
+    def charged(partition: Partition | None, **seconds: float) -> DeviceLedger:
+        ledger = DeviceLedger()
+        for total in (
+            totals(0.0, 0.0, 50.0, **dict.fromkeys(seconds, 0.0)),
+            totals(400e12, 9e12, 1050.0, **seconds),
+        ):
+            ledger.charge(
+                total, [A, B], process_seconds=None, owners={}, now=0.0, partition=partition
+            )
+        return ledger
+
+    def test_a_worked_example(self) -> None:
+        """A has half of the SMs and is busy for a fifth of 10 s, B has a quarter and is busy for four fifths.
+
+        So A's SMs are 0.1 of the GPU at work, B's 0.2: the GPU is busy for 3 s, and idle for 7 s: 4 of
+        them are A's, 0.5 are B's, 2.5 of the free quarter. Idle energy is 700 J: 400, 50 and 250 J; busy
+        energy 300 J: 100 and 200 J. FLOP and bytes are those that the instances counted.
+        """
+        partition = Partition(
+            sms={A: 0.5, B: 0.25, NOBODY: 0.25},
+            flop={A: 1e12, B: 3e12},
+            dram_bytes={A: 2e9, B: 1e9},
+            busy={A: 0.1, B: 0.2},
+            basis={A: "exclusive", B: "exclusive"},
+        )
+        charges = self.charged(partition, memory=3.0, idle=7.0).charges()
+        a, b, nobody = (charges.accounts[holder] for holder in (A, B, NOBODY))
+
+        assert (a.flop, b.flop) == pytest.approx((100e12, 300e12))
+        assert (a.dram_bytes, b.dram_bytes) == pytest.approx((6e12, 3e12))
+        assert a.state_seconds == pytest.approx({"memory": 1.0, "idle": 4.0})
+        assert b.state_seconds == pytest.approx({"memory": 2.0, "idle": 0.5})
+        assert nobody.state_seconds == pytest.approx({"memory": 0.0, "idle": 2.5})
+        assert nobody.flop == pytest.approx(0.0, abs=1.0)
+        assert (a.energy_joules, b.energy_joules) == pytest.approx((500.0, 250.0))
+        assert nobody.energy_joules == pytest.approx(250.0 + 50.0)
+        assert set(charges.basis.values()) == {"exclusive"}
+
+    def test_an_idle_instance_pays_for_its_time_alone(self) -> None:
+        """The GPU says that it was busy all the time, as one of its instances was: FLOP and energy are B's.
+
+        Each still has the time of its half of the SMs, whatever it did.
+        """
+        partition = Partition(
+            sms={A: 0.5, B: 0.5, NOBODY: 0.0},
+            flop={A: 0.0, B: 1.0},
+            dram_bytes={A: 0.0, B: 1.0},
+            busy={A: 0.0, B: 0.5},
+            basis={A: "exclusive", B: "exclusive"},
+        )
+        accounts = self.charged(partition, memory=10.0).charges().accounts
+
+        assert accounts[A].flop == 0.0
+        assert accounts[A].energy_joules == 0.0
+        assert accounts[B].energy_joules == pytest.approx(1000.0)
+        assert accounts[A].state_seconds == pytest.approx({"memory": 5.0})
+
+    def test_instances_that_do_not_report_share_by_their_sms(self) -> None:
+        """And the basis says that it is an assumption."""
+        charges = self.charged(Partition(sms={A: 0.5, B: 0.25, NOBODY: 0.25}), idle=10.0).charges()
+
+        assert charges.accounts[A].flop == pytest.approx(200e12)
+        assert charges.accounts[A].energy_joules == pytest.approx(500.0)
+        assert set(charges.basis.values()) == {"equal"}
+
+
+@st.composite
+def partitions(draw: st.DrawFn) -> Partition:
+    """Any division of a GPU among tenants, with any work: less time busy than its SMs have."""
+    cuts = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    sms = {holder: cut / 132 for holder, cut in zip((A, B, C), cuts, strict=False)}
+    sms[NOBODY] = 1.0 - sum(sms.values())
+    amounts = st.dictionaries(st.sampled_from([A, B, C, NOBODY]), AMOUNT)
+    at_work = {holder: draw(st.floats(0, part)) for holder, part in sms.items()}
+    return Partition(sms, draw(amounts), draw(amounts), at_work, {A: "exclusive"})
+
+
+HOLDERS = st.lists(st.sampled_from([A, B, C]), unique=True, max_size=3)
 TICKS = st.lists(
     st.tuples(
         HOLDERS,
@@ -196,6 +280,7 @@ TICKS = st.lists(
         st.none() | st.dictionaries(st.integers(1, 5), st.floats(0, 60)),
         st.dictionaries(st.integers(1, 5), st.sampled_from([A, B, C, NOBODY])),
         st.floats(0, 3600),
+        st.none() | partitions(),
     ),
     max_size=20,
 )
@@ -203,7 +288,7 @@ TICKS = st.lists(
 
 @given(TICKS)
 def test_the_shares_sum_to_the_device_and_no_counter_falls(ticks) -> None:
-    """For random tenants that come and go, processes that move, gaps, and losses of the driver's samples.
+    """For random tenants that come and go, processes that move, partitions, gaps, and losses of samples.
 
     Accounts of holders that left an hour ago are kept here as they were when last seen.
     """
@@ -213,7 +298,7 @@ def test_the_shares_sum_to_the_device_and_no_counter_falls(ticks) -> None:
     used: dict[int, float] = {}
     dropped: list[Account] = []
     before: dict[Holder, Account] = {}
-    for holders, flops, moved, joules, spent, processes, owners, gap in ticks:
+    for holders, flops, moved, joules, spent, processes, owners, gap, partition in ticks:
         flop, dram, energy, now = flop + flops, dram + moved, energy + joules, now + gap
         for state, amount in spent.items():
             seconds[state] = seconds.get(state, 0.0) + amount
@@ -225,6 +310,7 @@ def test_the_shares_sum_to_the_device_and_no_counter_falls(ticks) -> None:
             process_seconds=None if processes is None else dict(used),
             owners=owners,
             now=now,
+            partition=partition,
         )
         accounts = dict(ledger.charges().accounts)
         dropped += [account for holder, account in before.items() if holder not in accounts]

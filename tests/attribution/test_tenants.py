@@ -18,7 +18,7 @@ import pytest
 
 from tests.attribution.test_bill import COUNTERS
 from tests.daemon.process import DaemonProcess, Scrape, passive
-from tests.fake_nvml import H100, H100_1G_10GB, H100_3G_40GB, FakeNvml, Load
+from tests.fake_nvml import H100, H100_1G_10GB, H100_3G_40GB, FakeNvml, Load, MigInstance
 
 
 FLOP, ENERGY = "flopwatch_holder_flop_total", "flopwatch_holder_energy_joules_total"
@@ -33,6 +33,8 @@ STAYING = {"long": 50, "longer": 25}
 SHORT_PERCENT = 20
 INSTANCES = (H100_3G_40GB, H100_1G_10GB)
 DECODE = replace(Load.decode(), memory_used_bytes=2**30)
+# What each instance does, as a part of DECODE: the one with 60 SMs a third, the one with 16 all of it.
+WORK = {H100_3G_40GB: 1 / 3, H100_1G_10GB: 1.0}
 # It serves one page for as long as it lives.
 ENGINE = """
 import http.server
@@ -88,6 +90,17 @@ def serving(stack: ExitStack) -> tuple[int, int]:
     return process.pid, int(process.stdout.readline())
 
 
+def sms(instance: MigInstance) -> float:
+    """An instance's part of the GPU's SMs."""
+    return instance.multiprocessor_count / H100.multiprocessor_count
+
+
+def part_of_decode(part: float) -> Load:
+    """Everything that GPM counts is this part of DECODE."""
+    activities = ("graphics", "sm", "any_tensor", "hmma_tensor", "fp32", "fp16", "dram")
+    return replace(DECODE, **{name: getattr(DECODE, name) * part for name in activities})
+
+
 def ended() -> int:
     """The id of a process that ended before the daemon could look at it."""
     with subprocess.Popen(["/bin/true"]) as process:
@@ -116,8 +129,10 @@ def minute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Minute]:
         jobs = folder / "jobs"
         jobs.mkdir()
         fake.gpu(3).set_mig(INSTANCES)
-        for instance in INSTANCES:
-            fake.gpu(3).instance_loads(instance.gpu_instance_id).set_load(DECODE)
+        fake.gpu(3).set_load(part_of_decode(sum(part * sms(each) for each, part in WORK.items())))
+        for instance, part in WORK.items():
+            loads = fake.gpu(3).instance_loads(instance.gpu_instance_id)
+            loads.set_load(part_of_decode(part))
             (jobs / f"3.{instance.gpu_instance_id}").write_text(f"job{instance.gpu_instance_id}\n")
         staying = {sleeping(stack, folder, name): share for name, share in STAYING.items()}
         put(fake, 4, staying)
@@ -185,16 +200,26 @@ def test_each_tenant_is_charged_its_share(minute: Minute, gpu: str, holder: str)
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=lambda instance: instance.gpu_instance_id)
-def test_a_job_on_an_instance_has_all_of_it(minute: Minute, instance) -> None:
-    """On the instance's own counters, and on the GPU's by its SMs; energy is the whole GPU's alone."""
+def test_a_job_on_an_instance_has_all_of_it(minute: Minute, instance: MigInstance) -> None:
+    """All FLOP of its instance, and of the GPU's what its instance did: 20 to 16 parts, not 60 to 16.
+
+    A third of 60 SMs and all of 16 work. Energy is divided like the time, and that is by SMs.
+    """
     mig, job = str(instance.gpu_instance_id), f"job{instance.gpu_instance_id}"
     own = minute.grown("flopwatch_flop_total", gpu="3", mig=mig, pipe="tensor")
     assert own > 0
     assert minute.grown(FLOP, gpu="3", mig=mig, hpc_job=job) == pytest.approx(own, rel=1e-9)
 
-    share = instance.multiprocessor_count / H100.multiprocessor_count
+    work = {each: part * sms(each) for each, part in WORK.items()}
+    share = work[instance] / sum(work.values())
+    assert share == pytest.approx({60: 20 / 36, 16: 16 / 36}[instance.multiprocessor_count])
+    flop = minute.grown("flopwatch_flop_total", gpu="3", pipe="tensor")
+    assert minute.grown(FLOP, gpu="3", hpc_job=job) == pytest.approx(flop * share, rel=0.02)
+
     energy = minute.grown("flopwatch_energy_joules_total", gpu="3")
-    assert minute.grown(ENERGY, gpu="3", hpc_job=job) == pytest.approx(energy * share, rel=0.02)
+    assert minute.grown(ENERGY, gpu="3", hpc_job=job) == pytest.approx(
+        energy * sms(instance), rel=0.02
+    )
 
 
 def test_processes_that_nobody_saw_are_charged_to_nobody(minute: Minute) -> None:
