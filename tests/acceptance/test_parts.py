@@ -119,6 +119,27 @@ def test_a_rehearsal_runs_every_part(tmp_path: Path, part: str) -> None:
         assert {".current", ".no-capabilities", ".profile"} <= names
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_rehearsal_without_a_driver_uses_the_fake_one(tmp_path: Path) -> None:
+    """The command as it is typed on a machine without a GPU."""
+    environment = {key: value for key, value in os.environ.items() if key != "LD_LIBRARY_PATH"}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.gpu_acceptance", "--rehearse"),
+            *("--only", "end_to_end", "--out", str(tmp_path), "--minutes", "2"),
+        ],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert only_results(tmp_path).machine.gpu == H100.name
+
+
 def only_results(folder: Path) -> Results:
     """The only results file in a folder."""
     (path,) = folder.glob("*.json")

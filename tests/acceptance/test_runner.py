@@ -20,7 +20,7 @@ from benchmarks.gpu_acceptance_parts.runner import (
     run_parts,
 )
 from benchmarks.gpu_acceptance_parts.schema import Machine, PartReport
-from tests.fake_nvml import H100, FakeNvml
+from tests.fake_nvml import H100, BuildError, FakeNvml
 
 
 MACHINE = Machine("Test GPU", "600.1", "9.0", 132, {})
@@ -153,6 +153,24 @@ def test_without_a_gpu_it_says_so_and_leaves_no_results(
     assert table.count("not run") == len(PARTS)
     assert "library_not_found" in table
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rehearsal_without_a_driver_names_what_the_fake_one_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2, one line with the missing package."""
+
+    def no_header() -> None:
+        raise BuildError("nvml.h is missing: install nvidia-nvml-dev")
+
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(sys.modules["tests.fake_nvml.build"], "build", no_header)
+
+    with pytest.raises(SystemExit) as ended:
+        gpu_acceptance.main(["--rehearse", "--out", str(tmp_path)])
+
+    assert ended.value.code == 2
+    assert "install nvidia-nvml-dev" in capsys.readouterr().err
 
 
 def test_a_torch_that_is_slow_to_import_hides_no_gpu(
