@@ -63,6 +63,18 @@ What is proven without silicon stands beside it: by recordings and figures of re
 third party's driver, and by the project's own fake driver, whose truth is exact, a simulation, or the processor.
 `python -m pytest FILE -k TEST` runs a proof.
 
+On a machine without network and without flopwatch, bring what its Python lacks as wheels (`pip download --no-deps -d .whl structlog msgspec bcrypt
+h2 hpack hyperframe h11`, for its version of Python), and run from the checkout:
+
+    python3 -m pip install --no-index --no-deps --target /tmp/site .whl/*.whl
+    PYTHONPATH=/tmp/site:$PWD python3 -m benchmarks.gpu_acceptance --minutes 8.5 --out OUT
+
+The parts run by value: facts, accuracy, probes, neighbour, end_to_end. Each one that is not finished is ended at its share of the time.
+
+This was rehearsed without a GPU, by adding `--rehearse`: with Python 3.12 and torch 2.11, those seven wheels, no network, in one call with a limit of
+590 s. All five parts ran, in 94 s at a load of 1 to 2 and in 122 s at a load of 6 to 8, and left six files. The workloads of a rehearsal are small and
+run on the processor: it shows that the command works, and nothing about a GPU. It needs the tests' fake driver (gcc and the package nvidia-nvml-dev).
+
 A verdict is `undecided` where the goal lies inside the figure's 95 % confidence interval.
 """
 

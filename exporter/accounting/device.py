@@ -24,6 +24,8 @@ from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, FastR
 
 # A window based on NVML's utilization alone: graphics activity is known, and nothing more detailed.
 COARSE_SOURCE = "nvml"
+# FLOP that a processor counted itself (Linux perf events).
+PERF_SOURCE = "perf"
 
 
 @dataclass(frozen=True, slots=True)

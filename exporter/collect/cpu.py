@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from exporter.accounting.device import Counters, DeviceAccounts
+from exporter.accounting.device import PERF_SOURCE, Counters, DeviceAccounts
 from exporter.accounting.peaks import Peaks
 from exporter.accounting.processor_peaks import processor_peaks
 from exporter.collect.nvml.errors import NvmlError
@@ -228,13 +228,13 @@ class SampledCpu:
         if self._perf is None:
             return counters
         counted = self._perf.read()
-        sources["perf"] = SourceHealth(
+        sources[PERF_SOURCE] = SourceHealth(
             up=counted is not None,
             last_success_unix_seconds=None if counted is None else time.time(),
         )
         if counted is None:
             return counters
-        flop = {(work, "perf"): value for work, value in counted.items()}
+        flop = {(work, PERF_SOURCE): value for work, value in counted.items()}
         return replace(counters, flop={**counters.flop, **flop})
 
     def revived(self) -> bool:

@@ -85,7 +85,8 @@ def _number(device: Device) -> str:
     peak = f"{quantity(flops.peak_flops, 'FLOP/s')} {flops.precision}"
     derived = " (derived)" if flops.peak_origin == "derived" else ""
     if flops.achieved_flops is None or not device.up:
-        return f'<p class="number"><small>Peak {escape(peak + derived)}</small></p>'
+        words = f"Peak {peak}{derived}{_executed(flops)}"
+        return f'<p class="number"><small>{escape(words)}</small></p>'
     share = flops.utilization_ratio
     ratio = f"{SPACE}({percent(share)})" if share is not None else ""
     return (
@@ -105,10 +106,18 @@ def _measured(could: Attainable, flops: Flops) -> str:
         peak = quantity(flops.peak_flops, "FLOP/s")
         words += f", {percent(could.peak_ratio)} of the peak of {peak}"
     words += f"; memory {memory}" if memory else ""
+    words += _executed(flops)
     return (
         f'<p class="number">{escape(quantity(could.flops, "FLOP/s"))}'
         f" <small>{escape(words)}</small></p>"
     )
+
+
+def _executed(flops: Flops) -> str:
+    """What a processor's own counters counted, where it has any."""
+    if flops.executed_flops is None:
+        return ""
+    return f"; executed {quantity(flops.executed_flops, 'FLOP/s')} in the last minute"
 
 
 def _legend(device: Device) -> str:

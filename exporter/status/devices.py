@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from exporter.accounting.clocks import EVENT_REASONS
-from exporter.accounting.device import COARSE_SOURCE
+from exporter.accounting.device import COARSE_SOURCE, PERF_SOURCE
 from exporter.findings import DEFAULT_THRESHOLDS, Finding, Severity, Thresholds
 from exporter.readings import RECOVERY_ACTIONS, SlowReading
 from exporter.state import DeviceState
@@ -187,7 +187,7 @@ def _working(
 
 def _why_coarse(snapshot: DeviceState) -> str | None:
     """Why it is not known how many FLOPS the device does; None where the processor counts them."""
-    perf = snapshot.sources.get("perf")
+    perf = snapshot.sources.get(PERF_SOURCE)
     if perf is not None and perf.up:
         return None
     if snapshot.is_processor:
@@ -360,7 +360,8 @@ def _new_ecc_errors(
 def _flops(snapshot: DeviceState, minute: Summary) -> document.Flops:
     precision = snapshot.precision
     peak = snapshot.peaks.flops.get(precision) if snapshot.peaks and precision else None
-    achieved = minute.achieved_flops if snapshot.up else None
+    counted = minute.achieved_flops if snapshot.up else None
+    achieved, executed = (None, counted) if snapshot.is_processor else (counted, None)
     return document.Flops(
         precision=precision,
         precision_origin=snapshot.precision_origin if precision else None,
@@ -368,6 +369,7 @@ def _flops(snapshot: DeviceState, minute: Summary) -> document.Flops:
         peak_flops=peak,
         peak_origin=snapshot.peaks.origin if snapshot.peaks and peak else None,
         utilization_ratio=achieved / peak if achieved is not None and peak else None,
+        executed_flops=executed,
     )
 
 

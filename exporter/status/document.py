@@ -16,7 +16,11 @@ STATUS_PATH: Final = "/api/v1/status"
 
 
 class Flops(msgspec.Struct, frozen=True, kw_only=True):
-    """Achieved against peak in the headline precision, mean of the last minute."""
+    """Achieved against peak in the headline precision, mean of the last minute.
+
+    `executed_flops` is a processor's own count, over all precisions that it counts. These are not
+    one precision, so it has no share of a peak.
+    """
 
     precision: str | None = None
     precision_origin: str | None = None
@@ -24,6 +28,7 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
     peak_flops: float | None = None
     peak_origin: str | None = None
     utilization_ratio: float | None = None
+    executed_flops: float | None = None
 
 
 class Attainable(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from exporter.accounting.device import COARSE_SOURCE
+from exporter.accounting.device import COARSE_SOURCE, PERF_SOURCE
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.time_split import STATE_NAMES
 from exporter.state import DeviceState
@@ -146,8 +146,18 @@ class Ring:
         }
 
     def _gained_flop(self, snapshot: DeviceState) -> float | None:
-        """FLOP of the tensor pipe in the headline precision; None where they are not counted."""
+        """FLOP of the tensor pipe in the headline precision; None where they are not counted.
+
+        Of a processor, all that its own counters (perf) counted.
+        """
         before, self._flop = self._flop, dict(snapshot.counters.flop)
+        if snapshot.is_processor:
+            gained = [
+                max(0.0, flop - before[key])
+                for key, flop in self._flop.items()
+                if key[1] == PERF_SOURCE and key in before
+            ]
+            return sum(gained) if gained else None
         if snapshot.last is None or snapshot.last.activity.source == COARSE_SOURCE:
             return None
         wanted = ("tensor", snapshot.precision)

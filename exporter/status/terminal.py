@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.text import Text
 
 from exporter.status.card import HEALTH, REASONS, holder_words
-from exporter.status.document import Device, Status
+from exporter.status.document import Device, Flops, Status
 from exporter.status.figures import STATES
 from exporter.status.units import SPACE, binary, megahertz, percent, quantity
 from exporter.status.verdict import no_gpu
@@ -157,18 +157,27 @@ def _number(device: Device, *, short: bool = False) -> str:
     flops, could = device.flops, device.attainable
     if flops.achieved_flops is None and could is not None and could.flops is not None:
         measured = f"{quantity(could.flops, 'FLOP/s')} {could.precision}"
-        if short or could.bandwidth_bytes_per_second is None:
+        if short:
             return plain(measured)
-        return plain(f"{measured}, {quantity(could.bandwidth_bytes_per_second, 'B/s')} measured")
+        if could.bandwidth_bytes_per_second is not None:
+            measured += f", {quantity(could.bandwidth_bytes_per_second, 'B/s')}"
+        return plain(f"{measured} measured{_executed(flops)}")
     if flops.achieved_flops is None:
         if flops.peak_flops is None or short:
             return ""
-        return plain(f"peak {quantity(flops.peak_flops, 'FLOP/s')} {flops.precision}")
+        peak = quantity(flops.peak_flops, "FLOP/s")
+        return plain(f"peak {peak} {flops.precision}{_executed(flops)}")
     ratio = f" {percent(flops.utilization_ratio)}" if flops.utilization_ratio is not None else ""
     if short or flops.peak_flops is None:
         return quantity(flops.achieved_flops, "FLOP/s") + ratio
     peak = quantity(flops.peak_flops, "FLOP/s")
     return plain(f"{quantity(flops.achieved_flops, 'FLOP/s')} of {peak} {flops.precision}{ratio}")
+
+
+def _executed(flops: Flops) -> str:
+    if flops.executed_flops is None:
+        return ""
+    return f", {quantity(flops.executed_flops, 'FLOP/s')} executed"
 
 
 def _bar(device: Device, width: int) -> Text:

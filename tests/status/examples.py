@@ -44,6 +44,8 @@ class Load:
     watts: float = 120.0
     celsius: float = 38.0
     reasons: int = 0
+    counted: Mapping[str, float] = field(default_factory=dict)
+    """FLOP/s by precision that a processor counts itself."""
 
 
 DECODE = Load(
@@ -224,6 +226,9 @@ def ticked(device: DeviceState, load: Load, now: float, step: float, unix: float
         key = (PipeWork("tensor", device.precision), source)
         flop[key] = flop.get(key, 0.0) + load.flops * step
         achieved[device.precision] = load.flops
+    for precision, flops in load.counted.items():
+        own = (PipeWork(precision, precision), "perf")
+        flop[own] = flop.get(own, 0.0) + flops * step
     reasons = {
         name: before.event_reason_seconds.get(name, 0.0) + (step if load.reasons & bit else 0.0)
         for name, bit in EVENT_REASONS.items()

@@ -121,6 +121,17 @@ class TestAttainable:
         assert len(said) == 1
         assert said[0].startswith("memory bandwidth not measured: other programs use the device")
 
+    def test_what_the_processor_counts_itself_stands_beside_it(self, processor: Machine) -> None:
+        """30 GFLOP/s in fp32 and 5 in fp64 for a minute: 35 executed, and no share of fp32's peak."""
+        load = replace(COARSE, counted={"fp32": 30e9, "fp64": 5e9})
+        processor.run(70, {"cpu0": load}, step=1.0)
+        device = device_of(processor, "cpu0")
+        page = render_page(status_of(processor))
+
+        assert device.flops.executed_flops == pytest.approx(35e9)
+        assert device.flops.achieved_flops is None
+        assert "executed 35.0\N{NO-BREAK SPACE}GFLOP/s in the last minute" in page
+
     def test_a_gpu_whose_work_is_counted_keeps_its_headline(self, machine: Machine) -> None:
         """Its actual rate comes before its possible rate."""
         machine.probes = ProbesSnapshot(True, False, (probed(0), probed(1)))

@@ -19,7 +19,7 @@ from exporter.status.terminal import plain, render
 from exporter.web.http import Request, Response, Router
 from exporter.web.http import plain as answer
 from exporter.web.server import Server
-from tests.status.examples import DECODE, Machine, fleet, gpu
+from tests.status.examples import COARSE, DECODE, Machine, cpu, fleet, gpu
 
 
 class Daemon:
@@ -72,6 +72,15 @@ class TestPicture:
         assert "Memory-bound: DRAM at 91 %, tensor pipe waits" in text
         assert "455 of 700 W" in text
         assert text.count("M") >= 30
+
+    def test_what_a_processor_counts_itself_stands_beside_its_peak(self) -> None:
+        """20 GFLOP/s in fp32 and 1 in fp64 by its own counters, and no probe yet."""
+        machine = Machine()
+        machine.add(cpu())
+        load = replace(COARSE, counted={"fp32": 20e9, "fp64": 1e9})
+        machine.run(70, {"cpu0": load}, step=1.0)
+
+        assert "peak 346 GFLOP/s fp32, 21.0 GFLOP/s executed" in shown(machine.service.status())
 
     def test_the_bar_has_a_letter_for_each_share(self) -> None:
         """Of 50 letters 31 stand for memory (0.62): readable without colour."""
