@@ -24,14 +24,13 @@ import torch
 
 from exporter.inference.models.locate import load_model
 from exporter.inference.models.products import matrix_products
-from probes.allowance import Allowance
 from probes.cpu import CpuDevice
+from probes.device import Allowance
 from probes.facts import DeviceFacts, ModelGemm
 from probes.kernels import all_kernels
 from probes.kernels.gemm import PreparedGemm
-from probes.model_shapes import shape_of
 from probes.protocol import Device
-from probes.sizing import Shape
+from probes.sizing import Shape, model_shape
 
 
 MODEL = Path(__file__).parent.parent / "tests" / "evidence" / "qwen3-4b.json"
@@ -227,7 +226,7 @@ def model_shapes(config: Path) -> list[tuple[str, Shape]]:
     products = matrix_products(load_model(config))
     gemms = [ModelGemm(each.precision, each.n, each.k) for each in products]
     return [
-        (gemm.precision, shape_of(gemm, H100, MAX_CHUNK_SECONDS))
+        (gemm.precision, model_shape(gemm, H100, MAX_CHUNK_SECONDS))
         for gemm in gemms
         if gemm.base in all_kernels()
     ]

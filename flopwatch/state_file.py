@@ -28,6 +28,8 @@ STATE_BYTES_MAX: Final = 8 * 2**20
 # An update takes milliseconds; a process that holds the lock longer is stopped or stuck.
 LOCK_SECONDS: Final = 2.0
 _LOCK_RETRY_SECONDS: Final = 0.02
+# Set in the container images, in which nothing can be installed.
+IMAGE_VARIABLE: Final = "FLOPWATCH_IMAGE"
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +49,13 @@ def usable_state_path(preferred: Path) -> Path:
             return preferred
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111 - no exception without a home directory
     return Path(home) / "flopwatch" / preferred.name
+
+
+def state_remedy() -> str:
+    """How to provide a place for the state file."""
+    if os.environ.get(IMAGE_VARIABLE):
+        return "mount a volume at /var/lib/flopwatch that this user may write to"
+    return "make it writable for this user, free some space, or set state_file to a writable file"
 
 
 class StateFile:

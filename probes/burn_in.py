@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from probes.baseline import Baseline
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
 from probes.gates import other_processes
-from probes.judgement import Judgement, judge
+from probes.judgement import Baseline, Judgement, judge
 from probes.protocol import Described, KernelInfo, Outcome, Result, Run
 from probes.supervisor import RunReport, Worker, WorkerFailedError, outcome_of
 from probes.thresholds import Row, grade, peak_of

@@ -20,9 +20,16 @@ from typing import Any, Final
 import torch
 
 from flopwatch.processor import clock_hertz
-from probes.allowance import MARGIN, Allowance
-from probes.arena import Arena
-from probes.device import ARENA_BYTES_MIN, CACHE_MULTIPLE, Chunk, Enqueue, ProbeDevice
+from probes.device import (
+    ARENA_BYTES_MIN,
+    CACHE_MULTIPLE,
+    MARGIN,
+    Allowance,
+    Arena,
+    Chunk,
+    Enqueue,
+    ProbeDevice,
+)
 from probes.judgement import undisturbed_run
 from probes.protocol import Device as DeviceSpec
 

@@ -16,9 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from probes.allowance import Allowance
-from probes.arena import Arena
-from probes.device import CACHE_MULTIPLE, Chunk, Enqueue, ProbeDevice
+from probes.device import CACHE_MULTIPLE, Allowance, Arena, Chunk, Enqueue, ProbeDevice
 from probes.protocol import Device as DeviceSpec
 
 

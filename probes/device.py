@@ -1,17 +1,22 @@
-"""A device as the kernels see it, CUDA GPU or host processor: its memory and its timing.
+"""A device as the kernels see it, CUDA GPU or host processor: its memory, timing and allowance.
 
 Worker only: this imports torch. The same kernel code runs on both. `cpu` implements the host
 processor, `cuda` the GPU.
+
+All kernels share one block of device memory, so that the footprint never changes: servers size their
+caches by the free memory that they find, and a worker that allocated on demand could take that memory
+away from them. The worker tells the daemon when the device becomes busy and idle, and starts no work
+that would exceed the allowance of the request.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
 
-from probes.allowance import Allowance
-from probes.arena import Arena
+from probes.protocol import Busy, FromWorker, Idle
 
 
 # Operands rotate over this many times the cache size, so that no run finds its operands cached.
@@ -20,6 +25,94 @@ ARENA_BYTES_MIN: Final = 64 * 2**20
 
 Enqueue = Callable[[int], None]
 """Start the run with this number; it must allocate nothing."""
+
+
+# A chunk starts only if this many times its expected duration still fits the allowance.
+MARGIN: Final = 1.2
+
+
+SEED: Final = 20_240_229
+# A prime number of elements, so that the repeated pattern never lines up with a matrix's rows.
+PATTERN_LENGTH: Final = 1_000_003
+# Kernels and copies run at full speed only on well aligned operands.
+ALIGNMENT_BYTES: Final = 4096
+
+
+class AllowanceError(Exception):
+    """The allowance is too small to measure the kernel."""
+
+
+class Allowance:
+    """Reports to the daemon when the device is busy, and adds up the busy time."""
+
+    def __init__(self, send: Callable[[FromWorker], None], allowance_seconds: float) -> None:
+        self._send = send
+        self._allowance = allowance_seconds
+        self.spent_seconds = 0.0
+
+    @property
+    def left_seconds(self) -> float:
+        """Remaining device time of the allowance."""
+        return self._allowance - self.spent_seconds
+
+    def fits(self, seconds: float) -> bool:
+        """Whether a chunk expected to take `seconds` may start."""
+        return seconds * MARGIN <= self.left_seconds
+
+    def require(self, seconds: float) -> None:
+        """Raise AllowanceError unless a chunk of `seconds` may start."""
+        if not self.fits(seconds):
+            raise AllowanceError(
+                f"a chunk of {seconds * 1e3:.2f} ms does not fit"
+                f" the {self.left_seconds * 1e3:.2f} ms left"
+            )
+
+    def busy(self) -> None:
+        """Report that the device is busy from now on."""
+        self._send(Busy())
+
+    def idle(self, seconds: float) -> None:
+        """Report that the device was busy for `seconds` and is idle again."""
+        self.spent_seconds += seconds
+        self._send(Idle(device_seconds=seconds))
+
+
+class ArenaFullError(Exception):
+    """The block has too little space left; `reset` it first."""
+
+
+class Arena:
+    """A bump allocator over one block. `epoch` grows when all tensors handed out become invalid."""
+
+    def __init__(self, torch_device: Any, size_bytes: int, *, pinned: bool = False) -> None:
+        self.size_bytes = size_bytes
+        # Zeros, not empty: on the host, a page never written has no physical memory.
+        self._block = torch.zeros(
+            size_bytes + ALIGNMENT_BYTES, dtype=torch.uint8, device=torch_device, pin_memory=pinned
+        )
+        self._start = -self._block.data_ptr() % ALIGNMENT_BYTES
+        self._used = 0
+        self.epoch = 0
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes still available."""
+        return self.size_bytes - self._used
+
+    def reset(self) -> None:
+        """Release everything."""
+        self._used = 0
+        self.epoch += 1
+
+    def take(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An uninitialized tensor inside the block; raises ArenaFullError."""
+        bytes_needed = footprint(shape, dtype)
+        if bytes_needed > self.free_bytes:
+            raise ArenaFullError(f"{bytes_needed} bytes wanted, {self.free_bytes} left")
+        start = self._start + self._used
+        self._used += bytes_needed
+        length = math.prod(shape) * dtype.itemsize
+        return self._block.narrow(0, start, length).view(dtype).view(shape)
 
 
 class Chunk:
@@ -127,6 +220,46 @@ class ProbeDevice(ABC):
     @abstractmethod
     def versions(self) -> str:
         """Versions of the software that determines a kernel's speed and bits."""
+
+
+def footprint(shape: tuple[int, ...], dtype: Any) -> int:
+    """Bytes that a tensor takes in the arena, padding included."""
+    size = math.prod(shape) * int(dtype.itemsize)
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def pattern(dtype: Any, seed: int) -> Any:
+    """Random numbers on the host, the same for every device and run.
+
+    Random data, because zeros and constants toggle few wires and draw less power, so that a
+    power-limited GPU would appear up to 15 % too fast.
+    """
+    generator = torch.Generator().manual_seed(SEED + seed)
+    if dtype == torch.int8:
+        return torch.randint(-128, 128, (PATTERN_LENGTH,), dtype=torch.int8, generator=generator)
+    return torch.randn(PATTERN_LENGTH, generator=generator).to(dtype)
+
+
+def fill(tensor: Any, values: Any) -> None:
+    """Fill a contiguous tensor with repeated `values`, by copies that double in size each time.
+
+    Bytes are copied, so that every data type is filled the same way.
+    """
+    target = tensor.view(-1).view(torch.uint8)
+    source = values.view(torch.uint8)
+    done = min(target.numel(), source.numel())
+    target[:done].copy_(source[:done])
+    while done < target.numel():
+        # Copy only whole repetitions, to keep the period.
+        step = min(done, target.numel() - done)
+        target[done : done + step].copy_(target[:step])
+        done += step
+
+
+def repeated(values: Any, count: int) -> Any:
+    """The values that `fill` writes into `count` elements, on the host."""
+    times = -(-count // values.numel())
+    return values.repeat(times)[:count]
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -10,11 +10,11 @@ import msgspec
 import structlog
 
 from flopwatch.state_file import StateFile
-from probes.baseline import Baseline, Seconds
 from probes.budget import BudgetLimits, Charge, Ledger, limits
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
 from probes.gates import Reason
+from probes.judgement import Baseline, Seconds
 from probes.records import DeviceRecord, ProbeResults
 from probes.schedule import Backoff, Clock
 from probes.supervisor import outcome_of

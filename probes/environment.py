@@ -1,9 +1,13 @@
-"""The worker's environment variables: its devices, its threads, and no foreign settings."""
+"""The worker's environment: its variables, without foreign settings, and torch."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+
+from flopwatch.state_file import IMAGE_VARIABLE
 
 
 # Variables that an operator, a container image or a job script may have set for other programs, and
@@ -33,6 +37,8 @@ KEPT: Final = (
     "KMP_DUPLICATE_LIB_OK",
     "MKL_THREADING_LAYER",
 )
+# The extra `probes` of pyproject.toml.
+TORCH_REQUIREMENTS: Final = ("numpy>=1.26", "torch>=2.5,<3")
 
 
 def worker_environment(
@@ -73,3 +79,22 @@ def worker_environment(
         places = ",".join(f"{{{core}}}" for core in cores)
         environment |= {"OMP_PROC_BIND": "close", "OMP_PLACES": places}
     return environment
+
+
+def torch_is_installed() -> bool:
+    """Whether torch is installed, without importing it."""
+    try:
+        return importlib.util.find_spec("torch") is not None
+    except (ImportError, ValueError):
+        # An entry in sys.modules that is not a module: the import is blocked.
+        return False
+
+
+def torch_remedy() -> str:
+    """How to install torch in this environment."""
+    if os.environ.get(IMAGE_VARIABLE):
+        return "use the image that is built with --target full"
+    wanted = " ".join(f"'{requirement}'" for requirement in TORCH_REQUIREMENTS)
+    if importlib.util.find_spec("pip") is None:
+        return f"uv pip install --python {sys.executable} {wanted}"
+    return f"{sys.executable} -m pip install {wanted}"

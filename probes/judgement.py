@@ -1,13 +1,18 @@
-"""Judges measurements: contention bracket, acceptance, clock-normalized efficiency.
+"""Judges measurements: contention, acceptance, clock-normalized efficiency, and the baseline.
 
-Pure functions. The standard library's statistics module would load 1 MB of fractions and decimals,
+A baseline is the best performance seen on a device, per kernel and software versions.
+
+Pure functions. The standard library's statistics module is imported where it is used: it takes 1 MB,
 which a daemon without probes should not pay for. T is the time that the timed runs took, W the time
 that they would have taken alone.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
 
 from probes.facts import DeviceFacts
 from probes.protocol import KernelInfo, Outcome, Result
@@ -31,6 +36,17 @@ BUSY_UTILIZATION: Final = 0.1
 CPU_RUN_SECONDS_MIN: Final = 0.00005
 # NVBench drops samples below this share of the clock.
 CLOCK_SHARE_MIN: Final = 0.75
+
+
+# With five rounds, one slow or lucky measurement does no harm.
+BASELINE_WINDOW: Final = 5
+SHAPE_LENGTH_MAX: Final = 3
+
+# Plausible values in a state file: anything else means that it is corrupt.
+_Size = Annotated[int, Meta(ge=1, le=2**40)]
+_Shape = Annotated[tuple[_Size, ...], Meta(min_length=1, max_length=SHAPE_LENGTH_MAX)]
+_Speed = Annotated[float, Meta(gt=0, le=1e18)]
+Seconds = Annotated[float, Meta(ge=0, le=3600)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,3 +251,50 @@ def judge(
         # The clock is unknown for this run: FLOP/s cannot be compared with FLOP per clock.
         per_clock = None
     return Judgement(outcome, value, per_clock, reached, beside, checked)
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """The best median of five this device has reached with this kernel and these versions."""
+
+    versions: str
+    shape: _Shape
+    digest: str = ""
+    """Of the first result's bits, which every later one must have."""
+    best: _Speed | None = None
+    recent: tuple[_Speed, ...] = ()
+    higher_is_better: bool = True
+    device_seconds: Seconds | None = None
+    """What one run of the kernel last took: the next one's expected cost."""
+
+    @property
+    def value(self) -> float | None:
+        """The reference: the best full window's median; before one is full, the median so far."""
+        if self.best is not None:
+            return self.best
+        return _median(self.recent) if self.recent else None
+
+    @property
+    def established(self) -> bool:
+        """Whether a full window was seen."""
+        return self.best is not None
+
+    def ratio(self, measured: float) -> float | None:
+        """`measured` over the baseline; None without a baseline."""
+        reference = self.value
+        return measured / reference if reference else None
+
+    def with_measurement(self, measured: float) -> "Baseline":
+        """The baseline after one more accepted measurement."""
+        recent = (*self.recent, measured)[-BASELINE_WINDOW:]
+        best = self.best
+        if len(recent) == BASELINE_WINDOW:
+            median = _median(recent)
+            better = max if self.higher_is_better else min
+            best = median if best is None else better(best, median)
+        return msgspec.structs.replace(self, recent=recent, best=best)
+
+
+def _median(values: tuple[float, ...]) -> float:
+    import statistics
+
+    return statistics.median(values)

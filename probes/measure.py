@@ -5,12 +5,11 @@ Worker only.
 
 import contextlib
 import statistics
+import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from probes.allowance import MARGIN, Allowance, AllowanceError, pause
-from probes.arena import ArenaFullError
-from probes.device import Chunk, ProbeDevice
+from probes.device import MARGIN, Allowance, AllowanceError, ArenaFullError, Chunk, ProbeDevice
 from probes.judgement import undisturbed_run
 from probes.kernels.base import Kernel, Prepared, Verification
 from probes.protocol import Result, Run
@@ -172,7 +171,7 @@ def _chunks(device: ProbeDevice, prepared: _Counted, request: Run, allowance: Al
         count = min(count, request.timed_runs - len(timed.run_seconds) + dropped)
         if not allowance.fits(count * expected + device.overhead_seconds):
             break
-        pause(request.gap_seconds)
+        time.sleep(request.gap_seconds)  # for other processes
         chunk = device.chunk(allowance, prepared.run, number, count)
         number += count
         timed.add(chunk, dropped)
@@ -240,7 +239,7 @@ def _launches(
     # On a busy device, one launch may take longer than a chunk should. A few are needed anyway.
     while len(timed.run_seconds) < TIMED_RUNS_MIN:
         allowance.require(count * expected)
-        pause(request.gap_seconds)
+        time.sleep(request.gap_seconds)  # for other processes
         timed.add(device.launches(allowance, launch, count, limit))
     timed.clocks.clear()
     return timed

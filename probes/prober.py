@@ -9,14 +9,12 @@ from typing import Final
 import msgspec
 import structlog
 
-from probes.baseline import Baseline
 from probes.config import ProbeConfig
 from probes.device_states import DeviceStates, ProbedDevice
 from probes.facts import DeviceFacts, ModelGemm
-from probes.judgement import Contention, Judgement, judge, too_short
-from probes.model_shapes import PRODUCTS_MAX, kernel_of, shape_of
+from probes.judgement import Baseline, Contention, Judgement, judge, too_short
 from probes.protocol import Described, KernelInfo, Result, Run
-from probes.sizing import Shape
+from probes.sizing import MODEL_PRODUCTS_MAX, Shape, model_kernel, model_shape
 from probes.supervisor import RunReport, WorkerFailedError
 from probes.worker_pool import PooledWorker
 
@@ -335,7 +333,7 @@ class Prober:
         facts = ready[pooled.uuids[index]]
         if kernel.name != "copy_peer":
             gemm = next((each for each in facts.model_gemms if each.name == kernel.name), None)
-            shape = () if gemm is None else shape_of(gemm, facts, self._config.max_chunk_seconds)
+            shape = () if gemm is None else model_shape(gemm, facts, self._config.max_chunk_seconds)
             return Subject(facts, described, kernel, shared, gemm=gemm, shape=shape)
         # In a ring: not every link of a fully connected node is probed, but every GPU's port.
         peer = (index + 1) % len(pooled.uuids)
@@ -407,9 +405,9 @@ def _model_kernels(
     """The products of the served models that a kernel of the device can measure."""
     shown = sum("x" in name for name in state.attempted)
     return [
-        kernel_of(gemm)
+        model_kernel(gemm)
         for gemm in facts.model_gemms
-        if gemm.base in present and (gemm.name in state.attempted or shown < PRODUCTS_MAX)
+        if gemm.base in present and (gemm.name in state.attempted or shown < MODEL_PRODUCTS_MAX)
     ]
 
 

@@ -7,8 +7,8 @@ from typing import Final, TypeVar
 
 from probes.gates import Reason
 from probes.judgement import Contention, Judgement
-from probes.model_shapes import DAY_SECONDS, is_model_gemm
 from probes.protocol import KernelInfo, Outcome
+from probes.sizing import is_model_gemm
 
 
 # A value is stale after this many cycles of its kernel, that is, once a turn was clearly missed. If
@@ -20,6 +20,7 @@ STALE_INTERVALS_MIN: Final = 5
 STALE_INTERVALS_MAX: Final = 15
 # Outcomes of a run that did not finish by itself.
 FAILURES: Final = frozenset({"error", "timeout", "out_of_memory"})
+_DAY_SECONDS: Final = 86_400.0
 
 _Key = TypeVar("_Key")
 
@@ -209,7 +210,7 @@ class DeviceRecord:
         """The share of the served models' products probed within a day; None without products."""
         if not self.model_gemms:
             return None
-        since = unix_time - DAY_SECONDS
+        since = unix_time - _DAY_SECONDS
         seen = sum(self.last_success.get(name, 0.0) >= since for name in self.model_gemms)
         return seen / len(self.model_gemms)
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import structlog
 
-from flopwatch.remedies import torch_remedy
 from flopwatch.state_file import StateFile
 from flopwatch.threads import BoundedThread
 from probes import gates
 from probes.config import ProbeConfig
 from probes.device_states import DeviceStates
+from probes.environment import torch_remedy
 from probes.facts import DeviceFacts
 from probes.prober import Prober
 from probes.records import ProbesSnapshot

@@ -1,6 +1,5 @@
 """The probe service of the daemon: one thread that runs a cycle every interval."""
 
-import importlib.util
 import socket
 import threading
 from pathlib import Path
@@ -11,6 +10,7 @@ import structlog
 from flopwatch.state_file import StateFile
 from flopwatch.threads import BoundedThread, ThreadGuard
 from probes.config import ProbeConfig
+from probes.environment import torch_is_installed
 from probes.records import ProbesSnapshot
 from probes.schedule import Clock, SystemClock, first_delay, host_fraction, next_delay
 from probes.scheduler import FactsSource, Scheduler
@@ -54,7 +54,7 @@ class ProbeService:
         with self._lock:
             if not self._scheduler.config.enabled or self._thread is not None:
                 return
-            if not _torch_is_there():
+            if not torch_is_installed():
                 self._scheduler.note_torch_missing()
                 return
             self._scheduler.stopping.clear()
@@ -131,12 +131,3 @@ class ProbeService:
                     scheduler.revive()
             except Exception:  # as above
                 log.exception("probe_worker_watch_failed")
-
-
-def _torch_is_there() -> bool:
-    """Whether torch is installed, without importing it."""
-    try:
-        return importlib.util.find_spec("torch") is not None
-    except (ImportError, ValueError):
-        # An entry in sys.modules that is not a module: the import is blocked.
-        return False

@@ -1,11 +1,19 @@
-"""Candidate GEMM shapes whose runs are short and still fill the device.
+"""Shapes of GEMMs whose runs are short and still fill the device, and those of the served model.
 
 Pure functions. A shape is (M, N, K); FLOP = 2MNK.
+
+The depth K of a model's product is kept, because it decides how a kernel accumulates. The weights are
+cut along their width N, and few tokens are multiplied, so that a run is as short as any probe and the
+operands fit the worker's memory. The remainder of N over a whole tile is kept, so that the kernel's
+edge path runs as it does for the model.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Final
+
+from probes.facts import DeviceFacts, ModelGemm
+from probes.protocol import KernelInfo
 
 
 Shape = tuple[int, ...]
@@ -29,6 +37,19 @@ CORE_RUN_SECONDS: Final = 0.00025
 CORE_TRIAL_SHAPE: Final[Shape] = (192, 192, 192)
 # For pipes so slow that whole waves take too long: multiples of every tile and alignment.
 CUBE_SIZES: Final = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+
+
+# Tokens multiplied at once; the largest count that fits is used.
+MODEL_TOKENS: Final = (512, 256, 128, 64, 32)
+MODEL_TILES: Final = (256, 64)
+# Size limit of a set of operands: two sets fit the smallest arena (64 MiB).
+MODEL_BYTES_MAX: Final = 30 * 2**20
+# The least share of the data-sheet peak that short products reach, once they are large enough to
+# matter.
+MODEL_REACHED_SHARE: Final = 0.5
+# The limit of products per device, for a device that serves one model after another.
+MODEL_PRODUCTS_MAX: Final = 64
+_ELEMENT_BYTES: Final = {"fp64": 8, "fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 
 
 def gemm_flop(shape: Shape) -> float:
@@ -102,3 +123,36 @@ def _largest_cubes(sizes: Sequence[int], flops: float, seconds: float) -> tuple[
     fitting = [n for n in sizes if gemm_flop((n, n, n)) <= seconds * flops]
     chosen: Sequence[int] = fitting[-3:] or sizes[:1]
     return tuple((n, n, n) for n in chosen)
+
+
+def model_kernel(gemm: ModelGemm) -> KernelInfo:
+    """A product as a kernel."""
+    return KernelInfo(name=gemm.name, quantity="flops", label=gemm.precision)
+
+
+def is_model_gemm(kernel: KernelInfo) -> bool:
+    """Whether a kernel is a model's product: its speed is not the device's in that precision."""
+    return kernel.quantity == "flops" and kernel.name != f"gemm_{kernel.label}"
+
+
+def model_shape(gemm: ModelGemm, facts: DeviceFacts, max_chunk_seconds: float) -> Shape:
+    """The shape (M, N, K) in which a product is probed on this device."""
+    peak = facts.peak_flops.get(gemm.precision, 0.0)
+    seconds = RUN_SHARE * max_chunk_seconds
+    if facts.kind == "cpu":
+        peak /= facts.sm_count or 1
+        seconds = CORE_RUN_SECONDS
+    flop_max = seconds * MODEL_REACHED_SHARE * peak
+    width = _ELEMENT_BYTES.get(gemm.precision, 1)
+    for tile in MODEL_TILES:
+        for tokens in MODEL_TOKENS:
+            by_flop = flop_max / gemm_flop((tokens, 1, gemm.k))
+            by_bytes = (MODEL_BYTES_MAX - tokens * gemm.k * width) / (gemm.k * width + 4 * tokens)
+            fitting = int(min(by_flop, by_bytes))
+            if gemm.n <= fitting:
+                return (tokens, gemm.n, gemm.k)
+            cut = (fitting - gemm.n % tile) // tile * tile + gemm.n % tile
+            if cut >= tile:
+                return (tokens, cut, gemm.k)
+    # Too deep for this device in the time of a run: use the smallest size that a kernel accepts.
+    return (MODEL_TOKENS[-1], min(gemm.n, tile + gemm.n % tile), gemm.k)

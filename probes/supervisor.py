@@ -23,9 +23,9 @@ from typing import Final, Protocol
 import structlog
 
 from flopwatch.processor import read_processor
-from probes.baseline import SHAPE_LENGTH_MAX
 from probes.config import ProbeConfig
 from probes.environment import worker_environment
+from probes.judgement import SHAPE_LENGTH_MAX
 from probes.kernels import all_kernels
 from probes.protocol import (
     PROTOCOL_VERSION,

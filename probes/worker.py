@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from probes.allowance import Allowance, AllowanceError
 from probes.kernels import all_kernels
 from probes.protocol import (
     PROTOCOL_VERSION,
@@ -84,6 +83,7 @@ class Devices:
 
     def describe(self, index: int) -> Described:
         """Open a device and determine which kernels it supports."""
+        from probes.device import Allowance
         from probes.measure import Workbench
 
         spec = self._request.devices[index]
@@ -119,6 +119,7 @@ class Devices:
 
     def run(self, request: Run) -> FromWorker:
         """Measure one kernel."""
+        from probes.device import Allowance
         from probes.measure import measure
 
         kernel = all_kernels().get(request.kernel)
@@ -168,7 +169,7 @@ def main(arguments: list[str]) -> int:
 
 def _guarded(devices: Devices, message: ToWorker) -> FromWorker:
     """The answer to a request, whatever happens."""
-    from probes.device import is_out_of_memory
+    from probes.device import AllowanceError, is_out_of_memory
 
     try:
         if isinstance(message, Describe):

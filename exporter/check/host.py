@@ -23,8 +23,8 @@ from exporter.inference.engines.registry import ENGINES, PREFIXES, identify, spe
 from exporter.inference.exposition import parse
 from exporter.web.addresses import open_listener, parse_listen_address
 from flopwatch.processor import read_processor
-from flopwatch.remedies import state_remedy, torch_remedy
-from flopwatch.state_file import usable_state_path
+from flopwatch.state_file import state_remedy, usable_state_path
+from probes.environment import torch_remedy
 
 
 _TIMEOUT_SECONDS = 3.0

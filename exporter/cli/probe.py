@@ -13,10 +13,10 @@ from exporter.cli.config import add_config_flags, config_origin
 from exporter.config.load import load_config
 from exporter.config.model import Config
 from exporter.errors import FlopwatchError
-from flopwatch.remedies import torch_remedy
 from flopwatch.state_file import StateFile, usable_state_path
 from probes.burn_in import BurnIn, Step
 from probes.device_states import saved_probes
+from probes.environment import torch_remedy
 from probes.facts import DeviceFacts
 from probes.gates import HOT_REASONS
 from probes.supervisor import WorkerFailedError

@@ -9,8 +9,7 @@ from probes.sizing import Shape
 
 
 if TYPE_CHECKING:  # the registry is also read without torch
-    from probes.allowance import Allowance
-    from probes.device import ProbeDevice
+    from probes.device import Allowance, ProbeDevice
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ from probes.sizing import Shape
 
 
 if TYPE_CHECKING:
-    from probes.allowance import Allowance
-    from probes.device import ProbeDevice
+    from probes.device import Allowance, ProbeDevice
 
 
 CopyPath = Literal["device", "host_to_device", "device_to_host", "peer"]
@@ -116,7 +115,7 @@ class Copy(Kernel):
     ) -> PreparedCopy:
         import torch
 
-        from probes.arena import fill, pattern
+        from probes.device import fill, pattern
 
         def take(block: Any) -> list[Any]:
             return [block.take((size,), torch.uint8) for _ in range(count)]

@@ -21,8 +21,7 @@ from probes.sizing import (
 
 
 if TYPE_CHECKING:
-    from probes.allowance import Allowance
-    from probes.device import Chunk, ProbeDevice
+    from probes.device import Allowance, Chunk, ProbeDevice
 
 
 # Each shows which of the larger ones is short enough. Between the pipes of one GPU, and between
@@ -292,7 +291,7 @@ class Gemm(Kernel):
     def _filled(
         self, device: "ProbeDevice", allowance: "Allowance", shape: Shape, sets: int
     ) -> PreparedGemm:
-        from probes.arena import fill, pattern
+        from probes.device import fill, pattern
 
         prepared = self._operands(device, shape, sets)
         dtype = self._dtypes()[0]
@@ -331,7 +330,7 @@ class Gemm(Kernel):
         return PreparedGemm(self.precision, shape, made, scale)
 
     def _set_bytes(self, shape: Shape) -> int:
-        from probes.arena import footprint
+        from probes.device import footprint
 
         inputs, output = self._dtypes()
         m, n, k = shape
@@ -350,7 +349,7 @@ def exact_column_sums(shape: Shape, a_pattern: Any, b_pattern: Any) -> Any:
     """
     import torch
 
-    from probes.arena import repeated
+    from probes.device import repeated
 
     m, n, k = shape
     a = repeated(a_pattern, m * k).view(m, k)

@@ -9,8 +9,7 @@ from probes.sizing import Shape
 
 
 if TYPE_CHECKING:
-    from probes.allowance import Allowance
-    from probes.device import ProbeDevice
+    from probes.device import Allowance, ProbeDevice
 
 
 class PreparedLaunch(Prepared):

@@ -9,7 +9,7 @@ from exporter.check import doctor
 from exporter.check.host import probe_findings
 from exporter.check.subprocesses import Answer, ask_driver
 from exporter.config.load import ConfigOrigin, load_config
-from flopwatch.remedies import torch_remedy
+from probes.environment import torch_remedy
 from tests.check.conftest import Check, found
 from tests.fake_nvml import (
     H100,

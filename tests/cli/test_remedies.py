@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flopwatch.remedies import TORCH_REQUIREMENTS, state_remedy, torch_remedy
+from flopwatch.state_file import state_remedy
+from probes.environment import TORCH_REQUIREMENTS, torch_remedy
 
 
 ROOT = Path(__file__).parents[2]

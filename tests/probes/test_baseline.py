@@ -2,7 +2,7 @@
 
 import pytest
 
-from probes.baseline import Baseline
+from probes.judgement import Baseline
 
 
 def after(*values, **fields):

@@ -16,8 +16,8 @@ from probes.protocol import KernelInfo, Result
 
 pytest.importorskip("torch")
 
-from probes.allowance import Allowance
 from probes.cpu import CpuDevice, ThreadTimes, _all_present
+from probes.device import Allowance
 from probes.measure import Workbench, measure
 from probes.protocol import Device, Run
 

@@ -8,8 +8,8 @@ import types
 import pytest
 
 from probes import cuda as cuda_module
-from probes.allowance import Allowance
 from probes.cuda import ARENA_BYTES_MIN, BESIDE_BYTES, CONTEXT_BYTES_MIN, SLACK_BYTES, CudaDevice
+from probes.device import Allowance
 from probes.kernels import all_kernels
 from probes.kernels.copy import PreparedCopy
 from probes.kernels.gemm import Gemm, PreparedGemm

@@ -9,11 +9,10 @@ import pytest
 from exporter.cli import probe as command
 from exporter.cli.probe import ProbeError, check_device, print_table, select_devices
 from exporter.config.load import ConfigOrigin, load_config
-from probes.baseline import Baseline
 from probes.burn_in import BurnIn
 from probes.config import ProbeConfig
 from probes.facts import ProcessFacts
-from probes.judgement import Contention, Judgement
+from probes.judgement import Baseline, Contention, Judgement
 from probes.protocol import KernelInfo
 from probes.supervisor import WorkerFailedError
 from probes.thresholds import Row, compare_siblings, grade, peak_of

@@ -4,9 +4,17 @@ import hashlib
 
 import pytest
 
-from probes.allowance import Allowance, AllowanceError
-from probes.arena import PATTERN_LENGTH, Arena, ArenaFullError, fill, pattern, repeated
 from probes.cpu import CpuDevice, cache_size_bytes
+from probes.device import (
+    PATTERN_LENGTH,
+    Allowance,
+    AllowanceError,
+    Arena,
+    ArenaFullError,
+    fill,
+    pattern,
+    repeated,
+)
 from probes.kernels import all_kernels, kernel_names
 from probes.kernels.base import column_sums, digest
 from probes.kernels.gemm import Gemm, exact_column_sums

@@ -7,8 +7,7 @@ import pytest
 
 from probes.config import ProbeConfig
 from probes.facts import ModelGemm
-from probes.model_shapes import BYTES_MAX, PRODUCTS_MAX, shape_of
-from probes.sizing import gemm_flop
+from probes.sizing import MODEL_BYTES_MAX, MODEL_PRODUCTS_MAX, gemm_flop, model_shape
 from tests.probes.simulation import COPY, GEMM, Ending, Host, gpu
 
 
@@ -33,7 +32,7 @@ def run_names(made):
 class TestShapes:
     def test_the_depth_is_the_models_and_the_edge_too(self):
         """32064 columns are 125 tiles of 256 and 64 more: a slice keeps the 64."""
-        m, n, k = shape_of(HEAD, H100, 0.001)
+        m, n, k = model_shape(HEAD, H100, 0.001)
 
         assert k == 4096
         assert n % 256 == 32064 % 256 == 64
@@ -44,20 +43,20 @@ class TestShapes:
     @pytest.mark.parametrize("peak", [65e12, 989.4e12, 2500e12])
     def test_a_run_is_short_and_its_operands_small(self, gemm, peak):
         """At half of the peak a fifth of a chunk of 1 ms; two sets of operands in 64 MiB."""
-        m, n, k = shape_of(gemm, replace(H100, peak_flops={"bf16": peak}), 0.001)
+        m, n, k = model_shape(gemm, replace(H100, peak_flops={"bf16": peak}), 0.001)
 
         assert gemm_flop((m, n, k)) <= 0.0002 * 0.5 * peak or (m, n) == (32, 64 + gemm.n % 64)
-        assert 2 * k * (m + n) + 4 * m * n <= BYTES_MAX
+        assert 2 * k * (m + n) + 4 * m * n <= MODEL_BYTES_MAX
 
     def test_a_small_product_is_probed_whole(self):
         """An expert of 768 by 2048 is no longer than a run may be."""
-        assert shape_of(ModelGemm("bf16", 2048, 768), H100, 0.001) == (512, 2048, 768)
+        assert model_shape(ModelGemm("bf16", 2048, 768), H100, 0.001) == (512, 2048, 768)
 
     def test_on_a_processor_a_core_has_a_quarter_of_a_millisecond(self):
         """Two cores of 1 TFLOP/s each: 125 MFLOP of 4096 deep, 512 tokens by 0 or 32 tokens by 448 columns."""
         facts = gpu(0, key="cpu0", kind="cpu", sm_count=2, peak_flops={"bf16": 2e12})
 
-        m, n, k = shape_of(QKV, facts, 0.001)
+        m, n, k = model_shape(QKV, facts, 0.001)
 
         assert (n % 64, k) == (6144 % 64, 4096)
         assert gemm_flop((m, n, k)) <= 0.00025 * 0.5 * 1e12
@@ -157,7 +156,7 @@ class TestTurns:
                 seen = made.cycle()
 
         names = {kernel for kernel, _outcome in seen.runs if "x" in kernel}
-        assert len(names) == PRODUCTS_MAX
+        assert len(names) == MODEL_PRODUCTS_MAX
 
 
 class TestCoverage:

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from probes.allowance import Allowance, AllowanceError
+from probes.device import Allowance, AllowanceError
 from probes.kernels import all_kernels
 from probes.measure import Workbench, measure
 from probes.protocol import Device, Run

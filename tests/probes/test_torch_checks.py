@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 
-from probes.arena import Arena
+from probes.device import Arena
 from probes.kernels import all_kernels
 from probes.kernels.gemm import SWEPT_OUTPUTS, TINY, TRIALS_CUDA
 from probes.sizing import CUBE_SIZES, K_MAX, K_MIN, K_STEP, outputs

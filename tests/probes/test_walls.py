@@ -9,10 +9,10 @@ import pytest
 
 TORCH_FREE = (
     "probes",
-    "probes.baseline",
     "probes.device_states",
     "probes.budget",
     "probes.config",
+    "probes.environment",
     "probes.facts",
     "probes.gates",
     "probes.judgement",
@@ -23,6 +23,7 @@ TORCH_FREE = (
     "probes.schedule",
     "probes.scheduler",
     "probes.service",
+    "probes.sizing",
     "probes.worker_pool",
     "probes.supervisor",
     "flopwatch.state_file",
@@ -78,5 +79,5 @@ def test_the_exporters_glue_is_torch_free():
     )
 
     assert "torch" not in modules
-    for_the_worker = {"arena", "cuda", "device", "measure", "worker"}
+    for_the_worker = {"cuda", "device", "measure", "worker"}
     assert not {f"probes.{name}" for name in for_the_worker} & modules

@@ -9,8 +9,8 @@ import structlog
 
 from exporter.calibration import Calibration, read_calibrations, save_calibrations
 from flopwatch.state_file import StateFile, usable_state_path
-from probes.baseline import Baseline
 from probes.device_states import SECTION, SavedProbes, saved_probes
+from probes.judgement import Baseline
 
 
 BASELINE = Baseline(versions="v1", shape=(64, 64, 64), digest="aa", best=2.0, recent=(1.0, 2.0))
