@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.soak_node import Node
-from exporter.advisor import AdviceSettings, Advisor
+from exporter.advice.settings import AdviceSettings
+from exporter.advisor import Advisor
 from exporter.attribution.bill import HostLedger
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.metrics.findings import FINDINGS

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -22,20 +21,18 @@ from exporter.advice.backtest import HitHistory, Record, Watch
 from exporter.advice.document import document_of
 from exporter.advice.observe import LEAST_TOKENS, Key, Look, look_at, windows
 from exporter.advice.saved import SavedTrial, restored_trial, saved_trial
+from exporter.advice.settings import AdviceSettings
 from exporter.advice.window import Price, WorkloadWindow
 from exporter.attribution.settings import PriceRule
 from exporter.inference.served import Served
 from exporter.precision import matches
 from exporter.state import State
-from flopwatch.option_parsers import duration
-from flopwatch.options import option
 from flopwatch.state_file import StateFile
 from flopwatch.threads import ThreadGuard
 
 
-# Shares of the window: the time between looks and between advice, and the part of a window that is
-# enough for advice; a back-test waits for whole windows.
-_LOOK_SHARE: Final = 0.05
+# Shares of the window: the time between advice, and the part of a window that is enough for advice;
+# a back-test waits for whole windows.
 _ADVISE_SHARE: Final = 0.2
 _LEAST_SHARE: Final = 0.4
 _DAY_SECONDS: Final = 86400.0
@@ -45,33 +42,6 @@ _HISTORIES_MAX: Final = 64
 _SAVE_SECONDS: Final = 900.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class AdviceSettings:
-    """The window that advice rests on, and how long a change must be stable to be compared."""
-
-    window_seconds: float = option(
-        "advice.window",
-        duration(at_least=5.0, at_most=3600.0),
-        300.0,
-        "Time that advice rests on. Shorter windows follow changes sooner and scatter more.",
-        "5m",
-        reload=False,
-    )
-    stable_seconds: float = option(
-        "advice.stable",
-        duration(at_least=5.0, at_most=3600.0),
-        600.0,
-        "Time for which a change must be stable before its prediction is compared with what came.",
-        "10m",
-        reload=False,
-    )
-
-    @property
-    def look_seconds(self) -> float:
-        """Time from one look at the State to the next."""
-        return _LOOK_SHARE * self.window_seconds
 
 
 class LeversState(msgspec.Struct, frozen=True):
@@ -96,13 +66,13 @@ class Advisor:
         *,
         prices: Sequence[PriceRule] = (),
         state_path: Path | None = None,
-        settings: AdviceSettings = AdviceSettings(),
+        settings: AdviceSettings | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._state = state
         self._served = served
         self._prices = tuple(prices)
-        self._settings = settings
+        self._settings = settings or AdviceSettings()
         self._file = None if state_path is None else StateFile(state_path)
         self._wall_clock = wall_clock
         self._looks: deque[Look] = deque()

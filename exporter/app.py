@@ -9,8 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -18,9 +17,10 @@ from exporter.advice.advise import AdviceSnapshot
 from exporter.advice.document import ADVICE_PATH
 from exporter.attribution.bill import HostLedger
 from exporter.attribution.ledger import Bill
-from exporter.collect.host import HostSampling, Machine, boot_id
+from exporter.collect.host import Machine, boot_id
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config, after_reload
+from exporter.early_start import EarlyStart
 from exporter.errors import EXIT_TRANSIENT, FlopwatchError
 from exporter.metrics.device import process_memory
 from exporter.metrics.exporter import LOG_ROWS, OWN
@@ -50,16 +50,12 @@ from exporter.web.server import Server
 from flopwatch.state_file import StateFile, usable_state_path
 
 
-if TYPE_CHECKING:
-    from exporter.web.config import WebConfig
-
-
 log = structlog.get_logger(__name__)
 
 _Part = TypeVar("_Part")
 
-# The first scrape should find the devices: the server waits this long for their first tick, and
-# listens anyway when the driver is slower.
+# The first scrape should find the devices: connections wait this long for their first tick, and are
+# answered anyway when the driver is slower.
 _FIRST_TICK_SECONDS = 0.8
 # SIGTERM ends the process within two seconds, split into these parts.
 _SERVER_GRACE_SECONDS = 0.5
@@ -83,9 +79,11 @@ class Daemon:
         self,
         config: Config,
         origin: ConfigOrigin,
+        early: EarlyStart,
         *,
         log_lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`early` has begun to sample with this configuration."""
         self._log_lines_dropped = log_lines_dropped
         self._config = config
         self._origin = origin
@@ -120,27 +118,24 @@ class Daemon:
             ),
             memory=Memory(StateFile(usable_state_path(config.state_file)), boot_id()),
         )
-        self._host = HostSampling(
-            lambda: self._config.sampling,
-            lambda: self._live.latest,
-            on_device=self._status.observe,
-        )
+        self._host = early.host
+        self._listeners = early.listeners
+        early.settings = lambda: self._config.sampling
+        early.latest = lambda: self._live.latest
+        early.on_device = self._status.observe
         self._services = Services(config, now=self._live.now, latest=lambda: self._live.latest)
         self._server = Server(
             config.web.listen_address,
             self._router(),
-            web_config=_web_config(config.web.config_file),
-            systemd_socket=config.web.systemd_socket,
+            web_config=early.web_config,
         )
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit code. Raises FlopwatchError at start."""
         signals = SignalWaiter((*_END_SIGNALS, signal.SIGHUP))
-        # Bound before anything else: a port in use must not cost the GPUs a second exporter.
-        self._server.start()
-        self._host.start()
-        self._host.wait_for_devices(_FIRST_TICK_SECONDS)
         try:
+            self._host.wait_for_devices(_FIRST_TICK_SECONDS)
+            self._server.start(self._listeners)
             self._warn_of_missing_gpus()
             self._services.start()
             log.info(
@@ -365,14 +360,6 @@ class Daemon:
         self._server.close(_SERVER_GRACE_SECONDS)
         self._services.stop(_SERVICES_GRACE_SECONDS)
         self._host.stop(_SAMPLING_GRACE_SECONDS)
-
-
-def _web_config(file: str | None) -> "WebConfig | None":
-    if not file:
-        return None
-    from exporter.web.config import load_web_config  # noqa: PLC0415  6 MB, for those who have one
-
-    return load_web_config(Path(file))
 
 
 def end_process(code: int) -> None:

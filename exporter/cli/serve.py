@@ -33,9 +33,15 @@ def run(parsed: argparse.Namespace) -> int:
         structlog.get_logger(__name__).warning(
             "environment_variable_unknown", name=variable.name, nearest=variable.nearest
         )
+    from exporter.early_start import EarlyStart
+
+    early = EarlyStart(config)
+    early.begin()
+    # Loaded while the samplers wait for their first windows.
     from exporter.app import Daemon, end_process
 
-    daemon = Daemon(config, origin, log_lines_dropped=lambda: log_writer.dropped)
+    daemon = Daemon(config, origin, early, log_lines_dropped=lambda: log_writer.dropped)
+    early.loaded()
     # Everything loaded so far stays: the garbage collector need not scan it every few seconds.
     gc.freeze()
     gc.enable()

@@ -28,7 +28,8 @@ log = structlog.get_logger(__name__)
 PERCENT, CYCLES = "gpm", "gpm_cycles"
 # NVML asks for more than 100 ms between samples ("internal sample refresh rate", nvml.h).
 MIN_WINDOW_SECONDS = 0.1
-_TRIAL_PAUSE_SECONDS = 0.11
+# After the last call for the sample before, so that the windows are longer than that in any case.
+_TRIAL_PAUSE_SECONDS = 0.102
 _TRIAL_WINDOWS = 3
 # A counter of SM cycles must run at the clock that NVML reports, within what the clock may move
 # between two readings of it.

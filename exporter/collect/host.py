@@ -69,6 +69,7 @@ class HostSampling:
         self._xids = XidWatcher()
         self._dcgm = DcgmSource(lambda: settings().dcgm_url, lambda: settings().modes["dcgm"])
         self._lock = threading.Lock()
+        self._ticked = threading.Condition(self._lock)
         self._samplers: dict[str, Sampler] = {}
         self._owners: dict[str, SampledGpu] = {}
         self._published: dict[str, DeviceState] = {}
@@ -91,12 +92,11 @@ class HostSampling:
         deadline = time.monotonic() + timeout_seconds
         if not self._found.wait(timeout_seconds):
             return False
-        while time.monotonic() < deadline:
-            with self._lock:
-                if self._published.keys() >= self._samplers.keys():
-                    return True
-            time.sleep(0.01)
-        return False
+        with self._ticked:
+            return self._ticked.wait_for(
+                lambda: self._published.keys() >= self._samplers.keys(),
+                max(0.0, deadline - time.monotonic()),
+            )
 
     @property
     def mismatched(self) -> bool:
@@ -185,6 +185,7 @@ class HostSampling:
                 return  # it was removed during its last tick
             self._published[device.key] = state
             self._version += 1
+            self._ticked.notify_all()
         for each in (state, *state.instances):
             self._on_device(each)
 

@@ -5,20 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.advisor import AdviceSettings
+from exporter.advice.settings import AdviceSettings
 from exporter.attribution.settings import HolderSettings, PriceRule
 from exporter.collect.settings import SamplingSettings
 from exporter.config.schema import Section, Values, schema_of
 from exporter.findings import Thresholds
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig
-from exporter.metrics.catalogue import CATALOGUE
 from exporter.web.addresses import listen_addresses
 from flopwatch.option_parsers import boolean, choice, integer, items, optional, text
 from flopwatch.options import build, option, option_list, settings
 from probes.config import ProbeConfig
 
 
-_DEVICE_FAMILIES = tuple(family.name for family in CATALOGUE if family.per_device)
+def _device_family(value: Any) -> str:
+    """A parser of the name of a family that has the labels of a device."""
+    # Loaded only where the option is used: sampling begins before the metrics are loaded.
+    from exporter.metrics.catalogue import CATALOGUE  # noqa: PLC0415
+
+    name: str = choice(*(family.name for family in CATALOGUE if family.per_device))(value)
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,7 @@ class Config:
     advice: AdviceSettings = settings(AdviceSettings)
     holder_labels: frozenset[str] = option(
         "kubernetes.labels",
-        items(choice(*_DEVICE_FAMILIES)),
+        items(_device_family),
         (),
         "Families whose series also carry namespace, pod, container and hpc_job of their device, where it "
         "has one holder only.",

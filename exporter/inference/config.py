@@ -1,14 +1,13 @@
 """The settings of workloads and of engine discovery."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from exporter.accounting.flop import PRECISIONS
 from exporter.errors import ConfigError
-from exporter.inference.discovery import ListPods
-from exporter.inference.engines.registry import ENGINES
 from flopwatch.option_parsers import (
     choice,
     duration,
@@ -22,7 +21,19 @@ from flopwatch.option_parsers import (
 from flopwatch.options import option
 
 
+# Lists endpoints as pairs of a name and a metrics address, for instance of Kubernetes pods.
+ListPods = Callable[[], Iterable[tuple[str, str]]]
+
 _GPU = one_of(integer(at_least=0, at_most=10_000), text(), otherwise="a GPU index or a device UUID")
+
+
+def _engine(value: Any) -> str:
+    """A parser of the name of an engine."""
+    # Loaded only where workloads are configured: sampling begins before the engines are loaded.
+    from exporter.inference.engines.registry import ENGINES  # noqa: PLC0415
+
+    name: str = choice(*ENGINES)(value)
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +44,7 @@ class WorkloadConfig:
     """
 
     name: str = option("name", text(), "", "Name of the workload.", "chat", required=True)
-    engine: str = option(
-        "engine", choice(*ENGINES), "vllm", "Which engine it is.", "vllm", required=True
-    )
+    engine: str = option("engine", _engine, "vllm", "Which engine it is.", "vllm", required=True)
     url: str = option(
         "url",
         http_url(),

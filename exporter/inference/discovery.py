@@ -1,13 +1,14 @@
 """Finds engines that are not configured: on local ports, or among listed pods."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from exporter import procfs
 from exporter.http_client import ScrapeError
+from exporter.inference.config import ListPods
 from exporter.inference.engines.registry import ENGINES, PREFIXES
 from exporter.inference.engines.registry import identify as identify_prefixes
 from exporter.inference.exposition import parse
@@ -31,9 +32,6 @@ _ENGINE_WORDS = re.compile(
     re.IGNORECASE,
 )
 _LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1", "0.0.0.0"})  # noqa: S104 - compared
-
-# Lists endpoints as pairs of a name and a metrics address, for instance of Kubernetes pods.
-ListPods = Callable[[], Iterable[tuple[str, str]]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Listen addresses as exporters write them, and the sockets behind them."""
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -104,6 +105,18 @@ def open_listener(text: str, backlog: int) -> socket.socket:
         # A port below 1024 stays forbidden; a port in use and a name not yet resolved do not stay so.
         kind = ListenError if error.errno == errno.EACCES else AddressUnavailableError
         raise kind(f"cannot listen on {text}: {reason.lower()}") from error
+
+
+def open_listeners(
+    addresses: Sequence[str], backlog: int, *, systemd_socket: bool = False
+) -> tuple[socket.socket, ...]:
+    """Open all addresses, or take the sockets that systemd passes. Raises ListenError; none is open then."""
+    if systemd_socket:
+        return tuple(inherited_listeners(os.environ))
+    with contextlib.ExitStack() as opened:
+        listeners = [opened.enter_context(open_listener(each, backlog)) for each in addresses]
+        opened.pop_all()
+    return tuple(listeners)
 
 
 def inherited_listeners(environment: Mapping[str, str]) -> list[socket.socket]:

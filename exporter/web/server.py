@@ -1,7 +1,6 @@
 """The HTTP server: it accepts, and gives each connection a thread."""
 
 import contextlib
-import os
 import selectors
 import socket
 import threading
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from exporter.errors import AddressUnavailableError, ListenError
-from exporter.web.addresses import inherited_listeners, is_exhaustion, open_listener
+from exporter.web.addresses import is_exhaustion, open_listeners
 from exporter.web.connections import DEFAULT_LIMITS, Connection, ConnectionTable, Limits, Phase
 from exporter.web.conversation import Conversation, Security
 from exporter.web.http import Handler
@@ -44,11 +43,9 @@ class Server:
         *,
         web_config: "WebConfig | None" = None,
         limits: Limits = DEFAULT_LIMITS,
-        systemd_socket: bool = False,
         unauthenticated_paths: frozenset[str] = frozenset({"/-/healthy", "/-/ready"}),
     ) -> None:
         self._wanted = tuple(addresses)
-        self._systemd_socket = systemd_socket
         self._handler = handler
         self._limits = limits
         self._security = Security()
@@ -62,12 +59,11 @@ class Server:
         self._table = ConnectionTable(limits)
         self._acceptor = Acceptor(limits, self._take, self._table.evict)
 
-    def start(self) -> None:
-        """Bind all addresses and serve; raises ListenError, and then listens on none of them."""
-        inherited = inherited_listeners(os.environ) if self._systemd_socket else ()
-        if not (self._wanted or inherited):
+    def start(self, listeners: Sequence[socket.socket] = ()) -> None:
+        """Serve on these sockets; without any, open the addresses. Raises ListenError, and then serves nothing."""
+        if not (self._wanted or listeners):
             raise ListenError("no listen address is given")
-        self._acceptor.start(self._wanted, inherited)
+        self._acceptor.start(listeners or open_listeners(self._wanted, self._limits.backlog))
 
     @property
     def authenticates(self) -> bool:
@@ -162,14 +158,10 @@ class Acceptor:
         self.guard = ThreadGuard()
         self._failure_logged_at: float | None = None
 
-    def start(self, addresses: Sequence[str], inherited: Sequence[socket.socket] = ()) -> None:
-        """Serve inherited sockets, or listen on all addresses or, raising ListenError, on none."""
+    def start(self, listeners: Sequence[socket.socket]) -> None:
+        """Accept on these sockets. Raises ListenError where there is no descriptor left for it."""
         with contextlib.ExitStack() as opened:
             try:
-                listeners = list(inherited) or [
-                    opened.enter_context(open_listener(address, self._limits.backlog))
-                    for address in addresses
-                ]
                 wake, woken = map(opened.enter_context, socket.socketpair())
                 # Made here: the thread might not get a descriptor when it needs one.
                 selector = opened.enter_context(selectors.DefaultSelector())
@@ -180,7 +172,7 @@ class Acceptor:
         for listener in listeners:
             selector.register(listener, selectors.EVENT_READ, listener)
         selector.register(woken, selectors.EVENT_READ)
-        self._listeners, self._wake = listeners, wake
+        self._listeners, self._wake = list(listeners), wake
         self._thread = threading.Thread(
             target=self.guard.run,
             args=(lambda: self._run(selector, woken),),

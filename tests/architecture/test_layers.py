@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("exporter.accounting", "exporter.prometheus_api"),
     (
+        "exporter.advice.settings",
         "exporter.attribution.settings",
         "exporter.attribution.snapshot",
         "exporter.calibration",
@@ -44,7 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("exporter.web",),
     ("exporter.config",),
     ("exporter.status",),
-    ("exporter.services",),
+    ("exporter.early_start", "exporter.services"),
     ("exporter.app", "exporter.check", "exporter.simulate"),
     ("exporter.cli",),
     ("exporter.__main__",),

@@ -17,6 +17,7 @@ from exporter.attribution.settings import HolderSettings
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.service import WorkloadService
 from exporter.state import State
+from exporter.web.addresses import open_listeners
 from exporter.web.connections import DEFAULT_LIMITS
 from exporter.web.server import Acceptor
 from flopwatch.threads import STALLED_SECONDS, BoundedThread, ThreadGuard
@@ -117,7 +118,7 @@ def test_a_server_without_clients_has_not_stalled() -> None:
         connection.close()
 
     acceptor = Acceptor(DEFAULT_LIMITS, take, lambda: None)
-    acceptor.start(["127.0.0.1:0"])
+    acceptor.start(open_listeners(["127.0.0.1:0"], 1))
     assert not acceptor.guard.stalled(later())
     with socket.create_connection(acceptor.addresses[0]):
         assert taken.wait(60)

@@ -1,0 +1,37 @@
+"""The settings of advice."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from flopwatch.option_parsers import duration
+from flopwatch.options import option
+
+
+_LOOK_SHARE: Final = 0.05  # time between looks at the State, as a share of the window
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceSettings:
+    """The window that advice rests on, and how long a change must be stable to be compared."""
+
+    window_seconds: float = option(
+        "advice.window",
+        duration(at_least=5.0, at_most=3600.0),
+        300.0,
+        "Time that advice rests on. Shorter windows follow changes sooner and scatter more.",
+        "5m",
+        reload=False,
+    )
+    stable_seconds: float = option(
+        "advice.stable",
+        duration(at_least=5.0, at_most=3600.0),
+        600.0,
+        "Time for which a change must be stable before its prediction is compared with what came.",
+        "10m",
+        reload=False,
+    )
+
+    @property
+    def look_seconds(self) -> float:
+        """Time from one look at the State to the next."""
+        return _LOOK_SHARE * self.window_seconds

@@ -1,0 +1,82 @@
+"""What begins while most of the daemon is still being loaded.
+
+GPM shows the activity of a GPU a third of a second after its first sample at the earliest
+(`collect/gpm_windows.py`). Loading the other modules meanwhile saves a tenth of a second.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from socket import socket
+from typing import TYPE_CHECKING
+
+from exporter.collect.host import HostSampling
+from exporter.collect.settings import SamplingSettings
+from exporter.config.model import Config
+from exporter.state import DeviceState, State
+from exporter.web.addresses import open_listeners
+from exporter.web.connections import DEFAULT_LIMITS
+
+
+if TYPE_CHECKING:
+    from exporter.web.config import WebConfig
+
+
+# The samplers need the interpreter for a few microseconds after each of their driver calls. While
+# another thread loads modules, each waits this long for it; by default it is 5 ms, which delays the
+# first samples of eight GPUs by a tenth of a second.
+_SWITCH_SECONDS = 0.0002
+
+
+class EarlyStart:
+    """The listening sockets and the sampling of one daemon.
+
+    The sampling uses `settings`, `latest` and `on_device`, which the daemon sets once it is loaded.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.web_config = _web_config(config.web.config_file)
+        self.listeners: tuple[socket, ...] = ()
+        self.settings: Callable[[], SamplingSettings] = lambda: config.sampling
+        before = State(at_seconds=0.0, pending=True)
+        self.latest: Callable[[], State] = lambda: before
+        self.on_device: Callable[[DeviceState], None] = lambda _device: None
+        self.host = HostSampling(
+            self._current_settings, self._latest_state, on_device=self._observe
+        )
+        self._config = config
+        self._usual_switch_seconds = sys.getswitchinterval()
+
+    def begin(self) -> None:
+        """Listen, and begin to sample. Raises FlopwatchError, and then no device has been touched.
+
+        Connections wait until the web server accepts them.
+        """
+        web = self._config.web
+        # Bound before anything else: a port in use must not cost the GPUs a second exporter.
+        self.listeners = open_listeners(
+            web.listen_address, DEFAULT_LIMITS.backlog, systemd_socket=web.systemd_socket
+        )
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        self.host.start()
+
+    def loaded(self) -> None:
+        """Everything is loaded: threads need not take turns that fast any more."""
+        sys.setswitchinterval(self._usual_switch_seconds)
+
+    def _current_settings(self) -> SamplingSettings:
+        return self.settings()
+
+    def _latest_state(self) -> State:
+        return self.latest()
+
+    def _observe(self, device: DeviceState) -> None:
+        self.on_device(device)
+
+
+def _web_config(file: str | None) -> "WebConfig | None":
+    if not file:
+        return None
+    from exporter.web.config import load_web_config  # noqa: PLC0415  6 MB, for those who have one
+
+    return load_web_config(Path(file))
