@@ -14,6 +14,7 @@ from exporter.accounting.peaks import find_peaks
 from exporter.attribution.service import HolderService
 from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, DeviceKey
+from exporter.device_state import DeviceState, SampledHost, SourceHealth, XidCounts
 from exporter.http_client import Reason, ScrapeError
 from exporter.inference.account import Account, ModelSettings
 from exporter.inference.config import WorkloadConfig
@@ -38,16 +39,7 @@ from exporter.readings import (
     ProcessUse,
     SlowReading,
 )
-from exporter.state import (
-    DeviceState,
-    Parts,
-    ReloadStatus,
-    SampledHost,
-    SourceHealth,
-    State,
-    XidCounts,
-    build_state,
-)
+from exporter.state import Parts, ReloadStatus, State, build_state
 from exporter.status.history import Histories
 
 

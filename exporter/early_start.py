@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from exporter.collect.host import HostSampling
 from exporter.collect.settings import SamplingSettings
 from exporter.config.model import Config
-from exporter.state import DeviceState, State
+from exporter.device_state import DeviceState
 from exporter.web.addresses import open_listeners
 from exporter.web.connections import DEFAULT_LIMITS
 
 
 if TYPE_CHECKING:
+    from exporter.state import State
     from exporter.web.config import WebConfig
 
 
@@ -38,8 +39,7 @@ class EarlyStart:
         self.web_config = _web_config(config.web.config_file)
         self.listeners: tuple[socket, ...] = ()
         self.settings: Callable[[], SamplingSettings] = lambda: config.sampling
-        before = State(at_seconds=0.0, pending=True)
-        self.latest: Callable[[], State] = lambda: before
+        self.latest: Callable[[], State] | None = None
         self.on_device: Callable[[DeviceState], None] = lambda _device: None
         self.host = HostSampling(
             self._current_settings, self._latest_state, on_device=self._observe
@@ -67,8 +67,12 @@ class EarlyStart:
     def _current_settings(self) -> SamplingSettings:
         return self.settings()
 
-    def _latest_state(self) -> State:
-        return self.latest()
+    def _latest_state(self) -> "State":
+        if self.latest is not None:
+            return self.latest()
+        from exporter.state import State  # noqa: PLC0415  not loaded before the first samples
+
+        return State(at_seconds=0.0, pending=True)
 
     def _observe(self, device: DeviceState) -> None:
         self.on_device(device)

@@ -13,8 +13,9 @@ from typing import cast
 from exporter import procfs
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
+from exporter.device_state import UNKNOWN, DeviceState
 from exporter.readings import FastReading, SlowReading
-from exporter.state import UNKNOWN, DeviceState, State
+from exporter.state import State
 from probes.facts import ComputeMode, DeviceFacts, ModelGemm, ProcessFacts
 
 

@@ -2,14 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flopwatch.option_parsers import boolean, choice, duration, integer, items, optional, size, text
 from flopwatch.options import option
-from probes.kernels import kernel_names
 
 
 MIB = 2**20
+
+
+def _kernel(value: Any) -> str:
+    """A parser of the name of a kernel."""
+    # Loaded only where the option is used: the sampling of devices begins before.
+    from probes.kernels import kernel_names
+
+    name: str = choice(*kernel_names())(value)
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class ProbeConfig:
     )
     kernels: tuple[str, ...] | None = option(
         "probes.kernels",
-        optional(items(choice(*kernel_names()))),
+        optional(items(_kernel)),
         None,
         "Which kernels to run; not given: all that the device has.",
         "[gemm_bf16, gemm_fp8, copy_device]",

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from exporter.advice.window import GpuWindow, Price, Reference, WorkloadWindow
+from exporter.device_state import DeviceState
 from exporter.inference.served import Served
 from exporter.inference.snapshot import ModelSnapshot
-from exporter.state import DeviceState, State
+from exporter.state import State
 
 
 # A hit rate or a batch over a shorter time says little.

@@ -17,8 +17,9 @@ from exporter.attribution.ledger import (
 )
 from exporter.attribution.snapshot import ProcessOwner
 from exporter.attribution.usefulness import UsefulnessLedger
+from exporter.device_state import DeviceState
 from exporter.inference.snapshot import WorkloadSnapshot, WorkloadsSnapshot
-from exporter.state import DeviceState, State
+from exporter.state import State
 
 
 # Host names have at most this length: a longer pod name is truncated.

@@ -19,8 +19,8 @@ from exporter.collect.nvml.errors import NvmlError
 from exporter.collect.perf import PerfCounters, open_counters
 from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import SamplingSettings
+from exporter.device_state import DeviceState, SourceHealth
 from exporter.readings import ClockSample, DeviceIdentity, FastReading
-from exporter.state import DeviceState, SourceHealth
 from flopwatch.processor import clock_hertz, read_processor
 
 

@@ -24,6 +24,7 @@ from exporter.collect.nvml.library import DeviceCalls
 from exporter.collect.nvml.reading import unsupported_capabilities
 from exporter.collect.settings import SamplingSettings
 from exporter.collect.source import ActivitySource, GpuContext
+from exporter.device_state import DeviceState, SourceHealth
 from exporter.precision import headline_precision
 from exporter.readings import (
     ActivityWindow,
@@ -32,7 +33,6 @@ from exporter.readings import (
     FastReading,
     SlowReading,
 )
-from exporter.state import DeviceState, SourceHealth
 
 
 log = structlog.get_logger(__name__)

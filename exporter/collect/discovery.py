@@ -16,7 +16,7 @@ from exporter.collect.gpu import SampledGpu
 from exporter.collect.nvml.errors import DriverGone, DriverMismatch, NvmlError
 from exporter.collect.nvml.identity import NO_UUID
 from exporter.collect.nvml.library import DriverLibrary, call, handle_address
-from exporter.state import UNKNOWN
+from exporter.device_state import UNKNOWN
 
 
 log = structlog.get_logger(__name__)

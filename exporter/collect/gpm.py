@@ -23,8 +23,8 @@ from exporter.collect.nvml.gpm import GpmSession
 from exporter.collect.nvml.reading import read_clock
 from exporter.collect.settings import SamplingSettings
 from exporter.collect.source import ActivitySource, MeasuredDevice
+from exporter.device_state import SourceHealth
 from exporter.readings import ActivityWindow, FastReading
-from exporter.state import SourceHealth
 
 
 log = structlog.get_logger(__name__)

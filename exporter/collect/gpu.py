@@ -19,9 +19,9 @@ from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast, re
 from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import GpuRule, SamplingSettings
 from exporter.collect.source import GpuContext
+from exporter.device_state import UNKNOWN, DeviceState
 from exporter.precision import peak_override
 from exporter.readings import DeviceIdentity, SlowReading
-from exporter.state import UNKNOWN, DeviceState
 
 
 log = structlog.get_logger(__name__)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -28,9 +28,13 @@ from exporter.collect.sampler import (
 )
 from exporter.collect.settings import SamplingSettings
 from exporter.collect.source import GpuContext
+from exporter.device_state import UNKNOWN, DeviceName, DeviceState, SampledHost
 from exporter.readings import DeviceIdentity, HostFacts
-from exporter.state import UNKNOWN, DeviceName, DeviceState, SampledHost, State
 from flopwatch.threads import BoundedThread
+
+
+if TYPE_CHECKING:
+    from exporter.state import State  # loaded while sampling has begun
 
 
 log = structlog.get_logger(__name__)
@@ -57,7 +61,7 @@ class HostSampling:
     def __init__(
         self,
         settings: Callable[[], SamplingSettings],
-        state: Callable[[], State],
+        state: "Callable[[], State]",
         *,
         on_device: Callable[[DeviceState], None] = lambda _device: None,
     ) -> None:

@@ -21,8 +21,8 @@ from exporter.collect.nvml.mig import (
 from exporter.collect.nvml.processes import read_processes
 from exporter.collect.nvml.reading import read_memory
 from exporter.collect.settings import SamplingSettings
+from exporter.device_state import DeviceState
 from exporter.readings import ClockSample, DeviceIdentity, FastReading
-from exporter.state import DeviceState
 
 
 log = structlog.get_logger(__name__)

@@ -17,7 +17,7 @@ from exporter.collect.nvml.errors import (
 )
 from exporter.collect.nvml.library import running_call
 from exporter.collect.settings import SamplingSettings
-from exporter.state import DeviceState
+from exporter.device_state import DeviceState
 from flopwatch.threads import BoundedThread
 
 

@@ -6,14 +6,18 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from exporter.collect.dcgm.source import DcgmSource
 from exporter.collect.nvml.gpm import GpmSession
 from exporter.collect.nvml.library import DeviceCalls, DriverLibrary
 from exporter.collect.settings import SamplingSettings
+from exporter.device_state import SourceHealth, XidCounts
 from exporter.readings import ActivityWindow, DeviceIdentity, FastReading
-from exporter.state import SourceHealth, State, XidCounts
+
+
+if TYPE_CHECKING:
+    from exporter.state import State  # loaded while sampling has begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class GpuContext:
     library: DriverLibrary
     settings: Callable[[], SamplingSettings]
     # The last State, for what is known about the device from elsewhere.
-    state: Callable[[], State]
+    state: "Callable[[], State]"
     xids: Callable[[str], XidCounts]
     on_mismatch: Callable[[], None]
     # Whether the caller may sample the GPU with a UUID, that is, no other caller does.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from exporter.device_state import DeviceState
 from exporter.http_client import without_credentials
 from exporter.inference.account import Account, Locate, ModelSettings, ModelTotals
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig, check_names
@@ -28,7 +29,7 @@ from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text
 from exporter.inference.served import Served
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
-from exporter.state import DeviceState, State
+from exporter.state import State
 from flopwatch.threads import ThreadGuard
 
 

@@ -6,6 +6,7 @@ from exporter.accounting.counters import TICK_UTILIZATION_BOUNDS
 from exporter.accounting.device import COARSE_SOURCE, LastWindow
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
+from exporter.device_state import UNKNOWN, DeviceState
 from exporter.metrics.family import Sample, Subject
 from exporter.metrics.rows import (
     ByKey,
@@ -18,7 +19,7 @@ from exporter.metrics.rows import (
 )
 from exporter.metrics.samples import Labels, by_label, device_labels
 from exporter.readings import ActivityWindow, DeviceIdentity, SlowReading
-from exporter.state import UNKNOWN, DeviceState, State
+from exporter.state import State
 
 
 SUBJECT = Subject("What the GPU is, and where the FLOPS go")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from exporter.device_state import DeviceState
 from exporter.metrics.device import DEVICE_ROWS, FAST_ROWS, SLOW_ROWS
 from exporter.metrics.exporter import NO_DEVICE, health_parts
 from exporter.metrics.family import Sample
@@ -19,7 +20,7 @@ from exporter.metrics.models import WORKLOADS
 from exporter.metrics.probes import PROBES
 from exporter.metrics.rows import Joined, Part, part_samples
 from exporter.metrics.samples import device_labels
-from exporter.state import DeviceState, State
+from exporter.state import State
 
 
 # Everything that changes with every tick.

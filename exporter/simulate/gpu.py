@@ -8,6 +8,7 @@ from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.counters import TICK_DURATION_BOUNDS, Histogram
 from exporter.accounting.device import COARSE_SOURCE, DeviceAccounts, LastWindow
 from exporter.accounting.peaks import find_peaks
+from exporter.device_state import DeviceState, SourceHealth, XidCounts
 from exporter.readings import (
     ActivityWindow,
     ClockSample,
@@ -18,7 +19,6 @@ from exporter.readings import (
 )
 from exporter.simulate.products import Product
 from exporter.simulate.scenarios import IDLE, Fault, Load
-from exporter.state import DeviceState, SourceHealth, XidCounts
 
 
 # Dynamic power at full clock and load, as a share of the limit, by unit.

@@ -9,6 +9,7 @@ from exporter.advisor import Advisor
 from exporter.attribution.bill import HostLedger
 from exporter.attribution.settings import PriceRule
 from exporter.attribution.snapshot import Allocation, DeviceKey, HoldersSnapshot
+from exporter.device_state import SampledHost
 from exporter.errors import FlopwatchError
 from exporter.inference.served import Served
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
@@ -26,7 +27,7 @@ from exporter.simulate.gpu import Conditions, SimulatedGpu, healthy
 from exporter.simulate.probes import SimulatedProbes
 from exporter.simulate.products import Product
 from exporter.simulate.scenarios import Fault, Load, Scenario
-from exporter.state import Parts, ReloadStatus, SampledHost, State, build_state
+from exporter.state import Parts, ReloadStatus, State, build_state
 from exporter.status.inputs import StatusSources
 from exporter.status.memory import Memory
 from exporter.status.service import StatusService

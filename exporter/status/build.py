@@ -13,10 +13,11 @@ import msgspec
 from exporter.advice.advise import best_sentence
 from exporter.attribution.ledger import Holder
 from exporter.attribution.snapshot import DeviceKey
+from exporter.device_state import UNKNOWN
 from exporter.findings import Finding, Severity, Thresholds
 from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import DeviceIdentity
-from exporter.state import UNKNOWN, State
+from exporter.state import State
 from exporter.status import document, verdict
 from exporter.status.devices import build_device
 from exporter.status.history import Histories

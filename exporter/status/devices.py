@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE, PERF_SOURCE
+from exporter.device_state import DeviceState
 from exporter.findings import DEFAULT_THRESHOLDS, Finding, Severity, Thresholds
 from exporter.readings import RECOVERY_ACTIONS, SlowReading
-from exporter.state import DeviceState
 from exporter.status import document, verdict
 from exporter.status.history import DeviceHistory
 from exporter.status.memory import DeviceMemory

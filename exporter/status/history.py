@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from exporter.state import UNKNOWN, DeviceState
+from exporter.device_state import UNKNOWN, DeviceState
 from exporter.status.memory import Memory
 from exporter.status.ring import Ring
 

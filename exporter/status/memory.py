@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from exporter.device_state import UNKNOWN, DeviceState
 from exporter.findings import Finding, Severity
-from exporter.state import UNKNOWN, DeviceState
 from flopwatch.state_file import StateFile
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from exporter.accounting.device import COARSE_SOURCE, PERF_SOURCE
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.time_split import STATE_NAMES
-from exporter.state import DeviceState
+from exporter.device_state import DeviceState
 
 
 SLOT_SECONDS: Final = 10

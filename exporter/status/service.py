@@ -8,8 +8,8 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from exporter.device_state import UNKNOWN, DeviceState
 from exporter.metrics.findings import DeviceFindings
-from exporter.state import UNKNOWN, DeviceState
 from exporter.status.build import build_status
 from exporter.status.document import STATUS_PATH, Device, Status
 from exporter.status.history import Histories

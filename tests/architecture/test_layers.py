@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "exporter.attribution.snapshot",
         "exporter.calibration",
         "exporter.collect.settings",
+        "exporter.device_state",
         "exporter.inference.snapshot",
     ),
     ("exporter.attribution.ledger",),

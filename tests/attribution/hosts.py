@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from exporter.device_state import DeviceState
 from exporter.readings import DeviceIdentity, ProcessUse, SlowReading
-from exporter.state import DeviceState, State
+from exporter.state import State
 
 
 def gpu(index: str, uuid: str, *, mig: str | None = None, pids: Sequence[int] = ()) -> DeviceState:

@@ -13,8 +13,9 @@ from exporter.attribution.bill import HostLedger, assign_processes, instance_wei
 from exporter.attribution.ledger import NOBODY, Holder
 from exporter.attribution.process_owners import ProcessOwners, process_owner
 from exporter.attribution.snapshot import ProcessOwner
+from exporter.device_state import DeviceState
 from exporter.readings import DeviceIdentity, FastReading
-from exporter.state import DeviceState, State
+from exporter.state import State
 from tests.daemon.process import Scrape, passive
 from tests.fake_nvml import H100, Load
 from tests.inference.engines.server import serving, text

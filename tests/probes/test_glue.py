@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 
 from exporter.accounting.peaks import Peaks
+from exporter.device_state import DeviceState, SampledHost
 from exporter.metrics.probes import SUBJECT, probe_samples
 from exporter.probe_facts import ProbeFacts, ProcessAges
 from exporter.readings import DeviceIdentity, FastReading, ProcessUse, SlowReading
-from exporter.state import DeviceState, Parts, SampledHost, build_state
+from exporter.state import Parts, build_state
 from probes import records
 from probes.facts import ProcessFacts
 from probes.records import ProbesSnapshot

@@ -16,7 +16,7 @@ import time
 from exporter.collect.settings import SamplingSettings
 from exporter.collect.source import ActivitySource
 from exporter.readings import ActivityWindow, FastReading
-from exporter.state import SourceHealth
+from exporter.device_state import SourceHealth
 
 
 class Example(ActivitySource):

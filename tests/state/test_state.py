@@ -5,16 +5,9 @@ from dataclasses import replace
 import pytest
 
 from exporter.accounting.peaks import Peaks
+from exporter.device_state import UNKNOWN, DeviceState, SampledHost, SourceHealth
 from exporter.readings import DeviceIdentity, FastReading, SlowReading
-from exporter.state import (
-    UNKNOWN,
-    DeviceState,
-    LiveState,
-    Parts,
-    SampledHost,
-    SourceHealth,
-    build_state,
-)
+from exporter.state import LiveState, Parts, build_state
 from probes.records import ProbeResults, ProbesSnapshot
 
 

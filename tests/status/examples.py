@@ -10,18 +10,10 @@ from exporter.accounting.device import Counters, LastWindow
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.peaks import Peaks, find_peaks
 from exporter.attribution.snapshot import Allocation, DeviceKey, HoldersSnapshot, JobUse
+from exporter.device_state import DeviceState, SampledHost, SourceHealth, XidCounts
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.readings import ActivityWindow, DeviceIdentity, FastReading, SlowReading
-from exporter.state import (
-    DeviceState,
-    Parts,
-    ReloadStatus,
-    SampledHost,
-    SourceHealth,
-    State,
-    XidCounts,
-    build_state,
-)
+from exporter.state import Parts, ReloadStatus, State, build_state
 from exporter.status.inputs import StatusSources
 from exporter.status.service import StatusService
 from exporter.web.http import Request

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from exporter.device_state import DeviceState, XidCounts
 from exporter.findings import CRITICAL, INFO, Finding
 from exporter.readings import DeviceIdentity, FastReading, SlowReading
-from exporter.state import DeviceState, XidCounts
 from exporter.status.memory import Memory
 from flopwatch.state_file import StateFile
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.accounting.clocks import EVENT_REASONS
-from exporter.state import DeviceState
+from exporter.device_state import DeviceState
 from exporter.status.ring import COLUMNS, Ring
 from tests.status.examples import COARSE, DECODE, IDLE, PREFILL, Load, gpu, ticked
 

@@ -16,9 +16,10 @@ from exporter.attribution.ledger import (
     WorkloadUse,
 )
 from exporter.attribution.snapshot import Allocation, DeviceKey, HoldersSnapshot
+from exporter.device_state import DeviceState
 from exporter.findings import Finding
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
-from exporter.state import DeviceState, State
+from exporter.state import State
 from exporter.status.document import Status
 from exporter.status.inputs import StatusSources
 from exporter.status.page import render_page

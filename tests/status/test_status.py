@@ -5,8 +5,8 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from exporter.device_state import UNKNOWN, DeviceState, SourceHealth, XidCounts
 from exporter.inference.snapshot import WorkloadsSnapshot
-from exporter.state import UNKNOWN, DeviceState, SourceHealth, XidCounts
 from exporter.status.card import card
 from exporter.status.document import Device, Status
 from exporter.status.page import render_page

@@ -5,8 +5,8 @@ from exporter.collect.dcgm.exposition import InstanceShare, Shares
 from exporter.collect.dcgm.source import DcgmReader
 from exporter.collect.settings import SamplingSettings
 from exporter.collect.source import ActivitySource, MeasuredDevice
+from exporter.device_state import SourceHealth
 from exporter.readings import ActivityWindow, FastReading
-from exporter.state import SourceHealth
 
 
 class DcgmActivity(ActivitySource):

@@ -22,9 +22,9 @@ from exporter.collect.dcgm.exposition import (
     whole_gpu_sample,
 )
 from exporter.collect.dcgm.windows import SOURCE, CollectInterval, DeviceWindows
+from exporter.device_state import SourceHealth
 from exporter.http_client import Reason, ScrapeError, fetch
 from exporter.readings import ActivityWindow, FastReading
-from exporter.state import SourceHealth
 from flopwatch.threads import BoundedThread
 
 

@@ -18,7 +18,7 @@ import structlog
 
 from exporter.collect.nvml.errors import NotSupported, NvmlError, error_for
 from exporter.collect.nvml.library import call, call_symbol, handle_address
-from exporter.state import XidCounts
+from exporter.device_state import XidCounts
 from flopwatch.threads import BoundedThread
 
 

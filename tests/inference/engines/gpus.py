@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from exporter.accounting.peaks import Peaks
+from exporter.device_state import DeviceState
 from exporter.readings import DeviceIdentity, ProcessUse, SlowReading
-from exporter.state import DeviceState, State
+from exporter.state import State
 
 
 def gpu(
