@@ -16,11 +16,16 @@ import msgspec
 import structlog
 
 from exporter.advice import backtest
-from exporter.advice.advise import AdviceSnapshot, advise
-from exporter.advice.backtest import HitHistory, Record, Watch
-from exporter.advice.document import document_of
+from exporter.advice.advise import AdviceSnapshot, advise, document_of
+from exporter.advice.backtest import (
+    HitHistory,
+    Record,
+    SavedTrial,
+    Watch,
+    restored_trial,
+    saved_trial,
+)
 from exporter.advice.observe import LEAST_TOKENS, Key, Look, look_at, windows
-from exporter.advice.saved import SavedTrial, restored_trial, saved_trial
 from exporter.advice.settings import AdviceSettings
 from exporter.advice.window import Price, WorkloadWindow
 from exporter.attribution.settings import PriceRule

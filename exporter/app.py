@@ -13,8 +13,7 @@ from typing import TypeVar
 
 import structlog
 
-from exporter.advice.advise import AdviceSnapshot
-from exporter.advice.document import ADVICE_PATH
+from exporter.advice.advise import ADVICE_PATH, AdviceSnapshot
 from exporter.attribution.bill import HostLedger
 from exporter.attribution.ledger import Bill
 from exporter.collect.host import Machine, boot_id

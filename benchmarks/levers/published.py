@@ -9,7 +9,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.advice.power import clock_at, throughput_at_clock
+from exporter.advice.levers.hardware import clock_at
 from exporter.advice.prediction import Interval
 
 
@@ -70,6 +70,15 @@ def _predicted(cap: int, draw: float, scaling: Interval) -> tuple[Interval, floa
     ends = [throughput_at_clock(clock, scaling) for clock in clocks]
     middle = throughput_at_clock(clocks.middle, Interval(scaling.middle, scaling.middle)).low
     return Interval(min(end.low for end in ends), max(end.high for end in ends)), middle
+
+
+def throughput_at_clock(clock_ratio: float, scaling_share: Interval) -> Interval:
+    """Throughput relative to full clock, if `scaling_share` of the time scales with the clock.
+
+    The rest (memory, links, host) does not change.
+    """
+    ratios = [1.0 / (share / clock_ratio + 1.0 - share) for share in scaling_share]
+    return Interval(min(ratios), max(ratios))
 
 
 def table(found: list[Row]) -> str:

@@ -338,6 +338,16 @@ class Change:
     added_seconds: float = 0.0
 
 
+def with_batch(step: Step, factor: float) -> Step:
+    """The step with `factor` times the running requests, and the prompts that feed them."""
+    return replace(
+        step,
+        decode_tokens=step.decode_tokens * factor,
+        prefill_tokens=step.prefill_tokens * factor,
+        prompts=step.prompts * factor,
+    )
+
+
 class Corner(NamedTuple):
     """One assumption about each of the unknowns."""
 

@@ -13,7 +13,7 @@ from exporter.errors import FlopwatchError
 
 
 if TYPE_CHECKING:
-    from exporter.advice.document import AdviceDocument, LeverAdvice, TrackRecord
+    from exporter.advice.advise import AdviceDocument, LeverAdvice, TrackRecord
     from exporter.prometheus_api import PrometheusApi
 
 _DEFAULT_URL = "http://127.0.0.1:9907"
@@ -68,7 +68,7 @@ def fetch_document(url: str) -> "AdviceDocument":
     """The advice of a daemon. Raises FlopwatchError with a one-line message for the user."""
     import msgspec
 
-    from exporter.advice.document import ADVICE_PATH, API_VERSION, AdviceDocument
+    from exporter.advice.advise import ADVICE_PATH, API_VERSION, AdviceDocument
     from exporter.http_client import ScrapeError, fetch, without_credentials
 
     address = url if "://" in url else f"http://{url}"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from exporter.advice.document import ADVICE_PATH
+from exporter.advice.advise import ADVICE_PATH
 from exporter.errors import FlopwatchError
 from exporter.metrics.family import Sample
 from exporter.simulate.host import Pull, SimulatedHost, Timing

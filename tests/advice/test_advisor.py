@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from exporter.advice.document import AdviceDocument, TrackRecord
+from exporter.advice.advise import AdviceDocument, TrackRecord
 from exporter.advisor import Advisor
 from exporter.attribution.settings import PriceRule
 from exporter.cli import advise as command

@@ -10,13 +10,15 @@ from exporter.advice.backtest import (
     Comparison,
     HitHistory,
     Record,
+    SavedTrial,
     Trial,
     Watch,
     observe,
     record,
+    restored_trial,
+    saved_trial,
 )
-from exporter.advice.levers._precision import with_weights
-from exporter.advice.saved import SavedTrial, restored_trial, saved_trial
+from exporter.advice.levers.lower_precision import with_weights
 from exporter.advice.window import Price, Reference, WorkloadWindow
 from exporter.inference.models.attention import (
     GroupedAttention,

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.levers import published
-from exporter.advice.power import clock_at, throughput_at_clock
+from exporter.advice.levers.hardware import clock_at
 from exporter.advice.prediction import Inapplicable, Interval
 
 
@@ -36,7 +36,7 @@ def test_a_limit_below_idle_power_has_no_clock() -> None:
 
 def test_only_the_scaling_share_of_the_time_slows_down() -> None:
     """At half the clock: all of the time doubles (0.5), or half of it does (1 / 1.5)."""
-    assert throughput_at_clock(0.5, Interval(0.5, 1.0)) == pytest.approx((0.5, 1 / 1.5))
+    assert published.throughput_at_clock(0.5, Interval(0.5, 1.0)) == pytest.approx((0.5, 1 / 1.5))
 
 
 @pytest.mark.parametrize(

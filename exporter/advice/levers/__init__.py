@@ -1,4 +1,4 @@
-"""All levers: every module of this package that declares LEVER. No registration is needed."""
+"""All levers: every `Lever` that a module of this package declares. No registration is needed."""
 
 import importlib
 import pkgutil
@@ -7,12 +7,13 @@ from exporter.advice.prediction import Lever
 
 
 def _found() -> dict[str, Lever]:
-    levers = [
-        importlib.import_module(f"{__name__}.{module.name}").LEVER
+    levers = (
+        value
         for module in pkgutil.iter_modules(__path__)
-        if not module.name.startswith("_")
-    ]
-    return {lever.name: lever for lever in levers}
+        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values()
+        if isinstance(value, Lever)
+    )
+    return {lever.name: lever for lever in sorted(levers, key=lambda lever: lever.name)}
 
 
 LEVERS: dict[str, Lever] = _found()

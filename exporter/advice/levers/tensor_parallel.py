@@ -5,8 +5,7 @@ Smaller: two engines on half of the GPUs each. Larger: two engines of this host 
 
 from dataclasses import replace
 
-from exporter.advice.demand import outcome, percent, with_batch
-from exporter.advice.prediction import Inapplicable, Interval, Lever, Prediction
+from exporter.advice.prediction import Inapplicable, Interval, Lever, Prediction, outcome, percent
 from exporter.advice.step import (
     Change,
     Step,
@@ -14,6 +13,7 @@ from exporter.advice.step import (
     slowest,
     step_of,
     throughput_ratio,
+    with_batch,
 )
 from exporter.advice.window import WorkloadWindow
 from exporter.inference.models.memory import stored_weight_bytes

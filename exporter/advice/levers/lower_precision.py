@@ -1,9 +1,20 @@
-"""Weights in a lower precision: fewer bytes per pass, faster products where supported."""
+"""Lower precision: weights in fp8 or fp4, and the KV cache in fp8.
+
+Fewer bytes per pass, faster products where the silicon supports them, and room for more requests.
+"""
 
 from dataclasses import replace
 
-from exporter.advice.demand import cache_room, outcome, percent, with_batch
-from exporter.advice.prediction import Inapplicable, Interval, Prediction
+from exporter.advice.prediction import (
+    Inapplicable,
+    Interval,
+    Lever,
+    Prediction,
+    cache_is_full,
+    cache_room,
+    outcome,
+    percent,
+)
 from exporter.advice.step import (
     Change,
     Step,
@@ -11,6 +22,7 @@ from exporter.advice.step import (
     slowest,
     step_of,
     throughput_ratio,
+    with_batch,
 )
 from exporter.advice.window import WorkloadWindow
 from exporter.inference.models.description import ModelDescription, WeightBytes
@@ -42,7 +54,7 @@ def with_weights(model: ModelDescription, value_bytes: float, precision: str) ->
     return replace(model, weights=lower, compute_precision=precision)
 
 
-def predict_weights(
+def _predict_weights(
     window: WorkloadWindow, lever: str, precision: str, value_bytes: float, action: str
 ) -> Prediction:
     """The prediction for linear layers in `precision`; `value_bytes` per weight include scales."""
@@ -51,7 +63,7 @@ def predict_weights(
     lower = with_weights(model, value_bytes, precision)
     if stored_weight_bytes(lower) > 0.95 * stored_weight_bytes(model):
         raise Inapplicable(f"the weights are stored in {precision} or less already")
-    capacity = capacity_with(window, today, lower)
+    capacity = _with_lower_weights(window, today, lower)
     parts = today.parts()
     before, after = today.weight_bytes, replace(today, model=lower).weight_bytes
     evidence = (
@@ -62,7 +74,7 @@ def predict_weights(
     return outcome(window, lever, capacity, evidence=evidence, action=action, target=value_bytes)
 
 
-def capacity_with(window: WorkloadWindow, today: Step, lower: ModelDescription) -> Interval:
+def _with_lower_weights(window: WorkloadWindow, today: Step, lower: ModelDescription) -> Interval:
     """Throughput with other weights, and the batch that the freed memory allows.
 
     On a processor only for passes of one request: llama.cpp's q8_0 kernels multiply request by
@@ -95,7 +107,7 @@ def _cache_factor(window: WorkloadWindow, today: Step, lower: ModelDescription) 
     return 1.0 + freed / today.tensor_parallel / cache if cache > 0 else 1.0
 
 
-def weight_value_bytes(window: WorkloadWindow) -> float | None:
+def _weight_value_bytes(window: WorkloadWindow) -> float | None:
     """Bytes per weight of the linear layers; for a mixture of experts, of the experts."""
     model = window.description
     if model is None:
@@ -104,13 +116,107 @@ def weight_value_bytes(window: WorkloadWindow) -> float | None:
     return model.weights.experts if mixture else model.weights.dense
 
 
-def reaches_four_bits(before: WorkloadWindow, now: WorkloadWindow) -> bool:
+def _reaches_four_bits(before: WorkloadWindow, now: WorkloadWindow) -> bool:
     """Whether the weights of either window take less than six bits: then the change is to fp4."""
-    return any((weight_value_bytes(each) or 2.0) < 6 / 8 for each in (before, now))
+    return any((_weight_value_bytes(each) or 2.0) < 6 / 8 for each in (before, now))
 
 
-def after_weights(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
+def _after_weights(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
     """Throughput ratio for the weights of the later window."""
     if now.description is None:
         raise Inapplicable("the model is not described, so its bytes and FLOPs are not known")
-    return capacity_with(before, step_of(before), now.description)
+    return _with_lower_weights(before, step_of(before), now.description)
+
+
+def _predict_fp8(window: WorkloadWindow) -> Prediction:
+    return _predict_weights(
+        window,
+        "weights_fp8",
+        "fp8",
+        1.0,
+        "serve an fp8 checkpoint, or quantize at start (vLLM: --quantization fp8)",
+    )
+
+
+WEIGHTS_FP8 = Lever(
+    name="weights_fp8",
+    title="Weights in fp8",
+    predict=_predict_fp8,
+    variable=_weight_value_bytes,
+    after=_after_weights,
+    concerns=lambda before, now: not _reaches_four_bits(before, now),
+)
+
+
+# Four bits per weight, and an 8-bit scale per 16 weights.
+_FP4_BYTES = (4 + 8 / 16) / 8
+
+
+def _predict_fp4(window: WorkloadWindow) -> Prediction:
+    return _predict_weights(
+        window,
+        "weights_fp4",
+        "fp4",
+        _FP4_BYTES,
+        "serve an NVFP4 checkpoint; compare its answers with today's first",
+    )
+
+
+WEIGHTS_FP4 = Lever(
+    name="weights_fp4",
+    title="Weights in fp4",
+    predict=_predict_fp4,
+    variable=_weight_value_bytes,
+    after=_after_weights,
+    concerns=_reaches_four_bits,
+)
+
+
+# Attention kernels expand fp8 to bf16, which costs up to a tenth of the saved time.
+_EXPANSION = (0.0, 0.15)
+
+
+def _predict_cache(window: WorkloadWindow) -> Prediction:
+    today = step_of(window)
+    gpu = slowest(window)
+    if "fp8" not in gpu.peaks.flops:
+        raise Inapplicable(f"{gpu.title} ({gpu.name}) has no fp8 arithmetic")
+    if today.model.cache_value_bytes <= 1.0:
+        raise Inapplicable("the KV cache is stored in 8 bits or less already")
+    capacity = _with_cache(window, today, 1.0)
+    share = today.cache_bytes / today.rates.bytes_per_second / today.seconds
+    full = ", and the full cache holds the batch down" if cache_is_full(window) else ""
+    evidence = (
+        f"a pass reads {today.cache_bytes / 1e9:.1f} GB of KV cache at a context of "
+        f"{today.context:.0f} tokens ({share:.0%} of the time){full}: {percent(capacity)}"
+    )
+    action = "store the KV cache in fp8 (vLLM, SGLang: --kv-cache-dtype fp8_e4m3 or fp8_e5m2)"
+    return outcome(window, "kv_cache_fp8", capacity, evidence=evidence, action=action, target=1.0)
+
+
+def _with_cache(window: WorkloadWindow, today: Step, value_bytes: float) -> Interval:
+    factor = today.model.cache_value_bytes / value_bytes
+    changes = []
+    for lost in _EXPANSION:
+        effective = value_bytes + lost * (today.model.cache_value_bytes - value_bytes)
+        model = replace(today.model, cache_value_bytes=effective)
+        changes += [
+            Change(with_batch(replace(today, model=model), batch), produced=batch)
+            for batch in cache_room(window, factor)
+        ]
+    return throughput_ratio(today, changes)
+
+
+def _after_cache(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
+    if now.description is None:
+        raise Inapplicable("the model is not described, so its bytes and FLOPs are not known")
+    return _with_cache(before, step_of(before), now.description.cache_value_bytes)
+
+
+KV_CACHE_FP8 = Lever(
+    name="kv_cache_fp8",
+    title="KV cache in fp8",
+    predict=_predict_cache,
+    variable=lambda w: None if w.description is None else w.description.cache_value_bytes,
+    after=_after_cache,
+)

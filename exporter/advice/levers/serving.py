@@ -1,0 +1,227 @@
+"""How the engine serves: its batch, its prefix cache, the gaps between kernels, its replicas."""
+
+import math
+from dataclasses import replace
+
+from exporter.advice.prediction import (
+    FULL_CACHE,
+    USABLE_CACHE,
+    Inapplicable,
+    Interval,
+    Lever,
+    Prediction,
+    outcome,
+    percent,
+    waits,
+)
+from exporter.advice.step import Change, Step, margin, step_of, throughput_ratio, with_batch
+from exporter.advice.window import WorkloadWindow
+
+
+# Doubling the batch is one cautious step for an operator; latency rises with it.
+_LARGEST_FACTOR = 2.0
+# The default limit of tokens per pass in engines is 2048 or more: passes that are nearly that full
+# have no room for more requests.
+_PREFILL_BOUND_TOKENS = 1200.0
+# The new batch size may suit the kernels' tiles better or worse.
+_OTHERWISE = 0.02
+
+
+def _predict_larger_batch(window: WorkloadWindow) -> Prediction:
+    running = window.running_requests
+    if not running or running < 1:
+        raise Inapplicable("the number of running requests is not known")
+    if not waits(window):
+        raise Inapplicable("nobody waits: the batch is as large as the demand")
+    usage = window.cache_usage_ratio
+    if usage is None:
+        raise Inapplicable("the engine does not tell how full its KV cache is")
+    if usage >= FULL_CACHE:
+        raise Inapplicable(
+            f"the KV cache is {usage:.0%} full: a larger limit would only cause preemptions"
+        )
+    waiting = window.waiting_requests or 0.0
+    target = min(_LARGEST_FACTOR * running, running + waiting)
+    if usage > 0:
+        target = min(target, USABLE_CACHE * running / usage)
+    target = float(int(target))
+    if target < running + 1 or target < 1.1 * running:
+        raise Inapplicable("too few requests wait, or too little KV cache is free")
+    today = step_of(window)
+    if (
+        today.mixed_share * today.tokens > _PREFILL_BOUND_TOKENS
+        and running < today.prefill_tokens / 4
+    ):
+        raise Inapplicable(
+            f"a pass computes {today.prefill_tokens:.0f} prompt tokens: prefill holds the batch "
+            "down, not the limit on requests"
+        )
+    capacity = _with_larger_batch(today, target / running)
+    parts = today.parts()
+    evidence = (
+        f"a pass reads {today.weight_bytes / 1e9:.1f} GB of weights for {running:.0f} requests "
+        f"({parts['weights'] / today.seconds:.0%} of the time); {waiting:.0f} wait and the KV cache "
+        f"is {usage:.0%} full: {percent(capacity)} with {target:.0f}"
+    )
+    action = f"raise the batch limit (vLLM: --max-num-seqs {target:.0f})"
+    return outcome(
+        window, "larger_batch", capacity, evidence=evidence, action=action, target=target
+    )
+
+
+def _with_larger_batch(today: Step, factor: float) -> Interval:
+    """Throughput with `factor` times the batch.
+
+    The host's work between passes may or may not grow with the batch.
+    """
+    step = with_batch(today, factor)
+    slower_host = 1.0 + 0.5 * max(0.0, factor - 1.0)
+    changes = [
+        Change(step, produced=factor, gap_factor=gap, excess_factor=excess)
+        for gap in (1.0, slower_host)
+        for excess in (1.0, 1.0 + 0.2 * (factor - 1.0))
+    ]
+    return margin(throughput_ratio(today, changes), _OTHERWISE)
+
+
+def _after_larger_batch(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
+    if not before.running_requests or not now.running_requests:
+        raise Inapplicable("the number of running requests is not known")
+    return _with_larger_batch(step_of(before), now.running_requests / before.running_requests)
+
+
+LARGER_BATCH = Lever(
+    name="larger_batch",
+    title="Larger batch",
+    predict=_predict_larger_batch,
+    variable=lambda window: window.running_requests,
+    after=_after_larger_batch,
+)
+
+
+_LEAST_HIT_LOSS = 0.05
+
+
+def _predict_prefix_cache(window: WorkloadWindow) -> Prediction:
+    hits, best = window.cache_hit_ratio, window.best_cache_hit_ratio
+    if hits is None:
+        raise Inapplicable("the engine does not tell its cache hits")
+    if best is None:
+        raise Inapplicable("no earlier hit rate to compare with is known yet")
+    if best - hits < _LEAST_HIT_LOSS:
+        raise Inapplicable(f"the hit rate is {hits:.0%}, and has not been much better lately")
+    today = step_of(window)
+    capacity = _with_hits(today, hits, Interval(best - 0.1 * (best - hits), best))
+    evidence = (
+        f"{hits:.0%} of the prompt tokens come from the prefix cache, {best:.0%} did before; "
+        f"a pass computes {today.prefill_tokens:.0f} prompt tokens besides "
+        f"{today.decode_tokens:.0f} decoded ones: {percent(capacity)} with the former rate"
+    )
+    action = (
+        "look for what changed: prompt templates with a varying head, routing that does not keep "
+        "sessions together, a smaller KV cache, --no-enable-prefix-caching"
+    )
+    return outcome(
+        window, "restore_prefix_cache", capacity, evidence=evidence, action=action, target=best
+    )
+
+
+def _with_hits(today: Step, hits: float, wanted: Interval) -> Interval:
+    changes = []
+    for best in wanted:
+        left = (1.0 - best) / (1.0 - hits) if hits < 1 else 1.0
+        computed = today.prefill_tokens * left
+        moved = (today.prefill_tokens - computed) / today.prompts if today.prompts else 0.0
+        step = replace(
+            today, prefill_tokens=computed, cached_per_prompt=today.cached_per_prompt + moved
+        )
+        changes.append(Change(step))
+    return throughput_ratio(today, changes)
+
+
+def _after_prefix_cache(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
+    hits, reached = before.cache_hit_ratio, now.cache_hit_ratio
+    if hits is None or reached is None:
+        raise Inapplicable("the engine does not tell its cache hits")
+    return _with_hits(step_of(before), hits, Interval(reached, reached))
+
+
+RESTORE_PREFIX_CACHE = Lever(
+    name="restore_prefix_cache",
+    title="Restore the prefix cache",
+    predict=_predict_prefix_cache,
+    # The miss ratio: a hit ratio change from 0.1 to 0.2 matters little, one from 0.8 to 0.9 much.
+    variable=lambda w: None if w.cache_hit_ratio is None else 1.0 - w.cache_hit_ratio,
+    after=_after_prefix_cache,
+)
+
+
+# Share of the gaps that remains with CUDA graphs and scheduling ahead of the pass.
+_REMAINING_GAPS = (0.1, 0.4)
+_LEAST_GAP_SHARE = 0.03
+
+
+def _predict_launch_gaps(window: WorkloadWindow) -> Prediction:
+    if not waits(window):
+        raise Inapplicable("nobody waits: gaps cannot be told from a lack of requests")
+    today = step_of(window)
+    share = today.gap_seconds / today.seconds
+    if share < _LEAST_GAP_SHARE:
+        raise Inapplicable(f"kernels run for {1 - share:.0%} of the time")
+    capacity = throughput_ratio(today, [Change(today, gap_factor=left) for left in _REMAINING_GAPS])
+    evidence = (
+        f"requests wait, and yet no kernel runs for {share:.0%} of the time "
+        f"({1e3 * today.gap_seconds:.1f} ms of each {1e3 * today.seconds:.1f} ms pass): "
+        f"{percent(capacity)} without most of it"
+    )
+    action = (
+        "turn CUDA graphs on (vLLM: no --enforce-eager), schedule asynchronously "
+        "(vLLM: --async-scheduling), and give the engine's process a core of its own"
+    )
+    return outcome(window, "fewer_launch_gaps", capacity, evidence=evidence, action=action)
+
+
+FEWER_LAUNCH_GAPS = Lever(
+    name="fewer_launch_gaps", title="Fewer launch gaps", predict=_predict_launch_gaps
+)
+
+
+# The remaining replicas must be able to serve this much more than today's mean.
+_HEADROOM = 1.3
+
+
+def _predict_release(window: WorkloadWindow) -> Prediction:
+    if waits(window):
+        raise Inapplicable("requests wait: nothing is idle")
+    if window.replicas < 2:
+        raise Inapplicable("it is the only engine of its model on this host")
+    usage, running = window.cache_usage_ratio, window.running_requests
+    if not running or not usage:
+        raise Inapplicable("running requests and KV-cache usage are not known, or nothing runs")
+    today = step_of(window)
+    largest = USABLE_CACHE / usage
+    reach = (
+        throughput_ratio(today, [Change(with_batch(today, largest), produced=largest)]).low
+        / _HEADROOM
+    )
+    needed = min(window.replicas, max(1, -int(-window.replicas // max(1.0, reach))))
+    released = window.replicas - needed
+    if released < 1:
+        raise Inapplicable("each replica is needed for today's load with a reserve of 30 %")
+    cost = needed / window.replicas
+    evidence = (
+        f"nobody waits, {running:.1f} requests run in each of {window.replicas} replicas with "
+        f"{usage:.0%} of the KV cache; {needed} can serve the same with a reserve of 30 %"
+    )
+    most = math.ceil(_HEADROOM * running * window.replicas / needed)
+    action = (
+        f"stop {released} of {window.replicas} replicas, or send them other traffic; the others must "
+        f"be allowed {most} requests at once (vLLM: --max-num-seqs)"
+    )
+    one = Interval(1.0, 1.0)
+    return Prediction(
+        "release_idle", one, Interval(cost, cost), one, evidence, action, float(needed)
+    )
+
+
+RELEASE_IDLE = Lever(name="release_idle", title="Release idle capacity", predict=_predict_release)
