@@ -103,7 +103,7 @@ type: $(VENV)/.installed-dev ## mypy --strict
 generate: $(VENV)/.installed-dev ## write the generated pages and dashboards anew
 	$(BIN)/flopwatch metrics --markdown > docs/metrics.md
 	$(BIN)/flopwatch config --markdown > docs/configuration.md
-	$(BIN)/python -m exporter.inference.engines.table
+	$(BIN)/python -m exporter.inference.engines.registry
 	$(BIN)/python -m exporter.accounting.support_matrix > docs/support-matrix.md
 	$(BIN)/python -m benchmarks.gpu_acceptance --document
 	$(BIN)/python -m mixin.build

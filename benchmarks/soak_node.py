@@ -19,9 +19,8 @@ from exporter.http_client import Reason, ScrapeError
 from exporter.inference.account import Account, ModelSettings
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.engines.registry import ENGINES
-from exporter.inference.present import Split, present
+from exporter.inference.present import Served, Split, present
 from exporter.inference.scraper import Scraper
-from exporter.inference.served import Served
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.device import process_memory
 from exporter.metrics.exporter import OWN

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from exporter.advice.window import GpuWindow, Price, Reference, WorkloadWindow
 from exporter.device_state import DeviceState
-from exporter.inference.served import Served
+from exporter.inference.present import Served
 from exporter.inference.snapshot import ModelSnapshot
 from exporter.state import State
 

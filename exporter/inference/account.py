@@ -7,13 +7,12 @@ from pathlib import Path
 
 import structlog
 
-from exporter.inference.cache_share import CacheShare
 from exporter.inference.models.description import ModelDescription, ModelDescriptionError
 from exporter.inference.models.locate import load_model, locate_config
 from exporter.inference.models.work import Cost, Work, cost_of
 from exporter.inference.progress import Progress, Server
 from exporter.inference.reading import EngineReading, ModelReading
-from exporter.inference.waste import WasteTotals
+from exporter.inference.waste import CacheShare, WasteTotals
 
 
 # A model's file may appear later, after the engine has downloaded it.

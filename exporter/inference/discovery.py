@@ -1,8 +1,17 @@
-"""Finds engines that are not configured: on local ports, or among listed pods."""
+"""Finds engines that are not configured: on local ports, among listed pods, behind processes.
 
+The engines of processes are found without an API server: a process that holds a GPU has a network namespace, whose sockets and
+addresses are in /proc/<pid>/net. Listening sockets there are queried for an engine's metrics. In
+Kubernetes that needs the host's process ids (`hostPID`) and permission to inspect other users'
+processes (root with CAP_SYS_PTRACE). Only GET requests for metrics are sent, and few of them.
+"""
+
+import itertools
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -104,3 +113,187 @@ def serving_processes(url: str, proc: Path = procfs.PROC) -> frozenset[int]:
     if parts.hostname not in _LOCAL_HOSTS:
         return frozenset()
     return procfs.with_descendants(procfs.listeners(parts.port or 80, proc), proc)
+
+
+# Limits of one pass: processes that hold GPUs, and sockets queried per network namespace.
+LARGEST_PROCESS_COUNT = 1024
+LARGEST_SOCKET_COUNT = 16
+# A socket that did not belong to an engine is queried again after this time.
+ASK_AGAIN_SECONDS = 600.0
+LARGEST_MEMORY = 4096
+
+_EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared
+# Command names of programs that start arbitrary programs: their children are not related.
+_STARTERS = re.compile(
+    r"(?:ba|da|fi|k|tc|z)?sh|su|sudo|login|init|sshd.*|tmux.*|screen.*|systemd.*|supervisord"
+    r"|slurmstepd.*|containerd-shim.*|docker-init|tini"
+)
+_NO_PIDS = "the processes that hold GPUs are not to be seen: it needs the host's process ids"
+_NO_RIGHT = "the processes that hold GPUs are not ours to look at: it needs root and CAP_SYS_PTRACE"
+
+
+class ContainerDiscovery:
+    """Remembers earlier queries, so that each pass is cheap. Not thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        fetch: Fetch = fetch_text,
+        proc: Path = procfs.PROC,
+        clock: Callable[[], float] = time.monotonic,
+        own_pid: int | None = None,
+    ) -> None:
+        self._fetch = fetch
+        self._own_pid = os.getpid() if own_pid is None else own_pid
+        self._proc = proc
+        self._clock = clock
+        self._engines: dict[str, str] = {}
+        self._asked: dict[str, float] = {}
+        # Why discovery is not possible; None if it is, or if no process holds a GPU.
+        self.unavailable: str | None = None
+
+    def look(self, pids: Collection[int]) -> Iterator[Endpoint]:
+        """Yield the engines behind these processes, which hold GPUs."""
+        self.unavailable = None
+        if not pids:
+            return
+        own = procfs.with_descendants({self._own_pid}, self._proc)
+        others = sorted(set(pids) - own)[:LARGEST_PROCESS_COUNT]
+        if not others:
+            return
+        seen = [pid for pid in others if procfs.process(pid, self._proc) is not None]
+        if not seen:
+            self.unavailable = _NO_PIDS
+            return
+        groups: dict[str, list[int]] = {}
+        for pid in seen:
+            namespace = procfs.network_namespace(pid, self._proc)
+            if namespace is not None:
+                groups.setdefault(namespace, []).append(pid)
+        if not groups:
+            self.unavailable = _NO_RIGHT
+            return
+        here = procfs.network_namespace("self", self._proc)
+        for namespace, group in groups.items():
+            yield from self._on_this_host(group) if namespace == here else self._in_pod(group)
+
+    def _in_pod(self, pids: list[int]) -> Iterator[Endpoint]:
+        """Engines in another network namespace: a pod's or a container's."""
+        related = self._related(pids)
+        reachable = procfs.addresses(pids[0], self._proc)[:1]
+        found: list[Endpoint] = []
+        for socket in self._sockets(pids[0], reachable)[:LARGEST_SOCKET_COUNT]:
+            listeners = procfs.holders(socket.inode, related, self._proc)
+            address = socket.address if socket.address in reachable else reachable[0]
+            answer = self._ask(f"{address}:{socket.port}")
+            if answer is not None:
+                engine, url = answer
+                behind = procfs.with_descendants(listeners, self._proc) or frozenset(pids)
+                found.append(Endpoint(f"{engine}-{socket.port}", engine, url, behind))
+        name = self._host_name(pids[0])
+        for endpoint in found:
+            own = name if len(found) == 1 else f"{name}-{endpoint.url.split(':')[2].split('/')[0]}"
+            yield replace(endpoint, name=own) if name else endpoint
+
+    def _on_this_host(self, pids: list[int]) -> Iterator[Endpoint]:
+        """Engines in our own network namespace, where every service of the host listens.
+
+        A socket belongs to a process that holds a GPU if that process or one of its descendants
+        holds it; else if its parent or another child of its parent does, and so on upwards. The
+        nearest engine is used: an API server above its workers, or a router beside them.
+        """
+        known = procfs.processes(self._proc)
+        sockets = self._sockets(pids[0], ("127.0.0.1",))
+        behind: dict[tuple[str, str, int], frozenset[int]] = {}
+        for pid in pids:
+            for root in (pid, *self._above(pid)):
+                engines = self._engines_of(
+                    procfs.with_descendants({root}, self._proc, known), sockets
+                )
+                for place, listeners in engines.items():
+                    family = procfs.with_descendants(listeners, self._proc, known)
+                    behind[place] = behind.get(place, frozenset()) | family | {pid}
+                if engines:
+                    break
+        for (engine, url, port), processes in behind.items():
+            yield Endpoint(f"{engine}-{port}", engine, url, processes)
+
+    def _engines_of(
+        self, family: frozenset[int], sockets: Iterable[procfs.Listener]
+    ) -> dict[tuple[str, str, int], frozenset[int]]:
+        """The engines among the sockets of these processes, each with the process that holds it."""
+        held = (
+            (socket, listeners)
+            for socket in sockets
+            if (listeners := procfs.holders(socket.inode, family, self._proc))
+        )
+        found = {}
+        for socket, listeners in itertools.islice(held, LARGEST_SOCKET_COUNT):
+            answer = self._ask(f"127.0.0.1:{socket.port}")
+            if answer is not None:
+                found[(*answer, socket.port)] = listeners
+        return found
+
+    def _above(self, pid: int) -> Iterator[int]:
+        """The ancestors of a process, up to a shell or a service manager."""
+        ours = {self._own_pid, *procfs.ancestors(self._own_pid, self._proc)}
+        group = procfs.read(pid, "cgroup", self._proc)
+        for parent in procfs.ancestors(pid, self._proc):
+            name = procfs.process_name(parent, self._proc)
+            if (
+                parent in ours
+                or _STARTERS.fullmatch(name)
+                or procfs.read(parent, "cgroup", self._proc) != group
+            ):
+                return
+            yield parent
+
+    def _related(self, pids: Iterable[int]) -> frozenset[int]:
+        """The processes, their ancestors, and all descendants of those."""
+        namespace = {procfs.network_namespace(pid, self._proc) for pid in pids}
+        ours = {self._own_pid, *procfs.ancestors(self._own_pid, self._proc)}
+        above = {
+            parent
+            for pid in pids
+            for parent in procfs.ancestors(pid, self._proc)
+            # Excludes ancestors outside the container, and our own ancestors.
+            if parent not in ours and procfs.network_namespace(parent, self._proc) in namespace
+        }
+        return procfs.with_descendants({*pids, *above}, self._proc)
+
+    def _sockets(self, pid: int, reachable: Collection[str]) -> list[procfs.Listener]:
+        """Sockets that are reachable from here; the usual ports of engines first."""
+        usable = {
+            listener.port: listener
+            for listener in procfs.listening(pid, self._proc)
+            if listener.address in _EVERY_ADDRESS or listener.address in reachable
+        }
+        if not reachable:
+            return []
+        return sorted(usable.values(), key=lambda one: (one.port not in DEFAULT_PORTS, one.port))
+
+    def _ask(self, place: str) -> tuple[str, str] | None:
+        """The engine at an address and port, and its URL; None for a recent non-engine."""
+        known = self._engines.get(place)
+        if known is not None:
+            engine, _, url = known.partition(" ")
+            return engine, url
+        now = self._clock()
+        if now - self._asked.get(place, -ASK_AGAIN_SECONDS) < ASK_AGAIN_SECONDS:
+            return None
+        for path in PATHS:
+            url = f"http://{place}{path}"
+            engine_found = identify(url, fetch=self._fetch)
+            if engine_found is not None:
+                self._engines[place] = f"{engine_found} {url}"
+                return engine_found, url
+        self._asked[place] = now
+        for memory in (self._asked, self._engines):
+            while len(memory) > LARGEST_MEMORY:
+                del memory[next(iter(memory))]
+        return None
+
+    def _host_name(self, pid: int) -> str:
+        """The host name of a container; in Kubernetes, its pod's name."""
+        text = procfs.read(pid, "root/etc/hostname", self._proc).strip()
+        return re.sub(r"[^A-Za-z0-9.-]", "-", text)[:200]

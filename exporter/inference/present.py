@@ -5,10 +5,31 @@ from dataclasses import dataclass
 
 from exporter.inference.account import ModelTotals
 from exporter.inference.config import WorkloadConfig
+from exporter.inference.models.description import ModelDescription
 from exporter.inference.models.memory import stored_weight_bytes
 from exporter.inference.models.parameters import count_parameters
 from exporter.inference.snapshot import GpuRef, ModelSnapshot
 from exporter.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model that an engine currently serves.
+
+    `passes` and `prompts` are cumulative like the counts of `shown`; `passes_missed` counts the
+    scrapes whose passes were not known. `gpu_count` includes GPUs on other hosts.
+    """
+
+    workload: str
+    engine: str
+    shown: ModelSnapshot
+    gpus: tuple[GpuRef, ...]
+    gpu_count: int
+    tensor_parallel: int
+    description: ModelDescription | None = None
+    passes: float = 0.0
+    passes_missed: int = 0
+    prompts: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from exporter.device_state import DeviceState
 from exporter.http_client import without_credentials
 from exporter.inference.account import Account, Locate, ModelSettings, ModelTotals
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig, check_names
-from exporter.inference.containers import ContainerDiscovery
 from exporter.inference.discovery import (
+    ContainerDiscovery,
     Endpoint,
     discover_pods,
     discover_ports,
@@ -24,10 +24,9 @@ from exporter.inference.discovery import (
 from exporter.inference.engines.registry import ENGINES
 from exporter.inference.launch import Launch, launch_of
 from exporter.inference.models.locate import locate_config, locate_in_process
-from exporter.inference.present import Split, precision_of, present
+from exporter.inference.present import Served, Split, precision_of, present
 from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text
-from exporter.inference.served import Served
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.state import State
 from flopwatch.threads import ThreadGuard

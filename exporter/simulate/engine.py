@@ -18,7 +18,7 @@ from exporter.inference.models.description import (
 )
 from exporter.inference.models.parameters import count_parameters
 from exporter.inference.models.work import Cost, Stretch, Work, cost_of
-from exporter.inference.served import Served
+from exporter.inference.present import Served
 from exporter.inference.snapshot import GpuRef, ModelSnapshot
 from exporter.simulate.scenarios import Load, Serving
 from exporter.simulate.serving import (

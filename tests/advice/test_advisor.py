@@ -12,7 +12,7 @@ from exporter.advisor import Advisor
 from exporter.attribution.settings import PriceRule
 from exporter.cli import advise as command
 from exporter.errors import FlopwatchError
-from exporter.inference.served import Served
+from exporter.inference.present import Served
 from exporter.metrics.levers import lever_samples
 from exporter.prometheus_api import Series
 from exporter.state import State

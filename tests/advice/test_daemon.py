@@ -1,6 +1,7 @@
 """Advice from a running daemon: a fake H100 that waits for memory, and an engine with a queue."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -165,7 +166,7 @@ def test_a_daemon_records_whether_its_prediction_held(
     low = scrape.value("flopwatch_lever_gain_ratio", lever="larger_batch", bound="low")
     high = scrape.value("flopwatch_lever_gain_ratio", lever="larger_batch", bound="high")
     assert 1.3 < low < high < 2.1
-    assert "--max-num-seqs 16" in text
+    assert re.search(r"--max-num-seqs 1[56]\b", text), text  # twice the mean, which may be below 8
     assert "USD a day" in text
     assert "no track record yet" in text
     assert "What would help chat (llama)" in daemon.get("/")[1]

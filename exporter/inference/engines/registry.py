@@ -1,20 +1,25 @@
-"""All supported engines: every module of this package that defines ENGINE."""
+"""All supported engines: every `Engine` that a module of this package declares.
+
+`python -m exporter.inference.engines.registry` writes the table in docs/models.md.
+"""
 
 import importlib
 import pkgutil
 from collections.abc import Collection
+from pathlib import Path
 
 from exporter.inference import engines
 from exporter.inference.reading import Engine
 
 
 def _found() -> dict[str, Engine]:
-    modules = (
-        importlib.import_module(f"{engines.__name__}.{module.name}")
+    found = (
+        value
         for module in pkgutil.iter_modules(engines.__path__)
-        if module.name not in {"registry", "table"}
+        if module.name != "registry"
+        for value in vars(importlib.import_module(f"{engines.__name__}.{module.name}")).values()
+        if isinstance(value, Engine)
     )
-    found = [module.ENGINE for module in modules if hasattr(module, "ENGINE")]
     return {engine.name: engine for engine in sorted(found, key=lambda e: (e.rank, e.name))}
 
 
@@ -40,3 +45,34 @@ def identify(prefixes: Collection[str]) -> str | None:
         if speaks(engine, prefixes) and (not engine.marker or engine.marker in prefixes):
             return engine.name
     return None
+
+
+DOCUMENT = Path("docs/models.md")
+_BEGIN, _END = (
+    "<!-- engines: python -m exporter.inference.engines.registry -->\n",
+    "<!-- end of engines -->\n",
+)
+
+
+def table() -> str:
+    """The engines in Markdown, by name."""
+    lines = [
+        "| `engine` | what it is | to turn on | default address | what it tells |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| `{engine.name}` | {engine.title} | {engine.enable} "
+        f"| `:{engine.ports[0]}{engine.path}` | {engine.tells} |"
+        for engine in sorted(ENGINES.values(), key=lambda engine: engine.name)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def with_table(page: str) -> str:
+    """The page with the table between its markers."""
+    before, _, rest = page.partition(_BEGIN)
+    return before + _BEGIN + "\n" + table() + "\n" + _END + rest.partition(_END)[2]
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text()))

@@ -4,9 +4,9 @@ Every kind provides its parameters, the FLOPs of one query-key pair, the keys th
 the count of cached numbers per token.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from exporter.inference.models.pairs import block_pairs, causal_pairs, compressed_pairs
 
 
 class _Causal:
@@ -23,6 +23,16 @@ class _Causal:
     token_flop = 0
     # Numbers of the state that is carried from token to token instead of a cache.
     state_values = 0
+
+    @property
+    def prefill_pair_flop(self) -> int:
+        """FLOPs for one query attending to one key."""
+        raise NotImplementedError
+
+    @property
+    def decode_pair_flop(self) -> int:
+        """As in prefill, unless engines run decode in another form."""
+        return self.prefill_pair_flop
 
     def pairs(self, new: float, cached: float, window: int | None) -> float:
         """Query-key pairs of `new` tokens after `cached` ones."""
@@ -152,11 +162,6 @@ class GroupedAttention(_Causal):
     def prefill_pair_flop(self) -> int:
         """FLOPs for one query attending to one key: a dot product and a weighted sum per head."""
         return 2 * self.query_heads * (self.head_size + self._value_size)
-
-    @property
-    def decode_pair_flop(self) -> int:
-        """As in prefill."""
-        return self.prefill_pair_flop
 
     @property
     def cached_values(self) -> int:
@@ -336,11 +341,6 @@ class CompressedAttention(_Causal):
         return 4 * self.query_heads * self.head_size
 
     @property
-    def decode_pair_flop(self) -> int:
-        """As in prefill."""
-        return self.prefill_pair_flop
-
-    @property
     def index_pair_flop(self) -> int:  # type: ignore[override]  # a constant elsewhere
         """FLOPs for the score of one query and entry: a dot product per head, and their sum."""
         return 2 * self.index_heads * (self.index_head_size + 1)
@@ -434,3 +434,70 @@ class RecurrentMixer(_Causal):
 NO_MIXER = RecurrentMixer(matrices=0, vectors=0)
 
 Attention = GroupedAttention | LatentAttention | CompressedAttention | RecurrentMixer
+
+
+# The functions below take means as well as counts, so their arguments may be fractions: a sum over
+# tokens is exact at whole numbers and linear in between.
+def causal_pairs(
+    new_tokens: float, cached_tokens: float = 0.0, window: float | None = None
+) -> float:
+    """Return the query-key pairs when `new_tokens` are computed after `cached_tokens`.
+
+    Token j (from 1) attends to the `cached_tokens` before it, to the new ones before it and to
+    itself: cached + j keys, at most `window`. Summed: n·c + n(n+1)/2 without a window; the half of
+    n² is the causal mask.
+    """
+    new, cached = new_tokens, cached_tokens
+    if window is None or cached + new <= window:
+        return new * cached + new * (new + 1) / 2
+    if cached >= window:
+        return new * window
+    growing = window - cached
+    return growing * cached + growing * (growing + 1) / 2 + (new - growing) * window
+
+
+def compressed_pairs(
+    new_tokens: float, cached_tokens: float, ratio: int, limit: int | None = None
+) -> float:
+    """Return the pairs with compressed entries, one for each full group of `ratio` tokens.
+
+    The token at position t (from 1) sees floor(t / ratio) entries, at most `limit`.
+    """
+
+    def until(tokens: int) -> float:
+        capped = 0
+        if limit is not None and tokens >= ratio * limit:
+            capped = tokens - ratio * limit + 1
+            tokens = ratio * limit - 1
+        groups, rest = divmod(tokens, ratio)
+        return ratio * groups * (groups - 1) / 2 + groups * (rest + 1) + capped * (limit or 0)
+
+    return _between(until, cached_tokens, new_tokens)
+
+
+def block_pairs(new_tokens: float, cached_tokens: float, block_tokens: int, blocks: int) -> float:
+    """Return the pairs if each query sees `blocks` blocks of keys, always including its own.
+
+    Blocks hold `block_tokens` keys. The token at position t (from 1) sees all t keys while they
+    fill no more than `blocks`; then blocks - 1 full ones and its own up to itself.
+    """
+    whole = block_tokens * blocks
+
+    def until(tokens: int) -> float:
+        free = min(tokens, whole)
+        pairs = free * (free + 1) / 2
+        groups, rest = divmod(tokens - free, block_tokens)
+        own = groups * block_tokens * (block_tokens + 1) / 2 + rest * (rest + 1) / 2
+        return pairs + (tokens - free) * (whole - block_tokens) + own
+
+    return _between(until, cached_tokens, new_tokens)
+
+
+def _between(until: Callable[[int], float], cached_tokens: float, new_tokens: float) -> float:
+    return _linear(until, cached_tokens + new_tokens) - _linear(until, cached_tokens)
+
+
+def _linear(until: Callable[[int], float], tokens: float) -> float:
+    low = math.floor(tokens)
+    share = tokens - low
+    return until(low) if not share else (1 - share) * until(low) + share * until(low + 1)

@@ -20,6 +20,7 @@ from exporter.inference.models.description import (
     MixtureOfExperts,
     ModelDescription,
     ModelDescriptionError,
+    Stack,
     UnknownArchitectureError,
     WeightBytes,
 )
@@ -32,6 +33,7 @@ from exporter.inference.models.irregular import (
     minimax_m3_stack,
     nemotron_nas_stack,
     step3_stack,
+    whisper_stack,
     windowed_heads_stack,
 )
 from exporter.inference.models.layers import mixtures, windows
@@ -45,8 +47,6 @@ from exporter.inference.models.quantization import (
     weight_bytes,
     weight_scheme,
 )
-from exporter.inference.models.stack import Stack
-from exporter.inference.models.whisper import whisper_stack
 
 
 _V4_ENTRY_BYTES, _V4_ENTRY_VALUES = 584, 512

@@ -6,10 +6,9 @@ Source: DeepSeek-AI, "DeepSeek-V4" (2026), and the class in Hugging Face transfo
 from collections.abc import Mapping
 
 from exporter.inference.models.attention import CompressedAttention
-from exporter.inference.models.description import Beside, LayerGroup, MixtureOfExperts
+from exporter.inference.models.description import Beside, LayerGroup, MixtureOfExperts, Stack
 from exporter.inference.models.families import ModelFamily
-from exporter.inference.models.fields import ConfigFields
-from exporter.inference.models.stack import Stack, kinds_of, layer_total
+from exporter.inference.models.fields import ConfigFields, kinds_of, layer_total
 
 
 _WINDOW, _SPARSE, _HEAVY = (

@@ -1,7 +1,10 @@
 """The shape of a transformer: exactly the facts on which its FLOPs and bytes depend."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 from exporter.errors import FlopwatchError
 from exporter.inference.models.attention import Attention
@@ -119,6 +122,30 @@ class ModelDescription:
     def layer_count(self) -> int:
         """Layers of the decoder."""
         return sum(group.count for group in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Every layer, from first to last, and the other parts of the model."""
+
+    layers: tuple[LayerGroup, ...]
+    # Fields of ModelDescription that differ from the default.
+    traits: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """The layers, grouped by kind."""
+        counted = Counter(self.layers)
+        return tuple(replace(layer, count=count) for layer, count in counted.items())
+
+    @property
+    def dense(self) -> tuple[int, ...]:
+        """Indices of the layers with a dense feed-forward part."""
+        return tuple(n for n, layer in enumerate(self.layers) if layer.intermediate_size)
+
+    @property
+    def experts(self) -> tuple[int, ...]:
+        """Indices of the layers with experts."""
+        return tuple(n for n, layer in enumerate(self.layers) if layer.mixture is not None)
 
 
 class ModelDescriptionError(FlopwatchError):

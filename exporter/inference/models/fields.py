@@ -1,6 +1,6 @@
 """Reads the fields of a Hugging Face config.json under the names used by each family."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exporter.inference.models.description import UnknownArchitectureError
@@ -117,3 +117,44 @@ def language_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
             # Nested twice: a thinker around a text model.
             return language_model({**carried, **inner})
     return config
+
+
+def layer_total(fields: ConfigFields) -> int:
+    """The number of layers; raises UnknownArchitectureError if it is implausible or missing."""
+    count = fields.require("num_hidden_layers")
+    fields.check()
+    if count > LARGEST_LAYER_COUNT:
+        raise fields.error(f"num_hidden_layers is {count}")
+    return count
+
+
+def kinds_of(
+    fields: ConfigFields, name: str, count: int, allowed: Sequence[str]
+) -> tuple[str, ...] | None:
+    """The entries of a list with one kind per layer, or None if the file has no such list.
+
+    Files may list draft layers after the model's own. Raises UnknownArchitectureError for kinds
+    that are not `allowed`.
+    """
+    listed = fields.raw(name)
+    if not isinstance(listed, list) or not listed:
+        return None
+    if len(listed) < count:
+        raise fields.error(f"{name} has {len(listed)} entries for {count} layers")
+    kinds = tuple(str(kind) for kind in listed[:count])
+    unknown = set(kinds) - set(allowed)
+    if unknown:
+        raise fields.error(f"layer type {min(unknown)!r} is not described")
+    return kinds
+
+
+def layer_override(fields: ConfigFields, layer: int, name: str) -> int | None:
+    """A whole number that `per_layer_config` gives for one layer, or None."""
+    table = fields.raw("per_layer_config")
+    if not isinstance(table, Mapping):
+        return None
+    for key in (str(layer), f"{layer:02d}", layer):
+        entry = table.get(key)
+        if isinstance(entry, Mapping):
+            return fields.whole(name, entry.get(name))
+    return None

@@ -5,10 +5,9 @@ NeurIPS 2023.
 """
 
 from exporter.inference.models.attention import GroupedAttention
-from exporter.inference.models.description import Beside, LayerGroup, MixtureOfExperts
+from exporter.inference.models.description import Beside, LayerGroup, MixtureOfExperts, Stack
 from exporter.inference.models.families import ModelFamily
-from exporter.inference.models.fields import ConfigFields
-from exporter.inference.models.stack import Stack, kinds_of, layer_override, layer_total
+from exporter.inference.models.fields import ConfigFields, kinds_of, layer_override, layer_total
 
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from exporter.inference.cache_share import LONGEST_FALL_SECONDS, CacheShare
+from exporter.inference.waste import LONGEST_FALL_SECONDS, CacheShare
 
 
 def after(share, *, minutes, cached, computed):

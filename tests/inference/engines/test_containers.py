@@ -9,8 +9,7 @@ import textwrap
 import pytest
 
 from exporter.http_client import Reason, ScrapeError
-from exporter.inference.containers import LARGEST_SOCKET_COUNT, ContainerDiscovery
-from exporter.inference.discovery import Endpoint
+from exporter.inference.discovery import LARGEST_SOCKET_COUNT, ContainerDiscovery, Endpoint
 from tests.inference.engines.server import exposition
 
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.inference.counters import CounterTracker
-from exporter.inference.engines.registry import ENGINES, PREFIXES, identify
-from exporter.inference.engines.table import with_table
+from exporter.inference.engines.registry import ENGINES, PREFIXES, identify, with_table
 from exporter.inference.exposition import Sample, canonical_name, parse
 from exporter.inference.reading import InFlight, Samples, by_model
 from tests.inference.engines.server import exposition

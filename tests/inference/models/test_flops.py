@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.inference.models.attention import GroupedAttention
+from exporter.inference.models.attention import GroupedAttention, causal_pairs
 from exporter.inference.models.config import load_description
 from exporter.inference.models.description import LayerGroup, ModelDescription
 from exporter.inference.models.flops import (
@@ -24,7 +24,6 @@ from exporter.inference.models.memory import (
     stored_weight_bytes,
     weight_bytes_per_pass,
 )
-from exporter.inference.models.pairs import causal_pairs
 from tests.inference.models.shapes import MIXTURE, TINY, WINDOWED
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.inference.models.pairs import block_pairs, compressed_pairs
+from exporter.inference.models.attention import block_pairs, compressed_pairs
 
 
 COUNTS = st.integers(0, 90)

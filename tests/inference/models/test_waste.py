@@ -2,10 +2,9 @@
 
 import pytest
 
-from exporter.inference.cache_share import CacheShare
 from exporter.inference.models.work import Cost, Work
 from exporter.inference.reading import ModelReading
-from exporter.inference.waste import WasteTotals
+from exporter.inference.waste import CacheShare, WasteTotals
 from tests.inference.models.shapes import TINY
 
 
