@@ -28,6 +28,19 @@ CONFIGURATION
 
 "$bin/flopwatch" simulate "$@" &
 pids="$pids $!"
+# Prometheus asks for the targets at its start: the simulator must answer by then.
+"$bin/python" - <<'PYTHON'
+import time
+import urllib.request
+
+for _ in range(120):
+    try:
+        urllib.request.urlopen("http://127.0.0.1:9908/sd", timeout=2)
+    except OSError:
+        time.sleep(0.5)
+    else:
+        break
+PYTHON
 prometheus --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/data" \
     --web.listen-address="127.0.0.1:${PROMETHEUS_PORT:-9090}" --log.level=error &
 pids="$pids $!"

@@ -7,10 +7,29 @@ shift
 
 exec "$python" - "$@" <<'PYTHON'
 import importlib.util
+import os
 import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
+
+daemon = os.getppid()  # the shell that this runs beside becomes the daemon
+
+
+def listens(pid: int, port: str) -> bool:
+    """Whether this process has the port, and not another server."""
+    try:
+        held = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+        tables = [Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
+    except OSError:
+        return False
+    rows = [row.split() for table in tables for row in table.splitlines()[1:]]
+    return any(
+        row[1].endswith(f":{int(port):04X}") and row[3] == "0A" and f"socket:[{row[9]}]" in held
+        for row in rows
+    )
+
 
 address = "localhost:9907"
 folder = sys.executable.rpartition("/")[0]
@@ -24,6 +43,11 @@ host, _, port = address.rpartition(":")
 host = "localhost" if host in ("", "0.0.0.0", "[::]") else host
 url = f"http://{host}:{port}/"
 for _ in range(60):
+    if os.getppid() != daemon:
+        sys.exit(0)  # it ended, and its log says why
+    if not listens(daemon, port):
+        time.sleep(0.5)
+        continue
     try:
         urllib.request.urlopen(f"{url}-/ready", timeout=2)
     except urllib.error.HTTPError:
@@ -33,7 +57,7 @@ for _ in range(60):
     else:
         break
 else:
-    sys.exit(0)  # its own log says why it does not serve
+    sys.exit(0)
 has_torch = importlib.util.find_spec("torch") is not None
 first = "the first measured FLOPS appear within a minute" if has_torch else "it measures no FLOPS by probes without torch"
 print(

@@ -7,6 +7,7 @@ import gc
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from types import ModuleType
@@ -16,6 +17,7 @@ from exporter.errors import FlopwatchError
 from exporter.version import version_line
 
 
+_PROGRAM = "flopwatch"
 # Subcommands in the order of the help. Each module has `add_parser(subparsers)`.
 COMMANDS = (
     "serve",
@@ -70,7 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that reports when its help could not be written."""
+    """Reports unknown arguments in one line each, and when its help could not be written."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but a subcommand accepts no unknown arguments."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown and self.prog != _PROGRAM:
+            flags = re.findall(r"--[\w.-]+", self.format_help())
+            lines = [_unknown(word, self.prog, flags) for word in unknown if word[:1] == "-"]
+            raise FlopwatchError("\n".join(lines or [f"unexpected argument {unknown[0]!r}"]))
+        return parsed, unknown
 
     def _print_message(self, message: str, file: Any = None) -> None:
         (file or sys.stderr).write(message)
@@ -79,7 +90,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser for these subcommands. A daemon does not load the modules of the others."""
     parser = _Parser(
-        prog="flopwatch",
+        prog=_PROGRAM,
         description="How many FLOPS each GPU delivers, and where the rest of the peak is lost.",
     )
     parser.add_argument("--version", action="version", version=version_line())
@@ -87,6 +98,22 @@ def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     for name in commands:
         importlib.import_module(f"exporter.cli.{name}").add_parser(subparsers)
     return parser
+
+
+def _unknown(word: str, command: str, flags: list[str]) -> str:
+    """An argument that no option has, with what was probably meant."""
+    from exporter.config.load import variable_of
+    from exporter.config.model import SCHEMA
+    from flopwatch.option_parsers import nearest
+
+    flag = word.partition("=")[0]
+    path = flag.lstrip("-").replace("-", "_")
+    if path in dict(SCHEMA.options()) and "--config.file" in flags:
+        return f"{flag} is not a flag; set {path} in the configuration file, or {variable_of(path)}"
+    meant = nearest(flag, flags)
+    return f"unknown flag {flag}; " + (
+        f"did you mean {meant}?" if meant else f"see {command} --help"
+    )
 
 
 def _run(arguments: Sequence[str] | None) -> int:

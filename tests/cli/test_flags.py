@@ -50,6 +50,22 @@ def test_addresses_in_a_variable_are_separated_by_commas() -> None:
     ("words", "line"),
     [
         (
+            ["serve", "--sampling.interval=5s"],
+            (
+                "--sampling.interval is not a flag; set sampling.interval in the configuration file, "
+                "or FLOPWATCH_SAMPLING_INTERVAL"
+            ),
+        ),
+        (
+            ["serve", "--web.listen-adress=:1"],
+            "unknown flag --web.listen-adress; did you mean --web.listen-address?",
+        ),
+        (
+            ["metrics", "--nothing-like-it"],
+            "unknown flag --nothing-like-it; see flopwatch metrics --help",
+        ),
+        (["config", "file.yml"], "unexpected argument 'file.yml'"),
+        (
             ["config", "--log.level=loud"],
             "--log.level: must be one of debug, info, warning, error, got 'loud'",
         ),
