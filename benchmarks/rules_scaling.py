@@ -46,7 +46,7 @@ from benchmarks.rules_history import (  # noqa: E402
     write_history,
 )
 from exporter.logging_setup import set_up_logging  # noqa: E402
-from exporter.metrics.text import Format  # noqa: E402
+from exporter.metrics.layout import Format  # noqa: E402
 from exporter.simulate.fleet import (  # noqa: E402
     FleetPlan,
     build_fleet,

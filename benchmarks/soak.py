@@ -25,8 +25,8 @@ from benchmarks.soak_growth import Growth, Usage
 from benchmarks.soak_host import Played, SoakedHost
 from benchmarks.soak_node import SLOW_TICKS
 from benchmarks.soak_watch import BrokenPromiseError
+from exporter.metrics.layout import Format
 from exporter.metrics.render import Exposition
-from exporter.metrics.text import Format
 
 
 DAY_TICKS = 86_400

@@ -22,11 +22,11 @@ from exporter.inference.engines.registry import ENGINES
 from exporter.inference.present import Served, Split, present
 from exporter.inference.scraper import Scraper
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.metrics.catalogue import state_parts
 from exporter.metrics.device import process_memory
 from exporter.metrics.exporter import OWN
 from exporter.metrics.flops import FLOP_TOTAL
 from exporter.metrics.holders import HolderLabels, holder_labels
-from exporter.metrics.host import state_parts
 from exporter.metrics.rows import Part
 from exporter.probe_facts import ProbeFacts
 from exporter.procfs import process_name

@@ -11,9 +11,8 @@ import time
 import tracemalloc
 from dataclasses import replace
 
-from exporter.status.build import build_status
+from exporter.status.build import Inputs, build_status
 from exporter.status.history import Histories
-from exporter.status.inputs import Inputs
 from exporter.status.page import render_page
 from tests.status.examples import Machine, busy_hour, fleet, gpu, ticked
 

@@ -21,23 +21,22 @@ from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config, after_reload
 from exporter.early_start import EarlyStart
 from exporter.errors import EXIT_TRANSIENT, FlopwatchError
+from exporter.metrics.catalogue import state_parts
 from exporter.metrics.device import process_memory
 from exporter.metrics.exporter import LOG_ROWS, OWN
 from exporter.metrics.findings import CONFIGURATION_PROBLEMS, FINDINGS, HOST_FACTS
 from exporter.metrics.holders import PRICES, holder_labels
-from exporter.metrics.host import state_parts
 from exporter.metrics.levers import LEVER_SAMPLES
 from exporter.metrics.render import Exposition
 from exporter.metrics.rows import Part
 from exporter.procfs import process_name
 from exporter.services import Services
-from exporter.signals import SignalWaiter
 from exporter.state import LiveState, Parts, ReloadStatus, State, build_state
-from exporter.status.inputs import StatusSources
 from exporter.status.memory import Memory
-from exporter.status.service import JSON, StatusService, security_headers
-from exporter.systemd import Notifier
+from exporter.status.service import JSON, StatusService, StatusSources, security_headers
+from exporter.supervisor import Notifier, SignalWaiter
 from exporter.version import VERSION
+from exporter.web.addresses import format_address
 from exporter.web.http import Request, Response, Router
 from exporter.web.routes import (
     CrossSiteGuard,
@@ -140,7 +139,7 @@ class Daemon:
             log.info(
                 "serving",
                 version=VERSION,
-                addresses=[f"{host}:{port}" for host, port in self._server.addresses],
+                addresses=[format_address(*address) for address in self._server.addresses],
                 devices=len(self._live.now().devices),
             )
             return self._loop(signals)

@@ -2,10 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from exporter.check.finding import CheckResult, Level
 from exporter.check.flops import DcgmAnswer, ask_dcgm, dcgm_findings, flops_source
 from exporter.check.gpus import driver_findings, gpu_findings, missing_gpu_findings
 from exporter.check.host import (
@@ -17,6 +15,7 @@ from exporter.check.host import (
     probe_findings,
     state_findings,
 )
+from exporter.check.report import CheckResult, Level, Report
 from exporter.check.subprocesses import Answer, Question, ask_driver, ask_torch
 from exporter.config.model import Config
 
@@ -24,31 +23,6 @@ from exporter.config.model import Config
 # A healthy driver answers for eight GPUs within one or two seconds, a cold one within six.
 DRIVER_SECONDS = 15.0
 TORCH_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All findings. `driver`, `gpus` and `torch` hold the raw answers."""
-
-    findings: tuple[CheckResult, ...]
-    driver: dict[str, Any]
-    gpus: tuple[dict[str, Any], ...]
-    torch: dict[str, Any]
-
-    @property
-    def healthy(self) -> bool:
-        """Whether no check failed."""
-        return not any(finding.level is Level.FAILURE for finding in self.findings)
-
-    def document(self) -> dict[str, Any]:
-        """The report as plain data, for --json."""
-        return {
-            "healthy": self.healthy,
-            "findings": [finding.document() for finding in self.findings],
-            "driver": self.driver,
-            "gpus": list(self.gpus),
-            "torch": self.torch,
-        }
 
 
 def examine(

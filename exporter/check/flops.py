@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from exporter.check.finding import CheckResult, Level
+from exporter.check.report import CheckResult, Level
 from exporter.collect.dcgm.exposition import DcgmDevice, DeviceSample, parse
 from exporter.config.model import Config
 from exporter.http_client import ScrapeError, fetch

@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from exporter.check.finding import CheckResult, Level
 from exporter.check.flops import DcgmAnswer, FlopsSource, flops_source, instance_source
+from exporter.check.report import CheckResult, Level
 from exporter.check.subprocesses import Answer
 from exporter.config.model import Config
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from exporter.attribution.pod_resources import list_allocations
 from exporter.attribution.source import HolderSourceError
-from exporter.check.finding import CheckResult, Level
+from exporter.check.report import CheckResult, Level
 from exporter.check.subprocesses import Answer
 from exporter.collect.perf import Kernel, LinuxKernel, PerfCounters, PerfUnavailableError
 from exporter.config.model import Config

@@ -14,7 +14,7 @@ from exporter.errors import FlopwatchError
 
 if TYPE_CHECKING:
     from exporter.advice.advise import AdviceDocument, LeverAdvice, TrackRecord
-    from exporter.prometheus_api import PrometheusApi
+    from exporter.cli.remote import PrometheusApi
 
 _DEFAULT_URL = "http://127.0.0.1:9907"
 _TIMEOUT_SECONDS = 5.0
@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Print the advice."""
     if parsed.prometheus:
-        from exporter.prometheus_api import PrometheusApi
+        from exporter.cli.remote import PrometheusApi
 
         rows = read_fleet(PrometheusApi(parsed.prometheus), time.time())
         sys.stdout.write(_fleet_json(rows) if parsed.json else fleet_table(rows))

@@ -15,7 +15,7 @@ from exporter.errors import FlopwatchError
 
 
 if TYPE_CHECKING:
-    from exporter.prometheus_api import PrometheusApi, Series
+    from exporter.cli.remote import PrometheusApi, Series
 
 # A query over more would load weeks of samples at once.
 _STEP_SECONDS = 86400.0
@@ -87,7 +87,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Print the bill."""
-    from exporter.prometheus_api import PrometheusApi
+    from exporter.cli.remote import PrometheusApi
 
     now = time.time()
     start, end = parse_time(parsed.start, now), parse_time(parsed.end, now)

@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Print the configuration."""
     if parsed.markdown:
-        from exporter.config.documentation import configuration_page
+        from exporter.documentation import configuration_page
 
         print(configuration_page(), end="")
         return 0

@@ -17,8 +17,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Print the catalogue."""
+    from exporter.documentation import metrics_page
     from exporter.metrics.catalogue import CATALOGUE
-    from exporter.metrics.documentation import metrics_page
 
     if parsed.markdown:
         print(metrics_page(), end="")

@@ -14,7 +14,7 @@ from exporter.errors import FlopwatchError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from exporter.status.client import Access
+    from exporter.cli.remote import Access
     from exporter.status.document import Status
 
 _DEFAULT_URL = "http://127.0.0.1:9907"
@@ -56,7 +56,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Show the status until Ctrl-C, or once if requested or if the output is not a terminal."""
     from rich.console import Console
 
-    from exporter.status.client import Access, fetch_status
+    from exporter.cli.remote import Access, fetch_status
 
     if not parsed.interval >= _INTERVAL_MIN:
         raise FlopwatchError(f"--interval must be at least {_INTERVAL_MIN} seconds")
@@ -92,7 +92,7 @@ def _follow(console: "Console", access: "Access", status: "Status", interval: fl
     from rich.live import Live
     from rich.text import Text
 
-    from exporter.status.client import StatusError, fetch_status
+    from exporter.cli.remote import StatusError, fetch_status
     from exporter.status.terminal import plain, render
 
     with Live(console=console, screen=True, auto_refresh=False) as live:

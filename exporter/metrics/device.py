@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.device_state import DeviceState
-from exporter.metrics.family import Sample, Subject
+from exporter.metrics.family import Sample, Subject, device_labels
 from exporter.metrics.rows import ByLabel, Info, Rows, Samples, Value
-from exporter.metrics.samples import device_labels
 from exporter.readings import DCGM_SOURCE, RECOVERY_ACTIONS, FastReading, SlowReading
 from exporter.state import State
 

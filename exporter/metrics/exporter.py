@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from exporter.accounting.counters import TICK_DURATION_BOUNDS
 from exporter.device_state import UNKNOWN, DeviceState, SourceHealth
 from exporter.metrics.device import XID_ERRORS_TOTAL, XID_LAST_TIMESTAMP_SECONDS
-from exporter.metrics.family import Sample, Subject
+from exporter.metrics.family import Labels, Sample, Subject
 from exporter.metrics.flops import IDENTITY_ROWS
 from exporter.metrics.rows import ByLabel, HistogramRow, Part, Rows, Samples, Value
-from exporter.metrics.samples import Labels
 from exporter.state import ReloadStatus, State
 from exporter.version import REVISION, VERSION
 

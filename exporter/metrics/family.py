@@ -4,9 +4,12 @@ Each file of this package declares the families of one subject, next to the func
 their samples.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Required, TypedDict, Unpack
+
+from exporter.readings import DeviceIdentity
 
 
 class MetricType(StrEnum):
@@ -24,6 +27,7 @@ MIG_LABEL = "mig"
 
 # A label as it appears in an exposition: name and value.
 Label = tuple[str, str]
+Labels = tuple[Label, ...]
 
 # The base unit that a name's suffix states.
 _UNITS = (
@@ -133,6 +137,26 @@ class Sample(NamedTuple):
     """
 
     family: Family
-    labels: tuple[Label, ...]
+    labels: Labels
     value: float
     suffix: str = ""
+
+
+def device_labels(identity: DeviceIdentity) -> Labels:
+    """The labels of every series of a device."""
+    labels = (("gpu", identity.index), ("uuid", identity.uuid))
+    return labels if identity.mig is None else (*labels, (MIG_LABEL, identity.mig))
+
+
+def optional(family: Family, labels: Labels, value: float | None) -> Iterator[Sample]:
+    """One sample, or none when the value is not known."""
+    if value is not None:
+        yield Sample(family, labels, float(value))
+
+
+def by_label(
+    family: Family, labels: Labels, name: str, values: Mapping[str, float]
+) -> Iterator[Sample]:
+    """One sample for each entry of a mapping from label value to value."""
+    for label_value, value in values.items():
+        yield Sample(family, (*labels, (name, label_value)), float(value))

@@ -7,7 +7,7 @@ from exporter.accounting.device import COARSE_SOURCE, LastWindow
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
 from exporter.device_state import UNKNOWN, DeviceState
-from exporter.metrics.family import Sample, Subject
+from exporter.metrics.family import Labels, Sample, Subject, by_label, device_labels
 from exporter.metrics.rows import (
     ByKey,
     ByLabel,
@@ -17,7 +17,6 @@ from exporter.metrics.rows import (
     Samples,
     Value,
 )
-from exporter.metrics.samples import Labels, by_label, device_labels
 from exporter.readings import ActivityWindow, DeviceIdentity, SlowReading
 from exporter.state import State
 

@@ -8,9 +8,17 @@ from exporter.attribution.ledger import Account, Charges, Holder, WorkloadUse
 from exporter.attribution.settings import PriceRule
 from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
 from exporter.device_state import UNKNOWN
-from exporter.metrics.family import Family, Label, Sample, Subject
+from exporter.metrics.family import (
+    Family,
+    Label,
+    Labels,
+    Sample,
+    Subject,
+    by_label,
+    device_labels,
+    optional,
+)
 from exporter.metrics.rows import ByKey, ByLabel, Part, Rows, Samples, Value
-from exporter.metrics.samples import Labels, by_label, device_labels, optional
 from exporter.precision import matches
 from exporter.state import State
 

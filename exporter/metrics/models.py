@@ -8,9 +8,17 @@ from exporter.inference.snapshot import (
     WorkloadSnapshot,
     WorkloadsSnapshot,
 )
-from exporter.metrics.family import MIG_LABEL, Family, Label, Sample, Subject
+from exporter.metrics.family import (
+    MIG_LABEL,
+    Family,
+    Label,
+    Labels,
+    Sample,
+    Subject,
+    by_label,
+    optional,
+)
 from exporter.metrics.rows import Samples
-from exporter.metrics.samples import Labels, by_label, optional
 
 
 SUBJECT = Subject("Models", per_device=False)

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from exporter.metrics.family import MIG_LABEL, Sample, Subject
+from exporter.metrics.family import MIG_LABEL, Labels, Sample, Subject, by_label, optional
 from exporter.metrics.rows import Samples
-from exporter.metrics.samples import Labels, by_label, optional
-from probes.records import ProbeResults, ProbesSnapshot
+from probes.records import ProbeResults
 
 
 SUBJECT = Subject("Micro-probes")
@@ -148,12 +147,6 @@ PROBE_WORKER_MEMORY_BYTES = SUBJECT.gauge(
 )
 
 
-def probe_samples(snapshot: ProbesSnapshot) -> Iterator[Sample]:
-    """All samples of all probed devices."""
-    for device in snapshot.devices:
-        yield from _device_samples(device)
-
-
 def summary_samples(
     labels: Labels,
     baseline_ratio: Mapping[str, float],
@@ -177,7 +170,8 @@ def _judged(kernel: str) -> bool:
     return kernel.startswith("gemm_") or kernel == "copy_device"
 
 
-def _device_samples(device: ProbeResults) -> Iterator[Sample]:
+def probe_samples(device: ProbeResults) -> Iterator[Sample]:
+    """All samples of a probed device."""
     labels: Labels = (("gpu", device.device), ("uuid", device.uuid))
     if device.instance is not None:
         labels = (*labels, (MIG_LABEL, device.instance))
@@ -221,4 +215,4 @@ def _device_samples(device: ProbeResults) -> Iterator[Sample]:
     )
 
 
-PROBES = Samples(_device_samples)
+PROBES = Samples(probe_samples)

@@ -10,10 +10,9 @@ from exporter.metrics import exporter, process
 from exporter.metrics.catalogue import CATALOGUE
 from exporter.metrics.exporter import EXPOSITION_ROWS
 from exporter.metrics.holders import HolderLabels
-from exporter.metrics.layout import Blocks, ExtraLabels, Layout
+from exporter.metrics.layout import Blocks, ExtraLabels, Format, Layout
 from exporter.metrics.process import PROCESS_ROWS, ProcessReader
 from exporter.metrics.rows import Part
-from exporter.metrics.text import Format
 
 
 # A second scraper within this time gets the bytes of the first, even if a tick came between: the

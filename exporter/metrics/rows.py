@@ -12,8 +12,7 @@ from itertools import accumulate
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from exporter.accounting.counters import HistogramValue
-from exporter.metrics.family import Family, Label, Sample
-from exporter.metrics.samples import Labels
+from exporter.metrics.family import Family, Label, Labels, Sample
 
 
 T = TypeVar("T")

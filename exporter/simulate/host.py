@@ -13,11 +13,11 @@ from exporter.device_state import SampledHost
 from exporter.errors import FlopwatchError
 from exporter.inference.present import Served
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.metrics.catalogue import state_parts
 from exporter.metrics.exporter import SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS, own_samples
 from exporter.metrics.family import Sample
 from exporter.metrics.findings import finding_samples, host_fact_samples
 from exporter.metrics.holders import price_samples
-from exporter.metrics.host import state_parts
 from exporter.metrics.levers import lever_samples
 from exporter.metrics.render import Exposition
 from exporter.metrics.rows import Part, Samples, part_samples
@@ -28,9 +28,8 @@ from exporter.simulate.probes import SimulatedProbes
 from exporter.simulate.products import Product
 from exporter.simulate.scenarios import Fault, Load, Scenario
 from exporter.state import Parts, ReloadStatus, State, build_state
-from exporter.status.inputs import StatusSources
 from exporter.status.memory import Memory
-from exporter.status.service import StatusService
+from exporter.status.service import StatusService, StatusSources
 from exporter.web.http import Request, Response
 from probes.records import ProbesSnapshot
 

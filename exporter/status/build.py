@@ -5,23 +5,23 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from exporter.advice.advise import best_sentence
+from exporter.advice.advise import AdviceSnapshot, best_sentence
 from exporter.attribution.ledger import Holder
 from exporter.attribution.snapshot import DeviceKey
 from exporter.device_state import UNKNOWN
-from exporter.findings import Finding, Severity, Thresholds
+from exporter.findings import DEFAULT_THRESHOLDS, Finding, Severity, Thresholds
 from exporter.inference.snapshot import WorkloadsSnapshot
-from exporter.readings import DeviceIdentity
+from exporter.readings import DeviceIdentity, HostFacts
 from exporter.state import State
 from exporter.status import document, verdict
 from exporter.status.devices import build_device
 from exporter.status.history import Histories
-from exporter.status.inputs import Inputs
 from exporter.status.probes import comparable, probe_rows
 from exporter.status.verdict import host_summary, missing_gpus
 from exporter.version import REVISION, VERSION
@@ -31,6 +31,22 @@ from probes.records import ProbeResults
 DOCUMENTATION_URL = "https://github.com/flopwatch/flopwatch/tree/main/docs"
 _HEALTH_RANK = {"critical": 0, "warning": 1, "ok": 2}
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the status is built from. `unix_seconds` and `now_seconds` (monotonic) are the same moment."""
+
+    state: State
+    interval_seconds: float
+    host_name: str
+    telemetry_path: str
+    unix_seconds: float
+    now_seconds: float
+    uptime_seconds: float
+    facts: HostFacts = field(default_factory=HostFacts)
+    advice: AdviceSnapshot = field(default_factory=AdviceSnapshot)
+    thresholds: Thresholds = DEFAULT_THRESHOLDS
 
 
 def build_status(inputs: Inputs, histories: Histories, *, charts: bool = True) -> document.Status:

@@ -8,10 +8,9 @@ from exporter.device_state import DeviceState
 from exporter.findings import DEFAULT_THRESHOLDS, Finding, Severity, Thresholds
 from exporter.readings import RECOVERY_ACTIONS, SlowReading
 from exporter.status import document, verdict
-from exporter.status.history import DeviceHistory
+from exporter.status.history import COLUMN_SECONDS, DeviceHistory, Summary
 from exporter.status.memory import DeviceMemory
 from exporter.status.probes import attainable, probe_findings, probe_rows
-from exporter.status.ring import COLUMN_SECONDS, Summary
 from probes.records import ProbeResults
 
 

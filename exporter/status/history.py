@@ -1,17 +1,296 @@
-"""What the status page remembers about each device between two requests."""
+"""The last hour of each device, in a fixed piece of memory.
 
+The hour is cut into slots of ten seconds on the monotonic clock. A slot adds up seconds (where the
+time went, how long a cause held the clock) and products with seconds (clock x seconds), so that
+any run of slots can be summed and divided: nothing is averaged twice.
+"""
+
+import math
 import threading
 import time
+from array import array
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
 
 import structlog
 
+from exporter.accounting.device import COARSE_SOURCE, PERF_SOURCE
+from exporter.accounting.flop import PipeWork
+from exporter.accounting.time_split import STATE_NAMES
 from exporter.device_state import UNKNOWN, DeviceState
 from exporter.status.memory import Memory
-from exporter.status.ring import Ring
 
 
 log = structlog.get_logger(__name__)
+
+SLOT_SECONDS: Final = 10
+SLOTS: Final = 360
+COLUMN_SECONDS: Final = 60
+COLUMNS: Final = SLOTS * SLOT_SECONDS // COLUMN_SECONDS
+_MINUTE_SLOTS: Final = 60 // SLOT_SECONDS
+_COLUMN_SLOTS: Final = COLUMN_SECONDS // SLOT_SECONDS
+
+_POWER_REASONS: Final = ("sw_power_cap", "hw_power_brake_slowdown")
+_THERMAL_REASONS: Final = ("sw_thermal_slowdown", "hw_thermal_slowdown")
+
+
+class _Field(IntEnum):
+    """What a slot holds after the states' seconds: products with seconds, and those seconds."""
+
+    FLOP = len(STATE_NAMES)
+    FLOP_SECONDS = FLOP + 1
+    DRAM = FLOP + 2
+    DRAM_SECONDS = FLOP + 3
+    CLOCK = FLOP + 4
+    CLOCK_SECONDS = FLOP + 5
+    POWER_HELD = FLOP + 6
+    POWER_HELD_CLOCK = FLOP + 7
+    THERMAL_HELD = FLOP + 8
+    THERMAL_HELD_CLOCK = FLOP + 9
+
+
+_WIDTH: Final = len(STATE_NAMES) + len(_Field)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How long a cause held the clock down, as a share 0..1, and the mean clock meanwhile."""
+
+    share: float
+    mean_hertz: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A span of the ring. `seconds` is the time that was watched; shares are of that.
+
+    `states` holds the states that took any time; means are None where nothing was read.
+    """
+
+    seconds: float
+    states: Mapping[str, float]
+    achieved_flops: float | None
+    dram_bandwidth: float | None
+    clock_hertz: float | None
+    power_held: Held
+    thermal_held: Held
+
+
+class Ring:
+    """Follows one device. `observe` takes microseconds; the memory never grows."""
+
+    def __init__(self) -> None:
+        # Single precision: a slot's sums need seven digits, and there may be 64 devices.
+        self._cells = array("f", bytes(4 * _WIDTH * SLOTS))
+        self._newest: int | None = None
+        self._at_seconds = -math.inf
+        self._states: dict[str, float] | None = None
+        self._reasons: dict[str, float] = {}
+        self._flop: dict[tuple[PipeWork, str], float] = {}
+
+    def observe(self, snapshot: DeviceState) -> None:
+        """Book what the counters gained since the snapshot before.
+
+        A snapshot seen twice, or of a device that is down, changes nothing. The first one, and one
+        whose counters went back, only sets where to count from.
+        """
+        if not snapshot.up or snapshot.at_seconds <= self._at_seconds:
+            return
+        before = self._states
+        states = dict(snapshot.counters.state_seconds)
+        gained = {name: states[name] - (before or {}).get(name, 0.0) for name in states}
+        reasons = self._gained_reasons(snapshot)
+        flop = self._gained_flop(snapshot)
+        self._states = states
+        self._at_seconds = snapshot.at_seconds
+        watched = sum(gained.values())
+        if before is None or min(gained.values(), default=0.0) < 0 or watched <= 0:
+            return
+        self._book(snapshot.at_seconds, watched, _cells(snapshot, gained, reasons, flop, watched))
+
+    def minute(self, now_seconds: float) -> Summary:
+        """The last minute, to the slot: 50 to 60 seconds."""
+        return self._summary(now_seconds, _MINUTE_SLOTS)
+
+    def hour(self, now_seconds: float) -> Summary:
+        """All that the ring holds."""
+        return self._summary(now_seconds, SLOTS)
+
+    def columns(self, now_seconds: float) -> dict[str, list[float | None]]:
+        """Shares by state and minute, oldest first; None in a minute that was not watched.
+
+        Only states that took any time are there.
+        """
+        newest = _slot(now_seconds) // _COLUMN_SLOTS
+        first = (newest - COLUMNS + 1) * _COLUMN_SLOTS
+        seconds = {name: self._minutes(field, first) for field, name in enumerate(STATE_NAMES)}
+        seconds = {name: column for name, column in seconds.items() if any(column)}
+        # Thousandths per second watched: whole numbers make short JSON.
+        scale = [
+            1000 / watched if watched else None
+            for watched in map(sum, zip(*seconds.values(), strict=True))
+        ]
+        return {
+            name: [
+                None if thousandths is None else int(part * thousandths + 0.5) / 1000
+                for part, thousandths in zip(column, scale, strict=True)
+            ]
+            for name, column in seconds.items()
+        }
+
+    @property
+    def size_bytes(self) -> int:
+        """What the cells take."""
+        return len(self._cells) * self._cells.itemsize
+
+    def _gained_reasons(self, snapshot: DeviceState) -> dict[str, float]:
+        before, self._reasons = self._reasons, dict(snapshot.counters.event_reason_seconds)
+        return {
+            name: max(0.0, seconds - before.get(name, seconds))
+            for name, seconds in self._reasons.items()
+        }
+
+    def _gained_flop(self, snapshot: DeviceState) -> float | None:
+        """FLOP of the tensor pipe in the headline precision; None where they are not counted.
+
+        Of a processor, all that its own counters (perf) counted.
+        """
+        before, self._flop = self._flop, dict(snapshot.counters.flop)
+        if snapshot.is_processor:
+            gained = [
+                max(0.0, flop - before[key])
+                for key, flop in self._flop.items()
+                if key[1] == PERF_SOURCE and key in before
+            ]
+            return sum(gained) if gained else None
+        if snapshot.last is None or snapshot.last.activity.source == COARSE_SOURCE:
+            return None
+        wanted = ("tensor", snapshot.precision)
+        return sum(
+            max(0.0, flop - before.get(key, 0.0))
+            for key, flop in self._flop.items()
+            if key[0] == wanted
+        )
+
+    def _book(self, at_seconds: float, watched: float, cells: list[float]) -> None:
+        """Spread the cells over the slots that the watched span touches."""
+        first = max(_slot(at_seconds - watched), _slot(at_seconds) - SLOTS + 1)
+        for slot in range(first, _slot(at_seconds) + 1):
+            begin = max(slot * SLOT_SECONDS, at_seconds - watched)
+            end = min((slot + 1) * SLOT_SECONDS, at_seconds)
+            part = max(0.0, end - begin) / watched
+            if part > 0 and self._turn_to(slot):
+                base = slot % SLOTS * _WIDTH
+                for position, value in enumerate(cells):
+                    self._cells[base + position] += value * part
+
+    def _turn_to(self, slot: int) -> bool:
+        """Empty the slots up to this one; False for one that the ring has lost already."""
+        if self._newest is None:
+            self._newest = slot
+        if slot <= self._newest - SLOTS:
+            return False
+        for emptied in range(max(self._newest + 1, slot - SLOTS + 1), slot + 1):
+            base = emptied % SLOTS * _WIDTH
+            self._cells[base : base + _WIDTH] = array("f", bytes(4 * _WIDTH))
+        self._newest = max(self._newest, slot)
+        return True
+
+    def _sums(self, first: int, end: int) -> list[float]:
+        """Sums of the slots from `first` to before `end`, as far as the ring holds them."""
+        if self._newest is None:
+            return [0.0] * _WIDTH
+        first, end = max(first, self._newest - SLOTS + 1), min(end, self._newest + 1)
+        if first >= end:
+            return [0.0] * _WIDTH
+        start, stop = first % SLOTS * _WIDTH, ((end - 1) % SLOTS + 1) * _WIDTH
+        cells = self._cells
+        if start < stop:
+            return [sum(cells[start + field : stop : _WIDTH]) for field in range(_WIDTH)]
+        return [
+            sum(cells[start + field :: _WIDTH]) + sum(cells[field:stop:_WIDTH])
+            for field in range(_WIDTH)
+        ]
+
+    def _minutes(self, field: int, first: int) -> list[float]:
+        """Sums of one field by minute, for an hour of slots from `first` on."""
+        held = self._cells[field::_WIDTH]
+        if self._newest is None or not any(held):
+            return []
+        turn = first % SLOTS
+        ordered = held[turn:] + held[:turn]
+        # What the ring holds in the place of slots before its own time, or still to come.
+        for slot in range(first, self._newest - SLOTS + 1):
+            ordered[slot - first] = 0.0
+        for slot in range(max(first, self._newest + 1), first + SLOTS):
+            ordered[slot - first] = 0.0
+        # Written out: a sum over tuples takes three times as long, and this runs for every state.
+        minutes = zip(*[iter(ordered)] * _COLUMN_SLOTS, strict=True)
+        return [a + b + c + d + e + f for a, b, c, d, e, f in minutes]
+
+    def _summary(self, now_seconds: float, slots: int) -> Summary:
+        end = _slot(now_seconds) + 1
+        sums = self._sums(end - slots, end)
+        watched = sum(sums[: len(STATE_NAMES)])
+        return Summary(
+            seconds=watched,
+            states={
+                name: seconds / watched
+                for name, seconds in zip(STATE_NAMES, sums, strict=False)
+                if seconds > 0
+            },
+            achieved_flops=_mean(sums, _Field.FLOP, _Field.FLOP_SECONDS),
+            dram_bandwidth=_mean(sums, _Field.DRAM, _Field.DRAM_SECONDS),
+            clock_hertz=_mean(sums, _Field.CLOCK, _Field.CLOCK_SECONDS),
+            power_held=_held(sums, _Field.POWER_HELD, _Field.POWER_HELD_CLOCK, watched),
+            thermal_held=_held(sums, _Field.THERMAL_HELD, _Field.THERMAL_HELD_CLOCK, watched),
+        )
+
+
+def _slot(at_seconds: float) -> int:
+    return math.floor(at_seconds / SLOT_SECONDS)
+
+
+def _cells(
+    snapshot: DeviceState,
+    gained: Mapping[str, float],
+    reasons: Mapping[str, float],
+    flop: float | None,
+    watched: float,
+) -> list[float]:
+    """One slot's worth of what was gained in `watched` seconds."""
+    cells = [gained.get(name, 0.0) for name in STATE_NAMES] + [0.0] * len(_Field)
+    if flop is not None:
+        cells[_Field.FLOP], cells[_Field.FLOP_SECONDS] = flop, watched
+    last = snapshot.last
+    dram = last.activity.dram if last else None
+    if dram is not None:
+        cells[_Field.DRAM], cells[_Field.DRAM_SECONDS] = dram * watched, watched
+    clock = last.clock.mean_hertz if last else None
+    if clock is not None:
+        cells[_Field.CLOCK], cells[_Field.CLOCK_SECONDS] = clock * watched, watched
+    for names, held_field, clock_field in (
+        (_POWER_REASONS, _Field.POWER_HELD, _Field.POWER_HELD_CLOCK),
+        (_THERMAL_REASONS, _Field.THERMAL_HELD, _Field.THERMAL_HELD_CLOCK),
+    ):
+        # The longest of the reasons: how far they overlap is not known, so never more than was.
+        held = min(watched, max(reasons.get(name, 0.0) for name in names))
+        if clock is not None:
+            cells[held_field], cells[clock_field] = held, held * clock
+    return cells
+
+
+def _mean(sums: list[float], product: _Field, seconds: _Field) -> float | None:
+    return sums[product] / sums[seconds] if sums[seconds] > 0 else None
+
+
+def _held(sums: list[float], held: _Field, clock: _Field, watched: float) -> Held:
+    if watched <= 0:
+        return Held(0.0, None)
+    return Held(min(1.0, sums[held] / watched), _mean(sums, clock, held))
+
 
 # Eight GPUs in seven MIG instances each, and room for those that were swapped. A device that has
 # been away for longer than the ring remembers is forgotten when another one comes.

@@ -3,17 +3,22 @@
 import gzip
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
 
+from exporter.advice.advise import AdviceSnapshot
 from exporter.device_state import UNKNOWN, DeviceState
+from exporter.findings import Thresholds
 from exporter.metrics.findings import DeviceFindings
-from exporter.status.build import build_status
+from exporter.readings import HostFacts
+from exporter.state import State
+from exporter.status.build import Inputs, build_status
 from exporter.status.document import STATUS_PATH, Device, Status
 from exporter.status.history import Histories
-from exporter.status.inputs import Inputs, StatusSources
 from exporter.status.memory import Memory
 from exporter.web.http import Request, Response, Router
 from exporter.web.negotiation import accepts_gzip
@@ -34,6 +39,25 @@ _SCRAPED_SECONDS = 150.0
 _GZIP_LEVEL = 4
 # Single-device pages are kept for the tick too, but not more than there can be devices.
 _BODIES_MAX = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusSources:
+    """What the status page asks of the daemon. Each is cheap, thread-safe and never touches a device.
+
+    `configuration` gives the active configuration as plain data; `interval_seconds` the time
+    between ticks.
+    """
+
+    state: Callable[[], State]
+    configuration: Callable[[], Mapping[str, Any]]
+    interval_seconds: Callable[[], float]
+    host_name: str
+    telemetry_path: str = "/metrics"
+    wall_clock: Callable[[], float] = time.time
+    facts: Callable[[], HostFacts] = HostFacts
+    advice: Callable[[], AdviceSnapshot] = AdviceSnapshot
+    thresholds: Callable[[], Thresholds] = Thresholds
 
 
 class StatusService:
@@ -73,8 +97,8 @@ class StatusService:
             (PAGE_PATH, self.page),
             (STATUS_PATH, self.document),
             ("/config", self.configuration),
-            ("/docs/metrics", _documentation(_metrics_page)),
-            ("/docs/configuration", _documentation(_configuration_page)),
+            ("/docs/metrics", _metrics_page),
+            ("/docs/configuration", _configuration_page),
         ):
             if path != self._sources.telemetry_path:
                 router.add(path, "GET", handler)
@@ -100,10 +124,9 @@ class StatusService:
 
     def configuration(self, request: Request) -> Response:
         """`/config`: the active configuration as YAML, secrets masked."""
-        from exporter.status.masking import configuration_text  # noqa: PLC0415  as `_page`
+        from exporter.status.page import configuration_text  # noqa: PLC0415  as `_page`
 
-        text = configuration_text(self._sources.configuration())
-        return Response(200, text.encode(), TEXT, security_headers())
+        return _text(configuration_text(self._sources.configuration()))
 
     def status(self) -> Status:
         """The document as of now; at most a tick old."""
@@ -198,28 +221,23 @@ def _page(status: Status, only: str | None) -> bytes:
     return render_page(status, only=only).encode()
 
 
-def _metrics_page() -> str:
-    from exporter.metrics.documentation import metrics_page  # noqa: PLC0415
-
-    return metrics_page()
-
-
-def _configuration_page() -> str:
-    from exporter.config.documentation import configuration_page  # noqa: PLC0415
-
-    return configuration_page()
-
-
 def _labels(device: Device) -> tuple[tuple[str, str], ...]:
     """The labels of the device's series."""
     labels = (("gpu", device.gpu), ("uuid", device.uuid))
     return labels if device.mig is None else (*labels, ("mig", device.mig))
 
 
-def _documentation(page: Callable[[], str]) -> Callable[[Request], Response]:
-    """A page of the documentation of exactly this version, in Markdown."""
+def _metrics_page(_request: Request) -> Response:
+    from exporter.documentation import metrics_page  # noqa: PLC0415  as `_page`
 
-    def handle(_request: Request) -> Response:
-        return Response(200, page().encode(), TEXT, security_headers())
+    return _text(metrics_page())
 
-    return handle
+
+def _configuration_page(_request: Request) -> Response:
+    from exporter.documentation import configuration_page  # noqa: PLC0415  as `_page`
+
+    return _text(configuration_page())
+
+
+def _text(text: str) -> Response:
+    return Response(200, text.encode(), TEXT, security_headers())

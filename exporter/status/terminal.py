@@ -7,9 +7,8 @@ from typing import Final
 from rich.console import Group
 from rich.text import Text
 
-from exporter.status.card import HEALTH, REASONS, holder_words
+from exporter.status.card import HEALTH, REASONS, STATES, holder_words
 from exporter.status.document import Device, Flops, Status
-from exporter.status.figures import STATES
 from exporter.status.units import SPACE, binary, megahertz, percent, quantity
 from exporter.status.verdict import no_gpu
 

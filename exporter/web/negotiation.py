@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from exporter.metrics.text import Format
+from exporter.metrics.layout import Format
 
 
 _VERSIONS: Final = {

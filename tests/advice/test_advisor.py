@@ -11,10 +11,10 @@ from exporter.advice.advise import AdviceDocument, TrackRecord
 from exporter.advisor import Advisor
 from exporter.attribution.settings import PriceRule
 from exporter.cli import advise as command
+from exporter.cli.remote import Series
 from exporter.errors import FlopwatchError
 from exporter.inference.present import Served
 from exporter.metrics.levers import lever_samples
-from exporter.prometheus_api import Series
 from exporter.state import State
 from tests.advice.hosts import served_at, state_at
 

@@ -10,8 +10,8 @@ import pytest
 from benchmarks import soak_node
 from benchmarks.soak import soak_accounts, soak_daemon
 from benchmarks.soak_node import Node
+from exporter.metrics.layout import Format
 from exporter.metrics.render import Exposition
-from exporter.metrics.text import Format
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from exporter.documentation import metrics_page
 from exporter.metrics.catalogue import CATALOGUE
-from exporter.metrics.documentation import metrics_page
 from exporter.metrics.family import Family, MetricType
 
 

@@ -6,7 +6,7 @@ from exporter.accounting.counters import Histogram
 from exporter.metrics.catalogue import CATALOGUE
 from exporter.metrics.family import Family, MetricType, Sample
 from exporter.metrics.holders import HolderLabels
-from exporter.metrics.layout import Blocks, Layout
+from exporter.metrics.layout import Blocks, Format, Layout
 from exporter.metrics.rows import (
     ByKey,
     ByLabel,
@@ -17,7 +17,6 @@ from exporter.metrics.rows import (
     Value,
     part_samples,
 )
-from exporter.metrics.text import Format
 
 
 def family(name: str, type_: MetricType = MetricType.GAUGE, **facts) -> Family:

@@ -15,9 +15,8 @@ from prometheus_client.samples import Sample as ClientSample
 
 from exporter.metrics.family import Family, MetricType, Sample
 from exporter.metrics.holders import HolderLabels
-from exporter.metrics.layout import Blocks, Layout
+from exporter.metrics.layout import Blocks, Format, Layout, number_texts
 from exporter.metrics.rows import Samples
-from exporter.metrics.text import Format, number_texts
 
 
 class Reference(Collector):

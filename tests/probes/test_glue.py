@@ -12,7 +12,6 @@ from exporter.readings import DeviceIdentity, FastReading, ProcessUse, SlowReadi
 from exporter.state import Parts, build_state
 from probes import records
 from probes.facts import ProcessFacts
-from probes.records import ProbesSnapshot
 
 
 PEAKS = Peaks(
@@ -203,7 +202,7 @@ FULL = records.ProbeResults(
 
 class TestPoints:
     def samples(self, *devices):
-        return list(probe_samples(ProbesSnapshot(running=True, paused=False, devices=devices)))
+        return [sample for device in devices for sample in probe_samples(device)]
 
     def test_every_family_of_the_contract_has_its_samples(self):
         """With exactly the labels that the catalogue declares."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from exporter.accounting.flop import PipeWork
-from exporter.check.finding import Level
 from exporter.check.host import perf_findings
+from exporter.check.report import Level
 from exporter.collect.perf import PerfCounters, PerfUnavailableError, events_of
 from exporter.config.load import ConfigOrigin, load_config
 from flopwatch.processor import Processor

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.device_state import DeviceState
-from exporter.status.ring import COLUMNS, Ring
+from exporter.status.history import COLUMNS, Ring
 from tests.status.examples import COARSE, DECODE, IDLE, PREFILL, Load, gpu, ticked
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from exporter.cli.main import main
-from exporter.status.client import Access, StatusError, fetch_status
+from exporter.cli.remote import Access, StatusError, fetch_status
 from exporter.status.document import STATUS_PATH, Status
 from exporter.status.terminal import plain, render
 from exporter.web.http import Request, Response, Router

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from exporter.systemd import Notifier, watchdog_interval_seconds
+from exporter.supervisor import Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -27,20 +27,17 @@ def test_each_state_is_named(manager: tuple[socket.socket, str]) -> None:
     """The messages are those of sd_notify(3), one datagram each."""
     listener, name = manager
     notifier = Notifier({"NOTIFY_SOCKET": name})
-    assert notifier.is_supervised
 
-    notifier.ready("8 GPUs")
+    notifier.ready()
     notifier.reloading(12.5)
     notifier.ready()
-    notifier.status("reading\nthe GPUs")
     notifier.watchdog()
     notifier.stopping()
 
-    assert [listener.recv(1000) for _ in range(6)] == [
-        b"READY=1\nSTATUS=8 GPUs",
+    assert [listener.recv(1000) for _ in range(5)] == [
+        b"READY=1",
         b"RELOADING=1\nMONOTONIC_USEC=12500000",
         b"READY=1",
-        b"STATUS=reading the GPUs",
         b"WATCHDOG=1",
         b"STOPPING=1",
     ]
@@ -62,10 +59,9 @@ def test_without_a_manager_nothing_happens(environ: dict[str, str]) -> None:
     """Outside of systemd every call is harmless and silent."""
     with capture_logs() as logs:
         notifier = Notifier(environ)
-        notifier.ready("serving")
+        notifier.ready()
         notifier.watchdog()
 
-    assert not notifier.is_supervised
     assert logs == []
 
 
@@ -91,22 +87,3 @@ def test_a_manager_that_does_not_read_does_not_block(
             notifier.watchdog()
 
     assert [entry["event"] for entry in logs] == ["systemd_notification_failed"]
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({"WATCHDOG_USEC": "30000000"}, 15.0),
-        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 15.0),
-        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
-        ({"WATCHDOG_USEC": "0"}, None),
-        ({"WATCHDOG_USEC": "soon"}, None),
-        ({"WATCHDOG_USEC": "-1"}, None),
-        ({}, None),
-    ],
-)
-def test_the_watchdog_message_is_sent_at_twice_the_required_rate(
-    environ: dict[str, str], expected: float | None
-) -> None:
-    """WATCHDOG_USEC counts when it is meant for this process."""
-    assert watchdog_interval_seconds(environ) == expected

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.metrics.text import Format
+from exporter.metrics.layout import Format
 from exporter.web.negotiation import accepts_gzip, choose_format
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from exporter.metrics.text import Format
+from exporter.metrics.layout import Format
 from exporter.web.config import load_web_config
 from exporter.web.http import Request, Response
 from exporter.web.negotiation import choose_format

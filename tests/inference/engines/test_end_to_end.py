@@ -12,9 +12,9 @@ import pytest
 
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.service import WorkloadService
+from exporter.metrics.layout import Format
 from exporter.metrics.models import WORKLOADS
 from exporter.metrics.render import Exposition
-from exporter.metrics.text import Format
 from tests.inference.engines import server
 from tests.inference.engines.gpus import gpu, host
 from tests.inference.engines.server import exposition, serving

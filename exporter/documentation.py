@@ -1,12 +1,28 @@
-"""docs/configuration.md, generated from the schema."""
+"""The reference pages in Markdown, generated from the declarations."""
+
+from collections.abc import Iterable
 
 from exporter.config.load import CONFIG_FILE_VARIABLE, variable_of
 from exporter.config.model import SCHEMA
 from exporter.config.schema import Node, Section, SectionList
+from exporter.metrics.catalogue import SUBJECTS
+from exporter.metrics.family import Family
 from flopwatch.options import Option
 
 
-_HEAD = """# Configuration
+_METRICS_HEAD = """# Metrics
+
+Every family that flopwatch can expose, generated from the catalogue by `flopwatch metrics --markdown`.
+
+- A value that could not be read is absent: never 0, never the old value.
+- All values are in base units, and ratios are from 0 to 1. Cumulative values are counters (`_total`): use `rate()`.
+- Families of a device have the labels `gpu` (the NVML index, or `cpu0` for the host processor) and `uuid`,
+  and `mig` for a MIG instance. The table lists the other labels only.
+- Gauges of the last tick are at most one sampling interval old (1 s by default), slow values (ECC, links, limits,
+  processes) one `sampling.slow_interval` (15 s). Probe results are shown until the next probe.
+"""
+
+_CONFIGURATION_HEAD = """# Configuration
 
 Generated from the declarations by `flopwatch config --markdown`.
 
@@ -28,9 +44,39 @@ the values that are active.
 """
 
 
+def metrics_page() -> str:
+    """docs/metrics.md, from the catalogue."""
+    parts = [_METRICS_HEAD]
+    for subject in SUBJECTS:
+        parts.append(f"\n## {subject.title}\n")
+        parts.append("| metric | type | unit | labels | description | interpretation |")
+        parts.append("| --- | --- | --- | --- | --- | --- |")
+        parts += [_family_row(family) for family in subject.families]
+    return "\n".join(parts) + "\n"
+
+
+def _family_row(family: Family) -> str:
+    labels = ", ".join(f"`{name}`" for name in family.labels) or ""
+    if not family.per_device:
+        labels = f"{labels} (not per device)".strip()
+    cells = (
+        f"`{family.name}`",
+        family.type,
+        family.unit,
+        labels,
+        family.help,
+        family.interpretation,
+    )
+    return _table_row(cells)
+
+
 def configuration_page() -> str:
-    """The whole page in Markdown."""
-    parts = [_HEAD.format(help=SCHEMA.help, file_variable=CONFIG_FILE_VARIABLE, flags=_flags())]
+    """docs/configuration.md, from the schema."""
+    parts = [
+        _CONFIGURATION_HEAD.format(
+            help=SCHEMA.help, file_variable=CONFIG_FILE_VARIABLE, flags=_flags()
+        )
+    ]
     top: dict[str, Node] = {
         name: node for name, node in SCHEMA.keys.items() if isinstance(node, Option)
     }
@@ -71,16 +117,16 @@ def _rows(section: Section, path: str) -> list[str]:
         if isinstance(node, Section):
             rows += _rows(node, here)
         elif isinstance(node, Option):
-            rows.append(_row(here, node))
+            rows.append(_option_row(here, node))
     return rows
 
 
-def _row(path: str, key: Option) -> str:
+def _option_row(path: str, key: Option) -> str:
     default = "required" if key.required else f"`{_shown(key)}`"
     variable = "" if "[]" in path else f"`{variable_of(path)}`"
     change = "reload" if key.reload else "restart"
     cells = (f"`{path}`", default, f"`{key.example}`", key.help, variable, change)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return _table_row(cells)
 
 
 def _shown(key: Option) -> str:
@@ -97,3 +143,7 @@ def _shown(key: Option) -> str:
     if isinstance(value, float):
         return f"{value:g}s" if value >= 1 else f"{value * 1000:g}ms"
     return str(value)
+
+
+def _table_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
