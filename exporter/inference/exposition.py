@@ -21,6 +21,11 @@ _BLOCKS_HELP = re.compile(r"#\s+HELP\s+\S+\s.*\bin terms of number of (?:cached|
 LONGEST_LINE = 16 * 1024
 # More wanted series than any engine has; beyond this the exposition is rejected.
 LARGEST_SAMPLE_COUNT = 20_000
+# A server that computes a million tokens per second needs 30 years for this many. Larger values, such
+# as a blank of 2^64 - 1, are not counts of tokens or requests.
+LARGEST_COUNT = 1e15
+# The same for the engine's own estimate of its FLOP: an exaFLOP/s for 30 years.
+LARGEST_FLOP = 1e27
 
 
 class Sample(NamedTuple):
@@ -60,18 +65,27 @@ def parse(
 
     `rename` gives the name under which an engine's samples are looked up.
 
-    Malformed lines are counted and skipped; they never affect the valid ones.
+    Malformed lines, and values that are too large to be true, are counted and skipped; they never
+    affect the valid ones.
     """
     scan = _scan(text, names, tuple(prefixes), rename)
     samples: list[Sample] = []
     for line in scan.wanted[:LARGEST_SAMPLE_COUNT]:
         try:
-            samples.extend(_samples(line, rename, scan.in_blocks))
+            found = list(_samples(line, rename, scan.in_blocks))
         # The errors of prometheus_client on a malformed line; an integer may be too large for a
         # float.
         except (ValueError, IndexError, OverflowError):
             scan.malformed += 1
+            continue
+        plausible = [sample for sample in found if _is_plausible(sample)]
+        scan.malformed += len(plausible) < len(found)
+        samples += plausible
     return EngineExposition(tuple(samples), frozenset(scan.prefixes), scan.malformed)
+
+
+def _is_plausible(sample: Sample) -> bool:
+    return abs(sample.value) < (LARGEST_FLOP if "flop" in sample.name else LARGEST_COUNT)
 
 
 def canonical_name(name: str) -> str:
@@ -116,7 +130,7 @@ def _samples(line: str, rename: Callable[[str], str], in_blocks: set[str]) -> It
     for family in text_string_to_metric_families(line + "\n"):
         for sample in family.samples:
             value = float(sample.value)
-            if not math.isfinite(value):
+            if math.isnan(value):  # what an engine exposes where it has no value
                 continue
             name = rename(canonical_name(sample.name))
             labels = sample.labels

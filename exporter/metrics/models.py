@@ -103,7 +103,10 @@ WORKLOAD_MALFORMED_LINES_TOTAL = SUBJECT.counter(
     "flopwatch_workload_malformed_lines_total",
     unit="lines",
     labels=("workload",),
-    help="Malformed lines of the engine's exposition. The other lines are used.",
+    help=(
+        "Malformed lines of the engine's exposition, and values too large to be true. The other "
+        "lines are used."
+    ),
     interpretation="The engine, or a proxy in front of it, corrupts its metrics.",
 )
 WORKLOAD_LAST_SUCCESS_TIMESTAMP_SECONDS = SUBJECT.gauge(

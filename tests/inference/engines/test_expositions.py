@@ -227,6 +227,23 @@ class TestOthers:
 
 
 class TestParsing:
+    @pytest.mark.parametrize("value", ["1e300", "+Inf", "18446744073709551615", "-9.3e18"])
+    def test_values_too_large_to_be_true_are_left_out(self, value):
+        """A blank of 64 bits is no number of tokens. The value is counted, the other lines hold."""
+        page = f'vllm:generation_tokens_total{{model_name="m"}} {value}\nvllm:num_preemptions_total 2\n'
+        parsed = parse(page, ENGINES["vllm"].names, PREFIXES)
+
+        assert [sample.name for sample in parsed.samples] == ["vllm:num_preemptions_total"]
+        assert parsed.malformed_lines == 1
+
+    def test_an_engines_own_flop_may_be_many(self):
+        """1e22 FLOP are done in a day at 1e17 FLOP/s. NaN means that there is no value."""
+        page = "vllm:estimated_flops_per_gpu_total 1e22\nvllm:kv_cache_usage_perc NaN\n"
+        parsed = parse(page, ENGINES["vllm"].names, PREFIXES)
+
+        assert [sample.value for sample in parsed.samples] == [1e22]
+        assert parsed.malformed_lines == 0
+
     def test_malformed_lines_are_counted_and_passed_over(self):
         """Four bad lines; the good ones around them are read. NaN is not a value."""
         parsed = parse(exposition("vllm-malformed"), ENGINES["vllm"].names, PREFIXES)
