@@ -62,8 +62,9 @@ class Reason(StrEnum):
 
 
 class ScrapeError(Exception):
-    """A scrape failed for `reason`; the text is for logs."""
+    """A scrape failed for `reason`; the text is for logs. `answer` is the start of a refusal's body."""
 
-    def __init__(self, reason: Reason, detail: str = "") -> None:
+    def __init__(self, reason: Reason, detail: str = "", answer: bytes = b"") -> None:
         super().__init__(detail or reason.value)
         self.reason = reason
+        self.answer = answer

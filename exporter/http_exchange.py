@@ -13,6 +13,8 @@ from exporter.errors import Reason, ScrapeError
 
 
 _READ_BYTES = 64 * 1024
+# Of the body that explains a status other than 200.
+_REFUSAL_BYTES = 4096
 
 
 def exchange(
@@ -64,7 +66,8 @@ def _get(
     if 300 <= response.status < 400:
         raise ScrapeError(Reason.REDIRECT, f"status {response.status}")
     if response.status != http.client.OK:
-        raise ScrapeError(Reason.HTTP_STATUS, f"status {response.status}")
+        refusal = response.read(_REFUSAL_BYTES)
+        raise ScrapeError(Reason.HTTP_STATUS, f"status {response.status}", refusal)
     body = _read(response, limit_bytes)
     encoding = (response.getheader("Content-Encoding") or "identity").strip().lower()
     if encoding in {"gzip", "x-gzip", "deflate"}:

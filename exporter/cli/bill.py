@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import csv
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,13 @@ _DEVICE = "cluster, job, instance, gpu, uuid"
 # Shown for a holder without such a label. Capacity without a holder has its own row.
 _NOBODY = "(nobody)"
 _NO_LABEL = "(none)"
+# What the devices counted and no holder's series shows: holders that left before a second scrape.
+_REST = "(not attributed)"
+# Below this part of the fleet, it is how Prometheus extrapolates.
+_REST_LEAST = 0.005
+_HOLDER_MATCHER = re.compile(
+    r"(?:^|[,{\s])(?:holder|namespace|pod|container|hpc_job|workload|state)\s*(?:=|!)"
+)
 _GROUPS = ("namespace", "pod", "hpc_job", "workload", "model")
 
 
@@ -35,6 +43,16 @@ class Row:
     idle_seconds: float = 0.0
     joules: float = 0.0
     costs: dict[str, float] = field(default_factory=dict)
+
+    def less(self, other: "Row") -> "Row":
+        """What this row has more than another; no amount is below zero."""
+        return Row(
+            max(0.0, self.flop - other.flop),
+            max(0.0, self.held_seconds - other.held_seconds),
+            max(0.0, self.idle_seconds - other.idle_seconds),
+            max(0.0, self.joules - other.joules),
+            {name: max(0.0, self.costs[name] - other.costs.get(name, 0.0)) for name in self.costs},
+        )
 
     def add(self, other: "Row") -> None:
         """Add the amounts of another row."""
@@ -95,10 +113,25 @@ def run(parsed: argparse.Namespace) -> int:
         raise FlopwatchError(f"--to ({parsed.end}) must be after --from ({parsed.start})")
     api = PrometheusApi(parsed.prometheus)
     steps = list(_steps(start, end))
+    _check_matchers(api, parsed.match, end)
     rows: dict[str, Row] = {}
+    fleet = Row()
     for step_end, seconds in _with_progress(steps):
+        # The fleet first: a scrape that arrives in between must not look like more holders.
+        if not _HOLDER_MATCHER.search(parsed.match):
+            fleet.add(read_fleet(api, parsed.match, step_end, seconds))
         for name, row in read_rows(api, parsed.by, parsed.match, step_end, seconds).items():
             rows.setdefault(name, Row()).add(row)
+    rest = fleet.less(_total(rows))
+    if any(
+        part > _REST_LEAST * whole
+        for part, whole in (
+            (rest.flop, fleet.flop),
+            (rest.held_seconds, fleet.held_seconds),
+            (rest.joules, fleet.joules),
+        )
+    ):
+        rows[_REST] = rest
     if not rows:
         raise FlopwatchError(
             f"{parsed.prometheus}: no flopwatch_holder_gpu_seconds_total between "
@@ -112,6 +145,45 @@ def read_rows(
     api: "PrometheusApi", by: str, match: str, end: float, seconds: float
 ) -> dict[str, Row]:
     """The rows of one step: `seconds` that end at `end` (Unix time)."""
+    window = f"[{seconds:.0f}s]"
+    names = (
+        "flopwatch_holder_flop_total",
+        "flopwatch_holder_energy_joules_total",
+        "flopwatch_holder_gpu_seconds_total",
+    )
+
+    def grouped(expression: str, *more: str) -> str:
+        return _grouped(by, expression, window, *more)
+
+    return _read(api, names, match=match, end=end, window=window, grouped=grouped, by=by)
+
+
+def read_fleet(api: "PrometheusApi", match: str, end: float, seconds: float) -> Row:
+    """What the devices themselves counted in one step, whoever held them."""
+    names = (
+        'flopwatch_flop_total{pipe="tensor"}',
+        "flopwatch_energy_joules_total",
+        "flopwatch_gpu_seconds_total",
+    )
+
+    def summed(expression: str, *more: str) -> str:
+        return f"sum by ({', '.join(more)}) ({expression})" if more else f"sum({expression})"
+
+    window = f"[{seconds:.0f}s]"
+    return _total(_read(api, names, match=match, end=end, window=window, grouped=summed))
+
+
+def _read(
+    api: "PrometheusApi",
+    names: tuple[str, str, str],
+    *,
+    match: str,
+    end: float,
+    window: str,
+    grouped: Callable[..., str],
+    by: str = "",
+) -> dict[str, Row]:
+    """Rows from counters of FLOP, joules and seconds by state."""
     rows: dict[str, Row] = {}
 
     def take(expression: str, enter: Callable[[Row, "Series"], None]) -> None:
@@ -136,24 +208,36 @@ def read_rows(
         currency = series.labels.get("currency", "")
         row.costs[currency] = row.costs.get(currency, 0.0) + series.value
 
-    # A MIG instance's work is part of its GPU's.
-    selector = f'{{mig=""{"," if match else ""}{match}}}'
-    window = f"[{seconds:.0f}s]"
-    for name, enter in (
-        ("flopwatch_holder_flop_total", flop),
-        ("flopwatch_holder_energy_joules_total", joules),
-        ("flopwatch_holder_gpu_seconds_total", held),
-    ):
-        take(_grouped(by, f"increase({name}{selector}{window})", window), enter)
-    idle_selector = f'{selector[:-1]},state="idle"}}'
-    seconds_name = "flopwatch_holder_gpu_seconds_total"
-    take(_grouped(by, f"increase({seconds_name}{idle_selector}{window})", window), idle)
+    def increase(name: str, *matchers: str) -> str:
+        name, _brace, own = name.rstrip("}").partition("{")
+        # A MIG instance's work is part of its GPU's.
+        chosen = ",".join(filter(None, (own, 'mig=""', match, *matchers)))
+        return f"increase({name}{{{chosen}}}{window})"
+
+    for name, enter in zip(names, (flop, joules, held), strict=True):
+        take(grouped(increase(name)), enter)
+    take(grouped(increase(names[2], 'state="idle"')), idle)
     priced = (
-        f"increase({seconds_name}{selector}{window}) * on ({_DEVICE}) group_left (currency) "
+        f"{increase(names[2])} * on ({_DEVICE}) group_left (currency) "
         f"(last_over_time(flopwatch_price_per_gpu_hour{window}) / 3600)"
     )
-    take(_grouped(by, priced, window, "currency"), cost)
+    take(grouped(priced, "currency"), cost)
     return rows
+
+
+def _check_matchers(api: "PrometheusApi", match: str, end: float) -> None:
+    """Raises FlopwatchError if they are no label matchers."""
+    if not match:
+        return
+    try:
+        api.query(f"count(flopwatch_gpu_up{{{match}}})", end)
+    except FlopwatchError as error:
+        if "parse error" not in str(error):
+            raise
+        raise FlopwatchError(
+            f"--match {match!r}: {str(error).rpartition('parse error: ')[2]}; "
+            "write label matchers as in PromQL: 'cluster=\"eu\"'"
+        ) from None
 
 
 def row_name(by: str, labels: Mapping[str, str]) -> str:

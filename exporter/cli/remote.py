@@ -188,6 +188,16 @@ class PrometheusApi:
                 if answer["data"]["resultType"] == "vector"
             ]
         except ScrapeError as error:
-            raise FlopwatchError(f"{shown}: {error}; is it the address of a Prometheus?") from None
+            message = _refusal(error) or f"{error}; is it the address of a Prometheus?"
+            raise FlopwatchError(f"{shown}: {message}") from None
         except (ValueError, KeyError, TypeError, IndexError):
             raise FlopwatchError(f"{shown}: the answer is not Prometheus'") from None
+
+
+def _refusal(error: ScrapeError) -> str | None:
+    """Prometheus' own reason for refusing a query."""
+    try:
+        answer = json.loads(error.answer)
+        return " ".join(str(answer["error"]).split()) if answer["status"] == "error" else None
+    except (ValueError, KeyError, TypeError):
+        return None

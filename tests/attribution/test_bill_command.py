@@ -27,6 +27,7 @@ def history() -> str:
     """Two GPUs at 2.50 and 1 an hour. GPU 0: pod a of team red has 3/4 of the work, b of blue 1/4.
 
     Both halves are idle for 0.25 of the time. GPU 1 is nobody's, and idle. Every GPU takes 360 W.
+    GPU 2, at 1 an hour on another node, had short jobs that no two scrapes saw: 5 TFLOP/s, 100 W.
     """
     lines: list[str] = []
 
@@ -43,6 +44,20 @@ def history() -> str:
     red = f'{gpu[0]},holder="pod",namespace="red",pod="a",container="c",hpc_job="",workload=""'
     blue = f'{gpu[0]},holder="pod",namespace="blue",pod="b",container="c",hpc_job="",workload=""'
     none = f'{gpu[1]},holder="none",namespace="",pod="",container="",hpc_job="",workload=""'
+    other = 'job="flopwatch",instance="node-2:9907",gpu="0",uuid="GPU-2"'
+    family("flopwatch_flop", "counter")
+    counter("flopwatch_flop_total", f'{gpu[0]},pipe="tensor"', 4e12)
+    counter("flopwatch_flop_total", f'{gpu[0]},pipe="fp32"', 9e12)
+    counter("flopwatch_flop_total", f'{other},pipe="tensor"', 5e12)
+    family("flopwatch_energy_joules", "counter")
+    for each, watts in ((gpu[0], 360.0), (gpu[1], 360.0), (other, 100.0)):
+        counter("flopwatch_energy_joules_total", each, watts)
+    family("flopwatch_gpu_seconds", "counter")
+    counter("flopwatch_gpu_seconds_total", f'{gpu[0]},state="tensor"', 0.75)
+    counter("flopwatch_gpu_seconds_total", f'{gpu[0]},state="idle"', 0.25)
+    counter("flopwatch_gpu_seconds_total", f'{gpu[1]},state="idle"', 1.0)
+    counter("flopwatch_gpu_seconds_total", f'{other},state="tensor"', 0.9)
+    counter("flopwatch_gpu_seconds_total", f'{other},state="idle"', 0.1)
     family("flopwatch_holder_flop", "counter")
     counter("flopwatch_holder_flop_total", red, 3e12)
     counter("flopwatch_holder_flop_total", blue, 1e12)
@@ -60,10 +75,12 @@ def history() -> str:
     for name, labels, value in (
         ("flopwatch_price_per_gpu_hour", f'{gpu[0]},currency="USD"', 2.5),
         ("flopwatch_price_per_gpu_hour", f'{gpu[1]},currency="USD"', 1.0),
+        ("flopwatch_price_per_gpu_hour", f'{other},currency="USD"', 1.0),
         ("flopwatch_workload_gpu_info", f'{gpu[0]},workload="chat"', 1.0),
         ("flopwatch_model_info", f'{target},workload="chat",model="llama",engine="vllm"', 1.0),
     ):
-        family(name, "gauge")
+        if f"# TYPE {name} gauge" not in lines:
+            family(name, "gauge")
         lines += [
             f"{name}{{{labels}}} {value} {START + minute * MINUTE}"
             for minute in range(-60, (HOURS + 1) * 60 + 1)
@@ -133,7 +150,7 @@ def test_two_days_by_namespace(prometheus: str) -> None:
     seconds = HOURS * 3600
     found = rows(prometheus)
 
-    assert list(found) == ["(nobody)", "red", "blue"]  # by time held
+    assert list(found) == ["(nobody)", "(not attributed)", "red", "blue"]  # by time held
     assert found["red"] == pytest.approx(
         {
             "flop": 3e12 * seconds,
@@ -146,21 +163,39 @@ def test_two_days_by_namespace(prometheus: str) -> None:
     )
     assert found["blue"]["cost_usd"] == pytest.approx(0.375 * HOURS * 2.5, rel=2e-3)
     assert found["(nobody)"]["cost_usd"] == pytest.approx(HOURS * 1.0, rel=2e-3)
-    # The rows sum to the fleet: two GPUs for two days.
-    assert sum(row["gpu_seconds"] for row in found.values()) == pytest.approx(2 * seconds, rel=2e-3)
+    # The rows sum to the fleet: three GPUs for two days.
+    assert sum(row["gpu_seconds"] for row in found.values()) == pytest.approx(3 * seconds, rel=2e-3)
+
+
+def test_what_no_holder_accounts_for_has_a_row(prometheus: str) -> None:
+    """GPU 2's jobs ended before a second scrape: nobody's series grew, but the device's did."""
+    seconds = HOURS * 3600
+
+    assert rows(prometheus)["(not attributed)"] == pytest.approx(
+        {
+            "flop": 5e12 * seconds,
+            "gpu_seconds": seconds,
+            "idle_gpu_seconds": 0.1 * seconds,
+            "energy_joules": 100 * seconds,
+            "cost_usd": HOURS * 1.0,
+        },
+        rel=0.01,
+    )
+    # Part of the holders cannot be compared with the devices.
+    assert set(rows(prometheus, "--match", 'namespace="red"')) == {"red"}
 
 
 def test_by_model(prometheus: str) -> None:
     """What the GPUs of each model used, with the rest under its own name; nothing counts twice."""
     found = rows(prometheus, "--by", "model")
 
-    assert set(found) == {"llama", "(nobody)"}
+    assert set(found) == {"llama", "(nobody)", "(not attributed)"}
     assert found["llama"]["flop"] == pytest.approx(4e12 * HOURS * 3600, rel=2e-3)
 
 
 def test_part_of_the_fleet(prometheus: str) -> None:
     """Matchers as in PromQL."""
-    assert set(rows(prometheus, "--match", 'gpu="0"')) == {"red", "blue"}
+    assert set(rows(prometheus, "--match", 'uuid="GPU-0"')) == {"red", "blue"}
 
 
 def test_a_table_for_people(prometheus: str) -> None:
@@ -169,7 +204,7 @@ def test_a_table_for_people(prometheus: str) -> None:
 
     assert result.returncode == 0
     assert "total" in result.stdout
-    assert "48.00" in result.stdout  # GPU hours of two GPUs
+    assert "72.00" in result.stdout  # GPU hours of three GPUs
 
 
 @pytest.mark.parametrize(
@@ -177,6 +212,8 @@ def test_a_table_for_people(prometheus: str) -> None:
     [
         (("--from", "yesterday"), "'yesterday' is not a time; write 2026-11-01"),
         (("--from", "now", "--to", "1h"), "must be after --from"),
+        (("--match", "cluster=eu"), "--match 'cluster=eu': unexpected identifier \"eu\""),
+        (("--match", '{uuid="GPU-0"}'), "write label matchers as in PromQL: 'cluster=\"eu\"'"),
         (("--from", "2020-01-01", "--to", "2020-01-02"), "no flopwatch_holder_gpu_seconds_total"),
     ],
 )
