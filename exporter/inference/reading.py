@@ -229,7 +229,7 @@ class Engine:
     # For the documentation: what to enable, and what the engine reports.
     title: str = ""
     enable: str = "nothing"
-    tells: str = ""
+    reports: str = ""
     # Scraped at least this often, whatever the configured interval, if the number of requests must
     # be observed because there is no counter for it.
     longest_interval_seconds: float = math.inf

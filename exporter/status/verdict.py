@@ -67,7 +67,10 @@ _RECOVERY: Final[Mapping[str, str]] = {
 }
 _CAUSES: Final[Mapping[str, str]] = {
     "gpu_is_lost": "the GPU is lost: fallen off the bus, or its firmware died",
-    "driver_not_loaded": "the driver is not loaded",
+    "driver_not_loaded": "the NVIDIA driver is not loaded",
+    "library_not_found": "the NVIDIA driver is not installed",
+    "no_devices": "the driver lists none",
+    "turned_off": "NVML is turned off in the configuration",
     "reset_required": "the GPU needs a reset",
     "lib_rm_version_mismatch": "driver library and kernel module differ: restart the exporter",
 }
@@ -103,7 +106,7 @@ def hung(*, age_seconds: float) -> Finding:
 
 def lost(*, reason: str | None, since_seconds: float | None) -> Finding:
     """The device answers with an error. `reason` is NVML's name of it in snake case."""
-    cause = _CAUSES.get(reason or "", f"the driver says {reason}" if reason else "no reading")
+    cause = _cause(reason) if reason else "no reading"
     since = "" if since_seconds is None else f"; last reading {span(since_seconds)} ago"
     return Finding(CRITICAL, "lost", f"down: {cause}{since}")
 
@@ -494,7 +497,11 @@ def contended(missing: Sequence[str], *, busy: float | None) -> Finding | None:
 
 def no_gpu(reason: str) -> str:
     """Why the host shows no GPU. `reason` is NVML's name of its answer in snake case."""
-    return f"No GPU: the driver says {reason.replace('_', ' ')}."
+    return f"No GPU: {_cause(reason)}."
+
+
+def _cause(reason: str) -> str:
+    return _CAUSES.get(reason) or f"the driver reports: {reason.replace('_', ' ')}"
 
 
 def missing_gpus(expected: int, listed: int) -> str:

@@ -91,7 +91,7 @@ class TestContent:
         words = Outline(Machine(driver_error="driver_not_loaded").page()).words
 
         assert "No device to watch" in words
-        assert "No GPU: the driver says driver not loaded." in words
+        assert "No GPU: the NVIDIA driver is not loaded." in words
 
     def test_an_old_driver_error_is_forgotten(self) -> None:
         """Once there are GPUs, the reason why there were none is dropped."""

@@ -150,7 +150,7 @@ class TestReachability:
         """The driver's own text is better than nothing."""
         assert (
             spoken(verdict.lost(reason="timeout", since_seconds=None))
-            == "down: the driver says timeout"
+            == "down: the driver reports: timeout"
         )
 
     def test_hung_and_stale_are_critical(self) -> None:

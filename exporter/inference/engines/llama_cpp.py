@@ -52,6 +52,6 @@ ENGINE = Engine(
     ports=(8080,),
     title="llama.cpp (`llama-server`)",
     enable="`--metrics`",
-    tells="prompts when they were processed, answers as they end; no requests: scraped every second to see them",
+    reports="prompts when they are processed, answers when they end; no request counts, so it is scraped every second",
     longest_interval_seconds=1.0,
 )

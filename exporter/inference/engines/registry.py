@@ -57,12 +57,12 @@ _BEGIN, _END = (
 def table() -> str:
     """The engines in Markdown, by name."""
     lines = [
-        "| `engine` | what it is | to turn on | default address | what it tells |",
+        "| `engine` | what it is | to turn on | default address | what it reports |",
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [
         f"| `{engine.name}` | {engine.title} | {engine.enable} "
-        f"| `:{engine.ports[0]}{engine.path}` | {engine.tells} |"
+        f"| `:{engine.ports[0]}{engine.path}` | {engine.reports} |"
         for engine in sorted(ENGINES.values(), key=lambda engine: engine.name)
     ]
     return "\n".join(lines) + "\n"

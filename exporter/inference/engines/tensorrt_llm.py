@@ -109,5 +109,5 @@ ENGINE = Engine(
     path="/prometheus/metrics",
     title="TensorRT-LLM (`trtllm-serve`)",
     enable="`return_perf_metrics: true` and `enable_iter_perf_stats: true` in the extra LLM API options",
-    tells="tokens as requests end",
+    reports="tokens when requests end",
 )

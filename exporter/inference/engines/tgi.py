@@ -77,6 +77,6 @@ ENGINE = Engine(
     ports=(3000, 8080),
     histograms=HISTOGRAMS,
     title="Text Generation Inference",
-    tells="prompts as they are accepted, answers as they end; cache hits not at all",
+    reports="prompts when they are accepted, answers when they end; no cache hits",
     silent_at_start=True,
 )

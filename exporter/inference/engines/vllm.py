@@ -195,5 +195,5 @@ ENGINE = Engine(
     histograms=HISTOGRAMS,
     title="vLLM",
     enable="nothing; `--enable-mfu-metrics` adds its own estimate as a second opinion",
-    tells="everything, while requests run",
+    reports="everything, while requests run",
 )

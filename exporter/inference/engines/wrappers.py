@@ -32,7 +32,7 @@ NIM = Engine(
     path="/v1/metrics",
     histograms=vllm.HISTOGRAMS,
     title="NVIDIA NIM",
-    tells="as vLLM, as far as the version has its names",
+    reports="as vLLM, for the metric names that the version has",
     rename=_prefixed,
     rank=2,
 )
@@ -50,7 +50,7 @@ RAY_SERVE = Engine(
     histograms=vllm.HISTOGRAMS,
     title="Ray Serve LLM (vLLM)",
     enable="`log_engine_metrics: true`; the address is the node's metrics agent (`--metrics-export-port`)",
-    tells="as vLLM, with lengths from the buckets of its histograms alone",
+    reports="as vLLM, with lengths only from the buckets of its histograms",
     rank=1,
 )
 
@@ -77,7 +77,7 @@ TRITON_VLLM = Engine(
     histograms=vllm.HISTOGRAMS,
     title="Triton, vLLM backend",
     enable='`REPORT_CUSTOM_METRICS: "yes"` in the model\'s config.pbtxt',
-    tells="answers; of prompts not how many tokens were computed, so no prefill FLOPs, bytes and MFU",
+    reports="generated tokens; not how many prompt tokens were computed, so no prefill FLOPs, bytes or MFU",
     marker="nv_",
     rank=-1,
 )
@@ -116,7 +116,7 @@ LMDEPLOY = Engine(
     histograms=vllm.HISTOGRAMS,
     title="LMDeploy",
     enable="`--enable-metrics`",
-    tells="tokens while requests run, lengths and cache hits as they end; no forward passes",
+    reports="tokens while requests run, lengths and cache hits when they end; no forward passes",
     rename=_lmdeploy_name,
 )
 
@@ -146,7 +146,7 @@ DYNAMO = Engine(
     histograms=frozenset().union(*(engine.histograms for engine in _DYNAMO_INNER)),
     title="NVIDIA Dynamo worker",
     enable="`DYN_SYSTEM_PORT` (8081)",
-    tells="what the engine inside tells",
+    reports="what the engine inside reports",
     marker="dynamo_",
     rank=-2,
     deduplicate=sglang.deduplicate,
