@@ -16,7 +16,7 @@ import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.meter import cpu_seconds
+from benchmarks.programs import cpu_seconds
 from tests.fake_nvml import H100, FakeNvml, Load
 
 

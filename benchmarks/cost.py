@@ -18,9 +18,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.driver_time import driver_share
-from benchmarks.meter import cpu_seconds, descriptors, memory
-from benchmarks.meter import threads as thread_count
-from benchmarks.programs import Program, Running, flopwatch, nvitop_exporter, running
+from benchmarks.programs import (
+    Program,
+    Running,
+    cpu_seconds,
+    descriptors,
+    flopwatch,
+    memory,
+    nvitop_exporter,
+    running,
+)
+from benchmarks.programs import threads as thread_count
 from benchmarks.scraping import Outcome, scrape, scrape_crowded, scrape_paced
 from tests.fake_nvml import H100, H100_1G_10GB, FakeNvml, Load
 

@@ -24,10 +24,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu_acceptance_parts.document import write_page
+from benchmarks.gpu_acceptance_parts.document import render, write_page
 from benchmarks.gpu_acceptance_parts.runner import PARTS, ROOT, Request, run_parts
 from benchmarks.gpu_acceptance_parts.schema import encode, file_stem, free_path
-from benchmarks.gpu_acceptance_parts.table import render
 
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -19,12 +19,11 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks.meter import descriptors, memory, threads
+from benchmarks.programs import descriptors, memory, threads
 from benchmarks.soak_daemon import soak_daemon
-from benchmarks.soak_growth import Growth, Usage
 from benchmarks.soak_host import Played, SoakedHost
 from benchmarks.soak_node import SLOW_TICKS
-from benchmarks.soak_watch import BrokenPromiseError
+from benchmarks.soak_watch import BrokenPromiseError, Growth, Usage
 from exporter.metrics.layout import Format
 from exporter.metrics.render import Exposition
 

@@ -10,12 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.meter import descriptors, memory, threads
-from benchmarks.programs import SERVICE_ENVIRONMENT, Program, running
+from benchmarks.programs import SERVICE_ENVIRONMENT, Program, descriptors, memory, running, threads
 from benchmarks.scraping import scrape
-from benchmarks.soak_growth import Growth
 from benchmarks.soak_node import XIDS
-from benchmarks.soak_watch import Watch
+from benchmarks.soak_watch import Growth, Watch
 from tests.attribution.kubelet import Held, Kubelet
 from tests.fake_nvml import H100, H100_1G_10GB, FakeNvml, Load
 from tests.inference.engines.server import EngineServer, exposition, serving, text

@@ -33,7 +33,6 @@ IMAGE_VARIABLE: Final = "FLOPWATCH_IMAGE"
 
 log = structlog.get_logger(__name__)
 
-
 _Section = TypeVar("_Section")
 
 

@@ -30,7 +30,6 @@ Enqueue = Callable[[int], None]
 # A chunk starts only if this many times its expected duration still fits the allowance.
 MARGIN: Final = 1.2
 
-
 SEED: Final = 20_240_229
 # A prime number of elements, so that the repeated pattern never lines up with a matrix's rows.
 PATTERN_LENGTH: Final = 1_000_003

@@ -37,7 +37,6 @@ CPU_RUN_SECONDS_MIN: Final = 0.00005
 # NVBench drops samples below this share of the clock.
 CLOCK_SHARE_MIN: Final = 0.75
 
-
 # With five rounds, one slow or lucky measurement does no harm.
 BASELINE_WINDOW: Final = 5
 SHAPE_LENGTH_MAX: Final = 3

@@ -38,7 +38,6 @@ CORE_TRIAL_SHAPE: Final[Shape] = (192, 192, 192)
 # For pipes so slow that whole waves take too long: multiples of every tile and alignment.
 CUBE_SIZES: Final = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 
-
 # Tokens multiplied at once; the largest count that fits is used.
 MODEL_TOKENS: Final = (512, 256, 128, 64, 32)
 MODEL_TILES: Final = (256, 64)

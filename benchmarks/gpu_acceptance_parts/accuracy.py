@@ -15,8 +15,8 @@ from benchmarks.gpu_acceptance_parts.daemon import (
     start_daemon,
     wait_for_gpu,
 )
-from benchmarks.gpu_acceptance_parts.device_facts import identity_and_peaks
 from benchmarks.gpu_acceptance_parts.schema import Goal
+from benchmarks.gpu_acceptance_parts.survey import identity_and_peaks
 from benchmarks.gpu_acceptance_parts.tenant import Tenant
 from benchmarks.gpu_acceptance_parts.truth import (
     GEMM_PRECISIONS,

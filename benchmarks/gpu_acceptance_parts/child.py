@@ -7,10 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.gpu_acceptance_parts.budget import TimeBox
-from benchmarks.gpu_acceptance_parts.context import Context, Order
-from benchmarks.gpu_acceptance_parts.logs import log_to_stderr
-from benchmarks.gpu_acceptance_parts.report import Reporter
+from benchmarks.gpu_acceptance_parts.context import Context, Order, Reporter, TimeBox, log_to_stderr
 
 
 def main() -> int:

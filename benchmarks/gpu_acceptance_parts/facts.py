@@ -9,9 +9,8 @@ from typing import Any
 
 from benchmarks.gpu_acceptance_parts import gpm_trials, recording, replay
 from benchmarks.gpu_acceptance_parts.context import Context
-from benchmarks.gpu_acceptance_parts.privileges import USERS
 from benchmarks.gpu_acceptance_parts.probing import run_request
-from benchmarks.gpu_acceptance_parts.recorder import EXIT_NO_SUCH_USER
+from benchmarks.gpu_acceptance_parts.recorder import EXIT_NO_SUCH_USER, USERS
 from benchmarks.gpu_acceptance_parts.runner import ROOT
 from benchmarks.gpu_acceptance_parts.schema import Goal, file_stem, free_path
 from benchmarks.gpu_acceptance_parts.statistics_of import kind_of_count, scale_of_cycles

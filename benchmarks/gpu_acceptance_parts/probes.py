@@ -9,7 +9,6 @@ import msgspec
 
 from benchmarks.gpu_acceptance_parts.context import Context
 from benchmarks.gpu_acceptance_parts.daemon import settings, start_daemon, wait_for_gpu
-from benchmarks.gpu_acceptance_parts.device_facts import facts_of
 from benchmarks.gpu_acceptance_parts.gpm_trials import Samples
 from benchmarks.gpu_acceptance_parts.probing import (
     DirectProbe,
@@ -20,6 +19,7 @@ from benchmarks.gpu_acceptance_parts.probing import (
 )
 from benchmarks.gpu_acceptance_parts.schema import Goal
 from benchmarks.gpu_acceptance_parts.statistics_of import seconds_to_steady, spread
+from benchmarks.gpu_acceptance_parts.survey import facts_of
 from benchmarks.gpu_acceptance_parts.tenant import Tenant
 from exporter.collect.nvml import gpm
 from exporter.collect.nvml.errors import NvmlError

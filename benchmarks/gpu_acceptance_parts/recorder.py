@@ -6,18 +6,19 @@ Privileges are given up before the driver is opened. Exit code 3: they could not
 """
 
 import argparse
+import ctypes
 import importlib.metadata
+import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pynvml
 
 from benchmarks.gpu_acceptance_parts.call_recorder import CallRecorder
-from benchmarks.gpu_acceptance_parts.logs import log_to_stderr
-from benchmarks.gpu_acceptance_parts.privileges import USERS, User, become
+from benchmarks.gpu_acceptance_parts.context import log_to_stderr
 from benchmarks.gpu_acceptance_parts.recording import FORMAT, Recording
 from exporter.collect.nvml import gpm
 from exporter.collect.nvml.errors import NvmlError
@@ -33,6 +34,16 @@ EXIT_NO_SUCH_USER = 3
 # NVML asks for more than 100 ms between two samples.
 _WINDOW_SECONDS = 0.15
 _GPM_IDS = (*gpm.PERCENT_IDS, *gpm.RATE_IDS, *gpm.CYCLE_IDS)
+
+User = Literal["current", "no-capabilities", "nobody"]
+USERS: tuple[User, ...] = ("current", "no-capabilities", "nobody")
+
+NOBODY = 65534
+# linux/capability.h and linux/prctl.h
+_CAPABILITY_VERSION_3 = 0x20080522
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,6 +147,40 @@ def _quietly(ask: Callable[[], Any]) -> None:
         ask()
     except NvmlError:
         return  # its code is in the recording
+
+
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _Sets(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
+
+
+def become(user: User) -> None:
+    """Continue as `user`, permanently. Raises OSError where that is refused."""
+    if user == "nobody":
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    if user != "current":
+        drop_capabilities()
+
+
+def drop_capabilities() -> None:
+    """Empty all capability sets of this process, and let no program it starts gain any."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = _Header(_CAPABILITY_VERSION_3, 0)
+    empty = (_Sets * 2)()  # version 3 has two words a set
+    _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+    _check(libc.capset(ctypes.byref(header), ctypes.byref(empty)))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 if __name__ == "__main__":

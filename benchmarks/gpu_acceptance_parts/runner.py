@@ -13,9 +13,14 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.gpu_acceptance_parts.budget import RESERVE_SECONDS, TimeBox, share_out
-from benchmarks.gpu_acceptance_parts.context import Order, Survey
-from benchmarks.gpu_acceptance_parts.report import collect
+from benchmarks.gpu_acceptance_parts.context import (
+    RESERVE_SECONDS,
+    Order,
+    Survey,
+    TimeBox,
+    collect,
+    share_out,
+)
 from benchmarks.gpu_acceptance_parts.schema import FORMAT, Machine, PartReport, Results
 
 

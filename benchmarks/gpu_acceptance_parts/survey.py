@@ -11,14 +11,18 @@ from collections.abc import Iterator
 
 import msgspec
 
-from benchmarks.gpu_acceptance_parts.context import Survey
-from benchmarks.gpu_acceptance_parts.logs import log_to_stderr
+from benchmarks.gpu_acceptance_parts.context import Survey, log_to_stderr
 from benchmarks.gpu_acceptance_parts.schema import Machine
+from exporter.accounting.peaks import Peaks, find_peaks
+from exporter.cli.probe import read_devices
 from exporter.collect.nvml.errors import NvmlError
 from exporter.collect.nvml.identity import read_identity
 from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
 from exporter.collect.nvml.reading import read_processes
+from exporter.config.load import ConfigOrigin, load_config
+from exporter.readings import DeviceIdentity
 from exporter.version import VERSION
+from probes.facts import DeviceFacts
 
 
 def surveys(index: int) -> Iterator[Survey]:
@@ -71,6 +75,29 @@ def _torch_obstacle(versions: dict[str, str]) -> str:
     versions["torch"] = str(torch.__version__)
     versions["cuda"] = str(torch.version.cuda)
     return "" if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def identity_and_peaks(index: int) -> tuple[DeviceIdentity, Peaks]:
+    """The GPU's identity and peaks. Raises NvmlError."""
+    library = DriverLibrary()
+    library.open()
+    try:
+        calls = DeviceCalls(call("nvmlDeviceGetHandleByIndex", index), device=str(index))
+        identity = read_identity(calls, index, library.driver_version())
+    finally:
+        library.close()
+    return identity, find_peaks(identity)
+
+
+def facts_of(index: int, *, rehearsal: bool) -> DeviceFacts:
+    """The facts that the daemon would give its probes; in a rehearsal the host processor's."""
+    config = load_config(ConfigOrigin(environment={"FLOPWATCH_SOURCES_CPU": "on"}))
+    devices = read_devices(config)
+    kind = "cpu" if rehearsal else "cuda"
+    for facts in devices:
+        if facts.kind == kind and (rehearsal or facts.key == str(index)):
+            return facts
+    raise RuntimeError(f"the daemon's sampling shows no {kind} device for GPU {index}")
 
 
 if __name__ == "__main__":

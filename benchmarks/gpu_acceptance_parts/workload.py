@@ -15,9 +15,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_acceptance_parts.torch_device import TorchDevice
-from benchmarks.gpu_acceptance_parts.torch_gemm import make_copy, make_gemm, set_up_precision
-from benchmarks.gpu_acceptance_parts.torch_transformer import Transformer
+from benchmarks.gpu_acceptance_parts.torch_workloads import (
+    TorchDevice,
+    Transformer,
+    make_copy,
+    make_gemm,
+    set_up_precision,
+)
 from benchmarks.gpu_acceptance_parts.truth import (
     TransformerShape,
     copy_bytes,

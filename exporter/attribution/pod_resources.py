@@ -53,7 +53,6 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _VARINT_BYTES_MAX = 10
 
-
 NVIDIA_RESOURCES = "nvidia.com/"
 GPU_DRIVER = "gpu.nvidia.com"
 _UUID = re.compile(

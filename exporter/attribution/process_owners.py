@@ -29,10 +29,8 @@ _POD = "kubepods"
 _CONTAINER = re.compile(r"/pods/[0-9a-f-]{8,36}/containers/([a-z0-9-]{1,63})/")
 _PROCESSES_MAX = 4096
 
-
 # The inode of the first PID namespace (PROC_PID_INIT_INO in include/linux/proc_ns.h).
 _HOST_PID_NAMESPACE = "pid:[4026531836]"
-
 
 _PROCESSES_PER_DEVICE_MAX = 1024
 _SLURM_JOB = re.compile(

@@ -26,7 +26,6 @@ from exporter.readings import DeviceIdentity, SlowReading
 
 log = structlog.get_logger(__name__)
 
-
 # What a GPU reports about itself besides its UUID and name, and which of it every GPU reports.
 _TOLD = (
     "architecture",

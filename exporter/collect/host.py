@@ -48,7 +48,6 @@ _CLOSE_SECONDS = 0.2
 # GPUs. Any other reason means that there are GPUs and that something keeps this process from them.
 _NO_GPU = frozenset({"turned_off", "no_devices", "library_not_found", "driver_not_loaded"})
 
-
 _NVIDIA: Final = "0x10de"
 _DISPLAY_CLASS: Final = "0x03"
 # GPUs are rarely plugged in or handed over.

@@ -11,10 +11,8 @@ import pytest
 
 from benchmarks.gpu_acceptance_parts import accuracy
 from benchmarks.gpu_acceptance_parts.accuracy import Comparison, GemmCase
-from benchmarks.gpu_acceptance_parts.budget import TimeBox
-from benchmarks.gpu_acceptance_parts.context import Context, Survey
+from benchmarks.gpu_acceptance_parts.context import Context, Reporter, Survey, TimeBox, collect
 from benchmarks.gpu_acceptance_parts.daemon import settings, start_daemon, wait_for_gpu
-from benchmarks.gpu_acceptance_parts.report import Reporter, collect
 from benchmarks.gpu_acceptance_parts.schema import Figure, Machine
 from exporter.accounting.peaks import find_peaks
 from exporter.readings import DeviceIdentity

@@ -141,7 +141,7 @@ def test_nothing_names_the_one_device_or_its_processes(tmp_path: Path) -> None:
 def test_a_recording_without_capabilities_has_none(tmp_path: Path) -> None:
     """A process that gives up its privileges has empty capability sets and cannot regain any."""
     code = (
-        "from benchmarks.gpu_acceptance_parts.privileges import become\n"
+        "from benchmarks.gpu_acceptance_parts.recorder import become\n"
         "become('no-capabilities')\n"
         "print(open('/proc/self/status').read())\n"
     )
@@ -173,7 +173,7 @@ def test_work_without_a_holder_has_no_name(tmp_path: Path) -> None:
     """All three user and group ids are 65534 and no group is left."""
     code = (
         "import os\n"
-        "from benchmarks.gpu_acceptance_parts.privileges import become\n"
+        "from benchmarks.gpu_acceptance_parts.recorder import become\n"
         "become('nobody')\n"
         "print(os.getresuid(), os.getresgid(), os.getgroups())\n"
     )

@@ -11,7 +11,9 @@ from benchmarks.gpu_acceptance_parts.document import (
     CLAIMS,
     NOT_MEASURED,
     accuracy_page,
+    number,
     read_results,
+    render,
 )
 from benchmarks.gpu_acceptance_parts.evidence import EVIDENCE, Evidence
 from benchmarks.gpu_acceptance_parts.schema import (
@@ -22,7 +24,6 @@ from benchmarks.gpu_acceptance_parts.schema import (
     PartReport,
     Results,
 )
-from benchmarks.gpu_acceptance_parts.table import number, render
 
 
 ROOT = Path(__file__).parents[2]

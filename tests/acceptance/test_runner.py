@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_acceptance
-from benchmarks.gpu_acceptance_parts.budget import TimeBox, share_out
-from benchmarks.gpu_acceptance_parts.context import Survey
-from benchmarks.gpu_acceptance_parts.report import Reporter, collect
+from benchmarks.gpu_acceptance_parts.context import Reporter, Survey, TimeBox, collect, share_out
 from benchmarks.gpu_acceptance_parts.runner import (
     PARTS,
     Request,

@@ -54,8 +54,7 @@ def test_torch_counts_the_same(phase: str) -> None:
     """torch's FLOP counter finds exactly the expected products in the workload's own code."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from benchmarks.gpu_acceptance_parts.torch_device import TorchDevice
-    from benchmarks.gpu_acceptance_parts.torch_transformer import Transformer
+    from benchmarks.gpu_acceptance_parts.torch_workloads import TorchDevice, Transformer
 
     shape = TransformerShape(
         layers=3, hidden=32, heads=4, head_width=8, intermediate=48, vocabulary=64

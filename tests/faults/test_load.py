@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.meter import descriptors, memory, threads
+from benchmarks.programs import descriptors, memory, threads
 from benchmarks.scraping import scrape_crowded, scrape_paced
 from tests.daemon.process import DaemonProcess, passive
 from tests.fake_nvml import H100, FakeNvml, Load

@@ -74,7 +74,6 @@ WANTED_FIELDS: Mapping[str, str] = {
     if activity in {"graphics", "sm", "tensor", "dram", "fp64", "fp32", "fp16"}
 }
 
-
 # Without any of these there are no FLOPS, whatever else the counters file has.
 _PIPES = frozenset({"tensor", "hmma_tensor", "fp64", "fp32", "fp16"})
 _RATE_MAX = 1e13
@@ -91,7 +90,6 @@ _LABEL = re.compile(r'[ \t]*(\w+)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(,|\Z)')
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|[Ii]nf|[Nn]a[Nn])")
 # Finds the device that a malformed line is about.
 _UUID = re.compile(r'uuid="((?:GPU|MIG)-[0-9A-Za-z-]{1,64})"', re.IGNORECASE)
-
 
 # Shares of the memory's bandwidth; all other activities are shares of SMs or of their time.
 _OF_MEMORY = "dram"

@@ -58,7 +58,6 @@ _MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 # unsigned, and 2^47, DCGM's for a double. As integers, so that none is rounded into another.
 _BLANKS = frozenset({2**31 - 1, 2**32 - 1, 2**47, 2**63 - 1, 2**63, 2**64 - 1, 2**64})
 
-
 SWITCH = {0: False, 1: True}  # nvmlEnableState_t; anything else is a blank
 _MEGA = 1e6
 _CLOCK_MAX_MHZ = 1e5  # above any clock of the next years: more is a blank
