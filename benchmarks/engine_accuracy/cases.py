@@ -1,5 +1,6 @@
 """The cases: what is sent to which engine, and how flopwatch's accounting compares with the truth."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from benchmarks.engine_accuracy.llama_cases import llama_cpp, one_by_one, send
 from benchmarks.engine_accuracy.load import Maker, Prompts, Request, Sent, send_all, send_for
 from benchmarks.engine_accuracy.report import PAIRED_BOUND, Row
 from benchmarks.engine_accuracy.servers import POOLING, Server, vllm
-from benchmarks.engine_accuracy.truth import Truth, read_passes, sum_up
+from benchmarks.engine_accuracy.truth import Truth, between, read_passes, sum_up
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.service import WorkloadService
 from exporter.inference.snapshot import ModelSnapshot
@@ -24,11 +25,11 @@ Load = Callable[[Server, Sent], None]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One load, and how many of its requests are aborted."""
+    """One load, and whether some of its requests are aborted."""
 
     name: str
     load: Load
-    aborted: int = 0
+    aborts: bool = False
     embeddings: bool = False
     # A bound of its own where the usual one cannot hold; the page says why.
     flop_bound: float | None = None
@@ -106,7 +107,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[Case, ...]]] = {
                 flop_bound=PAIRED_BOUND,
             ),
             Case("random requests, one minute", _random(6, 62, (10, 1500), (5, 150))),
-            Case("aborted requests", _aborted(seed=7), aborted=2),
+            Case("aborted requests", _aborted(seed=7), aborts=True),
         ),
     ),
     "vllm-chunked": (
@@ -287,8 +288,15 @@ def _run(case: Case, server: Server, watch: Watch) -> Iterator[Row]:
     after = watch.after(time.time() + 1.0)
     made = read_passes(server.folder)[passes:]
     truth = sum_up(made, sent.lengths, embeddings=case.embeddings)
+    endless = sent.lengths | dict.fromkeys(sent.aborted, sys.maxsize)
     for interval in INTERVALS:
         snapshots = (before[interval], after[interval])
+        if sent.aborted:
+            counted = sum(
+                (getattr(snapshots[1], name) or 0.0) - (getattr(snapshots[0], name) or 0.0)
+                for name in ("prefill_tokens", "decode_tokens")
+            )
+            truth = between(sum_up(made, sent.lengths), sum_up(made, endless), counted)
         yield _row("vLLM", case.name, interval, seconds, snapshots, truth, case)
 
 
@@ -319,6 +327,6 @@ def _row(  # noqa: PLR0917 - the columns of a row
         error("prefill_flop", truth.prefill_flop),
         error("decode_flop", truth.decode_flop),
         error("dram_bytes", truth.dram_bytes),
-        kind.aborted if kind else 0,
+        kind is not None and kind.aborts,
         kind.flop_bound if kind else None,
     )

@@ -30,6 +30,8 @@ class Sent:
     """What was asked and answered so far; positions of each sequence by the start of its name."""
 
     lengths: dict[str, int] = field(default_factory=dict)
+    # Those whose client hung up; their lengths are of what it had received by then.
+    aborted: set[str] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -104,17 +106,18 @@ def _send(server: Server, request: Request, sent: Sent) -> None:
         "detokenize": False,
         "seed": 1 if request.copies == 1 else None,
         "temperature": 0.0 if request.copies == 1 else 1.0,
-        "stream": request.abort_after_seconds is not None,
     }
+    if request.abort_after_seconds is not None:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     path = "/v1/completions"
     if request.embedding:
         path, body = "/v1/embeddings", {"model": server.model, "input": list(request.prompt)}
-    timeout = request.abort_after_seconds or 600
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
     try:
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         if request.abort_after_seconds is not None:
-            time.sleep(request.abort_after_seconds)
+            _read_until(connection.getresponse(), request, sent)
             return
         answer = json.loads(connection.getresponse().read())
         length = len(request.prompt) + max(0, request.answer - 1)
@@ -123,8 +126,24 @@ def _send(server: Server, request: Request, sent: Sent) -> None:
             for copy in range(request.copies):
                 sent.lengths[f"{copy}_{answer['id']}"] = length
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-        if request.abort_after_seconds is None:
-            with sent.lock:
-                sent.failures.append(f"{type(error).__name__}: {error}")
+        with sent.lock:
+            sent.failures.append(f"{type(error).__name__}: {error}")
     finally:
         connection.close()
+
+
+def _read_until(answer: http.client.HTTPResponse, request: Request, sent: Sent) -> None:
+    """Read a stream for the request's time; its length is what the client received by then."""
+    assert request.abort_after_seconds is not None
+    end = time.monotonic() + request.abort_after_seconds
+    while time.monotonic() < end:
+        line = answer.readline()
+        if not line:
+            raise ValueError("the answer ended before the client hung up")
+        if not line.startswith(b"data: {"):
+            continue
+        part = json.loads(line.removeprefix(b"data: "))
+        delivered = part["usage"]["completion_tokens"]
+        with sent.lock:
+            sent.aborted.add(part["id"])
+            sent.lengths[part["id"]] = len(request.prompt) + max(0, delivered - 1)

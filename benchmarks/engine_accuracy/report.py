@@ -26,8 +26,8 @@ class Row:
     prefill_error: float | None
     decode_error: float | None
     bytes_error: float | None
-    # Aborted requests: whether the token of their last pass counts is a matter of microseconds.
-    aborted: int = 0
+    # Requests were aborted: their tokens are known only as a range, see the page.
+    aborts: bool = False
     own_bound: float | None = None
 
     @property
@@ -59,7 +59,7 @@ def failures(rows: Sequence[Row]) -> list[str]:
     found = []
     for row in rows:
         name = f"{row.engine}, {row.case}, interval {row.interval_seconds:g} s"
-        if abs(row.tokens_off) > row.aborted:
+        if row.tokens_off:
             found.append(f"{name}: tokens {row.tokens_off:+.0f}")
         for what, error, bound in (
             ("prefill FLOP", row.prefill_error, row.flop_bound),
@@ -86,11 +86,10 @@ def write_document(rows: Sequence[Row]) -> None:
         "Because the model is tiny, attention is a larger share of its FLOPs than in a real model.\n\n"
         + table(rows)
         + "\n\nAn empty cell means that there was nothing to count.\n\n"
-        "**Aborted requests**: vLLM schedules one pass ahead, so two passes are under way when a client "
-        "hangs up. Their results arrive after the API server has dropped the request, so vLLM counts them "
-        "nowhere, and neither does the table. Whether the last pass is still counted depends on "
-        "microseconds, so a difference of one token per aborted request is allowed in either direction. "
-        "No vLLM counter reports these tokens.\n\n"
+        "**Aborted requests**: vLLM counts each token that its API server could still deliver, at least what "
+        "the client received before it hung up and at most what the engine computed until it learned of that. "
+        "`in range` means that flopwatch's tokens lie between the two. FLOPs and bytes are compared with "
+        "those of that number of tokens. No vLLM counter reports what was computed and never delivered.\n\n"
         "**Restart**: the engine is stopped when all of its work has been scraped, and started again on "
         "the same port. What an engine computes after its last scrape is lost when it stops.\n\n"
         "**Why the bounds are not below 1 % and 3 %**: for requests that end within one scrape interval, "
@@ -109,8 +108,8 @@ def write_document(rows: Sequence[Row]) -> None:
 
 def _tokens(row: Row) -> str:
     if row.tokens_off == 0:
-        return "exact"
-    return f"{row.tokens_off:+.0f}" + (f" of {row.aborted} aborted" if row.aborted else "")
+        return "in range" if row.aborts else "exact"
+    return f"{row.tokens_off:+.0f}"
 
 
 def _percent(error: float | None) -> str:

@@ -7,7 +7,7 @@ flopwatch's cannot hide in its own truth.
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 
@@ -19,9 +19,6 @@ PAIR_FLOP = LAYERS * 4 * HEADS * HEAD  # of one query and one key
 CACHE_BYTES = LAYERS * 2 * GROUPS * HEAD * 2  # of one token, bf16
 HEAD_BYTES = 2 * HIDDEN * WORDS
 WEIGHT_BYTES = 2 * LAYERS * _LAYER + HEAD_BYTES  # of one pass, the output head included
-
-# Passes of vLLM that are under way at any moment: it schedules one ahead.
-_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +72,14 @@ def sum_up(
 
     A position that is computed again (after a preemption, or where a draft was rejected) counts
     once. `lengths` says how many positions a sequence has in all, by the start of its name; beyond
-    them are surplus drafts. A sequence without a length was aborted: vLLM schedules a pass ahead,
-    so two are in flight when a client hangs up. Their tokens come out after the API server has
-    forgotten the request, and it does not count them. `embeddings` have no logits.
+    them are surplus drafts. `embeddings` have no logits.
     """
-    starts: dict[str, list[int]] = defaultdict(list)
-    for entry in passes:
-        for step in entry.steps:
-            starts[step.sequence].append(step.before)
-    last = {sequence: found[-_IN_FLIGHT:][0] for sequence, found in starts.items()}
     seen: dict[str, int] = defaultdict(int)
     sums: Counter[str] = Counter()
     for entry in passes:
         for step in entry.steps:
             start = max(step.before, seen[step.sequence])
-            end = min(step.before + step.new, _length(step.sequence, lengths, last))
+            end = min(step.before + step.new, _length(step.sequence, lengths))
             if end <= start:
                 continue
             seen[step.sequence] = end
@@ -118,12 +108,32 @@ def sum_up(
     )
 
 
+def between(received: Truth, computed: Truth, tokens: float) -> Truth:
+    """The truth of a window in which clients hung up, where the engine counted this many tokens.
+
+    An API server counts each token that it could still deliver: at least what clients received, at most
+    what was computed. Which it was is only in its counter. Work is in proportion to the tokens between.
+    """
+    least = received.prefill_tokens + received.decode_tokens
+    most = computed.prefill_tokens + computed.decode_tokens
+    share = min(1.0, max(0.0, (tokens - least) / (most - least))) if most > least else 0.0
+    return Truth(
+        **{
+            part.name: round(
+                getattr(received, part.name)
+                + share * (getattr(computed, part.name) - getattr(received, part.name))
+            )
+            for part in fields(Truth)
+        }
+    )
+
+
 def _pairs(start: int, end: int) -> int:
     """Position p attends to p + 1 keys, itself included."""
     return (end * (end + 1) - start * (start + 1)) // 2
 
 
-def _length(sequence: str, lengths: Mapping[str, int], last: Mapping[str, int]) -> int:
+def _length(sequence: str, lengths: Mapping[str, int]) -> int:
     name = sequence.partition("/")[2]
     found = (length for start, length in lengths.items() if name.startswith(start))
-    return next(found, last[sequence])
+    return next(found, 0)
