@@ -95,11 +95,14 @@ def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[C
 
 
 def missing_gpu_findings(answer: Answer, config: Config) -> Iterator[CheckResult]:
-    """GPU indices in the configuration that do not exist on this host."""
+    """GPUs that the configuration names, by index or UUID, and that this host does not list."""
     if not answer.documents or answer.documents[0].get("error") is not None:
         return
-    known = {str(device["index"]) for device in answer.documents[1:]}
-    wanted = [
+    indices = [str(device["index"]) for device in answer.documents[1:]]
+    known = {*indices, *(device.get("uuid") for device in answer.documents[1:])}
+    for device in answer.documents[1:]:
+        known |= {instance.get("uuid") for instance in device.get("instances", ())}
+    wanted: list[tuple[str, int | str | None]] = [
         (f"gpus[{position}].match.index", rule.index)
         for position, rule in enumerate(config.sampling.gpus)
     ]
@@ -107,14 +110,13 @@ def missing_gpu_findings(answer: Answer, config: Config) -> Iterator[CheckResult
         (f"workloads[{position}].gpus", gpu)
         for position, workload in enumerate(config.workloads)
         for gpu in workload.gpus
-        if isinstance(gpu, int)
     ]
     for place, index in wanted:
         if index is not None and str(index) not in known:
             yield CheckResult(
                 "configuration",
                 Level.WARNING,
-                f"{place}: no GPU {index} on this host, GPUs: {', '.join(sorted(known)) or 'none'}",
+                f"{place}: no GPU {index} on this host, GPUs: {', '.join(indices) or 'none'}",
                 "correct it, or find out why the GPU is not there: nvidia-smi -L",
             )
 

@@ -167,3 +167,10 @@ def _cross_check(values: Values) -> Iterator[str]:
     for position, name in enumerate(names):
         if name and name in names[:position]:
             yield f"workloads[{position}].name: is used twice: {name!r}"
+    for position, workload in enumerate(values["workloads"]):
+        here, total = len(set(workload["gpus"])), workload["gpus_total"]
+        if total is not None and total < here:
+            yield (
+                f"workloads[{position}].gpus_total: must be at least {here}, as many as gpus names, "
+                f"got {total}"
+            )

@@ -54,7 +54,7 @@ def present(
     counts = count_parameters(description) if description else None
     precision = precision_of(config, totals, gpus, state)
     prefilled = reading.computed_tokens is not None
-    share = _share_here(config, totals, gpus, split)
+    share = None if missing_gpus(config, state) else _share_here(config, totals, gpus, split)
     known = prefilled and window is not None
     flops = window.flop / seconds if window and known and seconds else None
     bandwidth = window.dram_bytes / seconds if window and known and seconds else None
@@ -101,6 +101,11 @@ def present(
         problem=totals.problem,
         not_counted=description.not_counted if description else (),
     )
+
+
+def missing_gpus(config: WorkloadConfig, state: State) -> tuple[int | str, ...]:
+    """The engine's GPUs, as configured, that this host does not list. Their peaks are not known."""
+    return tuple(key for key in dict.fromkeys(config.gpus) if state.find(key) is None)
 
 
 def _share_here(

@@ -24,7 +24,7 @@ from exporter.inference.discovery import (
 from exporter.inference.engines.registry import ENGINES
 from exporter.inference.launch import Launch, launch_of
 from exporter.inference.models.locate import locate_config, locate_in_process
-from exporter.inference.present import Served, Split, precision_of, present
+from exporter.inference.present import Served, Split, missing_gpus, precision_of, present
 from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
@@ -256,7 +256,9 @@ class WorkloadService:
             engine=workload.config.engine,
             shown=self._shown(workload, totals, state),
             gpus=gpus,
-            gpu_count=workload.config.gpus_total or told or len(gpus),
+            gpu_count=workload.config.gpus_total
+            or told
+            or len(gpus) + len(missing_gpus(workload.config, state)),
             tensor_parallel=totals.reading.tensor_parallel or self._tensor_parallel(workload),
             description=totals.description,
             passes=totals.passes,
@@ -307,9 +309,9 @@ class WorkloadService:
         told = config.tensor_parallel or workload.launch.tensor_parallel
         if told:
             return told
-        return max(
-            1, len(self._gpus_of(workload, self._state())) // (config.pipeline_parallel or 1)
-        )
+        state = self._state()
+        count = len(self._gpus_of(workload, state)) + len(missing_gpus(config, state))
+        return max(1, count // (config.pipeline_parallel or 1))
 
     def _split(self, workload: _Workload) -> int:
         """The number of GPUs over which one engine splits its model, for its per-GPU estimates."""

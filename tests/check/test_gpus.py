@@ -184,9 +184,15 @@ def test_a_driver_mismatch_is_reported_as_such(check: Check, tmp_path: Path) -> 
 def test_a_gpu_that_is_not_there_is_named(check: Check, tmp_path: Path) -> None:
     """It may be a mistake, or a GPU that is not up yet; the daemon serves the others."""
     with FakeNvml([H100], tmp_path) as fake:
-        code, report = check(fake, "gpus: [{match: {index: 7}, precision: fp8}]\n")
+        code, report = check(
+            fake,
+            "gpus: [{match: {index: 7}, precision: fp8}]\n"
+            "workloads: [{name: chat, engine: vllm, url: 'http://127.0.0.1:1/metrics', "
+            f"gpus: [0, GPU-none, {fake.gpu(0).uuid}]}}]\n",
+        )
 
+    said = found(report, "configuration")
+    assert ("warning", "gpus[0].match.index: no GPU 7 on this host, GPUs: 0") in said
+    assert ("warning", "workloads[0].gpus: no GPU GPU-none on this host, GPUs: 0") in said
     assert code == 0
-    assert ("warning", "gpus[0].match.index: no GPU 7 on this host, GPUs: 0") in found(
-        report, "configuration"
-    )
+    assert sum("no GPU" in text for _level, text in said) == 2

@@ -132,6 +132,23 @@ class TestFiles:
         assert config.sampling.interval == 3
 
 
+@pytest.mark.parametrize("total", [1, 2, 16])
+def test_an_engine_has_no_fewer_gpus_than_it_has_here(total: int, tmp_path: Path) -> None:
+    """Two distinct ones are named: a total of one contradicts that, and MFU would be twice too high."""
+    text = (
+        "workloads: [{name: chat, engine: vllm, url: 'http://127.0.0.1:8000/metrics', "
+        f"gpus: [0, 0, 1], gpus_total: {total}}}]\n"
+    )
+    if total >= 2:
+        assert load(text, tmp_path).workloads[0].gpus_total == total
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(text, tmp_path)
+    assert "workloads[0].gpus_total: must be at least 2, as many as gpus names, got 1" in str(
+        caught.value
+    )
+
+
 class TestReload:
     def test_what_needs_a_restart_stays_and_is_named(self, tmp_path: Path) -> None:
         """Everything else changes; the shown values are those that are active."""

@@ -396,6 +396,17 @@ class TestHosts:
         assert (model.flops_utilization, model.bandwidth_utilization) == (None, None)
         assert model.prefill_flop == pytest.approx(PREFILL_FLOP)
 
+    @pytest.mark.parametrize("gpus", [(0, "GPU-b", 9), (0, "GPU-b", "GPU-none")])
+    def test_a_configured_gpu_is_not_there(self, gpus):
+        """A third of its peak is unknown: no MFU rather than half as much again. FLOPs are counted."""
+        workload = two_scrapes(gpus=gpus)
+        (model,) = workload.models
+
+        assert (model.flops_utilization, model.bandwidth_utilization) == (None, None)
+        assert not model.all_gpus_here
+        assert model.prefill_flop == pytest.approx(PREFILL_FLOP)
+        assert workload.gpus == GPUS
+
     def test_the_configuration_says_how_many_there_are(self):
         """Two of four GPUs are here, and the others like them: half of what two alone would have."""
         (model,) = two_scrapes(tensor_parallel=4, gpus_total=4).models
