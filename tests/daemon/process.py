@@ -144,7 +144,7 @@ class DaemonProcess:
             self.address + path, method=method, headers=dict(headers or {})
         )
         try:
-            with urllib.request.urlopen(request, timeout=5) as response:
+            with urllib.request.urlopen(request, timeout=30) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -156,7 +156,7 @@ class DaemonProcess:
         assert status == 200
         return Scrape(text)
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 40.0) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 120.0) -> None:
         """Wait until the condition holds; fails with the log when it does not."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -164,7 +164,7 @@ class DaemonProcess:
             assert time.monotonic() < deadline, f"condition never held:\n{self.log}"
             time.sleep(0.05)
 
-    def wait_until(self, condition: Callable[[Scrape], object], seconds: float = 40.0) -> Scrape:
+    def wait_until(self, condition: Callable[[Scrape], object], seconds: float = 120.0) -> Scrape:
         """Scrape until the condition holds, and return that scrape."""
         found: list[Scrape] = []
 

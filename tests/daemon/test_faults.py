@@ -232,7 +232,7 @@ def test_a_driver_of_another_version_ends_the_process_after_it_was_shown(start) 
     daemon.wait_until(
         lambda scrape: scrape.has("flopwatch_source_errors_total", reason="driver_mismatch")
     )
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while daemon.process.poll() is None and time.monotonic() < deadline:
         try:
             daemon.scrape()
@@ -240,7 +240,7 @@ def test_a_driver_of_another_version_ends_the_process_after_it_was_shown(start) 
             break
         time.sleep(0.2)
 
-    assert daemon.process.wait(timeout=10) == 1
+    assert daemon.process.wait(timeout=60) == 1
     assert "driver_mismatch" in daemon.log
 
 
@@ -354,14 +354,14 @@ def test_a_driver_of_another_version_at_start(start) -> None:
     assert scrape.value("flopwatch_gpu_up", gpu="unknown") == 0
     assert scrape.value("flopwatch_source_errors_total", reason="driver_mismatch") == 1
     assert not scrape.has("flopwatch_gpu_up", gpu="cpu0")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while daemon.process.poll() is None and time.monotonic() < deadline:
         try:
             daemon.scrape()
         except OSError:
             break
         time.sleep(0.2)
-    assert daemon.process.wait(timeout=10) == 1
+    assert daemon.process.wait(timeout=60) == 1
 
 
 def test_a_missing_driver_where_one_is_required(start_on_cpu) -> None:

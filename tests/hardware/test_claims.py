@@ -71,7 +71,7 @@ def test_what_answered_before_is_asked_again(tmp_path: Path, code: int) -> None:
                 )
             )
             fake.clear()
-            healed = daemon.wait_until(lambda s: every_family(s, 0) >= every_family(whole, 0), 10)
+            healed = daemon.wait_until(lambda s: every_family(s, 0) >= every_family(whole, 0), 120)
             log = daemon.log
 
     reason = "not_supported" if code == NOT_SUPPORTED else "invalid_argument"
