@@ -159,6 +159,36 @@ def test_alert_is_documented(rule: dict[str, Any]) -> None:
     assert annotations["dashboard"].startswith("{{ $externalLabels.grafana }}/d/flopwatch-")
 
 
+@pytest.mark.parametrize(
+    "page", sorted(RUNBOOKS.glob("[A-Z]*[a-z].md")), ids=lambda page: page.stem
+)
+def test_a_runbook_names_its_rule(page: Path) -> None:
+    """Severity, duration and file in the page's first line are those of the alert."""
+    found = re.search(
+        r"Severity: (.+)\. Fires (?:after: (\w+)|at once)\. Rule: \[`(.+)`\]\((.+)\)",
+        page.read_text(),
+    )
+    assert found is not None
+    file = page.parent / found[4]
+    rules = [
+        (rule["labels"]["severity"], rule.get("for"))
+        for group in yaml.safe_load(file.read_text())["groups"]
+        for rule in group["rules"]
+        if rule.get("alert") == page.stem
+    ]
+
+    assert file.as_posix().endswith(f"/deploy/prometheus/{found[3]}")
+    assert rules
+    assert (found[1].partition(" ")[0], found[2]) in rules
+
+
+def test_no_runbook_reloads_over_http() -> None:
+    """The lifecycle API is off by default: the request would answer 403."""
+    pages = {page.stem for page in RUNBOOKS.glob("*.md") if "/-/reload" in page.read_text()}
+
+    assert pages == set()
+
+
 NO_CAUSE = {"FlopwatchConfigReloadFailed"}  # the log names the line
 
 
