@@ -1,6 +1,7 @@
 #!/bin/sh
-# Install the service: install.sh [--probes] [--root FOLDER]; take it away again: install.sh --remove
+# Install the service: install.sh [--probes] [--perf] [--root FOLDER]; take it away again: install.sh --remove
 #
+# --probes and --perf add drop-ins: what CUDA needs, and the processor's own count of operations.
 # Files and user only with --root (for packages and images); else the service is started as well.
 # An existing /etc/default/flopwatch is kept, also by --remove, as is the state in /var/lib/flopwatch.
 set -eu
@@ -8,13 +9,15 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=""
 probes=""
+perf=""
 remove=""
 while [ $# -gt 0 ]; do
   case $1 in
     --probes) probes=yes ;;
+    --perf) perf=yes ;;
     --remove) remove=yes ;;
     --root) [ $# -gt 1 ] || { echo "install.sh: --root needs a folder" >&2; exit 2; }; root=$2; shift ;;
-    *) echo "install.sh: unknown option '$1' (known: --probes, --remove, --root FOLDER)" >&2; exit 2 ;;
+    *) echo "install.sh: unknown option '$1' (known: --probes, --perf, --remove, --root FOLDER)" >&2; exit 2 ;;
   esac
   shift
 done
@@ -39,6 +42,9 @@ install -D -m 0644 "$here/flopwatch.tmpfiles" "$root/usr/lib/tmpfiles.d/flopwatc
 if [ -n "$probes" ]; then
   install -D -m 0644 "$here/flopwatch.service.d/probes.conf" "$root/etc/systemd/system/flopwatch.service.d/probes.conf"
   sed -i 's/^FLOPWATCH_PROBES_ENABLED=false$/FLOPWATCH_PROBES_ENABLED=true/' "$root/etc/default/flopwatch"
+fi
+if [ -n "$perf" ]; then
+  install -D -m 0644 "$here/flopwatch.service.d/perf.conf" "$root/etc/systemd/system/flopwatch.service.d/perf.conf"
 fi
 
 systemd-sysusers ${root:+"--root=$root"} flopwatch.conf

@@ -23,6 +23,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ _SYSTEM_CALL: Final = {"x86_64": 298, "aarch64": 241}
 _UNITS: Final = ("cpu", "armv8_*", "armv9_*")
 # Eight events on each: beyond this a tick would spend milliseconds on reading them.
 _CPUS_MAX: Final = 256
+# What the rest of the daemon may need: 64 connections, and files, sockets and pipes of its sources.
+_OTHER_DESCRIPTORS: Final = 512
 _FP64, _FP32 = PipeWork("fp64", "fp64"), PipeWork("fp32", "fp32")
 _ANY = PipeWork("any", "any")
 
@@ -158,6 +161,7 @@ class PerfCounters:
         number = _unit(root)
         if len(processor.allowed) > _CPUS_MAX:
             raise PerfUnavailableError(f"more than {_CPUS_MAX} CPUs to count on")
+        _make_room(len(processor.allowed) * len(events))
         try:
             for cpu in processor.allowed:
                 for event in events:
@@ -225,6 +229,31 @@ def events_of(processor: Processor) -> Sequence[Event]:
     raise PerfUnavailableError(f"the counters of this processor are not known ({processor.name})")
 
 
+def _make_room(descriptors: int) -> None:
+    """Raise the limit of open files, so that scrapes and engines keep what they have.
+
+    Raises PerfUnavailableError where that is not allowed.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    wanted = descriptors + _OTHER_DESCRIPTORS
+    if soft == unlimited or wanted <= soft:
+        return
+    if hard != unlimited and wanted > hard:
+        raise _too_few_descriptors()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        raise _too_few_descriptors() from None
+
+
+def _too_few_descriptors() -> PerfUnavailableError:
+    return PerfUnavailableError(
+        "too few file descriptors for all events and processors",
+        "raise the limit of open files: LimitNOFILE=8192 in the unit, --ulimit nofile=8192 for a container",
+    )
+
+
 def _unit(root: Path) -> int:
     """The kernel's number of the processor's counters; raises PerfUnavailableError."""
     devices = root / "sys/bus/event_source/devices"
@@ -252,8 +281,8 @@ def _refused(error: OSError, root: Path) -> PerfUnavailableError:
             level = "not readable"
         return PerfUnavailableError(
             f"the kernel refuses its counters (kernel.perf_event_paranoid is {level})",
-            "give the daemon CAP_PERFMON, or set kernel.perf_event_paranoid to 0",
+            "for the service: install.sh --perf; for a container: --cap-add PERFMON --user 0",
         )
     if error.errno == errno.EMFILE:
-        return PerfUnavailableError("too few file descriptors", "raise the limit of open files")
+        return _too_few_descriptors()
     return PerfUnavailableError(f"the kernel refuses the events: {error.strerror}")

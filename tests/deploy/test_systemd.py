@@ -83,8 +83,8 @@ def complaints(root: Path) -> list[str]:
 
 
 def test_systemd_knows_every_directive(root: Path):
-    """The unit and its drop-in are read without a warning; a misspelt key would cause one."""
-    assert install(root, "--probes").returncode == 0
+    """The unit and its drop-ins are read without a warning; a misspelt key would cause one."""
+    assert install(root, "--probes", "--perf").returncode == 0
 
     assert complaints(root) == []
     with (root / "etc/systemd/system/flopwatch.service.d/probes.conf").open("a") as drop_in:
@@ -106,6 +106,17 @@ def test_with_probes_it_is_hardened_too(root: Path):
     with_probes = exposure(f"--root={root}", "flopwatch.service")
 
     assert with_probes <= 2.0
+
+
+def test_with_the_processors_counters_it_is_hardened_too(root: Path):
+    """One system call and one capability more, and no user namespace; the daemon is not root."""
+    assert install(root, "--perf").returncode == 0
+    drop_in = settings(SYSTEMD / "flopwatch.service.d" / "perf.conf")
+
+    assert (root / "etc/systemd/system/flopwatch.service.d/perf.conf").is_file()
+    assert drop_in["SystemCallFilter"] == ["perf_event_open"]
+    assert drop_in["CapabilityBoundingSet"] == drop_in["AmbientCapabilities"] == ["CAP_PERFMON"]
+    assert exposure(f"--root={root}", "flopwatch.service") <= 2.0
 
 
 def test_only_the_drivers_devices_are_open():
@@ -164,7 +175,7 @@ def test_a_wrong_option_is_named_in_one_line(tmp_path: Path):
 
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
-        "install.sh: unknown option '--everything' (known: --probes, --remove, --root FOLDER)"
+        "install.sh: unknown option '--everything' (known: --probes, --perf, --remove, --root FOLDER)"
     ]
     assert not any(tmp_path.iterdir())
 
@@ -180,10 +191,11 @@ def test_the_environment_file_names_variables_that_exist():
     assert set(named) <= known
 
 
-def test_the_drop_in_is_a_drop_in():
-    """It changes the service and nothing else."""
+@pytest.mark.parametrize("name", ["probes.conf", "perf.conf"])
+def test_a_drop_in_changes_the_service_alone(name: str):
+    """It has no other section."""
     parser = configparser.ConfigParser(strict=False)
-    parser.read(SYSTEMD / "flopwatch.service.d" / "probes.conf")
+    parser.read(SYSTEMD / "flopwatch.service.d" / name)
 
     assert parser.sections() == ["Service"]
 

@@ -5,6 +5,7 @@ documented ones, and that counts become FLOP.
 """
 
 import errno
+import resource
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +166,23 @@ def test_a_virtual_machine_hides_its_counters(tmp_path: Path) -> None:
         PerfCounters(XEON, PlayedKernel(), tmp_path)
 
 
+def test_descriptors_of_the_rest_of_the_daemon_are_left_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """128 processors with 8 events, and 512 others: the limit of 1024 is raised to 1536, if it may be."""
+    limits, raised = (1024, 4096), []
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, new: raised.append(new))
+    many = replace(XEON, cores=tuple(range(128)), allowed=tuple(range(128)))
+
+    PerfCounters(many, PlayedKernel(), root)
+    limits = (1024, 1200)
+    with pytest.raises(PerfUnavailableError, match="too few file descriptors"):
+        PerfCounters(many, PlayedKernel(), root)
+
+    assert raised == [(1536, 4096)]
+
+
 @pytest.mark.parametrize("refusal", [errno.EACCES, errno.EPERM])
 def test_without_permission_it_says_how_to_get_it(root: Path, refusal: int) -> None:
     """And closes what it had opened."""
@@ -173,7 +191,8 @@ def test_without_permission_it_says_how_to_get_it(root: Path, refusal: int) -> N
         PerfCounters(XEON, kernel, root)
 
     assert caught.value.remedy is not None
-    assert "CAP_PERFMON" in caught.value.remedy
+    assert "install.sh --perf" in caught.value.remedy
+    assert "--cap-add PERFMON --user 0" in caught.value.remedy
     assert sorted(kernel.closed) == sorted(kernel.opened)
 
 
