@@ -16,7 +16,7 @@ from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, DeviceKey
 from exporter.device_state import DeviceState, SampledHost, SourceHealth, XidCounts
 from exporter.http_client import Reason, ScrapeError
-from exporter.inference.account import Account, ModelSettings
+from exporter.inference.account import Account
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.engines.registry import ENGINES
 from exporter.inference.present import Served, Split, present
@@ -234,7 +234,7 @@ class _Engine:
         self._scale = 1
         self._started = 0.0
         self.scrapes = 0
-        self._account = Account("chat", ModelSettings(path=_MODEL))
+        self._account = Account(WorkloadConfig("chat", model=_MODEL))
         self._config = WorkloadConfig("chat", "vllm", "http://127.0.0.1:8000/metrics", gpus=(0,))
         self._scraper = Scraper(
             "chat",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 
+from exporter.inference.config import WorkloadConfig
 from exporter.inference.models.description import ModelDescription, ModelDescriptionError
 from exporter.inference.models.locate import load_model, locate_config
 from exporter.inference.models.work import Cost, Work, cost_of
@@ -22,15 +23,6 @@ LARGEST_TOTALS_COUNT = 64
 
 Locate = Callable[[str], Path | None]
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
-    """The configured properties of a workload's model; None takes them from engine and file."""
-
-    path: Path | None = None
-    precision: str | None = None
-    cache_data_type: str | None = None
 
 
 @dataclass(slots=True)
@@ -68,11 +60,8 @@ class ModelTotals:
 class Account:
     """Records of all models of one workload. Readings come only from its scraper's thread."""
 
-    def __init__(
-        self, workload: str, settings: ModelSettings, *, locate: Locate = locate_config
-    ) -> None:
-        self._workload = workload
-        self._settings = settings
+    def __init__(self, config: WorkloadConfig, *, locate: Locate = locate_config) -> None:
+        self._config = config
         self._locate = locate
         self._totals: dict[str, ModelTotals] = {}
         self._shown: tuple[str, ...] = ()
@@ -134,26 +123,26 @@ class Account:
 
         After a failure it is retried periodically: the engine may still be downloading.
         """
-        cache = self._settings.cache_data_type or model.cache_data_type or launched_cache
+        cache = self._config.kv_cache_dtype or model.cache_data_type or launched_cache
         wanted = (model.model, cache)
         failed = totals.problem is not None and now_seconds >= totals.retry_at_seconds
         if totals.described_as == wanted and not failed:
             return
         description, problem = None, None
-        path = self._settings.path or self._locate(model.model)
+        path = self._config.model or self._locate(model.model)
         if path is None:
             problem = "no config.json: set `model` of the workload to its path"
         else:
             try:
                 description = load_model(
-                    path, cache_data_type=cache, precision=self._settings.precision
+                    path, cache_data_type=cache, precision=self._config.precision
                 )
             except ModelDescriptionError as error:
                 problem = str(error)
         if problem is not None and problem != totals.problem:
             log.warning(
                 "model_not_described",
-                workload=self._workload,
+                workload=self._config.name,
                 model=model.model,
                 problem=problem,
             )

@@ -10,7 +10,7 @@ import structlog
 
 from exporter.device_state import DeviceState
 from exporter.http_client import without_credentials
-from exporter.inference.account import Account, Locate, ModelSettings, ModelTotals
+from exporter.inference.account import Account, Locate, ModelTotals
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig, check_names
 from exporter.inference.discovery import (
     ContainerDiscovery,
@@ -195,12 +195,11 @@ class WorkloadService:
         if len(self._workloads) >= LARGEST_WORKLOAD_COUNT:
             log.warning("workload_limit_reached", workload=config.name, limit=len(self._workloads))
             return
-        settings = ModelSettings(config.model, config.precision, config.kv_cache_dtype)
 
         def locate(name: str) -> Path | None:
             return self._locate(name) or _launched_model(workload.launch)
 
-        account = Account(config.name, settings, locate=locate)
+        account = Account(config, locate=locate)
 
         def on_reading(reading: EngineReading) -> None:
             self._look_at_processes(workload, reading)

@@ -34,6 +34,10 @@ class _Causal:
         """As in prefill, unless engines run decode in another form."""
         return self.prefill_pair_flop
 
+    def cache_copies(self, tensor_parallel: int) -> float:
+        """The number of GPUs of a tensor-parallel group that hold (and read) each cached number."""
+        return float(tensor_parallel)
+
     def pairs(self, new: float, cached: float, window: int | None) -> float:
         """Query-key pairs of `new` tokens after `cached` ones."""
         return causal_pairs(new, cached, window)
@@ -174,10 +178,7 @@ class GroupedAttention(_Causal):
         return 0.0 if self.shared_cache else float(self.cached_values)
 
     def cache_copies(self, tensor_parallel: int) -> float:
-        """The number of GPUs of a tensor-parallel group that hold (and read) each cached number.
-
-        Key-value heads are split over the group; with more GPUs than heads they are replicated.
-        """
+        """Key-value heads are split over the group; with more GPUs than heads they are replicated."""
         return max(1.0, tensor_parallel / self.key_value_heads)
 
     @property
@@ -202,7 +203,7 @@ class GroupedAttention(_Causal):
             size = self.selector.block_tokens
             most = size * (self.selector.blocks - 1) + (size + 1) / 2
             return context if context <= size * self.selector.blocks else most
-        return context if window is None else min(context, window)
+        return _Causal.keys(self, context, window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,10 +278,6 @@ class LatentAttention(_Causal):
     def written_values(self) -> float:
         """Numbers that a token adds to the cache."""
         return float(self.cached_values)
-
-    def cache_copies(self, tensor_parallel: int) -> float:
-        """Every GPU of a tensor-parallel group holds and reads the whole latent."""
-        return float(tensor_parallel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,10 +362,6 @@ class CompressedAttention(_Causal):
         """Numbers that a token adds: its key, and its share of an entry."""
         return self.head_size * (1 + (1 / self.ratio if self.ratio else 0.0))
 
-    def cache_copies(self, tensor_parallel: int) -> float:
-        """Every GPU of a tensor-parallel group holds and reads the one key."""
-        return float(tensor_parallel)
-
     def pairs(self, new: float, cached: float, window: int | None) -> float:
         """Query-key pairs: within the window, and with the entries."""
         near = causal_pairs(new, cached, window)
@@ -382,7 +375,7 @@ class CompressedAttention(_Causal):
 
     def keys(self, context: float, window: int | None) -> float:
         """Keys and entries that one token sees."""
-        near = context if window is None else min(context, window)
+        near = _Causal.keys(self, context, window)
         if not self.ratio:
             return near
         entries = context // self.ratio

@@ -24,7 +24,7 @@ from exporter.inference.models.description import (
     UnknownArchitectureError,
     WeightBytes,
 )
-from exporter.inference.models.families import FOREIGN_FIELDS, REFUSED, ModelFamily, family_of
+from exporter.inference.models.families import FAMILIES, FOREIGN_FIELDS, REFUSED, ModelFamily
 from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields, language_model
 from exporter.inference.models.gemma import gemma_stack
 from exporter.inference.models.hybrid import FULL_ATTENTION, MLP, MOE, layer_kinds, mixer_of
@@ -193,7 +193,7 @@ STACKS: Mapping[str, Callable[[ConfigFields, ModelFamily], Stack]] = {
 
 def _family(model_type: str) -> ModelFamily:
     """The family of an architecture that is known exactly; raises UnknownArchitectureError."""
-    family = family_of(model_type)
+    family = FAMILIES.get(model_type)
     if family is None:
         reason = REFUSED.get(model_type, "not one that is known exactly")
         raise UnknownArchitectureError(model_type, reason=reason)

@@ -5,7 +5,7 @@ model cards of the models themselves.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 
@@ -141,17 +141,14 @@ _MAMBA = ModelFamily(
     feed_forward=False,
     own_fields=frozenset({"state_size"}),
 )
-_DELTA_FIELDS = frozenset({"linear_num_key_heads"})
-_BERT = ModelFamily(
-    gated=False,
-    query_key_value_bias=True,
-    output_bias=True,
-    feed_forward_bias=True,
-    norm_bias=True,
-    tied_embeddings=True,
-    learned_positions=True,
-    encoder=True,
+_DELTA = ModelFamily(
+    query_key_norm="head",
+    gated_output=True,
+    recurrent="delta",
+    own_fields=frozenset({"linear_num_key_heads"}),
 )
+_GPT2 = replace(_OLD_STYLE, tied_embeddings=True, learned_positions=True)
+_BERT = replace(_GPT2, encoder=True)
 
 FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
     {
@@ -221,73 +218,20 @@ FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
         "ernie4_5_moe": ModelFamily(),
         "stablelm": ModelFamily(norm_bias=True),
         "falcon": ModelFamily(gated=False, norm_bias=True, tied_embeddings=True),
-        "gpt2": ModelFamily(
-            gated=False,
-            query_key_value_bias=True,
-            output_bias=True,
-            feed_forward_bias=True,
-            norm_bias=True,
-            tied_embeddings=True,
-            learned_positions=True,
-        ),
-        "gpt_bigcode": ModelFamily(
-            gated=False,
-            query_key_value_bias=True,
-            output_bias=True,
-            feed_forward_bias=True,
-            norm_bias=True,
-            tied_embeddings=True,
-            learned_positions=True,
-        ),
+        "gpt2": _GPT2,
+        "gpt_bigcode": _GPT2,
         "gpt_neox": _OLD_STYLE,
         "gptj": ModelFamily(gated=False, feed_forward_bias=True, norms_per_layer=1, norm_bias=True),
-        "opt": ModelFamily(
-            gated=False,
-            query_key_value_bias=True,
-            output_bias=True,
-            feed_forward_bias=True,
-            norm_bias=True,
-            tied_embeddings=True,
-            learned_positions=True,
-        ),
-        "starcoder2": ModelFamily(
-            gated=False,
-            query_key_value_bias=True,
-            output_bias=True,
-            feed_forward_bias=True,
-            norm_bias=True,
-            tied_embeddings=True,
-            windows="all",
-        ),
+        "opt": _GPT2,
+        "starcoder2": replace(_OLD_STYLE, tied_embeddings=True, windows="all"),
         "nemotron": ModelFamily(gated=False, norm_bias=True),
         "arcee": ModelFamily(gated=False),
         "apertus": ModelFamily(gated=False, query_key_norm="head"),
         "jais2": ModelFamily(gated=False, output_bias=True, norm_bias=True),
-        "persimmon": ModelFamily(
-            gated=False,
-            query_key_value_bias=True,
-            output_bias=True,
-            feed_forward_bias=True,
-            norm_bias=True,
-            query_key_norm="head",
-        ),
-        "qwen3_next": ModelFamily(
-            query_key_norm="head",
-            gated_output=True,
-            shared_gate=True,
-            recurrent="delta",
-            own_fields=_DELTA_FIELDS,
-        ),
-        "qwen3_5_text": ModelFamily(
-            query_key_norm="head", gated_output=True, recurrent="delta", own_fields=_DELTA_FIELDS
-        ),
-        "qwen3_5_moe_text": ModelFamily(
-            query_key_norm="head",
-            gated_output=True,
-            shared_gate=True,
-            recurrent="delta",
-            own_fields=_DELTA_FIELDS,
-        ),
+        "persimmon": replace(_OLD_STYLE, query_key_norm="head"),
+        "qwen3_next": replace(_DELTA, shared_gate=True),
+        "qwen3_5_text": _DELTA,
+        "qwen3_5_moe_text": replace(_DELTA, shared_gate=True),
         "kimi_linear": ModelFamily(
             router_bias=True, recurrent="kimi", own_fields=frozenset({"linear_attn_config"})
         ),
@@ -412,8 +356,3 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "t5": "an encoder beside a decoder is not described",
     }
 )
-
-
-def family_of(model_type: str) -> ModelFamily | None:
-    """Return the family called `model_type`, or None."""
-    return FAMILIES.get(model_type)

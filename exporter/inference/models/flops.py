@@ -10,8 +10,7 @@ FLOPs over more GPUs: nothing here depends on them.
 
 from functools import lru_cache
 
-from exporter.inference.models.attention import Attention
-from exporter.inference.models.description import ModelDescription
+from exporter.inference.models.description import LayerGroup, ModelDescription
 from exporter.inference.models.parameters import count_parameters
 
 
@@ -49,11 +48,7 @@ def prefill_attention_flop(
         return _encoder_attention_flop(model, new_tokens, cached_tokens)
     return sum(
         group.count
-        * (
-            group.attention.prefill_pair_flop
-            * group.attention.pairs(new_tokens, cached_tokens, group.window)
-            + _index_flop(group.attention, new_tokens, cached_tokens)
-        )
+        * _attention_flop(group, group.attention.prefill_pair_flop, new_tokens, cached_tokens)
         for group in model.layers
     )
 
@@ -92,51 +87,20 @@ def decode_attention_flop_after(
     """
     return sum(
         group.count
-        * (
-            group.attention.decode_pair_flop
-            * group.attention.pairs(tokens, context_tokens, group.window)
-            + _index_flop(group.attention, tokens, context_tokens)
-        )
+        * _attention_flop(group, group.attention.decode_pair_flop, tokens, context_tokens)
         for group in model.layers
     )
 
 
-def prefill_flop(
-    model: ModelDescription,
-    new_tokens: float,
-    cached_tokens: float = 0.0,
-    logits: float = 1.0,
+def _attention_flop(
+    group: LayerGroup, pair_flop: int, new_tokens: float, cached_tokens: float
 ) -> float:
-    """Return the FLOPs of prefilling one prompt: `new_tokens` computed, `cached_tokens` reused.
-
-    Engines compute logits for the last position only, hence `logits` 1 per prompt; 0 for a chunk
-    that is not the last.
-    """
-    return (
-        new_tokens * linear_flop_per_token(model)
-        + prefill_attention_flop(model, new_tokens, cached_tokens)
-        + logits * head_flop_per_token(model)
-    )
-
-
-def decode_flop(model: ModelDescription, tokens: float, context_tokens: float) -> float:
-    """Return the FLOPs of decoding `tokens` at a mean context of `context_tokens` each.
-
-    With speculative decoding `tokens` are the accepted ones: rejected drafts are work, but not
-    useful work.
-    """
-    return tokens * (
-        linear_flop_per_token(model)
-        + head_flop_per_token(model)
-        + decode_attention_flop(model, context_tokens)
-    )
-
-
-def _index_flop(attention: Attention, new_tokens: float, cached_tokens: float) -> float:
-    """FLOPs of the scores that select keys."""
-    if not attention.index_pair_flop:
-        return 0.0
-    return attention.index_pair_flop * attention.index_pairs(new_tokens, cached_tokens)
+    """FLOPs of one layer for new tokens, including the scores that select keys."""
+    attention = group.attention
+    flop = pair_flop * attention.pairs(new_tokens, cached_tokens, group.window)
+    if attention.index_pair_flop:
+        flop += attention.index_pair_flop * attention.index_pairs(new_tokens, cached_tokens)
+    return flop
 
 
 def _within(window: int | None, tokens: float) -> float:

@@ -40,12 +40,6 @@ class ParameterCounts:
         return self.total - idle - self.prologue
 
     @property
-    def active_without_embedding(self) -> int:
-        """As `active`, without the input embedding, which is looked up and not multiplied."""
-        stored_embedding = 0 if self.tied_embeddings else self.embedding
-        return self.active - stored_embedding - self.looked_up
-
-    @property
     def matrices_per_token(self) -> int:
         """Parameters multiplied with one token, without the output head."""
         return self._matrices(self.active_experts)

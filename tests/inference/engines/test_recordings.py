@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from exporter.http_client import Reason
-from exporter.inference.account import Account, ModelSettings
+from exporter.inference.account import Account
+from exporter.inference.config import WorkloadConfig
 from exporter.inference.engines.registry import ENGINES
 from exporter.inference.scraper import Scraper
 
@@ -24,7 +25,7 @@ class Replay:
     """Scrapes recordings in turn and accounts for them."""
 
     def __init__(self, engine="vllm"):
-        self.account = Account("chat", ModelSettings(MODEL), locate=lambda _name: MODEL)
+        self.account = Account(WorkloadConfig("chat", model=MODEL), locate=lambda _name: MODEL)
         self.texts, self.now, self.reading = [], 0.0, None
         self.scraper = Scraper(
             "chat",

@@ -6,6 +6,12 @@ from exporter.inference.models.description import (
     MixtureOfExperts,
     ModelDescription,
 )
+from exporter.inference.models.flops import (
+    decode_attention_flop,
+    head_flop_per_token,
+    linear_flop_per_token,
+    prefill_attention_flop,
+)
 
 
 # Per layer: projections 8·(8+8+4+4) = 192, feed-forward 3·8·16 = 384, together 576 parameters.
@@ -38,3 +44,34 @@ MIXTURE = ModelDescription(
         ),
     ),
 )
+
+
+def prefill_flop(
+    model: ModelDescription,
+    new_tokens: float,
+    cached_tokens: float = 0.0,
+    logits: float = 1.0,
+) -> float:
+    """Return the FLOPs of prefilling one prompt: `new_tokens` computed, `cached_tokens` reused.
+
+    Engines compute logits for the last position only, hence `logits` 1 per prompt; 0 for a chunk
+    that is not the last.
+    """
+    return (
+        new_tokens * linear_flop_per_token(model)
+        + prefill_attention_flop(model, new_tokens, cached_tokens)
+        + logits * head_flop_per_token(model)
+    )
+
+
+def decode_flop(model: ModelDescription, tokens: float, context_tokens: float) -> float:
+    """Return the FLOPs of decoding `tokens` at a mean context of `context_tokens` each.
+
+    With speculative decoding `tokens` are the accepted ones: rejected drafts are work, but not
+    useful work.
+    """
+    return tokens * (
+        linear_flop_per_token(model)
+        + head_flop_per_token(model)
+        + decode_attention_flop(model, context_tokens)
+    )

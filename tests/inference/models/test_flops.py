@@ -11,11 +11,9 @@ from exporter.inference.models.config import load_description
 from exporter.inference.models.description import LayerGroup, ModelDescription
 from exporter.inference.models.flops import (
     decode_attention_flop,
-    decode_flop,
     head_flop_per_token,
     linear_flop_per_token,
     prefill_attention_flop,
-    prefill_flop,
 )
 from exporter.inference.models.memory import (
     cache_bytes_per_token,
@@ -24,7 +22,7 @@ from exporter.inference.models.memory import (
     stored_weight_bytes,
     weight_bytes_per_pass,
 )
-from tests.inference.models.shapes import MIXTURE, TINY, WINDOWED
+from tests.inference.models.shapes import MIXTURE, TINY, WINDOWED, decode_flop, prefill_flop
 
 
 CONFIGS = Path(__file__).parent / "configs"
