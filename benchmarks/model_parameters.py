@@ -157,7 +157,7 @@ def table(found: list[Row]) -> str:
         + ", ".join(f"`{name}`" for name in others)
         + ". `nemotron-nas` follows the code of its repository and of vLLM; `step3_text` follows vLLM's, and counts "
         "316.3 B parameters, 38.8 B active, of the 316 B and 38 B that StepFun publishes"
-        + ".\n\nRefused by name, as is every architecture that is not listed: "
+        + ".\n\nNot supported, like every architecture that is not listed: "
         + refused
         + ".\n"
     )

@@ -190,7 +190,7 @@ def _sickness(device: DeviceState) -> str | None:
     """Why the device needs repair before any advice makes sense; None for a healthy device."""
     fast, slow = device.fast, device.slow
     if fast is not None and fast.recovery_action:
-        return f"the driver asks for a recovery (action {fast.recovery_action})"
+        return f"the driver requests a recovery (action {fast.recovery_action})"
     if slow is not None and slow.row_remap_failed:
         return "a memory row could not be remapped"
     return None

@@ -87,7 +87,7 @@ USABLE_CACHE = 0.95
 def waits(window: WorkloadWindow) -> bool:
     """Whether requests waited during the window. Raises Inapplicable if that is not known."""
     if window.waiting_requests is None:
-        raise Inapplicable("the engine does not tell how many requests wait")
+        raise Inapplicable("the engine does not report how many requests wait")
     return window.waiting_requests >= LEAST_WAITING
 
 
@@ -129,7 +129,7 @@ def outcome(
     if waits(window):
         cost = Interval(1.0 / capacity.high, 1.0 / capacity.low)
         return Prediction(lever, capacity, cost, capacity, evidence, action, target)
-    evidence += "; nobody waits, so this frees capacity and adds no throughput"
+    evidence += "; no requests wait, so this frees capacity but adds no throughput"
     cost = Interval(min(1.0, 1.0 / capacity.high), max(1.0, 1.0 / capacity.low))
     return Prediction(lever, Interval(1.0, 1.0), cost, capacity, evidence, action, target)
 

@@ -18,7 +18,7 @@ class AdviceSettings:
         "advice.window",
         duration(at_least=5.0, at_most=3600.0),
         300.0,
-        "Time that advice rests on. Shorter windows follow changes sooner and scatter more.",
+        "Length of the window that advice is based on. Shorter windows react sooner but are noisier.",
         "5m",
         reload=False,
     )
@@ -26,7 +26,7 @@ class AdviceSettings:
         "advice.stable",
         duration(at_least=5.0, at_most=3600.0),
         600.0,
-        "Time for which a change must be stable before its prediction is compared with what came.",
+        "How long a change must be stable before its prediction is compared with the result.",
         "10m",
         reload=False,
     )

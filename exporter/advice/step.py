@@ -197,9 +197,9 @@ def step_of(window: WorkloadWindow) -> Step:
     """The mean pass of the window. Raises Inapplicable if a part of it is not known."""
     model = window.description
     if model is None:
-        raise Inapplicable("the model is not described, so its bytes and FLOPs are not known")
+        raise Inapplicable("the model is not described, so its FLOPs and bytes are not known")
     if not window.passes or not window.decode_tokens or window.prefill_tokens is None:
-        raise Inapplicable("the engine does not tell tokens and forward passes of this window")
+        raise Inapplicable("the engine did not report tokens and forward passes in this window")
     if window.decode_context is None:
         raise Inapplicable("the context of the decoded tokens is not known")
     if window.gpu_count != window.tensor_parallel:
@@ -209,7 +209,9 @@ def step_of(window: WorkloadWindow) -> Step:
         )
     running, decoded = window.running_requests, window.decode_tokens / window.passes
     if running is not None and decoded > _TOKENS_PER_REQUEST * max(1.0, running):
-        raise Inapplicable("requests gain several tokens a pass: speculation is not modelled")
+        raise Inapplicable(
+            "requests gain several tokens per pass: speculative decoding is not modelled"
+        )
     gpu = slowest(window)
     on_cpu = gpu.gpu.startswith("cpu")
     if on_cpu and model.weights.dense < _UNQUANTIZED_BYTES:
@@ -218,7 +220,7 @@ def step_of(window: WorkloadWindow) -> Step:
             "whether requests of one pass share the reading of them"
         )
     if gpu.graphics is None:
-        raise Inapplicable(f"{gpu.title} does not tell how long kernels run on it")
+        raise Inapplicable(f"{gpu.title} does not report how long kernels run")
     period = window.seconds / window.passes
     busy = min(1.0, gpu.graphics) * period
     prompts = window.prompts or 0.0
@@ -236,7 +238,7 @@ def step_of(window: WorkloadWindow) -> Step:
         on_cpu=on_cpu,
     )
     if step.decode_tokens <= 0:
-        raise Inapplicable("nothing is decoded here, and a pass is modelled by its decoding")
+        raise Inapplicable("no tokens are decoded here, and only passes that decode are modelled")
     return _measured(gpu, step, period)
 
 
@@ -289,7 +291,9 @@ def rates_of(gpu: GpuWindow, model: ModelDescription) -> Rates:
     bandwidth = gpu.reachable_bandwidth_bytes_per_second
     if bandwidth is None:
         if not peak:
-            raise Inapplicable(f"no probe or data sheet tells the memory bandwidth of {gpu.title}")
+            raise Inapplicable(
+                f"neither a probe nor a data sheet gives the memory bandwidth of {gpu.title}"
+            )
         bandwidth = REACHABLE_BANDWIDTH * peak
     links = gpu.reachable_link_bytes_per_second
     if links is None and gpu.peaks.nvlink_bytes_per_second:

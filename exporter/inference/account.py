@@ -131,7 +131,7 @@ class Account:
         description, problem = None, None
         path = self._config.model or self._locate(model.model)
         if path is None:
-            problem = "no config.json: set `model` of the workload to its path"
+            problem = "config.json not found: set `model` of the workload to its path"
         else:
             try:
                 description = load_model(

@@ -44,12 +44,12 @@ class WorkloadConfig:
     """
 
     name: str = option("name", text(), "", "Name of the workload.", "chat", required=True)
-    engine: str = option("engine", _engine, "vllm", "Which engine it is.", "vllm", required=True)
+    engine: str = option("engine", _engine, "vllm", "Inference engine.", "vllm", required=True)
     url: str = option(
         "url",
         http_url(),
         "",
-        "Address of its metrics.",
+        "URL of its metrics.",
         "http://127.0.0.1:8000/metrics",
         required=True,
     )
@@ -57,7 +57,7 @@ class WorkloadConfig:
         "model",
         optional(text()),
         None,
-        "Path of the model's config.json or GGUF file; not given: the model that the engine reports.",
+        "Path of the model's config.json or GGUF file. Default: the model that the engine reports.",
         "/models/chat/config.json",
         convert=Path,
     )
@@ -65,46 +65,44 @@ class WorkloadConfig:
         "gpus",
         items(_GPU),
         (),
-        "Its GPUs by index or UUID; not given: those of its processes.",
+        "Its GPUs, by index or UUID. Default: the GPUs that its processes use.",
         "[0, 1]",
     )
     tensor_parallel: int | None = option(
         "tensor_parallel",
         optional(integer(at_least=1)),
         None,
-        "Tensor-parallel degree; not given: the number of GPUs over pipeline_parallel.",
+        "Tensor-parallel size. Default: the number of GPUs divided by pipeline_parallel.",
         "2",
     )
     pipeline_parallel: int = option(
-        "pipeline_parallel", integer(at_least=1), 1, "Pipeline-parallel degree.", "1"
+        "pipeline_parallel", integer(at_least=1), 1, "Pipeline-parallel size.", "1"
     )
     gpus_total: int | None = option(
         "gpus_total",
         optional(integer(at_least=1)),
         None,
-        "GPUs of the whole engine, where some are on other hosts and like these.",
+        "Total GPUs of the engine, if some are on other hosts. All must be of the same kind.",
         "16",
     )
     precision: str | None = option(
         "precision",
         optional(choice(*PRECISIONS)),
         None,
-        "Precision it serves in; not given: the precision that the model or the engine names.",
+        "Serving precision. Default: the precision that the model or the engine reports.",
         "fp8",
     )
     kv_cache_dtype: str | None = option(
         "kv_cache_precision",
         optional(choice(*PRECISIONS)),
         None,
-        "Precision of its KV cache; not given: the precision that the model or the engine names.",
+        "Precision of the KV cache. Default: the precision that the model or the engine reports.",
         "fp8",
     )
     interval_seconds: float = option(
-        "interval", duration(at_least=1), 15.0, "Time between scrapes of the engine.", "15s"
+        "interval", duration(at_least=1), 15.0, "Scrape interval.", "15s"
     )
-    timeout_seconds: float = option(
-        "timeout", duration(at_least=0.1), 5.0, "Longest time for one scrape.", "5s"
-    )
+    timeout_seconds: float = option("timeout", duration(at_least=0.1), 5.0, "Scrape timeout.", "5s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,7 @@ class DiscoveryConfig:
         "workload_discovery.ports",
         items(integer(at_least=1, at_most=65535), at_most=64),
         (),
-        "Local ports to ask for an engine's metrics.",
+        "Local ports to query for an engine's metrics.",
         "[8000, 30000]",
         reload=False,
     )
@@ -123,7 +121,7 @@ class DiscoveryConfig:
         "workload_discovery.interval",
         duration(at_least=5),
         60.0,
-        "Time between looks.",
+        "Discovery interval.",
         "60s",
         reload=False,
     )
@@ -131,9 +129,9 @@ class DiscoveryConfig:
         "workload_discovery.processes",
         choice("auto", "on", "off"),
         "auto",
-        "Look for engines behind the processes that hold a GPU, in containers too; on a host without "
-        "one, behind those that look like an engine. "
-        "`auto`: where they can be seen. `on`: and warn where they cannot.",
+        "Discover engines through the processes that hold a GPU, including those in containers. On a "
+        "host without a GPU: through the processes that look like an engine. "
+        "`auto`: if the processes are visible. `on`: the same, and warn if they are not.",
         "off",
         reload=False,
     )

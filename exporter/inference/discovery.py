@@ -128,8 +128,10 @@ _STARTERS = re.compile(
     r"(?:ba|da|fi|k|tc|z)?sh|su|sudo|login|init|sshd.*|tmux.*|screen.*|systemd.*|supervisord"
     r"|slurmstepd.*|containerd-shim.*|docker-init|tini"
 )
-_NO_PIDS = "the processes that hold GPUs are not to be seen: it needs the host's process ids"
-_NO_RIGHT = "the processes that hold GPUs are not ours to look at: it needs root and CAP_SYS_PTRACE"
+_NO_PIDS = "the processes that hold GPUs are not visible: the host's PID namespace is needed"
+_NO_RIGHT = (
+    "no permission to inspect the processes that hold GPUs: root and CAP_SYS_PTRACE are needed"
+)
 
 
 class ContainerDiscovery:

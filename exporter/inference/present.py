@@ -120,13 +120,13 @@ def _share_here(
     if config.gpus_total:
         return min(1.0, len(gpus) / config.gpus_total)
     reading = totals.reading
-    told = [
+    sizes = [
         reading.gpus,
         split.launched_gpus,
         (reading.tensor_parallel or 1) * (reading.pipeline_parallel or 1),
         (config.tensor_parallel or 1) * (config.pipeline_parallel or 1),
     ]
-    most = max(size for size in told if size is not None)
+    most = max(size for size in sizes if size is not None)
     return 1.0 if most <= len(gpus) else None
 
 
@@ -146,9 +146,9 @@ def precision_of(
     if config.precision is not None:
         return config.precision
     description = totals.description
-    said = [totals.reading.precision]
-    said += [description.compute_precision, description.data_type] if description else []
-    candidates = [precision for precision in said if precision is not None]
+    stated = [totals.reading.precision]
+    stated += [description.compute_precision, description.data_type] if description else []
+    candidates = [precision for precision in stated if precision is not None]
     for precision in candidates:
         if _peak(gpus, precision, state) is not None:
             return precision

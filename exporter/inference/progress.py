@@ -70,10 +70,10 @@ class Progress:
         running sequences began before it was tracked, unless it has `restarted` since.
         """
         server = server or Server()
-        told = reading.finished is not None and reading.in_flight is not None
+        by_request = reading.finished is not None and reading.in_flight is not None
         if changed:
             self.aborted, self.surplus = _NOTHING, []
-        if told:
+        if by_request:
             prefills, decodes, running = self._by_request(
                 reading, changed=changed, restarted=restarted
             )
@@ -178,13 +178,13 @@ class Progress:
             self.computed_share = new / (new + cached)
         return [replace(point, length=point.length * self.computed_share) for point in prompts]
 
-    def _under_way(self, told: InFlight, reading: ModelReading) -> tuple[InFlight, InFlight]:
+    def _under_way(self, reported: InFlight, reading: ModelReading) -> tuple[InFlight, InFlight]:
         """The running sequences, and those found to be aborted."""
-        if max(0.0, told.requests) < self.aborted.requests:
+        if max(0.0, reported.requests) < self.aborted.requests:
             # Some of them ended after all: there cannot be more of them than sequences remaining.
-            share = max(0.0, told.requests) / self.aborted.requests
+            share = max(0.0, reported.requests) / self.aborted.requests
             self.aborted = _share_of(self.aborted, share)
-        flight = _less(told, self.aborted)
+        flight = _less(reported, self.aborted)
         running = reading.running_requests
         if running is None or flight.requests <= 0:
             self.surplus = []
@@ -316,24 +316,24 @@ def _with_passes(
     )
     # Short prompts share a pass: as many tokens as fit.
     least = max(work.prefill_tokens / work.chunk_tokens, 0.0)
-    told = reading.passes
-    if told is None and reading.observed_passes is not None:
+    all_passes = reading.passes
+    if all_passes is None and reading.observed_passes is not None:
         advanced = sequence_passes + prompts
-        told = true_passes(reading.observed_passes, server.api_servers or 1, advanced)
+        all_passes = true_passes(reading.observed_passes, server.api_servers or 1, advanced)
         # A pass advances at most the sequences that were running or arrived; requests need not be
         # spread evenly over the API servers.
         most = running[0] + prompts
         if most > 0:
-            told = min(reading.observed_passes, max(told, advanced / most))
-    if told is not None:
+            all_passes = min(reading.observed_passes, max(all_passes, advanced / most))
+    if all_passes is not None:
         together, alone = 1.0, 1.0
         if not reading.chunks_as_one:
-            together = sequences_per_pass(sequence_passes + prompts, told)
+            together = sequences_per_pass(sequence_passes + prompts, all_passes)
             alone = (running[0] < 1) / 2 + (running[1] < 1) / 2
         silent = max(0.0, chunks - prompts) * alone / max(1.0, together)
-        passes = max(told + silent, least)
+        passes = max(all_passes + silent, least)
         # If there were fewer passes than prompts, prompts shared passes.
-        prefill = min(passes, max(min(prompts, told), least) + silent)
+        prefill = min(passes, max(min(prompts, all_passes), least) + silent)
         return replace(work, prefill_passes=prefill, decode_passes=passes - prefill)
     prefill_passes = reading.prefill_passes
     if prefill_passes is None:

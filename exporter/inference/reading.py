@@ -228,7 +228,7 @@ class Engine:
     path: str = "/metrics"
     # For the documentation: what to enable, and what the engine reports.
     title: str = ""
-    enable: str = "nothing"
+    enable: str = "on by default"
     reports: str = ""
     # Scraped at least this often, whatever the configured interval, if the number of requests must
     # be observed because there is no counter for it.

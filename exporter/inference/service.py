@@ -249,14 +249,14 @@ class WorkloadService:
 
     def _served(self, workload: _Workload, totals: ModelTotals, state: State) -> Served:
         gpus = self._gpus_of(workload, state)
-        told = totals.reading.gpus or workload.launch.gpus
+        reported = totals.reading.gpus or workload.launch.gpus
         return Served(
             workload=workload.config.name,
             engine=workload.config.engine,
             shown=self._shown(workload, totals, state),
             gpus=gpus,
             gpu_count=workload.config.gpus_total
-            or told
+            or reported
             or len(gpus) + len(missing_gpus(workload.config, state)),
             tensor_parallel=totals.reading.tensor_parallel or self._tensor_parallel(workload),
             description=totals.description,
@@ -305,9 +305,9 @@ class WorkloadService:
     def _tensor_parallel(self, workload: _Workload) -> int:
         """As configured or started; else all GPUs of the workload count as one group."""
         config = workload.config
-        told = config.tensor_parallel or workload.launch.tensor_parallel
-        if told:
-            return told
+        size = config.tensor_parallel or workload.launch.tensor_parallel
+        if size:
+            return size
         state = self._state()
         count = len(self._gpus_of(workload, state)) + len(missing_gpus(config, state))
         return max(1, count // (config.pipeline_parallel or 1))
@@ -341,18 +341,18 @@ class WorkloadService:
             yield from self._containers.look(
                 engine_processes() if self._on_processor() else holding
             )
-            self._say_unavailable(self._containers.unavailable)
+            self._log_unavailable(self._containers.unavailable)
         if self._discovery.list_pods is not None:
             yield from discover_pods(self._discovery.list_pods, fetch=self._fetch)
 
-    def _say_unavailable(self, reason: str | None) -> None:
+    def _log_unavailable(self, reason: str | None) -> None:
         """Log once why engines cannot be found by their processes."""
         if reason == self._unavailable:
             return
         self._unavailable = reason
         if reason is not None:
-            say = log.warning if self._discovery.processes == "on" else log.info
-            say("process_discovery_unavailable", reason=reason)
+            write = log.warning if self._discovery.processes == "on" else log.info
+            write("process_discovery_unavailable", reason=reason)
 
     def _adopt(self, endpoints: Iterable[Endpoint]) -> None:
         """Scrape newly found engines; forget those that have long been silent."""

@@ -73,22 +73,22 @@ def test_without_a_queue_a_lever_brings_no_throughput() -> None:
     assert prediction.gain == (1.0, 1.0)
     assert prediction.capacity.low > 1.5
     assert prediction.cost.high == 1.0
-    assert "nobody waits" in prediction.evidence
+    assert "no requests wait" in prediction.evidence
 
 
 @pytest.mark.parametrize(
     ("lever", "facts", "words"),
     [
-        ("larger_batch", {"waiting_requests": 0.0}, "nobody waits"),
+        ("larger_batch", {"waiting_requests": 0.0}, "no requests wait"),
         ("larger_batch", {"cache_usage_ratio": 0.95}, "95% full"),
-        ("larger_batch", {"cache_usage_ratio": None}, "how full"),
+        ("larger_batch", {"cache_usage_ratio": None}, "KV cache usage"),
         ("larger_batch", {"waiting_requests": None}, "how many requests wait"),
         ("larger_batch", {"description": None}, "not described"),
         ("weights_fp8", {"passes": None}, "forward passes"),
         ("weights_fp8", {"decode_context": None}, "context"),
         ("weights_fp8", {"gpus": ()}, "no GPU"),
         ("weights_fp8", {"gpu_count": 2}, "pipeline and data parallelism"),
-        ("weights_fp8", {"running_requests": 5.0}, "speculation"),
+        ("weights_fp8", {"running_requests": 5.0}, "speculative decoding"),
         ("weights_fp4", {}, "has no fp4 arithmetic"),
         ("full_clocks", {}, "at their maximum"),
         ("fewer_launch_gaps", {}, "100%"),
@@ -211,7 +211,7 @@ def test_a_lost_prefix_cache_costs_the_prefill_that_it_saved() -> None:
 
     assert prediction.gain.low > 1.2
     assert "0% of the prompt tokens" in prediction.evidence
-    assert "80% did before" in prediction.evidence
+    assert "80% at its best" in prediction.evidence
 
 
 def test_idle_replicas_are_released_with_a_reserve() -> None:

@@ -24,7 +24,7 @@ from exporter.advice.window import GpuWindow, Reference, WorkloadWindow
 _LEAST_CLOCK_LOSS = 0.03
 _ACTIONS = {
     "power": "raise the power limit to {limit:.0f} W (nvidia-smi --power-limit {limit:.0f})",
-    "thermal": "open a ticket for cooling: the GPU is held back by its temperature",
+    "thermal": "open a ticket for cooling: the GPU is throttled by its temperature",
     "other": "release the clock limit (nvidia-smi --reset-gpu-clocks)",
 }
 _CAUSES = {"power": "the power limit", "thermal": "heat", "other": "a clock setting"}
@@ -38,14 +38,14 @@ def _predict_clocks(window: WorkloadWindow) -> Prediction:
         raise Inapplicable("the clocks are at their maximum")
     cause = max(gpu.clock_lost_to, key=lambda name: gpu.clock_lost_to[name], default="other")
     if cause == "idle":
-        raise Inapplicable("the clock is low because the GPU idles")
+        raise Inapplicable("the clock is low because the GPU is idle")
     target = Interval(1.0, 1.0)
     limit = 0.0
     if cause == "power":
         target, limit = _by_power(gpu, clock)
     capacity = _at_clock(gpu, today, target)
     evidence = (
-        f"{_CAUSES.get(cause, cause)} holds the SM clock at {clock:.0%} of its maximum; "
+        f"{_CAUSES.get(cause, cause)} limits the SM clock to {clock:.0%} of its maximum; "
         f"matrix products take {today.parts()['matrices'] / today.seconds:.0%} of the time: "
         f"{percent(capacity)} at {target.middle:.0%}"
     )
@@ -66,10 +66,10 @@ def _by_power(gpu: GpuWindow, clock: float) -> tuple[Interval, float]:
     limit, draw = gpu.power_limit_max_watts, gpu.power_watts
     if limit is None or draw is None or gpu.power_limit_watts is None:
         raise Inapplicable(
-            "the power limit holds the clock down, and how far it may rise is unknown"
+            "the power limit lowers the clock, and the highest allowed limit is unknown"
         )
     if limit < 1.02 * gpu.power_limit_watts:
-        raise Inapplicable(f"the power limit is at the board's maximum of {limit:.0f} W already")
+        raise Inapplicable(f"the power limit is already at the board's maximum of {limit:.0f} W")
     reached = clock_at(limit, draw_watts=draw, clock_ratio=clock, board_watts=limit)
     return Interval(max(clock, reached.low), max(clock, reached.high)), limit
 
@@ -139,7 +139,7 @@ def clock_at(
 
 def _clock_for_power(limit: float, draw: float, clock: float, idle: float, rest: float) -> float:
     if draw <= idle or limit <= idle or clock <= 0:
-        raise Inapplicable("the power that is drawn is about what the board draws at rest")
+        raise Inapplicable("the board draws about as much power as when it is idle")
 
     def dynamic(ratio: float) -> float:
         return ratio * (rest + (1.0 - rest) * ratio) ** 2

@@ -62,13 +62,13 @@ def _predict_weights(
     model = today.model
     lower = with_weights(model, value_bytes, precision)
     if stored_weight_bytes(lower) > 0.95 * stored_weight_bytes(model):
-        raise Inapplicable(f"the weights are stored in {precision} or less already")
+        raise Inapplicable(f"the weights are already stored in {precision} or less")
     capacity = _with_lower_weights(window, today, lower)
     parts = today.parts()
     before, after = today.weight_bytes, replace(today, model=lower).weight_bytes
     evidence = (
         f"a pass reads {before / 1e9:.1f} GB of weights at batch {today.decode_tokens:.0f} "
-        f"({parts['weights'] / today.seconds:.0%} of the time); {precision} leaves "
+        f"({parts['weights'] / today.seconds:.0%} of the time), in {precision} "
         f"{after / 1e9:.1f} GB: {percent(capacity)}"
     )
     return outcome(window, lever, capacity, evidence=evidence, action=action, target=value_bytes)
@@ -124,7 +124,7 @@ def _reaches_four_bits(before: WorkloadWindow, now: WorkloadWindow) -> bool:
 def _after_weights(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
     """Throughput ratio for the weights of the later window."""
     if now.description is None:
-        raise Inapplicable("the model is not described, so its bytes and FLOPs are not known")
+        raise Inapplicable("the model is not described, so its FLOPs and bytes are not known")
     return _with_lower_weights(before, step_of(before), now.description)
 
 
@@ -182,10 +182,10 @@ def _predict_cache(window: WorkloadWindow) -> Prediction:
     if "fp8" not in gpu.peaks.flops:
         raise Inapplicable(f"{gpu.title} ({gpu.name}) has no fp8 arithmetic")
     if today.model.cache_value_bytes <= 1.0:
-        raise Inapplicable("the KV cache is stored in 8 bits or less already")
+        raise Inapplicable("the KV cache already uses 8 bits or less")
     capacity = _with_cache(window, today, 1.0)
     share = today.cache_bytes / today.rates.bytes_per_second / today.seconds
-    full = ", and the full cache holds the batch down" if cache_is_full(window) else ""
+    full = ", and the full cache limits the batch" if cache_is_full(window) else ""
     evidence = (
         f"a pass reads {today.cache_bytes / 1e9:.1f} GB of KV cache at a context of "
         f"{today.context:.0f} tokens ({share:.0%} of the time){full}: {percent(capacity)}"
@@ -209,7 +209,7 @@ def _with_cache(window: WorkloadWindow, today: Step, value_bytes: float) -> Inte
 
 def _after_cache(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
     if now.description is None:
-        raise Inapplicable("the model is not described, so its bytes and FLOPs are not known")
+        raise Inapplicable("the model is not described, so its FLOPs and bytes are not known")
     return _with_cache(before, step_of(before), now.description.cache_value_bytes)
 
 

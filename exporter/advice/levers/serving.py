@@ -32,10 +32,10 @@ def _predict_larger_batch(window: WorkloadWindow) -> Prediction:
     if not running or running < 1:
         raise Inapplicable("the number of running requests is not known")
     if not waits(window):
-        raise Inapplicable("nobody waits: the batch is as large as the demand")
+        raise Inapplicable("no requests wait: the batch already covers the demand")
     usage = window.cache_usage_ratio
     if usage is None:
-        raise Inapplicable("the engine does not tell how full its KV cache is")
+        raise Inapplicable("the engine does not report its KV cache usage")
     if usage >= FULL_CACHE:
         raise Inapplicable(
             f"the KV cache is {usage:.0%} full: a larger limit would only cause preemptions"
@@ -53,8 +53,8 @@ def _predict_larger_batch(window: WorkloadWindow) -> Prediction:
         and running < today.prefill_tokens / 4
     ):
         raise Inapplicable(
-            f"a pass computes {today.prefill_tokens:.0f} prompt tokens: prefill holds the batch "
-            "down, not the limit on requests"
+            f"a pass computes {today.prefill_tokens:.0f} prompt tokens: prefill limits the batch, "
+            "not the limit on requests"
         )
     capacity = _with_larger_batch(today, target / running)
     parts = today.parts()
@@ -105,21 +105,21 @@ _LEAST_HIT_LOSS = 0.05
 def _predict_prefix_cache(window: WorkloadWindow) -> Prediction:
     hits, best = window.cache_hit_ratio, window.best_cache_hit_ratio
     if hits is None:
-        raise Inapplicable("the engine does not tell its cache hits")
+        raise Inapplicable("the engine does not report cache hits")
     if best is None:
-        raise Inapplicable("no earlier hit rate to compare with is known yet")
+        raise Inapplicable("there is no earlier hit rate to compare with yet")
     if best - hits < _LEAST_HIT_LOSS:
-        raise Inapplicable(f"the hit rate is {hits:.0%}, and has not been much better lately")
+        raise Inapplicable(f"the hit rate of {hits:.0%} is close to its best of the last week")
     today = step_of(window)
     capacity = _with_hits(today, hits, Interval(best - 0.1 * (best - hits), best))
     evidence = (
-        f"{hits:.0%} of the prompt tokens come from the prefix cache, {best:.0%} did before; "
-        f"a pass computes {today.prefill_tokens:.0f} prompt tokens besides "
-        f"{today.decode_tokens:.0f} decoded ones: {percent(capacity)} with the former rate"
+        f"{hits:.0%} of the prompt tokens come from the prefix cache, {best:.0%} at its best; "
+        f"a pass computes {today.prefill_tokens:.0f} prompt tokens and "
+        f"{today.decode_tokens:.0f} decoded ones: {percent(capacity)} at the best rate"
     )
     action = (
-        "look for what changed: prompt templates with a varying head, routing that does not keep "
-        "sessions together, a smaller KV cache, --no-enable-prefix-caching"
+        "find out what changed: prompt templates that vary near the start, routing that no longer "
+        "keeps a session on one replica, a smaller KV cache, --no-enable-prefix-caching"
     )
     return outcome(
         window, "restore_prefix_cache", capacity, evidence=evidence, action=action, target=best
@@ -142,7 +142,7 @@ def _with_hits(today: Step, hits: float, wanted: Interval) -> Interval:
 def _after_prefix_cache(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
     hits, reached = before.cache_hit_ratio, now.cache_hit_ratio
     if hits is None or reached is None:
-        raise Inapplicable("the engine does not tell its cache hits")
+        raise Inapplicable("the engine does not report cache hits")
     return _with_hits(step_of(before), hits, Interval(reached, reached))
 
 
@@ -163,20 +163,20 @@ _LEAST_GAP_SHARE = 0.03
 
 def _predict_launch_gaps(window: WorkloadWindow) -> Prediction:
     if not waits(window):
-        raise Inapplicable("nobody waits: gaps cannot be told from a lack of requests")
+        raise Inapplicable("no requests wait: gaps cannot be distinguished from a lack of requests")
     today = step_of(window)
     share = today.gap_seconds / today.seconds
     if share < _LEAST_GAP_SHARE:
         raise Inapplicable(f"kernels run for {1 - share:.0%} of the time")
     capacity = throughput_ratio(today, [Change(today, gap_factor=left) for left in _REMAINING_GAPS])
     evidence = (
-        f"requests wait, and yet no kernel runs for {share:.0%} of the time "
+        f"requests wait, but no kernel runs for {share:.0%} of the time "
         f"({1e3 * today.gap_seconds:.1f} ms of each {1e3 * today.seconds:.1f} ms pass): "
-        f"{percent(capacity)} without most of it"
+        f"{percent(capacity)} with most of the gaps removed"
     )
     action = (
-        "turn CUDA graphs on (vLLM: no --enforce-eager), schedule asynchronously "
-        "(vLLM: --async-scheduling), and give the engine's process a core of its own"
+        "enable CUDA graphs (vLLM: no --enforce-eager) and asynchronous scheduling "
+        "(vLLM: --async-scheduling), and give the engine's process its own core"
     )
     return outcome(window, "fewer_launch_gaps", capacity, evidence=evidence, action=action)
 
@@ -192,12 +192,12 @@ _HEADROOM = 1.3
 
 def _predict_release(window: WorkloadWindow) -> Prediction:
     if waits(window):
-        raise Inapplicable("requests wait: nothing is idle")
+        raise Inapplicable("requests wait: no capacity is idle")
     if window.replicas < 2:
-        raise Inapplicable("it is the only engine of its model on this host")
+        raise Inapplicable("this is the only engine of the model on this host")
     usage, running = window.cache_usage_ratio, window.running_requests
     if not running or not usage:
-        raise Inapplicable("running requests and KV-cache usage are not known, or nothing runs")
+        raise Inapplicable("running requests or KV cache usage are not known, or no requests run")
     today = step_of(window)
     largest = USABLE_CACHE / usage
     reach = (
@@ -207,16 +207,16 @@ def _predict_release(window: WorkloadWindow) -> Prediction:
     needed = min(window.replicas, max(1, -int(-window.replicas // max(1.0, reach))))
     released = window.replicas - needed
     if released < 1:
-        raise Inapplicable("each replica is needed for today's load with a reserve of 30 %")
+        raise Inapplicable("every replica is needed for the current load with 30 % headroom")
     cost = needed / window.replicas
     evidence = (
-        f"nobody waits, {running:.1f} requests run in each of {window.replicas} replicas with "
-        f"{usage:.0%} of the KV cache; {needed} can serve the same with a reserve of 30 %"
+        f"no requests wait; each of {window.replicas} replicas runs {running:.1f} requests and uses "
+        f"{usage:.0%} of its KV cache; {needed} can serve the same load with 30 % headroom"
     )
     most = math.ceil(_HEADROOM * running * window.replicas / needed)
     action = (
-        f"stop {released} of {window.replicas} replicas, or send them other traffic; the others must "
-        f"be allowed {most} requests at once (vLLM: --max-num-seqs)"
+        f"stop {released} of {window.replicas} replicas, or send them other traffic; the rest must "
+        f"allow {most} concurrent requests (vLLM: --max-num-seqs)"
     )
     one = Interval(1.0, 1.0)
     return Prediction(

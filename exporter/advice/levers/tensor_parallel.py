@@ -36,7 +36,9 @@ def _predict(window: WorkloadWindow) -> Prediction:
     """The better of the two sizes next to today's, as far as they can be predicted."""
     group = window.tensor_parallel
     if window.gpu_count != group:
-        raise Inapplicable("the engine combines tensor parallelism with another kind")
+        raise Inapplicable(
+            "the engine combines tensor parallelism with another kind of parallelism"
+        )
     found: list[Prediction] = []
     reasons: list[str] = []
     for predict in (_smaller, _larger):
@@ -52,7 +54,7 @@ def _predict(window: WorkloadWindow) -> Prediction:
 def _smaller(window: WorkloadWindow, today: Step, group: int) -> Prediction:
     if group < 2 or group % 2:
         raise Inapplicable(
-            "the model runs on one GPU" if group < 2 else f"{group} GPUs do not halve"
+            "the model runs on one GPU" if group < 2 else f"{group} GPUs cannot be split in half"
         )
     if not today.link_seconds_per_token:
         raise Inapplicable("the traffic between the GPUs is not known")
@@ -66,7 +68,7 @@ def _smaller(window: WorkloadWindow, today: Step, group: int) -> Prediction:
     )
     links = today.link_seconds_per_token * today.tokens / today.seconds
     evidence = (
-        f"at least {links:.0%} of the time goes to the links between {group} GPUs; two engines on "
+        f"at least {links:.0%} of the time is spent on the links between {group} GPUs; two engines on "
         f"{group // 2} each send less and read the weights twice: {percent(capacity)}"
     )
     action = f"serve two replicas with --tensor-parallel-size {group // 2}"
@@ -78,7 +80,7 @@ def _larger(window: WorkloadWindow, today: Step, group: int) -> Prediction:
     if window.replicas < 2:
         raise Inapplicable("a larger group needs a second engine of the model on this host")
     if 2 * group > _LARGEST_GROUP:
-        raise Inapplicable(f"a group of {2 * group} GPUs does not fit in a host")
+        raise Inapplicable(f"a group of {2 * group} GPUs does not fit on one host")
     whole = with_batch(_of_size(today, group, 2 * group), 2.0)
     capacity = margin(
         throughput_ratio(today, _grown(whole, group, 2 * group, produced=1.0)), _OTHERWISE
@@ -97,7 +99,7 @@ def _check_memory(window: WorkloadWindow, today: Step, group: int) -> None:
     """Raise Inapplicable unless weights and today's KV cache fit on a group of this size."""
     size, usage = slowest(window).memory_size_bytes, window.cache_usage_ratio
     if size is None or usage is None:
-        raise Inapplicable("the memory that weights and KV cache take is not known")
+        raise Inapplicable("the memory used by weights and KV cache is not known")
     running = window.running_requests or today.decode_tokens
     needed = stored_weight_bytes(today.model) / group + running * today.cache_bytes_per_decode
     if needed > _USABLE_MEMORY * size:
@@ -134,7 +136,9 @@ def _grown(step: Step, group: int, size: int, *, produced: float) -> list[Change
         ]
     rate = step.rates.link_bytes_per_second
     if rate is None:
-        raise Inapplicable("no probe or data sheet tells how fast the links between the GPUs are")
+        raise Inapplicable(
+            "neither a probe nor a data sheet gives the speed of the links between the GPUs"
+        )
     sent = exchanges * _EXCHANGED_BYTES * step.model.hidden_size * 2.0 * (size - 1) / size
     step = replace(step, link_seconds_per_token=sent / rate)
     return [

@@ -52,6 +52,6 @@ ENGINE = Engine(
     ports=(8080,),
     title="llama.cpp (`llama-server`)",
     enable="`--metrics`",
-    reports="prompts when they are processed, answers when they end; no request counts, so it is scraped every second",
+    reports="prompt tokens once they are processed, generated tokens when requests end; no request counts, so it is scraped every second",
     longest_interval_seconds=1.0,
 )

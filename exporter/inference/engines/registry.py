@@ -57,7 +57,7 @@ _BEGIN, _END = (
 def table() -> str:
     """The engines in Markdown, by name."""
     lines = [
-        "| `engine` | what it is | to turn on | default address | what it reports |",
+        "| `engine` | product | how to enable its metrics | default address | what it reports |",
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [

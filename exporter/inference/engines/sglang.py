@@ -232,6 +232,6 @@ ENGINE = Engine(
     histograms=HISTOGRAMS,
     title="SGLang",
     enable="`--enable-metrics`",
-    reports="tokens while requests run (at each log interval of its scheduler), lengths when they end",
+    reports="tokens while requests run (at each log interval of the scheduler), lengths when they end",
     deduplicate=deduplicate,
 )

@@ -77,6 +77,6 @@ ENGINE = Engine(
     ports=(3000, 8080),
     histograms=HISTOGRAMS,
     title="Text Generation Inference",
-    reports="prompts when they are accepted, answers when they end; no cache hits",
+    reports="prompt tokens when requests are accepted, generated tokens when they end; no cache hits",
     silent_at_start=True,
 )

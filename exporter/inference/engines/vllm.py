@@ -194,6 +194,6 @@ ENGINE = Engine(
     ports=(8000,),
     histograms=HISTOGRAMS,
     title="vLLM",
-    enable="nothing; `--enable-mfu-metrics` adds its own estimate as a second opinion",
+    enable="on by default; `--enable-mfu-metrics` adds vLLM's own estimate of FLOPs",
     reports="everything, while requests run",
 )

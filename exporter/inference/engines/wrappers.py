@@ -32,7 +32,7 @@ NIM = Engine(
     path="/v1/metrics",
     histograms=vllm.HISTOGRAMS,
     title="NVIDIA NIM",
-    reports="as vLLM, for the metric names that the version has",
+    reports="the same as vLLM, as far as the version exposes it",
     rename=_prefixed,
     rank=2,
 )
@@ -50,7 +50,7 @@ RAY_SERVE = Engine(
     histograms=vllm.HISTOGRAMS,
     title="Ray Serve LLM (vLLM)",
     enable="`log_engine_metrics: true`; the address is the node's metrics agent (`--metrics-export-port`)",
-    reports="as vLLM, with lengths only from the buckets of its histograms",
+    reports="the same as vLLM; lengths only from histogram buckets",
     rank=1,
 )
 
@@ -146,7 +146,7 @@ DYNAMO = Engine(
     histograms=frozenset().union(*(engine.histograms for engine in _DYNAMO_INNER)),
     title="NVIDIA Dynamo worker",
     enable="`DYN_SYSTEM_PORT` (8081)",
-    reports="what the engine inside reports",
+    reports="what the engine inside the worker reports",
     marker="dynamo_",
     rank=-2,
     deduplicate=sglang.deduplicate,

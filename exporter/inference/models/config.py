@@ -122,6 +122,9 @@ def describe(
     hidden, vocabulary = fields.require("hidden_size"), fields.require("vocab_size")
     stack = STACKS[family.stack](fields, family)
     fields.check()
+    for mixture in {layer.mixture for layer in stack.layers}:
+        if mixture is not None and mixture.active_experts > mixture.experts:
+            raise fields.error(f"{mixture.active_experts} of {mixture.experts} experts are active")
     traits = {
         "feed_forward_bias": fields.flag("mlp_bias", default=family.feed_forward_bias),
         "tied_embeddings": fields.flag("tie_word_embeddings", default=family.tied_embeddings),
@@ -195,7 +198,7 @@ def _family(model_type: str) -> ModelFamily:
     """The family of an architecture that is known exactly; raises UnknownArchitectureError."""
     family = FAMILIES.get(model_type)
     if family is None:
-        reason = REFUSED.get(model_type, "not one that is known exactly")
+        reason = REFUSED.get(model_type, "it is not in the list of supported architectures")
         raise UnknownArchitectureError(model_type, reason=reason)
     return family
 
@@ -243,14 +246,14 @@ def _refuse_foreign(fields: ConfigFields, family: ModelFamily) -> None:
         if name not in family.own_fields and fields.raw(name) not in (None, 0, False, [])
     ]
     if foreign:
-        raise fields.error(f"layers that the formulas do not cover ({', '.join(foreign)})")
+        raise fields.error(f"it has layers that are not supported ({', '.join(foreign)})")
     kinds = fields.raw("attn_type_list")
     if isinstance(kinds, list) and not all(kinds):
         # MiniMax marks its linear-attention layers with 0.
-        raise fields.error("layers that the formulas do not cover (attn_type_list)")
+        raise fields.error("it has layers that are not supported (attn_type_list)")
     latent = fields.integer("kv_lora_rank") or family.stack
     if fields.integer("index_topk") and not latent:
-        raise fields.error("sparse attention is covered for latent attention only (index_topk)")
+        raise fields.error("sparse attention is only supported with latent attention (index_topk)")
 
 
 def _attention(fields: ConfigFields, family: ModelFamily) -> Attention:
@@ -350,7 +353,7 @@ def _with_formats(
         cache = cache_scheme(quantization)
         if scheme is None:
             method = str(quantization.get("quant_method") or quantization.get("quant_algo"))
-            raise fields.error(f"quantization {method[:60]!r} is not known")
+            raise fields.error(f"quantization {method[:60]!r} is not supported")
         weights = weight_bytes(scheme, quantization, plain, layers)
         compute = scheme.compute or own
         if _four_bit_experts(fields, quantization):
@@ -395,8 +398,8 @@ def _is_sparse(group: LayerGroup) -> bool:
 
 def _full_states(fields: ConfigFields) -> bool:
     """Whether the states of recurrent layers are kept in 32 bits, as set in some files."""
-    said = fields.raw("mamba_ssm_dtype") or fields.raw("mamba_ssm_cache_dtype")
-    return str(said).removeprefix("torch.") == "float32"
+    stored = fields.raw("mamba_ssm_dtype") or fields.raw("mamba_ssm_cache_dtype")
+    return str(stored).removeprefix("torch.") == "float32"
 
 
 def _one_line(error: BaseException) -> str:

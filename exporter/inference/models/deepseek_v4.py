@@ -66,7 +66,7 @@ def _kinds(fields: ConfigFields, count: int) -> tuple[str, ...]:
         if not all(kinds):
             raise fields.error("compress_ratios has ratios other than 0, 4 and 128")
         return kinds
-    raise fields.error("nothing says how each of its layers attends")
+    raise fields.error("the file does not give the attention of each layer")
 
 
 def _attention(fields: ConfigFields, kind: str) -> CompressedAttention:

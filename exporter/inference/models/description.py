@@ -165,4 +165,4 @@ class UnknownArchitectureError(ModelDescriptionError):
         self.model_type = model_type
         self.missing_fields = tuple(missing_fields)
         what = f"missing fields: {', '.join(self.missing_fields)}" if missing_fields else reason
-        super().__init__(f"cannot describe architecture {model_type!r}: {what}")
+        super().__init__(f"unsupported model architecture {model_type!r}: {what}")

@@ -144,7 +144,7 @@ def kinds_of(
     kinds = tuple(str(kind) for kind in listed[:count])
     unknown = set(kinds) - set(allowed)
     if unknown:
-        raise fields.error(f"layer type {min(unknown)!r} is not described")
+        raise fields.error(f"layer type {min(unknown)!r} is not supported")
     return kinds
 
 

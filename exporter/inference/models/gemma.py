@@ -23,7 +23,7 @@ def gemma_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     window = fields.require("sliding_window")
     fields.check()
     if fields.raw("use_bidirectional_attention") == "all":
-        raise fields.error("attention to later tokens is not described")
+        raise fields.error("attention to later tokens is not supported")
     kinds = kinds_of(fields, "layer_types", count, (_FULL, _SLIDING))
     if kinds is None:
         period = _PERIOD[fields.model_type]
@@ -79,7 +79,7 @@ def _feed_forward_sizes(fields: ConfigFields, count: int, first_shared: int) -> 
     if isinstance(listed, list):  # Gemma 3n may list one per layer
         sizes = [fields.whole("intermediate_size", size) for size in listed[:count]]
         if len(sizes) < count or not all(sizes):
-            raise fields.error(f"intermediate_size does not have a size for {count} layers")
+            raise fields.error(f"intermediate_size does not list a size for each of {count} layers")
         return tuple(size or 0 for size in sizes)
     size = fields.require("intermediate_size")
     wide = 2 if fields.flag("use_double_wide_mlp") else 1

@@ -166,7 +166,7 @@ def read_header(file: BinaryIO) -> Header:
         type_number = int(reader.number("<I"))
         reader.number("<Q")
         if type_number not in _TYPES:
-            raise ValueError(f"tensor type {type_number} is not known")
+            raise ValueError(f"tensor type {type_number} is not supported")
         tensors.append(Tensor(name, int(math.prod(dimensions)), type_number))
     return Header(values, tuple(tensors))
 
@@ -178,7 +178,7 @@ def describe_gguf(
     architecture = str(header.values.get("general.architecture") or "unknown")
     family = _FAMILIES.get(architecture)
     if family is None:
-        raise UnknownArchitectureError(architecture, reason="not one that is known in GGUF files")
+        raise UnknownArchitectureError(architecture, reason="it is not supported in GGUF files")
     names = {tensor.name for tensor in header.tensors}
     config = _config(header, architecture, names) | {"model_type": family}
     model = describe(config)
@@ -227,7 +227,7 @@ def _check(model: ModelDescription, header: Header, architecture: str) -> None:
     counted = count_parameters(model).total
     there = sum(t.parameters for t in header.tensors if not t.name.startswith("rope_"))
     if there <= 0 or abs(counted / there - 1) > TOLERANCE:
-        reason = f"its tensors have {there} parameters, the formulas {counted}"
+        reason = f"its tensors have {there} parameters, but the formulas give {counted}"
         raise UnknownArchitectureError(architecture, reason=reason)
 
 
@@ -283,10 +283,10 @@ class _Reader:
         """The next bytes."""
         self._left -= size
         if self._left < 0:
-            raise ValueError(f"a header of more than {LARGEST_HEADER_BYTES} bytes")
+            raise ValueError(f"the header is larger than {LARGEST_HEADER_BYTES} bytes")
         data = self._file.read(size)
         if len(data) != size:
-            raise ValueError("the header is cut short")
+            raise ValueError("the header is truncated")
         return data
 
     def number(self, form: str) -> float:
@@ -298,14 +298,14 @@ class _Reader:
         """The number of items that follow."""
         value = int(self.number("<Q"))
         if value > LARGEST_COUNT:
-            raise ValueError(f"a count of {value}")
+            raise ValueError(f"the header has a count of {value}")
         return value
 
     def text(self) -> str:
         """The next string."""
         size = int(self.number("<Q"))
         if size > LONGEST_TEXT:
-            raise ValueError(f"a text of {size} bytes")
+            raise ValueError(f"the header has a string of {size} bytes")
         return self.take(size).decode(errors="replace")
 
     def value(self, kind: int) -> Any:
@@ -315,7 +315,7 @@ class _Reader:
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind != _ARRAY:
-            raise ValueError(f"a value of kind {kind}")
+            raise ValueError(f"the header has a value of unknown type {kind}")
         inner, count = int(self.number("<I")), self.count()
         if inner in _SCALARS and inner != _ARRAY:
             if count <= 4096:
@@ -323,7 +323,7 @@ class _Reader:
             self.take(count * struct.calcsize(_SCALARS[inner]))
             return None
         if inner != _TEXT:
-            raise ValueError("an array of arrays")
+            raise ValueError("the header has nested arrays")
         for _ in range(count):
             self.text()
         return count

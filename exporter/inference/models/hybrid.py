@@ -35,7 +35,7 @@ def layer_kinds(fields: ConfigFields, family: ModelFamily) -> tuple[str, ...]:
     if kinds is None and family.recurrent in {"mamba", "mamba2"} and count:
         kinds = _attending(fields, min(count, LARGEST_LAYER_COUNT))
     if not kinds:
-        raise fields.error("nothing says which of its layers are recurrent")
+        raise fields.error("the file does not say which layers are recurrent")
     if count and len(kinds) < count:
         raise fields.error(f"{len(kinds)} kinds of layers for {count} layers")
     return tuple(kinds[: min(count or len(kinds), LARGEST_LAYER_COUNT)])
@@ -58,14 +58,14 @@ def _written(fields: ConfigFields) -> list[str] | None:
     if isinstance(pattern, str) and pattern:
         letters = [letter for letter in pattern if letter != "|"]
         if not set(letters) <= set(_LETTERS):
-            raise fields.error("hybrid_override_pattern has letters that are not described")
+            raise fields.error("hybrid_override_pattern has letters that are not supported")
         return [_LETTERS[letter] for letter in letters]
     for name in ("layers_block_type", "layer_types"):
         listed = fields.raw(name)
         if isinstance(listed, Sequence) and not isinstance(listed, str) and listed:
             unknown = {str(kind) for kind in listed} - set(_NAMES)
             if unknown:
-                raise fields.error(f"layer type {min(unknown)!r} is not described")
+                raise fields.error(f"layer type {min(unknown)!r} is not supported")
             return [_NAMES[str(kind)] for kind in listed]
     return None
 
@@ -116,12 +116,12 @@ def _gated_delta(fields: ConfigFields) -> RecurrentMixer:
 
 def _kimi_delta(fields: ConfigFields) -> RecurrentMixer:
     """Kimi delta attention: as above, with a decay for each channel and low-rank gates."""
-    settings = fields.raw("linear_attn_config")
-    said = settings if isinstance(settings, dict) else {}
+    raw = fields.raw("linear_attn_config")
+    settings = raw if isinstance(raw, dict) else {}
     hidden = fields.require("hidden_size")
-    heads = int(said.get("num_heads") or 0) or fields.require("linear_num_heads")
-    size = int(said.get("head_dim") or 0) or fields.require("linear_head_dim")
-    kernel = int(said.get("short_conv_kernel_size") or 0) or fields.require(
+    heads = int(settings.get("num_heads") or 0) or fields.require("linear_num_heads")
+    size = int(settings.get("head_dim") or 0) or fields.require("linear_head_dim")
+    kernel = int(settings.get("short_conv_kernel_size") or 0) or fields.require(
         "linear_conv_kernel_dim"
     )
     wide = heads * size

@@ -52,10 +52,10 @@ def nemotron_nas_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
 
 
 def _nas_layer(fields: ConfigFields, block: Any, hidden: int) -> LayerGroup:
-    said = block if isinstance(block, Mapping) else {}
-    attention, feed_forward = said.get("attention"), said.get("ffn")
+    parts = block if isinstance(block, Mapping) else {}
+    attention, feed_forward = parts.get("attention"), parts.get("ffn")
     if not isinstance(attention, Mapping) or not isinstance(feed_forward, Mapping):
-        raise fields.error("block_configs lacks attention or ffn")
+        raise fields.error("an entry of block_configs lacks attention or ffn")
     unknown = [
         name
         for part, names in (
@@ -66,7 +66,7 @@ def _nas_layer(fields: ConfigFields, block: Any, hidden: int) -> LayerGroup:
         if part.get(name)
     ]
     if unknown:
-        raise fields.error(f"block_configs with {', '.join(unknown)} is not described")
+        raise fields.error(f"block_configs with {', '.join(unknown)} is not supported")
     mixer: Attention = NO_MIXER
     matrices = vectors = size = 0
     if attention.get("replace_with_linear"):
@@ -84,11 +84,13 @@ def _nas_layer(fields: ConfigFields, block: Any, hidden: int) -> LayerGroup:
     return LayerGroup(1, mixer, None, size, beside=Beside(matrices, vectors))
 
 
-def _nas_attention(fields: ConfigFields, said: Mapping[str, Any], hidden: int) -> GroupedAttention:
+def _nas_attention(
+    fields: ConfigFields, settings: Mapping[str, Any], hidden: int
+) -> GroupedAttention:
     heads = fields.require("num_attention_heads")
     fields.check()
-    group = fields.whole("n_heads_in_group", said.get("n_heads_in_group"))
-    key_value_heads = fields.whole("num_key_value_heads", said.get("num_key_value_heads"))
+    group = fields.whole("n_heads_in_group", settings.get("n_heads_in_group"))
+    key_value_heads = fields.whole("num_key_value_heads", settings.get("num_key_value_heads"))
     if not key_value_heads:
         if not group or heads % group:
             raise fields.error(f"n_heads_in_group is {group!r} for {heads} heads")
@@ -96,10 +98,10 @@ def _nas_attention(fields: ConfigFields, said: Mapping[str, Any], hidden: int) -
     return GroupedAttention(heads, key_value_heads, fields.integer("head_dim") or hidden // heads)
 
 
-def _nas_size(fields: ConfigFields, said: Mapping[str, Any], hidden: int) -> int:
+def _nas_size(fields: ConfigFields, settings: Mapping[str, Any], hidden: int) -> int:
     size, factor = (
-        fields.whole("intermediate_size", said.get("intermediate_size")),
-        said.get("ffn_mult"),
+        fields.whole("intermediate_size", settings.get("intermediate_size")),
+        settings.get("ffn_mult"),
     )
     if size:
         return size
@@ -119,7 +121,7 @@ def longcat_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     chosen = fields.require("num_experts_per_tok")
     kind = fields.raw("zero_expert_type")
     if kind not in (None, "identity"):
-        raise fields.error(f"zero_expert_type {kind!r} is not described")
+        raise fields.error(f"zero_expert_type {kind!r} is not supported")
     attention = LatentAttention(
         query_heads=fields.require("num_attention_heads"),
         query_rank=fields.integer("q_lora_rank") or 0,
@@ -132,7 +134,9 @@ def longcat_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     expert_size = fields.require("moe_intermediate_size")
     fields.check()
     if chosen * real % (real + zero):
-        raise fields.error(f"{chosen} of {real} + {zero} experts is no whole number that compute")
+        raise fields.error(
+            f"{chosen} of {real} + {zero} experts do not give a whole number of computing experts"
+        )
     mixture = MixtureOfExperts(
         experts=real,
         active_experts=chosen * real // (real + zero),
@@ -148,8 +152,8 @@ def longcat_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
 def minimax_m3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     """Return the layers of a MiniMax-M3 text model: most of them select blocks of keys."""
     count = layer_total(fields)
-    said = fields.raw("sparse_attention_config")
-    sparse: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
+    settings = fields.raw("sparse_attention_config")
+    sparse: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
     kinds = kinds_of(fields, "layer_types", count, (_FULL, _BLOCKS))
     if kinds is None:
         marks = sparse.get("sparse_attention_freq")
@@ -174,7 +178,7 @@ def minimax_m3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
             blocks=setting("index_topk_blocks", "sparse_topk_blocks"),
         )
         if not setting("index_local_blocks", "sparse_local_block"):
-            raise fields.error("a query that may not see its own block is not described")
+            raise fields.error("attention that leaves out the query's own block is not supported")
     mixture = MixtureOfExperts(
         experts=fields.require("num_experts"),
         active_experts=fields.require("num_experts_per_tok"),
@@ -229,7 +233,7 @@ def windowed_heads_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     if kinds is None and isinstance(marks, list) and len(marks) >= count:
         kinds = tuple(_SLIDING if mark else _FULL for mark in marks[:count])
     if kinds is None:
-        raise fields.error("nothing says which of its layers have a window")
+        raise fields.error("the file does not say which layers have a window")
     window = fields.require("sliding_window") if _SLIDING in kinds else 0
     mixture = MixtureOfExperts(
         experts=fields.require("num_experts"),
@@ -297,8 +301,8 @@ def _sizes_by_list(fields: ConfigFields, count: int) -> tuple[int, ...]:
 def _windowed_attention(
     fields: ConfigFields, family: ModelFamily, layer: int, *, windowed: bool
 ) -> GroupedAttention:
-    said = fields.raw("attention_other_setting")
-    other: Mapping[str, Any] = said if windowed and isinstance(said, Mapping) else {}
+    settings = fields.raw("attention_other_setting")
+    other: Mapping[str, Any] = settings if windowed and isinstance(settings, Mapping) else {}
 
     def size(name: str, older: str, swa: str) -> int:
         own = layer_override(fields, layer, name)
@@ -334,11 +338,11 @@ _AUDIO_KERNEL = 3
 def whisper_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     """Return the decoder's layers; the encoder is counted per prompt."""
     hidden = fields.require("hidden_size")
-    heard = fields.require("max_source_positions")
+    positions = fields.require("max_source_positions")
     count = fields.require("decoder_layers")
     heads = fields.require("decoder_attention_heads")
     size = fields.require("decoder_ffn_dim")
-    prologue = _audio_encoder(fields, hidden, heard, count)
+    prologue = _audio_encoder(fields, hidden, positions, count)
     fields.check()
     if count > LARGEST_LAYER_COUNT:
         raise fields.error(f"decoder_layers is {count}")
@@ -353,7 +357,7 @@ def whisper_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     beside = Beside(
         matrices=2 * hidden * hidden,
         vectors=4 * hidden - hidden,
-        token_flop=4 * hidden * heard,
+        token_flop=4 * hidden * positions,
     )
     layer = LayerGroup(1, attention, None, size, beside=beside)
     return Stack(
@@ -365,26 +369,28 @@ def whisper_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     )
 
 
-def _audio_encoder(fields: ConfigFields, hidden: int, heard: int, decoder_layers: int) -> Prologue:
+def _audio_encoder(
+    fields: ConfigFields, hidden: int, positions: int, decoder_layers: int
+) -> Prologue:
     """Two convolutions, the encoder's layers, and the keys and values of the decoder's layers."""
     layers = fields.require("encoder_layers")
     size = fields.require("encoder_ffn_dim")
-    sounds = fields.require("num_mel_bins")
+    mel_bins = fields.require("num_mel_bins")
     layer = 4 * hidden * hidden + 2 * hidden * size
     crossed = decoder_layers * 2 * hidden * hidden
-    first, second = _AUDIO_KERNEL * sounds * hidden, _AUDIO_KERNEL * hidden * hidden
+    first, second = _AUDIO_KERNEL * mel_bins * hidden, _AUDIO_KERNEL * hidden * hidden
     # The second convolution has stride 2.
-    flop = 2 * first * 2 * heard + 2 * second * heard
-    flop += heard * 2 * (layers * layer + crossed) + layers * 4 * hidden * heard * heard
+    flop = 2 * first * 2 * positions + 2 * second * positions
+    flop += positions * 2 * (layers * layer + crossed) + layers * 4 * hidden * positions * positions
     return Prologue(
         flop=flop,
         matrices=first + second + layers * layer + crossed,
         # Biases of the convolutions, positions, biases and norms of each layer, the last norm,
         # biases of the decoder's values.
         vectors=2 * hidden
-        + heard * hidden
+        + positions * hidden
         + layers * (3 * hidden + size + hidden + 4 * hidden)
         + 2 * hidden
         + decoder_layers * hidden,
-        cached_values=decoder_layers * 2 * hidden * heard,
+        cached_values=decoder_layers * 2 * hidden * positions,
     )

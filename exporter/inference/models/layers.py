@@ -54,7 +54,7 @@ def mixtures(
     if not fields.integer("num_experts") or (set(hybrid) & {"mlp"} and "moe" not in hybrid):
         return (None,) * layer_count
     if fields.integer("moe_latent_size"):
-        raise fields.error("experts behind a latent projection are not described (moe_latent_size)")
+        raise fields.error("experts behind a latent projection are not supported (moe_latent_size)")
     mixture = MixtureOfExperts(
         experts=fields.require("num_experts"),
         active_experts=fields.require("num_experts_per_tok"),
@@ -64,10 +64,6 @@ def mixtures(
         expert_bias=family.expert_bias,
         router_bias=family.router_bias,
     )
-    if mixture.active_experts > mixture.experts:
-        raise fields.error(
-            f"num_experts_per_tok {mixture.active_experts} exceeds {mixture.experts} experts"
-        )
     if "moe" in hybrid:  # each layer has only one part
         return tuple(mixture if kind == "moe" else None for kind in hybrid)
     if set(hybrid) & {"mlp", "moe"}:
@@ -84,7 +80,7 @@ def _window_of(
         return window
     if kind in CHUNKED and chunk:
         return chunk
-    raise fields.error(f"layer type {kind!r} is not described")
+    raise fields.error(f"layer type {kind!r} is not supported")
 
 
 def _laid_out(

@@ -105,11 +105,11 @@ def cache_scheme(config: Mapping[str, Any]) -> str | None:
     """Return the KV-cache data type set by a `quantization_config`, or None."""
     inner = _inner(config)
     for name in ("kv_cache_quant_algo", "kv_cache_scheme"):
-        said = inner.get(name) or config.get(name)
-        if isinstance(said, str) and said.lower() not in {"none", "auto", ""}:
-            return said.lower()
-        if isinstance(said, Mapping) and said.get("num_bits") in {4, 8}:
-            return f"{'fp' if said.get('type') == 'float' else 'int'}{said['num_bits']}"
+        stated = inner.get(name) or config.get(name)
+        if isinstance(stated, str) and stated.lower() not in {"none", "auto", ""}:
+            return stated.lower()
+        if isinstance(stated, Mapping) and stated.get("num_bits") in {4, 8}:
+            return f"{'fp' if stated.get('type') == 'float' else 'int'}{stated['num_bits']}"
     return None
 
 
@@ -243,10 +243,10 @@ def _listed_layers(config: Mapping[str, Any]) -> _Listed | None:
     if not isinstance(layers, Mapping):
         return None
     schemes: dict[str, WeightScheme] = {}
-    for name, said in layers.items():
+    for name, stated in layers.items():
         scheme = (
-            _algorithm(str(said.get("quant_algo") or "").upper())
-            if isinstance(said, Mapping)
+            _algorithm(str(stated.get("quant_algo") or "").upper())
+            if isinstance(stated, Mapping)
             else None
         )
         if scheme is not None:

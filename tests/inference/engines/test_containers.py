@@ -226,7 +226,7 @@ def test_without_the_hosts_process_ids(proc):
     found, seen = looked(proc, Network(), {4242})
 
     assert found == ()
-    assert "host's process ids" in seen.unavailable
+    assert "host's PID namespace" in seen.unavailable
 
 
 def test_without_permission_to_inspect(proc):

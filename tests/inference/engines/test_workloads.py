@@ -184,7 +184,7 @@ class TestModels:
         """Without a path, and not in the hub's cache: the remedy is named."""
         (model,) = two_scrapes(model=None).models
 
-        assert model.problem == "no config.json: set `model` of the workload to its path"
+        assert model.problem == "config.json not found: set `model` of the workload to its path"
 
     def test_the_engine_names_a_model_that_can_be_found(self):
         """What the engine serves is looked up by its name."""

@@ -201,7 +201,7 @@ class TestFormats:
 
     def test_an_unknown_method_is_refused(self):
         """Neither the size of its weights nor their compute precision is known."""
-        with pytest.raises(UnknownArchitectureError, match="'zip8' is not known"):
+        with pytest.raises(UnknownArchitectureError, match="'zip8' is not supported"):
             self.quantized(quant_method="zip8")
 
     def test_shared_experts_named_by_a_regular_expression(self):
@@ -249,7 +249,7 @@ class TestRefusals:
             describe({"model_type": "qwen3", "hidden_size": 64})
 
         assert str(caught.value) == (
-            "cannot describe architecture 'qwen3': missing fields: "
+            "unsupported model architecture 'qwen3': missing fields: "
             "intermediate_size, num_attention_heads, num_hidden_layers, vocab_size"
         )
 
@@ -275,7 +275,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
-            ("marvel", "not one that is known exactly"),
+            ("marvel", "it is not in the list of supported architectures"),
             ("minimax", "lightning attention"),
             ("recurrent_gemma", "recurrent layers"),
             ("t5", "an encoder beside a decoder"),

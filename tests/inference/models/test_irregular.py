@@ -127,7 +127,7 @@ class TestLongCat:
 
     def test_a_mean_that_is_not_an_integer(self):
         """Refused: nothing says how a fraction of an expert is meant."""
-        with pytest.raises(UnknownArchitectureError, match="no whole number"):
+        with pytest.raises(UnknownArchitectureError, match="whole number of computing experts"):
             describe({**self.CONFIG, "moe_topk": 2})
 
 
@@ -349,6 +349,11 @@ class TestGemma4:
         """A model made for embeddings is refused."""
         with pytest.raises(UnknownArchitectureError, match="later tokens"):
             describe({**self.CONFIG, "use_bidirectional_attention": "all"})
+
+    def test_more_active_experts_than_there_are(self):
+        """A token cannot use 5 of 4 experts: the file is wrong, whatever its family."""
+        with pytest.raises(UnknownArchitectureError, match="5 of 4 experts are active"):
+            describe({**self.CONFIG, "top_k_experts": 5})
 
 
 class TestDeepSeekV4:
