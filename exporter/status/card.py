@@ -19,10 +19,10 @@ STATES: Final[Mapping[str, str]] = {
     "memory": "waiting for memory",
     "stall": "stalled",
     "underfill": "SMs empty",
-    "unresolved": "not known",
-    "clock_power": "clock held by power",
-    "clock_thermal": "clock held by heat",
-    "clock_other": "clock held, other",
+    "unresolved": "unknown",
+    "clock_power": "clock held down by power",
+    "clock_thermal": "clock held down by heat",
+    "clock_other": "clock held down, other cause",
     "idle": "idle",
 }
 _WIDTH: Final = 600
@@ -96,7 +96,7 @@ def strip_text(hour: Hour, words: Callable[[str], str] = STATES.__getitem__) -> 
         for state in STATES
         if means.get(state, 0.0) >= _VISIBLE
     ]
-    return f"The last hour by minute. On average: {', '.join(told) or 'nothing known'}."
+    return f"The last hour by minute. On average: {', '.join(told) or 'no data'}."
 
 
 def _area(levels: Sequence[int], step: int) -> str:
@@ -330,7 +330,7 @@ def _details(device: Device, unix_seconds: float, anchor: str) -> str:
     """Rarely needed details, behind a disclosure that stays open over refreshes."""
     ratios = [probe.baseline_ratio for probe in device.probes if probe.baseline_ratio is not None]
     probes = count(len(device.probes), "probe") if device.probes else "no probe results"
-    lowest = f" (from {percent(min(ratios))} of baseline)" if ratios else ""
+    lowest = f" (lowest at {percent(min(ratios))} of its baseline)" if ratios else ""
     return (
         f'<details id="{anchor}-d"><summary>Details, {escape(probes + lowest)}</summary>'
         f"{_probes(device, unix_seconds, anchor)}{_pairs(_particulars(device, unix_seconds))}</details>"
@@ -359,7 +359,7 @@ def _event_words(events: Health, unix_seconds: float) -> str:
         parts.append(f"XID {event.xid} × {event.count:,}{ago}")
     if events.ecc_errors:
         kinds = ", ".join(f"{errors:,.0f} {kind}" for kind, errors in events.ecc_errors.items())
-        parts.append(f"ECC errors in its life: {kinds}")
+        parts.append(f"ECC errors over its lifetime: {kinds}")
     rows = sum(events.remapped_rows.values())
     if rows:
         parts.append(count(rows, "row") + " remapped")

@@ -164,7 +164,7 @@ def _footer(status: Status) -> str:
     clock = time.strftime("%H:%M:%S UTC", moment)
     return (
         f'<footer><nav aria-label="Exporter"><ul>{links}</ul></nav>'
-        f"<p>{escape(_exporter_words(status.exporter))} State of"
+        f"<p>{escape(_exporter_words(status.exporter))} Status of"
         f' <time datetime="{stamp}">{clock}</time>.</p></footer>'
     )
 

@@ -37,7 +37,7 @@ _LETTERS: Final[Mapping[str, str]] = {
     "idle": "·",
 }
 _WORDS: Final[Mapping[str, str]] = {
-    "unresolved": "not known",
+    "unresolved": "unknown",
     "clock_power": "power",
     "clock_thermal": "heat",
     "clock_other": "clock",
@@ -221,7 +221,7 @@ def _company(device: Device) -> Iterable[str]:
             yield f"job {holder.job}"
     ratios = [probe.baseline_ratio for probe in device.probes if probe.baseline_ratio is not None]
     if ratios:
-        yield f"probes from {percent(min(ratios))} of baseline"
+        yield f"lowest probe at {percent(min(ratios))} of its baseline"
 
 
 def _line(*parts: tuple[str, str]) -> Text:

@@ -1,7 +1,7 @@
-"""What the numbers mean, as sentences: one pure function for each finding, None where there is none.
+"""The findings: one pure function for each, with its text; None where the condition does not hold.
 
 Ratios are 0..1. Thresholds are those of the alerts in deploy/prometheus, so that page and pager
-agree. Each sentence begins in lower case and stands alone.
+agree. A text begins in lower case and stands alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,16 +30,16 @@ from exporter.status.units import SPACE, count, megahertz, percent, quantity, sp
 _CLOCK_LOSS_MIN: Final = 0.01
 # A program's fault is reported for an hour; others stay until the GPU is repaired.
 _PROGRAM_XID_SECONDS: Final = 3600.0
-# An engine that loads its weights is idle for minutes, too.
 # A cache that saves less than this share of the prompts never mattered.
 _CACHE_MATTERS: Final = 0.1
+# An engine that loads its weights is idle for minutes, too.
 _HELD_SECONDS: Final = 840.0
 _XID_MEANING: Final[Mapping[int, str]] = {
-    8: "a program's kernel ran into the watchdog",
-    13: "a program's kernel faulted",
-    31: "a program touched memory that is not its own",
+    8: "a kernel exceeded the watchdog's timeout",
+    13: "a program's kernel failed",
+    31: "illegal memory access by a program",
     43: "a program's channel was stopped",
-    45: "a program was ended with work on the GPU",
+    45: "a program was terminated while it used the GPU",
     48: "double-bit memory error",
     61: "firmware halted",
     62: "firmware halted",
@@ -57,33 +57,33 @@ _XID_MEANING: Final[Mapping[int, str]] = {
     143: "the GPU could not be initialized",
 }
 _RECOVERY: Final[Mapping[str, str]] = {
-    "gpu_reset": "the GPU asks for a reset",
-    "node_reboot": "the GPU asks for a reboot of the node",
-    "drain_p2p": "the GPU asks to be drained of peer-to-peer work",
-    "drain_and_reset": "the GPU asks to be drained and reset",
-    "recover_imex_domain": "the GPU asks for its IMEX domain to be recovered",
-    "bus_reset": "the GPU asks for a bus reset",
-    "system_reboot": "the GPU asks for a reboot of the system",
+    "gpu_reset": "the GPU requires a reset",
+    "node_reboot": "the GPU requires a reboot of the node",
+    "drain_p2p": "the GPU requires its peer-to-peer work to be drained",
+    "drain_and_reset": "the GPU requires a drain and a reset",
+    "recover_imex_domain": "the GPU requires a recovery of its IMEX domain",
+    "bus_reset": "the GPU requires a bus reset",
+    "system_reboot": "the GPU requires a reboot of the system",
 }
 _CAUSES: Final[Mapping[str, str]] = {
-    "gpu_is_lost": "the GPU is lost: fallen off the bus, or its firmware died",
+    "gpu_is_lost": "the GPU is lost: it has fallen off the bus, or its firmware has failed",
     "driver_not_loaded": "the NVIDIA driver is not loaded",
     "library_not_found": "the NVIDIA driver is not installed",
-    "no_devices": "the driver lists none",
+    "no_devices": "the driver lists no GPU",
     "turned_off": "NVML is turned off in the configuration",
     "reset_required": "the GPU needs a reset",
-    "lib_rm_version_mismatch": "driver library and kernel module differ: restart the exporter",
+    "lib_rm_version_mismatch": "driver library and kernel module have different versions: restart the exporter",
 }
 _GATES: Final[Mapping[str, str]] = {
     "paused": "paused by the operator",
-    "mig": "it is cut into MIG instances",
-    "compute_mode": "another process has it to itself",
+    "mig": "it is split into MIG instances",
+    "compute_mode": "another process has exclusive use of it",
     "new_process": "a process has just started on it",
     "free_memory": "too little memory is free",
-    "throttled_hot": "it is throttled by heat",
+    "throttled_hot": "heat throttles it",
     "budget": "the budget is spent",
-    "backoff": "the worker failed and waits",
-    "no_facts": "its state is not known",
+    "backoff": "the probe worker failed, and waits before the next try",
+    "no_facts": "its state is unknown",
     "torch_missing": "torch is not installed",
 }
 _BOTTLENECKS: Final = ("tensor", "memory", "stall", "underfill", "idle")
@@ -95,11 +95,13 @@ _BOTTLENECKS: Final = ("tensor", "memory", "stall", "underfill", "idle")
 def waiting(*, since_seconds: float) -> Finding:
     """The driver has not identified this device yet."""
     severity = WARNING if since_seconds > 10 else INFO
-    return Finding(severity, "waiting", f"no answer yet, for {span(since_seconds)}")
+    return Finding(
+        severity, "waiting", f"no answer from the driver yet, after {span(since_seconds)}"
+    )
 
 
 def hung(*, age_seconds: float) -> Finding:
-    """A driver call does not return. Since when exactly is not known: only how old the last reading is."""
+    """A driver call does not return. Only the age of the last reading is known."""
     text = f"hung: a driver call does not return; last reading {span(age_seconds)} ago"
     return Finding(CRITICAL, "hung", text)
 
@@ -117,12 +119,12 @@ def stale(*, age_seconds: float) -> Finding:
 
 
 def source_down(source: str, *, since_seconds: float | None, reason: str | None) -> Finding:
-    """One source of a device that is up has nothing to say."""
-    never = "has never delivered" if since_seconds is None else ""
-    text = never or f"has not delivered for {span(since_seconds or 0)}"
-    # A device that never had the counters is no sick device.
-    severity = INFO if since_seconds is None else WARNING
-    return Finding(severity, "source_down", f"{source} {text}{f' ({reason})' if reason else ''}")
+    """A source of a device that is up does not deliver."""
+    why = f" ({reason})" if reason else ""
+    if since_seconds is None:  # it may not have the counters, which is no fault
+        return Finding(INFO, "source_down", f"no data from {source} so far{why}")
+    text = f"no data from {source} for {span(since_seconds)}{why}"
+    return Finding(WARNING, "source_down", text)
 
 
 # ---- where the FLOPS go ----
@@ -139,52 +141,21 @@ def bottleneck(states: Mapping[str, float], *, dram: float | None) -> Finding | 
     name = max(known, key=lambda state: known[state])
     if states.get("unresolved", 0.0) > known[name]:
         return None
+    share = percent(known[name])
+    if name == "tensor":
+        return Finding(
+            INFO, "compute_bound", f"compute-bound: tensor pipe busy {share} of the time"
+        )
     if name == "memory":
-        return memory_bound(known[name], dram=dram)
-    return {
-        "tensor": compute_bound,
-        "stall": stall_bound,
-        "underfill": underfilled,
-        "idle": idle,
-    }[name](known[name])
-
-
-def compute_bound(share: float) -> Finding:
-    """The tensor pipe is what is busy most: the good case."""
-    return Finding(
-        INFO, "compute_bound", f"compute-bound: tensor pipe busy {percent(share)} of the time"
-    )
-
-
-def memory_bound(share: float, *, dram: float | None) -> Finding:
-    """SMs wait for device memory."""
-    what = f"DRAM at {percent(dram)}" if dram is not None else f"for {percent(share)} of the time"
-    return Finding(INFO, "memory_bound", f"memory-bound: {what}, tensor pipe waits")
-
-
-def stall_bound(share: float) -> Finding:
-    """SMs are busy, but neither with matrices nor with memory."""
-    return Finding(
-        INFO,
-        "stall_bound",
-        f"stalled for {percent(share)}: SMs busy with softmax, norms, latency or synchronisation,"
-        " tensor pipe and DRAM are not",
-    )
-
-
-def underfilled(share: float) -> Finding:
-    """Kernels are resident, but do not fill the SMs."""
-    return Finding(
-        INFO,
-        "underfilled",
-        f"underfilled for {percent(share)}: kernels run, but leave SMs empty"
-        " (small batches, tails, copies)",
-    )
-
-
-def idle(share: float) -> Finding:
-    """Nothing to do."""
-    return Finding(INFO, "idle", f"idle for {percent(share)} of the last minute")
+        what = f"for {share} of the time" if dram is None else f"DRAM at {percent(dram)}"
+        return Finding(INFO, "memory_bound", f"memory-bound: {what}, tensor pipe waits")
+    if name == "stall":
+        text = "the SMs are busy (softmax, norms, latency, synchronization), tensor pipe and DRAM are not"
+        return Finding(INFO, "stall_bound", f"stalled for {share} of the time: {text}")
+    if name == "underfill":
+        text = "kernels run, but leave SMs empty (small batches, tails, copies)"
+        return Finding(INFO, "underfilled", f"underfilled for {share} of the time: {text}")
+    return Finding(INFO, "idle", f"idle for {share} of the last minute")
 
 
 def coarse(
@@ -195,7 +166,7 @@ def coarse(
     if flops is not None:
         parts.append(f"a probe measured {quantity(flops, 'FLOP/s')} {precision}")
     if why is not None:
-        parts.append(f"how many FLOPS it does is not known: {why}")
+        parts.append(f"FLOPS unknown: {why}")
     return Finding(INFO, "coarse", "; ".join(parts))
 
 
@@ -219,7 +190,7 @@ def clock_held(
     return Finding(
         WARNING if lost_share > bound else INFO,
         "clock_held_by_heat" if cause == "heat" else "clock_held_by_power",
-        f"clock held at {megahertz(mean_hertz)} of {megahertz(max_hertz)}{SPACE}MHz by {cause}"
+        f"clock held down to {megahertz(mean_hertz)} of {megahertz(max_hertz)}{SPACE}MHz by {cause}"
         f" for {percent(held)} of {over}",
     )
 
@@ -254,14 +225,16 @@ def memory_errors(
 
 
 def row_remap(*, pending: bool | None, failed: bool | None) -> Finding | None:
-    """Spare memory rows: used up, or waiting for a reset."""
+    """Row remapping: failed, or pending until a reset."""
     if failed:
         return Finding(
-            CRITICAL, "row_remap_failed", "a memory row could not be remapped: replace the board"
+            CRITICAL, "row_remap_failed", "a memory row could not be remapped: replace the GPU"
         )
     if pending:
         return Finding(
-            WARNING, "row_remap_pending", "a memory row waits to be remapped: drain and reset"
+            WARNING,
+            "row_remap_pending",
+            "a memory row will be remapped at the next reset: drain and reset the GPU",
         )
     return None
 
@@ -270,25 +243,27 @@ def recovery(action: str | None) -> Finding | None:
     """What the driver asks for. `action` as in `flopwatch_recovery_action`."""
     if action is None or action == "none":
         return None
-    return Finding(CRITICAL, "recovery_action", _RECOVERY.get(action, f"the GPU asks for {action}"))
+    return Finding(
+        CRITICAL, "recovery_action", _RECOVERY.get(action, f"the driver requires: {action}")
+    )
 
 
 def links_down(links: Mapping[str, bool]) -> Finding | None:
-    """NVLinks that are down beside others that are up; none up is a GPU without a bridge."""
+    """Some NVLinks are down. If all are, the GPU has no bridge."""
     down = sorted(
         (link for link, up in links.items() if not up), key=lambda link: (len(link), link)
     )
     if not down or len(down) == len(links):
         return None
-    noun = "NVLink" if len(down) == 1 else "NVLinks"
-    return Finding(WARNING, "nvlink_down", f"{noun} {', '.join(down)} of {len(links)} down")
+    text = f"{count(len(down), 'NVLink')} of {len(links)} down: {', '.join(down)}"
+    return Finding(WARNING, "nvlink_down", text)
 
 
 def narrow_pcie(*, width: int | None, width_max: int | None) -> Finding | None:
     """The slot or a lane is bad. The generation is no sign: it falls when the link idles."""
     if not width or not width_max or width >= width_max:
         return None
-    return Finding(WARNING, "pcie_narrow", f"PCIe runs on {width} of {width_max} lanes")
+    return Finding(WARNING, "pcie_narrow", f"PCIe link uses {width} of {width_max} lanes")
 
 
 def hot(
@@ -298,7 +273,7 @@ def hot(
     idle_share: float,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Finding | None:
-    """Memory where it throttles, or a GPU that is hot for no reason of its own."""
+    """Memory so hot that it throttles, or a GPU that is hot while idle."""
     if memory_celsius is not None and memory_celsius >= thresholds.memory_hot_celsius:
         return Finding(WARNING, "memory_hot", f"memory at {memory_celsius:.0f}{SPACE}°C")
     if (
@@ -307,7 +282,9 @@ def hot(
         and idle_share > 1 - thresholds.idle_busy_ratio
     ):
         return Finding(
-            WARNING, "hot_while_idle", f"{temperature_celsius:.0f}{SPACE}°C while idle: cooling?"
+            WARNING,
+            "hot_while_idle",
+            f"{temperature_celsius:.0f}{SPACE}°C while idle: check the cooling",
         )
     return None
 
@@ -324,12 +301,12 @@ def power_limit(
         return None
     ratio = thresholds.power_limit_ratio
     if usual_watts is not None and watts < ratio * usual_watts:
-        than = f"{usual_watts:.0f}{SPACE}W before"
+        usual = f"it was {usual_watts:.0f}{SPACE}W before"
     elif siblings and watts < ratio * sorted(siblings)[len(siblings) // 2]:
-        than = f"{sorted(siblings)[len(siblings) // 2]:.0f}{SPACE}W of its siblings"
+        usual = f"its siblings have {sorted(siblings)[len(siblings) // 2]:.0f}{SPACE}W"
     else:
         return None
-    text = f"power limit at {watts:.0f}{SPACE}W, against {than}"
+    text = f"power limit is {watts:.0f}{SPACE}W; {usual}"
     return Finding(WARNING, "power_limit_lowered", text)
 
 
@@ -355,7 +332,7 @@ def memory_held(
         return None
     if watched_seconds < _HELD_SECONDS or idle_share < 0.99:
         return None
-    text = f"{percent(used_ratio)} of memory held, no work, and {workload} does not answer"
+    text = f"{percent(used_ratio)} of memory is held, but the GPU is idle and {workload} does not answer"
     return Finding(WARNING, "memory_held", text)
 
 
@@ -388,8 +365,8 @@ def precision_or_product_mismatch(
     """
     if explained is None or spread is None:
         return None
-    needs = f"{workload} needs {percent(explained)} of the FLOP that were counted"
-    causes = "precision, product or model is not the assumed one"
+    needs = f"{workload} needs {percent(explained)} of the counted FLOP"
+    causes = "the assumed precision, product or model is wrong"
     if explained > USEFUL_EXCESS:
         return Finding(WARNING, "precision_or_product_mismatch", f"{needs}: {causes}")
     low, high = HALF_COUNTED
@@ -415,7 +392,7 @@ def shares_not_measured(holders: int, why: Unresolved | None) -> Finding | None:
         return None
     reason = {
         "namespace": "the exporter does not see the host's processes; hostPID: true would help",
-        "owners": "none of its processes could be assigned to one; CAP_SYS_PTRACE or root would help",
+        "owners": "no process could be assigned to a holder; CAP_SYS_PTRACE or root would help",
         "driver": "the driver reports no SM time per process",
     }[why]
     text = f"its work is divided equally among {holders} holders: {reason}"
@@ -484,12 +461,8 @@ def contended(missing: Sequence[str], *, busy: float | None) -> Finding | None:
     if not missing:
         return None
     share = "" if busy is None else f" (busy {percent(busy)})"
-    return Finding(
-        INFO,
-        "not_probed",
-        f"{' and '.join(missing)} not measured: other programs use the device{share},"
-        " and the probes wait for a free moment",
-    )
+    text = f"{' and '.join(missing)} not measured: other programs use the device{share}"
+    return Finding(INFO, "not_probed", f"{text}, and probes run only while it is free")
 
 
 # ---- the host ----
@@ -506,8 +479,7 @@ def _cause(reason: str) -> str:
 
 def missing_gpus(expected: int, listed: int) -> str:
     """The PCI bus shows more GPUs than the driver lists."""
-    lists = f"the driver lists {listed}" if listed else "the driver lists none"
-    return f"The PCI bus shows {count(expected, 'GPU')}, {lists}."
+    return f"The PCI bus shows {count(expected, 'GPU')}, the driver lists {listed or 'none'}."
 
 
 def host_summary(severities: Iterable[Severity | None], noun: str = "GPU") -> str:

@@ -98,7 +98,7 @@ class TestAttainable:
         assert "fp32, measured by a probe, 87" in page
         assert "</i>busy" in page
         assert "</i>idle" in page
-        assert "</i>not known" not in page
+        assert "</i>unknown" not in page
 
     def test_without_a_fresh_probe_there_is_none(self, processor: Machine) -> None:
         """Nothing is claimed."""
@@ -273,7 +273,7 @@ class TestTrouble:
         device = device_of(machine)
 
         assert (
-            "clock held at 1,005 of 1,980\xa0MHz by heat for 100\xa0% of the last 10 minutes"
+            "clock held down to 1,005 of 1,980\xa0MHz by heat for 100\xa0% of the last 10 minutes"
             in [finding.text for finding in device.findings]
         )
         assert device.health == "warning"

@@ -34,7 +34,7 @@ class TestBottleneck:
                 {"underfill": 0.4, "memory": 0.3, "idle": 0.3},
                 "underfilled",
                 (
-                    "underfilled for 40 %: kernels run, but leave SMs empty"
+                    "underfilled for 40 % of the time: kernels run, but leave SMs empty"
                     " (small batches, tails, copies)"
                 ),
             ),
@@ -42,8 +42,8 @@ class TestBottleneck:
                 {"stall": 0.5, "memory": 0.3},
                 "stall_bound",
                 (
-                    "stalled for 50 %: SMs busy with softmax, norms, latency or synchronisation,"
-                    " tensor pipe and DRAM are not"
+                    "stalled for 50 % of the time: the SMs are busy (softmax, norms, latency,"
+                    " synchronization), tensor pipe and DRAM are not"
                 ),
             ),
         ],
@@ -89,7 +89,7 @@ class TestClockHeld:
         )
 
         assert (
-            spoken(finding) == "clock held at 1,200 of 1,980 MHz by power for 38 % of the last hour"
+            spoken(finding) == "clock held down to 1,200 of 1,980 MHz by power for 38 % of the last hour"
         )
 
     @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ class TestReachability:
         finding = verdict.lost(reason="gpu_is_lost", since_seconds=300)
 
         assert (
-            spoken(finding) == "down: the GPU is lost: fallen off the bus, or its firmware died;"
+            spoken(finding) == "down: the GPU is lost: it has fallen off the bus, or its firmware has failed;"
             " last reading 5 min ago"
         )
 
@@ -171,8 +171,8 @@ class TestReachability:
         stopped = verdict.source_down("gpm", since_seconds=75, reason="unknown_error")
         never = verdict.source_down("dcgm", since_seconds=None, reason=None)
 
-        assert spoken(stopped) == "gpm has not delivered for 75 s (unknown_error)"
-        assert spoken(never) == "dcgm has never delivered"
+        assert spoken(stopped) == "no data from gpm for 75 s (unknown_error)"
+        assert spoken(never) == "no data from dcgm so far"
         assert (stopped.severity, never.severity) == (Severity.WARNING, Severity.INFO)
 
 
@@ -228,10 +228,10 @@ class TestHealth:
         assert (failed.kind, pending.kind) == ("row_remap_failed", "row_remap_pending")
         assert verdict.row_remap(pending=None, failed=None) is None
 
-    def test_a_recovery_action_is_what_the_gpu_asks_for(self) -> None:
+    def test_a_recovery_action_is_what_the_gpu_requires(self) -> None:
         """`none` is what a healthy GPU asks for."""
-        assert spoken(verdict.recovery("drain_and_reset")) == "the GPU asks to be drained and reset"
-        assert spoken(verdict.recovery("9")) == "the GPU asks for 9"
+        assert spoken(verdict.recovery("drain_and_reset")) == "the GPU requires a drain and a reset"
+        assert spoken(verdict.recovery("9")) == "the driver requires: 9"
         assert verdict.recovery("none") is None
         assert verdict.recovery(None) is None
 
@@ -239,14 +239,14 @@ class TestHealth:
         """Some down is a fault, all down is a GPU without a bridge."""
         assert (
             spoken(verdict.links_down({"10": False, "2": False, "3": True, "1": True}))
-            == "NVLinks 2, 10 of 4 down"
+            == "2 NVLinks of 4 down: 2, 10"
         )
         assert verdict.links_down({"0": False, "1": False}) is None
         assert verdict.links_down({}) is None
 
     def test_pcie_width(self) -> None:
         """Eight of sixteen lanes is a bad slot; without data there is no finding."""
-        assert spoken(verdict.narrow_pcie(width=8, width_max=16)) == "PCIe runs on 8 of 16 lanes"
+        assert spoken(verdict.narrow_pcie(width=8, width_max=16)) == "PCIe link uses 8 of 16 lanes"
         assert verdict.narrow_pcie(width=16, width_max=16) is None
         assert verdict.narrow_pcie(width=None, width_max=16) is None
 
@@ -255,7 +255,7 @@ class TestHealth:
         hot = verdict.hot(temperature_celsius=60, memory_celsius=95, idle_share=0)
         lazy = verdict.hot(temperature_celsius=71, memory_celsius=None, idle_share=0.95)
 
-        assert (spoken(hot), spoken(lazy)) == ("memory at 95 °C", "71 °C while idle: cooling?")
+        assert (spoken(hot), spoken(lazy)) == ("memory at 95 °C", "71 °C while idle: check the cooling")
         assert verdict.hot(temperature_celsius=71, memory_celsius=94, idle_share=0.2) is None
 
 
@@ -302,7 +302,7 @@ class TestProbes:
 
         assert spoken(finding) == (
             "FLOPS and memory bandwidth not measured: other programs use the device (busy 97 %),"
-            " and the probes wait for a free moment"
+            " and probes run only while it is free"
         )
         assert "device, and" in spoken(verdict.contended(["FLOPS"], busy=None))
         assert verdict.contended([], busy=0.97) is None
