@@ -71,7 +71,9 @@ def fetch_status(access: Access) -> Status:
     if status == http.client.UNAUTHORIZED:
         raise StatusError(f"{target.shown}: user or password not accepted (see --user)")
     if status != http.client.OK:
-        raise StatusError(f"{target.shown}: answered with status {status}, is it a flopwatch?")
+        raise StatusError(
+            f"{target.shown}: answered with status {status}; is it the address of a flopwatch?"
+        )
     return _decode(body, target.shown)
 
 
@@ -140,10 +142,10 @@ def _decode(body: bytes, shown: str) -> Status:
     try:
         version = msgspec.json.decode(body, type=_Version).api_version
     except msgspec.DecodeError:
-        raise StatusError(f"{shown}: what it answered is no status document") from None
+        raise StatusError(f"{shown}: the answer is not a status document") from None
     if version != API_VERSION:
         raise StatusError(
-            f"{shown}: speaks version {version} of the status API, this flopwatch {API_VERSION}"
+            f"{shown}: serves version {version} of the status API, but this program reads version {API_VERSION}"
         )
     try:
         return msgspec.json.decode(body, type=Status)
@@ -191,7 +193,7 @@ class PrometheusApi:
             message = _refusal(error) or f"{error}; is it the address of a Prometheus?"
             raise FlopwatchError(f"{shown}: {message}") from None
         except (ValueError, KeyError, TypeError, IndexError):
-            raise FlopwatchError(f"{shown}: the answer is not Prometheus'") from None
+            raise FlopwatchError(f"{shown}: the answer is not one of Prometheus") from None
 
 
 def _refusal(error: ScrapeError) -> str | None:

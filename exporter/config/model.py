@@ -70,8 +70,8 @@ class WebSettings:
         "web.allowed_hosts",
         items(text()),
         (),
-        "Names of this host, beside its own, that the Host header of a POST may carry where requests "
-        "need no password.",
+        "Names that the Host header of a POST may have besides the host's own, if requests need no "
+        "password.",
         "[gpu-node-7.example.com]",
         reload=False,
     )
@@ -97,7 +97,7 @@ class UnknownVariable:
     def remark(self) -> str:
         """The text that follows its name in a warning."""
         meant = f"; did you mean {self.nearest}?" if self.nearest else ""
-        return f"is set, and no option has this name{meant}"
+        return f"is set, but there is no such option{meant}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ _SECTIONS: Mapping[str, str] = {
 
 SCHEMA: Section = schema_of(
     Config,
-    "flopwatch reads one YAML file; every key has a default, and an empty file is a good file.",
+    "flopwatch reads one YAML file; every key has a default, and an empty file is valid.",
     _SECTIONS,
 )
 

@@ -33,7 +33,7 @@ GPU_UP = SUBJECT.gauge(
 SOURCE_UP = SUBJECT.gauge(
     "flopwatch_source_up",
     labels=("source",),
-    help="Whether the source delivers for this device, 1 or 0.",
+    help="Whether the source delivers data for this device, 1 or 0.",
     interpretation="Which counters the FLOPS of this device come from.",
 )
 SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS = SUBJECT.gauge(
@@ -53,13 +53,13 @@ SOURCE_FIELD_MISSING = SUBJECT.gauge(
     "flopwatch_source_field_missing",
     labels=("source", "field"),
     help=(
-        "Reading that the source does not have for this device, always 1: of dcgm a field that FLOPS "
-        "or the time split need, of nvml a capability that the driver does not offer. Absent if "
-        "nothing is missing."
+        "Data that the source does not provide for this device, always 1. dcgm: a field that "
+        "FLOPS or the time split need. nvml: a capability that the driver does not offer. "
+        "Absent if nothing is missing."
     ),
     interpretation=(
         "dcgm: the fields to add to the counters file of dcgm-exporter (-f, "
-        "DCGM_EXPORTER_COLLECTORS). nvml: what this driver or GPU does not tell."
+        "DCGM_EXPORTER_COLLECTORS). nvml: what this driver or GPU does not report."
     ),
 )
 SOURCE_HUNG = SUBJECT.gauge(
@@ -91,14 +91,14 @@ SERIES_DROPPED_TOTAL = SUBJECT.counter(
     unit="series",
     per_device=False,
     help="Series dropped because of limits.series, one per series and exposition.",
-    interpretation="Raise limits.series, or find the label that multiplies.",
+    interpretation="Raise limits.series, or find the label with too many values.",
 )
 LOG_LINES_DROPPED_TOTAL = SUBJECT.counter(
     "flopwatch_log_lines_dropped_total",
     unit="lines",
     per_device=False,
     help="Log lines dropped because standard error was not read in time.",
-    interpretation="Grows when the reader of the log is stuck. Sampling and scrapes go on.",
+    interpretation="Grows when the reader of the log is stuck. Sampling and scrapes continue.",
 )
 CONFIG_LAST_RELOAD_SUCCESSFUL = SUBJECT.gauge(
     "flopwatch_config_last_reload_successful",

@@ -15,8 +15,8 @@ FINDING = SUBJECT.gauge(
     "flopwatch_finding",
     labels=("kind", "severity"),
     help=(
-        "Finding about the device that holds now, always 1: the sentence on the status page. "
-        "Severity is critical, warning or info."
+        "Current finding about the device, always 1; the status page shows its text. Severity: "
+        "critical, warning or info."
     ),
     interpretation="The exporter's verdict. Alerts and dashboards use the same kinds and thresholds.",
 )
@@ -29,8 +29,9 @@ FINDING_SINCE_TIMESTAMP_SECONDS = SUBJECT.gauge(
 GPU_RESET_TIMESTAMP_SECONDS = SUBJECT.gauge(
     "flopwatch_gpu_reset_timestamp_seconds",
     help=(
-        "Unix time when the exporter last saw evidence of a GPU reset or driver reload: the energy "
-        "counter began again, or a pending row remapping was done. Absent if none was seen."
+        "Unix time when the exporter last saw evidence of a GPU reset or driver reload: the "
+        "energy counter restarted, or a pending row remapping was done. Absent if none was "
+        "seen."
     ),
     interpretation="XIDs and memory errors from before this time count as repaired.",
 )
@@ -38,7 +39,7 @@ CONFIGURATION_PROBLEM = SUBJECT.gauge(
     "flopwatch_configuration_problem",
     labels=("problem",),
     per_device=False,
-    help="Something that the configuration names and the host does not have, always 1.",
+    help="Item of the configuration that this host does not have, always 1.",
     interpretation="A mistake in the configuration, or a GPU that is gone.",
 )
 EXPECTED_GPUS = SUBJECT.gauge(
@@ -47,7 +48,7 @@ EXPECTED_GPUS = SUBJECT.gauge(
     per_device=False,
     help=(
         "NVIDIA GPUs on the PCI bus, from /sys/bus/pci, whether or not the driver lists them. "
-        "Without virtual functions and devices bound to vfio-pci."
+        "Virtual functions and devices bound to vfio-pci do not count."
     ),
     interpretation="More than the driver lists: a GPU is missing or the driver is not loaded.",
 )

@@ -57,8 +57,8 @@ PEAK_INFO = SUBJECT.gauge(
     "flopwatch_peak_info",
     labels=("origin", "model"),
     help=(
-        "Origin of the peaks, always 1: `datasheet` (a model of the built-in table), `derived` (from its silicon), "
-        "`measured` (a host processor whose probes passed the derived peak) or `config`."
+        "Origin of the peaks, always 1: `datasheet` (a model of the built-in table), `derived` (from compute capability, SM count and clock), "
+        "`measured` (a host processor whose probes exceeded the derived peak) or `config`."
     ),
     interpretation="Data-sheet peaks are the vendor's figures; derived peaks are within about 10 %.",
 )

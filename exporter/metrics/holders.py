@@ -122,7 +122,7 @@ HOLDER_BASIS_INFO = SUBJECT.gauge(
     labels=(*_HOLDER_LABELS, "basis"),
     per_device=True,
     help=(
-        "How the shares of the device are found, always 1: exclusive (one holder), "
+        "How the shares of the device are determined, always 1: exclusive (one holder), "
         "process_utilization (SM time by process, NVML), equal (the driver reports none)."
     ),
     interpretation="equal: the shares are an assumption, not a measurement.",
@@ -134,17 +134,19 @@ WORKLOAD_EXECUTED_FLOP_TOTAL = SUBJECT.counter(
     unit="FLOP",
     labels=("workload",),
     help=(
-        "Executed FLOP of the tensor pipes that the engine's holders are charged. Absent where the engine "
-        "shares a GPU and cannot be told from others, or uses GPUs of other hosts."
+        "Executed FLOP of the tensor pipes that are attributed to the engine. Absent if the "
+        "engine shares a GPU and its part cannot be separated, or if it uses GPUs of other "
+        "hosts."
     ),
-    interpretation="Less flopwatch_model_flop_total, it is what became no token.",
+    interpretation="The difference to flopwatch_model_flop_total is work that became no token.",
 )
 WORKLOAD_UNEXPLAINED_FLOP_RATIO = SUBJECT.gauge(
     "flopwatch_workload_unexplained_flop_ratio",
     labels=("workload",),
     help=(
         "Share of the executed FLOP of the last ten busy minutes that neither tokens nor "
-        "flopwatch_model_wasted_flop_total explain. Negative where they need more than was counted."
+        "flopwatch_model_wasted_flop_total explain. Negative if they need more than was "
+        "counted."
     ),
     interpretation=(
         "0.05 to 0.2: padding. Near 0.5 or below -0.05: another precision, product or model than assumed."
@@ -154,7 +156,7 @@ PRICE_PER_GPU_HOUR = SUBJECT.gauge(
     "flopwatch_price_per_gpu_hour",
     labels=("currency",),
     per_device=True,
-    help="Price of one hour of the GPU, as the configuration says. Absent without a price.",
+    help="Price of one hour of the GPU, from the configuration. Absent without a price.",
     interpretation="Multiply it by flopwatch_holder_gpu_seconds_total for what each tenant costs.",
 )
 

@@ -18,18 +18,23 @@ LEVER_GAIN_RATIO = SUBJECT.gauge(
     "flopwatch_lever_gain_ratio",
     labels=_LABELS,
     help=(
-        "Predicted throughput over today's if the lever is pulled, as an interval: bound low and "
-        "high. 1 is no gain. Absent where it cannot be predicted."
+        "Predicted throughput after the change over the present throughput, as an interval: "
+        "bound low and high. 1 is no gain. Absent if it cannot be predicted."
     ),
-    interpretation="What a change would bring. `flopwatch advise` has the evidence and what to type.",
+    interpretation=(
+        "What the change would bring. `flopwatch advise` prints the evidence and what to change."
+    ),
 )
 LEVER_COST_RATIO = SUBJECT.gauge(
     "flopwatch_lever_cost_ratio",
     labels=_LABELS,
-    help="Predicted cost per token over today's if the lever is pulled, as an interval.",
+    help=(
+        "Predicted cost per token after the change over the present cost, as an interval: bound "
+        "low and high."
+    ),
     interpretation=(
-        "Below 1 a token becomes cheaper. A range up to 1 while nobody waits: only if the freed "
-        "time is given to others."
+        "Below 1: tokens become cheaper. A range up to 1 while no request waits: cheaper only "
+        "if other work uses the freed time."
     ),
 )
 LEVER_BACKTESTS_TOTAL = SUBJECT.counter(
@@ -37,10 +42,13 @@ LEVER_BACKTESTS_TOTAL = SUBJECT.counter(
     unit="predictions",
     labels=("lever", "outcome"),
     help=(
-        "Predictions compared with what came after the lever's variable had changed by itself, by "
-        "outcome: inside the interval, below or above it. Survives restarts in the state file."
+        "Predictions that were compared with the result after the lever's variable had changed "
+        "by itself, by outcome: inside the interval, below or above it. Kept in the state file "
+        "across restarts."
     ),
-    interpretation="The track record of the advice: mostly inside, or do not follow it.",
+    interpretation=(
+        "Track record of the advice. If most results are outside of the interval, do not follow it."
+    ),
 )
 LEVER_BACKTEST_ERROR_RATIO = SUBJECT.gauge(
     "flopwatch_lever_backtest_error_ratio",
@@ -49,7 +57,7 @@ LEVER_BACKTEST_ERROR_RATIO = SUBJECT.gauge(
         "Signed error of the last such comparison: the middle of the predicted interval over the "
         "measured ratio, minus 1."
     ),
-    interpretation="Above 0 the prediction promised too much.",
+    interpretation="Above 0: the prediction was too optimistic.",
 )
 
 

@@ -185,18 +185,22 @@ MODEL_WASTED_FLOP_TOTAL = SUBJECT.counter(
     unit="FLOP",
     labels=("workload", "model", "cause"),
     help=(
-        "FLOP computed in vain by cause, estimated from what the engine counts: preemption (tokens computed "
-        "again), rejected_drafts (without the draft model), lost_cache_hits (prompt tokens that the prefix "
-        "cache usually has, while it had collapsed; these are part of flopwatch_model_flop_total). A cause "
-        "that the engine does not count is absent."
+        "Wasted FLOP by cause, estimated from what the engine counts: preemption (tokens "
+        "computed again), rejected_drafts (without the draft model), lost_cache_hits (prompt "
+        "tokens that the prefix cache usually has, computed while it had collapsed; they are "
+        "part of flopwatch_model_flop_total). A cause that the engine does not count is absent."
     ),
-    interpretation="What of the difference between executed and useful work the engine itself explains.",
+    interpretation=(
+        "The part of the difference between executed and useful work that the engine explains."
+    ),
 )
 MODEL_WASTE_COUNTED = SUBJECT.gauge(
     "flopwatch_model_waste_counted",
     labels=("workload", "model", "cause"),
     help="Whether the FLOP wasted by this cause are known, 1 or 0.",
-    interpretation="0: the engine does not count it, and it is part of what is unexplained.",
+    interpretation=(
+        "0: the engine does not count it; it is part of flopwatch_workload_unexplained_flop_ratio."
+    ),
 )
 MODEL_PREEMPTIONS_TOTAL = SUBJECT.counter(
     "flopwatch_model_preemptions_total",

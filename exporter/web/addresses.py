@@ -45,7 +45,7 @@ def _parse_host(text: str, host: str) -> str:
             ipaddress.IPv6Address(host[1:-1])
         except ValueError:
             raise ListenError(
-                f"listen address '{text}': '{host[1:-1]}' is no IPv6 address"
+                f"listen address '{text}': '{host[1:-1]}' is not an IPv6 address"
             ) from None
         return host[1:-1]
     if ":" in host:
@@ -53,7 +53,7 @@ def _parse_host(text: str, host: str) -> str:
             f"listen address '{text}': an IPv6 address goes into brackets, as in '[::1]:9907'"
         )
     if host and not _HOST_NAME.fullmatch(host):
-        raise ListenError(f"listen address '{text}': '{host}' is no host name or address")
+        raise ListenError(f"listen address '{text}': '{host}' is not a host name or an address")
     return host
 
 
@@ -124,7 +124,7 @@ def inherited_listeners(environment: Mapping[str, str]) -> list[socket.socket]:
     count = environment.get("LISTEN_FDS", "")
     if environment.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal() or count == "0":
         raise ListenError(
-            "--web.systemd-socket: systemd passes no socket; start the service by its socket unit"
+            "--web.systemd-socket: systemd passed no socket; start the service through its socket unit"
         )
     listeners: list[socket.socket] = []
     for descriptor in range(_LISTEN_FDS_START, _LISTEN_FDS_START + int(count[:3])):

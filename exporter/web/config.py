@@ -97,7 +97,7 @@ class _Reader:
         file = self._parse()
         http = file.http_server_config or _HttpServerConfig()
         if http.http2:
-            self._warnings.append("http_server_config.http2: only HTTP/1.1 is spoken")
+            self._warnings.append("http_server_config.http2: only HTTP/1.1 is supported")
         tls = None
         if file.tls_server_config:
             tls, warnings = tls_settings(file.tls_server_config, self._path)

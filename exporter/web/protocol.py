@@ -132,7 +132,7 @@ class HttpProtocol:
 # h11's messages about these name its own internals.
 _REASONS: Final = {
     431: "the head is too large",
-    501: "the only transfer coding spoken here is chunked",
+    501: "chunked is the only supported transfer coding",
 }
 
 
@@ -147,7 +147,7 @@ def _says_close(request: Request) -> bool:
 
 def _request(request: h11.Request, limits: Limits, client: str) -> Request:
     if request.http_version not in {b"1.0", b"1.1"}:
-        raise RefusedError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        raise RefusedError(505, "only HTTP/1.0 and HTTP/1.1 are supported")
     if len(request.target) > limits.target_bytes:
         raise RefusedError(414, f"the request target is longer than {limits.target_bytes} bytes")
     headers = _headers(request, limits)

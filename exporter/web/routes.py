@@ -33,7 +33,7 @@ def metrics_handler(exposition: Exposition[Any]) -> Callable[[Request], Response
                 names = frozenset(parameters["name[]"])
                 unknown = sorted(name for name in names if not _is_family(name))
                 if unknown:
-                    return plain(400, f"name[]: no family is called {', '.join(unknown)}")
+                    return plain(400, f"name[]: unknown metric family: {', '.join(unknown)}")
                 body = only_families(exposition.render(format_, compressed=False), names)
                 return Response(200, body, content_type, (("Vary", "Accept"),))
         body = exposition.render(format_, compressed=compressed)
@@ -163,7 +163,9 @@ def add_lifecycle(
     def add(path: str, action: Callable[[], str | None], done: str) -> None:
         def handle(_request: Request) -> Response:
             if not enabled:
-                return plain(403, "lifecycle API is off; start with --web.enable-lifecycle")
+                return plain(
+                    403, "the lifecycle API is disabled; enable it with --web.enable-lifecycle"
+                )
             try:
                 outcome = action()
             except FlopwatchError as error:

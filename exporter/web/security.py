@@ -70,7 +70,7 @@ class WebSecurity(Security):
         rate = config.rate_limit
         self._limiter = RateLimiter(rate.interval_seconds, rate.burst) if rate else None
         for warning in config.warnings:
-            log.warning("web_config_not_honoured", what=warning)
+            log.warning("web_config_key_without_effect", what=warning)
 
     def reloaded(self) -> "WebSecurity":
         """The same with its files read again; verdicts on unchanged hashes stay. Raises WebConfigError."""

@@ -108,7 +108,7 @@ def test_a_variable_that_sets_nothing_is_named() -> None:
     assert (result.returncode, result.stderr) == (
         0,
         (
-            "flopwatch: warning: FLOPWATCH_SAMPLING_INTERVALL is set, and no option has this name; did you mean "
+            "flopwatch: warning: FLOPWATCH_SAMPLING_INTERVALL is set, but there is no such option; did you mean "
             "FLOPWATCH_SAMPLING_INTERVAL?\n"
         ),
     )
@@ -123,6 +123,6 @@ def test_check_names_it_too() -> None:
 
     assert result.returncode == 0
     assert (
-        "configuration environment: FLOPWATCH_SAMPLING_INTERVALL is set, and no option has this name; did you "
+        "configuration environment: FLOPWATCH_SAMPLING_INTERVALL is set, but there is no such option; did you "
         "mean FLOPWATCH_SAMPLING_INTERVAL? -> rename or remove it"
     ) in words

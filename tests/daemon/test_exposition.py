@@ -203,6 +203,6 @@ def test_a_scrape_can_choose_its_families(start_on_cpu) -> None:
 
     assert daemon.get("/metrics?name[]=flopwatch_flops_totall") == (
         400,
-        "name[]: no family is called flopwatch_flops_totall\n",
+        "name[]: unknown metric family: flopwatch_flops_totall\n",
     )
     assert daemon.get("/metrics?collect[]=cpu")[0] == 400

@@ -164,10 +164,10 @@ class TestFetch:
     @pytest.mark.parametrize(
         ("response", "message"),
         [
-            (Response(404), "answered with status 404, is it a flopwatch?"),
-            (Response(200, b"<html>"), "no status document"),
-            (Response(200, b'{"api_version": 2}'), "speaks version 2 of the status API"),
-            (Response(200, b"{}"), "speaks version 0"),
+            (Response(404), "answered with status 404; is it the address of a flopwatch?"),
+            (Response(200, b"<html>"), "not a status document"),
+            (Response(200, b'{"api_version": 2}'), "serves version 2 of the status API"),
+            (Response(200, b"{}"), "serves version 0"),
             (Response(200, b'{"api_version": 1}'), "malformed"),
         ],
     )

@@ -89,7 +89,8 @@ class TestClockHeld:
         )
 
         assert (
-            spoken(finding) == "clock held down to 1,200 of 1,980 MHz by power for 38 % of the last hour"
+            spoken(finding)
+            == "clock held down to 1,200 of 1,980 MHz by power for 38 % of the last hour"
         )
 
     @pytest.mark.parametrize(
@@ -142,7 +143,8 @@ class TestReachability:
         finding = verdict.lost(reason="gpu_is_lost", since_seconds=300)
 
         assert (
-            spoken(finding) == "down: the GPU is lost: it has fallen off the bus, or its firmware has failed;"
+            spoken(finding)
+            == "down: the GPU is lost: it has fallen off the bus, or its firmware has failed;"
             " last reading 5 min ago"
         )
 
@@ -255,7 +257,10 @@ class TestHealth:
         hot = verdict.hot(temperature_celsius=60, memory_celsius=95, idle_share=0)
         lazy = verdict.hot(temperature_celsius=71, memory_celsius=None, idle_share=0.95)
 
-        assert (spoken(hot), spoken(lazy)) == ("memory at 95 °C", "71 °C while idle: check the cooling")
+        assert (spoken(hot), spoken(lazy)) == (
+            "memory at 95 °C",
+            "71 °C while idle: check the cooling",
+        )
         assert verdict.hot(temperature_celsius=71, memory_celsius=94, idle_share=0.2) is None
 
 

@@ -35,7 +35,7 @@ def test_addresses_are_split_into_host_and_port(text: str, expected: tuple[str, 
         (":٣", "listen address ':٣': the port must be a number, got '٣'"),
         (":65536", "listen address ':65536': the port must be at most 65535"),
         (":" + "9" * 5000, f"listen address ':{'9' * 5000}': the port must be at most 65535"),
-        ("[zz]:1", "listen address '[zz]:1': 'zz' is no IPv6 address"),
+        ("[zz]:1", "listen address '[zz]:1': 'zz' is not an IPv6 address"),
         (
             "::1:9907",
             "listen address '::1:9907': an IPv6 address goes into brackets, as in '[::1]:9907'",
@@ -44,7 +44,7 @@ def test_addresses_are_split_into_host_and_port(text: str, expected: tuple[str, 
             "http://x:1",
             "listen address 'http://x:1': an IPv6 address goes into brackets, as in '[::1]:9907'",
         ),
-        ("a b:1", "listen address 'a b:1': 'a b' is no host name or address"),
+        ("a b:1", "listen address 'a b:1': 'a b' is not a host name or an address"),
     ],
 )
 def test_malformed_addresses_are_named(text: str, message: str) -> None:

@@ -123,7 +123,7 @@ def test_the_rate_limits_interval_is_a_duration(
     [
         (
             "http_server_config: {http2: true}",
-            ("http_server_config.http2: only HTTP/1.1 is spoken",),
+            ("http_server_config.http2: only HTTP/1.1 is supported",),
         ),
         (
             TLS % "min_version: TLS10",
