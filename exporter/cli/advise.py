@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import FlopwatchError
+from exporter.status.units import span
 
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def text_of(document: "AdviceDocument") -> str:
     lines: list[str] = []
     for workload in document.workloads:
         lines += [
-            f"{workload.workload}  {workload.model}  (last {workload.window_seconds / 60:.0f} min)",
+            f"{workload.workload}  {workload.model}  (last {span(workload.window_seconds)})",
             f"  {'lever':22} {'throughput':>16} {'cost per token':>16}  record",
         ]
         for lever in workload.levers:
