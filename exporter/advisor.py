@@ -29,8 +29,8 @@ from exporter.advice.observe import LEAST_TOKENS, Key, Look, look_at, windows
 from exporter.advice.settings import AdviceSettings
 from exporter.advice.window import Price, WorkloadWindow
 from exporter.attribution.settings import PriceRule
+from exporter.collect.settings import matches
 from exporter.inference.present import Served
-from exporter.precision import matches
 from exporter.state import State
 from flopwatch.state_file import StateFile
 from flopwatch.threads import ThreadGuard

@@ -22,10 +22,9 @@ from exporter.collect.gpm import Gpm, MigParts
 from exporter.collect.nvml.gpm import GpmSession
 from exporter.collect.nvml.library import DeviceCalls
 from exporter.collect.nvml.reading import unsupported_capabilities
-from exporter.collect.settings import SamplingSettings
+from exporter.collect.settings import SamplingSettings, headline_precision
 from exporter.collect.source import ActivitySource, GpuContext
 from exporter.device_state import DeviceState, SourceHealth
-from exporter.precision import headline_precision
 from exporter.readings import (
     ActivityWindow,
     ClockSample,

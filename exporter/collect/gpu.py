@@ -17,10 +17,9 @@ from exporter.collect.nvml.mig import mig_enabled
 from exporter.collect.nvml.processes import ProcessUtilization
 from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_pcie
 from exporter.collect.sampler import TickStatistics
-from exporter.collect.settings import GpuRule, SamplingSettings
+from exporter.collect.settings import GpuRule, SamplingSettings, peak_override
 from exporter.collect.source import GpuContext
 from exporter.device_state import UNKNOWN, DeviceState
-from exporter.precision import peak_override
 from exporter.readings import DeviceIdentity, SlowReading
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from exporter.attribution.ledger import Account, Charges, Holder, WorkloadUse
 from exporter.attribution.settings import PriceRule
 from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
+from exporter.collect.settings import matches
 from exporter.device_state import UNKNOWN
 from exporter.metrics.family import (
     Family,
@@ -19,7 +20,6 @@ from exporter.metrics.family import (
     optional,
 )
 from exporter.metrics.rows import ByKey, ByLabel, Part, Rows, Samples, Value
-from exporter.precision import matches
 from exporter.state import State
 
 

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "exporter.inference.snapshot",
     ),
     ("exporter.attribution.ledger",),
-    ("exporter.precision", "exporter.state"),
+    ("exporter.state",),
     ("exporter.attribution", "exporter.collect", "exporter.inference", "exporter.probe_facts"),
     ("exporter.advice",),
     ("exporter.advisor",),
