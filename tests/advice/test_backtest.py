@@ -20,12 +20,9 @@ from exporter.advice.backtest import (
 )
 from exporter.advice.levers.lower_precision import with_weights
 from exporter.advice.window import Price, Reference, WorkloadWindow
-from exporter.inference.models.attention import (
-    GroupedAttention,
-    LatentAttention,
-    RecurrentMixer,
-)
+from exporter.inference.models.attention import GroupedAttention, LatentAttention
 from exporter.inference.models.description import LayerGroup, MixtureOfExperts
+from exporter.inference.models.hybrid import RecurrentMixer
 from tests.advice.windows import MODEL, gpu, window
 
 

@@ -5,34 +5,63 @@ the count of cached numbers per token.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 
-class _Causal:
-    """The default: a query sees every key within the window, and no keys are selected."""
+class Attention(ABC):
+    """The mixer of a layer. By default a query sees every key within the window."""
 
     __slots__ = ()
 
-    # FLOPs of the selection score of one query and one candidate key.
-    index_pair_flop = 0
-    # Bytes of one cached index key, and the index keys added per token.
-    index_cache_bytes = 0
-    index_keys_per_token = 1.0
-    # FLOPs of a token that do not depend on its context, in addition to those of the parameters.
-    token_flop = 0
-    # Numbers of the state that is carried from token to token instead of a cache.
+    # Numbers of the state that is carried from token to token instead of a cache, and FLOPs of a
+    # token on it, which do not depend on the context.
     state_values = 0
+    token_flop = 0
+
+    @abstractmethod
+    def matrix_parameters(self, hidden_size: int) -> int:
+        """Parameters that are multiplied with every token."""
+
+    @abstractmethod
+    def vector_parameters(self, hidden_size: int) -> int:
+        """Parameters of biases and norms, which are not in matrix products."""
 
     @property
+    @abstractmethod
     def prefill_pair_flop(self) -> int:
         """FLOPs for one query attending to one key."""
-        raise NotImplementedError
 
     @property
     def decode_pair_flop(self) -> int:
         """As in prefill, unless engines run decode in another form."""
         return self.prefill_pair_flop
+
+    @property
+    def index_pair_flop(self) -> int:
+        """FLOPs of the score by which one query selects or leaves out one key."""
+        return 0
+
+    @property
+    def index_cache_bytes(self) -> int:
+        """Bytes of one cached index key."""
+        return 0
+
+    @property
+    def index_keys_per_token(self) -> float:
+        """Index keys added per token."""
+        return 1.0
+
+    @property
+    @abstractmethod
+    def cached_values(self) -> int:
+        """Numbers of one key and its value in the cache."""
+
+    @property
+    def written_values(self) -> float:
+        """Numbers that a token adds to the cache."""
+        return float(self.cached_values)
 
     def cache_copies(self, tensor_parallel: int) -> float:
         """The number of GPUs of a tensor-parallel group that hold (and read) each cached number."""
@@ -99,7 +128,7 @@ class BlockSelector:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupedAttention(_Causal):
+class GroupedAttention(Attention):
     """Multi-head attention with grouped keys and values (GQA; MQA with one group, MHA with all).
 
     Source: Ainslie et al., "GQA", arXiv 2305.13245.
@@ -182,12 +211,12 @@ class GroupedAttention(_Causal):
         return max(1.0, tensor_parallel / self.key_value_heads)
 
     @property
-    def index_pair_flop(self) -> int:  # type: ignore[override]  # a constant elsewhere
+    def index_pair_flop(self) -> int:
         """FLOPs for the score of one query and key: a dot product per index head."""
         return 2 * self.selector.heads * self.selector.head_size if self.selector else 0
 
     @property
-    def index_cache_bytes(self) -> int:  # type: ignore[override]
+    def index_cache_bytes(self) -> int:
         """Bytes of one cached index key, in 16 bits."""
         return 2 * self.selector.head_size if self.selector else 0
 
@@ -203,11 +232,11 @@ class GroupedAttention(_Causal):
             size = self.selector.block_tokens
             most = size * (self.selector.blocks - 1) + (size + 1) / 2
             return context if context <= size * self.selector.blocks else most
-        return _Causal.keys(self, context, window)
+        return Attention.keys(self, context, window)
 
 
 @dataclass(frozen=True, slots=True)
-class LatentAttention(_Causal):
+class LatentAttention(Attention):
     """Multi-head latent attention (MLA): keys and values compressed into one latent per token.
 
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1; DeepSeek-V3, arXiv 2412.19437.
@@ -260,12 +289,12 @@ class LatentAttention(_Causal):
         return 2 * self.query_heads * (2 * self.latent_rank + self.rotary_head_size)
 
     @property
-    def index_pair_flop(self) -> int:  # type: ignore[override]  # a constant elsewhere
+    def index_pair_flop(self) -> int:
         """FLOPs for the index score of one query and key, over the whole context."""
         return self.indexer.pair_flop if self.indexer else 0
 
     @property
-    def index_cache_bytes(self) -> int:  # type: ignore[override]
+    def index_cache_bytes(self) -> int:
         """Bytes of the index key, kept per token and layer and read for every new token."""
         return self.indexer.cache_bytes if self.indexer else 0
 
@@ -274,14 +303,9 @@ class LatentAttention(_Causal):
         """Numbers kept in the cache per token and layer: the latent and the rotary key."""
         return self.latent_rank + self.rotary_head_size
 
-    @property
-    def written_values(self) -> float:
-        """Numbers that a token adds to the cache."""
-        return float(self.cached_values)
-
 
 @dataclass(frozen=True, slots=True)
-class CompressedAttention(_Causal):
+class CompressedAttention(Attention):
     """DeepSeek-V4: one key that is its own value, a window, and compressed entries beyond it.
 
     A query sees the window and one entry for each full group of `ratio` tokens: all entries
@@ -338,17 +362,17 @@ class CompressedAttention(_Causal):
         return 4 * self.query_heads * self.head_size
 
     @property
-    def index_pair_flop(self) -> int:  # type: ignore[override]  # a constant elsewhere
+    def index_pair_flop(self) -> int:
         """FLOPs for the score of one query and entry: a dot product per head, and their sum."""
         return 2 * self.index_heads * (self.index_head_size + 1)
 
     @property
-    def index_cache_bytes(self) -> int:  # type: ignore[override]
+    def index_cache_bytes(self) -> int:
         """Bytes of one cached index key: fp8 with a 32-bit scale per 128 numbers."""
         return self.index_head_size + 4 * (self.index_head_size // 128)
 
     @property
-    def index_keys_per_token(self) -> float:  # type: ignore[override]
+    def index_keys_per_token(self) -> float:
         """An index key for each group of tokens."""
         return 1 / self.ratio if self.chosen else 0.0
 
@@ -375,7 +399,7 @@ class CompressedAttention(_Causal):
 
     def keys(self, context: float, window: int | None) -> float:
         """Keys and entries that one token sees."""
-        near = _Causal.keys(self, context, window)
+        near = Attention.keys(self, context, window)
         if not self.ratio:
             return near
         entries = context // self.ratio
@@ -384,49 +408,6 @@ class CompressedAttention(_Causal):
     def index_keys(self, context: float) -> float:
         """Entries against which one token is scored."""
         return context // self.ratio if self.chosen else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class RecurrentMixer(_Causal):
-    """A layer with a state of fixed size instead of attention to its context.
-
-    Gated delta networks (Yang et al., arXiv 2412.06464), Kimi delta attention (arXiv 2510.26692),
-    Mamba (Gu and Dao, arXiv 2312.00752), Mamba-2 (Dao and Gu, arXiv 2405.21060). Work per token
-    does not depend on the context; it is counted in the recurrent form, whatever chunk size an
-    engine uses for prompts.
-    """
-
-    # Projections and the short convolution before the state.
-    matrices: int
-    vectors: int
-    # Numbers of the state of one sequence, in this layer.
-    state_values: int = 0
-    # FLOPs of one token's reads and writes of the state.
-    token_flop: int = 0
-
-    def matrix_parameters(self, hidden_size: int) -> int:
-        """Parameters of projections and convolution; the sizes are in them already."""
-        return self.matrices
-
-    def vector_parameters(self, hidden_size: int) -> int:
-        """Parameters of biases, decays and norms."""
-        return self.vectors
-
-    # It attends to no other token and caches none.
-    prefill_pair_flop = 0
-    decode_pair_flop = 0
-    cached_values = 0
-    written_values = 0.0
-
-    def cache_copies(self, tensor_parallel: int) -> float:
-        """The state is split over the heads."""
-        return 1.0
-
-
-# A layer with only a feed-forward part (Nemotron-H, Nemotron-NAS).
-NO_MIXER = RecurrentMixer(matrices=0, vectors=0)
-
-Attention = GroupedAttention | LatentAttention | CompressedAttention | RecurrentMixer
 
 
 # The functions below take means as well as counts, so their arguments may be fractions: a sum over

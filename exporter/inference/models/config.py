@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from exporter.inference.models.attention import (
-    NO_MIXER,
     Attention,
     CompressedAttention,
     GroupedAttention,
@@ -27,7 +26,14 @@ from exporter.inference.models.description import (
 from exporter.inference.models.families import FAMILIES, FOREIGN_FIELDS, REFUSED, ModelFamily
 from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields, language_model
 from exporter.inference.models.gemma import gemma_stack
-from exporter.inference.models.hybrid import FULL_ATTENTION, MLP, MOE, layer_kinds, mixer_of
+from exporter.inference.models.hybrid import (
+    FULL_ATTENTION,
+    MLP,
+    MOE,
+    NO_MIXER,
+    layer_kinds,
+    mixer_of,
+)
 from exporter.inference.models.irregular import (
     longcat_stack,
     minimax_m3_stack,

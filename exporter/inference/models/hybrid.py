@@ -1,8 +1,9 @@
 """Models with other layers than attention: the kind of each layer, and recurrent mixers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from exporter.inference.models.attention import NO_MIXER, RecurrentMixer
+from exporter.inference.models.attention import Attention
 from exporter.inference.models.families import ModelFamily
 from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields
 
@@ -18,6 +19,46 @@ _NAMES = {
     "mlp": MLP,
     "moe": MOE,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentMixer(Attention):
+    """A layer with a state of fixed size instead of attention to its context.
+
+    Gated delta networks (Yang et al., arXiv 2412.06464), Kimi delta attention (arXiv 2510.26692),
+    Mamba (Gu and Dao, arXiv 2312.00752), Mamba-2 (Dao and Gu, arXiv 2405.21060). Work per token
+    does not depend on the context; it is counted in the recurrent form, whatever chunk size an
+    engine uses for prompts.
+    """
+
+    # Projections and the short convolution before the state.
+    matrices: int
+    vectors: int
+    # Numbers of the state of one sequence, in this layer.
+    state_values: int = 0
+    # FLOPs of one token's reads and writes of the state.
+    token_flop: int = 0
+
+    def matrix_parameters(self, hidden_size: int) -> int:
+        """Parameters of projections and convolution; the sizes are in them already."""
+        return self.matrices
+
+    def vector_parameters(self, hidden_size: int) -> int:
+        """Parameters of biases, decays and norms."""
+        return self.vectors
+
+    # It attends to no other token and caches none.
+    prefill_pair_flop = 0
+    decode_pair_flop = 0
+    cached_values = 0
+
+    def cache_copies(self, tensor_parallel: int) -> float:
+        """The state is split over the heads."""
+        return 1.0
+
+
+# A layer with only a feed-forward part (Nemotron-H, Nemotron-NAS).
+NO_MIXER = RecurrentMixer(matrices=0, vectors=0)
 
 
 def layer_kinds(fields: ConfigFields, family: ModelFamily) -> tuple[str, ...]:

@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from exporter.inference.models.attention import (
-    NO_MIXER,
     Attention,
     BlockSelector,
     GroupedAttention,
     LatentAttention,
-    RecurrentMixer,
 )
 from exporter.inference.models.description import (
     NOTHING_BESIDE,
@@ -32,6 +30,7 @@ from exporter.inference.models.fields import (
     layer_override,
     layer_total,
 )
+from exporter.inference.models.hybrid import NO_MIXER, RecurrentMixer
 
 
 _FULL, _SLIDING, _BLOCKS = "full_attention", "sliding_attention", "minimax_m3_sparse"
