@@ -77,7 +77,7 @@ def load_description(
         raise ModelDescriptionError(f"{place}: {_one_line(error)}") from error
     if not isinstance(values, Mapping):
         raise ModelDescriptionError(f"{place}: not a JSON object")
-    values = {**_beside(place), **values}
+    values = {**_quantization_file(place), **values}
     try:
         return describe(values, cache_data_type=cache_data_type, precision=precision)
     except UnknownArchitectureError as error:
@@ -92,7 +92,7 @@ def _read_json(place: Path) -> Any:
     return json.loads(place.read_text(encoding="utf-8"))
 
 
-def _beside(place: Path) -> dict[str, Any]:
+def _quantization_file(place: Path) -> dict[str, Any]:
     """ModelOpt's file next to config.json, used if the latter has no quantization settings.
 
     Raises ModelDescriptionError if the file exists but cannot be read: the weights are then

@@ -6,7 +6,7 @@ Source: DeepSeek-AI, "DeepSeek-V4" (2026), and the class in Hugging Face transfo
 from collections.abc import Mapping
 
 from exporter.inference.models.attention import CompressedAttention
-from exporter.inference.models.description import Beside, LayerGroup, MixtureOfExperts, Stack
+from exporter.inference.models.description import Extras, LayerGroup, MixtureOfExperts, Stack
 from exporter.inference.models.families import ModelFamily
 from exporter.inference.models.fields import ConfigFields, kinds_of, layer_total
 
@@ -46,13 +46,13 @@ def deepseek_v4_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
             window=window,
             intermediate_size=0,
             mixture=mixture,
-            beside=_beside(attentions[kind], hidden, streams),
+            extras=_extras(attentions[kind], hidden, streams),
         )
         for kind in kinds
     )
     # At the end one more projection joins the streams.
-    head = Beside(streams * streams * hidden, streams + 1, 2 * streams * hidden, _CONNECTION_BYTES)
-    return Stack(layers, {"beside": head})
+    head = Extras(streams * streams * hidden, streams + 1, 2 * streams * hidden, _CONNECTION_BYTES)
+    return Stack(layers, {"extras": head})
 
 
 def _kinds(fields: ConfigFields, count: int) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ def _attention(fields: ConfigFields, kind: str) -> CompressedAttention:
     )
 
 
-def _beside(attention: CompressedAttention, hidden: int, streams: int) -> Beside:
+def _extras(attention: CompressedAttention, hidden: int, streams: int) -> Extras:
     """The compressor, and a hyper-connection before attention and one before the experts.
 
     Each projects all streams to the weights that join them into one input and mix them with the
@@ -98,7 +98,7 @@ def _beside(attention: CompressedAttention, hidden: int, streams: int) -> Beside
     compressor = attention.compressor_parameters(hidden)
     matrices = 2 * connection * streams * hidden
     mean_bytes = (2.0 * compressor + _CONNECTION_BYTES * matrices) / (compressor + matrices)
-    return Beside(
+    return Extras(
         matrices=compressor + matrices,
         vectors=2 * (connection + 3),
         # Joining the streams, and mixing them.

@@ -11,7 +11,7 @@ from exporter.inference.models.attention import Attention
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class Extras:
     """Parts of a layer, or of the model, other than attention and feed-forward parts."""
 
     # Parameters multiplied with every token.
@@ -24,7 +24,7 @@ class Beside:
     value_bytes: float | None = None
 
 
-NOTHING_BESIDE = Beside()
+NO_EXTRAS = Extras()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class LayerGroup:
     # The dense feed-forward part; 0 in a layer of experts.
     intermediate_size: int
     mixture: MixtureOfExperts | None = None
-    beside: Beside = NOTHING_BESIDE
+    extras: Extras = NO_EXTRAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class ModelDescription:
     output_head: bool = True
     # Vectors outside the layers, if more than a final norm.
     other_vectors: int = 0
-    beside: Beside = NOTHING_BESIDE
+    extras: Extras = NO_EXTRAS
     # Parameters of further tables of which a token reads one row (Gemma 3n).
     looked_up: int = 0
     prologue: Prologue | None = None

@@ -347,12 +347,12 @@ FOREIGN_FIELDS = (
 # Known architectures that need other formulas, with the reason for rejecting them.
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
-        "arctic": "a dense feed-forward part beside the experts is not supported",
-        "falcon_h1": "attention and a state-space layer side by side are not supported",
+        "arctic": "a dense feed-forward part in parallel with the experts is not supported",
+        "falcon_h1": "attention in parallel with a state-space layer is not supported",
         "kimi_k3": "attention over residuals and experts behind a latent projection are not supported",
         "lfm2": "convolution layers are not supported",
         "minimax": "lightning attention is not supported",
-        "recurrent_gemma": "recurrent layers of Griffin are not supported",
-        "t5": "an encoder beside a decoder is not supported",
+        "recurrent_gemma": "recurrent layers (Griffin) are not supported",
+        "t5": "encoder-decoder models are not supported",
     }
 )

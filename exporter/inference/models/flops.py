@@ -23,8 +23,8 @@ def linear_flop_per_token(model: ModelDescription) -> int:
 
     Source: Kaplan et al., arXiv 2001.08361, section 2.1; active experts only, arXiv 2401.04088.
     """
-    others = model.beside.token_flop + sum(
-        group.count * (group.attention.token_flop + group.beside.token_flop)
+    others = model.extras.token_flop + sum(
+        group.count * (group.attention.token_flop + group.extras.token_flop)
         for group in model.layers
     )
     return 2 * count_parameters(model).matrices_per_token + others

@@ -5,7 +5,7 @@ NeurIPS 2023.
 """
 
 from exporter.inference.models.attention import GroupedAttention
-from exporter.inference.models.description import Beside, LayerGroup, MixtureOfExperts, Stack
+from exporter.inference.models.description import Extras, LayerGroup, MixtureOfExperts, Stack
 from exporter.inference.models.families import ModelFamily
 from exporter.inference.models.fields import ConfigFields, kinds_of, layer_override, layer_total
 
@@ -33,7 +33,7 @@ def gemma_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     first_shared = count - (fields.integer("num_kv_shared_layers") or 0)
     sizes = _feed_forward_sizes(fields, count, first_shared)
     mixture = _mixture(fields)
-    beside = _beside_layer(fields, hidden, mixture)
+    extras = _layer_extras(fields, hidden, mixture)
     layers = tuple(
         LayerGroup(
             count=1,
@@ -41,12 +41,12 @@ def gemma_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
             window=window if kinds[layer] == _SLIDING else None,
             intermediate_size=sizes[layer],
             mixture=mixture,
-            beside=beside,
+            extras=extras,
         )
         for layer in range(count)
     )
     fields.check()
-    return Stack(layers, _beside_model(fields, hidden, count))
+    return Stack(layers, _model_extras(fields, hidden, count))
 
 
 def _attention(fields: ConfigFields, layer: int, kind: str, *, shared: bool) -> GroupedAttention:
@@ -97,7 +97,7 @@ def _mixture(fields: ConfigFields) -> MixtureOfExperts | None:
     )
 
 
-def _beside_layer(fields: ConfigFields, hidden: int, mixture: MixtureOfExperts | None) -> Beside:
+def _layer_extras(fields: ConfigFields, hidden: int, mixture: MixtureOfExperts | None) -> Extras:
     """Per-layer embeddings; in Gemma 3n also alternating updates and the learned residual."""
     width = fields.integer("hidden_size_per_layer_input") or 0
     matrices, vectors, token_flop = 2 * hidden * width, hidden * bool(width), 0
@@ -111,16 +111,16 @@ def _beside_layer(fields: ConfigFields, hidden: int, mixture: MixtureOfExperts |
         # The router runs twice, before and after the layer; the streams are mixed by a separate
         # matrix for each token.
         token_flop = 2 * streams * hidden + 2 * streams**2 * hidden
-    return Beside(matrices, vectors, token_flop)
+    return Extras(matrices, vectors, token_flop)
 
 
-def _beside_model(fields: ConfigFields, hidden: int, count: int) -> dict[str, object]:
+def _model_extras(fields: ConfigFields, hidden: int, count: int) -> dict[str, object]:
     width = fields.integer("hidden_size_per_layer_input") or 0
     streams = fields.integer("altup_num_inputs") or 1
     words = fields.integer("vocab_size_per_layer_input") or fields.integer("vocab_size") or 0
     # The other streams are derived from the first at the start and joined to it at the end.
     matrices = hidden * width * count + 2 * (streams - 1) * hidden * hidden
     return {
-        "beside": Beside(matrices, width),
+        "extras": Extras(matrices, width),
         "looked_up": words * width * count,
     }

@@ -15,8 +15,8 @@ from exporter.inference.models.attention import (
     LatentAttention,
 )
 from exporter.inference.models.description import (
-    NOTHING_BESIDE,
-    Beside,
+    NO_EXTRAS,
+    Extras,
     LayerGroup,
     MixtureOfExperts,
     Prologue,
@@ -80,7 +80,7 @@ def _nas_layer(fields: ConfigFields, block: Any, hidden: int) -> LayerGroup:
         vectors -= hidden
     else:
         size = _nas_size(fields, feed_forward, hidden)
-    return LayerGroup(1, mixer, None, size, beside=Beside(matrices, vectors))
+    return LayerGroup(1, mixer, None, size, extras=Extras(matrices, vectors))
 
 
 def _nas_attention(
@@ -249,7 +249,7 @@ def windowed_heads_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
             window if kind == _SLIDING else None,
             sizes[layer],
             None if sizes[layer] else mixture,
-            NOTHING_BESIDE,
+            NO_EXTRAS,
         )
         for layer, kind in enumerate(kinds)
     )
@@ -353,12 +353,12 @@ def whisper_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
         output_bias=True,
     )
     # Cross-attention: its own queries, output and norm. Keys have no bias.
-    beside = Beside(
+    extras = Extras(
         matrices=2 * hidden * hidden,
         vectors=4 * hidden - hidden,
         token_flop=4 * hidden * positions,
     )
-    layer = LayerGroup(1, attention, None, size, beside=beside)
+    layer = LayerGroup(1, attention, None, size, extras=extras)
     return Stack(
         (layer,) * count,
         {

@@ -6,7 +6,7 @@ engine, the MBU numerator of Databricks ("LLM Inference Performance Engineering:
 2023), and a lower bound of the values of the memory counters.
 """
 
-from exporter.inference.models.description import Beside, ModelDescription
+from exporter.inference.models.description import Extras, ModelDescription
 from exporter.inference.models.parameters import count_parameters, feed_forward_parameters
 
 
@@ -46,10 +46,10 @@ def weight_bytes_per_pass(
         + counts.dense * weights.dense
         + counts.shared_experts * weights.shared_experts
         + counts.router * weights.other
-        + _beside_bytes(model.beside, model)
+        + _extra_bytes(model.extras, model)
     )
     for group in model.layers:
-        total += group.count * _beside_bytes(group.beside, model)
+        total += group.count * _extra_bytes(group.extras, model)
         if group.mixture is not None:
             mixture = group.mixture
             expert = feed_forward_parameters(model, mixture.intermediate_size)
@@ -58,9 +58,9 @@ def weight_bytes_per_pass(
     return total + counts.head * weights.head * with_head
 
 
-def _beside_bytes(beside: Beside, model: ModelDescription) -> float:
-    size = model.weights.other if beside.value_bytes is None else beside.value_bytes
-    return beside.matrices * size
+def _extra_bytes(extras: Extras, model: ModelDescription) -> float:
+    size = model.weights.other if extras.value_bytes is None else extras.value_bytes
+    return extras.matrices * size
 
 
 def prologue_bytes_per_pass(model: ModelDescription) -> float:
@@ -73,8 +73,8 @@ def stored_weight_bytes(model: ModelDescription) -> float:
     counts = count_parameters(model)
     weights = model.weights
     other = counts.embedding + counts.looked_up + counts.router + counts.vectors + counts.prologue
-    beside = _beside_bytes(model.beside, model) + sum(
-        group.count * _beside_bytes(group.beside, model) for group in model.layers
+    extras = _extra_bytes(model.extras, model) + sum(
+        group.count * _extra_bytes(group.extras, model) for group in model.layers
     )
     head = 0 if model.tied_embeddings else counts.head
     return (
@@ -84,7 +84,7 @@ def stored_weight_bytes(model: ModelDescription) -> float:
         + counts.shared_experts * weights.shared_experts
         + head * weights.head
         + other * weights.other
-        + beside
+        + extras
     )
 
 

@@ -21,7 +21,7 @@ class ParameterCounts:
     vectors: int  # norms and biases
     idle_expert_vectors: int  # biases of experts to which a token is not routed
     tied_embeddings: bool
-    beside: int = 0  # matrices other than attention and feed-forward parts
+    extras: int = 0  # matrices other than attention and feed-forward parts
     looked_up: int = 0  # other tables of which a token reads one row
     # Stored, but not used by tokens of the decoder: an encoder, whose work is counted per prompt.
     prologue: int = 0
@@ -48,7 +48,7 @@ class ParameterCounts:
         return self._matrices(experts) + self.vectors
 
     def _matrices(self, experts: int) -> int:
-        parts = self.attention + self.dense + self.shared_experts + self.router + self.beside
+        parts = self.attention + self.dense + self.shared_experts + self.router + self.extras
         return parts + experts
 
 
@@ -62,9 +62,9 @@ def count_parameters(model: ModelDescription) -> ParameterCounts:
     hidden = model.hidden_size
     table = model.vocabulary_size * hidden
     attention = dense = experts = active = shared = router = idle_vectors = 0
-    beside, vectors = model.beside.matrices, model.beside.vectors
+    extras, vectors = model.extras.matrices, model.extras.vectors
     for group in model.layers:
-        beside += group.count * group.beside.matrices
+        extras += group.count * group.extras.matrices
         attention += group.count * group.attention.matrix_parameters(hidden)
         dense += group.count * feed_forward_parameters(model, group.intermediate_size)
         vectors += group.count * _layer_vectors(model, group)
@@ -97,7 +97,7 @@ def count_parameters(model: ModelDescription) -> ParameterCounts:
         vectors=vectors + final_norm,
         idle_expert_vectors=idle_vectors,
         tied_embeddings=model.tied_embeddings,
-        beside=beside,
+        extras=extras,
         looked_up=model.looked_up,
         prologue=model.prologue.matrices + model.prologue.vectors if model.prologue else 0,
     )
@@ -112,7 +112,7 @@ def _layer_vectors(model: ModelDescription, group: LayerGroup) -> int:
     """Norms and biases of one layer."""
     hidden = model.hidden_size
     norms = model.norms_per_layer * hidden * (1 + model.norm_bias)
-    vectors = norms + group.attention.vector_parameters(hidden) + group.beside.vectors
+    vectors = norms + group.attention.vector_parameters(hidden) + group.extras.vectors
     if model.feed_forward_bias and group.intermediate_size:
         vectors += _feed_forward_bias(model, group.intermediate_size)
     if group.mixture is not None:

@@ -278,7 +278,7 @@ class TestRefusals:
             ("marvel", "it is not in the list of supported architectures"),
             ("minimax", "lightning attention"),
             ("recurrent_gemma", "recurrent layers"),
-            ("t5", "an encoder beside a decoder"),
+            ("t5", "encoder-decoder models"),
         ],
     )
     def test_what_is_not_known_exactly_is_refused_by_name(self, name, reason):

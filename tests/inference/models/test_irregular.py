@@ -59,7 +59,7 @@ class TestNemotronNas:
         """
         counts = count_parameters(describe(self.CONFIG))
 
-        assert (counts.attention, counts.dense, counts.beside) == (192 + 256 + 64, 18432, 64)
+        assert (counts.attention, counts.dense, counts.extras) == (192 + 256 + 64, 18432, 64)
         # Two norms a layer, without the two of the missing parts, plus the last one.
         assert counts.vectors == 6 * 8 + 8
 
@@ -290,7 +290,7 @@ class TestGemma3n:
         counts = count_parameters(describe(self.CONFIG))
 
         assert counts.attention == 2 * 192 + 2 * 128
-        assert counts.beside == 4 * (32 + 16 + 16 + 12) + 64 + 128
+        assert counts.extras == 4 * (32 + 16 + 16 + 12) + 64 + 128
         assert counts.looked_up == 6 * 2 * 4
 
     def test_work_of_a_token(self):
@@ -394,7 +394,7 @@ class TestDeepSeekV4:
         counts = count_parameters(describe(self.CONFIG))
 
         assert counts.attention == 3 * 168 + 8
-        assert counts.beside == 3 * 256 + 32 + 200 + 64
+        assert counts.extras == 3 * 256 + 32 + 200 + 64
         assert (counts.active_experts, counts.shared_experts) == (3 * 240, 3 * 120)
 
     def test_work_of_a_token(self):
