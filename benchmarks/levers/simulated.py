@@ -15,15 +15,8 @@ from exporter.advice.advise import Advice, advise
 from exporter.advice.prediction import Prediction
 from exporter.advice.window import GpuWindow, Reference, WorkloadWindow
 from exporter.simulate.engine import SHAPES, describe
-from exporter.simulate.serving import (
-    Behaviour,
-    Counters,
-    Engine,
-    Member,
-    Setup,
-    Silicon,
-    Traffic,
-)
+from exporter.simulate.forward_pass import Behaviour, Member, Silicon
+from exporter.simulate.serving import Counters, Engine, Setup, Traffic
 
 
 # Dense peaks, bandwidth, NVLink (PCIe) per direction and memory of the data sheets.

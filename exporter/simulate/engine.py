@@ -6,7 +6,7 @@ daemon's advisor would see: tokens, passes, queue, the model's description, and 
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 from exporter.accounting.peaks import Peaks
 from exporter.inference.models.attention import GroupedAttention
@@ -20,18 +20,9 @@ from exporter.inference.models.parameters import count_parameters
 from exporter.inference.models.work import Cost, Stretch, Work, cost_of
 from exporter.inference.present import Served
 from exporter.inference.snapshot import GpuRef, ModelSnapshot
+from exporter.simulate.forward_pass import Behaviour, Experts, Member, Shape, Silicon
 from exporter.simulate.scenarios import Load, Serving
-from exporter.simulate.serving import (
-    Behaviour,
-    Counters,
-    Engine,
-    Experts,
-    Member,
-    Setup,
-    Shape,
-    Silicon,
-    Traffic,
-)
+from exporter.simulate.serving import Counters, Engine, Setup, Traffic
 
 
 # Hidden size, layers, heads, key-value heads, head size, intermediate size, vocabulary: widely
@@ -66,15 +57,6 @@ ENGINE_LEVERS = (
     "restore_prefix_cache",
 )
 GPU_LEVERS = ("full_clocks", "replace_slow_gpu")
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """One GPU as the engine sees it: clock over maximum, and the share of speed a fault leaves."""
-
-    clock: float = 1.0
-    memory_speed: float = 1.0
-    compute_speed: float = 1.0
 
 
 class SimulatedEngine:
@@ -153,12 +135,10 @@ class SimulatedEngine:
             setup = replace(setup, hit_ratio=_FULL_HITS)
         self._reconfigure(setup)
 
-    def advance(self, seconds: float, hardware: Sequence[Hardware]) -> Load:
+    def advance(self, seconds: float, hardware: Sequence[Member]) -> Load:
         """Serve for this long on these GPUs; returns the resulting load of each."""
         members = tuple(
-            Member(
-                round(each.clock / _CLOCK_STEP) * _CLOCK_STEP, each.memory_speed, each.compute_speed
-            )
+            replace(each, clock=round(each.clock / _CLOCK_STEP) * _CLOCK_STEP)
             for each in hardware[: self.group]
         )
         if members != self._setup.members:

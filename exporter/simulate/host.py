@@ -22,7 +22,8 @@ from exporter.metrics.levers import lever_samples
 from exporter.metrics.render import Exposition
 from exporter.metrics.rows import Part, Samples, part_samples
 from exporter.readings import DeviceIdentity, HostFacts
-from exporter.simulate.engine import GPU_LEVERS, Hardware, SimulatedEngine
+from exporter.simulate.engine import GPU_LEVERS, SimulatedEngine
+from exporter.simulate.forward_pass import Member
 from exporter.simulate.gpu import Conditions, SimulatedGpu, healthy
 from exporter.simulate.probes import SimulatedProbes
 from exporter.simulate.products import Product
@@ -279,7 +280,7 @@ class SimulatedHost:
         for index, gpu in enumerate(self._gpus):
             fault = healthy(self._fault(index, elapsed))
             clock = gpu.clock_hertz / gpu.product.sm_clock_max_hertz if gpu.working else 1.0
-            hardware.append(Hardware(clock, min(fault.memory_speed, fault.speed), fault.speed))
+            hardware.append(Member(clock, min(fault.memory_speed, fault.speed), fault.speed))
         return self._engine.advance(seconds, hardware)
 
     def _served(self, _state: State) -> tuple[Served, ...]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.simulate.serving import Engine, Setup, Shape, Silicon, Traffic
+from exporter.simulate.forward_pass import Shape, Silicon
+from exporter.simulate.serving import Engine, Setup, Traffic
 from tests.daemon.process import DaemonProcess, passive
 from tests.fake_nvml import H100, Load
 
