@@ -21,7 +21,7 @@ COPY probes probes
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
 
-# The environments: no pip in them, nothing but what is locked.
+# The environments: only locked packages, without pip.
 FROM ${PYTHON_IMAGE} AS environment-slim
 WORKDIR /source
 COPY deploy/requirements/slim.txt deploy/requirements/
@@ -39,8 +39,8 @@ COPY --from=build /wheels /wheels
 RUN pip --python /opt/flopwatch/bin/python install --no-cache-dir --no-deps --no-index /wheels/*.whl
 
 
-# What both images have in common. The root filesystem may be read-only: only the state folder is
-# written to, and a volume belongs there. The NVIDIA container runtime brings the driver's library.
+# Common to both images. The root filesystem may be read-only: only the state folder is written to,
+# which should be a volume. The NVIDIA container runtime brings the driver's library.
 FROM ${PYTHON_IMAGE} AS runtime
 ARG REVISION=unknown
 ARG VERSION=0.1.0
@@ -65,10 +65,10 @@ ENV MALLOC_ARENA_MAX=1 \
     NVIDIA_VISIBLE_DEVICES=all
 EXPOSE 9907
 STOPSIGNAL SIGTERM
-# The HTTP loop alone: a driver that hangs must not get the container killed.
+# Checks only the HTTP server: a hanging driver must not end the container.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 \
     CMD ["python", "/usr/local/lib/flopwatch/healthcheck.py"]
-# As numbers, so that Kubernetes can see that it is not root.
+# Numeric, so that Kubernetes can verify that it is not root.
 USER 65532:65532
 WORKDIR /var/lib/flopwatch
 ENTRYPOINT ["flopwatch"]
@@ -82,7 +82,7 @@ ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
 COPY --from=environment-full /opt/flopwatch /opt/flopwatch
 
 
-# NVML and GPM alone. Last, so that it is what `docker build .` builds.
+# NVML and GPM only. Last, so that `docker build .` builds it.
 FROM runtime AS slim
 ENV NVIDIA_DRIVER_CAPABILITIES=utility \
     FLOPWATCH_IMAGE=slim \

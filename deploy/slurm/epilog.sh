@@ -1,5 +1,5 @@
 #!/bin/sh
-# Slurm epilog: the job has ended, whatever it held. Runs as root on the node.
+# Slurm epilog: removes the ended job from all devices. Runs as root on the node.
 # Install as /etc/slurm/epilog.d/50-flopwatch.sh; the counterpart of prolog.sh.
 #
 # An epilog that fails drains the node. This one always exits 0 and reports through logger(1).
@@ -23,7 +23,7 @@ forget() {
     elif printf '%s\n' "$rest" >"$jobs/.new"; then
       mv -f "$jobs/.new" "$file" || failed=1
     else
-      # No space for a second file: over the old one, which is longer.
+      # No space for a second file: overwrite the old one, which is longer.
       rm -f "$jobs/.new"
       printf '%s\n' "$rest" >"$file" || failed=1
     fi

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Slurm prolog: notes which job holds which GPU. Runs as root on the node, before the job.
-# Install as /etc/slurm/prolog.d/50-flopwatch.sh; docs/install.md tells how.
+# Slurm prolog: records which job holds which GPU. Runs as root on the node, before the job.
+# Install as /etc/slurm/prolog.d/50-flopwatch.sh; see docs/install.md.
 #
-# It writes a file per device into /run/flopwatch/jobs, a job a line. The file is named by what identifies
-# the device: its UUID where the driver tells it, else its device node (nvidia4 is minor number 4).
+# It writes one file per device into /run/flopwatch/jobs, with one job per line. The file's name is the
+# device's UUID if the driver reports it, else its device node (nvidia4 is minor number 4).
 # SLURM_JOB_GPUS counts the devices of `slurmd -G`, which are neither NVML's indices nor minor numbers.
 #
 # A prolog that fails drains the node. This one always exits 0 and reports through logger(1).
@@ -23,7 +23,7 @@ report() {
   timeout 5 logger -t flopwatch-prolog -p daemon.warning -- "job ${SLURM_JOB_ID:-unknown}: $1" 2>/dev/null
 }
 
-# Slurm's GPUs in Slurm's order, a device file a line. Kept until the configuration changes.
+# Slurm's GPUs in Slurm's order, one device file per line. Cached until the configuration changes.
 device_files() {
   list=$jobs/.devices
   conf=${SLURM_CONF:-/etc/slurm/slurm.conf}
@@ -31,7 +31,7 @@ device_files() {
     timeout 10 slurmd -G 2>&1 | awk '
       / Name=gpu / {
         for (i = 1; i <= NF; i++) if (sub(/^File=/, "", $i)) {
-          # /dev/nvidia[4-5,7] is nvidia4, nvidia5 and nvidia7; a list without brackets is as it is.
+          # /dev/nvidia[4-5,7] is nvidia4, nvidia5 and nvidia7; a list without brackets is used unchanged.
           if (!match($i, /\[[0-9,-]+\]/)) { gsub(/,/, "\n", $i); print $i; continue }
           prefix = substr($i, 1, RSTART - 1)
           count = split(substr($i, RSTART + 1, RLENGTH - 2), ranges, ",")
@@ -45,7 +45,7 @@ device_files() {
   cat "$list"
 }
 
-# The UUID of the GPU with this minor number; nothing where the driver does not tell.
+# The UUID of the GPU with this minor number; empty if the driver does not report it.
 uuid_of() {
   for file in "$driver"/*/information; do
     [ -r "$file" ] || continue
@@ -56,7 +56,7 @@ uuid_of() {
   done | head -n 1
 }
 
-# What the job holds, a name a line.
+# The devices that the job holds, one name per line.
 devices() {
   # MIG instances are named by UUID in CUDA_VISIBLE_DEVICES.
   case ${CUDA_VISIBLE_DEVICES:-} in
@@ -106,7 +106,7 @@ main() {
   settings
   umask 022
   mkdir -p "$jobs" || return 1
-  # Root's alone: whoever can open the lock can hold it, and jobs must not wait for a user.
+  # Only for root: whoever can open the lock can hold it, and jobs must not wait for a user.
   (umask 077 && : >>"$jobs/.lock") && chmod 0600 "$jobs/.lock" || return 1
   (
     flock -w "$lock_seconds" 9 || { echo "another prolog or epilog holds $jobs/.lock"; exit 1; }
@@ -114,7 +114,7 @@ main() {
   ) 9<>"$jobs/.lock"
 }
 
-# The job starts in any case; at worst flopwatch does not name it before it uses its GPU.
+# The job starts in any case. At worst, flopwatch does not name it before it uses its GPU.
 trap 'exit 0' HUP INT TERM
 message=$( { main 2>&1; } || echo "not noted" )
 [ -z "$message" ] || report "$message"
