@@ -25,7 +25,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         dashboard.with_panel(
             number(
                 "Exporters answering",
-                "Of the targets that Prometheus knows. A missing one: host down, process dead or never installed; the table names it.",
+                "Exporters that Prometheus can scrape, and all targets of the job. If one is missing, the host is down, the process has died, or it was never installed. `Hosts` below shows which.",
                 [
                     Query(f"sum(up{{{NODE}}})", "up"),
                     Query(f"count(up{{{NODE}}})", "targets"),
@@ -39,7 +39,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
             explained(
                 number(
                     "Stale sources",
-                    "Sources of hosts with a GPU that has had no value for five minutes. `Age of the sources' last value` below says which, its exporter's log why; the runbook is FlopwatchSourceStale.",
+                    "Sources, counted once per host, that have given no value for five minutes on some GPU. `Age of the last value` below shows which; the exporter's log says why. Runbook: FlopwatchSourceStale.",
                     [
                         Query(
                             f"count(time() - instance_source:flopwatch_source_last_success_timestamp_seconds:min{{{NODE}}} > 300) or vector(0)",
@@ -56,7 +56,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Hung GPUs",
-                "GPUs whose driver call does not return; `What is wrong now` on the Fleet dashboard names them. The engine's next call will hang too: drain the node and reboot it.",
+                "GPUs with a driver call that does not return. `What is wrong now` on the Fleet dashboard lists them. The engine's next call will hang too: drain the host and reboot it.",
                 [Query(f"sum(flopwatch_source_hung{{{NODE}}}) or vector(0)", "hung")],
                 unit="none",
                 thresholds=bad_above(1, 1),
@@ -66,7 +66,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Series",
-                "Of all exporters: what they cost your Prometheus. A jump is a per-process option or many MIG instances.",
+                "Series of all exporters: what they cost Prometheus. A jump comes from a per-process option or from many MIG instances.",
                 [Query(f"sum(flopwatch_series{{{NODE}}})", "series")],
                 unit="short",
                 thresholds=BLUE,
@@ -76,7 +76,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Dropped series",
-                "Left out in the last hour because of `limits.series`. Not 0: raise the limit or find out what multiplies.",
+                "Series left out in the last hour because of `limits.series`. If this is not 0, raise the limit, or find out which label multiplies the series.",
                 [
                     Query(
                         f"sum(increase(flopwatch_series_dropped_total{{{NODE}}}[1h])) or vector(0)",
@@ -91,12 +91,12 @@ def _now(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             number(
-                "Refused config",
-                "Exporters that run on an older configuration because the last one was refused. Their log names file and line.",
+                "Failed reloads",
+                "Exporters that still run with their previous configuration because the last reload failed. Their log names the file and line.",
                 [
                     Query(
                         f"count(flopwatch_config_last_reload_successful{{{NODE}}} == 0) or vector(0)",
-                        "refused",
+                        "failed",
                     )
                 ],
                 unit="none",
@@ -113,7 +113,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Processor time",
-                "Cores that each exporter uses, five highest. Over a tenth of a core: a slow driver or a too short interval.",
+                "Processor cores that an exporter uses, five highest. Over a tenth of a core: a slow driver, or a sampling interval that is too short.",
                 [
                     Query(
                         highest(f"rate(process_cpu_seconds_total{{{NODE}}}[{RATE}]@@)"),
@@ -127,7 +127,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Memory",
-                "Resident memory of each exporter, five highest. It should be flat; a slope is a leak, tell us.",
+                "Resident memory of an exporter, five highest. It should be flat. Please report steady growth: it is a leak.",
                 [Query(highest(f"process_resident_memory_bytes{{{NODE}}}@@"), "{{instance}}")],
                 unit="bytes",
                 span=6,
@@ -136,7 +136,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Scrape duration",
-                "As Prometheus measured it, five slowest. Scrapes are served from memory: a slow one is the network or a starved host.",
+                "As measured by Prometheus, five slowest. Scrapes are served from memory, so a slow one points to the network or to a host without free processor time.",
                 [Query(highest(f"scrape_duration_seconds{{{NODE}}}@@"), "{{instance}}")],
                 unit="s",
                 span=6,
@@ -145,7 +145,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Probe workers",
-                "Device memory that the worker on a host's GPU holds, three highest, and at the right its restarts in an hour. Memory must not grow: the engine beside it counts on it. Restarts: see ProbeWorkerRestarting.",
+                "Device memory that a probe worker holds, three highest hosts, and its restarts per hour (right axis). Memory must not grow, because the engine on the same GPU needs it. For restarts, see ProbeWorkerRestarting.",
                 [
                     Query(
                         extremes(
@@ -178,7 +178,7 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Time spent reading",
-                    "Share of the time in which a GPU's thread waits for the driver, mean of the host's GPUs, five slowest hosts. One that climbs is a driver that becomes slow, often before it hangs; near 100 % ticks are missed.",
+                    "Share of time in which a GPU's sampling thread waits for the driver, mean over the host's GPUs, five slowest hosts. A line that climbs is a driver that becomes slow, often before it hangs. Near 100 %, ticks are missed.",
                     [
                         Query(
                             highest(f"instance:flopwatch_tick_duration_seconds:rate5m{{{NODE}}}@@"),
@@ -195,7 +195,7 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Missed ticks",
-                "A second and host, five highest. Counters stay right, dips may go unseen. The cause is a slow driver or no processor time.",
+                "Missed ticks per second, five highest hosts. Counters stay correct, but short dips may not be seen. Caused by a slow driver, or by too little processor time.",
                 [
                     Query(
                         highest(
@@ -212,8 +212,8 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 lines(
-                    "Age of the sources' last value",
-                    "Seconds since each source last gave a value, five oldest hosts. A line that climbs is a source that stopped: profiler, right, or dcgm-exporter.",
+                    "Age of the last value",
+                    "Time since a source last gave a value, five oldest. A line that climbs is a source that has stopped: a profiler holds the counters, a permission is missing, or dcgm-exporter is down.",
                     [
                         Query(
                             extremes(
@@ -234,7 +234,7 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Source errors by reason",
-                "An hour. `not_supported` is asked once and forgotten; anything steady is worth the exporter's log.",
+                "Errors per hour. `not_supported` is normal once per start. If another reason persists, see the exporter's log.",
                 [
                     Query(
                         f"sum by (source, reason) (increase(flopwatch_source_errors_total{{{NODE}}}[1h]))",
@@ -250,7 +250,7 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             rows(
                 "Hosts",
-                "Version, series and state of each exporter. Mixed versions make odd comparisons: finish the rollout. `down` first: see FlopwatchDown.",
+                "State, version and series of each exporter, those that are down first (see FlopwatchDown). Different versions may not be comparable: finish the rollout.",
                 [
                     Query(f"max by (cluster, instance) (up{{{NODE}}})"),
                     Query(f"max by (cluster, instance, version) (flopwatch_build_info{{{NODE}}})"),
@@ -287,6 +287,6 @@ def dashboard() -> Dashboard:
     made = board(
         "flopwatch-exporter",
         "flopwatch / Exporter",
-        "The exporter's own health: reachability, freshness, cost, sampling, configuration.",
+        "Health of the exporters: reachability, freshness, cost, sampling, configuration.",
     )
     return _sampling(_cost(_now(made)))

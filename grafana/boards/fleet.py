@@ -2,13 +2,10 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana.firing import firing
+from grafana.boards.fleet_problems import problems, worst_gpus
 from grafana.frame import (
     CHOICES,
-    FLEET,
-    GPU_LINK,
     GPU_OF_LINE,
-    HOST_LINK,
     MODELS,
     NODE,
     NODE_OF_BAR,
@@ -30,7 +27,6 @@ from grafana.panels import (
     state_stack,
 )
 from grafana.tables import Column, rows
-from grafana.verdicts import CLOCKS, PAST, PEERS, verdicts
 
 
 # Hosts of the chosen GPU models; with All the join changes nothing.
@@ -39,16 +35,7 @@ OF_NAME = f'and on (cluster, job, instance) gpu:flopwatch_gpu:info{{{NODE}, name
 # peak divides by the peak of the hosts that count, and values from engines and probes stand in
 # elsewhere.
 COUNTERS = "activity counters"
-# Worst first: slower than the peers, or clocks held down. Two per host, so that one capped rack
-# does not fill the table; all of them with fewer than four hosts.
 HOST = "by (cluster, job, instance)"
-LOST = (
-    f"gpu:flopwatch_lost_speed:ratio{{{NODE}}} and on (cluster, job, instance, gpu)"
-    f' gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}}'
-)
-OF_A_HOST = (
-    f"scalar(2 + 1000 * (count(instance:flopwatch_gpu_up:count{{{NODE}}}) < bool 4) or vector(2))"
-)
 OF_HOST = f"(gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} {OF_NAME})"
 BESIDE_HOST = f"{OF_HOST} / on (cluster, job, instance) group_left () (quantile {HOST} (0.5, {OF_HOST}) > 0.005)"
 STATE = ', state="STATE"'
@@ -58,7 +45,6 @@ ENERGY_OF_CLUSTER = (
     f"(1e15 * sum by (cluster, job) (instance:flopwatch_energy_joules:rate5m{{{NODE}}}@@ {COUNTED}{{{NODE}}}@@)"
     f" / (sum by (cluster, job) (instance:flopwatch_tensor_flop:rate5m{{{NODE}}}@@) > 0))"
 )
-WORST = f"topk(20, topk {HOST} ({OF_A_HOST}, {LOST}))"
 
 
 def total(metric: str, more: str = "", at: str = "") -> str:
@@ -104,17 +90,12 @@ def by_name(metric: str) -> str:
     )
 
 
-def per_gpu(expr: str) -> str:
-    """`expr` of the worst GPUs only, with labels that merge into one row a GPU."""
-    return f"max by (cluster, instance, gpu) ({expr} and on (cluster, job, instance, gpu) {WORST})"
-
-
 def _now(dashboard: Dashboard) -> Dashboard:
     return (
         dashboard.with_panel(
             number(
                 "GPUs answering",
-                "GPUs whose driver answers, and those that should: listed before, or on the PCI bus. Fewer than expected: see `Verdicts`, and the GPULost, GPUMissing and GPUDriverNotLoaded runbooks.",
+                "GPUs whose driver answers, and how many are expected: those that were listed before or are on the PCI bus. If fewer answer, see `Verdicts` and the GPULost, GPUMissing and GPUDriverNotLoaded runbooks.",
                 [
                     Query(total("instance:flopwatch_gpu_up:sum"), "answering"),
                     Query(
@@ -130,10 +111,10 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Delivered",
-                "FLOP/s of all tensor pipes, valued at each GPU's headline precision; where nobody counts them, what the engines' tokens took, or else what probes reached. It follows the traffic; if it falls while requests queue, read `Where the peak goes` below.",
+                "FLOP/s of all tensor pipes, at each GPU's headline precision. Without activity counters: useful FLOP/s of the engines, or else what the probes reached. It follows traffic. If it falls while requests queue, see `Where the peak goes`.",
                 [
                     Query(DELIVERED, "delivered"),
-                    Query(instead(USEFUL, TENSOR), "useful, of engines"),
+                    Query(instead(USEFUL, TENSOR), "useful, from engines"),
                     Query(instead(PROBED, TENSOR, MODEL), "reached by probes"),
                 ],
                 unit="flops",
@@ -145,8 +126,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 number(
-                    "Of peak",
-                    "Delivered over the summed data-sheet peak of the hosts that count it; where none does, useful FLOPS over the peak of the engines' GPUs. 30-60 % is good for prefill and training-like loads, 2-10 % is normal for decode: compare with its own past, not with 100 %.",
+                    "FLOPS utilization",
+                    "Delivered FLOP/s over the data-sheet peak of the hosts with activity counters. Without any: useful FLOP/s over the peak of the engines' GPUs. 30-60 % is good for prefill and training-like loads, 2-10 % is normal for decode. Compare it with its own history, not with 100 %.",
                     [
                         Query(f"{DELIVERED} / {PEAK}", "of peak"),
                         Query(
@@ -169,7 +150,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Busy",
-                "Share of the time in which GPUs do anything at all. High with low FLOPS is work that waits for memory, or for itself; low is no traffic.",
+                "Share of time in which the GPUs do any work. High with low FLOPS: the work waits for memory or for synchronization. Low: little traffic.",
                 [Query(BUSY, "busy")],
                 unit="percentunit",
                 decimals=0,
@@ -181,7 +162,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
             explained(
                 number(
                     "Bandwidth used",
-                    "Of the theoretical bandwidth of the device memory of hosts that count it. High with low FLOPS means decode at small batch: larger batches, quantised weights or KV cache make more of it.",
+                    "Share of the theoretical memory bandwidth of the hosts with activity counters. High with low FLOPS: decode at a small batch. Larger batches and quantized weights or KV cache get more work out of the same bandwidth.",
                     [Query(f"{MOVED} / {BANDWIDTH}", "of bandwidth")],
                     unit="percentunit",
                     decimals=1,
@@ -195,7 +176,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Power",
-                "Of all GPUs, from their energy counters. High at low FLOPS: GPUs that idle at full clocks, or decode at tiny batches.",
+                "Power of all GPUs, from their energy counters. High with low FLOPS: GPUs that idle at full clocks, or decode at tiny batches.",
                 [Query(ENERGY, "power")],
                 unit="watt",
                 thresholds=BLUE,
@@ -206,7 +187,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
             explained(
                 number(
                     "Energy per PFLOP",
-                    "Joules for 10^15 delivered operations, of the hosts that count both: what a unit of work costs. It rises when GPUs idle or wait for memory; consolidate replicas or grow the batch.",
+                    "Joules per 10^15 delivered operations, for hosts that count both: what a unit of work costs. It rises when GPUs idle or wait for memory. Consolidate replicas or increase the batch.",
                     [
                         Query(
                             f"1e15 * {counted('instance:flopwatch_energy_joules:rate5m', 'instance:flopwatch_tensor_flop:rate5m')} / ({DELIVERED} > 0)",
@@ -224,51 +205,13 @@ def _now(dashboard: Dashboard) -> Dashboard:
     )
 
 
-def _wrong(dashboard: Dashboard) -> Dashboard:
-    return dashboard.with_panel(
-        explained(
-            firing(
-                "What is wrong now",
-                "Firing alerts of this project, worst first, one row an alert and host. The alert's name opens its runbook, which says what to do; the number opens the GPU (the first of `GPUs`). Empty is good.",
-                'instance=~"$instance|"',  # some alerts have no instance
-                where=[
-                    Column("instance", "Instance", link=HOST_LINK, link_title="Open the host"),
-                    Column("cluster", "Cluster"),
-                    Column("gpu", "GPU", width=60, link=GPU_LINK),
-                    Column("B", "GPUs", decimals=0, width=60),
-                ],
-                span=24,
-                height=7,
-            ),
-            FLEET,
-        )
-    ).with_panel(
-        explained(
-            verdicts(
-                "Verdicts",
-                "What each exporter finds on its devices, worst first, one row a host and finding, with what it costs in speed, who holds the GPU and since when: the sentences of the status page. The host and the GPU open their dashboards. Empty is good.",
-                by_host=True,
-                where=[
-                    Column("instance", "Instance", link=HOST_LINK, link_title="Open the host"),
-                    Column("cluster", "Cluster"),
-                    Column("gpu", "GPU", width=60, link=GPU_LINK),
-                    Column("D", "GPUs", decimals=0, width=60),
-                ],
-                span=24,
-                height=8,
-            ),
-            FLEET,
-        )
-    )
-
-
 def _states(dashboard: Dashboard) -> Dashboard:
     return (
         dashboard.with_panel(
             explained(
                 state_stack(
                     "Where the peak goes",
-                    "Shares of the fleet's peak FLOP/s. Much `memory`: batch or quantise. `stall`: fuse kernels, fewer synchronisations. `underfill`: small grids, raise concurrency. `clock_*`: heat or power. `idle`: fewer replicas or more traffic.",
+                    "Shares of the fleet's peak FLOP/s by state. Much `memory`: increase the batch or quantize. `stall`: fuse kernels, synchronize less. `underfill`: small grids; raise concurrency. `clock_*`: heat or power. `idle`: run fewer replicas, or send more traffic.",
                     f"{total('instance_state:flopwatch_peak_flops:rate5m', STATE)} / {total('instance_state:flopwatch_peak_flops:rate5m')}",
                     span=12,
                     height=8,
@@ -278,8 +221,8 @@ def _states(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             lines(
-                "Demand beside supply",
-                "Requests in flight and queued (right axis), and FLOP/s delivered. Demand that grows while supply falls is trouble; both falling is an ebb.",
+                "Demand and supply",
+                "FLOP/s delivered, and requests running and waiting (right axis). If demand grows while supply falls, something is wrong. If both fall, there is less traffic.",
                 [
                     Query(DELIVERED, "delivered"),
                     Query(f'sum(flopwatch_model_requests{{{NODE}, state="running"}})', "running"),
@@ -296,7 +239,7 @@ def _states(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Peak: installed, answering, unthrottled",
-                "The peak of all GPUs that were ever seen, of those that answer, and what heat and power leave of it. A gap below the first line is lost GPUs, a gap below the second throttled ones.",
+                "Peak FLOP/s of all GPUs ever seen, of those that answer, and what heat and power leave of it. A gap below the first line: lost GPUs. A gap below the second: throttled GPUs.",
                 [
                     Query(total("instance:flopwatch_peak_flops:installed"), "installed"),
                     Query(total("instance:flopwatch_peak_flops:headline"), "answering"),
@@ -314,55 +257,12 @@ def _states(dashboard: Dashboard) -> Dashboard:
     )
 
 
-def _worst(dashboard: Dashboard) -> Dashboard:
-    columns = [
-        Column("cluster", "Cluster", width=180),
-        Column("instance", "Instance", width=190),
-        Column("gpu", "GPU", width=50, link=GPU_LINK),
-        Column("name", "GPU model"),
-        Column("H", "Lost speed", "percentunit", decimals=1, width=105),
-        Column("A", "Probe of peers", "percentunit", PEERS, 1, 120),
-        Column("B", "Probe of past", "percentunit", PAST, 1, 115),
-        Column("C", "Delivered of peak", "percentunit", decimals=1, width=145, bar_maximum=0.6),
-        Column("D", "Busy", "percentunit", decimals=0, width=65),
-        Column("E", "Clocks lost", "percentunit", CLOCKS, 1, 100),
-        Column("F", "Temperature", "celsius", decimals=0, width=110),
-        Column("G", "Power", "watt", decimals=0, width=75),
-    ]
-    return dashboard.with_panel(
-        explained(
-            rows(
-                "Worst GPUs",
-                "The GPUs that lost most speed, beside the median of their model or to clocks: at most two of a host and 20 in all (of fewer than four hosts all: choose one above). A low probe with good clocks is sick silicon or memory; lost clocks are heat or power; low delivery with good probes is traffic or software. Open the GPU by its number.",
-                [
-                    Query(per_gpu(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}}")),
-                    Query(per_gpu(f"gpu:flopwatch_probe_baseline_ratio:min{{{NODE}}}")),
-                    Query(per_gpu(f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}}")),
-                    Query(per_gpu(f"gpu:flopwatch_busy:ratio_rate5m{{{NODE}}}")),
-                    Query(per_gpu(f"gpu:flopwatch_clock_loss:ratio_rate5m{{{NODE}}}")),
-                    Query(
-                        per_gpu(f'flopwatch_temperature_celsius{{{NODE}, mig="", sensor="gpu"}}')
-                    ),
-                    Query(per_gpu(f"gpu:flopwatch_energy_joules:rate5m{{{NODE}}}")),
-                    Query(
-                        f"max by (cluster, instance, gpu, name) ({WORST} * on (cluster, job, instance, gpu) group_left (name) gpu:flopwatch_gpu:info{{{NODE}}})"
-                    ),
-                ],
-                columns,
-                sort_by="Lost speed",
-                height=9,
-            ),
-            FLEET,
-        )
-    )
-
-
 def _course(dashboard: Dashboard) -> Dashboard:
     return (
         dashboard.with_panel(
             lines(
-                "Delivered by GPU model, and the peak",
-                "FLOP/s delivered, model upon model, and dashed what all data sheets promise together. A growing gap at equal traffic is lost work: see where the peak goes.",
+                "Delivered by GPU model",
+                "FLOP/s delivered, stacked by GPU model. Dashed: the sum of the data-sheet peaks. A gap that grows at equal traffic is lost work: see `Where the peak goes`.",
                 [
                     Query(by_name("gpu:flopwatch_tensor_flop:rate5m"), "{{name}}"),
                     Query(total("instance:flopwatch_peak_flops:headline"), "peak"),
@@ -376,8 +276,8 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 lines(
-                    "Of peak, by GPU model",
-                    "Delivered over the peak, so that few GPUs show beside many. A model that falls at equal traffic: see its GPUs under `Worst GPUs`; a level of 5 % is normal for decode.",
+                    "Utilization by GPU model",
+                    "Delivered over peak FLOP/s, so that small groups are visible next to large ones. If a model falls at equal traffic, look for its GPUs in `Worst GPUs`. 5 % is normal for decode.",
                     [
                         Query(
                             f"{by_name('gpu:flopwatch_tensor_flop:rate5m')} / {by_name('gpu:flopwatch_peak_flops:headline')}",
@@ -395,7 +295,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
             explained(
                 bucket_heatmap(
                     "GPUs by utilization",
-                    "How many GPUs deliver which share of their peak. Two bands are two kinds of load; a faint band below the others is a group of GPUs to look at.",
+                    "Number of GPUs by FLOPS utilization. Two bands are two kinds of load. A faint band below the others is a group of GPUs to look at.",
                     Query(
                         f'count_values("le", ceil(20 * (gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} and on (cluster, job, instance, gpu) gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}})) / 20)',
                         "{{le}}",
@@ -411,7 +311,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Energy per PFLOP by cluster",
-                "Joules for 10^15 delivered operations, five dearest clusters. Rising: idle GPUs, smaller batches, or GPUs held by heat. Use it to decide what runs where.",
+                "Joules per 10^15 delivered operations, five highest clusters. Rising: idle GPUs, smaller batches, or GPUs that are throttled by heat. Use it to decide what to run where.",
                 [
                     Query(
                         extremes("topk", 5, ENERGY_OF_CLUSTER, on="cluster, job"),
@@ -426,8 +326,8 @@ def _course(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             bars(
-                "Nodes that deliver least",
-                "Of their peak now, eight lowest. A node far below the others at equal traffic: click it to see its GPUs side by side, and look for one that the others wait for.",
+                "Hosts with the lowest utilization",
+                "FLOPS utilization now, eight lowest hosts. If one is far below the others at equal traffic, click it to see its GPUs side by side, and look for one that the others wait for.",
                 [
                     Query(
                         f"sort(bottomk(8, instance:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} {OF_NAME}))",
@@ -445,7 +345,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
             explained(
                 bars(
                     "GPUs behind their host",
-                    "Delivered over the median of the host's GPUs, six lowest. One far below siblings with the same work: somebody else is on it (`Who holds it` on its dashboard) or its replica gets no requests. Different work on one host is no fault.",
+                    "Utilization of a GPU over the median of its host's GPUs, six lowest. Far below siblings with the same work: another process uses it (`Who holds it` on its dashboard), or its replica gets no requests. GPUs with different work may differ.",
                     [Query(f"sort(bottomk(6, {BESIDE_HOST}))", "{{instance}} GPU {{gpu}}")],
                     unit="percentunit",
                     labels=["instance", "gpu"],
@@ -462,8 +362,8 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 bars(
-                    "Served models, useful of peak",
-                    "Model FLOPS utilization by the engines' own token counts, eight highest; empty without an engine to read. Far below what the tensor pipes deliver: padding, recomputation, rejected drafts.",
+                    "MFU by served model",
+                    "Model FLOPS utilization from the engines' token counts, eight highest. Far below what the tensor pipes deliver: padding, recomputation or rejected drafts.",
                     [
                         Query(
                             f"sort_desc(topk(8, sum by (model) (workload:flopwatch_model_flop:rate5m{{{NODE}}} {OF_NAME}) / sum by (model) (workload:flopwatch_model_peak_flops:headline{{{NODE}}} {OF_NAME})))",
@@ -502,15 +402,15 @@ def _levers(dashboard: Dashboard) -> Dashboard:
         explained(
             rows(
                 "What would help",
-                "Predicted useful FLOPS that each lever would add over all workloads shown, and what it is worth a day at `prices`. The levers do not add up. `flopwatch advise --prometheus` prints the same with the track record; the Models dashboard has the workloads.",
+                "Useful FLOP/s that each lever is predicted to add over all selected workloads, and what that is worth per day at `prices`. Gains of several levers do not add up. `flopwatch advise --prometheus` prints the same with the track record; the Models dashboard shows each workload.",
                 [flops("low"), flops("high"), Query(money)],
                 [
                     Column("lever", "Lever"),
-                    Column("A", "Useful at least", "flops", decimals=2, width=180),
-                    Column("B", "at most", "flops", decimals=2, width=160),
-                    Column("C", "Worth a day", decimals=0, width=150),
+                    Column("A", "Gain at least", "flops", decimals=2, width=180),
+                    Column("B", "Gain at most", "flops", decimals=2, width=160),
+                    Column("C", "Worth per day", decimals=0, width=150),
                 ],
-                sort_by="Useful at least",
+                sort_by="Gain at least",
                 needs="an inference engine; docs/levers.md says which",
                 height=7,
             ),
@@ -524,8 +424,8 @@ def dashboard() -> Dashboard:
     made = board(
         "flopwatch-fleet",
         "flopwatch / Fleet",
-        "Achieved FLOPS of the fleet, where the rest of the peak goes, and which GPU is sick.",
+        "FLOPS that the fleet delivers, where the rest of the peak goes, and which GPU is unhealthy.",
         narrow=("name",),
     )
-    made = _worst(_states(_wrong(_now(made))))
-    return _levers(_course(made.with_row(Row("How it got there"))))
+    made = worst_gpus(_states(problems(_now(made))))
+    return _levers(_course(made.with_row(Row("History"))))

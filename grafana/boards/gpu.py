@@ -41,7 +41,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         dashboard.with_panel(
             number(
                 "State",
-                "Whether the driver answers for it. LOST: drain the node and follow the GPULost runbook.",
+                "Whether the driver answers for this GPU. LOST: drain the host and follow the GPULost runbook.",
                 [Query(f"min by (instance, gpu) (flopwatch_gpu_up{{{WHOLE_GPU}}})", "GPU {{gpu}}")],
                 unit="none",
                 mappings=UP,
@@ -54,7 +54,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Product",
-                "The device's name; simulated devices say so. Not what the inventory says: see `What it is` at the bottom, and ask who changed it.",
+                "Name of the device. Simulated devices are marked. If it differs from your inventory, see `Identity` at the bottom.",
                 [Query(f"max by (name) (flopwatch_gpu_info{{{WHOLE_GPU}}})", "{{name}}")],
                 unit="none",
                 thresholds=BLUE,
@@ -68,7 +68,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
             explained(
                 number(
                     "Delivered",
-                    "FLOP/s of the tensor pipe at the headline precision; where nobody counts them, what a probe reached. Low with much `memory` in the stack: batch; low with much `idle`: traffic.",
+                    "FLOP/s of the tensor pipe at the headline precision; without activity counters, what a probe reached. Low with much `memory` in `Where the peak goes`: small batch. Low with much `idle`: little traffic.",
                     [
                         Query(DELIVERED, "GPU {{gpu}}"),
                         Query(
@@ -89,8 +89,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 number(
-                    "Of peak",
-                    "Of the data sheet's dense peak; where nobody counts, the share of time in which it does anything. 2-10 % is normal for decode. Compare with the GPU's own week below before you worry.",
+                    "FLOPS utilization",
+                    "Delivered FLOP/s over the data sheet's dense peak; without activity counters, the share of time in which the GPU does any work. 2-10 % is normal for decode. Compare it with its own week below.",
                     [
                         Query(OF_PEAK, "GPU {{gpu}}"),
                         Query(
@@ -111,8 +111,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 number(
-                    "Probe of own past",
-                    "The slowest micro-probe over this GPU's own baseline. Below 95 % it is slower than it was; below 75 % take it out of service.",
+                    "Probe vs baseline",
+                    "Slowest probe over this GPU's own baseline. Below 90 % it is slower than it was. Below 75 %, take it out of service.",
                     [
                         Query(
                             f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}",
@@ -132,8 +132,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 number(
-                    "Probe of peers",
-                    "The slowest micro-probe over the median of the same model in the cluster, clock divided out for GEMMs. A GPU without peers is its own median: 100 %. Below 95 % with a robust z under -3.5 it is a straggler.",
+                    "Probe vs peers",
+                    "Slowest probe over the median of the same model in the cluster; GEMMs are corrected for the clock. A GPU without peers shows 100 %. Below 95 % with a robust z below -3.5, it is a straggler.",
                     [Query(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{GPU}}}", "GPU {{gpu}}")],
                     unit="percentunit",
                     decimals=1,
@@ -148,7 +148,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Temperature",
-                "Of the GPU core. Most parts begin to slow down near 85-90 °C; look at the fan, the pump and the neighbours.",
+                "Temperature of the GPU core. Most GPUs begin to throttle at 85-90 °C. If it is hot, compare it with its siblings, and check fans, pump and air flow.",
                 [
                     Query(
                         f'max by (instance, gpu) (flopwatch_temperature_celsius{{{WHOLE_GPU}, sensor="gpu"}})',
@@ -164,7 +164,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Power",
-                "Draw now. At the limit with clocks below their maximum, the limit costs FLOPS.",
+                "Power drawn now. If it is at the limit and the clock is below its maximum, the limit costs FLOPS.",
                 [Query(f"flopwatch_power_watts{{{WHOLE_GPU}}}", "GPU {{gpu}}")],
                 unit="watt",
                 decimals=0,
@@ -178,12 +178,12 @@ def _now(dashboard: Dashboard) -> Dashboard:
 
 def _where(dashboard: Dashboard) -> Dashboard:
     return (
-        dashboard.with_row(Row("What is wrong, and where the peak goes"))
+        dashboard.with_row(Row("Problems, and where the peak goes"))
         .with_panel(
             explained(
                 firing(
-                    "What is wrong with it",
-                    "Alerts that fire for this GPU or its host, worst first. The name opens the runbook, which says what to do. Empty is good.",
+                    "What is wrong now",
+                    "Alerts that are firing for this GPU or its host, worst first. The alert's name opens its runbook. Empty is good.",
                     'instance=~"$instance", gpu=~"$gpu|"',  # those of its host too
                     span=8,
                     height=5,
@@ -195,7 +195,7 @@ def _where(dashboard: Dashboard) -> Dashboard:
             explained(
                 state_stack(
                     "Where the peak goes",
-                    "Fills 0 to 100 %. `memory`: grow the batch, quantise. `stall`: fuse, synchronise less. `underfill`: more concurrency. `clock_thermal`: cooling. `clock_power`: limit or supply. `idle`: traffic or scheduling.",
+                    "Share of time by state; the states add up to 100 %. `memory`: increase the batch or quantize. `stall`: fuse kernels, synchronize less. `underfill`: more concurrency. `clock_thermal`: cooling. `clock_power`: power limit or supply. `idle`: traffic or scheduling.",
                     f'sum(rate(flopwatch_gpu_seconds_total{{{WHOLE_GPU}, state="STATE"}}[{RATE}])) / sum(rate(flopwatch_gpu_seconds_total{{{WHOLE_GPU}}}[{RATE}]))',
                     span=10,
                     height=10,
@@ -206,8 +206,8 @@ def _where(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 lines(
-                    "Delivered, against its own past",
-                    "Now, and the same hour before (lower of yesterday and a week ago), a day's and a week's mean. Well below its past at equal traffic: see the stack for the reason.",
+                    "Utilization, now and before",
+                    "FLOPS utilization now, at the same hour before (the lower of yesterday and a week ago), and the means of a day and of a week. If it is well below its past at equal traffic, `Where the peak goes` shows the reason.",
                     [
                         Query(f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{GPU}}}", "now"),
                         Query(
@@ -235,7 +235,7 @@ def _where(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             verdicts(
                 "Verdicts",
-                "What the exporter finds on this GPU, worst first: the sentences of its status page, which are there some minutes before their alerts. Empty is good.",
+                "What the exporter finds on this GPU, in the words of its status page, worst first. Verdicts appear a few minutes before their alerts. Empty is good.",
                 selection=GPU,
                 brief=True,
                 span=8,
@@ -246,7 +246,7 @@ def _where(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Activity",
-                    "Any work at all, graphics engine, SMs, warps. `gpu` at 100 % with `SM` far lower is a GPU that looks busy and is not: small grids.",
+                    "Share of time with any work, GPU activity, SM activity, and occupancy (warps). `gpu` at 100 % with a far lower `SM`: the GPU looks busy but is not, because its grids are small.",
                     [
                         Query(
                             f'1 - sum(rate(flopwatch_gpu_seconds_total{{{WHOLE_GPU}, state="idle"}}[{RATE}]))',
@@ -276,7 +276,7 @@ def _inside(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Pipes",
-                    "Share of cycles in which each pipe worked; hmma, imma, dmma are parts of `tensor` (floating point, integer, fp64). fp32 high and tensor low: a model or kernel that does not use the tensor cores.",
+                    "Share of cycles in which each pipe was active. hmma, imma and dmma are parts of `tensor` (floating point, integer, fp64). High fp32 with low tensor: a model or kernel that does not use the tensor cores.",
                     [Query(f"flopwatch_pipe_active_ratio{{{WHOLE_GPU}}}", "{{pipe}}")],
                     unit="percentunit",
                     span=8,
@@ -286,8 +286,8 @@ def _inside(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             bucket_heatmap(
-                "Utilization, tick by tick",
-                "One observation a second, so that dips between two scrapes show. A band at zero beside a high one is a GPU that waits and works by turns: look for the host or a slow peer.",
+                "Utilization per tick",
+                "One observation per second, so that dips between two scrapes are visible. Two bands, one at zero: the GPU alternates between work and waiting. Look for a busy host or a slow peer.",
                 Query(
                     f"sum by (le) (rate(flopwatch_tick_flops_utilization_ratio_bucket{{{WHOLE_GPU}}}[{RATE}]))",
                     "{{le}}",
@@ -301,7 +301,7 @@ def _inside(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Delivered by pipe and precision",
-                    "Plain pipes are upper bounds: every instruction is taken for a multiply-add. A precision you do not expect here points at the engine's settings.",
+                    "Values of the plain pipes are upper bounds: every instruction is counted as a multiply-add. If a precision is unexpected, check the engine's settings.",
                     [
                         Query(
                             f'sum by (precision) (rate(flopwatch_flop_total{{{WHOLE_GPU}, pipe="tensor"}}[{RATE}]))',
@@ -329,7 +329,7 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "SM clock",
-                "Now, its maximum, and as measured on the device by the last probe. Below the maximum under load: the next panel says why.",
+                "Clock now, its maximum, and the clock that the last probe measured on the device. If it is below the maximum under load, the next panel shows why.",
                 [
                     Query(f"flopwatch_sm_clock_hertz{{{WHOLE_GPU}}}", "now"),
                     Query(f"flopwatch_sm_clock_max_hertz{{{WHOLE_GPU}}}", "maximum"),
@@ -343,8 +343,8 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 lines(
-                    "Reasons for the clock",
-                    "Share of time in which each reason held. thermal: cooling. power_cap: the limit. power_brake: the chassis. gpu_idle alone is harmless.",
+                    "Clock event reasons",
+                    "Share of time in which the driver reported each reason. `…_thermal_slowdown`: cooling. `sw_power_cap`: the power limit. `hw_power_brake_slowdown`: the chassis. `gpu_idle` alone is harmless.",
                     [
                         Query(
                             f"max by (reason) (rate(flopwatch_clock_event_seconds_total{{{WHOLE_GPU}}}[{RATE}])) > 0",
@@ -361,7 +361,7 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Power",
-                "Draw and limit. Flat at the limit: the GPU is power-bound; a lower limit than its siblings have is a setting to mend.",
+                "Power drawn, and the limit. Flat at the limit: the GPU is power-bound. If the limit is lower than on its siblings, restore it.",
                 [
                     Query(f"flopwatch_power_watts{{{WHOLE_GPU}}}", "draw"),
                     Query(f"flopwatch_power_limit_watts{{{WHOLE_GPU}}}", "limit"),
@@ -374,7 +374,7 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Temperature",
-                "Core and memory; the dashed line is for the core, memory may be 10 degrees hotter. Hot while idle, or hotter than its neighbours at equal power: cooling of this slot.",
+                "Core and memory. The dashed line applies to the core; memory may be 10 degrees hotter. Hot while idle, or hotter than its siblings at equal power: the cooling of this slot.",
                 [Query(f"flopwatch_temperature_celsius{{{WHOLE_GPU}}}", "{{sensor}}")],
                 unit="celsius",
                 thresholds=[Threshold(None, "transparent"), Threshold(87, "red")],
@@ -389,7 +389,7 @@ def dashboard() -> Dashboard:
     made = board(
         "flopwatch-gpu",
         "flopwatch / GPU",
-        "One GPU in depth: where its peak goes, clocks and their reasons, memory, links, probes, health.",
+        "One GPU in depth: where its peak goes, clocks and what holds them down, memory, links, probes, health.",
         narrow=("gpu",),
         one_gpu=True,
     )

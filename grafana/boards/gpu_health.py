@@ -26,7 +26,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Device memory bandwidth",
-                    "Used, and dashed the theoretical roof. Above 80 % the GPU is memory-bound: more FLOPS come from a larger batch or smaller weights, not from a faster clock.",
+                    "Bandwidth used. Dashed: the theoretical peak. Above 80 % of it the GPU is memory-bound: more FLOPS come from a larger batch or smaller weights, not from a faster clock.",
                     [
                         Query(
                             f"sum by (instance, gpu) (rate(flopwatch_dram_bytes_total{{{WHOLE_GPU}}}[{RATE}]))",
@@ -34,11 +34,11 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                         ),
                         Query(
                             f"flopwatch_peak_dram_bandwidth_bytes_per_second{{{WHOLE_GPU}}}",
-                            "roof",
+                            "peak",
                         ),
                     ],
                     unit="Bps",
-                    dashed=["roof"],
+                    dashed=["peak"],
                     span=6,
                 ),
                 CHOICES,
@@ -47,7 +47,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Device memory",
-                "Used of what there is. Inference engines take nearly all at start; a change later is another process.",
+                "Memory used, and its size. Inference engines take nearly all of it when they start; a later change comes from another process.",
                 [
                     Query(f"flopwatch_memory_used_bytes{{{WHOLE_GPU}}}", "used"),
                     Query(f"flopwatch_memory_size_bytes{{{WHOLE_GPU}}}", "size"),
@@ -60,7 +60,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "PCIe",
-                "Traffic as the GPU sees it, and dashed the roof of the present link. Near the roof: offloading or KV transfer over PCIe. A low roof: see PCIeLinkDegraded.",
+                "Traffic as the GPU sees it. Dashed: the peak of the link as it runs now. Near the peak: offloading, or KV transfer over PCIe. If the peak itself is low, see PCIeLinkDegraded.",
                 [
                     Query(
                         f"rate(flopwatch_pcie_receive_bytes_total{{{WHOLE_GPU}}}[{RATE}])",
@@ -72,11 +72,11 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                     ),
                     Query(
                         f"flopwatch_peak_pcie_bandwidth_bytes_per_second{{{WHOLE_GPU}}}",
-                        "roof",
+                        "peak",
                     ),
                 ],
                 unit="Bps",
-                dashed=["roof"],
+                dashed=["peak"],
                 span=6,
             )
         )
@@ -84,7 +84,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "NVLink",
-                    "Traffic of all links. High beside much `stall`: collectives dominate, use a smaller tensor-parallel group. None at all on a multi-GPU model: it goes over PCIe.",
+                    "Traffic of all links. High together with much `stall`: collectives dominate; use a smaller tensor-parallel group. None although a model uses several GPUs: the traffic goes over PCIe.",
                     [
                         Query(
                             f"rate(flopwatch_nvlink_receive_bytes_total{{{WHOLE_GPU}}}[{RATE}])",
@@ -108,12 +108,12 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
 def probes(dashboard: Dashboard) -> Dashboard:
     """The micro-probes against the GPU's own baseline."""
     return (
-        dashboard.with_row(Row("Probes against its own baseline"))
+        dashboard.with_row(Row("Probes"))
         .with_panel(
             explained(
                 lines(
-                    "Probe over own baseline",
-                    "Every kernel should lie on 100 %. All lower: heat, power or software. One lower: that unit. Below 90 % an alert fires.",
+                    "Probe vs baseline, by kernel",
+                    "Every kernel should be at 100 %. All lower: heat, power or software. One lower: the unit that it exercises. Below 90 % an alert fires.",
                     [Query(f"flopwatch_probe_baseline_ratio{{{WHOLE_GPU}}}", "{{kernel}}")],
                     fill=0,
                     unit="percentunit",
@@ -130,7 +130,7 @@ def probes(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Probe efficiency",
-                    "FLOP per clock over what is possible, by precision: hardware health with the clock divided out. A step down is silicon, memory or a new library.",
+                    "Measured over theoretical FLOP per clock, by precision: the health of the hardware, independent of its clock. A step down: silicon, memory or a new library.",
                     [Query(f"flopwatch_probe_efficiency_ratio{{{WHOLE_GPU}}}", "{{precision}}")],
                     fill=0,
                     unit="percentunit",
@@ -143,7 +143,7 @@ def probes(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Probe bandwidth",
-                "Device memory, host copies and peers. Host copies fall with a degraded link or a busy host; device memory should not move at all.",
+                "Bandwidth of device memory, and of copies to the host and to peers. Host copies fall with a degraded link or a busy host. Device memory should not change at all.",
                 [
                     Query(
                         f"flopwatch_probe_bandwidth_bytes_per_second{{{WHOLE_GPU}}}",
@@ -164,17 +164,20 @@ def health(dashboard: Dashboard) -> Dashboard:
         dashboard.with_row(Row("Health events"))
         .with_panel(
             states_over_time(
-                "Answering, hung, links",
-                "Green is good. LOST and hung end in a reset or reboot; fewer links than its siblings is NVLinkDown.",
+                "Driver, links, memory rows",
+                "Green is good. A lost or hung GPU needs a reset or a reboot. For links that are down, see NVLinkDown.",
                 [
-                    Query(f"min by (instance, gpu) (flopwatch_gpu_up{{{WHOLE_GPU}}})", "driver"),
+                    Query(
+                        f"min by (instance, gpu) (flopwatch_gpu_up{{{WHOLE_GPU}}})",
+                        "driver answers",
+                    ),
                     Query(
                         f"1 - max by (instance, gpu) (flopwatch_source_hung{{{WHOLE_GPU}}})",
-                        "not hung",
+                        "no call hangs",
                     ),
                     Query(
                         f"min by (instance, gpu) (flopwatch_nvlink_up{{{WHOLE_GPU}}})",
-                        "all links",
+                        "all NVLinks up",
                     ),
                     Query(
                         f"1 - max by (instance, gpu) (flopwatch_row_remap_pending{{{WHOLE_GPU}}})",
@@ -187,7 +190,7 @@ def health(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             rows(
                 "XIDs",
-                "Codes that the driver reported, and how often since the exporter started. 13, 31, 43, 45 are programs; 48, 63, 64, 74, 79, 94, 95, 119, 120 are hardware.",
+                "XIDs that the driver reported, and how often since the exporter started. 13, 31, 43 and 45 are caused by programs; 48, 63, 64, 74, 79, 94, 95, 119 and 120 by hardware.",
                 [
                     Query(
                         f"1000 * max by (instance, gpu, xid) (flopwatch_xid_last_timestamp_seconds{{{WHOLE_GPU}}})"
@@ -210,7 +213,7 @@ def health(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Memory errors and link replays",
-                "New ECC errors, NVLink errors and PCIe replays an hour. Any uncorrected error kills its process; a steady stream of the others is a part that wears out.",
+                "New ECC errors, NVLink errors and PCIe replays per hour. An uncorrected error kills the process that hit it. A steady stream of the others points to a part that is failing.",
                 [
                     Query(
                         f"sum by (kind) (increase(flopwatch_ecc_errors_total{{{WHOLE_GPU}}}[1h]))",
@@ -233,7 +236,7 @@ def health(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             rows(
                 "Who holds it",
-                "Pod or job on the GPU, and the workload joined to it. Nobody here and memory in use: a process outside the scheduler.",
+                "Pod or job that holds the GPU, and the workload on it. If the table is empty while memory is in use, a process outside the scheduler uses the GPU.",
                 [
                     Query(
                         f'max by (instance, gpu, holder) (gpu:flopwatch_holder:info{{{GPU}, holder!~"workload .+"}})'
@@ -255,8 +258,8 @@ def health(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             rows(
-                "What it is",
-                "Identity for a ticket to the vendor: serial, bus address, driver. Other drivers than the siblings have explain other speeds.",
+                "Identity",
+                "What a vendor ticket needs: serial number, PCI address, driver. A driver version other than the siblings' can explain a different speed.",
                 [
                     Query(
                         f"max by (instance, gpu, uuid, serial, pci_bus_id, driver_version, sm_count) (flopwatch_gpu_info{{{WHOLE_GPU}}})"
@@ -287,7 +290,7 @@ def instances(dashboard: Dashboard) -> Dashboard:
             explained(
                 rows(
                     "Instances",
-                    "One row a MIG instance, idle ones last. `Of peak` is of the instance's own share of SMs. One at 100 % idle beside full ones: give its tenant less, or the others more.",
+                    "One row per MIG instance, idle ones last. `Utilization` refers to the instance's own share of SMs. If one is idle while others are full, give its tenant a smaller instance, or the others a larger one.",
                     [
                         Query(
                             f'sum by (mig) (rate(flopwatch_flop_total{{{INSTANCES}, pipe="tensor"}}[{RATE}]))'
@@ -302,7 +305,7 @@ def instances(dashboard: Dashboard) -> Dashboard:
                     [
                         Column("mig", "Instance", width=85),
                         Column("A", "Delivered", "flops", decimals=1),
-                        Column("B", "Of peak", "percentunit", decimals=1, width=85),
+                        Column("B", "Utilization", "percentunit", decimals=1, width=95),
                         Column("C", "Bandwidth used", "percentunit", decimals=0, width=130),
                         Column("D", "Idle", "percentunit", decimals=0, width=70),
                         Column("E", "Memory used", "bytes", decimals=1, width=120),
@@ -317,7 +320,7 @@ def instances(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Delivered by instance",
-                "FLOP/s of each MIG instance's tensor pipes. One that falls while the others hold: its own traffic. All at once: the clock, see above.",
+                "FLOP/s of each MIG instance's tensor pipes. If one falls while the others are steady, its traffic fell. If all fall together, see the clock above.",
                 [
                     Query(
                         f'sum by (mig) (rate(flopwatch_flop_total{{{INSTANCES}, pipe="tensor"}}[{RATE}]))',

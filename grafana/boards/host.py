@@ -1,4 +1,4 @@
-"""Host: the GPUs of one host side by side, for what only the comparison shows."""
+"""Host: the GPUs of one host side by side, to find the one that differs from its siblings."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
@@ -24,7 +24,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
     facts = (
         (
             "GPUs answering",
-            "GPUs whose driver answers, and those that should: listed before, or on the PCI bus. Fewer: see the GPULost, GPUMissing and GPUDriverNotLoaded runbooks.",
+            "GPUs whose driver answers, and how many are expected: those that were listed before or are on the PCI bus. If fewer answer, see the GPULost, GPUMissing and GPUDriverNotLoaded runbooks.",
             [
                 Query(f"sum(instance:flopwatch_gpu_up:sum{{{NODE}}})", "answering"),
                 Query(
@@ -37,10 +37,10 @@ def _now(dashboard: Dashboard) -> Dashboard:
         ),
         (
             "Delivered",
-            "FLOP/s of the tensor pipes of all its GPUs; where nobody counts them, what the engines' tokens took, or else what probes reached. It follows the traffic: compare the GPUs below with each other first.",
+            "FLOP/s of the tensor pipes of all GPUs. Without activity counters: useful FLOP/s of the engines, or else what the probes reached. It follows traffic, so compare the GPUs below with each other first.",
             [
                 Query(DELIVERED, "delivered"),
-                Query(f"{USEFUL} unless on () {DELIVERED}", "useful, of engines"),
+                Query(f"{USEFUL} unless on () {DELIVERED}", "useful, from engines"),
                 Query(
                     f'sum(max by (gpu) (flopwatch_probe_flops{{{WHOLE}, precision!~"int.+"}})) unless on () ({DELIVERED} or {USEFUL})',
                     "reached by probes",
@@ -50,8 +50,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
             None,
         ),
         (
-            "Of peak",
-            "Delivered over the data-sheet peak of the GPUs that answer; where nobody counts, the share of time in which they do anything. 2-10 % is normal for decode, 30-60 % for prefill.",
+            "FLOPS utilization",
+            "Delivered FLOP/s over the data-sheet peak of the GPUs that answer; without activity counters, the share of time in which they do any work. 2-10 % is normal for decode, 30-60 % for prefill.",
             [
                 Query(OF_PEAK, "of peak"),
                 Query(
@@ -63,21 +63,21 @@ def _now(dashboard: Dashboard) -> Dashboard:
         ),
         (
             "Power",
-            "Of all its GPUs, from their energy counters. High with low FLOPS: idling at full clocks, or small batches.",
+            "Power of all GPUs, from their energy counters. High with low FLOPS: GPUs that idle at full clocks, or small batches.",
             [Query(f"sum(instance:flopwatch_energy_joules:rate5m{{{NODE}}})", "power")],
             "watt",
             None,
         ),
         (
-            "Up for",
-            "Since the host's last boot. XIDs and memory errors from before it count as repaired.",
-            [Query(f"time() - max(flopwatch_boot_time_seconds{{{NODE}}})", "up for")],
+            "Uptime",
+            "Time since the host's last boot. XIDs and memory errors from before the boot count as repaired.",
+            [Query(f"time() - max(flopwatch_boot_time_seconds{{{NODE}}})", "since boot")],
             "s",
             None,
         ),
         (
             "Clock skew",
-            "How far the host's clock is ahead of Prometheus's. Beyond a minute, see the HostClockSkew runbook: ages on this host are wrong by as much.",
+            "How far the host's clock is ahead of Prometheus's clock. Beyond a minute, all ages on this host are wrong by as much: see the HostClockSkew runbook.",
             [Query(f"max(instance:flopwatch_clock_skew:seconds{{{NODE}}})", "skew")],
             "s",
             0,
@@ -105,7 +105,7 @@ def _findings(dashboard: Dashboard) -> Dashboard:
         explained(
             verdicts(
                 "Verdicts",
-                "What the exporter finds on each GPU, worst first, with who holds it and since when: the sentences of its status page. The GPU opens its dashboard. Empty is good.",
+                "What the exporter finds on each GPU, in the words of its status page, worst first: speed lost, who holds the GPU, and since when. The GPU's number opens it. Empty is good.",
                 where=[
                     Column("gpu", "GPU", width=50, link=GPU_LINK),
                     Column("instance", "Instance", hidden=True),
@@ -118,8 +118,8 @@ def _findings(dashboard: Dashboard) -> Dashboard:
         )
     ).with_panel(
         firing(
-            "Firing alerts of this host",
-            "Worst first, one row an alert; its name opens the runbook, the number the first of its GPUs. Empty is good.",
+            "What is wrong now",
+            "Alerts that are firing for this host, worst first, one row per alert. The alert's name opens its runbook. `GPU` is the first affected GPU and opens its dashboard. Empty is good.",
             'instance=~"$instance"',
             where=[
                 Column("gpu", "GPU", width=50, link=GPU_LINK),
@@ -138,7 +138,7 @@ def _side_by_side(dashboard: Dashboard) -> Dashboard:
         explained(
             rows(
                 "GPUs side by side",
-                "One row a GPU. Find the one that is unlike its siblings: hotter at the same power, a lower limit, a lower clock at the same load, a slower probe. Its number opens it.",
+                "One row per GPU. Look for the one that differs from its siblings: hotter at the same power, a lower limit, a lower clock at the same load, or a slower probe. The number opens the GPU.",
                 [
                     Query(f"min {BY} (gpu:flopwatch_gpu_up:recent{{{NODE}}})"),
                     Query(f"max {BY} (gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}})"),
@@ -169,7 +169,7 @@ def _side_by_side(dashboard: Dashboard) -> Dashboard:
                         width=65,
                         mappings={"0": ("LOST", "red"), "1": ("up", "green")},
                     ),
-                    Column("B", "Of peak", "percentunit", decimals=1, width=80),
+                    Column("B", "Utilization", "percentunit", decimals=1, width=90),
                     Column("C", "Busy", "percentunit", decimals=0, width=65),
                     Column("D", "Clocks lost", "percentunit", CLOCKS, 1, 95),
                     Column("E", "SM clock", "hertz", decimals=2, width=90),
@@ -178,8 +178,8 @@ def _side_by_side(dashboard: Dashboard) -> Dashboard:
                     Column("H", "Power", "watt", decimals=0, width=75),
                     Column("I", "Limit", "watt", decimals=0, width=75),
                     Column("J", "Memory used", "percentunit", decimals=0, width=110),
-                    Column("K", "Probe of peers", "percentunit", PEERS, 1, 115),
-                    Column("L", "Probe of past", "percentunit", PAST, 1, 110),
+                    Column("K", "Probe vs peers", "percentunit", PEERS, 1, 115),
+                    Column("L", "Probe vs baseline", "percentunit", PAST, 1, 135),
                     Column("M", "NVLinks", decimals=0, width=75),
                     Column("holder", "Held by"),
                 ],
@@ -196,7 +196,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
     panels = (
         (
             "Temperature",
-            "Of each GPU. One above its siblings at the same power: its fan, pump or paste. All: the air.",
+            "Core temperature of each GPU. One above its siblings at the same power: its fan, pump or thermal paste. All: the inlet air.",
             f'max by (cluster, instance, gpu) (flopwatch_temperature_celsius{{{WHOLE}, sensor="gpu"}})',
             "celsius",
             None,
@@ -209,29 +209,29 @@ def _course(dashboard: Dashboard) -> Dashboard:
             HOT_MEMORY,
         ),
         (
-            "Power of each GPU",
-            "Watts. One below its siblings at the same load has a lower limit, a lower clock or less work.",
+            "Power by GPU",
+            "One below its siblings at the same load has a lower limit, a lower clock or less work.",
             f"max by (cluster, instance, gpu) (gpu:flopwatch_energy_joules:rate5m{{{NODE}}})",
             "watt",
             None,
         ),
         (
             "Power limit",
-            "A step, or a creep over days, is somebody's setting, a rack cap or a power supply in trouble: see the GPUPowerLimitLowered runbook.",
+            "A step, or a decline over days, comes from a changed setting, a rack power cap or a failing power supply: see the GPUPowerLimitLowered runbook.",
             f"max by (cluster, instance, gpu) (flopwatch_power_limit_watts{{{WHOLE}}})",
             "watt",
             None,
         ),
         (
             "SM clock",
-            "Of each GPU. One below its siblings at the same load: heat or power holds it; `Clocks lost` says how much that costs.",
+            "One below its siblings at the same load is held down by heat or power. `Clocks lost` shows how much that costs.",
             f"max by (cluster, instance, gpu) (flopwatch_sm_clock_hertz{{{WHOLE}}})",
             "hertz",
             None,
         ),
         (
-            "FLOPS of peak, by GPU",
-            "GPUs with the same work deliver the same. One that falls behind: its probe says whether the hardware is at fault.",
+            "FLOPS utilization by GPU",
+            "GPUs with the same work deliver the same. If one falls behind, its probes show whether the hardware is at fault.",
             f"max by (cluster, instance, gpu) (gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}})",
             "percentunit",
             None,
@@ -256,7 +256,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
         explained(
             state_stack(
                 "Where the peak of the host goes",
-                "Shares of the host's peak FLOP/s. `clock_*`: heat or power. `memory`: batch or quantise. `idle`: no work.",
+                "Shares of the host's peak FLOP/s by state. `clock_*`: heat or power. `memory`: increase the batch or quantize. `idle`: no work.",
                 f'sum(instance_state:flopwatch_peak_flops:rate5m{{{NODE}, state="STATE"}}) / sum(instance_state:flopwatch_peak_flops:rate5m{{{NODE}}})',
                 span=24,
                 height=8,
@@ -271,7 +271,7 @@ def dashboard() -> Dashboard:
     made = board(
         "flopwatch-host",
         "flopwatch / Host",
-        "The GPUs of one host side by side: findings, temperature, power, limits, clocks, probes and who holds them.",
+        "The GPUs of one host side by side: verdicts, temperature, power, limits, clocks, probes, and who holds them.",
         one_host=True,
     )
     return _course(_side_by_side(_findings(_now(made))))

@@ -1,4 +1,4 @@
-"""Models: what is served, at what share of the peak, and what the hardware does meanwhile."""
+"""Models: what is served, at what share of the peak, and what the hardware does."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
@@ -42,7 +42,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         dashboard.with_panel(
             number(
                 "Workloads answering",
-                "Engines whose metrics are read, of all configured. Fewer: see the band at the bottom and the WorkloadDown runbook.",
+                "Engines whose metrics can be read, and all that are configured. If some are missing, see `Engines` below and the WorkloadDown runbook.",
                 [
                     Query(f"sum(flopwatch_workload_up{{{NODE}}})", "up"),
                     Query(f"count(flopwatch_workload_up{{{NODE}}})", "configured"),
@@ -56,7 +56,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Tokens",
-                "Computed tokens a second, prefill and decode, without prefix-cache hits. Falling while `Demand` below holds: the engine became slow, see ModelThroughputFell; falling with it: traffic.",
+                "Computed tokens per second, prefill and decode, without prefix-cache hits. Falling while `Demand` below is steady: the engine became slow, see ModelThroughputFell. Falling with demand: less traffic.",
                 [
                     Query(f'sum({TOKENS}, phase="prefill"}})', "prefill"),
                     Query(f'sum({TOKENS}, phase="decode"}})', "decode"),
@@ -70,8 +70,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 number(
-                    "Useful of peak (MFU)",
-                    "Model FLOPS over the peak of the workloads' GPUs. 2-10 % is normal for decode, 30-60 % for prefill. Falling at equal traffic: see what the hardware does instead.",
+                    "MFU",
+                    "Model FLOPS utilization: useful FLOP/s over the peak of the workloads' GPUs. 2-10 % is normal for decode, 30-60 % for prefill. Falling at equal traffic: see `Where the peak goes` on the Host dashboard.",
                     [
                         Query(
                             f"sum({USEFUL}) / sum({PEAK})",
@@ -91,7 +91,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
             explained(
                 number(
                     "Useful of executed",
-                    "What of the tensor pipes' work became tokens. Well below 80 %: padding, recomputation, rejected drafts, or a wrong headline precision.",
+                    "Share of the tensor pipes' work that the tokens needed. Well below 80 %: padding, recomputation, rejected drafts, or a wrong headline precision.",
                     [
                         Query(
                             f"sum({USEFUL}) / sum({EXECUTED})",
@@ -115,7 +115,7 @@ def _table(dashboard: Dashboard) -> Dashboard:
         explained(
             rows(
                 "Models",
-                "One row a model. Low MFU with high intensity left to gain: grow the batch. Low useful share: wasted work. Intensity above the bend: compute-bound, a lower precision or more GPUs helps.",
+                "One row per model. Low MFU and few FLOP per byte: increase the batch. Low `Of executed`: wasted work. More FLOP per byte than at the bend of the roofline: compute-bound; a lower precision or more GPUs help.",
                 [
                     Query(f"{USEFUL} / {PEAK}"),
                     Query(f"{USEFUL} / {EXECUTED}"),
@@ -127,9 +127,7 @@ def _table(dashboard: Dashboard) -> Dashboard:
                 [
                     Column("model", "Model"),
                     Column("F", "Useful", "flops", decimals=1, width=140),
-                    Column(
-                        "A", "Of peak (MFU)", "percentunit", decimals=1, width=170, bar_maximum=0.6
-                    ),
+                    Column("A", "MFU", "percentunit", decimals=1, width=170, bar_maximum=0.6),
                     Column("B", "Of executed", "percentunit", good_above(0.5, 0.75), 0, 120),
                     Column("C", "FLOP per byte", decimals=0, width=130),
                     Column("D", "Prefill tokens", TOKENS_A_SECOND, decimals=0, width=140),
@@ -152,7 +150,7 @@ def _replicas(dashboard: Dashboard) -> Dashboard:
         explained(
             rows(
                 "Replicas",
-                "One row an engine. Requests with no tokens: it is stuck. A full KV cache with requests waiting: it is the limit, quantise it or shorten contexts. A replica with fewer cache hits than the others computes prompts again. The host opens its GPUs side by side.",
+                "One row per engine. Requests but no tokens: it is stuck. A full KV cache and requests waiting: the cache is the limit; quantize it or shorten contexts. A replica with fewer cache hits than the others recomputes prompts. The instance opens the Host dashboard.",
                 [
                     Query(f"sum {REPLICA} (workload:flopwatch_model_tokens:rate5m{{{MODEL}}})"),
                     Query(f'sum {REPLICA} (flopwatch_model_requests{{{MODEL}, state="running"}})'),
@@ -197,7 +195,7 @@ def _engine(dashboard: Dashboard) -> Dashboard:
         dashboard.with_panel(
             lines(
                 "KV cache used",
-                "Share of the KV cache in use, five fullest engines. Near 100 % the engine preempts and computes prompts again: fewer requests at once, a smaller cache type, or more GPUs.",
+                "Share of the KV cache in use, five fullest engines. Near 100 % the engine preempts requests and recomputes their prompts: allow fewer requests at once, use a smaller KV cache type, or add GPUs.",
                 [
                     Query(
                         extremes(
@@ -218,8 +216,8 @@ def _engine(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             lines(
-                "Prompt tokens from the cache",
-                "Share of prompt tokens that the prefix cache or another server saved, by workload, five lowest. A fall: prompts are computed again, so useful FLOPS and MFU rise while answers become fewer.",
+                "Prompt tokens from cache",
+                "Share of prompt tokens that came from the prefix cache or from another server, by workload, five lowest. If it falls, prompts are recomputed: useful FLOPS and MFU rise while throughput of answers falls.",
                 [
                     Query(
                         extremes(
@@ -240,7 +238,7 @@ def _engine(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Running and waiting",
-                "Requests by state and model. A queue with a KV cache that is not full: the batch limit; a queue that grows while tokens fall: the engine became slow.",
+                "Requests by state and model. A queue while the KV cache is not full: the batch limit is too low. A queue that grows while tokens fall: the engine became slow.",
                 [
                     Query(
                         f"sum by (model, state) (flopwatch_model_requests{{{MODEL}}})",
@@ -262,7 +260,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Tokens by phase",
-                "A second, by model. Decode falls with the batch, prefill with new requests: together they tell ebb from trouble.",
+                "Tokens per second, by model. Decode follows the number of running requests, prefill follows new requests. If both fall together, it is traffic.",
                 [
                     Query(
                         f"sum by (model, phase) ({TOKENS}}})",
@@ -278,7 +276,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Useful, executed, peak",
-                    "FLOP/s of the models' tokens, of the tensor pipes, and dashed what the GPUs could do. A widening gap between the first two is wasted work.",
+                    "FLOP/s that the models' tokens needed, and that the tensor pipes executed. Dashed: the peak. A growing gap between useful and executed is wasted work.",
                     [
                         Query(USEFUL, "useful {{model}}"),
                         Query(EXECUTED, "executed {{model}}"),
@@ -294,8 +292,8 @@ def _course(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             lines(
-                "Of peak (MFU)",
-                "By model. Compare with the same hour of other days; a step at a deployment is the deployment.",
+                "MFU by model",
+                "Compare it with the same hour of other days. A step at the time of a deployment was caused by it.",
                 [Query(f"{USEFUL} / {PEAK}", "{{model}}")],
                 needs="an inference engine",
                 unit="percentunit",
@@ -305,7 +303,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Demand",
-                "Requests in flight and queued (tokens where the engine does not tell), five largest workloads. Demand that grows while tokens fall: the engine has become slow.",
+                "Requests running and waiting (tokens, for engines that do not report requests), five largest workloads. If demand grows while tokens fall, the engine became slow.",
                 [
                     Query(
                         extremes(
@@ -323,8 +321,8 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 bars(
-                    "Memory that tokens needed",
-                    "Bytes of weights and KV cache by model, a second. Against the bandwidth of its GPUs it is MBU: high MBU and low MFU is decode at small batch.",
+                    "Bytes that tokens needed",
+                    "Weights and KV cache read per second, by model. Divided by the bandwidth of its GPUs this is MBU. High MBU and low MFU: decode at a small batch.",
                     [Query(f"sort_desc({BYTES})", "{{model}}")],
                     needs="an inference engine",
                     unit="Bps",
@@ -337,7 +335,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             states_over_time(
                 "Engines",
-                "Red while an engine's metrics cannot be read: down, loading, or a wrong address. Twelve are shown, those that are down first.",
+                "Red while an engine's metrics cannot be read: it is down, still loading, or its address is wrong. Shows twelve, those that are down first.",
                 [
                     Query(
                         extremes("bottomk", 12, f"flopwatch_workload_up{{{NODE}}}@@", on=WORKLOAD),
@@ -361,7 +359,7 @@ def _levers(dashboard: Dashboard) -> Dashboard:
         explained(
             rows(
                 "What would help",
-                "Predicted throughput and cost per token if a lever is pulled, over today's, best first. `flopwatch advise` on the node has the evidence, the track record and what to change. No gain at a lower cost: nobody waits, the change frees capacity.",
+                "Predicted change of throughput and of cost per token for each lever, best first. `flopwatch advise` on the host prints the evidence, the track record and what to change. A lower cost without more throughput: no requests wait, so the change frees capacity.",
                 [
                     Query(f'min {by} ({lever}, bound="low"}}) - 1'),
                     Query(f'max {by} ({lever}, bound="high"}}) - 1'),
@@ -391,7 +389,7 @@ def dashboard() -> Dashboard:
     made = board(
         "flopwatch-models",
         "flopwatch / Models",
-        "Served models: useful FLOPS and bandwidth by the engines' own token counts, beside what the hardware did.",
+        "Served models: useful FLOPS and bandwidth from the engines' token counts, compared with what the hardware did.",
         narrow=("model",),
     )
     return _levers(_engine(_course(_replicas(_table(_now(made))))))

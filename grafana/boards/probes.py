@@ -40,7 +40,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         dashboard.with_panel(
             number(
                 "Wrong results",
-                "Probe results that were not bit for bit right, since the exporters started. Anything but 0: `Wrong results by GPU` below says which; take it out of service, see GPUSilentDataCorruption.",
+                "Probe results that were not bit for bit correct, since the exporters started. If this is not 0, `Wrong results by GPU` below shows which GPU to take out of service; see GPUSilentDataCorruption.",
                 [
                     Query(
                         f"sum(gpu:flopwatch_probe_mismatches:sum{{{GPU}}}) or vector(0)",
@@ -55,7 +55,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "GPUs with a fresh probe",
-                "GPUs with a measurement in the last 15 minutes. Fewer than there are: see `Runs held back` for the reason.",
+                "GPUs that answer and have a probe measurement from the last 15 minutes. If some are missing, `Skipped runs` shows why.",
                 [
                     Query(
                         f"count(time() - gpu:flopwatch_probe_last_success_timestamp_seconds:max{{{GPU}}} < 900 and on (cluster, job, instance, gpu) flopwatch_gpu_up{{{WHOLE_GPU}}} == 1) or vector(0)",
@@ -71,7 +71,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Stragglers",
-                "GPUs with a robust z of -3.5 or less that are also 5 % or more below their peers. The table below names them, click a GPU's number to open it; each is a GPUSlowerThanPeers alert after 15 minutes.",
+                "GPUs with a robust z of -3.5 or less that are also at least 5 % below their peers. The table below lists them; a GPU's number opens it. GPUSlowerThanPeers fires after 15 minutes.",
                 [
                     Query(
                         f"count(gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}} <= -3.5 and gpu:flopwatch_probe_measure:min_peer_ratio < 0.95) or vector(0)",
@@ -85,8 +85,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             number(
-                "Slower than they were",
-                "GPUs with a kernel at less than 90 % of their own baseline. All at once: new software or a heat wave. One alone: that GPU.",
+                "Slower than baseline",
+                "GPUs with a kernel below 90 % of their own baseline. Many at once: new software, or hot inlet air. Only one: that GPU.",
                 [
                     Query(
                         f"count(gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}} < {limit('baselineWarning'):g}) or vector(0)",
@@ -101,7 +101,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Cost of probing",
-                "Share of the GPUs' time that probes take. The default budget is 20 ms a minute, 0.033 %. More: look at `probes.budget` and `probes.interval`.",
+                "Share of the GPUs' time that probes take. The default budget is 20 ms per minute, 0.033 %. If it is more, check `probes.budget` and `probes.interval`.",
                 [
                     Query(
                         f"sum(instance:flopwatch_probe_gpu_seconds:rate5m{{{NODE}}}) / sum(instance:flopwatch_gpu_up:count{{{NODE}}})",
@@ -136,7 +136,7 @@ def _table(dashboard: Dashboard) -> Dashboard:
         explained(
             rows(
                 "Worst by robust z",
-                "z = distance to the peers' median in robust standard deviations; judge it together with the ratio. Low GEMMs and good copies: silicon. Low copies: memory. Both, with a low probe clock: heat or power. Results older than six hours are left out, and their age is shown.",
+                "z is the distance to the peers' median in robust standard deviations; read it together with the ratios. Slow GEMMs, good copies: silicon. Slow copies: memory. Both slow and a low probe clock: heat or power. Results older than six hours are left out; `Age` still shows how old they are.",
                 [
                     Query(
                         f"max by (cluster, instance, gpu, name) (gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}} and on (cluster, job, instance, gpu) {worst})"
@@ -170,11 +170,11 @@ def _table(dashboard: Dashboard) -> Dashboard:
                     Column("gpu", "GPU", width=60, link=GPU_LINK),
                     Column("name", "GPU model"),
                     Column("A", "Worst z", thresholds=good_above(-3.5, -2), decimals=1, width=90),
-                    Column("B", "GEMM of peers", "percentunit", PEERS, 1, 130),
-                    Column("C", "Memory of peers", "percentunit", PEERS, 1, 140),
-                    Column("D", "Of own baseline", "percentunit", PAST, 1, 140),
-                    Column("E", "Drift in a week", "percentunit", good_above(-0.05, -0.02), 1, 130),
-                    Column("F", "Probe clock of maximum", "percentunit", decimals=0, width=180),
+                    Column("B", "GEMM vs peers", "percentunit", PEERS, 1, 130),
+                    Column("C", "Memory vs peers", "percentunit", PEERS, 1, 140),
+                    Column("D", "Probe vs baseline", "percentunit", PAST, 1, 140),
+                    Column("E", "Drift per week", "percentunit", good_above(-0.05, -0.02), 1, 130),
+                    Column("F", "Clock during probe", "percentunit", decimals=0, width=150),
                     Column("G", "Age", "s", decimals=0, width=80),
                 ],
                 sort_by="Worst z",
@@ -188,12 +188,12 @@ def _table(dashboard: Dashboard) -> Dashboard:
 
 def _peers(dashboard: Dashboard) -> Dashboard:
     return (
-        dashboard.with_row(Row("Beside the peers, beside the past"))
+        dashboard.with_row(Row("Compared with peers and with the past"))
         .with_panel(
             explained(
                 lines(
                     "Lowest robust z",
-                    "The five lowest. A GPU that leaves the bundle and stays out is a straggler; one that dips and comes back met other work. Click a line to open the GPU.",
+                    "Five lowest GPUs. A line that leaves the others and stays away is a straggler; one that dips and returns ran beside other work. Click a line to open the GPU.",
                     [
                         Query(
                             extremes(
@@ -221,8 +221,8 @@ def _peers(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 lines(
-                    "Lowest of own baseline",
-                    "The slowest kernel of the five lowest GPUs over the GPUs' own baselines. Steps come from software, slopes from ageing or dust, daily waves from heat.",
+                    "Lowest vs baseline",
+                    "Slowest kernel over the GPU's own baseline, five lowest GPUs. Steps come from software, slopes from aging or dust, daily waves from heat.",
                     [
                         Query(
                             extremes(
@@ -247,7 +247,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Baseline drift",
-                "The hour's slowest probe against the same hour a week ago, lowest five. Empty in the first week. A slow drift of one GPU model after a driver update is the update: compare versions before you call the vendor.",
+                "Slowest probe of the last hour against the same hour a week ago, five lowest GPUs. If a whole GPU model drifts after a driver update, the update is the cause: compare versions before you call the vendor.",
                 [
                     Query(
                         extremes(
@@ -270,8 +270,8 @@ def _peers(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 bars(
-                    "Spread of the peers",
-                    "Robust standard deviation over the median, by GPU model and unit. 1-3 % is the ordinary spread of silicon; more is a mixed group, such as two cooling systems or two drivers.",
+                    "Spread among peers",
+                    "Robust standard deviation over the median, by GPU model and unit. 1-3 % is normal for silicon. More points to a mixed group, such as two cooling systems or two driver versions.",
                     [
                         Query(
                             f"sort_desc(max by (name, unit) (1.4826 * name_unit:flopwatch_probe_measure:mad_peer_ratio{{{CLUSTER}, {NAME}}}))",
@@ -292,7 +292,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Median probe efficiency",
-                    "By GPU model and precision, clock divided out; a processor in a virtual machine may pass 100 %. A step for a whole model is software: the library or the driver.",
+                    "Measured over theoretical FLOP per clock, by GPU model and precision. A step of a whole model is software: the library or the driver. A processor in a virtual machine may exceed 100 %.",
                     [
                         Query(
                             f'max by (name, precision) (name_kernel:flopwatch_probe_measure:median{{{CLUSTER}, {NAME}, precision!=""}})',
@@ -313,7 +313,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
             explained(
                 rows(
                     "Wrong results by GPU",
-                    "Which GPU computed wrong results, and how often since its exporter started. Any row: take that GPU out of service now, its answers are wrong too; see GPUSilentDataCorruption.",
+                    "GPUs that computed wrong results, and how many since the exporter started. Take any GPU in this table out of service: the answers it serves are wrong too. See GPUSilentDataCorruption.",
                     [
                         Query(
                             f"topk(20, max by (cluster, instance, gpu) (gpu:flopwatch_probe_mismatches:sum{{{GPU}}}))"
@@ -338,11 +338,11 @@ def _peers(dashboard: Dashboard) -> Dashboard:
 
 def _cost(dashboard: Dashboard) -> Dashboard:
     return (
-        dashboard.with_row(Row("How the probes fare"))
+        dashboard.with_row(Row("Probe runs and their cost"))
         .with_panel(
             lines(
                 "Runs without a measurement",
-                "A minute, by outcome. `contended` and `throttled` do not count against the GPU; `mismatch` is corruption; the rest are failures of the probe itself.",
+                "Runs per minute, by outcome. `contended` and `throttled` do not count against the GPU. `mismatch` is corruption. The others are failures of the probe itself.",
                 [
                     Query(
                         f"60 * sum by (outcome) (instance_outcome:flopwatch_probe_runs:rate5m{{{NODE}}})",
@@ -365,8 +365,8 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             lines(
-                "Runs held back",
-                "A minute, by the gate that held them. `paused` for long is a forgotten switch; free memory is the engine's; a new process resolves by itself.",
+                "Skipped runs",
+                "Runs per minute, by the reason that stopped them. `paused` for a long time: someone forgot to resume. `free_memory`: the engine has taken the memory. `new_process` ends by itself.",
                 [
                     Query(
                         f"60 * sum by (reason) (instance_reason:flopwatch_probe_skips:rate5m{{{NODE}}})",
@@ -382,7 +382,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Other work during probes",
-                "Share of the GPU that others took while the probe ran, upper bound, the five highest. High for long: the GPU is never free to be judged, and probes end as `contended`.",
+                "Share of the GPU that other processes used while the probe ran (upper bound), five highest GPUs. If it stays high, the GPU is never free enough to be measured, and runs end as `contended`.",
                 [
                     Query(
                         extremes(
@@ -405,7 +405,7 @@ def _cost(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Cost by cluster",
-                "Share of GPU time that probes take in the four dearest clusters, and dashed the default budget. Above the budget: a bug; lower the interval and tell us.",
+                "Share of GPU time that probes take, four highest clusters. Dashed: the default budget. If a cluster exceeds its configured budget, that is a bug: raise `probes.interval` and report it.",
                 [
                     Query(
                         extremes(
@@ -432,7 +432,7 @@ def dashboard() -> Dashboard:
     made = board(
         "flopwatch-probes",
         "flopwatch / Probes and stragglers",
-        "What the GPUs could do: probe results beside peers and baselines, and what probing costs.",
+        "What the GPUs can do: probe results against peers and baselines, and what probing costs.",
         narrow=("gpu", "name"),
     )
     return _cost(_peers(_table(_now(made))))

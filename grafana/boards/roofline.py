@@ -162,9 +162,9 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
             [
                 _series("Roof of each GPU model", "roof: FLOP per byte", "Roof"),
                 _series("GPUs, delivered", "FLOP per byte", "Delivered"),
-                _series("GPUs whose clocks are held down", "FLOP per byte", "Delivered, held down"),
+                _series("GPUs with clocks held down", "FLOP per byte", "Delivered, held down"),
                 _series(
-                    "Served models, useful FLOPS a GPU", "model: FLOP per byte", "Model, useful"
+                    "Served models, useful FLOPS per GPU", "model: FLOP per byte", "Model, useful"
                 ),
             ]
         )
@@ -215,7 +215,7 @@ def dashboard() -> Dashboard:
     made = board(
         "flopwatch-roofline",
         "flopwatch / Roofline",
-        "Is it the memory or the tensor pipe that limits each GPU and model, and how far below the roof are they?",
+        "Whether memory or the tensor pipe limits each GPU and model, and how far below the roof they are.",
         narrow=("gpu", "name", "model"),
     )
     return (
@@ -223,7 +223,7 @@ def dashboard() -> Dashboard:
             explained(
                 _scatter(
                     "Roofline",
-                    f"Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: grow the batch or quantise to move right. Far below the line: stalls, small grids or clocks, see the table. Orange GPUs lose 5 % or more to power, heat or limits: their roof is that much lower. The {MOST} GPUs farthest below their roof are drawn; models with useful FLOPS only. Needs activity counters.",
+                    f"Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: increase the batch or quantize to move right. Far below the line: stalls, small grids or low clocks; see the table. Orange GPUs lose 5 % or more to power, heat or limits, so their own roof is lower. Shows the {MOST} GPUs farthest below their roof, and models by useful FLOPS. Needs activity counters.",
                     [
                         Query(roof_x),
                         Query(roof_y),
@@ -243,8 +243,8 @@ def dashboard() -> Dashboard:
         .with_panel(
             explained(
                 rows(
-                    "Where each GPU stands",
-                    "Farthest below its roof first. Under 30 % of the roof the memory is not the reason: see the GPU's stack for stalls, small grids or idling. `Clocks lost` is what power, heat and limits take of the roof itself.",
+                    "GPUs by distance to their roof",
+                    "Farthest below its roof first. Below 30 % of the roof, memory is not the limit: `Where the peak goes` on the GPU dashboard shows stalls, small grids or idle time. `Clocks lost` is what power, heat and limits take from the roof itself.",
                     [
                         Query(_named(OF_ROOF)),
                         Query(_named(INTENSITY)),
@@ -274,8 +274,8 @@ def dashboard() -> Dashboard:
         .with_panel(
             explained(
                 lines(
-                    "Intensity over the bend, by cluster",
-                    "FLOP per byte of device memory over those at the bend of the roof, five clusters lowest now. Under 100 % the memory limits: a larger batch, smaller weights; above it the tensor pipe does: precision, more GPUs. It falls with context length and with the batch.",
+                    "Intensity relative to the bend",
+                    "FLOP per byte of device memory over FLOP per byte at the bend of the roof, five lowest clusters. Below 100 % memory is the limit: use a larger batch or smaller weights. Above it the tensor pipe is: use a lower precision or more GPUs. It falls with longer contexts and smaller batches.",
                     [
                         Query(
                             extremes("bottomk", 5, INTENSITY_OF_CLUSTER, on="cluster, job"),
@@ -296,8 +296,8 @@ def dashboard() -> Dashboard:
         .with_panel(
             explained(
                 lines(
-                    "Of the roof by cluster",
-                    "The larger of what is used of the peak and of the bandwidth, five clusters lowest now. Falling at equal traffic: something other than memory and pipe has begun to limit; see the table for the GPUs.",
+                    "Share of the roof by cluster",
+                    "The larger of FLOPS utilization and bandwidth utilization, five lowest clusters. If it falls at equal traffic, neither memory nor the tensor pipe is the limit any more; see the table for the GPUs.",
                     [
                         Query(
                             extremes("bottomk", 5, OF_ROOF_OF_CLUSTER, on="cluster, job"),
@@ -316,8 +316,8 @@ def dashboard() -> Dashboard:
         .with_panel(
             explained(
                 bars(
-                    "Models: useful of executed",
-                    "Useful model FLOPS over what the tensor pipes did. Well below 100 %: padding, recomputation, rejected drafts, or a wrong precision in the configuration.",
+                    "Useful of executed, by model",
+                    "Useful model FLOPS over what the tensor pipes executed. Well below 100 %: padding, recomputation, rejected drafts, or a wrong precision in the configuration.",
                     [
                         Query(
                             f'sort_desc(sum by (model) (workload:flopwatch_model_flop:rate5m{{{NODE}, model=~"$model"}}) / sum by (model) (workload:flopwatch_model_tensor_flop:rate5m{{{NODE}, model=~"$model"}}))',

@@ -1,4 +1,4 @@
-"""Cost and tenants: who used the fleet, what of it was useful, what was paid for but unused."""
+"""Cost and tenants: who used the fleet, how much of it was useful, what was paid for but unused."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
@@ -35,8 +35,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
     return (
         dashboard.with_panel(
             number(
-                "Paid for and not used",
-                "Cost per day of GPU time that was idle, of held GPUs and of those that nobody held. Without prices, see the idle GPUs beside it.",
+                "Paid for but not used",
+                "Cost per day of idle GPU time, whether the GPU is held or not. Without prices, see `Idle GPUs`.",
                 [Query(f"{DAY} * sum by (currency) ({IDLE_COST})", "{{currency}} per day")],
                 unit="none",
                 decimals=0,
@@ -48,7 +48,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Idle GPUs",
-                "GPUs' worth of idle time: held by somebody, and held by nobody. Each is a whole GPU that does nothing.",
+                "Idle time in whole GPUs: of GPUs that a pod or job holds, and of GPUs that nobody holds. 2.0 means two GPUs that do nothing.",
                 [
                     Query(f'sum({IDLE[:-1]}, holder!="none"}})', "held"),
                     Query(f'sum({IDLE[:-1]}, holder="none"}})', "nobody's"),
@@ -74,7 +74,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             number(
                 "Power",
-                "Power of all GPUs, as their energy counters grow.",
+                "Power of all GPUs, from their energy counters.",
                 [Query(f"sum(holder:flopwatch_holder_energy_joules:rate5m{{{TENANTS}}})", "power")],
                 unit="watt",
                 thresholds=BLUE,
@@ -90,7 +90,7 @@ def _who(dashboard: Dashboard) -> Dashboard:
         explained(
             rows(
                 "Who uses the fleet",
-                "One row a holder: a pod, a batch job, an engine, or nobody. Held is GPUs' worth of time; idle is the part of it in which the GPU did nothing.",
+                "One row per holder: a pod, a batch job, an engine, or nobody. `GPUs held` is the mean number of GPUs; `Idle` is the share of that time in which they did nothing.",
                 [
                     Query(f"sum by ({HOLDER}) ({HELD})"),
                     Query(f"sum by ({HOLDER}) ({IDLE}) / (sum by ({HOLDER}) ({HELD}) > 0)"),
@@ -137,8 +137,8 @@ def _waste(dashboard: Dashboard) -> Dashboard:
         dashboard.with_row(Row("Waste"))
         .with_panel(
             bars(
-                "The ten with the most idle GPUs",
-                "GPUs' worth of idle time that each holder keeps. A value near the GPUs that it holds: it could give them back.",
+                "Holders with the most idle GPUs",
+                "Idle time in whole GPUs, ten highest holders. If it is close to the number of GPUs that the holder has, it could give them back.",
                 [
                     Query(
                         f'topk(10, sum by (cluster, namespace, pod, hpc_job, workload) ({IDLE[:-1]}, holder!="none"}}))',
@@ -155,7 +155,7 @@ def _waste(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Useful and wasted",
-                "Executed FLOPS of the engines' GPUs, stacked: what became tokens, what the engines count as computed in vain, and the rest. The rest is mostly padding; a rest that is large, or missing because tokens need more than was executed, is a wrong precision or product.",
+                "FLOP/s executed on the engines' GPUs, stacked: useful, wasted by a cause that the engines count, and the rest. The rest is mostly padding. If it is large, or missing because the tokens need more than was executed, the configured precision or product is wrong.",
                 [
                     Query(f"sum({USEFUL}) - (sum({LOST}) or vector(0))", "useful"),
                     Query(
@@ -177,7 +177,7 @@ def _waste(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Idle GPUs by namespace",
-                "GPUs' worth of idle time, stacked. Capacity that nobody holds has no namespace.",
+                "Idle time in whole GPUs, stacked. GPUs that nobody holds have no namespace.",
                 [
                     Query(f'sum by (namespace) ({IDLE[:-1]}, holder!="none"}})', "{{namespace}}"),
                     Query(f'sum({IDLE[:-1]}, holder="none"}})', "nobody"),
@@ -191,7 +191,7 @@ def _waste(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "GPUs held by namespace",
-                "GPUs' worth of time by holder, stacked to the size of the fleet.",
+                "Mean number of GPUs held, stacked to the size of the fleet.",
                 [
                     Query(f'sum by (namespace) ({HELD[:-1]}, holder!="none"}})', "{{namespace}}"),
                     Query(f'sum({HELD[:-1]}, holder="none"}})', "nobody"),
@@ -207,11 +207,11 @@ def _waste(dashboard: Dashboard) -> Dashboard:
 
 def _tokens(dashboard: Dashboard) -> Dashboard:
     return (
-        dashboard.with_row(Row("What tokens cost"))
+        dashboard.with_row(Row("Cost of tokens"))
         .with_panel(
             lines(
                 "Cost of a million tokens",
-                "Cost of the GPUs of each model over its computed tokens, prefill and decode, without cache hits. It rises when traffic ebbs and the GPUs stay.",
+                "Cost of a model's GPUs over its computed tokens, prefill and decode, without cache hits. It rises when traffic falls but the number of GPUs does not.",
                 [
                     Query(
                         f"1e6 * sum by (model, currency) (workload_model:flopwatch_cost:rate5m{{{NODE}}}) / on (model) group_left () (sum by (model) (workload:flopwatch_model_tokens:rate5m{{{NODE}}}) > 0)",
@@ -224,8 +224,8 @@ def _tokens(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             lines(
-                "Prompt and output tokens apart",
-                "Cost of a million computed prompt tokens and of a million generated ones by model. The GPUs' cost is divided by the time that each phase needs at least (roofline): an estimate.",
+                "Cost by phase",
+                "Cost of a million computed prompt tokens, and of a million generated tokens, by model. This is an estimate: the cost is split by the minimum time that each phase needs (roofline).",
                 [
                     Query(
                         f"1e6 * sum by (model, currency, phase) (workload_model_phase:flopwatch_cost:rate5m{{{NODE}}}) / on (model, phase) group_left () (sum by (model, phase) (workload_phase:flopwatch_model_tokens:rate5m{{{NODE}}}) > 0)",
@@ -238,8 +238,8 @@ def _tokens(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             lines(
-                "Energy of a token",
-                "Energy of the GPUs of each model over its computed tokens, prefill and decode, without cache hits.",
+                "Energy per token",
+                "Energy of a model's GPUs over its computed tokens, prefill and decode, without cache hits.",
                 [
                     Query(
                         f"sum by (model) (workload_model:flopwatch_energy_joules:rate5m{{{NODE}}}) / (sum by (model) (workload:flopwatch_model_tokens:rate5m{{{NODE}}}) > 0)",
@@ -259,7 +259,7 @@ def dashboard() -> Dashboard:
     made = board(
         "flopwatch-tenants",
         "flopwatch / Cost and tenants",
-        "Who used the fleet, what was idle, and what it costs. Shares of shared GPUs are by the driver's SM time of each process.",
+        "Who used the fleet, what was idle, and what it costs. Shared GPUs are split by the SM time that the driver reports for each process.",
         narrow=("namespace",),
     )
     return _tokens(_waste(_who(_now(made))))

@@ -32,10 +32,10 @@ ATTEMPTS = 3
 # Panels that show nothing on a fleet without what they look for.
 EMPTY_WHEN_HEALTHY = {
     "Who holds it",  # no scheduler is simulated; the workload query has data
-    "Runs held back",  # no gate holds a simulated probe
+    "Skipped runs",  # no gate holds a simulated probe
     "Probe workers",  # no worker is simulated
     "Source errors by reason",  # no source fails
-    "Reasons for the clock",  # nothing holds the clock of the chosen GPU
+    "Clock event reasons",  # nothing holds the clock of the chosen GPU
     "XIDs",  # the chosen GPU has none
     "Instances",  # no MIG instance is simulated
     "Delivered by instance",  # the same
