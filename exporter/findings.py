@@ -1,7 +1,7 @@
 """The findings: every kind that the exporter can report, and every threshold, declared once.
 
 The status page, `flopwatch top`, the JSON document, the series `flopwatch_finding`, the dashboards and
-the alerts in deploy/prometheus all read these. `symptom` continues "GPU 3 of node7 …", `likely` continues
+the alerts in deploy/prometheus all read these. `symptom` continues "GPU 3 on node7 …", `likely` continues
 "Likely: …", and `action` is a sentence of its own.
 """
 
@@ -236,7 +236,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "power_limit_lowered": Kind(
         "has a lowered power limit",
-        "somebody or a tool set it (nvidia-smi -pl), a rack power cap, or a firmware change",
+        "someone or a tool changed it (nvidia-smi -pl), a rack power cap, or a firmware change",
         "Restore the limit, or accept it as the runbook says.",
     ),
     # Health.
@@ -269,7 +269,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "recovery_action": Kind(
         "asks for recovery",
-        "an error that the driver cannot mend itself",
+        "an error that the driver cannot clear by itself",
         "Take the action; results and performance are not reliable until then.",
     ),
     "nvlink_down": Kind(
@@ -285,13 +285,13 @@ KINDS: Final[Mapping[str, Kind]] = {
     "nvlink_errors": Kind(
         "has NVLink errors",
         "a connector, a cable or a switch port",
-        "Data is sent again, which costs bandwidth and latency; such a link fails in the end.",
+        "Data is sent again, which costs bandwidth and latency. Such a link usually fails later.",
     ),
     "pcie_replays": Kind(
         "repeats PCIe transfers", "seating, a riser or the slot", "Reseat the board."
     ),
     "utilization_dropped": Kind(
-        "delivers far fewer FLOPS than at this hour before, at the same demand",
+        "delivers far fewer FLOPS than usual at the same demand",
         "a changed engine or batch setting, a neighbor on the GPU, a replica out of the load balancer's"
         " rotation, or a GPU that became slow",
         "Compare it with the other GPUs of its workload.",
@@ -314,19 +314,19 @@ KINDS: Final[Mapping[str, Kind]] = {
     "prefix_cache_collapsed": Kind(
         "computes prompts that its engine used to take from the prefix cache",
         "a restart, a router that scatters sessions, a changed prompt template, or a KV cache that is too small",
-        "FLOP/s and MFU rise while answers become fewer. Compare flopwatch_model_cached_tokens_total with deployments.",
+        "FLOP/s and MFU rise while fewer answers come out. Compare flopwatch_model_cached_tokens_total with deployments.",
     ),
     "precision_or_product_mismatch": Kind(
-        "executes another amount of work than its engine's tokens need",
-        "the engine computes in another precision than the one at which its work is counted, the product or its"
-        " number of SMs is not the assumed one, or the model's file is not the one that is served",
+        "executes a different amount of work than its engine's tokens need",
+        "the engine computes in another precision than the configured one, the product or its number of SMs is not"
+        " the assumed one, or the configured model is not the one that is served",
         "Compare flopwatch_headline_precision_info and flopwatch_gpu_info with the engine, and correct gpus[].precision,"
         " gpus[].sm_count or the workload's model.",
     ),
     "useful_share_fell": Kind(
         "turns less of its work into tokens than usual",
-        "smaller batches, recomputed prompts, rejected drafts, another precision, or somebody else on the GPU",
-        "flopwatch_model_wasted_flop_total says what the engine counts of it.",
+        "smaller batches, recomputed prompts, rejected drafts, another precision, or another process on the GPU",
+        "flopwatch_model_wasted_flop_total has the causes that the engine counts.",
     ),
     "shares_not_measured": Kind(
         "is shared, and what each holder did is assumed, not measured",
@@ -337,7 +337,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "slower_than_baseline": Kind(
         "is slower than it used to be",
         "a lowered clock or power limit, worse cooling, or aging silicon or memory",
-        "Compare it with its siblings first; they tell a change of the fleet from a fault of one GPU.",
+        "Compare it with its siblings first, to tell a change of the whole fleet from a fault of one GPU.",
     ),
     "slower_than_siblings": Kind(
         "is slower than its peers",

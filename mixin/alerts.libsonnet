@@ -15,7 +15,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "critical",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} is lost",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} is lost",
               "description": "The driver no longer answers for it (UUID {{ $labels.uuid }}). Likely: it fell off the bus (XID 79), its firmware died (XID 119, 120), or it waits for a reset. Work on it is gone. Reset the GPU; if it does not come back, reboot the host.",
               "runbook_url": text($._config.runbooks) + "/GPULost.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -31,7 +31,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "{{ $labels.instance }} lists fewer GPUs than it should",
-              "description": "{{ $value }} of the GPUs that the host has listed before, or that its PCI bus shows, are gone from the driver's list. Likely: not enumerated after a reboot, passed to a virtual machine, or removed. Reset or reboot the host; if the GPU was removed on purpose, the runbook says how to accept it.",
+              "description": "{{ $value }} GPUs that were listed before, or that are on the PCI bus, are missing from the driver's list. Likely: not enumerated after a reboot, passed to a virtual machine, or removed. Reset or reboot the host; if the GPU was removed on purpose, the runbook says how to accept it.",
               "runbook_url": text($._config.runbooks) + "/GPUMissing.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-host?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -59,8 +59,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "critical",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} reported XID {{ $labels.xid }}",
-              "description": "XID {{ $labels.xid }} came {{ $value | humanizeDuration }} ago, and the GPU has not been reset since. Likely: memory (48, 63, 64, 92, 94, 95, 140), NVLink (74, 121, 144 to 150), off the bus (79), firmware (61, 62, 119, 120, 143). Drain the GPU and reset it; replace it if the error comes back.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} reported XID {{ $labels.xid }}",
+              "description": "XID {{ $labels.xid }} was reported {{ $value | humanizeDuration }} ago, and the GPU has not been reset since. Likely: memory (48, 63, 64, 92, 94, 95, 140), NVLink (74, 121, 144 to 150), off the bus (79), firmware (61, 62, 119, 120, 143). Drain the GPU and reset it; replace it if the error comes back.",
               "runbook_url": text($._config.runbooks) + "/GPUXidCritical.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -73,8 +73,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} reported XID {{ $labels.xid }}",
-              "description": "XID {{ $labels.xid }} came {{ $value | humanizeDuration }} ago: contained, or mended by the next reset. Likely: memory (48, 63, 64, 92, 94, 95, 140), NVLink (74, 121, 144 to 150), off the bus (79), firmware (61, 62, 119, 120, 143). Drain the GPU and reset it; replace it if the error comes back.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} reported XID {{ $labels.xid }}",
+              "description": "XID {{ $labels.xid }} was reported {{ $value | humanizeDuration }} ago. The error was contained, or the next reset clears it. Likely: memory (48, 63, 64, 92, 94, 95, 140), NVLink (74, 121, 144 to 150), off the bus (79), firmware (61, 62, 119, 120, 143). Drain the GPU and reset it; replace it if the error comes back.",
               "runbook_url": text($._config.runbooks) + "/GPUXidWarning.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -88,7 +88,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "Software on {{ $labels.instance }} keeps faulting on GPU {{ $labels.gpu }}",
-              "description": "About {{ $value | humanize }} XIDs of the kinds that programs cause (13, 31, 43, 45 and the like) in 15 minutes. Likely: a crash-looping engine. If it follows the GPU and not the program, suspect the hardware.",
+              "description": "About {{ $value | humanize }} XIDs of the kinds that programs cause (13, 31, 43, 45 and similar) in 15 minutes. Likely: a crash-looping engine. If other programs fault on this GPU too, suspect the hardware.",
               "runbook_url": text($._config.runbooks) + "/GPUXidBurst.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -101,8 +101,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "critical",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} has uncorrectable memory errors",
-              "description": "The last one came {{ $value | humanizeDuration }} ago, and the GPU has not been reset since. Likely: a failing memory cell. Processes that touched it were killed. Drain the GPU and reset it, which remaps the row; replace it if the errors come back.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} has uncorrectable memory errors",
+              "description": "The last one was {{ $value | humanizeDuration }} ago, and the GPU has not been reset since. Likely: a failing memory cell. Processes that touched it were killed. Drain the GPU and reset it, which remaps the row; replace it if the errors come back.",
               "runbook_url": text($._config.runbooks) + "/GPUUncorrectableMemoryErrors.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -115,7 +115,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} corrects many memory errors",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} corrects many memory errors",
               "description": "About {{ $value | humanize }} corrected ECC errors within an hour. Likely: memory that begins to fail. Nothing is lost yet. Plan a reset.",
               "runbook_url": text($._config.runbooks) + "/GPUCorrectableMemoryErrors.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -130,7 +130,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} waits for a reset to remap a memory row",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} waits for a reset to remap a memory row",
               "description": "Likely: a memory row was marked bad. Drain the GPU and reset it when convenient.",
               "runbook_url": text($._config.runbooks) + "/GPURowRemapPending.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -145,7 +145,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "critical",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} has run out of spare memory rows",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} has run out of spare memory rows",
               "description": "A bad memory row could not be remapped. Likely: failing memory. Replace the GPU: this is the vendor's criterion.",
               "runbook_url": text($._config.runbooks) + "/GPURowRemapFailed.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -160,8 +160,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "critical",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} asks for recovery",
-              "description": "The driver recommends {{ with printf `flopwatch_recovery_action{cluster=%q, instance=%q, uuid=%q, action!=\"none\"} == 1` $labels.cluster $labels.instance $labels.uuid | query }}{{ . | first | label \"action\" }}{{ else }}an action that this exporter does not know{{ end }}. Likely: an error that the driver cannot mend itself. Take the action; results and performance are not reliable until then.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} asks for recovery",
+              "description": "The driver recommends {{ with printf `flopwatch_recovery_action{cluster=%q, instance=%q, uuid=%q, action!=\"none\"} == 1` $labels.cluster $labels.instance $labels.uuid | query }}{{ . | first | label \"action\" }}{{ else }}an action that this exporter does not know{{ end }}. Likely: an error that the driver cannot clear by itself. Take the action; results and performance are not reliable until then.",
               "runbook_url": text($._config.runbooks) + "/GPURecoveryActionNeeded.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -175,8 +175,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} holds memory but does no work",
-              "description": "{{ $value | humanizePercentage }} of its memory is taken, nothing has run on it for a quarter of an hour, and its engine does not answer. Likely: an engine that died or hangs with its memory still allocated, or a leftover process. Find the process (nvidia-smi) and end it, or restart the pod.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} holds memory but does no work",
+              "description": "{{ $value | humanizePercentage }} of its memory is allocated, nothing has run on it for 15 minutes, and its engine does not answer. Likely: an engine that died or hangs with its memory still allocated, or a leftover process. Find the process (nvidia-smi) and end it, or restart the pod.",
               "runbook_url": text($._config.runbooks) + "/GPUMemoryHeld.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -196,8 +196,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "critical",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} has lost NVLinks",
-              "description": "Only {{ $value }} of its NVLinks are up: fewer than on the GPUs beside it, or than it had before. Likely: a link that could not be retrained, a switch or its fabric manager, or a bridge. Collectives run at the pace of the slowest member: drain the host and reset it.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} has lost NVLinks",
+              "description": "Only {{ $value }} of its NVLinks are up, fewer than on its siblings or than before. Likely: a link that could not be retrained, a switch or its fabric manager, or a bridge. Collectives run at the pace of the slowest member: drain the host and reset it.",
               "runbook_url": text($._config.runbooks) + "/NVLinkDown.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -211,8 +211,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} has NVLink errors",
-              "description": "About {{ $value | humanize }} link errors in half an hour. Likely: a connector, a cable or a switch port. Data is sent again, which costs bandwidth and latency; such a link fails in the end.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} has NVLink errors",
+              "description": "About {{ $value | humanize }} link errors in half an hour. Likely: a connector, a cable or a switch port. Data is sent again, which costs bandwidth and latency. Such a link usually fails later.",
               "runbook_url": text($._config.runbooks) + "/NVLinkErrors.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -226,8 +226,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} has a degraded PCIe link",
-              "description": "The link runs at {{ $value | humanizePercentage }} of the width or generation that the GPU and its slot can do. Likely: seating, a riser or a BIOS setting. Weights load and KV blocks move that much slower. Reseat the board.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} has a degraded PCIe link",
+              "description": "The link runs at {{ $value | humanizePercentage }} of the width or generation that the GPU and its slot support. Likely: seating, a riser or a BIOS setting. Weights load and KV blocks move that much slower. Reseat the board.",
               "runbook_url": text($._config.runbooks) + "/PCIeLinkDegraded.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -240,8 +240,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} repeats PCIe transfers",
-              "description": "About {{ $value | humanize }} PCIe replays within an hour: packets arrive damaged and are sent again. Likely: seating, a riser or the slot. Reseat the board.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} repeats PCIe transfers",
+              "description": "About {{ $value | humanize }} PCIe replays within an hour: packets arrived corrupted and were sent again. Likely: seating, a riser or the slot. Reseat the board.",
               "runbook_url": text($._config.runbooks) + "/PCIeReplays.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -261,8 +261,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} delivers far fewer FLOPS than at this hour before, at the same demand",
-              "description": "The tensor pipe delivers {{ $value | humanizePercentage }} of what this GPU delivered at the same hour yesterday or a week ago (the lower of the two), while the demand held. Likely: a changed engine or batch setting, a neighbor on the GPU, a replica out of the load balancer's rotation, or a GPU that became slow. Compare it with the other GPUs of its workload.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} delivers far fewer FLOPS than usual at the same demand",
+              "description": "The tensor pipe delivers {{ $value | humanizePercentage }} of what this GPU delivered at the same hour yesterday or a week ago (the lower of the two), while the demand has not changed. Likely: a changed engine or batch setting, a neighbor on the GPU, a replica out of the load balancer's rotation, or a GPU that became slow. Compare it with the other GPUs of its workload.",
               "runbook_url": text($._config.runbooks) + "/GPUUtilizationDropped.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -277,7 +277,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "unit": "compute",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} computes slower than its peers",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} computes slower than its peers",
               "description": "Its slowest GEMM probe reaches {{ $value | humanizePercentage }} of the median of the {{ $labels.name }} in {{ $labels.cluster }}, with the SM clock divided out, so that neither heat nor a power limit explains it. Likely: failing silicon or memory, or software that the peers do not have. Run the vendor's diagnostics.",
               "runbook_url": text($._config.runbooks) + "/GPUSlowerThanPeers.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -293,8 +293,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "unit": "memory",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} has slower memory than its peers",
-              "description": "Its device-memory probe reaches {{ $value | humanizePercentage }} of the median of the {{ $labels.name }} in {{ $labels.cluster }}, more than 3.5 robust standard deviations below it. A memory clock held down or other ECC settings explain it too. Likely: failing silicon or memory, or software that the peers do not have. Run the vendor's diagnostics.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} has slower memory than its peers",
+              "description": "Its device-memory probe reaches {{ $value | humanizePercentage }} of the median of the {{ $labels.name }} in {{ $labels.cluster }}, more than 3.5 robust standard deviations below it. A lower memory clock or different ECC settings would explain it too. Likely: failing silicon or memory, or software that the peers do not have. Run the vendor's diagnostics.",
               "runbook_url": text($._config.runbooks) + "/GPUSlowerThanPeers.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -308,7 +308,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "critical",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} is far slower than its peers",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} is far slower than its peers",
               "description": "Its slowest probe reaches {{ $value | humanizePercentage }} of the median of the {{ $labels.name }} in {{ $labels.cluster }}. A tensor-parallel group runs at the pace of its slowest member: take it out of service. Likely: failing silicon or memory, or software that the peers do not have. Run the vendor's diagnostics.",
               "runbook_url": text($._config.runbooks) + "/GPUFarSlowerThanPeers.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -323,8 +323,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} of {{ $labels.instance }} is slower than it used to be",
-              "description": "Its slowest probe{{ with printf `bottomk(1, flopwatch_probe_baseline_ratio{cluster=%q, instance=%q, uuid=%q, kernel=~\"gemm_.+|copy_device\"})` $labels.cluster $labels.instance $labels.uuid | query }} ({{ . | first | label \"kernel\" }}){{ end }} reaches {{ $value | humanizePercentage }} of this GPU's own baseline, measured with the same software, and is not behind its peers as far as they can be compared. Likely: a lowered clock or power limit, worse cooling, or aging silicon or memory. Compare it with its siblings first; they tell a change of the fleet from a fault of one GPU.",
+              "summary": "GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} on {{ $labels.instance }} is slower than it used to be",
+              "description": "Its slowest probe{{ with printf `bottomk(1, flopwatch_probe_baseline_ratio{cluster=%q, instance=%q, uuid=%q, kernel=~\"gemm_.+|copy_device\"})` $labels.cluster $labels.instance $labels.uuid | query }} ({{ . | first | label \"kernel\" }}){{ end }} reaches {{ $value | humanizePercentage }} of this GPU's own baseline, measured with the same software, and as far as they can be compared, it is not slower than its peers. Likely: a lowered clock or power limit, worse cooling, or aging silicon or memory. Compare it with its siblings first, to tell a change of the whole fleet from a fault of one GPU.",
               "runbook_url": text($._config.runbooks) + "/GPUSlowerThanOwnBaseline.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -338,8 +338,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "critical",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} of {{ $labels.instance }} has lost a quarter of its speed",
-              "description": "Its slowest probe{{ with printf `bottomk(1, flopwatch_probe_baseline_ratio{cluster=%q, instance=%q, uuid=%q, kernel=~\"gemm_.+|copy_device\"})` $labels.cluster $labels.instance $labels.uuid | query }} ({{ . | first | label \"kernel\" }}){{ end }} reaches {{ $value | humanizePercentage }} of this GPU's own baseline, measured with the same software, and is not behind its peers as far as they can be compared. Likely: a lowered clock or power limit, worse cooling, or aging silicon or memory. Compare it with its siblings first; they tell a change of the fleet from a fault of one GPU.",
+              "summary": "GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} on {{ $labels.instance }} has lost more than a quarter of its speed",
+              "description": "Its slowest probe{{ with printf `bottomk(1, flopwatch_probe_baseline_ratio{cluster=%q, instance=%q, uuid=%q, kernel=~\"gemm_.+|copy_device\"})` $labels.cluster $labels.instance $labels.uuid | query }} ({{ . | first | label \"kernel\" }}){{ end }} reaches {{ $value | humanizePercentage }} of this GPU's own baseline, measured with the same software, and as far as they can be compared, it is not slower than its peers. Likely: a lowered clock or power limit, worse cooling, or aging silicon or memory. Compare it with its siblings first, to tell a change of the whole fleet from a fault of one GPU.",
               "runbook_url": text($._config.runbooks) + "/GPUFarSlowerThanOwnBaseline.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -352,8 +352,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "critical",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} of {{ $labels.instance }} computes wrong results",
-              "description": "The last probe result that was not bit for bit what the same inputs gave before came {{ $value | humanizeDuration }} ago{{ with printf `flopwatch_probe_mismatches_total{cluster=%q, instance=%q, uuid=%q} > 0` $labels.cluster $labels.instance $labels.uuid | query }} ({{ range $index, $each := . }}{{ if $index }}, {{ end }}{{ $each | label \"kernel\" }}{{ end }}){{ end }}, and the GPU has not been reset since. Likely: failing silicon; the hardware raised no error. Answers served by this GPU cannot be trusted: take it out of service.",
+              "summary": "GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} on {{ $labels.instance }} computes wrong results",
+              "description": "The last probe result that differed from earlier results for the same inputs was {{ $value | humanizeDuration }} ago{{ with printf `flopwatch_probe_mismatches_total{cluster=%q, instance=%q, uuid=%q} > 0` $labels.cluster $labels.instance $labels.uuid | query }} ({{ range $index, $each := . }}{{ if $index }}, {{ end }}{{ $each | label \"kernel\" }}{{ end }}){{ end }}, and the GPU has not been reset since. Likely: failing silicon; the hardware raised no error. Answers served by this GPU cannot be trusted: take it out of service.",
               "runbook_url": text($._config.runbooks) + "/GPUSilentDataCorruption.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -367,7 +367,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} loses FLOPS to heat",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} loses FLOPS to heat",
               "description": "{{ $value | humanizePercentage }} of its peak is lost to clocks held down by temperature. Likely: a failed fan or pump, blocked air, hot inlet air, or dried thermal paste when its neighbors stay cool. Compare the temperatures of the host's GPUs.",
               "runbook_url": text($._config.runbooks) + "/GPUClocksHeldDownByHeat.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -382,7 +382,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} loses FLOPS to its power limit",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} loses FLOPS to its power limit",
               "description": "{{ $value | humanizePercentage }} of its peak is lost to clocks held down by power. Likely: a lowered limit or a power supply in trouble; a dense prefill load loses 10 to 20 % at the default limit. Compare the limit with the siblings' (nvidia-smi -q -d POWER).",
               "runbook_url": text($._config.runbooks) + "/GPUClocksHeldDownByPower.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -397,7 +397,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} is slowed down by the external power brake",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} is slowed down by the external power brake",
               "description": "The external power brake was on {{ $value | humanizePercentage }} of the time. Likely: a failed or overloaded power supply, or a rack power cap. The brake comes from the chassis: check its power supplies.",
               "runbook_url": text($._config.runbooks) + "/GPUPowerBrake.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -412,8 +412,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} has a lowered power limit",
-              "description": "The limit is {{ $value | humanize }} W, less than 90 % of what this GPU had before or of the median of its model. Likely: somebody or a tool set it (nvidia-smi -pl), a rack power cap, or a firmware change. Restore the limit, or accept it as the runbook says.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} has a lowered power limit",
+              "description": "The limit is {{ $value | humanize }} W, less than 90 % of this GPU's earlier limit or of the median of its model. Likely: someone or a tool changed it (nvidia-smi -pl), a rack power cap, or a firmware change. Restore the limit, or accept it as the runbook says.",
               "runbook_url": text($._config.runbooks) + "/GPUPowerLimitLowered.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -427,7 +427,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} has memory at its temperature limit",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} has memory at its temperature limit",
               "description": "Its memory is at {{ $value | humanize }} °C. Likely: a failed fan or pump, blocked air, or thermal pads that have lost contact. It throttles at this temperature. Check the cooling of this slot.",
               "runbook_url": text($._config.runbooks) + "/GPUMemoryHot.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -442,8 +442,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} is hot while idle",
-              "description": "{{ $value | humanize }} °C with nothing to do. Likely: the cooling of this slot has failed, or a busy neighbor heats it. It will throttle under load. Check fans and air flow.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} is hot while idle",
+              "description": "It is at {{ $value | humanize }} °C with nothing to do. Likely: the cooling of this slot has failed, or a busy neighbor heats it. It will throttle under load. Check fans and air flow.",
               "runbook_url": text($._config.runbooks) + "/GPUHotWhileIdle.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -464,7 +464,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "{{ $labels.workload }} on {{ $labels.instance }} has requests but delivers no tokens",
-              "description": "{{ $value | humanize }} requests are in flight or queued, and no token has come out for five minutes. Likely: a collective that hangs (NCCL), a rank that died, or a deadlocked engine. Restart the workload; if it hangs again, look for a sick GPU or link among its GPUs.",
+              "description": "{{ $value | humanize }} requests are in flight or queued, and no token has come out for five minutes. Likely: a collective that hangs (NCCL), a rank that died, or a deadlocked engine. Restart the workload; if it hangs again, look for a faulty GPU or link among its GPUs.",
               "runbook_url": text($._config.runbooks) + "/WorkloadStuck.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-models?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -510,7 +510,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "{{ $labels.workload }} on {{ $labels.instance }} delivers fewer tokens at the same queue",
+              "summary": "{{ $labels.workload }} on {{ $labels.instance }} delivers fewer tokens with the same queue",
               "description": "{{ $labels.model }} delivers {{ $value | humanize }} tokens/s, less than 70 % of its usual throughput, while as many requests wait as before. Likely: one of its GPUs is slower or gone, clocks are held down, prompts became longer, or a new version of the engine. Compare the workload's GPUs.",
               "runbook_url": text($._config.runbooks) + "/ModelThroughputFell.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-models?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
@@ -525,7 +525,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "{{ $labels.workload }} on {{ $labels.instance }} has lost its prefix cache",
-              "description": "{{ $value | humanizePercentage }} of the prompt tokens come from the cache, less than half of the usual share: prompts are computed again, FLOPS and MFU rise and answers become fewer. Likely: a changed system prompt or chat template, a router that scatters sessions, a new version of the engine, or a cache that is too small. Compare the replicas.",
+              "description": "{{ $value | humanizePercentage }} of the prompt tokens come from the cache, less than half of the usual share: prompts are computed again, so FLOPS and MFU rise while fewer answers come out. Likely: a changed system prompt or chat template, a router that scatters sessions, a new version of the engine, or a cache that is too small. Compare the replicas.",
               "runbook_url": text($._config.runbooks) + "/PrefixCacheCollapsed.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-models?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -538,8 +538,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "info",
             },
             "annotations": {
-              "summary": "Less of the work for {{ $labels.model }} becomes tokens",
-              "description": "{{ $value | humanizePercentage }} of what the tensor pipes compute is useful work, less than 70 % of the usual share. Likely: padding, recomputed prompts, rejected draft tokens, another precision, or somebody else on its GPUs.",
+              "summary": "A smaller share of the work for {{ $labels.model }} is useful",
+              "description": "{{ $value | humanizePercentage }} of what the tensor pipes compute is useful work. This is less than 70 % of the usual share. Likely: padding, recomputed prompts, rejected draft tokens, another precision, or another process on its GPUs.",
               "runbook_url": text($._config.runbooks) + "/ModelUsefulShareFell.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-models?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -560,7 +560,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "{{ $labels.workload }} misses its objective for {{ $labels.objective }}",
-              "description": "Over the last 1h it missed the objective in {{ $value | humanizePercentage }} of the minutes with demand, 14.4 times what its budget allows. Likely: fewer or slower GPUs, a smaller batch, or more waste. The Models dashboard shows which replica fell behind.",
+              "description": "Over the last 1h it missed the objective in {{ $value | humanizePercentage }} of the minutes with demand, more than 14.4 times what the error budget allows. Likely: fewer or slower GPUs, a smaller batch, or more waste. The Models dashboard shows which replica fell behind.",
               "runbook_url": text($._config.runbooks) + "/WorkloadObjectiveMissed.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-models?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -575,7 +575,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "{{ $labels.workload }} misses its objective for {{ $labels.objective }}",
-              "description": "Over the last 6h it missed the objective in {{ $value | humanizePercentage }} of the minutes with demand, 6 times what its budget allows. Likely: fewer or slower GPUs, a smaller batch, or more waste. The Models dashboard shows which replica fell behind.",
+              "description": "Over the last 6h it missed the objective in {{ $value | humanizePercentage }} of the minutes with demand, more than 6 times what the error budget allows. Likely: fewer or slower GPUs, a smaller batch, or more waste. The Models dashboard shows which replica fell behind.",
               "runbook_url": text($._config.runbooks) + "/WorkloadObjectiveMissed.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-models?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -590,7 +590,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "{{ $labels.workload }} misses its objective for {{ $labels.objective }}",
-              "description": "Over the last 3d it missed the objective in {{ $value | humanizePercentage }} of the minutes with demand, 1 times what its budget allows. Likely: fewer or slower GPUs, a smaller batch, or more waste. The Models dashboard shows which replica fell behind.",
+              "description": "Over the last 3d it missed the objective in {{ $value | humanizePercentage }} of the minutes with demand, more than what the error budget allows. Likely: fewer or slower GPUs, a smaller batch, or more waste. The Models dashboard shows which replica fell behind.",
               "runbook_url": text($._config.runbooks) + "/WorkloadObjectiveMissed.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-models?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -609,8 +609,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "Probes fail on GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} of {{ $labels.instance }}",
-              "description": "{{ $value }} of its kernels{{ with printf `flopwatch_probe_failures_in_a_row{cluster=%q, instance=%q, uuid=%q} > 5` $labels.cluster $labels.instance $labels.uuid | query }} ({{ range $index, $each := . }}{{ if $index }}, {{ end }}{{ $each | label \"kernel\" }}{{ end }}){{ end }} ended in an error, a timeout or out of memory again and again for twenty minutes. Likely: a torch or driver that do not fit each other, a full GPU, or a GPU that hangs.",
+              "summary": "Probes of GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} on {{ $labels.instance }} fail",
+              "description": "{{ $value }} of its kernels{{ with printf `flopwatch_probe_failures_in_a_row{cluster=%q, instance=%q, uuid=%q} > 5` $labels.cluster $labels.instance $labels.uuid | query }} ({{ range $index, $each := . }}{{ if $index }}, {{ end }}{{ $each | label \"kernel\" }}{{ end }}){{ end }} failed repeatedly for twenty minutes, with an error, a timeout or out of memory. Likely: incompatible versions of torch and the driver, a full GPU, or a GPU that hangs.",
               "runbook_url": text($._config.runbooks) + "/ProbesFailing.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -624,7 +624,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "info",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} of {{ $labels.instance }} has not been probed for hours",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} has not been probed for hours",
               "description": "No probe has given a measurement for {{ $value | humanizeDuration }}, so its speed is unknown. Likely: probes are paused, too little memory is free for the worker, or the GPU is never idle.",
               "runbook_url": text($._config.runbooks) + "/ProbesSkipped.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -639,8 +639,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "GPUs of {{ $labels.cluster }} are not probed",
-              "description": "{{ $value }} GPUs have no probe at all, while others of the cluster have. A slow or corrupting GPU among them goes unseen. Likely: hosts without torch or with probes disabled. The Probes dashboard lists them.",
+              "summary": "GPUs in {{ $labels.cluster }} are not probed",
+              "description": "{{ $value }} GPUs have no probe results, although others in the cluster do. A slow or corrupting GPU among them would go unnoticed. Likely: hosts without torch or with probes disabled. The Probes dashboard lists them.",
               "runbook_url": text($._config.runbooks) + "/ProbesMissing.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-fleet?var-cluster={{ $labels.cluster }}",
             },
@@ -673,7 +673,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "flopwatch on {{ $labels.instance }} is down",
-              "description": "The exporter answered before and no longer does: nobody watches its GPUs. Likely: the host is down, the process died, or a firewall blocks the port. Check the host first.",
+              "description": "The exporter answered before and no longer does, so its GPUs are not monitored. Likely: the host is down, the process died, or a firewall blocks the port. Check the host first.",
               "runbook_url": text($._config.runbooks) + "/FlopwatchDown.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-exporter?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -700,7 +700,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "flopwatch on {{ $labels.instance }} keeps restarting",
-              "description": "It has restarted {{ $value }} times within an hour, and its counters and windows begin anew each time. Likely: a memory limit that is too low, a failing liveness probe, or a crash; its log says which.",
+              "description": "It has restarted {{ $value }} times within an hour. Each restart resets its counters and windows. Likely: a memory limit that is too low, a failing liveness probe, or a crash; its log says which.",
               "runbook_url": text($._config.runbooks) + "/FlopwatchRestarting.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-exporter?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -714,7 +714,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "Prometheus has no flopwatch targets",
-              "description": "No target belongs to the job: nothing is watched. Likely: service discovery is broken, or the job has another name.",
+              "description": "The job has no targets, so nothing is monitored. Likely: service discovery is broken, or the job has another name.",
               "runbook_url": text($._config.runbooks) + "/FlopwatchNoTargets.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-exporter?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -727,8 +727,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "Targets of {{ $labels.cluster }} have vanished",
-              "description": "{{ $value }} hosts are left of those that service discovery listed within two weeks: the others are not down but unknown, and no alert fires for them. Likely: broken service discovery, a changed label selector, or hosts that were removed on purpose.",
+              "summary": "Targets in {{ $labels.cluster }} have vanished",
+              "description": "Only {{ $value }} hosts are left of those that service discovery listed in the last two weeks. Prometheus no longer knows the others, so no alert can fire for them. Likely: broken service discovery, a changed label selector, or hosts that were removed on purpose.",
               "runbook_url": text($._config.runbooks) + "/FlopwatchTargetsVanished.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-exporter?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -742,7 +742,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "flopwatch on {{ $labels.instance }} sees no device",
-              "description": "The exporter answers, but knows of no GPU. Likely: no driver, a container without the NVIDIA runtime, or all GPUs gone.",
+              "description": "The exporter answers, but finds no GPU. Likely: no driver, a container without the NVIDIA runtime, or all GPUs gone.",
               "runbook_url": text($._config.runbooks) + "/FlopwatchNoGPUs.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-exporter?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -755,7 +755,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "critical",
             },
             "annotations": {
-              "summary": "The driver does not answer for GPU {{ $labels.gpu }} of {{ $labels.instance }}",
+              "summary": "The driver does not answer for GPU {{ $labels.gpu }} on {{ $labels.instance }}",
               "description": "A driver call has not returned within its deadline. Likely: the GPU or its firmware is wedged; the engine's next call will hang too. Drain the host and reboot it.",
               "runbook_url": text($._config.runbooks) + "/FlopwatchSourceHung.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
@@ -770,8 +770,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "warning",
             },
             "annotations": {
-              "summary": "Source {{ $labels.source }} of GPU {{ $labels.gpu }} of {{ $labels.instance }} is stale",
-              "description": "It last gave a value {{ $value | humanizeDuration }} ago. Its metrics are absent meanwhile. Likely: a profiler holds the counters, a permission is missing, or dcgm-exporter is down.",
+              "summary": "Source {{ $labels.source }} of GPU {{ $labels.gpu }} on {{ $labels.instance }} is stale",
+              "description": "It last gave a value {{ $value | humanizeDuration }} ago. Until it recovers, its metrics are absent. Likely: a profiler holds the counters, a permission is missing, or dcgm-exporter is down.",
               "runbook_url": text($._config.runbooks) + "/FlopwatchSourceStale.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-exporter?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -785,7 +785,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "The clock of {{ $labels.instance }} is off",
-              "description": "It differs from Prometheus's clock by {{ $value | humanizeDuration }}. Ages of readings, probes and XIDs of this host are wrong by as much, and alerts on ages are held back. Likely: NTP or chrony is not running. Check `chronyc tracking` on the host.",
+              "description": "It differs from Prometheus's clock by {{ $value | humanizeDuration }}. Ages of readings, probes and XIDs on this host are wrong by the same amount, and alerts that depend on ages do not fire. Likely: NTP or chrony is not running. Check `chronyc tracking` on the host.",
               "runbook_url": text($._config.runbooks) + "/HostClockSkew.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-exporter?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -799,7 +799,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "flopwatch on {{ $labels.instance }} cannot keep up",
-              "description": "About {{ $value | humanize }} ticks were missed in ten minutes. Counters stay right, short dips may be unseen. Likely: a slow driver, or too little processor time for the exporter.",
+              "description": "About {{ $value | humanize }} ticks were missed in ten minutes. Counters stay correct, but short dips may not be seen. Likely: a slow driver, or too little processor time for the exporter.",
               "runbook_url": text($._config.runbooks) + "/FlopwatchTicksMissed.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-exporter?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -812,7 +812,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "flopwatch on {{ $labels.instance }} drops series",
-              "description": "About {{ $value | humanize }} series were left out in 15 minutes because `limits.series` is reached. Likely: per-process series, or more MIG instances than the limit was made for.",
+              "description": "About {{ $value | humanize }} series were left out in 15 minutes because `limits.series` is reached. Likely: per-process series, or more MIG instances than the limit allows for.",
               "runbook_url": text($._config.runbooks) + "/FlopwatchSeriesDropped.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-exporter?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },
@@ -853,7 +853,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "info",
             },
             "annotations": {
-              "summary": "FLOPS of GPU {{ $labels.gpu }} of {{ $labels.instance }} are counted wrongly",
+              "summary": "FLOPS of GPU {{ $labels.gpu }} on {{ $labels.instance }} are miscounted",
               "description": "At {{ $labels.precision }} the counted FLOPS differ by {{ $value | humanizePercentage }} from GEMMs of known size. Likely: a driver that reports the pipes differently, or another program used the GPU during `flopwatch calibrate`.",
               "runbook_url": text($._config.runbooks) + "/FlopwatchEstimatorOff.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-exporter?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",

@@ -8,7 +8,7 @@ from mixin.source import Alert, Group, RuleFile
 
 GPU = "GPU {{ $labels.gpu }}"
 PART = "GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }}"
-OF = " of {{ $labels.instance }} "
+ON = " on {{ $labels.instance }} "
 
 
 def on_gpu(
@@ -31,7 +31,7 @@ def on_gpu(
         name,
         expr,
         severity,
-        f"{who}{OF}{symptom or kind.symptom}",
+        f"{who}{ON}{symptom or kind.symptom}",
         f"{value} {kind.advice}".strip(),
         board,
         wait,
@@ -71,7 +71,7 @@ _HEALTH = (
         "  and on (%{host}) instance:flopwatch_up:recent == 1",
         "critical",
         "{{ $labels.instance }} lists fewer GPUs than it should",
-        "{{ $value }} of the GPUs that the host has listed before, or that its PCI bus shows, are gone from the driver's list."
+        "{{ $value }} GPUs that were listed before, or that are on the PCI bus, are missing from the driver's list."
         " Likely: not enumerated after a reboot, passed to a virtual machine, or removed."
         " Reset or reboot the host; if the GPU was removed on purpose, the runbook says how to accept it.",
         "host",
@@ -94,7 +94,7 @@ _HEALTH = (
         _xids("xidCritical"),
         "critical",
         "xid",
-        "XID {{ $labels.xid }} came {{ $value | humanizeDuration }} ago, and the GPU has not been reset since.",
+        "XID {{ $labels.xid }} was reported {{ $value | humanizeDuration }} ago, and the GPU has not been reset since.",
         symptom="reported XID {{ $labels.xid }}",
         why="By the time of the last event, and not by increase(): the counter of a code begins with its first event.",
     ),
@@ -103,7 +103,7 @@ _HEALTH = (
         _xids("xidWarning"),
         "warning",
         "xid",
-        "XID {{ $labels.xid }} came {{ $value | humanizeDuration }} ago: contained, or mended by the next reset.",
+        "XID {{ $labels.xid }} was reported {{ $value | humanizeDuration }} ago. The error was contained, or the next reset clears it.",
         symptom="reported XID {{ $labels.xid }}",
     ),
     Alert(
@@ -114,8 +114,8 @@ _HEALTH = (
         "  ) > 5",
         "info",
         "Software on {{ $labels.instance }} keeps faulting on GPU {{ $labels.gpu }}",
-        "About {{ $value | humanize }} XIDs of the kinds that programs cause (13, 31, 43, 45 and the like) in 15 minutes. Likely: a"
-        " crash-looping engine. If it follows the GPU and not the program, suspect the hardware.",
+        "About {{ $value | humanize }} XIDs of the kinds that programs cause (13, 31, 43, 45 and similar) in 15 minutes. Likely: a"
+        " crash-looping engine. If other programs fault on this GPU too, suspect the hardware.",
         "gpu",
     ),
     on_gpu(
@@ -123,7 +123,7 @@ _HEALTH = (
         _ago("gpu:flopwatch_ecc_uncorrected:timestamp"),
         "critical",
         "ecc_uncorrected",
-        "The last one came {{ $value | humanizeDuration }} ago, and the GPU has not been reset since.",
+        "The last one was {{ $value | humanizeDuration }} ago, and the GPU has not been reset since.",
     ),
     on_gpu(
         "GPUCorrectableMemoryErrors",
@@ -167,7 +167,7 @@ _HEALTH = (
         "    unless on (%{host}, workload) max by (%{host}, workload) (max_over_time(flopwatch_workload_up[15m])) == 1)",
         "warning",
         "memory_held",
-        "{{ $value | humanizePercentage }} of its memory is taken, nothing has run on it for a quarter of an hour, and its engine does not answer.",
+        "{{ $value | humanizePercentage }} of its memory is allocated, nothing has run on it for 15 minutes, and its engine does not answer.",
         wait="5m",
         why="An engine that answers may idle with its weights loaded; one that does not wastes the GPU.",
     ),
@@ -183,7 +183,7 @@ _LINKS = (
         + " < gpu:flopwatch_nvlinks_up:expected",
         "critical",
         "nvlink_down",
-        "Only {{ $value }} of its NVLinks are up: fewer than on the GPUs beside it, or than it had before.",
+        "Only {{ $value }} of its NVLinks are up, fewer than on its siblings or than before.",
         wait="5m",
         why="Bridges may join only some GPUs of a host, so a GPU is compared with the lower quartile of its host, and\n"
         "with the most links that it ever had.",
@@ -205,7 +205,7 @@ _LINKS = (
         ")",
         "warning",
         "pcie_narrow",
-        "The link runs at {{ $value | humanizePercentage }} of the width or generation that the GPU and its slot can do.",
+        "The link runs at {{ $value | humanizePercentage }} of the width or generation that the GPU and its slot support.",
         wait="15m",
         why="An idle GPU lowers its link's generation to save power, so that half only counts under load.",
     ),
@@ -214,7 +214,7 @@ _LINKS = (
         'sum by (%{gpu}) (increase(flopwatch_pcie_replays_total{mig=""}[1h])) > %{pcieReplays}',
         "warning",
         "pcie_replays",
-        "About {{ $value | humanize }} PCIe replays within an hour: packets arrive damaged and are sent again.",
+        "About {{ $value | humanize }} PCIe replays within an hour: packets arrived corrupted and were sent again.",
     ),
 )
 
@@ -258,7 +258,7 @@ def _own_past(name: str, compare: str, severity: str, wait: str, symptom: str) -
         severity,
         "slower_than_baseline",
         f"Its slowest probe{_KERNEL} reaches {{{{ $value | humanizePercentage }}}} of this GPU's own baseline, measured with the same software,"
-        " and is not behind its peers as far as they can be compared.",
+        " and as far as they can be compared, it is not slower than its peers.",
         wait=wait,
         board="probes",
         who=PART,
@@ -293,7 +293,7 @@ _PERFORMANCE = (
         "warning",
         "utilization_dropped",
         "The tensor pipe delivers {{ $value | humanizePercentage }} of what this GPU delivered at the same hour yesterday or a week ago"
-        " (the lower of the two), while the demand held.",
+        " (the lower of the two), while the demand has not changed.",
         wait="15m",
         why="With an engine: the demand held and fewer tokens came out, or this GPU fell behind the others of its workload.\n"
         "A rollout that needs fewer FLOPS for the same tokens is neither. Without an engine the SMs are as busy as ever\n"
@@ -307,7 +307,7 @@ _PERFORMANCE = (
     _beside_peers(
         "memory",
         "device-memory probe",
-        "more than 3.5 robust standard deviations below it. A memory clock held down or other ECC settings explain it too.",
+        "more than 3.5 robust standard deviations below it. A lower memory clock or different ECC settings would explain it too.",
     ),
     on_gpu(
         "GPUFarSlowerThanPeers",
@@ -332,14 +332,14 @@ _PERFORMANCE = (
         "< %{baselineCritical}",
         "critical",
         "10m",
-        "has lost a quarter of its speed",
+        "has lost more than a quarter of its speed",
     ),
     on_gpu(
         "GPUSilentDataCorruption",
         _ago("gpu:flopwatch_probe_wrong_results:timestamp"),
         "critical",
         "wrong_results",
-        "The last probe result that was not bit for bit what the same inputs gave before came {{ $value | humanizeDuration }} ago"
+        "The last probe result that differed from earlier results for the same inputs was {{ $value | humanizeDuration }} ago"
         "{{ with printf `flopwatch_probe_mismatches_total{cluster=%q, instance=%q, uuid=%q} > 0` $labels.cluster $labels.instance $labels.uuid | query }}"
         ' ({{ range $index, $each := . }}{{ if $index }}, {{ end }}{{ $each | label "kernel" }}{{ end }}){{ end }},'
         " and the GPU has not been reset since.",
@@ -384,7 +384,7 @@ _PERFORMANCE = (
         f"({_LIMIT} < %{{powerLimitRatio}} * gpu:flopwatch_power_limit_watts:usual)\n)",
         "warning",
         "power_limit_lowered",
-        "The limit is {{ $value | humanize }} W, less than 90 % of what this GPU had before or of the median of its model.",
+        "The limit is {{ $value | humanize }} W, less than 90 % of this GPU's earlier limit or of the median of its model.",
         wait="15m",
     ),
     on_gpu(
@@ -403,7 +403,7 @@ _PERFORMANCE = (
         "  and on (%{gpu}) gpu:flopwatch_busy:ratio_rate5m < %{idleBusyRatio}",
         "warning",
         "hot_while_idle",
-        "{{ $value | humanize }} °C with nothing to do.",
+        "It is at {{ $value | humanize }} °C with nothing to do.",
         wait="15m",
     ),
 )
@@ -415,19 +415,19 @@ def alert_files() -> list[RuleFile]:
         RuleFile(
             "alerts",
             "health",
-            "The hardware itself says that something is wrong.",
+            "Faults that the hardware or the driver reports.",
             [Group("flopwatch-health", _HEALTH, "1m")],
         ),
         RuleFile(
             "alerts",
             "links",
-            "The ways to the GPU and between GPUs.",
+            "PCIe and NVLink.",
             [Group("flopwatch-links", _LINKS, "1m")],
         ),
         RuleFile(
             "alerts",
             "performance",
-            "A GPU delivers less than it did, than its peers do, or than its clock would allow.",
+            "A GPU is slower than before or than its peers, or its clock is held down.",
             [Group("flopwatch-performance", _PERFORMANCE, "1m")],
         ),
         *service_files(),

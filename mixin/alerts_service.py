@@ -17,11 +17,11 @@ _WORKLOADS = (
         "critical",
         f"{_WORKLOAD} has requests but delivers no tokens",
         "{{ $value | humanize }} requests are in flight or queued, and no token has come out for five minutes. Likely: a collective that"
-        " hangs (NCCL), a rank that died, or a deadlocked engine. Restart the workload; if it hangs again, look for a sick GPU or link"
+        " hangs (NCCL), a rank that died, or a deadlocked engine. Restart the workload; if it hangs again, look for a faulty GPU or link"
         " among its GPUs.",
         "models",
         "2m",
-        why="Work in flight and no output: needs no yesterday.",
+        why="Work in flight and no output: needs no history.",
     ),
     Alert(
         "WorkloadDown",
@@ -55,7 +55,7 @@ _MODELS = (
         "  and on (%{host}, workload, model)\n"
         '    max by (%{host}, workload, model) (avg_over_time(flopwatch_model_requests{state="waiting"}[15m])) > 0',
         "warning",
-        f"{_WORKLOAD} delivers fewer tokens at the same queue",
+        f"{_WORKLOAD} delivers fewer tokens with the same queue",
         "{{ $labels.model }} delivers {{ $value | humanize }} tokens/s, less than 70 % of its usual throughput, while as many requests wait"
         " as before. Likely: one of its GPUs is slower or gone, clocks are held down, prompts became longer, or a new version of the"
         " engine. Compare the workload's GPUs.",
@@ -70,7 +70,7 @@ _MODELS = (
         "warning",
         f"{_WORKLOAD} has lost its prefix cache",
         "{{ $value | humanizePercentage }} of the prompt tokens come from the cache, less than half of the usual share: prompts are computed"
-        " again, FLOPS and MFU rise and answers become fewer. Likely: a changed system prompt or chat template, a router that scatters"
+        " again, so FLOPS and MFU rise while fewer answers come out. Likely: a changed system prompt or chat template, a router that scatters"
         " sessions, a new version of the engine, or a cache that is too small. Compare the replicas.",
         "models",
         "15m",
@@ -80,9 +80,9 @@ _MODELS = (
         "ModelUsefulShareFell",
         "model:flopwatch_useful_flop:ratio_rate5m < %{usefulDrop} * model:flopwatch_useful_flop:usual",
         "info",
-        "Less of the work for {{ $labels.model }} becomes tokens",
-        "{{ $value | humanizePercentage }} of what the tensor pipes compute is useful work, less than 70 % of the usual share."
-        " Likely: padding, recomputed prompts, rejected draft tokens, another precision, or somebody else on its GPUs.",
+        "A smaller share of the work for {{ $labels.model }} is useful",
+        "{{ $value | humanizePercentage }} of what the tensor pipes compute is useful work. This is less than 70 % of the usual share."
+        " Likely: padding, recomputed prompts, rejected draft tokens, another precision, or another process on its GPUs.",
         "models",
         "30m",
         finding="useful_share_fell",
@@ -93,6 +93,11 @@ _MODELS = (
 
 def _burn(long: str, short: str, factor: str, severity: str, wait: str) -> Alert:
     missed = "workload_objective:flopwatch_objective:missed"
+    times = (
+        "what the error budget allows"
+        if factor == "1"
+        else f"{factor} times what the error budget allows"
+    )
     budget = "on (workload, objective) group_left () max by (workload, objective) (flopwatch_objective_budget_ratio)"
     return Alert(
         "WorkloadObjectiveMissed",
@@ -103,8 +108,8 @@ def _burn(long: str, short: str, factor: str, severity: str, wait: str) -> Alert
         ),
         severity,
         "{{ $labels.workload }} misses its objective for {{ $labels.objective }}",
-        f"Over the last {long} it missed the objective in {{{{ $value | humanizePercentage }}}} of the minutes with demand, {factor} times"
-        " what its budget allows. Likely: fewer or slower GPUs, a smaller batch, or more waste."
+        f"Over the last {long} it missed the objective in {{{{ $value | humanizePercentage }}}} of the minutes with demand,"
+        f" more than {times}. Likely: fewer or slower GPUs, a smaller batch, or more waste."
         " The Models dashboard shows which replica fell behind.",
         "models",
         wait,
@@ -127,11 +132,11 @@ _PROBES = (
         '      increase(flopwatch_probe_runs_total{outcome=~"error|timeout|out_of_memory"}[2h]) > 0\n'
         "  )",
         "warning",
-        "Probes fail on GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} of {{ $labels.instance }}",
+        "Probes of GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} on {{ $labels.instance }} fail",
         "{{ $value }} of its kernels{{ with printf `flopwatch_probe_failures_in_a_row{cluster=%q, instance=%q, uuid=%q} > 5`"
         " $labels.cluster $labels.instance $labels.uuid | query }} ({{ range $index, $each := . }}{{ if $index }}, {{ end }}"
-        '{{ $each | label "kernel" }}{{ end }}){{ end }} ended in an error, a timeout or out of memory again and again for'
-        " twenty minutes. Likely: a torch or driver that do not fit each other, a full GPU, or a GPU that hangs.",
+        '{{ $each | label "kernel" }}{{ end }}){{ end }} failed repeatedly for twenty minutes, with an error, a timeout'
+        " or out of memory. Likely: incompatible versions of torch and the driver, a full GPU, or a GPU that hangs.",
         "probes",
         "20m",
         why="The second half ends it when the kernel is no longer run; one that kills the worker is run once an hour.",
@@ -149,7 +154,7 @@ _PROBES = (
         "  )\n"
         f")\n{_SKEWED}",
         "info",
-        "GPU {{ $labels.gpu }} of {{ $labels.instance }} has not been probed for hours",
+        "GPU {{ $labels.gpu }} on {{ $labels.instance }} has not been probed for hours",
         "No probe has given a measurement for {{ $value | humanizeDuration }}, so its speed is unknown. Likely: probes are paused, too little"
         " memory is free for the worker, or the GPU is never idle.",
         "probes",
@@ -165,12 +170,12 @@ _PROBES = (
         "  )\n"
         "  and on (%{cluster}) cluster:flopwatch_probed_gpus:count > 0",
         "warning",
-        "GPUs of {{ $labels.cluster }} are not probed",
-        "{{ $value }} GPUs have no probe at all, while others of the cluster have. A slow or corrupting GPU among them goes unseen. Likely:"
+        "GPUs in {{ $labels.cluster }} are not probed",
+        "{{ $value }} GPUs have no probe results, although others in the cluster do. A slow or corrupting GPU among them would go unnoticed. Likely:"
         " hosts without torch or with probes disabled. The Probes dashboard lists them.",
         "fleet",
         "1h",
-        why="Whoever probes no GPU has decided so; whoever probes some wants them all.",
+        why="A cluster without any probes is a choice; a cluster with some is expected to probe every GPU.",
     ),
     Alert(
         "ProbeWorkerRestarting",
@@ -189,7 +194,7 @@ _EXPORTER = (
         "max by (%{host}) (up{%{selector}}) == 0\n  and on (%{host}) instance:flopwatch_scraped:ever",
         "critical",
         f"flopwatch on {_HOST} is down",
-        "The exporter answered before and no longer does: nobody watches its GPUs. Likely: the host is down, the process died, or a"
+        "The exporter answered before and no longer does, so its GPUs are not monitored. Likely: the host is down, the process died, or a"
         " firewall blocks the port. Check the host first.",
         "exporter",
         "5m",
@@ -209,7 +214,7 @@ _EXPORTER = (
         "max by (%{host}) (changes(process_start_time_seconds{%{selector}}[1h])) > %{restartsPerHour}",
         "warning",
         f"flopwatch on {_HOST} keeps restarting",
-        "It has restarted {{ $value }} times within an hour, and its counters and windows begin anew each time. Likely: a memory limit that"
+        "It has restarted {{ $value }} times within an hour. Each restart resets its counters and windows. Likely: a memory limit that"
         " is too low, a failing liveness probe, or a crash; its log says which.",
         "exporter",
     ),
@@ -218,7 +223,7 @@ _EXPORTER = (
         "absent(up{%{selector}})",
         "critical",
         "Prometheus has no flopwatch targets",
-        "No target belongs to the job: nothing is watched. Likely: service discovery is broken, or the job has another name.",
+        "The job has no targets, so nothing is monitored. Likely: service discovery is broken, or the job has another name.",
         "exporter",
         "10m",
     ),
@@ -227,9 +232,9 @@ _EXPORTER = (
         "cluster:flopwatch_targets:count\n"
         "  < %{targetsRatio} * max_over_time(cluster:flopwatch_targets:count[14d])",
         "warning",
-        "Targets of {{ $labels.cluster }} have vanished",
-        "{{ $value }} hosts are left of those that service discovery listed within two weeks: the others are not down but unknown, and no"
-        " alert fires for them. Likely: broken service discovery, a changed label selector, or hosts that were removed on purpose.",
+        "Targets in {{ $labels.cluster }} have vanished",
+        "Only {{ $value }} hosts are left of those that service discovery listed in the last two weeks. Prometheus no longer knows the"
+        " others, so no alert can fire for them. Likely: broken service discovery, a changed label selector, or hosts that were removed on purpose.",
         "exporter",
         "15m",
     ),
@@ -239,7 +244,7 @@ _EXPORTER = (
         f"  unless on (%{{host}}) {recent('flopwatch_expected_gpus', '%{host}')} > 0",
         "warning",
         f"flopwatch on {_HOST} sees no device",
-        "The exporter answers, but knows of no GPU. Likely: no driver, a container without the NVIDIA runtime, or all GPUs gone.",
+        "The exporter answers, but finds no GPU. Likely: no driver, a container without the NVIDIA runtime, or all GPUs gone.",
         "exporter",
         "10m",
     ),
@@ -247,7 +252,7 @@ _EXPORTER = (
         "FlopwatchSourceHung",
         recent('flopwatch_source_hung{mig=""}', "%{gpu}") + " == 1",
         "critical",
-        "The driver does not answer for GPU {{ $labels.gpu }} of {{ $labels.instance }}",
+        "The driver does not answer for GPU {{ $labels.gpu }} on {{ $labels.instance }}",
         "A driver call has not returned within its deadline. Likely: the GPU or its firmware is wedged; the engine's next call will hang too."
         " Drain the host and reboot it.",
         "gpu",
@@ -259,8 +264,8 @@ _EXPORTER = (
         "(time() - (max by (%{gpu}, mig, source) (last_over_time(flopwatch_source_last_success_timestamp_seconds[5m])) < time() - 300))\n"
         f"  and on (%{{gpu}}) gpu:flopwatch_gpu_up:recent == 1\n  {_SKEWED}",
         "warning",
-        "Source {{ $labels.source }} of GPU {{ $labels.gpu }} of {{ $labels.instance }} is stale",
-        "It last gave a value {{ $value | humanizeDuration }} ago. Its metrics are absent meanwhile. Likely: a profiler holds the"
+        "Source {{ $labels.source }} of GPU {{ $labels.gpu }} on {{ $labels.instance }} is stale",
+        "It last gave a value {{ $value | humanizeDuration }} ago. Until it recovers, its metrics are absent. Likely: a profiler holds the"
         " counters, a permission is missing, or dcgm-exporter is down.",
         "exporter",
         "5m",
@@ -271,8 +276,8 @@ _EXPORTER = (
         "abs(last_over_time(instance:flopwatch_clock_skew:seconds[5m])) > %{clockSkewSeconds}",
         "warning",
         f"The clock of {_HOST} is off",
-        "It differs from Prometheus's clock by {{ $value | humanizeDuration }}. Ages of readings, probes and XIDs of this host are wrong by as"
-        " much, and alerts on ages are held back. Likely: NTP or chrony is not running. Check `chronyc tracking` on the host.",
+        "It differs from Prometheus's clock by {{ $value | humanizeDuration }}. Ages of readings, probes and XIDs on this host are wrong by the"
+        " same amount, and alerts that depend on ages do not fire. Likely: NTP or chrony is not running. Check `chronyc tracking` on the host.",
         "exporter",
         "10m",
     ),
@@ -281,7 +286,7 @@ _EXPORTER = (
         "sum by (%{host}) (increase(flopwatch_ticks_missed_total[10m])) > 60",
         "info",
         f"flopwatch on {_HOST} cannot keep up",
-        "About {{ $value | humanize }} ticks were missed in ten minutes. Counters stay right, short dips may be unseen. Likely: a slow driver,"
+        "About {{ $value | humanize }} ticks were missed in ten minutes. Counters stay correct, but short dips may not be seen. Likely: a slow driver,"
         " or too little processor time for the exporter.",
         "exporter",
         "10m",
@@ -292,7 +297,7 @@ _EXPORTER = (
         "warning",
         f"flopwatch on {_HOST} drops series",
         "About {{ $value | humanize }} series were left out in 15 minutes because `limits.series` is reached. Likely: per-process series, or"
-        " more MIG instances than the limit was made for.",
+        " more MIG instances than the limit allows for.",
         "exporter",
     ),
     Alert(
@@ -317,7 +322,7 @@ _EXPORTER = (
         "FlopwatchEstimatorOff",
         'abs(max by (%{gpu}, precision) (last_over_time(flopwatch_estimator_error_ratio{mig=""}[5m]))) > %{estimatorError}',
         "info",
-        "FLOPS of GPU {{ $labels.gpu }} of {{ $labels.instance }} are counted wrongly",
+        "FLOPS of GPU {{ $labels.gpu }} on {{ $labels.instance }} are miscounted",
         "At {{ $labels.precision }} the counted FLOPS differ by {{ $value | humanizePercentage }} from GEMMs of known size. Likely: a driver"
         " that reports the pipes differently, or another program used the GPU during `flopwatch calibrate`.",
         "exporter",
@@ -332,7 +337,7 @@ def service_files() -> list[RuleFile]:
         RuleFile(
             "alerts",
             "models",
-            "Served models: work in flight, the tokens that come of it, and how much of the GPUs' work they are.",
+            "Served models: requests, throughput, cache hits, useful share, objectives.",
             [
                 Group("flopwatch-workloads", _WORKLOADS, "1m"),
                 Group("flopwatch-model-performance", _MODELS, "2m"),
@@ -342,13 +347,13 @@ def service_files() -> list[RuleFile]:
         RuleFile(
             "alerts",
             "probes",
-            "The micro-probes do not answer, so nobody knows what the GPU could do.",
+            "Probes fail or are missing, so the speed of a GPU is unknown.",
             [Group("flopwatch-probes", _PROBES, "2m")],
         ),
         RuleFile(
             "alerts",
             "exporter",
-            "The exporter's own health. The scrape job must be called `flopwatch`, or be set in mixin/config.libsonnet.",
+            "Health of the exporters. The scrape job must be called `flopwatch`, or be set in mixin/config.libsonnet.",
             [Group("flopwatch-exporter", _EXPORTER, "1m")],
         ),
     ]

@@ -208,26 +208,26 @@ RENDERED = {
     "GPUSlowerThanOwnBaseline": (
         50,
         {
-            "summary": "GPU 0 of node1 is slower than it used to be",
+            "summary": "GPU 0 on node1 is slower than it used to be",
             "description": "Its slowest probe (gemm_bf16) reaches 85% of this GPU's own baseline, measured with the same software, "
-            "and is not behind its peers as far as they can be compared. Likely: a lowered clock or power limit, worse cooling, or aging "
-            "silicon or memory. Compare it with its siblings first; they tell a change of the fleet from a fault of one GPU.",
+            "and as far as they can be compared, it is not slower than its peers. Likely: a lowered clock or power limit, worse cooling, or aging "
+            "silicon or memory. Compare it with its siblings first, to tell a change of the whole fleet from a fault of one GPU.",
             "dashboard": f"/d/flopwatch-probes{GPU_0}",
         },
     ),
     "ProbesFailing": (
         90,
         {
-            "summary": "Probes fail on GPU 0 of node1",
-            "description": "1 of its kernels (gemm_fp8) ended in an error, a timeout or out of memory again and again for twenty minutes. "
-            "Likely: a torch or driver that do not fit each other, a full GPU, or a GPU that hangs.",
+            "summary": "Probes of GPU 0 on node1 fail",
+            "description": "1 of its kernels (gemm_fp8) failed repeatedly for twenty minutes, with an error, a timeout or out of memory. "
+            "Likely: incompatible versions of torch and the driver, a full GPU, or a GPU that hangs.",
             "dashboard": f"/d/flopwatch-probes{GPU_0}",
         },
     ),
     "GPULost": (
         15,
         {
-            "summary": "GPU 0 of node1 is lost",
+            "summary": "GPU 0 on node1 is lost",
             "description": "The driver no longer answers for it (UUID GPU-0). Likely: it fell off the bus (XID 79), its firmware died "
             "(XID 119, 120), or it waits for a reset. Work on it is gone. Reset the GPU; if it does not come back, reboot the host.",
             "dashboard": f"/d/flopwatch-gpu{GPU_0}",
@@ -236,8 +236,8 @@ RENDERED = {
     "GPUXidCritical": (
         12,
         {
-            "summary": "GPU 0 of node1 reported XID 79",
-            "description": "XID 79 came 2m 0s ago, and the GPU has not been reset since. Likely: memory (48, 63, 64, 92, 94, 95, 140), "
+            "summary": "GPU 0 on node1 reported XID 79",
+            "description": "XID 79 was reported 2m 0s ago, and the GPU has not been reset since. Likely: memory (48, 63, 64, 92, 94, 95, 140), "
             "NVLink (74, 121, 144 to 150), off the bus (79), firmware (61, 62, 119, 120, 143). Drain the GPU and reset it; replace it if "
             "the error comes back.",
             "dashboard": f"/d/flopwatch-gpu{GPU_0}",
@@ -246,8 +246,8 @@ RENDERED = {
     "GPURecoveryActionNeeded": (
         20,
         {
-            "summary": "GPU 0 of node1 asks for recovery",
-            "description": "The driver recommends gpu_reset. Likely: an error that the driver cannot mend itself. Take the action; results "
+            "summary": "GPU 0 on node1 asks for recovery",
+            "description": "The driver recommends gpu_reset. Likely: an error that the driver cannot clear by itself. Take the action; results "
             "and performance are not reliable until then.",
             "dashboard": f"/d/flopwatch-gpu{GPU_0}",
         },
@@ -255,7 +255,7 @@ RENDERED = {
     "GPUSlowerThanPeers": (
         60,
         {
-            "summary": "GPU 0 of node1 computes slower than its peers",
+            "summary": "GPU 0 on node1 computes slower than its peers",
             "description": "Its slowest GEMM probe reaches 87.5% of the median of the H100 in c, with the SM clock divided out, so that "
             "neither heat nor a power limit explains it. Likely: failing silicon or memory, or software that the peers do not have. "
             "Run the vendor's diagnostics.",

@@ -22,13 +22,13 @@ pytestmark = pytest.mark.skipif(ALERTMANAGER is None, reason="Alertmanager is no
 
 PATIENCE_SECONDS = 30.0
 TEXT = """\
-critical: GPU 3 of node7 has GPULost
+critical: GPU 3 on node7 has GPULost
 Likely: heat.
 Held by GPU 3: pod chat/llama-0
 Dashboard: https://grafana.example/d/flopwatch-gpu?var-gpu=3
 Runbook: https://docs.example/GPULost.md
 
-warning: GPU 4 of node7 has GPUPowerBrake
+warning: GPU 4 on node7 has GPUPowerBrake
 Likely: heat.
 Held by GPU 4: pod chat/llama-0
 Dashboard: https://grafana.example/d/flopwatch-gpu?var-gpu=4
@@ -207,5 +207,5 @@ def test_the_text_names_number_cause_and_place(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    assert rendered("flopwatch.title") == "[2 firing] node7: GPU 3 of node7 has GPULost and 1 more"
+    assert rendered("flopwatch.title") == "[2 firing] node7: GPU 3 on node7 has GPULost and 1 more"
     assert rendered("flopwatch.text") == TEXT
