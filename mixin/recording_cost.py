@@ -10,11 +10,23 @@ _PRICE = "max by (%{gpu}, currency) (last_over_time(flopwatch_price_per_gpu_hour
 _WHOLE = '{mig=""}'
 
 
+def _own_labels(rate: str) -> str:
+    """`rate` with the holder's namespace and pod.
+
+    Without honor_labels, Prometheus renames them to exported_… and puts those of the target, which are the
+    exporter's own, in their place. A holder that is not a pod has neither.
+    """
+    for label in ("namespace", "pod"):
+        rate = f'label_replace({rate}, "{label}", "", "holder", "job|workload|process|none")'
+        rate = f'label_replace({rate}, "{label}", "$1", "exported_{label}", "(.+)")'
+    return rate
+
+
 def cost_file() -> RuleFile:
     """Rules of holders, and of the cost of tokens."""
 
     def by_holder(rate: str, *more: str) -> str:
-        return f"sum by ({', '.join((_HOLDER, *more))}) ({rate})"
+        return f"sum by ({', '.join((_HOLDER, *more))}) (\n    {_own_labels(rate)})"
 
     def priced(selector: str) -> str:
         rate = f"rate(flopwatch_holder_gpu_seconds_total{selector}[5m])"

@@ -417,7 +417,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
         "rules": [
           {
             "record": "holder_state:flopwatch_holder_gpu_seconds:rate5m",
-            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, state) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, state) (\n    label_replace(label_replace(label_replace(label_replace(rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
           },
           {
             "record": "holder:flopwatch_holder_gpu_seconds:rate5m",
@@ -425,19 +425,19 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "holder:flopwatch_holder_flop:rate5m",
-            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload) (rate(flopwatch_holder_flop_total{mig=\"\"}[5m]))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload) (\n    label_replace(label_replace(label_replace(label_replace(rate(flopwatch_holder_flop_total{mig=\"\"}[5m]), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
           },
           {
             "record": "holder:flopwatch_holder_energy_joules:rate5m",
-            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload) (rate(flopwatch_holder_energy_joules_total{mig=\"\"}[5m]))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload) (\n    label_replace(label_replace(label_replace(label_replace(rate(flopwatch_holder_energy_joules_total{mig=\"\"}[5m]), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
           },
           {
             "record": "holder:flopwatch_cost:rate5m",
-            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, currency) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, currency) (\n    label_replace(label_replace(label_replace(label_replace(rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
           },
           {
             "record": "holder:flopwatch_idle_cost:rate5m",
-            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, currency) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\", state=\"idle\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, currency) (\n    label_replace(label_replace(label_replace(label_replace(rate(flopwatch_holder_gpu_seconds_total{mig=\"\", state=\"idle\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
           },
         ],
       },

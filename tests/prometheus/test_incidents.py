@@ -119,7 +119,7 @@ def alert(name: str, severity: str, gpu: str = "", instance: str = "node7") -> d
     return {
         "labels": labels,
         "annotations": {
-            "summary": f"GPU {gpu} of {instance} has {name}",
+            "summary": f"GPU {gpu} on {instance} has {name}",
             "description": "Likely: heat.",
             "dashboard": f"https://grafana.example/d/flopwatch-gpu?var-gpu={gpu}",
             "runbook_url": f"https://docs.example/{name}.md",

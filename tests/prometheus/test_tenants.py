@@ -65,6 +65,27 @@ def test_the_bill_of_one_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+def test_the_exporters_own_pod_holds_no_gpu(tmp_path: Path) -> None:
+    """Without honor_labels a holder's labels are renamed and the target's own stand in their place.
+
+    Red's pod is charged its 0.6 GPUs, and the 0.4 that nobody holds belong to no pod.
+    """
+    target = f'{GPU}, namespace="monitoring", pod="flopwatch-x", state="idle"'
+    held = f'{target}, holder="pod", exported_namespace="red", exported_pod="a"'
+    series = {
+        f"flopwatch_holder_gpu_seconds_total{{{held}}}": rate(0.6),
+        f'flopwatch_holder_gpu_seconds_total{{{target}, holder="none"}}': rate(0.4),
+    }
+    name = "holder:flopwatch_holder_gpu_seconds:rate5m"
+    expected = {
+        f"{name}{HOLDER}}}": 0.6,
+        f'{name}{{holder="none", instance="n1", job="flopwatch"}}': 0.4,
+    }
+
+    evaluate(tmp_path, series, expected, {f'count({name}{{pod="flopwatch-x"}}) or vector(0)': 0.0})
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_prompt_and_output_tokens_cost_by_their_time(tmp_path: Path) -> None:
     """A GPU of 1 PFLOP/s and 4 TB/s. Prompts need 0.3 s of a second for their FLOP and 0.1 s for their bytes.
 
