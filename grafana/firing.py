@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from grafana_foundation_sdk.builders import table
 
 from grafana.frame import CLUSTER
-from grafana.panels import SEVERITY_COLORS, Query
+from grafana.panels import NONE_FIRING, SEVERITY_COLORS, Query
 from grafana.tables import Column, rows
 
 
@@ -67,6 +67,7 @@ def firing(
             Column("C", "Since", "dateTimeFromNow", width=120),
         ],
         sort_by="Severity",
+        empty=NONE_FIRING,
         span=span,
         height=height,
     )

@@ -25,6 +25,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 # What a panel needs is in its description (`needs`).
 NO_DATA = "no data"
 NONE_REPORTED = "none reported"
+NONE_FIRING = "none firing"
 NO_CELL = "-"  # of a table: it appears in each empty cell, too
 
 DATASOURCE = md.DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -217,11 +218,14 @@ def lines(
     points: int | None = None,
     link: str | None = None,
     right: Mapping[str, str] | None = None,
+    decimals: int | None = None,
+    logarithmic: bool = False,
 ) -> timeseries.Panel:
     """Lines over time. `dashed` are names (regular expressions) of limits, drawn without fill.
 
     `points` bounds the steps of a query that touches every GPU. A click on a line follows `link`. `right` gives the
-    names (regular expressions) of lines with a unit of their own, and an axis at the right.
+    names (regular expressions) of lines with a unit of their own, and an axis at the right. A `logarithmic` axis shows
+    values of different size, and has no minimum.
     """
     legend = (
         common.VizLegendOptions()
@@ -266,6 +270,11 @@ def lines(
         )
     for name, color in (colors or {}).items():
         panel = panel.override_by_name(name, [fixed_color(color)])
+    if decimals is not None:
+        panel = panel.decimals(decimals)
+    if logarithmic:
+        log_scale = common.ScaleDistributionConfig().type(mc.ScaleDistribution.LOG).log(10)
+        panel = panel.scale_distribution(log_scale)
     if points is not None:
         panel = panel.max_data_points(points)
     if link is not None:
@@ -306,6 +315,7 @@ def state_stack(
         stacked=True,
         maximum=1,
         colors=STATE_COLORS,
+        decimals=1,
         legend_side=True,
         span=span,
         height=height,

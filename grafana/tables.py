@@ -56,16 +56,16 @@ def rows(
     descending: bool = True,
     span: int = 24,
     height: int = 8,
-    no_value: str = NO_CELL,
+    empty: str = NO_CELL,
     needs: str = "",
 ) -> table.Panel:
-    """A table: one row per label set, one column per label or query."""
+    """A table: one row per label set, one column per label or query. `empty` is what one without rows says."""
     panel = (
         table.Panel()
         .title(title)
         .description(with_needs(description, needs))
         .datasource(DATASOURCE)
-        .no_value(no_value)
+        .no_value(empty)
         .targets(instant_tables(queries))
         .unit("none")
         .filterable(False)
@@ -95,7 +95,10 @@ def rows(
         )
     )
     for column in columns:
-        panel = panel.override_by_name(column.title, _column_look(column))
+        look = _column_look(column)
+        if empty != NO_CELL:
+            look.append(override("noValue", NO_CELL))
+        panel = panel.override_by_name(column.title, look)
     return panel
 
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from grafana_foundation_sdk.builders import table
 
 from exporter.findings import KINDS, limit
-from grafana.frame import NODE
+from grafana.frame import CLUSTER, NODE
 from grafana.panels import (
     NEUTRAL,
+    NONE_REPORTED,
     SEVERITY_COLORS,
     Query,
     Threshold,
@@ -22,6 +23,11 @@ STATUS_PAGE = (
 # Colours at the limits of the findings.
 PEERS = good_above(limit("peersCritical"), limit("peersWarning"))
 PAST = good_above(limit("baselineCritical"), limit("baselineWarning"))
+# For a comparison with peers. A GPU without any is its own median, which deviates by nothing.
+PEERED = (
+    "and on (cluster, job, name)"
+    f" (max by (cluster, job, name) (name_unit:flopwatch_probe_measure:mad_peer_ratio{{{CLUSTER}}}) > 0)"
+)
 # Below the limit of power, heat may still be a finding: no colour says that all is well there.
 CLOCKS = [
     Threshold(None, "text"),
@@ -96,6 +102,7 @@ def verdicts(
         queries,
         columns,
         sort_by="Severity",
+        empty=NONE_REPORTED,
         span=span,
         height=height,
     )

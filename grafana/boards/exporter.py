@@ -39,10 +39,11 @@ def _now(dashboard: Dashboard) -> Dashboard:
             explained(
                 number(
                     "Stale sources",
-                    "Sources, counted once per host, that have given no value for five minutes on some GPU. `Age of the last value` below shows which; the exporter's log says why. Runbook: FlopwatchSourceStale.",
+                    "Sources, counted once per host, that have given no value for five minutes for a GPU that answers. `Age of the last value` below shows which; the exporter's log says why. Runbook: FlopwatchSourceStale.",
                     [
                         Query(
-                            f"count(time() - instance_source:flopwatch_source_last_success_timestamp_seconds:min{{{NODE}}} > 300) or vector(0)",
+                            f"count(count by (cluster, job, instance, source) ((time() - flopwatch_source_last_success_timestamp_seconds{{{NODE}}} > 300)"
+                            f" and on (cluster, job, instance, gpu) gpu:flopwatch_gpu_up:recent{{{NODE}}} == 1)) or vector(0)",
                             "stale",
                         )
                     ],
@@ -213,7 +214,7 @@ def _sampling(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Age of the last value",
-                    "Time since a source last gave a value, five oldest. A line that climbs is a source that has stopped: a profiler holds the counters, a permission is missing, or dcgm-exporter is down.",
+                    "Time since a source last gave a value for all GPUs of a host, five oldest. A line that climbs is a source that has stopped: a GPU is lost, a profiler holds the counters, a permission is missing, or dcgm-exporter is down.",
                     [
                         Query(
                             extremes(

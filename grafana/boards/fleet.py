@@ -16,6 +16,7 @@ from grafana.frame import (
 )
 from grafana.panels import (
     BLUE,
+    NO_DATA,
     Query,
     Threshold,
     bars,
@@ -110,8 +111,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
         )
         .with_panel(
             number(
-                "Delivered",
-                "FLOP/s of all tensor pipes, at each GPU's headline precision. Without activity counters: useful FLOP/s of the engines, or else what the probes reached. It follows traffic. If it falls while requests queue, see `Where the peak goes`.",
+                "FLOPS",
+                "Delivered FLOP/s of all tensor pipes, at each GPU's headline precision. Without activity counters: useful FLOP/s of the engines, or else what the probes reached. It follows traffic. If it falls while requests queue, see `Where the peak goes`.",
                 [
                     Query(DELIVERED, "delivered"),
                     Query(instead(USEFUL, TENSOR), "useful, from engines"),
@@ -222,15 +223,21 @@ def _states(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Demand and supply",
-                "FLOP/s delivered, and requests running and waiting (right axis). If demand grows while supply falls, something is wrong. If both fall, there is less traffic.",
+                "FLOP/s delivered (without activity counters: useful FLOP/s), and requests running and waiting (right axis). If demand grows while supply falls, something is wrong. If both fall, there is less traffic.",
                 [
                     Query(DELIVERED, "delivered"),
+                    Query(instead(USEFUL, TENSOR), "useful, from engines"),
                     Query(f'sum(flopwatch_model_requests{{{NODE}, state="running"}})', "running"),
                     Query(f'sum(flopwatch_model_requests{{{NODE}, state="waiting"}})', "waiting"),
                 ],
                 unit="flops",
                 right={"running|waiting": "short"},
-                colors={"delivered": "green", "running": "blue", "waiting": "orange"},
+                colors={
+                    "delivered": "green",
+                    "useful, from engines": "green",
+                    "running": "blue",
+                    "waiting": "orange",
+                },
                 fill=0,
                 span=6,
                 height=8,
@@ -277,16 +284,21 @@ def _course(dashboard: Dashboard) -> Dashboard:
             explained(
                 lines(
                     "Utilization by GPU model",
-                    "Delivered over peak FLOP/s, so that small groups are visible next to large ones. If a model falls at equal traffic, look for its GPUs in `Worst GPUs`. 5 % is normal for decode.",
+                    "Delivered over peak FLOP/s, so that small groups are visible next to large ones; for models without activity counters, the share of time in which they do any work. If a model falls at equal traffic, look for its GPUs in `Worst GPUs`. 5 % is normal for decode.",
                     [
                         Query(
                             f"{by_name('gpu:flopwatch_tensor_flop:rate5m')} / {by_name('gpu:flopwatch_peak_flops:headline')}",
                             "{{name}}",
-                        )
+                        ),
+                        Query(
+                            f"avg by (name) (gpu:flopwatch_busy:ratio_rate5m{{{NODE}}} * on (cluster, job, instance, gpu)"
+                            f' group_left (name) gpu:flopwatch_gpu:info{{{NODE}, name=~"$name"}})'
+                            f" unless on (name) {by_name('gpu:flopwatch_tensor_flop:rate5m')}",
+                            "{{name}} busy",
+                        ),
                     ],
                     unit="percentunit",
                     span=8,
-                    needs=COUNTERS,
                 ),
                 NORMAL,
             )
@@ -327,15 +339,16 @@ def _course(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             bars(
                 "Hosts with the lowest utilization",
-                "FLOPS utilization now, eight lowest hosts. If one is far below the others at equal traffic, click it to see its GPUs side by side, and look for one that the others wait for.",
+                "FLOPS utilization now, six lowest hosts. If one is far below the others at equal traffic, click it to see its GPUs side by side, and look for one that the others wait for.",
                 [
                     Query(
-                        f"sort(bottomk(8, instance:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} {OF_NAME}))",
+                        f"sort(bottomk(6, instance:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}} {OF_NAME}))",
                         "{{instance}}",
                     )
                 ],
                 unit="percentunit",
                 labels=["instance"],
+                long_names=True,
                 link=("Open the host", NODE_OF_BAR),
                 needs=COUNTERS,
                 span=6,
@@ -363,16 +376,17 @@ def _course(dashboard: Dashboard) -> Dashboard:
             explained(
                 bars(
                     "MFU by served model",
-                    "Model FLOPS utilization from the engines' token counts, eight highest. Far below what the tensor pipes deliver: padding, recomputation or rejected drafts.",
+                    "Model FLOPS utilization from the engines' token counts, six highest. Far below what the tensor pipes deliver: padding, recomputation or rejected drafts.",
                     [
                         Query(
-                            f"sort_desc(topk(8, sum by (model) (workload:flopwatch_model_flop:rate5m{{{NODE}}} {OF_NAME}) / sum by (model) (workload:flopwatch_model_peak_flops:headline{{{NODE}}} {OF_NAME})))",
+                            f"sort_desc(topk(6, sum by (model) (workload:flopwatch_model_flop:rate5m{{{NODE}}} {OF_NAME}) / sum by (model) (workload:flopwatch_model_peak_flops:headline{{{NODE}}} {OF_NAME})))",
                             "{{model}}",
                         )
                     ],
                     unit="percentunit",
                     thresholds=[Threshold(None, "green")],
                     labels=["model"],
+                    long_names=True,
                     needs="an inference engine",
                     span=6,
                 ),
@@ -406,12 +420,13 @@ def _levers(dashboard: Dashboard) -> Dashboard:
                 [flops("low"), flops("high"), Query(money)],
                 [
                     Column("lever", "Lever"),
-                    Column("A", "Gain at least", "flops", decimals=2, width=180),
-                    Column("B", "Gain at most", "flops", decimals=2, width=160),
+                    Column("A", "Gain, low", "flops", decimals=2, width=180),
+                    Column("B", "Gain, high", "flops", decimals=2, width=160),
                     Column("C", "Worth per day", decimals=0, width=150),
                 ],
-                sort_by="Gain at least",
+                sort_by="Gain, low",
                 needs="an inference engine; docs/levers.md says which",
+                empty=NO_DATA,
                 height=7,
             ),
             MODELS,

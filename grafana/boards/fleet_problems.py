@@ -6,7 +6,7 @@ from grafana.firing import firing
 from grafana.frame import FLEET, GPU_LINK, HOST_LINK, NODE, explained
 from grafana.panels import Query
 from grafana.tables import Column, rows
-from grafana.verdicts import CLOCKS, PAST, PEERS, verdicts
+from grafana.verdicts import CLOCKS, PAST, PEERED, PEERS, verdicts
 
 
 # Worst first: slower than the peers, or clocks held down. Two per host, so that one capped rack
@@ -88,7 +88,9 @@ def worst_gpus(dashboard: Dashboard) -> Dashboard:
                 "Worst GPUs",
                 "GPUs that have lost the most speed, compared with the median of their model or to lower clocks: at most two per host and 20 in total (all GPUs if fewer than four hosts are selected). Low probe, good clocks: failing silicon or memory. Lost clocks: heat or power. Low utilization, good probes: traffic or software. The number opens the GPU.",
                 [
-                    Query(_per_gpu(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}}")),
+                    Query(
+                        _per_gpu(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}} {PEERED}")
+                    ),
                     Query(_per_gpu(f"gpu:flopwatch_probe_baseline_ratio:min{{{NODE}}}")),
                     Query(_per_gpu(f"gpu:flopwatch_flops_utilization:ratio_rate5m{{{NODE}}}")),
                     Query(_per_gpu(f"gpu:flopwatch_busy:ratio_rate5m{{{NODE}}}")),

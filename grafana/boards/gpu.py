@@ -25,7 +25,7 @@ from grafana.panels import (
     number,
     state_stack,
 )
-from grafana.verdicts import PAST, PEERS, verdicts
+from grafana.verdicts import PAST, PEERED, PEERS, verdicts
 
 
 UP = {"0": ("LOST", "red"), "1": ("up", "green")}
@@ -67,10 +67,10 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 number(
-                    "Delivered",
-                    "FLOP/s of the tensor pipe at the headline precision; without activity counters, what a probe reached. Low with much `memory` in `Where the peak goes`: small batch. Low with much `idle`: little traffic.",
+                    "FLOPS",
+                    "Delivered FLOP/s of the tensor pipe at the headline precision; without activity counters, what a probe reached. Low with much `memory` in `Where the peak goes`: small batch. Low with much `idle`: little traffic.",
                     [
-                        Query(DELIVERED, "GPU {{gpu}}"),
+                        Query(DELIVERED, "delivered"),
                         Query(
                             f'topk(1, flopwatch_probe_flops{{{WHOLE_GPU}, precision!~"int.+"}}) unless on () {DELIVERED}',
                             "{{precision}} probe",
@@ -89,10 +89,10 @@ def _now(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             explained(
                 number(
-                    "FLOPS utilization",
+                    "Utilization",
                     "Delivered FLOP/s over the data sheet's dense peak; without activity counters, the share of time in which the GPU does any work. 2-10 % is normal for decode. Compare it with its own week below.",
                     [
-                        Query(OF_PEAK, "GPU {{gpu}}"),
+                        Query(OF_PEAK, "of peak"),
                         Query(
                             f"gpu:flopwatch_busy:ratio_rate5m{{{GPU}}} unless on () {OF_PEAK}",
                             "busy",
@@ -133,12 +133,17 @@ def _now(dashboard: Dashboard) -> Dashboard:
             explained(
                 number(
                     "Probe vs peers",
-                    "Slowest probe over the median of the same model in the cluster; GEMMs are corrected for the clock. A GPU without peers shows 100 %. Below 95 % with a robust z below -3.5, it is a straggler.",
-                    [Query(f"gpu:flopwatch_probe_measure:min_peer_ratio{{{GPU}}}", "GPU {{gpu}}")],
+                    "Slowest probe over the median of the same model in the cluster; GEMMs are corrected for the clock. Below 95 % with a robust z below -3.5, it is a straggler.",
+                    [
+                        Query(
+                            f"gpu:flopwatch_probe_measure:min_peer_ratio{{{GPU}}} {PEERED}",
+                            "GPU {{gpu}}",
+                        )
+                    ],
                     unit="percentunit",
                     decimals=1,
                     thresholds=PEERS,
-                    needs="probes",
+                    needs="probes, and another GPU of the model",
                     spark=False,
                     span=3,
                 ),
@@ -349,7 +354,11 @@ def _clocks(dashboard: Dashboard) -> Dashboard:
                         Query(
                             f"max by (reason) (rate(flopwatch_clock_event_seconds_total{{{WHOLE_GPU}}}[{RATE}])) > 0",
                             "{{reason}}",
-                        )
+                        ),
+                        Query(
+                            f'max(rate(flopwatch_clock_event_seconds_total{{{WHOLE_GPU}, reason!="gpu_idle"}}[{RATE}])) == 0',
+                            "none but idle",
+                        ),
                     ],
                     unit="percentunit",
                     maximum=1,

@@ -10,7 +10,7 @@ from grafana.frame import (
     WHOLE_GPU,
     explained,
 )
-from grafana.panels import Query, Threshold, lines, states_over_time
+from grafana.panels import NONE_REPORTED, Query, Threshold, lines, states_over_time
 from grafana.tables import Column, rows
 
 
@@ -97,7 +97,7 @@ def memory_and_links(dashboard: Dashboard) -> Dashboard:
                     ],
                     unit="Bps",
                     span=6,
-                    needs="NVLink",
+                    needs="NVLink, and counters of its traffic",
                 ),
                 CHOICES,
             )
@@ -151,6 +151,9 @@ def probes(dashboard: Dashboard) -> Dashboard:
                     )
                 ],
                 unit="Bps",
+                minimum=None,
+                logarithmic=True,
+                fill=0,
                 span=8,
                 needs="probes",
             )
@@ -207,6 +210,7 @@ def health(dashboard: Dashboard) -> Dashboard:
                     Column("A", "Last", "dateTimeFromNow"),
                 ],
                 sort_by="Last",
+                empty=NONE_REPORTED,
                 span=6,
             )
         )

@@ -7,7 +7,7 @@ from grafana.firing import firing
 from grafana.frame import FLEET, GPU_LINK, GPU_OF_LINE, NODE, STATES, board, explained
 from grafana.panels import BLUE, Query, Threshold, lines, number, state_stack
 from grafana.tables import Column, rows
-from grafana.verdicts import CLOCKS, PAST, PEERS, verdicts
+from grafana.verdicts import CLOCKS, PAST, PEERED, PEERS, verdicts
 
 
 WHOLE = f'{NODE}, mig=""'
@@ -36,8 +36,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
             None,
         ),
         (
-            "Delivered",
-            "FLOP/s of the tensor pipes of all GPUs. Without activity counters: useful FLOP/s of the engines, or else what the probes reached. It follows traffic, so compare the GPUs below with each other first.",
+            "FLOPS",
+            "Delivered FLOP/s of the tensor pipes of all GPUs. Without activity counters: useful FLOP/s of the engines, or else what the probes reached. It follows traffic, so compare the GPUs below with each other first.",
             [
                 Query(DELIVERED, "delivered"),
                 Query(f"{USEFUL} unless on () {DELIVERED}", "useful, from engines"),
@@ -50,7 +50,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
             None,
         ),
         (
-            "FLOPS utilization",
+            "Utilization",
             "Delivered FLOP/s over the data-sheet peak of the GPUs that answer; without activity counters, the share of time in which they do any work. 2-10 % is normal for decode, 30-60 % for prefill.",
             [
                 Query(OF_PEAK, "of peak"),
@@ -112,7 +112,7 @@ def _findings(dashboard: Dashboard) -> Dashboard:
                     Column("cluster", "Cluster", hidden=True),
                 ],
                 span=14,
-                height=8,
+                height=6,
             ),
             FLEET,
         )
@@ -128,7 +128,7 @@ def _findings(dashboard: Dashboard) -> Dashboard:
                 Column("cluster", "Cluster", hidden=True),
             ],
             span=10,
-            height=8,
+            height=6,
         )
     )
 
@@ -152,7 +152,9 @@ def _side_by_side(dashboard: Dashboard) -> Dashboard:
                     Query(
                         f"max {BY} (flopwatch_memory_used_bytes{{{WHOLE}}} / flopwatch_memory_size_bytes{{{WHOLE}}})"
                     ),
-                    Query(f"max {BY} (gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}})"),
+                    Query(
+                        f"max {BY} (gpu:flopwatch_probe_measure:min_peer_ratio{{{NODE}}} {PEERED})"
+                    ),
                     Query(f"max {BY} (gpu:flopwatch_probe_baseline_ratio:min{{{NODE}}})"),
                     Query(f"max {BY} (flopwatch_nvlinks_up{{{WHOLE}}})"),
                     Query(
@@ -173,8 +175,8 @@ def _side_by_side(dashboard: Dashboard) -> Dashboard:
                     Column("C", "Busy", "percentunit", decimals=0, width=65),
                     Column("D", "Clocks lost", "percentunit", CLOCKS, 1, 95),
                     Column("E", "SM clock", "hertz", decimals=2, width=90),
-                    Column("F", "Core", "celsius", decimals=0, width=65),
-                    Column("G", "Memory", "celsius", HOT_MEMORY_TEXT, 0, 75),
+                    Column("F", "Core temp.", "celsius", decimals=0, width=95),
+                    Column("G", "Memory temp.", "celsius", HOT_MEMORY_TEXT, 0, 115),
                     Column("H", "Power", "watt", decimals=0, width=75),
                     Column("I", "Limit", "watt", decimals=0, width=75),
                     Column("J", "Memory used", "percentunit", decimals=0, width=110),
@@ -185,7 +187,7 @@ def _side_by_side(dashboard: Dashboard) -> Dashboard:
                 ],
                 sort_by="GPU",
                 descending=False,
-                height=9,
+                height=11,
             ),
             FLEET,
         )
@@ -255,7 +257,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
     return dashboard.with_panel(
         explained(
             state_stack(
-                "Where the peak of the host goes",
+                "Where the peak goes",
                 "Shares of the host's peak FLOP/s by state. `clock_*`: heat or power. `memory`: increase the batch or quantize. `idle`: no work.",
                 f'sum(instance_state:flopwatch_peak_flops:rate5m{{{NODE}, state="STATE"}}) / sum(instance_state:flopwatch_peak_flops:rate5m{{{NODE}}})',
                 span=24,

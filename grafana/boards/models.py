@@ -13,6 +13,7 @@ from grafana.frame import (
 )
 from grafana.panels import (
     BLUE,
+    NO_DATA,
     Query,
     bars,
     extremes,
@@ -134,7 +135,7 @@ def _table(dashboard: Dashboard) -> Dashboard:
                     Column("E", "Decode tokens", TOKENS_A_SECOND, decimals=0, width=140),
                 ],
                 sort_by="Useful",
-                height=7,
+                height=5,
             ),
             MODELS,
         )
@@ -144,6 +145,12 @@ def _table(dashboard: Dashboard) -> Dashboard:
 def _replicas(dashboard: Dashboard) -> Dashboard:
     cached = (
         f"sum {REPLICA} (rate(flopwatch_model_cached_tokens_total{{{MODEL}}}[$__rate_interval]))"
+    )
+    # Between down and up, so that what hangs is sorted next to what is down.
+    up = f"min {REPLICA} (flopwatch_workload_up{{{NODE}}})"
+    stuck = (
+        f"0.5 * ({up} == 1 and sum {REPLICA} (flopwatch_model_requests{{{MODEL}}}) > 0"
+        f" and sum {REPLICA} (workload:flopwatch_model_tokens:rate5m{{{MODEL}}}) == 0)"
     )
     prefill = f'sum {REPLICA} ({TOKENS}, phase="prefill"}})'
     return dashboard.with_panel(
@@ -160,17 +167,21 @@ def _replicas(dashboard: Dashboard) -> Dashboard:
                     Query(
                         f"sum {REPLICA} (workload:flopwatch_model_flop:rate5m{{{MODEL}}}) / sum {REPLICA} (workload:flopwatch_model_peak_flops:headline{{{MODEL}}})"
                     ),
-                    Query(f"min {REPLICA} (flopwatch_workload_up{{{NODE}}})"),
+                    Query(f"{stuck} or {up}"),
                 ],
                 [
-                    Column("cluster", "Cluster", width=150),
+                    Column("cluster", "Cluster", width=190),
                     Column("instance", "Instance", link=HOST_LINK, link_title="Open the host"),
                     Column("workload", "Workload"),
                     Column(
                         "G",
                         "State",
-                        width=80,
-                        mappings={"0": ("down", "red"), "1": ("up", "green")},
+                        width=90,
+                        mappings={
+                            "0": ("down", "red"),
+                            "0.5": ("no tokens", "red"),
+                            "1": ("up", "green"),
+                        },
                     ),
                     Column("A", "Tokens", TOKENS_A_SECOND, decimals=0, width=110),
                     Column("B", "Running", decimals=0, width=90),
@@ -183,7 +194,7 @@ def _replicas(dashboard: Dashboard) -> Dashboard:
                 ],
                 sort_by="State",
                 descending=False,
-                height=7,
+                height=9,
             ),
             MODELS,
         )
@@ -231,6 +242,7 @@ def _engine(dashboard: Dashboard) -> Dashboard:
                 ],
                 needs="an engine that counts cache hits",
                 unit="percentunit",
+                maximum=1,
                 fill=0,
                 span=8,
             )
@@ -328,6 +340,7 @@ def _course(dashboard: Dashboard) -> Dashboard:
                     unit="Bps",
                     span=8,
                     labels=["model"],
+                    long_names=True,
                 ),
                 CHOICES,
             )
@@ -370,13 +383,14 @@ def _levers(dashboard: Dashboard) -> Dashboard:
                     Column("model", "Model"),
                     Column("workload", "Workload"),
                     Column("lever", "Lever"),
-                    Column("A", "Throughput at least", "percentunit", decimals=0, width=170),
-                    Column("B", "at most", "percentunit", decimals=0, width=100),
-                    Column("C", "Cost per token at least", "percentunit", decimals=0, width=190),
-                    Column("D", "up to", "percentunit", decimals=0, width=100),
+                    Column("A", "Throughput, low", "percentunit", decimals=0, width=150),
+                    Column("B", "Throughput, high", "percentunit", decimals=0, width=150),
+                    Column("C", "Cost per token, low", "percentunit", decimals=0, width=170),
+                    Column("D", "Cost per token, high", "percentunit", decimals=0, width=170),
                 ],
-                sort_by="Throughput at least",
+                sort_by="Throughput, low",
                 needs="an inference engine; docs/levers.md says which",
+                empty=NO_DATA,
                 height=7,
             ),
             MODELS,

@@ -26,12 +26,14 @@ from grafana.panels import (
     number,
 )
 from grafana.tables import Column, rows
-from grafana.verdicts import PAST, PEERS
+from grafana.verdicts import PAST, PEERED, PEERS
 
 
 NAME = 'name=~"$name"'
 JUDGED = 'kernel=~"gemm_.+|copy_device"'
 WHO = "{{instance}} GPU {{gpu}}"
+# No verdict by itself: a straggler is also 5 % below its peers.
+LOW_Z = [Threshold(None, "orange"), Threshold(-3.5, "text")]
 STEPS = 200  # for lines for which Prometheus reads every GPU at each step
 
 
@@ -139,16 +141,18 @@ def _table(dashboard: Dashboard) -> Dashboard:
                 "z is the distance to the peers' median in robust standard deviations; read it together with the ratios. Slow GEMMs, good copies: silicon. Slow copies: memory. Both slow and a low probe clock: heat or power. Results older than six hours are left out; `Age` still shows how old they are.",
                 [
                     Query(
-                        f"max by (cluster, instance, gpu, name) (gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}} and on (cluster, job, instance, gpu) {worst})"
-                    ),
-                    Query(
-                        of_fresh(
-                            f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="compute"}}'
+                        of_worst(
+                            f"gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}} {PEERED}"
                         )
                     ),
                     Query(
                         of_fresh(
-                            f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="memory"}}'
+                            f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="compute"}} {PEERED}'
+                        )
+                    ),
+                    Query(
+                        of_fresh(
+                            f'gpu_unit:flopwatch_probe_measure:peer_ratio{{{GPU}, unit="memory"}} {PEERED}'
                         )
                     ),
                     Query(of_fresh(f"gpu:flopwatch_probe_baseline_ratio:min{{{GPU}}}")),
@@ -163,13 +167,14 @@ def _table(dashboard: Dashboard) -> Dashboard:
                         )
                     ),
                     Query(of_worst(f"time() - {last}")),
+                    Query(f"max by (cluster, instance, gpu, name) ({worst})"),
                 ],
                 [
-                    Column("cluster", "Cluster", width=150),
+                    Column("cluster", "Cluster", width=190),
                     Column("instance", "Instance", width=180),
                     Column("gpu", "GPU", width=60, link=GPU_LINK),
                     Column("name", "GPU model"),
-                    Column("A", "Worst z", thresholds=good_above(-3.5, -2), decimals=1, width=90),
+                    Column("A", "Worst z", thresholds=LOW_Z, decimals=1, width=90),
                     Column("B", "GEMM vs peers", "percentunit", PEERS, 1, 130),
                     Column("C", "Memory vs peers", "percentunit", PEERS, 1, 140),
                     Column("D", "Probe vs baseline", "percentunit", PAST, 1, 140),
@@ -199,7 +204,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                             extremes(
                                 "bottomk",
                                 5,
-                                f"gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}}@@",
+                                f"(gpu:flopwatch_probe_measure:min_robust_z{{{GPU}, {NAME}}}@@ {PEERED})",
                             ),
                             WHO,
                         )
@@ -274,7 +279,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                     "Robust standard deviation over the median, by GPU model and unit. 1-3 % is normal for silicon. More points to a mixed group, such as two cooling systems or two driver versions.",
                     [
                         Query(
-                            f"sort_desc(max by (name, unit) (1.4826 * name_unit:flopwatch_probe_measure:mad_peer_ratio{{{CLUSTER}, {NAME}}}))",
+                            f"sort_desc(max by (name, unit) (1.4826 * name_unit:flopwatch_probe_measure:mad_peer_ratio{{{CLUSTER}, {NAME}}} > 0))",
                             "{{unit}} {{name}}",
                         )
                     ],
@@ -328,6 +333,7 @@ def _peers(dashboard: Dashboard) -> Dashboard:
                         ),
                     ],
                     sort_by="Wrong",
+                    empty=NONE_REPORTED,
                     span=7,
                 ),
                 PROBES,

@@ -92,27 +92,33 @@ def _per_gpu_of_model(numerator: str) -> str:
     )
 
 
-def _curve(corners: Sequence[str]) -> str:
-    """One row a corner and GPU model; `curve` sorts them into the order in which a line joins them.
+def _curve(corners: Sequence[str], which: str) -> str:
+    """One row per corner and GPU model; `curve` sorts them into the order in which a line joins them.
 
     The line goes to the right end and back, so that what leads on to the next model's roof runs along the axis.
     """
     there_and_back = [*corners, *reversed(corners[:-1])]
     return " or ".join(
-        f'label_replace({corner}, "curve", "$1 {index}", "name", "(.*)")'
+        f'label_replace({corner}, "curve", "$1 {which} {index}", "name", "(.*)")'
         for index, corner in enumerate(there_and_back)
     )
 
 
 def _roof() -> tuple[str, str]:
-    """FLOP per byte and FLOP/s at the corners of each GPU model's roof: left end, bend, right end."""
+    """FLOP per byte and FLOP/s at the corners of each GPU model's roof: left end, bend, right end.
+
+    GPUs of one model have different peaks when their headline precisions differ: the lowest and the highest are drawn.
+    """
     model = f"max by (name) ({NAMED})"
     bandwidth = f"max by (name) ({BANDWIDTH} {JOIN} {NAMED})"
-    peak = f"max by (name) ({PEAK} {JOIN} {NAMED})"
-    return (
-        _curve([f"{model} * {LEFT}", f"{peak} / {bandwidth}", f"{model} * {RIGHT}"]),
-        _curve([f"{bandwidth} * {LEFT}", peak, peak]),
-    )
+    xs, ys = [], []
+    for which in ("min", "max"):
+        peak = f"{which} by (name) ({PEAK} {JOIN} {NAMED})"
+        xs.append(
+            _curve([f"{model} * {LEFT}", f"{peak} / {bandwidth}", f"{model} * {RIGHT}"], which)
+        )
+        ys.append(_curve([f"{bandwidth} * {LEFT}", peak, peak], which))
+    return " or ".join(xs), " or ".join(ys)
 
 
 def _series(name: str, x: str, y: str) -> xychart.XYSeriesConfig:
@@ -223,7 +229,7 @@ def dashboard() -> Dashboard:
             explained(
                 _scatter(
                     "Roofline",
-                    f"Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: increase the batch or quantize to move right. Far below the line: stalls, small grids or low clocks; see the table. Orange GPUs lose 5 % or more to power, heat or limits, so their own roof is lower. Shows the {MOST} GPUs farthest below their roof, and models by useful FLOPS. Needs activity counters.",
+                    f"Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: increase the batch or quantize to move right. Far below the line: stalls, small grids or low clocks; see the table. Orange GPUs lose 5 % or more to power, heat or limits, so their own roof is lower. A GPU model has two roofs if its GPUs run at two headline precisions. Shows the {MOST} GPUs farthest below their roof, and models by useful FLOPS. Needs activity counters.",
                     [
                         Query(roof_x),
                         Query(roof_y),

@@ -51,7 +51,7 @@ def _now(dashboard: Dashboard) -> Dashboard:
                 "Idle time in whole GPUs: of GPUs that a pod or job holds, and of GPUs that nobody holds. 2.0 means two GPUs that do nothing.",
                 [
                     Query(f'sum({IDLE[:-1]}, holder!="none"}})', "held"),
-                    Query(f'sum({IDLE[:-1]}, holder="none"}})', "nobody's"),
+                    Query(f'sum({IDLE[:-1]}, holder="none"}})', "not held"),
                 ],
                 unit="none",
                 decimals=1,
@@ -86,20 +86,23 @@ def _now(dashboard: Dashboard) -> Dashboard:
 
 
 def _who(dashboard: Dashboard) -> Dashboard:
+    now = f"and sum by ({HOLDER}) ({HELD}) > 0.005"  # without those that have left
     return dashboard.with_panel(
         explained(
             rows(
                 "Who uses the fleet",
                 "One row per holder: a pod, a batch job, an engine, or nobody. `GPUs held` is the mean number of GPUs; `Idle` is the share of that time in which they did nothing.",
                 [
-                    Query(f"sum by ({HOLDER}) ({HELD})"),
-                    Query(f"sum by ({HOLDER}) ({IDLE}) / (sum by ({HOLDER}) ({HELD}) > 0)"),
-                    Query(f"sum by ({HOLDER}) (holder:flopwatch_holder_flop:rate5m{{{TENANTS}}})"),
+                    Query(f"sum by ({HOLDER}) ({HELD}) > 0.005"),
+                    Query(f"sum by ({HOLDER}) ({IDLE}) / (sum by ({HOLDER}) ({HELD}) > 0.005)"),
                     Query(
-                        f"sum by ({HOLDER}) (holder:flopwatch_holder_energy_joules:rate5m{{{TENANTS}}})"
+                        f"sum by ({HOLDER}) (holder:flopwatch_holder_flop:rate5m{{{TENANTS}}}) {now}"
                     ),
-                    Query(f"{DAY} * sum by ({HOLDER}) ({COST})"),
-                    Query(f"{DAY} * sum by ({HOLDER}) ({IDLE_COST})"),
+                    Query(
+                        f"sum by ({HOLDER}) (holder:flopwatch_holder_energy_joules:rate5m{{{TENANTS}}}) {now}"
+                    ),
+                    Query(f"{DAY} * sum by ({HOLDER}) ({COST}) {now}"),
+                    Query(f"{DAY} * sum by ({HOLDER}) ({IDLE_COST}) {now}"),
                 ],
                 [
                     Column("cluster", "Cluster"),
@@ -119,7 +122,7 @@ def _who(dashboard: Dashboard) -> Dashboard:
                         thresholds=bad_above(0.5, 0.8),
                     ),
                     Column("C", "Executed", "flops", decimals=1, width=120),
-                    Column("D", "Power", "watt", decimals=0, width=90),
+                    Column("D", "Power", "watt", decimals=1, width=90),
                     Column("E", "Cost per day", decimals=0, width=110),
                     Column("F", "Idle cost per day", decimals=0, width=140),
                 ],
@@ -132,16 +135,22 @@ def _who(dashboard: Dashboard) -> Dashboard:
     )
 
 
+def _by_namespace(held: str) -> str:
+    """The sum of what somebody holds. Jobs and engines outside Kubernetes have no namespace."""
+    inner = f'sum by (namespace) ({held[:-1]}, holder!="none"}})'
+    return f'label_replace({inner}, "namespace", "no namespace", "namespace", "")'
+
+
 def _waste(dashboard: Dashboard) -> Dashboard:
     return (
         dashboard.with_row(Row("Waste"))
         .with_panel(
             bars(
                 "Holders with the most idle GPUs",
-                "Idle time in whole GPUs, ten highest holders. If it is close to the number of GPUs that the holder has, it could give them back.",
+                "Idle time in whole GPUs, six highest holders. If it is close to the number of GPUs that the holder has, it could give them back.",
                 [
                     Query(
-                        f'topk(10, sum by (cluster, namespace, pod, hpc_job, workload) ({IDLE[:-1]}, holder!="none"}}))',
+                        f'sort_desc(topk(6, sum by (cluster, namespace, pod, hpc_job, workload) ({IDLE[:-1]}, holder!="none"}}) > 0.005))',
                         "{{cluster}} {{namespace}} {{pod}}{{hpc_job}}{{workload}}",
                     )
                 ],
@@ -177,9 +186,9 @@ def _waste(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Idle GPUs by namespace",
-                "Idle time in whole GPUs, stacked. GPUs that nobody holds have no namespace.",
+                "Idle time in whole GPUs, stacked. GPUs that nobody holds are shown as `nobody`.",
                 [
-                    Query(f'sum by (namespace) ({IDLE[:-1]}, holder!="none"}})', "{{namespace}}"),
+                    Query(_by_namespace(IDLE), "{{namespace}}"),
                     Query(f'sum({IDLE[:-1]}, holder="none"}})', "nobody"),
                 ],
                 unit="none",
@@ -193,7 +202,7 @@ def _waste(dashboard: Dashboard) -> Dashboard:
                 "GPUs held by namespace",
                 "Mean number of GPUs held, stacked to the size of the fleet.",
                 [
-                    Query(f'sum by (namespace) ({HELD[:-1]}, holder!="none"}})', "{{namespace}}"),
+                    Query(_by_namespace(HELD), "{{namespace}}"),
                     Query(f'sum({HELD[:-1]}, holder="none"}})', "nobody"),
                 ],
                 unit="none",
