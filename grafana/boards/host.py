@@ -187,7 +187,7 @@ def _side_by_side(dashboard: Dashboard) -> Dashboard:
                 ],
                 sort_by="GPU",
                 descending=False,
-                height=11,
+                height=10,
             ),
             FLEET,
         )

@@ -18,9 +18,14 @@ COST = f"holder:flopwatch_cost:rate5m{{{TENANTS}}}"
 IDLE_COST = f"holder:flopwatch_idle_cost:rate5m{{{TENANTS}}}"
 DAY = 86400
 EXECUTED = f"workload:flopwatch_executed_flop:rate5m{{{NODE}}}"
-USEFUL = f"sum by (cluster, job, instance, workload) (workload:flopwatch_model_flop:rate5m{{{NODE}}}) and {EXECUTED}"
+ALL_USEFUL = f"workload:flopwatch_model_flop:rate5m{{{NODE}}}"
+# Of the engines whose executed work is counted, for the rest.
+COUNTED = f"and on (cluster, job, instance, workload) {EXECUTED}"
+USEFUL = f"{ALL_USEFUL} {COUNTED}"
 LOST = f'workload_cause:flopwatch_wasted_flop:rate5m{{{NODE}, cause="lost_cache_hits"}}'
-IN_VAIN = f'workload_cause:flopwatch_wasted_flop:rate5m{{{NODE}, cause!="lost_cache_hits"}}'
+IN_VAIN = (
+    f'workload_cause:flopwatch_wasted_flop:rate5m{{{NODE}, cause!="lost_cache_hits"}} {COUNTED}'
+)
 WASTE_COLORS = {
     "useful": "#56A64B",
     "rejected_drafts": "#FF780A",
@@ -164,9 +169,9 @@ def _waste(dashboard: Dashboard) -> Dashboard:
         .with_panel(
             lines(
                 "Useful and wasted",
-                "FLOP/s executed on the engines' GPUs, stacked: useful, wasted by a cause that the engines count, and the rest. The rest is mostly padding. If it is large, or missing because the tokens need more than was executed, the configured precision or product is wrong.",
+                "FLOP/s of the engines, stacked: useful, wasted by a cause that the engines count, and the rest of what their GPUs executed. The rest is mostly padding; it is unknown without activity counters. If it is large, or missing because the tokens need more than was executed, the configured precision or product is wrong.",
                 [
-                    Query(f"sum({USEFUL}) - (sum({LOST}) or vector(0))", "useful"),
+                    Query(f"sum({ALL_USEFUL}) - (sum({LOST}) or vector(0))", "useful"),
                     Query(
                         f"sum by (cause) (workload_cause:flopwatch_wasted_flop:rate5m{{{NODE}}})",
                         "{{cause}}",

@@ -89,6 +89,13 @@ YESTERDAY = DAY + HOUR
 
 PERFORMANCE = (
     Case(
+        "GPUPowerLimitLowered",
+        "the limit creeps from 700 W to 450 W by half a watt a minute, and is restored",
+        gpu_series("flopwatch_power_limit_watts", "700x60 699.5-0.5x499 450x60 700x120"),
+        quiet_at=(60, 200, 700),
+        fires_at=(230, 560, 610),
+    ),
+    Case(
         "GPUUtilizationDropped",
         "after a day at 40 % the SMs stay busy, but FLOPS and bytes fall to a quarter; two hours later all is well",
         flops(
