@@ -95,7 +95,7 @@ class ProbeService:
         self.start()
 
     def stalled(self, now: float) -> tuple[str, ...]:
-        """The thread's name, if it has died or is stuck because of a bug of ours."""
+        """The thread's name, if it has died or is stuck because of a bug in flopwatch."""
         return ("probes",) if self._guard.stalled(now) else ()
 
     def snapshot(self) -> ProbesSnapshot:

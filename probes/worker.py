@@ -194,7 +194,7 @@ def _text(error: BaseException) -> str:
 
 
 def _give_way() -> None:
-    """Yield to the server: last for processor time, first to be killed when memory runs out."""
+    """Yield to the server: lowest priority for processor time, first to be killed without memory."""
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     with contextlib.suppress(OSError):

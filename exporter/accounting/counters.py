@@ -1,4 +1,4 @@
-"""Counters that never fall, whatever the device does."""
+"""Counters that never decrease, even if the device restarts its own."""
 
 from bisect import bisect_left
 from dataclasses import dataclass

@@ -77,13 +77,13 @@ _PCIE_LANE_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """What a device could do at best.
+    """The best that a device can do.
 
     `flops` is the dense peak by precision in FLOP/s, `tensor_rate` and `plain_rate` the FLOP per
     clock and SM by precision of the tensor and the plain pipes (a fused multiply-add counts 2).
     `origin` is `datasheet`, `derived`, `config` or, of a processor whose derived peak was passed, `measured`, `model` the table's name of the GPU model.
     `board_watts` is the design power of the data sheet.
-    `doubt` says in words why this is no data sheet, or what is missing; None where nothing is.
+    `doubt` explains why this is not a data-sheet figure, or what is missing; None otherwise.
     """
 
     origin: str

@@ -48,7 +48,7 @@ _POWER_IDLE, _POWER_WORKING, _POWER_WORKING_ALONE = 0.3, 0.5, 0.7
 
 _FROZEN_SECONDS = 10.0
 _FROZEN_POWER_WATTS = 1.0
-# No board or link of the next years is faster than this; a register's width is far above it.
+# No board or link is this fast; a register's width is far above it.
 _ENERGY_RATE_MAX = 5e3  # W, or three times the power limit
 _TRAFFIC_RATE_MAX = 4e12  # bytes/s
 _TRAFFIC = (

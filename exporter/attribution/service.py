@@ -97,7 +97,7 @@ class HolderService:
         self._wake.set()
 
     def stalled(self, now: float) -> tuple[str, ...]:
-        """The thread's name, if it has died or is stuck because of a bug of ours."""
+        """The thread's name, if it has died or is stuck because of a bug in flopwatch."""
         return ("holders",) if self._guard.stalled(now) else ()
 
     @property

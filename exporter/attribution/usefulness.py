@@ -50,7 +50,7 @@ class _Window:
 
 
 @dataclass(slots=True)
-class _Books:
+class _Record:
     executed: float = 0.0
     known: bool = False
     # By device: the holder, and its charges when last seen.
@@ -75,7 +75,7 @@ class UsefulnessLedger:
     """Keeps the usefulness records of the engines. Used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._totals: dict[str, _Books] = {}
+        self._totals: dict[str, _Record] = {}
 
     def enter(
         self,
@@ -88,7 +88,7 @@ class UsefulnessLedger:
 
         `holders` are its holders on each of its devices, by UUID; None if one of them is not known.
         """
-        totals = self._totals.setdefault(workload.name, _Books())
+        totals = self._totals.setdefault(workload.name, _Record())
         totals.seen_at = now
         self._add_executed(totals, holders, charges)
         needed = needed_by(workload) if totals.known else None
@@ -107,7 +107,7 @@ class UsefulnessLedger:
 
     @staticmethod
     def _add_executed(
-        totals: _Books, holders: Mapping[str, Holder] | None, charges: Mapping[str, Charges]
+        totals: _Record, holders: Mapping[str, Holder] | None, charges: Mapping[str, Charges]
     ) -> None:
         flop: dict[str, tuple[Holder, float]] = {}
         for uuid, holder in (holders or {}).items():
@@ -140,7 +140,7 @@ def needed_by(workload: WorkloadSnapshot) -> Needed | None:
     return Needed(useful, explained) if workload.up and workload.models else None
 
 
-def _scraped(totals: _Books, needed: Needed, now: float) -> None:
+def _scraped(totals: _Record, needed: Needed, now: float) -> None:
     """The engine was scraped: start a window, or end one that is long enough."""
     if totals.start is None:
         totals.start = now, totals.executed, needed
@@ -173,7 +173,7 @@ def _scraped(totals: _Books, needed: Needed, now: float) -> None:
         totals.usual_windows += 1
 
 
-def _use(totals: _Books, needed: Needed | None) -> WorkloadUse:
+def _use(totals: _Record, needed: Needed | None) -> WorkloadUse:
     if not totals.known:
         return WorkloadUse()
     if needed is None or len(totals.recent) < RECENT_WINDOWS:

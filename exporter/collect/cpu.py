@@ -110,7 +110,7 @@ class CpuSource:
         except OSError:  # no descriptor left
             paths = []
         clocks = [number * _KILO for path in paths if (number := _number(_read(path))) is not None]
-        # A hypervisor shows its nominal clock there, whatever the true one is.
+        # A hypervisor shows the nominal clock there, not the actual one.
         if not clocks and "hypervisor" not in self.processor.flags:
             clocks = [
                 float(value) * _MEGA
@@ -121,9 +121,9 @@ class CpuSource:
         return sum(clocks) / len(clocks) if clocks else None
 
     def _max_hertz(self) -> float | None:
-        """The highest clock: as the kernel or the name has it, or as measured here if that is higher.
+        """The maximum clock by the kernel or the processor's name, or as measured if that is higher.
 
-        In a virtual machine the kernel knows the nominal clock at most, and the name may as well.
+        In a virtual machine, both may have no more than the nominal clock.
         """
         known = [self._named_hertz(), clock_hertz() if self._root == _ROOT else None]
         return max((hertz for hertz in known if hertz is not None), default=None)
@@ -189,7 +189,7 @@ class SampledCpu:
         self._perf: PerfCounters | None = None
 
     def open(self) -> None:
-        """A processor is always present; its counters only where the kernel exposes them."""
+        """A processor is always present; its counters are, where the kernel exposes them."""
         if self._perf is None:
             mode = self._settings().modes["perf"]
             self._perf = open_counters(self._source.processor, mode)

@@ -1,9 +1,9 @@
 """Finds GPUs that appear while the daemon runs: hot-plugged, replaced, or back under another UUID.
 
 It has a thread of its own: a driver call that hangs here delays only the discovery of new GPUs. A
-GPU that left is noticed by its own sampler, and stays down until an operator acts. One at whose
-place on the bus another answers was replaced: it goes before the other comes, so that never more
-GPUs are shown than there are.
+GPU that disappears is noticed by its own sampler, and stays down until an operator acts. If another
+GPU answers at its PCI address, it was replaced: it is removed before the other is added, so that no
+more GPUs are shown than there are.
 """
 
 import threading
@@ -38,10 +38,10 @@ class DeviceDiscovery:
         forget: Callable[[SampledGpu], None],
         hung: Callable[[], frozenset[tuple[str, str]]],
     ) -> None:
-        """`gpus` are those sampled now; `add` begins to sample one more, by index and UUID.
+        """`gpus` are those sampled now; `add` starts to sample another one, by index and UUID.
 
-        `forget` ends it for one that was replaced. `hung` are index and UUID of those whose driver
-        calls do not return: they are not called.
+        `forget` stops sampling one that was replaced. `hung` are index and UUID of GPUs whose driver
+        calls do not return: no call is made for them.
         """
         self._library = library
         self._gpus = gpus
@@ -59,11 +59,11 @@ class DeviceDiscovery:
                 again = self.look()
             except NvmlError as error:  # the driver is away: the samplers bring it back
                 log.debug("device_discovery_failed", reason=error.reason)
-            except Exception:  # a bug of ours must not end discovery permanently
+            except Exception:  # a bug must not end discovery permanently
                 log.exception("device_discovery_fault")
 
     def look(self) -> bool:
-        """Compare once; whether to look again soon. Raises NvmlError when the driver gives no list."""
+        """Compare once; whether to look again soon. Raises NvmlError if the driver lists no GPUs."""
         epoch = self._library.epoch
         gpus = self._gpus()
         known = {gpu.uuid: gpu for gpu in gpus}
@@ -84,7 +84,7 @@ class DeviceDiscovery:
                 continue
             old = self._predecessor(handle, gpus, uuids)
             if old is not None and old.handle is not None:
-                # It has not noticed yet. Both at a time would be one GPU more than there are.
+                # Its sampler has not noticed yet. Showing both would be one GPU too many.
                 old.handle_reassigned(epoch)
                 again = True
                 continue
@@ -110,7 +110,7 @@ class DeviceDiscovery:
 
     @staticmethod
     def _ask(index: int) -> tuple[Any, str] | None:
-        """Handle and UUID of the GPU that is listed there; None if it is lost, or not for us."""
+        """Handle and UUID of the GPU at this index; None if it is lost or not accessible."""
         try:
             handle = call("nvmlDeviceGetHandleByIndex", index)
             return handle, str(call("nvmlDeviceGetUUID", handle))
@@ -123,7 +123,7 @@ class DeviceDiscovery:
     def _predecessor(
         handle: Any, gpus: Sequence[SampledGpu], listed_uuids: frozenset[str]
     ) -> SampledGpu | None:
-        """The GPU that was at this one's bus address and that the driver no longer lists."""
+        """The GPU that was at the same PCI address before and is no longer listed."""
         places = {
             gpu.identity.pci_bus_id: gpu
             for gpu in gpus
@@ -140,7 +140,7 @@ class DeviceDiscovery:
         return places.get(bus_id.decode(errors="replace") if isinstance(bus_id, bytes) else bus_id)
 
     def _welcome(self, index: int, uuid: str, gpus: Sequence[SampledGpu]) -> None:
-        """Begin to sample a new GPU, with a sampler that still waits for a GPU if there is one."""
+        """Start to sample a new GPU, by a sampler that still waits for a GPU if there is one."""
         waiting = next((gpu for gpu in gpus if gpu.index_taken), None)
         if waiting is not None:
             log.info("gpu_found", gpu=index, uuid=uuid)
@@ -152,7 +152,7 @@ class DeviceDiscovery:
             log.warning("gpu_not_sampled", gpu=index, uuid=uuid, most=_GPUS_MAX)
 
     def _forget_replaced(self, gpus: Sequence[SampledGpu], listed: Sequence[SampledGpu]) -> None:
-        """Forget GPUs that are gone and whose bus address another GPU answers from."""
+        """Forget GPUs that are gone and at whose PCI address another GPU answers."""
         at_place = {gpu.identity.pci_bus_id: gpu for gpu in listed if gpu.handle is not None}
         for gpu in gpus:
             bus_id = gpu.identity.pci_bus_id

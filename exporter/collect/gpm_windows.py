@@ -82,13 +82,6 @@ _RATE_FIELDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class CycleScale:
-    """How the device counts cycles: `divisor` 1 for the mean over the SMs, else their number."""
-
-    divisor: int
-
-
 @dataclass(slots=True)
 class _Trial:
     """What the first windows showed: elapsed cycles by instant, and the clock at each, if known."""
@@ -129,7 +122,8 @@ class GpmWindows:
         self._sm_count = sm_count
         self._max_hertz = max_hertz
         self._on_implausible = on_implausible
-        self._scale: CycleScale | None = None
+        # SMs that the counters of cycles sum over, 1 for a mean; None without such counters.
+        self._counted_sms: int | None = None
         self._cycles: Mapping[int, float] = {}
         self._after_gap = False
         self._trial = _Trial()
@@ -137,7 +131,7 @@ class GpmWindows:
     @property
     def name(self) -> str:
         """The source's label: `gpm_cycles` where cycle counters are in use."""
-        return PERCENT if self._scale is None else CYCLES
+        return PERCENT if self._counted_sms is None else CYCLES
 
     @property
     def open_since_seconds(self) -> float | None:
@@ -193,7 +187,7 @@ class GpmWindows:
         """
         span, self._trial.span = self._trial.span, None
         if span is not None:
-            if self._scale is not None:
+            if self._counted_sms is not None:
                 self._cycles = self._trial.cycles_before
             return self._window(self._trial.values, *span)
         opened = self._session.open_since_seconds
@@ -240,10 +234,12 @@ class GpmWindows:
         known = [clock for clock in self._trial.hertz if clock is not None]
         blind = len(known) < len(self._trial.hertz)
         if not blind:
-            self._scale = cycle_scale(self._trial.counts, known, self._sm_count)
-        if self._scale is None and (blind or self._is_instance):
-            self._scale = cycle_scale_in_range(self._trial.counts, self._max_hertz, self._sm_count)
-        if self._scale is None:
+            self._counted_sms = counted_sms(self._trial.counts, known, self._sm_count)
+        if self._counted_sms is None and (blind or self._is_instance):
+            self._counted_sms = counted_sms_in_range(
+                self._trial.counts, self._max_hertz, self._sm_count
+            )
+        if self._counted_sms is None:
             self._cycles = {}
         if self._trial.answered:
             return None
@@ -253,12 +249,12 @@ class GpmWindows:
 
     def _require_activity(self, values: Mapping[int, float]) -> None:
         """Raise why there is no activity in a reading."""
-        needed = gpm.PERCENT_IDS if self._scale is None else (gpm.SM_CYCLES_ELAPSED,)
+        needed = gpm.PERCENT_IDS if self._counted_sms is None else (gpm.SM_CYCLES_ELAPSED,)
         if not any(metric in values for metric in needed):
             raise self._session.failure or NotSupported(METRICS_GET, 3)
 
     def _ids(self) -> tuple[int, ...]:
-        if self._scale is None:
+        if self._counted_sms is None:
             return (*gpm.PERCENT_IDS, *self._rate_ids)
         return (*_PERCENT_BESIDE_CYCLES, *self._rate_ids, *gpm.CYCLE_IDS)
 
@@ -270,7 +266,7 @@ class GpmWindows:
         for name, metric in _PERCENT_FIELDS.items():
             shares[name] = self._share(name, values.get(metric))
         sm_cycles = None
-        if self._scale is not None:
+        if self._counted_sms is not None:
             previous, self._cycles = self._cycles, values
             counted = self._cycle_shares(previous, values, seconds)
             if counted is None:
@@ -307,12 +303,12 @@ class GpmWindows:
         self, previous: Mapping[int, float], values: Mapping[int, float], seconds: float
     ) -> tuple[float, dict[str, float]] | None:
         """Elapsed cycles of one SM, and activities as shares of them; None without a start."""
-        assert self._scale is not None
+        assert self._counted_sms is not None
         before, now = previous.get(gpm.SM_CYCLES_ELAPSED), values.get(gpm.SM_CYCLES_ELAPSED)
         if before is None or now is None:
             return None
         elapsed = now - before
-        possible = (self._max_hertz or 1e10) * seconds * self._scale.divisor
+        possible = (self._max_hertz or 1e10) * seconds * self._counted_sms
         standing = _STANDING_CLOCK_SHARE * possible if self._max_hertz else 0.0
         if not standing < elapsed <= possible * (1 + _CLOCK_TOLERANCE):
             self._on_implausible("gpm sm_cycles_elapsed")
@@ -326,35 +322,35 @@ class GpmWindows:
                 shares[name] = min(share, 1.0)
             else:
                 self._on_implausible(f"gpm {name}_cycles_active")
-        return elapsed / self._scale.divisor, shares
+        return elapsed / self._counted_sms, shares
 
 
-def cycle_scale(
+def counted_sms(
     counts: list[tuple[float, float]], hertz: list[float], sm_count: int | None
-) -> CycleScale | None:
-    """Whether counts of elapsed SM cycles run at the clock, as a mean over SMs or as their sum.
+) -> int | None:
+    """How many SMs the counts of elapsed cycles sum over: 1 for a mean, else all of them.
 
-    `counts` are (monotonic seconds, cycles), `hertz` the clock read at each. Every step must agree;
-    None when they do not, or there are fewer than two steps.
+    `counts` are (monotonic seconds, cycles), `hertz` the clock read at each. None unless every step
+    runs at the clock and all agree, or with fewer than two steps.
     """
-    scales: set[int] = set()
+    found: set[int] = set()
     steps = list(zip(counts, counts[1:], hertz[1:], strict=False))
     for (before, cycles_before), (after, cycles_after), clock in steps:
         expected = clock * (after - before)
         ratio = (cycles_after - cycles_before) / expected if expected > 0 else 0.0
         if abs(ratio - 1) <= _CLOCK_TOLERANCE:
-            scales.add(1)
+            found.add(1)
         elif sm_count and abs(ratio / sm_count - 1) <= _CLOCK_TOLERANCE:
-            scales.add(sm_count)
+            found.add(sm_count)
         else:
             return None
-    return CycleScale(scales.pop()) if len(steps) >= 2 and len(scales) == 1 else None
+    return found.pop() if len(steps) >= 2 and len(found) == 1 else None
 
 
-def cycle_scale_in_range(
+def counted_sms_in_range(
     counts: list[tuple[float, float]], max_hertz: float | None, sm_count: int | None
-) -> CycleScale | None:
-    """Like `cycle_scale` where no clock can be read: the count must run at a possible clock.
+) -> int | None:
+    """Like `counted_sms` where no clock can be read: the count must run at a possible clock.
 
     The sum over the SMs of the smallest instance (14) at a GPU's lowest clock is above the highest
     clock of one SM, so mean and sum cannot be confused.
@@ -363,9 +359,9 @@ def cycle_scale_in_range(
         return None
     rates = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(counts)]
     highest = max_hertz * (1 + _CLOCK_TOLERANCE)
-    for divisor in (1, sm_count or 1):
-        if all(max_hertz * _LOWEST_CLOCK_SHARE <= rate / divisor <= highest for rate in rates):
-            return CycleScale(divisor)
+    for sms in (1, sm_count or 1):
+        if all(max_hertz * _LOWEST_CLOCK_SHARE <= rate / sms <= highest for rate in rates):
+            return sms
     return None
 
 

@@ -44,8 +44,8 @@ log = structlog.get_logger(__name__)
 _WATCH_SECONDS = 0.5
 # nvmlShutdown takes milliseconds; a process that ends does not wait longer for it.
 _CLOSE_SECONDS = 0.2
-# Reasons for which there is no GPU to watch and the processor stands in, unless the PCI bus lists
-# GPUs. Any other reason means that there are GPUs and that something keeps this process from them.
+# Reasons for which there is no GPU and the processor is sampled instead, unless the PCI bus lists
+# GPUs. Any other reason means that there are GPUs that this process cannot reach.
 _NO_GPU = frozenset({"turned_off", "no_devices", "library_not_found", "driver_not_loaded"})
 
 _NVIDIA: Final = "0x10de"
@@ -64,7 +64,7 @@ class HostSampling:
         *,
         on_device: Callable[[DeviceState], None] = lambda _device: None,
     ) -> None:
-        """`settings` and `state` give the current value, at once. `on_device` gets each tick."""
+        """`settings` and `state` return the current value without waiting. `on_device` gets each tick."""
         self._settings = settings
         self._state = state
         self._on_device = on_device
@@ -112,7 +112,7 @@ class HostSampling:
         return self._library.barred
 
     def stalled(self, now: float) -> tuple[str, ...]:
-        """Devices whose sampler has ended or is stuck through a bug of ours, not of the driver."""
+        """Devices whose sampler has ended or is stuck because of a bug in flopwatch, not in the driver."""
         with self._lock:
             samplers = tuple(self._samplers.items())
         return tuple(key for key, sampler in samplers if sampler.stalled(now))
@@ -161,7 +161,7 @@ class HostSampling:
         )
 
     def stop(self, timeout_seconds: float) -> None:
-        """End all threads that can end; shut the library down only if all of them could."""
+        """End all threads that can end; shut the library down only if all have ended."""
         self._stop.set()
         self._xids.stop()
         self._dcgm.stop()
@@ -175,7 +175,7 @@ class HostSampling:
             self._close_library(max(_CLOSE_SECONDS, deadline - time.monotonic()))
 
     def _close_library(self, timeout_seconds: float) -> None:
-        """Shut it down, unless it hangs in that or in its initialisation."""
+        """Shut it down, unless the call hangs, or an initialisation does."""
         closer = BoundedThread(target=self._library.close, name="library-closer")
         with contextlib.suppress(RuntimeError):  # no thread can start: the process ends without
             closer.start()
@@ -280,9 +280,9 @@ class HostSampling:
         ).start()
 
     def _add_gpu(self, index: int, uuid: str) -> None:
-        """Begin to sample a GPU that came while the daemon runs."""
+        """Start to sample a GPU that appeared while the daemon runs."""
         key = str(index)
-        if key in self._samplers:  # the GPU that was found there has moved, or left
+        if key in self._samplers:  # the GPU that was found there has moved or disappeared
             key = f"{index}/{uuid}"
         gpu = SampledGpu(index, self._context(), uuid=uuid, key=key)
         if not self._claim(uuid, gpu):

@@ -111,7 +111,7 @@ class Sampler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the thread to end; a hung driver call keeps it until the process ends."""
+        """Ask the thread to end; one in a hung driver call ends with the process."""
         self._stop.set()
 
     def join(self, timeout_seconds: float) -> bool:
@@ -145,7 +145,7 @@ class Sampler:
             except NvmlError as error:
                 failure = error
             except Exception:
-                # A bug of ours must not end the sampling of a device permanently, nor silently.
+                # A bug in flopwatch must not end the sampling of a device, nor go unnoticed.
                 log.exception("sampler_failed", gpu=self.device.key)
                 failure = Transient("internal_error", UNKNOWN_CODE)
             # The backoff starts over for a device that stayed up for longer than the last wait; it

@@ -30,7 +30,7 @@ class GpuContext:
     state: "Callable[[], State]"
     xids: Callable[[str], XidCounts]
     on_mismatch: Callable[[], None]
-    # Whether the caller may sample the GPU with a UUID, that is, no other caller does.
+    # Whether the caller may sample the GPU with this UUID: no other caller does.
     claim: Callable[[str, Any], bool]
     dcgm: DcgmSource
 
@@ -97,9 +97,9 @@ class ActivitySource(Protocol):
 
     @classmethod
     def prepare(cls, sources: Sequence[Self]) -> None:
-        """Prepare all sources of this kind of a GPU and its instances, before each tick.
+        """Prepare all sources of this kind, of a GPU and its instances, before each tick.
 
-        For work that is cheaper for all at once than in each one's `open`.
+        For work that costs less once for all of them than in the `open` of each.
         """
 
     @abstractmethod
@@ -117,7 +117,7 @@ class ActivitySource(Protocol):
 
     @property
     def max_window_seconds(self) -> float:
-        """How long a window may be beyond what counts as watched, and how long it may be shown."""
+        """By how much a window may exceed the usual limit, and how long it may be shown."""
         return 0.0
 
     @property

@@ -118,9 +118,10 @@ def _discovery(request: Request, hosts: Sequence[SimulatedHost]) -> Response:
 def history(
     hosts: Sequence[SimulatedHost], *, begins: float, ends: float, step_seconds: float
 ) -> Iterator[str]:
-    """The past of a fleet as OpenMetrics with timestamps, for `promtool tsdb create-blocks-from openmetrics`.
+    """The history of a fleet as OpenMetrics with timestamps.
 
-    All series of all hosts, as Prometheus would have scraped them, and the EOF marker.
+    All series of all hosts, as Prometheus would have scraped them, and the EOF marker, for
+    `promtool tsdb create-blocks-from openmetrics`.
     """
     now = begins + step_seconds
     while now <= ends:

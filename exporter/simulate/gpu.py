@@ -1,4 +1,4 @@
-"""One simulated GPU: simple physics makes the readings, the daemon's accounting does the rest."""
+"""One simulated GPU: its readings follow simple physics; the accounting is the daemon's own."""
 
 import math
 import random
@@ -36,7 +36,7 @@ _MAX_AGE_SECONDS = 60.0
 
 
 def healthy(fault: Fault | None) -> Fault:
-    """A null fault, for a GPU without one."""
+    """The fault, or one without effect for a GPU that has none."""
     return fault if fault is not None else Fault(gpu=None, begins=0.0)
 
 

@@ -260,7 +260,7 @@ class DcgmSource:
     def _scrape_safely(self) -> bool:
         try:
             return self.scrape()
-        except Exception:  # the top of the thread: a bug of ours must not end the source
+        except Exception:  # the top of the thread: a bug must not end the source
             log.exception("dcgm_scrape_fault")
             self._failed(Reason.INTERNAL.value)
             return False

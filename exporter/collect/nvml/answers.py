@@ -60,7 +60,7 @@ _BLANKS = frozenset({2**31 - 1, 2**32 - 1, 2**47, 2**63 - 1, 2**63, 2**64 - 1, 2
 
 SWITCH = {0: False, 1: True}  # nvmlEnableState_t; anything else is a blank
 _MEGA = 1e6
-_CLOCK_MAX_MHZ = 1e5  # above any clock of the next years: more is a blank
+_CLOCK_MAX_MHZ = 1e5  # far above any clock: more is a blank
 
 
 def is_blank(value: float) -> bool:

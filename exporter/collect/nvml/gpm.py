@@ -1,8 +1,7 @@
 """GPM, NVML's performance monitoring of Hopper and newer: pairs of samples, one pair a window.
 
 Calls for several devices at once have crashed drivers in the field, so one lock serialises them,
-with a bounded wait: while one device's call hangs the others have no GPM values, but they still
-tick.
+with a bounded wait: while one device's call hangs, the others have no GPM values, but still tick.
 """
 
 import math
@@ -89,8 +88,8 @@ class GpmSession:
 
     def open(self) -> None:
         """Allocate the samples. Raises NvmlError; NotSupported where the device has no GPM."""
-        # A wrong 'supported' is found by the caller's trial; a wrong 'not supported' would cost
-        # a working device its FLOPS, so only the sample itself decides.
+        # Whether GPM is supported is not asked: a wrong 'supported' is found by the caller's
+        # trial, and a wrong 'not supported' would cost a working device its FLOPS.
         self._samples = [call("nvmlGpmSampleAlloc"), call("nvmlGpmSampleAlloc")]
 
     def close(self) -> None:

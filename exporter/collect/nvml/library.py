@@ -159,10 +159,10 @@ class DriverLibrary:
     def barred(self) -> bool:
         """Whether the driver is present but this process, started before it, has no access to it.
 
-        So it is in a container whose devices were taken away (a reload of systemd does that to some
-        runtimes), and in a service whose device filter was made when there was no driver yet: NVML
-        answers one error or another from then on, and only a new process has the devices. A process
-        that was refused from the start does not count: a new one would not be better off.
+        This happens in a container whose devices were taken away (a reload of systemd does that with
+        some runtimes), and in a service whose device filter was made before the driver was loaded:
+        from then on NVML answers with varying errors, and only a new process has access. A process
+        that was refused from the start does not count: a new one would be refused too.
         """
         refusals = self._refusals
         return len(refusals) >= BARRED_TIMES and refusals[-1] - refusals[0] >= BARRED_SECONDS

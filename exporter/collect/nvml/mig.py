@@ -37,7 +37,7 @@ class ListedInstance:
 class InstanceFacts:
     """The resources of a GPU instance. None where the driver does not report them.
 
-    `placement` is the id of its profile and its first memory slice; it takes privileges to read.
+    `placement` is the id of its profile and its first memory slice; reading it requires privileges.
     """
 
     name: str | None
@@ -90,7 +90,7 @@ def list_instances(
 
 
 def read_instance(parent: DeviceCalls, handle: Any, gpu_instance_id: int) -> InstanceFacts:
-    """Size of a GPU instance: of all of it, also where compute instances share it."""
+    """Facts about a whole GPU instance, also where compute instances share it."""
     calls = DeviceCalls(handle, device="mig")
     attributes = calls.ask("nvmlDeviceGetAttributes_v2")
     if attributes is None:
