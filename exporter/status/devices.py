@@ -155,11 +155,10 @@ def _working(
     """Where the FLOPS of an answering device go."""
     found: list[Finding | None] = []
     if snapshot.last is not None and snapshot.last.activity.source == COARSE_SOURCE:
-        busy = snapshot.fast.gpu_utilization if snapshot.fast else None
         found.append(
             verdict.coarse(
                 why=_why_coarse(snapshot),
-                busy=busy,
+                busy=1 - minute.states.get("idle", 0.0) if minute.seconds else None,
                 flops=could.flops if could else None,
                 precision=could.precision if could else None,
             )

@@ -1,5 +1,6 @@
 """The status document for a terminal, as lines of rich text."""
 
+import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -117,8 +118,12 @@ def _block(device: Device, width: int) -> Iterable[Text]:
     style = _STYLES.get(device.health, "")
     yield _line((f"{mark} {_name(device)} ", style), (plain(device.name), ""), (f"  {word}", style))
     for finding in device.findings[:_FINDINGS_MAX]:
-        text = finding.text[:1].upper() + finding.text[1:]
-        yield _line((f"  {plain(text)}", _STYLES.get(finding.severity, "")))
+        text = plain(finding.text[:1].upper() + finding.text[1:])
+        # Not cut: the remedy stands at the end.
+        for line in textwrap.wrap(
+            text, max(width, 20), initial_indent="  ", subsequent_indent="    "
+        ):
+            yield _line((line, _STYLES.get(finding.severity, "")))
     if device.up:
         number = _number(device)
         bar = _bar(device, min(_BAR_MAX, max(10, width - len(number) - 6)))

@@ -82,6 +82,16 @@ class TestPicture:
 
         assert "peak 346 GFLOP/s fp32, 21.0 GFLOP/s executed" in shown(machine.service.status())
 
+    def test_a_sentence_is_wrapped_and_not_cut(self) -> None:
+        """At 60 columns, what to do still stands at its end; busy is of the same minute as the bar."""
+        machine = Machine()
+        machine.add(cpu())
+        machine.run(70, {"cpu0": COARSE}, step=1.0)
+        text = shown(machine.service.status(), width=60)
+
+        assert "Busy 60 %" in text
+        assert "(`flopwatch check` says why)" in " ".join(text.split())
+
     def test_the_bar_has_a_letter_for_each_share(self) -> None:
         """Of 50 letters 31 stand for memory (0.62): readable without colour."""
         machine = Machine()
