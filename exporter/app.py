@@ -260,7 +260,7 @@ class Daemon:
         return router
 
     def _missing_gpus(self, state: State) -> Iterator[tuple[str, int | str]]:
-        """Each GPU index, or UUID of a workload, of the configuration that this host does not have, and where it stands.
+        """Each GPU of the configuration that this host does not have, and where it stands.
 
         It may be a mistake, or a GPU that is not up yet: the others are watched anyway.
         """
@@ -268,18 +268,7 @@ class Daemon:
             return  # the driver has not listed the GPUs yet, or nothing names one
         known = {device.identity.index for device in state.devices}
         known |= {device.identity.uuid for device in state.devices}
-        wanted: list[tuple[str, int | str | None]] = [
-            (f"gpus[{position}].match.index", rule.index)
-            for position, rule in enumerate(self._config.sampling.gpus)
-        ]
-        wanted += [
-            (f"workloads[{position}].gpus", gpu)
-            for position, workload in enumerate(self._config.workloads)
-            for gpu in workload.gpus
-        ]
-        for place, index in wanted:
-            if index is not None and str(index) not in known:
-                yield place, index
+        yield from self._config.missing_gpus(known)
 
     def _warn_of_missing_gpus(self) -> None:
         """Log each once, including one that goes missing later."""

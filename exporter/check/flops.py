@@ -65,7 +65,7 @@ def ask_dcgm(config: Config, gpus: Sequence[Mapping[str, Any]]) -> DcgmAnswer:
     except ScrapeError as error:
         return DcgmAnswer(asked=True, error=str(error))
     if not devices and devices.malformed:
-        fault = f"it answers with {devices.malformed} lines that are no samples, and no others"
+        fault = f"it answers with {devices.malformed} malformed lines and no samples"
         return DcgmAnswer(asked=True, answers=True, error=fault)
     if not devices:
         return DcgmAnswer(asked=True, error="no metrics of DCGM there")
@@ -178,11 +178,11 @@ def _without_gpm(gpu: Mapping[str, Any], config: Config) -> FlopsSource:
         if config.sampling.modes["dcgm"] == "off":
             return FlopsSource(
                 None,
-                "GPM begins with Hopper: FLOPS need DCGM, which sources.dcgm turns off",
+                "this GPU has no GPM: FLOPS need DCGM, which sources.dcgm turns off",
                 "set sources.dcgm to auto",
             )
         return FlopsSource(
-            None, "GPM begins with Hopper: FLOPS need DCGM", "run dcgm-exporter, see dcgm below"
+            None, "this GPU has no GPM: FLOPS need DCGM", "run dcgm-exporter, see dcgm below"
         )
     if gpu.get("virtualization") == "vgpu":
         why = "no FLOPS: a vGPU has GPM only where it owns a whole MIG instance"
@@ -207,7 +207,7 @@ def _dcgm_finding(name: str, sample: DeviceSample | None) -> CheckResult:
         return CheckResult(
             "dcgm",
             Level.WARNING,
-            f"has no metrics of {name}",
+            f"no metrics of {name}",
             "let dcgm-exporter see all GPUs (-d f), or set dcgm.url to this node's",
         )
     if sample.missing_fields:

@@ -25,14 +25,14 @@ _ERRORS = {
         "reboot, or reload the kernel module; then restart flopwatch",
     ),
     "no_permission": (
-        "no permission to talk to the driver",
+        "no permission to use the driver",
         "give the user access to /dev/nvidiactl and /dev/nvidia*",
     ),
     "unknown": (
-        "the driver library does not initialise",
+        "the driver library cannot be initialized",
         (
-            "in a container this means lost device access: create the container again (after `systemctl "
-            "daemon-reload`, list the device nodes explicitly)"
+            "in a container this means that device access was lost: create the container again (if `systemctl "
+            "daemon-reload` caused it, list the device nodes explicitly)"
         ),
     ),
     "hung": (
@@ -41,7 +41,7 @@ _ERRORS = {
     ),
     "gpu_is_lost": ("the GPU has fallen off the bus", "drain the node and reset or replace it"),
     "internal_error": (
-        "flopwatch itself failed on an answer of this GPU",
+        "flopwatch failed to process an answer of this GPU",
         "report it, with the output of flopwatch check --json",
     ),
     "reset_required": ("the GPU needs a reset", "drain the node: nvidia-smi --gpu-reset"),
@@ -67,7 +67,7 @@ def driver_findings(answer: Answer, config: Config) -> Iterator[CheckResult]:
         if config.probes.enabled:
             yield from _permissions(Level.WARNING, "probes need it")
         return
-    text, remedy = _ERRORS.get(error, (f"the driver answers {error}", "see dmesg"))
+    text, remedy = _ERRORS.get(error, (f"the driver reports {error}", "see dmesg"))
     nodes = _device_nodes()
     if error == "library_not_found" and not nodes and not wanted:
         yield CheckResult(
@@ -85,7 +85,7 @@ def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[C
         name = f"{device.get('name', 'unknown')}: "
         error = device.get("error")
         if error is not None:
-            text, remedy = _ERRORS.get(error, (f"the driver answers {error}", "see dmesg"))
+            text, remedy = _ERRORS.get(error, (f"the driver reports {error}", "see dmesg"))
             yield CheckResult(area, Level.FAILURE, name + text, remedy)
             continue
         yield _source(area, name, flops_source(device, dcgm, config), device["peaks"])
@@ -102,23 +102,13 @@ def missing_gpu_findings(answer: Answer, config: Config) -> Iterator[CheckResult
     known = {*indices, *(device.get("uuid") for device in answer.documents[1:])}
     for device in answer.documents[1:]:
         known |= {instance.get("uuid") for instance in device.get("instances", ())}
-    wanted: list[tuple[str, int | str | None]] = [
-        (f"gpus[{position}].match.index", rule.index)
-        for position, rule in enumerate(config.sampling.gpus)
-    ]
-    wanted += [
-        (f"workloads[{position}].gpus", gpu)
-        for position, workload in enumerate(config.workloads)
-        for gpu in workload.gpus
-    ]
-    for place, index in wanted:
-        if index is not None and str(index) not in known:
-            yield CheckResult(
-                "configuration",
-                Level.WARNING,
-                f"{place}: no GPU {index} on this host, GPUs: {', '.join(indices) or 'none'}",
-                "correct it, or find out why the GPU is not there: nvidia-smi -L",
-            )
+    for place, gpu in config.missing_gpus(known):
+        yield CheckResult(
+            "configuration",
+            Level.WARNING,
+            f"{place}: no GPU {gpu} on this host, GPUs: {', '.join(indices) or 'none'}",
+            "correct it, or find out why the GPU is missing: nvidia-smi -L",
+        )
 
 
 def _permissions(level: Level, why: str) -> Iterator[CheckResult]:
@@ -147,16 +137,19 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
     if not peaks["known"] and not device.get("mig"):
         lost = "no ratios" if peaks.get("rates") else "no FLOPS and no ratios"
         remedy = "set sm_count, peaks and dram_bandwidth under gpus in the configuration"
-        yield CheckResult(area, Level.WARNING, f"its peak is not known: {lost} ({doubt})", remedy)
+        yield CheckResult(area, Level.WARNING, f"peak unknown: {lost} ({doubt})", remedy)
     elif peaks["origin"] == "derived":
-        yield CheckResult(area, Level.NOTE, f"its peak is derived ({doubt})")
+        yield CheckResult(area, Level.NOTE, f"derived peak ({doubt})")
     if device["missing"]:
         yield CheckResult(
             area, Level.NOTE, f"the driver does not report {', '.join(device['missing'])}"
         )
     if device["refused"].get("no_permission"):
         yield CheckResult(
-            area, Level.WARNING, "refuses calls for lack of permission", "run as root, or see dmesg"
+            area,
+            Level.WARNING,
+            "the driver refuses calls: no permission",
+            "run as root, or see dmesg",
         )
     mode = device.get("compute_mode")
     if config.probes.enabled and mode not in (None, "default"):
@@ -167,7 +160,7 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
             + (
                 "neither CUDA programs nor probes can use the GPU"
                 if mode == "prohibited"
-                else "probes hold off while another process has the GPU"
+                else "probes do not run while another process uses the GPU"
             ),
             "nvidia-smi --compute-mode=0, or probes.enabled: false",
         )
@@ -176,7 +169,7 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
         yield CheckResult(area, Level.NOTE, "has no memory of its own (unified memory)")
     elif config.probes.enabled and not device.get("mig"):
         needed = config.probes.min_free_memory_bytes
-        text = f"{free / 2**20:.0f} MiB of memory free, probes run from {needed / 2**20:.0f} MiB on"
+        text = f"{free / 2**20:.0f} MiB of memory free, probes need {needed / 2**20:.0f} MiB"
         yield CheckResult(area, Level.NOTE if free < needed else Level.OK, text)
 
 

@@ -53,7 +53,7 @@ def port_findings(config: Config) -> Iterator[CheckResult]:
                 host, port = parse_listen_address(address)
                 if _is_flopwatch(host, port):
                     yield CheckResult(
-                        "port", Level.OK, f"{address}: flopwatch is listening already"
+                        "port", Level.OK, f"{address}: flopwatch is already listening"
                     )
                 else:
                     yield CheckResult("port", Level.FAILURE, str(error), "choose another address")
@@ -147,7 +147,7 @@ def kubernetes_findings(config: Config) -> Iterator[CheckResult]:
                 "kubernetes", Level.FAILURE, f"{socket} does not exist", "mount it into the pod"
             )
         else:
-            yield CheckResult("kubernetes", Level.NOTE, f"no kubelet here ({socket})")
+            yield CheckResult("kubernetes", Level.NOTE, f"no kubelet on this host ({socket})")
         return
     try:
         allocations = list_allocations(socket, _TIMEOUT_SECONDS)
@@ -169,19 +169,19 @@ def clock_findings() -> Iterator[CheckResult]:
         yield CheckResult(
             "clock",
             Level.WARNING,
-            f"not synchronised ({time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())})",
+            f"not synchronized ({time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())})",
             "run chrony or systemd-timesyncd",
         )
     elif error_seconds > _CLOCK_ERROR_SECONDS:
         yield CheckResult(
             "clock",
             Level.WARNING,
-            f"synchronised, but may be {error_seconds:.1f} s off",
+            f"synchronized, but may be {error_seconds:.1f} s off",
             "see chronyc tracking, or timedatectl timesync-status",
         )
     else:
         yield CheckResult(
-            "clock", Level.OK, f"synchronised, at most {error_seconds * 1e3:.3g} ms off"
+            "clock", Level.OK, f"synchronized, at most {error_seconds * 1e3:.3g} ms off"
         )
 
 

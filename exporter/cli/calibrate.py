@@ -5,10 +5,10 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -53,21 +53,14 @@ class CalibrationError(ProbeError):
     """There is nothing to calibrate, or the counter cannot be read."""
 
 
-class FlopCounter(Protocol):
-    """The FLOP counter that the calibration compares with."""
-
-    def read(self, uuid: str) -> Mapping[CounterKey, float]:
-        """FLOP since start by pipe and precision. Raises CalibrationError."""
-
-
 class ScrapedCounter:
-    """The counter as served by a running daemon."""
+    """The FLOP counter that the calibration compares with, as a running daemon serves it."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def read(self, uuid: str) -> Mapping[CounterKey, float]:
-        """All series of the device, summed over sources. Raises CalibrationError."""
+        """FLOP since start by pipe and precision, summed over sources. Raises CalibrationError."""
         try:
             text = fetch(self._url, timeout_seconds=_SCRAPE_SECONDS)
             families = list(text_string_to_metric_families(text))
@@ -96,7 +89,7 @@ class Comparison:
     precision: str
     true_flop: float
     counted_flop: float | None
-    """None: the counter does not value this work in this precision."""
+    """None: the counter does not count this work in this precision."""
 
     @property
     def error_ratio(self) -> float | None:
@@ -111,7 +104,7 @@ class Calibrator:
         self,
         facts: DeviceFacts,
         config: ProbeConfig,
-        counter: FlopCounter,
+        counter: ScrapedCounter,
         *,
         factory: WorkerFactory = real_worker,
         monotonic: Callable[[], float] = time.monotonic,
@@ -247,7 +240,7 @@ def run(parsed: argparse.Namespace) -> int:
             try:
                 # Keep each result at once: a later precision may crash the worker.
                 for comparison in calibrator.compare(_SECONDS_PER_PRECISION):
-                    stated += report([comparison], state, time.time())
+                    stated += report(comparison, state, time.time())
             except WorkerFailedError as error:
                 raise ProbeError(f"GPU {facts.key}: {describe_failure(error)}") from error
     if not stated:
@@ -255,22 +248,18 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def report(comparisons: Sequence[Comparison], state: StateFile, unix_time: float) -> int:
-    """Print the comparisons and keep their errors; returns how many errors there were."""
-    errors: dict[str, dict[str, Calibration]] = {}
-    for each in comparisons:
-        error = each.error_ratio
-        if error is None:
-            print(f"gpu {each.gpu}  {each.precision:<5} not counted in this precision")
-            continue
-        print(
-            f"gpu {each.gpu}  {each.precision:<5} {each.true_flop:.4g} FLOP done,"
-            f" {each.counted_flop:.4g} counted, error {error:+.2%}"
-        )
-        errors.setdefault(each.uuid, {})[each.precision] = Calibration(error, unix_time)
-    for uuid, found in errors.items():
-        save_calibrations(state, uuid, found)
-    return sum(len(found) for found in errors.values())
+def report(comparison: Comparison, state: StateFile, unix_time: float) -> bool:
+    """Print the comparison and keep its error; returns whether there was one."""
+    error, heading = comparison.error_ratio, f"gpu {comparison.gpu}  {comparison.precision:<5}"
+    if error is None:
+        print(f"{heading} not counted in this precision")
+        return False
+    print(
+        f"{heading} {comparison.true_flop:.4g} FLOP executed,"
+        f" {comparison.counted_flop:.4g} counted, error {error:+.2%}"
+    )
+    save_calibrations(state, comparison.uuid, {comparison.precision: Calibration(error, unix_time)})
+    return True
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The configuration as the daemon uses it, and the schema built from its declarations."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,21 @@ class Config:
         reload=False,
         flag="--log.format",
     )
+
+    def missing_gpus(self, known: Container[object]) -> Iterator[tuple[str, int | str]]:
+        """Where it names a GPU that is not among these indices and UUIDs, and its name there."""
+        named: list[tuple[str, int | str | None]] = [
+            (f"gpus[{position}].match.index", rule.index)
+            for position, rule in enumerate(self.sampling.gpus)
+        ]
+        named += [
+            (f"workloads[{position}].gpus", gpu)
+            for position, workload in enumerate(self.workloads)
+            for gpu in workload.gpus
+        ]
+        for place, gpu in named:
+            if gpu is not None and str(gpu) not in known:
+                yield place, gpu
 
 
 # The sections of the file, in the order of the documentation.

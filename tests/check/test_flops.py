@@ -28,7 +28,7 @@ def test_each_gpu_says_where_its_flops_come_from(check: Check, tmp_path: Path) -
     assert ("ok", "NVIDIA H100 80GB HBM3: FLOPS from gpm_cycles") in found(report, "gpu 0")
     assert (
         "warning",
-        "NVIDIA A100-SXM4-80GB: GPM begins with Hopper: FLOPS need DCGM",
+        "NVIDIA A100-SXM4-80GB: this GPU has no GPM: FLOPS need DCGM",
     ) in found(report, "gpu 1")
     assert ("ok", "MIG instances: 1 (60 SMs, FLOPS from gpm_cycles)") in found(report, "gpu 2")
     assert [level for level, _text in found(report, "dcgm")] == ["warning"]
@@ -66,7 +66,7 @@ def test_instances_before_hopper_are_looked_for_in_dcgms_rows(check: Check, tmp_
     )
     assert found(report, "dcgm") == [
         ("ok", "GPU 0, MIG instance 1: all fields that FLOPS need"),
-        ("warning", "has no metrics of GPU 0, MIG instance 7"),
+        ("warning", "no metrics of GPU 0, MIG instance 7"),
     ]
 
 

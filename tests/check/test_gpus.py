@@ -67,7 +67,7 @@ def test_an_unexpected_gpu_adds_only_its_own_lines(check: Check, tmp_path: Path)
 
     assert code == 1
     assert found(report, "gpu 0") == [
-        ("failure", "unknown: flopwatch itself failed on an answer of this GPU")
+        ("failure", "unknown: flopwatch failed to process an answer of this GPU")
     ]
     assert found(report, "gpu 1")[0][0] == "ok"
     assert report["gpus"][0]["fault"] == "TypeError: strange"

@@ -226,11 +226,11 @@ def test_serve_check_and_config_refuse_the_same(what: str, tmp_path: Path) -> No
 
 
 def test_the_clock_says_how_far_it_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not synchronised, poorly synchronised, well synchronised."""
+    """Not synchronized, poorly synchronized, well synchronized."""
     for clock, level, text in (
-        ((5, 16.0), "warning", "not synchronised"),
-        ((0, 2.5), "warning", "synchronised, but may be 2.5 s off"),
-        ((0, 0.0123), "ok", "synchronised, at most 12.3 ms off"),
+        ((5, 16.0), "warning", "not synchronized"),
+        ((0, 2.5), "warning", "synchronized, but may be 2.5 s off"),
+        ((0, 0.0123), "ok", "synchronized, at most 12.3 ms off"),
     ):
         monkeypatch.setattr("exporter.check.host._clock", lambda clock=clock: clock)
         (finding,) = clock_findings()
