@@ -59,7 +59,7 @@ _FIRST_TICK_SECONDS = 0.8
 _SERVER_GRACE_SECONDS = 0.5
 _SAMPLING_GRACE_SECONDS = 0.3
 _SERVICES_GRACE_SECONDS = 0.3
-_LOOP_SECONDS = 0.5
+_LOOP_SECONDS = 1.0
 # However many SIGHUPs come, the configuration is read once in this time.
 _RELOAD_PAUSE_SECONDS = 1.0
 _END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})

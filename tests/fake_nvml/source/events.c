@@ -5,8 +5,12 @@
 
 #include "fake.h"
 
-// Seldom: a real driver's wait sleeps until something happens, and what it wakes for is in the bill.
-enum { WAIT_POLL_NS = 100 * 1000 * 1000 };
+// A real driver sleeps until something happens. This one looks for it this often, or as often as
+// FAKE_NVML_EVENT_POLL_MS says: a benchmark would count the looking as the exporter's.
+static uint64_t wait_poll_ns(void) {
+    const char *milliseconds = getenv("FAKE_NVML_EVENT_POLL_MS");
+    return (milliseconds ? strtoull(milliseconds, NULL, 10) : 100) * 1000000;
+}
 
 struct nvmlEventSet_st {
     pthread_mutex_t lock;
@@ -156,7 +160,8 @@ static nvmlReturn_t wait_for_event(enum function_number function, nvmlEventSet_t
         if (state != NVML_SUCCESS) return state;
         uint64_t now_ns = fake_now_ns();
         if (now_ns >= deadline_ns) return NVML_ERROR_TIMEOUT;
-        fake_sleep_ns(deadline_ns - now_ns < WAIT_POLL_NS ? deadline_ns - now_ns : WAIT_POLL_NS);
+        uint64_t poll_ns = wait_poll_ns();
+        fake_sleep_ns(deadline_ns - now_ns < poll_ns ? deadline_ns - now_ns : poll_ns);
     }
 }
 
@@ -178,7 +183,8 @@ API(nvmlEventSetWait_v3, nvmlEventSet_t set, nvmlEventSetWait_v3_t *params) {
         if (state != NVML_SUCCESS) return state;
         uint64_t now_ns = fake_now_ns();
         if (now_ns >= deadline_ns) return NVML_ERROR_TIMEOUT;
-        fake_sleep_ns(deadline_ns - now_ns < WAIT_POLL_NS ? deadline_ns - now_ns : WAIT_POLL_NS);
+        uint64_t poll_ns = wait_poll_ns();
+        fake_sleep_ns(deadline_ns - now_ns < poll_ns ? deadline_ns - now_ns : poll_ns);
     }
 }
 
