@@ -290,7 +290,8 @@ class DeviceLedger:
             division = partition.divided(idle)
         else:
             division = _division(tuple(dict.fromkeys(holders)), usage)
-        self._basis = dict(division.basis)
+        if division.basis != self._basis:  # usually the same: its rows are not read again then
+            self._basis = dict(division.basis)
         for holder in {**division.idle, **division.flop}:
             self._accounts.setdefault(holder, Account()).last_held_seconds = now
         self._share("flop", _delta(totals.flop, before.flop), division.flop)
@@ -325,7 +326,7 @@ class DeviceLedger:
                 )
                 for holder, account in self._accounts.items()
             },
-            basis=dict(self._basis),
+            basis=self._basis,
             before=self._marks[0] if self._marks else None,
             watched_seconds=sum(self._totals.state_seconds.values()),
         )

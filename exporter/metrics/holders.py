@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from exporter.attribution.ledger import Account, Charges, Holder, WorkloadUse
+from exporter.attribution.ledger import Account, Holder, WorkloadUse
 from exporter.attribution.settings import PriceRule
 from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
 from exporter.collect.settings import matches
@@ -196,11 +196,11 @@ ACCOUNT_ROWS = Rows[tuple[Account, bool]](
     ),
     ByLabel(HOLDER_GPU_SECONDS_TOTAL, "state", lambda source: source[0].state_seconds),
 )
-BASIS_ROWS = Rows[Charges](
+BASIS_ROWS = Rows[Mapping[Holder, str]](
     ByKey(
         HOLDER_BASIS_INFO,
         lambda found: (*_holder_labels(found[0]), ("basis", found[1])),
-        lambda charges: dict.fromkeys(charges.basis.items(), 1.0),
+        lambda basis: dict.fromkeys(basis.items(), 1.0),
     )
 )
 
@@ -226,7 +226,7 @@ def bill_parts(state: State) -> Iterator[Part]:
         counts_energy = device.fast is not None and device.fast.energy_joules is not None
         for holder, account in charges.accounts.items():
             yield ACCOUNT_ROWS.of((*labels, *_holder_labels(holder)), (account, counts_energy))
-        yield BASIS_ROWS.of(labels, charges)
+        yield BASIS_ROWS.of(labels, charges.basis)
 
 
 def _holder_labels(holder: Holder) -> Labels:

@@ -111,7 +111,10 @@ class ProcessReader:
             pages = _read(self._memory).split()
             virtual = float(int(pages[0]) * self._page_bytes)
             resident = float(int(pages[1]) * self._page_bytes)
-            descriptors = len(os.listdir(self._descriptors)) - 1  # noqa: PTH208  counted, less the listing's own
+            # Linux 6.2 and newer count them; listing them takes three times as long.
+            descriptors = os.stat(self._descriptors).st_size  # noqa: PTH116
+            if not descriptors:
+                descriptors = len(os.listdir(self._descriptors)) - 1  # noqa: PTH208  less the listing's own
         except (OSError, ValueError, IndexError):
             pass  # no /proc: what is not known is absent
         generations = gc.get_stats()
