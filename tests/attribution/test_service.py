@@ -197,7 +197,9 @@ def test_new_settings_replace_the_sources(settings: HolderSettings, kubelet: Kub
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
     while not condition():
+        assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.01)
 
 

@@ -75,8 +75,10 @@ def test_flop_and_bytes_follow_a_varying_load(
             fake.release("nvmlDeviceGetPowerUsage")
             fake.clear("nvmlDeviceGetPowerUsage")
         time.sleep(0.5)
-    time.sleep(3)  # the tick that saw the end, and one more
-    last = daemon.scrape()
+    # The tick that saw the end, and one more.
+    watched = daemon.scrape().total(SECONDS_TOTAL)
+    last = daemon.wait_until(lambda scrape: scrape.total(SECONDS_TOTAL) > watched + 2)
+    seen = time.monotonic_ns()
 
     truth = fake.gpu(0).truth(begin, end)
 
@@ -90,7 +92,7 @@ def test_flop_and_bytes_follow_a_varying_load(
         truth.fp32_cycles * SMS * FP32, rel=tolerance
     )
     # An idle GPU still has a little memory and link traffic: the truth includes it.
-    rest = fake.gpu(0).truth(end, end + 3_000_000_000)
+    rest = fake.gpu(0).truth(end, seen)
     assert grown("flopwatch_dram_bytes_total") == pytest.approx(
         (truth.dram_fraction_seconds + rest.dram_fraction_seconds) * 3.35e12, rel=tolerance
     )

@@ -14,7 +14,8 @@ from tests.probes.simulation import FakeWorker, Host, gpu
 
 def until(condition):
     """Wait for another thread to make `condition` true."""
-    for _ in range(400):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         if condition():
             return True
         time.sleep(0.025)

@@ -239,7 +239,7 @@ def test_the_service_probes_the_processor(tmp_path):
     )
     service.start()
     try:
-        for _ in range(400):
+        for _ in range(1200):
             devices = service.snapshot().devices
             if devices and devices[0].launch_latency_seconds and devices[0].flops:
                 break
