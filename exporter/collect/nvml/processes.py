@@ -12,14 +12,14 @@ nvmlProcessUtilizationSample_t and nvmlProcessUtilizationInfo_v1_t).
 """
 
 from collections.abc import Mapping
-from ctypes import Structure, byref, c_uint, c_ulonglong
+from ctypes import Structure, addressof, byref, c_uint, c_ulonglong, c_void_p, sizeof
 from functools import partial
 from typing import Any
 
 import pynvml
 
-from exporter.collect.nvml.errors import NvmlError, error_for
-from exporter.collect.nvml.library import DeviceCalls, call, call_symbol
+from exporter.collect.nvml.errors import error_for
+from exporter.collect.nvml.library import DeviceCalls, call_symbol
 from exporter.readings import ProcessUse
 
 
@@ -111,10 +111,81 @@ def _list(handle: Any, symbol: str, kind: type[Structure]) -> list[Any]:
     return list(entries[: min(int(count.value), room)])
 
 
+class _Sample(Structure):
+    """nvmlProcessUtilizationInfo_v1_t."""
+
+    _fields_ = (
+        ("at_us", c_ulonglong),
+        ("pid", c_uint),
+        ("sm_percent", c_uint),
+        ("others", c_uint * 5),
+    )
+
+
+class _OlderSample(Structure):
+    """nvmlProcessUtilizationSample_t."""
+
+    _fields_ = (
+        ("pid", c_uint),
+        ("at_us", c_ulonglong),
+        ("sm_percent", c_uint),
+        ("others", c_uint * 3),
+    )
+
+
+class _Request(Structure):
+    """nvmlProcessesUtilizationInfo_t."""
+
+    _fields_ = (
+        ("version", c_uint),
+        ("count", c_uint),
+        ("seen_us", c_ulonglong),
+        ("samples", c_void_p),
+    )
+
+
+_REQUEST_VERSION = sizeof(_Request) | 1 << 24
+# A garbled count must not allocate memory: a sample for each of the most processes and some seconds.
+_SAMPLES_MAX = 16 * _PROCESSES_MAX
+
+
+class _Samples:
+    """Asks one device for its samples. The room for the answer is kept: one call is enough."""
+
+    def __init__(self) -> None:
+        self._room: Any = None
+
+    def read(self, symbol: str, handle: Any, seen_us: int) -> list[Any]:
+        """Samples newer than an instant; none where no process was busy. Raises NvmlError."""
+        kind = _Sample if symbol == _UTILIZATION_SYMBOLS[0] else _OlderSample
+        if self._room is None or not isinstance(self._room[0], kind):
+            self._room = (kind * _ROOM)()
+        code, count = self._ask(symbol, handle, seen_us)
+        if code == pynvml.NVML_ERROR_INSUFFICIENT_SIZE:
+            self._room = (kind * min(count + _ROOM, _SAMPLES_MAX))()
+            code, count = self._ask(symbol, handle, seen_us)
+        if code == _NOT_FOUND:
+            return []
+        if code != pynvml.NVML_SUCCESS:
+            raise error_for(symbol, code)
+        return list(self._room[: min(count, len(self._room))])
+
+    def _ask(self, symbol: str, handle: Any, seen_us: int) -> tuple[int, int]:
+        """The return code, and how many samples there are."""
+        room = self._room
+        if symbol == _UTILIZATION_SYMBOLS[0]:
+            request = _Request(_REQUEST_VERSION, len(room), seen_us, addressof(room))
+            return call_symbol(symbol, handle, byref(request)), int(request.count)
+        count = c_uint(len(room))
+        code = call_symbol(symbol, handle, room, byref(count), c_ulonglong(seen_us))
+        return code, int(count.value)
+
+
 class ProcessUtilization:
     """Adds up the samples of one device. One thread owns it."""
 
     def __init__(self) -> None:
+        self._samples = _Samples()
         self._seen_us = 0
         self._sampled_us: dict[int, int] = {}
         self._seconds: dict[int, float] = {}
@@ -125,7 +196,7 @@ class ProcessUtilization:
         A value never decreases. Raises DeviceLost, DriverGone or DriverMismatch.
         """
         for symbol in _UTILIZATION_SYMBOLS:
-            question = partial(_samples, symbol, calls.handle, self._seen_us)
+            question = partial(self._samples.read, symbol, calls.handle, self._seen_us)
             samples = calls.ask_by((symbol,), question)
             if samples is not None:
                 self._add(calls, samples)
@@ -136,8 +207,7 @@ class ProcessUtilization:
 
     def _add(self, calls: DeviceCalls, samples: list[Any]) -> None:
         newest = self._seen_us
-        for sample in sorted(samples, key=lambda each: int(each.timeStamp)):
-            pid, at_us, percent = int(sample.pid), int(sample.timeStamp), int(sample.smUtil)
+        for at_us, pid, percent in sorted((s.at_us, s.pid, s.sm_percent) for s in samples):
             if at_us <= self._seen_us:
                 continue  # the driver's buffer begins before the requested time
             if not 0 < pid <= _PID_MAX or percent > _PERCENT_MAX:
@@ -153,13 +223,3 @@ class ProcessUtilization:
             oldest = next(iter(self._sampled_us))
             del self._sampled_us[oldest]
             del self._seconds[oldest]
-
-
-def _samples(symbol: str, handle: Any, seen_us: int) -> list[Any]:
-    """Samples newer than an instant; none where no process was busy. Raises NvmlError."""
-    try:
-        return list(call(symbol, handle, seen_us))
-    except NvmlError as error:
-        if error.code == _NOT_FOUND:
-            return []
-        raise
