@@ -7,6 +7,7 @@ from exporter.advice.window import GpuWindow, Price, Reference, WorkloadWindow
 from exporter.device_state import DeviceState
 from exporter.inference.present import Served
 from exporter.inference.snapshot import ModelSnapshot
+from exporter.readings import RECOVERY_ACTIONS
 from exporter.state import State
 
 
@@ -125,7 +126,7 @@ def _gpu(looks: Sequence[Look], uuid: str) -> GpuWindow | None:
         ),
         power_limit_watts=slow.power_limit_watts if slow else None,
         power_limit_max_watts=peaks.board_watts,
-        sick=_sickness(last),
+        sick=_sickness(last, looks[-1].state),
     )
 
 
@@ -186,13 +187,20 @@ def _reference(state: State, gpus: Sequence[GpuWindow]) -> Reference | None:
     )
 
 
-def _sickness(device: DeviceState) -> str | None:
+def _sickness(device: DeviceState, state: State) -> str | None:
     """Why the device needs repair before any advice makes sense; None for a healthy device."""
     fast, slow = device.fast, device.slow
     if fast is not None and fast.recovery_action:
-        return f"the driver requests a recovery (action {fast.recovery_action})"
+        action = RECOVERY_ACTIONS.get(fast.recovery_action, str(fast.recovery_action))
+        return f"the driver requests a recovery ({action})"
     if slow is not None and slow.row_remap_failed:
         return "a memory row could not be remapped"
+    if any(
+        sum(results.mismatches.values())
+        for results in state.probes.devices
+        if results.uuid == device.identity.uuid
+    ):
+        return "its probes computed wrong results"
     return None
 
 

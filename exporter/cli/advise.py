@@ -211,9 +211,13 @@ def _saved_query() -> str:
 
 def fleet_table(rows: list[FleetRow]) -> str:
     """The fleet's levers as text for a terminal."""
-    lines = [f"{'lever':22} {'workloads':>9} {'useful PFLOPS':>18} {'worth a day':>18}  record"]
+    most = max(
+        (abs(value) for each in rows for value in (each.flops_low, each.flops_high)), default=0
+    )
+    unit, title = (1e15, "useful PFLOPS") if most >= 1e15 else (1e12, "useful TFLOPS")
+    lines = [f"{'lever':22} {'workloads':>9} {title:>18} {'worth a day':>18}  record"]
     for each in rows:
-        flops = f"{each.flops_low / 1e15:+.2f} to {each.flops_high / 1e15:+.2f}"
+        flops = f"{each.flops_low / unit:+.2f} to {each.flops_high / unit:+.2f}"
         money = ", ".join(f"{v:,.0f} {k}" for k, v in sorted(each.saved_per_day.items())) or "-"
         record = (
             f"{each.held:.0f} of {each.compared:.0f} held"

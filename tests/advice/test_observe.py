@@ -47,7 +47,21 @@ def test_a_gpu_with_a_recovery_action_is_critical() -> None:
     looks = [look_at(state_at(t, recovery_action=1), [served_at(t)]) for t in (100.0, 200.0)]
     (window,) = windows(looks, best_hits={}, prices={})
 
-    assert "recovery" in (window.gpus[0].sick or "")
+    assert window.gpus[0].sick == "the driver requests a recovery (gpu_reset)"
+
+
+def test_a_gpu_that_computes_wrong_results_is_critical() -> None:
+    """Of the probes' GEMMs one differed: no lever is worth pulling before the GPU is drained."""
+    looks = []
+    for seconds in (100.0, 200.0):
+        state = state_at(seconds)
+        (results,) = state.probes.devices
+        wrong = replace(results, mismatches={"gemm_bf16": 1, "gemm_fp8": 0})
+        state = replace(state, probes=replace(state.probes, devices=(wrong,)))
+        looks.append(look_at(state, [served_at(seconds)]))
+    (window,) = windows(looks, best_hits={}, prices={})
+
+    assert window.gpus[0].sick == "its probes computed wrong results"
 
 
 def test_a_model_that_was_gone_in_between_has_no_window() -> None:
