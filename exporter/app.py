@@ -93,7 +93,7 @@ class Daemon:
         self._stalled_logged = False
         self._machine = Machine()
         self._missing: tuple[tuple[str, int | str], ...] = ()
-        self._ledger = HostLedger()
+        self._ledger = HostLedger(started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         self._live = LiveState(self._parts, self._mark, charge=self._charge)
         self._process_memory = process_memory(process_name)
         self._exposition = Exposition(

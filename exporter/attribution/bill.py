@@ -13,6 +13,7 @@ from exporter.attribution.ledger import (
     Holder,
     Partition,
     Unresolved,
+    nobody_before,
     totals_of,
 )
 from exporter.attribution.snapshot import ProcessOwner
@@ -34,7 +35,9 @@ _CLOCK_STATES = "clock_"
 class HostLedger:
     """Keeps the ledgers. Used by one thread at a time. Makes no driver call and reads no file."""
 
-    def __init__(self) -> None:
+    def __init__(self, started: str = "") -> None:
+        """`started` is the exporter's start as text; without it, earlier energy is `NOBODY`'s."""
+        self._earlier = nobody_before(started) if started else NOBODY
         self._ledgers: dict[str, DeviceLedger] = {}
         # The state at each device's last charge: nothing is charged until it ticks or its holders
         # change.
@@ -76,7 +79,7 @@ class HostLedger:
             if last and last[0] is device and last[1] == present:
                 charges[uuid] = last[2]
             else:
-                ledger = self._ledgers.setdefault(uuid, DeviceLedger())
+                ledger = self._ledgers.setdefault(uuid, DeviceLedger(self._earlier))
                 ledger.charge(
                     totals_of(device.counters),
                     present,

@@ -55,6 +55,15 @@ class Holder(NamedTuple):
 NOBODY = Holder("none")
 
 
+def nobody_before(start: str) -> Holder:
+    """Who is charged the energy from before the exporter's start, in a series that never grows.
+
+    Each start has its own: in one series for all of them, a later start would add the energy that
+    the holders were charged since the earlier one, and `increase()` would count it twice.
+    """
+    return NOBODY._replace(workload=f"before {start}")
+
+
 class Totals(NamedTuple):
     """A device's counters so far: FLOP of the tensor pipe, bytes, joules, seconds by state.
 
@@ -253,7 +262,9 @@ def shares_of(
 class DeviceLedger:
     """The accounts of one device. Used by one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: Holder = NOBODY) -> None:
+        """`earlier` is charged the energy that the device had used before the first charge."""
+        self._earlier = earlier
         self._totals = Totals(None, None, None, {})
         self._accounts: dict[Holder, Account] = {}
         self._process_seconds: Mapping[int, float] = {}
@@ -300,9 +311,9 @@ class DeviceLedger:
         if energy is not None:
             # A device's own energy counter started long before the first holder was watched.
             if before.energy_joules is None:
-                self._accounts.setdefault(NOBODY, Account()).last_held_seconds = now
+                self._accounts.setdefault(self._earlier, Account())
                 self._share("energy_joules", 0.0, division.idle)
-                self._share("energy_joules", energy, {NOBODY: 1.0})
+                self._share("energy_joules", energy, {self._earlier: 1.0})
             else:
                 self._share("energy_joules", energy * idle, division.idle)
                 self._share("energy_joules", energy * (1 - idle), division.busy_energy)
@@ -382,7 +393,7 @@ class DeviceLedger:
         departed = {
             holder: account.last_held_seconds
             for holder, account in self._accounts.items()
-            if account.last_held_seconds < now and holder is not NOBODY
+            if account.last_held_seconds < now and holder.kind != NOBODY.kind
         }
         for holder, last_held in departed.items():
             if now - last_held > DEPARTED_SECONDS:

@@ -2,8 +2,11 @@
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,11 +19,12 @@ from exporter.attribution.snapshot import ProcessOwner
 from exporter.device_state import DeviceState
 from exporter.readings import DeviceIdentity, FastReading
 from exporter.state import State
-from tests.daemon.process import Scrape, passive
-from tests.fake_nvml import H100, Load
+from tests.daemon.process import DaemonProcess, Labels, Scrape, passive
+from tests.fake_nvml import H100, FakeNvml, Load
 from tests.inference.engines.server import serving, text
 
 
+ENERGY = "flopwatch_holder_energy_joules_total"
 CONFIG = passive("sampling: {interval: 250ms, slow_interval: 1s}\n")
 COUNTERS = {
     "flopwatch_holder_flop_total": ("flopwatch_flop_total", {"pipe": "tensor"}),
@@ -88,7 +92,10 @@ def test_tenants_are_charged_by_their_sm_time(start, tenants: dict[str, int]) ->
         assert share == pytest.approx(percent / 80, abs=0.02), name
     assert_sums_are_exact(first, "0")
     assert_sums_are_exact(last, "0")
-    assert last.value("flopwatch_holder_energy_joules_total", holder="none", workload="") > 0
+    # Before the daemon started; the series does not grow.
+    earlier = before_start(last)
+    assert before_start(first) == earlier
+    assert first.samples[ENERGY, earlier] == last.samples[ENERGY, earlier] > 0
 
 
 def test_jobs_whose_processes_cannot_be_told_apart_share_equally(start, tmp_path: Path) -> None:
@@ -164,6 +171,63 @@ def test_a_lost_gpu_is_not_charged_and_the_sums_hold_after(start) -> None:
     )
 
     assert_sums_are_exact(after, "0")
+
+
+def test_a_restart_charges_no_energy_twice(tmp_path: Path) -> None:
+    """What a job used before the restart is not charged to nobody after it.
+
+    As `increase()` counts: what each series grew, from zero where it fell or is new in between. The
+    device's own counter goes on; the holders may miss what it counted while no daemon ran.
+    """
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    (jobs / "0").write_text("41\n")
+    config = CONFIG + f"hpc: {{job_mapping_dir: {jobs}}}\n"
+    seen: list[Scrape] = []
+    with FakeNvml([H100], tmp_path) as fake:
+        fake.gpu(0).set_load(Load.decode())
+        for _start in range(2):
+            with DaemonProcess(tmp_path, config=config, environment=fake.env) as daemon:
+                seen.append(
+                    daemon.wait_until(lambda scrape: scrape.total(ENERGY, hpc_job="41") > 0)
+                )
+                used = seen[-1].total(ENERGY, hpc_job="41")
+                seen.append(
+                    daemon.wait_until(
+                        lambda scrape, used=used: scrape.total(ENERGY, hpc_job="41") > used + 2000
+                    )
+                )
+                daemon.wait_for(lambda: time.time() > begun(seen[-1]) + 1)
+
+    def increase(name: str) -> float:
+        grown = 0.0
+        for before, after in pairwise(seen):
+            for labels, value in after.series(name).items():
+                was = before.samples.get((name, labels))
+                if was is not None:
+                    grown += value - was if value >= was else value
+        return grown
+
+    charged, counted = increase(ENERGY), increase("flopwatch_energy_joules_total")
+    assert 2 * 2000 < charged <= counted * (1 + 1e-9)
+    for scrape in seen:
+        assert_sums_are_exact(scrape, "0")
+
+
+def before_start(scrape: Scrape) -> Labels:
+    """The labels of the series with the energy from before the daemon's start."""
+    (labels,) = (
+        found
+        for found in scrape.series(ENERGY, holder="none")
+        if dict(found)["workload"].startswith("before ")
+    )
+    return labels
+
+
+def begun(scrape: Scrape) -> float:
+    """When the daemon of a scrape started: that series names it, to the second."""
+    text = dict(before_start(scrape))["workload"].removeprefix("before ")
+    return datetime.fromisoformat(text).timestamp()
 
 
 ENGINE_PAGE = """
