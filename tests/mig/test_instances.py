@@ -53,7 +53,8 @@ def test_every_instance_has_series_of_its_own(tmp_path: Path) -> None:
         cut(fake.gpu(0), [H100_3G_40GB, H100_2G_20GB, H100_1G_10GB])
         with DaemonProcess(tmp_path, config=CONFIG, environment=fake.env) as daemon:
             first = daemon.wait_until(lambda s: s.total(SECONDS, mig="7") >= 0.5)
-            last = daemon.wait_until(lambda s: s.total(SECONDS, mig="7") >= 3)
+            watched = first.total(SECONDS, mig="7")
+            last = daemon.wait_until(lambda s: s.total(SECONDS, mig="7") >= watched + 2.5)
         assert (fake.gpm_misuses, fake.gpm_overlaps) == (0, 0)
 
     for instance in (H100_3G_40GB, H100_2G_20GB, H100_1G_10GB):
