@@ -104,7 +104,7 @@ generate: $(VENV)/.installed-dev ## write the generated pages and dashboards ane
 	$(BIN)/flopwatch metrics --markdown > docs/metrics.md
 	$(BIN)/flopwatch config --markdown > docs/configuration.md
 	$(BIN)/python -m exporter.inference.engines.registry
-	$(BIN)/python -m exporter.accounting.support_matrix > docs/support-matrix.md
+	$(BIN)/python -m benchmarks.support_matrix > docs/support-matrix.md
 	$(BIN)/python -m benchmarks.gpu_acceptance --document
 	$(BIN)/python -m mixin.build
 	$(BIN)/python -m grafana.build

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from exporter.accounting.support_matrix import support_page
+from benchmarks.support_matrix import support_page
 
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_fresh() -> None:
-    """`python -m exporter.accounting.support_matrix > docs/support-matrix.md` generates it."""
+    """`python -m benchmarks.support_matrix > docs/support-matrix.md` generates it."""
     assert (ROOT / "docs/support-matrix.md").read_text() == support_page()
 
 

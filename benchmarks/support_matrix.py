@@ -1,4 +1,4 @@
-"""docs/support-matrix.md: `python -m exporter.accounting.support_matrix > docs/support-matrix.md`."""
+"""docs/support-matrix.md: `python -m benchmarks.support_matrix > docs/support-matrix.md`."""
 
 import json
 import sys
@@ -10,10 +10,12 @@ from exporter.accounting.peaks import find_peaks
 from exporter.readings import DeviceIdentity
 
 
+_TABLE = Path(__file__).parents[1] / "exporter" / "accounting" / "peaks.json"
+
 _HEAD = """# Support matrix
 
 What flopwatch measures on which GPU, how exactly, and what is an estimate. The tables are generated from the
-table of GPU models by `python -m exporter.accounting.support_matrix`; nothing here was measured on hardware
+table of GPU models by `python -m benchmarks.support_matrix`; nothing here was measured on hardware
 unless it says so. `flopwatch check` reports the same for the host it runs on.
 
 ## Where the FLOPS come from
@@ -228,7 +230,7 @@ _TERA = 1e12
 
 def support_page() -> str:
     """The whole page in Markdown."""
-    table = json.loads(Path(__file__).with_name("peaks.json").read_text(encoding="utf-8"))
+    table = json.loads(_TABLE.read_text(encoding="utf-8"))
     parts = [_HEAD]
     parts += [f"| {' | '.join(family)} |\n" for family in _FAMILIES]
     parts.append(_ESTIMATES.replace("fp64|fp32|fp16", "fp64\\|fp32\\|fp16"))
