@@ -1,10 +1,17 @@
-"""What the host's view contains, and what it must not contain."""
+"""The host: its devices as published, its boot, and the GPUs on its PCI bus."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
-from exporter.collect.host import HostSampling
+from exporter.collect.host import (
+    HostSampling,
+    Machine,
+    boot_id,
+    boot_time_seconds,
+    expected_gpus,
+)
 from exporter.collect.sampler import Sampler, TickStatistics
 from exporter.collect.settings import SamplingSettings
 from exporter.state import State
@@ -48,3 +55,52 @@ def test_a_device_without_a_thread_is_not_listed(
         host._start_cpu()
 
     assert host.published(0.0).devices == ()
+
+
+def device(sys: Path, address: str, *, vendor: str = "0x10de", kind: str = "0x030200") -> Path:
+    folder = sys / "bus/pci/devices" / address
+    folder.mkdir(parents=True)
+    (folder / "vendor").write_text(f"{vendor}\n")
+    (folder / "class").write_text(f"{kind}\n")
+    return folder
+
+
+def test_gpus_are_counted_whether_or_not_a_driver_has_them(tmp_path: Path) -> None:
+    """Two GPUs, not the NVSwitch bridge, not another vendor's, not a virtual function, not one of a virtual machine."""
+    device(tmp_path, "0000:18:00.0")
+    device(tmp_path, "0000:2a:00.0", kind="0x030000")
+    device(tmp_path, "0000:c1:00.0", kind="0x068000")
+    device(tmp_path, "0000:00:02.0", vendor="0x8086", kind="0x030000")
+    (device(tmp_path, "0000:18:00.4") / "physfn").mkdir()
+    drivers = tmp_path / "bus/pci/drivers/vfio-pci"
+    drivers.mkdir(parents=True)
+    (device(tmp_path, "0000:3a:00.0") / "driver").symlink_to(drivers)
+
+    assert expected_gpus(tmp_path) == 2
+
+
+def test_an_unreadable_bus_is_not_a_host_without_gpus(tmp_path: Path) -> None:
+    """With nothing to read there is no value."""
+    assert expected_gpus(tmp_path) is None
+
+
+def test_boot(tmp_path: Path) -> None:
+    """btime and boot_id, as the kernel writes them; None without them."""
+    assert (boot_time_seconds(tmp_path), boot_id(tmp_path)) == (None, None)
+    (tmp_path / "stat").write_text("cpu  1 2 3\nbtime 1700000000\nprocesses 5\n")
+    (tmp_path / "sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "sys/kernel/random/boot_id").write_text("5c0f-1\n")
+
+    assert (boot_time_seconds(tmp_path), boot_id(tmp_path)) == (1700000000.0, "5c0f-1")
+
+
+def test_the_bus_is_read_once_a_minute(tmp_path: Path) -> None:
+    """A scrape reads no file of it in between."""
+    now = 0.0
+    machine = Machine(proc=tmp_path, sys=tmp_path, clock=lambda: now)
+    device(tmp_path, "0000:18:00.0")
+    assert machine.facts().expected_gpus == 1
+    device(tmp_path, "0000:2a:00.0")
+    assert machine.facts().expected_gpus == 1
+    now = 61.0
+    assert machine.facts().expected_gpus == 2
