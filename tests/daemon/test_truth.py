@@ -167,7 +167,7 @@ def test_the_page_is_useful_without_counters(start, profile: GpuProfile) -> None
 
     (finding,) = [each for each in device["findings"] if each["kind"] == "coarse"]
     assert re.fullmatch(
-        r"busy \d+\s%; how many FLOPS it does is not known:"
+        r"busy \d+\s%; FLOPS unknown:"
         r" only DCGM reads its activity counters, and no dcgm-exporter answers on this node",
         finding["text"],
     )
