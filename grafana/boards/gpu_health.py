@@ -203,8 +203,6 @@ def health(dashboard: Dashboard) -> Dashboard:
                     ),
                 ],
                 [
-                    Column("instance", "Instance"),
-                    Column("gpu", "GPU", width=60),
                     Column("xid", "XID", width=70),
                     Column("B", "Count", width=80),
                     Column("A", "Last", "dateTimeFromNow"),
@@ -250,12 +248,10 @@ def health(dashboard: Dashboard) -> Dashboard:
                     ),
                 ],
                 [
-                    Column("instance", "Instance"),
-                    Column("gpu", "GPU", width=60),
-                    Column("holder", "Held by", width=450),
+                    Column("holder", "Held by"),
                     Column("workload", "Workload"),
                 ],
-                sort_by="Instance",
+                sort_by="Held by",
                 span=12,
                 height=6,
             )

@@ -210,7 +210,7 @@ def _scatter(title: str, description: str, queries: Sequence[Query]) -> xychart.
         .override_by_name(
             "Model, useful", [fixed_color("blue"), override("custom.pointSize", {"fixed": 11})]
         )
-        .span(12)
+        .span(11)
         .height(14)
     )
 
@@ -270,7 +270,7 @@ def dashboard() -> Dashboard:
                     ],
                     sort_by="Of roof",
                     descending=False,
-                    span=12,
+                    span=13,
                     height=14,
                 ),
                 CHOICES,
