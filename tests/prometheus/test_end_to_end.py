@@ -49,6 +49,7 @@ EMPTY_HERE = (
     "offset 7d",
     'state="unresolved"',
     "unless on ()",  # used where FLOP are not counted
+    "unless on (name)",  # the same, by GPU model
     'holder="none"',  # every simulated GPU has a holder
 )
 
