@@ -214,7 +214,6 @@ def observe(case: Case, counters: Counters, stream: random.Random) -> WorkloadWi
             clock_ratio=member.clock,
             clock_lost_to={case.lost_to: 1.0},
             graphics=counters.kernel_seconds / seconds,
-            sm_busy=counters.sm_seconds / seconds,
             tensor=counters.tensor_seconds / seconds,
             dram=counters.dram_bytes / seconds / silicon.bandwidth,
             reachable_bandwidth_bytes_per_second=_probed(

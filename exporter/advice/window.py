@@ -16,7 +16,7 @@ class GpuWindow:
     """One GPU of the workload. Activities are shares 0..1 of the window, at its actual clock.
 
     `clock_ratio` is the mean SM clock over its maximum, `clock_lost_to` the share of the missing
-    clock by cause. `sm_busy`, `tensor` and `dram` are GPM's values. Probe results are the device's
+    clock by cause. `tensor` and `dram` are GPM's values. Probe results are the device's
     present rates in bytes/s and FLOP/s by precision; `sick` is the reason why it needs repair
     first.
     """
@@ -28,7 +28,6 @@ class GpuWindow:
     clock_ratio: float | None = None
     clock_lost_to: Mapping[str, float] = field(default_factory=dict)
     graphics: float | None = None
-    sm_busy: float | None = None
     tensor: float | None = None
     dram: float | None = None
     reachable_bandwidth_bytes_per_second: float | None = None

@@ -285,12 +285,10 @@ class Progress:
     def _decode_context(self, reading: ModelReading) -> float | None:
         """Mean keys that a decoded token attends to.
 
-        Reported by the engine, or the larger of two estimates that both err low: the mean prompt
-        plus half of the mean answer, and the used cache divided by the running requests (a shared
-        prefix is stored once). Without either, the value of the last window.
+        The larger of two estimates that both err low: the mean prompt plus half of the mean answer,
+        and the used cache divided by the running requests (a shared prefix is stored once). Without
+        either, the value of the last window.
         """
-        if reading.decode_context is not None:
-            return reading.decode_context
         estimates = []
         if self.mean_prompt is not None:
             estimates.append(self.mean_prompt + (self.mean_answer or 0.0) / 2)

@@ -96,7 +96,6 @@ class ModelReading:
     waiting_requests: float | None = None
     cache_usage_ratio: float | None = None
     cache_used_tokens: float | None = None
-    decode_context: float | None = None  # mean, reported by the engine
     acceptance_length: float | None = None  # tokens per sequence and pass, reported by the engine
     # Settings.
     cache_data_type: str | None = None

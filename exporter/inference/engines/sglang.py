@@ -39,7 +39,6 @@ HISTOGRAMS = frozenset(
 )
 GAUGES = frozenset(
     {
-        "sglang:decode_sum_seq_lens",
         "sglang:num_queue_reqs",
         "sglang:num_running_reqs",
         "sglang:num_used_tokens",

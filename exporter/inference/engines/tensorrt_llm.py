@@ -24,7 +24,6 @@ COUNTERS = frozenset(
         "trtllm_request_success_total",
         "trtllm_spec_decode_num_accepted_tokens_total",
         "trtllm_spec_decode_num_draft_tokens_total",
-        "trtllm_time_to_first_token_seconds_count",
     }
 )
 GAUGES = frozenset(
