@@ -90,6 +90,7 @@ class TestSglang:
 
         assert (model.computed_tokens, model.cached_tokens) == (450, 150)
         assert (model.generated_tokens, model.finished.requests) == (60, 6)
+        assert model.cache_used_tokens == 600
 
     def test_tokens_computed_again(self):
         """700 were computed, 620 of them for the first time: 80 after a retraction."""
