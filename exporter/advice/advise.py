@@ -12,6 +12,10 @@ from exporter.advice.prediction import Absent, Inapplicable, Interval, Predictio
 from exporter.advice.window import Price, WorkloadWindow
 
 
+API_VERSION: Final = 1
+ADVICE_PATH: Final = "/api/v1/advice"
+
+
 @dataclass(frozen=True, slots=True)
 class Advice:
     """The predictions of one workload, best first, and the levers without one."""
@@ -63,10 +67,6 @@ class AdviceSnapshot:
     records: Records = field(default_factory=dict)
 
 
-API_VERSION: Final = 1
-ADVICE_PATH: Final = "/api/v1/advice"
-
-
 class Range(msgspec.Struct, frozen=True):
     """A predicted ratio over today's value."""
 
@@ -98,13 +98,6 @@ class LeverAdvice(msgspec.Struct, frozen=True):
     currency: str | None = None
 
 
-class AbsentLever(msgspec.Struct, frozen=True):
-    """An option without a prediction, and why."""
-
-    lever: str
-    reason: str
-
-
 class WorkloadAdvice(msgspec.Struct, frozen=True):
     """One served model: options, best first."""
 
@@ -112,7 +105,7 @@ class WorkloadAdvice(msgspec.Struct, frozen=True):
     model: str
     window_seconds: float
     levers: tuple[LeverAdvice, ...]
-    absent: tuple[AbsentLever, ...]
+    absent: tuple[Absent, ...]
 
 
 class AdviceDocument(msgspec.Struct, frozen=True):
@@ -136,7 +129,7 @@ def _workload(advice: Advice, records: Records) -> WorkloadAdvice:
         model=window.model,
         window_seconds=window.seconds,
         levers=tuple(_lever(each, advice, records) for each in advice.predictions),
-        absent=tuple(AbsentLever(each.lever, each.reason) for each in advice.absent),
+        absent=advice.absent,
     )
 
 
