@@ -4,12 +4,24 @@ import sys
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 
 # Timings are for benchmarks: a machine that is busy elsewhere must not fail a property.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# A command that a test runs in this process sets its own log level: loggers must not remember it.
+_configure = structlog.configure
+structlog.configure = lambda **options: _configure(
+    **{**options, "cache_logger_on_first_use": False}
+)
+
+
+def pytest_runtest_teardown() -> None:
+    """Each test logs as if it was the first."""
+    structlog.reset_defaults()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
