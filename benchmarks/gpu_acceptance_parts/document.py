@@ -39,7 +39,7 @@ CLAIMS = (
     Claim("A probe reaches 97 % of an exhaustive sweep at the same clock", "probes", ("bf16 probe over",)),
     Claim("Probes agree with each other within 1 %", "probes", ("spread of",)),
     Claim("The busy estimate brackets a tenant", "probes", ("busy estimate",)),
-    Claim("Random data matters, and so does the clock's way up", "probes", ("zeros over", "seconds from idle")),
+    Claim("Random data and the time to a steady clock matter", "probes", ("zeros over", "seconds from idle")),
     Claim("Probes keep to their budget", "probes", ("probes' GPU time, as", "GPU active time")),
     Claim("A neighbour loses less than 0.1 %", "neighbour", ("loss,", "tokens per second,", "not started")),
     Claim("The daemon serves a GPU with little CPU, memory and series", "end_to_end", ("scrape", "series", "daemon,", "remarks", "errors of", "ticks missed")),
@@ -61,8 +61,8 @@ in less than nine minutes and without a network:
 It prints a table, and leaves its figures in `benchmarks/results/` and the driver's answers in
 `benchmarks/results/recordings/`. A claim below without figures is {NOT_MEASURED}.
 
-What is proven without silicon stands beside it: by recordings and figures of real GPUs that others have published or a
-third party's driver, and by the project's own fake driver, whose truth is exact, a simulation, or the processor.
+The other columns show what is proven without a GPU: by published recordings and figures of real GPUs and third-party drivers, and by
+the project's own fake driver (whose true values are known exactly), a simulation, or the processor.
 `python -m pytest FILE -k TEST` runs a proof.
 
 On a machine without network and without flopwatch, bring what its Python lacks as wheels (`pip download --no-deps -d .whl structlog msgspec bcrypt

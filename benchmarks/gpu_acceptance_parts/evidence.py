@@ -53,8 +53,8 @@ EVIDENCE: dict[str, Evidence] = {
         fake=(
             _proof(
                 "tests/daemon/test_truth.py",
-                "test_two_counts_of_cycles_are_told_apart",
-                "counters of one SM and sums over all of them are told apart",
+                "test_two_counts_of_cycles_are_distinguished",
+                "counters of one SM and sums over all SMs are distinguished",
             ),
         )
     ),
@@ -97,22 +97,22 @@ EVIDENCE: dict[str, Evidence] = {
             ),
         )
     ),
-    "A GPU that looks busy and computes little is seen as such": Evidence(
+    "A GPU that looks busy but computes little is recognized": Evidence(
         recorded=(
             _proof(
                 "tests/evidence/test_fleet_quantiles.py",
                 "test_full_utilization_is_mostly_empty_sms",
-                "quantiles of two clusters: beside 98 % utilization 9 % tensor, 64 % empty SMs, the rest"
+                "quantiles of two clusters: at 98 % utilization, 9 % tensor and 64 % empty SMs; the rest"
                 " unresolved where DRAM was not recorded",
             ),
             _proof(
                 "tests/evidence/test_fleet_quantiles.py",
-                "test_the_boards_themselves_say_the_same",
+                "test_a_dcgm_exporter_shows_the_same",
                 "the same through a dcgm-exporter, as it was recorded",
             ),
         )
     ),
-    "What a power cap takes is lost to power, and FLOP follow the clock": Evidence(
+    "The loss from a power cap is attributed to power, and FLOP follow the clock": Evidence(
         recorded=(
             _proof(
                 "tests/evidence/test_power_caps.py",
@@ -127,12 +127,12 @@ EVIDENCE: dict[str, Evidence] = {
             ),
         )
     ),
-    "What a driver does not tell, or tells wrongly, is absent, counted and named": Evidence(
+    "Values that a driver does not report, or reports wrongly, are absent, counted and named": Evidence(
         recorded=(
             _proof(
                 _THIRD_PARTY,
                 "test_an_energy_counter_that_does_not_move",
-                "an energy counter of a third-party driver that stands still",
+                "an energy counter of a third-party driver that does not move",
             ),
             _proof(
                 _THIRD_PARTY,
@@ -157,7 +157,7 @@ EVIDENCE: dict[str, Evidence] = {
             ),
         )
     ),
-    "The probes call no sound GPU slow": Evidence(
+    "The probes report no healthy GPU as slow": Evidence(
         recorded=(
             _proof(
                 "tests/evidence/test_sustained_gemms.py",
@@ -185,7 +185,7 @@ EVIDENCE: dict[str, Evidence] = {
             _proof(
                 "tests/probes/test_fault_classes.py",
                 "test_each_kind_finds_what_the_other_misses",
-                "of 7 injected classes of faults the fixed shapes find 6 and the model's 5, together all",
+                "of 7 injected classes of faults, the fixed shapes find 6, the model's find 5, and both together find all",
             ),
         )
     ),
@@ -194,7 +194,7 @@ EVIDENCE: dict[str, Evidence] = {
             _proof(
                 "tests/probes/test_judgement.py",
                 "test_the_bracket_of_a_half_busy_tenant",
-                "for the times that time slices of a tenant leave",
+                "for the gaps between the time slices of a tenant",
             ),
         )
     ),
@@ -212,7 +212,7 @@ EVIDENCE: dict[str, Evidence] = {
             ),
         )
     ),
-    "No model is counted by another one's formula": Evidence(
+    "No model is counted by the formula of another": Evidence(
         recorded=(
             _proof(
                 "tests/evidence/test_ofu.py",
@@ -226,7 +226,7 @@ EVIDENCE: dict[str, Evidence] = {
             ),
         )
     ),
-    "A lever's interval holds what comes": Evidence(
+    "The interval of a lever contains the outcome": Evidence(
         fake=(
             _proof(
                 "tests/advice/test_simulated.py",
@@ -235,7 +235,7 @@ EVIDENCE: dict[str, Evidence] = {
             ),
         )
     ),
-    "A GPU that hangs or is lost costs the others nothing": Evidence(
+    "A GPU that hangs or is lost does not affect the others": Evidence(
         fake=(
             _proof(
                 "tests/daemon/test_faults.py",

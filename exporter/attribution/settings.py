@@ -58,7 +58,7 @@ class HolderSettings:
         "hpc.job_mapping_dir",
         optional(text()),
         "/var/run/flopwatch/jobs",
-        "Directory with a file per GPU, a job a line.",
+        "Directory with one file per GPU and one job per line.",
         "/var/run/flopwatch/jobs",
         convert=Path,
     )

@@ -79,7 +79,7 @@ def test_the_cost_of_a_tick_is_listed_by_call(tmp_path: Path) -> None:
     assert alone > 2 * together
 
 
-def test_which_metrics_a_load_moved() -> None:
+def test_metrics_that_a_load_changed() -> None:
     """By more than the given points above its idle value; rates in bytes are not percentages."""
     idle = {gpm.SM: 1.0, gpm.HMMA_TENSOR: 0.0, gpm.PCIE_RECEIVE_MIB: 0.0}
     loaded = {

@@ -131,9 +131,7 @@ def test_a_part_that_raises_says_where(tmp_path: Path) -> None:
         (Survey(MACHINE, no_cuda="torch sees no CUDA device"), "accuracy", True, ""),
     ],
 )  # fmt: skip
-def test_what_keeps_a_part_from_running(
-    survey: Survey, part: str, rehearsal: bool, why: str
-) -> None:
+def test_why_a_part_cannot_run(survey: Survey, part: str, rehearsal: bool, why: str) -> None:
     """The driver's facts need no torch; everything else does, unless it is a rehearsal."""
     assert obstacle(part, survey, rehearsal=rehearsal) == why
 

@@ -236,7 +236,7 @@ def test_cut_down_and_mobile_boards_have_their_sheet_or_none(
     )
 
 
-def test_boards_of_one_name_are_told_apart_by_their_silicon() -> None:
+def test_boards_of_one_name_are_distinguished_by_their_silicon() -> None:
     """A GeForce RTX 3080 has 10 GB and 68 SMs, or 12 GB and 70."""
     name = "NVIDIA GeForce RTX 3080"
     assert peaks_of(name, sm_count=68, memory_size_bytes=10 << 30).model == "RTX 3080"

@@ -62,7 +62,7 @@ def test_a_larger_batch_is_compared_after_ten_stable_minutes() -> None:
 
 
 @pytest.mark.parametrize(("factor", "outcome"), [(1.05, "below"), (1.9, "above")])
-def test_what_came_is_below_or_above_the_interval(factor: float, outcome: str) -> None:
+def test_outcomes_below_and_above_the_interval(factor: float, outcome: str) -> None:
     after = replace(AFTER, decode_tokens=factor * 120_000.0)
     ((_, comparison),) = comparisons(change(after), 40)
 

@@ -98,7 +98,7 @@ def test_tenants_are_charged_by_their_sm_time(start, tenants: dict[str, int]) ->
     assert first.samples[ENERGY, earlier] == last.samples[ENERGY, earlier] > 0
 
 
-def test_jobs_whose_processes_cannot_be_told_apart_share_equally(start, tmp_path: Path) -> None:
+def test_jobs_with_indistinguishable_processes_share_equally(start, tmp_path: Path) -> None:
     """Two jobs on one GPU, no processes to see: halves, and the basis says so. Then one leaves."""
     jobs = tmp_path / "jobs"
     jobs.mkdir()

@@ -86,7 +86,7 @@ class TestMappingDirectory:
 
         assert read_jobs(jobs) == ()
 
-    def test_what_cannot_be_a_job_name_is_left_out(self, tmp_path: Path):
+    def test_invalid_job_names_are_left_out(self, tmp_path: Path):
         """Lines with control characters or more than 128 characters are not job names."""
         (tmp_path / "0").write_bytes(
             b"good\nbad\x00name\n" + b"x" * 129 + b"\n" + b"y" * 128 + b"\n"

@@ -75,7 +75,7 @@ class Played:
         return self.use
 
 
-def test_what_is_useful_and_what_is_explained() -> None:
+def test_useful_and_explained_flop() -> None:
     """Of 100 TFLOP a minute 70 are the model's. 10 of those the cache usually has: 60 % are useful.
 
     5 were computed again and 15 were drafts that were rejected: 90 % are explained, and 10 % are the rest.

@@ -32,7 +32,7 @@ def flopwatch(*words: str, **environment: str) -> subprocess.CompletedProcess[st
     ],
     ids=" ".join,
 )
-def test_what_is_understood(words: list[str]) -> None:
+def test_accepted_spellings(words: list[str]) -> None:
     """The spellings of other exporters, and of people in a hurry."""
     result = flopwatch("config", "--check", *words)
 
@@ -94,7 +94,7 @@ def test_addresses_in_a_variable_are_separated_by_commas() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_refused(words: list[str], line: str) -> None:
+def test_rejected_spellings(words: list[str], line: str) -> None:
     """With the exit code of a configuration that can never work."""
     result = flopwatch(*words)
 

@@ -80,7 +80,7 @@ class TestEnvironment:
             UnknownVariable("FLOPWATCH_XYZZY", None),
         )
 
-    def test_what_a_kubelet_sets_for_a_service_is_not_a_mistake(self, tmp_path: Path) -> None:
+    def test_service_variables_of_the_kubelet_are_not_mistakes(self, tmp_path: Path) -> None:
         """A Service called flopwatch, or flopwatch-web, has variables of the same prefix."""
         config = load(
             "",
@@ -150,7 +150,7 @@ def test_an_engine_has_no_fewer_gpus_than_it_has_here(total: int, tmp_path: Path
 
 
 class TestReload:
-    def test_what_needs_a_restart_stays_and_is_named(self, tmp_path: Path) -> None:
+    def test_options_that_need_a_restart_are_kept_and_named(self, tmp_path: Path) -> None:
         """Everything else changes; the shown values are those that are active."""
         active = load("state_file: /a\nsampling: {interval: 1s}", tmp_path)
         loaded = load(

@@ -123,7 +123,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_what_a_writer_quotes_is_read_back(value: Any) -> None:
+def test_quoted_values_are_read_back(value: Any) -> None:
     """A document written by PyYAML, which quotes by YAML 1.1, means the same here."""
     written = yaml.safe_dump(value)
     # `0E0` is text to YAML 1.1 and a number to 1.2: an unquoted one is what its reader says.

@@ -90,7 +90,7 @@ def test_a_failing_call_loses_only_its_own_value(start, code: int) -> None:
     )
 
 
-def test_what_is_not_supported_is_asked_once(start) -> None:
+def test_unsupported_calls_are_made_once(start) -> None:
     """A refusal is remembered: a monitor must not fill the driver's log."""
     fake, daemon = start(
         [H100],

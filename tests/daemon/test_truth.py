@@ -195,7 +195,7 @@ def test_the_headline_precision_comes_from_the_configuration(start) -> None:
     )
 
 
-def test_two_counts_of_cycles_are_told_apart(start) -> None:
+def test_two_counts_of_cycles_are_distinguished(start) -> None:
     """Whether the driver counts a mean over the SMs or their sum, the FLOP are the same."""
     summing = replace(H100, cycles_mode="sum")
     fake, daemon = start([H100, summing])

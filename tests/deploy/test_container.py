@@ -84,7 +84,7 @@ class TestDockerfile:
         (environment,) = built[target].all("ENV")
         assert f"NVIDIA_DRIVER_CAPABILITIES={capabilities} " in f"{environment} "
 
-    def test_what_is_installed_is_locked_by_hash(self, built: dict[str, Stage]):
+    def test_installed_packages_are_locked_by_hash(self, built: dict[str, Stage]):
         """No install step may fetch a package whose hash is not known in advance."""
         installs = [
             step.strip()
@@ -119,7 +119,7 @@ class TestDockerfile:
 
 class TestLocks:
     @pytest.mark.parametrize(("name", "extra"), [("slim", None), ("full", "probes")])
-    def test_what_the_project_needs_is_locked_in_range(self, name: str, extra: str | None):
+    def test_requirements_are_locked_within_their_range(self, name: str, extra: str | None):
         """Each requirement of pyproject.toml has a pin, and the pin fits."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         wanted = project["dependencies"] + (

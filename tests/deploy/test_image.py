@@ -177,7 +177,7 @@ def test_top_is_in_it(engine: Engine, container: str) -> None:
     assert "H100" in engine("exec", container, "flopwatch", "top", "--once")
 
 
-def test_what_is_in_it_is_what_is_locked(engine: Engine, image: str) -> None:
+def test_the_contents_are_the_locked_versions(engine: Engine, image: str) -> None:
     """Each distribution with its locked version, flopwatch beside them, and nothing else."""
     listing = (
         "import importlib.metadata as m, json;"

@@ -86,7 +86,7 @@ def test_full_utilization_is_mostly_empty_sms(start) -> None:
         assert utilization == pytest.approx(float(row["gpu_utilization"]) / 100, abs=0.006)
 
 
-def test_the_boards_themselves_say_the_same(start, tmp_path: Path) -> None:
+def test_a_dcgm_exporter_shows_the_same(start, tmp_path: Path) -> None:
     """As recorded: A100s without GPM, whose activities come from a dcgm-exporter on the node."""
     with DcgmExporter() as dcgm:
         fake, daemon = start(

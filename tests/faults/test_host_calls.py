@@ -61,7 +61,9 @@ def test_a_gpu_that_could_not_be_opened_recovers(start, function: str, code: int
         ("nvmlGpmQueryDeviceSupport", UNKNOWN, ""),
     ],
 )
-def test_what_a_gpu_can_do_without(start, function: str, code: int, missing: str) -> None:
+def test_a_failing_call_loses_only_its_own_readings(
+    start, function: str, code: int, missing: str
+) -> None:
     """Only the readings of the call itself are missing."""
     _fake, daemon = start([H100], config=CONFIG, prepare=fail(function, code))
     witness = Witness(daemon, window_seconds=1.5)

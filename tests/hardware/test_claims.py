@@ -28,7 +28,7 @@ def every_family(scrape: Scrape, gpu: int) -> set[str]:
 
 
 @pytest.mark.parametrize("code", [NOT_SUPPORTED, INVALID_ARGUMENT])
-def test_what_answered_before_is_asked_again(tmp_path: Path, code: int) -> None:
+def test_calls_that_worked_before_are_retried(tmp_path: Path, code: int) -> None:
     """Readings that a GPU refuses for a while all return; each is counted and logged once."""
     functions = (
         "nvmlDeviceGetClockInfo",
@@ -211,7 +211,7 @@ def test_a_blank_is_never_a_first_value(tmp_path: Path, blank: int) -> None:
     assert 0.0 <= reasons["sw_thermal_slowdown"] < 10
 
 
-def test_what_never_answered_is_asked_again_after_ten_minutes() -> None:
+def test_calls_that_never_worked_are_retried_after_ten_minutes() -> None:
     """One question, then none for ten minutes; what a MIG mode change may bring is asked at once."""
     now = [0.0]
     calls = DeviceCalls(None, device="0", clock=lambda: now[0])

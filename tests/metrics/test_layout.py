@@ -113,7 +113,7 @@ class TestLayout:
         assert text.count(f"\n{first.name}{{") == 3
         assert text.endswith(f"\n{health.name} 1.0\n")
 
-    def test_what_has_not_changed_is_not_read_again(self) -> None:
+    def test_unchanged_samples_are_not_read_again(self) -> None:
         """Samples of a source that is equal to the one before, by what they depend on."""
         asked: list[int] = []
 

@@ -167,7 +167,7 @@ def test_errors_are_kept_in_the_state_file(tmp_path, capsys):
     assert "error +1.00%" in capsys.readouterr().out
 
 
-def test_what_was_calibrated_before_a_worker_died_is_kept(host, daemon, monkeypatch, tmp_path):
+def test_results_before_a_worker_died_are_kept(host, daemon, monkeypatch, tmp_path):
     """The second precision ends the worker: the command fails, with the first one's error saved."""
     host.kernels = (BF16, FP32)
     host.script.extend([Ending("dies in gemm_fp32")] * 100)

@@ -281,7 +281,7 @@ class TestMeasurement:
         target[7] ^= 1
         assert not PreparedCopy([source], [target], 1).verify(device, silent()).exact
 
-    def test_what_lies_on_the_device_is_summed_there(self):
+    def test_tensors_on_the_device_are_summed_there(self):
         """And its time is charged."""
         works = []
         device = types.SimpleNamespace(

@@ -190,7 +190,7 @@ class TestReconfiguration:
 
         assert results(host).keys() == {"MIG-8"}
 
-    def test_what_only_cannot_be_seen_is_kept(self, tmp_path):
+    def test_instances_of_a_lost_or_hung_gpu_are_kept(self, tmp_path):
         """The GPU is lost, or hung: its instance's counters go on, and the cycle is a skip."""
         host = Host(tmp_path, [PARTITIONED, instance(7)], mig="run")
         host.cycle()
@@ -265,8 +265,8 @@ class TestReconfiguration:
         assert saved.baselines.keys() == {"MIG-6", "MIG-7", "MIG-8", "MIG-9"}
         assert len(results(host)) == 1
 
-    def test_what_an_instance_spent_is_forgotten_with_the_hours_that_it_counts_for(self, tmp_path):
-        """Two hours after it went its charges bound nothing, and the state file has them no more."""
+    def test_an_instances_charges_expire_after_two_hours(self, tmp_path):
+        """Two hours after it was removed its charges limit nothing, and the state file no longer has them."""
         host = Host(tmp_path, [PARTITIONED, instance(7)], mig="run")
         host.cycle()
         host.devices = [PARTITIONED]

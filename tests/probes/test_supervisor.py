@@ -334,7 +334,7 @@ class TestEnvironment:
 
         assert name not in worker_environment([], 1)
 
-    def test_what_it_needs_to_start_is_kept(self, monkeypatch):
+    def test_variables_that_it_needs_are_kept(self, monkeypatch):
         """Where programs, libraries and compiled kernels are; that there may be two OpenMP libraries."""
         for name in (
             "PATH",

@@ -127,7 +127,7 @@ def test_torch_has_the_functions_in_use():
 
 
 class TestTensorFloat:
-    def test_fp32_and_tf32_are_told_apart(self, cuda):
+    def test_fp32_and_tf32_are_distinguished(self, cuda):
         """By torch's own switch of before 2.9, alone: torch raises where both interfaces are mixed."""
         before = torch.get_float32_matmul_precision()
         try:

@@ -37,7 +37,7 @@ def broken_files(path):
     return sorted(each.name for each in path.parent.glob("*.broken-*"))
 
 
-def test_what_is_saved_is_read_again(path):
+def test_saved_state_is_restored(path):
     """All of it, by another process that reads the file again."""
     StateFile(path).save(SECTION, STATE)
 

@@ -106,7 +106,7 @@ class TestAttainable:
 
         assert device_of(processor, "cpu0").attainable is None
 
-    def test_what_a_busy_processor_does_not_show_is_explained(self, processor: Machine) -> None:
+    def test_missing_values_of_a_busy_processor_are_explained(self, processor: Machine) -> None:
         """Its copies were contended: FLOPS are there, and the sentence says why bandwidth is not."""
         measured = processor.probes.devices[0]
         runs: dict[tuple[str, Outcome], int] = {
@@ -121,7 +121,7 @@ class TestAttainable:
         assert len(said) == 1
         assert said[0].startswith("memory bandwidth not measured: other programs use the device")
 
-    def test_what_the_processor_counts_itself_stands_beside_it(self, processor: Machine) -> None:
+    def test_the_processors_own_count_is_shown_as_well(self, processor: Machine) -> None:
         """30 GFLOP/s in fp32 and 5 in fp64 for a minute: 35 executed, and no share of fp32's peak."""
         load = replace(COARSE, counted={"fp32": 30e9, "fp64": 5e9})
         processor.run(70, {"cpu0": load}, step=1.0)
@@ -379,7 +379,7 @@ class TestJson:
         assert {len(shares) for shares in hour.states.values()} == {60}
         assert hour.states["tensor"].count(None) in (57, 58)
 
-    def test_what_is_not_known_is_null(self) -> None:
+    def test_unknown_values_are_null(self) -> None:
         """A device that was never read shows no zeros."""
         machine = Machine()
         machine.add(replace(gpu(0), up=False))

@@ -73,7 +73,7 @@ class TestPicture:
         assert "455 of 700 W" in text
         assert text.count("M") >= 30
 
-    def test_what_a_processor_counts_itself_stands_beside_its_peak(self) -> None:
+    def test_the_processors_own_count_is_shown_beside_its_peak(self) -> None:
         """20 GFLOP/s in fp32 and 1 in fp64 by its own counters, and no probe yet."""
         machine = Machine()
         machine.add(cpu())
@@ -113,7 +113,7 @@ class TestPicture:
         assert len(lines) == 10
         assert lines[2].startswith("✖ GPU 3")
 
-    def test_what_does_not_fit_is_counted(self) -> None:
+    def test_devices_that_do_not_fit_are_counted(self) -> None:
         """64 devices in ten lines: two of the host, seven devices, and the rest as a number."""
         lines = shown(fleet(64, seconds=60).service.status(), height=10).splitlines()
 

@@ -34,7 +34,7 @@ LOCKED = CrossSiteGuard(lambda: True)
         {"host": ""},
     ],
 )
-def test_what_an_operator_sends_passes(headers: dict[str, str]) -> None:
+def test_an_operators_requests_pass(headers: dict[str, str]) -> None:
     """curl, a kubelet's hook, the page itself, by address or by a name of this host."""
     assert OPEN.refusal(post(**headers)) is None
 
@@ -53,7 +53,7 @@ def test_what_an_operator_sends_passes(headers: dict[str, str]) -> None:
         ({"host": "evil.example", "origin": "http://evil.example"}, 403),
     ],
 )
-def test_what_a_foreign_page_can_send_is_refused(headers: dict[str, str], status: int) -> None:
+def test_cross_site_requests_are_refused(headers: dict[str, str], status: int) -> None:
     """By its origin, by a form's content type, and by a name that was bound to this address."""
     answer = OPEN.refusal(post(**headers))
 

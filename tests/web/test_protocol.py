@@ -142,7 +142,7 @@ def test_nearly_a_request_is_a_request_or_refused(parts: list[bytes]) -> None:
 
 
 @given(method=token, names=st.lists(token, unique_by=str.lower, max_size=10), value=value)
-def test_what_was_written_is_read(method: str, names: list[str], value: str) -> None:
+def test_written_requests_are_read_back(method: str, names: list[str], value: str) -> None:
     """Method, target and headers come out as they went in, with names in lower case."""
     names = [f"X-{name}" for name in names]
     lines = [f"{method} /a%2Fb?c HTTP/1.1", "Host: h", *(f"{name}: {value}" for name in names)]

@@ -116,7 +116,7 @@ def test_a_pod(proc):
     assert found == (Endpoint("chat-0", "vllm", url, frozenset({100, 101})),)
 
 
-def test_two_engines_in_a_pod_are_told_apart_by_port(proc):
+def test_two_engines_in_a_pod_are_distinguished_by_port(proc):
     """Each with the processes below the one that listens."""
     both = [(8000, 55), (30000, 66)]
     proc.add(100, host="duo", ports=both).holds(100, 55)

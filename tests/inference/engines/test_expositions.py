@@ -448,6 +448,6 @@ class TestRegistry:
             (set(), None),
         ],
     )
-    def test_engines_are_told_apart(self, prefixes, name):
+    def test_engines_are_distinguished(self, prefixes, name):
         """Engines that pass another's names through have their own names as well."""
         assert identify(prefixes) == name

@@ -281,7 +281,7 @@ class TestRefusals:
             ("t5", "encoder-decoder models"),
         ],
     )
-    def test_what_is_not_known_exactly_is_refused_by_name(self, name, reason):
+    def test_inexact_architectures_are_refused_by_name(self, name, reason):
         """However similar to a Llama it looks."""
         with pytest.raises(UnknownArchitectureError, match=f"'{name}': .*{reason}"):
             describe({**LLAMA, "model_type": name})
