@@ -13,6 +13,7 @@ import yaml
 from grafana.build import LEAST_GRAFANA, main, stale
 from tests.grafana.boards import (
     FOLDER,
+    ROOT,
     Target,
     boards,
     exported,
@@ -295,6 +296,60 @@ def test_clicks_keep_the_selection(name: str) -> None:
         assert "var-cluster=${__" in url
         assert "var-instance=${__" in url
         assert ("var-gpu=${__" in url) == url.startswith("/d/flopwatch-gpu?")
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_links_of_a_table_read_its_columns(name: str) -> None:
+    """A row's link takes cluster, instance and GPU from columns of the same table, hidden or not."""
+    for panel in panels(BOARDS[name]):
+        if panel["type"] != "table":
+            continue
+        renamed = {
+            title
+            for step in panel["transformations"]
+            for title in step["options"].get("renameByName", {}).values()
+        }
+        links = [
+            link["url"]
+            for override in panel["fieldConfig"]["overrides"]
+            for each in override["properties"]
+            if each["id"] == "links"
+            for link in each["value"]
+        ]
+        read = {field for url in links for field in re.findall(r"__data\.fields\.(\w+)", url)}
+        assert read <= renamed, panel["title"]
+
+
+def test_an_alert_leads_to_its_gpu_in_two_clicks() -> None:
+    """From the table of firing alerts, or from a notification, one click opens the GPU or the host, and from the host one more.
+
+    The notification's link is the annotation `dashboard`.
+    """
+    for name, target in (("fleet", "/d/flopwatch-gpu?"), ("host", "/d/flopwatch-gpu?")):
+        found = [p for p in panels(BOARDS[name]) if p["title"] == "What is wrong now"]
+        (panel,) = found
+        assert target in str(panel["fieldConfig"]["overrides"])
+    (side_by_side,) = [p for p in panels(BOARDS["host"]) if p["title"] == "GPUs side by side"]
+    assert "/d/flopwatch-gpu?" in str(side_by_side["fieldConfig"]["overrides"])
+    rules = [
+        rule
+        for path in sorted((ROOT / "deploy/prometheus/alerts").glob("*.yml"))
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    variables = {
+        board["uid"]: {each["name"] for each in board["templating"]["list"]}
+        for board in BOARDS.values()
+    }
+    assert len(rules) > 50
+    for rule in rules:
+        link = rule["annotations"]["dashboard"]
+        (uid,) = re.findall(r"/d/(flopwatch-\w+)", link)
+        chosen = set(re.findall(r"var-(\w+)=", link))
+        # The GPU that the alert is about is chosen on the dashboard that opens.
+        about_a_gpu = "$labels.gpu" in rule["annotations"]["summary"]
+        assert chosen <= variables[uid], rule["alert"]
+        assert not about_a_gpu or "gpu" not in variables[uid] or "gpu" in chosen, rule["alert"]
 
 
 @pytest.mark.parametrize("name", BOARDS)
