@@ -90,8 +90,8 @@ class SoakedHost(Node):
         self._status.observe(self.device())
         if self.ticks % PROBE_SECONDS == 0:
             self._probe()
-        if self.ticks % int(AdviceSettings().look_seconds) == 0:
-            self._advisor.look()
+        if self.ticks % int(AdviceSettings().observation_seconds) == 0:
+            self._advisor.observe()
             self.played.advice += 1
         if self.ticks % PAGE_SECONDS == 0:
             self._status.tend()

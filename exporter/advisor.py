@@ -1,6 +1,6 @@
-"""The advice service: looks at the State periodically, outside the sampling threads.
+"""The advice service: observes the State periodically, outside the sampling threads.
 
-A window is built from the looks of the last minutes; it is the basis of predictions, and of the
+A window is built from the observations of the last minutes; it is the basis of predictions, and of the
 back-test of earlier ones. The track record, the best hit rates and a change that has not settled
 yet survive a restart in the state file.
 """
@@ -25,7 +25,7 @@ from exporter.advice.backtest import (
     restored_trial,
     saved_trial,
 )
-from exporter.advice.observe import LEAST_TOKENS, Key, Look, look_at, windows
+from exporter.advice.observe import LEAST_TOKENS, Key, Observation, observation_of, windows
 from exporter.advice.settings import AdviceSettings
 from exporter.advice.window import Price, WorkloadWindow
 from exporter.attribution.settings import PriceRule
@@ -80,7 +80,7 @@ class Advisor:
         self._settings = settings or AdviceSettings()
         self._file = None if state_path is None else StateFile(state_path)
         self._wall_clock = wall_clock
-        self._looks: deque[Look] = deque()
+        self._observations: deque[Observation] = deque()
         self._advised_seconds: float | None = None
         self._saved_seconds: float | None = None
         self._watches: dict[Key, Watch] = {}
@@ -101,7 +101,7 @@ class Advisor:
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
-        """Stop; a look in progress ends by itself."""
+        """Stop; an observation in progress ends by itself."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout_seconds)
@@ -122,15 +122,15 @@ class Advisor:
         """The same as JSON."""
         return msgspec.json.encode(document_of(self._snapshot))
 
-    def look(self) -> None:
-        """Take one look; advise and back-test when it is time."""
+    def observe(self) -> None:
+        """Observe the State once; advise and back-test when it is time."""
         state = self._state()
-        self._looks.append(look_at(state, self._served(state)))
+        self._observations.append(observation_of(state, self._served(state)))
         now = state.at_seconds
-        window, look = self._settings.window_seconds, self._settings.look_seconds
-        while self._looks and now - self._looks[0].at_seconds > window + look / 2:
-            self._looks.popleft()
-        if now - self._looks[0].at_seconds < _LEAST_SHARE * window:
+        window, pause = self._settings.window_seconds, self._settings.observation_seconds
+        while self._observations and now - self._observations[0].at_seconds > window + pause / 2:
+            self._observations.popleft()
+        if now - self._observations[0].at_seconds < _LEAST_SHARE * window:
             self._snapshot = AdviceSnapshot(records=self._records)
             return
         advised = self._advised_seconds
@@ -142,12 +142,12 @@ class Advisor:
     def _advise(self, state: State, now: float) -> None:
         best = {key: history.best for key, history in self._hits.items()}
         found = windows(
-            tuple(self._looks),
+            tuple(self._observations),
             best_hits={key: value for key, value in best.items() if value is not None},
             prices=self._prices_of(state),
         )
         self._remember_hits(found, now)
-        least = self._settings.window_seconds - self._settings.look_seconds
+        least = self._settings.window_seconds - self._settings.observation_seconds
         for window in found:
             if window.seconds >= least:
                 self._back_test(window, now)
@@ -231,18 +231,18 @@ class Advisor:
         return self._wall_clock() - self._state().at_seconds
 
     def _wait(self) -> bool:
-        """Wait for the next look; whether to end."""
+        """Wait for the next observation; whether to end."""
         with self._guard.waiting():
-            return self._stop.wait(self._settings.look_seconds)
+            return self._stop.wait(self._settings.observation_seconds)
 
     def _run(self) -> None:
         while not self._wait():
             try:
-                self.look()
+                self.observe()
                 self._failed = False
             except Exception:  # the top of the thread: advice must never bring the daemon down
                 if not self._failed:
                     log.exception("advice_failed")
                 self._failed = True
-                self._looks.clear()
+                self._observations.clear()
                 self._snapshot = AdviceSnapshot(records=self._records)

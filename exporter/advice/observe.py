@@ -1,4 +1,4 @@
-"""Builds the window of a workload from looks at the State: counter differences, gauge means."""
+"""Builds the window of a workload from observations of the State: counter differences, gauge means."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ Key = tuple[str, str]  # workload and model
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Observation:
     """The host at one instant: `at_seconds` on the monotonic clock."""
 
     state: State
@@ -28,38 +28,45 @@ class Look:
 
     @property
     def at_seconds(self) -> float:
-        """The time of the look."""
+        """The time of the observation."""
         return self.state.at_seconds
 
 
-def look_at(state: State, served: Iterable[Served]) -> Look:
-    """A look, with the served models by workload and model."""
-    return Look(state, {(each.workload, each.shown.model): each for each in served})
+def observation_of(state: State, served: Iterable[Served]) -> Observation:
+    """An observation, with the served models by workload and model."""
+    return Observation(state, {(each.workload, each.shown.model): each for each in served})
 
 
 def windows(
-    looks: Sequence[Look],
+    observations: Sequence[Observation],
     *,
     best_hits: Mapping[Key, float],
     prices: Mapping[str, Price],
 ) -> tuple[WorkloadWindow, ...]:
-    """The windows of all models present in every look. `prices` are by device UUID."""
-    if len(looks) < 2:
+    """The windows of all models present in every observation. `prices` are by device UUID."""
+    if len(observations) < 2:
         return ()
-    keys = [key for key in looks[-1].served if all(key in look.served for look in looks)]
-    found = (_window(looks, key, best_hits.get(key), prices) for key in sorted(keys))
+    keys = [
+        key for key in observations[-1].served if all(key in each.served for each in observations)
+    ]
+    found = (_window(observations, key, best_hits.get(key), prices) for key in sorted(keys))
     return tuple(window for window in found if window is not None)
 
 
 def _window(
-    looks: Sequence[Look], key: Key, best_hits: float | None, prices: Mapping[str, Price]
+    observations: Sequence[Observation],
+    key: Key,
+    best_hits: float | None,
+    prices: Mapping[str, Price],
 ) -> WorkloadWindow | None:
-    first, last = looks[0].served[key], looks[-1].served[key]
-    seconds = looks[-1].at_seconds - looks[0].at_seconds
+    first, last = observations[0].served[key], observations[-1].served[key]
+    seconds = observations[-1].at_seconds - observations[0].at_seconds
     if seconds <= 0 or first.gpus != last.gpus:
         return None
     gpus = tuple(
-        gpu for gpu in (_gpu(looks, reference.uuid) for reference in last.gpus) if gpu is not None
+        gpu
+        for gpu in (_gpu(observations, reference.uuid) for reference in last.gpus)
+        if gpu is not None
     )
     missed = last.passes_missed - first.passes_missed
     shown = last.shown
@@ -70,7 +77,7 @@ def _window(
         gpus=gpus if len(gpus) == len(last.gpus) else (),
         gpu_count=max(1, last.gpu_count),
         tensor_parallel=max(1, last.tensor_parallel),
-        replicas=sum(each.shown.model == shown.model for each in looks[-1].served.values()),
+        replicas=sum(each.shown.model == shown.model for each in observations[-1].served.values()),
         engine=last.engine,
         description=last.description if last.description == first.description else None,
         precision=shown.precision,
@@ -79,28 +86,28 @@ def _window(
         decode_tokens=_grown(first.shown.decode_tokens, shown.decode_tokens),
         prompts=last.prompts - first.prompts,
         passes=None if missed else last.passes - first.passes,
-        running_requests=_mean(look.served[key].shown.running_requests for look in looks),
-        waiting_requests=_mean(look.served[key].shown.waiting_requests for look in looks),
-        cache_usage_ratio=_mean(look.served[key].shown.cache_usage_ratio for look in looks),
+        running_requests=_mean(each.served[key].shown.running_requests for each in observations),
+        waiting_requests=_mean(each.served[key].shown.waiting_requests for each in observations),
+        cache_usage_ratio=_mean(each.served[key].shown.cache_usage_ratio for each in observations),
         decode_context=shown.decode_context_tokens,
         useful_flops=_useful(first.shown, shown, seconds),
         best_cache_hit_ratio=best_hits,
-        reference=_reference(looks[-1].state, gpus),
+        reference=_reference(observations[-1].state, gpus),
         price=_price(gpus, prices),
     )
 
 
-def _gpu(looks: Sequence[Look], uuid: str) -> GpuWindow | None:
-    """One GPU over the looks; None if it is missing in one of them."""
-    devices = [look.state.fresh(uuid) for look in looks]
+def _gpu(observations: Sequence[Observation], uuid: str) -> GpuWindow | None:
+    """One GPU over the observations; None if it is missing in one of them."""
+    devices = [each.state.fresh(uuid) for each in observations]
     first, last = devices[0], devices[-1]
     if first is None or last is None or None in devices or last.peaks is None:
         return None
-    seconds = looks[-1].at_seconds - looks[0].at_seconds
+    seconds = observations[-1].at_seconds - observations[0].at_seconds
     states = _state_shares(first, last)
     lost = {name: states.get(f"clock_{name}", 0.0) for name in _LOST}
     clock = 1.0 - sum(lost.values()) if states else None
-    peaks, probes = last.peaks, _probes(looks[-1].state, uuid)
+    peaks, probes = last.peaks, _probes(observations[-1].state, uuid)
     bandwidth, flops, links = probes
     fast, slow = last.fast, last.slow
     moved = _grown(_total(first.counters.dram_bytes), _total(last.counters.dram_bytes))
@@ -126,7 +133,7 @@ def _gpu(looks: Sequence[Look], uuid: str) -> GpuWindow | None:
         ),
         power_limit_watts=slow.power_limit_watts if slow else None,
         power_limit_max_watts=peaks.board_watts,
-        sick=_sickness(last, looks[-1].state),
+        fault=_fault_of(last, observations[-1].state),
     )
 
 
@@ -187,7 +194,7 @@ def _reference(state: State, gpus: Sequence[GpuWindow]) -> Reference | None:
     )
 
 
-def _sickness(device: DeviceState, state: State) -> str | None:
+def _fault_of(device: DeviceState, state: State) -> str | None:
     """Why the device needs repair before any advice makes sense; None for a healthy device."""
     fast, slow = device.fast, device.slow
     if fast is not None and fast.recovery_action:

@@ -7,7 +7,7 @@ from flopwatch.option_parsers import duration
 from flopwatch.options import option
 
 
-_LOOK_SHARE: Final = 0.05  # time between looks at the State, as a share of the window
+_OBSERVATION_SHARE: Final = 0.05  # time between observations of the State, as a share of the window
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,6 @@ class AdviceSettings:
     )
 
     @property
-    def look_seconds(self) -> float:
-        """Time from one look at the State to the next."""
-        return _LOOK_SHARE * self.window_seconds
+    def observation_seconds(self) -> float:
+        """Time from one observation of the State to the next."""
+        return _OBSERVATION_SHARE * self.window_seconds

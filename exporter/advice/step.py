@@ -264,8 +264,8 @@ def slowest(window: WorkloadWindow) -> GpuWindow:
     if not window.gpus:
         raise Inapplicable("no GPU of this workload is known on this host")
     for gpu in window.gpus:
-        if gpu.sick:
-            raise Inapplicable(f"{gpu.title} needs repair first: {gpu.sick}")
+        if gpu.fault:
+            raise Inapplicable(f"{gpu.title} needs repair first: {gpu.fault}")
 
     def speed(gpu: GpuWindow) -> float:
         bandwidth = gpu.reachable_bandwidth_bytes_per_second

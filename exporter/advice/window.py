@@ -17,7 +17,7 @@ class GpuWindow:
 
     `clock_ratio` is the mean SM clock over its maximum, `clock_lost_to` the share of the missing
     clock by cause. `tensor` and `dram` are GPM's values. Probe results are the device's
-    present rates in bytes/s and FLOP/s by precision; `sick` is the reason why it needs repair
+    present rates in bytes/s and FLOP/s by precision; `fault` is the reason why it needs repair
     first.
     """
 
@@ -38,7 +38,7 @@ class GpuWindow:
     power_watts: float | None = None
     power_limit_watts: float | None = None
     power_limit_max_watts: float | None = None
-    sick: str | None = None
+    fault: str | None = None
 
     @property
     def title(self) -> str:

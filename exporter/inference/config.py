@@ -107,7 +107,7 @@ class WorkloadConfig:
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryConfig:
-    """How to look for engines that are not configured."""
+    """How to discover engines that are not configured."""
 
     ports: tuple[int, ...] = option(
         "workload_discovery.ports",

@@ -154,7 +154,7 @@ class ContainerDiscovery:
         # Why discovery is not possible; None if it is, or if no process holds a GPU.
         self.unavailable: str | None = None
 
-    def look(self, pids: Collection[int]) -> Iterator[Endpoint]:
+    def discover(self, pids: Collection[int]) -> Iterator[Endpoint]:
         """Yield the engines behind these processes, which hold GPUs."""
         self.unavailable = None
         if not pids:

@@ -72,7 +72,7 @@ class LengthModel:
 
     buckets: dict[Key, _Bucket] = field(default_factory=dict)
     # Covariance of the estimates of two means; without an entry, 0.
-    doubts: dict[tuple[Key, Key], float] = field(default_factory=dict)
+    covariances: dict[tuple[Key, Key], float] = field(default_factory=dict)
     # The spread within buckets over that of an even distribution, and its number of windows.
     evenness: float = 1.0
     windows: float = PRIOR_WINDOWS
@@ -121,7 +121,7 @@ class LengthModel:
                 key = (low, high)
                 if key not in self.buckets:
                     self.buckets[key] = _Bucket(low, high, _even_mean(low, high))
-                    self.doubts[key, key] = (high - low) ** 2 / 12
+                    self.covariances[key, key] = (high - low) ** 2 / 12
                 self.buckets[key].follow(_slope(buckets, position))
                 occupied.append((self.buckets[key], count))
             low = bound
@@ -133,31 +133,33 @@ class LengthModel:
             return
         counts = {(bucket.low, bucket.high): count for bucket, count in occupied}
         missing = total - sum(count * bucket.mean for bucket, count in occupied)
-        chance = self.evenness * sum(
+        noise = self.evenness * sum(
             count * bucket.spread(bucket.mean) for bucket, count in occupied
         )
         shared = {
-            key: sum(count * self.doubts.get((key, other), 0.0) for other, count in counts.items())
+            key: sum(
+                count * self.covariances.get((key, other), 0.0) for other, count in counts.items()
+            )
             for key in self.buckets
         }
-        doubt = sum(count * shared[key] for key, count in counts.items())
-        if doubt + chance <= 0:
+        prior = sum(count * shared[key] for key, count in counts.items())
+        if prior + noise <= 0:
             return
-        surprise = min(4.0, missing**2 / (doubt + chance))
-        self.evenness += self.evenness * (surprise - 1) / (self.windows + 1)
+        misfit = min(4.0, missing**2 / (prior + noise))
+        self.evenness += self.evenness * (misfit - 1) / (self.windows + 1)
         self.evenness = min(1.0, max(0.0, self.evenness))
         self.windows = min(1 / (1 - FORGETTING), self.windows + 1)
         for key, bucket in self.buckets.items():
-            moved = bucket.mean + shared[key] / (doubt + chance) * missing
+            moved = bucket.mean + shared[key] / (prior + noise) * missing
             bucket.mean = min(bucket.high, max(bucket.low, moved))
             bucket.learned = bucket.learned or key in counts
             for other in self.buckets:
-                left = self.doubts.get((key, other), 0.0) - shared[key] * shared[other] / (
-                    doubt + chance
+                left = self.covariances.get((key, other), 0.0) - shared[key] * shared[other] / (
+                    prior + noise
                 )
-                self.doubts[key, other] = left / FORGETTING
+                self.covariances[key, other] = left / FORGETTING
             widest = (bucket.high - bucket.low) ** 2 / 12
-            self.doubts[key, key] = min(widest, max(0.0, self.doubts[key, key]))
+            self.covariances[key, key] = min(widest, max(0.0, self.covariances[key, key]))
 
     def _with_sum(self, occupied: Sequence[tuple[_Bucket, float]], total: float) -> list[float]:
         """Return the most likely mean in each bucket, given that all lengths add up to `total`.

@@ -41,7 +41,7 @@ STOP_SECONDS = 2.0
 # The processes behind an address are looked up this often: it walks all of /proc.
 PROCESSES_SECONDS = 15.0
 # Discovery runs this often until the driver has listed the processes that hold GPUs.
-FIRST_LOOK_SECONDS = 5.0
+FIRST_DISCOVERY_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -59,8 +59,8 @@ class _Workload:
     processes: frozenset[int] = frozenset()
     process_gpus: tuple[GpuRef, ...] = ()
     launch: Launch = field(default_factory=Launch)
-    looked_seconds: float | None = None
-    looked_restarts: int = 0
+    refreshed_seconds: float | None = None
+    refreshed_restarts: int = 0
 
 
 class WorkloadService:
@@ -101,7 +101,7 @@ class WorkloadService:
             self._finder_guard = ThreadGuard()
             self._finder = threading.Thread(
                 target=self._finder_guard.run,
-                args=(self._look,),
+                args=(self._discover,),
                 name="engine-discovery",
                 daemon=True,
             )
@@ -202,7 +202,7 @@ class WorkloadService:
         account = Account(config, locate=locate)
 
         def on_reading(reading: EngineReading) -> None:
-            self._look_at_processes(workload, reading)
+            self._refresh_processes(workload, reading)
             account.add(reading, self._tensor_parallel(workload), workload.launch.server)
 
         scraper = Scraper(
@@ -271,13 +271,13 @@ class WorkloadService:
         found = (state.find(key) for key in workload.config.gpus)
         return tuple(dict.fromkeys(_reference(device) for device in found if device is not None))
 
-    def _look_at_processes(self, workload: _Workload, reading: EngineReading) -> None:
+    def _refresh_processes(self, workload: _Workload, reading: EngineReading) -> None:
         """Find the processes behind the address again, after a restart and periodically."""
-        looked = workload.looked_seconds
-        again = looked is None or reading.seconds - looked >= PROCESSES_SECONDS
-        if not again and reading.restarts == workload.looked_restarts:
+        refreshed = workload.refreshed_seconds
+        due = refreshed is None or reading.seconds - refreshed >= PROCESSES_SECONDS
+        if not due and reading.restarts == workload.refreshed_restarts:
             return
-        workload.looked_seconds, workload.looked_restarts = reading.seconds, reading.restarts
+        workload.refreshed_seconds, workload.refreshed_restarts = reading.seconds, reading.restarts
         workload.processes = workload.found_processes or serving_processes(workload.config.url)
         workload.launch = launch_of(workload.processes)
         workload.process_gpus = self._process_gpus(workload.processes)
@@ -316,7 +316,7 @@ class WorkloadService:
         """The number of GPUs over which one engine splits its model, for its per-GPU estimates."""
         return self._tensor_parallel(workload) * (workload.config.pipeline_parallel or 1)
 
-    def _look(self) -> None:
+    def _discover(self) -> None:
         while not self._stop.is_set():
             on_processor = self._on_processor()
             try:
@@ -331,14 +331,16 @@ class WorkloadService:
                 and not on_processor
             )
             with self._finder_guard.waiting():
-                self._stop.wait(FIRST_LOOK_SECONDS if soon else self._discovery.interval_seconds)
+                self._stop.wait(
+                    FIRST_DISCOVERY_SECONDS if soon else self._discovery.interval_seconds
+                )
 
     def _found(self) -> Iterable[Endpoint]:
         if self._discovery.ports:
             yield from discover_ports(self._discovery.ports, fetch=self._fetch)
         if self._discovery.processes != "off":
             holding = frozenset().union(*self._gpu_processes().values())
-            yield from self._containers.look(
+            yield from self._containers.discover(
                 engine_processes() if self._on_processor() else holding
             )
             self._log_unavailable(self._containers.unavailable)

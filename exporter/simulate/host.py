@@ -121,7 +121,7 @@ class SimulatedHost:
                 AdviceSettings().stable_seconds / timing.pace,
             ),
         )
-        self._looked = timing.began
+        self._observed = timing.began
         self.exposition = Exposition(
             self._live_parts, series_limit=lambda: _SERIES_LIMIT, state=self._live_state
         )
@@ -234,9 +234,9 @@ class SimulatedHost:
             probes.advance(end, elapsed, fault)
             self.status.observe(gpu.state(end))
         self._serve(end - start, load.prefill_share)
-        if self._engine is not None and end - self._looked >= self._look_seconds:
-            self._looked = end
-            self._advisor.look()
+        if self._engine is not None and end - self._observed >= self._observation_seconds:
+            self._observed = end
+            self._advisor.observe()
         self.status.findings()
         self.status.tend()  # judged on its own schedule, regardless of the scrape interval
 
@@ -260,8 +260,8 @@ class SimulatedHost:
         return engine
 
     @property
-    def _look_seconds(self) -> float:
-        return AdviceSettings().look_seconds / self._timing.pace
+    def _observation_seconds(self) -> float:
+        return AdviceSettings().observation_seconds / self._timing.pace
 
     def _pull(self, elapsed: float) -> None:
         """Pull the levers that are due."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.accounting.device import Counters
-from exporter.advice.observe import Look, look_at
+from exporter.advice.observe import Observation, observation_of
 from exporter.device_state import DeviceState
 from exporter.inference.present import Served
 from exporter.inference.snapshot import GpuRef, ModelSnapshot
@@ -90,6 +90,6 @@ def served_at(seconds: float, **facts: Any) -> Served:
     return replace(served, **facts)
 
 
-def look(seconds: float) -> Look:
-    """A look after this many seconds."""
-    return look_at(state_at(seconds), [served_at(seconds)])
+def observed(seconds: float) -> Observation:
+    """An observation after this many seconds."""
+    return observation_of(state_at(seconds), [served_at(seconds)])

@@ -1,4 +1,4 @@
-"""The service: it looks, advises, counts its hits and remembers them across a restart."""
+"""The service: it observes, advises, counts its hits and remembers them across a restart."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,7 +59,7 @@ def watch(service: Advisor, host: Host, seconds: float) -> None:
     end = host.now + seconds
     while host.now < end:
         host.now += 15.0
-        service.look()
+        service.observe()
 
 
 def test_after_two_minutes_there_is_advice(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_quantizing_on_a_processor_is_predicted_for_passes_of_one_request() -> N
 
 def test_a_gpu_that_needs_repair_gets_no_advice() -> None:
     """A fault must be repaired first: the present rate does not show what the GPU could do."""
-    advice = advise(window(gpus=(gpu(sick="Xid 79, fallen off the bus"),)))
+    advice = advise(window(gpus=(gpu(fault="Xid 79, fallen off the bus"),)))
 
     assert advice.predictions == ()
     assert any("Xid 79" in absent.reason for absent in advice.absent)

@@ -1,18 +1,18 @@
-"""The window that advice is given from, worked by hand from two looks at a State."""
+"""The window that advice is given from, worked by hand from two observations of a State."""
 
 from dataclasses import replace
 
 import pytest
 
-from exporter.advice.observe import look_at, windows
+from exporter.advice.observe import observation_of, windows
 from exporter.advice.window import Price
-from tests.advice.hosts import look, served_at, state_at
+from tests.advice.hosts import observed, served_at, state_at
 
 
 def test_a_window_holds_differences_of_counters_and_means_of_gauges() -> None:
     """Over 100 s: 4000 passes, 20,000 prompt tokens, 40,200 answer tokens, 3 GFLOP/s."""
     (window,) = windows(
-        [look(100.0), look(150.0), look(200.0)],
+        [observed(100.0), observed(150.0), observed(200.0)],
         best_hits={("chat", "tiny"): 0.6},
         prices={"GPU-0": Price(2.5, "USD")},
     )
@@ -29,7 +29,7 @@ def test_a_window_holds_differences_of_counters_and_means_of_gauges() -> None:
 
 def test_activities_come_from_the_seconds_by_state() -> None:
     """A fifth of the clock is lost, half to power and half to heat; kernels run 0.7 / 0.8."""
-    (window,) = windows([look(100.0), look(200.0)], best_hits={}, prices={})
+    (window,) = windows([observed(100.0), observed(200.0)], best_hits={}, prices={})
     (gpu,) = window.gpus
 
     assert gpu.clock_ratio == pytest.approx(0.8)
@@ -40,48 +40,50 @@ def test_activities_come_from_the_seconds_by_state() -> None:
     assert gpu.reachable_bandwidth_bytes_per_second == 0.9e9
     assert gpu.reachable_flops == {"bf16": 0.8e12}
     assert gpu.power_limit_max_watts == 700.0
-    assert gpu.sick is None
+    assert gpu.fault is None
 
 
 def test_a_gpu_with_a_recovery_action_is_critical() -> None:
-    looks = [look_at(state_at(t, recovery_action=1), [served_at(t)]) for t in (100.0, 200.0)]
-    (window,) = windows(looks, best_hits={}, prices={})
+    observations = [
+        observation_of(state_at(t, recovery_action=1), [served_at(t)]) for t in (100.0, 200.0)
+    ]
+    (window,) = windows(observations, best_hits={}, prices={})
 
-    assert window.gpus[0].sick == "the driver requests a recovery (gpu_reset)"
+    assert window.gpus[0].fault == "the driver requests a recovery (gpu_reset)"
 
 
 def test_a_gpu_that_computes_wrong_results_is_critical() -> None:
     """Of the probes' GEMMs one differed: no lever is worth pulling before the GPU is drained."""
-    looks = []
+    observations = []
     for seconds in (100.0, 200.0):
         state = state_at(seconds)
         (results,) = state.probes.devices
         wrong = replace(results, mismatches={"gemm_bf16": 1, "gemm_fp8": 0})
         state = replace(state, probes=replace(state.probes, devices=(wrong,)))
-        looks.append(look_at(state, [served_at(seconds)]))
-    (window,) = windows(looks, best_hits={}, prices={})
+        observations.append(observation_of(state, [served_at(seconds)]))
+    (window,) = windows(observations, best_hits={}, prices={})
 
-    assert window.gpus[0].sick == "its probes computed wrong results"
+    assert window.gpus[0].fault == "its probes computed wrong results"
 
 
 def test_a_model_that_was_gone_in_between_has_no_window() -> None:
-    away = look_at(state_at(150.0), [])
+    away = observation_of(state_at(150.0), [])
 
-    assert windows([look(100.0), away, look(200.0)], best_hits={}, prices={}) == ()
-    assert windows([look(100.0)], best_hits={}, prices={}) == ()
+    assert windows([observed(100.0), away, observed(200.0)], best_hits={}, prices={}) == ()
+    assert windows([observed(100.0)], best_hits={}, prices={}) == ()
 
 
 def test_passes_of_a_window_with_an_unknown_scrape_are_not_known() -> None:
-    last = look_at(state_at(200.0), [served_at(200.0, passes_missed=1)])
-    (window,) = windows([look(100.0), last], best_hits={}, prices={})
+    last = observation_of(state_at(200.0), [served_at(200.0, passes_missed=1)])
+    (window,) = windows([observed(100.0), last], best_hits={}, prices={})
 
     assert window.passes is None
 
 
 def test_a_counter_that_fell_is_not_known() -> None:
     shown = replace(served_at(200.0).shown, prefill_tokens=1.0)
-    last = look_at(state_at(200.0), [served_at(200.0, shown=shown)])
-    (window,) = windows([look(100.0), last], best_hits={}, prices={})
+    last = observation_of(state_at(200.0), [served_at(200.0, shown=shown)])
+    (window,) = windows([observed(100.0), last], best_hits={}, prices={})
 
     assert window.prefill_tokens is None
     assert window.cache_hit_ratio is None

@@ -100,7 +100,7 @@ def _proc(tmp_path):
 
 def looked(proc, network, pids):
     found = ContainerDiscovery(fetch=network, proc=proc.folder, clock=lambda: 1.0)
-    return tuple(found.look(pids)), found
+    return tuple(found.discover(pids)), found
 
 
 def test_a_pod(proc):
@@ -137,14 +137,14 @@ def test_two_engines_in_a_pod_are_distinguished_by_port(proc):
 
 
 def test_a_socket_without_an_engine_is_not_retried_at_once(proc):
-    """Probed once at each path, not at every look."""
+    """Queried once at each path, not at every discovery."""
     proc.add(100, host="web", ports=[(9999, 55)]).holds(100, 55)
     network = Network()
     found = ContainerDiscovery(fetch=network, proc=proc.folder, clock=lambda: 1.0)
 
-    assert tuple(found.look({100})) == ()
+    assert tuple(found.discover({100})) == ()
     asked = len(network.asked)
-    assert tuple(found.look({100})) == ()
+    assert tuple(found.discover({100})) == ()
 
     assert len(network.asked) == asked > 0
 
@@ -260,7 +260,7 @@ def test_a_real_process_of_this_host():
         engine.stdin.write(exposition("vllm-current"))
         engine.stdin.close()
         port = int(engine.stdout.readline())
-        (endpoint,) = ContainerDiscovery(own_pid=daemon.pid).look({engine.pid})
+        (endpoint,) = ContainerDiscovery(own_pid=daemon.pid).discover({engine.pid})
     finally:
         for process in (engine, daemon):
             process.kill()
@@ -314,7 +314,7 @@ def test_a_real_network_namespace(namespace):
         engine.stdin.write(exposition("vllm-current"))
         engine.stdin.close()
         port = int(engine.stdout.readline())
-        (endpoint,) = ContainerDiscovery(own_pid=engine.pid + 1).look({engine.pid})
+        (endpoint,) = ContainerDiscovery(own_pid=engine.pid + 1).discover({engine.pid})
     finally:
         engine.kill()
         engine.wait()
