@@ -126,28 +126,6 @@ class Value(Row[T]):
             yield Series(self._family, (*labels, *self._labels))
 
 
-class ByLabel(Row[T]):
-    """A series for each key of a mapping, which is the value of the label."""
-
-    def __init__(
-        self, family: Family, label: str, read: Callable[[T], Mapping[Any, float]]
-    ) -> None:
-        self._family = family
-        self._label = label
-        self._read = read
-
-    def read(self, source: T, values: list[float]) -> Hashable:
-        """The keys."""
-        mapping = self._read(source)
-        values += mapping.values()
-        return tuple(mapping)
-
-    def series(self, labels: Labels, shape: tuple[Any, ...]) -> Iterator[Series]:
-        """One for each key."""
-        for key in shape:
-            yield Series(self._family, (*labels, (self._label, str(key))))
-
-
 class ByKey(Row[T], Generic[T, K]):
     """A series for each key of a mapping, with the labels that `labels_of` makes of the key."""
 
@@ -171,6 +149,15 @@ class ByKey(Row[T], Generic[T, K]):
         """One for each key."""
         for key in shape:
             yield Series(self._family, (*labels, *self._labels_of(key)))
+
+
+class ByLabel(ByKey[T, Any]):
+    """A series for each key of a mapping, which is the value of the label."""
+
+    def __init__(
+        self, family: Family, label: str, read: Callable[[T], Mapping[Any, float]]
+    ) -> None:
+        super().__init__(family, lambda key: ((label, str(key)),), read)
 
 
 class Info(Row[T]):

@@ -173,7 +173,7 @@ def test_the_page_is_useful_without_counters(start, profile: GpuProfile) -> None
     )
     assert device["flops"]["peak_flops"] == {A100.name: 312e12, L4.name: 121e12}[profile.name]
     assert "</i>busy" in page
-    assert "not known 100" not in page
+    assert "unknown 100" not in page
 
 
 def test_the_headline_precision_comes_from_the_configuration(start) -> None:

@@ -6,9 +6,14 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from exporter.web.authentication import BCRYPT_HASH, BasicAuthenticator, Verdict, VerdictMemory
 from exporter.web.config import load_web_config
-from exporter.web.security import RateLimiter
+from exporter.web.security import (
+    BCRYPT_HASH,
+    BasicAuthenticator,
+    RateLimiter,
+    Verdict,
+    VerdictMemory,
+)
 from exporter.web.server import Server
 from tests.web.clients import RawClient, eventually
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.web.config import WebConfig, load_web_config
+from exporter.web.config import TlsServerConfig, WebConfig, load_web_config
 from exporter.web.connections import DEFAULT_LIMITS
-from exporter.web.tls_config import TlsServerConfig
 from tests.web.certificates import write_corpus_certificates
 
 
