@@ -1,1 +1,1 @@
-"""Inference engines: one module per engine, and a shared scraper."""
+"""Inference engines: discovery, scraping, and the FLOPs and bytes of what they served."""

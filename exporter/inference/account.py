@@ -1,5 +1,6 @@
 """The account of one workload: turns readings into cumulative tokens, FLOPs and bytes."""
 
+import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -110,7 +111,7 @@ class Account:
     def models(self) -> tuple[ModelTotals, ...]:
         """Copies of the records of the models in the last reading, by name."""
         with self._lock:
-            return tuple(_copy(self._totals[name]) for name in self._shown)
+            return tuple(copy.copy(self._totals[name]) for name in self._shown)
 
     def _describe(
         self,
@@ -123,7 +124,7 @@ class Account:
 
         After a failure it is retried periodically: the engine may still be downloading.
         """
-        cache = self._config.kv_cache_dtype or model.cache_data_type or launched_cache
+        cache = self._config.kv_cache_precision or model.cache_data_type or launched_cache
         wanted = (model.model, cache)
         failed = totals.problem is not None and now_seconds >= totals.retry_at_seconds
         if totals.described_as == wanted and not failed:
@@ -207,8 +208,3 @@ def _enter(
             totals.shown_cost.prefill_bytes - before.prefill_bytes,
             totals.shown_cost.decode_bytes - before.decode_bytes,
         )
-
-
-def _copy(totals: ModelTotals) -> ModelTotals:
-    names = ModelTotals.__dataclass_fields__
-    return ModelTotals(**{name: getattr(totals, name) for name in names})

@@ -92,7 +92,7 @@ class WorkloadConfig:
         "Serving precision. Default: the precision that the model or the engine reports.",
         "fp8",
     )
-    kv_cache_dtype: str | None = option(
+    kv_cache_precision: str | None = option(
         "kv_cache_precision",
         optional(choice(*PRECISIONS)),
         None,

@@ -125,8 +125,8 @@ class Progress:
         if not changed or restarted:
             prefills += lost_prefills  # they ended here: their work stays counted
             decodes += lost_decodes
-        prefills += [*now_prefills, *map(_taken_back, before[0])]
-        decodes += [*now_decodes, *map(_taken_back, before[1])]
+        prefills += [*now_prefills, *map(_negated, before[0])]
+        decodes += [*now_decodes, *map(_negated, before[1])]
         self.prefills, self.decodes = tuple(now_prefills), tuple(now_decodes)
         return tuple(prefills), tuple(decodes), flight.requests
 
@@ -183,8 +183,8 @@ class Progress:
         if max(0.0, reported.requests) < self.aborted.requests:
             # Some of them ended after all: there cannot be more of them than sequences remaining.
             share = max(0.0, reported.requests) / self.aborted.requests
-            self.aborted = _share_of(self.aborted, share)
-        flight = _less(reported, self.aborted)
+            self.aborted = self.aborted * share
+        flight = reported - self.aborted
         running = reading.running_requests
         if running is None or flight.requests <= 0:
             self.surplus = []
@@ -196,10 +196,10 @@ class Progress:
             gone = flight.requests
         if gone <= 0:
             return flight, _NOTHING
-        lost = _share_of(flight, gone / flight.requests)
-        self.aborted = _sum_of(self.aborted, lost)
+        lost = flight * (gone / flight.requests)
+        self.aborted = self.aborted + lost
         self.surplus = []
-        return _less(flight, lost), lost
+        return flight - lost, lost
 
     def _running(self, flight: InFlight) -> tuple[list[Stretch], list[Stretch]]:
         """Stretches of the running sequences, assuming equal lengths.
@@ -382,42 +382,8 @@ def _rejected(reading: ModelReading) -> float:
     return max(0.0, (reading.draft_tokens or 0.0) - (reading.accepted_tokens or 0.0))
 
 
-def _taken_back(stretch: Stretch) -> Stretch:
+def _negated(stretch: Stretch) -> Stretch:
     return replace(stretch, weight=-stretch.weight)
-
-
-def _less(first: InFlight, second: InFlight) -> InFlight:
-    computed = first.computed_tokens
-    if computed is not None:
-        computed = max(0.0, computed - (second.computed_tokens or 0.0))
-    return InFlight(
-        max(0.0, first.requests - second.requests),
-        max(0.0, first.prompt_tokens - second.prompt_tokens),
-        max(0.0, first.answer_tokens - second.answer_tokens),
-        computed,
-    )
-
-
-def _sum_of(first: InFlight, second: InFlight) -> InFlight:
-    computed = None
-    if first.computed_tokens is not None or second.computed_tokens is not None:
-        computed = (first.computed_tokens or 0.0) + (second.computed_tokens or 0.0)
-    return InFlight(
-        first.requests + second.requests,
-        first.prompt_tokens + second.prompt_tokens,
-        first.answer_tokens + second.answer_tokens,
-        computed,
-    )
-
-
-def _share_of(flight: InFlight, share: float) -> InFlight:
-    computed = flight.computed_tokens
-    return InFlight(
-        flight.requests * share,
-        flight.prompt_tokens * share,
-        flight.answer_tokens * share,
-        None if computed is None else computed * share,
-    )
 
 
 def true_passes(observed: float, api_servers: int, sequence_passes: float) -> float:

@@ -52,6 +52,36 @@ class InFlight:
     # The part of the prompt computed here; None if the engine does not report it.
     computed_tokens: float | None = None
 
+    def __add__(self, other: "InFlight") -> "InFlight":
+        """Both together."""
+        known = [part for part in (self.computed_tokens, other.computed_tokens) if part is not None]
+        return InFlight(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.answer_tokens + other.answer_tokens,
+            sum(known) if known else None,
+        )
+
+    def __sub__(self, other: "InFlight") -> "InFlight":
+        """What remains without the other, at least 0."""
+        computed = self.computed_tokens
+        return InFlight(
+            max(0.0, self.requests - other.requests),
+            max(0.0, self.prompt_tokens - other.prompt_tokens),
+            max(0.0, self.answer_tokens - other.answer_tokens),
+            None if computed is None else max(0.0, computed - (other.computed_tokens or 0.0)),
+        )
+
+    def __mul__(self, share: float) -> "InFlight":
+        """A share of them."""
+        computed = self.computed_tokens
+        return InFlight(
+            self.requests * share,
+            self.prompt_tokens * share,
+            self.answer_tokens * share,
+            None if computed is None else computed * share,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ModelReading:
@@ -193,7 +223,7 @@ class Samples:
         """The increases of the histogram `name`, over all of its series; None without buckets."""
         cumulative: dict[float, float] = {}
         for sample in self.all(f"{name}_bucket"):
-            bound = _number(sample.labels.get("le"))
+            bound = number(sample.labels.get("le"))
             if bound is not None:
                 cumulative[bound] = cumulative.get(bound, 0.0) + sample.value
         if len(cumulative) < 2:  # a lone +Inf adds nothing to the count
@@ -279,7 +309,8 @@ def by_model(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     return {model: [*own, *common] for model, own in named.items()}
 
 
-def _number(text: str | None) -> float | None:
+def number(text: str | None) -> float | None:
+    """Return the value of a label; None if it is empty, not a number or NaN."""
     try:
         value = float(text) if text else None
     except ValueError:

@@ -10,6 +10,7 @@ from exporter.inference.reading import (
     InFlight,
     ModelReading,
     Samples,
+    number,
     positive_difference,
 )
 
@@ -118,7 +119,7 @@ def _block_size(samples: Samples) -> float | None:
     """Tokens of one hit: 1, or the block size in versions that count blocks and report it."""
     if not any(list(samples.all(name, unit="blocks")) for name in _HITS):
         return 1.0
-    return _number(samples.label("vllm:cache_config_info", "block_size"))
+    return number(samples.label("vllm:cache_config_info", "block_size"))
 
 
 def _finished(samples: Samples, *, sums: bool) -> Finished | None:
@@ -170,19 +171,12 @@ def _difference(first: float | None, second: float | None) -> float | None:
 def _cache_used_tokens(samples: Samples) -> float | None:
     """Used share times the capacity of each engine; the labels have the block count and size."""
     usage = samples.sum("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
-    size = _number(samples.label("vllm:cache_config_info", "kv_cache_size_tokens"))
+    size = number(samples.label("vllm:cache_config_info", "kv_cache_size_tokens"))
     if size is None:
-        blocks = _number(samples.label("vllm:cache_config_info", "num_gpu_blocks"))
-        block = _number(samples.label("vllm:cache_config_info", "block_size"))
+        blocks = number(samples.label("vllm:cache_config_info", "num_gpu_blocks"))
+        block = number(samples.label("vllm:cache_config_info", "block_size"))
         size = blocks * block if blocks is not None and block is not None else None
     return usage * size if usage is not None and size is not None else None
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
 
 
 ENGINE = Engine(
