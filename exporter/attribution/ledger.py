@@ -61,7 +61,7 @@ def nobody_before(start: str) -> Holder:
     Each start has its own: in one series for all of them, a later start would add the energy that
     the holders were charged since the earlier one, and `increase()` would count it twice.
     """
-    return NOBODY._replace(workload=f"before {start}")
+    return NOBODY._replace(container=f"before {start}")
 
 
 class Totals(NamedTuple):

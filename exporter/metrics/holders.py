@@ -103,7 +103,7 @@ HOLDER_ENERGY_JOULES_TOTAL = SUBJECT.counter(
     help=(
         "Energy of flopwatch_energy_joules_total, shared out among the holders of the device: the "
         "idle part equally, the rest by their work. Energy used before the exporter started is in a "
-        'constant series of its own (holder="none", workload="before <start>").'
+        'constant series of its own (holder="none", container="before <start>").'
     ),
     interpretation="Energy by tenant, and energy of capacity that nobody holds.",
 )

@@ -219,14 +219,14 @@ def before_start(scrape: Scrape) -> Labels:
     (labels,) = (
         found
         for found in scrape.series(ENERGY, holder="none")
-        if dict(found)["workload"].startswith("before ")
+        if dict(found)["container"].startswith("before ")
     )
     return labels
 
 
 def begun(scrape: Scrape) -> float:
     """When the daemon of a scrape started: that series names it, to the second."""
-    text = dict(before_start(scrape))["workload"].removeprefix("before ")
+    text = dict(before_start(scrape))["container"].removeprefix("before ")
     return datetime.fromisoformat(text).timestamp()
 
 
