@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # A query over more would load weeks of samples at once.
 _STEP_SECONDS = 86400.0
 _DEVICE = "cluster, job, instance, gpu, uuid"
+_ENGINE = "cluster, job, instance, workload"
+# Of an engine or a device whose model changed within a day, or of a device of several engines.
+_SEVERAL = "(several)"
 # Shown for a holder without such a label. Capacity without a holder has its own row.
 _NOBODY = "(nobody)"
 _NO_LABEL = "(none)"
@@ -269,17 +272,28 @@ def _grouped(by: str, expression: str, window: str, *more: str) -> str:
     labels = ", ".join(("holder", by, *more))
     if by != "model":
         return f"sum by ({labels}) ({expression})"
-    # The model that a GPU serves. If several, the last by name, so that nothing is counted twice.
+    models = f"group by ({_ENGINE}, model) (last_over_time(flopwatch_model_info{window}))"
+    model_of_engine = _one_model(models, _ENGINE)
     served = (
-        f"topk by ({_DEVICE}) (1, last_over_time(flopwatch_workload_gpu_info{window}) "
-        "* on (cluster, job, instance, workload) group_left (model) "
-        f"max by (cluster, job, instance, workload, model) (last_over_time(flopwatch_model_info{window})))"
+        f"group by ({_DEVICE}, model) (last_over_time(flopwatch_workload_gpu_info{window}) "
+        f"* on ({_ENGINE}) group_left (model) ({model_of_engine}))"
     )
-    matched = (
-        f"({expression}) * on ({_DEVICE}) group_left (model) max by ({_DEVICE}, model) ({served})"
+    model_of_device = _one_model(served, _DEVICE)
+    # What an engine is charged is its model's; what others are charged, that of the device.
+    engines = f"({expression}) * on ({_ENGINE}) group_left (model) ({model_of_engine})"
+    others = f"(({expression}) unless on ({_ENGINE}) ({models}))"
+    matched = f"{others} * on ({_DEVICE}) group_left (model) ({model_of_device})"
+    rest = f"({others} unless on ({_DEVICE}) ({served}))"
+    return f"sum by ({labels}) ({engines} or {matched} or {rest})"
+
+
+def _one_model(models: str, of: str) -> str:
+    """The model of each engine or device; of those that had several, `_SEVERAL`."""
+    several = f"group by ({of}) (count by ({of}) ({models}) > 1)"
+    return (
+        f"({models} unless on ({of}) ({several})) "
+        f'or label_replace({several}, "model", "{_SEVERAL}", "", "")'
     )
-    others = f"({expression}) unless on ({_DEVICE}) ({served})"
-    return f"sum by ({labels}) ({matched} or {others})"
 
 
 def _steps(start: float, end: float) -> Iterator[tuple[float, float]]:

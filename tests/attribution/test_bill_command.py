@@ -27,9 +27,12 @@ def history() -> str:
     """Two GPUs at 2.50 and 1 an hour. GPU 0: pod a of team red has 3/4 of the work, b of blue 1/4.
 
     Both halves are idle for 0.25 of the time. GPU 1 is nobody's, and idle. Every GPU takes 360 W.
-    GPU 2, at 1 an hour on another node, had short jobs that no two scrapes saw: 5 TFLOP/s, 100 W.
+    GPU 3 has two engines, which take turns and have 2 and 1 TFLOP/s. GPU 4 has a pod whose engine
+    changed its model on the first day; both days it did 6 TFLOP/s. GPU 2, at 1 an hour on another node, had short jobs that no two scrapes saw: 5 TFLOP/s, 100 W.
     """
     lines: list[str] = []
+
+    minutes = range(-60, (HOURS + 1) * 60 + 1)
 
     def counter(name: str, labels: str, per_second: float) -> None:
         for minute in range(-60, (HOURS + 1) * 60 + 1):
@@ -40,7 +43,12 @@ def history() -> str:
         lines.append(f"# TYPE {name} {kind}")
 
     target = 'job="flopwatch",instance="node-1:9907"'
-    gpu = [f'{target},gpu="{number}",uuid="GPU-{number}"' for number in range(2)]
+    gpu = [f'{target},gpu="{number}",uuid="GPU-{number}"' for number in (0, 1, 3, 4)]
+    engine = {
+        name: f'{gpu[2]},holder="workload",namespace="",pod="",container="",hpc_job="",workload="{name}"'
+        for name in ("first", "second")
+    }
+    rolled = f'{gpu[3]},holder="pod",namespace="green",pod="r",container="c",hpc_job="",workload=""'
     red = f'{gpu[0]},holder="pod",namespace="red",pod="a",container="c",hpc_job="",workload=""'
     blue = f'{gpu[0]},holder="pod",namespace="blue",pod="b",container="c",hpc_job="",workload=""'
     none = f'{gpu[1]},holder="none",namespace="",pod="",container="",hpc_job="",workload=""'
@@ -48,6 +56,8 @@ def history() -> str:
     family("flopwatch_flop", "counter")
     counter("flopwatch_flop_total", f'{gpu[0]},pipe="tensor"', 4e12)
     counter("flopwatch_flop_total", f'{gpu[0]},pipe="fp32"', 9e12)
+    counter("flopwatch_flop_total", f'{gpu[2]},pipe="tensor"', 3e12)
+    counter("flopwatch_flop_total", f'{gpu[3]},pipe="tensor"', 6e12)
     counter("flopwatch_flop_total", f'{other},pipe="tensor"', 5e12)
     family("flopwatch_energy_joules", "counter")
     for each, watts in ((gpu[0], 360.0), (gpu[1], 360.0), (other, 100.0)):
@@ -62,6 +72,9 @@ def history() -> str:
     counter("flopwatch_holder_flop_total", red, 3e12)
     counter("flopwatch_holder_flop_total", blue, 1e12)
     counter("flopwatch_holder_flop_total", none, 0.0)
+    counter("flopwatch_holder_flop_total", engine["first"], 2e12)
+    counter("flopwatch_holder_flop_total", engine["second"], 1e12)
+    counter("flopwatch_holder_flop_total", rolled, 6e12)
     family("flopwatch_holder_energy_joules", "counter")
     counter("flopwatch_holder_energy_joules_total", red, 240.0)
     counter("flopwatch_holder_energy_joules_total", blue, 120.0)
@@ -77,13 +90,23 @@ def history() -> str:
         ("flopwatch_price_per_gpu_hour", f'{gpu[1]},currency="USD"', 1.0),
         ("flopwatch_price_per_gpu_hour", f'{other},currency="USD"', 1.0),
         ("flopwatch_workload_gpu_info", f'{gpu[0]},workload="chat"', 1.0),
+        ("flopwatch_workload_gpu_info", f'{gpu[2]},workload="first"', 1.0),
+        ("flopwatch_workload_gpu_info", f'{gpu[2]},workload="second"', 1.0),
+        ("flopwatch_workload_gpu_info", f'{gpu[3]},workload="rolled"', 1.0),
         ("flopwatch_model_info", f'{target},workload="chat",model="llama",engine="vllm"', 1.0),
+        ("flopwatch_model_info", f'{target},workload="first",model="one",engine="vllm"', 1.0),
+        ("flopwatch_model_info", f'{target},workload="second",model="two",engine="vllm"', 1.0),
+        ("flopwatch_model_info", f'{target},workload="rolled",model="old",engine="vllm"', 1.0),
+        ("flopwatch_model_info", f'{target},workload="rolled",model="new",engine="vllm"', 1.0),
     ):
         if f"# TYPE {name} gauge" not in lines:
             family(name, "gauge")
         lines += [
             f"{name}{{{labels}}} {value} {START + minute * MINUTE}"
-            for minute in range(-60, (HOURS + 1) * 60 + 1)
+            for minute in minutes
+            # The rollout is at noon of the first day.
+            if not ('model="old"' in labels and minute >= 720)
+            and not ('model="new"' in labels and minute < 720)
         ]
     return "\n".join([*lines, "# EOF", ""])
 
@@ -150,7 +173,14 @@ def test_two_days_by_namespace(prometheus: str) -> None:
     seconds = HOURS * 3600
     found = rows(prometheus)
 
-    assert list(found) == ["(nobody)", "(not attributed)", "red", "blue"]  # by time held
+    assert list(found) == [
+        "(nobody)",
+        "(not attributed)",
+        "red",
+        "blue",
+        "(none)",
+        "green",
+    ]  # by time held
     assert found["red"] == pytest.approx(
         {
             "flop": 3e12 * seconds,
@@ -189,8 +219,16 @@ def test_by_model(prometheus: str) -> None:
     """What the GPUs of each model used, with the rest under its own name; nothing counts twice."""
     found = rows(prometheus, "--by", "model")
 
-    assert set(found) == {"llama", "(nobody)", "(not attributed)"}
+    assert set(found) == {
+        "llama", "one", "two", "(several)", "new", "(nobody)", "(not attributed)",
+    }  # fmt: skip
     assert found["llama"]["flop"] == pytest.approx(4e12 * HOURS * 3600, rel=2e-3)
+    # Each engine's own, on the GPU that they share.
+    assert found["one"]["flop"] == pytest.approx(2e12 * HOURS * 3600, rel=2e-3)
+    assert found["two"]["flop"] == pytest.approx(1e12 * HOURS * 3600, rel=2e-3)
+    # The day of the rollout, and the one after it.
+    for name in ("(several)", "new"):
+        assert found[name]["flop"] == pytest.approx(6e12 * 24 * 3600, rel=2e-3)
 
 
 def test_part_of_the_fleet(prometheus: str) -> None:
