@@ -32,3 +32,19 @@ def highest(name: str, by: str, **sources: str) -> Record:
         for origin, expr in {**sources, "memory": remembered(name, by)}.items()
     )
     return Record(name, f"max by ({by}) (\n    {parts})\n  and {TARGET}")
+
+
+def model_of_engine() -> str:
+    """Joins each engine's model to its series; `(several)` where it has more than one.
+
+    An engine may serve several models, and has two for five minutes after a rollout. To charge one of them
+    with all of its work would be wrong, and two matches would end the rule for the whole fleet.
+    """
+    models = recent("flopwatch_model_info", "%{host}, workload, model")
+    several = f"group by (%{{host}}, workload) (count by (%{{host}}, workload) ({models}) > 1)"
+    return (
+        "on (%{host}, workload) group_left (model) (\n"
+        f"      {models}\n"
+        f"        unless on (%{{host}}, workload) {several}\n"
+        f"      or {labelled('model', '(several)', several)})"
+    )

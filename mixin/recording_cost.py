@@ -1,6 +1,6 @@
 """Recording rules of the FLOP bill: who holds and uses the GPUs, and what it costs."""
 
-from mixin.promql import labelled, recent
+from mixin.promql import labelled, model_of_engine, recent
 from mixin.source import Group, Record, RuleFile
 
 
@@ -105,11 +105,7 @@ def cost_file() -> RuleFile:
             "    (sum by (%{host}, workload) (workload:flopwatch_model_flop:rate5m) > 0)",
         ),
     ]
-    # An engine that serves several models is charged under the model whose name sorts last.
-    model_of = (
-        "on (%{host}, workload) group_left (model)\n"
-        "      topk by (%{host}, workload) (1, max by (%{host}, workload, model) (last_over_time(flopwatch_model_info[5m])))"
-    )
+    model_of = model_of_engine()
     model = [
         Record(
             "workload_model:flopwatch_cost:rate5m",

@@ -1,6 +1,6 @@
 """Recording rules of served models, of objectives, and of probes compared with their peers."""
 
-from mixin.promql import LISTED, labelled, recent, remembered
+from mixin.promql import LISTED, labelled, model_of_engine, recent, remembered
 from mixin.source import Group, Record, RuleFile
 
 
@@ -93,10 +93,7 @@ def models_file() -> RuleFile:
             )
         ),
     ]
-    named = (
-        "workload:{0} * on (%{{host}}, workload) group_left (model)\n"
-        "  max by (%{{host}}, workload, model) (last_over_time(flopwatch_model_info[5m]))"
-    )
+    named = "workload:{0} * " + model_of_engine().replace("{", "{{").replace("}", "}}")
     model = [
         Record(
             "model:flopwatch_model_flop:rate5m",

@@ -369,11 +369,11 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "workload:flopwatch_model_peak_flops:headline",
-            "expr": "workload:flopwatch_peak_flops:headline * on (" + text($._config.host) + ", workload) group_left (model)\n  max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))",
+            "expr": "workload:flopwatch_peak_flops:headline * on (" + text($._config.host) + ", workload) group_left (model) (\n      max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))\n        unless on (" + text($._config.host) + ", workload) group by (" + text($._config.host) + ", workload) (count by (" + text($._config.host) + ", workload) (max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))) > 1)\n      or label_replace(group by (" + text($._config.host) + ", workload) (count by (" + text($._config.host) + ", workload) (max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))) > 1), \"model\", \"(several)\", \"\", \"\"))",
           },
           {
             "record": "workload:flopwatch_model_tensor_flop:rate5m",
-            "expr": "workload:flopwatch_tensor_flop:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n  max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))",
+            "expr": "workload:flopwatch_tensor_flop:rate5m * on (" + text($._config.host) + ", workload) group_left (model) (\n      max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))\n        unless on (" + text($._config.host) + ", workload) group by (" + text($._config.host) + ", workload) (count by (" + text($._config.host) + ", workload) (max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))) > 1)\n      or label_replace(group by (" + text($._config.host) + ", workload) (count by (" + text($._config.host) + ", workload) (max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))) > 1), \"model\", \"(several)\", \"\", \"\"))",
           },
           {
             "record": "model:flopwatch_peak_flops:headline",
@@ -477,11 +477,11 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
         "rules": [
           {
             "record": "workload_model:flopwatch_cost:rate5m",
-            "expr": "workload:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m])))",
+            "expr": "workload:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left (model) (\n      max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))\n        unless on (" + text($._config.host) + ", workload) group by (" + text($._config.host) + ", workload) (count by (" + text($._config.host) + ", workload) (max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))) > 1)\n      or label_replace(group by (" + text($._config.host) + ", workload) (count by (" + text($._config.host) + ", workload) (max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))) > 1), \"model\", \"(several)\", \"\", \"\"))",
           },
           {
             "record": "workload_model:flopwatch_energy_joules:rate5m",
-            "expr": "workload:flopwatch_energy_joules:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m])))",
+            "expr": "workload:flopwatch_energy_joules:rate5m * on (" + text($._config.host) + ", workload) group_left (model) (\n      max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))\n        unless on (" + text($._config.host) + ", workload) group by (" + text($._config.host) + ", workload) (count by (" + text($._config.host) + ", workload) (max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))) > 1)\n      or label_replace(group by (" + text($._config.host) + ", workload) (count by (" + text($._config.host) + ", workload) (max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))) > 1), \"model\", \"(several)\", \"\", \"\"))",
           },
           {
             "record": "model:flopwatch_cost:rate5m",
@@ -531,7 +531,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "workload_model_phase:flopwatch_cost:rate5m",
-            "expr": "workload_phase:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left (model)\n      topk by (" + text($._config.host) + ", workload) (1, max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m])))",
+            "expr": "workload_phase:flopwatch_cost:rate5m * on (" + text($._config.host) + ", workload) group_left (model) (\n      max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))\n        unless on (" + text($._config.host) + ", workload) group by (" + text($._config.host) + ", workload) (count by (" + text($._config.host) + ", workload) (max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))) > 1)\n      or label_replace(group by (" + text($._config.host) + ", workload) (count by (" + text($._config.host) + ", workload) (max by (" + text($._config.host) + ", workload, model) (last_over_time(flopwatch_model_info[5m]))) > 1), \"model\", \"(several)\", \"\", \"\"))",
           },
           {
             "record": "model_phase:flopwatch_cost:rate5m",

@@ -84,11 +84,16 @@ def _named(expr: str) -> str:
 
 
 def _per_gpu_of_model(numerator: str) -> str:
-    """A model's rate divided by its GPUs, so that it fits under the roof of one."""
+    """A model's rate divided by its GPUs, so that it fits under the roof of one.
+
+    Models of an engine with several are left out: how much of a GPU each has is not known.
+    """
+    engine = "cluster, job, instance, workload"
+    models = f"group by ({engine}, model) (flopwatch_model_info{{{NODE}}})"
     return (
         f'sum by (model) ({numerator}{{{NODE}, model=~"$model"}}) / on (model) '
-        f"count by (model) (flopwatch_workload_gpu_info{{{GPU}}} * on (cluster, job, instance, workload) "
-        f'group_left (model) max by (cluster, job, instance, workload, model) (flopwatch_model_info{{{NODE}, model=~"$model"}}))'
+        f"count by (model) (flopwatch_workload_gpu_info{{{GPU}}} * on ({engine}) group_left (model) "
+        f"({models} unless on ({engine}) (count by ({engine}) ({models}) > 1)))"
     )
 
 

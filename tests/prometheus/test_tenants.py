@@ -144,6 +144,36 @@ def test_prompt_and_output_tokens_cost_by_their_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+def test_an_engine_with_two_models_is_charged_to_neither(tmp_path: Path) -> None:
+    """Its GPU's cost and peak are `(several)`'s; those of the other engine's model are unaffected.
+
+    Each engine has a GPU of 1 PFLOP/s at 3.60 an hour. Each model does 100 TFLOP/s: an MFU of 0.1 for
+    the model that has a GPU to itself, and none for the two that share one.
+    """
+    other = GPU.replace('"0"', '"1"').replace("GPU-0", "GPU-1")
+    series = {}
+    for gpu, workload, models in ((GPU, "chat", ["llama"]), (other, "both", ["one", "two"])):
+        engine = f'{TARGET}, workload="{workload}"'
+        series |= {
+            f'flopwatch_price_per_gpu_hour{{{gpu}, currency="EUR"}}': "3.6x40",
+            f"flopwatch_headline_peak_flops{{{gpu}}}": "1e15x40",
+            f'flopwatch_workload_gpu_info{{{gpu}, workload="{workload}"}}': "1x40",
+        }
+        for model in models:
+            named = f'{engine}, model="{model}"'
+            series[f'flopwatch_model_info{{{named}, engine="vllm"}}'] = "1x40"
+            series[f'flopwatch_model_flop_total{{{named}, phase="decode"}}'] = rate(1e14)
+    cost, peak = "model:flopwatch_cost:rate5m", "model:flopwatch_peak_flops:headline"
+    mfu = "model:flopwatch_model_flops_utilization:ratio_rate5m"
+    expected = {f'{mfu}{{job="flopwatch", model="llama"}}': 0.1}
+    for model in ("llama", "(several)"):
+        expected[f'{cost}{{job="flopwatch", model="{model}", currency="EUR"}}'] = 1e-3
+        expected[f'{peak}{{job="flopwatch", model="{model}"}}'] = 1e15
+
+    evaluate(tmp_path, series, expected, {f"count({mfu})": 1, f"count({cost})": 2})
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_flop_that_became_no_token(tmp_path: Path) -> None:
     """100 TFLOP/s were executed for the engine, and its models wasted 3 and 4 of them on rejected drafts."""
     wasted = (
