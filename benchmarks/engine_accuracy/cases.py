@@ -140,7 +140,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[Case, ...]]] = {
         ("--max-num-batched-tokens=2048", "--data-parallel-size=2"),
         (
             Case("two data-parallel ranks", _requests((16, 100, 200), seed=51, workers=16)),
-            Case("two ranks, random", _random(52, 20, (10, 800), (5, 100))),
+            Case("two ranks, random, one minute", _random(52, 62, (10, 800), (5, 100))),
         ),
     ),
     "vllm-embeddings": (
