@@ -174,7 +174,11 @@ def _phases(model_of: str) -> list[Record]:
         "sum by (%{host}, workload, phase) (rate(flopwatch_model_phase_dram_bytes_total[5m]))\n"
         "    / on (%{host}, workload) group_left () workload:flopwatch_peak_dram_bandwidth:sum"
     )
-    allocated = "group by (%{gpu}, namespace) (last_over_time(flopwatch_gpu_allocation_info[5m]))"
+    allocated = (
+        "group by (%{gpu}, namespace)\n"
+        "      (label_replace(last_over_time(flopwatch_gpu_allocation_info[5m]),"
+        ' "namespace", "$1", "exported_namespace", "(.+)"))'
+    )
     namespaces = "gpu_workload:flopwatch_workload_namespace:info"
     namespace_of = (
         "on (%{host}, workload) group_left (namespace) namespace_workload:flopwatch_workload:info"

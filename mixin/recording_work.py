@@ -47,7 +47,7 @@ def models_file() -> RuleFile:
             "  / (workload:flopwatch_model_cached_tokens:rate5m\n"
             "    + on (%{host}, workload, model) group_left ()\n"
             '      sum by (%{host}, workload, model) (workload_phase:flopwatch_model_tokens:rate5m{phase="prefill"}) > 0)',
-            why="Share of prompt tokens from caches. When it falls, FLOP/s and MFU rise and answers become fewer.",
+            why="Share of prompt tokens from caches. When it falls, FLOP/s and MFU rise while fewer answers come out.",
         ),
         usual(
             "workload:flopwatch_model_cached_tokens:usual",

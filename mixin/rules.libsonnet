@@ -523,7 +523,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "gpu_workload:flopwatch_workload_namespace:info",
-            "expr": "gpu_workload:flopwatch_workload_gpu:info\n  * on (" + text($._config.gpu) + ") group_left (namespace)\n    (group by (" + text($._config.gpu) + ", namespace) (last_over_time(flopwatch_gpu_allocation_info[5m]))\n      and on (" + text($._config.gpu) + ") count by (" + text($._config.gpu) + ") (group by (" + text($._config.gpu) + ", namespace) (last_over_time(flopwatch_gpu_allocation_info[5m]))) == 1)",
+            "expr": "gpu_workload:flopwatch_workload_gpu:info\n  * on (" + text($._config.gpu) + ") group_left (namespace)\n    (group by (" + text($._config.gpu) + ", namespace)\n      (label_replace(last_over_time(flopwatch_gpu_allocation_info[5m]), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"))\n      and on (" + text($._config.gpu) + ") count by (" + text($._config.gpu) + ") (group by (" + text($._config.gpu) + ", namespace)\n      (label_replace(last_over_time(flopwatch_gpu_allocation_info[5m]), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"))) == 1)",
           },
           {
             "record": "namespace_workload:flopwatch_workload:info",

@@ -68,18 +68,22 @@ def test_the_bill_of_one_gpu(tmp_path: Path) -> None:
 def test_the_exporters_own_pod_holds_no_gpu(tmp_path: Path) -> None:
     """Without honor_labels a holder's labels are renamed and the target's own stand in their place.
 
-    Red's pod is charged its 0.6 GPUs, and the 0.4 that nobody holds belong to no pod.
+    Red's pod is charged its 0.6 GPUs, the 0.4 that nobody holds belong to no pod, and the engine on the GPU is red's.
     """
     target = f'{GPU}, namespace="monitoring", pod="flopwatch-x", state="idle"'
     held = f'{target}, holder="pod", exported_namespace="red", exported_pod="a"'
     series = {
         f"flopwatch_holder_gpu_seconds_total{{{held}}}": rate(0.6),
         f'flopwatch_holder_gpu_seconds_total{{{target}, holder="none"}}': rate(0.4),
+        f'flopwatch_gpu_allocation_info{{{GPU}, namespace="monitoring", exported_namespace="red"}}': "1x40",
+        f'flopwatch_workload_gpu_info{{{GPU}, workload="chat"}}': "1x40",
     }
+    engine = '{instance="n1", job="flopwatch", namespace="red", workload="chat"}'
     name = "holder:flopwatch_holder_gpu_seconds:rate5m"
     expected = {
         f"{name}{HOLDER}}}": 0.6,
         f'{name}{{holder="none", instance="n1", job="flopwatch"}}': 0.4,
+        f"namespace_workload:flopwatch_workload:info{engine}": 1,
     }
 
     evaluate(tmp_path, series, expected, {f'count({name}{{pod="flopwatch-x"}}) or vector(0)': 0.0})
