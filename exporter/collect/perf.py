@@ -165,7 +165,7 @@ class PerfCounters:
         try:
             for cpu in processor.allowed:
                 for event in events:
-                    self._opened.append((event, kernel.open(_attributes(number, event), cpu)))
+                    self._opened.append((event, kernel.open(attributes(number, event.config), cpu)))
         except OSError as error:
             self.close()
             raise _refused(error, root) from error
@@ -229,6 +229,13 @@ def events_of(processor: Processor) -> Sequence[Event]:
     raise PerfUnavailableError(f"the counters of this processor are not known ({processor.name})")
 
 
+def attributes(unit: int, config: int) -> bytes:
+    """The kernel's description of an event: counted in user space, on one CPU, over all programs."""
+    return _ATTRIBUTES.pack(
+        unit, _ATTRIBUTES.size, config, 0, 0, _READ_FORMAT, _EXCLUDE_KERNEL, 0, 0, 0
+    )
+
+
 def _make_room(descriptors: int) -> None:
     """Raise the limit of open files, so that scrapes and engines keep what they have.
 
@@ -264,12 +271,6 @@ def _unit(root: Path) -> int:
             continue
     raise PerfUnavailableError(
         "the kernel shows no hardware counters: the virtual machine hides them"
-    )
-
-
-def _attributes(unit: int, event: Event) -> bytes:
-    return _ATTRIBUTES.pack(
-        unit, _ATTRIBUTES.size, event.config, 0, 0, _READ_FORMAT, _EXCLUDE_KERNEL, 0, 0, 0
     )
 
 

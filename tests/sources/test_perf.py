@@ -1,7 +1,7 @@
 """The processor's own count of operations, through a simulated kernel.
 
-None of our machines exposes its counters: the tests check that the requested events are the
-documented ones, and that counts become FLOP.
+None of our machines exposes its hardware counters: the tests check that the requested events are the
+documented ones, and that counts become FLOP. The system call is the real one for a software event.
 """
 
 import errno
@@ -15,7 +15,13 @@ import pytest
 from exporter.accounting.flop import PipeWork
 from exporter.check.host import perf_findings
 from exporter.check.report import Level
-from exporter.collect.perf import PerfCounters, PerfUnavailableError, events_of
+from exporter.collect.perf import (
+    LinuxKernel,
+    PerfCounters,
+    PerfUnavailableError,
+    attributes,
+    events_of,
+)
 from exporter.config.load import ConfigOrigin, load_config
 from flopwatch.processor import Processor
 
@@ -158,6 +164,22 @@ def test_a_scaled_count_never_falls(root: Path) -> None:
     kernel.enabled = 390
 
     assert counters.read() == {PipeWork("any", "any"): 4000}
+
+
+def test_the_real_kernel_counts_a_software_event() -> None:
+    """The CPU clock of CPU 0, which needs no hardware counter: nanoseconds since it was opened."""
+    kernel = LinuxKernel()
+    try:
+        descriptor = kernel.open(attributes(1, 0), 0)  # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_CPU_CLOCK
+    except OSError as error:
+        pytest.skip(f"the kernel refuses perf events here: {error.strerror}")
+    count, enabled, running = 0, 0, 0
+    while enabled < 50_000_000:
+        count, enabled, running = kernel.read(descriptor)
+    kernel.close(descriptor)
+
+    assert running == enabled
+    assert count == pytest.approx(enabled, rel=0.01)
 
 
 def test_a_virtual_machine_hides_its_counters(tmp_path: Path) -> None:

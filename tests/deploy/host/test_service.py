@@ -127,6 +127,39 @@ def test_check_agrees_for_everybody(installed: Machine) -> None:
         assert report["healthy"], (user, report["findings"])
 
 
+# Opens a software event of CPU 0 for all programs, by the daemon's own system call.
+OPEN_AN_EVENT = """\
+from exporter.collect.perf import LinuxKernel, attributes
+kernel = LinuxKernel()
+kernel.close(kernel.open(attributes(1, 0), 0))
+"""
+
+
+def test_the_service_may_read_the_processors_counters(installed: Machine) -> None:
+    """Only with `install.sh --perf`: then it has CAP_PERFMON (bit 38) and no other capability."""
+    installed.type(f"cat >/opt/flopwatch/event.py <<'PYTHON'\n{OPEN_AN_EVENT}PYTHON")
+    installed.type(
+        "mkdir -p /run/systemd/system/flopwatch.service.d\n"
+        "printf '[Service]\\nExecStartPre=/opt/flopwatch/bin/python /opt/flopwatch/event.py\\n' "
+        ">/run/systemd/system/flopwatch.service.d/test.conf\n"
+        "systemctl daemon-reload"
+    )
+    refused = installed.run("systemctl restart flopwatch")
+    installed.type("systemctl reset-failed flopwatch; deploy/systemd/install.sh --perf")
+    installed.wait_for(SERVES)
+    pid = main_pid(installed)
+    capabilities = installed.type(f"awk '/^CapEff/ {{print $2}}' /proc/{pid}/status")
+
+    assert refused.returncode != 0
+    assert int(capabilities, 16) == 1 << 38
+    assert installed.type(f"stat -c %U /proc/{pid}") == "flopwatch"
+    installed.type(
+        "rm -r /etc/systemd/system/flopwatch.service.d /run/systemd/system/flopwatch.service.d\n"
+        "systemctl daemon-reload; systemctl restart flopwatch"
+    )
+    installed.wait_for(SERVES)
+
+
 def test_upgrade_and_downgrade_keep_the_operators_files(installed: Machine) -> None:
     """The second and third command again: what is gone from the checkout is gone from the machine."""
     upgrade = "\n".join(INSTALL.splitlines()[1:])
