@@ -216,8 +216,8 @@ def step_of(window: WorkloadWindow) -> Step:
     on_cpu = gpu.gpu.startswith("cpu")
     if on_cpu and model.weights.dense < _UNQUANTIZED_BYTES:
         raise Inapplicable(
-            "the weights are quantized, and on a processor it depends on the kernel of the format "
-            "whether requests of one pass share the reading of them"
+            "the weights are quantized: on a processor, the kernel of the format decides whether the "
+            "requests of one pass share one read of the weights"
         )
     if gpu.graphics is None:
         raise Inapplicable(f"{gpu.title} does not report how long kernels run")

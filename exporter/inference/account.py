@@ -195,16 +195,6 @@ def _enter(
             lost_tokens=totals.cache_share.lost(cached, work.prefill_tokens),
         )
         totals.cost += cost
-        before, after = totals.shown_cost, totals.cost
-        totals.shown_cost = Cost(
-            max(before.prefill_flop, after.prefill_flop),
-            max(before.decode_flop, after.decode_flop),
-            max(before.prefill_bytes, after.prefill_bytes),
-            max(before.decode_bytes, after.decode_bytes),
-        )
-        totals.window_cost = Cost(
-            totals.shown_cost.prefill_flop - before.prefill_flop,
-            totals.shown_cost.decode_flop - before.decode_flop,
-            totals.shown_cost.prefill_bytes - before.prefill_bytes,
-            totals.shown_cost.decode_bytes - before.decode_bytes,
-        )
+        before = totals.shown_cost
+        totals.shown_cost = before.at_least(totals.cost)
+        totals.window_cost = totals.shown_cost - before

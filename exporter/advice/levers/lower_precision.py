@@ -82,8 +82,8 @@ def _with_lower_weights(window: WorkloadWindow, today: Step, lower: ModelDescrip
     """
     if today.on_cpu and today.tokens > _ONE_REQUEST:
         raise Inapplicable(
-            "several requests share a pass on a processor, and it depends on the kernel of the "
-            "format whether they share the reading of the weights"
+            "several requests share a pass: on a processor, the kernel of the format decides whether "
+            "they share one read of the weights"
         )
     gpu = slowest(window)
     rate = reachable_flops(gpu, lower.compute_precision)

@@ -124,7 +124,7 @@ def cache_bytes_read(
         # A state left by an earlier pass is read and written back.
         state = 2 * attention.state_values * model.state_value_bytes if context_tokens else 0.0
         total += group.count * (copies * (values + index) + state)
-    return total + (_prologue_read(model) if context_tokens else 0.0)
+    return total + (prologue_cache_bytes(model) if context_tokens else 0.0)
 
 
 def cache_bytes_read_by(
@@ -146,13 +146,9 @@ def cache_bytes_read_by(
             scored = attention.index_pairs(tokens, context_tokens)
             index = attention.index_cache_bytes * scored
         total += group.count * (copies * (values + index) + state)
-    return total + _prologue_read(model) * tokens
+    return total + prologue_cache_bytes(model) * tokens
 
 
-def prologue_bytes_written(model: ModelDescription) -> float:
+def prologue_cache_bytes(model: ModelDescription) -> float:
     """Return the bytes that a prompt's prologue stores in the cache, read by every later pass."""
-    return _prologue_read(model)
-
-
-def _prologue_read(model: ModelDescription) -> float:
     return model.prologue.cached_values * model.cache_value_bytes if model.prologue else 0.0

@@ -1,6 +1,6 @@
 """An engine's work between two scrapes, and its cost: from tokens to FLOPs and bytes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from exporter.inference.models.description import ModelDescription
@@ -15,7 +15,7 @@ from exporter.inference.models.memory import (
     cache_bytes_read,
     cache_bytes_read_by,
     prologue_bytes_per_pass,
-    prologue_bytes_written,
+    prologue_cache_bytes,
     weight_bytes_per_pass,
 )
 
@@ -82,11 +82,22 @@ class Cost:
 
     def __add__(self, other: "Cost") -> "Cost":
         """The sum of both."""
+        return self._combined(other, lambda mine, theirs: mine + theirs)
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        """The difference of both."""
+        return self._combined(other, lambda mine, theirs: mine - theirs)
+
+    def at_least(self, other: "Cost") -> "Cost":
+        """The larger value of each part."""
+        return self._combined(other, max)
+
+    def _combined(self, other: "Cost", combine: Callable[[float, float], float]) -> "Cost":
         return Cost(
-            self.prefill_flop + other.prefill_flop,
-            self.decode_flop + other.decode_flop,
-            self.prefill_bytes + other.prefill_bytes,
-            self.decode_bytes + other.decode_bytes,
+            combine(self.prefill_flop, other.prefill_flop),
+            combine(self.decode_flop, other.decode_flop),
+            combine(self.prefill_bytes, other.prefill_bytes),
+            combine(self.decode_bytes, other.decode_bytes),
         )
 
 
@@ -156,7 +167,7 @@ def _prefill_bytes(model: ModelDescription, work: Work, tensor_parallel: int) ->
         for weight, context in _chunk_contexts(work.prefills, work.chunk_tokens)
     )
     written = work.prefill_tokens * cache_bytes_per_token(model, tensor_parallel)
-    written += _first_tokens(work) * prologue_bytes_written(model)
+    written += _first_tokens(work) * prologue_cache_bytes(model)
     return weights + written + reads
 
 
