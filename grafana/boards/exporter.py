@@ -49,6 +49,8 @@ def _now(dashboard: Dashboard) -> Dashboard:
                     ],
                     unit="none",
                     thresholds=bad_above(1, 1),
+                    spark=False,  # it reads each source of each GPU
+                    named=True,
                     span=4,
                 ),
                 TRUST,
