@@ -13,6 +13,8 @@ from exporter.state import State
 
 # A hit rate or a batch over a shorter time says little.
 LEAST_TOKENS = 100.0
+# A tenant with less of the busy time than this does not change what a pass takes.
+_LEAST_SHARE = 0.02
 _LOST = ("power", "thermal", "other")
 _BUSY = ("tensor", "memory", "stall", "underfill", "unresolved")
 
@@ -65,7 +67,7 @@ def _window(
         return None
     gpus = tuple(
         gpu
-        for gpu in (_gpu(observations, reference.uuid) for reference in last.gpus)
+        for gpu in (_gpu(observations, reference.uuid, key) for reference in last.gpus)
         if gpu is not None
     )
     missed = last.passes_missed - first.passes_missed
@@ -97,7 +99,7 @@ def _window(
     )
 
 
-def _gpu(observations: Sequence[Observation], uuid: str) -> GpuWindow | None:
+def _gpu(observations: Sequence[Observation], uuid: str, key: Key) -> GpuWindow | None:
     """One GPU over the observations; None if it is missing in one of them."""
     devices = [each.state.fresh(uuid) for each in observations]
     first, last = devices[0], devices[-1]
@@ -134,6 +136,7 @@ def _gpu(observations: Sequence[Observation], uuid: str) -> GpuWindow | None:
         power_limit_watts=slow.power_limit_watts if slow else None,
         power_limit_max_watts=peaks.board_watts,
         fault=_fault_of(last, observations[-1].state),
+        shared_with=_sharer(observations[0], observations[-1], uuid, key),
     )
 
 
@@ -209,6 +212,37 @@ def _fault_of(device: DeviceState, state: State) -> str | None:
     ):
         return "its probes computed wrong results"
     return None
+
+
+def _sharer(first: Observation, last: Observation, uuid: str, key: Key) -> str | None:
+    """Who else worked on the device in the window; None where the model had it to itself."""
+    workload, model = key
+    for (name, other), served in last.served.items():
+        before = first.served.get((name, other))
+        if name == workload and other != model and (before is None or _worked(before, served)):
+            return "another model of the engine"
+    charges = last.state.bill.devices.get(uuid)
+    if charges is not None and len(charges.basis) > 1:
+        recent = charges.recent()
+        uses = [recent.get(holder) for holder in charges.basis]
+        at_work = sum(u is None or u.share is None or u.share > _LEAST_SHARE for u in uses)
+        if at_work > 1:
+            return "another tenant" if at_work == 2 else f"{at_work - 1} other tenants"
+        return None
+    for other_engine in last.state.workloads.workloads:
+        if other_engine.name != workload and any(gpu.uuid == uuid for gpu in other_engine.gpus):
+            return f"the engine {other_engine.name}"
+    return None
+
+
+def _worked(before: Served, now: Served) -> bool:
+    return any(
+        _grown(then, since) != 0.0
+        for then, since in (
+            (before.shown.prefill_tokens, now.shown.prefill_tokens),
+            (before.shown.decode_tokens, now.shown.decode_tokens),
+        )
+    )
 
 
 def _price(gpus: Sequence[GpuWindow], prices: Mapping[str, Price]) -> Price | None:

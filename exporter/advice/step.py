@@ -259,13 +259,18 @@ def _measured(gpu: GpuWindow, step: Step, period: float) -> Step:
 def slowest(window: WorkloadWindow) -> GpuWindow:
     """The GPU that the others of its group wait for: the slowest one.
 
-    Raises Inapplicable if there is no GPU, or if one needs repair first.
+    Raises Inapplicable if there is no GPU, or if one needs repair first or has other tenants.
     """
     if not window.gpus:
         raise Inapplicable("no GPU of this workload is known on this host")
     for gpu in window.gpus:
         if gpu.fault:
             raise Inapplicable(f"{gpu.title} needs repair first: {gpu.fault}")
+        if gpu.shared_with:
+            raise Inapplicable(
+                f"{gpu.title} is shared with {gpu.shared_with}: how much of its time this model "
+                "takes is not known"
+            )
 
     def speed(gpu: GpuWindow) -> float:
         bandwidth = gpu.reachable_bandwidth_bytes_per_second

@@ -18,7 +18,7 @@ class GpuWindow:
     `clock_ratio` is the mean SM clock over its maximum, `clock_lost_to` the share of the missing
     clock by cause. `tensor` and `dram` are GPM's values. Probe results are the device's
     present rates in bytes/s and FLOP/s by precision; `fault` is the reason why it needs repair
-    first.
+    first, `shared_with` who else works on it: its time is then not the engine's alone.
     """
 
     gpu: str
@@ -39,6 +39,7 @@ class GpuWindow:
     power_limit_watts: float | None = None
     power_limit_max_watts: float | None = None
     fault: str | None = None
+    shared_with: str | None = None
 
     @property
     def title(self) -> str:

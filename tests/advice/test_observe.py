@@ -4,8 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from exporter.advice.advise import advise
 from exporter.advice.observe import observation_of, windows
 from exporter.advice.window import Price
+from exporter.attribution.ledger import Account, Basis, Bill, Charges, Holder, Mark
+from exporter.inference.snapshot import GpuRef, WorkloadSnapshot
+from exporter.state import State
 from tests.advice.hosts import observed, served_at, state_at
 
 
@@ -64,6 +68,61 @@ def test_a_gpu_that_computes_wrong_results_is_critical() -> None:
     (window,) = windows(observations, best_hits={}, prices={})
 
     assert window.gpus[0].fault == "its probes computed wrong results"
+
+
+def shared(state: State, seconds: float = 100.0, **charged: float) -> State:
+    """Pods with these busy seconds in the last minute, as the bill has them."""
+    accounts = {
+        Holder("pod", pod=name): Account(state_seconds={"tensor": busy})
+        for name, busy in charged.items()
+    }
+    basis: dict[Holder, Basis] = dict.fromkeys(accounts, "process_utilization")
+    charges = Charges(accounts, basis, Mark(0.0, 0.0, {}), watched_seconds=seconds)
+    return replace(state, bill=Bill({"GPU-0": charges}))
+
+
+@pytest.mark.parametrize(
+    ("charged", "sharer"),
+    [
+        ({"chat": 90.0}, None),
+        ({"chat": 90.0, "resting": 0.5}, None),
+        ({"chat": 60.0, "notebook": 20.0}, "another tenant"),
+    ],
+)
+def test_a_gpu_that_others_use_is_shared(charged: dict[str, float], sharer: str | None) -> None:
+    """A quarter of its busy time is a notebook's. A tenant with 1 of 180 parts changes nothing."""
+    looks = [observation_of(shared(state_at(t), **charged), [served_at(t)]) for t in (100.0, 200.0)]
+    (window,) = windows(looks, best_hits={}, prices={})
+
+    assert window.gpus[0].shared_with == sharer
+
+
+def test_a_gpu_with_two_engines_or_models_is_shared() -> None:
+    """The time of its kernels cannot be divided between them."""
+    engines = tuple(
+        WorkloadSnapshot(name, "vllm", up=True, gpus=(GpuRef("0", "GPU-0"),))
+        for name in ("chat", "search")
+    )
+    two_engines, two_models, one_used = [], [], []
+    for seconds in (100.0, 200.0):
+        state, chat = state_at(seconds), served_at(seconds)
+        snapshot = replace(state.workloads, workloads=engines)
+        two_engines.append(observation_of(replace(state, workloads=snapshot), [chat]))
+        other = replace(chat, shown=replace(chat.shown, model="other"))
+        unused = replace(
+            chat, shown=replace(chat.shown, model="unused", prefill_tokens=0.0, decode_tokens=5.0)
+        )
+        one_used.append(observation_of(state, [chat, unused]))
+        two_models.append(observation_of(state, [chat, other]))
+    (window,) = windows(two_engines, best_hits={}, prices={})
+    both = windows(two_models, best_hits={}, prices={})
+
+    assert window.gpus[0].shared_with == "the engine search"
+    assert [each.gpus[0].shared_with for each in both] == ["another model of the engine"] * 2
+    assert windows(one_used, best_hits={}, prices={})[0].gpus[0].shared_with is None
+    advice = advise(window)
+    assert not advice.predictions
+    assert any("GPU 0 is shared with the engine search" in each.reason for each in advice.absent)
 
 
 def test_a_model_that_was_gone_in_between_has_no_window() -> None:
