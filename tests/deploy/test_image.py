@@ -225,3 +225,28 @@ def test_it_builds_upon_the_newest_python(engine: Engine) -> None:
     )
 
     assert report["healthy"], report["findings"]
+
+
+# A software event of CPU 0 for all programs, by the daemon's own system call.
+OPEN_AN_EVENT = """\
+from exporter.collect.perf import LinuxKernel, attributes
+kernel = LinuxKernel()
+kernel.close(kernel.open(attributes(1, 0), 0))
+print("opened")
+"""
+
+
+def test_the_processors_counters_need_the_documented_options(engine: Engine, image: str) -> None:
+    """Those of docs/probes.md; without them the kernel refuses."""
+    capability = "--cap-add PERFMON --user 0"
+    profile = "--security-opt seccomp=unconfined"
+    page = (ROOT / "docs" / "probes.md").read_text()
+    command = ("run", "--rm", "--network", "none", "--cap-drop", "ALL", "--entrypoint", "python")
+    refused = engine.run(*command, image, "-c", OPEN_AN_EVENT)
+    options = f"{capability} {profile}".split()
+    opened = engine.run(*command, *options, image, "-c", OPEN_AN_EVENT)
+
+    assert f"`{capability}`" in page
+    assert f"`{profile}`" in page
+    assert refused.returncode != 0
+    assert opened.stdout.strip() == "opened", opened.stderr
