@@ -1,10 +1,15 @@
-"""The HTTP client for engines and dcgm-exporter: one GET, bounded in time and size, no redirects."""
+"""The HTTP client: one GET, bounded in time and size, no redirects."""
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from exporter.errors import Reason, ScrapeError
+
+
+if TYPE_CHECKING:
+    import ssl
 
 
 __all__ = ["LIMIT_BYTES", "Reason", "ScrapeError", "fetch", "without_credentials"]
@@ -20,13 +25,15 @@ def fetch(
     timeout_seconds: float,
     limit_bytes: int = LIMIT_BYTES,
     undecodable: str = "strict",
+    tls_context: "ssl.SSLContext | None" = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
     """Return the text at `url`, or raise ScrapeError within about `timeout_seconds`.
 
     The deadline is for the whole exchange, so a server that sends a byte a second gains nothing.
     Only name resolution, which the operating system bounds, is not covered. `undecodable` decides
-    about bytes that are not UTF-8: "strict" refuses the answer, "replace" marks them.
+    about bytes that are not UTF-8: "strict" refuses the answer, "replace" marks them. Without a
+    `tls_context`, the system's certificates are trusted.
     """
     try:
         parts = urlsplit(url)
@@ -37,7 +44,7 @@ def fetch(
         raise ScrapeError(Reason.BAD_URL, "not an http or https address")
     from exporter.http_exchange import exchange  # noqa: PLC0415  8 MB, for those who have an engine
 
-    body = exchange(parts, clock() + timeout_seconds, limit_bytes, clock)
+    body = exchange(parts, timeout_seconds, limit_bytes, clock, tls_context)
     try:
         return body.decode("utf-8", undecodable)
     except UnicodeDecodeError as error:

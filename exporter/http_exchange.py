@@ -6,11 +6,14 @@ import io
 import socket
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote
 
 from exporter.errors import Reason, ScrapeError
 
+
+if TYPE_CHECKING:
+    import ssl
 
 _READ_BYTES = 64 * 1024
 # Of the body that explains a status other than 200.
@@ -18,20 +21,21 @@ _REFUSAL_BYTES = 4096
 
 
 def exchange(
-    parts: SplitResult, deadline: float, limit_bytes: int, clock: Callable[[], float]
+    parts: SplitResult,
+    timeout_seconds: float,
+    limit_bytes: int,
+    clock: Callable[[], float],
+    tls_context: "ssl.SSLContext | None",
 ) -> bytes | bytearray:
-    """The decompressed body of the answer. Raises ScrapeError, soon after `deadline` at the latest."""
+    """The decompressed body of the answer. Raises ScrapeError, soon after `timeout_seconds` at the latest."""
     path = (parts.path or "/metrics") + (f"?{parts.query}" if parts.query else "")
-    seconds = deadline - clock()
-    connection = _Connection(
-        parts.hostname or "", parts.port, parts.scheme == "https", deadline, clock
-    )
+    connection = _Connection(parts, clock() + timeout_seconds, clock, tls_context)
     try:
         return _get(connection, path, _authorization(parts), limit_bytes)
     except ScrapeError:
         raise
     except TimeoutError as error:
-        raise ScrapeError(Reason.TIMEOUT, f"no answer in {seconds:g} s") from error
+        raise ScrapeError(Reason.TIMEOUT, f"no answer in {timeout_seconds:g} s") from error
     except (http.client.HTTPException, ValueError) as error:
         raise ScrapeError(Reason.PROTOCOL, type(error).__name__) from error
     except OSError as error:
@@ -110,10 +114,15 @@ class _Connection(http.client.HTTPConnection):
     """An HTTP connection all of whose waits end at one deadline."""
 
     def __init__(
-        self, host: str, port: int | None, tls: bool, deadline: float, clock: Callable[[], float]
+        self,
+        parts: SplitResult,
+        deadline: float,
+        clock: Callable[[], float],
+        tls_context: "ssl.SSLContext | None",
     ) -> None:
-        super().__init__(host, port or (443 if tls else 80))
-        self._tls = tls
+        self._tls = parts.scheme == "https"
+        super().__init__(parts.hostname or "", parts.port or (443 if self._tls else 80))
+        self._tls_context = tls_context
         self._deadline = deadline
         self._clock = clock
         self._plain: socket.socket | None = None
@@ -125,7 +134,7 @@ class _Connection(http.client.HTTPConnection):
             self._plain.settimeout(self._remaining())
             import ssl  # noqa: PLC0415  5 MB, for those who have an engine behind TLS
 
-            context = ssl.create_default_context()
+            context = self._tls_context or ssl.create_default_context()
             self._plain = context.wrap_socket(self._plain, server_hostname=self.host)
         self.sock = _DeadlineSocket(self._plain, self._remaining)
 

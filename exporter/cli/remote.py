@@ -1,17 +1,16 @@
 """What the commands read over HTTP: the status of a daemon, and instant queries of a Prometheus."""
 
-import base64
-import http.client
 import json
 import ssl
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from http import HTTPStatus
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-from exporter.errors import FlopwatchError
+from exporter.errors import FlopwatchError, Reason
 from exporter.http_client import ScrapeError, fetch, without_credentials
 from exporter.status.document import API_VERSION, STATUS_PATH, Status
 
@@ -40,45 +39,23 @@ class _Version(msgspec.Struct):
     api_version: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    scheme: str
-    host: str
-    port: int | None
-    path: str
-    shown: str
-    user: str | None
-    password: str | None
-
-
 def fetch_status(access: Access) -> Status:
     """The current document. Raises StatusError with one line for people."""
-    target = _target(access)
+    url, shown = _address(access)
     try:
-        status, body = _get(target, access)
-    except ssl.SSLCertVerificationError as error:
-        raise StatusError(
-            f"{target.shown}: certificate not accepted: {error.verify_message} (see --ca-file)"
-        ) from None
-    except TimeoutError:
-        raise StatusError(f"{target.shown}: no answer in {access.timeout_seconds:g} s") from None
-    except (
-        OSError,
-        http.client.HTTPException,
-        ValueError,
-    ) as error:  # the host name may be malformed
-        raise StatusError(f"{target.shown}: {_reason(error)}") from None
-    if status == http.client.UNAUTHORIZED:
-        raise StatusError(f"{target.shown}: user or password not accepted (see --user)")
-    if status != http.client.OK:
-        raise StatusError(
-            f"{target.shown}: answered with status {status}; is it the address of a flopwatch?"
+        text = fetch(
+            url,
+            timeout_seconds=access.timeout_seconds,
+            limit_bytes=_LIMIT_BYTES,
+            tls_context=_context(access) if url.startswith("https") else None,
         )
-    return _decode(body, target.shown)
+    except ScrapeError as error:
+        raise StatusError(f"{shown}: {_failure(error)}") from None
+    return _decode(text, shown)
 
 
-def _target(access: Access) -> _Target:
-    """Parse the address: a bare `host:port` is plain HTTP."""
+def _address(access: Access) -> tuple[str, str]:
+    """The document's address, and how messages show it. A bare `host:port` is plain HTTP."""
     text = access.url if "://" in access.url else f"http://{access.url}"
     try:
         parts = urlsplit(text)
@@ -86,61 +63,49 @@ def _target(access: Access) -> _Target:
     except ValueError:
         host, port = None, None
         parts = urlsplit("")
-    if parts.scheme not in {"http", "https"} or not host or not host.isprintable() or " " in host:
-        raise StatusError("--url must be an address such as http://node:9907")
     # A user may give the page's address, the document's, or a proxy's prefix.
     path = parts.path.removesuffix(STATUS_PATH).rstrip("/") + STATUS_PATH
-    if not path.isascii() or not path.isprintable() or " " in path:
+    words = f"{host}{path}"
+    if parts.scheme not in {"http", "https"} or not host or not path.isascii():
         raise StatusError("--url must be an address such as http://node:9907")
-    shown_host = f"[{host}]" if ":" in host else host
-    return _Target(
-        scheme=parts.scheme,
-        host=host,
-        port=port,
-        path=path,
-        shown=f"{parts.scheme}://{shown_host}{'' if port is None else f':{port}'}",
-        user=access.user or (unquote(parts.username) if parts.username else None),
-        password=access.password or (unquote(parts.password) if parts.password else None),
-    )
+    if not words.isprintable() or " " in words:
+        raise StatusError("--url must be an address such as http://node:9907")
+    place = f"[{host}]" if ":" in host else host
+    place += "" if port is None else f":{port}"
+    user = access.user or unquote(parts.username or "")
+    password = access.password or unquote(parts.password or "")
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user else ""
+    return f"{parts.scheme}://{login}{place}{path}", f"{parts.scheme}://{place}"
 
 
-def _get(target: _Target, access: Access) -> tuple[int, bytes]:
-    connection: http.client.HTTPConnection
-    if target.scheme == "https":
-        connection = http.client.HTTPSConnection(
-            target.host, target.port, timeout=access.timeout_seconds, context=_context(access)
-        )
-    else:
-        connection = http.client.HTTPConnection(
-            target.host, target.port, timeout=access.timeout_seconds
-        )
-    headers = {"Accept": "application/json", "User-Agent": "flopwatch-top", "Connection": "close"}
-    if target.user is not None:
-        pair = f"{target.user}:{target.password or ''}".encode()
-        headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
-    try:
-        connection.request("GET", target.path, headers=headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read(_LIMIT_BYTES)
-    finally:
-        connection.close()
+def _failure(error: ScrapeError) -> str:
+    """What failed, in words for people."""
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"certificate not accepted: {cause.verify_message} (see --ca-file)"
+    if str(error) == f"status {HTTPStatus.UNAUTHORIZED}":
+        return "user or password not accepted (see --user)"
+    if error.reason in {Reason.HTTP_STATUS, Reason.REDIRECT}:
+        return f"answered with {error}; is it the address of a flopwatch?"
+    return str(error).lower() if error.reason is Reason.CONNECTION else str(error)
 
 
 def _context(access: Access) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=access.ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise StatusError(f"--ca-file {access.ca_file}: {_reason(error)}") from None
+        reason = (error.strerror or str(error)).lower()
+        raise StatusError(f"--ca-file {access.ca_file}: {reason}") from None
     if not access.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def _decode(body: bytes, shown: str) -> Status:
+def _decode(text: str, shown: str) -> Status:
     """The version is read first: a document of another version may have any form."""
     try:
-        version = msgspec.json.decode(body, type=_Version).api_version
+        version = msgspec.json.decode(text, type=_Version).api_version
     except msgspec.DecodeError:
         raise StatusError(f"{shown}: the answer is not a status document") from None
     if version != API_VERSION:
@@ -148,15 +113,9 @@ def _decode(body: bytes, shown: str) -> Status:
             f"{shown}: serves version {version} of the status API, but this program reads version {API_VERSION}"
         )
     try:
-        return msgspec.json.decode(body, type=Status)
+        return msgspec.json.decode(text, type=Status)
     except msgspec.DecodeError as error:
         raise StatusError(f"{shown}: its status document is malformed: {error}") from None
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error) or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)

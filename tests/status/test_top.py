@@ -5,6 +5,7 @@ import io
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from exporter.cli.main import main
 from exporter.cli.remote import Access, StatusError, fetch_status
 from exporter.status.document import STATUS_PATH, Status
 from exporter.status.terminal import plain, render
+from exporter.web.config import load_web_config
 from exporter.web.http import Request, Response, Router
 from exporter.web.http import plain as answer
 from exporter.web.server import Server
 from tests.status.examples import COARSE, DECODE, Machine, cpu, fleet, gpu
+from tests.web.certificates import Authority
 
 
 class Daemon:
@@ -218,6 +221,25 @@ class TestFetch:
         """With the flag that it came from."""
         with pytest.raises(StatusError, match=r"--ca-file .*: no such file"):
             fetch_status(Access(url="https://127.0.0.1:1", ca_file=str(tmp_path / "none.pem")))
+
+    def test_certificates_are_verified_unless_told_otherwise(self, tmp_path: Path) -> None:
+        """An unknown authority is refused; --ca-file names one, --insecure accepts any."""
+        Authority(tmp_path).issue("server")
+        config = tmp_path / "web.yml"
+        config.write_text("tls_server_config: {cert_file: server.pem, key_file: server.key}\n")
+        machine, router = fleet(1, seconds=60), Router()
+        machine.service.add_routes(router)
+        server = Server(["127.0.0.1:0"], router, web_config=load_web_config(config))
+        server.start()
+        try:
+            url = f"https://127.0.0.1:{server.addresses[0][1]}"
+            with pytest.raises(StatusError, match=r"certificate not accepted: .*\(see --ca-file\)"):
+                fetch_status(Access(url=url))
+            for trust in ({"ca_file": str(tmp_path / "ca.pem")}, {"verify": False}):
+                status = fetch_status(replace(Access(url=url), **trust))  # type: ignore[arg-type]
+                assert status == machine.service.status()
+        finally:
+            server.close(5)
 
     def test_a_silent_daemon_times_out(self) -> None:
         """After the time limit, with a line that says so."""
