@@ -188,28 +188,36 @@ def _holders(state: State, identity: DeviceIdentity) -> list[document.Holder]:
         found = state.held(key)
         return found is not None and found.identity.key == identity.key
 
-    held: dict[Holder, document.Holder] = {}
-    for each in state.holders.allocations:
-        if holds(each.device):
-            holder = Holder("pod", each.namespace, each.pod, each.container)
-            held[holder] = document.Holder(
-                namespace=each.namespace, pod=each.pod, container=each.container
-            )
-    for use in state.holders.jobs:
-        if holds(use.device):
-            held[Holder("job", hpc_job=use.job)] = document.Holder(job=use.job)
+    present = [
+        Holder("pod", each.namespace, each.pod, each.container)
+        for each in state.holders.allocations
+        if holds(each.device)
+    ]
+    present += [Holder("job", hpc_job=use.job) for use in state.holders.jobs if holds(use.device)]
+    held = {holder: _named(holder) for holder in present}
     charges = state.bill.devices.get(identity.uuid)
     if charges is not None and len(charges.basis) > 1:
         for holder, did in charges.recent().items():
             if holder not in charges.basis and not did.share:
                 continue
+            # Of a partitioned GPU also those of its instances.
             held[holder] = msgspec.structs.replace(
-                held.get(holder, document.Holder(workload=holder.workload or None)),
+                _named(holder),
                 basis=charges.basis.get(holder),
                 share_ratio=did.share,
                 achieved_flops=did.flops,
             )
     return list(held.values())
+
+
+def _named(holder: Holder) -> document.Holder:
+    return document.Holder(
+        namespace=holder.namespace or None,
+        pod=holder.pod or None,
+        container=holder.container or None,
+        job=holder.hpc_job or None,
+        workload=holder.workload or None,
+    )
 
 
 def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
