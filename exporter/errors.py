@@ -1,4 +1,4 @@
-"""The errors that reach a user, as one tree, and why a scrape of another program failed.
+"""The errors that reach a user, as one tree, and why another program could not be read.
 
 * FlopwatchError             anything a command reports in one line, with its exit code
   + ConfigError              a configuration file, flag or environment variable is wrong
@@ -68,3 +68,12 @@ class ScrapeError(Exception):
         super().__init__(detail or reason.value)
         self.reason = reason
         self.answer = answer
+
+
+class HolderSourceError(Exception):
+    """A source of holders could not be read. `reason` is one of a few words, usable as a label value."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

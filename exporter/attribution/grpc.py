@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from exporter.attribution.source import HolderSourceError
+from exporter.errors import HolderSourceError
 
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from exporter.attribution.snapshot import DeviceKey, JobUse
-from exporter.attribution.source import HolderSourceError
+from exporter.errors import HolderSourceError
 
 
 _FILES_MAX = 1024

@@ -42,7 +42,7 @@ from pathlib import Path
 
 from exporter.attribution import grpc
 from exporter.attribution.snapshot import Allocation, DeviceKey
-from exporter.attribution.source import HolderSourceError
+from exporter.errors import HolderSourceError
 
 
 LIST_METHOD = "/v1.PodResourcesLister/List"

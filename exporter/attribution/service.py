@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -18,8 +18,14 @@ from exporter.attribution.process_owners import (
     slurm_jobs,
 )
 from exporter.attribution.settings import HolderSettings
-from exporter.attribution.snapshot import Allocation, HoldersSnapshot, JobUse, ProcessOwner
-from exporter.attribution.source import Source
+from exporter.attribution.snapshot import (
+    Allocation,
+    HoldersSnapshot,
+    JobUse,
+    ProcessOwner,
+    SourceState,
+)
+from exporter.errors import HolderSourceError
 from exporter.state import State
 from flopwatch.threads import ThreadGuard
 
@@ -30,6 +36,12 @@ log = structlog.get_logger(__name__)
 # snapshot.
 _LOOK_SECONDS = 1.0
 POD_RESOURCES, JOB_MAPPING, JOB_PROCESSES = "pod_resources", "job_mapping", "job_processes"
+# An answer is valid for this many intervals: a kubelet restart does not change its pods' devices,
+# but after a long outage they may have changed.
+KEEP_INTERVALS = 3
+
+_Item = TypeVar("_Item")
+_Clock = Callable[[], float]
 
 
 def merged(mapped: tuple[JobUse, ...], found: tuple[JobUse, ...]) -> tuple[JobUse, ...]:
@@ -46,6 +58,77 @@ def merged(mapped: tuple[JobUse, ...], found: tuple[JobUse, ...]) -> tuple[JobUs
     ]
     named = [replace(use, job_id=None) for use in mapped]
     return tuple(dict.fromkeys([*named, *renamed]))
+
+
+class HolderSource(Generic[_Item]):
+    """One source of holders: read when due, with its health and its last answer while valid.
+
+    Used only by the service's thread, except `state` and `items`, which are replaced whole.
+
+    `quiet` holds reasons that are no error before the first success: a socket or directory that
+    does not exist on other kinds of hosts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], tuple[_Item, ...]],
+        mark: Callable[[], object],
+        *,
+        quiet: frozenset[str] = frozenset(),
+        clock: _Clock = time.monotonic,
+        wall_clock: _Clock = time.time,
+    ) -> None:
+        self.name = name
+        self.state: SourceState | None = None
+        self.items: tuple[_Item, ...] = ()
+        self._read = read
+        self._mark = mark
+        self._quiet = quiet
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._seen_mark: object = None
+        self._read_at: float | None = None
+        self._answered_at: float | None = None
+
+    def poll(self, interval_seconds: float) -> None:
+        """Read if the interval has passed or something has changed; drop outdated answers."""
+        mark = self._mark()
+        now = self._clock()
+        due = self._read_at is None or now - self._read_at >= interval_seconds
+        if due or mark != self._seen_mark:
+            self._seen_mark = mark
+            self._read_at = now
+            self._try()
+        answered = self._answered_at
+        if answered is not None and now - answered > KEEP_INTERVALS * interval_seconds:
+            self.items = ()
+            self._answered_at = None
+
+    def _try(self) -> None:
+        before = self.state
+        try:
+            self.items = self._read()
+        except HolderSourceError as error:
+            if before is None and error.reason in self._quiet:
+                return
+            self._fail(before, error)
+            return
+        self._answered_at = self._clock()
+        errors = before.errors if before is not None else {}
+        self.state = SourceState(True, self._wall_clock(), errors)
+        if before is None or not before.up:
+            log.info("holder_source_up", source=self.name, holders=len(self.items))
+
+    def _fail(self, before: SourceState | None, error: HolderSourceError) -> None:
+        errors = dict(before.errors) if before is not None else {}
+        errors[error.reason] = errors.get(error.reason, 0) + 1
+        last = before.last_success_unix_seconds if before is not None else None
+        self.state = SourceState(False, last, errors)
+        if before is None or before.up:
+            log.warning(
+                "holder_source_down", source=self.name, reason=error.reason, error=error.detail
+            )
 
 
 class HolderService:
@@ -158,14 +241,14 @@ class HolderService:
                 self._wake.wait(_LOOK_SECONDS)
             self._wake.clear()
 
-    def _build(self, settings: HolderSettings) -> tuple[Source[Any], ...]:
-        sources: list[Source[Any]] = []
+    def _build(self, settings: HolderSettings) -> tuple[HolderSource[Any], ...]:
+        sources: list[HolderSource[Any]] = []
         if settings.pod_resources != "off":
             sources.append(self._pod_resources(settings))
         folder = settings.job_mapping_dir
         if folder is not None:
             sources.append(
-                Source[JobUse](
+                HolderSource[JobUse](
                     JOB_MAPPING,
                     lambda: read_jobs(folder),
                     lambda: change_mark(folder),
@@ -176,7 +259,7 @@ class HolderService:
             )
         if settings.job_processes:
             sources.append(
-                Source[JobUse](
+                HolderSource[JobUse](
                     JOB_PROCESSES,
                     lambda: slurm_jobs(device_processes(self._state())),
                     lambda: device_processes(self._state()),
@@ -186,7 +269,7 @@ class HolderService:
             )
         return tuple(sources)
 
-    def _pod_resources(self, settings: HolderSettings) -> Source[Allocation]:
+    def _pod_resources(self, settings: HolderSettings) -> HolderSource[Allocation]:
         def mark() -> object:
             """Changes when the kubelet restarts or a process on a GPU starts or ends."""
             try:
@@ -197,7 +280,7 @@ class HolderService:
             return socket, device_processes(self._state())
 
         quiet = frozenset({"absent"}) if settings.pod_resources == "auto" else frozenset()
-        return Source[Allocation](
+        return HolderSource[Allocation](
             POD_RESOURCES,
             lambda: list_allocations(settings.socket, settings.timeout_seconds),
             mark,

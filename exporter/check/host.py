@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter.attribution.pod_resources import list_allocations
-from exporter.attribution.source import HolderSourceError
 from exporter.check.report import CheckResult, Level
 from exporter.check.subprocesses import Answer
 from exporter.collect.perf import Kernel, LinuxKernel, PerfCounters, PerfUnavailableError
 from exporter.config.model import Config
-from exporter.errors import ListenError
+from exporter.errors import HolderSourceError, ListenError
 from exporter.http_client import Reason, ScrapeError, fetch
 from exporter.inference.engines.registry import ENGINES, PREFIXES, identify, speaks
 from exporter.inference.exposition import parse

@@ -15,7 +15,7 @@ from exporter.attribution.process_owners import (
 )
 from exporter.attribution.service import merged
 from exporter.attribution.snapshot import DeviceKey, JobUse
-from exporter.attribution.source import HolderSourceError
+from exporter.errors import HolderSourceError
 from tests.attribution.hosts import gpu, host
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, strategies
 from exporter.attribution.grpc import call
 from exporter.attribution.pod_resources import LIST_METHOD, length_delimited, list_allocations
 from exporter.attribution.snapshot import Allocation, DeviceKey
-from exporter.attribution.source import HolderSourceError
+from exporter.errors import HolderSourceError
 from tests.attribution.kubelet import Claimed, Held, Kubelet, RawServer, response
 
 

@@ -20,11 +20,10 @@ from exporter import http_exchange
 from exporter.attribution import grpc, pod_resources
 from exporter.attribution.job_mapping import read_jobs
 from exporter.attribution.process_owners import is_sluid, slurm_job
-from exporter.attribution.source import HolderSourceError
 from exporter.calibration import read_calibrations
 from exporter.collect.dcgm import exposition as dcgm
 from exporter.config.load import ConfigOrigin, load_config
-from exporter.errors import ConfigError, WebConfigError
+from exporter.errors import ConfigError, HolderSourceError, WebConfigError
 from exporter.http_client import ScrapeError
 from exporter.inference import exposition as engines
 from exporter.inference.counters import CounterTracker
