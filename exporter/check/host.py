@@ -18,7 +18,7 @@ from exporter.collect.perf import Kernel, LinuxKernel, PerfCounters, PerfUnavail
 from exporter.config.model import Config
 from exporter.errors import HolderSourceError, ListenError
 from exporter.http_client import Reason, ScrapeError, fetch
-from exporter.inference.engines.registry import ENGINES, PREFIXES, identify, speaks
+from exporter.inference.engines.registry import ENGINES, PREFIXES, identify
 from exporter.inference.exposition import parse
 from exporter.web.addresses import open_listener, parse_listen_address
 from flopwatch.processor import read_processor
@@ -117,7 +117,7 @@ def _answer_finding(name: str, engine: str, url: str, text: str) -> CheckResult:
     """Whether the engine that answers is the configured one."""
     prefixes = parse(text, (), PREFIXES).prefixes
     configured = ENGINES[engine]
-    if speaks(configured, prefixes) or (configured.silent_at_start and not text.strip()):
+    if configured.matches(prefixes) or (configured.silent_at_start and not text.strip()):
         return CheckResult(f"engine {name}", Level.OK, f"{url} answers")
     found = identify(prefixes)
     hint = f"set workloads.engine to {found}" if found else "check workloads.url"

@@ -206,7 +206,7 @@ _SECTIONS: Mapping[str, str] = {
     "probes": "The micro-probes. They need torch ([install.md](install.md)).",
     "workloads": "",
     "advice": "What `flopwatch advise` rests on ([levers.md](levers.md)).",
-    "workload_discovery": "Engines of this host that `workloads` does not name.",
+    "workload_discovery": "Discovery of engines on this host that are not listed in `workloads`.",
     "kubernetes": "Which pods hold the GPUs.",
     "hpc": "Which batch jobs hold the GPUs.",
     "processes": "Per-process series.",

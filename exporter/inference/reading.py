@@ -285,6 +285,10 @@ class Engine:
         parts = ("_bucket", "_sum", "_count")
         return self.counters | {name + part for name in self.histograms for part in parts}
 
+    def matches(self, prefixes: Collection[str]) -> bool:
+        """Whether an exposition with these prefixes has metrics of this engine."""
+        return any(prefix in prefixes for prefix in self.prefixes)
+
 
 def positive_difference(total: float | None, part: float | None) -> float | None:
     """Return total - part, at least 0; a missing part counts as 0, a missing total gives None."""

@@ -11,7 +11,7 @@ import structlog
 
 from exporter.http_client import Reason, ScrapeError, fetch, without_credentials
 from exporter.inference.counters import CounterTracker
-from exporter.inference.engines.registry import PREFIXES, speaks
+from exporter.inference.engines.registry import PREFIXES
 from exporter.inference.exposition import parse
 from exporter.inference.reading import Engine, EngineReading, by_model
 from exporter.inference.reading import Samples as ModelSamples
@@ -152,7 +152,7 @@ class Scraper:
             text = self._fetch(self._url, self._timeout_seconds)
         seconds, timestamp = self._clock(), self._wall_clock()
         exposition = parse(text, {*self.engine.names, EPOCH}, PREFIXES, self.engine.rename)
-        if not speaks(self.engine, exposition.prefixes) and not (
+        if not self.engine.matches(exposition.prefixes) and not (
             self.engine.silent_at_start and not text.strip()
         ):
             others = ", ".join(sorted(exposition.prefixes)) or "no engine's"

@@ -34,15 +34,10 @@ PREFIXES: tuple[str, ...] = tuple(
 )
 
 
-def speaks(engine: Engine, prefixes: Collection[str]) -> bool:
-    """Whether `engine` exposes metrics with these prefixes."""
-    return any(prefix in prefixes for prefix in engine.prefixes)
-
-
 def identify(prefixes: Collection[str]) -> str | None:
     """Return the engine that exposes metrics with these prefixes, or None."""
     for engine in ENGINES.values():
-        if speaks(engine, prefixes) and (not engine.marker or engine.marker in prefixes):
+        if engine.matches(prefixes) and (not engine.marker or engine.marker in prefixes):
             return engine.name
     return None
 
