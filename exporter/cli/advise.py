@@ -188,7 +188,7 @@ def read_fleet(api: "PrometheusApi", at_unix_seconds: float) -> list[FleetRow]:
         found.compared += series.value
         found.held += series.value * (series.labels.get("outcome") == "inside")
     if not rows:
-        raise FlopwatchError("no flopwatch_lever_gain_ratio there; is this exporter scraped?")
+        raise FlopwatchError("it has no flopwatch_lever_gain_ratio; does it scrape flopwatch?")
     return sorted(
         rows.values(),
         key=lambda r: (-sum(r.saved_per_day.values()), -(r.flops_low + r.flops_high), r.lever),

@@ -152,7 +152,7 @@ class PrometheusApi:
             message = _refusal(error) or f"{error}; is it the address of a Prometheus?"
             raise FlopwatchError(f"{shown}: {message}") from None
         except (ValueError, KeyError, TypeError, IndexError):
-            raise FlopwatchError(f"{shown}: the answer is not one of Prometheus") from None
+            raise FlopwatchError(f"{shown}: the answer is not from a Prometheus API") from None
 
 
 def _refusal(error: ScrapeError) -> str | None:
