@@ -127,6 +127,8 @@ class HostLedger:
         sms = instance_weights(gpu, holders)
         if sms is None:
             return None
+        if len(sms) == 1:
+            return Partition(sms)  # one holder, or nobody, has all of it
         known = self._instances.setdefault(gpu.identity.uuid, _Instances())
         return known.partition(gpu, sms, charges)
 
