@@ -88,7 +88,7 @@ def test_every_gpu_hangs(node) -> None:
     hung = witness.until(lambda scrape: scrape.total("flopwatch_source_hung") == 2)
     for gpu in (0, 1):
         assert families(hung, gpu) <= HEALTH
-    before, began = witness.watch(2), time.monotonic()
+    before, began = witness.watch(6), time.monotonic()
     assert daemon.get("/-/healthy")[0] == 200
     assert daemon.get("/-/ready")[0] == 503
 
@@ -96,7 +96,8 @@ def test_every_gpu_hangs(node) -> None:
     after = witness.until(whole)
     for gpu in (0, 1):
         counted = seconds_of(after, gpu) - seconds_of(before, gpu)
-        assert counted <= time.monotonic() - began + 0.5
+        # The six seconds are a gap; the tick that hung may end a window from before them.
+        assert counted <= time.monotonic() - began + 4
     assert daemon.get("/-/ready")[0] == 200
     assert "Traceback" not in daemon.log
 
