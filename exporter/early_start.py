@@ -4,7 +4,6 @@ GPM shows the activity of a GPU a third of a second after its first sample at th
 (`collect/gpm_windows.py`). Loading the other modules meanwhile saves a tenth of a second.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from socket import socket
@@ -23,12 +22,6 @@ if TYPE_CHECKING:
     from exporter.web.config import WebConfig
 
 
-# The samplers need the interpreter for a few microseconds after each of their driver calls. While
-# another thread loads modules, each waits this long for it; by default it is 5 ms, which delays the
-# first samples of eight GPUs by a tenth of a second.
-_SWITCH_SECONDS = 0.0002
-
-
 class EarlyStart:
     """The listening sockets and the sampling of one daemon.
 
@@ -45,7 +38,6 @@ class EarlyStart:
             self._current_settings, self._latest_state, on_device=self._observe
         )
         self._config = config
-        self._usual_switch_seconds = sys.getswitchinterval()
 
     def begin(self) -> None:
         """Listen, and begin to sample. Raises FlopwatchError, and then no device has been touched.
@@ -57,12 +49,7 @@ class EarlyStart:
         self.listeners = open_listeners(
             web.listen_address, DEFAULT_LIMITS.backlog, systemd_socket=web.systemd_socket
         )
-        sys.setswitchinterval(_SWITCH_SECONDS)
         self.host.start()
-
-    def loaded(self) -> None:
-        """Everything is loaded: threads need not take turns that fast any more."""
-        sys.setswitchinterval(self._usual_switch_seconds)
 
     def _current_settings(self) -> SamplingSettings:
         return self.settings()

@@ -41,7 +41,6 @@ def run(parsed: argparse.Namespace) -> int:
     from exporter.app import Daemon, end_process
 
     daemon = Daemon(config, origin, early, log_lines_dropped=lambda: log_writer.dropped)
-    early.loaded()
     # Everything loaded so far stays: the garbage collector need not scan it every few seconds.
     gc.freeze()
     gc.enable()
