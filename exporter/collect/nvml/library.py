@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pynvml
@@ -230,17 +231,7 @@ class DeviceCalls:
 
         Raises DeviceLost, DriverGone or DriverMismatch: after those no further call is possible.
         """
-        key = (function, *arguments)
-        if not self.may_ask(key):
-            return None
-        # Not by ask_by: its closure would be a tenth of the time of a tick.
-        try:
-            answer = call(function, self.handle, *arguments)
-        except NvmlError as error:
-            self.refuse(key, error)
-            return None
-        self.answered(key)
-        return answer
+        return self.ask_by((function, *arguments), partial(call, function, self.handle, *arguments))
 
     def ask_by(self, key: Key, question: Callable[[], Any]) -> Any:
         """The same for a call that is more than a pynvml function; `key` identifies it."""
