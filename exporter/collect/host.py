@@ -42,11 +42,6 @@ log = structlog.get_logger(__name__)
 # How often the finder checks whether the library was initialised again (XID events must then be
 # registered again, and GPUs may have come or gone).
 _WATCH_SECONDS = 0.5
-# Devices tick in turn, not at the same instant: threads that wake together wait for the interpreter
-# after each of their driver calls, which costs eight GPUs 3 ms of CPU a second. A tick takes less than a
-# turn, and all together a small part of an interval, so that a server is disturbed once in it.
-_TURN_SECONDS = 0.002
-_TURNS = 32
 # nvmlShutdown takes milliseconds; a process that ends does not wait longer for it.
 _CLOSE_SECONDS = 0.2
 # Reasons for which there is no GPU and the processor is sampled instead, unless the PCI bus lists
@@ -331,7 +326,7 @@ class HostSampling:
             device,
             self._settings,
             partial(self._publish, device),
-            started_at=self._started_at + self._turn(),
+            started_at=self._started_at,
         )
         with self._lock:
             self._samplers[device.key] = sampler
@@ -342,11 +337,6 @@ class HostSampling:
             with self._lock:
                 del self._samplers[device.key]
             raise
-
-    def _turn(self) -> float:
-        """How long after the first device the next one to be started ticks, in seconds."""
-        with self._lock:
-            return len(self._samplers) % _TURNS * _TURN_SECONDS
 
     def _remove(self, key: str) -> None:
         with self._lock:
