@@ -96,7 +96,7 @@ class Sampler:
         self.device = device
         self._settings = settings
         self._publish = publish
-        # All samplers tick in the same moment, so that a server is disturbed once and not eight
+        # All samplers tick at the same instants, so that a server is disturbed once and not eight
         # times an interval.
         self._origin = started_at
         self._stop = threading.Event()

@@ -16,7 +16,7 @@ from exporter.metrics.rows import Part
 
 
 # A second scraper within this time gets the bytes of the first, even if a tick came between: the
-# devices of a host tick in the same moment, and half of their snapshots would be rendered twice.
+# devices of a host tick at the same instant, and half of their snapshots would be rendered twice.
 _REUSE_SECONDS = 0.2
 # Level 1 costs a third of level 6 and leaves text like this an eighth of its size.
 _GZIP_LEVEL = 1
