@@ -31,6 +31,9 @@ MIN_WINDOW_SECONDS = 0.1
 # After the last call for the sample before, so that the windows are longer than that in any case.
 _TRIAL_PAUSE_SECONDS = 0.102
 _TRIAL_WINDOWS = 3
+# A trial lasts longer while a counter of cycles has not kept time: the clock was rising, or this
+# process was held up between a sample and its time.
+_LONGEST_TRIAL_WINDOWS = 6
 # A counter of SM cycles must run at the clock that NVML reports, within what the clock may move
 # between two readings of it.
 _CLOCK_TOLERANCE = 0.3
@@ -231,14 +234,7 @@ class GpmWindows:
 
         Otherwise the reason: NotSupported without GPM, another error where it may answer later.
         """
-        known = [clock for clock in self._trial.hertz if clock is not None]
-        blind = len(known) < len(self._trial.hertz)
-        if not blind:
-            self._counted_sms = counted_sms(self._trial.counts, known, self._sm_count)
-        if self._counted_sms is None and (blind or self._is_instance):
-            self._counted_sms = counted_sms_in_range(
-                self._trial.counts, self._max_hertz, self._sm_count
-            )
+        self._counted_sms = self._judged()
         if self._counted_sms is None:
             self._cycles = {}
         if self._trial.answered:
@@ -246,6 +242,21 @@ class GpmWindows:
         self._trial.span = None
         self.close()
         return self._trial.failure or NotSupported(METRICS_GET, 3)
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether the device counts cycles, but has not kept time in two windows in a row."""
+        return bool(self._trial.counts) and self._judged() is None
+
+    def _judged(self) -> int | None:
+        """SMs that the counters sum over, by the last two windows of the trial."""
+        counts, hertz = self._trial.counts[-3:], self._trial.hertz[-3:]
+        known = [clock for clock in hertz if clock is not None]
+        blind = len(known) < len(hertz)
+        found = None if blind else counted_sms(counts, known, self._sm_count)
+        if found is None and (blind or self._is_instance):
+            found = counted_sms_in_range(counts, self._max_hertz, self._sm_count)
+        return found
 
     def _require_activity(self, values: Mapping[int, float]) -> None:
         """Raise why there is no activity in a reading."""
@@ -378,9 +389,12 @@ def open_together(
     try:
         while waiting:
             on_trial = _begin(waiting, failures)
-            for _window in range(_TRIAL_WINDOWS if on_trial else 0):
+            for window in range(_LONGEST_TRIAL_WINDOWS):
+                tried = [s for s in on_trial if window < _TRIAL_WINDOWS or s.is_undecided]
+                if not tried:
+                    break
                 time.sleep(_TRIAL_PAUSE_SECONDS)
-                for source in tuple(on_trial):
+                for source in tried:
                     try:
                         source.try_window(read_clock_hertz)
                     except (DeviceLost, DriverGone, DriverMismatch):

@@ -59,9 +59,20 @@ def test_promtool_reports_no_problem(busy_daemon) -> None:
     headers, body = fetch(busy_daemon.address, Accept=OPENMETRICS)
     assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
     assert body.endswith(b"# EOF\n")
-    in_text = {line.split()[0] for line in text.decode().splitlines() if not line.startswith("#")}
-    samples = [sample for family in parse_openmetrics(body.decode()) for sample in family.samples]
-    assert len(samples) == len(in_text)
+
+    def formats_agree() -> bool:
+        """Both have as many series; one may have appeared between the two scrapes."""
+        _headers, text = fetch(busy_daemon.address)
+        _headers, body = fetch(busy_daemon.address, Accept=OPENMETRICS)
+        in_text = {
+            line.rpartition(" ")[0]
+            for line in text.decode().splitlines()
+            if not line.startswith("#")
+        }
+        families = parse_openmetrics(body.decode())
+        return len([sample for family in families for sample in family.samples]) == len(in_text)
+
+    busy_daemon.wait_for(formats_agree)
 
 
 def test_every_series_is_in_the_catalogue_with_its_labels(busy_daemon) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -196,7 +197,8 @@ def read_engine_answer(data: bytes) -> None:
         def connect(self) -> None:
             self.sock = http_exchange._DeadlineSocket(_Socket(data), lambda: 60.0)  # type: ignore[arg-type]
 
-    connection = Connection("127.0.0.1", 8000, tls=False, deadline=0.0, clock=lambda: 0.0)
+    parts = urlsplit("http://127.0.0.1:8000/metrics")
+    connection = Connection(parts, deadline=0.0, clock=lambda: 0.0, tls_context=None)
     # Those that `fetch` turns into reasons, except those that only sockets raise.
     with suppress(ScrapeError, HTTPException, ValueError):
         http_exchange._get(connection, "/metrics", {}, 1 << 20)
