@@ -27,11 +27,9 @@ def labelled(name: str, value: str, expr: str) -> str:
 
 def highest(name: str, by: str, **sources: str) -> Record:
     """A maximum that is never forgotten while the host is a target."""
-    parts = "\n    or ".join(
-        labelled("from", origin, expr)
-        for origin, expr in {**sources, "memory": remembered(name, by)}.items()
-    )
-    return Record(name, f"max by ({by}) (\n    {parts})\n  and {TARGET}")
+    (_, first), *others = {**sources, "memory": f"last_over_time({name}[1h])"}.items()
+    parts = [first, *(labelled("from", origin, expr) for origin, expr in others)]
+    return Record(name, f"max by ({by}) (\n    " + "\n    or ".join(parts) + f")\n  and {TARGET}")
 
 
 def model_of_engine() -> str:

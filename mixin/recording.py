@@ -158,9 +158,7 @@ def _memory() -> RuleFile:
             "max by (%{gpu}) (\n    "
             + "\n    or ".join(
                 (
-                    labelled(
-                        "from", "reset", "last_over_time(flopwatch_gpu_reset_timestamp_seconds[5m])"
-                    ),
+                    "last_over_time(flopwatch_gpu_reset_timestamp_seconds[5m])",
                     labelled(
                         "from",
                         "boot",
@@ -168,9 +166,7 @@ def _memory() -> RuleFile:
                         "      + on (%{host}) group_left () "
                         + recent("flopwatch_boot_time_seconds", "%{host}"),
                     ),
-                    labelled(
-                        "from", "memory", remembered("gpu:flopwatch_reset:timestamp", "%{gpu}")
-                    ),
+                    labelled("from", "memory", "last_over_time(gpu:flopwatch_reset:timestamp[1h])"),
                 )
             )
             + f")\n  and {TARGET}",

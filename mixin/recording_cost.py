@@ -5,6 +5,8 @@ from mixin.source import Group, Record, RuleFile
 
 
 _HOLDER = "%{host}, holder, namespace, pod, hpc_job, workload"
+# As scraped: without honor_labels, Prometheus renames the holder's labels.
+_SCRAPED = "holder, namespace, pod, hpc_job, workload, exported_namespace, exported_pod"
 _PRICE = "max by (%{gpu}, currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600"
 # A MIG instance's work is part of its GPU's.
 _WHOLE = '{mig=""}'
@@ -26,11 +28,14 @@ def cost_file() -> RuleFile:
     """Rules of holders, and of the cost of tokens."""
 
     def by_holder(rate: str, *more: str) -> str:
-        return f"sum by ({', '.join((_HOLDER, *more))}) (\n    {_own_labels(rate)})"
+        # Summed before labels are replaced, which costs more than the sum.
+        scraped = f"sum by ({', '.join(('%{host}', _SCRAPED, *more))}) ({rate})"
+        return f"sum by ({', '.join((_HOLDER, *more))}) (\n    {_own_labels(scraped)})"
 
     def priced(selector: str) -> str:
         rate = f"rate(flopwatch_holder_gpu_seconds_total{selector}[5m])"
-        return f"{rate} * on (%{{gpu}}) group_left (currency) ({_PRICE})"
+        of_gpu = f"sum by (%{{gpu}}, {_SCRAPED}) ({rate})"
+        return f"{of_gpu} * on (%{{gpu}}) group_left (currency) ({_PRICE})"
 
     holder = [
         Record(

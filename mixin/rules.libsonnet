@@ -75,23 +75,23 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "instance:flopwatch_gpus:expected",
-            "expr": "max by (" + text($._config.host) + ") (\n    label_replace(instance:flopwatch_gpus:listed, \"from\", \"listed\", \"\", \"\")\n    or label_replace(max by (" + text($._config.host) + ") (last_over_time(flopwatch_expected_gpus[5m])), \"from\", \"bus\", \"\", \"\")\n    or label_replace(max by (" + text($._config.host) + ") (last_over_time(instance:flopwatch_gpus:expected[1h])), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
+            "expr": "max by (" + text($._config.host) + ") (\n    instance:flopwatch_gpus:listed\n    or label_replace(max by (" + text($._config.host) + ") (last_over_time(flopwatch_expected_gpus[5m])), \"from\", \"bus\", \"\", \"\")\n    or label_replace(last_over_time(instance:flopwatch_gpus:expected[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
           {
             "record": "gpu:flopwatch_nvlinks_up:expected",
-            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(max by (" + text($._config.gpu) + ") (flopwatch_nvlinks_up{mig=\"\"}), \"from\", \"now\", \"\", \"\")\n    or label_replace(max by (" + text($._config.gpu) + ") (last_over_time(gpu:flopwatch_nvlinks_up:expected[1h])), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
+            "expr": "max by (" + text($._config.gpu) + ") (\n    max by (" + text($._config.gpu) + ") (flopwatch_nvlinks_up{mig=\"\"})\n    or label_replace(last_over_time(gpu:flopwatch_nvlinks_up:expected[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
           {
             "record": "gpu:flopwatch_power_limit_watts:usual",
-            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(max by (" + text($._config.gpu) + ") (flopwatch_power_limit_watts{mig=\"\"}), \"from\", \"now\", \"\", \"\")\n    or label_replace(max by (" + text($._config.gpu) + ") (last_over_time(gpu:flopwatch_power_limit_watts:usual[1h])), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
+            "expr": "max by (" + text($._config.gpu) + ") (\n    max by (" + text($._config.gpu) + ") (flopwatch_power_limit_watts{mig=\"\"})\n    or label_replace(last_over_time(gpu:flopwatch_power_limit_watts:usual[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
           {
             "record": "gpu:flopwatch_peak_flops:installed",
-            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(max by (" + text($._config.gpu) + ") (flopwatch_headline_peak_flops{mig=\"\"}), \"from\", \"now\", \"\", \"\")\n    or label_replace(max by (" + text($._config.gpu) + ") (last_over_time(gpu:flopwatch_peak_flops:installed[1h])), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
+            "expr": "max by (" + text($._config.gpu) + ") (\n    max by (" + text($._config.gpu) + ") (flopwatch_headline_peak_flops{mig=\"\"})\n    or label_replace(last_over_time(gpu:flopwatch_peak_flops:installed[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
           {
             "record": "gpu:flopwatch_reset:timestamp",
-            "expr": "max by (" + text($._config.gpu) + ") (\n    label_replace(last_over_time(flopwatch_gpu_reset_timestamp_seconds[5m]), \"from\", \"reset\", \"\", \"\")\n    or label_replace((0 * gpu:flopwatch_gpu_up:recent or 0 * last_over_time(gpu:flopwatch_reset:timestamp[1h]))\n      + on (" + text($._config.host) + ") group_left () max by (" + text($._config.host) + ") (last_over_time(flopwatch_boot_time_seconds[5m])), \"from\", \"boot\", \"\", \"\")\n    or label_replace(max by (" + text($._config.gpu) + ") (last_over_time(gpu:flopwatch_reset:timestamp[1h])), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
+            "expr": "max by (" + text($._config.gpu) + ") (\n    last_over_time(flopwatch_gpu_reset_timestamp_seconds[5m])\n    or label_replace((0 * gpu:flopwatch_gpu_up:recent or 0 * last_over_time(gpu:flopwatch_reset:timestamp[1h]))\n      + on (" + text($._config.host) + ") group_left () max by (" + text($._config.host) + ") (last_over_time(flopwatch_boot_time_seconds[5m])), \"from\", \"boot\", \"\", \"\")\n    or label_replace(last_over_time(gpu:flopwatch_reset:timestamp[1h]), \"from\", \"memory\", \"\", \"\"))\n  and on (" + text($._config.host) + ") last_over_time(instance:flopwatch_up:recent[1h])",
           },
           {
             "record": "gpu_xid:flopwatch_xid:timestamp",
@@ -417,7 +417,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
         "rules": [
           {
             "record": "holder_state:flopwatch_holder_gpu_seconds:rate5m",
-            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, state) (\n    label_replace(label_replace(label_replace(label_replace(rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, state) (\n    label_replace(label_replace(label_replace(label_replace(sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, exported_namespace, exported_pod, state) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m])), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
           },
           {
             "record": "holder:flopwatch_holder_gpu_seconds:rate5m",
@@ -425,19 +425,19 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
           },
           {
             "record": "holder:flopwatch_holder_flop:rate5m",
-            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload) (\n    label_replace(label_replace(label_replace(label_replace(rate(flopwatch_holder_flop_total{mig=\"\"}[5m]), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload) (\n    label_replace(label_replace(label_replace(label_replace(sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, exported_namespace, exported_pod) (rate(flopwatch_holder_flop_total{mig=\"\"}[5m])), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
           },
           {
             "record": "holder:flopwatch_holder_energy_joules:rate5m",
-            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload) (\n    label_replace(label_replace(label_replace(label_replace(rate(flopwatch_holder_energy_joules_total{mig=\"\"}[5m]), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload) (\n    label_replace(label_replace(label_replace(label_replace(sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, exported_namespace, exported_pod) (rate(flopwatch_holder_energy_joules_total{mig=\"\"}[5m])), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
           },
           {
             "record": "holder:flopwatch_cost:rate5m",
-            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, currency) (\n    label_replace(label_replace(label_replace(label_replace(rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, currency) (\n    label_replace(label_replace(label_replace(label_replace(sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, exported_namespace, exported_pod, currency) (sum by (" + text($._config.gpu) + ", holder, namespace, pod, hpc_job, workload, exported_namespace, exported_pod) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\"}[5m])) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600)), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
           },
           {
             "record": "holder:flopwatch_idle_cost:rate5m",
-            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, currency) (\n    label_replace(label_replace(label_replace(label_replace(rate(flopwatch_holder_gpu_seconds_total{mig=\"\", state=\"idle\"}[5m]) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
+            "expr": "sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, currency) (\n    label_replace(label_replace(label_replace(label_replace(sum by (" + text($._config.host) + ", holder, namespace, pod, hpc_job, workload, exported_namespace, exported_pod, currency) (sum by (" + text($._config.gpu) + ", holder, namespace, pod, hpc_job, workload, exported_namespace, exported_pod) (rate(flopwatch_holder_gpu_seconds_total{mig=\"\", state=\"idle\"}[5m])) * on (" + text($._config.gpu) + ") group_left (currency) (max by (" + text($._config.gpu) + ", currency) (last_over_time(flopwatch_price_per_gpu_hour[5m])) / 3600)), \"namespace\", \"\", \"holder\", \"job|workload|process|none\"), \"namespace\", \"$1\", \"exported_namespace\", \"(.+)\"), \"pod\", \"\", \"holder\", \"job|workload|process|none\"), \"pod\", \"$1\", \"exported_pod\", \"(.+)\"))",
           },
         ],
       },
