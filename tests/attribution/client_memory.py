@@ -22,7 +22,7 @@ _GRPCIO = """
 import grpc
 channel = grpc.insecure_channel("unix:" + PATH)
 method = channel.unary_unary("/v1.PodResourcesLister/List")
-ask = lambda: method(b"", timeout=5.0)
+ask = lambda: method(b"", timeout=60.0)
 """
 _FRAME = """
 import os, socket, sys

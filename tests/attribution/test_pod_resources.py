@@ -20,7 +20,7 @@ from exporter.errors import HolderSourceError
 from tests.attribution.kubelet import Claimed, Held, Kubelet, RawServer, response
 
 
-TIMEOUT = 5.0
+TIMEOUT = 60.0
 WHOLE = "GPU-6d4f1c0e-52a5-4b5e-9d6f-0c2b7a1e8f30"
 
 

@@ -27,7 +27,7 @@ def fetch(address: str, **headers: str) -> tuple[dict[str, str], bytes]:
         address + "/metrics",
         headers={name.replace("_", "-"): value for name, value in headers.items()},
     )
-    with urllib.request.urlopen(request, timeout=5) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         return dict(response.headers), response.read()
 
 
@@ -150,7 +150,7 @@ def test_a_real_prometheus_scrapes_it(start, tmp_path: Path) -> None:
                 {"query": expression}
             )
             try:
-                with urllib.request.urlopen(url, timeout=5) as response:
+                with urllib.request.urlopen(url, timeout=60) as response:
                     return json.load(response)["data"]["result"]
             except OSError:
                 return []
@@ -204,7 +204,7 @@ def test_a_scrape_can_choose_its_families(start_on_cpu) -> None:
     request = urllib.request.Request(
         f"{daemon.address}/metrics{wanted}", headers={"Accept": OPENMETRICS}
     )
-    with urllib.request.urlopen(request, timeout=5) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         families = list(parse_openmetrics(response.read().decode()))
     assert {family.name for family in families} == {
         "flopwatch_build_info",

@@ -160,7 +160,7 @@ ASK = """
 import json, sys, time, urllib.request
 while True:
     url = "http://127.0.0.1:9090/api/v1/query?query=" + sys.argv[1]
-    found = json.load(urllib.request.urlopen(url, timeout=10))["data"]["result"]
+    found = json.load(urllib.request.urlopen(url, timeout=60))["data"]["result"]
     if found:
         break
     time.sleep(1)

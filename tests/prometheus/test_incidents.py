@@ -103,7 +103,7 @@ def send(url: str, alerts: list[dict[str, Any]]) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            urllib.request.urlopen(request, timeout=5).close()
+            urllib.request.urlopen(request, timeout=60).close()
         except OSError:
             if time.monotonic() > deadline:
                 raise

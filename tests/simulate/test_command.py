@@ -67,7 +67,7 @@ def test_serves_until_told_to_end() -> None:
         assert process.stdout is not None
         said = process.stdout.readline()
         url = said.split()[-1]
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             groups = json.load(answer)
         process.send_signal(signal.SIGTERM)
         code = process.wait(10)

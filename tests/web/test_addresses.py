@@ -91,5 +91,5 @@ def test_without_a_host_both_protocols_are_served(host: str) -> None:
     """`:0` accepts IPv4 and IPv6."""
     with open_listener(":0", 1) as listener:
         port = listener.getsockname()[1]
-        with socket.create_connection((host, port), timeout=5) as client:
+        with socket.create_connection((host, port), timeout=60) as client:
             assert client.getpeername()[1] == port

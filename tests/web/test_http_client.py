@@ -77,13 +77,13 @@ class TestBadAnswers:
     )
     def test_each_has_a_reason(self, answer, reason):
         """Status, redirect, protocol and encoding errors are distinguished."""
-        assert reason_of(answer, timeout=5) is reason
+        assert reason_of(answer, timeout=60) is reason
 
     def test_bytes_that_are_not_text(self):
         """Latin-1 in an exposition is refused."""
         raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xfe"
 
-        assert reason_of(lambda exchange: exchange.send(raw), timeout=5) is Reason.ENCODING
+        assert reason_of(lambda exchange: exchange.send(raw), timeout=60) is Reason.ENCODING
 
     def test_no_listener(self):
         """A closed port is a connection error."""

@@ -290,7 +290,7 @@ class TestRefusals:
 
     def test_a_refusal_survives_a_body_on_its_way(self, serve: Serve) -> None:
         """A client that sends too much gets the reason instead of a connection reset."""
-        with RawClient(serve()) as client:
+        with RawClient(serve(limits=Limits(linger_seconds=60))) as client:
             client.send(request_bytes("POST", "/", "Content-Length: 200000"))
             client.socket.recv(1, socket.MSG_PEEK)
             for _ in range(10):

@@ -157,7 +157,7 @@ def query_prometheus(folder, port, query):
 
     def ask():
         try:
-            with urllib.request.urlopen(address, timeout=5) as answer:
+            with urllib.request.urlopen(address, timeout=60) as answer:
                 return json.load(answer)["data"]["result"]
         except OSError:
             return None
