@@ -3,7 +3,6 @@
 import time
 import urllib.parse
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
@@ -14,25 +13,6 @@ from exporter.web.http import Request, Response
 
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A request that h11 has parsed under these limits, and whether its connection may stay open."""
-
-    request: Request
-    keeps_alive: bool
-    limits: Limits
-
-
-# A scraper sends the same bytes each time. h11, whose code is not in the processor's caches then, takes
-# a tenth of the time of a scrape for them.
-_known: Final[dict[bytes, _Known]] = {}
-_KNOWN_MAX: Final = 16  # of at most 16 KiB each
-# Passwords are not kept, and a body makes the same head another request.
-_NOT_REMEMBERED: Final = frozenset(
-    {"authorization", "content-length", "cookie", "expect", "transfer-encoding", "upgrade"}
-)
 
 _ONCE: Final = frozenset({"authorization", "host"})
 
@@ -46,11 +26,6 @@ class RefusedError(Exception):
         self.text = text
 
 
-def remembered_requests() -> tuple[bytes, ...]:
-    """The heads that would not be parsed again."""
-    return tuple(_known)
-
-
 class HttpProtocol:
     """One connection's requests and responses, one at a time."""
 
@@ -58,18 +33,15 @@ class HttpProtocol:
         """`client` is the peer's address, for the requests."""
         self._limits = limits
         self._client = client
-        self._parser: h11.Connection | None = None  # made when it is needed
+        self._connection = _parser(limits)
         self._body_bytes = 0
         self._is_head = False
         self._keeps_alive = False
-        self._received: bytes | None = None  # of this request, as long as it is one piece
-        self._known: _Known | None = None  # the next request, if the same bytes came before
-        self._parsed: _Known | None = None
 
     @property
     def has_received(self) -> bool:
         """Whether bytes of the next request have arrived."""
-        return self._known is not None or bool(self._unread())
+        return bool(self._connection.trailing_data[0])
 
     @property
     def awaits_continue(self) -> bool:
@@ -78,46 +50,31 @@ class HttpProtocol:
 
     def feed(self, data: bytes) -> None:
         """Take received bytes."""
-        if (self._parser is None or self._parser.their_state is h11.IDLE) and not self.has_received:
+        if self._connection.their_state is h11.IDLE and not self.has_received:
             data = data.lstrip(
                 b"\r\n"
             )  # RFC 9112, section 2.2, allows empty lines before a request
-            known = _known.get(data)
-            if known is not None and known.limits is self._limits:
-                self._known = known
-                return
-            self._received = data
-        else:
-            self._received = None
         if data:
             self._connection.receive_data(data)
 
     def request(self) -> Request | None:
         """The next request; None until its head is complete. Raises RefusedError."""
         self._body_bytes, self._is_head, self._keeps_alive = 0, False, False
-        self._parsed, known = None, self._known
-        if known is None:
-            event = self._next_event()
-            if not isinstance(event, h11.Request):
-                return None
-            request = _request(event, self._limits, self._client)
-            keeps_alive = event.http_version == b"1.1" and not _says_close(request)
-            known = self._parsed = _Known(request, keeps_alive, self._limits)
-        self._is_head = known.request.method == "HEAD"
-        self._keeps_alive = known.keeps_alive
-        return replace(known.request, client=self._client)
+        event = self._next_event()
+        if not isinstance(event, h11.Request):
+            return None
+        request = _request(event, self._limits, self._client)
+        self._is_head = request.method == "HEAD"
+        self._keeps_alive = event.http_version == b"1.1" and not _says_close(request)
+        return request
 
     def body_is_complete(self) -> bool:
         """Discard what has arrived of the body; whether it is complete. Raises RefusedError."""
-        if self._known is not None:
-            self._known = None
-            return True
         while True:
             event = self._next_event()
             if event is h11.NEED_DATA:
                 return False
             if isinstance(event, h11.EndOfMessage):
-                self._remember()
                 return True
             if isinstance(event, h11.ConnectionClosed):
                 return True
@@ -159,31 +116,10 @@ class HttpProtocol:
         """Prepare for the next request; False where the connection must close instead."""
         if not self._keeps_alive:
             return False
-        received, self._parser = self._unread(), None
+        received = self._connection.trailing_data[0]
+        self._connection = _parser(self._limits)
         self.feed(received)
         return True
-
-    @property
-    def _connection(self) -> h11.Connection:
-        if self._parser is None:
-            self._parser = h11.Connection(
-                h11.SERVER, max_incomplete_event_size=self._limits.head_bytes
-            )
-        return self._parser
-
-    def _unread(self) -> bytes:
-        return b"" if self._parser is None else self._parser.trailing_data[0]
-
-    def _remember(self) -> None:
-        """Remember a request that came as one piece of bytes and is nothing but a head."""
-        parsed, received = self._parsed, self._received
-        if parsed is None or received is None or self.has_received:
-            return
-        if parsed.request.headers.keys() & _NOT_REMEMBERED or not received.endswith(b"\r\n\r\n"):
-            return
-        if len(_known) >= _KNOWN_MAX:
-            _known.clear()
-        _known[received] = parsed
 
     def _next_event(self) -> object:
         try:
@@ -198,6 +134,10 @@ _REASONS: Final = {
     431: "the head is too large",
     501: "chunked is the only supported transfer coding",
 }
+
+
+def _parser(limits: Limits) -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
 
 
 def _says_close(request: Request) -> bool:

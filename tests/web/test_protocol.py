@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from exporter.web.connections import Limits
 from exporter.web.http import Request, Response
-from exporter.web.protocol import HttpProtocol, RefusedError, remembered_requests
+from exporter.web.protocol import HttpProtocol, RefusedError
 
 
 LIMITS = Limits()
@@ -24,70 +24,9 @@ def read_head(data: bytes) -> Request | None:
     return protocol.request()
 
 
-def exchange(protocol: HttpProtocol, data: bytes) -> tuple[Request | None, bool]:
-    """A whole request, and whether another may follow."""
-    protocol.feed(data)
-    request = protocol.request()
-    assert protocol.body_is_complete()
-    assert not protocol.has_received
-    return request, protocol.next_request()
-
-
-@pytest.mark.parametrize(
-    ("head", "keeps_alive"),
-    [
-        (b"GET /metrics?name[]=up HTTP/1.1\r\nHost: a\r\nX-Once: 1\r\n\r\n", True),
-        (b"HEAD /metrics HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n", False),
-        (b"GET /metrics HTTP/1.0\r\nHost: c\r\n\r\n", False),
-        (b"GET / HTTP/1.1\r\nHost: d\r\nAuthorization: Basic dTpw\r\n\r\n", True),
-        (b"POST /-/reload HTTP/1.1\r\nHost: e\r\nContent-Length: 0\r\n\r\n", True),
-    ],
-)
-def test_the_same_bytes_are_the_same_request(head: bytes, keeps_alive: bool) -> None:
-    """What was parsed once is not parsed again; only the address is the new client's."""
-    for client in ("192.0.2.1", "192.0.2.2"):
-        protocol = HttpProtocol(LIMITS, client)
-        for again in range(2):
-            request, may_follow = exchange(protocol, b"\r\n" * again + head)
-            assert request is not None
-            assert (request.method.encode(), request.client) == (head.split()[0], client)
-            assert may_follow is keeps_alive
-            if not keeps_alive:
-                break
-
-
-def test_a_password_is_not_remembered() -> None:
-    """Nor is a cookie: requests that carry one are parsed every time."""
-    for header in (b"Authorization: Basic c2VjcmV0", b"Cookie: session=c2VjcmV0"):
-        head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n"
-        exchange(HttpProtocol(LIMITS, "192.0.2.1"), head)
-    assert b"c2VjcmV0" not in b"".join(remembered_requests())
-
-
-def test_few_requests_are_remembered() -> None:
-    """A client that sends another head each time fills no memory."""
-    for number in range(1000):
-        head = f"GET /{number} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-        exchange(HttpProtocol(LIMITS, "192.0.2.1"), head)
-        assert head in remembered_requests()
-        assert len(remembered_requests()) <= 16
-
-
-def test_other_limits_apply_to_the_same_bytes() -> None:
-    """A target of 40 bytes is allowed by one server and not by another in the same process."""
-    head = b"GET /" + b"a" * 39 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    exchange(HttpProtocol(LIMITS, "192.0.2.1"), head)
-    narrow = HttpProtocol(Limits(target_bytes=20), "192.0.2.1")
-    narrow.feed(head)
-
-    with pytest.raises(RefusedError, match="longer than 20 bytes"):
-        narrow.request()
-
-
 def test_a_pipelined_request_is_answered_once() -> None:
-    """Two known heads in one piece are two requests, and the second is not lost."""
+    """Two heads in one piece are two requests, and the second is not lost."""
     head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    exchange(HttpProtocol(LIMITS, "192.0.2.1"), head)
     protocol = HttpProtocol(LIMITS, "192.0.2.1")
     protocol.feed(head + head)
     for _ in range(2):
