@@ -27,13 +27,15 @@ def fetch(
     undecodable: str = "strict",
     tls_context: "ssl.SSLContext | None" = None,
     clock: Callable[[], float] = time.monotonic,
+    refusal_bytes: int = 0,
 ) -> str:
     """Return the text at `url`, or raise ScrapeError within about `timeout_seconds`.
 
     The deadline is for the whole exchange, so a server that sends a byte a second gains nothing.
     Only name resolution, which the operating system bounds, is not covered. `undecodable` decides
     about bytes that are not UTF-8: "strict" refuses the answer, "replace" marks them. Without a
-    `tls_context`, the system's certificates are trusted.
+    `tls_context`, the system's certificates are trusted. Of the body of another status than 200,
+    `refusal_bytes` are kept in the error.
     """
     try:
         parts = urlsplit(url)
@@ -44,7 +46,14 @@ def fetch(
         raise ScrapeError(Reason.BAD_URL, "not an http or https address")
     from exporter.http_exchange import exchange  # noqa: PLC0415  8 MB, for those who have an engine
 
-    body = exchange(parts, timeout_seconds, limit_bytes, clock, tls_context)
+    body = exchange(
+        parts,
+        timeout_seconds=timeout_seconds,
+        limit_bytes=limit_bytes,
+        clock=clock,
+        tls_context=tls_context,
+        refusal_bytes=refusal_bytes,
+    )
     try:
         return body.decode("utf-8", undecodable)
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ import io
 import socket
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote
 
@@ -16,22 +17,22 @@ if TYPE_CHECKING:
     import ssl
 
 _READ_BYTES = 64 * 1024
-# Of the body that explains a status other than 200.
-_REFUSAL_BYTES = 4096
 
 
 def exchange(
     parts: SplitResult,
+    *,
     timeout_seconds: float,
     limit_bytes: int,
     clock: Callable[[], float],
     tls_context: "ssl.SSLContext | None",
+    refusal_bytes: int,
 ) -> bytes | bytearray:
     """The decompressed body of the answer. Raises ScrapeError, soon after `timeout_seconds` at the latest."""
     path = (parts.path or "/metrics") + (f"?{parts.query}" if parts.query else "")
     connection = _Connection(parts, clock() + timeout_seconds, clock, tls_context)
     try:
-        return _get(connection, path, _authorization(parts), limit_bytes)
+        return _get(connection, path, _authorization(parts), limit_bytes, refusal_bytes)
     except ScrapeError:
         raise
     except TimeoutError as error:
@@ -53,7 +54,11 @@ def _authorization(parts: SplitResult) -> dict[str, str]:
 
 
 def _get(
-    connection: "_Connection", path: str, authorization: dict[str, str], limit_bytes: int
+    connection: "_Connection",
+    path: str,
+    authorization: dict[str, str],
+    limit_bytes: int,
+    refusal_bytes: int = 0,
 ) -> bytes | bytearray:
     connection.request(
         "GET",
@@ -70,7 +75,10 @@ def _get(
     if 300 <= response.status < 400:
         raise ScrapeError(Reason.REDIRECT, f"status {response.status}")
     if response.status != http.client.OK:
-        refusal = response.read(_REFUSAL_BYTES)
+        refusal = b""
+        # The status is known: a body that does not arrive changes nothing.
+        with suppress(OSError, http.client.HTTPException, ValueError):
+            refusal = response.read(refusal_bytes) if refusal_bytes else b""
         raise ScrapeError(Reason.HTTP_STATUS, f"status {response.status}", refusal)
     body = _read(response, limit_bytes)
     encoding = (response.getheader("Content-Encoding") or "identity").strip().lower()

@@ -118,6 +118,10 @@ def _decode(text: str, shown: str) -> Status:
         raise StatusError(f"{shown}: its status document is malformed: {error}") from None
 
 
+# Prometheus explains a query that it refuses in a line or two.
+_REFUSAL_BYTES = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """One element of an instant vector."""
@@ -139,7 +143,9 @@ class PrometheusApi:
         shown = without_credentials(self._url)
         try:
             text = fetch(
-                f"{self._url}/api/v1/query?{arguments}", timeout_seconds=self._timeout_seconds
+                f"{self._url}/api/v1/query?{arguments}",
+                timeout_seconds=self._timeout_seconds,
+                refusal_bytes=_REFUSAL_BYTES,
             )
             answer = json.loads(text)
             found = answer["data"]["result"]

@@ -79,6 +79,32 @@ class TestBadAnswers:
         """Status, redirect, protocol and encoding errors are distinguished."""
         assert reason_of(answer, timeout=60) is reason
 
+    @pytest.mark.parametrize("kept", [0, 4096])
+    @pytest.mark.parametrize(
+        "body", ["Content-Length: 10\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n5\r\nab"]
+    )
+    def test_a_status_is_the_reason_although_its_body_does_not_arrive(self, body, kept):
+        """A stalled or broken body of a 503 is neither waited for nor reported in its place."""
+
+        def refuse(exchange):
+            exchange.send(f"HTTP/1.1 503 Service Unavailable\r\n{body}".encode())
+            if kept == 0:
+                exchange.closing.wait()  # would take the whole deadline
+
+        with serving(refuse) as engine, pytest.raises(ScrapeError) as caught:
+            fetch(engine.url, timeout_seconds=600, refusal_bytes=kept)
+
+        assert caught.value.reason is Reason.HTTP_STATUS
+
+    def test_the_body_of_a_refusal_is_kept_on_request(self):
+        with (
+            serving(server.text("x" * 9000, status="400 Bad Request")) as engine,
+            pytest.raises(ScrapeError) as caught,
+        ):
+            fetch(engine.url, timeout_seconds=60, refusal_bytes=4096)
+
+        assert caught.value.answer == b"x" * 4096
+
     def test_bytes_that_are_not_text(self):
         """Latin-1 in an exposition is refused."""
         raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xfe"
