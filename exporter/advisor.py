@@ -151,8 +151,9 @@ class Advisor:
         for window in found:
             if window.seconds >= least:
                 self._back_test(window, now)
+        stable = self._settings.stable_seconds
         # An engine that restarts is away for a while: its work before that counts.
-        self._watches = {key: w for key, w in self._watches.items() if not w.stale(now)}
+        self._watches = {key: w for key, w in self._watches.items() if not w.stale(now, stable)}
         self._snapshot = AdviceSnapshot(tuple(advise(each) for each in found), self._records)
 
     def _back_test(self, window: WorkloadWindow, now: float) -> None:

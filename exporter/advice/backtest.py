@@ -26,10 +26,9 @@ from exporter.inference.models.hybrid import RecurrentMixer
 
 
 OUTCOMES = ("inside", "below", "above")
-STABLE_SECONDS = 600.0
 # A change that does not settle within an hour is ignored, as is one of an engine absent for so
 # long.
-LONGEST_TRIAL_SECONDS = 3600.0
+_LONGEST_SECONDS = 3600.0
 # Requests whose prompts, answers or contexts differ by more are a different workload.
 _SIMILAR = 0.2
 # Changing these also changes the batch: the lever's prediction covers it.
@@ -80,11 +79,12 @@ class Watch:
     history: tuple[tuple[float, WorkloadWindow], ...] = ()
     trial: Trial | None = None
 
-    def stale(self, at_seconds: float) -> bool:
+    def stale(self, at_seconds: float, stable_seconds: float) -> bool:
         """Whether its windows are too old for a comparison: the engine was absent for too long."""
         if self.trial is not None:
-            return at_seconds - self.trial.began_seconds > LONGEST_TRIAL_SECONDS
-        return not self.history or at_seconds - self.history[-1][0] > LONGEST_TRIAL_SECONDS
+            compared_after = self.trial.before.seconds + stable_seconds
+            return at_seconds - self.trial.began_seconds > _LONGEST_SECONDS + compared_after
+        return not self.history or at_seconds - self.history[-1][0] > _LONGEST_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +101,13 @@ def observe(
     watch: Watch,
     window: WorkloadWindow,
     at_seconds: float,
-    stable_seconds: float = STABLE_SECONDS,
+    stable_seconds: float,
 ) -> tuple[Watch, Comparison | None]:
     """Record the window that ended at `at_seconds`; windows may overlap.
 
     Windows may be missing for a while, as during an engine restart: the earlier state is kept.
     """
-    if watch.stale(at_seconds):
+    if watch.stale(at_seconds, stable_seconds):
         watch = Watch()
     if watch.trial is not None:
         return _follow(watch.trial, window, at_seconds, stable_seconds)
@@ -153,6 +153,8 @@ def _follow(
 
 def _compare(before: WorkloadWindow, now: WorkloadWindow) -> Comparison | None:
     """The comparison, or None if it would not be fair."""
+    if any(gpu.shared_with or gpu.fault for window in (before, now) for gpu in window.gpus):
+        return None
     moved = {
         name
         for name in _moved(variables(before), variables(now), 1.0)
@@ -263,7 +265,12 @@ def saved_trial(trial: Trial, clock_offset_seconds: float) -> SavedTrial:
 
 
 def restored_trial(saved: SavedTrial, clock_offset_seconds: float) -> Trial:
-    """The trial from saved data. Raises msgspec.ValidationError if the data is damaged."""
+    """The trial from saved data. Raises msgspec.ValidationError if the data is damaged.
+
+    A trial without the model's description, as an earlier version saved it, cannot be compared.
+    """
+    if saved.window.get("description") is None:
+        raise msgspec.ValidationError("the trial has no description of its model")
     return Trial(
         before=msgspec.convert(saved.window, WorkloadWindow, dec_hook=_attention),
         began_seconds=saved.began_unix_seconds - clock_offset_seconds,

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from exporter.advice.window import GpuWindow, Price, Reference, WorkloadWindow
+from exporter.attribution.ledger import Charges
 from exporter.device_state import DeviceState
 from exporter.inference.present import Served
 from exporter.inference.snapshot import ModelSnapshot
@@ -222,17 +223,26 @@ def _sharer(first: Observation, last: Observation, uuid: str, key: Key) -> str |
         if name == workload and other != model and (before is None or _worked(before, served)):
             return "another model of the engine"
     charges = last.state.bill.devices.get(uuid)
-    if charges is not None and len(charges.basis) > 1:
-        recent = charges.recent()
-        uses = [recent.get(holder) for holder in charges.basis]
-        at_work = sum(u is None or u.share is None or u.share > _LEAST_SHARE for u in uses)
-        if at_work > 1:
-            return "another tenant" if at_work == 2 else f"{at_work - 1} other tenants"
-        return None
+    if charges is not None:
+        others = _tenants_at_work(first.state.bill.devices.get(uuid), charges) - 1
+        if others > 0:
+            return "another tenant" if others == 1 else f"{others} other tenants"
+        if len(charges.basis) > 1:
+            return None
     for other_engine in last.state.workloads.workloads:
         if other_engine.name != workload and any(gpu.uuid == uuid for gpu in other_engine.gpus):
             return f"the engine {other_engine.name}"
     return None
+
+
+def _tenants_at_work(first: Charges | None, last: Charges) -> int:
+    """Holders that had a part of the busy time in between, those that came or left included."""
+    before = first.accounts if first is not None else {}
+    busy = [
+        account.busy_seconds - (before[holder].busy_seconds if holder in before else 0.0)
+        for holder, account in last.accounts.items()
+    ]
+    return sum(seconds > _LEAST_SHARE * sum(busy) for seconds in busy)
 
 
 def _worked(before: Served, now: Served) -> bool:

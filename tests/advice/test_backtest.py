@@ -27,6 +27,7 @@ from tests.advice.windows import MODEL, gpu, window
 
 
 MINUTE = 60.0
+STABLE = 10 * MINUTE
 FP4 = gpu(peaks=replace(gpu().peaks, flops={"bf16": 1e12, "fp8": 2e12, "fp4": 4e12}))
 BEFORE = window(seconds=300.0, passes=12_000.0, decode_tokens=120_000.0, cache_usage_ratio=0.1)
 # Fifteen requests instead of ten in passes of 25.6 ms: 1.46 times the tokens.
@@ -39,7 +40,7 @@ def comparisons(
     """The back-tests of a watch that sees the window of each minute."""
     watch = Watch()
     for minute in range(minutes):
-        watch, comparison = observe(watch, at(minute), minute * MINUTE)
+        watch, comparison = observe(watch, at(minute), minute * MINUTE, STABLE)
         if comparison is not None:
             yield minute, comparison
 
@@ -97,7 +98,7 @@ def test_an_engine_that_restarted_is_compared_with_its_state_before() -> None:
     watch, found = Watch(), []
     for minute in (*range(10), *range(25, 50)):
         window = BEFORE if minute < 10 else AFTER
-        watch, comparison = observe(watch, window, minute * MINUTE)
+        watch, comparison = observe(watch, window, minute * MINUTE, STABLE)
         found += [(minute, comparison)] if comparison else []
 
     ((minute, comparison),) = found
@@ -105,11 +106,48 @@ def test_an_engine_that_restarted_is_compared_with_its_state_before() -> None:
     assert comparison.lever == "larger_batch"
 
 
+@pytest.mark.parametrize(("window_minutes", "stable_minutes"), [(5, 60), (60, 10), (60, 60)])
+def test_the_longest_settings_are_compared_too(window_minutes: int, stable_minutes: int) -> None:
+    """A change that shows in the whole window only after its length, then stable for as long as set."""
+    seconds = window_minutes * MINUTE
+    before, after = (replace(each, seconds=seconds) for each in (BEFORE, AFTER))
+    watch, found = Watch(), []
+    for minute in range(10 * window_minutes + 2 * stable_minutes):
+        # The window moves over the change: its means rise for as long as it is.
+        part = min(1.0, max(0.0, minute / window_minutes - 2.0))
+        window = replace(
+            after,
+            running_requests=10.0 + 5.0 * part,
+            decode_tokens=120_000.0 * (1 + 0.46 * part),
+        )
+        window = before if part == 0.0 else window
+        watch, comparison = observe(watch, window, minute * MINUTE, stable_minutes * MINUTE)
+        found += [comparison] if comparison else []
+
+    assert [comparison.lever for comparison in found] == ["larger_batch"]
+
+
+@pytest.mark.parametrize("trouble", [{"shared_with": "another tenant"}, {"fault": "is lost"}])
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_gpu_that_is_shared_or_has_a_fault_is_not_compared(
+    trouble: dict[str, str], side: str
+) -> None:
+    """A notebook took the GPU while the batch grew: the lever is not to blame for what is missing."""
+    before, after = (
+        replace(window, gpus=tuple(replace(each, **trouble) for each in window.gpus))
+        if side == name
+        else window
+        for name, window in (("before", BEFORE), ("after", AFTER))
+    )
+
+    assert list(comparisons(change(after, before), 40)) == []
+
+
 def test_an_engine_that_was_down_for_hours_is_not_compared() -> None:
     watch = Watch()
     for minute in (*range(10), *range(200, 230)):
         window = BEFORE if minute < 10 else AFTER
-        watch, comparison = observe(watch, window, minute * MINUTE)
+        watch, comparison = observe(watch, window, minute * MINUTE, STABLE)
 
         assert comparison is None
 

@@ -7,7 +7,7 @@ import pytest
 from exporter.advice.advise import advise
 from exporter.advice.observe import observation_of, windows
 from exporter.advice.window import Price
-from exporter.attribution.ledger import Account, Basis, Bill, Charges, Holder, Mark
+from exporter.attribution.ledger import Account, Basis, Bill, Charges, Holder
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot
 from exporter.state import State
 from tests.advice.hosts import observed, served_at, state_at
@@ -70,29 +70,46 @@ def test_a_gpu_that_computes_wrong_results_is_critical() -> None:
     assert window.gpus[0].fault == "its probes computed wrong results"
 
 
-def shared(state: State, seconds: float = 100.0, **charged: float) -> State:
-    """Pods with these busy seconds in the last minute, as the bill has them."""
+def shared(state: State, *present: str, **busy: float) -> State:
+    """Pods and their busy seconds so far, as the bill has them; those not present have left."""
     accounts = {
-        Holder("pod", pod=name): Account(state_seconds={"tensor": busy})
-        for name, busy in charged.items()
+        Holder("pod", pod=name): Account(state_seconds={"tensor": seconds})
+        for name, seconds in busy.items()
     }
-    basis: dict[Holder, Basis] = dict.fromkeys(accounts, "process_utilization")
-    charges = Charges(accounts, basis, Mark(0.0, 0.0, {}), watched_seconds=seconds)
-    return replace(state, bill=Bill({"GPU-0": charges}))
+    basis: dict[Holder, Basis] = {
+        holder: "process_utilization" for holder in accounts if holder.pod in present
+    }
+    return replace(state, bill=Bill({"GPU-0": Charges(accounts, basis)}))
 
 
 @pytest.mark.parametrize(
-    ("charged", "sharer"),
+    ("present", "before", "now", "sharer"),
     [
-        ({"chat": 90.0}, None),
-        ({"chat": 90.0, "resting": 0.5}, None),
-        ({"chat": 60.0, "notebook": 20.0}, "another tenant"),
+        (["chat"], {"chat": 50.0}, {"chat": 140.0}, None),
+        (["chat", "rest"], {"chat": 50.0, "rest": 5.0}, {"chat": 140.0, "rest": 5.5}, None),
+        (["chat", "notebook"], {"chat": 9.0}, {"chat": 69.0, "notebook": 20.0}, "another tenant"),
+        # The notebook worked in the first half of the window and is gone, or rests, at its end.
+        (["chat"], {"chat": 9.0}, {"chat": 69.0, "notebook": 20.0}, "another tenant"),
+        # Both rest: nobody's kernels ran.
+        (["chat", "rest"], {"chat": 9.0, "rest": 9.0}, {"chat": 9.0, "rest": 9.0}, None),
+        # The notebook's work was before the window.
+        (
+            ["chat", "notebook"],
+            {"chat": 9.0, "notebook": 80.0},
+            {"chat": 60.0, "notebook": 80.0},
+            None,
+        ),
     ],
 )
-def test_a_gpu_that_others_use_is_shared(charged: dict[str, float], sharer: str | None) -> None:
-    """A quarter of its busy time is a notebook's. A tenant with 1 of 180 parts changes nothing."""
-    looks = [observation_of(shared(state_at(t), **charged), [served_at(t)]) for t in (100.0, 200.0)]
-    (window,) = windows(looks, best_hits={}, prices={})
+def test_a_gpu_that_others_use_is_shared(
+    present: list[str], before: dict[str, float], now: dict[str, float], sharer: str | None
+) -> None:
+    """A quarter of its busy time is a notebook's. A tenant with 1 of 181 parts changes nothing."""
+    observations = [
+        observation_of(shared(state_at(at), *present, **busy), [served_at(at)])
+        for at, busy in ((100.0, before), (200.0, now))
+    ]
+    (window,) = windows(observations, best_hits={}, prices={})
 
     assert window.gpus[0].shared_with == sharer
 

@@ -37,19 +37,17 @@ def _predict_clocks(window: WorkloadWindow) -> Prediction:
     if 1.0 - clock < _LEAST_CLOCK_LOSS:
         raise Inapplicable("the clocks are at their maximum")
     cause = max(gpu.clock_lost_to, key=lambda name: gpu.clock_lost_to[name], default="other")
-    if cause == "idle":
-        raise Inapplicable("the clock is low because the GPU is idle")
     target = Interval(1.0, 1.0)
     limit = 0.0
     if cause == "power":
         target, limit = _by_power(gpu, clock)
     capacity = _at_clock(gpu, today, target)
     evidence = (
-        f"{_CAUSES.get(cause, cause)} limits the SM clock to {clock:.0%} of its maximum; "
+        f"{_CAUSES[cause]} limits the SM clock to {clock:.0%} of its maximum; "
         f"matrix products take {today.parts()['matrices'] / today.seconds:.0%} of the time: "
         f"{percent(capacity)} at {target.middle:.0%}"
     )
-    action = _ACTIONS.get(cause, _ACTIONS["other"]).format(limit=limit)
+    action = _ACTIONS[cause].format(limit=limit)
     return outcome(
         window, "full_clocks", capacity, evidence=evidence, action=action, target=target.middle
     )
