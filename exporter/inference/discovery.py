@@ -118,7 +118,7 @@ def serving_processes(url: str, proc: Path = procfs.PROC) -> frozenset[int]:
 # Limits of one pass: processes that hold GPUs, and sockets queried per network namespace.
 LARGEST_PROCESS_COUNT = 1024
 LARGEST_SOCKET_COUNT = 16
-# A socket that did not belong to an engine is queried again after this time.
+# What answers at a socket is asked again after this time.
 ASK_AGAIN_SECONDS = 600.0
 LARGEST_MEMORY = 4096
 
@@ -149,8 +149,8 @@ class ContainerDiscovery:
         self._own_pid = os.getpid() if own_pid is None else own_pid
         self._proc = proc
         self._clock = clock
-        self._engines: dict[str, str] = {}
-        self._asked: dict[str, float] = {}
+        # By address and port: when it was asked, and the engine and URL that were found.
+        self._asked: dict[str, tuple[float, tuple[str, str] | None]] = {}
         # Why discovery is not possible; None if it is, or if no process holds a GPU.
         self.unavailable: str | None = None
 
@@ -275,24 +275,25 @@ class ContainerDiscovery:
         return sorted(usable.values(), key=lambda one: (one.port not in DEFAULT_PORTS, one.port))
 
     def _ask(self, place: str) -> tuple[str, str] | None:
-        """The engine at an address and port, and its URL; None for a recent non-engine."""
-        known = self._engines.get(place)
-        if known is not None:
-            engine, _, url = known.partition(" ")
-            return engine, url
+        """The engine at an address and port, and its URL; None if there is none.
+
+        It is asked again after a while: another engine may have taken the place.
+        """
         now = self._clock()
-        if now - self._asked.get(place, -ASK_AGAIN_SECONDS) < ASK_AGAIN_SECONDS:
-            return None
+        asked_at, found = self._asked.pop(place, (-ASK_AGAIN_SECONDS, None))
+        if now - asked_at >= ASK_AGAIN_SECONDS:
+            asked_at, found = now, self._identify(place)
+        self._asked[place] = asked_at, found
+        while len(self._asked) > LARGEST_MEMORY:
+            del self._asked[next(iter(self._asked))]
+        return found
+
+    def _identify(self, place: str) -> tuple[str, str] | None:
         for path in PATHS:
             url = f"http://{place}{path}"
-            engine_found = identify(url, fetch=self._fetch)
-            if engine_found is not None:
-                self._engines[place] = f"{engine_found} {url}"
-                return engine_found, url
-        self._asked[place] = now
-        for memory in (self._asked, self._engines):
-            while len(memory) > LARGEST_MEMORY:
-                del memory[next(iter(memory))]
+            engine = identify(url, fetch=self._fetch)
+            if engine is not None:
+                return engine, url
         return None
 
     def _host_name(self, pid: int) -> str:

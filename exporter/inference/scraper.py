@@ -61,6 +61,7 @@ class Scraper:
         url: str,
         on_reading: OnReading,
         *,
+        on_failure: Callable[[], None] = lambda: None,
         interval_seconds: float = 15.0,
         timeout_seconds: float = 5.0,
         fetch: Fetch = fetch_text,
@@ -71,6 +72,7 @@ class Scraper:
         self.engine = engine
         self._url = url
         self._on_reading = on_reading
+        self._on_failure = on_failure
         self._interval_seconds = min(interval_seconds, engine.longest_interval_seconds)
         self._timeout_seconds = timeout_seconds
         self._fetch = fetch
@@ -224,6 +226,7 @@ class Scraper:
             before, up=False, attempted=True, reason=reason, under_way_since_seconds=None
         )
         self._publish_errors()
+        self._on_failure()
 
     def _publish_errors(self) -> None:
         errors = MappingProxyType({str(reason): count for reason, count in self._errors.items()})

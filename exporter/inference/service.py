@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from exporter import procfs
 from exporter.device_state import DeviceState
 from exporter.http_client import without_credentials
 from exporter.inference.account import Account, Locate, ModelTotals
@@ -205,11 +206,18 @@ class WorkloadService:
             self._refresh_processes(workload, reading)
             account.add(reading, self._tensor_parallel(workload), workload.launch.server)
 
+        def on_failure() -> None:
+            """An engine that has ended holds no GPU: what others do there is not charged to it."""
+            if workload.processes and not any(map(procfs.process, workload.processes)):
+                workload.processes, workload.process_gpus = frozenset(), ()
+                workload.refreshed_seconds = None  # to be looked up as soon as it answers again
+
         scraper = Scraper(
             config.name,
             ENGINES[config.engine],
             config.url,
             on_reading,
+            on_failure=on_failure,
             interval_seconds=config.interval_seconds,
             timeout_seconds=config.timeout_seconds,
             fetch=self._fetch,

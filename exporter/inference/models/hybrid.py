@@ -160,11 +160,14 @@ def _kimi_delta(fields: ConfigFields) -> RecurrentMixer:
     raw = fields.raw("linear_attn_config")
     settings = raw if isinstance(raw, dict) else {}
     hidden = fields.require("hidden_size")
-    heads = int(settings.get("num_heads") or 0) or fields.require("linear_num_heads")
-    size = int(settings.get("head_dim") or 0) or fields.require("linear_head_dim")
-    kernel = int(settings.get("short_conv_kernel_size") or 0) or fields.require(
-        "linear_conv_kernel_dim"
-    )
+
+    def size_of(name: str, otherwise: str) -> int:
+        found = fields.whole(f"linear_attn_config.{name}", settings.get(name))
+        return found or fields.require(otherwise)
+
+    heads = size_of("num_heads", "linear_num_heads")
+    size = size_of("head_dim", "linear_head_dim")
+    kernel = size_of("short_conv_kernel_size", "linear_conv_kernel_dim")
     wide = heads * size
     state = heads * size * size
     return RecurrentMixer(

@@ -149,6 +149,25 @@ def test_a_socket_without_an_engine_is_not_retried_at_once(proc):
     assert len(network.asked) == asked > 0
 
 
+def test_another_engine_at_the_same_address_is_found(proc):
+    """A pod's address was given to another pod: it is asked again after ten minutes."""
+    proc.add(100, host="chat-0", ports=[(8000, 55)]).holds(100, 55)
+    network = Network()
+    now = [1.0]
+    discovery = ContainerDiscovery(fetch=network, proc=proc.folder, clock=lambda: now[0])
+    engines = []
+    for at_seconds, recording in (
+        (1.0, "vllm-current"),
+        (500.0, "sglang-current"),
+        (601.0, "sglang-current"),
+    ):
+        now[0] = at_seconds
+        network.answers = {"10.0.0.7:8000": exposition(recording)}
+        engines += [endpoint.engine for endpoint in discovery.discover({100})]
+
+    assert engines == ["vllm", "vllm", "sglang"]
+
+
 def test_few_sockets_are_asked(proc):
     """A program with hundreds of ports is not scanned."""
     ports = [(20_000 + number, number) for number in range(200)]

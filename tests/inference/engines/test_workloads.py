@@ -1,5 +1,6 @@
 """The whole way: engines on local ports to FLOPs, MFU and MBU, worked by hand on a tiny model."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -275,6 +276,28 @@ class TestGpus:
         (workload,) = stage.scrape(exposition("vllm-current")).workloads
 
         assert workload.gpus == (GPUS[1],)
+
+    def test_an_engine_that_has_ended_holds_no_gpu(self, monkeypatch):
+        """What others do on the GPU afterwards is not its work; one that only fails to answer keeps it."""
+        running = subprocess.Popen(["sleep", "600"])
+        monkeypatch.setattr(
+            "exporter.inference.service.serving_processes", lambda _url: frozenset({running.pid})
+        )
+        held = host(gpu("0", "GPU-a", {}, pids=[running.pid]))
+        stage = Stage(chat(gpus=()), gpus=held)
+        seen = []
+        for text in (exposition("vllm-current"), "", ""):
+            (workload,) = stage.scrape(text).workloads
+            seen.append((workload.up, workload.gpus, workload.processes))
+            if len(seen) == 2:
+                running.kill()
+                running.wait()
+
+        assert seen == [
+            (True, GPUS[:1], {running.pid}),
+            (False, GPUS[:1], {running.pid}),
+            (False, (), frozenset()),
+        ]
 
 
 class TestOnAProcessor:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from exporter.inference.models.config import describe
-from exporter.inference.models.description import UnknownArchitectureError
+from exporter.inference.models.description import ModelDescriptionError, UnknownArchitectureError
 from exporter.inference.models.flops import (
     decode_attention_flop,
     decode_attention_flop_after,
@@ -571,4 +571,17 @@ class TestRefusedByName:
         config = {"model_type": "kimi_linear", "routed_expert_hidden_size": 4}
 
         with pytest.raises(UnknownArchitectureError, match="routed_expert_hidden_size"):
+            describe(config)
+
+    @pytest.mark.parametrize("heads", ["x", [1], {}, 1.5, -1])
+    def test_kimi_linear_with_a_broken_field(self, heads):
+        """The field is named, in one line."""
+        config = {
+            "model_type": "kimi_linear",
+            "hidden_size": 8,
+            "num_hidden_layers": 2,
+            "linear_attn_config": {"num_heads": heads, "kda_layers": [1], "full_attn_layers": [2]},
+        }
+
+        with pytest.raises(ModelDescriptionError, match=r"linear_attn_config\.num_heads is"):
             describe(config)
