@@ -579,7 +579,10 @@ class TestRefusedByName:
         config = {
             "model_type": "kimi_linear",
             "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_attention_heads": 2,
             "num_hidden_layers": 2,
+            "vocab_size": 8,
             "linear_attn_config": {"num_heads": heads, "kda_layers": [1], "full_attn_layers": [2]},
         }
 
