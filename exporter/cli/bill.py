@@ -32,7 +32,7 @@ _REST = "(not attributed)"
 # Below this part of the fleet, it is how Prometheus extrapolates.
 _REST_LEAST = 0.005
 _HOLDER_MATCHER = re.compile(
-    r"(?:^|[,{\s])(?:holder|namespace|pod|container|hpc_job|workload|state)\s*(?:=|!)"
+    r"(?:^|[,{\s])\"?(?:exported_)?(?:holder|namespace|pod|container|hpc_job|workload|state)\"?\s*(?:=|!)"
 )
 _GROUPS = ("namespace", "pod", "hpc_job", "workload", "model")
 
@@ -121,7 +121,7 @@ def run(parsed: argparse.Namespace) -> int:
     fleet = Row()
     for step_end, seconds in _with_progress(steps):
         # The fleet first: a scrape that arrives in between must not look like more holders.
-        if not _HOLDER_MATCHER.search(parsed.match):
+        if not names_a_holder(parsed.match):
             fleet.add(read_fleet(api, parsed.match, step_end, seconds))
         for name, row in read_rows(api, parsed.by, parsed.match, step_end, seconds).items():
             rows.setdefault(name, Row()).add(row)
@@ -142,6 +142,11 @@ def run(parsed: argparse.Namespace) -> int:
         )
     (_print_csv if parsed.csv else _print_table)(rows, parsed.by, start, end)
     return 0
+
+
+def names_a_holder(match: str) -> bool:
+    """Whether label matchers select holders: what the devices counted cannot be selected by them."""
+    return _HOLDER_MATCHER.search(match) is not None
 
 
 def read_rows(
@@ -220,10 +225,14 @@ def _read(
     for name, enter in zip(names, (flop, joules, held), strict=True):
         take(grouped(increase(name)), enter)
     take(grouped(increase(names[2], 'state="idle"')), idle)
-    priced = (
-        f"{increase(names[2])} * on ({_DEVICE}) group_left (currency) "
-        f"(last_over_time(flopwatch_price_per_gpu_hour{window}) / 3600)"
+    # The price at the end; of a device that is gone by then, the highest that it had.
+    price = "flopwatch_price_per_gpu_hour"
+    by_device = f"max by ({_DEVICE}, currency)"
+    prices = (
+        f"{by_device} ({price}) or topk by ({_DEVICE}) "
+        f"(1, {by_device} (last_over_time({price}{window}))) unless on ({_DEVICE}) {price}"
     )
+    priced = f"{increase(names[2])} * on ({_DEVICE}) group_left (currency) (({prices}) / 3600)"
     take(grouped(priced, "currency"), cost)
     return rows
 
@@ -271,6 +280,12 @@ def _grouped(by: str, expression: str, window: str, *more: str) -> str:
     """The expression summed per row."""
     labels = ", ".join(("holder", by, *more))
     if by != "model":
+        if by in {"namespace", "pod"}:
+            # Without honor_labels, Prometheus puts the exporter's own in their place, also where
+            # the holder is not a pod.
+            others = "job|workload|process|none"
+            expression = f'label_replace({expression}, "{by}", "", "holder", "{others}")'
+            expression = f'label_replace({expression}, "{by}", "$1", "exported_{by}", "(.+)")'
         return f"sum by ({labels}) ({expression})"
     models = f"group by ({_ENGINE}, model) (last_over_time(flopwatch_model_info{window}))"
     model_of_engine = _one_model(models, _ENGINE)

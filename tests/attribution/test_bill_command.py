@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from exporter.cli.bill import names_a_holder
+
 
 # 2026-11-01T00:00:00Z, and a sample a minute from an hour before to an hour after two days.
 START = 1793491200
@@ -44,13 +46,15 @@ def history() -> str:
 
     target = 'job="flopwatch",instance="node-1:9907"'
     gpu = [f'{target},gpu="{number}",uuid="GPU-{number}"' for number in (0, 1, 3, 4)]
+    # Of an exporter that is scraped without honor_labels.
+    own = 'namespace="monitoring",pod="flopwatch-x"'
     engine = {
-        name: f'{gpu[2]},holder="workload",namespace="",pod="",container="",hpc_job="",workload="{name}"'
+        name: f'{gpu[2]},holder="workload",{own},container="",hpc_job="",workload="{name}"'
         for name in ("first", "second")
     }
     rolled = f'{gpu[3]},holder="pod",namespace="green",pod="r",container="c",hpc_job="",workload=""'
     red = f'{gpu[0]},holder="pod",namespace="red",pod="a",container="c",hpc_job="",workload=""'
-    blue = f'{gpu[0]},holder="pod",namespace="blue",pod="b",container="c",hpc_job="",workload=""'
+    blue = f'{gpu[0]},holder="pod",{own},exported_namespace="blue",exported_pod="b",container="c",hpc_job="",workload=""'
     none = f'{gpu[1]},holder="none",namespace="",pod="",container="",hpc_job="",workload=""'
     other = 'job="flopwatch",instance="node-2:9907",gpu="0",uuid="GPU-2"'
     family("flopwatch_flop", "counter")
@@ -86,7 +90,8 @@ def history() -> str:
     counter("flopwatch_holder_gpu_seconds_total", f'{blue},state="idle"', 0.125)
     counter("flopwatch_holder_gpu_seconds_total", f'{none},state="idle"', 1.0)
     for name, labels, value in (
-        ("flopwatch_price_per_gpu_hour", f'{gpu[0]},currency="USD"', 2.5),
+        ("flopwatch_price_per_gpu_hour", f'{gpu[0]},currency="USD",pod="before"', 2.5),
+        ("flopwatch_price_per_gpu_hour", f'{gpu[0]},currency="USD",pod="after"', 2.5),
         ("flopwatch_price_per_gpu_hour", f'{gpu[1]},currency="USD"', 1.0),
         ("flopwatch_price_per_gpu_hour", f'{other},currency="USD"', 1.0),
         ("flopwatch_workload_gpu_info", f'{gpu[0]},workload="chat"', 1.0),
@@ -104,9 +109,9 @@ def history() -> str:
         lines += [
             f"{name}{{{labels}}} {value} {START + minute * MINUTE}"
             for minute in minutes
-            # The rollout is at noon of the first day.
-            if not ('model="old"' in labels and minute >= 720)
-            and not ('model="new"' in labels and minute < 720)
+            # The rollouts of a model and of the exporter are at noon of the first day.
+            if not (('model="old"' in labels or 'pod="before"' in labels) and minute >= 720)
+            and not (('model="new"' in labels or 'pod="after"' in labels) and minute < 720)
         ]
     return "\n".join([*lines, "# EOF", ""])
 
@@ -234,6 +239,21 @@ def test_by_model(prometheus: str) -> None:
 def test_part_of_the_fleet(prometheus: str) -> None:
     """Matchers as in PromQL."""
     assert set(rows(prometheus, "--match", 'uuid="GPU-0"')) == {"red", "blue"}
+
+
+def test_pods_of_an_exporter_without_honor_labels(prometheus: str) -> None:
+    """The holder's labels, not those of the exporter's own pod."""
+    found = rows(prometheus, "--by", "pod")
+
+    assert {"a", "b"} <= set(found)
+    assert "flopwatch-x" not in found
+
+
+@pytest.mark.parametrize("matcher", ['exported_namespace!="blue"', '"namespace"!="blue"'])
+def test_part_of_the_holders_is_not_compared_with_the_fleet(matcher: str) -> None:
+    """However the label is written, what other holders did is not missing."""
+    assert names_a_holder(matcher)
+    assert not names_a_holder('uuid="GPU-0", my_namespace="x"')
 
 
 def test_a_table_for_people(prometheus: str) -> None:
