@@ -130,6 +130,7 @@ def make_tree(tree: Path, wheel: Path, platform: str) -> None:
     _copy(SYSTEMD / "flopwatch.tmpfiles", tree / "usr/lib/tmpfiles.d/flopwatch.conf")
     _copy(SYSTEMD / "flopwatch.default", tree / "etc/default/flopwatch")
     share = tree / "usr/share/flopwatch"
+    shutil.copytree(SYSTEMD / "flopwatch.service.d", share / "systemd")
     for folder in ("slurm", "prometheus"):
         shutil.copytree(ROOT / "deploy" / folder, share / folder)
     shutil.copytree(ROOT / "grafana" / "dashboards", share / "dashboards")

@@ -27,6 +27,11 @@ if [ -z "$root" ] && [ "$(id -u)" != 0 ]; then
   exit 1
 fi
 
+if [ -z "$root" ] && [ -z "$remove" ] && [ -e /usr/lib/systemd/system/flopwatch.service ]; then
+  echo "install.sh: a package has installed the service already; for the processor's counters copy /usr/share/flopwatch/systemd/perf.conf to /etc/systemd/system/flopwatch.service.d/" >&2
+  exit 1
+fi
+
 if [ -n "$remove" ]; then
   [ -n "$root" ] || systemctl disable --now flopwatch.service || true
   rm -rf "$root/etc/systemd/system/flopwatch.service" "$root/etc/systemd/system/flopwatch.service.d" \

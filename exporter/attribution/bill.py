@@ -125,10 +125,10 @@ class HostLedger:
             self._instances.pop(gpu.identity.uuid, None)
             return None
         sms = instance_weights(gpu, holders)
-        if sms is None:
-            return None
-        if len(sms) == 1:
-            return Partition(sms)  # one holder, or nobody, has all of it
+        if sms is None or len(sms) == 1:
+            # One holder, or nobody, has all of it. What the instances do now is not charged later.
+            self._instances.pop(gpu.identity.uuid, None)
+            return None if sms is None else Partition(sms)
         known = self._instances.setdefault(gpu.identity.uuid, _Instances())
         return known.partition(gpu, sms, charges)
 
@@ -226,7 +226,8 @@ def _add(
     sums: dict[Holder, float], holder: Holder, amount: float | None, before: float | None
 ) -> None:
     if amount is not None:
-        sums[holder] = sums.get(holder, 0.0) + amount - (before or 0.0)
+        # An instance that was created again has counters from zero.
+        sums[holder] = sums.get(holder, 0.0) + max(0.0, amount - (before or 0.0))
 
 
 def workload_holders(

@@ -413,11 +413,18 @@ def _division(holders: Sequence[Holder], usage: Mapping[Holder, float]) -> Divis
 def _shares(
     amounts: Mapping[Holder, float], otherwise: Mapping[Holder, float]
 ) -> Mapping[Holder, float]:
-    """The amounts as shares of their sum; without any, the other shares."""
+    """The amounts as shares of their sum; without any, the other shares.
+
+    What a holder did that has left meanwhile is charged to nobody.
+    """
     whole = sum(amounts.values())
     if whole <= 0:
         return otherwise
-    return {holder: amounts.get(holder, 0.0) / whole for holder in otherwise}
+    shares = {holder: amounts.get(holder, 0.0) / whole for holder in otherwise}
+    left = sum(amount for holder, amount in amounts.items() if holder not in otherwise)
+    if left > 0:
+        shares[NOBODY] = shares.get(NOBODY, 0.0) + left / whole
+    return shares
 
 
 def _parts(amount: float, shares: Mapping[Holder, float]) -> Iterable[tuple[Holder, float]]:

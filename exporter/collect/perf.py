@@ -282,7 +282,7 @@ def _refused(error: OSError, root: Path) -> PerfUnavailableError:
             level = "not readable"
         return PerfUnavailableError(
             f"the kernel refuses its counters (kernel.perf_event_paranoid is {level})",
-            "for the service: install.sh --perf; for a container: --cap-add PERFMON --user 0 and a seccomp profile that allows perf_event_open",
+            "for the service: install.sh --perf, or with a package its perf.conf (docs/install.md); for a container: --cap-add PERFMON --user 0 and a seccomp profile that allows perf_event_open",
         )
     if error.errno == errno.EMFILE:
         return _too_few_descriptors()

@@ -102,7 +102,7 @@ HOLDER_ENERGY_JOULES_TOTAL = SUBJECT.counter(
     per_device=True,
     help=(
         "Energy of flopwatch_energy_joules_total, shared out among the holders of the device: the "
-        "idle part equally, the rest by their work. Energy used before the exporter started is in a "
+        "idle part equally (between MIG instances by their SMs), the rest by their work. Energy used before the exporter started is in a "
         'constant series of its own (holder="none", container="before <start>").'
     ),
     interpretation="Energy by tenant, and energy of capacity that nobody holds.",
@@ -114,7 +114,7 @@ HOLDER_GPU_SECONDS_TOTAL = SUBJECT.counter(
     per_device=True,
     help=(
         "Time of flopwatch_gpu_seconds_total by state, shared out among the holders of the device: "
-        "idle time equally, the rest by their work."
+        "idle time equally (between MIG instances by their SMs), the rest by their work."
     ),
     interpretation="What each tenant held, and how much of it was idle.",
 )
@@ -123,8 +123,9 @@ HOLDER_BASIS_INFO = SUBJECT.gauge(
     labels=(*_HOLDER_LABELS, "basis"),
     per_device=True,
     help=(
-        "How the shares of the device are determined, always 1: exclusive (one holder), "
-        "process_utilization (SM time by process, NVML), equal (the driver reports none)."
+        "How the shares of the device are determined, always 1: exclusive (one holder, or one on "
+        "each MIG instance), process_utilization (SM time by process, NVML), equal (the driver "
+        "reports none; between MIG instances by their SMs)."
     ),
     interpretation="equal: the shares are an assumption, not a measurement.",
 )

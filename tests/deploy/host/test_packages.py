@@ -16,7 +16,7 @@ from tests.deploy.host.machine import Machine
 
 
 pytestmark = [needs_engine, pytest.mark.slow, pytest.mark.timeout(900)]
-DEB_INSTALL, DEB_REMOVE, RPM_INSTALL, RPM_REMOVE = commands("install.md", "Packages")
+DEB_INSTALL, DEB_REMOVE, RPM_INSTALL, RPM_REMOVE, PERF = commands("install.md", "Packages")
 SERVES = "curl -sf http://127.0.0.1:9907/metrics | grep '^flopwatch_gpu_up{gpu=\"cpu0\"'"
 LEFT = (
     "find / -xdev -iname '*flopwatch*' -not -path '/root/*' -not -path '/proc/*' -not -path '/dist*' "
@@ -91,6 +91,16 @@ def test_the_deb_installs_serves_and_is_removed(ready: Machine) -> None:
     ready.type(installation(DEB_INSTALL))
     assert "FLOPWATCH_LOG_LEVEL=debug" in ready.type("cat /etc/default/flopwatch")
     ready.wait_for(SERVES)
+
+    # The script of the bare-metal installation would put another unit above the package's.
+    refused = ready.run("deploy/systemd/install.sh --perf")
+    assert refused.returncode == 1
+    assert "/usr/share/flopwatch/systemd/perf.conf" in refused.stderr
+    ready.type(PERF)
+    ready.wait_for(SERVES)
+    capabilities = "awk '/^CapEff/ {print $2}' /proc/$(systemctl show -P MainPID flopwatch)/status"
+    assert int(ready.type(capabilities), 16) == 1 << 38  # CAP_PERFMON
+    ready.type("rm -r /etc/systemd/system/flopwatch.service.d")
 
     ready.type(DEB_REMOVE)
     assert ready.type(LEFT) == ""
