@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from exporter.accounting.device import Counters
+from exporter.accounting.flop import PipeWork
 from exporter.attribution.bill import HostLedger, assign_processes, instance_weights
 from exporter.attribution.ledger import NOBODY, Holder
 from exporter.attribution.process_owners import ProcessOwners, process_owner
-from exporter.attribution.snapshot import ProcessOwner
+from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot, JobUse, ProcessOwner
 from exporter.device_state import DeviceState
 from exporter.readings import DeviceIdentity, FastReading
 from exporter.state import State
@@ -409,6 +410,54 @@ def test_a_recreated_instance_starts_from_zero() -> None:
     again = ledger.charge(state("MIG-1", 30.0))
 
     assert again.devices["MIG-1"].accounts[NOBODY].state_seconds == {"tensor": 30.0}
+
+
+def test_no_counter_falls_when_an_instance_comes_back_with_its_old_uuid() -> None:
+    """Jobs a and b end, nobody has the GPU for a while, M1 is made again with counters from zero.
+
+    Then a and c come, and do 1 and 3 TFLOP: the GPU's 4 TFLOP are theirs, and a's earlier ones stay.
+    """
+    hosts = HostLedger()
+
+    def charged(at: float, whole: float, m1: float, m2: float, *jobs: str) -> dict[Holder, float]:
+        def device(uuid: str, sms: int, flop: float, **more: object) -> DeviceState:
+            index: dict[str, object] = {"mig": uuid} if uuid.startswith("MIG") else {}
+            return DeviceState(
+                DeviceIdentity(index="0", uuid=uuid, name="H100", sm_count=sms, **index),  # type: ignore[arg-type]
+                at,
+                up=True,
+                max_age_seconds=1.0,
+                fast=FastReading(at_seconds=at),
+                counters=Counters(
+                    flop={(PipeWork("tensor", "bf16"), "gpm"): flop},
+                    state_seconds={"tensor": at},
+                ),
+                **more,  # type: ignore[arg-type]
+            )
+
+        instances = (device("MIG-1", 16, m1), device("MIG-2", 16, m2))
+        uses = tuple(
+            JobUse(DeviceKey(uuid=f"MIG-{number}"), job) for number, job in enumerate(jobs, 1)
+        )
+        state = State(
+            at_seconds=at,
+            devices=(device("GPU", 32, whole, instances=instances), *instances),
+            holders=HoldersSnapshot(jobs=uses),
+        )
+        accounts = hosts.charge(state).devices["GPU"].accounts
+        return {holder: account.flop or 0.0 for holder, account in accounts.items()}
+
+    a, c = Holder("job", hpc_job="a"), Holder("job", hpc_job="c")
+    charged(1.0, 0.0, 0.0, 0.0, "a", "b")
+    earlier = charged(2.0, 8e12, 6e12, 2e12, "a", "b")
+    charged(3.0, 8e12, 6e12, 2e12)
+    charged(4.0, 8e12, 0.0, 2e12)
+    begun = charged(5.0, 8e12, 0.0, 2e12, "a", "c")
+    later = charged(6.0, 12e12, 1e12, 5e12, "a", "c")
+
+    assert begun[a] == earlier[a] == pytest.approx(6e12)
+    assert later[a] - begun[a] == pytest.approx(1e12)
+    assert later[c] == pytest.approx(3e12)
 
 
 def test_a_device_that_has_not_ticked_is_charged_for_nothing_new() -> None:

@@ -246,6 +246,20 @@ class TestPartitions:
         assert accounts[B].energy_joules == pytest.approx(1000.0)
         assert accounts[A].state_seconds == pytest.approx({"memory": 5.0})
 
+    def test_what_a_departed_holder_did_is_nobodys(self) -> None:
+        """A did a quarter of 400 TFLOP, and one that has left the rest: they are not A's."""
+        gone = Holder("job", hpc_job="gone")
+        partition = Partition(
+            sms={A: 0.5, NOBODY: 0.5},
+            flop={A: 1.0, gone: 3.0},
+            busy={A: 0.5},
+            basis={A: "exclusive"},
+        )
+        accounts = self.charged(partition, memory=10.0).charges().accounts
+
+        assert accounts[A].flop == pytest.approx(100e12)
+        assert accounts[NOBODY].flop == pytest.approx(300e12)
+
     def test_instances_that_do_not_report_share_by_their_sms(self) -> None:
         """And the basis says that it is an assumption."""
         charges = self.charged(Partition(sms={A: 0.5, B: 0.25, NOBODY: 0.25}), idle=10.0).charges()
