@@ -415,11 +415,14 @@ def test_a_recreated_instance_starts_from_zero() -> None:
 def test_no_counter_falls_when_an_instance_comes_back_with_its_old_uuid() -> None:
     """Jobs a and b end, nobody has the GPU for a while, M1 is made again with counters from zero.
 
-    Then a and c come, and do 1 and 3 TFLOP: the GPU's 4 TFLOP are theirs, and a's earlier ones stay.
+    Then a and c come. What they did cannot be told apart in the first tick: its 4 TFLOP are shared by
+    their SMs, half each. In the second one they did 1 and 3 TFLOP.
     """
     hosts = HostLedger()
 
-    def charged(at: float, whole: float, m1: float, m2: float, *jobs: str) -> dict[Holder, float]:
+    def charged(
+        at: float, whole: float, m1: float | None, m2: float, *jobs: str
+    ) -> dict[Holder, float]:
         def device(uuid: str, sms: int, flop: float, **more: object) -> DeviceState:
             index: dict[str, object] = {"mig": uuid} if uuid.startswith("MIG") else {}
             return DeviceState(
@@ -435,7 +438,11 @@ def test_no_counter_falls_when_an_instance_comes_back_with_its_old_uuid() -> Non
                 **more,  # type: ignore[arg-type]
             )
 
-        instances = (device("MIG-1", 16, m1), device("MIG-2", 16, m2))
+        instances = tuple(
+            device(uuid, 16, flop)
+            for uuid, flop in (("MIG-1", m1), ("MIG-2", m2))
+            if flop is not None
+        )
         uses = tuple(
             JobUse(DeviceKey(uuid=f"MIG-{number}"), job) for number, job in enumerate(jobs, 1)
         )
@@ -449,15 +456,15 @@ def test_no_counter_falls_when_an_instance_comes_back_with_its_old_uuid() -> Non
 
     a, c = Holder("job", hpc_job="a"), Holder("job", hpc_job="c")
     charged(1.0, 0.0, 0.0, 0.0, "a", "b")
-    earlier = charged(2.0, 8e12, 6e12, 2e12, "a", "b")
-    charged(3.0, 8e12, 6e12, 2e12)
-    charged(4.0, 8e12, 0.0, 2e12)
-    begun = charged(5.0, 8e12, 0.0, 2e12, "a", "c")
-    later = charged(6.0, 12e12, 1e12, 5e12, "a", "c")
+    charged(2.0, 8e12, 2e12, 6e12, "a", "b")
+    charged(3.0, 8e12, 2e12, 6e12)
+    earlier = charged(4.0, 8e12, None, 6e12)
+    first = charged(5.0, 12e12, 1e12, 9e12, "a", "c")
+    second = charged(6.0, 16e12, 2e12, 12e12, "a", "c")
 
-    assert begun[a] == earlier[a] == pytest.approx(6e12)
-    assert later[a] - begun[a] == pytest.approx(1e12)
-    assert later[c] == pytest.approx(3e12)
+    assert earlier[a] == pytest.approx(2e12)
+    assert (first[a], first[c]) == pytest.approx((4e12, 2e12))
+    assert (second[a], second[c]) == pytest.approx((5e12, 5e12))
 
 
 def test_a_device_that_has_not_ticked_is_charged_for_nothing_new() -> None:
