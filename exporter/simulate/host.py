@@ -112,14 +112,12 @@ class SimulatedHost:
         self._pulls = sorted(pulls, key=lambda pull: pull.at_seconds)
         self._pulled: set[str] = set()
         self._engine = self._serving_engine(f"{seed}/{name}/engine")
+        self._advice = AdviceSettings(
+            AdviceSettings().window_seconds / timing.pace,
+            AdviceSettings().stable_seconds / timing.pace,
+        )
         self._advisor = Advisor(
-            self._state_now,
-            self._served,
-            prices=_PRICES,
-            settings=AdviceSettings(
-                AdviceSettings().window_seconds / timing.pace,
-                AdviceSettings().stable_seconds / timing.pace,
-            ),
+            self._state_now, self._served, prices=_PRICES, settings=self._advice
         )
         self._observed = timing.began
         self.exposition = Exposition(
@@ -234,7 +232,7 @@ class SimulatedHost:
             probes.advance(end, elapsed, fault)
             self.status.observe(gpu.state(end))
         self._serve(end - start, load.prefill_share)
-        if self._engine is not None and end - self._observed >= self._observation_seconds:
+        if self._engine is not None and end - self._observed >= self._advice.observation_seconds:
             self._observed = end
             self._advisor.observe()
         self.status.findings()
@@ -258,10 +256,6 @@ class SimulatedHost:
         for gpu in self._gpus:
             gpu.product = replace(gpu.product, precision=engine.arithmetic)
         return engine
-
-    @property
-    def _observation_seconds(self) -> float:
-        return AdviceSettings().observation_seconds / self._timing.pace
 
     def _pull(self, elapsed: float) -> None:
         """Pull the levers that are due."""

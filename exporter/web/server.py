@@ -30,8 +30,8 @@ class Server:
     """An HTTP/1.1 server for a handful of scrapers that withstands hostile clients.
 
     One thread accepts on all addresses; each connection has a thread of its own, of which there are
-    at most `limits.connections`. Only the standard library is used, and of that not http.server:
-    deadlines that a dribbling client cannot renew need the socket calls themselves.
+    at most `limits.connections`. h11 parses the requests, and the sockets are handled here: deadlines
+    that a client cannot renew with a byte at a time need the socket calls themselves.
 
     `reload_web_config` and `close` may be called from any thread.
     """
