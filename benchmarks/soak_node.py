@@ -16,10 +16,9 @@ from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, DeviceKey
 from exporter.device_state import DeviceState, SampledHost, SourceHealth, XidCounts
 from exporter.http_client import Reason, ScrapeError
-from exporter.inference.account import Account
+from exporter.inference.account import Account, Served, present
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.engines.registry import ENGINES
-from exporter.inference.present import Served, Split, present
 from exporter.inference.scraper import Scraper
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.catalogue import state_parts
@@ -261,7 +260,7 @@ class _Engine:
             Served(
                 workload="chat",
                 engine="vllm",
-                shown=present(self._config, totals, gpus, state, Split()),
+                shown=present(self._config, totals, gpus, state),
                 gpus=gpus,
                 gpu_count=1,
                 tensor_parallel=1,
@@ -278,7 +277,7 @@ class _Engine:
         state = self._scraper.state()
         gpus = (GpuRef("0", self._node.uuid),)
         models = tuple(
-            present(self._config, totals, gpus, State(at_seconds=0.0), Split())
+            present(self._config, totals, gpus, State(at_seconds=0.0))
             for totals in self._account.models()
         )
         return WorkloadsSnapshot(

@@ -30,7 +30,7 @@ from exporter.advice.settings import AdviceSettings
 from exporter.advice.window import Price, WorkloadWindow
 from exporter.attribution.settings import PriceRule
 from exporter.collect.settings import matches
-from exporter.inference.present import Served
+from exporter.inference.account import Served
 from exporter.state import State
 from flopwatch.state_file import StateFile
 from flopwatch.threads import ThreadGuard

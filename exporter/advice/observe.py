@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from exporter.advice.window import GpuWindow, Price, Reference, WorkloadWindow
 from exporter.attribution.ledger import Charges
 from exporter.device_state import DeviceState
-from exporter.inference.present import Served
+from exporter.inference.account import Served
 from exporter.inference.snapshot import ModelSnapshot
 from exporter.readings import RECOVERY_ACTIONS
 from exporter.state import State

@@ -20,7 +20,7 @@ from exporter.http_client import ScrapeError
 from exporter.inference.config import ListPods
 from exporter.inference.engines.registry import ENGINES, PREFIXES
 from exporter.inference.engines.registry import identify as identify_prefixes
-from exporter.inference.exposition import parse
+from exporter.inference.reading import parse
 from exporter.inference.scraper import Fetch, fetch_text
 
 

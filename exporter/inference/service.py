@@ -11,7 +11,15 @@ import structlog
 from exporter import procfs
 from exporter.device_state import DeviceState
 from exporter.http_client import without_credentials
-from exporter.inference.account import Account, Locate, ModelTotals
+from exporter.inference.account import (
+    Account,
+    Locate,
+    ModelTotals,
+    Served,
+    missing_gpus,
+    precision_of,
+    present,
+)
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig, check_names
 from exporter.inference.discovery import (
     ContainerDiscovery,
@@ -25,7 +33,6 @@ from exporter.inference.discovery import (
 from exporter.inference.engines.registry import ENGINES
 from exporter.inference.launch import Launch, launch_of
 from exporter.inference.models.locate import locate_config, locate_in_process
-from exporter.inference.present import Served, Split, missing_gpus, precision_of, present
 from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
@@ -144,30 +151,22 @@ class WorkloadService:
 
     def stalled(self, now: float) -> tuple[str, ...]:
         """Names of the threads that have died or are stuck because of a bug of ours."""
-        with self._lock:
-            guards = {
-                f"engine-{name}": workload.scraper.guard
-                for name, workload in sorted(self._workloads.items())
-            }
+        guards = {f"engine-{w.scraper.name}": w.scraper.guard for w in self._by_name()}
         guards["engine-discovery"] = self._finder_guard
         return tuple(name for name, guard in guards.items() if guard.stalled(now))
 
     def snapshot(self, state: State | None = None) -> WorkloadsSnapshot:
         """Return all workloads as of now. Ratios divide by the peaks of the devices in `state`."""
         state = state or self._state()
-        with self._lock:
-            workloads = sorted(self._workloads.items())
         return WorkloadsSnapshot(
-            tuple(self._workload(workload, state) for _name, workload in workloads)
+            tuple(self._workload(workload, state) for workload in self._by_name())
         )
 
     def served(self, state: State) -> tuple[Served, ...]:
         """Return the facts that advice needs, for every model that currently answers."""
-        with self._lock:
-            workloads = sorted(self._workloads.items())
         return tuple(
             self._served(workload, totals, state)
-            for _name, workload in workloads
+            for workload in self._by_name()
             if workload.scraper.state().up
             for totals in workload.account.models()
         )
@@ -179,9 +178,7 @@ class WorkloadService:
         """
         served: dict[str, str] = {}
         state = state or self._state()
-        with self._lock:
-            workloads = sorted(self._workloads.items())
-        for _name, workload in workloads:
+        for workload in self._by_name():
             gpus = self._gpus_of(workload, state)
             for totals in workload.account.models():
                 precision = precision_of(workload.config, totals, gpus, state)
@@ -189,6 +186,10 @@ class WorkloadService:
                     for gpu in gpus:
                         served.setdefault(gpu.uuid, precision)
         return served
+
+    def _by_name(self) -> list[_Workload]:
+        with self._lock:
+            return [workload for _name, workload in sorted(self._workloads.items())]
 
     def _add(
         self, config: WorkloadConfig, *, found: bool, processes: frozenset[int] = frozenset()
@@ -252,8 +253,15 @@ class WorkloadService:
         )
 
     def _shown(self, workload: _Workload, totals: ModelTotals, state: State) -> ModelSnapshot:
-        split = Split(self._split(workload), workload.launch.gpus, workload.launch.role)
-        return present(workload.config, totals, self._gpus_of(workload, state), state, split)
+        pipeline_parallel = workload.config.pipeline_parallel
+        return present(
+            workload.config,
+            totals,
+            self._gpus_of(workload, state),
+            state,
+            launch=workload.launch,
+            gpus_per_replica=self._tensor_parallel(workload) * pipeline_parallel,
+        )
 
     def _served(self, workload: _Workload, totals: ModelTotals, state: State) -> Served:
         gpus = self._gpus_of(workload, state)
@@ -318,11 +326,7 @@ class WorkloadService:
             return size
         state = self._state()
         count = len(self._gpus_of(workload, state)) + len(missing_gpus(config, state))
-        return max(1, count // (config.pipeline_parallel or 1))
-
-    def _split(self, workload: _Workload) -> int:
-        """The number of GPUs over which one engine splits its model, for its per-GPU estimates."""
-        return self._tensor_parallel(workload) * (workload.config.pipeline_parallel or 1)
+        return max(1, count // config.pipeline_parallel)
 
     def _discover(self) -> None:
         while not self._stop.is_set():

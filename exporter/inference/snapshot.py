@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 
-# Causes of wasted FLOP, as far as an engine counts them: see exporter/inference/waste.py.
+# Causes of wasted FLOP, as far as an engine counts them: see exporter/inference/account.py.
 WASTE_CAUSES: Final = ("preemption", "rejected_drafts", "lost_cache_hits")
 
 

@@ -26,8 +26,7 @@ from exporter.collect.dcgm import exposition as dcgm
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.errors import ConfigError, HolderSourceError, WebConfigError
 from exporter.http_client import ScrapeError
-from exporter.inference import exposition as engines
-from exporter.inference.counters import CounterTracker
+from exporter.inference import reading as engines
 from exporter.inference.engines.registry import ENGINES, PREFIXES
 from exporter.inference.launch import parse as parse_command
 from exporter.inference.models.config import load_description
@@ -36,6 +35,7 @@ from exporter.inference.models.gguf import describe_gguf, read_header
 from exporter.inference.models.work import cost_of
 from exporter.inference.progress import Progress
 from exporter.inference.reading import Samples, by_model
+from exporter.inference.scraper import CounterTracker
 from exporter.web.config import load_web_config
 from exporter.web.connections import DEFAULT_LIMITS
 from exporter.web.negotiation import accepts_gzip, choose_format

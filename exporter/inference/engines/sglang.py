@@ -6,12 +6,12 @@ the weights to every token of a batch and ignore experts and quantization.
 
 from collections.abc import Iterable
 
-from exporter.inference.exposition import Sample
 from exporter.inference.reading import (
     Engine,
     Finished,
     InFlight,
     ModelReading,
+    Sample,
     Samples,
     positive_difference,
 )

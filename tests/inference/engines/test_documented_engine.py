@@ -16,7 +16,7 @@ from exporter.inference import engines
 engines.__path__.append(sys.argv[1])
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.inference.engines.registry import ENGINES, identify
-from exporter.inference.exposition import Sample
+from exporter.inference.reading import Sample
 from exporter.inference.reading import Samples
 config = load_config(ConfigOrigin(sys.argv[2], environment={}))
 engine = ENGINES["example"]

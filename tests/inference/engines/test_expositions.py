@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.inference.counters import CounterTracker
 from exporter.inference.engines.registry import ENGINES, PREFIXES, identify, with_table
-from exporter.inference.exposition import Sample, canonical_name, parse
-from exporter.inference.reading import InFlight, Samples, by_model
+from exporter.inference.reading import InFlight, Sample, Samples, by_model, canonical_name, parse
+from exporter.inference.scraper import CounterTracker
 from tests.inference.engines.server import exposition
 
 
@@ -402,7 +401,7 @@ class TestCounters:
 
     def test_memory_is_bounded(self, monkeypatch):
         """Of an endless stream of labels, the oldest are forgotten."""
-        monkeypatch.setattr("exporter.inference.counters.LARGEST_SERIES_COUNT", 3)
+        monkeypatch.setattr("exporter.inference.scraper.LARGEST_SERIES_COUNT", 3)
         tracker = CounterTracker({"c"})
         for number in range(10):
             tracker.update([counter(1, pod=str(number))])

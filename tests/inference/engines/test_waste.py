@@ -2,9 +2,9 @@
 
 import pytest
 
+from exporter.inference.account import LONGEST_FALL_SECONDS, CacheShare, WasteTotals
 from exporter.inference.models.work import Cost, Work
 from exporter.inference.reading import ModelReading
-from exporter.inference.waste import LONGEST_FALL_SECONDS, CacheShare, WasteTotals
 from tests.inference.models.shapes import TINY
 
 
