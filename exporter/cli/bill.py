@@ -22,7 +22,24 @@ if TYPE_CHECKING:
 _STEP_SECONDS = 86400.0
 _DEVICE = "cluster, job, instance, gpu, uuid"
 _ENGINE = "cluster, job, instance, workload"
-# Of an engine or a device whose model changed within a day, or of a device of several engines.
+# A holder on a GPU, with or without honor_labels.
+_TENANT = (
+    "cluster, job, instance, gpu, holder, namespace, pod, container, exported_namespace, "
+    "exported_pod, exported_container, hpc_job, workload"
+)
+# FLOP, joules and seconds by state: the counter and its matcher.
+_Counters = tuple[tuple[str, str], tuple[str, str], tuple[str, str]]
+_HOLDER_COUNTERS: _Counters = (
+    ("flopwatch_holder_flop_total", ""),
+    ("flopwatch_holder_energy_joules_total", ""),
+    ("flopwatch_holder_gpu_seconds_total", ""),
+)
+_DEVICE_COUNTERS: _Counters = (
+    ("flopwatch_flop_total", 'pipe="tensor"'),
+    ("flopwatch_energy_joules_total", ""),
+    ("flopwatch_gpu_seconds_total", ""),
+)
+# Of an engine or a device whose model changed within a day, or of a device or holder of several.
 _SEVERAL = "(several)"
 # Shown for a holder without such a label. Capacity without a holder has its own row.
 _NOBODY = "(nobody)"
@@ -154,39 +171,29 @@ def read_rows(
 ) -> dict[str, Row]:
     """The rows of one step: `seconds` that end at `end` (Unix time)."""
     window = f"[{seconds:.0f}s]"
-    names = (
-        "flopwatch_holder_flop_total",
-        "flopwatch_holder_energy_joules_total",
-        "flopwatch_holder_gpu_seconds_total",
-    )
 
     def grouped(expression: str, *more: str) -> str:
         return _grouped(by, expression, window, *more)
 
-    return _read(api, names, match=match, end=end, window=window, grouped=grouped, by=by)
+    return _read(api, _HOLDER_COUNTERS, match, end, window=window, grouped=grouped, by=by)
 
 
 def read_fleet(api: "PrometheusApi", match: str, end: float, seconds: float) -> Row:
     """What the devices themselves counted in one step, whoever held them."""
-    names = (
-        'flopwatch_flop_total{pipe="tensor"}',
-        "flopwatch_energy_joules_total",
-        "flopwatch_gpu_seconds_total",
-    )
 
     def summed(expression: str, *more: str) -> str:
-        return f"sum by ({', '.join(more)}) ({expression})" if more else f"sum({expression})"
+        return f"sum by ({', '.join(more)}) ({expression})"
 
     window = f"[{seconds:.0f}s]"
-    return _total(_read(api, names, match=match, end=end, window=window, grouped=summed))
+    return _total(_read(api, _DEVICE_COUNTERS, match, end, window=window, grouped=summed))
 
 
 def _read(
     api: "PrometheusApi",
-    names: tuple[str, str, str],
-    *,
+    counters: _Counters,
     match: str,
     end: float,
+    *,
     window: str,
     grouped: Callable[..., str],
     by: str = "",
@@ -194,37 +201,23 @@ def _read(
     """Rows from counters of FLOP, joules and seconds by state."""
     rows: dict[str, Row] = {}
 
-    def take(expression: str, enter: Callable[[Row, "Series"], None]) -> None:
+    def take(expression: str, amount: Callable[["Series"], Row]) -> None:
         for series in api.query(expression, end):
             if math.isfinite(series.value):
-                row = rows.setdefault(row_name(by, series.labels), Row())
-                enter(row, series)
+                rows.setdefault(row_name(by, series.labels), Row()).add(amount(series))
 
-    def held(row: Row, series: "Series") -> None:
-        row.held_seconds += series.value
-
-    def idle(row: Row, series: "Series") -> None:
-        row.idle_seconds += series.value
-
-    def flop(row: Row, series: "Series") -> None:
-        row.flop += series.value
-
-    def joules(row: Row, series: "Series") -> None:
-        row.joules += series.value
-
-    def cost(row: Row, series: "Series") -> None:
-        currency = series.labels.get("currency", "")
-        row.costs[currency] = row.costs.get(currency, 0.0) + series.value
-
-    def increase(name: str, *matchers: str) -> str:
-        name, _brace, own = name.rstrip("}").partition("{")
+    def increase(counter: tuple[str, str], matcher: str = "") -> str:
+        name, own = counter
         # A MIG instance's work is part of its GPU's.
-        chosen = ",".join(filter(None, (own, 'mig=""', match, *matchers)))
+        chosen = ",".join(filter(None, (own, 'mig=""', match, matcher)))
         return f"increase({name}{{{chosen}}}{window})"
 
-    for name, enter in zip(names, (flop, joules, held), strict=True):
-        take(grouped(increase(name)), enter)
-    take(grouped(increase(names[2], 'state="idle"')), idle)
+    flop, joules, seconds = counters
+    take(grouped(increase(flop)), lambda series: Row(flop=series.value))
+    take(grouped(increase(joules)), lambda series: Row(joules=series.value))
+    take(grouped(increase(seconds)), lambda series: Row(held_seconds=series.value))
+    idle = increase(seconds, 'state="idle"')
+    take(grouped(idle), lambda series: Row(idle_seconds=series.value))
     # The price at the end; of a device that is gone by then, the highest that it had.
     price = "flopwatch_price_per_gpu_hour"
     by_device = f"max by ({_DEVICE}, currency)"
@@ -232,8 +225,11 @@ def _read(
         f"{by_device} ({price}) or topk by ({_DEVICE}) "
         f"(1, {by_device} (last_over_time({price}{window}))) unless on ({_DEVICE}) {price}"
     )
-    priced = f"{increase(names[2])} * on ({_DEVICE}) group_left (currency) (({prices}) / 3600)"
-    take(grouped(priced, "currency"), cost)
+    priced = f"{increase(seconds)} * on ({_DEVICE}) group_left (currency) (({prices}) / 3600)"
+    take(
+        grouped(priced, "currency"),
+        lambda series: Row(costs={series.labels.get("currency", ""): series.value}),
+    )
     return rows
 
 
@@ -294,16 +290,28 @@ def _grouped(by: str, expression: str, window: str, *more: str) -> str:
         f"* on ({_ENGINE}) group_left (model) ({model_of_engine}))"
     )
     model_of_device = _one_model(served, _DEVICE)
-    # What an engine is charged is its model's; what others are charged, that of the device.
+    # Engines serve on MIG instances, and the work of their holders is counted on the GPU.
+    holding = (
+        f"group by ({_TENANT}, uuid) "
+        f'(last_over_time(flopwatch_holder_basis_info{{mig!=""}}{window}))'
+    )
+    on_instances = (
+        f"group by ({_TENANT}, model) ({holding} * on ({_DEVICE}) group_left (model) "
+        f"({model_of_device}) or {holding} unless on ({_DEVICE}) ({served}))"
+    )
+    # What an engine is charged is its model's; what others are charged, that of their instances,
+    # else that of the device.
     engines = f"({expression}) * on ({_ENGINE}) group_left (model) ({model_of_engine})"
     others = f"(({expression}) unless on ({_ENGINE}) ({models}))"
-    matched = f"{others} * on ({_DEVICE}) group_left (model) ({model_of_device})"
-    rest = f"({others} unless on ({_DEVICE}) ({served}))"
-    return f"sum by ({labels}) ({engines} or {matched} or {rest})"
+    parts = f"{others} * on ({_TENANT}) group_left (model) ({_one_model(on_instances, _TENANT)})"
+    whole = f"({others} unless on ({_TENANT}) ({on_instances}))"
+    matched = f"{whole} * on ({_DEVICE}) group_left (model) ({model_of_device})"
+    rest = f"({whole} unless on ({_DEVICE}) ({served}))"
+    return f"sum by ({labels}) ({engines} or {parts} or {matched} or {rest})"
 
 
 def _one_model(models: str, of: str) -> str:
-    """The model of each engine or device; of those that had several, `_SEVERAL`."""
+    """The model of each engine, device or holder; of those that had several, `_SEVERAL`."""
     several = f"group by ({of}) (count by ({of}) ({models}) > 1)"
     return (
         f"({models} unless on ({of}) ({several})) "

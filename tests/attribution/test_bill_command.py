@@ -19,6 +19,20 @@ from exporter.cli.bill import names_a_holder
 START = 1793491200
 HOURS = 48
 MINUTE = 60
+# In minutes.
+NOON, DAY = 720, 1440
+# Who holds which instances of GPU 5, with the labels of its series, its slices, its FLOP/s, and the
+# models that engines serve on its instances, by instance.
+OWN = 'namespace="monitoring",pod="flopwatch-x"'
+INSTANCES = (
+    ('holder="pod",namespace="violet",pod="m",container="c",hpc_job="",workload=""',
+     3e12, {1: "large", 2: "large"}),
+    # Of an exporter that is scraped without honor_labels.
+    (f'holder="job",{OWN},container="",hpc_job="7",workload=""', 2e12, {3: "medium", 4: "medium"}),
+    ('holder="pod",namespace="violet",pod="n",container="c",hpc_job="",workload=""',
+     1.5e12, {5: "large", 6: "small"}),
+    ('holder="pod",namespace="grey",pod="o",container="c",hpc_job="",workload=""', 5e11, {7: ""}),
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")), reason="Prometheus is not installed"
@@ -31,6 +45,7 @@ def history() -> str:
     Both halves are idle for 0.25 of the time. GPU 1 is nobody's, and idle. Every GPU takes 360 W.
     GPU 3 has two engines, which take turns and have 2 and 1 TFLOP/s. GPU 4 has a pod whose engine
     changed its model on the first day; both days it did 6 TFLOP/s. GPU 2, at 1 an hour on another node, had short jobs that no two scrapes saw: 5 TFLOP/s, 100 W.
+    GPU 5, at 7 an hour, has MIG instances of one slice out of seven, see `INSTANCES`.
     """
     lines: list[str] = []
 
@@ -45,16 +60,15 @@ def history() -> str:
         lines.append(f"# TYPE {name} {kind}")
 
     target = 'job="flopwatch",instance="node-1:9907"'
-    gpu = [f'{target},gpu="{number}",uuid="GPU-{number}"' for number in (0, 1, 3, 4)]
-    # Of an exporter that is scraped without honor_labels.
-    own = 'namespace="monitoring",pod="flopwatch-x"'
+    gpu = [f'{target},gpu="{number}",uuid="GPU-{number}"' for number in (0, 1, 3, 4, 5)]
+    mig = [f'{target},gpu="5",uuid="MIG-{number}",mig="{number}"' for number in range(8)]
     engine = {
-        name: f'{gpu[2]},holder="workload",{own},container="",hpc_job="",workload="{name}"'
+        name: f'{gpu[2]},holder="workload",{OWN},container="",hpc_job="",workload="{name}"'
         for name in ("first", "second")
     }
     rolled = f'{gpu[3]},holder="pod",namespace="green",pod="r",container="c",hpc_job="",workload=""'
     red = f'{gpu[0]},holder="pod",namespace="red",pod="a",container="c",hpc_job="",workload=""'
-    blue = f'{gpu[0]},holder="pod",{own},exported_namespace="blue",exported_pod="b",container="c",hpc_job="",workload=""'
+    blue = f'{gpu[0]},holder="pod",{OWN},exported_namespace="blue",exported_pod="b",container="c",hpc_job="",workload=""'
     none = f'{gpu[1]},holder="none",namespace="",pod="",container="",hpc_job="",workload=""'
     other = 'job="flopwatch",instance="node-2:9907",gpu="0",uuid="GPU-2"'
     family("flopwatch_flop", "counter")
@@ -62,6 +76,7 @@ def history() -> str:
     counter("flopwatch_flop_total", f'{gpu[0]},pipe="fp32"', 9e12)
     counter("flopwatch_flop_total", f'{gpu[2]},pipe="tensor"', 3e12)
     counter("flopwatch_flop_total", f'{gpu[3]},pipe="tensor"', 6e12)
+    counter("flopwatch_flop_total", f'{gpu[4]},pipe="tensor"', 7e12)
     counter("flopwatch_flop_total", f'{other},pipe="tensor"', 5e12)
     family("flopwatch_energy_joules", "counter")
     for each, watts in ((gpu[0], 360.0), (gpu[1], 360.0), (other, 100.0)):
@@ -70,6 +85,7 @@ def history() -> str:
     counter("flopwatch_gpu_seconds_total", f'{gpu[0]},state="tensor"', 0.75)
     counter("flopwatch_gpu_seconds_total", f'{gpu[0]},state="idle"', 0.25)
     counter("flopwatch_gpu_seconds_total", f'{gpu[1]},state="idle"', 1.0)
+    counter("flopwatch_gpu_seconds_total", f'{gpu[4]},state="tensor"', 1.0)
     counter("flopwatch_gpu_seconds_total", f'{other},state="tensor"', 0.9)
     counter("flopwatch_gpu_seconds_total", f'{other},state="idle"', 0.1)
     family("flopwatch_holder_flop", "counter")
@@ -79,6 +95,10 @@ def history() -> str:
     counter("flopwatch_holder_flop_total", engine["first"], 2e12)
     counter("flopwatch_holder_flop_total", engine["second"], 1e12)
     counter("flopwatch_holder_flop_total", rolled, 6e12)
+    for holder, flops, models in INSTANCES:
+        counter("flopwatch_holder_flop_total", f"{gpu[4]},{holder}", flops)
+        for number in models:
+            counter("flopwatch_holder_flop_total", f"{mig[number]},{holder}", flops / len(models))
     family("flopwatch_holder_energy_joules", "counter")
     counter("flopwatch_holder_energy_joules_total", red, 240.0)
     counter("flopwatch_holder_energy_joules_total", blue, 120.0)
@@ -89,15 +109,48 @@ def history() -> str:
     counter("flopwatch_holder_gpu_seconds_total", f'{blue},state="tensor"', 0.25)
     counter("flopwatch_holder_gpu_seconds_total", f'{blue},state="idle"', 0.125)
     counter("flopwatch_holder_gpu_seconds_total", f'{none},state="idle"', 1.0)
+    for holder, _flops, models in INSTANCES:
+        seconds = f'{holder},state="tensor"'
+        counter("flopwatch_holder_gpu_seconds_total", f"{gpu[4]},{seconds}", len(models) / 7)
+        for number in models:
+            counter("flopwatch_holder_gpu_seconds_total", f"{mig[number]},{seconds}", 1.0)
+    served = [
+        (holder, number, model)
+        for holder, _flops, models in INSTANCES
+        for number, model in models.items()
+    ]
     for name, labels, value in (
         ("flopwatch_price_per_gpu_hour", f'{gpu[0]},currency="USD",pod="before"', 2.5),
         ("flopwatch_price_per_gpu_hour", f'{gpu[0]},currency="USD",pod="after"', 2.5),
         ("flopwatch_price_per_gpu_hour", f'{gpu[1]},currency="USD"', 1.0),
+        ("flopwatch_price_per_gpu_hour", f'{gpu[4]},currency="USD"', 7.0),
+        *(
+            ("flopwatch_price_per_gpu_hour", f'{mig[number]},currency="USD"', 1.0)
+            for _, number, _ in served
+        ),
         ("flopwatch_price_per_gpu_hour", f'{other},currency="USD"', 1.0),
+        *(
+            ("flopwatch_holder_basis_info", f'{mig[number]},{holder},basis="exclusive"', 1.0)
+            for holder, number, _ in served
+        ),
         ("flopwatch_workload_gpu_info", f'{gpu[0]},workload="chat"', 1.0),
         ("flopwatch_workload_gpu_info", f'{gpu[2]},workload="first"', 1.0),
         ("flopwatch_workload_gpu_info", f'{gpu[2]},workload="second"', 1.0),
         ("flopwatch_workload_gpu_info", f'{gpu[3]},workload="rolled"', 1.0),
+        *(
+            ("flopwatch_workload_gpu_info", f'{mig[number]},workload="on-{number}"', 1.0)
+            for _, number, model in served
+            if model
+        ),
+        *(
+            (
+                "flopwatch_model_info",
+                f'{target},workload="on-{number}",model="{model}",engine="vllm"',
+                1.0,
+            )
+            for _, number, model in served
+            if model
+        ),
         ("flopwatch_model_info", f'{target},workload="chat",model="llama",engine="vllm"', 1.0),
         ("flopwatch_model_info", f'{target},workload="first",model="one",engine="vllm"', 1.0),
         ("flopwatch_model_info", f'{target},workload="second",model="two",engine="vllm"', 1.0),
@@ -106,13 +159,18 @@ def history() -> str:
     ):
         if f"# TYPE {name} gauge" not in lines:
             family(name, "gauge")
-        lines += [
-            f"{name}{{{labels}}} {value} {START + minute * MINUTE}"
-            for minute in minutes
-            # The rollouts of a model and of the exporter are at noon of the first day.
-            if not (('model="old"' in labels or 'pod="before"' in labels) and minute >= 720)
-            and not (('model="new"' in labels or 'pod="after"' in labels) and minute < 720)
-        ]
+        for minute in minutes:
+            # The rollouts of a model and of the exporter are at noon of the first day, and GPU 1 cost
+            # 3 an hour until then.
+            ended = ('model="old"' in labels or 'pod="before"' in labels) and minute >= NOON
+            begins = ('model="new"' in labels or 'pod="after"' in labels) and minute < NOON
+            price = name == "flopwatch_price_per_gpu_hour"
+            dearer = price and 'uuid="GPU-1"' in labels and minute <= NOON
+            # On the second day GPU 2 cost half for six hours, and had no price from noon on.
+            cheaper = price and 'uuid="GPU-2"' in labels and minute > DAY
+            if not (ended or begins or (cheaper and minute >= DAY + NOON)):
+                shown = 3.0 if dearer else 0.5 if cheaper and minute < DAY + NOON // 2 else value
+                lines.append(f"{name}{{{labels}}} {shown} {START + minute * MINUTE}")
     return "\n".join([*lines, "# EOF", ""])
 
 
@@ -182,8 +240,10 @@ def test_two_days_by_namespace(prometheus: str) -> None:
         "(nobody)",
         "(not attributed)",
         "red",
+        "violet",
         "blue",
         "(none)",
+        "grey",
         "green",
     ]  # by time held
     assert found["red"] == pytest.approx(
@@ -198,8 +258,8 @@ def test_two_days_by_namespace(prometheus: str) -> None:
     )
     assert found["blue"]["cost_usd"] == pytest.approx(0.375 * HOURS * 2.5, rel=2e-3)
     assert found["(nobody)"]["cost_usd"] == pytest.approx(HOURS * 1.0, rel=2e-3)
-    # The rows sum to the fleet: three GPUs for two days.
-    assert sum(row["gpu_seconds"] for row in found.values()) == pytest.approx(3 * seconds, rel=2e-3)
+    # The rows sum to the fleet: four GPUs for two days, and no instance counts again.
+    assert sum(row["gpu_seconds"] for row in found.values()) == pytest.approx(4 * seconds, rel=2e-3)
 
 
 def test_what_no_holder_accounts_for_has_a_row(prometheus: str) -> None:
@@ -220,20 +280,48 @@ def test_what_no_holder_accounts_for_has_a_row(prometheus: str) -> None:
     assert set(rows(prometheus, "--match", 'namespace="red"')) == {"red"}
 
 
+def test_the_price_at_the_end_of_a_day_is_that_of_the_whole_day(prometheus: str) -> None:
+    """GPU 1 cost 3 an hour until noon and 1 since: 24, not 48. A bill of the morning has its price.
+
+    GPU 2 had no price at the end of the second day: the higher one of that day counts, 1 an hour.
+    """
+    morning = ("--to", "2026-11-01T12:00", "--match", 'uuid="GPU-1"')
+
+    assert rows(prometheus, "--to", "2026-11-02")["(nobody)"]["cost_usd"] == pytest.approx(
+        24.0, rel=2e-3
+    )
+    assert rows(prometheus, *morning)["(nobody)"]["cost_usd"] == pytest.approx(12 * 3.0, rel=2e-3)
+    found = rows(prometheus, "--from", "2026-11-02")
+    assert found["(not attributed)"]["cost_usd"] == pytest.approx(24.0, rel=0.01)
+
+
 def test_by_model(prometheus: str) -> None:
     """What the GPUs of each model used, with the rest under its own name; nothing counts twice."""
     found = rows(prometheus, "--by", "model")
 
     assert set(found) == {
         "llama", "one", "two", "(several)", "new", "(nobody)", "(not attributed)",
+        "large", "medium", "(none)",
     }  # fmt: skip
     assert found["llama"]["flop"] == pytest.approx(4e12 * HOURS * 3600, rel=2e-3)
     # Each engine's own, on the GPU that they share.
     assert found["one"]["flop"] == pytest.approx(2e12 * HOURS * 3600, rel=2e-3)
     assert found["two"]["flop"] == pytest.approx(1e12 * HOURS * 3600, rel=2e-3)
-    # The day of the rollout, and the one after it.
-    for name in ("(several)", "new"):
-        assert found[name]["flop"] == pytest.approx(6e12 * 24 * 3600, rel=2e-3)
+    # The day of the rollout, and the one after it. The pod on instances 5 and 6 has two models.
+    assert found["new"]["flop"] == pytest.approx(6e12 * 24 * 3600, rel=2e-3)
+    assert found["(several)"]["flop"] == pytest.approx((6e12 + 2 * 1.5e12) * 24 * 3600, rel=2e-3)
+
+
+def test_the_models_of_pods_and_jobs_on_mig_instances(prometheus: str) -> None:
+    """GPU 5 costs 7 an hour: who holds two of its seven slices pays 2, for the model of its instances."""
+    found = rows(prometheus, "--by", "model", "--match", 'gpu="5"')
+
+    assert {name: row["cost_usd"] for name, row in found.items()} == pytest.approx(
+        {"large": 2.0 * HOURS, "medium": 2.0 * HOURS, "(several)": 2.0 * HOURS, "(none)": HOURS},
+        rel=2e-3,
+    )
+    assert found["large"]["flop"] == pytest.approx(3e12 * HOURS * 3600, rel=2e-3)
+    assert found["medium"]["gpu_seconds"] == pytest.approx(2 / 7 * HOURS * 3600, rel=2e-3)
 
 
 def test_part_of_the_fleet(prometheus: str) -> None:
@@ -262,7 +350,7 @@ def test_a_table_for_people(prometheus: str) -> None:
 
     assert result.returncode == 0
     assert "total" in result.stdout
-    assert "72.00" in result.stdout  # GPU hours of three GPUs
+    assert "96.00" in result.stdout  # GPU hours of four GPUs
 
 
 @pytest.mark.parametrize(
