@@ -291,38 +291,70 @@ class DeviceLedger:
         """
         usage = self._take_usage(process_seconds, owners, now)
         before, self._totals = self._totals, totals
+        if totals.energy_joules is not None and before.energy_joules is None:
+            # A device's own energy counter started long before the first holder was watched.
+            earlier = self._accounts.setdefault(self._earlier, Account())
+            earlier.energy_joules = (earlier.energy_joules or 0.0) + totals.energy_joules
+            before = before._replace(energy_joules=totals.energy_joules)
+        present = tuple(dict.fromkeys(holders)) or (NOBODY,)
+        if partition is None and len(present) == 1:
+            self._charge_one(present[0], totals, before, now)
+        else:
+            self._divide(totals, before, present, usage, partition, now)
+        self._drop_departed(now)
+        if not self._marks or now - self._marks[-1].at_seconds >= _MARK_SECONDS:
+            self._marks.append(self._mark(now))
+
+    def _charge_one(self, holder: Holder, totals: Totals, before: Totals, now: float) -> None:
+        """The usual case, without a division: one holder, or nobody, is charged everything."""
+        self._set_basis({holder: "exclusive"})
+        account = self._accounts.setdefault(holder, Account())
+        account.last_held_seconds = now
+        if totals.flop is not None:
+            account.flop = (account.flop or 0.0) + _grown(totals.flop, before.flop)
+        if totals.dram_bytes is not None:
+            read = _grown(totals.dram_bytes, before.dram_bytes)
+            account.dram_bytes = (account.dram_bytes or 0.0) + read
+        if totals.energy_joules is not None:
+            used = _grown(totals.energy_joules, before.energy_joules)
+            account.energy_joules = (account.energy_joules or 0.0) + used
+        spent, earlier = account.state_seconds, before.state_seconds
+        for state, seconds in totals.state_seconds.items():
+            spent[state] = spent.get(state, 0.0) + _grown(seconds, earlier.get(state))
+
+    def _divide(
+        self,
+        totals: Totals,
+        before: Totals,
+        holders: Sequence[Holder],
+        usage: Mapping[Holder, float],
+        partition: Partition | None,
+        now: float,
+    ) -> None:
+        """Several holders, or MIG instances: each is charged its share."""
         seconds = {
             state: _grown(total, before.state_seconds.get(state))
             for state, total in totals.state_seconds.items()
         }
         elapsed = sum(seconds.values())
         idle = seconds.get(IDLE_STATE, 0.0) / elapsed if elapsed > 0 else 1.0
-        if partition is not None:
-            division = partition.divided(idle)
-        else:
-            division = _division(tuple(dict.fromkeys(holders)), usage)
-        if division.basis != self._basis:  # usually the same: its rows are not read again then
-            self._basis = dict(division.basis)
+        division = partition.divided(idle) if partition else _division(holders, usage)
+        self._set_basis(division.basis)
         for holder in {**division.idle, **division.flop}:
             self._accounts.setdefault(holder, Account()).last_held_seconds = now
         self._share("flop", _delta(totals.flop, before.flop), division.flop)
         self._share("dram_bytes", _delta(totals.dram_bytes, before.dram_bytes), division.dram_bytes)
         energy = _delta(totals.energy_joules, before.energy_joules)
         if energy is not None:
-            # A device's own energy counter started long before the first holder was watched.
-            if before.energy_joules is None:
-                self._accounts.setdefault(self._earlier, Account())
-                self._share("energy_joules", 0.0, division.idle)
-                self._share("energy_joules", energy, {self._earlier: 1.0})
-            else:
-                self._share("energy_joules", energy * idle, division.idle)
-                self._share("energy_joules", energy * (1 - idle), division.busy_energy)
+            self._share("energy_joules", energy * idle, division.idle)
+            self._share("energy_joules", energy * (1 - idle), division.busy_energy)
         for state, spent in seconds.items():
             shares = division.idle if state == IDLE_STATE else division.busy_seconds
             self._share_seconds(state, spent, shares)
-        self._drop_departed(now)
-        if not self._marks or now - self._marks[-1].at_seconds >= _MARK_SECONDS:
-            self._marks.append(self._mark(now))
+
+    def _set_basis(self, basis: Mapping[Holder, Basis]) -> None:
+        if basis != self._basis:  # usually the same: its rows are not read again then
+            self._basis = dict(basis)
 
     def charges(self) -> Charges:
         """Copies of the accounts."""
@@ -406,7 +438,7 @@ class DeviceLedger:
 def _division(holders: Sequence[Holder], usage: Mapping[Holder, float]) -> Division:
     """The shares of a whole device: work by SM time, idle time equally."""
     work, basis = shares_of(holders, usage)
-    held = dict.fromkeys(holders or (NOBODY,), 1.0 / max(len(holders), 1))
+    held = dict.fromkeys(holders, 1.0 / len(holders))
     return Division(work, work, work, work, held, dict.fromkeys(held, basis))
 
 
