@@ -289,7 +289,7 @@ class DeviceLedger:
         it reports none. `owners` maps processes to holders. `now` is in seconds of any monotonic
         clock. `partition` describes a GPU with MIG instances.
         """
-        usage = self._take_usage(process_seconds, owners, now)
+        self._take_usage(process_seconds, owners, now)
         before, self._totals = self._totals, totals
         if totals.energy_joules is not None and before.energy_joules is None:
             # A device's own energy counter started long before the first holder was watched.
@@ -300,7 +300,7 @@ class DeviceLedger:
         if partition is None and len(present) == 1:
             self._charge_one(present[0], totals, before, now)
         else:
-            self._divide(totals, before, present, usage, partition, now)
+            self._divide(totals, before, present, partition, now)
         self._drop_departed(now)
         if not self._marks or now - self._marks[-1].at_seconds >= _MARK_SECONDS:
             self._marks.append(self._mark(now))
@@ -327,7 +327,6 @@ class DeviceLedger:
         totals: Totals,
         before: Totals,
         holders: Sequence[Holder],
-        usage: Mapping[Holder, float],
         partition: Partition | None,
         now: float,
     ) -> None:
@@ -338,7 +337,7 @@ class DeviceLedger:
         }
         elapsed = sum(seconds.values())
         idle = seconds.get(IDLE_STATE, 0.0) / elapsed if elapsed > 0 else 1.0
-        division = partition.divided(idle) if partition else _division(holders, usage)
+        division = partition.divided(idle) if partition else _division(holders, self._usage)
         self._set_basis(division.basis)
         for holder in {**division.idle, **division.flop}:
             self._accounts.setdefault(holder, Account()).last_held_seconds = now
@@ -386,11 +385,11 @@ class DeviceLedger:
         process_seconds: Mapping[int, float] | None,
         owners: Mapping[int, Holder],
         now: float,
-    ) -> Mapping[Holder, float]:
-        """SM time by holder since the last call; without any, the latest known."""
+    ) -> None:
+        """Keep the SM time by holder since the last call; without any, the latest known."""
         if process_seconds is None:
             self._process_seconds, self._usage = {}, {}
-            return {}
+            return
         usage: dict[Holder, float] = {}
         for pid, seconds in process_seconds.items():
             grown = seconds - self._process_seconds.get(pid, 0.0)
@@ -402,7 +401,6 @@ class DeviceLedger:
             self._usage, self._usage_at = usage, now
         elif now - self._usage_at > _USAGE_SECONDS:
             self._usage = {}
-        return self._usage
 
     def _share(
         self,
