@@ -15,7 +15,7 @@ import structlog
 
 from exporter.advice.advise import ADVICE_PATH, AdviceSnapshot
 from exporter.attribution.bill import HostLedger
-from exporter.attribution.ledger import Bill
+from exporter.attribution.snapshot import Bill
 from exporter.collect.host import Machine, boot_id
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.config.model import Config, after_reload

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from exporter.accounting.processor_peaks import held_peaks
-from exporter.attribution.ledger import Bill
-from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
+from exporter.attribution.snapshot import Bill, DeviceKey, HoldersSnapshot
 from exporter.device_state import UNKNOWN, DeviceName, DeviceState, SampledHost
 from exporter.inference.snapshot import WorkloadsSnapshot
 from probes.records import ProbeResults, ProbesSnapshot

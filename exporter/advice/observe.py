@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from exporter.advice.window import GpuWindow, Price, Reference, WorkloadWindow
-from exporter.attribution.ledger import Charges
+from exporter.attribution.snapshot import Charges
 from exporter.device_state import DeviceState
 from exporter.inference.account import Served
 from exporter.inference.snapshot import ModelSnapshot

@@ -1,24 +1,32 @@
-"""The bill of the host: one ledger per device, charged whenever a State is built."""
+"""The bill of the host: what each holder is charged, and how much of an engine's FLOP became tokens.
 
+One ledger per device is charged whenever a State is built.
+
+An engine's executed FLOP are those charged to its holder on each of its devices. They are known
+only if that holder is charged for nothing else: no other engine on the device, and no assumed share
+(basis `equal`). Useful FLOP come from the engine's tokens; both are compared between scrapes of the
+engine, over windows of a minute.
+"""
+
+import math
+from collections import deque
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from exporter.attribution.ledger import (
-    IDLE_STATE,
+from exporter.attribution.ledger import DeviceLedger, Instances, totals_of
+from exporter.attribution.snapshot import (
     NOBODY,
-    Account,
     Bill,
     Charges,
-    DeviceLedger,
     Holder,
-    Partition,
+    ProcessOwner,
     Unresolved,
+    WorkloadUse,
     nobody_before,
-    totals_of,
 )
-from exporter.attribution.snapshot import ProcessOwner
-from exporter.attribution.usefulness import UsefulnessLedger
 from exporter.device_state import DeviceState
+from exporter.findings import limit
 from exporter.inference.snapshot import WorkloadSnapshot, WorkloadsSnapshot
 from exporter.state import State
 
@@ -29,7 +37,18 @@ _HOST_NAME_CHARACTERS_MAX = 63
 _PROCESS_NAMES_MAX = 16
 # A process that the driver does not list counts as a holder for this long after its last SM time.
 _SAMPLED_SECONDS = 60.0
-_CLOCK_STATES = "clock_"
+WINDOW_SECONDS = 60.0
+# The windows that a judgement needs and uses.
+RECENT_WINDOWS = 10
+USUAL_SECONDS = 6 * 3600.0
+# Windows before those that are needed to know the usual share.
+LEAST_USUAL_WINDOWS = 30
+# A useful share far below the usual one becomes the usual one only after this long.
+LONGEST_FALL_SECONDS = 14 * 86_400.0
+# Below this a GPU did almost nothing in the window, and the probes may account for most of it.
+_LEAST_FLOP_PER_SECOND = 1e9
+# Workloads that are no longer listed are forgotten after this time.
+_FORGET_SECONDS = 3600.0
 
 
 class HostLedger:
@@ -44,9 +63,7 @@ class HostLedger:
         self._charged: dict[str, tuple[DeviceState, tuple[Holder, ...], Charges]] = {}
         # By device and process: SM seconds, and the time of their last increase.
         self._sampled: dict[str, dict[int, tuple[float, float]]] = {}
-        # By GPU: what the holders of its instances had been charged at its last charge, and the
-        # last partition in which the instances reported.
-        self._instances: dict[str, _Instances] = {}
+        self._instances: dict[str, Instances] = {}  # by GPU
         self._usefulness = UsefulnessLedger()
 
     def charge(self, state: State, *, by_process: bool = False) -> Bill:
@@ -80,13 +97,19 @@ class HostLedger:
                 charges[uuid] = last[2]
             else:
                 ledger = self._ledgers.setdefault(uuid, DeviceLedger(self._earlier))
+                partition = None
+                if device.instances:
+                    instances = self._instances.setdefault(uuid, Instances())
+                    partition = instances.partition(device, held, charges)
+                else:
+                    self._instances.pop(uuid, None)
                 ledger.charge(
                     totals_of(device.counters),
                     present,
                     process_seconds=seconds,
                     owners=assigned,
                     now=device.at_seconds,
-                    partition=self._partition(device, held, charges),
+                    partition=partition,
                 )
                 charges[uuid] = ledger.charges()
                 self._charged[uuid] = (device, present, charges[uuid])
@@ -114,24 +137,6 @@ class HostLedger:
             self._charged.pop(uuid, None)
             self._sampled.pop(uuid, None)
 
-    def _partition(
-        self,
-        gpu: DeviceState,
-        holders: Mapping[str, Sequence[Holder]],
-        charges: Mapping[str, Charges],
-    ) -> Partition | None:
-        """What the holders of a GPU's instances have of it, and did since its last charge."""
-        if not gpu.instances:
-            self._instances.pop(gpu.identity.uuid, None)
-            return None
-        sms = instance_weights(gpu, holders)
-        if sms is None or len(sms) == 1:
-            # One holder, or nobody, has all of it. What the instances do now is not charged later.
-            self._instances.pop(gpu.identity.uuid, None)
-            return None if sms is None else Partition(sms)
-        known = self._instances.setdefault(gpu.identity.uuid, _Instances())
-        return known.partition(gpu, sms, charges)
-
     def _processes(self, device: DeviceState) -> list[int]:
         """Processes on a device: those listed by the driver or with SM time in the last minute.
 
@@ -150,84 +155,168 @@ class HostLedger:
         return list(dict.fromkeys([*(process.pid for process in listed), *recent]))
 
 
-_NOTHING = Account()
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """FLOP that an engine's tokens needed so far: useful FLOP, and all that are explained.
+
+    `explained` is useful FLOP plus those that the engine counts as wasted.
+    """
+
+    useful: float
+    explained: float
 
 
-class _Instances:
-    """The accounts of a GPU's instances at its last charge."""
+@dataclass(frozen=True, slots=True)
+class _Window:
+    seconds: float
+    executed: float
+    useful: float
+    explained: float
+
+
+@dataclass(slots=True)
+class _Record:
+    executed: float = 0.0
+    known: bool = False
+    # By device: the holder, and its charges when last seen.
+    charged: dict[str, tuple[Holder, float]] = field(default_factory=dict)
+    scraped_at: float | None = None
+    # The start of the present window: monotonic time, executed FLOP, and needed FLOP.
+    start: tuple[float, float, Needed] | None = None
+    recent: deque[_Window] = field(default_factory=deque)
+    usual_useful: float = 0.0
+    usual_executed: float = 0.0
+    usual_windows: int = 0
+    fallen_seconds: float = 0.0
+    seen_at: float = 0.0
+
+    def usual(self) -> float | None:
+        if self.usual_windows < LEAST_USUAL_WINDOWS or self.usual_executed <= 0:
+            return None
+        return self.usual_useful / self.usual_executed
+
+
+class UsefulnessLedger:
+    """Keeps the usefulness records of the engines. Used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._before: Mapping[str, Mapping[Holder, Account]] = {}
-        self._last: Partition | None = None
+        self._totals: dict[str, _Record] = {}
 
-    def partition(
-        self, gpu: DeviceState, sms: Mapping[Holder, float], charges: Mapping[str, Charges]
-    ) -> Partition:
-        """What the instances did since the last charge; without anything, what they did before."""
-        before, self._before = (
-            self._before,
-            {
-                instance.identity.uuid: charges[instance.identity.uuid].accounts
-                for instance in gpu.instances
-                if instance.identity.uuid in charges
-            },
-        )
-        done = Partition(sms)
-        grew = [
-            _add_instance(done, instance, gpu, charges[uuid], before[uuid])
-            for instance in gpu.instances
-            if (uuid := instance.identity.uuid) in self._before and uuid in before
-        ]
-        if len(grew) < len(gpu.instances):
-            self._last = None  # one of them does not report
-        elif all(grew):
-            self._last = done
-        elif self._last is not None and self._last.sms != sms:
-            self._last = None
-        return self._last or Partition(sms)
+    def enter(
+        self,
+        workload: WorkloadSnapshot,
+        holders: Mapping[str, Holder] | None,
+        charges: Mapping[str, Charges],
+        now: float,
+    ) -> WorkloadUse:
+        """Record a workload's charges and reports at `now`, in monotonic seconds.
 
+        `holders` are its holders on each of its devices, by UUID; None if one of them is not known.
+        """
+        totals = self._totals.setdefault(workload.name, _Record())
+        totals.seen_at = now
+        self._add_executed(totals, holders, charges)
+        needed = needed_by(workload) if totals.known else None
+        if needed is None:
+            totals.start = None
+        elif totals.scraped_at != workload.last_success_timestamp_seconds:
+            totals.scraped_at = workload.last_success_timestamp_seconds
+            _scraped(totals, needed, now)
+        return _use(totals, needed)
 
-def _add_instance(
-    done: Partition,
-    instance: DeviceState,
-    gpu: DeviceState,
-    charged: Charges,
-    before: Mapping[Holder, Account],
-) -> bool:
-    """Add what the holders of an instance were charged; False if no time was.
+    def forget_others(self, now: float) -> None:
+        """Drop the records of workloads that were not updated for an hour."""
+        for name, totals in list(self._totals.items()):
+            if now - totals.seen_at > _FORGET_SECONDS:
+                del self._totals[name]
 
-    Time lost to low clocks is neither busy nor idle here: all instances have the GPU's clock.
-    """
-    part = (instance.identity.sm_count or 0) / (gpu.identity.sm_count or 1)
-    busy: dict[Holder, float] = {}
-    elapsed = 0.0
-    for holder, account in charged.accounts.items():
-        earlier = before.get(holder, _NOTHING)
-        spent = {
-            state: seconds - earlier.state_seconds.get(state, 0.0)
-            for state, seconds in account.state_seconds.items()
-            if not state.startswith(_CLOCK_STATES)
-        }
-        elapsed += sum(spent.values())
-        busy[holder] = sum(spent.values()) - spent.get(IDLE_STATE, 0.0)
-        _add(done.flop, holder, account.flop, earlier.flop)
-        _add(done.dram_bytes, holder, account.dram_bytes, earlier.dram_bytes)
-    if elapsed <= 0:
-        return False
-    for holder, seconds in busy.items():
-        _add(done.busy, holder, part * seconds / elapsed, None)
-    for holder, basis in charged.basis.items():
-        if done.basis.get(holder, "exclusive") == "exclusive":
-            done.basis[holder] = basis
-    return True
+    @staticmethod
+    def _add_executed(
+        totals: _Record, holders: Mapping[str, Holder] | None, charges: Mapping[str, Charges]
+    ) -> None:
+        flop: dict[str, tuple[Holder, float]] = {}
+        for uuid, holder in (holders or {}).items():
+            account = charges[uuid].accounts.get(holder) if uuid in charges else None
+            if account is not None and account.flop is not None:
+                flop[uuid] = holder, account.flop
+        known = bool(holders) and len(flop) == len(holders or {})
+        for uuid, (holder, total) in flop.items():
+            before = totals.charged.get(uuid)
+            if before is not None and before[0] == holder:
+                totals.executed += max(0.0, total - before[1])
+            else:
+                known = False  # from here on
+        totals.charged = flop
+        if not known or not totals.known:
+            totals.start = None
+        totals.known = known
 
 
-def _add(
-    sums: dict[Holder, float], holder: Holder, amount: float | None, before: float | None
-) -> None:
-    if amount is not None:
-        # An instance that was created again has counters from zero.
-        sums[holder] = sums.get(holder, 0.0) + max(0.0, amount - (before or 0.0))
+def needed_by(workload: WorkloadSnapshot) -> Needed | None:
+    """FLOP needed by the tokens of all its models; None unless known for every model."""
+    useful = explained = 0.0
+    for model in workload.models:
+        if model.prefill_flop is None or model.decode_flop is None or not model.all_gpus_here:
+            return None
+        flop = model.prefill_flop + model.decode_flop
+        wasted = model.wasted_flop
+        useful += flop - wasted.get("lost_cache_hits", 0.0)
+        explained += flop + wasted.get("preemption", 0.0) + wasted.get("rejected_drafts", 0.0)
+    return Needed(useful, explained) if workload.up and workload.models else None
+
+
+def _scraped(totals: _Record, needed: Needed, now: float) -> None:
+    """The engine was scraped: start a window, or end one that is long enough."""
+    if totals.start is None:
+        totals.start = now, totals.executed, needed
+        return
+    began, executed, before = totals.start
+    window = _Window(
+        seconds=now - began,
+        executed=totals.executed - executed,
+        useful=needed.useful - before.useful,
+        explained=needed.explained - before.explained,
+    )
+    if window.seconds < WINDOW_SECONDS:
+        return
+    totals.start = now, totals.executed, needed
+    busy = window.executed >= _LEAST_FLOP_PER_SECOND * window.seconds
+    if not busy or window.useful < 0 or window.explained <= 0:
+        return
+    totals.recent.append(window)
+    recent = _ratio(totals.recent, "useful")
+    usual = totals.usual()
+    fallen = usual is not None and recent < limit("usefulDrop") * usual
+    totals.fallen_seconds = totals.fallen_seconds + window.seconds if fallen else 0.0
+    while len(totals.recent) > RECENT_WINDOWS:
+        past = totals.recent.popleft()
+        if fallen and totals.fallen_seconds < LONGEST_FALL_SECONDS:
+            continue
+        fade = math.exp(-past.seconds / USUAL_SECONDS)
+        totals.usual_useful = totals.usual_useful * fade + past.useful
+        totals.usual_executed = totals.usual_executed * fade + past.executed
+        totals.usual_windows += 1
+
+
+def _use(totals: _Record, needed: Needed | None) -> WorkloadUse:
+    if not totals.known:
+        return WorkloadUse()
+    if needed is None or len(totals.recent) < RECENT_WINDOWS:
+        return WorkloadUse(executed_flop=totals.executed)
+    shares = [window.explained / window.executed for window in totals.recent]
+    explained = _ratio(totals.recent, "explained")
+    return WorkloadUse(
+        executed_flop=totals.executed,
+        useful_share=_ratio(totals.recent, "useful"),
+        usual_useful_share=totals.usual(),
+        explained_share=explained,
+        explained_spread=(max(shares) - min(shares)) / explained,
+    )
+
+
+def _ratio(windows: Sequence[_Window], name: str) -> float:
+    executed = sum(window.executed for window in windows)
+    return float(sum(getattr(window, name) for window in windows)) / executed
 
 
 def workload_holders(
@@ -294,32 +383,6 @@ def holders_by_device(state: State) -> dict[str, tuple[Holder, ...]]:
             workloads.setdefault(gpu.uuid, []).append(holder)
     merged = {**workloads, **jobs, **pods}
     return {uuid: tuple(dict.fromkeys(found)) for uuid, found in merged.items()}
-
-
-def instance_weights(
-    gpu: DeviceState, holders: Mapping[str, Sequence[Holder]]
-) -> dict[Holder, float] | None:
-    """The shares of a partitioned GPU: SMs of each holder's instances over those of the GPU.
-
-    SMs of no instance, or of an instance without a holder, are not attributed. None if the driver
-    does not report the SM count of an instance.
-    """
-    whole = gpu.identity.sm_count
-    if not whole:
-        return None
-    weights: dict[Holder, float] = {}
-    for instance in gpu.instances:
-        count = instance.identity.sm_count
-        if not count:
-            return None
-        present = holders.get(instance.identity.uuid, ()) or (NOBODY,)
-        for holder in present:
-            weights[holder] = weights.get(holder, 0.0) + count / whole / len(present)
-    left = 1.0 - sum(weights.values())
-    if left < 0:
-        return None
-    weights[NOBODY] = weights.get(NOBODY, 0.0) + left
-    return weights
 
 
 def assign_processes(

@@ -18,17 +18,22 @@ Convention, with the sources of each share:
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from exporter.accounting.device import Counters
+from exporter.attribution.snapshot import (
+    IDLE_STATE,
+    NOBODY,
+    Account,
+    Basis,
+    Charges,
+    Holder,
+    Mark,
+)
+from exporter.device_state import DeviceState
 
 
-HolderKind = Literal["pod", "job", "workload", "process", "none"]
-Basis = Literal["exclusive", "process_utilization", "equal"]
-Unresolved = Literal["driver", "namespace", "owners"]
-
-IDLE_STATE = "idle"
 # A holder that left is shown for this long, so that its last charges are scraped.
 DEPARTED_SECONDS = 3600.0
 # Pods that crash and restart every second must not fill memory and the exposition: of the holders
@@ -39,29 +44,7 @@ _USAGE_SECONDS = 10.0
 # Marks of past charges, for recent use per holder: their number and spacing.
 _MARKS = 7
 _MARK_SECONDS = 10.0
-
-
-class Holder(NamedTuple):
-    """A holder that can be charged. Fields that do not apply are empty."""
-
-    kind: HolderKind
-    namespace: str = ""
-    pod: str = ""
-    container: str = ""
-    hpc_job: str = ""
-    workload: str = ""
-
-
-NOBODY = Holder("none")
-
-
-def nobody_before(start: str) -> Holder:
-    """Who is charged the energy from before the exporter's start, in a series that never grows.
-
-    Each start has its own: in one series for all of them, a later start would add the energy that
-    the holders were charged since the earlier one, and `increase()` would count it twice.
-    """
-    return NOBODY._replace(container=f"before {start}")
+_CLOCK_STATES = "clock_"
 
 
 class Totals(NamedTuple):
@@ -74,103 +57,6 @@ class Totals(NamedTuple):
     dram_bytes: float | None
     energy_joules: float | None
     state_seconds: Mapping[str, float]
-
-
-@dataclass(slots=True)
-class Account:
-    """One holder's part of one device, cumulative. None means that the device never counted it."""
-
-    flop: float | None = None
-    dram_bytes: float | None = None
-    energy_joules: float | None = None
-    state_seconds: dict[str, float] = field(default_factory=dict)
-    last_held_seconds: float = 0.0
-
-    @property
-    def busy_seconds(self) -> float:
-        """Seconds in all states except idle."""
-        return sum(self.state_seconds.values()) - self.state_seconds.get(IDLE_STATE, 0.0)
-
-
-class Mark(NamedTuple):
-    """Each holder's charges at one time: seconds watched, FLOP and busy seconds."""
-
-    at_seconds: float
-    watched_seconds: float
-    charged: Mapping[Holder, tuple[float | None, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class RecentUse:
-    """A holder's part of the last minute: FLOP per second, and its share of the busy time."""
-
-    flops: float | None
-    share: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Charges:
-    """The current accounts of one device, and the basis of its present shares.
-
-    `before` holds the accounts of about a minute ago; `watched_seconds` is how long the device has
-    been watched.
-    """
-
-    accounts: Mapping[Holder, Account]
-    basis: Mapping[Holder, Basis]
-    before: Mark | None = None
-    watched_seconds: float = 0.0
-
-    def recent(self) -> dict[Holder, RecentUse]:
-        """Each holder's use in the last minute; empty if nothing was watched."""
-        seconds = self.watched_seconds - self.before.watched_seconds if self.before else 0.0
-        if self.before is None or seconds <= 0:
-            return {}
-        grown: dict[Holder, tuple[float | None, float]] = {}
-        for holder, account in self.accounts.items():
-            flop, busy = self.before.charged.get(holder, (None, 0.0))
-            more = None if account.flop is None else account.flop - (flop or 0.0)
-            grown[holder] = more, account.busy_seconds - busy
-        whole = sum(busy for _flop, busy in grown.values())
-        return {
-            holder: RecentUse(
-                flops=None if flop is None else flop / seconds,
-                share=busy / whole if whole > 0 else None,
-            )
-            for holder, (flop, busy) in grown.items()
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class WorkloadUse:
-    """An engine's charges, and the shares that became tokens; None if not known.
-
-    Shares are of executed FLOP in the last ten busy minutes. `useful_share` is what tokens needed,
-    without prompts that are usually cached. `explained_share` adds all waste that the engine
-    counts, so that 1 minus it is the signed rest. `explained_spread` is the spread of its
-    per-minute values over their mean.
-    """
-
-    executed_flop: float | None = None
-    useful_share: float | None = None
-    usual_useful_share: float | None = None
-    explained_share: float | None = None
-    explained_spread: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """The accounts of the devices whose readings are fresh, by UUID.
-
-    `unresolved` gives, for devices with several holders, the reason why their shares are not
-    measured: the `driver` reports no SM time per process, the host's processes are in another PID
-    `namespace`, or those with SM time could not be assigned to a holder (`owners`). `workloads` has
-    the engines by name.
-    """
-
-    devices: Mapping[str, Charges] = field(default_factory=dict)
-    unresolved: Mapping[str, Unresolved] = field(default_factory=dict)
-    workloads: Mapping[str, WorkloadUse] = field(default_factory=dict)
 
 
 class Division(NamedTuple):
@@ -225,6 +111,120 @@ class Partition:
             idle=_shares(resting, self.sms),
             basis={holder: self.basis.get(holder, assumed) for holder in self.sms},
         )
+
+
+class Instances:
+    """The instances of one GPU: what their holders had been charged at its last charge."""
+
+    def __init__(self) -> None:
+        self._before: Mapping[str, Mapping[Holder, Account]] = {}
+        # The last partition in which all instances reported.
+        self._last: Partition | None = None
+
+    def partition(
+        self,
+        gpu: DeviceState,
+        holders: Mapping[str, Sequence[Holder]],
+        charges: Mapping[str, Charges],
+    ) -> Partition | None:
+        """What the holders have of the GPU, and did since its last charge; None if not known.
+
+        `holders` and `charges` are those of the devices, by UUID. If nothing was done since the last
+        charge, what was done before counts.
+        """
+        sms = instance_weights(gpu, holders)
+        if sms is None or len(sms) == 1:
+            # One holder, or nobody, has all of it. What the instances do now is not charged later.
+            self._before, self._last = {}, None
+            return None if sms is None else Partition(sms)
+        before = self._before
+        self._before = {
+            uuid: charges[uuid].accounts
+            for instance in gpu.instances
+            if (uuid := instance.identity.uuid) in charges
+        }
+        done = Partition(sms)
+        grew = [
+            _add_instance(done, instance, gpu, charges[uuid], before[uuid])
+            for instance in gpu.instances
+            if (uuid := instance.identity.uuid) in self._before and uuid in before
+        ]
+        if len(grew) < len(gpu.instances):
+            self._last = None  # one of them does not report
+        elif all(grew):
+            self._last = done
+        elif self._last is not None and self._last.sms != sms:
+            self._last = None
+        return self._last or Partition(sms)
+
+
+def _add_instance(
+    done: Partition,
+    instance: DeviceState,
+    gpu: DeviceState,
+    charged: Charges,
+    before: Mapping[Holder, Account],
+) -> bool:
+    """Add what the holders of an instance were charged; False if no time was.
+
+    Time lost to low clocks is neither busy nor idle here: all instances have the GPU's clock.
+    """
+    part = (instance.identity.sm_count or 0) / (gpu.identity.sm_count or 1)
+    busy: dict[Holder, float] = {}
+    elapsed = 0.0
+    for holder, account in charged.accounts.items():
+        earlier = before.get(holder, Account())
+        spent = {
+            state: seconds - earlier.state_seconds.get(state, 0.0)
+            for state, seconds in account.state_seconds.items()
+            if not state.startswith(_CLOCK_STATES)
+        }
+        elapsed += sum(spent.values())
+        busy[holder] = sum(spent.values()) - spent.get(IDLE_STATE, 0.0)
+        _add(done.flop, holder, account.flop, earlier.flop)
+        _add(done.dram_bytes, holder, account.dram_bytes, earlier.dram_bytes)
+    if elapsed <= 0:
+        return False
+    for holder, seconds in busy.items():
+        _add(done.busy, holder, part * seconds / elapsed, None)
+    for holder, basis in charged.basis.items():
+        if done.basis.get(holder, "exclusive") == "exclusive":
+            done.basis[holder] = basis
+    return True
+
+
+def _add(
+    sums: dict[Holder, float], holder: Holder, amount: float | None, before: float | None
+) -> None:
+    if amount is not None:
+        # An instance that was created again has counters from zero.
+        sums[holder] = sums.get(holder, 0.0) + max(0.0, amount - (before or 0.0))
+
+
+def instance_weights(
+    gpu: DeviceState, holders: Mapping[str, Sequence[Holder]]
+) -> dict[Holder, float] | None:
+    """The shares of a partitioned GPU: SMs of each holder's instances over those of the GPU.
+
+    SMs of no instance, or of an instance without a holder, are not attributed. None if the driver
+    does not report the SM count of an instance.
+    """
+    whole = gpu.identity.sm_count
+    if not whole:
+        return None
+    weights: dict[Holder, float] = {}
+    for instance in gpu.instances:
+        count = instance.identity.sm_count
+        if not count:
+            return None
+        present = holders.get(instance.identity.uuid, ()) or (NOBODY,)
+        for holder in present:
+            weights[holder] = weights.get(holder, 0.0) + count / whole / len(present)
+    left = 1.0 - sum(weights.values())
+    if left < 0:
+        return None
+    weights[NOBODY] = weights.get(NOBODY, 0.0) + left
+    return weights
 
 
 def totals_of(counters: Counters) -> Totals:
@@ -359,13 +359,7 @@ class DeviceLedger:
         """Copies of the accounts."""
         return Charges(
             accounts={
-                holder: Account(
-                    account.flop,
-                    account.dram_bytes,
-                    account.energy_joules,
-                    dict(account.state_seconds),
-                    account.last_held_seconds,
-                )
+                holder: replace(account, state_seconds=dict(account.state_seconds))
                 for holder, account in self._accounts.items()
             },
             basis=self._basis,

@@ -3,20 +3,19 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import structlog
 
-from exporter.attribution.job_mapping import change_mark, read_jobs
-from exporter.attribution.pod_resources import list_allocations
-from exporter.attribution.process_owners import (
+from exporter.attribution.jobs import (
+    JobFiles,
     ProcessOwners,
     device_processes,
-    is_sluid,
+    merged,
     sees_host_processes,
     slurm_jobs,
 )
+from exporter.attribution.pod_resources import list_allocations
 from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import (
     Allocation,
@@ -42,22 +41,6 @@ KEEP_INTERVALS = 3
 
 _Item = TypeVar("_Item")
 _Clock = Callable[[], float]
-
-
-def merged(mapped: tuple[JobUse, ...], found: tuple[JobUse, ...]) -> tuple[JobUse, ...]:
-    """Jobs reported by the scheduler and found by processes, each once and under one name.
-
-    An array task uses the name that its prolog wrote. A job whose processes do not give its number
-    is left out if the scheduler names a job on any device: it is the same job.
-    """
-    names = {use.job_id: use.job for use in mapped if use.job_id is not None}
-    renamed = [
-        replace(use, job=names.get(use.job, use.job))
-        for use in found
-        if not (mapped and is_sluid(use.job))
-    ]
-    named = [replace(use, job_id=None) for use in mapped]
-    return tuple(dict.fromkeys([*named, *renamed]))
 
 
 class HolderSource(Generic[_Item]):
@@ -247,11 +230,12 @@ class HolderService:
             sources.append(self._pod_resources(settings))
         folder = settings.job_mapping_dir
         if folder is not None:
+            files = JobFiles(folder)
             sources.append(
                 HolderSource[JobUse](
                     JOB_MAPPING,
-                    lambda: read_jobs(folder),
-                    lambda: change_mark(folder),
+                    files.read,
+                    files.mark,
                     quiet=frozenset({"absent"}),
                     clock=self._clock,
                     wall_clock=self._wall_clock,

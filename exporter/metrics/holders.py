@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from exporter.attribution.ledger import Account, Holder, WorkloadUse
 from exporter.attribution.settings import PriceRule
-from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot
+from exporter.attribution.snapshot import Account, DeviceKey, Holder, HoldersSnapshot, WorkloadUse
 from exporter.collect.settings import matches
 from exporter.device_state import UNKNOWN
 from exporter.metrics.family import (

@@ -12,8 +12,7 @@ from pathlib import Path
 import msgspec
 
 from exporter.advice.advise import AdviceSnapshot, best_sentence
-from exporter.attribution.ledger import Holder
-from exporter.attribution.snapshot import DeviceKey
+from exporter.attribution.snapshot import DeviceKey, Holder
 from exporter.device_state import UNKNOWN
 from exporter.findings import DEFAULT_THRESHOLDS, Finding, Severity, Thresholds
 from exporter.inference.snapshot import WorkloadsSnapshot

@@ -7,7 +7,7 @@ agree. A text begins in lower case and stands alone.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from exporter.attribution.ledger import Unresolved
+from exporter.attribution.snapshot import Unresolved
 from exporter.findings import (
     CRITICAL,
     DEFAULT_THRESHOLDS,

@@ -36,7 +36,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "exporter.device_state",
         "exporter.inference.snapshot",
     ),
-    ("exporter.attribution.ledger",),
     ("exporter.state",),
     ("exporter.attribution", "exporter.collect", "exporter.inference", "exporter.probe_facts"),
     ("exporter.advice",),

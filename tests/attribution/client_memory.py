@@ -43,7 +43,7 @@ def main() -> None:
         kubelet = Kubelet(Path(folder) / "kubelet.sock")
         kubelet.holds(*(Held((f"GPU-{number}",), pod=f"pod-{number}") for number in range(100)))
         kubelet.start()
-        for name, client in (("exporter.attribution.grpc", _OURS), ("grpcio", _GRPCIO)):
+        for name, client in (("exporter.attribution.pod_resources", _OURS), ("grpcio", _GRPCIO)):
             print(f"{name}: ", end="", flush=True)
             script = _FRAME.format(client=client)
             subprocess.run(

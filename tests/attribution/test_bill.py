@@ -13,10 +13,17 @@ import pytest
 
 from exporter.accounting.device import Counters
 from exporter.accounting.flop import PipeWork
-from exporter.attribution.bill import HostLedger, assign_processes, instance_weights
-from exporter.attribution.ledger import NOBODY, Holder
-from exporter.attribution.process_owners import ProcessOwners, process_owner
-from exporter.attribution.snapshot import DeviceKey, HoldersSnapshot, JobUse, ProcessOwner
+from exporter.attribution.bill import HostLedger, assign_processes
+from exporter.attribution.jobs import ProcessOwners, process_owner
+from exporter.attribution.ledger import instance_weights
+from exporter.attribution.snapshot import (
+    NOBODY,
+    DeviceKey,
+    Holder,
+    HoldersSnapshot,
+    JobUse,
+    ProcessOwner,
+)
 from exporter.device_state import DeviceState
 from exporter.readings import DeviceIdentity, FastReading
 from exporter.state import State

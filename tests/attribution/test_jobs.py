@@ -5,15 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from exporter.attribution.job_mapping import change_mark, read_jobs
-from exporter.attribution.process_owners import (
+from exporter.attribution.jobs import (
+    JobFiles,
     device_processes,
+    merged,
     process_job,
     slurm_job,
     slurm_jobs,
 )
-from exporter.attribution.service import merged
 from exporter.attribution.snapshot import DeviceKey, JobUse
 from exporter.errors import HolderSourceError
 from tests.attribution.hosts import gpu, host
@@ -37,7 +38,7 @@ class TestMappingDirectory:
         (tmp_path / "1.3").write_text("1236\n")
         (tmp_path / "MIG-cc").write_text("1237")
 
-        assert read_jobs(tmp_path) == (
+        assert JobFiles(tmp_path).read() == (
             JobUse(DeviceKey(index="0"), "1234"),
             JobUse(DeviceKey(index="0"), "1235"),
             JobUse(DeviceKey(index="1", mig="3"), "1236"),
@@ -48,20 +49,20 @@ class TestMappingDirectory:
         """A prolog that appends twice, or leaves an empty line, changes nothing."""
         (tmp_path / "0").write_text("\n  1234 \n1234\r\n\n")
 
-        assert [use.job for use in read_jobs(tmp_path)] == ["1234"]
+        assert [use.job for use in JobFiles(tmp_path).read()] == ["1234"]
 
     def test_files_may_be_named_by_device_node(self, tmp_path: Path):
         """Slurm's index of a GPU need not be NVML's: the node's number is the driver's own."""
         (tmp_path / "nvidia4").write_text("1234\n")
         (tmp_path / "nvidiactl").write_text("1\n")
 
-        assert read_jobs(tmp_path) == (JobUse(DeviceKey(minor="4"), "1234"),)
+        assert JobFiles(tmp_path).read() == (JobUse(DeviceKey(minor="4"), "1234"),)
 
     def test_an_array_task_has_its_number_and_its_name(self, tmp_path: Path):
         """Slurm's number of the task, and the name that squeue shows."""
         (tmp_path / "0").write_text("1235 1234_7\nnightly build\n")
 
-        assert read_jobs(tmp_path) == (
+        assert JobFiles(tmp_path).read() == (
             JobUse(DeviceKey(index="0"), "1234_7", "1235"),
             JobUse(DeviceKey(index="0"), "nightly build"),
         )
@@ -73,7 +74,7 @@ class TestMappingDirectory:
         (tmp_path / "gpu0").write_text("1\n")
         (tmp_path / "2").mkdir()
 
-        assert read_jobs(tmp_path) == ()
+        assert JobFiles(tmp_path).read() == ()
 
     def test_links_and_pipes_are_not_opened(self, tmp_path: Path):
         """A user who can write there must not turn a secret file into labels, or stop the thread."""
@@ -84,7 +85,7 @@ class TestMappingDirectory:
         (jobs / "0").symlink_to(secret)
         os.mkfifo(jobs / "1")
 
-        assert read_jobs(jobs) == ()
+        assert JobFiles(jobs).read() == ()
 
     def test_invalid_job_names_are_left_out(self, tmp_path: Path):
         """Lines with control characters or more than 128 characters are not job names."""
@@ -92,18 +93,56 @@ class TestMappingDirectory:
             b"good\nbad\x00name\n" + b"x" * 129 + b"\n" + b"y" * 128 + b"\n"
         )
 
-        assert [use.job for use in read_jobs(tmp_path)] == ["good", "y" * 128]
+        assert [use.job for use in JobFiles(tmp_path).read()] == ["good", "y" * 128]
 
     def test_a_file_is_read_to_its_limit(self, tmp_path: Path):
         """64 jobs on one GPU are shown, however many lines the file has."""
         (tmp_path / "0").write_text("".join(f"{number}\n" for number in range(100_000)))
 
-        assert [use.job for use in read_jobs(tmp_path)] == [str(number) for number in range(64)]
+        assert [use.job for use in JobFiles(tmp_path).read()] == [
+            str(number) for number in range(64)
+        ]
+
+    def test_jobs_beyond_the_limit_are_logged_once(self, tmp_path: Path):
+        """66 jobs on a GPU are 2 too many: one line says so, another that all are shown again."""
+        files = JobFiles(tmp_path)
+        (tmp_path / "0").write_text("".join(f"{number}\n" for number in range(66)))
+        (tmp_path / "1").write_text("".join(f"{number}\n" for number in range(64)))
+
+        with capture_logs() as logged:
+            files.read()
+            files.read()
+            (tmp_path / "0").write_text("1\n")
+            files.read()
+            files.read()
+
+        assert [line["event"] for line in logged] == ["jobs_left_out", "jobs_complete"]
+        assert (logged[0]["files"], logged[0]["jobs_at_least"]) == (["0"], 2)
+
+    def test_a_name_that_the_limit_cuts_is_no_job(self, tmp_path: Path):
+        """The 16,384 bytes that are read end within `123456`: `123` would be another job."""
+        (tmp_path / "0").write_text("7\n" + "x" * 16_378 + "\n123456\n")
+
+        with capture_logs() as logged:
+            uses = JobFiles(tmp_path).read()
+
+        assert [use.job for use in uses] == ["7"]
+        assert [line["event"] for line in logged] == ["jobs_left_out"]
+
+    def test_files_beyond_the_limit_are_logged(self, tmp_path: Path):
+        """1,024 files are read; a job may be in the next one."""
+        for number in range(1025):
+            (tmp_path / f"other-{number}").touch()
+
+        with capture_logs() as logged:
+            JobFiles(tmp_path).read()
+
+        assert [line["event"] for line in logged] == ["jobs_left_out"]
 
     def test_a_missing_directory_is_reported(self, tmp_path: Path):
         """The reason is `absent`, as on hosts without a batch system."""
         with pytest.raises(HolderSourceError) as caught:
-            read_jobs(tmp_path / "none")
+            JobFiles(tmp_path / "none").read()
 
         assert caught.value.reason == "absent"
 
@@ -112,23 +151,23 @@ class TestMappingDirectory:
         (tmp_path / "file").write_text("")
 
         with pytest.raises(HolderSourceError) as caught:
-            read_jobs(tmp_path / "file")
+            JobFiles(tmp_path / "file").read()
 
         assert caught.value.reason == "unreadable"
 
     def test_every_change_can_be_seen(self, tmp_path: Path):
         """A new file, another content and a file that goes each change the mark; reading does not."""
-        marks = [change_mark(tmp_path)]
+        marks = [JobFiles(tmp_path).mark()]
         (tmp_path / "0").write_text("1\n")
-        marks.append(change_mark(tmp_path))
+        marks.append(JobFiles(tmp_path).mark())
         (tmp_path / "0").write_text("12\n")
-        marks.append(change_mark(tmp_path))
+        marks.append(JobFiles(tmp_path).mark())
         (tmp_path / "0").unlink()
-        marks.append(change_mark(tmp_path))
+        marks.append(JobFiles(tmp_path).mark())
 
         assert marks[0] != marks[1] != marks[2] != marks[3] == marks[0]
-        read_jobs(tmp_path)
-        assert change_mark(tmp_path) == marks[3]
+        JobFiles(tmp_path).read()
+        assert JobFiles(tmp_path).mark() == marks[3]
 
 
 class TestSlurmProcesses:

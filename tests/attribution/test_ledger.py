@@ -9,14 +9,12 @@ from hypothesis import strategies as st
 from exporter.attribution.ledger import (
     DEPARTED_MAX,
     DEPARTED_SECONDS,
-    NOBODY,
-    Account,
     DeviceLedger,
-    Holder,
     Partition,
     Totals,
     shares_of,
 )
+from exporter.attribution.snapshot import NOBODY, Account, Holder
 
 
 A, B, C = (Holder("pod", "team", name, "main") for name in "abc")

@@ -13,8 +13,7 @@ from h2.connection import H2Connection
 from h2.events import StreamEnded
 from hypothesis import given, strategies
 
-from exporter.attribution.grpc import call
-from exporter.attribution.pod_resources import LIST_METHOD, length_delimited, list_allocations
+from exporter.attribution.pod_resources import LIST_METHOD, call, length_delimited, list_allocations
 from exporter.attribution.snapshot import Allocation, DeviceKey
 from exporter.errors import HolderSourceError
 from tests.attribution.kubelet import Claimed, Held, Kubelet, RawServer, response

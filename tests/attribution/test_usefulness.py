@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from exporter.attribution.bill import workload_holders
-from exporter.attribution.ledger import Account, Charges, Holder, WorkloadUse
+from exporter.attribution.bill import UsefulnessLedger, needed_by, workload_holders
 from exporter.attribution.snapshot import (
+    Account,
+    Charges,
+    Holder,
     HoldersSnapshot,
     ProcessOwner,
+    WorkloadUse,
 )
-from exporter.attribution.usefulness import UsefulnessLedger, needed_by
 from exporter.inference.snapshot import (
     GpuRef,
     ModelSnapshot,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.attribution.job_mapping import read_jobs
+from exporter.attribution.jobs import JobFiles
 from exporter.attribution.snapshot import DeviceKey
 
 
@@ -190,7 +190,7 @@ def test_the_daemon_reads_what_the_prolog_writes(jobs: Path, tmp_path: Path):
         FLOPWATCH_SLURM_ARRAY_NAMES="yes",
     )  # fmt: skip
 
-    assert [(use.device, use.job) for use in read_jobs(jobs)] == [
+    assert [(use.device, use.job) for use in JobFiles(jobs).read()] == [
         (DeviceKey(uuid=GPU_A), "1234_7"),
         (DeviceKey(minor="6"), "1234_7"),
     ]

@@ -18,9 +18,8 @@ from h2.connection import H2Connection
 
 from benchmarks.engine_accuracy.gguf_file import write_gguf
 from exporter import http_exchange
-from exporter.attribution import grpc, pod_resources
-from exporter.attribution.job_mapping import read_jobs
-from exporter.attribution.process_owners import is_sluid, slurm_job
+from exporter.attribution import pod_resources
+from exporter.attribution.jobs import JobFiles, is_sluid, slurm_job
 from exporter.calibration import read_calibrations
 from exporter.collect.dcgm import exposition as dcgm
 from exporter.config.load import ConfigOrigin, load_config
@@ -175,13 +174,13 @@ def read_pod_resources(data: bytes) -> None:
 def read_kubelet_stream(data: bytes) -> None:
     """All bytes from the kubelet's socket: HTTP/2, gRPC, and the message in it."""
     with suppress(HolderSourceError):
-        grpc._converse(_Socket(data), time.monotonic() + 60, "/v1.Lister/List", b"", 60)  # type: ignore[arg-type]
+        pod_resources._converse(_Socket(data), time.monotonic() + 60, "/v1.Lister/List", b"", 60)  # type: ignore[arg-type]
 
 
 def read_job_mapping(data: bytes) -> None:
     """A file of the batch system."""
     with _file(data, "0") as path, suppress(HolderSourceError):
-        assert all(use.job.isprintable() for use in read_jobs(path.parent))
+        assert all(use.job.isprintable() for use in JobFiles(path.parent).read())
 
 
 def read_control_groups(data: bytes) -> None:

@@ -5,17 +5,18 @@ import io
 import pytest
 from rich.console import Console
 
-from exporter.attribution.ledger import (
+from exporter.attribution.ledger import DeviceLedger, Totals
+from exporter.attribution.snapshot import (
     NOBODY,
     Account,
+    Allocation,
     Bill,
     Charges,
-    DeviceLedger,
+    DeviceKey,
     Holder,
-    Totals,
+    HoldersSnapshot,
     WorkloadUse,
 )
-from exporter.attribution.snapshot import Allocation, DeviceKey, HoldersSnapshot
 from exporter.device_state import DeviceState
 from exporter.findings import Finding
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
