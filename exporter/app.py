@@ -31,7 +31,7 @@ from exporter.metrics.render import Exposition
 from exporter.metrics.rows import Part
 from exporter.procfs import process_name
 from exporter.services import Services
-from exporter.state import LiveState, Parts, ReloadStatus, State, build_state
+from exporter.state import LiveState, Parts, ReloadStatus, State
 from exporter.status.memory import Memory
 from exporter.status.service import JSON, StatusService, StatusSources, security_headers
 from exporter.supervisor import Notifier, SignalWaiter
@@ -94,7 +94,7 @@ class Daemon:
         self._machine = Machine()
         self._missing: tuple[tuple[str, int | str], ...] = ()
         self._ledger = HostLedger(started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-        self._live = LiveState(self._parts, self._mark, charge=self._charge)
+        self._live = LiveState(self._parts, self._mark, complete=self._complete)
         self._process_memory = process_memory(process_name)
         self._exposition = Exposition(
             self._exposed,
@@ -180,26 +180,28 @@ class Daemon:
     def _parts(self, now: float) -> Parts:
         """The published parts; a service that fails leaves only its own part empty."""
         services, nothing = self._services, Parts()
-        host = self._host.published(now)
-        probes = self._part("probes", services.probes.snapshot, nothing.probes)
-        # MFU and MBU divide by the peaks of fresh devices; those of a processor come from the probes.
-        devices = build_state(Parts(host=host, probes=probes), now)
         return Parts(
-            host=host,
-            probes=probes,
-            workloads=self._part(
-                "workloads", lambda: services.workloads.snapshot(devices), nothing.workloads
-            ),
-            precisions=self._part("precisions", lambda: services.workloads.precisions(devices), {}),
+            host=self._host.published(now),
+            probes=self._part("probes", services.probes.snapshot, nothing.probes),
             holders=self._part("holders", services.holders.snapshot, nothing.holders),
             calibration=self._part("calibration", services.calibration.read, {}),
             reload=self._reload_status,
         )
 
-    def _charge(self, state: State) -> Bill:
-        """A bill that fails is empty, and affects nothing else."""
+    def _complete(self, state: State) -> State:
+        """Add what depends on the devices, whose peaks divide MFU and MBU, and charge their work."""
+        engines, nothing = self._services.workloads, Parts()
         by_process = self._config.holders.by_process
-        return self._part("bill", lambda: self._ledger.charge(state, by_process=by_process), Bill())
+        served = replace(
+            state,
+            workloads=self._part("workloads", lambda: engines.snapshot(state), nothing.workloads),
+            precisions=self._part("precisions", lambda: engines.precisions(state), {}),
+        )
+        # A bill that fails is empty, and affects nothing else.
+        bill = self._part(
+            "bill", lambda: self._ledger.charge(served, by_process=by_process), Bill()
+        )
+        return replace(served, bill=bill)
 
     def _advice(self) -> AdviceSnapshot:
         return self._services.advisor.snapshot()

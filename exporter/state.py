@@ -73,29 +73,32 @@ class State:
     reload: ReloadStatus = field(default_factory=lambda: ReloadStatus(True, 0.0))
     bill: Bill = field(default_factory=Bill)
     valid_until_seconds: float = math.inf
-    _by_key: Mapping[tuple[str, str | None], DeviceState] = field(
-        init=False, repr=False, compare=False
+    _by_key: dict[tuple[str, str | None], DeviceState] = field(
+        init=False, default_factory=dict, repr=False, compare=False
     )
-
-    def __post_init__(self) -> None:
-        """Index the devices by UUID, and by index and MIG instance."""
-        by_key: dict[tuple[str, str | None], DeviceState] = {}
-        for device in self.devices:
-            identity = device.identity
-            if identity.uuid != UNKNOWN:
-                by_key.setdefault((identity.index, identity.mig), device)
-                by_key.setdefault((identity.uuid, None), device)
-        object.__setattr__(self, "_by_key", by_key)
 
     def find(self, key: int | str, mig: str | None = None) -> DeviceState | None:
         """The device of an index or UUID; with `mig`, that GPU instance of it.
 
         None if there is no such device, or it has not identified itself.
         """
-        found = self._by_key.get((str(key), None))
+        by_key = self._by_key or self._index()
+        found = by_key.get((str(key), None))
         if mig is None or found is None or found.identity.mig == mig:
             return found
-        return self._by_key.get((found.identity.index, mig))
+        return by_key.get((found.identity.index, mig))
+
+    def _index(self) -> Mapping[tuple[str, str | None], DeviceState]:
+        """The devices by UUID, and by index and MIG instance; made when one is first looked up."""
+        by_key: dict[tuple[str, str | None], DeviceState] = {}
+        for device in self.devices:
+            identity = device.identity
+            if identity.uuid != UNKNOWN:
+                by_key.setdefault((identity.index, identity.mig), device)
+                by_key.setdefault((identity.uuid, None), device)
+        # All at once: other threads may look one up meanwhile.
+        self._by_key.update(by_key)
+        return by_key
 
     def held(self, key: DeviceKey) -> DeviceState | None:
         """The device that a holder names; None where this host does not list it."""
@@ -181,15 +184,15 @@ class LiveState:
         parts: Callable[[float], Parts],
         mark: Callable[[float], object],
         *,
-        charge: Callable[[State], Bill] = lambda _state: Bill(),
+        complete: Callable[[State], State] = lambda state: state,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`parts` collects what was published. `mark` is cheap, and changes whenever that changes.
 
-        `charge` distributes what the devices have counted since the previous State.
+        `complete` adds what depends on the devices of the State: engines' ratios, the bill.
         """
         self._parts = parts
-        self._charge = charge
+        self._complete = complete
         self._mark = mark
         self._clock = clock
         self._lock = threading.Lock()
@@ -202,8 +205,7 @@ class LiveState:
             now = self._clock()
             mark = self._mark(now)
             if mark != self._built_for or now >= self.latest.valid_until_seconds:
-                state = build_state(self._parts(now), now)
-                self.latest = replace(state, bill=self._charge(state))
+                self.latest = self._complete(build_state(self._parts(now), now))
                 self._built_for = mark
             return self.latest
 
