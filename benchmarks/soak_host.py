@@ -18,8 +18,9 @@ from exporter.metrics.findings import FINDINGS
 from exporter.metrics.levers import LEVER_SAMPLES
 from exporter.metrics.rows import Part
 from exporter.state import Parts, State
-from exporter.status.memory import Memory
-from exporter.status.service import StatusService, StatusSources
+from exporter.status.build import StatusSources
+from exporter.status.history import Memory
+from exporter.status.service import StatusService
 from exporter.web.http import Request
 from flopwatch.state_file import StateFile
 from tests.probes.simulation import COPY, GEMM, LAUNCH, Ending, Host, gpu

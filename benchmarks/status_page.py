@@ -11,30 +11,14 @@ import time
 import tracemalloc
 from dataclasses import replace
 
-from exporter.status.build import Inputs, build_status
-from exporter.status.history import Histories
+from exporter.status.build import build_status
+from exporter.status.history import Histories, Ring
 from exporter.status.page import render_page
-from tests.status.examples import Machine, busy_hour, fleet, gpu, ticked
+from tests.status.examples import busy_hour, fleet, gpu, ticked
 
 
 RUNS = 30
 SNAPSHOTS = 20_000
-
-
-def inputs(machine: Machine) -> Inputs:
-    sources = machine.service._sources
-    return Inputs(
-        host=sources.devices(),
-        reload=sources.reload(),
-        interval_seconds=1.0,
-        host_name=sources.host_name,
-        telemetry_path="/metrics",
-        unix_seconds=sources.wall_clock(),
-        uptime_seconds=3600.0,
-        probes=sources.probes(),
-        workloads=sources.workloads(),
-        holders=sources.holders(),
-    )
 
 
 def render_times(count: int) -> None:
@@ -44,7 +28,12 @@ def render_times(count: int) -> None:
     size = 0
     for _ in range(RUNS):
         started, started_processor = time.perf_counter(), time.process_time()
-        status = build_status(inputs(machine), machine.service._histories)
+        status = build_status(
+            machine.service._sources,
+            machine.service._histories,
+            now_seconds=machine.now,
+            uptime_seconds=3600.0,
+        )
         size = len(render_page(status).encode())
         wall.append(time.perf_counter() - started)
         processor.append(time.process_time() - started_processor)
@@ -87,7 +76,7 @@ def ring_memory(count: int) -> None:
     tracemalloc.stop()
     print(
         f"rings of {count} devices: {taken / 1e6:.2f} MB"
-        f" (cells {histories.size_bytes / 1e6:.2f} MB)"
+        f" (cells {count * Ring().size_bytes / 1e6:.2f} MB)"
     )
 
 

@@ -32,8 +32,9 @@ from exporter.metrics.rows import Part
 from exporter.procfs import process_name
 from exporter.services import Services
 from exporter.state import LiveState, Parts, ReloadStatus, State
-from exporter.status.memory import Memory
-from exporter.status.service import JSON, StatusService, StatusSources, security_headers
+from exporter.status.build import StatusSources
+from exporter.status.history import Memory
+from exporter.status.service import JSON, StatusService, security_headers
 from exporter.supervisor import Notifier, SignalWaiter
 from exporter.version import VERSION
 from exporter.web.addresses import format_address

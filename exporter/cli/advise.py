@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import FlopwatchError
-from exporter.status.units import span
+from exporter.status.document import span
 
 
 if TYPE_CHECKING:

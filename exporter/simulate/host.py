@@ -29,8 +29,9 @@ from exporter.simulate.probes import SimulatedProbes
 from exporter.simulate.products import Product
 from exporter.simulate.scenarios import Fault, Load, Scenario
 from exporter.state import Parts, ReloadStatus, State, build_state
-from exporter.status.memory import Memory
-from exporter.status.service import StatusService, StatusSources
+from exporter.status.build import StatusSources
+from exporter.status.history import Memory
+from exporter.status.service import StatusService
 from exporter.web.http import Request, Response
 from probes.records import ProbesSnapshot
 

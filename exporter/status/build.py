@@ -1,28 +1,25 @@
-"""The whole status document from the inputs of one instant."""
+"""The whole status document from what the daemon knows at one instant."""
 
 import contextlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import msgspec
-
+from exporter.accounting.peaks import Peaks
 from exporter.advice.advise import AdviceSnapshot, best_sentence
-from exporter.attribution.snapshot import DeviceKey, Holder
-from exporter.device_state import UNKNOWN
-from exporter.findings import DEFAULT_THRESHOLDS, Finding, Severity, Thresholds
+from exporter.device_state import UNKNOWN, DeviceState
+from exporter.findings import Finding, Severity, Thresholds
 from exporter.inference.snapshot import WorkloadsSnapshot
-from exporter.readings import DeviceIdentity, HostFacts
+from exporter.readings import HostFacts
 from exporter.state import State
 from exporter.status import document, verdict
 from exporter.status.devices import build_device
 from exporter.status.history import Histories
-from exporter.status.probes import comparable, probe_rows
-from exporter.status.verdict import host_summary, missing_gpus
 from exporter.version import REVISION, VERSION
 from probes.records import ProbeResults
 
@@ -33,61 +30,83 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """What the status is built from. `unix_seconds` and `now_seconds` (monotonic) are the same moment."""
+class StatusSources:
+    """What the status is built from. Each source is cheap, thread-safe and never touches a device.
 
-    state: State
-    interval_seconds: float
+    `configuration` gives the active configuration as plain data; `interval_seconds` the time
+    between ticks.
+    """
+
+    state: Callable[[], State]
+    configuration: Callable[[], Mapping[str, Any]]
+    interval_seconds: Callable[[], float]
     host_name: str
-    telemetry_path: str
-    unix_seconds: float
-    now_seconds: float
-    uptime_seconds: float
-    facts: HostFacts = field(default_factory=HostFacts)
-    advice: AdviceSnapshot = field(default_factory=AdviceSnapshot)
-    thresholds: Thresholds = DEFAULT_THRESHOLDS
+    telemetry_path: str = "/metrics"
+    wall_clock: Callable[[], float] = time.time
+    facts: Callable[[], HostFacts] = HostFacts
+    advice: Callable[[], AdviceSnapshot] = AdviceSnapshot
+    thresholds: Callable[[], Thresholds] = Thresholds
 
 
-def build_status(inputs: Inputs, histories: Histories, *, charts: bool = True) -> document.Status:
-    """Critical devices first, then those with warnings, then by index.
+def build_status(
+    sources: StatusSources,
+    histories: Histories,
+    *,
+    now_seconds: float,
+    uptime_seconds: float,
+    charts: bool = True,
+) -> document.Status:
+    """The document as of `now_seconds` (monotonic). Critical devices come first, then those with warnings.
 
     Without `charts` the states of the last hour by minute are left out: half of the work.
     """
-    probed = {results.uuid: results for results in inputs.state.probes.devices}
-    siblings = _siblings(inputs, probed)
-    power_limits = _power_limits(inputs.state)
+    state, thresholds, unix_seconds = sources.state(), sources.thresholds(), sources.wall_clock()
+    probed = {results.uuid: results for results in state.probes.devices}
+    rows: dict[str, list[document.Probe]] = {}
+    siblings: defaultdict[str, dict[str, list[float]]] = defaultdict(dict)
+    power_limits: defaultdict[str, list[float]] = defaultdict(list)
+    for snapshot in state.devices:
+        uuid, model = snapshot.identity.uuid, snapshot.identity.name
+        rows[uuid] = _probe_rows(probed[uuid], snapshot.peaks) if uuid in probed else []
+        for kernel, value in _comparable(rows[uuid]).items():
+            siblings[model].setdefault(kernel, []).append(value)
+        if snapshot.slow is not None and snapshot.slow.power_limit_watts is not None:
+            power_limits[model].append(snapshot.slow.power_limit_watts)
     devices: list[document.Device] = []
-    for snapshot in inputs.state.devices:
-        identity = snapshot.identity
+    for snapshot in state.devices:
+        uuid, model = snapshot.identity.uuid, snapshot.identity.name
+        company = [
+            *_engine_findings(state, uuid, thresholds),
+            *_probe_findings(snapshot, rows[uuid], probed.get(uuid), siblings[model], thresholds),
+        ]
         with histories.lock:
             devices.append(
                 build_device(
                     snapshot,
                     histories.get(snapshot),
-                    now_seconds=inputs.now_seconds,
-                    unix_seconds=inputs.unix_seconds,
-                    probed=probed.get(identity.uuid),
-                    siblings=siblings[identity.name],
-                    models=_models(inputs.state.workloads, identity.uuid),
-                    holders=_holders(inputs.state, identity),
-                    memory=histories.memory.of(identity.uuid),
-                    since=partial(histories.memory.judged, identity.uuid),
-                    power_limits=power_limits[identity.name],
-                    thresholds=inputs.thresholds,
-                    silent=_silent(inputs.state.workloads, identity.uuid),
+                    histories.memory.of(uuid),
+                    state,
+                    now_seconds=now_seconds,
+                    unix_seconds=unix_seconds,
+                    probes=rows[uuid],
+                    attainable=_attainable(rows[uuid], snapshot.precision) if snapshot.up else None,
+                    company=company,
+                    since=partial(histories.memory.judged, uuid),
+                    power_limits=power_limits[model],
+                    silent=_silent(state.workloads, uuid),
+                    thresholds=thresholds,
                     charts=charts,
-                    company=_company(inputs.state, identity.uuid, inputs.thresholds),
                 )
             )
     # Sorting is stable: within one health the host's own order stays.
     devices.sort(key=lambda device: _HEALTH_RANK[device.health])
     return document.Status(
-        unix_seconds=inputs.unix_seconds,
-        host=_host(inputs, devices),
-        exporter=_exporter(inputs),
+        unix_seconds=unix_seconds,
+        host=_host(sources, state, devices),
+        exporter=_exporter(state, sources.interval_seconds(), uptime_seconds),
         devices=devices,
         links={
-            "metrics": inputs.telemetry_path,
+            "metrics": sources.telemetry_path,
             "status": document.STATUS_PATH,
             "configuration": "/config",
             "healthy": "/-/healthy",
@@ -96,28 +115,6 @@ def build_status(inputs: Inputs, histories: Histories, *, charts: bool = True) -
             "documentation": DOCUMENTATION_URL,
         },
     )
-
-
-def _siblings(
-    inputs: Inputs, probed: dict[str, ProbeResults]
-) -> defaultdict[str, dict[str, list[float]]]:
-    """Comparable probe results by the devices' model and kernel."""
-    values: defaultdict[str, dict[str, list[float]]] = defaultdict(dict)
-    for snapshot in inputs.state.devices:
-        device = probed.get(snapshot.identity.uuid)
-        if device is not None:
-            for kernel, value in comparable(probe_rows(device, snapshot.peaks)).items():
-                values[snapshot.identity.name].setdefault(kernel, []).append(value)
-    return values
-
-
-def _power_limits(state: State) -> defaultdict[str, list[float]]:
-    """Power limits in watts by the devices' model."""
-    limits: defaultdict[str, list[float]] = defaultdict(list)
-    for device in state.devices:
-        if device.slow is not None and device.slow.power_limit_watts is not None:
-            limits[device.identity.name].append(device.slow.power_limit_watts)
-    return limits
 
 
 def _silent(workloads: WorkloadsSnapshot, uuid: str) -> str | None:
@@ -130,126 +127,187 @@ def _silent(workloads: WorkloadsSnapshot, uuid: str) -> str | None:
     return None if True in names else names.get(False)
 
 
-def _company(state: State, uuid: str, thresholds: Thresholds) -> list[Finding]:
+def _engine_findings(state: State, uuid: str, thresholds: Thresholds) -> Iterator[Finding | None]:
     """Findings about the engines that use the device, and about its holders."""
-    found: list[Finding | None] = []
     for workload in state.workloads.workloads:
         if not workload.up or not any(gpu.uuid == uuid for gpu in workload.gpus):
             continue
-        found += [
-            verdict.prefix_cache_collapsed(
+        for model in workload.models:
+            yield verdict.prefix_cache_collapsed(
                 workload.name,
                 recent=model.cached_share,
                 usual=model.usual_cached_share,
                 thresholds=thresholds,
             )
-            for model in workload.models
-        ]
         use = state.bill.workloads.get(workload.name)
         if use is not None:
-            found += [
-                verdict.precision_or_product_mismatch(
-                    workload.name, explained=use.explained_share, spread=use.explained_spread
-                ),
-                verdict.useful_share_fell(
-                    workload.name, recent=use.useful_share, usual=use.usual_useful_share
-                ),
-            ]
+            yield verdict.precision_or_product_mismatch(
+                workload.name, explained=use.explained_share, spread=use.explained_spread
+            )
+            yield verdict.useful_share_fell(
+                workload.name, recent=use.useful_share, usual=use.usual_useful_share
+            )
     charges = state.bill.devices.get(uuid)
     if charges is not None:
-        found.append(
-            verdict.shares_not_measured(len(charges.basis), state.bill.unresolved.get(uuid))
+        yield verdict.shares_not_measured(len(charges.basis), state.bill.unresolved.get(uuid))
+
+
+def _probe_rows(probed: ProbeResults, peaks: Peaks | None) -> list[document.Probe]:
+    """One row for each kernel with a fresh result, and for each that ever gave a wrong one."""
+
+    def row(
+        kernel: str,
+        value: float | None,
+        unit: str,
+        *,
+        peak: float | None = None,
+        efficiency: float | None = None,
+        peer: str | None = None,
+    ) -> document.Probe:
+        return document.Probe(
+            kernel=kernel,
+            value=value,
+            unit=unit,
+            peer=peer,
+            peak_ratio=value / peak if value is not None and peak else None,
+            efficiency_ratio=efficiency,
+            baseline_ratio=probed.baseline_ratio.get(kernel),
+            mismatches=probed.mismatches.get(kernel),
+            last_success_unix_seconds=probed.last_success_seconds.get(kernel),
         )
-    return [finding for finding in found if finding is not None]
 
-
-def _models(workloads: WorkloadsSnapshot, uuid: str) -> list[document.Model]:
-    return [
-        document.Model(
-            workload=workload.name,
-            model=model.model,
-            engine=workload.engine,
-            precision=model.precision,
-            flops_utilization_ratio=model.flops_utilization,
-            bandwidth_utilization_ratio=model.bandwidth_utilization,
-            not_counted=list(model.not_counted),
+    rows = [
+        row(
+            f"gemm_{precision}",
+            flops,
+            "FLOP/s",
+            peak=peaks.flops.get(precision) if peaks else None,
+            efficiency=probed.efficiency_ratio.get(precision),
         )
-        for workload in workloads.workloads
-        if any(gpu.uuid == uuid for gpu in workload.gpus)
-        for model in workload.models
+        for precision, flops in probed.flops.items()
     ]
-
-
-def _holders(state: State, identity: DeviceIdentity) -> list[document.Holder]:
-    """The holders of the device, found as for the metrics; on a shared one, with what each did."""
-
-    def holds(key: DeviceKey) -> bool:
-        found = state.held(key)
-        return found is not None and found.identity.key == identity.key
-
-    present = [
-        Holder("pod", each.namespace, each.pod, each.container)
-        for each in state.holders.allocations
-        if holds(each.device)
+    for (path, peer), bandwidth in probed.bandwidth_bytes_per_second.items():
+        peak = peaks.dram_bytes_per_second if peaks and path == "device" else None
+        rows.append(row(f"copy_{path}", bandwidth, "B/s", peak=peak, peer=peer or None))
+    if probed.launch_latency_seconds is not None:
+        rows.append(row("launch", probed.launch_latency_seconds, "s"))
+    shown = {probe.kernel for probe in rows}
+    rows += [
+        row(kernel, None, "")
+        for kernel, wrong in probed.mismatches.items()
+        if wrong and kernel not in shown
     ]
-    present += [Holder("job", hpc_job=use.job) for use in state.holders.jobs if holds(use.device)]
-    held = {holder: _named(holder) for holder in present}
-    charges = state.bill.devices.get(identity.uuid)
-    if charges is not None and len(charges.basis) > 1:
-        for holder, did in charges.recent().items():
-            if holder not in charges.basis and not did.share:
-                continue
-            # Of a partitioned GPU also those of its instances.
-            held[holder] = msgspec.structs.replace(
-                _named(holder),
-                basis=charges.basis.get(holder),
-                share_ratio=did.share,
-                achieved_flops=did.flops,
-            )
-    return list(held.values())
+    return rows
 
 
-def _named(holder: Holder) -> document.Holder:
-    return document.Holder(
-        namespace=holder.namespace or None,
-        pod=holder.pod or None,
-        container=holder.container or None,
-        job=holder.hpc_job or None,
-        workload=holder.workload or None,
+def _attainable(
+    probes: Sequence[document.Probe], precision: str | None
+) -> document.Attainable | None:
+    """The headline of what was measured; None where nothing was."""
+    gemms = {
+        probe.kernel.removeprefix("gemm_"): probe
+        for probe in probes
+        if probe.kernel.startswith("gemm_") and probe.value is not None
+    }
+    copies = [p for p in probes if p.kernel == "copy_device" and p.value is not None]
+    if not gemms and not copies:
+        return None
+    if precision not in gemms:
+        precision = max(gemms, key=lambda name: gemms[name].value or 0.0, default=None)
+    gemm = gemms[precision] if precision is not None else None
+    newest = [p.last_success_unix_seconds for p in (gemm, *copies) if p is not None]
+    return document.Attainable(
+        precision=precision,
+        flops=None if gemm is None else gemm.value,
+        peak_ratio=None if gemm is None else gemm.peak_ratio,
+        bandwidth_bytes_per_second=copies[0].value if copies else None,
+        last_success_unix_seconds=max((at for at in newest if at is not None), default=None),
     )
 
 
-def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
+def _comparable(probes: Sequence[document.Probe]) -> dict[str, float]:
+    """What siblings are compared by: GEMMs with the clock divided out where it is known, copies."""
+    values: dict[str, float] = {}
+    for probe in probes:
+        measure = probe.efficiency_ratio if probe.efficiency_ratio is not None else probe.value
+        if measure is not None and (
+            probe.kernel.startswith("gemm_") or probe.kernel == "copy_device"
+        ):
+            values[probe.kernel] = measure
+    return values
+
+
+def _probe_findings(
+    snapshot: DeviceState,
+    probes: Sequence[document.Probe],
+    probed: ProbeResults | None,
+    siblings: Mapping[str, Sequence[float]],
+    thresholds: Thresholds,
+) -> Iterator[Finding | None]:
+    """What the probes say. `siblings` holds the comparable values of all devices of the model."""
+    if probed is None:
+        return
+    yield verdict.wrong_results(probed.mismatches)
+    yield verdict.slower_than_baseline(probed.baseline_ratio, thresholds)
+    beside = [
+        verdict.slower_than_siblings(kernel, value, siblings.get(kernel, ()), thresholds)
+        for kernel, value in _comparable(probes).items()
+    ]
+    # One sentence is enough: a sick GPU is slow in every precision.
+    slower = [finding for finding in beside if finding is not None]
+    yield min(slower, key=lambda finding: finding.severity, default=None)
+    missing = _contended(probes, probed)
+    busy = snapshot.fast.gpu_utilization if snapshot.fast else None
+    yield verdict.contended(missing, busy=busy)
+    if not missing and not any(probe.value is not None for probe in probes) and probed.skips:
+        yield verdict.not_probed(max(probed.skips, key=lambda name: probed.skips[name]))
+
+
+def _contended(probes: Sequence[document.Probe], probed: ProbeResults) -> list[str]:
+    """Which headline figures are missing because all of their runs met other programs."""
+    have = {probe.kernel for probe in probes if probe.value is not None}
+    tried = {kernel for (kernel, outcome), runs in probed.runs.items() if outcome == "contended"}
+    missing = []
+    if not any(kernel.startswith("gemm_") for kernel in have) and any(
+        kernel.startswith("gemm_") for kernel in tried
+    ):
+        missing.append("FLOPS")
+    if "copy_device" in tried - have:
+        missing.append("memory bandwidth")
+    return missing
+
+
+def _host(sources: StatusSources, state: State, devices: list[document.Device]) -> document.Host:
     worst = min((device.health for device in devices), key=_HEALTH_RANK.__getitem__, default="ok")
-    if not devices and not inputs.state.pending:
+    if not devices and not state.pending:
         worst = "critical"
     severities = [None if device.health == "ok" else Severity(device.health) for device in devices]
     gpus = all(device.gpu != "cpu0" for device in devices)
-    summary = host_summary(severities, "GPU" if gpus else "device")
-    expected = inputs.facts.expected_gpus
+    summary = verdict.host_summary(severities, "GPU" if gpus else "device")
+    expected = sources.facts().expected_gpus
     listed = len({device.gpu for device in devices if device.gpu not in ("cpu0", UNKNOWN)})
     if expected is not None and expected > listed:
         worst = "critical"
-        summary = f"{missing_gpus(expected, listed)} {summary}"
-    if inputs.state.pending:
+        summary = f"{verdict.missing_gpus(expected, listed)} {summary}"
+    if state.pending:
         summary = "Waiting for the driver to say which GPUs there are."
     drivers = {device.driver_version for device in devices if device.driver_version}
     whole = [device for device in devices if device.mig is None]
     achieved, peak = _delivered(whole, [device for device in devices if device.mig is not None])
     return document.Host(
-        name=inputs.host_name,
+        name=sources.host_name,
         expected_gpus=expected,
         summary=summary,
         health=worst,
         devices=len(devices),
         devices_up=sum(device.up for device in devices),
-        searching=inputs.state.pending,
+        searching=state.pending,
         # Why there is no GPU; where there is one, an older answer is irrelevant.
-        driver_error=inputs.state.driver_error if not devices or not gpus else None,
+        driver_error=state.driver_error if not devices or not gpus else None,
         driver_version=", ".join(sorted(drivers)) or None,
         achieved_flops=achieved,
         peak_flops=peak,
-        attainable_flops=_attainable(whole, achieved),
+        attainable_flops=_measured(whole, achieved),
         attainable_bandwidth_bytes_per_second=_sum(
             device.attainable.bandwidth_bytes_per_second
             for device in whole
@@ -268,12 +326,12 @@ def _host(inputs: Inputs, devices: list[document.Device]) -> document.Host:
                 reason=workload.reason,
                 advice=[
                     sentence
-                    for advice in inputs.advice.workloads
+                    for advice in sources.advice().workloads
                     if advice.window.workload == workload.name
                     and (sentence := best_sentence(advice)) is not None
                 ],
             )
-            for workload in inputs.state.workloads.workloads
+            for workload in state.workloads.workloads
         ],
     )
 
@@ -302,7 +360,7 @@ def _delivered(
     return dict(achieved), dict(peak)
 
 
-def _attainable(devices: list[document.Device], achieved: dict[str, float]) -> dict[str, float]:
+def _measured(devices: list[document.Device], achieved: dict[str, float]) -> dict[str, float]:
     """What the probes measured by precision, over the devices; empty where FLOPS are counted."""
     sums: defaultdict[str, float] = defaultdict(float)
     for device in devices:
@@ -312,18 +370,18 @@ def _attainable(devices: list[document.Device], achieved: dict[str, float]) -> d
     return {} if achieved else dict(sums)
 
 
-def _exporter(inputs: Inputs) -> document.Exporter:
-    probes, reload = inputs.state.probes, inputs.state.reload
+def _exporter(state: State, interval_seconds: float, uptime_seconds: float) -> document.Exporter:
+    probes, reload = state.probes, state.reload
     return document.Exporter(
         version=VERSION,
         revision=REVISION,
-        uptime_seconds=inputs.uptime_seconds,
-        interval_seconds=inputs.interval_seconds,
+        uptime_seconds=uptime_seconds,
+        interval_seconds=interval_seconds,
         configuration_ok=reload.successful,
         configuration_unix_seconds=reload.last_success_unix_seconds,
         probes="off" if not probes.running else "paused" if probes.paused else "running",
         probe_gpu_seconds=sum(device.gpu_seconds for device in probes.devices),
-        ticks_missed=sum(device.ticks_missed for device in inputs.state.devices),
+        ticks_missed=sum(device.ticks_missed for device in state.devices),
         resident_bytes=_resident_bytes(),
         cpu_seconds=time.process_time(),
     )

@@ -1,78 +1,77 @@
 """Builds one device's part of the status document from its state, history and surroundings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
 
 from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE, PERF_SOURCE
+from exporter.attribution.snapshot import DeviceKey, Holder
 from exporter.device_state import DeviceState
-from exporter.findings import DEFAULT_THRESHOLDS, Finding, Severity, Thresholds
-from exporter.readings import RECOVERY_ACTIONS, SlowReading
+from exporter.findings import Finding, Severity, Thresholds
+from exporter.readings import RECOVERY_ACTIONS, DeviceIdentity, SlowReading
+from exporter.state import State
 from exporter.status import document, verdict
-from exporter.status.history import COLUMN_SECONDS, DeviceHistory, Summary
-from exporter.status.memory import DeviceMemory
-from exporter.status.probes import attainable, probe_findings, probe_rows
-from probes.records import ProbeResults
+from exporter.status.history import COLUMN_SECONDS, DeviceHistory, DeviceMemory, Summary
 
 
 # A source is late and not failing for this many times the span for which a reading may be shown.
 _SOURCE_PATIENCE = 3
 # An engine that loads its weights is idle for minutes, too.
 _HELD_MINUTES = 15
+_RANK = {severity: rank for rank, severity in enumerate(Severity)}
 
 
 def build_device(
     snapshot: DeviceState,
     history: DeviceHistory,
+    memory: DeviceMemory,
+    state: State,
     *,
     now_seconds: float,
     unix_seconds: float,
-    probed: ProbeResults | None,
-    siblings: Mapping[str, Sequence[float]],
-    models: list[document.Model],
-    holders: list[document.Holder],
-    memory: DeviceMemory,
-    since: Callable[[Sequence[Finding]], dict[str, float]] = lambda _: {},
-    power_limits: Sequence[float] = (),
-    thresholds: Thresholds = DEFAULT_THRESHOLDS,
-    silent: str | None = None,
-    charts: bool = True,
-    company: Sequence[Finding] = (),
+    probes: list[document.Probe],
+    attainable: document.Attainable | None,
+    company: Sequence[Finding | None],
+    since: Callable[[Sequence[Finding]], dict[str, float]],
+    power_limits: Sequence[float],
+    silent: str | None,
+    thresholds: Thresholds,
+    charts: bool,
 ) -> document.Device:
-    """Everything about one device. `siblings` are probe results by kernel of all of its model.
+    """Everything about one device of the State.
 
-    `power_limits` are those of all of its model, in watts; `thresholds` the thresholds of the findings; `silent` is an engine that uses the
-    device and does not answer; `company` are findings on its engines and holders. `since`
-    says from when on each kind of finding holds. `charts` are the states of the last hour by minute.
+    `company` are the findings on its engines, its holders and its probes; `silent` is an engine that uses
+    the device and does not answer. `power_limits` are those of all devices of its model, in watts.
+    `since` says from when on each kind of finding holds. `charts` are the states of the last hour by
+    minute.
     """
     identity = snapshot.identity
     age = max(0.0, now_seconds - snapshot.at_seconds)
-    fresh = snapshot.up
     minute, hour = history.ring.minute(now_seconds), history.ring.hour(now_seconds)
     slow, fast = snapshot.slow, snapshot.fast
-    probes = probe_rows(probed, snapshot.peaks) if probed else []
-    events = _events(snapshot, history, slow, memory)
-    clock = _clock(snapshot, hour) if fresh else document.Clock(max_hertz=_max_clock(snapshot))
-    could = attainable(probes, snapshot.precision) if fresh else None
-    findings = [
-        *(
-            _working(snapshot, minute, hour, could, thresholds)
-            if fresh
-            else [_absent(snapshot, history, age=age, unix_seconds=unix_seconds)]
-        ),
-        *_source_findings(snapshot, unix_seconds=unix_seconds),
-        *_xid_findings(events, memory, unix_seconds),
-        *_health_findings(snapshot, events, slow, minute, thresholds),
-        *_power_findings(clock, slow, memory, power_limits, thresholds),
-        *_held_findings(snapshot, history, now_seconds, silent, thresholds),
-        *company,
-        *probe_findings(
-            probes,
-            probed,
-            siblings,
-            busy=fast.gpu_utilization if fast and fresh else None,
+    events = _events(snapshot, history, memory)
+    clock = _clock(snapshot, hour)
+    found: list[Finding | None] = []
+    if snapshot.up:
+        found += _working(snapshot, minute, hour, attainable, thresholds)
+        found += _source_findings(snapshot, unix_seconds)
+    else:
+        found.append(_absent(snapshot, history, age=age, unix_seconds=unix_seconds))
+    found += _xid_findings(events, memory, unix_seconds)
+    found += _health_findings(snapshot, events, minute, thresholds)
+    found += [
+        verdict.power_brake(clock.reasons),
+        verdict.power_limit(
+            watts=slow.power_limit_watts if slow else None,
+            usual_watts=memory.power_limit_watts,
+            siblings=power_limits if len(power_limits) > 1 else (),
             thresholds=thresholds,
         ),
+        _held(snapshot, history, now_seconds, silent, thresholds),
+        *company,
     ]
+    findings = [finding for finding in found if finding is not None]
     findings.sort(key=lambda finding: _RANK[finding.severity])
     return document.Device(
         gpu=identity.index,
@@ -83,14 +82,14 @@ def build_device(
         pci_bus_id=identity.pci_bus_id,
         serial=identity.serial,
         driver_version=identity.driver_version,
-        up=fresh,
+        up=snapshot.up,
         health=verdict.worst(findings) or "ok",
         findings=findings,
         finding_since_unix_seconds=since(findings),
         reset_unix_seconds=memory.reset_at,
         age_seconds=age,
         flops=_flops(snapshot, minute),
-        attainable=could,
+        attainable=attainable,
         minute=document.Span(seconds=minute.seconds, states=dict(minute.states)),
         hour=_hour(history, hour, now_seconds) if charts else None,
         clock=clock,
@@ -103,8 +102,8 @@ def build_device(
         processes=len(slow.processes)
         if slow and slow.processes is not None and not slow.processes_incomplete
         else None,
-        models=models,
-        holders=holders,
+        models=_models(state, identity.uuid),
+        holders=_holders(state, identity),
         probes=probes,
         events=events,
         sources=[
@@ -117,9 +116,6 @@ def build_device(
             for name, health in snapshot.sources.items()
         ],
     )
-
-
-_RANK = {severity: rank for rank, severity in enumerate(Severity)}
 
 
 def _absent(
@@ -149,38 +145,32 @@ def _working(
     snapshot: DeviceState,
     minute: Summary,
     hour: Summary,
-    could: document.Attainable | None,
+    attainable: document.Attainable | None,
     thresholds: Thresholds,
-) -> list[Finding]:
+) -> Iterator[Finding | None]:
     """Where the FLOPS of an answering device go."""
-    found: list[Finding | None] = []
     if snapshot.last is not None and snapshot.last.activity.source == COARSE_SOURCE:
-        found.append(
-            verdict.coarse(
-                why=_why_coarse(snapshot),
-                busy=1 - minute.states.get("idle", 0.0) if minute.seconds else None,
-                flops=could.flops if could else None,
-                precision=could.precision if could else None,
-            )
+        yield verdict.coarse(
+            why=_why_coarse(snapshot),
+            busy=1 - minute.states.get("idle", 0.0) if minute.seconds else None,
+            flops=attainable.flops if attainable else None,
+            precision=attainable.precision if attainable else None,
         )
     else:
-        found.append(verdict.bottleneck(minute.states, dram=minute.dram_bandwidth))
+        yield verdict.bottleneck(minute.states, dram=minute.dram_bandwidth)
     for cause, held, state in (
         ("heat", hour.thermal_held, "clock_thermal"),
         ("power", hour.power_held, "clock_power"),
     ):
-        found.append(
-            verdict.clock_held(
-                cause,
-                held=held.share,
-                mean_hertz=held.mean_hertz,
-                max_hertz=_max_clock(snapshot),
-                lost_share=hour.states.get(state, 0.0),
-                over=_span_words(hour.seconds),
-                thresholds=thresholds,
-            )
+        yield verdict.clock_held(
+            cause,
+            held=held.share,
+            mean_hertz=held.mean_hertz,
+            max_hertz=snapshot.identity.sm_clock_max_hertz,
+            lost_share=hour.states.get(state, 0.0),
+            over=_span_words(hour.seconds),
+            thresholds=thresholds,
         )
-    return [finding for finding in found if finding is not None]
 
 
 def _why_coarse(snapshot: DeviceState) -> str | None:
@@ -208,127 +198,85 @@ def _span_words(seconds: float) -> str:
     return "the last minute" if minutes <= 1 else f"the last {minutes} minutes"
 
 
-def _source_findings(snapshot: DeviceState, *, unix_seconds: float) -> list[Finding]:
+def _source_findings(snapshot: DeviceState, unix_seconds: float) -> Iterator[Finding]:
     """Sources that fail on a device that answers; for one that does not, another finding says so."""
-    if not snapshot.up:
-        return []
-    found = []
     for name, health in snapshot.sources.items():
         at = health.last_success_unix_seconds
         since = None if at is None else max(0.0, unix_seconds - at)
         late = since is not None and since > _SOURCE_PATIENCE * snapshot.max_age_seconds
         if late or (not health.up and (since is not None or health.errors)):
             reason = max(health.errors, key=lambda key: health.errors[key], default=None)
-            found.append(verdict.source_down(name, since_seconds=since, reason=reason))
-    return found
+            yield verdict.source_down(name, since_seconds=since, reason=reason)
 
 
 def _health_findings(
-    snapshot: DeviceState,
-    events: document.Health,
-    slow: SlowReading | None,
-    minute: Summary,
-    thresholds: Thresholds,
-) -> list[Finding]:
-    found = [
-        verdict.memory_errors(
-            uncorrected=events.new_ecc_errors.get("uncorrected", 0.0),
-            corrected=events.new_ecc_errors.get("corrected", 0.0),
-            thresholds=thresholds,
-        ),
-        verdict.row_remap(pending=events.row_remap_pending, failed=events.row_remap_failed),
-        verdict.recovery(events.recovery_action),
-    ]
+    snapshot: DeviceState, events: document.Health, minute: Summary, thresholds: Thresholds
+) -> Iterator[Finding | None]:
+    slow, fast = snapshot.slow, snapshot.fast
+    yield verdict.memory_errors(
+        uncorrected=events.new_ecc_errors.get("uncorrected", 0.0),
+        corrected=events.new_ecc_errors.get("corrected", 0.0),
+        thresholds=thresholds,
+    )
+    yield verdict.row_remap(pending=events.row_remap_pending, failed=events.row_remap_failed)
+    yield verdict.recovery(events.recovery_action)
     if slow is not None:
-        found.append(verdict.links_down(slow.nvlink_up))
-        found.append(
-            verdict.narrow_pcie(width=slow.pcie_link_width, width_max=slow.pcie_link_width_max)
+        yield verdict.links_down(slow.nvlink_up)
+        yield verdict.narrow_pcie(width=slow.pcie_link_width, width_max=slow.pcie_link_width_max)
+    if slow is not None and fast is not None:
+        yield verdict.hot(
+            temperature_celsius=fast.temperature_celsius,
+            memory_celsius=fast.memory_temperature_celsius,
+            idle_share=minute.states.get("idle", 0.0),
+            thresholds=thresholds,
         )
-    if slow is not None and snapshot.fast is not None:
-        found.append(
-            verdict.hot(
-                temperature_celsius=snapshot.fast.temperature_celsius,
-                memory_celsius=snapshot.fast.memory_temperature_celsius,
-                idle_share=minute.states.get("idle", 0.0),
-                thresholds=thresholds,
-            )
-        )
-    return [finding for finding in found if finding is not None]
 
 
 def _xid_findings(
     events: document.Health, memory: DeviceMemory, unix_seconds: float
-) -> list[Finding]:
+) -> Iterator[Finding | None]:
     """XIDs since the last reset, those from before the exporter's start among them."""
     times = {event.xid: event.count for event in events.xids}
-    found = [
-        verdict.xid(
-            int(code), times=times.get(int(code), 1), age_seconds=max(0.0, unix_seconds - at)
-        )
-        for code, at in sorted(memory.xids.items())
-    ]
-    return [finding for finding in found if finding is not None]
+    for code, at in sorted(memory.xids.items()):
+        age = max(0.0, unix_seconds - at)
+        yield verdict.xid(int(code), times=times.get(int(code), 1), age_seconds=age)
 
 
-def _power_findings(
-    clock: document.Clock,
-    slow: SlowReading | None,
-    memory: DeviceMemory,
-    power_limits: Sequence[float],
-    thresholds: Thresholds,
-) -> list[Finding]:
-    found = [
-        verdict.power_brake(clock.reasons),
-        verdict.power_limit(
-            watts=slow.power_limit_watts if slow else None,
-            usual_watts=memory.power_limit_watts,
-            siblings=power_limits if len(power_limits) > 1 else (),
-            thresholds=thresholds,
-        ),
-    ]
-    return [finding for finding in found if finding is not None]
-
-
-def _held_findings(
+def _held(
     snapshot: DeviceState,
     history: DeviceHistory,
     now_seconds: float,
     silent: str | None,
     thresholds: Thresholds,
-) -> list[Finding]:
+) -> Finding | None:
     fast = snapshot.fast
     if silent is None or fast is None or fast.memory_used_bytes is None:
-        return []
+        return None
     if not fast.memory_size_bytes:
-        return []
+        return None
     minutes = history.ring.columns(now_seconds).get("idle", [])[-_HELD_MINUTES:]
     idle = [share for share in minutes if share is not None]
-    held = verdict.memory_held(
+    return verdict.memory_held(
+        silent,
         used_ratio=fast.memory_used_bytes / fast.memory_size_bytes,
         idle_share=min(idle, default=0.0),
         watched_seconds=float(COLUMN_SECONDS * len(idle)),
-        workload=silent,
         thresholds=thresholds,
     )
-    return [] if held is None else [held]
 
 
-def _events(
-    snapshot: DeviceState,
-    history: DeviceHistory,
-    slow: SlowReading | None,
-    memory: DeviceMemory,
-) -> document.Health:
+def _events(snapshot: DeviceState, history: DeviceHistory, memory: DeviceMemory) -> document.Health:
+    slow, fast = snapshot.slow, snapshot.fast
     xids = [
         document.Xid(
             xid=code, count=times, last_unix_seconds=snapshot.xids.last_unix_seconds.get(code)
         )
         for code, times in sorted(snapshot.xids.counts.items())
     ]
-    action = snapshot.fast.recovery_action if slow and snapshot.fast else None
-    recovery = None if action is None else RECOVERY_ACTIONS.get(action, str(action))
     if slow is None:
         return document.Health(xids=xids)
+    action = fast.recovery_action if fast is not None else None
+    all_links_known = slow.nvlink_up and not slow.nvlinks_unknown
     return document.Health(
         xids=xids,
         ecc_errors=dict(slow.ecc_errors),
@@ -336,10 +284,8 @@ def _events(
         remapped_rows=dict(slow.remapped_rows),
         row_remap_pending=slow.row_remap_pending,
         row_remap_failed=slow.row_remap_failed,
-        recovery_action=recovery,
-        nvlinks_up=sum(slow.nvlink_up.values())
-        if slow.nvlink_up and not slow.nvlinks_unknown
-        else None,
+        recovery_action=None if action is None else RECOVERY_ACTIONS.get(action, str(action)),
+        nvlinks_up=sum(slow.nvlink_up.values()) if all_links_known else None,
         nvlinks=(len(slow.nvlink_up) + slow.nvlinks_unknown) or None,
     )
 
@@ -382,6 +328,9 @@ def _hour(history: DeviceHistory, hour: Summary, now_seconds: float) -> document
 
 
 def _clock(snapshot: DeviceState, hour: Summary) -> document.Clock:
+    max_hertz = snapshot.identity.sm_clock_max_hertz
+    if not snapshot.up:
+        return document.Clock(max_hertz=max_hertz)
     fast, last = snapshot.fast, snapshot.last
     hertz = last.clock.mean_hertz if last else None
     if hertz is None and fast is not None:
@@ -389,15 +338,11 @@ def _clock(snapshot: DeviceState, hour: Summary) -> document.Clock:
     mask = fast.event_reasons if fast else None
     return document.Clock(
         hertz=hertz,
-        max_hertz=_max_clock(snapshot),
+        max_hertz=max_hertz,
         reasons=[name for name, bit in EVENT_REASONS.items() if mask and mask & bit],
         held_by_power_ratio=hour.power_held.share if mask is not None else None,
         held_by_heat_ratio=hour.thermal_held.share if mask is not None else None,
     )
-
-
-def _max_clock(snapshot: DeviceState) -> float | None:
-    return snapshot.identity.sm_clock_max_hertz
 
 
 def _memory(snapshot: DeviceState, minute: Summary) -> document.Memory:
@@ -410,4 +355,60 @@ def _memory(snapshot: DeviceState, minute: Summary) -> document.Memory:
         bandwidth_ratio=ratio,
         bandwidth_bytes_per_second=ratio * peak if ratio is not None and peak else None,
         peak_bandwidth_bytes_per_second=peak,
+    )
+
+
+def _models(state: State, uuid: str) -> list[document.Model]:
+    return [
+        document.Model(
+            workload=workload.name,
+            model=model.model,
+            engine=workload.engine,
+            precision=model.precision,
+            flops_utilization_ratio=model.flops_utilization,
+            bandwidth_utilization_ratio=model.bandwidth_utilization,
+            not_counted=list(model.not_counted),
+        )
+        for workload in state.workloads.workloads
+        if any(gpu.uuid == uuid for gpu in workload.gpus)
+        for model in workload.models
+    ]
+
+
+def _holders(state: State, identity: DeviceIdentity) -> list[document.Holder]:
+    """The holders of the device, found as for the metrics; on a shared one, with what each did."""
+
+    def holds(key: DeviceKey) -> bool:
+        found = state.held(key)
+        return found is not None and found.identity.key == identity.key
+
+    present = [
+        Holder("pod", each.namespace, each.pod, each.container)
+        for each in state.holders.allocations
+        if holds(each.device)
+    ]
+    present += [Holder("job", hpc_job=use.job) for use in state.holders.jobs if holds(use.device)]
+    held = {holder: _named(holder) for holder in present}
+    charges = state.bill.devices.get(identity.uuid)
+    if charges is not None and len(charges.basis) > 1:
+        for holder, did in charges.recent().items():
+            if holder not in charges.basis and not did.share:
+                continue
+            # Of a partitioned GPU also those of its instances.
+            held[holder] = msgspec.structs.replace(
+                _named(holder),
+                basis=charges.basis.get(holder),
+                share_ratio=did.share,
+                achieved_flops=did.flops,
+            )
+    return list(held.values())
+
+
+def _named(holder: Holder) -> document.Holder:
+    return document.Holder(
+        namespace=holder.namespace or None,
+        pod=holder.pod or None,
+        container=holder.container or None,
+        job=holder.hpc_job or None,
+        workload=holder.workload or None,
     )

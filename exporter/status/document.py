@@ -1,9 +1,11 @@
 """The status document: what `/api/v1/status` answers, the page shows and `flopwatch top` reads.
 
 Plain values in base units; None where a value is not known. Fields are only ever added within one
-`api_version`; docs/status-page.md describes them.
+`api_version`; docs/status-page.md describes them. Below them are the words and units in which the
+page, the terminal and the findings put these values for people.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -252,3 +254,170 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     exporter: Exporter
     devices: list[Device] = []
     links: dict[str, str] = {}
+
+
+# In the order of the stack: useful work first, lost time last. Names are the metric's labels.
+STATES: Final[Mapping[str, str]] = {
+    "tensor": "tensor pipe",
+    "memory": "waiting for memory",
+    "stall": "stalled",
+    "underfill": "SMs empty",
+    "unresolved": "unknown",
+    "clock_power": "clock held down by power",
+    "clock_thermal": "clock held down by heat",
+    "clock_other": "clock held down, other cause",
+    "idle": "idle",
+}
+# A shape and a word beside each colour.
+HEALTH: Final = {
+    "critical": ("✖", "critical"),
+    "warning": ("▲", "warning"),
+    "ok": ("✔", "OK"),
+}
+_REASONS: Final = {
+    "gpu_idle": "idle",
+    "applications_clocks_setting": "application clocks",
+    "sw_power_cap": "power cap",
+    "hw_slowdown": "hardware slowdown",
+    "sync_boost": "sync boost",
+    "sw_thermal_slowdown": "heat (driver)",
+    "hw_thermal_slowdown": "heat (hardware)",
+    "hw_power_brake_slowdown": "power brake",
+    "display_clock_setting": "display clock",
+}
+_BASIS: Final = {
+    "process_utilization": "by SM time",
+    "equal": "divided equally, not measured",
+    "exclusive": "not shared",
+}
+
+
+def device_name(device: Device) -> str:
+    """What the device is called on its host: `GPU 3`, `GPU 3 MIG 1` or `cpu0`."""
+    name = f"GPU {device.gpu}" if device.gpu.isdigit() else device.gpu
+    return name if device.mig is None else f"{name} MIG {device.mig}"
+
+
+def sentence(finding: Finding) -> str:
+    """The finding's text, with a capital letter."""
+    return finding.text[:1].upper() + finding.text[1:]
+
+
+def state_word(state: str, device: Device) -> str:
+    """A state in words. Where utilization is known, so is idle time, and the rest was busy."""
+    if state == "unresolved" and device.utilization_ratio is not None:
+        return "busy"
+    return STATES[state]
+
+
+def clock_words(clock: Clock) -> str:
+    """The clock, its maximum, and what holds it down; empty where it is not known."""
+    if clock.hertz is None:
+        return ""
+    top = f" of {megahertz(clock.max_hertz)}" if clock.max_hertz else ""
+    reasons = ", ".join(_REASONS.get(reason, reason) for reason in clock.reasons)
+    return f"{megahertz(clock.hertz)}{top}{SPACE}MHz{f': {reasons}' if reasons else ''}"
+
+
+def power_words(device: Device) -> str:
+    """The power and its limit; empty where it is not known."""
+    if device.power_watts is None:
+        return ""
+    limit = f" of {device.power_limit_watts:,.0f}" if device.power_limit_watts else ""
+    return f"{device.power_watts:,.0f}{limit}{SPACE}W"
+
+
+def holder_words(holder: Holder) -> tuple[str, str]:
+    """The kind of holder and its name; on a shared device with what it did in the last minute."""
+    kind, name = "No holder", ""
+    if holder.pod is not None:
+        kind, name = "Pod", f"{holder.namespace}/{holder.pod} ({holder.container})"
+    elif holder.job is not None:
+        kind, name = "Job", holder.job
+    elif holder.workload is not None:
+        kind, name = "Holder", holder.workload
+    did = []
+    if holder.share_ratio is not None:
+        did.append(f"{percent(holder.share_ratio)} of the work")
+    if holder.achieved_flops is not None:
+        did.append(quantity(holder.achieved_flops, "FLOP/s"))
+    if holder.basis is not None:
+        did.append(_BASIS.get(holder.basis, holder.basis))
+    return kind, ": ".join(part for part in (name, ", ".join(did)) if part)
+
+
+def probe_value(probe: Probe) -> str:
+    """A probe's result with its unit; a wrong one in words."""
+    if probe.mismatches:
+        return count(probe.mismatches, "wrong result")
+    if probe.value is None:
+        return "–"
+    if probe.unit == "s":
+        return f"{probe.value * 1e6:,.1f}{SPACE}µs"
+    return quantity(probe.value, probe.unit)
+
+
+_PREFIXES: Final = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_BINARY_PREFIXES: Final = (
+    (2**50, "Pi"),
+    (2**40, "Ti"),
+    (2**30, "Gi"),
+    (2**20, "Mi"),
+    (2**10, "Ki"),
+)
+# Between number and unit, so that they are never torn apart.
+SPACE: Final = "\N{NO-BREAK SPACE}"
+
+
+def percent(ratio: float) -> str:
+    """A ratio as per cent: whole ones, but one digit more below 1 %."""
+    value = ratio * 100
+    if 0 < value < 0.05:
+        return f"<0.1{SPACE}%"
+    return f"{value:.1f}{SPACE}%" if 0 < value < 0.95 else f"{value:,.0f}{SPACE}%"
+
+
+def quantity(value: float, unit: str) -> str:
+    """Three significant digits with an SI prefix: 98.4 TFLOP/s."""
+    for factor, prefix in _PREFIXES:
+        if abs(value) >= factor * 0.9995:
+            return f"{_digits(value / factor)}{SPACE}{prefix}{unit}"
+    return f"{_digits(value)}{SPACE}{unit}"
+
+
+def binary(value_bytes: float) -> str:
+    """Bytes with a binary prefix: 79.6 GiB."""
+    for factor, prefix in _BINARY_PREFIXES:
+        if abs(value_bytes) >= factor * 0.9995:
+            return f"{_digits(value_bytes / factor)}{SPACE}{prefix}B"
+    return f"{value_bytes:,.0f}{SPACE}B"
+
+
+def megahertz(hertz: float) -> str:
+    """A clock without its unit, for '1,200 of 1,980 MHz'."""
+    return f"{hertz / 1e6:,.0f}"
+
+
+def span(seconds: float) -> str:
+    """A span of time in its largest unit, rounded down as people say it: 34 s, 5 min, 3 h, 2 days."""
+    if seconds < 120:
+        return f"{max(0, int(seconds))}{SPACE}s"
+    if seconds < 2 * 3600:
+        return f"{int(seconds / 60)}{SPACE}min"
+    if seconds < 2 * 86400:
+        return f"{int(seconds / 3600)}{SPACE}h"
+    return f"{int(seconds / 86400)}{SPACE}days"
+
+
+def count(number: float, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: 1 error, 2,000 errors."""
+    return f"{number:,.0f}{SPACE}{noun if number == 1 else plural or noun + 's'}"
+
+
+def _digits(value: float) -> str:
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"

@@ -1,26 +1,33 @@
-"""The last hour of each device, in a fixed piece of memory.
+"""What is remembered of each device: its last hour, and what must survive a restart of the exporter.
 
-The hour is cut into slots of ten seconds on the monotonic clock. A slot adds up seconds (where the
-time went, how long a cause held the clock) and products with seconds (clock x seconds), so that
-any run of slots can be summed and divided: nothing is averaged twice.
+The hour is in a fixed piece of memory, cut into slots of ten seconds on the monotonic clock. A slot
+adds up seconds (where the time went, how long a cause held the clock) and products with seconds
+(clock x seconds), so that any run of slots can be summed and divided: nothing is averaged twice.
+
+Unrepaired faults, and the start times of findings, survive in the state file. A fault stays until
+there is evidence of a repair: another boot of the host, or a reset of the GPU. That a GPU was reset
+shows in its energy counter, which the driver begins again, and in a pending row remapping that is
+done.
 """
 
 import math
 import threading
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+import msgspec
 import structlog
 
 from exporter.accounting.device import COARSE_SOURCE, PERF_SOURCE
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.time_split import STATE_NAMES
 from exporter.device_state import UNKNOWN, DeviceState
-from exporter.status.memory import Memory
+from exporter.findings import Finding, Severity
+from flopwatch.state_file import StateFile
 
 
 log = structlog.get_logger(__name__)
@@ -43,12 +50,10 @@ class _Field(IntEnum):
     FLOP_SECONDS = FLOP + 1
     DRAM = FLOP + 2
     DRAM_SECONDS = FLOP + 3
-    CLOCK = FLOP + 4
-    CLOCK_SECONDS = FLOP + 5
-    POWER_HELD = FLOP + 6
-    POWER_HELD_CLOCK = FLOP + 7
-    THERMAL_HELD = FLOP + 8
-    THERMAL_HELD_CLOCK = FLOP + 9
+    POWER_HELD = FLOP + 4
+    POWER_HELD_CLOCK = FLOP + 5
+    THERMAL_HELD = FLOP + 6
+    THERMAL_HELD_CLOCK = FLOP + 7
 
 
 _WIDTH: Final = len(STATE_NAMES) + len(_Field)
@@ -73,7 +78,6 @@ class Summary:
     states: Mapping[str, float]
     achieved_flops: float | None
     dram_bandwidth: float | None
-    clock_hertz: float | None
     power_held: Held
     thermal_held: Held
 
@@ -222,9 +226,8 @@ class Ring:
         turn = first % SLOTS
         ordered = held[turn:] + held[:turn]
         # What the ring holds in the place of slots before its own time, or still to come.
-        for slot in range(first, self._newest - SLOTS + 1):
-            ordered[slot - first] = 0.0
-        for slot in range(max(first, self._newest + 1), first + SLOTS):
+        before = range(first, self._newest - SLOTS + 1)
+        for slot in (*before, *range(max(first, self._newest + 1), first + SLOTS)):
             ordered[slot - first] = 0.0
         # Written out: a sum over tuples takes three times as long, and this runs for every state.
         minutes = zip(*[iter(ordered)] * _COLUMN_SLOTS, strict=True)
@@ -243,7 +246,6 @@ class Ring:
             },
             achieved_flops=_mean(sums, _Field.FLOP, _Field.FLOP_SECONDS),
             dram_bandwidth=_mean(sums, _Field.DRAM, _Field.DRAM_SECONDS),
-            clock_hertz=_mean(sums, _Field.CLOCK, _Field.CLOCK_SECONDS),
             power_held=_held(sums, _Field.POWER_HELD, _Field.POWER_HELD_CLOCK, watched),
             thermal_held=_held(sums, _Field.THERMAL_HELD, _Field.THERMAL_HELD_CLOCK, watched),
         )
@@ -269,8 +271,6 @@ def _cells(
     if dram is not None:
         cells[_Field.DRAM], cells[_Field.DRAM_SECONDS] = dram * watched, watched
     clock = last.clock.mean_hertz if last else None
-    if clock is not None:
-        cells[_Field.CLOCK], cells[_Field.CLOCK_SECONDS] = clock * watched, watched
     for names, held_field, clock_field in (
         (_POWER_REASONS, _Field.POWER_HELD, _Field.POWER_HELD_CLOCK),
         (_THERMAL_REASONS, _Field.THERMAL_HELD, _Field.THERMAL_HELD_CLOCK),
@@ -290,6 +290,127 @@ def _held(sums: list[float], held: _Field, clock: _Field, watched: float) -> Hel
     if watched <= 0:
         return Held(0.0, None)
     return Held(min(1.0, sums[held] / watched), _mean(sums, clock, held))
+
+
+_SECTION = "findings"
+# The state file is written when something changed, and this often for the energy counters.
+_SAVE_SECONDS = 30.0
+_REFRESH_SECONDS = 600.0
+# A finding that was absent for less than this has not ended: a reading failed in between.
+_GONE_SECONDS = 120.0
+# Rounding and a driver's own smoothing; a reset takes away thousands.
+_ENERGY_NOISE_JOULES = 10.0
+
+
+class DeviceMemory(msgspec.Struct):
+    """One device. Times are Unix seconds; `uncorrected` is the count of memory errors at the last repair."""
+
+    energy_joules: float | None = None
+    reset_at: float | None = None
+    uncorrected: float | None = None
+    power_limit_watts: float | None = None
+    remap_pending: bool = False
+    xids: dict[str, float] = {}
+    since: dict[str, float] = {}
+    seen: dict[str, float] = {}
+
+    def repaired(self, at: float) -> None:
+        """The GPU was reset: forget earlier faults."""
+        self.reset_at = at
+        self.xids = {}
+        self.uncorrected = None
+
+
+class _Section(msgspec.Struct):
+    boot_id: str | None = None
+    devices: dict[str, DeviceMemory] = {}
+
+
+class Memory:
+    """The memories of all devices by UUID. Not thread-safe: Histories' lock guards it."""
+
+    def __init__(
+        self,
+        file: StateFile | None = None,
+        boot: str | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._file = file
+        self._wall_clock = wall_clock
+        self._saved_at = 0.0
+        self._changed = False
+        section = (file.read(_SECTION, _Section) if file else None) or _Section()
+        if boot is not None and section.boot_id != boot:
+            for memory in section.devices.values():
+                memory.xids, memory.uncorrected, memory.energy_joules = {}, None, None
+                memory.remap_pending = False
+        self._section = _Section(boot, section.devices)
+
+    def of(self, uuid: str) -> DeviceMemory:
+        """The device's memory; a new one where there was none."""
+        if uuid == UNKNOWN:
+            return DeviceMemory()
+        return self._section.devices.setdefault(uuid, DeviceMemory())
+
+    def forget(self, uuid: str) -> None:
+        """Forget a device that is permanently gone."""
+        self._changed |= self._section.devices.pop(uuid, None) is not None
+
+    def observe(self, device: DeviceState) -> None:
+        """Take the device's next state."""
+        memory = self.of(device.identity.uuid)
+        before = msgspec.structs.replace(memory)
+        fast, slow = device.fast, device.slow
+        energy = fast.energy_joules if fast is not None else None
+        is_reset = slow is not None and memory.remap_pending and slow.row_remap_pending is False
+        if energy is not None:
+            memory.energy_joules = energy
+            known = before.energy_joules
+            is_reset |= known is not None and energy < known - _ENERGY_NOISE_JOULES
+        if is_reset:
+            memory.repaired(self._wall_clock())
+        for code, at in device.xids.last_unix_seconds.items():
+            if at > max(memory.xids.get(str(code), 0.0), memory.reset_at or 0.0):
+                memory.xids = {**memory.xids, str(code): at}
+        if slow is not None:
+            if slow.row_remap_pending is not None:
+                memory.remap_pending = slow.row_remap_pending
+            if memory.uncorrected is None:
+                memory.uncorrected = slow.ecc_errors.get("uncorrected")
+            limits = (slow.power_limit_watts, memory.power_limit_watts)
+            memory.power_limit_watts = max(filter(None, limits), default=None)
+        # The energy counter changes all the time: it is saved now and then.
+        self._changed |= (
+            msgspec.structs.replace(memory, energy_joules=before.energy_joules) != before
+        )
+
+    def judged(self, uuid: str, findings: Iterable[Finding]) -> dict[str, float]:
+        """Since when each kind holds (Unix seconds), now that these do."""
+        memory, now = self.of(uuid), self._wall_clock()
+        held = {found.kind: found.severity for found in findings}
+        for kind, severity in held.items():
+            memory.seen[kind] = now
+            if kind not in memory.since:
+                memory.since[kind] = now
+                self._changed |= severity is not Severity.INFO
+        for kind in [
+            kind for kind in memory.since if now - memory.seen.get(kind, now) > _GONE_SECONDS
+        ]:
+            del memory.since[kind]
+            memory.seen.pop(kind, None)
+            self._changed = True
+        for kind in memory.since:  # as loaded from the file: its grace period begins now
+            memory.seen.setdefault(kind, now)
+        return {kind: memory.since[kind] for kind in held}
+
+    def save(self) -> None:
+        """Write the state file if there is something to write, and not too often."""
+        now = self._wall_clock()
+        patience = _SAVE_SECONDS if self._changed else _REFRESH_SECONDS
+        if self._file is None or now - self._saved_at < patience or not self._section.devices:
+            return
+        self._saved_at, self._changed = now, False
+        self._file.save(_SECTION, self._section)
 
 
 # Eight GPUs in seven MIG instances each, and room for those that were swapped. A device that has
@@ -343,8 +464,19 @@ class Histories:
 
     def observe(self, snapshot: DeviceState) -> None:
         """Take a snapshot of any device; never raises, because sampling must continue."""
+        uuid = snapshot.identity.uuid
+        if uuid == UNKNOWN:
+            return
         try:
-            self._observe(snapshot)
+            with self.lock:
+                history = self._by_uuid.get(uuid)
+                if history is None:
+                    self._forget(snapshot.at_seconds)
+                    if len(self._by_uuid) >= DEVICES_MAX:
+                        return
+                    history = self._by_uuid[uuid] = DeviceHistory()
+                history.observe(snapshot)
+                self.memory.observe(snapshot)
         except Exception:  # a bug of the page must not cost a reading
             now = time.monotonic()
             if now - self._failed_at > _FORGET_SECONDS:
@@ -357,25 +489,6 @@ class Histories:
 
     def __len__(self) -> int:
         return len(self._by_uuid)
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of all rings in bytes."""
-        return sum(history.ring.size_bytes for history in self._by_uuid.values())
-
-    def _observe(self, snapshot: DeviceState) -> None:
-        uuid = snapshot.identity.uuid
-        if uuid == UNKNOWN:
-            return
-        with self.lock:
-            history = self._by_uuid.get(uuid)
-            if history is None:
-                self._forget(snapshot.at_seconds)
-                if len(self._by_uuid) >= DEVICES_MAX:
-                    return
-                history = self._by_uuid[uuid] = DeviceHistory()
-            history.observe(snapshot)
-            self.memory.observe(snapshot)
 
     def _forget(self, now_seconds: float) -> None:
         """Forget devices that have been away for long."""

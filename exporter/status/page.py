@@ -1,24 +1,46 @@
-"""The status page as one HTML document, and the active configuration with secrets masked.
+"""The status page as one HTML document.
 
 All text that is not from this module goes through `escape`. Styles and script are inline and
-allowed by their hashes alone.
+allowed by their hashes alone. The pictures of a device, a stacked bar and the last hour as a strip,
+take their colours from the page's style by class, so that they follow light and dark; positions are
+attributes, never `style`: the Content-Security-Policy forbids that.
 """
 
 import base64
 import hashlib
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from typing import Final
+from urllib.parse import quote
 
-import yaml
-
-from exporter.status.card import card
-from exporter.status.document import Exporter, Host, Status
-from exporter.status.units import SPACE, binary, count, percent, quantity, span
+from exporter.status.document import (
+    HEALTH,
+    SPACE,
+    STATES,
+    Attainable,
+    Device,
+    Exporter,
+    Flops,
+    Health,
+    Host,
+    Probe,
+    Status,
+    binary,
+    clock_words,
+    count,
+    device_name,
+    holder_words,
+    percent,
+    power_words,
+    probe_value,
+    quantity,
+    sentence,
+    span,
+    state_word,
+)
 from exporter.status.verdict import no_gpu
 
 
@@ -122,17 +144,20 @@ def _tiles(host: Host) -> str:
         tiles.append(("Memory", f"{binary(host.memory_used_bytes)} of {size}"))
     if host.driver_version:
         tiles.append(("Driver", host.driver_version))
-    return _pairs("tiles", tiles)
+    items = "".join(
+        f"<div><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>" for term, text in tiles
+    )
+    return f'<dl class="tiles">{items}</dl>' if items else ""
 
 
 def _missing(host: Host) -> str:
     """GPUs and engines that do not answer; answering engines are shown with their GPUs."""
-    down = [workload for workload in host.workloads if not workload.up]
     no_driver = f"<p>{escape(no_gpu(host.driver_error))}</p>" if host.driver_error else ""
     return no_driver + "".join(
         f'<p class="warning">Engine {escape(workload.workload)} ({escape(workload.engine)}) does'
         f" not answer{f': {escape(workload.reason)}' if workload.reason else ''}.</p>"
-        for workload in down
+        for workload in host.workloads
+        if not workload.up
     )
 
 
@@ -143,13 +168,6 @@ def _advice(host: Host) -> str:
         for workload in host.workloads
         for sentence in workload.advice
     )
-
-
-def _pairs(name: str, pairs: Iterable[tuple[str, str]]) -> str:
-    items = "".join(
-        f"<div><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>" for term, text in pairs
-    )
-    return f'<dl class="{name}">{items}</dl>' if items else ""
 
 
 def _footer(status: Status) -> str:
@@ -189,44 +207,273 @@ def _exporter_words(exporter: Exporter) -> str:
     return f"{text}.{configuration}"
 
 
-MASK: Final = "<secret>"
-_SECRET_KEY = re.compile(
-    r"passw|secret|token|credential|authorization|bearer|api_?key|private|^headers?$", re.IGNORECASE
-)
+# ---- one device ----
+
+_WIDTH: Final = 600
+_BAR_HEIGHT: Final = 10
+_STRIP_HEIGHT: Final = 40
+# Smaller shares are not drawn, and not in the legend.
+_VISIBLE: Final = 0.002
+_LEGEND_MIN: Final = 0.005
 
 
-def mask(value: Any, *, key: str = "") -> Any:
-    """Plain data with secrets masked: values of keys that name one, and parts of URLs that may be one."""
-    if _SECRET_KEY.search(key) and value not in (None, "", (), [], {}):
-        return MASK
-    if isinstance(value, Mapping):
-        return {name: mask(item, key=str(name)) for name, item in value.items()}
-    if isinstance(value, str):
-        return mask_url(value)
-    if isinstance(value, Sequence):
-        return [mask(item) for item in value]
-    return value
-
-
-def mask_url(text: str) -> str:
-    """A URL without user, password, query values and fragment; any other text as it is."""
-    if "://" not in text:
-        return text
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return MASK  # a malformed URL cannot be shown in part
-    host = parts.netloc.rpartition("@")[2]
-    netloc = f"{MASK}@{host}" if "@" in parts.netloc else host
-    query = "&".join(
-        f"{name}={MASK}" if equals else MASK
-        for name, equals, _value in (item.partition("=") for item in parts.query.split("&") if item)
-    )
-    return urlunsplit(
-        SplitResult(parts.scheme, netloc, parts.path, query, MASK if parts.fragment else "")
+def _bar(states: Mapping[str, float]) -> str:
+    """A stacked bar over the full width. The text beside it says the same."""
+    parts: list[str] = []
+    x = 0.0
+    for state in STATES:
+        width = states.get(state, 0.0) * _WIDTH
+        if width >= _VISIBLE * _WIDTH:
+            parts.append(
+                f'<rect class="{state}" x="{x:.0f}" width="{max(1.0, width):.0f}"'
+                f' height="{_BAR_HEIGHT}"/>'
+            )
+        x += width
+    return (
+        f'<svg class="bar" viewBox="0 0 {_WIDTH} {_BAR_HEIGHT}" preserveAspectRatio="none"'
+        f' aria-hidden="true">{"".join(parts)}</svg>'
     )
 
 
-def configuration_text(values: Mapping[str, Any]) -> str:
-    """The masked configuration as YAML."""
-    return yaml.safe_dump(mask(values), sort_keys=False, allow_unicode=True)
+def _hour(device: Device) -> str:
+    """The last hour as stacked areas, a step a minute; minutes that were not watched stay empty."""
+    hour = device.hour.states if device.hour is not None else {}
+    columns = max(map(len, hour.values()), default=0)
+    if not columns:
+        return ""
+    step = _WIDTH // columns
+    top = [0.0] * columns
+    areas: list[str] = []
+    means: list[str] = []
+    for state in STATES:
+        shares = hour.get(state, [])
+        known = [share for share in shares if share is not None]
+        if not known:
+            continue
+        top = [low + (share or 0.0) for low, share in zip(top, shares, strict=True)]
+        levels = [_STRIP_HEIGHT - int(value * _STRIP_HEIGHT + 0.5) for value in top]
+        areas.append(f'<path class="{state}" d="{_outline(levels, step)}"/>')
+        mean = sum(known) / len(known)
+        if mean >= _VISIBLE:
+            means.append(f"{state_word(state, device)} {percent(mean)}")
+    label = f"The last hour by minute. On average: {', '.join(means) or 'no data'}."
+    # The largest area first: each next one is painted over it and needs no lower edge.
+    return (
+        f'<svg class="strip" viewBox="0 0 {step * columns} {_STRIP_HEIGHT}"'
+        f' preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
+        f"{''.join(reversed(areas))}</svg>"
+        '<div class="axis" aria-hidden="true"><span>1 h ago</span><span>now</span></div>'
+    )
+
+
+def _outline(levels: Sequence[int], step: int) -> str:
+    """A path along the levels and back along the floor; equal neighbours share one command."""
+    path, before = f"M0 {_STRIP_HEIGHT}", _STRIP_HEIGHT
+    for level, run in groupby(levels):
+        path += f"v{level - before}h{step * len(list(run))}"
+        before = level
+    return f"{path}V{_STRIP_HEIGHT}z"
+
+
+def card(device: Device, unix_seconds: float, *, full: bool) -> str:
+    """The device's card; not `full`: name, verdict, number and bar, and a link to the rest."""
+    mark, word = HEALTH[device.health]
+    name = device_name(device)
+    anchor = escape(f"gpu-{device.gpu}-{device.mig or ''}")
+    parts = [
+        (
+            f'<article class="card is-{device.health}" id="{anchor}" aria-labelledby="{anchor}-h">'
+            f'<div class="head"><h2 id="{anchor}-h">{escape(name)} <span>{escape(device.name)}</span></h2>'
+            f'<span class="state {device.health}"><span aria-hidden="true">{mark} </span>{word}</span></div>'
+        ),
+        _findings(device),
+        _number(device),
+    ]
+    if device.minute.states and device.up:
+        parts.append(_bar(device.minute.states) + _legend(device))
+    if full:
+        parts += [
+            _hour(device),
+            _facts([*_physics(device), *_company(device)]),
+            _details(device, unix_seconds, anchor),
+        ]
+    else:
+        parts.append(f'<p><a href="?gpu={quote(device.gpu)}">More on {escape(name)}</a></p>')
+    parts.append("</article>")
+    return "".join(parts)
+
+
+def _findings(device: Device) -> str:
+    items: list[str] = []
+    for finding in device.findings:
+        severity = finding.severity.value
+        mark, _word = HEALTH.get(severity, ("", ""))
+        sign = f'<span aria-hidden="true">{mark} </span>' if mark else ""
+        hidden = f'<span class="hidden">{severity}: </span>' if mark else ""
+        items.append(f'<li class="{severity}">{sign}{hidden}{escape(sentence(finding))}</li>')
+    return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
+
+
+def _number(device: Device) -> str:
+    flops = device.flops
+    if flops.achieved_flops is None and device.up and device.attainable is not None:
+        return _measured(device.attainable, flops)
+    if flops.peak_flops is None or flops.precision is None:
+        return ""
+    peak = f"{quantity(flops.peak_flops, 'FLOP/s')} {flops.precision}"
+    derived = " (derived)" if flops.peak_origin == "derived" else ""
+    if flops.achieved_flops is None or not device.up:
+        words = f"Peak {peak}{derived}{_executed(flops)}"
+        return f'<p class="number"><small>{escape(words)}</small></p>'
+    share = flops.utilization_ratio
+    ratio = f"{SPACE}({percent(share)})" if share is not None else ""
+    return (
+        f'<p class="number">{escape(quantity(flops.achieved_flops, "FLOP/s"))}'
+        f" <small>of {escape(peak + derived + ratio)}</small></p>"
+    )
+
+
+def _measured(could: Attainable, flops: Flops) -> str:
+    """What the probes measured, where nothing counts what the device does."""
+    rate = could.bandwidth_bytes_per_second
+    memory = quantity(rate, "B/s") if rate is not None else None
+    if could.flops is None:
+        return f'<p class="number">{escape(memory or "")} <small>memory, measured by a probe</small></p>'
+    words = f"{could.precision}, measured by a probe"
+    if could.peak_ratio is not None and could.precision == flops.precision and flops.peak_flops:
+        peak = quantity(flops.peak_flops, "FLOP/s")
+        words += f", {percent(could.peak_ratio)} of the peak of {peak}"
+    words += f"; memory {memory}" if memory else ""
+    words += _executed(flops)
+    return (
+        f'<p class="number">{escape(quantity(could.flops, "FLOP/s"))}'
+        f" <small>{escape(words)}</small></p>"
+    )
+
+
+def _executed(flops: Flops) -> str:
+    """What a processor's own counters counted, where it has any."""
+    if flops.executed_flops is None:
+        return ""
+    return f"; executed {quantity(flops.executed_flops, 'FLOP/s')} in the last minute"
+
+
+def _legend(device: Device) -> str:
+    """The bar in words, for screen readers and without colours."""
+    shown = [
+        f'<li><i class="{state}"></i>{state_word(state, device)} {escape(percent(device.minute.states[state]))}</li>'
+        for state in STATES
+        if device.minute.states.get(state, 0.0) >= _LEGEND_MIN
+    ]
+    seconds = round(device.minute.seconds)
+    label = f"Where the last {seconds} seconds went"
+    return f'<ul class="legend" aria-label="{label}">{"".join(shown)}</ul>'
+
+
+def _facts(pairs: Iterable[tuple[str, str]]) -> str:
+    items = "".join(
+        f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs if text
+    )
+    return f'<dl class="facts">{items}</dl>' if items else ""
+
+
+def _physics(device: Device) -> Iterable[tuple[str, str]]:
+    yield "Clock", clock_words(device.clock)
+    yield "Power", power_words(device)
+    if device.temperature_celsius is not None:
+        hot = device.memory_temperature_celsius
+        memory_text = f", memory {hot:.0f}{SPACE}°C" if hot is not None else ""
+        yield "Temperature", f"{device.temperature_celsius:.0f}{SPACE}°C{memory_text}"
+    memory = device.memory
+    if memory.used_bytes is not None and memory.size_bytes:
+        yield "Memory", f"{binary(memory.used_bytes)} of {binary(memory.size_bytes)}"
+    if memory.bandwidth_ratio is not None:
+        rate = memory.bandwidth_bytes_per_second
+        text = percent(memory.bandwidth_ratio)
+        if rate is not None and memory.peak_bandwidth_bytes_per_second:
+            peak = quantity(memory.peak_bandwidth_bytes_per_second, "B/s")
+            text = f"{quantity(rate, 'B/s')} of {peak} ({text})"
+        yield "DRAM", text
+
+
+def _company(device: Device) -> Iterable[tuple[str, str]]:
+    """Who uses the device."""
+    for model in device.models:
+        mfu, mbu = model.flops_utilization_ratio, model.bandwidth_utilization_ratio
+        ratios = [
+            f"{name} {percent(ratio)}" for name, ratio in (("MFU", mfu), ("MBU", mbu)) if ratio
+        ]
+        left_out = [f"{part} not counted" for part in model.not_counted]
+        precision = [model.precision] if model.precision else []
+        served = ", ".join([model.engine, *precision, *ratios, *left_out])
+        yield "Model", f"{model.model} ({served})"
+    yield from map(holder_words, device.holders)
+
+
+def _details(device: Device, unix_seconds: float, anchor: str) -> str:
+    """Rarely needed details, behind a disclosure that stays open over refreshes."""
+    ratios = [probe.baseline_ratio for probe in device.probes if probe.baseline_ratio is not None]
+    probes = count(len(device.probes), "probe") if device.probes else "no probe results"
+    lowest = f" (lowest at {percent(min(ratios))} of its baseline)" if ratios else ""
+    return (
+        f'<details id="{anchor}-d"><summary>Details, {escape(probes + lowest)}</summary>'
+        f"{_probes(device, unix_seconds, anchor)}{_facts(_particulars(device, unix_seconds))}</details>"
+    )
+
+
+def _particulars(device: Device, unix_seconds: float) -> Iterable[tuple[str, str]]:
+    if device.utilization_ratio is not None:
+        resident = " of the time a kernel was resident" if device.gpu.isdigit() else ""
+        yield "Utilization", percent(device.utilization_ratio) + resident
+    yield "Events", _event_words(device.events, unix_seconds)
+    if device.processes is not None:
+        yield "Processes", f"{device.processes:,}"
+    sources = [name.source + ("" if name.up else " (down)") for name in device.sources]
+    yield "Sources", ", ".join(sources)
+    yield "UUID", device.uuid
+    yield "PCI address", device.pci_bus_id or ""
+    yield "Serial number", device.serial or ""
+
+
+def _event_words(events: Health, unix_seconds: float) -> str:
+    parts: list[str] = []
+    for event in events.xids:
+        at = event.last_unix_seconds
+        ago = f", last {span(unix_seconds - at)} ago" if at is not None else ""
+        parts.append(f"XID {event.xid} × {event.count:,}{ago}")
+    if events.ecc_errors:
+        kinds = ", ".join(f"{errors:,.0f} {kind}" for kind, errors in events.ecc_errors.items())
+        parts.append(f"ECC errors over its lifetime: {kinds}")
+    rows = sum(events.remapped_rows.values())
+    if rows:
+        parts.append(count(rows, "row") + " remapped")
+    if events.nvlinks:
+        parts.append(f"NVLink {events.nvlinks_up} of {events.nvlinks} up")
+    return "; ".join(parts)
+
+
+def _probes(device: Device, unix_seconds: float, anchor: str) -> str:
+    if not device.probes:
+        return ""
+    rows = "".join(_probe_row(probe, unix_seconds) for probe in device.probes)
+    return (
+        # On a narrow screen it scrolls, so it must be focusable by keyboard.
+        f'<div class="scroll" id="{anchor}-t" tabindex="0" role="group" aria-labelledby="{anchor}-h">'
+        '<table><thead><tr><th scope="col">Kernel</th><th scope="col">Result</th>'
+        '<th scope="col">of peak</th><th scope="col">of baseline</th><th scope="col">Age</th></tr>'
+        f"</thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _probe_row(probe: Probe, unix_seconds: float) -> str:
+    kernel = probe.kernel + (f" → GPU {probe.peer}" if probe.peer else "")
+    at = probe.last_success_unix_seconds
+    cells = [
+        probe_value(probe),
+        percent(probe.peak_ratio) if probe.peak_ratio is not None else "–",
+        percent(probe.baseline_ratio) if probe.baseline_ratio is not None else "–",
+        span(unix_seconds - at) if at is not None else "–",
+    ]
+    return (
+        f"<tr><td>{escape(kernel)}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+    )

@@ -3,23 +3,16 @@
 import gzip
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 from urllib.parse import parse_qs
 
 import msgspec
 
-from exporter.advice.advise import AdviceSnapshot
 from exporter.device_state import UNKNOWN, DeviceState
-from exporter.findings import Thresholds
 from exporter.metrics.findings import DeviceFindings
-from exporter.readings import HostFacts
-from exporter.state import State
-from exporter.status.build import Inputs, build_status
+from exporter.status.build import StatusSources, build_status
 from exporter.status.document import STATUS_PATH, Device, Status
-from exporter.status.history import Histories
-from exporter.status.memory import Memory
+from exporter.status.history import Histories, Memory
 from exporter.web.http import Request, Response, Router
 from exporter.web.negotiation import accepts_gzip
 
@@ -39,25 +32,6 @@ _SCRAPED_SECONDS = 150.0
 _GZIP_LEVEL = 4
 # Single-device pages are kept for the tick too, but not more than there can be devices.
 _BODIES_MAX = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusSources:
-    """What the status page asks of the daemon. Each is cheap, thread-safe and never touches a device.
-
-    `configuration` gives the active configuration as plain data; `interval_seconds` the time
-    between ticks.
-    """
-
-    state: Callable[[], State]
-    configuration: Callable[[], Mapping[str, Any]]
-    interval_seconds: Callable[[], float]
-    host_name: str
-    telemetry_path: str = "/metrics"
-    wall_clock: Callable[[], float] = time.time
-    facts: Callable[[], HostFacts] = HostFacts
-    advice: Callable[[], AdviceSnapshot] = AdviceSnapshot
-    thresholds: Callable[[], Thresholds] = Thresholds
 
 
 class StatusService:
@@ -124,7 +98,7 @@ class StatusService:
 
     def configuration(self, request: Request) -> Response:
         """`/config`: the active configuration as YAML, secrets masked."""
-        from exporter.status.page import configuration_text  # noqa: PLC0415  as `_page`
+        from exporter.documentation import configuration_text  # noqa: PLC0415  as `_page`
 
         return _text(configuration_text(self._sources.configuration()))
 
@@ -154,7 +128,7 @@ class StatusService:
         now = self._clock()
         if self._judged_at is not None and now - self._judged_at < reuse_seconds:
             return
-        status = build_status(self._inputs(now), self._histories, charts=False)
+        status = self._build(now, charts=False)
         self._judged_at = now
         self._findings = [
             DeviceFindings(
@@ -171,24 +145,18 @@ class StatusService:
         now = self._clock()
         reuse = min(self._sources.interval_seconds(), _REUSE_SECONDS)
         if self._status is None or now - self._built_at >= reuse:
-            self._status = build_status(self._inputs(now), self._histories)
+            self._status = self._build(now, charts=True)
             self._built_at = now
             self._bodies.clear()
         return self._status
 
-    def _inputs(self, now: float) -> Inputs:
-        sources = self._sources
-        return Inputs(
-            state=sources.state(),
-            interval_seconds=sources.interval_seconds(),
-            host_name=sources.host_name,
-            telemetry_path=sources.telemetry_path,
-            unix_seconds=sources.wall_clock(),
+    def _build(self, now: float, *, charts: bool) -> Status:
+        return build_status(
+            self._sources,
+            self._histories,
             now_seconds=now,
             uptime_seconds=now - self._started_at,
-            facts=sources.facts(),
-            advice=sources.advice(),
-            thresholds=sources.thresholds(),
+            charts=charts,
         )
 
     def _body(self, key: str, render: Callable[[], bytes]) -> bytes:

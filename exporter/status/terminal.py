@@ -8,9 +8,22 @@ from typing import Final
 from rich.console import Group
 from rich.text import Text
 
-from exporter.status.card import HEALTH, REASONS, STATES, holder_words
-from exporter.status.document import Device, Flops, Status
-from exporter.status.units import SPACE, binary, megahertz, percent, quantity
+from exporter.status.document import (
+    HEALTH,
+    SPACE,
+    STATES,
+    Device,
+    Flops,
+    Status,
+    binary,
+    clock_words,
+    device_name,
+    holder_words,
+    percent,
+    power_words,
+    quantity,
+    sentence,
+)
 from exporter.status.verdict import no_gpu
 
 
@@ -116,9 +129,13 @@ def _block(device: Device, width: int) -> Iterable[Text]:
     """A device in four lines and more."""
     mark, word = HEALTH.get(device.health, ("?", device.health))
     style = _STYLES.get(device.health, "")
-    yield _line((f"{mark} {_name(device)} ", style), (plain(device.name), ""), (f"  {word}", style))
+    yield _line(
+        (f"{mark} {plain(device_name(device))} ", style),
+        (plain(device.name), ""),
+        (f"  {word}", style),
+    )
     for finding in device.findings[:_FINDINGS_MAX]:
-        text = plain(finding.text[:1].upper() + finding.text[1:])
+        text = plain(sentence(finding))
         # Not cut: the remedy stands at the end.
         for line in textwrap.wrap(
             text, max(width, 20), initial_indent="  ", subsequent_indent="    "
@@ -128,7 +145,7 @@ def _block(device: Device, width: int) -> Iterable[Text]:
         number = _number(device)
         bar = _bar(device, min(_BAR_MAX, max(10, width - len(number) - 6)))
         yield Text.assemble((f"  {number}", "bold"), "  ", bar, no_wrap=True, overflow="ellipsis")
-        yield _line((f"  {' · '.join(_facts(device))}", "dim"))
+        yield _line((f"  {' · '.join(filter(None, _facts(device)))}", "dim"))
     company = " · ".join(plain(text) for text in _company(device))
     if company:
         yield _line((f"  {company}", "dim"))
@@ -141,20 +158,15 @@ def _block(device: Device, width: int) -> Iterable[Text]:
 def _row(device: Device, width: int) -> Text:
     """A device in one line."""
     mark, _word = HEALTH.get(device.health, ("?", ""))
-    text = device.findings[0].text if device.findings else ""
+    text = sentence(device.findings[0]) if device.findings else ""
     parts = Text(no_wrap=True, overflow="ellipsis")
-    parts.append(f"{mark} {_name(device):<8} ", _STYLES.get(device.health, ""))
+    parts.append(f"{mark} {plain(device_name(device)):<8} ", _STYLES.get(device.health, ""))
     if width >= _NARROW:
         parts.append(f"{_number(device, short=True):>18}  " if device.up else " " * 20, "bold")
         parts.append_text(_bar(device, 20))
         parts.append("  ")
-    parts.append(plain(text[:1].upper() + text[1:]))
+    parts.append(plain(text))
     return parts
-
-
-def _name(device: Device) -> str:
-    name = f"GPU {device.gpu}" if device.gpu.isdigit() else device.gpu
-    return plain(name if device.mig is None else f"{name} MIG {device.mig}")
 
 
 def _number(device: Device, *, short: bool = False) -> str:
@@ -198,14 +210,9 @@ def _bar(device: Device, width: int) -> Text:
 
 
 def _facts(device: Device) -> Iterable[str]:
-    clock, memory = device.clock, device.memory
-    if clock.hertz is not None:
-        top = f" of {megahertz(clock.max_hertz)}" if clock.max_hertz else ""
-        reasons = ", ".join(REASONS.get(reason, plain(reason)) for reason in clock.reasons)
-        yield f"{megahertz(clock.hertz)}{top}{SPACE}MHz{f': {reasons}' if reasons else ''}"
-    if device.power_watts is not None:
-        limit = f" of {device.power_limit_watts:,.0f}" if device.power_limit_watts else ""
-        yield f"{device.power_watts:,.0f}{limit}{SPACE}W"
+    memory = device.memory
+    yield plain(clock_words(device.clock))
+    yield power_words(device)
     if device.temperature_celsius is not None:
         yield f"{device.temperature_celsius:.0f}{SPACE}°C"
     if memory.used_bytes is not None and memory.size_bytes:

@@ -23,7 +23,7 @@ from exporter.findings import (
     Thresholds,
     limit,
 )
-from exporter.status.units import SPACE, count, megahertz, percent, quantity, span
+from exporter.status.document import SPACE, count, megahertz, percent, quantity, span
 
 
 # Lost clock below this share of the peak is not worth a sentence.
@@ -86,7 +86,9 @@ _GATES: Final[Mapping[str, str]] = {
     "no_facts": "its state is unknown",
     "torch_missing": "torch is not installed",
 }
-_BOTTLENECKS: Final = ("tensor", "memory", "stall", "underfill", "idle")
+_STALLED: Final = (
+    "the SMs are busy (softmax, norms, latency, synchronization), tensor pipe and DRAM are not"
+)
 
 
 # ---- whether the device answers ----
@@ -94,10 +96,8 @@ _BOTTLENECKS: Final = ("tensor", "memory", "stall", "underfill", "idle")
 
 def waiting(*, since_seconds: float) -> Finding:
     """The driver has not identified this device yet."""
-    severity = WARNING if since_seconds > 10 else INFO
-    return Finding(
-        severity, "waiting", f"no answer from the driver yet, after {span(since_seconds)}"
-    )
+    text = f"no answer from the driver yet, after {span(since_seconds)}"
+    return Finding(WARNING if since_seconds > 10 else INFO, "waiting", text)
 
 
 def hung(*, age_seconds: float) -> Finding:
@@ -135,27 +135,30 @@ def bottleneck(states: Mapping[str, float], *, dram: float | None) -> Finding | 
 
     `states` are shares of time; `dram` the share of theoretical memory bandwidth used.
     """
-    known = {name: states.get(name, 0.0) for name in _BOTTLENECKS}
-    if not any(known.values()):
+    sure = ("tensor", "memory", "stall", "underfill", "idle")
+    name = max(sure, key=lambda state: states.get(state, 0.0))
+    share = states.get(name, 0.0)
+    if share <= 0 or states.get("unresolved", 0.0) > share:
         return None
-    name = max(known, key=lambda state: known[state])
-    if states.get("unresolved", 0.0) > known[name]:
-        return None
-    share = percent(known[name])
-    if name == "tensor":
-        return Finding(
-            INFO, "compute_bound", f"compute-bound: tensor pipe busy {share} of the time"
-        )
-    if name == "memory":
-        what = f"for {share} of the time" if dram is None else f"DRAM at {percent(dram)}"
-        return Finding(INFO, "memory_bound", f"memory-bound: {what}, tensor pipe waits")
-    if name == "stall":
-        text = "the SMs are busy (softmax, norms, latency, synchronization), tensor pipe and DRAM are not"
-        return Finding(INFO, "stall_bound", f"stalled for {share} of the time: {text}")
-    if name == "underfill":
-        text = "kernels run, but leave SMs empty (small batches, tails, copies)"
-        return Finding(INFO, "underfilled", f"underfilled for {share} of the time: {text}")
-    return Finding(INFO, "idle", f"idle for {share} of the last minute")
+    often = f"for {percent(share)} of the time"
+    memory = often if dram is None else f"DRAM at {percent(dram)}"
+    kind, text = {
+        "tensor": (
+            "compute_bound",
+            f"compute-bound: tensor pipe busy {percent(share)} of the time",
+        ),
+        "memory": ("memory_bound", f"memory-bound: {memory}, tensor pipe waits"),
+        "stall": (
+            "stall_bound",
+            f"stalled {often}: {_STALLED}",
+        ),
+        "underfill": (
+            "underfilled",
+            f"underfilled {often}: kernels run, but leave SMs empty (small batches, tails, copies)",
+        ),
+        "idle": ("idle", f"idle for {percent(share)} of the last minute"),
+    }[name]
+    return Finding(INFO, kind, text)
 
 
 def coarse(
@@ -214,28 +217,21 @@ def memory_errors(
 ) -> Finding | None:
     """ECC errors: uncorrected ones since the last reset, corrected ones since the exporter started."""
     if uncorrected > 0:
-        return Finding(
-            CRITICAL, "ecc_uncorrected", f"{count(uncorrected, 'new uncorrected memory error')}"
-        )
+        text = count(uncorrected, "new uncorrected memory error")
+        return Finding(CRITICAL, "ecc_uncorrected", text)
     if corrected > thresholds.corrected_errors:
-        return Finding(
-            WARNING, "ecc_corrected", f"{count(corrected, 'new corrected memory error')}"
-        )
+        return Finding(WARNING, "ecc_corrected", count(corrected, "new corrected memory error"))
     return None
 
 
 def row_remap(*, pending: bool | None, failed: bool | None) -> Finding | None:
     """Row remapping: failed, or pending until a reset."""
     if failed:
-        return Finding(
-            CRITICAL, "row_remap_failed", "a memory row could not be remapped: replace the GPU"
-        )
+        text = "a memory row could not be remapped: replace the GPU"
+        return Finding(CRITICAL, "row_remap_failed", text)
     if pending:
-        return Finding(
-            WARNING,
-            "row_remap_pending",
-            "a memory row will be remapped at the next reset: drain and reset the GPU",
-        )
+        text = "a memory row will be remapped at the next reset: drain and reset the GPU"
+        return Finding(WARNING, "row_remap_pending", text)
     return None
 
 
@@ -243,9 +239,8 @@ def recovery(action: str | None) -> Finding | None:
     """What the driver asks for. `action` as in `flopwatch_recovery_action`."""
     if action is None or action == "none":
         return None
-    return Finding(
-        CRITICAL, "recovery_action", _RECOVERY.get(action, f"the driver requires: {action}")
-    )
+    text = _RECOVERY.get(action, f"the driver requires: {action}")
+    return Finding(CRITICAL, "recovery_action", text)
 
 
 def links_down(links: Mapping[str, bool]) -> Finding | None:
@@ -281,11 +276,8 @@ def hot(
         and temperature_celsius > thresholds.idle_hot_celsius
         and idle_share > 1 - thresholds.idle_busy_ratio
     ):
-        return Finding(
-            WARNING,
-            "hot_while_idle",
-            f"{temperature_celsius:.0f}{SPACE}°C while idle: check the cooling",
-        )
+        text = f"{temperature_celsius:.0f}{SPACE}°C while idle: check the cooling"
+        return Finding(WARNING, "hot_while_idle", text)
     return None
 
 
@@ -300,10 +292,11 @@ def power_limit(
     if watts is None:
         return None
     ratio = thresholds.power_limit_ratio
+    median = sorted(siblings)[len(siblings) // 2] if siblings else 0.0
     if usual_watts is not None and watts < ratio * usual_watts:
         usual = f"it was {usual_watts:.0f}{SPACE}W before"
-    elif siblings and watts < ratio * sorted(siblings)[len(siblings) // 2]:
-        usual = f"its siblings have {sorted(siblings)[len(siblings) // 2]:.0f}{SPACE}W"
+    elif watts < ratio * median:
+        usual = f"its siblings have {median:.0f}{SPACE}W"
     else:
         return None
     text = f"power limit is {watts:.0f}{SPACE}W; {usual}"
@@ -314,21 +307,20 @@ def power_brake(reasons: Iterable[str]) -> Finding | None:
     """The external power brake is on now."""
     if not any(reason.startswith("hw_power_brake") for reason in reasons):
         return None
-    return Finding(
-        WARNING, "power_brake", "slowed down by the external power brake: check the power supplies"
-    )
+    text = "slowed down by the external power brake: check the power supplies"
+    return Finding(WARNING, "power_brake", text)
 
 
 def memory_held(
+    workload: str,
     *,
-    used_ratio: float | None,
+    used_ratio: float,
     idle_share: float,
     watched_seconds: float,
-    workload: str | None,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Finding | None:
     """Memory taken on an idle GPU whose engine (`workload`) does not answer."""
-    if workload is None or used_ratio is None or used_ratio <= thresholds.memory_held_ratio:
+    if used_ratio <= thresholds.memory_held_ratio:
         return None
     if watched_seconds < _HELD_SECONDS or idle_share < 0.99:
         return None
@@ -434,11 +426,10 @@ def slower_than_siblings(
     if ratio >= thresholds.peers_warning:
         return None
     severity = CRITICAL if ratio < thresholds.peers_critical else WARNING
-    return Finding(
-        severity,
-        "slower_than_siblings",
-        f"slower than its siblings: {kernel} at {percent(ratio)} of the median of {len(siblings)}",
+    text = (
+        f"slower than its siblings: {kernel} at {percent(ratio)} of the median of {len(siblings)}"
     )
+    return Finding(severity, "slower_than_siblings", text)
 
 
 def wrong_results(mismatches: Mapping[str, int]) -> Finding | None:

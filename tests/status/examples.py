@@ -14,7 +14,8 @@ from exporter.device_state import DeviceState, SampledHost, SourceHealth, XidCou
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.readings import ActivityWindow, DeviceIdentity, FastReading, SlowReading
 from exporter.state import Parts, ReloadStatus, State, build_state
-from exporter.status.service import StatusService, StatusSources
+from exporter.status.build import StatusSources
+from exporter.status.service import StatusService
 from exporter.web.http import Request
 from probes.records import ProbeResults, ProbesSnapshot
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 from exporter.advice.advise import AdviceSnapshot, advise, best_sentence
 from exporter.inference.snapshot import ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.state import State
+from exporter.status.build import StatusSources
 from exporter.status.page import render_page
-from exporter.status.service import StatusService, StatusSources
+from exporter.status.service import StatusService
 from tests.advice.windows import window
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from exporter.device_state import DeviceState, XidCounts
 from exporter.findings import CRITICAL, INFO, Finding
 from exporter.readings import DeviceIdentity, FastReading, SlowReading
-from exporter.status.memory import Memory
+from exporter.status.history import Memory
 from flopwatch.state_file import StateFile
 
 

@@ -21,9 +21,10 @@ from exporter.device_state import DeviceState
 from exporter.findings import Finding
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.state import State
+from exporter.status.build import StatusSources
 from exporter.status.document import Status
 from exporter.status.page import render_page
-from exporter.status.service import StatusService, StatusSources
+from exporter.status.service import StatusService
 from exporter.status.terminal import render
 from tests.status.examples import gpu
 

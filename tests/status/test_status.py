@@ -7,9 +7,8 @@ import pytest
 
 from exporter.device_state import UNKNOWN, DeviceState, SourceHealth, XidCounts
 from exporter.inference.snapshot import WorkloadsSnapshot
-from exporter.status.card import card
 from exporter.status.document import Device, Status
-from exporter.status.page import render_page
+from exporter.status.page import card, render_page
 from exporter.web.http import Request
 from probes.protocol import Outcome
 from probes.records import ProbesSnapshot

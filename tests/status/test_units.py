@@ -2,7 +2,7 @@
 
 import pytest
 
-from exporter.status.units import binary, count, megahertz, percent, quantity, span
+from exporter.status.document import binary, count, megahertz, percent, quantity, span
 
 
 def words(text: str) -> str:

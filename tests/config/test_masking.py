@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.status.page import MASK, configuration_text, mask, mask_url
+from exporter.documentation import MASK, configuration_text, mask, mask_url
 
 
 @pytest.mark.parametrize(
