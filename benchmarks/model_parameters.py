@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from exporter.inference.models.config import describe
+from exporter.inference.models.description import count_parameters
 from exporter.inference.models.families import FAMILIES, REFUSED
-from exporter.inference.models.parameters import count_parameters
 
 
 DOCUMENT = Path("docs/models.md")

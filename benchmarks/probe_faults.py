@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from exporter.inference.models.locate import load_model
-from exporter.inference.models.products import matrix_products
+from exporter.inference.models.description import matrix_products
+from exporter.inference.models.files import load_model
 from probes.cpu import CpuDevice
 from probes.device import Allowance
 from probes.facts import DeviceFacts, ModelGemm

@@ -18,7 +18,7 @@ from exporter.accounting.peaks import Peaks
 from exporter.advice.levers import LEVERS
 from exporter.advice.prediction import Inapplicable, Interval
 from exporter.advice.window import GpuWindow, WorkloadWindow
-from exporter.inference.models.flops import linear_flop_per_token
+from exporter.inference.models.cost import linear_flop_per_token
 
 
 _SHORT, _LONG = 8, 40

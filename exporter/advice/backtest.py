@@ -22,7 +22,7 @@ from exporter.inference.models.attention import (
     GroupedAttention,
     LatentAttention,
 )
-from exporter.inference.models.hybrid import RecurrentMixer
+from exporter.inference.models.mixers import RecurrentMixer
 
 
 OUTCOMES = ("inside", "below", "above")

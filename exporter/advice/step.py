@@ -23,18 +23,16 @@ from typing import NamedTuple
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH
 from exporter.advice.prediction import Inapplicable, Interval
 from exporter.advice.window import GpuWindow, WorkloadWindow
-from exporter.inference.models.description import ModelDescription
-from exporter.inference.models.flops import (
+from exporter.inference.models.cost import (
+    cache_bytes_per_token,
+    cache_bytes_read,
     decode_attention_flop,
     head_flop_per_token,
     linear_flop_per_token,
     prefill_attention_flop,
-)
-from exporter.inference.models.memory import (
-    cache_bytes_per_token,
-    cache_bytes_read,
     weight_bytes_per_pass,
 )
+from exporter.inference.models.description import ModelDescription
 
 
 # Share of the tensor peak that large matrix products reach, used if no probe has measured it: 0.71

@@ -14,18 +14,23 @@ import structlog
 
 from exporter.accounting.peaks import Peaks
 from exporter.inference.config import WorkloadConfig
-from exporter.inference.launch import Launch
-from exporter.inference.models.description import ModelDescription, ModelDescriptionError
-from exporter.inference.models.flops import (
+from exporter.inference.launch import Launch, locate_config
+from exporter.inference.models.cost import (
+    Cost,
+    Work,
+    cost_of,
     decode_attention_flop,
     head_flop_per_token,
     linear_flop_per_token,
     prefill_attention_flop,
+    stored_weight_bytes,
 )
-from exporter.inference.models.locate import load_model, locate_config
-from exporter.inference.models.memory import stored_weight_bytes
-from exporter.inference.models.parameters import count_parameters
-from exporter.inference.models.work import Cost, Work, cost_of
+from exporter.inference.models.description import (
+    ModelDescription,
+    ModelDescriptionError,
+    count_parameters,
+)
+from exporter.inference.models.files import load_model
 from exporter.inference.progress import Progress, Server
 from exporter.inference.reading import EngineReading, ModelReading
 from exporter.inference.snapshot import GpuRef, ModelSnapshot

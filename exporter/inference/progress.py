@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from exporter.inference.lengths import LengthModel, Point, joined, paired, spread_out
-from exporter.inference.models.work import PREFILL_CHUNK_TOKENS, Stretch, Work, chunk_count
+from exporter.inference.models.cost import (
+    PREFILL_CHUNK_TOKENS,
+    Stretch,
+    Work,
+    chunk_count,
+    decoded_tokens,
+)
 from exporter.inference.reading import Finished, InFlight, ModelReading
 
 
@@ -306,9 +312,8 @@ def _with_passes(
     pass. Steps without an output token (all but the last chunk of a prompt, if nothing else runs)
     are not in any engine's count of all passes.
     """
-    decoded = max(0.0, work.decode_tokens - work.prompts)
     prompts = work.prompts if work.first_tokens is None else work.first_tokens
-    sequence_passes = decoded / work.acceptance_length
+    sequence_passes = decoded_tokens(work) / work.acceptance_length
     chunks = sum(
         stretch.weight * chunk_count(stretch.new, work.chunk_tokens) for stretch in work.prefills
     )

@@ -31,8 +31,7 @@ from exporter.inference.discovery import (
     serving_processes,
 )
 from exporter.inference.engines.registry import ENGINES
-from exporter.inference.launch import Launch, launch_of
-from exporter.inference.models.locate import locate_config, locate_in_process
+from exporter.inference.launch import Launch, launch_of, locate_config, locate_in_process
 from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot

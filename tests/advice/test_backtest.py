@@ -22,7 +22,7 @@ from exporter.advice.levers.lower_precision import with_weights
 from exporter.advice.window import Price, Reference, WorkloadWindow
 from exporter.inference.models.attention import GroupedAttention, LatentAttention
 from exporter.inference.models.description import LayerGroup, MixtureOfExperts
-from exporter.inference.models.hybrid import RecurrentMixer
+from exporter.inference.models.mixers import RecurrentMixer
 from tests.advice.windows import MODEL, gpu, window
 
 

@@ -28,10 +28,9 @@ from exporter.http_client import ScrapeError
 from exporter.inference import reading as engines
 from exporter.inference.engines.registry import ENGINES, PREFIXES
 from exporter.inference.launch import parse as parse_command
-from exporter.inference.models.config import load_description
+from exporter.inference.models.cost import cost_of
 from exporter.inference.models.description import ModelDescriptionError
-from exporter.inference.models.gguf import describe_gguf, read_header
-from exporter.inference.models.work import cost_of
+from exporter.inference.models.files import describe_gguf, load_description, read_header
 from exporter.inference.progress import Progress
 from exporter.inference.reading import Samples, by_model
 from exporter.inference.scraper import CounterTracker

@@ -16,7 +16,7 @@ from exporter.advice.step import (
     with_batch,
 )
 from exporter.advice.window import WorkloadWindow
-from exporter.inference.models.memory import stored_weight_bytes
+from exporter.inference.models.cost import stored_weight_bytes
 
 
 _LEVER = "tensor_parallel"

@@ -1,113 +1,55 @@
-"""A model description from a Hugging Face config.json."""
+"""A model description from the values of a Hugging Face config.json."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from exporter.inference.models.attention import (
     Attention,
-    CompressedAttention,
     GroupedAttention,
     Indexer,
     LatentAttention,
 )
-from exporter.inference.models.deepseek_v4 import deepseek_v4_stack
 from exporter.inference.models.description import (
     LayerGroup,
     MixtureOfExperts,
     ModelDescription,
-    ModelDescriptionError,
     Stack,
     UnknownArchitectureError,
-    WeightBytes,
 )
-from exporter.inference.models.families import FAMILIES, FOREIGN_FIELDS, REFUSED, ModelFamily
-from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields, language_model
-from exporter.inference.models.gemma import gemma_stack
-from exporter.inference.models.hybrid import (
-    FULL_ATTENTION,
-    MLP,
-    MOE,
-    NO_MIXER,
-    layer_kinds,
-    mixer_of,
+from exporter.inference.models.families import (
+    FAMILIES,
+    FOREIGN_FIELDS,
+    LARGEST_LAYER_COUNT,
+    REFUSED,
+    ConfigFields,
+    ModelFamily,
+    language_model,
 )
 from exporter.inference.models.irregular import (
+    gemma_stack,
     longcat_stack,
-    minimax_m3_stack,
     nemotron_nas_stack,
     step3_stack,
     whisper_stack,
     windowed_heads_stack,
 )
-from exporter.inference.models.layers import mixtures, windows
-from exporter.inference.models.quantization import (
-    BYTES_PER_VALUE,
-    MXFP4_BYTES,
-    LayerKinds,
-    cache_scheme,
-    cache_value_bytes,
-    data_type,
-    weight_bytes,
-    weight_scheme,
+from exporter.inference.models.mixers import (
+    FULL_ATTENTION,
+    MLP,
+    MOE,
+    NO_MIXER,
+    deepseek_v4_stack,
+    layer_kinds,
+    minimax_m3_stack,
+    mixer_of,
 )
+from exporter.inference.models.quantization import with_formats
 
 
-_V4_ENTRY_BYTES, _V4_ENTRY_VALUES = 584, 512
-# Real files take a few kilobytes; with the longest lists of unquantized modules, a few hundred.
-LARGEST_FILE_BYTES = 4 * 1024 * 1024
-
-
-def load_description(
-    path: Path | str, *, cache_data_type: str | None = None, precision: str | None = None
-) -> ModelDescription:
-    """Return the description of the model whose config.json is at `path` (a file or its folder).
-
-    `cache_data_type` (as the engine names it) and `precision` override what the file says.
-    Raises ModelDescriptionError with one line naming the file and what is wrong.
-    """
-    place = Path(path)
-    if place.is_dir():
-        place = place / "config.json"
-    try:
-        values = _read_json(place)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelDescriptionError(f"{place}: {_one_line(error)}") from error
-    if not isinstance(values, Mapping):
-        raise ModelDescriptionError(f"{place}: not a JSON object")
-    values = {**_quantization_file(place), **values}
-    try:
-        return describe(values, cache_data_type=cache_data_type, precision=precision)
-    except UnknownArchitectureError as error:
-        raise ModelDescriptionError(f"{place}: {error}") from error
-
-
-def _read_json(place: Path) -> Any:
-    if not place.is_file():
-        raise ModelDescriptionError(f"{place}: no such file")
-    if place.stat().st_size > LARGEST_FILE_BYTES:
-        raise ModelDescriptionError(f"{place}: larger than {LARGEST_FILE_BYTES} bytes")
-    return json.loads(place.read_text(encoding="utf-8"))
-
-
-def _quantization_file(place: Path) -> dict[str, Any]:
-    """ModelOpt's file next to config.json, used if the latter has no quantization settings.
-
-    Raises ModelDescriptionError if the file exists but cannot be read: the weights are then
-    quantized in an unknown way.
-    """
-    file = place.parent / "hf_quant_config.json"
-    try:
-        if not file.exists():
-            return {}
-        values = _read_json(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelDescriptionError(f"{file}: {_one_line(error)}") from error
-    if not isinstance(values, Mapping):
-        raise ModelDescriptionError(f"{file}: not a JSON object")
-    return {"quantization_config": dict(values)}
+FULL = ("full_attention", "attention", "global")
+SLIDING = ("sliding_attention", "local_attention", "local")
+CHUNKED = ("chunked_attention",)
 
 
 def describe(
@@ -151,8 +93,7 @@ def describe(
         not_counted=_towers(config),
         **traits,
     )
-    layers = LayerKinds(len(stack.layers), stack.dense, stack.experts)
-    return _with_formats(model, fields, layers, cache_data_type, precision)
+    return with_formats(model, fields, stack, cache_data_type, precision)
 
 
 def _common_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
@@ -163,14 +104,14 @@ def _common_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     attends = not kinds or FULL_ATTENTION in kinds
     attention = _attention(fields, family) if attends else NO_MIXER
     chosen = fields.integer("index_topk")
-    experts = mixtures(fields, family, min(layer_count, LARGEST_LAYER_COUNT), kinds)
+    experts = _mixtures(fields, family, min(layer_count, LARGEST_LAYER_COUNT), kinds)
     denses = (
         _dense_sizes(fields, hidden, experts, kinds) if family.feed_forward else (0,) * layer_count
     )
     fields.check()
     if layer_count > LARGEST_LAYER_COUNT:
         raise fields.error(f"num_hidden_layers is {layer_count}")
-    spans = (chosen,) * layer_count if chosen else windows(fields, family, layer_count, kinds)
+    spans = (chosen,) * layer_count if chosen else _windows(fields, family, layer_count, kinds)
     return Stack(
         tuple(
             LayerGroup(
@@ -341,73 +282,143 @@ def _positions(fields: ConfigFields) -> int:
     return positions + 2 if fields.model_type == "opt" else positions
 
 
-def _with_formats(
-    model: ModelDescription,
-    fields: ConfigFields,
-    layers: LayerKinds,
-    cache_data_type: str | None,
-    precision: str | None,
-) -> ModelDescription:
-    """Add the storage formats of weights and cache, and the precision of the products."""
-    own = data_type(fields.raw("torch_dtype") or fields.raw("dtype"))
-    plain = BYTES_PER_VALUE[own]
-    weights = WeightBytes(plain, plain, plain, plain, plain, plain)
-    compute, cache = own, None
-    quantization = fields.raw("quantization_config")
-    if isinstance(quantization, Mapping) and quantization:
-        scheme = weight_scheme(quantization)
-        cache = cache_scheme(quantization)
-        if scheme is None:
-            method = str(quantization.get("quant_method") or quantization.get("quant_algo"))
-            raise fields.error(f"quantization {method[:60]!r} is not supported")
-        weights = weight_bytes(scheme, quantization, plain, layers)
-        compute = scheme.compute or own
-        if _four_bit_experts(fields, quantization):
-            weights = replace(weights, experts=MXFP4_BYTES)
-    chosen = cache_data_type if cache_data_type and cache_data_type != "auto" else cache
-    return replace(
-        model,
-        weights=weights,
-        data_type=own,
-        compute_precision=precision or compute,
-        cache_value_bytes=_cache_bytes(model, chosen, own),
-        state_value_bytes=4.0 if _full_states(fields) else 2.0,
-    )
+def _windows(
+    fields: ConfigFields, family: ModelFamily, layer_count: int, hybrid: Sequence[str] = ()
+) -> tuple[int | None, ...]:
+    """Return each layer's window in tokens; None if it attends to the whole context.
 
-
-def _four_bit_experts(fields: ConfigFields, quantization: Mapping[str, Any]) -> bool:
-    """Whether experts are stored in fewer bits than the rest (DeepSeek-V4: fp8 with MXFP4)."""
-    return str(fields.raw("expert_dtype") or quantization.get("expert_dtype")).lower() == "fp4"
-
-
-def _cache_bytes(model: ModelDescription, chosen: object, own: str) -> float:
-    """Bytes of a cached number. Sparse attention in fp8 has a special layout in vLLM and SGLang.
-
-    DeepSeek-V3.2: 512 numbers in fp8 with 4 scales of 32 bits, 64 rotary numbers in bf16.
-    DeepSeek-V4, which engines keep in fp8 by default: 448 in fp8, 64 in bf16, 8 bytes of scales.
+    A chunked layer (Llama 4) attends to its own chunk, on average half of it; the chunk is taken
+    as its window, an upper bound.
     """
-    plain = cache_value_bytes(chosen, own)
-    kinds = {type(group.attention) for group in model.layers}
-    if CompressedAttention in kinds and (plain == 1.0 or chosen in (None, "auto")):
-        return _V4_ENTRY_BYTES / _V4_ENTRY_VALUES
-    latent = next((g.attention for g in model.layers if type(g.attention) is LatentAttention), None)
-    if plain == 1.0 and latent is not None and any(_is_sparse(group) for group in model.layers):
-        scales = 4 * (latent.latent_rank // 128)
-        stored = latent.latent_rank + scales + 2 * latent.rotary_head_size
-        return stored / latent.cached_values
-    return plain
+    if hybrid:  # full attention, and layers without attention
+        return (None,) * layer_count
+    if family.windows == "file":
+        return _modern_bert(fields, layer_count)
+    chunk = fields.integer("attention_chunk_size")
+    window = fields.integer("sliding_window") or chunk
+    kinds = fields.raw("layer_types")
+    if isinstance(kinds, Sequence) and not isinstance(kinds, str):
+        if len(kinds) < layer_count:
+            raise fields.error(f"layer_types has {len(kinds)} entries for {layer_count} layers")
+        return tuple(_window_of(fields, str(kind), window, chunk) for kind in kinds[:layer_count])
+    if not window or fields.raw("use_sliding_window") is False:
+        return (None,) * layer_count
+    if fields.raw("use_sliding_window") is True:
+        # Qwen 2: the first `max_window_layers` layers keep full attention.
+        first = fields.integer("max_window_layers") or 0
+        return tuple(window if layer >= first else None for layer in range(layer_count))
+    return _laid_out(fields, family, layer_count, window)
 
 
-def _is_sparse(group: LayerGroup) -> bool:
-    return isinstance(group.attention, LatentAttention) and group.attention.indexer is not None
+def _modern_bert(fields: ConfigFields, layer_count: int) -> tuple[int | None, ...]:
+    """Every third layer attends to all, the others to half of `local_attention` on each side."""
+    window = fields.require("local_attention") + 1
+    every = fields.integer("global_attn_every_n_layers") or 3
+    return tuple(None if layer % every == 0 else window for layer in range(layer_count))
 
 
-def _full_states(fields: ConfigFields) -> bool:
-    """Whether the states of recurrent layers are kept in 32 bits, as set in some files."""
-    stored = fields.raw("mamba_ssm_dtype") or fields.raw("mamba_ssm_cache_dtype")
-    return str(stored).removeprefix("torch.") == "float32"
+def _mixtures(
+    fields: ConfigFields, family: ModelFamily, layer_count: int, hybrid: Sequence[str] = ()
+) -> tuple[MixtureOfExperts | None, ...]:
+    """Return each layer's experts, None for a layer with one dense feed-forward part."""
+    if not fields.integer("num_experts") or (set(hybrid) & {"mlp"} and "moe" not in hybrid):
+        return (None,) * layer_count
+    if fields.integer("moe_latent_size"):
+        raise fields.error("experts behind a latent projection are not supported (moe_latent_size)")
+    mixture = MixtureOfExperts(
+        experts=fields.require("num_experts"),
+        active_experts=fields.require("num_experts_per_tok"),
+        intermediate_size=_expert_size(fields),
+        shared_intermediate_size=_shared_size(fields),
+        shared_gate=family.shared_gate,
+        expert_bias=family.expert_bias,
+        router_bias=family.router_bias,
+    )
+    if "moe" in hybrid:  # each layer has only one part
+        return tuple(mixture if kind == "moe" else None for kind in hybrid)
+    if set(hybrid) & {"mlp", "moe"}:
+        return (None,) * layer_count
+    return tuple(mixture if _holds_experts(fields, layer) else None for layer in range(layer_count))
 
 
-def _one_line(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
+def _window_of(
+    fields: ConfigFields, kind: str, window: int | None, chunk: int | None
+) -> int | None:
+    if kind in FULL:
+        return None
+    if kind in SLIDING and window:
+        return window
+    if kind in CHUNKED and chunk:
+        return chunk
+    raise fields.error(f"layer type {kind!r} is not supported")
+
+
+def _laid_out(
+    fields: ConfigFields, family: ModelFamily, layer_count: int, window: int
+) -> tuple[int | None, ...]:
+    """Windows for files without a list of layer types: by the pattern, else by the family."""
+    pattern = fields.raw("sliding_window_pattern") or fields.raw("_sliding_window_pattern")
+    if isinstance(pattern, str) and pattern and not pattern.strip("LG"):
+        # EXAONE 4 gives one period of local and global layers: LLLG.
+        period = len(pattern)
+        return tuple(
+            window if pattern[layer % period] == "L" else None for layer in range(layer_count)
+        )
+    layout = pattern if isinstance(pattern, int) and pattern > 0 else family.windows
+    no_rotary = fields.raw("no_rope_layers")
+    if isinstance(no_rotary, list) and len(no_rotary) >= layer_count:
+        # Llama 4 marks the layers that use rotary embedding (1), which are the chunked ones.
+        return tuple(window if rotary else None for rotary in no_rotary[:layer_count])
+    if layout == "none":
+        return (None,) * layer_count
+    if layout == "even":
+        return tuple(window if layer % 2 == 0 else None for layer in range(layer_count))
+    if isinstance(layout, int):
+        return tuple(None if (layer + 1) % layout == 0 else window for layer in range(layer_count))
+    return (window,) * layer_count
+
+
+def _expert_size(fields: ConfigFields) -> int:
+    """Intermediate size of one expert; Mixtral and Llama 4 use the general field."""
+    size = fields.integer("moe_intermediate_size")
+    return size or fields.require("intermediate_size")
+
+
+def _shared_size(fields: ConfigFields) -> int:
+    """Intermediate size of all shared experts together; 0 without any."""
+    explicit = (
+        fields.integer("shared_expert_intermediate_size")
+        or fields.integer("shared_intermediate_size")
+        or fields.integer("moe_shared_expert_intermediate_size")
+    )
+    if explicit:
+        return explicit
+    count = fields.integer("n_shared_experts") or 0
+    if not count and fields.model_type in {"llama4_text", "hunyuan_v1_moe"}:
+        count = 1
+    return count * _expert_size(fields) if count else 0
+
+
+def _holds_experts(fields: ConfigFields, layer: int) -> bool:
+    """Whether a layer has experts, by the rule of its family."""
+    listed = fields.raw("moe_layers")
+    if isinstance(listed, list) and listed:
+        return layer in listed
+    kinds = fields.raw("mlp_layer_types")
+    if isinstance(kinds, list) and layer < len(kinds):
+        return str(kinds[layer]) != "dense"
+    dense_only = fields.raw("mlp_only_layers")
+    if isinstance(dense_only, list) and layer in dense_only:
+        return False
+    period = fields.integer("expert_layer_period")
+    if period:  # Jamba
+        return layer % period == (fields.integer("expert_layer_offset") or 0)
+    step = fields.integer("interleave_moe_layer_step") or fields.integer("decoder_sparse_step")
+    if step:
+        return (layer + 1) % step == 0
+    frequency = fields.raw("moe_layer_freq")
+    if isinstance(frequency, list):
+        return layer < len(frequency) and bool(frequency[layer])
+    first = fields.integer("first_k_dense_replace") or fields.integer("moe_layer_start_index") or 0
+    every = fields.integer("moe_layer_freq") or fields.integer("moe_layer_interval") or 1
+    return layer >= first and layer % every == 0

@@ -1,13 +1,17 @@
-"""The shape of a transformer: exactly the facts on which its FLOPs and bytes depend."""
+"""The shape of a transformer: exactly the facts on which its FLOPs and bytes depend.
+
+With its parameter counts, part by part, and its matrix products.
+"""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
 from exporter.errors import FlopwatchError
-from exporter.inference.models.attention import Attention
+from exporter.inference.models.attention import Attention, GroupedAttention, LatentAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +26,6 @@ class Extras:
     token_flop: int = 0
     # Bytes per parameter if they differ from the model's data type.
     value_bytes: float | None = None
-
-
-NO_EXTRAS = Extras()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class LayerGroup:
     # The dense feed-forward part; 0 in a layer of experts.
     intermediate_size: int
     mixture: MixtureOfExperts | None = None
-    extras: Extras = NO_EXTRAS
+    extras: Extras = Extras()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class ModelDescription:
     output_head: bool = True
     # Vectors outside the layers, if more than a final norm.
     other_vectors: int = 0
-    extras: Extras = NO_EXTRAS
+    extras: Extras = Extras()
     # Parameters of further tables of which a token reads one row (Gemma 3n).
     looked_up: int = 0
     prologue: Prologue | None = None
@@ -166,3 +167,212 @@ class UnknownArchitectureError(ModelDescriptionError):
         self.missing_fields = tuple(missing_fields)
         what = f"missing fields: {', '.join(self.missing_fields)}" if missing_fields else reason
         super().__init__(f"unsupported model architecture {model_type!r}: {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """Parameters of a model by part; matrices are separate from other parameters."""
+
+    embedding: int
+    attention: int
+    dense: int
+    experts: int
+    active_experts: int
+    shared_experts: int
+    router: int
+    head: int  # as a matrix; stored once with the embedding if the two are tied
+    vectors: int  # norms and biases
+    idle_expert_vectors: int  # biases of experts to which a token is not routed
+    tied_embeddings: bool
+    extras: int = 0  # matrices other than attention and feed-forward parts
+    looked_up: int = 0  # other tables of which a token reads one row
+    # Stored, but not used by tokens of the decoder: an encoder, whose work is counted per prompt.
+    prologue: int = 0
+
+    @property
+    def total(self) -> int:
+        """All stored parameters."""
+        stored_head = 0 if self.tied_embeddings else self.head
+        tables = self.embedding + self.looked_up + stored_head
+        return tables + self._matrices(self.experts) + self.vectors + self.prologue
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token uses: all except the experts to which it is not routed."""
+        idle = self.experts - self.active_experts + self.idle_expert_vectors
+        return self.total - idle - self.prologue
+
+    @property
+    def matrices_per_token(self) -> int:
+        """Parameters multiplied with one token, without the output head."""
+        return self._matrices(self.active_experts)
+
+    def _matrices(self, experts: int) -> int:
+        parts = self.attention + self.dense + self.shared_experts + self.router + self.extras
+        return parts + experts
+
+
+@lru_cache(maxsize=256)
+def count_parameters(model: ModelDescription) -> ParameterCounts:
+    """Return the parameter counts of `model`.
+
+    Multi-token-prediction heads and vision or audio towers are not counted: they are not part
+    of the language model that serves a token.
+    """
+    hidden = model.hidden_size
+    table = model.vocabulary_size * hidden
+    attention = dense = experts = active = shared = router = idle_vectors = 0
+    extras, vectors = model.extras.matrices, model.extras.vectors
+    for group in model.layers:
+        extras += group.count * group.extras.matrices
+        attention += group.count * group.attention.matrix_parameters(hidden)
+        dense += group.count * feed_forward_parameters(model, group.intermediate_size)
+        vectors += group.count * _layer_vectors(model, group)
+        if group.mixture is None:
+            continue
+        mixture = group.mixture
+        expert = feed_forward_parameters(model, mixture.intermediate_size)
+        experts += group.count * mixture.experts * expert
+        active += group.count * mixture.active_experts * expert
+        shared += group.count * feed_forward_parameters(model, mixture.shared_intermediate_size)
+        router += (
+            group.count * hidden * (mixture.experts + mixture.zero_experts + mixture.shared_gate)
+        )
+        if mixture.expert_bias:
+            idle = mixture.experts - mixture.active_experts
+            idle_vectors += (
+                group.count * idle * _feed_forward_bias(model, mixture.intermediate_size)
+            )
+    final_norm = model.other_vectors or hidden * (1 + model.norm_bias)
+    positions = model.learned_positions * hidden
+    return ParameterCounts(
+        embedding=table + positions,
+        attention=attention,
+        dense=dense,
+        experts=experts,
+        active_experts=active,
+        shared_experts=shared,
+        router=router,
+        head=table if model.output_head else 0,
+        vectors=vectors + final_norm,
+        idle_expert_vectors=idle_vectors,
+        tied_embeddings=model.tied_embeddings,
+        extras=extras,
+        looked_up=model.looked_up,
+        prologue=model.prologue.matrices + model.prologue.vectors if model.prologue else 0,
+    )
+
+
+def feed_forward_parameters(model: ModelDescription, intermediate_size: int) -> int:
+    """Return the matrix parameters of one feed-forward part, or of one expert."""
+    return model.feed_forward_matrices * model.hidden_size * intermediate_size
+
+
+def _layer_vectors(model: ModelDescription, group: LayerGroup) -> int:
+    """Norms and biases of one layer."""
+    hidden = model.hidden_size
+    norms = model.norms_per_layer * hidden * (1 + model.norm_bias)
+    vectors = norms + group.attention.vector_parameters(hidden) + group.extras.vectors
+    if model.feed_forward_bias and group.intermediate_size:
+        vectors += _feed_forward_bias(model, group.intermediate_size)
+    if group.mixture is not None:
+        mixture = group.mixture
+        if mixture.expert_bias:
+            vectors += mixture.experts * _feed_forward_bias(model, mixture.intermediate_size)
+        if mixture.router_bias:
+            vectors += mixture.experts + mixture.zero_experts
+    return vectors
+
+
+def _feed_forward_bias(model: ModelDescription, intermediate_size: int) -> int:
+    return (model.feed_forward_matrices - 1) * intermediate_size + model.hidden_size
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixProduct:
+    """Tokens by weights: `n` columns of weights, `k` rows. `part` is its purpose.
+
+    Weights are split as Megatron-LM does (Shoeybi et al., arXiv 1909.08053): expanding projections
+    by columns, reducing ones by rows. Projections that engines compute in one call (query, key and
+    value; gate and up) count as one product.
+    """
+
+    part: str
+    precision: str
+    n: int
+    k: int
+
+
+def matrix_products(model: ModelDescription, tensor_parallel: int = 1) -> tuple[MatrixProduct, ...]:
+    """Return the distinct products of a model on one GPU of a tensor-parallel group, the head last.
+
+    Not included are the projections of layers with a state or with compressed keys, which the
+    description does not separate, and tiny products: routers, indexers, gates of experts.
+    """
+    degree = max(1, tensor_parallel)
+    found: dict[tuple[int, int, str], MatrixProduct] = {}
+
+    def add(part: str, precision: str, n: float, k: float) -> None:
+        product = MatrixProduct(part, precision, max(1, int(n)), max(1, int(k)))
+        found.setdefault((product.n, product.k, precision), product)
+
+    for group in model.layers:
+        for part, n, k in _attention_products(group.attention, model.hidden_size, degree):
+            add(part, model.compute_precision, n, k)
+        for part, n, k in _feed_forward_products(group, model, degree):
+            add(part, model.compute_precision, n, k)
+    if model.output_head:
+        add("head", model.data_type, model.vocabulary_size / degree, model.hidden_size)
+    return tuple(found.values())
+
+
+def _attention_products(
+    attention: Attention, hidden: int, degree: int
+) -> Iterator[tuple[str, float, float]]:
+    if isinstance(attention, GroupedAttention):
+        heads = attention.query_heads / degree
+        query = heads * attention.head_size
+        value_size = attention.value_head_size or attention.head_size
+        # Key-value heads are replicated if there are fewer than GPUs.
+        key_value = max(attention.key_value_heads / degree, 1) * (
+            attention.head_size + value_size * attention.value_projection
+        )
+        columns = 0.0 if attention.shared_cache else key_value
+        columns += heads * (value_size * attention.gated_output + attention.head_gate)
+        if attention.query_rank:
+            yield "query_down", attention.query_rank, hidden
+            yield "query_up", query, attention.query_rank
+        else:
+            columns += query
+        if columns:
+            yield "query_key_value", columns, hidden
+        yield "output", hidden, heads * value_size
+    elif isinstance(attention, LatentAttention):
+        heads = attention.query_heads / degree
+        query = heads * (attention.plain_head_size + attention.rotary_head_size)
+        if attention.query_rank:
+            yield "query_down", attention.query_rank, hidden
+            yield "query_up", query, attention.query_rank
+        else:
+            yield "query", query, hidden
+        yield "latent_down", attention.latent_rank + attention.rotary_head_size, hidden
+        up = heads * (attention.plain_head_size + attention.value_head_size)
+        yield "latent_up", up, attention.latent_rank
+        yield "output", hidden, heads * attention.value_head_size
+
+
+def _feed_forward_products(
+    group: LayerGroup, model: ModelDescription, degree: int
+) -> Iterator[tuple[str, float, float]]:
+    hidden = model.hidden_size
+    widening = model.feed_forward_matrices - 1  # gate and up are one product
+    sizes = {"dense": group.intermediate_size}
+    if group.mixture is not None:
+        sizes = {
+            "expert": group.mixture.intermediate_size,
+            "shared_expert": group.mixture.shared_intermediate_size,
+        }
+    for name, size in sizes.items():
+        if size:
+            yield f"{name}_up", widening * size / degree, hidden
+            yield f"{name}_down", hidden, size / degree

@@ -1,41 +1,155 @@
-"""Families with irregular layers: skipped parts, different heads, two blocks per layer.
+"""Families whose layers differ: skipped parts, other heads, two blocks per layer, an encoder.
 
-Nemotron-NAS (arXiv 2411.19146), LongCat-Flash (arXiv 2509.01322), MiniMax-M3, Step 3.5 and
-MiMo-V2. Source: the classes in Hugging Face transformers, for Nemotron-NAS the modelling code of
-its repository.
+Gemma 3n and Gemma 4 (Google's model cards; AltUp, Baykal et al., NeurIPS 2023), Nemotron-NAS (arXiv
+2411.19146), LongCat-Flash (arXiv 2509.01322), Step 3 (arXiv 2507.19427), Step 3.5, MiMo-V2 and
+Whisper. Source: the classes in Hugging Face transformers, for Nemotron-NAS the modelling code of its
+repository.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from exporter.inference.models.attention import (
-    Attention,
-    BlockSelector,
-    GroupedAttention,
-    LatentAttention,
-)
+from exporter.inference.models.attention import Attention, GroupedAttention, LatentAttention
 from exporter.inference.models.description import (
-    NO_EXTRAS,
     Extras,
     LayerGroup,
     MixtureOfExperts,
     Prologue,
     Stack,
 )
-from exporter.inference.models.families import ModelFamily
-from exporter.inference.models.fields import (
+from exporter.inference.models.families import (
     LARGEST_LAYER_COUNT,
     ConfigFields,
+    ModelFamily,
+    dense_or_experts,
     kinds_of,
     layer_override,
     layer_total,
 )
-from exporter.inference.models.hybrid import NO_MIXER, RecurrentMixer
+from exporter.inference.models.mixers import NO_MIXER, RecurrentMixer
 
 
-_FULL, _SLIDING, _BLOCKS = "full_attention", "sliding_attention", "minimax_m3_sparse"
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 # Sizes of Nemotron-NAS's feed-forward parts are rounded up to this.
 _ROUNDED_TO = 256
+# One layer in this many attends to all tokens, if the file lists no layer types.
+_GEMMA_PERIOD = {"gemma3n_text": 5, "gemma4_text": 6}
+_GEMMA_GLOBAL_HEAD_SIZE = 512
+_AUDIO_KERNEL = 3
+
+
+def gemma_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
+    """Return the layers of a Gemma 3n or Gemma 4 text model."""
+    count = layer_total(fields)
+    hidden = fields.require("hidden_size")
+    window = fields.require("sliding_window")
+    fields.check()
+    if fields.raw("use_bidirectional_attention") == "all":
+        raise fields.error("attention to later tokens is not supported")
+    kinds = kinds_of(fields, "layer_types", count, (_FULL, _SLIDING))
+    if kinds is None:
+        period = _GEMMA_PERIOD[fields.model_type]
+        kinds = tuple(_SLIDING if (n + 1) % period else _FULL for n in range(count))
+    if fields.model_type == "gemma4_text":
+        kinds = (*kinds[:-1], _FULL)
+    first_shared = count - (fields.integer("num_kv_shared_layers") or 0)
+    sizes = _gemma_sizes(fields, count, first_shared)
+    mixture = _gemma_mixture(fields)
+    extras = _gemma_layer_extras(fields, hidden, mixture)
+    layers = tuple(
+        LayerGroup(
+            count=1,
+            attention=_gemma_attention(fields, layer, kinds[layer], shared=layer >= first_shared),
+            window=window if kinds[layer] == _SLIDING else None,
+            intermediate_size=sizes[layer],
+            mixture=mixture,
+            extras=extras,
+        )
+        for layer in range(count)
+    )
+    fields.check()
+    return Stack(layers, _gemma_model_extras(fields, hidden, count))
+
+
+def _gemma_attention(
+    fields: ConfigFields, layer: int, kind: str, *, shared: bool
+) -> GroupedAttention:
+    heads = fields.require("num_attention_heads")
+    key_value_heads = fields.require("num_key_value_heads")
+    head_size = fields.require("head_dim")
+    value_projection = True
+    if fields.model_type == "gemma4_text" and kind == _FULL:
+        value_projection = not fields.flag("attention_k_eq_v")
+        head_size = (
+            layer_override(fields, layer, "head_dim")
+            or fields.integer("global_head_dim")
+            or _GEMMA_GLOBAL_HEAD_SIZE
+        )
+        others = fields.integer("num_global_key_value_heads")
+        own = layer_override(fields, layer, "num_key_value_heads")
+        key_value_heads = own or (0 if value_projection else others) or key_value_heads
+    return GroupedAttention(
+        query_heads=heads,
+        key_value_heads=key_value_heads,
+        head_size=head_size,
+        query_key_norm_size=head_size * (1 if shared else 2),
+        value_projection=value_projection,
+        shared_cache=shared,
+    )
+
+
+def _gemma_sizes(fields: ConfigFields, count: int, first_shared: int) -> tuple[int, ...]:
+    listed = fields.raw("intermediate_size")
+    if isinstance(listed, list):  # Gemma 3n may list one per layer
+        sizes = [fields.whole("intermediate_size", size) for size in listed[:count]]
+        if len(sizes) < count or not all(sizes):
+            raise fields.error(f"intermediate_size does not list a size for each of {count} layers")
+        return tuple(size or 0 for size in sizes)
+    size = fields.require("intermediate_size")
+    wide = 2 if fields.flag("use_double_wide_mlp") else 1
+    return tuple(size * (wide if layer >= first_shared else 1) for layer in range(count))
+
+
+def _gemma_mixture(fields: ConfigFields) -> MixtureOfExperts | None:
+    """Experts in parallel with the dense part of every layer (Gemma 4 26B-A4B)."""
+    if not fields.flag("enable_moe_block"):
+        return None
+    return MixtureOfExperts(
+        experts=fields.require("num_experts"),
+        active_experts=fields.require("top_k_experts"),
+        intermediate_size=fields.require("moe_intermediate_size"),
+    )
+
+
+def _gemma_layer_extras(
+    fields: ConfigFields, hidden: int, mixture: MixtureOfExperts | None
+) -> Extras:
+    """Per-layer embeddings; in Gemma 3n also alternating updates and the learned residual."""
+    width = fields.integer("hidden_size_per_layer_input") or 0
+    matrices, vectors, token_flop = 2 * hidden * width, hidden * bool(width), 0
+    if mixture is not None:  # three more norms, the router's scale and one number per expert
+        vectors += 4 * hidden + mixture.experts
+    streams = fields.integer("altup_num_inputs") or 0
+    if streams:
+        rank = fields.require("laurel_rank")
+        matrices += 2 * hidden * rank + streams * hidden + streams**2 * (streams + 1)
+        vectors += 3 * hidden
+        # The router runs twice, before and after the layer; the streams are mixed by a separate
+        # matrix for each token.
+        token_flop = 2 * streams * hidden + 2 * streams**2 * hidden
+    return Extras(matrices, vectors, token_flop)
+
+
+def _gemma_model_extras(fields: ConfigFields, hidden: int, count: int) -> dict[str, object]:
+    width = fields.integer("hidden_size_per_layer_input") or 0
+    streams = fields.integer("altup_num_inputs") or 1
+    words = fields.integer("vocab_size_per_layer_input") or fields.integer("vocab_size") or 0
+    # The other streams are derived from the first at the start and joined to it at the end.
+    matrices = hidden * width * count + 2 * (streams - 1) * hidden * hidden
+    return {
+        "extras": Extras(matrices, width),
+        "looked_up": words * width * count,
+    }
 
 
 def nemotron_nas_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
@@ -148,82 +262,6 @@ def longcat_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     return Stack((first, second) * count)
 
 
-def minimax_m3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
-    """Return the layers of a MiniMax-M3 text model: most of them select blocks of keys."""
-    count = layer_total(fields)
-    settings = fields.raw("sparse_attention_config")
-    sparse: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
-    kinds = kinds_of(fields, "layer_types", count, (_FULL, _BLOCKS))
-    if kinds is None:
-        marks = sparse.get("sparse_attention_freq")
-        listed = marks if isinstance(marks, list) and len(marks) >= count else [0] * count
-        kinds = tuple(_BLOCKS if mark else _FULL for mark in listed[:count])
-
-    def setting(name: str, older: str) -> int:
-        return fields.whole(older, sparse.get(older)) or fields.require(name)
-
-    plain = GroupedAttention(
-        query_heads=fields.require("num_attention_heads"),
-        key_value_heads=fields.require("num_key_value_heads"),
-        head_size=fields.require("head_dim"),
-        query_key_norm_size=2 * fields.require("head_dim"),
-    )
-    chooser = None
-    if _BLOCKS in kinds:
-        chooser = BlockSelector(
-            heads=setting("index_n_heads", "sparse_num_index_heads"),
-            head_size=setting("index_head_dim", "sparse_index_dim"),
-            block_tokens=setting("index_block_size", "sparse_block_size"),
-            blocks=setting("index_topk_blocks", "sparse_topk_blocks"),
-        )
-        if not setting("index_local_blocks", "sparse_local_block"):
-            raise fields.error("attention that leaves out the query's own block is not supported")
-    mixture = MixtureOfExperts(
-        experts=fields.require("num_experts"),
-        active_experts=fields.require("num_experts_per_tok"),
-        intermediate_size=fields.require("intermediate_size"),
-        shared_intermediate_size=fields.integer("shared_intermediate_size") or 0,
-        router_bias=family.router_bias,
-    )
-    fields.check()
-    sizes = _dense_or_experts(fields, count, "dense_intermediate_size")
-    layers = tuple(
-        LayerGroup(
-            1,
-            _with_selector(plain, chooser if kinds[layer] == _BLOCKS else None),
-            None,
-            sizes[layer],
-            None if sizes[layer] else mixture,
-        )
-        for layer in range(count)
-    )
-    fields.check()
-    return Stack(layers)
-
-
-def _with_selector(plain: GroupedAttention, chooser: BlockSelector | None) -> GroupedAttention:
-    return GroupedAttention(
-        plain.query_heads,
-        plain.key_value_heads,
-        plain.head_size,
-        query_key_norm_size=plain.query_key_norm_size,
-        selector=chooser,
-    )
-
-
-def _dense_or_experts(fields: ConfigFields, count: int, dense_name: str) -> tuple[int, ...]:
-    """The size of each layer's dense feed-forward part; 0 in layers with experts."""
-    kinds = kinds_of(fields, "mlp_layer_types", count, ("dense", "sparse"))
-    if kinds is not None:
-        dense = [kind == "dense" for kind in kinds]
-    else:
-        marks = fields.raw("moe_layer_freq")
-        listed = marks if isinstance(marks, list) and len(marks) >= count else [1] * count
-        dense = [not mark for mark in listed[:count]]
-    size = fields.require(dense_name) if any(dense) else 0
-    return tuple(size if is_dense else 0 for is_dense in dense)
-
-
 def windowed_heads_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     """Return the layers of Step 3.5 or MiMo-V2: windowed and full layers have different heads."""
     count = layer_total(fields)
@@ -249,7 +287,6 @@ def windowed_heads_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
             window if kind == _SLIDING else None,
             sizes[layer],
             None if sizes[layer] else mixture,
-            NO_EXTRAS,
         )
         for layer, kind in enumerate(kinds)
     )
@@ -287,7 +324,7 @@ def step3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
 def _sizes_by_list(fields: ConfigFields, count: int) -> tuple[int, ...]:
     listed = fields.raw("moe_layers_enum")
     if listed is None:
-        return _dense_or_experts(fields, count, "intermediate_size")
+        return dense_or_experts(fields, count, "intermediate_size")
     numbers = listed.split(",") if isinstance(listed, str) else listed
     try:
         experts = {int(number) for number in numbers}
@@ -329,9 +366,6 @@ def _windowed_attention(
         sinks=fields.flag(sinks, default=family.sinks and windowed),
         head_gate=gate,
     )
-
-
-_AUDIO_KERNEL = 3
 
 
 def whisper_stack(fields: ConfigFields, family: ModelFamily) -> Stack:

@@ -1,21 +1,14 @@
-"""Reads weight storage, arithmetic and KV cache type from `quantization_config`."""
+"""How a model's weights and KV cache are stored, and the arithmetic: from `quantization_config`."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from exporter.inference.models.description import WeightBytes
-
-
-@dataclass(frozen=True, slots=True)
-class LayerKinds:
-    """Indices of the layers with a dense feed-forward part, and of those with experts."""
-
-    count: int
-    dense: tuple[int, ...] = ()
-    experts: tuple[int, ...] = ()
+from exporter.inference.models.attention import CompressedAttention, LatentAttention
+from exporter.inference.models.description import LayerGroup, ModelDescription, Stack, WeightBytes
+from exporter.inference.models.families import ConfigFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +45,79 @@ _LLAMA_CACHES = {
     "q4_0": 18 / 32,
     "iq4_nl": 18 / 32,
 }
+# DeepSeek-V4's cache entries: see `_cache_value_bytes`.
+_V4_ENTRY_BYTES, _V4_ENTRY_VALUES = 584, 512
 BYTES_PER_VALUE = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
+
+
+def with_formats(
+    model: ModelDescription,
+    fields: ConfigFields,
+    stack: Stack,
+    cache_data_type: str | None,
+    precision: str | None,
+) -> ModelDescription:
+    """Return the model with the storage formats of weights and cache, and the products' precision.
+
+    Raises UnknownArchitectureError for a quantization method that is not known.
+    """
+    own = data_type(fields.raw("torch_dtype") or fields.raw("dtype"))
+    plain = BYTES_PER_VALUE[own]
+    weights = WeightBytes(plain, plain, plain, plain, plain, plain)
+    compute, cache = own, None
+    quantization = fields.raw("quantization_config")
+    if isinstance(quantization, Mapping) and quantization:
+        scheme = weight_scheme(quantization)
+        cache = cache_scheme(quantization)
+        if scheme is None:
+            method = str(quantization.get("quant_method") or quantization.get("quant_algo"))
+            raise fields.error(f"quantization {method[:60]!r} is not supported")
+        weights = weight_bytes(scheme, quantization, plain, stack)
+        compute = scheme.compute or own
+        if _four_bit_experts(fields, quantization):
+            weights = replace(weights, experts=MXFP4_BYTES)
+    chosen = cache_data_type if cache_data_type and cache_data_type != "auto" else cache
+    return replace(
+        model,
+        weights=weights,
+        data_type=own,
+        compute_precision=precision or compute,
+        cache_value_bytes=_cache_value_bytes(model, chosen, own),
+        state_value_bytes=4.0 if _full_states(fields) else 2.0,
+    )
+
+
+def _four_bit_experts(fields: ConfigFields, quantization: Mapping[str, Any]) -> bool:
+    """Whether experts are stored in fewer bits than the rest (DeepSeek-V4: fp8 with MXFP4)."""
+    return str(fields.raw("expert_dtype") or quantization.get("expert_dtype")).lower() == "fp4"
+
+
+def _cache_value_bytes(model: ModelDescription, chosen: object, own: str) -> float:
+    """Bytes of a cached number. Sparse attention in fp8 has a special layout in vLLM and SGLang.
+
+    DeepSeek-V3.2: 512 numbers in fp8 with 4 scales of 32 bits, 64 rotary numbers in bf16.
+    DeepSeek-V4, which engines keep in fp8 by default: 448 in fp8, 64 in bf16, 8 bytes of scales.
+    """
+    plain = cache_value_bytes(chosen, own)
+    kinds = {type(group.attention) for group in model.layers}
+    if CompressedAttention in kinds and (plain == 1.0 or chosen in (None, "auto")):
+        return _V4_ENTRY_BYTES / _V4_ENTRY_VALUES
+    latent = next((g.attention for g in model.layers if type(g.attention) is LatentAttention), None)
+    if plain == 1.0 and latent is not None and any(_is_sparse(group) for group in model.layers):
+        scales = 4 * (latent.latent_rank // 128)
+        stored = latent.latent_rank + scales + 2 * latent.rotary_head_size
+        return stored / latent.cached_values
+    return plain
+
+
+def _is_sparse(group: LayerGroup) -> bool:
+    return isinstance(group.attention, LatentAttention) and group.attention.indexer is not None
+
+
+def _full_states(fields: ConfigFields) -> bool:
+    """Whether the states of recurrent layers are kept in 32 bits, as set in some files."""
+    stored = fields.raw("mamba_ssm_dtype") or fields.raw("mamba_ssm_cache_dtype")
+    return str(stored).removeprefix("torch.") == "float32"
 
 
 def data_type(name: object) -> str:
@@ -108,13 +173,13 @@ def cache_scheme(config: Mapping[str, Any]) -> str | None:
         stated = inner.get(name) or config.get(name)
         if isinstance(stated, str) and stated.lower() not in {"none", "auto", ""}:
             return stated.lower()
-        if isinstance(stated, Mapping) and stated.get("num_bits") in {4, 8}:
+        if isinstance(stated, Mapping) and stated.get("num_bits") in (4, 8):
             return f"{'fp' if stated.get('type') == 'float' else 'int'}{stated['num_bits']}"
     return None
 
 
 def weight_bytes(
-    scheme: WeightScheme, config: Mapping[str, Any], plain_bytes: float, layers: LayerKinds
+    scheme: WeightScheme, config: Mapping[str, Any], plain_bytes: float, stack: Stack
 ) -> WeightBytes:
     """Return the bytes per parameter of each part, allowing for unquantized modules."""
     quantized = scheme.bits / 8
@@ -130,12 +195,12 @@ def weight_bytes(
         return share * plain_bytes + (1 - share) * quantized
 
     whole = not scheme.experts_only
-    every = range(layers.count)
+    every = range(len(stack.layers))
     return WeightBytes(
         attention=part("attention", every, quantizable=whole),
-        dense=part("dense", layers.dense, quantizable=whole),
-        experts=part("experts", layers.experts),
-        shared_experts=part("shared_experts", layers.experts, quantizable=whole),
+        dense=part("dense", stack.dense, quantizable=whole),
+        experts=part("experts", stack.experts),
+        shared_experts=part("shared_experts", stack.experts, quantizable=whole),
         # By default, engines keep the output head in the model's data type.
         head=quantized if config.get("lm_head") is True else plain_bytes,
         other=plain_bytes,

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from exporter.inference.lengths import LengthModel
-from exporter.inference.models.flops import decode_attention_flop_after, prefill_attention_flop
+from exporter.inference.models.cost import decode_attention_flop_after, prefill_attention_flop
 from exporter.inference.progress import Progress, Server, true_passes
 from exporter.inference.reading import Buckets, Finished, InFlight, ModelReading
 from tests.inference.models.shapes import TINY

@@ -3,7 +3,7 @@
 import pytest
 
 from exporter.inference.account import LONGEST_FALL_SECONDS, CacheShare, WasteTotals
-from exporter.inference.models.work import Cost, Work
+from exporter.inference.models.cost import Cost, Work
 from exporter.inference.reading import ModelReading
 from tests.inference.models.shapes import TINY
 

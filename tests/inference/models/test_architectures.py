@@ -4,11 +4,14 @@ import pytest
 
 from benchmarks.model_parameters import BOUND, rows
 from exporter.inference.models.config import describe
-from exporter.inference.models.description import UnknownArchitectureError
+from exporter.inference.models.cost import (
+    cache_bytes_per_token,
+    cache_bytes_read_by,
+    linear_flop_per_token,
+    prefill_attention_flop,
+)
+from exporter.inference.models.description import UnknownArchitectureError, count_parameters
 from exporter.inference.models.families import FAMILIES
-from exporter.inference.models.flops import linear_flop_per_token, prefill_attention_flop
-from exporter.inference.models.memory import cache_bytes_per_token, cache_bytes_read_by
-from exporter.inference.models.parameters import count_parameters
 
 
 # Each in seconds; `python -m benchmarks.model_parameters` has all of them.

@@ -7,9 +7,10 @@ import pytest
 
 from exporter.errors import FlopwatchError
 from exporter.inference.models.attention import GroupedAttention, LatentAttention
-from exporter.inference.models.config import describe, load_description
+from exporter.inference.models.config import describe
+from exporter.inference.models.cost import stored_weight_bytes
 from exporter.inference.models.description import ModelDescriptionError, UnknownArchitectureError
-from exporter.inference.models.memory import stored_weight_bytes
+from exporter.inference.models.files import load_description
 
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -222,6 +223,13 @@ class TestFormats:
         model = self.quantized(quant_method="fp8", kv_cache_scheme="FP8")
 
         assert model.cache_value_bytes == 1.0
+
+    @pytest.mark.parametrize("bits", [[8], {}, "eight", None])
+    def test_a_cache_scheme_that_is_not_one(self, bits):
+        """A width that is no number sets nothing: the cache has the model's own type, bf16."""
+        model = self.quantized(quant_method="fp8", kv_cache_scheme={"num_bits": bits})
+
+        assert model.cache_value_bytes == 2.0
 
     @pytest.mark.parametrize(
         ("name", "size"),

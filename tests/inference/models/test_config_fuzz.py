@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.inference.models.config import describe
-from exporter.inference.models.description import UnknownArchitectureError
+from exporter.inference.models.cost import stored_weight_bytes, weight_bytes_per_pass
+from exporter.inference.models.description import UnknownArchitectureError, count_parameters
 from exporter.inference.models.families import FAMILIES
-from exporter.inference.models.memory import stored_weight_bytes, weight_bytes_per_pass
-from exporter.inference.models.parameters import count_parameters
 from tests.inference.models import test_irregular
 from tests.inference.models.shapes import decode_flop, prefill_flop
 

@@ -12,21 +12,19 @@ from exporter.inference.models.attention import (
     causal_pairs,
     compressed_pairs,
 )
-from exporter.inference.models.config import load_description
-from exporter.inference.models.description import LayerGroup, ModelDescription
-from exporter.inference.models.flops import (
+from exporter.inference.models.cost import (
+    cache_bytes_per_token,
+    cache_bytes_read,
     decode_attention_flop,
+    experts_touched,
     head_flop_per_token,
     linear_flop_per_token,
     prefill_attention_flop,
-)
-from exporter.inference.models.memory import (
-    cache_bytes_per_token,
-    cache_bytes_read,
-    experts_touched,
     stored_weight_bytes,
     weight_bytes_per_pass,
 )
+from exporter.inference.models.description import LayerGroup, ModelDescription
+from exporter.inference.models.files import load_description
 from tests.inference.models.shapes import MIXTURE, TINY, WINDOWED, decode_flop, prefill_flop
 
 

@@ -6,10 +6,9 @@ import pytest
 
 from benchmarks.engine_accuracy.gguf_file import write_gguf
 from exporter.inference.models.attention import GroupedAttention
-from exporter.inference.models.description import ModelDescriptionError
-from exporter.inference.models.locate import load_model
-from exporter.inference.models.memory import stored_weight_bytes
-from exporter.inference.models.parameters import count_parameters
+from exporter.inference.models.cost import stored_weight_bytes
+from exporter.inference.models.description import ModelDescriptionError, count_parameters
+from exporter.inference.models.files import load_model
 
 
 @pytest.fixture(name="file")

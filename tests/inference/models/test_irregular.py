@@ -7,23 +7,26 @@ from typing import ClassVar
 import pytest
 
 from exporter.inference.models.config import describe
-from exporter.inference.models.description import ModelDescriptionError, UnknownArchitectureError
-from exporter.inference.models.flops import (
-    decode_attention_flop,
-    decode_attention_flop_after,
-    linear_flop_per_token,
-    prefill_attention_flop,
-)
-from exporter.inference.models.memory import (
+from exporter.inference.models.cost import (
+    Stretch,
+    Work,
     cache_bytes_per_token,
     cache_bytes_read,
     cache_bytes_read_by,
+    cost_of,
+    decode_attention_flop,
+    decode_attention_flop_after,
     experts_touched,
+    linear_flop_per_token,
+    prefill_attention_flop,
     stored_weight_bytes,
     weight_bytes_per_pass,
 )
-from exporter.inference.models.parameters import count_parameters
-from exporter.inference.models.work import Stretch, Work, cost_of
+from exporter.inference.models.description import (
+    ModelDescriptionError,
+    UnknownArchitectureError,
+    count_parameters,
+)
 
 
 CONFIGS = Path(__file__).parent / "configs"

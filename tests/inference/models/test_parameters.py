@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.inference.models.config import load_description
-from exporter.inference.models.parameters import count_parameters
+from exporter.inference.models.description import count_parameters
+from exporter.inference.models.files import load_description
 from tests.inference.models.shapes import MIXTURE, TINY
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from exporter.inference.models.locate import load_model
-from exporter.inference.models.products import MatrixProduct, matrix_products
+from exporter.inference.models.description import MatrixProduct, matrix_products
+from exporter.inference.models.files import load_model
 
 
 CONFIGS = Path(__file__).parent / "configs"

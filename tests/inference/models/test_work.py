@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.inference.models.config import load_description
-from exporter.inference.models.locate import locate_config, locate_in_process
-from exporter.inference.models.work import Cost, Stretch, Work, cost_of
+from exporter.inference.launch import locate_config, locate_in_process
+from exporter.inference.models.cost import Cost, Stretch, Work, cost_of
+from exporter.inference.models.files import load_description
 from tests.inference.models.shapes import MIXTURE, TINY, WINDOWED
 
 

@@ -1,11 +1,28 @@
-"""Models with other layers than attention: the kind of each layer, and recurrent mixers."""
+"""Families with other mixers than plain attention: recurrent layers, and attention to selected keys.
 
-from collections.abc import Sequence
+Source of DeepSeek-V4: DeepSeek-AI, "DeepSeek-V4" (2026). Source of the others: the classes in Hugging
+Face transformers.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from exporter.inference.models.attention import Attention
-from exporter.inference.models.families import ModelFamily
-from exporter.inference.models.fields import LARGEST_LAYER_COUNT, ConfigFields
+from exporter.inference.models.attention import (
+    Attention,
+    BlockSelector,
+    CompressedAttention,
+    GroupedAttention,
+)
+from exporter.inference.models.description import Extras, LayerGroup, MixtureOfExperts, Stack
+from exporter.inference.models.families import (
+    LARGEST_LAYER_COUNT,
+    ConfigFields,
+    ModelFamily,
+    dense_or_experts,
+    kinds_of,
+    layer_total,
+)
 
 
 FULL_ATTENTION, RECURRENT, MLP, MOE = "full_attention", "linear_attention", "mlp", "moe"
@@ -19,6 +36,17 @@ _NAMES = {
     "mlp": MLP,
     "moe": MOE,
 }
+_V4_WINDOW, _V4_SPARSE, _V4_HEAVY = (
+    "sliding_attention",
+    "compressed_sparse_attention",
+    "heavily_compressed_attention",
+)
+# Older files list the ratio of each layer instead of its kind.
+_KIND_OF_RATIO = {0: _V4_WINDOW, 4: _V4_SPARSE, 128: _V4_HEAVY}
+_RATIOS = {_V4_SPARSE: 4, _V4_HEAVY: 128}
+# Hyper-connections are stored and multiplied in 32 bits.
+_CONNECTION_BYTES = 4.0
+_BLOCKS = "minimax_m3_sparse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,4 +256,151 @@ def _mamba2(fields: ConfigFields) -> RecurrentMixer:
         vectors=convolved * fields.flag("use_conv_bias", default=True) + 3 * heads + inner,
         state_values=inner * states,
         token_flop=4 * inner * states,
+    )
+
+
+def deepseek_v4_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
+    """Return the layers of a DeepSeek-V4 model."""
+    count = layer_total(fields)
+    hidden = fields.require("hidden_size")
+    window = fields.require("sliding_window")
+    kinds = _v4_kinds(fields, count)
+    mixture = MixtureOfExperts(
+        experts=fields.require("num_experts"),
+        active_experts=fields.require("num_experts_per_tok"),
+        intermediate_size=fields.require("moe_intermediate_size"),
+        shared_intermediate_size=(fields.integer("n_shared_experts") or 0)
+        * fields.require("moe_intermediate_size"),
+    )
+    streams = fields.require("hc_mult")
+    attentions = {kind: _v4_attention(fields, kind) for kind in dict.fromkeys(kinds)}
+    fields.check()
+    layers = tuple(
+        LayerGroup(
+            count=1,
+            attention=attentions[kind],
+            window=window,
+            intermediate_size=0,
+            mixture=mixture,
+            extras=_v4_extras(attentions[kind], hidden, streams),
+        )
+        for kind in kinds
+    )
+    # At the end one more projection joins the streams.
+    head = Extras(streams * streams * hidden, streams + 1, 2 * streams * hidden, _CONNECTION_BYTES)
+    return Stack(layers, {"extras": head})
+
+
+def _v4_kinds(fields: ConfigFields, count: int) -> tuple[str, ...]:
+    kinds = kinds_of(fields, "layer_types", count, (_V4_WINDOW, _V4_SPARSE, _V4_HEAVY))
+    if kinds is not None:
+        return kinds
+    ratios = fields.raw("compress_ratios")
+    if isinstance(ratios, list) and len(ratios) >= count:
+        whole = [fields.whole("compress_ratios", ratio) for ratio in ratios[:count]]
+        kinds = tuple(_KIND_OF_RATIO.get(-1 if ratio is None else ratio, "") for ratio in whole)
+        if not all(kinds):
+            raise fields.error("compress_ratios has ratios other than 0, 4 and 128")
+        return kinds
+    raise fields.error("the file does not give the attention of each layer")
+
+
+def _v4_attention(fields: ConfigFields, kind: str) -> CompressedAttention:
+    rates = fields.raw("compress_rates")
+    ratio = _RATIOS.get(kind, 0)
+    if ratio and isinstance(rates, Mapping):
+        ratio = fields.whole("compress_rates", rates.get(kind)) or ratio
+    sparse = kind == _V4_SPARSE
+    return CompressedAttention(
+        query_heads=fields.require("num_attention_heads"),
+        head_size=fields.require("head_dim"),
+        query_rank=fields.require("q_lora_rank"),
+        output_groups=fields.require("o_groups"),
+        output_rank=fields.require("o_lora_rank"),
+        ratio=ratio,
+        chosen=fields.require("index_topk") if sparse else 0,
+        index_heads=fields.require("index_n_heads") if sparse else 0,
+        index_head_size=fields.require("index_head_dim") if sparse else 0,
+    )
+
+
+def _v4_extras(attention: CompressedAttention, hidden: int, streams: int) -> Extras:
+    """The compressor, and a hyper-connection before attention and one before the experts.
+
+    Each projects all streams to the weights that join them into one input and mix them with the
+    output: `streams` weights to join, as many to distribute, and `streams` squared to mix.
+    """
+    connection = (2 + streams) * streams
+    compressor = attention.compressor_parameters(hidden)
+    matrices = 2 * connection * streams * hidden
+    mean_bytes = (2.0 * compressor + _CONNECTION_BYTES * matrices) / (compressor + matrices)
+    return Extras(
+        matrices=compressor + matrices,
+        vectors=2 * (connection + 3),
+        # Joining the streams, and mixing them.
+        token_flop=2 * (2 * streams * hidden + 2 * streams**2 * hidden),
+        value_bytes=mean_bytes,
+    )
+
+
+def minimax_m3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
+    """Return the layers of a MiniMax-M3 text model: most of them select blocks of keys."""
+    count = layer_total(fields)
+    settings = fields.raw("sparse_attention_config")
+    sparse: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
+    kinds = kinds_of(fields, "layer_types", count, (FULL_ATTENTION, _BLOCKS))
+    if kinds is None:
+        marks = sparse.get("sparse_attention_freq")
+        listed = marks if isinstance(marks, list) and len(marks) >= count else [0] * count
+        kinds = tuple(_BLOCKS if mark else FULL_ATTENTION for mark in listed[:count])
+
+    def setting(name: str, older: str) -> int:
+        return fields.whole(older, sparse.get(older)) or fields.require(name)
+
+    plain = GroupedAttention(
+        query_heads=fields.require("num_attention_heads"),
+        key_value_heads=fields.require("num_key_value_heads"),
+        head_size=fields.require("head_dim"),
+        query_key_norm_size=2 * fields.require("head_dim"),
+    )
+    chooser = None
+    if _BLOCKS in kinds:
+        chooser = BlockSelector(
+            heads=setting("index_n_heads", "sparse_num_index_heads"),
+            head_size=setting("index_head_dim", "sparse_index_dim"),
+            block_tokens=setting("index_block_size", "sparse_block_size"),
+            blocks=setting("index_topk_blocks", "sparse_topk_blocks"),
+        )
+        if not setting("index_local_blocks", "sparse_local_block"):
+            raise fields.error("attention that leaves out the query's own block is not supported")
+    mixture = MixtureOfExperts(
+        experts=fields.require("num_experts"),
+        active_experts=fields.require("num_experts_per_tok"),
+        intermediate_size=fields.require("intermediate_size"),
+        shared_intermediate_size=fields.integer("shared_intermediate_size") or 0,
+        router_bias=family.router_bias,
+    )
+    fields.check()
+    sizes = dense_or_experts(fields, count, "dense_intermediate_size")
+    layers = tuple(
+        LayerGroup(
+            1,
+            _with_selector(plain, chooser if kinds[layer] == _BLOCKS else None),
+            None,
+            sizes[layer],
+            None if sizes[layer] else mixture,
+        )
+        for layer in range(count)
+    )
+    fields.check()
+    return Stack(layers)
+
+
+def _with_selector(plain: GroupedAttention, chooser: BlockSelector | None) -> GroupedAttention:
+    return GroupedAttention(
+        plain.query_heads,
+        plain.key_value_heads,
+        plain.head_size,
+        query_key_norm_size=plain.query_key_norm_size,
+        selector=chooser,
     )

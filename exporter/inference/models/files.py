@@ -1,10 +1,11 @@
-"""A model description from the header of a GGUF file, as llama.cpp serves it.
+"""A model description from a file: a Hugging Face config.json, or the header of a GGUF file.
 
-Source: ggml-org/ggml, docs/gguf.md. The header has the model's sizes and every tensor's shape and
-type; weights are never read. The parameters counted by the formulas must agree with the tensors in
-the file.
+Source of the latter: ggml-org/ggml, docs/gguf.md. The header has the model's sizes and every tensor's
+shape and type; weights are never read. The parameters counted by the formulas must agree with the
+tensors in the file.
 """
 
+import json
 import math
 import struct
 from collections import Counter
@@ -19,11 +20,13 @@ from exporter.inference.models.description import (
     ModelDescriptionError,
     UnknownArchitectureError,
     WeightBytes,
+    count_parameters,
 )
-from exporter.inference.models.parameters import count_parameters
 from exporter.inference.models.quantization import cache_value_bytes
 
 
+# Real files take a few kilobytes; with the longest lists of unquantized modules, a few hundred.
+LARGEST_FILE_BYTES = 4 * 1024 * 1024
 MAGIC = b"GGUF"
 # Headers take about ten megabytes, mostly the vocabulary; anything larger is invalid.
 LARGEST_HEADER_BYTES = 128 * 1024 * 1024
@@ -99,27 +102,72 @@ _FIELDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of the header."""
+def load_model(
+    path: Path | str, *, cache_data_type: str | None = None, precision: str | None = None
+) -> ModelDescription:
+    """Return the description of the model that `path` describes.
 
-    name: str
-    parameters: int
-    type_number: int
-
-    @property
-    def stored_bytes(self) -> float:
-        """Its size in bytes."""
-        size, numbers = _TYPES[self.type_number]
-        return self.parameters * size / numbers
+    `cache_data_type` (as the engine names it) and `precision` override what the file says.
+    Raises ModelDescriptionError with one line naming the file and what is wrong.
+    """
+    place = Path(path)
+    load = load_gguf if is_gguf(place) else load_description
+    return load(place, cache_data_type=cache_data_type, precision=precision)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The metadata and the tensors."""
+def load_description(
+    path: Path | str, *, cache_data_type: str | None = None, precision: str | None = None
+) -> ModelDescription:
+    """Return the description of the model whose config.json is at `path` (a file or its folder).
 
-    values: Mapping[str, Any]
-    tensors: tuple[Tensor, ...]
+    `cache_data_type` (as the engine names it) and `precision` override what the file says.
+    Raises ModelDescriptionError with one line naming the file and what is wrong.
+    """
+    place = Path(path)
+    if place.is_dir():
+        place = place / "config.json"
+    try:
+        values = _read_json(place)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelDescriptionError(f"{place}: {_one_line(error)}") from error
+    if not isinstance(values, Mapping):
+        raise ModelDescriptionError(f"{place}: not a JSON object")
+    values = {**_quantization_file(place), **values}
+    try:
+        return describe(values, cache_data_type=cache_data_type, precision=precision)
+    except UnknownArchitectureError as error:
+        raise ModelDescriptionError(f"{place}: {error}") from error
+
+
+def _read_json(place: Path) -> Any:
+    if not place.is_file():
+        raise ModelDescriptionError(f"{place}: no such file")
+    if place.stat().st_size > LARGEST_FILE_BYTES:
+        raise ModelDescriptionError(f"{place}: larger than {LARGEST_FILE_BYTES} bytes")
+    return json.loads(place.read_text(encoding="utf-8"))
+
+
+def _quantization_file(place: Path) -> dict[str, Any]:
+    """ModelOpt's file next to config.json, used if the latter has no quantization settings.
+
+    Raises ModelDescriptionError if the file exists but cannot be read: the weights are then
+    quantized in an unknown way.
+    """
+    file = place.parent / "hf_quant_config.json"
+    try:
+        if not file.exists():
+            return {}
+        values = _read_json(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelDescriptionError(f"{file}: {_one_line(error)}") from error
+    if not isinstance(values, Mapping):
+        raise ModelDescriptionError(f"{file}: not a JSON object")
+    return {"quantization_config": dict(values)}
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def is_gguf(path: Path) -> bool:
@@ -147,6 +195,29 @@ def load_gguf(
     except (OSError, ValueError, struct.error) as error:
         text = (error.strerror if isinstance(error, OSError) else str(error)) or "broken header"
         raise ModelDescriptionError(f"{path}: {text}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of the header."""
+
+    name: str
+    parameters: int
+    type_number: int
+
+    @property
+    def stored_bytes(self) -> float:
+        """Its size in bytes."""
+        size, numbers = _TYPES[self.type_number]
+        return self.parameters * size / numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The metadata and the tensors."""
+
+    values: Mapping[str, Any]
+    tensors: tuple[Tensor, ...]
 
 
 def read_header(file: BinaryIO) -> Header:
