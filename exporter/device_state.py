@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from exporter.accounting.counters import HistogramValue
-from exporter.accounting.device import Counters, LastWindow
+from exporter.accounting.device import Counters, HistogramValue, LastWindow
 from exporter.accounting.peaks import Peaks
 from exporter.readings import DeviceIdentity, FastReading, SlowReading
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import cast
 
 from exporter import procfs
-from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
+from exporter.accounting.time_split import EVENT_REASONS
 from exporter.device_state import UNKNOWN, DeviceState
 from exporter.readings import FastReading, SlowReading
 from exporter.state import State

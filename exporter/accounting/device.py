@@ -1,24 +1,27 @@
 """The accounts of one device: readings in, counters and last-tick gauges out.
 
+Counters never decrease, even if the device restarts its own.
+
 Time is accounted in windows that tile it: a window starts where the last one ended, so that no
 span is counted twice; a span longer than the caller's limit was not watched and is left out.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
-from exporter.accounting.clocks import EVENT_REASONS, ClockWindow, summarise_clocks
-from exporter.accounting.counters import (
-    TICK_UTILIZATION_BOUNDS,
-    DeviceCounter,
-    Histogram,
-    HistogramValue,
-    SpanCounter,
-)
 from exporter.accounting.flop import PipeWork, count_flop
 from exporter.accounting.peaks import Peaks
-from exporter.accounting.time_split import REACHABLE_BANDWIDTH, STATE_NAMES, split_time
+from exporter.accounting.time_split import (
+    EVENT_REASONS,
+    REACHABLE_BANDWIDTH,
+    STATE_NAMES,
+    ClockWindow,
+    split_time,
+    summarise_clocks,
+)
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, FastReading
 
 
@@ -26,6 +29,35 @@ from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, FastR
 COARSE_SOURCE = "nvml"
 # FLOP that a processor counted itself (Linux perf events).
 PERF_SOURCE = "perf"
+# Upper bounds of the buckets of the histograms that the exporter keeps: shares of the peak, and seconds.
+TICK_UTILIZATION_BOUNDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+TICK_DURATION_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+# The links whose bytes NVML counts.
+NVML_TRAFFIC = (
+    "pcie_receive_bytes",
+    "pcie_transmit_bytes",
+    "nvlink_receive_bytes",
+    "nvlink_transmit_bytes",
+)
+_TRAFFIC = (*NVML_TRAFFIC, "c2c_receive_bytes", "c2c_transmit_bytes")
+# One tick has a handful, a minute of DCGM's a few hundred; a bound for windows that never close.
+_CLOCK_SAMPLES_MAX = 256
+# Windows are timed by two clock readings around a driver call: an overlap of a microsecond is rounding.
+_OVERLAP_TOLERANCE_SECONDS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramValue:
+    """A histogram at one instant. `counts` has one entry per bound and one for +Inf, not cumulative."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+    @property
+    def count(self) -> int:
+        """Number of observations."""
+        return sum(self.counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +110,7 @@ class DeviceAccounts:
         self._slow_counters: dict[tuple[str, str], DeviceCounter] = {}
         self._energy = DeviceCounter()
         self._module_energy = DeviceCounter()
-        self._traffic = {name: SpanCounter() for name in _TRAFFIC_NAMES}
+        self._traffic = {name: SpanCounter() for name in _TRAFFIC}
         self._ticks: dict[str, Histogram] = {}
 
     def revalue(self, identity: DeviceIdentity, peaks: Peaks) -> None:
@@ -153,13 +185,8 @@ class DeviceAccounts:
             },
             energy_joules=self._energy.value,
             module_energy_joules=self._module_energy.value,
-            pcie_receive_bytes=self._traffic["pcie_receive_bytes"].value,
-            pcie_transmit_bytes=self._traffic["pcie_transmit_bytes"].value,
-            nvlink_receive_bytes=self._traffic["nvlink_receive_bytes"].value,
-            nvlink_transmit_bytes=self._traffic["nvlink_transmit_bytes"].value,
-            c2c_receive_bytes=self._traffic["c2c_receive_bytes"].value,
-            c2c_transmit_bytes=self._traffic["c2c_transmit_bytes"].value,
             tick_utilization={name: ticks.value() for name, ticks in self._ticks.items()},
+            **{name: counter.value for name, counter in self._traffic.items()},
         )
 
     def without_falls(self, slow: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,13 +260,7 @@ class DeviceAccounts:
             self._clocks, window.start_seconds, window.end_seconds, identity.sm_clock_max_hertz
         )
         if window.sm_cycles is not None:
-            clock = ClockWindow(
-                window.sm_cycles / window.seconds,
-                clock.idle,
-                clock.power,
-                clock.thermal,
-                clock.other,
-            )
+            clock = replace(clock, mean_hertz=window.sm_cycles / window.seconds)
         split = split_time(
             window, clock, identity.sm_clock_max_hertz, reachable_bandwidth=reachable_bandwidth
         )
@@ -308,15 +329,90 @@ class DeviceAccounts:
                 traffic.add(moved, window.start_seconds, window.end_seconds)
 
 
-_TRAFFIC_NAMES = (
-    "pcie_receive_bytes",
-    "pcie_transmit_bytes",
-    "nvlink_receive_bytes",
-    "nvlink_transmit_bytes",
-    "c2c_receive_bytes",
-    "c2c_transmit_bytes",
-)
-# One tick has a handful, a minute of DCGM's a few hundred; a bound for windows that never close.
-_CLOCK_SAMPLES_MAX = 256
-# Windows are timed by two clock readings around a driver call: an overlap of a microsecond is rounding.
-_OVERLAP_TOLERANCE_SECONDS = 1e-6
+class DeviceCounter:
+    """Follows a counter of the device, and stays monotonic when the device restarts it.
+
+    The first reading is the value, unless something was added before; then it is only the base of
+    the next one. A reading below the last one means that the device was reset or the driver
+    reloaded: what it counted meanwhile was not seen and is not counted.
+    """
+
+    __slots__ = ("_last", "value")
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self._last: float | None = None
+
+    @property
+    def followed(self) -> bool:
+        """Whether the device has ever reported its counter."""
+        return self._last is not None
+
+    def add(self, amount: float) -> None:
+        """Add an amount known from elsewhere, as long as the device does not count itself."""
+        self.value = (self.value or 0.0) + amount
+
+    def follow(self, reading: float | None) -> None:
+        """Take the device's next reading; None changes nothing."""
+        if reading is None:
+            return
+        if self.value is None:
+            self.value = reading
+        elif self._last is not None and reading > self._last:
+            self.value += reading - self._last
+        self._last = reading
+
+
+class SpanCounter:
+    """A counter with two sources that come and go: the device's own, and sums over spans of time.
+
+    It never falls, and no instant is counted twice: what the device's counter has covered is
+    deducted from a span, and after a span the device's next reading is only a new base.
+    """
+
+    __slots__ = ("_counted_until", "_last", "value")
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self._last: float | None = None
+        self._counted_until = -inf
+
+    def follow(self, reading: float, at_seconds: float) -> None:
+        """Take the device's own counter as of an instant."""
+        if self.value is None:
+            self.value = reading
+            self._counted_until = at_seconds
+        elif self._last is not None:
+            self.value += max(0.0, reading - self._last)
+            self._counted_until = at_seconds
+        self._last = reading
+
+    def add(self, amount: float, start_seconds: float, end_seconds: float) -> None:
+        """Add the amount of a span, spread evenly over it."""
+        begin = max(start_seconds, self._counted_until)
+        if end_seconds <= begin:
+            return
+        share = (end_seconds - begin) / (end_seconds - start_seconds)
+        self.value = (self.value or 0.0) + share * amount
+        self._counted_until = end_seconds
+        self._last = None
+
+
+class Histogram:
+    """Counts observations by upper bound."""
+
+    __slots__ = ("_bounds", "_counts", "_total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one observation; a value equal to a bound belongs to that bound's bucket."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def value(self) -> HistogramValue:
+        """The histogram as it is now."""
+        return HistogramValue(self._bounds, tuple(self._counts), self._total)

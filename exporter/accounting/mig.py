@@ -1,6 +1,6 @@
 """MIG instances: their share of a GPU's peaks, and a GPU's activity from that of its instances."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from exporter.accounting.peaks import PeakOverride, Peaks, find_peaks
@@ -10,6 +10,24 @@ from exporter.readings import SM_ACTIVITIES, ActivityWindow, DeviceIdentity
 # Memory and its bandwidth are assigned in eighths of the GPU (quarters on smaller boards, which are
 # eighths too). Source: MIG User Guide, tables of supported profiles.
 _MEMORY_SLICES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceShare:
+    """An instance's shares of its GPU's SMs and memory bandwidth; None: not known."""
+
+    sm: float
+    memory: float | None
+
+
+def instance_share(
+    gpu: DeviceIdentity, gpu_sm_count: int | None, instance: DeviceIdentity
+) -> InstanceShare | None:
+    """The instance's shares of its GPU; None where the number of SMs of one of them is not known."""
+    if not gpu_sm_count or not instance.sm_count:
+        return None
+    memory = memory_share(gpu.memory_size_bytes, instance.memory_size_bytes)
+    return InstanceShare(instance.sm_count / gpu_sm_count, memory)
 
 
 def memory_share(gpu_bytes: float | None, instance_bytes: float | None) -> float | None:
@@ -49,40 +67,45 @@ def instance_peaks(
     return replace(peaks, flops={name: value * share for name, value in whole.flops.items()})
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceWindow:
-    """An instance's window, and the shares of the GPU's SMs and memory bandwidth that it is of."""
+def whole_gpu_activities(
+    parts: Sequence[tuple[Mapping[str, float | None], InstanceShare]],
+) -> dict[str, float]:
+    """A GPU's activities from those of all its instances; SMs and memory of no instance are idle.
 
-    window: ActivityWindow
-    sm_share: float
-    memory_share: float | None
+    An activity that one instance does not report is unknown for the GPU, and left out.
+    """
+    whole: dict[str, float] = {}
+    for name in parts[0][0] if parts else ():
+        weighted = [
+            value * weight
+            for activities, share in parts
+            if (value := activities.get(name)) is not None
+            and (weight := share.memory if name == "dram" else share.sm) is not None
+        ]
+        if len(weighted) == len(parts):
+            whole[name] = min(sum(weighted), 1.0)
+    return whole
 
 
-def whole_gpu_window(parts: Sequence[InstanceWindow]) -> ActivityWindow | None:
-    """The GPU's window from those of all its instances; SMs that no instance has are idle.
+def whole_gpu_window(
+    parts: Sequence[tuple[ActivityWindow, InstanceShare]],
+) -> ActivityWindow | None:
+    """The GPU's window from those of all its instances; None without any.
 
-    For GPUs that answer for their instances but not for themselves. An activity that one instance
-    does not report is unknown for the GPU. None without parts.
+    For GPUs that answer for their instances but not for themselves.
     """
     if not parts:
         return None
-    first = parts[0].window
-    shares: dict[str, float | None] = {}
-    for name in ("graphics", *SM_ACTIVITIES):
-        values = [(getattr(part.window, name), part.sm_share) for part in parts]
-        known = [value * share for value, share in values if value is not None]
-        shares[name] = sum(known) if len(known) == len(values) else None
-    moved = [
-        part.window.dram * part.memory_share
-        for part in parts
-        if part.window.dram is not None and part.memory_share is not None
-    ]
+    names = ("graphics", "dram", *SM_ACTIVITIES)
+    activities = whole_gpu_activities(
+        [({name: getattr(window, name) for name in names}, share) for window, share in parts]
+    )
+    first = parts[0][0]
     return ActivityWindow(
         first.source,
         first.start_seconds,
         first.end_seconds,
-        **shares,
-        dram=sum(moved) if len(moved) == len(parts) else None,
+        **activities,
         # All SMs of a GPU share one clock; windows differ by the microseconds between samples.
         sm_cycles=first.sm_cycles,
     )

@@ -81,8 +81,9 @@ class Peaks:
 
     `flops` is the dense peak by precision in FLOP/s, `tensor_rate` and `plain_rate` the FLOP per
     clock and SM by precision of the tensor and the plain pipes (a fused multiply-add counts 2).
-    `origin` is `datasheet`, `derived`, `config` or, of a processor whose derived peak was passed, `measured`, `model` the table's name of the GPU model.
-    `board_watts` is the design power of the data sheet.
+    `origin` is `datasheet`, `derived`, `config` or, for a processor that exceeded its derived peak,
+    `measured`. `model` is the table's name of the GPU model, `board_watts` the design power of its
+    data sheet.
     `doubt` explains why this is not a data-sheet figure, or what is missing; None otherwise.
     """
 
@@ -143,10 +144,10 @@ def find_peaks(identity: DeviceIdentity, override: PeakOverride | None = None) -
     GPU that neither its name nor its compute capability identifies has no peaks rather than wrong
     ones.
     """
-    if override:
-        identity = replace(identity, sm_count=override.sm_count or identity.sm_count)
-        return _overruled(_found(identity), identity, override)
-    return _found(identity)
+    if not override:
+        return _found(identity)
+    identity = replace(identity, sm_count=override.sm_count or identity.sm_count)
+    return _overruled(_found(identity), identity, override)
 
 
 def _found(identity: DeviceIdentity) -> Peaks:
@@ -163,12 +164,8 @@ def _found(identity: DeviceIdentity) -> Peaks:
             return _from_data_sheet(gpu, identity)
     for gpu in (*named, *kin):
         if _fits_capability(gpu, identity):
-            doubt = (
-                doubts[0]
-                if doubts
-                else f"not in the table of models; taken for kin of {gpu['model']}"
-            )
-            return _derived(identity, gpu["class"], _tensor_share(gpu), doubt)
+            doubts.append(f"not in the table of models; taken for kin of {gpu['model']}")
+            return _derived(identity, gpu["class"], _tensor_share(gpu), doubts[0])
     gpu_class, why = _class_of(identity)
     share = _CLASS_TENSOR_SHARE.get(gpu_class or "", 1.0)
     return _derived(identity, gpu_class, share, doubts[0] if doubts else why)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from exporter.accounting.device import COARSE_SOURCE
+from exporter.accounting.device import COARSE_SOURCE, NVML_TRAFFIC
 from exporter.readings import SM_ACTIVITIES, ActivityWindow, FastReading
 
 
@@ -51,12 +51,6 @@ _FROZEN_POWER_WATTS = 1.0
 # No board or link is this fast; a register's width is far above it.
 _ENERGY_RATE_MAX = 5e3  # W, or three times the power limit
 _TRAFFIC_RATE_MAX = 4e12  # bytes/s
-_TRAFFIC = (
-    "pcie_receive_bytes",
-    "pcie_transmit_bytes",
-    "nvlink_receive_bytes",
-    "nvlink_transmit_bytes",
-)
 
 
 class Plausibility:
@@ -147,7 +141,7 @@ class Plausibility:
         rate = max(_ENERGY_RATE_MAX, 3 * (power_limit_watts or 0.0))
         for name, rate_max, must_grow in (
             ("energy_joules", rate, works),
-            *((name, _TRAFFIC_RATE_MAX, False) for name in _TRAFFIC),
+            *((name, _TRAFFIC_RATE_MAX, False) for name in NVML_TRAFFIC),
         ):
             value: float | None = getattr(fast, name)
             if value is None:
@@ -158,7 +152,7 @@ class Plausibility:
                 fast.at_seconds,
                 rate_max,
                 must_grow=must_grow,
-                wraps=name in _TRAFFIC,
+                wraps=name in NVML_TRAFFIC,
             )
             if verdict is not None:
                 left_out[name] = None

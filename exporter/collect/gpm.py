@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from exporter.accounting.mig import InstanceWindow, memory_share, whole_gpu_window
+from exporter.accounting.mig import InstanceShare, instance_share, whole_gpu_window
 from exporter.collect.gpm_windows import CYCLES, PERCENT, GpmWindows, open_together
 from exporter.collect.nvml.errors import (
     DeviceLost,
@@ -249,13 +249,12 @@ class MigParts(ActivitySource):
     def read(self, fast: FastReading, settings: SamplingSettings) -> ActivityWindow | None:
         """The GPU's window of this tick; None unless every instance has one, and a known size."""
         gpu, sm_count = self.device.identity, self.device.sm_count
-        parts: list[InstanceWindow] = []
+        parts: list[tuple[ActivityWindow, InstanceShare]] = []
         for instance in self.device.instances:
-            identity = instance.identity
-            if instance.window is None or not sm_count or not identity.sm_count:
+            share = instance_share(gpu, sm_count, instance.identity)
+            if instance.window is None or share is None:
                 return None
-            share = memory_share(gpu.memory_size_bytes, identity.memory_size_bytes)
-            parts.append(InstanceWindow(instance.window, identity.sm_count / sm_count, share))
+            parts.append((instance.window, share))
         return whole_gpu_window(parts)
 
     @property

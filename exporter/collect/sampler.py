@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from exporter.accounting.counters import TICK_DURATION_BOUNDS, Histogram, HistogramValue
+from exporter.accounting.device import TICK_DURATION_BOUNDS, Histogram, HistogramValue
 from exporter.collect.nvml.errors import (
     UNKNOWN_CODE,
     DriverAbsent,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from exporter.accounting.clocks import EVENT_REASONS
+from exporter.accounting.time_split import EVENT_REASONS
 from exporter.device_state import DeviceState
 from exporter.metrics.family import Sample, Subject, device_labels
 from exporter.metrics.rows import ByLabel, Info, Rows, Samples, Value

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Iterator
 
-from exporter.accounting.counters import TICK_DURATION_BOUNDS
+from exporter.accounting.device import TICK_DURATION_BOUNDS
 from exporter.device_state import UNKNOWN, DeviceState, SourceHealth
 from exporter.metrics.device import XID_ERRORS_TOTAL, XID_LAST_TIMESTAMP_SECONDS
 from exporter.metrics.family import Labels, Sample, Subject

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from exporter.accounting.counters import TICK_UTILIZATION_BOUNDS
-from exporter.accounting.device import COARSE_SOURCE, LastWindow
+from exporter.accounting.device import COARSE_SOURCE, TICK_UTILIZATION_BOUNDS, LastWindow
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
 from exporter.device_state import UNKNOWN, DeviceState

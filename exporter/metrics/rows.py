@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from exporter.accounting.counters import HistogramValue
+from exporter.accounting.device import HistogramValue
 from exporter.metrics.family import Family, Label, Labels, Sample
 
 

@@ -4,10 +4,15 @@ import math
 import random
 from dataclasses import dataclass, replace
 
-from exporter.accounting.clocks import EVENT_REASONS
-from exporter.accounting.counters import TICK_DURATION_BOUNDS, Histogram
-from exporter.accounting.device import COARSE_SOURCE, DeviceAccounts, LastWindow
+from exporter.accounting.device import (
+    COARSE_SOURCE,
+    TICK_DURATION_BOUNDS,
+    DeviceAccounts,
+    Histogram,
+    LastWindow,
+)
 from exporter.accounting.peaks import find_peaks
+from exporter.accounting.time_split import EVENT_REASONS
 from exporter.device_state import DeviceState, SourceHealth, XidCounts
 from exporter.readings import (
     ActivityWindow,

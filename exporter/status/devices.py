@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from exporter.accounting.clocks import EVENT_REASONS
 from exporter.accounting.device import COARSE_SOURCE, PERF_SOURCE
+from exporter.accounting.time_split import EVENT_REASONS
 from exporter.attribution.snapshot import DeviceKey, Holder
 from exporter.device_state import DeviceState
 from exporter.findings import Finding, Severity, Thresholds

@@ -2,7 +2,7 @@
 
 import pytest
 
-from exporter.accounting.clocks import EVENT_REASONS, summarise_clocks
+from exporter.accounting.time_split import EVENT_REASONS, summarise_clocks
 from exporter.readings import ClockSample
 
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.accounting.counters import DeviceCounter, SpanCounter
-from exporter.accounting.device import Counters, DeviceAccounts
+from exporter.accounting.device import Counters, DeviceAccounts, DeviceCounter, SpanCounter
 from exporter.accounting.peaks import find_peaks
 from exporter.readings import ActivityWindow, ClockSample, DeviceIdentity, FastReading
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from exporter.accounting.mig import (
-    InstanceWindow,
+    InstanceShare,
     instance_peaks,
     memory_share,
     whole_gpu_window,
@@ -73,8 +73,8 @@ def test_the_gpu_is_the_weighted_sum_of_its_instances() -> None:
     """60 SMs at 0.5 and 16 at 1.0 of 132, the rest idle: 46/132; memory by slices: 0.8/2 + 0.4/8."""
     whole = whole_gpu_window(
         [
-            InstanceWindow(window(sm=0.5, dram=0.8), 60 / 132, 0.5),
-            InstanceWindow(window(sm=1.0, dram=0.4), 16 / 132, 0.125),
+            (window(sm=0.5, dram=0.8), InstanceShare(60 / 132, 0.5)),
+            (window(sm=1.0, dram=0.4), InstanceShare(16 / 132, 0.125)),
         ]
     )
 
@@ -88,8 +88,8 @@ def test_what_one_instance_does_not_know_is_unknown_for_the_gpu() -> None:
     """An activity is summed only when every instance has it."""
     whole = whole_gpu_window(
         [
-            InstanceWindow(window(sm=0.5, fp64=0.1), 0.5, 0.5),
-            InstanceWindow(window(sm=0.5), 0.5, None),
+            (window(sm=0.5, fp64=0.1), InstanceShare(0.5, 0.5)),
+            (window(sm=0.5), InstanceShare(0.5, None)),
         ]
     )
 

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.accounting.clocks import ClockWindow
-from exporter.accounting.time_split import split_time
+from exporter.accounting.time_split import ClockWindow, split_time
 from exporter.readings import ActivityWindow
 
 

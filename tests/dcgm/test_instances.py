@@ -2,13 +2,8 @@
 
 import pytest
 
-from exporter.collect.dcgm.exposition import (
-    DcgmDevice,
-    DeviceSample,
-    InstanceShare,
-    parse,
-    whole_gpu_sample,
-)
+from exporter.accounting.mig import InstanceShare
+from exporter.collect.dcgm.exposition import DcgmDevice, DeviceSample, parse, whole_gpu_sample
 from exporter.collect.dcgm.windows import DeviceWindows
 from tests.dcgm.server import row
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from exporter.accounting.counters import Histogram
+from exporter.accounting.device import Histogram
 from exporter.metrics.catalogue import CATALOGUE
 from exporter.metrics.family import Family, MetricType, Sample
 from exporter.metrics.holders import HolderLabels

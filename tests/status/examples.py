@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from exporter.accounting.clocks import EVENT_REASONS, ClockWindow
 from exporter.accounting.device import Counters, LastWindow
 from exporter.accounting.flop import PipeWork
 from exporter.accounting.peaks import Peaks, find_peaks
+from exporter.accounting.time_split import EVENT_REASONS, ClockWindow
 from exporter.attribution.snapshot import Allocation, DeviceKey, HoldersSnapshot, JobUse
 from exporter.device_state import DeviceState, SampledHost, SourceHealth, XidCounts
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot

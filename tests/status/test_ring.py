@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.accounting.clocks import EVENT_REASONS
+from exporter.accounting.time_split import EVENT_REASONS
 from exporter.device_state import DeviceState
 from exporter.status.history import COLUMNS, Ring
 from tests.status.examples import COARSE, DECODE, IDLE, PREFILL, Load, gpu, ticked

@@ -1,7 +1,7 @@
 """Source `dcgm` for one device: only as long as no better source has opened."""
 
-from exporter.accounting.mig import memory_share
-from exporter.collect.dcgm.exposition import InstanceShare, Shares
+from exporter.accounting.mig import InstanceShare, instance_share
+from exporter.collect.dcgm.exposition import Shares
 from exporter.collect.dcgm.source import DcgmReader
 from exporter.collect.settings import SamplingSettings
 from exporter.collect.source import ActivitySource, MeasuredDevice
@@ -78,14 +78,10 @@ class DcgmActivity(ActivitySource):
     def _shares(self) -> Shares:
         """The instances' shares of the GPU; empty unless DCGM is the source of all of them."""
         shares: dict[str, InstanceShare] = {}
-        gpu = self.device.identity
+        gpu, sm_count = self.device.identity, self.device.sm_count
         for instance in self.device.instances:
-            identity = instance.identity
-            stands_in = isinstance(instance.in_use, DcgmActivity)
-            if not stands_in or not self.device.sm_count or not identity.sm_count:
+            share = instance_share(gpu, sm_count, instance.identity)
+            if share is None or not isinstance(instance.in_use, DcgmActivity):
                 return {}
-            share = memory_share(gpu.memory_size_bytes, identity.memory_size_bytes)
-            shares[identity.mig or ""] = InstanceShare(
-                identity.sm_count / self.device.sm_count, share
-            )
+            shares[instance.identity.mig or ""] = share
         return shares

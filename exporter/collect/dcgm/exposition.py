@@ -16,6 +16,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from exporter.accounting.mig import InstanceShare, whole_gpu_activities
+
 
 _PREFIX = "DCGM_FI_"
 _PROFILING = "DCGM_FI_PROF_"
@@ -90,9 +92,6 @@ _LABEL = re.compile(r'[ \t]*(\w+)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(,|\Z)')
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|[Ii]nf|[Nn]a[Nn])")
 # Finds the device that a malformed line is about.
 _UUID = re.compile(r'uuid="((?:GPU|MIG)-[0-9A-Za-z-]{1,64})"', re.IGNORECASE)
-
-# Shares of the memory's bandwidth; all other activities are shares of SMs or of their time.
-_OF_MEMORY = "dram"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,14 +254,6 @@ def _is_blank(value: float) -> bool:
     return 0x7FFFFFF0 <= value <= 0x7FFFFFFF or value >= 2**47
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceShare:
-    """An instance's share of its GPU's SMs and memory bandwidth; None: not known."""
-
-    sm: float
-    memory: float | None
-
-
 Shares = Mapping[str, InstanceShare]  # by GPU instance id
 
 
@@ -282,25 +273,10 @@ def whole_gpu_sample(
     known = {mig: sample for mig, sample in samples.items() if sample is not None}
     if not known or len(known) < len(shares):
         return own
-    names = {name for sample in known.values() for name in sample.activities}
-    activities = {
-        name: value for name in names if (value := _weighted(name, known, shares)) is not None
-    }
     composed = DeviceSample(
-        activities,
+        whole_gpu_activities([(sample.activities, shares[mig]) for mig, sample in known.items()]),
         others=hash(tuple((mig, sample.others) for mig, sample in known.items())),
         malformed=sum(sample.malformed for sample in known.values()),
     )
     # PCIe and NVLink belong to the GPU, so they are in its own row.
     return composed if own is None else replace(composed, bytes_per_second=own.bytes_per_second)
-
-
-def _weighted(name: str, samples: Mapping[str, DeviceSample], shares: Shares) -> float | None:
-    total = 0.0
-    for mig, sample in samples.items():
-        share = shares[mig].memory if name == _OF_MEMORY else shares[mig].sm
-        value = sample.activities.get(name)
-        if value is None or share is None:
-            return None
-        total += value * share
-    return min(total, 1.0)

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from exporter.accounting.device import NVML_TRAFFIC
 from exporter.collect.dcgm.exposition import (
     DcgmDevice,
     DcgmExposition,
@@ -84,7 +85,7 @@ class DcgmReader:
             # NVML's own byte counters are exact; rates of the last second of a window are not.
             own: dict[str, Any] = {
                 name: None
-                for name in _TRAFFIC
+                for name in NVML_TRAFFIC
                 if getattr(fast, name) is not None and getattr(window, name) is not None
             }
             following = self._closed[0].start_seconds if self._closed else self._windows.open_since
@@ -356,11 +357,3 @@ def _sample_of(
     if reader.key.gpu_instance_id is None and reader.shares:
         return whole_gpu_sample(reader.key.uuid, devices, reader.shares)
     return devices.get(reader.key)
-
-
-_TRAFFIC = (
-    "pcie_receive_bytes",
-    "pcie_transmit_bytes",
-    "nvlink_receive_bytes",
-    "nvlink_transmit_bytes",
-)
