@@ -1,11 +1,19 @@
 """Runs all checks of a host and a configuration, in report order."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from exporter.check.flops import DcgmAnswer, ask_dcgm, dcgm_findings, flops_source
-from exporter.check.gpus import driver_findings, gpu_findings, missing_gpu_findings
+from exporter.check import CheckResult, Level, Report
+from exporter.check.gpus import (
+    DcgmAnswer,
+    ask_dcgm,
+    dcgm_findings,
+    driver_findings,
+    flops_source,
+    gpu_findings,
+    missing_gpu_findings,
+)
 from exporter.check.host import (
     clock_findings,
     engine_findings,
@@ -15,60 +23,41 @@ from exporter.check.host import (
     probe_findings,
     state_findings,
 )
-from exporter.check.report import CheckResult, Level, Report
 from exporter.check.subprocesses import Answer, Question, ask_driver, ask_torch
 from exporter.config.model import Config
 
 
 # A healthy driver answers for eight GPUs within one or two seconds, a cold one within six.
-DRIVER_SECONDS = 15.0
-TORCH_SECONDS = 60.0
+_DRIVER_SECONDS = 15.0
+_TORCH_SECONDS = 60.0
 
 
-def examine(
-    config: Config,
-    mistakes: Sequence[str] = (),
-    *,
-    driver_seconds: float = DRIVER_SECONDS,
-    torch_seconds: float = TORCH_SECONDS,
-) -> Report:
+def examine(config: Config, mistakes: Sequence[str] = ()) -> Report:
     """Examine this host. If the configuration has `mistakes`, `config` is the default one."""
     look = _Looker()
+    reads_driver = config.sampling.modes["nvml"] != "off"
+    # Asked first, so that they answer while the rest is examined.
     driver_question = torch_question = None
-    if config.sampling.modes["nvml"] != "off":
-        driver_question = look.ask("driver", lambda: ask_driver(driver_seconds))
+    if reads_driver:
+        driver_question = look.ask("driver", lambda: ask_driver(_DRIVER_SECONDS))
     if config.probes.enabled:
-        torch_question = look.ask("probes", lambda: ask_torch(torch_seconds))
-    look.findings += [
-        CheckResult("configuration", Level.FAILURE, mistake, "correct it; defaults are used below")
-        for mistake in mistakes
-    ] or [CheckResult("configuration", Level.OK, "valid")]
-    look.findings += [
-        CheckResult(
-            "configuration",
-            Level.WARNING,
-            f"environment: {variable.name} {variable.remark}",
-            "rename or remove it",
-        )
-        for variable in config.unknown_variables
-    ]
+        torch_question = look.ask("probes", lambda: ask_torch(_TORCH_SECONDS))
+    look.at("configuration", lambda: _configuration_findings(config, mistakes))
     look.at("port", lambda: port_findings(config))
     look.at("state file", lambda: state_findings(config))
     look.at("clock", clock_findings)
-    driver = look.answer(driver_question)
+    driver = look.answer("driver", driver_question)
     gpus = driver.documents[1:]
-    if driver_question is not None or config.sampling.modes["nvml"] == "off":
+    if driver_question or not reads_driver:
         look.at("driver", lambda: driver_findings(driver, config))
     dcgm = look.ask("dcgm", lambda: ask_dcgm(config, gpus)) or DcgmAnswer()
     look.at("gpus", lambda: gpu_findings(driver, config, dcgm))
     look.at("gpus", lambda: missing_gpu_findings(driver, config))
     look.at("dcgm", lambda: dcgm_findings(dcgm, config, gpus))
-    torch = look.answer(torch_question) if torch_question is not None else None
-    if torch is not None or not config.probes.enabled:
-        look.at(
-            "probes",
-            lambda: probe_findings(torch, config, gpus, next(iter(driver.documents), None)),
-        )
+    torch = look.answer("probes", torch_question)
+    if torch_question or not config.probes.enabled:
+        version = next(iter(driver.documents), None)
+        look.at("probes", lambda: probe_findings(torch, config, gpus, version))
     look.at("perf", lambda: perf_findings(config, gpus))
     look.at("engine", lambda: engine_findings(config))
     look.at("kubernetes", lambda: kubernetes_findings(config))
@@ -77,8 +66,19 @@ def examine(
         findings=tuple(look.findings),
         driver=driver.documents[0] if driver.documents else {},
         gpus=described or tuple(gpus),
-        torch=torch.documents[-1] if torch is not None and torch.documents else {},
+        torch=torch.documents[-1] if torch.documents else {},
     )
+
+
+def _configuration_findings(config: Config, mistakes: Sequence[str]) -> Iterator[CheckResult]:
+    for mistake in mistakes:
+        remedy = "correct it; defaults are used below"
+        yield CheckResult("configuration", Level.FAILURE, mistake, remedy)
+    if not mistakes:
+        yield CheckResult("configuration", Level.OK, "valid")
+    for variable in config.unknown_variables:
+        text = f"environment: {variable.name} {variable.remark}"
+        yield CheckResult("configuration", Level.WARNING, text, "rename or remove it")
 
 
 def _described(gpu: dict[str, Any], dcgm: DcgmAnswer, config: Config) -> dict[str, Any]:
@@ -111,11 +111,10 @@ class _Looker:
             self.findings.append(_not_examined(area, fault))
             return None
 
-    def answer(self, question: Question | None) -> Answer:
+    def answer(self, area: str, question: Question | None) -> Answer:
         """The answer of a process; empty if it was not asked."""
-        if question is None:
-            return Answer(())
-        return self.ask("driver", question.answer) or Answer(())
+        found = None if question is None else self.ask(area, question.answer)
+        return found or Answer(())
 
 
 def _not_examined(area: str, fault: Exception) -> CheckResult:

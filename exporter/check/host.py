@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.attribution.pod_resources import list_allocations
-from exporter.check.report import CheckResult, Level
+from exporter.check import CheckResult, Level
 from exporter.check.subprocesses import Answer
 from exporter.collect.perf import Kernel, LinuxKernel, PerfCounters, PerfUnavailableError
 from exporter.config.model import Config
@@ -203,13 +203,13 @@ def perf_findings(
 
 
 def probe_findings(
-    answer: Answer | None,
+    answer: Answer,
     config: Config,
     gpus: Sequence[Mapping[str, Any]],
     driver: Mapping[str, Any] | None = None,
 ) -> Iterator[CheckResult]:
     """Whether torch is installed for the probes and can use these GPUs."""
-    if not config.probes.enabled or answer is None:
+    if not config.probes.enabled:
         yield CheckResult("probes", Level.NOTE, "turned off by probes.enabled")
         return
     pause = config.probes.pause_file

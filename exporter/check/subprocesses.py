@@ -206,7 +206,13 @@ def _describe(library: DriverLibrary, device: dict[str, Any]) -> None:
             device["processes"] = len(slow["processes"])
     device["missing"] = list(unsupported_capabilities(calls))
     device["refused"] = dict(calls.errors)
-    device["gpm"] = _gpm(calls, identity.sm_count, identity.sm_clock_max_hertz)
+    whole = GpmWindows(
+        [GpmSession(calls.handle)],
+        sm_count=identity.sm_count,
+        max_hertz=identity.sm_clock_max_hertz,
+        on_implausible=lambda _what: None,
+    )
+    device["gpm"] = _gpm(calls, [whole])[0]
 
 
 def _instances(calls: DeviceCalls, max_hertz: float | None) -> list[dict[str, Any]]:
@@ -226,29 +232,22 @@ def _instances(calls: DeviceCalls, max_hertz: float | None) -> list[dict[str, An
             is_instance=True,
         )
         sources.append(source)
+    answers = _gpm(calls, sources)
+    return [{**each, "gpm": answer} for each, answer in zip(instances, answers, strict=True)]
+
+
+def _gpm(calls: DeviceCalls, sources: Sequence[GpmWindows]) -> list[dict[str, str]]:
+    """For each source the name of what answers, or the error."""
     failures = dict(
         open_together(sources, lambda: read_clock(calls, time.monotonic).sm_clock_hertz)
     )
-    for instance, source in zip(instances, sources, strict=True):
+    answers = []
+    for source in sources:
         error = failures.get(source)
-        instance["gpm"] = {"source": source.name} if error is None else {"error": error.reason}
+        answers.append({"source": source.name} if error is None else {"error": error.reason})
         if error is None:
             source.close()
-    return instances
-
-
-def _gpm(calls: DeviceCalls, sm_count: int | None, max_hertz: float | None) -> dict[str, str]:
-    source = GpmWindows(
-        [GpmSession(calls.handle)],
-        sm_count=sm_count,
-        max_hertz=max_hertz,
-        on_implausible=lambda _what: None,
-    )
-    failures = open_together([source], lambda: read_clock(calls, time.monotonic).sm_clock_hertz)
-    if failures:
-        return {"error": failures[0][1].reason}
-    source.close()
-    return {"source": source.name}
+    return answers
 
 
 def _write(document: dict[str, Any]) -> None:

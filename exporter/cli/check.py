@@ -11,7 +11,7 @@ from exporter.errors import FlopwatchError
 
 
 if TYPE_CHECKING:
-    from exporter.check.report import Report
+    from exporter.check import Report
 
 _COLOURS = {"ok": "32", "note": "36", "warning": "33", "failure": "1;31"}
 _WIDTH = 100

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from exporter.accounting.flop import PipeWork
+from exporter.check import Level
 from exporter.check.host import perf_findings
-from exporter.check.report import Level
 from exporter.collect.perf import (
     LinuxKernel,
     PerfCounters,
