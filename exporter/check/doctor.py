@@ -1,6 +1,7 @@
-"""Runs all checks of a host and a configuration, in report order."""
+"""Runs all checks of a host and a configuration, and shows what they found, in report order."""
 
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -30,6 +31,8 @@ from exporter.config.model import Config
 # A healthy driver answers for eight GPUs within one or two seconds, a cold one within six.
 _DRIVER_SECONDS = 15.0
 _TORCH_SECONDS = 60.0
+_COLOURS = {"ok": "32", "note": "36", "warning": "33", "failure": "1;31"}
+_WIDTH = 100
 
 
 def examine(config: Config, mistakes: Sequence[str] = ()) -> Report:
@@ -68,6 +71,21 @@ def examine(config: Config, mistakes: Sequence[str] = ()) -> Report:
         gpus=described or tuple(gpus),
         torch=torch.documents[-1] if torch.documents else {},
     )
+
+
+def report_lines(report: Report, *, colour: bool) -> Iterator[str]:
+    """One line per finding, with its remedy below."""
+    area_width = max(len(finding.area) for finding in report.findings)
+    indent = " " * (len("warning") + area_width + 4)
+    for finding in report.findings:
+        level = f"{finding.level.value:<7}"
+        if colour:
+            level = f"\x1b[{_COLOURS[finding.level.value]}m{level}\x1b[0m"
+        first, *others = textwrap.wrap(finding.text, _WIDTH - len(indent)) or [""]
+        if finding.remedy is not None:
+            others += textwrap.wrap(f"-> {finding.remedy}", _WIDTH - len(indent))
+        yield f"{level}  {finding.area:<{area_width}}  {first}"
+        yield from (indent + line for line in others)
 
 
 def _configuration_findings(config: Config, mistakes: Sequence[str]) -> Iterator[CheckResult]:

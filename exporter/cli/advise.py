@@ -5,26 +5,27 @@ import math
 import sys
 import textwrap
 import time
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from exporter.cli.bill import PrometheusApi, Series
+from exporter.cli.top import DEFAULT_URL, access_of, add_access_flags, fetch_document
 from exporter.errors import FlopwatchError
 from exporter.status.document import span
 
 
 if TYPE_CHECKING:
     from exporter.advice.advise import AdviceDocument, LeverAdvice, TrackRecord
-    from exporter.cli.remote import PrometheusApi
 
-_DEFAULT_URL = "http://127.0.0.1:9907"
-_TIMEOUT_SECONDS = 5.0
 _WIDTH = 100
 _WORKLOAD = "cluster, job, instance, workload, model"
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the subcommand."""
+def add_advise(subparsers: Any) -> None:
+    """Register `flopwatch advise`."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "advise",
         help="print which change would help each workload, and by how much",
@@ -35,13 +36,14 @@ def add_parser(subparsers: Any) -> None:
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--url", metavar="URL", help=f"a daemon, with user:password@ if needed ({_DEFAULT_URL})"
+        "--url", default=DEFAULT_URL, metavar="URL", help=f"a daemon (default {DEFAULT_URL})"
     )
     source.add_argument(
         "--prometheus",
         metavar="URL",
         help="a Prometheus server: sums over the whole fleet, without evidence",
     )
+    add_access_flags(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -49,43 +51,20 @@ def add_parser(subparsers: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Print the advice."""
     if parsed.prometheus:
-        from exporter.cli.remote import PrometheusApi
-
         rows = read_fleet(PrometheusApi(parsed.prometheus), time.time())
-        sys.stdout.write(_fleet_json(rows) if parsed.json else fleet_table(rows))
-        return 0
-    document = fetch_document(parsed.url or _DEFAULT_URL)
-    if parsed.json:
-        import msgspec
-
-        text = msgspec.json.format(msgspec.json.encode(document)).decode() + "\n"
+        text = _json(rows) if parsed.json else fleet_table(rows)
     else:
-        text = text_of(document)
+        from exporter.advice.advise import ADVICE_PATH, API_VERSION, AdviceDocument
+
+        access = access_of(parsed)
+        document = fetch_document(access, ADVICE_PATH, AdviceDocument, API_VERSION, "advice")
+        text = _json(document) if parsed.json else text_of(document)
     sys.stdout.write(text)
     return 0
 
 
-def fetch_document(url: str) -> "AdviceDocument":
-    """The advice of a daemon. Raises FlopwatchError with a one-line message for the user."""
-    import msgspec
-
-    from exporter.advice.advise import ADVICE_PATH, API_VERSION, AdviceDocument
-    from exporter.http_client import ScrapeError, fetch, without_credentials
-
-    address = url if "://" in url else f"http://{url}"
-    shown = without_credentials(address)
-    try:
-        text = fetch(address.rstrip("/") + ADVICE_PATH, timeout_seconds=_TIMEOUT_SECONDS)
-        document = msgspec.json.decode(text, type=AdviceDocument)
-    except ScrapeError as error:
-        raise FlopwatchError(f"{shown}: {error}; is it the address of a flopwatch?") from None
-    except msgspec.DecodeError:
-        raise FlopwatchError(f"{shown}: the answer is not flopwatch advice") from None
-    if document.api_version != API_VERSION:
-        raise FlopwatchError(
-            f"{shown}: serves advice version {document.api_version}, but this program reads version {API_VERSION}"
-        )
-    return document
+def _json(found: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(found)).decode() + "\n"
 
 
 def text_of(document: "AdviceDocument") -> str:
@@ -159,34 +138,29 @@ class FleetRow:
     compared: float = 0.0
 
 
-def read_fleet(api: "PrometheusApi", at_unix_seconds: float) -> list[FleetRow]:
+def read_fleet(api: PrometheusApi, at_unix_seconds: float) -> list[FleetRow]:
     """The levers of all workloads in a Prometheus, the largest savings first."""
-    rows: dict[str, FleetRow] = defaultdict(lambda: FleetRow(""))
+    rows: dict[str, FleetRow] = {}
 
-    def row(lever: str) -> FleetRow:
-        found = rows[lever]
-        found.lever = lever
-        return found
+    def found(query: str) -> Iterator[tuple[FleetRow, Series]]:
+        for series in api.query(query, at_unix_seconds):
+            lever = series.labels.get("lever", "")
+            yield rows.setdefault(lever, FleetRow(lever)), series
 
     useful = f"sum by ({_WORKLOAD}) (rate(flopwatch_model_flop_total[10m]))"
     for bound in ("low", "high"):
         gain = f'flopwatch_lever_gain_ratio{{bound="{bound}"}} - 1'
         query = f"sum by (lever) (({gain}) * on ({_WORKLOAD}) group_left () {useful})"
-        for series in api.query(query, at_unix_seconds):
+        for row, series in found(query):
             if math.isfinite(series.value):
-                setattr(row(series.labels.get("lever", "")), f"flops_{bound}", series.value)
-    counted = 'count by (lever) (flopwatch_lever_gain_ratio{bound="low"})'
-    for series in api.query(counted, at_unix_seconds):
-        row(series.labels.get("lever", "")).workloads = int(series.value)
-    for series in api.query(_saved_query(), at_unix_seconds):
-        currency = series.labels.get("currency", "")
-        row(series.labels.get("lever", "")).saved_per_day[currency] = series.value
-    for series in api.query(
-        "sum by (lever, outcome) (flopwatch_lever_backtests_total)", at_unix_seconds
-    ):
-        found = row(series.labels.get("lever", ""))
-        found.compared += series.value
-        found.held += series.value * (series.labels.get("outcome") == "inside")
+                setattr(row, f"flops_{bound}", series.value)
+    for row, series in found('count by (lever) (flopwatch_lever_gain_ratio{bound="low"})'):
+        row.workloads = int(series.value)
+    for row, series in found(_saved_query()):
+        row.saved_per_day[series.labels.get("currency", "")] = series.value
+    for row, series in found("sum by (lever, outcome) (flopwatch_lever_backtests_total)"):
+        row.compared += series.value
+        row.held += series.value * (series.labels.get("outcome") == "inside")
     if not rows:
         raise FlopwatchError("it has no flopwatch_lever_gain_ratio; does it scrape flopwatch?")
     return sorted(
@@ -226,9 +200,3 @@ def fleet_table(rows: list[FleetRow]) -> str:
         )
         lines.append(f"{each.lever:22} {each.workloads:9} {flops:>18} {money:>18}  {record}")
     return "\n".join(lines) + "\n"
-
-
-def _fleet_json(rows: list[FleetRow]) -> str:
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(rows)).decode() + "\n"

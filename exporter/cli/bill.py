@@ -3,20 +3,20 @@
 import argparse
 import contextlib
 import csv
+import json
 import math
 import re
 import sys
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.errors import FlopwatchError
+from exporter.http_client import ScrapeError, fetch, without_credentials
 
-
-if TYPE_CHECKING:
-    from exporter.cli.remote import PrometheusApi, Series
 
 # A query over more would load weeks of samples at once.
 _STEP_SECONDS = 86400.0
@@ -51,6 +51,8 @@ _REST_LEAST = 0.005
 _HOLDER_MATCHER = re.compile(
     r"(?:^|[,{\s])\"?(?:exported_)?(?:holder|namespace|pod|container|hpc_job|workload|state)\"?\s*(?:=|!)"
 )
+# Prometheus explains a query that it refuses in a line or two.
+_REFUSAL_BYTES = 4096
 _GROUPS = ("namespace", "pod", "hpc_job", "workload", "model")
 
 
@@ -84,8 +86,56 @@ class Row:
             self.costs[currency] = self.costs.get(currency, 0.0) + cost
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the subcommand."""
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One element of an instant vector."""
+
+    labels: Mapping[str, str]
+    value: float
+
+
+class PrometheusApi:
+    """Queries a Prometheus-compatible API. `url` may carry a user name and a password."""
+
+    def __init__(self, url: str, *, timeout_seconds: float = 60.0) -> None:
+        self._url = url.rstrip("/")
+        self._timeout_seconds = timeout_seconds
+
+    def query(self, expression: str, at_unix_seconds: float) -> list[Series]:
+        """The instant vector of an expression. Raises FlopwatchError with Prometheus' message."""
+        arguments = urllib.parse.urlencode({"query": expression, "time": f"{at_unix_seconds:.3f}"})
+        shown = without_credentials(self._url)
+        try:
+            text = fetch(
+                f"{self._url}/api/v1/query?{arguments}",
+                timeout_seconds=self._timeout_seconds,
+                refusal_bytes=_REFUSAL_BYTES,
+            )
+            answer = json.loads(text)
+            found = answer["data"]["result"]
+            return [
+                Series(dict(each["metric"]), float(each["value"][1]))
+                for each in found
+                if answer["data"]["resultType"] == "vector"
+            ]
+        except ScrapeError as error:
+            message = _refusal(error) or f"{error}; is it the address of a Prometheus?"
+            raise FlopwatchError(f"{shown}: {message}") from None
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise FlopwatchError(f"{shown}: the answer is not from a Prometheus API") from None
+
+
+def _refusal(error: ScrapeError) -> str | None:
+    """Prometheus' own reason for refusing a query."""
+    try:
+        answer = json.loads(error.answer)
+        return " ".join(str(answer["error"]).split()) if answer["status"] == "error" else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def add_bill(subparsers: Any) -> None:
+    """Register `flopwatch bill`."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "bill",
         help="print who used the GPUs over a period, and what it cost",
@@ -125,8 +175,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Print the bill."""
-    from exporter.cli.remote import PrometheusApi
-
     now = time.time()
     start, end = parse_time(parsed.start, now), parse_time(parsed.end, now)
     if end <= start:
@@ -167,7 +215,7 @@ def names_a_holder(match: str) -> bool:
 
 
 def read_rows(
-    api: "PrometheusApi", by: str, match: str, end: float, seconds: float
+    api: PrometheusApi, by: str, match: str, end: float, seconds: float
 ) -> dict[str, Row]:
     """The rows of one step: `seconds` that end at `end` (Unix time)."""
     window = f"[{seconds:.0f}s]"
@@ -178,7 +226,7 @@ def read_rows(
     return _read(api, _HOLDER_COUNTERS, match, end, window=window, grouped=grouped, by=by)
 
 
-def read_fleet(api: "PrometheusApi", match: str, end: float, seconds: float) -> Row:
+def read_fleet(api: PrometheusApi, match: str, end: float, seconds: float) -> Row:
     """What the devices themselves counted in one step, whoever held them."""
 
     def summed(expression: str, *more: str) -> str:
@@ -189,7 +237,7 @@ def read_fleet(api: "PrometheusApi", match: str, end: float, seconds: float) -> 
 
 
 def _read(
-    api: "PrometheusApi",
+    api: PrometheusApi,
     counters: _Counters,
     match: str,
     end: float,
@@ -201,7 +249,7 @@ def _read(
     """Rows from counters of FLOP, joules and seconds by state."""
     rows: dict[str, Row] = {}
 
-    def take(expression: str, amount: Callable[["Series"], Row]) -> None:
+    def take(expression: str, amount: Callable[[Series], Row]) -> None:
         for series in api.query(expression, end):
             if math.isfinite(series.value):
                 rows.setdefault(row_name(by, series.labels), Row()).add(amount(series))
@@ -233,7 +281,7 @@ def _read(
     return rows
 
 
-def _check_matchers(api: "PrometheusApi", match: str, end: float) -> None:
+def _check_matchers(api: PrometheusApi, match: str, end: float) -> None:
     """Raises FlopwatchError if they are no label matchers."""
     if not match:
         return

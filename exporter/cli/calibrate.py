@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.calibration import Calibration, save_calibrations
-from exporter.cli.config import add_config_flags, config_origin
+from exporter.cli.daemon import add_config_flags, config_origin
 from exporter.cli.probe import (
     ProbeError,
     add_device_flags,
@@ -198,8 +198,8 @@ class Calibrator:
         )
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the subcommand."""
+def add_calibrate(subparsers: Any) -> None:
+    """Register `flopwatch calibrate`."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "calibrate",
         help="measure the error of the FLOP counter",

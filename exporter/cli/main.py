@@ -17,19 +17,19 @@ from exporter.version import version_line
 
 
 _PROGRAM = "flopwatch"
-# Subcommands in the order of the help. Each module has `add_parser(subparsers)`.
-COMMANDS = (
-    "serve",
-    "top",
-    "advise",
-    "check",
-    "probe",
-    "calibrate",
-    "bill",
-    "simulate",
-    "config",
-    "metrics",
-)
+# Subcommands in the order of the help, and their modules here, with `add_COMMAND(subparsers)`.
+COMMANDS = {
+    "serve": "daemon",
+    "top": "top",
+    "advise": "advise",
+    "check": "daemon",
+    "probe": "probe",
+    "calibrate": "calibrate",
+    "bill": "bill",
+    "simulate": "simulate",
+    "config": "daemon",
+    "metrics": "daemon",
+}
 # Commands that run for months beside a server.
 _LEAN_COMMANDS = ("serve",)
 # Errors from writing to a full disk or to a closed terminal.
@@ -95,7 +95,8 @@ def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version_line())
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in commands:
-        importlib.import_module(f"exporter.cli.{name}").add_parser(subparsers)
+        module = importlib.import_module(f"exporter.cli.{COMMANDS[name]}")
+        getattr(module, f"add_{name}")(subparsers)
     return parser
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from exporter.cli.config import add_config_flags, config_origin
+from exporter.cli.daemon import add_config_flags, config_origin
 from exporter.config.load import load_config
 from exporter.config.model import Config
 from exporter.errors import FlopwatchError
@@ -33,8 +33,8 @@ class ProbeError(FlopwatchError):
     """The probes cannot run here, or cannot run now."""
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the subcommand."""
+def add_probe(subparsers: Any) -> None:
+    """Register `flopwatch probe`."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "probe",
         help="measure what the GPUs can do, once",

@@ -14,8 +14,8 @@ _GRACE_SECONDS = 0.5
 _SHORTEST_SECONDS = 0.01
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the subcommand."""
+def add_simulate(subparsers: Any) -> None:
+    """Register `flopwatch simulate`."""
     from exporter.simulate.scenarios import SCENARIOS
 
     width = max(map(len, SCENARIOS)) + 2

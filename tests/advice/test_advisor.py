@@ -11,8 +11,8 @@ from exporter.advice.advise import AdviceDocument, TrackRecord
 from exporter.advisor import Advisor
 from exporter.attribution.settings import PriceRule
 from exporter.cli import advise as command
-from exporter.cli.remote import Series
-from exporter.errors import FlopwatchError
+from exporter.cli.bill import Series
+from exporter.cli.main import main
 from exporter.inference.account import Served
 from exporter.metrics.levers import lever_samples
 from exporter.state import State
@@ -171,9 +171,9 @@ def test_without_an_engine_the_command_says_what_is_missing() -> None:
     assert "workloads" in command.text_of(AdviceDocument())
 
 
-def test_an_address_without_a_daemon_is_one_line() -> None:
-    with pytest.raises(FlopwatchError, match="is it the address of a flopwatch"):
-        command.fetch_document("http://127.0.0.1:9")
+def test_an_address_without_a_daemon_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", "--url", "http://127.0.0.1:9"]) == 1
+    assert capsys.readouterr().err == "flopwatch: http://127.0.0.1:9: connection refused\n"
 
 
 class Prometheus:

@@ -24,6 +24,7 @@ def test_the_bounds_hold_for_a_few_workloads() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", [21, 22])
 def test_the_bounds_hold_for_two_hundred_workloads(seed: int) -> None:
     assert bounds_missed(200, seed) == []

@@ -154,6 +154,5 @@ def test_the_daemon_loads_no_other_command() -> None:
     assert spared & set(loaded) == set()
     assert {name for name in loaded if name.startswith("exporter.cli.")} == {
         "exporter.cli.main",
-        "exporter.cli.config",
-        "exporter.cli.serve",
+        "exporter.cli.daemon",
     }

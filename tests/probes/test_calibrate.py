@@ -185,7 +185,7 @@ def test_results_before_a_worker_died_are_kept(host, daemon, monkeypatch, tmp_pa
     monkeypatch.setenv("FLOPWATCH_STATE_FILE", str(tmp_path / "state" / "state.json"))
     monkeypatch.setenv("FLOPWATCH_PROBES_PAUSE_FILE", str(tmp_path / "pause"))
     parser = argparse.ArgumentParser()
-    calibrate.add_parser(parser.add_subparsers())
+    calibrate.add_calibrate(parser.add_subparsers())
     parsed = parser.parse_args(["calibrate", "--url", daemon.url])
 
     with pytest.raises(ProbeError, match="GPU 0: the probe worker failed: gemm_fp32: dies"):
@@ -248,7 +248,7 @@ def test_without_a_gpu_there_is_nothing_to_calibrate(monkeypatch, tmp_path):
     """One line, and exit code 2 by way of FlopwatchError."""
     monkeypatch.setattr(calibrate, "read_devices", lambda config: [])
     parser = argparse.ArgumentParser()
-    calibrate.add_parser(parser.add_subparsers())
+    calibrate.add_calibrate(parser.add_subparsers())
 
     parsed = parser.parse_args(["calibrate"])
     with pytest.raises(CalibrationError, match="there is no GPU"):

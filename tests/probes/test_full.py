@@ -265,7 +265,7 @@ class TestCommand:
                 ),
             )
             parser = argparse.ArgumentParser()
-            command.add_parser(parser.add_subparsers())
+            command.add_probe(parser.add_subparsers())
             parsed = parser.parse_args(["probe", *arguments])
             return parsed.run(parsed)
 

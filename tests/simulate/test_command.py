@@ -14,7 +14,7 @@ from exporter.cli import simulate
 
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    simulate.add_parser(parser.add_subparsers())
+    simulate.add_simulate(parser.add_subparsers())
     return parser.parse_args(["simulate", *arguments])
 
 
@@ -58,7 +58,7 @@ def test_serves_until_told_to_end() -> None:
     """The process says where it listens, serves the fleet, and ends at SIGTERM with 0."""
     command = (
         "import argparse, sys; from exporter.cli import simulate; p = argparse.ArgumentParser();"
-        "simulate.add_parser(p.add_subparsers()); a = p.parse_args(sys.argv[1:]); sys.exit(a.run(a))"
+        "simulate.add_simulate(p.add_subparsers()); a = p.parse_args(sys.argv[1:]); sys.exit(a.run(a))"
     )
     arguments = ["simulate", "--listen-address", "127.0.0.1:0", "--hosts", "1", "--gpus", "1"]
     with subprocess.Popen(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from exporter.cli.main import main
-from exporter.cli.remote import Access, StatusError, fetch_status
+from exporter.cli.top import Access, DocumentError, fetch_status
 from exporter.status.document import STATUS_PATH, Status
 from exporter.status.terminal import plain, render
 from exporter.web.config import load_web_config
@@ -169,7 +169,7 @@ class TestFetch:
             Access(url=daemon.url.replace("http://", "http://bob:p%40ss@")),
             Access(url=daemon.url, user="bob", password="p@ss"),
         ):
-            with pytest.raises(StatusError, match="user or password not accepted"):
+            with pytest.raises(DocumentError, match="user or password not accepted"):
                 fetch_status(access)
         expected = "Basic " + base64.b64encode(b"bob:p@ss").decode()
         assert [r.headers["authorization"] for r in daemon.requests] == [expected] * 2
@@ -178,7 +178,7 @@ class TestFetch:
         ("response", "message"),
         [
             (Response(404), "answered with status 404; is it the address of a flopwatch?"),
-            (Response(200, b"<html>"), "not a status document"),
+            (Response(200, b"<html>"), "not a flopwatch status document"),
             (Response(200, b'{"api_version": 2}'), "serves version 2 of the status API"),
             (Response(200, b"{}"), "serves version 0"),
             (Response(200, b'{"api_version": 1}'), "malformed"),
@@ -189,7 +189,7 @@ class TestFetch:
     ) -> None:
         """Each says which daemon, and what is wrong."""
         daemon.answers(response)
-        with pytest.raises(StatusError, match=message.replace("?", r"\?")) as caught:
+        with pytest.raises(DocumentError, match=message.replace("?", r"\?")) as caught:
             fetch_status(Access(url=daemon.url))
         assert str(caught.value).startswith(daemon.url)
         assert "\n" not in str(caught.value)
@@ -208,18 +208,18 @@ class TestFetch:
     )
     def test_an_invalid_address_is_refused(self, url: str) -> None:
         """Before any network access."""
-        with pytest.raises(StatusError, match="--url must be an address"):
+        with pytest.raises(DocumentError, match="--url must be an address"):
             fetch_status(Access(url=url))
 
     def test_a_password_never_shows_in_a_message(self, closed_port: int) -> None:
         """It might be logged."""
-        with pytest.raises(StatusError) as caught:
+        with pytest.raises(DocumentError) as caught:
             fetch_status(Access(url=f"http://bob:hunter2@127.0.0.1:{closed_port}"))
         assert "hunter2" not in str(caught.value)
 
     def test_a_missing_ca_file_is_named(self, tmp_path: Any) -> None:
         """With the flag that it came from."""
-        with pytest.raises(StatusError, match=r"--ca-file .*: no such file"):
+        with pytest.raises(DocumentError, match=r"--ca-file .*: no such file"):
             fetch_status(Access(url="https://127.0.0.1:1", ca_file=str(tmp_path / "none.pem")))
 
     def test_certificates_are_verified_unless_told_otherwise(self, tmp_path: Path) -> None:
@@ -233,7 +233,9 @@ class TestFetch:
         server.start()
         try:
             url = f"https://127.0.0.1:{server.addresses[0][1]}"
-            with pytest.raises(StatusError, match=r"certificate not accepted: .*\(see --ca-file\)"):
+            with pytest.raises(
+                DocumentError, match=r"certificate not accepted: .*\(see --ca-file\)"
+            ):
                 fetch_status(Access(url=url))
             for trust in ({"ca_file": str(tmp_path / "ca.pem")}, {"verify": False}):
                 status = fetch_status(replace(Access(url=url), **trust))  # type: ignore[arg-type]
@@ -245,7 +247,7 @@ class TestFetch:
         """After the time limit, with a line that says so."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            with pytest.raises(StatusError, match=r"no answer in 0\.1 s"):
+            with pytest.raises(DocumentError, match=r"no answer in 0\.1 s"):
                 fetch_status(Access(url=url, timeout_seconds=0.1))
 
 
