@@ -172,7 +172,7 @@ def test_without_an_engine_the_command_says_what_is_missing() -> None:
 
 
 def test_an_address_without_a_daemon_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["advise", "--url", "http://127.0.0.1:9"]) == 1
+    assert main(["advise", "--url", "http://127.0.0.1:9"]) == 2
     assert capsys.readouterr().err == "flopwatch: http://127.0.0.1:9: connection refused\n"
 
 
