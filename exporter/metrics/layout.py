@@ -19,12 +19,9 @@ from exporter.metrics.family import Family, Label, Labels, MetricType
 from exporter.metrics.rows import Part, Reader
 
 
-# Between these, and for 0, msgspec writes a number as prometheus_client does, in an eighth of the time
-# of repr(). From a million on Go has an exponent, which msgspec writes from 1e16 on.
-_PLAIN_FROM, _PLAIN_BELOW, _DIGITS_BELOW = 1e-4, 1e6, 1e16
-# By the number of digits before the point.
-_EXPONENTS = tuple(f"e+{digits - 1:02d}" for digits in range(18))
 _ENCODER = msgspec.json.Encoder()
+# JSON has no infinities and no NaN.
+_NOT_FINITE = b"null"
 
 
 class Format(Enum):
@@ -53,27 +50,22 @@ def series_text(family: Family, labels: tuple[Label, ...], suffix: str) -> str:
     return f"{family.name}{suffix}{{{text}}} "
 
 
-def number_texts(values: Iterable[float]) -> list[str]:
-    """The numbers as Go writes them: with an exponent from a million on."""
+def number_texts(values: Iterable[float]) -> list[bytes]:
+    """The shortest decimal numbers that are read as exactly these values, by one call of a C encoder."""
     numbers = list(map(float, values))
     if not numbers:
         return []
-    texts = _ENCODER.encode(numbers)[1:-1].decode().split(",")
-    return [
-        text if _PLAIN_FROM <= number < _PLAIN_BELOW or number == 0 else _unusual(number, text)
-        for number, text in zip(numbers, texts, strict=True)
-    ]
+    texts = _ENCODER.encode(numbers)[1:-1].split(b",")
+    if _NOT_FINITE in texts:
+        return [
+            _special(number) if text == _NOT_FINITE else text
+            for number, text in zip(numbers, texts, strict=True)
+        ]
+    return texts
 
 
-def _unusual(number: float, text: str) -> str:
-    """A large, small or negative number, an infinity or NaN. `text` is msgspec's output."""
-    if _PLAIN_BELOW <= number < _DIGITS_BELOW:
-        point = text.index(".")
-        digits = f"{text[0]}.{text[1:point]}{text[point + 1 :]}".rstrip("0.")
-        return digits + _EXPONENTS[point]
-    if math.isfinite(number):
-        return repr(number)
-    return "NaN" if math.isnan(number) else "+Inf" if number > 0 else "-Inf"
+def _special(number: float) -> bytes:
+    return b"NaN" if math.isnan(number) else b"+Inf" if number > 0 else b"-Inf"
 
 
 def _escaped(value: str) -> str:
@@ -255,7 +247,7 @@ class Layout:
                     self.dropped += 1
         self._blocks = blocks
         self._families = [(family, kept[family]) for family in families if family in kept]
-        self._texts: dict[Format, list[str]] = {}
+        self._texts: dict[Format, list[bytes]] = {}
         self._numbers: list[float] = []
         self._in_order: Picker = tuple
         self._fold()
@@ -274,13 +266,13 @@ class Layout:
         if not is_folded:
             self._fold()
 
-    def write(self, format_: Format) -> str:
+    def write(self, format_: Format) -> bytes:
         """The whole exposition."""
         text = self._texts.get(format_)
         if text is None:
             text = self._texts[format_] = self._fixed(format_)
         text[1::2] = self._in_order(number_texts(self._numbers))
-        return "".join(text)
+        return b"".join(text)
 
     def _fold(self) -> None:
         """Give each changing value a place, and put all others into the fixed text."""
@@ -304,9 +296,9 @@ class Layout:
             [places[each] for _, series in self._families for each in series if each in places]
         )
 
-    def _fixed(self, format_: Format) -> list[str]:
+    def _fixed(self, format_: Format) -> list[bytes]:
         """Text and a slot for a changing value in turn, and the text after the last one."""
-        fixed: list[str] = []
+        fixed: list[bytes] = []
         pieces: list[str] = []
         for family, series in self._families:
             pieces.append(header(family, format_))
@@ -314,12 +306,17 @@ class Layout:
             for (block, position), text in zip(series, texts, strict=True):
                 pieces.append(block.texts[position])
                 if position in block.moving:
-                    fixed += ("".join(pieces), "")
+                    fixed += (_bytes(pieces), b"")
                     pieces = ["\n"]
                 else:
-                    pieces += (text, "\n")
-        fixed.append("".join(pieces))
+                    pieces += (text.decode(), "\n")
+        fixed.append(_bytes(pieces))
         return fixed
+
+
+def _bytes(pieces: Iterable[str]) -> bytes:
+    # A label value from outside may have half of a surrogate pair, which UTF-8 cannot encode.
+    return "".join(pieces).encode(errors="replace")
 
 
 def _picker(positions: Sequence[int]) -> Picker:

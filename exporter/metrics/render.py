@@ -105,8 +105,8 @@ class Exposition(Generic[_State]):
     def _plain(self, layout: Layout, format_: Format) -> bytes:
         plain = self._rendered.get((format_, False))
         if plain is None:
-            text = layout.write(format_)
+            plain = layout.write(format_)
             if format_ is Format.OPENMETRICS:
-                text += "# EOF\n"
-            plain = self._rendered[(format_, False)] = text.encode(errors="replace")
+                plain += b"# EOF\n"
+            self._rendered[(format_, False)] = plain
         return plain

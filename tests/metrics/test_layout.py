@@ -109,7 +109,7 @@ class TestLayout:
         layout = Layout(blocks.blocks, CATALOGUE, limit=3, always={health})
 
         assert (layout.count, layout.dropped) == (4, 2)
-        text = layout.write(Format.TEXT)
+        text = layout.write(Format.TEXT).decode()
         assert text.count(f"\n{first.name}{{") == 3
         assert text.endswith(f"\n{health.name} 1.0\n")
 
@@ -150,7 +150,7 @@ class TestLayout:
 
         layout = Layout(blocks.blocks, (POWER,), limit=9, always=())
 
-        assert layout.write(Format.TEXT).splitlines()[2:] == [
+        assert layout.write(Format.TEXT).decode().splitlines()[2:] == [
             'flopwatch_power{uuid="GPU-a"} 0.0',
             'flopwatch_power{uuid="GPU-c"} 2.0',
         ]
@@ -166,7 +166,7 @@ class TestLayout:
             if not blocks.update(parts, HolderLabels()) or layout is None:
                 layout = Layout(blocks.blocks, (POWER, CLOCK), limit=9, always=())
             layout.update(blocks.take_changed())
-            lines = layout.write(Format.TEXT).splitlines()
+            lines = layout.write(Format.TEXT).decode().splitlines()
             return [line for line in lines if "GPU-a" in line]
 
         for power in (100.0, 200.0, 300.0):
@@ -196,7 +196,7 @@ class TestLayout:
         layout = Layout(blocks.blocks, (POWER, CLOCK), limit=9, always=())
         layout.update(blocks.take_changed())
 
-        assert layout.write(Format.TEXT).splitlines()[2::3] == [
+        assert layout.write(Format.TEXT).decode().splitlines()[2::3] == [
             'flopwatch_power{uuid="GPU-a"} 7.0',
             'flopwatch_clock{kind="sm",uuid="GPU-a"} 2.0',
         ]
