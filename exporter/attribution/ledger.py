@@ -18,7 +18,7 @@ Convention, with the sources of each share:
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from exporter.accounting.device import Counters
@@ -293,7 +293,7 @@ class DeviceLedger:
         before, self._totals = self._totals, totals
         if totals.energy_joules is not None and before.energy_joules is None:
             # A device's own energy counter started long before the first holder was watched.
-            earlier = self._accounts.setdefault(self._earlier, Account())
+            earlier = self._open(self._earlier)
             earlier.energy_joules = (earlier.energy_joules or 0.0) + totals.energy_joules
             before = before._replace(energy_joules=totals.energy_joules)
         present = tuple(dict.fromkeys(holders)) or (NOBODY,)
@@ -308,7 +308,7 @@ class DeviceLedger:
     def _charge_one(self, holder: Holder, totals: Totals, before: Totals, now: float) -> None:
         """The usual case, without a division: one holder, or nobody, is charged everything."""
         self._set_basis({holder: "exclusive"})
-        account = self._accounts.setdefault(holder, Account())
+        account = self._open(holder)
         account.last_held_seconds = now
         if totals.flop is not None:
             account.flop = (account.flop or 0.0) + _grown(totals.flop, before.flop)
@@ -340,7 +340,7 @@ class DeviceLedger:
         division = partition.divided(idle) if partition else _division(holders, self._usage)
         self._set_basis(division.basis)
         for holder in {**division.idle, **division.flop}:
-            self._accounts.setdefault(holder, Account()).last_held_seconds = now
+            self._open(holder).last_held_seconds = now
         self._share("flop", _delta(totals.flop, before.flop), division.flop)
         self._share("dram_bytes", _delta(totals.dram_bytes, before.dram_bytes), division.dram_bytes)
         energy = _delta(totals.energy_joules, before.energy_joules)
@@ -351,17 +351,26 @@ class DeviceLedger:
             shares = division.idle if state == IDLE_STATE else division.busy_seconds
             self._share_seconds(state, spent, shares)
 
+    def _open(self, holder: Holder) -> Account:
+        """The holder's account, for writing: a copy, as earlier charges keep what they were given."""
+        before = self._accounts.get(holder)
+        account = self._accounts[holder] = Account()
+        if before is not None:
+            account.flop = before.flop
+            account.dram_bytes = before.dram_bytes
+            account.energy_joules = before.energy_joules
+            account.state_seconds = dict(before.state_seconds)
+            account.last_held_seconds = before.last_held_seconds
+        return account
+
     def _set_basis(self, basis: Mapping[Holder, Basis]) -> None:
         if basis != self._basis:  # usually the same: its rows are not read again then
             self._basis = dict(basis)
 
     def charges(self) -> Charges:
-        """Copies of the accounts."""
+        """The accounts as they are now."""
         return Charges(
-            accounts={
-                holder: replace(account, state_seconds=dict(account.state_seconds))
-                for holder, account in self._accounts.items()
-            },
+            accounts=dict(self._accounts),
             basis=self._basis,
             before=self._marks[0] if self._marks else None,
             watched_seconds=sum(self._totals.state_seconds.values()),

@@ -148,8 +148,10 @@ class HostSampling:
             samplers = tuple(self._samplers.items())
         hung: set[DeviceName] = set()
         for key, sampler in samplers:
-            device = devices.setdefault(key, _not_yet(key.partition("/")[0], now))
+            if key not in devices:
+                devices[key] = _not_yet(key.partition("/")[0], now)
             if sampler.hung(now):
+                device = devices[key]
                 hung.update(each.identity.key for each in (device, *device.instances))
         finding = self._finding_since
         return SampledHost(

@@ -15,12 +15,13 @@ from exporter.metrics import (
     process,
 )
 from exporter.metrics.device import DEVICE_ROWS, FAST_ROWS, SLOW_ROWS
-from exporter.metrics.exporter import NO_DEVICE, health_parts
+from exporter.metrics.exporter import HEALTH_ROWS, NO_DEVICE
 from exporter.metrics.family import Family, Subject, device_labels
 from exporter.metrics.flops import (
     ACTIVITY_ROWS,
     CALIBRATION,
     COUNTER_ROWS,
+    IDENTITY_ROWS,
     LINK_ROWS,
     PEAK_ROWS,
     WINDOW_ROWS,
@@ -50,6 +51,7 @@ BY_NAME: dict[str, Family] = {family.name: family for family in CATALOGUE}
 
 # Everything that changes with every tick.
 TICK_ROWS = Joined[DeviceState](
+    (lambda device: device, HEALTH_ROWS),
     (lambda device: device, COUNTER_ROWS),
     (lambda device: device.last, WINDOW_ROWS),
     (last_activity, ACTIVITY_ROWS),
@@ -75,8 +77,9 @@ def state_parts(state: State) -> Iterator[Part]:
 def _device_parts(device: DeviceState) -> Iterator[Part]:
     """A device. If it is down, hung or stale, only its health."""
     labels = device_labels(device.identity)
-    yield from health_parts(labels, device)
+    yield IDENTITY_ROWS.of(labels, device.identity)
     if not device.up:
+        yield HEALTH_ROWS.of(labels, device)
         return
     if device.peaks is not None:
         yield PEAK_ROWS.of(labels, device.peaks)

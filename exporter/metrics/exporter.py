@@ -4,11 +4,10 @@ import platform
 from collections.abc import Iterator
 
 from exporter.accounting.device import TICK_DURATION_BOUNDS
-from exporter.device_state import UNKNOWN, DeviceState, SourceHealth
+from exporter.device_state import UNKNOWN, DeviceState
 from exporter.metrics.device import XID_ERRORS_TOTAL, XID_LAST_TIMESTAMP_SECONDS
-from exporter.metrics.family import Labels, Sample, Subject
-from exporter.metrics.flops import IDENTITY_ROWS
-from exporter.metrics.rows import ByLabel, HistogramRow, Part, Rows, Samples, Value
+from exporter.metrics.family import Sample, Subject
+from exporter.metrics.rows import ByKey, ByLabel, HistogramRow, Rows, Samples, Value
 from exporter.state import ReloadStatus, State
 from exporter.version import REVISION, VERSION
 
@@ -133,6 +132,7 @@ OWN = Samples(own_samples)
 
 LOG_ROWS = Rows[int](Value(LOG_LINES_DROPPED_TOTAL, lambda dropped: dropped))
 
+# What is exported for a device in any condition.
 HEALTH_ROWS = Rows[DeviceState](
     Value(GPU_UP, lambda device: device.up),
     Value(SOURCE_HUNG, lambda device: device.absent == "hung"),
@@ -147,21 +147,39 @@ HEALTH_ROWS = Rows[DeviceState](
     ),
     ByLabel(XID_ERRORS_TOTAL, "xid", lambda device: device.xids.counts),
     ByLabel(XID_LAST_TIMESTAMP_SECONDS, "xid", lambda device: device.xids.last_unix_seconds),
+    ByLabel(
+        SOURCE_UP,
+        "source",
+        lambda device: {source: health.up for source, health in device.sources.items()},
+    ),
+    ByLabel(
+        SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS,
+        "source",
+        lambda device: {
+            source: health.last_success_unix_seconds
+            for source, health in device.sources.items()
+            if health.last_success_unix_seconds is not None
+        },
+    ),
+    ByKey(
+        SOURCE_ERRORS_TOTAL,
+        lambda key: (("source", key[0]), ("reason", key[1])),
+        lambda device: {
+            (source, reason): count
+            for source, health in device.sources.items()
+            for reason, count in health.errors.items()
+        },
+    ),
+    ByKey(
+        SOURCE_FIELD_MISSING,
+        lambda key: (("source", key[0]), ("field", key[1])),
+        lambda device: {
+            (source, field): 1
+            for source, health in device.sources.items()
+            for field in health.missing_fields
+        },
+    ),
 )
-SOURCE_ROWS = Rows[SourceHealth](
-    Value(SOURCE_UP, lambda health: health.up),
-    Value(SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS, lambda health: health.last_success_unix_seconds),
-    ByLabel(SOURCE_ERRORS_TOTAL, "reason", lambda health: health.errors),
-    ByLabel(SOURCE_FIELD_MISSING, "field", lambda health: dict.fromkeys(health.missing_fields, 1)),
-)
-
-
-def health_parts(labels: Labels, device: DeviceState) -> Iterator[Part]:
-    """What is exported for a device in any condition: its identity, and its sources' health."""
-    yield HEALTH_ROWS.of(labels, device)
-    yield IDENTITY_ROWS.of(labels, device.identity)
-    for source, health in device.sources.items():
-        yield SOURCE_ROWS.of((*labels, ("source", source)), health)
 
 
 def _no_device_samples(state: State) -> Iterator[Sample]:
