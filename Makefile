@@ -103,7 +103,7 @@ type: $(VENV)/.installed-dev ## mypy --strict
 generate: $(VENV)/.installed-dev ## write the generated pages and dashboards anew
 	$(BIN)/flopwatch metrics --markdown > docs/metrics.md
 	$(BIN)/flopwatch config --markdown > docs/configuration.md
-	$(BIN)/python -m exporter.inference.engines.registry
+	$(BIN)/python -c 'from exporter.inference.engines import write_table; write_table()'
 	$(BIN)/python -m benchmarks.support_matrix > docs/support-matrix.md
 	$(BIN)/python -m benchmarks.gpu_acceptance --document
 	$(BIN)/python -m mixin.build

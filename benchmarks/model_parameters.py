@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from exporter.inference.models import count_parameters
 from exporter.inference.models.config import describe
-from exporter.inference.models.description import count_parameters
 from exporter.inference.models.families import FAMILIES, REFUSED
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from exporter.inference.models.description import matrix_products
+from exporter.inference.models import matrix_products
 from exporter.inference.models.files import load_model
 from probes.cpu import CpuDevice
 from probes.device import Allowance

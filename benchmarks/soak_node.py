@@ -18,7 +18,7 @@ from exporter.device_state import DeviceState, SampledHost, SourceHealth, XidCou
 from exporter.http_client import Reason, ScrapeError
 from exporter.inference.account import Account, Served, present
 from exporter.inference.config import WorkloadConfig
-from exporter.inference.engines.registry import ENGINES
+from exporter.inference.engines import ENGINES
 from exporter.inference.scraper import Scraper
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.catalogue import state_parts

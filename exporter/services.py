@@ -10,7 +10,7 @@ from exporter.advisor import Advisor
 from exporter.attribution.service import HolderService
 from exporter.calibration import CalibrationFile
 from exporter.config.model import Config
-from exporter.inference.models.description import matrix_products
+from exporter.inference.models import matrix_products
 from exporter.inference.service import WorkloadService
 from exporter.probe_facts import ProbeFacts
 from exporter.state import State

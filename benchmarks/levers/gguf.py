@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.inference.models.attention import GroupedAttention
-from exporter.inference.models.description import (
+from exporter.inference.models import (
     LayerGroup,
     ModelDescription,
     WeightBytes,
 )
+from exporter.inference.models.attention import GroupedAttention
 
 
 _F32, _BF16 = 0, 30  # enum ggml_type

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH
 from exporter.advice.prediction import Inapplicable, Interval
 from exporter.advice.window import GpuWindow, WorkloadWindow
+from exporter.inference.models import ModelDescription
 from exporter.inference.models.cost import (
     cache_bytes_per_token,
     cache_bytes_read,
@@ -32,7 +33,6 @@ from exporter.inference.models.cost import (
     prefill_attention_flop,
     weight_bytes_per_pass,
 )
-from exporter.inference.models.description import ModelDescription
 
 
 # Share of the tensor peak that large matrix products reach, used if no probe has measured it: 0.71

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from exporter.accounting.peaks import Peaks
-from exporter.inference.models.description import ModelDescription
+from exporter.inference.models import ModelDescription
 
 
 @dataclass(frozen=True, slots=True)

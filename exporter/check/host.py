@@ -18,7 +18,7 @@ from exporter.collect.perf import Kernel, LinuxKernel, PerfCounters, PerfUnavail
 from exporter.config.model import Config
 from exporter.errors import HolderSourceError, ListenError
 from exporter.http_client import Reason, ScrapeError, fetch
-from exporter.inference.engines.registry import ENGINES, PREFIXES, identify
+from exporter.inference.engines import ENGINES, PREFIXES, identify
 from exporter.inference.reading import parse
 from exporter.web.addresses import open_listener, parse_listen_address
 from flopwatch.processor import read_processor

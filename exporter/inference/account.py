@@ -15,6 +15,11 @@ import structlog
 from exporter.accounting.peaks import Peaks
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.launch import Launch, locate_config
+from exporter.inference.models import (
+    ModelDescription,
+    ModelDescriptionError,
+    count_parameters,
+)
 from exporter.inference.models.cost import (
     Cost,
     Work,
@@ -24,11 +29,6 @@ from exporter.inference.models.cost import (
     linear_flop_per_token,
     prefill_attention_flop,
     stored_weight_bytes,
-)
-from exporter.inference.models.description import (
-    ModelDescription,
-    ModelDescriptionError,
-    count_parameters,
 )
 from exporter.inference.models.files import load_model
 from exporter.inference.progress import Progress, Server

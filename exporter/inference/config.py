@@ -30,7 +30,7 @@ _GPU = one_of(integer(at_least=0, at_most=10_000), text(), otherwise="a GPU inde
 def _engine(value: Any) -> str:
     """A parser of the name of an engine."""
     # Loaded only where workloads are configured: sampling begins before the engines are loaded.
-    from exporter.inference.engines.registry import ENGINES  # noqa: PLC0415
+    from exporter.inference.engines import ENGINES  # noqa: PLC0415
 
     name: str = choice(*ENGINES)(value)
     return name

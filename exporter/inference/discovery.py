@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from exporter import procfs
 from exporter.http_client import ScrapeError
 from exporter.inference.config import ListPods
-from exporter.inference.engines.registry import ENGINES, PREFIXES
-from exporter.inference.engines.registry import identify as identify_prefixes
+from exporter.inference.engines import ENGINES, PREFIXES
+from exporter.inference.engines import identify as identify_prefixes
 from exporter.inference.reading import parse
 from exporter.inference.scraper import Fetch, fetch_text
 

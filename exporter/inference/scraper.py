@@ -13,7 +13,7 @@ from types import MappingProxyType
 import structlog
 
 from exporter.http_client import Reason, ScrapeError, fetch, without_credentials
-from exporter.inference.engines.registry import PREFIXES
+from exporter.inference.engines import PREFIXES
 from exporter.inference.reading import Engine, EngineReading, Sample, by_model, parse
 from exporter.inference.reading import Samples as ModelSamples
 from flopwatch.threads import BoundedThread, ThreadGuard

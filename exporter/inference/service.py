@@ -30,7 +30,7 @@ from exporter.inference.discovery import (
     place,
     serving_processes,
 )
-from exporter.inference.engines.registry import ENGINES
+from exporter.inference.engines import ENGINES
 from exporter.inference.launch import Launch, launch_of, locate_config, locate_in_process
 from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text

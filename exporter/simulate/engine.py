@@ -10,15 +10,15 @@ from dataclasses import fields, replace
 
 from exporter.accounting.peaks import Peaks
 from exporter.inference.account import Served
-from exporter.inference.models.attention import GroupedAttention
-from exporter.inference.models.cost import Cost, Stretch, Work, cost_of
-from exporter.inference.models.description import (
+from exporter.inference.models import (
     LayerGroup,
     MixtureOfExperts,
     ModelDescription,
     WeightBytes,
     count_parameters,
 )
+from exporter.inference.models.attention import GroupedAttention
+from exporter.inference.models.cost import Cost, Stretch, Work, cost_of
 from exporter.inference.snapshot import GpuRef, ModelSnapshot
 from exporter.simulate.forward_pass import Behaviour, Experts, Member, Shape, Silicon
 from exporter.simulate.scenarios import Load, Serving

@@ -20,8 +20,8 @@ from exporter.advice.backtest import (
 )
 from exporter.advice.levers.lower_precision import with_weights
 from exporter.advice.window import Price, Reference, WorkloadWindow
+from exporter.inference.models import LayerGroup, MixtureOfExperts
 from exporter.inference.models.attention import GroupedAttention, LatentAttention
-from exporter.inference.models.description import LayerGroup, MixtureOfExperts
 from exporter.inference.models.mixers import RecurrentMixer
 from tests.advice.windows import MODEL, gpu, window
 

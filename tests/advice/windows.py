@@ -5,11 +5,11 @@ from typing import Any
 
 from exporter.accounting.peaks import Peaks
 from exporter.advice.window import GpuWindow, WorkloadWindow
-from exporter.inference.models.attention import GroupedAttention
-from exporter.inference.models.description import (
+from exporter.inference.models import (
     LayerGroup,
     ModelDescription,
 )
+from exporter.inference.models.attention import GroupedAttention
 
 
 # One layer: attention 2·1000·(1000 + 1000) = 4e6 weights, feed-forward 3·1000·2000 = 6e6, head

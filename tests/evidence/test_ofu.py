@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from exporter.inference.models import ModelDescriptionError
 from exporter.inference.models.config import describe
 from exporter.inference.models.cost import prefill_attention_flop
-from exporter.inference.models.description import ModelDescriptionError
 from tests.daemon.process import passive
 from tests.evidence.tables import table
 from tests.fake_nvml import B200, H100, Load

@@ -26,10 +26,10 @@ from exporter.config.load import ConfigOrigin, load_config
 from exporter.errors import ConfigError, HolderSourceError, WebConfigError
 from exporter.http_client import ScrapeError
 from exporter.inference import reading as engines
-from exporter.inference.engines.registry import ENGINES, PREFIXES
+from exporter.inference.engines import ENGINES, PREFIXES
 from exporter.inference.launch import parse as parse_command
+from exporter.inference.models import ModelDescriptionError
 from exporter.inference.models.cost import cost_of
-from exporter.inference.models.description import ModelDescriptionError
 from exporter.inference.models.files import describe_gguf, load_description, read_header
 from exporter.inference.progress import Progress
 from exporter.inference.reading import Samples, by_model

@@ -25,8 +25,8 @@ from exporter.advice.step import (
     with_batch,
 )
 from exporter.advice.window import WorkloadWindow
+from exporter.inference.models import ModelDescription, WeightBytes
 from exporter.inference.models.cost import stored_weight_bytes
-from exporter.inference.models.description import ModelDescription, WeightBytes
 
 
 # The share of the doubled rate that kernels of the lower precision reach: relative to their peaks,

@@ -4,18 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from exporter.inference.models.attention import (
-    Attention,
-    GroupedAttention,
-    Indexer,
-    LatentAttention,
-)
-from exporter.inference.models.description import (
+from exporter.inference.models import (
     LayerGroup,
     MixtureOfExperts,
     ModelDescription,
     Stack,
     UnknownArchitectureError,
+)
+from exporter.inference.models.attention import (
+    Attention,
+    GroupedAttention,
+    Indexer,
+    LatentAttention,
 )
 from exporter.inference.models.families import (
     FAMILIES,

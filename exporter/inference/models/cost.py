@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from exporter.inference.models.attention import Attention
-from exporter.inference.models.description import (
+from exporter.inference.models import (
     Extras,
     LayerGroup,
     ModelDescription,
     count_parameters,
     feed_forward_parameters,
 )
+from exporter.inference.models.attention import Attention
 
 
 # Tokens of one prefill pass, if unknown: the common default chunk of vLLM on data-center GPUs,

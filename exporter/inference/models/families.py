@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from exporter.inference.models.description import UnknownArchitectureError
+from exporter.inference.models import UnknownArchitectureError
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from exporter.inference.models.config import describe
-from exporter.inference.models.description import (
+from exporter.inference.models import (
     ModelDescription,
     ModelDescriptionError,
     UnknownArchitectureError,
     WeightBytes,
     count_parameters,
 )
+from exporter.inference.models.config import describe
 from exporter.inference.models.quantization import cache_value_bytes
 
 

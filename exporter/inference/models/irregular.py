@@ -9,14 +9,14 @@ repository.
 from collections.abc import Mapping
 from typing import Any
 
-from exporter.inference.models.attention import Attention, GroupedAttention, LatentAttention
-from exporter.inference.models.description import (
+from exporter.inference.models import (
     Extras,
     LayerGroup,
     MixtureOfExperts,
     Prologue,
     Stack,
 )
+from exporter.inference.models.attention import Attention, GroupedAttention, LatentAttention
 from exporter.inference.models.families import (
     LARGEST_LAYER_COUNT,
     ConfigFields,

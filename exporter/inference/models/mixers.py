@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from exporter.inference.models import Extras, LayerGroup, MixtureOfExperts, Stack
 from exporter.inference.models.attention import (
     Attention,
     BlockSelector,
     CompressedAttention,
     GroupedAttention,
 )
-from exporter.inference.models.description import Extras, LayerGroup, MixtureOfExperts, Stack
 from exporter.inference.models.families import (
     LARGEST_LAYER_COUNT,
     ConfigFields,

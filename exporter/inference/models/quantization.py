@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from exporter.inference.models import LayerGroup, ModelDescription, Stack, WeightBytes
 from exporter.inference.models.attention import CompressedAttention, LatentAttention
-from exporter.inference.models.description import LayerGroup, ModelDescription, Stack, WeightBytes
 from exporter.inference.models.families import ConfigFields
 
 

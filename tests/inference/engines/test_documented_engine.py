@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,16 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 
-# In its own process: the registry is read once.
+# In its own process, which imports the copy of the packages in its working directory.
 PROGRAM = """
 import json, sys
-from exporter.inference import engines
-engines.__path__.append(sys.argv[1])
 from exporter.config.load import ConfigOrigin, load_config
-from exporter.inference.engines.registry import ENGINES, identify
+from exporter.inference.engines import ENGINES, identify
 from exporter.inference.reading import Sample
 from exporter.inference.reading import Samples
-config = load_config(ConfigOrigin(sys.argv[2], environment={}))
+config = load_config(ConfigOrigin(sys.argv[1], environment={}))
 engine = ENGINES["example"]
 reading = engine.read(Samples([
     Sample("example:prompt_tokens_total", {}, 30.0, 130.0),
@@ -38,16 +37,19 @@ def test_an_engine_is_one_file(tmp_path: Path) -> None:
     page = (ROOT / "docs/how-to-add-an-engine.md").read_text()
     example = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert example is not None
-    (tmp_path / "engines").mkdir()
-    (tmp_path / "engines/example.py").write_text(example[1])
+    for package in ("exporter", "flopwatch", "probes"):
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (tmp_path / "exporter/inference/engines/example.py").write_text(example[1])
     config = tmp_path / "config.yaml"
     config.write_text(
         "workloads: [{name: chat, engine: example, url: 'http://127.0.0.1:1/metrics'}]"
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "engines"), str(config)],
-        cwd=ROOT,
+        [sys.executable, "-c", PROGRAM, str(config)],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,

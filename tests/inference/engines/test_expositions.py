@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.inference.engines.registry import ENGINES, PREFIXES, identify, with_table
+from exporter.inference.engines import ENGINES, PREFIXES, identify, with_table
 from exporter.inference.reading import InFlight, Sample, Samples, by_model, canonical_name, parse
 from exporter.inference.scraper import CounterTracker
 from tests.inference.engines.server import exposition

@@ -12,7 +12,7 @@ import pytest
 from exporter.http_client import Reason
 from exporter.inference.account import Account
 from exporter.inference.config import WorkloadConfig
-from exporter.inference.engines.registry import ENGINES
+from exporter.inference.engines import ENGINES
 from exporter.inference.scraper import Scraper
 
 

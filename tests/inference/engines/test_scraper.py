@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.http_client import Reason, ScrapeError
-from exporter.inference.engines.registry import ENGINES
+from exporter.inference.engines import ENGINES
 from exporter.inference.scraper import Scraper
 from tests.inference.engines import server
 from tests.inference.engines.server import exposition, serving

@@ -1,16 +1,16 @@
 """Small models whose FLOPs and bytes can be worked out on paper."""
 
+from exporter.inference.models import (
+    LayerGroup,
+    MixtureOfExperts,
+    ModelDescription,
+)
 from exporter.inference.models.attention import GroupedAttention
 from exporter.inference.models.cost import (
     decode_attention_flop,
     head_flop_per_token,
     linear_flop_per_token,
     prefill_attention_flop,
-)
-from exporter.inference.models.description import (
-    LayerGroup,
-    MixtureOfExperts,
-    ModelDescription,
 )
 
 

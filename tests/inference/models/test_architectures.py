@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.model_parameters import BOUND, rows
+from exporter.inference.models import UnknownArchitectureError, count_parameters
 from exporter.inference.models.config import describe
 from exporter.inference.models.cost import (
     cache_bytes_per_token,
@@ -10,7 +11,6 @@ from exporter.inference.models.cost import (
     linear_flop_per_token,
     prefill_attention_flop,
 )
-from exporter.inference.models.description import UnknownArchitectureError, count_parameters
 from exporter.inference.models.families import FAMILIES
 
 

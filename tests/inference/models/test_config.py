@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import FlopwatchError
+from exporter.inference.models import ModelDescriptionError, UnknownArchitectureError
 from exporter.inference.models.attention import GroupedAttention, LatentAttention
 from exporter.inference.models.config import describe
 from exporter.inference.models.cost import stored_weight_bytes
-from exporter.inference.models.description import ModelDescriptionError, UnknownArchitectureError
 from exporter.inference.models.files import load_description
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.inference.models import UnknownArchitectureError, count_parameters
 from exporter.inference.models.config import describe
 from exporter.inference.models.cost import stored_weight_bytes, weight_bytes_per_pass
-from exporter.inference.models.description import UnknownArchitectureError, count_parameters
 from exporter.inference.models.families import FAMILIES
 from tests.inference.models import test_irregular
 from tests.inference.models.shapes import decode_flop, prefill_flop

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.inference.models import LayerGroup, ModelDescription
 from exporter.inference.models.attention import (
     GroupedAttention,
     block_pairs,
@@ -23,7 +24,6 @@ from exporter.inference.models.cost import (
     stored_weight_bytes,
     weight_bytes_per_pass,
 )
-from exporter.inference.models.description import LayerGroup, ModelDescription
 from exporter.inference.models.files import load_description
 from tests.inference.models.shapes import MIXTURE, TINY, WINDOWED, decode_flop, prefill_flop
 

@@ -5,9 +5,9 @@ import contextlib
 import pytest
 
 from benchmarks.engine_accuracy.gguf_file import write_gguf
+from exporter.inference.models import ModelDescriptionError, count_parameters
 from exporter.inference.models.attention import GroupedAttention
 from exporter.inference.models.cost import stored_weight_bytes
-from exporter.inference.models.description import ModelDescriptionError, count_parameters
 from exporter.inference.models.files import load_model
 
 

@@ -6,6 +6,11 @@ from typing import ClassVar
 
 import pytest
 
+from exporter.inference.models import (
+    ModelDescriptionError,
+    UnknownArchitectureError,
+    count_parameters,
+)
 from exporter.inference.models.config import describe
 from exporter.inference.models.cost import (
     Stretch,
@@ -21,11 +26,6 @@ from exporter.inference.models.cost import (
     prefill_attention_flop,
     stored_weight_bytes,
     weight_bytes_per_pass,
-)
-from exporter.inference.models.description import (
-    ModelDescriptionError,
-    UnknownArchitectureError,
-    count_parameters,
 )
 
 

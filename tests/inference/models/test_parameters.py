@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.inference.models.description import count_parameters
+from exporter.inference.models import count_parameters
 from exporter.inference.models.files import load_description
 from tests.inference.models.shapes import MIXTURE, TINY
 

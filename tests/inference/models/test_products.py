@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from exporter.inference.models.description import MatrixProduct, matrix_products
+from exporter.inference.models import MatrixProduct, matrix_products
 from exporter.inference.models.files import load_model
 
 
