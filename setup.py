@@ -10,7 +10,7 @@ from setuptools.command.sdist import sdist
 
 
 ROOT = Path(__file__).parent
-VERSION = runpy.run_path(str(ROOT / "exporter" / "version.py"))
+VERSION = runpy.run_path(str(ROOT / "exporter" / "__init__.py"))
 
 
 def note_revision(package: Path) -> None:

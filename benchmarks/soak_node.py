@@ -15,7 +15,7 @@ from exporter.attribution.service import HolderService
 from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, DeviceKey
 from exporter.device_state import DeviceState, SampledHost, SourceHealth, XidCounts
-from exporter.http_client import Reason, ScrapeError
+from exporter.errors import Reason, ScrapeError
 from exporter.inference.account import Account, Served, present
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.engines import ENGINES
@@ -27,7 +27,6 @@ from exporter.metrics.exporter import OWN
 from exporter.metrics.flops import FLOP_TOTAL
 from exporter.metrics.holders import HolderLabels, holder_labels
 from exporter.metrics.rows import Part
-from exporter.probe_facts import ProbeFacts
 from exporter.procfs import process_name
 from exporter.readings import (
     ActivityWindow,
@@ -37,6 +36,7 @@ from exporter.readings import (
     ProcessUse,
     SlowReading,
 )
+from exporter.services import ProbeFacts
 from exporter.state import Parts, ReloadStatus, State, build_state
 from exporter.status.history import Histories
 

@@ -1,18 +1,21 @@
-"""The daemon: assembles, starts, reloads and stops everything."""
+"""The daemon: assembles, starts, reloads and stops everything, and obeys signals and systemd."""
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from types import FrameType
+from typing import Final, TypeVar
 
 import structlog
 
+from exporter import VERSION
 from exporter.advice.advise import ADVICE_PATH, AdviceSnapshot
 from exporter.attribution.bill import HostLedger
 from exporter.attribution.snapshot import Bill
@@ -35,8 +38,6 @@ from exporter.state import LiveState, Parts, ReloadStatus, State
 from exporter.status.build import StatusSources
 from exporter.status.history import Memory
 from exporter.status.service import JSON, StatusService, security_headers
-from exporter.supervisor import Notifier, SignalWaiter
-from exporter.version import VERSION
 from exporter.web.addresses import format_address
 from exporter.web.http import Request, Response, Router
 from exporter.web.routes import (
@@ -63,6 +64,8 @@ _SERVICES_GRACE_SECONDS = 0.3
 _LOOP_SECONDS = 1.0
 # However many SIGHUPs come, the configuration is read once in this time.
 _RELOAD_PAUSE_SECONDS = 1.0
+_MICROSECONDS: Final = 1_000_000
+_READ_BYTES: Final = 4096
 _END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 # A mismatch of library and kernel module is shown to one scrape, or for this long, before the
 # process ends so that its supervisor starts one that loads the new library.
@@ -283,7 +286,7 @@ class Daemon:
                 log.warning("gpu_not_on_this_host", key=place, gpu=index, known=known)
         self._missing = missing
 
-    def _loop(self, signals: SignalWaiter) -> int:
+    def _loop(self, signals: "SignalWaiter") -> int:
         mismatched_at: float | None = None
         reload_wanted, reload_at = False, time.monotonic()
         self._notifier.ready()
@@ -358,3 +361,87 @@ def end_process(code: int) -> None:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, at start or since
             stream.flush()
     os._exit(code)
+
+
+class Notifier:
+    """Reports the daemon's state to systemd: sd_notify(3). Safe to use from any thread.
+
+    Outside of systemd there is no socket, and every call does nothing. A message that cannot be
+    delivered is logged once and otherwise ignored: the service manager draws its own conclusions
+    from silence.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._address = _address(environ.get("NOTIFY_SOCKET", ""))
+        self._failed = False
+
+    def ready(self) -> None:
+        """The daemon is serving; with `Type=notify` the start is complete. Also ends a reload."""
+        self._send("READY=1")
+
+    def reloading(self, monotonic_seconds: float | None = None) -> None:
+        """A reload has begun; `ready` ends it. Needed by `Type=notify-reload`."""
+        now = time.monotonic() if monotonic_seconds is None else monotonic_seconds
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={int(now * _MICROSECONDS)}")
+
+    def stopping(self) -> None:
+        """The daemon is stopping."""
+        self._send("STOPPING=1")
+
+    def watchdog(self) -> None:
+        """The daemon is alive; send it only when every loop has made progress."""
+        self._send("WATCHDOG=1")
+
+    def _send(self, message: str) -> None:
+        if self._address is None:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                # A manager that does not read must not stop the daemon.
+                sender.setblocking(False)
+                sender.sendto(message.encode(), self._address)
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                log.warning("systemd_notification_failed", error=str(error))
+
+
+def _address(text: str) -> str | None:
+    """The socket's address: a path, or with `@` a name in the abstract namespace."""
+    if text.startswith("@"):
+        return "\0" + text[1:]
+    # Others, such as vsock for virtual machines, do not occur for a service.
+    return text if text.startswith("/") else None
+
+
+class SignalWaiter:
+    """Waits for some signals. Create it in the main thread, which alone may wait.
+
+    The handlers do nothing: a thousand signals a second must not nest one handler in another. The
+    interpreter writes each signal's number to a socket, and `wait` reads that.
+    """
+
+    def __init__(self, signals: Sequence[signal.Signals]) -> None:
+        self._ours, theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        theirs.setblocking(False)
+        # A full socket drops numbers while earlier ones are still unread.
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._theirs = theirs  # kept open
+        for number in signals:
+            signal.signal(number, _nothing)
+
+    def wait(self, seconds: float) -> frozenset[int]:
+        """The signals received, each once; empty after `seconds` without any."""
+        readable, _, _ = select.select([self._ours], [], [], seconds)
+        if not readable:
+            return frozenset()
+        came: set[int] = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                came.update(self._ours.recv(_READ_BYTES))
+        return frozenset(came)
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    pass

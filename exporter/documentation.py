@@ -11,8 +11,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 import yaml
 
 from exporter.config.load import CONFIG_FILE_VARIABLE, variable_of
-from exporter.config.model import SCHEMA
-from exporter.config.schema import Node, Section, SectionList
+from exporter.config.model import SCHEMA, Node, Section, SectionList
 from exporter.metrics.catalogue import SUBJECTS
 from exporter.metrics.family import Family
 from flopwatch.options import Option

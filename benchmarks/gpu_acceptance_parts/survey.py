@@ -13,6 +13,7 @@ import msgspec
 
 from benchmarks.gpu_acceptance_parts.context import Survey, log_to_stderr
 from benchmarks.gpu_acceptance_parts.schema import Machine
+from exporter import VERSION
 from exporter.accounting.peaks import Peaks, find_peaks
 from exporter.cli.probe import read_devices
 from exporter.collect.nvml.errors import NvmlError
@@ -21,7 +22,6 @@ from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
 from exporter.collect.nvml.reading import read_processes
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.readings import DeviceIdentity
-from exporter.version import VERSION
 from probes.facts import DeviceFacts
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.supply_chain.sbom import inventory
-from exporter.version import VERSION
+from exporter import VERSION
 
 
 ROOT = Path(__file__).parents[2]

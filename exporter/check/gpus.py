@@ -14,7 +14,8 @@ from exporter.check import CheckResult, Level
 from exporter.check.subprocesses import Answer
 from exporter.collect.dcgm.exposition import DcgmDevice, DeviceSample, parse
 from exporter.config.model import Config
-from exporter.http_client import ScrapeError, fetch
+from exporter.errors import ScrapeError
+from exporter.http_client import fetch
 
 
 _TIMEOUT_SECONDS = 3.0

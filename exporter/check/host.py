@@ -15,12 +15,12 @@ from exporter.attribution.pod_resources import list_allocations
 from exporter.check import CheckResult, Level
 from exporter.check.subprocesses import Answer
 from exporter.collect.perf import Kernel, LinuxKernel, PerfCounters, PerfUnavailableError
-from exporter.config.model import Config
-from exporter.errors import HolderSourceError, ListenError
-from exporter.http_client import Reason, ScrapeError, fetch
+from exporter.config.model import Config, parse_listen_address
+from exporter.errors import HolderSourceError, ListenError, Reason, ScrapeError
+from exporter.http_client import fetch
 from exporter.inference.engines import ENGINES, PREFIXES, identify
 from exporter.inference.reading import parse
-from exporter.web.addresses import open_listener, parse_listen_address
+from exporter.web.addresses import open_listener
 from flopwatch.processor import read_processor
 from flopwatch.state_file import state_remedy, usable_state_path
 from probes.environment import torch_remedy

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from exporter.errors import FlopwatchError
-from exporter.http_client import ScrapeError, fetch, without_credentials
+from exporter.errors import FlopwatchError, ScrapeError
+from exporter.http_client import fetch, without_credentials
 
 
 # A query over more would load weeks of samples at once.

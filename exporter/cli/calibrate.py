@@ -12,7 +12,6 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter.calibration import Calibration, save_calibrations
 from exporter.cli.daemon import add_config_flags, config_origin
 from exporter.cli.probe import (
     ProbeError,
@@ -23,7 +22,9 @@ from exporter.cli.probe import (
     select_devices,
 )
 from exporter.config.load import load_config
-from exporter.http_client import ScrapeError, fetch
+from exporter.errors import ScrapeError
+from exporter.http_client import fetch
+from exporter.services import Calibration, save_calibrations
 from flopwatch.state_file import StateFile, usable_state_path
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts

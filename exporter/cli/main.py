@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from exporter import version_line
 from exporter.errors import FlopwatchError
-from exporter.version import version_line
 
 
 _PROGRAM = "flopwatch"

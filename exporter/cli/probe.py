@@ -107,7 +107,7 @@ def read_devices(config: Config, *, instances: bool = False) -> list[DeviceFacts
     Raises ProbeError when the driver does not answer.
     """
     from exporter.collect.host import HostSampling
-    from exporter.probe_facts import ProbeFacts
+    from exporter.services import ProbeFacts
     from exporter.state import LiveState, Parts
 
     sampling = HostSampling(lambda: config.sampling, lambda: live.latest)

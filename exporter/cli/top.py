@@ -14,8 +14,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-from exporter.errors import FlopwatchError, Reason
-from exporter.http_client import ScrapeError, fetch
+from exporter.errors import FlopwatchError, Reason, ScrapeError
+from exporter.http_client import fetch
 from exporter.status.document import API_VERSION, STATUS_PATH, Status
 
 

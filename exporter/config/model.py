@@ -1,20 +1,130 @@
-"""The configuration as the daemon uses it, and the schema built from its declarations."""
+"""The configuration as the daemon uses it, and the schema of its file, derived from the declarations.
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+One declaration serves validation, environment variables, flags, `flopwatch config` and the
+documentation.
+"""
+
+import ipaddress
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exporter.advice.settings import AdviceSettings
 from exporter.attribution.settings import HolderSettings, PriceRule
 from exporter.collect.settings import SamplingSettings
-from exporter.config.schema import Section, Values, schema_of
+from exporter.errors import ListenError
 from exporter.findings import Thresholds
 from exporter.inference.config import DiscoveryConfig, WorkloadConfig
-from exporter.web.addresses import listen_addresses
 from flopwatch.option_parsers import boolean, choice, integer, items, optional, text
-from flopwatch.options import build, option, option_list, settings
+from flopwatch.options import (
+    Nested,
+    Option,
+    OptionGroup,
+    OptionList,
+    build,
+    declarations,
+    option,
+    option_list,
+    settings,
+)
 from probes.config import ProbeConfig
+
+
+_PORT_MAX = 65535
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A mapping of keys, sections and lists."""
+
+    help: str
+    keys: dict[str, "Node"] = field(default_factory=dict)
+
+    def options(self, path: str = "") -> Iterator[tuple[str, Option]]:
+        """The path and declaration of every key outside lists."""
+        for name, node in self.keys.items():
+            here = join_key(path, name)
+            if isinstance(node, Option):
+                yield here, node
+            elif isinstance(node, Section):
+                yield from node.options(here)
+
+
+@dataclass(frozen=True, slots=True)
+class SectionList:
+    """A list of mappings with the same keys."""
+
+    help: str
+    item: Section
+    example: str
+    at_most: int = 1000
+
+
+Node = Option | Section | SectionList
+# Parsed values by key; sections are mappings, lists of sections tuples of mappings.
+Values = dict[str, Any]
+
+
+def parse_listen_address(text: str) -> tuple[str, int]:
+    """Split `:9907`, `127.0.0.1:9907`, `[::1]:9907` or `localhost:0` into host and port.
+
+    The host is empty for all addresses of the machine, port 0 lets the kernel choose one.
+    Raises ListenError, naming the text and what is wrong with it.
+    """
+    if text.startswith("unix:"):
+        raise ListenError(
+            f"listen address '{text}': Unix sockets are not supported; use a TCP address, or a "
+            "socket unit with --web.systemd-socket"
+        )
+    host, colon, port = text.rpartition(":")
+    if not colon or "]" in port:
+        hint = f"; for all addresses write ':{text}'" if text.isdecimal() else ""
+        raise ListenError(f"listen address '{text}': the port is missing{hint}")
+    if not (port.isascii() and port.isdecimal()):
+        raise ListenError(f"listen address '{text}': the port must be a number, got '{port}'")
+    if int(port[:9]) > _PORT_MAX:
+        raise ListenError(f"listen address '{text}': the port must be at most {_PORT_MAX}")
+    return _parse_host(text, host), int(port)
+
+
+def _parse_host(text: str, host: str) -> str:
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise ListenError(
+                f"listen address '{text}': '{host[1:-1]}' is not an IPv6 address"
+            ) from None
+        return host[1:-1]
+    if ":" in host:
+        raise ListenError(
+            f"listen address '{text}': an IPv6 address goes into brackets, as in '[::1]:9907'"
+        )
+    if host and not _HOST_NAME.fullmatch(host):
+        raise ListenError(f"listen address '{text}': '{host}' is not a host name or an address")
+    return host
+
+
+def _listen_addresses(value: Any) -> tuple[str, ...]:
+    """One or several listen addresses, commas between them or not.
+
+    Raises ValueError on what the server could not listen on.
+    """
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"must be an address such as ':9907', or a list, got {value!r}")
+    addresses = tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+    if not addresses:
+        raise ValueError("must name at least one address")
+    for address in addresses:
+        try:
+            parse_listen_address(address)
+        except ListenError as error:
+            raise ValueError(str(error).removeprefix("listen address ")) from None
+    return addresses
 
 
 def _device_family(value: Any) -> str:
@@ -32,7 +142,7 @@ class WebSettings:
 
     listen_address: tuple[str, ...] = option(
         "web.listen_address",
-        listen_addresses(),
+        _listen_addresses,
         (":9907",),
         "Addresses to listen on: one, or a list.",
         '":9907"',
@@ -192,6 +302,48 @@ class Config:
         for place, gpu in named:
             if gpu is not None and str(gpu) not in known:
                 yield place, gpu
+
+
+def schema_of(cls: type, help_: str, sections: Mapping[str, str]) -> Section:
+    """The schema of a settings class; `sections` has help by path, in the order of the file."""
+    schema = Section(help_)
+    for path in sections:  # first fix the order
+        if "[]" not in path:
+            schema.keys[path] = Section(sections[path])
+    _add(schema, cls, sections, "")
+    return schema
+
+
+def _add(schema: Section, cls: type, sections: Mapping[str, str], path: str) -> None:
+    """Add the declarations of a class to the section at `path`."""
+    for declared in declarations(cls).values():
+        if isinstance(declared, Nested):
+            _add(schema, declared.item, sections, path)
+        elif isinstance(declared, OptionGroup):
+            for each in declared.options.values():
+                _place(schema, each.path, each, sections, path)
+        elif isinstance(declared, OptionList):
+            item = Section(declared.item_help)
+            _add(item, declared.item, sections, f"{path}{declared.path}[]")
+            node = SectionList(declared.help, item, declared.example)
+            _place(schema, declared.path, node, sections, path)
+        else:
+            _place(schema, declared.path, declared, sections, path)
+
+
+def _place(schema: Section, key: str, node: Node, sections: Mapping[str, str], path: str) -> None:
+    *parents, name = key.split(".")
+    for parent in parents:
+        path = join_key(path, parent)
+        section = schema.keys.setdefault(parent, Section(sections.get(path, "")))
+        assert isinstance(section, Section)
+        schema = section
+    schema.keys[name] = node
+
+
+def join_key(path: str, name: str) -> str:
+    """The path of a key in the section at `path`."""
+    return f"{path}.{name}" if path else name
 
 
 # The sections of the file, in the order of the documentation.

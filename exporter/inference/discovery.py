@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from exporter import procfs
-from exporter.http_client import ScrapeError
+from exporter.errors import ScrapeError
 from exporter.inference.config import ListPods
 from exporter.inference.engines import ENGINES, PREFIXES
 from exporter.inference.engines import identify as identify_prefixes

@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 import structlog
 
-from exporter.http_client import Reason, ScrapeError, fetch, without_credentials
+from exporter.errors import Reason, ScrapeError
+from exporter.http_client import fetch, without_credentials
 from exporter.inference.engines import PREFIXES
 from exporter.inference.reading import Engine, EngineReading, Sample, by_model, parse
 from exporter.inference.reading import Samples as ModelSamples

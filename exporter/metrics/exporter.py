@@ -3,13 +3,13 @@
 import platform
 from collections.abc import Iterator
 
+from exporter import REVISION, VERSION
 from exporter.accounting.device import TICK_DURATION_BOUNDS
 from exporter.device_state import UNKNOWN, DeviceState
 from exporter.metrics.device import XID_ERRORS_TOTAL, XID_LAST_TIMESTAMP_SECONDS
 from exporter.metrics.family import Sample, Subject
 from exporter.metrics.rows import ByKey, ByLabel, HistogramRow, Rows, Samples, Value
 from exporter.state import ReloadStatus, State
-from exporter.version import REVISION, VERSION
 
 
 SUBJECT = Subject("The exporter itself")

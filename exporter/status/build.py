@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from exporter import REVISION, VERSION
 from exporter.accounting.peaks import Peaks
 from exporter.advice.advise import AdviceSnapshot, best_sentence
 from exporter.device_state import UNKNOWN, DeviceState
@@ -20,7 +21,6 @@ from exporter.state import State
 from exporter.status import document, verdict
 from exporter.status.devices import build_device
 from exporter.status.history import Histories
-from exporter.version import REVISION, VERSION
 from probes.records import ProbeResults
 
 

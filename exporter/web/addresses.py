@@ -1,85 +1,16 @@
-"""Listen addresses as exporters write them, and the sockets behind them."""
+"""The listening sockets."""
 
 import contextlib
 import errno
-import ipaddress
 import os
-import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+from exporter.config.model import parse_listen_address
 from exporter.errors import AddressUnavailableError, ListenError
 
 
-_PORT_MAX = 65535
 _LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START of sd-daemon.h
-_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
-
-
-def parse_listen_address(text: str) -> tuple[str, int]:
-    """Split `:9907`, `127.0.0.1:9907`, `[::1]:9907` or `localhost:0` into host and port.
-
-    The host is empty for all addresses of the machine, port 0 lets the kernel choose one.
-    Raises ListenError, naming the text and what is wrong with it.
-    """
-    if text.startswith("unix:"):
-        raise ListenError(
-            f"listen address '{text}': Unix sockets are not supported; use a TCP address, or a "
-            "socket unit with --web.systemd-socket"
-        )
-    host, colon, port = text.rpartition(":")
-    if not colon or "]" in port:
-        hint = f"; for all addresses write ':{text}'" if text.isdecimal() else ""
-        raise ListenError(f"listen address '{text}': the port is missing{hint}")
-    if not (port.isascii() and port.isdecimal()):
-        raise ListenError(f"listen address '{text}': the port must be a number, got '{port}'")
-    if int(port[:9]) > _PORT_MAX:
-        raise ListenError(f"listen address '{text}': the port must be at most {_PORT_MAX}")
-    return _parse_host(text, host), int(port)
-
-
-def _parse_host(text: str, host: str) -> str:
-    if host.startswith("[") and host.endswith("]"):
-        try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError:
-            raise ListenError(
-                f"listen address '{text}': '{host[1:-1]}' is not an IPv6 address"
-            ) from None
-        return host[1:-1]
-    if ":" in host:
-        raise ListenError(
-            f"listen address '{text}': an IPv6 address goes into brackets, as in '[::1]:9907'"
-        )
-    if host and not _HOST_NAME.fullmatch(host):
-        raise ListenError(f"listen address '{text}': '{host}' is not a host name or an address")
-    return host
-
-
-def listen_addresses() -> Callable[[Any], tuple[str, ...]]:
-    """A parser of the configuration: one or several listen addresses, commas between them or not.
-
-    It raises ValueError on what the server could not listen on.
-    """
-
-    def parse(value: Any) -> tuple[str, ...]:
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"must be an address such as ':9907', or a list, got {value!r}")
-        addresses = tuple(
-            part.strip() for text in texts for part in text.split(",") if part.strip()
-        )
-        if not addresses:
-            raise ValueError("must name at least one address")
-        for address in addresses:
-            try:
-                parse_listen_address(address)
-            except ListenError as error:
-                raise ValueError(str(error).removeprefix("listen address ")) from None
-        return addresses
-
-    return parse
 
 
 def format_address(host: str, port: int) -> str:

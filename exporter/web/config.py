@@ -14,8 +14,8 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
+from exporter.config.load import load_strict
 from exporter.errors import ConfigError, WebConfigError
-from exporter.strict_yaml import load_strict
 from exporter.web.tls import Pem, TlsSettings, build_context, comparable_names
 from flopwatch.option_parsers import nearest
 

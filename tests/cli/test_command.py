@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.version import find_revision
+from exporter import find_revision
 
 
 FLOPWATCH = [sys.executable, "-m", "flopwatch"]

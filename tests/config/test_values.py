@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.config.load import ConfigOrigin, load_config
+from exporter.config.load import ConfigOrigin, Reader, load_config
 from exporter.config.model import SCHEMA, build_config
-from exporter.config.schema import Reader
 from exporter.errors import ConfigError
 from flopwatch.option_parsers import boolean, choice, duration, integer, items, size
 

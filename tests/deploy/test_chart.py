@@ -16,7 +16,7 @@ from helm_python import Chart
 from helm_python.chart import lint
 from helm_python.errors import HelmError
 
-from exporter.version import VERSION
+from exporter import VERSION
 from tests.deploy.manifests import (
     CHART,
     OPTIONS,

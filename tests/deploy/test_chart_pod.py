@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from exporter import VERSION
 from exporter.config.load import ConfigOrigin, load_config, variable_of
 from exporter.config.model import SCHEMA
-from exporter.version import VERSION
 from tests.deploy.manifests import (
     KUBERNETES_VERSIONS,
     OPTIONS,

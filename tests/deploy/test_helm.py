@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from exporter.version import VERSION
+from exporter import VERSION
 from tests.deploy.documents import commands
 from tests.deploy.kubernetes_tools import ToolsUnavailable, tools
 from tests.deploy.manifests import CHART, OPTIONS, ROOT, render, validate

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,14 +17,12 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 
 from benchmarks.engine_accuracy.gguf_file import write_gguf
-from exporter import http_exchange
+from exporter import http_client
 from exporter.attribution import pod_resources
 from exporter.attribution.jobs import JobFiles, is_sluid, slurm_job
-from exporter.calibration import read_calibrations
 from exporter.collect.dcgm import exposition as dcgm
 from exporter.config.load import ConfigOrigin, load_config
-from exporter.errors import ConfigError, HolderSourceError, WebConfigError
-from exporter.http_client import ScrapeError
+from exporter.errors import ConfigError, HolderSourceError, ScrapeError, WebConfigError
 from exporter.inference import reading as engines
 from exporter.inference.engines import ENGINES, PREFIXES
 from exporter.inference.launch import parse as parse_command
@@ -34,6 +32,7 @@ from exporter.inference.models.files import describe_gguf, load_description, rea
 from exporter.inference.progress import Progress
 from exporter.inference.reading import Samples, by_model
 from exporter.inference.scraper import CounterTracker
+from exporter.services import read_calibrations
 from exporter.web.config import load_web_config
 from exporter.web.connections import DEFAULT_LIMITS
 from exporter.web.negotiation import accepts_gzip, choose_format
@@ -191,15 +190,12 @@ def read_control_groups(data: bytes) -> None:
 def read_engine_answer(data: bytes) -> None:
     """All bytes of a connection to an engine: HTTP, and its compressed content."""
 
-    class Connection(http_exchange._Connection):
-        def connect(self) -> None:
-            self.sock = http_exchange._DeadlineSocket(_Socket(data), lambda: 60.0)  # type: ignore[arg-type]
-
     parts = urlsplit("http://127.0.0.1:8000/metrics")
-    connection = Connection(parts, deadline=0.0, clock=lambda: 0.0, tls_context=None)
+    connection = HTTPConnection("127.0.0.1", 8000)
+    connection.sock = http_client._DeadlineSocket(_Socket(data), lambda: 60.0)  # type: ignore[arg-type, assignment]
     # Those that `fetch` turns into reasons, except those that only sockets raise.
     with suppress(ScrapeError, HTTPException, ValueError):
-        http_exchange._get(connection, "/metrics", {}, 1 << 20)
+        http_client._get(connection, parts, 1 << 20, 0)
 
 
 class _Socket:

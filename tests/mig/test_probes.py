@@ -5,8 +5,8 @@ from pathlib import Path
 from exporter.accounting.mig import instance_peaks
 from exporter.accounting.peaks import find_peaks
 from exporter.device_state import DeviceState, SampledHost
-from exporter.probe_facts import ProbeFacts
 from exporter.readings import DeviceIdentity, FastReading, ProcessUse, SlowReading
+from exporter.services import ProbeFacts
 from exporter.state import Parts, build_state
 from tests.daemon.process import DaemonProcess, Scrape
 from tests.fake_nvml import H100, H100_1G_10GB, H100_2G_20GB, H100_3G_40GB, FakeNvml

@@ -7,7 +7,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from exporter.calibration import Calibration, read_calibrations
 from exporter.cli import calibrate
 from exporter.cli.calibrate import (
     CalibrationError,
@@ -18,6 +17,7 @@ from exporter.cli.calibrate import (
     report,
 )
 from exporter.cli.probe import ProbeError
+from exporter.services import Calibration, read_calibrations
 from flopwatch.state_file import StateFile
 from probes.config import ProbeConfig
 from probes.protocol import KernelInfo

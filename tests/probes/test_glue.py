@@ -7,8 +7,8 @@ import pytest
 from exporter.accounting.peaks import Peaks
 from exporter.device_state import DeviceState, SampledHost
 from exporter.metrics.probes import SUBJECT, probe_samples
-from exporter.probe_facts import ProbeFacts, ProcessAges
 from exporter.readings import DeviceIdentity, FastReading, ProcessUse, SlowReading
+from exporter.services import ProbeFacts, ProcessAges
 from exporter.state import Parts, build_state
 from probes import records
 from probes.facts import ProcessFacts

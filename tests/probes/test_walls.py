@@ -74,7 +74,7 @@ def test_the_worker_loads_nothing_of_the_exporter():
 def test_the_exporters_glue_is_torch_free():
     """The daemon's side of the wall."""
     modules = imported(
-        "import exporter.probe_facts, exporter.metrics.probes, exporter.cli.probe,"
+        "import exporter.services, exporter.metrics.probes, exporter.cli.probe,"
         " exporter.cli.calibrate"
     )
 

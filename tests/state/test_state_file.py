@@ -7,7 +7,7 @@ import threading
 import pytest
 import structlog
 
-from exporter.calibration import Calibration, read_calibrations, save_calibrations
+from exporter.services import Calibration, read_calibrations, save_calibrations
 from flopwatch.state_file import StateFile, usable_state_path
 from probes.device_states import SECTION, SavedProbes, saved_probes
 from probes.judgement import Baseline

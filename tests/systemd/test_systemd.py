@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from exporter.supervisor import Notifier
+from exporter.app import Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])

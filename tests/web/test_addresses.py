@@ -2,8 +2,9 @@ import socket
 
 import pytest
 
+from exporter.config.model import parse_listen_address
 from exporter.errors import ListenError
-from exporter.web.addresses import format_address, open_listener, parse_listen_address
+from exporter.web.addresses import format_address, open_listener
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import pytest
 
-from exporter.http_client import Reason, ScrapeError, fetch, without_credentials
+from exporter.errors import Reason, ScrapeError
+from exporter.http_client import fetch, without_credentials
 from tests.inference.engines import server
 from tests.inference.engines.server import serving
 
@@ -122,7 +123,16 @@ class TestBadAnswers:
         assert caught.value.reason is Reason.CONNECTION
 
     @pytest.mark.parametrize(
-        "url", ["ftp://host/", "file:///etc/passwd", "http://", "http://[::1", "http://a:b/", "x"]
+        "url",
+        [
+            "ftp://host/",
+            "file:///etc/passwd",
+            "http://",
+            "http://[::1",
+            "http://a:b/",
+            "x",
+            "http://a b/metrics",
+        ],
     )
     def test_invalid_addresses(self, url):
         """Nothing but http and https with a host is asked."""
@@ -130,3 +140,7 @@ class TestBadAnswers:
             fetch(url, timeout_seconds=1)
 
         assert caught.value.reason is Reason.BAD_URL
+
+    def test_a_space_in_the_path(self):
+        """Asked of a server that answers, but no request line can hold it."""
+        assert reason_of(server.text(""), path="/a b") is Reason.BAD_URL

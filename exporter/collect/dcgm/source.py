@@ -24,7 +24,8 @@ from exporter.collect.dcgm.exposition import (
 )
 from exporter.collect.dcgm.windows import SOURCE, CollectInterval, DeviceWindows
 from exporter.device_state import SourceHealth
-from exporter.http_client import Reason, ScrapeError, fetch
+from exporter.errors import Reason, ScrapeError
+from exporter.http_client import fetch
 from exporter.readings import ActivityWindow, FastReading
 from flopwatch.threads import BoundedThread
 

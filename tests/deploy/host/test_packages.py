@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.packages import build
-from exporter.version import VERSION
+from exporter import VERSION
 from tests.deploy.documents import commands
 from tests.deploy.engine import ROOT, Engine, needs_engine
 from tests.deploy.host.machine import Machine

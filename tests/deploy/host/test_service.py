@@ -168,7 +168,9 @@ def test_upgrade_and_downgrade_keep_the_operators_files(installed: Machine) -> N
     gone = "/opt/flopwatch/lib/python3.11/site-packages/exporter/gone_next_time.py"
     installed.type(f"test -e {gone}")
 
-    installed.type("rm exporter/gone_next_time.py; sed -i 's/0\\.1\\.0/0.0.9/' exporter/version.py")
+    installed.type(
+        "rm exporter/gone_next_time.py; sed -i 's/0\\.1\\.0/0.0.9/' exporter/__init__.py"
+    )
     installed.type(f"set -e\n{upgrade}")
     installed.wait_for(SERVES)
 

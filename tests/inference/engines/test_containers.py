@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from exporter.http_client import Reason, ScrapeError
+from exporter.errors import Reason, ScrapeError
 from exporter.inference.discovery import LARGEST_SOCKET_COUNT, ContainerDiscovery, Endpoint
 from tests.inference.engines.server import exposition
 

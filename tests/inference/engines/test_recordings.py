@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.http_client import Reason
+from exporter.errors import Reason
 from exporter.inference.account import Account
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.engines import ENGINES

@@ -7,7 +7,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.http_client import Reason, ScrapeError
+from exporter.errors import Reason, ScrapeError
 from exporter.inference.engines import ENGINES
 from exporter.inference.scraper import Scraper
 from tests.inference.engines import server
