@@ -10,8 +10,7 @@ from typing import Any, Self
 import pynvml
 
 from exporter.collect.nvml import gpm
-from exporter.collect.nvml.errors import NvmlError
-from exporter.collect.nvml.library import call
+from exporter.collect.nvml.library import NvmlError, call
 
 
 Values = dict[int, float]

@@ -22,8 +22,7 @@ from benchmarks.gpu_acceptance_parts.statistics_of import seconds_to_steady, spr
 from benchmarks.gpu_acceptance_parts.survey import facts_of
 from benchmarks.gpu_acceptance_parts.tenant import Tenant
 from exporter.collect.nvml import gpm
-from exporter.collect.nvml.errors import NvmlError
-from exporter.collect.nvml.library import DriverLibrary, call
+from exporter.collect.nvml.library import DriverLibrary, NvmlError, call
 from probes.config import ProbeConfig
 from probes.facts import DeviceFacts
 

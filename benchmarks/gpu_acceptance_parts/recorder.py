@@ -21,10 +21,8 @@ from benchmarks.gpu_acceptance_parts.call_recorder import CallRecorder
 from benchmarks.gpu_acceptance_parts.context import log_to_stderr
 from benchmarks.gpu_acceptance_parts.recording import FORMAT, Recording
 from exporter.collect.nvml import gpm
-from exporter.collect.nvml.errors import NvmlError
-from exporter.collect.nvml.identity import read_identity
-from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
-from exporter.collect.nvml.mig import list_instances
+from exporter.collect.nvml.identity import list_instances, read_identity
+from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, NvmlError, call
 from exporter.collect.nvml.processes import ProcessUtilization
 from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast
 

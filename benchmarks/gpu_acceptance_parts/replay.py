@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.gpu_acceptance_parts.recording import Recording
 from benchmarks.gpu_acceptance_parts.statistics_of import scale_of_cycles
 from exporter.collect.nvml import gpm
-from exporter.collect.nvml.errors import NoPermission, NotSupported, error_for
+from exporter.collect.nvml.library import NoPermission, NotSupported, error_for
 from tests.fake_nvml.profiles import ARCHITECTURES, GpuProfile
 
 

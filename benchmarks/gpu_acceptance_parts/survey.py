@@ -16,9 +16,8 @@ from benchmarks.gpu_acceptance_parts.schema import Machine
 from exporter import VERSION
 from exporter.accounting.peaks import Peaks, find_peaks
 from exporter.cli.probe import read_devices
-from exporter.collect.nvml.errors import NvmlError
 from exporter.collect.nvml.identity import read_identity
-from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
+from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, NvmlError, call
 from exporter.collect.nvml.reading import read_processes
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.readings import DeviceIdentity

@@ -12,7 +12,7 @@ from typing import Any
 
 from exporter.check import CheckResult, Level
 from exporter.check.subprocesses import Answer
-from exporter.collect.dcgm.exposition import DcgmDevice, DeviceSample, parse
+from exporter.collect.dcgm_windows import DcgmDevice, DeviceSample, parse
 from exporter.config.model import Config
 from exporter.errors import ScrapeError
 from exporter.http_client import fetch

@@ -18,11 +18,9 @@ from typing import Any
 
 from exporter.accounting.peaks import find_peaks
 from exporter.collect.gpm_windows import GpmWindows, open_together
-from exporter.collect.nvml.errors import NvmlError
-from exporter.collect.nvml.gpm import GpmSession
-from exporter.collect.nvml.identity import read_identity
-from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, call
-from exporter.collect.nvml.mig import gpm_sample_methods, list_instances, mig_enabled, read_instance
+from exporter.collect.nvml.gpm import GpmSession, instance_sessions
+from exporter.collect.nvml.identity import list_instances, mig_enabled, read_identity, read_instance
+from exporter.collect.nvml.library import DeviceCalls, DriverLibrary, NvmlError, call
 from exporter.collect.nvml.reading import (
     SLOW_GROUPS,
     read_clock,
@@ -225,7 +223,7 @@ def _instances(calls: DeviceCalls, max_hertz: float | None) -> list[dict[str, An
             {"uuid": listed.uuid, "gpu_instance_id": listed.gpu_instance_id, **asdict(facts)}
         )
         source = GpmWindows(
-            gpm_sample_methods(calls.handle, listed),
+            instance_sessions(calls.handle, listed.handle, listed.gpu_instance_id),
             sm_count=facts.sm_count,
             max_hertz=max_hertz,
             on_implausible=lambda _what: None,

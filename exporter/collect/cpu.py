@@ -15,7 +15,7 @@ from pathlib import Path
 from exporter.accounting.device import PERF_SOURCE, Counters, DeviceAccounts
 from exporter.accounting.peaks import Peaks
 from exporter.accounting.processor_peaks import processor_peaks
-from exporter.collect.nvml.errors import NvmlError
+from exporter.collect.nvml.library import NvmlError
 from exporter.collect.perf import PerfCounters, open_counters
 from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import SamplingSettings

@@ -1,10 +1,14 @@
-"""One device, a GPU or a MIG instance: its activity sources, its accounting and its health."""
+"""One device, a GPU or a MIG instance: its activity sources, its accounting and its health.
+
+`SOURCES` in `exporter/collect/sources.py` lists the sources, the best first.
+"""
 
 import time
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import structlog
 
@@ -17,14 +21,12 @@ from exporter.accounting.plausibility import (
     without_activity,
 )
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH
-from exporter.collect.dcgm.activity import DcgmActivity
-from exporter.collect.gpm import Gpm, MigParts
+from exporter.collect.dcgm import DcgmSource
 from exporter.collect.nvml.gpm import GpmSession
-from exporter.collect.nvml.library import DeviceCalls
+from exporter.collect.nvml.library import DeviceCalls, DriverLibrary
 from exporter.collect.nvml.reading import unsupported_capabilities
 from exporter.collect.settings import SamplingSettings, headline_precision
-from exporter.collect.source import ActivitySource, GpuContext
-from exporter.device_state import DeviceState, SourceHealth
+from exporter.device_state import DeviceState, SourceHealth, XidCounts
 from exporter.readings import (
     ActivityWindow,
     ClockSample,
@@ -34,39 +36,121 @@ from exporter.readings import (
 )
 
 
+if TYPE_CHECKING:
+    from exporter.state import State  # loaded while sampling has begun
+
+
 log = structlog.get_logger(__name__)
 
-# The sources of activities, the best first: one file each, and one line here. If none opens,
-# accounting falls back on NVML's utilization, which shows when kernels ran but not what they did.
-SOURCES: tuple[type[ActivitySource], ...] = (
-    Gpm,  # gpm_cycles, or gpm where the device counts no cycles
-    MigParts,  # a GPU in MIG mode, from the GPM of its instances
-    DcgmActivity,  # from a dcgm-exporter on the node
-)
 NVML = "nvml"
 _CLOCK_SAMPLES = 4  # in a tick, where no source says otherwise
 _ACTIVITY = "activity"  # the name under which implausible activities are counted
+
+
+@dataclass(frozen=True, slots=True)
+class GpuContext:
+    """What a sampled GPU needs from the daemon around it. Callbacks are cheap and thread-safe."""
+
+    library: DriverLibrary
+    settings: Callable[[], SamplingSettings]
+    # The last State, for what is known about the device from elsewhere.
+    state: "Callable[[], State]"
+    xids: Callable[[str], XidCounts]
+    on_mismatch: Callable[[], None]
+    # Whether the caller may sample the GPU with this UUID: no other caller does.
+    claim: Callable[[str, Any], bool]
+    dcgm: DcgmSource
+
+
+class ActivitySource(Protocol):
+    """Reports how busy the parts of one device were.
+
+    In every tick the device takes its first source that opens; those after it stand by. The thread
+    of the GPU calls all methods. Each may raise NvmlError, but only when the device or the driver
+    is gone: any other failure is counted, logged once and retried by the source.
+    """
+
+    # Whether windows include the bytes that the links moved, so that NVML need not be read for
+    # them.
+    counts_traffic: ClassVar[bool] = False
+    device: "Device"
+
+    def __init__(self, device: "Device") -> None:
+        self.device = device
+
+    @classmethod
+    def prepare(cls, sources: Sequence[Self]) -> None:
+        """Prepare all sources of this kind, of a GPU and its instances, before each tick.
+
+        For work that costs less once for all of them than in the `open` of each.
+        """
+
+    @abstractmethod
+    def open(self) -> bool:
+        """Get ready if possible; whether the source can be read in this tick."""
+
+    @abstractmethod
+    def read(self, fast: FastReading, settings: SamplingSettings) -> ActivityWindow | None:
+        """The window that ended with this tick, if one did."""
+
+    @property
+    @abstractmethod
+    def open_since_seconds(self) -> float | None:
+        """Start of the window that a later reading will close; None where none is open."""
+
+    @property
+    def max_window_seconds(self) -> float:
+        """By how much a window may exceed the usual limit, and how long it may be shown."""
+        return 0.0
+
+    @property
+    def clock_samples(self) -> int:
+        """How many samples of the clock a tick needs, for the mean clock of the window."""
+        return _CLOCK_SAMPLES
+
+    def stand_by(self) -> None:
+        """A better source is in use: release everything that costs something."""
+
+    def restart(self) -> None:
+        """Count nothing of the time since the last window: it was not watched."""
+
+    def close(self, *, driver_is_gone: bool = False) -> None:
+        """Release everything, without a driver call if the driver is gone. It may open again."""
+
+    def implausible(self) -> None:
+        """Count a window that cannot be true."""
+
+    def health(self, *, up: bool) -> dict[str, SourceHealth]:
+        """The source's entry among those of the device, if it has one. `up`: the device answers."""
+        return {}
 
 
 class Device:
     """Measures one device in every tick of its GPU. Used by the thread of that GPU."""
 
     def __init__(
-        self, identity: DeviceIdentity, context: GpuContext, gpu: "Device | None" = None
+        self,
+        identity: DeviceIdentity,
+        context: GpuContext,
+        kinds: Sequence[type[ActivitySource]],
+        gpu: "Device | None" = None,
     ) -> None:
-        """`gpu` is the GPU that a MIG instance belongs to."""
+        """`kinds` of sources, the best first. `gpu` is the GPU that a MIG instance belongs to."""
         self.identity = identity
         self.context = context
         self.gpu = gpu
         self.peaks: Peaks | None = None
         self.slow = SlowReading(at_seconds=0.0)
         self.calls: DeviceCalls | None = None
+        # The methods of taking GPM samples of a MIG instance; empty for a GPU.
         self.gpm_sessions: Sequence[GpmSession] = ()
+        # The MIG instances of a GPU, measured before it in every tick.
         self.instances: Sequence[Device] = ()
         self.mig_enabled = False
+        # The source of this tick's activities, and the window that it gave, if one ended.
         self.in_use: ActivitySource | None = None
         self.window: ActivityWindow | None = None
-        self.sources = tuple(kind(self) for kind in SOURCES)
+        self.sources = tuple(kind(self) for kind in kinds)
         self._accounts: DeviceAccounts | None = None
         self._errors: Counter[str] = Counter()
         self._succeeded: float | None = None
@@ -166,7 +250,7 @@ class Device:
         self._succeeded = time.time()
         self.window = None if self.in_use is None else self.in_use.read(fast, settings)
         if self.gpu is not None:
-            return fast, self._without_silence(self.window, gpu_is_silent=self.gpu.is_silent)
+            return fast, self._without_silence(self.window)
         judged = self._plausibility.judge(fast, self.window, self.slow.power_limit_watts)
         self._count_false(judged.false)
         return judged.fast, judged.window
@@ -205,13 +289,6 @@ class Device:
             counters=accounts.counters(),
         )
 
-    def _identity_in_use(self) -> DeviceIdentity:
-        """The identity with the SM count that the accounting uses, which the configuration may set."""
-        count = self.sm_count
-        if count == self.identity.sm_count:
-            return self.identity
-        return replace(self.identity, sm_count=count)
-
     def state(self, *, up: bool, **fields: Any) -> DeviceState:
         """The state of the device. `fields` are the fields of DeviceState that a tick fills."""
         missing: tuple[str, ...] = ()
@@ -221,22 +298,23 @@ class Device:
         for source in self.sources:
             sources.update(source.health(up=up))
         fields.setdefault("at_seconds", time.monotonic())
+        identity = self.identity
+        if self.sm_count != identity.sm_count:  # the configuration may set it
+            identity = replace(identity, sm_count=self.sm_count)
         return DeviceState(
-            identity=self._identity_in_use(),
+            identity=identity,
             up=up,
             max_age_seconds=self.context.settings().max_age,
             sources=sources,
             **fields,
         )
 
-    def _without_silence(
-        self, window: ActivityWindow | None, *, gpu_is_silent: bool
-    ) -> ActivityWindow | None:
+    def _without_silence(self, window: ActivityWindow | None) -> ActivityWindow | None:
         """The window of an instance, without an activity of zero that its GPU contradicts.
 
         An instance has no power reading of its own, so only the GPU's power shows that it is busy.
         """
-        if not gpu_is_silent or window is None or not is_silent(window):
+        if self.gpu is None or not self.gpu.is_silent or window is None or not is_silent(window):
             return window
         if self.in_use is not None:
             self.in_use.implausible()

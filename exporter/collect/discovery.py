@@ -13,9 +13,15 @@ from typing import Any
 import structlog
 
 from exporter.collect.gpu import SampledGpu
-from exporter.collect.nvml.errors import DriverGone, DriverMismatch, NvmlError
 from exporter.collect.nvml.identity import NO_UUID
-from exporter.collect.nvml.library import DriverLibrary, call, handle_address
+from exporter.collect.nvml.library import (
+    DriverGone,
+    DriverLibrary,
+    DriverMismatch,
+    NvmlError,
+    call,
+    handle_address,
+)
 from exporter.device_state import UNKNOWN
 
 

@@ -12,14 +12,12 @@ from itertools import pairwise
 import structlog
 
 from exporter.collect.nvml import gpm
-from exporter.collect.nvml.errors import (
-    DeviceLost,
-    DriverGone,
-    DriverMismatch,
+from exporter.collect.nvml.gpm import METRICS_GET, GpmSession, gpm_lock
+from exporter.collect.nvml.library import (
+    GONE,
     NotSupported,
     NvmlError,
 )
-from exporter.collect.nvml.gpm import METRICS_GET, GpmSession, gpm_lock
 from exporter.readings import ActivityWindow
 
 
@@ -397,7 +395,7 @@ def open_together(
                 for source in tried:
                     try:
                         source.try_window(read_clock_hertz)
-                    except (DeviceLost, DriverGone, DriverMismatch):
+                    except GONE:
                         raise
                     except NvmlError as error:
                         source.close()
@@ -426,7 +424,7 @@ def _begin(
     for source in sources:
         try:
             source.begin()
-        except (DeviceLost, DriverGone, DriverMismatch):
+        except GONE:
             raise
         except NvmlError as error:
             failures.append((source, error))

@@ -1,4 +1,9 @@
-"""One GPU: finds its handle, follows index, MIG mode and resets, and reads it in every tick."""
+"""One GPU: finds its handle, follows index, MIG mode and resets, and reads it in every tick.
+
+Its MIG instances are enumerated every tick; each is a device with its own accounts. An instance is
+identified by its UUID, GPU instance id and size together: ids are reused after a reconfiguration,
+and a different instance starts its counters from zero.
+"""
 
 import time
 from collections.abc import Iterator
@@ -7,20 +12,34 @@ from typing import Any
 
 import structlog
 
-from exporter.accounting.peaks import find_peaks
-from exporter.collect.device import NVML, Device
-from exporter.collect.instances import MigInstances
-from exporter.collect.nvml.errors import DeviceLost, DriverGone, DriverMismatch, NvmlError
-from exporter.collect.nvml.identity import NO_UUID, read_identity
-from exporter.collect.nvml.library import DeviceCalls, call, handle_address
-from exporter.collect.nvml.mig import mig_enabled
-from exporter.collect.nvml.processes import ProcessUtilization
-from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_pcie
+from exporter.accounting.mig import instance_peaks
+from exporter.accounting.peaks import PeakOverride, find_peaks
+from exporter.collect.device import NVML, Device, GpuContext
+from exporter.collect.nvml.gpm import instance_sessions
+from exporter.collect.nvml.identity import (
+    NO_UUID,
+    ListedInstance,
+    list_instances,
+    mig_enabled,
+    read_identity,
+    read_instance,
+)
+from exporter.collect.nvml.library import (
+    DeviceCalls,
+    DeviceLost,
+    DriverGone,
+    DriverMismatch,
+    NvmlError,
+    call,
+    handle_address,
+)
+from exporter.collect.nvml.processes import ProcessUtilization, read_processes
+from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_memory, read_pcie
 from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import GpuRule, SamplingSettings, peak_override
-from exporter.collect.source import GpuContext
+from exporter.collect.sources import SOURCES
 from exporter.device_state import UNKNOWN, DeviceState
-from exporter.readings import DeviceIdentity, SlowReading
+from exporter.readings import ClockSample, DeviceIdentity, FastReading, SlowReading
 
 
 log = structlog.get_logger(__name__)
@@ -42,6 +61,9 @@ _TOLD = (
 _TOLD_BY_ALL = ("compute_capability", "sm_count", "sm_clock_max_hertz", "memory_clock_max_hertz")
 
 
+_Key = tuple[str, int, int | None]
+
+
 class SampledGpu:
     """One GPU by NVML index, and by UUID once that is known, with its MIG instances."""
 
@@ -51,7 +73,9 @@ class SampledGpu:
         self.key = key or str(index)
         self._index = index
         self._context = context
-        self._device = Device(DeviceIdentity(index=str(index), uuid=uuid, name=UNKNOWN), context)
+        self._device = Device(
+            DeviceIdentity(index=str(index), uuid=uuid, name=UNKNOWN), context, SOURCES
+        )
         self._instances = MigInstances(self._device)
         self._enumerated: tuple[int, int, int] | None = None
         self._assigned_uuid: str | None = None
@@ -319,3 +343,112 @@ class SampledGpu:
             share = settings.slow_interval * (position + 1) / len(SLOW_GROUPS)
             self._slow_due[position] = now + (settings.slow_interval if due else share)
         return slow
+
+
+class MigInstances:
+    """Keeps the instances of a GPU. Used by the thread of that GPU."""
+
+    def __init__(self, gpu: Device) -> None:
+        self._gpu = gpu
+        self._instances: dict[_Key, Device] = {}
+        self._listed: dict[ListedInstance, _Key] = {}
+        self._known: dict[tuple[int, str], tuple[int, int]] = {}
+        self._slow_due: dict[_Key, float] = {}
+
+    def sync(self, calls: DeviceCalls, override: PeakOverride | None) -> None:
+        """Find the present instances. Raises NvmlError when the GPU is gone."""
+        gpu = self._gpu
+        listed = list_instances(calls, self._known) if gpu.mig_enabled else ()
+        kept: dict[_Key, Device] = {}
+        attached: dict[ListedInstance, _Key] = {}
+        for entry in listed:
+            key = self._listed.get(entry)
+            if key is None:
+                identity = _identity(gpu.identity, entry, calls)
+                key = (entry.uuid, entry.gpu_instance_id, identity.sm_count)
+                instance = self._instances.get(key) or Device(identity, gpu.context, SOURCES, gpu)
+                self._attach(instance, identity, entry, override)
+                self._slow_due[key] = 0.0
+            attached[entry] = key
+            kept[key] = self._instances.get(key) or instance
+            if kept[key].identity.index != gpu.identity.index:
+                kept[key].identity = replace(kept[key].identity, index=gpu.identity.index)
+        for key, instance in self._instances.items():
+            if key not in kept:
+                instance.detach()
+                self._slow_due.pop(key, None)
+                log.info("mig_instance_gone", gpu=gpu.identity.index, uuid=instance.identity.uuid)
+        self._instances, self._listed = kept, attached
+        gpu.instances = tuple(kept.values())
+
+    def tick(self, sample: ClockSample, settings: SamplingSettings) -> tuple[DeviceState, ...]:
+        """Read all instances and account for them. Raises NvmlError when the GPU is gone.
+
+        The clock is the GPU's; an instance has memory, processes and activities of its own.
+        """
+        states: list[DeviceState] = []
+        for key, instance in self._instances.items():
+            calls = instance.calls
+            assert calls is not None
+            instance.observe_clock(sample)
+            instance.choose_source()
+            fast = FastReading(at_seconds=sample.at_seconds, **read_memory(calls))
+            fast, window = instance.measure(fast, settings)
+            if sample.at_seconds >= self._slow_due[key]:
+                self._slow_due[key] = sample.at_seconds + settings.slow_interval
+                instance.slow = replace(
+                    instance.slow, at_seconds=sample.at_seconds, **read_processes(calls)
+                )
+            states.append(instance.account(fast, window, settings))
+        return tuple(states)
+
+    def lost(self, *, driver_is_gone: bool) -> tuple[DeviceState, ...]:
+        """Detach the instances with their GPU, but keep their accounts."""
+        for instance in self._instances.values():
+            instance.detach(driver_is_gone=driver_is_gone)
+        self._listed = {}
+        return tuple(instance.state(up=False) for instance in self._instances.values())
+
+    def revalue(self, override: PeakOverride | None) -> None:
+        """Apply other configured peaks of the GPU."""
+        for instance in self._instances.values():
+            instance.revalue(instance_peaks(self._gpu.identity, instance.identity, override))
+
+    def _attach(
+        self,
+        instance: Device,
+        identity: DeviceIdentity,
+        listed: ListedInstance,
+        override: PeakOverride | None,
+    ) -> None:
+        """Use the instance's current handle; its GPM samples start over."""
+        gpu = self._gpu
+        assert gpu.calls is not None
+        instance.detach()
+        instance.attach(
+            identity,
+            instance_peaks(gpu.identity, identity, override),
+            DeviceCalls(listed.handle, device=f"{identity.index}/{listed.uuid}"),
+            instance_sessions(gpu.calls.handle, listed.handle, listed.gpu_instance_id),
+        )
+        log.info(
+            "mig_instance_opened",
+            gpu=identity.index,
+            mig=identity.mig,
+            uuid=listed.uuid,
+            sm_count=identity.sm_count,
+        )
+
+
+def _identity(gpu: DeviceIdentity, listed: ListedInstance, calls: DeviceCalls) -> DeviceIdentity:
+    facts = read_instance(calls, listed.handle, listed.gpu_instance_id)
+    return replace(
+        gpu,
+        uuid=listed.uuid,
+        name=facts.name or gpu.name,
+        sm_count=facts.sm_count,
+        memory_size_bytes=facts.memory_bytes,
+        memory_bus_width_bits=None,
+        mig=str(listed.gpu_instance_id),
+        placement=facts.placement,
+    )

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from exporter.collect.cpu import CpuSource, SampledCpu
-from exporter.collect.dcgm.source import DcgmSource
+from exporter.collect.dcgm import DcgmSource
+from exporter.collect.device import GpuContext
 from exporter.collect.discovery import DeviceDiscovery
 from exporter.collect.gpu import SampledGpu
-from exporter.collect.nvml.errors import DriverMismatch, NvmlError
 from exporter.collect.nvml.events import XidWatcher
-from exporter.collect.nvml.library import DriverLibrary, running_call
+from exporter.collect.nvml.library import DriverLibrary, DriverMismatch, NvmlError, running_call
 from exporter.collect.sampler import (
     BACKOFF_FIRST_SECONDS,
     BACKOFF_LAST_SECONDS,
@@ -27,7 +27,6 @@ from exporter.collect.sampler import (
     Sampler,
 )
 from exporter.collect.settings import SamplingSettings
-from exporter.collect.source import GpuContext
 from exporter.device_state import UNKNOWN, DeviceName, DeviceState, SampledHost
 from exporter.readings import DeviceIdentity, HostFacts
 from flopwatch.threads import BoundedThread

@@ -8,14 +8,14 @@ from typing import Protocol, TypeVar
 import structlog
 
 from exporter.accounting.device import TICK_DURATION_BOUNDS, Histogram, HistogramValue
-from exporter.collect.nvml.errors import (
+from exporter.collect.nvml.library import (
     UNKNOWN_CODE,
     DriverAbsent,
     DriverGone,
     NvmlError,
     Transient,
+    running_call,
 )
-from exporter.collect.nvml.library import running_call
 from exporter.collect.settings import SamplingSettings
 from exporter.device_state import DeviceState
 from flopwatch.threads import BoundedThread

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.collect.dcgm.exposition import DcgmDevice, parse
+from exporter.collect.dcgm_windows import DcgmDevice, parse
 from tests.dcgm.server import row
 
 

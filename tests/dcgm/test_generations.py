@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.collect.dcgm.exposition import DcgmDevice, parse
-from exporter.collect.dcgm.windows import DeviceWindows
+from exporter.collect.dcgm_windows import DcgmDevice, DeviceWindows, parse
 from tests.daemon.process import DaemonProcess, Scrape
 from tests.dcgm.server import DcgmExporter, device_rows, row
 from tests.fake_nvml import A100, H100, FakeNvml, Load

@@ -3,8 +3,13 @@
 import pytest
 
 from exporter.accounting.mig import InstanceShare
-from exporter.collect.dcgm.exposition import DcgmDevice, DeviceSample, parse, whole_gpu_sample
-from exporter.collect.dcgm.windows import DeviceWindows
+from exporter.collect.dcgm_windows import (
+    DcgmDevice,
+    DeviceSample,
+    DeviceWindows,
+    parse,
+    whole_gpu_sample,
+)
 from tests.dcgm.server import row
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from exporter.collect.dcgm import source as dcgm
-from exporter.collect.dcgm.source import DcgmSource
+from exporter.collect import dcgm
+from exporter.collect.dcgm import DcgmSource
 from exporter.readings import FastReading
 from flopwatch.threads import BoundedThread
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from exporter.collect.dcgm.exposition import DeviceSample
-from exporter.collect.dcgm.windows import CollectInterval, DeviceWindows
+from exporter.collect.dcgm import CollectInterval
+from exporter.collect.dcgm_windows import DeviceSample, DeviceWindows
 
 
 def sample(sm: float, energy: float = 0.0, **activities: float) -> DeviceSample:

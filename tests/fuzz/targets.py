@@ -20,7 +20,7 @@ from benchmarks.engine_accuracy.gguf_file import write_gguf
 from exporter import http_client
 from exporter.attribution import pod_resources
 from exporter.attribution.jobs import JobFiles, is_sluid, slurm_job
-from exporter.collect.dcgm import exposition as dcgm
+from exporter.collect import dcgm_windows as dcgm
 from exporter.config.load import ConfigOrigin, load_config
 from exporter.errors import ConfigError, HolderSourceError, ScrapeError, WebConfigError
 from exporter.inference import reading as engines

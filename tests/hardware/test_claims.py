@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.collect.nvml.errors import error_for
-from exporter.collect.nvml.library import CLAIM_SECONDS, DeviceCalls
+from exporter.collect.nvml.library import CLAIM_SECONDS, DeviceCalls, error_for
 from tests.daemon.process import DaemonProcess, Scrape
 from tests.fake_nvml import H100, FakeNvml, Load
 

@@ -9,7 +9,7 @@ import pytest
 
 from exporter.collect import discovery
 from exporter.collect.discovery import DeviceDiscovery
-from exporter.collect.nvml.errors import NoPermission, NvmlError
+from exporter.collect.nvml.library import NoPermission, NvmlError
 from exporter.readings import DeviceIdentity
 
 

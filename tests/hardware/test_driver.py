@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from exporter.collect.nvml import library
-from exporter.collect.nvml.errors import NvmlError
-from exporter.collect.nvml.library import DriverLibrary
+from exporter.collect.nvml.library import DriverLibrary, NvmlError
 from tests.daemon.process import DaemonProcess, Scrape
 from tests.fake_nvml import H100, FakeNvml, Load
 

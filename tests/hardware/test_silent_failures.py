@@ -24,8 +24,8 @@ ENERGY_FIELD = 83
 EAGER = (
     "-c",
     (
-        "import sys, exporter.collect.gpm as gpm\n"
-        "gpm.RETRY_SECONDS = 1.0\n"
+        "import sys, exporter.collect.sources as sources\n"
+        "sources.RETRY_SECONDS = 1.0\n"
         "from exporter.cli.main import main\n"
         "sys.exit(main())"
     ),

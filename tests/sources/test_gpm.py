@@ -7,7 +7,7 @@ import pytest
 
 from exporter.collect.gpm_windows import GpmWindows, open_together
 from exporter.collect.nvml import gpm
-from exporter.collect.nvml.errors import NotSupported, NvmlError, Transient
+from exporter.collect.nvml.library import NotSupported, NvmlError, Transient
 from exporter.readings import ActivityWindow
 
 

@@ -14,7 +14,7 @@ EXAMPLE = '''
 import time
 
 from exporter.collect.settings import SamplingSettings
-from exporter.collect.source import ActivitySource
+from exporter.collect.device import ActivitySource
 from exporter.readings import ActivityWindow, FastReading
 from exporter.device_state import SourceHealth
 
@@ -44,14 +44,14 @@ class Example(ActivitySource):
     def health(self, *, up: bool) -> dict[str, SourceHealth]:
         return {"example": SourceHealth(up and self._since is not None, time.time())}
 '''
-# The line of SOURCES in exporter/collect/device.py, before all others.
+# The line of SOURCES in exporter/collect/sources.py, before all others.
 REGISTERED = (
     "-c",
     (
         "import sys\n"
         "sys.path.insert(0, sys.argv.pop(1))\n"
-        "import example, exporter.collect.device as device\n"
-        "device.SOURCES = (example.Example, *device.SOURCES)\n"
+        "import example, exporter.collect.sources as sources\n"
+        "sources.SOURCES = (example.Example, *sources.SOURCES)\n"
         "from exporter.cli.main import main\n"
         "sys.exit(main())"
     ),

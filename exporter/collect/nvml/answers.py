@@ -8,8 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from exporter.collect.nvml.errors import NvmlError, error_for
-from exporter.collect.nvml.library import FIELD_VALUES, DeviceCalls, Key, call
+from exporter.collect.nvml.library import FIELD_VALUES, DeviceCalls, Key, NvmlError, call, error_for
 
 
 SW_POWER_CAP = 74  # ns, as are the other clock event reasons

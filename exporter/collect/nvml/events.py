@@ -16,8 +16,14 @@ from typing import Any
 import pynvml
 import structlog
 
-from exporter.collect.nvml.errors import NotSupported, NvmlError, error_for
-from exporter.collect.nvml.library import call, call_symbol, handle_address
+from exporter.collect.nvml.library import (
+    NotSupported,
+    NvmlError,
+    call,
+    call_symbol,
+    error_for,
+    handle_address,
+)
 from exporter.device_state import XidCounts
 from flopwatch.threads import BoundedThread
 

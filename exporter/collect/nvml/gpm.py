@@ -13,8 +13,14 @@ from typing import Any
 
 import pynvml
 
-from exporter.collect.nvml.errors import NotSupported, NvmlError, Transient, error_for
-from exporter.collect.nvml.library import CLAIM_SECONDS, call
+from exporter.collect.nvml.library import (
+    CLAIM_SECONDS,
+    NotSupported,
+    NvmlError,
+    Transient,
+    call,
+    error_for,
+)
 
 
 # Metric ids (nvml.h, nvmlGpmMetricId_t).
@@ -178,3 +184,22 @@ class GpmSession:
             else:
                 self.failure = error
         return values
+
+
+class _MigSession(GpmSession):
+    """Samples through the GPU and the instance's id: nvmlGpmMigSampleGet."""
+
+    def __init__(self, parent: Any, gpu_instance_id: int) -> None:
+        super().__init__(parent)
+        self._gpu_instance_id = gpu_instance_id
+
+    def _take(self, sample: Any) -> None:
+        call("nvmlGpmMigSampleGet", self._handle, self._gpu_instance_id, sample)
+
+
+def instance_sessions(gpu: Any, instance: Any, gpu_instance_id: int) -> tuple[GpmSession, ...]:
+    """How to sample a MIG instance: by its id, or with newer drivers by its handle.
+
+    `gpu` and `instance` are handles.
+    """
+    return (_MigSession(gpu, gpu_instance_id), GpmSession(instance))

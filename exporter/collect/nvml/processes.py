@@ -18,8 +18,7 @@ from typing import Any
 
 import pynvml
 
-from exporter.collect.nvml.errors import error_for
-from exporter.collect.nvml.library import DeviceCalls, call_symbol
+from exporter.collect.nvml.library import DeviceCalls, call_symbol, error_for
 from exporter.readings import ProcessUse
 
 

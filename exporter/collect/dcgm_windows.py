@@ -1,6 +1,6 @@
-"""Parses what a dcgm-exporter exposes, by device: the profiling fields of DCGM, old and new names.
+"""Parses what a dcgm-exporter exposes, by device, and makes windows of it.
 
-Names and units: dcgm_fields.h (ratios 0..1; PCIe and NVLink in bytes per second, whatever the
+Read are the profiling fields of DCGM, by old and new names. Names and units: dcgm_fields.h (ratios 0..1; PCIe and NVLink in bytes per second, whatever the
 exposition's TYPE says; cycles and bytes since boot in `…_TOTAL`). dcgm-exporter 4.9 exposes the new
 names, older ones those used in their counters file. Blank values: dcgm_structs.h, DCGM_INT32_BLANK
 and its like. Field strings that dcgm-exporter cannot convert appear in its answer unchanged (`ERROR
@@ -9,6 +9,11 @@ and its like. Field strings that dcgm-exporter cannot convert appear in its answ
 A GPU in MIG mode is assembled from the rows of its instances: by default dcgm-exporter has no row of
 the whole GPU then. DCGM gives each instance's activities as shares of the instance itself; SMs and
 memory slices of no instance are idle.
+
+dcgm-exporter shows the mean of DCGM's last collection (30 s by default) without a timestamp, the
+same one in every scrape until the next collection. A window spans the instants at which two
+different samples were first seen; its activities are those of the sample that closed it. Where DCGM
+exports the device's cycle totals, activities are their exact shares instead.
 """
 
 import math
@@ -16,7 +21,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from exporter.accounting.device import COARSE_SOURCE
 from exporter.accounting.mig import InstanceShare, whole_gpu_activities
+from exporter.readings import DCGM_SOURCE, ActivityWindow
 
 
 _PREFIX = "DCGM_FI_"
@@ -92,6 +99,11 @@ _LABEL = re.compile(r'[ \t]*(\w+)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(,|\Z)')
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|[Ii]nf|[Nn]a[Nn])")
 # Finds the device that a malformed line is about.
 _UUID = re.compile(r'uuid="((?:GPU|MIG)-[0-9A-Za-z-]{1,64})"', re.IGNORECASE)
+
+_SHARE_MAX = 1.01  # of elapsed cycles: totals of one collection are read one after the other
+# Hertz at which one SM may run. Cycles summed over the SMs of a GPU are far above: for those the
+# shares are right, and the clock is left out.
+_CLOCKS = (5e7, 3.5e9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,3 +292,126 @@ def whole_gpu_sample(
     )
     # PCIe and NVLink belong to the GPU, so they are in its own row.
     return composed if own is None else replace(composed, bytes_per_second=own.bytes_per_second)
+
+
+class DeviceWindows:
+    """The windows of one device. Not thread-safe."""
+
+    def __init__(self, *, tells_clock: bool = True) -> None:
+        """`tells_clock`: the device has so many SMs that cycles of one and of all differ at any clock."""
+        self.open_since: float | None = None
+        self._tells_clock = tells_clock
+        self._sample: DeviceSample | None = None
+        self._alive_at: float | None = None
+
+    def observe(
+        self, sample: DeviceSample, at_seconds: float, interval_seconds: float
+    ) -> tuple[bool, tuple[ActivityWindow, ...]]:
+        """Take the device's sample of one scrape: whether it is new, and the windows it closed.
+
+        Only profiling fields distinguish samples: others may be refreshed more often for another of
+        DCGM's clients. An idle GPU's do not change: while its other fields do, its zeros count.
+        """
+        before, opened = self._sample, self.open_since
+        if before is None or not _same(before, sample):
+            self._sample = sample
+            self._alive_at = at_seconds
+            self.open_since = at_seconds
+            closed = _closed(before, opened, sample, at_seconds, interval_seconds)
+            if not self._tells_clock:
+                closed = tuple(replace(window, sm_cycles=None) for window in closed)
+            return before is not None, closed
+        if before.others == sample.others:
+            return False, ()
+        self._sample = sample
+        if not sample.idle:
+            return False, ()
+        self._alive_at = at_seconds
+        if opened is None:
+            self.open_since = at_seconds
+        elif at_seconds - opened >= 2 * interval_seconds:
+            # One interval stays open: the next sample is the mean over it.
+            self.open_since = opened + interval_seconds
+            return False, (_window(sample, opened, self.open_since),)
+        return False, ()
+
+    def expire(
+        self, now: float, stale_seconds: float, utilization: float | None
+    ) -> ActivityWindow | None:
+        """Give up a window that nothing will close; its time is known only coarsely."""
+        if self.open_since is None or self.fresh(now, stale_seconds):
+            return None
+        opened, self.open_since = self.open_since, None
+        return ActivityWindow(COARSE_SOURCE, opened, now, graphics=utilization)
+
+    def abandon(self, now: float) -> ActivityWindow | None:
+        """Start over with the next sample; the time of the open window is unknown."""
+        opened, self.open_since, self._sample = self.open_since, None, None
+        return None if opened is None else ActivityWindow(COARSE_SOURCE, opened, now)
+
+    def restart(self) -> None:
+        """Drop the open window: some of its time was not watched."""
+        self.open_since = None
+
+    def fresh(self, now: float, stale_seconds: float) -> bool:
+        """Whether a new sample was seen lately."""
+        return self._alive_at is not None and now - self._alive_at <= stale_seconds
+
+
+def _same(before: DeviceSample, now: DeviceSample) -> bool:
+    return (
+        before.activities == now.activities
+        and before.bytes_per_second == now.bytes_per_second
+        and before.totals == now.totals
+    )
+
+
+def _closed(
+    before: DeviceSample | None,
+    opened: float | None,
+    sample: DeviceSample,
+    at_seconds: float,
+    interval_seconds: float,
+) -> tuple[ActivityWindow, ...]:
+    """The windows that end with a new sample."""
+    if opened is None or not sample.known:
+        return ()
+    counted = {} if before is None else _counted(before, sample, at_seconds - opened)
+    if counted:
+        return (_window(sample, opened, at_seconds, counted),)
+    if not sample.activities:
+        return ()
+    if before is not None and before.idle and at_seconds - opened > 1.5 * interval_seconds:
+        middle = at_seconds - interval_seconds
+        return _window(before, opened, middle), _window(sample, middle, at_seconds)
+    return (_window(sample, opened, at_seconds),)
+
+
+def _window(
+    sample: DeviceSample, start: float, end: float, counted: Mapping[str, float] | None = None
+) -> ActivityWindow:
+    values = {name: rate * (end - start) for name, rate in sample.bytes_per_second.items()}
+    values.update(sample.activities)
+    values.update(counted or {})
+    return ActivityWindow(DCGM_SOURCE, start, end, **values)
+
+
+def _counted(before: DeviceSample, now: DeviceSample, seconds: float) -> dict[str, float]:
+    """What the device counted between two samples, as values of a window; empty if nothing."""
+    if not (before.counts_cycles and now.counts_cycles):
+        return {}
+    grown = {name: total - before.totals.get(name, total) for name, total in now.totals.items()}
+    elapsed = grown.pop(ELAPSED)
+    if elapsed <= 0 or min(grown.values(), default=0.0) < 0:
+        return {}  # the device was reset in between
+    counted: dict[str, float] = {}
+    for name, value in grown.items():
+        if name not in before.totals:
+            continue
+        if name.endswith("_bytes"):
+            counted[name] = value
+        elif value <= elapsed * _SHARE_MAX:
+            counted[name] = min(value / elapsed, 1.0)
+    if _CLOCKS[0] <= elapsed / seconds <= _CLOCKS[1]:
+        counted["sm_cycles"] = elapsed
+    return counted

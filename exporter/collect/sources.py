@@ -1,6 +1,7 @@
-"""Sources `gpm_cycles` and `gpm`: when GPM is tried, read and retried, and its health.
+"""The sources of activities: `gpm_cycles` and `gpm`, MIG parts, and `dcgm`.
 
-A GPU whose GPM works only for its MIG instances is assembled from their windows.
+Each decides when it is tried, read and retried, and has its own health. If none opens, accounting
+falls back on NVML's utilization, which shows when kernels ran but not what they did.
 """
 
 import math
@@ -11,20 +12,16 @@ from collections.abc import Sequence
 import structlog
 
 from exporter.accounting.mig import InstanceShare, instance_share, whole_gpu_window
+from exporter.collect.dcgm import DcgmReader
+from exporter.collect.dcgm_windows import Shares
+from exporter.collect.device import ActivitySource, Device
 from exporter.collect.gpm_windows import CYCLES, PERCENT, GpmWindows, open_together
-from exporter.collect.nvml.errors import (
-    DeviceLost,
-    DriverGone,
-    DriverMismatch,
-    NotSupported,
-    NvmlError,
-)
 from exporter.collect.nvml.gpm import GpmSession
+from exporter.collect.nvml.library import GONE, NotSupported, NvmlError
 from exporter.collect.nvml.reading import read_clock
 from exporter.collect.settings import SamplingSettings
-from exporter.collect.source import ActivitySource, MeasuredDevice
 from exporter.device_state import SourceHealth
-from exporter.readings import ActivityWindow, FastReading
+from exporter.readings import DCGM_SOURCE, ActivityWindow, FastReading
 
 
 log = structlog.get_logger(__name__)
@@ -38,7 +35,6 @@ _FAILURES_MAX = 3
 # A device without GPM may get it from a driver update, which is not announced.
 UNSUPPORTED_RETRY_SECONDS = 600.0
 IMPLAUSIBLE = "implausible"
-_CLOCK_SAMPLES = 4
 # Where the device counts cycles, samples of the clock only show what limited it.
 _CLOCK_SAMPLES_BESIDE_CYCLES = 2
 
@@ -48,7 +44,7 @@ class Gpm(ActivitySource):
 
     counts_traffic = True
 
-    def __init__(self, device: MeasuredDevice) -> None:
+    def __init__(self, device: Device) -> None:
         super().__init__(device)
         self._windows: GpmWindows | None = None
         self._name = PERCENT
@@ -101,7 +97,7 @@ class Gpm(ActivitySource):
             window = self._windows.read()
         except NvmlError as error:
             self.failed(error)
-            if isinstance(error, (DeviceLost, DriverGone, DriverMismatch)):
+            if isinstance(error, GONE):
                 raise
             self._failures += 1
             # A MIG instance may have been recreated in its place with the same name.
@@ -127,7 +123,7 @@ class Gpm(ActivitySource):
     @property
     def clock_samples(self) -> int:
         """Fewer where cycles are counted."""
-        return _CLOCK_SAMPLES_BESIDE_CYCLES if self._name == CYCLES else _CLOCK_SAMPLES
+        return _CLOCK_SAMPLES_BESIDE_CYCLES if self._name == CYCLES else super().clock_samples
 
     def restart(self) -> None:
         """The next reading only opens a window."""
@@ -265,3 +261,89 @@ class MigParts(ActivitySource):
             for each in self.device.instances
         ]
         return opened[0] if opened and None not in opened else None
+
+
+class DcgmActivity(ActivitySource):
+    """A device's part of the scrapes of dcgm-exporter, while no better source has opened."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
+        self._reader: DcgmReader | None = None
+        self._open_since: float | None = None
+
+    def open(self) -> bool:
+        """Request the device; not a GPU in MIG mode unless DCGM is read for its instances, too.
+
+        Also where GPM exists but is refused to us: DCGM's own daemon may have the permission.
+        """
+        device, source = self.device, self.device.context.dcgm
+        shares = self._shares()
+        partitioned = device.gpu is None and device.mig_enabled
+        if source.mode == "off" or (partitioned and not shares):
+            self.stand_by()
+            return False
+        if self._reader is None:
+            gpu = device.gpu or device
+            self._reader = source.reader(gpu.identity.uuid, device.identity.mig)
+        self._reader.reshape(shares)
+        return True
+
+    def read(self, fast: FastReading, settings: SamplingSettings) -> ActivityWindow | None:
+        """The oldest closed window that was not read yet."""
+        assert self._reader is not None
+        window, self._open_since = self._reader.take(fast)
+        return window
+
+    @property
+    def open_since_seconds(self) -> float | None:
+        """Start of the window that is open after the last reading."""
+        return self._open_since
+
+    @property
+    def max_window_seconds(self) -> float:
+        """DCGM's windows are as long as its collection interval."""
+        return 0.0 if self._reader is None else self._reader.max_window_seconds
+
+    def stand_by(self) -> None:
+        """Stop requesting it."""
+        if self._reader is not None:
+            self.device.context.dcgm.forget(self._reader)
+            self._reader = self._open_since = None
+
+    def restart(self) -> None:
+        """Drop the open window."""
+        if self._reader is not None:
+            self._reader.restart()
+
+    def close(self, *, driver_is_gone: bool = False) -> None:
+        """A GPU is still requested while it is away; an instance that is gone is not."""
+        if self.device.gpu is not None:
+            self.stand_by()
+
+    def implausible(self) -> None:
+        """Count activities that cannot be true."""
+        if self._reader is not None:
+            self._reader.failed("implausible")
+
+    def health(self, *, up: bool) -> dict[str, SourceHealth]:
+        """Shown while it is in use."""
+        return {} if self._reader is None else {DCGM_SOURCE: self._reader.health(up=up)}
+
+    def _shares(self) -> Shares:
+        """The instances' shares of the GPU; empty unless DCGM is the source of all of them."""
+        shares: dict[str, InstanceShare] = {}
+        gpu, sm_count = self.device.identity, self.device.sm_count
+        for instance in self.device.instances:
+            share = instance_share(gpu, sm_count, instance.identity)
+            if share is None or not isinstance(instance.in_use, DcgmActivity):
+                return {}
+            shares[instance.identity.mig or ""] = share
+        return shares
+
+
+# The best first; in each tick a device takes the first one that opens.
+SOURCES: tuple[type[ActivitySource], ...] = (
+    Gpm,  # gpm_cycles, or gpm where the device counts no cycles
+    MigParts,  # a GPU in MIG mode, from the GPM of its instances
+    DcgmActivity,  # from a dcgm-exporter on the node
+)

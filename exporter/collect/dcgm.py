@@ -14,15 +14,15 @@ from typing import Any
 import structlog
 
 from exporter.accounting.device import NVML_TRAFFIC
-from exporter.collect.dcgm.exposition import (
+from exporter.collect.dcgm_windows import (
     DcgmDevice,
     DcgmExposition,
     DeviceSample,
+    DeviceWindows,
     Shares,
     parse,
     whole_gpu_sample,
 )
-from exporter.collect.dcgm.windows import SOURCE, CollectInterval, DeviceWindows
 from exporter.device_state import SourceHealth
 from exporter.errors import Reason, ScrapeError
 from exporter.http_client import fetch
@@ -43,11 +43,20 @@ _UNUSED_SECONDS = 30.0
 # Windows wait here for the device's next tick; more than a few mean that it is not ticking.
 _WINDOWS_MAX = 8
 
+DEFAULT_INTERVAL_SECONDS = 30.0  # dcgm-exporter's --collect-interval
+_INTERVALS_KEPT = 5
+_INTERVALS_NEEDED = 2
+# A sample that does not change for this many intervals is not being collected any more.
+_STALE_INTERVALS = 2.5
+# While the interval is not known, and around the expected change once it is.
+_POLL_SECONDS = 1.0
+_POLL_SECONDS_MIN = 0.5
+_QUIET_POLL_SECONDS = 5.0  # nothing changes: all GPUs are idle
+_EARLY_SECONDS = 1.5
+
 
 class DcgmReader:
     """One device's view of the scrapes. Thread-safe: the device's thread reads, the scraper feeds."""
-
-    name = SOURCE
 
     def __init__(self, source: "DcgmSource", key: DcgmDevice) -> None:
         self.key = key
@@ -358,3 +367,59 @@ def _sample_of(
     if reader.key.gpu_instance_id is None and reader.shares:
         return whole_gpu_sample(reader.key.uuid, devices, reader.shares)
     return devices.get(reader.key)
+
+
+class CollectInterval:
+    """Learns how often samples change, and when to scrape next."""
+
+    def __init__(self, began_seconds: float) -> None:
+        self._seen: list[float] = []
+        self._changed_at: float | None = None
+        self._looked_since_change = False
+        self._began = began_seconds
+
+    @property
+    def seconds(self) -> float:
+        """The interval: dcgm-exporter's default until it is known."""
+        if not self.known:
+            return DEFAULT_INTERVAL_SECONDS
+        import statistics  # noqa: PLC0415  1 MB, only for hosts with a dcgm-exporter
+
+        return statistics.median(self._seen)
+
+    @property
+    def known(self) -> bool:
+        """Whether enough changes were seen."""
+        return len(self._seen) >= _INTERVALS_NEEDED
+
+    @property
+    def stale_seconds(self) -> float:
+        """Age from which a sample counts as no longer collected."""
+        return _STALE_INTERVALS * max(self.seconds, 2 * _POLL_SECONDS)
+
+    def looked(self, at_seconds: float, *, changed: bool) -> None:
+        """Record one scrape."""
+        if not changed:
+            self._looked_since_change = True
+            return
+        if self._changed_at is not None:
+            if self.known and not self._looked_since_change and self.seconds > 2 * _POLL_SECONDS:
+                # The change came earlier than expected: it may have happened long ago.
+                self._seen.clear()
+            else:
+                self._seen = [*self._seen, at_seconds - self._changed_at][-_INTERVALS_KEPT:]
+        self._changed_at = at_seconds
+        self._looked_since_change = False
+
+    def forget(self) -> None:
+        """After an outage the next change does not show the interval."""
+        self._changed_at = None
+
+    def next_look(self, now: float) -> float:
+        """Seconds to wait: until shortly before the next change, and then in short steps."""
+        if not self.known or self._changed_at is None:
+            waited = now - (self._changed_at if self._changed_at is not None else self._began)
+            return _POLL_SECONDS if waited < 2 * self.seconds else _QUIET_POLL_SECONDS
+        step = min(max(self.seconds / 10, _POLL_SECONDS_MIN), _POLL_SECONDS)
+        expected = self._changed_at + self.seconds - _EARLY_SECONDS
+        return max(step, expected - now)
