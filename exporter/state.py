@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from exporter.accounting.processor_peaks import held_peaks
+from exporter.accounting.processor import held_peaks
 from exporter.attribution.snapshot import Bill, DeviceKey, HoldersSnapshot
 from exporter.device_state import UNKNOWN, DeviceName, DeviceState, SampledHost
 from exporter.inference.snapshot import WorkloadsSnapshot

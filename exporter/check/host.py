@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from exporter.accounting.processor import PerfUnavailableError
 from exporter.attribution.pod_resources import list_allocations
 from exporter.check import CheckResult, Level
 from exporter.check.subprocesses import Answer
-from exporter.collect.perf import Kernel, LinuxKernel, PerfCounters, PerfUnavailableError
+from exporter.collect.cpu import LinuxKernel, PerfCounters
 from exporter.config.model import Config, parse_listen_address
 from exporter.errors import HolderSourceError, ListenError, Reason, ScrapeError
 from exporter.http_client import fetch
@@ -185,7 +186,7 @@ def clock_findings() -> Iterator[CheckResult]:
 
 
 def perf_findings(
-    config: Config, gpus: Sequence[Mapping[str, Any]], kernel: Kernel | None = None
+    config: Config, gpus: Sequence[Mapping[str, Any]], kernel: LinuxKernel | None = None
 ) -> Iterator[CheckResult]:
     """Whether the CPU's own operation counters can be read, if CPU monitoring is on."""
     modes = config.sampling.modes

@@ -1,39 +1,68 @@
-"""Source `cpu`: the host processor, sampled like a GPU where there is none.
+"""Sources `cpu` and `perf`: the host processor, sampled like a GPU where there is none.
 
 Utilization, clock, memory and energy come from /proc and /sys. The micro-probes measure its
-reachable rates; its own counters (`perf`) measure its work, where the kernel allows reading them.
+reachable rates. Its own counters (`perf`, Linux perf events) count floating-point operations on every
+logical CPU that the daemon may use, over all programs. That requires a processor whose counters are
+not hidden by the kernel or the hypervisor, and the permission to read them: CAP_PERFMON, or
+kernel.perf_event_paranoid at 0 or below. `exporter/accounting/processor.py` has the events.
+
+If there are more events than counters, the kernel multiplexes them and reports for how long each
+counted: the value is scaled up by that, as in `perf stat`.
 """
 
+import ctypes
+import errno
 import os
+import platform
 import re
+import resource
 import socket
+import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from exporter.accounting.device import PERF_SOURCE, Counters, DeviceAccounts
+from exporter.accounting.flop import PipeWork
 from exporter.accounting.peaks import Peaks
-from exporter.accounting.processor_peaks import processor_peaks
+from exporter.accounting.processor import (
+    Event,
+    PerfUnavailableError,
+    events_of,
+    processor_peaks,
+)
 from exporter.collect.nvml.library import NvmlError
-from exporter.collect.perf import PerfCounters, open_counters
-from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import SamplingSettings
 from exporter.device_state import DeviceState, SourceHealth
 from exporter.readings import ClockSample, DeviceIdentity, FastReading
-from flopwatch.processor import clock_hertz, read_processor
+from flopwatch.processor import Processor, clock_hertz, read_processor
 
+
+log = structlog.get_logger(__name__)
 
 _ROOT = Path("/")
 _CLOCKS = "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"
 _KILO = 1e3
 _MEGA = 1e6
 
-
-@dataclass(frozen=True, slots=True)
-class _Times:
-    busy: float
-    total: float
+# struct perf_event_attr up to PERF_ATTR_SIZE_VER0: type, size, config, sample_period, sample_type,
+# read_format, flags, wakeup_events, bp_type, bp_addr (include/uapi/linux/perf_event.h).
+_ATTRIBUTES = struct.Struct("=IIQQQQQIIQ")
+_READ_FORMAT = 1 | 2  # PERF_FORMAT_TOTAL_TIME_ENABLED | PERF_FORMAT_TOTAL_TIME_RUNNING
+_READING = struct.Struct("=QQQ")
+_EXCLUDE_KERNEL = 1 << 5
+_CLOSE_ON_EXEC = 8  # PERF_FLAG_FD_CLOEXEC
+# arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h.
+_SYSTEM_CALL = {"x86_64": 298, "aarch64": 241}
+# The kernel's names for a processor's counters. Arm's include the core's name, or a number.
+_UNITS = ("cpu", "armv8_*", "armv9_*")
+# Eight events on each: beyond this a tick would spend milliseconds on reading them.
+_CPUS_MAX = 256
+# What the rest of the daemon may need: 64 connections, and files, sockets and pipes of its sources.
+_OTHER_DESCRIPTORS = 512
 
 
 class CpuSource:
@@ -43,7 +72,7 @@ class CpuSource:
         self._clock = clock
         self._root = root
         self.processor = read_processor(root)
-        self._times: _Times | None = None
+        self._times: tuple[float, float] | None = None  # busy and total, in clock ticks
         self._energy_paths = sorted(root.glob("sys/class/powercap/intel-rapl:[0-9]/energy_uj"))
 
     def identity(self) -> DeviceIdentity:
@@ -86,15 +115,14 @@ class CpuSource:
         )
 
     def _utilization(self) -> float | None:
-        times = self._cpu_times()
-        before, self._times = self._times, times
-        if times is None or before is None or times.total <= before.total:
+        before, self._times = self._times, self._cpu_times()
+        if self._times is None or before is None or self._times[1] <= before[1]:
             return None
-        share = (times.busy - before.busy) / (times.total - before.total)
+        share = (self._times[0] - before[0]) / (self._times[1] - before[1])
         return min(1.0, max(0.0, share))
 
-    def _cpu_times(self) -> _Times | None:
-        """Clock ticks of all usable processors together: columns user to steal of /proc/stat."""
+    def _cpu_times(self) -> tuple[float, float] | None:
+        """Busy and total clock ticks of all usable processors together: columns user to steal of /proc/stat."""
         names = {f"cpu{number}" for number in self.processor.allowed}
         lines = [line.split() for line in (self._text("proc/stat") or "").splitlines()]
         rows = [line[1:9] for line in lines if line and line[0] in names and len(line) >= 6]
@@ -102,7 +130,7 @@ class CpuSource:
             return None
         total = sum(float(value) for row in rows for value in row)
         idle = sum(float(row[3]) + float(row[4]) for row in rows)
-        return _Times(busy=total - idle, total=total)
+        return total - idle, total
 
     def _hertz(self) -> float | None:
         try:
@@ -191,8 +219,7 @@ class SampledCpu:
     def open(self) -> None:
         """A processor is always present; its counters are, where the kernel exposes them."""
         if self._perf is None:
-            mode = self._settings().modes["perf"]
-            self._perf = open_counters(self._source.processor, mode)
+            self._perf = open_counters(self._source.processor, self._settings().modes["perf"])
 
     def sample_clock(self) -> None:
         """One more sample of the clock."""
@@ -202,7 +229,7 @@ class SampledCpu:
         """Count nothing of the time since the last tick."""
         self._accounts.forget_open_spans()
 
-    def tick(self, ticks: TickStatistics) -> DeviceState:
+    def tick(self) -> DeviceState:
         """Read and account."""
         fast = self._source.read()
         self.sample_clock()
@@ -211,7 +238,7 @@ class SampledCpu:
         )
         sources = {"cpu": SourceHealth(up=True, last_success_unix_seconds=time.time())}
         return replace(
-            self.failed(None, ticks),
+            self.failed(None),
             up=True,
             at_seconds=fast.at_seconds,
             peaks=self._peaks,
@@ -241,7 +268,7 @@ class SampledCpu:
         """It needs no driver."""
         return False
 
-    def failed(self, error: NvmlError | None, ticks: TickStatistics) -> DeviceState:
+    def failed(self, error: NvmlError | None) -> DeviceState:
         """What is known without a reading."""
         return DeviceState(
             identity=self.identity,
@@ -249,6 +276,149 @@ class SampledCpu:
             up=False,
             max_age_seconds=self._settings().max_age,
             sources={"cpu": SourceHealth(up=False)},
-            tick_duration=ticks.durations,
-            ticks_missed=ticks.missed,
         )
+
+
+class LinuxKernel:
+    """perf_event_open(2), which the C library has no function for."""
+
+    def __init__(self) -> None:
+        self._syscall: Callable[..., int] = ctypes.CDLL(None, use_errno=True).syscall
+
+    def open(self, attributes: bytes, cpu: int) -> int:
+        """Open an event on a CPU, for all programs; returns a descriptor, raises OSError."""
+        number = _SYSTEM_CALL.get(platform.machine())
+        if number is None:
+            raise OSError(errno.ENOSYS, "perf events are not supported on this architecture")
+        buffer = ctypes.create_string_buffer(attributes, len(attributes))
+        long = ctypes.c_long
+        descriptor = self._syscall(
+            long(number), buffer, long(-1), long(cpu), long(-1), long(_CLOSE_ON_EXEC)
+        )
+        if descriptor < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return descriptor
+
+    def read(self, descriptor: int) -> tuple[int, int, int]:
+        """Count, nanoseconds enabled, nanoseconds running; raises OSError."""
+        count, enabled, running = _READING.unpack(os.read(descriptor, _READING.size))
+        return count, enabled, running
+
+    def close(self, descriptor: int) -> None:
+        """Close an event."""
+        os.close(descriptor)
+
+
+class PerfCounters:
+    """FLOP of all programs since the events were opened. Used by one thread."""
+
+    def __init__(self, processor: Processor, kernel: LinuxKernel, root: Path = Path("/")) -> None:
+        """Open the events; raises PerfUnavailableError."""
+        self._kernel = kernel
+        self._opened: list[tuple[Event, int]] = []
+        self._flop: dict[PipeWork, float] = {}
+        events = events_of(processor)
+        number = _unit(root)
+        if len(processor.allowed) > _CPUS_MAX:
+            raise PerfUnavailableError(f"more than {_CPUS_MAX} CPUs to count on")
+        _make_room(len(processor.allowed) * len(events))
+        try:
+            for cpu in processor.allowed:
+                for event in events:
+                    self._opened.append((event, kernel.open(attributes(number, event.config), cpu)))
+        except OSError as error:
+            self.close()
+            raise _refused(error, root) from error
+
+    def read(self) -> dict[PipeWork, float] | None:
+        """FLOP by pipe and precision; None while an event was not counted at all."""
+        flop: dict[PipeWork, float] = {}
+        try:
+            for event, descriptor in self._opened:
+                count, enabled, running = self._kernel.read(descriptor)
+                if not running:
+                    return None
+                value = event.flop * count * max(1.0, enabled / running)
+                flop[event.work] = flop.get(event.work, 0.0) + value
+        except OSError:
+            return None
+        # Scaled counts are estimates and may decrease, which a counter must not.
+        for work, value in flop.items():
+            self._flop[work] = max(value, self._flop.get(work, 0.0))
+        return dict(self._flop)
+
+    def close(self) -> None:
+        """Close all events."""
+        for _, descriptor in self._opened:
+            self._kernel.close(descriptor)
+        self._opened.clear()
+
+
+def open_counters(processor: Processor, mode: str) -> PerfCounters | None:
+    """The counters that `sources.perf` requests; None if there are none, which is logged."""
+    if mode == "off":
+        return None
+    try:
+        return PerfCounters(processor, LinuxKernel())
+    except PerfUnavailableError as error:
+        say = log.warning if mode == "on" else log.info
+        say("perf_counters_absent", why=str(error), remedy=error.remedy)
+        return None
+
+
+def attributes(unit: int, config: int) -> bytes:
+    """The kernel's description of an event: counted in user space, on one CPU, over all programs."""
+    return _ATTRIBUTES.pack(
+        unit, _ATTRIBUTES.size, config, 0, 0, _READ_FORMAT, _EXCLUDE_KERNEL, 0, 0, 0
+    )
+
+
+def _make_room(descriptors: int) -> None:
+    """Raise the limit of open files, so that scrapes and engines keep what they have.
+
+    Raises PerfUnavailableError where that is not allowed.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = descriptors + _OTHER_DESCRIPTORS
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        raise _too_few_descriptors() from None
+
+
+def _too_few_descriptors() -> PerfUnavailableError:
+    return PerfUnavailableError(
+        "too few file descriptors for all events and processors",
+        "raise the limit of open files: LimitNOFILE=8192 in the unit, --ulimit nofile=8192 for a container",
+    )
+
+
+def _unit(root: Path) -> int:
+    """The kernel's number of the processor's counters; raises PerfUnavailableError."""
+    devices = root / "sys/bus/event_source/devices"
+    for path in (path for name in _UNITS for path in sorted(devices.glob(f"{name}/type"))):
+        try:
+            return int(path.read_text().strip())
+        except (OSError, ValueError):
+            continue
+    raise PerfUnavailableError(
+        "the kernel shows no hardware counters: the virtual machine hides them"
+    )
+
+
+def _refused(error: OSError, root: Path) -> PerfUnavailableError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        try:
+            level = (root / "proc/sys/kernel/perf_event_paranoid").read_text().strip()
+        except OSError:
+            level = "not readable"
+        return PerfUnavailableError(
+            f"the kernel refuses its counters (kernel.perf_event_paranoid is {level})",
+            "for the service: install.sh --perf, or with a package its perf.conf (docs/install.md); for a container: --cap-add PERFMON --user 0 and a seccomp profile that allows perf_event_open",
+        )
+    if error.errno == errno.EMFILE:
+        return _too_few_descriptors()
+    return PerfUnavailableError(f"the kernel refuses the events: {error.strerror}")

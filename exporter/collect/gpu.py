@@ -35,10 +35,9 @@ from exporter.collect.nvml.library import (
 )
 from exporter.collect.nvml.processes import ProcessUtilization, read_processes
 from exporter.collect.nvml.reading import SLOW_GROUPS, read_clock, read_fast, read_memory, read_pcie
-from exporter.collect.sampler import TickStatistics
 from exporter.collect.settings import GpuRule, SamplingSettings, peak_override
 from exporter.collect.sources import SOURCES
-from exporter.device_state import UNKNOWN, DeviceState
+from exporter.device_state import UNKNOWN, DeviceState, XidCounts
 from exporter.readings import ClockSample, DeviceIdentity, FastReading, SlowReading
 
 
@@ -182,7 +181,7 @@ class SampledGpu:
         for device in self._devices():
             device.skip_gap()
 
-    def tick(self, ticks: TickStatistics) -> DeviceState:
+    def tick(self) -> DeviceState:
         """Read everything that is due and account for it."""
         self._check_epoch()
         self._follow_enumeration()
@@ -209,13 +208,13 @@ class SampledGpu:
         fast, window = device.measure(fast, settings)
         device.slow = self._read_slow(calls, settings, sample.at_seconds)
         state = device.account(fast, window, settings)
-        return replace(state, instances=instances, **self._statistics(ticks))
+        return replace(state, instances=instances, xids=self._xids())
 
     def revived(self) -> bool:
         """Whether the driver was initialised again since the device was last open."""
         return self._context.library.epoch != self._epoch
 
-    def failed(self, error: NvmlError, ticks: TickStatistics) -> DeviceState:
+    def failed(self, error: NvmlError) -> DeviceState:
         """Detach a lost device. Initialise the library again if that is what failed."""
         if isinstance(error, DriverMismatch):
             self._context.on_mismatch()
@@ -229,7 +228,7 @@ class SampledGpu:
                 self._context.library.reopen(self._epoch)
             except NvmlError as again:
                 log.debug("driver_still_gone", reason=again.reason)
-        return self._device.state(up=False, instances=instances, **self._statistics(ticks))
+        return self._device.state(up=False, instances=instances, xids=self._xids())
 
     def _devices(self) -> Iterator[Device]:
         yield self._device
@@ -286,15 +285,16 @@ class SampledGpu:
             return
         log.info("device_identified", gpu=self.key, uuid=identity.uuid, name=identity.name)
         self._device.identity = identity
-        override = peak_override(self._rules, identity)
-        self._device.revalue(find_peaks(identity, override))
-        self._instances.revalue(override)
+        self._revalue()
 
     def _follow_rules(self, settings: SamplingSettings) -> None:
         """Apply the peaks of a reloaded configuration."""
         if settings.gpus == self._rules:
             return
         self._rules = settings.gpus
+        self._revalue()
+
+    def _revalue(self) -> None:
         override = peak_override(self._rules, self.identity)
         self._device.revalue(find_peaks(self.identity, override))
         self._instances.revalue(override)
@@ -321,13 +321,8 @@ class SampledGpu:
         if self._context.library.epoch != self._epoch:
             raise DriverGone("nvmlInit", 1)
 
-    def _statistics(self, ticks: TickStatistics) -> dict[str, Any]:
-        """The fields of DeviceState that belong to the GPU as a whole."""
-        return {
-            "xids": self._context.xids(self.identity.uuid),
-            "tick_duration": ticks.durations,
-            "ticks_missed": ticks.missed,
-        }
+    def _xids(self) -> XidCounts:
+        return self._context.xids(self.identity.uuid)
 
     def _read_slow(self, calls: DeviceCalls, settings: SamplingSettings, now: float) -> SlowReading:
         """Read the groups that are due: all of them first, then spread over the slow interval."""

@@ -3,11 +3,12 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import structlog
 
-from exporter.accounting.device import TICK_DURATION_BOUNDS, Histogram, HistogramValue
+from exporter.accounting.device import TICK_DURATION_BOUNDS, Histogram
 from exporter.collect.nvml.library import (
     UNKNOWN_CODE,
     DriverAbsent,
@@ -52,7 +53,7 @@ class SampledDevice(Protocol):
     def sample_clock(self) -> None:
         """Sample the clock between ticks. Raises NvmlError when the device is lost."""
 
-    def tick(self, ticks: "TickStatistics") -> DeviceState:
+    def tick(self) -> DeviceState:
         """Read, account, and return the state. Raises NvmlError when the device is lost."""
 
     def skip_gap(self) -> None:
@@ -61,25 +62,8 @@ class SampledDevice(Protocol):
     def revived(self) -> bool:
         """Whether the driver was initialised again since the device was last open. Cheap."""
 
-    def failed(self, error: NvmlError, ticks: "TickStatistics") -> DeviceState:
+    def failed(self, error: NvmlError) -> DeviceState:
         """Close the device and return what is known without it."""
-
-
-class TickStatistics:
-    """How long a device's ticks took, and how many did not start on time."""
-
-    def __init__(self) -> None:
-        self._durations = Histogram(TICK_DURATION_BOUNDS)
-        self.missed = 0
-
-    @property
-    def durations(self) -> HistogramValue:
-        """The histogram as it is now."""
-        return self._durations.value()
-
-    def observe(self, seconds: float) -> None:
-        """Record one tick."""
-        self._durations.observe(seconds)
 
 
 class Sampler:
@@ -100,7 +84,9 @@ class Sampler:
         # times an interval.
         self._origin = started_at
         self._stop = threading.Event()
-        self._ticks = TickStatistics()
+        # How long the device's ticks took, and how many did not start on time.
+        self._durations = Histogram(TICK_DURATION_BOUNDS)
+        self._missed = 0
         self._busy_since: float | None = None
         self._reported: float | None = None
         self._moved_at = time.monotonic()
@@ -184,8 +170,8 @@ class Sampler:
 
     def _let_go(self, failure: NvmlError, backoff: float) -> None:
         self._busy_since = time.monotonic()
-        state = self.device.failed(failure, self._ticks)
-        self._publish(state)
+        state = self.device.failed(failure)
+        self._show(state)
         self._busy_since = None
         log.warning(
             "device_unavailable",
@@ -212,7 +198,7 @@ class Sampler:
             number = max(self._position(), done) + 1
             if not self._sample_clock_until(self._origin + number * interval):
                 return
-            self._ticks.missed += number - done - 1
+            self._missed += number - done - 1
             done = number
             self._tick()
 
@@ -235,10 +221,14 @@ class Sampler:
 
     def _tick(self) -> None:
         started = self._moved_at = time.monotonic()
-        state = self._watched(lambda: self.device.tick(self._ticks))
+        state = self._watched(self.device.tick)
         if state is not None:
-            self._publish(state)
-        self._ticks.observe(time.monotonic() - started)
+            self._show(state)
+        self._durations.observe(time.monotonic() - started)
+
+    def _show(self, state: DeviceState) -> None:
+        durations = self._durations.value()
+        self._publish(replace(state, tick_duration=durations, ticks_missed=self._missed))
 
     def _watched(self, work: Callable[[], _Result]) -> _Result | None:
         """Do driver work under the deadline; its result, or None when it was late.

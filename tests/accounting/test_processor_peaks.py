@@ -2,7 +2,7 @@
 
 import pytest
 
-from exporter.accounting.processor_peaks import flop_per_cycle, held_peaks, processor_peaks
+from exporter.accounting.processor import flop_per_cycle, held_peaks, processor_peaks
 from flopwatch.processor import Processor
 
 

@@ -229,7 +229,7 @@ def test_it_builds_upon_the_newest_python(engine: Engine) -> None:
 
 # A software event of CPU 0 for all programs, by the daemon's own system call.
 OPEN_AN_EVENT = """\
-from exporter.collect.perf import LinuxKernel, attributes
+from exporter.collect.cpu import LinuxKernel, attributes
 kernel = LinuxKernel()
 kernel.close(kernel.open(attributes(1, 0), 0))
 print("opened")

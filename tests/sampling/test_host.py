@@ -12,7 +12,7 @@ from exporter.collect.host import (
     boot_time_seconds,
     expected_gpus,
 )
-from exporter.collect.sampler import Sampler, TickStatistics
+from exporter.collect.sampler import Sampler
 from exporter.collect.settings import SamplingSettings
 from exporter.state import State
 
@@ -32,7 +32,7 @@ def test_late_messages_of_a_removed_device_are_ignored(
     monkeypatch.setattr(Sampler, "start", lambda _self: None)
     host._start_cpu()
     (sampler,) = host._samplers.values()
-    words = sampler.device.failed(None, TickStatistics())  # type: ignore[arg-type]
+    words = sampler.device.failed(None)  # type: ignore[arg-type]
     sampler._publish(words)
     assert [device.identity.index for device in host.published(0.0).devices] == ["cpu0"]
 

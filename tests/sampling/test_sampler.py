@@ -4,11 +4,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any, cast
 
-from exporter.collect.sampler import Sampler, TickStatistics
+from exporter.collect.sampler import Sampler
 from exporter.collect.settings import SamplingSettings
+from exporter.device_state import DeviceState
+from exporter.readings import DeviceIdentity
 
 
 MINUTES_LATER = 600.0
@@ -29,14 +30,19 @@ class Device:
     def sample_clock(self) -> None:
         """Nothing to sample."""
 
-    def tick(self, ticks: TickStatistics) -> Any:
+    def tick(self) -> DeviceState:
         self._tick()
-        return SimpleNamespace()
+        return DeviceState(
+            identity=DeviceIdentity(index="0", uuid="GPU-0", name="H100"),
+            at_seconds=0.0,
+            up=True,
+            max_age_seconds=1.0,
+        )
 
     def skip_gap(self) -> None:
         """Nothing is counted."""
 
-    def failed(self, error: Exception, ticks: TickStatistics) -> Any:
+    def failed(self, error: Exception) -> Any:
         raise SystemExit  # any exception that ends the thread
 
 

@@ -13,15 +13,10 @@ from pathlib import Path
 import pytest
 
 from exporter.accounting.flop import PipeWork
+from exporter.accounting.processor import PerfUnavailableError, events_of
 from exporter.check import Level
 from exporter.check.host import perf_findings
-from exporter.collect.perf import (
-    LinuxKernel,
-    PerfCounters,
-    PerfUnavailableError,
-    attributes,
-    events_of,
-)
+from exporter.collect.cpu import LinuxKernel, PerfCounters, attributes
 from exporter.config.load import ConfigOrigin, load_config
 from flopwatch.processor import Processor
 

@@ -129,7 +129,7 @@ def test_check_agrees_for_everybody(installed: Machine) -> None:
 
 # Opens a software event of CPU 0 for all programs, by the daemon's own system call.
 OPEN_AN_EVENT = """\
-from exporter.collect.perf import LinuxKernel, attributes
+from exporter.collect.cpu import LinuxKernel, attributes
 kernel = LinuxKernel()
 kernel.close(kernel.open(attributes(1, 0), 0))
 """

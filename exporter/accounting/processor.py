@@ -1,8 +1,9 @@
-"""Peak rates of host processors: cores x FLOP per cycle and core x clock, held against measurements.
+"""Host processors: their peak rates, and the events that count their operations.
 
-FLOP per cycle and core is the width of the vectors over that of the precision, times the units
-that multiply and add at once, times 2 for a fused multiply-add. A row that no source states is
-left out: then the peak is the highest rate that was measured.
+A peak is cores x FLOP per cycle and core x clock, and never below what was measured. FLOP per cycle
+and core is the width of the vectors over that of the precision, times the units that multiply and add
+at once, times 2 for a fused multiply-add. A row that no source states is left out: then the peak is
+the highest rate that was measured.
 
 Sources, checked in November 2026:
 
@@ -19,12 +20,25 @@ Sources, checked in November 2026:
   V2: four of 128 (Software Optimization Guide, in LLVM's AArch64SchedNeoverseV2.td).
 - Older rows (Zen to Zen 3, AVX2, AVX and SSE of Intel, clients of Ice Lake, Neoverse N1) are from the
   vendors' optimization guides and were not looked up again.
+
+The events are those of Linux (tools/perf/pmu-events/arch/…), which come from the vendors. What these
+lists do not state is not counted.
+
+- Intel (x86/*/floating-point.json): FP_ARITH_INST_RETIRED, by precision and width, a fused multiply-add
+  as two. AMX_OPS_RETIRED was in the lists of Sapphire and Emerald Rapids, and Intel has withdrawn it.
+- AMD (x86/amdzen1 to amdzen5/floating-point.json): fp_ret_sse_avx_ops counts operations, a fused
+  multiply-add as two. Only Zen and Zen+ report the precision of all of them.
+- Arm (arm64/arm/neoverse-v1 and neoverse-n2-v2/fp_operation.json, metrics.json): FP_FIXED_OPS_SPEC, and
+  FP_SCALE_OPS_SPEC per 128 bits of an SVE vector, a fused multiply-add as two. They count executed
+  operations, including those after a mispredicted branch. Neoverse N1 has neither.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
+from exporter.accounting.flop import PipeWork
 from exporter.accounting.peaks import Peaks
 from flopwatch.processor import Processor
 
@@ -54,6 +68,52 @@ _AMX_INT8 = 2048
 # A measurement may pass the derived peak by this much without proving it wrong: the clock that
 # both are held against is measured as well.
 _TOLERANCE = 1.02
+
+_FP64, _FP32 = PipeWork("fp64", "fp64"), PipeWork("fp32", "fp32")
+_ANY = PipeWork("any", "any")
+
+
+class Event(NamedTuple):
+    """A hardware event, and how many FLOP each count of it stands for.
+
+    `config` is the kernel's format of raw events: a mask and the event's number; Arm's have no mask.
+    """
+
+    config: int
+    work: PipeWork
+    flop: float
+
+
+# Elements of a vector; the counter counts a fused multiply-add twice.
+_INTEL = (
+    Event(0x01C7, _FP64, 1),
+    Event(0x02C7, _FP32, 1),
+    Event(0x04C7, _FP64, 2),
+    Event(0x08C7, _FP32, 4),
+    Event(0x10C7, _FP64, 4),
+    Event(0x20C7, _FP32, 8),
+)
+_INTEL_512 = (Event(0x40C7, _FP64, 8), Event(0x80C7, _FP32, 16))
+# The first family 6 model with FP_ARITH_INST_RETIRED is Broadwell (61).
+_INTEL_FIRST_MODEL = 61
+_INTEL_WITHOUT = frozenset({63, 69, 70})  # Haswell does not have it
+# Zen and Zen+: four bits for each precision, one for each of add, multiply, divide, multiply-add.
+_AMD_ZEN = (Event(0x0F03, _FP32, 1), Event(0xF003, _FP64, 1))
+# From Zen 2 on the four bits are for all precisions. Zen 4 has a fifth one for bf16's multiply-adds; on
+# Zen 5 the upper bits select a data type, and none is all of them.
+_AMD_ZEN_2 = (Event(0x0F03, _ANY, 1),)
+_AMD_ZEN_4 = (Event(0x1F03, _ANY, 1),)
+_AMD_ZEN_5 = (Event(0x0F03, _ANY, 1),)
+# By part number, the width of the SVE vectors over 128 bits: V1, N2, V2.
+_ARM_VECTORS = {0xD40: 2, 0xD49: 1, 0xD4F: 1}
+
+
+class PerfUnavailableError(Exception):
+    """The operations cannot be counted; `remedy` says what to do, if there is a remedy."""
+
+    def __init__(self, text: str, remedy: str | None = None) -> None:
+        super().__init__(text)
+        self.remedy = remedy
 
 
 def flop_per_cycle(processor: Processor) -> dict[str, float]:
@@ -123,6 +183,27 @@ def held_peaks(
         f"measured more than was derived in {', '.join(sorted(wrong))}: the measured maximum counts"
     )
     return replace(held, origin="measured", doubt=doubt)
+
+
+def events_of(processor: Processor) -> tuple[Event, ...]:
+    """The events that count its floating-point operations; raises PerfUnavailableError."""
+    family, model = processor.family or 0, processor.model or 0
+    if processor.vendor == "GenuineIntel" and family == 6:
+        if "avx512f" not in processor.flags and (
+            model < _INTEL_FIRST_MODEL or model in _INTEL_WITHOUT
+        ):
+            raise PerfUnavailableError("this processor has no counter of floating-point operations")
+        return (*_INTEL, *_INTEL_512) if "avx512f" in processor.flags else _INTEL
+    if processor.vendor == "AuthenticAMD" and family == 23:
+        return _AMD_ZEN if model < 0x30 else _AMD_ZEN_2
+    if processor.vendor == "AuthenticAMD" and family == 25:
+        return _AMD_ZEN_4 if "avx512f" in processor.flags else _AMD_ZEN_2
+    if processor.vendor == "AuthenticAMD" and family == 26:
+        return _AMD_ZEN_5
+    if processor.implementer == _ARM and processor.part in _ARM_VECTORS:
+        vectors = _ARM_VECTORS[processor.part]
+        return (Event(0x80C1, _ANY, 1), Event(0x80C0, _ANY, vectors))
+    raise PerfUnavailableError(f"the counters of this processor are not known ({processor.name})")
 
 
 def _vector_bits(processor: Processor) -> int | None:
