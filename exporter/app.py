@@ -38,7 +38,7 @@ from exporter.state import LiveState, Parts, ReloadStatus, State
 from exporter.status.build import StatusSources
 from exporter.status.history import Memory
 from exporter.status.service import JSON, StatusService, security_headers
-from exporter.web.addresses import format_address
+from exporter.web.connections import format_address
 from exporter.web.http import Request, Response, Router
 from exporter.web.routes import (
     CrossSiteGuard,

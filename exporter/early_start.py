@@ -13,8 +13,7 @@ from exporter.collect.host import HostSampling
 from exporter.collect.settings import SamplingSettings
 from exporter.config.model import Config
 from exporter.device_state import DeviceState
-from exporter.web.addresses import open_listeners
-from exporter.web.connections import DEFAULT_LIMITS
+from exporter.web.connections import DEFAULT_LIMITS, open_listeners
 
 
 if TYPE_CHECKING:

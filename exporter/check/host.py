@@ -21,7 +21,7 @@ from exporter.errors import HolderSourceError, ListenError, Reason, ScrapeError
 from exporter.http_client import fetch
 from exporter.inference.engines import ENGINES, PREFIXES, identify
 from exporter.inference.reading import parse
-from exporter.web.addresses import open_listener
+from exporter.web.connections import open_listener
 from flopwatch.processor import read_processor
 from flopwatch.state_file import state_remedy, usable_state_path
 from probes.environment import torch_remedy

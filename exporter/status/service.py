@@ -14,7 +14,7 @@ from exporter.status.build import StatusSources, build_status
 from exporter.status.document import STATUS_PATH, Device, Status
 from exporter.status.history import Histories, Memory
 from exporter.web.http import Request, Response, Router
-from exporter.web.negotiation import accepts_gzip
+from exporter.web.routes import accepts_gzip
 
 
 HTML = "text/html; charset=utf-8"

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Final, cast
 import structlog
 
 from exporter.web.connections import Connection, Limits, Phase
-from exporter.web.http import Handler, Request, Response, plain, respond
-from exporter.web.protocol import CONTINUE, HttpProtocol, RefusedError
+from exporter.web.http import (
+    CONTINUE,
+    Handler,
+    HttpProtocol,
+    RefusedError,
+    Request,
+    Response,
+    plain,
+    respond,
+)
 
 
 if TYPE_CHECKING:

@@ -1,10 +1,16 @@
-"""Requests, responses and the router: what the server and the endpoints share."""
+"""Requests, responses and the router, and HTTP/1.1 as bytes: h11 parses, under this server's limits. No I/O here."""
 
+import time
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Final
 
+import h11
 import structlog
+
+from exporter.web.connections import Limits
 
 
 log = structlog.get_logger(__name__)
@@ -94,3 +100,211 @@ class Router:
         if "GET" in methods:
             methods.add("HEAD")
         return ", ".join(sorted(methods))
+
+
+# ---- as bytes ----
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_ONCE: Final = frozenset({"authorization", "host"})
+
+
+class RefusedError(Exception):
+    """A request that is answered by `status` and a short text, after which the connection closes."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class HttpProtocol:
+    """One connection's requests and responses, one at a time."""
+
+    def __init__(self, limits: Limits, client: str) -> None:
+        """`client` is the peer's address, for the requests."""
+        self._limits = limits
+        self._client = client
+        self._connection = _parser(limits)
+        self._body_bytes = 0
+        self._is_head = False
+        self._keeps_alive = False
+
+    @property
+    def has_received(self) -> bool:
+        """Whether bytes of the next request have arrived."""
+        return bool(self._connection.trailing_data[0])
+
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the client sends its body only after an interim response."""
+        return self._connection.they_are_waiting_for_100_continue
+
+    def feed(self, data: bytes) -> None:
+        """Take received bytes."""
+        if self._connection.their_state is h11.IDLE and not self.has_received:
+            data = data.lstrip(
+                b"\r\n"
+            )  # RFC 9112, section 2.2, allows empty lines before a request
+        if data:
+            self._connection.receive_data(data)
+
+    def request(self) -> Request | None:
+        """The next request; None until its head is complete. Raises RefusedError."""
+        self._body_bytes, self._is_head, self._keeps_alive = 0, False, False
+        event = self._next_event()
+        if not isinstance(event, h11.Request):
+            return None
+        request = _request(event, self._limits, self._client)
+        self._is_head = request.method == "HEAD"
+        self._keeps_alive = event.http_version == b"1.1" and not _says_close(request)
+        return request
+
+    def body_is_complete(self) -> bool:
+        """Discard what has arrived of the body; whether it is complete. Raises RefusedError."""
+        while True:
+            event = self._next_event()
+            if event is h11.NEED_DATA:
+                return False
+            if isinstance(event, h11.EndOfMessage):
+                return True
+            if isinstance(event, h11.ConnectionClosed):
+                return True
+            if isinstance(event, h11.Data):
+                self._body_bytes += len(event.data)
+                _check_body(self._body_bytes, self._limits)
+
+    def encode(
+        self,
+        response: Response,
+        *,
+        extra_headers: Iterable[tuple[str, str]],
+        close: bool,
+        unix_seconds: float,
+    ) -> tuple[bytes, bytes]:
+        """Head and body of the response as bytes. Raises ValueError on a header that is not one line.
+
+        The connection ends after it if `close` is true, or the client cannot or will not go on.
+        """
+        has_body = response.status not in {204, 304}  # RFC 9110, section 6.4.1
+        headers = [("Date", _date(unix_seconds))]
+        if has_body:
+            headers.append(("Content-Type", response.content_type))
+            headers.append(("Content-Length", str(len(response.body))))
+        headers += extra_headers
+        headers += response.headers
+        if close or not self._keeps_alive:
+            headers.append(("Connection", "close"))
+        lines = [f"{name}: {value}" for name, value in headers]
+        if any(mark in line for line in lines for mark in "\r\n\0"):
+            raise ValueError("a header of the response is not one line")
+        head = "\r\n".join(
+            (f"HTTP/1.1 {response.status} {_phrase(response.status)}", *lines, "\r\n")
+        )
+        body = response.body if has_body and not self._is_head else b""
+        return head.encode("latin-1"), body
+
+    def next_request(self) -> bool:
+        """Prepare for the next request; False where the connection must close instead."""
+        if not self._keeps_alive:
+            return False
+        received = self._connection.trailing_data[0]
+        self._connection = _parser(self._limits)
+        self.feed(received)
+        return True
+
+    def _next_event(self) -> object:
+        try:
+            return self._connection.next_event()
+        except h11.RemoteProtocolError as error:
+            status = error.error_status_hint
+            raise RefusedError(status, _REASONS.get(status, str(error))) from None
+
+
+# h11's messages about these name its own internals.
+_REASONS: Final = {
+    431: "the head is too large",
+    501: "chunked is the only supported transfer coding",
+}
+
+
+def _parser(limits: Limits) -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
+
+
+def _says_close(request: Request) -> bool:
+    options = request.headers.get("connection", "").lower().split(",")
+    return "close" in map(str.strip, options)
+
+
+def _request(request: h11.Request, limits: Limits, client: str) -> Request:
+    if request.http_version not in {b"1.0", b"1.1"}:
+        raise RefusedError(505, "only HTTP/1.0 and HTTP/1.1 are supported")
+    if len(request.target) > limits.target_bytes:
+        raise RefusedError(414, f"the request target is longer than {limits.target_bytes} bytes")
+    headers = _headers(request, limits)
+    length = headers.get("content-length", "0")
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise RefusedError(400, "Content-Length and Transfer-Encoding contradict each other")
+    _check_body(int(length), limits)
+    path, query = _origin(request.target.decode("latin-1"))
+    return Request(
+        method=request.method.decode("latin-1"),
+        path=urllib.parse.unquote(path, errors="replace"),
+        query=query,
+        headers=headers,
+        client=client,
+    )
+
+
+def _headers(request: h11.Request, limits: Limits) -> dict[str, str]:
+    if len(request.headers) > limits.header_count:
+        raise RefusedError(431, f"more than {limits.header_count} headers")
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in request.headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if name not in headers:
+            headers[name] = value
+        elif name in _ONCE:
+            raise RefusedError(400, "a header that may occur once occurs twice")
+        else:
+            headers[name] = f"{headers[name]}, {value}"
+    return headers
+
+
+def _origin(target: str) -> tuple[str, str]:
+    """The path and query of a target; a client that takes us for a proxy sends the whole URL."""
+    path, _, query = target.partition("?")
+    scheme, _, rest = path.partition("://")
+    if scheme.lower() in {"http", "https"}:
+        path = "/" + rest.partition("/")[2]
+    if not path.startswith("/"):
+        raise RefusedError(400, "the request target must be a path")
+    return path, query
+
+
+def _check_body(size: int, limits: Limits) -> None:
+    if size > limits.body_bytes:
+        raise RefusedError(413, f"the body is larger than {limits.body_bytes} bytes")
+
+
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = (
+    *("Jan", "Feb", "Mar", "Apr", "May", "Jun"),
+    *("Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
+)
+
+
+def _date(unix_seconds: float) -> str:
+    """The time as HTTP has it, whatever the locale (RFC 9110, section 5.6.7)."""
+    at = time.gmtime(unix_seconds)
+    day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
+    clock = f"{at.tm_hour:02d}:{at.tm_min:02d}:{at.tm_sec:02d}"
+    return f"{day}, {at.tm_mday:02d} {month} {at.tm_year} {clock} GMT"
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"

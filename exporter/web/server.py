@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from exporter.errors import AddressUnavailableError, ListenError
-from exporter.web.addresses import is_exhaustion, open_listeners
-from exporter.web.connections import DEFAULT_LIMITS, Connection, ConnectionTable, Limits, Phase
+from exporter.web.connections import (
+    DEFAULT_LIMITS,
+    Connection,
+    ConnectionTable,
+    Limits,
+    Phase,
+    is_exhaustion,
+    open_listeners,
+)
 from exporter.web.conversation import Conversation, Security
 from exporter.web.http import Handler
 from flopwatch.threads import ThreadGuard
@@ -159,27 +166,32 @@ class Acceptor:
         self._failure_logged_at: float | None = None
 
     def start(self, listeners: Sequence[socket.socket]) -> None:
-        """Accept on these sockets. Raises ListenError where there is no descriptor left for it."""
+        """Accept on these sockets.
+
+        Raises ListenError where no descriptor or thread is left for it; the sockets are closed then.
+        """
         with contextlib.ExitStack() as opened:
+            for listener in listeners:
+                opened.enter_context(listener)
             try:
                 wake, woken = map(opened.enter_context, socket.socketpair())
                 # Made here: the thread might not get a descriptor when it needs one.
                 selector = opened.enter_context(selectors.DefaultSelector())
-            except OSError as error:
-                reason = (error.strerror or str(error)).lower()
-                raise AddressUnavailableError(f"cannot listen: {reason}") from error
+                for listener in listeners:
+                    selector.register(listener, selectors.EVENT_READ, listener)
+                selector.register(woken, selectors.EVENT_READ)
+                thread = threading.Thread(
+                    target=self.guard.run,
+                    args=(lambda: self._run(selector, woken),),
+                    name="web-accept",
+                    daemon=True,
+                )
+                thread.start()
+            except (OSError, RuntimeError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                raise AddressUnavailableError(f"cannot listen: {reason.lower()}") from error
             opened.pop_all()
-        for listener in listeners:
-            selector.register(listener, selectors.EVENT_READ, listener)
-        selector.register(woken, selectors.EVENT_READ)
-        self._listeners, self._wake = list(listeners), wake
-        self._thread = threading.Thread(
-            target=self.guard.run,
-            args=(lambda: self._run(selector, woken),),
-            name="web-accept",
-            daemon=True,
-        )
-        self._thread.start()
+        self._listeners, self._wake, self._thread = list(listeners), wake, thread
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:

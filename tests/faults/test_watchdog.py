@@ -17,8 +17,7 @@ from exporter.attribution.settings import HolderSettings
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.service import WorkloadService
 from exporter.state import State
-from exporter.web.addresses import open_listeners
-from exporter.web.connections import DEFAULT_LIMITS
+from exporter.web.connections import DEFAULT_LIMITS, open_listeners
 from exporter.web.server import Acceptor
 from flopwatch.threads import STALLED_SECONDS, BoundedThread, ThreadGuard
 from tests.daemon.process import DaemonProcess

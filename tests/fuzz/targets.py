@@ -35,8 +35,8 @@ from exporter.inference.scraper import CounterTracker
 from exporter.services import read_calibrations
 from exporter.web.config import load_web_config
 from exporter.web.connections import DEFAULT_LIMITS
-from exporter.web.negotiation import accepts_gzip, choose_format
-from exporter.web.protocol import HttpProtocol, RefusedError
+from exporter.web.http import HttpProtocol, RefusedError
+from exporter.web.routes import accepts_gzip, choose_format
 from flopwatch.state_file import StateFile
 from probes.device_states import SECTION, SavedProbes, saved_probes
 from probes.protocol import (

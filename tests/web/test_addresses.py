@@ -4,7 +4,7 @@ import pytest
 
 from exporter.config.model import parse_listen_address
 from exporter.errors import ListenError
-from exporter.web.addresses import format_address, open_listener
+from exporter.web.connections import format_address, open_listener
 
 
 @pytest.mark.parametrize(

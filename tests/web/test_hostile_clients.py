@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from exporter.web.connections import _JUST_COME_SECONDS, Limits
+from exporter.errors import AddressUnavailableError
+from exporter.web.connections import _JUST_COME_SECONDS, Limits, open_listener
 from exporter.web.http import Request, Response, plain
 from exporter.web.server import Server
-from tests.web.clients import RawClient, connection_threads, eventually, request_bytes
+from tests.web.clients import RawClient, connection_threads, echo, eventually, request_bytes
 
 
 Serve = Callable[..., Server]
@@ -214,6 +215,36 @@ def test_the_server_outlives_a_lack_of_descriptors(
         assert client.get("/").status == 200
 
     assert [e["event"] for e in logs if e["log_level"] == "warning"] == ["accept_failed"]
+
+
+def test_a_server_that_gets_no_descriptor_gives_up_its_port(
+    no_descriptors_left: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Clients are refused then, and do not wait in the backlog of a socket that nobody accepts on."""
+    listener = open_listener("127.0.0.1:0", 1)
+    server = Server(["127.0.0.1:0"], echo)
+    refused = pytest.raises(AddressUnavailableError, match=r"^cannot listen: too many open files$")
+
+    with no_descriptors_left(), refused:
+        server.start([listener])
+
+    assert (listener.fileno(), server.addresses) == (-1, ())
+
+
+def test_a_server_that_gets_no_thread_gives_up_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where the machine or the control group has no thread left."""
+
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    listener = open_listener("127.0.0.1:0", 1)
+    server = Server(["127.0.0.1:0"], echo)
+
+    with pytest.raises(AddressUnavailableError, match=r"^cannot listen: can't start new thread$"):
+        server.start([listener])
+
+    assert (listener.fileno(), server.addresses) == (-1, ())
 
 
 def test_an_idle_connection_is_closed_for_a_new_one(

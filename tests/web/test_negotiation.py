@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.metrics.layout import Format
-from exporter.web.negotiation import accepts_gzip, choose_format
+from exporter.web.routes import accepts_gzip, choose_format
 
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"

@@ -15,7 +15,7 @@ import pytest
 from exporter.metrics.layout import Format
 from exporter.web.config import load_web_config
 from exporter.web.http import Request, Response
-from exporter.web.negotiation import choose_format
+from exporter.web.routes import choose_format
 from exporter.web.server import Server
 from tests.web.certificates import Authority
 from tests.web.clients import eventually

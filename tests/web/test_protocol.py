@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.web.connections import Limits
-from exporter.web.http import Request, Response
-from exporter.web.protocol import HttpProtocol, RefusedError
+from exporter.web.http import HttpProtocol, RefusedError, Request, Response
 
 
 LIMITS = Limits()
