@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.soak_node import Node
-from exporter.advice.settings import AdviceSettings
+from exporter.advice import AdviceSettings
 from exporter.advisor import Advisor
 from exporter.attribution.bill import HostLedger
 from exporter.config.load import ConfigOrigin, load_config

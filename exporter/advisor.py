@@ -8,29 +8,37 @@ yet survive a restart in the state file.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
 
-from exporter.advice import backtest
-from exporter.advice.advise import AdviceSnapshot, advise, document_of
-from exporter.advice.backtest import (
-    HitHistory,
+from exporter.advice import AdviceSettings
+from exporter.advice.advise import (
+    AdviceSnapshot,
     Record,
-    SavedTrial,
+    Trial,
     Watch,
-    restored_trial,
-    saved_trial,
+    advise,
+    back_test,
+    document_of,
+    recorded,
 )
 from exporter.advice.observe import LEAST_TOKENS, Key, Observation, observation_of, windows
-from exporter.advice.settings import AdviceSettings
-from exporter.advice.window import Price, WorkloadWindow
+from exporter.advice.prediction import Price, WorkloadWindow
 from exporter.attribution.settings import PriceRule
 from exporter.collect.settings import matches
 from exporter.inference.account import Served
+from exporter.inference.models.attention import (
+    Attention,
+    CompressedAttention,
+    GroupedAttention,
+    LatentAttention,
+)
+from exporter.inference.models.mixers import RecurrentMixer
 from exporter.state import State
 from flopwatch.state_file import StateFile
 from flopwatch.threads import ThreadGuard
@@ -47,6 +55,80 @@ _HISTORIES_MAX: Final = 64
 _SAVE_SECONDS: Final = 900.0
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HitHistory:
+    """The best prefix cache hit rate of each day in the last week."""
+
+    by_day: Mapping[int, float] = field(default_factory=dict)
+
+    def entered(self, hits: float, day: int) -> "HitHistory":
+        """The history with the hit rate of a window on `day` (days of Unix time)."""
+        kept = {each: best for each, best in self.by_day.items() if day - 7 <= each <= day}
+        kept[day] = max(hits, kept.get(day, 0.0))
+        return HitHistory(kept)
+
+    @property
+    def best(self) -> float | None:
+        """The best hit rate of all days."""
+        return max(self.by_day.values(), default=None)
+
+
+# The kinds of attention by their fields: the state file has no names of classes.
+_ATTENTION = {
+    frozenset(field.name for field in fields(kind)): kind
+    for kind in (GroupedAttention, LatentAttention, CompressedAttention, RecurrentMixer)
+}
+
+
+class SavedTrial(msgspec.Struct, frozen=True):
+    """A trial for the state file, with times in Unix seconds: monotonic times end with the process.
+
+    `window` has the fields of a WorkloadWindow.
+    """
+
+    workload: str
+    model: str
+    began_unix_seconds: float
+    settled_unix_seconds: float
+    values: dict[str, float]
+    window: dict[str, Any]
+
+
+def saved_trial(trial: Trial, clock_offset_seconds: float) -> SavedTrial:
+    """The trial as data. The offset is Unix time minus the windows' clock."""
+    return SavedTrial(
+        workload=trial.before.workload,
+        model=trial.before.model,
+        began_unix_seconds=trial.began_seconds + clock_offset_seconds,
+        settled_unix_seconds=trial.settled_seconds + clock_offset_seconds,
+        values=dict(trial.values),
+        window=msgspec.to_builtins(trial.before),
+    )
+
+
+def restored_trial(saved: SavedTrial, clock_offset_seconds: float) -> Trial:
+    """The trial from saved data. Raises msgspec.ValidationError if the data is damaged.
+
+    A trial without the model's description, as an earlier version saved it, cannot be compared.
+    """
+    if saved.window.get("description") is None:
+        raise msgspec.ValidationError("the trial has no description of its model")
+    return Trial(
+        before=msgspec.convert(saved.window, WorkloadWindow, dec_hook=_attention),
+        began_seconds=saved.began_unix_seconds - clock_offset_seconds,
+        values=saved.values,
+        settled_seconds=saved.settled_unix_seconds - clock_offset_seconds,
+    )
+
+
+def _attention(_expected: type, saved: Any) -> Attention:
+    kind = _ATTENTION.get(frozenset(saved)) if isinstance(saved, dict) else None
+    if kind is None:
+        raise msgspec.ValidationError("a layer has an unknown kind of attention")
+    attention: Attention = msgspec.convert(saved, kind)
+    return attention
 
 
 class LeversState(msgspec.Struct, frozen=True):
@@ -159,7 +241,7 @@ class Advisor:
     def _back_test(self, window: WorkloadWindow, now: float) -> None:
         key = (window.workload, window.model)
         before = self._watches.pop(key, Watch())
-        watch, comparison = backtest.observe(before, window, now, self._settings.stable_seconds)
+        watch, comparison = back_test(before, window, now, self._settings.stable_seconds)
         self._watches[key] = watch
         while len(self._watches) > _HISTORIES_MAX:
             del self._watches[next(iter(self._watches))]
@@ -174,7 +256,7 @@ class Advisor:
             outcome=comparison.outcome,
             error=round(comparison.error, 3),
         )
-        self._records = backtest.record(self._records, comparison)
+        self._records = recorded(self._records, comparison)
         self._save()
 
     def _remember_hits(self, found: Sequence[WorkloadWindow], now: float) -> None:

@@ -16,8 +16,7 @@ from pathlib import Path
 from benchmarks.levers.gguf import Llama, write
 from exporter.accounting.peaks import Peaks
 from exporter.advice.levers import LEVERS
-from exporter.advice.prediction import Inapplicable, Interval
-from exporter.advice.window import GpuWindow, WorkloadWindow
+from exporter.advice.prediction import GpuWindow, Inapplicable, Interval, WorkloadWindow
 from exporter.inference.models.cost import linear_flop_per_token
 
 

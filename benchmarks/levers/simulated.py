@@ -12,8 +12,7 @@ from statistics import median
 
 from exporter.accounting.peaks import Peaks
 from exporter.advice.advise import Advice, advise
-from exporter.advice.prediction import Prediction
-from exporter.advice.window import GpuWindow, Reference, WorkloadWindow
+from exporter.advice.prediction import GpuWindow, Prediction, Reference, WorkloadWindow
 from exporter.simulate.engine import SHAPES, describe
 from exporter.simulate.forward_pass import Behaviour, Member, Silicon
 from exporter.simulate.serving import Counters, Engine, Setup, Traffic

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from exporter.advice.window import GpuWindow, Price, Reference, WorkloadWindow
+from exporter.advice.prediction import GpuWindow, Price, Reference, WorkloadWindow
 from exporter.attribution.snapshot import Charges
 from exporter.device_state import DeviceState
 from exporter.inference.account import Served
@@ -110,9 +110,8 @@ def _gpu(observations: Sequence[Observation], uuid: str, key: Key) -> GpuWindow 
     states = _state_shares(first, last)
     lost = {name: states.get(f"clock_{name}", 0.0) for name in _LOST}
     clock = 1.0 - sum(lost.values()) if states else None
-    peaks, probes = last.peaks, _probes(observations[-1].state, uuid)
-    bandwidth, flops, links = probes
-    fast, slow = last.fast, last.slow
+    bandwidth, flops, links = _probes(observations[-1].state, uuid)
+    peaks, fast, slow = last.peaks, last.fast, last.slow
     moved = _grown(_total(first.counters.dram_bytes), _total(last.counters.dram_bytes))
     sent = _grown(first.counters.nvlink_transmit_bytes, last.counters.nvlink_transmit_bytes)
     peak = peaks.dram_bytes_per_second

@@ -21,8 +21,7 @@ from itertools import product
 from typing import NamedTuple
 
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH
-from exporter.advice.prediction import Inapplicable, Interval
-from exporter.advice.window import GpuWindow, WorkloadWindow
+from exporter.advice.prediction import GpuWindow, Inapplicable, Interval, WorkloadWindow
 from exporter.inference.models import ModelDescription
 from exporter.inference.models.cost import (
     cache_bytes_per_token,

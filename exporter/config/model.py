@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter.advice.settings import AdviceSettings
+from exporter.advice import AdviceSettings
 from exporter.attribution.settings import HolderSettings, PriceRule
 from exporter.collect.settings import SamplingSettings
 from exporter.errors import ListenError

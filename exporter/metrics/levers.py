@@ -3,8 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from exporter.advice.advise import AdviceSnapshot
-from exporter.advice.backtest import OUTCOMES
+from exporter.advice.advise import OUTCOMES, AdviceSnapshot
 from exporter.advice.prediction import Interval
 from exporter.metrics.family import Family, Label, Sample, Subject
 from exporter.metrics.rows import Samples

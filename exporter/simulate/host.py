@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from exporter.advice.settings import AdviceSettings
+from exporter.advice import AdviceSettings
 from exporter.advisor import Advisor
 from exporter.attribution.bill import HostLedger
 from exporter.attribution.settings import PriceRule

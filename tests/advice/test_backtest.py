@@ -6,20 +6,10 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from exporter.advice.backtest import (
-    Comparison,
-    HitHistory,
-    Record,
-    SavedTrial,
-    Trial,
-    Watch,
-    observe,
-    record,
-    restored_trial,
-    saved_trial,
-)
+from exporter.advice.advise import Comparison, Record, Trial, Watch, back_test, recorded
 from exporter.advice.levers.lower_precision import with_weights
-from exporter.advice.window import Price, Reference, WorkloadWindow
+from exporter.advice.prediction import Price, Reference, WorkloadWindow
+from exporter.advisor import HitHistory, SavedTrial, restored_trial, saved_trial
 from exporter.inference.models import LayerGroup, MixtureOfExperts
 from exporter.inference.models.attention import GroupedAttention, LatentAttention
 from exporter.inference.models.mixers import RecurrentMixer
@@ -40,7 +30,7 @@ def comparisons(
     """The back-tests of a watch that sees the window of each minute."""
     watch = Watch()
     for minute in range(minutes):
-        watch, comparison = observe(watch, at(minute), minute * MINUTE, STABLE)
+        watch, comparison = back_test(watch, at(minute), minute * MINUTE, STABLE)
         if comparison is not None:
             yield minute, comparison
 
@@ -98,7 +88,7 @@ def test_an_engine_that_restarted_is_compared_with_its_state_before() -> None:
     watch, found = Watch(), []
     for minute in (*range(10), *range(25, 50)):
         window = BEFORE if minute < 10 else AFTER
-        watch, comparison = observe(watch, window, minute * MINUTE, STABLE)
+        watch, comparison = back_test(watch, window, minute * MINUTE, STABLE)
         found += [(minute, comparison)] if comparison else []
 
     ((minute, comparison),) = found
@@ -121,7 +111,7 @@ def test_the_longest_settings_are_compared_too(window_minutes: int, stable_minut
             decode_tokens=120_000.0 * (1 + 0.46 * part),
         )
         window = before if part == 0.0 else window
-        watch, comparison = observe(watch, window, minute * MINUTE, stable_minutes * MINUTE)
+        watch, comparison = back_test(watch, window, minute * MINUTE, stable_minutes * MINUTE)
         found += [comparison] if comparison else []
 
     assert [comparison.lever for comparison in found] == ["larger_batch"]
@@ -147,7 +137,7 @@ def test_an_engine_that_was_down_for_hours_is_not_compared() -> None:
     watch = Watch()
     for minute in (*range(10), *range(200, 230)):
         window = BEFORE if minute < 10 else AFTER
-        watch, comparison = observe(watch, window, minute * MINUTE, STABLE)
+        watch, comparison = back_test(watch, window, minute * MINUTE, STABLE)
 
         assert comparison is None
 
@@ -239,8 +229,8 @@ def test_a_steady_load_proves_nothing() -> None:
 
 
 def test_records_count_by_workload_lever_and_outcome() -> None:
-    first = record({}, Comparison("chat", "larger_batch", "inside", 0.02))
-    second = record(first, Comparison("chat", "larger_batch", "above", -0.1))
+    first = recorded({}, Comparison("chat", "larger_batch", "inside", 0.02))
+    second = recorded(first, Comparison("chat", "larger_batch", "above", -0.1))
 
     assert second == {"chat": {"larger_batch": Record(1, 0, 1, -0.1)}}
     assert second["chat"]["larger_batch"].total == 2
@@ -250,7 +240,7 @@ def test_records_count_by_workload_lever_and_outcome() -> None:
 def test_records_are_kept_of_a_bounded_number_of_workloads() -> None:
     records: dict[str, dict[str, Record]] = {}
     for number in range(100):
-        records = record(records, Comparison(f"w{number}", "larger_batch", "inside", 0.0))
+        records = recorded(records, Comparison(f"w{number}", "larger_batch", "inside", 0.0))
 
     assert len(records) == 64
     assert "w99" in records

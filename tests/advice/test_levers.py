@@ -7,8 +7,7 @@ import pytest
 
 from exporter.advice.advise import advise, best
 from exporter.advice.levers import LEVERS
-from exporter.advice.prediction import Inapplicable
-from exporter.advice.window import GpuWindow, Reference, WorkloadWindow
+from exporter.advice.prediction import GpuWindow, Inapplicable, Reference, WorkloadWindow
 from tests.advice.windows import MODEL, gpu, window
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from exporter.advice.advise import advise
 from exporter.advice.observe import observation_of, windows
-from exporter.advice.window import Price
+from exporter.advice.prediction import Price
 from exporter.attribution.snapshot import Account, Basis, Bill, Charges, Holder
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot
 from exporter.state import State

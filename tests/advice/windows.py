@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.accounting.peaks import Peaks
-from exporter.advice.window import GpuWindow, WorkloadWindow
+from exporter.advice.prediction import GpuWindow, WorkloadWindow
 from exporter.inference.models import (
     LayerGroup,
     ModelDescription,

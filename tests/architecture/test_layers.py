@@ -24,7 +24,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("exporter.accounting",),
     (
-        "exporter.advice.settings",
         "exporter.attribution.settings",
         "exporter.attribution.snapshot",
         "exporter.collect.settings",

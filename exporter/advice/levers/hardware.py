@@ -15,9 +15,18 @@ measured sweep; `make test-levers` compares it with a published one.
 from dataclasses import replace
 
 from exporter.accounting.time_split import REACHABLE_BANDWIDTH
-from exporter.advice.prediction import Inapplicable, Interval, Lever, Prediction, outcome, percent
+from exporter.advice.prediction import (
+    GpuWindow,
+    Inapplicable,
+    Interval,
+    Lever,
+    Prediction,
+    Reference,
+    WorkloadWindow,
+    outcome,
+    percent,
+)
 from exporter.advice.step import Change, Step, slowest, step_of, throughput_ratio
-from exporter.advice.window import GpuWindow, Reference, WorkloadWindow
 
 
 # Less than this is normal variation of the clock.

@@ -10,6 +10,7 @@ from exporter.advice.prediction import (
     Interval,
     Lever,
     Prediction,
+    WorkloadWindow,
     cache_is_full,
     cache_room,
     outcome,
@@ -24,7 +25,6 @@ from exporter.advice.step import (
     throughput_ratio,
     with_batch,
 )
-from exporter.advice.window import WorkloadWindow
 from exporter.inference.models import ModelDescription, WeightBytes
 from exporter.inference.models.cost import stored_weight_bytes
 
