@@ -380,9 +380,12 @@ def _make_room(descriptors: int) -> None:
     Raises PerfUnavailableError where that is not allowed.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
     wanted = descriptors + _OTHER_DESCRIPTORS
-    if soft == resource.RLIM_INFINITY or wanted <= soft:
+    if soft == unlimited or wanted <= soft:
         return
+    if hard != unlimited and wanted > hard:
+        raise _too_few_descriptors()
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (OSError, ValueError):
