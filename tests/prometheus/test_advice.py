@@ -55,8 +55,11 @@ def wait_for(found: Callable[[], Any]) -> Any:
 
 
 def values(stack: Stack, query: str, at: float) -> list[float]:
-    result = stack.ask("query", query=query, time=str(at))["result"]
-    return [float(series["value"][1]) for series in result]
+    """The values of the query's series; none where a busy Prometheus gives up on the query."""
+    answer = stack.ask("query", query=query, time=str(at))
+    if isinstance(answer, str):
+        return []
+    return [float(series["value"][1]) for series in answer["result"]]
 
 
 def advise(stack: Stack, *arguments: str) -> str:
