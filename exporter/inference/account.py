@@ -31,7 +31,7 @@ from exporter.inference.models.cost import (
     stored_weight_bytes,
 )
 from exporter.inference.models.files import load_model
-from exporter.inference.progress import Progress, Server
+from exporter.inference.progress import Progress
 from exporter.inference.reading import EngineReading, ModelReading
 from exporter.inference.snapshot import GpuRef, ModelSnapshot
 from exporter.state import State
@@ -219,10 +219,10 @@ class Account:
         self._lock = threading.Lock()
 
     def add(
-        self, reading: EngineReading, tensor_parallel: int, server: Server | None = None
+        self, reading: EngineReading, tensor_parallel: int, launch: Launch | None = None
     ) -> None:
         """Add one reading; the window is the time since the previous one."""
-        server = server or Server()
+        launch = launch or Launch()
         seconds = None if self._last_seconds is None else reading.seconds - self._last_seconds
         self._last_seconds = reading.seconds
         restarted = reading.restarts != self._restarts
@@ -233,10 +233,10 @@ class Account:
             totals = self._totals.get(model.model) or ModelTotals(model)
             if restarted:
                 totals.described_as = None
-            self._describe(totals, model, reading.seconds, server.cache_data_type)
+            self._describe(totals, model, reading.seconds, launch.cache_data_type)
             work = totals.progress.work_of(
                 model,
-                _api_servers(server, reading, model),
+                _with_api_servers(launch, reading, model),
                 changed=new or switched,
                 restarted=restarted,
             )
@@ -300,15 +300,15 @@ class Account:
         totals.retry_at_seconds = now_seconds + RETRY_SECONDS
 
 
-def _api_servers(server: Server, reading: EngineReading, model: ModelReading) -> Server:
+def _with_api_servers(launch: Launch, reading: EngineReading, model: ModelReading) -> Launch:
     """Add the number of API servers that count passes, if only the exposition shows it.
 
     An exposition written by several processes has no process start time. vLLM then runs one API
     server per data-parallel rank by default, and at least two.
     """
-    if server.api_servers is not None or not reading.multiprocess:
-        return server
-    return replace(server, api_servers=max(2, model.ranks))
+    if launch.api_servers is not None or not reading.multiprocess:
+        return launch
+    return replace(launch, api_servers=max(2, model.ranks))
 
 
 def _enter(
@@ -326,11 +326,11 @@ def _enter(
         totals.passes_missed += 1
     else:
         # Each rank counts the passes that the ranks run together.
-        totals.passes += (work.prefill_passes + work.decode_passes) / max(1, work.ranks)
+        totals.passes += (work.prefill_passes + work.decode_passes) / work.ranks
     totals.engine_flop += reading.engine_flop or 0.0
     totals.window_seconds = seconds if seconds and seconds > 0 else None
     totals.window_cost = None
-    cached = (reading.cached_tokens or 0.0) + (reading.external_tokens or 0.0)
+    cached = reading.reused_tokens
     totals.cache_share.observe(totals.window_seconds or 0.0, cached, work.prefill_tokens)
     if cost is not None and totals.description is not None:
         totals.waste.enter(

@@ -1,9 +1,10 @@
 """Finds engines that are not configured: on local ports, among listed pods, behind processes.
 
-The engines of processes are found without an API server: a process that holds a GPU has a network namespace, whose sockets and
-addresses are in /proc/<pid>/net. Listening sockets there are queried for an engine's metrics. In
-Kubernetes that needs the host's process ids (`hostPID`) and permission to inspect other users'
-processes (root with CAP_SYS_PTRACE). Only GET requests for metrics are sent, and few of them.
+The engines of processes are found without an API server: a process that holds a GPU has a network
+namespace, whose sockets and addresses are in /proc/<pid>/net. Listening sockets there are queried for
+an engine's metrics. In Kubernetes that needs the host's process ids (`hostPID`) and permission to
+inspect other users' processes (root with CAP_SYS_PTRACE). Only GET requests for metrics are sent, and
+few of them.
 """
 
 import itertools
@@ -41,6 +42,22 @@ _ENGINE_WORDS = re.compile(
     re.IGNORECASE,
 )
 _LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1", "0.0.0.0"})  # noqa: S104 - compared
+# Limits of one pass: processes that hold GPUs, and sockets queried per network namespace.
+LARGEST_PROCESS_COUNT = 1024
+LARGEST_SOCKET_COUNT = 16
+# What answers at a socket is asked again after this time.
+ASK_AGAIN_SECONDS = 600.0
+LARGEST_MEMORY = 4096
+_EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared
+# Command names of programs that start arbitrary programs: their children are not related.
+_STARTERS = re.compile(
+    r"(?:ba|da|fi|k|tc|z)?sh|su|sudo|login|init|sshd.*|tmux.*|screen.*|systemd.*|supervisord"
+    r"|slurmstepd.*|containerd-shim.*|docker-init|tini"
+)
+_NO_PIDS = "the processes that hold GPUs are not visible: the host's PID namespace is needed"
+_NO_RIGHT = (
+    "no permission to inspect the processes that hold GPUs: root and CAP_SYS_PTRACE are needed"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +71,11 @@ class Endpoint:
 
 
 def discover_ports(
-    ports: Sequence[int] = DEFAULT_PORTS, *, fetch: Fetch = fetch_text, host: str = "127.0.0.1"
+    ports: Sequence[int] = DEFAULT_PORTS, *, fetch: Fetch = fetch_text
 ) -> tuple[Endpoint, ...]:
     """Return the engines that answer on `ports` of this host."""
-    found = []
-    for port in ports:
-        for path in PATHS:
-            url = f"http://{host}:{port}{path}"
-            engine = identify(url, fetch=fetch)
-            if engine is not None:
-                found.append(Endpoint(f"{engine}-{port}", engine, url))
-                break
-    return tuple(found)
+    asked = ((port, _engine_at(f"127.0.0.1:{port}", fetch)) for port in ports)
+    return tuple(Endpoint(f"{found[0]}-{port}", *found) for port, found in asked if found)
 
 
 def discover_pods(list_pods: ListPods, *, fetch: Fetch = fetch_text) -> tuple[Endpoint, ...]:
@@ -91,6 +101,12 @@ def identify(url: str, *, fetch: Fetch = fetch_text) -> str | None:
     return identify_prefixes(parse(text, (), PREFIXES).prefixes)
 
 
+def _engine_at(place: str, fetch: Fetch) -> tuple[str, str] | None:
+    """The engine at an address and port, on any of the engines' paths, and its URL."""
+    urls = (f"http://{place}{path}" for path in PATHS)
+    return next(((engine, url) for url in urls if (engine := identify(url, fetch=fetch))), None)
+
+
 def engine_processes(proc: Path = procfs.PROC) -> frozenset[int]:
     """Return the processes that look like engines by their command line.
 
@@ -113,25 +129,6 @@ def serving_processes(url: str, proc: Path = procfs.PROC) -> frozenset[int]:
     if parts.hostname not in _LOCAL_HOSTS:
         return frozenset()
     return procfs.with_descendants(procfs.listeners(parts.port or 80, proc), proc)
-
-
-# Limits of one pass: processes that hold GPUs, and sockets queried per network namespace.
-LARGEST_PROCESS_COUNT = 1024
-LARGEST_SOCKET_COUNT = 16
-# What answers at a socket is asked again after this time.
-ASK_AGAIN_SECONDS = 600.0
-LARGEST_MEMORY = 4096
-
-_EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared
-# Command names of programs that start arbitrary programs: their children are not related.
-_STARTERS = re.compile(
-    r"(?:ba|da|fi|k|tc|z)?sh|su|sudo|login|init|sshd.*|tmux.*|screen.*|systemd.*|supervisord"
-    r"|slurmstepd.*|containerd-shim.*|docker-init|tini"
-)
-_NO_PIDS = "the processes that hold GPUs are not visible: the host's PID namespace is needed"
-_NO_RIGHT = (
-    "no permission to inspect the processes that hold GPUs: root and CAP_SYS_PTRACE are needed"
-)
 
 
 class ContainerDiscovery:
@@ -282,19 +279,11 @@ class ContainerDiscovery:
         now = self._clock()
         asked_at, found = self._asked.pop(place, (-ASK_AGAIN_SECONDS, None))
         if now - asked_at >= ASK_AGAIN_SECONDS:
-            asked_at, found = now, self._identify(place)
+            asked_at, found = now, _engine_at(place, self._fetch)
         self._asked[place] = asked_at, found
         while len(self._asked) > LARGEST_MEMORY:
             del self._asked[next(iter(self._asked))]
         return found
-
-    def _identify(self, place: str) -> tuple[str, str] | None:
-        for path in PATHS:
-            url = f"http://{place}{path}"
-            engine = identify(url, fetch=self._fetch)
-            if engine is not None:
-                return engine, url
-        return None
 
     def _host_name(self, pid: int) -> str:
         """The host name of a container; in Kubernetes, its pod's name."""

@@ -8,6 +8,7 @@ is ever opened, nothing is downloaded, and links are not followed out of the sea
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from exporter import procfs
-from exporter.inference.progress import Server
+from exporter.inference.reading import positive_integer
 
 
 LONGEST_COMMAND_BYTES = 64 * 1024
@@ -68,14 +69,8 @@ class Launch:
     def gpus(self) -> int | None:
         """GPUs of the whole engine, on all hosts; None if the command line does not give it."""
         sizes = (self.tensor_parallel, self.pipeline_parallel, self.data_parallel)
-        if all(size is None for size in sizes):
-            return None
-        return (sizes[0] or 1) * (sizes[1] or 1) * (sizes[2] or 1)
-
-    @property
-    def server(self) -> Server:
-        """The part that the account needs."""
-        return Server(self.api_servers, self.chunk_tokens, self.cache_data_type)
+        known = [size for size in sizes if size is not None]
+        return math.prod(known) if known else None
 
 
 def launch_of(processes: Iterable[int], proc: Path = procfs.PROC) -> Launch:
@@ -106,11 +101,11 @@ def parse(arguments: Sequence[str]) -> Launch:
     return Launch(
         model=model,
         served_name=values.get("served_name"),
-        tensor_parallel=_size(values.get("tensor_parallel")),
-        pipeline_parallel=_size(values.get("pipeline_parallel")),
-        data_parallel=_size(values.get("data_parallel")),
-        api_servers=_size(values.get("api_servers")),
-        chunk_tokens=_size(values.get("chunk_tokens")),
+        tensor_parallel=positive_integer(values.get("tensor_parallel")),
+        pipeline_parallel=positive_integer(values.get("pipeline_parallel")),
+        data_parallel=positive_integer(values.get("data_parallel")),
+        api_servers=positive_integer(values.get("api_servers")),
+        chunk_tokens=positive_integer(values.get("chunk_tokens")),
         cache_data_type=values.get("cache_data_type"),
         role=_role(values),
     )
@@ -139,7 +134,7 @@ def _role(values: Mapping[str, str]) -> str | None:
         return mode
     try:
         transfer = json.loads(values.get("transfer") or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return _KV_ROLES.get(str(transfer.get("kv_role"))) if isinstance(transfer, dict) else None
 
@@ -147,10 +142,6 @@ def _role(values: Mapping[str, str]) -> str | None:
 def _arguments(pid: int, proc: Path) -> tuple[str, ...]:
     text = procfs.read(pid, "cmdline", proc, limit=LONGEST_COMMAND_BYTES)
     return tuple(text.rstrip("\0").split("\0")) if text else ()
-
-
-def _size(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() and 0 < int(text) < 1 << 31 else None
 
 
 def locate_config(model_name: str, environment: Mapping[str, str] | None = None) -> Path | None:
@@ -226,10 +217,7 @@ def _locate(
 
 def _model_file(root: Path, path: PurePosixPath) -> Path | None:
     """The config.json in a folder, or a GGUF file itself."""
-    if path.suffix.lower() == ".gguf":
-        found = resolve_under(root, path)
-        return found if found is not None and _is_file(found) else None
-    if path.name != "config.json":
+    if path.suffix.lower() != ".gguf" and path.name != "config.json":
         path /= "config.json"
     found = resolve_under(root, path)
     return found if found is not None and _is_file(found) else None

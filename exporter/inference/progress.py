@@ -9,6 +9,7 @@ the estimate of running requests are corrected when they end, and nothing is cou
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from exporter.inference.launch import Launch
 from exporter.inference.lengths import LengthModel, Point, joined, paired, spread_out
 from exporter.inference.models.cost import (
     PREFILL_CHUNK_TOKENS,
@@ -26,15 +27,6 @@ ABORTED_AFTER_SCRAPES = 3
 # Above this share of computed tokens, the whole prompt counts as computed.
 _UNCACHED = 0.99
 _NOTHING = InFlight(0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """Facts about a server from sources other than its metrics. None: not known."""
-
-    api_servers: int | None = None
-    chunk_tokens: float | None = None
-    cache_data_type: str | None = None
 
 
 @dataclass(slots=True)
@@ -65,7 +57,7 @@ class Progress:
     def work_of(
         self,
         reading: ModelReading,
-        server: Server | None = None,
+        launch: Launch | None = None,
         *,
         changed: bool = False,
         restarted: bool = False,
@@ -75,19 +67,16 @@ class Progress:
         `changed` means that a different process answered than last time, or the first one: its
         running sequences began before it was tracked, unless it has `restarted` since.
         """
-        server = server or Server()
-        by_request = reading.finished is not None and reading.in_flight is not None
+        launch = launch or Launch()
         if changed:
             self.aborted, self.surplus = _NOTHING, []
-        if by_request:
+        if reading.finished is not None and reading.in_flight is not None:
             prefills, decodes, running = self._by_request(
-                reading, changed=changed, restarted=restarted
+                reading, reading.finished, reading.in_flight, changed=changed, restarted=restarted
             )
-        elif reading.prompts is None and reading.finished is None:
-            reading = self._counted(reading, changed=changed)
-            prefills, decodes = self._by_token(reading)
-            running = reading.running_requests or 0.0
         else:
+            if reading.prompts is None and reading.finished is None:
+                reading = self._counted(reading, changed=changed)
             prefills, decodes = self._by_token(reading)
             running = reading.running_requests or 0.0
         work = Work(
@@ -100,9 +89,9 @@ class Progress:
             prefills=prefills,
             decodes=decodes,
             ranks=max(1, reading.ranks),
-            chunk_tokens=server.chunk_tokens or reading.chunk_tokens or PREFILL_CHUNK_TOKENS,
+            chunk_tokens=launch.chunk_tokens or reading.chunk_tokens or PREFILL_CHUNK_TOKENS,
         )
-        work = _with_passes(work, reading, server, (self.running, running))
+        work = _with_passes(work, reading, launch, (self.running, running))
         self.running = running
         self.context = _mean_context(work) or self.context
         return work
@@ -114,13 +103,17 @@ class Progress:
         return max(0.0, tokens)
 
     def _by_request(
-        self, reading: ModelReading, *, changed: bool, restarted: bool
+        self,
+        reading: ModelReading,
+        finished: Finished,
+        in_flight: InFlight,
+        *,
+        changed: bool,
+        restarted: bool,
     ) -> tuple[tuple[Stretch, ...], tuple[Stretch, ...], float]:
         """Stretches from the ended requests and the running sequences."""
-        assert reading.finished is not None
-        assert reading.in_flight is not None
-        prefills, decodes = self._ended(reading.finished, reading)
-        flight, lost = self._under_way(reading.in_flight, reading)
+        prefills, decodes = self._ended(finished, reading)
+        flight, lost = self._under_way(in_flight, reading)
         now_prefills, now_decodes = self._running(flight)
         lost_prefills, lost_decodes = self._running(lost)
         before = (self.prefills, self.decodes)
@@ -139,11 +132,7 @@ class Progress:
     def _ended(
         self, finished: Finished, reading: ModelReading
     ) -> tuple[list[Stretch], list[Stretch]]:
-        count = finished.requests if finished.accepted is None else finished.accepted
-        prompts = self.prompts.points(finished.prompt_tokens, count, finished.prompts)
-        answers = self.answers.points(finished.answer_tokens, finished.requests, finished.answers)
-        self.mean_prompt = _mean(prompts, self.mean_prompt)
-        self.mean_answer = _mean(answers, self.mean_answer)
+        count, prompts, answers = self._lengths(finished)
         prefills = [
             Stretch(weight, max(0.0, whole - new), min(whole, new))
             for weight, whole, new in self._parts(finished, prompts, reading)
@@ -158,6 +147,15 @@ class Progress:
             if answer.length > 1
         ]
         return prefills, decodes
+
+    def _lengths(self, finished: Finished) -> tuple[float, list[Point], list[Point]]:
+        """The number of prompts, and the lengths of prompts and answers."""
+        count = finished.requests if finished.accepted is None else finished.accepted
+        prompts = self.prompts.points(finished.prompt_tokens, count, finished.prompts)
+        answers = self.answers.points(finished.answer_tokens, finished.requests, finished.answers)
+        self.mean_prompt = _mean(prompts, self.mean_prompt)
+        self.mean_answer = _mean(answers, self.mean_answer)
+        return count, prompts, answers
 
     def _parts(
         self, finished: Finished, prompts: Sequence[Point], reading: ModelReading
@@ -178,7 +176,7 @@ class Progress:
             return self.computed.points(
                 finished.computed_tokens, finished.requests, finished.computed
             )
-        cached = (reading.cached_tokens or 0.0) + (reading.external_tokens or 0.0)
+        cached = reading.reused_tokens
         new = max(0.0, reading.computed_tokens or 0.0)
         if new + cached > 0:
             self.computed_share = new / (new + cached)
@@ -233,10 +231,7 @@ class Progress:
         """
         running = reading.running_requests or 0.0
         before = running if changed else self.running
-        tokens = sum(
-            part or 0.0
-            for part in (reading.computed_tokens, reading.cached_tokens, reading.external_tokens)
-        )
+        tokens = (reading.computed_tokens or 0.0) + reading.reused_tokens
         self.unprompted += max(0.0, running - before)
         began = ended = 0.0
         if tokens > 0:
@@ -253,9 +248,12 @@ class Progress:
     def _by_token(self, reading: ModelReading) -> tuple[tuple[Stretch, ...], tuple[Stretch, ...]]:
         """Stretches if an engine reports only tokens: the means of the window represent all."""
         new = reading.computed_tokens or 0.0
-        cached = (reading.cached_tokens or 0.0) + (reading.external_tokens or 0.0)
+        cached = reading.reused_tokens
         prompts = _prompts(reading)
-        self._learn_lengths(reading, prompts, new + cached)
+        if reading.finished is not None and reading.finished.requests > 0:
+            self._lengths(reading.finished)
+        elif prompts > 0:
+            self.mean_prompt = (new + cached) / prompts
         prefills: list[Stretch] = []
         if new > 0:
             length = (new + cached) / prompts if prompts else self.mean_prompt or (new + cached)
@@ -274,20 +272,6 @@ class Progress:
         decodes = [Stretch(decoded, max(0.0, context - 1), 1.0)] if decoded and context else []
         return tuple(prefills), tuple(decodes)
 
-    def _learn_lengths(self, reading: ModelReading, prompts: float, tokens: float) -> None:
-        finished = reading.finished
-        if finished is not None and finished.requests > 0:
-            points = self.prompts.points(
-                finished.prompt_tokens, finished.requests, finished.prompts
-            )
-            self.mean_prompt = _mean(points, self.mean_prompt)
-            answers = self.answers.points(
-                finished.answer_tokens, finished.requests, finished.answers
-            )
-            self.mean_answer = _mean(answers, self.mean_answer)
-        elif prompts > 0:
-            self.mean_prompt = tokens / prompts
-
     def _decode_context(self, reading: ModelReading) -> float | None:
         """Mean keys that a decoded token attends to.
 
@@ -304,7 +288,7 @@ class Progress:
 
 
 def _with_passes(
-    work: Work, reading: ModelReading, server: Server, running: tuple[float, float]
+    work: Work, reading: ModelReading, launch: Launch, running: tuple[float, float]
 ) -> Work:
     """Add the forward passes: reported by the engine, or estimated from its tokens.
 
@@ -322,7 +306,7 @@ def _with_passes(
     all_passes = reading.passes
     if all_passes is None and reading.observed_passes is not None:
         advanced = sequence_passes + prompts
-        all_passes = true_passes(reading.observed_passes, server.api_servers or 1, advanced)
+        all_passes = true_passes(reading.observed_passes, launch.api_servers or 1, advanced)
         # A pass advances at most the sequences that were running or arrived; requests need not be
         # spread evenly over the API servers.
         most = running[0] + prompts
@@ -331,9 +315,10 @@ def _with_passes(
     if all_passes is not None:
         together, alone = 1.0, 1.0
         if not reading.chunks_as_one:
-            together = sequences_per_pass(sequence_passes + prompts, all_passes)
+            if all_passes > 0:
+                together = max(1.0, (sequence_passes + prompts) / all_passes)
             alone = (running[0] < 1) / 2 + (running[1] < 1) / 2
-        silent = max(0.0, chunks - prompts) * alone / max(1.0, together)
+        silent = max(0.0, chunks - prompts) * alone / together
         passes = max(all_passes + silent, least)
         # If there were fewer passes than prompts, prompts shared passes.
         prefill = min(passes, max(min(prompts, all_passes), least) + silent)
@@ -410,8 +395,3 @@ def true_passes(observed: float, api_servers: int, sequence_passes: float) -> fl
         else:
             low = middle
     return (low + high) / 2
-
-
-def sequences_per_pass(sequence_passes: float, passes: float) -> float:
-    """Return the mean number of sequences that a pass advances."""
-    return sequence_passes / passes if passes > 0 else 0.0

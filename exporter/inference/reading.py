@@ -268,6 +268,11 @@ class ModelReading:
     gpus: int | None = None  # of the whole engine, on all hosts
     role: str | None = None  # prefill, decode, both
 
+    @property
+    def reused_tokens(self) -> float:
+        """Prompt tokens that were not computed here, from a cache or another server."""
+        return (self.cached_tokens or 0.0) + (self.external_tokens or 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineReading:
@@ -308,27 +313,23 @@ class Samples:
 
     def sum(self, *names: str, **labels: str) -> float | None:
         """The sum over the series of the first of `names` that exists."""
-        for name in names:
-            values = [sample.value for sample in self.all(name, **labels)]
-            if values:
-                return sum(values)
-        return None
+        samples = self._first(names, labels)
+        return sum(sample.value for sample in samples) if samples else None
 
     def total(self, *names: str, **labels: str) -> float | None:
         """Like `sum`, but of the engine's counts since it started."""
-        for name in names:
-            values = [sample.raw for sample in self.all(name, **labels)]
-            if values:
-                return sum(values)
-        return None
+        samples = self._first(names, labels)
+        return sum(sample.raw for sample in samples) if samples else None
 
     def mean(self, *names: str) -> float | None:
         """The mean over the series of the first of `names` that exists."""
-        for name in names:
-            values = [sample.value for sample in self.all(name)]
-            if values:
-                return sum(values) / len(values)
-        return None
+        samples = self._first(names, {})
+        return sum(sample.value for sample in samples) / len(samples) if samples else None
+
+    def _first(self, names: Iterable[str], labels: Mapping[str, str]) -> list[Sample]:
+        """The samples of the first of `names` that has any with these labels."""
+        found = (list(self.all(name, **labels)) for name in names)
+        return next((samples for samples in found if samples), [])
 
     def label(self, name: str, *labels: str) -> str | None:
         """The first of `labels` that a series of `name` has; None if it is empty."""
@@ -449,3 +450,10 @@ def number(text: str | None) -> float | None:
     except ValueError:
         return None
     return None if value is None or math.isnan(value) else value
+
+
+def positive_integer(text: str | None) -> int | None:
+    """Return a positive number below 2^31, as in a label or an option; None if it is not one."""
+    if not text or len(text) > 10 or not text.isdecimal():
+        return None
+    return int(text) if 0 < int(text) < 1 << 31 else None

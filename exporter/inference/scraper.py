@@ -15,8 +15,7 @@ import structlog
 from exporter.errors import Reason, ScrapeError
 from exporter.http_client import fetch, without_credentials
 from exporter.inference.engines import PREFIXES
-from exporter.inference.reading import Engine, EngineReading, Sample, by_model, parse
-from exporter.inference.reading import Samples as ModelSamples
+from exporter.inference.reading import Engine, EngineReading, Sample, Samples, by_model, parse
 from flopwatch.threads import BoundedThread, ThreadGuard
 
 
@@ -349,7 +348,7 @@ class Scraper:
         )
         self._newest_timestamp = max(timestamp, self._newest_timestamp or timestamp)
         models = tuple(
-            replace(self.engine.read(ModelSamples(own)), model=model)
+            replace(self.engine.read(Samples(own)), model=model)
             for model, own in by_model(samples).items()
         )
         first, self._scraped = not self._scraped, True

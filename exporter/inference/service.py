@@ -204,7 +204,7 @@ class WorkloadService:
 
         def on_reading(reading: EngineReading) -> None:
             self._refresh_processes(workload, reading)
-            account.add(reading, self._tensor_parallel(workload), workload.launch.server)
+            account.add(reading, self._tensor_parallel(workload), workload.launch)
 
         def on_failure() -> None:
             """An engine that has ended holds no GPU: what others do there is not charged to it."""

@@ -28,7 +28,7 @@ from exporter.inference.engines import ENGINES, PREFIXES
 from exporter.inference.launch import parse as parse_command
 from exporter.inference.models import ModelDescriptionError
 from exporter.inference.models.cost import cost_of
-from exporter.inference.models.files import describe_gguf, load_description, read_header
+from exporter.inference.models.files import describe_gguf, load_model, read_header
 from exporter.inference.progress import Progress
 from exporter.inference.reading import Samples, by_model
 from exporter.inference.scraper import CounterTracker
@@ -137,7 +137,7 @@ def read_dcgm_exposition(data: bytes) -> None:
 def read_model_config(data: bytes) -> None:
     """A model's config.json."""
     with _file(data, "config.json") as path, suppress(ModelDescriptionError):
-        load_description(path)
+        load_model(path)
 
 
 def read_worker_bytes(data: bytes) -> None:

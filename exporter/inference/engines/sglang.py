@@ -13,6 +13,7 @@ from exporter.inference.reading import (
     ModelReading,
     Sample,
     Samples,
+    number,
     positive_difference,
 )
 
@@ -59,7 +60,7 @@ def deduplicate(samples: Iterable[Sample]) -> Iterable[Sample]:
 
     With priority scheduling a gauge has one series per priority, and one without for the sum.
     """
-    best: dict[tuple[object, ...], tuple[tuple[int, ...], Sample]] = {}
+    best: dict[tuple[object, ...], tuple[tuple[float, ...], Sample]] = {}
     for sample in samples:
         others = tuple(sorted(item for item in sample.labels.items() if item[0] not in _RANKS))
         rank = tuple(_rank(sample.labels.get(label)) for label in _RANKS)
@@ -217,8 +218,9 @@ def _cached(samples: Samples) -> float | None:
     )
 
 
-def _rank(text: str | None) -> int:
-    return int(text) if text and text.isdecimal() else -1
+def _rank(text: str | None) -> float:
+    value = number(text)
+    return -1.0 if value is None else value
 
 
 ENGINE = Engine(

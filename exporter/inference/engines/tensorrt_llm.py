@@ -12,6 +12,7 @@ from exporter.inference.reading import (
     ModelReading,
     Samples,
     positive_difference,
+    positive_integer,
 )
 
 
@@ -88,14 +89,14 @@ def read(samples: Samples) -> ModelReading:
             "trtllm_kv_cache_config_info", "cache_dtype", "dtype", "kv_cache_dtype"
         ),
         precision=_PRECISIONS.get(quantization.lower().rpartition(".")[2]),
-        tensor_parallel=_size(samples.label(parallel, "tensor_parallel_size", "tp_size")),
-        pipeline_parallel=_size(samples.label(parallel, "pipeline_parallel_size", "pp_size")),
-        gpus=_size(samples.label(parallel, "gpu_count")),
+        tensor_parallel=positive_integer(
+            samples.label(parallel, "tensor_parallel_size", "tp_size")
+        ),
+        pipeline_parallel=positive_integer(
+            samples.label(parallel, "pipeline_parallel_size", "pp_size")
+        ),
+        gpus=positive_integer(samples.label(parallel, "gpu_count")),
     )
-
-
-def _size(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() and int(text) > 0 else None
 
 
 ENGINE = Engine(

@@ -468,10 +468,9 @@ def block_pairs(new_tokens: float, cached_tokens: float, block_tokens: int, bloc
 
 
 def _between(until: Callable[[int], float], cached_tokens: float, new_tokens: float) -> float:
-    return _linear(until, cached_tokens + new_tokens) - _linear(until, cached_tokens)
+    def linear(tokens: float) -> float:
+        low = math.floor(tokens)
+        share = tokens - low
+        return until(low) if not share else (1 - share) * until(low) + share * until(low + 1)
 
-
-def _linear(until: Callable[[int], float], tokens: float) -> float:
-    low = math.floor(tokens)
-    share = tokens - low
-    return until(low) if not share else (1 - share) * until(low) + share * until(low + 1)
+    return linear(cached_tokens + new_tokens) - linear(cached_tokens)

@@ -40,6 +40,7 @@ from exporter.inference.models.mixers import (
     MOE,
     NO_MIXER,
     deepseek_v4_stack,
+    latent_attention,
     layer_kinds,
     minimax_m3_stack,
     mixer_of,
@@ -204,17 +205,9 @@ def _refuse_foreign(fields: ConfigFields, family: ModelFamily) -> None:
 
 
 def _attention(fields: ConfigFields, family: ModelFamily) -> Attention:
-    heads = fields.require("num_attention_heads")
     if fields.integer("kv_lora_rank"):
-        return LatentAttention(
-            query_heads=heads,
-            query_rank=fields.integer("q_lora_rank") or 0,
-            latent_rank=fields.require("kv_lora_rank"),
-            plain_head_size=fields.require("qk_nope_head_dim"),
-            rotary_head_size=fields.require("qk_rope_head_dim"),
-            value_head_size=fields.require("v_head_dim"),
-            indexer=_indexer(fields),
-        )
+        return latent_attention(fields, _indexer(fields))
+    heads = fields.require("num_attention_heads")
     hidden = fields.integer("hidden_size") or 0
     head_size = fields.integer("head_dim") or (hidden // heads if heads else 0)
     key_value_heads = _key_value_heads(fields, heads)

@@ -172,11 +172,6 @@ def _extra_bytes(extras: Extras, model: ModelDescription) -> float:
     return extras.matrices * size
 
 
-def prologue_bytes_per_pass(model: ModelDescription) -> float:
-    """Return the weight bytes of the prologue (encoder) that a pass reads when a prompt starts."""
-    return model.prologue.matrices * model.weights.dense if model.prologue else 0.0
-
-
 def stored_weight_bytes(model: ModelDescription) -> float:
     """Return the bytes of all stored weights: the memory of the model without any cache."""
     counts = count_parameters(model)
@@ -410,7 +405,8 @@ def _prefill_bytes(model: ModelDescription, work: Work, tensor_parallel: int) ->
     head = work.decode_tokens > 0 or not work.prompts
     passes = work.prefill_passes or 0.0
     weights = _passes(model, passes, work.prefill_tokens, work.ranks, head=head)
-    weights += passes * prologue_bytes_per_pass(model)
+    if model.prologue:  # an encoder's weights, read when a prompt starts
+        weights += passes * model.prologue.matrices * model.weights.dense
     reads = sum(
         weight * cache_bytes_read(model, context, tensor_parallel)
         for weight, context in _chunk_contexts(work.prefills, work.chunk_tokens)

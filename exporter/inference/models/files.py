@@ -22,6 +22,7 @@ from exporter.inference.models import (
     count_parameters,
 )
 from exporter.inference.models.config import describe
+from exporter.inference.models.families import ConfigFields
 from exporter.inference.models.quantization import cache_value_bytes
 
 
@@ -105,46 +106,41 @@ _FIELDS = {
 def load_model(
     path: Path | str, *, cache_data_type: str | None = None, precision: str | None = None
 ) -> ModelDescription:
-    """Return the description of the model that `path` describes.
-
-    `cache_data_type` (as the engine names it) and `precision` override what the file says.
-    Raises ModelDescriptionError with one line naming the file and what is wrong.
-    """
-    place = Path(path)
-    load = load_gguf if is_gguf(place) else load_description
-    return load(place, cache_data_type=cache_data_type, precision=precision)
-
-
-def load_description(
-    path: Path | str, *, cache_data_type: str | None = None, precision: str | None = None
-) -> ModelDescription:
-    """Return the description of the model whose config.json is at `path` (a file or its folder).
+    """Return the description of the model at `path`: a config.json, its folder, or a GGUF file.
 
     `cache_data_type` (as the engine names it) and `precision` override what the file says.
     Raises ModelDescriptionError with one line naming the file and what is wrong.
     """
     place = Path(path)
     if place.is_dir():
-        place = place / "config.json"
+        place /= "config.json"
     try:
-        values = _read_json(place)
+        if _is_gguf(place):
+            with place.open("rb") as file:
+                header = read_header(file)
+            return describe_gguf(header, cache_data_type=cache_data_type, precision=precision)
+        values = _read_object(place)
+        values = {**_quantization_file(place), **values}
+        return describe(values, cache_data_type=cache_data_type, precision=precision)
+    except UnknownArchitectureError as error:
+        raise ModelDescriptionError(f"{place}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelDescriptionError(f"{place}: {_one_line(error)}") from error
+
+
+def _read_object(place: Path) -> Mapping[str, Any]:
+    """The object in a JSON file. Raises ModelDescriptionError."""
+    try:
+        if not place.is_file():
+            raise ModelDescriptionError(f"{place}: no such file")
+        if place.stat().st_size > LARGEST_FILE_BYTES:
+            raise ModelDescriptionError(f"{place}: larger than {LARGEST_FILE_BYTES} bytes")
+        values = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelDescriptionError(f"{place}: {_one_line(error)}") from error
     if not isinstance(values, Mapping):
         raise ModelDescriptionError(f"{place}: not a JSON object")
-    values = {**_quantization_file(place), **values}
-    try:
-        return describe(values, cache_data_type=cache_data_type, precision=precision)
-    except UnknownArchitectureError as error:
-        raise ModelDescriptionError(f"{place}: {error}") from error
-
-
-def _read_json(place: Path) -> Any:
-    if not place.is_file():
-        raise ModelDescriptionError(f"{place}: no such file")
-    if place.stat().st_size > LARGEST_FILE_BYTES:
-        raise ModelDescriptionError(f"{place}: larger than {LARGEST_FILE_BYTES} bytes")
-    return json.loads(place.read_text(encoding="utf-8"))
+    return values
 
 
 def _quantization_file(place: Path) -> dict[str, Any]:
@@ -154,15 +150,7 @@ def _quantization_file(place: Path) -> dict[str, Any]:
     quantized in an unknown way.
     """
     file = place.parent / "hf_quant_config.json"
-    try:
-        if not file.exists():
-            return {}
-        values = _read_json(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelDescriptionError(f"{file}: {_one_line(error)}") from error
-    if not isinstance(values, Mapping):
-        raise ModelDescriptionError(f"{file}: not a JSON object")
-    return {"quantization_config": dict(values)}
+    return {"quantization_config": dict(_read_object(file))} if file.exists() else {}
 
 
 def _one_line(error: BaseException) -> str:
@@ -170,31 +158,13 @@ def _one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def is_gguf(path: Path) -> bool:
+def _is_gguf(path: Path) -> bool:
     """Whether the file starts like a GGUF file."""
     try:
         with path.open("rb") as file:
             return file.read(4) == MAGIC
     except OSError:
         return False
-
-
-def load_gguf(
-    path: Path, *, cache_data_type: str | None = None, precision: str | None = None
-) -> ModelDescription:
-    """Return the description of the model in the GGUF file at `path`.
-
-    Raises ModelDescriptionError with one line naming the file and what is wrong.
-    """
-    try:
-        with path.open("rb") as file:
-            header = read_header(file)
-        return describe_gguf(header, cache_data_type=cache_data_type, precision=precision)
-    except UnknownArchitectureError as error:
-        raise ModelDescriptionError(f"{path}: {error}") from error
-    except (OSError, ValueError, struct.error) as error:
-        text = (error.strerror if isinstance(error, OSError) else str(error)) or "broken header"
-        raise ModelDescriptionError(f"{path}: {text}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,20 +244,23 @@ def _config(header: Header, architecture: str, names: set[str]) -> dict[str, Any
         if value is not None:
             config[field] = value
     config.setdefault("vocab_size", values.get("tokenizer.ggml.tokens"))
+    fields = ConfigFields({"model_type": architecture}, {})
+
+    def size(name: str) -> int:
+        return fields.whole(name, values.get(f"{architecture}.{name}")) or 0
+
     embedding = next((t for t in header.tensors if t.name == "token_embd.weight"), None)
-    if embedding is not None and config.get("hidden_size"):
-        config["vocab_size"] = embedding.parameters // int(config["hidden_size"])
+    hidden = fields.whole("embedding_length", config.get("hidden_size"))
+    if embedding is not None and hidden:
+        config["vocab_size"] = embedding.parameters // hidden
     config["tie_word_embeddings"] = "output.weight" not in names
     if config.get("kv_lora_rank"):
-        rotary = int(values.get(f"{architecture}.rope.dimension_count") or 0)
-        key_size = int(values.get(f"{architecture}.attention.key_length_mla") or 0)
-        key_size = key_size or int(values.get(f"{architecture}.attention.key_length") or 0)
-        value_size = values.get(f"{architecture}.attention.value_length_mla")
-        value_size = value_size or values.get(f"{architecture}.attention.value_length")
+        rotary = size("rope.dimension_count")
+        key_size = size("attention.key_length_mla") or size("attention.key_length")
         config |= {
             "qk_rope_head_dim": rotary,
             "qk_nope_head_dim": key_size - rotary,
-            "v_head_dim": value_size,
+            "v_head_dim": size("attention.value_length_mla") or size("attention.value_length"),
         }
     config["attention_bias"] = "blk.0.attn_q.bias" in names
     return config

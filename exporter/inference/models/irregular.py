@@ -16,7 +16,7 @@ from exporter.inference.models import (
     Prologue,
     Stack,
 )
-from exporter.inference.models.attention import Attention, GroupedAttention, LatentAttention
+from exporter.inference.models.attention import Attention, GroupedAttention
 from exporter.inference.models.families import (
     LARGEST_LAYER_COUNT,
     ConfigFields,
@@ -26,7 +26,7 @@ from exporter.inference.models.families import (
     layer_override,
     layer_total,
 )
-from exporter.inference.models.mixers import NO_MIXER, RecurrentMixer
+from exporter.inference.models.mixers import NO_MIXER, RecurrentMixer, latent_attention
 
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -235,14 +235,7 @@ def longcat_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     kind = fields.raw("zero_expert_type")
     if kind not in (None, "identity"):
         raise fields.error(f"zero_expert_type {kind!r} is not supported")
-    attention = LatentAttention(
-        query_heads=fields.require("num_attention_heads"),
-        query_rank=fields.integer("q_lora_rank") or 0,
-        latent_rank=fields.require("kv_lora_rank"),
-        plain_head_size=fields.require("qk_nope_head_dim"),
-        rotary_head_size=fields.require("qk_rope_head_dim"),
-        value_head_size=fields.require("v_head_dim"),
-    )
+    attention = latent_attention(fields)
     size = fields.require("intermediate_size")
     expert_size = fields.require("moe_intermediate_size")
     fields.check()

@@ -14,6 +14,8 @@ from exporter.inference.models.attention import (
     BlockSelector,
     CompressedAttention,
     GroupedAttention,
+    Indexer,
+    LatentAttention,
 )
 from exporter.inference.models.families import (
     LARGEST_LAYER_COUNT,
@@ -256,6 +258,19 @@ def _mamba2(fields: ConfigFields) -> RecurrentMixer:
         vectors=convolved * fields.flag("use_conv_bias", default=True) + 3 * heads + inner,
         state_values=inner * states,
         token_flop=4 * inner * states,
+    )
+
+
+def latent_attention(fields: ConfigFields, indexer: Indexer | None = None) -> LatentAttention:
+    """Return multi-head latent attention, with an indexer if it is sparse."""
+    return LatentAttention(
+        query_heads=fields.require("num_attention_heads"),
+        query_rank=fields.integer("q_lora_rank") or 0,
+        latent_rank=fields.require("kv_lora_rank"),
+        plain_head_size=fields.require("qk_nope_head_dim"),
+        rotary_head_size=fields.require("qk_rope_head_dim"),
+        value_head_size=fields.require("v_head_dim"),
+        indexer=indexer,
     )
 
 

@@ -295,6 +295,15 @@ class TestParsing:
         """Not even directly after a name that we look for."""
         parse("vllm:prompt_tokens_total" + tail, ENGINES["vllm"].names, PREFIXES)
 
+    def test_a_label_of_thousands_of_digits_is_no_number(self):
+        """The interpreter refuses to read it as an integer; the other samples are read."""
+        digits = "9" * 5000
+        sglang = f'sglang:num_running_reqs{{model_name="m",tp_rank="{digits}"}} 3\n'
+        parallel = f'trtllm_parallel_config_info{{model_name="m",tp_size="{digits}"}} 1\n'
+
+        assert read_all("sglang", sglang)["m"].running_requests == 3
+        assert read_all("tensorrt_llm", parallel)["m"].tensor_parallel is None
+
 
 def counter(value, **labels):
     return Sample("c", labels, value, value)

@@ -62,6 +62,13 @@ def test_a_kv_producer():
     assert parse(["vllm", option, "{"]).role is None
 
 
+def test_values_without_a_meaning():
+    """Thousands of digits or brackets set nothing: the interpreter refuses to read such text."""
+    launch = parse(["vllm", "--tp", "9" * 5000, "--kv-transfer-config", "[" * 50_000])
+
+    assert launch == Launch()
+
+
 def test_processes(tmp_path):
     """A parent with the command line, and two API servers that carry titles instead."""
     for pid, line in (

@@ -4,9 +4,10 @@ import math
 
 import pytest
 
+from exporter.inference.launch import Launch
 from exporter.inference.lengths import LengthModel
 from exporter.inference.models.cost import decode_attention_flop_after, prefill_attention_flop
-from exporter.inference.progress import Progress, Server, true_passes
+from exporter.inference.progress import Progress, true_passes
 from exporter.inference.reading import Buckets, Finished, InFlight, ModelReading
 from tests.inference.models.shapes import TINY
 
@@ -204,7 +205,7 @@ class TestPasses:
                 running_requests=0,
                 finished=Finished(1, 900, 1),
             ),
-            Server(chunk_tokens=128),
+            Launch(chunk_tokens=128),
         )
 
         assert (work.prefill_passes, work.decode_passes) == (8, 0)

@@ -10,7 +10,7 @@ from exporter.inference.models import ModelDescriptionError, UnknownArchitecture
 from exporter.inference.models.attention import GroupedAttention, LatentAttention
 from exporter.inference.models.config import describe
 from exporter.inference.models.cost import stored_weight_bytes
-from exporter.inference.models.files import load_description
+from exporter.inference.models.files import load_model
 
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -18,7 +18,7 @@ LLAMA = json.loads((CONFIGS / "llama-3.1-8b.json").read_text())
 
 
 def windows_of(name):
-    model = load_description(CONFIGS / f"{name}.json")
+    model = load_model(CONFIGS / f"{name}.json")
     return {group.window: group.count for group in model.layers}
 
 
@@ -32,14 +32,14 @@ class TestShapes:
 
     def test_falcon_has_one_key_value_head(self):
         """`multi_query` of the first Falcon models means one key-value head."""
-        model = load_description(CONFIGS / "falcon-7b.json")
+        model = load_model(CONFIGS / "falcon-7b.json")
 
         assert model.layers[0].attention.key_value_heads == 1
         assert model.feed_forward_matrices == 2
 
     def test_latent_attention(self):
         """DeepSeek-V3 caches a latent of 512 and a rotary key of 64 per token and layer."""
-        attention = load_description(CONFIGS / "deepseek-v3.json").layers[0].attention
+        attention = load_model(CONFIGS / "deepseek-v3.json").layers[0].attention
 
         assert attention == LatentAttention(128, 1536, 512, 128, 64, 128)
         assert attention.cached_values == 576
@@ -56,7 +56,7 @@ class TestShapes:
 
     def test_first_layers_are_dense(self):
         """DeepSeek-V3 starts with three dense layers, then 58 with 256 experts."""
-        dense, sparse = load_description(CONFIGS / "deepseek-v3.json").layers
+        dense, sparse = load_model(CONFIGS / "deepseek-v3.json").layers
 
         assert (dense.count, dense.intermediate_size, dense.mixture) == (3, 18432, None)
         assert (sparse.count, sparse.mixture.experts) == (58, 256)
@@ -74,7 +74,7 @@ class TestShapes:
 
     def test_a_nested_language_model(self):
         """A multimodal config is described by its text_config, missing fields by the class."""
-        model = load_description(CONFIGS / "gemma-3-27b.json")
+        model = load_model(CONFIGS / "gemma-3-27b.json")
 
         assert model.model_type == "gemma3_text"
         assert model.vocabulary_size == 262_208
@@ -155,7 +155,7 @@ class TestFormats:
 
     def test_mxfp4_is_for_experts_alone(self):
         """GPT-OSS stores experts in 4.25 bits and all else in bf16."""
-        weights = load_description(CONFIGS / "gpt-oss-120b.json").weights
+        weights = load_model(CONFIGS / "gpt-oss-120b.json").weights
 
         assert (weights.experts, weights.attention, weights.head) == (4.25 / 8, 2.0, 2.0)
 
@@ -245,7 +245,7 @@ class TestFormats:
 
     def test_thirty_two_bit_checkpoints_are_served_in_bf16(self):
         """Gemma 2 is stored in 32 bits, which no engine here serves unless told to."""
-        model = load_description(CONFIGS / "gemma-2-27b.json")
+        model = load_model(CONFIGS / "gemma-2-27b.json")
 
         assert (model.data_type, model.weights.dense) == ("bf16", 2.0)
 
@@ -307,7 +307,7 @@ class TestRefusals:
         path.write_text(text)
 
         with pytest.raises(FlopwatchError) as caught:
-            load_description(path)
+            load_model(path)
 
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -315,7 +315,7 @@ class TestRefusals:
     def test_a_missing_file_is_named(self, tmp_path):
         """The folder of a model may be given; its config.json is looked for."""
         with pytest.raises(FlopwatchError, match=r"config\.json: no such file"):
-            load_description(tmp_path)
+            load_model(tmp_path)
 
 
 class TestModelOptFile:
@@ -328,7 +328,7 @@ class TestModelOptFile:
         (folder / "hf_quant_config.json").write_text(
             json.dumps({"producer": {"name": "modelopt"}, "quantization": quantization})
         )
-        return load_description(folder)
+        return load_model(folder)
 
     def test_qwen3_235b_nvfp4(self, tmp_path):
         """134 GB and fp4, not 470 GB and bf16."""
@@ -381,4 +381,4 @@ class TestModelOptFile:
         (tmp_path / "hf_quant_config.json").write_text("{")
 
         with pytest.raises(ModelDescriptionError, match=r"hf_quant_config\.json"):
-            load_description(tmp_path)
+            load_model(tmp_path)

@@ -24,14 +24,14 @@ from exporter.inference.models.cost import (
     stored_weight_bytes,
     weight_bytes_per_pass,
 )
-from exporter.inference.models.files import load_description
+from exporter.inference.models.files import load_model
 from tests.inference.models.shapes import MIXTURE, TINY, WINDOWED, decode_flop, prefill_flop
 
 
 CONFIGS = Path(__file__).parent / "configs"
-LLAMA = load_description(CONFIGS / "llama-3.1-8b.json")
-DEEPSEEK = load_description(CONFIGS / "deepseek-v3.json")
-SPARSE = load_description(CONFIGS / "deepseek-v3.2.json")
+LLAMA = load_model(CONFIGS / "llama-3.1-8b.json")
+DEEPSEEK = load_model(CONFIGS / "deepseek-v3.json")
+SPARSE = load_model(CONFIGS / "deepseek-v3.2.json")
 tokens = st.integers(min_value=1, max_value=5000)
 
 
@@ -145,7 +145,7 @@ class TestBytesByHand:
 
     def test_gpt_oss_fits_its_published_size(self):
         """GPT-OSS-120B's checkpoint is 60.8 GiB (model card), experts in MXFP4."""
-        model = load_description(CONFIGS / "gpt-oss-120b.json")
+        model = load_model(CONFIGS / "gpt-oss-120b.json")
 
         assert stored_weight_bytes(model) / 2**30 == pytest.approx(60.8, rel=0.01)
 

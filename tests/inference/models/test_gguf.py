@@ -1,9 +1,11 @@
 """Descriptions from GGUF headers: the sizes, every tensor's type, and what is refused."""
 
 import contextlib
+import math
 
 import pytest
 
+from benchmarks.engine_accuracy import gguf_file
 from benchmarks.engine_accuracy.gguf_file import write_gguf
 from exporter.inference.models import ModelDescriptionError, count_parameters
 from exporter.inference.models.attention import GroupedAttention
@@ -63,6 +65,28 @@ def test_a_file_cut_short(file, tmp_path, size):
 
     with pytest.raises(ModelDescriptionError, match="truncated"):
         load_model(other)
+
+
+@pytest.mark.parametrize(
+    ("key", "form", "value"),
+    [
+        ("llama.embedding_length", 6, math.inf),
+        ("llama.embedding_length", 6, math.nan),
+        ("llama.rope.dimension_count", 6, math.inf),
+        ("llama.embedding_length", 8, "wide"),
+        ("llama.rope.dimension_count", 9, (4, [1, 2])),
+    ],
+)
+def test_a_size_that_is_no_number(tmp_path, monkeypatch, key, form, value):
+    """A size of another type is refused in one line that names the file and the size."""
+    others = [entry for entry in gguf_file._values() if entry[0] != key]
+    latent = ("llama.attention.kv_lora_rank", 4, 64)
+    monkeypatch.setattr(gguf_file, "_values", lambda: [*others, latent, (key, form, value)])
+    file = write_gguf(tmp_path / "odd.gguf")
+
+    name = key.removeprefix("llama.")
+    with pytest.raises(ModelDescriptionError, match=rf"odd\.gguf: .*{name} is .*whole number"):
+        load_model(file)
 
 
 @pytest.mark.parametrize("position", range(4, 200, 7))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from exporter.inference.models import count_parameters
-from exporter.inference.models.files import load_description
+from exporter.inference.models.files import load_model
 from tests.inference.models.shapes import MIXTURE, TINY
 
 
@@ -62,28 +62,28 @@ class TestPublishedCounts:
     @pytest.mark.parametrize(("name", "billions"), PUBLISHED.items())
     def test_totals_are_within_one_percent(self, name, billions):
         """The total counted from the config is the published one within 1 %."""
-        counts = count_parameters(load_description(CONFIGS / f"{name}.json"))
+        counts = count_parameters(load_model(CONFIGS / f"{name}.json"))
 
         assert counts.total == pytest.approx(billions * 1e9, rel=0.01)
 
     @pytest.mark.parametrize(("name", "parameters"), STORED.items())
     def test_totals_match_the_weight_files_exactly(self, name, parameters):
         """Where the weight files' size is known, no parameter is missing or extra."""
-        counts = count_parameters(load_description(CONFIGS / f"{name}.json"))
+        counts = count_parameters(load_model(CONFIGS / f"{name}.json"))
 
         assert counts.total == parameters
 
     @pytest.mark.parametrize(("name", "billions"), ACTIVE.items())
     def test_active_parameters_are_within_one_percent(self, name, billions):
         """Parameters active per token are the published ones within 1 %."""
-        counts = count_parameters(load_description(CONFIGS / f"{name}.json"))
+        counts = count_parameters(load_model(CONFIGS / f"{name}.json"))
 
         assert counts.active == pytest.approx(billions * 1e9, rel=0.01)
 
     @pytest.mark.parametrize(("name", "billions"), ACTIVE_WITHOUT_EMBEDDING.items())
     def test_active_parameters_without_the_embedding(self, name, billions):
         """The convention that leaves the embedding out is matched too, within 1.1 %."""
-        counts = count_parameters(load_description(CONFIGS / f"{name}.json"))
+        counts = count_parameters(load_model(CONFIGS / f"{name}.json"))
 
         embedding = 0 if counts.tied_embeddings else counts.embedding
         assert counts.active - embedding == pytest.approx(billions * 1e9, rel=0.011)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from exporter.inference.launch import locate_config, locate_in_process
 from exporter.inference.models.cost import Cost, Stretch, Work, cost_of
-from exporter.inference.models.files import load_description
+from exporter.inference.models.files import load_model
 from tests.inference.models.shapes import MIXTURE, TINY, WINDOWED
 
 
-LLAMA = load_description(Path(__file__).parent / "configs" / "llama-3.1-8b.json")
+LLAMA = load_model(Path(__file__).parent / "configs" / "llama-3.1-8b.json")
 # Two prompts of 6 tokens, 2 of them cached, and answers of 5 tokens each, of which the first comes
 # out of the prompt's pass, in 2 passes with a prompt and 4 without.
 WORK = Work(
