@@ -47,14 +47,15 @@ from benchmarks.rules_history import (  # noqa: E402
 )
 from exporter.logging_setup import set_up_logging  # noqa: E402
 from exporter.metrics.layout import Format  # noqa: E402
-from exporter.simulate.fleet import (  # noqa: E402
+from exporter.simulate.host import (  # noqa: E402  # noqa: E402
     FleetPlan,
+    SimulatedHost,
+    Timing,
     build_fleet,
     find_scenarios,
     fleet_limits,
     fleet_router,
 )
-from exporter.simulate.host import SimulatedHost, Timing  # noqa: E402
 from exporter.web.server import Server  # noqa: E402
 
 

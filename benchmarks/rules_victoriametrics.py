@@ -34,14 +34,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.rules_history import rule_groups  # noqa: E402
 from exporter.logging_setup import set_up_logging  # noqa: E402
-from exporter.simulate.fleet import (  # noqa: E402
+from exporter.simulate.host import (  # noqa: E402
     FleetPlan,
+    Timing,
     build_fleet,
     find_scenarios,
     fleet_limits,
     fleet_router,
 )
-from exporter.simulate.host import Timing  # noqa: E402
 from exporter.web.server import Server  # noqa: E402
 
 

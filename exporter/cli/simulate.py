@@ -85,8 +85,7 @@ def add_simulate(subparsers: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Serve until terminated, or write the history."""
     from exporter.logging_setup import set_up_logging
-    from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios, history
-    from exporter.simulate.host import Pull, Timing
+    from exporter.simulate.host import FleetPlan, Pull, Timing, build_fleet, find_scenarios, history
 
     set_up_logging("info", "auto")
     scenarios = find_scenarios(parsed.scenario or ["steady-decode"])
@@ -103,7 +102,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _serve(addresses: list[str], hosts: Any) -> int:
-    from exporter.simulate.fleet import fleet_limits, fleet_router
+    from exporter.simulate.host import fleet_limits, fleet_router
     from exporter.web.server import Server
 
     server = Server(

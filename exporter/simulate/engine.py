@@ -1,4 +1,4 @@
-"""The engine of a simulated host, pass by pass: its counters, and its load on the GPUs.
+"""The engine of a simulated host: its counters, and, pass by pass, its load on the GPUs.
 
 The levers of `flopwatch simulate --pull` change the hidden setup; the host's advisor sees what the
 daemon's advisor would see: tokens, passes, queue, the model's description, and the GPUs.
@@ -6,7 +6,7 @@ daemon's advisor would see: tokens, passes, queue, the model's description, and 
 
 import random
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from exporter.accounting.peaks import Peaks
 from exporter.inference.account import Served
@@ -21,7 +21,8 @@ from exporter.inference.models.attention import GroupedAttention
 from exporter.inference.models.cost import Cost, Stretch, Work, cost_of
 from exporter.inference.snapshot import GpuRef, ModelSnapshot
 from exporter.simulate.forward_pass import Behaviour, Experts, Member, Shape, Silicon
-from exporter.simulate.scenarios import Load, Serving
+from exporter.simulate.gpu import SimulatedGpu
+from exporter.simulate.scenarios import Fault, Load, Product, Serving
 from exporter.simulate.serving import Counters, Engine, Setup, Traffic
 
 
@@ -47,6 +48,16 @@ _WARM_UP_SECONDS = 30.0
 # A clock that moved by less counts as unchanged.
 _CLOCK_STEP = 0.01
 _FULL_HITS, _FEWER_GAPS, _FEWER_HOST_SECONDS = 0.6, 0.1, 0.3
+# A token costs 2 FLOP per parameter of the served model; the rest of the tensor pipes' work is
+# waste.
+_FLOP_PER_PARAMETER = 2
+_USEFUL_SHARE = 0.88
+# The part of that waste that the engine counts, by cause, as a share of the tensor pipes' work.
+_WASTED_SHARES = {"rejected_drafts": 0.04, "preemption": 0.01}
+# The share of the moved bytes that tokens needed, and prefill's part of it: decode reads the cache.
+_NEEDED_BYTES, _PREFILL_BYTES = 0.9, 0.1
+# The share of prompt tokens found in a healthy prefix cache.
+_CACHE_HITS = 0.6
 # Levers that change the engine, and levers that change its GPUs (SimulatedHost).
 ENGINE_LEVERS = (
     "larger_batch",
@@ -90,7 +101,7 @@ class SimulatedEngine:
         )
         self._engine = Engine(self._setup)
         self._engine.run_until(_WARM_UP_SECONDS)
-        self._last = self._engine.counters.copy()
+        self._last = replace(self._engine.counters)
         self._total = Counters()
         self._window = Counters()
         self._cost = Cost()
@@ -145,12 +156,12 @@ class SimulatedEngine:
             self._reconfigure(replace(self._setup, members=members))
         simulated = min(seconds, _LONGEST_SECONDS)
         self._engine.run_until(self._last.seconds + simulated)
-        now = self._engine.counters.copy()
-        window, self._last = now.minus(self._last), now
+        now = replace(self._engine.counters)
+        window, self._last = now.plus(self._last, -1.0), now
         if window.seconds <= 0:
             return self._load
-        self._window = _scaled(window, seconds / window.seconds)
-        self._total = _sum(self._total, self._window)
+        self._window = Counters().plus(window, seconds / window.seconds)
+        self._total = self._total.plus(self._window)
         self._cost += self._cost_of(self._window)
         self._load = self._load_of(window)
         return self._load
@@ -246,6 +257,56 @@ class SimulatedEngine:
         return counters.cache_tokens / counters.running
 
 
+class TokenCounts:
+    """What an engine counts in a scenario without one: tokens follow from the work of the GPUs."""
+
+    def __init__(self, product: Product) -> None:
+        self._product = product
+        self._flop_per_token = _FLOP_PER_PARAMETER * product.model_parameters
+        self._tokens = {"prefill": 0.0, "decode": 0.0}
+        self._cached = 0.0
+        self._wasted = dict.fromkeys(_WASTED_SHARES, 0.0)
+        self._requests = 0.0
+
+    def serve(self, seconds: float, gpus: Sequence[SimulatedGpu], load: Load, fault: Fault) -> None:
+        """Turn the work of the tensor pipes in the last tick into tokens."""
+        self._requests = load.requests
+        delivered = sum(gpu.delivered_flops for gpu in gpus) * seconds
+        tokens = _USEFUL_SHARE * delivered / self._flop_per_token / fault.waste
+        hits = _CACHE_HITS if fault.cache_hits is None else fault.cache_hits
+        self._tokens["prefill"] += load.prefill_share * tokens
+        self._cached += load.prefill_share * tokens * hits / (1 - hits)
+        self._tokens["decode"] += (1 - load.prefill_share) * tokens
+        for cause, share in _WASTED_SHARES.items():
+            self._wasted[cause] += share * delivered
+
+    def snapshot(self, gpus: Sequence[SimulatedGpu]) -> ModelSnapshot:
+        """What the engine exposes about the model."""
+        product = self._product
+        dram_bytes = _NEEDED_BYTES * sum(gpu.dram_bytes for gpu in gpus)
+        return ModelSnapshot(
+            model=product.model,
+            precision=product.precision,
+            prefill_tokens=self._tokens["prefill"],
+            decode_tokens=self._tokens["decode"],
+            prefill_flop=self._tokens["prefill"] * self._flop_per_token,
+            decode_flop=self._tokens["decode"] * self._flop_per_token,
+            dram_bytes=dram_bytes,
+            phase_bytes={
+                "prefill": _PREFILL_BYTES * dram_bytes,
+                "decode": (1 - _PREFILL_BYTES) * dram_bytes,
+            },
+            wasted_flop=dict(self._wasted),
+            all_gpus_here=True,
+            running_requests=self._requests,
+            waiting_requests=0.0,
+            cached_tokens=self._cached,
+            cache_usage_ratio=min(0.95, 0.012 * self._requests),
+            parameters=product.model_parameters,
+            active_parameters=product.model_parameters,
+        )
+
+
 def describe(shape: Shape) -> ModelDescription:
     """The description that the exporter would read from the model's config.json."""
     stored = shape.weight_bytes
@@ -262,14 +323,4 @@ def describe(shape: Shape) -> ModelDescription:
         weights=WeightBytes(attention=stored, dense=stored, experts=stored, shared_experts=stored),
         compute_precision=shape.arithmetic,
         cache_value_bytes=shape.cache_bytes,
-    )
-
-
-def _scaled(counters: Counters, factor: float) -> Counters:
-    return Counters(**{f.name: factor * getattr(counters, f.name) for f in fields(Counters)})
-
-
-def _sum(first: Counters, second: Counters) -> Counters:
-    return Counters(
-        **{f.name: getattr(first, f.name) + getattr(second, f.name) for f in fields(Counters)}
     )

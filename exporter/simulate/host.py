@@ -1,10 +1,18 @@
-"""A simulated host: its GPUs, their probes, the engine that they serve, and its exposition."""
+"""Simulated hosts, and the fleet of them behind one server.
 
+A host has GPUs with probes, an engine, and an exposition. The server has a metrics page for each
+host, and Prometheus's service discovery.
+"""
+
+import json
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from exporter.advice import AdviceSettings
+from exporter.advice.advise import ADVICE_PATH
 from exporter.advisor import Advisor
 from exporter.attribution.bill import HostLedger
 from exporter.attribution.settings import PriceRule
@@ -12,7 +20,7 @@ from exporter.attribution.snapshot import Allocation, DeviceKey, HoldersSnapshot
 from exporter.device_state import SampledHost
 from exporter.errors import FlopwatchError
 from exporter.inference.account import Served
-from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
+from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.catalogue import state_parts
 from exporter.metrics.exporter import SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS, own_samples
 from exporter.metrics.family import Sample
@@ -22,34 +30,26 @@ from exporter.metrics.levers import lever_samples
 from exporter.metrics.render import Exposition
 from exporter.metrics.rows import Part, Samples, part_samples
 from exporter.readings import DeviceIdentity, HostFacts
-from exporter.simulate.engine import GPU_LEVERS, SimulatedEngine
+from exporter.simulate.engine import GPU_LEVERS, SimulatedEngine, TokenCounts
 from exporter.simulate.forward_pass import Member
-from exporter.simulate.gpu import Conditions, SimulatedGpu, healthy
-from exporter.simulate.probes import SimulatedProbes
-from exporter.simulate.products import Product
-from exporter.simulate.scenarios import Fault, Load, Scenario
+from exporter.simulate.gpu import Conditions, SimulatedGpu, SimulatedProbes, healthy
+from exporter.simulate.scenarios import SCENARIOS, Fault, Load, Product, Scenario
 from exporter.state import Parts, ReloadStatus, State, build_state
 from exporter.status.build import StatusSources
+from exporter.status.document import STATUS_PATH
 from exporter.status.history import Memory
 from exporter.status.service import StatusService
-from exporter.web.http import Request, Response
+from exporter.web.connections import DEFAULT_LIMITS, Limits
+from exporter.web.http import Request, Response, Router, plain
+from exporter.web.routes import metrics_handler
 from probes.records import ProbesSnapshot
 
 
+_JOB = "flopwatch"
 # A host that was not scraped for a long time catches up in this many steps, however long they are.
 _CATCH_UP_TICKS = 300
 _SERIES_LIMIT = 20_000
 _PRICES = (PriceRule(per_gpu_hour=2.5, currency="USD"),)
-# A token costs 2 FLOP per parameter of the served model; the rest of the tensor pipes' work is
-# waste.
-_FLOP_PER_PARAMETER = 2
-_USEFUL_SHARE = 0.88
-# The part of that waste that the engine counts, by cause, as a share of the tensor pipes' work.
-_WASTED_SHARES = {"rejected_drafts": 0.04, "preemption": 0.01}
-# The share of the moved bytes that tokens needed, and prefill's part of it: decode reads the cache.
-_NEEDED_BYTES, _PREFILL_BYTES = 0.9, 0.1
-# The share of prompt tokens found in a healthy prefix cache.
-_CACHE_HITS = 0.6
 # The hosts have been up for a week when a scenario begins.
 _UPTIME_SECONDS = 7 * 86400.0
 
@@ -97,18 +97,14 @@ class SimulatedHost:
         self._now = timing.began
         product = scenario.products[position % len(scenario.products)]
         self._product = product
-        self._flop_per_token = _FLOP_PER_PARAMETER * product.model_parameters
         self._gpus = [
             SimulatedGpu(product, self._identity(product, index), f"{seed}/{name}/{index}")
             for index in range(gpus)
         ]
         self._probes = [SimulatedProbes(gpu) for gpu in self._gpus]
-        self._tokens = {"prefill": 0.0, "decode": 0.0}
-        self._wasted = dict.fromkeys(_WASTED_SHARES, 0.0)
-        self._requests = 0.0
+        self._tokens = TokenCounts(product)
         self._all_samples = Samples(self._live_samples)
         self._engine_up = True
-        self._cached = 0.0
         self._fault_of_host = healthy(None)
         self._pulls = sorted(pulls, key=lambda pull: pull.at_seconds)
         self._pulled: set[str] = set()
@@ -223,7 +219,6 @@ class SimulatedHost:
         elapsed = (end - self._timing.began) * self._timing.pace
         self._pull(elapsed)
         load = self._load(end - start, elapsed)
-        self._requests = load.requests
         self._fault_of_host = healthy(self._fault(None, elapsed))
         self._engine_up = self._answers(elapsed)
         for index, (gpu, probes) in enumerate(zip(self._gpus, self._probes, strict=True)):
@@ -232,7 +227,7 @@ class SimulatedHost:
             gpu.tick(start, end, Conditions(load, seen, self._timing.pace))
             probes.advance(end, elapsed, fault)
             self.status.observe(gpu.state(end))
-        self._serve(end - start, load.prefill_share)
+        self._tokens.serve(end - start, self._gpus, load, self._fault_of_host)
         if self._engine is not None and end - self._observed >= self._advice.observation_seconds:
             self._observed = end
             self._advisor.observe()
@@ -311,23 +306,10 @@ class SimulatedHost:
             fault = replace(fault, speed=1.0, memory_speed=1.0)
         return fault
 
-    def _serve(self, seconds: float, prefill_share: float) -> None:
-        """Turn the work of the tensor pipes in the last tick into tokens."""
-        delivered = sum(gpu.delivered_flops for gpu in self._gpus)
-        tokens = (
-            _USEFUL_SHARE * delivered * seconds / self._flop_per_token / self._fault_of_host.waste
-        )
-        self._tokens["prefill"] += prefill_share * tokens
-        hits = self._fault_of_host.cache_hits
-        hits = _CACHE_HITS if hits is None else hits
-        self._cached += prefill_share * tokens * hits / (1 - hits)
-        self._tokens["decode"] += (1 - prefill_share) * tokens
-        for cause, share in _WASTED_SHARES.items():
-            self._wasted[cause] += share * delivered * seconds
-
     def _workloads(self) -> WorkloadsSnapshot:
-        model = self._engine.snapshot() if self._engine is not None else self._model()
-        count = len(self._gpus) if self._engine is None else self._engine.group
+        model, count = self._tokens.snapshot(self._gpus), len(self._gpus)
+        if self._engine is not None:
+            model, count = self._engine.snapshot(), self._engine.group
         workload = WorkloadSnapshot(
             name="chat",
             engine="simulated",
@@ -337,31 +319,6 @@ class SimulatedHost:
             last_success_timestamp_seconds=self._now,
         )
         return WorkloadsSnapshot((workload,))
-
-    def _model(self) -> ModelSnapshot:
-        precision = self._product.precision
-        dram_bytes = _NEEDED_BYTES * sum(gpu.dram_bytes for gpu in self._gpus)
-        return ModelSnapshot(
-            model=self._product.model,
-            precision=precision,
-            prefill_tokens=self._tokens["prefill"],
-            decode_tokens=self._tokens["decode"],
-            prefill_flop=self._tokens["prefill"] * self._flop_per_token,
-            decode_flop=self._tokens["decode"] * self._flop_per_token,
-            dram_bytes=dram_bytes,
-            phase_bytes={
-                "prefill": _PREFILL_BYTES * dram_bytes,
-                "decode": (1 - _PREFILL_BYTES) * dram_bytes,
-            },
-            wasted_flop=dict(self._wasted),
-            all_gpus_here=True,
-            running_requests=self._requests,
-            waiting_requests=0.0,
-            cached_tokens=self._cached,
-            cache_usage_ratio=min(0.95, 0.012 * self._requests),
-            parameters=self._product.model_parameters,
-            active_parameters=self._product.model_parameters,
-        )
 
     def _identity(self, product: Product, index: int) -> DeviceIdentity:
         return DeviceIdentity(
@@ -377,3 +334,128 @@ class SimulatedHost:
             sm_clock_max_hertz=product.sm_clock_max_hertz,
             memory_size_bytes=product.memory_bytes,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class FleetPlan:
+    """The fleet's size, scenarios (each with its own hosts and cluster) and seed."""
+
+    scenarios: Sequence[Scenario]
+    hosts: int = 2
+    gpus: int = 8
+    seed: int = 1
+    pulls: Sequence[Pull] = ()
+
+
+def find_scenarios(names: Sequence[str]) -> tuple[Scenario, ...]:
+    """Scenarios by name, `all` for all. Raises FlopwatchError for an unknown name."""
+    found: list[Scenario] = []
+    for name in names:
+        if name == "all":
+            found.extend(SCENARIOS.values())
+        elif name in SCENARIOS:
+            found.append(SCENARIOS[name])
+        else:
+            known = ", ".join(SCENARIOS)
+            raise FlopwatchError(f"no scenario '{name}'; there are: {known}, all")
+    return tuple(dict.fromkeys(found))
+
+
+def build_fleet(
+    plan: FleetPlan, timing: Timing, clock: Callable[[], float] = time.time
+) -> list[SimulatedHost]:
+    """All hosts of all scenarios."""
+    return [
+        SimulatedHost(
+            f"{scenario.name}-{position:03d}",
+            position,
+            scenario,
+            gpus=plan.gpus,
+            seed=plan.seed,
+            timing=timing,
+            clock=clock,
+            pulls=plan.pulls,
+        )
+        for scenario in plan.scenarios
+        for position in range(plan.hosts)
+    ]
+
+
+def fleet_limits(hosts: Sequence[SimulatedHost]) -> Limits:
+    """The server's limits, with a connection for each host: Prometheus keeps one per target."""
+    return Limits(connections=DEFAULT_LIMITS.connections + len(hosts))
+
+
+def fleet_router(hosts: Sequence[SimulatedHost]) -> Router:
+    """Routes: each host below `/hosts/<name>`, `/sd` for Prometheus, health, and an index page."""
+    router = Router()
+    for host in hosts:
+        base = f"/hosts/{host.name}"
+        router.add(f"{base}/metrics", "GET", metrics_handler(host.exposition))
+        router.add(base, "GET", host.page(host.status.page))
+        router.add(f"{base}{STATUS_PATH}", "GET", host.page(host.status.document))
+        router.add(f"{base}{ADVICE_PATH}", "GET", host.page(host.advice))
+    router.add("/sd", "GET", lambda request: _discovery(request, hosts))
+    for path in ("/-/healthy", "/-/ready"):
+        router.add(path, "GET", lambda _request: plain(200, "simulated"))
+    index = "\n".join(
+        [
+            "flopwatch simulate: all devices are simulated",
+            "service discovery for Prometheus: /sd",
+            "for each host its metrics, status page, status document and advice:",
+            *(
+                f"/hosts/{host.name}{path}"
+                for host in hosts
+                for path in ("/metrics", "", STATUS_PATH, ADVICE_PATH)
+            ),
+        ]
+    )
+    router.add("/", "GET", lambda _request: plain(200, index))
+    return router
+
+
+def _discovery(request: Request, hosts: Sequence[SimulatedHost]) -> Response:
+    """Prometheus HTTP service discovery; targets use the address of the request."""
+    target = request.headers.get("host", "localhost")
+    groups = [
+        {
+            "targets": [target],
+            "labels": {
+                "__metrics_path__": f"/hosts/{host.name}/metrics",
+                "instance": host.name,
+                "cluster": host.cluster,
+            },
+        }
+        for host in hosts
+    ]
+    return Response(200, json.dumps(groups).encode(), "application/json")
+
+
+def history(
+    hosts: Sequence[SimulatedHost], *, begins: float, ends: float, step_seconds: float
+) -> Iterator[str]:
+    """The history of a fleet as OpenMetrics with timestamps.
+
+    All series of all hosts, as Prometheus would have scraped them, and the EOF marker, for
+    `promtool tsdb create-blocks-from openmetrics`.
+    """
+    now = begins + step_seconds
+    while now <= ends:
+        for host in hosts:
+            host.advance(now)
+            target = f'cluster="{host.cluster}",instance="{host.name}",job="{_JOB}"'
+            yield f"up{{{target}}} 1 {now:.3f}\n"
+            for sample in host.samples():
+                yield _line(sample, target, now)
+        now += step_seconds
+    yield "# EOF\n"
+
+
+def _line(sample: Sample, target: str, now: float) -> str:
+    labels = "".join(f',{name}="{_escape(value)}"' for name, value in sample.labels if value)
+    value = "NaN" if math.isnan(sample.value) else repr(float(sample.value))
+    return f"{sample.family.name}{sample.suffix}{{{target}{labels}}} {value} {now:.3f}\n"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

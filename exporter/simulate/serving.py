@@ -13,7 +13,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from exporter.simulate.forward_pass import Behaviour, Kernels, Member, Pass, Shape, Silicon
 
@@ -101,15 +101,11 @@ class Counters:
     waiting: float = 0.0
     cache_tokens: float = 0.0  # token seconds
 
-    def minus(self, before: "Counters") -> "Counters":
-        """The difference of each counter."""
+    def plus(self, other: "Counters", factor: float = 1.0) -> "Counters":
+        """The sum of each counter and `factor` times the other's."""
         return Counters(
-            **{f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(Counters)}
+            *(getattr(self, f.name) + factor * getattr(other, f.name) for f in fields(Counters))
         )
-
-    def copy(self) -> "Counters":
-        """An independent copy."""
-        return Counters(**{f.name: getattr(self, f.name) for f in fields(Counters)})
 
 
 @dataclass(slots=True)
@@ -142,9 +138,9 @@ class Engine:
         before: Counters | None = None
         while self._admitted < last:
             if before is None and self._admitted >= first:
-                before = self.counters.copy()
+                before = replace(self.counters)
             self._one_pass()
-        return self.counters.minus(before or Counters())
+        return self.counters.plus(before or Counters(), -1.0)
 
     def run_until(self, seconds: float) -> None:
         """Run passes until this time of the engine's clock; the last pass may end after it."""
@@ -161,16 +157,10 @@ class Engine:
         """Requests in the batch."""
         return len(self._decoding) + len(self._prefilling)
 
-    @property
-    def admitted(self) -> int:
-        """Requests admitted to the batch so far."""
-        return self._admitted
-
     def _one_pass(self, until: float = math.inf) -> None:
         counters = self.counters
         self._arrive()
-        running = len(self._decoding) + len(self._prefilling)
-        if not running and not self._queue:
+        if not self.running and not self._queue:
             # Nothing to do until the next request arrives.
             counters.seconds = min(until, max(counters.seconds, self._next_at))
             return
@@ -180,7 +170,7 @@ class Engine:
         costs = [kernels.cost(work) for kernels in self._kernels]
         slow = max(costs, key=lambda cost: cost.seconds)
         hidden = self._setup.behaviour
-        running = len(self._decoding) + len(self._prefilling)
+        running = self.running
         host = hidden.host_seconds + hidden.host_seconds_per_request * running
         elapsed = slow.seconds + slow.gaps + host
         counters.seconds += elapsed
@@ -207,8 +197,7 @@ class Engine:
     def _arrive(self) -> None:
         traffic = self._setup.traffic
         if traffic.clients:
-            taken = len(self._decoding) + len(self._prefilling)
-            while len(self._queue) < traffic.clients - taken:
+            while len(self._queue) < traffic.clients - self.running:
                 prompt, answer, _ = self._next
                 self._queue.append((prompt, answer))
                 self._next = next(self._requests)
@@ -242,7 +231,7 @@ class Engine:
 
     def _admit(self) -> bool:
         setup, counters = self._setup, self.counters
-        running = len(self._decoding) + len(self._prefilling)
+        running = self.running
         if not self._queue or running >= setup.batch_limit:
             return False
         prompt, answer = self._queue[0]

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -66,7 +67,7 @@ class Vllm:
         """What the engine shows now."""
         with self.lock:
             self.engine.run_until(time.monotonic() - self.began)
-            now, running = self.engine.counters.copy(), self.engine.running
+            now, running = replace(self.engine.counters), self.engine.running
         label = '{model_name="llama",engine="0"}'
         values = {
             "vllm:prompt_tokens_total": now.prompt_tokens,

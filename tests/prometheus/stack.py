@@ -20,8 +20,7 @@ from typing import Any
 
 import yaml
 
-from exporter.simulate.fleet import FleetPlan, build_fleet, fleet_limits, fleet_router
-from exporter.simulate.host import Pull, Timing
+from exporter.simulate.host import FleetPlan, Pull, Timing, build_fleet, fleet_limits, fleet_router
 from exporter.simulate.scenarios import Scenario
 from exporter.web.server import Server
 

@@ -9,8 +9,16 @@ import pytest
 
 from exporter.errors import FlopwatchError
 from exporter.metrics.family import Sample
-from exporter.simulate.fleet import FleetPlan, build_fleet, find_scenarios, fleet_router, history
-from exporter.simulate.host import Pull, SimulatedHost, Timing
+from exporter.simulate.host import (
+    FleetPlan,
+    Pull,
+    SimulatedHost,
+    Timing,
+    build_fleet,
+    find_scenarios,
+    fleet_router,
+    history,
+)
 from exporter.simulate.scenarios import SCENARIOS
 from exporter.status.document import Status
 from exporter.web.http import Request
