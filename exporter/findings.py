@@ -5,7 +5,8 @@ the alerts in deploy/prometheus all read these. `symptom` continues "GPU 3 on no
 "Likely: …", and `action` is a sentence of its own.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -126,16 +127,14 @@ def limit(name: str) -> float:
     return THRESHOLDS[name].value
 
 
-def _share(name: str, path: str) -> Any:
-    return _option(name, path, number(above=0, at_most=1))
+_SHARE: Final = number(above=0, at_most=1)
+_CELSIUS: Final = number(above=0, at_most=150)
 
 
-def _celsius(name: str, path: str) -> Any:
-    return _option(name, path, number(above=0, at_most=150))
-
-
-def _option(name: str, path: str, parse: Any) -> Any:
+def _option(name: str, parse: Callable[[Any], Any] = _SHARE) -> Any:
+    """The option of a threshold: `findings.power_loss_warning` for `powerLossWarning`."""
     threshold = THRESHOLDS[name]
+    path = re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", name)
     text = f"{threshold.help} In the rules `{name}`."
     # As in a file, so that a printed configuration can be read again.
     return option(f"findings.{path}", parse, parse(threshold.value), text, f"{threshold.value:g}")
@@ -148,24 +147,20 @@ class Thresholds:
     The rules have a corresponding setting for each: change both together.
     """
 
-    power_loss_warning: float = _share("powerLossWarning", "power_loss_warning")
-    heat_loss_warning: float = _share("heatLossWarning", "heat_loss_warning")
-    baseline_warning: float = _share("baselineWarning", "baseline_warning")
-    baseline_critical: float = _share("baselineCritical", "baseline_critical")
-    peers_warning: float = _share("peersWarning", "peers_warning")
-    peers_critical: float = _share("peersCritical", "peers_critical")
-    peers_minimum: float = _option(
-        "peersMinimum", "peers_minimum", integer(at_least=2, at_most=10_000)
-    )
-    memory_hot_celsius: float = _celsius("memoryHotCelsius", "memory_hot_celsius")
-    idle_hot_celsius: float = _celsius("idleHotCelsius", "idle_hot_celsius")
-    idle_busy_ratio: float = _share("idleBusyRatio", "idle_busy_ratio")
-    corrected_errors: float = _option(
-        "correctedErrors", "corrected_errors", integer(at_least=1, at_most=1_000_000_000)
-    )
-    power_limit_ratio: float = _share("powerLimitRatio", "power_limit_ratio")
-    memory_held_ratio: float = _share("memoryHeldRatio", "memory_held_ratio")
-    prefix_cache_ratio: float = _share("prefixCacheRatio", "prefix_cache_ratio")
+    power_loss_warning: float = _option("powerLossWarning")
+    heat_loss_warning: float = _option("heatLossWarning")
+    baseline_warning: float = _option("baselineWarning")
+    baseline_critical: float = _option("baselineCritical")
+    peers_warning: float = _option("peersWarning")
+    peers_critical: float = _option("peersCritical")
+    peers_minimum: float = _option("peersMinimum", integer(at_least=2, at_most=10_000))
+    memory_hot_celsius: float = _option("memoryHotCelsius", _CELSIUS)
+    idle_hot_celsius: float = _option("idleHotCelsius", _CELSIUS)
+    idle_busy_ratio: float = _option("idleBusyRatio")
+    corrected_errors: float = _option("correctedErrors", integer(at_least=1, at_most=1_000_000_000))
+    power_limit_ratio: float = _option("powerLimitRatio")
+    memory_held_ratio: float = _option("memoryHeldRatio")
+    prefix_cache_ratio: float = _option("prefixCacheRatio")
 
 
 DEFAULT_THRESHOLDS: Final = Thresholds()

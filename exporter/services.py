@@ -14,7 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from exporter import procfs
-from exporter.accounting.peaks import Peaks, pcie_bytes_per_second
+from exporter.accounting.peaks import pcie_bytes_per_second
 from exporter.accounting.time_split import EVENT_REASONS
 from exporter.advisor import Advisor
 from exporter.attribution.service import HolderService
@@ -196,7 +196,10 @@ class ProbeFacts:
             name=identity.name,
             kind="cpu" if identity.index.startswith("cpu") else "cuda",
             peak_flops={} if peaks is None else dict(peaks.flops),
-            flop_per_clock_per_sm={} if peaks is None else _rates(peaks),
+            # The tensor pipe's where it has the precision.
+            flop_per_clock_per_sm=(
+                {} if peaks is None else {**peaks.plain_rate, **peaks.tensor_rate}
+            ),
             sm_count=identity.sm_count,
             sm_clock_max_hertz=identity.sm_clock_max_hertz,
             peak_dram_bandwidth_bytes_per_second=(
@@ -214,11 +217,6 @@ class ProbeFacts:
             driver_version=identity.driver_version or "",
             headline_precision=device.precision or "",
         )
-
-
-def _rates(peaks: Peaks) -> Mapping[str, float]:
-    """FLOP per clock and SM by precision: the tensor pipe's where it has the precision."""
-    return {**peaks.plain_rate, **peaks.tensor_rate}
 
 
 def _pcie(slow: SlowReading) -> float | None:

@@ -67,7 +67,7 @@ def load_config(origin: ConfigOrigin) -> Config:
     """Read the whole configuration. Raises ConfigError with every mistake found."""
     source = origin.file or "configuration"
     reader = Reader(source)
-    values = reader.section(SCHEMA, _file_content(origin.file))
+    values = reader.section(SCHEMA, read_strict(origin.file) if origin.file is not None else None)
     mistakes = reader.mistakes
     variables = {variable_of(path): path for path, _option in SCHEMA.options()}
     unknown: list[UnknownVariable] = []
@@ -92,9 +92,8 @@ def variable_of(path: str) -> str:
     return ENVIRONMENT_PREFIX + path.replace(".", "_").upper()
 
 
-def _file_content(file: str | None) -> Any:
-    if file is None:
-        return None
+def read_strict(file: str) -> Any:
+    """The value of a YAML file, see `load_strict`. Raises ConfigError, also for what is no regular file."""
     try:
         content = _read_bounded(file)
     except OSError as error:

@@ -11,7 +11,6 @@ from rich.text import Text
 from exporter.status.document import (
     HEALTH,
     SPACE,
-    STATES,
     Device,
     Flops,
     Status,
@@ -27,29 +26,19 @@ from exporter.status.document import (
 from exporter.status.verdict import no_gpu
 
 
-_COLOURS: Final[Mapping[str, str]] = {
-    "tensor": "green",
-    "memory": "blue",
-    "stall": "magenta",
-    "underfill": "cyan",
-    "unresolved": "white",
-    "clock_power": "yellow",
-    "clock_thermal": "red",
-    "clock_other": "bright_yellow",
-    "idle": "bright_black",
+# A letter beside each colour, for terminals and eyes without them.
+_DRAWN: Final[Mapping[str, tuple[str, str]]] = {
+    "tensor": ("T", "green"),
+    "memory": ("M", "blue"),
+    "stall": ("S", "magenta"),
+    "underfill": ("U", "cyan"),
+    "unresolved": ("B", "white"),
+    "clock_power": ("P", "yellow"),
+    "clock_thermal": ("H", "red"),
+    "clock_other": ("C", "bright_yellow"),
+    "idle": ("·", "bright_black"),
 }
-# A letter beside each colour, for terminals and eyes without them, and a word that fits.
-_LETTERS: Final[Mapping[str, str]] = {
-    "tensor": "T",
-    "memory": "M",
-    "stall": "S",
-    "underfill": "U",
-    "unresolved": "B",
-    "clock_power": "P",
-    "clock_thermal": "H",
-    "clock_other": "C",
-    "idle": "·",
-}
+# Words that fit, where the state's name does not.
 _WORDS: Final[Mapping[str, str]] = {
     "unresolved": "unknown",
     "clock_power": "power",
@@ -118,9 +107,9 @@ def _legend(status: Status) -> Text:
     busy = all(device.utilization_ratio is not None for device in status.devices if device.up)
     words = {**_WORDS, "unresolved": "busy"} if busy else _WORDS
     line = Text(no_wrap=True, overflow="ellipsis")
-    for state in STATES:
+    for state, (letter, colour) in _DRAWN.items():
         if state in seen:
-            line.append(f"{_LETTERS[state]} ", _COLOURS[state])
+            line.append(f"{letter} ", colour)
             line.append(f"{words.get(state, state)}  ", "dim")
     return line
 
@@ -200,10 +189,10 @@ def _bar(device: Device, width: int) -> Text:
     """Letters in colours. Ends are rounded, not widths, so that they add up to the width."""
     bar = Text()
     before, end = 0, 0.0
-    for state in STATES:
+    for state, (letter, colour) in _DRAWN.items():
         end += device.minute.states.get(state, 0.0) if device.up else 0.0
         here = min(width, round(end * width))
-        bar.append(_LETTERS[state] * (here - before), f"{_COLOURS[state]} reverse")
+        bar.append(letter * (here - before), f"{colour} reverse")
         before = max(before, here)
     bar.append(" " * (width - before))
     return bar

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from exporter.config.load import load_strict
+from exporter.config.load import read_strict
 from exporter.errors import ConfigError, WebConfigError
 from exporter.web.tls import Pem, TlsSettings, build_context, comparable_names
 from flopwatch.option_parsers import nearest
@@ -63,7 +63,7 @@ _CURVES: Final = {
 
 
 class TlsServerConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """The section as written."""
+    """The section as written. Relative file names are relative to the folder of the file."""
 
     cert: str = ""
     key: str = ""
@@ -78,129 +78,6 @@ class TlsServerConfig(msgspec.Struct, forbid_unknown_fields=True):
     cipher_suites: list[str] = []
     prefer_server_cipher_suites: bool = True
     curve_preferences: list[str] = []
-
-
-def tls_settings(config: TlsServerConfig, path: Path) -> tuple[TlsSettings | None, list[str]]:
-    """The settings of a section, None when it is empty, and warnings about keys without effect.
-
-    Relative file names are relative to the folder of `path`. Raises WebConfigError.
-    """
-    if config == TlsServerConfig():
-        return None, []
-    return _Section(config, path).settings()
-
-
-class _Section:
-    def __init__(self, config: TlsServerConfig, path: Path) -> None:
-        self._config = config
-        self._path = path
-        self._warnings: list[str] = []
-
-    def settings(self) -> tuple[TlsSettings, list[str]]:
-        config = self._config
-        certificate = self._pem("cert", config.cert, config.cert_file)
-        private_key = self._pem("key", config.key, config.key_file)
-        if certificate is None:
-            self._refuse("cert_file", "is missing")
-        if private_key is None:
-            self._refuse("key_file", "is missing")
-        client_ca = self._pem("client_ca", config.client_ca, config.client_ca_file)
-        client_verification = self._client_verification(client_ca)
-        min_version, max_version = self._versions()
-        ciphers, has_tls12 = self._ciphers()
-        if not has_tls12:
-            if max_version is ssl.TLSVersion.TLSv1_2:
-                self._refuse("cipher_suites", "names none of TLS 1.2, the max_version")
-            min_version = ssl.TLSVersion.TLSv1_3
-        settings = TlsSettings(
-            source=str(self._path),
-            certificate=certificate,
-            private_key=private_key,
-            client_ca=client_ca,
-            client_verification=client_verification,
-            allowed_sans=comparable_names(config.client_allowed_sans or []),
-            min_version=min_version,
-            max_version=max_version,
-            ciphers=ciphers,
-            prefer_server_ciphers=config.prefer_server_cipher_suites,
-            curve=self._curve(),
-        )
-        return settings, self._warnings
-
-    def _pem(self, key: str, inline: str, name: str) -> Pem | None:
-        if inline and name:
-            self._refuse(f"{key}_file", f"give either this or '{key}', not both")
-        if name:
-            return Pem(f"{key}_file", self._path.parent / name)
-        return Pem(key, None, inline) if inline else None
-
-    def _client_verification(self, client_ca: Pem | None) -> ssl.VerifyMode:
-        name = self._config.client_auth_type
-        if name in _UNVERIFIED_CLIENT_AUTH:
-            self._refuse(
-                "client_auth_type",
-                f"'{name}' would trust any certificate; use RequireAndVerifyClientCert",
-            )
-        if name not in _CLIENT_AUTH:
-            choices = ", ".join(choice for choice in _CLIENT_AUTH if choice)
-            self._refuse("client_auth_type", f"must be one of {choices}, got '{name}'")
-        verification = _CLIENT_AUTH[name]
-        if client_ca is not None and verification is ssl.CERT_NONE:
-            self._refuse(
-                client_ca.key, "needs a client_auth_type, such as RequireAndVerifyClientCert"
-            )
-        if client_ca is None and verification is not ssl.CERT_NONE:
-            self._refuse("client_auth_type", f"{name} needs a client_ca_file")
-        sans = self._config.client_allowed_sans
-        if sans is not None and verification is not ssl.CERT_REQUIRED:
-            self._refuse("client_allowed_sans", "needs client_auth_type RequireAndVerifyClientCert")
-        if sans == []:
-            self._refuse("client_allowed_sans", "is empty, so that no client could connect")
-        return verification
-
-    def _versions(self) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
-        config = self._config
-        for key, name in (("min_version", config.min_version), ("max_version", config.max_version)):
-            if name not in _VERSIONS:
-                self._refuse(key, f"must be TLS12 or TLS13, got '{name}'")
-        if config.max_version in _OBSOLETE_VERSIONS:
-            self._refuse("max_version", f"{config.max_version} is obsolete; use TLS12 or TLS13")
-        if config.min_version in _OBSOLETE_VERSIONS:
-            self._warnings.append(
-                f"tls_server_config.min_version: {config.min_version} is obsolete, TLS12 is the least"
-            )
-        low, high = _VERSIONS[config.min_version], _VERSIONS[config.max_version]
-        if low > high:
-            self._refuse(
-                "min_version", f"{config.min_version} is above max_version {config.max_version}"
-            )
-        return low, high
-
-    def _ciphers(self) -> tuple[str | None, bool]:
-        """OpenSSL's list for TLS 1.2, None for its default, and whether any of TLS 1.2 is wanted."""
-        names = self._config.cipher_suites
-        for name in names:
-            if name not in _TLS12_CIPHERS and name not in _TLS13_CIPHERS:
-                self._refuse("cipher_suites", f"'{name}' is unknown or insecure")
-        wanted = [_TLS12_CIPHERS[name] for name in names if name in _TLS12_CIPHERS]
-        return (":".join(wanted) or None), bool(wanted or not names)
-
-    def _curve(self) -> str | None:
-        names = self._config.curve_preferences
-        for name in names:
-            if name not in _CURVES:
-                choices = ", ".join(_CURVES)
-                self._refuse("curve_preferences", f"must be of {choices}, got '{name}'")
-        if len(names) > 1:
-            # Python's ssl takes one curve or OpenSSL's default list, which holds all four.
-            self._warnings.append(
-                "tls_server_config.curve_preferences: an order cannot be set, all curves are offered"
-            )
-            return None
-        return _CURVES[names[0]] if names else None
-
-    def _refuse(self, key: str, what: str) -> NoReturn:
-        raise WebConfigError(f"{self._path}: tls_server_config.{key}: {what}")
 
 
 # Version, cost, 22 characters of salt (of the last only two bits count), 31 of hash.
@@ -282,10 +159,7 @@ class _Reader:
         http = file.http_server_config or _HttpServerConfig()
         if http.http2:
             self._warnings.append("http_server_config.http2: only HTTP/1.1 is supported")
-        tls = None
-        if file.tls_server_config:
-            tls, warnings = tls_settings(file.tls_server_config, self._path)
-            self._warnings += warnings
+        tls = self._tls(file.tls_server_config or TlsServerConfig())
         if tls is not None:
             build_context(tls, time.time())
         return WebConfig(
@@ -299,13 +173,7 @@ class _Reader:
 
     def _parse(self) -> _File:
         try:
-            data = load_strict(self._path.read_text("utf-8"), source=str(self._path))
-        except OSError as error:
-            raise WebConfigError(
-                f"{self._path}: cannot be read: {(error.strerror or str(error)).lower()}"
-            ) from None
-        except UnicodeDecodeError:
-            raise WebConfigError(f"{self._path}: the file is not UTF-8") from None
+            data = read_strict(str(self._path))
         except ConfigError as error:
             raise WebConfigError(str(error)) from None
         data = {} if data is None else data
@@ -327,6 +195,115 @@ class _Reader:
             if key not in known:
                 place = f"{section}.{key}" if section else key
                 self._refuse(place, f"unknown key{_suggestion(key, known)}")
+
+    def _tls(self, config: TlsServerConfig) -> TlsSettings | None:
+        if config == TlsServerConfig():
+            return None
+        certificate = self._pem("cert", config.cert, config.cert_file)
+        private_key = self._pem("key", config.key, config.key_file)
+        if certificate is None:
+            self._refuse_tls("cert_file", "is missing")
+        if private_key is None:
+            self._refuse_tls("key_file", "is missing")
+        client_ca = self._pem("client_ca", config.client_ca, config.client_ca_file)
+        client_verification = self._client_verification(config, client_ca)
+        min_version, max_version = self._versions(config)
+        ciphers, has_tls12 = self._ciphers(config)
+        if not has_tls12:
+            if max_version is ssl.TLSVersion.TLSv1_2:
+                self._refuse_tls("cipher_suites", "names none of TLS 1.2, the max_version")
+            min_version = ssl.TLSVersion.TLSv1_3
+        return TlsSettings(
+            source=str(self._path),
+            certificate=certificate,
+            private_key=private_key,
+            client_ca=client_ca,
+            client_verification=client_verification,
+            allowed_sans=comparable_names(config.client_allowed_sans or []),
+            min_version=min_version,
+            max_version=max_version,
+            ciphers=ciphers,
+            prefer_server_ciphers=config.prefer_server_cipher_suites,
+            curve=self._curve(config),
+        )
+
+    def _pem(self, key: str, inline: str, name: str) -> Pem | None:
+        if inline and name:
+            self._refuse_tls(f"{key}_file", f"give either this or '{key}', not both")
+        if name:
+            return Pem(f"{key}_file", self._path.parent / name)
+        return Pem(key, None, inline) if inline else None
+
+    def _client_verification(
+        self, config: TlsServerConfig, client_ca: Pem | None
+    ) -> ssl.VerifyMode:
+        name = config.client_auth_type
+        if name in _UNVERIFIED_CLIENT_AUTH:
+            self._refuse_tls(
+                "client_auth_type",
+                f"'{name}' would trust any certificate; use RequireAndVerifyClientCert",
+            )
+        if name not in _CLIENT_AUTH:
+            choices = ", ".join(choice for choice in _CLIENT_AUTH if choice)
+            self._refuse_tls("client_auth_type", f"must be one of {choices}, got '{name}'")
+        verification = _CLIENT_AUTH[name]
+        if client_ca is not None and verification is ssl.CERT_NONE:
+            self._refuse_tls(
+                client_ca.key, "needs a client_auth_type, such as RequireAndVerifyClientCert"
+            )
+        if client_ca is None and verification is not ssl.CERT_NONE:
+            self._refuse_tls("client_auth_type", f"{name} needs a client_ca_file")
+        sans = config.client_allowed_sans
+        if sans is not None and verification is not ssl.CERT_REQUIRED:
+            self._refuse_tls(
+                "client_allowed_sans", "needs client_auth_type RequireAndVerifyClientCert"
+            )
+        if sans == []:
+            self._refuse_tls("client_allowed_sans", "is empty, so that no client could connect")
+        return verification
+
+    def _versions(self, config: TlsServerConfig) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
+        for key, name in (("min_version", config.min_version), ("max_version", config.max_version)):
+            if name not in _VERSIONS:
+                self._refuse_tls(key, f"must be TLS12 or TLS13, got '{name}'")
+        if config.max_version in _OBSOLETE_VERSIONS:
+            self._refuse_tls("max_version", f"{config.max_version} is obsolete; use TLS12 or TLS13")
+        if config.min_version in _OBSOLETE_VERSIONS:
+            self._warnings.append(
+                f"tls_server_config.min_version: {config.min_version} is obsolete, TLS12 is the least"
+            )
+        low, high = _VERSIONS[config.min_version], _VERSIONS[config.max_version]
+        if low > high:
+            self._refuse_tls(
+                "min_version", f"{config.min_version} is above max_version {config.max_version}"
+            )
+        return low, high
+
+    def _ciphers(self, config: TlsServerConfig) -> tuple[str | None, bool]:
+        """OpenSSL's list for TLS 1.2, None for its default, and whether any of TLS 1.2 is wanted."""
+        names = config.cipher_suites
+        for name in names:
+            if name not in _TLS12_CIPHERS and name not in _TLS13_CIPHERS:
+                self._refuse_tls("cipher_suites", f"'{name}' is unknown or insecure")
+        wanted = [_TLS12_CIPHERS[name] for name in names if name in _TLS12_CIPHERS]
+        return (":".join(wanted) or None), bool(wanted or not names)
+
+    def _curve(self, config: TlsServerConfig) -> str | None:
+        names = config.curve_preferences
+        for name in names:
+            if name not in _CURVES:
+                choices = ", ".join(_CURVES)
+                self._refuse_tls("curve_preferences", f"must be of {choices}, got '{name}'")
+        if len(names) > 1:
+            # Python's ssl takes one curve or OpenSSL's default list, which holds all four.
+            self._warnings.append(
+                "tls_server_config.curve_preferences: an order cannot be set, all curves are offered"
+            )
+            return None
+        return _CURVES[names[0]] if names else None
+
+    def _refuse_tls(self, key: str, what: str) -> NoReturn:
+        self._refuse(f"tls_server_config.{key}", what)
 
     def _headers(self, headers: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         chosen = []

@@ -91,15 +91,9 @@ class Router:
             method = "GET"
         handler = routes.get(method)
         if handler is None:
-            return plain(405, headers=(("Allow", self._allowed(routes)),))
+            allowed = sorted({*routes, "HEAD"} if "GET" in routes else routes)
+            return plain(405, headers=(("Allow", ", ".join(allowed)),))
         return respond(handler, request)
-
-    @staticmethod
-    def _allowed(routes: dict[str, Handler]) -> str:
-        methods = set(routes)
-        if "GET" in methods:
-            methods.add("HEAD")
-        return ", ".join(sorted(methods))
 
 
 # ---- as bytes ----

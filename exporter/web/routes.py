@@ -8,14 +8,14 @@ import urllib.parse
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from exporter.errors import FlopwatchError
 from exporter.metrics.catalogue import BY_NAME
 from exporter.metrics.layout import Format
 from exporter.metrics.render import Exposition
-from exporter.web.http import Handler, Request, Response, Router, plain
+from exporter.web.http import Request, Response, Router, plain
 
 
 # Families that prometheus_client contributes.
@@ -97,14 +97,6 @@ class CrossSiteGuard:
         self._authenticates = authenticates
         self._allowed_hosts = frozenset(host.lower() for host in (*allowed_hosts, *_own_names()))
 
-    def protect(self, handler: Handler) -> Handler:
-        """The handler, behind the guard."""
-
-        def handle(request: Request) -> Response:
-            return self.refusal(request) or handler(request)
-
-        return handle
-
     def refusal(self, request: Request) -> Response | None:
         """403 or 415 with the reason, or None."""
         headers = request.headers
@@ -164,7 +156,10 @@ def add_lifecycle(
     """
 
     def add(path: str, action: Callable[[], str | None], done: str) -> None:
-        def handle(_request: Request) -> Response:
+        def handle(request: Request) -> Response:
+            refused = guard.refusal(request)
+            if refused is not None:
+                return refused
             if not enabled:
                 return plain(
                     403, "the lifecycle API is disabled; enable it with --web.enable-lifecycle"
@@ -175,7 +170,7 @@ def add_lifecycle(
                 return plain(500, str(error))
             return plain(200, outcome or done)
 
-        router.add(path, ("POST", "PUT"), guard.protect(handle))
+        router.add(path, ("POST", "PUT"), handle)
 
     add("/-/reload", reload, "configuration reloaded")
     add("/-/probes/pause", pause_probes, "probes paused")
@@ -220,21 +215,17 @@ class _Wish:
     quality: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    """How much a format is wanted: quality first, then named rather than `*`, then the order."""
+class _Offer(NamedTuple):
+    """How much a format is wanted: quality first, then named rather than `*`, then the first named."""
 
-    quality: float
-    precision: int
-    position: int
-    escaping: str
+    quality: float = 0.0
+    precision: int = 0
+    order: int = 0
+    escaping: str = ""
 
-    def beats(self, other: "_Offer") -> bool:
-        mine = (self.quality, self.precision, -self.position)
-        return mine > (other.quality, other.precision, -other.position)
-
-
-_UNWANTED: Final = _Offer(0.0, 0, 0, "")
+    @property
+    def rank(self) -> tuple[float, int, int]:
+        return self[:3]
 
 
 # A scraper sends the same headers each time. A head has 16 KiB at most, so that these stay small.
@@ -252,7 +243,7 @@ def choose_format(accept: str | None) -> tuple[Format, str]:
     wishes = _wishes(accept or "", _RANGE)
     offers = {kind: _offer(kind, wishes) for kind in Format}
     chosen = Format.TEXT
-    if offers[Format.OPENMETRICS].beats(offers[Format.TEXT]):
+    if offers[Format.OPENMETRICS].rank > offers[Format.TEXT].rank:
         chosen = Format.OPENMETRICS
     escaping = offers[chosen].escaping
     return chosen, f"{chosen.value}; escaping={escaping}" if escaping else chosen.value
@@ -269,16 +260,16 @@ def accepts_gzip(accept_encoding: str | None) -> bool:
 
 def _offer(kind: Format, wishes: list[_Wish]) -> _Offer:
     """The best offer among the most specific ranges that cover the format."""
-    best = _UNWANTED
+    best = _Offer()
     for position, wish in enumerate(wishes):
         precision = _precision(kind, wish)
-        if not precision or precision < best.precision:
-            continue
         escaping = _ESCAPINGS.get(wish.parameters.get("escaping", ""), "")
-        offer = _Offer(wish.quality, precision, position, escaping)
-        if precision > best.precision or offer.beats(best):
+        offer = _Offer(wish.quality, precision, -position, escaping)
+        if precision > best.precision or (
+            precision == best.precision > 0 and offer.rank > best.rank
+        ):
             best = offer
-    return best if best.quality > 0 else _UNWANTED
+    return best if best.quality > 0 else _Offer()
 
 
 def _precision(kind: Format, wish: _Wish) -> int:

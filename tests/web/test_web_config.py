@@ -1,5 +1,6 @@
 """The corpus: each file is named after what it shows; the first line of a bad one says why."""
 
+import os
 import shutil
 import ssl
 from pathlib import Path
@@ -59,6 +60,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_web_config(tmp_path / "web.yml")
 
     assert str(raised.value) == f"{tmp_path}/web.yml: cannot be read: no such file or directory"
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """The same file reader as that of the configuration: nothing that never ends or could block."""
+    os.mkfifo(tmp_path / "web.yml")
+
+    with pytest.raises(WebConfigError, match=r"web\.yml: is not a regular file$"):
+        load_web_config(tmp_path / "web.yml")
 
 
 def test_passwords_are_never_shown(folder: Path) -> None:
