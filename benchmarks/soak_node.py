@@ -16,10 +16,11 @@ from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import Allocation, DeviceKey
 from exporter.device_state import DeviceState, SampledHost, SourceHealth, XidCounts
 from exporter.errors import Reason, ScrapeError
-from exporter.inference.account import Account, Served, present
+from exporter.inference.account import Account, present
 from exporter.inference.config import WorkloadConfig
 from exporter.inference.engines import ENGINES
 from exporter.inference.scraper import Scraper
+from exporter.inference.service import Served
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.catalogue import state_parts
 from exporter.metrics.device import process_memory

@@ -31,7 +31,6 @@ from exporter.advice.observe import LEAST_TOKENS, Key, Observation, observation_
 from exporter.advice.prediction import Price, WorkloadWindow
 from exporter.attribution.settings import PriceRule
 from exporter.collect.settings import matches
-from exporter.inference.account import Served
 from exporter.inference.models.attention import (
     Attention,
     CompressedAttention,
@@ -39,6 +38,7 @@ from exporter.inference.models.attention import (
     LatentAttention,
 )
 from exporter.inference.models.mixers import RecurrentMixer
+from exporter.inference.service import Served
 from exporter.state import State
 from flopwatch.state_file import StateFile
 from flopwatch.threads import ThreadGuard

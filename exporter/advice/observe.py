@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from exporter.advice.prediction import GpuWindow, Price, Reference, WorkloadWindow
 from exporter.attribution.snapshot import Charges
 from exporter.device_state import DeviceState
-from exporter.inference.account import Served
+from exporter.inference.service import Served
 from exporter.inference.snapshot import ModelSnapshot
 from exporter.readings import RECOVERY_ACTIONS
 from exporter.state import State

@@ -240,14 +240,9 @@ class Account:
                 changed=new or switched,
                 restarted=restarted,
             )
-            description = totals.description
-            cost = (
-                cost_of(description, work, model.tensor_parallel or tensor_parallel)
-                if description
-                else None
-            )
+            degree = model.tensor_parallel or tensor_parallel
             with self._lock:
-                _enter(totals, model, work, cost, None if reading.first else seconds)
+                _enter(totals, model, work, degree, None if reading.first else seconds)
                 self._totals.pop(model.model, None)
                 self._totals[model.model] = totals
         with self._lock:
@@ -312,7 +307,11 @@ def _with_api_servers(launch: Launch, reading: EngineReading, model: ModelReadin
 
 
 def _enter(
-    totals: ModelTotals, reading: ModelReading, work: Work, cost: Cost | None, seconds: float | None
+    totals: ModelTotals,
+    reading: ModelReading,
+    work: Work,
+    tensor_parallel: int,
+    seconds: float | None,
 ) -> None:
     totals.reading = reading
     totals.prefill_tokens += work.prefill_tokens
@@ -332,7 +331,8 @@ def _enter(
     totals.window_cost = None
     cached = reading.reused_tokens
     totals.cache_share.observe(totals.window_seconds or 0.0, cached, work.prefill_tokens)
-    if cost is not None and totals.description is not None:
+    if totals.description is not None:
+        cost = cost_of(totals.description, work, tensor_parallel)
         totals.waste.enter(
             totals.description,
             reading,
@@ -345,26 +345,6 @@ def _enter(
         before = totals.shown_cost
         totals.shown_cost = before.at_least(totals.cost)
         totals.window_cost = totals.shown_cost - before
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One model that an engine currently serves.
-
-    `passes` and `prompts` are cumulative like the counts of `shown`; `passes_missed` counts the
-    scrapes whose passes were not known. `gpu_count` includes GPUs on other hosts.
-    """
-
-    workload: str
-    engine: str
-    shown: ModelSnapshot
-    gpus: tuple[GpuRef, ...]
-    gpu_count: int
-    tensor_parallel: int
-    description: ModelDescription | None = None
-    passes: float = 0.0
-    passes_missed: int = 0
-    prompts: float = 0.0
 
 
 def present(
@@ -455,7 +435,7 @@ def _share_here(
         reading.gpus,
         launch.gpus,
         (reading.tensor_parallel or 1) * (reading.pipeline_parallel or 1),
-        (config.tensor_parallel or 1) * (config.pipeline_parallel or 1),
+        (config.tensor_parallel or 1) * config.pipeline_parallel,
     ]
     most = max(size for size in sizes if size is not None)
     return 1.0 if most <= len(gpus) else None

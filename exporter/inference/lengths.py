@@ -171,23 +171,17 @@ class LengthModel:
         for _ in range(len(means) + 1):
             missing = total - sum(c * mean for (_b, c), mean in zip(occupied, means, strict=True))
             free = [
-                mean < bucket.high if missing > 0 else mean > bucket.low
-                for (bucket, _count), mean in zip(occupied, means, strict=True)
+                position
+                for position, (bucket, _count) in enumerate(occupied)
+                if (means[position] < bucket.high if missing > 0 else means[position] > bucket.low)
             ]
-            capacity = sum(
-                count * variance
-                for (_bucket, count), variance, may in zip(occupied, variances, free, strict=True)
-                if may
-            )
+            capacity = sum(occupied[position][1] * variances[position] for position in free)
             if not capacity or abs(missing) < 1e-9 * max(1.0, total):
                 return means
-            step = missing / capacity
-            means = [
-                min(bucket.high, max(bucket.low, mean + step * variance)) if may else mean
-                for (bucket, _count), mean, variance, may in zip(
-                    occupied, means, variances, free, strict=True
-                )
-            ]
+            for position in free:
+                bucket = occupied[position][0]
+                moved = means[position] + missing / capacity * variances[position]
+                means[position] = min(bucket.high, max(bucket.low, moved))
         return means
 
     def _remember_spread(self, points: Sequence[Point]) -> None:

@@ -94,21 +94,18 @@ class CounterTracker:
         be an old one, so its history is not counted as new. `previous_scrape` is the wall-clock
         time of the previous successful scrape, `failed_between` whether one failed since.
         """
-        found = tuple(samples)
-        values: dict[Key, float] = {}
-        for sample in found:
-            if sample.name in self._names:
-                values[_key(sample)] = max(0.0, sample.raw)
+        found = [(s, _key(s) if s.name in self._names else None) for s in samples]
+        values = {key: max(0.0, sample.raw) for sample, key in found if key is not None}
         process, counts_from_zero = self._process(values, epoch, previous_scrape, failed_between)
         confirmed = self._confirm(process)
         increases = tuple(
-            sample._replace(
-                value=self._increase(process, _key(sample), values, epoch, counts_from_zero)
-                + confirmed.pop(_key(sample), 0.0)
+            sample
+            if key is None
+            else sample._replace(
+                value=self._increase(process, key, values[key], epoch, counts_from_zero)
+                + confirmed.pop(key, 0.0)
             )
-            if sample.name in self._names
-            else sample
-            for sample in found
+            for sample, key in found
         )
         for key in values:
             process.last[key] = process.last.pop(key)  # most recently seen at the end
@@ -181,11 +178,10 @@ class CounterTracker:
         self,
         process: _Process,
         key: Key,
-        values: dict[Key, float],
+        value: float,
         epoch: float | None,
         counts_from_zero: bool,
     ) -> float:
-        value = values[key]
         before = process.last.get(key)
         process.last[key] = value
         if before is None:

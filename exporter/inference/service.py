@@ -15,7 +15,6 @@ from exporter.inference.account import (
     Account,
     Locate,
     ModelTotals,
-    Served,
     missing_gpus,
     precision_of,
     present,
@@ -32,6 +31,7 @@ from exporter.inference.discovery import (
 )
 from exporter.inference.engines import ENGINES
 from exporter.inference.launch import Launch, launch_of, locate_config, locate_in_process
+from exporter.inference.models import ModelDescription
 from exporter.inference.reading import EngineReading
 from exporter.inference.scraper import Fetch, Scraper, fetch_text
 from exporter.inference.snapshot import GpuRef, ModelSnapshot, WorkloadSnapshot, WorkloadsSnapshot
@@ -68,6 +68,26 @@ class _Workload:
     launch: Launch = field(default_factory=Launch)
     refreshed_seconds: float | None = None
     refreshed_restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model that an engine currently serves.
+
+    `passes` and `prompts` are cumulative like the counts of `shown`; `passes_missed` counts the
+    scrapes whose passes were not known. `gpu_count` includes GPUs on other hosts.
+    """
+
+    workload: str
+    engine: str
+    shown: ModelSnapshot
+    gpus: tuple[GpuRef, ...]
+    gpu_count: int
+    tensor_parallel: int
+    description: ModelDescription | None = None
+    passes: float = 0.0
+    passes_missed: int = 0
+    prompts: float = 0.0
 
 
 class WorkloadService:

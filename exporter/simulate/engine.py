@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from exporter.accounting.peaks import Peaks
-from exporter.inference.account import Served
 from exporter.inference.models import (
     LayerGroup,
     MixtureOfExperts,
@@ -19,6 +18,7 @@ from exporter.inference.models import (
 )
 from exporter.inference.models.attention import GroupedAttention
 from exporter.inference.models.cost import Cost, Stretch, Work, cost_of
+from exporter.inference.service import Served
 from exporter.inference.snapshot import GpuRef, ModelSnapshot
 from exporter.simulate.forward_pass import Behaviour, Experts, Member, Shape, Silicon
 from exporter.simulate.gpu import SimulatedGpu

@@ -19,7 +19,7 @@ from exporter.attribution.settings import PriceRule
 from exporter.attribution.snapshot import Allocation, DeviceKey, HoldersSnapshot
 from exporter.device_state import SampledHost
 from exporter.errors import FlopwatchError
-from exporter.inference.account import Served
+from exporter.inference.service import Served
 from exporter.inference.snapshot import GpuRef, WorkloadSnapshot, WorkloadsSnapshot
 from exporter.metrics.catalogue import state_parts
 from exporter.metrics.exporter import SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS, own_samples

@@ -6,7 +6,7 @@ from typing import Any
 from exporter.accounting.device import Counters
 from exporter.advice.observe import Observation, observation_of
 from exporter.device_state import DeviceState
-from exporter.inference.account import Served
+from exporter.inference.service import Served
 from exporter.inference.snapshot import GpuRef, ModelSnapshot
 from exporter.readings import DeviceIdentity, FastReading, SlowReading
 from exporter.state import State

@@ -13,7 +13,7 @@ from exporter.attribution.settings import PriceRule
 from exporter.cli import advise as command
 from exporter.cli.bill import Series
 from exporter.cli.main import main
-from exporter.inference.account import Served
+from exporter.inference.service import Served
 from exporter.metrics.levers import lever_samples
 from exporter.state import State
 from tests.advice.hosts import served_at, state_at

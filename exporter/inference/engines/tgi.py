@@ -31,26 +31,22 @@ def read(samples: Samples) -> ModelReading:
         prompts=finished,
         prefill_passes=_passes(samples, "prefill"),
         decode_passes=_passes(samples, "decode"),
-        finished=_finished(samples) if accepted is not None else None,
+        # Prompts of the requests accepted in the window, and answers of those that ended in it.
+        finished=Finished(
+            requests=finished or 0.0,
+            accepted=accepted,
+            prompt_tokens=prompt or 0.0,
+            answer_tokens=answers or 0.0,
+            prompts=samples.buckets("tgi_request_input_length"),
+            answers=samples.buckets("tgi_request_generated_tokens"),
+        )
+        if accepted is not None
+        else None,
         # Accepted requests may still wait: their work is counted together with their prompts.
         in_flight=InFlight(0.0, 0.0, 0.0),
         running_requests=samples.sum("tgi_batch_current_size"),
         waiting_requests=samples.sum("tgi_queue_size"),
         acceptance_length=_acceptance_length(samples, answers),
-    )
-
-
-def _finished(samples: Samples) -> Finished:
-    """Prompts of the requests accepted in the window, and answers of those that ended in it."""
-    accepted = samples.sum("tgi_request_input_length_count") or 0.0
-    ended = samples.sum("tgi_request_generated_tokens_count") or 0.0
-    return Finished(
-        requests=ended,
-        accepted=accepted,
-        prompt_tokens=samples.sum("tgi_request_input_length_sum") or 0.0,
-        answer_tokens=samples.sum("tgi_request_generated_tokens_sum") or 0.0,
-        prompts=samples.buckets("tgi_request_input_length"),
-        answers=samples.buckets("tgi_request_generated_tokens"),
     )
 
 

@@ -140,32 +140,24 @@ def _finished(samples: Samples, *, sums: bool) -> Finished | None:
 
 def _in_flight(samples: Samples) -> InFlight | None:
     """Requests started and not ended: the difference of two kinds of counters."""
-    started = samples.total("vllm:time_to_first_token_seconds_count")
-    ended = samples.total("vllm:request_prompt_tokens_count")
-    if started is None or ended is None:
+
+    def left(all_of: str, ended: str, **labels: str) -> float | None:
+        total, part = samples.total(all_of, **labels), samples.total(ended)
+        return None if total is None or part is None else total - part
+
+    requests = left("vllm:time_to_first_token_seconds_count", "vllm:request_prompt_tokens_count")
+    if requests is None:
         return None
-    computed = _difference(
-        samples.total("vllm:prompt_tokens_by_source_total", source="local_compute"),
-        samples.total("vllm:request_prefill_kv_computed_tokens_sum"),
-    )
     return InFlight(
-        requests=started - ended,
-        prompt_tokens=_difference(
-            samples.total("vllm:prompt_tokens_total"),
-            samples.total("vllm:request_prompt_tokens_sum"),
-        )
-        or 0.0,
-        answer_tokens=_difference(
-            samples.total("vllm:generation_tokens_total"),
-            samples.total("vllm:request_generation_tokens_sum"),
-        )
-        or 0.0,
-        computed_tokens=computed,
+        requests,
+        left("vllm:prompt_tokens_total", "vllm:request_prompt_tokens_sum") or 0.0,
+        left("vllm:generation_tokens_total", "vllm:request_generation_tokens_sum") or 0.0,
+        left(
+            "vllm:prompt_tokens_by_source_total",
+            "vllm:request_prefill_kv_computed_tokens_sum",
+            source="local_compute",
+        ),
     )
-
-
-def _difference(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else first - second
 
 
 def _cache_used_tokens(samples: Samples) -> float | None:

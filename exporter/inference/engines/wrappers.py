@@ -22,16 +22,13 @@ def _prefixed(name: str) -> str:
 
 # NVIDIA NIM for LLMs. Source: docs.nvidia.com/nim, "Observability". Serves vLLM's names, in most
 # versions without their prefix.
-NIM = Engine(
-    "nim",
-    ("vllm:", "prompt_tokens_total", "generation_tokens_total", "num_requests_running"),
-    vllm.COUNTERS,
-    vllm.GAUGES,
-    vllm.read,
-    ports=(8000,),
+NIM = replace(
+    vllm.ENGINE,
+    name="nim",
+    prefixes=("vllm:", "prompt_tokens_total", "generation_tokens_total", "num_requests_running"),
     path="/v1/metrics",
-    histograms=vllm.HISTOGRAMS,
     title="NVIDIA NIM",
+    enable="on by default",
     reports="the same as vLLM, as far as the version exposes it",
     rename=_prefixed,
     rank=2,
@@ -40,14 +37,10 @@ NIM = Engine(
 # vLLM behind Ray Serve LLM. Source: ray/llm; docs.ray.io, "Observability". Ray's agent writes
 # vLLM's names with its own prefix and without colons, and computes histogram sums from bucket
 # midpoints: counters are correct, lengths from sums are not.
-RAY_SERVE = Engine(
-    "ray_serve",
-    ("vllm:",),
-    vllm.COUNTERS,
-    vllm.GAUGES,
-    vllm.read,
+RAY_SERVE = replace(
+    vllm.ENGINE,
+    name="ray_serve",
     ports=(8080,),
-    histograms=vllm.HISTOGRAMS,
     title="Ray Serve LLM (vLLM)",
     enable="`log_engine_metrics: true`; the address is the node's metrics agent (`--metrics-export-port`)",
     reports="the same as vLLM; lengths only from histogram buckets",
@@ -67,14 +60,11 @@ def _read_triton(samples: Samples) -> ModelReading:
 # Triton Inference Server. Source: github.com/triton-inference-server/vllm_backend. It exposes some
 # of vLLM's metrics next to its own. Cache hits are not among them, and vLLM caches prefixes by
 # default: the number of computed prompt tokens is not known.
-TRITON_VLLM = Engine(
-    "triton_vllm",
-    ("vllm:",),
-    vllm.COUNTERS,
-    vllm.GAUGES,
-    _read_triton,
+TRITON_VLLM = replace(
+    vllm.ENGINE,
+    name="triton_vllm",
+    read=_read_triton,
     ports=(8002,),
-    histograms=vllm.HISTOGRAMS,
     title="Triton, vLLM backend",
     enable='`REPORT_CUSTOM_METRICS: "yes"` in the model\'s config.pbtxt',
     reports="generated tokens; not how many prompt tokens were computed, so no prefill FLOPs, bytes or MFU",
@@ -106,14 +96,14 @@ def _read_lmdeploy(samples: Samples) -> ModelReading:
 # LMDeploy. Source: lmdeploy/metrics/loggers.py of version 0.18. Names are vLLM's with its own
 # prefix. A whole prompt is counted at its first token, its cached part when the request ends. The
 # histogram of iterations has one entry per request, so it says nothing about forward passes.
-LMDEPLOY = Engine(
-    "lmdeploy",
-    (_LMDEPLOY_PREFIX,),
-    vllm.COUNTERS | {_LMDEPLOY_CACHED},
-    vllm.GAUGES | {_LMDEPLOY_HIT_RATE},
-    _read_lmdeploy,
+LMDEPLOY = replace(
+    vllm.ENGINE,
+    name="lmdeploy",
+    prefixes=(_LMDEPLOY_PREFIX,),
+    counters=vllm.COUNTERS | {_LMDEPLOY_CACHED},
+    gauges=vllm.GAUGES | {_LMDEPLOY_HIT_RATE},
+    read=_read_lmdeploy,
     ports=(23333,),
-    histograms=vllm.HISTOGRAMS,
     title="LMDeploy",
     enable="`--enable-metrics`",
     reports="tokens while requests run, lengths and cache hits when they end; no forward passes",

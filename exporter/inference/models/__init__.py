@@ -317,9 +317,10 @@ def matrix_products(model: ModelDescription, tensor_parallel: int = 1) -> tuple[
         found.setdefault((product.n, product.k, precision), product)
 
     for group in model.layers:
-        for part, n, k in _attention_products(group.attention, model.hidden_size, degree):
-            add(part, model.compute_precision, n, k)
-        for part, n, k in _feed_forward_products(group, model, degree):
+        for part, n, k in (
+            *_attention_products(group.attention, model.hidden_size, degree),
+            *_feed_forward_products(group, model, degree),
+        ):
             add(part, model.compute_precision, n, k)
     if model.output_head:
         add("head", model.data_type, model.vocabulary_size / degree, model.hidden_size)

@@ -60,11 +60,15 @@ def describe(
 
     Raises UnknownArchitectureError, naming the missing fields, if the formulas do not apply.
     """
-    outer = str(config.get("model_type") or "unknown")
-    if outer in REFUSED:
-        raise UnknownArchitectureError(outer, reason=REFUSED[outer])
     values = language_model(config)
-    family = _family(str(values.get("model_type") or "unknown"))
+    outer, inner = (str(part.get("model_type") or "unknown") for part in (config, values))
+    for name in (outer, inner):
+        if name in REFUSED:
+            raise UnknownArchitectureError(name, reason=REFUSED[name])
+    family = FAMILIES.get(inner)
+    if family is None:
+        reason = "it is not in the list of supported architectures"
+        raise UnknownArchitectureError(inner, reason=reason)
     fields = ConfigFields(values, family.defaults)
     _refuse_foreign(fields, family)
 
@@ -100,15 +104,13 @@ def describe(
 def _common_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     """The layers of a family that follows the common rules."""
     kinds = layer_kinds(fields, family)
-    hidden = fields.require("hidden_size")
+    fields.require("hidden_size")
     layer_count = len(kinds) if kinds else fields.require("num_hidden_layers")
     attends = not kinds or FULL_ATTENTION in kinds
     attention = _attention(fields, family) if attends else NO_MIXER
     chosen = fields.integer("index_topk")
     experts = _mixtures(fields, family, min(layer_count, LARGEST_LAYER_COUNT), kinds)
-    denses = (
-        _dense_sizes(fields, hidden, experts, kinds) if family.feed_forward else (0,) * layer_count
-    )
+    denses = _dense_sizes(fields, experts, kinds) if family.feed_forward else (0,) * layer_count
     fields.check()
     if layer_count > LARGEST_LAYER_COUNT:
         raise fields.error(f"num_hidden_layers is {layer_count}")
@@ -142,15 +144,6 @@ STACKS: Mapping[str, Callable[[ConfigFields, ModelFamily], Stack]] = {
 }
 
 
-def _family(model_type: str) -> ModelFamily:
-    """The family of an architecture that is known exactly; raises UnknownArchitectureError."""
-    family = FAMILIES.get(model_type)
-    if family is None:
-        reason = REFUSED.get(model_type, "it is not in the list of supported architectures")
-        raise UnknownArchitectureError(model_type, reason=reason)
-    return family
-
-
 def _towers(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The towers next to the language model. No engine's metrics show how much they encode."""
     found = {
@@ -172,10 +165,7 @@ def _encoder_vectors(fields: ConfigFields, family: ModelFamily, hidden: int) -> 
 
 
 def _dense_sizes(
-    fields: ConfigFields,
-    hidden: int,
-    experts: Sequence[MixtureOfExperts | None],
-    kinds: Sequence[str],
+    fields: ConfigFields, experts: Sequence[MixtureOfExperts | None], kinds: Sequence[str]
 ) -> tuple[int, ...]:
     """Intermediate size of each layer's dense feed-forward part; 0 without one."""
     if kinds and set(kinds) & {MLP, MOE}:  # each layer has only one part
@@ -183,7 +173,7 @@ def _dense_sizes(
         return tuple(size if kind == MLP else 0 for kind in kinds)
     if experts and all(mixture is not None for mixture in experts):
         return (0,) * len(experts)
-    size = _dense_size(fields, hidden)
+    size = _dense_size(fields)
     return tuple(0 if mixture else size for mixture in experts)
 
 
@@ -206,11 +196,21 @@ def _refuse_foreign(fields: ConfigFields, family: ModelFamily) -> None:
 
 def _attention(fields: ConfigFields, family: ModelFamily) -> Attention:
     if fields.integer("kv_lora_rank"):
-        return latent_attention(fields, _indexer(fields))
+        # Sparse attention: DeepSeek-V3.2 and related models.
+        sparse = fields.integer("index_topk")
+        return latent_attention(
+            fields,
+            Indexer(fields.require("index_n_heads"), fields.require("index_head_dim"))
+            if sparse
+            else None,
+        )
     heads = fields.require("num_attention_heads")
     hidden = fields.integer("hidden_size") or 0
     head_size = fields.integer("head_dim") or (hidden // heads if heads else 0)
-    key_value_heads = _key_value_heads(fields, heads)
+    key_value_heads = fields.integer("num_key_value_heads") or heads
+    # Falcon writes both; its older models ignore num_kv_heads when multi_query is set.
+    if fields.flag("multi_query") and not fields.flag("new_decoder_architecture"):
+        key_value_heads = 1
     norm = {"head": 2 * head_size, "all": (heads + key_value_heads) * head_size}
     # Llama 4 normalizes queries and keys too, but without parameters.
     learned = fields.flag("use_qk_norm") and fields.model_type != "llama4_text"
@@ -232,13 +232,6 @@ def _attention(fields: ConfigFields, family: ModelFamily) -> Attention:
     )
 
 
-def _indexer(fields: ConfigFields) -> Indexer | None:
-    """The indexer of sparse attention (DeepSeek-V3.2 and related models)."""
-    if not fields.integer("index_topk"):
-        return None
-    return Indexer(fields.require("index_n_heads"), fields.require("index_head_dim"))
-
-
 def _of_layer(fields: ConfigFields, attention: Attention, layer: int) -> Attention:
     """The attention of one layer; some share the indexer of a layer below (GLM 5.2)."""
     kinds = fields.raw("indexer_types")
@@ -248,14 +241,7 @@ def _of_layer(fields: ConfigFields, attention: Attention, layer: int) -> Attenti
     return attention
 
 
-def _key_value_heads(fields: ConfigFields, heads: int) -> int:
-    # Falcon writes both; its older models ignore num_kv_heads when multi_query is set.
-    if fields.flag("multi_query") and not fields.flag("new_decoder_architecture"):
-        return 1
-    return fields.integer("num_key_value_heads") or heads
-
-
-def _dense_size(fields: ConfigFields, hidden: int) -> int:
+def _dense_size(fields: ConfigFields) -> int:
     """Intermediate size of a dense feed-forward part; in old families 4 times the hidden size."""
     size = (
         fields.integer("intermediate_size_mlp")
@@ -264,6 +250,7 @@ def _dense_size(fields: ConfigFields, hidden: int) -> int:
     )
     if size:
         return size
+    hidden = fields.integer("hidden_size")
     if fields.model_type in {"falcon", "gpt2", "gptj", "gpt_bigcode"} and hidden:
         return 4 * hidden
     return fields.require("intermediate_size")
@@ -276,7 +263,7 @@ def _positions(fields: ConfigFields) -> int:
 
 
 def _windows(
-    fields: ConfigFields, family: ModelFamily, layer_count: int, hybrid: Sequence[str] = ()
+    fields: ConfigFields, family: ModelFamily, layer_count: int, hybrid: Sequence[str]
 ) -> tuple[int | None, ...]:
     """Return each layer's window in tokens; None if it attends to the whole context.
 
@@ -311,10 +298,10 @@ def _modern_bert(fields: ConfigFields, layer_count: int) -> tuple[int | None, ..
 
 
 def _mixtures(
-    fields: ConfigFields, family: ModelFamily, layer_count: int, hybrid: Sequence[str] = ()
+    fields: ConfigFields, family: ModelFamily, layer_count: int, hybrid: Sequence[str]
 ) -> tuple[MixtureOfExperts | None, ...]:
     """Return each layer's experts, None for a layer with one dense feed-forward part."""
-    if not fields.integer("num_experts") or (set(hybrid) & {"mlp"} and "moe" not in hybrid):
+    if not fields.integer("num_experts") or (MLP in hybrid and MOE not in hybrid):
         return (None,) * layer_count
     if fields.integer("moe_latent_size"):
         raise fields.error("experts behind a latent projection are not supported (moe_latent_size)")
@@ -327,10 +314,8 @@ def _mixtures(
         expert_bias=family.expert_bias,
         router_bias=family.router_bias,
     )
-    if "moe" in hybrid:  # each layer has only one part
-        return tuple(mixture if kind == "moe" else None for kind in hybrid)
-    if set(hybrid) & {"mlp", "moe"}:
-        return (None,) * layer_count
+    if MOE in hybrid:  # each layer has only one part
+        return tuple(mixture if kind == MOE else None for kind in hybrid)
     return tuple(mixture if _holds_experts(fields, layer) else None for layer in range(layer_count))
 
 
@@ -351,24 +336,20 @@ def _laid_out(
 ) -> tuple[int | None, ...]:
     """Windows for files without a list of layer types: by the pattern, else by the family."""
     pattern = fields.raw("sliding_window_pattern") or fields.raw("_sliding_window_pattern")
-    if isinstance(pattern, str) and pattern and not pattern.strip("LG"):
-        # EXAONE 4 gives one period of local and global layers: LLLG.
-        period = len(pattern)
-        return tuple(
-            window if pattern[layer % period] == "L" else None for layer in range(layer_count)
-        )
     layout = pattern if isinstance(pattern, int) and pattern > 0 else family.windows
     no_rotary = fields.raw("no_rope_layers")
-    if isinstance(no_rotary, list) and len(no_rotary) >= layer_count:
+    layers = range(layer_count)
+    if isinstance(pattern, str) and pattern and not pattern.strip("LG"):
+        # EXAONE 4 gives one period of local and global layers: LLLG.
+        windowed = [pattern[layer % len(pattern)] == "L" for layer in layers]
+    elif isinstance(no_rotary, list) and len(no_rotary) >= layer_count:
         # Llama 4 marks the layers that use rotary embedding (1), which are the chunked ones.
-        return tuple(window if rotary else None for rotary in no_rotary[:layer_count])
-    if layout == "none":
-        return (None,) * layer_count
-    if layout == "even":
-        return tuple(window if layer % 2 == 0 else None for layer in range(layer_count))
-    if isinstance(layout, int):
-        return tuple(None if (layer + 1) % layout == 0 else window for layer in range(layer_count))
-    return (window,) * layer_count
+        windowed = no_rotary[:layer_count]
+    elif isinstance(layout, int):
+        windowed = [(layer + 1) % layout != 0 for layer in layers]
+    else:
+        windowed = [layout == "all" or (layout == "even" and layer % 2 == 0) for layer in layers]
+    return tuple(window if has_window else None for has_window in windowed)
 
 
 def _expert_size(fields: ConfigFields) -> int:

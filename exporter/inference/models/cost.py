@@ -149,22 +149,27 @@ def weight_bytes_per_pass(
     same experts.
     """
     counts = count_parameters(model)
-    weights = model.weights
-    total = (
+    total = _shared_bytes(model) + counts.head * model.weights.head * with_head
+    for group in model.layers:
+        if group.mixture is not None:
+            mixture = group.mixture
+            expert = feed_forward_parameters(model, mixture.intermediate_size)
+            touched = experts_touched(mixture.experts, mixture.active_experts, tokens * ranks)
+            total += group.count * touched / ranks * expert * model.weights.experts
+    return total
+
+
+def _shared_bytes(model: ModelDescription) -> float:
+    """Weight bytes of all matrices that every token uses, without the output head."""
+    counts, weights = count_parameters(model), model.weights
+    return (
         counts.attention * weights.attention
         + counts.dense * weights.dense
         + counts.shared_experts * weights.shared_experts
         + counts.router * weights.other
         + _extra_bytes(model.extras, model)
+        + sum(group.count * _extra_bytes(group.extras, model) for group in model.layers)
     )
-    for group in model.layers:
-        total += group.count * _extra_bytes(group.extras, model)
-        if group.mixture is not None:
-            mixture = group.mixture
-            expert = feed_forward_parameters(model, mixture.intermediate_size)
-            touched = experts_touched(mixture.experts, mixture.active_experts, tokens * ranks)
-            total += group.count * touched / ranks * expert * weights.experts
-    return total + counts.head * weights.head * with_head
 
 
 def _extra_bytes(extras: Extras, model: ModelDescription) -> float:
@@ -175,20 +180,13 @@ def _extra_bytes(extras: Extras, model: ModelDescription) -> float:
 def stored_weight_bytes(model: ModelDescription) -> float:
     """Return the bytes of all stored weights: the memory of the model without any cache."""
     counts = count_parameters(model)
-    weights = model.weights
-    other = counts.embedding + counts.looked_up + counts.router + counts.vectors + counts.prologue
-    extras = _extra_bytes(model.extras, model) + sum(
-        group.count * _extra_bytes(group.extras, model) for group in model.layers
-    )
+    other = counts.embedding + counts.looked_up + counts.vectors + counts.prologue
     head = 0 if model.tied_embeddings else counts.head
     return (
-        counts.attention * weights.attention
-        + counts.dense * weights.dense
-        + counts.experts * weights.experts
-        + counts.shared_experts * weights.shared_experts
-        + head * weights.head
-        + other * weights.other
-        + extras
+        _shared_bytes(model)
+        + counts.experts * model.weights.experts
+        + head * model.weights.head
+        + other * model.weights.other
     )
 
 
@@ -370,7 +368,7 @@ def chunk_count(new_tokens: float, chunk_tokens: float) -> float:
 
 
 def _first_tokens(work: Work) -> float:
-    """Prompts whose last position was computed. None for an encoder, which generates no tokens."""
+    """Prompts whose last position was computed. 0 for an encoder, which generates no tokens."""
     if work.first_tokens is None or work.first_tokens == work.prompts:
         return min(work.prompts, work.decode_tokens)
     return work.first_tokens

@@ -48,39 +48,23 @@ _TYPES: Mapping[int, tuple[int, int]] = {
 # Types that are multiplied directly. All others are multiplied with activations in 8 bits.
 _PLAIN = {0: "fp32", 1: "fp16", 30: "bf16"}
 _SCALARS = {
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
     12: "<d",
-}
+}  # fmt: skip
 _TEXT, _ARRAY = 8, 9
 
 # ggml's names of architectures with the same tensors as a Hugging Face family.
-_FAMILIES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
+_SAME_NAME = (
+    "llama", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "granite", "smollm3",
+    "seed_oss", "starcoder2",
+)  # fmt: skip
+_FAMILIES = {name: name for name in _SAME_NAME} | {
     "qwen2moe": "qwen2_moe",
-    "qwen3": "qwen3",
     "qwen3moe": "qwen3_moe",
-    "gemma": "gemma",
-    "gemma2": "gemma2",
     "gemma3": "gemma3_text",
-    "phi3": "phi3",
-    "olmo2": "olmo2",
-    "granite": "granite",
-    "smollm3": "smollm3",
-    "seed_oss": "seed_oss",
     "gpt-oss": "gpt_oss",
     "deepseek2": "deepseek_v3",
     "glm4moe": "glm4_moe",
-    "starcoder2": "starcoder2",
 }
 _FIELDS = {
     "block_count": "num_hidden_layers",

@@ -212,10 +212,8 @@ def _nas_attention(
 
 
 def _nas_size(fields: ConfigFields, settings: Mapping[str, Any], hidden: int) -> int:
-    size, factor = (
-        fields.whole("intermediate_size", settings.get("intermediate_size")),
-        settings.get("ffn_mult"),
-    )
+    size = fields.whole("intermediate_size", settings.get("intermediate_size"))
+    factor = settings.get("ffn_mult")
     if size:
         return size
     if not isinstance(factor, int | float) or not 0 < factor <= 64:

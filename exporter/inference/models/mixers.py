@@ -5,7 +5,7 @@ Face transformers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from exporter.inference.models import Extras, LayerGroup, MixtureOfExperts, Stack
@@ -166,10 +166,8 @@ def _gated_delta(fields: ConfigFields) -> RecurrentMixer:
     query: three products of key size by value size.
     """
     hidden = fields.require("hidden_size")
-    key_size, value_size = (
-        fields.require("linear_key_head_dim"),
-        fields.require("linear_value_head_dim"),
-    )
+    key_size = fields.require("linear_key_head_dim")
+    value_size = fields.require("linear_value_head_dim")
     value_heads = fields.require("linear_num_value_heads")
     keys = key_size * fields.require("linear_num_key_heads")
     values = value_size * value_heads
@@ -400,7 +398,7 @@ def minimax_m3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     layers = tuple(
         LayerGroup(
             1,
-            _with_selector(plain, chooser if kinds[layer] == _BLOCKS else None),
+            replace(plain, selector=chooser if kinds[layer] == _BLOCKS else None),
             None,
             sizes[layer],
             None if sizes[layer] else mixture,
@@ -409,13 +407,3 @@ def minimax_m3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     )
     fields.check()
     return Stack(layers)
-
-
-def _with_selector(plain: GroupedAttention, chooser: BlockSelector | None) -> GroupedAttention:
-    return GroupedAttention(
-        plain.query_heads,
-        plain.key_value_heads,
-        plain.head_size,
-        query_key_norm_size=plain.query_key_norm_size,
-        selector=chooser,
-    )

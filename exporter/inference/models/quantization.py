@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from exporter.inference.models import LayerGroup, ModelDescription, Stack, WeightBytes
+from exporter.inference.models import ModelDescription, Stack, WeightBytes
 from exporter.inference.models.attention import CompressedAttention, LatentAttention
 from exporter.inference.models.families import ConfigFields
 
@@ -74,8 +74,12 @@ def with_formats(
             raise fields.error(f"quantization {method[:60]!r} is not supported")
         weights = weight_bytes(scheme, quantization, plain, stack)
         compute = scheme.compute or own
-        if _four_bit_experts(fields, quantization):
+        # DeepSeek-V4 stores the experts in fewer bits than the rest: fp8 with MXFP4.
+        experts = fields.raw("expert_dtype") or quantization.get("expert_dtype")
+        if str(experts).lower() == "fp4":
             weights = replace(weights, experts=MXFP4_BYTES)
+    # States of recurrent layers are kept in 32 bits, if the file says so.
+    states = str(fields.raw("mamba_ssm_dtype") or fields.raw("mamba_ssm_cache_dtype"))
     chosen = cache_data_type if cache_data_type and cache_data_type != "auto" else cache
     return replace(
         model,
@@ -83,13 +87,8 @@ def with_formats(
         data_type=own,
         compute_precision=precision or compute,
         cache_value_bytes=_cache_value_bytes(model, chosen, own),
-        state_value_bytes=4.0 if _full_states(fields) else 2.0,
+        state_value_bytes=4.0 if states.removeprefix("torch.") == "float32" else 2.0,
     )
-
-
-def _four_bit_experts(fields: ConfigFields, quantization: Mapping[str, Any]) -> bool:
-    """Whether experts are stored in fewer bits than the rest (DeepSeek-V4: fp8 with MXFP4)."""
-    return str(fields.raw("expert_dtype") or quantization.get("expert_dtype")).lower() == "fp4"
 
 
 def _cache_value_bytes(model: ModelDescription, chosen: object, own: str) -> float:
@@ -99,25 +98,17 @@ def _cache_value_bytes(model: ModelDescription, chosen: object, own: str) -> flo
     DeepSeek-V4, which engines keep in fp8 by default: 448 in fp8, 64 in bf16, 8 bytes of scales.
     """
     plain = cache_value_bytes(chosen, own)
-    kinds = {type(group.attention) for group in model.layers}
-    if CompressedAttention in kinds and (plain == 1.0 or chosen in (None, "auto")):
+    attentions = [group.attention for group in model.layers]
+    if any(isinstance(attention, CompressedAttention) for attention in attentions) and (
+        plain == 1.0 or chosen in (None, "auto")
+    ):
         return _V4_ENTRY_BYTES / _V4_ENTRY_VALUES
-    latent = next((g.attention for g in model.layers if type(g.attention) is LatentAttention), None)
-    if plain == 1.0 and latent is not None and any(_is_sparse(group) for group in model.layers):
-        scales = 4 * (latent.latent_rank // 128)
-        stored = latent.latent_rank + scales + 2 * latent.rotary_head_size
-        return stored / latent.cached_values
+    latent = [attention for attention in attentions if isinstance(attention, LatentAttention)]
+    if plain == 1.0 and any(attention.indexer for attention in latent):
+        rank = latent[0].latent_rank
+        stored = rank + 4 * (rank // 128) + 2 * latent[0].rotary_head_size
+        return stored / latent[0].cached_values
     return plain
-
-
-def _is_sparse(group: LayerGroup) -> bool:
-    return isinstance(group.attention, LatentAttention) and group.attention.indexer is not None
-
-
-def _full_states(fields: ConfigFields) -> bool:
-    """Whether the states of recurrent layers are kept in 32 bits, as set in some files."""
-    stored = fields.raw("mamba_ssm_dtype") or fields.raw("mamba_ssm_cache_dtype")
-    return str(stored).removeprefix("torch.") == "float32"
 
 
 def data_type(name: object) -> str:
@@ -186,21 +177,19 @@ def weight_bytes(
     patterns = _patterns(config)
     listed = _listed_layers(config)
 
-    def part(kind: str, numbers: Sequence[int], *, quantizable: bool = True) -> float:
-        if not quantizable:
+    def part(kind: str, numbers: Sequence[int]) -> float:
+        if scheme.experts_only and kind != "experts":
             return plain_bytes
         if listed is not None:
             return listed.bytes_of(kind, numbers, plain_bytes)
         share = _plain_share(patterns, kind, numbers)
         return share * plain_bytes + (1 - share) * quantized
 
-    whole = not scheme.experts_only
-    every = range(len(stack.layers))
     return WeightBytes(
-        attention=part("attention", every, quantizable=whole),
-        dense=part("dense", stack.dense, quantizable=whole),
+        attention=part("attention", range(len(stack.layers))),
+        dense=part("dense", stack.dense),
         experts=part("experts", stack.experts),
-        shared_experts=part("shared_experts", stack.experts, quantizable=whole),
+        shared_experts=part("shared_experts", stack.experts),
         # By default, engines keep the output head in the model's data type.
         head=quantized if config.get("lm_head") is True else plain_bytes,
         other=plain_bytes,
