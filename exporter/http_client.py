@@ -30,7 +30,6 @@ def fetch(
     limit_bytes: int = LIMIT_BYTES,
     undecodable: str = "strict",
     tls_context: "ssl.SSLContext | None" = None,
-    clock: Callable[[], float] = time.monotonic,
     refusal_bytes: int = 0,
 ) -> str:
     """Return the text at `url`, or raise ScrapeError within about `timeout_seconds`.
@@ -48,10 +47,10 @@ def fetch(
         raise ScrapeError(Reason.BAD_URL, str(error)) from error
     if parts.scheme not in {"http", "https"} or not host:
         raise ScrapeError(Reason.BAD_URL, "not an http or https address")
-    deadline = clock() + timeout_seconds
+    deadline = time.monotonic() + timeout_seconds
 
     def remaining() -> float:
-        left = deadline - clock()
+        left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
         return left
@@ -176,10 +175,11 @@ def _inflate(body: bytes | bytearray, limit_bytes: int) -> bytes:
     return text
 
 
-class _DeadlineSocket:
+class _DeadlineSocket(io.RawIOBase):
     """The part of a socket that http.client uses, with the time left set before each wait."""
 
     def __init__(self, inner: socket.socket, remaining: Callable[[], float]) -> None:
+        super().__init__()
         self._inner = inner
         self._remaining = remaining
 
@@ -188,19 +188,9 @@ class _DeadlineSocket:
         self._inner.settimeout(self._remaining())
         self._inner.sendall(data)
 
-    def makefile(self, mode: str) -> io.BufferedReader:
+    def makefile(self, _mode: str) -> io.BufferedReader:
         """Return a reader whose every receive ends at the deadline."""
-        return io.BufferedReader(_DeadlineReader(self._inner, self._remaining))
-
-    def close(self) -> None:
-        """Leave the socket open: the answer's body is still to be read from it."""
-
-
-class _DeadlineReader(io.RawIOBase):
-    def __init__(self, inner: socket.socket, remaining: Callable[[], float]) -> None:
-        super().__init__()
-        self._inner = inner
-        self._remaining = remaining
+        return io.BufferedReader(self)
 
     def readable(self) -> bool:
         return True
@@ -208,3 +198,6 @@ class _DeadlineReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         self._inner.settimeout(self._remaining())
         return self._inner.recv_into(buffer)
+
+    def close(self) -> None:
+        """Leave the socket open: the answer's body is still to be read from it."""

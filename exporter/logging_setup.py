@@ -38,9 +38,8 @@ class LogWriter:
     A closed descriptor raises nothing.
     """
 
-    def __init__(self, descriptor: int, lines_max: int = _LINES_MAX) -> None:
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._lines_max = lines_max
         self._lines: deque[bytes] = deque()
         self._writing = False
         self._unreported = 0
@@ -56,7 +55,7 @@ class LogWriter:
     def write(self, text: str) -> int:
         """Queue a line; never waits for the reader."""
         with self._changed:
-            if len(self._lines) >= self._lines_max:
+            if len(self._lines) >= _LINES_MAX:
                 self.dropped += 1
                 self._unreported += 1
             else:

@@ -56,6 +56,7 @@ class Services:
             settings=config.advice,
             state_path=state_path,
         )
+        self._all = (self.probes, self.workloads, self.holders, self.advisor)
 
     def _model_gemms(self, state: State) -> dict[str, tuple[ModelGemm, ...]]:
         """The matrix products of the served models, by the UUID of the devices that compute them."""
@@ -71,26 +72,17 @@ class Services:
 
     def start(self) -> None:
         """Start all services."""
-        self.probes.start()
-        self.workloads.start()
-        self.holders.start()
-        self.advisor.start()
+        for service in self._all:
+            service.start()
 
     def stop(self, timeout_seconds: float) -> None:
         """Stop all services; each has at most this long."""
-        self.probes.stop(timeout_seconds)
-        self.workloads.stop(timeout_seconds)
-        self.holders.stop(timeout_seconds)
-        self.advisor.stop(timeout_seconds)
+        for service in self._all:
+            service.stop(timeout_seconds)
 
     def stalled(self, now: float) -> tuple[str, ...]:
         """Names of the threads that have ended or are stuck through a bug of ours."""
-        return (
-            *self.probes.stalled(now),
-            *self.workloads.stalled(now),
-            *self.holders.stalled(now),
-            *self.advisor.stalled(now),
-        )
+        return tuple(name for service in self._all for name in service.stalled(now))
 
     def configure(self, config: Config) -> None:
         """Apply another configuration."""

@@ -261,14 +261,10 @@ def _unknown(name: str, known: Mapping[str, Node]) -> str:
 
 _SIZE_MAX: Final = 1 << 20  # characters; a configuration of thousands of GPUs has 100 kB
 _NODES_MAX: Final = 100_000  # with aliases expanded: a few lines of them can expand to billions
-_NULL_TAG: Final = "tag:yaml.org,2002:null"
-_BOOL_TAG: Final = "tag:yaml.org,2002:bool"
-_INT_TAG: Final = "tag:yaml.org,2002:int"
-_FLOAT_TAG: Final = "tag:yaml.org,2002:float"
-_STR_TAG: Final = "tag:yaml.org,2002:str"
-_SEQUENCE_TAG: Final = "tag:yaml.org,2002:seq"
-_MAPPING_TAG: Final = "tag:yaml.org,2002:map"
-_MERGE_TAG: Final = "tag:yaml.org,2002:merge"
+_NULL_TAG, _BOOL_TAG, _INT_TAG, _FLOAT_TAG, _STR_TAG, _SEQUENCE_TAG, _MAPPING_TAG, _MERGE_TAG = (
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+)
 
 # https://yaml.org/spec/1.2.2/#103-core-schema; digits are bounded, as Python refuses to parse
 # integers of more than 4300.

@@ -323,14 +323,10 @@ def _number(device: Device) -> str:
     peak = f"{quantity(flops.peak_flops, 'FLOP/s')} {flops.precision}"
     derived = " (derived)" if flops.peak_origin == "derived" else ""
     if flops.achieved_flops is None or not device.up:
-        words = f"Peak {peak}{derived}{_executed(flops)}"
-        return f'<p class="number"><small>{escape(words)}</small></p>'
+        return _big("", f"Peak {peak}{derived}{_executed(flops)}")
     share = flops.utilization_ratio
     ratio = f"{SPACE}({percent(share)})" if share is not None else ""
-    return (
-        f'<p class="number">{escape(quantity(flops.achieved_flops, "FLOP/s"))}'
-        f" <small>of {escape(peak + derived + ratio)}</small></p>"
-    )
+    return _big(quantity(flops.achieved_flops, "FLOP/s"), f"of {peak}{derived}{ratio}")
 
 
 def _measured(could: Attainable, flops: Flops) -> str:
@@ -338,17 +334,18 @@ def _measured(could: Attainable, flops: Flops) -> str:
     rate = could.bandwidth_bytes_per_second
     memory = quantity(rate, "B/s") if rate is not None else None
     if could.flops is None:
-        return f'<p class="number">{escape(memory or "")} <small>memory, measured by a probe</small></p>'
+        return _big(memory or "", "memory, measured by a probe")
     words = f"{could.precision}, measured by a probe"
     if could.peak_ratio is not None and could.precision == flops.precision and flops.peak_flops:
         peak = quantity(flops.peak_flops, "FLOP/s")
         words += f", {percent(could.peak_ratio)} of the peak of {peak}"
     words += f"; memory {memory}" if memory else ""
-    words += _executed(flops)
-    return (
-        f'<p class="number">{escape(quantity(could.flops, "FLOP/s"))}'
-        f" <small>{escape(words)}</small></p>"
-    )
+    return _big(quantity(could.flops, "FLOP/s"), words + _executed(flops))
+
+
+def _big(number: str, words: str) -> str:
+    shown = f"{escape(number)} " if number else ""
+    return f'<p class="number">{shown}<small>{escape(words)}</small></p>'
 
 
 def _executed(flops: Flops) -> str:

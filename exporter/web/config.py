@@ -6,7 +6,6 @@ what this server cannot do is an error or, where doing less is safe, a warning.
 
 import re
 import ssl
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +160,7 @@ class _Reader:
             self._warnings.append("http_server_config.http2: only HTTP/1.1 is supported")
         tls = self._tls(file.tls_server_config or TlsServerConfig())
         if tls is not None:
-            build_context(tls, time.time())
+            build_context(tls)
         return WebConfig(
             path=self._path,
             tls=tls,

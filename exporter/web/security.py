@@ -218,6 +218,8 @@ class RateLimiter:
             return True
 
 
+# A kubelet has no password, and a flood of scrapes must not have the pod killed.
+_FREE_PATHS: Final = frozenset({"/-/healthy", "/-/ready"})
 _CHALLENGE = (("WWW-Authenticate", 'Basic realm="flopwatch", charset="UTF-8"'),)
 
 
@@ -227,15 +229,9 @@ class WebSecurity(Security):
     Raises WebConfigError when the certificates cannot be used.
     """
 
-    def __init__(
-        self,
-        config: WebConfig,
-        unauthenticated_paths: frozenset[str],
-        verdicts: VerdictMemory | None = None,
-    ) -> None:
+    def __init__(self, config: WebConfig, verdicts: VerdictMemory | None = None) -> None:
         self._config = config
         self.headers = config.headers
-        self._unauthenticated_paths = unauthenticated_paths
         self._verdicts = verdicts or VerdictMemory()
         tls = config.tls
         self._contexts = ContextSource(tls) if tls else None
@@ -249,9 +245,7 @@ class WebSecurity(Security):
 
     def reloaded(self) -> "WebSecurity":
         """The same with its files read again; verdicts on unchanged hashes stay. Raises WebConfigError."""
-        return WebSecurity(
-            load_web_config(self._config.path), self._unauthenticated_paths, self._verdicts
-        )
+        return WebSecurity(load_web_config(self._config.path), self._verdicts)
 
     def tls_context(self) -> ssl.SSLContext | None:
         """The context for a new connection, with the newest certificates; None for plain HTTP."""
@@ -273,10 +267,9 @@ class WebSecurity(Security):
     def refusal(self, request: Request) -> Response | None:
         """The answer for a request that may not go on to the handler, or None.
 
-        Health paths are free, of the rate limit too: a kubelet has no password, and a flood of
-        scrapes must not have the pod killed.
+        Health paths are free, of the rate limit too.
         """
-        if request.path in self._unauthenticated_paths:
+        if request.path in _FREE_PATHS:
             return None
         if self._limiter and not self._limiter.allows():
             return plain(429)

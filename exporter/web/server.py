@@ -50,7 +50,6 @@ class Server:
         *,
         web_config: "WebConfig | None" = None,
         limits: Limits = DEFAULT_LIMITS,
-        unauthenticated_paths: frozenset[str] = frozenset({"/-/healthy", "/-/ready"}),
     ) -> None:
         self._wanted = tuple(addresses)
         self._handler = handler
@@ -60,7 +59,7 @@ class Server:
             # 6 MB, for those who have a web configuration.
             from exporter.web.security import WebSecurity  # noqa: PLC0415
 
-            self._security = WebSecurity(web_config, unauthenticated_paths)
+            self._security = WebSecurity(web_config)
         self._reloading = threading.Lock()
         self._closing = threading.Event()
         self._table = ConnectionTable(limits)

@@ -6,8 +6,7 @@ import os
 import re
 import ssl
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,10 +89,10 @@ class TlsSettings:
         raise WebConfigError(f"{self.source}: tls_server_config.{pem.key}: {place}{what}")
 
 
-def build_context(settings: TlsSettings, unix_seconds: float) -> ssl.SSLContext:
+def build_context(settings: TlsSettings) -> ssl.SSLContext:
     """A server context from the files as they are now; raises WebConfigError.
 
-    The certificate must be valid at `unix_seconds` and belong to the key.
+    The certificate must be valid now and belong to the key.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = settings.min_version
@@ -107,7 +106,7 @@ def build_context(settings: TlsSettings, unix_seconds: float) -> ssl.SSLContext:
         context.set_ecdh_curve(settings.curve)
     # A client that also speaks HTTP/2 is told which of the two it is.
     context.set_alpn_protocols(["http/1.1"])
-    _load_certificate(context, settings, datetime.fromtimestamp(unix_seconds, UTC))
+    _load_certificate(context, settings, datetime.now(UTC))
     context.verify_mode = settings.client_verification
     if settings.client_ca is not None:
         _load_client_ca(context, settings, settings.client_ca)
@@ -194,12 +193,11 @@ class ContextSource:
     its key not yet) the old context stays, and one log line says why.
     """
 
-    def __init__(self, settings: TlsSettings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, settings: TlsSettings) -> None:
         self._settings = settings
-        self._clock = clock
         self._lock = threading.Lock()
         self._stamps = self._read_stamps()
-        self._context = build_context(settings, clock())
+        self._context = build_context(settings)
 
     def context(self) -> ssl.SSLContext:
         """The newest context that could be made; costs one stat of each file."""
@@ -214,7 +212,7 @@ class ContextSource:
 
     def _rebuild(self) -> None:
         try:
-            self._context = build_context(self._settings, self._clock())
+            self._context = build_context(self._settings)
         except WebConfigError as error:
             log.warning("certificate_reload_failed", error=str(error))
         else:
@@ -282,22 +280,18 @@ def split_pem(text: bytes) -> list[bytes]:
 def read_validity(der: bytes) -> Validity:
     """The validity of one certificate. Raises ValueError when the bytes are no certificate."""
     try:
-        return _read_validity(der)
+        _, start, _ = _element(der, 0, _SEQUENCE)  # Certificate
+        _, start, _ = _element(der, start, _SEQUENCE)  # TBSCertificate
+        tag, _, end = _element(der, start)
+        if tag == _VERSION:
+            _, _, end = _element(der, end)  # serialNumber
+        _, _, end = _element(der, end, _SEQUENCE)  # signature
+        _, _, end = _element(der, end, _SEQUENCE)  # issuer
+        _, start, _ = _element(der, end, _SEQUENCE)  # validity
+        not_before, end = _time(der, start)
+        not_after, _ = _time(der, end)
     except IndexError:
         raise ValueError("truncated certificate") from None
-
-
-def _read_validity(der: bytes) -> Validity:
-    _, start, _ = _element(der, 0, _SEQUENCE)  # Certificate
-    _, start, _ = _element(der, start, _SEQUENCE)  # TBSCertificate
-    tag, _, end = _element(der, start)
-    if tag == _VERSION:
-        _, _, end = _element(der, end)  # serialNumber
-    _, _, end = _element(der, end, _SEQUENCE)  # signature
-    _, _, end = _element(der, end, _SEQUENCE)  # issuer
-    _, start, _ = _element(der, end, _SEQUENCE)  # validity
-    not_before, end = _time(der, start)
-    not_after, _ = _time(der, end)
     return Validity(not_before, not_after)
 
 
