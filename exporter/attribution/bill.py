@@ -195,12 +195,79 @@ class _Record:
             return None
         return self.usual_useful / self.usual_executed
 
+    def add_executed(
+        self, holders: Mapping[str, Holder] | None, charges: Mapping[str, Charges]
+    ) -> None:
+        flop: dict[str, tuple[Holder, float]] = {}
+        for uuid, holder in (holders or {}).items():
+            account = charges[uuid].accounts.get(holder) if uuid in charges else None
+            if account is not None and account.flop is not None:
+                flop[uuid] = holder, account.flop
+        known = bool(holders) and len(flop) == len(holders or {})
+        for uuid, (holder, total) in flop.items():
+            before = self.charged.get(uuid)
+            if before is not None and before[0] == holder:
+                self.executed += max(0.0, total - before[1])
+            else:
+                known = False  # from here on
+        self.charged = flop
+        if not known or not self.known:
+            self.start = None
+        self.known = known
+
+    def scraped(self, needed: Needed, now: float) -> None:
+        """The engine was scraped: start a window, or end one that is long enough."""
+        if self.start is None:
+            self.start = now, self.executed, needed
+            return
+        began, executed, before = self.start
+        window = _Window(
+            seconds=now - began,
+            executed=self.executed - executed,
+            useful=needed.useful - before.useful,
+            explained=needed.explained - before.explained,
+        )
+        if window.seconds < WINDOW_SECONDS:
+            return
+        self.start = now, self.executed, needed
+        busy = window.executed >= _LEAST_FLOP_PER_SECOND * window.seconds
+        if not busy or window.useful < 0 or window.explained <= 0:
+            return
+        self.recent.append(window)
+        recent = _ratio(self.recent, "useful")
+        usual = self.usual()
+        fallen = usual is not None and recent < limit("usefulDrop") * usual
+        self.fallen_seconds = self.fallen_seconds + window.seconds if fallen else 0.0
+        while len(self.recent) > RECENT_WINDOWS:
+            past = self.recent.popleft()
+            if fallen and self.fallen_seconds < LONGEST_FALL_SECONDS:
+                continue
+            fade = math.exp(-past.seconds / USUAL_SECONDS)
+            self.usual_useful = self.usual_useful * fade + past.useful
+            self.usual_executed = self.usual_executed * fade + past.executed
+            self.usual_windows += 1
+
+    def use(self, needed: Needed | None) -> WorkloadUse:
+        if not self.known:
+            return WorkloadUse()
+        if needed is None or len(self.recent) < RECENT_WINDOWS:
+            return WorkloadUse(executed_flop=self.executed)
+        shares = [window.explained / window.executed for window in self.recent]
+        explained = _ratio(self.recent, "explained")
+        return WorkloadUse(
+            executed_flop=self.executed,
+            useful_share=_ratio(self.recent, "useful"),
+            usual_useful_share=self.usual(),
+            explained_share=explained,
+            explained_spread=(max(shares) - min(shares)) / explained,
+        )
+
 
 class UsefulnessLedger:
     """Keeps the usefulness records of the engines. Used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._totals: dict[str, _Record] = {}
+        self._records: dict[str, _Record] = {}
 
     def enter(
         self,
@@ -213,43 +280,22 @@ class UsefulnessLedger:
 
         `holders` are its holders on each of its devices, by UUID; None if one of them is not known.
         """
-        totals = self._totals.setdefault(workload.name, _Record())
-        totals.seen_at = now
-        self._add_executed(totals, holders, charges)
-        needed = needed_by(workload) if totals.known else None
+        record = self._records.setdefault(workload.name, _Record())
+        record.seen_at = now
+        record.add_executed(holders, charges)
+        needed = needed_by(workload) if record.known else None
         if needed is None:
-            totals.start = None
-        elif totals.scraped_at != workload.last_success_timestamp_seconds:
-            totals.scraped_at = workload.last_success_timestamp_seconds
-            _scraped(totals, needed, now)
-        return _use(totals, needed)
+            record.start = None
+        elif record.scraped_at != workload.last_success_timestamp_seconds:
+            record.scraped_at = workload.last_success_timestamp_seconds
+            record.scraped(needed, now)
+        return record.use(needed)
 
     def forget_others(self, now: float) -> None:
         """Drop the records of workloads that were not updated for an hour."""
-        for name, totals in list(self._totals.items()):
-            if now - totals.seen_at > _FORGET_SECONDS:
-                del self._totals[name]
-
-    @staticmethod
-    def _add_executed(
-        totals: _Record, holders: Mapping[str, Holder] | None, charges: Mapping[str, Charges]
-    ) -> None:
-        flop: dict[str, tuple[Holder, float]] = {}
-        for uuid, holder in (holders or {}).items():
-            account = charges[uuid].accounts.get(holder) if uuid in charges else None
-            if account is not None and account.flop is not None:
-                flop[uuid] = holder, account.flop
-        known = bool(holders) and len(flop) == len(holders or {})
-        for uuid, (holder, total) in flop.items():
-            before = totals.charged.get(uuid)
-            if before is not None and before[0] == holder:
-                totals.executed += max(0.0, total - before[1])
-            else:
-                known = False  # from here on
-        totals.charged = flop
-        if not known or not totals.known:
-            totals.start = None
-        totals.known = known
+        for name, record in list(self._records.items()):
+            if now - record.seen_at > _FORGET_SECONDS:
+                del self._records[name]
 
 
 def needed_by(workload: WorkloadSnapshot) -> Needed | None:
@@ -263,55 +309,6 @@ def needed_by(workload: WorkloadSnapshot) -> Needed | None:
         useful += flop - wasted.get("lost_cache_hits", 0.0)
         explained += flop + wasted.get("preemption", 0.0) + wasted.get("rejected_drafts", 0.0)
     return Needed(useful, explained) if workload.up and workload.models else None
-
-
-def _scraped(totals: _Record, needed: Needed, now: float) -> None:
-    """The engine was scraped: start a window, or end one that is long enough."""
-    if totals.start is None:
-        totals.start = now, totals.executed, needed
-        return
-    began, executed, before = totals.start
-    window = _Window(
-        seconds=now - began,
-        executed=totals.executed - executed,
-        useful=needed.useful - before.useful,
-        explained=needed.explained - before.explained,
-    )
-    if window.seconds < WINDOW_SECONDS:
-        return
-    totals.start = now, totals.executed, needed
-    busy = window.executed >= _LEAST_FLOP_PER_SECOND * window.seconds
-    if not busy or window.useful < 0 or window.explained <= 0:
-        return
-    totals.recent.append(window)
-    recent = _ratio(totals.recent, "useful")
-    usual = totals.usual()
-    fallen = usual is not None and recent < limit("usefulDrop") * usual
-    totals.fallen_seconds = totals.fallen_seconds + window.seconds if fallen else 0.0
-    while len(totals.recent) > RECENT_WINDOWS:
-        past = totals.recent.popleft()
-        if fallen and totals.fallen_seconds < LONGEST_FALL_SECONDS:
-            continue
-        fade = math.exp(-past.seconds / USUAL_SECONDS)
-        totals.usual_useful = totals.usual_useful * fade + past.useful
-        totals.usual_executed = totals.usual_executed * fade + past.executed
-        totals.usual_windows += 1
-
-
-def _use(totals: _Record, needed: Needed | None) -> WorkloadUse:
-    if not totals.known:
-        return WorkloadUse()
-    if needed is None or len(totals.recent) < RECENT_WINDOWS:
-        return WorkloadUse(executed_flop=totals.executed)
-    shares = [window.explained / window.executed for window in totals.recent]
-    explained = _ratio(totals.recent, "explained")
-    return WorkloadUse(
-        executed_flop=totals.executed,
-        useful_share=_ratio(totals.recent, "useful"),
-        usual_useful_share=totals.usual(),
-        explained_share=explained,
-        explained_spread=(max(shares) - min(shares)) / explained,
-    )
 
 
 def _ratio(windows: Sequence[_Window], name: str) -> float:

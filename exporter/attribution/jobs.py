@@ -26,7 +26,7 @@ opened the GPU.
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -258,15 +258,13 @@ def slurm_jobs(
     processes: Mapping[DeviceKey, frozenset[int]], proc: Path = procfs.PROC
 ) -> tuple[JobUse, ...]:
     """The jobs of these processes, once per device."""
-    return tuple(dict.fromkeys(_jobs(processes, proc)))
-
-
-def _jobs(processes: Mapping[DeviceKey, frozenset[int]], proc: Path) -> Iterator[JobUse]:
-    for device, pids in processes.items():
-        for pid in sorted(pids):
-            job = process_job(pid, proc)
-            if job is not None:
-                yield JobUse(device, job)
+    uses = (
+        JobUse(device, job)
+        for device, pids in processes.items()
+        for pid in sorted(pids)
+        if (job := process_job(pid, proc)) is not None
+    )
+    return tuple(dict.fromkeys(uses))
 
 
 def process_job(pid: int, proc: Path = procfs.PROC) -> str | None:
@@ -278,7 +276,7 @@ def process_job(pid: int, proc: Path = procfs.PROC) -> str | None:
     job = slurm_job(procfs.read(pid, "cgroup", proc))
     if process is None or job is None:
         return None
-    if _SLUID.fullmatch(job):
+    if is_sluid(job):
         job = _number_by_ancestors(process, proc) or job
     # If it has ended meanwhile, the answers may be from two processes.
     return job if procfs.process(pid, proc) == process else None

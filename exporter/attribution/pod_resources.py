@@ -46,7 +46,8 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,74 +105,43 @@ def list_allocations(path: Path, timeout_seconds: float) -> tuple[Allocation, ..
 
 
 def _allocations(response: memoryview) -> Iterator[Allocation]:
-    for number, pod in length_delimited(response):
-        if number == 1:
-            yield from _of_pod(pod)
+    pods = (_fields(content) for number, content in length_delimited(response) if number == 1)
+    for pod in pods:
+        for container in map(_fields, pod[3]):
+            names = (_last(pod[2]), _last(pod[1]), _last(container[1]))
+            for devices in map(_fields, container[2]):
+                resource = _last(devices[1])
+                for device_id in map(text, devices[2]):
+                    key = parse_device_id(resource, device_id)
+                    if key is not None:
+                        yield Allocation(key, *names)
+            for resources in map(_fields, container[5]):
+                for claim in resources[4]:
+                    for key in _claimed(_fields(claim)):
+                        yield Allocation(key, *names)
 
 
-def _of_pod(message: memoryview) -> Iterator[Allocation]:
-    name = namespace = ""
-    containers: list[memoryview] = []
-    for number, content in length_delimited(message):
-        if number == 1:
-            name = text(content)
-        elif number == 2:
-            namespace = text(content)
-        elif number == 3:
-            containers.append(content)
-    for container in containers:
-        yield from _of_container(container, namespace, name)
-
-
-def _of_container(message: memoryview, namespace: str, pod: str) -> Iterator[Allocation]:
-    name = ""
-    devices: list[memoryview] = []
-    claims: list[memoryview] = []
-    for number, content in length_delimited(message):
-        if number == 1:
-            name = text(content)
-        elif number == 2:
-            devices.append(content)
-        elif number == 5:
-            claims += [inner for field, inner in length_delimited(content) if field == 4]
-    for device in devices:
-        resource, ids = _devices(device)
-        for device_id in ids:
-            key = parse_device_id(resource, device_id)
-            if key is not None:
-                yield Allocation(key, namespace, pod, name)
-    for claim in claims:
-        for key in _claimed(claim):
-            yield Allocation(key, namespace, pod, name)
-
-
-def _claimed(message: memoryview) -> Iterator[DeviceKey]:
+def _claimed(claim: Mapping[int, list[memoryview]]) -> Iterator[DeviceKey]:
     """The GPUs of one claim: by driver and device, or by CDI name from an old kubelet."""
-    driver = device = ""
-    cdi: list[str] = []
-    for number, content in length_delimited(message):
-        if number == 1:
-            cdi += [text(inner) for field, inner in length_delimited(content) if field == 1]
-        elif number == 2:
-            driver = text(content)
-        elif number == 4:
-            device = text(content)
+    driver, device = _last(claim[2]), _last(claim[4])
     if driver and device:
         keys = [parse_dra_device(device)] if driver == GPU_DRIVER else []
     else:
-        keys = [parse_cdi_device(name) for name in cdi]
+        keys = [parse_cdi_device(text(name)) for cdi in claim[1] for name in _fields(cdi)[1]]
     yield from (key for key in keys if key is not None)
 
 
-def _devices(message: memoryview) -> tuple[str, list[str]]:
-    resource = ""
-    ids: list[str] = []
+def _fields(message: memoryview) -> Mapping[int, list[memoryview]]:
+    """The contents of a message by field number, none of the fields that it lacks."""
+    fields: defaultdict[int, list[memoryview]] = defaultdict(list)
     for number, content in length_delimited(message):
-        if number == 1:
-            resource = text(content)
-        elif number == 2:
-            ids.append(text(content))
-    return resource, ids
+        fields[number].append(content)
+    return fields
+
+
+def _last(contents: list[memoryview]) -> str:
+    """A field that is not repeated: the last one counts, as protocol buffers have it."""
+    return text(contents[-1]) if contents else ""
 
 
 def length_delimited(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -2,7 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -18,10 +20,7 @@ from exporter.attribution.jobs import (
 from exporter.attribution.pod_resources import list_allocations
 from exporter.attribution.settings import HolderSettings
 from exporter.attribution.snapshot import (
-    Allocation,
     HoldersSnapshot,
-    JobUse,
-    ProcessOwner,
     SourceState,
 )
 from exporter.errors import HolderSourceError
@@ -93,9 +92,8 @@ class HolderSource(Generic[_Item]):
         try:
             self.items = self._read()
         except HolderSourceError as error:
-            if before is None and error.reason in self._quiet:
-                return
-            self._fail(before, error)
+            if before is not None or error.reason not in self._quiet:
+                self._fail(before, error)
             return
         self._answered_at = self._clock()
         errors = before.errors if before is not None else {}
@@ -183,27 +181,20 @@ class HolderService:
         for source in self._sources:
             with self._guard.waiting():  # for the kubelet, for file systems
                 source.poll(self._built_for.interval_seconds)
-        by_name = {source.name: source for source in self._sources}
-        jobs = merged(
-            *(
-                by_name[name].items if name in by_name else ()
-                for name in (JOB_MAPPING, JOB_PROCESSES)
-            )
-        )
+        pids = tuple(self._pids())
+        with self._guard.waiting():
+            processes = self._process_owners.find(pids)
+        items = {source.name: source.items for source in self._sources}
         snapshot = HoldersSnapshot(
-            allocations=by_name[POD_RESOURCES].items if POD_RESOURCES in by_name else (),
-            jobs=jobs,
+            allocations=items.get(POD_RESOURCES, ()),
+            jobs=merged(items.get(JOB_MAPPING, ()), items.get(JOB_PROCESSES, ())),
             sources={s.name: s.state for s in self._sources if s.state is not None},
-            processes=self._owners_of(tuple(self._pids())),
+            processes=processes,
             host_processes=self._host_processes,
         )
         if snapshot != self._snapshot:
             self._snapshot = snapshot
             self._version += 1
-
-    def _owners_of(self, pids: tuple[int, ...]) -> Mapping[int, ProcessOwner]:
-        with self._guard.waiting():
-            return self._process_owners.find(pids)
 
     def _pids(self) -> Iterator[int]:
         """Processes whose owners are needed: those on devices with several holders or none."""
@@ -225,50 +216,36 @@ class HolderService:
             self._wake.clear()
 
     def _build(self, settings: HolderSettings) -> tuple[HolderSource[Any], ...]:
+        source = partial(HolderSource[Any], clock=self._clock, wall_clock=self._wall_clock)
         sources: list[HolderSource[Any]] = []
         if settings.pod_resources != "off":
-            sources.append(self._pod_resources(settings))
-        folder = settings.job_mapping_dir
-        if folder is not None:
-            files = JobFiles(folder)
+            quiet = frozenset({"absent"}) if settings.pod_resources == "auto" else frozenset()
             sources.append(
-                HolderSource[JobUse](
-                    JOB_MAPPING,
-                    files.read,
-                    files.mark,
-                    quiet=frozenset({"absent"}),
-                    clock=self._clock,
-                    wall_clock=self._wall_clock,
+                source(
+                    POD_RESOURCES,
+                    lambda: list_allocations(settings.socket, settings.timeout_seconds),
+                    lambda: (_identity_of(settings.socket), device_processes(self._state())),
+                    quiet=quiet,
                 )
             )
+        if settings.job_mapping_dir is not None:
+            files = JobFiles(settings.job_mapping_dir)
+            sources.append(source(JOB_MAPPING, files.read, files.mark, quiet=frozenset({"absent"})))
         if settings.job_processes:
             sources.append(
-                HolderSource[JobUse](
+                source(
                     JOB_PROCESSES,
                     lambda: slurm_jobs(device_processes(self._state())),
                     lambda: device_processes(self._state()),
-                    clock=self._clock,
-                    wall_clock=self._wall_clock,
                 )
             )
         return tuple(sources)
 
-    def _pod_resources(self, settings: HolderSettings) -> HolderSource[Allocation]:
-        def mark() -> object:
-            """Changes when the kubelet restarts or a process on a GPU starts or ends."""
-            try:
-                status = settings.socket.stat()
-                socket = (status.st_ino, status.st_ctime_ns)
-            except OSError:
-                socket = None
-            return socket, device_processes(self._state())
 
-        quiet = frozenset({"absent"}) if settings.pod_resources == "auto" else frozenset()
-        return HolderSource[Allocation](
-            POD_RESOURCES,
-            lambda: list_allocations(settings.socket, settings.timeout_seconds),
-            mark,
-            quiet=quiet,
-            clock=self._clock,
-            wall_clock=self._wall_clock,
-        )
+def _identity_of(socket: Path) -> object:
+    """Changes when the kubelet restarts; None without a socket."""
+    try:
+        status = socket.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns
