@@ -34,21 +34,12 @@ _TENSOR_KEYS = {
 }
 _PLAIN_KEYS = {"fp64": "fp64", "fp32": "fp32", "fp16": "fp16"}
 _FIRST_WITH_BF16 = (8, 0)
-# Compute capabilities with a single class of boards.
-_ONE_CLASS = {
-    "7.0": "7.0/dc",
-    "8.0": "8.0/dc",
-    "8.7": "8.7/dc",
-    "10.0": "10.0/dc",
-    "10.3": "10.3/dc",
-    "11.0": "11.0/dc",
-    "12.1": "12.1/gf",
-}
 _FULL_HOPPER = re.compile(r"H(100|200|800)")  # H20 and its like have a quarter of the rate
 _FULL_HOPPER_SMS = 100
 # Mining boards and those with a D suffix are cut down in ways that no rate describes.
 _CAPPED = re.compile(r"CMP|\d ?D\b")
 _NOT_IN_TABLE = "not in the table of models: derived from its silicon"
+_NOT_ENOUGH = "not in the table of models, and its compute capability alone does not say enough"
 # Share of the maximum clock at which data sheets rate the tensor pipe.
 _CLASS_TENSOR_SHARE = {"9.0/dc": 0.924, "10.0/dc": 0.944, "10.3/dc": 0.913}
 # Boards for which NVML reports a higher maximum clock than their data sheet: 2100 of 1695 MHz (RTX
@@ -366,17 +357,15 @@ def _class_of(identity: DeviceIdentity) -> tuple[str | None, str | None]:
         return None, "the driver does not tell its compute capability"
     major, minor = identity.compute_capability
     capability = f"{major}.{minor}"
-    if not any(known.startswith(f"{capability}/") for known in _table()["rates"]):
+    classes = [known for known in _table()["rates"] if known.startswith(f"{capability}/")]
+    if not classes:
         return None, f"compute capability {capability} is not in the table"
-    unknown = (
-        None,
-        "not in the table of models, and its compute capability alone does not say enough",
-    )
+    unknown = None, _NOT_ENOUGH
     name = identity.name
     if _CAPPED.search(name):
         return unknown
-    if capability in _ONE_CLASS:
-        return _ONE_CLASS[capability], _NOT_IN_TABLE
+    if len(classes) == 1:
+        return classes[0], _NOT_IN_TABLE
     if capability == "9.0":
         full = _FULL_HOPPER.search(name) or (identity.sm_count or 0) >= _FULL_HOPPER_SMS
         return ("9.0/dc", _NOT_IN_TABLE) if full else unknown

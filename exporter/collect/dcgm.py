@@ -85,7 +85,9 @@ class DcgmReader:
                 mean = None
                 if self._utilization:
                     mean = sum(self._utilization) / len(self._utilization)
-                expired = self._windows.expire(fast.at_seconds, self._source.stale_seconds, mean)
+                expired = self._windows.expire(
+                    fast.at_seconds, self._source.interval.stale_seconds, mean
+                )
                 if expired is None:
                     return None, self._windows.open_since
                 self._utilization.clear()
@@ -121,14 +123,14 @@ class DcgmReader:
     def health(self, *, up: bool) -> SourceHealth:
         """The health of the source for this device."""
         with self._lock:
-            fresh = self._windows.fresh(time.monotonic(), self._source.stale_seconds)
+            fresh = self._windows.fresh(time.monotonic(), self._source.interval.stale_seconds)
             delivers = fresh and self._tells_flops
             return SourceHealth(up and delivers, self._succeeded, dict(self._errors), self._missing)
 
     @property
     def max_window_seconds(self) -> float:
         """The longest window that counts as watched."""
-        return self._source.stale_seconds + self._source.interval_seconds
+        return self._source.interval.stale_seconds + self._source.interval.seconds
 
     def fed(self, sample: DeviceSample | None, interval_seconds: float) -> bool:
         """One scrape's sample of this device, or None where it had none; whether it was new."""
@@ -156,7 +158,7 @@ class DcgmReader:
 
     def _judge(self, sample: DeviceSample) -> None:
         """Count stuck activities: a busy GPU never shows the same ones for this long."""
-        fresh = self._windows.fresh(time.monotonic(), self._source.stale_seconds)
+        fresh = self._windows.fresh(time.monotonic(), self._source.interval.stale_seconds)
         stands_still = not fresh and not sample.idle
         if stands_still:
             self._errors["implausible"] += 1
@@ -170,14 +172,16 @@ class DcgmReader:
             )
 
     def failed(self, reason: str) -> None:
-        """A scrape that failed, or returned values that cannot be true."""
+        """Count a scrape with lines or values that cannot be true."""
         with self._lock:
             self._errors[reason] += 1
 
-    def lost(self) -> None:
-        """No scrape succeeds: the missing fields are unknown."""
+    def lost(self, reason: str | None) -> None:
+        """A scrape failed, which counts if there is a reason: the missing fields are unknown."""
         with self._lock:
             self._missing = ()
+            if reason is not None:
+                self._errors[reason] += 1
 
 
 class DcgmSource:
@@ -186,10 +190,10 @@ class DcgmSource:
     def __init__(self, url: Callable[[], str], mode: Callable[[], str]) -> None:
         self.asked_at = -_UNUSED_SECONDS
         self._url = url
-        self._mode = mode
+        self.mode = mode
         self._lock = threading.Lock()
         self._readers: dict[DcgmDevice, DcgmReader] = {}
-        self._interval = CollectInterval(time.monotonic())
+        self.interval = CollectInterval(time.monotonic())
         self._stop = threading.Event()
         self._started = False
         self._start_after = 0.0
@@ -197,21 +201,6 @@ class DcgmSource:
         self._failing: str | None = None
         self._missing: frozenset[str] = frozenset()
         self._malformed = False
-
-    @property
-    def mode(self) -> str:
-        """auto, on or off."""
-        return self._mode()
-
-    @property
-    def interval_seconds(self) -> float:
-        """How often dcgm-exporter collects, as far as it is known."""
-        return self._interval.seconds
-
-    @property
-    def stale_seconds(self) -> float:
-        """Age from which a sample counts as no longer collected."""
-        return self._interval.stale_seconds
 
     def reader(self, uuid: str, gpu_instance_id: str | None = None) -> DcgmReader:
         """The reader of a device; the same one for the same device."""
@@ -257,12 +246,12 @@ class DcgmSource:
         backoff = _BACKOFF_FIRST_SECONDS
         while not self._stop.is_set():
             now = time.monotonic()
-            if self._mode() == "off" or now - self.asked_at > _UNUSED_SECONDS:
+            if self.mode() == "off" or now - self.asked_at > _UNUSED_SECONDS:
                 self._stop.wait(1.0)
                 continue
             if self._scrape_safely():
                 backoff = _BACKOFF_FIRST_SECONDS
-                pause = self._interval.next_look(time.monotonic())
+                pause = self.interval.next_look(time.monotonic())
             else:
                 pause = backoff
                 backoff = min(2 * backoff, _BACKOFF_LAST_SECONDS)
@@ -296,10 +285,10 @@ class DcgmSource:
         self._note_success(devices)
         self._note_malformed(devices)
         changed = [
-            reader.fed(_sample_of(reader, devices), self._interval.seconds)
+            reader.fed(_sample_of(reader, devices), self.interval.seconds)
             for reader in self._all_readers()
         ]
-        self._interval.looked(time.monotonic(), changed=any(changed))
+        self.interval.looked(time.monotonic(), changed=any(changed))
         return True
 
     def _all_readers(self) -> tuple[DcgmReader, ...]:
@@ -307,13 +296,11 @@ class DcgmSource:
             return tuple(self._readers.values())
 
     def _failed(self, reason: str) -> None:
-        self._interval.forget()
+        self.interval.forget()
         # With `auto`, there need not be a dcgm-exporter.
-        absent = self._mode() == "auto" and not self._reached and reason == Reason.CONNECTION
+        absent = self.mode() == "auto" and not self._reached and reason == Reason.CONNECTION
         for reader in self._all_readers():
-            reader.lost()
-            if not absent:
-                reader.failed(reason)
+            reader.lost(None if absent else reason)
         if self._failing != reason:
             self._failing = reason
             report = log.info if absent else log.warning

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import structlog
 
 from exporter.accounting.device import DeviceAccounts, LastWindow
-from exporter.accounting.peaks import Peaks
+from exporter.accounting.peaks import Peaks, find_peaks
 from exporter.accounting.plausibility import (
     Inconsistency,
     Plausibility,
@@ -29,7 +29,6 @@ from exporter.collect.settings import SamplingSettings, headline_precision
 from exporter.device_state import DeviceState, SourceHealth, XidCounts
 from exporter.readings import (
     ActivityWindow,
-    ClockSample,
     DeviceIdentity,
     FastReading,
     SlowReading,
@@ -139,7 +138,7 @@ class Device:
         self.identity = identity
         self.context = context
         self.gpu = gpu
-        self.peaks: Peaks | None = None
+        self.peaks = find_peaks(identity)
         self.slow = SlowReading(at_seconds=0.0)
         self.calls: DeviceCalls | None = None
         # The methods of taking GPM samples of a MIG instance; empty for a GPU.
@@ -151,8 +150,8 @@ class Device:
         self.in_use: ActivitySource | None = None
         self.window: ActivityWindow | None = None
         self.sources = tuple(kind(self) for kind in kinds)
-        self._accounts: DeviceAccounts | None = None
-        self._errors: Counter[str] = Counter()
+        self.accounts = DeviceAccounts(identity, self.peaks)
+        self.errors: Counter[str] = Counter()  # of NVML, by reason
         self._succeeded: float | None = None
         self._plausibility = Plausibility()
         self._false: frozenset[Inconsistency] = frozenset()
@@ -169,10 +168,8 @@ class Device:
         """Start using the device through `calls`. Its counters continue from their last values."""
         self.identity = identity
         self.calls = calls
-        self.calls.errors = self._errors
+        self.calls.errors = self.errors
         self.gpm_sessions = gpm_sessions
-        if self._accounts is None:
-            self._accounts = DeviceAccounts(identity, peaks)
         self.revalue(peaks)
 
     def detach(self, *, driver_is_gone: bool = False) -> None:
@@ -185,12 +182,7 @@ class Device:
     def revalue(self, peaks: Peaks) -> None:
         """Use these peaks from now on; counters are kept."""
         self.peaks = peaks
-        if self._accounts is not None:
-            self._accounts.revalue(self.identity, peaks)
-
-    def count_errors(self, errors: Mapping[str, int]) -> None:
-        """Count failures of NVML by reason."""
-        self._errors.update(errors)
+        self.accounts.revalue(self.identity, peaks)
 
     def forget_support(self) -> None:
         """Ask again for everything that was not supported: that may have changed."""
@@ -198,11 +190,6 @@ class Device:
             self.calls.forget_claims()
         for source in self.sources:
             source.close()
-
-    @property
-    def sm_count(self) -> int | None:
-        """Number of SMs: as configured, as the driver reports it, or as the model has."""
-        return self.peaks.sm_count if self.peaks is not None else self.identity.sm_count
 
     @property
     def clock_samples(self) -> int:
@@ -224,20 +211,9 @@ class Device:
                 source.stand_by()
         return self.in_use
 
-    def observe_clock(self, sample: ClockSample) -> None:
-        """Take one more sample of the clock, which is the same for a GPU and its instances."""
-        assert self._accounts is not None
-        self._accounts.observe_clock(sample)
-
-    def without_falls(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of a SlowReading, without counts that have fallen since they were last read."""
-        assert self._accounts is not None
-        return self._accounts.without_falls(values)
-
     def skip_gap(self) -> None:
         """Count nothing of the time since the last tick."""
-        if self._accounts is not None:
-            self._accounts.forget_open_spans()
+        self.accounts.forget_open_spans()
         for source in self.sources:
             source.restart()
         self._plausibility.restart()
@@ -259,17 +235,14 @@ class Device:
         self, fast: FastReading, window: ActivityWindow | None, settings: SamplingSettings
     ) -> DeviceState:
         """Account for the tick and return the state of the device after it."""
-        accounts, peaks = self._accounts, self.peaks
-        assert accounts is not None
-        assert peaks is not None
         state, uuid = self.context.state(), self.identity.uuid
         headline = headline_precision(
-            settings.gpus, state.precisions.get(uuid), self.identity, peaks
+            settings.gpus, state.precisions.get(uuid), self.identity, self.peaks
         )
         self._note_refused(headline.refused)
         source = self.in_use
         longer = 0.0 if source is None else source.max_window_seconds
-        last = accounts.observe(
+        last = self.accounts.observe(
             fast,
             window,
             precision=headline.precision,
@@ -280,13 +253,13 @@ class Device:
         return self.state(
             up=True,
             at_seconds=fast.at_seconds,
-            peaks=peaks,
+            peaks=self.peaks,
             precision=headline.precision,
             precision_origin=headline.origin,
             fast=fast,
             slow=self.slow,
             last=self._shown(last, fast.at_seconds, longer),
-            counters=accounts.counters(),
+            counters=self.accounts.counters(),
         )
 
     def state(self, *, up: bool, **fields: Any) -> DeviceState:
@@ -294,13 +267,13 @@ class Device:
         missing: tuple[str, ...] = ()
         if up and self.calls is not None and self.gpu is None:
             missing = unsupported_capabilities(self.calls)
-        sources = {NVML: SourceHealth(up, self._succeeded, dict(self._errors), missing)}
+        sources = {NVML: SourceHealth(up, self._succeeded, dict(self.errors), missing)}
         for source in self.sources:
             sources.update(source.health(up=up))
         fields.setdefault("at_seconds", time.monotonic())
         identity = self.identity
-        if self.sm_count != identity.sm_count:  # the configuration may set it
-            identity = replace(identity, sm_count=self.sm_count)
+        if self.peaks.sm_count != identity.sm_count:  # configured, or that of the model
+            identity = replace(identity, sm_count=self.peaks.sm_count)
         return DeviceState(
             identity=identity,
             up=up,
@@ -324,7 +297,7 @@ class Device:
         """Count the values dropped in this tick; one log line for each change."""
         for name in false:
             if name != _ACTIVITY:
-                self._errors["implausible"] += 1
+                self.errors["implausible"] += 1
             elif self.in_use is not None:
                 self.in_use.implausible()
         found = frozenset(false.values())
@@ -356,6 +329,6 @@ class Device:
                 gpu=self.identity.index,
                 name=self.identity.name,
                 precision=precision,
-                used=self.peaks.default_precision if self.peaks else None,
+                used=self.peaks.default_precision,
             )
         self._refused_precision = precision

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from exporter.collect.gpu import SampledGpu
+from exporter.collect.nvml.answers import text
 from exporter.collect.nvml.identity import NO_UUID
 from exporter.collect.nvml.library import (
     DriverGone,
@@ -109,21 +110,13 @@ class DeviceDiscovery:
         }
         listed: list[tuple[int, Any, str]] = []
         for index in range(min(self._library.device_count(), _GPUS_MAX)):
-            found = None if str(index) in left_alone else self._ask(index)
-            if found is not None:
-                listed.append((index, *found))
+            if str(index) in left_alone:
+                continue
+            handle = _answer("nvmlDeviceGetHandleByIndex", index)
+            uuid = None if handle is None else _answer("nvmlDeviceGetUUID", handle)
+            if uuid is not None:
+                listed.append((index, handle, str(uuid)))
         return listed
-
-    @staticmethod
-    def _ask(index: int) -> tuple[Any, str] | None:
-        """Handle and UUID of the GPU at this index; None if it is lost or not accessible."""
-        try:
-            handle = call("nvmlDeviceGetHandleByIndex", index)
-            return handle, str(call("nvmlDeviceGetUUID", handle))
-        except (DriverGone, DriverMismatch):
-            raise
-        except NvmlError:
-            return None
 
     @staticmethod
     def _predecessor(
@@ -135,15 +128,8 @@ class DeviceDiscovery:
             for gpu in gpus
             if gpu.identity.pci_bus_id is not None and gpu.uuid not in listed_uuids
         }
-        if not places:
-            return None
-        try:
-            bus_id = call("nvmlDeviceGetPciInfo", handle).busId
-        except (DriverGone, DriverMismatch):
-            raise
-        except NvmlError:
-            return None
-        return places.get(bus_id.decode(errors="replace") if isinstance(bus_id, bytes) else bus_id)
+        place = _answer("nvmlDeviceGetPciInfo", handle) if places else None
+        return None if place is None else places.get(text(place.busId) or "")
 
     def _welcome(self, index: int, uuid: str, gpus: Sequence[SampledGpu]) -> None:
         """Start to sample a new GPU, by a sampler that still waits for a GPU if there is one."""
@@ -176,3 +162,16 @@ class DeviceDiscovery:
         address = handle_address(handle)
         opened = [(gpu, gpu.handle) for gpu in gpus]
         return [gpu for gpu, held in opened if held is not None and handle_address(held) == address]
+
+
+def _answer(function: str, *arguments: Any) -> Any:
+    """The driver's answer; None where the GPU is lost or not accessible.
+
+    Raises DriverGone or DriverMismatch.
+    """
+    try:
+        return call(function, *arguments)
+    except (DriverGone, DriverMismatch):
+        raise
+    except NvmlError:
+        return None

@@ -78,7 +78,8 @@ class SampledGpu:
         self._instances = MigInstances(self._device)
         self._enumerated: tuple[int, int, int] | None = None
         self._assigned_uuid: str | None = None
-        self._index_taken = False
+        # Whether the device has never answered and another GPU answers at its index.
+        self.index_taken = False
         self._epoch = 0
         self._ticked_at: float | None = None
         self._rules: tuple[GpuRule, ...] = ()
@@ -104,11 +105,6 @@ class SampledGpu:
         return None if calls is None else calls.handle
 
     @property
-    def index_taken(self) -> bool:
-        """Whether the device has never answered and another GPU answers at its index."""
-        return self._index_taken
-
-    @property
     def clock_samples(self) -> int:
         """How many samples of the clock a tick needs."""
         return self._device.clock_samples
@@ -116,7 +112,7 @@ class SampledGpu:
     def assign_uuid(self, uuid: str) -> None:
         """Set the UUID to look for when the device is opened. Called from another thread."""
         self._assigned_uuid = uuid
-        self._index_taken = False
+        self.index_taken = False
 
     def enumerated(self, index: int, handle: Any, epoch: int) -> None:
         """Record where the driver lists the device. Called from another thread; handled in a tick."""
@@ -138,9 +134,9 @@ class SampledGpu:
         try:
             identity = read_identity(calls, self._index, library.driver_version())
         finally:
-            self._device.count_errors(calls.errors)
+            self._device.errors.update(calls.errors)
         if not self._context.claim(identity.uuid, self):
-            self._index_taken = True
+            self.index_taken = True
             raise DeviceLost("nvmlDeviceGetHandleByIndex", 28)
         self._rules = self._context.settings().gpus
         peaks = find_peaks(identity, peak_override(self._rules, identity))
@@ -174,7 +170,7 @@ class SampledGpu:
         assert self._device.calls is not None
         sample = read_clock(self._device.calls, time.monotonic)
         for device in self._devices():
-            device.observe_clock(sample)
+            device.accounts.observe_clock(sample)
 
     def skip_gap(self) -> None:
         """Count nothing of the time since the last tick."""
@@ -195,7 +191,7 @@ class SampledGpu:
         self._instances.sync(calls, peak_override(self._rules, self.identity))
         self._prepare_sources()
         sample = read_clock(calls, time.monotonic)
-        device.observe_clock(sample)
+        device.accounts.observe_clock(sample)
         instances = self._instances.tick(sample, settings)
         source = device.choose_source()
         fast = read_fast(
@@ -219,7 +215,7 @@ class SampledGpu:
         if isinstance(error, DriverMismatch):
             self._context.on_mismatch()
         if self._device.calls is None:
-            self._device.count_errors({error.reason: 1})
+            self._device.errors[error.reason] += 1
         driver_is_gone = isinstance(error, DriverGone)
         self._device.detach(driver_is_gone=driver_is_gone)
         instances = self._instances.lost(driver_is_gone=driver_is_gone)
@@ -333,7 +329,7 @@ class SampledGpu:
                 continue
             if group is read_pcie and self.identity.memory_size_bytes is None:
                 continue  # unified memory (GB10, Thor): the PCIe link that NVML reports does not exist
-            values = self._device.without_falls(group(calls))
+            values = self._device.accounts.without_falls(group(calls))
             slow = replace(slow, at_seconds=now, **values)
             share = settings.slow_interval * (position + 1) / len(SLOW_GROUPS)
             self._slow_due[position] = now + (settings.slow_interval if due else share)
@@ -385,7 +381,7 @@ class MigInstances:
         for key, instance in self._instances.items():
             calls = instance.calls
             assert calls is not None
-            instance.observe_clock(sample)
+            instance.accounts.observe_clock(sample)
             instance.choose_source()
             fast = FastReading(at_seconds=sample.at_seconds, **read_memory(calls))
             fast, window = instance.measure(fast, settings)

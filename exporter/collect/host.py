@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -47,10 +47,10 @@ _CLOSE_SECONDS = 0.2
 # GPUs. Any other reason means that there are GPUs that this process cannot reach.
 _NO_GPU = frozenset({"turned_off", "no_devices", "library_not_found", "driver_not_loaded"})
 
-_NVIDIA: Final = "0x10de"
-_DISPLAY_CLASS: Final = "0x03"
+_NVIDIA = "0x10de"
+_DISPLAY_CLASS = "0x03"
 # GPUs are rarely plugged in or handed over.
-_BUS_SECONDS: Final = 60.0
+_BUS_SECONDS = 60.0
 
 
 class HostSampling:
@@ -121,10 +121,8 @@ class HostSampling:
         with self._lock:
             samplers = tuple(self._samplers.items())
         hung = tuple(key for key, sampler in samplers if sampler.hung(now))
-        finding = self._finding_since
-        driver_hung = finding is not None and now - finding > self._settings().deadline
         found = self._found.is_set()
-        return self._version, hung, driver_hung, found, self._driver_error
+        return self._version, hung, self._driver_hung(now), found, self._driver_error
 
     def report_hangs(self, now: float) -> None:
         """Log each driver call that has passed its deadline, once. Makes no driver call itself."""
@@ -133,12 +131,15 @@ class HostSampling:
         for sampler in samplers:
             sampler.report_hang(now)
         since = self._finding_since
-        if since is None or since == self._finding_reported:
-            return
-        if now - since > self._settings().deadline:
+        if since is not None and since != self._finding_reported and self._driver_hung(now):
             self._finding_reported = since
             function = running_call(self._finder.ident) or "unknown"
             log.warning("driver_call_hung", function=function, seconds=round(now - since, 1))
+
+    def _driver_hung(self, now: float) -> bool:
+        """Whether the driver has not listed its devices within the deadline."""
+        since = self._finding_since
+        return since is not None and now - since > self._settings().deadline
 
     def published(self, now: float) -> SampledHost:
         """What the samplers last published; a device that has not ticked yet is listed as not up."""
@@ -152,12 +153,11 @@ class HostSampling:
             if sampler.hung(now):
                 device = devices[key]
                 hung.update(each.identity.key for each in (device, *device.instances))
-        finding = self._finding_since
         return SampledHost(
             devices=tuple(sorted(devices.values(), key=_order)),
             hung=frozenset(hung),
             pending=not self._found.is_set(),
-            driver_hung=finding is not None and now - finding > self._settings().deadline,
+            driver_hung=self._driver_hung(now),
             driver_error=self._driver_error,
         )
 
@@ -351,15 +351,12 @@ class HostSampling:
         """Register XID events whenever the set of open handles changes."""
         watched: dict[str, int] = {}
         while not self._stop.is_set():
-            handles = self._handles()
+            handles = {gpu.uuid: gpu.handle for gpu in self._gpus() if gpu.handle is not None}
             state = {uuid: id(handle) for uuid, handle in handles.items()}
             if state != watched:
                 watched = state
                 self._xids.watch(handles)
             self._stop.wait(_WATCH_SECONDS)
-
-    def _handles(self) -> dict[str, object]:
-        return {gpu.uuid: gpu.handle for gpu in self._gpus() if gpu.handle is not None}
 
     def _gpus(self) -> list[SampledGpu]:
         with self._lock:

@@ -21,7 +21,10 @@ from flopwatch.option_parsers import (
 from flopwatch.options import Option, option, option_group, option_list
 
 
-_MODE = choice("auto", "on", "off")
+def _mode(source: str, text: str) -> Option:
+    return Option(
+        f"sources.{source}", choice("auto", "on", "off"), "auto", text, "auto", reload=False
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,45 +97,13 @@ class SamplingSettings:
         "2s",
     )
     modes: Mapping[str, str] = option_group(
-        Option(
-            "sources.nvml",
-            _MODE,
-            "auto",
-            "The NVIDIA driver's management library.",
-            "auto",
-            reload=False,
-        ),
-        Option(
-            "sources.gpm",
-            _MODE,
-            "auto",
-            "NVML's performance monitoring, on Hopper and newer.",
-            "auto",
-            reload=False,
-        ),
-        Option(
-            "sources.dcgm",
-            _MODE,
-            "auto",
-            "A dcgm-exporter on this host, for GPUs without GPM.",
-            "auto",
-            reload=False,
-        ),
-        Option(
-            "sources.cpu",
-            _MODE,
-            "auto",
-            "The host processor; auto: where there is no GPU.",
-            "auto",
-            reload=False,
-        ),
-        Option(
-            "sources.perf",
-            _MODE,
-            "auto",
+        _mode("nvml", "The NVIDIA driver's management library."),
+        _mode("gpm", "NVML's performance monitoring, on Hopper and newer."),
+        _mode("dcgm", "A dcgm-exporter on this host, for GPUs without GPM."),
+        _mode("cpu", "The host processor; auto: where there is no GPU."),
+        _mode(
+            "perf",
             "The processor's own count of floating-point operations, where the kernel shows it.",
-            "auto",
-            reload=False,
         ),
     )
     dcgm_url: str = option(
@@ -158,7 +129,7 @@ class SamplingSettings:
     @property
     def max_age(self) -> float:
         """How long a tick's values are shown when no newer tick follows."""
-        return 2 * self.interval + self.deadline
+        return self.max_window
 
 
 class Headline(NamedTuple):

@@ -244,7 +244,7 @@ class MigParts(ActivitySource):
 
     def read(self, fast: FastReading, settings: SamplingSettings) -> ActivityWindow | None:
         """The GPU's window of this tick; None unless every instance has one, and a known size."""
-        gpu, sm_count = self.device.identity, self.device.sm_count
+        gpu, sm_count = self.device.identity, self.device.peaks.sm_count
         parts: list[tuple[ActivityWindow, InstanceShare]] = []
         for instance in self.device.instances:
             share = instance_share(gpu, sm_count, instance.identity)
@@ -279,7 +279,7 @@ class DcgmActivity(ActivitySource):
         device, source = self.device, self.device.context.dcgm
         shares = self._shares()
         partitioned = device.gpu is None and device.mig_enabled
-        if source.mode == "off" or (partitioned and not shares):
+        if source.mode() == "off" or (partitioned and not shares):
             self.stand_by()
             return False
         if self._reader is None:
@@ -332,7 +332,7 @@ class DcgmActivity(ActivitySource):
     def _shares(self) -> Shares:
         """The instances' shares of the GPU; empty unless DCGM is the source of all of them."""
         shares: dict[str, InstanceShare] = {}
-        gpu, sm_count = self.device.identity, self.device.sm_count
+        gpu, sm_count = self.device.identity, self.device.peaks.sm_count
         for instance in self.device.instances:
             share = instance_share(gpu, sm_count, instance.identity)
             if share is None or not isinstance(instance.in_use, DcgmActivity):

@@ -243,11 +243,7 @@ class DriverLibrary:
             if self._failure is not None and time.monotonic() - self._failure[0] < _RETRY_SECONDS:
                 raise self._failure[1]
             os.environ.pop(_MPS_VARIABLE, None)
-            if self._epoch:
-                try:
-                    call("nvmlShutdown")
-                except NvmlError as error:
-                    log.debug("nvml_shutdown_refused", reason=error.reason)
+            self._shut_down()
             try:
                 call("nvmlInit")
             except NvmlError as error:
@@ -285,11 +281,14 @@ class DriverLibrary:
     def close(self) -> None:
         """Shut the library down, if it is open."""
         with self._lock:
-            if self._epoch:
-                try:
-                    call("nvmlShutdown")
-                except NvmlError as error:
-                    log.debug("nvml_shutdown_refused", reason=error.reason)
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        if self._epoch:
+            try:
+                call("nvmlShutdown")
+            except NvmlError as error:
+                log.debug("nvml_shutdown_refused", reason=error.reason)
 
     def device_count(self) -> int:
         """Number of GPUs, inaccessible ones included. Raises NvmlError."""

@@ -148,43 +148,11 @@ _REQUEST_VERSION = sizeof(_Request) | 1 << 24
 _SAMPLES_MAX = 16 * _PROCESSES_MAX
 
 
-class _Samples:
-    """Asks one device for its samples. The room for the answer is kept: one call is enough."""
-
-    def __init__(self) -> None:
-        self._room: Any = None
-
-    def read(self, symbol: str, handle: Any, seen_us: int) -> list[Any]:
-        """Samples newer than an instant; none where no process was busy. Raises NvmlError."""
-        kind = _Sample if symbol == _UTILIZATION_SYMBOLS[0] else _OlderSample
-        if self._room is None or not isinstance(self._room[0], kind):
-            self._room = (kind * _ROOM)()
-        code, count = self._ask(symbol, handle, seen_us)
-        if code == pynvml.NVML_ERROR_INSUFFICIENT_SIZE:
-            self._room = (kind * min(count + _ROOM, _SAMPLES_MAX))()
-            code, count = self._ask(symbol, handle, seen_us)
-        if code == _NOT_FOUND:
-            return []
-        if code != pynvml.NVML_SUCCESS:
-            raise error_for(symbol, code)
-        return list(self._room[: min(count, len(self._room))])
-
-    def _ask(self, symbol: str, handle: Any, seen_us: int) -> tuple[int, int]:
-        """The return code, and how many samples there are."""
-        room = self._room
-        if symbol == _UTILIZATION_SYMBOLS[0]:
-            request = _Request(_REQUEST_VERSION, len(room), seen_us, addressof(room))
-            return call_symbol(symbol, handle, byref(request)), int(request.count)
-        count = c_uint(len(room))
-        code = call_symbol(symbol, handle, room, byref(count), c_ulonglong(seen_us))
-        return code, int(count.value)
-
-
 class ProcessUtilization:
     """Adds up the samples of one device. One thread owns it."""
 
     def __init__(self) -> None:
-        self._samples = _Samples()
+        self._room: Any = None  # for the driver's answer; kept, so that one call is enough
         self._seen_us = 0
         self._sampled_us: dict[int, int] = {}
         self._seconds: dict[int, float] = {}
@@ -195,7 +163,7 @@ class ProcessUtilization:
         A value never decreases. Raises DeviceLost, DriverGone or DriverMismatch.
         """
         for symbol in _UTILIZATION_SYMBOLS:
-            question = partial(self._samples.read, symbol, calls.handle, self._seen_us)
+            question = partial(self._newest, symbol, calls.handle)
             samples = calls.ask_by((symbol,), question)
             if samples is not None:
                 self._add(calls, samples)
@@ -203,6 +171,31 @@ class ProcessUtilization:
             if not calls.unsupported(symbol):
                 break  # the older call replaces one that is missing, not one that fails
         return dict(self._seconds) if self._seconds else None
+
+    def _newest(self, symbol: str, handle: Any) -> list[Any]:
+        """Samples newer than the last ones; none where no process was busy. Raises NvmlError."""
+        kind = _Sample if symbol == _UTILIZATION_SYMBOLS[0] else _OlderSample
+        if self._room is None or not isinstance(self._room[0], kind):
+            self._room = (kind * _ROOM)()
+        code, count = self._ask(symbol, handle)
+        if code == pynvml.NVML_ERROR_INSUFFICIENT_SIZE:
+            self._room = (kind * min(count + _ROOM, _SAMPLES_MAX))()
+            code, count = self._ask(symbol, handle)
+        if code == _NOT_FOUND:
+            return []
+        if code != pynvml.NVML_SUCCESS:
+            raise error_for(symbol, code)
+        return list(self._room[: min(count, len(self._room))])
+
+    def _ask(self, symbol: str, handle: Any) -> tuple[int, int]:
+        """The return code, and how many samples there are."""
+        room = self._room
+        if symbol == _UTILIZATION_SYMBOLS[0]:
+            request = _Request(_REQUEST_VERSION, len(room), self._seen_us, addressof(room))
+            return call_symbol(symbol, handle, byref(request)), int(request.count)
+        count = c_uint(len(room))
+        code = call_symbol(symbol, handle, room, byref(count), c_ulonglong(self._seen_us))
+        return code, int(count.value)
 
     def _add(self, calls: DeviceCalls, samples: list[Any]) -> None:
         newest = self._seen_us
