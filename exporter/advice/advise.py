@@ -135,10 +135,7 @@ class Comparison:
 
 
 def back_test(
-    watch: Watch,
-    window: WorkloadWindow,
-    at_seconds: float,
-    stable_seconds: float,
+    watch: Watch, window: WorkloadWindow, at_seconds: float, stable_seconds: float
 ) -> tuple[Watch, Comparison | None]:
     """Record the window that ended at `at_seconds`; windows may overlap.
 

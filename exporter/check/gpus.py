@@ -243,11 +243,7 @@ def ask_dcgm(config: Config, gpus: Sequence[Mapping[str, Any]]) -> DcgmAnswer:
         return DcgmAnswer()
     try:
         devices = parse(
-            fetch(
-                config.sampling.dcgm_url,
-                timeout_seconds=_TIMEOUT_SECONDS,
-                undecodable="replace",
-            )
+            fetch(config.sampling.dcgm_url, timeout_seconds=_TIMEOUT_SECONDS, undecodable="replace")
         )
     except ScrapeError as error:
         return DcgmAnswer(asked=True, error=str(error))
@@ -357,9 +353,7 @@ def _is_profiled(gpu: Mapping[str, Any]) -> bool:
 def _without_gpm(gpu: Mapping[str, Any], config: Config) -> FlopsSource:
     if gpu["gpm"]["error"] == _DENIED:
         return FlopsSource(
-            None,
-            "no permission to use GPM",
-            "run as root, or run dcgm-exporter, see dcgm below",
+            None, "no permission to use GPM", "run as root, or run dcgm-exporter, see dcgm below"
         )
     if _is_profiled(gpu):
         if config.sampling.modes["dcgm"] == "off":

@@ -53,6 +53,7 @@ _HOLDER_MATCHER = re.compile(
 )
 # Prometheus explains a query that it refuses in a line or two.
 _REFUSAL_BYTES = 4096
+_AMOUNTS = ("flop", "held_seconds", "idle_seconds", "joules")
 _GROUPS = ("namespace", "pod", "hpc_job", "workload", "model")
 
 
@@ -68,20 +69,16 @@ class Row:
 
     def less(self, other: "Row") -> "Row":
         """What this row has more than another; no amount is below zero."""
-        return Row(
-            max(0.0, self.flop - other.flop),
-            max(0.0, self.held_seconds - other.held_seconds),
-            max(0.0, self.idle_seconds - other.idle_seconds),
-            max(0.0, self.joules - other.joules),
-            {name: max(0.0, self.costs[name] - other.costs.get(name, 0.0)) for name in self.costs},
-        )
+        rest = {name: max(0.0, getattr(self, name) - getattr(other, name)) for name in _AMOUNTS}
+        costs = {
+            name: max(0.0, self.costs[name] - other.costs.get(name, 0.0)) for name in self.costs
+        }
+        return Row(**rest, costs=costs)
 
     def add(self, other: "Row") -> None:
         """Add the amounts of another row."""
-        self.flop += other.flop
-        self.held_seconds += other.held_seconds
-        self.idle_seconds += other.idle_seconds
-        self.joules += other.joules
+        for name in _AMOUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         for currency, cost in other.costs.items():
             self.costs[currency] = self.costs.get(currency, 0.0) + cost
 
@@ -191,14 +188,8 @@ def run(parsed: argparse.Namespace) -> int:
         for name, row in read_rows(api, parsed.by, parsed.match, step_end, seconds).items():
             rows.setdefault(name, Row()).add(row)
     rest = fleet.less(_total(rows))
-    if any(
-        part > _REST_LEAST * whole
-        for part, whole in (
-            (rest.flop, fleet.flop),
-            (rest.held_seconds, fleet.held_seconds),
-            (rest.joules, fleet.joules),
-        )
-    ):
+    compared = ("flop", "held_seconds", "joules")
+    if any(getattr(rest, name) > _REST_LEAST * getattr(fleet, name) for name in compared):
         rows[_REST] = rest
     if not rows:
         raise FlopwatchError(

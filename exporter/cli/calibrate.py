@@ -12,16 +12,16 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter.cli.daemon import add_config_flags, config_origin
+from exporter.cli.daemon import add_config_flags
 from exporter.cli.probe import (
     ProbeError,
     add_device_flags,
     check_device,
     describe_failure,
+    quiet_config,
     read_devices,
     select_devices,
 )
-from exporter.config.load import load_config
 from exporter.errors import ScrapeError
 from exporter.http_client import fetch
 from exporter.services import Calibration, save_calibrations
@@ -40,9 +40,6 @@ _SCRAPE_SECONDS = 5.0
 # The counter has settled when it has not moved for this long: more than one tick of one second.
 _SETTLE_SECONDS = 1.6
 _SETTLE_ATTEMPTS = 12
-# The counter that sees a GEMM: the tensor pipe, except for fp32, which runs elsewhere.
-_PLAIN_PIPES = {"fp32": "fp32"}
-_TENSOR = "tensor"
 # On an idle device, a counter that is off by more than this did not count this work at all.
 _IMPLAUSIBLE = 0.9
 
@@ -148,12 +145,14 @@ class Calibrator:
         before: Mapping[CounterKey, float],
         after: Mapping[CounterKey, float],
     ) -> Comparison:
-        key = (_PLAIN_PIPES.get(precision, _TENSOR), precision)
-        counted: float | None = after.get(key, 0.0) - before.get(key, 0.0)
-        if counted is not None and abs(counted / true_flop - 1) > _IMPLAUSIBLE:
-            # Work of the tensor pipe is counted in the headline precision only.
-            counted = None
-        return Comparison(self._facts.key, self._facts.uuid, precision, true_flop, counted)
+        # The counter that sees a GEMM: the tensor pipe, except for fp32, which runs elsewhere.
+        key = ("fp32" if precision == "fp32" else "tensor", precision)
+        counted = after.get(key, 0.0) - before.get(key, 0.0)
+        # Work of the tensor pipe is counted in the headline precision only.
+        plausible = abs(counted / true_flop - 1) <= _IMPLAUSIBLE
+        return Comparison(
+            self._facts.key, self._facts.uuid, precision, true_flop, counted if plausible else None
+        )
 
     def _work(
         self, worker: Any, kernel: KernelInfo, shape: tuple[int, ...], seconds: float
@@ -220,10 +219,7 @@ def add_calibrate(subparsers: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Calibrate every idle GPU; 0 if at least one error could be determined."""
-    from exporter.logging_setup import set_up_logging
-
-    config = load_config(config_origin(parsed))
-    set_up_logging("warning" if config.log_level == "info" else config.log_level, config.log_format)
+    config = quiet_config(parsed)
     gpus = [facts for facts in read_devices(config) if facts.kind == "cuda"]
     if not gpus:
         raise CalibrationError("there is no GPU, so there is no FLOP counter to calibrate")

@@ -30,8 +30,6 @@ COMMANDS = {
     "config": "daemon",
     "metrics": "daemon",
 }
-# Commands that run for months beside a server.
-_LEAN_COMMANDS = ("serve",)
 # Errors from writing to a full disk or to a closed terminal.
 _OUTPUT_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EBADF})
 
@@ -119,7 +117,7 @@ def _unknown(word: str, command: str, flags: list[str]) -> str:
 def _run(arguments: Sequence[str] | None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     given = next((word for word in words if word[:1] != "-"), "")
-    if given in _LEAN_COMMANDS:
+    if given == "serve":  # it runs for months beside a server
         gc.disable()  # until all is loaded: collections would take a third of the import time
         _load_structlog_alone()
     parser = build_parser((given,) if given in COMMANDS else COMMANDS)

@@ -75,10 +75,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Measure and print the results. The exit code says whether all devices are healthy."""
-    from exporter.logging_setup import set_up_logging
-
-    config = load_config(config_origin(parsed))
-    set_up_logging("warning" if config.log_level == "info" else config.log_level, config.log_format)
+    config = quiet_config(parsed)
     devices = select_devices(read_devices(config, instances=True), parsed.gpu)
     for facts in devices:
         check_device(facts, config)
@@ -99,6 +96,15 @@ def run(parsed: argparse.Namespace) -> int:
     else:
         print_table(rows)
     return EXIT_BELOW_THRESHOLD if any(row.grade in FAILING for row in rows) else 0
+
+
+def quiet_config(parsed: argparse.Namespace) -> Config:
+    """The configuration; the log is set up, without events of level info."""
+    from exporter.logging_setup import set_up_logging
+
+    config = load_config(config_origin(parsed))
+    set_up_logging("warning" if config.log_level == "info" else config.log_level, config.log_format)
+    return config
 
 
 def read_devices(config: Config, *, instances: bool = False) -> list[DeviceFacts]:
@@ -250,25 +256,21 @@ def _progress(devices: int, *, show: bool) -> Iterator[Callable[[Step], None]]:
         yield lambda _step: None
         return
     if sys.stderr.isatty():
-        try:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-        except ImportError:
-            pass
-        else:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-                task = bar.add_task("starting", total=float(devices))
-                done: list[str] = []
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-                def advance(step: Step) -> None:
-                    if step.gpu not in done:
-                        done.append(step.gpu)
-                    completed = len(done) - 1 + step.position / step.count
-                    bar.update(task, description=_doing(step), completed=completed)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("starting", total=float(devices))
+            begun: dict[str, None] = {}
 
-                yield advance
-            return
+            def advance(step: Step) -> None:
+                begun[step.gpu] = None
+                completed = len(begun) - 1 + step.position / step.count
+                bar.update(task, description=_doing(step), completed=completed)
+
+            yield advance
+        return
     started = time.monotonic()
 
     def say(step: Step) -> None:

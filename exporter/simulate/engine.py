@@ -195,10 +195,7 @@ class SimulatedEngine:
             prefill_flop=self._cost.prefill_flop,
             decode_flop=self._cost.decode_flop,
             dram_bytes=self._cost.dram_bytes,
-            phase_bytes={
-                "prefill": self._cost.prefill_bytes,
-                "decode": self._cost.decode_bytes,
-            },
+            phase_bytes={"prefill": self._cost.prefill_bytes, "decode": self._cost.decode_bytes},
             all_gpus_here=True,
             parameters=float(counts.total),
             active_parameters=float(counts.active),

@@ -195,13 +195,7 @@ class Kernels:
         cost.gaps += self._hidden.kernel_gap_seconds
 
     def _product(
-        self,
-        cost: Cost,
-        rows: int,
-        matrix: tuple[int, int],
-        value_bytes: float,
-        *,
-        low: bool,
+        self, cost: Cost, rows: int, matrix: tuple[int, int], value_bytes: float, *, low: bool
     ) -> None:
         inputs, outputs = matrix
         tile = self._hidden.tile_rows

@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from exporter.accounting.device import (
     COARSE_SOURCE,
@@ -22,7 +22,7 @@ from exporter.readings import (
     ProcessUse,
     SlowReading,
 )
-from exporter.simulate.scenarios import IDLE, Fault, Load, Product
+from exporter.simulate.scenarios import IDLE, NO_FAULT, Fault, Load, Product
 from probes.protocol import Outcome
 from probes.records import ProbeResults
 
@@ -58,20 +58,6 @@ _WORKER_BYTES = 400 * 2**20
 _PROBE_INTERVAL_SECONDS = 60.0
 
 
-def healthy(fault: Fault | None) -> Fault:
-    """The fault, or one without effect for a GPU that has none."""
-    return fault if fault is not None else Fault(gpu=None, begins=0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """The conditions of a tick: the load, the fault, and the speed of the scenario's clock."""
-
-    load: Load
-    fault: Fault
-    pace: float
-
-
 class SimulatedGpu:
     """A GPU that takes a load and returns a snapshot. Not thread-safe."""
 
@@ -90,7 +76,7 @@ class SimulatedGpu:
         self._energy_joules = self.random.uniform(1e7, 1e9)
         self._last: LastWindow | None = None
         self._fast: FastReading | None = None
-        self._fault = healthy(None)
+        self._fault = NO_FAULT
         self._xids: dict[int, int] = {}
         self._xid_at: dict[int, float] = {}
         self._xid_begun: float | None = None
@@ -107,19 +93,11 @@ class SimulatedGpu:
         """Whether heat currently limits the clock."""
         return self.temperature_celsius > _THROTTLE_CELSIUS
 
-    @property
-    def working(self) -> bool:
-        """Whether its clock is a load clock, not the idle clock."""
-        return self.clock_hertz > self.product.sm_clock_idle_hertz
+    def tick(self, start: float, end: float, load: Load, fault: Fault, *, pace: float) -> None:
+        """Simulate the time from `start` to `end` (Unix seconds).
 
-    @property
-    def lost(self) -> bool:
-        """Whether the driver has lost it."""
-        return self._fault.lost
-
-    def tick(self, start: float, end: float, conditions: Conditions) -> None:
-        """Simulate the time from `start` to `end` (Unix seconds)."""
-        load, fault = conditions.load, conditions.fault
+        `pace` is the speed of the scenario's clock.
+        """
         if fault.engine_down:
             load = IDLE
         elif fault.hangs:  # the collective's kernel spins
@@ -127,12 +105,12 @@ class SimulatedGpu:
         elif fault.waste != 1.0:
             load = replace(load, tensor=load.tensor * fault.waste)
         self._fault = fault
-        self._report_xid(end, fault, conditions.pace)
+        self._report_xid(end, fault, pace)
         if fault.lost:
             self.accounts.forget_open_spans()
             self.delivered_flops = 0.0
             return
-        reasons = self._regulate(end - start, load, fault, conditions.pace)
+        reasons = self._regulate(end - start, load, fault, pace)
         self._energy_joules += self._watts * (end - start)
         window = self._window(start, end, load, fault)
         self._work(window)

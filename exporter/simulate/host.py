@@ -32,8 +32,8 @@ from exporter.metrics.rows import Part, Samples, part_samples
 from exporter.readings import DeviceIdentity, HostFacts
 from exporter.simulate.engine import GPU_LEVERS, SimulatedEngine, TokenCounts
 from exporter.simulate.forward_pass import Member
-from exporter.simulate.gpu import Conditions, SimulatedGpu, SimulatedProbes, healthy
-from exporter.simulate.scenarios import SCENARIOS, Fault, Load, Product, Scenario
+from exporter.simulate.gpu import SimulatedGpu, SimulatedProbes
+from exporter.simulate.scenarios import NO_FAULT, SCENARIOS, Fault, Load, Product, Scenario
 from exporter.state import Parts, ReloadStatus, State, build_state
 from exporter.status.build import StatusSources
 from exporter.status.document import STATUS_PATH
@@ -105,7 +105,7 @@ class SimulatedHost:
         self._tokens = TokenCounts(product)
         self._all_samples = Samples(self._live_samples)
         self._engine_up = True
-        self._fault_of_host = healthy(None)
+        self._fault_of_host = NO_FAULT
         self._pulls = sorted(pulls, key=lambda pull: pull.at_seconds)
         self._pulled: set[str] = set()
         self._engine = self._serving_engine(f"{seed}/{name}/engine")
@@ -219,12 +219,12 @@ class SimulatedHost:
         elapsed = (end - self._timing.began) * self._timing.pace
         self._pull(elapsed)
         load = self._load(end - start, elapsed)
-        self._fault_of_host = healthy(self._fault(None, elapsed))
+        self._fault_of_host = self._fault(None, elapsed)
         self._engine_up = self._answers(elapsed)
         for index, (gpu, probes) in enumerate(zip(self._gpus, self._probes, strict=True)):
-            fault = healthy(self._fault(index, elapsed))
+            fault = self._fault(index, elapsed)
             seen = fault if self._engine is None else replace(fault, speed=1.0, memory_speed=1.0)
-            gpu.tick(start, end, Conditions(load, seen, self._timing.pace))
+            gpu.tick(start, end, load, seen, pace=self._timing.pace)
             probes.advance(end, elapsed, fault)
             self.status.observe(gpu.state(end))
         self._tokens.serve(end - start, self._gpus, load, self._fault_of_host)
@@ -268,8 +268,10 @@ class SimulatedHost:
             return self._scenario.load(elapsed, self._position)
         hardware = []
         for index, gpu in enumerate(self._gpus):
-            fault = healthy(self._fault(index, elapsed))
-            clock = gpu.clock_hertz / gpu.product.sm_clock_max_hertz if gpu.working else 1.0
+            fault = self._fault(index, elapsed)
+            # An idle GPU leaves its idle clock as soon as there is work.
+            idle = gpu.clock_hertz <= gpu.product.sm_clock_idle_hertz
+            clock = 1.0 if idle else gpu.clock_hertz / gpu.product.sm_clock_max_hertz
             hardware.append(Member(clock, min(fault.memory_speed, fault.speed), fault.speed))
         return self._engine.advance(seconds, hardware)
 
@@ -288,7 +290,8 @@ class SimulatedHost:
             return not fault.engine_down
         return (elapsed - fault.begins) % fault.engine_period > 0.4 * fault.engine_period
 
-    def _fault(self, gpu: int | None, elapsed: float) -> Fault | None:
+    def _fault(self, gpu: int | None, elapsed: float) -> Fault:
+        """The present fault of a GPU, or of the whole host; NO_FAULT if there is none."""
         for fault in self._scenario.faults:
             if (
                 fault.host == self._position
@@ -296,7 +299,7 @@ class SimulatedHost:
                 and elapsed >= fault.begins
             ):
                 return self._repaired(fault)
-        return None
+        return NO_FAULT
 
     def _repaired(self, fault: Fault) -> Fault:
         """The fault, without the parts that a pulled lever has removed."""

@@ -217,6 +217,9 @@ class Fault:
     waste: float = 1.0
 
 
+NO_FAULT = Fault(gpu=None, begins=0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """An engine simulated pass by pass, with mean lengths in tokens.

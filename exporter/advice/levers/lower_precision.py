@@ -55,7 +55,7 @@ def with_weights(model: ModelDescription, value_bytes: float, precision: str) ->
 
 
 def _predict_weights(
-    window: WorkloadWindow, lever: str, precision: str, value_bytes: float, action: str
+    window: WorkloadWindow, precision: str, value_bytes: float, action: str
 ) -> Prediction:
     """The prediction for linear layers in `precision`; `value_bytes` per weight include scales."""
     today = step_of(window)
@@ -71,6 +71,7 @@ def _predict_weights(
         f"({parts['weights'] / today.seconds:.0%} of the time), in {precision} "
         f"{after / 1e9:.1f} GB: {percent(capacity)}"
     )
+    lever = f"weights_{precision}"
     return outcome(window, lever, capacity, evidence=evidence, action=action, target=value_bytes)
 
 
@@ -128,20 +129,15 @@ def _after_weights(before: WorkloadWindow, now: WorkloadWindow) -> Interval:
     return _with_lower_weights(before, step_of(before), now.description)
 
 
-def _predict_fp8(window: WorkloadWindow) -> Prediction:
-    return _predict_weights(
-        window,
-        "weights_fp8",
-        "fp8",
-        1.0,
-        "serve an fp8 checkpoint, or quantize at start (vLLM: --quantization fp8)",
-    )
-
-
 WEIGHTS_FP8 = Lever(
     name="weights_fp8",
     title="Weights in fp8",
-    predict=_predict_fp8,
+    predict=lambda window: _predict_weights(
+        window,
+        "fp8",
+        1.0,
+        "serve an fp8 checkpoint, or quantize at start (vLLM: --quantization fp8)",
+    ),
     variable=_weight_value_bytes,
     after=_after_weights,
     concerns=lambda before, now: not _reaches_four_bits(before, now),
@@ -150,22 +146,15 @@ WEIGHTS_FP8 = Lever(
 
 # Four bits per weight, and an 8-bit scale per 16 weights.
 _FP4_BYTES = (4 + 8 / 16) / 8
-
-
-def _predict_fp4(window: WorkloadWindow) -> Prediction:
-    return _predict_weights(
-        window,
-        "weights_fp4",
-        "fp4",
-        _FP4_BYTES,
-        "serve an NVFP4 checkpoint; compare its answers with today's first",
-    )
-
-
 WEIGHTS_FP4 = Lever(
     name="weights_fp4",
     title="Weights in fp4",
-    predict=_predict_fp4,
+    predict=lambda window: _predict_weights(
+        window,
+        "fp4",
+        _FP4_BYTES,
+        "serve an NVFP4 checkpoint; compare its answers with today's first",
+    ),
     variable=_weight_value_bytes,
     after=_after_weights,
     concerns=_reaches_four_bits,
