@@ -28,6 +28,26 @@ class CheckResult:
         return {**asdict(self), "level": self.level.value}
 
 
+def ok(area: str, text: str) -> CheckResult:
+    """Something that works."""
+    return CheckResult(area, Level.OK, text)
+
+
+def note(area: str, text: str, remedy: str | None = None) -> CheckResult:
+    """Something that is absent, and not configured."""
+    return CheckResult(area, Level.NOTE, text, remedy)
+
+
+def warning(area: str, text: str, remedy: str | None = None) -> CheckResult:
+    """Something that reduces what the daemon can do."""
+    return CheckResult(area, Level.WARNING, text, remedy)
+
+
+def failure(area: str, text: str, remedy: str | None = None) -> CheckResult:
+    """Something that the daemon needs and that fails."""
+    return CheckResult(area, Level.FAILURE, text, remedy)
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """All findings. `driver`, `gpus` and `torch` hold the raw answers."""

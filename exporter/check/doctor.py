@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from exporter.check import CheckResult, Level, Report
+from exporter.check import CheckResult, Report, failure, ok, warning
 from exporter.check.gpus import (
     DcgmAnswer,
     ask_dcgm,
@@ -91,12 +91,12 @@ def report_lines(report: Report, *, colour: bool) -> Iterator[str]:
 def _configuration_findings(config: Config, mistakes: Sequence[str]) -> Iterator[CheckResult]:
     for mistake in mistakes:
         remedy = "correct it; defaults are used below"
-        yield CheckResult("configuration", Level.FAILURE, mistake, remedy)
+        yield failure("configuration", mistake, remedy)
     if not mistakes:
-        yield CheckResult("configuration", Level.OK, "valid")
+        yield ok("configuration", "valid")
     for variable in config.unknown_variables:
         text = f"environment: {variable.name} {variable.remark}"
-        yield CheckResult("configuration", Level.WARNING, text, "rename or remove it")
+        yield warning("configuration", text, "rename or remove it")
 
 
 def _described(gpu: dict[str, Any], dcgm: DcgmAnswer, config: Config) -> dict[str, Any]:
@@ -140,8 +140,6 @@ def _not_examined(area: str, fault: Exception) -> CheckResult:
         reason = os.strerror(fault.errno).lower() if fault.errno else str(fault)
         place = f"{fault.filename}: " if fault.filename else ""
         remedy = "run the check as the user that flopwatch runs as"
-        return CheckResult(area, Level.WARNING, f"could not be examined: {place}{reason}", remedy)
+        return warning(area, f"could not be examined: {place}{reason}", remedy)
     text = f"could not be examined: {type(fault).__name__}: {fault}"
-    return CheckResult(
-        area, Level.WARNING, text, "report it, with the output of flopwatch check --json"
-    )
+    return warning(area, text, "report it, with the output of flopwatch check --json")

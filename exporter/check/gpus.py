@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from exporter.check import CheckResult, Level
+from exporter.check import CheckResult, Level, failure, note, ok, warning
 from exporter.check.subprocesses import Answer
 from exporter.collect.dcgm_windows import DcgmDevice, DeviceSample, parse
 from exporter.config.model import Config
@@ -92,7 +92,7 @@ def driver_findings(answer: Answer, config: Config) -> Iterator[CheckResult]:
     """The library and the driver behind it."""
     wanted = config.sampling.modes["nvml"] == "on"
     if config.sampling.modes["nvml"] == "off":
-        yield CheckResult("driver", Level.NOTE, "turned off by sources.nvml")
+        yield note("driver", "turned off by sources.nvml")
         return
     driver: Mapping[str, Any] = answer.documents[0] if answer.documents else {"error": "hung"}
     error = driver.get("error")
@@ -110,11 +110,9 @@ def driver_findings(answer: Answer, config: Config) -> Iterator[CheckResult]:
     text, remedy = _ERRORS.get(error, (f"the driver reports {error}", "see dmesg"))
     nodes = _device_nodes()
     if error == "library_not_found" and not nodes and not wanted:
-        yield CheckResult(
-            "driver", Level.NOTE, "no NVIDIA driver here: the host processor is monitored"
-        )
+        yield note("driver", "no NVIDIA driver here: the host processor is monitored")
         return
-    yield CheckResult("driver", Level.FAILURE, text, remedy)
+    yield failure("driver", text, remedy)
     yield from _permissions(Level.FAILURE, "nothing works without it")
 
 
@@ -126,7 +124,7 @@ def gpu_findings(answer: Answer, config: Config, dcgm: DcgmAnswer) -> Iterator[C
         error = device.get("error")
         if error is not None:
             text, remedy = _ERRORS.get(error, (f"the driver reports {error}", "see dmesg"))
-            yield CheckResult(area, Level.FAILURE, name + text, remedy)
+            yield failure(area, name + text, remedy)
             continue
         yield _source(area, name, flops_source(device, dcgm, config), device["peaks"])
         yield from _peculiarities(area, device, config)
@@ -143,9 +141,8 @@ def missing_gpu_findings(answer: Answer, config: Config) -> Iterator[CheckResult
     for device in answer.documents[1:]:
         known |= {instance.get("uuid") for instance in device.get("instances", ())}
     for place, gpu in config.missing_gpus(known):
-        yield CheckResult(
+        yield warning(
             "configuration",
-            Level.WARNING,
             f"{place}: no GPU {gpu} on this host, GPUs: {', '.join(indices) or 'none'}",
             "correct it, or find out why the GPU is missing: nvidia-smi -L",
         )
@@ -165,9 +162,9 @@ def _permissions(level: Level, why: str) -> Iterator[CheckResult]:
 def _source(area: str, name: str, source: FlopsSource, peaks: Mapping[str, Any]) -> CheckResult:
     if source.name is not None and not peaks.get("rates", True):
         text = f"{name}{source.name} answers, but no FLOPS can be counted: see its peak below"
-        return CheckResult(area, Level.WARNING, text)
+        return warning(area, text)
     if source.name is not None:
-        return CheckResult(area, Level.OK, f"{name}FLOPS from {source.name}")
+        return ok(area, f"{name}FLOPS from {source.name}")
     return CheckResult(area, source.level, name + source.why, source.remedy)
 
 
@@ -177,25 +174,17 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
     if not peaks["known"] and not device.get("mig"):
         lost = "no ratios" if peaks.get("rates") else "no FLOPS and no ratios"
         remedy = "set sm_count, peaks and dram_bandwidth under gpus in the configuration"
-        yield CheckResult(area, Level.WARNING, f"peak unknown: {lost} ({doubt})", remedy)
+        yield warning(area, f"peak unknown: {lost} ({doubt})", remedy)
     elif peaks["origin"] == "derived":
-        yield CheckResult(area, Level.NOTE, f"derived peak ({doubt})")
+        yield note(area, f"derived peak ({doubt})")
     if device["missing"]:
-        yield CheckResult(
-            area, Level.NOTE, f"the driver does not report {', '.join(device['missing'])}"
-        )
+        yield note(area, f"the driver does not report {', '.join(device['missing'])}")
     if device["refused"].get("no_permission"):
-        yield CheckResult(
-            area,
-            Level.WARNING,
-            "the driver refuses calls: no permission",
-            "run as root, or see dmesg",
-        )
+        yield warning(area, "the driver refuses calls: no permission", "run as root, or see dmesg")
     mode = device.get("compute_mode")
     if config.probes.enabled and mode not in (None, "default"):
-        yield CheckResult(
+        yield warning(
             area,
-            Level.WARNING,
             f"compute mode {mode}: "
             + (
                 "neither CUDA programs nor probes can use the GPU"
@@ -206,7 +195,7 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
         )
     free = device["memory"].get("memory_free_bytes")
     if not device["memory"]:
-        yield CheckResult(area, Level.NOTE, "has no memory of its own (unified memory)")
+        yield note(area, "has no memory of its own (unified memory)")
     elif config.probes.enabled and not device.get("mig"):
         needed = config.probes.min_free_memory_bytes
         text = f"{free / 2**20:.0f} MiB of memory free, probes need {needed / 2**20:.0f} MiB"
@@ -229,7 +218,7 @@ def _instances(
         None if instances else "in a container set NVIDIA_MIG_MONITOR_DEVICES=all",
     )
     if config.probes.enabled and config.probes.mig == "skip":
-        yield CheckResult(area, Level.NOTE, "not probed: probes.mig is skip")
+        yield note(area, "not probed: probes.mig is skip")
 
 
 def _device_nodes() -> list[str]:
@@ -385,17 +374,15 @@ def _without_gpm(gpu: Mapping[str, Any], config: Config) -> FlopsSource:
 
 def _dcgm_finding(name: str, sample: DeviceSample | None) -> CheckResult:
     if sample is None:
-        return CheckResult(
+        return warning(
             "dcgm",
-            Level.WARNING,
             f"no metrics of {name}",
             "let dcgm-exporter see all GPUs (-d f), or set dcgm.url to this node's",
         )
     if sample.missing_fields:
-        return CheckResult(
+        return warning(
             "dcgm",
-            Level.WARNING,
             f"{name}: does not export {', '.join(sample.missing_fields)}",
             "add them to dcgm-exporter's counters file (-f, DCGM_EXPORTER_COLLECTORS)",
         )
-    return CheckResult("dcgm", Level.OK, f"{name}: all fields that FLOPS need")
+    return ok("dcgm", f"{name}: all fields that FLOPS need")

@@ -13,7 +13,7 @@ from typing import Any
 
 from exporter.accounting.processor import PerfUnavailableError
 from exporter.attribution.pod_resources import list_allocations
-from exporter.check import CheckResult, Level
+from exporter.check import CheckResult, Level, failure, note, ok, warning
 from exporter.check.subprocesses import Answer
 from exporter.collect.cpu import LinuxKernel, PerfCounters
 from exporter.config.model import Config, parse_listen_address
@@ -52,13 +52,11 @@ def port_findings(config: Config) -> Iterator[CheckResult]:
             except ListenError as error:
                 host, port = parse_listen_address(address)
                 if _is_flopwatch(host, port):
-                    yield CheckResult(
-                        "port", Level.OK, f"{address}: flopwatch is already listening"
-                    )
+                    yield ok("port", f"{address}: flopwatch is already listening")
                 else:
-                    yield CheckResult("port", Level.FAILURE, str(error), "choose another address")
+                    yield failure("port", str(error), "choose another address")
             else:
-                yield CheckResult("port", Level.OK, f"{address} is free")
+                yield ok("port", f"{address} is free")
 
 
 def state_findings(config: Config) -> Iterator[CheckResult]:
@@ -66,17 +64,16 @@ def state_findings(config: Config) -> Iterator[CheckResult]:
     path = config.state_file
     obstacle = _obstacle(path)
     if obstacle is None:
-        yield CheckResult("state file", Level.OK, str(path))
+        yield ok("state file", str(path))
         return
     other = usable_state_path(path)  # the user's path, if the default folder is not writable
     if other != path and _obstacle(other) is None:
-        yield CheckResult("state file", Level.NOTE, f"{path}: {obstacle}; {other} is used")
+        yield note("state file", f"{path}: {obstacle}; {other} is used")
         return
     if other != path:
         obstacle = f"{obstacle}; {other}: {_obstacle(other)}"
-    yield CheckResult(
+    yield warning(
         "state file",
-        Level.WARNING,
         f"{path}: {obstacle}: baselines are lost when the process ends",
         state_remedy(),
     )
@@ -107,9 +104,7 @@ def engine_findings(config: Config) -> Iterator[CheckResult]:
             )
         except ScrapeError as error:
             hint = "start it" if error.reason is Reason.CONNECTION else "check workloads.url"
-            yield CheckResult(
-                f"engine {workload.name}", Level.WARNING, f"{workload.url}: {error}", hint
-            )
+            yield warning(f"engine {workload.name}", f"{workload.url}: {error}", hint)
         else:
             yield _answer_finding(workload.name, workload.engine, workload.url, text)
 
@@ -119,11 +114,11 @@ def _answer_finding(name: str, engine: str, url: str, text: str) -> CheckResult:
     prefixes = parse(text, (), PREFIXES).prefixes
     configured = ENGINES[engine]
     if configured.matches(prefixes) or (configured.silent_at_start and not text.strip()):
-        return CheckResult(f"engine {name}", Level.OK, f"{url} answers")
+        return ok(f"engine {name}", f"{url} answers")
     found = identify(prefixes)
     hint = f"set workloads.engine to {found}" if found else "check workloads.url"
     who = f"metrics of {found}" if found else "no inference engine's metrics"
-    return CheckResult(f"engine {name}", Level.WARNING, f"{url}: {who}, not {engine}'s", hint)
+    return warning(f"engine {name}", f"{url}: {who}, not {engine}'s", hint)
 
 
 def kubernetes_findings(config: Config) -> Iterator[CheckResult]:
@@ -143,20 +138,16 @@ def kubernetes_findings(config: Config) -> Iterator[CheckResult]:
         return
     except OSError:
         if config.holders.pod_resources == "on":
-            yield CheckResult(
-                "kubernetes", Level.FAILURE, f"{socket} does not exist", "mount it into the pod"
-            )
+            yield failure("kubernetes", f"{socket} does not exist", "mount it into the pod")
         else:
-            yield CheckResult("kubernetes", Level.NOTE, f"no kubelet on this host ({socket})")
+            yield note("kubernetes", f"no kubelet on this host ({socket})")
         return
     try:
         allocations = list_allocations(socket, _TIMEOUT_SECONDS)
     except (HolderSourceError, OSError) as error:
-        yield CheckResult(
-            "kubernetes", Level.WARNING, f"{socket}: {error}", "run as root, or mount the socket"
-        )
+        yield warning("kubernetes", f"{socket}: {error}", "run as root, or mount the socket")
     else:
-        yield CheckResult("kubernetes", Level.OK, f"{socket}: {len(allocations)} GPU allocation(s)")
+        yield ok("kubernetes", f"{socket}: {len(allocations)} GPU allocation(s)")
 
 
 def clock_findings() -> Iterator[CheckResult]:
@@ -166,23 +157,19 @@ def clock_findings() -> Iterator[CheckResult]:
         return
     status, error_seconds = found
     if status == _TIME_ERROR:
-        yield CheckResult(
+        yield warning(
             "clock",
-            Level.WARNING,
             f"not synchronized ({time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())})",
             "run chrony or systemd-timesyncd",
         )
     elif error_seconds > _CLOCK_ERROR_SECONDS:
-        yield CheckResult(
+        yield warning(
             "clock",
-            Level.WARNING,
             f"synchronized, but may be {error_seconds:.1f} s off",
             "see chronyc tracking, or timedatectl timesync-status",
         )
     else:
-        yield CheckResult(
-            "clock", Level.OK, f"synchronized, at most {error_seconds * 1e3:.3g} ms off"
-        )
+        yield ok("clock", f"synchronized, at most {error_seconds * 1e3:.3g} ms off")
 
 
 def perf_findings(
@@ -200,7 +187,7 @@ def perf_findings(
             "perf", level, f"the processor's FLOP are not counted: {error}", error.remedy
         )
     else:
-        yield CheckResult("perf", Level.OK, "the processor's FLOP are counted")
+        yield ok("perf", "the processor's FLOP are counted")
 
 
 def probe_findings(
@@ -211,28 +198,25 @@ def probe_findings(
 ) -> Iterator[CheckResult]:
     """Whether torch is installed for the probes and can use these GPUs."""
     if not config.probes.enabled:
-        yield CheckResult("probes", Level.NOTE, "turned off by probes.enabled")
+        yield note("probes", "turned off by probes.enabled")
         return
     pause = config.probes.pause_file
     if pause is not None and os.path.exists(pause):  # noqa: PTH110  pathlib raises if access is denied
-        yield CheckResult("probes", Level.NOTE, f"paused: {pause} exists")
+        yield note("probes", f"paused: {pause} exists")
     torch = answer.documents[-1] if answer.documents else {"error": answer.error or "no answer"}
     if "error" in torch:
         text = "torch took too long to load" if answer.late else f"no torch: {torch['error']}"
-        yield CheckResult(
-            "probes", Level.WARNING, text, f"{torch_remedy()}, or probes.enabled: false"
-        )
+        yield warning("probes", text, f"{torch_remedy()}, or probes.enabled: false")
     elif gpus and not torch["cuda_available"]:
         built = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
-        yield CheckResult(
+        yield warning(
             "probes",
-            Level.WARNING,
             f"torch {torch['version']}, {built}, finds no GPU",
             "install a torch build for a CUDA version that the driver supports",
         )
     else:
         cuda = f", CUDA {torch['cuda']}" if torch["cuda"] else ""
-        yield CheckResult("probes", Level.OK, f"torch {torch['version']}{cuda}")
+        yield ok("probes", f"torch {torch['version']}{cuda}")
         yield from _newer_cuda(torch, driver or {})
         yield from _foreign_gpus(torch, gpus)
 
@@ -246,9 +230,8 @@ def _newer_cuda(torch: Mapping[str, Any], driver: Mapping[str, Any]) -> Iterator
     built, runs = torch["cuda"], driver.get("cuda_driver_version")
     if not built or not runs or int(built.partition(".")[0]) <= runs // 1000:
         return
-    yield CheckResult(
+    yield warning(
         "probes",
-        Level.WARNING,
         f"torch is built for CUDA {built}, the driver runs CUDA {runs // 1000}.{runs % 1000 // 10}",
         f"update the driver, or install a torch built for CUDA {runs // 1000}",
     )
@@ -271,9 +254,8 @@ def _foreign_gpus(
             for match in built
         )
         if major and not usable:
-            yield CheckResult(
+            yield warning(
                 "probes",
-                Level.WARNING,
                 f"this torch has no code for GPU {gpu['index']} (compute capability {major}.{minor})",
                 "install a torch that is built for it",
             )
