@@ -91,7 +91,7 @@ class Running:
 @contextmanager
 def running(program: Program, environment: Mapping[str, str], gpus: int) -> Iterator[Running]:
     """Start it and wait for the first scrape that shows all GPUs; ends it afterwards."""
-    port = _free_port()
+    port = free_port()
     command = [part.format(port=port) for part in program.command]
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -129,7 +129,8 @@ def _gpus_in(program: Program, port: int) -> set[str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nothing listens on now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

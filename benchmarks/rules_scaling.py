@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.programs import free_port  # noqa: E402
 from benchmarks.rules_history import (  # noqa: E402
     DEFAULT_INTERVAL_SECONDS,
     SCRAPE_SECONDS,
@@ -149,9 +149,7 @@ def measure(
     }
     rule_files = [f"{folder}/rules/*.yml", f"{folder}/alerts/*.yml"]
     (folder / "prometheus.yml").write_text(json.dumps(configuration))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     with (folder / "log").open("w") as log:
         prometheus = subprocess.Popen(
             [

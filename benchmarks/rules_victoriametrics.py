@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.programs import free_port  # noqa: E402
 from benchmarks.rules_history import rule_groups  # noqa: E402
 from exporter.logging_setup import set_up_logging  # noqa: E402
 from exporter.simulate.host import (  # noqa: E402
@@ -80,12 +80,6 @@ def main() -> int:
         with victoria(Path(folder)) as url:
             report(url, found, arguments.gpus)
     return 0
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def recorded(folder: Path, minutes: float) -> list[Series]:

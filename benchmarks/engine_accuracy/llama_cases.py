@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.engine_accuracy.environments import llama_server
 from benchmarks.engine_accuracy.gguf_file import write_gguf
 from benchmarks.engine_accuracy.load import Prompts, Request
-from benchmarks.engine_accuracy.servers import Server, free_port, running, wait_for
+from benchmarks.engine_accuracy.servers import Server, running, wait_for
 from benchmarks.engine_accuracy.truth import (
     CACHE_BYTES,
     LINEAR_FLOP,
@@ -21,6 +21,7 @@ from benchmarks.engine_accuracy.truth import (
     WEIGHT_BYTES,
     Truth,
 )
+from benchmarks.programs import free_port
 
 
 _UBATCH = 512  # llama.cpp's default

@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.engine_accuracy import truth
 from benchmarks.engine_accuracy.environments import vllm_python
+from benchmarks.programs import free_port
 
 
 START_SECONDS = 300.0
@@ -143,10 +143,3 @@ def wait_for(server: Server, path: str) -> None:
             connection.close()
         time.sleep(_POLL_SECONDS)
     raise RuntimeError("the engine did not start:\n" + server.log.read_text()[-3000:])
-
-
-def free_port() -> int:
-    """A free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
