@@ -307,18 +307,16 @@ class AdviceDocument(msgspec.Struct, frozen=True):
 def document_of(snapshot: AdviceSnapshot) -> AdviceDocument:
     """The document of a snapshot."""
     return AdviceDocument(
-        tuple(_workload(advice, snapshot.records) for advice in snapshot.workloads)
-    )
-
-
-def _workload(advice: Advice, records: Records) -> WorkloadAdvice:
-    window = advice.window
-    return WorkloadAdvice(
-        workload=window.workload,
-        model=window.model,
-        window_seconds=window.seconds,
-        levers=tuple(_lever(each, advice, records) for each in advice.predictions),
-        absent=advice.absent,
+        tuple(
+            WorkloadAdvice(
+                workload=advice.window.workload,
+                model=advice.window.model,
+                window_seconds=advice.window.seconds,
+                levers=tuple(_lever(each, advice, snapshot.records) for each in advice.predictions),
+                absent=advice.absent,
+            )
+            for advice in snapshot.workloads
+        )
     )
 
 

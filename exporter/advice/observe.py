@@ -246,11 +246,8 @@ def _tenants_at_work(first: Charges | None, last: Charges) -> int:
 
 def _worked(before: Served, now: Served) -> bool:
     return any(
-        _grown(then, since) != 0.0
-        for then, since in (
-            (before.shown.prefill_tokens, now.shown.prefill_tokens),
-            (before.shown.decode_tokens, now.shown.decode_tokens),
-        )
+        _grown(getattr(before.shown, name), getattr(now.shown, name)) != 0.0
+        for name in ("prefill_tokens", "decode_tokens")
     )
 
 

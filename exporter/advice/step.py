@@ -270,19 +270,9 @@ def slowest(window: WorkloadWindow) -> GpuWindow:
             )
 
     def speed(gpu: GpuWindow) -> float:
-        bandwidth = gpu.reachable_bandwidth_bytes_per_second
-        flops = min(
-            (
-                value / gpu.peaks.flops[name]
-                for name, value in gpu.reachable_flops.items()
-                if gpu.peaks.flops.get(name)
-            ),
-            default=1.0,
-        )
-        share = 1.0
-        if bandwidth and gpu.peaks.dram_bytes_per_second:
-            share = bandwidth / gpu.peaks.dram_bytes_per_second
-        return flops * share * (gpu.clock_ratio or 1.0)
+        bandwidth, peak = gpu.reachable_bandwidth_bytes_per_second, gpu.peaks.dram_bytes_per_second
+        share = bandwidth / peak if bandwidth and peak else 1.0
+        return min(_reached_shares(gpu), default=1.0) * share * (gpu.clock_ratio or 1.0)
 
     return min(window.gpus, key=speed)
 
@@ -319,12 +309,14 @@ def reachable_flops(gpu: GpuWindow, precision: str) -> float:
         return probed
     if not peak:
         raise Inapplicable(f"{gpu.title} ({gpu.name}) has no {precision} arithmetic")
-    shares = [
-        value / gpu.peaks.flops[name]
-        for name, value in gpu.reachable_flops.items()
-        if gpu.peaks.flops.get(name)
-    ]
+    shares = _reached_shares(gpu)
     return peak * (sum(shares) / len(shares) if shares else REACHABLE_FLOPS)
+
+
+def _reached_shares(gpu: GpuWindow) -> list[float]:
+    """The probed share of the peak of each precision."""
+    peaks = gpu.peaks.flops
+    return [value / peaks[name] for name, value in gpu.reachable_flops.items() if peaks.get(name)]
 
 
 @dataclass(frozen=True, slots=True)

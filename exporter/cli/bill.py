@@ -196,7 +196,10 @@ def run(parsed: argparse.Namespace) -> int:
             f"{parsed.prometheus}: no flopwatch_holder_gpu_seconds_total between "
             f"{_shown(start)} and {_shown(end)}; is this exporter scraped?"
         )
-    (_print_csv if parsed.csv else _print_table)(rows, parsed.by, start, end)
+    if parsed.csv:
+        _print_csv(rows, parsed.by)
+    else:
+        _print_table(rows, parsed.by, f"{_shown(start)} to {_shown(end)}")
     return 0
 
 
@@ -387,7 +390,7 @@ def _total(rows: Mapping[str, Row]) -> Row:
     return total
 
 
-def _print_csv(rows: Mapping[str, Row], by: str, _start: float, _end: float) -> None:
+def _print_csv(rows: Mapping[str, Row], by: str) -> None:
     currencies = sorted(_total(rows).costs)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(
@@ -400,12 +403,12 @@ def _print_csv(rows: Mapping[str, Row], by: str, _start: float, _end: float) -> 
         writer.writerow([name, *(f"{amount:.6g}" for amount in amounts)])
 
 
-def _print_table(rows: Mapping[str, Row], by: str, start: float, end: float) -> None:
+def _print_table(rows: Mapping[str, Row], by: str, period: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     total = _total(rows)
-    table = Table(title=f"{_shown(start)} to {_shown(end)}", title_justify="left")
+    table = Table(title=period, title_justify="left")
     table.add_column(by, overflow="fold")
     headings = ["PFLOP", "GPU hours", "idle GPU hours", "idle", "kWh", *sorted(total.costs)]
     for heading in headings:

@@ -202,10 +202,14 @@ class Kernels:
         padded = tile * -(-rows // tile)
         size = inputs * outputs / self._group
         moved = size * value_bytes + 2.0 * rows * (inputs + outputs) / self._group
-        flops = 2.0 * padded * size
+        self._multiply(cost, padded, size, moved, low=low)
+
+    def _multiply(self, cost: Cost, rows: float, size: float, moved: float, *, low: bool) -> None:
+        """`rows` of whole tiles with a matrix of `size` numbers; `low`: in the model's precision."""
+        flops = 2.0 * rows * size
         rate = self._matrix_rate if low or not self._low else self._head_rate
         peak = self._peak if low or not self._low else self._plain_peak
-        compute = flops / rate * (1.0 + self._hidden.half_rows / padded)
+        compute = flops / rate * (1.0 + self._hidden.half_rows / max(rows, 1.0))
         if low:
             compute *= 1.0 + self._hidden.quantization
         self._end(cost, moved / self._weights, compute)
@@ -220,13 +224,7 @@ class Kernels:
             routed = rows * experts.active
             moved = touched * size * self._shape.weight_bytes
             moved += 2.0 * routed * (inputs + outputs) / self._group
-            flops = 2.0 * padded * size
-            compute = flops / self._matrix_rate * (1.0 + self._hidden.half_rows / max(padded, 1.0))
-            if self._low:
-                compute *= 1.0 + self._hidden.quantization
-            self._end(cost, moved / self._weights, compute)
-            cost.tensor += flops / self._peak
-            cost.dram += moved
+            self._multiply(cost, padded, size, moved, low=self._low)
 
     def _route(self, rows: int) -> tuple[float, float]:
         """The number of experts selected by this many tokens, and the rows of all their tiles."""
