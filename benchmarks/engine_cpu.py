@@ -29,9 +29,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import gguf
 from benchmarks.engine_accuracy.environments import llama_server
 from benchmarks.engine_accuracy.servers import Server, running, wait_for
-from benchmarks.levers import gguf
 from benchmarks.programs import free_port
 from flopwatch.processor import read_processor
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.engine_accuracy.environments import llama_server
-from benchmarks.engine_accuracy.gguf_file import write_gguf
 from benchmarks.engine_accuracy.load import Prompts, Request
 from benchmarks.engine_accuracy.servers import Server, running, wait_for
 from benchmarks.engine_accuracy.truth import (
@@ -18,9 +17,11 @@ from benchmarks.engine_accuracy.truth import (
     LINEAR_FLOP,
     LOGITS_FLOP,
     PAIR_FLOP,
+    SERVED,
     WEIGHT_BYTES,
     Truth,
 )
+from benchmarks.gguf import F16, write
 from benchmarks.programs import free_port
 
 
@@ -31,7 +32,7 @@ _UBATCH = 512  # llama.cpp's default
 def llama_cpp(folder: Path) -> Iterator[Server]:
     """Serve the tiny model, four requests at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = write_gguf(folder / "tiny.gguf")
+    model = write(folder / "tiny.gguf", SERVED, F16, words=True)
     port = free_port()
     command = [
         str(llama_server()),

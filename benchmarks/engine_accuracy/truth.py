@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from benchmarks.gguf import Llama
+
 
 HIDDEN, LAYERS, HEADS, GROUPS, HEAD, INNER, WORDS = 256, 4, 8, 2, 32, 704, 1024
+SERVED = Llama(HIDDEN, LAYERS, HEADS, GROUPS, INNER, WORDS)
 _LAYER = HIDDEN * HEAD * (2 * HEADS + 2 * GROUPS) + 3 * HIDDEN * INNER
 LINEAR_FLOP = 2 * LAYERS * _LAYER  # of one token, without attention
 LOGITS_FLOP = 2 * HIDDEN * WORDS

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.levers.gguf import Llama, write
+from benchmarks.gguf import Llama, write
 from exporter.accounting.peaks import Peaks
 from exporter.advice.levers import LEVERS
 from exporter.advice.prediction import GpuWindow, Inapplicable, Interval, WorkloadWindow

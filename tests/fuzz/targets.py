@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
-from benchmarks.engine_accuracy.gguf_file import write_gguf
+from benchmarks.engine_accuracy.truth import SERVED
+from benchmarks.gguf import F16, write
 from exporter import http_client
 from exporter.attribution import pod_resources
 from exporter.attribution.jobs import JobFiles, is_sluid, slurm_job
@@ -57,7 +58,7 @@ _TESTS = Path(__file__).parent.parent
 
 def _gguf() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        return write_gguf(Path(folder) / "tiny.gguf").read_bytes()[:40_000]
+        return write(Path(folder) / "tiny.gguf", SERVED, F16, words=True).read_bytes()[:40_000]
 
 
 _GGUF = _gguf()

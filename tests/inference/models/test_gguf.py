@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from benchmarks.engine_accuracy import gguf_file
-from benchmarks.engine_accuracy.gguf_file import write_gguf
+from benchmarks.engine_accuracy.truth import SERVED
+from benchmarks.gguf import F16, write
 from exporter.inference.models import ModelDescriptionError, count_parameters
 from exporter.inference.models.attention import GroupedAttention
 from exporter.inference.models.cost import stored_weight_bytes
@@ -15,7 +15,7 @@ from exporter.inference.models.files import load_model
 
 @pytest.fixture(name="file")
 def _file(tmp_path):
-    return write_gguf(tmp_path / "tiny.gguf")
+    return write(tmp_path / "tiny.gguf", SERVED, F16, words=True)
 
 
 def test_a_llama(file):
@@ -77,12 +77,12 @@ def test_a_file_cut_short(file, tmp_path, size):
         ("llama.rope.dimension_count", 9, (4, [1, 2])),
     ],
 )
-def test_a_size_that_is_no_number(tmp_path, monkeypatch, key, form, value):
+def test_a_size_that_is_no_number(tmp_path, key, form, value):
     """A size of another type is refused in one line that names the file and the size."""
-    others = [entry for entry in gguf_file._values() if entry[0] != key]
+    others = [entry for entry in SERVED.facts(F16) if entry[0] != key]
     latent = ("llama.attention.kv_lora_rank", 4, 64)
-    monkeypatch.setattr(gguf_file, "_values", lambda: [*others, latent, (key, form, value)])
-    file = write_gguf(tmp_path / "odd.gguf")
+    facts = [*others, latent, (key, form, value)]
+    file = write(tmp_path / "odd.gguf", SERVED, F16, facts=facts)
 
     name = key.removeprefix("llama.")
     with pytest.raises(ModelDescriptionError, match=rf"odd\.gguf: .*{name} is .*whole number"):
