@@ -70,9 +70,7 @@ class Endpoint:
     processes: frozenset[int] = frozenset()
 
 
-def discover_ports(
-    ports: Sequence[int] = DEFAULT_PORTS, *, fetch: Fetch = fetch_text
-) -> tuple[Endpoint, ...]:
+def discover_ports(ports: Sequence[int], *, fetch: Fetch = fetch_text) -> tuple[Endpoint, ...]:
     """Return the engines that answer on `ports` of this host."""
     asked = ((port, _engine_at(f"127.0.0.1:{port}", fetch)) for port in ports)
     return tuple(Endpoint(f"{found[0]}-{port}", *found) for port, found in asked if found)

@@ -77,7 +77,8 @@ def launch_of(processes: Iterable[int], proc: Path = procfs.PROC) -> Launch:
     """Return how the engine behind `processes` was started; empty if that cannot be read."""
     found, titled = Launch(), 0
     for pid in sorted(processes)[:LARGEST_PROCESS_COUNT]:
-        arguments = _arguments(pid, proc)
+        text = procfs.read(pid, "cmdline", proc, limit=LONGEST_COMMAND_BYTES)
+        arguments = text.rstrip("\0").split("\0") if text else []
         titled += any(_API_SERVER.search(argument) for argument in arguments[:1])
         if found == Launch():
             found = parse(arguments)
@@ -93,7 +94,7 @@ def launch_of(processes: Iterable[int], proc: Path = procfs.PROC) -> Launch:
 def parse(arguments: Sequence[str]) -> Launch:
     """Parse a command line with the options of vLLM, SGLang or llama.cpp."""
     values = _values(arguments)
-    serve = list(arguments).index("serve") + 1 if "serve" in arguments else 0
+    serve = arguments.index("serve") + 1 if "serve" in arguments else 0
     positional = (
         arguments[serve] if 0 < serve < len(arguments) and arguments[serve][:1] != "-" else None
     )
@@ -137,11 +138,6 @@ def _role(values: Mapping[str, str]) -> str | None:
     except (ValueError, RecursionError):
         return None
     return _KV_ROLES.get(str(transfer.get("kv_role"))) if isinstance(transfer, dict) else None
-
-
-def _arguments(pid: int, proc: Path) -> tuple[str, ...]:
-    text = procfs.read(pid, "cmdline", proc, limit=LONGEST_COMMAND_BYTES)
-    return tuple(text.rstrip("\0").split("\0")) if text else ()
 
 
 def locate_config(model_name: str, environment: Mapping[str, str] | None = None) -> Path | None:

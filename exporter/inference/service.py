@@ -218,7 +218,11 @@ class WorkloadService:
             return
 
         def locate(name: str) -> Path | None:
-            return self._locate(name) or _launched_model(workload.launch)
+            launch = workload.launch
+            found = self._locate(name)
+            if found is None and launch.pid is not None and launch.model is not None:
+                found = locate_in_process(launch.pid, launch.model)
+            return found
 
         account = Account(config, locate=locate)
 
@@ -422,13 +426,6 @@ class WorkloadService:
             or bool(workload.processes & endpoint.processes)
             for workload in self._workloads.values()
         )
-
-
-def _launched_model(launch: Launch) -> Path | None:
-    """The model file named by the engine's command line, as seen by its process."""
-    if launch.pid is None or launch.model is None:
-        return None
-    return locate_in_process(launch.pid, launch.model)
 
 
 def _reference(device: DeviceState) -> GpuRef:

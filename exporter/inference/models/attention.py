@@ -254,11 +254,8 @@ class LatentAttention(Attention):
     def matrix_parameters(self, hidden_size: int) -> int:
         """Parameters of the down and up projections, the output projection and the indexer."""
         query_size = self.query_heads * (self.plain_head_size + self.rotary_head_size)
-        query = (
-            hidden_size * self.query_rank + self.query_rank * query_size
-            if self.query_rank
-            else hidden_size * query_size
-        )
+        rank = self.query_rank
+        query = rank * (hidden_size + query_size) if rank else hidden_size * query_size
         down = hidden_size * (self.latent_rank + self.rotary_head_size)
         up = self.latent_rank * self.query_heads * (self.plain_head_size + self.value_head_size)
         output = self.query_heads * self.value_head_size * hidden_size
@@ -273,11 +270,8 @@ class LatentAttention(Attention):
     @property
     def prefill_pair_flop(self) -> int:
         """FLOPs for one query and key with keys and values expanded, as engines run prefill."""
-        return (
-            2
-            * self.query_heads
-            * (self.plain_head_size + self.rotary_head_size + self.value_head_size)
-        )
+        head_size = self.plain_head_size + self.rotary_head_size + self.value_head_size
+        return 2 * self.query_heads * head_size
 
     @property
     def decode_pair_flop(self) -> int:
@@ -327,15 +321,10 @@ class CompressedAttention(Attention):
     def matrix_parameters(self, hidden_size: int) -> int:
         """Parameters of the projections of queries, the key and the output; see `compressor`."""
         query_size = self.query_heads * self.head_size
-        query = hidden_size * self.query_rank + self.query_rank * query_size
-        output = query_size * self.output_rank
-        return (
-            query
-            + hidden_size * self.head_size
-            + output
-            + self.output_groups * self.output_rank * hidden_size
-            + self.query_rank * self.index_heads * self.index_head_size
-        )
+        index_size = self.index_heads * self.index_head_size
+        outer = self.query_rank + self.head_size + self.output_groups * self.output_rank
+        inner = self.query_rank * (query_size + index_size) + query_size * self.output_rank
+        return hidden_size * outer + inner
 
     def compressor_parameters(self, hidden_size: int) -> int:
         """Parameters that produce the entries, their index keys and the heads' weights.

@@ -345,7 +345,7 @@ class _Reader:
         if kind != _ARRAY:
             raise ValueError(f"the header has a value of unknown type {kind}")
         inner, count = int(self.number("<I")), self.count()
-        if inner in _SCALARS and inner != _ARRAY:
+        if inner in _SCALARS:
             if count <= 4096:
                 return [self.number(_SCALARS[inner]) for _ in range(count)]
             self.take(count * struct.calcsize(_SCALARS[inner]))

@@ -146,10 +146,7 @@ def _gemma_model_extras(fields: ConfigFields, hidden: int, count: int) -> dict[s
     words = fields.integer("vocab_size_per_layer_input") or fields.integer("vocab_size") or 0
     # The other streams are derived from the first at the start and joined to it at the end.
     matrices = hidden * width * count + 2 * (streams - 1) * hidden * hidden
-    return {
-        "extras": Extras(matrices, width),
-        "looked_up": words * width * count,
-    }
+    return {"extras": Extras(matrices, width), "looked_up": words * width * count}
 
 
 def nemotron_nas_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
@@ -169,15 +166,8 @@ def _nas_layer(fields: ConfigFields, block: Any, hidden: int) -> LayerGroup:
     attention, feed_forward = parts.get("attention"), parts.get("ffn")
     if not isinstance(attention, Mapping) or not isinstance(feed_forward, Mapping):
         raise fields.error("an entry of block_configs lacks attention or ffn")
-    unknown = [
-        name
-        for part, names in (
-            (attention, ("window_length", "sparsify", "mamba")),
-            (feed_forward, ("sparsify", "moe")),
-        )
-        for name in names
-        if part.get(name)
-    ]
+    unknown = [name for name in ("window_length", "sparsify", "mamba") if attention.get(name)]
+    unknown += [name for name in ("sparsify", "moe") if feed_forward.get(name)]
     if unknown:
         raise fields.error(f"block_configs with {', '.join(unknown)} is not supported")
     mixer: Attention = NO_MIXER
@@ -304,7 +294,6 @@ def step3_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
         intermediate_size=fields.require("moe_intermediate_size"),
         shared_intermediate_size=fields.require("share_expert_dim"),
     )
-    fields.check()
     sizes = _sizes_by_list(fields, count)
     fields.check()
     return Stack(
@@ -319,7 +308,7 @@ def _sizes_by_list(fields: ConfigFields, count: int) -> tuple[int, ...]:
     numbers = listed.split(",") if isinstance(listed, str) else listed
     try:
         experts = {int(number) for number in numbers}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise fields.error(f"moe_layers_enum is {listed!r}") from None
     size = fields.require("intermediate_size")
     return tuple(0 if layer in experts else size for layer in range(count))
@@ -386,10 +375,7 @@ def whisper_stack(fields: ConfigFields, family: ModelFamily) -> Stack:
     layer = LayerGroup(1, attention, None, size, extras=extras)
     return Stack(
         (layer,) * count,
-        {
-            "learned_positions": fields.require("max_target_positions"),
-            "prologue": prologue,
-        },
+        {"learned_positions": fields.require("max_target_positions"), "prologue": prologue},
     )
 
 

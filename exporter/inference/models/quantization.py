@@ -298,11 +298,8 @@ def _listed_layers(config: Mapping[str, Any]) -> _Listed | None:
         return None
     schemes: dict[str, WeightScheme] = {}
     for name, stated in layers.items():
-        scheme = (
-            _algorithm(str(stated.get("quant_algo") or "").upper())
-            if isinstance(stated, Mapping)
-            else None
-        )
+        algorithm = stated.get("quant_algo") if isinstance(stated, Mapping) else None
+        scheme = _algorithm(str(algorithm or "").upper())
         if scheme is not None:
             schemes[_canonical(str(name))] = scheme
     return _Listed(schemes)

@@ -1,6 +1,7 @@
 """Whatever a config.json contains, the result is a description or a one-line error."""
 
 import json
+import math
 from pathlib import Path
 
 from hypothesis import given
@@ -40,7 +41,15 @@ METHODS = ["gptq", "awq", "fp8", "mxfp4", "bitsandbytes", "modelopt", "compresse
 # Families whose files say more than numbers: each key with any value.
 IRREGULAR = [member.CONFIG for member in vars(test_irregular).values() if hasattr(member, "CONFIG")]
 
-small = st.none() | st.booleans() | st.integers(-2, 40) | st.floats(0, 4) | st.text(max_size=4)
+unbounded = st.sampled_from([math.inf, -math.inf, math.nan])
+small = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 40)
+    | st.floats(0, 4)
+    | unbounded
+    | st.text(max_size=4)
+)
 values = st.recursive(
     small,
     lambda inner: (

@@ -1,6 +1,7 @@
 """Families whose layers differ, one by one, worked by hand on tiny models."""
 
 import json
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -183,6 +184,23 @@ class TestMiniMaxM3:
 
 
 class TestWindowedHeads:
+    CONFIG: ClassVar = {
+        "model_type": "step3_text",
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_attention_groups": 1,
+        "head_dim": 4,
+        "share_q_dim": 4,
+        "intermediate_size": 16,
+        "moe_intermediate_size": 5,
+        "moe_num_experts": 4,
+        "moe_top_k": 2,
+        "share_expert_dim": 5,
+        "moe_layers_enum": [0],
+        "vocab_size": 10,
+    }
+
     def test_step(self):
         """A full layer of 2 heads, a windowed one of 3: 8·(8 + 8 + 8 + 2) and 8·(12 + 12 + 8 + 3)."""
         config = {
@@ -241,26 +259,16 @@ class TestWindowedHeads:
 
     def test_step_3(self):
         """Queries through a rank of 4: 8·4 + 4·8; one key and value head: 8·8; output 8·8."""
-        config = {
-            "model_type": "step3_text",
-            "hidden_size": 8,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_attention_groups": 1,
-            "head_dim": 4,
-            "share_q_dim": 4,
-            "intermediate_size": 16,
-            "moe_intermediate_size": 5,
-            "moe_num_experts": 4,
-            "moe_top_k": 2,
-            "share_expert_dim": 5,
-            "moe_layers_enum": [0],
-            "vocab_size": 10,
-        }
-        counts = count_parameters(describe(config))
+        counts = count_parameters(describe(self.CONFIG))
 
         assert counts.attention == 32 + 32 + 64 + 64
         assert (counts.active_experts, counts.shared_experts) == (240, 120)
+
+    @pytest.mark.parametrize("listed", ["first", [None], [math.inf], 0])
+    def test_a_list_of_layers_that_is_none(self, listed):
+        """Refused by its name; JSON has infinite numbers."""
+        with pytest.raises(UnknownArchitectureError, match="moe_layers_enum is"):
+            describe(self.CONFIG | {"moe_layers_enum": listed})
 
 
 class TestGemma3n:
