@@ -14,9 +14,8 @@ import math
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
 import msgspec
@@ -43,20 +42,13 @@ _POWER_REASONS: Final = ("sw_power_cap", "hw_power_brake_slowdown")
 _THERMAL_REASONS: Final = ("sw_thermal_slowdown", "hw_thermal_slowdown")
 
 
-class _Field(IntEnum):
-    """What a slot holds after the states' seconds: products with seconds, and those seconds."""
-
-    FLOP = len(STATE_NAMES)
-    FLOP_SECONDS = FLOP + 1
-    DRAM = FLOP + 2
-    DRAM_SECONDS = FLOP + 3
-    POWER_HELD = FLOP + 4
-    POWER_HELD_CLOCK = FLOP + 5
-    THERMAL_HELD = FLOP + 6
-    THERMAL_HELD_CLOCK = FLOP + 7
-
-
-_WIDTH: Final = len(STATE_NAMES) + len(_Field)
+# What a slot holds: the seconds of the states, then products with seconds, and those seconds.
+_FIELDS: Final = (
+    *STATE_NAMES,
+    *("flop", "flop_seconds", "dram", "dram_seconds"),
+    *("power_held", "power_held_clock", "thermal_held", "thermal_held_clock"),
+)
+_WIDTH: Final = len(_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +104,8 @@ class Ring:
         watched = sum(gained.values())
         if before is None or min(gained.values(), default=0.0) < 0 or watched <= 0:
             return
-        self._book(snapshot.at_seconds, watched, _cells(snapshot, gained, reasons, flop, watched))
+        cells = gained | dict(_products(snapshot, reasons, flop, watched))
+        self._book(snapshot.at_seconds, watched, [cells.get(name, 0.0) for name in _FIELDS])
 
     def minute(self, now_seconds: float) -> Summary:
         """The last minute, to the slot: 50 to 60 seconds."""
@@ -235,19 +228,23 @@ class Ring:
 
     def _summary(self, now_seconds: float, slots: int) -> Summary:
         end = _slot(now_seconds) + 1
-        sums = self._sums(end - slots, end)
-        watched = sum(sums[: len(STATE_NAMES)])
+        sums = dict(zip(_FIELDS, self._sums(end - slots, end), strict=True))
+        watched = sum(sums[name] for name in STATE_NAMES)
+
+        def mean(product: str, seconds: str) -> float | None:
+            return sums[product] / sums[seconds] if sums[seconds] > 0 else None
+
+        def held(name: str) -> Held:
+            share = min(1.0, sums[name] / watched) if watched > 0 else 0.0
+            return Held(share, mean(f"{name}_clock", name))
+
         return Summary(
             seconds=watched,
-            states={
-                name: seconds / watched
-                for name, seconds in zip(STATE_NAMES, sums, strict=False)
-                if seconds > 0
-            },
-            achieved_flops=_mean(sums, _Field.FLOP, _Field.FLOP_SECONDS),
-            dram_bandwidth=_mean(sums, _Field.DRAM, _Field.DRAM_SECONDS),
-            power_held=_held(sums, _Field.POWER_HELD, _Field.POWER_HELD_CLOCK, watched),
-            thermal_held=_held(sums, _Field.THERMAL_HELD, _Field.THERMAL_HELD_CLOCK, watched),
+            states={name: sums[name] / watched for name in STATE_NAMES if sums[name] > 0},
+            achieved_flops=mean("flop", "flop_seconds"),
+            dram_bandwidth=mean("dram", "dram_seconds"),
+            power_held=held("power_held"),
+            thermal_held=held("thermal_held"),
         )
 
 
@@ -255,41 +252,23 @@ def _slot(at_seconds: float) -> int:
     return math.floor(at_seconds / SLOT_SECONDS)
 
 
-def _cells(
-    snapshot: DeviceState,
-    gained: Mapping[str, float],
-    reasons: Mapping[str, float],
-    flop: float | None,
-    watched: float,
-) -> list[float]:
-    """One slot's worth of what was gained in `watched` seconds."""
-    cells = [gained.get(name, 0.0) for name in STATE_NAMES] + [0.0] * len(_Field)
+def _products(
+    snapshot: DeviceState, reasons: Mapping[str, float], flop: float | None, watched: float
+) -> Iterator[tuple[str, float]]:
+    """A slot's products with seconds, and those seconds, of what was gained in `watched` seconds."""
     if flop is not None:
-        cells[_Field.FLOP], cells[_Field.FLOP_SECONDS] = flop, watched
+        yield from (("flop", flop), ("flop_seconds", watched))
     last = snapshot.last
     dram = last.activity.dram if last else None
     if dram is not None:
-        cells[_Field.DRAM], cells[_Field.DRAM_SECONDS] = dram * watched, watched
+        yield from (("dram", dram * watched), ("dram_seconds", watched))
     clock = last.clock.mean_hertz if last else None
-    for names, held_field, clock_field in (
-        (_POWER_REASONS, _Field.POWER_HELD, _Field.POWER_HELD_CLOCK),
-        (_THERMAL_REASONS, _Field.THERMAL_HELD, _Field.THERMAL_HELD_CLOCK),
-    ):
+    if clock is None:
+        return
+    for field, names in (("power_held", _POWER_REASONS), ("thermal_held", _THERMAL_REASONS)):
         # The longest of the reasons: how far they overlap is not known, so never more than was.
         held = min(watched, max(reasons.get(name, 0.0) for name in names))
-        if clock is not None:
-            cells[held_field], cells[clock_field] = held, held * clock
-    return cells
-
-
-def _mean(sums: list[float], product: _Field, seconds: _Field) -> float | None:
-    return sums[product] / sums[seconds] if sums[seconds] > 0 else None
-
-
-def _held(sums: list[float], held: _Field, clock: _Field, watched: float) -> Held:
-    if watched <= 0:
-        return Held(0.0, None)
-    return Held(min(1.0, sums[held] / watched), _mean(sums, clock, held))
+        yield from ((field, held), (f"{field}_clock", held * clock))
 
 
 _SECTION = "findings"
