@@ -19,12 +19,19 @@ from exporter.inference.snapshot import WorkloadsSnapshot
 from exporter.readings import HostFacts
 from exporter.state import State
 from exporter.status import document, verdict
-from exporter.status.devices import build_device
+from exporter.status.devices import Look, build_device
 from exporter.status.history import Histories
 from probes.records import ProbeResults
 
 
-DOCUMENTATION_URL = "https://github.com/flopwatch/flopwatch/tree/main/docs"
+_LINKS = {
+    "status": document.STATUS_PATH,
+    "configuration": "/config",
+    "healthy": "/-/healthy",
+    "ready": "/-/ready",
+    "metric_reference": "/docs/metrics",
+    "documentation": "https://github.com/flopwatch/flopwatch/tree/main/docs",
+}
 _HEALTH_RANK = {"critical": 0, "warning": 1, "ok": 2}
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -80,21 +87,27 @@ def build_status(
             *_probe_findings(snapshot, rows[uuid], probed.get(uuid), siblings[model], thresholds),
         ]
         with histories.lock:
+            history = histories.get(snapshot)
+            look = Look(
+                snapshot=snapshot,
+                history=history,
+                memory=histories.memory.of(uuid),
+                minute=history.ring.minute(now_seconds),
+                hour=history.ring.hour(now_seconds),
+                now_seconds=now_seconds,
+                unix_seconds=unix_seconds,
+                thresholds=thresholds,
+            )
             devices.append(
                 build_device(
-                    snapshot,
-                    histories.get(snapshot),
-                    histories.memory.of(uuid),
+                    look,
                     state,
-                    now_seconds=now_seconds,
-                    unix_seconds=unix_seconds,
                     probes=rows[uuid],
                     attainable=_attainable(rows[uuid], snapshot.precision) if snapshot.up else None,
                     company=company,
                     since=partial(histories.memory.judged, uuid),
                     power_limits=power_limits[model],
                     silent=_silent(state.workloads, uuid),
-                    thresholds=thresholds,
                     charts=charts,
                 )
             )
@@ -105,15 +118,7 @@ def build_status(
         host=_host(sources, state, devices),
         exporter=_exporter(state, sources.interval_seconds(), uptime_seconds),
         devices=devices,
-        links={
-            "metrics": sources.telemetry_path,
-            "status": document.STATUS_PATH,
-            "configuration": "/config",
-            "healthy": "/-/healthy",
-            "ready": "/-/ready",
-            "metric_reference": "/docs/metrics",
-            "documentation": DOCUMENTATION_URL,
-        },
+        links={"metrics": sources.telemetry_path, **_LINKS},
     )
 
 

@@ -1,6 +1,7 @@
 """Builds one device's part of the status document from its state, history and surroundings."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -22,21 +23,35 @@ _HELD_MINUTES = 15
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """One device at one moment, on the monotonic and the Unix clock, and what is remembered of it."""
+
+    snapshot: DeviceState
+    history: DeviceHistory
+    memory: DeviceMemory
+    minute: Summary
+    hour: Summary
+    now_seconds: float
+    unix_seconds: float
+    thresholds: Thresholds
+
+    @property
+    def age_seconds(self) -> float:
+        """The time since the device's last tick."""
+        return max(0.0, self.now_seconds - self.snapshot.at_seconds)
+
+
 def build_device(
-    snapshot: DeviceState,
-    history: DeviceHistory,
-    memory: DeviceMemory,
+    look: Look,
     state: State,
     *,
-    now_seconds: float,
-    unix_seconds: float,
     probes: list[document.Probe],
     attainable: document.Attainable | None,
     company: Sequence[Finding | None],
     since: Callable[[Sequence[Finding]], dict[str, float]],
     power_limits: Sequence[float],
     silent: str | None,
-    thresholds: Thresholds,
     charts: bool,
 ) -> document.Device:
     """Everything about one device of the State.
@@ -46,31 +61,11 @@ def build_device(
     `since` says from when on each kind of finding holds. `charts` are the states of the last hour by
     minute.
     """
-    identity = snapshot.identity
-    age = max(0.0, now_seconds - snapshot.at_seconds)
-    minute, hour = history.ring.minute(now_seconds), history.ring.hour(now_seconds)
-    slow, fast = snapshot.slow, snapshot.fast
-    events = _events(snapshot, history, memory)
-    clock = _clock(snapshot, hour)
-    found: list[Finding | None] = []
-    if snapshot.up:
-        found += _working(snapshot, minute, hour, attainable, thresholds)
-        found += _source_findings(snapshot, unix_seconds)
-    else:
-        found.append(_absent(snapshot, history, age=age, unix_seconds=unix_seconds))
-    found += _xid_findings(events, memory, unix_seconds)
-    found += _health_findings(snapshot, events, minute, thresholds)
-    found += [
-        verdict.power_brake(clock.reasons),
-        verdict.power_limit(
-            watts=slow.power_limit_watts if slow else None,
-            usual_watts=memory.power_limit_watts,
-            siblings=power_limits if len(power_limits) > 1 else (),
-            thresholds=thresholds,
-        ),
-        _held(snapshot, history, now_seconds, silent, thresholds),
-        *company,
-    ]
+    snapshot, minute = look.snapshot, look.minute
+    identity, slow, fast = snapshot.identity, snapshot.slow, snapshot.fast
+    events, clock = _events(look), _clock(snapshot, look.hour)
+    own = _own_findings(look, events, clock, attainable, power_limits)
+    found = (*own, _held(look, silent), *company)
     findings = [finding for finding in found if finding is not None]
     findings.sort(key=lambda finding: _RANK[finding.severity])
     return document.Device(
@@ -86,12 +81,12 @@ def build_device(
         health=verdict.worst(findings) or "ok",
         findings=findings,
         finding_since_unix_seconds=since(findings),
-        reset_unix_seconds=memory.reset_at,
-        age_seconds=age,
+        reset_unix_seconds=look.memory.reset_at,
+        age_seconds=look.age_seconds,
         flops=_flops(snapshot, minute),
         attainable=attainable,
         minute=document.Span(seconds=minute.seconds, states=dict(minute.states)),
-        hour=_hour(history, hour, now_seconds) if charts else None,
+        hour=_hour(look) if charts else None,
         clock=clock,
         power_watts=fast.power_watts if fast else None,
         power_limit_watts=slow.power_limit_watts if slow else None,
@@ -99,9 +94,7 @@ def build_device(
         memory_temperature_celsius=fast.memory_temperature_celsius if fast else None,
         utilization_ratio=fast.gpu_utilization if fast else None,
         memory=_memory(snapshot, minute),
-        processes=len(slow.processes)
-        if slow and slow.processes is not None and not slow.processes_incomplete
-        else None,
+        processes=_processes(slow),
         models=_models(state, identity.uuid),
         holders=_holders(state, identity),
         probes=probes,
@@ -118,37 +111,56 @@ def build_device(
     )
 
 
-def _absent(
-    snapshot: DeviceState,
-    history: DeviceHistory,
-    *,
-    age: float,
-    unix_seconds: float,
-) -> Finding:
+def _own_findings(
+    look: Look,
+    events: document.Health,
+    clock: document.Clock,
+    attainable: document.Attainable | None,
+    power_limits: Sequence[float],
+) -> Iterator[Finding | None]:
+    """What the device itself shows."""
+    snapshot, memory = look.snapshot, look.memory
+    if snapshot.up:
+        yield from _working(look, attainable)
+        yield from _source_findings(look)
+    else:
+        yield _absent(look)
+    # XIDs since the last reset, those from before the exporter's start among them.
+    times = {event.xid: event.count for event in events.xids}
+    for code, at in sorted(memory.xids.items()):
+        age = max(0.0, look.unix_seconds - at)
+        yield verdict.xid(int(code), times=times.get(int(code), 1), age_seconds=age)
+    yield from _health_findings(look, events)
+    yield verdict.power_brake(clock.reasons)
+    yield verdict.power_limit(
+        watts=snapshot.slow.power_limit_watts if snapshot.slow else None,
+        usual_watts=memory.power_limit_watts,
+        siblings=power_limits if len(power_limits) > 1 else (),
+        thresholds=look.thresholds,
+    )
+
+
+def _absent(look: Look) -> Finding:
     """Why the device has no readings."""
-    if snapshot.absent == "hung":
-        return verdict.hung(age_seconds=age)
-    if snapshot.absent == "stale":
-        return verdict.stale(age_seconds=age)
-    if snapshot.absent == "waiting":
-        return verdict.waiting(since_seconds=age)
+    absent = look.snapshot.absent
+    if absent == "hung":
+        return verdict.hung(age_seconds=look.age_seconds)
+    if absent == "stale":
+        return verdict.stale(age_seconds=look.age_seconds)
+    if absent == "waiting":
+        return verdict.waiting(since_seconds=look.age_seconds)
     seen = [
         health.last_success_unix_seconds
-        for health in snapshot.sources.values()
+        for health in look.snapshot.sources.values()
         if health.last_success_unix_seconds is not None
     ]
-    since = max(0.0, unix_seconds - max(seen)) if seen else None
-    return verdict.lost(reason=history.failure, since_seconds=since)
+    since = max(0.0, look.unix_seconds - max(seen)) if seen else None
+    return verdict.lost(reason=look.history.failure, since_seconds=since)
 
 
-def _working(
-    snapshot: DeviceState,
-    minute: Summary,
-    hour: Summary,
-    attainable: document.Attainable | None,
-    thresholds: Thresholds,
-) -> Iterator[Finding | None]:
+def _working(look: Look, attainable: document.Attainable | None) -> Iterator[Finding | None]:
     """Where the FLOPS of an answering device go."""
+    snapshot, minute, hour = look.snapshot, look.minute, look.hour
     if snapshot.last is not None and snapshot.last.activity.source == COARSE_SOURCE:
         yield verdict.coarse(
             why=_why_coarse(snapshot),
@@ -169,7 +181,7 @@ def _working(
             max_hertz=snapshot.identity.sm_clock_max_hertz,
             lost_share=hour.states.get(state, 0.0),
             over=_span_words(hour.seconds),
-            thresholds=thresholds,
+            thresholds=look.thresholds,
         )
 
 
@@ -198,21 +210,19 @@ def _span_words(seconds: float) -> str:
     return "the last minute" if minutes <= 1 else f"the last {minutes} minutes"
 
 
-def _source_findings(snapshot: DeviceState, unix_seconds: float) -> Iterator[Finding]:
+def _source_findings(look: Look) -> Iterator[Finding]:
     """Sources that fail on a device that answers; for one that does not, another finding says so."""
-    for name, health in snapshot.sources.items():
+    for name, health in look.snapshot.sources.items():
         at = health.last_success_unix_seconds
-        since = None if at is None else max(0.0, unix_seconds - at)
-        late = since is not None and since > _SOURCE_PATIENCE * snapshot.max_age_seconds
+        since = None if at is None else max(0.0, look.unix_seconds - at)
+        late = since is not None and since > _SOURCE_PATIENCE * look.snapshot.max_age_seconds
         if late or (not health.up and (since is not None or health.errors)):
             reason = max(health.errors, key=lambda key: health.errors[key], default=None)
             yield verdict.source_down(name, since_seconds=since, reason=reason)
 
 
-def _health_findings(
-    snapshot: DeviceState, events: document.Health, minute: Summary, thresholds: Thresholds
-) -> Iterator[Finding | None]:
-    slow, fast = snapshot.slow, snapshot.fast
+def _health_findings(look: Look, events: document.Health) -> Iterator[Finding | None]:
+    slow, fast, thresholds = look.snapshot.slow, look.snapshot.fast, look.thresholds
     yield verdict.memory_errors(
         uncorrected=events.new_ecc_errors.get("uncorrected", 0.0),
         corrected=events.new_ecc_errors.get("corrected", 0.0),
@@ -227,45 +237,30 @@ def _health_findings(
         yield verdict.hot(
             temperature_celsius=fast.temperature_celsius,
             memory_celsius=fast.memory_temperature_celsius,
-            idle_share=minute.states.get("idle", 0.0),
+            idle_share=look.minute.states.get("idle", 0.0),
             thresholds=thresholds,
         )
 
 
-def _xid_findings(
-    events: document.Health, memory: DeviceMemory, unix_seconds: float
-) -> Iterator[Finding | None]:
-    """XIDs since the last reset, those from before the exporter's start among them."""
-    times = {event.xid: event.count for event in events.xids}
-    for code, at in sorted(memory.xids.items()):
-        age = max(0.0, unix_seconds - at)
-        yield verdict.xid(int(code), times=times.get(int(code), 1), age_seconds=age)
-
-
-def _held(
-    snapshot: DeviceState,
-    history: DeviceHistory,
-    now_seconds: float,
-    silent: str | None,
-    thresholds: Thresholds,
-) -> Finding | None:
-    fast = snapshot.fast
+def _held(look: Look, silent: str | None) -> Finding | None:
+    fast = look.snapshot.fast
     if silent is None or fast is None or fast.memory_used_bytes is None:
         return None
     if not fast.memory_size_bytes:
         return None
-    minutes = history.ring.columns(now_seconds).get("idle", [])[-_HELD_MINUTES:]
+    minutes = look.history.ring.columns(look.now_seconds).get("idle", [])[-_HELD_MINUTES:]
     idle = [share for share in minutes if share is not None]
     return verdict.memory_held(
         silent,
         used_ratio=fast.memory_used_bytes / fast.memory_size_bytes,
         idle_share=min(idle, default=0.0),
         watched_seconds=float(COLUMN_SECONDS * len(idle)),
-        thresholds=thresholds,
+        thresholds=look.thresholds,
     )
 
 
-def _events(snapshot: DeviceState, history: DeviceHistory, memory: DeviceMemory) -> document.Health:
+def _events(look: Look) -> document.Health:
+    snapshot = look.snapshot
     slow, fast = snapshot.slow, snapshot.fast
     xids = [
         document.Xid(
@@ -280,7 +275,7 @@ def _events(snapshot: DeviceState, history: DeviceHistory, memory: DeviceMemory)
     return document.Health(
         xids=xids,
         ecc_errors=dict(slow.ecc_errors),
-        new_ecc_errors=_new_ecc_errors(slow, history, memory),
+        new_ecc_errors=_new_ecc_errors(look, slow),
         remapped_rows=dict(slow.remapped_rows),
         row_remap_pending=slow.row_remap_pending,
         row_remap_failed=slow.row_remap_failed,
@@ -290,14 +285,13 @@ def _events(snapshot: DeviceState, history: DeviceHistory, memory: DeviceMemory)
     )
 
 
-def _new_ecc_errors(
-    slow: SlowReading, history: DeviceHistory, memory: DeviceMemory
-) -> dict[str, float]:
+def _new_ecc_errors(look: Look, slow: SlowReading) -> dict[str, float]:
     """Corrected errors since the exporter's start, uncorrected ones since the last repair."""
-    new = history.new_ecc_errors(slow.ecc_errors)
+    new = look.history.new_ecc_errors(slow.ecc_errors)
     errors = slow.ecc_errors.get("uncorrected")
-    if errors is not None and memory.uncorrected is not None:
-        new["uncorrected"] = max(0.0, errors - memory.uncorrected)
+    repaired_at = look.memory.uncorrected
+    if errors is not None and repaired_at is not None:
+        new["uncorrected"] = max(0.0, errors - repaired_at)
     return new
 
 
@@ -317,14 +311,20 @@ def _flops(snapshot: DeviceState, minute: Summary) -> document.Flops:
     )
 
 
-def _hour(history: DeviceHistory, hour: Summary, now_seconds: float) -> document.Hour | None:
-    if hour.seconds <= 0:
+def _hour(look: Look) -> document.Hour | None:
+    if look.hour.seconds <= 0:
         return None
     return document.Hour(
         step_seconds=COLUMN_SECONDS,
-        watched_seconds=round(hour.seconds, 1),
-        states=history.ring.columns(now_seconds),
+        watched_seconds=round(look.hour.seconds, 1),
+        states=look.history.ring.columns(look.now_seconds),
     )
+
+
+def _processes(slow: SlowReading | None) -> int | None:
+    if slow is None or slow.processes is None or slow.processes_incomplete:
+        return None
+    return len(slow.processes)
 
 
 def _clock(snapshot: DeviceState, hour: Summary) -> document.Clock:
