@@ -43,44 +43,8 @@ _MIB = 2**20
 # GPM answers up to 100 %; rounding may exceed that slightly. More is a blank or garbage.
 _PERCENT_MAX = 101.0
 _RATE_MAX = 1e9  # MiB/s: no link is this fast
-
-_PERCENT_FIELDS = {
-    "graphics": gpm.GRAPHICS,
-    "sm": gpm.SM,
-    "occupancy": gpm.OCCUPANCY,
-    "integer": gpm.INTEGER,
-    "tensor": gpm.ANY_TENSOR,
-    "dfma_tensor": gpm.DFMA_TENSOR,
-    "hmma_tensor": gpm.HMMA_TENSOR,
-    "dmma_tensor": gpm.DMMA_TENSOR,
-    "imma_tensor": gpm.IMMA_TENSOR,
-    "dram": gpm.DRAM,
-    "fp64": gpm.FP64,
-    "fp32": gpm.FP32,
-    "fp16": gpm.FP16,
-}
-_CYCLE_FIELDS = {
-    "sm": gpm.SM_CYCLES_ACTIVE,
-    "tensor": gpm.MMA_CYCLES,
-    "dmma_tensor": gpm.DMMA_CYCLES,
-    "hmma_tensor": gpm.HMMA_CYCLES,
-    "imma_tensor": gpm.IMMA_CYCLES,
-    "dfma_tensor": gpm.DFMA_CYCLES,
-    "integer": gpm.INTEGER_CYCLES,
-    "fp64": gpm.FP64_CYCLES,
-    "fp32": gpm.FP32_CYCLES,
-    "fp16": gpm.FP16_CYCLES,
-}
 # These have no cycle counter of their own and stay percentages.
 _PERCENT_BESIDE_CYCLES = (gpm.GRAPHICS, gpm.OCCUPANCY, gpm.DRAM)
-_RATE_FIELDS = {
-    "pcie_receive_bytes": gpm.PCIE_RECEIVE_MIB,
-    "pcie_transmit_bytes": gpm.PCIE_TRANSMIT_MIB,
-    "nvlink_receive_bytes": gpm.NVLINK_RECEIVE_MIB,
-    "nvlink_transmit_bytes": gpm.NVLINK_TRANSMIT_MIB,
-    "c2c_receive_bytes": gpm.C2C_RECEIVE_MIB,
-    "c2c_transmit_bytes": gpm.C2C_TRANSMIT_MIB,
-}
 
 
 @dataclass(slots=True)
@@ -272,7 +236,7 @@ class GpmWindows:
     ) -> ActivityWindow | None:
         seconds = end - start
         shares: dict[str, float | None] = {}
-        for name, metric in _PERCENT_FIELDS.items():
+        for name, metric in gpm.PERCENT_FIELDS.items():
             shares[name] = self._share(name, values.get(metric))
         sm_cycles = None
         if self._counted_sms is not None:
@@ -290,7 +254,7 @@ class GpmWindows:
     def _traffic(self, values: Mapping[int, float], seconds: float) -> dict[str, float]:
         """Bytes over the links in a window, by name."""
         traffic: dict[str, float] = {}
-        for name, metric in _RATE_FIELDS.items():
+        for name, metric in (*gpm.RATE_FIELDS.items(), *gpm.C2C_FIELDS.items()):
             rate = values.get(metric)
             if rate is None:
                 continue
@@ -323,7 +287,7 @@ class GpmWindows:
             self._on_implausible("gpm sm_cycles_elapsed")
             return None
         shares: dict[str, float] = {}
-        for name, metric in _CYCLE_FIELDS.items():
+        for name, metric in gpm.CYCLE_FIELDS.items():
             if metric not in values or metric not in previous:
                 continue
             share = (values[metric] - previous[metric]) / elapsed

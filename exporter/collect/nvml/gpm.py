@@ -34,22 +34,45 @@ SM_CYCLES_ELAPSED, SM_CYCLES_ACTIVE = 248, 249  # cycles since boot
 MMA_CYCLES, DMMA_CYCLES, HMMA_CYCLES, IMMA_CYCLES, DFMA_CYCLES = 250, 251, 252, 253, 254
 INTEGER_CYCLES, FP64_CYCLES, FP32_CYCLES, FP16_CYCLES = 257, 258, 259, 260
 
-PERCENT_IDS = tuple(range(GRAPHICS, FP16 + 1))
-RATE_IDS = (PCIE_TRANSMIT_MIB, PCIE_RECEIVE_MIB, NVLINK_RECEIVE_MIB, NVLINK_TRANSMIT_MIB)
-C2C_IDS = (C2C_TRANSMIT_MIB, C2C_RECEIVE_MIB)
-CYCLE_IDS = (
-    SM_CYCLES_ELAPSED,
-    SM_CYCLES_ACTIVE,
-    MMA_CYCLES,
-    DMMA_CYCLES,
-    HMMA_CYCLES,
-    IMMA_CYCLES,
-    DFMA_CYCLES,
-    INTEGER_CYCLES,
-    FP64_CYCLES,
-    FP32_CYCLES,
-    FP16_CYCLES,
-)
+# By field of ActivityWindow.
+PERCENT_FIELDS = {
+    "graphics": GRAPHICS,
+    "sm": SM,
+    "occupancy": OCCUPANCY,
+    "integer": INTEGER,
+    "tensor": ANY_TENSOR,
+    "dfma_tensor": DFMA_TENSOR,
+    "hmma_tensor": HMMA_TENSOR,
+    "dmma_tensor": DMMA_TENSOR,
+    "imma_tensor": IMMA_TENSOR,
+    "dram": DRAM,
+    "fp64": FP64,
+    "fp32": FP32,
+    "fp16": FP16,
+}
+CYCLE_FIELDS = {
+    "sm": SM_CYCLES_ACTIVE,
+    "tensor": MMA_CYCLES,
+    "dmma_tensor": DMMA_CYCLES,
+    "hmma_tensor": HMMA_CYCLES,
+    "imma_tensor": IMMA_CYCLES,
+    "dfma_tensor": DFMA_CYCLES,
+    "integer": INTEGER_CYCLES,
+    "fp64": FP64_CYCLES,
+    "fp32": FP32_CYCLES,
+    "fp16": FP16_CYCLES,
+}
+RATE_FIELDS = {
+    "pcie_transmit_bytes": PCIE_TRANSMIT_MIB,
+    "pcie_receive_bytes": PCIE_RECEIVE_MIB,
+    "nvlink_receive_bytes": NVLINK_RECEIVE_MIB,
+    "nvlink_transmit_bytes": NVLINK_TRANSMIT_MIB,
+}
+C2C_FIELDS = {"c2c_transmit_bytes": C2C_TRANSMIT_MIB, "c2c_receive_bytes": C2C_RECEIVE_MIB}
+PERCENT_IDS = tuple(PERCENT_FIELDS.values())
+RATE_IDS = tuple(RATE_FIELDS.values())
+C2C_IDS = tuple(C2C_FIELDS.values())
+CYCLE_IDS = (SM_CYCLES_ELAPSED, *CYCLE_FIELDS.values())
 
 # One tick of eight GPUs takes about 11 ms (1.06 ms a sample and 0.3 ms for its metrics, reported for
 # 8 x H100); half a second is forty times that, and still well inside a tick.
