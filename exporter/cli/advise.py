@@ -162,7 +162,9 @@ def read_fleet(api: PrometheusApi, at_unix_seconds: float) -> list[FleetRow]:
         row.compared += series.value
         row.held += series.value * (series.labels.get("outcome") == "inside")
     if not rows:
-        raise FlopwatchError("it has no flopwatch_lever_gain_ratio; does it scrape flopwatch?")
+        raise FlopwatchError(
+            f"{api.shown}: no flopwatch_lever_gain_ratio; is this exporter scraped?"
+        )
     return sorted(
         rows.values(),
         key=lambda r: (-sum(r.saved_per_day.values()), -(r.flops_low + r.flops_high), r.lever),

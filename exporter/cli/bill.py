@@ -20,12 +20,12 @@ from exporter.http_client import fetch, without_credentials
 
 # A query over more would load weeks of samples at once.
 _STEP_SECONDS = 86400.0
-_DEVICE = "cluster, job, instance, gpu, uuid"
-_ENGINE = "cluster, job, instance, workload"
+_DEVICE = ("cluster", "job", "instance", "gpu", "uuid")
+_ENGINE = ("cluster", "job", "instance", "workload")
 # A holder on a GPU, with or without honor_labels.
-_TENANT = (
-    "cluster, job, instance, gpu, holder, namespace, pod, container, exported_namespace, "
-    "exported_pod, exported_container, hpc_job, workload"
+_HOLDER = (
+    *("cluster", "job", "instance", "gpu", "holder", "hpc_job", "workload"),
+    *("namespace", "pod", "container", "exported_namespace", "exported_pod", "exported_container"),
 )
 # FLOP, joules and seconds by state: the counter and its matcher.
 _Counters = tuple[tuple[str, str], tuple[str, str], tuple[str, str]]
@@ -51,10 +51,15 @@ _REST_LEAST = 0.005
 _HOLDER_MATCHER = re.compile(
     r"(?:^|[,{\s])\"?(?:exported_)?(?:holder|namespace|pod|container|hpc_job|workload|state)\"?\s*(?:=|!)"
 )
+# By model, each holder of each GPU is a series of about 300 bytes.
+_ANSWER_BYTES = 64 * 1024 * 1024
 # Prometheus explains a query that it refuses in a line or two.
 _REFUSAL_BYTES = 4096
 _AMOUNTS = ("flop", "held_seconds", "idle_seconds", "joules")
 _GROUPS = ("namespace", "pod", "hpc_job", "workload", "model")
+
+
+Labels = Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -87,25 +92,29 @@ class Row:
 class Series:
     """One element of an instant vector."""
 
-    labels: Mapping[str, str]
+    labels: Labels
     value: float
 
 
 class PrometheusApi:
-    """Queries a Prometheus-compatible API. `url` may carry a user name and a password."""
+    """Queries a Prometheus-compatible API. `url` may carry a user name and a password.
+
+    `shown` is the address for messages.
+    """
 
     def __init__(self, url: str, *, timeout_seconds: float = 60.0) -> None:
         self._url = url.rstrip("/")
+        self.shown = without_credentials(self._url)
         self._timeout_seconds = timeout_seconds
 
     def query(self, expression: str, at_unix_seconds: float) -> list[Series]:
         """The instant vector of an expression. Raises FlopwatchError with Prometheus' message."""
         arguments = urllib.parse.urlencode({"query": expression, "time": f"{at_unix_seconds:.3f}"})
-        shown = without_credentials(self._url)
         try:
             text = fetch(
                 f"{self._url}/api/v1/query?{arguments}",
                 timeout_seconds=self._timeout_seconds,
+                limit_bytes=_ANSWER_BYTES,
                 refusal_bytes=_REFUSAL_BYTES,
             )
             answer = json.loads(text)
@@ -117,9 +126,9 @@ class PrometheusApi:
             ]
         except ScrapeError as error:
             message = _refusal(error) or f"{error}; is it the address of a Prometheus?"
-            raise FlopwatchError(f"{shown}: {message}") from None
+            raise FlopwatchError(f"{self.shown}: {message}") from None
         except (ValueError, KeyError, TypeError, IndexError):
-            raise FlopwatchError(f"{shown}: the answer is not from a Prometheus API") from None
+            raise FlopwatchError(f"{self.shown}: the answer is not from a Prometheus API") from None
 
 
 def _refusal(error: ScrapeError) -> str | None:
@@ -193,7 +202,7 @@ def run(parsed: argparse.Namespace) -> int:
         rows[_REST] = rest
     if not rows:
         raise FlopwatchError(
-            f"{parsed.prometheus}: no flopwatch_holder_gpu_seconds_total between "
+            f"{api.shown}: no flopwatch_holder_gpu_seconds_total between "
             f"{_shown(start)} and {_shown(end)}; is this exporter scraped?"
         )
     if parsed.csv:
@@ -213,11 +222,25 @@ def read_rows(
 ) -> dict[str, Row]:
     """The rows of one step: `seconds` that end at `end` (Unix time)."""
     window = f"[{seconds:.0f}s]"
+    model_of = read_models(api, end, window) if by == "model" else None
 
     def grouped(expression: str, *more: str) -> str:
-        return _grouped(by, expression, window, *more)
+        # A model is no label of the counters: it is found for each holder of each device.
+        labels = ("uuid", *_HOLDER) if model_of else ("holder", by)
+        if by in {"namespace", "pod"}:
+            # Without honor_labels, Prometheus puts the exporter's own in their place, also where
+            # the holder is not a pod.
+            others = "job|workload|process|none"
+            expression = f'label_replace({expression}, "{by}", "", "holder", "{others}")'
+            expression = f'label_replace({expression}, "{by}", "$1", "exported_{by}", "(.+)")'
+        return f"sum by ({', '.join((*labels, *more))}) ({expression})"
 
-    return _read(api, _HOLDER_COUNTERS, match, end, window=window, grouped=grouped, by=by)
+    def name(labels: Labels) -> str:
+        if labels.get("holder") == "none":
+            return _NOBODY
+        return (model_of(labels) if model_of else labels.get(by)) or _NO_LABEL
+
+    return _read(api, _HOLDER_COUNTERS, match, end, window=window, grouped=grouped, name=name)
 
 
 def read_fleet(api: PrometheusApi, match: str, end: float, seconds: float) -> Row:
@@ -227,7 +250,60 @@ def read_fleet(api: PrometheusApi, match: str, end: float, seconds: float) -> Ro
         return f"sum by ({', '.join(more)}) ({expression})"
 
     window = f"[{seconds:.0f}s]"
-    return _total(_read(api, _DEVICE_COUNTERS, match, end, window=window, grouped=summed))
+    rows = _read(
+        api, _DEVICE_COUNTERS, match, end, window=window, grouped=summed, name=lambda _labels: ""
+    )
+    return _total(rows)
+
+
+def read_models(api: PrometheusApi, end: float, window: str) -> Callable[[Labels], str | None]:
+    """Finds the model that the holder of a device is charged for, by the labels of its series.
+
+    An engine is charged for its model, others for that of their MIG instances, else for that of the
+    device; `_SEVERAL` where there is more than one.
+    """
+    engines, devices, holders = _Models(_ENGINE), _Models(_DEVICE), _Models(_HOLDER)
+
+    def series_of(name: str, *labels: str) -> Iterator[Labels]:
+        query = f"group by ({', '.join(labels)}) (last_over_time({name}{window}))"
+        return (series.labels for series in api.query(query, end))
+
+    for labels in series_of("flopwatch_model_info", *_ENGINE, "model"):
+        engines.add(labels, labels.get("model"))
+    for labels in series_of("flopwatch_workload_gpu_info", *_DEVICE, "workload"):
+        if model := engines.one(labels):
+            devices.add(labels, model)
+    # Engines serve on MIG instances, and the work of their holders is counted on the GPU.
+    for labels in series_of('flopwatch_holder_basis_info{mig!=""}', "uuid", *_HOLDER):
+        holders.add(labels, devices.one(labels))
+
+    def model_of(labels: Labels) -> str | None:
+        known = next((each for each in (engines, holders) if each.has(labels)), devices)
+        return known.one(labels)
+
+    return model_of
+
+
+class _Models:
+    """The models of each engine, device or holder, which some labels identify."""
+
+    def __init__(self, key: Sequence[str]) -> None:
+        self._key = key
+        self._found: dict[tuple[str, ...], set[str | None]] = {}
+
+    def _of(self, labels: Labels) -> tuple[str, ...]:
+        return tuple(labels.get(name, "") for name in self._key)
+
+    def add(self, labels: Labels, model: str | None) -> None:
+        self._found.setdefault(self._of(labels), set()).add(model)
+
+    def has(self, labels: Labels) -> bool:
+        return self._of(labels) in self._found
+
+    def one(self, labels: Labels) -> str | None:
+        """The model; `_SEVERAL` if there are several, None if there is none."""
+        found = self._found.get(self._of(labels), {None})
+        return next(iter(found)) if len(found) == 1 else _SEVERAL
 
 
 def _read(
@@ -238,21 +314,21 @@ def _read(
     *,
     window: str,
     grouped: Callable[..., str],
-    by: str = "",
+    name: Callable[[Labels], str],
 ) -> dict[str, Row]:
-    """Rows from counters of FLOP, joules and seconds by state."""
+    """Rows, by `name` of their labels, from counters of FLOP, joules and seconds by state."""
     rows: dict[str, Row] = {}
 
     def take(expression: str, amount: Callable[[Series], Row]) -> None:
         for series in api.query(expression, end):
             if math.isfinite(series.value):
-                rows.setdefault(row_name(by, series.labels), Row()).add(amount(series))
+                rows.setdefault(name(series.labels), Row()).add(amount(series))
 
     def increase(counter: tuple[str, str], matcher: str = "") -> str:
-        name, own = counter
+        family, own = counter
         # A MIG instance's work is part of its GPU's.
         chosen = ",".join(filter(None, (own, 'mig=""', match, matcher)))
-        return f"increase({name}{{{chosen}}}{window})"
+        return f"increase({family}{{{chosen}}}{window})"
 
     flop, joules, seconds = counters
     take(grouped(increase(flop)), lambda series: Row(flop=series.value))
@@ -261,13 +337,13 @@ def _read(
     idle = increase(seconds, 'state="idle"')
     take(grouped(idle), lambda series: Row(idle_seconds=series.value))
     # The price at the end; of a device that is gone by then, the highest that it had.
-    price = "flopwatch_price_per_gpu_hour"
-    by_device = f"max by ({_DEVICE}, currency)"
+    price, device = "flopwatch_price_per_gpu_hour", ", ".join(_DEVICE)
+    by_device = f"max by ({device}, currency)"
     prices = (
-        f"{by_device} ({price}) or topk by ({_DEVICE}) "
-        f"(1, {by_device} (last_over_time({price}{window}))) unless on ({_DEVICE}) {price}"
+        f"{by_device} ({price}) or on ({device}) topk by ({device}) "
+        f"(1, {by_device} (last_over_time({price}{window})))"
     )
-    priced = f"{increase(seconds)} * on ({_DEVICE}) group_left (currency) (({prices}) / 3600)"
+    priced = f"{increase(seconds)} * on ({device}) group_left (currency) (({prices}) / 3600)"
     take(
         grouped(priced, "currency"),
         lambda series: Row(costs={series.labels.get("currency", ""): series.value}),
@@ -290,13 +366,6 @@ def _check_matchers(api: PrometheusApi, match: str, end: float) -> None:
         ) from None
 
 
-def row_name(by: str, labels: Mapping[str, str]) -> str:
-    """The name of the row that a series belongs to."""
-    if labels.get("holder") == "none":
-        return _NOBODY
-    return labels.get(by) or _NO_LABEL
-
-
 def parse_time(text: str, now: float) -> float:
     """Unix time of `now`, `7d` (ago), or a date with optional UTC time. Raises FlopwatchError."""
     from flopwatch.option_parsers import duration
@@ -312,53 +381,6 @@ def parse_time(text: str, now: float) -> float:
             f"{text!r} is not a time; write 2026-11-01, 2026-11-01T08:00, 24h or now"
         ) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _grouped(by: str, expression: str, window: str, *more: str) -> str:
-    """The expression summed per row."""
-    labels = ", ".join(("holder", by, *more))
-    if by != "model":
-        if by in {"namespace", "pod"}:
-            # Without honor_labels, Prometheus puts the exporter's own in their place, also where
-            # the holder is not a pod.
-            others = "job|workload|process|none"
-            expression = f'label_replace({expression}, "{by}", "", "holder", "{others}")'
-            expression = f'label_replace({expression}, "{by}", "$1", "exported_{by}", "(.+)")'
-        return f"sum by ({labels}) ({expression})"
-    models = f"group by ({_ENGINE}, model) (last_over_time(flopwatch_model_info{window}))"
-    model_of_engine = _one_model(models, _ENGINE)
-    served = (
-        f"group by ({_DEVICE}, model) (last_over_time(flopwatch_workload_gpu_info{window}) "
-        f"* on ({_ENGINE}) group_left (model) ({model_of_engine}))"
-    )
-    model_of_device = _one_model(served, _DEVICE)
-    # Engines serve on MIG instances, and the work of their holders is counted on the GPU.
-    holding = (
-        f"group by ({_TENANT}, uuid) "
-        f'(last_over_time(flopwatch_holder_basis_info{{mig!=""}}{window}))'
-    )
-    on_instances = (
-        f"group by ({_TENANT}, model) ({holding} * on ({_DEVICE}) group_left (model) "
-        f"({model_of_device}) or {holding} unless on ({_DEVICE}) ({served}))"
-    )
-    # What an engine is charged is its model's; what others are charged, that of their instances,
-    # else that of the device.
-    engines = f"({expression}) * on ({_ENGINE}) group_left (model) ({model_of_engine})"
-    others = f"(({expression}) unless on ({_ENGINE}) ({models}))"
-    parts = f"{others} * on ({_TENANT}) group_left (model) ({_one_model(on_instances, _TENANT)})"
-    whole = f"({others} unless on ({_TENANT}) ({on_instances}))"
-    matched = f"{whole} * on ({_DEVICE}) group_left (model) ({model_of_device})"
-    rest = f"({whole} unless on ({_DEVICE}) ({served}))"
-    return f"sum by ({labels}) ({engines} or {parts} or {matched} or {rest})"
-
-
-def _one_model(models: str, of: str) -> str:
-    """The model of each engine, device or holder; of those that had several, `_SEVERAL`."""
-    several = f"group by ({of}) (count by ({of}) ({models}) > 1)"
-    return (
-        f"({models} unless on ({of}) ({several})) "
-        f'or label_replace({several}, "model", "{_SEVERAL}", "", "")'
-    )
 
 
 def _steps(start: float, end: float) -> Iterator[tuple[float, float]]:

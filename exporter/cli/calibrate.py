@@ -23,7 +23,7 @@ from exporter.cli.probe import (
     select_devices,
 )
 from exporter.errors import ScrapeError
-from exporter.http_client import fetch
+from exporter.http_client import fetch, without_credentials
 from exporter.services import Calibration, save_calibrations
 from flopwatch.state_file import StateFile, usable_state_path
 from probes.config import ProbeConfig
@@ -59,15 +59,16 @@ class ScrapedCounter:
 
     def read(self, uuid: str) -> Mapping[CounterKey, float]:
         """FLOP since start by pipe and precision, summed over sources. Raises CalibrationError."""
+        shown = without_credentials(self._url)
         try:
             text = fetch(self._url, timeout_seconds=_SCRAPE_SECONDS)
             families = list(text_string_to_metric_families(text))
         except ScrapeError as error:
             raise CalibrationError(
-                f"{self._url}: {error.reason.value}: {error}; is the daemon running?"
+                f"{shown}: {error.reason.value}: {error}; is the daemon running?"
             ) from error
         except ValueError as error:
-            raise CalibrationError(f"{self._url}: not metrics: {error}") from error
+            raise CalibrationError(f"{shown}: not metrics: {error}") from error
         totals: dict[CounterKey, float] = {}
         for family in families:
             for sample in family.samples:

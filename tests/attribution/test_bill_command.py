@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
 
-from exporter.cli.bill import names_a_holder
+from exporter.cli.bill import Series, names_a_holder, read_rows
 
 
 # 2026-11-01T00:00:00Z, and a sample a minute from an hour before to an hour after two days.
@@ -351,6 +352,33 @@ def test_a_table_for_people(prometheus: str) -> None:
     assert result.returncode == 0
     assert "total" in result.stdout
     assert "96.00" in result.stdout  # GPU hours of four GPUs
+
+
+@pytest.mark.parametrize("by", ["namespace", "pod", "hpc_job", "workload", "model"])
+def test_queries_fit_into_the_request_line_that_proxies_allow(by: str) -> None:
+    """nginx refuses lines above 8 KiB by default (large_client_header_buffers)."""
+    asked: list[str] = []
+
+    class Api:
+        def query(self, expression: str, _at: float) -> list[Series]:
+            asked.append(expression)
+            return []
+
+    read_rows(Api(), by, "", START, 86400.0)  # type: ignore[arg-type]
+
+    assert len(asked) >= 5
+    assert max(len(urllib.parse.urlencode({"query": each})) for each in asked) < 4096
+
+
+def test_a_password_in_the_address_is_not_printed(prometheus: str) -> None:
+    """Errors end up in logs and tickets."""
+    url = prometheus.replace("http://", "http://bob:hunter2@")
+    result = bill(url, "--from", "2020-01-01", "--to", "2020-01-02")
+
+    assert result.stderr.startswith(
+        f"flopwatch: {prometheus}: no flopwatch_holder_gpu_seconds_total"
+    )
+    assert "hunter2" not in result.stderr
 
 
 @pytest.mark.parametrize(

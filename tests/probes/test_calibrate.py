@@ -167,6 +167,14 @@ def test_errors_are_kept_in_the_state_file(tmp_path, capsys):
     assert "error +1.00%" in capsys.readouterr().out
 
 
+def test_a_password_in_the_address_is_not_printed():
+    """Errors end up in logs and tickets."""
+    with pytest.raises(CalibrationError, match="is the daemon running") as caught:
+        ScrapedCounter("http://bob:hunter2@127.0.0.1:9/metrics").read("GPU-0")
+
+    assert "hunter2" not in str(caught.value)
+
+
 def test_results_before_a_worker_died_are_kept(host, daemon, monkeypatch, tmp_path):
     """The second precision ends the worker: the command fails, with the first one's error saved."""
     host.kernels = (BF16, FP32)
