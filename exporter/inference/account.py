@@ -233,7 +233,7 @@ class Account:
             totals = self._totals.get(model.model) or ModelTotals(model)
             if restarted:
                 totals.described_as = None
-            self._describe(totals, model, reading.seconds, launch.cache_data_type)
+            self._describe(totals, model, reading.seconds, launch)
             work = totals.progress.work_of(
                 model,
                 _with_api_servers(launch, reading, model),
@@ -256,17 +256,14 @@ class Account:
             return tuple(copy.copy(self._totals[name]) for name in self._shown)
 
     def _describe(
-        self,
-        totals: ModelTotals,
-        model: ModelReading,
-        now_seconds: float,
-        launched_cache: str | None,
+        self, totals: ModelTotals, model: ModelReading, now_seconds: float, launch: Launch
     ) -> None:
         """Describe the model once per name and cache type, and again after an engine restart.
 
         After a failure it is retried periodically: the engine may still be downloading.
         """
-        cache = self._config.kv_cache_precision or model.cache_data_type or launched_cache
+        configured = self._config.kv_cache_precision
+        cache = configured or model.cache_data_type or launch.cache_data_type
         wanted = (model.model, cache)
         failed = totals.problem is not None and now_seconds >= totals.retry_at_seconds
         if totals.described_as == wanted and not failed:

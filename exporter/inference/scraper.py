@@ -365,9 +365,7 @@ class Scraper:
         self._failures = 0
         if before.attempted and not before.up:
             log.info(
-                "workload_scrape_recovered",
-                workload=self.name,
-                url=without_credentials(self._url),
+                "workload_scrape_recovered", workload=self.name, url=without_credentials(self._url)
             )
         if reading.malformed_lines and not self._malformed:
             log.warning(
