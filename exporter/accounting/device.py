@@ -212,7 +212,7 @@ class DeviceAccounts:
         return reading if counter.value is None else counter.value
 
     def _watch(self, fast: FastReading, max_window_seconds: float) -> None:
-        """Since when ticks have followed each other closely enough for nothing to be missed."""
+        """Note since when no tick was missed: each followed the last closely enough."""
         before = self._last_fast_at
         if before is None or fast.at_seconds - before > max_window_seconds:
             self._watched_since = fast.at_seconds

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import structlog
 
@@ -38,11 +38,10 @@ POD_RESOURCES, JOB_MAPPING, JOB_PROCESSES = "pod_resources", "job_mapping", "job
 # but after a long outage they may have changed.
 KEEP_INTERVALS = 3
 
-_Item = TypeVar("_Item")
 _Clock = Callable[[], float]
 
 
-class HolderSource(Generic[_Item]):
+class HolderSource:
     """One source of holders: read when due, with its health and its last answer while valid.
 
     Used only by the service's thread, except `state` and `items`, which are replaced whole.
@@ -54,7 +53,7 @@ class HolderSource(Generic[_Item]):
     def __init__(
         self,
         name: str,
-        read: Callable[[], tuple[_Item, ...]],
+        read: Callable[[], tuple[Any, ...]],
         mark: Callable[[], object],
         *,
         quiet: frozenset[str] = frozenset(),
@@ -63,7 +62,7 @@ class HolderSource(Generic[_Item]):
     ) -> None:
         self.name = name
         self.state: SourceState | None = None
-        self.items: tuple[_Item, ...] = ()
+        self.items: tuple[Any, ...] = ()
         self._read = read
         self._mark = mark
         self._quiet = quiet
@@ -120,8 +119,8 @@ class HolderService:
         settings: HolderSettings,
         state: Callable[[], State],
         *,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
+        clock: _Clock = time.monotonic,
+        wall_clock: _Clock = time.time,
     ) -> None:
         self._settings = settings
         self._state = state
@@ -215,9 +214,9 @@ class HolderService:
                 self._wake.wait(_LOOK_SECONDS)
             self._wake.clear()
 
-    def _build(self, settings: HolderSettings) -> tuple[HolderSource[Any], ...]:
-        source = partial(HolderSource[Any], clock=self._clock, wall_clock=self._wall_clock)
-        sources: list[HolderSource[Any]] = []
+    def _build(self, settings: HolderSettings) -> tuple[HolderSource, ...]:
+        source = partial(HolderSource, clock=self._clock, wall_clock=self._wall_clock)
+        sources: list[HolderSource] = []
         if settings.pod_resources != "off":
             quiet = frozenset({"absent"}) if settings.pod_resources == "auto" else frozenset()
             sources.append(

@@ -206,10 +206,7 @@ class DcgmSource:
         """The reader of a device; the same one for the same device."""
         key = DcgmDevice(uuid, gpu_instance_id)
         with self._lock:
-            reader = self._readers.get(key)
-            if reader is None:
-                reader = self._readers[key] = DcgmReader(self, key)
-        return reader
+            return self._readers.setdefault(key, DcgmReader(self, key))
 
     def ask(self) -> None:
         """Scrape for a waiting caller, and continue as long as this is called."""
@@ -249,21 +246,19 @@ class DcgmSource:
             if self.mode() == "off" or now - self.asked_at > _UNUSED_SECONDS:
                 self._stop.wait(1.0)
                 continue
-            if self._scrape_safely():
+            try:
+                succeeded = self.scrape()
+            except Exception:  # the top of the thread: a bug must not end the source
+                log.exception("dcgm_scrape_fault")
+                self._failed(Reason.INTERNAL.value)
+                succeeded = False
+            if succeeded:
                 backoff = _BACKOFF_FIRST_SECONDS
                 pause = self.interval.next_look(time.monotonic())
             else:
                 pause = backoff
                 backoff = min(2 * backoff, _BACKOFF_LAST_SECONDS)
             self._stop.wait(pause)
-
-    def _scrape_safely(self) -> bool:
-        try:
-            return self.scrape()
-        except Exception:  # the top of the thread: a bug must not end the source
-            log.exception("dcgm_scrape_fault")
-            self._failed(Reason.INTERNAL.value)
-            return False
 
     def scrape(self) -> bool:
         """Scrape once and feed all readers; whether it succeeded."""

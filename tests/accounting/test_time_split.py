@@ -1,4 +1,4 @@
-"""Where the time of a window went."""
+"""Where the time of a window went, its mean clock and what limited that."""
 
 from dataclasses import astuple
 
@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.accounting.time_split import ClockWindow, split_time
-from exporter.readings import ActivityWindow
+from exporter.accounting.time_split import EVENT_REASONS, ClockWindow, split_time, summarise_clocks
+from exporter.readings import ActivityWindow, ClockSample
 
 
 MAX = 2e9
 AT_MAX = ClockWindow(mean_hertz=MAX, idle=0, power=0, thermal=0, other=1)
+IDLE, POWER = EVENT_REASONS["gpu_idle"], EVENT_REASONS["sw_power_cap"]
+HEAT = EVENT_REASONS["hw_thermal_slowdown"]
 
 # Anything a driver may answer: shares, nonsense beyond them, and nothing at all.
 activity = st.none() | st.floats(min_value=-0.5, max_value=1.5)
@@ -158,3 +160,53 @@ def test_a_window_cut_in_two_gives_the_same_sums(
 
     for a, b, c in zip(astuple(first), astuple(second), astuple(whole), strict=True):
         assert a + b == pytest.approx(c, rel=1e-6, abs=1e-9)
+
+
+def test_each_sample_stands_for_the_time_nearest_to_it() -> None:
+    """Samples at 0, 1 and 4 s of a 4 s window weigh 0.5, 2 and 1.5 s."""
+    samples = [ClockSample(0, 1e9, 0), ClockSample(1, 2e9, 0), ClockSample(4, 4e9, 0)]
+
+    clock = summarise_clocks(samples, 0, 4, 4e9)
+
+    assert clock.mean_hertz == pytest.approx((0.5 * 1e9 + 2 * 2e9 + 1.5 * 4e9) / 4)
+
+
+def test_a_sample_before_the_window_is_its_left_edge() -> None:
+    """Windows share the sample between them."""
+    samples = [ClockSample(9.9, 1e9, 0), ClockSample(11, 2e9, 0)]
+
+    clock = summarise_clocks(samples, 10, 11, 2e9)
+
+    # The edge is halfway, at 10.45 s.
+    assert clock.mean_hertz == pytest.approx(0.45 * 1e9 + 0.55 * 2e9)
+
+
+def test_causes_are_weighted_by_the_clock_that_they_cost() -> None:
+    """Half the time idle at a tenth of the clock, half power-capped at nine tenths: 9 to 1."""
+    samples = [ClockSample(0, 0.2e9, IDLE), ClockSample(10, 1.8e9, POWER)]
+
+    clock = summarise_clocks(samples, 0, 10, 2e9)
+
+    assert clock.idle == pytest.approx(0.9)
+    assert clock.power == pytest.approx(0.1)
+
+
+def test_heat_and_power_together_share_the_blame() -> None:
+    """With both bits set each gets half; the idle bit does not count then."""
+    clock = summarise_clocks([ClockSample(0, 1e9, HEAT | POWER | IDLE)], 0, 1, 2e9)
+
+    assert (clock.power, clock.thermal, clock.idle) == (0.5, 0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    "reasons", [0, None, EVENT_REASONS["applications_clocks_setting"]], ids=["none", "?", "set"]
+)
+def test_anything_else_is_other(reasons: int | None) -> None:
+    """No reason, an unknown reason, or clocks that a user set."""
+    assert summarise_clocks([ClockSample(0, 1e9, reasons)], 0, 1, 2e9).other == 1
+
+
+def test_without_samples_there_is_no_clock() -> None:
+    """No clock is invented."""
+    assert summarise_clocks([], 0, 1, 2e9).mean_hertz is None
+    assert summarise_clocks([ClockSample(0, None, 0)], 0, 1, 2e9).mean_hertz is None
