@@ -6,7 +6,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+
+_Result = TypeVar("_Result")
 
 
 # A thread starts within milliseconds; on an overloaded machine, within a second.
@@ -91,11 +94,11 @@ class ThreadGuard:
         self._failed = False
         self._busy_since: float | None = None
 
-    def run(self, work: Callable[[], object]) -> None:
-        """Run the thread's work to its end."""
+    def run(self, work: Callable[[], _Result]) -> _Result:
+        """Run the thread's work to its end; returns its result."""
         self._running, self._busy_since = True, time.monotonic()
         try:
-            work()
+            return work()
         except BaseException:
             self._failed = True
             raise

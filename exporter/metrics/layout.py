@@ -55,8 +55,9 @@ def number_texts(values: Iterable[float]) -> list[bytes]:
     numbers = list(map(float, values))
     if not numbers:
         return []
-    texts = _ENCODER.encode(numbers)[1:-1].split(b",")
-    if _NOT_FINITE in texts:
+    encoded = _ENCODER.encode(numbers)
+    texts = encoded[1:-1].split(b",")
+    if _NOT_FINITE in encoded:
         return [
             _special(number) if text == _NOT_FINITE else text
             for number, text in zip(numbers, texts, strict=True)

@@ -1,12 +1,13 @@
 """The HTTP server: it accepts, and gives each connection a thread."""
 
 import contextlib
-import selectors
+import select
 import socket
 import threading
 import time
 from _thread import start_new_thread
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -36,8 +37,8 @@ log = structlog.get_logger(__name__)
 class Server:
     """An HTTP/1.1 server for a handful of scrapers that withstands hostile clients.
 
-    One thread accepts on all addresses; each connection has a thread of its own, of which there are
-    at most `limits.connections`. h11 parses the requests, and the sockets are handled here: deadlines
+    The thread that accepts a connection serves it, while another one waits for the next; at most
+    `limits.connections` are served at a time. h11 parses the requests, and the sockets are handled here: deadlines
     that a client cannot renew with a byte at a time need the socket calls themselves.
 
     `reload_web_config` and `close` may be called from any thread.
@@ -82,7 +83,7 @@ class Server:
         return self._acceptor.addresses
 
     def stalled(self, now: float) -> bool:
-        """Whether the thread that accepts connections has ended or is stuck through a bug of ours."""
+        """Whether the threads that accept connections have ended or are stuck through a bug of ours."""
         return self._acceptor.guard.stalled(now)
 
     def reload_web_config(self) -> None:
@@ -107,18 +108,12 @@ class Server:
             log.warning("connections_abandoned", connections=len(self._table))
             self._table.cut(set(Phase))
 
-    def _take(self, sock: socket.socket, client: str) -> None:
+    def _take(self, sock: socket.socket, client: str) -> Callable[[], None] | None:
         connection = Connection(sock, client)
         if self._closing.is_set() or not self._table.admit(connection):
             connection.close()
-            return
-        try:
-            # Not threading.Thread: its start() waits for a sign of life, forever where the new
-            # thread finds no memory, and the thread that accepts would wait with it.
-            start_new_thread(self._converse, (connection,))
-        except RuntimeError:  # the machine or the control group has no thread left
-            self._table.leave(connection)
-            raise
+            return None
+        return lambda: self._converse(connection)
 
     def _converse(self, connection: Connection) -> None:
         try:
@@ -138,29 +133,40 @@ class Server:
 # A flood that exhausts the machine must not also fill the disk with log lines.
 _FAILURE_LOG_SECONDS: Final = 60.0
 _IPV4_MAPPED: Final = "::ffff:"
+# A connection wakes one thread, and the next one only after that thread has accepted.
+_ONE_THREAD: Final = select.EPOLLIN | select.EPOLLONESHOT
+
+
+# Threads that wait for connections. With two, one scraper makes no thread: while its connection is
+# served by one of them, the other waits.
+_WAITING_THREADS: Final = 2
 
 
 class Acceptor:
-    """The listening sockets and the one thread that accepts on all of them.
+    """The listening sockets and the threads that accept on all of them.
 
-    The thread does nothing that a client could hold up: no handshake, no read. `take` gets each
-    accepted socket and its peer's address and must not block for long; it may raise OSError or
-    RuntimeError when it cannot have a thread. `make_room` is called when no descriptor is left.
+    The thread that accepts a connection also serves it, because handing it over to another thread would
+    take more processor time. Before it serves, it makes sure that another thread waits. `take` gets each
+    accepted socket and its peer's address, must not block for long, and returns what serves the
+    connection, None where it was turned away. `make_room` is called when no descriptor is left.
     """
 
     def __init__(
         self,
         limits: Limits,
-        take: Callable[[socket.socket, str], None],
+        take: Callable[[socket.socket, str], Callable[[], None] | None],
         make_room: Callable[[], object],
     ) -> None:
         self._limits = limits
         self._take = take
         self._make_room = make_room
-        self._listeners: list[socket.socket] = []
+        self._listeners: dict[int, socket.socket] = {}
         self._stopping = threading.Event()
         self._wake: socket.socket | None = None
-        self._thread: threading.Thread | None = None
+        self._opened = contextlib.ExitStack()
+        self._accepting = threading.Lock()
+        self._counting = threading.Condition()
+        self._waiting = 0
         self.guard = ThreadGuard()
         self._failure_logged_at: float | None = None
 
@@ -174,50 +180,79 @@ class Acceptor:
                 opened.enter_context(listener)
             try:
                 wake, woken = map(opened.enter_context, socket.socketpair())
-                # Made here: the thread might not get a descriptor when it needs one.
-                selector = opened.enter_context(selectors.DefaultSelector())
+                # Made here: a thread might not get a descriptor when it needs one.
+                ready = opened.enter_context(select.epoll())
                 for listener in listeners:
-                    selector.register(listener, selectors.EVENT_READ, listener)
-                selector.register(woken, selectors.EVENT_READ)
-                thread = threading.Thread(
-                    target=self.guard.run,
-                    args=(lambda: self._run(selector, woken),),
-                    name="web-accept",
-                    daemon=True,
-                )
-                thread.start()
+                    ready.register(listener, _ONE_THREAD)
+                ready.register(woken, select.EPOLLIN)
+                self._listeners = {listener.fileno(): listener for listener in listeners}
+                self._start_thread(ready)
             except (OSError, RuntimeError) as error:
+                self._listeners = {}
                 reason = getattr(error, "strerror", None) or str(error)
                 raise AddressUnavailableError(f"cannot listen: {reason.lower()}") from error
-            opened.pop_all()
-        self._listeners, self._wake, self._thread = list(listeners), wake, thread
+            self._wake, self._opened = wake, opened.pop_all()
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """Host and port of each listening socket; empty when not listening."""
-        return tuple(listener.getsockname()[:2] for listener in self._listeners)
+        return tuple(listener.getsockname()[:2] for listener in self._listeners.values())
 
     def stop(self, wait_seconds: float) -> None:
-        """Close the listening sockets; wait for the thread, but not longer than given."""
+        """Close the listening sockets; wait for the waiting threads, but not longer than given."""
         self._stopping.set()
-        listeners, self._listeners = self._listeners, []
-        for listener in listeners:
+        listeners, self._listeners = self._listeners, {}
+        for listener in listeners.values():
             listener.close()
         if self._wake is not None:
-            self._wake.close()  # makes its other end readable
-        if self._thread is not None:
-            self._thread.join(max(0.0, wait_seconds))
+            self._wake.close()  # makes its other end readable, for every thread
+        with self._counting:
+            self._counting.wait_for(lambda: not self._waiting, max(0.0, wait_seconds))
+            self._close_when_unused()
 
-    def _run(self, selector: selectors.BaseSelector, woken: socket.socket) -> None:
-        with selector, woken:
-            while not self._stopping.is_set():
-                with self.guard.waiting():
-                    ready = selector.select()
-                for key, _ in ready:
-                    if key.data is not None:
-                        self._accept(key.data)
+    def _close_when_unused(self) -> None:
+        """After the last thread that waited, nothing uses the descriptors."""
+        if self._stopping.is_set() and not self._waiting:
+            self._opened.close()
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _start_thread(self, ready: select.epoll) -> None:
+        """Have one more thread wait. Raises RuntimeError where the host or control group has none left."""
+        # Not threading.Thread: its start() waits for a sign of life, forever where the new thread
+        # finds no memory, and the thread that accepts would wait with it.
+        with self._counting:
+            start_new_thread(self._run, (ready,))
+            self._waiting += 1
+
+    def _run(self, ready: select.epoll) -> None:
+        """Wait, accept, serve; until the server stops or enough other threads wait."""
+        while True:
+            ((descriptor, _),) = ready.poll(maxevents=1)
+            with self._counting:
+                self._waiting -= 1
+                self._close_when_unused()
+                self._counting.notify_all()
+            listener = self._listeners.get(descriptor)
+            if listener is None:
+                return  # it was woken to stop
+            with self._accepting:
+                serve = self.guard.run(partial(self._accept, listener, ready))
+            if serve is not None:
+                serve()
+                del serve
+            with self._counting:
+                if self._waiting >= _WAITING_THREADS or self._stopping.is_set():
+                    return
+                self._waiting += 1
+
+    def _accept(self, listener: socket.socket, ready: select.epoll) -> Callable[[], None] | None:
+        """The next connection, ready to be served; None where there is none, or it cannot be served."""
+        try:
+            return self._accepted(listener, ready)
+        finally:
+            with contextlib.suppress(OSError, ValueError):  # closed meanwhile: the server stops
+                ready.modify(listener, _ONE_THREAD)
+
+    def _accepted(self, listener: socket.socket, ready: select.epoll) -> Callable[[], None] | None:
         try:
             sock, address = listener.accept()
         except (OSError, MemoryError) as error:
@@ -226,14 +261,17 @@ class Acceptor:
                 self._report("accept_failed", error)
                 self._make_room()
                 self._stopping.wait(self._limits.accept_pause_seconds)
-            return
+            return None
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._take(sock, str(address[0]).removeprefix(_IPV4_MAPPED))
+            if not self._waiting:
+                self._start_thread(ready)
+            return self._take(sock, str(address[0]).removeprefix(_IPV4_MAPPED))
         except (OSError, RuntimeError, MemoryError) as error:
             sock.close()
             self._report("connection_failed", error)
             self._stopping.wait(self._limits.accept_pause_seconds)
+            return None
 
     def _report(self, event: str, error: Exception) -> None:
         now = time.monotonic()

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from traceback import walk_stack
+from types import FunctionType
 from typing import Self
 
 from exporter.web.http import Request, Response, plain
-from exporter.web.server import Server
+from exporter.web.server import Acceptor, Server
 
 
 PATIENCE_SECONDS = 30.0  # for a busy machine; no test waits so long when the code is right
@@ -101,7 +102,16 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 def connection_threads() -> int:
     """How many threads of the server talk on a connection right now."""
+    return _threads_in(Server._converse)
+
+
+def server_threads() -> int:
+    """How many threads of servers there are: those on a connection, and those that wait for one."""
+    return _threads_in(Acceptor._run)
+
+
+def _threads_in(function: FunctionType) -> int:
     return sum(
-        any(called.f_code is Server._converse.__code__ for called, _line in walk_stack(frame))
+        any(called.f_code is function.__code__ for called, _line in walk_stack(frame))
         for frame in sys._current_frames().values()
     )

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from exporter.web.http import Request, Response, plain
 from exporter.web.server import Server
-from tests.web.clients import RawClient, eventually, request_bytes
+from tests.web.clients import RawClient, eventually, request_bytes, server_threads
 
 
 Serve = Callable[..., Server]
@@ -95,6 +95,4 @@ def test_no_thread_is_left(serve: Serve) -> None:
         client.get("/")
         server.close(60)
 
-    assert eventually(
-        lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("web-")]
-    )
+    assert eventually(lambda: server_threads() == 0)

@@ -14,7 +14,14 @@ from exporter.errors import AddressUnavailableError
 from exporter.web.connections import _JUST_COME_SECONDS, Limits, open_listener
 from exporter.web.http import Request, Response, plain
 from exporter.web.server import Server
-from tests.web.clients import RawClient, connection_threads, echo, eventually, request_bytes
+from tests.web.clients import (
+    RawClient,
+    connection_threads,
+    echo,
+    eventually,
+    request_bytes,
+    server_threads,
+)
 
 
 Serve = Callable[..., Server]
@@ -234,10 +241,10 @@ def test_a_server_that_gets_no_descriptor_gives_up_its_port(
 def test_a_server_that_gets_no_thread_gives_up_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same where the machine or the control group has no thread left."""
 
-    def start(_thread: threading.Thread) -> None:
+    def start(*_arguments: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr("exporter.web.server.start_new_thread", start)
     listener = open_listener("127.0.0.1:0", 1)
     server = Server(["127.0.0.1:0"], echo)
 
@@ -245,6 +252,30 @@ def test_a_server_that_gets_no_thread_gives_up_its_port(monkeypatch: pytest.Monk
         server.start([listener])
 
     assert (listener.fileno(), server.addresses) == (-1, ())
+
+
+def test_one_scraper_needs_no_new_thread(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one of two threads serves its connection, the other waits for the next one."""
+    server = serve()
+    with RawClient(server) as client:
+        client.get("/")
+    monkeypatch.setattr("exporter.web.server.start_new_thread", None)  # a call would fail
+
+    for _ in range(5):
+        assert eventually(lambda: server._acceptor._waiting == 2)
+        with RawClient(server) as client:
+            assert client.get("/").status == 200
+
+
+def test_threads_of_a_crowd_end(serve: Serve) -> None:
+    """Twenty connections have a thread each, beside those that wait for more; two are left of them."""
+    server = serve()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server)) for _ in range(20)]
+        assert [client.get("/").status for client in clients] == [200] * 20
+        assert connection_threads() == 20
+
+    assert eventually(lambda: server_threads() == 2)
 
 
 def test_an_idle_connection_is_closed_for_a_new_one(
