@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import FrameType
 from typing import Final, TypeVar
 
 import structlog
@@ -90,7 +89,7 @@ class Daemon:
         self._config = config
         self._origin = origin
         self._reload_lock = threading.Lock()
-        self._reload_status = ReloadStatus(successful=True, last_success_unix_seconds=time.time())
+        self._reload_status = ReloadStatus(True, time.time())
         self._notifier = Notifier()
         self._failed_parts: set[str] = set()
         self._scraped_at = 0.0
@@ -160,17 +159,12 @@ class Daemon:
                 config, waiting = after_reload(self._config, load_config(self._origin))
                 self._server.reload_web_config()
             except FlopwatchError as error:
-                self._reload_status = ReloadStatus(
-                    successful=False,
-                    last_success_unix_seconds=self._reload_status.last_success_unix_seconds,
-                )
+                self._reload_status = replace(self._reload_status, successful=False)
                 log.error("configuration_refused", error=str(error))  # noqa: TRY400  no traceback for a user's mistake
                 raise
             self._config = config
             self._services.configure(config)
-            self._reload_status = ReloadStatus(
-                successful=True, last_success_unix_seconds=time.time()
-            )
+            self._reload_status = ReloadStatus(True, time.time())
             if not waiting:
                 log.info("configuration_reloaded")
                 return "configuration reloaded"
@@ -372,7 +366,11 @@ class Notifier:
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        self._address = _address(environ.get("NOTIFY_SOCKET", ""))
+        address = environ.get("NOTIFY_SOCKET", "")
+        if not address.startswith(("@", "/")):
+            address = ""  # others, such as vsock for virtual machines, do not occur for a service
+        # `@` begins a name in the abstract namespace.
+        self._address = "\0" + address[1:] if address.startswith("@") else address
         self._failed = False
 
     def ready(self) -> None:
@@ -393,7 +391,7 @@ class Notifier:
         self._send("WATCHDOG=1")
 
     def _send(self, message: str) -> None:
-        if self._address is None:
+        if not self._address:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
@@ -404,14 +402,6 @@ class Notifier:
             if not self._failed:
                 self._failed = True
                 log.warning("systemd_notification_failed", error=str(error))
-
-
-def _address(text: str) -> str | None:
-    """The socket's address: a path, or with `@` a name in the abstract namespace."""
-    if text.startswith("@"):
-        return "\0" + text[1:]
-    # Others, such as vsock for virtual machines, do not occur for a service.
-    return text if text.startswith("/") else None
 
 
 class SignalWaiter:
@@ -429,7 +419,7 @@ class SignalWaiter:
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         self._theirs = theirs  # kept open
         for number in signals:
-            signal.signal(number, _nothing)
+            signal.signal(number, lambda _number, _frame: None)
 
     def wait(self, seconds: float) -> frozenset[int]:
         """The signals received, each once; empty after `seconds` without any."""
@@ -441,7 +431,3 @@ class SignalWaiter:
             while True:
                 came.update(self._ours.recv(_READ_BYTES))
         return frozenset(came)
-
-
-def _nothing(_number: int, _frame: FrameType | None) -> None:
-    pass

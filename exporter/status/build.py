@@ -82,7 +82,7 @@ def build_status(
     devices: list[document.Device] = []
     for snapshot in state.devices:
         uuid, model = snapshot.identity.uuid, snapshot.identity.name
-        company = [
+        further = [
             *_engine_findings(state, uuid, thresholds),
             *_probe_findings(snapshot, rows[uuid], probed.get(uuid), siblings[model], thresholds),
         ]
@@ -104,10 +104,10 @@ def build_status(
                     state,
                     probes=rows[uuid],
                     attainable=_attainable(rows[uuid], snapshot.precision) if snapshot.up else None,
-                    company=company,
+                    further=further,
                     since=partial(histories.memory.judged, uuid),
                     power_limits=power_limits[model],
-                    silent=_silent(state.workloads, uuid),
+                    silent_engine=_silent_engine(state.workloads, uuid),
                     charts=charts,
                 )
             )
@@ -122,7 +122,7 @@ def build_status(
     )
 
 
-def _silent(workloads: WorkloadsSnapshot, uuid: str) -> str | None:
+def _silent_engine(workloads: WorkloadsSnapshot, uuid: str) -> str | None:
     """An engine that uses the device and does not answer, unless another one answers."""
     names = {
         workload.up: workload.name
@@ -369,9 +369,9 @@ def _measured(devices: list[document.Device], achieved: dict[str, float]) -> dic
     """What the probes measured by precision, over the devices; empty where FLOPS are counted."""
     sums: defaultdict[str, float] = defaultdict(float)
     for device in devices:
-        could = device.attainable
-        if could is not None and could.flops is not None and could.precision is not None:
-            sums[could.precision] += could.flops
+        measured = device.attainable
+        if measured is not None and measured.flops is not None and measured.precision is not None:
+            sums[measured.precision] += measured.flops
     return {} if achieved else dict(sums)
 
 

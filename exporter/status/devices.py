@@ -48,15 +48,15 @@ def build_device(
     *,
     probes: list[document.Probe],
     attainable: document.Attainable | None,
-    company: Sequence[Finding | None],
+    further: Sequence[Finding | None],
     since: Callable[[Sequence[Finding]], dict[str, float]],
     power_limits: Sequence[float],
-    silent: str | None,
+    silent_engine: str | None,
     charts: bool,
 ) -> document.Device:
     """Everything about one device of the State.
 
-    `company` are the findings on its engines, its holders and its probes; `silent` is an engine that uses
+    `further` are the findings on its engines, its holders and its probes; `silent_engine` is one that uses
     the device and does not answer. `power_limits` are those of all devices of its model, in watts.
     `since` says from when on each kind of finding holds. `charts` are the states of the last hour by
     minute.
@@ -65,7 +65,7 @@ def build_device(
     identity, slow, fast = snapshot.identity, snapshot.slow, snapshot.fast
     events, clock = _events(look), _clock(snapshot, look.hour)
     own = _own_findings(look, events, clock, attainable, power_limits)
-    found = (*own, _held(look, silent), *company)
+    found = (*own, _held(look, silent_engine), *further)
     findings = [finding for finding in found if finding is not None]
     findings.sort(key=lambda finding: _RANK[finding.severity])
     return document.Device(
@@ -242,16 +242,16 @@ def _health_findings(look: Look, events: document.Health) -> Iterator[Finding | 
         )
 
 
-def _held(look: Look, silent: str | None) -> Finding | None:
+def _held(look: Look, silent_engine: str | None) -> Finding | None:
     fast = look.snapshot.fast
-    if silent is None or fast is None or fast.memory_used_bytes is None:
+    if silent_engine is None or fast is None or fast.memory_used_bytes is None:
         return None
     if not fast.memory_size_bytes:
         return None
     minutes = look.history.ring.columns(look.now_seconds).get("idle", [])[-_HELD_MINUTES:]
     idle = [share for share in minutes if share is not None]
     return verdict.memory_held(
-        silent,
+        silent_engine,
         used_ratio=fast.memory_used_bytes / fast.memory_size_bytes,
         idle_share=min(idle, default=0.0),
         watched_seconds=float(COLUMN_SECONDS * len(idle)),

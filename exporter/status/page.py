@@ -294,7 +294,7 @@ def card(device: Device, unix_seconds: float, *, full: bool) -> str:
     if full:
         parts += [
             _hour(device),
-            _facts([*_physics(device), *_company(device)]),
+            _facts([*_physics(device), *_users(device)]),
             _details(device, unix_seconds, anchor),
         ]
     else:
@@ -329,18 +329,22 @@ def _number(device: Device) -> str:
     return _big(quantity(flops.achieved_flops, "FLOP/s"), f"of {peak}{derived}{ratio}")
 
 
-def _measured(could: Attainable, flops: Flops) -> str:
+def _measured(measured: Attainable, flops: Flops) -> str:
     """What the probes measured, where nothing counts what the device does."""
-    rate = could.bandwidth_bytes_per_second
+    rate = measured.bandwidth_bytes_per_second
     memory = quantity(rate, "B/s") if rate is not None else None
-    if could.flops is None:
+    if measured.flops is None:
         return _big(memory or "", "memory, measured by a probe")
-    words = f"{could.precision}, measured by a probe"
-    if could.peak_ratio is not None and could.precision == flops.precision and flops.peak_flops:
+    words = f"{measured.precision}, measured by a probe"
+    if (
+        measured.peak_ratio is not None
+        and measured.precision == flops.precision
+        and flops.peak_flops
+    ):
         peak = quantity(flops.peak_flops, "FLOP/s")
-        words += f", {percent(could.peak_ratio)} of the peak of {peak}"
+        words += f", {percent(measured.peak_ratio)} of the peak of {peak}"
     words += f"; memory {memory}" if memory else ""
-    return _big(quantity(could.flops, "FLOP/s"), words + _executed(flops))
+    return _big(quantity(measured.flops, "FLOP/s"), words + _executed(flops))
 
 
 def _big(number: str, words: str) -> str:
@@ -393,7 +397,7 @@ def _physics(device: Device) -> Iterable[tuple[str, str]]:
         yield "DRAM", text
 
 
-def _company(device: Device) -> Iterable[tuple[str, str]]:
+def _users(device: Device) -> Iterable[tuple[str, str]]:
     """Who uses the device."""
     for model in device.models:
         mfu, mbu = model.flops_utilization_ratio, model.bandwidth_utilization_ratio

@@ -135,9 +135,9 @@ def _block(device: Device, width: int) -> Iterable[Text]:
         bar = _bar(device, min(_BAR_MAX, max(10, width - len(number) - 6)))
         yield Text.assemble((f"  {number}", "bold"), "  ", bar, no_wrap=True, overflow="ellipsis")
         yield _line((f"  {' · '.join(filter(None, _facts(device)))}", "dim"))
-    company = " · ".join(plain(text) for text in _company(device))
-    if company:
-        yield _line((f"  {company}", "dim"))
+    users = " · ".join(plain(text) for text in _users(device))
+    if users:
+        yield _line((f"  {users}", "dim"))
     for holder in device.holders:
         if holder.basis is not None or holder.share_ratio is not None:
             kind, words = holder_words(holder)
@@ -159,13 +159,13 @@ def _row(device: Device, width: int) -> Text:
 
 
 def _number(device: Device, *, short: bool = False) -> str:
-    flops, could = device.flops, device.attainable
-    if flops.achieved_flops is None and could is not None and could.flops is not None:
-        measured = f"{quantity(could.flops, 'FLOP/s')} {could.precision}"
+    flops, attainable = device.flops, device.attainable
+    if flops.achieved_flops is None and attainable is not None and attainable.flops is not None:
+        measured = f"{quantity(attainable.flops, 'FLOP/s')} {attainable.precision}"
         if short:
             return plain(measured)
-        if could.bandwidth_bytes_per_second is not None:
-            measured += f", {quantity(could.bandwidth_bytes_per_second, 'B/s')}"
+        if attainable.bandwidth_bytes_per_second is not None:
+            measured += f", {quantity(attainable.bandwidth_bytes_per_second, 'B/s')}"
         return plain(f"{measured} measured{_executed(flops)}")
     if flops.achieved_flops is None:
         if flops.peak_flops is None or short:
@@ -210,7 +210,7 @@ def _facts(device: Device) -> Iterable[str]:
         yield f"DRAM {percent(memory.bandwidth_ratio)}"
 
 
-def _company(device: Device) -> Iterable[str]:
+def _users(device: Device) -> Iterable[str]:
     for model in device.models:
         yield f"{model.model} ({model.engine})"
     for holder in device.holders:
