@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,24 +55,6 @@ _HISTORIES_MAX: Final = 64
 _SAVE_SECONDS: Final = 900.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class HitHistory:
-    """The best prefix cache hit rate of each day in the last week."""
-
-    by_day: Mapping[int, float] = field(default_factory=dict)
-
-    def entered(self, hits: float, day: int) -> "HitHistory":
-        """The history with the hit rate of a window on `day` (days of Unix time)."""
-        kept = {each: best for each, best in self.by_day.items() if day - 7 <= each <= day}
-        kept[day] = max(hits, kept.get(day, 0.0))
-        return HitHistory(kept)
-
-    @property
-    def best(self) -> float | None:
-        """The best hit rate of all days."""
-        return max(self.by_day.values(), default=None)
 
 
 # The kinds of attention by their fields: the state file has no names of classes.
@@ -129,6 +111,16 @@ def _attention(_expected: type, saved: Any) -> Attention:
         raise msgspec.ValidationError("a layer has an unknown kind of attention")
     attention: Attention = msgspec.convert(saved, kind)
     return attention
+
+
+# The best prefix cache hit rate of each day in the last week, by day of Unix time.
+HitHistory = Mapping[int, float]
+
+
+def with_hits(history: HitHistory, hits: float, day: int) -> dict[int, float]:
+    """The history with the hit rate of a window on this day."""
+    kept = {each: best for each, best in history.items() if day - 7 <= each <= day}
+    return kept | {day: max(hits, kept.get(day, 0.0))}
 
 
 class LeversState(msgspec.Struct, frozen=True):
@@ -222,10 +214,11 @@ class Advisor:
         self._advise(state, now)
 
     def _advise(self, state: State, now: float) -> None:
-        best = {key: history.best for key, history in self._hits.items()}
         found = windows(
             tuple(self._observations),
-            best_hits={key: value for key, value in best.items() if value is not None},
+            best_hits={
+                key: max(history.values()) for key, history in self._hits.items() if history
+            },
             prices=self._prices_of(state),
         )
         self._remember_hits(found, now)
@@ -265,7 +258,7 @@ class Advisor:
             hits = window.cache_hit_ratio
             if hits is not None and (window.prefill_tokens or 0.0) >= LEAST_TOKENS:
                 key = (window.workload, window.model)
-                self._hits[key] = self._hits.pop(key, HitHistory()).entered(hits, day)
+                self._hits[key] = with_hits(self._hits.pop(key, {}), hits, day)
         while len(self._hits) > _HISTORIES_MAX:
             del self._hits[next(iter(self._hits))]
         if self._hits and (
@@ -288,7 +281,7 @@ class Advisor:
         section = self._file.read(_SECTION, LeversState) or LeversState()
         self._records = section.records
         for workload, model, days in section.hits:
-            self._hits[workload, model] = HitHistory(dict(days))
+            self._hits[workload, model] = dict(days)
         for saved in section.trials:
             try:
                 trial = restored_trial(saved, self._clock_offset())
@@ -301,7 +294,7 @@ class Advisor:
     def _save(self) -> None:
         if self._file is None:
             return
-        hits = tuple((*key, tuple(each.by_day.items())) for key, each in self._hits.items())
+        hits = tuple((*key, tuple(each.items())) for key, each in self._hits.items())
         offset = self._clock_offset()
         trials = tuple(
             saved_trial(watch.trial, offset) for watch in self._watches.values() if watch.trial

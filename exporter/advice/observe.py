@@ -1,7 +1,7 @@
 """Builds the window of a workload from observations of the State: counter differences, gauge means."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from exporter.advice.prediction import GpuWindow, Price, Reference, WorkloadWindow
 from exporter.attribution.snapshot import Charges
@@ -27,7 +27,7 @@ class Observation:
     """The host at one instant: `at_seconds` on the monotonic clock."""
 
     state: State
-    served: Mapping[Key, Served] = field(default_factory=dict)
+    served: Mapping[Key, Served]
 
     @property
     def at_seconds(self) -> float:

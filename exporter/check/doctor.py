@@ -37,36 +37,36 @@ _WIDTH = 100
 
 def examine(config: Config, mistakes: Sequence[str] = ()) -> Report:
     """Examine this host. If the configuration has `mistakes`, `config` is the default one."""
-    look = _Looker()
+    found = _Examination()
     reads_driver = config.sampling.modes["nvml"] != "off"
     # Asked first, so that they answer while the rest is examined.
     driver_question = torch_question = None
     if reads_driver:
-        driver_question = look.ask("driver", lambda: ask_driver(_DRIVER_SECONDS))
+        driver_question = found.ask("driver", lambda: ask_driver(_DRIVER_SECONDS))
     if config.probes.enabled:
-        torch_question = look.ask("probes", lambda: ask_torch(_TORCH_SECONDS))
-    look.at("configuration", lambda: _configuration_findings(config, mistakes))
-    look.at("port", lambda: port_findings(config))
-    look.at("state file", lambda: state_findings(config))
-    look.at("clock", clock_findings)
-    driver = look.answer("driver", driver_question)
+        torch_question = found.ask("probes", lambda: ask_torch(_TORCH_SECONDS))
+    found.add("configuration", lambda: _configuration_findings(config, mistakes))
+    found.add("port", lambda: port_findings(config))
+    found.add("state file", lambda: state_findings(config))
+    found.add("clock", clock_findings)
+    driver = found.answer("driver", driver_question)
     gpus = driver.documents[1:]
     if driver_question or not reads_driver:
-        look.at("driver", lambda: driver_findings(driver, config))
-    dcgm = look.ask("dcgm", lambda: ask_dcgm(config, gpus)) or DcgmAnswer()
-    look.at("gpus", lambda: gpu_findings(driver, config, dcgm))
-    look.at("gpus", lambda: missing_gpu_findings(driver, config))
-    look.at("dcgm", lambda: dcgm_findings(dcgm, config, gpus))
-    torch = look.answer("probes", torch_question)
+        found.add("driver", lambda: driver_findings(driver, config))
+    dcgm = found.ask("dcgm", lambda: ask_dcgm(config, gpus)) or DcgmAnswer()
+    found.add("gpus", lambda: gpu_findings(driver, config, dcgm))
+    found.add("gpus", lambda: missing_gpu_findings(driver, config))
+    found.add("dcgm", lambda: dcgm_findings(dcgm, config, gpus))
+    torch = found.answer("probes", torch_question)
     if torch_question or not config.probes.enabled:
         version = next(iter(driver.documents), None)
-        look.at("probes", lambda: probe_findings(torch, config, gpus, version))
-    look.at("perf", lambda: perf_findings(config, gpus))
-    look.at("engine", lambda: engine_findings(config))
-    look.at("kubernetes", lambda: kubernetes_findings(config))
-    described = look.ask("gpus", lambda: tuple(_described(gpu, dcgm, config) for gpu in gpus))
+        found.add("probes", lambda: probe_findings(torch, config, gpus, version))
+    found.add("perf", lambda: perf_findings(config, gpus))
+    found.add("engine", lambda: engine_findings(config))
+    found.add("kubernetes", lambda: kubernetes_findings(config))
+    described = found.ask("gpus", lambda: tuple(_described(gpu, dcgm, config) for gpu in gpus))
     return Report(
-        findings=tuple(look.findings),
+        findings=tuple(found.findings),
         driver=driver.documents[0] if driver.documents else {},
         gpus=described or tuple(gpus),
         torch=torch.documents[-1] if torch.documents else {},
@@ -108,13 +108,13 @@ def _described(gpu: dict[str, Any], dcgm: DcgmAnswer, config: Config) -> dict[st
 _Answered = TypeVar("_Answered")
 
 
-class _Looker:
+class _Examination:
     """Collects findings. A check that cannot run is itself a finding: the checker never crashes."""
 
     def __init__(self) -> None:
         self.findings: list[CheckResult] = []
 
-    def at(self, area: str, examine_area: Callable[[], Iterable[CheckResult]]) -> None:
+    def add(self, area: str, examine_area: Callable[[], Iterable[CheckResult]]) -> None:
         """Add the findings of an area, as far as it can be examined."""
         try:
             self.findings.extend(examine_area())

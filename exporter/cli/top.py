@@ -195,9 +195,8 @@ def _address(access: Access, document: str) -> tuple[str, str]:
     # A user may give the page's address, the document's, or a proxy's prefix.
     path = parts.path.removesuffix(document).rstrip("/") + document
     words = f"{host}{path}"
-    if parts.scheme not in {"http", "https"} or not host or not path.isascii():
-        raise DocumentError("--url must be an address such as http://node:9907")
-    if not words.isprintable() or " " in words:
+    written = path.isascii() and words.isprintable() and " " not in words
+    if parts.scheme not in {"http", "https"} or not host or not written:
         raise DocumentError("--url must be an address such as http://node:9907")
     place = f"[{host}]" if ":" in host else host
     place += "" if port is None else f":{port}"

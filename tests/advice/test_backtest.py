@@ -9,7 +9,7 @@ import pytest
 from exporter.advice.advise import Comparison, Record, Trial, Watch, back_test, recorded
 from exporter.advice.levers.lower_precision import with_weights
 from exporter.advice.prediction import Price, Reference, WorkloadWindow
-from exporter.advisor import HitHistory, SavedTrial, restored_trial, saved_trial
+from exporter.advisor import SavedTrial, restored_trial, saved_trial, with_hits
 from exporter.inference.models import LayerGroup, MixtureOfExperts
 from exporter.inference.models.attention import GroupedAttention, LatentAttention
 from exporter.inference.models.mixers import RecurrentMixer
@@ -247,7 +247,7 @@ def test_records_are_kept_of_a_bounded_number_of_workloads() -> None:
 
 
 def test_the_best_hit_rate_is_of_the_last_week() -> None:
-    history = HitHistory().entered(0.9, day=100).entered(0.5, day=104).entered(0.4, day=104)
+    history = with_hits(with_hits(with_hits({}, 0.9, day=100), 0.5, day=104), 0.4, day=104)
 
-    assert history.best == 0.9
-    assert history.entered(0.3, day=108).best == 0.5
+    assert history == {100: 0.9, 104: 0.5}
+    assert with_hits(history, 0.3, day=108) == {104: 0.5, 108: 0.3}
