@@ -213,7 +213,6 @@ def observe(case: Case, counters: Counters, stream: random.Random) -> WorkloadWi
             clock_ratio=member.clock,
             clock_lost_to={case.lost_to: 1.0},
             graphics=counters.kernel_seconds / seconds,
-            tensor=counters.tensor_seconds / seconds,
             dram=counters.dram_bytes / seconds / silicon.bandwidth,
             reachable_bandwidth_bytes_per_second=_probed(
                 stream, silicon.bandwidth * case.probe_bandwidth * member.memory_speed
@@ -244,7 +243,6 @@ def observe(case: Case, counters: Counters, stream: random.Random) -> WorkloadWi
         tensor_parallel=len(gpus),
         replicas=case.replicas,
         description=describe(setup.shape),
-        precision=setup.shape.arithmetic,
         prefill_tokens=counters.prefill_tokens,
         cached_tokens=counters.cached_tokens,
         decode_tokens=counters.decode_tokens,

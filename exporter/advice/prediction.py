@@ -17,7 +17,7 @@ class GpuWindow:
     """One GPU of the workload. Activities are shares 0..1 of the window, at its actual clock.
 
     `clock_ratio` is the mean SM clock over its maximum, `clock_lost_to` the share of the missing
-    clock by cause. `tensor` and `dram` are GPM's values. Probe results are the device's
+    clock by cause. `dram` is the share of the bandwidth. Probe results are the device's
     present rates in bytes/s and FLOP/s by precision; `fault` is the reason why it needs repair
     first, `shared_with` who else works on it: its time is then not the engine's alone.
     """
@@ -29,7 +29,6 @@ class GpuWindow:
     clock_ratio: float | None = None
     clock_lost_to: Mapping[str, float] = field(default_factory=dict)
     graphics: float | None = None
-    tensor: float | None = None
     dram: float | None = None
     reachable_bandwidth_bytes_per_second: float | None = None
     reachable_flops: Mapping[str, float] = field(default_factory=dict)
@@ -82,9 +81,7 @@ class WorkloadWindow:
     gpu_count: int
     tensor_parallel: int = 1
     replicas: int = 1
-    engine: str = ""
     description: ModelDescription | None = None
-    precision: str | None = None
     prefill_tokens: float | None = None
     cached_tokens: float | None = None
     decode_tokens: float | None = None

@@ -39,7 +39,6 @@ def test_activities_come_from_the_seconds_by_state() -> None:
     assert gpu.clock_ratio == pytest.approx(0.8)
     assert gpu.clock_lost_to == pytest.approx({"power": 0.1, "thermal": 0.1, "other": 0.0})
     assert gpu.graphics == pytest.approx(0.7 / 0.8)
-    assert gpu.tensor == pytest.approx(0.5 / 0.8)
     assert gpu.dram == pytest.approx(0.6)
     assert gpu.reachable_bandwidth_bytes_per_second == 0.9e9
     assert gpu.reachable_flops == {"bf16": 0.8e12}

@@ -48,7 +48,6 @@ def window(**facts: Any) -> WorkloadWindow:
         gpus=(GPU,),
         gpu_count=1,
         description=MODEL,
-        precision="bf16",
         prefill_tokens=0.0,
         cached_tokens=0.0,
         decode_tokens=10_000.0,
