@@ -269,13 +269,9 @@ def _grown(before: float | None, after: float | None) -> float | None:
 
 def _mean(values: Iterable[float | None]) -> float | None:
     """The mean; None if a value is missing."""
-    known = list(values)
-    total = 0.0
-    for value in known:
-        if value is None:
-            return None
-        total += value
-    return total / len(known) if known else None
+    wanted = list(values)
+    known = [value for value in wanted if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(wanted) else None
 
 
 def _total(values: Mapping[str, float]) -> float | None:
