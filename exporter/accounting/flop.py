@@ -26,13 +26,6 @@ class PipeWork(NamedTuple):
     precision: str
 
 
-def window_cycles(window: ActivityWindow, sm_clock_hertz: float | None) -> float | None:
-    """Elapsed cycles of one SM: counted by the device, else mean clock x time."""
-    if window.sm_cycles is not None:
-        return window.sm_cycles
-    return None if sm_clock_hertz is None else sm_clock_hertz * window.seconds
-
-
 def count_flop(
     window: ActivityWindow, peaks: Peaks, precision: str, sm_clock_hertz: float | None
 ) -> Mapping[PipeWork, float]:
@@ -41,7 +34,9 @@ def count_flop(
     `precision` is the headline precision, `sm_clock_hertz` the mean SM clock of the window. Pipes
     whose activity or rate is unknown are left out; without SM count or clock nothing is counted.
     """
-    cycles = window_cycles(window, sm_clock_hertz)
+    cycles = window.sm_cycles  # of one SM: as counted by the device, else mean clock x time
+    if cycles is None and sm_clock_hertz is not None:
+        cycles = sm_clock_hertz * window.seconds
     if cycles is None or peaks.sm_count is None:
         return {}
     all_cycles = cycles * peaks.sm_count
@@ -66,7 +61,8 @@ def tensor_activities(
     floating = precision if precision not in INTEGER_PRECISIONS else peaks.default_precision
     integer = precision if precision in INTEGER_PRECISIONS else "int8"
     hmma = window.hmma_tensor
-    fp64 = _largest(window.dmma_tensor, window.dfma_tensor)
+    double = [value for value in (window.dmma_tensor, window.dfma_tensor) if value is not None]
+    fp64 = max(double, default=None)
     if hmma is None:
         # Only the union is known (DCGM's default field set): all of it at the headline precision.
         return ((precision, window.tensor),)
@@ -77,8 +73,3 @@ def tensor_activities(
     if floating is not None:
         activities.insert(0, (floating, hmma))
     return tuple(activities)
-
-
-def _largest(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return max(known) if known else None

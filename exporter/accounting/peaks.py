@@ -9,7 +9,7 @@ by two. From Hopper on, data sheets rate the tensor pipe at a lower clock than t
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -214,14 +214,8 @@ def _from_data_sheet(gpu: Mapping[str, Any], identity: DeviceIdentity) -> Peaks:
     rates: dict[str, float] = _table()["rates"][gpu["class"]]
     sms: int = gpu["sm_count"]
     boost = gpu["boost_mhz"] * 1e6
+    figures = {key: value * _TERA for key, value in sheet.items()}
     tensor_clock = _tensor_clock(gpu)  # for the precisions that the sheet leaves out
-
-    def figure(key: str, clock: float) -> float | None:
-        if key in sheet:
-            return sheet[key] * _TERA
-        rate = rates.get(key)
-        return None if rate is None else sms * rate * clock
-
     capability = _class_capability(gpu["class"])
     nvlink = gpu["nvlink_gigabytes_per_second_both_directions"]
     return Peaks(
@@ -229,7 +223,9 @@ def _from_data_sheet(gpu: Mapping[str, Any], identity: DeviceIdentity) -> Peaks:
         model=gpu["model"],
         sm_count=identity.sm_count or sms,
         flops=_peak_flops(
-            lambda key: figure(key, tensor_clock), lambda key: figure(key, boost), capability
+            {key: sms * rate * tensor_clock for key, rate in rates.items()} | figures,
+            {key: sms * rate * boost for key, rate in rates.items()} | figures,
+            capability,
         ),
         tensor_rate=_tensor_rates(rates, capability),
         plain_rate={p: rates[key] for p, key in _PLAIN_KEYS.items() if key in rates},
@@ -270,18 +266,10 @@ def _derived(
     if any(word in identity.name for word in _CLOCKS_ABOVE_SHEET):
         return replace(peaks, doubt=_joined(doubt, "its data sheet's clock is not known"))
     per_rate = identity.sm_count * identity.sm_clock_max_hertz
-
-    def figure(key: str, share: float) -> float | None:
-        rate = rates.get(key)
-        return None if rate is None else rate * per_rate * share
-
-    flops = _peak_flops(
-        # Sheets rate the FP64 tensor pipe at the full clock.
-        lambda key: figure(key, 1.0 if key == "fp64t" else tensor_share),
-        lambda key: figure(key, 1.0),
-        capability,
-    )
-    return replace(peaks, flops=flops)
+    plain = {key: rate * per_rate for key, rate in rates.items()}
+    # Sheets rate the FP64 tensor pipe at the full clock.
+    tensor = {key: v if key == "fp64t" else v * tensor_share for key, v in plain.items()}
+    return replace(peaks, flops=_peak_flops(tensor, plain, capability))
 
 
 def _overruled(peaks: Peaks, identity: DeviceIdentity, override: PeakOverride) -> Peaks:
@@ -317,19 +305,19 @@ def _joined(*parts: str | None) -> str:
     return "; ".join(part for part in parts if part)
 
 
-Figure = Callable[[str], float | None]
+def _peak_flops(
+    tensor: Mapping[str, float], plain: Mapping[str, float], capability: tuple[int, int]
+) -> dict[str, float]:
+    """The best that the silicon has for each precision: tensor pipe first, plain pipe else.
 
-
-def _peak_flops(tensor: Figure, plain: Figure, capability: tuple[int, int]) -> dict[str, float]:
-    """The best that the silicon has for each precision: tensor pipe first, plain pipe else."""
+    `tensor` and `plain` are FLOP/s by key of the table.
+    """
     peaks: dict[str, float] = {}
     for precision in ("fp64", "fp32", *_TENSOR_KEYS):
-        if precision == "bf16" and capability < _FIRST_WITH_BF16:
-            continue
-        value = tensor(_TENSOR_KEYS[precision]) if precision in _TENSOR_KEYS else None
+        value = tensor.get(_TENSOR_KEYS.get(precision, ""))
         if value is None and precision in ("fp64", "fp32"):
-            value = plain(_PLAIN_KEYS[precision])
-        if value is not None:
+            value = plain.get(_PLAIN_KEYS[precision])
+        if value is not None and (precision != "bf16" or capability >= _FIRST_WITH_BF16):
             peaks[precision] = value
     return peaks
 

@@ -132,9 +132,12 @@ class DcgmReader:
         """The longest window that counts as watched."""
         return self._source.interval.stale_seconds + self._source.interval.seconds
 
-    def fed(self, sample: DeviceSample | None, interval_seconds: float) -> bool:
-        """One scrape's sample of this device, or None where it had none; whether it was new."""
+    def fed(self, devices: Mapping[DcgmDevice, DeviceSample]) -> bool:
+        """Take this device's sample of one scrape, if it has one; whether it was new."""
         with self._lock:
+            sample = devices.get(self.key)
+            if self.key.gpu_instance_id is None and self.shares:
+                sample = whole_gpu_sample(self.key.uuid, devices, self.shares)
             self._missing = () if sample is None else sample.missing_fields
             if sample is not None and sample.malformed:
                 self._errors["malformed"] += sample.malformed
@@ -149,7 +152,9 @@ class DcgmReader:
                 self._errors["implausible"] += sample.implausible
             # Now, and not when the scrape began: a tick in between has already accounted for its
             # time.
-            new, windows = self._windows.observe(sample, time.monotonic(), interval_seconds)
+            new, windows = self._windows.observe(
+                sample, time.monotonic(), self._source.interval.seconds
+            )
             self._closed.extend(windows)
             if new or windows:
                 self._succeeded = time.time()
@@ -279,10 +284,7 @@ class DcgmSource:
             return False
         self._note_success(devices)
         self._note_malformed(devices)
-        changed = [
-            reader.fed(_sample_of(reader, devices), self.interval.seconds)
-            for reader in self._all_readers()
-        ]
+        changed = [reader.fed(devices) for reader in self._all_readers()]
         self.interval.looked(time.monotonic(), changed=any(changed))
         return True
 
@@ -341,14 +343,6 @@ class DcgmSource:
                     remedy="add a line 'FIELD, gauge, help' for each to the counters file of "
                     "dcgm-exporter (-f, DCGM_EXPORTER_COLLECTORS) and restart it",
                 )
-
-
-def _sample_of(
-    reader: DcgmReader, devices: Mapping[DcgmDevice, DeviceSample]
-) -> DeviceSample | None:
-    if reader.key.gpu_instance_id is None and reader.shares:
-        return whole_gpu_sample(reader.key.uuid, devices, reader.shares)
-    return devices.get(reader.key)
 
 
 class CollectInterval:

@@ -131,6 +131,11 @@ class DeviceSample:
     malformed: int = 0
 
     @property
+    def profiling(self) -> tuple[Mapping[str, float], ...]:
+        """The values of its profiling fields."""
+        return self.activities, self.bytes_per_second, self.totals
+
+    @property
     def idle(self) -> bool:
         """Whether it has no activity at all."""
         return not any(self.activities.values())
@@ -313,7 +318,7 @@ class DeviceWindows:
         DCGM's clients. An idle GPU's do not change: while its other fields do, its zeros count.
         """
         before, opened = self._sample, self.open_since
-        if before is None or not _same(before, sample):
+        if before is None or before.profiling != sample.profiling:
             self._sample = sample
             self._alive_at = at_seconds
             self.open_since = at_seconds
@@ -356,14 +361,6 @@ class DeviceWindows:
     def fresh(self, now: float, stale_seconds: float) -> bool:
         """Whether a new sample was seen lately."""
         return self._alive_at is not None and now - self._alive_at <= stale_seconds
-
-
-def _same(before: DeviceSample, now: DeviceSample) -> bool:
-    return (
-        before.activities == now.activities
-        and before.bytes_per_second == now.bytes_per_second
-        and before.totals == now.totals
-    )
 
 
 def _closed(

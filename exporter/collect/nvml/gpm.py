@@ -105,8 +105,10 @@ class GpmSession:
     The caller holds `gpm_lock` around every method.
     """
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, gpu_instance_id: int | None = None) -> None:
+        """`gpu_instance_id`: sample this MIG instance of the GPU."""
         self._handle = handle
+        self._gpu_instance_id = gpu_instance_id
         self._samples: list[Any] = []
         self._sampled_at: list[float] = []
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
@@ -151,14 +153,14 @@ class GpmSession:
         Instants are monotonic seconds, taken halfway through the driver call.
         """
         before = time.monotonic()
-        self._take(self._samples[0])
+        if self._gpu_instance_id is None:
+            call("nvmlGpmSampleGet", self._handle, self._samples[0])
+        else:
+            call("nvmlGpmMigSampleGet", self._handle, self._gpu_instance_id, self._samples[0])
         at = (before + time.monotonic()) / 2
         self._samples.reverse()
         self._sampled_at = [*self._sampled_at[-1:], at]
         return (self._sampled_at[0], at) if len(self._sampled_at) == 2 else None
-
-    def _take(self, sample: Any) -> None:
-        call("nvmlGpmSampleGet", self._handle, sample)
 
     def metrics(self, ids: Iterable[int]) -> dict[int, float]:
         """Values of the metrics over the last window, without those that the driver refuses.
@@ -209,20 +211,9 @@ class GpmSession:
         return values
 
 
-class _MigSession(GpmSession):
-    """Samples through the GPU and the instance's id: nvmlGpmMigSampleGet."""
-
-    def __init__(self, parent: Any, gpu_instance_id: int) -> None:
-        super().__init__(parent)
-        self._gpu_instance_id = gpu_instance_id
-
-    def _take(self, sample: Any) -> None:
-        call("nvmlGpmMigSampleGet", self._handle, self._gpu_instance_id, sample)
-
-
 def instance_sessions(gpu: Any, instance: Any, gpu_instance_id: int) -> tuple[GpmSession, ...]:
     """How to sample a MIG instance: by its id, or with newer drivers by its handle.
 
     `gpu` and `instance` are handles.
     """
-    return (_MigSession(gpu, gpu_instance_id), GpmSession(instance))
+    return GpmSession(gpu, gpu_instance_id), GpmSession(instance)
