@@ -194,8 +194,10 @@ def _peculiarities(area: str, device: Mapping[str, Any], config: Config) -> Iter
             "nvidia-smi --compute-mode=0, or probes.enabled: false",
         )
     free = device["memory"].get("memory_free_bytes")
-    if not device["memory"]:
+    if _is_integrated(device):
         yield note(area, "has no memory of its own (unified memory)")
+    elif free is None:
+        yield warning(area, "its memory could not be read", "see dmesg")
     elif config.probes.enabled and not device.get("mig"):
         needed = config.probes.min_free_memory_bytes
         text = f"{free / 2**20:.0f} MiB of memory free, probes need {needed / 2**20:.0f} MiB"
@@ -326,6 +328,11 @@ def _may_use_dcgm(gpu: Mapping[str, Any], config: Config) -> bool:
     return error is not None
 
 
+def _is_integrated(gpu: Mapping[str, Any]) -> bool:
+    """Whether the driver says that the GPU has no memory of its own."""
+    return "memory" in gpu["missing"]
+
+
 def _is_profiled(gpu: Mapping[str, Any]) -> bool:
     """Whether DCGM can profile this GPU model without GPM."""
     capability = tuple(gpu.get("compute_capability") or ())
@@ -334,7 +341,7 @@ def _is_profiled(gpu: Mapping[str, Any]) -> bool:
         bool(capability)
         and capability < _HOPPER
         and not consumer
-        and bool(gpu.get("memory"))
+        and not _is_integrated(gpu)
         and gpu.get("virtualization") != "vgpu"
     )
 
@@ -357,7 +364,7 @@ def _without_gpm(gpu: Mapping[str, Any], config: Config) -> FlopsSource:
     if gpu.get("virtualization") == "vgpu":
         why = "no FLOPS: a vGPU has GPM only where it owns a whole MIG instance"
         return FlopsSource(None, why, "watch the GPU on its host", Level.NOTE)
-    if not gpu.get("memory"):
+    if _is_integrated(gpu):
         why = "no FLOPS: the driver has no GPM for this integrated GPU"
         return FlopsSource(None, why, level=Level.NOTE)
     if tuple(gpu.get("compute_capability") or ()) < _HOPPER:

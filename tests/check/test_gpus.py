@@ -12,6 +12,7 @@ from exporter.config.load import ConfigOrigin, load_config
 from probes.environment import torch_remedy
 from tests.check.conftest import Check, found
 from tests.fake_nvml import (
+    A100,
     H100,
     H100_3G_40GB,
     FakeNvml,
@@ -196,3 +197,16 @@ def test_a_gpu_that_is_not_there_is_named(check: Check, tmp_path: Path) -> None:
     assert ("warning", "workloads[0].gpus: no GPU GPU-none on this host, GPUs: 0") in said
     assert code == 0
     assert sum("no GPU" in text for _level, text in said) == 2
+
+
+def test_memory_that_cannot_be_read_is_not_unified_memory(check: Check, tmp_path: Path) -> None:
+    """The driver fails (999) instead of answering that there is none; DCGM may still profile it."""
+    with FakeNvml([A100], tmp_path) as fake:
+        fake.fail("nvmlDeviceGetMemoryInfo", 999)
+        fake.fail("nvmlDeviceGetMemoryInfo_v2", 999)
+        _code, report = check(fake)
+
+    texts = [text for _level, text in found(report, "gpu 0")]
+    assert ("warning", "its memory could not be read") in found(report, "gpu 0")
+    assert not any("unified" in text or "integrated" in text for text in texts)
+    assert any("FLOPS need DCGM" in text for text in texts)
