@@ -44,7 +44,7 @@ from exporter.readings import ClockSample, DeviceIdentity, FastReading, SlowRead
 log = structlog.get_logger(__name__)
 
 # What a GPU reports about itself besides its UUID and name, and which of it every GPU reports.
-_TOLD = (
+_REPORTED = (
     "architecture",
     "compute_capability",
     "pci_bus_id",
@@ -57,10 +57,14 @@ _TOLD = (
     "c2c_link_count",
     "minor",
 )
-_TOLD_BY_ALL = ("compute_capability", "sm_count", "sm_clock_max_hertz", "memory_clock_max_hertz")
+_REPORTED_BY_ALL = (
+    "compute_capability",
+    "sm_count",
+    "sm_clock_max_hertz",
+    "memory_clock_max_hertz",
+)
 
-
-_Key = tuple[str, int, int | None]
+_Key = tuple[str, int, int | None]  # of an instance: UUID, GPU instance id, number of SMs
 
 
 class SampledGpu:
@@ -272,10 +276,11 @@ class SampledGpu:
             return
         first, self._identity_due = self._identity_due, now + settings.slow_interval
         old = self.identity
-        if first and all(getattr(old, name) is not None for name in _TOLD_BY_ALL):
+        if first and all(getattr(old, name) is not None for name in _REPORTED_BY_ALL):
             return
-        told = read_identity(calls, self._index, old.driver_version)
-        new = {name: getattr(told, name) for name in _TOLD if getattr(told, name) is not None}
+        reported = read_identity(calls, self._index, old.driver_version)
+        answers = {name: getattr(reported, name) for name in _REPORTED}
+        new = {name: value for name, value in answers.items() if value is not None}
         identity = replace(old, **new)
         if identity == old:
             return

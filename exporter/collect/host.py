@@ -207,7 +207,7 @@ class HostSampling:
     def _look(self) -> None:
         """Look for GPUs until there are some, with backoff; then keep their events registered."""
         backoff = BACKOFF_FIRST_SECONDS
-        told: object = None
+        logged: object = None
         while not self._stop.is_set():
             modes = self._settings().modes
             if modes["cpu"] == "on":
@@ -228,8 +228,8 @@ class HostSampling:
                     self._start_cpu()
                 elif not absent:
                     self._remove(SampledCpu.key)
-            if told != (reason, expected):
-                told = (reason, expected)
+            if logged != (reason, expected):
+                logged = (reason, expected)
                 report = log.info if absent else log.warning
                 report(
                     "no_gpu_found",
