@@ -46,70 +46,73 @@ class Threshold:
 # In the order in which the mixin's configuration and the chart's values list them.
 THRESHOLDS: Final[Mapping[str, Threshold]] = {
     "powerLossWarning": Threshold(
-        0.25, "Share of the peak lost to the power limit above which it is a warning."
+        0.25, "Warn if the power limit costs more than this share of the peak."
     ),
-    "heatLossWarning": Threshold(
-        0.05, "Share of the peak lost to heat above which it is a warning."
-    ),
+    "heatLossWarning": Threshold(0.05, "Warn if heat costs more than this share of the peak."),
     "baselineWarning": Threshold(
-        0.9, "Probe result over the GPU's own baseline below which it is a warning."
+        0.9, "Warn if a probe result is below this fraction of the GPU's own baseline."
     ),
     "baselineCritical": Threshold(
-        0.75, "Probe result over the GPU's own baseline below which it is critical."
+        0.75, "Critical if a probe result is below this fraction of the GPU's own baseline."
     ),
     "peersWarning": Threshold(
-        0.95, "Probe result over the median of the peers below which it is a warning."
+        0.95, "Warn if a probe result is below this fraction of the peers' median."
     ),
     "peersCritical": Threshold(
-        0.75, "Probe result over the median of the peers below which it is critical."
+        0.75, "Critical if a probe result is below this fraction of the peers' median."
     ),
-    "peersMinimum": Threshold(4, "GPUs of one model below which there is no comparison."),
+    "peersMinimum": Threshold(4, "Compare GPUs of one model only if there are at least this many."),
     "peersDeviations": Threshold(
-        3.5, "Robust standard deviations below the median that make a GPU a straggler."
+        3.5, "A GPU is a straggler if it is this many robust standard deviations below the median."
     ),
     "memoryHotCelsius": Threshold(
-        95, "Memory temperature from which it is a warning: HBM and GDDR6X throttle there."
+        95, "Warn at or above this memory temperature. HBM and GDDR6X throttle at the default."
     ),
-    "idleHotCelsius": Threshold(70, "Temperature above which an idle GPU is a warning."),
-    "idleBusyRatio": Threshold(0.1, "Share of busy time below which a GPU counts as idle."),
+    "idleHotCelsius": Threshold(70, "Warn if an idle GPU is hotter than this."),
+    "idleBusyRatio": Threshold(
+        0.1, "A GPU counts as idle if it is busy for less than this share of the time."
+    ),
     "correctedErrors": Threshold(
-        1000, "Corrected memory errors within an hour above which it is a warning."
+        1000, "Warn if there are more corrected memory errors than this within an hour."
     ),
     "powerLimitRatio": Threshold(
-        0.9, "Power limit over the usual one, or the siblings' median, below which it is a warning."
+        0.9,
+        "Warn if the power limit is below this fraction of the usual one or of the siblings' median.",
     ),
     "memoryHeldRatio": Threshold(
-        0.2, "Share of device memory that an idle GPU without a working engine may hold."
+        0.2, "Warn if an idle GPU whose engine does not answer holds more of its memory than this."
     ),
     "prefixCacheRatio": Threshold(
-        0.5, "Cached share of prompt tokens over the usual one below which it is a warning."
+        0.5, "Warn if the cached share of prompt tokens is below this fraction of the usual one."
     ),
     "powerBrakeRatio": Threshold(
-        0.05, "Share of time with the external power brake on above which it is a warning."
+        0.05, "Warn if the external power brake is on for more than this share of the time."
     ),
     "nvlinkErrors": Threshold(
-        100, "NVLink errors within half an hour above which it is a warning."
+        100, "Warn if there are more NVLink errors than this within half an hour."
     ),
-    "pcieReplays": Threshold(100, "PCIe replays within an hour above which it is a warning."),
+    "pcieReplays": Threshold(100, "Warn if there are more PCIe replays than this within an hour."),
     "utilizationDrop": Threshold(
-        0.6, "Delivered FLOPS over those at the same hour before, below which they have dropped."
+        0.6, "Warn if FLOPS fall below this fraction of those at the same hour on earlier days."
     ),
     "throughputDrop": Threshold(
-        0.7, "Tokens per second over the usual ones, below which throughput has fallen."
+        0.7, "Warn if tokens per second fall below this fraction of the usual rate."
     ),
     "usefulDrop": Threshold(
-        0.7, "Useful share of the work over the usual one, below which it has fallen."
+        0.7, "Report a useful share of the work below this fraction of the usual one."
     ),
     "targetsRatio": Threshold(
-        0.75, "Targets over the most of the last two weeks, below which some have vanished."
+        0.75, "Warn if less than this share of the targets of the last two weeks is left."
     ),
-    "restartsPerHour": Threshold(3, "Restarts within an hour above which it is a warning."),
+    "restartsPerHour": Threshold(3, "Warn if there are more restarts than this within an hour."),
     "clockSkewSeconds": Threshold(
-        60, "Difference between the clocks of host and Prometheus above which it is a warning."
+        60, "Warn if the clocks of the host and Prometheus differ by more than this."
     ),
-    "probeAgeSeconds": Threshold(21600, "Age of the newest probe result that is too old."),
+    "probeAgeSeconds": Threshold(
+        21600, "Report a GPU whose newest probe result is older than this."
+    ),
     "estimatorError": Threshold(
-        0.1, "Error of the FLOP counter against GEMMs of known size that is worth a note."
+        0.1, "Report a FLOP counter that differs from GEMMs of known size by more than this."
     ),
 }
 
@@ -135,7 +138,7 @@ def _option(name: str, parse: Callable[[Any], Any] = _SHARE) -> Any:
     """The option of a threshold: `findings.power_loss_warning` for `powerLossWarning`."""
     threshold = THRESHOLDS[name]
     path = re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", name)
-    text = f"{threshold.help} In the rules `{name}`."
+    text = f"{threshold.help} The rules call it `{name}`."
     # As in a file, so that a printed configuration can be read again.
     return option(f"findings.{path}", parse, parse(threshold.value), text, f"{threshold.value:g}")
 
@@ -249,7 +252,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "ecc_corrected": Kind(
         "corrects many memory errors",
-        "memory that begins to fail",
+        "memory that is starting to fail",
         "Nothing is lost yet. Plan a reset.",
     ),
     "row_remap_pending": Kind(
@@ -347,6 +350,6 @@ KINDS: Final[Mapping[str, Kind]] = {
     "not_probed": Kind(
         "is not probed",
         "probes are paused, too little memory is free for the worker, or the GPU is never idle",
-        "Its speed is unknown until then.",
+        "Its speed is unknown until a probe has run.",
     ),
 }

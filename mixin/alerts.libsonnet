@@ -116,7 +116,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} corrects many memory errors",
-              "description": "About {{ $value | humanize }} corrected ECC errors within an hour. Likely: memory that begins to fail. Nothing is lost yet. Plan a reset.",
+              "description": "About {{ $value | humanize }} corrected ECC errors within an hour. Likely: memory that is starting to fail. Nothing is lost yet. Plan a reset.",
               "runbook_url": text($._config.runbooks) + "/GPUCorrectableMemoryErrors.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",

@@ -21,57 +21,57 @@
     xidWarning: "63|92|94|121|144|145|146|147|148|149|150",
     // XIDs that programs cause.
     xidProgram: "8|13|31|32|43|45|68|69|109",
-    // Share of the peak lost to the power limit above which it is a warning.
+    // Warn if the power limit costs more than this share of the peak.
     powerLossWarning: 0.25,
-    // Share of the peak lost to heat above which it is a warning.
+    // Warn if heat costs more than this share of the peak.
     heatLossWarning: 0.05,
-    // Probe result over the GPU's own baseline below which it is a warning.
+    // Warn if a probe result is below this fraction of the GPU's own baseline.
     baselineWarning: 0.9,
-    // Probe result over the GPU's own baseline below which it is critical.
+    // Critical if a probe result is below this fraction of the GPU's own baseline.
     baselineCritical: 0.75,
-    // Probe result over the median of the peers below which it is a warning.
+    // Warn if a probe result is below this fraction of the peers' median.
     peersWarning: 0.95,
-    // Probe result over the median of the peers below which it is critical.
+    // Critical if a probe result is below this fraction of the peers' median.
     peersCritical: 0.75,
-    // GPUs of one model below which there is no comparison.
+    // Compare GPUs of one model only if there are at least this many.
     peersMinimum: 4,
-    // Robust standard deviations below the median that make a GPU a straggler.
+    // A GPU is a straggler if it is this many robust standard deviations below the median.
     peersDeviations: 3.5,
-    // Memory temperature from which it is a warning: HBM and GDDR6X throttle there.
+    // Warn at or above this memory temperature. HBM and GDDR6X throttle at the default.
     memoryHotCelsius: 95,
-    // Temperature above which an idle GPU is a warning.
+    // Warn if an idle GPU is hotter than this.
     idleHotCelsius: 70,
-    // Share of busy time below which a GPU counts as idle.
+    // A GPU counts as idle if it is busy for less than this share of the time.
     idleBusyRatio: 0.1,
-    // Corrected memory errors within an hour above which it is a warning.
+    // Warn if there are more corrected memory errors than this within an hour.
     correctedErrors: 1000,
-    // Power limit over the usual one, or the siblings' median, below which it is a warning.
+    // Warn if the power limit is below this fraction of the usual one or of the siblings' median.
     powerLimitRatio: 0.9,
-    // Share of device memory that an idle GPU without a working engine may hold.
+    // Warn if an idle GPU whose engine does not answer holds more of its memory than this.
     memoryHeldRatio: 0.2,
-    // Cached share of prompt tokens over the usual one below which it is a warning.
+    // Warn if the cached share of prompt tokens is below this fraction of the usual one.
     prefixCacheRatio: 0.5,
-    // Share of time with the external power brake on above which it is a warning.
+    // Warn if the external power brake is on for more than this share of the time.
     powerBrakeRatio: 0.05,
-    // NVLink errors within half an hour above which it is a warning.
+    // Warn if there are more NVLink errors than this within half an hour.
     nvlinkErrors: 100,
-    // PCIe replays within an hour above which it is a warning.
+    // Warn if there are more PCIe replays than this within an hour.
     pcieReplays: 100,
-    // Delivered FLOPS over those at the same hour before, below which they have dropped.
+    // Warn if FLOPS fall below this fraction of those at the same hour on earlier days.
     utilizationDrop: 0.6,
-    // Tokens per second over the usual ones, below which throughput has fallen.
+    // Warn if tokens per second fall below this fraction of the usual rate.
     throughputDrop: 0.7,
-    // Useful share of the work over the usual one, below which it has fallen.
+    // Report a useful share of the work below this fraction of the usual one.
     usefulDrop: 0.7,
-    // Targets over the most of the last two weeks, below which some have vanished.
+    // Warn if less than this share of the targets of the last two weeks is left.
     targetsRatio: 0.75,
-    // Restarts within an hour above which it is a warning.
+    // Warn if there are more restarts than this within an hour.
     restartsPerHour: 3,
-    // Difference between the clocks of host and Prometheus above which it is a warning.
+    // Warn if the clocks of the host and Prometheus differ by more than this.
     clockSkewSeconds: 60,
-    // Age of the newest probe result that is too old.
+    // Report a GPU whose newest probe result is older than this.
     probeAgeSeconds: 21600,
-    // Error of the FLOP counter against GEMMs of known size that is worth a note.
+    // Report a FLOP counter that differs from GEMMs of known size by more than this.
     estimatorError: 0.1,
   },
 }

@@ -74,7 +74,7 @@ class ProbeConfig:
         "probes.mig",
         choice("skip", "run"),
         "skip",
-        "Partitioned GPUs: leave them alone, or probe each MIG instance (a worker each, in turn).",
+        "Partitioned GPUs: skip them, or run probes on each MIG instance in turn (a worker for each).",
         "skip",
     )
     # Servers size their KV cache by the free memory at their start.

@@ -50,28 +50,27 @@ _HEAD = f"""# Accuracy and cost: what is proven, and by what
 
 Generated from `benchmarks/results/` by `{COMMAND} --document`; do not edit.
 
-How exact tokens, model FLOPs and bytes are against real inference engines, on a processor, is in
-[accuracy-engines.md](accuracy-engines.md).
+[accuracy-engines.md](accuracy-engines.md) compares tokens, model FLOPs and bytes with real inference engines, on a processor.
 
 Every claim about GPUs is measured by one command, on a machine with an NVIDIA GPU that nobody else uses,
 in less than nine minutes and without a network:
 
     {COMMAND}
 
-It prints a table, and leaves its figures in `benchmarks/results/` and the driver's answers in
+It prints a table, and writes its figures to `benchmarks/results/` and the driver's answers to
 `benchmarks/results/recordings/`. A claim below without figures is {NOT_MEASURED}.
 
 The other columns show what is proven without a GPU: by published recordings and figures of real GPUs and third-party drivers, and by
 the project's own fake driver (whose true values are known exactly), a simulation, or the processor.
 `python -m pytest FILE -k TEST` runs a proof.
 
-On a machine without network and without flopwatch, bring what its Python lacks as wheels (`pip download --no-deps -d .whl structlog msgspec bcrypt
-h2 hpack hyperframe h11`, for its version of Python), and run from the checkout:
+For a machine without a network, download the missing packages elsewhere as wheels for its version of Python (`pip download --no-deps -d .whl structlog msgspec
+bcrypt h2 hpack hyperframe h11`), copy them into the checkout, and run there:
 
     python3 -m pip install --no-index --no-deps --target /tmp/site .whl/*.whl
     PYTHONPATH=/tmp/site:$PWD python3 -m benchmarks.gpu_acceptance --minutes 8.5 --out OUT
 
-The parts run by value: facts, accuracy, probes, neighbour, end_to_end. Each one that is not finished is ended at its share of the time.
+The parts run in order of importance: facts, accuracy, probes, neighbour, end_to_end. A part that exceeds its share of the time is stopped.
 
 This was rehearsed without a GPU, by adding `--rehearse`: with Python 3.12 and torch 2.11, those seven wheels, no network, in one call with a limit of
 590 s. All five parts ran, in 94 s at a load of 1 to 2 and in 122 s at a load of 6 to 8, and left six files. The workloads of a rehearsal are small and

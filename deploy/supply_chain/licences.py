@@ -27,10 +27,10 @@ _LONGEST_NAME = 60
 _NEWER_PYTHON = "3.13"
 
 HEAD = """\
-# Licences of what is installed
+# Licences of dependencies
 
-flopwatch itself is under Apache-2.0. This is what it brings along, by the licences that the packages
-declare of themselves. `slim` is the daemon, `full` adds the probes' torch and its CUDA libraries.
+flopwatch itself is licensed under Apache-2.0. The table lists the packages that are installed with it, and the licences
+that they declare. `slim` is the daemon, `full` adds torch and its CUDA libraries for the probes.
 Written by `python -m deploy.supply_chain.licences --write`.
 
 | package | version | licence | in |

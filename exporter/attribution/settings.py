@@ -27,7 +27,7 @@ class PriceRule:
         required=True,
     )
     currency: str = option(
-        "currency", currency_code(), "USD", "Currency, by its code of ISO 4217.", "USD"
+        "currency", currency_code(), "USD", "Currency, as an ISO 4217 code.", "USD"
     )
 
 

@@ -93,7 +93,7 @@ class SamplingSettings:
         "sampling.deadline",
         duration(at_least=0.5, at_most=60),
         2.0,
-        "A driver call that takes longer counts as hung: its device is shown as down, and the time is a gap.",
+        "A driver call that takes longer counts as hung: its device is down, and no counter includes that time.",
         "2s",
     )
     modes: Mapping[str, str] = option_group(
@@ -103,7 +103,7 @@ class SamplingSettings:
         _mode("cpu", "The host processor; auto: where there is no GPU."),
         _mode(
             "perf",
-            "The processor's own count of floating-point operations, where the kernel shows it.",
+            "The processor's own count of floating-point operations, where the kernel exposes it.",
         ),
     )
     dcgm_url: str = option(
@@ -116,7 +116,7 @@ class SamplingSettings:
     gpus: tuple[GpuRule, ...] = option_list(
         "gpus",
         GpuRule,
-        "What is known of the GPUs of this host. The first match applies.",
+        "Properties of the GPUs of this host. The first match applies.",
         "One rule. A GPU must fit all given patterns; without any, all GPUs fit.",
         '[{match: {name: "NVIDIA H100*"}, precision: fp8}]',
     )

@@ -180,8 +180,7 @@ class WebSettings:
         "web.allowed_hosts",
         items(text()),
         (),
-        "Names that the Host header of a POST may have besides the host's own, if requests need no "
-        "password.",
+        "Additional names that the Host header of a POST may contain if requests need no password.",
         "[gpu-node-7.example.com]",
         reload=False,
     )
@@ -265,7 +264,7 @@ class Config:
         "limits.series",
         integer(at_least=100, at_most=1_000_000),
         20_000,
-        "Most series in one exposition; more are dropped and counted.",
+        "Maximum number of series in one exposition. Further ones are dropped and counted.",
         "20000",
     )
     web: WebSettings = settings(WebSettings)
@@ -357,12 +356,12 @@ _SECTIONS: Mapping[str, str] = {
     "gpus[].match": "Which GPUs: all given patterns must fit; without any, all GPUs fit.",
     "probes": "The micro-probes. They need torch ([install.md](install.md)).",
     "workloads": "",
-    "advice": "What `flopwatch advise` rests on ([levers.md](levers.md)).",
+    "advice": "The periods that `flopwatch advise` uses ([levers.md](levers.md)).",
     "workload_discovery": "Discovery of engines on this host that are not listed in `workloads`.",
     "kubernetes": "Which pods hold the GPUs.",
     "hpc": "Which batch jobs hold the GPUs.",
     "processes": "Per-process series.",
-    "findings": "From which values on the exporter reports what it finds on a device. The alert rules have a setting of the same meaning for each: [change both](dashboards.md#thresholds).",
+    "findings": "The thresholds of the exporter's findings. The alert rules have a corresponding setting for each: [change both](dashboards.md#thresholds).",
     "state_file": "",
     "limits": "Bounds on what is exported.",
     "web": "The web server.",

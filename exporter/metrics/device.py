@@ -59,7 +59,7 @@ MODULE_POWER_WATTS = SUBJECT.gauge(
         "same for every GPU of a module. Absent on other boards."
     ),
     interpretation=(
-        "The power of the whole module. The difference to flopwatch_power_watts is the processor "
+        "The power of the whole module. The difference from flopwatch_power_watts is the processor "
         "and its memory."
     ),
 )

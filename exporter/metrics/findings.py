@@ -61,7 +61,7 @@ BOOT_TIME_SECONDS = SUBJECT.gauge(
 TIME_SECONDS = SUBJECT.gauge(
     "flopwatch_time_seconds",
     per_device=False,
-    help="Unix time on the host's clock when this exposition was made.",
+    help="Unix time on the host's clock when this exposition was rendered.",
     interpretation="A difference from the time of the scrape means that a clock is wrong.",
 )
 

@@ -120,7 +120,7 @@ FLOP_TOTAL = SUBJECT.counter(
         "count every instruction as a fused multiply-add and are an upper bound. Integer "
         "operations for int8 and int4. For a GPU in MIG mode without counters of its own, the "
         "sum over its instances, weighted by their share of the SMs. Source `perf`: the host "
-        "processor's own count (Linux perf events); AMD's and Arm's do not tell the precision (`any`)."
+        "processor's own count (Linux perf events); `any` where it does not report the precision."
     ),
     interpretation="`rate()` is the achieved FLOP/s over any window.",
 )

@@ -37,7 +37,7 @@ GPU_JOB_INFO = SUBJECT.gauge(
     per_device=True,
     help=(
         "Batch job that holds the GPU, always 1 (job mapping directory, or the control groups of "
-        "its processes). `job` repeats `hpc_job` for one release: Prometheus renames it."
+        "its processes). `job` repeats `hpc_job` for one release; Prometheus renames `job`."
     ),
     interpretation="Join it to add the job to a query.",
 )
@@ -48,7 +48,7 @@ HOLDER_SOURCE_UP = SUBJECT.gauge(
         "Whether the last reading of the source (pod_resources, job_mapping, job_processes) "
         "succeeded, 1 or 0. Absent without such a source."
     ),
-    interpretation="0: the holders of the GPUs are unknown, or will be in half a minute.",
+    interpretation="0: the last holders are shown for up to 30 s, then the holders are unknown.",
 )
 HOLDER_SOURCE_LAST_SUCCESS_TIMESTAMP_SECONDS = SUBJECT.gauge(
     "flopwatch_holder_source_last_success_timestamp_seconds",
@@ -62,7 +62,7 @@ HOLDER_SOURCE_ERRORS_TOTAL = SUBJECT.counter(
     labels=("source", "reason"),
     help="Failed readings by source and reason.",
     interpretation=(
-        "permission: the socket's directory is not mounted, or the daemon is not in its group."
+        "permission: the daemon may not open the kubelet's socket (it needs uid 0) or a job's files."
     ),
 )
 HOLDER_UNKNOWN_DEVICES = SUBJECT.gauge(
@@ -80,8 +80,8 @@ HOLDER_FLOP_TOTAL = SUBJECT.counter(
     labels=_HOLDER_LABELS,
     per_device=True,
     help=(
-        "Executed FLOP of the tensor pipe, shared out among the holders of the device (pod, job, "
-        "workload, process, none). The shares of the present and recent holders sum to "
+        "Executed FLOP of the tensor pipe, divided among the holders of the device (pod, job, "
+        "workload, process, none). The shares of current and recent holders sum to "
         'flopwatch_flop_total{pipe="tensor"}.'
     ),
     interpretation="How much of the device each tenant used.",
@@ -91,7 +91,7 @@ HOLDER_DRAM_BYTES_TOTAL = SUBJECT.counter(
     unit="bytes",
     labels=_HOLDER_LABELS,
     per_device=True,
-    help="Bytes of flopwatch_dram_bytes_total, shared out among the holders of the device.",
+    help="Bytes of flopwatch_dram_bytes_total, divided among the holders of the device.",
     interpretation="Which tenant takes the memory bandwidth.",
 )
 HOLDER_ENERGY_JOULES_TOTAL = SUBJECT.counter(
@@ -100,7 +100,7 @@ HOLDER_ENERGY_JOULES_TOTAL = SUBJECT.counter(
     labels=_HOLDER_LABELS,
     per_device=True,
     help=(
-        "Energy of flopwatch_energy_joules_total, shared out among the holders of the device: the "
+        "Energy of flopwatch_energy_joules_total, divided among the holders of the device: the "
         "idle part equally (between MIG instances by their SMs), the rest by their work. Energy used before the exporter started is in a "
         'constant series of its own (holder="none", container="before <start>").'
     ),
@@ -112,7 +112,7 @@ HOLDER_GPU_SECONDS_TOTAL = SUBJECT.counter(
     labels=(*_HOLDER_LABELS, "state"),
     per_device=True,
     help=(
-        "Time of flopwatch_gpu_seconds_total by state, shared out among the holders of the device: "
+        "Time of flopwatch_gpu_seconds_total by state, divided among the holders of the device: "
         "idle time equally (between MIG instances by their SMs), the rest by their work."
     ),
     interpretation="What each tenant held, and how much of it was idle.",
@@ -139,7 +139,7 @@ WORKLOAD_EXECUTED_FLOP_TOTAL = SUBJECT.counter(
         "engine shares a GPU and its part cannot be separated, or if it uses GPUs of other "
         "hosts."
     ),
-    interpretation="The difference to flopwatch_model_flop_total is work that became no token.",
+    interpretation="What exceeds flopwatch_model_flop_total is work that produced no tokens.",
 )
 WORKLOAD_UNEXPLAINED_FLOP_RATIO = SUBJECT.gauge(
     "flopwatch_workload_unexplained_flop_ratio",

@@ -17,8 +17,8 @@ LEVER_GAIN_RATIO = SUBJECT.gauge(
     "flopwatch_lever_gain_ratio",
     labels=_LABELS,
     help=(
-        "Predicted throughput after the change over the present throughput, as an interval: "
-        "bound low and high. 1 is no gain. Absent if it cannot be predicted."
+        "Predicted ratio of the throughput after the change to the current throughput, lower and "
+        "upper bound. 1 is no gain. Absent if it cannot be predicted."
     ),
     interpretation=(
         "What the change would bring. `flopwatch advise` prints the evidence and what to change."
@@ -28,12 +28,12 @@ LEVER_COST_RATIO = SUBJECT.gauge(
     "flopwatch_lever_cost_ratio",
     labels=_LABELS,
     help=(
-        "Predicted cost per token after the change over the present cost, as an interval: bound "
-        "low and high."
+        "Predicted ratio of the cost per token after the change to the current cost, lower and "
+        "upper bound."
     ),
     interpretation=(
-        "Below 1: tokens become cheaper. A range up to 1 while no request waits: cheaper only "
-        "if other work uses the freed time."
+        "Below 1: tokens become cheaper. If the upper bound is 1 while no request waits, they "
+        "become cheaper only if other work uses the freed time."
     ),
 )
 LEVER_BACKTESTS_TOTAL = SUBJECT.counter(
@@ -41,20 +41,20 @@ LEVER_BACKTESTS_TOTAL = SUBJECT.counter(
     unit="predictions",
     labels=("lever", "outcome"),
     help=(
-        "Predictions that were compared with the result after the lever's variable had changed "
-        "by itself, by outcome: inside the interval, below or above it. Kept in the state file "
-        "across restarts."
+        "Predictions compared with the measured result after somebody had made the change, by "
+        "outcome: the result was inside the interval, below it or above it. Kept in the state "
+        "file across restarts."
     ),
     interpretation=(
-        "Track record of the advice. If most results are outside of the interval, do not follow it."
+        "Track record of the advice. If most results are outside the interval, do not follow it."
     ),
 )
 LEVER_BACKTEST_ERROR_RATIO = SUBJECT.gauge(
     "flopwatch_lever_backtest_error_ratio",
     labels=("workload", "lever"),
     help=(
-        "Signed error of the last such comparison: the middle of the predicted interval over the "
-        "measured ratio, minus 1."
+        "Signed error of the last comparison of a prediction with the result: the middle of the "
+        "predicted interval divided by the measured ratio, minus 1."
     ),
     interpretation="Above 0: the prediction was too optimistic.",
 )

@@ -68,7 +68,7 @@ MODEL_PHASE_DRAM_BYTES_TOTAL = SUBJECT.counter(
         "Bytes of flopwatch_model_dram_bytes_total by phase: prefill, decode. A pass with prompts in it "
         "counts for prefill."
     ),
-    interpretation="With the FLOPs of each phase, the least time that it needs: its share of the cost.",
+    interpretation="Bytes and FLOPs of a phase give its minimum time, and so its share of the cost.",
 )
 MODEL_TOKENS_TOTAL = SUBJECT.counter(
     "flopwatch_model_tokens_total",
@@ -178,7 +178,7 @@ MODEL_REJECTED_TOKENS_TOTAL = SUBJECT.counter(
     unit="tokens",
     labels=("workload", "model"),
     help="Draft tokens of speculative decoding that were verified and rejected.",
-    interpretation="Work that became no output.",
+    interpretation="Work that produced no output.",
 )
 MODEL_WASTED_FLOP_TOTAL = SUBJECT.counter(
     "flopwatch_model_wasted_flop_total",

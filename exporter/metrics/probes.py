@@ -19,7 +19,7 @@ PROBE_EFFICIENCY_RATIO = SUBJECT.gauge(
     "flopwatch_probe_efficiency_ratio",
     labels=("precision",),
     help=(
-        "Ratio of the FLOP per clock and SM reached by the probe to what is possible, at the SM "
+        "Ratio of the FLOP per clock and SM reached by the probe to the peak rate, at the SM "
         "clock measured during the probe."
     ),
     interpretation="Hardware health independent of the clock: it should be constant.",
@@ -96,7 +96,7 @@ PROBE_FAILURES_IN_A_ROW = SUBJECT.gauge(
     labels=("kernel",),
     help=(
         "Consecutive runs of this kernel that ended in an error, a timeout or out of memory. "
-        "Only for kernels that ever failed."
+        "Absent for kernels that never failed."
     ),
     interpretation="While it grows, the probe yields no results.",
 )

@@ -17,7 +17,7 @@ SUBJECT = Subject("The exporter's process", per_device=False)
 VIRTUAL_MEMORY_BYTES = SUBJECT.gauge(
     "process_virtual_memory_bytes",
     help="Virtual memory size in bytes.",
-    interpretation="Address space; no measure of memory in use.",
+    interpretation="Address space, not memory in use.",
 )
 RESIDENT_MEMORY_BYTES = SUBJECT.gauge(
     "process_resident_memory_bytes",
@@ -37,7 +37,7 @@ CPU_SECONDS_TOTAL = SUBJECT.counter(
 OPEN_FDS = SUBJECT.gauge(
     "process_open_fds",
     help="Number of open file descriptors.",
-    interpretation="Constant, but for connections that come and go.",
+    interpretation="Constant, except for open connections.",
 )
 MAX_FDS = SUBJECT.gauge(
     "process_max_fds",

@@ -80,9 +80,9 @@ _GATES: Final[Mapping[str, str]] = {
     "compute_mode": "another process has exclusive use of it",
     "new_process": "a process has just started on it",
     "free_memory": "too little memory is free",
-    "throttled_hot": "heat throttles it",
+    "throttled_hot": "it is throttled by heat",
     "budget": "the budget is spent",
-    "backoff": "the probe worker failed, and waits before the next try",
+    "backoff": "the probe worker failed and will be restarted",
     "no_facts": "its state is unknown",
     "torch_missing": "torch is not installed",
 }
@@ -477,7 +477,7 @@ def host_summary(severities: Iterable[Severity | None], noun: str = "GPU") -> st
     """The whole host in one sentence, from the worst severity of each device."""
     worst = list(severities)
     if not worst:
-        return "No device to watch: no GPU was found, and the host processor is not sampled."
+        return "No device to monitor: no GPU was found, and the host processor is not sampled."
     critical = sum(severity is CRITICAL for severity in worst)
     warned = sum(severity is WARNING for severity in worst)
     healthy = len(worst) - critical - warned

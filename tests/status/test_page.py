@@ -90,7 +90,7 @@ class TestContent:
         """An empty page would look like a broken one."""
         words = Outline(Machine(driver_error="driver_not_loaded").page()).words
 
-        assert "No device to watch" in words
+        assert "No device to monitor" in words
         assert "No GPU: the NVIDIA driver is not loaded." in words
 
     def test_an_old_driver_error_is_forgotten(self) -> None:

@@ -329,7 +329,7 @@ class TestHost:
 
     def test_a_host_without_devices_is_reported(self) -> None:
         """An empty host is not a healthy one."""
-        assert host_summary([]).startswith("No device to watch")
+        assert host_summary([]).startswith("No device to monitor")
 
     @given(st.lists(st.sampled_from(Severity)))
     def test_the_worst_of_findings(self, severities: list[Severity]) -> None:
