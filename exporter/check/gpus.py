@@ -32,7 +32,7 @@ _ERRORS = {
     ),
     "driver_not_loaded": ("the kernel driver is not loaded", "load it: modprobe nvidia"),
     "driver_mismatch": (
-        "driver library and kernel module are of different versions",
+        "the driver library and the kernel module have different versions",
         "reboot, or reload the kernel module; then restart flopwatch",
     ),
     "no_permission": (
@@ -47,12 +47,12 @@ _ERRORS = {
         ),
     ),
     "hung": (
-        "the driver does not return from a call",
+        "a driver call does not return",
         "see dmesg for Xid lines; a GPU reset or a reboot is needed",
     ),
     "gpu_is_lost": ("the GPU has fallen off the bus", "drain the node and reset or replace it"),
     "internal_error": (
-        "flopwatch failed to process an answer of this GPU",
+        "flopwatch failed to process a reading of this GPU",
         "report it, with the output of flopwatch check --json",
     ),
     "reset_required": ("the GPU needs a reset", "drain the node: nvidia-smi --gpu-reset"),
@@ -239,7 +239,7 @@ def ask_dcgm(config: Config, gpus: Sequence[Mapping[str, Any]]) -> DcgmAnswer:
     except ScrapeError as error:
         return DcgmAnswer(asked=True, error=str(error))
     if not devices and devices.malformed:
-        fault = f"it answers with {devices.malformed} malformed lines and no samples"
+        fault = f"its response has {devices.malformed} malformed lines and no samples"
         return DcgmAnswer(asked=True, answers=True, error=fault)
     if not devices:
         return DcgmAnswer(asked=True, error="no metrics of DCGM there")
@@ -294,7 +294,7 @@ def dcgm_findings(
             "dcgm",
             Level.FAILURE if config.sampling.modes["dcgm"] == "on" else Level.WARNING,
             f"{config.sampling.dcgm_url}: {dcgm.error}",
-            "look at its answer and its log"
+            "check its response and its log"
             if dcgm.answers
             else "run dcgm-exporter on this node, or set dcgm.url",
         )

@@ -31,7 +31,7 @@ def add_advise(subparsers: Any) -> None:
         help="print which change would help each workload, and by how much",
         description=(
             "Print the levers of each served model, best first: predicted throughput and cost per "
-            "token over today's, the evidence, how earlier predictions held, and what to change."
+            "token relative to today's, the evidence, the track record, and what to change."
         ),
     )
     source = parser.add_mutually_exclusive_group()
@@ -41,7 +41,7 @@ def add_advise(subparsers: Any) -> None:
     source.add_argument(
         "--prometheus",
         metavar="URL",
-        help="a Prometheus server: sums over the whole fleet, without evidence",
+        help="a Prometheus server: print sums over its fleet, without evidence",
     )
     add_access_flags(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -71,7 +71,7 @@ def text_of(document: "AdviceDocument") -> str:
     """The advice as text for a terminal."""
     if not document.workloads:
         return (
-            "No advice: no served model has been watched for two minutes. Levers need an engine's "
+            "No advice: no served model has been observed for two minutes. Levers need an engine's "
             "metrics (`workloads` in the configuration).\n"
         )
     lines: list[str] = []

@@ -125,10 +125,12 @@ class PrometheusApi:
                 if answer["data"]["resultType"] == "vector"
             ]
         except ScrapeError as error:
-            message = _refusal(error) or f"{error}; is it the address of a Prometheus?"
+            message = _refusal(error) or f"{error}; is this the address of a Prometheus server?"
             raise FlopwatchError(f"{self.shown}: {message}") from None
         except (ValueError, KeyError, TypeError, IndexError):
-            raise FlopwatchError(f"{self.shown}: the answer is not from a Prometheus API") from None
+            raise FlopwatchError(
+                f"{self.shown}: the response is not from a Prometheus API"
+            ) from None
 
 
 def _refusal(error: ScrapeError) -> str | None:
@@ -147,7 +149,7 @@ def add_bill(subparsers: Any) -> None:
         help="print who used the GPUs over a period, and what it cost",
         description=(
             "Print FLOP, GPU hours, energy and cost of a period by tenant, from the counters that "
-            "a Prometheus has scraped. The rows sum to the total of the fleet."
+            "Prometheus has scraped. The rows sum to the total of the fleet."
         ),
     )
     parser.add_argument(

@@ -49,7 +49,7 @@ def add_probe(subparsers: Any) -> None:
         "--precision",
         action="append",
         metavar="NAME",
-        help="only GEMMs of this precision (fp64 fp32 tf32 fp16 bf16 fp8 int8), several allowed",
+        help="only GEMMs of this precision (fp64 fp32 tf32 fp16 bf16 fp8 int8); may be repeated",
     )
     parser.add_argument(
         "--seconds",
@@ -69,7 +69,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         "--gpu",
         action="append",
         metavar="N",
-        help="only this GPU, by index or UUID, several allowed (default: all); or a MIG instance by UUID",
+        help="only this GPU, by index or UUID, or this MIG instance, by UUID; may be repeated (default: all GPUs)",
     )
 
 
@@ -147,7 +147,7 @@ def select_devices(
             known = ", ".join(
                 facts.key if facts.instance is None else facts.uuid for facts in devices
             )
-            raise ProbeError(f"--gpu {name}: no such device; there are: {known}")
+            raise ProbeError(f"--gpu {name}: no such device; known: {known}")
         chosen += [facts for facts in found if facts not in chosen]
     if len(chosen) > 1 and any(facts.instance is not None for facts in chosen):
         raise ProbeError("--gpu: a process can use only one MIG instance; probe them one at a time")
@@ -246,7 +246,7 @@ def _check_precisions(wanted: frozenset[str]) -> None:
 
     known = {k.label for k in all_kernels().values() if k.quantity == "flops"}
     for name in sorted(wanted - known):
-        raise ProbeError(f"--precision {name}: not known; there are: {', '.join(sorted(known))}")
+        raise ProbeError(f"--precision {name}: unknown; known: {', '.join(sorted(known))}")
 
 
 @contextmanager

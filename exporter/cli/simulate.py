@@ -44,7 +44,7 @@ def add_simulate(subparsers: Any) -> None:
         dest="listen_address",
         default=_DEFAULT_ADDRESS,
         metavar="ADDRESS",
-        help=f"addresses to listen on: one, or several with commas (default {_DEFAULT_ADDRESS})",
+        help=f"addresses to listen on: one, or several separated by commas (default {_DEFAULT_ADDRESS})",
     )
     parser.add_argument("--seed", type=int, default=1, help="same seed, same fleet (default 1)")
     parser.add_argument(
@@ -144,7 +144,7 @@ def _pull(text: str) -> tuple[str, float]:
     known = (*ENGINE_LEVERS, *GPU_LEVERS)
     if lever not in known:
         raise argparse.ArgumentTypeError(
-            f"'{lever}' is not a lever that can be pulled here; there are: {', '.join(known)}"
+            f"'{lever}' is not a lever that can be pulled here; known: {', '.join(known)}"
         )
     if not after:
         raise argparse.ArgumentTypeError(f"'{text}' has no time; for example {lever}=30m")

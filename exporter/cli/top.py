@@ -120,7 +120,7 @@ def add_access_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--user",
         metavar="NAME",
-        help=f"user name; the password is taken from {_PASSWORD_VARIABLE}, or asked for",
+        help=f"user name; the password comes from {_PASSWORD_VARIABLE} or a prompt",
     )
     parser.add_argument("--ca-file", metavar="FILE", help="certificates to trust for https, in PEM")
     parser.add_argument(
@@ -172,7 +172,7 @@ def fetch_document(
         # The version is read first: a document of another version may have any form.
         served = msgspec.json.decode(text, type=_Version).api_version
     except msgspec.DecodeError:
-        raise DocumentError(f"{shown}: the answer is not a flopwatch {name} document") from None
+        raise DocumentError(f"{shown}: the response is not a flopwatch {name} document") from None
     if served != version:
         raise DocumentError(
             f"{shown}: serves version {served} of the {name} API, but this program reads version {version}"
@@ -214,7 +214,7 @@ def _failure(error: ScrapeError) -> str:
     if str(error) == f"status {HTTPStatus.UNAUTHORIZED}":
         return "user or password not accepted (see --user)"
     if error.reason in {Reason.HTTP_STATUS, Reason.REDIRECT}:
-        return f"answered with {error}; is it the address of a flopwatch?"
+        return f"answered with {error}; is this the address of a flopwatch daemon?"
     return str(error).lower() if error.reason is Reason.CONNECTION else str(error)
 
 

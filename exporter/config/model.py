@@ -101,7 +101,7 @@ def _parse_host(text: str, host: str) -> str:
         return host[1:-1]
     if ":" in host:
         raise ListenError(
-            f"listen address '{text}': an IPv6 address goes into brackets, as in '[::1]:9907'"
+            f"listen address '{text}': an IPv6 address must be in brackets, as in '[::1]:9907'"
         )
     if host and not _HOST_NAME.fullmatch(host):
         raise ListenError(f"listen address '{text}': '{host}' is not a host name or an address")

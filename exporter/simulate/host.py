@@ -360,7 +360,7 @@ def find_scenarios(names: Sequence[str]) -> tuple[Scenario, ...]:
             found.append(SCENARIOS[name])
         else:
             known = ", ".join(SCENARIOS)
-            raise FlopwatchError(f"no scenario '{name}'; there are: {known}, all")
+            raise FlopwatchError(f"no scenario '{name}'; known: {known}, all")
     return tuple(dict.fromkeys(found))
 
 

@@ -390,7 +390,7 @@ _ALL = (
     ),
     Scenario(
         "power-limit-lowered",
-        "the power limit of GPU 2 of the first host is 60 % of its peers' from minute 5, which its load stays below",
+        "from minute 5, GPU 2 of the first host has 60 % of its peers' power limit; its load needs less",
         _steady(decode, 0.3),
         faults=(Fault(gpu=2, begins=_BEGIN, power_limit=0.6),),
         alerts=frozenset({"GPUPowerLimitLowered"}),

@@ -210,7 +210,9 @@ class _Reader:
         ciphers, has_tls12 = self._ciphers(config)
         if not has_tls12:
             if max_version is ssl.TLSVersion.TLSv1_2:
-                self._refuse_tls("cipher_suites", "names none of TLS 1.2, the max_version")
+                self._refuse_tls(
+                    "cipher_suites", "contains no suite of TLS 1.2, but max_version is TLS12"
+                )
             min_version = ssl.TLSVersion.TLSv1_3
         return TlsSettings(
             source=str(self._path),
@@ -269,7 +271,7 @@ class _Reader:
             self._refuse_tls("max_version", f"{config.max_version} is obsolete; use TLS12 or TLS13")
         if config.min_version in _OBSOLETE_VERSIONS:
             self._warnings.append(
-                f"tls_server_config.min_version: {config.min_version} is obsolete, TLS12 is the least"
+                f"tls_server_config.min_version: {config.min_version} is obsolete; TLS12 is used"
             )
         low, high = _VERSIONS[config.min_version], _VERSIONS[config.max_version]
         if low > high:
@@ -292,7 +294,7 @@ class _Reader:
         for name in names:
             if name not in _CURVES:
                 choices = ", ".join(_CURVES)
-                self._refuse_tls("curve_preferences", f"must be of {choices}, got '{name}'")
+                self._refuse_tls("curve_preferences", f"must be one of {choices}, got '{name}'")
         if len(names) > 1:
             # Python's ssl takes one curve or OpenSSL's default list, which holds all four.
             self._warnings.append(
@@ -370,7 +372,7 @@ def _duration_seconds(value: str | int) -> float | None:
 
 def _suggestion(key: str, known: list[str]) -> str:
     meant = nearest(key, known)
-    return f"; did you mean '{meant}'?" if meant else f"; known are {', '.join(known)}"
+    return f"; did you mean '{meant}'?" if meant else f"; known keys: {', '.join(known)}"
 
 
 _TYPES: Final = {

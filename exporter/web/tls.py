@@ -125,7 +125,7 @@ def _load_certificate(context: ssl.SSLContext, settings: TlsSettings, now: datet
             settings.refuse(settings.certificate, fault + which)
     key = _read(settings, settings.private_key)
     if b"PRIVATE KEY-----" not in key:
-        settings.refuse(settings.private_key, "there is no private key in it")
+        settings.refuse(settings.private_key, "contains no private key")
     try:
         with (
             settings.certificate.as_file() as cert_path,
@@ -170,7 +170,7 @@ def _certificates(settings: TlsSettings, pem: Pem) -> list[bytes]:
     except ValueError:
         settings.refuse(pem, "the certificate cannot be read")
     if not found:
-        settings.refuse(pem, "there is no PEM certificate in it")
+        settings.refuse(pem, "contains no PEM certificate")
     return found
 
 

@@ -68,7 +68,7 @@ def test_an_unexpected_gpu_adds_only_its_own_lines(check: Check, tmp_path: Path)
 
     assert code == 1
     assert found(report, "gpu 0") == [
-        ("failure", "unknown: flopwatch failed to process an answer of this GPU")
+        ("failure", "unknown: flopwatch failed to process a reading of this GPU")
     ]
     assert found(report, "gpu 1")[0][0] == "ok"
     assert report["gpus"][0]["fault"] == "TypeError: strange"
@@ -178,7 +178,7 @@ def test_a_driver_mismatch_is_reported_as_such(check: Check, tmp_path: Path) -> 
     assert report["driver"]["error"] == "driver_mismatch"
     assert found(report, "driver")[0] == (
         "failure",
-        "driver library and kernel module are of different versions",
+        "the driver library and the kernel module have different versions",
     )
 
 

@@ -309,7 +309,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "options", "text"),
         [
-            (("--gpu", "7"), {}, "--gpu 7: no such device; there are: 0, 1"),
+            (("--gpu", "7"), {}, "--gpu 7: no such device; known: 0, 1"),
             (("--precision", "fp3"), {}, "--precision fp3: not known"),
             (("--gpu", "0"), {"start_fails": "torch_missing"}, "the probes need torch"),
             (("--precision", "fp8"), {}, "no device has fp8"),

@@ -221,7 +221,7 @@ def test_exposition_is_valid() -> None:
 
 def test_unknown_scenario_is_named_with_the_known_ones() -> None:
     """A mistyped scenario is a message with all names, not a traceback."""
-    with pytest.raises(FlopwatchError, match="no scenario 'stragler'; there are: steady-decode, "):
+    with pytest.raises(FlopwatchError, match="no scenario 'stragler'; known: steady-decode, "):
         find_scenarios(["stragler"])
 
 

@@ -177,7 +177,7 @@ class TestFetch:
     @pytest.mark.parametrize(
         ("response", "message"),
         [
-            (Response(404), "answered with status 404; is it the address of a flopwatch?"),
+            (Response(404), "answered with status 404; is this the address of a flopwatch daemon?"),
             (Response(200, b"<html>"), "not a flopwatch status document"),
             (Response(200, b'{"api_version": 2}'), "serves version 2 of the status API"),
             (Response(200, b"{}"), "serves version 0"),

@@ -39,11 +39,11 @@ def test_addresses_are_split_into_host_and_port(text: str, expected: tuple[str, 
         ("[zz]:1", "listen address '[zz]:1': 'zz' is not an IPv6 address"),
         (
             "::1:9907",
-            "listen address '::1:9907': an IPv6 address goes into brackets, as in '[::1]:9907'",
+            "listen address '::1:9907': an IPv6 address must be in brackets, as in '[::1]:9907'",
         ),
         (
             "http://x:1",
-            "listen address 'http://x:1': an IPv6 address goes into brackets, as in '[::1]:9907'",
+            "listen address 'http://x:1': an IPv6 address must be in brackets, as in '[::1]:9907'",
         ),
         ("a b:1", "listen address 'a b:1': 'a b' is not a host name or an address"),
     ],

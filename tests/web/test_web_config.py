@@ -136,7 +136,7 @@ def test_the_rate_limits_interval_is_a_duration(
         ),
         (
             TLS % "min_version: TLS10",
-            ("tls_server_config.min_version: TLS10 is obsolete, TLS12 is the least",),
+            ("tls_server_config.min_version: TLS10 is obsolete; TLS12 is used",),
         ),
         (
             TLS % "curve_preferences: [X25519, CurveP256]",
