@@ -49,7 +49,7 @@ def test_every_key_is_described() -> None:
     [
         f"| connections, all addresses together | {DEFAULT_LIMITS.connections} |",
         f"from its first byte | {DEFAULT_LIMITS.head_seconds:.0f} s |",
-        f"| time to take an answer | {DEFAULT_LIMITS.response_seconds:.0f} s |",
+        f"| time to read a response | {DEFAULT_LIMITS.response_seconds:.0f} s |",
         f"| idle between requests | {DEFAULT_LIMITS.idle_seconds:.0f} s |",
         f"| request target | {DEFAULT_LIMITS.target_bytes // 1024} KiB |",
         f"| headers | {DEFAULT_LIMITS.header_count}, {DEFAULT_LIMITS.head_bytes // 1024} KiB |",
