@@ -180,9 +180,8 @@ def parse(text: str) -> DcgmExposition:
     malformed: dict[DcgmDevice | None, int] = {}
     for count, found in enumerate(_LINE.finditer(text)):
         if count >= _LINES_MAX:
-            malformed[None] = (
-                malformed.get(None, 0) + 1
-            )  # the rest is not read, and counted as malformed
+            # The rest is not read, and counted as malformed.
+            malformed[None] = malformed.get(None, 0) + 1
             break
         line = found[0]
         sample = _SAMPLE.fullmatch(line)
@@ -193,8 +192,10 @@ def parse(text: str) -> DcgmExposition:
             if key in malformed or len(malformed) < _DEVICES_MAX:
                 malformed[key] = malformed.get(key, 0) + 1
             continue
-        key = _key(labels)
-        if key is None or (key not in values and len(values) >= _DEVICES_MAX):
+        if not labels.get("uuid"):
+            continue
+        key = DcgmDevice(labels["uuid"], labels.get("gpu_i_id") or None)
+        if key not in values and len(values) >= _DEVICES_MAX:
             continue
         name = sample[1]
         of_device = values.setdefault(key, {})
@@ -222,11 +223,6 @@ def _labels(text: str) -> dict[str, str] | None:
         labels[found[1].lower()] = found[2]
         position = found.end()
     return labels
-
-
-def _key(labels: Mapping[str, str]) -> DcgmDevice | None:
-    uuid = labels.get("uuid")
-    return DcgmDevice(uuid, labels.get("gpu_i_id") or None) if uuid else None
 
 
 def _device(

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from exporter.collect.nvml.library import FIELD_VALUES, DeviceCalls, Key, NvmlError, call, error_for
+from exporter.collect.nvml.library import FIELD_VALUES, DeviceCalls, NvmlError, call, error_for
 
 
 SW_POWER_CAP = 74  # ns, as are the other clock event reasons
@@ -103,11 +103,6 @@ def read_fields(calls: DeviceCalls, fields: Sequence[Field]) -> dict[Field, floa
 def is_refused(calls: DeviceCalls, field: Field) -> bool:
     """Whether the device has answered that it has no such field."""
     return calls.is_refused(FIELD_VALUES, field) or calls.is_refused(FIELD_VALUES)
-
-
-def key(field: Field) -> Key:
-    """The name under which DeviceCalls records the call for a field."""
-    return (FIELD_VALUES, field)
 
 
 def _value_of(answer: Any) -> float | None:

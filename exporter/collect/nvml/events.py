@@ -177,12 +177,6 @@ class _Record(Structure):
     )
 
 
-class _ContextCount(Structure):
-    """Layout of nvmlEventSetGetContextCount_v1_t."""
-
-    _fields_ = (("count", c_uint),)
-
-
 class _Context(Structure):
     """Layout of nvmlEventSetGetContextInfo_v1_t."""
 
@@ -292,10 +286,10 @@ class EventSet:
 
     def _legacy_xids(self) -> Iterator[int]:
         """The XIDs among the contexts of the last record; what cannot be read is left out."""
-        count = _ContextCount()
+        count = c_uint()  # nvmlEventSetGetContextCount_v1_t has nothing else
         with suppress(NvmlError):
             self._checked("nvmlEventSetGetContextCount_v1", byref(count))
-        for index in range(min(count.count, _CONTEXTS_MAX)):
+        for index in range(min(count.value, _CONTEXTS_MAX)):
             context, legacy = _Context(index=index), _LegacyXid(index=index)
             with suppress(NvmlError):
                 self._checked("nvmlEventSetGetContextInfo_v1", byref(context))

@@ -7,7 +7,7 @@ import pynvml
 
 from exporter.collect.nvml import answers
 from exporter.collect.nvml.answers import is_refused, read_fields
-from exporter.collect.nvml.library import DeviceCalls, Key
+from exporter.collect.nvml.library import FIELD_VALUES, DeviceCalls, Key
 from exporter.collect.nvml.processes import LIST_SYMBOLS, ProcessUtilization, read_processes
 from exporter.readings import ClockSample, FastReading
 
@@ -323,7 +323,7 @@ _CAPABILITIES: Mapping[str, tuple[Key, ...]] = {
     ),
     "power": (("nvmlDeviceGetPowerUsage",),),
     "power_limit": (("nvmlDeviceGetEnforcedPowerLimit",),),
-    "energy": (answers.key(answers.ENERGY), ("nvmlDeviceGetTotalEnergyConsumption",)),
+    "energy": ((FIELD_VALUES, answers.ENERGY), ("nvmlDeviceGetTotalEnergyConsumption",)),
     "temperature": (
         ("nvmlDeviceGetTemperatureV", pynvml.NVML_TEMPERATURE_GPU),
         ("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU),
