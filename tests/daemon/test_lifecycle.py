@@ -248,7 +248,7 @@ def test_an_engine_on_the_processor_has_mfu_and_mbu(start_on_cpu, engine_url: st
 
     assert scrape.has("flopwatch_peak_dram_bandwidth_bytes_per_second", gpu="cpu0")
     assert scrape.has("flopwatch_model_flops_utilization_ratio", workload="chat")
-    assert scrape.value("flopwatch_workload_gpu_info", gpu="cpu0") == 1
+    assert scrape.value("flopwatch_workload_gpu_info", gpu="cpu0", workload="chat") == 1
 
 
 def test_an_engine_on_the_processor_is_found_by_itself(start_on_cpu, tmp_path: Path) -> None:
