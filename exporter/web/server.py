@@ -5,7 +5,6 @@ import select
 import socket
 import threading
 import time
-from _thread import start_new_thread
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -24,7 +23,7 @@ from exporter.web.connections import (
 )
 from exporter.web.conversation import Conversation, Security
 from exporter.web.http import Handler
-from flopwatch.threads import ThreadGuard
+from flopwatch.threads import BoundedThread, ThreadGuard
 
 
 if TYPE_CHECKING:
@@ -110,10 +109,13 @@ class Server:
 
     def _take(self, sock: socket.socket, client: str) -> Callable[[], None] | None:
         connection = Connection(sock, client)
-        if self._closing.is_set() or not self._table.admit(connection):
-            connection.close()
-            return None
-        return lambda: self._converse(connection)
+        # `close` looks into the table after it has set `_closing`: it waits for this connection, or
+        # the connection ends here.
+        if self._table.admit(connection) and not self._closing.is_set():
+            return lambda: self._converse(connection)
+        connection.close()
+        self._table.leave(connection)
+        return None
 
     def _converse(self, connection: Connection) -> None:
         try:
@@ -135,8 +137,6 @@ _FAILURE_LOG_SECONDS: Final = 60.0
 _IPV4_MAPPED: Final = "::ffff:"
 # A connection wakes one thread, and the next one only after that thread has accepted.
 _ONE_THREAD: Final = select.EPOLLIN | select.EPOLLONESHOT
-
-
 # Threads that wait for connections. With two, one scraper makes no thread: while its connection is
 # served by one of them, the other waits.
 _WAITING_THREADS: Final = 2
@@ -217,20 +217,27 @@ class Acceptor:
 
     def _start_thread(self, ready: select.epoll) -> None:
         """Have one more thread wait. Raises RuntimeError where the host or control group has none left."""
-        # Not threading.Thread: its start() waits for a sign of life, forever where the new thread
-        # finds no memory, and the thread that accepts would wait with it.
         with self._counting:
-            start_new_thread(self._run, (ready,))
+            if self._stopping.is_set():
+                return  # nothing may be left to wait on
             self._waiting += 1
+        try:
+            BoundedThread(target=self._run, args=(ready,), name="web-server").start()
+        except RuntimeError:
+            self._leave_waiting()
+            raise
+
+    def _leave_waiting(self) -> None:
+        with self._counting:
+            self._waiting -= 1
+            self._close_when_unused()
+            self._counting.notify_all()
 
     def _run(self, ready: select.epoll) -> None:
         """Wait, accept, serve; until the server stops or enough other threads wait."""
         while True:
             ((descriptor, _),) = ready.poll(maxevents=1)
-            with self._counting:
-                self._waiting -= 1
-                self._close_when_unused()
-                self._counting.notify_all()
+            self._leave_waiting()
             listener = self._listeners.get(descriptor)
             if listener is None:
                 return  # it was woken to stop

@@ -1,10 +1,13 @@
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from exporter.web.connections import Connection, ConnectionTable, open_listener
 from exporter.web.http import Request, Response, plain
 from exporter.web.server import Server
 from tests.web.clients import RawClient, eventually, request_bytes, server_threads
@@ -62,6 +65,64 @@ def test_waiting_connections_end_at_once(serve: Serve) -> None:
         server.close(60)
 
         assert all(client.is_closed_by_peer() for client in (idle, silent, half))
+
+
+class LateListener(socket.socket):
+    """Hands over a connection when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(fileno=open_listener("127.0.0.1:0", 1).detach())
+        self.setblocking(False)
+        self.accepted = threading.Event()
+        self.go = threading.Event()
+
+    def accept(self) -> Any:
+        accepted = super().accept()
+        self.accepted.set()
+        self.go.wait(60)
+        return accepted
+
+
+def test_a_connection_that_comes_while_the_server_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was accepted, but nothing is left that another thread could wait on: it ends unserved."""
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    listener = LateListener()
+    server = Server(["127.0.0.1:0"], lambda _: plain(200))
+    server.start([listener])
+    with RawClient(server) as client:
+        assert listener.accepted.wait(60)
+        server.close(60)
+        listener.go.set()
+
+        assert client.is_closed_by_peer()
+
+    assert eventually(lambda: server_threads() == 0)
+    assert printed == []
+
+
+def test_nothing_is_served_after_closing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing found no connection to wait for, as this one got its place a moment later."""
+    arrived, go = threading.Event(), threading.Event()
+    admit = ConnectionTable.admit
+
+    def late(table: ConnectionTable, connection: Connection) -> bool:
+        arrived.set()
+        go.wait(60)
+        return admit(table, connection)
+
+    monkeypatch.setattr(ConnectionTable, "admit", late)
+    server = serve()
+    with RawClient(server) as client:
+        client.send(request_bytes("GET", "/"))
+        assert arrived.wait(60)
+        server.close(60)
+        go.set()
+
+        assert client.is_closed_by_peer()
 
 
 def test_a_stuck_handler_does_not_delay_the_servers_exit(serve: Serve, gate: Gate) -> None:

@@ -244,7 +244,7 @@ def test_a_server_that_gets_no_thread_gives_up_its_port(monkeypatch: pytest.Monk
     def start(*_arguments: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("exporter.web.server.start_new_thread", start)
+    monkeypatch.setattr("_thread.start_new_thread", start)
     listener = open_listener("127.0.0.1:0", 1)
     server = Server(["127.0.0.1:0"], echo)
 
@@ -259,12 +259,28 @@ def test_one_scraper_needs_no_new_thread(serve: Serve, monkeypatch: pytest.Monke
     server = serve()
     with RawClient(server) as client:
         client.get("/")
-    monkeypatch.setattr("exporter.web.server.start_new_thread", None)  # a call would fail
+    monkeypatch.setattr("_thread.start_new_thread", None)  # a call would fail
 
     for _ in range(5):
         assert eventually(lambda: server._acceptor._waiting == 2)
         with RawClient(server) as client:
             assert client.get("/").status == 200
+
+
+def test_a_thread_that_never_begins_holds_up_nobody(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found no memory for its first frame. Its connection is closed, and the next ones are served."""
+    server = serve()
+    with monkeypatch.context() as memory:
+        memory.setattr("flopwatch.threads.START_SECONDS", 0.05)
+        memory.setattr("_thread.start_new_thread", lambda _function, _arguments: 1)
+        with capture_logs() as logs, RawClient(server) as client:
+            assert client.is_closed_by_peer()
+
+    with RawClient(server) as first, RawClient(server) as second:
+        assert [client.get("/").status for client in (first, second)] == [200, 200]
+    assert [entry["event"] for entry in logs] == ["connection_failed"]
 
 
 def test_threads_of_a_crowd_end(serve: Serve) -> None:
