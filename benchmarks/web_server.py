@@ -11,7 +11,6 @@ import socket
 import ssl
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -78,7 +77,7 @@ def serving(web_config: Path, silent_clients: int) -> Iterator[int]:
         for _ in range(silent_clients):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         yield port
-    assert not [t for t in threading.enumerate() if t.name == "web-accept"]
+    assert server.addresses == ()
 
 
 def scrape_times(port: int, header: str, context: ssl.SSLContext | None) -> list[float]:
