@@ -14,23 +14,23 @@ _TABLE = Path(__file__).parents[1] / "exporter" / "accounting" / "peaks.json"
 
 _HEAD = """# Support matrix
 
-What flopwatch measures on which GPU, how exactly, and what is an estimate. The tables are generated from the
+What flopwatch measures on which GPU, how accurately, and what is an estimate. The tables are generated from the
 table of GPU models by `python -m benchmarks.support_matrix`; nothing here was measured on hardware
 unless it says so. `flopwatch check` reports the same for the host it runs on.
 
 ## Where the FLOPS come from
 
-| source | GPUs | what it is | how exact |
+| source | GPUs | what it is | accuracy |
 | --- | --- | --- | --- |
-| `gpm_cycles` | Hopper and newer, drivers of the 595 branch and newer | SM cycles elapsed and active by pipe, counted by the device since boot | Cycles are counted, not sampled. Operations per cycle are the data sheet's: full pipes are assumed while they are active, and the tensor pipe is valued at the headline precision. |
-| `gpm` | Hopper and newer, GeForce from the 50 series on, MIG-backed vGPU | activities of each tick in percent | As above, times the mean of SM clock samples (four a tick): as exact under a steady clock. |
-| `dcgm` | Volta to Ada data-centre GPUs, with a dcgm-exporter on the node | means of DCGM's collection interval (30 s by default), fields as its counters file has them | As `gpm`, at DCGM's interval. Where two passes of counters are needed, DCGM multiplexes them. |
+| `gpm_cycles` | Hopper and newer, drivers of the 595 branch and newer | SM cycles elapsed and active by pipe, counted by the device since boot | Cycles are counted, not sampled. Operations per cycle are the data sheet's: an active pipe is assumed to be full, and the tensor pipe is counted at the headline precision. |
+| `gpm` | Hopper and newer, GeForce from the 50 series on, MIG-backed vGPU | activity of each tick in percent | As above, times the mean of the SM clock samples (four a tick): equally accurate at a steady clock. |
+| `dcgm` | Volta to Ada data-centre GPUs, with a dcgm-exporter on the node | means over DCGM's collection interval (30 s by default), for the fields in its counters file | As `gpm`, at DCGM's interval. If the counters need two passes, DCGM multiplexes them. |
 | none | GeForce before the 50 series, vGPU that shares a GPU, Jetson, confidential computing | NVML's utilization, clocks, power | No FLOPS. Time is `idle`, `clock_*` or `unresolved`. |
 
-Support is detected by live samples when a device is opened, never by its name, and again after the driver was
-reloaded or the MIG mode has changed. GPM without values (a sleeping GPU), or refused by the driver, is tried again
-every minute; `dcgm` is used meanwhile. GPM that worked and is refused is tried again at once, then every second,
-and finally once a minute. The table of models below only decides the peaks.
+Support is detected by taking samples, never by the name of the device: when it is opened, after a driver reload, and
+after a change of the MIG mode. If GPM has no values (a sleeping GPU) or the driver refuses it, it is retried every
+minute, and `dcgm` is used meanwhile. If GPM has worked before and is refused, it is retried at once, then every second,
+and finally once a minute. The table of models below determines only the peaks.
 
 ## By family
 
@@ -47,7 +47,7 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "all states",
         (
             "FP8, FP6 and FP4 have no counter of their own: they are counted with HMMA, or by the union of the "
-            "tensor pipes where only that moves. Set the precision, or let it be detected from an engine. "
+            "tensor pipes if only that changes. Set the precision, or let it be detected from an engine. "
             "NVLink recoveries come from new fields."
         ),
     ),
@@ -58,17 +58,17 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "all states",
         (
             "The data sheet rates the tensor pipe below the boost clock (H100 SXM: 1830 of 1980 MHz): ratios may "
-            "pass 1 by 8 %. H20 and H800 have peaks of their own."
+            "exceed 1 by 8 %. H20 and H800 have peaks of their own."
         ),
     ),
     (
-        "Grace Hopper and Grace Blackwell (GH200, GB200, GB300), beside the above",
+        "Grace Hopper and Grace Blackwell (GH200, GB200, GB300), in addition to the above",
         "as the GPU",
         "as the GPU; C2C traffic by `gpm`",
         "as the GPU",
         (
             "C2C links to the processor: traffic, state, speed, errors (newer drivers). Power, energy and power limit "
-            "of the module beside those of the GPU; the GPUs of one module show the same. Energy is asked for with "
+            "of the module in addition to those of the GPU; the GPUs of one module show the same. Energy is read with "
             "the GPU's scope, where the driver has it: without one, GH200 has been reported to return the module's "
             "(zeus#172). Memory is the GPU's own as NVML reports it; the processor's memory is not included."
         ),
@@ -164,36 +164,36 @@ _FAMILIES: tuple[tuple[str, str, str, str, str], ...] = (
         "as the GPU",
         "as the GPU",
         "as the GPU",
-        "Reading needs no CUDA context. Probes are held back and report why.",
+        "Reading needs no CUDA context. Probes are skipped and report why.",
     ),
 )
 
 _ESTIMATES = """
 ## What is an estimate
 
-| figure | of what | how good |
+| figure | derived from | accuracy |
 | --- | --- | --- |
-| `flopwatch_flop_total{pipe="tensor"}` | operations, from the time the pipe was active | An upper bound by up to the pipe's issue gaps while active; `flopwatch calibrate` measures the error of a device, `flopwatch_estimator_error_ratio` exports it. Structured sparsity counts as dense. |
-| `flopwatch_flop_total{pipe="fp64|fp32|fp16"}` | operations, every instruction counted as a fused multiply-add | An upper bound: a plain addition or multiplication is half of that. |
-| `flopwatch_dram_bytes_total` | share of the theoretical bandwidth x time | As good as the theoretical bandwidth; within a few percent. |
-| state `memory` | waiting explained by bandwidth | A model: DRAM activity over what a copy reaches (measured by the probe, else 92 %). |
+| `flopwatch_flop_total{pipe="tensor"}` | operations, from the time the pipe was active | An upper bound: it includes issue gaps while the pipe is active. `flopwatch calibrate` measures the error of a device, and `flopwatch_estimator_error_ratio` exports it. Structured sparsity counts as dense. |
+| `flopwatch_flop_total{pipe="fp64|fp32|fp16"}` | operations, every instruction counted as a fused multiply-add | An upper bound: a plain addition or multiplication is only half of that. |
+| `flopwatch_dram_bytes_total` | share of the theoretical bandwidth x time | As accurate as the theoretical bandwidth, within a few percent. |
+| state `memory` | waiting explained by bandwidth | A model: DRAM activity divided by what a copy reaches (measured by the probe, else 92 %). |
 | `flopwatch_peak_flops` of `flopwatch_peak_info{origin="derived"}` | SMs x rate x maximum clock | Within about 10 % of a data sheet; where that cannot be guaranteed (laptop boards, desktop boards that are not in the table, boards with a D suffix) there is no peak. |
 
 ## Implausible values
 
-A utilization of 100 % without an active SM at idle power, activities of zero at working power, and counters that
+A utilization of 100 % without an active SM at idle power, activities of zero at the power of a busy GPU, and counters that
 get stuck, jump, or fall for one reading are left out and counted in
 `flopwatch_source_errors_total{reason="implausible"}`; time that becomes unknown goes to `unresolved`.
-Contradictions must last three seconds. If all MIG instances report no activity while the power of their GPU
-proves work, all of them are left out: which one is wrong is unknown.
+A contradiction counts once it has lasted three seconds. If all MIG instances report no activity while the power of their GPU
+shows that it is busy, all of them are left out, because it is not known which one is wrong.
 
 ## Peaks by model
 
 Dense data-sheet figures in TFLOP/s (TOP/s for int8), from NVIDIA's data sheets and whitepapers; figures that a
 sheet leaves out are SMs x rate x its clock. 'Tensor clock' is the clock at which the sheet rates the tensor
-pipe: at the boost clock, ratios reach boost over tensor clock.
+pipe. At the boost clock, ratios reach the boost clock divided by the tensor clock.
 
-A row is used only for a board that agrees with it: compute capability, SM count, memory size (86 to 106 % of the
+A row is used only for a board that matches it in compute capability, SM count, memory size (86 to 106 % of the
 sheet's) and memory clock x bus width (92 to 109 % of its bandwidth) as reported by NVML. The peaks of a board that
 contradicts its row are derived from its silicon, and `flopwatch check` says why. Boards of one compute capability differ by two (GeForce, L40, L20) or by
 four (H20): where neither name nor silicon decides, there is no peak and no FLOP rather than a wrong one. `gpus` in the

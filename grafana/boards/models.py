@@ -116,7 +116,7 @@ def _table(dashboard: Dashboard) -> Dashboard:
         explained(
             rows(
                 "Models",
-                "One row per model. Low MFU and few FLOP per byte: increase the batch. Low `Of executed`: wasted work. More FLOP per byte than at the bend of the roofline: compute-bound; a lower precision or more GPUs help.",
+                "One row per model. Low MFU and few FLOP per byte: increase the batch. Low `Of executed`: wasted work. More FLOP per byte than at the ridge point of the roofline: compute-bound; a lower precision or more GPUs help.",
                 [
                     Query(f"{USEFUL} / {PEAK}"),
                     Query(f"{USEFUL} / {EXECUTED}"),

@@ -110,7 +110,7 @@ def _curve(corners: Sequence[str], which: str) -> str:
 
 
 def _roof() -> tuple[str, str]:
-    """FLOP per byte and FLOP/s at the corners of each GPU model's roof: left end, bend, right end.
+    """FLOP per byte and FLOP/s at the corners of each GPU model's roof: left end, ridge point, right end.
 
     GPUs of one model have different peaks when their headline precisions differ: the lowest and the highest are drawn.
     """
@@ -234,7 +234,7 @@ def dashboard() -> Dashboard:
             explained(
                 _scatter(
                     "Roofline",
-                    f"Left of the bend a GPU is limited by its memory, right of it by its tensor pipe. On the slope: increase the batch or quantize to move right. Far below the line: stalls, small grids or low clocks; see the table. Orange GPUs lose 5 % or more to power, heat or limits, so their own roof is lower. A GPU model has two roofs if its GPUs run at two headline precisions. Shows the {MOST} GPUs farthest below their roof, and models by useful FLOPS. Needs activity counters.",
+                    f"Left of the ridge point a GPU is limited by its memory, right of it by its tensor pipe. On the slope: increase the batch or quantize to move right. Far below the line: stalls, small grids or low clocks; see the table. Orange GPUs lose 5 % or more to power, heat or limits, so their own roof is lower. A GPU model has two roofs if its GPUs run at two headline precisions. Shows the {MOST} GPUs farthest below their roof, and models by useful FLOPS. Needs activity counters.",
                     [
                         Query(roof_x),
                         Query(roof_y),
@@ -285,8 +285,8 @@ def dashboard() -> Dashboard:
         .with_panel(
             explained(
                 lines(
-                    "Intensity relative to the bend",
-                    "FLOP per byte of device memory over FLOP per byte at the bend of the roof, five lowest clusters. Below 100 % memory is the limit: use a larger batch or smaller weights. Above it the tensor pipe is: use a lower precision or more GPUs. It falls with longer contexts and smaller batches.",
+                    "Intensity relative to the ridge point",
+                    "FLOP per byte of device memory over FLOP per byte at the ridge point of the roofline, five lowest clusters. Below 100 % memory is the limit: use a larger batch or smaller weights. Above it the tensor pipe is: use a lower precision or more GPUs. It falls with longer contexts and smaller batches.",
                     [
                         Query(
                             extremes("bottomk", 5, INTENSITY_OF_CLUSTER, on="cluster, job"),
