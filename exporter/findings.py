@@ -266,9 +266,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         "Replace the GPU: this is the vendor's criterion.",
     ),
     "recovery_action": Kind(
-        "asks for recovery",
+        "needs a recovery action",
         "an error that the driver cannot clear by itself",
-        "Take the action; results and performance are not reliable until then.",
+        "Take the recommended action; results and performance are not reliable until then.",
     ),
     "nvlink_down": Kind(
         "has lost NVLinks",

@@ -74,7 +74,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} reported XID {{ $labels.xid }}",
-              "description": "XID {{ $labels.xid }} was reported {{ $value | humanizeDuration }} ago. The error was contained, or the next reset clears it. Likely: memory (48, 63, 64, 92, 94, 95, 140), NVLink (74, 121, 144 to 150), off the bus (79), firmware (61, 62, 119, 120, 143). Drain the GPU and reset it; replace it if the error comes back.",
+              "description": "XID {{ $labels.xid }} was reported {{ $value | humanizeDuration }} ago. The error was contained, or the next reset will clear it. Likely: memory (48, 63, 64, 92, 94, 95, 140), NVLink (74, 121, 144 to 150), off the bus (79), firmware (61, 62, 119, 120, 143). Drain the GPU and reset it; replace it if the error comes back.",
               "runbook_url": text($._config.runbooks) + "/GPUXidWarning.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -88,7 +88,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "Software on {{ $labels.instance }} keeps faulting on GPU {{ $labels.gpu }}",
-              "description": "About {{ $value | humanize }} XIDs of the kinds that programs cause (13, 31, 43, 45 and similar) in 15 minutes. Likely: a crash-looping engine. If other programs fault on this GPU too, suspect the hardware.",
+              "description": "About {{ $value | humanize }} XIDs of the kinds that programs cause (13, 31, 43, 45 and similar) in 15 minutes. Likely: a crash-looping engine. If other programs also fault on this GPU, suspect the hardware.",
               "runbook_url": text($._config.runbooks) + "/GPUXidBurst.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -160,8 +160,8 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
               "severity": "critical",
             },
             "annotations": {
-              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} asks for recovery",
-              "description": "The driver recommends {{ with printf `flopwatch_recovery_action{cluster=%q, instance=%q, uuid=%q, action!=\"none\"} == 1` $labels.cluster $labels.instance $labels.uuid | query }}{{ . | first | label \"action\" }}{{ else }}an action that this exporter does not know{{ end }}. Likely: an error that the driver cannot clear by itself. Take the action; results and performance are not reliable until then.",
+              "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} needs a recovery action",
+              "description": "The driver recommends {{ with printf `flopwatch_recovery_action{cluster=%q, instance=%q, uuid=%q, action!=\"none\"} == 1` $labels.cluster $labels.instance $labels.uuid | query }}{{ . | first | label \"action\" }}{{ else }}an action that this exporter does not know{{ end }}. Likely: an error that the driver cannot clear by itself. Take the recommended action; results and performance are not reliable until then.",
               "runbook_url": text($._config.runbooks) + "/GPURecoveryActionNeeded.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-gpu?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -278,7 +278,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} computes slower than its peers",
-              "description": "Its slowest GEMM probe reaches {{ $value | humanizePercentage }} of the median of the {{ $labels.name }} in {{ $labels.cluster }}, with the SM clock divided out, so that neither heat nor a power limit explains it. Likely: failing silicon or memory, or software that the peers do not have. Run the vendor's diagnostics.",
+              "description": "Its slowest GEMM probe reaches {{ $value | humanizePercentage }} of the median of the {{ $labels.name }} in {{ $labels.cluster }}, corrected for the SM clock, so neither heat nor a power limit explains it. Likely: failing silicon or memory, or software that the peers do not have. Run the vendor's diagnostics.",
               "runbook_url": text($._config.runbooks) + "/GPUSlowerThanPeers.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -294,7 +294,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "GPU {{ $labels.gpu }} on {{ $labels.instance }} has slower memory than its peers",
-              "description": "Its device-memory probe reaches {{ $value | humanizePercentage }} of the median of the {{ $labels.name }} in {{ $labels.cluster }}, more than 3.5 robust standard deviations below it. A lower memory clock or different ECC settings would explain it too. Likely: failing silicon or memory, or software that the peers do not have. Run the vendor's diagnostics.",
+              "description": "Its device-memory probe reaches {{ $value | humanizePercentage }} of the median of the {{ $labels.name }} in {{ $labels.cluster }}, more than 3.5 robust standard deviations below it. A lower memory clock or different ECC settings would also explain it. Likely: failing silicon or memory, or software that the peers do not have. Run the vendor's diagnostics.",
               "runbook_url": text($._config.runbooks) + "/GPUSlowerThanPeers.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -324,7 +324,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} on {{ $labels.instance }} is slower than it used to be",
-              "description": "Its slowest probe{{ with printf `bottomk(1, flopwatch_probe_baseline_ratio{cluster=%q, instance=%q, uuid=%q, kernel=~\"gemm_.+|copy_device\"})` $labels.cluster $labels.instance $labels.uuid | query }} ({{ . | first | label \"kernel\" }}){{ end }} reaches {{ $value | humanizePercentage }} of this GPU's own baseline, measured with the same software, and as far as they can be compared, it is not slower than its peers. Likely: a lowered clock or power limit, worse cooling, or aging silicon or memory. Compare it with its siblings first, to tell a change of the whole fleet from a fault of one GPU.",
+              "description": "Its slowest probe{{ with printf `bottomk(1, flopwatch_probe_baseline_ratio{cluster=%q, instance=%q, uuid=%q, kernel=~\"gemm_.+|copy_device\"})` $labels.cluster $labels.instance $labels.uuid | query }} ({{ . | first | label \"kernel\" }}){{ end }} reaches {{ $value | humanizePercentage }} of this GPU's own baseline for the same software. As far as it can be compared, it is not slower than its peers. Likely: a lowered clock or power limit, worse cooling, or aging silicon or memory. Compare it with its siblings first, to tell a change of the whole fleet from a fault of one GPU.",
               "runbook_url": text($._config.runbooks) + "/GPUSlowerThanOwnBaseline.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -339,7 +339,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} on {{ $labels.instance }} has lost more than a quarter of its speed",
-              "description": "Its slowest probe{{ with printf `bottomk(1, flopwatch_probe_baseline_ratio{cluster=%q, instance=%q, uuid=%q, kernel=~\"gemm_.+|copy_device\"})` $labels.cluster $labels.instance $labels.uuid | query }} ({{ . | first | label \"kernel\" }}){{ end }} reaches {{ $value | humanizePercentage }} of this GPU's own baseline, measured with the same software, and as far as they can be compared, it is not slower than its peers. Likely: a lowered clock or power limit, worse cooling, or aging silicon or memory. Compare it with its siblings first, to tell a change of the whole fleet from a fault of one GPU.",
+              "description": "Its slowest probe{{ with printf `bottomk(1, flopwatch_probe_baseline_ratio{cluster=%q, instance=%q, uuid=%q, kernel=~\"gemm_.+|copy_device\"})` $labels.cluster $labels.instance $labels.uuid | query }} ({{ . | first | label \"kernel\" }}){{ end }} reaches {{ $value | humanizePercentage }} of this GPU's own baseline for the same software. As far as it can be compared, it is not slower than its peers. Likely: a lowered clock or power limit, worse cooling, or aging silicon or memory. Compare it with its siblings first, to tell a change of the whole fleet from a fault of one GPU.",
               "runbook_url": text($._config.runbooks) + "/GPUFarSlowerThanOwnBaseline.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -610,7 +610,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "Probes of GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} on {{ $labels.instance }} fail",
-              "description": "{{ $value }} of its kernels{{ with printf `flopwatch_probe_failures_in_a_row{cluster=%q, instance=%q, uuid=%q} > 5` $labels.cluster $labels.instance $labels.uuid | query }} ({{ range $index, $each := . }}{{ if $index }}, {{ end }}{{ $each | label \"kernel\" }}{{ end }}){{ end }} failed repeatedly for twenty minutes, with an error, a timeout or out of memory. Likely: incompatible versions of torch and the driver, a full GPU, or a GPU that hangs.",
+              "description": "{{ $value }} of its kernels{{ with printf `flopwatch_probe_failures_in_a_row{cluster=%q, instance=%q, uuid=%q} > 5` $labels.cluster $labels.instance $labels.uuid | query }} ({{ range $index, $each := . }}{{ if $index }}, {{ end }}{{ $each | label \"kernel\" }}{{ end }}){{ end }} failed repeatedly for twenty minutes because of errors, timeouts or a lack of memory. Likely: incompatible versions of torch and the driver, a full GPU, or a GPU that hangs.",
               "runbook_url": text($._config.runbooks) + "/ProbesFailing.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-probes?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}&var-gpu={{ $labels.gpu }}",
               "holders": "{{ range printf `gpu:flopwatch_holder:info{cluster=%q, instance=%q, gpu=~%q}` $labels.cluster $labels.instance (or $labels.gpu \".*\") | query }}GPU {{ .Labels.gpu }}: {{ .Labels.holder }}\n{{ end }}",
@@ -653,7 +653,7 @@ local text(value) = if std.isNumber(value) then '%g' % value else value;
             },
             "annotations": {
               "summary": "The probe worker of {{ $labels.instance }} keeps dying",
-              "description": "About {{ $value | humanize }} restarts within an hour. Monitoring goes on without probes. Likely: out of host memory, a broken torch installation, or a GPU that faults under the probe.",
+              "description": "About {{ $value | humanize }} restarts within an hour. Monitoring continues without probes. Likely: out of host memory, a broken torch installation, or a GPU that faults under the probe.",
               "runbook_url": text($._config.runbooks) + "/ProbeWorkerRestarting.md",
               "dashboard": text($._config.grafana) + "/d/flopwatch-exporter?var-cluster={{ $labels.cluster }}&var-instance={{ $labels.instance }}",
             },

@@ -103,7 +103,7 @@ _HEALTH = (
         _xids("xidWarning"),
         "warning",
         "xid",
-        "XID {{ $labels.xid }} was reported {{ $value | humanizeDuration }} ago. The error was contained, or the next reset clears it.",
+        "XID {{ $labels.xid }} was reported {{ $value | humanizeDuration }} ago. The error was contained, or the next reset will clear it.",
         symptom="reported XID {{ $labels.xid }}",
     ),
     Alert(
@@ -115,7 +115,7 @@ _HEALTH = (
         "info",
         "Software on {{ $labels.instance }} keeps faulting on GPU {{ $labels.gpu }}",
         "About {{ $value | humanize }} XIDs of the kinds that programs cause (13, 31, 43, 45 and similar) in 15 minutes. Likely: a"
-        " crash-looping engine. If other programs fault on this GPU too, suspect the hardware.",
+        " crash-looping engine. If other programs also fault on this GPU, suspect the hardware.",
         "gpu",
     ),
     on_gpu(
@@ -257,8 +257,8 @@ def _own_past(name: str, compare: str, severity: str, wait: str, symptom: str) -
         f"{_PAST} {compare}\n  unless on (%{{gpu}}) {_SLOW}",
         severity,
         "slower_than_baseline",
-        f"Its slowest probe{_KERNEL} reaches {{{{ $value | humanizePercentage }}}} of this GPU's own baseline, measured with the same software,"
-        " and as far as they can be compared, it is not slower than its peers.",
+        f"Its slowest probe{_KERNEL} reaches {{{{ $value | humanizePercentage }}}} of this GPU's own baseline for the same software."
+        " As far as it can be compared, it is not slower than its peers.",
         wait=wait,
         board="probes",
         who=PART,
@@ -302,12 +302,12 @@ _PERFORMANCE = (
     _beside_peers(
         "compute",
         "slowest GEMM probe",
-        "with the SM clock divided out, so that neither heat nor a power limit explains it.",
+        "corrected for the SM clock, so neither heat nor a power limit explains it.",
     ),
     _beside_peers(
         "memory",
         "device-memory probe",
-        "more than 3.5 robust standard deviations below it. A lower memory clock or different ECC settings would explain it too.",
+        "more than 3.5 robust standard deviations below it. A lower memory clock or different ECC settings would also explain it.",
     ),
     on_gpu(
         "GPUFarSlowerThanPeers",

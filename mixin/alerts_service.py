@@ -135,8 +135,8 @@ _PROBES = (
         "Probes of GPU {{ $labels.gpu }}{{ with $labels.mig }} (MIG instance {{ . }}){{ end }} on {{ $labels.instance }} fail",
         "{{ $value }} of its kernels{{ with printf `flopwatch_probe_failures_in_a_row{cluster=%q, instance=%q, uuid=%q} > 5`"
         " $labels.cluster $labels.instance $labels.uuid | query }} ({{ range $index, $each := . }}{{ if $index }}, {{ end }}"
-        '{{ $each | label "kernel" }}{{ end }}){{ end }} failed repeatedly for twenty minutes, with an error, a timeout'
-        " or out of memory. Likely: incompatible versions of torch and the driver, a full GPU, or a GPU that hangs.",
+        '{{ $each | label "kernel" }}{{ end }}){{ end }} failed repeatedly for twenty minutes because of errors,'
+        " timeouts or a lack of memory. Likely: incompatible versions of torch and the driver, a full GPU, or a GPU that hangs.",
         "probes",
         "20m",
         why="The second half ends it when the kernel is no longer run; one that kills the worker is run once an hour.",
@@ -182,7 +182,7 @@ _PROBES = (
         "sum by (%{host}) (increase(flopwatch_probe_worker_restarts_total[1h])) > %{restartsPerHour}",
         "warning",
         f"The probe worker of {_HOST} keeps dying",
-        "About {{ $value | humanize }} restarts within an hour. Monitoring goes on without probes. Likely: out of host memory, a"
+        "About {{ $value | humanize }} restarts within an hour. Monitoring continues without probes. Likely: out of host memory, a"
         " broken torch installation, or a GPU that faults under the probe.",
         "exporter",
     ),

@@ -59,7 +59,7 @@ for _ in range(60):
 else:
     sys.exit(0)
 has_torch = importlib.util.find_spec("torch") is not None
-first = "the first measured FLOPS appear within a minute" if has_torch else "it measures no FLOPS by probes without torch"
+first = "the first measured FLOPS appear within a minute" if has_torch else "without torch, no probes measure FLOPS"
 print(
     f"\nflopwatch serves {url}\n"
     f"  1. Open {url} or run `{folder}/flopwatch top --url {url}`: {first}.\n"

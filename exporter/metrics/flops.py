@@ -132,7 +132,7 @@ GPU_SECONDS_TOTAL = SUBJECT.counter(
         "time. tensor: used by the tensor pipe. memory, stall: SMs busy without the tensor pipe, "
         "waiting for memory or for something else. underfill: kernels resident, SMs empty. idle: "
         "no kernel resident. clock_power, clock_thermal, clock_other: lost to a lowered clock. "
-        "unresolved: states that the available counters cannot tell apart. SMs outside of all "
+        "unresolved: states that the available counters cannot distinguish. SMs outside of all "
         "MIG instances count as idle."
     ),
     interpretation='The answer to "where do the FLOPS go?". The rates stack up to 1.',
@@ -245,7 +245,7 @@ SM_ACTIVE_RATIO = SUBJECT.gauge(
 SM_OCCUPANCY_RATIO = SUBJECT.gauge(
     "flopwatch_sm_occupancy_ratio",
     help="Ratio of resident warps to the maximum, mean over the SMs, last tick.",
-    interpretation="Low occupancy is normal for tensor-core kernels and worth a look for others.",
+    interpretation="Low occupancy is normal for tensor-core kernels; investigate it for others.",
 )
 ESTIMATOR_ERROR_RATIO = SUBJECT.gauge(
     "flopwatch_estimator_error_ratio",

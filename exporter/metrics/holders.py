@@ -102,7 +102,7 @@ HOLDER_ENERGY_JOULES_TOTAL = SUBJECT.counter(
     help=(
         "Energy of flopwatch_energy_joules_total, divided among the holders of the device: the "
         "idle part equally (between MIG instances by their SMs), the rest by their work. Energy used before the exporter started is in a "
-        'constant series of its own (holder="none", container="before <start>").'
+        'separate constant series (holder="none", container="before <start>").'
     ),
     interpretation="Energy by tenant, and energy of capacity that nobody holds.",
 )

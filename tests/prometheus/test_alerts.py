@@ -209,8 +209,8 @@ RENDERED = {
         50,
         {
             "summary": "GPU 0 on node1 is slower than it used to be",
-            "description": "Its slowest probe (gemm_bf16) reaches 85% of this GPU's own baseline, measured with the same software, "
-            "and as far as they can be compared, it is not slower than its peers. Likely: a lowered clock or power limit, worse cooling, or aging "
+            "description": "Its slowest probe (gemm_bf16) reaches 85% of this GPU's own baseline for the same software. "
+            "As far as it can be compared, it is not slower than its peers. Likely: a lowered clock or power limit, worse cooling, or aging "
             "silicon or memory. Compare it with its siblings first, to tell a change of the whole fleet from a fault of one GPU.",
             "dashboard": f"/d/flopwatch-probes{GPU_0}",
         },
@@ -219,7 +219,7 @@ RENDERED = {
         90,
         {
             "summary": "Probes of GPU 0 on node1 fail",
-            "description": "1 of its kernels (gemm_fp8) failed repeatedly for twenty minutes, with an error, a timeout or out of memory. "
+            "description": "1 of its kernels (gemm_fp8) failed repeatedly for twenty minutes because of errors, timeouts or a lack of memory. "
             "Likely: incompatible versions of torch and the driver, a full GPU, or a GPU that hangs.",
             "dashboard": f"/d/flopwatch-probes{GPU_0}",
         },
@@ -246,8 +246,8 @@ RENDERED = {
     "GPURecoveryActionNeeded": (
         20,
         {
-            "summary": "GPU 0 on node1 asks for recovery",
-            "description": "The driver recommends gpu_reset. Likely: an error that the driver cannot clear by itself. Take the action; results "
+            "summary": "GPU 0 on node1 needs a recovery action",
+            "description": "The driver recommends gpu_reset. Likely: an error that the driver cannot clear by itself. Take the recommended action; results "
             "and performance are not reliable until then.",
             "dashboard": f"/d/flopwatch-gpu{GPU_0}",
         },
@@ -256,7 +256,7 @@ RENDERED = {
         60,
         {
             "summary": "GPU 0 on node1 computes slower than its peers",
-            "description": "Its slowest GEMM probe reaches 87.5% of the median of the H100 in c, with the SM clock divided out, so that "
+            "description": "Its slowest GEMM probe reaches 87.5% of the median of the H100 in c, corrected for the SM clock, so "
             "neither heat nor a power limit explains it. Likely: failing silicon or memory, or software that the peers do not have. "
             "Run the vendor's diagnostics.",
             "dashboard": f"/d/flopwatch-probes{GPU_0}",
