@@ -1,7 +1,7 @@
 """A real Prometheus and Alertmanager beside a simulated fleet, with shortened time.
 
-Durations of the rules are divided by SPEED and the scenarios' clock runs as many times faster, so that
-fifteen minutes of rule time take three quarters of one. Bounds in seconds inside expressions stay as they are.
+Durations of the rules are divided by a speed and the scenarios' clock runs as many times faster, so that at
+a speed of 20 fifteen minutes of rule time take three quarters of one. Bounds in seconds inside expressions stay as they are.
 """
 
 import json
@@ -27,37 +27,40 @@ from exporter.web.server import Server
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
 SPEED = 20
-INTERVAL_SECONDS = 3
+# Of rule time, between two scrapes and two evaluations.
+INTERVAL_SECONDS = 60
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 ALERTMANAGER = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
 PROMETHEUS = shutil.which("prometheus")
 
 
-def shorter(duration: str) -> str:
-    """A duration of the rules over SPEED, one second at least."""
+def shorter(duration: str, speed: int) -> str:
+    """A duration of the rules over the speed, one second at least."""
     seconds = sum(
         int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([smhd])", duration)
     )
-    return f"{max(1, round(seconds / SPEED))}s"
+    return f"{max(1, round(seconds / speed))}s"
 
 
-def shorten_rules(source: Path, target: Path) -> None:
+def shorten_rules(source: Path, target: Path, speed: int) -> None:
     """Copy rule files with all their durations shortened."""
     target.mkdir()
     for path in source.glob("*.yml"):
         content = yaml.safe_load(path.read_text())
         for group in content["groups"]:
             if "interval" in group:
-                group["interval"] = shorter(group["interval"])
+                group["interval"] = shorter(group["interval"], speed)
             for rule in group["rules"]:
                 expr = re.sub(
                     r"\[([\w:]+)\]",
-                    lambda m: f"[{':'.join(shorter(part) for part in m[1].split(':'))}]",
+                    lambda m: f"[{':'.join(shorter(part, speed) for part in m[1].split(':'))}]",
                     rule["expr"],
                 )
-                rule["expr"] = re.sub(r"offset (\w+)", lambda m: f"offset {shorter(m[1])}", expr)
+                rule["expr"] = re.sub(
+                    r"offset (\w+)", lambda m: f"offset {shorter(m[1], speed)}", expr
+                )
                 if "for" in rule:
-                    rule["for"] = shorter(rule["for"])
+                    rule["for"] = shorter(rule["for"], speed)
         (target / path.name).write_text(yaml.safe_dump(content))
 
 
@@ -70,10 +73,16 @@ def free_port() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The base URL."""
+    """The base URLs, and how many times faster than ours the clock of the rules runs."""
 
     prometheus: str
     alertmanager: str
+    speed: int = SPEED
+
+    @property
+    def interval_seconds(self) -> float:
+        """Between two scrapes."""
+        return INTERVAL_SECONDS / self.speed
 
     def ask(self, path: str, **parameters: str) -> Any:
         """Prometheus's HTTP API; the `data` of its answer, or the error as text."""
@@ -95,24 +104,30 @@ class Stack:
 
 @contextmanager
 def running(
-    folder: Path, scenarios: tuple[Scenario, ...], hosts: int, pulls: tuple[Pull, ...] = ()
+    folder: Path,
+    scenarios: tuple[Scenario, ...],
+    hosts: int,
+    pulls: tuple[Pull, ...] = (),
+    *,
+    speed: int = SPEED,
 ) -> Iterator[Stack]:
     """The whole stack, until the block ends."""
     fleet = build_fleet(
         FleetPlan(scenarios, hosts=hosts, pulls=pulls),
-        Timing(time.time(), tick_seconds=1.0, pace=SPEED),
+        Timing(time.time(), tick_seconds=1.0, pace=speed),
     )
     server = Server(["127.0.0.1:0"], fleet_router(fleet), limits=fleet_limits(fleet))
     server.start()
     prometheus, alertmanager = free_port(), free_port()
-    shorten_rules(DEPLOY / "rules", folder / "rules")
-    shorten_rules(DEPLOY / "alerts", folder / "alerts")
+    shorten_rules(DEPLOY / "rules", folder / "rules", speed)
+    shorten_rules(DEPLOY / "alerts", folder / "alerts", speed)
+    interval = shorter(f"{INTERVAL_SECONDS}s", speed)
     (folder / "prometheus.yml").write_text(
         yaml.safe_dump(
             {
                 "global": {
-                    "scrape_interval": f"{INTERVAL_SECONDS}s",
-                    "evaluation_interval": f"{INTERVAL_SECONDS}s",
+                    "scrape_interval": interval,
+                    "evaluation_interval": interval,
                 },
                 "rule_files": [f"{folder}/rules/*.yml", f"{folder}/alerts/*.yml"],
                 "alerting": {
@@ -151,7 +166,7 @@ def running(
     with (folder / "log").open("w") as log:
         processes = [subprocess.Popen(command, stdout=log, stderr=log) for command in commands]
         try:
-            yield Stack(f"http://127.0.0.1:{prometheus}", f"http://127.0.0.1:{alertmanager}")
+            yield Stack(f"http://127.0.0.1:{prometheus}", f"http://127.0.0.1:{alertmanager}", speed)
         finally:
             for process in processes:
                 process.terminate()
