@@ -270,7 +270,7 @@ def dashboard() -> Dashboard:
                         Column("A", "Of roof", "percentunit", OF_ROOF_COLORS, 0, 80),
                         Column("E", "Clocks lost", "percentunit", CLOCKS, 0, 90),
                         Column("B", "FLOP/byte", decimals=0, width=85),
-                        Column("C", "Bend at", decimals=0, width=70),
+                        Column("C", "Ridge at", decimals=0, width=70),
                         Column("D", "Delivered", "flops", decimals=1, width=110),
                     ],
                     sort_by="Of roof",
