@@ -310,7 +310,7 @@ class TestCommand:
         ("arguments", "options", "text"),
         [
             (("--gpu", "7"), {}, "--gpu 7: no such device; known: 0, 1"),
-            (("--precision", "fp3"), {}, "--precision fp3: not known"),
+            (("--precision", "fp3"), {}, "--precision fp3: unknown"),
             (("--gpu", "0"), {"start_fails": "torch_missing"}, "the probes need torch"),
             (("--precision", "fp8"), {}, "no device has fp8"),
             ((), {"devices": ()}, "there is no device"),
