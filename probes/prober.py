@@ -120,8 +120,16 @@ class Prober:
                 self._states.skip(uuid, "budget", len(order) - position)
                 break
             state.attempted[kernel.name] = self._states.clock.monotonic()
+            disturbed = state.record.runs[kernel.name, "contended"]
             report = self._run(pooled, index, subject, baseline, allowance)
             total = _plus(total, self._settle(subject, baseline, report, allowance))
+            if (
+                state.record.runs[kernel.name, "contended"] > disturbed
+                and subject.facts.kind == "cpu"
+                and _headline_rank(kernel, subject.facts) < OTHERS_RANK
+                and order.count(kernel) == 1
+            ):
+                order.append(kernel)  # other programs come and go: once more, after the others
             if not pooled.worker.alive:
                 pooled.note_end()
                 if not self._stopping.is_set():

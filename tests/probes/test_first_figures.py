@@ -61,6 +61,41 @@ class TestOrder:
             assert ("device", "") in seen.bandwidth_bytes_per_second
 
 
+# Runs of which no three agree: other programs disturbed them.
+DISTURBED = Ending(share=0.05, changes={"run_seconds": (0.001, 0.002, 0.003)})
+
+
+class TestDisturbed:
+    def test_a_disturbed_headline_is_measured_once_more_in_its_cycle(self, host):
+        """After the others, and only once: the copy's second try has a value here."""
+        host.script.extend([Ending(share=0.05), DISTURBED, *[Ending(share=0.05)] * 3])
+        seen = host.cycle()
+
+        assert names(host) == ["gemm_bf16", "copy_device", "launch", "gemm_fp64", "copy_device"]
+        assert ("device", "") in seen.bandwidth_bytes_per_second
+        assert seen.runs["copy_device", "contended"] == 1
+
+    def test_a_second_disturbed_run_is_the_last_of_the_cycle(self, host):
+        """Where the machine stays busy, the budget is not spent on one kernel."""
+        host.kernels = (COPY,)
+        host.script.extend([DISTURBED] * 2)
+        host.cycle()
+
+        assert names(host) == ["copy_device"] * 2
+
+    def test_other_kernels_and_gpus_wait_for_their_next_turn(self, host, tmp_path):
+        """A processor's fp64 is no headline; on a GPU a tenant stays longer than a cycle."""
+        host.kernels = (FP64,)
+        beside = Host(tmp_path / "gpu")
+        beside.kernels = (COPY,)
+        for each in (host, beside):
+            each.script.append(DISTURBED)
+            each.cycle()
+
+        assert names(host) == ["gemm_fp64"]
+        assert names(beside) == ["copy_device"]
+
+
 class TestFirstCycle:
     def test_the_first_headline_figures_may_take_more_at_once(self, host):
         """Each takes all of an interval's budget, and both are there after one cycle."""
