@@ -241,14 +241,10 @@ def totals_of(counters: Counters) -> Totals:
 def shares_of(
     holders: Sequence[Holder], usage: Mapping[Holder, float]
 ) -> tuple[Mapping[Holder, float], Basis]:
-    """Each holder's share of the work, summing to 1, and its basis.
+    """The share of the work of each of several holders, summing to 1, and its basis.
 
     `usage` is SM time by holder, in any unit; SM time of no known holder is under `NOBODY`.
     """
-    if not holders:
-        return {NOBODY: 1.0}, "exclusive"
-    if len(holders) == 1:
-        return {holders[0]: 1.0}, "exclusive"
     used = sum(usage.values())
     known = sum(usage.get(holder, 0.0) for holder in holders)
     if known <= 0:

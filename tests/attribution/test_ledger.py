@@ -25,14 +25,6 @@ def totals(flop: float, dram: float, energy: float, **seconds: float) -> Totals:
 
 
 class TestShares:
-    def test_one_holder_has_everything(self) -> None:
-        """Whatever the driver reports about its processes."""
-        assert shares_of([A], {B: 3.0}) == ({A: 1.0}, "exclusive")
-
-    def test_what_no_one_holds_is_charged_to_nobody(self) -> None:
-        """Capacity without a holder."""
-        assert shares_of([], {}) == ({NOBODY: 1.0}, "exclusive")
-
     def test_several_share_by_their_sm_time(self) -> None:
         """3 and 1 seconds are three quarters and one quarter; an idle holder is charged nothing."""
         assert shares_of([A, B, C], {A: 3.0, B: 1.0}) == (
@@ -87,6 +79,47 @@ class TestCharges:
         # What the device had used before any holder was watched.
         assert accounts[NOBODY].energy_joules == 50.0
         assert ledger.charges().basis == {A: "process_utilization", B: "process_utilization"}
+
+    @pytest.mark.parametrize(("holders", "charged"), [([A], A), ([], NOBODY)])
+    def test_the_only_holder_or_nobody_has_everything(
+        self, holders: list[Holder], charged: Holder
+    ) -> None:
+        """Whatever the driver reports about the processes: 6 s of B's, 600 TFLOP, 3,000 J."""
+        ledger = DeviceLedger()
+        for now, flop, seconds in ((0.0, 0.0, 0.0), (10.0, 600e12, 6.0)):
+            ledger.charge(
+                totals(flop, flop / 66.0, 300.0 * now, tensor=seconds, idle=now - seconds),
+                holders,
+                process_seconds={2: seconds},
+                owners={2: B},
+                now=now,
+            )
+        charges = ledger.charges()
+        account = charges.accounts[charged]
+
+        assert charges.basis == {charged: "exclusive"}
+        assert (account.flop, account.dram_bytes) == (600e12, 600e12 / 66.0)
+        assert account.energy_joules == 3000.0
+        assert account.state_seconds == {"tensor": 6.0, "idle": 4.0}
+
+    @pytest.mark.parametrize("holders", [[A], [A, B]])
+    def test_charges_that_were_given_out_stay_as_they_are(self, holders: list[Holder]) -> None:
+        """A scrape that is being written does not see the next tick's."""
+        ledger = DeviceLedger()
+        given = []
+        for now in (1.0, 2.0, 3.0):
+            ledger.charge(
+                totals(now, now, now, idle=now), holders, process_seconds=None, owners={}, now=now
+            )
+            given.append(ledger.charges())
+
+        shown = [sum(each.flop or 0.0 for each in one.accounts.values()) for one in given]
+        idle = [
+            sum(each.state_seconds.get("idle", 0.0) for each in one.accounts.values())
+            for one in given
+        ]
+        assert shown == [1.0, 2.0, 3.0]
+        assert idle == [1.0, 2.0, 3.0]
 
     def test_idle_capacity_is_charged_to_its_holder_or_to_nobody(self) -> None:
         """An unused GPU that a pod holds is charged to the pod; without a pod, to no one."""
