@@ -103,8 +103,9 @@ class Prober:
         for position, kernel in enumerate(order):
             if self._stopping.is_set():
                 return
+            untried = sum(each not in order[:position] for each in order[position:])
             if self._paused():
-                self._states.skip(uuid, "paused", len(order) - position)
+                self._states.skip(uuid, "paused", untried)
                 break
             subject = self._subject(pooled, index, ready, described, kernel, shared=shared)
             if subject is None:
@@ -117,7 +118,7 @@ class Prober:
                 baseline = None
             allowance = self._allowance(state, subject, baseline)
             if not allowance:
-                self._states.skip(uuid, "budget", len(order) - position)
+                self._states.skip(uuid, "budget", untried)
                 break
             state.attempted[kernel.name] = self._states.clock.monotonic()
             disturbed = state.record.runs[kernel.name, "contended"]

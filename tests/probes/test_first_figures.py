@@ -83,6 +83,15 @@ class TestDisturbed:
 
         assert names(host) == ["copy_device"] * 2
 
+    def test_a_repetition_that_the_budget_does_not_allow_is_no_skipped_kernel(self, host):
+        """The kernel had its turn."""
+        host.kernels = (COPY,)
+        host.script.append(Ending(share=1.0, changes=DISTURBED.changes))
+        seen = host.cycle()
+
+        assert names(host) == ["copy_device"]
+        assert seen.skips.get("budget", 0) == 0
+
     def test_other_kernels_and_gpus_wait_for_their_next_turn(self, host, tmp_path):
         """A processor's fp64 is no headline; on a GPU a tenant stays longer than a cycle."""
         host.kernels = (FP64,)
