@@ -13,6 +13,7 @@ from exporter.web.http import (
     CONTINUE,
     Handler,
     HttpProtocol,
+    KnownHeads,
     RefusedError,
     Request,
     Response,
@@ -79,7 +80,9 @@ class Conversation:
         handler: Handler,
         limits: Limits,
         security: Callable[[], Security],
+        *,
         draining: Callable[[], bool],
+        known: KnownHeads,
     ) -> None:
         self._connection = connection
         self._handler = handler
@@ -87,7 +90,7 @@ class Conversation:
         self._newest_security = security
         self._security = security()
         self._draining = draining
-        self._protocol = HttpProtocol(limits, connection.client)
+        self._protocol = HttpProtocol(limits, connection.client, known)
 
     def run(self) -> None:
         """Serve requests until either side ends the connection; the socket is closed afterwards."""

@@ -112,61 +112,138 @@ class RefusedError(Exception):
         self.text = text
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A parsed request, without its client."""
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str] = field(repr=False)
+    keeps_alive: bool
+
+
+# Of a longer request, or of one with such a header, nothing is kept: a password is forgotten with its
+# request, and `expect` takes part in a dialogue.
+_KEPT_BYTES_MAX: Final = 2048
+_NOT_KEPT: Final = frozenset({"authorization", "cookie", "expect", "proxy-authorization"})
+
+
+class KnownHeads:
+    """What h11 has made of requests without a body, by their bytes: a scraper sends the same each time.
+
+    Used by all connections of a server. Thread-safe.
+    """
+
+    def __init__(self, limit: int = 32) -> None:
+        """When there are more than `limit`, all are forgotten."""
+        self._limit = limit
+        self._heads: dict[bytes, Head] = {}
+
+    def find(self, data: bytes) -> Head | None:
+        """What these bytes are, if they were a whole request before."""
+        return self._heads.get(data)
+
+    def keep(self, data: bytes, head: Head) -> None:
+        """Keep what these bytes were: a whole request, and nothing else."""
+        if len(data) <= _KEPT_BYTES_MAX and _NOT_KEPT.isdisjoint(head.headers):
+            if len(self._heads) >= self._limit:
+                self._heads.clear()
+            self._heads[data] = head
+
+
 class HttpProtocol:
     """One connection's requests and responses, one at a time."""
 
-    def __init__(self, limits: Limits, client: str) -> None:
+    def __init__(self, limits: Limits, client: str, known: KnownHeads | None = None) -> None:
         """`client` is the peer's address, for the requests."""
         self._limits = limits
         self._client = client
-        self._connection = _parser(limits)
+        self._known = known or KnownHeads()
+        # None until there are bytes that are no known request.
+        self._connection: h11.Connection | None = None
+        self._repeated: Head | None = None
+        # What came in one piece, at the start of a request.
+        self._piece: bytes | None = None
+        self._head: Head | None = None
+        self._is_complete = False
         self._body_bytes = 0
-        self._is_head = False
-        self._keeps_alive = False
 
     @property
     def has_received(self) -> bool:
         """Whether bytes of the next request have arrived."""
+        if self._connection is None:
+            return self._repeated is not None
         return bool(self._connection.trailing_data[0])
 
     @property
     def awaits_continue(self) -> bool:
         """Whether the client sends its body only after an interim response."""
-        return self._connection.they_are_waiting_for_100_continue
+        connection = self._connection
+        return connection is not None and connection.they_are_waiting_for_100_continue
 
     def feed(self, data: bytes) -> None:
         """Take received bytes."""
-        if self._connection.their_state is h11.IDLE and not self.has_received:
-            data = data.lstrip(
-                b"\r\n"
-            )  # RFC 9112, section 2.2, allows empty lines before a request
-        if data:
-            self._connection.receive_data(data)
+        connection = self._connection
+        if connection is not None:
+            self._piece = None
+        else:
+            if self._repeated is None:
+                data = data.lstrip(b"\r\n")  # RFC 9112, section 2.2: empty lines before a request
+                if not data:
+                    return
+                self._piece = data
+                self._repeated = self._known.find(data)
+                if self._repeated is not None:
+                    return
+            else:  # more than a known request
+                data = (self._piece or b"") + data
+                self._piece = self._repeated = None
+            self._connection = connection = _parser(self._limits)
+        connection.receive_data(data)
 
     def request(self) -> Request | None:
         """The next request; None until its head is complete. Raises RefusedError."""
-        self._body_bytes, self._is_head, self._keeps_alive = 0, False, False
-        event = self._next_event()
-        if not isinstance(event, h11.Request):
+        self._body_bytes = 0
+        self._is_complete = self._repeated is not None
+        self._head, self._repeated = self._repeated, None
+        if self._head is None and self._connection is not None:
+            event = self._next_event(self._connection)
+            if isinstance(event, h11.Request):
+                self._head = _head(event, self._limits)
+        head = self._head
+        if head is None:
             return None
-        request = _request(event, self._limits, self._client)
-        self._is_head = request.method == "HEAD"
-        self._keeps_alive = event.http_version == b"1.1" and not _says_close(request)
-        return request
+        return Request(
+            method=head.method,
+            path=head.path,
+            query=head.query,
+            headers=head.headers,
+            client=self._client,
+        )
 
     def body_is_complete(self) -> bool:
         """Discard what has arrived of the body; whether it is complete. Raises RefusedError."""
+        connection = self._connection
+        if self._is_complete or connection is None:
+            return self._is_complete
         while True:
-            event = self._next_event()
+            event = self._next_event(connection)
             if event is h11.NEED_DATA:
                 return False
             if isinstance(event, h11.EndOfMessage):
+                self._keep(connection)
                 return True
             if isinstance(event, h11.ConnectionClosed):
                 return True
             if isinstance(event, h11.Data):
                 self._body_bytes += len(event.data)
                 _check_body(self._body_bytes, self._limits)
+
+    def _keep(self, connection: h11.Connection) -> None:
+        is_whole = not self._body_bytes and not connection.trailing_data[0]
+        if self._piece is not None and self._head is not None and is_whole:
+            self._known.keep(self._piece, self._head)
 
     def encode(
         self,
@@ -187,29 +264,30 @@ class HttpProtocol:
             headers.append(("Content-Length", str(len(response.body))))
         headers += extra_headers
         headers += response.headers
-        if close or not self._keeps_alive:
+        head = self._head
+        if close or head is None or not head.keeps_alive:
             headers.append(("Connection", "close"))
         lines = [f"{name}: {value}" for name, value in headers]
         if any(mark in line for line in lines for mark in "\r\n\0"):
             raise ValueError("a header of the response is not one line")
-        head = "\r\n".join(
+        text = "\r\n".join(
             (f"HTTP/1.1 {response.status} {_phrase(response.status)}", *lines, "\r\n")
         )
-        body = response.body if has_body and not self._is_head else b""
-        return head.encode("latin-1"), body
+        asks_for_body = head is None or head.method != "HEAD"
+        return text.encode("latin-1"), response.body if has_body and asks_for_body else b""
 
     def next_request(self) -> bool:
         """Prepare for the next request; False where the connection must close instead."""
-        if not self._keeps_alive:
+        if self._head is None or not self._head.keeps_alive:
             return False
-        received = self._connection.trailing_data[0]
-        self._connection = _parser(self._limits)
-        self.feed(received)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self.feed(connection.trailing_data[0])
         return True
 
-    def _next_event(self) -> object:
+    def _next_event(self, connection: h11.Connection) -> object:
         try:
-            return self._connection.next_event()
+            return connection.next_event()
         except h11.RemoteProtocolError as error:
             status = error.error_status_hint
             raise RefusedError(status, _REASONS.get(status, str(error))) from None
@@ -226,12 +304,12 @@ def _parser(limits: Limits) -> h11.Connection:
     return h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
 
 
-def _says_close(request: Request) -> bool:
-    options = request.headers.get("connection", "").lower().split(",")
+def _says_close(headers: Mapping[str, str]) -> bool:
+    options = headers.get("connection", "").lower().split(",")
     return "close" in map(str.strip, options)
 
 
-def _request(request: h11.Request, limits: Limits, client: str) -> Request:
+def _head(request: h11.Request, limits: Limits) -> Head:
     if request.http_version not in {b"1.0", b"1.1"}:
         raise RefusedError(505, "only HTTP/1.0 and HTTP/1.1 are supported")
     if len(request.target) > limits.target_bytes:
@@ -242,12 +320,12 @@ def _request(request: h11.Request, limits: Limits, client: str) -> Request:
         raise RefusedError(400, "Content-Length and Transfer-Encoding contradict each other")
     _check_body(int(length), limits)
     path, query = _origin(request.target.decode("latin-1"))
-    return Request(
+    return Head(
         method=request.method.decode("latin-1"),
         path=urllib.parse.unquote(path, errors="replace"),
         query=query,
         headers=headers,
-        client=client,
+        keeps_alive=request.http_version == b"1.1" and not _says_close(headers),
     )
 
 

@@ -22,7 +22,7 @@ from exporter.web.connections import (
     open_listeners,
 )
 from exporter.web.conversation import Conversation, Security
-from exporter.web.http import Handler
+from exporter.web.http import Handler, KnownHeads
 from flopwatch.threads import BoundedThread, ThreadGuard
 
 
@@ -62,6 +62,7 @@ class Server:
             self._security = WebSecurity(web_config)
         self._reloading = threading.Lock()
         self._closing = threading.Event()
+        self._known = KnownHeads()
         self._table = ConnectionTable(limits)
         self._acceptor = Acceptor(limits, self._take, self._table.evict)
 
@@ -124,7 +125,8 @@ class Server:
                 self._handler,
                 self._limits,
                 lambda: self._security,
-                self._closing.is_set,
+                draining=self._closing.is_set,
+                known=self._known,
             ).run()
         except Exception:  # the top of a thread: a bug ends this connection and is logged
             log.exception("connection_failed", client=connection.client)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.web.connections import Limits
-from exporter.web.http import HttpProtocol, RefusedError, Request, Response
+from exporter.web.http import HttpProtocol, KnownHeads, RefusedError, Request, Response
 
 
 LIMITS = Limits()
@@ -33,6 +33,90 @@ def test_a_pipelined_request_is_answered_once() -> None:
         assert protocol.body_is_complete()
         assert protocol.next_request()
     assert protocol.request() is None
+
+
+SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: text/plain\r\n\r\n"
+
+
+def conversation(pieces: list[bytes], known: KnownHeads) -> list[object]:
+    """What becomes of these pieces, as the server asks for it after each."""
+    protocol = HttpProtocol(LIMITS, "192.0.2.1", known)
+    seen: list[object] = []
+    request: Request | None = None
+    try:
+        for piece in pieces:
+            protocol.feed(piece)
+            while True:
+                seen.append((protocol.has_received, protocol.awaits_continue))
+                request = request or protocol.request()
+                if request is None or not protocol.body_is_complete():
+                    break
+                answer = protocol.encode(
+                    Response(200, b"x"), extra_headers=(), close=False, unix_seconds=0.0
+                )
+                seen.append((request, answer))
+                request = None
+                if not protocol.next_request():
+                    return seen
+    except RefusedError as refused:
+        seen.append((refused.status, refused.text))
+    return seen
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                SCRAPE,
+                SCRAPE + SCRAPE,
+                b"\r\n" + SCRAPE,
+                SCRAPE[:20],
+                SCRAPE[20:],
+                SCRAPE + b"GE",
+                b"T / HTTP/1.1\r\nHost: a\r\n\r\n",
+                b"HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n",
+                b"GET / HTTP/1.0\r\n\r\n",
+                b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n",
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n",
+                b"GET",
+                b"\r\n",
+            ]
+        ),
+        max_size=8,
+    )
+)
+def test_a_request_that_was_parsed_before_is_read_as_if_for_the_first_time(
+    pieces: list[bytes],
+) -> None:
+    """However requests arrive, those whose bytes are known are what h11 makes of them."""
+    known = KnownHeads()
+    first = conversation(pieces, known)
+
+    assert conversation(pieces, known) == first == conversation(pieces, KnownHeads())
+
+
+def test_scrapes_are_known_and_secrets_are_not() -> None:
+    """A whole request without a body is kept; one with a password, and one that is very long, is not."""
+    known = KnownHeads()
+    secret = SCRAPE[:-2] + b"Authorization: Basic cm9vdDpyb290\r\n\r\n"
+    long = SCRAPE[:-2] + b"A: " + 2048 * b"a" + b"\r\n\r\n"
+    with_body = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx"
+    for data in (SCRAPE, secret, long, with_body):
+        conversation([data], known)
+
+    assert known.find(SCRAPE) is not None
+    assert [known.find(data) for data in (secret, long, with_body)] == [None, None, None]
+
+
+def test_the_memory_of_requests_is_bounded() -> None:
+    """A client that never repeats itself fills it with 32 requests, and no more."""
+    known = KnownHeads(limit=32)
+    heads = [SCRAPE.replace(b"/metrics", b"/%d" % number) for number in range(100)]
+    for head in heads:
+        conversation([head], known)
+
+    assert sum(known.find(head) is not None for head in heads) <= 32
 
 
 @given(st.binary(max_size=300))
