@@ -103,6 +103,7 @@ class Daemon:
             self._exposed,
             series_limit=lambda: self._config.series_limit,
             state=self._live.now,
+            version=lambda state: state.at_seconds,
             extra_labels=lambda state: holder_labels(state, self._config.holder_labels),
         )
         self._status = StatusService(
