@@ -1,6 +1,7 @@
 """The daemon: assembles, starts, reloads and stops everything, and obeys signals and systemd."""
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -60,11 +61,15 @@ _FIRST_TICK_SECONDS = 0.8
 _SERVER_GRACE_SECONDS = 0.5
 _SAMPLING_GRACE_SECONDS = 0.3
 _SERVICES_GRACE_SECONDS = 0.3
-_LOOP_SECONDS = 1.0
+# The main loop runs after a tick, while what it reads is in the caches, and not more often than the
+# first of these. Without a tick it waits as long as the second.
+_LOOP_SECONDS_MIN = 0.5
+_LOOP_SECONDS_MAX = 1.25
 # However many SIGHUPs come, the configuration is read once in this time.
 _RELOAD_PAUSE_SECONDS = 1.0
 _MICROSECONDS: Final = 1_000_000
 _READ_BYTES: Final = 4096
+_NO_SIGNAL: Final = b"\0"
 _END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 # A mismatch of library and kernel module is shown to one scrape, or for this long, before the
 # process ends so that its supervisor starts one that loads the new library.
@@ -120,11 +125,14 @@ class Daemon:
             ),
             memory=Memory(StateFile(usable_state_path(config.state_file)), boot_id()),
         )
+        self._looped_at = -math.inf
+        self._signals: SignalWaiter | None = None
         self._host = early.host
         self._listeners = early.listeners
         early.settings = lambda: self._config.sampling
         early.latest = lambda: self._live.latest
         early.on_device = self._status.observe
+        early.on_tick = self._after_tick
         self._services = Services(config, now=self._live.now, latest=lambda: self._live.latest)
         self._server = Server(
             config.web.listen_address,
@@ -134,7 +142,7 @@ class Daemon:
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit code. Raises FlopwatchError at start."""
-        signals = SignalWaiter((*_END_SIGNALS, signal.SIGHUP))
+        self._signals = signals = SignalWaiter((*_END_SIGNALS, signal.SIGHUP))
         try:
             self._host.wait_for_devices(_FIRST_TICK_SECONDS)
             self._server.start(self._listeners)
@@ -171,6 +179,10 @@ class Daemon:
                 return "configuration reloaded"
             log.warning("configuration_reloaded", restart_needed_for=list(waiting))
             return f"configuration reloaded; restart to change {', '.join(waiting)}"
+
+    def _after_tick(self) -> None:
+        if self._signals is not None and time.monotonic() - self._looped_at >= _LOOP_SECONDS_MIN:
+            self._signals.wake()
 
     def _mark(self, now: float) -> object:
         """Changes whenever a part of the State has changed."""
@@ -286,7 +298,8 @@ class Daemon:
         reload_wanted, reload_at = False, time.monotonic()
         self._notifier.ready()
         while True:
-            came = signals.wait(_LOOP_SECONDS)
+            came = signals.wait(_LOOP_SECONDS_MAX)
+            self._looped_at = time.monotonic()
             self._feed_watchdog()
             self._status.tend()
             self._live.now()  # sampling reads the last one, even when there are no scrapes
@@ -314,7 +327,7 @@ class Daemon:
                 if mismatched_at is None:
                     mismatched_at = now
                     log.error("driver_mismatch", remedy="restarting loads the new driver library")
-                shown = self._scraped_at > mismatched_at + _LOOP_SECONDS
+                shown = self._scraped_at > mismatched_at + _LOOP_SECONDS_MAX
                 if shown or now - mismatched_at > _MISMATCH_SECONDS:
                     log.error("shutting_down", reason="driver_mismatch")
                     return EXIT_DRIVER
@@ -423,7 +436,7 @@ class SignalWaiter:
             signal.signal(number, lambda _number, _frame: None)
 
     def wait(self, seconds: float) -> frozenset[int]:
-        """The signals received, each once; empty after `seconds` without any."""
+        """The signals received, each once; empty after `seconds` without any, or when woken."""
         readable, _, _ = select.select([self._ours], [], [], seconds)
         if not readable:
             return frozenset()
@@ -431,4 +444,9 @@ class SignalWaiter:
         with contextlib.suppress(BlockingIOError):
             while True:
                 came.update(self._ours.recv(_READ_BYTES))
-        return frozenset(came)
+        return frozenset(came - {*_NO_SIGNAL})
+
+    def wake(self) -> None:
+        """End a wait, or the next one. Thread-safe."""
+        with contextlib.suppress(BlockingIOError):  # full: it ends anyway
+            self._theirs.send(_NO_SIGNAL)

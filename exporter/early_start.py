@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class EarlyStart:
     """The listening sockets and the sampling of one daemon.
 
-    The sampling uses `settings`, `latest` and `on_device`, which the daemon sets once it is loaded.
+    The sampling uses `settings`, `latest`, `on_device` and `on_tick`, which the daemon sets once it
+    is loaded.
     """
 
     def __init__(self, config: Config) -> None:
@@ -33,8 +34,12 @@ class EarlyStart:
         self.settings: Callable[[], SamplingSettings] = lambda: config.sampling
         self.latest: Callable[[], State] | None = None
         self.on_device: Callable[[DeviceState], None] = lambda _device: None
+        self.on_tick: Callable[[], None] = lambda: None
         self.host = HostSampling(
-            self._current_settings, self._latest_state, on_device=self._observe
+            self._current_settings,
+            self._latest_state,
+            on_device=self._observe,
+            on_tick=self._after_tick,
         )
         self._config = config
 
@@ -62,6 +67,9 @@ class EarlyStart:
 
     def _observe(self, device: DeviceState) -> None:
         self.on_device(device)
+
+    def _after_tick(self) -> None:
+        self.on_tick()
 
 
 def _web_config(file: str | None) -> "WebConfig | None":

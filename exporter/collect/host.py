@@ -62,11 +62,17 @@ class HostSampling:
         state: "Callable[[], State]",
         *,
         on_device: Callable[[DeviceState], None] = lambda _device: None,
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
-        """`settings` and `state` return the current value without waiting. `on_device` gets each tick."""
+        """`settings` and `state` return the current value without waiting. `on_device` gets each tick.
+
+        `on_tick` is called when every device that is up has ticked, by the thread of the last one. A
+        device that is late is waited for, but not when the next tick has begun.
+        """
         self._settings = settings
         self._state = state
         self._on_device = on_device
+        self._on_tick = on_tick
         self._library = DriverLibrary()
         self._xids = XidWatcher()
         self._dcgm = DcgmSource(lambda: settings().dcgm_url, lambda: settings().modes["dcgm"])
@@ -75,6 +81,9 @@ class HostSampling:
         self._samplers: dict[str, Sampler] = {}
         self._owners: dict[str, SampledGpu] = {}
         self._published: dict[str, DeviceState] = {}
+        # The number of the tick, its interval, and the devices that are still to tick.
+        self._tick = (0, 0.0)
+        self._due: set[str] = set()
         self._version = 0
         self._stop = threading.Event()
         self._found = threading.Event()
@@ -190,8 +199,24 @@ class HostSampling:
             self._published[device.key] = state
             self._version += 1
             self._ticked.notify_all()
+            is_last = self._ends_tick(device.key, state)
         for each in (state, *state.instances):
             self._on_device(each)
+        if is_last:
+            self._on_tick()
+
+    def _ends_tick(self, key: str, state: DeviceState) -> bool:
+        """Whether this device was the last to tick at its instant. With the lock."""
+        interval = self._settings().interval
+        number = int((state.at_seconds - self._started_at) / interval)
+        last, last_interval = self._tick
+        if interval != last_interval or number > last:
+            self._tick = (number, interval)
+            self._due = {other for other, each in self._published.items() if each.up}
+        elif (number < last and state.up) or key not in self._due:
+            return False
+        self._due.discard(key)
+        return not self._due
 
     def _find(self) -> None:
         """Find the devices; where a thread cannot start, try again later."""
@@ -343,6 +368,7 @@ class HostSampling:
         with self._lock:
             sampler = self._samplers.pop(key, None)
             self._published.pop(key, None)
+            self._due.discard(key)
             self._version += 1
         if sampler is not None:
             sampler.stop()

@@ -1,10 +1,12 @@
 """The host: its devices as published, its boot, and the GPUs on its PCI bus."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from exporter.collect.gpu import SampledGpu
 from exporter.collect.host import (
     HostSampling,
     Machine,
@@ -12,6 +14,7 @@ from exporter.collect.host import (
     boot_time_seconds,
     expected_gpus,
 )
+from exporter.collect.nvml.library import Transient
 from exporter.collect.sampler import Sampler
 from exporter.collect.settings import SamplingSettings
 from exporter.state import State
@@ -40,6 +43,60 @@ def test_late_messages_of_a_removed_device_are_ignored(
     sampler._publish(words)
 
     assert host.published(0.0).devices == ()
+
+
+def test_a_tick_is_over_when_every_device_that_is_up_has_ticked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three GPUs, in any order: once a tick. One that is lost or gone is not waited for, nor one that skips a tick."""
+    monkeypatch.setattr(Sampler, "start", lambda _self: None)
+    ended: list[float] = []
+    interval = 1.0
+    host = HostSampling(
+        lambda: SamplingSettings(modes=MODES, interval=interval),
+        lambda: State(at_seconds=0.0),
+        on_tick=lambda: ended.append(now),
+    )
+    for index in range(3):
+        host._start(SampledGpu(index, host._context()))
+    states = {key: each.device.failed(Transient("x", 1)) for key, each in host._samplers.items()}
+
+    def tick(key: str, *, up: bool = True) -> None:
+        at_seconds = host._started_at + now
+        host._samplers[key]._publish(replace(states[key], up=up, at_seconds=at_seconds))
+
+    for now in (1.01, 2.01):  # noqa: B007  read by tick
+        for key in "012":
+            tick(key)
+    now = 3.01
+    for key in "120":
+        tick(key)
+    assert ended[-2:] == [2.01, 3.01]  # at the first, none was known to be up
+
+    ended.clear()
+    now = 4.01
+    for key in "02":
+        tick(key)
+    assert ended == []  # GPU 1 is late
+    now = 5.01
+    for key in "021":
+        tick(key)
+    assert ended == [5.01]
+
+    now = 6.01
+    tick("0")
+    tick("2")
+    tick("1", up=False)
+    assert ended == [5.01, 6.01]
+    now = 7.01
+    tick("2")
+    tick("0")
+    assert ended == [5.01, 6.01, 7.01]
+
+    host._remove("0")
+    interval, now = 10.0, 10.01
+    tick("2")
+    assert ended == [5.01, 6.01, 7.01, 10.01]
 
 
 def test_a_device_without_a_thread_is_not_listed(
