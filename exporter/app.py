@@ -61,9 +61,9 @@ _FIRST_TICK_SECONDS = 0.8
 _SERVER_GRACE_SECONDS = 0.5
 _SAMPLING_GRACE_SECONDS = 0.3
 _SERVICES_GRACE_SECONDS = 0.3
-# The main loop runs after a tick, while what it reads is in the caches, and not more often than the
-# first of these. Without a tick it waits as long as the second.
-_LOOP_SECONDS_MIN = 0.5
+# The main loop runs right after a tick, while what it reads is in the caches: at the earliest after the
+# first of these times, and without a tick after the second.
+_LOOP_SECONDS_MIN = 0.75
 _LOOP_SECONDS_MAX = 1.25
 # However many SIGHUPs come, the configuration is read once in this time.
 _RELOAD_PAUSE_SECONDS = 1.0
@@ -108,7 +108,6 @@ class Daemon:
             self._exposed,
             series_limit=lambda: self._config.series_limit,
             state=self._live.now,
-            version=lambda state: state.at_seconds,
             extra_labels=lambda state: holder_labels(state, self._config.holder_labels),
         )
         self._status = StatusService(
@@ -125,7 +124,8 @@ class Daemon:
             ),
             memory=Memory(StateFile(usable_state_path(config.state_file)), boot_id()),
         )
-        self._looped_at = -math.inf
+        # When the main loop last began to wait.
+        self._waits_since = math.inf
         self._signals: SignalWaiter | None = None
         self._host = early.host
         self._listeners = early.listeners
@@ -181,7 +181,8 @@ class Daemon:
             return f"configuration reloaded; restart to change {', '.join(waiting)}"
 
     def _after_tick(self) -> None:
-        if self._signals is not None and time.monotonic() - self._looped_at >= _LOOP_SECONDS_MIN:
+        waited = time.monotonic() - self._waits_since
+        if self._signals is not None and waited >= _LOOP_SECONDS_MIN:
             self._signals.wake()
 
     def _mark(self, now: float) -> object:
@@ -298,8 +299,8 @@ class Daemon:
         reload_wanted, reload_at = False, time.monotonic()
         self._notifier.ready()
         while True:
+            self._waits_since = time.monotonic()
             came = signals.wait(_LOOP_SECONDS_MAX)
-            self._looped_at = time.monotonic()
             self._feed_watchdog()
             self._status.tend()
             self._live.now()  # sampling reads the last one, even when there are no scrapes
@@ -429,14 +430,15 @@ class SignalWaiter:
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
         theirs.setblocking(False)
-        # A full socket drops numbers while earlier ones are still unread.
+        # A full socket drops signals, but only while earlier ones are unread: `wake` cannot fill it.
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         self._theirs = theirs  # kept open
+        self._is_woken = False
         for number in signals:
             signal.signal(number, lambda _number, _frame: None)
 
     def wait(self, seconds: float) -> frozenset[int]:
-        """The signals received, each once; empty after `seconds` without any, or when woken."""
+        """The signals received, each once; empty after `seconds`, or when woken, without one."""
         readable, _, _ = select.select([self._ours], [], [], seconds)
         if not readable:
             return frozenset()
@@ -444,9 +446,16 @@ class SignalWaiter:
         with contextlib.suppress(BlockingIOError):
             while True:
                 came.update(self._ours.recv(_READ_BYTES))
+        # Not before it is read: a byte that is read must not leave this True.
+        self._is_woken = False
         return frozenset(came - {*_NO_SIGNAL})
 
     def wake(self) -> None:
-        """End a wait, or the next one. Thread-safe."""
-        with contextlib.suppress(BlockingIOError):  # full: it ends anyway
+        """End a wait, or the next one. Thread-safe, never raises."""
+        if self._is_woken:
+            return
+        self._is_woken = True
+        try:
             self._theirs.send(_NO_SIGNAL)
+        except OSError:  # full, or no memory: the wait ends by itself
+            self._is_woken = False

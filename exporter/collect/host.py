@@ -67,7 +67,7 @@ class HostSampling:
         """`settings` and `state` return the current value without waiting. `on_device` gets each tick.
 
         `on_tick` is called when every device that is up has ticked, by the thread of the last one. A
-        device that is late is waited for, but not when the next tick has begun.
+        device that is late is waited for until the next tick begins.
         """
         self._settings = settings
         self._state = state

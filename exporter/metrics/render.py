@@ -37,19 +37,13 @@ class Exposition(Generic[_State]):
         *,
         series_limit: Callable[[], int],
         state: Callable[[], _State],
-        version: Callable[[_State], object] = lambda state: state,
         extra_labels: Callable[[_State], ExtraLabels] = lambda _state: HolderLabels(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`parts` reads the state. `version` differs for states of which a rendering would differ.
-
-        The version of the last one is kept and not the state, which would be freed late, by the next
-        scrape.
-        """
+        """`state` returns another object when a new rendering would differ; `parts` reads it."""
         self._parts = parts
         self._series_limit = series_limit
         self._state = state
-        self._version = version
         self._extra_labels = extra_labels
         self._clock = clock
         self._process = ProcessReader()
@@ -60,23 +54,22 @@ class Exposition(Generic[_State]):
         self._layout: Layout | None = None
         self._dropped = 0
         self._rendered: dict[tuple[Format, bool], bytes] = {}
-        self._rendered_version: object = None
+        self._rendered_state: object = None
         self._rendered_at = -_REUSE_SECONDS
 
     def render(self, format_: Format, *, compressed: bool) -> bytes:
         """The exposition in this format, gzipped if asked."""
         with self._lock:
             state = self._state()
-            version = self._version(state)
             now = self._clock()
             if self._layout is None or (
-                version != self._rendered_version and now - self._rendered_at >= _REUSE_SECONDS
+                state is not self._rendered_state and now - self._rendered_at >= _REUSE_SECONDS
             ):
                 self._rendered.clear()
                 # None meanwhile: if a part fails, everything is laid out again the next time.
                 layout, self._layout = self._layout, None
                 self._layout = self._update(state, layout)
-                self._rendered_version = version
+                self._rendered_state = state
                 self._rendered_at = now
             key = (format_, compressed)
             body = self._rendered.get(key)

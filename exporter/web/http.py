@@ -123,10 +123,19 @@ class Head:
     keeps_alive: bool
 
 
-# Of a longer request, or of one with such a header, nothing is kept: a password is forgotten with its
-# request, and `expect` takes part in a dialogue.
+# A longer request, one with another header, and one with a query are not kept: they may hold a secret,
+# or need more than an answer.
 _KEPT_BYTES_MAX: Final = 2048
-_NOT_KEPT: Final = frozenset({"authorization", "cookie", "expect", "proxy-authorization"})
+_KEPT_HEADERS: Final = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "connection",
+        "host",
+        "user-agent",
+        "x-prometheus-scrape-timeout-seconds",
+    }
+)
 
 
 class KnownHeads:
@@ -136,7 +145,7 @@ class KnownHeads:
     """
 
     def __init__(self, limit: int = 32) -> None:
-        """When there are more than `limit`, all are forgotten."""
+        """When `limit` are kept, a new one takes the place of all of them."""
         self._limit = limit
         self._heads: dict[bytes, Head] = {}
 
@@ -146,10 +155,13 @@ class KnownHeads:
 
     def keep(self, data: bytes, head: Head) -> None:
         """Keep what these bytes were: a whole request, and nothing else."""
-        if len(data) <= _KEPT_BYTES_MAX and _NOT_KEPT.isdisjoint(head.headers):
-            if len(self._heads) >= self._limit:
-                self._heads.clear()
-            self._heads[data] = head
+        if len(data) > _KEPT_BYTES_MAX or head.query or not head.headers.keys() <= _KEPT_HEADERS:
+            return
+        if not data.startswith(b"/", len(head.method) + 1):
+            return  # a whole URL, which may hold a password
+        if len(self._heads) >= self._limit:
+            self._heads.clear()
+        self._heads[data] = head
 
 
 class HttpProtocol:
@@ -160,10 +172,10 @@ class HttpProtocol:
         self._limits = limits
         self._client = client
         self._known = known or KnownHeads()
-        # None until there are bytes that are no known request.
+        # None until there are bytes that are not a known request.
         self._connection: h11.Connection | None = None
         self._repeated: Head | None = None
-        # What came in one piece, at the start of a request.
+        # The first bytes of a request, while nothing else has followed them.
         self._piece: bytes | None = None
         self._head: Head | None = None
         self._is_complete = False
@@ -184,6 +196,8 @@ class HttpProtocol:
 
     def feed(self, data: bytes) -> None:
         """Take received bytes."""
+        if not data:
+            return
         connection = self._connection
         if connection is not None:
             self._piece = None

@@ -1,6 +1,7 @@
 """Starting, reloading and ending the daemon; what a user sees when something is wrong."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.app import SignalWaiter
 from tests.daemon.process import passive
 from tests.fake_nvml import H100
 from tests.inference.engines.server import exposition
@@ -357,3 +359,31 @@ def test_the_series_limit_holds(start) -> None:
     own = [key for key in scrape.samples if key[0].startswith("flopwatch_")]
     assert len(own) <= 300 + 4 * 30
     assert len(scrape.series("flopwatch_gpu_up")) == 4
+
+
+class TestSignalWaiter:
+    @pytest.fixture
+    def waiter(self) -> Iterator[SignalWaiter]:
+        before = signal.getsignal(signal.SIGTERM)
+        waiter = SignalWaiter((signal.SIGTERM,))
+        yield waiter
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, before)
+        waiter._ours.close()
+        waiter._theirs.close()
+
+    def test_no_number_of_wakes_loses_a_signal(self, waiter: SignalWaiter) -> None:
+        """A main loop that is busy for hundreds of ticks still ends by SIGTERM."""
+        for _ in range(10_000):
+            waiter.wake()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+        assert waiter.wait(10) == {signal.SIGTERM}
+
+    def test_a_wake_ends_one_wait(self, waiter: SignalWaiter) -> None:
+        """It brings no signal, and works again after each wait."""
+        for _ in range(3):
+            waiter.wake()
+            waiter.wake()
+            assert waiter.wait(3600) == frozenset()
+        assert waiter.wait(0) == frozenset()

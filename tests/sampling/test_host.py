@@ -48,7 +48,7 @@ def test_late_messages_of_a_removed_device_are_ignored(
 def test_a_tick_is_over_when_every_device_that_is_up_has_ticked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three GPUs, in any order: once a tick. One that is lost or gone is not waited for, nor one that skips a tick."""
+    """Three GPUs, in any order: once a tick. One that is lost or gone is not waited for; one that is late ends no tick."""
     monkeypatch.setattr(Sampler, "start", lambda _self: None)
     ended: list[float] = []
     interval = 1.0
