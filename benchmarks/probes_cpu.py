@@ -55,6 +55,7 @@ ATTEMPTS = 60
 QUIET_SHARE = 0.90
 LOADED_SHARE = 0.80
 HEADLINE_SECONDS = 60.0
+HEADLINE_FIGURES = ("flops", "bandwidth_bytes_per_second")
 RESTART_SECONDS = 10.0
 FAILURES = ("error", "timeout", "out_of_memory", "mismatch")
 PORT = 19907
@@ -223,7 +224,7 @@ class Daemon:
     def missing(self):
         """The headline figures that the status does not have."""
         could = self.attainable() or {}
-        return [name for name in ("flops", "bandwidth_bytes_per_second") if not could.get(name)]
+        return [name for name in HEADLINE_FIGURES if not could.get(name)]
 
     def headline(self):
         return not self.missing()
@@ -373,6 +374,19 @@ def daemon_rows(folder):
         daemon.close()
 
 
+def gap_rows(gaps, looks):
+    """How often each headline figure was missing."""
+    return [
+        (
+            f"moments without {name}",
+            f"{gaps[name]} of {looks}",
+            "0",
+            "MISSED" if gaps[name] else "met",
+        )
+        for name in HEADLINE_FIGURES
+    ]
+
+
 def steady_rows(folder, cycles):
     """Cycles in a row, two hours' worth by default, with the interval shortened to 2 s."""
     daemon = Daemon(folder, {"interval": "2s", "budget": "20ms"})
@@ -391,15 +405,7 @@ def steady_rows(folder, cycles):
     counted = ", ".join(f"{count:.0f} {outcome}" for outcome, count in sorted(runs.items()))
     return [
         (f"runs in {cycles} cycles of 2 s", counted, "none failed", "MISSED" if failed else "met"),
-        *(
-            (
-                f"moments without {name}",
-                f"{gaps[name]} of {looks}",
-                "0",
-                "MISSED" if gaps[name] else "met",
-            )
-            for name in ("flops", "bandwidth_bytes_per_second")
-        ),
+        *gap_rows(gaps, looks),
     ]
 
 
@@ -423,15 +429,7 @@ def long_rows(folder, hours):
     counted = ", ".join(f"{count:.0f} {outcome}" for outcome, count in sorted(runs.items()))
     return [
         (f"runs in {hours:g} h", counted, "none failed", "MISSED" if failed else "met"),
-        *(
-            (
-                f"moments without {name}",
-                f"{gaps[name]} of {looks}",
-                "0",
-                "MISSED" if gaps[name] else "met",
-            )
-            for name in ("flops", "bandwidth_bytes_per_second")
-        ),
+        *gap_rows(gaps, looks),
         ("load, lowest to highest", f"{min(loads):.1f} to {max(loads):.1f}", "", ""),
     ]
 
