@@ -6,13 +6,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from exporter.app import SignalWaiter
+from exporter.app import Daemon, SignalWaiter
+from exporter.config.load import ConfigOrigin, load_config
+from exporter.early_start import EarlyStart
 from tests.daemon.process import passive
 from tests.fake_nvml import H100
 from tests.inference.engines.server import exposition
@@ -387,3 +390,21 @@ class TestSignalWaiter:
             waiter.wake()
             assert waiter.wait(3600) == frozenset()
         assert waiter.wait(0) == frozenset()
+
+    def test_a_tick_wakes_the_main_loop_once_it_has_waited(
+        self, waiter: SignalWaiter, tmp_path: Path
+    ) -> None:
+        """A tick that ends when the loop has only just run does not."""
+        origin = ConfigOrigin(
+            file=None, flags={"state_file": ("", str(tmp_path / "state"))}, environment={}
+        )
+        early = EarlyStart(load_config(origin))
+        daemon = Daemon(load_config(origin), origin, early)
+        daemon._signals = waiter
+
+        daemon._waits_since = time.monotonic() + 3600
+        early.host._on_tick()
+        assert not waiter._is_woken
+        daemon._waits_since = time.monotonic() - 3600
+        early.host._on_tick()
+        assert waiter._is_woken
